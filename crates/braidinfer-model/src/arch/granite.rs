@@ -1,0 +1,21 @@
+//! Granite: LLaMA with four multipliers.
+
+use crate::arch::llama_like::{Defaults, decoder, set_attention_bias, set_feed_forward_bias};
+use crate::arch::{Architecture, Description};
+use crate::{JsonFile, Result};
+
+pub(super) const ARCHITECTURE: Architecture =
+    Architecture { model_type: "granite", aliases: &[], models: "Granite 3.0 to 3.3, dense", describe };
+
+fn describe(config: &JsonFile) -> Result<Description> {
+    let mut description = decoder(config, &Defaults::LLAMA)?;
+    let spec = &mut description.spec;
+    let multiplier = |field: &str| Ok(config.positive(field)?.unwrap_or(1.0));
+    spec.embedding_multiplier = multiplier("embedding_multiplier")?;
+    spec.residual_multiplier = multiplier("residual_multiplier")?;
+    spec.logits_scaling = multiplier("logits_scaling")?;
+    spec.attention.scale = multiplier("attention_multiplier")?;
+    set_attention_bias(spec, config.flag("attention_bias")?.unwrap_or(false));
+    set_feed_forward_bias(spec, config.flag("mlp_bias")?.unwrap_or(false));
+    Ok(description)
+}

@@ -1,0 +1,19 @@
+//! LLaMA 1 to 3.2, CodeLlama, TinyLlama: the plain pre-norm decoder.
+
+use crate::arch::llama_like::{Defaults, decoder, set_attention_bias, set_feed_forward_bias};
+use crate::arch::{Architecture, Description};
+use crate::{JsonFile, Result};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "llama",
+    aliases: &[],
+    models: "TinyLlama, Llama 2, 3, 3.1, 3.2, CodeLlama, Yi, SmolLM 1 and 2",
+    describe,
+};
+
+fn describe(config: &JsonFile) -> Result<Description> {
+    let mut description = decoder(config, &Defaults::LLAMA)?;
+    set_attention_bias(&mut description.spec, config.flag("attention_bias")?.unwrap_or(false));
+    set_feed_forward_bias(&mut description.spec, config.flag("mlp_bias")?.unwrap_or(false));
+    Ok(description)
+}

@@ -1,0 +1,204 @@
+//! What almost all decoders share: the reading of sizes, biases, RoPE and layers. Architecture files
+//! state their defaults, take the result, and change what is different.
+
+use crate::arch::Description;
+use crate::arch::rope_config::{RopeDefaults, rope};
+use crate::layout::TensorNames;
+use crate::spec::{
+    Activation, AttentionSpec, BlockSpec, DecoderSpec, FeedForward, LayerSpec, Mixer, NormKind, NormSpec, QkNormExtent,
+    QkNormSpec, RopePairing,
+};
+use crate::{JsonFile, Result};
+
+/// What applies when `config.json` lacks a key: the class defaults of `transformers` 5.
+pub(super) struct Defaults {
+    pub rms_norm_eps: f64,
+    /// Width of a head; `hidden_size / num_attention_heads` if `None`.
+    pub head_dim: Option<usize>,
+    /// Key/value heads; as many as query heads if `None`.
+    pub num_key_value_heads: Option<usize>,
+    pub max_position_embeddings: usize,
+    pub tie_word_embeddings: bool,
+    pub rope: RopeDefaults,
+}
+
+impl Defaults {
+    pub(super) const LLAMA: Self = Self {
+        rms_norm_eps: 1e-6,
+        head_dim: None,
+        num_key_value_heads: None,
+        max_position_embeddings: 2048,
+        tie_word_embeddings: false,
+        rope: RopeDefaults { rope_theta: 10_000.0, partial_rotary_factor: 1.0, pairing: RopePairing::HalfSplit },
+    };
+}
+
+/// A pre-norm decoder with full attention, gated SiLU and no biases.
+pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Description> {
+    let hidden_size = config.required_size("hidden_size")?;
+    let num_attention_heads = config.required_size("num_attention_heads")?;
+    let num_key_value_heads = key_value_heads(config, defaults, num_attention_heads)?;
+    let head_dim = head_dim(config, defaults, hidden_size, num_attention_heads)?;
+    let max_position_embeddings = config.size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
+    let eps = config.positive("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps);
+    let feed_forward = FeedForward::Dense {
+        intermediate_size: config.required_size("intermediate_size")?,
+        hidden_act: activation(config, "hidden_act")?,
+        gated: true,
+        bias: false,
+    };
+    let layer = LayerSpec { mixer: Mixer::Attention { sliding_window: None, rope: Some(0) }, feed_forward };
+    let spec = DecoderSpec {
+        model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
+        vocab_size: config.required_size("vocab_size")?,
+        hidden_size,
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        max_position_embeddings,
+        tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(defaults.tie_word_embeddings),
+        embedding_multiplier: 1.0,
+        residual_multiplier: 1.0,
+        logits_scaling: 1.0,
+        final_logit_softcapping: None,
+        lm_head_bias: false,
+        norm: NormSpec { kind: NormKind::Rms, eps, weight_offset: 0.0 },
+        block: BlockSpec::PRE_NORM,
+        attention: AttentionSpec {
+            scale: (head_dim as f64).powf(-0.5),
+            logit_softcapping: None,
+            qk_norm: None,
+            qkv_bias: false,
+            output_bias: false,
+            query_position_scale: None,
+        },
+        rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],
+        layers: vec![layer; config.required_size("num_hidden_layers")?],
+    };
+    Ok(Description { spec, names: TensorNames::default() })
+}
+
+fn key_value_heads(config: &JsonFile, defaults: &Defaults, heads: usize) -> Result<usize> {
+    // An explicit null means one per query head, unlike an absent key.
+    let absent = if config.has("num_key_value_heads") { None } else { defaults.num_key_value_heads };
+    Ok(config.size("num_key_value_heads")?.or(absent).unwrap_or(heads))
+}
+
+fn head_dim(config: &JsonFile, defaults: &Defaults, hidden_size: usize, heads: usize) -> Result<usize> {
+    let absent = if config.has("head_dim") { None } else { defaults.head_dim };
+    match config.size("head_dim")?.or(absent) {
+        Some(head_dim) => Ok(head_dim),
+        None if hidden_size.is_multiple_of(heads) => Ok(hidden_size / heads),
+        None => {
+            Err(config.error("hidden_size", format!("a multiple of {heads} attention heads"), hidden_size.to_string()))
+        }
+    }
+}
+
+/// The nonlinearity named by `field`; SiLU if absent.
+pub(super) fn activation(config: &JsonFile, field: &str) -> Result<Activation> {
+    match config.text(field)? {
+        None | Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
+        Some("gelu" | "gelu_python") => Ok(Activation::GeluErf),
+        Some("relu") => Ok(Activation::Relu),
+        Some(other) => {
+            Err(config.error(field, "silu, swish, gelu, gelu_new, gelu_pytorch_tanh or relu", format!("`{other}`")))
+        }
+    }
+}
+
+/// Whether a layer sees all keys or a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LayerKind {
+    Full,
+    Sliding,
+}
+
+/// An explicit `layer_types` list; `None` if the config has none.
+pub(super) fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec<LayerKind>>> {
+    let Some(values) = config.list("layer_types")? else { return Ok(None) };
+    if values.len() != layers {
+        return Err(config.error(
+            "layer_types",
+            format!("{layers} entries, one per layer"),
+            format!("{}", values.len()),
+        ));
+    }
+    let kind = |value: &serde_json::Value| match value.as_str() {
+        Some("full_attention" | "attention") => Ok(LayerKind::Full),
+        Some("sliding_attention") => Ok(LayerKind::Sliding),
+        _ => Err(config.error("layer_types", "full_attention or sliding_attention", value.to_string())),
+    };
+    values.iter().map(kind).collect::<Result<_>>().map(Some)
+}
+
+/// Gives the sliding layers of `spec` a window: those an explicit `layer_types` names, else those `rule` names.
+pub(super) fn set_windows(
+    config: &JsonFile,
+    spec: &mut DecoderSpec,
+    window: Option<usize>,
+    rule: impl Fn(usize) -> bool,
+) -> Result<()> {
+    let explicit = layer_types(config, spec.layers.len())?;
+    for (index, layer) in spec.layers.iter_mut().enumerate() {
+        let sliding = explicit.as_ref().map_or_else(|| rule(index), |kinds| kinds[index] == LayerKind::Sliding);
+        if !sliding {
+            continue;
+        }
+        if explicit.is_some() && window.is_none() {
+            return Err(config.error("sliding_window", "a window, since layer_types names sliding layers", "none"));
+        }
+        let Mixer::Attention { sliding_window, .. } = &mut layer.mixer;
+        *sliding_window = window;
+    }
+    Ok(())
+}
+
+/// `sliding_window`: an explicit null means none, unlike an absent key.
+pub(super) fn sliding_window(config: &JsonFile, absent: Option<usize>) -> Result<Option<usize>> {
+    if config.has("sliding_window") { config.size("sliding_window") } else { Ok(absent) }
+}
+
+/// Sets every attention bias from one flag.
+pub(super) fn set_attention_bias(spec: &mut DecoderSpec, bias: bool) {
+    spec.attention.qkv_bias = bias;
+    spec.attention.output_bias = bias;
+}
+
+/// Changes the feed-forward part of every layer.
+pub(super) fn set_feed_forward(spec: &mut DecoderSpec, change: impl Fn(FeedForward) -> FeedForward) {
+    for layer in &mut spec.layers {
+        layer.feed_forward = change(layer.feed_forward);
+    }
+}
+
+/// Sets the feed-forward bias of every layer.
+pub(super) fn set_feed_forward_bias(spec: &mut DecoderSpec, value: bool) {
+    set_feed_forward(spec, |FeedForward::Dense { intermediate_size, hidden_act, gated, .. }| FeedForward::Dense {
+        intermediate_size,
+        hidden_act,
+        gated,
+        bias: value,
+    });
+}
+
+/// Sets the nonlinearity of every layer.
+pub(super) fn set_activation(spec: &mut DecoderSpec, value: Activation) {
+    set_feed_forward(spec, |FeedForward::Dense { intermediate_size, gated, bias, .. }| FeedForward::Dense {
+        intermediate_size,
+        hidden_act: value,
+        gated,
+        bias,
+    });
+}
+
+/// A norm over each query and key head, like the model's other norms.
+pub(super) fn per_head_norm(norm: NormSpec) -> Option<QkNormSpec> {
+    Some(QkNormSpec { extent: QkNormExtent::Head, norm })
+}
+
+/// The score scale of gemma 2 and 3, which is not tied to the head's width.
+pub(super) fn query_pre_attn_scale(config: &JsonFile) -> Result<f64> {
+    Ok(config.positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5))
+}

@@ -1,0 +1,22 @@
+//! Mistral: LLaMA with a sliding window on every layer.
+
+use crate::arch::llama_like::{Defaults, decoder, set_windows, sliding_window};
+use crate::arch::{Architecture, Description};
+use crate::{JsonFile, Result};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "mistral",
+    aliases: &[],
+    models: "Mistral 7B v0.1 to v0.3, Mistral Nemo, Mistral Small",
+    describe,
+};
+
+pub(super) const DEFAULTS: Defaults =
+    Defaults { num_key_value_heads: Some(8), max_position_embeddings: 4096 * 32, ..Defaults::LLAMA };
+
+fn describe(config: &JsonFile) -> Result<Description> {
+    let mut description = decoder(config, &DEFAULTS)?;
+    let window = sliding_window(config, Some(4096))?;
+    set_windows(config, &mut description.spec, window, |_| true)?;
+    Ok(description)
+}

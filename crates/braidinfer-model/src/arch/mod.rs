@@ -1,0 +1,156 @@
+//! Architectures: each file turns a `config.json` into a [`DecoderSpec`] and tensor names.
+//!
+//! Adding one is a file here, a line in [`REGISTRY`] and a fixture. If an executor needs an edit too,
+//! the spec lacked a field.
+
+mod ernie4_5;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod granite;
+mod llama;
+mod llama_like;
+mod ministral;
+mod ministral3;
+mod mistral;
+mod olmo2;
+mod phi;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod rope_config;
+mod smollm3;
+
+use crate::layout::TensorNames;
+use crate::spec::DecoderSpec;
+use crate::{JsonFile, ModelError, ModelSource, Result};
+
+/// An architecture this engine runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Architecture {
+    /// Its name in `config.json`.
+    pub model_type: &'static str,
+    /// Other names of the same thing.
+    pub aliases: &'static [&'static str],
+    /// Published models it covers.
+    pub models: &'static str,
+    describe: fn(&JsonFile) -> Result<Description>,
+}
+
+/// What an architecture file makes of a config.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// The decoder.
+    pub spec: DecoderSpec,
+    /// What its checkpoints call the parts.
+    pub names: TensorNames,
+}
+
+/// Every architecture, in the order the support matrix shows.
+pub const REGISTRY: &[Architecture] = &[
+    llama::ARCHITECTURE,
+    mistral::ARCHITECTURE,
+    ministral::ARCHITECTURE,
+    ministral3::ARCHITECTURE,
+    gemma::ARCHITECTURE,
+    gemma2::ARCHITECTURE,
+    gemma3::ARCHITECTURE,
+    qwen2::ARCHITECTURE,
+    qwen3::ARCHITECTURE,
+    phi::ARCHITECTURE,
+    phi3::ARCHITECTURE,
+    ernie4_5::ARCHITECTURE,
+    smollm3::ARCHITECTURE,
+    olmo2::ARCHITECTURE,
+    granite::ARCHITECTURE,
+];
+
+const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
+const LINEAR_ATTENTION: &str = "has gated-delta-net layers, which are not supported yet";
+/// Architectures that are known and refused, with the reason.
+pub const REFUSED: &[(&str, &str)] = &[
+    ("mixtral", MIXTURE_OF_EXPERTS),
+    ("qwen2_moe", MIXTURE_OF_EXPERTS),
+    ("qwen3_moe", MIXTURE_OF_EXPERTS),
+    ("ernie4_5_moe", MIXTURE_OF_EXPERTS),
+    ("gpt_oss", MIXTURE_OF_EXPERTS),
+    ("granitemoe", MIXTURE_OF_EXPERTS),
+    ("olmoe", MIXTURE_OF_EXPERTS),
+    ("phimoe", MIXTURE_OF_EXPERTS),
+    ("deepseek_v3", MIXTURE_OF_EXPERTS),
+    ("qwen3_next", LINEAR_ATTENTION),
+    ("qwen3_5", LINEAR_ATTENTION),
+    ("qwen3_5_text", LINEAR_ATTENTION),
+];
+
+/// Reads `config.json` of a model and describes its decoder; also returns the config, for what is not
+/// the decoder's business.
+pub fn describe(source: &ModelSource) -> Result<(Description, JsonFile)> {
+    let config = JsonFile::read(source, "config.json")?.ok_or_else(|| ModelError::Missing {
+        path: source.label(),
+        expected: "`config.json`".into(),
+        found: "no such file".into(),
+    })?;
+    let description = describe_config(&config)?;
+    Ok((description, config))
+}
+
+/// Describes the decoder of a parsed `config.json`. Multimodal wrappers are followed into `text_config`.
+pub fn describe_config(config: &JsonFile) -> Result<Description> {
+    if let Some(quantization) = config.object("quantization_config")? {
+        let method = quantization.text("quant_method")?.unwrap_or("an unnamed method");
+        return Err(config.error(
+            "quantization_config",
+            "an unquantized checkpoint",
+            format!("weights quantized by {method}"),
+        ));
+    }
+    let text_config = config.object("text_config")?;
+    let decoder = text_config.as_ref().unwrap_or(config);
+    let model_type = match (decoder.text("model_type")?, config.text("model_type")?) {
+        (Some(name), _) | (None, Some(name)) => name,
+        (None, None) => return Err(config.error("model_type", "the name of an architecture", "nothing")),
+    };
+    // transformers loads a `mistral` config with a layer pattern as `ministral`.
+    let resolved =
+        if model_type == "mistral" && decoder.value("layer_types").is_some() { "ministral" } else { model_type };
+    let found = REGISTRY.iter().find(|arch| arch.model_type == resolved || arch.aliases.contains(&resolved));
+    let Some(architecture) = found else { return Err(unsupported(config, model_type)) };
+    let description = (architecture.describe)(decoder)?;
+    check(decoder, &description.spec)?;
+    Ok(description)
+}
+
+fn unsupported(config: &JsonFile, model_type: &str) -> ModelError {
+    let known = REFUSED.iter().find(|(name, _)| *name == model_type);
+    ModelError::UnsupportedArchitecture {
+        path: config.path().to_owned(),
+        model_type: model_type.to_owned(),
+        reason: known.map_or("is not a known architecture", |(_, reason)| reason).to_owned(),
+        supported: REGISTRY.iter().map(|arch| arch.model_type).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// Relations between sizes that every executor relies on.
+fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
+    let (heads, kv_heads) = (spec.num_attention_heads, spec.num_key_value_heads);
+    if kv_heads > heads || heads % kv_heads != 0 {
+        return Err(config.error(
+            "num_key_value_heads",
+            format!("a divisor of {heads} attention heads"),
+            kv_heads.to_string(),
+        ));
+    }
+    // The largest published decoders have 128 layers; a corrupt count must not become a huge allocation.
+    const MAX_LAYERS: usize = 4096;
+    if spec.layers.len() > MAX_LAYERS {
+        return Err(config.error("num_hidden_layers", format!("at most {MAX_LAYERS}"), spec.layers.len().to_string()));
+    }
+    for rope in &spec.rope {
+        if rope.rotary_dim % 2 != 0 || rope.rotary_dim > spec.head_dim || rope.rotary_dim < 2 {
+            let expected = format!("an even number of rotated dimensions from 2 to head_dim ({})", spec.head_dim);
+            return Err(config.error("partial_rotary_factor", expected, rope.rotary_dim.to_string()));
+        }
+    }
+    Ok(())
+}

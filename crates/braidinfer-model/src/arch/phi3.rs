@@ -1,0 +1,25 @@
+//! Phi 3, 3.5 and 4-mini: LLaMA with stacked projections, an optional window and longrope.
+
+use crate::arch::llama_like::{Defaults, decoder, set_windows, sliding_window};
+use crate::arch::{Architecture, Description};
+use crate::layout::{LayerSlot, TensorNames};
+use crate::{JsonFile, Result};
+
+pub(super) const ARCHITECTURE: Architecture =
+    Architecture { model_type: "phi3", aliases: &[], models: "Phi-3, Phi-3.5, Phi-4, Phi-4-mini", describe };
+
+const DEFAULTS: Defaults = Defaults { rms_norm_eps: 1e-5, max_position_embeddings: 4096, ..Defaults::LLAMA };
+
+fn describe(config: &JsonFile) -> Result<Description> {
+    let mut description = decoder(config, &DEFAULTS)?;
+    let window = sliding_window(config, None)?;
+    set_windows(config, &mut description.spec, window, |_| true)?;
+    description.names = TensorNames::default().with(&[
+        (LayerSlot::QProj, "self_attn.qkv_proj"),
+        (LayerSlot::KProj, "self_attn.qkv_proj"),
+        (LayerSlot::VProj, "self_attn.qkv_proj"),
+        (LayerSlot::GateProj, "mlp.gate_up_proj"),
+        (LayerSlot::UpProj, "mlp.gate_up_proj"),
+    ]);
+    Ok(description)
+}

@@ -1,0 +1,31 @@
+//! Qwen 2 and 2.5: LLaMA with biases on queries, keys and values.
+
+use crate::arch::llama_like::{Defaults, decoder, set_windows, sliding_window};
+use crate::arch::{Architecture, Description};
+use crate::spec::DecoderSpec;
+use crate::{JsonFile, Result};
+
+pub(super) const ARCHITECTURE: Architecture =
+    Architecture { model_type: "qwen2", aliases: &[], models: "Qwen 2, Qwen 2.5, QwQ, DeepSeek-R1 distills", describe };
+
+pub(super) const DEFAULTS: Defaults =
+    Defaults { num_key_value_heads: Some(32), max_position_embeddings: 32_768, ..Defaults::LLAMA };
+
+fn describe(config: &JsonFile) -> Result<Description> {
+    let mut description = decoder(config, &DEFAULTS)?;
+    description.spec.attention.qkv_bias = true;
+    set_upper_windows(config, &mut description.spec)?;
+    Ok(description)
+}
+
+/// Qwen's window is opt-in and starts at layer `max_window_layers`; `sliding_window` alone means nothing.
+pub(super) fn set_upper_windows(config: &JsonFile, spec: &mut DecoderSpec) -> Result<()> {
+    let enabled = config.flag("use_sliding_window")?.unwrap_or(false);
+    let window = if enabled { sliding_window(config, Some(4096))? } else { None };
+    // Zero is a valid value here: every layer slides.
+    let first = config.number("max_window_layers")?.map_or(28, |layers| layers.max(0.0) as usize);
+    if window.is_none() {
+        return Ok(());
+    }
+    set_windows(config, spec, window, |layer| layer >= first)
+}

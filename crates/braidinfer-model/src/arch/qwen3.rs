@@ -1,0 +1,19 @@
+//! Qwen 3, dense: norms on queries and keys, a head width of its own, no embedding scale.
+
+use crate::arch::llama_like::{Defaults, decoder, per_head_norm, set_attention_bias};
+use crate::arch::{Architecture, Description, qwen2};
+use crate::{JsonFile, Result};
+
+pub(super) const ARCHITECTURE: Architecture =
+    Architecture { model_type: "qwen3", aliases: &[], models: "Qwen 3 0.6B to 32B", describe };
+
+const DEFAULTS: Defaults = Defaults { head_dim: Some(128), ..qwen2::DEFAULTS };
+
+fn describe(config: &JsonFile) -> Result<Description> {
+    let mut description = decoder(config, &DEFAULTS)?;
+    let spec = &mut description.spec;
+    spec.attention.qk_norm = per_head_norm(spec.norm);
+    set_attention_bias(spec, config.flag("attention_bias")?.unwrap_or(false));
+    qwen2::set_upper_windows(config, spec)?;
+    Ok(description)
+}

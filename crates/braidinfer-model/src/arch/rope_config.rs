@@ -1,0 +1,126 @@
+//! RoPE settings in the old style of `config.json` (top-level `rope_theta` and `rope_scaling`) and in the
+//! new one (`rope_parameters`).
+
+use crate::spec::{RopePairing, RopeScaling, RopeSpec};
+use crate::{JsonFile, Result};
+
+/// What applies when the config is silent.
+pub(super) struct RopeDefaults {
+    pub rope_theta: f64,
+    pub partial_rotary_factor: f64,
+    pub pairing: RopePairing,
+}
+
+/// The model's one rotary table.
+///
+/// A non-null `rope_scaling` replaces `rope_parameters` wholesale; inside the one that counts, its own
+/// values win over those at the top level.
+pub(super) fn rope(
+    config: &JsonFile,
+    defaults: &RopeDefaults,
+    head_dim: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeSpec> {
+    let settings = match config.object("rope_scaling")? {
+        Some(settings) => Some(settings),
+        None => config.object("rope_parameters")?,
+    };
+    rope_from(config, settings.as_ref(), defaults, head_dim, max_position_embeddings)
+}
+
+/// A rotary table from one settings object, with the config's top level behind it.
+pub(super) fn rope_from(
+    config: &JsonFile,
+    settings: Option<&JsonFile>,
+    defaults: &RopeDefaults,
+    head_dim: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeSpec> {
+    let either = |field: &str| match settings.map(|settings| settings.positive(field)).transpose()?.flatten() {
+        Some(value) => Ok(Some(value)),
+        None => config.positive(field),
+    };
+    let partial = either("partial_rotary_factor")?.unwrap_or(defaults.partial_rotary_factor);
+    let rotary_dim = (head_dim as f64 * partial) as usize;
+    let scaling = match settings {
+        Some(settings) => scaling(config, settings, rotary_dim, max_position_embeddings)?,
+        None => RopeScaling::Default,
+    };
+    Ok(RopeSpec {
+        pairing: defaults.pairing,
+        rotary_dim,
+        rope_theta: either("rope_theta")?.unwrap_or(defaults.rope_theta),
+        scaling,
+    })
+}
+
+fn scaling(
+    config: &JsonFile,
+    settings: &JsonFile,
+    rotary_dim: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeScaling> {
+    let field = if settings.has("rope_type") { "rope_type" } else { "type" };
+    let original = match config.size("original_max_position_embeddings")? {
+        Some(original) => original,
+        None => settings.size("original_max_position_embeddings")?.unwrap_or(max_position_embeddings),
+    };
+    match settings.text(field)? {
+        None | Some("default") => Ok(RopeScaling::Default),
+        Some("linear") => Ok(RopeScaling::Linear { factor: settings.required_positive("factor")? }),
+        Some("dynamic") => Ok(RopeScaling::Dynamic {
+            factor: settings.required_positive("factor")?,
+            original_max_position_embeddings: max_position_embeddings,
+        }),
+        Some("llama3") => Ok(RopeScaling::Llama3 {
+            factor: settings.required_positive("factor")?,
+            low_freq_factor: settings.required_positive("low_freq_factor")?,
+            high_freq_factor: settings.required_positive("high_freq_factor")?,
+            original_max_position_embeddings: original,
+        }),
+        // Early Phi-3 configs call longrope `su`, or `yarn` beside the two lists.
+        Some("yarn") if !settings.has("short_factor") => yarn(settings, original, max_position_embeddings),
+        Some("longrope" | "su" | "yarn") => longrope(settings, rotary_dim, original, max_position_embeddings),
+        Some(other) => {
+            let expected = "default, linear, dynamic, llama3, yarn or longrope";
+            Err(settings.error(field, expected, format!("`{other}`")))
+        }
+    }
+}
+
+fn yarn(settings: &JsonFile, original: usize, max_position_embeddings: usize) -> Result<RopeScaling> {
+    let factor = settings.positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
+    let mscale = |a: f64| if factor <= 1.0 { 1.0 } else { 0.1 * a * factor.ln() + 1.0 };
+    let nonzero = |field| Ok(settings.number(field)?.filter(|value| *value != 0.0));
+    let attention_factor =
+        match (settings.positive("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?) {
+            (Some(factor), _, _) => factor,
+            (None, Some(a), Some(all)) => mscale(a) / mscale(all),
+            (None, _, _) => mscale(1.0),
+        };
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_max_position_embeddings: original,
+        beta_fast: settings.positive("beta_fast")?.unwrap_or(32.0),
+        beta_slow: settings.positive("beta_slow")?.unwrap_or(1.0),
+        truncate: settings.flag("truncate")?.unwrap_or(true),
+        attention_factor,
+    })
+}
+
+fn longrope(
+    settings: &JsonFile,
+    rotary_dim: usize,
+    original: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeScaling> {
+    // As in transformers, the ratio of lengths is used where no factor is given.
+    let factor = settings.positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
+    let derived = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+    Ok(RopeScaling::Longrope {
+        short_factor: settings.required_numbers("short_factor", rotary_dim / 2)?,
+        long_factor: settings.required_numbers("long_factor", rotary_dim / 2)?,
+        original_max_position_embeddings: original,
+        attention_factor: settings.positive("attention_factor")?.unwrap_or(derived),
+    })
+}

@@ -1,0 +1,3 @@
+//! Container formats of checkpoints.
+
+pub mod safetensors;

@@ -1,0 +1,185 @@
+//! Typed access to a JSON object whose errors name the file and the field.
+
+use serde_json::{Map, Value};
+
+use crate::{ModelError, ModelSource, Result};
+
+/// A JSON object from a model file, or an object nested in one.
+#[derive(Debug, Clone)]
+pub struct JsonFile {
+    path: String,
+    /// Dotted path of this object inside the file; empty for the file's own object.
+    at: String,
+    map: Map<String, Value>,
+}
+
+impl JsonFile {
+    /// Reads `file` of the model, or `None` if the model has no such file.
+    pub fn read(source: &ModelSource, file: &str) -> Result<Option<Self>> {
+        let path = source.path_of(file);
+        source.read(file)?.map(|bytes| Self::parse(path, &bytes)).transpose()
+    }
+
+    /// Parses `bytes` as the JSON object that stands in `path`.
+    pub fn parse(path: String, bytes: &[u8]) -> Result<Self> {
+        let malformed =
+            |found: String| ModelError::Malformed { path: path.clone(), expected: "a JSON object".into(), found };
+        let value = serde_json::from_slice(bytes).map_err(|error| malformed(format!("invalid JSON: {error}")))?;
+        match value {
+            Value::Object(map) => Ok(Self { path, at: String::new(), map }),
+            other => Err(malformed(kind(&other))),
+        }
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether `field` is present, even as an explicit null.
+    pub fn has(&self, field: &str) -> bool {
+        self.map.contains_key(field)
+    }
+
+    /// The raw value of `field`; `None` if absent or null.
+    pub fn value(&self, field: &str) -> Option<&Value> {
+        self.map.get(field).filter(|value| !value.is_null())
+    }
+
+    /// The field names of this object.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        self.map.keys().map(String::as_str)
+    }
+
+    /// An error about `field`.
+    pub fn error(&self, field: &str, expected: impl Into<String>, found: impl Into<String>) -> ModelError {
+        ModelError::Field {
+            path: self.path.clone(),
+            field: self.dotted(field),
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+
+    /// The nested object in `field`; `None` if absent or null.
+    pub fn object(&self, field: &str) -> Result<Option<Self>> {
+        match self.value(field) {
+            None => Ok(None),
+            Some(Value::Object(map)) => {
+                Ok(Some(Self { path: self.path.clone(), at: self.dotted(field), map: map.clone() }))
+            }
+            Some(other) => Err(self.error(field, "an object", kind(other))),
+        }
+    }
+
+    /// A positive whole number; `None` if absent or null.
+    pub fn size(&self, field: &str) -> Result<Option<usize>> {
+        let Some(value) = self.value(field) else { return Ok(None) };
+        // Sizes that no checkpoint reaches would only overflow later products.
+        const LIMIT: u64 = 1 << 32;
+        match value.as_u64() {
+            Some(number) if (1..LIMIT).contains(&number) => Ok(Some(number as usize)),
+            _ => Err(self.error(field, "a positive whole number below 2^32", value.to_string())),
+        }
+    }
+
+    /// A positive whole number that must be there.
+    pub fn required_size(&self, field: &str) -> Result<usize> {
+        self.size(field)?.ok_or_else(|| self.error(field, "a positive whole number", self.absence(field)))
+    }
+
+    /// A finite number; `None` if absent or null.
+    pub fn number(&self, field: &str) -> Result<Option<f64>> {
+        let Some(value) = self.value(field) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if number.is_finite() => Ok(Some(number)),
+            _ => Err(self.error(field, "a finite number", value.to_string())),
+        }
+    }
+
+    /// A finite number above zero; `None` if absent or null.
+    pub fn positive(&self, field: &str) -> Result<Option<f64>> {
+        match self.number(field)? {
+            Some(number) if number <= 0.0 => Err(self.error(field, "a number above zero", number.to_string())),
+            number => Ok(number),
+        }
+    }
+
+    /// A finite number above zero that must be there.
+    pub fn required_positive(&self, field: &str) -> Result<f64> {
+        self.positive(field)?.ok_or_else(|| self.error(field, "a number above zero", self.absence(field)))
+    }
+
+    /// True or false; `None` if absent or null.
+    pub fn flag(&self, field: &str) -> Result<Option<bool>> {
+        match self.value(field) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(self.error(field, "true or false", other.to_string())),
+        }
+    }
+
+    /// A text; `None` if absent or null.
+    pub fn text(&self, field: &str) -> Result<Option<&str>> {
+        match self.value(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.error(field, "a text", kind(other))),
+        }
+    }
+
+    /// A list; `None` if absent or null.
+    pub fn list(&self, field: &str) -> Result<Option<&[Value]>> {
+        match self.value(field) {
+            None => Ok(None),
+            Some(Value::Array(values)) => Ok(Some(values)),
+            Some(other) => Err(self.error(field, "a list", kind(other))),
+        }
+    }
+
+    /// A list of finite numbers that must be there and have `len` entries.
+    pub fn required_numbers(&self, field: &str, len: usize) -> Result<Vec<f64>> {
+        let expected = || format!("a list of {len} numbers above zero");
+        let values = self.list(field)?.ok_or_else(|| self.error(field, expected(), self.absence(field)))?;
+        let numbers: Vec<f64> = values.iter().filter_map(Value::as_f64).filter(|n| n.is_finite() && *n > 0.0).collect();
+        if values.len() != len || numbers.len() != len {
+            let found = format!("a list of {} entries, {} of them numbers above zero", values.len(), numbers.len());
+            return Err(self.error(field, expected(), found));
+        }
+        Ok(numbers)
+    }
+
+    /// Token ids given as one number or a list of numbers; empty if absent or null.
+    pub fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
+        let one = |value: &Value| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| self.error(field, "a token id or a list of token ids", value.to_string()))
+        };
+        match self.value(field) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(values)) => values.iter().map(one).collect(),
+            Some(value) => one(value).map(|id| vec![id]),
+        }
+    }
+
+    fn absence(&self, field: &str) -> &'static str {
+        if self.has(field) { "null" } else { "nothing" }
+    }
+
+    fn dotted(&self, field: &str) -> String {
+        if self.at.is_empty() { field.to_owned() } else { format!("{}.{field}", self.at) }
+    }
+}
+
+/// What kind of JSON value this is, in words.
+fn kind(value: &Value) -> String {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a true/false value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+    .to_owned()
+}

@@ -1,0 +1,224 @@
+//! Which parameters a [`DecoderSpec`] needs, with their shapes, and what checkpoints call them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::spec::{DecoderSpec, FeedForward, LayerSpec, NormKind, QkNormExtent};
+
+/// A module that holds parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Slot {
+    /// Token embedding.
+    EmbedTokens,
+    /// Norm before the output head.
+    FinalNorm,
+    /// Output head.
+    LmHead,
+    /// A module of one layer.
+    Layer(usize, LayerSlot),
+}
+
+/// A module inside a layer. The order matters: modules that a checkpoint stacks into one tensor are
+/// stacked in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LayerSlot {
+    /// Norm before attention.
+    InputNorm,
+    /// Query projection.
+    QProj,
+    /// Key projection.
+    KProj,
+    /// Value projection.
+    VProj,
+    /// Attention output projection.
+    OProj,
+    /// Norm on queries.
+    QNorm,
+    /// Norm on keys.
+    KNorm,
+    /// Norm on what attention returns.
+    AttentionOutputNorm,
+    /// Norm before the feed-forward part.
+    FeedForwardNorm,
+    /// Gate projection.
+    GateProj,
+    /// Up projection.
+    UpProj,
+    /// Down projection.
+    DownProj,
+    /// Norm on what the feed-forward part returns.
+    FeedForwardOutputNorm,
+}
+
+/// Which parameter of a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Param {
+    /// The matrix or scale.
+    Weight,
+    /// The offset.
+    Bias,
+}
+
+impl fmt::Display for Param {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Weight => "weight",
+            Self::Bias => "bias",
+        })
+    }
+}
+
+/// One parameter that a spec calls for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its module.
+    pub slot: Slot,
+    /// Which of the module's parameters.
+    pub param: Param,
+    /// `[out, in]` or `[width]`.
+    pub shape: Vec<usize>,
+}
+
+/// All parameters `spec` calls for, the output head included even where it is tied.
+pub fn parameters(spec: &DecoderSpec) -> Vec<Parameter> {
+    let mut list = ParameterList(Vec::new());
+    let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
+    list.weight(Slot::EmbedTokens, &[vocab, hidden]);
+    for (index, layer) in spec.layers.iter().enumerate() {
+        list.attention(spec, index);
+        list.feed_forward(spec, index, layer);
+    }
+    list.norm(Slot::FinalNorm, spec.norm.kind, hidden);
+    list.linear(Slot::LmHead, vocab, hidden, spec.lm_head_bias);
+    list.0
+}
+
+struct ParameterList(Vec<Parameter>);
+
+impl ParameterList {
+    fn weight(&mut self, slot: Slot, shape: &[usize]) {
+        self.0.push(Parameter { slot, param: Param::Weight, shape: shape.to_vec() });
+    }
+
+    fn bias(&mut self, slot: Slot, width: usize) {
+        self.0.push(Parameter { slot, param: Param::Bias, shape: vec![width] });
+    }
+
+    fn linear(&mut self, slot: Slot, out: usize, input: usize, bias: bool) {
+        self.weight(slot, &[out, input]);
+        if bias {
+            self.bias(slot, out);
+        }
+    }
+
+    fn norm(&mut self, slot: Slot, kind: NormKind, width: usize) {
+        self.weight(slot, &[width]);
+        if kind == NormKind::Layer {
+            self.bias(slot, width);
+        }
+    }
+
+    fn attention(&mut self, spec: &DecoderSpec, index: usize) {
+        let (hidden, q, kv) = (spec.hidden_size, spec.query_width(), spec.key_value_width());
+        let (block, attention) = (&spec.block, &spec.attention);
+        let slot = |slot| Slot::Layer(index, slot);
+        if block.input_norm {
+            self.norm(slot(LayerSlot::InputNorm), spec.norm.kind, hidden);
+        }
+        self.linear(slot(LayerSlot::QProj), q, hidden, attention.qkv_bias);
+        self.linear(slot(LayerSlot::KProj), kv, hidden, attention.qkv_bias);
+        self.linear(slot(LayerSlot::VProj), kv, hidden, attention.qkv_bias);
+        self.linear(slot(LayerSlot::OProj), hidden, q, attention.output_bias);
+        if let Some(qk_norm) = &attention.qk_norm {
+            let (q, kv) = match qk_norm.extent {
+                QkNormExtent::Head => (spec.head_dim, spec.head_dim),
+                QkNormExtent::Projection => (q, kv),
+            };
+            self.norm(slot(LayerSlot::QNorm), qk_norm.norm.kind, q);
+            self.norm(slot(LayerSlot::KNorm), qk_norm.norm.kind, kv);
+        }
+        if block.attention_output_norm {
+            self.norm(slot(LayerSlot::AttentionOutputNorm), spec.norm.kind, hidden);
+        }
+    }
+
+    fn feed_forward(&mut self, spec: &DecoderSpec, index: usize, layer: &LayerSpec) {
+        let FeedForward::Dense { intermediate_size, gated, bias, .. } = layer.feed_forward;
+        let (hidden, block) = (spec.hidden_size, &spec.block);
+        let slot = |slot| Slot::Layer(index, slot);
+        if block.feed_forward_norm {
+            self.norm(slot(LayerSlot::FeedForwardNorm), spec.norm.kind, hidden);
+        }
+        if gated {
+            self.linear(slot(LayerSlot::GateProj), intermediate_size, hidden, bias);
+        }
+        self.linear(slot(LayerSlot::UpProj), intermediate_size, hidden, bias);
+        self.linear(slot(LayerSlot::DownProj), hidden, intermediate_size, bias);
+        if block.feed_forward_output_norm {
+            self.norm(slot(LayerSlot::FeedForwardOutputNorm), spec.norm.kind, hidden);
+        }
+    }
+}
+
+/// What a checkpoint calls each module, relative to its prefixes.
+///
+/// Two slots with one name share a tensor: their rows are stacked in slot order.
+#[derive(Debug, Clone)]
+pub struct TensorNames {
+    embed_tokens: &'static str,
+    final_norm: &'static str,
+    lm_head: &'static str,
+    layer: BTreeMap<LayerSlot, &'static str>,
+}
+
+impl Default for TensorNames {
+    /// The names of the llama family.
+    fn default() -> Self {
+        use LayerSlot::*;
+        Self {
+            embed_tokens: "embed_tokens",
+            final_norm: "norm",
+            lm_head: "lm_head",
+            layer: BTreeMap::from([
+                (InputNorm, "input_layernorm"),
+                (QProj, "self_attn.q_proj"),
+                (KProj, "self_attn.k_proj"),
+                (VProj, "self_attn.v_proj"),
+                (OProj, "self_attn.o_proj"),
+                (QNorm, "self_attn.q_norm"),
+                (KNorm, "self_attn.k_norm"),
+                (AttentionOutputNorm, "post_attention_layernorm"),
+                (FeedForwardNorm, "post_attention_layernorm"),
+                (GateProj, "mlp.gate_proj"),
+                (UpProj, "mlp.up_proj"),
+                (DownProj, "mlp.down_proj"),
+                (FeedForwardOutputNorm, "post_feedforward_layernorm"),
+            ]),
+        }
+    }
+}
+
+impl TensorNames {
+    /// Replaces the names of some layer modules.
+    pub fn with(mut self, names: &[(LayerSlot, &'static str)]) -> Self {
+        self.layer.extend(names.iter().copied());
+        self
+    }
+
+    /// Replaces the name of the final norm.
+    pub fn with_final_norm(mut self, name: &'static str) -> Self {
+        self.final_norm = name;
+        self
+    }
+
+    /// The name of `slot`'s module below `prefix`, which is what precedes `embed_tokens` and `layers` (often `model.`);
+    /// the output head stands beside the decoder, at `head_prefix`.
+    pub fn module(&self, slot: Slot, prefix: &str, head_prefix: &str) -> String {
+        match slot {
+            Slot::EmbedTokens => format!("{prefix}{}", self.embed_tokens),
+            Slot::FinalNorm => format!("{prefix}{}", self.final_norm),
+            Slot::LmHead => format!("{head_prefix}{}", self.lm_head),
+            Slot::Layer(index, slot) => format!("{prefix}layers.{index}.{}", self.layer[&slot]),
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Model files to plain data: configuration to [`DecoderSpec`], checkpoint files to named, typed tensors.
+//!
+//! Every file is treated as hostile: sizes, offsets, names and shapes are checked before use, and every
+//! failure is a [`ModelError`] that names the file and the field or tensor. This crate knows nothing of
+//! tensor libraries, kernels or tokenizers.
+
+pub mod arch;
+pub mod dtype;
+mod error;
+pub mod format;
+mod generation_config;
+mod json;
+mod layout;
+mod mmap;
+pub mod rope;
+mod source;
+pub mod spec;
+mod weights;
+
+pub use arch::{Architecture, Description, describe};
+pub use dtype::{Dtype, Element, TensorView};
+pub use error::ModelError;
+pub use generation_config::GenerationConfig;
+pub use json::JsonFile;
+pub use layout::{LayerSlot, Param, Parameter, Slot, TensorNames, parameters};
+pub use source::ModelSource;
+pub use spec::DecoderSpec;
+pub use weights::Weights;
+
+/// Result of this crate.
+pub type Result<T, E = ModelError> = std::result::Result<T, E>;

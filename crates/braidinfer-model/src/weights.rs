@@ -1,0 +1,194 @@
+//! The parameters of a spec, found and checked in a checkpoint.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::dtype::{Dtype, TensorView};
+use crate::format::safetensors::Checkpoint;
+use crate::layout::{Param, Parameter, Slot, TensorNames, parameters};
+use crate::spec::DecoderSpec;
+use crate::{ModelError, ModelSource, Result};
+
+/// What may precede `embed_tokens` and `layers`: plain text models first, then text models nested in
+/// multimodal checkpoints, then bare decoders.
+const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.model.", ""];
+/// What may precede the output head.
+const HEAD_PREFIXES: [&str; 2] = ["", "language_model."];
+
+/// Every parameter a [`DecoderSpec`] calls for, by slot. Shapes and types are checked; values are
+/// checked when they are read.
+#[derive(Debug)]
+pub struct Weights {
+    checkpoint: Checkpoint,
+    entries: BTreeMap<(Slot, Param), Entry>,
+    notes: Vec<String>,
+}
+
+/// A parameter as rows of a stored tensor.
+#[derive(Debug, Clone)]
+struct Entry {
+    tensor: String,
+    first_row: usize,
+    shape: Vec<usize>,
+}
+
+impl Weights {
+    /// Finds every parameter of `spec` in the checkpoint of `source`.
+    ///
+    /// Fails on a missing tensor, a wrong shape or an unsupported type, naming the tensor.
+    pub fn open(source: &ModelSource, spec: &DecoderSpec, names: &TensorNames) -> Result<Self> {
+        let checkpoint = Checkpoint::open(source)?;
+        let resolver = Resolver::new(source, spec, names, &checkpoint);
+        let mut notes = Vec::new();
+        let entries = resolver.entries(&mut notes)?;
+        notes.extend(unused(&checkpoint, &entries));
+        Ok(Self { checkpoint, entries, notes })
+    }
+
+    /// The parameter in `slot`, or `None` if the spec calls for none there.
+    pub fn get(&self, slot: Slot, param: Param) -> Option<TensorView<'_>> {
+        let entry = self.entries.get(&(slot, param))?;
+        let whole = self.checkpoint.tensor(&entry.tensor).ok().flatten()?;
+        let row = entry.shape[1..].iter().product::<usize>() * whole.dtype.size();
+        let first = entry.first_row * row;
+        let data = &whole.data[first..first + entry.shape[0] * row];
+        Some(TensorView { shape: entry.shape.clone(), data, ..whole })
+    }
+
+    /// Whether the output head reads the embedding.
+    pub fn head_is_embedding(&self) -> bool {
+        let name = |slot| self.entries.get(&(slot, Param::Weight)).map(|entry| &entry.tensor);
+        name(Slot::LmHead) == name(Slot::EmbedTokens)
+    }
+
+    /// The type of the embedding, which stands for the checkpoint's.
+    pub fn dtype(&self) -> Dtype {
+        self.get(Slot::EmbedTokens, Param::Weight).map_or(Dtype::F32, |view| view.dtype)
+    }
+
+    /// Number of parameter values, shared ones counted once.
+    pub fn parameter_count(&self) -> usize {
+        let mut seen = BTreeSet::new();
+        let fresh = self.entries.values().filter(|entry| seen.insert((&entry.tensor, entry.first_row)));
+        fresh.map(|entry| entry.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Every parameter's slot and tensor, in slot order.
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, Param, TensorView<'_>)> {
+        self.entries.keys().filter_map(|(slot, param)| Some((*slot, *param, self.get(*slot, *param)?)))
+    }
+
+    /// Bytes of tensor data in the checkpoint.
+    pub fn size(&self) -> usize {
+        self.checkpoint.size()
+    }
+
+    /// What was ignored or decided while resolving, one line each, for the user.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+}
+
+struct Resolver<'a> {
+    source: &'a ModelSource,
+    spec: &'a DecoderSpec,
+    names: &'a TensorNames,
+    checkpoint: &'a Checkpoint,
+    prefix: &'static str,
+    head_prefix: &'static str,
+}
+
+impl<'a> Resolver<'a> {
+    fn new(source: &'a ModelSource, spec: &'a DecoderSpec, names: &'a TensorNames, checkpoint: &'a Checkpoint) -> Self {
+        let present = |slot, prefix: &str, head_prefix: &str| {
+            checkpoint.contains(&format!("{}.weight", names.module(slot, prefix, head_prefix)))
+        };
+        let prefix = PREFIXES.into_iter().find(|prefix| present(Slot::EmbedTokens, prefix, "")).unwrap_or(PREFIXES[0]);
+        let head_prefix = HEAD_PREFIXES.into_iter().find(|head| present(Slot::LmHead, "", head)).unwrap_or("");
+        Self { source, spec, names, checkpoint, prefix, head_prefix }
+    }
+
+    fn tensor_name(&self, slot: Slot, param: Param) -> String {
+        format!("{}.{param}", self.names.module(slot, self.prefix, self.head_prefix))
+    }
+
+    fn entries(&self, notes: &mut Vec<String>) -> Result<BTreeMap<(Slot, Param), Entry>> {
+        let head_is_embedding = self.head_is_embedding(notes)?;
+        let mut stacks: BTreeMap<String, Vec<Parameter>> = BTreeMap::new();
+        for mut parameter in parameters(self.spec) {
+            if head_is_embedding && parameter.slot == Slot::LmHead && parameter.param == Param::Weight {
+                continue;
+            }
+            parameter.shape.shrink_to_fit();
+            stacks.entry(self.tensor_name(parameter.slot, parameter.param)).or_default().push(parameter);
+        }
+        let mut entries = BTreeMap::new();
+        for (tensor, mut stack) in stacks {
+            stack.sort_by_key(|parameter| parameter.slot);
+            self.check(&tensor, &stack)?;
+            let mut first_row = 0;
+            for Parameter { slot, param, shape } in stack {
+                let rows = shape[0];
+                entries.insert((slot, param), Entry { tensor: tensor.clone(), first_row, shape });
+                first_row += rows;
+            }
+        }
+        if head_is_embedding {
+            let embedding = entries[&(Slot::EmbedTokens, Param::Weight)].clone();
+            entries.insert((Slot::LmHead, Param::Weight), embedding);
+        }
+        Ok(entries)
+    }
+
+    /// Whether `tensor` exists with the rows of all of `stack`.
+    fn check(&self, tensor: &str, stack: &[Parameter]) -> Result<()> {
+        let mut shape = stack[0].shape.clone();
+        shape[0] = stack.iter().map(|parameter| parameter.shape[0]).sum();
+        let Some(view) = self.checkpoint.tensor(tensor)? else {
+            return Err(ModelError::Tensor {
+                path: self.source.label(),
+                tensor: tensor.to_owned(),
+                expected: format!("a tensor of shape {shape:?}"),
+                found: "no such tensor".into(),
+            });
+        };
+        if view.shape != shape {
+            return Err(view.error(format!("shape {shape:?}"), format!("shape {:?}", view.shape)));
+        }
+        Ok(())
+    }
+
+    /// A tied checkpoint may still store a head. If it differs from the embedding, the stored one is used,
+    /// as `transformers` 5 does.
+    fn head_is_embedding(&self, notes: &mut Vec<String>) -> Result<bool> {
+        if !self.spec.tie_word_embeddings {
+            return Ok(false);
+        }
+        let head = self.tensor_name(Slot::LmHead, Param::Weight);
+        let embedding = self.tensor_name(Slot::EmbedTokens, Param::Weight);
+        let (Some(head), Some(embedding)) = (self.checkpoint.tensor(&head)?, self.checkpoint.tensor(&embedding)?)
+        else {
+            return Ok(true);
+        };
+        if (head.dtype, head.data) == (embedding.dtype, embedding.data) {
+            return Ok(true);
+        }
+        notes.push(format!(
+            "the config ties the output head to the embedding, but `{}` differs from it: using the stored head",
+            head.name
+        ));
+        Ok(false)
+    }
+}
+
+/// One line naming the tensors no slot reads, or nothing.
+fn unused(checkpoint: &Checkpoint, entries: &BTreeMap<(Slot, Param), Entry>) -> Option<String> {
+    const NAMED: usize = 6;
+    let used: BTreeSet<&str> = entries.values().map(|entry| entry.tensor.as_str()).collect();
+    let redundant_head = |name: &str| name.ends_with("lm_head.weight");
+    let unused: Vec<&str> = checkpoint.names().filter(|name| !used.contains(name) && !redundant_head(name)).collect();
+    let more = unused.len().saturating_sub(NAMED);
+    let names = unused.iter().take(NAMED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!unused.is_empty())
+        .then(|| format!("ignored {} tensors the config does not call for: {names}{rest}", unused.len()))
+}
