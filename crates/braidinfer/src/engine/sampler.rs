@@ -1,0 +1,178 @@
+//! From logits to a token.
+
+use std::collections::HashMap;
+
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
+
+use super::SamplingParams;
+
+/// Chooses the tokens of one sequence. The same seed and logits give the same choices.
+#[derive(Debug)]
+pub(super) struct Sampler {
+    rng: Pcg64,
+}
+
+impl Sampler {
+    pub(super) fn new(seed: Option<u64>) -> Self {
+        Self { rng: Pcg64::seed_from_u64(seed.unwrap_or_else(rand::random)) }
+    }
+
+    /// The next token after `prompt` and `answer`.
+    pub(super) fn sample(&mut self, logits: &[f32], prompt: &[u32], answer: &[u32], params: &SamplingParams) -> u32 {
+        let mut logits = logits.to_vec();
+        penalize(&mut logits, prompt, answer, params);
+        if params.temperature == 0.0 {
+            return argmax(&logits);
+        }
+        let candidates = Candidates::new(&logits, params);
+        candidates.choose(self.rng.random::<f64>())
+    }
+}
+
+/// Index of the largest logit, the first of equals.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (index, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = index;
+        }
+    }
+    best as u32
+}
+
+fn penalize(logits: &mut [f32], prompt: &[u32], answer: &[u32], params: &SamplingParams) {
+    let mut counts: HashMap<u32, usize> = prompt.iter().map(|token| (*token, 0)).collect();
+    for token in answer {
+        *counts.entry(*token).or_default() += 1;
+    }
+    for (token, count) in counts {
+        let Some(logit) = logits.get_mut(token as usize) else { continue };
+        let repetition = params.repetition_penalty as f32;
+        *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+        if count > 0 {
+            *logit -= (params.presence_penalty + params.frequency_penalty * count as f64) as f32;
+        }
+    }
+}
+
+/// Tokens that may be chosen, likeliest first, with weights proportional to their probabilities.
+struct Candidates(Vec<(u32, f64)>);
+
+impl Candidates {
+    /// Temperature, then top-k, top-p and min-p, in the order of `transformers`.
+    fn new(logits: &[f32], params: &SamplingParams) -> Self {
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        let descending = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let keep = params.top_k.unwrap_or(logits.len()).clamp(1, logits.len());
+        if keep < order.len() {
+            order.select_nth_unstable_by(keep - 1, descending);
+            order.truncate(keep);
+        }
+        order.sort_unstable_by(descending);
+        let largest = f64::from(logits[order[0] as usize]);
+        let weight = |token: &u32| ((f64::from(logits[*token as usize]) - largest) / params.temperature).exp();
+        let mut candidates: Vec<(u32, f64)> = order.iter().map(|token| (*token, weight(token))).collect();
+        keep_top_p(&mut candidates, params.top_p);
+        // The largest weight is 1, so a share of it is the weight itself.
+        let keep = candidates.partition_point(|(_, weight)| *weight >= params.min_p).max(1);
+        candidates.truncate(keep);
+        Self(candidates)
+    }
+
+    /// The token at `point` of the cumulative distribution, `point` in `[0, 1)`.
+    fn choose(&self, point: f64) -> u32 {
+        let total: f64 = self.0.iter().map(|(_, weight)| weight).sum();
+        let mut left = point * total;
+        for (token, weight) in &self.0 {
+            left -= weight;
+            if left < 0.0 {
+                return *token;
+            }
+        }
+        // Only rounding can bring us here.
+        self.0[self.0.len() - 1].0
+    }
+}
+
+fn keep_top_p(candidates: &mut Vec<(u32, f64)>, top_p: f64) {
+    if top_p >= 1.0 {
+        return;
+    }
+    let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
+    let mut sum = 0.0;
+    let reached = candidates.iter().position(|(_, weight)| {
+        sum += weight;
+        sum >= top_p * total
+    });
+    candidates.truncate(reached.map_or(candidates.len(), |index| index + 1));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, -1.0, 0.0];
+
+    fn sampled(params: &SamplingParams) -> Vec<u32> {
+        let mut sampler = Sampler::new(Some(7));
+        let mut seen: Vec<u32> = (0..2000).map(|_| sampler.sample(&LOGITS, &[], &[], params)).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    }
+
+    fn warm() -> SamplingParams {
+        SamplingParams { temperature: 1.0, ..SamplingParams::default() }
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest() {
+        assert_eq!(argmax(&LOGITS), 1);
+        assert_eq!(argmax(&[2.0, 2.0]), 0);
+    }
+
+    #[test]
+    fn frequencies_follow_the_softmax() {
+        let mut sampler = Sampler::new(Some(1));
+        let draws = 20_000;
+        let ones = (0..draws).filter(|_| sampler.sample(&LOGITS, &[], &[], &warm()) == 1).count();
+        let total: f64 = LOGITS.iter().map(|logit| f64::from(*logit).exp()).sum();
+        let expected = 3f64.exp() / total;
+        assert!((ones as f64 / f64::from(draws) - expected).abs() < 0.02);
+    }
+
+    #[test]
+    fn filters_keep_what_they_promise() {
+        assert_eq!(sampled(&warm()), [0, 1, 2, 3, 4]);
+        assert_eq!(sampled(&SamplingParams { top_k: Some(2), ..warm() }), [1, 2]);
+        // Probabilities are 0.64, 0.23, 0.09, 0.03, 0.01.
+        assert_eq!(sampled(&SamplingParams { top_p: 0.6, ..warm() }), [1]);
+        assert_eq!(sampled(&SamplingParams { top_p: 0.7, ..warm() }), [1, 2]);
+        assert_eq!(sampled(&SamplingParams { min_p: 0.3, ..warm() }), [1, 2]);
+        assert_eq!(sampled(&SamplingParams { temperature: 0.01, ..warm() }), [1]);
+    }
+
+    #[test]
+    fn same_seed_same_choices() {
+        let draw = |seed| {
+            let mut sampler = Sampler::new(Some(seed));
+            (0..50).map(|_| sampler.sample(&LOGITS, &[], &[], &warm())).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(3), draw(3));
+        assert_ne!(draw(3), draw(4));
+    }
+
+    #[test]
+    fn penalties_count_prompt_and_answer_as_documented() {
+        let params = SamplingParams {
+            repetition_penalty: 2.0,
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            ..SamplingParams::default()
+        };
+        let mut logits = LOGITS;
+        penalize(&mut logits, &[1, 3], &[2, 2], &params);
+        assert_eq!(logits, [1.0, 1.5, 0.0, -2.0, 0.0]);
+    }
+}

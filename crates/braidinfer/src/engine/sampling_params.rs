@@ -1,0 +1,82 @@
+//! How to choose tokens, and when to stop.
+
+use std::fmt;
+
+use crate::{Error, Result};
+
+/// Settings of one request. The default is greedy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// Divisor of the logits; 0 takes the likeliest token.
+    pub temperature: f64,
+    /// Keep this many most likely tokens.
+    pub top_k: Option<usize>,
+    /// Keep the fewest tokens whose probabilities sum to this.
+    pub top_p: f64,
+    /// Keep tokens with at least this share of the largest probability.
+    pub min_p: f64,
+    /// Logits of tokens seen in prompt or answer are divided (if positive) or multiplied by this (Keskar et
+    /// al. 2019, arXiv:1909.05858).
+    pub repetition_penalty: f64,
+    /// Subtracted from the logit of every token of the answer so far.
+    pub presence_penalty: f64,
+    /// Subtracted once per occurrence in the answer so far.
+    pub frequency_penalty: f64,
+    /// Seed of the random choices; drawn at random if `None`.
+    pub seed: Option<u64>,
+    /// Most tokens to generate; up to the context's end if `None`.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Go on past the tokens that end a text.
+    pub ignore_eos: bool,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: None,
+            max_tokens: None,
+            stop: Vec::new(),
+            ignore_eos: false,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Whether every setting is in its range.
+    pub fn validate(&self) -> Result<()> {
+        let within = |field: &str, value: f64, ok: bool, range: &str| {
+            if ok && value.is_finite() { Ok(()) } else { Err(Error::bad_request(field, range, value)) }
+        };
+        within("temperature", self.temperature, self.temperature >= 0.0, "a number of at least 0")?;
+        within("top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "a number above 0 and at most 1")?;
+        within("min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1")?;
+        within("repetition-penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "a number above 0")?;
+        for (field, value) in
+            [("presence-penalty", self.presence_penalty), ("frequency-penalty", self.frequency_penalty)]
+        {
+            within(field, value, (-2.0..=2.0).contains(&value), "a number from -2 to 2")?;
+        }
+        at_least_one("top-k", self.top_k)?;
+        at_least_one("max-tokens", self.max_tokens)?;
+        match self.stop.iter().find(|stop| stop.is_empty()) {
+            Some(_) => Err(Error::bad_request("stop", "a text of at least one character", "an empty text")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn at_least_one(field: &str, value: Option<impl fmt::Display + PartialEq<usize>>) -> Result<()> {
+    match value {
+        Some(value) if value == 0 => Err(Error::bad_request(field, "a whole number of at least 1", value)),
+        _ => Ok(()),
+    }
+}

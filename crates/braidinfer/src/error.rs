@@ -1,0 +1,64 @@
+//! What can go wrong, in the kinds that faces tell apart.
+
+use braidinfer_model::ModelError;
+
+/// A failure of the library.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model's files.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A tokenizer or chat template that cannot be read or used.
+    #[error("{path}: {message}")]
+    Text {
+        /// File.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A setting or input outside its range.
+    #[error("{field}: expected {expected}, found {found}")]
+    BadRequest {
+        /// Setting or input.
+        field: String,
+        /// What would be right.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// The prompt does not fit.
+    #[error(
+        "the prompt has {prompt} tokens, but the context holds {context}: nothing was cut; shorten it or raise the context"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens the context holds.
+        context: usize,
+    },
+    /// Not possible with this model, device or build.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A logit that is not a number or not finite.
+    #[error("step {step}: the logits of sequence {sequence} are not finite (row index {index}: {value})")]
+    NotFinite {
+        /// Engine step.
+        step: usize,
+        /// Sequence number.
+        sequence: usize,
+        /// Token id of the first bad logit.
+        index: usize,
+        /// Its value.
+        value: f32,
+    },
+    /// The tensor library.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// A [`Error::BadRequest`].
+    pub fn bad_request(field: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
+        Self::BadRequest { field: field.into(), expected: expected.into(), found: found.to_string() }
+    }
+}

@@ -1,0 +1,125 @@
+//! What an executor is asked to run.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use braidinfer_model::DecoderSpec;
+
+use super::KvCacheConfig;
+use crate::{Error, Result};
+
+/// Tokens of several sequences, flattened. Prefill, chunks of it and decode all look the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Token ids `[T]`: those of the first sequence, then those of the second, and so on.
+    pub token_ids: Vec<u32>,
+    /// One entry per sequence, in the order of its tokens.
+    pub sequences: Vec<SequenceSlice>,
+    /// Indices into `token_ids` of the tokens whose logits are wanted.
+    pub logits_rows: Vec<usize>,
+}
+
+/// The part of one sequence that is in a batch. Positions and storage slots of its tokens follow from this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceSlice {
+    /// Tokens of this sequence in the batch.
+    pub query_len: usize,
+    /// Tokens before them, whose keys and values are stored.
+    pub context_len: usize,
+    /// Length that governs RoPE where frequencies depend on it: at least `context_len + query_len`, and
+    /// the whole prompt's length while a prompt is fed in chunks, so that chunks rotate as the whole would.
+    pub rope_len: usize,
+    /// Block ids; position `p` is stored in block `block_table[p / block_size]`.
+    pub block_table: Vec<u32>,
+}
+
+impl SequenceSlice {
+    /// Positions of the tokens in the batch.
+    pub fn positions(&self) -> Range<usize> {
+        self.context_len..self.context_len + self.query_len
+    }
+
+    /// Storage slot of `position`.
+    pub fn slot(&self, position: usize, block_size: usize) -> usize {
+        self.block_table[position / block_size] as usize * block_size + position % block_size
+    }
+}
+
+impl Batch {
+    /// Adds the next `token_ids` of a sequence and asks for the logits of the last `wanted` of them.
+    pub fn push(&mut self, token_ids: &[u32], sequence: SequenceSlice, wanted: usize) {
+        debug_assert_eq!(token_ids.len(), sequence.query_len);
+        self.token_ids.extend_from_slice(token_ids);
+        self.sequences.push(sequence);
+        let end = self.token_ids.len();
+        self.logits_rows.extend(end - wanted.min(token_ids.len())..end);
+    }
+
+    /// Each sequence with the range of its tokens in [`Batch::token_ids`].
+    pub fn ranges(&self) -> impl Iterator<Item = (Range<usize>, &SequenceSlice)> {
+        self.sequences.iter().scan(0, |start, sequence| {
+            let range = *start..*start + sequence.query_len;
+            *start = range.end;
+            Some((range, sequence))
+        })
+    }
+
+    /// Whether this batch agrees with itself, the vocabulary and the storage.
+    pub fn validate(&self, spec: &DecoderSpec, kv_cache: &KvCacheConfig) -> Result<()> {
+        let vocab = spec.vocab_size;
+        if let Some(id) = self.token_ids.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::bad_request("token id", format!("below the vocabulary size {vocab}"), id));
+        }
+        let tokens: usize = self.sequences.iter().map(|sequence| sequence.query_len).sum();
+        if tokens != self.token_ids.len() {
+            return Err(Error::bad_request(
+                "batch",
+                format!("{tokens} token ids for its sequences"),
+                self.token_ids.len(),
+            ));
+        }
+        if let Some(row) = self.logits_rows.iter().find(|row| **row >= tokens) {
+            return Err(Error::bad_request("logits row", format!("an index below {tokens}"), row));
+        }
+        self.sequences.iter().try_for_each(|sequence| sequence.validate(kv_cache))?;
+        self.validate_slots(kv_cache.block_size)
+    }
+
+    /// No two tokens of one batch may be stored in one place.
+    fn validate_slots(&self, block_size: usize) -> Result<()> {
+        let mut written = HashSet::with_capacity(self.token_ids.len());
+        for sequence in &self.sequences {
+            for position in sequence.positions() {
+                if !written.insert(sequence.slot(position, block_size)) {
+                    return Err(Error::bad_request(
+                        "block table",
+                        "blocks that no other sequence writes",
+                        "a shared slot",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SequenceSlice {
+    fn validate(&self, kv_cache: &KvCacheConfig) -> Result<()> {
+        let len = self.positions().end;
+        let needed = len.div_ceil(kv_cache.block_size);
+        if self.query_len == 0 {
+            return Err(Error::bad_request("sequence", "at least one token", "none"));
+        }
+        if self.rope_len < len {
+            return Err(Error::bad_request("rope_len", format!("at least the length {len}"), self.rope_len));
+        }
+        if self.block_table.len() < needed {
+            let expected = format!("{needed} blocks for {len} tokens");
+            return Err(Error::bad_request("block table", expected, self.block_table.len()));
+        }
+        match self.block_table[..needed].iter().find(|block| **block as usize >= kv_cache.num_blocks) {
+            Some(block) => Err(Error::bad_request("block id", format!("below {}", kv_cache.num_blocks), block)),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Executors: a [`Batch`] in, logits out. They own keys and values; whoever calls them owns block ids.
+
+mod batch;
+mod device;
+mod probe;
+pub mod standard;
+
+use braidinfer_model::DecoderSpec;
+
+pub use batch::{Batch, SequenceSlice};
+pub use device::DeviceChoice;
+pub use probe::{Activation, NoProbe, Probe, Recorder};
+
+use crate::Result;
+
+/// Computes logits. Standard and fused executors take the same [`Batch`].
+///
+/// Promises, for every architecture: the logits of a position do not depend on how its sequence was cut
+/// into batches, nor (to the executor's stated tolerance) on the other sequences in the batch.
+pub trait Executor: Send {
+    /// The decoder this executes.
+    fn spec(&self) -> &DecoderSpec;
+
+    /// Shape of the key/value storage.
+    fn kv_cache(&self) -> KvCacheConfig;
+
+    /// Runs every token of `batch`, stores its keys and values, and returns the wanted rows of logits.
+    ///
+    /// Fails with [`crate::Error::BadRequest`] on a batch that contradicts itself, the vocabulary or the
+    /// storage; the storage is then unchanged.
+    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits>;
+}
+
+/// Key/value storage: blocks of a fixed number of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvCacheConfig {
+    /// Tokens per block.
+    pub block_size: usize,
+    /// Blocks that may be named; memory is taken as they are first used.
+    pub num_blocks: usize,
+    /// How keys and values are stored.
+    pub dtype: KvDtype,
+}
+
+impl KvCacheConfig {
+    /// Tokens that fit in all blocks together.
+    pub fn capacity(&self) -> usize {
+        self.block_size * self.num_blocks
+    }
+}
+
+/// How keys and values are stored. Never bf16: its rounding of keys is what large key norms amplify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvDtype {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes.
+    F16,
+}
+
+/// Rows of logits, in the order the batch asked for them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logits {
+    values: Vec<f32>,
+    vocab_size: usize,
+}
+
+impl Logits {
+    /// `values` is `[rows, vocab_size]`, row-major.
+    pub fn new(values: Vec<f32>, vocab_size: usize) -> Self {
+        assert!(vocab_size > 0 && values.len().is_multiple_of(vocab_size), "logits are whole rows");
+        Self { values, vocab_size }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.vocab_size
+    }
+
+    /// One row, `[vocab_size]`.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.vocab_size..(row + 1) * self.vocab_size]
+    }
+}

@@ -1,0 +1,146 @@
+//! Causal attention over paged keys and values.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use braidinfer_model::spec::{AttentionSpec, QkNormExtent};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ops::softmax_last_dim;
+
+use super::layer::Context;
+use super::linear::Linear;
+use super::norm::Norm;
+use super::trace::Trace;
+use super::{rows, softcap};
+use crate::Result;
+use crate::executor::SequenceSlice;
+
+/// The attention half of a layer.
+#[derive(Debug)]
+pub(super) struct Attention {
+    pub(super) spec: AttentionSpec,
+    pub(super) num_attention_heads: usize,
+    pub(super) num_key_value_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) sliding_window: Option<usize>,
+    /// Index of the rotary table.
+    pub(super) rope: Option<usize>,
+    pub(super) q_proj: Linear,
+    pub(super) k_proj: Linear,
+    pub(super) v_proj: Linear,
+    pub(super) o_proj: Linear,
+    /// Norms on queries and keys.
+    pub(super) qk_norm: Option<(QkNormExtent, Norm, Norm)>,
+}
+
+impl Attention {
+    /// `[T, h]` to `[T, h]`; stores the keys and values of every token.
+    pub(super) fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
+        let (q, k, v) = self.project(x, context, trace)?;
+        let mut heads = Vec::with_capacity(context.batch.sequences.len());
+        for (range, sequence) in context.batch.ranges() {
+            let (k, v) = (rows(&k, range.clone())?, rows(&v, range.clone())?);
+            context.kv_cache.write(context.index, sequence, &k, &v)?;
+            heads.push(self.attend(&rows(&q, range)?, sequence, context)?);
+        }
+        let heads = Tensor::cat(&heads, 0)?.to_dtype(x.dtype())?;
+        trace.record("attn.heads", &heads)?;
+        let out = self.o_proj.forward(&heads)?;
+        trace.record("attn.out", &out)?;
+        Ok(out)
+    }
+
+    /// Queries `[T, H, d]`, keys and values `[T, G, d]`, normed and rotated, in f32.
+    fn project(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<(Tensor, Tensor, Tensor)> {
+        let (q, k, v) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
+        trace.record("attn.q", &q)?;
+        trace.record("attn.k", &k)?;
+        trace.record("attn.v", &v)?;
+        let (q_norm, k_norm) = match &self.qk_norm {
+            Some((extent, q, k)) => (Some((*extent, q)), Some((*extent, k))),
+            None => (None, None),
+        };
+        let q = self.split_heads(&q, self.num_attention_heads, q_norm)?;
+        let k = self.split_heads(&k, self.num_key_value_heads, k_norm)?;
+        let v = self.split_heads(&v, self.num_key_value_heads, None)?;
+        trace.record("attn.q_norm", &q)?;
+        trace.record("attn.k_norm", &k)?;
+        let (q, k) = match self.rope {
+            Some(table) => (context.rotations[table].apply(&q)?, context.rotations[table].apply(&k)?),
+            None => (q, k),
+        };
+        let q = self.scale_by_position(q, context)?;
+        trace.record("attn.q_rope", &q)?;
+        trace.record("attn.k_rope", &k)?;
+        Ok((q, k, v))
+    }
+
+    /// `[T, heads * d]` to `[T, heads, d]` in f32, normed where there is a norm.
+    fn split_heads(&self, x: &Tensor, heads: usize, norm: Option<(QkNormExtent, &Norm)>) -> Result<Tensor> {
+        let x = x.to_dtype(DType::F32)?;
+        let split = |x: &Tensor| x.reshape((x.dim(0)?, heads, self.head_dim));
+        match norm {
+            None => Ok(split(&x)?),
+            Some((QkNormExtent::Head, norm)) => norm.forward(&split(&x)?),
+            Some((QkNormExtent::Projection, norm)) => Ok(split(&norm.forward(&x)?)?),
+        }
+    }
+
+    fn scale_by_position(&self, q: Tensor, context: &Context) -> Result<Tensor> {
+        let Some(scale) = self.spec.query_position_scale else { return Ok(q) };
+        let original = scale.original_max_position_embeddings;
+        let factor = |position: usize| (1.0 + scale.beta * (1.0 + (position / original) as f64).ln()) as f32;
+        let positions = context.batch.sequences.iter().flat_map(SequenceSlice::positions);
+        let factors: Vec<f32> = positions.map(factor).collect();
+        let factors = Tensor::from_vec(factors, (q.dim(0)?, 1, 1), q.device())?;
+        Ok(q.broadcast_mul(&factors)?)
+    }
+
+    /// Attention of one sequence: queries `[t, H, d]` to `[t, H * d]`.
+    fn attend(&self, q: &Tensor, sequence: &SequenceSlice, context: &Context) -> Result<Tensor> {
+        let (t, len) = (sequence.query_len, sequence.positions().end);
+        let (groups, width) = (self.num_key_value_heads, self.head_dim);
+        let per_group = self.num_attention_heads / groups;
+        let (k, v) = context.kv_cache.read(context.index, sequence, len)?;
+        // The query heads of a group share keys, so they are rows of one matrix product: [G, H/G * t, d].
+        let q = q.reshape((t, groups, per_group, width))?.permute((1, 2, 0, 3))?;
+        let q = q.contiguous()?.reshape((groups, per_group * t, width))?;
+        let k = k.permute((1, 2, 0))?.contiguous()?;
+        let v = v.transpose(0, 1)?.contiguous()?;
+        let mut scores = (q.matmul(&k)? * self.spec.scale)?;
+        if let Some(cap) = self.spec.logit_softcapping {
+            scores = softcap(&scores, cap)?;
+        }
+        let mask = context.masks.get(sequence, self.sliding_window, q.device())?;
+        let scores = scores.reshape((groups, per_group, t, len))?.broadcast_add(&mask)?;
+        let probabilities = softmax_last_dim(&scores)?.reshape((groups, per_group * t, len))?;
+        let out = probabilities.matmul(&v)?.reshape((groups, per_group, t, width))?;
+        Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((t, groups * per_group * width))?)
+    }
+}
+
+/// Masks of one batch, shared by its layers.
+#[derive(Debug, Default)]
+pub(super) struct MaskCache(RefCell<HashMap<(usize, usize, Option<usize>), Tensor>>);
+
+impl MaskCache {
+    /// `[query_len, len]`: 0 where a key is visible, minus infinity elsewhere.
+    fn get(&self, sequence: &SequenceSlice, window: Option<usize>, device: &Device) -> Result<Tensor> {
+        let key = (sequence.context_len, sequence.query_len, window);
+        if let Some(mask) = self.0.borrow().get(&key) {
+            return Ok(mask.clone());
+        }
+        let mask = Tensor::from_vec(mask(sequence, window), (sequence.query_len, sequence.positions().end), device)?;
+        self.0.borrow_mut().insert(key, mask.clone());
+        Ok(mask)
+    }
+}
+
+/// Key `j` is visible to query `i` if `j <= i`, and under a window `w` also `j > i - w`.
+fn mask(sequence: &SequenceSlice, window: Option<usize>) -> Vec<f32> {
+    let len = sequence.positions().end;
+    let first = |query: usize| window.map_or(0, |window| (query + 1).saturating_sub(window));
+    let visible = |query: usize, key: usize| (first(query)..=query).contains(&key);
+    let row = |query: usize| (0..len).map(move |key| if visible(query, key) { 0.0 } else { f32::NEG_INFINITY });
+    sequence.positions().flat_map(row).collect()
+}

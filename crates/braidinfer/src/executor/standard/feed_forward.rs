@@ -1,0 +1,37 @@
+//! The dense feed-forward half of a layer.
+
+use braidinfer_model::spec::Activation;
+use candle_core::{DType, Tensor};
+
+use super::linear::Linear;
+use crate::Result;
+
+/// `down(act(gate x) * up x)`, or `down(act(up x))` without a gate.
+#[derive(Debug)]
+pub(super) struct DenseFeedForward {
+    pub(super) hidden_act: Activation,
+    pub(super) gate_proj: Option<Linear>,
+    pub(super) up_proj: Linear,
+    pub(super) down_proj: Linear,
+}
+
+impl DenseFeedForward {
+    /// `[T, h]` to `[T, h]`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let up = self.up_proj.forward(x)?.to_dtype(DType::F32)?;
+        let inner = match &self.gate_proj {
+            Some(gate_proj) => (self.activate(&gate_proj.forward(x)?.to_dtype(DType::F32)?)? * up)?,
+            None => self.activate(&up)?,
+        };
+        self.down_proj.forward(&inner.to_dtype(x.dtype())?)
+    }
+
+    fn activate(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self.hidden_act {
+            Activation::Silu => x.silu()?,
+            Activation::GeluTanh => x.gelu()?,
+            Activation::GeluErf => x.gelu_erf()?,
+            Activation::Relu => x.relu()?,
+        })
+    }
+}

@@ -1,0 +1,137 @@
+//! Paged storage of keys and values.
+
+use braidinfer_model::DecoderSpec;
+use braidinfer_model::rope::RopeRegime;
+use candle_core::{DType, Device, Tensor};
+
+use crate::Result;
+use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
+
+/// Keys and values of every layer, by slot. Grows as blocks are first used.
+#[derive(Debug)]
+pub(super) struct KvCache {
+    config: KvCacheConfig,
+    /// Per layer: keys and values, each `[slots, G, d]`.
+    layers: Vec<(Tensor, Tensor)>,
+    /// What each slot holds; kept only where RoPE depends on the length of the sequence.
+    history: Option<History>,
+}
+
+/// Which token each slot holds and how its key was rotated.
+#[derive(Debug)]
+pub(super) struct History {
+    spec: DecoderSpec,
+    slots: Vec<(u32, Vec<RopeRegime>)>,
+}
+
+impl KvCache {
+    pub(super) fn new(spec: &DecoderSpec, config: KvCacheConfig, device: &Device) -> Result<Self> {
+        let dtype = match config.dtype {
+            KvDtype::F32 => DType::F32,
+            KvDtype::F16 => DType::F16,
+        };
+        let shape = (0, spec.num_key_value_heads, spec.head_dim);
+        let empty = || Tensor::zeros(shape, dtype, device);
+        let layers = spec.layers.iter().map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
+        let by_length = spec.rope.iter().any(|table| table.depends_on_length());
+        let history = by_length.then(|| History { spec: spec.clone(), slots: Vec::new() });
+        Ok(Self { config, layers, history })
+    }
+
+    pub(super) fn config(&self) -> KvCacheConfig {
+        self.config
+    }
+
+    pub(super) fn history(&self) -> Option<&History> {
+        self.history.as_ref()
+    }
+
+    /// Makes room for every block that `batch` names.
+    pub(super) fn reserve(&mut self, batch: &Batch) -> Result<()> {
+        let blocks = batch.sequences.iter().flat_map(|sequence| &sequence.block_table);
+        let needed = (blocks.max().map_or(0, |block| *block as usize + 1)) * self.config.block_size;
+        let current = self.layers.first().map_or(0, |(keys, _)| keys.dims()[0]);
+        if needed <= current {
+            return Ok(());
+        }
+        // Doubling keeps the copies of a growing sequence linear in its length.
+        let slots = needed.max(2 * current).min(self.config.capacity());
+        for (keys, values) in &mut self.layers {
+            *keys = grown(keys, slots)?;
+            *values = grown(values, slots)?;
+        }
+        Ok(())
+    }
+
+    /// Stores rows `[query_len, G, d]` of one sequence.
+    pub(super) fn write(&self, layer: usize, sequence: &SequenceSlice, keys: &Tensor, values: &Tensor) -> Result<()> {
+        let (key_store, value_store) = &self.layers[layer];
+        let block_size = self.config.block_size;
+        let positions = sequence.positions();
+        let mut position = positions.start;
+        while position < positions.end {
+            let run = (block_size - position % block_size).min(positions.end - position);
+            let slot = sequence.slot(position, block_size);
+            for (store, rows) in [(key_store, keys), (value_store, values)] {
+                let rows = rows.narrow(0, position - positions.start, run)?;
+                store.slice_set(&rows.to_dtype(store.dtype())?.contiguous()?, 0, slot)?;
+            }
+            position += run;
+        }
+        Ok(())
+    }
+
+    /// Keys and values of positions `0..len` of a sequence, each `[len, G, d]` in f32.
+    pub(super) fn read(&self, layer: usize, sequence: &SequenceSlice, len: usize) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = &self.layers[layer];
+        Ok((self.gather(keys, sequence, len)?, self.gather(values, sequence, len)?))
+    }
+
+    fn gather(&self, store: &Tensor, sequence: &SequenceSlice, len: usize) -> Result<Tensor> {
+        let block_size = self.config.block_size;
+        let blocks = &sequence.block_table[..len.div_ceil(block_size)];
+        let rows = if blocks.windows(2).all(|pair| pair[1] == pair[0] + 1) {
+            store.narrow(0, sequence.slot(0, block_size), len)?
+        } else {
+            let slots: Vec<u32> = (0..len).map(|position| sequence.slot(position, block_size) as u32).collect();
+            store.index_select(&Tensor::new(slots, store.device())?, 0)?
+        };
+        Ok(rows.to_dtype(DType::F32)?)
+    }
+
+    /// Notes which tokens `batch` stored and how their keys were rotated.
+    pub(super) fn remember(&mut self, batch: &Batch) {
+        let (block_size, capacity) = (self.config.block_size, self.config.capacity());
+        let Some(history) = &mut self.history else { return };
+        let slots = self.layers.first().map_or(0, |(keys, _)| keys.dims()[0]).min(capacity);
+        history.slots.resize(slots, (0, Vec::new()));
+        for (range, sequence) in batch.ranges() {
+            let regimes = history.regimes(sequence.rope_len);
+            for (position, token) in sequence.positions().zip(&batch.token_ids[range]) {
+                history.slots[sequence.slot(position, block_size)] = (*token, regimes.clone());
+            }
+        }
+    }
+}
+
+impl History {
+    /// The regime of every table of the spec at a length.
+    pub(super) fn regimes(&self, rope_len: usize) -> Vec<RopeRegime> {
+        self.spec.rope.iter().map(|table| table.regime(rope_len)).collect()
+    }
+
+    /// The token in `slot` and the regimes under which its key was rotated.
+    pub(super) fn slot(&self, slot: usize) -> Option<&(u32, Vec<RopeRegime>)> {
+        self.slots.get(slot)
+    }
+}
+
+/// `store` with room for `slots` rows, the old ones kept.
+fn grown(store: &Tensor, slots: usize) -> Result<Tensor> {
+    let (old, heads, width) = store.dims3()?;
+    let larger = Tensor::zeros((slots, heads, width), store.dtype(), store.device())?;
+    if old > 0 {
+        larger.slice_set(store, 0, 0)?;
+    }
+    Ok(larger)
+}

@@ -1,0 +1,66 @@
+//! One layer: attention and feed-forward, joined to the residual stream.
+
+use candle_core::Tensor;
+
+use super::attention::{Attention, MaskCache};
+use super::feed_forward::DenseFeedForward;
+use super::kv_cache::KvCache;
+use super::norm::Norm;
+use super::rotary::Rotation;
+use super::trace::Trace;
+use crate::Result;
+use crate::executor::Batch;
+
+/// What the layers of one forward pass share.
+pub(super) struct Context<'a> {
+    pub(super) batch: &'a Batch,
+    /// One per rotary table.
+    pub(super) rotations: &'a [Rotation],
+    pub(super) kv_cache: &'a KvCache,
+    pub(super) masks: &'a MaskCache,
+    /// The layer's index.
+    pub(super) index: usize,
+}
+
+/// A layer. Norms that the architecture lacks are `None` and pass their input through.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) parallel: bool,
+    pub(super) residual_multiplier: f64,
+    pub(super) input_norm: Option<Norm>,
+    pub(super) attention: Attention,
+    pub(super) attention_output_norm: Option<Norm>,
+    pub(super) feed_forward_norm: Option<Norm>,
+    pub(super) feed_forward: DenseFeedForward,
+    pub(super) feed_forward_output_norm: Option<Norm>,
+}
+
+impl Layer {
+    /// The residual stream `[T, h]` after this layer.
+    pub(super) fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
+        let normed = through(&self.input_norm, x)?;
+        trace.record("input_norm", &normed)?;
+        let mixed = through(&self.attention_output_norm, &self.attention.forward(&normed, context, trace)?)?;
+        let after_attention = self.add(x, &mixed)?;
+        trace.record("attn.residual", &after_attention)?;
+        let normed = if self.parallel { normed } else { through(&self.feed_forward_norm, &after_attention)? };
+        trace.record("ffn.norm", &normed)?;
+        let transformed = through(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed)?)?;
+        trace.record("ffn.out", &transformed)?;
+        self.add(&after_attention, &transformed)
+    }
+
+    fn add(&self, x: &Tensor, update: &Tensor) -> Result<Tensor> {
+        if self.residual_multiplier == 1.0 {
+            return Ok((x + update)?);
+        }
+        Ok((x + (update * self.residual_multiplier)?)?)
+    }
+}
+
+fn through(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => Ok(x.clone()),
+    }
+}

@@ -1,0 +1,199 @@
+//! Weights to tensors.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use braidinfer_model::spec::{FeedForward, Mixer, NormSpec};
+use braidinfer_model::{DecoderSpec, LayerSlot, Param, Slot, Weights};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::StandardExecutor;
+use super::attention::Attention;
+use super::feed_forward::DenseFeedForward;
+use super::kv_cache::KvCache;
+use super::layer::Layer;
+use super::linear::Linear;
+use super::norm::Norm;
+use crate::executor::{DeviceChoice, KvCacheConfig};
+use crate::{Error, Result};
+
+/// The type of weights and of the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputeDtype {
+    /// 4 bytes; what the fixtures are held to.
+    F32,
+    /// 2 bytes, with the range of f32.
+    BF16,
+    /// 2 bytes, largest value 65504.
+    F16,
+}
+
+impl ComputeDtype {
+    fn candle(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::BF16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
+impl fmt::Display for ComputeDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.candle().as_str())
+    }
+}
+
+impl FromStr for ComputeDtype {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::BF16),
+            "f16" => Ok(Self::F16),
+            _ => Err(Error::bad_request("dtype", "f32, bf16 or f16", format!("`{name}`"))),
+        }
+    }
+}
+
+/// How to load.
+#[derive(Debug, Clone, Copy)]
+pub struct StandardOptions {
+    /// Type of weights and of the residual stream.
+    pub dtype: ComputeDtype,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Key/value storage.
+    pub kv_cache: KvCacheConfig,
+}
+
+/// Called as layers are loaded, from several threads, with how many are done and how many there are.
+pub type LoadProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
+
+impl StandardExecutor {
+    /// Copies the weights into tensors of the compute type, layers in parallel.
+    ///
+    /// Fails on a weight that is not finite (or not in the range of the compute type), naming tensor and index.
+    pub fn load(
+        spec: DecoderSpec,
+        weights: &Weights,
+        options: StandardOptions,
+        progress: LoadProgress,
+    ) -> Result<Self> {
+        let device = options.device.open()?;
+        let loader = Loader { spec: &spec, weights, dtype: options.dtype, device: &device };
+        let done = AtomicUsize::new(0);
+        let layer = |index: usize| {
+            let layer = loader.layer(index)?;
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, spec.layers.len());
+            Ok(layer)
+        };
+        let layers = (0..spec.layers.len()).into_par_iter().map(layer).collect::<Result<_>>()?;
+        let embed_tokens = loader.matrix(Slot::EmbedTokens)?;
+        let lm_head = if weights.head_is_embedding() {
+            Linear::new(embed_tokens.clone(), loader.vector(Slot::LmHead, Param::Bias)?)
+        } else {
+            loader.linear(Slot::LmHead)?
+        };
+        let final_norm = loader.norm(Slot::FinalNorm, &spec.norm)?.ok_or_else(|| loader.absent(Slot::FinalNorm))?;
+        let kv_cache = KvCache::new(&spec, options.kv_cache, &device)?;
+        let dtype = options.dtype.candle();
+        Ok(Self { dtype, embed_tokens, layers, final_norm, lm_head, kv_cache, device, spec })
+    }
+}
+
+struct Loader<'a> {
+    spec: &'a DecoderSpec,
+    weights: &'a Weights,
+    dtype: ComputeDtype,
+    device: &'a Device,
+}
+
+impl Loader<'_> {
+    fn layer(&self, index: usize) -> Result<Layer> {
+        let norm = |slot| self.norm(Slot::Layer(index, slot), &self.spec.norm);
+        Ok(Layer {
+            parallel: self.spec.block.parallel,
+            residual_multiplier: self.spec.residual_multiplier,
+            input_norm: norm(LayerSlot::InputNorm)?,
+            attention: self.attention(index)?,
+            attention_output_norm: norm(LayerSlot::AttentionOutputNorm)?,
+            feed_forward_norm: norm(LayerSlot::FeedForwardNorm)?,
+            feed_forward: self.feed_forward(index)?,
+            feed_forward_output_norm: norm(LayerSlot::FeedForwardOutputNorm)?,
+        })
+    }
+
+    fn attention(&self, index: usize) -> Result<Attention> {
+        let spec = self.spec;
+        let Mixer::Attention { sliding_window, rope } = spec.layers[index].mixer;
+        let slot = |slot| Slot::Layer(index, slot);
+        let qk_norm = match &spec.attention.qk_norm {
+            None => None,
+            Some(qk_norm) => {
+                let norm = |slot| self.norm(slot, &qk_norm.norm)?.ok_or_else(|| self.absent(slot));
+                Some((qk_norm.extent, norm(slot(LayerSlot::QNorm))?, norm(slot(LayerSlot::KNorm))?))
+            }
+        };
+        Ok(Attention {
+            spec: spec.attention,
+            num_attention_heads: spec.num_attention_heads,
+            num_key_value_heads: spec.num_key_value_heads,
+            head_dim: spec.head_dim,
+            sliding_window,
+            rope,
+            q_proj: self.linear(slot(LayerSlot::QProj))?,
+            k_proj: self.linear(slot(LayerSlot::KProj))?,
+            v_proj: self.linear(slot(LayerSlot::VProj))?,
+            o_proj: self.linear(slot(LayerSlot::OProj))?,
+            qk_norm,
+        })
+    }
+
+    fn feed_forward(&self, index: usize) -> Result<DenseFeedForward> {
+        let FeedForward::Dense { hidden_act, gated, .. } = self.spec.layers[index].feed_forward;
+        let linear = |slot| self.linear(Slot::Layer(index, slot));
+        Ok(DenseFeedForward {
+            hidden_act,
+            gate_proj: if gated { Some(linear(LayerSlot::GateProj)?) } else { None },
+            up_proj: linear(LayerSlot::UpProj)?,
+            down_proj: linear(LayerSlot::DownProj)?,
+        })
+    }
+
+    /// The norm in `slot`, or `None` if the architecture has none there.
+    fn norm(&self, slot: Slot, spec: &NormSpec) -> Result<Option<Norm>> {
+        let Some(weight) = self.vector(slot, Param::Weight)? else { return Ok(None) };
+        Norm::new(spec, &weight, self.vector(slot, Param::Bias)?).map(Some)
+    }
+
+    fn linear(&self, slot: Slot) -> Result<Linear> {
+        Ok(Linear::new(self.matrix(slot)?, self.vector(slot, Param::Bias)?))
+    }
+
+    /// A matrix in the compute type.
+    fn matrix(&self, slot: Slot) -> Result<Tensor> {
+        let view = self.weights.get(slot, Param::Weight).ok_or_else(|| self.absent(slot))?;
+        let shape = view.shape.clone();
+        let tensor = match self.dtype {
+            ComputeDtype::F32 => Tensor::from_vec(view.read::<f32>()?, shape, self.device),
+            ComputeDtype::BF16 => Tensor::from_vec(view.read::<bf16>()?, shape, self.device),
+            ComputeDtype::F16 => Tensor::from_vec(view.read::<f16>()?, shape, self.device),
+        };
+        Ok(tensor?)
+    }
+
+    /// A vector in f32, or `None` if the architecture has none there.
+    fn vector(&self, slot: Slot, param: Param) -> Result<Option<Tensor>> {
+        let Some(view) = self.weights.get(slot, param) else { return Ok(None) };
+        Ok(Some(Tensor::from_vec(view.read::<f32>()?, view.shape.clone(), self.device)?))
+    }
+
+    fn absent(&self, slot: Slot) -> Error {
+        Error::Unsupported(format!("the architecture calls for {slot:?}, which the weights lack"))
+    }
+}

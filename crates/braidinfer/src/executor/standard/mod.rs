@@ -1,0 +1,130 @@
+//! The standard executor: one decoder over [`DecoderSpec`] in Candle operations, on any Candle device.
+//!
+//! Written to be obviously right; it is the reference for every other executor. Norms, rotations, scores,
+//! softmax and all sums are f32 whatever the compute type; the residual stream and what linear layers
+//! return have the compute type.
+
+mod attention;
+mod feed_forward;
+mod kv_cache;
+mod layer;
+mod linear;
+mod load;
+mod norm;
+mod recompute;
+mod rotary;
+mod trace;
+
+use braidinfer_model::DecoderSpec;
+use candle_core::{DType, Device, IndexOp, Tensor};
+
+use self::attention::MaskCache;
+use self::kv_cache::KvCache;
+use self::layer::Layer;
+use self::linear::Linear;
+use self::norm::Norm;
+use self::rotary::Rotation;
+use self::trace::Trace;
+use super::{Batch, Executor, KvCacheConfig, Logits, Probe};
+use crate::{Error, Result};
+
+pub use load::{ComputeDtype, LoadProgress, StandardOptions};
+
+/// A decoder in Candle operations.
+#[derive(Debug)]
+pub struct StandardExecutor {
+    spec: DecoderSpec,
+    device: Device,
+    dtype: DType,
+    embed_tokens: Tensor,
+    layers: Vec<Layer>,
+    final_norm: Norm,
+    lm_head: Linear,
+    kv_cache: KvCache,
+}
+
+impl Executor for StandardExecutor {
+    fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    fn kv_cache(&self) -> KvCacheConfig {
+        self.kv_cache.config()
+    }
+
+    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits> {
+        batch.validate(&self.spec, &self.kv_cache.config())?;
+        let recomputed = recompute::expand(batch, &self.kv_cache)?;
+        let batch = recomputed.as_ref().unwrap_or(batch);
+        self.kv_cache.reserve(batch)?;
+        let mut trace = Trace::new(probe);
+        let logits = self.decode(batch, &mut trace)?;
+        self.kv_cache.remember(batch);
+        Ok(Logits::new(logits.flatten_all()?.to_vec1()?, self.spec.vocab_size))
+    }
+}
+
+impl StandardExecutor {
+    /// Logits `[rows, V]` in f32.
+    fn decode(&self, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
+        let rotations = Rotation::for_batch(&self.spec, batch, &self.device)?;
+        let masks = MaskCache::default();
+        let mut x = self.embed(&batch.token_ids)?;
+        trace.record("embed", &x)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            trace.enter_layer(index);
+            let context =
+                layer::Context { batch, rotations: &rotations, kv_cache: &self.kv_cache, masks: &masks, index };
+            x = layer.forward(&x, &context, trace)?;
+            trace.record("output", &x)?;
+        }
+        trace.leave_layers();
+        self.head(&x, &batch.logits_rows, trace)
+    }
+
+    /// The embedding of every token, `[T, h]`.
+    fn embed(&self, token_ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::new(token_ids, &self.device)?;
+        let x = self.embed_tokens.index_select(&ids, 0)?;
+        if self.spec.embedding_multiplier == 1.0 {
+            return Ok(x);
+        }
+        // The multiplier is rounded to the compute type before use, as Gemma was trained.
+        let multiplier = Tensor::new(self.spec.embedding_multiplier as f32, &self.device)?.to_dtype(self.dtype)?;
+        Ok(x.broadcast_mul(&multiplier)?)
+    }
+
+    fn head(&self, x: &Tensor, rows: &[usize], trace: &mut Trace) -> Result<Tensor> {
+        let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        if rows.is_empty() {
+            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, &self.device)?);
+        }
+        let x = x.index_select(&Tensor::new(rows, &self.device)?, 0)?;
+        let x = self.final_norm.forward(&x)?;
+        trace.record("final_norm", &x)?;
+        let mut logits = self.lm_head.forward_f32(&x)?;
+        if self.spec.logits_scaling != 1.0 {
+            logits = (logits / self.spec.logits_scaling)?;
+        }
+        if let Some(cap) = self.spec.final_logit_softcapping {
+            logits = softcap(&logits, cap)?;
+        }
+        trace.record("logits", &logits)?;
+        Ok(logits)
+    }
+}
+
+/// `cap * tanh(x / cap)`.
+fn softcap(x: &Tensor, cap: f64) -> Result<Tensor> {
+    Ok(((x / cap)?.tanh()? * cap)?)
+}
+
+/// Rows `range` of `x`.
+fn rows(x: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor> {
+    Ok(x.i(range)?)
+}
+
+/// A failure of this executor's own bookkeeping, as opposed to a bad request.
+fn unsupported(what: impl Into<String>) -> Error {
+    Error::Unsupported(what.into())
+}

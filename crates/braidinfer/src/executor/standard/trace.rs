@@ -1,0 +1,38 @@
+//! Handing activations to a probe, with names formed only where one listens.
+
+use candle_core::{DType, Tensor};
+
+use crate::Result;
+use crate::executor::Probe;
+
+pub(super) struct Trace<'a> {
+    probe: &'a mut dyn Probe,
+    layer: Option<usize>,
+}
+
+impl<'a> Trace<'a> {
+    pub(super) fn new(probe: &'a mut dyn Probe) -> Self {
+        Self { probe, layer: None }
+    }
+
+    pub(super) fn enter_layer(&mut self, index: usize) {
+        self.layer = Some(index);
+    }
+
+    pub(super) fn leave_layers(&mut self) {
+        self.layer = None;
+    }
+
+    /// Records `x`, whose first dimension is the tokens.
+    pub(super) fn record(&mut self, part: &str, x: &Tensor) -> Result<()> {
+        let name = match self.layer {
+            Some(layer) => format!("layer.{layer}.{part}"),
+            None => part.to_owned(),
+        };
+        if self.probe.wants(&name) {
+            let values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            self.probe.record(&name, x.dim(0)?, values);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,20 @@
+//! Braidinfer, the library: runs decoder models from their published files.
+//!
+//! [`Llm`] opens a model and generates text. Below it: [`executor`] computes logits over paged keys and
+//! values and knows no text; [`engine`] schedules sequences and samples, and knows no tensors; [`text`]
+//! turns strings into ids and back.
+
+pub mod engine;
+mod error;
+pub mod executor;
+mod llm;
+pub mod text;
+
+pub use engine::{FinishReason, SamplingParams};
+pub use error::Error;
+pub use llm::{Completion, Llm, LoadOptions, Prompt, StreamEvent, Timings};
+
+pub use braidinfer_model as model;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

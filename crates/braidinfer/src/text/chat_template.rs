@@ -1,0 +1,231 @@
+//! Chat templates: Jinja, with what `transformers` adds and what Python does differently.
+
+mod json;
+mod python;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use braidinfer_model::{JsonFile, ModelSource};
+use chrono::{DateTime, Local, NaiveDateTime};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
+use serde_json::{Map, Value as Json};
+
+use super::tokenizer::{TOKENIZER_CONFIG, special_token};
+use crate::{Error, Result};
+
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// Special tokens that templates may name.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// One turn of a chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatMessage {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl ChatMessage {
+    /// A turn of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+
+    fn fields(&self) -> Map<String, Json> {
+        let field = |name: &str, text: &str| (name.to_owned(), Json::from(text));
+        Map::from_iter([field("role", &self.role), field("content", &self.content)])
+    }
+}
+
+/// The clock that `strftime_now` reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TemplateClock {
+    /// Local time.
+    #[default]
+    Local,
+    /// A fixed time, for reproducible prompts.
+    Fixed(NaiveDateTime),
+}
+
+/// A chat template with the special tokens it may name.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    path: String,
+    environment: Environment<'static>,
+    special_tokens: BTreeMap<String, String>,
+}
+
+impl ChatTemplate {
+    /// Reads `chat_template.jinja`, or the template in `tokenizer_config.json`; `None` if the model has neither.
+    pub fn read(source: &ModelSource) -> Result<Option<Self>> {
+        let config = JsonFile::read(source, TOKENIZER_CONFIG)?;
+        let (path, template) = match (source.read_text(TEMPLATE_FILE)?, &config) {
+            (Some(template), _) => (source.path_of(TEMPLATE_FILE), template),
+            (None, Some(config)) => match template_in(config)? {
+                Some(template) => (format!("{}: chat_template", config.path()), template),
+                None => return Ok(None),
+            },
+            (None, None) => return Ok(None),
+        };
+        let mut special_tokens = BTreeMap::new();
+        for name in SPECIAL_TOKENS {
+            if let Some(token) = config.as_ref().map(|config| special_token(config, name)).transpose()?.flatten() {
+                special_tokens.insert(name.to_owned(), token);
+            }
+        }
+        Self::parse(path, &template, special_tokens, TemplateClock::Local).map(Some)
+    }
+
+    /// Parses a template; `path` is for messages.
+    pub fn parse(
+        path: String,
+        template: &str,
+        special_tokens: BTreeMap<String, String>,
+        clock: TemplateClock,
+    ) -> Result<Self> {
+        let source = adapted(template).into_owned();
+        let environment = environment(clock).and_then(|mut environment| {
+            environment.add_template_owned("chat", source)?;
+            Ok(environment)
+        });
+        match environment {
+            Ok(environment) => Ok(Self { path, environment, special_tokens }),
+            Err(error) => {
+                let message = format!("expected a Jinja template, found {}", describe(&error));
+                Err(Error::Text { path, message })
+            }
+        }
+    }
+
+    /// Renders `messages`; with `add_generation_prompt` the text ends where the answer begins.
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
+        let messages: Vec<Map<String, Json>> = messages.iter().map(ChatMessage::fields).collect();
+        self.render_fields(&messages, add_generation_prompt, &Map::new())
+    }
+
+    /// As [`ChatTemplate::render`], for messages with any fields and with further template variables.
+    /// Fields that are null are left out, as `transformers` does.
+    pub fn render_fields(
+        &self,
+        messages: &[Map<String, Json>],
+        add_generation_prompt: bool,
+        variables: &Map<String, Json>,
+    ) -> Result<String> {
+        let present = |message: &Map<String, Json>| -> Map<String, Json> {
+            message
+                .iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect()
+        };
+        let messages: Vec<Map<String, Json>> = messages.iter().map(present).collect();
+        let mut context: BTreeMap<&str, Value> = BTreeMap::from([
+            ("messages", Value::from(Serde(messages))),
+            ("add_generation_prompt", add_generation_prompt.into()),
+            ("tools", ().into()),
+            ("documents", ().into()),
+        ]);
+        context.extend(self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str().into())));
+        context.extend(variables.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
+        let rendered = self.environment.get_template("chat").and_then(|template| template.render(context));
+        rendered.map_err(|error| Error::Text { path: self.path.clone(), message: describe(&error) })
+    }
+}
+
+/// The template in a tokenizer config: a text, or a list of named ones of which `default` is taken.
+fn template_in(config: &JsonFile) -> Result<Option<String>> {
+    const FIELD: &str = "chat_template";
+    match config.value(FIELD) {
+        Some(serde_json::Value::Array(templates)) => {
+            let named = |template: &&serde_json::Value| template["name"] == "default";
+            let default = templates.iter().find(named).and_then(|template| template["template"].as_str());
+            let error = || config.error(FIELD, "a template named `default` in the list", "none");
+            default.map(|template| Some(template.to_owned())).ok_or_else(|| error().into())
+        }
+        _ => Ok(config.text(FIELD)?.map(str::to_owned)),
+    }
+}
+
+/// The Jinja environment of `transformers`.
+fn environment(clock: TemplateClock) -> Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_formatter(python::format);
+    environment.set_unknown_method_callback(python::method);
+    environment.add_filter("tojson", json::to_json);
+    environment.add_filter("string", python::to_string);
+    environment.add_filter("title", python::title_filter);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", move |format: String| strftime(clock, &format));
+    Ok(environment)
+}
+
+/// Marks the message a template raised itself.
+#[derive(Debug)]
+struct Raised;
+
+impl std::fmt::Display for Raised {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("raised by the template")
+    }
+}
+
+impl std::error::Error for Raised {}
+
+fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message).with_source(Raised))
+}
+
+fn strftime(clock: TemplateClock, format: &str) -> Result<String, minijinja::Error> {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let written = match clock {
+        TemplateClock::Local => {
+            let now: DateTime<Local> = Local::now();
+            write!(text, "{}", now.format(format))
+        }
+        TemplateClock::Fixed(now) => write!(text, "{}", now.format(format)),
+    };
+    let error = |_| minijinja::Error::new(ErrorKind::InvalidOperation, format!("`{format}` is not a time format"));
+    written.map(|()| text).map_err(error)
+}
+
+/// `template` in this engine's dialect: blocks that only mark training text become plain ones.
+fn adapted(template: &str) -> Cow<'_, str> {
+    if !template.contains("generation") {
+        return Cow::Borrowed(template);
+    }
+    let mut adapted = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find("{%") {
+        let Some(len) = rest[start..].find("%}") else { break };
+        let (tag, after) = rest[start..].split_at(len + 2);
+        adapted.push_str(&rest[..start]);
+        match tag[2..tag.len() - 2].trim_matches(['-', '+']).trim() {
+            "generation" => adapted.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => adapted.push_str(&tag.replace("endgeneration", "endif")),
+            _ => adapted.push_str(tag),
+        }
+        rest = after;
+    }
+    adapted.push_str(rest);
+    Cow::Owned(adapted)
+}
+
+/// What went wrong, in one line.
+fn describe(error: &minijinja::Error) -> String {
+    let detail = error.detail().unwrap_or_default();
+    if std::error::Error::source(error).is_some_and(|source| source.is::<Raised>()) {
+        return format!("the chat template refuses these messages: {detail}");
+    }
+    let line = error.line().map_or_else(String::new, |line| format!(" in line {line}"));
+    let colon = if detail.is_empty() { "" } else { ": " };
+    format!("{}{colon}{detail}{line}", error.kind()).replace('\n', " ")
+}

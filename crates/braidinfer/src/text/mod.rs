@@ -1,0 +1,13 @@
+//! Strings to token ids and back: tokenizers, chat templates, streaming, stop texts.
+
+mod chat_template;
+mod sentencepiece;
+mod stop;
+mod stream_decoder;
+mod tokenizer;
+
+pub use chat_template::{ChatMessage, ChatTemplate, TemplateClock};
+pub use sentencepiece::SentencePiece;
+pub use stop::StopMatcher;
+pub use stream_decoder::StreamDecoder;
+pub use tokenizer::{Piece, Tokenizer};

@@ -1,0 +1,365 @@
+//! SentencePiece models (`tokenizer.model`): the algorithm of Kudo and Richardson 2018, arXiv:1808.06226.
+//!
+//! Own code because ids must equal those of the `sentencepiece` package: conversions to other tokenizers
+//! change the order of equal merges, normalisation around user symbols and leading spaces.
+
+mod bpe;
+mod normalizer;
+mod proto;
+mod unigram;
+
+use std::collections::HashMap;
+
+use braidinfer_model::JsonFile;
+use prost::Message;
+use serde_json::Value;
+
+use self::normalizer::Normalizer;
+use self::proto::{ModelProto, ModelType, PieceType};
+use super::tokenizer::special_token;
+use crate::{Error, Result};
+
+/// The space inside pieces.
+const SPACE: char = '\u{2581}';
+/// How the reference spells an unknown piece when decoding.
+const UNKNOWN_SURFACE: &str = " \u{2047} ";
+
+/// A SentencePiece tokenizer with the special tokens of its `tokenizer_config.json`.
+#[derive(Debug)]
+pub struct SentencePiece {
+    vocabulary: Vocabulary,
+    normalizer: Normalizer,
+    algorithm: ModelType,
+    byte_fallback: bool,
+    strip_leading_space: StripLeadingSpace,
+    /// Special tokens recognised in text, longest first.
+    specials: Vec<(String, u32)>,
+    /// Spelling of ids beyond the model's own.
+    added: HashMap<u32, Added>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    add_bos: bool,
+    add_eos: bool,
+}
+
+#[derive(Debug)]
+struct Added {
+    content: String,
+    special: bool,
+}
+
+/// What decoding removes at the start of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StripLeadingSpace {
+    No,
+    One,
+    All,
+}
+
+/// The pieces of a model.
+#[derive(Debug)]
+struct Vocabulary {
+    pieces: Vec<Piece>,
+    /// Pieces that may appear in text.
+    ids: HashMap<String, u32>,
+    /// Every spelling, control and byte pieces included.
+    spellings: HashMap<String, u32>,
+    bytes: Vec<Option<u32>>,
+    unknown: u32,
+    longest_piece: usize,
+}
+
+#[derive(Debug)]
+struct Piece {
+    text: String,
+    score: f32,
+    kind: PieceType,
+}
+
+impl SentencePiece {
+    /// Parses a `tokenizer.model`; `path` is for messages.
+    pub fn parse(path: &str, bytes: &[u8]) -> Result<Self> {
+        let error = |message: String| Error::Text { path: path.to_owned(), message };
+        let model = ModelProto::decode(bytes).map_err(|fault| error(format!("not a SentencePiece model: {fault}")))?;
+        let trainer = model.trainer_spec.unwrap_or_default();
+        let algorithm = match trainer.model_type() {
+            kind @ (ModelType::Unigram | ModelType::Bpe) => kind,
+            other => return Err(error(format!("expected a unigram or BPE model, found {other:?}"))),
+        };
+        let vocabulary = Vocabulary::new(model.pieces).map_err(&error)?;
+        let settings = model.normalizer_spec.unwrap_or_default();
+        let strip_leading_space = match (settings.remove_extra_whitespaces(), settings.add_dummy_prefix()) {
+            (true, _) => StripLeadingSpace::All,
+            (false, true) => StripLeadingSpace::One,
+            (false, false) => StripLeadingSpace::No,
+        };
+        let symbols = vocabulary.of_kind(PieceType::UserDefined).map(|(_, piece)| piece.text.clone()).collect();
+        let normalizer = Normalizer::new(&settings, trainer.treat_whitespace_as_suffix(), symbols).map_err(&error)?;
+        let id = |id: i32| u32::try_from(id).ok().filter(|id| (*id as usize) < vocabulary.pieces.len());
+        let (bos, eos) = (id(trainer.bos_id()), id(trainer.eos_id()));
+        let byte_fallback = trainer.byte_fallback();
+        Ok(Self {
+            vocabulary,
+            normalizer,
+            algorithm,
+            byte_fallback,
+            strip_leading_space,
+            specials: Vec::new(),
+            added: HashMap::new(),
+            bos,
+            eos,
+            add_bos: false,
+            add_eos: false,
+        })
+    }
+
+    /// Adds what `tokenizer_config.json` says: special tokens in text, and those around every text.
+    /// Without a config a text gets the first token the model names, as Llama's own code does.
+    pub fn configured(mut self, config: Option<&JsonFile>) -> Result<Self> {
+        let controls: Vec<(String, u32)> =
+            self.vocabulary.of_kind(PieceType::Control).map(|(id, piece)| (piece.text.clone(), id)).collect();
+        self.specials.extend(controls);
+        let unknown = self.vocabulary.unknown;
+        self.specials.push((self.vocabulary.pieces[unknown as usize].text.clone(), unknown));
+        self.add_bos = true;
+        if let Some(config) = config {
+            self.add_bos = config.flag("add_bos_token")?.unwrap_or(true);
+            self.add_eos = config.flag("add_eos_token")?.unwrap_or(false);
+            self.add_tokens(config)?;
+            self.bos = self.named(config, "bos_token")?.or(self.bos);
+            self.eos = self.named(config, "eos_token")?.or(self.eos);
+        }
+        self.specials.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
+        Ok(self)
+    }
+
+    fn named(&self, config: &JsonFile, field: &str) -> Result<Option<u32>> {
+        let Some(token) = special_token(config, field)? else { return Ok(None) };
+        let id = self.token_to_id(&token);
+        id.map(Some).ok_or_else(|| config.error(field, "a token of the vocabulary", format!("`{token}`")).into())
+    }
+
+    fn add_tokens(&mut self, config: &JsonFile) -> Result<()> {
+        const FIELD: &str = "added_tokens_decoder";
+        let Some(tokens) = config.object(FIELD)? else { return Ok(()) };
+        for key in tokens.fields() {
+            let id: u32 = key.parse().map_err(|_| config.error(FIELD, "token ids as keys", format!("`{key}`")))?;
+            let token = tokens.object(key)?.ok_or_else(|| tokens.error(key, "a token", "null"))?;
+            let content = token.text("content")?.ok_or_else(|| token.error("content", "a text", "nothing"))?.to_owned();
+            if content.is_empty() {
+                return Err(token.error("content", "a text", "an empty one").into());
+            }
+            let special = token.value("special").and_then(Value::as_bool).unwrap_or(false);
+            if !self.specials.iter().any(|(text, _)| *text == content) {
+                self.specials.push((content.clone(), id));
+            }
+            self.added.insert(id, Added { content, special });
+        }
+        Ok(())
+    }
+
+    /// Number of ids, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        let beyond = self.added.keys().map(|id| *id as usize + 1).max().unwrap_or(0);
+        self.vocabulary.pieces.len().max(beyond)
+    }
+
+    /// The id of a token by its spelling.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        let added = self.added.iter().find(|(_, added)| added.content == token).map(|(id, _)| *id);
+        added.or_else(|| self.vocabulary.spellings.get(token).copied())
+    }
+
+    /// The spelling of an id.
+    pub fn id_to_token(&self, id: u32) -> Option<&str> {
+        let added = self.added.get(&id).map(|added| added.content.as_str());
+        added.or_else(|| self.vocabulary.pieces.get(id as usize).map(|piece| piece.text.as_str()))
+    }
+
+    /// Ids of `text`, special tokens in it recognised; `add_special` adds those around every text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Vec<u32> {
+        let mut ids = Vec::new();
+        if add_special && self.add_bos {
+            ids.extend(self.bos);
+        }
+        let mut rest = text;
+        let mut at_start = true;
+        while !rest.is_empty() {
+            let (plain, special) = self.next_special(rest);
+            // Only the first segment gets the space that begins a text: the tokens after a special one go on.
+            self.encode_plain(plain, at_start, &mut ids);
+            at_start = false;
+            rest = &rest[plain.len()..];
+            if let Some((spelling, id)) = special {
+                ids.push(*id);
+                rest = &rest[spelling.len()..];
+            }
+        }
+        if add_special && self.add_eos {
+            ids.extend(self.eos);
+        }
+        ids
+    }
+
+    /// The text before the first special token, and that token.
+    fn next_special<'a>(&self, text: &'a str) -> (&'a str, Option<&(String, u32)>) {
+        for (index, _) in text.char_indices() {
+            // Longest first, so that a token that begins another does not hide it.
+            if let Some(special) = self.specials.iter().find(|(spelling, _)| text[index..].starts_with(spelling)) {
+                return (&text[..index], Some(special));
+            }
+        }
+        (text, None)
+    }
+
+    fn encode_plain(&self, text: &str, at_start: bool, ids: &mut Vec<u32>) {
+        let normalized = self.normalizer.normalize(text, at_start);
+        let pieces = match self.algorithm {
+            ModelType::Bpe => bpe::encode(&normalized, &self.vocabulary, &self.normalizer),
+            _ => unigram::encode(&normalized, &self.vocabulary),
+        };
+        let mut after_unknown = false;
+        for (piece, id) in pieces {
+            let unknown = id == self.vocabulary.unknown;
+            if unknown && self.byte_fallback {
+                ids.extend(piece.bytes().map(|byte| self.vocabulary.byte(byte)));
+            } else if !(unknown && after_unknown) {
+                ids.push(id);
+            }
+            after_unknown = unknown;
+        }
+    }
+
+    /// Text of `ids`; each invalid byte becomes U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut text = String::new();
+        let mut bytes = Vec::new();
+        let mut strip = self.strip_leading_space;
+        for id in ids {
+            if let Some(byte) = self.vocabulary.byte_of(*id) {
+                bytes.push(byte);
+                continue;
+            }
+            flush(&mut bytes, &mut text);
+            strip = self.decode_piece(
+                *id,
+                skip_special,
+                if text.is_empty() { strip } else { StripLeadingSpace::No },
+                &mut text,
+            );
+        }
+        flush(&mut bytes, &mut text);
+        text
+    }
+
+    /// Appends one piece and returns what is still to be removed from the start of the text.
+    fn decode_piece(
+        &self,
+        id: u32,
+        skip_special: bool,
+        strip: StripLeadingSpace,
+        text: &mut String,
+    ) -> StripLeadingSpace {
+        if let Some(added) = self.added.get(&id) {
+            if !(skip_special && added.special) {
+                text.push_str(&added.content);
+            }
+            return strip;
+        }
+        let Some(piece) = self.vocabulary.pieces.get(id as usize) else { return strip };
+        match piece.kind {
+            PieceType::Control if skip_special => return strip,
+            PieceType::Control => text.push_str(&piece.text),
+            PieceType::Unknown => text.push_str(UNKNOWN_SURFACE),
+            _ => {
+                let stripped = match strip {
+                    StripLeadingSpace::No => &piece.text,
+                    StripLeadingSpace::One => piece.text.strip_prefix(SPACE).unwrap_or(&piece.text),
+                    StripLeadingSpace::All => piece.text.trim_start_matches(SPACE),
+                };
+                text.extend(stripped.chars().map(|c| if c == SPACE { ' ' } else { c }));
+                if strip == StripLeadingSpace::One && stripped.len() < piece.text.len() {
+                    return StripLeadingSpace::No;
+                }
+            }
+        }
+        strip
+    }
+}
+
+/// Appends collected bytes as text.
+fn flush(bytes: &mut Vec<u8>, text: &mut String) {
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    bytes.clear();
+}
+
+impl Vocabulary {
+    fn new(pieces: Vec<proto::SentencePiece>) -> Result<Self, String> {
+        let pieces: Vec<Piece> = pieces
+            .into_iter()
+            .map(|piece| Piece { score: piece.score(), kind: piece.r#type(), text: piece.piece.unwrap_or_default() })
+            .collect();
+        let mut vocabulary = Self {
+            ids: HashMap::new(),
+            spellings: HashMap::with_capacity(pieces.len()),
+            bytes: vec![None; 256],
+            unknown: 0,
+            longest_piece: 0,
+            pieces,
+        };
+        let mut unknown = None;
+        for (index, piece) in vocabulary.pieces.iter().enumerate() {
+            let id = index as u32;
+            if vocabulary.spellings.insert(piece.text.clone(), id).is_some() || piece.text.is_empty() {
+                return Err(format!(
+                    "expected distinct pieces that are not empty, found `{}` as piece {id}",
+                    piece.text
+                ));
+            }
+            match piece.kind {
+                PieceType::Unknown => unknown = Some(id),
+                PieceType::Byte => match byte_value(&piece.text) {
+                    Some(byte) => vocabulary.bytes[usize::from(byte)] = Some(id),
+                    None => return Err(format!("expected byte pieces such as `<0x41>`, found `{}`", piece.text)),
+                },
+                PieceType::Control => {}
+                PieceType::Normal | PieceType::UserDefined | PieceType::Unused => {
+                    vocabulary.longest_piece = vocabulary.longest_piece.max(piece.text.len());
+                    vocabulary.ids.insert(piece.text.clone(), id);
+                }
+            }
+        }
+        vocabulary.unknown = unknown.ok_or("expected a piece for unknown text, found none")?;
+        Ok(vocabulary)
+    }
+
+    fn of_kind(&self, kind: PieceType) -> impl Iterator<Item = (u32, &Piece)> {
+        self.pieces
+            .iter()
+            .enumerate()
+            .filter(move |(_, piece)| piece.kind == kind)
+            .map(|(id, piece)| (id as u32, piece))
+    }
+
+    fn piece(&self, id: u32) -> &Piece {
+        &self.pieces[id as usize]
+    }
+
+    /// The piece for a byte; the unknown one if the model has none.
+    fn byte(&self, byte: u8) -> u32 {
+        self.bytes[usize::from(byte)].unwrap_or(self.unknown)
+    }
+
+    fn byte_of(&self, id: u32) -> Option<u8> {
+        let piece = self.pieces.get(id as usize).filter(|piece| piece.kind == PieceType::Byte)?;
+        byte_value(&piece.text)
+    }
+}
+
+fn byte_value(piece: &str) -> Option<u8> {
+    let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
+    u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
+}

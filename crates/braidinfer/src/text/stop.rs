@@ -1,0 +1,83 @@
+//! Stop texts that may arrive in pieces.
+
+/// Passes text on until one of the stop texts appears, holding back whatever might be the start of one.
+#[derive(Debug, Clone)]
+pub struct StopMatcher {
+    stops: Vec<String>,
+    held: String,
+    stopped: bool,
+}
+
+impl StopMatcher {
+    /// Watches for any of `stops`; none of them may be empty.
+    pub fn new(stops: Vec<String>) -> Self {
+        Self { stops, held: String::new(), stopped: false }
+    }
+
+    /// Takes the next text and returns what may be shown now.
+    pub fn push(&mut self, text: &str) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        self.held.push_str(text);
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
+            self.stopped = true;
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        let kept = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - kept);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// Whether a stop text has appeared.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Ends the text: returns what was held back and turned out not to be a stop text.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Length of the longest proper prefix of `stop` that `text` ends with.
+fn overlap(text: &str, stop: &str) -> usize {
+    let ends = stop.char_indices().map(|(index, _)| index).skip(1);
+    ends.filter(|end| text.ends_with(&stop[..*end])).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn feed(stops: &[&str], chunks: &[&str]) -> (String, bool) {
+        let mut matcher = StopMatcher::new(stops.iter().map(ToString::to_string).collect());
+        let mut shown: String = chunks.iter().map(|chunk| matcher.push(chunk)).collect();
+        shown += &matcher.finish();
+        (shown, matcher.stopped())
+    }
+
+    #[test]
+    fn a_stop_text_split_over_chunks_never_shows() {
+        assert_eq!(feed(&["</end>"], &["one <", "/e", "nd> two"]), ("one ".into(), true));
+        assert_eq!(feed(&["</end>"], &["one </e", "x"]), ("one </ex".into(), false));
+        assert_eq!(feed(&["ab", "b"], &["xa", "b"]), ("x".into(), true));
+        assert_eq!(feed(&["éa"], &["é", "b"]), ("éb".into(), false));
+        assert_eq!(feed(&[], &["a", "b"]), ("ab".into(), false));
+    }
+
+    proptest! {
+        #[test]
+        fn chunking_changes_nothing(text in "[abé]{0,40}", stop in "[abé]{1,4}", cuts in prop::collection::vec(0usize..40, 0..8)) {
+            let mut bounds: Vec<usize> = cuts.into_iter().filter(|cut| text.is_char_boundary(*cut)).collect();
+            bounds.extend([0, text.len()]);
+            bounds.sort_unstable();
+            let chunks: Vec<&str> = bounds.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+            let whole = text.split(&stop).next().unwrap_or_default();
+            prop_assert_eq!(feed(&[&stop], &chunks), (whole.to_owned(), text.contains(&stop)));
+        }
+    }
+}

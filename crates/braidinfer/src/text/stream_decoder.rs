@@ -1,0 +1,63 @@
+//! Text of a growing answer, a token at a time.
+
+use super::Tokenizer;
+use crate::Result;
+
+/// Turns tokens into text pieces whose concatenation is the text of all tokens together.
+///
+/// A token may hold part of a character, and its text may depend on the token before it. So each piece is
+/// the difference between decoding a short window of recent tokens without and with the new one, and
+/// a piece that ends inside a character waits for the rest.
+#[derive(Debug, Clone, Default)]
+pub struct StreamDecoder {
+    ids: Vec<u32>,
+    /// Start of the window.
+    start: usize,
+    /// Tokens whose text has been returned.
+    shown: usize,
+}
+
+impl StreamDecoder {
+    /// Continues after `context`, whose text is not returned.
+    pub fn after(context: &[u32]) -> Self {
+        // A few tokens are enough to settle how the first new one begins.
+        const WINDOW: usize = 8;
+        let ids = context[context.len().saturating_sub(WINDOW)..].to_vec();
+        Self { start: 0, shown: ids.len(), ids }
+    }
+
+    /// Takes the next token and returns the text that is now certain.
+    pub fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> Result<String> {
+        self.ids.push(id);
+        let (before, after) = self.window(tokenizer)?;
+        if after.len() <= before.len() || after.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(String::new());
+        }
+        let piece = difference(&before, &after);
+        // A window without text would make the next token look like the first of all.
+        if !before.is_empty() || self.start == self.shown {
+            self.start = self.shown;
+        }
+        self.shown = self.ids.len();
+        Ok(piece)
+    }
+
+    /// Ends the text: returns what was held back, broken characters replaced.
+    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String> {
+        let (before, after) = self.window(tokenizer)?;
+        self.shown = self.ids.len();
+        Ok(difference(&before, &after))
+    }
+
+    /// Text of the window as shown, and with everything since.
+    fn window(&self, tokenizer: &Tokenizer) -> Result<(String, String)> {
+        let before = tokenizer.decode(&self.ids[self.start..self.shown], true)?;
+        Ok((before, tokenizer.decode(&self.ids[self.start..], true)?))
+    }
+}
+
+/// What `after` has beyond `before`, which it normally begins with.
+fn difference(before: &str, after: &str) -> String {
+    let common = before.chars().zip(after.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+    if after.starts_with(before) { after[before.len()..].to_owned() } else { after[common..].to_owned() }
+}

@@ -1,0 +1,152 @@
+//! Reading the committed fixtures.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use braidinfer::executor::standard::{ComputeDtype, StandardExecutor, StandardOptions};
+use braidinfer::executor::{Batch, DeviceChoice, Executor, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
+use braidinfer::model::{DecoderSpec, ModelSource, Weights, describe};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// `tests/fixtures` of the repository.
+pub fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+}
+
+pub fn read_json<T: DeserializeOwned>(path: impl Into<PathBuf>) -> T {
+    let path = path.into();
+    let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A tiny model with what `transformers` computed for it.
+pub struct Fixture {
+    pub name: String,
+    pub source: ModelSource,
+    pub prompts: Vec<ExpectedPrompt>,
+    logits: Vec<Vec<f32>>,
+}
+
+#[derive(Deserialize)]
+pub struct ExpectedPrompt {
+    pub ids: Vec<u32>,
+    pub greedy: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    prompts: Vec<ExpectedPrompt>,
+}
+
+impl Fixture {
+    pub fn open(name: &str) -> Self {
+        let dir = fixtures().join("models").join(name);
+        let Expected { prompts } = read_json(dir.join("expected.json"));
+        let bytes = fs::read(dir.join("expected.safetensors")).expect("the fixture has expected logits");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("expected logits are safetensors");
+        let logits = (0..prompts.len()).map(|prompt| {
+            let tensor = tensors.tensor(&format!("logits.{prompt}")).expect("every prompt has logits");
+            tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        });
+        Self { name: name.to_owned(), logits: logits.collect(), prompts, source: ModelSource::Directory(dir) }
+    }
+
+    /// Every fixture, by name.
+    pub fn all() -> Vec<Self> {
+        let entries = fs::read_dir(fixtures().join("models")).expect("the fixtures are in the repository");
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("the folder can be listed").file_name().into_string().expect("names are UTF-8"))
+            .collect();
+        names.sort();
+        assert!(names.len() >= 40, "expected at least 40 fixtures, found {}", names.len());
+        names.iter().map(|name| Self::open(name)).collect()
+    }
+
+    pub fn spec(&self) -> DecoderSpec {
+        describe(&self.source).unwrap_or_else(|error| panic!("{}: {error}", self.name)).0.spec
+    }
+
+    /// Expected logits of `position` of a prompt.
+    pub fn expected(&self, prompt: usize, position: usize) -> &[f32] {
+        let vocab = self.logits[prompt].len() / self.prompts[prompt].ids.len();
+        &self.logits[prompt][position * vocab..(position + 1) * vocab]
+    }
+
+    /// An executor in f32 with room for 16 sequences of 128 tokens.
+    pub fn executor(&self) -> StandardExecutor {
+        self.executor_with(ComputeDtype::F32, |_| {})
+    }
+
+    /// An executor over a changed spec.
+    pub fn executor_with(&self, dtype: ComputeDtype, change: impl Fn(&mut DecoderSpec)) -> StandardExecutor {
+        let (mut description, _) = describe(&self.source).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        let weights = Weights::open(&self.source, &description.spec, &description.names);
+        let weights = weights.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        change(&mut description.spec);
+        let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
+        let kv_cache = KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype: kv_dtype };
+        let options = StandardOptions { dtype, device: DeviceChoice::Cpu, kv_cache };
+        let executor = StandardExecutor::load(description.spec, &weights, options, &|_, _| {});
+        executor.unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+}
+
+pub const BLOCK_SIZE: usize = 8;
+pub const BLOCKS_PER_SEQUENCE: usize = 16;
+
+/// The block table of sequence `index`: blocks spread over the storage, so that none lie side by side.
+pub fn block_table(index: usize) -> Vec<u32> {
+    (0..BLOCKS_PER_SEQUENCE).map(|block| (block * 16 + index) as u32).collect()
+}
+
+/// Feeds `ids` of sequence `index` in chunks and returns the logits of every position.
+pub fn feed(executor: &mut dyn Executor, index: usize, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+    let mut rows = Vec::new();
+    for start in (0..ids.len()).step_by(chunk) {
+        let tokens = &ids[start..ids.len().min(start + chunk)];
+        let mut batch = Batch::default();
+        batch.push(tokens, slice(index, start, tokens.len(), ids.len()), tokens.len());
+        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs");
+        rows.extend((0..logits.rows()).map(|row| logits.row(row).to_vec()));
+    }
+    rows
+}
+
+pub fn slice(index: usize, context_len: usize, query_len: usize, rope_len: usize) -> SequenceSlice {
+    SequenceSlice { query_len, context_len, rope_len, block_table: block_table(index) }
+}
+
+/// Largest absolute difference.
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Kullback-Leibler divergence of the softmax of `b` from that of `a`, in nats.
+pub fn kl(a: &[f32], b: &[f32]) -> f64 {
+    let log_softmax = |logits: &[f32]| -> Vec<f64> {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
+        logits.iter().map(|logit| f64::from(logit - max) - sum.ln()).collect()
+    };
+    log_softmax(a).iter().zip(log_softmax(b)).map(|(a, b)| a.exp() * (a - b)).sum()
+}
+
+/// Index of the largest logit.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+    best.expect("logits are not empty").0 as u32
+}
+
+/// JSON objects by file name in a folder of fixtures.
+pub fn json_files<T: DeserializeOwned>(folder: &str) -> BTreeMap<String, T> {
+    let entries = fs::read_dir(fixtures().join(folder)).expect("the fixtures are in the repository");
+    let files = entries.map(|entry| entry.expect("the folder can be listed").path());
+    files
+        .map(|path| (path.file_stem().expect("files have names").to_string_lossy().into_owned(), read_json(path)))
+        .collect()
+}
