@@ -211,6 +211,11 @@ impl TensorNames {
         self
     }
 
+    /// The name of a layer's module below the layer's own prefix.
+    pub fn layer_module(&self, slot: LayerSlot) -> &'static str {
+        self.layer[&slot]
+    }
+
     /// The name of `slot`'s module below `prefix`, which is what precedes `embed_tokens` and `layers` (often `model.`);
     /// the output head stands beside the decoder, at `head_prefix`.
     pub fn module(&self, slot: Slot, prefix: &str, head_prefix: &str) -> String {
@@ -218,7 +223,7 @@ impl TensorNames {
             Slot::EmbedTokens => format!("{prefix}{}", self.embed_tokens),
             Slot::FinalNorm => format!("{prefix}{}", self.final_norm),
             Slot::LmHead => format!("{head_prefix}{}", self.lm_head),
-            Slot::Layer(index, slot) => format!("{prefix}layers.{index}.{}", self.layer[&slot]),
+            Slot::Layer(index, slot) => format!("{prefix}layers.{index}.{}", self.layer_module(slot)),
         }
     }
 }

@@ -3,7 +3,6 @@
 mod json;
 mod python;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use braidinfer_model::{JsonFile, ModelSource};
@@ -88,7 +87,7 @@ impl ChatTemplate {
         special_tokens: BTreeMap<String, String>,
         clock: TemplateClock,
     ) -> Result<Self> {
-        let source = adapted(template).into_owned();
+        let source = adapted(template);
         let environment = environment(clock).and_then(|mut environment| {
             environment.add_template_owned("chat", source)?;
             Ok(environment)
@@ -109,21 +108,13 @@ impl ChatTemplate {
     }
 
     /// As [`ChatTemplate::render`], for messages with any fields and with further template variables.
-    /// Fields that are null are left out, as `transformers` does.
     pub fn render_fields(
         &self,
         messages: &[Map<String, Json>],
         add_generation_prompt: bool,
         variables: &Map<String, Json>,
     ) -> Result<String> {
-        let present = |message: &Map<String, Json>| -> Map<String, Json> {
-            message
-                .iter()
-                .filter(|(_, value)| !value.is_null())
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect()
-        };
-        let messages: Vec<Map<String, Json>> = messages.iter().map(present).collect();
+        let messages: Vec<Map<String, Json>> = messages.iter().map(prepared).collect();
         let mut context: BTreeMap<&str, Value> = BTreeMap::from([
             ("messages", Value::from(Serde(messages))),
             ("add_generation_prompt", add_generation_prompt.into()),
@@ -135,6 +126,19 @@ impl ChatTemplate {
         let rendered = self.environment.get_template("chat").and_then(|template| template.render(context));
         rendered.map_err(|error| Error::Text { path: self.path.clone(), message: describe(&error) })
     }
+}
+
+/// A message as templates expect it: fields that are null are left out, and what a model thought stands in
+/// `reasoning_content` whichever of its names was used.
+fn prepared(message: &Map<String, Json>) -> Map<String, Json> {
+    const REASONING: &str = "reasoning_content";
+    let present = message.iter().filter(|(_, value)| !value.is_null());
+    let mut message: Map<String, Json> = present.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let thought = ["thinking", "reasoning"].iter().find_map(|name| message.get(*name)).cloned();
+    if let Some(thought) = thought {
+        message.entry(REASONING).or_insert(thought);
+    }
+    message
 }
 
 /// The template in a tokenizer config: a text, or a list of named ones of which `default` is taken.
@@ -162,6 +166,7 @@ fn environment(clock: TemplateClock) -> Result<Environment<'static>, minijinja::
     environment.add_filter("tojson", json::to_json);
     environment.add_filter("string", python::to_string);
     environment.add_filter("title", python::title_filter);
+    environment.add_filter("trim", python::trim_filter);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: String| strftime(clock, &format));
     Ok(environment)
@@ -185,6 +190,8 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 
 fn strftime(clock: TemplateClock, format: &str) -> Result<String, minijinja::Error> {
     use std::fmt::Write;
+    // Python's local time has no zone of its own, so these print nothing.
+    let format = &format.replace("%Z", "").replace("%z", "");
     let mut text = String::new();
     let written = match clock {
         TemplateClock::Local => {
@@ -198,12 +205,10 @@ fn strftime(clock: TemplateClock, format: &str) -> Result<String, minijinja::Err
 }
 
 /// `template` in this engine's dialect: blocks that only mark training text become plain ones.
-fn adapted(template: &str) -> Cow<'_, str> {
-    if !template.contains("generation") {
-        return Cow::Borrowed(template);
-    }
+fn adapted(template: &str) -> String {
+    let template = &template.replace("\r\n", "\n");
     let mut adapted = String::with_capacity(template.len());
-    let mut rest = template;
+    let mut rest = template.as_str();
     while let Some(start) = rest.find("{%") {
         let Some(len) = rest[start..].find("%}") else { break };
         let (tag, after) = rest[start..].split_at(len + 2);
@@ -216,7 +221,7 @@ fn adapted(template: &str) -> Cow<'_, str> {
         rest = after;
     }
     adapted.push_str(rest);
-    Cow::Owned(adapted)
+    adapted
 }
 
 /// What went wrong, in one line.

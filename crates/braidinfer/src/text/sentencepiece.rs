@@ -116,9 +116,12 @@ impl SentencePiece {
     /// Adds what `tokenizer_config.json` says: special tokens in text, and those around every text.
     /// Without a config a text gets the first token the model names, as Llama's own code does.
     pub fn configured(mut self, config: Option<&JsonFile>) -> Result<Self> {
-        let controls: Vec<(String, u32)> =
-            self.vocabulary.of_kind(PieceType::Control).map(|(id, piece)| (piece.text.clone(), id)).collect();
-        self.specials.extend(controls);
+        // A config that lists special tokens lists all of them; the model's other control pieces are then plain text.
+        let listed = config.is_some_and(|config| config.value("additional_special_tokens").is_some());
+        let around = [self.bos, self.eos];
+        let control = self.vocabulary.of_kind(PieceType::Control);
+        let control = control.filter(|(id, _)| !listed || around.contains(&Some(*id)));
+        self.specials = control.map(|(id, piece)| (piece.text.clone(), id)).collect();
         let unknown = self.vocabulary.unknown;
         self.specials.push((self.vocabulary.pieces[unknown as usize].text.clone(), unknown));
         self.add_bos = true;

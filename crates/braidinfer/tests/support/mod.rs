@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use braidinfer::executor::standard::{ComputeDtype, StandardExecutor, StandardOptions};
 use braidinfer::executor::{Batch, DeviceChoice, Executor, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
-use braidinfer::model::{DecoderSpec, ModelSource, Weights, describe};
+use braidinfer::model::{DecoderSpec, Description, ModelSource, TensorNames, Weights, describe};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -67,7 +67,7 @@ impl Fixture {
     }
 
     pub fn spec(&self) -> DecoderSpec {
-        describe(&self.source).unwrap_or_else(|error| panic!("{}: {error}", self.name)).0.spec
+        self.description().spec
     }
 
     /// Expected logits of `position` of a prompt.
@@ -81,16 +81,30 @@ impl Fixture {
         self.executor_with(ComputeDtype::F32, |_| {})
     }
 
+    pub fn description(&self) -> Description {
+        describe(&self.source).unwrap_or_else(|error| panic!("{}: {error}", self.name)).0
+    }
+
     /// An executor over a changed spec.
     pub fn executor_with(&self, dtype: ComputeDtype, change: impl Fn(&mut DecoderSpec)) -> StandardExecutor {
-        let (mut description, _) = describe(&self.source).unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        let weights = Weights::open(&self.source, &description.spec, &description.names);
+        self.executor_from(&self.description().names, dtype, change)
+    }
+
+    /// An executor over a changed spec, with the weights that it finds under `names`.
+    pub fn executor_from(
+        &self,
+        names: &TensorNames,
+        dtype: ComputeDtype,
+        change: impl Fn(&mut DecoderSpec),
+    ) -> StandardExecutor {
+        let mut spec = self.spec();
+        change(&mut spec);
+        let weights = Weights::open(&self.source, &spec, names);
         let weights = weights.unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        change(&mut description.spec);
         let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
         let kv_cache = KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype: kv_dtype };
         let options = StandardOptions { dtype, device: DeviceChoice::Cpu, kv_cache };
-        let executor = StandardExecutor::load(description.spec, &weights, options, &|_, _| {});
+        let executor = StandardExecutor::load(spec, &weights, options, &|_, _| {});
         executor.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 }

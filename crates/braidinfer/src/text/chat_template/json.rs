@@ -15,8 +15,13 @@ struct Writer {
 }
 
 /// The filter: `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-pub(super) fn to_json(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<String, Error> {
-    let indent = match options.get::<Option<Value>>("indent")?.filter(|indent| !indent.is_none()) {
+pub(super) fn to_json(
+    value: &Value,
+    ensure_ascii: Option<bool>,
+    indent: Option<Value>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let indent = match options.get::<Option<Value>>("indent")?.or(indent).filter(|indent| !indent.is_none()) {
         None => None,
         Some(indent) => Some(match indent.as_str() {
             Some(text) => text.to_owned(),
@@ -62,9 +67,14 @@ impl Writer {
             keys.sort();
         }
         self.group('{', '}', &keys, depth, |writer, key| {
-            match key.as_str() {
-                Some(text) => writer.string(text),
-                None => writer.string(&key.to_string()),
+            match key.kind() {
+                ValueKind::String => writer.string(key.as_str().unwrap_or_default()),
+                ValueKind::None | ValueKind::Bool | ValueKind::Number => {
+                    writer.out.push('"');
+                    writer.value(key, depth)?;
+                    writer.out.push('"');
+                }
+                other => return Err(invalid(format!("tojson: {other} is no JSON key"))),
             }
             writer.out.push_str(&writer.key_separator.clone());
             writer.value(&value.get_item(key)?, depth + 1)
@@ -112,7 +122,7 @@ impl Writer {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
-                c if (c as u32) < 0x20 || (self.ensure_ascii && !c.is_ascii()) => self.escape(c),
+                c if (c as u32) < 0x20 || (self.ensure_ascii && (!c.is_ascii() || c == '\u{7f}')) => self.escape(c),
                 c => self.out.push(c),
             }
         }

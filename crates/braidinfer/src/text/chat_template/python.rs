@@ -84,7 +84,14 @@ pub(super) fn float(value: &Value) -> Option<String> {
 pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         match name {
-            "strip" | "lstrip" | "rstrip" if args.is_empty() => return Ok(Value::from(strip(text, name))),
+            "strip" | "lstrip" | "rstrip" if args.iter().all(Value::is_none) => {
+                return Ok(Value::from(strip(text, name)));
+            }
+            "rsplit" => return rsplit(text, args),
+            "index" => {
+                let found = unknown_method_callback(state, value, "find", args)?;
+                return if found == Value::from(-1) { Err(invalid("substring not found")) } else { Ok(found) };
+            }
             "removeprefix" => {
                 let (prefix,): (&str,) = from_args(args)?;
                 return Ok(Value::from(text.strip_prefix(prefix).unwrap_or(text)));
@@ -98,6 +105,28 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
         }
     }
     unknown_method_callback(state, value, name, args)
+}
+
+fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
+    let (separator, limit): (Option<&str>, Option<usize>) = from_args(args)?;
+    let limit = limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
+    let mut parts: Vec<&str> = match separator {
+        Some("") => return Err(invalid("rsplit: expected a separator, found an empty text")),
+        Some(separator) => text.rsplitn(limit, separator).collect(),
+        None if limit == usize::MAX => text.split_whitespace().rev().collect(),
+        None => return Err(invalid("rsplit: expected a separator beside a limit")),
+    };
+    parts.reverse();
+    Ok(parts.into_iter().map(Value::from).collect())
+}
+
+/// Jinja's `trim` filter.
+pub(super) fn trim_filter(value: &Value, characters: Option<&str>) -> String {
+    let text = to_string(value);
+    match characters {
+        Some(characters) => text.trim_matches(|c| characters.contains(c)).to_owned(),
+        None => strip(&text, "strip").to_owned(),
+    }
 }
 
 /// Python counts the information separators as white space.
