@@ -1,2 +1,55 @@
-//! x
-fn main() {}
+//! The `braidinfer` command line.
+
+mod args;
+mod commands;
+mod demo;
+mod interrupt;
+mod model;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+/// Exit code of every failure.
+const FAILURE: u8 = 3;
+/// Exit code after Ctrl-C, as shells expect it.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return report_usage(&error),
+    };
+    match run(cli.command) {
+        Ok(()) if interrupt::requested() => ExitCode::from(INTERRUPTED),
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has had enough; that is no failure.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run(args) => commands::run::run(args),
+        Command::Chat(args) => commands::chat::run(args),
+        Command::Logits(args) => commands::logits::run(args),
+        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Tokenize(args) => commands::tokenize::run(args),
+        Command::Models(args) => commands::models::run(args),
+        Command::Completions { shell } => commands::completions::run(shell),
+    }
+}
+
+/// Prints help to stdout and usage errors to stderr.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    // Nothing is left to say if the terminal itself is gone.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS }
+}

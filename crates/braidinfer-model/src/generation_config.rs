@@ -21,6 +21,8 @@ pub struct GenerationConfig {
     pub min_p: Option<f64>,
     /// Divide (or multiply) the logits of seen tokens by this.
     pub repetition_penalty: Option<f64>,
+    /// Most tokens of an answer.
+    pub max_new_tokens: Option<usize>,
 }
 
 impl GenerationConfig {
@@ -50,6 +52,7 @@ impl GenerationConfig {
             top_p: file.number("top_p")?,
             min_p: file.number("min_p")?,
             repetition_penalty: file.number("repetition_penalty")?,
+            max_new_tokens: file.size("max_new_tokens")?,
         })
     }
 }

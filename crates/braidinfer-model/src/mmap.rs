@@ -2,9 +2,10 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{ModelError, Result};
 
@@ -30,4 +31,19 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     // rewrites a checkpoint while it is being read is the user's, as with every engine that maps its
     // weights; all bytes are copied out during load, and the map is dropped afterwards.
     unsafe { Mmap::map(&file) }.map_err(io_error)
+}
+
+/// Tells the system that the pages wholly inside `range` will not be read again soon, so that a copied tensor
+/// does not stay in memory twice.
+pub(crate) fn release(map: &Mmap, range: Range<usize>) {
+    let page = 4096;
+    let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);
+    if start >= end {
+        return;
+    }
+    // SAFETY: the map is of a file and read-only, so dropped pages hold no changes and are read again from the
+    // file if touched; the range lies inside the map.
+    let advised = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+    // Advice only: where the system does not take it, memory is used a little longer.
+    drop(advised);
 }

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use crate::mmap::map_file;
+use crate::mmap::{map_file, release};
 use crate::{ModelError, Result};
 
 /// A set of model files addressed by their Hugging Face file names.
@@ -35,6 +36,13 @@ impl FileBytes {
         match self {
             Self::Mapped(map) => map,
             Self::Static(bytes) => bytes,
+        }
+    }
+
+    /// Lets go of memory that only caches this part of a file.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        if let Self::Mapped(map) = self {
+            release(map, range);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The parameters of a spec, found and checked in a checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::dtype::{Dtype, TensorView};
 use crate::format::safetensors::Checkpoint;
@@ -31,6 +32,14 @@ struct Entry {
     shape: Vec<usize>,
 }
 
+impl Entry {
+    /// Where the parameter lies in the data of its tensor.
+    fn bytes(&self, dtype: Dtype) -> Range<usize> {
+        let row = self.shape[1..].iter().product::<usize>() * dtype.size();
+        self.first_row * row..(self.first_row + self.shape[0]) * row
+    }
+}
+
 impl Weights {
     /// Finds every parameter of `spec` in the checkpoint of `source`.
     ///
@@ -48,10 +57,17 @@ impl Weights {
     pub fn get(&self, slot: Slot, param: Param) -> Option<TensorView<'_>> {
         let entry = self.entries.get(&(slot, param))?;
         let whole = self.checkpoint.tensor(&entry.tensor).ok().flatten()?;
-        let row = entry.shape[1..].iter().product::<usize>() * whole.dtype.size();
-        let first = entry.first_row * row;
-        let data = &whole.data[first..first + entry.shape[0] * row];
+        let data = &whole.data[entry.bytes(whole.dtype)];
         Some(TensorView { shape: entry.shape.clone(), data, ..whole })
+    }
+
+    /// Says that the parameter in `slot` has been copied: memory that only caches its part of the file is let go.
+    /// It may still be read again.
+    pub fn release(&self, slot: Slot, param: Param) {
+        let Some(entry) = self.entries.get(&(slot, param)) else { return };
+        if let Ok(Some(whole)) = self.checkpoint.tensor(&entry.tensor) {
+            self.checkpoint.release(&entry.tensor, entry.bytes(whole.dtype));
+        }
     }
 
     /// Whether the output head reads the embedding.
@@ -114,11 +130,10 @@ impl<'a> Resolver<'a> {
     fn entries(&self, notes: &mut Vec<String>) -> Result<BTreeMap<(Slot, Param), Entry>> {
         let head_is_embedding = self.head_is_embedding(notes)?;
         let mut stacks: BTreeMap<String, Vec<Parameter>> = BTreeMap::new();
-        for mut parameter in parameters(self.spec) {
+        for parameter in parameters(self.spec) {
             if head_is_embedding && parameter.slot == Slot::LmHead && parameter.param == Param::Weight {
                 continue;
             }
-            parameter.shape.shrink_to_fit();
             stacks.entry(self.tensor_name(parameter.slot, parameter.param)).or_default().push(parameter);
         }
         let mut entries = BTreeMap::new();

@@ -154,16 +154,13 @@ impl Llm {
     /// Sampling as the model's authors set it; greedy unless they ask for sampling, as in `transformers`.
     pub fn default_sampling(&self) -> SamplingParams {
         let (defaults, own) = (SamplingParams::default(), &self.generation);
-        let repetition_penalty = own.repetition_penalty.unwrap_or(defaults.repetition_penalty);
-        if !own.do_sample {
-            return SamplingParams { repetition_penalty, ..defaults };
-        }
         SamplingParams {
-            temperature: own.temperature.unwrap_or(1.0),
+            temperature: if own.do_sample { own.temperature.unwrap_or(1.0) } else { 0.0 },
             top_k: own.top_k,
             top_p: own.top_p.unwrap_or(defaults.top_p),
             min_p: own.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty,
+            repetition_penalty: own.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            max_tokens: own.max_new_tokens,
             ..defaults
         }
     }

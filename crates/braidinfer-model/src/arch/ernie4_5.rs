@@ -6,8 +6,13 @@ use crate::arch::{Architecture, Description};
 use crate::spec::RopePairing;
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "ernie4_5", aliases: &[], models: "ERNIE 4.5 0.3B", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "ernie4_5",
+    aliases: &[],
+    models: "ERNIE 4.5 0.3B",
+    describe,
+    fixtures: &["ernie4_5", "ernie4_5-bias"],
+};
 
 const DEFAULTS: Defaults = Defaults {
     rms_norm_eps: 1e-5,

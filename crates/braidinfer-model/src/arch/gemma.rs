@@ -5,8 +5,13 @@ use crate::arch::{Architecture, Description};
 use crate::spec::Activation;
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "gemma", aliases: &[], models: "Gemma 2B, 7B, CodeGemma", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "gemma",
+    aliases: &[],
+    models: "Gemma 2B, 7B, CodeGemma",
+    describe,
+    fixtures: &["gemma"],
+};
 
 const DEFAULTS: Defaults = Defaults {
     head_dim: Some(256),

@@ -7,7 +7,7 @@ use crate::spec::BlockSpec;
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "gemma2", aliases: &[], models: "Gemma 2 2B, 9B, 27B", describe };
+    Architecture { model_type: "gemma2", aliases: &[], models: "Gemma 2 2B, 9B, 27B", describe, fixtures: &["gemma2"] };
 
 pub(super) const DEFAULTS: Defaults = Defaults {
     head_dim: Some(256),

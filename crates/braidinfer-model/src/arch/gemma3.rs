@@ -11,6 +11,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &["gemma3"],
     models: "Gemma 3 270M, 1B; the text part of 4B, 12B, 27B",
     describe,
+    fixtures: &["gemma3", "gemma3-old-style", "gemma3-softcap"],
 };
 
 const DEFAULTS: Defaults = Defaults { max_position_embeddings: 131_072, ..gemma2::DEFAULTS };

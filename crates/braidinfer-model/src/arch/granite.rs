@@ -4,8 +4,13 @@ use crate::arch::llama_like::{Defaults, decoder, set_attention_bias, set_feed_fo
 use crate::arch::{Architecture, Description};
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "granite", aliases: &[], models: "Granite 3.0 to 3.3, dense", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "granite",
+    aliases: &[],
+    models: "Granite 3.0 to 3.3, dense",
+    describe,
+    fixtures: &["granite"],
+};
 
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &Defaults::LLAMA)?;

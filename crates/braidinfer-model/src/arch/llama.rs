@@ -9,6 +9,22 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "TinyLlama, Llama 2, 3, 3.1, 3.2, CodeLlama, Yi, SmolLM 1 and 2",
     describe,
+    fixtures: &[
+        "llama",
+        "llama-bias",
+        "llama-codellama",
+        "llama-dynamic",
+        "llama-eos-list",
+        "llama-f16",
+        "llama-f32",
+        "llama-head-dim",
+        "llama-linear",
+        "llama-sharded",
+        "llama-tied",
+        "llama-yarn",
+        "llama-yarn-mscale",
+        "llama3",
+    ],
 };
 
 fn describe(config: &JsonFile) -> Result<Description> {

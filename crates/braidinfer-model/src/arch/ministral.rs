@@ -5,7 +5,7 @@ use crate::arch::{Architecture, Description, mistral};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "ministral", aliases: &[], models: "Ministral 8B", describe };
+    Architecture { model_type: "ministral", aliases: &[], models: "Ministral 8B", describe, fixtures: &["ministral"] };
 
 fn describe(config: &JsonFile) -> Result<Description> {
     config.required_size("head_dim")?;

@@ -6,8 +6,13 @@ use crate::arch::{Architecture, Description};
 use crate::spec::{QueryPositionScale, RopeScaling};
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "ministral3", aliases: &[], models: "Ministral 3 3B, 8B, 14B, text part", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "ministral3",
+    aliases: &[],
+    models: "Ministral 3 3B, 8B, 14B, text part",
+    describe,
+    fixtures: &["ministral3"],
+};
 
 const DEFAULTS: Defaults = Defaults {
     rms_norm_eps: 1e-5,

@@ -9,6 +9,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Mistral 7B v0.1 to v0.3, Mistral Nemo, Mistral Small",
     describe,
+    fixtures: &["mistral"],
 };
 
 pub(super) const DEFAULTS: Defaults =

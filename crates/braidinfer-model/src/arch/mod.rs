@@ -34,6 +34,8 @@ pub struct Architecture {
     pub aliases: &'static [&'static str],
     /// Published models it covers.
     pub models: &'static str,
+    /// Fixtures that hold it to the logits and text of `transformers`: folders of `tests/fixtures/models`.
+    pub fixtures: &'static [&'static str],
     describe: fn(&JsonFile) -> Result<Description>,
 }
 

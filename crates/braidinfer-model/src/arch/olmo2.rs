@@ -5,8 +5,13 @@ use crate::arch::{Architecture, Description};
 use crate::spec::{BlockSpec, QkNormExtent, QkNormSpec};
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "olmo2", aliases: &[], models: "OLMo 2 1B, 7B, 13B, 32B", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "olmo2",
+    aliases: &[],
+    models: "OLMo 2 1B, 7B, 13B, 32B",
+    describe,
+    fixtures: &["olmo2"],
+};
 
 const DEFAULTS: Defaults = Defaults { rms_norm_eps: 1e-5, ..Defaults::LLAMA };
 

@@ -7,8 +7,13 @@ use crate::layout::{LayerSlot, TensorNames};
 use crate::spec::{Activation, BlockSpec, FeedForward, NormKind, NormSpec};
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "phi", aliases: &[], models: "Phi-1, Phi-1.5, Phi-2", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "phi",
+    aliases: &[],
+    models: "Phi-1, Phi-1.5, Phi-2",
+    describe,
+    fixtures: &["phi", "phi-qk-layernorm"],
+};
 
 const DEFAULTS: Defaults =
     Defaults { rope: RopeDefaults { partial_rotary_factor: 0.5, ..Defaults::LLAMA.rope }, ..Defaults::LLAMA };

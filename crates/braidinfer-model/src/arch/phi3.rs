@@ -5,8 +5,13 @@ use crate::arch::{Architecture, Description};
 use crate::layout::{LayerSlot, TensorNames};
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "phi3", aliases: &[], models: "Phi-3, Phi-3.5, Phi-4, Phi-4-mini", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "phi3",
+    aliases: &[],
+    models: "Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
+    describe,
+    fixtures: &["phi3", "phi3-longrope", "phi3-partial", "phi3-su"],
+};
 
 const DEFAULTS: Defaults = Defaults { rms_norm_eps: 1e-5, max_position_embeddings: 4096, ..Defaults::LLAMA };
 

@@ -5,8 +5,13 @@ use crate::arch::{Architecture, Description};
 use crate::spec::DecoderSpec;
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "qwen2", aliases: &[], models: "Qwen 2, Qwen 2.5, QwQ, DeepSeek-R1 distills", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "qwen2",
+    aliases: &[],
+    models: "Qwen 2, Qwen 2.5, QwQ, DeepSeek-R1 distills",
+    describe,
+    fixtures: &["qwen2", "qwen2-window"],
+};
 
 pub(super) const DEFAULTS: Defaults =
     Defaults { num_key_value_heads: Some(32), max_position_embeddings: 32_768, ..Defaults::LLAMA };

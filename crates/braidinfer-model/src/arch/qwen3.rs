@@ -4,8 +4,13 @@ use crate::arch::llama_like::{Defaults, decoder, per_head_norm, set_attention_bi
 use crate::arch::{Architecture, Description, qwen2};
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "qwen3", aliases: &[], models: "Qwen 3 0.6B to 32B", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "qwen3",
+    aliases: &[],
+    models: "Qwen 3 0.6B to 32B",
+    describe,
+    fixtures: &["qwen3", "qwen3-bias", "qwen3-extreme", "qwen3-window"],
+};
 
 const DEFAULTS: Defaults = Defaults { head_dim: Some(128), ..qwen2::DEFAULTS };
 

@@ -8,8 +8,13 @@ use crate::arch::{Architecture, Description};
 use crate::spec::Mixer;
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "smollm3", aliases: &[], models: "SmolLM3 3B", describe };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "smollm3",
+    aliases: &[],
+    models: "SmolLM3 3B",
+    describe,
+    fixtures: &["smollm3", "smollm3-window"],
+};
 
 const DEFAULTS: Defaults = Defaults {
     num_key_value_heads: Some(4),

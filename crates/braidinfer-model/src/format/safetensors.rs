@@ -84,6 +84,14 @@ impl Checkpoint {
         Ok(Some(TensorView { name, path: &file.path, dtype, shape: record.shape.clone(), data }))
     }
 
+    /// Lets go of memory that only caches a part of the tensor called `name`, given in bytes of its data.
+    pub(crate) fn release(&self, name: &str, part: Range<usize>) {
+        if let Some(record) = self.tensors.get(name) {
+            let start = record.range.start;
+            self.files[record.file].bytes.release(start + part.start..start + part.end);
+        }
+    }
+
     /// Total bytes of tensor data.
     pub fn size(&self) -> usize {
         self.tensors.values().map(|record| record.range.len()).sum()

@@ -11,7 +11,7 @@ pub use batch::{Batch, SequenceSlice};
 pub use device::DeviceChoice;
 pub use probe::{Activation, NoProbe, Probe, Recorder};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Computes logits. Standard and fused executors take the same [`Batch`].
 ///
@@ -29,6 +29,15 @@ pub trait Executor: Send {
     /// Fails with [`crate::Error::BadRequest`] on a batch that contradicts itself, the vocabulary or the
     /// storage; the storage is then unchanged.
     fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits>;
+}
+
+/// Limits the threads of every executor of this process; may be called once, before the first model is opened.
+pub fn set_threads(threads: usize) -> Result<()> {
+    if threads == 0 {
+        return Err(Error::bad_request("threads", "at least 1", threads));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    pool.map_err(|error| Error::Unsupported(format!("the number of threads can no longer change: {error}")))
 }
 
 /// Key/value storage: blocks of a fixed number of tokens.

@@ -56,8 +56,9 @@ impl StreamDecoder {
     }
 }
 
-/// What `after` has beyond `before`, which it normally begins with.
+/// What `after` has beyond the beginning it shares with `before`, which is normally all of `before`.
 fn difference(before: &str, after: &str) -> String {
-    let common = before.chars().zip(after.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
-    if after.starts_with(before) { after[before.len()..].to_owned() } else { after[common..].to_owned() }
+    let common = before.chars().zip(after.chars()).take_while(|(a, b)| a == b);
+    let common: usize = common.map(|(a, _)| a.len_utf8()).sum();
+    after[common..].to_owned()
 }

@@ -121,7 +121,10 @@ impl Attention {
 
 /// Masks of one batch, shared by its layers.
 #[derive(Debug, Default)]
-pub(super) struct MaskCache(RefCell<HashMap<(usize, usize, Option<usize>), Tensor>>);
+pub(super) struct MaskCache(RefCell<HashMap<MaskShape, Tensor>>);
+
+/// Context length, query length and window: all that a mask depends on.
+type MaskShape = (usize, usize, Option<usize>);
 
 impl MaskCache {
     /// `[query_len, len]`: 0 where a key is visible, minus infinity elsewhere.

@@ -183,8 +183,9 @@ impl Loader<'_> {
             ComputeDtype::F32 => Tensor::from_vec(view.read::<f32>()?, shape, self.device),
             ComputeDtype::BF16 => Tensor::from_vec(view.read::<bf16>()?, shape, self.device),
             ComputeDtype::F16 => Tensor::from_vec(view.read::<f16>()?, shape, self.device),
-        };
-        Ok(tensor?)
+        }?;
+        self.weights.release(slot, Param::Weight);
+        Ok(tensor)
     }
 
     /// A vector in f32, or `None` if the architecture has none there.

@@ -4,6 +4,7 @@
 //! of its keys turns by other angles than it was stored with, and every later layer saw the difference.
 //! The text must be that of a model run without a cache, so the whole sequence is run again, from the
 //! tokens that its slots remember. Under dynamic scaling that happens at every step past the boundary.
+//! Why this and nothing less: `docs/length-dependent-rope.md`.
 
 use super::kv_cache::{History, KvCache};
 use super::unsupported;

@@ -21,13 +21,11 @@ pub(super) fn to_json(
     indent: Option<Value>,
     options: Kwargs,
 ) -> Result<String, Error> {
-    let indent = match options.get::<Option<Value>>("indent")?.or(indent).filter(|indent| !indent.is_none()) {
-        None => None,
-        Some(indent) => Some(match indent.as_str() {
-            Some(text) => text.to_owned(),
-            None => " ".repeat(usize::try_from(indent.as_i64().unwrap_or(0)).unwrap_or(0)),
-        }),
-    };
+    let indent = options.get::<Option<Value>>("indent")?.or(indent).filter(|indent| !indent.is_none());
+    let indent = indent.map(|indent| match indent.as_str() {
+        Some(text) => text.to_owned(),
+        None => " ".repeat(usize::try_from(indent.as_i64().unwrap_or(0)).unwrap_or(0)),
+    });
     let separators = options.get::<Option<Vec<String>>>("separators")?;
     let (item_separator, key_separator) = match separators.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),

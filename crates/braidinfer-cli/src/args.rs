@@ -1,0 +1,244 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use braidinfer::SamplingParams;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Runs language models on your own machine, and shows that its answers are right.
+///
+/// MODEL is a directory in Hugging Face layout. Without one, the small built-in demo model tells stories.
+#[derive(Debug, Parser)]
+#[command(name = "braidinfer", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Complete one prompt and stream the answer
+    Run(RunArgs),
+    /// Talk with a model, using its chat template
+    Chat(ChatArgs),
+    /// Print the logits of the last (or every) position
+    Logits(LogitsArgs),
+    /// Show what a model's files say: decoder, tensors, tokenizer, template
+    Inspect(InspectArgs),
+    /// Turn text into token ids and pieces
+    Tokenize(TokenizeArgs),
+    /// List the supported architectures and how each is verified
+    Models(ModelsArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "braidinfer run [OPTIONS] [MODEL] [PROMPT]",
+    allow_negative_numbers = true,
+    after_help = "\
+The prompt comes from PROMPT, --file, or standard input, byte for byte. A single argument is taken as
+MODEL if it is a path (it exists, or contains a slash) and as PROMPT for the built-in model otherwise.
+
+Examples:
+  braidinfer run \"Once upon a time\"
+  braidinfer run ./Qwen3-0.6B \"The capital of France is\" --max-tokens 20
+  braidinfer run ./Qwen3-0.6B --ids 1,2,3 --temperature 0 --json < /dev/null"
+)]
+pub struct RunArgs {
+    /// A model directory, then the text to continue; both may be left out
+    #[arg(value_name = "MODEL|PROMPT", num_args = 0..=2)]
+    pub positional: Vec<String>,
+    /// Token ids to continue, instead of text
+    #[arg(long, value_delimiter = ',', value_name = "ID,..", conflicts_with = "file")]
+    pub ids: Option<Vec<u32>>,
+    /// Read the prompt from a file
+    #[arg(long, short, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Print one JSON object instead of streaming text
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub struct ChatArgs {
+    /// A model directory; the built-in demo model if left out
+    pub model: Option<String>,
+    /// Instructions that stand before the chat
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LogitsArgs {
+    /// A model directory; the built-in demo model if left out
+    pub model: Option<String>,
+    /// Token ids
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "ID,..",
+        required_unless_present = "prompt",
+        conflicts_with = "prompt"
+    )]
+    pub ids: Option<Vec<u32>>,
+    /// Text, tokenized with the model's own first token
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Every position instead of the last
+    #[arg(long)]
+    pub all: bool,
+    /// Print one JSON object with all logits instead of the likeliest tokens
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A model directory; the built-in demo model if left out
+    pub model: Option<String>,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "braidinfer tokenize [OPTIONS] [MODEL] [TEXT]",
+    after_help = "A single argument is taken as MODEL if it is a path (it exists, or contains a slash) and as TEXT otherwise."
+)]
+pub struct TokenizeArgs {
+    /// A model directory, then the text; both may be left out
+    #[arg(value_name = "MODEL|TEXT", num_args = 0..=2)]
+    pub positional: Vec<String>,
+    /// Read the text from a file
+    #[arg(long, short, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Leave out the tokens that the tokenizer puts around every text
+    #[arg(long)]
+    pub no_special: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    /// Print a JSON list
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to choose tokens. What is not given comes from the model's own generation_config.json.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling (defaults: the model's generation_config.json)")]
+pub struct SamplingArgs {
+    /// Most tokens to generate
+    #[arg(long, short = 'n', value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Choose among the K likeliest tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Choose among the likeliest tokens that together have probability P
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Choose among tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f64>,
+    /// Make tokens seen before less likely; 1 changes nothing
+    #[arg(long, value_name = "R")]
+    pub repetition_penalty: Option<f64>,
+    /// Subtract from the logits of tokens already in the answer
+    #[arg(long, value_name = "R")]
+    pub presence_penalty: Option<f64>,
+    /// Subtract from the logits of tokens for each time they are in the answer
+    #[arg(long, value_name = "R")]
+    pub frequency_penalty: Option<f64>,
+    /// Repeat the same choices
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Go on past the tokens that end a text
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+impl SamplingArgs {
+    /// The model's settings with what was typed in their place.
+    pub fn over(&self, defaults: SamplingParams) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k: self.top_k.or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            seed: self.seed,
+            max_tokens: self.max_tokens.or(defaults.max_tokens),
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+        }
+    }
+}
+
+/// How to load and compute.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Computing")]
+pub struct LoadArgs {
+    /// Which kernels compute
+    #[arg(long, value_enum, default_value_t = Kernels::Auto)]
+    pub kernels: Kernels,
+    /// Type of weights and activations; auto is f32 on a CPU and the checkpoint's own elsewhere
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub dtype: DtypeArg,
+    /// cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads; all cores if left out
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Longest prompt and answer together, in tokens; what the model is made for if left out
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kernels {
+    /// The fastest that give the right answers; today always standard
+    Auto,
+    /// Candle operations, the reference
+    Standard,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}

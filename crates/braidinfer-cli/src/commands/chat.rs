@@ -1,0 +1,97 @@
+//! `braidinfer chat`.
+
+use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
+
+use anyhow::bail;
+use braidinfer::text::ChatMessage;
+use braidinfer::{FinishReason, Llm, Prompt, SamplingParams};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+
+use crate::args::ChatArgs;
+use crate::{interrupt, model, output};
+
+const HELP: &str =
+    "/reset forgets the chat, /system TEXT begins a new one with instructions, /exit leaves; Ctrl-C ends an answer";
+
+pub fn run(args: ChatArgs) -> anyhow::Result<()> {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        bail!("chat: expected a terminal for input and output, found a file or pipe; use `braidinfer run` in scripts");
+    }
+    let (llm, _) = model::open(args.model.as_deref(), &args.load)?;
+    if llm.chat_template().is_none() {
+        bail!("chat: the model has no chat template; use `braidinfer run` to continue plain text");
+    }
+    let params = args.sampling.over(llm.default_sampling());
+    params.validate()?;
+    let mut chat = Chat { llm, params, messages: Vec::new() };
+    chat.begin(args.system.as_deref());
+    output::note(HELP);
+    chat.talk()
+}
+
+struct Chat {
+    llm: Llm,
+    params: SamplingParams,
+    messages: Vec<ChatMessage>,
+}
+
+impl Chat {
+    /// Forgets everything; `system` stands before the new chat.
+    fn begin(&mut self, system: Option<&str>) {
+        self.messages = system.map(|text| ChatMessage::new("system", text)).into_iter().collect();
+    }
+
+    fn talk(&mut self) -> anyhow::Result<()> {
+        let mut editor = DefaultEditor::new()?;
+        loop {
+            let line = match editor.readline("> ") {
+                Ok(line) => line,
+                // At the prompt, Ctrl-C drops the line and Ctrl-D leaves.
+                Err(ReadlineError::Interrupted) => continue,
+                Err(ReadlineError::Eof) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            editor.add_history_entry(&line)?;
+            match line.trim() {
+                "" => {}
+                "/exit" | "/quit" => return Ok(()),
+                "/help" => output::note(HELP),
+                "/reset" => self.begin(None),
+                command if command.starts_with("/system ") => self.begin(command.strip_prefix("/system ")),
+                command if command.starts_with('/') => output::note(format!("unknown command {command}; {HELP}")),
+                _ => self.answer(line)?,
+            }
+        }
+    }
+
+    /// Answers one line; a failure of the model's ends the answer, not the chat.
+    fn answer(&mut self, line: String) -> anyhow::Result<()> {
+        self.messages.push(ChatMessage::new("user", line));
+        let prompt = Prompt::Chat(self.messages.clone());
+        let mut printed = Ok(());
+        let streaming = interrupt::Streaming::begin();
+        let answered = self.llm.stream(&[prompt], &self.params, &mut |event| {
+            printed = output::print(event.text);
+            if interrupt::requested() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        drop(streaming);
+        output::print("\n")?;
+        printed?;
+        match answered {
+            Ok((completions, _)) => {
+                let completion = &completions[0];
+                if completion.finish_reason == FinishReason::Length {
+                    output::note("the answer was cut at the token limit; see --max-tokens and --context");
+                }
+                self.messages.push(ChatMessage::new("assistant", completion.text.clone()));
+            }
+            Err(error) => {
+                output::error(&error.into());
+                self.messages.pop();
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,261 @@
+//! `braidinfer inspect`: what a model's files say, without loading its weights.
+
+use braidinfer::model::spec::{FeedForward, LayerSpec, Mixer, NormKind};
+use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, Weights, describe};
+use braidinfer::text::{ChatTemplate, Tokenizer};
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::args::InspectArgs;
+use crate::{model, output};
+
+#[derive(Serialize)]
+struct Inspection {
+    model: String,
+    spec: DecoderSpec,
+    context_length: usize,
+    parameters: usize,
+    bytes: usize,
+    dtype: Dtype,
+    tensors: Vec<TensorRow>,
+    generation: GenerationJson,
+    tokenizer: Option<TokenizerJson>,
+    chat_template: bool,
+    notes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct TensorRow {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+#[derive(Serialize)]
+struct GenerationJson {
+    bos_token_id: Option<u32>,
+    eos_token_id: Vec<u32>,
+    do_sample: bool,
+    temperature: Option<f64>,
+    top_k: Option<usize>,
+    top_p: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct TokenizerJson {
+    kind: &'static str,
+    vocab_size: usize,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+pub fn run(args: InspectArgs) -> anyhow::Result<()> {
+    let inspection = inspect(args.model.as_deref())?;
+    if args.json {
+        return output::print_json(&inspection);
+    }
+    inspection.notes.iter().for_each(output::note);
+    output::print_line(&inspection.model)?;
+    section("decoder", &decoder_rows(&inspection))?;
+    section("rope", &rope_rows(&inspection.spec)?)?;
+    section("layers", &layer_rows(&inspection.spec))?;
+    section("weights", &weight_rows(&inspection))?;
+    section("text", &text_rows(&inspection))?;
+    if args.tensors {
+        let row = |tensor: &TensorRow| (tensor.name.clone(), format!("{} {:?}", tensor.dtype, tensor.shape));
+        section("tensors", &inspection.tensors.iter().map(row).collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+fn inspect(model: Option<&str>) -> anyhow::Result<Inspection> {
+    let source = model::source(model)?;
+    let (description, config) = describe(&source)?;
+    let weights = Weights::open(&source, &description.spec, &description.names)?;
+    let generation = GenerationConfig::read(&source, &config)?;
+    let tokenizer = Tokenizer::read(&source)?.map(|tokenizer| TokenizerJson {
+        kind: tokenizer.kind(),
+        vocab_size: tokenizer.vocab_size(),
+        bos_token: tokenizer.bos_token().map(str::to_owned),
+        eos_token: tokenizer.eos_token().map(str::to_owned),
+    });
+    let mut tensors: Vec<TensorRow> = weights
+        .iter()
+        .map(|(_, _, view)| TensorRow { name: view.name.to_owned(), dtype: view.dtype, shape: view.shape.clone() })
+        .collect();
+    tensors.dedup_by(|a, b| a.name == b.name && a.shape == b.shape);
+    Ok(Inspection {
+        model: source.label(),
+        context_length: description.spec.context_length(),
+        parameters: weights.parameter_count(),
+        bytes: weights.size(),
+        dtype: weights.dtype(),
+        tensors,
+        generation: GenerationJson {
+            bos_token_id: generation.bos_token_id,
+            eos_token_id: generation.eos_token_id,
+            do_sample: generation.do_sample,
+            temperature: generation.temperature,
+            top_k: generation.top_k,
+            top_p: generation.top_p,
+        },
+        tokenizer,
+        chat_template: ChatTemplate::read(&source)?.is_some(),
+        notes: weights.notes().to_vec(),
+        spec: description.spec,
+    })
+}
+
+type Rows = Vec<(String, String)>;
+
+fn section(title: &str, rows: &Rows) -> anyhow::Result<()> {
+    output::print_line(format!("\n{}", output::dim(title)))?;
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.add_rows(rows.iter().map(|(name, value)| [name, value]));
+    output::print_line(table)
+}
+
+/// The decoder in the terms of `config.json`. What most architectures lack is shown only where it is set.
+fn decoder_rows(inspection: &Inspection) -> Rows {
+    let spec = &inspection.spec;
+    let FeedForward::Dense { intermediate_size, hidden_act, gated, bias } = spec.layers[0].feed_forward;
+    let eps = match spec.norm.kind {
+        NormKind::Rms => "rms_norm_eps",
+        NormKind::Layer => "layer_norm_eps",
+    };
+    let mut rows = vec![
+        row("model_type", &spec.model_type),
+        row("vocab_size", spec.vocab_size),
+        row("hidden_size", spec.hidden_size),
+        row("intermediate_size", intermediate_size),
+        row("num_hidden_layers", spec.layers.len()),
+        row("num_attention_heads", spec.num_attention_heads),
+        row("num_key_value_heads", spec.num_key_value_heads),
+        row("head_dim", spec.head_dim),
+        row("hidden_act", format!("{}{}", json_text(hidden_act), if gated { ", gated" } else { "" })),
+        row(eps, spec.norm.eps),
+        row("tie_word_embeddings", spec.tie_word_embeddings),
+        row("attention_bias", attention_bias(spec)),
+        row("mlp_bias", bias),
+        row("max_position_embeddings", spec.max_position_embeddings),
+        row("context", format!("{} tokens", inspection.context_length)),
+    ];
+    rows.extend(rare_rows(spec));
+    rows
+}
+
+fn row(name: &str, value: impl ToString) -> (String, String) {
+    (name.to_owned(), value.to_string())
+}
+
+/// How a plain enum spells itself in JSON.
+fn json_text(value: impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn attention_bias(spec: &DecoderSpec) -> &'static str {
+    match (spec.attention.qkv_bias, spec.attention.output_bias) {
+        (true, true) => "true",
+        (true, false) => "on q, k, v",
+        (false, true) => "on the output",
+        (false, false) => "false",
+    }
+}
+
+/// Fields that few architectures set.
+fn rare_rows(spec: &DecoderSpec) -> Rows {
+    let (attention, block, plain) = (&spec.attention, &spec.block, (spec.head_dim as f64).powf(-0.5));
+    let mut rows = vec![];
+    let mut add = |set: bool, name: &str, value: String| rows.extend(set.then(|| (name.to_owned(), value)));
+    let or_none = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    add(spec.norm.weight_offset != 0.0, "norm weight", format!("stored as w - {}", spec.norm.weight_offset));
+    add(block.parallel, "block", "attention and mlp side by side".into());
+    add(!block.input_norm, "block", "norms only after attention and mlp".into());
+    add(block.input_norm && block.attention_output_norm, "block", "norms before and after attention and mlp".into());
+    let qk_norm = attention.qk_norm.map(|norm| json_text(norm.extent)).unwrap_or_default();
+    add(attention.qk_norm.is_some(), "query/key norm", format!("over each {qk_norm}"));
+    add(attention.scale != plain, "attention scale", attention.scale.to_string());
+    add(attention.logit_softcapping.is_some(), "attn_logit_softcapping", or_none(attention.logit_softcapping));
+    add(spec.final_logit_softcapping.is_some(), "final_logit_softcapping", or_none(spec.final_logit_softcapping));
+    add(spec.embedding_multiplier != 1.0, "embedding_multiplier", spec.embedding_multiplier.to_string());
+    add(spec.residual_multiplier != 1.0, "residual_multiplier", spec.residual_multiplier.to_string());
+    add(spec.logits_scaling != 1.0, "logits_scaling", spec.logits_scaling.to_string());
+    add(spec.lm_head_bias, "lm_head bias", "true".into());
+    let beta = attention.query_position_scale.map(|scale| scale.beta);
+    add(beta.is_some(), "llama_4_scaling_beta", or_none(beta));
+    rows
+}
+
+fn rope_rows(spec: &DecoderSpec) -> anyhow::Result<Rows> {
+    let mut rows = vec![];
+    for (index, table) in spec.rope.iter().enumerate() {
+        let prefix = if spec.rope.len() > 1 { format!("table {index}: ") } else { String::new() };
+        let mut add = |name: &str, value: String| rows.push((format!("{prefix}{name}"), value));
+        add("rope_theta", table.rope_theta.to_string());
+        add("partial_rotary_factor", (table.rotary_dim as f64 / spec.head_dim as f64).to_string());
+        add("pairs", json_text(table.pairing));
+        if let Value::Object(fields) = serde_json::to_value(&table.scaling)? {
+            fields.iter().for_each(|(name, value)| add(name, value.to_string().trim_matches('"').to_owned()));
+        }
+    }
+    Ok(rows)
+}
+
+/// Runs of equal layers.
+fn layer_rows(spec: &DecoderSpec) -> Rows {
+    let mut runs: Vec<(usize, usize, &LayerSpec)> = vec![];
+    for (index, layer) in spec.layers.iter().enumerate() {
+        match runs.last_mut() {
+            Some((_, last, same)) if *same == layer => *last = index,
+            _ => runs.push((index, index, layer)),
+        }
+    }
+    let range = |first, last| if first == last { format!("{first}") } else { format!("{first} to {last}") };
+    runs.into_iter().map(|(first, last, layer)| (range(first, last), layer_text(spec, layer))).collect()
+}
+
+fn layer_text(spec: &DecoderSpec, layer: &LayerSpec) -> String {
+    let Mixer::Attention { sliding_window, rope } = layer.mixer;
+    let attention =
+        sliding_window.map_or("full_attention".to_owned(), |keys| format!("sliding_attention, sliding_window {keys}"));
+    match rope {
+        None => format!("{attention}, no rope"),
+        Some(table) if spec.rope.len() > 1 => format!("{attention}, rope table {table}"),
+        Some(_) => attention,
+    }
+}
+
+fn weight_rows(inspection: &Inspection) -> Rows {
+    vec![
+        ("tensors".into(), format!("{} (all with --tensors)", inspection.tensors.len())),
+        ("parameters".into(), format!("{:.1} M", inspection.parameters as f64 / 1e6)),
+        ("dtype".into(), inspection.dtype.to_string()),
+        ("size".into(), output::size(inspection.bytes)),
+    ]
+}
+
+fn text_rows(inspection: &Inspection) -> Rows {
+    let tokenizer = match &inspection.tokenizer {
+        Some(tokenizer) => format!("{}, {} ids", tokenizer.kind, tokenizer.vocab_size),
+        None => "none".into(),
+    };
+    let quoted = |token: Option<&String>| token.map_or("none".to_owned(), |token| format!("{token:?}"));
+    let own = inspection.tokenizer.as_ref();
+    let generation = &inspection.generation;
+    let number = |value: Option<String>| value.unwrap_or_else(|| "not set".into());
+    vec![
+        ("tokenizer".into(), tokenizer),
+        ("bos_token".into(), quoted(own.and_then(|tokenizer| tokenizer.bos_token.as_ref()))),
+        ("eos_token".into(), quoted(own.and_then(|tokenizer| tokenizer.eos_token.as_ref()))),
+        ("bos_token_id".into(), number(generation.bos_token_id.map(|id| id.to_string()))),
+        ("eos_token_id".into(), format!("{:?}", generation.eos_token_id)),
+        ("chat template".into(), if inspection.chat_template { "yes" } else { "none" }.into()),
+        ("do_sample".into(), generation.do_sample.to_string()),
+        ("temperature".into(), number(generation.temperature.map(|value| value.to_string()))),
+        ("top_k".into(), number(generation.top_k.map(|value| value.to_string()))),
+        ("top_p".into(), number(generation.top_p.map(|value| value.to_string()))),
+    ]
+}

@@ -1,0 +1,9 @@
+//! One file per command.
+
+pub mod chat;
+pub mod completions;
+pub mod inspect;
+pub mod logits;
+pub mod models;
+pub mod run;
+pub mod tokenize;

@@ -1,0 +1,112 @@
+//! `braidinfer run`.
+
+use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use braidinfer::{Completion, Prompt, StreamEvent, Timings};
+use serde::Serialize;
+
+use crate::args::RunArgs;
+use crate::{interrupt, model, output};
+
+#[derive(Serialize)]
+struct RunJson<'a> {
+    prompt_ids: &'a [u32],
+    ids: &'a [u32],
+    text: &'a str,
+    finish_reason: &'static str,
+    kernels: &'static str,
+    timings: TimingsJson,
+}
+
+#[derive(Serialize)]
+struct TimingsJson {
+    load_ms: f64,
+    prefill_ms: f64,
+    decode_ms: f64,
+    prefill_tok_s: f64,
+    decode_tok_s: f64,
+}
+
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    let elsewhere = args.ids.is_some() || args.file.is_some();
+    let (model_arg, text) = model::split_positional(args.positional, elsewhere)?;
+    let prompt = match (args.ids, text) {
+        (Some(ids), _) => Prompt::Ids(ids),
+        (None, Some(text)) => Prompt::Text(text),
+        (None, None) => Prompt::Text(model::read_text(args.file.as_ref(), "a prompt")?),
+    };
+    if model_arg.is_none() {
+        output::note("no MODEL given: the built-in demo model answers");
+    }
+    let (mut llm, load) = model::open(model_arg.as_deref(), &args.load)?;
+    let params = args.sampling.over(llm.default_sampling());
+    let spelled = llm.tokenizer().is_some();
+    if !spelled {
+        output::note("the model has no tokenizer: the answer is token ids");
+    }
+    let mut printer = Printer { silent: args.json, spelled, result: Ok(()), started: false };
+    if let Prompt::Text(text) = &prompt
+        && !args.json
+        && io::stdout().is_terminal()
+    {
+        output::print(&output::dim(text))?;
+    }
+    let streaming = interrupt::Streaming::begin();
+    let (completions, timings) = llm.stream(&[prompt], &params, &mut |event| printer.show(event))?;
+    drop(streaming);
+    printer.result?;
+    let completion = &completions[0];
+    if args.json { print_json(completion, load, timings) } else { output::print("\n") }
+}
+
+/// Prints an answer as it comes; ends it when printing fails or Ctrl-C is pressed.
+struct Printer {
+    silent: bool,
+    /// Whether tokens have text; ids are printed otherwise.
+    spelled: bool,
+    started: bool,
+    result: anyhow::Result<()>,
+}
+
+impl Printer {
+    fn show(&mut self, event: StreamEvent) -> ControlFlow<()> {
+        if interrupt::requested() {
+            return ControlFlow::Break(());
+        }
+        let ids = || format!("{}{}", if self.started { "," } else { "" }, event.token);
+        let text = if self.spelled { event.text.to_owned() } else { ids() };
+        self.started = true;
+        if !self.silent && !text.is_empty() {
+            self.result = output::print(&text);
+        }
+        if self.result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+fn print_json(completion: &Completion, load: Duration, timings: Timings) -> anyhow::Result<()> {
+    output::print_json(&RunJson {
+        prompt_ids: &completion.prompt_ids,
+        ids: &completion.ids,
+        text: &completion.text,
+        finish_reason: completion.finish_reason.as_str(),
+        kernels: "standard",
+        timings: TimingsJson {
+            load_ms: milliseconds(load),
+            prefill_ms: milliseconds(timings.prefill),
+            decode_ms: milliseconds(timings.decode),
+            prefill_tok_s: rate(timings.prefill_tokens, timings.prefill),
+            decode_tok_s: rate(timings.decode_tokens, timings.decode),
+        },
+    })
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Tokens per second; 0 where there were none.
+fn rate(tokens: usize, duration: Duration) -> f64 {
+    if tokens == 0 || duration.is_zero() { 0.0 } else { (tokens as f64 / duration.as_secs_f64() * 1e3).round() / 1e3 }
+}

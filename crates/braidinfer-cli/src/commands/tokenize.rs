@@ -1,0 +1,34 @@
+//! `braidinfer tokenize`.
+
+use anyhow::Context;
+use braidinfer::text::{Piece, Tokenizer};
+use serde::Serialize;
+
+use crate::args::TokenizeArgs;
+use crate::{model, output};
+
+#[derive(Serialize)]
+struct TokenizeJson {
+    ids: Vec<u32>,
+    pieces: Vec<String>,
+}
+
+pub fn run(args: TokenizeArgs) -> anyhow::Result<()> {
+    let (model_arg, text) = model::split_positional(args.positional, args.file.is_some())?;
+    let source = model::source(model_arg.as_deref())?;
+    let missing = || format!("{}: expected `tokenizer.json` or `tokenizer.model`, found neither", source.label());
+    let tokenizer = Tokenizer::read(&source)?.with_context(missing)?;
+    let text = match text {
+        Some(text) => text,
+        None => model::read_text(args.file.as_ref(), "a text")?,
+    };
+    let ids = if args.no_special { tokenizer.encode(&text, false)? } else { tokenizer.encode_prompt(&text)? };
+    let pieces = tokenizer.pieces(&ids);
+    if args.json {
+        return output::print_json(&TokenizeJson {
+            ids,
+            pieces: pieces.into_iter().map(|piece| piece.piece).collect(),
+        });
+    }
+    pieces.iter().try_for_each(|Piece { id, piece }| output::print_line(format!("{id:>8}  {piece:?}")))
+}

@@ -1,0 +1,43 @@
+//! Ctrl-C: ends an answer cleanly while one is streaming, and the program at any other time.
+
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+
+static STREAMING: AtomicBool = AtomicBool::new(false);
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// Catches Ctrl-C from now on.
+pub fn install() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        let again = REQUESTED.swap(true, Ordering::SeqCst);
+        if again || !STREAMING.load(Ordering::SeqCst) {
+            process::exit(i32::from(crate::INTERRUPTED));
+        }
+    })
+    .context("Ctrl-C cannot be caught")
+}
+
+/// Whether Ctrl-C was pressed since the last answer began.
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::SeqCst)
+}
+
+/// An answer is streaming for as long as this lives.
+pub struct Streaming(());
+
+impl Streaming {
+    /// Begins an answer.
+    pub fn begin() -> Self {
+        REQUESTED.store(false, Ordering::SeqCst);
+        STREAMING.store(true, Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        STREAMING.store(false, Ordering::SeqCst);
+    }
+}

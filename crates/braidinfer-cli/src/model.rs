@@ -1,0 +1,110 @@
+//! From arguments to an open model.
+
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use braidinfer::executor::DeviceChoice;
+use braidinfer::executor::standard::ComputeDtype;
+use braidinfer::model::{ModelSource, Weights, describe};
+use braidinfer::{Llm, LoadOptions};
+
+use crate::args::{DtypeArg, LoadArgs};
+use crate::{demo, interrupt, output};
+
+/// The files of MODEL; the built-in model if there is none.
+pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
+    let Some(model) = model else { return Ok(demo::SOURCE) };
+    if model.ends_with(".gguf") {
+        bail!("{model}: GGUF files are not supported yet; expected a model directory with config.json and safetensors");
+    }
+    let missing = !Path::new(model).exists();
+    if missing && looks_like_hub_id(model) {
+        bail!("{model}: expected a model directory, found nothing at this path; Hub ids are not supported yet");
+    }
+    Ok(ModelSource::directory(model)?)
+}
+
+/// Whether `model` has the form `org/name` or `org/name@revision`.
+fn looks_like_hub_id(model: &str) -> bool {
+    let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains(char::is_whitespace);
+    model.split_once('/').is_some_and(|(org, name)| plain(org) && plain(name) && !name.contains('/'))
+}
+
+/// Sorts up to two positional arguments into MODEL and text. `has_text` says that the text comes from elsewhere.
+pub fn split_positional(
+    mut positional: Vec<String>,
+    has_text: bool,
+) -> anyhow::Result<(Option<String>, Option<String>)> {
+    let last = positional.pop();
+    match (positional.pop(), last) {
+        (Some(_), Some(text)) if has_text => {
+            bail!("expected one source of text, found the argument `{text}` beside --ids or --file")
+        }
+        (Some(model), text) => Ok((Some(model), text)),
+        (None, Some(only)) if has_text || looks_like_path(&only) => Ok((Some(only), None)),
+        (None, text) => Ok((None, text)),
+    }
+}
+
+/// Whether a lone argument means a model: it exists, or it is a path or an id and not a sentence.
+fn looks_like_path(argument: &str) -> bool {
+    let path_like = argument.contains('/') || argument.ends_with(".gguf");
+    Path::new(argument).is_dir() || (path_like && !argument.contains(char::is_whitespace))
+}
+
+/// Text from a file, or from standard input if that is not a terminal; byte for byte.
+pub fn read_text(file: Option<&PathBuf>, what: &str) -> anyhow::Result<String> {
+    let (name, bytes) = match file {
+        Some(path) => {
+            let name = path.display().to_string();
+            (name.clone(), std::fs::read(path).with_context(|| name)?)
+        }
+        None if io::stdin().is_terminal() => bail!("expected {what} as an argument, with --file, or on standard input"),
+        None => {
+            let mut bytes = Vec::new();
+            io::stdin().lock().read_to_end(&mut bytes).context("standard input")?;
+            ("standard input".to_owned(), bytes)
+        }
+    };
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        anyhow::anyhow!("{name}: expected UTF-8 text, found an invalid byte at offset {offset}")
+    })
+}
+
+/// Opens a model with a progress bar, prints what there is to know, and returns how long it took.
+pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Duration)> {
+    let started = Instant::now();
+    interrupt::install()?;
+    if let Some(threads) = args.threads {
+        braidinfer::executor::set_threads(threads)?;
+    }
+    let source = source(model)?;
+    let device: DeviceChoice = args.device.parse()?;
+    let dtype = compute_dtype(args.dtype, device, &source)?;
+    let options = LoadOptions { dtype, device, context: args.context, ..LoadOptions::default() };
+    let bar = output::progress_bar(&format!("loading {}", source.label()));
+    let llm = Llm::open(&source, &options, &|done, layers| {
+        bar.set_length(layers as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let llm = llm?;
+    llm.notes().iter().for_each(output::note);
+    Ok((llm, started.elapsed()))
+}
+
+fn compute_dtype(asked: DtypeArg, device: DeviceChoice, source: &ModelSource) -> anyhow::Result<ComputeDtype> {
+    Ok(match asked {
+        DtypeArg::F32 => ComputeDtype::F32,
+        DtypeArg::Bf16 => ComputeDtype::BF16,
+        DtypeArg::F16 => ComputeDtype::F16,
+        DtypeArg::Auto if device == DeviceChoice::Cpu => ComputeDtype::F32,
+        DtypeArg::Auto => {
+            let (description, _) = describe(source)?;
+            Weights::open(source, &description.spec, &description.names)?.dtype().to_string().parse()?
+        }
+    })
+}

@@ -1,0 +1,77 @@
+//! What the user sees: answers on stdout, everything else on stderr.
+#![allow(clippy::print_stderr, reason = "the one place that writes to stderr")]
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::Context;
+use comfy_table::{LineStyle, TableStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+/// Tables with a header: columns kept apart by spaces, one line below the header.
+pub const TABLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+
+/// One failure, in one line.
+pub fn error(error: &anyhow::Error) {
+    eprintln!("{} {error:#}", label("error:", "31"));
+}
+
+/// Something the user should know.
+pub fn note(note: impl Display) {
+    eprintln!("{} {note}", label("note:", "33"));
+}
+
+fn label(text: &str, colour: &str) -> String {
+    if io::stderr().is_terminal() { format!("\x1b[1;{colour}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// `text` in a quieter colour, where stdout shows colours.
+pub fn dim(text: &str) -> String {
+    if io::stdout().is_terminal() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// Writes to stdout at once.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("stdout")
+}
+
+/// Writes a line to stdout.
+pub fn print_line(line: impl Display) -> anyhow::Result<()> {
+    print(&format!("{line}\n"))
+}
+
+/// Writes `value` to stdout as one line of JSON.
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print_line(serde_json::to_string(value)?)
+}
+
+/// Whether `error` means that nobody reads stdout any more.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    error.chain().any(broken)
+}
+
+/// A bar on stderr, shown only on a terminal.
+pub fn progress_bar(what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} layers {elapsed}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    bar.set_message(what.to_owned());
+    bar
+}
+
+/// `bytes` with a unit.
+pub fn size(bytes: usize) -> String {
+    const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

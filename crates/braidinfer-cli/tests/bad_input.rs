@@ -1,0 +1,232 @@
+//! Bad input: one clear line, exit code 3, no backtrace.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::json;
+use support::{Broken, braidinfer, model, refuse, stderr};
+
+#[test]
+fn a_missing_directory() {
+    refuse(["run", "/no/such/model", "--ids", "1"], &["/no/such/model: expected a model directory, found nothing"]);
+    refuse(["run", "org/name", "hi"], &["org/name: expected a model directory", "Hub ids are not supported yet"]);
+    let file = model("llama").join("config.json").display().to_string();
+    refuse(["run", &file, "--ids", "1"], &["expected a model directory, found a file"]);
+    refuse(["run", "model.gguf", "--ids", "1"], &["model.gguf: GGUF files are not supported yet"]);
+}
+
+#[test]
+fn a_missing_or_broken_config() {
+    Broken::copy_of("llama").remove("config.json").refused(&["expected `config.json`, found no such file"]);
+    Broken::copy_of("llama").write("config.json", "{\"a\": ").refused(&["config.json: expected a JSON object", "EOF"]);
+    Broken::copy_of("llama")
+        .write("config.json", "[1]")
+        .refused(&["config.json: expected a JSON object, found a list"]);
+}
+
+#[test]
+fn an_unknown_or_refused_architecture() {
+    let with_type =
+        |name: &str| Broken::copy_of("llama").edit_json("config.json", |config| config["model_type"] = json!(name));
+    with_type("mamba")
+        .refused(&["config.json: model_type `mamba` is not a known architecture; supported: llama, mistral"]);
+    with_type("mixtral").refused(&["model_type `mixtral` is a mixture-of-experts model", "supported: llama"]);
+    with_type("qwen3_next").refused(&["`qwen3_next` has gated-delta-net layers"]);
+    let nameless = Broken::copy_of("llama").edit_json("config.json", |config| {
+        config.as_object_mut().expect("config is an object").remove("model_type");
+    });
+    nameless.refused(&["field `model_type`: expected the name of an architecture, found nothing"]);
+}
+
+#[test]
+fn wrong_config_values() {
+    let with = |field: &'static str, value: serde_json::Value| {
+        Broken::copy_of("llama").edit_json("config.json", |config| config[field] = value)
+    };
+    with("hidden_size", json!(-4)).refused(&["field `hidden_size`: expected a positive whole number", "found -4"]);
+    with("hidden_size", json!("big")).refused(&["field `hidden_size`", "found \"big\""]);
+    with("num_hidden_layers", json!(u64::MAX)).refused(&["field `num_hidden_layers`"]);
+    with("num_hidden_layers", json!(4_000_000)).refused(&["field `num_hidden_layers`: expected at most 4096"]);
+    with("num_key_value_heads", json!(3)).refused(&["field `num_key_value_heads`: expected a divisor of 4"]);
+    with("hidden_act", json!("mish")).refused(&["field `hidden_act`", "found `mish`"]);
+    with("rope_scaling", json!({"type": "spiral"})).refused(&["field `rope_scaling.type`", "found `spiral`"]);
+    with("rope_scaling", json!({"type": "linear"})).refused(&["field `rope_scaling.factor`", "found nothing"]);
+    with("rms_norm_eps", json!(0)).refused(&["field `rms_norm_eps`: expected a number above zero, found 0"]);
+    with("quantization_config", json!({"quant_method": "gptq"})).refused(&["field `quantization_config`", "gptq"]);
+}
+
+#[test]
+fn a_truncated_file() {
+    let broken = Broken::copy_of("llama").edit("model.safetensors", |bytes| bytes.truncate(bytes.len() - 1000));
+    broken.refused(&["model.safetensors: expected", "bytes of tensor data", "the file is cut short"]);
+    Broken::copy_of("llama")
+        .write("model.safetensors", "")
+        .refused(&["expected a non-empty file, found an empty file"]);
+    let broken = Broken::copy_of("llama").write("model.safetensors", "1234");
+    broken.refused(&["expected a safetensors header, found a file of 4 bytes"]);
+}
+
+#[test]
+fn a_header_longer_than_the_file() {
+    let broken = Broken::copy_of("llama").edit("model.safetensors", |bytes| {
+        bytes[..8].copy_from_slice(&50_000_000u64.to_le_bytes());
+    });
+    broken.refused(&[
+        "expected a header that ends inside the file, found a header length of 50000000 bytes in a file of",
+    ]);
+    let broken = Broken::copy_of("llama").edit("model.safetensors", |bytes| bytes[..8].fill(0xff));
+    broken.refused(&["expected a safetensors header of at most 100 MB", "18446744073709551615"]);
+}
+
+#[test]
+fn overlapping_and_outlying_offsets() {
+    let offsets = |begin: u64, end: u64| {
+        Broken::copy_of("llama").edit_header(move |header| {
+            header["model.norm.weight"]["data_offsets"] = json!([begin, end]);
+        })
+    };
+    offsets(0, 96)
+        .refused(&["model.safetensors: tensor `", "expected data offsets that begin where the tensor before ends"]);
+    offsets(1 << 40, (1 << 40) + 96).refused(&["model.safetensors: tensor `", "data offsets"]);
+    offsets(96, 0).refused(&["model.safetensors: tensor `", "data offsets"]);
+}
+
+#[test]
+fn a_wrong_shape_or_type() {
+    let broken = Broken::copy_of("llama").edit_header(|header| {
+        let shape = &mut header["model.layers.0.mlp.down_proj.weight"]["shape"];
+        let swapped = json!([shape[1], shape[0]]);
+        *shape = swapped;
+    });
+    broken.refused(&["tensor `model.layers.0.mlp.down_proj.weight`: expected shape [48, ", "found shape ["]);
+    let broken = Broken::copy_of("llama").edit_header(|header| header["model.norm.weight"]["dtype"] = json!("I16"));
+    broken.refused(&["tensor `model.norm.weight`: expected values of type F32, F16 or BF16, found I16"]);
+    let broken = Broken::copy_of("llama").edit_header(|header| header["model.norm.weight"]["dtype"] = json!("F32"));
+    broken.refused(&["tensor `model.norm.weight`: expected as many bytes as its shape and type need"]);
+}
+
+#[test]
+fn a_missing_shard_or_tensor() {
+    let index = "model.safetensors.index.json";
+    let broken = Broken::copy_of("llama-sharded");
+    let text = fs::read_to_string(broken.file(index)).expect("the fixture has an index");
+    let shard = text
+        .split('"')
+        .find(|part| part.ends_with("00002-of-00003.safetensors"))
+        .expect("there is a second shard")
+        .to_owned();
+    broken.remove(&shard).refused(&[&shard, "expected the shard that", "found no such file"]);
+    let outside = Broken::copy_of("llama-sharded").edit_json(index, |index| {
+        index["weight_map"]["model.norm.weight"] = json!("../secret.safetensors");
+    });
+    outside.refused(&["field `weight_map.model.norm.weight`: expected a file name without a path"]);
+    Broken::copy_of("llama").remove("model.safetensors").refused(&["expected `model.safetensors` or", "found neither"]);
+}
+
+#[test]
+fn an_untied_model_without_a_head() {
+    let broken = Broken::copy_of("llama").edit_header(|header| {
+        let header = header.as_object_mut().expect("the header is an object");
+        let head = header.remove("lm_head.weight").expect("the model has a head");
+        header.insert("something_else".into(), head);
+    });
+    broken.refused(&["tensor `lm_head.weight`: expected a tensor of shape [256, 48], found no such tensor"]);
+}
+
+#[test]
+fn a_weight_that_is_not_a_number() {
+    let broken = Broken::copy_of("llama-f32");
+    let path = broken.file("model.safetensors");
+    let bytes = fs::read(&path).expect("the fixture has weights");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("the fixture is whole");
+    let tensor = tensors.tensor("model.layers.1.self_attn.v_proj.weight").expect("the tensor exists").data();
+    let at = tensor.as_ptr() as usize - bytes.as_ptr() as usize + 5 * 4;
+    let with = |value: f32| {
+        Broken::copy_of("llama-f32")
+            .edit("model.safetensors", |bytes| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes()))
+    };
+    let name = "tensor `model.layers.1.self_attn.v_proj.weight`: expected ";
+    with(f32::NAN).refused(&[name, "finite values, found NaN at index 5"]);
+    with(f32::INFINITY).refused(&[name, "finite values, found inf at index 5"]);
+    let large = with(1e6);
+    let mut args = large.run_args();
+    args.extend(["--dtype".into(), "f16".into()]);
+    refuse(args, &[name, "values within the range of f16, found 1000000 at index 5"]);
+}
+
+#[test]
+fn bad_prompts() {
+    let dir = model("llama").display().to_string();
+    refuse(["run", &dir, "--ids", "1,256"], &["token id: expected below the vocabulary size 256, found 256"]);
+    refuse(["logits", &dir, "--ids", "9999"], &["token id: expected below the vocabulary size 256, found 9999"]);
+    let long = vec!["1"; 129].join(",");
+    refuse(["run", &dir, "--ids", &long], &["the prompt has 129 tokens, but the context holds 128"]);
+    refuse(["logits", &dir, "--ids", &long], &["the prompt has 129 tokens, but the context holds 128"]);
+    refuse(["run", &dir, "--ids", "1,2,3", "--context", "2"], &["the prompt has 3 tokens, but the context holds 2"]);
+    refuse(["run", &dir, "some text"], &["the model has no tokenizer", "give token ids instead"]);
+    refuse(["run", &dir], &["the model has no tokenizer"]);
+    refuse(["run", &dir, "text", "--ids", "1"], &["expected one source of text"]);
+    refuse(["run", "--file", "/no/such/prompt"], &["/no/such/prompt: No such file"]);
+}
+
+#[test]
+fn bytes_that_are_not_text() {
+    let mut child =
+        braidinfer(["run"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    child.stdin.take().expect("stdin is piped").write_all(b"abc\xff").expect("the binary reads");
+    let output = child.wait_with_output().expect("the binary ends");
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("standard input: expected UTF-8 text, found an invalid byte at offset 3"));
+}
+
+#[test]
+fn invalid_sampling_values() {
+    let dir = model("llama").display().to_string();
+    for (flag, value, message) in [
+        ("--temperature", "-1", "temperature: expected a number of at least 0, found -1"),
+        ("--temperature", "nan", "temperature: expected a number of at least 0, found NaN"),
+        ("--top-p", "0", "top-p: expected a number above 0 and at most 1, found 0"),
+        ("--top-p", "1.5", "top-p: expected a number above 0 and at most 1, found 1.5"),
+        ("--min-p", "-0.1", "min-p: expected a number from 0 to 1, found -0.1"),
+        ("--top-k", "0", "top-k: expected a whole number of at least 1, found 0"),
+        ("--repetition-penalty", "0", "repetition-penalty: expected a number above 0, found 0"),
+        ("--presence-penalty", "3", "presence-penalty: expected a number from -2 to 2, found 3"),
+        ("--max-tokens", "0", "max-tokens: expected a whole number of at least 1, found 0"),
+        ("--stop", "", "stop: expected a text of at least one character"),
+        ("--threads", "0", "threads: expected at least 1, found 0"),
+        ("--context", "0", "context: expected at least 1 token, found 0"),
+        ("--device", "tpu", "device: expected cpu, cuda, cuda:N or metal, found `tpu`"),
+        ("--device", "cuda", "device cuda:0"),
+    ] {
+        refuse(["run", &dir, "--ids", "1", flag, value], &[message]);
+    }
+}
+
+#[test]
+fn usage_errors_exit_with_the_same_code() {
+    for args in [&["run", "--ids", "x"][..], &["run", "--no-such-flag"], &["fly"], &["logits"]] {
+        let output = support::output(args);
+        assert_eq!(output.status.code(), Some(3), "{args:?}");
+        assert!(stderr(&output).starts_with("error: "), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn broken_tokenizers_and_templates() {
+    let broken = Broken::copy_of("llama").write("tokenizer.json", "{}");
+    broken.refused(&["tokenizer.json: not a usable tokenizer"]);
+    let broken = Broken::copy_of("llama").write("tokenizer.model", "no protobuf at all");
+    broken.refused(&["tokenizer.model: not a SentencePiece model"]);
+    let broken = Broken::copy_of("llama").write("chat_template.jinja", "{% for m in messages %}\n{{ m.role }");
+    broken.refused(&["chat_template.jinja: expected a Jinja template, found syntax error", "in line 2"]);
+    let broken = Broken::copy_of("llama").write("generation_config.json", "{\"eos_token_id\": -1}");
+    broken.refused(&["generation_config.json: field `eos_token_id`: expected a token id", "found -1"]);
+}
+
+#[test]
+fn chat_without_a_terminal() {
+    refuse(["chat"], &["chat: expected a terminal", "use `braidinfer run`"]);
+}

@@ -1,0 +1,114 @@
+"""Writes a model of a published shape with random weights, for timing.
+
+    python tools/random-model/generate.py tinyllama-1.1b /tmp/tinyllama-1.1b
+
+Needs `numpy` and `safetensors` (see requirements.txt). Weights are bf16 with a standard deviation of 0.02, so
+logits are finite and text is noise; norm weights are 1.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+SHAPES = {
+    "tinyllama-1.1b": {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def parameter_shapes(config):
+    """Name and shape of every tensor, in checkpoint order."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim", hidden // config["num_attention_heads"])
+    query, key = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        yield prefix + "input_layernorm.weight", (hidden,)
+        yield prefix + "self_attn.q_proj.weight", (query, hidden)
+        yield prefix + "self_attn.k_proj.weight", (key, hidden)
+        yield prefix + "self_attn.v_proj.weight", (key, hidden)
+        yield prefix + "self_attn.o_proj.weight", (hidden, query)
+        if config["model_type"] == "qwen3":
+            yield prefix + "self_attn.q_norm.weight", (head_dim,)
+            yield prefix + "self_attn.k_norm.weight", (head_dim,)
+        yield prefix + "post_attention_layernorm.weight", (hidden,)
+        yield prefix + "mlp.gate_proj.weight", (inner, hidden)
+        yield prefix + "mlp.up_proj.weight", (inner, hidden)
+        yield prefix + "mlp.down_proj.weight", (hidden, inner)
+    yield "model.norm.weight", (hidden,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (config["vocab_size"], hidden)
+
+
+def to_bf16(values):
+    """The upper halves of f32 values, which is bf16 rounded towards zero: exact enough for noise."""
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def save_bf16(tensors, path):
+    """Saves u16 arrays as a safetensors file that says BF16."""
+    save_file(tensors, path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    for info in header.values():
+        info["dtype"] = "BF16"
+    # The format asks for data aligned to 8 bytes; spaces after the header do that.
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    config = SHAPES[arguments.shape]
+    generator = np.random.default_rng(arguments.seed)
+    tensors = {}
+    for name, shape in parameter_shapes(config):
+        if len(shape) == 1:
+            values = np.ones(shape, dtype=np.float32)
+        else:
+            values = generator.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+        tensors[name] = to_bf16(values)
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    save_bf16(tensors, arguments.directory / "model.safetensors")
+    (arguments.directory / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
