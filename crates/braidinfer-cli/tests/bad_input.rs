@@ -197,7 +197,8 @@ fn invalid_sampling_values() {
         ("--max-tokens", "0", "max-tokens: expected a whole number of at least 1, found 0"),
         ("--stop", "", "stop: expected a text of at least one character"),
         ("--threads", "0", "threads: expected at least 1, found 0"),
-        ("--context", "0", "context: expected at least 1 token, found 0"),
+        ("--context", "0", "context: expected from 1 to 2147483648 tokens, found 0"),
+        ("--context", "99999999999", "context: expected from 1 to 2147483648 tokens, found 99999999999"),
         ("--device", "tpu", "device: expected cpu, cuda, cuda:N or metal, found `tpu`"),
         ("--device", "cuda", "device cuda:0"),
     ] {

@@ -75,11 +75,11 @@ impl JsonFile {
     /// A positive whole number; `None` if absent or null.
     pub fn size(&self, field: &str) -> Result<Option<usize>> {
         let Some(value) = self.value(field) else { return Ok(None) };
-        // Sizes that no checkpoint reaches would only overflow later products.
-        const LIMIT: u64 = 1 << 32;
+        // No checkpoint reaches this, and sums of a few products of two such sizes do not overflow.
+        const LIMIT: u64 = 1 << 31;
         match value.as_u64() {
             Some(number) if (1..LIMIT).contains(&number) => Ok(Some(number as usize)),
-            _ => Err(self.error(field, "a positive whole number below 2^32", value.to_string())),
+            _ => Err(self.error(field, "a positive whole number below 2^31", value.to_string())),
         }
     }
 

@@ -17,6 +17,8 @@ impl DecoderSpec {
     /// Longest sequence the model is meant for, in tokens: RoPE scaling by a factor may stretch it beyond
     /// `max_position_embeddings`, which some configs leave at the length before scaling.
     pub fn context_length(&self) -> usize {
+        // Keeps a corrupt factor from overflowing what is computed from this.
+        const LIMIT: usize = 1 << 31;
         let stretched = |table: &RopeSpec| match table.scaling {
             RopeScaling::Dynamic { factor, original_max_position_embeddings: original }
             | RopeScaling::Yarn { factor, original_max_position_embeddings: original, .. } => {
@@ -24,7 +26,7 @@ impl DecoderSpec {
             }
             _ => 0,
         };
-        self.rope.iter().map(stretched).fold(self.max_position_embeddings, usize::max)
+        self.rope.iter().map(stretched).fold(self.max_position_embeddings, usize::max).min(LIMIT)
     }
 }
 

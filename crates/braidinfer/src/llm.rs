@@ -16,6 +16,9 @@ const BLOCK_SIZE: usize = 16;
 /// Tokens per engine step; bounds the scores of a long prompt.
 const MAX_BATCHED_TOKENS: usize = 512;
 
+/// Longest context that may be asked for.
+const MAX_CONTEXT: usize = 1 << 31;
+
 /// How to open a model.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
@@ -252,8 +255,8 @@ impl Llm {
 fn context(spec: &DecoderSpec, asked: Option<usize>, notes: &mut Vec<String>) -> Result<usize> {
     let meant = spec.context_length();
     let context = asked.unwrap_or(meant);
-    if context == 0 {
-        return Err(Error::bad_request("context", "at least 1 token", context));
+    if !(1..=MAX_CONTEXT).contains(&context) {
+        return Err(Error::bad_request("context", format!("from 1 to {MAX_CONTEXT} tokens"), context));
     }
     if context > meant {
         notes.push(format!("a context of {context} tokens is beyond the {meant} this model is meant for"));

@@ -73,9 +73,20 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
             query_position_scale: None,
         },
         rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],
-        layers: vec![layer; config.required_size("num_hidden_layers")?],
+        layers: vec![layer; layer_count(config)?],
     };
     Ok(Description { spec, names: TensorNames::default() })
+}
+
+fn layer_count(config: &JsonFile) -> Result<usize> {
+    // The largest published decoders have 128 layers; a corrupt count must not become a huge allocation.
+    const MAX_LAYERS: usize = 4096;
+    match config.required_size("num_hidden_layers")? {
+        layers if layers > MAX_LAYERS => {
+            Err(config.error("num_hidden_layers", format!("at most {MAX_LAYERS}"), layers.to_string()))
+        }
+        layers => Ok(layers),
+    }
 }
 
 fn key_value_heads(config: &JsonFile, defaults: &Defaults, heads: usize) -> Result<usize> {

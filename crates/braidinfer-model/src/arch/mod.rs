@@ -143,11 +143,6 @@ fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
             kv_heads.to_string(),
         ));
     }
-    // The largest published decoders have 128 layers; a corrupt count must not become a huge allocation.
-    const MAX_LAYERS: usize = 4096;
-    if spec.layers.len() > MAX_LAYERS {
-        return Err(config.error("num_hidden_layers", format!("at most {MAX_LAYERS}"), spec.layers.len().to_string()));
-    }
     for rope in &spec.rope {
         if rope.rotary_dim % 2 != 0 || rope.rotary_dim > spec.head_dim || rope.rotary_dim < 2 {
             let expected = format!("an even number of rotated dimensions from 2 to head_dim ({})", spec.head_dim);

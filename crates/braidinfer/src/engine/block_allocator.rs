@@ -6,31 +6,44 @@ use std::collections::BinaryHeap;
 /// Hands out block ids, lowest first, so that storage grows no further than it must.
 #[derive(Debug)]
 pub(super) struct BlockAllocator {
-    free: BinaryHeap<Reverse<u32>>,
+    num_blocks: usize,
+    /// Blocks from here on were never handed out.
+    fresh: usize,
+    /// Blocks that were handed out and came back.
+    returned: BinaryHeap<Reverse<u32>>,
 }
 
 impl BlockAllocator {
     pub(super) fn new(num_blocks: usize) -> Self {
-        Self { free: (0..num_blocks as u32).map(Reverse).collect() }
+        Self { num_blocks, fresh: 0, returned: BinaryHeap::new() }
+    }
+
+    /// Blocks that can be handed out.
+    pub(super) fn available(&self) -> usize {
+        self.num_blocks - self.fresh + self.returned.len()
     }
 
     /// Extends `table` to `blocks` entries, or leaves it and returns false if too few are free.
     pub(super) fn grow(&mut self, table: &mut Vec<u32>, blocks: usize) -> bool {
         let missing = blocks.saturating_sub(table.len());
-        if missing > self.free.len() {
+        if missing > self.available() {
             return false;
         }
-        table.extend((0..missing).filter_map(|_| self.free.pop()).map(|Reverse(block)| block));
+        table.extend((0..missing).map(|_| self.take()));
         true
+    }
+
+    /// The lowest free block; there must be one.
+    fn take(&mut self) -> u32 {
+        if let Some(Reverse(block)) = self.returned.pop() {
+            return block;
+        }
+        self.fresh += 1;
+        (self.fresh - 1) as u32
     }
 
     /// Takes back every block of `table`.
     pub(super) fn release(&mut self, table: &mut Vec<u32>) {
-        self.free.extend(table.drain(..).map(Reverse));
-    }
-
-    #[cfg(test)]
-    pub(super) fn available(&self) -> usize {
-        self.free.len()
+        self.returned.extend(table.drain(..).map(Reverse));
     }
 }

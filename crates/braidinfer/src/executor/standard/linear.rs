@@ -26,9 +26,11 @@ impl Linear {
 
     /// `[T, in]` to `[T, out]` in f32.
     pub(super) fn forward_f32(&self, x: &Tensor) -> Result<Tensor> {
+        // Below this many tokens a product is bound by reading the weights, which one thread cannot do fast enough.
+        const FEW: usize = 8;
         let narrow = self.weight.dtype() != DType::F32;
-        let y = if narrow && self.weight.device().is_cpu() {
-            self.widened_matmul(x)?
+        let y = if self.weight.device().is_cpu() && (narrow || x.dim(0)? <= FEW) {
+            self.matmul_by_rows(x)?
         } else {
             x.matmul(&self.weight.t()?)?.to_dtype(DType::F32)?
         };
@@ -38,9 +40,9 @@ impl Linear {
         }
     }
 
-    /// Candle's CPU matmul has no bf16 and sums f16 in its own way, so weights are widened to f32 a few
-    /// rows at a time: few enough to stay in the cache, and never a second copy of the matrix.
-    fn widened_matmul(&self, x: &Tensor) -> Result<Tensor> {
+    /// A few rows of the weight at a time, in parallel. Candle's CPU matmul has no bf16 and sums f16 in its own way, so
+    /// such rows are widened to f32: few enough to stay in the cache, and never a second copy of the matrix.
+    fn matmul_by_rows(&self, x: &Tensor) -> Result<Tensor> {
         const ROWS: usize = 128;
         let x = x.to_dtype(DType::F32)?;
         let out = self.weight.dim(0)?;

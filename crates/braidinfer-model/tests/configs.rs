@@ -1,0 +1,158 @@
+//! Reading `config.json`: styles, precedence, defaults, refusals.
+
+use braidinfer_model::arch::{REFUSED, REGISTRY, describe_config};
+use braidinfer_model::spec::{FeedForward, Mixer, RopePairing, RopeScaling};
+use braidinfer_model::{DecoderSpec, JsonFile, ModelError};
+use serde_json::{Value, json};
+
+fn describe(config: &Value) -> Result<DecoderSpec, ModelError> {
+    let file = JsonFile::parse("config.json".into(), config.to_string().as_bytes())?;
+    describe_config(&file).map(|description| description.spec)
+}
+
+fn spec(config: &Value) -> DecoderSpec {
+    describe(config).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A small config of `model_type` with `changes` on top.
+fn config(model_type: &str, changes: Value) -> Value {
+    let mut config = json!({
+        "model_type": model_type, "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 512,
+    });
+    for (field, value) in changes.as_object().expect("changes are an object") {
+        config[field] = value.clone();
+    }
+    config
+}
+
+fn windows(spec: &DecoderSpec) -> Vec<Option<usize>> {
+    spec.layers
+        .iter()
+        .map(|layer| match layer.mixer {
+            Mixer::Attention { sliding_window, .. } => sliding_window,
+        })
+        .collect()
+}
+
+#[test]
+fn every_registered_architecture_reads_a_minimal_config() {
+    for architecture in REGISTRY {
+        for name in std::iter::once(&architecture.model_type).chain(architecture.aliases) {
+            assert_eq!(spec(&config(name, json!({}))).layers.len(), 6, "{name}");
+        }
+    }
+}
+
+#[test]
+fn refused_architectures_say_why() {
+    for (name, reason) in REFUSED {
+        let message = describe(&config(name, json!({}))).expect_err("it is refused").to_string();
+        assert!(message.contains(&format!("`{name}` {reason}; supported: llama")), "{message}");
+    }
+}
+
+#[test]
+fn rope_theta_is_read_in_both_styles_and_by_precedence() {
+    let theta = |changes| spec(&config("llama", changes)).rope[0].rope_theta;
+    assert_eq!(theta(json!({})), 1e4);
+    assert_eq!(theta(json!({"rope_theta": 5e5})), 5e5);
+    assert_eq!(theta(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})), 1e6);
+    assert_eq!(theta(json!({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e6}})), 1e6);
+    let scaling = json!({"type": "linear", "factor": 2.0});
+    assert_eq!(theta(json!({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e6}, "rope_scaling": scaling})), 5e5);
+    assert_eq!(spec(&config("ernie4_5", json!({}))).rope[0].rope_theta, 5e5);
+    assert_eq!(spec(&config("smollm3", json!({}))).rope[0].rope_theta, 2e6);
+}
+
+#[test]
+fn rope_scaling_is_read_in_both_styles() {
+    let scaling = |changes| spec(&config("llama", changes)).rope[0].scaling.clone();
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    assert_eq!(scaling(json!({"rope_scaling": {"type": "linear", "factor": 4.0}})), linear);
+    assert_eq!(scaling(json!({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 4.0}})), linear);
+    assert_eq!(scaling(json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0}})), linear);
+    assert_eq!(scaling(json!({"rope_scaling": null})), RopeScaling::Default);
+    let yarn = |changes: Value| match scaling(json!({"rope_scaling": changes})) {
+        RopeScaling::Yarn { factor, attention_factor, .. } => (factor, attention_factor),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(yarn(json!({"type": "yarn", "original_max_position_embeddings": 128})).0, 4.0, "from the lengths");
+    assert_eq!(yarn(json!({"type": "yarn", "factor": 8.0, "attention_factor": 1.5})), (8.0, 1.5));
+    let both = yarn(json!({"type": "yarn", "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0}));
+    assert_eq!(both, (8.0, 1.0));
+    assert_eq!(yarn(json!({"type": "yarn", "factor": 8.0})).1, 0.1 * 8f64.ln() + 1.0);
+}
+
+#[test]
+fn explicit_null_is_not_an_absent_key() {
+    let mistral = |changes| windows(&spec(&config("mistral", changes)))[0];
+    assert_eq!(mistral(json!({})), Some(4096));
+    assert_eq!(mistral(json!({"sliding_window": null})), None);
+    assert_eq!(mistral(json!({"sliding_window": 32})), Some(32));
+    assert_eq!(spec(&config("qwen2", json!({"num_key_value_heads": null}))).num_key_value_heads, 4);
+    assert_eq!(spec(&config("ernie4_5", json!({"head_dim": null}))).head_dim, 16);
+    let mut absent = config("ernie4_5", json!({}));
+    absent.as_object_mut().expect("it is an object").remove("head_dim");
+    assert_eq!(spec(&absent).head_dim, 128);
+}
+
+#[test]
+fn window_patterns_follow_their_architecture() {
+    let of = |name, changes| windows(&spec(&config(name, changes)));
+    let (w, full) = (Some(8), None);
+    assert_eq!(of("gemma2", json!({"sliding_window": 8})), [w, full, w, full, w, full]);
+    assert_eq!(of("gemma3_text", json!({"sliding_window": 8})), [w, w, w, w, w, full]);
+    assert_eq!(of("gemma3_text", json!({"sliding_window": 8, "sliding_window_pattern": 3})), [w, w, full, w, w, full]);
+    assert_eq!(of("qwen2", json!({"sliding_window": 8, "max_window_layers": 0})), [full; 6], "off unless switched on");
+    let on = json!({"sliding_window": 8, "max_window_layers": 4, "use_sliding_window": true});
+    assert_eq!(of("qwen3", on), [full, full, full, full, w, w]);
+    let types =
+        ["full_attention", "sliding_attention", "attention", "sliding_attention", "full_attention", "full_attention"];
+    let listed = json!({"sliding_window": 8, "layer_types": types});
+    assert_eq!(of("mistral", listed.clone()), [full, w, full, w, full, full], "read as ministral");
+    assert_eq!(of("gemma2", listed), [full, w, full, w, full, full], "a list wins over the rule");
+    let message = describe(&config("gemma2", json!({"layer_types": ["mamba"]}))).expect_err("one entry").to_string();
+    assert!(message.contains("field `layer_types`: expected 6 entries"), "{message}");
+}
+
+#[test]
+fn rope_details_of_single_architectures() {
+    assert_eq!(spec(&config("ernie4_5", json!({}))).rope[0].pairing, RopePairing::Interleaved);
+    assert_eq!(spec(&config("phi", json!({}))).rope[0].rotary_dim, 8);
+    assert_eq!(spec(&config("phi", json!({"head_dim": 80, "partial_rotary_factor": 0.4}))).rope[0].rotary_dim, 32);
+    let rotated: Vec<bool> = spec(&config("smollm3", json!({"no_rope_layers": [1, 0, 1, 1, 0, 1]})))
+        .layers
+        .iter()
+        .map(|layer| matches!(layer.mixer, Mixer::Attention { rope: Some(_), .. }))
+        .collect();
+    assert_eq!(rotated, [true, false, true, true, false, true], "1 means rotate");
+    let factors = vec![1.5; 8];
+    let longrope = |kind: &str| {
+        let scaling = json!({"type": kind, "short_factor": factors, "long_factor": factors});
+        spec(&config("phi3", json!({"rope_scaling": scaling, "original_max_position_embeddings": 128}))).rope[0].clone()
+    };
+    assert_eq!(longrope("su"), longrope("longrope"));
+    assert_eq!(longrope("yarn"), longrope("longrope"));
+    let short = json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": factors}});
+    let message = describe(&config("phi3", short)).expect_err("the list is too short").to_string();
+    assert!(message.contains("field `rope_scaling.short_factor`: expected a list of 8 numbers"), "{message}");
+}
+
+#[test]
+fn text_models_nested_in_multimodal_configs_are_found() {
+    let mut outer = json!({"model_type": "gemma3", "text_config": config("gemma3_text", json!({}))});
+    assert_eq!(spec(&outer).model_type, "gemma3_text");
+    outer["text_config"].as_object_mut().expect("it is an object").remove("model_type");
+    assert_eq!(spec(&outer).hidden_size, 64);
+}
+
+#[test]
+fn gated_and_plain_feed_forward() {
+    let gated = |name| {
+        let FeedForward::Dense { gated, bias, .. } = spec(&config(name, json!({}))).layers[0].feed_forward;
+        (gated, bias)
+    };
+    assert_eq!((gated("llama"), gated("phi")), ((true, false), (false, true)));
+}
