@@ -192,7 +192,7 @@ fn invalid_sampling_values() {
         ("--top-p", "1.5", "top-p: expected a number above 0 and at most 1, found 1.5"),
         ("--min-p", "-0.1", "min-p: expected a number from 0 to 1, found -0.1"),
         ("--top-k", "0", "top-k: expected a whole number of at least 1, found 0"),
-        ("--repetition-penalty", "0", "repetition-penalty: expected a number above 0, found 0"),
+        ("--repetition-penalty", "0", "repetition-penalty: expected a number from 0.001 to 1000, found 0"),
         ("--presence-penalty", "3", "presence-penalty: expected a number from -2 to 2, found 3"),
         ("--max-tokens", "0", "max-tokens: expected a whole number of at least 1, found 0"),
         ("--stop", "", "stop: expected a text of at least one character"),

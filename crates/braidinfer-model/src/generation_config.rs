@@ -13,7 +13,7 @@ pub struct GenerationConfig {
     pub do_sample: bool,
     /// Softmax temperature.
     pub temperature: Option<f64>,
-    /// Keep this many most likely tokens.
+    /// Keep this many most likely tokens; 50 where the file samples and does not say, as in `transformers`.
     pub top_k: Option<usize>,
     /// Keep the smallest set of tokens with this much probability.
     pub top_p: Option<f64>,
@@ -47,12 +47,21 @@ impl GenerationConfig {
             bos_token_id: file.token_ids("bos_token_id")?.first().copied(),
             do_sample: file.flag("do_sample")?.unwrap_or(false),
             temperature: file.number("temperature")?,
-            // transformers writes 0 for "no top-k".
-            top_k: file.number("top_k")?.map(|k| k.max(0.0) as usize).filter(|k| *k > 0),
+            top_k: top_k(file)?,
             top_p: file.number("top_p")?,
             min_p: file.number("min_p")?,
             repetition_penalty: file.number("repetition_penalty")?,
             max_new_tokens: file.size("max_new_tokens")?,
         })
     }
+}
+
+fn top_k(file: &JsonFile) -> Result<Option<usize>> {
+    const CLASS_DEFAULT: usize = 50;
+    let samples = file.flag("do_sample")?.unwrap_or(false);
+    if samples && !file.has("top_k") {
+        return Ok(Some(CLASS_DEFAULT));
+    }
+    // Zero, or less, says "no limit".
+    Ok(file.number("top_k")?.filter(|k| *k >= 1.0).map(|k| k as usize))
 }

@@ -83,6 +83,32 @@ impl JsonFile {
         }
     }
 
+    /// A positive whole number, or `absent` if the key is not there; an explicit null is an error.
+    pub fn size_or(&self, field: &str, absent: usize) -> Result<usize> {
+        if self.has(field) { self.required_size(field) } else { Ok(absent) }
+    }
+
+    /// This object with those of `fields` that it lacks taken from `other`.
+    pub fn or_fields_of(mut self, other: &Self, fields: &[&str]) -> Self {
+        for field in fields {
+            if let Some(value) = other.value(field).filter(|_| self.value(field).is_none()) {
+                self.map.insert((*field).to_owned(), value.clone());
+            }
+        }
+        self
+    }
+
+    /// This object with the fields of `other` over its own.
+    pub fn overlaid(mut self, other: &Self) -> Self {
+        self.map.extend(other.map.iter().map(|(field, value)| (field.clone(), value.clone())));
+        self
+    }
+
+    /// Whether the object has no fields.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
     /// A positive whole number that must be there.
     pub fn required_size(&self, field: &str) -> Result<usize> {
         self.size(field)?.ok_or_else(|| self.error(field, "a positive whole number", self.absence(field)))
@@ -149,16 +175,18 @@ impl JsonFile {
         Ok(numbers)
     }
 
-    /// Token ids given as one number or a list of numbers; empty if absent or null.
+    /// Token ids given as one number or a list of numbers; empty if absent or null. Negative numbers, which some
+    /// converters write for "none", are left out.
     pub fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
-        let one = |value: &Value| {
-            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-            id.ok_or_else(|| self.error(field, "a token id or a list of token ids", value.to_string()))
+        let one = |value: &Value| match value.as_i64() {
+            Some(id) if id < 0 => Ok(None),
+            Some(id) if u32::try_from(id).is_ok() => Ok(Some(id as u32)),
+            _ => Err(self.error(field, "a token id or a list of token ids", value.to_string())),
         };
         match self.value(field) {
             None => Ok(Vec::new()),
-            Some(Value::Array(values)) => values.iter().map(one).collect(),
-            Some(value) => one(value).map(|id| vec![id]),
+            Some(Value::Array(values)) => values.iter().filter_map(|value| one(value).transpose()).collect(),
+            Some(value) => Ok(one(value)?.into_iter().collect()),
         }
     }
 

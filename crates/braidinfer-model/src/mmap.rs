@@ -1,7 +1,7 @@
 //! The one place of this crate with `unsafe`: mapping a file into memory.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::ops::Range;
 use std::path::Path;
 
@@ -14,8 +14,8 @@ use crate::{ModelError, Result};
 /// An empty file cannot be mapped on every system and holds no model, so it is refused as malformed.
 pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     let io_error = |source| ModelError::Io { path: path.display().to_string(), source };
-    let file = File::open(path).map_err(io_error)?;
-    let metadata = file.metadata().map_err(io_error)?;
+    // Asked before the file is opened: opening a pipe would wait for a writer.
+    let metadata = fs::metadata(path).map_err(io_error)?;
     if !metadata.is_file() || metadata.len() == 0 {
         return Err(ModelError::Malformed {
             path: path.display().to_string(),
@@ -27,6 +27,7 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
             },
         });
     }
+    let file = File::open(path).map_err(io_error)?;
     // SAFETY: the map is read-only and private to this process. The contract that no one truncates or
     // rewrites a checkpoint while it is being read is the user's, as with every engine that maps its
     // weights; all bytes are copied out during load, and the map is dropped afterwards.

@@ -99,7 +99,8 @@ impl ModelSource {
         match self {
             Self::Directory(dir) => {
                 let path = dir.join(file);
-                if !path.exists() {
+                // A link to nothing, as a broken download leaves it, is there and cannot be read.
+                if fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
                     return Ok(None);
                 }
                 map_file(&path).map(|map| Some(FileBytes::Mapped(map)))
@@ -117,9 +118,16 @@ impl ModelSource {
 }
 
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(ModelError::Io { path: path.display().to_string(), source }),
+    let io_error = |source| ModelError::Io { path: path.display().to_string(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(io_error(source)),
+        Ok(_) => {}
     }
+    // Devices and pipes may never end.
+    if !fs::metadata(path).map_err(io_error)?.is_file() {
+        let (expected, found) = ("a plain file".into(), "something else".into());
+        return Err(ModelError::Malformed { path: path.display().to_string(), expected, found });
+    }
+    fs::read(path).map(Some).map_err(io_error)
 }

@@ -39,6 +39,9 @@ pub enum Error {
     /// Not possible with this model, device or build.
     #[error("{0}")]
     Unsupported(String),
+    /// A fault of this library's own bookkeeping.
+    #[error("internal error, please report it: {0}")]
+    Internal(String),
     /// A logit that is not a number or not finite.
     #[error("step {step}: the logits of sequence {sequence} are not finite (row index {index}: {value})")]
     NotFinite {

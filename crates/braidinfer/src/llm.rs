@@ -19,6 +19,9 @@ const MAX_BATCHED_TOKENS: usize = 512;
 /// Longest context that may be asked for.
 const MAX_CONTEXT: usize = 1 << 31;
 
+/// Block ids are 32-bit; sequences that find no block wait for one.
+const MAX_BLOCKS: usize = u32::MAX as usize;
+
 /// How to open a model.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
@@ -105,6 +108,9 @@ impl Llm {
         let generation = GenerationConfig::read(source, &config)?;
         let tokenizer = Tokenizer::read(source)?;
         let chat_template = ChatTemplate::read(source)?;
+        if options.max_sequences == 0 {
+            return Err(Error::bad_request("max_sequences", "at least 1", 0));
+        }
         let weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();
         let context = context(&spec, options.context, &mut notes)?;
@@ -113,7 +119,7 @@ impl Llm {
             device: options.device,
             kv_cache: KvCacheConfig {
                 block_size: BLOCK_SIZE,
-                num_blocks: context.div_ceil(BLOCK_SIZE) * options.max_sequences,
+                num_blocks: context.div_ceil(BLOCK_SIZE).saturating_mul(options.max_sequences).min(MAX_BLOCKS),
                 dtype: if options.dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 },
             },
         };
@@ -300,8 +306,12 @@ impl Answer {
         self.ids.push(token);
         self.finish_reason = finished;
         let Some(tokenizer) = tokenizer else { return Ok(String::new()) };
-        let decoded = self.decoder.push(token, tokenizer)?;
-        let mut shown = self.stop.push(&decoded);
+        let mut shown = String::new();
+        // The token that ends a text is not part of it, even where the tokenizer calls it an ordinary one.
+        if finished != Some(FinishReason::Stop) {
+            let decoded = self.decoder.push(token, tokenizer)?;
+            shown = self.stop.push(&decoded);
+        }
         if finished.is_some() {
             shown += &self.flush(tokenizer)?;
         }
@@ -371,12 +381,12 @@ impl Generation {
                 let Some(prompt) = self.answers.iter().position(|answer| answer.sequence == output.sequence) else {
                     continue;
                 };
-                let answer = &mut self.answers[prompt];
-                let text = answer.push(output.token, output.finished, tokenizer)?;
+                let (answer, token) = (&mut self.answers[prompt], output.token?);
+                let text = answer.push(token, output.finished, tokenizer)?;
                 if answer.stop.stopped() {
                     engine.abort(answer.sequence);
                 }
-                if on_event(StreamEvent { prompt, token: output.token, text: &text }).is_break() {
+                if on_event(StreamEvent { prompt, token, text: &text }).is_break() {
                     return self.cancel_running(tokenizer);
                 }
             }

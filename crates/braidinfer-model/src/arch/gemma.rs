@@ -1,8 +1,8 @@
 //! Gemma 1: scaled embeddings, norm weights stored as `w - 1`, tanh GELU.
 
-use crate::arch::llama_like::{Defaults, decoder, set_activation, set_attention_bias};
+use crate::arch::llama_like::{Defaults, Sizes, decoder, read_attention_bias};
 use crate::arch::{Architecture, Description};
-use crate::spec::Activation;
+use crate::spec::{Activation, FeedForward};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -14,6 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 };
 
 const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(256_000, 3072, 24_576, 28, 16),
     head_dim: Some(256),
     num_key_value_heads: Some(16),
     max_position_embeddings: 8192,
@@ -31,8 +32,11 @@ pub(super) fn family(config: &JsonFile, defaults: &Defaults) -> Result<Descripti
     let spec = &mut description.spec;
     spec.embedding_multiplier = (spec.hidden_size as f64).sqrt();
     spec.norm.weight_offset = 1.0;
-    set_attention_bias(spec, config.flag("attention_bias")?.unwrap_or(false));
+    read_attention_bias(config, "attention_bias", spec)?;
     // Configs disagree on the name (`hidden_act: gelu`, `hidden_activation: gelu_pytorch_tanh`); all mean this one.
-    set_activation(spec, Activation::GeluTanh);
+    for layer in &mut spec.layers {
+        let FeedForward::Dense { hidden_act, .. } = &mut layer.feed_forward;
+        *hidden_act = Activation::GeluTanh;
+    }
     Ok(description)
 }

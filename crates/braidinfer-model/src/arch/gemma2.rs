@@ -1,6 +1,6 @@
 //! Gemma 2: Gemma with norms around both halves, soft caps and a window on even layers.
 
-use crate::arch::llama_like::{Defaults, query_pre_attn_scale, set_windows, sliding_window};
+use crate::arch::llama_like::{Defaults, Sizes, set_windows, sliding_window};
 use crate::arch::{Architecture, Description, gemma};
 use crate::layout::{LayerSlot, TensorNames};
 use crate::spec::BlockSpec;
@@ -10,6 +10,7 @@ pub(super) const ARCHITECTURE: Architecture =
     Architecture { model_type: "gemma2", aliases: &[], models: "Gemma 2 2B, 9B, 27B", describe, fixtures: &["gemma2"] };
 
 pub(super) const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(256_000, 2304, 9216, 26, 8),
     head_dim: Some(256),
     num_key_value_heads: Some(4),
     max_position_embeddings: 8192,
@@ -28,6 +29,11 @@ fn describe(config: &JsonFile) -> Result<Description> {
     set_windows(config, spec, window, |layer| layer % 2 == 0)?;
     description.names = tensor_names();
     Ok(description)
+}
+
+/// The score scale of Gemma 2 and 3, which is not tied to the head's width.
+pub(super) fn query_pre_attn_scale(config: &JsonFile) -> Result<f64> {
+    Ok(config.positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5))
 }
 
 /// A soft cap: an explicit null means none, unlike an absent key.

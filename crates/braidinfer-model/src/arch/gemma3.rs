@@ -1,9 +1,9 @@
 //! Gemma 3, text part: Gemma 2 with query/key norms and two rotary tables, one for sliding and one for full layers.
 
-use crate::arch::llama_like::{Defaults, per_head_norm, query_pre_attn_scale, set_windows, sliding_window};
+use crate::arch::llama_like::{Defaults, Sizes, per_head_norm, set_windows, sliding_window};
 use crate::arch::rope_config::{RopeDefaults, rope_from};
 use crate::arch::{Architecture, Description, gemma, gemma2};
-use crate::spec::{BlockSpec, DecoderSpec, Mixer, RopeScaling, RopeSpec};
+use crate::spec::{BlockSpec, DecoderSpec, Mixer, RopeSpec};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -14,7 +14,8 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     fixtures: &["gemma3", "gemma3-old-style", "gemma3-softcap"],
 };
 
-const DEFAULTS: Defaults = Defaults { max_position_embeddings: 131_072, ..gemma2::DEFAULTS };
+const DEFAULTS: Defaults =
+    Defaults { sizes: Sizes::new(262_208, 2304, 9216, 26, 8), max_position_embeddings: 131_072, ..gemma2::DEFAULTS };
 const FULL_THETA: f64 = 1_000_000.0;
 const SLIDING_THETA: f64 = 10_000.0;
 /// Indices into [`DecoderSpec::rope`].
@@ -22,10 +23,13 @@ const FULL_TABLE: usize = 0;
 const SLIDING_TABLE: usize = 1;
 
 fn describe(config: &JsonFile) -> Result<Description> {
+    if config.flag("use_bidirectional_attention")? == Some(true) {
+        return Err(config.error("use_bidirectional_attention", "false, since attention here is causal", "true"));
+    }
     let mut description = gemma::family(config, &DEFAULTS)?;
     let spec = &mut description.spec;
     spec.block = BlockSpec::SANDWICH;
-    spec.attention.scale = query_pre_attn_scale(config)?;
+    spec.attention.scale = gemma2::query_pre_attn_scale(config)?;
     // `attn_logit_softcapping` stands in published configs and has no effect in transformers.
     spec.final_logit_softcapping = gemma2::cap(config, "final_logit_softcapping", None)?;
     spec.attention.qk_norm = per_head_norm(spec.norm);
@@ -42,23 +46,36 @@ fn describe(config: &JsonFile) -> Result<Description> {
 }
 
 fn tables(config: &JsonFile, spec: &DecoderSpec) -> Result<Vec<RopeSpec>> {
-    let defaults = |rope_theta| RopeDefaults { rope_theta, ..DEFAULTS.rope };
-    let (head_dim, len) = (spec.head_dim, spec.max_position_embeddings);
-    let parameters = config.object("rope_parameters")?;
-    let nested =
-        |kind: &str| parameters.as_ref().map(|parameters| parameters.object(kind)).transpose().map(Option::flatten);
-    let (full, sliding) = (nested("full_attention")?, nested("sliding_attention")?);
-    // The old style scales full layers only, with `rope_scaling` before anything in `rope_parameters`.
-    let full = config.object("rope_scaling")?.or(full);
-    let full_table = rope_from(config, full.as_ref(), &defaults(FULL_THETA), head_dim, len)?;
-    let mut sliding_table = rope_from(config, sliding.as_ref(), &defaults(SLIDING_THETA), head_dim, len)?;
-    let local_theta = match &sliding {
-        Some(sliding) => sliding.positive("rope_theta")?,
-        None => config.positive("rope_local_base_freq")?,
+    let (full, sliding) = (full_settings(config)?, nested_settings(config, "sliding_attention")?);
+    let table = |settings: Option<&JsonFile>, rope_theta| {
+        let defaults = RopeDefaults { rope_theta, ..DEFAULTS.rope };
+        rope_from(config, settings, &defaults, spec.head_dim, spec.max_position_embeddings)
     };
-    sliding_table.rope_theta = local_theta.unwrap_or(SLIDING_THETA);
-    if sliding.is_none() {
-        sliding_table.scaling = RopeScaling::Default;
-    }
+    let full_table = table(full.as_ref(), FULL_THETA)?;
+    let mut sliding_table = table(sliding.as_ref(), SLIDING_THETA)?;
+    let nested_theta = sliding.map(|sliding| sliding.positive("rope_theta")).transpose()?.flatten();
+    sliding_table.rope_theta = match nested_theta {
+        Some(theta) => theta,
+        None => config.positive("rope_local_base_freq")?.unwrap_or(SLIDING_THETA),
+    };
     Ok(vec![full_table, sliding_table])
+}
+
+fn nested_settings(config: &JsonFile, layers: &str) -> Result<Option<JsonFile>> {
+    let parameters = config.object("rope_parameters")?;
+    parameters.map(|parameters| parameters.object(layers)).transpose().map(Option::flatten)
+}
+
+/// Settings of full layers: those of the new style, with `rope_scaling` of the old style over them.
+///
+/// In the old style only the key `rope_type` counts; an older `type` alone has no effect in transformers, and
+/// published models that rely on scaling write `rope_type`.
+fn full_settings(config: &JsonFile) -> Result<Option<JsonFile>> {
+    let nested = nested_settings(config, "full_attention")?;
+    match (config.object("rope_scaling")?, nested) {
+        (Some(scaling), Some(nested)) => Ok(Some(nested.overlaid(&scaling))),
+        (Some(scaling), None) if scaling.has("rope_type") => Ok(Some(scaling)),
+        (Some(_), None) => Ok(None),
+        (None, nested) => Ok(nested),
+    }
 }

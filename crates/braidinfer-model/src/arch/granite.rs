@@ -1,6 +1,6 @@
 //! Granite: LLaMA with four multipliers.
 
-use crate::arch::llama_like::{Defaults, decoder, set_attention_bias, set_feed_forward_bias};
+use crate::arch::llama_like::{Defaults, decoder, read_attention_bias, read_mlp_bias};
 use crate::arch::{Architecture, Description};
 use crate::{JsonFile, Result};
 
@@ -20,7 +20,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     spec.residual_multiplier = multiplier("residual_multiplier")?;
     spec.logits_scaling = multiplier("logits_scaling")?;
     spec.attention.scale = multiplier("attention_multiplier")?;
-    set_attention_bias(spec, config.flag("attention_bias")?.unwrap_or(false));
-    set_feed_forward_bias(spec, config.flag("mlp_bias")?.unwrap_or(false));
+    read_attention_bias(config, "attention_bias", spec)?;
+    read_mlp_bias(config, "mlp_bias", spec)?;
     Ok(description)
 }

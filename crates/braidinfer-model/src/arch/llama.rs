@@ -1,6 +1,6 @@
 //! LLaMA 1 to 3.2, CodeLlama, TinyLlama: the plain pre-norm decoder.
 
-use crate::arch::llama_like::{Defaults, decoder, set_attention_bias, set_feed_forward_bias};
+use crate::arch::llama_like::{Defaults, decoder, read_attention_bias, read_mlp_bias};
 use crate::arch::{Architecture, Description};
 use crate::{JsonFile, Result};
 
@@ -29,7 +29,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &Defaults::LLAMA)?;
-    set_attention_bias(&mut description.spec, config.flag("attention_bias")?.unwrap_or(false));
-    set_feed_forward_bias(&mut description.spec, config.flag("mlp_bias")?.unwrap_or(false));
+    read_attention_bias(config, "attention_bias", &mut description.spec)?;
+    read_mlp_bias(config, "mlp_bias", &mut description.spec)?;
     Ok(description)
 }

@@ -10,8 +10,10 @@ use crate::spec::{
 };
 use crate::{JsonFile, Result};
 
-/// What applies when `config.json` lacks a key: the class defaults of `transformers` 5.
+/// What applies when `config.json` lacks a key: the class defaults of `transformers` 5. Configs of text models inside
+/// multimodal ones leave out whatever equals the default, even the main sizes.
 pub(super) struct Defaults {
+    pub sizes: Sizes,
     pub rms_norm_eps: f64,
     /// Width of a head; `hidden_size / num_attention_heads` if `None`.
     pub head_dim: Option<usize>,
@@ -22,35 +24,64 @@ pub(super) struct Defaults {
     pub rope: RopeDefaults,
 }
 
+/// The main sizes of a decoder.
+pub(super) struct Sizes {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+}
+
+impl Sizes {
+    /// In the order of the fields.
+    pub(super) const fn new(vocab: usize, hidden: usize, intermediate: usize, layers: usize, heads: usize) -> Self {
+        Self {
+            vocab_size: vocab,
+            hidden_size: hidden,
+            intermediate_size: intermediate,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+        }
+    }
+}
+
 impl Defaults {
     pub(super) const LLAMA: Self = Self {
+        sizes: Sizes::new(32_000, 4096, 11_008, 32, 32),
         rms_norm_eps: 1e-6,
         head_dim: None,
         num_key_value_heads: None,
         max_position_embeddings: 2048,
         tie_word_embeddings: false,
-        rope: RopeDefaults { rope_theta: 10_000.0, partial_rotary_factor: 1.0, pairing: RopePairing::HalfSplit },
+        rope: RopeDefaults {
+            rope_theta: 10_000.0,
+            partial_rotary_factor: 1.0,
+            pairing: RopePairing::HalfSplit,
+            original_max_position_embeddings: None,
+        },
     };
 }
 
 /// A pre-norm decoder with full attention, gated SiLU and no biases.
 pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Description> {
-    let hidden_size = config.required_size("hidden_size")?;
-    let num_attention_heads = config.required_size("num_attention_heads")?;
+    let sizes = &defaults.sizes;
+    let hidden_size = config.size_or("hidden_size", sizes.hidden_size)?;
+    let num_attention_heads = config.size_or("num_attention_heads", sizes.num_attention_heads)?;
     let num_key_value_heads = key_value_heads(config, defaults, num_attention_heads)?;
     let head_dim = head_dim(config, defaults, hidden_size, num_attention_heads)?;
     let max_position_embeddings = config.size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
     let eps = config.positive("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps);
     let feed_forward = FeedForward::Dense {
-        intermediate_size: config.required_size("intermediate_size")?,
-        hidden_act: activation(config, "hidden_act")?,
+        intermediate_size: config.size_or("intermediate_size", sizes.intermediate_size)?,
+        hidden_act: activation(config)?,
         gated: true,
         bias: false,
     };
     let layer = LayerSpec { mixer: Mixer::Attention { sliding_window: None, rope: Some(0) }, feed_forward };
     let spec = DecoderSpec {
         model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
-        vocab_size: config.required_size("vocab_size")?,
+        vocab_size: config.size_or("vocab_size", sizes.vocab_size)?,
         hidden_size,
         num_attention_heads,
         num_key_value_heads,
@@ -73,15 +104,15 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
             query_position_scale: None,
         },
         rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],
-        layers: vec![layer; layer_count(config)?],
+        layers: vec![layer; layer_count(config, sizes.num_hidden_layers)?],
     };
     Ok(Description { spec, names: TensorNames::default() })
 }
 
-fn layer_count(config: &JsonFile) -> Result<usize> {
+fn layer_count(config: &JsonFile, absent: usize) -> Result<usize> {
     // The largest published decoders have 128 layers; a corrupt count must not become a huge allocation.
     const MAX_LAYERS: usize = 4096;
-    match config.required_size("num_hidden_layers")? {
+    match config.size_or("num_hidden_layers", absent)? {
         layers if layers > MAX_LAYERS => {
             Err(config.error("num_hidden_layers", format!("at most {MAX_LAYERS}"), layers.to_string()))
         }
@@ -106,28 +137,30 @@ fn head_dim(config: &JsonFile, defaults: &Defaults, hidden_size: usize, heads: u
     }
 }
 
-/// The nonlinearity named by `field`; SiLU if absent.
-pub(super) fn activation(config: &JsonFile, field: &str) -> Result<Activation> {
-    match config.text(field)? {
+/// The nonlinearity named by `hidden_act`; SiLU if absent.
+fn activation(config: &JsonFile) -> Result<Activation> {
+    match config.text("hidden_act")? {
         None | Some("silu" | "swish") => Ok(Activation::Silu),
         Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
         Some("gelu" | "gelu_python") => Ok(Activation::GeluErf),
         Some("relu") => Ok(Activation::Relu),
-        Some(other) => {
-            Err(config.error(field, "silu, swish, gelu, gelu_new, gelu_pytorch_tanh or relu", format!("`{other}`")))
-        }
+        Some(other) => Err(config.error(
+            "hidden_act",
+            "silu, swish, gelu, gelu_new, gelu_pytorch_tanh or relu",
+            format!("`{other}`"),
+        )),
     }
 }
 
 /// Whether a layer sees all keys or a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LayerKind {
+enum LayerKind {
     Full,
     Sliding,
 }
 
 /// An explicit `layer_types` list; `None` if the config has none.
-pub(super) fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec<LayerKind>>> {
+fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec<LayerKind>>> {
     let Some(values) = config.list("layer_types")? else { return Ok(None) };
     if values.len() != layers {
         return Err(config.error(
@@ -171,45 +204,33 @@ pub(super) fn sliding_window(config: &JsonFile, absent: Option<usize>) -> Result
     if config.has("sliding_window") { config.size("sliding_window") } else { Ok(absent) }
 }
 
-/// Sets every attention bias from one flag.
-pub(super) fn set_attention_bias(spec: &mut DecoderSpec, bias: bool) {
-    spec.attention.qkv_bias = bias;
-    spec.attention.output_bias = bias;
-}
-
-/// Changes the feed-forward part of every layer.
-pub(super) fn set_feed_forward(spec: &mut DecoderSpec, change: impl Fn(FeedForward) -> FeedForward) {
+/// Gives every layer of `spec` a window, whatever a list of layer types says.
+pub(super) fn set_all_windows(spec: &mut DecoderSpec, window: Option<usize>) {
     for layer in &mut spec.layers {
-        layer.feed_forward = change(layer.feed_forward);
+        let Mixer::Attention { sliding_window, .. } = &mut layer.mixer;
+        *sliding_window = window;
     }
 }
 
-/// Sets the feed-forward bias of every layer.
-pub(super) fn set_feed_forward_bias(spec: &mut DecoderSpec, value: bool) {
-    set_feed_forward(spec, |FeedForward::Dense { intermediate_size, hidden_act, gated, .. }| FeedForward::Dense {
-        intermediate_size,
-        hidden_act,
-        gated,
-        bias: value,
-    });
+/// Reads one flag for the biases of all attention projections; false if absent.
+pub(super) fn read_attention_bias(config: &JsonFile, field: &str, spec: &mut DecoderSpec) -> Result<()> {
+    let bias = config.flag(field)?.unwrap_or(false);
+    spec.attention.qkv_bias = bias;
+    spec.attention.output_bias = bias;
+    Ok(())
 }
 
-/// Sets the nonlinearity of every layer.
-pub(super) fn set_activation(spec: &mut DecoderSpec, value: Activation) {
-    set_feed_forward(spec, |FeedForward::Dense { intermediate_size, gated, bias, .. }| FeedForward::Dense {
-        intermediate_size,
-        hidden_act: value,
-        gated,
-        bias,
-    });
+/// Reads one flag for the biases of all feed-forward projections; false if absent.
+pub(super) fn read_mlp_bias(config: &JsonFile, field: &str, spec: &mut DecoderSpec) -> Result<()> {
+    let value = config.flag(field)?.unwrap_or(false);
+    for layer in &mut spec.layers {
+        let FeedForward::Dense { bias, .. } = &mut layer.feed_forward;
+        *bias = value;
+    }
+    Ok(())
 }
 
 /// A norm over each query and key head, like the model's other norms.
 pub(super) fn per_head_norm(norm: NormSpec) -> Option<QkNormSpec> {
     Some(QkNormSpec { extent: QkNormExtent::Head, norm })
-}
-
-/// The score scale of gemma 2 and 3, which is not tied to the head's width.
-pub(super) fn query_pre_attn_scale(config: &JsonFile) -> Result<f64> {
-    Ok(config.positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5))
 }

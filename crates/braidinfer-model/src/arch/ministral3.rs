@@ -1,7 +1,7 @@
 //! Ministral 3: Mistral with YaRN and queries that grow with the position.
 
-use crate::arch::llama_like::{Defaults, decoder, set_windows, sliding_window};
-use crate::arch::rope_config::RopeDefaults;
+use crate::arch::llama_like::{Defaults, Sizes, decoder, set_all_windows, sliding_window};
+use crate::arch::rope_config::{RopeDefaults, settings};
 use crate::arch::{Architecture, Description};
 use crate::spec::{QueryPositionScale, RopeScaling};
 use crate::{JsonFile, Result};
@@ -15,6 +15,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 };
 
 const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(131_072, 4096, 14_336, 34, 32),
     rms_norm_eps: 1e-5,
     head_dim: Some(128),
     num_key_value_heads: Some(8),
@@ -23,13 +24,30 @@ const DEFAULTS: Defaults = Defaults {
     ..Defaults::LLAMA
 };
 
+/// What applies without `rope_parameters`, whatever stands at the top level.
+const CLASS_SCALING: RopeScaling = RopeScaling::Yarn {
+    factor: 16.0,
+    original_max_position_embeddings: 16_384,
+    beta_fast: 32.0,
+    beta_slow: 1.0,
+    truncate: true,
+    attention_factor: 1.0,
+};
+const CLASS_BETA: f64 = 0.1;
+
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
     let window = sliding_window(config, None)?;
-    set_windows(config, spec, window, |_| true)?;
-    let settings = config.object("rope_parameters")?;
-    let beta = settings.map(|settings| settings.positive("llama_4_scaling_beta")).transpose()?.flatten();
+    set_all_windows(spec, window);
+    let beta = match settings(config)? {
+        Some(settings) => settings.positive("llama_4_scaling_beta")?,
+        None => {
+            spec.rope[0].scaling = CLASS_SCALING;
+            spec.rope[0].rope_theta = DEFAULTS.rope.rope_theta;
+            Some(CLASS_BETA)
+        }
+    };
     let original = match spec.rope[0].scaling {
         RopeScaling::Yarn { original_max_position_embeddings, .. } => original_max_position_embeddings,
         _ => spec.max_position_embeddings,

@@ -1,19 +1,23 @@
 //! Mistral: LLaMA with a sliding window on every layer.
 
-use crate::arch::llama_like::{Defaults, decoder, set_windows, sliding_window};
+use crate::arch::llama_like::{Defaults, Sizes, decoder, set_windows, sliding_window};
 use crate::arch::{Architecture, Description};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     model_type: "mistral",
-    aliases: &[],
+    aliases: &["mistral3"],
     models: "Mistral 7B v0.1 to v0.3, Mistral Nemo, Mistral Small",
     describe,
     fixtures: &["mistral"],
 };
 
-pub(super) const DEFAULTS: Defaults =
-    Defaults { num_key_value_heads: Some(8), max_position_embeddings: 4096 * 32, ..Defaults::LLAMA };
+pub(super) const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(32_000, 4096, 14_336, 32, 32),
+    num_key_value_heads: Some(8),
+    max_position_embeddings: 4096 * 32,
+    ..Defaults::LLAMA
+};
 
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;

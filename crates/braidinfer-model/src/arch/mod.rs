@@ -85,8 +85,8 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("qwen3_5_text", LINEAR_ATTENTION),
 ];
 
-/// Reads `config.json` of a model and describes its decoder; also returns the config, for what is not
-/// the decoder's business.
+/// Reads `config.json` of a model and describes its decoder; also returns the decoder's part of the config, for what
+/// the description leaves out.
 pub fn describe(source: &ModelSource) -> Result<(Description, JsonFile)> {
     let config = JsonFile::read(source, "config.json")?.ok_or_else(|| ModelError::Missing {
         path: source.label(),
@@ -94,7 +94,7 @@ pub fn describe(source: &ModelSource) -> Result<(Description, JsonFile)> {
         found: "no such file".into(),
     })?;
     let description = describe_config(&config)?;
-    Ok((description, config))
+    Ok((description, decoder_config(&config)?))
 }
 
 /// Describes the decoder of a parsed `config.json`. Multimodal wrappers are followed into `text_config`.
@@ -107,20 +107,27 @@ pub fn describe_config(config: &JsonFile) -> Result<Description> {
             format!("weights quantized by {method}"),
         ));
     }
-    let text_config = config.object("text_config")?;
-    let decoder = text_config.as_ref().unwrap_or(config);
-    let model_type = match (decoder.text("model_type")?, config.text("model_type")?) {
-        (Some(name), _) | (None, Some(name)) => name,
-        (None, None) => return Err(config.error("model_type", "the name of an architecture", "nothing")),
-    };
+    let decoder = decoder_config(config)?;
+    let model_type = decoder.text("model_type")?;
+    let model_type = model_type.ok_or_else(|| config.error("model_type", "the name of an architecture", "nothing"))?;
     // transformers loads a `mistral` config with a layer pattern as `ministral`.
     let resolved =
         if model_type == "mistral" && decoder.value("layer_types").is_some() { "ministral" } else { model_type };
     let found = REGISTRY.iter().find(|arch| arch.model_type == resolved || arch.aliases.contains(&resolved));
     let Some(architecture) = found else { return Err(unsupported(config, model_type)) };
-    let description = (architecture.describe)(decoder)?;
-    check(decoder, &description.spec)?;
+    let description = (architecture.describe)(&decoder)?;
+    check(&decoder, &description.spec)?;
     Ok(description)
+}
+
+/// The part of a config that describes the decoder: the file itself, or `text_config` of a multimodal model with what
+/// only the outer object says.
+fn decoder_config(config: &JsonFile) -> Result<JsonFile> {
+    const OUTER: [&str; 4] = ["model_type", "tie_word_embeddings", "eos_token_id", "bos_token_id"];
+    Ok(match config.object("text_config")? {
+        Some(text) => text.or_fields_of(config, &OUTER),
+        None => config.clone(),
+    })
 }
 
 fn unsupported(config: &JsonFile, model_type: &str) -> ModelError {

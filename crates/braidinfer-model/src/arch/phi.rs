@@ -1,6 +1,6 @@
 //! Phi 1, 1.5 and 2: attention and a plain MLP side by side after one LayerNorm, biases everywhere, partial RoPE.
 
-use crate::arch::llama_like::{Defaults, decoder, per_head_norm, set_attention_bias, set_feed_forward};
+use crate::arch::llama_like::{Defaults, Sizes, decoder, per_head_norm};
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description};
 use crate::layout::{LayerSlot, TensorNames};
@@ -15,8 +15,11 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     fixtures: &["phi", "phi-qk-layernorm"],
 };
 
-const DEFAULTS: Defaults =
-    Defaults { rope: RopeDefaults { partial_rotary_factor: 0.5, ..Defaults::LLAMA.rope }, ..Defaults::LLAMA };
+const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(51_200, 2048, 8192, 24, 32),
+    rope: RopeDefaults { partial_rotary_factor: 0.5, ..Defaults::LLAMA.rope },
+    ..Defaults::LLAMA
+};
 
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
@@ -25,14 +28,15 @@ fn describe(config: &JsonFile) -> Result<Description> {
     spec.norm = NormSpec { kind: NormKind::Layer, eps, weight_offset: 0.0 };
     spec.block = BlockSpec::PARALLEL;
     spec.lm_head_bias = true;
-    set_attention_bias(spec, true);
+    (spec.attention.qkv_bias, spec.attention.output_bias) = (true, true);
     let absent = config.text("hidden_act")?.is_none();
-    set_feed_forward(spec, |FeedForward::Dense { intermediate_size, hidden_act, .. }| FeedForward::Dense {
-        intermediate_size,
-        hidden_act: if absent { Activation::GeluTanh } else { hidden_act },
-        gated: false,
-        bias: true,
-    });
+    for layer in &mut spec.layers {
+        let FeedForward::Dense { hidden_act, gated, bias, .. } = &mut layer.feed_forward;
+        (*gated, *bias) = (false, true);
+        if absent {
+            *hidden_act = Activation::GeluTanh;
+        }
+    }
     if config.flag("qk_layernorm")?.unwrap_or(false) {
         spec.attention.qk_norm = per_head_norm(spec.norm);
     }

@@ -1,6 +1,6 @@
 //! Qwen 2 and 2.5: LLaMA with biases on queries, keys and values.
 
-use crate::arch::llama_like::{Defaults, decoder, set_windows, sliding_window};
+use crate::arch::llama_like::{Defaults, Sizes, decoder, set_windows, sliding_window};
 use crate::arch::{Architecture, Description};
 use crate::spec::DecoderSpec;
 use crate::{JsonFile, Result};
@@ -13,8 +13,12 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     fixtures: &["qwen2", "qwen2-window"],
 };
 
-pub(super) const DEFAULTS: Defaults =
-    Defaults { num_key_value_heads: Some(32), max_position_embeddings: 32_768, ..Defaults::LLAMA };
+pub(super) const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(151_936, 4096, 22_016, 32, 32),
+    num_key_value_heads: Some(32),
+    max_position_embeddings: 32_768,
+    ..Defaults::LLAMA
+};
 
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;

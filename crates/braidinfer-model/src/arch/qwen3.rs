@@ -1,6 +1,6 @@
 //! Qwen 3, dense: norms on queries and keys, a head width of its own, no embedding scale.
 
-use crate::arch::llama_like::{Defaults, decoder, per_head_norm, set_attention_bias};
+use crate::arch::llama_like::{Defaults, decoder, per_head_norm, read_attention_bias};
 use crate::arch::{Architecture, Description, qwen2};
 use crate::{JsonFile, Result};
 
@@ -18,7 +18,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
     spec.attention.qk_norm = per_head_norm(spec.norm);
-    set_attention_bias(spec, config.flag("attention_bias")?.unwrap_or(false));
+    read_attention_bias(config, "attention_bias", spec)?;
     qwen2::set_upper_windows(config, spec)?;
     Ok(description)
 }

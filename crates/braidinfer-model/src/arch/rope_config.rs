@@ -9,6 +9,8 @@ pub(super) struct RopeDefaults {
     pub rope_theta: f64,
     pub partial_rotary_factor: f64,
     pub pairing: RopePairing,
+    /// Length before scaling, where the class itself has one; it then wins over a nested value.
+    pub original_max_position_embeddings: Option<usize>,
 }
 
 /// The model's one rotary table.
@@ -21,11 +23,16 @@ pub(super) fn rope(
     head_dim: usize,
     max_position_embeddings: usize,
 ) -> Result<RopeSpec> {
-    let settings = match config.object("rope_scaling")? {
-        Some(settings) => Some(settings),
-        None => config.object("rope_parameters")?,
-    };
+    let settings = settings(config)?;
     rope_from(config, settings.as_ref(), defaults, head_dim, max_position_embeddings)
+}
+
+/// The settings object that counts: an empty `rope_scaling` is none.
+pub(super) fn settings(config: &JsonFile) -> Result<Option<JsonFile>> {
+    match config.object("rope_scaling")?.filter(|settings| !settings.is_empty()) {
+        Some(settings) => Ok(Some(settings)),
+        None => config.object("rope_parameters"),
+    }
 }
 
 /// A rotary table from one settings object, with the config's top level behind it.
@@ -43,7 +50,14 @@ pub(super) fn rope_from(
     let partial = either("partial_rotary_factor")?.unwrap_or(defaults.partial_rotary_factor);
     let rotary_dim = (head_dim as f64 * partial) as usize;
     let scaling = match settings {
-        Some(settings) => scaling(config, settings, rotary_dim, max_position_embeddings)?,
+        Some(settings) => {
+            let original =
+                match config.size("original_max_position_embeddings")?.or(defaults.original_max_position_embeddings) {
+                    Some(original) => original,
+                    None => settings.size("original_max_position_embeddings")?.unwrap_or(max_position_embeddings),
+                };
+            scaling(settings, rotary_dim, original, max_position_embeddings)?
+        }
         None => RopeScaling::Default,
     };
     Ok(RopeSpec {
@@ -55,16 +69,12 @@ pub(super) fn rope_from(
 }
 
 fn scaling(
-    config: &JsonFile,
     settings: &JsonFile,
     rotary_dim: usize,
+    original: usize,
     max_position_embeddings: usize,
 ) -> Result<RopeScaling> {
     let field = if settings.has("rope_type") { "rope_type" } else { "type" };
-    let original = match config.size("original_max_position_embeddings")? {
-        Some(original) => original,
-        None => settings.size("original_max_position_embeddings")?.unwrap_or(max_position_embeddings),
-    };
     match settings.text(field)? {
         None | Some("default") => Ok(RopeScaling::Default),
         Some("linear") => Ok(RopeScaling::Linear { factor: settings.required_positive("factor")? }),

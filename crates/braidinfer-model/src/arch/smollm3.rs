@@ -1,7 +1,7 @@
 //! SmolLM3: LLaMA in which every fourth layer has no RoPE.
 
 use crate::arch::llama_like::{
-    Defaults, decoder, set_attention_bias, set_feed_forward_bias, set_windows, sliding_window,
+    Defaults, Sizes, decoder, read_attention_bias, read_mlp_bias, set_windows, sliding_window,
 };
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description};
@@ -17,6 +17,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 };
 
 const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(128_256, 2048, 11_008, 36, 16),
     num_key_value_heads: Some(4),
     max_position_embeddings: 32_768,
     tie_word_embeddings: true,
@@ -27,8 +28,8 @@ const DEFAULTS: Defaults = Defaults {
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
-    set_attention_bias(spec, config.flag("attention_bias")?.unwrap_or(false));
-    set_feed_forward_bias(spec, config.flag("mlp_bias")?.unwrap_or(false));
+    read_attention_bias(config, "attention_bias", spec)?;
+    read_mlp_bias(config, "mlp_bias", spec)?;
     let rotated = rotated_layers(config, spec.layers.len())?;
     for (layer, rotated) in spec.layers.iter_mut().zip(&rotated) {
         let Mixer::Attention { rope, .. } = &mut layer.mixer;

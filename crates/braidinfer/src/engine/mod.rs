@@ -13,7 +13,7 @@ pub use sequence::FinishReason;
 
 use self::scheduler::Scheduler;
 use self::sequence::Sequence;
-use crate::executor::{Batch, Executor, NoProbe};
+use crate::executor::{Executor, NoProbe};
 use crate::{Error, Result};
 
 /// Names a sequence for as long as the engine knows it.
@@ -31,12 +31,12 @@ pub struct EngineConfig {
 }
 
 /// What one step did for one sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct StepOutput {
     /// The sequence.
     pub sequence: SequenceId,
-    /// Its new token.
-    pub token: u32,
+    /// Its new token; after an error the sequence has ended.
+    pub token: Result<u32>,
     /// Set when this was its last token.
     pub finished: Option<FinishReason>,
 }
@@ -114,33 +114,41 @@ impl Engine {
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
         self.steps += 1;
         let (batch, sampled) = self.scheduler.schedule();
-        if batch.sequences.is_empty() {
-            return Ok(Vec::new());
-        }
-        let outputs = self.run(&batch, &sampled);
-        if outputs.is_err() {
-            // Which sequence is at fault is in the error; none of the others may stay half computed.
+        if batch.sequences.is_empty() && self.has_unfinished() {
             self.scheduler.clear();
+            return Err(Error::Internal("sequences are waiting, but none can run".into()));
         }
-        outputs
+        match self.executor.forward(&batch, &mut NoProbe) {
+            Ok(logits) => {
+                Ok(sampled.into_iter().enumerate().map(|(row, id)| self.advance(id, logits.row(row))).collect())
+            }
+            Err(error) => {
+                // No sequence of the batch may stay half computed.
+                self.scheduler.clear();
+                Err(error)
+            }
+        }
     }
 
-    fn run(&mut self, batch: &Batch, sampled: &[SequenceId]) -> Result<Vec<StepOutput>> {
-        let logits = self.executor.forward(batch, &mut NoProbe)?;
-        let mut outputs = Vec::with_capacity(sampled.len());
-        for (row, id) in sampled.iter().enumerate() {
-            let logits = logits.row(row);
-            if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
-                return Err(Error::NotFinite { step: self.steps, sequence: *id, index, value: logits[index] });
-            }
-            let Some(sequence) = self.scheduler.sequence_mut(*id) else { continue };
-            let token = sequence.sample(logits);
-            let finished = sequence.append(token, self.config.context);
-            if finished.is_some() {
-                self.scheduler.remove(*id);
-            }
-            outputs.push(StepOutput { sequence: *id, token, finished });
+    /// Samples the next token of one sequence. Bad logits end that sequence and no other.
+    fn advance(&mut self, id: SequenceId, logits: &[f32]) -> StepOutput {
+        let (token, finished) = match self.sample(id, logits) {
+            Ok((token, finished)) => (Ok(token), finished),
+            Err(error) => (Err(error), None),
+        };
+        if token.is_err() || finished.is_some() {
+            self.scheduler.remove(id);
         }
-        Ok(outputs)
+        StepOutput { sequence: id, token, finished }
+    }
+
+    fn sample(&mut self, id: SequenceId, logits: &[f32]) -> Result<(u32, Option<FinishReason>)> {
+        if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
+            return Err(Error::NotFinite { step: self.steps, sequence: id, index, value: logits[index] });
+        }
+        let unknown = || Error::Internal(format!("sequence {id} was run but is not known"));
+        let sequence = self.scheduler.sequence_mut(id).ok_or_else(unknown)?;
+        let token = sequence.sample(logits);
+        Ok((token, sequence.append(token, self.config.context)))
     }
 }

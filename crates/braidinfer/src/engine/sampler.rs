@@ -42,6 +42,9 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 fn penalize(logits: &mut [f32], prompt: &[u32], answer: &[u32], params: &SamplingParams) {
+    if (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0) {
+        return;
+    }
     let mut counts: HashMap<u32, usize> = prompt.iter().map(|token| (*token, 0)).collect();
     for token in answer {
         *counts.entry(*token).or_default() += 1;
@@ -56,27 +59,25 @@ fn penalize(logits: &mut [f32], prompt: &[u32], answer: &[u32], params: &Samplin
     }
 }
 
-/// Tokens that may be chosen, likeliest first, with weights proportional to their probabilities.
+/// Tokens that may be chosen, with weights proportional to their probabilities; the likeliest has weight 1.
 struct Candidates(Vec<(u32, f64)>);
 
 impl Candidates {
     /// Temperature, then top-k, top-p and min-p, in the order of `transformers`.
     fn new(logits: &[f32], params: &SamplingParams) -> Self {
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let descending = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        let keep = params.top_k.unwrap_or(logits.len()).clamp(1, logits.len());
-        if keep < order.len() {
-            order.select_nth_unstable_by(keep - 1, descending);
-            order.truncate(keep);
+        let largest = f64::from(logits[argmax(logits) as usize]);
+        let weight = |logit: &f32| ((f64::from(*logit) - largest) / params.temperature).exp();
+        let mut candidates: Vec<(u32, f64)> = (0..).zip(logits.iter().map(weight)).collect();
+        let likelier_first = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if let Some(keep) = params.top_k.filter(|keep| *keep < candidates.len()) {
+            candidates.select_nth_unstable_by(keep.max(1) - 1, likelier_first);
+            candidates.truncate(keep.max(1));
         }
-        order.sort_unstable_by(descending);
-        let largest = f64::from(logits[order[0] as usize]);
-        let weight = |token: &u32| ((f64::from(logits[*token as usize]) - largest) / params.temperature).exp();
-        let mut candidates: Vec<(u32, f64)> = order.iter().map(|token| (*token, weight(token))).collect();
-        keep_top_p(&mut candidates, params.top_p);
-        // The largest weight is 1, so a share of it is the weight itself.
-        let keep = candidates.partition_point(|(_, weight)| *weight >= params.min_p).max(1);
-        candidates.truncate(keep);
+        if params.top_p < 1.0 {
+            candidates.sort_unstable_by(likelier_first);
+            keep_top_p(&mut candidates, params.top_p);
+        }
+        candidates.retain(|(_, weight)| *weight >= params.min_p);
         Self(candidates)
     }
 
@@ -95,10 +96,8 @@ impl Candidates {
     }
 }
 
+/// Cuts `candidates`, likeliest first, after the one that reaches a share `top_p` of all weight.
 fn keep_top_p(candidates: &mut Vec<(u32, f64)>, top_p: f64) {
-    if top_p >= 1.0 {
-        return;
-    }
     let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
     let mut sum = 0.0;
     let reached = candidates.iter().position(|(_, weight)| {

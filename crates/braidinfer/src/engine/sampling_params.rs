@@ -59,7 +59,9 @@ impl SamplingParams {
         within("temperature", self.temperature, self.temperature >= 0.0, "a number of at least 0")?;
         within("top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "a number above 0 and at most 1")?;
         within("min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1")?;
-        within("repetition-penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "a number above 0")?;
+        let penalty = self.repetition_penalty;
+        // Logits are f32: beyond this range they would vanish or overflow.
+        within("repetition-penalty", penalty, (1e-3..=1e3).contains(&penalty), "a number from 0.001 to 1000")?;
         for (field, value) in
             [("presence-penalty", self.presence_penalty), ("frequency-penalty", self.frequency_penalty)]
         {

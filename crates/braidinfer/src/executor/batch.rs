@@ -105,11 +105,18 @@ impl Batch {
 
 impl SequenceSlice {
     fn validate(&self, kv_cache: &KvCacheConfig) -> Result<()> {
-        let len = self.positions().end;
-        let needed = len.div_ceil(kv_cache.block_size);
         if self.query_len == 0 {
             return Err(Error::bad_request("sequence", "at least one token", "none"));
         }
+        let capacity = kv_cache.capacity();
+        let Some(len) = self.context_len.checked_add(self.query_len).filter(|len| *len <= capacity) else {
+            return Err(Error::bad_request(
+                "context_len",
+                format!("at most {capacity} tokens in all"),
+                self.context_len,
+            ));
+        };
+        let needed = len.div_ceil(kv_cache.block_size);
         if self.rope_len < len {
             return Err(Error::bad_request("rope_len", format!("at least the length {len}"), self.rope_len));
         }

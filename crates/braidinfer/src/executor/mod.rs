@@ -54,7 +54,7 @@ pub struct KvCacheConfig {
 impl KvCacheConfig {
     /// Tokens that fit in all blocks together.
     pub fn capacity(&self) -> usize {
-        self.block_size * self.num_blocks
+        self.block_size.saturating_mul(self.num_blocks)
     }
 }
 

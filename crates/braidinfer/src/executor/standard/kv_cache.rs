@@ -48,19 +48,29 @@ impl KvCache {
 
     /// Makes room for every block that `batch` names.
     pub(super) fn reserve(&mut self, batch: &Batch) -> Result<()> {
-        let blocks = batch.sequences.iter().flat_map(|sequence| &sequence.block_table);
-        let needed = (blocks.max().map_or(0, |block| *block as usize + 1)) * self.config.block_size;
-        let current = self.layers.first().map_or(0, |(keys, _)| keys.dims()[0]);
+        let block_size = self.config.block_size;
+        let used = |sequence: &SequenceSlice| sequence.positions().end.div_ceil(block_size);
+        let blocks = batch.sequences.iter().flat_map(|sequence| &sequence.block_table[..used(sequence)]);
+        let needed = blocks.max().map_or(0, |block| *block as usize + 1) * block_size;
+        let current = self.slots();
         if needed <= current {
             return Ok(());
         }
         // Doubling keeps the copies of a growing sequence linear in its length.
         let slots = needed.max(2 * current).min(self.config.capacity());
-        for (keys, values) in &mut self.layers {
-            *keys = grown(keys, slots)?;
-            *values = grown(values, slots)?;
+        for store in self.layers.iter_mut().flat_map(|(keys, values)| [keys, values]) {
+            // A store may have grown in an earlier attempt that then ran out of memory.
+            if store.dims()[0] < slots {
+                *store = grown(store, slots)?;
+            }
         }
         Ok(())
+    }
+
+    /// Slots for which every layer has room.
+    fn slots(&self) -> usize {
+        // Stores grow in order, so the last one tells.
+        self.layers.last().map_or(0, |(_, values)| values.dims()[0])
     }
 
     /// Stores rows `[query_len, G, d]` of one sequence.
@@ -101,9 +111,8 @@ impl KvCache {
 
     /// Notes which tokens `batch` stored and how their keys were rotated.
     pub(super) fn remember(&mut self, batch: &Batch) {
-        let (block_size, capacity) = (self.config.block_size, self.config.capacity());
+        let (block_size, slots) = (self.config.block_size, self.slots());
         let Some(history) = &mut self.history else { return };
-        let slots = self.layers.first().map_or(0, |(keys, _)| keys.dims()[0]).min(capacity);
         history.slots.resize(slots, (0, Vec::new()));
         for (range, sequence) in batch.ranges() {
             let regimes = history.regimes(sequence.rope_len);

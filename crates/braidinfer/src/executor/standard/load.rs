@@ -195,6 +195,6 @@ impl Loader<'_> {
     }
 
     fn absent(&self, slot: Slot) -> Error {
-        Error::Unsupported(format!("the architecture calls for {slot:?}, which the weights lack"))
+        Error::Internal(format!("the architecture calls for {slot:?}, which the weights lack"))
     }
 }

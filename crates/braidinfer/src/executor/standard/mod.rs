@@ -25,8 +25,8 @@ use self::linear::Linear;
 use self::norm::Norm;
 use self::rotary::Rotation;
 use self::trace::Trace;
-use super::{Batch, Executor, KvCacheConfig, Logits, Probe};
-use crate::{Error, Result};
+use super::{Batch, Executor, KvCacheConfig, Logits, NoProbe, Probe};
+use crate::Result;
 
 pub use load::{ComputeDtype, LoadProgress, StandardOptions};
 
@@ -54,11 +54,12 @@ impl Executor for StandardExecutor {
 
     fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits> {
         batch.validate(&self.spec, &self.kv_cache.config())?;
-        let recomputed = recompute::expand(batch, &self.kv_cache)?;
-        let batch = recomputed.as_ref().unwrap_or(batch);
         self.kv_cache.reserve(batch)?;
-        let mut trace = Trace::new(probe);
-        let logits = self.decode(batch, &mut trace)?;
+        for piece in recompute::pieces(batch, &self.kv_cache)? {
+            self.decode(&piece, &mut Trace::new(&mut NoProbe))?;
+            self.kv_cache.remember(&piece);
+        }
+        let logits = self.decode(batch, &mut Trace::new(probe))?;
         self.kv_cache.remember(batch);
         Ok(Logits::new(logits.flatten_all()?.to_vec1()?, self.spec.vocab_size))
     }
@@ -122,9 +123,4 @@ fn softcap(x: &Tensor, cap: f64) -> Result<Tensor> {
 /// Rows `range` of `x`.
 fn rows(x: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor> {
     Ok(x.i(range)?)
-}
-
-/// A failure of this executor's own bookkeeping, as opposed to a bad request.
-fn unsupported(what: impl Into<String>) -> Error {
-    Error::Unsupported(what.into())
 }

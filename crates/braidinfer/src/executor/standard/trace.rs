@@ -1,4 +1,4 @@
-//! Handing activations to a probe, with names formed only where one listens.
+//! Handing activations to a probe.
 
 use candle_core::{DType, Tensor};
 
