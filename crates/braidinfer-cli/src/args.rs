@@ -48,15 +48,15 @@ MODEL if it is a path (it exists, or contains a slash) and as PROMPT for the bui
 Examples:
   braidinfer run \"Once upon a time\"
   braidinfer run ./Qwen3-0.6B \"The capital of France is\" --max-tokens 20
-  braidinfer run ./Qwen3-0.6B --ids 1,2,3 --temperature 0 --json < /dev/null"
+  braidinfer run ./Qwen3-0.6B --ids 1,2,3 --temperature 0 --json"
 )]
 pub struct RunArgs {
     /// A model directory, then the text to continue; both may be left out
     #[arg(value_name = "MODEL|PROMPT", num_args = 0..=2)]
     pub positional: Vec<String>,
     /// Token ids to continue, instead of text
-    #[arg(long, value_delimiter = ',', value_name = "ID,..", conflicts_with = "file")]
-    pub ids: Option<Vec<u32>>,
+    #[arg(long, value_parser = parse_ids, value_name = "ID,..", conflicts_with = "file")]
+    pub ids: Option<Ids>,
     /// Read the prompt from a file
     #[arg(long, short, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -90,12 +90,12 @@ pub struct LogitsArgs {
     /// Token ids
     #[arg(
         long,
-        value_delimiter = ',',
+        value_parser = parse_ids,
         value_name = "ID,..",
         required_unless_present = "prompt",
         conflicts_with = "prompt"
     )]
-    pub ids: Option<Vec<u32>>,
+    pub ids: Option<Ids>,
     /// Text, tokenized with the model's own first token
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
@@ -127,7 +127,7 @@ pub struct InspectArgs {
     after_help = "A single argument is taken as MODEL if it is a path (it exists, or contains a slash) and as TEXT otherwise."
 )]
 pub struct TokenizeArgs {
-    /// A model directory, then the text; both may be left out
+    /// A model directory (or its tokenizer.json or tokenizer.model), then the text; both may be left out
     #[arg(value_name = "MODEL|TEXT", num_args = 0..=2)]
     pub positional: Vec<String>,
     /// Read the text from a file
@@ -152,7 +152,7 @@ pub struct ModelsArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling (defaults: the model's generation_config.json)")]
 pub struct SamplingArgs {
-    /// Most tokens to generate
+    /// Most tokens to generate; without it an answer ends with its end token or with the context
     #[arg(long, short = 'n', value_name = "N")]
     pub max_tokens: Option<usize>,
     /// 0 always takes the likeliest token
@@ -241,4 +241,13 @@ pub enum DtypeArg {
     F32,
     Bf16,
     F16,
+}
+
+/// Token ids typed as one argument.
+#[derive(Debug, Clone)]
+pub struct Ids(pub Vec<u32>);
+
+fn parse_ids(text: &str) -> Result<Ids, String> {
+    let one = |id: &str| id.trim().parse().map_err(|_| format!("expected token ids such as 1,2,3, found `{id}`"));
+    text.split(',').map(one).collect::<Result<_, _>>().map(Ids)
 }

@@ -19,9 +19,14 @@ pub fn install() -> anyhow::Result<()> {
     .context("Ctrl-C cannot be caught")
 }
 
-/// Whether Ctrl-C was pressed since the last answer began.
+/// Whether Ctrl-C was pressed since the answer began.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
+}
+
+/// As [`requested`], and forgets it.
+pub fn take() -> bool {
+    REQUESTED.swap(false, Ordering::SeqCst)
 }
 
 /// An answer is streaming for as long as this lives.

@@ -21,7 +21,10 @@ pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
     }
     let missing = !Path::new(model).exists();
     if missing && looks_like_hub_id(model) {
-        bail!("{model}: expected a model directory, found nothing at this path; Hub ids are not supported yet");
+        bail!(
+            "{model}: expected a model directory, found nothing at this path; Hub ids are not supported yet \
+             (a text with a slash can be given with --file or on standard input)"
+        );
     }
     Ok(ModelSource::directory(model)?)
 }
@@ -51,7 +54,7 @@ pub fn split_positional(
 /// Whether a lone argument means a model: it exists, or it is a path or an id and not a sentence.
 fn looks_like_path(argument: &str) -> bool {
     let path_like = argument.contains('/') || argument.ends_with(".gguf");
-    Path::new(argument).is_dir() || (path_like && !argument.contains(char::is_whitespace))
+    Path::new(argument).exists() || (path_like && !argument.contains(char::is_whitespace))
 }
 
 /// Text from a file, or from standard input if that is not a terminal; byte for byte.
@@ -87,8 +90,9 @@ pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Durati
     let options = LoadOptions { dtype, device, context: args.context, ..LoadOptions::default() };
     let bar = output::progress_bar(&format!("loading {}", source.label()));
     let llm = Llm::open(&source, &options, &|done, layers| {
+        // Layers finish on several threads, so the counts may arrive out of order.
         bar.set_length(layers as u64);
-        bar.set_position(done as u64);
+        bar.update(|state| state.set_pos(state.pos().max(done as u64)));
     });
     bar.finish_and_clear();
     let llm = llm?;

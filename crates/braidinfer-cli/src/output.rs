@@ -23,12 +23,18 @@ pub fn note(note: impl Display) {
 }
 
 fn label(text: &str, colour: &str) -> String {
-    if io::stderr().is_terminal() { format!("\x1b[1;{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    if colours(&io::stderr()) { format!("\x1b[1;{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 /// `text` in a quieter colour, where stdout shows colours.
 pub fn dim(text: &str) -> String {
-    if io::stdout().is_terminal() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+    if colours(&io::stdout()) { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// Whether `stream` shows colours and the user wants them (<https://no-color.org>).
+fn colours(stream: &impl IsTerminal) -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Writes to stdout at once.

@@ -196,7 +196,8 @@ fn invalid_sampling_values() {
         ("--presence-penalty", "3", "presence-penalty: expected a number from -2 to 2, found 3"),
         ("--max-tokens", "0", "max-tokens: expected a whole number of at least 1, found 0"),
         ("--stop", "", "stop: expected a text of at least one character"),
-        ("--threads", "0", "threads: expected at least 1, found 0"),
+        ("--threads", "0", "threads: expected from 1 to 512, found 0"),
+        ("--threads", "100000", "threads: expected from 1 to 512, found 100000"),
         ("--context", "0", "context: expected from 1 to 2147483648 tokens, found 0"),
         ("--context", "99999999999", "context: expected from 1 to 2147483648 tokens, found 99999999999"),
         ("--device", "tpu", "device: expected cpu, cuda, cuda:N or metal, found `tpu`"),
@@ -208,7 +209,7 @@ fn invalid_sampling_values() {
 
 #[test]
 fn usage_errors_exit_with_the_same_code() {
-    for args in [&["run", "--ids", "x"][..], &["run", "--no-such-flag"], &["fly"], &["logits"]] {
+    for args in [&["run", "--ids", "1,x"][..], &["run", "--no-such-flag"], &["fly"], &["logits"]] {
         let output = support::output(args);
         assert_eq!(output.status.code(), Some(3), "{args:?}");
         assert!(stderr(&output).starts_with("error: "), "{}", stderr(&output));
@@ -223,8 +224,8 @@ fn broken_tokenizers_and_templates() {
     broken.refused(&["tokenizer.model: not a SentencePiece model"]);
     let broken = Broken::copy_of("llama").write("chat_template.jinja", "{% for m in messages %}\n{{ m.role }");
     broken.refused(&["chat_template.jinja: expected a Jinja template, found syntax error", "in line 2"]);
-    let broken = Broken::copy_of("llama").write("generation_config.json", "{\"eos_token_id\": -1}");
-    broken.refused(&["generation_config.json: field `eos_token_id`: expected a token id", "found -1"]);
+    let broken = Broken::copy_of("llama").write("generation_config.json", "{\"eos_token_id\": 1.5}");
+    broken.refused(&["generation_config.json: field `eos_token_id`: expected a token id", "found 1.5"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -178,6 +178,8 @@ fn tokenize_shows_ids_and_pieces() {
     let ids = |value: &Value| value["ids"].as_array().expect("ids are a list").len();
     assert_eq!(ids(&with), ids(&without) + 1);
     assert_eq!(with["pieces"][0], "<|begin|>");
+    let file = format!("{dir}/tokenizer.json");
+    assert_eq!(succeed_json(["tokenize", &file, "Hello!", "--json"]), with, "a file that holds only a vocabulary");
     assert!(succeed(["tokenize", &dir, "Hello!"]).lines().next().is_some_and(|line| line.contains("\"<|begin|>\"")));
 }
 
@@ -249,4 +251,30 @@ fn a_reader_that_goes_away_is_no_failure() {
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("the binary ends");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_the_answer_cleanly() {
+    let args = ["run", "Once upon a time", "--ignore-eos", "--max-tokens", "500", "--context", "600", "--threads", "1"];
+    let mut child = braidinfer(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut first = [0; 1];
+    let mut stdout = child.stdout.take().expect("stdout is piped");
+    stdout.read_exact(&mut first).expect("the answer begins");
+    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(killed.expect("kill runs").success());
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).expect("the answer is text");
+    let output = child.wait_with_output().expect("the binary ends");
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(rest.ends_with('\n') && rest.split_whitespace().count() < 400, "{rest}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("the device exists");
+    let output = braidinfer(["models"]).stdout(full).output().expect("the binary starts");
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("error: stdout: No space left on device"), "{}", stderr(&output));
 }

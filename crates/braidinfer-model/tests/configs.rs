@@ -149,6 +149,71 @@ fn text_models_nested_in_multimodal_configs_are_found() {
 }
 
 #[test]
+fn nested_configs_may_leave_out_what_equals_the_class_default() {
+    let text = json!({
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    });
+    let gemma = spec(&json!({"model_type": "gemma3", "text_config": text}));
+    assert_eq!((gemma.num_attention_heads, gemma.num_key_value_heads, gemma.head_dim), (8, 4, 256));
+    assert_eq!((gemma.vocab_size, gemma.tie_word_embeddings, gemma.layers.len()), (262_208, true, 34));
+    let mut wrapped =
+        json!({"model_type": "mistral3", "tie_word_embeddings": true, "text_config": config("mistral", json!({}))});
+    wrapped["text_config"].as_object_mut().expect("it is an object").remove("model_type");
+    assert!(spec(&wrapped).tie_word_embeddings, "what only the outer object says counts");
+    let message = describe(&config("llama", json!({"hidden_size": null}))).expect_err("null is no size").to_string();
+    assert!(message.contains("field `hidden_size`: expected a positive whole number, found null"), "{message}");
+}
+
+#[test]
+fn lengths_before_scaling_come_from_where_transformers_takes_them() {
+    let factors = vec![1.5; 8];
+    let original = |model_type: &str, nested: Value, top: Value| {
+        let mut scaling = json!({"type": "longrope", "short_factor": factors, "long_factor": factors});
+        scaling["original_max_position_embeddings"] = nested;
+        let changes = json!({"rope_scaling": scaling, "max_position_embeddings": 131_072, "original_max_position_embeddings": top});
+        match spec(&config(model_type, changes)).rope[0].scaling {
+            RopeScaling::Longrope { original_max_position_embeddings, .. } => original_max_position_embeddings,
+            ref other => panic!("{other:?}"),
+        }
+    };
+    let (null, nested, top) = (json!(null), json!(8192), json!(1024));
+    assert_eq!(original("llama", nested.clone(), top.clone()), 1024, "the top level wins");
+    assert_eq!(original("llama", nested.clone(), null.clone()), 8192);
+    assert_eq!(original("llama", null.clone(), null.clone()), 131_072);
+    assert_eq!(original("phi3", nested, null.clone()), 4096, "the class has one of its own");
+    assert_eq!(original("phi3", null.clone(), null), 4096);
+}
+
+#[test]
+fn gemma3_scaling_is_merged_and_only_rope_type_counts() {
+    let full = |changes| spec(&config("gemma3_text", changes)).rope[0].clone();
+    let linear = RopeScaling::Linear { factor: 8.0 };
+    assert_eq!(full(json!({"rope_scaling": {"rope_type": "linear", "factor": 8.0}})).scaling, linear);
+    assert_eq!(full(json!({"rope_scaling": {"type": "linear", "factor": 8.0}})).scaling, RopeScaling::Default);
+    let nested = json!({"full_attention": {"rope_type": "default", "rope_theta": 2e6}});
+    let merged = full(
+        json!({"rope_theta": 5e5, "rope_parameters": nested, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    );
+    assert_eq!((merged.scaling, merged.rope_theta), (linear, 2e6));
+    let sliding = spec(&config("gemma3_text", json!({"rope_local_base_freq": 3e4}))).rope[1].rope_theta;
+    assert_eq!(sliding, 3e4);
+    let message =
+        describe(&config("gemma3_text", json!({"use_bidirectional_attention": true}))).expect_err("not causal");
+    assert!(message.to_string().contains("`use_bidirectional_attention`"), "{message}");
+}
+
+#[test]
+fn ministral3_scales_by_default() {
+    let plain = spec(&config("ministral3", json!({"rope_theta": 5.0})));
+    assert_eq!(plain.rope[0].rope_theta, 1e6, "the top level does not count");
+    assert!(matches!(plain.rope[0].scaling, RopeScaling::Yarn { factor: 16.0, attention_factor: 1.0, .. }));
+    assert_eq!(plain.attention.query_position_scale.map(|scale| scale.beta), Some(0.1));
+    let empty = spec(&config("llama", json!({"rope_scaling": {}, "rope_parameters": {"rope_theta": 1e6}})));
+    assert_eq!(empty.rope[0].rope_theta, 1e6, "an empty object is none");
+}
+
+#[test]
 fn gated_and_plain_feed_forward() {
     let gated = |name| {
         let FeedForward::Dense { gated, bias, .. } = spec(&config(name, json!({}))).layers[0].feed_forward;

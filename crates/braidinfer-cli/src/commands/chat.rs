@@ -12,8 +12,7 @@ use rustyline::error::ReadlineError;
 use crate::args::ChatArgs;
 use crate::{interrupt, model, output};
 
-const HELP: &str =
-    "/reset forgets the chat, /system TEXT begins a new one with instructions, /exit leaves; Ctrl-C ends an answer";
+const HELP: &str = "/reset forgets the chat, /system TEXT begins a new one with instructions (none without TEXT), /exit leaves; Ctrl-C ends an answer";
 
 pub fn run(args: ChatArgs) -> anyhow::Result<()> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
@@ -25,8 +24,8 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
     }
     let params = args.sampling.over(llm.default_sampling());
     params.validate()?;
-    let mut chat = Chat { llm, params, messages: Vec::new() };
-    chat.begin(args.system.as_deref());
+    let mut chat = Chat { llm, params, system: args.system, messages: Vec::new() };
+    chat.begin();
     output::note(HELP);
     chat.talk()
 }
@@ -34,13 +33,15 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
 struct Chat {
     llm: Llm,
     params: SamplingParams,
+    /// Instructions that stand before every chat.
+    system: Option<String>,
     messages: Vec<ChatMessage>,
 }
 
 impl Chat {
-    /// Forgets everything; `system` stands before the new chat.
-    fn begin(&mut self, system: Option<&str>) {
-        self.messages = system.map(|text| ChatMessage::new("system", text)).into_iter().collect();
+    /// Forgets everything but the instructions.
+    fn begin(&mut self) {
+        self.messages = self.system.iter().map(|text| ChatMessage::new("system", text)).collect();
     }
 
     fn talk(&mut self) -> anyhow::Result<()> {
@@ -58,8 +59,12 @@ impl Chat {
                 "" => {}
                 "/exit" | "/quit" => return Ok(()),
                 "/help" => output::note(HELP),
-                "/reset" => self.begin(None),
-                command if command.starts_with("/system ") => self.begin(command.strip_prefix("/system ")),
+                "/reset" => self.begin(),
+                command if command == "/system" || command.starts_with("/system ") => {
+                    let text = command["/system".len()..].trim();
+                    self.system = (!text.is_empty()).then(|| text.to_owned());
+                    self.begin();
+                }
                 command if command.starts_with('/') => output::note(format!("unknown command {command}; {HELP}")),
                 _ => self.answer(line)?,
             }
@@ -77,6 +82,7 @@ impl Chat {
             if interrupt::requested() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         drop(streaming);
+        interrupt::take();
         output::print("\n")?;
         printed?;
         match answered {
@@ -88,7 +94,11 @@ impl Chat {
                 self.messages.push(ChatMessage::new("assistant", completion.text.clone()));
             }
             Err(error) => {
+                let too_long = matches!(error, braidinfer::Error::PromptTooLong { .. });
                 output::error(&error.into());
+                if too_long {
+                    output::note("/reset begins a new chat");
+                }
                 self.messages.pop();
             }
         }

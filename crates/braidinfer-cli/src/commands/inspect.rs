@@ -115,7 +115,7 @@ fn section(title: &str, rows: &Rows) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.add_rows(rows.iter().map(|(name, value)| [name, value]));
-    output::print_line(table)
+    table.lines().try_for_each(|line| output::print_line(line.trim_end()))
 }
 
 /// The decoder in the terms of `config.json`. What most architectures lack is shown only where it is set.
@@ -136,7 +136,7 @@ fn decoder_rows(inspection: &Inspection) -> Rows {
         row("num_key_value_heads", spec.num_key_value_heads),
         row("head_dim", spec.head_dim),
         row("hidden_act", format!("{}{}", json_text(hidden_act), if gated { ", gated" } else { "" })),
-        row(eps, spec.norm.eps),
+        row(eps, format!("{:?}", spec.norm.eps)),
         row("tie_word_embeddings", spec.tie_word_embeddings),
         row("attention_bias", attention_bias(spec)),
         row("mlp_bias", bias),

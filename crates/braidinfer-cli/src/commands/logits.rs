@@ -5,7 +5,7 @@ use braidinfer::{Llm, Prompt};
 use comfy_table::Table;
 use serde::Serialize;
 
-use crate::args::LogitsArgs;
+use crate::args::{Ids, LogitsArgs};
 use crate::{model, output};
 
 /// Tokens shown per position.
@@ -21,7 +21,7 @@ struct LogitsJson {
 pub fn run(args: LogitsArgs) -> anyhow::Result<()> {
     let (mut llm, _) = model::open(args.model.as_deref(), &args.load)?;
     let prompt = match (args.ids, args.prompt) {
-        (Some(ids), _) => Prompt::Ids(ids),
+        (Some(Ids(ids)), _) => Prompt::Ids(ids),
         (None, Some(text)) => Prompt::Text(text),
         (None, None) => bail!("expected --ids or --prompt"),
     };

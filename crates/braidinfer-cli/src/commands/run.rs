@@ -7,7 +7,7 @@ use std::time::Duration;
 use braidinfer::{Completion, Prompt, StreamEvent, Timings};
 use serde::Serialize;
 
-use crate::args::RunArgs;
+use crate::args::{Ids, RunArgs};
 use crate::{interrupt, model, output};
 
 #[derive(Serialize)]
@@ -33,7 +33,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let elsewhere = args.ids.is_some() || args.file.is_some();
     let (model_arg, text) = model::split_positional(args.positional, elsewhere)?;
     let prompt = match (args.ids, text) {
-        (Some(ids), _) => Prompt::Ids(ids),
+        (Some(Ids(ids)), _) => Prompt::Ids(ids),
         (None, Some(text)) => Prompt::Text(text),
         (None, None) => Prompt::Text(model::read_text(args.file.as_ref(), "a prompt")?),
     };

@@ -1,5 +1,7 @@
 //! `braidinfer tokenize`.
 
+use std::path::Path;
+
 use anyhow::Context;
 use braidinfer::text::{Piece, Tokenizer};
 use serde::Serialize;
@@ -15,9 +17,7 @@ struct TokenizeJson {
 
 pub fn run(args: TokenizeArgs) -> anyhow::Result<()> {
     let (model_arg, text) = model::split_positional(args.positional, args.file.is_some())?;
-    let source = model::source(model_arg.as_deref())?;
-    let missing = || format!("{}: expected `tokenizer.json` or `tokenizer.model`, found neither", source.label());
-    let tokenizer = Tokenizer::read(&source)?.with_context(missing)?;
+    let tokenizer = open(model_arg.as_deref())?;
     let text = match text {
         Some(text) => text,
         None => model::read_text(args.file.as_ref(), "a text")?,
@@ -31,4 +31,15 @@ pub fn run(args: TokenizeArgs) -> anyhow::Result<()> {
         });
     }
     pieces.iter().try_for_each(|Piece { id, piece }| output::print_line(format!("{id:>8}  {piece:?}")))
+}
+
+/// The tokenizer of a model, or one in a file of its own.
+fn open(model_arg: Option<&str>) -> anyhow::Result<Tokenizer> {
+    let path = model_arg.map(Path::new).filter(|path| path.is_file());
+    if let Some(path) = path.filter(|path| path.extension().is_some_and(|kind| kind == "json" || kind == "model")) {
+        return Ok(Tokenizer::read_file(path)?);
+    }
+    let source = model::source(model_arg)?;
+    let missing = || format!("{}: expected `tokenizer.json` or `tokenizer.model`, found neither", source.label());
+    Tokenizer::read(&source)?.with_context(missing)
 }

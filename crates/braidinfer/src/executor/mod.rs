@@ -33,8 +33,9 @@ pub trait Executor: Send {
 
 /// Limits the threads of every executor of this process; may be called once, before the first model is opened.
 pub fn set_threads(threads: usize) -> Result<()> {
-    if threads == 0 {
-        return Err(Error::bad_request("threads", "at least 1", threads));
+    const MOST: usize = 512;
+    if !(1..=MOST).contains(&threads) {
+        return Err(Error::bad_request("threads", format!("from 1 to {MOST}"), threads));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     pool.map_err(|error| Error::Unsupported(format!("the number of threads can no longer change: {error}")))

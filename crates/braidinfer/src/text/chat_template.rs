@@ -12,13 +12,14 @@ use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
-use super::tokenizer::{TOKENIZER_CONFIG, special_token};
+use super::settings::{SPECIAL_TOKENS, TokenizerSettings};
 use crate::{Error, Result};
 
 const TEMPLATE_FILE: &str = "chat_template.jinja";
-/// Special tokens that templates may name.
-const SPECIAL_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const TEMPLATE_JSON: &str = "chat_template.json";
+const TEMPLATE_FIELD: &str = "chat_template";
+/// Steps a rendering may take; long chats need some ten thousand, endless loops all of them.
+const FUEL: u64 = 20_000_000;
 
 /// One turn of a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,22 +61,14 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads `chat_template.jinja`, or the template in `tokenizer_config.json`; `None` if the model has neither.
+    /// Reads `chat_template.jinja`, `chat_template.json`, or the template in `tokenizer_config.json`; `None` if the
+    /// model has none of them.
     pub fn read(source: &ModelSource) -> Result<Option<Self>> {
-        let config = JsonFile::read(source, TOKENIZER_CONFIG)?;
-        let (path, template) = match (source.read_text(TEMPLATE_FILE)?, &config) {
-            (Some(template), _) => (source.path_of(TEMPLATE_FILE), template),
-            (None, Some(config)) => match template_in(config)? {
-                Some(template) => (format!("{}: chat_template", config.path()), template),
-                None => return Ok(None),
-            },
-            (None, None) => return Ok(None),
-        };
+        let settings = TokenizerSettings::read(source)?;
+        let Some((path, template)) = find_template(source, &settings)? else { return Ok(None) };
         let mut special_tokens = BTreeMap::new();
         for name in SPECIAL_TOKENS {
-            if let Some(token) = config.as_ref().map(|config| special_token(config, name)).transpose()?.flatten() {
-                special_tokens.insert(name.to_owned(), token);
-            }
+            special_tokens.extend(settings.special_token(name)?.map(|token| (name.to_owned(), token)));
         }
         Self::parse(path, &template, special_tokens, TemplateClock::Local).map(Some)
     }
@@ -141,17 +134,28 @@ fn prepared(message: &Map<String, Json>) -> Map<String, Json> {
     message
 }
 
-/// The template in a tokenizer config: a text, or a list of named ones of which `default` is taken.
-fn template_in(config: &JsonFile) -> Result<Option<String>> {
-    const FIELD: &str = "chat_template";
-    match config.value(FIELD) {
-        Some(serde_json::Value::Array(templates)) => {
-            let named = |template: &&serde_json::Value| template["name"] == "default";
-            let default = templates.iter().find(named).and_then(|template| template["template"].as_str());
-            let error = || config.error(FIELD, "a template named `default` in the list", "none");
-            default.map(|template| Some(template.to_owned())).ok_or_else(|| error().into())
+/// The model's template, and where it stands.
+fn find_template(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<(String, String)>> {
+    if let Some(template) = source.read_text(TEMPLATE_FILE)? {
+        return Ok(Some((source.path_of(TEMPLATE_FILE), template)));
+    }
+    let own_file = JsonFile::read(source, TEMPLATE_JSON)?;
+    for file in own_file.iter().chain(settings.config()) {
+        if let Some(template) = template_in(file)? {
+            return Ok(Some((format!("{}: {TEMPLATE_FIELD}", file.path()), template)));
         }
-        _ => Ok(config.text(FIELD)?.map(str::to_owned)),
+    }
+    Ok(None)
+}
+
+/// The template in a JSON file: a text, or a list of named ones of which `default` is the one for plain chats.
+fn template_in(file: &JsonFile) -> Result<Option<String>> {
+    match file.value(TEMPLATE_FIELD) {
+        Some(Json::Array(templates)) => {
+            let default = templates.iter().find(|template| template["name"] == "default");
+            Ok(default.and_then(|template| template["template"].as_str()).map(str::to_owned))
+        }
+        _ => Ok(file.text(TEMPLATE_FIELD)?.map(str::to_owned)),
     }
 }
 
@@ -159,6 +163,7 @@ fn template_in(config: &JsonFile) -> Result<Option<String>> {
 fn environment(clock: TemplateClock) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(FUEL));
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_formatter(python::format);

@@ -2,12 +2,14 @@
 
 mod chat_template;
 mod sentencepiece;
+mod settings;
 mod stop;
 mod stream_decoder;
 mod tokenizer;
 
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateClock};
 pub use sentencepiece::SentencePiece;
+pub use settings::TokenizerSettings;
 pub use stop::StopMatcher;
 pub use stream_decoder::StreamDecoder;
 pub use tokenizer::{Piece, Tokenizer};

@@ -6,17 +6,17 @@
 mod bpe;
 mod normalizer;
 mod proto;
+mod spellings;
 mod unigram;
 
 use std::collections::HashMap;
 
-use braidinfer_model::JsonFile;
 use prost::Message;
-use serde_json::Value;
 
 use self::normalizer::Normalizer;
 use self::proto::{ModelProto, ModelType, PieceType};
-use super::tokenizer::special_token;
+use self::spellings::Spellings;
+use super::settings::{AddedToken, TokenizerSettings};
 use crate::{Error, Result};
 
 /// The space inside pieces.
@@ -32,14 +32,18 @@ pub struct SentencePiece {
     algorithm: ModelType,
     byte_fallback: bool,
     strip_leading_space: StripLeadingSpace,
-    /// Special tokens recognised in text, longest first.
-    specials: Vec<(String, u32)>,
+    /// Special tokens recognised in text.
+    special_spellings: Spellings,
+    /// Their ids, in the same order.
+    special_ids: Vec<u32>,
     /// Spelling of ids beyond the model's own.
     added: HashMap<u32, Added>,
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
     add_eos: bool,
+    /// Whether text after a special token gets the space that begins a text, too.
+    legacy: bool,
 }
 
 #[derive(Debug)]
@@ -93,72 +97,65 @@ impl SentencePiece {
             (false, true) => StripLeadingSpace::One,
             (false, false) => StripLeadingSpace::No,
         };
-        let symbols = vocabulary.of_kind(PieceType::UserDefined).map(|(_, piece)| piece.text.clone()).collect();
-        let normalizer = Normalizer::new(&settings, trainer.treat_whitespace_as_suffix(), symbols).map_err(&error)?;
+        let symbols = vocabulary.of_kind(PieceType::UserDefined).map(|(_, piece)| piece.text.clone());
+        let symbols: Vec<String> = symbols.collect();
+        let normalizer = Normalizer::new(&settings, trainer.treat_whitespace_as_suffix(), &symbols).map_err(&error)?;
         let id = |id: i32| u32::try_from(id).ok().filter(|id| (*id as usize) < vocabulary.pieces.len());
         let (bos, eos) = (id(trainer.bos_id()), id(trainer.eos_id()));
         let byte_fallback = trainer.byte_fallback();
+        let special_spellings = Spellings::new(&[]).map_err(&error)?;
         Ok(Self {
             vocabulary,
             normalizer,
             algorithm,
             byte_fallback,
             strip_leading_space,
-            specials: Vec::new(),
+            special_spellings,
+            special_ids: Vec::new(),
             added: HashMap::new(),
             bos,
             eos,
             add_bos: false,
             add_eos: false,
+            legacy: false,
         })
     }
 
-    /// Adds what `tokenizer_config.json` says: special tokens in text, and those around every text.
-    /// Without a config a text gets the first token the model names, as Llama's own code does.
-    pub fn configured(mut self, config: Option<&JsonFile>) -> Result<Self> {
-        // A config that lists special tokens lists all of them; the model's other control pieces are then plain text.
-        let listed = config.is_some_and(|config| config.value("additional_special_tokens").is_some());
-        let around = [self.bos, self.eos];
-        let control = self.vocabulary.of_kind(PieceType::Control);
-        let control = control.filter(|(id, _)| !listed || around.contains(&Some(*id)));
-        self.specials = control.map(|(id, piece)| (piece.text.clone(), id)).collect();
-        let unknown = self.vocabulary.unknown;
-        self.specials.push((self.vocabulary.pieces[unknown as usize].text.clone(), unknown));
-        self.add_bos = true;
-        if let Some(config) = config {
-            self.add_bos = config.flag("add_bos_token")?.unwrap_or(true);
-            self.add_eos = config.flag("add_eos_token")?.unwrap_or(false);
-            self.add_tokens(config)?;
-            self.bos = self.named(config, "bos_token")?.or(self.bos);
-            self.eos = self.named(config, "eos_token")?.or(self.eos);
-        }
-        self.specials.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
-        Ok(self)
-    }
-
-    fn named(&self, config: &JsonFile, field: &str) -> Result<Option<u32>> {
-        let Some(token) = special_token(config, field)? else { return Ok(None) };
-        let id = self.token_to_id(&token);
-        id.map(Some).ok_or_else(|| config.error(field, "a token of the vocabulary", format!("`{token}`")).into())
-    }
-
-    fn add_tokens(&mut self, config: &JsonFile) -> Result<()> {
-        const FIELD: &str = "added_tokens_decoder";
-        let Some(tokens) = config.object(FIELD)? else { return Ok(()) };
-        for key in tokens.fields() {
-            let id: u32 = key.parse().map_err(|_| config.error(FIELD, "token ids as keys", format!("`{key}`")))?;
-            let token = tokens.object(key)?.ok_or_else(|| tokens.error(key, "a token", "null"))?;
-            let content = token.text("content")?.ok_or_else(|| token.error("content", "a text", "nothing"))?.to_owned();
-            if content.is_empty() {
-                return Err(token.error("content", "a text", "an empty one").into());
-            }
-            let special = token.value("special").and_then(Value::as_bool).unwrap_or(false);
-            if !self.specials.iter().any(|(text, _)| *text == content) {
-                self.specials.push((content.clone(), id));
-            }
+    /// Adds what the files beside the model say: special tokens in text, and those around every text. Without them a
+    /// text gets the first token the model names, as Llama's own code does.
+    pub fn configured(mut self, settings: &TokenizerSettings) -> Result<Self> {
+        self.add_bos = settings.flag("add_bos_token")?.unwrap_or(true);
+        self.add_eos = settings.flag("add_eos_token")?.unwrap_or(false);
+        self.legacy = settings.flag("legacy")?.unwrap_or(false);
+        for AddedToken { id, content, special } in settings.added_tokens()? {
             self.added.insert(id, Added { content, special });
         }
-        Ok(())
+        let ids: HashMap<&str, u32> = self.added.iter().map(|(id, added)| (added.content.as_str(), *id)).collect();
+        let id_of = |token: &str| ids.get(token).or_else(|| self.vocabulary.spellings.get(token)).copied();
+        let named = |field: &str| settings.special_token(field);
+        let (bos, eos) = (named("bos_token")?, named("eos_token")?);
+        let resolved = |token: Option<&String>, own| token.and_then(|token| id_of(token)).or(own);
+        let (bos, eos) = (resolved(bos.as_ref(), self.bos), resolved(eos.as_ref(), self.eos));
+
+        let mut specials: HashMap<String, u32> =
+            self.added.iter().map(|(id, added)| (added.content.clone(), *id)).collect();
+        for token in settings.special_tokens()? {
+            specials.extend(id_of(&token).map(|id| (token, id)));
+        }
+        // A config that lists special tokens lists all of them; other control pieces are then plain text.
+        let listed = settings.lists_special_tokens();
+        for (id, piece) in self.vocabulary.of_kind(PieceType::Control) {
+            if !listed || [bos, eos].contains(&Some(id)) {
+                specials.entry(piece.text.clone()).or_insert(id);
+            }
+        }
+        let unknown = self.vocabulary.unknown;
+        specials.entry(self.vocabulary.piece(unknown).text.clone()).or_insert(unknown);
+        let (spellings, ids): (Vec<String>, Vec<u32>) = specials.into_iter().unzip();
+        (self.bos, self.eos) = (bos, eos);
+        self.special_spellings = Spellings::new(&spellings).map_err(|message| settings.error(message))?;
+        self.special_ids = ids;
+        Ok(self)
     }
 
     /// Number of ids, added tokens included.
@@ -188,31 +185,18 @@ impl SentencePiece {
         let mut rest = text;
         let mut at_start = true;
         while !rest.is_empty() {
-            let (plain, special) = self.next_special(rest);
+            let special = self.special_spellings.first(rest);
+            let (plain, consumed) = special.map_or((rest, rest.len()), |(_, start, len)| (&rest[..start], start + len));
             // Only the first segment gets the space that begins a text: the tokens after a special one go on.
             self.encode_plain(plain, at_start, &mut ids);
-            at_start = false;
-            rest = &rest[plain.len()..];
-            if let Some((spelling, id)) = special {
-                ids.push(*id);
-                rest = &rest[spelling.len()..];
-            }
+            at_start = self.legacy;
+            ids.extend(special.map(|(index, ..)| self.special_ids[index]));
+            rest = &rest[consumed..];
         }
         if add_special && self.add_eos {
             ids.extend(self.eos);
         }
         ids
-    }
-
-    /// The text before the first special token, and that token.
-    fn next_special<'a>(&self, text: &'a str) -> (&'a str, Option<&(String, u32)>) {
-        for (index, _) in text.char_indices() {
-            // Longest first, so that a token that begins another does not hide it.
-            if let Some(special) = self.specials.iter().find(|(spelling, _)| text[index..].starts_with(spelling)) {
-                return (&text[..index], Some(special));
-            }
-        }
-        (text, None)
     }
 
     fn encode_plain(&self, text: &str, at_start: bool, ids: &mut Vec<u32>) {

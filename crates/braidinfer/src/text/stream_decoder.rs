@@ -8,6 +8,9 @@ use crate::Result;
 /// A token may hold part of a character, and its text may depend on the token before it. So each piece is
 /// the difference between decoding a short window of recent tokens without and with the new one, and
 /// a piece that ends inside a character waits for the rest.
+///
+/// One exception: tokenizers of the `tokenizers` crate with byte fallback decode a run of bytes that is no text to
+/// U+FFFD throughout, even its valid beginning. An answer that is cut inside a character keeps that beginning here.
 #[derive(Debug, Clone, Default)]
 pub struct StreamDecoder {
     ids: Vec<u32>,
@@ -34,8 +37,8 @@ impl StreamDecoder {
             return Ok(String::new());
         }
         let piece = difference(&before, &after);
-        // A window without text would make the next token look like the first of all.
-        if !before.is_empty() || self.start == self.shown {
+        // A window whose first token shows no text of its own could lose a space that belongs to the next one.
+        if !tokenizer.decode(&self.ids[self.shown..], true)?.is_empty() {
             self.start = self.shown;
         }
         self.shown = self.ids.len();

@@ -1,17 +1,18 @@
 //! One tokenizer over the two kinds of files that checkpoints ship.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::str::FromStr;
 
-use braidinfer_model::{JsonFile, ModelSource};
+use braidinfer_model::ModelSource;
 use serde::Serialize;
 
 use super::SentencePiece;
+use super::settings::TokenizerSettings;
 use crate::{Error, Result};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
 const TOKENIZER_MODEL: &str = "tokenizer.model";
-pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// Turns text into ids and back.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Tokenizer {
     backend: Backend,
     bos_token: Option<String>,
     eos_token: Option<String>,
+    /// The first of the tokens put around every text.
+    first_token: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -40,21 +43,35 @@ pub struct Piece {
 impl Tokenizer {
     /// Reads `tokenizer.json`, or else `tokenizer.model`; `None` if the model has neither.
     pub fn read(source: &ModelSource) -> Result<Option<Self>> {
-        let config = JsonFile::read(source, TOKENIZER_CONFIG)?;
-        let (path, backend) = if let Some(bytes) = source.read(TOKENIZER_JSON)? {
-            let path = source.path_of(TOKENIZER_JSON);
-            let tokenizer = parse_tokenizer_json(&path, &bytes)?;
-            (path, Backend::HuggingFace(Box::new(tokenizer)))
-        } else if let Some(bytes) = source.read(TOKENIZER_MODEL)? {
-            let path = source.path_of(TOKENIZER_MODEL);
-            let tokenizer = SentencePiece::parse(&path, &bytes)?.configured(config.as_ref())?;
-            (path, Backend::SentencePiece(Box::new(tokenizer)))
+        for file in [TOKENIZER_JSON, TOKENIZER_MODEL] {
+            if let Some(bytes) = source.read(file)? {
+                return Self::parse(source.path_of(file), &bytes, &TokenizerSettings::read(source)?).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads one tokenizer file, with the settings that stand beside it.
+    pub fn read_file(path: &Path) -> Result<Self> {
+        let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+        let source = ModelSource::Directory(folder.to_owned());
+        let missing =
+            || Error::Text { path: path.display().to_string(), message: "expected a file, found none".into() };
+        let bytes = source.read(&name.to_string_lossy())?.ok_or_else(missing)?;
+        Self::parse(path.display().to_string(), &bytes, &TokenizerSettings::read(&source)?)
+    }
+
+    /// A path that ends in `.json` holds a tokenizer of the `tokenizers` crate, any other a SentencePiece model.
+    fn parse(path: String, bytes: &[u8], settings: &TokenizerSettings) -> Result<Self> {
+        let backend = if path.ends_with(".json") {
+            Backend::HuggingFace(Box::new(parse_tokenizer_json(&path, bytes)?))
         } else {
-            return Ok(None);
+            Backend::SentencePiece(Box::new(SentencePiece::parse(&path, bytes)?.configured(settings)?))
         };
-        let named =
-            |field: &str| config.as_ref().map(|config| special_token(config, field)).transpose().map(Option::flatten);
-        Ok(Some(Self { path, backend, bos_token: named("bos_token")?, eos_token: named("eos_token")? }))
+        let (bos_token, eos_token) = (settings.special_token("bos_token")?, settings.special_token("eos_token")?);
+        let mut tokenizer = Self { path, backend, bos_token, eos_token, first_token: None };
+        tokenizer.first_token = tokenizer.encode("", true)?.first().copied();
+        Ok(tokenizer)
     }
 
     /// Where it was read from.
@@ -126,8 +143,7 @@ impl Tokenizer {
     /// Ids of a plain prompt: special tokens are added, but a first token the text already spells is not doubled.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode(text, true)?;
-        let bos = self.bos_token().and_then(|token| self.token_to_id(token));
-        if bos.is_some() && ids.len() > 1 && Some(ids[0]) == bos && Some(ids[1]) == bos {
+        if ids.len() > 1 && self.first_token == Some(ids[0]) && ids[0] == ids[1] {
             ids.remove(0);
         }
         Ok(ids)
@@ -163,15 +179,4 @@ fn parse_tokenizer_json(path: &str, bytes: &[u8]) -> Result<tokenizers::Tokenize
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|fault| error(fault.to_string()))?;
     Ok(tokenizer)
-}
-
-/// A special token of `tokenizer_config.json`: a text, or an object with its `content`.
-pub(super) fn special_token(config: &JsonFile, field: &str) -> Result<Option<String>> {
-    let content = match config.value(field) {
-        Some(serde_json::Value::Object(_)) => {
-            config.object(field)?.and_then(|token| token.text("content").ok().flatten().map(str::to_owned))
-        }
-        _ => config.text(field)?.map(str::to_owned),
-    };
-    Ok(content)
 }

@@ -3,7 +3,7 @@
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
 
-use super::python::{float, invalid};
+use super::python::{DEEPEST, float, invalid};
 
 struct Writer {
     ensure_ascii: bool,
@@ -22,10 +22,10 @@ pub(super) fn to_json(
     options: Kwargs,
 ) -> Result<String, Error> {
     let indent = options.get::<Option<Value>>("indent")?.or(indent).filter(|indent| !indent.is_none());
-    let indent = indent.map(|indent| match indent.as_str() {
-        Some(text) => text.to_owned(),
-        None => " ".repeat(usize::try_from(indent.as_i64().unwrap_or(0)).unwrap_or(0)),
-    });
+    let indent = match indent {
+        Some(indent) => Some(indent_text(&indent)?),
+        None => None,
+    };
     let separators = options.get::<Option<Vec<String>>>("separators")?;
     let (item_separator, key_separator) = match separators.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
@@ -40,8 +40,21 @@ pub(super) fn to_json(
     Ok(writer.out)
 }
 
+/// What stands before a line, once per level: a text, or that many spaces.
+fn indent_text(indent: &Value) -> Result<String, Error> {
+    const WIDEST: i64 = 64;
+    match (indent.as_str(), indent.as_i64()) {
+        (Some(text), _) => Ok(text.to_owned()),
+        (None, Some(spaces)) if spaces <= WIDEST => Ok(" ".repeat(usize::try_from(spaces).unwrap_or(0))),
+        _ => Err(invalid(format!("tojson: expected an indent of at most {WIDEST} spaces"))),
+    }
+}
+
 impl Writer {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > DEEPEST {
+            return Err(invalid(format!("tojson: expected at most {DEEPEST} levels")));
+        }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),

@@ -8,6 +8,9 @@ pub(super) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Err
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
+/// Levels of nesting that are printed; what is deeper is shown as dots.
+pub(super) const DEEPEST: usize = 100;
+
 /// Prints `{{ value }}` as Python's `str` would.
 pub(super) fn format(out: &mut Output, _state: &mut State, value: &Value) -> Result<(), Error> {
     out.write_str(&to_string(value)).map_err(|_| Error::from(ErrorKind::WriteFailure))
@@ -18,12 +21,16 @@ pub(super) fn to_string(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => String::new(),
         ValueKind::String => value.to_string(),
-        _ => repr(value),
+        _ => repr(value, 0),
     }
 }
 
 /// Python's `repr`.
-fn repr(value: &Value) -> String {
+fn repr(value: &Value, depth: usize) -> String {
+    if depth > DEEPEST {
+        return "...".into();
+    }
+    let repr = |value: &Value| repr(value, depth + 1);
     let list = |value: &Value| -> String {
         let items = value.try_iter().map(|items| items.map(|item| repr(&item)).collect::<Vec<_>>());
         items.unwrap_or_default().join(", ")

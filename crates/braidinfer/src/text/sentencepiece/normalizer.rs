@@ -2,6 +2,7 @@
 
 use super::SPACE;
 use super::proto::NormalizerSpec;
+use super::spellings::Spellings;
 
 #[derive(Debug)]
 pub(super) struct Normalizer {
@@ -10,17 +11,12 @@ pub(super) struct Normalizer {
     remove_extra_whitespaces: bool,
     space: char,
     whitespace_as_suffix: bool,
-    /// User-defined symbols, longest first; no rule applies inside them.
-    symbols: Vec<String>,
+    /// User-defined symbols; no rule applies inside them.
+    symbols: Spellings,
 }
 
 impl Normalizer {
-    pub(super) fn new(
-        spec: &NormalizerSpec,
-        whitespace_as_suffix: bool,
-        mut symbols: Vec<String>,
-    ) -> Result<Self, String> {
-        symbols.sort_by_key(|symbol| std::cmp::Reverse(symbol.len()));
+    pub(super) fn new(spec: &NormalizerSpec, whitespace_as_suffix: bool, symbols: &[String]) -> Result<Self, String> {
         let charsmap = spec.precompiled_charsmap().to_vec();
         Ok(Self {
             charsmap: if charsmap.is_empty() { None } else { Some(Charsmap::parse(&charsmap)?) },
@@ -28,13 +24,13 @@ impl Normalizer {
             remove_extra_whitespaces: spec.remove_extra_whitespaces(),
             space: if spec.escape_whitespaces() { SPACE } else { ' ' },
             whitespace_as_suffix,
-            symbols,
+            symbols: Spellings::new(symbols)?,
         })
     }
 
     /// The longest user-defined symbol that `text` begins with.
     pub(super) fn symbol<'a>(&self, text: &'a str) -> Option<&'a str> {
-        self.symbols.iter().find(|symbol| text.starts_with(symbol.as_str())).map(|symbol| &text[..symbol.len()])
+        self.symbols.prefix(text).map(|(_, len)| &text[..len])
     }
 
     /// `text` as the pieces spell it. `at_start` is false for text that follows a special token.
@@ -127,7 +123,7 @@ impl Charsmap {
                 break;
             }
             position ^= offset(unit);
-            if has_leaf(unit) {
+            if has_leaf(unit) && text.is_char_boundary(index + 1) {
                 found = self.units.get(position).map(|leaf| (value(*leaf), index + 1));
             }
         }

@@ -1,0 +1,132 @@
+//! What stands beside a tokenizer: `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use braidinfer_model::{JsonFile, ModelSource};
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+const ADDED_TOKENS: &str = "added_tokens.json";
+const ADDITIONAL: &str = "additional_special_tokens";
+/// Special tokens that have a name.
+pub(super) const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Settings of a tokenizer, from whichever of the files a model has.
+#[derive(Debug)]
+pub struct TokenizerSettings {
+    label: String,
+    config: Option<JsonFile>,
+    special_tokens_map: Option<JsonFile>,
+    added_tokens: Option<JsonFile>,
+}
+
+/// A token beyond a tokenizer's own vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AddedToken {
+    pub(super) id: u32,
+    pub(super) content: String,
+    /// Whether it has no text in an answer.
+    pub(super) special: bool,
+}
+
+impl TokenizerSettings {
+    /// Reads the files a model has.
+    pub fn read(source: &ModelSource) -> Result<Self> {
+        Ok(Self {
+            label: source.label(),
+            config: JsonFile::read(source, TOKENIZER_CONFIG)?,
+            special_tokens_map: JsonFile::read(source, SPECIAL_TOKENS_MAP)?,
+            added_tokens: JsonFile::read(source, ADDED_TOKENS)?,
+        })
+    }
+
+    /// The chat templates of `tokenizer_config.json` are there.
+    pub(super) fn config(&self) -> Option<&JsonFile> {
+        self.config.as_ref()
+    }
+
+    pub(super) fn flag(&self, field: &str) -> Result<Option<bool>> {
+        Ok(self.config.as_ref().map(|config| config.flag(field)).transpose()?.flatten())
+    }
+
+    /// A special token by name: a text, or an object with its `content`. An empty one is none.
+    pub(super) fn special_token(&self, field: &str) -> Result<Option<String>> {
+        for file in self.config.iter().chain(&self.special_tokens_map) {
+            let content = match file.value(field) {
+                Some(Value::Object(_)) => match file.object(field)? {
+                    Some(token) => token.text("content")?.map(str::to_owned),
+                    None => None,
+                },
+                _ => file.text(field)?.map(str::to_owned),
+            };
+            if let Some(content) = content.filter(|content| !content.is_empty()) {
+                return Ok(Some(content));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the files list special tokens beyond the named ones.
+    pub(super) fn lists_special_tokens(&self) -> bool {
+        self.config.iter().chain(&self.special_tokens_map).any(|file| file.value(ADDITIONAL).is_some())
+    }
+
+    /// Every special token the files name or list.
+    pub(super) fn special_tokens(&self) -> Result<BTreeSet<String>> {
+        let mut tokens = BTreeSet::new();
+        for field in SPECIAL_TOKENS {
+            tokens.extend(self.special_token(field)?);
+        }
+        for file in self.config.iter().chain(&self.special_tokens_map) {
+            for token in file.list(ADDITIONAL)?.unwrap_or_default() {
+                let content =
+                    token.as_str().or_else(|| token["content"].as_str()).filter(|content| !content.is_empty());
+                let content = content.ok_or_else(|| file.error(ADDITIONAL, "tokens with a text", token.to_string()))?;
+                tokens.insert(content.to_owned());
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Tokens of `added_tokens_decoder`, and those of `added_tokens.json` that it lacks.
+    pub(super) fn added_tokens(&self) -> Result<Vec<AddedToken>> {
+        let mut tokens = BTreeMap::new();
+        if let Some(file) = &self.added_tokens {
+            for content in file.fields().filter(|content| !content.is_empty()) {
+                for id in file.token_ids(content)? {
+                    tokens.insert(id, AddedToken { id, content: content.to_owned(), special: true });
+                }
+            }
+        }
+        if let Some(decoder) =
+            self.config.as_ref().map(|config| config.object("added_tokens_decoder")).transpose()?.flatten()
+        {
+            for key in decoder.fields() {
+                let token = added_token(&decoder, key)?;
+                tokens.insert(token.id, token);
+            }
+        }
+        Ok(tokens.into_values().collect())
+    }
+
+    /// An error about these settings as a whole.
+    pub(super) fn error(&self, message: String) -> Error {
+        Error::Text { path: self.label.clone(), message }
+    }
+}
+
+/// One entry of `added_tokens_decoder`.
+fn added_token(decoder: &JsonFile, key: &str) -> Result<AddedToken> {
+    let id = key.parse().map_err(|_| decoder.error(key, "a token id as key", format!("`{key}`")))?;
+    let token = decoder.object(key)?.ok_or_else(|| decoder.error(key, "a token", "null"))?;
+    match token.text("content")? {
+        Some(content) if !content.is_empty() => {
+            Ok(AddedToken { id, content: content.to_owned(), special: token.flag("special")?.unwrap_or(false) })
+        }
+        _ => Err(token.error("content", "a text", "none or an empty one").into()),
+    }
+}
