@@ -9,6 +9,7 @@ use crate::{ModelError, Result};
 
 /// How a tensor's values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// IEEE binary32.
     F32,

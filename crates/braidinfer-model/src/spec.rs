@@ -275,8 +275,10 @@ pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
     /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    #[serde(rename = "gelu_pytorch_tanh")]
     GeluTanh,
     /// `0.5 x (1 + erf(x / sqrt 2))`.
+    #[serde(rename = "gelu")]
     GeluErf,
     /// `max(x, 0)`.
     Relu,

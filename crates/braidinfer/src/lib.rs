@@ -16,5 +16,10 @@ pub use llm::{Completion, Llm, LoadOptions, Prompt, StreamEvent, Timings};
 
 pub use braidinfer_model as model;
 
+/// Holds the README's Rust example to what compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

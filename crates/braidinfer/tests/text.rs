@@ -138,6 +138,12 @@ fn special_tokens_are_found_wherever_they_are_named() {
         encode(&[("added_tokens.json", json!({"[PAD]": 600})), ("special_tokens_map.json", object)], "[PAD]"),
         [600]
     );
+    let strips = |side: &str| json!({"added_tokens_decoder": {"600": {"content": "[X]", "special": true, side: true}}});
+    let (a, b) = (encode(&config(strips("rstrip")), "[X]"), encode(&config(strips("rstrip")), "[X]  \n"));
+    assert_eq!((a.as_slice(), b.as_slice()), (&[600][..], &[600][..]), "white space after the token is swallowed");
+    let before = encode(&config(strips("lstrip")), "a  [X]");
+    assert_eq!(before, encode(&config(strips("lstrip")), "a[X]"), "white space before the token is swallowed");
+    assert_ne!(before, encode(&config(strips("rstrip")), "a  [X]"));
     let (_dir, plain) = beside_bpe(&[("tokenizer_config.json", json!({"bos_token": ""}))]);
     assert_eq!(
         plain.encode_prompt("<s>a").expect("text encodes")[..1],

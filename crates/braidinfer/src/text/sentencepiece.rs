@@ -34,10 +34,10 @@ pub struct SentencePiece {
     strip_leading_space: StripLeadingSpace,
     /// Special tokens recognised in text.
     special_spellings: Spellings,
-    /// Their ids, in the same order.
-    special_ids: Vec<u32>,
+    /// The tokens, in the same order.
+    specials: Vec<Special>,
     /// Spelling of ids beyond the model's own.
-    added: HashMap<u32, Added>,
+    added: HashMap<u32, AddedToken>,
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
@@ -46,10 +46,18 @@ pub struct SentencePiece {
     legacy: bool,
 }
 
-#[derive(Debug)]
-struct Added {
-    content: String,
-    special: bool,
+/// A special token that is recognised in text.
+#[derive(Debug, Clone, Copy)]
+struct Special {
+    id: u32,
+    lstrip: bool,
+    rstrip: bool,
+}
+
+impl Special {
+    fn plain(id: u32) -> Self {
+        Self { id, lstrip: false, rstrip: false }
+    }
 }
 
 /// What decoding removes at the start of a text.
@@ -111,7 +119,7 @@ impl SentencePiece {
             byte_fallback,
             strip_leading_space,
             special_spellings,
-            special_ids: Vec::new(),
+            specials: Vec::new(),
             added: HashMap::new(),
             bos,
             eos,
@@ -127,9 +135,7 @@ impl SentencePiece {
         self.add_bos = settings.flag("add_bos_token")?.unwrap_or(true);
         self.add_eos = settings.flag("add_eos_token")?.unwrap_or(false);
         self.legacy = settings.flag("legacy")?.unwrap_or(false);
-        for AddedToken { id, content, special } in settings.added_tokens()? {
-            self.added.insert(id, Added { content, special });
-        }
+        self.added = settings.added_tokens()?.into_iter().map(|token| (token.id, token)).collect();
         let ids: HashMap<&str, u32> = self.added.iter().map(|(id, added)| (added.content.as_str(), *id)).collect();
         let id_of = |token: &str| ids.get(token).or_else(|| self.vocabulary.spellings.get(token)).copied();
         let named = |field: &str| settings.special_token(field);
@@ -137,24 +143,27 @@ impl SentencePiece {
         let resolved = |token: Option<&String>, own| token.and_then(|token| id_of(token)).or(own);
         let (bos, eos) = (resolved(bos.as_ref(), self.bos), resolved(eos.as_ref(), self.eos));
 
-        let mut specials: HashMap<String, u32> =
-            self.added.iter().map(|(id, added)| (added.content.clone(), *id)).collect();
+        let special = |token: &AddedToken| Special { id: token.id, lstrip: token.lstrip, rstrip: token.rstrip };
+        let added = self.added.values().map(|token| (token.content.clone(), special(token)));
+        let mut specials: HashMap<String, Special> = added.collect();
         for token in settings.special_tokens()? {
-            specials.extend(id_of(&token).map(|id| (token, id)));
+            if let Some(id) = id_of(&token) {
+                specials.entry(token).or_insert(Special::plain(id));
+            }
         }
         // A config that lists special tokens lists all of them; other control pieces are then plain text.
         let listed = settings.lists_special_tokens();
         for (id, piece) in self.vocabulary.of_kind(PieceType::Control) {
             if !listed || [bos, eos].contains(&Some(id)) {
-                specials.entry(piece.text.clone()).or_insert(id);
+                specials.entry(piece.text.clone()).or_insert(Special::plain(id));
             }
         }
         let unknown = self.vocabulary.unknown;
-        specials.entry(self.vocabulary.piece(unknown).text.clone()).or_insert(unknown);
-        let (spellings, ids): (Vec<String>, Vec<u32>) = specials.into_iter().unzip();
+        specials.entry(self.vocabulary.piece(unknown).text.clone()).or_insert(Special::plain(unknown));
+        let (spellings, specials): (Vec<String>, Vec<Special>) = specials.into_iter().unzip();
         (self.bos, self.eos) = (bos, eos);
         self.special_spellings = Spellings::new(&spellings).map_err(|message| settings.error(message))?;
-        self.special_ids = ids;
+        self.specials = specials;
         Ok(self)
     }
 
@@ -185,13 +194,17 @@ impl SentencePiece {
         let mut rest = text;
         let mut at_start = true;
         while !rest.is_empty() {
-            let special = self.special_spellings.first(rest);
-            let (plain, consumed) = special.map_or((rest, rest.len()), |(_, start, len)| (&rest[..start], start + len));
+            let Some((index, start, len)) = self.special_spellings.first(rest) else {
+                self.encode_plain(rest, at_start, &mut ids);
+                break;
+            };
+            let Special { id, lstrip, rstrip } = self.specials[index];
+            let (before, after) = (&rest[..start], &rest[start + len..]);
             // Only the first segment gets the space that begins a text: the tokens after a special one go on.
-            self.encode_plain(plain, at_start, &mut ids);
+            self.encode_plain(if lstrip { before.trim_end() } else { before }, at_start, &mut ids);
             at_start = self.legacy;
-            ids.extend(special.map(|(index, ..)| self.special_ids[index]));
-            rest = &rest[consumed..];
+            ids.push(id);
+            rest = if rstrip { after.trim_start() } else { after };
         }
         if add_special && self.add_eos {
             ids.extend(self.eos);

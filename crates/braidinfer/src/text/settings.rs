@@ -31,6 +31,10 @@ pub(super) struct AddedToken {
     pub(super) content: String,
     /// Whether it has no text in an answer.
     pub(super) special: bool,
+    /// Whether it swallows white space before it.
+    pub(super) lstrip: bool,
+    /// Whether it swallows white space after it.
+    pub(super) rstrip: bool,
 }
 
 impl TokenizerSettings {
@@ -98,7 +102,8 @@ impl TokenizerSettings {
         if let Some(file) = &self.added_tokens {
             for content in file.fields().filter(|content| !content.is_empty()) {
                 for id in file.token_ids(content)? {
-                    tokens.insert(id, AddedToken { id, content: content.to_owned(), special: true });
+                    let content = content.to_owned();
+                    tokens.insert(id, AddedToken { id, content, special: true, lstrip: false, rstrip: false });
                 }
             }
         }
@@ -123,10 +128,8 @@ impl TokenizerSettings {
 fn added_token(decoder: &JsonFile, key: &str) -> Result<AddedToken> {
     let id = key.parse().map_err(|_| decoder.error(key, "a token id as key", format!("`{key}`")))?;
     let token = decoder.object(key)?.ok_or_else(|| decoder.error(key, "a token", "null"))?;
-    match token.text("content")? {
-        Some(content) if !content.is_empty() => {
-            Ok(AddedToken { id, content: content.to_owned(), special: token.flag("special")?.unwrap_or(false) })
-        }
-        _ => Err(token.error("content", "a text", "none or an empty one").into()),
-    }
+    let content = token.text("content")?.filter(|content| !content.is_empty());
+    let content = content.ok_or_else(|| token.error("content", "a text", "none or an empty one"))?.to_owned();
+    let flag = |field: &str| Ok::<_, Error>(token.flag(field)?.unwrap_or(false));
+    Ok(AddedToken { id, content, special: flag("special")?, lstrip: flag("lstrip")?, rstrip: flag("rstrip")? })
 }
