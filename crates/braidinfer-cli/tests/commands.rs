@@ -140,6 +140,13 @@ fn the_demo_model_tells_a_story() {
 }
 
 #[test]
+fn an_empty_prompt_begins_with_the_first_token() {
+    let answer = succeed_json(["run", "", "--seed", "1", "--json"]);
+    assert_eq!(answer["prompt_ids"], serde_json::json!([0]));
+    assert!(answer["text"].as_str().is_some_and(|text| text.split_whitespace().count() > 30), "{answer}");
+}
+
+#[test]
 fn a_stop_text_ends_the_answer_and_is_not_shown() {
     let whole = succeed(["run", "Once upon a time", "--temperature", "0"]);
     let stop = whole.split_whitespace().nth(12).expect("the story has words");

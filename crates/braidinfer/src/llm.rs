@@ -178,7 +178,14 @@ impl Llm {
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         match prompt {
             Prompt::Ids(ids) => Ok(ids.clone()),
-            Prompt::Text(text) => self.require_tokenizer()?.encode_prompt(text),
+            Prompt::Text(text) => {
+                let mut ids = self.require_tokenizer()?.encode_prompt(text)?;
+                // From nothing a model begins with its first token, as in transformers.
+                if ids.is_empty() {
+                    ids.extend(self.generation.bos_token_id);
+                }
+                Ok(ids)
+            }
             Prompt::Chat(messages) => {
                 let missing = || Error::Unsupported(format!("{}: the model has no chat template", self.label));
                 let rendered = self.chat_template.as_ref().ok_or_else(missing)?.render(messages, true)?;

@@ -105,11 +105,6 @@ impl Engine {
         !self.scheduler.is_empty()
     }
 
-    /// Tokens of a sequence whose keys and values are stored: how far its prompt has been read.
-    pub fn computed(&self, id: SequenceId) -> Option<usize> {
-        self.scheduler.sequence(id).map(|sequence| sequence.computed)
-    }
-
     /// Schedules, runs and samples once. A step that only reads prompts returns nothing.
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
         self.steps += 1;

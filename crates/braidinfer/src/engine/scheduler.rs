@@ -36,10 +36,6 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    pub(super) fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
-        self.running.iter().chain(&self.waiting).find(|sequence| sequence.id == id)
-    }
-
     pub(super) fn sequence_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
         self.running.iter_mut().chain(&mut self.waiting).find(|sequence| sequence.id == id)
     }
@@ -170,7 +166,7 @@ mod tests {
         }
         let (batch, sampled) = scheduler.schedule();
         assert_eq!((query_lens(&batch), sampled), (vec![1], vec![0]));
-        assert_eq!(scheduler.sequence(1).expect("waits").computed, 0);
+        assert_eq!(scheduler.sequence_mut(1).expect("waits").computed, 0);
         scheduler.remove(0);
         let (batch, sampled) = scheduler.schedule();
         assert_eq!((query_lens(&batch), sampled), (vec![5], vec![1]));

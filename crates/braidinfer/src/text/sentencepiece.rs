@@ -78,7 +78,8 @@ struct Vocabulary {
     spellings: HashMap<String, u32>,
     bytes: Vec<Option<u32>>,
     unknown: u32,
-    longest_piece: usize,
+    /// Ids of the pieces that may appear in text, in order of their bytes.
+    sorted: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -307,7 +308,7 @@ impl Vocabulary {
             spellings: HashMap::with_capacity(pieces.len()),
             bytes: vec![None; 256],
             unknown: 0,
-            longest_piece: 0,
+            sorted: Vec::new(),
             pieces,
         };
         let mut unknown = None;
@@ -327,11 +328,13 @@ impl Vocabulary {
                 },
                 PieceType::Control => {}
                 PieceType::Normal | PieceType::UserDefined | PieceType::Unused => {
-                    vocabulary.longest_piece = vocabulary.longest_piece.max(piece.text.len());
                     vocabulary.ids.insert(piece.text.clone(), id);
                 }
             }
         }
+        let mut sorted: Vec<u32> = vocabulary.ids.values().copied().collect();
+        sorted.sort_by(|a, b| vocabulary.piece(*a).text.cmp(&vocabulary.piece(*b).text));
+        vocabulary.sorted = sorted;
         vocabulary.unknown = unknown.ok_or("expected a piece for unknown text, found none")?;
         Ok(vocabulary)
     }
@@ -342,6 +345,21 @@ impl Vocabulary {
             .enumerate()
             .filter(move |(_, piece)| piece.kind == kind)
             .map(|(id, piece)| (id as u32, piece))
+    }
+
+    /// Length and id of every piece that `text` begins with, shortest first.
+    fn prefixes<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (usize, u32)> + 'a {
+        let mut candidates = &self.sorted[..];
+        let ends = text.char_indices().map(|(start, c)| start + c.len_utf8());
+        let narrowed = ends.map_while(move |end| {
+            let prefix = &text[..end];
+            let first = candidates.partition_point(|id| self.piece(*id).text.as_str() < prefix);
+            let count = candidates[first..].partition_point(|id| self.piece(*id).text.starts_with(prefix));
+            candidates = &candidates[first..first + count];
+            // Of the pieces with this prefix the shortest comes first.
+            candidates.first().map(|id| (end, *id))
+        });
+        narrowed.filter(|(end, id)| self.piece(*id).text.len() == *end)
     }
 
     fn piece(&self, id: u32) -> &Piece {

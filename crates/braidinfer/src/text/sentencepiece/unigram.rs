@@ -30,12 +30,10 @@ pub(super) fn encode<'a>(text: &'a str, vocabulary: &Vocabulary) -> Vec<(&'a str
         };
         let character_end = start + first.len_utf8();
         let mut character_has_piece = false;
-        let limit = text.len().min(start + vocabulary.longest_piece);
-        for end in (start + 1..=limit).filter(|end| text.is_char_boundary(*end)) {
-            let Some(id) = vocabulary.ids.get(&text[start..end]) else { continue };
-            let Some(score) = scores.of(*id, end - start) else { continue };
-            improve(end, score, *id);
-            character_has_piece |= end == character_end;
+        for (len, id) in vocabulary.prefixes(&text[start..]) {
+            let Some(score) = scores.of(id, len) else { continue };
+            improve(start + len, score, id);
+            character_has_piece |= start + len == character_end;
         }
         if !character_has_piece {
             improve(character_end, scores.unknown, vocabulary.unknown);
