@@ -232,3 +232,15 @@ fn broken_tokenizers_and_templates() {
 fn chat_without_a_terminal() {
     refuse(["chat"], &["chat: expected a terminal", "use `braidinfer run`"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_in_place_of_files_do_not_hang() {
+    let broken = Broken::copy_of("llama").remove("model.safetensors");
+    let made = std::process::Command::new("mkfifo").arg(broken.file("model.safetensors")).status();
+    assert!(made.expect("mkfifo runs").success());
+    broken.refused(&["model.safetensors: expected a non-empty file, found something that is not a plain file"]);
+    let endless = Broken::copy_of("llama").remove("config.json");
+    std::os::unix::fs::symlink("/dev/zero", endless.file("config.json")).expect("a link can be made");
+    endless.refused(&["config.json: expected a plain file, found something else"]);
+}
