@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use braidinfer::executor::DeviceChoice;
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::model::{ModelSource, Weights, describe};
+use braidinfer::model::ModelSource;
 use braidinfer::{Llm, LoadOptions};
 
 use crate::args::{DtypeArg, LoadArgs};
@@ -86,8 +86,8 @@ pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Durati
     }
     let source = source(model)?;
     let device: DeviceChoice = args.device.parse()?;
-    let dtype = compute_dtype(args.dtype, device, &source)?;
-    let options = LoadOptions { dtype, device, context: args.context, ..LoadOptions::default() };
+    let options =
+        LoadOptions { dtype: compute_dtype(args.dtype), device, context: args.context, ..LoadOptions::default() };
     let bar = output::progress_bar(&format!("loading {}", source.label()));
     let llm = Llm::open(&source, &options, &|done, layers| {
         // Layers finish on several threads, so the counts may arrive out of order.
@@ -100,15 +100,12 @@ pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Durati
     Ok((llm, started.elapsed()))
 }
 
-fn compute_dtype(asked: DtypeArg, device: DeviceChoice, source: &ModelSource) -> anyhow::Result<ComputeDtype> {
-    Ok(match asked {
-        DtypeArg::F32 => ComputeDtype::F32,
-        DtypeArg::Bf16 => ComputeDtype::BF16,
-        DtypeArg::F16 => ComputeDtype::F16,
-        DtypeArg::Auto if device == DeviceChoice::Cpu => ComputeDtype::F32,
-        DtypeArg::Auto => {
-            let (description, _) = describe(source)?;
-            Weights::open(source, &description.spec, &description.names)?.dtype().to_string().parse()?
-        }
-    })
+/// What `--dtype` asks for; `None` leaves the choice to the library.
+fn compute_dtype(asked: DtypeArg) -> Option<ComputeDtype> {
+    match asked {
+        DtypeArg::Auto => None,
+        DtypeArg::F32 => Some(ComputeDtype::F32),
+        DtypeArg::Bf16 => Some(ComputeDtype::BF16),
+        DtypeArg::F16 => Some(ComputeDtype::F16),
+    }
 }

@@ -99,8 +99,7 @@ impl ModelSource {
         match self {
             Self::Directory(dir) => {
                 let path = dir.join(file);
-                // A link to nothing, as a broken download leaves it, is there and cannot be read.
-                if fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                if !is_there(&path)? {
                     return Ok(None);
                 }
                 map_file(&path).map(|map| Some(FileBytes::Mapped(map)))
@@ -117,13 +116,20 @@ impl ModelSource {
     }
 }
 
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
-    let io_error = |source| ModelError::Io { path: path.display().to_string(), source };
+/// Whether there is anything at `path`. A link to nothing, as a broken download leaves it, is there and cannot be read.
+fn is_there(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(io_error(source)),
-        Ok(_) => {}
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(ModelError::Io { path: path.display().to_string(), source }),
     }
+}
+
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+    if !is_there(path)? {
+        return Ok(None);
+    }
+    let io_error = |source| ModelError::Io { path: path.display().to_string(), source };
     // Devices and pipes may never end.
     if !fs::metadata(path).map_err(io_error)?.is_file() {
         let (expected, found) = ("a plain file".into(), "something else".into());

@@ -8,7 +8,7 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, desc
 use crate::engine::{Engine, EngineConfig, FinishReason, SamplingParams, SequenceId};
 use crate::executor::standard::{ComputeDtype, LoadProgress, StandardExecutor, StandardOptions};
 use crate::executor::{Batch, DeviceChoice, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
-use crate::text::{ChatMessage, ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
+use crate::text::{ChatMessage, ChatTemplate, StopMatcher, StreamDecoder, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
 
 /// Tokens per key/value block.
@@ -25,8 +25,8 @@ const MAX_BLOCKS: usize = u32::MAX as usize;
 /// How to open a model.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
-    /// Type of weights and of the residual stream.
-    pub dtype: ComputeDtype,
+    /// Type of weights and of the residual stream; if `None`, f32 on a CPU and the checkpoint's own type elsewhere.
+    pub dtype: Option<ComputeDtype>,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Longest sequence in tokens; what the model is meant for if `None`.
@@ -37,7 +37,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { dtype: ComputeDtype::F32, device: DeviceChoice::Cpu, context: None, max_sequences: 16 }
+        Self { dtype: None, device: DeviceChoice::Cpu, context: None, max_sequences: 16 }
     }
 }
 
@@ -106,21 +106,26 @@ impl Llm {
         let spec = description.spec;
         // Small files first: a broken tokenizer should not wait for gigabytes of weights.
         let generation = GenerationConfig::read(source, &config)?;
-        let tokenizer = Tokenizer::read(source)?;
-        let chat_template = ChatTemplate::read(source)?;
+        let settings = TokenizerSettings::read(source)?;
+        let tokenizer = Tokenizer::read(source, &settings)?;
+        let chat_template = ChatTemplate::read(source, &settings)?;
         if options.max_sequences == 0 {
             return Err(Error::bad_request("max_sequences", "at least 1", 0));
         }
         let weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();
         let context = context(&spec, options.context, &mut notes)?;
+        let dtype = options.dtype.unwrap_or(match options.device {
+            DeviceChoice::Cpu => ComputeDtype::F32,
+            DeviceChoice::Cuda(_) | DeviceChoice::Metal => weights.dtype().into(),
+        });
         let standard = StandardOptions {
-            dtype: options.dtype,
+            dtype,
             device: options.device,
             kv_cache: KvCacheConfig {
                 block_size: BLOCK_SIZE,
                 num_blocks: context.div_ceil(BLOCK_SIZE).saturating_mul(options.max_sequences).min(MAX_BLOCKS),
-                dtype: if options.dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 },
+                dtype: if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 },
             },
         };
         let executor = StandardExecutor::load(spec, &weights, standard, progress)?;

@@ -5,7 +5,9 @@ mod support;
 use std::collections::BTreeMap;
 
 use braidinfer::model::ModelSource;
-use braidinfer::text::{ChatMessage, ChatTemplate, SentencePiece, StreamDecoder, TemplateClock, Tokenizer};
+use braidinfer::text::{
+    ChatMessage, ChatTemplate, SentencePiece, StreamDecoder, TemplateClock, Tokenizer, TokenizerSettings,
+};
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -51,9 +53,18 @@ fn sentencepiece_equals_the_python_package() {
     }
 }
 
+fn settings(source: &ModelSource) -> TokenizerSettings {
+    TokenizerSettings::read(source).expect("the settings read")
+}
+
+fn read_tokenizer(source: &ModelSource) -> Tokenizer {
+    let tokenizer = Tokenizer::read(source, &settings(source)).expect("the tokenizer reads");
+    tokenizer.expect("there is a tokenizer")
+}
+
 fn tokenizer(name: &str) -> (Tokenizer, ModelSource) {
     let source = ModelSource::Directory(fixtures().join("text/tokenizers").join(name));
-    (Tokenizer::read(&source).expect("the tokenizer reads").expect("there is a tokenizer"), source)
+    (read_tokenizer(&source), source)
 }
 
 #[derive(Deserialize)]
@@ -120,7 +131,7 @@ fn beside_bpe(files: &[(&str, Value)]) -> (tempfile::TempDir, Tokenizer) {
         std::fs::write(dir.path().join(name), contents.to_string()).expect("the file can be written");
     }
     let source = ModelSource::Directory(dir.path().to_owned());
-    let tokenizer = Tokenizer::read(&source).expect("the tokenizer reads").expect("there is a tokenizer");
+    let tokenizer = read_tokenizer(&source);
     (dir, tokenizer)
 }
 
@@ -163,7 +174,8 @@ fn many_special_tokens_and_long_texts_take_no_time_to_speak_of() {
 }
 
 fn check_chats(tokenizer: &Tokenizer, source: &ModelSource, chats: &[ChatCase]) {
-    let template = ChatTemplate::read(source).expect("the template reads").expect("there is a template");
+    let template =
+        ChatTemplate::read(source, &settings(source)).expect("the template reads").expect("there is a template");
     for case in chats {
         let rendered = template.render_fields(&case.messages, case.add_generation_prompt, &Map::new());
         let rendered = rendered.expect("the chat renders");

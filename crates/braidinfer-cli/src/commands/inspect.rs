@@ -2,7 +2,7 @@
 
 use braidinfer::model::spec::{FeedForward, LayerSpec, Mixer, NormKind};
 use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, Weights, describe};
-use braidinfer::text::{ChatTemplate, Tokenizer};
+use braidinfer::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
@@ -75,7 +75,8 @@ fn inspect(model: Option<&str>) -> anyhow::Result<Inspection> {
     let (description, config) = describe(&source)?;
     let weights = Weights::open(&source, &description.spec, &description.names)?;
     let generation = GenerationConfig::read(&source, &config)?;
-    let tokenizer = Tokenizer::read(&source)?.map(|tokenizer| TokenizerJson {
+    let settings = TokenizerSettings::read(&source)?;
+    let tokenizer = Tokenizer::read(&source, &settings)?.map(|tokenizer| TokenizerJson {
         kind: tokenizer.kind(),
         vocab_size: tokenizer.vocab_size(),
         bos_token: tokenizer.bos_token().map(str::to_owned),
@@ -102,7 +103,7 @@ fn inspect(model: Option<&str>) -> anyhow::Result<Inspection> {
             top_p: generation.top_p,
         },
         tokenizer,
-        chat_template: ChatTemplate::read(&source)?.is_some(),
+        chat_template: ChatTemplate::read(&source, &settings)?.is_some(),
         notes: weights.notes().to_vec(),
         spec: description.spec,
     })

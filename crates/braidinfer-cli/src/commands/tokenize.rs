@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use braidinfer::text::{Piece, Tokenizer};
+use braidinfer::text::{Piece, Tokenizer, TokenizerSettings};
 use serde::Serialize;
 
 use crate::args::TokenizeArgs;
@@ -41,5 +41,5 @@ fn open(model_arg: Option<&str>) -> anyhow::Result<Tokenizer> {
     }
     let source = model::source(model_arg)?;
     let missing = || format!("{}: expected `tokenizer.json` or `tokenizer.model`, found neither", source.label());
-    Tokenizer::read(&source)?.with_context(missing)
+    Tokenizer::read(&source, &TokenizerSettings::read(&source)?)?.with_context(missing)
 }

@@ -62,10 +62,9 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Reads `chat_template.jinja`, `chat_template.json`, or the template in `tokenizer_config.json`; `None` if the
-    /// model has none of them.
-    pub fn read(source: &ModelSource) -> Result<Option<Self>> {
-        let settings = TokenizerSettings::read(source)?;
-        let Some((path, template)) = find_template(source, &settings)? else { return Ok(None) };
+    /// model has none of them. `settings` are the model's.
+    pub fn read(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<Self>> {
+        let Some((path, template)) = find_template(source, settings)? else { return Ok(None) };
         let mut special_tokens = BTreeMap::new();
         for name in SPECIAL_TOKENS {
             special_tokens.extend(settings.special_token(name)?.map(|token| (name.to_owned(), token)));

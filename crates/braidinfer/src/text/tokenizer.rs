@@ -41,11 +41,11 @@ pub struct Piece {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, or else `tokenizer.model`; `None` if the model has neither.
-    pub fn read(source: &ModelSource) -> Result<Option<Self>> {
+    /// Reads `tokenizer.json`, or else `tokenizer.model`; `None` if the model has neither. `settings` are the model's.
+    pub fn read(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<Self>> {
         for file in [TOKENIZER_JSON, TOKENIZER_MODEL] {
             if let Some(bytes) = source.read(file)? {
-                return Self::parse(source.path_of(file), &bytes, &TokenizerSettings::read(source)?).map(Some);
+                return Self::parse(source.path_of(file), &bytes, settings).map(Some);
             }
         }
         Ok(None)

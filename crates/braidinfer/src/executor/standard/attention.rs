@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use braidinfer_model::spec::{AttentionSpec, QkNormExtent};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
 use super::layer::Context;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::softcap;
 use super::trace::Trace;
-use super::{rows, softcap};
 use crate::Result;
 use crate::executor::SequenceSlice;
 
@@ -39,9 +39,9 @@ impl Attention {
         let (q, k, v) = self.project(x, context, trace)?;
         let mut heads = Vec::with_capacity(context.batch.sequences.len());
         for (range, sequence) in context.batch.ranges() {
-            let (k, v) = (rows(&k, range.clone())?, rows(&v, range.clone())?);
+            let (k, v) = (k.i(range.clone())?, v.i(range.clone())?);
             context.kv_cache.write(context.index, sequence, &k, &v)?;
-            heads.push(self.attend(&rows(&q, range)?, sequence, context)?);
+            heads.push(self.attend(&q.i(range)?, sequence, context)?);
         }
         let heads = Tensor::cat(&heads, 0)?.to_dtype(x.dtype())?;
         trace.record("attn.heads", &heads)?;
@@ -101,7 +101,7 @@ impl Attention {
         let (t, len) = (sequence.query_len, sequence.positions().end);
         let (groups, width) = (self.num_key_value_heads, self.head_dim);
         let per_group = self.num_attention_heads / groups;
-        let (k, v) = context.kv_cache.read(context.index, sequence, len)?;
+        let (k, v) = context.kv_cache.read(context.index, sequence)?;
         // The query heads of a group share keys, so they are rows of one matrix product: [G, H/G * t, d].
         let q = q.reshape((t, groups, per_group, width))?.permute((1, 2, 0, 3))?;
         let q = q.contiguous()?.reshape((groups, per_group * t, width))?;

@@ -2,6 +2,7 @@
 
 use braidinfer_model::DecoderSpec;
 use braidinfer_model::rope::RopeRegime;
+use braidinfer_model::spec::RopeSpec;
 use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
@@ -20,7 +21,7 @@ pub(super) struct KvCache {
 /// Which token each slot holds and how its key was rotated.
 #[derive(Debug)]
 pub(super) struct History {
-    spec: DecoderSpec,
+    tables: Vec<RopeSpec>,
     slots: Vec<(u32, Vec<RopeRegime>)>,
 }
 
@@ -34,7 +35,7 @@ impl KvCache {
         let empty = || Tensor::zeros(shape, dtype, device);
         let layers = spec.layers.iter().map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
         let by_length = spec.rope.iter().any(|table| table.depends_on_length());
-        let history = by_length.then(|| History { spec: spec.clone(), slots: Vec::new() });
+        let history = by_length.then(|| History { tables: spec.rope.clone(), slots: Vec::new() });
         Ok(Self { config, layers, history })
     }
 
@@ -91,13 +92,14 @@ impl KvCache {
         Ok(())
     }
 
-    /// Keys and values of positions `0..len` of a sequence, each `[len, G, d]` in f32.
-    pub(super) fn read(&self, layer: usize, sequence: &SequenceSlice, len: usize) -> Result<(Tensor, Tensor)> {
+    /// Keys and values of a sequence up to the end of its slice, each `[len, G, d]` in f32.
+    pub(super) fn read(&self, layer: usize, sequence: &SequenceSlice) -> Result<(Tensor, Tensor)> {
         let (keys, values) = &self.layers[layer];
-        Ok((self.gather(keys, sequence, len)?, self.gather(values, sequence, len)?))
+        Ok((self.gather(keys, sequence)?, self.gather(values, sequence)?))
     }
 
-    fn gather(&self, store: &Tensor, sequence: &SequenceSlice, len: usize) -> Result<Tensor> {
+    fn gather(&self, store: &Tensor, sequence: &SequenceSlice) -> Result<Tensor> {
+        let len = sequence.positions().end;
         let block_size = self.config.block_size;
         let blocks = &sequence.block_table[..len.div_ceil(block_size)];
         let rows = if blocks.windows(2).all(|pair| pair[1] == pair[0] + 1) {
@@ -126,7 +128,7 @@ impl KvCache {
 impl History {
     /// The regime of every table of the spec at a length.
     pub(super) fn regimes(&self, rope_len: usize) -> Vec<RopeRegime> {
-        self.spec.rope.iter().map(|table| table.regime(rope_len)).collect()
+        self.tables.iter().map(|table| table.regime(rope_len)).collect()
     }
 
     /// The token in `slot` and the regimes under which its key was rotated.

@@ -1,11 +1,10 @@
 //! Weights to tensors.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use braidinfer_model::spec::{FeedForward, Mixer, NormSpec};
-use braidinfer_model::{DecoderSpec, LayerSlot, Param, Slot, Weights};
+use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -47,15 +46,12 @@ impl fmt::Display for ComputeDtype {
     }
 }
 
-impl FromStr for ComputeDtype {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::BF16),
-            "f16" => Ok(Self::F16),
-            _ => Err(Error::bad_request("dtype", "f32, bf16 or f16", format!("`{name}`"))),
+impl From<Dtype> for ComputeDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::BF16 => Self::BF16,
+            Dtype::F16 => Self::F16,
         }
     }
 }

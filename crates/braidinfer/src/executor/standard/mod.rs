@@ -16,7 +16,7 @@ mod rotary;
 mod trace;
 
 use braidinfer_model::DecoderSpec;
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use self::attention::MaskCache;
 use self::kv_cache::KvCache;
@@ -118,9 +118,4 @@ impl StandardExecutor {
 /// `cap * tanh(x / cap)`.
 fn softcap(x: &Tensor, cap: f64) -> Result<Tensor> {
     Ok(((x / cap)?.tanh()? * cap)?)
-}
-
-/// Rows `range` of `x`.
-fn rows(x: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor> {
-    Ok(x.i(range)?)
 }
