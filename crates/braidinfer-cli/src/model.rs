@@ -16,9 +16,6 @@ use crate::{demo, interrupt, output};
 /// The files of MODEL; the built-in model if there is none.
 pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
     let Some(model) = model else { return Ok(demo::SOURCE) };
-    if model.ends_with(".gguf") {
-        bail!("{model}: GGUF files are not supported yet; expected a model directory with config.json and safetensors");
-    }
     let missing = !Path::new(model).exists();
     if missing && looks_like_hub_id(model) {
         bail!(
@@ -26,7 +23,7 @@ pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
              (a text with a slash can be given with --file or on standard input)"
         );
     }
-    Ok(ModelSource::directory(model)?)
+    Ok(ModelSource::open(model)?)
 }
 
 /// Whether `model` has the form `org/name` or `org/name@revision`.

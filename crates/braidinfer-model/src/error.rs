@@ -57,6 +57,14 @@ pub enum ModelError {
         /// What was found.
         found: String,
     },
+    /// A quantization that is not known.
+    #[error("expected a quantization type ({known}), found `{found}`")]
+    UnknownFileType {
+        /// What was asked for.
+        found: String,
+        /// The names that work.
+        known: String,
+    },
     /// An architecture this engine does not run.
     #[error("{path}: model_type `{model_type}` {reason}; supported: {supported}")]
     UnsupportedArchitecture {

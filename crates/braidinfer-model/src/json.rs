@@ -1,5 +1,8 @@
 //! Typed access to a JSON object whose errors name the file and the field.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use crate::{ModelError, ModelSource, Result};
@@ -11,6 +14,8 @@ pub struct JsonFile {
     /// Dotted path of this object inside the file; empty for the file's own object.
     at: String,
     map: Map<String, Value>,
+    /// What the file calls a field, by its dotted path, where that is not its path.
+    names: Arc<BTreeMap<String, String>>,
 }
 
 impl JsonFile {
@@ -26,9 +31,14 @@ impl JsonFile {
             |found: String| ModelError::Malformed { path: path.clone(), expected: "a JSON object".into(), found };
         let value = serde_json::from_slice(bytes).map_err(|error| malformed(format!("invalid JSON: {error}")))?;
         match value {
-            Value::Object(map) => Ok(Self { path, at: String::new(), map }),
+            Value::Object(map) => Ok(Self { path, at: String::new(), map, names: Arc::default() }),
             other => Err(malformed(kind(&other))),
         }
+    }
+
+    /// An object made from a file of another format, which calls the fields by other `names`.
+    pub(crate) fn from_fields(path: String, map: Map<String, Value>, names: BTreeMap<String, String>) -> Self {
+        Self { path, at: String::new(), map, names: Arc::new(names) }
     }
 
     /// The file's path.
@@ -55,7 +65,7 @@ impl JsonFile {
     pub fn error(&self, field: &str, expected: impl Into<String>, found: impl Into<String>) -> ModelError {
         ModelError::Field {
             path: self.path.clone(),
-            field: self.dotted(field),
+            field: self.name_of(field),
             expected: expected.into(),
             found: found.into(),
         }
@@ -65,9 +75,12 @@ impl JsonFile {
     pub fn object(&self, field: &str) -> Result<Option<Self>> {
         match self.value(field) {
             None => Ok(None),
-            Some(Value::Object(map)) => {
-                Ok(Some(Self { path: self.path.clone(), at: self.dotted(field), map: map.clone() }))
-            }
+            Some(Value::Object(map)) => Ok(Some(Self {
+                path: self.path.clone(),
+                at: self.dotted(field),
+                map: map.clone(),
+                names: Arc::clone(&self.names),
+            })),
             Some(other) => Err(self.error(field, "an object", kind(other))),
         }
     }
@@ -192,6 +205,12 @@ impl JsonFile {
 
     fn absence(&self, field: &str) -> &'static str {
         if self.has(field) { "null" } else { "nothing" }
+    }
+
+    /// What the file calls `field`.
+    fn name_of(&self, field: &str) -> String {
+        let dotted = self.dotted(field);
+        self.names.get(&dotted).cloned().unwrap_or(dotted)
     }
 
     fn dotted(&self, field: &str) -> String {

@@ -160,6 +160,52 @@ impl ParameterList {
     }
 }
 
+impl Slot {
+    /// Whether the module is a norm.
+    pub fn is_norm(self) -> bool {
+        use LayerSlot::*;
+        match self {
+            Self::EmbedTokens | Self::LmHead => false,
+            Self::FinalNorm => true,
+            Self::Layer(_, slot) => matches!(
+                slot,
+                InputNorm | QNorm | KNorm | AttentionOutputNorm | FeedForwardNorm | FeedForwardOutputNorm
+            ),
+        }
+    }
+}
+
+/// A tensor and the parameters whose rows are stacked in it; most hold one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stack {
+    /// The tensor's name.
+    pub tensor: String,
+    /// From the first row on, in slot order; never empty.
+    pub parameters: Vec<Parameter>,
+}
+
+impl Stack {
+    /// The tensor's shape.
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape = self.parameters[0].shape.clone();
+        shape[0] = self.parameters.iter().map(|parameter| parameter.shape[0]).sum();
+        shape
+    }
+}
+
+/// The parameters of `spec` by the tensor that `name` gives each.
+pub fn stacks(spec: &DecoderSpec, name: impl Fn(Slot, Param) -> String) -> Vec<Stack> {
+    let mut stacks: BTreeMap<String, Vec<Parameter>> = BTreeMap::new();
+    for parameter in parameters(spec) {
+        stacks.entry(name(parameter.slot, parameter.param)).or_default().push(parameter);
+    }
+    let sorted = |(tensor, mut parameters): (String, Vec<Parameter>)| {
+        parameters.sort_by_key(|parameter| parameter.slot);
+        Stack { tensor, parameters }
+    };
+    stacks.into_iter().map(sorted).collect()
+}
+
 /// What a checkpoint calls each module, relative to its prefixes.
 ///
 /// Two slots with one name share a tensor: their rows are stacked in slot order.
@@ -168,6 +214,7 @@ pub struct TensorNames {
     embed_tokens: &'static str,
     final_norm: &'static str,
     lm_head: &'static str,
+    layers: &'static str,
     layer: BTreeMap<LayerSlot, &'static str>,
 }
 
@@ -179,6 +226,7 @@ impl Default for TensorNames {
             embed_tokens: "embed_tokens",
             final_norm: "norm",
             lm_head: "lm_head",
+            layers: "layers",
             layer: BTreeMap::from([
                 (InputNorm, "input_layernorm"),
                 (QProj, "self_attn.q_proj"),
@@ -199,6 +247,17 @@ impl Default for TensorNames {
 }
 
 impl TensorNames {
+    /// The names of GGUF files, where layers have modules of these names.
+    pub fn gguf(layer: &[(LayerSlot, &'static str)]) -> Self {
+        Self {
+            embed_tokens: "token_embd",
+            final_norm: "output_norm",
+            lm_head: "output",
+            layers: "blk",
+            layer: layer.iter().copied().collect(),
+        }
+    }
+
     /// Replaces the names of some layer modules.
     pub fn with(mut self, names: &[(LayerSlot, &'static str)]) -> Self {
         self.layer.extend(names.iter().copied());
@@ -223,7 +282,12 @@ impl TensorNames {
             Slot::EmbedTokens => format!("{prefix}{}", self.embed_tokens),
             Slot::FinalNorm => format!("{prefix}{}", self.final_norm),
             Slot::LmHead => format!("{head_prefix}{}", self.lm_head),
-            Slot::Layer(index, slot) => format!("{prefix}layers.{index}.{}", self.layer_module(slot)),
+            Slot::Layer(index, slot) => format!("{prefix}{}.{index}.{}", self.layers, self.layer_module(slot)),
         }
+    }
+
+    /// The name of a parameter's tensor.
+    pub fn tensor(&self, slot: Slot, param: Param, prefix: &str, head_prefix: &str) -> String {
+        format!("{}.{param}", self.module(slot, prefix, head_prefix))
     }
 }

@@ -1,4 +1,5 @@
-//! Model files to plain data: configuration to [`DecoderSpec`], checkpoint files to named, typed tensors.
+//! Model files to plain data: configuration to [`DecoderSpec`], checkpoint files to named, typed tensors, and back to
+//! GGUF.
 //!
 //! Every file is treated as hostile: sizes, offsets, names and shapes are checked before use, and every
 //! failure is a [`ModelError`] that names the file and the field or tensor. This crate knows nothing of
@@ -12,6 +13,7 @@ mod generation_config;
 mod json;
 mod layout;
 mod mmap;
+pub mod quantization;
 pub mod rope;
 mod source;
 pub mod spec;
@@ -22,7 +24,7 @@ pub use dtype::{Dtype, Element, TensorView};
 pub use error::ModelError;
 pub use generation_config::GenerationConfig;
 pub use json::JsonFile;
-pub use layout::{LayerSlot, Param, Parameter, Slot, TensorNames, parameters};
+pub use layout::{LayerSlot, Param, Parameter, Slot, Stack, TensorNames, parameters, stacks};
 pub use source::ModelSource;
 pub use spec::DecoderSpec;
 pub use weights::Weights;

@@ -73,6 +73,10 @@ impl RopeSpec {
                     *truncate,
                 )
             }
+            RopeScaling::FrequencyFactors { factors } => {
+                let frequencies = self.base_frequencies(self.rope_theta);
+                frequencies.iter().zip(factors).map(|(frequency, factor)| frequency / *factor as f32).collect()
+            }
             RopeScaling::Longrope { short_factor, long_factor, original_max_position_embeddings, .. } => {
                 let factors = if len > *original_max_position_embeddings { long_factor } else { short_factor };
                 let powers = self.powers(self.rope_theta);

@@ -1,16 +1,19 @@
-//! Where a model's files come from: a directory on disk, or bytes embedded in the program.
+//! Where a model's files come from: a directory, a GGUF file, or memory.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
+use crate::format::gguf::Gguf;
 use crate::mmap::{map_file, release};
 use crate::{ModelError, Result};
 
-/// A set of model files addressed by their Hugging Face file names.
+/// A model's files, addressed by their Hugging Face file names, or the one GGUF file that stands for them all.
 #[derive(Debug, Clone)]
 pub enum ModelSource {
     /// A directory in Hub layout.
@@ -22,6 +25,15 @@ pub enum ModelSource {
         /// The files.
         files: &'static [(&'static str, &'static [u8])],
     },
+    /// Files in memory, by name.
+    Memory {
+        /// Shown where a path would be.
+        label: String,
+        /// The files.
+        files: Arc<BTreeMap<String, Arc<[u8]>>>,
+    },
+    /// A GGUF model, which is all in one place.
+    Gguf(Arc<Gguf>),
 }
 
 /// The bytes of one file: mapped, or part of the program.
@@ -29,6 +41,7 @@ pub enum ModelSource {
 pub(crate) enum FileBytes {
     Mapped(Mmap),
     Static(&'static [u8]),
+    Shared(Arc<[u8]>),
 }
 
 impl FileBytes {
@@ -36,6 +49,7 @@ impl FileBytes {
         match self {
             Self::Mapped(map) => map,
             Self::Static(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
         }
     }
 
@@ -48,16 +62,26 @@ impl FileBytes {
 }
 
 impl ModelSource {
-    /// A model directory; an error if it does not exist or is not a directory.
-    pub fn directory(path: impl Into<PathBuf>) -> Result<Self> {
+    /// A model directory or a GGUF file; an error if there is neither at `path`.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let found = match fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => return Ok(Self::Directory(path)),
-            Ok(_) => "a file".to_owned(),
+            Ok(_) if has_extension(&path, "gguf") => return Ok(Self::Gguf(Arc::new(Gguf::open(&path)?))),
+            Ok(_) => "a file with another name".to_owned(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => "nothing at this path".to_owned(),
             Err(source) => return Err(ModelError::Io { path: path.display().to_string(), source }),
         };
-        Err(ModelError::Missing { path: path.display().to_string(), expected: "a model directory".into(), found })
+        let expected = "a model directory or a file that ends in .gguf".into();
+        Err(ModelError::Missing { path: path.display().to_string(), expected, found })
+    }
+
+    /// The GGUF model, if it is one.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match self {
+            Self::Gguf(gguf) => Some(gguf),
+            _ => None,
+        }
     }
 
     /// How to name `file` of this model in a message.
@@ -65,6 +89,9 @@ impl ModelSource {
         match self {
             Self::Directory(dir) => dir.join(file).display().to_string(),
             Self::Embedded { label, .. } => format!("{label}/{file}"),
+            Self::Memory { label, .. } => format!("{label}/{file}"),
+            // Whatever is said of such a model's parts is said of its one file.
+            Self::Gguf(gguf) => gguf.metadata().path().to_owned(),
         }
     }
 
@@ -73,6 +100,8 @@ impl ModelSource {
         match self {
             Self::Directory(dir) => dir.display().to_string(),
             Self::Embedded { label, .. } => (*label).to_owned(),
+            Self::Memory { label, .. } => label.clone(),
+            Self::Gguf(gguf) => gguf.metadata().path().to_owned(),
         }
     }
 
@@ -80,7 +109,7 @@ impl ModelSource {
     pub fn read(&self, file: &str) -> Result<Option<Vec<u8>>> {
         match self {
             Self::Directory(dir) => read_optional(&dir.join(file)),
-            Self::Embedded { .. } => Ok(self.embedded(file).map(<[u8]>::to_vec)),
+            _ => Ok(self.in_memory(file).map(|bytes| bytes.as_slice().to_vec())),
         }
     }
 
@@ -104,16 +133,23 @@ impl ModelSource {
                 }
                 map_file(&path).map(|map| Some(FileBytes::Mapped(map)))
             }
-            Self::Embedded { .. } => Ok(self.embedded(file).map(FileBytes::Static)),
+            _ => Ok(self.in_memory(file)),
         }
     }
 
-    fn embedded(&self, file: &str) -> Option<&'static [u8]> {
+    fn in_memory(&self, file: &str) -> Option<FileBytes> {
         match self {
-            Self::Embedded { files, .. } => files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes),
-            Self::Directory(_) => None,
+            Self::Embedded { files, .. } => {
+                files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| FileBytes::Static(bytes))
+            }
+            Self::Memory { files, .. } => files.get(file).map(|bytes| FileBytes::Shared(Arc::clone(bytes))),
+            Self::Directory(_) | Self::Gguf(_) => None,
         }
     }
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
 }
 
 /// Whether there is anything at `path`. A link to nothing, as a broken download leaves it, is there and cannot be read.

@@ -214,6 +214,11 @@ pub enum RopeScaling {
         /// Factor on cosines and sines.
         attention_factor: f64,
     },
+    /// Every frequency divided by a number of its own.
+    FrequencyFactors {
+        /// One per rotated pair.
+        factors: Vec<f64>,
+    },
     /// One divisor per dimension, from one of two lists by the current length (Ding et al. 2024, arXiv:2402.13753).
     Longrope {
         /// Divisors up to the original length.

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::dtype::{Dtype, TensorView};
-use crate::format::safetensors::Checkpoint;
-use crate::layout::{Param, Parameter, Slot, TensorNames, parameters};
+use crate::format::{Checkpoint, safetensors};
+use crate::layout::{Param, Parameter, Slot, Stack, TensorNames, stacks};
 use crate::spec::DecoderSpec;
-use crate::{ModelError, ModelSource, Result};
+use crate::{ModelError, ModelSource, Result, arch};
 
 /// What may precede `embed_tokens` and `layers`: plain text models first, then text models nested in
 /// multimodal checkpoints, then bare decoders.
@@ -19,8 +20,9 @@ const HEAD_PREFIXES: [&str; 2] = ["", "language_model."];
 /// checked when they are read.
 #[derive(Debug)]
 pub struct Weights {
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     entries: BTreeMap<(Slot, Param), Entry>,
+    quantized: BTreeMap<(Slot, Param), Quantized>,
     notes: Vec<String>,
 }
 
@@ -33,11 +35,18 @@ struct Entry {
 }
 
 impl Entry {
-    /// Where the parameter lies in the data of its tensor.
-    fn bytes(&self, dtype: Dtype) -> Range<usize> {
-        let row = self.shape[1..].iter().product::<usize>() * dtype.size();
-        self.first_row * row..(self.first_row + self.shape[0]) * row
+    /// Where the parameter lies in the data of its tensor, or `None` if that is not at the edges of blocks.
+    fn bytes(&self, dtype: Dtype) -> Option<Range<usize>> {
+        let row = self.shape[1..].iter().product::<usize>();
+        Some(dtype.bytes(self.first_row * row)?..dtype.bytes((self.first_row + self.shape[0]) * row)?)
     }
+}
+
+/// A parameter that was quantized after it was read.
+#[derive(Debug)]
+struct Quantized {
+    dtype: Dtype,
+    data: Vec<u8>,
 }
 
 impl Weights {
@@ -45,29 +54,42 @@ impl Weights {
     ///
     /// Fails on a missing tensor, a wrong shape or an unsupported type, naming the tensor.
     pub fn open(source: &ModelSource, spec: &DecoderSpec, names: &TensorNames) -> Result<Self> {
-        let checkpoint = Checkpoint::open(source)?;
+        let checkpoint = match source.gguf() {
+            Some(gguf) => Arc::clone(gguf.checkpoint()),
+            None => Arc::new(safetensors::open(source)?),
+        };
         let resolver = Resolver::new(source, spec, names, &checkpoint);
         let mut notes = Vec::new();
         let entries = resolver.entries(&mut notes)?;
         notes.extend(unused(&checkpoint, &entries));
-        Ok(Self { checkpoint, entries, notes })
+        Ok(Self { checkpoint, entries, quantized: BTreeMap::new(), notes })
     }
 
     /// The parameter in `slot`, or `None` if the spec calls for none there.
     pub fn get(&self, slot: Slot, param: Param) -> Option<TensorView<'_>> {
         let entry = self.entries.get(&(slot, param))?;
         let whole = self.checkpoint.tensor(&entry.tensor).ok().flatten()?;
-        let data = &whole.data[entry.bytes(whole.dtype)];
-        Some(TensorView { shape: entry.shape.clone(), data, ..whole })
+        let shape = entry.shape.clone();
+        if let Some(Quantized { dtype, data }) = self.quantized.get(&(slot, param)) {
+            return Some(TensorView { shape, dtype: *dtype, data, ..whole });
+        }
+        let data = whole.data.get(entry.bytes(whole.dtype)?)?;
+        Some(TensorView { shape, data, ..whole })
     }
 
     /// Says that the parameter in `slot` has been copied: memory that only caches its part of the file is let go.
     /// It may still be read again.
     pub fn release(&self, slot: Slot, param: Param) {
         let Some(entry) = self.entries.get(&(slot, param)) else { return };
-        if let Ok(Some(whole)) = self.checkpoint.tensor(&entry.tensor) {
-            self.checkpoint.release(&entry.tensor, entry.bytes(whole.dtype));
+        let Ok(Some(whole)) = self.checkpoint.tensor(&entry.tensor) else { return };
+        if let Some(part) = entry.bytes(whole.dtype) {
+            self.checkpoint.release(&entry.tensor, part);
         }
+    }
+
+    /// Puts `data`, blocks of `dtype`, in the place of a parameter.
+    pub fn replace(&mut self, slot: Slot, param: Param, dtype: Dtype, data: Vec<u8>) {
+        self.quantized.insert((slot, param), Quantized { dtype, data });
     }
 
     /// Whether the output head reads the embedding.
@@ -76,16 +98,34 @@ impl Weights {
         name(Slot::LmHead) == name(Slot::EmbedTokens)
     }
 
-    /// The type of the embedding, which stands for the checkpoint's.
+    /// The type that most of the weights' bytes have.
     pub fn dtype(&self) -> Dtype {
-        self.get(Slot::EmbedTokens, Param::Weight).map_or(Dtype::F32, |view| view.dtype)
+        let bytes = self.sizes();
+        bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(Dtype::F32, |(dtype, _)| dtype)
+    }
+
+    /// Bytes of each type, shared parameters counted once.
+    pub fn sizes(&self) -> Vec<(Dtype, usize)> {
+        let mut sizes: Vec<(Dtype, usize)> = Vec::new();
+        for view in self.distinct() {
+            match sizes.iter_mut().find(|(dtype, _)| *dtype == view.dtype) {
+                Some((_, bytes)) => *bytes += view.data.len(),
+                None => sizes.push((view.dtype, view.data.len())),
+            }
+        }
+        sizes
+    }
+
+    /// Every parameter once, however many modules share it.
+    fn distinct(&self) -> impl Iterator<Item = TensorView<'_>> {
+        let mut seen = BTreeSet::new();
+        let entries = self.entries.iter().filter(move |(_, entry)| seen.insert((&entry.tensor, entry.first_row)));
+        entries.filter_map(|((slot, param), _)| self.get(*slot, *param))
     }
 
     /// Number of parameter values, shared ones counted once.
     pub fn parameter_count(&self) -> usize {
-        let mut seen = BTreeSet::new();
-        let fresh = self.entries.values().filter(|entry| seen.insert((&entry.tensor, entry.first_row)));
-        fresh.map(|entry| entry.shape.iter().product::<usize>()).sum()
+        self.distinct().map(|view| view.len()).sum()
     }
 
     /// Every parameter's slot and tensor, in slot order.
@@ -116,7 +156,7 @@ struct Resolver<'a> {
 impl<'a> Resolver<'a> {
     fn new(source: &'a ModelSource, spec: &'a DecoderSpec, names: &'a TensorNames, checkpoint: &'a Checkpoint) -> Self {
         let present = |slot, prefix: &str, head_prefix: &str| {
-            checkpoint.contains(&format!("{}.weight", names.module(slot, prefix, head_prefix)))
+            checkpoint.contains(&names.tensor(slot, Param::Weight, prefix, head_prefix))
         };
         let prefix = PREFIXES.into_iter().find(|prefix| present(Slot::EmbedTokens, prefix, "")).unwrap_or(PREFIXES[0]);
         let head_prefix = HEAD_PREFIXES.into_iter().find(|head| present(Slot::LmHead, "", head)).unwrap_or("");
@@ -124,26 +164,25 @@ impl<'a> Resolver<'a> {
     }
 
     fn tensor_name(&self, slot: Slot, param: Param) -> String {
-        format!("{}.{param}", self.names.module(slot, self.prefix, self.head_prefix))
+        self.names.tensor(slot, param, self.prefix, self.head_prefix)
     }
 
     fn entries(&self, notes: &mut Vec<String>) -> Result<BTreeMap<(Slot, Param), Entry>> {
         let head_is_embedding = self.head_is_embedding(notes)?;
-        let mut stacks: BTreeMap<String, Vec<Parameter>> = BTreeMap::new();
-        for parameter in parameters(self.spec) {
-            if head_is_embedding && parameter.slot == Slot::LmHead && parameter.param == Param::Weight {
+        let unstored = |stack: &Stack| {
+            let first = &stack.parameters[0];
+            head_is_embedding && (first.slot, first.param) == (Slot::LmHead, Param::Weight)
+        };
+        let mut entries = BTreeMap::new();
+        for stack in stacks(self.spec, |slot, param| self.tensor_name(slot, param)) {
+            if unstored(&stack) {
                 continue;
             }
-            stacks.entry(self.tensor_name(parameter.slot, parameter.param)).or_default().push(parameter);
-        }
-        let mut entries = BTreeMap::new();
-        for (tensor, mut stack) in stacks {
-            stack.sort_by_key(|parameter| parameter.slot);
-            self.check(&tensor, &stack)?;
+            self.check(&stack)?;
             let mut first_row = 0;
-            for Parameter { slot, param, shape } in stack {
+            for Parameter { slot, param, shape } in stack.parameters {
                 let rows = shape[0];
-                entries.insert((slot, param), Entry { tensor: tensor.clone(), first_row, shape });
+                entries.insert((slot, param), Entry { tensor: stack.tensor.clone(), first_row, shape });
                 first_row += rows;
             }
         }
@@ -154,20 +193,25 @@ impl<'a> Resolver<'a> {
         Ok(entries)
     }
 
-    /// Whether `tensor` exists with the rows of all of `stack`.
-    fn check(&self, tensor: &str, stack: &[Parameter]) -> Result<()> {
-        let mut shape = stack[0].shape.clone();
-        shape[0] = stack.iter().map(|parameter| parameter.shape[0]).sum();
-        let Some(view) = self.checkpoint.tensor(tensor)? else {
+    /// Whether the tensor of `stack` exists with the rows of all its parameters.
+    fn check(&self, stack: &Stack) -> Result<()> {
+        let shape = stack.shape();
+        let Some(view) = self.checkpoint.tensor(&stack.tensor)? else {
             return Err(ModelError::Tensor {
                 path: self.source.label(),
-                tensor: tensor.to_owned(),
+                tensor: stack.tensor.clone(),
                 expected: format!("a tensor of shape {shape:?}"),
                 found: "no such tensor".into(),
             });
         };
         if view.shape != shape {
             return Err(view.error(format!("shape {shape:?}"), format!("shape {:?}", view.shape)));
+        }
+        let whole_blocks = |parameter: &Parameter| view.dtype.bytes(parameter.shape.iter().product()).is_some();
+        if !stack.parameters.iter().all(whole_blocks) {
+            let expected = format!("whole blocks of {} values in each of its parts", view.dtype.block_len());
+            let shapes: Vec<_> = stack.parameters.iter().map(|parameter| &parameter.shape).collect();
+            return Err(view.error(expected, format!("{} in parts of shape {shapes:?}", view.dtype)));
         }
         Ok(())
     }
@@ -200,7 +244,8 @@ fn unused(checkpoint: &Checkpoint, entries: &BTreeMap<(Slot, Param), Entry>) -> 
     const NAMED: usize = 6;
     let used: BTreeSet<&str> = entries.values().map(|entry| entry.tensor.as_str()).collect();
     let redundant_head = |name: &str| name.ends_with("lm_head.weight");
-    let unused: Vec<&str> = checkpoint.names().filter(|name| !used.contains(name) && !redundant_head(name)).collect();
+    let read = |name: &str| used.contains(name) || redundant_head(name) || arch::gguf::is_setting(name);
+    let unused: Vec<&str> = checkpoint.names().filter(|name| !read(name)).collect();
     let more = unused.len().saturating_sub(NAMED);
     let names = unused.iter().take(NAMED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };

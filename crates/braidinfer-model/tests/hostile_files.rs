@@ -16,7 +16,7 @@ fn open(config: &[u8], weights: &[u8]) -> Result<usize, braidinfer_model::ModelE
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     fs::write(dir.path().join("config.json"), config).expect("the file can be written");
     fs::write(dir.path().join("model.safetensors"), weights).expect("the file can be written");
-    let source = ModelSource::directory(dir.path())?;
+    let source = ModelSource::open(dir.path())?;
     let (description, _) = describe(&source)?;
     let weights = Weights::open(&source, &description.spec, &description.names)?;
     let mut values = 0;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
 
 use crate::engine::{Engine, EngineConfig, FinishReason, SamplingParams, SequenceId};
-use crate::executor::standard::{ComputeDtype, LoadProgress, StandardExecutor, StandardOptions};
+use crate::executor::standard::{ComputeDtype, LoadProgress, QuantizedWeights, StandardExecutor, StandardOptions};
 use crate::executor::{Batch, DeviceChoice, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
 use crate::text::{ChatMessage, ChatTemplate, StopMatcher, StreamDecoder, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
@@ -25,7 +25,8 @@ const MAX_BLOCKS: usize = u32::MAX as usize;
 /// How to open a model.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
-    /// Type of weights and of the residual stream; if `None`, f32 on a CPU and the checkpoint's own type elsewhere.
+    /// Type of weights and of the residual stream; if `None`, f32 on a CPU, where quantized weights stay quantized, and
+    /// the checkpoint's own type elsewhere.
     pub dtype: Option<ComputeDtype>,
     /// Where to compute.
     pub device: DeviceChoice,
@@ -121,6 +122,8 @@ impl Llm {
         });
         let standard = StandardOptions {
             dtype,
+            // Whoever names a type wants the weights in it.
+            quantized_weights: if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand },
             device: options.device,
             kv_cache: KvCacheConfig {
                 block_size: BLOCK_SIZE,

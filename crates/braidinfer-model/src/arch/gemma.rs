@@ -1,5 +1,6 @@
 //! Gemma 1: scaled embeddings, norm weights stored as `w - 1`, tanh GELU.
 
+use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, Sizes, decoder, read_attention_bias};
 use crate::arch::{Architecture, Description};
 use crate::spec::{Activation, FeedForward};
@@ -10,6 +11,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Gemma 2B, 7B, CodeGemma",
     describe,
+    gguf: Some(GgufForm { offset_included: true, ..GgufForm::named("gemma") }),
     fixtures: &["gemma"],
 };
 

@@ -1,13 +1,20 @@
 //! Gemma 2: Gemma with norms around both halves, soft caps and a window on even layers.
 
+use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, Sizes, set_windows, sliding_window};
 use crate::arch::{Architecture, Description, gemma};
 use crate::layout::{LayerSlot, TensorNames};
 use crate::spec::BlockSpec;
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "gemma2", aliases: &[], models: "Gemma 2 2B, 9B, 27B", describe, fixtures: &["gemma2"] };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "gemma2",
+    aliases: &[],
+    models: "Gemma 2 2B, 9B, 27B",
+    describe,
+    gguf: Some(GgufForm { offset_included: true, windows: true, ..GgufForm::named("gemma2") }),
+    fixtures: &["gemma2"],
+};
 
 pub(super) const DEFAULTS: Defaults = Defaults {
     sizes: Sizes::new(256_000, 2304, 9216, 26, 8),

@@ -1,5 +1,6 @@
 //! Granite: LLaMA with four multipliers.
 
+use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, decoder, read_attention_bias, read_mlp_bias};
 use crate::arch::{Architecture, Description};
 use crate::{JsonFile, Result};
@@ -9,6 +10,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Granite 3.0 to 3.3, dense",
     describe,
+    gguf: Some(GgufForm { neighbours: true, multipliers: true, ..GgufForm::named("granite") }),
     fixtures: &["granite"],
 };
 

@@ -1,8 +1,8 @@
 //! What almost all decoders share: the reading of sizes, biases, RoPE and layers. Architecture files
 //! state their defaults, take the result, and change what is different.
 
-use crate::arch::Description;
 use crate::arch::rope_config::{RopeDefaults, rope};
+use crate::arch::{Description, MAX_LAYERS};
 use crate::layout::TensorNames;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, DecoderSpec, FeedForward, LayerSpec, Mixer, NormKind, NormSpec, QkNormExtent,
@@ -110,8 +110,6 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
 }
 
 fn layer_count(config: &JsonFile, absent: usize) -> Result<usize> {
-    // The largest published decoders have 128 layers; a corrupt count must not become a huge allocation.
-    const MAX_LAYERS: usize = 4096;
     match config.size_or("num_hidden_layers", absent)? {
         layers if layers > MAX_LAYERS => {
             Err(config.error("num_hidden_layers", format!("at most {MAX_LAYERS}"), layers.to_string()))

@@ -1,11 +1,18 @@
 //! Ministral: Mistral with full and sliding layers by an explicit pattern.
 
+use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{decoder, set_windows, sliding_window};
 use crate::arch::{Architecture, Description, mistral};
 use crate::{JsonFile, Result};
 
-pub(super) const ARCHITECTURE: Architecture =
-    Architecture { model_type: "ministral", aliases: &[], models: "Ministral 8B", describe, fixtures: &["ministral"] };
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "ministral",
+    aliases: &[],
+    models: "Ministral 8B",
+    describe,
+    gguf: Some(GgufForm { neighbours: true, ..GgufForm::named("llama") }),
+    fixtures: &["ministral"],
+};
 
 fn describe(config: &JsonFile) -> Result<Description> {
     config.required_size("head_dim")?;

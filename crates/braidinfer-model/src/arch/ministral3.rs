@@ -11,6 +11,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Ministral 3 3B, 8B, 14B, text part",
     describe,
+    gguf: None,
     fixtures: &["ministral3"],
 };
 

@@ -7,6 +7,7 @@ mod ernie4_5;
 mod gemma;
 mod gemma2;
 mod gemma3;
+pub mod gguf;
 mod granite;
 mod llama;
 mod llama_like;
@@ -21,6 +22,7 @@ mod qwen3;
 mod rope_config;
 mod smollm3;
 
+use self::gguf::GgufForm;
 use crate::layout::TensorNames;
 use crate::spec::DecoderSpec;
 use crate::{JsonFile, ModelError, ModelSource, Result};
@@ -34,6 +36,8 @@ pub struct Architecture {
     pub aliases: &'static [&'static str],
     /// Published models it covers.
     pub models: &'static str,
+    /// How GGUF files hold it, if they do.
+    pub gguf: Option<GgufForm>,
     /// Fixtures that hold it to the logits and text of `transformers`: folders of `tests/fixtures/models`.
     pub fixtures: &'static [&'static str],
     describe: fn(&JsonFile) -> Result<Description>,
@@ -67,6 +71,8 @@ pub const REGISTRY: &[Architecture] = &[
     granite::ARCHITECTURE,
 ];
 
+/// The largest published decoders have 128 layers; a corrupt count must not become a huge allocation.
+const MAX_LAYERS: usize = 4096;
 const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
 const LINEAR_ATTENTION: &str = "has gated-delta-net layers, which are not supported yet";
 /// Architectures that are known and refused, with the reason.
@@ -85,9 +91,12 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("qwen3_5_text", LINEAR_ATTENTION),
 ];
 
-/// Reads `config.json` of a model and describes its decoder; also returns the decoder's part of the config, for what
-/// the description leaves out.
+/// Reads `config.json` of a model, or the keys of a GGUF file, and describes its decoder; also returns the decoder's
+/// part of the config, for what the description leaves out.
 pub fn describe(source: &ModelSource) -> Result<(Description, JsonFile)> {
+    if let Some(gguf) = source.gguf() {
+        return gguf::describe(gguf);
+    }
     let config = JsonFile::read(source, "config.json")?.ok_or_else(|| ModelError::Missing {
         path: source.label(),
         expected: "`config.json`".into(),
@@ -113,11 +122,14 @@ pub fn describe_config(config: &JsonFile) -> Result<Description> {
     // transformers loads a `mistral` config with a layer pattern as `ministral`.
     let resolved =
         if model_type == "mistral" && decoder.value("layer_types").is_some() { "ministral" } else { model_type };
-    let found = REGISTRY.iter().find(|arch| arch.model_type == resolved || arch.aliases.contains(&resolved));
-    let Some(architecture) = found else { return Err(unsupported(config, model_type)) };
+    let Some(architecture) = find(resolved) else { return Err(unsupported(config, model_type)) };
     let description = (architecture.describe)(&decoder)?;
     check(&decoder, &description.spec)?;
     Ok(description)
+}
+
+fn find(model_type: &str) -> Option<&'static Architecture> {
+    REGISTRY.iter().find(|arch| arch.model_type == model_type || arch.aliases.contains(&model_type))
 }
 
 /// The part of a config that describes the decoder: the file itself, or `text_config` of a multimodal model with what

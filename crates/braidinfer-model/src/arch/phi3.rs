@@ -1,5 +1,6 @@
 //! Phi 3, 3.5 and 4-mini: LLaMA with stacked projections, an optional window and longrope.
 
+use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, Sizes, decoder, set_all_windows, sliding_window};
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description};
@@ -11,6 +12,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
     describe,
+    gguf: Some(GgufForm { stacked: true, ..GgufForm::named("phi3") }),
     fixtures: &["phi3", "phi3-longrope", "phi3-partial", "phi3-su"],
 };
 

@@ -1,5 +1,6 @@
 //! Qwen 2 and 2.5: LLaMA with biases on queries, keys and values.
 
+use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, Sizes, decoder, set_windows, sliding_window};
 use crate::arch::{Architecture, Description};
 use crate::spec::DecoderSpec;
@@ -10,6 +11,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Qwen 2, Qwen 2.5, QwQ, DeepSeek-R1 distills",
     describe,
+    gguf: Some(GgufForm::named("qwen2")),
     fixtures: &["qwen2", "qwen2-window"],
 };
 

@@ -1,5 +1,6 @@
 //! Qwen 3, dense: norms on queries and keys, a head width of its own, no embedding scale.
 
+use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, decoder, per_head_norm, read_attention_bias};
 use crate::arch::{Architecture, Description, qwen2};
 use crate::{JsonFile, Result};
@@ -9,6 +10,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Qwen 3 0.6B to 32B",
     describe,
+    gguf: Some(GgufForm::named("qwen3")),
     fixtures: &["qwen3", "qwen3-bias", "qwen3-extreme", "qwen3-window"],
 };
 

@@ -1,5 +1,6 @@
 //! SmolLM3: LLaMA in which every fourth layer has no RoPE.
 
+use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{
     Defaults, Sizes, decoder, read_attention_bias, read_mlp_bias, set_windows, sliding_window,
 };
@@ -13,6 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "SmolLM3 3B",
     describe,
+    gguf: Some(GgufForm { neighbours: true, ..GgufForm::named("smollm3") }),
     fixtures: &["smollm3", "smollm3-window"],
 };
 

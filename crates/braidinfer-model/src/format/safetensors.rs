@@ -1,156 +1,79 @@
 //! safetensors: one file, or shards with an index.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use safetensors::tensor::{Dtype as FileDtype, Metadata, SafeTensorError, SafeTensors};
 use serde_json::Value;
 
-use crate::dtype::{Dtype, TensorView};
+use super::checkpoint::{Checkpoint, Record, UnsupportedType};
+use crate::dtype::Dtype;
 use crate::source::FileBytes;
 use crate::{JsonFile, ModelError, ModelSource, Result};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// All tensors of a checkpoint, from one file or many.
-#[derive(Debug)]
-pub struct Checkpoint {
-    files: Vec<MappedFile>,
-    tensors: BTreeMap<String, Record>,
+/// Opens `model.safetensors`, or every shard that `model.safetensors.index.json` names.
+pub fn open(source: &ModelSource) -> Result<Checkpoint> {
+    let mut checkpoint = Checkpoint::default();
+    if let Some(bytes) = source.map(SINGLE)? {
+        add_file(&mut checkpoint, source.path_of(SINGLE), bytes)?;
+        return Ok(checkpoint);
+    }
+    let Some(index) = JsonFile::read(source, INDEX)? else {
+        return Err(ModelError::Missing {
+            path: source.label(),
+            expected: format!("`{SINGLE}` or `{INDEX}`"),
+            found: "neither".into(),
+        });
+    };
+    add_shards(&mut checkpoint, source, &index)?;
+    Ok(checkpoint)
 }
 
-#[derive(Debug)]
-struct MappedFile {
-    path: String,
-    bytes: FileBytes,
-}
-
-#[derive(Debug)]
-struct Record {
-    file: usize,
-    dtype: FileDtype,
-    shape: Vec<usize>,
-    range: Range<usize>,
-}
-
-impl Checkpoint {
-    /// Opens `model.safetensors`, or every shard that `model.safetensors.index.json` names.
-    pub fn open(source: &ModelSource) -> Result<Self> {
-        let mut checkpoint = Self { files: Vec::new(), tensors: BTreeMap::new() };
-        if let Some(bytes) = source.map(SINGLE)? {
-            checkpoint.add_file(source.path_of(SINGLE), bytes)?;
-            return Ok(checkpoint);
+fn add_shards(checkpoint: &mut Checkpoint, source: &ModelSource, index: &JsonFile) -> Result<()> {
+    let map = index
+        .object("weight_map")?
+        .ok_or_else(|| index.error("weight_map", "an object from tensor to file", "nothing"))?;
+    let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for name in map.fields() {
+        let shard = map.text(name)?.ok_or_else(|| map.error(name, "a file name", "null"))?;
+        // A name with a separator could point anywhere on the disk.
+        if shard.contains(['/', '\\']) {
+            return Err(map.error(name, "a file name without a path", format!("`{shard}`")));
         }
-        let Some(index) = JsonFile::read(source, INDEX)? else {
-            return Err(ModelError::Missing {
-                path: source.label(),
-                expected: format!("`{SINGLE}` or `{INDEX}`"),
-                found: "neither".into(),
-            });
+        shards.entry(shard).or_default().push(name);
+    }
+    for (shard, names) in shards {
+        let path = source.path_of(shard);
+        let Some(bytes) = source.map(shard)? else {
+            let expected = format!("the shard that `{INDEX}` names for `{}`", names[0]);
+            return Err(ModelError::Missing { path, expected, found: "no such file".into() });
         };
-        checkpoint.add_shards(source, &index)?;
-        Ok(checkpoint)
-    }
-
-    /// Names of all tensors, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
-    /// Whether a tensor of this name exists.
-    pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    /// The tensor called `name`, or `None`; an error if its values are not of a supported type.
-    pub fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>> {
-        let Some((name, record)) = self.tensors.get_key_value(name) else { return Ok(None) };
-        let file = &self.files[record.file];
-        let dtype = match record.dtype {
-            FileDtype::F32 => Dtype::F32,
-            FileDtype::F16 => Dtype::F16,
-            FileDtype::BF16 => Dtype::BF16,
-            other => {
-                return Err(ModelError::Tensor {
-                    path: file.path.clone(),
-                    tensor: name.clone(),
-                    expected: "values of type F32, F16 or BF16".into(),
-                    found: format!("{other:?}"),
-                });
-            }
-        };
-        let data = &file.bytes.as_slice()[record.range.clone()];
-        Ok(Some(TensorView { name, path: &file.path, dtype, shape: record.shape.clone(), data }))
-    }
-
-    /// Lets go of memory that only caches a part of the tensor called `name`, given in bytes of its data.
-    pub(crate) fn release(&self, name: &str, part: Range<usize>) {
-        if let Some(record) = self.tensors.get(name) {
-            let start = record.range.start;
-            self.files[record.file].bytes.release(start + part.start..start + part.end);
-        }
-    }
-
-    /// Total bytes of tensor data.
-    pub fn size(&self) -> usize {
-        self.tensors.values().map(|record| record.range.len()).sum()
-    }
-
-    fn add_shards(&mut self, source: &ModelSource, index: &JsonFile) -> Result<()> {
-        let map = index
-            .object("weight_map")?
-            .ok_or_else(|| index.error("weight_map", "an object from tensor to file", "nothing"))?;
-        let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for name in map.fields() {
-            let shard = map.text(name)?.ok_or_else(|| map.error(name, "a file name", "null"))?;
-            // A name with a separator could point anywhere on the disk.
-            if shard.contains(['/', '\\']) {
-                return Err(map.error(name, "a file name without a path", format!("`{shard}`")));
-            }
-            shards.entry(shard).or_default().push(name);
-        }
-        for (shard, names) in shards {
-            let path = source.path_of(shard);
-            let Some(bytes) = source.map(shard)? else {
-                let expected = format!("the shard that `{INDEX}` names for `{}`", names[0]);
-                return Err(ModelError::Missing { path, expected, found: "no such file".into() });
-            };
-            self.add_file(path.clone(), bytes)?;
+        add_file(checkpoint, path.clone(), bytes)?;
+        if let Some(missing) = names.iter().find(|name| !checkpoint.contains(name)) {
+            let tensor = (*missing).to_owned();
             let found = "none of this name in the shard that the index names".to_owned();
-            if let Some(missing) = names.iter().find(|name| !self.contains(name)) {
-                return Err(ModelError::Tensor {
-                    path,
-                    tensor: (*missing).to_owned(),
-                    expected: "a tensor".into(),
-                    found,
-                });
-            }
+            return Err(ModelError::Tensor { path, tensor, expected: "a tensor".into(), found });
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn add_file(&mut self, path: String, bytes: FileBytes) -> Result<()> {
-        let (header_len, metadata) = read_header(&path, bytes.as_slice())?;
-        let file = self.files.len();
-        let data_start = header_len + size_of::<u64>();
-        for (name, info) in metadata.tensors() {
-            let (begin, end) = info.data_offsets;
-            let range = data_start + begin..data_start + end;
-            let record = Record { file, dtype: info.dtype, shape: info.shape.clone(), range };
-            if let Some(earlier) = self.tensors.insert(name.clone(), record) {
-                let found = format!("a second one, after that in {}", self.files[earlier.file].path);
-                return Err(ModelError::Tensor {
-                    path,
-                    tensor: name,
-                    expected: "one tensor of this name".into(),
-                    found,
-                });
-            }
-        }
-        self.files.push(MappedFile { path, bytes });
-        Ok(())
-    }
+fn add_file(checkpoint: &mut Checkpoint, path: String, bytes: FileBytes) -> Result<()> {
+    let (header_len, metadata) = read_header(&path, bytes.as_slice())?;
+    let data_start = header_len + size_of::<u64>();
+    let records = metadata.tensors().into_iter().map(|(name, info)| {
+        let (begin, end) = info.data_offsets;
+        let dtype = match info.dtype {
+            FileDtype::F32 => Ok(Dtype::F32),
+            FileDtype::F16 => Ok(Dtype::F16),
+            FileDtype::BF16 => Ok(Dtype::BF16),
+            other => Err(UnsupportedType { name: format!("{other:?}"), supported: "F32, F16 or BF16" }),
+        };
+        (name, Record { dtype, shape: info.shape.clone(), range: data_start + begin..data_start + end })
+    });
+    checkpoint.add_file(path, bytes, records.collect::<Vec<_>>())
 }
 
 /// Header length and checked metadata of a safetensors file.

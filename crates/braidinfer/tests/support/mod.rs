@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use braidinfer::executor::standard::{ComputeDtype, StandardExecutor, StandardOptions};
+use braidinfer::executor::standard::{ComputeDtype, QuantizedWeights, StandardExecutor, StandardOptions};
 use braidinfer::executor::{Batch, DeviceChoice, Executor, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
 use braidinfer::model::{DecoderSpec, Description, ModelSource, TensorNames, Weights, describe};
 use serde::Deserialize;
@@ -45,14 +45,20 @@ struct Expected {
 impl Fixture {
     pub fn open(name: &str) -> Self {
         let dir = fixtures().join("models").join(name);
-        let Expected { prompts } = read_json(dir.join("expected.json"));
-        let bytes = fs::read(dir.join("expected.safetensors")).expect("the fixture has expected logits");
+        let (prompts, logits) = (dir.join("expected.json"), dir.join("expected.safetensors"));
+        Self::with_expected(name, ModelSource::Directory(dir), &prompts, &logits)
+    }
+
+    /// A model from anywhere, with what is expected of it.
+    pub fn with_expected(name: &str, source: ModelSource, prompts: &Path, logits: &Path) -> Self {
+        let Expected { prompts } = read_json(prompts);
+        let bytes = fs::read(logits).expect("the fixture has expected logits");
         let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("expected logits are safetensors");
         let logits = (0..prompts.len()).map(|prompt| {
             let tensor = tensors.tensor(&format!("logits.{prompt}")).expect("every prompt has logits");
             tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
         });
-        Self { name: name.to_owned(), logits: logits.collect(), prompts, source: ModelSource::Directory(dir) }
+        Self { name: name.to_owned(), logits: logits.collect(), prompts, source }
     }
 
     /// Every fixture, by name.
@@ -103,7 +109,8 @@ impl Fixture {
         let weights = weights.unwrap_or_else(|error| panic!("{}: {error}", self.name));
         let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
         let kv_cache = KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype: kv_dtype };
-        let options = StandardOptions { dtype, device: DeviceChoice::Cpu, kv_cache };
+        let quantized_weights = QuantizedWeights::Keep;
+        let options = StandardOptions { dtype, quantized_weights, device: DeviceChoice::Cpu, kv_cache };
         let executor = StandardExecutor::load(spec, &weights, options, &|_, _| {});
         executor.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }

@@ -3,19 +3,20 @@
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::matrix::Matrix;
 use crate::Result;
 
 /// `y = W x + b`, with sums in f32 whatever the types of `W` and `x`.
 #[derive(Debug)]
 pub(super) struct Linear {
-    /// `[out, in]` in the compute type.
-    weight: Tensor,
+    /// `[out, in]`.
+    weight: Matrix,
     /// `[out]` in f32.
     bias: Option<Tensor>,
 }
 
 impl Linear {
-    pub(super) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+    pub(super) fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }
 
@@ -28,11 +29,12 @@ impl Linear {
     pub(super) fn forward_f32(&self, x: &Tensor) -> Result<Tensor> {
         // Below this many tokens a product is bound by reading the weights, which one thread cannot do fast enough.
         const FEW: usize = 8;
-        let narrow = self.weight.dtype() != DType::F32;
-        let y = if self.weight.device().is_cpu() && (narrow || x.dim(0)? <= FEW) {
-            self.matmul_by_rows(x)?
-        } else {
-            x.matmul(&self.weight.t()?)?.to_dtype(DType::F32)?
+        let y = match &self.weight {
+            Matrix::Dense(weight) if !weight.device().is_cpu() => x.matmul(&weight.t()?)?.to_dtype(DType::F32)?,
+            weight => match weight.as_f32() {
+                Some(weight) if x.dim(0)? > FEW => x.matmul(&weight.t()?)?,
+                _ => self.matmul_by_rows(x)?,
+            },
         };
         match &self.bias {
             Some(bias) => Ok(y.broadcast_add(bias)?),
@@ -41,16 +43,14 @@ impl Linear {
     }
 
     /// A few rows of the weight at a time, in parallel. Candle's CPU matmul has no bf16 and sums f16 in its own way, so
-    /// such rows are widened to f32: few enough to stay in the cache, and never a second copy of the matrix.
+    /// such rows are widened to f32, as quantized ones are: few enough to stay in the cache, and never a second copy of
+    /// the matrix.
     fn matmul_by_rows(&self, x: &Tensor) -> Result<Tensor> {
         const ROWS: usize = 128;
         let x = x.to_dtype(DType::F32)?;
-        let out = self.weight.dim(0)?;
+        let out = self.weight.rows()?;
         let starts: Vec<usize> = (0..out).step_by(ROWS).collect();
-        let part = |start: &usize| {
-            let rows = self.weight.narrow(0, *start, ROWS.min(out - start))?.to_dtype(DType::F32)?;
-            x.matmul(&rows.t()?)
-        };
+        let part = |start: &usize| x.matmul(&self.weight.rows_f32(*start, ROWS.min(out - start))?.t()?);
         let parts = starts.par_iter().map(part).collect::<candle_core::Result<Vec<_>>>()?;
         Ok(Tensor::cat(&parts, 1)?)
     }

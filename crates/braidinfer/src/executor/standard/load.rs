@@ -15,6 +15,7 @@ use super::feed_forward::DenseFeedForward;
 use super::kv_cache::KvCache;
 use super::layer::Layer;
 use super::linear::Linear;
+use super::matrix::{Matrix, QuantizedMatrix};
 use super::norm::Norm;
 use crate::executor::{DeviceChoice, KvCacheConfig};
 use crate::{Error, Result};
@@ -52,8 +53,20 @@ impl From<Dtype> for ComputeDtype {
             Dtype::F32 => Self::F32,
             Dtype::BF16 => Self::BF16,
             Dtype::F16 => Self::F16,
+            // The range of f32 in half the memory.
+            _ => Self::BF16,
         }
     }
+}
+
+/// What becomes of weights that the checkpoint has in quantized blocks. Either way they have their exact values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuantizedWeights {
+    /// They stay in their blocks, and become f32 whenever they are multiplied: least memory. Only on the CPU; other
+    /// devices expand them.
+    Keep,
+    /// They become the compute type once: more memory, and faster.
+    Expand,
 }
 
 /// How to load.
@@ -61,6 +74,8 @@ impl From<Dtype> for ComputeDtype {
 pub struct StandardOptions {
     /// Type of weights and of the residual stream.
     pub dtype: ComputeDtype,
+    /// Whether quantized weights stay quantized.
+    pub quantized_weights: QuantizedWeights,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Key/value storage.
@@ -71,7 +86,7 @@ pub struct StandardOptions {
 pub type LoadProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 impl StandardExecutor {
-    /// Copies the weights into tensors of the compute type, layers in parallel.
+    /// Copies the weights into matrices, layers in parallel.
     ///
     /// Fails on a weight that is not finite (or not in the range of the compute type), naming tensor and index.
     pub fn load(
@@ -81,7 +96,8 @@ impl StandardExecutor {
         progress: LoadProgress,
     ) -> Result<Self> {
         let device = options.device.open()?;
-        let loader = Loader { spec: &spec, weights, dtype: options.dtype, device: &device };
+        let StandardOptions { dtype, quantized_weights, .. } = options;
+        let loader = Loader { spec: &spec, weights, dtype, quantized_weights, device: &device };
         let done = AtomicUsize::new(0);
         let layer = |index: usize| {
             let layer = loader.layer(index)?;
@@ -97,7 +113,7 @@ impl StandardExecutor {
         };
         let final_norm = loader.norm(Slot::FinalNorm, &spec.norm)?.ok_or_else(|| loader.absent(Slot::FinalNorm))?;
         let kv_cache = KvCache::new(&spec, options.kv_cache, &device)?;
-        let dtype = options.dtype.candle();
+        let dtype = dtype.candle();
         Ok(Self { dtype, embed_tokens, layers, final_norm, lm_head, kv_cache, device, spec })
     }
 }
@@ -106,6 +122,7 @@ struct Loader<'a> {
     spec: &'a DecoderSpec,
     weights: &'a Weights,
     dtype: ComputeDtype,
+    quantized_weights: QuantizedWeights,
     device: &'a Device,
 }
 
@@ -171,17 +188,23 @@ impl Loader<'_> {
         Ok(Linear::new(self.matrix(slot)?, self.vector(slot, Param::Bias)?))
     }
 
-    /// A matrix in the compute type.
-    fn matrix(&self, slot: Slot) -> Result<Tensor> {
+    /// A matrix in the compute type, or as the checkpoint has it where that is smaller.
+    fn matrix(&self, slot: Slot) -> Result<Matrix> {
         let view = self.weights.get(slot, Param::Weight).ok_or_else(|| self.absent(slot))?;
         let shape = view.shape.clone();
+        if self.quantized_weights == QuantizedWeights::Keep && view.dtype.is_quantized() && self.device.is_cpu() {
+            view.check()?;
+            let matrix = QuantizedMatrix::new(view.dtype, shape[0], shape[1], view.data);
+            self.weights.release(slot, Param::Weight);
+            return Ok(Matrix::Quantized(matrix));
+        }
         let tensor = match self.dtype {
             ComputeDtype::F32 => Tensor::from_vec(view.read::<f32>()?, shape, self.device),
             ComputeDtype::BF16 => Tensor::from_vec(view.read::<bf16>()?, shape, self.device),
             ComputeDtype::F16 => Tensor::from_vec(view.read::<f16>()?, shape, self.device),
         }?;
         self.weights.release(slot, Param::Weight);
-        Ok(tensor)
+        Ok(Matrix::Dense(tensor))
     }
 
     /// A vector in f32, or `None` if the architecture has none there.

@@ -2,7 +2,7 @@
 //!
 //! Written to be obviously right; it is the reference for every other executor. Norms, rotations, scores,
 //! softmax and all sums are f32 whatever the compute type; the residual stream and what linear layers
-//! return have the compute type.
+//! return have the compute type. Quantized weights become f32, exactly, whenever they are multiplied.
 
 mod attention;
 mod feed_forward;
@@ -10,6 +10,7 @@ mod kv_cache;
 mod layer;
 mod linear;
 mod load;
+mod matrix;
 mod norm;
 mod recompute;
 mod rotary;
@@ -22,13 +23,14 @@ use self::attention::MaskCache;
 use self::kv_cache::KvCache;
 use self::layer::Layer;
 use self::linear::Linear;
+use self::matrix::Matrix;
 use self::norm::Norm;
 use self::rotary::Rotation;
 use self::trace::Trace;
 use super::{Batch, Executor, KvCacheConfig, Logits, NoProbe, Probe};
 use crate::Result;
 
-pub use load::{ComputeDtype, LoadProgress, StandardOptions};
+pub use load::{ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 
 /// A decoder in Candle operations.
 #[derive(Debug)]
@@ -36,7 +38,7 @@ pub struct StandardExecutor {
     spec: DecoderSpec,
     device: Device,
     dtype: DType,
-    embed_tokens: Tensor,
+    embed_tokens: Matrix,
     layers: Vec<Layer>,
     final_norm: Norm,
     lm_head: Linear,
@@ -85,8 +87,7 @@ impl StandardExecutor {
 
     /// The embedding of every token, `[T, h]`.
     fn embed(&self, token_ids: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(token_ids, &self.device)?;
-        let x = self.embed_tokens.index_select(&ids, 0)?;
+        let x = self.embed_tokens.select(token_ids, self.dtype)?;
         if self.spec.embedding_multiplier == 1.0 {
             return Ok(x);
         }

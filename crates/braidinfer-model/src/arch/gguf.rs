@@ -1,0 +1,249 @@
+//! Architectures as llama.cpp's GGUF files hold them: from the keys of a file to a [`Description`], and back.
+//!
+//! The keys are turned into the `config.json` that says the same, so that each architecture is read in one place; what
+//! llama.cpp stores differently (rotated rows, norm weights, names) is then changed in the description.
+
+mod config;
+mod keys;
+
+use std::collections::BTreeSet;
+
+use crate::arch::{Architecture, Description, REGISTRY, check};
+use crate::format::Checkpoint;
+use crate::format::gguf::{Gguf, Metadata};
+use crate::layout::{LayerSlot, Slot, TensorNames};
+use crate::spec::{DecoderSpec, FeedForward, Mixer, RopePairing, RopeScaling};
+use crate::{JsonFile, ModelError, Result};
+
+pub use keys::{GgufModel, gguf_model};
+
+/// How llama.cpp's files hold an architecture.
+#[derive(Debug, Clone, Copy)]
+pub struct GgufForm {
+    /// `general.architecture`.
+    pub architecture: &'static str,
+    /// Whether the rows of queries and keys are stored such that RoPE turns neighbours.
+    pub neighbours: bool,
+    /// Whether norm weights are stored with the offset that `transformers` adds when it runs.
+    pub offset_included: bool,
+    /// Whether projections of one input are stacked in one tensor.
+    pub stacked: bool,
+    /// Whether files have keys for the multipliers of embedding, residual stream, scores and logits.
+    pub multipliers: bool,
+    /// Whether llama.cpp heeds the sliding windows of such a file; we always do.
+    pub windows: bool,
+}
+
+impl GgufForm {
+    /// Everything stored as in a Hugging Face checkpoint.
+    pub(super) const fn named(architecture: &'static str) -> Self {
+        Self {
+            architecture,
+            neighbours: false,
+            offset_included: false,
+            stacked: false,
+            multipliers: false,
+            windows: false,
+        }
+    }
+}
+
+/// Names in GGUF, with nothing stacked.
+fn tensor_names() -> TensorNames {
+    use LayerSlot::*;
+    TensorNames::gguf(&[
+        (InputNorm, "attn_norm"),
+        (QProj, "attn_q"),
+        (KProj, "attn_k"),
+        (VProj, "attn_v"),
+        (OProj, "attn_output"),
+        (QNorm, "attn_q_norm"),
+        (KNorm, "attn_k_norm"),
+        (AttentionOutputNorm, "post_attention_norm"),
+        (FeedForwardNorm, "ffn_norm"),
+        (GateProj, "ffn_gate"),
+        (UpProj, "ffn_up"),
+        (DownProj, "ffn_down"),
+        (FeedForwardOutputNorm, "post_ffw_norm"),
+    ])
+}
+
+const STACKED_QKV: [(LayerSlot, &str); 3] =
+    [(LayerSlot::QProj, "attn_qkv"), (LayerSlot::KProj, "attn_qkv"), (LayerSlot::VProj, "attn_qkv")];
+const STACKED_GATE_UP: [(LayerSlot, &str); 2] = [(LayerSlot::GateProj, "ffn_up"), (LayerSlot::UpProj, "ffn_up")];
+
+/// Tensors that hold RoPE settings.
+const ROPE_FREQS: &str = "rope_freqs.weight";
+const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
+const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
+
+/// Describes the decoder of a GGUF model; also returns what a `config.json` would say.
+pub(super) fn describe(gguf: &Gguf) -> Result<(Description, JsonFile)> {
+    let (architecture, form) = architecture(gguf.metadata())?;
+    let file = File { metadata: gguf.metadata(), checkpoint: gguf.checkpoint(), form };
+    let config = config::config(&file, architecture.model_type)?;
+    let mut description = (architecture.describe)(&config)?;
+    file.adjust(&mut description)?;
+    check(&config, &description.spec)?;
+    Ok((description, config))
+}
+
+/// The architecture a file names.
+fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)> {
+    const KEY: &str = "general.architecture";
+    let name = metadata.text(KEY)?.ok_or_else(|| metadata.error(KEY, "the name of an architecture", "nothing"))?;
+    let experts = metadata.unsigned(&format!("{name}.expert_count"))?.unwrap_or(0);
+    let forms = || REGISTRY.iter().filter_map(|arch| Some((arch, arch.gguf?)));
+    // Several architectures share llama's form; they differ from it in the window.
+    let windowed = metadata.unsigned(&format!("{name}.attention.sliding_window"))?.unwrap_or(0) > 0;
+    let patterned = metadata.get(&format!("{name}.attention.sliding_window_pattern")).is_some();
+    let wanted = match (name, windowed, patterned) {
+        ("llama", true, true) => "ministral",
+        ("llama", true, false) => "mistral",
+        _ => "",
+    };
+    let mut candidates: Vec<_> = forms().filter(|(_, form)| form.architecture == name).collect();
+    candidates.sort_by_key(|(arch, _)| arch.model_type != wanted);
+    match candidates.first() {
+        Some(found) if experts == 0 => Ok(*found),
+        found => {
+            let supported: BTreeSet<&str> = forms().map(|(_, form)| form.architecture).collect();
+            let reason = if found.is_some() { super::MIXTURE_OF_EXPERTS } else { "is not a known architecture" };
+            Err(ModelError::UnsupportedArchitecture {
+                path: metadata.path().to_owned(),
+                model_type: name.to_owned(),
+                reason: reason.to_owned(),
+                supported: supported.into_iter().collect::<Vec<_>>().join(", "),
+            })
+        }
+    }
+}
+
+/// A file being described.
+struct File<'a> {
+    metadata: &'a Metadata,
+    checkpoint: &'a Checkpoint,
+    form: GgufForm,
+}
+
+impl File<'_> {
+    /// `suffix` behind the architecture's name.
+    fn key(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.form.architecture)
+    }
+
+    fn first_layer_has(&self, tensor: &str) -> bool {
+        self.checkpoint.contains(&format!("blk.0.{tensor}"))
+    }
+
+    /// Changes what llama.cpp stores differently from a Hugging Face checkpoint.
+    fn adjust(&self, description: &mut Description) -> Result<()> {
+        let spec = &mut description.spec;
+        self.adjust_rope(spec)?;
+        if self.form.offset_included {
+            spec.norm.weight_offset = 0.0;
+            if let Some(qk_norm) = &mut spec.attention.qk_norm {
+                qk_norm.norm.weight_offset = 0.0;
+            }
+        }
+        if let Some(scale) = self.metadata.number(&self.key("attention.scale"))?.filter(|scale| *scale > 0.0) {
+            spec.attention.scale = scale;
+        }
+        self.adjust_biases(spec);
+        description.names = self.names(spec);
+        Ok(())
+    }
+
+    fn adjust_rope(&self, spec: &mut DecoderSpec) -> Result<()> {
+        let key = self.key("rope.dimension_count");
+        let rotary_dim = self.metadata.unsigned(&key)?;
+        let factors = self.vector(ROPE_FREQS)?;
+        for table in &mut spec.rope {
+            if let Some(rotary_dim) = rotary_dim {
+                table.rotary_dim = usize::try_from(rotary_dim)
+                    .ok()
+                    .filter(|dim| (2..=spec.head_dim).contains(dim) && dim.is_multiple_of(2))
+                    .ok_or_else(|| {
+                        let expected = format!("an even number from 2 to the width of a head ({})", spec.head_dim);
+                        self.metadata.error(&key, expected, rotary_dim.to_string())
+                    })?;
+            }
+            if self.form.neighbours {
+                table.pairing = RopePairing::Interleaved;
+            }
+            if let Some(factors) = &factors {
+                self.check_factors(ROPE_FREQS, factors, table.rotary_dim)?;
+                table.scaling = RopeScaling::FrequencyFactors { factors: factors.clone() };
+            }
+        }
+        Ok(())
+    }
+
+    /// Biases are where the file has them; those an architecture always has must be there.
+    fn adjust_biases(&self, spec: &mut DecoderSpec) {
+        spec.attention.qkv_bias |= self.first_layer_has("attn_q.bias") || self.first_layer_has("attn_qkv.bias");
+        spec.attention.output_bias |= self.first_layer_has("attn_output.bias");
+        spec.lm_head_bias |= self.checkpoint.contains("output.bias");
+        let present = self.first_layer_has("ffn_down.bias");
+        for layer in &mut spec.layers {
+            let FeedForward::Dense { bias, .. } = &mut layer.feed_forward;
+            *bias |= present;
+        }
+    }
+
+    /// Projections of one input may stand in one tensor, in a file of any architecture.
+    fn names(&self, spec: &DecoderSpec) -> TensorNames {
+        let mut names = tensor_names();
+        if self.first_layer_has("attn_qkv.weight") {
+            names = names.with(&STACKED_QKV);
+        }
+        let gated =
+            spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Dense { gated: true, .. }));
+        if gated && !self.first_layer_has("ffn_gate.weight") {
+            names = names.with(&STACKED_GATE_UP);
+        }
+        names
+    }
+
+    /// The values of a small tensor; `None` if the file has none of this name.
+    fn vector(&self, tensor: &str) -> Result<Option<Vec<f64>>> {
+        // One factor per rotated pair: no head is wider than this.
+        const MOST: usize = 1 << 16;
+        let Some(view) = self.checkpoint.tensor(tensor)? else { return Ok(None) };
+        if view.len() > MOST {
+            return Err(view.error(format!("at most {MOST} values"), view.len().to_string()));
+        }
+        Ok(Some(view.read::<f32>()?.into_iter().map(f64::from).collect()))
+    }
+
+    fn check_factors(&self, tensor: &str, factors: &[f64], rotary_dim: usize) -> Result<()> {
+        let pairs = rotary_dim / 2;
+        if factors.len() == pairs && factors.iter().all(|factor| *factor > 0.0) {
+            return Ok(());
+        }
+        Err(ModelError::Tensor {
+            path: self.metadata.path().to_owned(),
+            tensor: tensor.to_owned(),
+            expected: format!("{pairs} numbers above zero, one per rotated pair"),
+            found: format!("{} numbers", factors.len()),
+        })
+    }
+}
+
+/// Names of tensors that no module holds: they were read with the description.
+pub(crate) fn is_setting(tensor: &str) -> bool {
+    [ROPE_FREQS, ROPE_FACTORS_SHORT, ROPE_FACTORS_LONG].contains(&tensor)
+}
+
+/// Which rotary tables the layers of `spec` use, and with which windows: what GGUF derives from the architecture.
+fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = (Option<usize>, Option<usize>)> {
+    spec.layers.iter().map(|layer| {
+        let Mixer::Attention { sliding_window, rope } = layer.mixer;
+        (sliding_window, rope)
+    })
+}
+
+/// Slots of one layer whose rows llama.cpp stores in another order.
+pub(crate) fn is_rotated(slot: Slot) -> bool {
+    matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj))
+}

@@ -1,0 +1,306 @@
+//! From the keys of a GGUF file to the `config.json` that says the same.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::{File, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT};
+use crate::arch::MAX_LAYERS;
+use crate::format::gguf::Scalar;
+use crate::{JsonFile, Result};
+
+/// Whole numbers: field of `config.json`, key of the file.
+const SIZES: [(&str, &str); 4] = [
+    ("max_position_embeddings", "context_length"),
+    ("hidden_size", "embedding_length"),
+    ("num_hidden_layers", "block_count"),
+    ("sliding_window", "attention.sliding_window"),
+];
+/// Whole numbers that a file may give once or for each layer.
+const LAYER_SIZES: [(&str, &str); 3] = [
+    ("intermediate_size", "feed_forward_length"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+];
+/// Numbers.
+const NUMBERS: [(&str, &str); 10] = [
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("layer_norm_eps", "attention.layer_norm_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("rope_local_base_freq", "rope.freq_base_swa"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("attention_multiplier", "attention.scale"),
+    ("embedding_multiplier", "embedding_scale"),
+    ("residual_multiplier", "residual_scale"),
+    ("logits_scaling", "logit_scale"),
+];
+/// What llama.cpp takes where a file has no `rope.freq_base`.
+const DEFAULT_THETA: f64 = 10_000.0;
+/// Layers of the largest Gemma 2 and 3, which scale scores by another width than the others.
+const WIDE_SCALE_LAYERS: [(&str, u64); 2] = [("gemma2", 46), ("gemma3", 62)];
+
+/// The config of a file of `model_type`.
+pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
+    let mut config = Config { file, fields: Map::new(), keys: BTreeMap::new() };
+    config.set("model_type", "general.architecture", json!(model_type));
+    for (field, suffix) in SIZES {
+        let key = file.key(suffix);
+        if let Some(size) = file.metadata.unsigned(&key)? {
+            config.set(field, &key, json!(size));
+        }
+    }
+    for (field, suffix) in LAYER_SIZES {
+        config.layer_size(field, &file.key(suffix))?;
+    }
+    for (field, suffix) in NUMBERS {
+        let key = file.key(suffix);
+        // Zero says "none" for the soft caps and the scales.
+        if let Some(number) = file.metadata.number(&key)?.filter(|number| *number != 0.0) {
+            config.set(field, &key, json!(number));
+        }
+    }
+    config.require()?;
+    config.head_dim()?;
+    config.vocabulary()?;
+    config.windows()?;
+    config.rope()?;
+    config.scales();
+    config.end_tokens()?;
+    Ok(JsonFile::from_fields(file.metadata.path().to_owned(), config.fields, config.keys))
+}
+
+struct Config<'a> {
+    file: &'a File<'a>,
+    fields: Map<String, Value>,
+    /// What the file calls each field, for messages.
+    keys: BTreeMap<String, String>,
+}
+
+impl Config<'_> {
+    fn set(&mut self, field: &str, key: &str, value: Value) {
+        self.fields.insert(field.to_owned(), value);
+        self.keys.insert(field.to_owned(), key.to_owned());
+    }
+
+    fn number(&self, field: &str) -> Option<f64> {
+        self.fields.get(field)?.as_f64()
+    }
+
+    /// A number that may be a list with one entry per layer; all must be equal.
+    fn layer_size(&mut self, field: &str, key: &str) -> Result<()> {
+        let metadata = self.file.metadata;
+        let Ok(list) = metadata.scalars(key) else {
+            let size = metadata.unsigned(key)?;
+            self.set(field, key, json!(size));
+            return Ok(());
+        };
+        let Some(list) = list else { return Ok(()) };
+        let sizes: Vec<Value> = list.into_iter().map(Scalar::to_json).collect();
+        if sizes.is_empty() || sizes.iter().any(|size| *size != sizes[0]) {
+            let found = format!("{} entries that differ", sizes.len());
+            return Err(metadata.error(key, "the same number for every layer", found));
+        }
+        self.set(field, key, sizes[0].clone());
+        Ok(())
+    }
+
+    /// GGUF has no class defaults: what says how large the model is must be there.
+    fn require(&self) -> Result<()> {
+        let required = SIZES[..3].iter().chain(&LAYER_SIZES[..2]);
+        match required.into_iter().find(|(field, _)| !self.fields.contains_key(*field)) {
+            Some((_, suffix)) => {
+                Err(self.file.metadata.error(&self.file.key(suffix), "a positive whole number", "nothing"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn head_dim(&mut self) -> Result<()> {
+        let (metadata, key) = (self.file.metadata, self.file.key("attention.key_length"));
+        let value_key = self.file.key("attention.value_length");
+        let (keys, values) = (metadata.unsigned(&key)?, metadata.unsigned(&value_key)?);
+        if let (Some(keys), Some(values)) = (keys, values)
+            && keys != values
+        {
+            return Err(metadata.error(&value_key, format!("{keys}, as `{key}`"), values.to_string()));
+        }
+        // An explicit null is the embedding's width divided by the heads.
+        self.set("head_dim", &key, keys.map_or(Value::Null, |keys| json!(keys)));
+        Ok(())
+    }
+
+    fn vocabulary(&mut self) -> Result<()> {
+        if let Some(embedding) = self.file.checkpoint.tensor("token_embd.weight")? {
+            self.set("vocab_size", "token_embd.weight", json!(embedding.shape[0]));
+        }
+        let tied = !self.file.checkpoint.contains("output.weight");
+        self.set("tie_word_embeddings", "output.weight", json!(tied));
+        Ok(())
+    }
+
+    /// Which layers slide: a list of truth values, or every layer but each `n`-th; else the architecture's own rule.
+    fn windows(&mut self) -> Result<()> {
+        let window = self.fields.get("sliding_window").and_then(Value::as_u64).unwrap_or(0);
+        if window == 0 {
+            // Unlike an absent key, null is no window for every architecture but Gemma 2, where llama.cpp has one.
+            let absent = !self.fields.contains_key("sliding_window");
+            let default = absent && self.file.form.architecture == "gemma2";
+            if !default {
+                self.set("sliding_window", &self.file.key("attention.sliding_window"), Value::Null);
+                return Ok(());
+            }
+        }
+        self.set("use_sliding_window", &self.file.key("attention.sliding_window"), json!(true));
+        let (metadata, key) = (self.file.metadata, self.file.key("attention.sliding_window_pattern"));
+        let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS as u64);
+        let sliding: Vec<bool> = match metadata.scalars(&key) {
+            Ok(None) => return Ok(()),
+            Ok(Some(list)) => list.into_iter().map(|entry| !matches!(entry, Scalar::Bool(false))).collect(),
+            Err(_) => {
+                let period = metadata.unsigned(&key)?.unwrap_or(0);
+                (0..layers).map(|layer| period == 0 || layer % period < period - 1).collect()
+            }
+        };
+        let kind = |sliding: bool| if sliding { "sliding_attention" } else { "full_attention" };
+        let kinds: Vec<&str> = sliding.into_iter().map(kind).collect();
+        self.set("layer_types", &key, json!(kinds));
+        Ok(())
+    }
+
+    fn rope(&mut self) -> Result<()> {
+        if !self.fields.contains_key("rope_theta") {
+            self.set("rope_theta", &self.file.key("rope.freq_base"), json!(DEFAULT_THETA));
+        }
+        let original = self.file.key("rope.scaling.original_context_length");
+        if let Some(length) = self.file.metadata.unsigned(&original)?.filter(|length| *length > 0) {
+            self.set("original_max_position_embeddings", &original, json!(length));
+        }
+        let kind_key = self.file.key("rope.scaling.type");
+        let kind = self.file.metadata.text(&kind_key)?;
+        let factor = self.scaling_factor()?;
+        let scaling = match (kind, factor) {
+            _ if self.file.checkpoint.contains(ROPE_FACTORS_LONG) => Some(self.longrope()?),
+            (Some("yarn"), Some(factor)) => Some(self.yarn(factor)?),
+            (None | Some("linear"), Some(factor)) if factor != 1.0 => {
+                Some(json!({"rope_type": "linear", "factor": factor}))
+            }
+            (None | Some("none" | "linear" | "longrope"), _) => None,
+            (Some(other), _) => {
+                return Err(self.file.metadata.error(
+                    &kind_key,
+                    "none, linear, yarn or longrope",
+                    format!("`{other}`"),
+                ));
+            }
+        };
+        if let Some(scaling) = scaling {
+            self.set("rope_scaling", &kind_key, scaling);
+            self.keys.insert("rope_scaling.factor".into(), self.file.key("rope.scaling.factor"));
+        }
+        Ok(())
+    }
+
+    fn scaling_factor(&self) -> Result<Option<f64>> {
+        for suffix in ["rope.scaling.factor", "rope.scale_linear"] {
+            let key = self.file.key(suffix);
+            match self.file.metadata.number(&key)? {
+                Some(factor) if factor < 0.0 => {
+                    return Err(self.file.metadata.error(&key, "a number above zero", factor.to_string()));
+                }
+                Some(factor) if factor > 0.0 => return Ok(Some(factor)),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// The factor on cosines and sines is llama.cpp's: that of the paper times `attn_factor`; `yarn_attn_factor`, which
+    /// converters copy from `config.json`, stands for the whole.
+    fn yarn(&self, factor: f64) -> Result<Value> {
+        let number = |suffix: &str| self.file.metadata.number(&self.file.key(suffix));
+        let mscale = |strength: f64| if factor <= 1.0 { 1.0 } else { 0.1 * strength * factor.ln() + 1.0 };
+        let all_dims = number("rope.scaling.yarn_log_multiplier")?.filter(|multiplier| *multiplier != 0.0);
+        let derived = mscale(1.0) / all_dims.map_or(1.0, mscale) * number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        let attention_factor = number("rope.scaling.yarn_attn_factor")?.filter(|factor| *factor > 0.0);
+        let mut scaling = json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "attention_factor": attention_factor.unwrap_or(derived),
+        });
+        for (field, suffix) in
+            [("beta_fast", "rope.scaling.yarn_beta_fast"), ("beta_slow", "rope.scaling.yarn_beta_slow")]
+        {
+            if let Some(beta) = number(suffix)? {
+                scaling[field] = json!(beta);
+            }
+        }
+        Ok(scaling)
+    }
+
+    fn longrope(&self) -> Result<Value> {
+        let factors = |tensor| self.file.vector(tensor).map(Option::unwrap_or_default);
+        let attention_factor = self.file.metadata.number(&self.file.key("rope.scaling.attn_factor"))?.unwrap_or(1.0);
+        Ok(json!({
+            "rope_type": "longrope",
+            "short_factor": factors(ROPE_FACTORS_SHORT)?,
+            "long_factor": factors(ROPE_FACTORS_LONG)?,
+            "attention_factor": attention_factor,
+        }))
+    }
+
+    /// Scales that llama.cpp derives from the architecture.
+    fn scales(&mut self) {
+        let heads = self.number("num_attention_heads").unwrap_or(1.0);
+        let per_head = (self.number("hidden_size").unwrap_or(0.0) / heads).floor();
+        let head_dim = self.number("head_dim").unwrap_or(per_head);
+        let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0);
+        let wide = WIDE_SCALE_LAYERS.contains(&(self.file.form.architecture, layers));
+        self.fields.insert("query_pre_attn_scalar".into(), json!(if wide { per_head } else { head_dim }));
+        if !self.fields.contains_key("attention_multiplier") {
+            self.fields.insert("attention_multiplier".into(), json!(head_dim.powf(-0.5)));
+        }
+    }
+
+    /// Ids that begin and end a text.
+    fn end_tokens(&mut self) -> Result<()> {
+        let metadata = self.file.metadata;
+        if let Some(bos) = metadata.unsigned("tokenizer.ggml.bos_token_id")? {
+            self.set("bos_token_id", "tokenizer.ggml.bos_token_id", json!(bos));
+        }
+        let mut ids = Vec::new();
+        for name in ["eos", "eot", "eom"] {
+            ids.extend(metadata.unsigned(&format!("tokenizer.ggml.{name}_token_id"))?);
+        }
+        ids.extend(spelled_ends(self.file)?);
+        let mut seen = std::collections::BTreeSet::new();
+        ids.retain(|id| seen.insert(*id));
+        self.set("eos_token_id", "tokenizer.ggml.eos_token_id", json!(ids));
+        Ok(())
+    }
+}
+
+/// Files name one token that ends a text; chat models have more, known by their spelling. llama.cpp goes by the same
+/// list.
+fn spelled_ends(file: &File) -> Result<Vec<u64>> {
+    const ENDS: [&str; 11] = [
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<EOT>",
+        "[EOT]",
+        "<end_of_utterance>",
+        "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    ];
+    /// The kind of a token that has no text of its own.
+    const CONTROL: i64 = 3;
+    let Some(tokens) = file.metadata.texts("tokenizer.ggml.tokens")? else { return Ok(Vec::new()) };
+    let kinds = file.metadata.scalars("tokenizer.ggml.token_type")?.unwrap_or_default();
+    let control = |id: usize| kinds.get(id).and_then(|kind| kind.to_json().as_i64()) == Some(CONTROL);
+    let ends = tokens.iter().enumerate().filter(|(id, token)| ENDS.contains(token) && control(*id));
+    Ok(ends.map(|(id, _)| id as u64).collect())
+}

@@ -1,0 +1,308 @@
+//! From a description to what a GGUF file of it holds.
+
+use serde_json::Value as Json;
+
+use super::{
+    GgufForm, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, is_rotated, mixers,
+    tensor_names,
+};
+use crate::arch::find;
+use crate::format::gguf::{Gguf, Metadata, TensorHeader};
+use crate::layout::{Param, Slot, Stack, TensorNames, stacks};
+use crate::spec::{DecoderSpec, FeedForward, NormKind, RopePairing, RopeScaling, RopeSpec};
+use crate::{Dtype, ModelError, Result};
+
+/// What a GGUF file of a decoder holds: all but the tokenizer, and values as they come from a checkpoint.
+#[derive(Debug)]
+pub struct GgufModel {
+    /// The architecture's keys.
+    pub metadata: Metadata,
+    /// Tensors that hold parameters, in the order of the file.
+    pub tensors: Vec<Stack>,
+    /// Small tensors that hold RoPE settings.
+    pub settings: Vec<(&'static str, Vec<f32>)>,
+    /// What llama.cpp would compute differently, one line each.
+    pub notes: Vec<String>,
+    /// How many leading rows of a head are to change places, and the width of a head.
+    rotated: Option<(usize, usize)>,
+    norm_offset: f32,
+}
+
+/// Says what a GGUF file of `spec` holds. `head_is_embedding` says that the output head is not stored.
+///
+/// Fails if GGUF has no form for the architecture, or if reading the file back would give another decoder: nothing is
+/// written that does not come back.
+pub fn gguf_model(label: &str, spec: &DecoderSpec, head_is_embedding: bool) -> Result<GgufModel> {
+    let refused = |found: String| ModelError::Malformed {
+        path: label.to_owned(),
+        expected: "a decoder that a GGUF file can describe".into(),
+        found,
+    };
+    let form = find(&spec.model_type).and_then(|architecture| architecture.gguf);
+    let form = form.ok_or_else(|| refused(format!("a {} model, for which GGUF has no form here", spec.model_type)))?;
+    let spec = &DecoderSpec { tie_word_embeddings: head_is_embedding, ..spec.clone() };
+    let writer = Writer { spec, form };
+    let model = writer.model(label)?;
+    let written = model.read_back()?;
+    match first_difference(&writer.expected(), &written) {
+        None => Ok(model),
+        Some((field, expected, found)) => {
+            Err(refused(format!("`{field}` {expected}, which a {} file would read back as {found}", form.architecture)))
+        }
+    }
+}
+
+impl GgufModel {
+    /// Changes the values of a parameter from how the checkpoint has them to how the file has them. `columns` is the
+    /// width of a row.
+    pub fn transform(&self, slot: Slot, param: Param, columns: usize, values: &mut [f32]) {
+        if let Some((rotary_dim, head_dim)) = self.rotated
+            && is_rotated(slot)
+        {
+            values.chunks_exact_mut(head_dim * columns).for_each(|head| interleave(head, rotary_dim, columns));
+        }
+        if self.norm_offset != 0.0 && param == Param::Weight && slot.is_norm() {
+            values.iter_mut().for_each(|value| *value += self.norm_offset);
+        }
+    }
+
+    /// The description that a reader of the file would come to.
+    fn read_back(&self) -> Result<DecoderSpec> {
+        let header =
+            |stack: &Stack| TensorHeader { name: stack.tensor.clone(), shape: stack.shape(), dtype: Dtype::F32 };
+        let headers: Vec<TensorHeader> = self.tensors.iter().map(header).collect();
+        let sketch = Gguf::sketch(&self.metadata, &headers, &self.settings)?;
+        super::describe(&sketch).map(|(description, _)| description.spec)
+    }
+}
+
+/// Puts row `j` and row `j + rotary_dim / 2` of a head side by side.
+fn interleave(head: &mut [f32], rotary_dim: usize, columns: usize) {
+    let (half, original) = (rotary_dim / 2, head[..rotary_dim * columns].to_vec());
+    let row = |index: usize| &original[index * columns..(index + 1) * columns];
+    for (index, target) in head[..rotary_dim * columns].chunks_exact_mut(columns).enumerate() {
+        target.copy_from_slice(row(index / 2 + index % 2 * half));
+    }
+}
+
+struct Writer<'a> {
+    spec: &'a DecoderSpec,
+    form: GgufForm,
+}
+
+impl Writer<'_> {
+    fn model(&self, label: &str) -> Result<GgufModel> {
+        let mut model = GgufModel {
+            metadata: Metadata::new(label.to_owned()),
+            tensors: self.tensors(),
+            settings: Vec::new(),
+            notes: Vec::new(),
+            rotated: self.rotates().then(|| (self.spec.rope[0].rotary_dim, self.spec.head_dim)),
+            norm_offset: if self.form.offset_included { self.spec.norm.weight_offset } else { 0.0 },
+        };
+        model.metadata.insert("general.architecture", self.form.architecture);
+        self.sizes(&mut model);
+        self.numbers(&mut model);
+        self.windows(&mut model);
+        if let Some(table) = self.spec.rope.first() {
+            self.rope(table, &mut model);
+        }
+        Ok(model)
+    }
+
+    fn key(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.form.architecture)
+    }
+
+    /// Whether rows of queries and keys have to change places.
+    fn rotates(&self) -> bool {
+        self.form.neighbours && self.spec.rope.iter().all(|table| table.pairing == RopePairing::HalfSplit)
+    }
+
+    fn names(&self) -> TensorNames {
+        let names = tensor_names();
+        if self.form.stacked { names.with(&STACKED_QKV).with(&STACKED_GATE_UP) } else { names }
+    }
+
+    fn tensors(&self) -> Vec<Stack> {
+        let spec = self.spec;
+        let mut tensors = stacks(spec, |slot, param| self.names().tensor(slot, param, "", ""));
+        let head = (Slot::LmHead, Param::Weight);
+        tensors.retain(|stack| {
+            let first = &stack.parameters[0];
+            !(spec.tie_word_embeddings && (first.slot, first.param) == head)
+        });
+        tensors.sort_by_key(|stack| (stack.parameters[0].slot, stack.parameters[0].param));
+        tensors
+    }
+
+    fn sizes(&self, model: &mut GgufModel) {
+        let spec = self.spec;
+        let FeedForward::Dense { intermediate_size, .. } = spec.layers[0].feed_forward;
+        for (suffix, size) in [
+            ("vocab_size", spec.vocab_size),
+            ("context_length", spec.max_position_embeddings),
+            ("embedding_length", spec.hidden_size),
+            ("block_count", spec.layers.len()),
+            ("feed_forward_length", intermediate_size),
+            ("attention.head_count", spec.num_attention_heads),
+            ("attention.head_count_kv", spec.num_key_value_heads),
+            ("attention.key_length", spec.head_dim),
+            ("attention.value_length", spec.head_dim),
+        ] {
+            // Sizes in configs are below 2^31.
+            model.metadata.insert(self.key(suffix), size as u32);
+        }
+    }
+
+    fn numbers(&self, model: &mut GgufModel) {
+        let (spec, attention) = (self.spec, &self.spec.attention);
+        let eps = match spec.norm.kind {
+            NormKind::Rms => "attention.layer_norm_rms_epsilon",
+            NormKind::Layer => "attention.layer_norm_epsilon",
+        };
+        let mut number = |suffix: &str, value: f64| model.metadata.insert(self.key(suffix), value as f32);
+        number(eps, spec.norm.eps);
+        if let Some(cap) = attention.logit_softcapping {
+            number("attn_logit_softcapping", cap);
+        }
+        if let Some(cap) = spec.final_logit_softcapping {
+            number("final_logit_softcapping", cap);
+        }
+        let derived = (spec.head_dim as f64).powf(-0.5);
+        if self.form.multipliers {
+            number("embedding_scale", spec.embedding_multiplier);
+            number("residual_scale", spec.residual_multiplier);
+            number("logit_scale", spec.logits_scaling);
+            number("attention.scale", attention.scale);
+        } else if (attention.scale / derived - 1.0).abs() > 1e-6 {
+            number("attention.scale", attention.scale);
+            model.notes.push(format!("llama.cpp derives its own attention scale, not {}", attention.scale));
+        }
+    }
+
+    fn windows(&self, model: &mut GgufModel) {
+        let Some(window) = mixers(self.spec).find_map(|(window, _)| window) else { return };
+        model.metadata.insert(self.key("attention.sliding_window"), window as u32);
+        let sliding: Vec<bool> = mixers(self.spec).map(|(window, _)| window.is_some()).collect();
+        if sliding.contains(&false) {
+            model.metadata.insert(self.key("attention.sliding_window_pattern"), &sliding[..]);
+        }
+        if !self.form.windows {
+            model
+                .notes
+                .push(format!("llama.cpp lets a {} model attend beyond its sliding window", self.form.architecture));
+        }
+    }
+
+    fn rope(&self, table: &RopeSpec, model: &mut GgufModel) {
+        let metadata = &mut model.metadata;
+        metadata.insert(self.key("rope.dimension_count"), table.rotary_dim as u32);
+        metadata.insert(self.key("rope.freq_base"), table.rope_theta as f32);
+        if let Some(sliding) = self.spec.rope.get(1) {
+            metadata.insert(self.key("rope.freq_base_swa"), sliding.rope_theta as f32);
+        }
+        let kind = self.key("rope.scaling.type");
+        match &table.scaling {
+            // The last has no form; reading back will show it.
+            RopeScaling::Default | RopeScaling::Dynamic { .. } => {}
+            RopeScaling::Linear { factor } => {
+                metadata.insert(kind, "linear");
+                metadata.insert(self.key("rope.scaling.factor"), *factor as f32);
+            }
+            RopeScaling::Yarn { .. } => self.yarn(&table.scaling, model),
+            RopeScaling::Llama3 { .. } => {
+                let plain = RopeSpec { scaling: RopeScaling::Default, ..table.clone() };
+                let scaled = table.inv_freq(0);
+                model.settings.push((ROPE_FREQS, plain.inv_freq(0).iter().zip(scaled).map(|(a, b)| a / b).collect()));
+            }
+            RopeScaling::FrequencyFactors { factors } => model.settings.push((ROPE_FREQS, narrow(factors))),
+            RopeScaling::Longrope { short_factor, long_factor, original_max_position_embeddings, attention_factor } => {
+                metadata.insert(kind, "longrope");
+                let original = *original_max_position_embeddings as u32;
+                metadata.insert(self.key("rope.scaling.original_context_length"), original);
+                metadata.insert(self.key("rope.scaling.attn_factor"), *attention_factor as f32);
+                model.settings.push((ROPE_FACTORS_LONG, narrow(long_factor)));
+                model.settings.push((ROPE_FACTORS_SHORT, narrow(short_factor)));
+            }
+        }
+    }
+
+    fn yarn(&self, scaling: &RopeScaling, model: &mut GgufModel) {
+        let RopeScaling::Yarn {
+            factor, original_max_position_embeddings, beta_fast, beta_slow, attention_factor, ..
+        } = scaling
+        else {
+            return;
+        };
+        let derived = if *factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
+        model.metadata.insert(self.key("rope.scaling.type"), "yarn");
+        let original = *original_max_position_embeddings as u32;
+        model.metadata.insert(self.key("rope.scaling.original_context_length"), original);
+        let mut number = |suffix: &str, value: f64| model.metadata.insert(self.key(suffix), value as f32);
+        number("rope.scaling.factor", *factor);
+        if (attention_factor / derived - 1.0).abs() > 1e-6 {
+            number("rope.scaling.attn_factor", attention_factor / derived);
+        }
+        if (*beta_fast, *beta_slow) != (32.0, 1.0) {
+            number("rope.scaling.yarn_beta_fast", *beta_fast);
+            number("rope.scaling.yarn_beta_slow", *beta_slow);
+            model.notes.push(format!("llama.cpp takes 32 and 1 for YaRN's ramp, not {beta_fast} and {beta_slow}"));
+        }
+    }
+
+    /// The description a reader must come to.
+    fn expected(&self) -> DecoderSpec {
+        let mut spec = self.spec.clone();
+        for table in &mut spec.rope {
+            if self.form.neighbours {
+                table.pairing = RopePairing::Interleaved;
+            }
+            if matches!(table.scaling, RopeScaling::Llama3 { .. }) {
+                let plain = RopeSpec { scaling: RopeScaling::Default, ..table.clone() }.inv_freq(0);
+                let factors = plain.iter().zip(table.inv_freq(0)).map(|(a, b)| f64::from(a / b)).collect();
+                table.scaling = RopeScaling::FrequencyFactors { factors };
+            }
+        }
+        if self.form.offset_included {
+            spec.norm.weight_offset = 0.0;
+            if let Some(qk_norm) = &mut spec.attention.qk_norm {
+                qk_norm.norm.weight_offset = 0.0;
+            }
+        }
+        spec
+    }
+}
+
+fn narrow(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|value| *value as f32).collect()
+}
+
+/// The first field in which two descriptions differ by more than f32 rounds, with both values.
+fn first_difference(expected: &DecoderSpec, found: &DecoderSpec) -> Option<(String, String, String)> {
+    let json = |spec: &DecoderSpec| serde_json::to_value(spec).unwrap_or_default();
+    let (mut expected, mut found) = (json(expected), json(found));
+    // Several names describe the same decoder.
+    for spec in [&mut expected, &mut found] {
+        spec["model_type"] = Json::Null;
+    }
+    difference("", &expected, &found)
+}
+
+fn difference(at: &str, expected: &Json, found: &Json) -> Option<(String, String, String)> {
+    match (expected, found) {
+        (Json::Object(a), Json::Object(b)) if a.len() == b.len() => a.iter().find_map(|(field, value)| {
+            let path = if at.is_empty() { field.clone() } else { format!("{at}.{field}") };
+            difference(&path, value, b.get(field).unwrap_or(&Json::Null))
+        }),
+        (Json::Array(a), Json::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().find_map(|(index, (a, b))| difference(&format!("{at}[{index}]"), a, b))
+        }
+        (Json::Number(a), Json::Number(b)) => {
+            let (a, b) = (a.as_f64()?, b.as_f64()?);
+            let differs = (a - b).abs() > 1e-6 * a.abs().max(b.abs());
+            differs.then(|| (at.to_owned(), a.to_string(), b.to_string()))
+        }
+        (a, b) => (a != b).then(|| (at.to_owned(), a.to_string(), b.to_string())),
+    }
+}

@@ -1,0 +1,105 @@
+//! The tensors of a checkpoint, whatever files they stand in.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::dtype::{Dtype, TensorView};
+use crate::source::FileBytes;
+use crate::{ModelError, Result};
+
+/// All tensors of a checkpoint, from one file or many. Whoever adds a file has checked that every tensor lies inside
+/// it and has as many bytes as its shape and type need.
+#[derive(Debug, Default)]
+pub struct Checkpoint {
+    files: Vec<MappedFile>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+#[derive(Debug)]
+struct MappedFile {
+    path: String,
+    bytes: FileBytes,
+}
+
+/// Where a tensor stands in its file.
+#[derive(Debug)]
+pub(super) struct Record {
+    /// The type of its values.
+    pub(super) dtype: Result<Dtype, UnsupportedType>,
+    /// Outermost dimension first.
+    pub(super) shape: Vec<usize>,
+    /// Bytes of the file.
+    pub(super) range: Range<usize>,
+}
+
+/// A type we do not read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct UnsupportedType {
+    /// What the format calls it.
+    pub(super) name: String,
+    /// The types of this format that we read.
+    pub(super) supported: &'static str,
+}
+
+#[derive(Debug)]
+struct Stored {
+    file: usize,
+    record: Record,
+}
+
+impl Checkpoint {
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether a tensor of this name exists.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The tensor called `name`, or `None`; an error if its values are not of a supported type.
+    pub fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>> {
+        let Some((name, Stored { file, record })) = self.tensors.get_key_value(name) else { return Ok(None) };
+        let file = &self.files[*file];
+        let dtype = record.dtype.as_ref().map_err(|unsupported| ModelError::Tensor {
+            path: file.path.clone(),
+            tensor: name.clone(),
+            expected: format!("values of type {}", unsupported.supported),
+            found: unsupported.name.clone(),
+        })?;
+        let data = &file.bytes.as_slice()[record.range.clone()];
+        Ok(Some(TensorView { name, path: &file.path, dtype: *dtype, shape: record.shape.clone(), data }))
+    }
+
+    /// Lets go of memory that only caches a part of the tensor called `name`, given in bytes of its data.
+    pub(crate) fn release(&self, name: &str, part: Range<usize>) {
+        if let Some(Stored { file, record }) = self.tensors.get(name) {
+            let start = record.range.start;
+            self.files[*file].bytes.release(start + part.start..start + part.end);
+        }
+    }
+
+    /// Total bytes of tensor data.
+    pub fn size(&self) -> usize {
+        self.tensors.values().map(|stored| stored.record.range.len()).sum()
+    }
+
+    /// Adds a file and the tensors in it. Fails on a name that an earlier file or the same one has, too.
+    pub(super) fn add_file(
+        &mut self,
+        path: String,
+        bytes: FileBytes,
+        records: impl IntoIterator<Item = (String, Record)>,
+    ) -> Result<()> {
+        let file = self.files.len();
+        for (name, record) in records {
+            let Some(earlier) = self.tensors.insert(name.clone(), Stored { file, record }) else { continue };
+            let first = self.files.get(earlier.file).map_or(&path, |file| &file.path);
+            let found = format!("a second one, after that in {first}");
+            return Err(ModelError::Tensor { path, tensor: name, expected: "one tensor of this name".into(), found });
+        }
+        self.files.push(MappedFile { path, bytes });
+        Ok(())
+    }
+}

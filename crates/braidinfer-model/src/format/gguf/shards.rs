@@ -1,0 +1,73 @@
+//! Models cut into numbered files, as `gguf-split` writes them: `name-00001-of-00003.gguf`. The first has the metadata.
+
+use std::path::{Path, PathBuf};
+
+use super::metadata::Metadata;
+use crate::{ModelError, Result};
+
+const NUMBER: &str = "split.no";
+const COUNT: &str = "split.count";
+/// No published model comes near; a corrupt count must not become a long search.
+const MOST: u64 = 1000;
+
+/// A shard after the first.
+pub(super) struct Shard {
+    pub(super) path: PathBuf,
+    /// From zero.
+    number: u64,
+    count: u64,
+}
+
+impl Shard {
+    /// Whether the file calls itself this shard.
+    pub(super) fn check(&self, metadata: &Metadata) -> Result<()> {
+        let (number, count) = (metadata.unsigned(NUMBER)?, count(metadata)?);
+        if number != Some(self.number) {
+            let found = number.map_or("nothing".into(), |number| number.to_string());
+            return Err(metadata.error(NUMBER, self.number.to_string(), found));
+        }
+        if count != self.count {
+            return Err(metadata.error(COUNT, self.count.to_string(), count.to_string()));
+        }
+        Ok(())
+    }
+}
+
+/// How many shards the model has, this file included.
+pub(super) fn count(metadata: &Metadata) -> Result<u64> {
+    match metadata.unsigned(COUNT)?.unwrap_or(1) {
+        0 => Ok(1),
+        count if count > MOST => Err(metadata.error(COUNT, format!("at most {MOST} shards"), count.to_string())),
+        count => Ok(count),
+    }
+}
+
+/// The shards beside the first, which stands at `path`.
+pub(super) fn others(path: &Path, metadata: &Metadata) -> Result<Vec<Shard>> {
+    let count = count(metadata)?;
+    if count == 1 {
+        return Ok(Vec::new());
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = name.strip_suffix(&suffix(0, count));
+    let first = |stem: &str| format!("{stem}{}", suffix(0, count));
+    if metadata.unsigned(NUMBER)?.unwrap_or(0) != 0 {
+        let number = metadata.unsigned(NUMBER)?.unwrap_or(0);
+        let first = name.strip_suffix(&suffix(number, count)).map_or("the one numbered 00001".into(), first);
+        let expected = format!("the first shard of the model, {first}");
+        let found = format!("shard {} of {count}", number + 1);
+        return Err(ModelError::Malformed { path: path.display().to_string(), expected, found });
+    }
+    let stem = stem.ok_or_else(|| ModelError::Malformed {
+        path: path.display().to_string(),
+        expected: format!("a name that ends with `{}`, since the model has {count} shards", suffix(0, count)),
+        found: format!("`{name}`"),
+    })?;
+    let shard = |number| Shard { path: path.with_file_name(format!("{stem}{}", suffix(number, count))), number, count };
+    Ok((1..count).map(shard).collect())
+}
+
+/// How the name of shard `number`, from zero, ends.
+fn suffix(number: u64, count: u64) -> String {
+    format!("-{:05}-of-{count:05}.gguf", number + 1)
+}

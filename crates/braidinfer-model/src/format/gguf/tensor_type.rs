@@ -1,0 +1,81 @@
+//! ggml's numbers for tensor types (`enum ggml_type` in `ggml.h`).
+
+use crate::Dtype;
+use crate::format::checkpoint::UnsupportedType;
+
+/// Types we read, with ggml's number.
+const SUPPORTED: [(u32, Dtype); 15] = [
+    (0, Dtype::F32),
+    (1, Dtype::F16),
+    (2, Dtype::Q4_0),
+    (3, Dtype::Q4_1),
+    (6, Dtype::Q5_0),
+    (7, Dtype::Q5_1),
+    (8, Dtype::Q8_0),
+    (10, Dtype::Q2K),
+    (11, Dtype::Q3K),
+    (12, Dtype::Q4K),
+    (13, Dtype::Q5K),
+    (14, Dtype::Q6K),
+    (20, Dtype::Iq4Nl),
+    (23, Dtype::Iq4Xs),
+    (30, Dtype::BF16),
+];
+
+const SUPPORTED_NAMES: &str =
+    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL or IQ4_XS";
+
+/// Names of the others, for messages.
+const UNSUPPORTED: [(u32, &str); 21] = [
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (31, "Q4_0_4_4"),
+    (32, "Q4_0_4_8"),
+    (33, "Q4_0_8_8"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+];
+
+/// The type of number `id`.
+pub(super) fn dtype(id: u32) -> Result<Dtype, UnsupportedType> {
+    if let Some((_, dtype)) = SUPPORTED.iter().find(|(number, _)| *number == id) {
+        return Ok(*dtype);
+    }
+    let name = UNSUPPORTED.iter().find(|(number, _)| *number == id);
+    let name = name.map_or_else(|| format!("type number {id}"), |(_, name)| (*name).to_owned());
+    Err(UnsupportedType { name, supported: SUPPORTED_NAMES })
+}
+
+/// ggml's number for `dtype`.
+pub(super) fn id(dtype: Dtype) -> u32 {
+    SUPPORTED.iter().find(|(_, supported)| *supported == dtype).map_or(0, |(number, _)| *number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_types_correspond() {
+        for (number, supported) in SUPPORTED {
+            assert_eq!((dtype(number), id(supported)), (Ok(supported), number));
+        }
+        let name = |number| dtype(number).map_err(|unsupported| unsupported.name);
+        assert_eq!(name(39), Err("MXFP4".into()));
+        assert_eq!(name(4_000_000_000), Err("type number 4000000000".into()));
+    }
+}

@@ -1,0 +1,146 @@
+//! Named mixtures: which tensor of a model gets which type.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::layout::{LayerSlot, Param, Slot, Stack};
+use crate::spec::DecoderSpec;
+use crate::{Dtype, ModelError};
+
+/// A mixture of types, as llama.cpp names and composes it (`llama-quant.cpp`, without an importance matrix): norms and
+/// biases stay f32, the output head gets more bits than the rest, and so do the values and down projections of the
+/// first, the last and every third layer between in the `_m` mixtures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileType {
+    /// Every tensor in f32.
+    F32,
+    /// Matrices in f16.
+    F16,
+    /// Matrices in bf16.
+    BF16,
+    /// Matrices in q8_0.
+    Q8_0,
+    /// Matrices in q6_k.
+    Q6K,
+    /// Matrices in q5_k, some in q6_k.
+    Q5KM,
+    /// Matrices in q4_k, some in q6_k.
+    Q4KM,
+    /// Matrices in q4_0, the output head in q6_k.
+    Q4_0,
+}
+
+impl FileType {
+    /// All of them, largest files first.
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q6K, Self::Q5KM, Self::Q4KM, Self::Q4_0];
+
+    /// The name, in lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::Q8_0 => "q8_0",
+            Self::Q6K => "q6_k",
+            Self::Q5KM => "q5_k_m",
+            Self::Q4KM => "q4_k_m",
+            Self::Q4_0 => "q4_0",
+        }
+    }
+
+    /// llama.cpp's number (`enum llama_ftype` in `llama.h`), which files carry as `general.file_type`.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q8_0 => 7,
+            Self::Q4KM => 15,
+            Self::Q5KM => 17,
+            Self::Q6K => 18,
+            Self::BF16 => 32,
+        }
+    }
+
+    /// The type of a tensor of `spec`. `head_is_embedding` says that the output head is not stored.
+    pub fn dtype(self, spec: &DecoderSpec, stack: &Stack, head_is_embedding: bool) -> Dtype {
+        let (first, shape) = (&stack.parameters[0], stack.shape());
+        if first.slot.is_norm() || first.param == Param::Bias || shape.len() < 2 {
+            return Dtype::F32;
+        }
+        let base = self.base();
+        let wanted = match first.slot {
+            _ if !base.is_quantized() || base == Dtype::Q8_0 => base,
+            Slot::LmHead => Dtype::Q6K,
+            Slot::EmbedTokens if head_is_embedding => Dtype::Q6K,
+            Slot::Layer(index, LayerSlot::DownProj) if self.more_bits(index, spec.layers.len()) => Dtype::Q6K,
+            Slot::Layer(index, _) if holds_values(stack) => self.values(spec, index),
+            _ => base,
+        };
+        fitting(wanted, shape[1])
+    }
+
+    fn base(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+            Self::Q8_0 => Dtype::Q8_0,
+            Self::Q6K => Dtype::Q6K,
+            Self::Q5KM => Dtype::Q5K,
+            Self::Q4KM => Dtype::Q4K,
+            Self::Q4_0 => Dtype::Q4_0,
+        }
+    }
+
+    /// The type of a value projection.
+    fn values(self, spec: &DecoderSpec, layer: usize) -> Dtype {
+        if self.more_bits(layer, spec.layers.len()) {
+            return Dtype::Q6K;
+        }
+        // 70B models have so few values for each query that more bits cost next to nothing.
+        let large = spec.layers.len() == 80 && spec.num_attention_heads != spec.num_key_value_heads;
+        if large && self.base() == Dtype::Q4K { Dtype::Q5K } else { self.base() }
+    }
+
+    fn more_bits(self, layer: usize, layers: usize) -> bool {
+        let chosen = layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
+        matches!(self, Self::Q5KM | Self::Q4KM) && chosen
+    }
+}
+
+/// Whether the rows of a value projection are in the tensor, alone or behind those of queries and keys.
+fn holds_values(stack: &Stack) -> bool {
+    stack.parameters.iter().any(|parameter| matches!(parameter.slot, Slot::Layer(_, LayerSlot::VProj)))
+}
+
+/// `wanted`, or what takes its place where rows of `columns` values are not whole blocks of it.
+fn fitting(wanted: Dtype, columns: usize) -> Dtype {
+    let smaller = match wanted {
+        Dtype::Q4K => Dtype::Q5_0,
+        Dtype::Q5K => Dtype::Q5_1,
+        Dtype::Q6K => Dtype::Q8_0,
+        other => other,
+    };
+    let fits = |dtype: &Dtype| columns.is_multiple_of(dtype.block_len());
+    [wanted, smaller].into_iter().find(fits).unwrap_or(Dtype::F16)
+}
+
+impl fmt::Display for FileType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for FileType {
+    type Err = ModelError;
+
+    fn from_str(name: &str) -> Result<Self, ModelError> {
+        let found = Self::ALL.into_iter().find(|file_type| file_type.name().eq_ignore_ascii_case(name));
+        found.ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|file_type| file_type.name()).collect();
+            ModelError::UnknownFileType { found: name.to_owned(), known: names.join(", ") }
+        })
+    }
+}

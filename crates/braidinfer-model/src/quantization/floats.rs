@@ -1,0 +1,45 @@
+//! Floats to and from their bytes.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// `out` takes the values of little-endian binary32.
+pub fn read_f32(bytes: &[u8; 4], [out]: &mut [f32; 1]) {
+    *out = f32::from_le_bytes(*bytes);
+}
+
+/// `out` takes the values of little-endian bfloat16, exactly.
+pub fn read_bf16(bytes: &[u8; 2], [out]: &mut [f32; 1]) {
+    *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+}
+
+/// `out` takes the values of little-endian binary16, exactly.
+///
+/// Works through a buffer, as the conversion instruction wants many values at once.
+pub fn read_f16(bytes: &[u8], out: &mut [f32]) {
+    const LEN: usize = 64;
+    let mut halves = [f16::ZERO; LEN];
+    for (bytes, out) in bytes.chunks(2 * LEN).zip(out.chunks_mut(LEN)) {
+        for (half, pair) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *half = f16::from_le_bytes(*pair);
+        }
+        halves[..out.len()].convert_to_f32_slice(out);
+    }
+}
+
+/// The bytes of a binary32.
+pub fn write_f32([value]: &[f32; 1]) -> Option<[u8; 4]> {
+    Some(value.to_le_bytes())
+}
+
+/// The bytes of the nearest binary16 (ties to even), if it is finite.
+pub fn write_f16([value]: &[f32; 1]) -> Option<[u8; 2]> {
+    let half = f16::from_f32(*value);
+    half.is_finite().then(|| half.to_le_bytes())
+}
+
+/// The bytes of the nearest bfloat16 (ties to even), if it is finite.
+pub fn write_bf16([value]: &[f32; 1]) -> Option<[u8; 2]> {
+    let half = bf16::from_f32(*value);
+    half.is_finite().then(|| half.to_le_bytes())
+}

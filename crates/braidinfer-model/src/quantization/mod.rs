@@ -1,0 +1,144 @@
+//! Blocks of quantized values to f32 and back.
+
+mod affine_k;
+mod file_type;
+mod floats;
+mod iq4;
+mod k_quants;
+mod lanes;
+mod legacy;
+mod q6_k;
+
+pub use file_type::FileType;
+
+use crate::Dtype;
+
+/// Types that [`quantize`] writes.
+pub const QUANTIZABLE: &[Dtype] = &[
+    Dtype::F32,
+    Dtype::F16,
+    Dtype::BF16,
+    Dtype::Q4_0,
+    Dtype::Q4_1,
+    Dtype::Q5_0,
+    Dtype::Q5_1,
+    Dtype::Q8_0,
+    Dtype::Q4K,
+    Dtype::Q5K,
+    Dtype::Q6K,
+];
+
+/// Why values cannot be written as blocks.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum QuantizeError {
+    /// There is no encoder, see [`QUANTIZABLE`].
+    #[error("{dtype} can be read but not written")]
+    NotWritten {
+        /// The type asked for.
+        dtype: Dtype,
+    },
+    /// The last block would not be full.
+    #[error("{len} values are not whole blocks of {dtype}, which have {} values each", dtype.block_len())]
+    PartialBlock {
+        /// The type asked for.
+        dtype: Dtype,
+        /// Number of values.
+        len: usize,
+    },
+    /// A value is not finite, or needs a scale beyond the range of f16 (65504).
+    #[error("{value} at index {index} is beyond the range of {dtype}")]
+    OutOfRange {
+        /// The type asked for.
+        dtype: Dtype,
+        /// First value that is not finite, or the largest magnitude in the first block whose scale does not fit.
+        index: usize,
+        /// The value there.
+        value: f32,
+    },
+}
+
+/// The exact values of whole blocks.
+///
+/// Equal to the last bit to `gguf.quants.dequantize` of the `gguf` Python package: one rounding to f32 after each
+/// operation. llama.cpp's C has the same order, but a compiler may fuse its products and sums, rounding once less.
+///
+/// # Panics
+///
+/// If `blocks` are not as many bytes as `out.len()` values of this type take.
+pub fn dequantize(dtype: Dtype, blocks: &[u8], out: &mut [f32]) {
+    assert_eq!(dtype.bytes(out.len()), Some(blocks.len()), "bytes of {} values of {dtype}", out.len());
+    match dtype {
+        Dtype::F32 => decode_each(blocks, out, floats::read_f32),
+        Dtype::F16 => floats::read_f16(blocks, out),
+        Dtype::BF16 => decode_each(blocks, out, floats::read_bf16),
+        Dtype::Q4_0 => decode_each(blocks, out, legacy::dequantize_q4_0),
+        Dtype::Q4_1 => decode_each(blocks, out, legacy::dequantize_q4_1),
+        Dtype::Q5_0 => decode_each(blocks, out, legacy::dequantize_q5_0),
+        Dtype::Q5_1 => decode_each(blocks, out, legacy::dequantize_q5_1),
+        Dtype::Q8_0 => decode_each(blocks, out, legacy::dequantize_q8_0),
+        Dtype::Q2K => decode_each(blocks, out, k_quants::dequantize_q2_k),
+        Dtype::Q3K => decode_each(blocks, out, k_quants::dequantize_q3_k),
+        Dtype::Q4K => decode_each(blocks, out, k_quants::dequantize_q4_k),
+        Dtype::Q5K => decode_each(blocks, out, k_quants::dequantize_q5_k),
+        Dtype::Q6K => decode_each(blocks, out, k_quants::dequantize_q6_k),
+        Dtype::Iq4Nl => decode_each(blocks, out, iq4::dequantize_iq4_nl),
+        Dtype::Iq4Xs => decode_each(blocks, out, iq4::dequantize_iq4_xs),
+    }
+}
+
+/// Appends the blocks of `values` to `out`.
+///
+/// Floats are rounded to nearest even. `q4_0`, `q4_1`, `q5_0`, `q5_1` and `q8_0` are to the byte those of
+/// `gguf.quants.quantize` of the `gguf` Python package. `q4_k`, `q5_k` and `q6_k` seek the least sum of squared
+/// errors of each super-block. After an error `out` holds the blocks before the faulty one.
+pub fn quantize(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<(), QuantizeError> {
+    let bytes = dtype.bytes(values.len()).ok_or(QuantizeError::PartialBlock { dtype, len: values.len() })?;
+    out.reserve(bytes);
+    match dtype {
+        Dtype::F32 => encode_each(dtype, values, out, floats::write_f32),
+        Dtype::F16 => encode_each(dtype, values, out, floats::write_f16),
+        Dtype::BF16 => encode_each(dtype, values, out, floats::write_bf16),
+        Dtype::Q4_0 => encode_each(dtype, values, out, legacy::quantize_q4_0),
+        Dtype::Q4_1 => encode_each(dtype, values, out, legacy::quantize_q4_1),
+        Dtype::Q5_0 => encode_each(dtype, values, out, legacy::quantize_q5_0),
+        Dtype::Q5_1 => encode_each(dtype, values, out, legacy::quantize_q5_1),
+        Dtype::Q8_0 => encode_each(dtype, values, out, legacy::quantize_q8_0),
+        Dtype::Q4K => encode_each(dtype, values, out, affine_k::quantize_q4_k),
+        Dtype::Q5K => encode_each(dtype, values, out, affine_k::quantize_q5_k),
+        Dtype::Q6K => encode_each(dtype, values, out, q6_k::quantize_q6_k),
+        Dtype::Q2K | Dtype::Q3K | Dtype::Iq4Nl | Dtype::Iq4Xs => Err(QuantizeError::NotWritten { dtype }),
+    }
+}
+
+fn decode_each<const SIZE: usize, const LEN: usize>(
+    blocks: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; SIZE], &mut [f32; LEN]),
+) {
+    for (block, out) in blocks.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        decode(block, out);
+    }
+}
+
+fn encode_each<const LEN: usize, const SIZE: usize>(
+    dtype: Dtype,
+    values: &[f32],
+    out: &mut Vec<u8>,
+    encode: impl Fn(&[f32; LEN]) -> Option<[u8; SIZE]>,
+) -> Result<(), QuantizeError> {
+    for (i, values) in values.as_chunks().0.iter().enumerate() {
+        let finite = values.iter().all(|value| value.is_finite());
+        let Some(block) = finite.then(|| encode(values)).flatten() else {
+            let at = culprit(values);
+            return Err(QuantizeError::OutOfRange { dtype, index: i * LEN + at, value: values[at] });
+        };
+        out.extend_from_slice(&block);
+    }
+    Ok(())
+}
+
+/// The first value that is not finite, else the one of largest magnitude.
+fn culprit(values: &[f32]) -> usize {
+    let largest = || (0..values.len()).max_by(|a, b| values[*a].abs().total_cmp(&values[*b].abs()));
+    values.iter().position(|value| !value.is_finite()).or_else(largest).unwrap_or(0)
+}

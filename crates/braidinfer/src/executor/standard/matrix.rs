@@ -1,0 +1,84 @@
+//! Weight matrices: tensors in the compute type, or quantized blocks that become f32 a few rows at a time.
+
+use std::sync::Arc;
+
+use braidinfer_model::Dtype;
+use braidinfer_model::quantization::dequantize;
+use candle_core::{DType, Device, Tensor};
+
+use crate::Result;
+
+/// A matrix `[rows, columns]`. Clones share its memory.
+#[derive(Debug, Clone)]
+pub(super) enum Matrix {
+    /// In the compute type, on any device.
+    Dense(Tensor),
+    /// In the blocks of the checkpoint, on the CPU.
+    Quantized(QuantizedMatrix),
+}
+
+/// Rows of whole blocks.
+#[derive(Debug, Clone)]
+pub(super) struct QuantizedMatrix {
+    dtype: Dtype,
+    rows: usize,
+    columns: usize,
+    blocks: Arc<[u8]>,
+}
+
+impl QuantizedMatrix {
+    /// `blocks` are those of `rows` rows of `columns` values.
+    pub(super) fn new(dtype: Dtype, rows: usize, columns: usize, blocks: &[u8]) -> Self {
+        Self { dtype, rows, columns, blocks: blocks.into() }
+    }
+
+    /// The exact values of `count` rows from `start` on.
+    fn values(&self, start: usize, count: usize) -> Vec<f32> {
+        let row = self.blocks.len() / self.rows;
+        let mut values = vec![0.0; count * self.columns];
+        dequantize(self.dtype, &self.blocks[start * row..(start + count) * row], &mut values);
+        values
+    }
+}
+
+impl Matrix {
+    /// Number of rows.
+    pub(super) fn rows(&self) -> Result<usize> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor.dim(0)?),
+            Self::Quantized(matrix) => Ok(matrix.rows),
+        }
+    }
+
+    /// The whole matrix in f32, if it is stored so.
+    pub(super) fn as_f32(&self) -> Option<&Tensor> {
+        match self {
+            Self::Dense(tensor) if tensor.dtype() == DType::F32 => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// `count` rows from `start` on, in f32.
+    pub(super) fn rows_f32(&self, start: usize, count: usize) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Dense(tensor) => tensor.narrow(0, start, count)?.to_dtype(DType::F32),
+            Self::Quantized(matrix) => {
+                Tensor::from_vec(matrix.values(start, count), (count, matrix.columns), &Device::Cpu)
+            }
+        }
+    }
+
+    /// The rows named by `indices`, in `dtype`; all lie inside the matrix.
+    pub(super) fn select(&self, indices: &[u32], dtype: DType) -> Result<Tensor> {
+        match self {
+            Self::Dense(tensor) => {
+                Ok(tensor.index_select(&Tensor::new(indices, tensor.device())?, 0)?.to_dtype(dtype)?)
+            }
+            Self::Quantized(matrix) => {
+                let values: Vec<f32> = indices.iter().flat_map(|index| matrix.values(*index as usize, 1)).collect();
+                let rows = Tensor::from_vec(values, (indices.len(), matrix.columns), &Device::Cpu)?;
+                Ok(rows.to_dtype(dtype)?)
+            }
+        }
+    }
+}
