@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 
 use braidinfer::SamplingParams;
+use braidinfer::model::quantization::FileType;
+use braidinfer_hub::HubId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Runs language models on your own machine, and shows that its answers are right.
 ///
-/// MODEL is a directory in Hugging Face layout. Without one, the small built-in demo model tells stories.
+/// MODEL is a directory in Hugging Face layout, a GGUF file, or an id of the Hugging Face Hub (org/name, org/name@revision,
+/// org/name:QUANT). Without one, the small built-in demo model tells stories.
 #[derive(Debug, Parser)]
 #[command(name = "braidinfer", version, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
@@ -28,6 +31,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Turn text into token ids and pieces
     Tokenize(TokenizeArgs),
+    /// Fetch a model from the Hugging Face Hub
+    Pull(PullArgs),
+    /// Make a model smaller: write it as a GGUF file
+    Quantize(QuantizeArgs),
     /// List the supported architectures and how each is verified
     Models(ModelsArgs),
     /// Print a completion script for a shell
@@ -51,7 +58,7 @@ Examples:
   braidinfer run ./Qwen3-0.6B --ids 1,2,3 --temperature 0 --json"
 )]
 pub struct RunArgs {
-    /// A model directory, then the text to continue; both may be left out
+    /// A model directory, GGUF file or Hub id, then the text to continue; both may be left out
     #[arg(value_name = "MODEL|PROMPT", num_args = 0..=2)]
     pub positional: Vec<String>,
     /// Token ids to continue, instead of text
@@ -72,7 +79,7 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub struct ChatArgs {
-    /// A model directory; the built-in demo model if left out
+    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
     pub model: Option<String>,
     /// Instructions that stand before the chat
     #[arg(long, value_name = "TEXT")]
@@ -85,7 +92,7 @@ pub struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub struct LogitsArgs {
-    /// A model directory; the built-in demo model if left out
+    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
     pub model: Option<String>,
     /// Token ids
     #[arg(
@@ -111,7 +118,7 @@ pub struct LogitsArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A model directory; the built-in demo model if left out
+    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
     pub model: Option<String>,
     /// List every tensor
     #[arg(long)]
@@ -127,7 +134,7 @@ pub struct InspectArgs {
     after_help = "A single argument is taken as MODEL if it is a path (it exists, or contains a slash) and as TEXT otherwise."
 )]
 pub struct TokenizeArgs {
-    /// A model directory (or its tokenizer.json or tokenizer.model), then the text; both may be left out
+    /// A model directory, GGUF file or Hub id (or a tokenizer.json or tokenizer.model), then the text; both may be left out
     #[arg(value_name = "MODEL|TEXT", num_args = 0..=2)]
     pub positional: Vec<String>,
     /// Read the text from a file
@@ -139,6 +146,47 @@ pub struct TokenizeArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The model goes into the usual Hugging Face cache, which Python tools share, and its path to standard output. Only the
+files that are needed are fetched, and an interrupted download goes on where it stopped. Environment: HF_HOME and
+HF_HUB_CACHE (where the cache is), HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE.
+
+Examples:
+  braidinfer pull Qwen/Qwen3-0.6B
+  braidinfer pull Qwen/Qwen3-0.6B-GGUF:Q8_0")]
+pub struct PullArgs {
+    /// ORG/NAME, ORG/NAME@REVISION, or ORG/NAME:QUANT for one of its GGUF files
+    #[arg(value_name = "ORG/NAME")]
+    pub id: HubId,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Types, from large to small: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0. The _m mixtures give more bits to the
+tensors that need them, as llama.cpp does. The file appears whole or not at all.
+
+Examples:
+  braidinfer quantize ./Qwen3-0.6B qwen3-q4_k_m.gguf --type q4_k_m
+  braidinfer run qwen3-q4_k_m.gguf \"The capital of France is\"")]
+pub struct QuantizeArgs {
+    /// A model directory, a GGUF file or a Hub id
+    #[arg(value_name = "SRC")]
+    pub source: String,
+    /// The file to write; its name ends in .gguf
+    #[arg(value_name = "DST.gguf")]
+    pub destination: PathBuf,
+    /// How to store the weights
+    #[arg(long = "type", value_name = "TYPE")]
+    pub file_type: FileType,
+    /// Overwrite DST.gguf if it is there
+    #[arg(long)]
+    pub force: bool,
+    /// Threads; all cores if left out
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -213,9 +261,13 @@ pub struct LoadArgs {
     /// Which kernels compute
     #[arg(long, value_enum, default_value_t = Kernels::Auto)]
     pub kernels: Kernels,
-    /// Type of weights and activations; auto is f32 on a CPU and the checkpoint's own elsewhere
+    /// Type of weights and activations; auto is f32 on a CPU (quantized weights stay quantized) and the
+    /// checkpoint's own elsewhere
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
+    /// Quantize the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0
+    #[arg(long, value_name = "TYPE")]
+    pub quantize: Option<FileType>,
     /// cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     pub device: String,

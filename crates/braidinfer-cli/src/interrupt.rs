@@ -1,6 +1,7 @@
 //! Ctrl-C: ends an answer cleanly while one is streaming, and the program at any other time.
 
 use std::process;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -8,8 +9,15 @@ use anyhow::Context;
 static STREAMING: AtomicBool = AtomicBool::new(false);
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Catches Ctrl-C from now on.
+/// Catches Ctrl-C from now on; may be called again.
 pub fn install() -> anyhow::Result<()> {
+    static INSTALLED: Once = Once::new();
+    let mut result = Ok(());
+    INSTALLED.call_once(|| result = catch());
+    result
+}
+
+fn catch() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         let again = REQUESTED.swap(true, Ordering::SeqCst);
         if again || !STREAMING.load(Ordering::SeqCst) {

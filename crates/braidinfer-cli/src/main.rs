@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod demo;
+mod hub;
 mod interrupt;
 mod model;
 mod output;
@@ -42,6 +43,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Logits(args) => commands::logits::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Tokenize(args) => commands::tokenize::run(args),
+        Command::Pull(args) => commands::pull::run(args),
+        Command::Quantize(args) => commands::quantize::run(args),
         Command::Models(args) => commands::models::run(args),
         Command::Completions { shell } => commands::completions::run(shell),
     }

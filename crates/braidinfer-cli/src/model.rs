@@ -9,27 +9,22 @@ use braidinfer::executor::DeviceChoice;
 use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::model::ModelSource;
 use braidinfer::{Llm, LoadOptions};
+use braidinfer_hub::HubId;
 
 use crate::args::{DtypeArg, LoadArgs};
-use crate::{demo, interrupt, output};
+use crate::{demo, hub, interrupt, output};
 
 /// The files of MODEL; the built-in model if there is none.
 pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
     let Some(model) = model else { return Ok(demo::SOURCE) };
-    let missing = !Path::new(model).exists();
-    if missing && looks_like_hub_id(model) {
-        bail!(
-            "{model}: expected a model directory, found nothing at this path; Hub ids are not supported yet \
-             (a text with a slash can be given with --file or on standard input)"
-        );
+    // What looks like an id may be a relative path.
+    if Path::new(model).exists() || model.ends_with(".gguf") || !HubId::looks_like(model) {
+        return Ok(ModelSource::open(model)?);
     }
-    Ok(ModelSource::open(model)?)
-}
-
-/// Whether `model` has the form `org/name` or `org/name@revision`.
-fn looks_like_hub_id(model: &str) -> bool {
-    let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains(char::is_whitespace);
-    model.split_once('/').is_some_and(|(org, name)| plain(org) && plain(name) && !name.contains('/'))
+    let fetched = model.parse().map_err(anyhow::Error::from).and_then(|id| hub::fetch(&id));
+    let path =
+        fetched.with_context(|| format!("{model}: no such file or directory, so taken for a model of the Hub"))?;
+    Ok(ModelSource::open(path)?)
 }
 
 /// Sorts up to two positional arguments into MODEL and text. `has_text` says that the text comes from elsewhere.
@@ -83,9 +78,14 @@ pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Durati
     }
     let source = source(model)?;
     let device: DeviceChoice = args.device.parse()?;
-    let options =
-        LoadOptions { dtype: compute_dtype(args.dtype), device, context: args.context, ..LoadOptions::default() };
-    let bar = output::progress_bar(&format!("loading {}", source.label()));
+    let options = LoadOptions {
+        dtype: compute_dtype(args.dtype),
+        quantize: args.quantize,
+        device,
+        context: args.context,
+        ..LoadOptions::default()
+    };
+    let bar = output::progress_bar(&format!("loading {}", source.label()), "layers");
     let llm = Llm::open(&source, &options, &|done, layers| {
         // Layers finish on several threads, so the counts may arrive out of order.
         bar.set_length(layers as u64);

@@ -11,11 +11,23 @@ use support::{Broken, braidinfer, model, refuse, stderr};
 
 #[test]
 fn a_missing_directory() {
-    refuse(["run", "/no/such/model", "--ids", "1"], &["/no/such/model: expected a model directory or a file that ends in .gguf, found nothing"]);
-    refuse(["run", "org/name", "hi"], &["org/name: expected a model directory", "Hub ids are not supported yet"]);
+    refuse(
+        ["run", "/no/such/model", "--ids", "1"],
+        &["/no/such/model: expected a model directory or a file that ends in .gguf, found nothing"],
+    );
+    refuse(
+        ["run", "org/name", "hi"],
+        &["org/name: no such file or directory, so taken for a model of the Hub", "org/name is not whole in the cache"],
+    );
     let file = model("llama").join("config.json").display().to_string();
-    refuse(["run", &file, "--ids", "1"], &["expected a model directory or a file that ends in .gguf, found a file with another name"]);
-    refuse(["run", "model.gguf", "--ids", "1"], &["model.gguf: expected a model directory or a file that ends in .gguf, found nothing"]);
+    refuse(
+        ["run", &file, "--ids", "1"],
+        &["expected a model directory or a file that ends in .gguf, found a file with another name"],
+    );
+    refuse(
+        ["run", "model.gguf", "--ids", "1"],
+        &["model.gguf: expected a model directory or a file that ends in .gguf, found nothing"],
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Number types of checkpoints, and checked reading of a tensor's values.
 
 use std::fmt;
+use std::ops::Range;
 
 use half::{bf16, f16};
 use serde::{Serialize, Serializer};
@@ -195,10 +196,21 @@ impl TensorView<'_> {
     ///
     /// Fails on a NaN or an infinity, in the file or after rounding to `T`, naming the tensor and the index.
     pub fn read<T: Element>(&self) -> Result<Vec<T>> {
-        let mut values = Vec::with_capacity(self.data.len() / self.dtype.block_size() * self.dtype.block_len());
-        self.decode(|start, exact| {
+        self.read_blocks(0..self.data.len() / self.dtype.block_size())
+    }
+
+    /// The values of some rows of a matrix, as [`TensorView::read`]. The rows lie inside the matrix.
+    pub fn read_rows<T: Element>(&self, rows: Range<usize>) -> Result<Vec<T>> {
+        let row = self.shape[1..].iter().product::<usize>() / self.dtype.block_len();
+        self.read_blocks(rows.start * row..rows.end * row)
+    }
+
+    fn read_blocks<T: Element>(&self, blocks: Range<usize>) -> Result<Vec<T>> {
+        let first = blocks.start * self.dtype.block_len();
+        let mut values = Vec::with_capacity(blocks.len() * self.dtype.block_len());
+        self.decode(blocks, |start, exact| {
             values.extend(exact.iter().map(|value| T::from_f32(*value)));
-            match values[start..].iter().position(|value| !value.to_f32().is_finite()) {
+            match values[start - first..].iter().position(|value| !value.to_f32().is_finite()) {
                 None => Ok(()),
                 Some(at) => Err(self.not_finite(start + at, exact[at], T::DTYPE)),
             }
@@ -208,23 +220,25 @@ impl TensorView<'_> {
 
     /// Fails on a NaN or an infinity as [`TensorView::read`] does, keeping nothing.
     pub fn check(&self) -> Result<()> {
-        self.decode(|start, exact| match exact.iter().position(|value| !value.is_finite()) {
+        let blocks = 0..self.data.len() / self.dtype.block_size();
+        self.decode(blocks, |start, exact| match exact.iter().position(|value| !value.is_finite()) {
             None => Ok(()),
             Some(at) => Err(self.not_finite(start + at, exact[at], Dtype::F32)),
         })
     }
 
     /// Hands over the exact values a few at a time, with the index of the first.
-    fn decode(&self, mut take: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+    fn decode(&self, blocks: Range<usize>, mut take: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         let len = self.shape.iter().try_fold(1, |len: usize, extent| len.checked_mul(*extent));
         if len.and_then(|len| self.dtype.bytes(len)) != Some(self.data.len()) {
             let found = format!("shape {:?} of {} in {} bytes", self.shape, self.dtype, self.data.len());
             return Err(self.error("as many bytes as its shape and type need", found));
         }
+        let (len, size) = (self.dtype.block_len(), self.dtype.block_size());
         let mut buffer = [0.0; CHUNK];
-        let mut start = 0;
-        for blocks in self.data.chunks(CHUNK / self.dtype.block_len() * self.dtype.block_size()) {
-            let exact = &mut buffer[..blocks.len() / self.dtype.block_size() * self.dtype.block_len()];
+        let mut start = blocks.start * len;
+        for blocks in self.data[blocks.start * size..blocks.end * size].chunks(CHUNK / len * size) {
+            let exact = &mut buffer[..blocks.len() / size * len];
             dequantize(self.dtype, blocks, exact);
             take(start, exact)?;
             start += exact.len();
@@ -245,6 +259,48 @@ impl TensorView<'_> {
             tensor: self.name.to_owned(),
             expected: expected.into(),
             found: found.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(dtype: Dtype, shape: &[usize], data: &[u8]) -> Result<Vec<f32>> {
+        TensorView { name: "weight", path: "model.gguf", dtype, shape: shape.to_vec(), data }.read()
+    }
+
+    #[test]
+    fn bytes_are_those_of_whole_blocks() {
+        assert_eq!(Dtype::Q4K.bytes(512), Some(288));
+        assert_eq!(Dtype::Q4K.bytes(128), None);
+        assert_eq!(Dtype::BF16.bytes(3), Some(6));
+        assert_eq!(Dtype::F32.bytes(usize::MAX / 2), None);
+    }
+
+    #[test]
+    fn quantized_values_are_read_across_chunks() {
+        let one: [u8; 2] = f16::ONE.to_le_bytes();
+        let blocks: Vec<u8> = (0..100).flat_map(|i| [&one[..], &[i; 32]].concat()).collect();
+        let values = view(Dtype::Q8_0, &[50, 64], &blocks).expect("the blocks are whole");
+        let expected: Vec<f32> = (0..100).flat_map(|i: u8| [f32::from(i); 32]).collect();
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_named() {
+        let mut blocks = vec![1; 34 * 64];
+        blocks[34 * 40..][..2].copy_from_slice(&f16::INFINITY.to_le_bytes());
+        let error = view(Dtype::Q8_0, &[64, 32], &blocks).expect_err("a scale is infinite").to_string();
+        assert!(error.contains("`weight`: expected finite values, found inf at index 1280"), "{error}");
+    }
+
+    #[test]
+    fn data_of_another_size_is_refused() {
+        for shape in [&[3, 32][..], &[33], &[usize::MAX, 32]] {
+            let error = view(Dtype::Q8_0, shape, &[0; 68]).expect_err("the shape has another size").to_string();
+            assert!(error.contains("of q8_0 in 68 bytes"), "{error}");
         }
     }
 }

@@ -46,7 +46,7 @@ impl Entry {
 #[derive(Debug)]
 struct Quantized {
     dtype: Dtype,
-    data: Vec<u8>,
+    data: Arc<[u8]>,
 }
 
 impl Weights {
@@ -88,8 +88,13 @@ impl Weights {
     }
 
     /// Puts `data`, blocks of `dtype`, in the place of a parameter.
-    pub fn replace(&mut self, slot: Slot, param: Param, dtype: Dtype, data: Vec<u8>) {
+    pub fn replace(&mut self, slot: Slot, param: Param, dtype: Dtype, data: Arc<[u8]>) {
         self.quantized.insert((slot, param), Quantized { dtype, data });
+    }
+
+    /// The data of a parameter that was replaced, without a copy.
+    pub fn replaced(&self, slot: Slot, param: Param) -> Option<Arc<[u8]>> {
+        self.quantized.get(&(slot, param)).map(|quantized| Arc::clone(&quantized.data))
     }
 
     /// Whether the output head reads the embedding.

@@ -1,5 +1,7 @@
 //! What can go wrong, in the kinds that faces tell apart.
 
+use std::io;
+
 use braidinfer_model::ModelError;
 
 /// A failure of the library.
@@ -16,6 +18,23 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// A file that cannot be written.
+    #[error("{path}: {source}")]
+    File {
+        /// File.
+        path: String,
+        /// The system's own reason.
+        source: io::Error,
+    },
+    /// A file that would have to be overwritten.
+    #[error("{path}: expected no file of this name, found one; it can be overwritten with --force")]
+    AlreadyThere {
+        /// File.
+        path: String,
+    },
+    /// Whoever asked for the work broke it off.
+    #[error("cancelled; nothing was written")]
+    Cancelled,
     /// A setting or input outside its range.
     #[error("{field}: expected {expected}, found {found}")]
     BadRequest {

@@ -8,11 +8,14 @@ pub mod engine;
 mod error;
 pub mod executor;
 mod llm;
+mod quantize;
 pub mod text;
 
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use llm::{Completion, Llm, LoadOptions, Prompt, StreamEvent, Timings};
+
+pub use quantize::{QuantizeProgress, QuantizeReport, quantize};
 
 pub use braidinfer_model as model;
 

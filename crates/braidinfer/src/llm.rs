@@ -3,11 +3,13 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use braidinfer_model::quantization::FileType;
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
 
 use crate::engine::{Engine, EngineConfig, FinishReason, SamplingParams, SequenceId};
 use crate::executor::standard::{ComputeDtype, LoadProgress, QuantizedWeights, StandardExecutor, StandardOptions};
 use crate::executor::{Batch, DeviceChoice, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
+use crate::quantize::quantize_weights;
 use crate::text::{ChatMessage, ChatTemplate, StopMatcher, StreamDecoder, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
 
@@ -28,6 +30,8 @@ pub struct LoadOptions {
     /// Type of weights and of the residual stream; if `None`, f32 on a CPU, where quantized weights stay quantized, and
     /// the checkpoint's own type elsewhere.
     pub dtype: Option<ComputeDtype>,
+    /// Quantize the weights in memory.
+    pub quantize: Option<FileType>,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Longest sequence in tokens; what the model is meant for if `None`.
@@ -38,7 +42,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { dtype: None, device: DeviceChoice::Cpu, context: None, max_sequences: 16 }
+        Self { dtype: None, quantize: None, device: DeviceChoice::Cpu, context: None, max_sequences: 16 }
     }
 }
 
@@ -113,8 +117,12 @@ impl Llm {
         if options.max_sequences == 0 {
             return Err(Error::bad_request("max_sequences", "at least 1", 0));
         }
-        let weights = Weights::open(source, &spec, &description.names)?;
+        let mut weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();
+        if let Some(file_type) = options.quantize {
+            notes.extend(quantize_weights(&spec, &mut weights, file_type)?);
+        }
+        notes.extend(tokenizer.iter().flat_map(Tokenizer::notes).cloned());
         let context = context(&spec, options.context, &mut notes)?;
         let dtype = options.dtype.unwrap_or(match options.device {
             DeviceChoice::Cpu => ComputeDtype::F32,

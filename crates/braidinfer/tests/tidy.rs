@@ -51,13 +51,14 @@ fn the_engine_knows_neither_tensors_nor_text() {
 fn no_code_after_the_registry_names_an_architecture() {
     let names: Vec<String> = REGISTRY.iter().map(|architecture| format!("\"{}\"", architecture.model_type)).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    check_absent("braidinfer/src", &names, &[]);
+    // llama.cpp calls some kinds of tokenizers as it calls architectures.
+    check_absent("braidinfer/src", &names, &["src/text/gguf.rs", "src/text/gguf/pre_tokenizer.rs"]);
     check_absent("braidinfer-cli/src", &names, &[]);
 }
 
 #[test]
 fn unsafe_has_one_address() {
-    for folder in ["braidinfer-model/src", "braidinfer/src", "braidinfer-cli/src"] {
+    for folder in ["braidinfer-model/src", "braidinfer-hub/src", "braidinfer/src", "braidinfer-cli/src"] {
         check_absent(folder, &["unsafe {", "unsafe fn", "allow(unsafe_code)"], &["mmap.rs"]);
     }
 }

@@ -5,5 +5,7 @@ pub mod completions;
 pub mod inspect;
 pub mod logits;
 pub mod models;
+pub mod pull;
+pub mod quantize;
 pub mod run;
 pub mod tokenize;

@@ -27,10 +27,10 @@ pub fn models() -> Vec<String> {
     names
 }
 
-/// The binary with `args` and without a terminal.
+/// The binary with `args`, without a terminal and without a network.
 pub fn braidinfer<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_braidinfer"));
-    command.args(args).stdin(Stdio::null());
+    command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").env("HF_HUB_CACHE", "/no/such/cache");
     command
 }
 

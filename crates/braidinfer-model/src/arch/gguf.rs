@@ -32,6 +32,10 @@ pub struct GgufForm {
     pub multipliers: bool,
     /// Whether llama.cpp heeds the sliding windows of such a file; we always do.
     pub windows: bool,
+    /// Whether llama.cpp heeds where such a file lets YaRN's ramp begin and end; we always do.
+    pub yarn_ramp: bool,
+    /// How files made before they said so cut a text for byte-level BPE, as `tokenizer.ggml.pre` would call it.
+    pub pre_tokenizer: Option<&'static str>,
 }
 
 impl GgufForm {
@@ -44,6 +48,8 @@ impl GgufForm {
             stacked: false,
             multipliers: false,
             windows: false,
+            yarn_ramp: false,
+            pre_tokenizer: None,
         }
     }
 }
@@ -71,6 +77,9 @@ fn tensor_names() -> TensorNames {
 const STACKED_QKV: [(LayerSlot, &str); 3] =
     [(LayerSlot::QProj, "attn_qkv"), (LayerSlot::KProj, "attn_qkv"), (LayerSlot::VProj, "attn_qkv")];
 const STACKED_GATE_UP: [(LayerSlot, &str); 2] = [(LayerSlot::GateProj, "ffn_up"), (LayerSlot::UpProj, "ffn_up")];
+
+/// How queries grow with the position.
+const TEMPERATURE_SCALE: &str = "attention.temperature_scale";
 
 /// Tensors that hold RoPE settings.
 const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -117,6 +126,13 @@ fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)
             })
         }
     }
+}
+
+/// How a file that does not say so cuts a text for byte-level BPE, judged by its architecture.
+pub fn assumed_pre_tokenizer(metadata: &Metadata) -> Result<Option<&'static str>> {
+    let name = metadata.text("general.architecture")?;
+    let mut forms = REGISTRY.iter().filter_map(|architecture| architecture.gguf);
+    Ok(forms.find(|form| Some(form.architecture) == name).and_then(|form| form.pre_tokenizer))
 }
 
 /// A file being described.

@@ -10,7 +10,12 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Granite 3.0 to 3.3, dense",
     describe,
-    gguf: Some(GgufForm { neighbours: true, multipliers: true, ..GgufForm::named("granite") }),
+    gguf: Some(GgufForm {
+        pre_tokenizer: Some("refact"),
+        neighbours: true,
+        multipliers: true,
+        ..GgufForm::named("granite")
+    }),
     fixtures: &["granite"],
 };
 

@@ -10,7 +10,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "TinyLlama, Llama 2, 3, 3.1, 3.2, CodeLlama, Yi, SmolLM 1 and 2",
     describe,
-    gguf: Some(GgufForm { neighbours: true, ..GgufForm::named("llama") }),
+    gguf: Some(GgufForm { pre_tokenizer: Some("llama-bpe"), neighbours: true, ..GgufForm::named("llama") }),
     fixtures: &[
         "llama",
         "llama-bias",

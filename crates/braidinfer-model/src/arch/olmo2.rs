@@ -11,7 +11,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "OLMo 2 1B, 7B, 13B, 32B",
     describe,
-    gguf: Some(GgufForm { windows: true, ..GgufForm::named("olmo2") }),
+    gguf: Some(GgufForm { pre_tokenizer: Some("dbrx"), windows: true, ..GgufForm::named("olmo2") }),
     fixtures: &["olmo2"],
 };
 

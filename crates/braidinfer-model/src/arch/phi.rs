@@ -13,7 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Phi-1, Phi-1.5, Phi-2",
     describe,
-    gguf: Some(GgufForm::named("phi2")),
+    gguf: Some(GgufForm { pre_tokenizer: Some("phi-2"), ..GgufForm::named("phi2") }),
     fixtures: &["phi", "phi-qk-layernorm"],
 };
 

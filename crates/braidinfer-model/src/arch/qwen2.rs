@@ -11,7 +11,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Qwen 2, Qwen 2.5, QwQ, DeepSeek-R1 distills",
     describe,
-    gguf: Some(GgufForm::named("qwen2")),
+    gguf: Some(GgufForm { pre_tokenizer: Some("qwen2"), ..GgufForm::named("qwen2") }),
     fixtures: &["qwen2", "qwen2-window"],
 };
 

@@ -10,7 +10,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Qwen 3 0.6B to 32B",
     describe,
-    gguf: Some(GgufForm::named("qwen3")),
+    gguf: Some(GgufForm { pre_tokenizer: Some("qwen2"), ..GgufForm::named("qwen3") }),
     fixtures: &["qwen3", "qwen3-bias", "qwen3-extreme", "qwen3-window"],
 };
 

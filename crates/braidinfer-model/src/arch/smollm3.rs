@@ -14,7 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "SmolLM3 3B",
     describe,
-    gguf: Some(GgufForm { neighbours: true, ..GgufForm::named("smollm3") }),
+    gguf: Some(GgufForm { pre_tokenizer: Some("llama-bpe"), neighbours: true, ..GgufForm::named("smollm3") }),
     fixtures: &["smollm3", "smollm3-window"],
 };
 

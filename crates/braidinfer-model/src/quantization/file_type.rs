@@ -65,20 +65,29 @@ impl FileType {
 
     /// The type of a tensor of `spec`. `head_is_embedding` says that the output head is not stored.
     pub fn dtype(self, spec: &DecoderSpec, stack: &Stack, head_is_embedding: bool) -> Dtype {
-        let (first, shape) = (&stack.parameters[0], stack.shape());
-        if first.slot.is_norm() || first.param == Param::Bias || shape.len() < 2 {
+        let wanted = self.wanted(spec, stack, head_is_embedding);
+        fitting(wanted, stack.shape().last().copied().unwrap_or(1))
+    }
+
+    /// Whether the rows of a tensor are not whole blocks of the type it should have.
+    pub fn falls_back(self, spec: &DecoderSpec, stack: &Stack, head_is_embedding: bool) -> bool {
+        self.wanted(spec, stack, head_is_embedding) != self.dtype(spec, stack, head_is_embedding)
+    }
+
+    fn wanted(self, spec: &DecoderSpec, stack: &Stack, head_is_embedding: bool) -> Dtype {
+        let first = &stack.parameters[0];
+        if first.slot.is_norm() || first.param == Param::Bias || first.shape.len() < 2 {
             return Dtype::F32;
         }
         let base = self.base();
-        let wanted = match first.slot {
+        match first.slot {
             _ if !base.is_quantized() || base == Dtype::Q8_0 => base,
             Slot::LmHead => Dtype::Q6K,
             Slot::EmbedTokens if head_is_embedding => Dtype::Q6K,
             Slot::Layer(index, LayerSlot::DownProj) if self.more_bits(index, spec.layers.len()) => Dtype::Q6K,
             Slot::Layer(index, _) if holds_values(stack) => self.values(spec, index),
             _ => base,
-        };
-        fitting(wanted, shape[1])
+        }
     }
 
     fn base(self) -> Dtype {

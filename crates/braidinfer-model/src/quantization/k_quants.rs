@@ -129,3 +129,17 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..].first_chunk().expect("the layout of the block has bytes here")
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn packed_scales_unpack(scales in prop::array::uniform8(0u8..64), mins in prop::array::uniform8(0u8..64)) {
+            prop_assert_eq!(unpacked_scales(&packed_scales(&scales, &mins)), (scales, mins));
+        }
+    }
+}

@@ -106,6 +106,9 @@ pub fn quantize_q8_0(values: &[f32; LEN]) -> Option<[u8; 34]> {
     let d = largest(values).abs() / 127.0;
     let inverse = inverse(d);
     let mut block = [0; 34];
+    if inverse.is_infinite() {
+        return Some(block);
+    }
     block[..2].copy_from_slice(&scale_bytes(d)?);
     for (q, value) in block[2..].iter_mut().zip(values) {
         let scaled = value * inverse;
@@ -125,9 +128,10 @@ fn scale_bytes(scale: f32) -> Option<[u8; 2]> {
     scale.is_finite().then(|| scale.to_le_bytes())
 }
 
-/// `1/d`, or 0 where every code is arbitrary: there `d` is 0, or so small that its f16 is.
+/// `1/d`, or 0 for 0.
 ///
-/// With an infinite inverse the reference converts infinities to integers, which gives code 0 on x86-64.
+/// Infinite for the least subnormal numbers. There every code would do, as the scale is 0 in f16, but the reference's
+/// are 0 (it converts infinities to integers).
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
@@ -139,7 +143,9 @@ fn largest(values: &[f32; LEN]) -> f32 {
 }
 
 fn extremes(values: &[f32; LEN]) -> (f32, f32) {
-    values.iter().fold((f32::MAX, f32::MIN), |(min, max), value| (min.min(*value), max.max(*value)))
+    values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), value| {
+        (if *value < min { *value } else { min }, if *value > max { *value } else { max })
+    })
 }
 
 /// `(value − min)/d + bias`, cut to an integer from 0 to `top`.

@@ -2,10 +2,11 @@
 
 mod affine_k;
 mod file_type;
+mod fitting;
 mod floats;
 mod iq4;
 mod k_quants;
-mod lanes;
+
 mod legacy;
 mod q6_k;
 

@@ -1,148 +1,158 @@
 //! Encoding of `q6_k`: `x ≈ d·scale·q` with `q` from −32 to 31 and a signed 8-bit `scale` per 16 values.
+//!
+//! As in `affine_k`: for a given `d` every sub-block tries the scales in a window, then least squares gives `d`.
 
 use std::array;
+use std::ops::RangeInclusive;
 
 use half::f16;
 
+use super::fitting::{inverse, largest, nearest, saturating_f16, sum, super_scale};
 use super::k_quants::LEN;
-use super::lanes::{inverse, nearest, sum};
 
 const SUBS: usize = 16;
-type Sub = [f32; LEN / SUBS];
+const SUB_LEN: usize = LEN / SUBS;
+const LOW: f32 = -32.0;
+const HIGH: f32 = 31.0;
+/// The scale of largest magnitude, which code −32 makes as exact as f16.
+const REACH: f32 = -128.0;
+const TURNS: usize = 4;
 
-#[derive(Clone, Copy)]
-struct Fit {
-    d: f16,
-    scales: [i8; SUBS],
-    error: f32,
-}
-
-fn env(name: &str, default: f32) -> f32 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
-
-struct Params {
-    tops: Vec<f32>,
-    w: f32,
-    rounds: usize,
-    w2: i32,
-    opp: bool,
-}
-
-static PARAMS: std::sync::LazyLock<Params> = std::sync::LazyLock::new(|| Params {
-    tops: std::env::var("TOPS6").unwrap_or("-128".into()).split(',').map(|v| v.parse().unwrap()).collect(),
-    w: env("W6", 0.04),
-    rounds: env("ROUNDS6", 4.0) as usize,
-    w2: env("W26", 1.0) as i32,
-    opp: env("OPP6", 1.0) > 0.0,
-});
-
+/// 256 values in blocks of 210 bytes, or `None` if the scale does not fit f16.
 pub fn quantize_q6_k(values: &[f32; LEN]) -> Option<[u8; 210]> {
-    let x: [Sub; SUBS] = array::from_fn(|j| array::from_fn(|i| values[16 * j + i]));
-    let fit = best_fit(&x)?;
-    let mut q = [0u8; LEN];
-    for j in 0..SUBS {
-        let inv = inverse(fit.d.to_f32() * f32::from(fit.scales[j]));
-        for i in 0..16 {
-            q[16 * j + i] = (nearest(x[j][i] * inv, -32.0, 31.0) as i8 + 32) as u8;
-        }
-    }
+    let values = SuperBlock { subs: array::from_fn(|j| array::from_fn(|i| values[SUB_LEN * j + i])) };
+    let fit = values.fit()?;
+    let q = values.codes(&fit);
     let mut block = [0; 210];
-    for h in 0..2 {
-        let q = &q[128 * h..][..128];
+    for half in 0..2 {
+        let q = |quarter: usize, i: usize| q[128 * half + 32 * quarter + i];
         for i in 0..32 {
-            block[64 * h + i] = q[i] & 15 | q[64 + i] << 4;
-            block[64 * h + 32 + i] = q[32 + i] & 15 | q[96 + i] << 4;
-            block[128 + 32 * h + i] = q[i] >> 4 | q[32 + i] >> 4 << 2 | q[64 + i] >> 4 << 4 | q[96 + i] >> 4 << 6;
+            block[64 * half + i] = q(0, i) & 15 | q(2, i) << 4;
+            block[64 * half + 32 + i] = q(1, i) & 15 | q(3, i) << 4;
+            block[128 + 32 * half + i] = (0..4).fold(0, |high, quarter| high | q(quarter, i) >> 4 << (2 * quarter));
         }
     }
-    for j in 0..SUBS {
-        block[192 + j] = fit.scales[j] as u8;
-    }
+    block[192..208].copy_from_slice(&fit.scales.map(i8::cast_unsigned));
     block[208..].copy_from_slice(&fit.d.to_le_bytes());
     Some(block)
 }
 
-fn best_fit(x: &[Sub; SUBS]) -> Option<Fit> {
-    let extremes: [f32; SUBS] =
-        array::from_fn(|j| x[j].iter().copied().fold(0.0, |a: f32, b| if b.abs() > a.abs() { b } else { a }));
-    let extreme = extremes.iter().copied().fold(0.0, |a: f32, b| if b.abs() > a.abs() { b } else { a });
-    let mut best: Option<Fit> = None;
-    for t in &PARAMS.tops {
-        let ideal = extreme / -32.0 / t;
-        let mut d = f16::from_f32(ideal);
-        if (d.to_f32() * 128.5 * 32.0).abs() < extreme.abs() {
-            d = f16::from_bits(d.to_bits() + 1);
-        }
-        if !d.is_finite() {
-            return None;
-        }
-        let mut fit = Fit { d, scales: [0; SUBS], error: 0.0 };
-        let di = inverse(d.to_f32());
-        fit.search(
-            x,
-            |j| {
-                let c = extremes[j] / -32.0 * di;
-                (c, (c.abs() * PARAMS.w).max(1.0))
-            },
-            PARAMS.opp,
-        );
-        for _ in 0..PARAMS.rounds {
-            let mut refined = fit.refit(x);
-            refined.search(x, |j| (f32::from(fit.scales[j]), PARAMS.w2 as f32), false);
-            if refined.error >= fit.error {
+/// Values to encode.
+struct SuperBlock {
+    subs: [[f32; SUB_LEN]; SUBS],
+}
+
+/// Scales of a super-block.
+#[derive(Clone, Copy)]
+struct Fit {
+    d: f16,
+    scales: [i8; SUBS],
+    /// Sum of squared errors with the best codes.
+    error: f32,
+}
+
+impl SuperBlock {
+    /// The best of the starts, `None` if the scale does not fit f16.
+    fn fit(&self) -> Option<Fit> {
+        let level = self.subs[0][0].abs();
+        let flat = self.subs.as_flattened().iter().all(|x| x.abs() == level);
+        // 128 is exact for an f16 and 120 leaves room for larger scales. Other constants are as exact as the best of
+        // many products with an f16.
+        let (first, apart) = if flat { (97, 1) } else { (120, 8) };
+        let mut best: Option<Fit> = None;
+        for start in (first..=128u8).step_by(apart) {
+            let fit = self.settle(self.start(-f32::from(start))?);
+            if best.is_none_or(|best| fit.error < best.error) {
+                best = Some(fit);
+            }
+            if fit.error == 0.0 {
                 break;
             }
-            fit = refined;
         }
-        if best.is_none_or(|best| fit.error < best.error) {
-            best = Some(fit);
-        }
+        best
     }
-    best
+
+    /// Searches near the scales that put the largest value of each sub-block at code −32.
+    fn start(&self, divisor: f32) -> Option<Fit> {
+        let steps = self.subs.map(|x| largest(x) / LOW);
+        let d = super_scale(largest(steps), divisor, REACH)?;
+        let per_d = inverse(d.to_f32());
+        Some(self.search(d, |j| {
+            let scale = steps[j] * per_d;
+            let margin = (0.12 * scale.abs()).max(1.0);
+            window(scale - margin, scale + margin)
+        }))
+    }
+
+    /// Takes turns until the error stays.
+    fn settle(&self, mut fit: Fit) -> Fit {
+        for _ in 0..TURNS {
+            let near = |scale: i8| window(f32::from(scale) - 2.0, f32::from(scale) + 2.0);
+            let next = self.search(self.least_squares(&fit), |j| near(fit.scales[j]));
+            if next.error >= fit.error {
+                break;
+            }
+            fit = next;
+        }
+        fit
+    }
+
+    /// The best scale for each sub-block among those of its window.
+    fn search(&self, d: f16, windows: impl Fn(usize) -> RangeInclusive<i8>) -> Fit {
+        let mut fit = Fit { d, scales: [0; SUBS], error: 0.0 };
+        for (j, x) in self.subs.iter().enumerate() {
+            // Where no scale is better than 0, as in zeros, it stays 0.
+            let mut least = squared_error(x, 0.0);
+            for scale in windows(j) {
+                let error = squared_error(x, d.to_f32() * f32::from(scale));
+                if error < least {
+                    (least, fit.scales[j]) = (error, scale);
+                }
+            }
+            fit.error += least;
+        }
+        fit
+    }
+
+    /// The `d` of least error for the codes and scales of `fit`: `Σ x·scale·q / Σ (scale·q)²`.
+    fn least_squares(&self, fit: &Fit) -> f16 {
+        let (mut products, mut squares) = (0.0, 0.0);
+        for (j, x) in self.subs.iter().enumerate() {
+            let per_step = inverse(fit.step(j));
+            let q = |x: f32| nearest(x * per_step, LOW, HIGH);
+            let scale = f64::from(fit.scales[j]);
+            products += scale * f64::from(sum(x, |x| q(x) * x));
+            squares += scale * scale * f64::from(sum(x, |x| q(x) * q(x)));
+        }
+        // An integer, so 1 only replaces 0.
+        saturating_f16(products / squares.max(1.0))
+    }
+
+    /// Codes plus 32.
+    fn codes(&self, fit: &Fit) -> [u8; LEN] {
+        array::from_fn(|i| {
+            let (j, i) = (i / SUB_LEN, i % SUB_LEN);
+            (nearest(self.subs[j][i] * inverse(fit.step(j)), LOW, HIGH) - LOW) as u8
+        })
+    }
 }
 
 impl Fit {
-    fn search(&mut self, x: &[Sub; SUBS], windows: impl Fn(usize) -> (f32, f32), opp: bool) {
-        let d = self.d.to_f32();
-        self.error = 0.0;
-        for (j, x) in x.iter().enumerate() {
-            let (c, w) = windows(j);
-            let mut best = f32::MAX;
-            let mut go = |c: f32| {
-                for scale in (c - w).round() as i8..=(c + w).round() as i8 {
-                    let error = squared_error(x, d * f32::from(scale));
-                    if error < best {
-                        (best, self.scales[j]) = (error, scale);
-                    }
-                }
-            };
-            go(c);
-            if opp {
-                go(-c);
-            }
-            self.error += best;
-        }
-    }
-
-    fn refit(&self, x: &[Sub; SUBS]) -> Fit {
-        let [mut aa, mut xa] = [0.0f64; 2];
-        for (j, x) in x.iter().enumerate() {
-            let scale = f64::from(self.scales[j]);
-            let inv = inverse(self.d.to_f32() * f32::from(self.scales[j]));
-            let code = |x: f32| nearest(x * inv, -32.0, 31.0);
-            aa += scale * scale * f64::from(sum(x, |x| code(x) * code(x)));
-            xa += scale * f64::from(sum(x, |x| x * code(x)));
-        }
-        let d = if aa > 0.0 { xa / aa } else { 0.0 };
-        Fit { d: f16::from_f32((d as f32).clamp(-65504.0, 65504.0)), ..*self }
+    /// Step of a sub-block, rounded as decoders round it.
+    fn step(&self, j: usize) -> f32 {
+        self.d.to_f32() * f32::from(self.scales[j])
     }
 }
 
-fn squared_error(x: &Sub, step: f32) -> f32 {
-    let inv = inverse(step);
+/// Integers from about `first` to about `last`, cut to what eight bits hold.
+fn window(first: f32, last: f32) -> RangeInclusive<i8> {
+    nearest(first, REACH, 127.0) as i8..=nearest(last, REACH, 127.0) as i8
+}
+
+fn squared_error(x: &[f32; SUB_LEN], step: f32) -> f32 {
+    let per_step = inverse(step);
     sum(x, |x| {
-        let diff = step * nearest(x * inv, -32.0, 31.0) - x;
-        diff * diff
+        let difference = step * nearest(x * per_step, LOW, HIGH) - x;
+        difference * difference
     })
 }

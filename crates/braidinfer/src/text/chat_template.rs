@@ -134,7 +134,7 @@ fn prepared(message: &Map<String, Json>) -> Map<String, Json> {
 }
 
 /// The model's template, and where it stands.
-fn find_template(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<(String, String)>> {
+pub(super) fn find_template(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<(String, String)>> {
     if let Some(template) = source.read_text(TEMPLATE_FILE)? {
         return Ok(Some((source.path_of(TEMPLATE_FILE), template)));
     }

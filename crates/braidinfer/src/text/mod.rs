@@ -1,11 +1,14 @@
 //! Strings to token ids and back: tokenizers, chat templates, streaming, stop texts.
 
 mod chat_template;
+mod gguf;
 mod sentencepiece;
 mod settings;
 mod stop;
 mod stream_decoder;
 mod tokenizer;
+
+pub(crate) use gguf::write::write as write_tokenizer;
 
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateClock};
 pub use sentencepiece::SentencePiece;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use braidinfer_model::format::gguf::Metadata;
 use braidinfer_model::{JsonFile, ModelSource};
 use serde_json::Value;
 
@@ -10,6 +11,8 @@ use crate::{Error, Result};
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
+/// Files with settings of a tokenizer.
+pub(super) const SETTINGS_FILES: [&str; 3] = [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS];
 const ADDITIONAL: &str = "additional_special_tokens";
 /// Special tokens that have a name.
 pub(super) const SPECIAL_TOKENS: [&str; 7] =
@@ -38,14 +41,25 @@ pub(super) struct AddedToken {
 }
 
 impl TokenizerSettings {
-    /// Reads the files a model has.
+    /// Reads the files a model has, or what a GGUF file says.
     pub fn read(source: &ModelSource) -> Result<Self> {
+        if let Some(gguf) = source.gguf() {
+            return Self::of_gguf(gguf.metadata());
+        }
         Ok(Self {
             label: source.label(),
             config: JsonFile::read(source, TOKENIZER_CONFIG)?,
             special_tokens_map: JsonFile::read(source, SPECIAL_TOKENS_MAP)?,
             added_tokens: JsonFile::read(source, ADDED_TOKENS)?,
         })
+    }
+
+    /// What the metadata of a GGUF file says.
+    pub(super) fn of_gguf(metadata: &Metadata) -> Result<Self> {
+        let label = metadata.path().to_owned();
+        let config = Value::Object(super::gguf::config(metadata)?).to_string();
+        let config = Some(JsonFile::parse(label.clone(), config.as_bytes())?);
+        Ok(Self { label, config, special_tokens_map: None, added_tokens: None })
     }
 
     /// The chat templates of `tokenizer_config.json` are there.

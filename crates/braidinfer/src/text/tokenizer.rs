@@ -1,28 +1,31 @@
-//! One tokenizer over the two kinds of files that checkpoints ship.
+//! One tokenizer over the kinds of files that checkpoints ship.
 
 use std::borrow::Cow;
 use std::path::Path;
 use std::str::FromStr;
 
 use braidinfer_model::ModelSource;
+use braidinfer_model::format::gguf::Metadata;
 use serde::Serialize;
 
-use super::SentencePiece;
 use super::settings::TokenizerSettings;
+use super::{SentencePiece, gguf};
 use crate::{Error, Result};
 
-const TOKENIZER_JSON: &str = "tokenizer.json";
-const TOKENIZER_MODEL: &str = "tokenizer.model";
+pub(super) const TOKENIZER_JSON: &str = "tokenizer.json";
+pub(super) const TOKENIZER_MODEL: &str = "tokenizer.model";
 
 /// Turns text into ids and back.
 #[derive(Debug)]
 pub struct Tokenizer {
     path: String,
+    kind: &'static str,
     backend: Backend,
     bos_token: Option<String>,
     eos_token: Option<String>,
     /// The first of the tokens put around every text.
     first_token: Option<u32>,
+    notes: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -41,8 +44,12 @@ pub struct Piece {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, or else `tokenizer.model`; `None` if the model has neither. `settings` are the model's.
+    /// Reads `tokenizer.json`, or else `tokenizer.model`, or what a GGUF file says; `None` if the model has none of them.
+    /// `settings` are the model's.
     pub fn read(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<Self>> {
+        if let Some(gguf) = source.gguf() {
+            return Self::read_gguf(gguf.metadata(), settings);
+        }
         for file in [TOKENIZER_JSON, TOKENIZER_MODEL] {
             if let Some(bytes) = source.read(file)? {
                 return Self::parse(source.path_of(file), &bytes, settings).map(Some);
@@ -68,10 +75,43 @@ impl Tokenizer {
         } else {
             Backend::SentencePiece(Box::new(SentencePiece::parse(&path, bytes)?.configured(settings)?))
         };
+        let kind = if path.ends_with(".json") { TOKENIZER_JSON } else { "SentencePiece tokenizer.model" };
+        Self::new(path, kind, backend, settings)
+    }
+
+    /// What the metadata of a GGUF file says; `None` if it has no tokenizer.
+    pub(super) fn from_gguf_metadata(metadata: &Metadata) -> Result<Option<Self>> {
+        Self::read_gguf(metadata, &TokenizerSettings::of_gguf(metadata)?)
+    }
+
+    fn read_gguf(metadata: &Metadata, settings: &TokenizerSettings) -> Result<Option<Self>> {
+        let Some((read, notes)) = gguf::read(metadata)? else { return Ok(None) };
+        let path = metadata.path().to_owned();
+        let (kind, backend) = match read {
+            gguf::Read::ByteLevel(tokenizer) => ("byte-level BPE in GGUF", Backend::HuggingFace(tokenizer)),
+            gguf::Read::SentencePiece(tokenizer) => ("SentencePiece in GGUF", Backend::SentencePiece(tokenizer)),
+            gguf::Read::Original(source) => {
+                return Self::read(&source, &TokenizerSettings::read(&source)?);
+            }
+            gguf::Read::HuggingFace(text) => {
+                let place = format!("{path}: {}", gguf::HUGGING_FACE);
+                let tokenizer = parse_tokenizer_json(&place, text.as_bytes())?;
+                ("tokenizer.json in GGUF", Backend::HuggingFace(Box::new(tokenizer)))
+            }
+        };
+        Ok(Some(Self { notes, ..Self::new(path, kind, backend, settings)? }))
+    }
+
+    fn new(path: String, kind: &'static str, backend: Backend, settings: &TokenizerSettings) -> Result<Self> {
         let (bos_token, eos_token) = (settings.special_token("bos_token")?, settings.special_token("eos_token")?);
-        let mut tokenizer = Self { path, backend, bos_token, eos_token, first_token: None };
+        let mut tokenizer = Self { path, kind, backend, bos_token, eos_token, first_token: None, notes: Vec::new() };
         tokenizer.first_token = tokenizer.encode("", true)?.first().copied();
         Ok(tokenizer)
+    }
+
+    /// What had to be assumed, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Where it was read from.
@@ -79,12 +119,9 @@ impl Tokenizer {
         &self.path
     }
 
-    /// Which kind of file it was read from, in words.
+    /// What it was read from, in words.
     pub fn kind(&self) -> &'static str {
-        match &self.backend {
-            Backend::HuggingFace(_) => "tokenizer.json",
-            Backend::SentencePiece(_) => "SentencePiece tokenizer.model",
-        }
+        self.kind
     }
 
     /// Number of ids, added tokens included.

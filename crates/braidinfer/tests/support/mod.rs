@@ -28,7 +28,7 @@ pub struct Fixture {
     pub name: String,
     pub source: ModelSource,
     pub prompts: Vec<ExpectedPrompt>,
-    logits: Vec<Vec<f32>>,
+    pub logits: Vec<Vec<f32>>,
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{File, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT};
+use super::{File, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE};
 use crate::arch::MAX_LAYERS;
 use crate::format::gguf::Scalar;
 use crate::{JsonFile, Result};
@@ -193,6 +193,15 @@ impl Config<'_> {
                     format!("`{other}`"),
                 ));
             }
+        };
+        let beta = self.file.metadata.number(&self.file.key(TEMPERATURE_SCALE))?.filter(|beta| *beta != 0.0);
+        let scaling = match beta {
+            Some(beta) => {
+                let mut scaling = scaling.unwrap_or_else(|| json!({"rope_type": "default"}));
+                scaling["llama_4_scaling_beta"] = json!(beta);
+                Some(scaling)
+            }
+            None => scaling,
         };
         if let Some(scaling) = scaling {
             self.set("rope_scaling", &kind_key, scaling);

@@ -3,8 +3,8 @@
 use serde_json::Value as Json;
 
 use super::{
-    GgufForm, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, is_rotated, mixers,
-    tensor_names,
+    GgufForm, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE,
+    is_rotated, mixers, tensor_names,
 };
 use crate::arch::find;
 use crate::format::gguf::{Gguf, Metadata, TensorHeader};
@@ -169,6 +169,9 @@ impl Writer<'_> {
         if let Some(cap) = spec.final_logit_softcapping {
             number("final_logit_softcapping", cap);
         }
+        if let Some(scale) = attention.query_position_scale {
+            number(TEMPERATURE_SCALE, scale.beta);
+        }
         let derived = (spec.head_dim as f64).powf(-0.5);
         if self.form.multipliers {
             number("embedding_scale", spec.embedding_multiplier);
@@ -247,7 +250,9 @@ impl Writer<'_> {
         if (*beta_fast, *beta_slow) != (32.0, 1.0) {
             number("rope.scaling.yarn_beta_fast", *beta_fast);
             number("rope.scaling.yarn_beta_slow", *beta_slow);
-            model.notes.push(format!("llama.cpp takes 32 and 1 for YaRN's ramp, not {beta_fast} and {beta_slow}"));
+            if !self.form.yarn_ramp {
+                model.notes.push(format!("llama.cpp takes 32 and 1 for YaRN's ramp, not {beta_fast} and {beta_slow}"));
+            }
         }
     }
 

@@ -182,6 +182,12 @@ impl From<&[f32]> for Value {
     }
 }
 
+impl From<&[u8]> for Value {
+    fn from(values: &[u8]) -> Self {
+        Self::Array(Array::Numbers { kind: Scalar::U8(0), bytes: values.to_vec() })
+    }
+}
+
 impl From<&[i32]> for Value {
     fn from(values: &[i32]) -> Self {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -61,14 +61,20 @@ impl<W: Write> GgufWriter<W> {
         Ok(Self { out, sizes: sizes.into_iter() })
     }
 
-    /// Writes the data of the next tensor.
-    pub fn tensor(&mut self, data: &[u8]) -> io::Result<()> {
-        if self.sizes.next() != Some(data.len() as u64) {
-            return Err(io::Error::other("a tensor's data differs in size from what its header says"));
+    /// Writes the data of the next tensor, a part at a time.
+    pub fn tensor<E: From<io::Error>>(&mut self, parts: impl IntoIterator<Item = Result<Vec<u8>, E>>) -> Result<(), E> {
+        let size = self.sizes.next().ok_or_else(|| io::Error::other("a tensor beyond those of the header"))?;
+        let mut written = 0;
+        for part in parts {
+            let part = part?;
+            written += part.len() as u64;
+            self.out.write_all(&part)?;
         }
-        self.out.write_all(data)?;
-        let padding = data.len().next_multiple_of(ALIGNMENT as usize) - data.len();
-        self.out.write_all(&[0; ALIGNMENT as usize][..padding])
+        if written != size {
+            return Err(io::Error::other("a tensor's data differs in size from what its header says").into());
+        }
+        let padding = (size.next_multiple_of(ALIGNMENT) - size) as usize;
+        Ok(self.out.write_all(&[0; ALIGNMENT as usize][..padding])?)
     }
 
     /// What was written to, once all tensors are there.

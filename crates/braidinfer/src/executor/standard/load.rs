@@ -194,7 +194,8 @@ impl Loader<'_> {
         let shape = view.shape.clone();
         if self.quantized_weights == QuantizedWeights::Keep && view.dtype.is_quantized() && self.device.is_cpu() {
             view.check()?;
-            let matrix = QuantizedMatrix::new(view.dtype, shape[0], shape[1], view.data);
+            let blocks = self.weights.replaced(slot, Param::Weight).unwrap_or_else(|| view.data.into());
+            let matrix = QuantizedMatrix::new(view.dtype, shape[0], shape[1], blocks);
             self.weights.release(slot, Param::Weight);
             return Ok(Matrix::Quantized(matrix));
         }

@@ -28,8 +28,8 @@ pub(super) struct QuantizedMatrix {
 
 impl QuantizedMatrix {
     /// `blocks` are those of `rows` rows of `columns` values.
-    pub(super) fn new(dtype: Dtype, rows: usize, columns: usize, blocks: &[u8]) -> Self {
-        Self { dtype, rows, columns, blocks: blocks.into() }
+    pub(super) fn new(dtype: Dtype, rows: usize, columns: usize, blocks: Arc<[u8]>) -> Self {
+        Self { dtype, rows, columns, blocks }
     }
 
     /// The exact values of `count` rows from `start` on.

@@ -7,6 +7,8 @@ use super::spellings::Spellings;
 #[derive(Debug)]
 pub(super) struct Normalizer {
     charsmap: Option<Charsmap>,
+    /// As the model has them.
+    charsmap_bytes: Vec<u8>,
     add_dummy_prefix: bool,
     remove_extra_whitespaces: bool,
     space: char,
@@ -20,12 +22,27 @@ impl Normalizer {
         let charsmap = spec.precompiled_charsmap().to_vec();
         Ok(Self {
             charsmap: if charsmap.is_empty() { None } else { Some(Charsmap::parse(&charsmap)?) },
+            charsmap_bytes: charsmap,
             add_dummy_prefix: spec.add_dummy_prefix(),
             remove_extra_whitespaces: spec.remove_extra_whitespaces(),
             space: if spec.escape_whitespaces() { SPACE } else { ' ' },
             whitespace_as_suffix,
             symbols: Spellings::new(symbols)?,
         })
+    }
+
+    /// Compiled character rules; empty if there are none.
+    pub(super) fn charsmap_bytes(&self) -> &[u8] {
+        &self.charsmap_bytes
+    }
+
+    /// Whether a text gets a space before it.
+    pub(super) fn add_dummy_prefix(&self) -> bool {
+        self.add_dummy_prefix
+    }
+
+    pub(super) fn remove_extra_whitespaces(&self) -> bool {
+        self.remove_extra_whitespaces
     }
 
     /// The longest user-defined symbol that `text` begins with.

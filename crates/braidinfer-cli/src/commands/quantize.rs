@@ -1,0 +1,47 @@
+//! `braidinfer quantize`.
+
+use std::ops::ControlFlow;
+
+use braidinfer::QuantizeReport;
+
+use crate::args::QuantizeArgs;
+use crate::{interrupt, model, output};
+
+pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
+    interrupt::install()?;
+    if let Some(threads) = args.threads {
+        braidinfer::executor::set_threads(threads)?;
+    }
+    let source = model::source(Some(&args.source))?;
+    let bar = output::progress_bar(&format!("quantizing {}", source.label()), "tensors");
+    // Ctrl-C ends the work between two tensors, so that nothing half-written stays behind.
+    let working = interrupt::Streaming::begin();
+    let report = braidinfer::quantize(&source, &args.destination, args.file_type, args.force, &mut |done, tensors| {
+        bar.set_length(tensors as u64);
+        bar.set_position(done as u64);
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    drop(working);
+    bar.finish_and_clear();
+    let report = match report {
+        Err(braidinfer::Error::Cancelled) => {
+            output::note(braidinfer::Error::Cancelled);
+            return Ok(());
+        }
+        report => report?,
+    };
+    report.notes.iter().for_each(output::note);
+    output::print_line(summary(&args, &report))
+}
+
+/// What was written, in one line.
+fn summary(args: &QuantizeArgs, report: &QuantizeReport) -> String {
+    let tensors: Vec<String> = report.tensors.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+    format!(
+        "{}: {} ({} of weights before), tensors: {}",
+        args.destination.display(),
+        output::size(report.file_bytes as usize),
+        output::size(report.source_bytes),
+        tensors.join(", ")
+    )
+}

@@ -1,0 +1,218 @@
+//! Fetching a model, or finding it in the cache.
+
+use std::fs;
+use std::path::PathBuf;
+
+use hf_hub::api::RepoInfo;
+
+use crate::cache::RepoCache;
+use crate::choice::{Choice, shards};
+use crate::download::RemoteFile;
+use crate::http::{Client, Fault, Subject, wrong};
+use crate::id::is_commit;
+use crate::{HubError, HubId, Progress, Result, Settings};
+
+/// The Hugging Face Hub, or what stands in for it, with its cache on this machine.
+#[derive(Debug)]
+pub struct Hub {
+    settings: Settings,
+    client: Client,
+}
+
+impl Hub {
+    /// Fails if the endpoint is no address.
+    pub fn new(settings: Settings) -> Result<Self> {
+        let client = Client::new(&settings)?;
+        Ok(Self { settings, client })
+    }
+
+    /// As the environment says, see [`Settings::from_env`].
+    pub fn from_env() -> Result<Self> {
+        Self::new(Settings::from_env()?)
+    }
+
+    /// How this Hub is reached and where its cache is.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Brings a model into the cache, unless it is there. Returns the folder with its `config.json` and safetensors,
+    /// or the `.gguf` file, of a split one the first part.
+    ///
+    /// Only files that a run needs are fetched. A model that is whole in the cache costs one request, which asks
+    /// whether the revision has moved, and none if the revision is a commit or the settings say offline. If the Hub
+    /// cannot be reached, a model that is whole in the cache will do, and a note says so.
+    ///
+    /// When this fails, what was downloaded stays for the next run, under names that nobody takes for the whole.
+    pub fn fetch(&self, id: &HubId, progress: &mut dyn Progress) -> Result<PathBuf> {
+        let cache = RepoCache::new(&self.settings.cache, id);
+        let cached = find_cached(&cache, id);
+        if self.settings.offline {
+            let advice = "HF_HUB_OFFLINE is set; run once without it to fetch the model";
+            return self.take_cached(id, cached, advice, progress);
+        }
+        if id.revision().is_some_and(is_commit) && cached.is_ok() {
+            return self.take_cached(id, cached, "", progress);
+        }
+        let listing = match self.listing(&cache, id, cached.is_ok(), progress) {
+            Err(HubError::Unreachable { url, reason }) if cached.is_ok() => {
+                progress.note(&format!("cannot reach {url} ({reason}): taking {id} from the cache as it is"));
+                return self.take_cached(id, cached, "", progress);
+            }
+            listing => listing?,
+        };
+        self.fetch_listed(&cache, id, &listing, progress)
+    }
+
+    fn take_cached(
+        &self,
+        id: &HubId,
+        cached: Result<Cached, Missing>,
+        advice: &str,
+        progress: &mut dyn Progress,
+    ) -> Result<PathBuf> {
+        let cached = match cached {
+            Ok(cached) => cached,
+            Err(Missing::File(missing)) => {
+                return Err(HubError::NotCached { id: id.to_string(), missing, advice: advice.into() });
+            }
+            Err(Missing::Choice(error)) => return Err(error),
+        };
+        // With a network, a repository with more files might leave the choice to the user.
+        if let (Choice::Gguf(set), None) = (&cached.choice, id.quant()) {
+            progress.note(&format!("{id}: taking {}, the only GGUF model in the cache", set.handle()));
+        }
+        Ok(cached.path)
+    }
+
+    /// What the repository holds at the revision. With `impatient` an unreachable Hub is asked only once.
+    fn listing(&self, cache: &RepoCache, id: &HubId, impatient: bool, progress: &mut dyn Progress) -> Result<RepoInfo> {
+        const LARGEST: u64 = 64 << 20;
+        let url = format!("{}/api/{}", self.client.endpoint(), cache.repo().api_url());
+        let body = self.client.attempts().run(progress, || {
+            match self.client.fetch(&url, LARGEST, Subject { id, file: None }) {
+                Err(Fault::Passing { error: error @ HubError::Unreachable { .. }, .. }) if impatient => {
+                    Err(error.into())
+                }
+                body => body,
+            }
+        })?;
+        let listing: RepoInfo = serde_json::from_slice(&body)
+            .map_err(|error| wrong(&url, "answer", "a listing with `sha` and `siblings`", &error.to_string()))?;
+        if !is_commit(&listing.sha) {
+            return Err(wrong(&url, "sha", "a commit of 40 hexadecimal digits", &listing.sha));
+        }
+        Ok(listing)
+    }
+
+    fn fetch_listed(
+        &self,
+        cache: &RepoCache,
+        id: &HubId,
+        listing: &RepoInfo,
+        progress: &mut dyn Progress,
+    ) -> Result<PathBuf> {
+        let files: Vec<String> = listing.siblings.iter().map(|sibling| sibling.rfilename.clone()).collect();
+        let choice = Choice::new(id, &files)?;
+        let commit = &listing.sha;
+        let mut bring = |name: &str| match cache.find(commit, name) {
+            Some(path) => {
+                let size = fs::metadata(&path).map_err(HubError::io("read", &path))?.len();
+                progress.started(name, size, size);
+                progress.finished(name);
+                Ok(path)
+            }
+            None => {
+                RemoteFile { id, commit, name }.fetch(&self.client, cache, progress)?;
+                Ok(cache.snapshot(commit).join(name))
+            }
+        };
+        for name in choice.named() {
+            bring(name)?;
+        }
+        if let Some(index) = choice.index() {
+            for shard in shards(id, &bring(index)?)? {
+                check_listed(id, index, &shard, &files)?;
+                bring(&shard)?;
+            }
+        }
+        // Only now, so that a run without network never finds a revision in pieces where it had a whole one.
+        cache.set_commit(commit)?;
+        Ok(choice.path(cache, commit))
+    }
+}
+
+/// A model that the cache holds whole.
+struct Cached {
+    choice: Choice,
+    path: PathBuf,
+}
+
+/// Why the cache does not do.
+enum Missing {
+    /// Something is not there.
+    File(String),
+    /// What is there does not answer to the id.
+    Choice(HubError),
+}
+
+/// Looks for `id` without any request. What a snapshot holds stands for what the repository holds.
+fn find_cached(cache: &RepoCache, id: &HubId) -> Result<Cached, Missing> {
+    let missing = |path: PathBuf| Missing::File(format!("{} is missing", path.display()));
+    let commit = cache.commit().ok_or_else(|| missing(cache.reference()))?;
+    let files = cache.files(&commit);
+    if files.is_empty() {
+        return Err(missing(cache.snapshot(&commit)));
+    }
+    let choice = Choice::new(id, &files).map_err(|error| match error {
+        HubError::NoModel { expected, found, .. } => {
+            Missing::File(format!("{}: expected {expected}, found {found}", cache.snapshot(&commit).display()))
+        }
+        other => Missing::Choice(other),
+    })?;
+    if let Some(index) = choice.index() {
+        let named = shards(id, &cache.snapshot(&commit).join(index)).map_err(Missing::Choice)?;
+        if let Some(shard) = named.iter().find(|shard| !files.contains(shard)) {
+            return Err(missing(cache.snapshot(&commit).join(shard)));
+        }
+    }
+    let path = choice.path(cache, &commit);
+    Ok(Cached { choice, path })
+}
+
+impl Choice {
+    /// The files whose names are known without reading another one.
+    fn named(&self) -> Vec<&str> {
+        match self {
+            Self::Directory { small, weights } if self.index().is_none() => {
+                small.iter().copied().chain([*weights]).collect()
+            }
+            Self::Directory { small, .. } => small.clone(),
+            Self::Gguf(set) => set.files.iter().map(String::as_str).collect(),
+        }
+    }
+
+    /// The file that names the shards, if there are any.
+    fn index(&self) -> Option<&'static str> {
+        match self {
+            Self::Directory { weights, .. } if weights.ends_with(".index.json") => Some(weights),
+            _ => None,
+        }
+    }
+
+    fn path(&self, cache: &RepoCache, commit: &str) -> PathBuf {
+        match self {
+            Self::Directory { .. } => cache.snapshot(commit),
+            Self::Gguf(set) => cache.snapshot(commit).join(&set.files[0]),
+        }
+    }
+}
+
+/// A shard that the repository does not list cannot be fetched.
+fn check_listed(id: &HubId, index: &str, shard: &str, files: &[String]) -> Result<()> {
+    if files.iter().any(|file| file == shard) {
+        return Ok(());
+    }
+    let (expected, found) = (format!("the shard `{shard}` that `{index}` names"), "no such file".to_owned());
+    Err(HubError::NoModel { repo: id.repo().to_owned(), expected, found })
+}

@@ -1,0 +1,23 @@
+//! Quantizes f32 values from stdin (little-endian) and writes the blocks to stdout.
+//!
+//!     cargo run --release -p braidinfer-model --example quantize_rows -- q4_k < values.f32 > blocks.bin
+
+use std::error::Error;
+use std::io::{Read, Write, stdin, stdout};
+
+use braidinfer_model::Dtype;
+use braidinfer_model::quantization::{QUANTIZABLE, dequantize, quantize};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let name = std::env::args().nth(1).unwrap_or_default();
+    let dtype = QUANTIZABLE.iter().find(|dtype| dtype.name() == name);
+    let dtype = dtype.ok_or_else(|| format!("expected one of {QUANTIZABLE:?} in lower case, found `{name}`"))?;
+    let mut bytes = Vec::new();
+    stdin().read_to_end(&mut bytes)?;
+    let mut values = vec![0.0; bytes.len() / 4];
+    dequantize(Dtype::F32, &bytes[..values.len() * 4], &mut values);
+    let mut blocks = Vec::new();
+    quantize(*dtype, &values, &mut blocks)?;
+    stdout().write_all(&blocks)?;
+    Ok(())
+}

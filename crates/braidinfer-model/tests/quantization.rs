@@ -1,0 +1,285 @@
+//! Blocks against the `gguf` package's, and what every encoder promises. Goldens: `tools/quantization/goldens.py`.
+
+use std::fs;
+use std::path::PathBuf;
+
+use braidinfer_model::Dtype;
+use braidinfer_model::quantization::{QUANTIZABLE, QuantizeError, dequantize, quantize};
+use half::{bf16, f16};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+
+const BLOCK_TYPES: [Dtype; 12] = [
+    Dtype::Q4_0,
+    Dtype::Q4_1,
+    Dtype::Q5_0,
+    Dtype::Q5_1,
+    Dtype::Q8_0,
+    Dtype::Q2K,
+    Dtype::Q3K,
+    Dtype::Q4K,
+    Dtype::Q5K,
+    Dtype::Q6K,
+    Dtype::Iq4Nl,
+    Dtype::Iq4Xs,
+];
+const ENCODED_BY_GGUF: [Dtype; 5] = [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0];
+const K_TYPES: [Dtype; 3] = [Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
+
+fn fixture(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/quantization").join(name);
+    fs::read(path).expect("the fixture is in the repository")
+}
+
+fn decoded(dtype: Dtype, blocks: &[u8]) -> Vec<f32> {
+    let mut values = vec![f32::NAN; blocks.len() / dtype.block_size() * dtype.block_len()];
+    dequantize(dtype, blocks, &mut values);
+    values
+}
+
+fn encoded(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>, QuantizeError> {
+    let mut blocks = Vec::new();
+    quantize(dtype, values, &mut blocks)?;
+    Ok(blocks)
+}
+
+fn round_trip(dtype: Dtype, values: &[f32]) -> Vec<f32> {
+    decoded(dtype, &encoded(dtype, values).expect("the values are in range"))
+}
+
+/// Root mean square.
+fn rms(differences: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let len = differences.len() as f64;
+    (differences.map(|difference| difference * difference).sum::<f64>() / len).sqrt()
+}
+
+fn rms_error(dtype: Dtype, values: &[f32]) -> f64 {
+    let decoded = round_trip(dtype, values);
+    rms(values.iter().zip(&decoded).map(|(value, decoded)| f64::from(*value) - f64::from(*decoded)))
+}
+
+#[test]
+fn blocks_decode_as_gguf_decodes_them() {
+    let bytes = fixture("dequantize.safetensors");
+    let goldens = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
+    for dtype in BLOCK_TYPES {
+        let tensor =
+            |part: &str| goldens.tensor(&format!("{dtype}.{part}")).expect("the fixture has every type").data();
+        let values = decoded(dtype, tensor("blocks"));
+        let expected = decoded(Dtype::F32, tensor("values"));
+        for (index, (value, expected)) in values.iter().zip(&expected).enumerate() {
+            assert_eq!(value.to_bits(), expected.to_bits(), "{dtype} value {index}: {value} for {expected}");
+        }
+        assert_eq!(values.len(), expected.len());
+    }
+}
+
+#[test]
+fn values_encode_as_gguf_encodes_them() {
+    let bytes = fixture("quantize.safetensors");
+    let goldens = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
+    let cases: Vec<_> = goldens.names().into_iter().filter_map(|name| name.strip_suffix(".values")).collect();
+    assert_eq!(cases.len(), 13);
+    for case in cases {
+        let tensor = |part: &str| goldens.tensor(&format!("{case}.{part}")).expect("the case has every type").data();
+        let values = decoded(Dtype::F32, tensor("values"));
+        for dtype in ENCODED_BY_GGUF {
+            let blocks = encoded(dtype, &values).expect("the values are in range");
+            assert!(blocks == tensor(dtype.name()), "{case}: {dtype}");
+        }
+    }
+}
+
+/// Root mean square errors of llama.cpp's quantizers (ggml 0.25.3, no importance matrix) for [`K_TYPES`] on the same values.
+const LLAMA_CPP_ERRORS: [(&str, [f64; 3]); 8] = [
+    ("gaussian", [0.076164, 0.038354, 0.019395]),
+    ("heavy_tailed", [0.0031047, 0.0015991, 0.00085929]),
+    ("positive", [0.025367, 0.012639, 0.011314]),
+    ("negative", [0.016721, 0.0085828, 0.011209]),
+    ("outlier", [1.8732, 1.8636, 1.0134]),
+    ("equal", [9.1687e-5, 8.7357e-5, 4.8816e-5]),
+    ("subnormal_scales", [3.1503e-6, 3.1437e-6, 1.0434e-6]),
+    ("large", [1171.4, 584.88, 298.61]),
+];
+
+#[test]
+fn k_types_err_less_than_llama_cpp() {
+    let bytes = fixture("quantize.safetensors");
+    let goldens = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
+    for (case, limits) in LLAMA_CPP_ERRORS {
+        let values = goldens.tensor(&format!("{case}.values")).expect("the fixture has the case");
+        let values = decoded(Dtype::F32, values.data());
+        for (dtype, limit) in K_TYPES.into_iter().zip(limits) {
+            let error = rms_error(dtype, &values);
+            assert!(error <= 0.985 * limit, "{case}: {dtype}: {error} for {limit}");
+        }
+    }
+}
+
+/// The largest error that a block can have in units of its largest magnitude, and how many steps span that magnitude.
+///
+/// Half a step, but a whole one in `q4_0` and `q5_0`, which have one code less on the side opposite to the largest.
+fn error_bound(dtype: Dtype, block: &[f32]) -> f32 {
+    let largest = block.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+    let (low, high) = block.iter().fold((0.0, 0.0), |(low, high): (f32, f32), x| (low.min(*x), high.max(*x)));
+    let (step, steps) = match dtype {
+        Dtype::Q4_0 => (largest / 8.0, 8.0),
+        Dtype::Q5_0 => (largest / 16.0, 16.0),
+        Dtype::Q4_1 => ((high - low) / 30.0, 15.0),
+        Dtype::Q5_1 => ((high - low) / 62.0, 31.0),
+        Dtype::Q8_0 => (largest / 254.0, 127.0),
+        _ => (0.0, 1.0),
+    };
+    // Scales have 11 bits, or less below 2⁻¹⁴.
+    step + largest * 3.0 / 2048.0 + steps * 2f32.powi(-24)
+}
+
+/// Values of all magnitudes that fit: signs, exponents and fractions apart.
+fn values(len: usize) -> impl Strategy<Value = Vec<f32>> {
+    let value = (-1.0f32..1.0, -3i32..3).prop_map(|(fraction, exponent)| fraction * 4f32.powi(exponent));
+    (prop::collection::vec(value, len), -12i32..4).prop_map(|(values, exponent)| {
+        let scale = 10f32.powi(exponent);
+        values.into_iter().map(|value| value * scale).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn errors_are_within_a_step(values in values(256)) {
+        for dtype in ENCODED_BY_GGUF {
+            let decoded = round_trip(dtype, &values);
+            for (block, decoded) in values.chunks(32).zip(decoded.chunks(32)) {
+                let bound = error_bound(dtype, block);
+                for (value, decoded) in block.iter().zip(decoded) {
+                    prop_assert!((value - decoded).abs() <= bound, "{}: {} for {}, bound {}", dtype, decoded, value, bound);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn k_errors_are_within_a_step_on_average(values in values(256)) {
+        let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+        for (dtype, steps) in [(Dtype::Q4K, 7.5), (Dtype::Q5K, 15.5), (Dtype::Q6K, 32.0)] {
+            let bound = f64::from(largest) / steps + 2f64.powi(-24);
+            let error = rms_error(dtype, &values);
+            prop_assert!(error <= bound, "{}: {} beyond {}", dtype, error, bound);
+        }
+    }
+
+    /// Where a code of the largest magnitude is in use, the scale comes out as it was.
+    #[test]
+    fn q8_0_and_q4_0_blocks_are_kept(scale in 0x0400u16..0x7400, codes in prop::array::uniform32(-127i8..=127), at in 0usize..32) {
+        let d = f16::from_bits(scale).to_f32();
+        let mut q8_0 = codes.map(|q| d * f32::from(q));
+        q8_0[at] = d * 127.0;
+        prop_assert_eq!(&round_trip(Dtype::Q8_0, &q8_0), &q8_0);
+        let mut q4_0 = codes.map(|q| d * f32::from(q >> 4));
+        q4_0[at] = d * -8.0;
+        prop_assert_eq!(&round_trip(Dtype::Q4_0, &q4_0), &q4_0);
+    }
+
+    /// Any finite values are either written or refused with the place.
+    #[test]
+    fn values_are_kept_or_refused(bits in prop::collection::vec(any::<u32>(), 256), exponent in 0u32..255) {
+        let one_exponent = |bits: &u32| f32::from_bits(bits & 0x807f_ffff | exponent << 23);
+        let anything = |bits: &u32| f32::from_bits(if bits >> 23 & 255 == 255 { bits & 0xbfff_ffff } else { *bits });
+        for values in [bits.iter().map(one_exponent).collect::<Vec<_>>(), bits.iter().map(anything).collect()] {
+            for dtype in QUANTIZABLE {
+                match encoded(*dtype, &values) {
+                    Ok(blocks) => {
+                        let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+                        for (decoded, value) in decoded(*dtype, &blocks).iter().zip(&values) {
+                            let near = (decoded - value).abs() <= largest / 4.0 + 127.0 * 2f32.powi(-25);
+                            prop_assert!(near, "{}: {} for {}", dtype, decoded, value);
+                        }
+                    }
+                    Err(QuantizeError::OutOfRange { index, value, .. }) => {
+                        prop_assert_eq!(value.to_bits(), values[index].to_bits());
+                        prop_assert!(value.abs() > 65504.0, "{}: {}", dtype, value);
+                    }
+                    Err(error) => prop_assert!(false, "{}", error),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_decode(bytes in prop::collection::vec(any::<u8>(), 210)) {
+        for dtype in BLOCK_TYPES {
+            prop_assert_eq!(decoded(dtype, &bytes[..dtype.block_size()]).len(), dtype.block_len());
+        }
+    }
+}
+
+#[test]
+fn sixteen_bit_floats_are_widened_exactly() {
+    let bits = || 0..=u16::MAX;
+    let bytes: Vec<u8> = bits().flat_map(u16::to_le_bytes).collect();
+    let (f16s, bf16s) = (decoded(Dtype::F16, &bytes), decoded(Dtype::BF16, &bytes));
+    for (bits, (from_f16, from_bf16)) in bits().zip(f16s.into_iter().zip(bf16s)) {
+        let (half, brain) = (f16::from_bits(bits), bf16::from_bits(bits));
+        assert!(half.is_nan() || from_f16.to_bits() == half.to_f32_const().to_bits(), "{bits:#x}: {from_f16}");
+        assert!(brain.is_nan() || from_bf16.to_bits() == brain.to_f32_const().to_bits(), "{bits:#x}: {from_bf16}");
+    }
+}
+
+#[test]
+fn floats_are_rounded_to_even() {
+    let values = [1.0, 1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3e-8];
+    let f16s = [1.0, 1.0, 1.0 + 2.0 / 1024.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 2f32.powi(-24)];
+    assert_eq!(round_trip(Dtype::F16, &values), f16s);
+    assert_eq!(round_trip(Dtype::BF16, &values)[..5], [1.0, 1.0, 1.0, 1.0, 1.0 + 2.0 / 128.0]);
+    assert_eq!(round_trip(Dtype::F32, &values), values);
+}
+
+#[test]
+fn zeros_have_zero_scales() {
+    for dtype in K_TYPES {
+        for zero in [0.0, -0.0] {
+            let blocks = encoded(dtype, &[zero; 256]).expect("zeros are in range");
+            assert!(
+                blocks.iter().all(|byte| *byte == 0 || dtype == Dtype::Q6K && *byte == 0xaa),
+                "{dtype}: {blocks:?}"
+            );
+            assert_eq!(decoded(dtype, &blocks), [0.0; 256]);
+        }
+    }
+}
+
+#[test]
+fn constants_that_are_f16_are_exact_in_k_types() {
+    for value in [1.0, -1.0, 0.5, -0.3125, 1234.0, -7.0 / 1024.0].map(|value| f16::from_f32(value).to_f32()) {
+        for dtype in K_TYPES {
+            assert_eq!(round_trip(dtype, &[value; 256]), [value; 256], "{dtype}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_named() {
+    let mut values = vec![0.5; 512];
+    for (value, types) in [(f32::INFINITY, QUANTIZABLE), (f32::MAX, &QUANTIZABLE[1..]), (3e8, &QUANTIZABLE[3..])] {
+        values[401] = value;
+        values[402..410].fill(if value.is_finite() { 0.9 * value } else { f32::NAN });
+        for dtype in types {
+            let error = QuantizeError::OutOfRange { dtype: *dtype, index: 401, value };
+            assert_eq!(encoded(*dtype, &values), Err(error));
+        }
+    }
+    assert_eq!(encoded(Dtype::Q4K, &[0.0; 255]), Err(QuantizeError::PartialBlock { dtype: Dtype::Q4K, len: 255 }));
+    assert_eq!(encoded(Dtype::Q2K, &[0.0; 256]), Err(QuantizeError::NotWritten { dtype: Dtype::Q2K }));
+}
+
+#[test]
+fn the_largest_scales_are_used() {
+    for (dtype, limit) in [(Dtype::Q4K, 15.0 * 63.0), (Dtype::Q5K, 31.0 * 63.0), (Dtype::Q6K, 32.0 * 128.0)] {
+        let largest = 65504.0 * limit;
+        let mut values = [0.0; 256];
+        values[17] = largest;
+        let decoded = round_trip(dtype, &values);
+        assert!((decoded[17] - largest).abs() <= largest * 0.01, "{dtype}: {} for {largest}", decoded[17]);
+        values[17] = largest * 1.02;
+        assert!(encoded(dtype, &values).is_err(), "{dtype}");
+    }
+}

@@ -1,0 +1,322 @@
+//! Making models smaller: in memory at load, or as a GGUF file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
+use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
+use braidinfer_model::quantization::{self, FileType};
+use braidinfer_model::{
+    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Stack, TensorNames, Weights,
+    describe, stacks,
+};
+use rayon::prelude::*;
+
+use crate::text::write_tokenizer;
+use crate::{Error, Result};
+
+/// Values quantized by one thread at a time.
+const GROUP: usize = 1 << 20;
+
+/// Called with how many tensors are done and how many there are; breaking ends the work.
+pub type QuantizeProgress<'a> = &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>;
+
+/// What [`quantize`] wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuantizeReport {
+    /// Bytes of the weights as they were.
+    pub source_bytes: usize,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Tensors of each type.
+    pub tensors: BTreeMap<&'static str, usize>,
+    /// What the reader of the file should know, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Writes the model as a GGUF file at `destination`, with matrices of `file_type`.
+///
+/// The file appears whole or not at all. Fails if there is one already, unless `overwrite`; if GGUF cannot describe the
+/// decoder or its tokenizer; and with [`Error::Cancelled`] if `progress` breaks.
+pub fn quantize(
+    source: &ModelSource,
+    destination: &Path,
+    file_type: FileType,
+    overwrite: bool,
+    progress: QuantizeProgress,
+) -> Result<QuantizeReport> {
+    let partial = Partial::create(destination, overwrite)?;
+    let (description, config) = describe(source)?;
+    let spec = description.spec;
+    let weights = Weights::open(source, &spec, &description.names)?;
+    let head_is_embedding = weights.head_is_embedding();
+    let mut model = gguf_model(&source.label(), &spec, head_is_embedding)?;
+    let mut notes = weights.notes().to_vec();
+    notes.append(&mut model.notes);
+    let generation = GenerationConfig::read(source, &config)?;
+    notes.extend(complete(source, &spec, &generation, destination, file_type, &mut model.metadata)?);
+    notes.extend(requantized(&weights));
+    let job = Job { spec: &spec, weights: &weights, model: &model, file_type, head_is_embedding };
+    notes.extend(job.fallbacks());
+    let file_bytes = job.write(partial, progress)?;
+    let mut tensors = BTreeMap::new();
+    for stack in &model.tensors {
+        *tensors.entry(job.dtype(stack).name()).or_insert(0) += 1;
+    }
+    Ok(QuantizeReport { source_bytes: weights.size(), file_bytes, tensors, notes })
+}
+
+/// Quantizes the matrices of `weights` in memory, as [`quantize`] would in a file. Returns notes, one line each.
+pub(crate) fn quantize_weights(spec: &DecoderSpec, weights: &mut Weights, file_type: FileType) -> Result<Vec<String>> {
+    let head_is_embedding = weights.head_is_embedding();
+    let mut notes: Vec<String> = requantized(weights).into_iter().collect();
+    let model = gguf_model("", spec, head_is_embedding);
+    let tensors = match model {
+        Ok(model) => model.tensors,
+        // Without a GGUF form nothing is stacked.
+        Err(_) => stacks(spec, |slot, param| TensorNames::default().tensor(slot, param, "", "")),
+    };
+    notes.extend(fallbacks(spec, &tensors, file_type, head_is_embedding));
+    for stack in &tensors {
+        let dtype = file_type.dtype(spec, stack, head_is_embedding);
+        for Parameter { slot, param, .. } in &stack.parameters {
+            let Some(view) = weights.get(*slot, *param).filter(|view| view.shape.len() > 1 && view.dtype != dtype)
+            else {
+                continue;
+            };
+            let parts = groups(&view.shape, 1).into_par_iter().map(|rows| {
+                let values = view.read_rows::<f32>(rows.clone())?;
+                encode(view.name, view.path, dtype, &values, rows.start * view.shape[1])
+            });
+            let data: Arc<[u8]> = parts.collect::<Result<Vec<_>>>()?.concat().into();
+            weights.release(*slot, *param);
+            weights.replace(*slot, *param, dtype, data);
+        }
+    }
+    Ok(notes)
+}
+
+/// Adds everything but the architecture's keys: name, type, tokenizer. Returns notes, one line each.
+fn complete(
+    source: &ModelSource,
+    spec: &DecoderSpec,
+    generation: &GenerationConfig,
+    destination: &Path,
+    file_type: FileType,
+    metadata: &mut Metadata,
+) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    if let Some(gguf) = source.gguf() {
+        let kept = |key: &str| {
+            let general = key.starts_with("general.") && key != "general.alignment" && key != "general.architecture";
+            general || key.starts_with("tokenizer.") || key.starts_with("braidinfer.")
+        };
+        for (key, value) in gguf.metadata().iter().filter(|(key, _)| kept(key)) {
+            metadata.insert(key, value.clone());
+        }
+    } else {
+        let ends = &generation.eos_token_id;
+        let written = write_tokenizer(source, spec.vocab_size, generation.bos_token_id, ends, metadata)?;
+        notes.extend(written.notes);
+        metadata.insert("general.type", "model");
+        metadata.insert("general.name", name(source, destination).as_str());
+    }
+    metadata.insert("general.file_type", file_type.number());
+    metadata.insert("general.quantization_version", 2u32);
+    Ok(notes)
+}
+
+/// What to call the model: its directory, or else the file.
+fn name(source: &ModelSource, destination: &Path) -> String {
+    let path = match source {
+        ModelSource::Directory(path) => fs::canonicalize(path).unwrap_or_else(|_| path.clone()),
+        _ => destination.with_extension(""),
+    };
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// A note if the weights had been quantized before.
+fn requantized(weights: &Weights) -> Option<String> {
+    let types: Vec<&str> =
+        weights.sizes().into_iter().filter(|(dtype, _)| dtype.is_quantized()).map(|(dtype, _)| dtype.name()).collect();
+    (!types.is_empty()).then(|| format!("the weights were quantized before ({}): errors add up", types.join(", ")))
+}
+
+/// A note on tensors whose rows do not fit the type they should have.
+fn fallbacks(spec: &DecoderSpec, tensors: &[Stack], file_type: FileType, head_is_embedding: bool) -> Option<String> {
+    let fell_back = |stack: &&Stack| file_type.falls_back(spec, stack, head_is_embedding);
+    let count = tensors.iter().filter(fell_back).count();
+    let reason = "their rows are not whole blocks, so they have a type with smaller blocks";
+    (count > 0).then(|| format!("{count} of {} tensors cannot be what {file_type} asks for: {reason}", tensors.len()))
+}
+
+/// Rows of a matrix in groups of about [`GROUP`] values, each a multiple of `step` rows.
+fn groups(shape: &[usize], step: usize) -> Vec<Range<usize>> {
+    let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>().max(1));
+    let size = (GROUP / columns).next_multiple_of(step).max(step);
+    (0..rows).step_by(size).map(|start| start..rows.min(start + size)).collect()
+}
+
+/// Values as blocks; `first` is the index of the first one in its tensor.
+fn encode(tensor: &str, path: &str, dtype: Dtype, values: &[f32], first: usize) -> Result<Vec<u8>> {
+    let mut blocks = Vec::new();
+    quantization::quantize(dtype, values, &mut blocks).map_err(|fault| {
+        let found = match fault {
+            quantization::QuantizeError::OutOfRange { index, value, .. } => {
+                format!("{value} at index {}", first + index)
+            }
+            other => other.to_string(),
+        };
+        let (path, tensor) = (path.to_owned(), tensor.to_owned());
+        ModelError::Tensor { path, tensor, expected: format!("values within the range of {dtype}"), found }
+    })?;
+    Ok(blocks)
+}
+
+/// A file being written.
+struct Job<'a> {
+    spec: &'a DecoderSpec,
+    weights: &'a Weights,
+    model: &'a GgufModel,
+    file_type: FileType,
+    head_is_embedding: bool,
+}
+
+impl Job<'_> {
+    fn dtype(&self, stack: &Stack) -> Dtype {
+        self.file_type.dtype(self.spec, stack, self.head_is_embedding)
+    }
+
+    fn fallbacks(&self) -> Option<String> {
+        fallbacks(self.spec, &self.model.tensors, self.file_type, self.head_is_embedding)
+    }
+
+    /// Writes all tensors and returns the size of the file.
+    fn write(&self, partial: Partial, progress: QuantizeProgress) -> Result<u64> {
+        let stacks = &self.model.tensors;
+        let header =
+            |stack: &Stack| TensorHeader { name: stack.tensor.clone(), shape: stack.shape(), dtype: self.dtype(stack) };
+        let mut headers: Vec<TensorHeader> = stacks.iter().map(header).collect();
+        for (name, values) in &self.model.settings {
+            headers.push(TensorHeader { name: (*name).to_owned(), shape: vec![values.len()], dtype: Dtype::F32 });
+        }
+        let out = BufWriter::new(partial.file.as_file());
+        let failed = |source: io::Error| partial.error(source);
+        let mut writer = GgufWriter::begin(out, &self.model.metadata, &headers).map_err(failed)?;
+        for (done, stack) in stacks.iter().enumerate() {
+            if progress(done, stacks.len()).is_break() {
+                return Err(Error::Cancelled);
+            }
+            self.write_stack(stack, &mut writer).map_err(|fault| fault.at(&partial))?;
+        }
+        for (_, values) in &self.model.settings {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            writer.tensor([Ok::<_, io::Error>(bytes)]).map_err(failed)?;
+        }
+        writer.finish().map_err(failed)?.into_inner().map_err(|fault| partial.error(fault.into_error()))?;
+        partial.keep()
+    }
+
+    /// Quantizes in parallel, a few groups of rows at a time, and writes them in order.
+    fn write_stack<W: Write>(&self, stack: &Stack, writer: &mut GgufWriter<W>) -> Result<(), WriteFault> {
+        let (dtype, spec) = (self.dtype(stack), self.spec);
+        let mut work = Vec::new();
+        for parameter in &stack.parameters {
+            let rows = groups(&parameter.shape, spec.head_dim);
+            work.extend(rows.into_iter().map(|rows| (parameter, rows)));
+        }
+        let at_once = rayon::current_num_threads() * 2;
+        let part = |(parameter, rows): &(&Parameter, Range<usize>)| -> Result<Vec<u8>, WriteFault> {
+            Ok(self.part(parameter, rows.clone(), dtype)?)
+        };
+        let parts = work.chunks(at_once).flat_map(|work| work.par_iter().map(part).collect::<Vec<_>>());
+        writer.tensor(parts)?;
+        for Parameter { slot, param, .. } in &stack.parameters {
+            self.weights.release(*slot, *param);
+        }
+        Ok(())
+    }
+
+    fn part(&self, parameter: &Parameter, rows: Range<usize>, dtype: Dtype) -> Result<Vec<u8>> {
+        let Parameter { slot, param, shape } = parameter;
+        let view = self.weights.get(*slot, *param);
+        let view = view.ok_or_else(|| Error::Internal(format!("the weights lack {slot:?}")))?;
+        let columns = if *param == Param::Weight && shape.len() > 1 { shape[1] } else { 1 };
+        let first = rows.start * columns;
+        let mut values = view.read_rows::<f32>(rows)?;
+        self.model.transform(*slot, *param, columns, &mut values);
+        encode(view.name, view.path, dtype, &values, first)
+    }
+}
+
+/// What can go wrong between reading a tensor and writing it.
+enum WriteFault {
+    Reading(Error),
+    Writing(io::Error),
+}
+
+impl From<Error> for WriteFault {
+    fn from(error: Error) -> Self {
+        Self::Reading(error)
+    }
+}
+
+impl From<io::Error> for WriteFault {
+    fn from(error: io::Error) -> Self {
+        Self::Writing(error)
+    }
+}
+
+impl WriteFault {
+    fn at(self, partial: &Partial) -> Error {
+        match self {
+            Self::Reading(error) => error,
+            Self::Writing(source) => partial.error(source),
+        }
+    }
+}
+
+/// A file that does not have its name yet; dropped, it vanishes.
+struct Partial {
+    file: tempfile::NamedTempFile,
+    destination: PathBuf,
+    overwrite: bool,
+}
+
+impl Partial {
+    fn create(destination: &Path, overwrite: bool) -> Result<Self> {
+        let error = |source| Error::File { path: destination.display().to_string(), source };
+        if !destination.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            return Err(Error::bad_request("destination", "a name that ends in .gguf", destination.display()));
+        }
+        if !overwrite && destination.try_exists().map_err(error)? {
+            return Err(Error::AlreadyThere { path: destination.display().to_string() });
+        }
+        let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".braidinfer-").suffix(".partial");
+        // A temporary file is for its owner only; a model is for whom the user lets read files.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(folder).map_err(error)?;
+        Ok(Self { file, destination: destination.to_owned(), overwrite })
+    }
+
+    fn error(&self, source: io::Error) -> Error {
+        Error::File { path: self.destination.display().to_string(), source }
+    }
+
+    /// Gives the file its name and returns its size.
+    fn keep(self) -> Result<u64> {
+        let Self { file, destination, overwrite } = self;
+        let error = |source| Error::File { path: destination.display().to_string(), source };
+        file.as_file().sync_all().map_err(error)?;
+        let kept = if overwrite { file.persist(&destination) } else { file.persist_noclobber(&destination) };
+        let kept = kept.map_err(|fault| error(fault.error))?;
+        Ok(kept.metadata().map_err(error)?.len())
+    }
+}

@@ -1,0 +1,123 @@
+//! Tokenizers from the metadata of GGUF files.
+//!
+//! `tokenizer.ggml.model` names the kind: `llama` is SentencePiece BPE by score, `t5` a SentencePiece unigram model,
+//! `gpt2` byte-level BPE. Whole files of the original tokenizer, which a file may carry, go before all of them.
+
+mod byte_level;
+mod pre_tokenizer;
+mod sentencepiece;
+mod vocabulary;
+pub(crate) mod write;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use braidinfer_model::ModelSource;
+use braidinfer_model::format::gguf::{Array, Metadata, Value};
+use serde_json::{Map, Value as Json, json};
+
+use self::vocabulary::Vocabulary;
+use super::SentencePiece;
+use crate::{Error, Result};
+
+/// Which key names the kind of tokenizer.
+const MODEL: &str = "tokenizer.ggml.model";
+/// Kinds: SentencePiece BPE by score, a SentencePiece unigram model, byte-level BPE, and none.
+const SENTENCEPIECE_BPE: &str = "llama";
+const SENTENCEPIECE_UNIGRAM: &str = "t5";
+const BYTE_LEVEL_BPE: &str = "gpt2";
+const NONE: &str = "none";
+/// A whole `tokenizer.json`.
+pub(super) const HUGGING_FACE: &str = "tokenizer.huggingface.json";
+/// Ours: what stands before the name of an original file of the tokenizer, which goes with a GGUF file whose other keys
+/// would give other ids.
+const ORIGINAL_FILE: &str = "braidinfer.tokenizer.file.";
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
+/// A tokenizer as a file has it.
+pub(super) enum Read {
+    ByteLevel(Box<tokenizers::Tokenizer>),
+    SentencePiece(Box<SentencePiece>),
+    /// The text of a `tokenizer.json`.
+    HuggingFace(String),
+    /// The files it was made from.
+    Original(ModelSource),
+}
+
+/// The tokenizer of a file, with notes on what had to be assumed; `None` if the file has none.
+pub(super) fn read(metadata: &Metadata) -> Result<Option<(Read, Vec<String>)>> {
+    if let Some(original) = original(metadata) {
+        return Ok(Some((Read::Original(original), Vec::new())));
+    }
+    if let Some(text) = metadata.text(HUGGING_FACE)? {
+        return Ok(Some((Read::HuggingFace(text.to_owned()), Vec::new())));
+    }
+    let kind = match metadata.text(MODEL)? {
+        None | Some(NONE | "no_vocab") => return Ok(None),
+        Some(kind) => kind,
+    };
+    let mut notes = Vec::new();
+    let vocabulary = Vocabulary::read(metadata)?;
+    let read = match kind {
+        SENTENCEPIECE_BPE => Read::SentencePiece(Box::new(sentencepiece::bpe(metadata, vocabulary)?)),
+        SENTENCEPIECE_UNIGRAM => Read::SentencePiece(Box::new(sentencepiece::unigram(metadata, vocabulary)?)),
+        BYTE_LEVEL_BPE => Read::ByteLevel(Box::new(byte_level::tokenizer(metadata, &vocabulary, &mut notes)?)),
+        other => return Err(metadata.error(MODEL, "llama, gpt2 or t5", format!("`{other}`")).into()),
+    };
+    Ok(Some((read, notes)))
+}
+
+/// The original files of the tokenizer, if they go with the file.
+fn original(metadata: &Metadata) -> Option<ModelSource> {
+    let file = |(key, value): (&str, &Value)| match value {
+        Value::Array(Array::Numbers { bytes, .. }) => {
+            Some((key.strip_prefix(ORIGINAL_FILE)?.to_owned(), bytes.as_slice().into()))
+        }
+        _ => None,
+    };
+    let files: BTreeMap<String, Arc<[u8]>> = metadata.iter().filter_map(file).collect();
+    (!files.is_empty()).then(|| ModelSource::Memory { label: metadata.path().to_owned(), files: Arc::new(files) })
+}
+
+/// What `tokenizer_config.json` would say.
+pub(super) fn config(metadata: &Metadata) -> Result<Map<String, Json>> {
+    let mut fields = Map::new();
+    let tokens = metadata.texts(vocabulary::TOKENS)?.unwrap_or_default();
+    for (field, name) in
+        [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
+    {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let Some(id) = metadata.unsigned(&key)? else { continue };
+        // Some files name an id beyond the vocabulary for a token they do not have.
+        if let Some(token) = usize::try_from(id).ok().and_then(|id| tokens.get(id)) {
+            fields.insert(field.to_owned(), json!(token));
+        }
+    }
+    if let Some(template) = metadata.text(CHAT_TEMPLATE)? {
+        fields.insert("chat_template".to_owned(), json!(template));
+    }
+    Ok(fields)
+}
+
+/// Whether a token is put before and after every text, where the file does not say.
+#[derive(Debug, Clone, Copy)]
+struct Around {
+    bos: bool,
+    eos: bool,
+}
+
+/// Ids put before and after every text.
+fn around(metadata: &Metadata, defaults: Around, vocabulary: &Vocabulary) -> Result<(Option<u32>, Option<u32>)> {
+    let one = |flag: &str, default: bool, id: &str| -> Result<Option<u32>> {
+        if !metadata.flag(&format!("tokenizer.ggml.{flag}"))?.unwrap_or(default) {
+            return Ok(None);
+        }
+        let key = format!("tokenizer.ggml.{id}");
+        let found = metadata.unsigned(&key)?;
+        let known = found.filter(|id| (*id as usize) < vocabulary.tokens.len()).map(|id| id as u32);
+        let expected = || format!("an id of the vocabulary, since `tokenizer.ggml.{flag}` adds it to every text");
+        let error = || metadata.error(&key, expected(), found.map_or("nothing".into(), |id| id.to_string()));
+        known.map(Some).ok_or_else(|| Error::from(error()))
+    };
+    Ok((one("add_bos_token", defaults.bos, "bos_token_id")?, one("add_eos_token", defaults.eos, "eos_token_id")?))
+}

@@ -1,0 +1,93 @@
+//! Byte-level BPE from tokens and merges.
+
+use ahash::AHashMap;
+use braidinfer_model::arch::gguf::assumed_pre_tokenizer;
+use braidinfer_model::format::gguf::Metadata;
+use tokenizers::decoders::byte_level::ByteLevel;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::unicode::NFC;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::pre_tokenizer::{self, KNOWN, PreTokenizer};
+use super::vocabulary::{TokenKind, Vocabulary};
+use super::{Around, around};
+use crate::{Error, Result};
+
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+
+/// The tokenizer of a file; `notes` takes what had to be assumed.
+pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Result<Tokenizer> {
+    let error = |message: String| Error::Text { path: metadata.path().to_owned(), message };
+    let pre_tokenizer = pre_tokenizer(metadata, notes)?;
+    let mut tokenizer = Tokenizer::new(bpe(metadata, vocabulary, pre_tokenizer)?);
+    if pre_tokenizer.nfc {
+        tokenizer.with_normalizer(Some(NFC)).map_err(|fault| error(fault.to_string()))?;
+    }
+    tokenizer.with_pre_tokenizer(Some(pre_tokenizer.build()?));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    let added = |kind: TokenKind, special: bool| -> Vec<AddedToken> {
+        let tokens = vocabulary.tokens.iter().filter(|token| token.kind == kind && !token.text.is_empty());
+        tokens.map(|token| AddedToken::from(token.text.clone(), special).normalized(false)).collect()
+    };
+    let refused = |fault: tokenizers::Error| error(fault.to_string());
+    tokenizer.add_special_tokens(added(TokenKind::Control, true)).map_err(refused)?;
+    tokenizer.add_tokens(added(TokenKind::UserDefined, false)).map_err(refused)?;
+    let (bos, eos) = around(metadata, Around { bos: pre_tokenizer.add_bos, eos: false }, vocabulary)?;
+    if let Some(template) = template(vocabulary, bos, eos) {
+        tokenizer.with_post_processor(Some(template.map_err(error)?));
+    }
+    Ok(tokenizer)
+}
+
+fn pre_tokenizer(metadata: &Metadata, notes: &mut Vec<String>) -> Result<PreTokenizer> {
+    let known = || KNOWN.iter().flat_map(|known| known.names).copied().collect::<Vec<_>>().join(", ");
+    if let Some(name) = metadata.text(PRE)? {
+        return pre_tokenizer::named(name).ok_or_else(|| metadata.error(PRE, known(), format!("`{name}`")).into());
+    }
+    let assumed = assumed_pre_tokenizer(metadata)?
+        .and_then(pre_tokenizer::named)
+        .ok_or_else(|| metadata.error(PRE, known(), "nothing, as in files of early 2024 and before"))?;
+    notes.push(format!("the file does not say how to cut text (`{PRE}`): assuming `{}`", assumed.names[0]));
+    Ok(assumed)
+}
+
+fn bpe(metadata: &Metadata, vocabulary: &Vocabulary, pre_tokenizer: PreTokenizer) -> Result<BPE> {
+    let lines = metadata.texts(MERGES)?;
+    let lines = lines.ok_or_else(|| metadata.error(MERGES, "a list of merges", "nothing"))?;
+    let mut merges = Vec::with_capacity(lines.len());
+    for (index, line) in lines.into_iter().enumerate() {
+        // A token may begin with the separator itself only in files that no byte-level tokenizer made.
+        let Some((left, right)) = line.split_once(' ') else {
+            let found = format!("`{line}` as merge {index}");
+            return Err(metadata.error(MERGES, "two tokens with a space between them", found).into());
+        };
+        merges.push((left.to_owned(), right.to_owned()));
+    }
+    let known = vocabulary.iter().filter(|(_, token)| token.kind != TokenKind::Unused);
+    let vocab: AHashMap<String, u32> = known.map(|(id, token)| (token.text.clone(), id)).collect();
+    let builder = BPE::builder().vocab_and_merges(vocab, merges);
+    builder
+        .ignore_merges(pre_tokenizer.ignore_merges)
+        .build()
+        .map_err(|fault| metadata.error(MERGES, "merges whose tokens are in the vocabulary", fault.to_string()).into())
+}
+
+/// What is put around every text; `None` if nothing is.
+fn template(vocabulary: &Vocabulary, bos: Option<u32>, eos: Option<u32>) -> Option<Result<TemplateProcessing, String>> {
+    let spelled = |id: Option<u32>| id.map(|id| (vocabulary.tokens[id as usize].text.clone(), id));
+    let (bos, eos) = (spelled(bos), spelled(eos));
+    if bos.is_none() && eos.is_none() {
+        return None;
+    }
+    let mut pieces: Vec<String> = Vec::new();
+    pieces.extend(bos.iter().map(|(text, _)| text.clone()));
+    pieces.push("$A".to_owned());
+    pieces.extend(eos.iter().map(|(text, _)| text.clone()));
+    let mut tokens: Vec<(String, u32)> = bos.into_iter().chain(eos).collect();
+    tokens.dedup();
+    let mut builder = TemplateProcessing::builder();
+    let template = builder.try_single(pieces).map(|builder| builder.special_tokens(tokens).build());
+    Some(template.and_then(|built| built.map_err(|fault| fault.to_string())))
+}

@@ -1,0 +1,98 @@
+//! The tokens of a GGUF file.
+
+use braidinfer_model::format::gguf::Metadata;
+
+use crate::Result;
+
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const KINDS: &str = "tokenizer.ggml.token_type";
+pub(super) const SCORES: &str = "tokenizer.ggml.scores";
+
+/// What a token is for (`enum llama_token_type` in `llama.h`, which is SentencePiece's).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TokenKind {
+    Normal,
+    Unknown,
+    Control,
+    UserDefined,
+    Unused,
+    Byte,
+}
+
+impl TokenKind {
+    /// llama.cpp's number.
+    pub(super) fn number(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
+
+    fn from_number(number: i64) -> Option<Self> {
+        Some(match number {
+            1 => Self::Normal,
+            2 => Self::Unknown,
+            3 => Self::Control,
+            4 => Self::UserDefined,
+            5 => Self::Unused,
+            6 => Self::Byte,
+            _ => return None,
+        })
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Token {
+    pub(super) text: String,
+    pub(super) kind: TokenKind,
+    pub(super) score: f32,
+}
+
+/// Tokens by id.
+#[derive(Debug)]
+pub(super) struct Vocabulary {
+    pub(super) tokens: Vec<Token>,
+}
+
+impl Vocabulary {
+    /// Tokens without a kind are ordinary ones; scores are 0 where there are none.
+    pub(super) fn read(metadata: &Metadata) -> Result<Self> {
+        let texts = metadata.texts(TOKENS)?;
+        let texts = texts.ok_or_else(|| metadata.error(TOKENS, "a list of texts", "nothing"))?;
+        let kinds = same_length(metadata, KINDS, texts.len())?;
+        let scores = same_length(metadata, SCORES, texts.len())?;
+        let mut tokens = Vec::with_capacity(texts.len());
+        for (id, text) in texts.into_iter().enumerate() {
+            let number = kinds.as_ref().map_or(Some(1), |kinds| kinds[id].as_i64());
+            let kind = number.and_then(TokenKind::from_number).ok_or_else(|| {
+                let found = number.map_or("no whole number".into(), |number| number.to_string());
+                metadata.error(KINDS, "kinds from 1 to 6", format!("{found} for token {id}"))
+            })?;
+            let score = scores.as_ref().map_or(Some(0.0), |scores| scores[id].as_f64());
+            let score =
+                score.ok_or_else(|| metadata.error(SCORES, "finite numbers", format!("another for token {id}")))?;
+            tokens.push(Token { text: text.to_owned(), kind, score: score as f32 });
+        }
+        Ok(Self { tokens })
+    }
+
+    /// The tokens with their ids.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Token)> {
+        self.tokens.iter().enumerate().map(|(id, token)| (id as u32, token))
+    }
+}
+
+/// A list of numbers that, if it is there, has one for each token.
+fn same_length(metadata: &Metadata, key: &str, len: usize) -> Result<Option<Vec<serde_json::Value>>> {
+    let Some(numbers) = metadata.scalars(key)? else { return Ok(None) };
+    if numbers.len() != len {
+        return Err(metadata
+            .error(key, format!("{len} numbers, one for each token"), numbers.len().to_string())
+            .into());
+    }
+    Ok(Some(numbers.into_iter().map(|number| number.to_json()).collect()))
+}

@@ -1,0 +1,319 @@
+//! From the tokenizer of a model directory to the metadata of a GGUF file.
+//!
+//! What is written is read back, and has to give the ids of the original on texts chosen to be hard; where llama.cpp's
+//! own keys cannot say enough, the original's files go with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use braidinfer_model::ModelSource;
+use braidinfer_model::format::gguf::{Metadata, Value};
+use serde_json::Value as Json;
+
+use super::vocabulary::{KINDS, SCORES, TOKENS, Token, TokenKind};
+use super::{
+    BYTE_LEVEL_BPE, CHAT_TEMPLATE, MODEL, NONE, ORIGINAL_FILE, SENTENCEPIECE_BPE, SENTENCEPIECE_UNIGRAM, byte_level,
+    pre_tokenizer,
+};
+use crate::text::chat_template::find_template;
+use crate::text::sentencepiece::PartKind;
+use crate::text::settings::SETTINGS_FILES;
+use crate::text::tokenizer::{TOKENIZER_JSON, TOKENIZER_MODEL};
+use crate::text::{SentencePiece, Tokenizer, TokenizerSettings};
+use crate::{Error, Result};
+
+/// Hard texts: white space, digits, signs, scripts, composed and decomposed letters, emoji, code, contractions.
+const PROBES: &str = include_str!("probes.txt");
+
+/// What a tokenizer becomes.
+pub(crate) struct WrittenTokenizer {
+    /// What would be different for a reader that knows llama.cpp's keys only, one line each.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Adds the tokenizer and chat template of `source` to `metadata`, for an embedding of `rows` rows. `ends` are ids that
+/// end a text, `first` is the one that begins it, by the model's own settings.
+pub(crate) fn write(
+    source: &ModelSource,
+    rows: usize,
+    first: Option<u32>,
+    ends: &[u32],
+    metadata: &mut Metadata,
+) -> Result<WrittenTokenizer> {
+    let settings = TokenizerSettings::read(source)?;
+    if let Some((_, template)) = find_template(source, &settings)? {
+        metadata.insert(CHAT_TEMPLATE, template.as_str());
+    }
+    let Some(tokenizer) = Tokenizer::read(source, &settings)? else {
+        metadata.insert(MODEL, NONE);
+        write_ends(metadata, first, ends, None);
+        return Ok(WrittenTokenizer { notes: Vec::new() });
+    };
+    let json = source.read(TOKENIZER_JSON)?;
+    let form = match &json {
+        Some(bytes) => HuggingFace::parse(&source.path_of(TOKENIZER_JSON), bytes)?.form()?,
+        None => {
+            let bytes = source.read(TOKENIZER_MODEL)?.unwrap_or_default();
+            sentencepiece_form(&SentencePiece::parse(&source.path_of(TOKENIZER_MODEL), &bytes)?.configured(&settings)?)
+        }
+    };
+    let mut notes = Vec::new();
+    form.write(rows, metadata, &mut notes)?;
+    let bos = settings.special_token("bos_token")?.and_then(|token| tokenizer.token_to_id(&token)).or(first);
+    let eos = settings.special_token("eos_token")?.and_then(|token| tokenizer.token_to_id(&token));
+    write_ends(metadata, bos, ends, eos);
+    write_around(&tokenizer, bos, metadata)?;
+    make_faithful(source, &tokenizer, metadata, &mut notes)?;
+    Ok(WrittenTokenizer { notes })
+}
+
+/// Which ids begin and end a text.
+fn write_ends(metadata: &mut Metadata, bos: Option<u32>, ends: &[u32], eos: Option<u32>) {
+    let mut ends: Vec<u32> = eos.into_iter().chain(ends.iter().copied()).collect();
+    let mut seen = BTreeSet::new();
+    ends.retain(|id| seen.insert(*id));
+    if let Some(bos) = bos {
+        metadata.insert("tokenizer.ggml.bos_token_id", bos);
+    }
+    // Files have room for three; readers find more of them by their spelling.
+    for (name, id) in ["eos", "eot", "eom"].into_iter().zip(ends) {
+        metadata.insert(format!("tokenizer.ggml.{name}_token_id"), id);
+    }
+}
+
+/// Whether tokens are put around every text, by what the tokenizer does with an empty one.
+fn write_around(tokenizer: &Tokenizer, bos: Option<u32>, metadata: &mut Metadata) -> Result<()> {
+    let around = tokenizer.encode("", true)?;
+    let eos = metadata.unsigned("tokenizer.ggml.eos_token_id")?.map(|id| id as u32);
+    let begins = !around.is_empty() && around.first().copied() == bos;
+    let ends = around.len() > usize::from(begins) && around.last().copied() == eos;
+    metadata.insert("tokenizer.ggml.add_bos_token", begins);
+    metadata.insert("tokenizer.ggml.add_eos_token", ends);
+    Ok(())
+}
+
+/// Reads the metadata back; if it does not give the ids of the original, the original's files go with it.
+fn make_faithful(
+    source: &ModelSource,
+    original: &Tokenizer,
+    metadata: &mut Metadata,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let Some(text) = first_difference(original, metadata)? else { return Ok(()) };
+    for file in [TOKENIZER_JSON, TOKENIZER_MODEL].into_iter().chain(SETTINGS_FILES) {
+        if let Some(bytes) = source.read(file)? {
+            metadata.insert(format!("{ORIGINAL_FILE}{file}"), &bytes[..]);
+        }
+    }
+    notes.push(format!(
+        "other programs will tokenize some texts differently, such as {text:?}: the keys of GGUF cannot say how; for \
+         Braidinfer the original tokenizer goes with the file"
+    ));
+    match first_difference(original, metadata)? {
+        None => Ok(()),
+        Some(text) => Err(Error::Internal(format!("{}: the tokenizer reads {text:?} differently", source.label()))),
+    }
+}
+
+/// A text that the written tokenizer reads differently.
+fn first_difference(original: &Tokenizer, metadata: &Metadata) -> Result<Option<String>> {
+    let written = Tokenizer::from_gguf_metadata(metadata)?;
+    let Some(written) = written else { return Ok(Some(String::new())) };
+    let tokens = metadata.texts(TOKENS)?.unwrap_or_default();
+    let kinds = metadata.scalars(KINDS)?.unwrap_or_default();
+    let added = tokens.iter().zip(kinds).filter(|(_, kind)| matches!(kind.to_json().as_i64(), Some(3 | 4)));
+    let around = added.take(64).map(|(token, _)| format!("a{token}b {token} c\n{token}"));
+    let mut texts = PROBES.lines().map(str::to_owned).chain([PROBES.to_owned(), String::new()]).chain(around);
+    for text in &mut texts {
+        if original.encode(&text, true)? != written.encode(&text, true)? {
+            return Ok(Some(text));
+        }
+    }
+    Ok(None)
+}
+
+/// A tokenizer in llama.cpp's terms.
+struct Form {
+    model: &'static str,
+    pre: String,
+    /// By id.
+    tokens: BTreeMap<u32, Token>,
+    merges: Option<Vec<String>>,
+    unknown: Option<u32>,
+    add_space_prefix: bool,
+    remove_extra_whitespaces: bool,
+    charsmap: Vec<u8>,
+}
+
+impl Form {
+    /// Ids without a token get one that nothing produces.
+    fn write(self, rows: usize, metadata: &mut Metadata, notes: &mut Vec<String>) -> Result<()> {
+        let beyond = self.tokens.range(rows as u32..).count();
+        if beyond > 0 {
+            notes.push(format!("the tokenizer has {beyond} ids that the embedding lacks: left out"));
+        }
+        let (mut texts, mut kinds, mut scores) = (Vec::new(), Vec::new(), Vec::new());
+        for id in 0..rows as u32 {
+            let token = self.tokens.get(&id);
+            texts.push(token.map_or_else(|| format!("[PAD{id}]"), |token| token.text.clone()));
+            kinds.push(token.map_or(TokenKind::Unused, |token| token.kind).number());
+            scores.push(token.map_or(0.0, |token| token.score));
+        }
+        metadata.insert(MODEL, self.model);
+        metadata.insert(byte_level::PRE, self.pre.as_str());
+        metadata.insert(TOKENS, texts.iter().collect::<Value>());
+        metadata.insert(KINDS, &kinds[..]);
+        if let Some(unknown) = self.unknown {
+            metadata.insert("tokenizer.ggml.unknown_token_id", unknown);
+        }
+        match self.merges {
+            Some(merges) => {
+                metadata.insert(byte_level::MERGES, merges.iter().collect::<Value>());
+            }
+            None => {
+                metadata.insert(SCORES, &scores[..]);
+                metadata.insert("tokenizer.ggml.add_space_prefix", self.add_space_prefix);
+                metadata.insert("tokenizer.ggml.remove_extra_whitespaces", self.remove_extra_whitespaces);
+            }
+        }
+        if !self.charsmap.is_empty() {
+            metadata.insert("tokenizer.ggml.precompiled_charsmap", &self.charsmap[..]);
+        }
+        Ok(())
+    }
+}
+
+/// A `tokenizer.json`.
+struct HuggingFace {
+    path: String,
+    json: Json,
+}
+
+impl HuggingFace {
+    fn parse(path: &str, bytes: &[u8]) -> Result<Self> {
+        let json = serde_json::from_slice(bytes);
+        let json = json.map_err(|fault| Error::Text { path: path.to_owned(), message: fault.to_string() })?;
+        Ok(Self { path: path.to_owned(), json })
+    }
+
+    fn error(&self, expected: &str, found: impl Into<String>) -> Error {
+        let message = format!("expected {expected}, which GGUF can hold, found {}", found.into());
+        Error::Text { path: self.path.clone(), message }
+    }
+
+    fn form(&self) -> Result<Form> {
+        let model = &self.json["model"];
+        let kind = model["type"].as_str().unwrap_or("BPE");
+        if kind != "BPE" {
+            return Err(self.error("a BPE model", kind));
+        }
+        if model["byte_fallback"] == true { self.sentencepiece() } else { self.byte_level() }
+    }
+
+    fn byte_level(&self) -> Result<Form> {
+        let ignore_merges = self.json["model"]["ignore_merges"] == true;
+        let pre = pre_tokenizer::of_json(&self.json["pre_tokenizer"], ignore_merges);
+        let pre = pre.ok_or_else(|| self.error("a known pre-tokenizer", shortened(&self.json["pre_tokenizer"])))?;
+        let merges = self.merges()?.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
+        Ok(Form {
+            model: BYTE_LEVEL_BPE,
+            pre: pre.names[0].to_owned(),
+            tokens: self.tokens(|_| 0.0),
+            merges: Some(merges),
+            unknown: None,
+            add_space_prefix: false,
+            remove_extra_whitespaces: false,
+            charsmap: Vec::new(),
+        })
+    }
+
+    /// BPE that was converted from SentencePiece: the rank of a merge is the order of its result's score.
+    fn sentencepiece(&self) -> Result<Form> {
+        let mut ranks: BTreeMap<String, usize> = BTreeMap::new();
+        for (rank, (left, right)) in self.merges()?.into_iter().enumerate() {
+            ranks.entry(left + &right).or_insert(rank);
+        }
+        let last = ranks.len() + 1;
+        let score = |text: &str| -(ranks.get(text).copied().unwrap_or(last) as f32);
+        let mut tokens = self.tokens(score);
+        let unknown = self.json["model"]["unk_token"].as_str();
+        let unknown = tokens.iter().find(|(_, token)| Some(token.text.as_str()) == unknown).map(|(id, _)| *id);
+        if let Some(token) = unknown.and_then(|id| tokens.get_mut(&id)) {
+            token.kind = TokenKind::Unknown;
+        }
+        let prefix = self.json["normalizer"].to_string().contains("\"Prepend\"")
+            || matches!(self.json["pre_tokenizer"]["prepend_scheme"].as_str(), Some("always" | "first"))
+            || self.json["pre_tokenizer"]["add_prefix_space"] == true;
+        Ok(Form {
+            model: SENTENCEPIECE_BPE,
+            pre: "default".to_owned(),
+            tokens,
+            merges: None,
+            unknown,
+            add_space_prefix: prefix,
+            remove_extra_whitespaces: false,
+            charsmap: Vec::new(),
+        })
+    }
+
+    /// Every token by id, added ones over the model's own.
+    fn tokens(&self, score: impl Fn(&str) -> f32) -> BTreeMap<u32, Token> {
+        let id_of = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let mut tokens = BTreeMap::new();
+        let is_byte = |text: &str| text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
+        let fallback = self.json["model"]["byte_fallback"] == true;
+        for (text, id) in self.json["model"]["vocab"].as_object().into_iter().flatten() {
+            let kind = if fallback && is_byte(text) { TokenKind::Byte } else { TokenKind::Normal };
+            tokens.extend(id_of(id).map(|id| (id, Token { score: score(text), text: text.clone(), kind })));
+        }
+        for token in self.json["added_tokens"].as_array().into_iter().flatten() {
+            let (Some(id), Some(text)) = (id_of(&token["id"]), token["content"].as_str()) else { continue };
+            let kind = if token["special"] == true { TokenKind::Control } else { TokenKind::UserDefined };
+            tokens.insert(id, Token { text: text.to_owned(), kind, score: score(text) });
+        }
+        tokens
+    }
+
+    /// Pairs in order; a file has them as lists or as texts with a space between.
+    fn merges(&self) -> Result<Vec<(String, String)>> {
+        let pair = |merge: &Json| match merge {
+            Json::String(line) => line.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())),
+            Json::Array(pair) => Some((pair.first()?.as_str()?.to_owned(), pair.get(1)?.as_str()?.to_owned())),
+            _ => None,
+        };
+        let merges = self.json["model"]["merges"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let pairs =
+            merges.iter().map(|merge| pair(merge).ok_or_else(|| self.error("pairs as merges", merge.to_string())));
+        pairs.collect()
+    }
+}
+
+/// The start of a JSON value, for messages.
+fn shortened(value: &Json) -> String {
+    value.to_string().chars().take(160).collect()
+}
+
+fn sentencepiece_form(tokenizer: &SentencePiece) -> Form {
+    let parts = tokenizer.to_parts();
+    let kind = |kind| match kind {
+        PartKind::Normal => TokenKind::Normal,
+        PartKind::Unknown => TokenKind::Unknown,
+        PartKind::Unused => TokenKind::Unused,
+        PartKind::Byte => TokenKind::Byte,
+        PartKind::Added { special: true } => TokenKind::Control,
+        PartKind::Added { special: false } => TokenKind::UserDefined,
+    };
+    let tokens = parts.pieces.into_iter().zip(0..);
+    let tokens: BTreeMap<u32, Token> = tokens
+        .map(|(piece, id)| (id, Token { text: piece.text, kind: kind(piece.kind), score: piece.score }))
+        .collect();
+    Form {
+        model: if parts.unigram { SENTENCEPIECE_UNIGRAM } else { SENTENCEPIECE_BPE },
+        pre: "default".to_owned(),
+        unknown: Some(parts.unknown),
+        tokens,
+        merges: None,
+        add_space_prefix: parts.add_dummy_prefix,
+        remove_extra_whitespaces: parts.remove_extra_whitespaces,
+        charsmap: parts.charsmap,
+    }
+}

@@ -1,0 +1,186 @@
+//! Files that `quantize` writes: they hold the model that went in.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use braidinfer::model::ModelSource;
+use braidinfer::model::quantization::FileType;
+use braidinfer::text::{Tokenizer, TokenizerSettings};
+use braidinfer::{Error, Llm, LoadOptions, QuantizeReport, quantize};
+use serde_json::json;
+use support::{Fixture, distance, feed, fixtures, read_json};
+use tempfile::TempDir;
+
+/// Largest allowed difference of a logit between a directory and a file of its values.
+const SAME: f32 = 1e-4;
+
+/// Fixtures that GGUF cannot describe, with what the message has to say.
+const REFUSED: [(&str, &str); 4] = [
+    ("llama-dynamic", "`rope[0].scaling"),
+    ("llama-yarn-mscale", "`rope[0].scaling.truncate`"),
+    ("phi-qk-layernorm", "`attention.qk_norm`"),
+    ("smollm3-window", "`layers[1].mixer.rope`"),
+];
+
+fn write(source: &ModelSource, path: &Path, file_type: FileType) -> Result<QuantizeReport, Error> {
+    quantize(source, path, file_type, false, &mut |_, _| ControlFlow::Continue(()))
+}
+
+fn open(path: &Path) -> ModelSource {
+    ModelSource::open(path).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn every_fixture_comes_back_from_an_f32_file() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let mut refused = BTreeMap::new();
+    for fixture in Fixture::all() {
+        let path = folder.path().join(format!("{}.gguf", fixture.name));
+        if let Err(error) = write(&fixture.source, &path, FileType::F32) {
+            refused.insert(fixture.name.clone(), error.to_string());
+            continue;
+        }
+        let again = Fixture { source: open(&path), ..Fixture::open(&fixture.name) };
+        let (mut original, mut written) = (fixture.executor(), again.executor());
+        for (prompt, expected) in fixture.prompts.iter().enumerate() {
+            let rows = feed(&mut original, prompt, &expected.ids, usize::MAX >> 1);
+            for (row, same) in rows.iter().zip(feed(&mut written, prompt, &expected.ids, usize::MAX >> 1)) {
+                let distance = distance(row, &same);
+                assert!(distance <= SAME, "{} prompt {prompt}: {distance:e}", fixture.name);
+            }
+        }
+    }
+    assert_eq!(refused.len(), REFUSED.len(), "{refused:#?}");
+    for (name, reason) in REFUSED {
+        assert!(refused.get(name).is_some_and(|message| message.contains(reason)), "{name}: {refused:#?}");
+    }
+}
+
+#[test]
+fn memory_and_file_hold_the_same_weights() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    for name in ["llama-f32", "phi3", "gemma2", "qwen3"] {
+        let fixture = Fixture::open(name);
+        for file_type in FileType::ALL {
+            let path = folder.path().join(format!("{name}-{file_type}.gguf"));
+            write(&fixture.source, &path, file_type).unwrap_or_else(|error| panic!("{error}"));
+            let ids = &fixture.prompts[2].ids;
+            let in_memory = LoadOptions { quantize: Some(file_type), ..LoadOptions::default() };
+            let logits = |source: &ModelSource, options: &LoadOptions| {
+                let llm = Llm::open(source, options, &|_, _| {});
+                llm.and_then(|mut llm| llm.logits(ids, true)).unwrap_or_else(|error| panic!("{error}")).concat()
+            };
+            let (file, memory) = (logits(&open(&path), &LoadOptions::default()), logits(&fixture.source, &in_memory));
+            let distance = distance(&file, &memory);
+            // Rows of queries and keys change places in some files, and with them the order of sums.
+            assert!(distance <= SAME, "{name} {file_type}: {distance:e}");
+        }
+    }
+}
+
+#[test]
+fn a_file_can_be_the_source() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let fixture = Fixture::open("llama3");
+    let (first, second) = (folder.path().join("first.gguf"), folder.path().join("second.gguf"));
+    write(&fixture.source, &first, FileType::Q8_0).unwrap_or_else(|error| panic!("{error}"));
+    let report = write(&open(&first), &second, FileType::Q8_0).unwrap_or_else(|error| panic!("{error}"));
+    assert!(report.notes.iter().any(|note| note.contains("quantized before (q8_0)")), "{:?}", report.notes);
+    // Values of q8_0 blocks are the values that make those blocks.
+    let without_name = |path| {
+        let bytes = fs::read(path).expect("the file is there");
+        bytes[bytes.len() / 2..].to_vec()
+    };
+    assert_eq!(without_name(&first), without_name(&second));
+}
+
+#[test]
+fn nothing_is_overwritten_and_nothing_half_written() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let path = folder.path().join("model.gguf");
+    fs::write(&path, "mine").expect("the file can be written");
+    let source = Fixture::open("llama").source;
+    let error = write(&source, &path, FileType::F16).expect_err("the file is there");
+    assert!(error.to_string().contains("model.gguf: expected no file of this name"), "{error}");
+    let error = write(&source, &folder.path().join("model.bin"), FileType::F16).expect_err("the name is wrong");
+    assert!(error.to_string().contains("expected a name that ends in .gguf"), "{error}");
+    let cancelled = quantize(&source, &path, FileType::F16, true, &mut |_, _| ControlFlow::Break(()));
+    assert!(matches!(cancelled, Err(Error::Cancelled)));
+    let missing = folder.path().join("no/such/folder/model.gguf");
+    assert!(matches!(write(&source, &missing, FileType::F16), Err(Error::File { .. })));
+    let left: Vec<_> = fs::read_dir(folder.path()).expect("the folder can be listed").collect();
+    assert_eq!(left.len(), 1);
+    assert_eq!(fs::read_to_string(&path).expect("the file is there"), "mine");
+    let forced = quantize(&source, &path, FileType::F16, true, &mut |_, _| ControlFlow::Continue(()));
+    assert!(forced.is_ok() && fs::read(&path).expect("the file is there").starts_with(b"GGUF"));
+}
+
+/// A model of one tiny layer with the tokenizer files of `from`.
+fn model_with_tokenizer(from: &Path, vocab_size: usize) -> TempDir {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    for entry in fs::read_dir(from).expect("the fixture exists") {
+        let path = entry.expect("the folder can be listed").path();
+        let name = path.file_name().expect("files have names").to_owned();
+        if path.is_file() && name != "vocab.gguf" {
+            fs::copy(&path, folder.path().join(name)).expect("the file can be copied");
+        }
+    }
+    let config = json!({
+        "model_type": "llama", "vocab_size": vocab_size, "hidden_size": 4, "intermediate_size": 4,
+        "num_hidden_layers": 1, "num_attention_heads": 1, "tie_word_embeddings": true, "eos_token_id": 1,
+    });
+    fs::write(folder.path().join("config.json"), config.to_string()).expect("the file can be written");
+    let matrices = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|name| format!("self_attn.{name}"));
+    let matrices = matrices.into_iter().chain(["gate_proj", "up_proj", "down_proj"].map(|name| format!("mlp.{name}")));
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let mut shapes: Vec<(String, Vec<usize>)> = matrices.map(|name| (layer(&name), vec![4, 4])).collect();
+    shapes.push((layer("input_layernorm"), vec![4]));
+    shapes.push((layer("post_attention_layernorm"), vec![4]));
+    shapes.push(("model.norm.weight".into(), vec![4]));
+    shapes.push(("model.embed_tokens.weight".into(), vec![vocab_size, 4]));
+    let zeros = vec![0u8; vocab_size * 16];
+    let views = shapes.into_iter().map(|(name, shape)| {
+        let bytes = shape.iter().product::<usize>() * 4;
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &zeros[..bytes]);
+        (name, view.expect("the sizes agree"))
+    });
+    safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).expect("it can be written");
+    folder
+}
+
+fn tokenizer(source: &ModelSource) -> Tokenizer {
+    let settings = TokenizerSettings::read(source).unwrap_or_else(|error| panic!("{error}"));
+    let tokenizer = Tokenizer::read(source, &settings).unwrap_or_else(|error| panic!("{error}"));
+    tokenizer.expect("the model has a tokenizer")
+}
+
+#[test]
+fn tokenizers_come_back() {
+    let texts: Vec<String> = read_json(fixtures().join("gguf/vocabularies/texts.json"));
+    let folders = ["gguf/vocabularies", "text/tokenizers"].map(|folder| fixtures().join(folder));
+    let folders = folders.iter().flat_map(|folder| fs::read_dir(folder).expect("the fixtures are in the repository"));
+    let mut seen = 0;
+    for folder in folders.map(|entry| entry.expect("the folder can be listed").path()).filter(|path| path.is_dir()) {
+        seen += 1;
+        let original = tokenizer(&ModelSource::Directory(folder.clone()));
+        let model = model_with_tokenizer(&folder, original.vocab_size());
+        let path = model.path().join("model.gguf");
+        write(&ModelSource::Directory(model.path().to_owned()), &path, FileType::F32)
+            .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let written = tokenizer(&open(&path));
+        for text in &texts {
+            for special in [false, true] {
+                let ids = |tokenizer: &Tokenizer| tokenizer.encode(text, special).expect("the text can be encoded");
+                assert_eq!(ids(&original), ids(&written), "{}: {text:?}", folder.display());
+            }
+            let ids = original.encode(text, true).expect("the text can be encoded");
+            let decoded = |tokenizer: &Tokenizer| tokenizer.decode(&ids, true).expect("the ids can be decoded");
+            assert_eq!(decoded(&original), decoded(&written), "{}: {text:?}", folder.display());
+        }
+    }
+    assert!(seen >= 16, "expected at least 16 tokenizers, found {seen}");
+}

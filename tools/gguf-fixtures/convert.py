@@ -1,0 +1,164 @@
+"""Turns the model fixtures into GGUF files with llama.cpp's own converter.
+
+    python convert.py --llama-cpp DIRECTORY [--out DIRECTORY] [--outtype auto|f32] [NAME ...]
+
+DIRECTORY is an unpacked llama.cpp source tree (conversion/ and gguf-py/ are used). Keys, tensor
+names, permuted rows and norm offsets are the converter's; only what is listed in `FIXTURES` and
+in `write_none_vocabulary` is ours.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "tests/fixtures/models"
+DEFAULT_OUT = ROOT / "tests/fixtures/gguf/models"
+SHARDS = 3
+# Of the four prompts of a fixture: 1, 7 and 40 tokens, the last longer than every window.
+PROMPTS = 3
+
+
+@dataclass
+class Fixture:
+    name: str
+    # What a reader has to assume where config.json says something that the file has no key for. Such a file
+    # gets its own expected logits, from transformers with these settings.
+    as_if: dict = field(default_factory=dict)
+    # Keys the converter derives where it should read: written again with the right value.
+    corrected: dict = field(default_factory=dict)
+
+
+FIXTURES = [
+    Fixture("llama"),
+    Fixture("llama3"),
+    Fixture("llama-bias"),
+    Fixture("llama-linear"),
+    Fixture("llama-yarn"),
+    Fixture("llama-head-dim"),
+    # The converter writes no window for the llama architecture.
+    Fixture("mistral", as_if={"sliding_window": None}),
+    Fixture("gemma"),
+    # The scale is the head size (or, for the 27B models, hidden size / heads), never read.
+    Fixture("gemma2", as_if={"query_pre_attn_scalar": 16}),
+    Fixture("gemma3", as_if={"query_pre_attn_scalar": 16}),
+    Fixture("qwen2"),
+    Fixture("qwen3"),
+    # The converter takes four times the hidden size, which is right for the published models.
+    Fixture("phi", corrected={"feed_forward_length": 64}),
+    # The window is in the file. llama.cpp ignores it; what is expected is what transformers does.
+    Fixture("phi3"),
+    Fixture("phi3-longrope"),
+    Fixture("ernie4_5"),
+    Fixture("smollm3"),
+    Fixture("olmo2"),
+    Fixture("granite"),
+]
+BY_NAME = {fixture.name: fixture for fixture in FIXTURES}
+
+
+def write_none_vocabulary(model, corrected):
+    """Stands in for the converter's `set_vocab`: the fixtures have no tokenizer."""
+    model.gguf_writer.add_tokenizer_model("none")
+    model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])
+    for key, value in corrected.items():
+        getattr(model.gguf_writer, f"add_{key}")(value)
+
+
+def copy_for_converter(fixture, directory):
+    """The fixture, and the number of tokens where Gemma 3's class looks for it."""
+    source = MODELS / fixture.name
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(source / name, directory / name)
+    config = json.loads((source / "config.json").read_text())
+    stub = {"model": {"vocab": {str(i): i for i in range(config["vocab_size"])}}, "added_tokens": []}
+    (directory / "tokenizer.json").write_text(json.dumps(stub))
+
+
+def convert(fixture, out, outtype, split=False):
+    import gguf
+    import torch
+    from conversion import get_model_class
+    from conversion.base import ModelBase, ModelType, get_model_architecture
+
+    file_type = {"auto": gguf.LlamaFileType.GUESSED, "f32": gguf.LlamaFileType.ALL_F32}[outtype]
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+        directory = Path(scratch) / fixture.name
+        directory.mkdir()
+        copy_for_converter(fixture, directory)
+        hparams = ModelBase.load_hparams(directory, False)
+        model_class = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+        count = sum(1 for _ in safe_names(directory / "model.safetensors"))
+        model = model_class(
+            directory, file_type, out, model_name=fixture.name, eager=True,
+            split_max_tensors=-(-count // SHARDS) if split else 0,
+        )
+        model.set_vocab = lambda: write_none_vocabulary(model, fixture.corrected)
+        model.write()
+    return model_class.__name__
+
+
+def safe_names(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        yield from file.keys()
+
+
+def write_expected(fixture, out):
+    """What transformers computes with the settings a reader of the file has to assume."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    import reference
+
+    model = reference.load(MODELS / fixture.name, **fixture.as_if)
+    prompts = json.loads((MODELS / fixture.name / "expected.json").read_text())["prompts"][:PROMPTS]
+    entries, logits = [], {}
+    for i, prompt in enumerate(prompts):
+        tokens, margin = reference.greedy(model, prompt["ids"])
+        entries.append({"ids": prompt["ids"], "greedy": tokens, "greedy_margin": round(margin, 6)})
+        logits[f"logits.{i}"] = reference.logits(model, prompt["ids"]).contiguous()
+    expected = {
+        "source": {"transformers": transformers.__version__, "torch": torch.__version__},
+        "fixture": fixture.name,
+        "as_if": fixture.as_if,
+        "prompts": entries,
+    }
+    (out / f"{fixture.name}.expected.json").write_text(json.dumps(expected) + "\n")
+    save_file(logits, out / f"{fixture.name}.expected.safetensors")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--llama-cpp", type=Path, required=True, help="llama.cpp source tree")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    parser.add_argument(
+        "--outtype", choices=["auto", "f32"], default="auto",
+        help="auto: matrices stay bf16 where the safetensors are bf16, which loses nothing",
+    )
+    parser.add_argument("names", nargs="*")
+    arguments = parser.parse_args()
+    sys.path[:0] = [
+        str(arguments.llama_cpp), str(arguments.llama_cpp / "gguf-py"), str(ROOT / "tools/fixtures")
+    ]
+    logging.basicConfig(level=logging.ERROR)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for fixture in [BY_NAME[name] for name in arguments.names] or FIXTURES:
+        path = arguments.out / f"{fixture.name}.gguf"
+        used = convert(fixture, path, arguments.outtype)
+        if fixture.as_if:
+            write_expected(fixture, arguments.out)
+        print(f"{fixture.name:16} {used:18} {path.stat().st_size:8} bytes", flush=True)
+        if fixture.name == "llama":
+            convert(fixture, arguments.out / "llama-split.gguf", arguments.outtype, split=True)
+
+
+if __name__ == "__main__":
+    main()

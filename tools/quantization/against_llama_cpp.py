@@ -1,0 +1,84 @@
+"""Root mean square error of our encoders for q4_k, q5_k and q6_k beside llama.cpp's, as a Markdown table.
+
+    cargo build --release -p braidinfer-model --example quantize_rows
+    python tools/quantization/against_llama_cpp.py LIBGGML_BASE
+
+LIBGGML_BASE is the libggml-base.so of a llama.cpp build; without it, that of the installed `llama-cpp-python` is used.
+llama.cpp quantizes without an importance matrix. Both sides' blocks are decoded by the `gguf` package.
+"""
+
+import argparse
+import ctypes
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from distributions import DISTRIBUTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+TYPES = {"q4_k": GGMLQuantizationType.Q4_K, "q5_k": GGMLQuantizationType.Q5_K, "q6_k": GGMLQuantizationType.Q6_K}
+
+
+def installed_library():
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        raise SystemExit("llama-cpp-python is not installed: name a libggml-base.so")
+    return Path(spec.origin).parent / "lib" / "libggml-base.so"
+
+
+def load(path):
+    library = ctypes.CDLL(str(path))
+    quantize = library.ggml_quantize_chunk
+    quantize.restype = ctypes.c_size_t
+    quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    return quantize
+
+
+def theirs(quantize, kind, rows, size):
+    blocks = np.zeros(size, dtype=np.uint8)
+    written = quantize(kind.value, rows.ctypes.data, blocks.ctypes.data, 0, *rows.shape, None)
+    if written != size:
+        raise SystemExit(f"llama.cpp wrote {written} bytes, expected {size}")
+    return blocks
+
+
+def ours(program, name, rows):
+    done = subprocess.run([program, name], input=rows.tobytes(), stdout=subprocess.PIPE, check=True)
+    return np.frombuffer(done.stdout, dtype=np.uint8)
+
+
+def squared_errors(rows, blocks, kind):
+    """Mean for each row."""
+    decoded = dequantize(blocks, kind).astype(np.float64).reshape(rows.shape)
+    return np.mean(np.square(decoded - rows), axis=1)
+
+
+def table_row(name, label, ours, theirs):
+    rms, their_rms = np.sqrt(ours.mean()), np.sqrt(theirs.mean())
+    if their_rms == 0:
+        return f"| {name} | {label} | {rms:.4g} | 0 | | |"
+    worst = np.sqrt(np.max(ours / theirs))
+    return f"| {name} | {label} | {rms:.4g} | {their_rms:.4g} | {rms / their_rms:.3f} | {worst:.3f} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library", type=Path, nargs="?")
+    parser.add_argument("--program", type=Path, default=ROOT / "target" / "release" / "examples" / "quantize_rows")
+    args = parser.parse_args()
+    quantize = load(args.library or installed_library())
+    print("| type | values | ours | llama.cpp | ratio | largest ratio of a row |")
+    print("|---|---|---|---|---|---|")
+    for name, kind in TYPES.items():
+        for label, rows in DISTRIBUTIONS.items():
+            blocks = ours(args.program, name, rows)
+            their_blocks = theirs(quantize, kind, rows, blocks.size)
+            print(table_row(name, label, squared_errors(rows, blocks, kind), squared_errors(rows, their_blocks, kind)))
+
+
+if __name__ == "__main__":
+    main()
