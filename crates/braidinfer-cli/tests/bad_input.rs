@@ -7,7 +7,8 @@ use std::io::Write;
 use std::process::Stdio;
 
 use serde_json::json;
-use support::{Broken, braidinfer, model, refuse, stderr};
+use support::{Broken, braidinfer, fixtures, model, refuse, stderr};
+use tempfile::TempDir;
 
 #[test]
 fn a_missing_directory() {
@@ -255,4 +256,116 @@ fn pipes_and_devices_in_place_of_files_do_not_hang() {
     let endless = Broken::copy_of("llama").remove("config.json");
     std::os::unix::fs::symlink("/dev/zero", endless.file("config.json")).expect("a link can be made");
     endless.refused(&["config.json: expected a plain file, found something else"]);
+}
+
+/// A copy of a GGUF fixture that may be broken.
+struct BrokenGguf {
+    folder: TempDir,
+    bytes: Vec<u8>,
+}
+
+impl BrokenGguf {
+    fn copy_of(name: &str) -> Self {
+        let bytes = fs::read(fixtures().join(format!("gguf/models/{name}.gguf"))).expect("the fixture exists");
+        Self { folder: TempDir::new().expect("a temporary folder can be made"), bytes }
+    }
+
+    /// Where `text` ends for the first time.
+    fn after(&self, text: &str) -> usize {
+        let found = self.bytes.windows(text.len()).position(|window| window == text.as_bytes());
+        found.expect("the file has the text") + text.len()
+    }
+
+    fn replace(mut self, old: &str, new: &str) -> Self {
+        assert_eq!(old.len(), new.len());
+        let end = self.after(old);
+        self.bytes[end - new.len()..end].copy_from_slice(new.as_bytes());
+        self
+    }
+
+    fn edit(mut self, change: impl FnOnce(&mut Vec<u8>)) -> Self {
+        change(&mut self.bytes);
+        self
+    }
+
+    fn refused(&self, parts: &[&str]) {
+        let path = self.folder.path().join("broken.gguf");
+        fs::write(&path, &self.bytes).expect("the file can be written");
+        let path = path.display().to_string();
+        let parts: Vec<&str> = parts.iter().copied().chain(["broken.gguf: "]).collect();
+        refuse(["run", &path, "--ids", "1,2,3", "--max-tokens", "2"], &parts);
+    }
+}
+
+#[test]
+fn a_broken_gguf_file() {
+    let broken = || BrokenGguf::copy_of("llama");
+    broken().edit(|bytes| bytes[0] = b'X').refused(&["expected a GGUF file, which begins with `GGUF`"]);
+    broken().edit(|bytes| bytes[4] = 1).refused(&["expected GGUF version 2 or 3, found version 1"]);
+    broken()
+        .edit(|bytes| bytes[4..8].reverse())
+        .refused(&["expected a little-endian GGUF file, found a big-endian one"]);
+    broken()
+        .edit(|bytes| bytes[8..16].fill(0xff))
+        .refused(&["tensors, which is what the file has room for, found 1844"]);
+    broken().edit(|bytes| bytes.truncate(800)).refused(&["expected", " bytes of ", "to the end of the file"]);
+    broken().edit(|bytes| bytes.truncate(bytes.len() - 1000)).refused(&[
+        "tensor `",
+        "of data inside the file",
+        "is the file cut short?",
+    ]);
+    broken().edit(|bytes| bytes.clear()).refused(&["expected a non-empty file, found an empty file"]);
+}
+
+#[test]
+fn gguf_files_that_say_what_we_cannot_run() {
+    let broken = || BrokenGguf::copy_of("llama");
+    let architecture = broken().after("general.architecture") + 4 + 8;
+    let renamed = broken().edit(|bytes| bytes[architecture..architecture + 5].copy_from_slice(b"mamba"));
+    renamed.refused(&["model_type `mamba` is not a known architecture; supported: ernie4_5, gemma"]);
+    let missing = broken().replace("llama.block_count", "llama.block_cound");
+    missing.refused(&["field `llama.block_count`: expected a positive whole number, found nothing"]);
+    let tensor = broken().after("blk.0.ffn_down.weight") + 4 + 16;
+    let type_number =
+        |number: u32| broken().edit(|bytes| bytes[tensor..tensor + 4].copy_from_slice(&number.to_le_bytes()));
+    type_number(39).refused(&["tensor `blk.0.ffn_down.weight`: expected values of type F32, F16", "found MXFP4"]);
+    type_number(12).refused(&["tensor `blk.0.ffn_down.weight`: expected rows of whole blocks of 256 values"]);
+    let missing = broken().replace("blk.1.attn_k.weight", "blk.1.attn_z.weight");
+    missing.refused(&["tensor `blk.1.attn_k.weight`: expected a tensor of shape", "found no such tensor"]);
+}
+
+#[test]
+fn shards_that_are_missing_or_not_the_first() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let shard = |number: usize| format!("llama-split-{number:05}-of-00003.gguf");
+    for number in [1, 3] {
+        let original = fixtures().join("gguf/models").join(shard(number));
+        fs::copy(original, folder.path().join(shard(number))).expect("the file can be copied");
+    }
+    let path = |number: usize| folder.path().join(shard(number)).display().to_string();
+    refuse(["run", &path(1), "--ids", "1"], &["llama-split-00002-of-00003.gguf: No such file"]);
+    let first = "expected the first shard of the model, llama-split-00001-of-00003.gguf, found shard 3 of 3";
+    refuse(["run", &path(3), "--ids", "1"], &[first]);
+    let renamed = folder.path().join("renamed.gguf");
+    fs::rename(path(1), &renamed).expect("the file can be renamed");
+    let renamed = renamed.display().to_string();
+    refuse(["run", &renamed, "--ids", "1"], &["expected a name that ends with `-00001-of-00003.gguf`"]);
+    let folder = folder.path().display().to_string();
+    refuse(
+        ["run", &folder, "--ids", "1"],
+        &["expected `config.json`, found no such file, but GGUF files", "renamed.gguf"],
+    );
+}
+
+#[test]
+fn quantizing_what_cannot_be() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let to = folder.path().join("x.gguf").display().to_string();
+    let dynamic = model("llama-dynamic").display().to_string();
+    refuse(["quantize", &dynamic, &to, "--type", "q8_0"], &["`rope[0].scaling`", "would read back as"]);
+    let llama = model("llama").display().to_string();
+    refuse(["quantize", &llama, "/dev/full/x.gguf", "--type", "q8_0"], &["/dev/full/x.gguf: "]);
+    let output = braidinfer(["quantize", &llama, &to, "--type", "q3"]).output().expect("the binary starts");
+    assert!(stderr(&output).contains("expected a quantization type (f32, f16, bf16, q8_0"), "{}", stderr(&output));
+    assert_eq!(fs::read_dir(folder.path()).expect("the folder can be listed").count(), 0);
 }

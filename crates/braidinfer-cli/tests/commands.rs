@@ -4,10 +4,12 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{Broken, braidinfer, fixtures, model, models, output, stderr, stdout, succeed, succeed_json};
+use tempfile::TempDir;
 
 fn expected(name: &str) -> Value {
     serde_json::from_slice(&fs::read(model(name).join("expected.json")).expect("the fixture is whole"))
@@ -284,4 +286,69 @@ fn a_full_disk_is_an_error() {
     let output = braidinfer(["models"]).stdout(full).output().expect("the binary starts");
     assert_eq!(output.status.code(), Some(3));
     assert!(stderr(&output).contains("error: stdout: No space left on device"), "{}", stderr(&output));
+}
+
+/// Writes a file of the demo model and returns its path.
+fn quantized_demo(folder: &Path, file_type: &str) -> String {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo-model").display().to_string();
+    let path = folder.join(format!("demo-{file_type}.gguf")).display().to_string();
+    let summary = succeed(["quantize", &directory, &path, "--type", file_type]);
+    assert!(summary.starts_with(&path) && summary.contains("tensors: "), "{summary}");
+    path
+}
+
+#[test]
+fn a_file_tells_the_story_of_the_directory_it_was_made_from() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let path = quantized_demo(folder.path(), "f32");
+    let story = |model: &[&str]| {
+        let prompt = ["Once upon a time", "--seed", "1", "--max-tokens", "60"];
+        succeed(["run"].iter().chain(model).chain(&prompt))
+    };
+    assert_eq!(story(&[&path]), story(&[]), "sampling settings and tokenizer go with the file");
+    let json = succeed_json(["inspect", &path, "--json"]);
+    assert_eq!(json["tokenizer"]["kind"], "byte-level BPE in GGUF");
+    assert_eq!((json["dtype"].as_str(), json["chat_template"].as_bool()), (Some("f32"), Some(true)));
+    assert_eq!(json["generation"]["eos_token_id"], json!([0, 3]));
+    let ids = |args: &[&str]| succeed(["tokenize"].iter().chain(args).chain(&["Hello world, 123!<|end|>"]));
+    assert_eq!(ids(&[&path]), ids(&[]));
+}
+
+#[test]
+fn quantized_models_run_from_a_file_and_in_memory() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    for file_type in ["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] {
+        let path = quantized_demo(folder.path(), file_type);
+        let prompt = ["Once upon a time", "--temperature", "0", "--max-tokens", "24"];
+        let from_file = succeed(["run", &path].iter().chain(&prompt));
+        assert_eq!(from_file, succeed(["run"].iter().chain(&prompt).chain(&["--quantize", file_type])), "{file_type}");
+        assert_eq!(from_file, succeed(["run", &path].iter().chain(&prompt).chain(&["--dtype", "f32"])), "{file_type}");
+    }
+}
+
+#[test]
+fn a_model_of_the_cache_runs_without_a_network() {
+    let cache = TempDir::new().expect("a temporary folder can be made");
+    let repo = cache.path().join("models--org--tiny");
+    let commit = "0123456789012345678901234567890123456789";
+    let snapshot = repo.join("snapshots").join(commit);
+    fs::create_dir_all(repo.join("refs")).expect("a folder can be made");
+    fs::create_dir_all(&snapshot).expect("a folder can be made");
+    fs::write(repo.join("refs/main"), commit).expect("the file can be written");
+    for file in ["config.json", "model.safetensors", "generation_config.json"] {
+        fs::copy(model("llama").join(file), snapshot.join(file)).expect("the file can be copied");
+    }
+    fs::copy(fixtures().join("gguf/models/llama.gguf"), snapshot.join("tiny-BF16.gguf")).expect("it can be copied");
+    let run = |id: &str| {
+        let args = ["run", id, "--ids", "1,2,3", "--max-tokens", "4", "--temperature", "0", "--json"];
+        let output = braidinfer(args).env("HF_HUB_CACHE", cache.path()).output().expect("the binary starts");
+        assert!(output.status.success(), "{}", stderr(&output));
+        let answer: Value = serde_json::from_str(&stdout(&output)).expect("stdout is JSON");
+        answer["ids"].clone()
+    };
+    assert_eq!(run("org/tiny"), run("org/tiny:BF16"));
+    assert_eq!(run("org/tiny"), run("org/tiny@main"));
+    let pulled =
+        braidinfer(["pull", "org/tiny"]).env("HF_HUB_CACHE", cache.path()).output().expect("the binary starts");
+    assert_eq!(Path::new(stdout(&pulled).trim()), snapshot);
 }

@@ -1,6 +1,10 @@
-//! `generation_config.json`: where a text ends and how the authors would sample it.
+//! `generation_config.json`, or what GGUF has of it: where a text ends and how the authors would sample it.
 
+use crate::format::gguf::{Metadata, Scalar};
 use crate::{JsonFile, ModelSource, Result};
+
+/// What stands before the names of sampling settings in GGUF.
+const SAMPLING: &str = "general.sampling.";
 
 /// Generation defaults a checkpoint ships with. Absent settings are `None`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -26,11 +30,12 @@ pub struct GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// Reads `generation_config.json`; ids it lacks come from `config`, the model's `config.json`.
+    /// Reads `generation_config.json`, or the keys of a GGUF file; ids it lacks come from `config`, the model's `config.json`.
     pub fn read(source: &ModelSource, config: &JsonFile) -> Result<Self> {
-        let mut settings = match JsonFile::read(source, "generation_config.json")? {
-            Some(file) => Self::from_json(&file)?,
-            None => Self::default(),
+        let mut settings = match (source.gguf(), JsonFile::read(source, "generation_config.json")?) {
+            (Some(gguf), _) => Self::from_metadata(gguf.metadata())?,
+            (None, Some(file)) => Self::from_json(&file)?,
+            (None, None) => Self::default(),
         };
         if settings.eos_token_id.is_empty() {
             settings.eos_token_id = config.token_ids("eos_token_id")?;
@@ -39,6 +44,42 @@ impl GenerationConfig {
             settings.bos_token_id = config.token_ids("bos_token_id")?.first().copied();
         }
         Ok(settings)
+    }
+
+    /// The sampling that a GGUF file asks for; without one the answer is greedy.
+    fn from_metadata(metadata: &Metadata) -> Result<Self> {
+        let number = |name: &str| metadata.number(&format!("{SAMPLING}{name}"));
+        let (temperature, top_k) = (number("temp")?, number("top_k")?);
+        let (top_p, min_p) = (number("top_p")?, number("min_p")?);
+        let asked = [temperature, top_k, top_p, min_p].iter().any(Option::is_some);
+        Ok(Self {
+            do_sample: asked && temperature != Some(0.0),
+            temperature,
+            top_k: top_k.filter(|k| *k >= 1.0).map(|k| k as usize),
+            top_p,
+            min_p,
+            repetition_penalty: number("penalty_repeat")?,
+            ..Self::default()
+        })
+    }
+
+    /// Writes the sampling into the metadata of a GGUF file.
+    pub fn write_sampling(&self, metadata: &mut Metadata) {
+        let mut number = |name: &str, value: Option<f64>| {
+            if let Some(value) = value {
+                metadata.insert(format!("{SAMPLING}{name}"), value as f32);
+            }
+        };
+        number("penalty_repeat", self.repetition_penalty);
+        if !self.do_sample {
+            return;
+        }
+        number("temp", Some(self.temperature.unwrap_or(1.0)));
+        number("top_p", self.top_p);
+        number("min_p", self.min_p);
+        if let Some(top_k) = self.top_k {
+            metadata.insert(format!("{SAMPLING}top_k"), Scalar::I32(i32::try_from(top_k).unwrap_or(i32::MAX)));
+        }
     }
 
     fn from_json(file: &JsonFile) -> Result<Self> {

@@ -84,6 +84,17 @@ impl ModelSource {
         }
     }
 
+    /// Names of the GGUF files in a directory, for a message to someone who named the directory.
+    pub(crate) fn gguf_files(&self) -> Vec<String> {
+        let Self::Directory(path) = self else { return Vec::new() };
+        let entries = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let files = entries.filter(|path| has_extension(path, "gguf"));
+        let mut names: Vec<String> =
+            files.filter_map(|path| Some(path.file_name()?.to_string_lossy().into())).collect();
+        names.sort();
+        names
+    }
+
     /// How to name `file` of this model in a message.
     pub fn path_of(&self, file: &str) -> String {
         match self {

@@ -122,6 +122,7 @@ fn complete(
         let ends = &generation.eos_token_id;
         let written = write_tokenizer(source, spec.vocab_size, generation.bos_token_id, ends, metadata)?;
         notes.extend(written.notes);
+        generation.write_sampling(metadata);
         metadata.insert("general.type", "model");
         metadata.insert("general.name", name(source, destination).as_str());
     }

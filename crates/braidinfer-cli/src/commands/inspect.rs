@@ -1,5 +1,7 @@
 //! `braidinfer inspect`: what a model's files say, without loading its weights.
 
+use std::collections::BTreeMap;
+
 use braidinfer::model::spec::{FeedForward, LayerSpec, Mixer, NormKind};
 use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, Weights, describe};
 use braidinfer::text::{ChatTemplate, Tokenizer, TokenizerSettings};
@@ -19,6 +21,8 @@ struct Inspection {
     parameters: usize,
     bytes: usize,
     dtype: Dtype,
+    /// Bytes of each type.
+    bytes_by_dtype: BTreeMap<&'static str, usize>,
     tensors: Vec<TensorRow>,
     generation: GenerationJson,
     tokenizer: Option<TokenizerJson>,
@@ -93,6 +97,7 @@ fn inspect(model: Option<&str>) -> anyhow::Result<Inspection> {
         parameters: weights.parameter_count(),
         bytes: weights.size(),
         dtype: weights.dtype(),
+        bytes_by_dtype: weights.sizes().into_iter().map(|(dtype, bytes)| (dtype.name(), bytes)).collect(),
         tensors,
         generation: GenerationJson {
             bos_token_id: generation.bos_token_id,
@@ -233,9 +238,18 @@ fn weight_rows(inspection: &Inspection) -> Rows {
     vec![
         ("tensors".into(), format!("{} (all with --tensors)", inspection.tensors.len())),
         ("parameters".into(), format!("{:.1} M", inspection.parameters as f64 / 1e6)),
-        ("dtype".into(), inspection.dtype.to_string()),
+        ("dtype".into(), dtypes(inspection)),
         ("size".into(), output::size(inspection.bytes)),
     ]
+}
+
+/// The type of all weights, or how many bytes have which.
+fn dtypes(inspection: &Inspection) -> String {
+    let sizes = &inspection.bytes_by_dtype;
+    if sizes.len() < 2 {
+        return inspection.dtype.to_string();
+    }
+    sizes.iter().map(|(dtype, bytes)| format!("{dtype} {}", output::size(*bytes))).collect::<Vec<_>>().join(", ")
 }
 
 fn text_rows(inspection: &Inspection) -> Rows {

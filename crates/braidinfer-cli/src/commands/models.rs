@@ -8,7 +8,6 @@ use serde::Serialize;
 use crate::args::ModelsArgs;
 use crate::output;
 
-const FORMATS: [&str; 1] = ["safetensors"];
 const KERNELS: [&str; 1] = ["standard"];
 
 #[derive(Serialize)]
@@ -16,7 +15,7 @@ struct Row {
     architecture: &'static str,
     aliases: &'static [&'static str],
     models: &'static str,
-    formats: [&'static str; 1],
+    formats: Vec<&'static str>,
     kernels: [&'static str; 1],
     devices: Vec<&'static str>,
     verified: Verified,
@@ -55,12 +54,18 @@ pub fn run(args: ModelsArgs) -> anyhow::Result<()> {
     output::print_line(format!("known and refused, for now: {refused}"))
 }
 
+/// The formats it can be read from; `quantize` writes the second.
+fn formats(architecture: &Architecture) -> Vec<&'static str> {
+    let gguf = architecture.gguf.is_some().then_some("GGUF");
+    ["safetensors"].into_iter().chain(gguf).collect()
+}
+
 fn row(architecture: &Architecture) -> Row {
     Row {
         architecture: architecture.model_type,
         aliases: architecture.aliases,
         models: architecture.models,
-        formats: FORMATS,
+        formats: formats(architecture),
         kernels: KERNELS,
         devices: DeviceChoice::available(),
         verified: Verified { against: "transformers", fixtures: architecture.fixtures },

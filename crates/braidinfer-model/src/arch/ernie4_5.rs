@@ -1,6 +1,6 @@
 //! ERNIE 4.5, dense: LLaMA whose RoPE turns neighbouring dimensions.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, read_attention_bias, read_mlp_bias};
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description};
@@ -12,7 +12,10 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "ERNIE 4.5 0.3B",
     describe,
-    gguf: Some(GgufForm::named("ernie4_5")),
+    gguf: Some(GgufForm {
+        llama_cpp: LlamaCpp { output_bias: true, ..LlamaCpp::PLAIN },
+        ..GgufForm::named("ernie4_5")
+    }),
     fixtures: &["ernie4_5", "ernie4_5-bias"],
 };
 

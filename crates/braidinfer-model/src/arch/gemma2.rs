@@ -1,6 +1,6 @@
 //! Gemma 2: Gemma with norms around both halves, soft caps and a window on even layers.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, set_windows, sliding_window};
 use crate::arch::{Architecture, Description, gemma};
 use crate::layout::{LayerSlot, TensorNames};
@@ -12,7 +12,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Gemma 2 2B, 9B, 27B",
     describe,
-    gguf: Some(GgufForm { offset_included: true, windows: true, ..GgufForm::named("gemma2") }),
+    gguf: Some(GgufForm { offset_included: true, llama_cpp: LlamaCpp::WINDOWS, ..GgufForm::named("gemma2") }),
     fixtures: &["gemma2"],
 };
 

@@ -1,6 +1,6 @@
 //! Gemma 3, text part: Gemma 2 with query/key norms and two rotary tables, one for sliding and one for full layers.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, per_head_norm, set_windows, sliding_window};
 use crate::arch::rope_config::{RopeDefaults, rope_from};
 use crate::arch::{Architecture, Description, gemma, gemma2};
@@ -12,7 +12,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &["gemma3"],
     models: "Gemma 3 270M, 1B; the text part of 4B, 12B, 27B",
     describe,
-    gguf: Some(GgufForm { offset_included: true, windows: true, ..GgufForm::named("gemma3") }),
+    gguf: Some(GgufForm { offset_included: true, llama_cpp: LlamaCpp::WINDOWS, ..GgufForm::named("gemma3") }),
     fixtures: &["gemma3", "gemma3-old-style", "gemma3-softcap"],
 };
 

@@ -30,12 +30,32 @@ pub struct GgufForm {
     pub stacked: bool,
     /// Whether files have keys for the multipliers of embedding, residual stream, scores and logits.
     pub multipliers: bool,
-    /// Whether llama.cpp heeds the sliding windows of such a file; we always do.
-    pub windows: bool,
-    /// Whether llama.cpp heeds where such a file lets YaRN's ramp begin and end; we always do.
-    pub yarn_ramp: bool,
     /// How files made before they said so cut a text for byte-level BPE, as `tokenizer.ggml.pre` would call it.
     pub pre_tokenizer: Option<&'static str>,
+    /// What llama.cpp makes of such a file.
+    pub llama_cpp: LlamaCpp,
+}
+
+/// What llama.cpp heeds in files of an architecture; we heed all of it. What it does not goes into a note when such a
+/// file is written.
+#[derive(Debug, Clone, Copy)]
+pub struct LlamaCpp {
+    /// Sliding windows.
+    pub windows: bool,
+    /// Where YaRN's ramp begins and ends.
+    pub yarn_ramp: bool,
+    /// Biases of the attention's output.
+    pub output_bias: bool,
+    /// Biases of the feed-forward part.
+    pub mlp_bias: bool,
+}
+
+impl LlamaCpp {
+    pub(super) const PLAIN: Self = Self { windows: false, yarn_ramp: false, output_bias: false, mlp_bias: false };
+    /// Biases anywhere.
+    pub(super) const BIASES: Self = Self { output_bias: true, mlp_bias: true, ..Self::PLAIN };
+    /// Sliding windows.
+    pub(super) const WINDOWS: Self = Self { windows: true, ..Self::PLAIN };
 }
 
 impl GgufForm {
@@ -47,9 +67,8 @@ impl GgufForm {
             offset_included: false,
             stacked: false,
             multipliers: false,
-            windows: false,
-            yarn_ramp: false,
             pre_tokenizer: None,
+            llama_cpp: LlamaCpp::PLAIN,
         }
     }
 }

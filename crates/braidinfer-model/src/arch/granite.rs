@@ -1,6 +1,6 @@
 //! Granite: LLaMA with four multipliers.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, decoder, read_attention_bias, read_mlp_bias};
 use crate::arch::{Architecture, Description};
 use crate::{JsonFile, Result};
@@ -14,6 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         pre_tokenizer: Some("refact"),
         neighbours: true,
         multipliers: true,
+        llama_cpp: LlamaCpp::BIASES,
         ..GgufForm::named("granite")
     }),
     fixtures: &["granite"],

@@ -1,6 +1,6 @@
 //! LLaMA 1 to 3.2, CodeLlama, TinyLlama: the plain pre-norm decoder.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, decoder, read_attention_bias, read_mlp_bias};
 use crate::arch::{Architecture, Description};
 use crate::{JsonFile, Result};
@@ -10,7 +10,12 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "TinyLlama, Llama 2, 3, 3.1, 3.2, CodeLlama, Yi, SmolLM 1 and 2",
     describe,
-    gguf: Some(GgufForm { pre_tokenizer: Some("llama-bpe"), neighbours: true, ..GgufForm::named("llama") }),
+    gguf: Some(GgufForm {
+        pre_tokenizer: Some("llama-bpe"),
+        neighbours: true,
+        llama_cpp: LlamaCpp::BIASES,
+        ..GgufForm::named("llama")
+    }),
     fixtures: &[
         "llama",
         "llama-bias",

@@ -1,6 +1,6 @@
 //! Ministral: Mistral with full and sliding layers by an explicit pattern.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{decoder, set_windows, sliding_window};
 use crate::arch::{Architecture, Description, mistral};
 use crate::{JsonFile, Result};
@@ -10,7 +10,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Ministral 8B",
     describe,
-    gguf: Some(GgufForm { neighbours: true, ..GgufForm::named("llama") }),
+    gguf: Some(GgufForm { neighbours: true, llama_cpp: LlamaCpp::BIASES, ..GgufForm::named("llama") }),
     fixtures: &["ministral"],
 };
 

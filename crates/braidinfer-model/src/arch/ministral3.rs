@@ -1,6 +1,6 @@
 //! Ministral 3: Mistral with YaRN and queries that grow with the position.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, set_all_windows, sliding_window};
 use crate::arch::rope_config::{RopeDefaults, settings};
 use crate::arch::{Architecture, Description};
@@ -12,7 +12,11 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Ministral 3 3B, 8B, 14B, text part",
     describe,
-    gguf: Some(GgufForm { neighbours: true, yarn_ramp: true, ..GgufForm::named("mistral3") }),
+    gguf: Some(GgufForm {
+        neighbours: true,
+        llama_cpp: LlamaCpp { yarn_ramp: true, ..LlamaCpp::BIASES },
+        ..GgufForm::named("mistral3")
+    }),
     fixtures: &["ministral3"],
 };
 

@@ -1,6 +1,6 @@
 //! Mistral: LLaMA with a sliding window on every layer.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, set_windows, sliding_window};
 use crate::arch::{Architecture, Description};
 use crate::{JsonFile, Result};
@@ -10,7 +10,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &["mistral3"],
     models: "Mistral 7B v0.1 to v0.3, Mistral Nemo, Mistral Small",
     describe,
-    gguf: Some(GgufForm { neighbours: true, ..GgufForm::named("llama") }),
+    gguf: Some(GgufForm { neighbours: true, llama_cpp: LlamaCpp::BIASES, ..GgufForm::named("llama") }),
     fixtures: &["mistral"],
 };
 

@@ -97,10 +97,13 @@ pub fn describe(source: &ModelSource) -> Result<(Description, JsonFile)> {
     if let Some(gguf) = source.gguf() {
         return gguf::describe(gguf);
     }
-    let config = JsonFile::read(source, "config.json")?.ok_or_else(|| ModelError::Missing {
-        path: source.label(),
-        expected: "`config.json`".into(),
-        found: "no such file".into(),
+    let config = JsonFile::read(source, "config.json")?.ok_or_else(|| {
+        let files = source.gguf_files();
+        let found = match &files[..] {
+            [] => "no such file".to_owned(),
+            files => format!("no such file, but GGUF files, of which one can be named: {}", files.join(", ")),
+        };
+        ModelError::Missing { path: source.label(), expected: "`config.json`".into(), found }
     })?;
     let description = describe_config(&config)?;
     Ok((description, decoder_config(&config)?))

@@ -1,6 +1,6 @@
 //! OLMo 2: norms only after each half, and on whole query and key projections.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, read_attention_bias};
 use crate::arch::{Architecture, Description};
 use crate::spec::{BlockSpec, QkNormExtent, QkNormSpec};
@@ -11,7 +11,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "OLMo 2 1B, 7B, 13B, 32B",
     describe,
-    gguf: Some(GgufForm { pre_tokenizer: Some("dbrx"), windows: true, ..GgufForm::named("olmo2") }),
+    gguf: Some(GgufForm { pre_tokenizer: Some("dbrx"), llama_cpp: LlamaCpp::WINDOWS, ..GgufForm::named("olmo2") }),
     fixtures: &["olmo2"],
 };
 

@@ -1,6 +1,6 @@
 //! Phi 1, 1.5 and 2: attention and a plain MLP side by side after one LayerNorm, biases everywhere, partial RoPE.
 
-use crate::arch::gguf::GgufForm;
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, per_head_norm};
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description};
@@ -13,7 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Phi-1, Phi-1.5, Phi-2",
     describe,
-    gguf: Some(GgufForm { pre_tokenizer: Some("phi-2"), ..GgufForm::named("phi2") }),
+    gguf: Some(GgufForm { pre_tokenizer: Some("phi-2"), llama_cpp: LlamaCpp::BIASES, ..GgufForm::named("phi2") }),
     fixtures: &["phi", "phi-qk-layernorm"],
 };
 

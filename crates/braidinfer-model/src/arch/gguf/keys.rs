@@ -104,6 +104,7 @@ impl Writer<'_> {
         self.sizes(&mut model);
         self.numbers(&mut model);
         self.windows(&mut model);
+        self.biases(&mut model);
         if let Some(table) = self.spec.rope.first() {
             self.rope(table, &mut model);
         }
@@ -191,10 +192,20 @@ impl Writer<'_> {
         if sliding.contains(&false) {
             model.metadata.insert(self.key("attention.sliding_window_pattern"), &sliding[..]);
         }
-        if !self.form.windows {
+        if !self.form.llama_cpp.windows {
             model
                 .notes
                 .push(format!("llama.cpp lets a {} model attend beyond its sliding window", self.form.architecture));
+        }
+    }
+
+    /// Biases are tensors, and what has no place in llama.cpp keeps it from loading the file.
+    fn biases(&self, model: &mut GgufModel) {
+        let (spec, heeds) = (self.spec, self.form.llama_cpp);
+        let FeedForward::Dense { bias: mlp, .. } = spec.layers[0].feed_forward;
+        if (spec.attention.output_bias && !heeds.output_bias) || (mlp && !heeds.mlp_bias) {
+            let architecture = self.form.architecture;
+            model.notes.push(format!("llama.cpp does not load a {architecture} model with these biases"));
         }
     }
 
@@ -225,6 +236,9 @@ impl Writer<'_> {
                 let original = *original_max_position_embeddings as u32;
                 metadata.insert(self.key("rope.scaling.original_context_length"), original);
                 metadata.insert(self.key("rope.scaling.attn_factor"), *attention_factor as f32);
+                let note =
+                    "llama.cpp chooses longrope's factors by the size of its context, not by the length of a text";
+                model.notes.push(note.to_owned());
                 model.settings.push((ROPE_FACTORS_LONG, narrow(long_factor)));
                 model.settings.push((ROPE_FACTORS_SHORT, narrow(short_factor)));
             }
@@ -250,7 +264,7 @@ impl Writer<'_> {
         if (*beta_fast, *beta_slow) != (32.0, 1.0) {
             number("rope.scaling.yarn_beta_fast", *beta_fast);
             number("rope.scaling.yarn_beta_slow", *beta_slow);
-            if !self.form.yarn_ramp {
+            if !self.form.llama_cpp.yarn_ramp {
                 model.notes.push(format!("llama.cpp takes 32 and 1 for YaRN's ramp, not {beta_fast} and {beta_slow}"));
             }
         }

@@ -1,0 +1,104 @@
+//! What each quantization type changes: file size, divergence from f32, and how often the likeliest token stays the
+//! same, on stories that the model itself tells. Prints a Markdown table.
+//!
+//!     cargo run --release -p braidinfer --example quantization_error -- MODEL [PROMPT]
+
+#![allow(clippy::print_stdout, reason = "the table is what it is for")]
+
+use std::env;
+use std::fs;
+use std::ops::ControlFlow;
+
+use braidinfer::model::ModelSource;
+use braidinfer::model::quantization::FileType;
+use braidinfer::{Error, Llm, LoadOptions, Prompt, SamplingParams, quantize};
+
+const STORIES: u64 = 16;
+const TOKENS: usize = 200;
+
+/// Sums over positions.
+#[derive(Default)]
+struct Divergence {
+    positions: usize,
+    total: f64,
+    largest: f64,
+    agreeing: usize,
+}
+
+fn main() -> Result<(), Error> {
+    let mut args = env::args().skip(1);
+    let model = args.next().unwrap_or_else(|| "crates/braidinfer-cli/demo-model".into());
+    let prompt = args.next().unwrap_or_else(|| "Once upon a time".into());
+    let source = ModelSource::open(model)?;
+    let mut reference = open(&source)?;
+    let stories = stories(&mut reference, &prompt)?;
+    let expected = stories.iter().map(|ids| reference.logits(ids, true)).collect::<Result<Vec<_>, _>>()?;
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    println!("| type | file | mean KL | largest KL | same likeliest token |");
+    println!("|---|---|---|---|---|");
+    for file_type in FileType::ALL {
+        let path = folder.path().join("model.gguf");
+        quantize(&source, &path, file_type, true, &mut |_, _| ControlFlow::Continue(()))?;
+        let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        let mut quantized = open(&ModelSource::open(&path)?)?;
+        let mut divergence = Divergence::default();
+        for (ids, expected) in stories.iter().zip(&expected) {
+            for (expected, found) in expected.iter().zip(quantized.logits(ids, true)?) {
+                divergence.add(expected, &found);
+            }
+        }
+        println!("{}", divergence.row(file_type, bytes));
+    }
+    println!(
+        "\n{} positions of {STORIES} stories that begin with {prompt:?}",
+        expected.iter().map(Vec::len).sum::<usize>()
+    );
+    Ok(())
+}
+
+fn open(source: &ModelSource) -> Result<Llm, Error> {
+    Llm::open(source, &LoadOptions::default(), &|_, _| {})
+}
+
+/// Ids of stories the model tells with different seeds, prompts included.
+fn stories(llm: &mut Llm, prompt: &str) -> Result<Vec<Vec<u32>>, Error> {
+    let story = |seed| {
+        let params = SamplingParams {
+            temperature: 1.0,
+            seed: Some(seed),
+            max_tokens: Some(TOKENS),
+            ..SamplingParams::default()
+        };
+        let completion = llm.generate(&[Prompt::Text(prompt.to_owned())], &params)?.remove(0);
+        Ok([completion.prompt_ids, completion.ids].concat())
+    };
+    (0..STORIES).map(story).collect()
+}
+
+impl Divergence {
+    /// Adds one position: the Kullback-Leibler divergence of what was found from what is expected, in nats.
+    fn add(&mut self, expected: &[f32], found: &[f32]) {
+        let (p, q) = (log_softmax(expected), log_softmax(found));
+        let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+        self.positions += 1;
+        self.total += divergence;
+        self.largest = self.largest.max(divergence);
+        self.agreeing += usize::from(argmax(expected) == argmax(found));
+    }
+
+    fn row(&self, file_type: FileType, bytes: u64) -> String {
+        let mean = self.total / self.positions as f64;
+        let agreement = 100.0 * self.agreeing as f64 / self.positions as f64;
+        format!("| {file_type} | {:.2} MB | {mean:.1e} | {:.1e} | {agreement:.2} % |", bytes as f64 / 1e6, self.largest)
+    }
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+    logits.iter().map(|logit| f64::from(logit - largest) - sum.ln()).collect()
+}
+
+fn argmax(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
+}
