@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use braidinfer_hub::{Hub, HubId, Progress};
 use indicatif::ProgressBar;
 
@@ -13,7 +12,7 @@ use crate::{interrupt, output};
 pub fn fetch(id: &HubId) -> anyhow::Result<PathBuf> {
     interrupt::install()?;
     let hub = Hub::from_env()?;
-    hub.fetch(id, &mut Bars { bar: ProgressBar::hidden() }).with_context(|| format!("Hub id {id}"))
+    Ok(hub.fetch(id, &mut Bars { bar: ProgressBar::hidden() })?)
 }
 
 /// One bar for each file that is not there yet.

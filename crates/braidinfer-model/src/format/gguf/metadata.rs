@@ -97,7 +97,8 @@ impl Scalar {
         }
     }
 
-    /// The value as JSON; a float that is not finite has none.
+    /// The value as JSON, an f32 as the shortest decimal that rounds to it, which is what a config said before it was
+    /// written as f32; a float that is not finite is null.
     pub fn to_json(self) -> Json {
         match self {
             Self::U8(value) => value.into(),
@@ -106,7 +107,7 @@ impl Scalar {
             Self::I16(value) => value.into(),
             Self::U32(value) => value.into(),
             Self::I32(value) => value.into(),
-            Self::F32(value) => f64::from(value).into(),
+            Self::F32(value) => value.to_string().parse::<f64>().unwrap_or(f64::from(value)).into(),
             Self::Bool(value) => value.into(),
             Self::U64(value) => value.into(),
             Self::I64(value) => value.into(),
