@@ -12,9 +12,17 @@ use serde::Serialize;
 /// Tables with a header: columns kept apart by spaces, one line below the header.
 pub const TABLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
-/// One failure, in one line.
+/// One failure, in one line: each cause that the one above it does not spell out itself.
 pub fn error(error: &anyhow::Error) {
-    eprintln!("{} {error:#}", label("error:", "31"));
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    eprintln!("{} {line}", label("error:", "31"));
 }
 
 /// Something the user should know.

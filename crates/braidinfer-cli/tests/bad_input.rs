@@ -365,6 +365,13 @@ fn quantizing_what_cannot_be() {
     refuse(["quantize", &dynamic, &to, "--type", "q8_0"], &["`rope[0].scaling`", "would read back as"]);
     let llama = model("llama").display().to_string();
     refuse(["quantize", &llama, "/dev/full/x.gguf", "--type", "q8_0"], &["/dev/full/x.gguf: "]);
+    let full = braidinfer(["quantize", &llama, "/proc/x.gguf", "--type", "q8_0"]).output().expect("the binary starts");
+    assert_eq!(stderr(&full).matches("os error").count(), 1, "{}", stderr(&full));
+    let folder_of_that_name = folder.path().join("folder.gguf");
+    fs::create_dir(&folder_of_that_name).expect("a folder can be made");
+    let named = folder_of_that_name.display().to_string();
+    refuse(["quantize", &llama, &named, "--type", "q8_0", "--force"], &["expected a plain file or nothing there"]);
+    fs::remove_dir(&folder_of_that_name).expect("the folder is empty");
     let output = braidinfer(["quantize", &llama, &to, "--type", "q3"]).output().expect("the binary starts");
     assert!(stderr(&output).contains("expected a quantization type (f32, f16, bf16, q8_0"), "{}", stderr(&output));
     assert_eq!(fs::read_dir(folder.path()).expect("the folder can be listed").count(), 0);

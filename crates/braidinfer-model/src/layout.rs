@@ -216,6 +216,8 @@ pub struct TensorNames {
     lm_head: &'static str,
     layers: &'static str,
     layer: BTreeMap<LayerSlot, &'static str>,
+    /// Modules whose biases stand under another name.
+    layer_bias: BTreeMap<LayerSlot, &'static str>,
 }
 
 impl Default for TensorNames {
@@ -242,6 +244,7 @@ impl Default for TensorNames {
                 (DownProj, "mlp.down_proj"),
                 (FeedForwardOutputNorm, "post_feedforward_layernorm"),
             ]),
+            layer_bias: BTreeMap::new(),
         }
     }
 }
@@ -255,12 +258,19 @@ impl TensorNames {
             lm_head: "output",
             layers: "blk",
             layer: layer.iter().copied().collect(),
+            layer_bias: BTreeMap::new(),
         }
     }
 
     /// Replaces the names of some layer modules.
     pub fn with(mut self, names: &[(LayerSlot, &'static str)]) -> Self {
         self.layer.extend(names.iter().copied());
+        self
+    }
+
+    /// Replaces the names of some layer modules for their biases only.
+    pub fn with_bias(mut self, names: &[(LayerSlot, &'static str)]) -> Self {
+        self.layer_bias.extend(names.iter().copied());
         self
     }
 
@@ -288,6 +298,13 @@ impl TensorNames {
 
     /// The name of a parameter's tensor.
     pub fn tensor(&self, slot: Slot, param: Param, prefix: &str, head_prefix: &str) -> String {
-        format!("{}.{param}", self.module(slot, prefix, head_prefix))
+        let bias = match slot {
+            Slot::Layer(index, slot) if param == Param::Bias => self.layer_bias.get(&slot).map(|name| (index, name)),
+            _ => None,
+        };
+        match bias {
+            Some((index, name)) => format!("{prefix}{}.{index}.{name}.{param}", self.layers),
+            None => format!("{}.{param}", self.module(slot, prefix, head_prefix)),
+        }
     }
 }

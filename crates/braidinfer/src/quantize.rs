@@ -11,8 +11,8 @@ use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
 use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::quantization::{self, FileType};
 use braidinfer_model::{
-    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Stack, TensorNames, Weights,
-    describe, stacks,
+    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Stack, TensorNames, TensorView,
+    Weights, describe, stacks,
 };
 use rayon::prelude::*;
 
@@ -88,16 +88,27 @@ pub(crate) fn quantize_weights(spec: &DecoderSpec, weights: &mut Weights, file_t
             else {
                 continue;
             };
-            let parts = groups(&view.shape, 1).into_par_iter().map(|rows| {
-                let values = view.read_rows::<f32>(rows.clone())?;
-                encode(view.name, view.path, dtype, &values, rows.start * view.shape[1])
-            });
-            let data: Arc<[u8]> = parts.collect::<Result<Vec<_>>>()?.concat().into();
+            let data = encode_matrix(&view, dtype)?;
             weights.release(*slot, *param);
             weights.replace(*slot, *param, dtype, data);
         }
     }
     Ok(notes)
+}
+
+/// A whole matrix as blocks of `dtype`, rows in parallel.
+fn encode_matrix(view: &TensorView, dtype: Dtype) -> Result<Arc<[u8]>> {
+    let columns = view.shape[1];
+    let row = dtype.bytes(columns).ok_or_else(|| Error::Internal(format!("{columns} values as {dtype}")))?;
+    let groups = groups(&view.shape, 1);
+    let mut data = vec![0; view.shape[0] * row];
+    let parts = data.par_chunks_mut(groups.first().map_or(1, ExactSizeIterator::len) * row);
+    parts.zip(groups).try_for_each(|(part, rows)| {
+        let values = view.read_rows::<f32>(rows.clone())?;
+        part.copy_from_slice(&encode(view.name, view.path, dtype, &values, rows.start * columns)?);
+        Ok::<_, Error>(())
+    })?;
+    Ok(data.into())
 }
 
 /// Adds everything but the architecture's keys: name, type, tokenizer. Returns notes, one line each.
@@ -131,13 +142,18 @@ fn complete(
     Ok(notes)
 }
 
-/// What to call the model: its directory, or else the file.
+/// What to call the model: its directory or its repository in the Hugging Face cache, or else the file.
 fn name(source: &ModelSource, destination: &Path) -> String {
     let path = match source {
         ModelSource::Directory(path) => fs::canonicalize(path).unwrap_or_else(|_| path.clone()),
         _ => destination.with_extension(""),
     };
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    let part = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    // models--org--name/snapshots/commit
+    let repository = path.ancestors().nth(2).map(part).filter(|_| path.parent().map(part) == Some("snapshots".into()));
+    let cached =
+        repository.and_then(|repository| Some(repository.strip_prefix("models--")?.split_once("--")?.1.to_owned()));
+    cached.unwrap_or_else(|| part(&path))
 }
 
 /// A note if the weights had been quantized before.
@@ -209,10 +225,8 @@ impl Job<'_> {
         let failed = |source: io::Error| partial.error(source);
         let mut writer = GgufWriter::begin(out, &self.model.metadata, &headers).map_err(failed)?;
         for (done, stack) in stacks.iter().enumerate() {
-            if progress(done, stacks.len()).is_break() {
-                return Err(Error::Cancelled);
-            }
-            self.write_stack(stack, &mut writer).map_err(|fault| fault.at(&partial))?;
+            let going_on = &mut || progress(done, stacks.len());
+            self.write_stack(stack, &mut writer, going_on).map_err(|fault| fault.at(&partial))?;
         }
         for (_, values) in &self.model.settings {
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -222,8 +236,13 @@ impl Job<'_> {
         partial.keep()
     }
 
-    /// Quantizes in parallel, a few groups of rows at a time, and writes them in order.
-    fn write_stack<W: Write>(&self, stack: &Stack, writer: &mut GgufWriter<W>) -> Result<(), WriteFault> {
+    /// Quantizes in parallel, a few groups of rows at a time, and writes them in order. `going_on` is asked between them.
+    fn write_stack<W: Write>(
+        &self,
+        stack: &Stack,
+        writer: &mut GgufWriter<W>,
+        going_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<(), WriteFault> {
         let (dtype, spec) = (self.dtype(stack), self.spec);
         let mut work = Vec::new();
         for parameter in &stack.parameters {
@@ -234,7 +253,10 @@ impl Job<'_> {
         let part = |(parameter, rows): &(&Parameter, Range<usize>)| -> Result<Vec<u8>, WriteFault> {
             Ok(self.part(parameter, rows.clone(), dtype)?)
         };
-        let parts = work.chunks(at_once).flat_map(|work| work.par_iter().map(part).collect::<Vec<_>>());
+        let parts = work.chunks(at_once).flat_map(|work| match going_on() {
+            ControlFlow::Break(()) => vec![Err(Error::Cancelled.into())],
+            ControlFlow::Continue(()) => work.par_iter().map(part).collect(),
+        });
         writer.tensor(parts)?;
         for Parameter { slot, param, .. } in &stack.parameters {
             self.weights.release(*slot, *param);
@@ -294,7 +316,16 @@ impl Partial {
         if !destination.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
             return Err(Error::bad_request("destination", "a name that ends in .gguf", destination.display()));
         }
-        if !overwrite && destination.try_exists().map_err(error)? {
+        let there = match fs::symlink_metadata(destination) {
+            Ok(metadata) => Some(metadata),
+            Err(fault) if fault.kind() == io::ErrorKind::NotFound => None,
+            Err(fault) => return Err(error(fault)),
+        };
+        if there.as_ref().is_some_and(|metadata| !metadata.is_file()) {
+            let found = format!("{}, which is something else", destination.display());
+            return Err(Error::bad_request("destination", "a plain file or nothing there", found));
+        }
+        if !overwrite && there.is_some() {
             return Err(Error::AlreadyThere { path: destination.display().to_string() });
         }
         let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -304,6 +335,9 @@ impl Partial {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder).map_err(error)?;
+        if let Some(there) = there {
+            file.as_file().set_permissions(there.permissions()).map_err(error)?;
+        }
         Ok(Self { file, destination: destination.to_owned(), overwrite })
     }
 
@@ -311,7 +345,7 @@ impl Partial {
         Error::File { path: self.destination.display().to_string(), source }
     }
 
-    /// Gives the file its name and returns its size.
+    /// Gives the file its name, with the permissions of the one it replaces, and returns its size.
     fn keep(self) -> Result<u64> {
         let Self { file, destination, overwrite } = self;
         let error = |source| Error::File { path: destination.display().to_string(), source };

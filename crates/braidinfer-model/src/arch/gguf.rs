@@ -32,6 +32,8 @@ pub struct GgufForm {
     pub multipliers: bool,
     /// How files made before they said so cut a text for byte-level BPE, as `tokenizer.ggml.pre` would call it.
     pub pre_tokenizer: Option<&'static str>,
+    /// Whether control tokens swallow the white space behind them, which files have no key for.
+    pub control_tokens_strip: bool,
     /// What llama.cpp makes of such a file.
     pub llama_cpp: LlamaCpp,
 }
@@ -48,12 +50,15 @@ pub struct LlamaCpp {
     pub output_bias: bool,
     /// Biases of the feed-forward part.
     pub mlp_bias: bool,
+    /// Divisors of RoPE's frequencies.
+    pub rope_freqs: bool,
 }
 
 impl LlamaCpp {
-    pub(super) const PLAIN: Self = Self { windows: false, yarn_ramp: false, output_bias: false, mlp_bias: false };
-    /// Biases anywhere.
-    pub(super) const BIASES: Self = Self { output_bias: true, mlp_bias: true, ..Self::PLAIN };
+    pub(super) const PLAIN: Self =
+        Self { windows: false, yarn_ramp: false, output_bias: false, mlp_bias: false, rope_freqs: false };
+    /// What it heeds in the llama family.
+    pub(super) const LLAMA: Self = Self { output_bias: true, mlp_bias: true, rope_freqs: true, ..Self::PLAIN };
     /// Sliding windows.
     pub(super) const WINDOWS: Self = Self { windows: true, ..Self::PLAIN };
 }
@@ -68,6 +73,7 @@ impl GgufForm {
             stacked: false,
             multipliers: false,
             pre_tokenizer: None,
+            control_tokens_strip: false,
             llama_cpp: LlamaCpp::PLAIN,
         }
     }
@@ -95,6 +101,8 @@ fn tensor_names() -> TensorNames {
 
 const STACKED_QKV: [(LayerSlot, &str); 3] =
     [(LayerSlot::QProj, "attn_qkv"), (LayerSlot::KProj, "attn_qkv"), (LayerSlot::VProj, "attn_qkv")];
+const SEPARATE_QKV: [(LayerSlot, &str); 3] =
+    [(LayerSlot::QProj, "attn_q"), (LayerSlot::KProj, "attn_k"), (LayerSlot::VProj, "attn_v")];
 const STACKED_GATE_UP: [(LayerSlot, &str); 2] = [(LayerSlot::GateProj, "ffn_up"), (LayerSlot::UpProj, "ffn_up")];
 
 /// How queries grow with the position.
@@ -112,6 +120,7 @@ pub(super) fn describe(gguf: &Gguf) -> Result<(Description, JsonFile)> {
     let config = config::config(&file, architecture.model_type)?;
     let mut description = (architecture.describe)(&config)?;
     file.adjust(&mut description)?;
+    file.check_window(&description.spec)?;
     check(&config, &description.spec)?;
     Ok((description, config))
 }
@@ -147,11 +156,37 @@ fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)
     }
 }
 
-/// How a file that does not say so cuts a text for byte-level BPE, judged by its architecture.
-pub fn assumed_pre_tokenizer(metadata: &Metadata) -> Result<Option<&'static str>> {
+/// The form of the architecture that a file names; `None` if there is none of this name.
+pub fn form_of(metadata: &Metadata) -> Result<Option<GgufForm>> {
     let name = metadata.text("general.architecture")?;
     let mut forms = REGISTRY.iter().filter_map(|architecture| architecture.gguf);
-    Ok(forms.find(|form| Some(form.architecture) == name).and_then(|form| form.pre_tokenizer))
+    Ok(forms.find(|form| Some(form.architecture) == name))
+}
+
+/// Whether a token of this spelling ends a text. Files name at most three such tokens; llama.cpp knows the others by the
+/// same list, and takes them for control tokens whatever kind the file gives them.
+pub fn ends_text(token: &str) -> bool {
+    const ENDS: [&str; 18] = [
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "</s>",
+        "<eos>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<end_of_utterance>",
+        "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    ];
+    ENDS.contains(&token)
 }
 
 /// A file being described.
@@ -189,20 +224,20 @@ impl File<'_> {
         Ok(())
     }
 
+    /// A window that the description did not take up would change answers in silence.
+    fn check_window(&self, spec: &DecoderSpec) -> Result<()> {
+        let key = self.key("attention.sliding_window");
+        let window = self.metadata.unsigned(&key)?.unwrap_or(0);
+        if window == 0 || mixers(spec).any(|(window, _)| window.is_some()) {
+            return Ok(());
+        }
+        let expected = format!("no window, since {} models have none here", spec.model_type);
+        Err(self.metadata.error(&key, expected, window.to_string()))
+    }
+
     fn adjust_rope(&self, spec: &mut DecoderSpec) -> Result<()> {
-        let key = self.key("rope.dimension_count");
-        let rotary_dim = self.metadata.unsigned(&key)?;
         let factors = self.vector(ROPE_FREQS)?;
         for table in &mut spec.rope {
-            if let Some(rotary_dim) = rotary_dim {
-                table.rotary_dim = usize::try_from(rotary_dim)
-                    .ok()
-                    .filter(|dim| (2..=spec.head_dim).contains(dim) && dim.is_multiple_of(2))
-                    .ok_or_else(|| {
-                        let expected = format!("an even number from 2 to the width of a head ({})", spec.head_dim);
-                        self.metadata.error(&key, expected, rotary_dim.to_string())
-                    })?;
-            }
             if self.form.neighbours {
                 table.pairing = RopePairing::Interleaved;
             }
@@ -231,6 +266,9 @@ impl File<'_> {
         let mut names = tensor_names();
         if self.first_layer_has("attn_qkv.weight") {
             names = names.with(&STACKED_QKV);
+        }
+        if self.first_layer_has("attn_q.bias") {
+            names = names.with_bias(&SEPARATE_QKV);
         }
         let gated =
             spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Dense { gated: true, .. }));

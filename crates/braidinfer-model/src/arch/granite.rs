@@ -3,6 +3,7 @@
 use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, decoder, read_attention_bias, read_mlp_bias};
 use crate::arch::{Architecture, Description};
+use crate::spec::Mixer;
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -14,7 +15,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         pre_tokenizer: Some("refact"),
         neighbours: true,
         multipliers: true,
-        llama_cpp: LlamaCpp::BIASES,
+        llama_cpp: LlamaCpp::LLAMA,
         ..GgufForm::named("granite")
     }),
     fixtures: &["granite"],
@@ -30,5 +31,11 @@ fn describe(config: &JsonFile) -> Result<Description> {
     spec.attention.scale = multiplier("attention_multiplier")?;
     read_attention_bias(config, "attention_bias", spec)?;
     read_mlp_bias(config, "mlp_bias", spec)?;
+    if config.text("position_embedding_type")? == Some("nope") {
+        for layer in &mut spec.layers {
+            let Mixer::Attention { rope, .. } = &mut layer.mixer;
+            *rope = None;
+        }
+    }
     Ok(description)
 }

@@ -13,7 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     gguf: Some(GgufForm {
         pre_tokenizer: Some("llama-bpe"),
         neighbours: true,
-        llama_cpp: LlamaCpp::BIASES,
+        llama_cpp: LlamaCpp::LLAMA,
         ..GgufForm::named("llama")
     }),
     fixtures: &[

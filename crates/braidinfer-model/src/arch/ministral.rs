@@ -10,7 +10,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Ministral 8B",
     describe,
-    gguf: Some(GgufForm { neighbours: true, llama_cpp: LlamaCpp::BIASES, ..GgufForm::named("llama") }),
+    gguf: Some(GgufForm { neighbours: true, llama_cpp: LlamaCpp::LLAMA, ..GgufForm::named("llama") }),
     fixtures: &["ministral"],
 };
 

@@ -14,7 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     describe,
     gguf: Some(GgufForm {
         neighbours: true,
-        llama_cpp: LlamaCpp { yarn_ramp: true, ..LlamaCpp::BIASES },
+        llama_cpp: LlamaCpp { yarn_ramp: true, ..LlamaCpp::LLAMA },
         ..GgufForm::named("mistral3")
     }),
     fixtures: &["ministral3"],

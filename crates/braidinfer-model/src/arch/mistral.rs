@@ -10,7 +10,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &["mistral3"],
     models: "Mistral 7B v0.1 to v0.3, Mistral Nemo, Mistral Small",
     describe,
-    gguf: Some(GgufForm { neighbours: true, llama_cpp: LlamaCpp::BIASES, ..GgufForm::named("llama") }),
+    gguf: Some(GgufForm { neighbours: true, llama_cpp: LlamaCpp::LLAMA, ..GgufForm::named("llama") }),
     fixtures: &["mistral"],
 };
 

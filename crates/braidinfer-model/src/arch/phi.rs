@@ -13,7 +13,11 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Phi-1, Phi-1.5, Phi-2",
     describe,
-    gguf: Some(GgufForm { pre_tokenizer: Some("phi-2"), llama_cpp: LlamaCpp::BIASES, ..GgufForm::named("phi2") }),
+    gguf: Some(GgufForm {
+        pre_tokenizer: Some("phi-2"),
+        llama_cpp: LlamaCpp { rope_freqs: false, ..LlamaCpp::LLAMA },
+        ..GgufForm::named("phi2")
+    }),
     fixtures: &["phi", "phi-qk-layernorm"],
 };
 

@@ -12,7 +12,12 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
     describe,
-    gguf: Some(GgufForm { pre_tokenizer: Some("dbrx"), stacked: true, ..GgufForm::named("phi3") }),
+    gguf: Some(GgufForm {
+        pre_tokenizer: Some("dbrx"),
+        stacked: true,
+        control_tokens_strip: true,
+        ..GgufForm::named("phi3")
+    }),
     fixtures: &["phi3", "phi3-longrope", "phi3-partial", "phi3-su"],
 };
 

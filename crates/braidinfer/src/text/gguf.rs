@@ -104,20 +104,25 @@ pub(super) fn config(metadata: &Metadata) -> Result<Map<String, Json>> {
 struct Around {
     bos: bool,
     eos: bool,
+    /// Which they are where the file does not say that either.
+    bos_id: u64,
+    eos_id: u64,
 }
 
 /// Ids put before and after every text.
 fn around(metadata: &Metadata, defaults: Around, vocabulary: &Vocabulary) -> Result<(Option<u32>, Option<u32>)> {
-    let one = |flag: &str, default: bool, id: &str| -> Result<Option<u32>> {
+    let one = |flag: &str, default: bool, id: &str, default_id: u64| -> Result<Option<u32>> {
         if !metadata.flag(&format!("tokenizer.ggml.{flag}"))?.unwrap_or(default) {
             return Ok(None);
         }
         let key = format!("tokenizer.ggml.{id}");
-        let found = metadata.unsigned(&key)?;
-        let known = found.filter(|id| (*id as usize) < vocabulary.tokens.len()).map(|id| id as u32);
+        let found = metadata.unsigned(&key)?.unwrap_or(default_id);
+        let known = u32::try_from(found).ok().filter(|id| (*id as usize) < vocabulary.tokens.len());
         let expected = || format!("an id of the vocabulary, since `tokenizer.ggml.{flag}` adds it to every text");
-        let error = || metadata.error(&key, expected(), found.map_or("nothing".into(), |id| id.to_string()));
-        known.map(Some).ok_or_else(|| Error::from(error()))
+        known.map(Some).ok_or_else(|| Error::from(metadata.error(&key, expected(), found.to_string())))
     };
-    Ok((one("add_bos_token", defaults.bos, "bos_token_id")?, one("add_eos_token", defaults.eos, "eos_token_id")?))
+    Ok((
+        one("add_bos_token", defaults.bos, "bos_token_id", defaults.bos_id)?,
+        one("add_eos_token", defaults.eos, "eos_token_id", defaults.eos_id)?,
+    ))
 }

@@ -5,6 +5,7 @@
 
 mod bpe;
 mod normalizer;
+pub(super) mod parts;
 mod proto;
 mod spellings;
 mod unigram;
@@ -92,6 +93,15 @@ struct Vocabulary {
     sorted: Vec<u32>,
 }
 
+/// What the pieces of a model may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pieces {
+    /// No two alike, and none empty.
+    Distinct,
+    /// As they come; of two alike the later one counts.
+    Any,
+}
+
 #[derive(Debug)]
 struct Piece {
     text: String,
@@ -105,134 +115,7 @@ impl From<proto::SentencePiece> for Piece {
     }
 }
 
-/// A model that did not come in a file of its own.
-pub(super) struct Parts {
-    pub(super) pieces: Vec<PartPiece>,
-    /// The piece for text that has none; it may be an added one at the same time.
-    pub(super) unknown: u32,
-    /// The most probable cut instead of BPE by score.
-    pub(super) unigram: bool,
-    /// Compiled character rules; empty if there are none.
-    pub(super) charsmap: Vec<u8>,
-    /// Whether every stretch of text gets a space before it.
-    pub(super) add_dummy_prefix: bool,
-    pub(super) remove_extra_whitespaces: bool,
-    /// Put before every text.
-    pub(super) bos: Option<u32>,
-    /// Put after every text.
-    pub(super) eos: Option<u32>,
-}
-
-/// One piece of [`Parts`]; its id is its place.
-pub(super) struct PartPiece {
-    pub(super) text: String,
-    pub(super) score: f32,
-    pub(super) kind: PartKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PartKind {
-    Normal,
-    Unknown,
-    Unused,
-    Byte,
-    /// Cut out of a text before anything else; a special one has no text in an answer.
-    Added {
-        special: bool,
-    },
-}
-
 impl SentencePiece {
-    /// A model from its parts. Text after an added token gets the space that begins a text, as in llama.cpp.
-    pub(super) fn from_parts(parts: Parts) -> Result<Self, String> {
-        let mut added = HashMap::new();
-        let mut specials = HashMap::new();
-        let mut symbols = Vec::new();
-        let mut pieces = Vec::with_capacity(parts.pieces.len());
-        for (piece, id) in parts.pieces.into_iter().zip(0..) {
-            let kind = match piece.kind {
-                _ if id == parts.unknown => PieceType::Unknown,
-                PartKind::Normal => PieceType::Normal,
-                PartKind::Unknown => PieceType::Unknown,
-                PartKind::Unused => PieceType::Unused,
-                PartKind::Byte => PieceType::Byte,
-                PartKind::Added { .. } => PieceType::Control,
-            };
-            if let PartKind::Added { special } = piece.kind {
-                let content = piece.text.clone();
-                added.insert(id, AddedToken { id, content, special, lstrip: false, rstrip: false });
-            }
-            // Runs of spaces are symbols of the model, which are found after spaces have become what pieces have for them.
-            let spaced = piece.kind == (PartKind::Added { special: false }) && piece.text.contains(' ');
-            let (text, kind) = if spaced {
-                (piece.text.replace(' ', &SPACE.to_string()), PieceType::UserDefined)
-            } else {
-                (piece.text, kind)
-            };
-            symbols.extend(spaced.then(|| text.clone()));
-            if matches!(piece.kind, PartKind::Added { .. } | PartKind::Unknown) && !text.is_empty() {
-                specials.insert(text.clone(), Special::plain(id));
-            }
-            pieces.push(Piece { text, score: piece.score, kind });
-        }
-        let settings = proto::NormalizerSpec {
-            precompiled_charsmap: Some(parts.charsmap),
-            add_dummy_prefix: Some(parts.add_dummy_prefix),
-            remove_extra_whitespaces: Some(parts.remove_extra_whitespaces),
-            escape_whitespaces: Some(true),
-        };
-        let (spellings, specials): (Vec<String>, Vec<Special>) = specials.into_iter().unzip();
-        let vocabulary = Vocabulary::new(pieces)?;
-        Ok(Self {
-            normalizer: Normalizer::new(&settings, false, &symbols)?,
-            algorithm: if parts.unigram { ModelType::Unigram } else { ModelType::Bpe },
-            byte_fallback: vocabulary.bytes.iter().any(Option::is_some),
-            strip_leading_space: StripLeadingSpace::of(&settings),
-            vocabulary,
-            special_spellings: Spellings::new(&spellings)?,
-            specials,
-            added,
-            bos: parts.bos,
-            eos: parts.eos,
-            add_bos: true,
-            add_eos: true,
-            legacy: true,
-        })
-    }
-
-    /// The model in parts, added tokens in their places. Ids that nothing has are unused pieces.
-    pub(super) fn to_parts(&self) -> Parts {
-        let special = |id: u32| self.added.get(&id).map(|added| PartKind::Added { special: added.special });
-        let own = |kind: PieceType| match kind {
-            PieceType::Normal => PartKind::Normal,
-            PieceType::Unknown => PartKind::Unknown,
-            PieceType::Unused => PartKind::Unused,
-            PieceType::Byte => PartKind::Byte,
-            PieceType::Control => PartKind::Added { special: true },
-            PieceType::UserDefined => PartKind::Added { special: false },
-        };
-        let piece = |id: u32| {
-            let piece = self.vocabulary.pieces.get(id as usize);
-            let kind = special(id).or(piece.map(|piece| own(piece.kind))).unwrap_or(PartKind::Unused);
-            let mut text = self.id_to_token(id).map_or_else(|| format!("[PAD{id}]"), str::to_owned);
-            // Files spell what is cut out of a text as the text does.
-            if kind == (PartKind::Added { special: false }) {
-                text = text.replace(SPACE, " ");
-            }
-            PartPiece { text, score: piece.map_or(0.0, |piece| piece.score), kind }
-        };
-        Parts {
-            pieces: (0..self.vocab_size() as u32).map(piece).collect(),
-            unknown: self.vocabulary.unknown,
-            unigram: self.algorithm == ModelType::Unigram,
-            charsmap: self.normalizer.charsmap_bytes().to_vec(),
-            add_dummy_prefix: self.normalizer.add_dummy_prefix(),
-            remove_extra_whitespaces: self.normalizer.remove_extra_whitespaces(),
-            bos: self.bos.filter(|_| self.add_bos),
-            eos: self.eos.filter(|_| self.add_eos),
-        }
-    }
-
     /// Parses a `tokenizer.model`; `path` is for messages.
     pub fn parse(path: &str, bytes: &[u8]) -> Result<Self> {
         let error = |message: String| Error::Text { path: path.to_owned(), message };
@@ -243,7 +126,7 @@ impl SentencePiece {
             other => return Err(error(format!("expected a unigram or BPE model, found {other:?}"))),
         };
         let pieces = model.pieces.into_iter().map(Piece::from).collect();
-        let vocabulary = Vocabulary::new(pieces).map_err(&error)?;
+        let vocabulary = Vocabulary::new(pieces, Pieces::Distinct).map_err(&error)?;
         let settings = model.normalizer_spec.unwrap_or_default();
         let strip_leading_space = StripLeadingSpace::of(&settings);
         let symbols = vocabulary.of_kind(PieceType::UserDefined).map(|(_, piece)| piece.text.clone());
@@ -442,7 +325,7 @@ fn flush(bytes: &mut Vec<u8>, text: &mut String) {
 }
 
 impl Vocabulary {
-    fn new(pieces: Vec<Piece>) -> Result<Self, String> {
+    fn new(pieces: Vec<Piece>, expected: Pieces) -> Result<Self, String> {
         let mut vocabulary = Self {
             ids: HashMap::new(),
             spellings: HashMap::with_capacity(pieces.len()),
@@ -454,12 +337,18 @@ impl Vocabulary {
         let mut unknown = None;
         for (index, piece) in vocabulary.pieces.iter().enumerate() {
             let id = index as u32;
-            if vocabulary.spellings.insert(piece.text.clone(), id).is_some() || piece.text.is_empty() {
-                return Err(format!(
-                    "expected distinct pieces that are not empty, found `{}` as piece {id}",
-                    piece.text
-                ));
+            let same = vocabulary.spellings.get(&piece.text).map(|id| vocabulary.pieces[*id as usize].kind);
+            if piece.text.is_empty() || same.is_some() {
+                if expected == Pieces::Distinct {
+                    let text = &piece.text;
+                    return Err(format!("expected distinct pieces that are not empty, found `{text}` as piece {id}"));
+                }
+                // An empty piece is nowhere in a text, and a user-defined one goes before any other.
+                if piece.text.is_empty() || same == Some(PieceType::UserDefined) {
+                    continue;
+                }
             }
+            vocabulary.spellings.insert(piece.text.clone(), id);
             match piece.kind {
                 PieceType::Unknown => unknown = Some(id),
                 PieceType::Byte => match byte_value(&piece.text) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{File, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE};
+use super::{File, GgufForm, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, ends_text};
 use crate::arch::MAX_LAYERS;
 use crate::format::gguf::Scalar;
 use crate::{JsonFile, Result};
@@ -40,6 +40,11 @@ const DEFAULT_THETA: f64 = 10_000.0;
 /// Layers of the largest Gemma 2 and 3, which scale scores by another width than the others.
 const WIDE_SCALE_LAYERS: [(&str, u64); 2] = [("gemma2", 46), ("gemma3", 62)];
 
+/// The width whose root llama.cpp divides scores by.
+pub(super) fn scaled_width(form: GgufForm, layers: u64, head_dim: f64, width_by_heads: f64) -> f64 {
+    if WIDE_SCALE_LAYERS.contains(&(form.architecture, layers)) { width_by_heads } else { head_dim }
+}
+
 /// The config of a file of `model_type`.
 pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     let mut config = Config { file, fields: Map::new(), keys: BTreeMap::new() };
@@ -55,12 +60,19 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     }
     for (field, suffix) in NUMBERS {
         let key = file.key(suffix);
-        // Zero says "none" for the soft caps and the scales.
-        if let Some(number) = file.metadata.number(&key)?.filter(|number| *number != 0.0) {
-            config.set(field, &key, json!(number));
+        match file.metadata.number(&key)? {
+            None => {}
+            // Zero says "none": no soft cap, and for the scales what llama.cpp derives.
+            Some(0.0) if field.ends_with("softcapping") => config.set(field, &key, Value::Null),
+            Some(0.0) => {}
+            Some(number) => config.set(field, &key, json!(number)),
         }
     }
     config.require()?;
+    if !config.fields.contains_key("num_key_value_heads") {
+        let heads = config.fields["num_attention_heads"].clone();
+        config.set("num_key_value_heads", &file.key("attention.head_count_kv"), heads);
+    }
     config.head_dim()?;
     config.vocabulary()?;
     config.windows()?;
@@ -132,7 +144,7 @@ impl Config<'_> {
 
     fn vocabulary(&mut self) -> Result<()> {
         if let Some(embedding) = self.file.checkpoint.tensor("token_embd.weight")? {
-            self.set("vocab_size", "token_embd.weight", json!(embedding.shape[0]));
+            self.set("vocab_size", "token_embd.weight", json!(embedding.shape.first()));
         }
         let tied = !self.file.checkpoint.contains("output.weight");
         self.set("tie_word_embeddings", "output.weight", json!(tied));
@@ -169,6 +181,10 @@ impl Config<'_> {
     }
 
     fn rope(&mut self) -> Result<()> {
+        self.rotary_dim()?;
+        if self.file.metadata.flag(&self.file.key("rope.scaling.finetuned"))? == Some(false) {
+            self.set("position_embedding_type", &self.file.key("rope.scaling.finetuned"), json!("nope"));
+        }
         if !self.fields.contains_key("rope_theta") {
             self.set("rope_theta", &self.file.key("rope.freq_base"), json!(DEFAULT_THETA));
         }
@@ -181,7 +197,7 @@ impl Config<'_> {
         let factor = self.scaling_factor()?;
         let scaling = match (kind, factor) {
             _ if self.file.checkpoint.contains(ROPE_FACTORS_LONG) => Some(self.longrope()?),
-            (Some("yarn"), Some(factor)) => Some(self.yarn(factor)?),
+            (Some("yarn"), factor) => Some(self.yarn(factor.unwrap_or(1.0))?),
             (None | Some("linear"), Some(factor)) if factor != 1.0 => {
                 Some(json!({"rope_type": "linear", "factor": factor}))
             }
@@ -208,6 +224,28 @@ impl Config<'_> {
             self.keys.insert("rope_scaling.factor".into(), self.file.key("rope.scaling.factor"));
         }
         Ok(())
+    }
+
+    /// Every dimension turns unless the file says how many do.
+    fn rotary_dim(&mut self) -> Result<()> {
+        let key = self.file.key("rope.dimension_count");
+        let factor = match self.file.metadata.unsigned(&key)? {
+            // Half a dimension more, since a config's factor times the width of a head is rounded down.
+            Some(dim) => (dim as f64 + 0.5) / self.width_of_head(),
+            None => 1.0,
+        };
+        self.set("partial_rotary_factor", &key, json!(factor));
+        Ok(())
+    }
+
+    fn width_of_head(&self) -> f64 {
+        self.number("head_dim").unwrap_or_else(|| self.width_by_heads())
+    }
+
+    /// The embedding's width divided by the heads.
+    fn width_by_heads(&self) -> f64 {
+        let heads = self.number("num_attention_heads").unwrap_or(1.0).max(1.0);
+        (self.number("hidden_size").unwrap_or(0.0) / heads).floor()
     }
 
     fn scaling_factor(&self) -> Result<Option<f64>> {
@@ -260,14 +298,11 @@ impl Config<'_> {
 
     /// Scales that llama.cpp derives from the architecture.
     fn scales(&mut self) {
-        let heads = self.number("num_attention_heads").unwrap_or(1.0);
-        let per_head = (self.number("hidden_size").unwrap_or(0.0) / heads).floor();
-        let head_dim = self.number("head_dim").unwrap_or(per_head);
         let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0);
-        let wide = WIDE_SCALE_LAYERS.contains(&(self.file.form.architecture, layers));
-        self.fields.insert("query_pre_attn_scalar".into(), json!(if wide { per_head } else { head_dim }));
+        let width = scaled_width(self.file.form, layers, self.width_of_head(), self.width_by_heads());
+        self.fields.insert("query_pre_attn_scalar".into(), json!(width));
         if !self.fields.contains_key("attention_multiplier") {
-            self.fields.insert("attention_multiplier".into(), json!(head_dim.powf(-0.5)));
+            self.fields.insert("attention_multiplier".into(), json!(width.powf(-0.5)));
         }
     }
 
@@ -289,27 +324,8 @@ impl Config<'_> {
     }
 }
 
-/// Files name one token that ends a text; chat models have more, known by their spelling. llama.cpp goes by the same
-/// list.
+/// Files name one token that ends a text; chat models have more, known by their spelling.
 fn spelled_ends(file: &File) -> Result<Vec<u64>> {
-    const ENDS: [&str; 11] = [
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<end_of_turn>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<EOT>",
-        "[EOT]",
-        "<end_of_utterance>",
-        "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
-    ];
-    /// The kind of a token that has no text of its own.
-    const CONTROL: i64 = 3;
-    let Some(tokens) = file.metadata.texts("tokenizer.ggml.tokens")? else { return Ok(Vec::new()) };
-    let kinds = file.metadata.scalars("tokenizer.ggml.token_type")?.unwrap_or_default();
-    let control = |id: usize| kinds.get(id).and_then(|kind| kind.to_json().as_i64()) == Some(CONTROL);
-    let ends = tokens.iter().enumerate().filter(|(id, token)| ENDS.contains(token) && control(*id));
-    Ok(ends.map(|(id, _)| id as u64).collect())
+    let tokens = file.metadata.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
+    Ok(tokens.iter().enumerate().filter(|(_, token)| ends_text(token)).map(|(id, _)| id as u64).collect())
 }

@@ -2,6 +2,7 @@
 
 use serde_json::Value as Json;
 
+use super::config::scaled_width;
 use super::{
     GgufForm, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE,
     is_rotated, mixers, tensor_names,
@@ -173,7 +174,9 @@ impl Writer<'_> {
         if let Some(scale) = attention.query_position_scale {
             number(TEMPERATURE_SCALE, scale.beta);
         }
-        let derived = (spec.head_dim as f64).powf(-0.5);
+        let by_heads = (spec.hidden_size / spec.num_attention_heads) as f64;
+        let width = scaled_width(self.form, spec.layers.len() as u64, spec.head_dim as f64, by_heads);
+        let derived = width.powf(-0.5);
         if self.form.multipliers {
             number("embedding_scale", spec.embedding_multiplier);
             number("residual_scale", spec.residual_multiplier);
@@ -192,7 +195,7 @@ impl Writer<'_> {
         if sliding.contains(&false) {
             model.metadata.insert(self.key("attention.sliding_window_pattern"), &sliding[..]);
         }
-        if !self.form.llama_cpp.windows {
+        if !self.form.llama_cpp.windows && window < self.spec.max_position_embeddings {
             model
                 .notes
                 .push(format!("llama.cpp lets a {} model attend beyond its sliding window", self.form.architecture));
@@ -213,6 +216,9 @@ impl Writer<'_> {
         let metadata = &mut model.metadata;
         metadata.insert(self.key("rope.dimension_count"), table.rotary_dim as u32);
         metadata.insert(self.key("rope.freq_base"), table.rope_theta as f32);
+        if mixers(self.spec).all(|(_, rope)| rope.is_none()) {
+            metadata.insert(self.key("rope.scaling.finetuned"), false);
+        }
         if let Some(sliding) = self.spec.rope.get(1) {
             metadata.insert(self.key("rope.freq_base_swa"), sliding.rope_theta as f32);
         }
@@ -228,9 +234,9 @@ impl Writer<'_> {
             RopeScaling::Llama3 { .. } => {
                 let plain = RopeSpec { scaling: RopeScaling::Default, ..table.clone() };
                 let scaled = table.inv_freq(0);
-                model.settings.push((ROPE_FREQS, plain.inv_freq(0).iter().zip(scaled).map(|(a, b)| a / b).collect()));
+                self.rope_freqs(plain.inv_freq(0).iter().zip(scaled).map(|(a, b)| a / b).collect(), model);
             }
-            RopeScaling::FrequencyFactors { factors } => model.settings.push((ROPE_FREQS, narrow(factors))),
+            RopeScaling::FrequencyFactors { factors } => self.rope_freqs(narrow(factors), model),
             RopeScaling::Longrope { short_factor, long_factor, original_max_position_embeddings, attention_factor } => {
                 metadata.insert(kind, "longrope");
                 let original = *original_max_position_embeddings as u32;
@@ -243,6 +249,16 @@ impl Writer<'_> {
                 model.settings.push((ROPE_FACTORS_SHORT, narrow(short_factor)));
             }
         }
+    }
+
+    fn rope_freqs(&self, factors: Vec<f32>, model: &mut GgufModel) {
+        if !self.form.llama_cpp.rope_freqs {
+            let architecture = self.form.architecture;
+            model
+                .notes
+                .push(format!("llama.cpp does not load a {architecture} model with RoPE scaled as in Llama 3.1"));
+        }
+        model.settings.push((ROPE_FREQS, factors));
     }
 
     fn yarn(&self, scaling: &RopeScaling, model: &mut GgufModel) {

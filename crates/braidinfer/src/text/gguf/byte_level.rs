@@ -1,7 +1,7 @@
 //! Byte-level BPE from tokens and merges.
 
 use ahash::AHashMap;
-use braidinfer_model::arch::gguf::assumed_pre_tokenizer;
+use braidinfer_model::arch::gguf::form_of;
 use braidinfer_model::format::gguf::Metadata;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::BPE;
@@ -15,13 +15,15 @@ use super::{Around, around};
 use crate::{Error, Result};
 
 pub(super) const PRE: &str = "tokenizer.ggml.pre";
+/// The name that says nothing.
+pub(super) const DEFAULT: &str = "default";
 pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 
 /// The tokenizer of a file; `notes` takes what had to be assumed.
 pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Result<Tokenizer> {
     let error = |message: String| Error::Text { path: metadata.path().to_owned(), message };
     let pre_tokenizer = pre_tokenizer(metadata, notes)?;
-    let mut tokenizer = Tokenizer::new(bpe(metadata, vocabulary, pre_tokenizer)?);
+    let mut tokenizer = Tokenizer::new(bpe(metadata, vocabulary, pre_tokenizer, notes)?);
     if pre_tokenizer.nfc {
         tokenizer.with_normalizer(Some(NFC)).map_err(|fault| error(fault.to_string()))?;
     }
@@ -34,7 +36,8 @@ pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mu
     let refused = |fault: tokenizers::Error| error(fault.to_string());
     tokenizer.add_special_tokens(added(TokenKind::Control, true)).map_err(refused)?;
     tokenizer.add_tokens(added(TokenKind::UserDefined, false)).map_err(refused)?;
-    let (bos, eos) = around(metadata, Around { bos: pre_tokenizer.add_bos, eos: false }, vocabulary)?;
+    let (bos, eos) =
+        around(metadata, Around { bos: pre_tokenizer.add_bos, eos: false, bos_id: 11, eos_id: 11 }, vocabulary)?;
     if let Some(template) = template(vocabulary, bos, eos) {
         tokenizer.with_post_processor(Some(template.map_err(error)?));
     }
@@ -43,17 +46,24 @@ pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mu
 
 fn pre_tokenizer(metadata: &Metadata, notes: &mut Vec<String>) -> Result<PreTokenizer> {
     let known = || KNOWN.iter().flat_map(|known| known.names).copied().collect::<Vec<_>>().join(", ");
-    if let Some(name) = metadata.text(PRE)? {
+    // `default` is what converters wrote that did not know the tokenizer.
+    if let Some(name) = metadata.text(PRE)?.filter(|name| *name != DEFAULT) {
         return pre_tokenizer::named(name).ok_or_else(|| metadata.error(PRE, known(), format!("`{name}`")).into());
     }
-    let assumed = assumed_pre_tokenizer(metadata)?
-        .and_then(pre_tokenizer::named)
-        .ok_or_else(|| metadata.error(PRE, known(), "nothing, as in files of early 2024 and before"))?;
+    let form = form_of(metadata)?;
+    let assumed = form
+        .and_then(|form| pre_tokenizer::named(form.pre_tokenizer?))
+        .ok_or_else(|| metadata.error(PRE, known(), "nothing that says it, as in files of early 2024 and before"))?;
     notes.push(format!("the file does not say how to cut text (`{PRE}`): assuming `{}`", assumed.names[0]));
     Ok(assumed)
 }
 
-fn bpe(metadata: &Metadata, vocabulary: &Vocabulary, pre_tokenizer: PreTokenizer) -> Result<BPE> {
+fn bpe(
+    metadata: &Metadata,
+    vocabulary: &Vocabulary,
+    pre_tokenizer: PreTokenizer,
+    notes: &mut Vec<String>,
+) -> Result<BPE> {
     let lines = metadata.texts(MERGES)?;
     let lines = lines.ok_or_else(|| metadata.error(MERGES, "a list of merges", "nothing"))?;
     let mut merges = Vec::with_capacity(lines.len());
@@ -67,6 +77,13 @@ fn bpe(metadata: &Metadata, vocabulary: &Vocabulary, pre_tokenizer: PreTokenizer
     }
     let known = vocabulary.iter().filter(|(_, token)| token.kind != TokenKind::Unused);
     let vocab: AHashMap<String, u32> = known.map(|(id, token)| (token.text.clone(), id)).collect();
+    let before = merges.len();
+    merges.retain(|(left, right)| {
+        [left, right, &format!("{left}{right}")].into_iter().all(|token| vocab.contains_key(token.as_str()))
+    });
+    if merges.len() < before {
+        notes.push(format!("ignored {} merges of tokens that are not in the vocabulary", before - merges.len()));
+    }
     let builder = BPE::builder().vocab_and_merges(vocab, merges);
     builder
         .ignore_merges(pre_tokenizer.ignore_merges)

@@ -51,7 +51,7 @@ pub(super) const KNOWN: [PreTokenizer; 7] = [
     GPT2,
     PreTokenizer { names: &["smollm", "starcoder", "refact", "command-r", "codeshell"], digits: true, ..GPT2 },
     PreTokenizer {
-        names: &["llama-bpe", "llama3", "llama-v3"],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
         pattern: Some(CL100K),
         ignore_merges: true,
         add_bos: true,

@@ -1,5 +1,6 @@
 //! The tokens of a GGUF file.
 
+use braidinfer_model::arch::gguf::ends_text;
 use braidinfer_model::format::gguf::Metadata;
 
 use crate::Result;
@@ -32,6 +33,12 @@ impl TokenKind {
         }
     }
 
+    /// What a token without a kind is: a byte if it is spelled like one.
+    fn by_spelling(text: &str) -> Self {
+        let byte = text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
+        if byte { Self::Byte } else { Self::Normal }
+    }
+
     fn from_number(number: i64) -> Option<Self> {
         Some(match number {
             1 => Self::Normal,
@@ -59,7 +66,7 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Tokens without a kind are ordinary ones; scores are 0 where there are none.
+    /// Tokens that end a text are control tokens whatever the file says; scores are 0 where there are none.
     pub(super) fn read(metadata: &Metadata) -> Result<Self> {
         let texts = metadata.texts(TOKENS)?;
         let texts = texts.ok_or_else(|| metadata.error(TOKENS, "a list of texts", "nothing"))?;
@@ -67,11 +74,11 @@ impl Vocabulary {
         let scores = same_length(metadata, SCORES, texts.len())?;
         let mut tokens = Vec::with_capacity(texts.len());
         for (id, text) in texts.into_iter().enumerate() {
-            let number = kinds.as_ref().map_or(Some(1), |kinds| kinds[id].as_i64());
-            let kind = number.and_then(TokenKind::from_number).ok_or_else(|| {
-                let found = number.map_or("no whole number".into(), |number| number.to_string());
-                metadata.error(KINDS, "kinds from 1 to 6", format!("{found} for token {id}"))
-            })?;
+            let kind = match &kinds {
+                _ if ends_text(text) => TokenKind::Control,
+                Some(kinds) => kind(metadata, id, kinds[id].as_i64())?,
+                None => TokenKind::by_spelling(text),
+            };
             let score = scores.as_ref().map_or(Some(0.0), |scores| scores[id].as_f64());
             let score =
                 score.ok_or_else(|| metadata.error(SCORES, "finite numbers", format!("another for token {id}")))?;
@@ -84,6 +91,14 @@ impl Vocabulary {
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Token)> {
         self.tokens.iter().enumerate().map(|(id, token)| (id as u32, token))
     }
+}
+
+/// The kind that a file gives a token.
+fn kind(metadata: &Metadata, id: usize, number: Option<i64>) -> Result<TokenKind> {
+    number.and_then(TokenKind::from_number).ok_or_else(|| {
+        let found = number.map_or("no whole number".into(), |number| number.to_string());
+        metadata.error(KINDS, "kinds from 1 to 6", format!("{found} for token {id}")).into()
+    })
 }
 
 /// A list of numbers that, if it is there, has one for each token.

@@ -15,7 +15,7 @@ use super::{
     pre_tokenizer,
 };
 use crate::text::chat_template::find_template;
-use crate::text::sentencepiece::PartKind;
+use crate::text::sentencepiece::parts::PartKind;
 use crate::text::settings::SETTINGS_FILES;
 use crate::text::tokenizer::{TOKENIZER_JSON, TOKENIZER_MODEL};
 use crate::text::{SentencePiece, Tokenizer, TokenizerSettings};
@@ -40,13 +40,17 @@ pub(crate) fn write(
     metadata: &mut Metadata,
 ) -> Result<WrittenTokenizer> {
     let settings = TokenizerSettings::read(source)?;
+    let mut notes = Vec::new();
     if let Some((_, template)) = find_template(source, &settings)? {
         metadata.insert(CHAT_TEMPLATE, template.as_str());
+    }
+    if settings.has_named_templates() {
+        notes.push("of several chat templates only the default one goes with the file".to_owned());
     }
     let Some(tokenizer) = Tokenizer::read(source, &settings)? else {
         metadata.insert(MODEL, NONE);
         write_ends(metadata, first, ends, None);
-        return Ok(WrittenTokenizer { notes: Vec::new() });
+        return Ok(WrittenTokenizer { notes });
     };
     let json = source.read(TOKENIZER_JSON)?;
     let form = match &json {
@@ -56,7 +60,6 @@ pub(crate) fn write(
             sentencepiece_form(&SentencePiece::parse(&source.path_of(TOKENIZER_MODEL), &bytes)?.configured(&settings)?)
         }
     };
-    let mut notes = Vec::new();
     form.write(rows, metadata, &mut notes)?;
     let bos = settings.special_token("bos_token")?.and_then(|token| tokenizer.token_to_id(&token)).or(first);
     let eos = settings.special_token("eos_token")?.and_then(|token| tokenizer.token_to_id(&token));
@@ -116,8 +119,8 @@ fn make_faithful(
 
 /// A text that the written tokenizer reads differently.
 fn first_difference(original: &Tokenizer, metadata: &Metadata) -> Result<Option<String>> {
-    let written = Tokenizer::from_gguf_metadata(metadata)?;
-    let Some(written) = written else { return Ok(Some(String::new())) };
+    // Whatever the keys cannot say shows in the ids, or keeps the tokenizer from being read at all.
+    let Ok(Some(written)) = Tokenizer::from_gguf_metadata(metadata) else { return Ok(Some(String::new())) };
     let tokens = metadata.texts(TOKENS)?.unwrap_or_default();
     let kinds = metadata.scalars(KINDS)?.unwrap_or_default();
     let added = tokens.iter().zip(kinds).filter(|(_, kind)| matches!(kind.to_json().as_i64(), Some(3 | 4)));
@@ -212,11 +215,10 @@ impl HuggingFace {
     fn byte_level(&self) -> Result<Form> {
         let ignore_merges = self.json["model"]["ignore_merges"] == true;
         let pre = pre_tokenizer::of_json(&self.json["pre_tokenizer"], ignore_merges);
-        let pre = pre.ok_or_else(|| self.error("a known pre-tokenizer", shortened(&self.json["pre_tokenizer"])))?;
         let merges = self.merges()?.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
         Ok(Form {
             model: BYTE_LEVEL_BPE,
-            pre: pre.names[0].to_owned(),
+            pre: pre.map_or(byte_level::DEFAULT, |pre| pre.names[0]).to_owned(),
             tokens: self.tokens(|_| 0.0),
             merges: Some(merges),
             unknown: None,
@@ -235,7 +237,7 @@ impl HuggingFace {
         let last = ranks.len() + 1;
         let score = |text: &str| -(ranks.get(text).copied().unwrap_or(last) as f32);
         let mut tokens = self.tokens(score);
-        let unknown = self.json["model"]["unk_token"].as_str();
+        let unknown = self.json["model"]["unk_token"].as_str().or(Some("<unk>"));
         let unknown = tokens.iter().find(|(_, token)| Some(token.text.as_str()) == unknown).map(|(id, _)| *id);
         if let Some(token) = unknown.and_then(|id| tokens.get_mut(&id)) {
             token.kind = TokenKind::Unknown;
@@ -245,7 +247,7 @@ impl HuggingFace {
             || self.json["pre_tokenizer"]["add_prefix_space"] == true;
         Ok(Form {
             model: SENTENCEPIECE_BPE,
-            pre: "default".to_owned(),
+            pre: byte_level::DEFAULT.to_owned(),
             tokens,
             merges: None,
             unknown,
@@ -287,11 +289,6 @@ impl HuggingFace {
     }
 }
 
-/// The start of a JSON value, for messages.
-fn shortened(value: &Json) -> String {
-    value.to_string().chars().take(160).collect()
-}
-
 fn sentencepiece_form(tokenizer: &SentencePiece) -> Form {
     let parts = tokenizer.to_parts();
     let kind = |kind| match kind {
@@ -299,8 +296,8 @@ fn sentencepiece_form(tokenizer: &SentencePiece) -> Form {
         PartKind::Unknown => TokenKind::Unknown,
         PartKind::Unused => TokenKind::Unused,
         PartKind::Byte => TokenKind::Byte,
-        PartKind::Added { special: true } => TokenKind::Control,
-        PartKind::Added { special: false } => TokenKind::UserDefined,
+        PartKind::Added { special: true, .. } => TokenKind::Control,
+        PartKind::Added { special: false, .. } => TokenKind::UserDefined,
     };
     let tokens = parts.pieces.into_iter().zip(0..);
     let tokens: BTreeMap<u32, Token> = tokens
@@ -308,7 +305,7 @@ fn sentencepiece_form(tokenizer: &SentencePiece) -> Form {
         .collect();
     Form {
         model: if parts.unigram { SENTENCEPIECE_UNIGRAM } else { SENTENCEPIECE_BPE },
-        pre: "default".to_owned(),
+        pre: byte_level::DEFAULT.to_owned(),
         unknown: Some(parts.unknown),
         tokens,
         merges: None,
