@@ -2,11 +2,15 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::model::ModelSource;
+use braidinfer::model::format::gguf::{Gguf, GgufWriter, Metadata, TensorHeader, Value};
+use braidinfer::model::spec::{Mixer, RopeScaling};
+use braidinfer::model::{DecoderSpec, ModelSource, describe};
 use braidinfer::text::{Tokenizer, TokenizerSettings};
 use serde::Deserialize;
 use support::{Fixture, argmax, distance, feed, fixtures, read_json};
@@ -116,4 +120,151 @@ fn vocabularies_give_the_ids_of_the_original_tokenizers() {
         assert!(wrong.is_empty(), "{name}: {} of {} texts:\n{}", wrong.len(), expected.ids.len(), wrong.join("\n"));
     }
     assert!(vocabularies >= 12, "expected at least 12 vocabularies, found {vocabularies}");
+}
+
+/// A GGUF fixture whose pairs and tensors can be changed.
+struct Rewritten {
+    metadata: Metadata,
+    tensors: Vec<(TensorHeader, Vec<u8>)>,
+}
+
+impl Rewritten {
+    fn new(file: &str) -> Self {
+        let gguf = Gguf::open(&fixtures().join("gguf").join(file)).unwrap_or_else(|error| panic!("{error}"));
+        let tensor = |name: &str| {
+            let view = gguf.checkpoint().tensor(name).ok().flatten().expect("the fixture's types are supported");
+            let header = TensorHeader { name: name.to_owned(), shape: view.shape.clone(), dtype: view.dtype };
+            (header, view.data.to_vec())
+        };
+        Self { metadata: gguf.metadata().clone(), tensors: gguf.checkpoint().names().map(tensor).collect() }
+    }
+
+    fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.metadata.insert(key, value);
+        self
+    }
+
+    fn without(mut self, key: &str) -> Self {
+        self.metadata.retain(|found| found != key);
+        self
+    }
+
+    /// Changes the tokens.
+    fn tokens(self, change: impl Fn(&mut Vec<String>)) -> Self {
+        let tokens = self.metadata.texts(TOKENS).ok().flatten().expect("the file has tokens");
+        let mut tokens: Vec<String> = tokens.into_iter().map(str::to_owned).collect();
+        change(&mut tokens);
+        self.set(TOKENS, tokens.iter().collect::<Value>())
+    }
+
+    fn source(&self) -> ModelSource {
+        let headers: Vec<TensorHeader> = self.tensors.iter().map(|(header, _)| header.clone()).collect();
+        let mut writer = GgufWriter::begin(Vec::new(), &self.metadata, &headers).expect("memory can be written");
+        for (_, data) in &self.tensors {
+            writer.tensor([Ok::<_, std::io::Error>(data.clone())]).expect("memory can be written");
+        }
+        let bytes = writer.finish().expect("all tensors are there");
+        let gguf = Gguf::from_bytes("rewritten.gguf", bytes.into()).unwrap_or_else(|error| panic!("{error}"));
+        ModelSource::Gguf(Arc::new(gguf))
+    }
+
+    fn spec(&self) -> DecoderSpec {
+        describe(&self.source()).unwrap_or_else(|error| panic!("{error}")).0.spec
+    }
+
+    fn error(&self) -> String {
+        describe(&self.source()).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+}
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
+
+#[test]
+fn keys_that_change_the_decoder_are_heeded_or_refused() {
+    let windowed = Rewritten::new("models/olmo2.gguf").set("olmo2.attention.sliding_window", 8u32);
+    assert!(windowed.error().contains("`olmo2.attention.sliding_window`: expected no window"), "{}", windowed.error());
+    let unrotated = Rewritten::new("models/granite.gguf").set("granite.rope.scaling.finetuned", false).spec();
+    assert!(unrotated.layers.iter().all(|layer| matches!(layer.mixer, Mixer::Attention { rope: None, .. })));
+    let qwen2 = Rewritten::new("models/qwen2.gguf").without("qwen2.attention.head_count_kv").spec();
+    assert_eq!(qwen2.num_key_value_heads, qwen2.num_attention_heads);
+    let uncapped = Rewritten::new("models/gemma2.gguf").set("gemma2.final_logit_softcapping", 0f32).spec();
+    assert_eq!(uncapped.final_logit_softcapping, None);
+    let yarn = Rewritten::new("models/llama-yarn.gguf").without("llama.rope.scaling.factor").spec();
+    assert!(matches!(yarn.rope[0].scaling, RopeScaling::Yarn { factor: 1.0, .. }), "{:?}", yarn.rope);
+    let partial = Rewritten::new("models/phi3.gguf").set("phi3.rope.dimension_count", 8u32).spec();
+    assert_eq!(partial.rope[0].rotary_dim, 8);
+    let odd = Rewritten::new("models/phi3.gguf").set("phi3.rope.dimension_count", 7u32).error();
+    assert!(odd.contains("`phi3.rope.dimension_count`: expected an even number"), "{odd}");
+    let experts = Rewritten::new("models/llama.gguf").set("llama.expert_count", 8u32).error();
+    assert!(experts.contains("`llama` is a mixture-of-experts model"), "{experts}");
+    let per_layer = Rewritten::new("models/llama.gguf").set("llama.attention.head_count", &[4i32, 4, 4][..]).spec();
+    assert_eq!(per_layer.num_attention_heads, 4);
+}
+
+#[test]
+fn stacked_projections_are_found_with_their_biases_apart() {
+    let mut stacked = Rewritten::new("models/qwen2.gguf");
+    let mut rows: BTreeMap<String, (TensorHeader, Vec<u8>)> = BTreeMap::new();
+    stacked.tensors.retain(|(header, data)| {
+        let Some((layer, "q" | "k" | "v")) =
+            header.name.strip_suffix(".weight").and_then(|name| name.split_once(".attn_"))
+        else {
+            return true;
+        };
+        let name = format!("{layer}.attn_qkv.weight");
+        let (whole, bytes) = rows.entry(name.clone()).or_insert_with(|| {
+            (TensorHeader { name, shape: vec![0, header.shape[1]], dtype: header.dtype }, Vec::new())
+        });
+        // Names come in the order k, q, v.
+        let at = if header.name.ends_with("attn_q.weight") { 0 } else { bytes.len() };
+        bytes.splice(at..at, data.iter().copied());
+        whole.shape[0] += header.shape[0];
+        false
+    });
+    stacked.tensors.extend(rows.into_values());
+    let fixture = Fixture { source: stacked.source(), ..Fixture::open("qwen2") };
+    let rows = feed(&mut fixture.executor(), 0, &fixture.prompts[2].ids, usize::MAX >> 1);
+    for (position, row) in rows.iter().enumerate() {
+        let distance = distance(row, fixture.expected(2, position));
+        assert!(distance <= TOLERANCE, "position {position}: {distance:e}");
+    }
+}
+
+#[test]
+fn vocabularies_are_taken_as_they_come() {
+    let ids = |tokenizer: &Tokenizer, text: &str| tokenizer.encode(text, false).expect("the text can be encoded");
+    let original = tokenizer(&Rewritten::new("vocabularies/llama-spm/vocab.gguf").source());
+    let marred = Rewritten::new("vocabularies/llama-spm/vocab.gguf").tokens(|tokens| {
+        tokens.push(String::new());
+        tokens.push(tokens[300].clone());
+    });
+    let marred = marred.without("tokenizer.ggml.token_type").without("tokenizer.ggml.scores");
+    tokenizer(&marred.source());
+    // llama.cpp takes ids of its own where a file names none.
+    let unnamed = Rewritten::new("vocabularies/llama-spm/vocab.gguf");
+    let unnamed = unnamed.without("tokenizer.ggml.bos_token_id").without("tokenizer.ggml.unknown_token_id");
+    assert_eq!(
+        tokenizer(&unnamed.source()).encode("a", true).expect("it can be encoded"),
+        [&[1], &ids(&original, "a")[..]].concat()
+    );
+    // Phi 3's control tokens swallow the white space behind them.
+    let phi3 = Rewritten::new("vocabularies/llama-spm/vocab.gguf").set("general.architecture", "phi3");
+    let phi3 = tokenizer(&phi3.source());
+    assert_eq!(ids(&phi3, "<|turn|>\nHello<|end|>\n"), ids(&phi3, "<|turn|>Hello<|end|>"));
+    assert_ne!(ids(&original, "<|turn|>\nHello"), ids(&original, "<|turn|>Hello"));
+    // What converters wrote that did not know the tokenizer, and what they wrote before there was a key.
+    let qwen2 = tokenizer(&Rewritten::new("vocabularies/qwen2/vocab.gguf").source());
+    let unknown = Rewritten::new("vocabularies/qwen2/vocab.gguf").set("tokenizer.ggml.pre", "default");
+    for file in [unknown, Rewritten::new("vocabularies/qwen2/vocab.gguf").without("tokenizer.ggml.pre")] {
+        let assumed = tokenizer(&file.source());
+        assert!(assumed.notes().iter().any(|note| note.contains("assuming `qwen2`")), "{:?}", assumed.notes());
+        assert_eq!(ids(&assumed, "it's 1234 cafe\u{301}"), ids(&qwen2, "it's 1234 cafe\u{301}"));
+    }
+    // A token that ends a text is one whatever kind the file gives it.
+    let ordinary =
+        Rewritten::new("vocabularies/llama-bpe/vocab.gguf").tokens(|tokens| tokens[300] = "<|im_end|>".into());
+    assert_eq!(ids(&tokenizer(&ordinary.source()), "a<|im_end|>").last(), Some(&300));
+    let model = Rewritten::new("models/llama.gguf").set(TOKENS, ["a", "<|im_end|>", "</s>"].iter().collect::<Value>());
+    let (_, config) = describe(&model.source()).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.token_ids("eos_token_id").expect("the ids are a list"), [1, 2]);
 }

@@ -184,3 +184,37 @@ fn tokenizers_come_back() {
     }
     assert!(seen >= 16, "expected at least 16 tokenizers, found {seen}");
 }
+
+#[test]
+fn partial_longrope_comes_back() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let original = fixtures().join("models/phi3-longrope");
+    fs::copy(original.join("model.safetensors"), folder.path().join("model.safetensors")).expect("it can be copied");
+    let mut config: serde_json::Value = read_json(original.join("config.json"));
+    let pairs = 4;
+    let head_dim =
+        config["hidden_size"].as_f64().expect("a size") / config["num_attention_heads"].as_f64().expect("a size");
+    config["partial_rotary_factor"] = json!(f64::from(2 * pairs) / head_dim);
+    for field in ["rope_scaling", "rope_parameters"] {
+        for factors in ["short_factor", "long_factor"] {
+            if let Some(list) = config[field].get_mut(factors).and_then(|list| list.as_array_mut()) {
+                list.truncate(pairs as usize);
+            }
+        }
+    }
+    fs::write(folder.path().join("config.json"), config.to_string()).expect("the file can be written");
+    let (source, path) = (open(folder.path()), folder.path().join("model.gguf"));
+    let report = write(&source, &path, FileType::F32).unwrap_or_else(|error| panic!("{error}"));
+    assert!(
+        report.notes.iter().any(|note| note.contains("llama.cpp chooses longrope's factors")),
+        "{:?}",
+        report.notes
+    );
+    let logits = |source: &ModelSource| {
+        let llm = Llm::open(source, &LoadOptions::default(), &|_, _| {});
+        let ids: Vec<u32> = (0..60).collect();
+        llm.and_then(|mut llm| llm.logits(&ids, true)).unwrap_or_else(|error| panic!("{error}")).concat()
+    };
+    let distance = distance(&logits(&source), &logits(&open(&path)));
+    assert!(distance <= SAME, "{distance:e}");
+}
