@@ -120,7 +120,7 @@ impl Llm {
         let mut weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();
         if let Some(file_type) = options.quantize {
-            notes.extend(quantize_weights(&spec, &mut weights, file_type)?);
+            notes.extend(quantize_weights(&spec, &mut weights, file_type, progress)?);
         }
         notes.extend(tokenizer.iter().flat_map(Tokenizer::notes).cloned());
         let context = context(&spec, options.context, &mut notes)?;

@@ -16,6 +16,7 @@ use braidinfer_model::{
 };
 use rayon::prelude::*;
 
+use crate::executor::standard::LoadProgress;
 use crate::text::write_tokenizer;
 use crate::{Error, Result};
 
@@ -70,8 +71,14 @@ pub fn quantize(
     Ok(QuantizeReport { source_bytes: weights.size(), file_bytes, tensors, notes })
 }
 
-/// Quantizes the matrices of `weights` in memory, as [`quantize`] would in a file. Returns notes, one line each.
-pub(crate) fn quantize_weights(spec: &DecoderSpec, weights: &mut Weights, file_type: FileType) -> Result<Vec<String>> {
+/// Quantizes the matrices of `weights` in memory, as [`quantize`] would in a file; `progress` is told the share that is
+/// done in layers. Returns notes, one line each.
+pub(crate) fn quantize_weights(
+    spec: &DecoderSpec,
+    weights: &mut Weights,
+    file_type: FileType,
+    progress: LoadProgress,
+) -> Result<Vec<String>> {
     let head_is_embedding = weights.head_is_embedding();
     let mut notes: Vec<String> = requantized(weights).into_iter().collect();
     let model = gguf_model("", spec, head_is_embedding);
@@ -81,7 +88,8 @@ pub(crate) fn quantize_weights(spec: &DecoderSpec, weights: &mut Weights, file_t
         Err(_) => stacks(spec, |slot, param| TensorNames::default().tensor(slot, param, "", "")),
     };
     notes.extend(fallbacks(spec, &tensors, file_type, head_is_embedding));
-    for stack in &tensors {
+    for (done, stack) in tensors.iter().enumerate() {
+        progress(done * spec.layers.len() / tensors.len(), spec.layers.len());
         let dtype = file_type.dtype(spec, stack, head_is_embedding);
         for Parameter { slot, param, .. } in &stack.parameters {
             let Some(view) = weights.get(*slot, *param).filter(|view| view.shape.len() > 1 && view.dtype != dtype)

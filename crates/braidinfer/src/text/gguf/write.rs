@@ -239,7 +239,9 @@ impl HuggingFace {
         let mut tokens = self.tokens(score);
         let unknown = self.json["model"]["unk_token"].as_str().or(Some("<unk>"));
         let unknown = tokens.iter().find(|(_, token)| Some(token.text.as_str()) == unknown).map(|(id, _)| *id);
-        if let Some(token) = unknown.and_then(|id| tokens.get_mut(&id)) {
+        // A special token has no text in an answer, which its kind says; a key says that it is the unknown one.
+        if let Some(token) = unknown.and_then(|id| tokens.get_mut(&id)).filter(|token| token.kind == TokenKind::Normal)
+        {
             token.kind = TokenKind::Unknown;
         }
         let prefix = self.json["normalizer"].to_string().contains("\"Prepend\"")
