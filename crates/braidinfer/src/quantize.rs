@@ -11,8 +11,8 @@ use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
 use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::quantization::{self, FileType};
 use braidinfer_model::{
-    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Stack, TensorNames, TensorView,
-    Weights, describe, stacks,
+    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Slot, Stack, TensorNames,
+    TensorView, Weights, describe, stacks,
 };
 use rayon::prelude::*;
 
@@ -87,7 +87,9 @@ pub(crate) fn quantize_weights(
         // Without a GGUF form nothing is stacked.
         Err(_) => stacks(spec, |slot, param| TensorNames::default().tensor(slot, param, "", "")),
     };
-    notes.extend(fallbacks(spec, &tensors, file_type, head_is_embedding));
+    let stored = |stack: &&Stack| !(head_is_embedding && stack.parameters[0].slot == Slot::LmHead);
+    let tensors: Vec<&Stack> = tensors.iter().filter(stored).collect();
+    notes.extend(fallbacks(spec, tensors.iter().copied(), file_type, head_is_embedding));
     for (done, stack) in tensors.iter().enumerate() {
         progress(done * spec.layers.len() / tensors.len(), spec.layers.len());
         let dtype = file_type.dtype(spec, stack, head_is_embedding);
@@ -172,11 +174,16 @@ fn requantized(weights: &Weights) -> Option<String> {
 }
 
 /// A note on tensors whose rows do not fit the type they should have.
-fn fallbacks(spec: &DecoderSpec, tensors: &[Stack], file_type: FileType, head_is_embedding: bool) -> Option<String> {
-    let fell_back = |stack: &&Stack| file_type.falls_back(spec, stack, head_is_embedding);
-    let count = tensors.iter().filter(fell_back).count();
+fn fallbacks<'a>(
+    spec: &DecoderSpec,
+    tensors: impl ExactSizeIterator<Item = &'a Stack>,
+    file_type: FileType,
+    head_is_embedding: bool,
+) -> Option<String> {
+    let all = tensors.len();
+    let count = tensors.filter(|stack| file_type.falls_back(spec, stack, head_is_embedding)).count();
     let reason = "their rows are not whole blocks, so they have a type with smaller blocks";
-    (count > 0).then(|| format!("{count} of {} tensors cannot be what {file_type} asks for: {reason}", tensors.len()))
+    (count > 0).then(|| format!("{count} of {all} tensors cannot be what {file_type} asks for: {reason}"))
 }
 
 /// Rows of a matrix in groups of about [`GROUP`] values, each a multiple of `step` rows.
@@ -217,7 +224,7 @@ impl Job<'_> {
     }
 
     fn fallbacks(&self) -> Option<String> {
-        fallbacks(self.spec, &self.model.tensors, self.file_type, self.head_is_embedding)
+        fallbacks(self.spec, self.model.tensors.iter(), self.file_type, self.head_is_embedding)
     }
 
     /// Writes all tensors and returns the size of the file.

@@ -11,9 +11,9 @@ use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::model::format::gguf::{Gguf, GgufWriter, Metadata, TensorHeader, Value};
 use braidinfer::model::spec::{Mixer, RopeScaling};
 use braidinfer::model::{DecoderSpec, ModelSource, describe};
-use braidinfer::text::{Tokenizer, TokenizerSettings};
+use braidinfer::text::Tokenizer;
 use serde::Deserialize;
-use support::{Fixture, argmax, distance, feed, fixtures, read_json};
+use support::{Fixture, argmax, distance, feed, fixtures, read_json, tokenizer};
 
 /// Largest allowed difference of a logit from `transformers`.
 const TOLERANCE: f32 = 5e-4;
@@ -81,12 +81,6 @@ struct ExpectedIds {
     texts: Vec<String>,
     /// Of the shared texts, then of the own ones.
     ids: Vec<Vec<u32>>,
-}
-
-fn tokenizer(source: &ModelSource) -> Tokenizer {
-    let settings = TokenizerSettings::read(source).unwrap_or_else(|error| panic!("{error}"));
-    let tokenizer = Tokenizer::read(source, &settings).unwrap_or_else(|error| panic!("{error}"));
-    tokenizer.expect("the model has a tokenizer")
 }
 
 #[test]

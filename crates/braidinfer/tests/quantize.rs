@@ -9,10 +9,10 @@ use std::path::Path;
 
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
-use braidinfer::text::{Tokenizer, TokenizerSettings};
+use braidinfer::text::Tokenizer;
 use braidinfer::{Error, Llm, LoadOptions, QuantizeReport, quantize};
 use serde_json::json;
-use support::{Fixture, distance, feed, fixtures, read_json};
+use support::{Fixture, distance, feed, fixtures, read_json, tokenizer};
 use tempfile::TempDir;
 
 /// Largest allowed difference of a logit between a directory and a file of its values.
@@ -150,12 +150,6 @@ fn model_with_tokenizer(from: &Path, vocab_size: usize) -> TempDir {
     });
     safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).expect("it can be written");
     folder
-}
-
-fn tokenizer(source: &ModelSource) -> Tokenizer {
-    let settings = TokenizerSettings::read(source).unwrap_or_else(|error| panic!("{error}"));
-    let tokenizer = Tokenizer::read(source, &settings).unwrap_or_else(|error| panic!("{error}"));
-    tokenizer.expect("the model has a tokenizer")
 }
 
 #[test]

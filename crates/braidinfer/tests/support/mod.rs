@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use braidinfer::executor::standard::{ComputeDtype, QuantizedWeights, StandardExecutor, StandardOptions};
 use braidinfer::executor::{Batch, DeviceChoice, Executor, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
 use braidinfer::model::{DecoderSpec, Description, ModelSource, TensorNames, Weights, describe};
+use braidinfer::text::{Tokenizer, TokenizerSettings};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -139,6 +140,13 @@ pub fn feed(executor: &mut dyn Executor, index: usize, ids: &[u32], chunk: usize
 
 pub fn slice(index: usize, context_len: usize, query_len: usize, rope_len: usize) -> SequenceSlice {
     SequenceSlice { query_len, context_len, rope_len, block_table: block_table(index) }
+}
+
+/// The tokenizer of a model that has one.
+pub fn tokenizer(source: &ModelSource) -> Tokenizer {
+    let settings = TokenizerSettings::read(source).unwrap_or_else(|error| panic!("{error}"));
+    let tokenizer = Tokenizer::read(source, &settings).unwrap_or_else(|error| panic!("{error}"));
+    tokenizer.expect("the model has a tokenizer")
 }
 
 /// Largest absolute difference.
