@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::cache::RepoCache;
 use crate::error::shown;
 use crate::gguf_name::GgufSet;
 use crate::{HubError, HubId, Result};
@@ -41,6 +42,42 @@ pub(crate) enum Choice {
 }
 
 impl Choice {
+    /// The files whose names are known without reading another one.
+    pub fn named(&self) -> Vec<&str> {
+        match self {
+            Self::Directory { small, weights } if self.index().is_none() => {
+                small.iter().copied().chain([*weights]).collect()
+            }
+            Self::Directory { small, .. } => small.clone(),
+            Self::Gguf(set) => set.files.iter().map(String::as_str).collect(),
+        }
+    }
+
+    /// The file that names the shards, if there are any.
+    pub fn index(&self) -> Option<&'static str> {
+        match self {
+            Self::Directory { weights, .. } if weights.ends_with(".index.json") => Some(weights),
+            _ => None,
+        }
+    }
+
+    pub fn path(&self, cache: &RepoCache, commit: &str) -> PathBuf {
+        match self {
+            Self::Directory { .. } => cache.snapshot(commit),
+            Self::Gguf(set) => cache.snapshot(commit).join(&set.files[0]),
+        }
+    }
+
+    /// Whether a tokenizer is among the files; GGUF files have theirs inside.
+    pub fn has_tokenizer(&self) -> bool {
+        match self {
+            Self::Directory { small, .. } => {
+                small.iter().any(|file| ["tokenizer.json", "tokenizer.model"].contains(file))
+            }
+            Self::Gguf(_) => true,
+        }
+    }
+
     /// What `id` means in a repository of these `files`. `files` may come from a server.
     pub fn new(id: &HubId, files: &[String]) -> Result<Self> {
         let choice = Self::unchecked(id, files)?;

@@ -69,14 +69,14 @@ impl<'a> RemoteFile<'a> {
         length.ok_or_else(|| wrong(&answer.url, "Content-Length", "the length of the file", "none").into())
     }
 
-    /// Whether the blob is there. One of the wrong length came from something that broke off, and is removed.
+    /// Whether the blob is there. One of the wrong length came from something that broke off; a whole one will take its
+    /// place.
     fn has_blob(self, blob: &Path, size: u64, progress: &mut dyn Progress) -> Result<bool> {
         match fs::metadata(blob) {
             Ok(found) if found.len() == size => Ok(true),
             Ok(found) => {
                 let text = format!("{}: {} of {size} bytes in the cache; fetching it again", self.name, found.len());
                 progress.note(&text);
-                fs::remove_file(blob).map_err(HubError::io("remove", blob))?;
                 Ok(false)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -128,7 +128,7 @@ pub enum HubError {
         advice: String,
     },
     /// A download of the wrong length.
-    #[error("{file}: expected {expected} bytes, found {found}. Nothing of it was kept; try again later")]
+    #[error("{file}: expected {expected} bytes, found {found}; try again later")]
     Size {
         /// The file.
         file: String,

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::{Agent, Body};
@@ -131,12 +131,22 @@ impl Client {
     pub fn fetch(&self, url: &str, limit: u64, subject: Subject) -> Result<Vec<u8>, Fault> {
         let mut answer = self.ask(Method::Get(0), url, subject)?;
         let mut body = Vec::new();
-        let read = answer.response.body_mut().as_reader().take(limit + 1).read_to_end(&mut body);
-        read.map_err(|error| Fault::passing(no_answer(&answer.url, &error)))?;
-        if body.len() as u64 > limit {
-            return Err(wrong(&answer.url, "length", &format!("at most {limit} bytes"), "more").into());
+        let (started, mut buffer) = (Instant::now(), [0; 1 << 14]);
+        let mut reader = answer.response.body_mut().as_reader();
+        loop {
+            let read = reader.read(&mut buffer).map_err(|error| Fault::passing(no_answer(&answer.url, &error)))?;
+            if read == 0 {
+                return Ok(body);
+            }
+            body.extend_from_slice(&buffer[..read]);
+            if body.len() as u64 > limit {
+                return Err(wrong(&answer.url, "length", &format!("at most {limit} bytes"), "more").into());
+            }
+            // A body that trickles in never stalls.
+            if started.elapsed() > WHOLE_ANSWER {
+                return Err(Fault::passing(no_answer(&answer.url, &io::Error::from(io::ErrorKind::TimedOut))));
+            }
         }
-        Ok(body)
     }
 
     /// Sends a request and follows redirects. A [`Method::Head`] stops at a redirect that tells all there is to know

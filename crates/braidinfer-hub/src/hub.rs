@@ -31,17 +31,12 @@ impl Hub {
         Self::new(Settings::from_env()?)
     }
 
-    /// How this Hub is reached and where its cache is.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     /// Brings a model into the cache, unless it is there. Returns the folder with its `config.json` and safetensors,
     /// or the `.gguf` file, of a split one the first part.
     ///
     /// Only files that a run needs are fetched. A model that is whole in the cache costs one request, which asks
-    /// whether the revision has moved, and none if the revision is a commit or the settings say offline. If the Hub
-    /// cannot be reached, a model that is whole in the cache will do, and a note says so.
+    /// whether the revision has moved, and none if the revision is a commit (and a tokenizer is there, which other tools
+    /// that share the cache may have left out) or the settings say offline. If the Hub cannot be reached, a model that is whole in the cache will do, and a note says so.
     ///
     /// When this fails, what was downloaded stays for the next run, under names that nobody takes for the whole.
     pub fn fetch(&self, id: &HubId, progress: &mut dyn Progress) -> Result<PathBuf> {
@@ -51,7 +46,8 @@ impl Hub {
             let advice = "HF_HUB_OFFLINE is set; run once without it to fetch the model";
             return self.take_cached(id, cached, advice, progress);
         }
-        if id.revision().is_some_and(is_commit) && cached.is_ok() {
+        let whole = cached.as_ref().is_ok_and(|cached| cached.choice.has_tokenizer());
+        if id.revision().is_some_and(is_commit) && whole {
             return self.take_cached(id, cached, "", progress);
         }
         let listing = match self.listing(&cache, id, cached.is_ok(), progress) {
@@ -101,6 +97,9 @@ impl Hub {
             .map_err(|error| wrong(&url, "answer", "a listing with `sha` and `siblings`", &error.to_string()))?;
         if !is_commit(&listing.sha) {
             return Err(wrong(&url, "sha", "a commit of 40 hexadecimal digits", &listing.sha));
+        }
+        if let Some(commit) = id.revision().filter(|revision| is_commit(revision) && *revision != listing.sha) {
+            return Err(wrong(&url, "sha", &format!("the commit that was asked for, {commit}"), &listing.sha));
         }
         Ok(listing)
     }
@@ -178,34 +177,6 @@ fn find_cached(cache: &RepoCache, id: &HubId) -> Result<Cached, Missing> {
     }
     let path = choice.path(cache, &commit);
     Ok(Cached { choice, path })
-}
-
-impl Choice {
-    /// The files whose names are known without reading another one.
-    fn named(&self) -> Vec<&str> {
-        match self {
-            Self::Directory { small, weights } if self.index().is_none() => {
-                small.iter().copied().chain([*weights]).collect()
-            }
-            Self::Directory { small, .. } => small.clone(),
-            Self::Gguf(set) => set.files.iter().map(String::as_str).collect(),
-        }
-    }
-
-    /// The file that names the shards, if there are any.
-    fn index(&self) -> Option<&'static str> {
-        match self {
-            Self::Directory { weights, .. } if weights.ends_with(".index.json") => Some(weights),
-            _ => None,
-        }
-    }
-
-    fn path(&self, cache: &RepoCache, commit: &str) -> PathBuf {
-        match self {
-            Self::Directory { .. } => cache.snapshot(commit),
-            Self::Gguf(set) => cache.snapshot(commit).join(&set.files[0]),
-        }
-    }
 }
 
 /// A shard that the repository does not list cannot be fetched.

@@ -81,13 +81,32 @@ fn a_whole_model_costs_one_request_and_offline_none() {
 
 #[test]
 fn a_commit_that_is_whole_costs_no_request() {
-    let hub = FakeHub::serving(single());
+    let with_tokenizer = [single(), vec![("tokenizer.json", small("{}"))]].concat();
+    let hub = FakeHub::serving(with_tokenizer);
     let id = format!("{REPO}@{}", commit(1));
     hub.fetch(&id).0.expect("fetched");
     assert!(!hub.folder().join("refs").exists());
     hub.requests();
     hub.fetch(&id).0.expect("cached");
     assert!(hub.requests().is_empty());
+}
+
+#[test]
+fn a_commit_that_another_tool_fetched_in_part_is_completed() {
+    let hub = FakeHub::serving(single());
+    let id = format!("{REPO}@{}", commit(1));
+    hub.fetch(&id).0.expect("fetched");
+    hub.publish("main", &commit(1), [single(), vec![("tokenizer.json", small("{}"))]].concat());
+    let path = hub.fetch(&id).0.expect("fetched");
+    assert!(path.join("tokenizer.json").is_file());
+}
+
+#[test]
+fn another_commit_than_the_one_asked_for_is_refused() {
+    let hub = FakeHub::serving(single());
+    hub.publish(&commit(3), &commit(1), single());
+    let error = hub.fetch(&format!("{REPO}@{}", commit(3))).0.expect_err("another commit").to_string();
+    assert_contains(&error, &["sha: expected the commit that was asked for", &commit(3), &commit(1)]);
 }
 
 #[test]
