@@ -50,7 +50,8 @@ pub enum Command {
     allow_negative_numbers = true,
     after_help = "\
 The prompt comes from PROMPT, --file, or standard input, byte for byte. A single argument is taken as
-MODEL if it is a path (it exists, or contains a slash) and as PROMPT for the built-in model otherwise.
+MODEL if it exists, or looks like a path or a Hub id (a slash and no white space), and as PROMPT for the
+built-in model otherwise.
 
 Examples:
   braidinfer run \"Once upon a time\"
@@ -131,7 +132,7 @@ pub struct InspectArgs {
 #[derive(Debug, Args)]
 #[command(
     override_usage = "braidinfer tokenize [OPTIONS] [MODEL] [TEXT]",
-    after_help = "A single argument is taken as MODEL if it is a path (it exists, or contains a slash) and as TEXT otherwise."
+    after_help = "A single argument is taken as MODEL if it exists, or looks like a path or a Hub id (a slash and no white space), and as TEXT otherwise."
 )]
 pub struct TokenizeArgs {
     /// A model directory, GGUF file or Hub id (or a tokenizer.json or tokenizer.model), then the text; both may be left out
@@ -265,7 +266,8 @@ pub struct LoadArgs {
     /// checkpoint's own elsewhere
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
-    /// Quantize the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0
+    /// Quantize the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0; with a --dtype
+    /// other than auto they take the memory of that type afterwards
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<FileType>,
     /// cpu, cuda, cuda:N or metal

@@ -22,6 +22,9 @@ struct Bars {
 
 impl Progress for Bars {
     fn started(&mut self, file: &str, size: u64, present: u64) {
+        if present < size && !output::shows_progress() {
+            output::note(format!("fetching {file}, {}", output::size(size as usize)));
+        }
         self.bar = output::download_bar(file, size);
         self.bar.set_position(present);
         // The rate is that of this run, not of what an earlier one brought.

@@ -1,4 +1,4 @@
-//! Ctrl-C: ends an answer cleanly while one is streaming, and the program at any other time.
+//! Ctrl-C: ends an answer or a file cleanly while one is being made, and the program at any other time.
 
 use std::process;
 use std::sync::Once;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
-static STREAMING: AtomicBool = AtomicBool::new(false);
+static WORKING: AtomicBool = AtomicBool::new(false);
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Catches Ctrl-C from now on; may be called again.
@@ -20,14 +20,14 @@ pub fn install() -> anyhow::Result<()> {
 fn catch() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         let again = REQUESTED.swap(true, Ordering::SeqCst);
-        if again || !STREAMING.load(Ordering::SeqCst) {
+        if again || !WORKING.load(Ordering::SeqCst) {
             process::exit(i32::from(crate::INTERRUPTED));
         }
     })
     .context("Ctrl-C cannot be caught")
 }
 
-/// Whether Ctrl-C was pressed since the answer began.
+/// Whether Ctrl-C was pressed since the work began.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
@@ -37,20 +37,20 @@ pub fn take() -> bool {
     REQUESTED.swap(false, Ordering::SeqCst)
 }
 
-/// An answer is streaming for as long as this lives.
-pub struct Streaming(());
+/// Something that can be ended cleanly is being made for as long as this lives.
+pub struct Working(());
 
-impl Streaming {
-    /// Begins an answer.
+impl Working {
+    /// Begins the work.
     pub fn begin() -> Self {
         REQUESTED.store(false, Ordering::SeqCst);
-        STREAMING.store(true, Ordering::SeqCst);
+        WORKING.store(true, Ordering::SeqCst);
         Self(())
     }
 }
 
-impl Drop for Streaming {
+impl Drop for Working {
     fn drop(&mut self) {
-        STREAMING.store(false, Ordering::SeqCst);
+        WORKING.store(false, Ordering::SeqCst);
     }
 }

@@ -18,7 +18,8 @@ use crate::{demo, hub, interrupt, output};
 pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
     let Some(model) = model else { return Ok(demo::SOURCE) };
     // What looks like an id may be a relative path.
-    if Path::new(model).exists() || model.ends_with(".gguf") || !HubId::looks_like(model) {
+    let file = model.ends_with(".gguf") && !model.contains(':');
+    if Path::new(model).exists() || file || !HubId::looks_like(model) {
         return Ok(ModelSource::open(model)?);
     }
     let fetched = model.parse().map_err(anyhow::Error::from).and_then(|id| hub::fetch(&id));

@@ -22,12 +22,17 @@ pub fn error(error: &anyhow::Error) {
             line = format!("{line}: {cause}");
         }
     }
-    eprintln!("{} {line}", label("error:", "31"));
+    eprintln!("{} {}", label("error:", "31"), harmless(&line));
 }
 
 /// Something the user should know.
 pub fn note(note: impl Display) {
-    eprintln!("{} {note}", label("note:", "33"));
+    eprintln!("{} {}", label("note:", "33"), harmless(&note.to_string()));
+}
+
+/// `text` without characters that would steer the terminal: names in files may hold anything.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 fn label(text: &str, colour: &str) -> String {
@@ -67,6 +72,11 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
     error.chain().any(broken)
+}
+
+/// Whether stderr is a terminal, where bars can be seen.
+pub fn shows_progress() -> bool {
+    io::stderr().is_terminal()
 }
 
 /// A bar on stderr that counts `unit`, shown only on a terminal.

@@ -49,6 +49,8 @@ impl FromStr for HubId {
 
     fn from_str(text: &str) -> Result<Self> {
         let (rest, quant) = split(text, ':');
+        // A whole file name will do, too.
+        let quant = quant.map(|quant| quant.strip_suffix(".gguf").unwrap_or(quant));
         let (repo, revision) = split(rest, '@');
         check_repo(repo)
             .and_then(|()| revision.map_or(Ok(()), check_revision))

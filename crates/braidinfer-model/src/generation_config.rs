@@ -1,10 +1,14 @@
 //! `generation_config.json`, or what GGUF has of it: where a text ends and how the authors would sample it.
 
-use crate::format::gguf::{Metadata, Scalar};
+use crate::format::gguf::{Array, Metadata, Scalar};
 use crate::{JsonFile, ModelSource, Result};
 
 /// What stands before the names of sampling settings in GGUF.
 const SAMPLING: &str = "general.sampling.";
+/// Ours: all ids that end a text, for which GGUF's own keys have too little room, and nothing else.
+const EOS_TOKEN_IDS: &str = "braidinfer.eos_token_ids";
+/// Ours: most tokens of an answer.
+const MAX_NEW_TOKENS: &str = "braidinfer.max_new_tokens";
 
 /// Generation defaults a checkpoint ships with. Absent settings are `None`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -51,8 +55,11 @@ impl GenerationConfig {
         let number = |name: &str| metadata.number(&format!("{SAMPLING}{name}"));
         let (temperature, top_k) = (number("temp")?, number("top_k")?);
         let (top_p, min_p) = (number("top_p")?, number("min_p")?);
+        let ends = metadata.scalars(EOS_TOKEN_IDS)?.into_iter().flat_map(Array::scalars);
         let asked = [temperature, top_k, top_p, min_p].iter().any(Option::is_some);
         Ok(Self {
+            eos_token_id: ends.filter_map(|id| u32::try_from(id.to_json().as_u64()?).ok()).collect(),
+            max_new_tokens: metadata.unsigned(MAX_NEW_TOKENS)?.and_then(|tokens| usize::try_from(tokens).ok()),
             do_sample: asked && temperature != Some(0.0),
             temperature,
             top_k: top_k.filter(|k| *k >= 1.0).map(|k| k as usize),
@@ -63,8 +70,13 @@ impl GenerationConfig {
         })
     }
 
-    /// Writes the sampling into the metadata of a GGUF file.
-    pub fn write_sampling(&self, metadata: &mut Metadata) {
+    /// Writes the settings into the metadata of a GGUF file, some of them under keys of ours.
+    pub fn write(&self, metadata: &mut Metadata) {
+        let ends: Vec<i32> = self.eos_token_id.iter().filter_map(|id| i32::try_from(*id).ok()).collect();
+        metadata.insert(EOS_TOKEN_IDS, &ends[..]);
+        if let Some(tokens) = self.max_new_tokens.and_then(|tokens| u32::try_from(tokens).ok()) {
+            metadata.insert(MAX_NEW_TOKENS, tokens);
+        }
         let mut number = |name: &str, value: Option<f64>| {
             if let Some(value) = value {
                 metadata.insert(format!("{SAMPLING}{name}"), value as f32);

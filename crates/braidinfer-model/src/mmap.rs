@@ -30,7 +30,7 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(io_error)?;
     // SAFETY: the map is read-only and private to this process. The contract that no one truncates or
     // rewrites a checkpoint while it is being read is the user's, as with every engine that maps its
-    // weights; all bytes are copied out during load, and the map is dropped afterwards.
+    // weights. A running model does not read the map: what it computes with was copied out of it at load.
     unsafe { Mmap::map(&file) }.map_err(io_error)
 }
 

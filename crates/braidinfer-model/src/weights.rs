@@ -138,6 +138,12 @@ impl Weights {
         self.entries.keys().filter_map(|(slot, param)| Some((*slot, *param, self.get(*slot, *param)?)))
     }
 
+    /// The tensors that hold the parameters, as they are stored, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
+        let names: BTreeSet<&str> = self.entries.values().map(|entry| entry.tensor.as_str()).collect();
+        names.into_iter().filter_map(|name| self.checkpoint.tensor(name).ok().flatten())
+    }
+
     /// Bytes of tensor data in the checkpoint.
     pub fn size(&self) -> usize {
         self.checkpoint.size()
@@ -163,7 +169,9 @@ impl<'a> Resolver<'a> {
         let present = |slot, prefix: &str, head_prefix: &str| {
             checkpoint.contains(&names.tensor(slot, Param::Weight, prefix, head_prefix))
         };
-        let prefix = PREFIXES.into_iter().find(|prefix| present(Slot::EmbedTokens, prefix, "")).unwrap_or(PREFIXES[0]);
+        // The names of a GGUF file are all there is to them.
+        let fallback = if source.gguf().is_some() { "" } else { PREFIXES[0] };
+        let prefix = PREFIXES.into_iter().find(|prefix| present(Slot::EmbedTokens, prefix, "")).unwrap_or(fallback);
         let head_prefix = HEAD_PREFIXES.into_iter().find(|head| present(Slot::LmHead, "", head)).unwrap_or("");
         Self { source, spec, names, checkpoint, prefix, head_prefix }
     }

@@ -17,7 +17,7 @@ use braidinfer_model::{
 use rayon::prelude::*;
 
 use crate::executor::standard::LoadProgress;
-use crate::text::write_tokenizer;
+use crate::text::{Tokenizer, TokenizerSettings, write_tokenizer};
 use crate::{Error, Result};
 
 /// Values quantized by one thread at a time.
@@ -132,6 +132,8 @@ fn complete(
 ) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     if let Some(gguf) = source.gguf() {
+        let tokenizer = Tokenizer::read(source, &TokenizerSettings::read(source)?)?;
+        notes.extend(tokenizer.iter().flat_map(Tokenizer::notes).cloned());
         let kept = |key: &str| {
             let general = key.starts_with("general.") && key != "general.alignment" && key != "general.architecture";
             general || key.starts_with("tokenizer.") || key.starts_with("braidinfer.")
@@ -142,8 +144,8 @@ fn complete(
     } else {
         let ends = &generation.eos_token_id;
         let written = write_tokenizer(source, spec.vocab_size, generation.bos_token_id, ends, metadata)?;
-        notes.extend(written.notes);
-        generation.write_sampling(metadata);
+        notes.extend(written);
+        generation.write(metadata);
         metadata.insert("general.type", "model");
         metadata.insert("general.name", name(source, destination).as_str());
     }

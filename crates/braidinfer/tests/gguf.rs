@@ -189,6 +189,13 @@ fn keys_that_change_the_decoder_are_heeded_or_refused() {
     assert_eq!(partial.rope[0].rotary_dim, 8);
     let odd = Rewritten::new("models/phi3.gguf").set("phi3.rope.dimension_count", 7u32).error();
     assert!(odd.contains("`phi3.rope.dimension_count`: expected an even number"), "{odd}");
+    let eps = Rewritten::new("models/llama.gguf").without("llama.attention.layer_norm_rms_epsilon").error();
+    assert!(eps.contains("`llama.attention.layer_norm_rms_epsilon`: expected a number above zero"), "{eps}");
+    let theta = Rewritten::new("models/llama.gguf").set("llama.rope.freq_base", 0f32).error();
+    assert!(theta.contains("`llama.rope.freq_base`: expected a number above zero, found 0"), "{theta}");
+    let mut unscaled = Rewritten::new("models/phi3-longrope.gguf").set("phi3.rope.scaling.type", "longrope");
+    unscaled.tensors.retain(|(header, _)| !header.name.starts_with("rope_factors"));
+    assert!(unscaled.error().contains("the file has no tensor `rope_factors_long.weight`"), "{}", unscaled.error());
     let experts = Rewritten::new("models/llama.gguf").set("llama.expert_count", 8u32).error();
     assert!(experts.contains("`llama` is a mixture-of-experts model"), "{experts}");
     let per_layer = Rewritten::new("models/llama.gguf").set("llama.attention.head_count", &[4i32, 4, 4][..]).spec();

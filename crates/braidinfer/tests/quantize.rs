@@ -212,3 +212,24 @@ fn partial_longrope_comes_back() {
     let distance = distance(&logits(&source), &logits(&open(&path)));
     assert!(distance <= SAME, "{distance:e}");
 }
+
+#[test]
+fn generation_settings_go_with_the_file() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let original = fixtures().join("models/llama");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(original.join(file), folder.path().join(file)).expect("the file can be copied");
+    }
+    let settings = json!({
+        "eos_token_id": [5, 6, 7, 8, 9], "do_sample": true, "temperature": 0.7, "top_p": 0.9, "top_k": 20,
+        "repetition_penalty": 1.1, "max_new_tokens": 5, "bos_token_id": 1,
+    });
+    fs::write(folder.path().join("generation_config.json"), settings.to_string()).expect("the file can be written");
+    let (source, path) = (open(folder.path()), folder.path().join("model.gguf"));
+    write(&source, &path, FileType::F16).unwrap_or_else(|error| panic!("{error}"));
+    let generation = |source: &ModelSource| {
+        let llm = Llm::open(source, &LoadOptions::default(), &|_, _| {}).unwrap_or_else(|error| panic!("{error}"));
+        llm.generation_config().clone()
+    };
+    assert_eq!(generation(&source), generation(&open(&path)));
+}

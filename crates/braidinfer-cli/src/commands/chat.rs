@@ -76,7 +76,7 @@ impl Chat {
         self.messages.push(ChatMessage::new("user", line));
         let prompt = Prompt::Chat(self.messages.clone());
         let mut printed = Ok(());
-        let streaming = interrupt::Streaming::begin();
+        let streaming = interrupt::Working::begin();
         let answered = self.llm.stream(&[prompt], &self.params, &mut |event| {
             printed = output::print(event.text);
             if interrupt::requested() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

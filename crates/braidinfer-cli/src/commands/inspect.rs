@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use braidinfer::model::spec::{FeedForward, LayerSpec, Mixer, NormKind};
-use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, Weights, describe};
+use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, TensorView, Weights, describe};
 use braidinfer::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
@@ -80,17 +80,17 @@ fn inspect(model: Option<&str>) -> anyhow::Result<Inspection> {
     let weights = Weights::open(&source, &description.spec, &description.names)?;
     let generation = GenerationConfig::read(&source, &config)?;
     let settings = TokenizerSettings::read(&source)?;
-    let tokenizer = Tokenizer::read(&source, &settings)?.map(|tokenizer| TokenizerJson {
+    let tokenizer = Tokenizer::read(&source, &settings)?;
+    let assumed = tokenizer.iter().flat_map(Tokenizer::notes).cloned();
+    let notes = weights.notes().iter().cloned().chain(assumed).collect();
+    let tokenizer = tokenizer.as_ref().map(|tokenizer| TokenizerJson {
         kind: tokenizer.kind(),
         vocab_size: tokenizer.vocab_size(),
         bos_token: tokenizer.bos_token().map(str::to_owned),
         eos_token: tokenizer.eos_token().map(str::to_owned),
     });
-    let mut tensors: Vec<TensorRow> = weights
-        .iter()
-        .map(|(_, _, view)| TensorRow { name: view.name.to_owned(), dtype: view.dtype, shape: view.shape.clone() })
-        .collect();
-    tensors.dedup_by(|a, b| a.name == b.name && a.shape == b.shape);
+    let row = |view: TensorView| TensorRow { name: view.name.to_owned(), dtype: view.dtype, shape: view.shape };
+    let tensors = weights.tensors().map(row).collect();
     Ok(Inspection {
         model: source.label(),
         context_length: description.spec.context_length(),
@@ -109,7 +109,7 @@ fn inspect(model: Option<&str>) -> anyhow::Result<Inspection> {
         },
         tokenizer,
         chat_template: ChatTemplate::read(&source, &settings)?.is_some(),
-        notes: weights.notes().to_vec(),
+        notes,
         spec: description.spec,
     })
 }

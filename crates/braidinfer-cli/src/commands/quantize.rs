@@ -15,7 +15,7 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
     let source = model::source(Some(&args.source))?;
     let bar = output::progress_bar(&format!("quantizing {}", source.label()), "tensors");
     // Ctrl-C ends the work between two tensors, so that nothing half-written stays behind.
-    let working = interrupt::Streaming::begin();
+    let working = interrupt::Working::begin();
     let report = braidinfer::quantize(&source, &args.destination, args.file_type, args.force, &mut |done, tensors| {
         bar.set_length(tensors as u64);
         bar.set_position(done as u64);

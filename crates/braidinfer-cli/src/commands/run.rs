@@ -53,7 +53,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     {
         output::print(&output::dim(text))?;
     }
-    let streaming = interrupt::Streaming::begin();
+    let streaming = interrupt::Working::begin();
     let (completions, timings) = llm.stream(&[prompt], &params, &mut |event| printer.show(event))?;
     drop(streaming);
     printer.result?;

@@ -18,6 +18,7 @@ struct TokenizeJson {
 pub fn run(args: TokenizeArgs) -> anyhow::Result<()> {
     let (model_arg, text) = model::split_positional(args.positional, args.file.is_some())?;
     let tokenizer = open(model_arg.as_deref())?;
+    tokenizer.notes().iter().for_each(output::note);
     let text = match text {
         Some(text) => text,
         None => model::read_text(args.file.as_ref(), "a text")?,

@@ -164,7 +164,7 @@ pub fn form_of(metadata: &Metadata) -> Result<Option<GgufForm>> {
 }
 
 /// Whether a token of this spelling ends a text. Files name at most three such tokens; llama.cpp knows the others by the
-/// same list, and takes them for control tokens whatever kind the file gives them.
+/// same spellings, and takes them for control tokens whatever kind the file gives them.
 pub fn ends_text(token: &str) -> bool {
     const ENDS: [&str; 18] = [
         "<|eot_id|>",
@@ -298,7 +298,11 @@ impl File<'_> {
             path: self.metadata.path().to_owned(),
             tensor: tensor.to_owned(),
             expected: format!("{pairs} numbers above zero, one per rotated pair"),
-            found: format!("{} numbers", factors.len()),
+            found: format!(
+                "{} numbers, {} of them above zero",
+                factors.len(),
+                factors.iter().filter(|factor| **factor > 0.0).count()
+            ),
         })
     }
 }
@@ -317,6 +321,6 @@ fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = (Option<usize>, Option<usi
 }
 
 /// Slots of one layer whose rows llama.cpp stores in another order.
-pub(crate) fn is_rotated(slot: Slot) -> bool {
+fn is_rotated(slot: Slot) -> bool {
     matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj))
 }

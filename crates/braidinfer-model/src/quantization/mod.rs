@@ -6,7 +6,6 @@ mod fitting;
 mod floats;
 mod iq4;
 mod k_quants;
-
 mod legacy;
 mod q6_k;
 

@@ -35,6 +35,10 @@ const NUMBERS: [(&str, &str); 10] = [
     ("residual_multiplier", "residual_scale"),
     ("logits_scaling", "logit_scale"),
 ];
+/// The length before RoPE was scaled.
+const ORIGINAL_LENGTH: &str = "original_max_position_embeddings";
+/// Fields that zero leaves to the architecture.
+const SCALES: [&str; 4] = ["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"];
 /// What llama.cpp takes where a file has no `rope.freq_base`.
 const DEFAULT_THETA: f64 = 10_000.0;
 /// Layers of the largest Gemma 2 and 3, which scale scores by another width than the others.
@@ -64,7 +68,10 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
             None => {}
             // Zero says "none": no soft cap, and for the scales what llama.cpp derives.
             Some(0.0) if field.ends_with("softcapping") => config.set(field, &key, Value::Null),
-            Some(0.0) => {}
+            Some(0.0) if SCALES.contains(&field) => {}
+            Some(number) if number <= 0.0 => {
+                return Err(file.metadata.error(&key, "a number above zero", number.to_string()));
+            }
             Some(number) => config.set(field, &key, json!(number)),
         }
     }
@@ -79,6 +86,7 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     config.rope()?;
     config.scales();
     config.end_tokens()?;
+    config.require_epsilon()?;
     Ok(JsonFile::from_fields(file.metadata.path().to_owned(), config.fields, config.keys))
 }
 
@@ -108,12 +116,12 @@ impl Config<'_> {
             return Ok(());
         };
         let Some(list) = list else { return Ok(()) };
-        let sizes: Vec<Value> = list.into_iter().map(Scalar::to_json).collect();
-        if sizes.is_empty() || sizes.iter().any(|size| *size != sizes[0]) {
-            let found = format!("{} entries that differ", sizes.len());
-            return Err(metadata.error(key, "the same number for every layer", found));
-        }
-        self.set(field, key, sizes[0].clone());
+        let size = list.scalar(0).filter(|first| list.scalars().all(|size| size == *first));
+        let size = size.ok_or_else(|| {
+            let found = format!("{} entries that differ", list.len());
+            metadata.error(key, "the same number for every layer", found)
+        })?;
+        self.set(field, key, size.to_json());
         Ok(())
     }
 
@@ -126,6 +134,14 @@ impl Config<'_> {
             }
             None => Ok(()),
         }
+    }
+
+    fn require_epsilon(&self) -> Result<()> {
+        if ["rms_norm_eps", "layer_norm_eps"].iter().any(|field| self.fields.contains_key(*field)) {
+            return Ok(());
+        }
+        let key = self.file.key("attention.layer_norm_rms_epsilon");
+        Err(self.file.metadata.error(&key, "a number above zero", "nothing"))
     }
 
     fn head_dim(&mut self) -> Result<()> {
@@ -144,7 +160,9 @@ impl Config<'_> {
 
     fn vocabulary(&mut self) -> Result<()> {
         if let Some(embedding) = self.file.checkpoint.tensor("token_embd.weight")? {
-            self.set("vocab_size", "token_embd.weight", json!(embedding.shape.first()));
+            let rows = embedding.shape.first();
+            let rows = rows.ok_or_else(|| embedding.error("a row for each token", "a single number"))?;
+            self.set("vocab_size", "token_embd.weight", json!(rows));
         }
         let tied = !self.file.checkpoint.contains("output.weight");
         self.set("tie_word_embeddings", "output.weight", json!(tied));
@@ -168,7 +186,11 @@ impl Config<'_> {
         let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS as u64);
         let sliding: Vec<bool> = match metadata.scalars(&key) {
             Ok(None) => return Ok(()),
-            Ok(Some(list)) => list.into_iter().map(|entry| !matches!(entry, Scalar::Bool(false))).collect(),
+            Ok(Some(list)) if list.len() as u64 != layers => {
+                let expected = format!("{layers} entries, one per layer");
+                return Err(metadata.error(&key, expected, list.len().to_string()));
+            }
+            Ok(Some(list)) => list.scalars().map(|entry| !matches!(entry, Scalar::Bool(false))).collect(),
             Err(_) => {
                 let period = metadata.unsigned(&key)?.unwrap_or(0);
                 (0..layers).map(|layer| period == 0 || layer % period < period - 1).collect()
@@ -190,7 +212,7 @@ impl Config<'_> {
         }
         let original = self.file.key("rope.scaling.original_context_length");
         if let Some(length) = self.file.metadata.unsigned(&original)?.filter(|length| *length > 0) {
-            self.set("original_max_position_embeddings", &original, json!(length));
+            self.set(ORIGINAL_LENGTH, &original, json!(length));
         }
         let kind_key = self.file.key("rope.scaling.type");
         let kind = self.file.metadata.text(&kind_key)?;
@@ -200,6 +222,10 @@ impl Config<'_> {
             (Some("yarn"), factor) => Some(self.yarn(factor.unwrap_or(1.0))?),
             (None | Some("linear"), Some(factor)) if factor != 1.0 => {
                 Some(json!({"rope_type": "linear", "factor": factor}))
+            }
+            (Some("longrope"), _) if self.number("max_position_embeddings") > self.number(ORIGINAL_LENGTH) => {
+                let expected = format!("none, linear or yarn, since the file has no tensor `{ROPE_FACTORS_LONG}`");
+                return Err(self.file.metadata.error(&kind_key, expected, "`longrope`"));
             }
             (None | Some("none" | "linear" | "longrope"), _) => None,
             (Some(other), _) => {

@@ -97,6 +97,15 @@ impl Scalar {
         }
     }
 
+    /// The value of an f32 or f64 as it is; `None` for other kinds.
+    pub fn as_float(self) -> Option<f64> {
+        match self {
+            Self::F32(value) => Some(f64::from(value)),
+            Self::F64(value) => Some(value),
+            _ => None,
+        }
+    }
+
     /// The value as JSON, an f32 as the shortest decimal that rounds to it, which is what a config said before it was
     /// written as f32; a float that is not finite is null.
     pub fn to_json(self) -> Json {
@@ -128,6 +137,13 @@ impl Array {
     /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The number in one place; `None` beyond the end, and in a list of texts.
+    pub fn scalar(&self, index: usize) -> Option<Scalar> {
+        let Self::Numbers { kind, bytes } = self else { return None };
+        let start = index.checked_mul(kind.size())?;
+        Some(kind.decode(bytes.get(start..)?.get(..kind.size())?))
     }
 
     /// The numbers; none in a list of texts.
@@ -300,11 +316,11 @@ impl Metadata {
         }
     }
 
-    /// A list of numbers or truth values; `None` if absent.
-    pub fn scalars(&self, key: &str) -> Result<Option<Vec<Scalar>>> {
+    /// A list of numbers or truth values; `None` if absent. Taken apart it needs several times its size in the file.
+    pub fn scalars(&self, key: &str) -> Result<Option<&Array>> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::Array(array @ Array::Numbers { .. })) => Ok(Some(array.scalars().collect())),
+            Some(Value::Array(array @ Array::Numbers { .. })) => Ok(Some(array)),
             Some(other) => Err(self.error(key, "a list of numbers", describe(other))),
         }
     }

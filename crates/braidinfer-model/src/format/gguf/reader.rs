@@ -1,6 +1,7 @@
 //! From bytes to the header of a GGUF file.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use super::metadata::{Array, Metadata, Scalar, Value};
 use crate::{ModelError, Result};
@@ -68,7 +69,20 @@ fn alignment(metadata: &Metadata) -> Result<u64> {
     }
 }
 
+/// How messages name the value of a key.
+#[derive(Clone, Copy)]
+struct ValueOf<'a>(&'a str);
+
+impl fmt::Display for ValueOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the value of `{}`", self.0)
+    }
+}
+
 /// A position in the bytes of a file.
+///
+/// What is being read is passed on unformatted: it is needed in messages only, and a long key before a long list would
+/// otherwise be copied for every entry.
 struct Reader<'a> {
     path: &'a str,
     bytes: &'a [u8],
@@ -85,7 +99,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next `len` bytes; `what` names them in the message if the file ends before.
-    fn take(&mut self, len: u64, what: &str) -> Result<&'a [u8]> {
+    fn take(&mut self, len: u64, what: impl fmt::Display) -> Result<&'a [u8]> {
         let within = usize::try_from(len).ok().filter(|len| *len <= self.remaining());
         let Some(len) = within else {
             let found = format!("{} bytes from byte {} to the end of the file", self.remaining(), self.at);
@@ -96,17 +110,17 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+    fn array<const N: usize>(&mut self, what: impl fmt::Display) -> Result<[u8; N]> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N as u64, what)?);
         Ok(array)
     }
 
-    fn u32(&mut self, what: &str) -> Result<u32> {
+    fn u32(&mut self, what: impl fmt::Display) -> Result<u32> {
         Ok(u32::from_le_bytes(self.array(what)?))
     }
 
-    fn u64(&mut self, what: &str) -> Result<u64> {
+    fn u64(&mut self, what: impl fmt::Display) -> Result<u64> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
@@ -126,8 +140,8 @@ impl<'a> Reader<'a> {
     }
 
     /// A number of things that take at least `smallest` bytes each.
-    fn count(&mut self, what: &str, smallest: usize) -> Result<u64> {
-        let count = self.u64(what)?;
+    fn count(&mut self, what: impl fmt::Display, smallest: usize) -> Result<u64> {
+        let count = self.u64(&what)?;
         let most = (self.remaining() / smallest) as u64;
         if count > most {
             let expected = format!("at most {most} {what}, which is what the file has room for");
@@ -136,8 +150,8 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
-    fn text(&mut self, what: &str) -> Result<&'a [u8]> {
-        let len = self.u64(&format!("the length of {what}"))?;
+    fn text(&mut self, what: impl fmt::Display) -> Result<&'a [u8]> {
+        let len = self.u64(format_args!("the length of {what}"))?;
         self.take(len, what)
     }
 
@@ -151,7 +165,7 @@ impl<'a> Reader<'a> {
 
     fn pair(&mut self, metadata: &mut Metadata) -> Result<()> {
         let key = self.name("a key")?;
-        let kind = self.u32(&format!("the kind of `{key}`"))?;
+        let kind = self.u32(format_args!("the kind of `{key}`"))?;
         let value = self.value(&key, kind)?;
         if metadata.get(&key).is_some() {
             return Err(metadata.error(&key, "one value", "a second one"));
@@ -163,28 +177,28 @@ impl<'a> Reader<'a> {
     fn value(&mut self, key: &str, kind: u32) -> Result<Value> {
         const TEXT: u32 = 8;
         const ARRAY: u32 = 9;
-        let what = format!("the value of `{key}`");
+        let what = ValueOf(key);
         match kind {
-            TEXT => Ok(Value::Text(self.text(&what)?.to_vec())),
+            TEXT => Ok(Value::Text(self.text(what)?.to_vec())),
             ARRAY => {
-                let entry_kind = self.u32(&what)?;
+                let entry_kind = self.u32(what)?;
                 if entry_kind == TEXT {
-                    return self.texts(&what).map(Value::Array);
+                    return self.texts(what).map(Value::Array);
                 }
                 let kind = self.scalar_kind(key, entry_kind)?;
-                let count = self.count(&format!("entries in `{key}`"), kind.size())?;
+                let count = self.count(format_args!("entries in `{key}`"), kind.size())?;
                 // The count is borne out by the file, so the product does not overflow.
-                let bytes = self.take(count * kind.size() as u64, &what)?.to_vec();
+                let bytes = self.take(count * kind.size() as u64, what)?.to_vec();
                 Ok(Value::Array(Array::Numbers { kind, bytes }))
             }
             _ => {
                 let kind = self.scalar_kind(key, kind)?;
-                Ok(Value::Scalar(kind.decode(self.take(kind.size() as u64, &what)?)))
+                Ok(Value::Scalar(kind.decode(self.take(kind.size() as u64, what)?)))
             }
         }
     }
 
-    fn texts(&mut self, what: &str) -> Result<Array> {
+    fn texts(&mut self, what: ValueOf) -> Result<Array> {
         let count = self.count(what, size_of::<u64>())?;
         let mut texts = Vec::new();
         for _ in 0..count {

@@ -51,8 +51,15 @@ pub(super) fn others(path: &Path, metadata: &Metadata) -> Result<Vec<Shard>> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let stem = name.strip_suffix(&suffix(0, count));
     let first = |stem: &str| format!("{stem}{}", suffix(0, count));
-    if metadata.unsigned(NUMBER)?.unwrap_or(0) != 0 {
-        let number = metadata.unsigned(NUMBER)?.unwrap_or(0);
+    let number = metadata.unsigned(NUMBER)?.unwrap_or(0);
+    if number >= count {
+        return Err(metadata.error(
+            NUMBER,
+            format!("a number below {count}, the number of shards"),
+            number.to_string(),
+        ));
+    }
+    if number != 0 {
         let first = name.strip_suffix(&suffix(number, count)).map_or("the one numbered 00001".into(), first);
         let expected = format!("the first shard of the model, {first}");
         let found = format!("shard {} of {count}", number + 1);

@@ -3,6 +3,7 @@
 use ahash::AHashMap;
 use braidinfer_model::arch::gguf::form_of;
 use braidinfer_model::format::gguf::Metadata;
+use serde_json::{Map, Value as Json, json};
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::unicode::NFC;
@@ -77,6 +78,7 @@ fn bpe(
     }
     let known = vocabulary.iter().filter(|(_, token)| token.kind != TokenKind::Unused);
     let vocab: AHashMap<String, u32> = known.map(|(id, token)| (token.text.clone(), id)).collect();
+    // The builder panics at a merge that is longer than every token.
     let before = merges.len();
     merges.retain(|(left, right)| {
         [left, right, &format!("{left}{right}")].into_iter().all(|token| vocab.contains_key(token.as_str()))
@@ -93,18 +95,20 @@ fn bpe(
 
 /// What is put around every text; `None` if nothing is.
 fn template(vocabulary: &Vocabulary, bos: Option<u32>, eos: Option<u32>) -> Option<Result<TemplateProcessing, String>> {
-    let spelled = |id: Option<u32>| id.map(|id| (vocabulary.tokens[id as usize].text.clone(), id));
-    let (bos, eos) = (spelled(bos), spelled(eos));
     if bos.is_none() && eos.is_none() {
         return None;
     }
-    let mut pieces: Vec<String> = Vec::new();
-    pieces.extend(bos.iter().map(|(text, _)| text.clone()));
-    pieces.push("$A".to_owned());
-    pieces.extend(eos.iter().map(|(text, _)| text.clone()));
-    let mut tokens: Vec<(String, u32)> = bos.into_iter().chain(eos).collect();
-    tokens.dedup();
-    let mut builder = TemplateProcessing::builder();
-    let template = builder.try_single(pieces).map(|builder| builder.special_tokens(tokens).build());
-    Some(template.and_then(|built| built.map_err(|fault| fault.to_string())))
+    let spelling = |id: u32| vocabulary.tokens[id as usize].text.as_str();
+    // Not the builder of the `tokenizers` crate: it would read a token such as `$B` or `a:1` as an instruction.
+    let token = |id: u32| json!({"SpecialToken": {"id": spelling(id), "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let single: Vec<Json> = bos.map(token).into_iter().chain([text]).chain(eos.map(token)).collect();
+    let entry = |id: u32| {
+        let spelling = spelling(id);
+        (spelling.to_owned(), json!({"id": spelling, "ids": [id], "tokens": [spelling]}))
+    };
+    let special_tokens: Map<String, Json> = bos.into_iter().chain(eos).map(entry).collect();
+    let template =
+        json!({"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special_tokens});
+    Some(serde_json::from_value(template).map_err(|fault| fault.to_string()))
 }

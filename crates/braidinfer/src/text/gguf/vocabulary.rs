@@ -1,7 +1,7 @@
 //! The tokens of a GGUF file.
 
 use braidinfer_model::arch::gguf::ends_text;
-use braidinfer_model::format::gguf::Metadata;
+use braidinfer_model::format::gguf::{Array, Metadata};
 
 use crate::Result;
 
@@ -34,7 +34,7 @@ impl TokenKind {
     }
 
     /// What a token without a kind is: a byte if it is spelled like one.
-    fn by_spelling(text: &str) -> Self {
+    pub(super) fn by_spelling(text: &str) -> Self {
         let byte = text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
         if byte { Self::Byte } else { Self::Normal }
     }
@@ -74,12 +74,13 @@ impl Vocabulary {
         let scores = same_length(metadata, SCORES, texts.len())?;
         let mut tokens = Vec::with_capacity(texts.len());
         for (id, text) in texts.into_iter().enumerate() {
-            let kind = match &kinds {
+            let kind = match kinds {
                 _ if ends_text(text) => TokenKind::Control,
-                Some(kinds) => kind(metadata, id, kinds[id].as_i64())?,
+                Some(kinds) => kind(metadata, id, kinds.scalar(id).and_then(|kind| kind.to_json().as_i64()))?,
                 None => TokenKind::by_spelling(text),
             };
-            let score = scores.as_ref().map_or(Some(0.0), |scores| scores[id].as_f64());
+            let score =
+                scores.map_or(Some(0.0), |scores| scores.scalar(id)?.as_float().filter(|score| score.is_finite()));
             let score =
                 score.ok_or_else(|| metadata.error(SCORES, "finite numbers", format!("another for token {id}")))?;
             tokens.push(Token { text: text.to_owned(), kind, score: score as f32 });
@@ -102,12 +103,12 @@ fn kind(metadata: &Metadata, id: usize, number: Option<i64>) -> Result<TokenKind
 }
 
 /// A list of numbers that, if it is there, has one for each token.
-fn same_length(metadata: &Metadata, key: &str, len: usize) -> Result<Option<Vec<serde_json::Value>>> {
+fn same_length<'a>(metadata: &'a Metadata, key: &str, len: usize) -> Result<Option<&'a Array>> {
     let Some(numbers) = metadata.scalars(key)? else { return Ok(None) };
     if numbers.len() != len {
         return Err(metadata
             .error(key, format!("{len} numbers, one for each token"), numbers.len().to_string())
             .into());
     }
-    Ok(Some(numbers.into_iter().map(|number| number.to_json()).collect()))
+    Ok(Some(numbers))
 }

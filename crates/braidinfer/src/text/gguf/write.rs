@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use braidinfer_model::ModelSource;
-use braidinfer_model::format::gguf::{Metadata, Value};
+use braidinfer_model::format::gguf::{Array, Metadata, Value};
 use serde_json::Value as Json;
 
 use super::vocabulary::{KINDS, SCORES, TOKENS, Token, TokenKind};
@@ -24,21 +24,16 @@ use crate::{Error, Result};
 /// Hard texts: white space, digits, signs, scripts, composed and decomposed letters, emoji, code, contractions.
 const PROBES: &str = include_str!("probes.txt");
 
-/// What a tokenizer becomes.
-pub(crate) struct WrittenTokenizer {
-    /// What would be different for a reader that knows llama.cpp's keys only, one line each.
-    pub(crate) notes: Vec<String>,
-}
-
 /// Adds the tokenizer and chat template of `source` to `metadata`, for an embedding of `rows` rows. `ends` are ids that
-/// end a text, `first` is the one that begins it, by the model's own settings.
+/// end a text, `first` is the one that begins it, by the model's own settings. Returns what would be different
+/// for a reader that knows llama.cpp's keys only, one line each.
 pub(crate) fn write(
     source: &ModelSource,
     rows: usize,
     first: Option<u32>,
     ends: &[u32],
     metadata: &mut Metadata,
-) -> Result<WrittenTokenizer> {
+) -> Result<Vec<String>> {
     let settings = TokenizerSettings::read(source)?;
     let mut notes = Vec::new();
     if let Some((_, template)) = find_template(source, &settings)? {
@@ -50,23 +45,30 @@ pub(crate) fn write(
     let Some(tokenizer) = Tokenizer::read(source, &settings)? else {
         metadata.insert(MODEL, NONE);
         write_ends(metadata, first, ends, None);
-        return Ok(WrittenTokenizer { notes });
+        return Ok(notes);
     };
     let json = source.read(TOKENIZER_JSON)?;
     let form = match &json {
         Some(bytes) => HuggingFace::parse(&source.path_of(TOKENIZER_JSON), bytes)?.form()?,
         None => {
             let bytes = source.read(TOKENIZER_MODEL)?.unwrap_or_default();
-            sentencepiece_form(&SentencePiece::parse(&source.path_of(TOKENIZER_MODEL), &bytes)?.configured(&settings)?)
+            sentencepiece_form(
+                &SentencePiece::parse(&source.path_of(TOKENIZER_MODEL), &bytes)?.configured(&settings)?,
+                rows,
+            )
         }
     };
-    form.write(rows, metadata, &mut notes)?;
+    form.write(rows, metadata);
+    if tokenizer.vocab_size() > rows {
+        let beyond = tokenizer.vocab_size() - rows;
+        notes.push(format!("the tokenizer has {beyond} ids that the embedding lacks: left out"));
+    }
     let bos = settings.special_token("bos_token")?.and_then(|token| tokenizer.token_to_id(&token)).or(first);
     let eos = settings.special_token("eos_token")?.and_then(|token| tokenizer.token_to_id(&token));
     write_ends(metadata, bos, ends, eos);
     write_around(&tokenizer, bos, metadata)?;
     make_faithful(source, &tokenizer, metadata, &mut notes)?;
-    Ok(WrittenTokenizer { notes })
+    Ok(notes)
 }
 
 /// Which ids begin and end a text.
@@ -77,7 +79,7 @@ fn write_ends(metadata: &mut Metadata, bos: Option<u32>, ends: &[u32], eos: Opti
     if let Some(bos) = bos {
         metadata.insert("tokenizer.ggml.bos_token_id", bos);
     }
-    // Files have room for three; readers find more of them by their spelling.
+    // Files have room for three; all of them stand in a key of ours.
     for (name, id) in ["eos", "eot", "eom"].into_iter().zip(ends) {
         metadata.insert(format!("tokenizer.ggml.{name}_token_id"), id);
     }
@@ -120,9 +122,11 @@ fn make_faithful(
 /// A text that the written tokenizer reads differently.
 fn first_difference(original: &Tokenizer, metadata: &Metadata) -> Result<Option<String>> {
     // Whatever the keys cannot say shows in the ids, or keeps the tokenizer from being read at all.
-    let Ok(Some(written)) = Tokenizer::from_gguf_metadata(metadata) else { return Ok(Some(String::new())) };
+    let Ok(Some(written)) = Tokenizer::from_gguf_metadata(metadata) else {
+        return Ok(PROBES.lines().next().map(str::to_owned));
+    };
     let tokens = metadata.texts(TOKENS)?.unwrap_or_default();
-    let kinds = metadata.scalars(KINDS)?.unwrap_or_default();
+    let kinds = metadata.scalars(KINDS)?.into_iter().flat_map(Array::scalars);
     let added = tokens.iter().zip(kinds).filter(|(_, kind)| matches!(kind.to_json().as_i64(), Some(3 | 4)));
     let around = added.take(64).map(|(token, _)| format!("a{token}b {token} c\n{token}"));
     let mut texts = PROBES.lines().map(str::to_owned).chain([PROBES.to_owned(), String::new()]).chain(around);
@@ -149,11 +153,7 @@ struct Form {
 
 impl Form {
     /// Ids without a token get one that nothing produces.
-    fn write(self, rows: usize, metadata: &mut Metadata, notes: &mut Vec<String>) -> Result<()> {
-        let beyond = self.tokens.range(rows as u32..).count();
-        if beyond > 0 {
-            notes.push(format!("the tokenizer has {beyond} ids that the embedding lacks: left out"));
-        }
+    fn write(self, rows: usize, metadata: &mut Metadata) {
         let (mut texts, mut kinds, mut scores) = (Vec::new(), Vec::new(), Vec::new());
         for id in 0..rows as u32 {
             let token = self.tokens.get(&id);
@@ -181,7 +181,6 @@ impl Form {
         if !self.charsmap.is_empty() {
             metadata.insert("tokenizer.ggml.precompiled_charsmap", &self.charsmap[..]);
         }
-        Ok(())
     }
 }
 
@@ -263,10 +262,9 @@ impl HuggingFace {
     fn tokens(&self, score: impl Fn(&str) -> f32) -> BTreeMap<u32, Token> {
         let id_of = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let mut tokens = BTreeMap::new();
-        let is_byte = |text: &str| text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
         let fallback = self.json["model"]["byte_fallback"] == true;
         for (text, id) in self.json["model"]["vocab"].as_object().into_iter().flatten() {
-            let kind = if fallback && is_byte(text) { TokenKind::Byte } else { TokenKind::Normal };
+            let kind = if fallback { TokenKind::by_spelling(text) } else { TokenKind::Normal };
             tokens.extend(id_of(id).map(|id| (id, Token { score: score(text), text: text.clone(), kind })));
         }
         for token in self.json["added_tokens"].as_array().into_iter().flatten() {
@@ -291,8 +289,8 @@ impl HuggingFace {
     }
 }
 
-fn sentencepiece_form(tokenizer: &SentencePiece) -> Form {
-    let parts = tokenizer.to_parts();
+fn sentencepiece_form(tokenizer: &SentencePiece, rows: usize) -> Form {
+    let parts = tokenizer.to_parts(rows);
     let kind = |kind| match kind {
         PartKind::Normal => TokenKind::Normal,
         PartKind::Unknown => TokenKind::Unknown,

@@ -133,15 +133,16 @@ impl<'a> Merger<'a, '_> {
         }
     }
 
+    /// Takes unused pieces apart as they were merged. Not by recursion: a vocabulary can nest them without end.
     fn resegment(&self, piece: &'a str, pieces: &mut Vec<(&'a str, u32)>) {
-        let id = self.vocabulary.ids.get(piece).copied();
-        let unused = id.is_some_and(|id| self.vocabulary.piece(id).kind == PieceType::Unused);
-        match self.unused.get(piece) {
-            Some(left) if unused => {
-                self.resegment(&piece[..*left], pieces);
-                self.resegment(&piece[*left..], pieces);
+        let mut rest = vec![piece];
+        while let Some(piece) = rest.pop() {
+            let id = self.vocabulary.ids.get(piece).copied();
+            let unused = id.is_some_and(|id| self.vocabulary.piece(id).kind == PieceType::Unused);
+            match self.unused.get(piece) {
+                Some(left) if unused => rest.extend([&piece[*left..], &piece[..*left]]),
+                _ => pieces.push((piece, id.unwrap_or(self.vocabulary.unknown))),
             }
-            _ => pieces.push((piece, id.unwrap_or(self.vocabulary.unknown))),
         }
     }
 }

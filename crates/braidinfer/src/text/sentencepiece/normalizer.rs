@@ -125,7 +125,8 @@ impl Charsmap {
             return Err(cut());
         }
         let units = units.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
-        let replacements = std::str::from_utf8(replacements).map_err(|error| format!("character rules: {error}"))?;
+        let replacements = std::str::from_utf8(replacements)
+            .map_err(|error| format!("expected character rules in UTF-8, found {error}"))?;
         Ok(Self { units, replacements: replacements.to_owned() })
     }
 

@@ -79,8 +79,8 @@ impl SentencePiece {
         })
     }
 
-    /// The model in parts, added tokens in their places. Ids that nothing has are unused pieces.
-    pub(in crate::text) fn to_parts(&self) -> Parts {
+    /// The model in at most so many parts, added tokens in their places. Ids that nothing has are unused pieces.
+    pub(in crate::text) fn to_parts(&self, most: usize) -> Parts {
         let listed = |id: u32| {
             let added = self.added.get(&id);
             added.map(|added| PartKind::Added { special: added.special, rstrip: added.rstrip })
@@ -104,7 +104,7 @@ impl SentencePiece {
             PartPiece { text, score: piece.map_or(0.0, |piece| piece.score), kind }
         };
         Parts {
-            pieces: (0..self.vocab_size() as u32).map(piece).collect(),
+            pieces: (0..self.vocab_size().min(most) as u32).map(piece).collect(),
             unknown: self.vocabulary.unknown,
             unigram: self.algorithm == ModelType::Unigram,
             charsmap: self.normalizer.charsmap_bytes().to_vec(),
