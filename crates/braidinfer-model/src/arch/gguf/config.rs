@@ -214,42 +214,35 @@ impl Config<'_> {
         if let Some(length) = self.file.metadata.unsigned(&original)?.filter(|length| *length > 0) {
             self.set(ORIGINAL_LENGTH, &original, json!(length));
         }
-        let kind_key = self.file.key("rope.scaling.type");
-        let kind = self.file.metadata.text(&kind_key)?;
-        let factor = self.scaling_factor()?;
-        let scaling = match (kind, factor) {
-            _ if self.file.checkpoint.contains(ROPE_FACTORS_LONG) => Some(self.longrope()?),
-            (Some("yarn"), factor) => Some(self.yarn(factor.unwrap_or(1.0))?),
-            (None | Some("linear"), Some(factor)) if factor != 1.0 => {
-                Some(json!({"rope_type": "linear", "factor": factor}))
-            }
-            (Some("longrope"), _) if self.number("max_position_embeddings") > self.number(ORIGINAL_LENGTH) => {
-                let expected = format!("none, linear or yarn, since the file has no tensor `{ROPE_FACTORS_LONG}`");
-                return Err(self.file.metadata.error(&kind_key, expected, "`longrope`"));
-            }
-            (None | Some("none" | "linear" | "longrope"), _) => None,
-            (Some(other), _) => {
-                return Err(self.file.metadata.error(
-                    &kind_key,
-                    "none, linear, yarn or longrope",
-                    format!("`{other}`"),
-                ));
-            }
-        };
         let beta = self.file.metadata.number(&self.file.key(TEMPERATURE_SCALE))?.filter(|beta| *beta != 0.0);
-        let scaling = match beta {
-            Some(beta) => {
-                let mut scaling = scaling.unwrap_or_else(|| json!({"rope_type": "default"}));
-                scaling["llama_4_scaling_beta"] = json!(beta);
-                Some(scaling)
-            }
-            None => scaling,
-        };
+        let mut scaling = self.rope_scaling()?;
+        if let Some(beta) = beta {
+            scaling.get_or_insert_with(|| json!({"rope_type": "default"}))["llama_4_scaling_beta"] = json!(beta);
+        }
         if let Some(scaling) = scaling {
-            self.set("rope_scaling", &kind_key, scaling);
+            self.set("rope_scaling", &self.file.key("rope.scaling.type"), scaling);
             self.keys.insert("rope_scaling.factor".into(), self.file.key("rope.scaling.factor"));
         }
         Ok(())
+    }
+
+    /// `rope_scaling` of the config; `None` if nothing is scaled.
+    fn rope_scaling(&self) -> Result<Option<Value>> {
+        let key = self.file.key("rope.scaling.type");
+        let error = |expected: String, found: &str| self.file.metadata.error(&key, expected, format!("`{found}`"));
+        match (self.file.metadata.text(&key)?, self.scaling_factor()?) {
+            _ if self.file.checkpoint.contains(ROPE_FACTORS_LONG) => self.longrope().map(Some),
+            (Some("yarn"), factor) => self.yarn(factor.unwrap_or(1.0)).map(Some),
+            (None | Some("linear"), Some(factor)) if factor != 1.0 => {
+                Ok(Some(json!({"rope_type": "linear", "factor": factor})))
+            }
+            (Some("longrope"), _) if self.number("max_position_embeddings") > self.number(ORIGINAL_LENGTH) => {
+                let expected = format!("none, linear or yarn, since the file has no tensor `{ROPE_FACTORS_LONG}`");
+                Err(error(expected, "longrope"))
+            }
+            (None | Some("none" | "linear" | "longrope"), _) => Ok(None),
+            (Some(other), _) => Err(error("none, linear, yarn or longrope".into(), other)),
+        }
     }
 
     /// Every dimension turns unless the file says how many do.
