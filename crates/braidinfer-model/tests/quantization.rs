@@ -1,10 +1,13 @@
 //! Blocks against the `gguf` package's, and what every encoder promises. Goldens: `tools/quantization/goldens.py`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use braidinfer_model::Dtype;
-use braidinfer_model::quantization::{QUANTIZABLE, QuantizeError, dequantize, quantize};
+use braidinfer_model::arch::describe_config;
+use braidinfer_model::arch::gguf::gguf_model;
+use braidinfer_model::quantization::{FileType, QUANTIZABLE, QuantizeError, dequantize, quantize};
+use braidinfer_model::{Dtype, JsonFile};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -282,4 +285,38 @@ fn the_largest_scales_are_used() {
         values[17] = largest * 1.02;
         assert!(encoded(dtype, &values).is_err(), "{dtype}");
     }
+}
+
+/// How many tensors of a model of TinyLlama's shape have which type.
+fn mixture(file_type: FileType, changes: serde_json::Value) -> BTreeMap<&'static str, usize> {
+    let mut config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632,
+        "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
+    });
+    config.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+    let config = JsonFile::parse("config.json".into(), config.to_string().as_bytes()).expect("an object");
+    let spec = describe_config(&config).expect("a llama").spec;
+    let model = gguf_model("tiny", &spec, spec.tie_word_embeddings).expect("GGUF has llama");
+    let mut types = BTreeMap::new();
+    for stack in &model.tensors {
+        *types.entry(file_type.dtype(&spec, stack, spec.tie_word_embeddings).name()).or_insert(0) += 1;
+    }
+    types
+}
+
+#[test]
+fn mixtures_are_those_of_llama_cpp() {
+    let plain = || serde_json::json!({});
+    // What its quantizer makes of this model (llama-cpp-python 0.3.36).
+    assert_eq!(mixture(FileType::Q4KM, plain()), BTreeMap::from([("f32", 45), ("q4_k", 135), ("q6_k", 21)]));
+    assert_eq!(mixture(FileType::Q5KM, plain()), BTreeMap::from([("f32", 45), ("q5_k", 135), ("q6_k", 21)]));
+    assert_eq!(mixture(FileType::Q8_0, plain()), BTreeMap::from([("f32", 45), ("q8_0", 156)]));
+    assert_eq!(mixture(FileType::Q4_0, plain()), BTreeMap::from([("f32", 45), ("q4_0", 155), ("q6_k", 1)]));
+    assert_eq!(mixture(FileType::F16, plain()), BTreeMap::from([("f16", 156), ("f32", 45)]));
+    // A tied embedding is the output head, and rows that are no multiple of 256 take smaller blocks.
+    let tied = serde_json::json!({"tie_word_embeddings": true});
+    assert_eq!(mixture(FileType::Q4_0, tied), BTreeMap::from([("f32", 45), ("q4_0", 154), ("q6_k", 1)]));
+    let narrow = serde_json::json!({"hidden_size": 2080, "num_attention_heads": 32, "head_dim": 64});
+    let expected = BTreeMap::from([("f32", 45), ("q4_k", 34), ("q5_0", 101), ("q6_k", 10), ("q8_0", 11)]);
+    assert_eq!(mixture(FileType::Q4KM, narrow), expected);
 }
