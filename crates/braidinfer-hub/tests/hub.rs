@@ -7,7 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use braidinfer_hub::{HubError, Settings};
-use support::{FOLDER, FakeHub, Fault, REPO, RepoFile, TOKEN, WEIGHTS, commit, fetch, large, sharded, single, small};
+use support::{
+    FOLDER, FakeHub, Fault, NEEDED, REPO, RepoFile, TOKEN, WEIGHTS, commit, fetch, large, sharded, single, small,
+};
 
 fn file(files: &[(&str, RepoFile)], name: &str) -> RepoFile {
     files.iter().find(|(other, _)| *other == name).expect("in the list").1.clone()
@@ -38,23 +40,15 @@ fn a_fresh_model_is_in_the_standard_layout_with_what_it_needs_and_no_more() {
     let (path, log) = hub.fetch(REPO);
     let path = path.expect("fetched");
     assert_eq!(path, hub.folder().join("snapshots").join(commit(1)));
-    let needed = [
-        "config.json",
-        "generation_config.json",
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-        "model.safetensors.index.json",
-        "tokenizer.json",
-    ];
-    for name in needed {
+    for name in NEEDED {
         hub.assert_whole(&commit(1), name, &file(&sharded(), name));
     }
-    assert_eq!(fs::read_dir(&path).expect("listed").count(), needed.len());
-    assert_eq!(fs::read_dir(hub.folder().join("blobs")).expect("listed").count(), needed.len());
+    assert_eq!(fs::read_dir(&path).expect("listed").count(), NEEDED.len());
+    assert_eq!(fs::read_dir(hub.folder().join("blobs")).expect("listed").count(), NEEDED.len());
     assert_eq!(fs::read_to_string(hub.folder().join("refs/main")).expect("a file"), commit(1));
     let mut finished = log.finished.clone();
     finished.sort();
-    assert_eq!(finished, needed);
+    assert_eq!(finished, NEEDED);
     assert!(log.notes.is_empty(), "{:?}", log.notes);
     assert_eq!(log.advanced.last(), Some(&300_000));
     let asked_for_others =

@@ -10,16 +10,7 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-use support::{FakeHub, REPO, commit, fetch, sharded};
-
-const FILES: [&str; 6] = [
-    "config.json",
-    "generation_config.json",
-    "model-00001-of-00002.safetensors",
-    "model-00002-of-00002.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-];
+use support::{FakeHub, NEEDED, REPO, commit, fetch, sharded};
 
 /// Runs `script` with Python, on the cache and the server of `hub`, and gives back what it prints.
 fn python(hub: &FakeHub, cache: &Path, script: &str) -> String {
@@ -77,7 +68,7 @@ print(snapshot_download('org/model', allow_patterns=['*.json', 'model*.safetenso
     assert_eq!(again.expect("cached").display().to_string(), path);
     assert!(log.notes.is_empty(), "{:?}", log.notes);
     assert_eq!(hub.requests().len(), 1);
-    for name in FILES {
+    for name in NEEDED {
         let file = sharded().into_iter().find(|(other, _)| *other == name).expect("in the list").1;
         hub.assert_whole(&commit(1), name, &file);
     }

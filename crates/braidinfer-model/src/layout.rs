@@ -193,10 +193,13 @@ impl Stack {
     }
 }
 
-/// The parameters of `spec` by the tensor that `name` gives each.
-pub fn stacks(spec: &DecoderSpec, name: impl Fn(Slot, Param) -> String) -> Vec<Stack> {
+/// The parameters of `spec` by the tensor that `name` gives each. `head_is_embedding` says that the weight of the output
+/// head is not stored.
+pub fn stacks(spec: &DecoderSpec, head_is_embedding: bool, name: impl Fn(Slot, Param) -> String) -> Vec<Stack> {
+    let head = (Slot::LmHead, Param::Weight);
+    let stored = |parameter: &Parameter| !(head_is_embedding && (parameter.slot, parameter.param) == head);
     let mut stacks: BTreeMap<String, Vec<Parameter>> = BTreeMap::new();
-    for parameter in parameters(spec) {
+    for parameter in parameters(spec).into_iter().filter(stored) {
         stacks.entry(name(parameter.slot, parameter.param)).or_default().push(parameter);
     }
     let sorted = |(tensor, mut parameters): (String, Vec<Parameter>)| {

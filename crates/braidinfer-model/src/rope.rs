@@ -130,6 +130,11 @@ impl RopeSpec {
     }
 }
 
+/// YaRN's factor on cosines and sines for frequencies divided by `factor` (arXiv:2309.00071, where the strength is 1).
+pub(crate) fn yarn_mscale(factor: f64, strength: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * strength * factor.ln() + 1.0 }
+}
+
 fn llama3(frequency: f32, factor: f32, low_freq_factor: f64, high_freq_factor: f64, original: f64) -> f32 {
     let wavelength = 2.0 * std::f32::consts::PI / frequency;
     if wavelength > (original / low_freq_factor) as f32 {

@@ -182,15 +182,8 @@ impl<'a> Resolver<'a> {
 
     fn entries(&self, notes: &mut Vec<String>) -> Result<BTreeMap<(Slot, Param), Entry>> {
         let head_is_embedding = self.head_is_embedding(notes)?;
-        let unstored = |stack: &Stack| {
-            let first = &stack.parameters[0];
-            head_is_embedding && (first.slot, first.param) == (Slot::LmHead, Param::Weight)
-        };
         let mut entries = BTreeMap::new();
-        for stack in stacks(self.spec, |slot, param| self.tensor_name(slot, param)) {
-            if unstored(&stack) {
-                continue;
-            }
+        for stack in stacks(self.spec, head_is_embedding, |slot, param| self.tensor_name(slot, param)) {
             self.check(&stack)?;
             let mut first_row = 0;
             for Parameter { slot, param, shape } in stack.parameters {

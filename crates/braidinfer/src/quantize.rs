@@ -11,8 +11,8 @@ use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
 use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::quantization::{self, FileType};
 use braidinfer_model::{
-    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Slot, Stack, TensorNames,
-    TensorView, Weights, describe, stacks,
+    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Stack, TensorNames, TensorView,
+    Weights, describe, stacks,
 };
 use rayon::prelude::*;
 
@@ -85,11 +85,9 @@ pub(crate) fn quantize_weights(
     let tensors = match model {
         Ok(model) => model.tensors,
         // Without a GGUF form nothing is stacked.
-        Err(_) => stacks(spec, |slot, param| TensorNames::default().tensor(slot, param, "", "")),
+        Err(_) => stacks(spec, head_is_embedding, |slot, param| TensorNames::default().tensor(slot, param, "", "")),
     };
-    let stored = |stack: &&Stack| !(head_is_embedding && stack.parameters[0].slot == Slot::LmHead);
-    let tensors: Vec<&Stack> = tensors.iter().filter(stored).collect();
-    notes.extend(fallbacks(spec, tensors.iter().copied(), file_type, head_is_embedding));
+    notes.extend(fallbacks(spec, tensors.iter(), file_type, head_is_embedding));
     for (done, stack) in tensors.iter().enumerate() {
         progress(done * spec.layers.len() / tensors.len(), spec.layers.len());
         let dtype = file_type.dtype(spec, stack, head_is_embedding);

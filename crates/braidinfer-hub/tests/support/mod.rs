@@ -129,6 +129,16 @@ pub fn sharded() -> Vec<(&'static str, RepoFile)> {
     ]
 }
 
+/// The files of [`sharded`] that a run needs.
+pub const NEEDED: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+];
+
 /// The least that is a model.
 pub fn single() -> Vec<(&'static str, RepoFile)> {
     vec![("config.json", small("{}")), ("model.safetensors", large(7, 1_000_000))]

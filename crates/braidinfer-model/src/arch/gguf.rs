@@ -77,6 +77,19 @@ impl GgufForm {
             llama_cpp: LlamaCpp::PLAIN,
         }
     }
+
+    /// Changes a description of a Hugging Face checkpoint to one of the rows and norm weights that files have.
+    fn adjust(&self, spec: &mut DecoderSpec) {
+        if self.neighbours {
+            spec.rope.iter_mut().for_each(|table| table.pairing = RopePairing::Interleaved);
+        }
+        if self.offset_included {
+            spec.norm.weight_offset = 0.0;
+            if let Some(qk_norm) = &mut spec.attention.qk_norm {
+                qk_norm.norm.weight_offset = 0.0;
+            }
+        }
+    }
 }
 
 /// Names in GGUF, with nothing stacked.
@@ -209,13 +222,8 @@ impl File<'_> {
     /// Changes what llama.cpp stores differently from a Hugging Face checkpoint.
     fn adjust(&self, description: &mut Description) -> Result<()> {
         let spec = &mut description.spec;
-        self.adjust_rope(spec)?;
-        if self.form.offset_included {
-            spec.norm.weight_offset = 0.0;
-            if let Some(qk_norm) = &mut spec.attention.qk_norm {
-                qk_norm.norm.weight_offset = 0.0;
-            }
-        }
+        self.form.adjust(spec);
+        self.read_factors(spec)?;
         if let Some(scale) = self.metadata.number(&self.key("attention.scale"))?.filter(|scale| *scale > 0.0) {
             spec.attention.scale = scale;
         }
@@ -235,16 +243,12 @@ impl File<'_> {
         Err(self.metadata.error(&key, expected, window.to_string()))
     }
 
-    fn adjust_rope(&self, spec: &mut DecoderSpec) -> Result<()> {
-        let factors = self.vector(ROPE_FREQS)?;
+    /// Llama 3.1's scaling is a tensor of divisors.
+    fn read_factors(&self, spec: &mut DecoderSpec) -> Result<()> {
+        let Some(factors) = self.vector(ROPE_FREQS)? else { return Ok(()) };
         for table in &mut spec.rope {
-            if self.form.neighbours {
-                table.pairing = RopePairing::Interleaved;
-            }
-            if let Some(factors) = &factors {
-                self.check_factors(ROPE_FREQS, factors, table.rotary_dim)?;
-                table.scaling = RopeScaling::FrequencyFactors { factors: factors.clone() };
-            }
+            self.check_factors(ROPE_FREQS, &factors, table.rotary_dim)?;
+            table.scaling = RopeScaling::FrequencyFactors { factors: factors.clone() };
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! RoPE settings in the old style of `config.json` (top-level `rope_theta` and `rope_scaling`) and in the
 //! new one (`rope_parameters`).
 
+use crate::rope::yarn_mscale;
 use crate::spec::{RopePairing, RopeScaling, RopeSpec};
 use crate::{JsonFile, Result};
 
@@ -100,7 +101,7 @@ fn scaling(
 
 fn yarn(settings: &JsonFile, original: usize, max_position_embeddings: usize) -> Result<RopeScaling> {
     let factor = settings.positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
-    let mscale = |a: f64| if factor <= 1.0 { 1.0 } else { 0.1 * a * factor.ln() + 1.0 };
+    let mscale = |strength: f64| yarn_mscale(factor, strength);
     let nonzero = |field| Ok(settings.number(field)?.filter(|value| *value != 0.0));
     let attention_factor =
         match (settings.positive("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?) {

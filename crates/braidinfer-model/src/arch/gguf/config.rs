@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{File, GgufForm, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, ends_text};
 use crate::arch::MAX_LAYERS;
 use crate::format::gguf::Scalar;
+use crate::rope::yarn_mscale;
 use crate::{JsonFile, Result};
 
 /// Whole numbers: field of `config.json`, key of the file.
@@ -285,7 +286,7 @@ impl Config<'_> {
     /// converters copy from `config.json`, stands for the whole.
     fn yarn(&self, factor: f64) -> Result<Value> {
         let number = |suffix: &str| self.file.metadata.number(&self.file.key(suffix));
-        let mscale = |strength: f64| if factor <= 1.0 { 1.0 } else { 0.1 * strength * factor.ln() + 1.0 };
+        let mscale = |strength: f64| yarn_mscale(factor, strength);
         let all_dims = number("rope.scaling.yarn_log_multiplier")?.filter(|multiplier| *multiplier != 0.0);
         let derived = mscale(1.0) / all_dims.map_or(1.0, mscale) * number("rope.scaling.attn_factor")?.unwrap_or(1.0);
         let attention_factor = number("rope.scaling.yarn_attn_factor")?.filter(|factor| *factor > 0.0);

@@ -10,6 +10,7 @@ use super::{
 use crate::arch::find;
 use crate::format::gguf::{Gguf, Metadata, TensorHeader};
 use crate::layout::{Param, Slot, Stack, TensorNames, stacks};
+use crate::rope::yarn_mscale;
 use crate::spec::{DecoderSpec, FeedForward, NormKind, RopePairing, RopeScaling, RopeSpec};
 use crate::{Dtype, ModelError, Result};
 
@@ -127,13 +128,8 @@ impl Writer<'_> {
     }
 
     fn tensors(&self) -> Vec<Stack> {
-        let spec = self.spec;
-        let mut tensors = stacks(spec, |slot, param| self.names().tensor(slot, param, "", ""));
-        let head = (Slot::LmHead, Param::Weight);
-        tensors.retain(|stack| {
-            let first = &stack.parameters[0];
-            !(spec.tie_word_embeddings && (first.slot, first.param) == head)
-        });
+        let (spec, names) = (self.spec, self.names());
+        let mut tensors = stacks(spec, spec.tie_word_embeddings, |slot, param| names.tensor(slot, param, "", ""));
         tensors.sort_by_key(|stack| (stack.parameters[0].slot, stack.parameters[0].param));
         tensors
     }
@@ -231,11 +227,7 @@ impl Writer<'_> {
                 metadata.insert(self.key("rope.scaling.factor"), *factor as f32);
             }
             RopeScaling::Yarn { .. } => self.yarn(&table.scaling, model),
-            RopeScaling::Llama3 { .. } => {
-                let plain = RopeSpec { scaling: RopeScaling::Default, ..table.clone() };
-                let scaled = table.inv_freq(0);
-                self.rope_freqs(plain.inv_freq(0).iter().zip(scaled).map(|(a, b)| a / b).collect(), model);
-            }
+            RopeScaling::Llama3 { .. } => self.rope_freqs(divisors(table), model),
             RopeScaling::FrequencyFactors { factors } => self.rope_freqs(narrow(factors), model),
             RopeScaling::Longrope { short_factor, long_factor, original_max_position_embeddings, attention_factor } => {
                 metadata.insert(kind, "longrope");
@@ -268,7 +260,7 @@ impl Writer<'_> {
         else {
             return;
         };
-        let derived = if *factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
+        let derived = yarn_mscale(*factor, 1.0);
         model.metadata.insert(self.key("rope.scaling.type"), "yarn");
         let original = *original_max_position_embeddings as u32;
         model.metadata.insert(self.key("rope.scaling.original_context_length"), original);
@@ -290,23 +282,20 @@ impl Writer<'_> {
     fn expected(&self) -> DecoderSpec {
         let mut spec = self.spec.clone();
         for table in &mut spec.rope {
-            if self.form.neighbours {
-                table.pairing = RopePairing::Interleaved;
-            }
             if matches!(table.scaling, RopeScaling::Llama3 { .. }) {
-                let plain = RopeSpec { scaling: RopeScaling::Default, ..table.clone() }.inv_freq(0);
-                let factors = plain.iter().zip(table.inv_freq(0)).map(|(a, b)| f64::from(a / b)).collect();
+                let factors = divisors(table).into_iter().map(f64::from).collect();
                 table.scaling = RopeScaling::FrequencyFactors { factors };
             }
         }
-        if self.form.offset_included {
-            spec.norm.weight_offset = 0.0;
-            if let Some(qk_norm) = &mut spec.attention.qk_norm {
-                qk_norm.norm.weight_offset = 0.0;
-            }
-        }
+        self.form.adjust(&mut spec);
         spec
     }
+}
+
+/// What scaling divides each frequency by.
+fn divisors(table: &RopeSpec) -> Vec<f32> {
+    let plain = RopeSpec { scaling: RopeScaling::Default, ..table.clone() };
+    plain.inv_freq(0).iter().zip(table.inv_freq(0)).map(|(plain, scaled)| plain / scaled).collect()
 }
 
 fn narrow(values: &[f64]) -> Vec<f32> {
