@@ -1,0 +1,229 @@
+//! Rows of activations in the form that panels are multiplied with.
+//!
+//! Rows go in tiles of at most [`Isa::tile_rows`] rows, a tile's values of one column side by side, so that one
+//! pointer reaches all of them and each is one broadcast. Columns go in blocks of [`BLOCK`].
+
+use std::ops::Range;
+
+use crate::format::BLOCK;
+use crate::isa::{Isa, Level, dispatched};
+use crate::simd::{LANES, Simd};
+
+/// How activations are rounded before they are multiplied. All sums are f32 but those inside a block of `Int8`,
+/// which are exact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NumericLevel {
+    /// Not at all.
+    F32,
+    /// To bf16, nearest even. Values and sums below 1.2e-38 may count as zeros.
+    Bf16,
+    /// To 8 bits, from -127 to 127, with an f32 scale per 32 values.
+    Int8,
+}
+
+impl NumericLevel {
+    /// The name in reports and flags.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// 32-bit words that a block of one row takes.
+    pub(crate) const fn block_words(self) -> usize {
+        match self {
+            Self::F32 => f32_words::LEN,
+            Self::Bf16 => BLOCK / 2,
+            Self::Int8 => int8_words::LEN,
+        }
+    }
+
+    /// Words that `rows` rows of `columns` values take.
+    pub fn words(self, rows: usize, columns: usize) -> usize {
+        rows * columns.div_ceil(BLOCK) * self.block_words()
+    }
+}
+
+/// Where the words of a block stand at level `F32`; each entry is one word per row of the tile.
+pub(crate) mod f32_words {
+    /// The sum of the 32 values, in f32.
+    pub(crate) const SUM: usize = 32;
+    /// The sums of the two halves.
+    pub(crate) const HALF_SUMS: usize = 33;
+    pub(crate) const LEN: usize = 35;
+}
+
+/// Where the words of a block stand at level `Int8`; the first eight hold four values each.
+pub(crate) mod int8_words {
+    /// The scale, f32.
+    pub(crate) const SCALE: usize = 8;
+    /// -128 times the sum of the 32 rounded values, i32: what codes that are 128 too large add to a dot product.
+    pub(crate) const OFFSET: usize = 9;
+    /// The scale times the sum of the rounded values, f32: what a minimum of the weights is multiplied with.
+    pub(crate) const SUM: usize = 10;
+    /// As `OFFSET`, for the two halves.
+    pub(crate) const HALF_OFFSETS: usize = 11;
+    /// As `SUM`, for the two halves.
+    pub(crate) const HALF_SUMS: usize = 13;
+    pub(crate) const LEN: usize = 15;
+}
+
+impl Isa {
+    /// Most rows of a tile.
+    pub fn tile_rows(self) -> usize {
+        fn of<S: Simd>(_: S) -> usize {
+            S::TILE
+        }
+        match self.0 {
+            Level::Scalar(simd) => of(simd),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(simd) => of(simd),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2Vnni(simd) => of(simd),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(simd) => of(simd),
+        }
+    }
+
+    /// The tiles of `rows` rows: as many of the largest size as fit, then halves of it.
+    pub fn tiles(self, rows: usize) -> impl Iterator<Item = Range<usize>> {
+        tiles(self.tile_rows(), rows)
+    }
+}
+
+pub(crate) fn tiles(largest: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let rest = rows - start;
+        if rest == 0 {
+            return None;
+        }
+        let len = if rest >= largest { largest } else { 1 << rest.ilog2() };
+        start += len;
+        Some(start - len..start)
+    })
+}
+
+/// Encoded rows, to multiply with.
+#[derive(Debug, Clone, Copy)]
+pub struct Activations<'a> {
+    /// How they are rounded.
+    pub level: NumericLevel,
+    /// Number of rows.
+    pub rows: usize,
+    /// Values per row.
+    pub columns: usize,
+    /// [`NumericLevel::words`] words.
+    pub words: &'a [u32],
+}
+
+impl Activations<'_> {
+    /// Words of one row.
+    pub(crate) fn row_words(&self) -> usize {
+        self.level.words(1, self.columns)
+    }
+}
+
+dispatched! {
+    /// Writes one row of a tile of `tile_rows` rows: `values` is `[columns]`, `words` those of the whole tile.
+    ///
+    /// Columns beyond the last stand for zeros up to a whole block.
+    pub fn encode_row(level: NumericLevel, values: &[f32], row: usize, tile_rows: usize, words: &mut [u32]) = encode;
+}
+
+#[inline(always)]
+fn encode<S: Simd>(simd: S, level: NumericLevel, values: &[f32], row: usize, tile_rows: usize, words: &mut [u32]) {
+    assert_eq!(words.len(), level.words(tile_rows, values.len()), "a tile has whole blocks of every row");
+    assert!(row < tile_rows, "the row lies in the tile");
+    let (blocks, tail) = values.as_chunks::<BLOCK>();
+    let mut words = words.chunks_exact_mut(level.block_words() * tile_rows);
+    for (block, words) in blocks.iter().zip(&mut words) {
+        encode_block(simd, level, block, row, tile_rows, words);
+    }
+    if let Some(words) = words.next() {
+        let mut block = [0.0; BLOCK];
+        block[..tail.len()].copy_from_slice(tail);
+        encode_block(simd, level, &block, row, tile_rows, words);
+    }
+}
+
+#[inline(always)]
+fn encode_block<S: Simd>(simd: S, level: NumericLevel, x: &[f32; BLOCK], row: usize, rows: usize, words: &mut [u32]) {
+    match level {
+        NumericLevel::F32 => {
+            let words = write_words(words, row, rows, x.map(f32::to_bits));
+            let (halves, _) = x.as_chunks::<LANES>();
+            let (low, high) = (simd.sum(simd.load(&halves[0])), simd.sum(simd.load(&halves[1])));
+            write_words(words, row, rows, [low + high, low, high].map(f32::to_bits));
+        }
+        NumericLevel::Bf16 => {
+            write_words(words, row, rows, bf16_pairs(simd, x));
+        }
+        NumericLevel::Int8 => {
+            write_words(words, row, rows, int8_block(simd, x));
+        }
+    }
+}
+
+/// Writes one word into each group of `rows` words; returns the rest.
+#[inline(always)]
+fn write_words<const N: usize>(words: &mut [u32], row: usize, rows: usize, values: [u32; N]) -> &mut [u32] {
+    let (own, rest) = words.split_at_mut(N * rows);
+    for (word, value) in own.chunks_exact_mut(rows).zip(values) {
+        word[row] = value;
+    }
+    rest
+}
+
+#[inline(always)]
+fn bf16_pairs<S: Simd>(simd: S, x: &[f32; BLOCK]) -> [u32; BLOCK / 2] {
+    let (mut low, mut high) = ([0.0; LANES], [0.0; LANES]);
+    for pair in 0..LANES {
+        (low[pair], high[pair]) = (x[2 * pair], x[2 * pair + 1]);
+    }
+    let mut bytes = [0; 64];
+    simd.store_i32(simd.pair_bf16(simd.load(&low), simd.load(&high)), &mut bytes);
+    let (words, _) = bytes.as_chunks::<4>();
+    let mut pairs = [0; LANES];
+    for (pair, word) in pairs.iter_mut().zip(words) {
+        *pair = u32::from_le_bytes(*word);
+    }
+    pairs
+}
+
+#[inline(always)]
+fn int8_block<S: Simd>(simd: S, x: &[f32; BLOCK]) -> [u32; int8_words::LEN] {
+    let (halves, _) = x.as_chunks::<LANES>();
+    let (low, high) = (simd.load(&halves[0]), simd.load(&halves[1]));
+    // Bits without the sign order as magnitudes do, and a NaN is the largest of all, so it is not lost.
+    let magnitude = simd.splat_i32(i32::MAX);
+    let largest =
+        simd.largest_i32(simd.max_i32(simd.and(simd.bits_of(low), magnitude), simd.and(simd.bits_of(high), magnitude)));
+    let largest = f32::from_bits(largest as u32);
+    let scale = largest / 127.0;
+    let inverse = simd.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+    let (low, high) = (simd.round(simd.mul(low, inverse)), simd.round(simd.mul(high, inverse)));
+    let mut bytes = [0; BLOCK];
+    let (byte_halves, _) = bytes.as_chunks_mut::<LANES>();
+    simd.store_i8(low, &mut byte_halves[0]);
+    simd.store_i8(high, &mut byte_halves[1]);
+    let sums = [simd.sum_i32(low), simd.sum_i32(high)];
+    // What is not finite makes sums of any size; the scale is then not finite either.
+    let sum = sums[0].wrapping_add(sums[1]);
+
+    let mut words = [0; int8_words::LEN];
+    let (quads, _) = bytes.as_chunks::<4>();
+    for (word, quad) in words.iter_mut().zip(quads) {
+        *word = u32::from_le_bytes(*quad);
+    }
+    words[int8_words::SCALE] = scale.to_bits();
+    words[int8_words::OFFSET] = sum.wrapping_mul(-128) as u32;
+    words[int8_words::SUM] = (scale * sum as f32).to_bits();
+    for half in 0..2 {
+        words[int8_words::HALF_OFFSETS + half] = sums[half].wrapping_mul(-128) as u32;
+        words[int8_words::HALF_SUMS + half] = (scale * sums[half] as f32).to_bits();
+    }
+    words
+}

@@ -1,0 +1,246 @@
+//! Attention of many rows to one block of keys after another.
+
+use std::ops::Range;
+
+use super::kv::KvElement;
+use super::microkernels::{accumulate, score};
+use super::partial::{base, exp_one};
+use super::{Attention, AttentionShape, BLOCK, BLOCK_TILES, Partial, SPAN, scratch_len};
+use crate::elementwise::capped;
+use crate::math::exp_in_range;
+use crate::simd::{LANES, Simd};
+
+/// Up to so many rows read keys and values where they lie; more of them have blocks converted first.
+pub(super) const DIRECT_ROWS: usize = 8;
+
+/// Rows whose scores are held at once: a multiple of the rows of every microkernel, few enough for the cache.
+const STRIP: usize = 24;
+
+/// Keys and values of [`BLOCK`] positions.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a, E> {
+    /// `[head_dim][16 positions]` each.
+    pub(super) keys: [&'a [E]; BLOCK_TILES],
+    /// `[16 positions][padded_dim]` each.
+    pub(super) values: [&'a [E]; BLOCK_TILES],
+}
+
+/// A block and the queries.
+pub(super) struct Block<'a, E> {
+    pub(super) shape: &'a AttentionShape,
+    /// `[rows][head_dim]`.
+    queries: &'a [f32],
+    first_position: usize,
+    /// Those that exist: starts at a multiple of [`BLOCK`].
+    positions: Range<usize>,
+    pub(super) tiles: Tiles<'a, E>,
+    /// Those of the block that follows, if there is one, to ask memory for meanwhile.
+    pub(super) next: Tiles<'a, E>,
+}
+
+/// Scores, then weights, of some rows.
+struct Strip {
+    weights: [[f32; BLOCK]; STRIP],
+    /// What sums so far are multiplied by.
+    corrections: [f32; STRIP],
+    /// Positions of the block that each row sees, from the start of the block.
+    visible: [(usize, usize); STRIP],
+}
+
+impl<'a, T: KvElement> Attention<'a, T> {
+    fn rows(&self) -> usize {
+        self.queries.len() / self.shape.head_dim
+    }
+
+    fn check(&self, scratch: &[f32], out: &Partial<'_>) {
+        let (shape, rows) = (self.shape, self.rows());
+        assert_eq!(self.queries.len(), rows * shape.head_dim);
+        assert_eq!(rows % shape.per_group, 0);
+        assert!(self.span.start.is_multiple_of(SPAN) && self.span.len() <= SPAN, "bad span {:?}", self.span);
+        assert!(scratch.len() >= scratch_len(shape, rows));
+        assert!(shape.window != Some(0), "a window of no keys");
+        assert_eq!((out.max.len(), out.sum.len()), (rows, rows));
+        assert_eq!(out.acc.len(), rows * shape.padded_dim());
+    }
+
+    /// The rows that see a key among `positions`, which is not empty.
+    fn rows_that_see(&self, positions: &Range<usize>) -> Range<usize> {
+        let tokens = self.rows() / self.shape.per_group;
+        // A key `j` is seen by the positions from `j` to below `j + window`.
+        let token = |position: usize| position.saturating_sub(self.first_position).min(tokens);
+        let first = token(positions.start);
+        let last = self.shape.window.map_or(tokens, |window| token(positions.end - 1 + window));
+        first * self.shape.per_group..last * self.shape.per_group
+    }
+
+    /// The tiles of a block. Those that none of the rows sees may not exist and are replaced by others.
+    fn tiles(&self, positions: &Range<usize>, rows: &Range<usize>) -> Tiles<'a, T> {
+        let position = |row: usize| self.first_position + row / self.shape.per_group;
+        let first = self.shape.visible(position(rows.start)).start.max(positions.start);
+        let end = self.shape.visible(position(rows.end - 1)).end.min(positions.end);
+        let mut indices = [positions.start / LANES; BLOCK_TILES];
+        for (i, index) in indices.iter_mut().enumerate() {
+            *index = (*index + i).clamp(first / LANES, (end - 1) / LANES);
+        }
+        Tiles { keys: indices.map(|index| self.kv.keys(index)), values: indices.map(|index| self.kv.values(index)) }
+    }
+
+    /// Positions of the block that starts at `start`, and the rows that see any of them.
+    fn block_at(&self, start: usize) -> Option<(Range<usize>, Range<usize>)> {
+        let positions = start..self.span.end.min(start + BLOCK);
+        let rows = if positions.is_empty() { 0..0 } else { self.rows_that_see(&positions) };
+        (!rows.is_empty()).then_some((positions, rows))
+    }
+
+    fn block<'b, E>(&'b self, positions: Range<usize>, tiles: Tiles<'b, E>, next: Tiles<'b, E>) -> Block<'b, E> {
+        let Self { shape, queries, first_position, .. } = *self;
+        Block { shape, queries, first_position, positions, tiles, next }
+    }
+}
+
+/// [`super::attend`].
+#[inline(always)]
+pub(super) fn attend_span<S: Simd, T: KvElement>(
+    simd: S,
+    task: &Attention<'_, T>,
+    scratch: &mut [f32],
+    out: &mut Partial<'_>,
+) {
+    task.check(scratch, out);
+    out.clear();
+    let mut strip = Strip { weights: [[0.0; BLOCK]; STRIP], corrections: [0.0; STRIP], visible: [(0, 0); STRIP] };
+    for start in task.span.clone().step_by(BLOCK) {
+        let Some((positions, rows)) = task.block_at(start) else { continue };
+        let tiles = task.tiles(&positions, &rows);
+        let many = task.rows() > DIRECT_ROWS;
+        if many && T::NARROW {
+            let tiles = converted(simd, tiles, scratch, task.shape);
+            attend_block::<S, f32, false>(simd, &task.block(positions, tiles, tiles), rows, &mut strip, out);
+        } else if many {
+            attend_block::<S, T, false>(simd, &task.block(positions, tiles, tiles), rows, &mut strip, out);
+        } else {
+            let next = task.block_at(start + BLOCK).map_or(tiles, |(positions, rows)| task.tiles(&positions, &rows));
+            attend_block::<S, T, true>(simd, &task.block(positions, tiles, next), rows, &mut strip, out);
+        }
+    }
+}
+
+/// Keys, then values, in binary32 in `scratch`.
+#[inline(always)]
+fn converted<'a, S: Simd, T: KvElement>(
+    simd: S,
+    tiles: Tiles<'_, T>,
+    scratch: &'a mut [f32],
+    shape: &AttentionShape,
+) -> Tiles<'a, f32> {
+    let (keys, values) = scratch.split_at_mut(BLOCK * shape.head_dim);
+    Tiles { keys: widened(simd, tiles.keys, keys), values: widened(simd, tiles.values, values) }
+}
+
+/// Tiles in binary32, one after another.
+#[inline(always)]
+fn widened<'a, S: Simd, T: KvElement>(
+    simd: S,
+    tiles: [&[T]; BLOCK_TILES],
+    scratch: &'a mut [f32],
+) -> [&'a [f32]; BLOCK_TILES] {
+    let len = tiles[0].len();
+    for (tile, to) in tiles.iter().zip(scratch.chunks_exact_mut(len)) {
+        for (from, to) in tile.as_chunks::<LANES>().0.iter().zip(to.as_chunks_mut::<LANES>().0) {
+            simd.store(T::load(simd, from), to);
+        }
+    }
+    let scratch: &[f32] = scratch;
+    [0, 1, 2, 3].map(|i| &scratch[i * len..][..len])
+}
+
+#[inline(always)]
+fn attend_block<S: Simd, E: KvElement, const AHEAD: bool>(
+    simd: S,
+    block: &Block<'_, E>,
+    rows: Range<usize>,
+    strip: &mut Strip,
+    out: &mut Partial<'_>,
+) {
+    let (head_dim, padded_dim) = (block.shape.head_dim, block.shape.padded_dim());
+    for start in rows.clone().step_by(STRIP) {
+        let count = STRIP.min(rows.end - start);
+        score::<S, E, AHEAD>(simd, block, &block.queries[start * head_dim..], &mut strip.weights[..count]);
+        for row in 0..count {
+            strip.weigh(simd, block, row, start + row, out);
+        }
+        let mut row = 0;
+        while row < count {
+            let visible = strip.visible[row];
+            let mut end = row + 1;
+            while end < count && strip.visible[end] == visible {
+                end += 1;
+            }
+            let acc = &mut out.acc[(start + row) * padded_dim..(start + end) * padded_dim];
+            accumulate::<S, E, AHEAD>(
+                simd,
+                block,
+                visible,
+                &strip.weights[row..end],
+                &strip.corrections[row..end],
+                acc,
+            );
+            row = end;
+        }
+    }
+}
+
+impl Strip {
+    /// Scores of row `row` of the strip, row `of` of all, to weights: one step of the online softmax.
+    #[inline(always)]
+    fn weigh<S: Simd, E>(&mut self, simd: S, block: &Block<'_, E>, row: usize, of: usize, out: &mut Partial<'_>) {
+        let visible = block.visible(of);
+        let (chunks, _) = self.weights[row].as_chunks_mut::<LANES>();
+        let mut scores = [simd.splat(0.0); BLOCK_TILES];
+        for i in 0..BLOCK_TILES {
+            scores[i] = simd.mul(simd.load(&chunks[i]), simd.splat(block.shape.scale));
+        }
+        if let Some(cap) = block.shape.softcap {
+            for score in &mut scores {
+                *score = capped(simd, *score, cap);
+            }
+        }
+        if visible != (0, BLOCK) {
+            for (i, score) in scores.iter_mut().enumerate() {
+                *score = masked(simd, *score, i * LANES, visible);
+            }
+        }
+        let largest = simd.max(simd.max(scores[0], scores[1]), simd.max(scores[2], scores[3]));
+        let largest = simd.largest(largest);
+        let max = if largest > out.max[of] { largest } else { out.max[of] };
+        for i in 0..BLOCK_TILES {
+            scores[i] = exp_in_range(simd, simd.sub(scores[i], simd.splat(base(max))));
+            simd.store(scores[i], &mut chunks[i]);
+        }
+        let correction = exp_one(simd, out.max[of] - base(max));
+        let sum = simd.sum(simd.add(simd.add(scores[0], scores[1]), simd.add(scores[2], scores[3])));
+        out.max[of] = max;
+        out.sum[of] = out.sum[of] * correction + sum;
+        self.corrections[row] = correction;
+        self.visible[row] = visible;
+    }
+}
+
+impl<E> Block<'_, E> {
+    /// The positions that a row sees, from the start of the block.
+    fn visible(&self, row: usize) -> (usize, usize) {
+        let visible = self.shape.visible(self.first_position + row / self.shape.per_group);
+        let start = self.positions.start;
+        (visible.start.max(start) - start, visible.end.min(self.positions.end) - start)
+    }
+}
+
+/// Minus infinity outside of the visible positions; the first lane is position `first`.
+#[inline(always)]
+fn masked<S: Simd>(simd: S, score: S::F32, first: usize, visible: (usize, usize)) -> S::F32 {
+    let lanes = simd.widen_u8(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+    let positions = simd.to_f32(simd.add_i32(lanes, simd.splat_i32(first as i32)));
+    let hidden = simd.splat(f32::NEG_INFINITY);
+    let score = simd.select_less(positions, simd.splat(visible.0 as f32), hidden, score);
+    simd.select_less(positions, simd.splat(visible.1 as f32), score, hidden)
+}

@@ -1,0 +1,199 @@
+//! The two matrix products of attention, on as many rows and columns at once as registers hold.
+//!
+//! Every sum is one chain of fused multiply-adds in the order of dimensions or positions, so that the bits of a
+//! row do not depend on how many rows and columns are computed together. Where keys and values are read from
+//! memory (`AHEAD`), the lines of the next block are asked for on the way.
+
+use super::block::Block;
+use super::kv::KvElement;
+use super::{BLOCK, BLOCK_TILES};
+use crate::simd::{LANES, Simd};
+
+/// How many of `left` rows to compute together: 6, 4, 2 or 1.
+const fn group(left: usize) -> usize {
+    match left {
+        // Two fours are better than a six and a two, which has too few independent chains.
+        8 => 4,
+        6.. => 6,
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Calls `$function::<.., rows, columns>` with `$rows` from [`group`] and as many columns as registers hold.
+macro_rules! for_group {
+    ($simd:ident: $S:ty, $rows:expr, $function:ident::<$E:ty, $ahead:ident>($($arg:expr),*)) => {
+        match ($rows, <$S>::PANELS > 1) {
+            (6, true) => $function::<$S, $E, $ahead, 6, 4>($simd, $($arg),*),
+            (4, true) => $function::<$S, $E, $ahead, 4, 4>($simd, $($arg),*),
+            (2, true) => $function::<$S, $E, $ahead, 2, 4>($simd, $($arg),*),
+            (_, true) => $function::<$S, $E, $ahead, 1, 4>($simd, $($arg),*),
+            (6, false) => $function::<$S, $E, $ahead, 6, 1>($simd, $($arg),*),
+            (4, false) => $function::<$S, $E, $ahead, 4, 1>($simd, $($arg),*),
+            (2, false) => $function::<$S, $E, $ahead, 2, 2>($simd, $($arg),*),
+            (_, false) => $function::<$S, $E, $ahead, 1, 4>($simd, $($arg),*),
+        }
+    };
+}
+
+/// `scores[row][position] = q[row] · k[position]` for as many rows as there are scores.
+#[inline(always)]
+pub(super) fn score<S: Simd, E: KvElement, const AHEAD: bool>(
+    simd: S,
+    block: &Block<'_, E>,
+    queries: &[f32],
+    scores: &mut [[f32; BLOCK]],
+) {
+    let mut row = 0;
+    while row < scores.len() {
+        let rows = group(scores.len() - row);
+        let queries = &queries[row * block.shape.head_dim..];
+        for_group!(simd: S, rows, score_rows::<E, AHEAD>(block, queries, &mut scores[row..]));
+        row += rows;
+    }
+}
+
+#[inline(always)]
+fn score_rows<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, const C: usize>(
+    simd: S,
+    block: &Block<'_, E>,
+    queries: &[f32],
+    scores: &mut [[f32; BLOCK]],
+) {
+    let head_dim = block.shape.head_dim;
+    let mut rows: [&[f32]; R] = [&[]; R];
+    for r in 0..R {
+        rows[r] = &queries[r * head_dim..][..head_dim];
+    }
+    for first in (0..BLOCK_TILES).step_by(C) {
+        let mut columns: [&[[E; LANES]]; C] = [&[]; C];
+        let mut next: [&[[E; LANES]]; C] = [&[]; C];
+        for c in 0..C {
+            columns[c] = &block.tiles.keys[first + c].as_chunks::<LANES>().0[..head_dim];
+            next[c] = &block.next.keys[first + c].as_chunks::<LANES>().0[..head_dim];
+        }
+        let mut sums = [[simd.splat(0.0); C]; R];
+        for d in 0..head_dim {
+            let mut keys = [simd.splat(0.0); C];
+            for c in 0..C {
+                keys[c] = E::load(simd, &columns[c][d]);
+                if AHEAD {
+                    simd.prefetch(&next[c][d]);
+                }
+            }
+            for r in 0..R {
+                let query = simd.splat(rows[r][d]);
+                for c in 0..C {
+                    sums[r][c] = simd.fma(query, keys[c], sums[r][c]);
+                }
+            }
+        }
+        for r in 0..R {
+            let (to, _) = scores[r].as_chunks_mut::<LANES>();
+            for c in 0..C {
+                simd.store(sums[r][c], &mut to[first + c]);
+            }
+        }
+    }
+}
+
+/// `acc[row] = acc[row] * corrections[row] + sum of weights[row][position] * v[position]` over visible positions.
+#[inline(always)]
+pub(super) fn accumulate<S: Simd, E: KvElement, const AHEAD: bool>(
+    simd: S,
+    block: &Block<'_, E>,
+    visible: (usize, usize),
+    weights: &[[f32; BLOCK]],
+    corrections: &[f32],
+    acc: &mut [f32],
+) {
+    let padded_dim = block.shape.padded_dim();
+    let mut row = 0;
+    while row < weights.len() {
+        let rows = group(weights.len() - row);
+        let acc = &mut acc[row * padded_dim..];
+        for_group!(
+            simd: S,
+            rows,
+            accumulate_rows::<E, AHEAD>(block, visible, &weights[row..], &corrections[row..], acc)
+        );
+        row += rows;
+    }
+}
+
+#[inline(always)]
+fn accumulate_rows<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, const C: usize>(
+    simd: S,
+    block: &Block<'_, E>,
+    visible: (usize, usize),
+    weights: &[[f32; BLOCK]],
+    corrections: &[f32],
+    acc: &mut [f32],
+) {
+    let columns = block.shape.padded_dim() / LANES;
+    let mut column = 0;
+    while columns - column >= C {
+        accumulate_columns::<S, E, AHEAD, R, C>(simd, block, visible, weights, corrections, acc, column);
+        column += C;
+    }
+    while C > 2 && columns - column >= 2 {
+        accumulate_columns::<S, E, AHEAD, R, 2>(simd, block, visible, weights, corrections, acc, column);
+        column += 2;
+    }
+    while C > 1 && columns - column >= 1 {
+        accumulate_columns::<S, E, AHEAD, R, 1>(simd, block, visible, weights, corrections, acc, column);
+        column += 1;
+    }
+}
+
+#[inline(always)]
+fn accumulate_columns<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, const C: usize>(
+    simd: S,
+    block: &Block<'_, E>,
+    visible: (usize, usize),
+    weights: &[[f32; BLOCK]],
+    corrections: &[f32],
+    acc: &mut [f32],
+    column: usize,
+) {
+    let stride = block.shape.padded_dim() / LANES;
+    let weights: &[[f32; BLOCK]; R] = weights.first_chunk().expect("a row of weights for each");
+    let (acc, _) = acc.as_chunks_mut::<LANES>();
+    let mut sums = [[simd.splat(0.0); C]; R];
+    for r in 0..R {
+        let correction = simd.splat(corrections[r]);
+        for c in 0..C {
+            sums[r][c] = simd.mul(simd.load(&acc[r * stride + column + c]), correction);
+        }
+    }
+    for tile in 0..BLOCK_TILES {
+        let first = tile * LANES;
+        let (values, _) = block.tiles.values[tile].as_chunks::<LANES>();
+        let (next, _) = block.next.values[tile].as_chunks::<LANES>();
+        #[expect(clippy::needless_range_loop, reason = "positions of the tile and rows of weights go together")]
+        for position in visible.0.max(first)..visible.1.min(first + LANES) {
+            let from = (position - first) * stride + column;
+            let values: &[[E; LANES]; C] = values[from..].first_chunk().expect("columns of the tile");
+            let next: &[[E; LANES]; C] = next[from..].first_chunk().expect("columns of the tile");
+            let mut lanes = [simd.splat(0.0); C];
+            for c in 0..C {
+                lanes[c] = E::load(simd, &values[c]);
+                if AHEAD {
+                    simd.prefetch(&next[c]);
+                }
+            }
+            for r in 0..R {
+                let weight = simd.splat(weights[r][position]);
+                for c in 0..C {
+                    sums[r][c] = simd.fma(weight, lanes[c], sums[r][c]);
+                }
+            }
+        }
+    }
+    for r in 0..R {
+        for c in 0..C {
+            simd.store(sums[r][c], &mut acc[r * stride + column + c]);
+        }
+    }
+}

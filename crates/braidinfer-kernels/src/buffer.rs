@@ -1,0 +1,67 @@
+//! Activations in memory of their own.
+
+#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: lines of 16 values as one slice of values")]
+
+use std::ops::{Deref, DerefMut};
+
+use crate::simd::LANES;
+
+/// Values that begin at a cache line. A vector that lies across two lines costs two loads, and a sum that is kept
+/// there, twice as much again.
+#[derive(Debug, Clone, Default)]
+pub struct Buffer {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+impl Buffer {
+    /// No values.
+    pub const fn new() -> Self {
+        Self { lines: Vec::new(), len: 0 }
+    }
+
+    /// Sets the number of values. What was there stays as far as it goes; new values are zeros or old ones.
+    pub fn resize(&mut self, len: usize) {
+        let lines = len.div_ceil(LANES);
+        if self.lines.len() < lines {
+            self.lines.resize(lines, Line([0.0; LANES]));
+        }
+        self.len = len;
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: lines lie side by side without padding and hold at least `len` values.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and they are borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_begin_at_a_cache_line_and_stay() {
+        let mut buffer = Buffer::new();
+        assert!(buffer.is_empty());
+        buffer.resize(17);
+        buffer[16] = 1.0;
+        buffer.resize(100);
+        assert_eq!((buffer.len(), buffer[16], buffer[99]), (100, 1.0, 0.0));
+        assert_eq!(buffer.as_ptr().addr() % 64, 0);
+    }
+}

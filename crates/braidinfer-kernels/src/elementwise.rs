@@ -1,0 +1,224 @@
+//! Values one by one: gates of feed-forward layers, residual sums, soft caps.
+//!
+//! Slices have any length; what is left over after whole vectors is computed in a padded copy.
+
+use crate::isa::dispatched;
+use crate::math::{erf, exp, tanh};
+use crate::simd::{LANES, Simd};
+
+/// What a gate does to a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`.
+    Silu,
+    /// `x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) / 2`.
+    GeluTanh,
+    /// `x (1 + erf(x / sqrt(2))) / 2`.
+    GeluErf,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+dispatched! {
+    /// `up = activation(gate) * up`; both have the same length.
+    pub fn gated(activation: Activation, gate: &[f32], up: &mut [f32]) = gate_lanes;
+}
+dispatched! {
+    /// `x = activation(x)`.
+    pub fn activate(activation: Activation, x: &mut [f32]) = activate_lanes;
+}
+dispatched! {
+    /// `x = x + factor * y`, rounded once; both have the same length.
+    pub fn add_scaled(x: &mut [f32], y: &[f32], factor: f32) = add_scaled_lanes;
+}
+dispatched! {
+    /// `x = cap * tanh(x / cap)`.
+    pub fn softcap(x: &mut [f32], cap: f32) = softcap_lanes;
+}
+dispatched! {
+    /// `x = factor * x`.
+    pub fn scale(x: &mut [f32], factor: f32) = scale_lanes;
+}
+
+/// Up to sixteen values, the rest zeros.
+#[inline(always)]
+pub(crate) fn padded(values: &[f32]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    lanes[..values.len()].copy_from_slice(values);
+    lanes
+}
+
+/// Defines a function that sets every lane `$x` of a slice, given the lanes `$y` of further slices, to `$value`.
+macro_rules! for_lanes {
+    ($simd:ident, $x:ident $(, $y:ident)* => $value:expr) => {{
+        $(assert_eq!($y.len(), $x.len());)*
+        let (chunks, tail) = $x.as_chunks_mut::<LANES>();
+        for i in 0..chunks.len() {
+            let $x = $simd.load(&chunks[i]);
+            $(let $y = $simd.load(&$y.as_chunks::<LANES>().0[i]);)*
+            $simd.store($value, &mut chunks[i]);
+        }
+        if !tail.is_empty() {
+            let mut to = padded(tail);
+            let $x = $simd.load(&to);
+            $(let $y = $simd.load(&padded($y.as_chunks::<LANES>().1));)*
+            $simd.store($value, &mut to);
+            tail.copy_from_slice(&to[..tail.len()]);
+        }
+    }};
+}
+
+#[inline(always)]
+fn gate_lanes<S: Simd>(simd: S, activation: Activation, gate: &[f32], up: &mut [f32]) {
+    for_lanes!(simd, up, gate => simd.mul(activated(simd, activation, gate), up));
+}
+
+#[inline(always)]
+fn activate_lanes<S: Simd>(simd: S, activation: Activation, x: &mut [f32]) {
+    for_lanes!(simd, x => activated(simd, activation, x));
+}
+
+#[inline(always)]
+fn add_scaled_lanes<S: Simd>(simd: S, x: &mut [f32], y: &[f32], factor: f32) {
+    let factor = simd.splat(factor);
+    for_lanes!(simd, x, y => simd.fma(y, factor, x));
+}
+
+#[inline(always)]
+fn softcap_lanes<S: Simd>(simd: S, x: &mut [f32], cap: f32) {
+    for_lanes!(simd, x => capped(simd, x, cap));
+}
+
+#[inline(always)]
+fn scale_lanes<S: Simd>(simd: S, x: &mut [f32], factor: f32) {
+    let factor = simd.splat(factor);
+    for_lanes!(simd, x => simd.mul(x, factor));
+}
+
+/// `cap * tanh(x / cap)`.
+#[inline(always)]
+pub(crate) fn capped<S: Simd>(simd: S, x: S::F32, cap: f32) -> S::F32 {
+    let cap = simd.splat(cap);
+    simd.mul(cap, tanh(simd, simd.div(x, cap)))
+}
+
+#[inline(always)]
+fn activated<S: Simd>(simd: S, activation: Activation, x: S::F32) -> S::F32 {
+    match activation {
+        Activation::Silu => silu(simd, x, x),
+        Activation::GeluTanh => gelu_tanh(simd, x),
+        Activation::GeluErf => gelu_erf(simd, x),
+        Activation::Relu => simd.max(x, simd.splat(0.0)),
+    }
+}
+
+/// `x / (1 + e^-y)`.
+#[inline(always)]
+fn silu<S: Simd>(simd: S, x: S::F32, y: S::F32) -> S::F32 {
+    simd.div(x, simd.add(simd.splat(1.0), exp(simd, simd.sub(simd.splat(0.0), y))))
+}
+
+/// `(1 + tanh(u)) / 2` is `1 / (1 + e^-2u)`, which does not cancel for negative `u`.
+#[inline(always)]
+fn gelu_tanh<S: Simd>(simd: S, x: S::F32) -> S::F32 {
+    const TWICE_SQRT_2_BY_PI: f32 = 1.595_769_2;
+    let square = simd.mul(x, x);
+    let slope = simd.fma(square, simd.splat(TWICE_SQRT_2_BY_PI * 0.044_715), simd.splat(TWICE_SQRT_2_BY_PI));
+    silu(simd, x, simd.mul(x, slope))
+}
+
+#[inline(always)]
+fn gelu_erf<S: Simd>(simd: S, x: S::F32) -> S::F32 {
+    let integral = erf(simd, simd.mul(x, simd.splat(std::f32::consts::FRAC_1_SQRT_2)));
+    let half = simd.mul(x, simd.splat(0.5));
+    simd.fma(half, integral, half)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::isa::Isa;
+    use crate::math::tests::{erf_by_series, hostile};
+
+    const ACTIVATIONS: [Activation; 4] =
+        [Activation::Silu, Activation::GeluTanh, Activation::GeluErf, Activation::Relu];
+
+    fn exact(activation: Activation, x: f64) -> f64 {
+        match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::GeluTanh => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
+            }
+            Activation::GeluErf => 0.5 * x * (1.0 + erf_by_series(x / 2.0_f64.sqrt())),
+            Activation::Relu => x.max(0.0),
+        }
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    fn every_kernel(isa: Isa, x: &[f32], y: &[f32]) -> Vec<u32> {
+        let mut all = Vec::new();
+        let mut run = |kernel: &dyn Fn(&mut [f32])| {
+            let mut values = x.to_vec();
+            kernel(&mut values);
+            all.extend(bits(&values));
+        };
+        for activation in ACTIVATIONS {
+            run(&|x| gated(isa, activation, y, x));
+            run(&|x| activate(isa, activation, x));
+        }
+        run(&|x| add_scaled(isa, x, y, 0.22));
+        run(&|x| softcap(isa, x, 30.0));
+        run(&|x| scale(isa, x, -0.7));
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_gives_the_same_bits(
+            pairs in prop::collection::vec((hostile(), -1e4_f32..1e4), 0..70),
+        ) {
+            let (x, y): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let expected = every_kernel(Isa::SCALAR, &x, &y);
+            for isa in Isa::available() {
+                prop_assert_eq!(&every_kernel(isa, &x, &y), &expected, "{}", isa.name());
+            }
+        }
+
+        #[test]
+        fn activations_are_close_to_their_definitions(x in prop::collection::vec(hostile(), 1..40)) {
+            for activation in ACTIVATIONS {
+                let (mut plain, mut up) = (x.clone(), vec![2.0; x.len()]);
+                activate(Isa::SCALAR, activation, &mut plain);
+                gated(Isa::SCALAR, activation, &x, &mut up);
+                for ((x, plain), up) in x.iter().zip(plain).zip(up) {
+                    let exact = exact(activation, f64::from(*x));
+                    let error = (f64::from(plain) - exact).abs();
+                    let size = f64::from(x.abs()).min(30.0).max(exact.abs());
+                    prop_assert!(error <= 4e-7 * size + 1e-37, "{:?} of {}: {}, not {}", activation, x, plain, exact);
+                    prop_assert_eq!(up, 2.0 * plain);
+                }
+            }
+        }
+
+        #[test]
+        fn caps_scales_and_sums(x in prop::collection::vec(-200.0_f32..200.0, 1..40), cap in 1.0_f32..60.0) {
+            let mut capped = x.clone();
+            softcap(Isa::SCALAR, &mut capped, cap);
+            let (mut sum, mut scaled) = (x.clone(), x.clone());
+            add_scaled(Isa::SCALAR, &mut sum, &capped, 1.0);
+            scale(Isa::SCALAR, &mut scaled, cap);
+            for i in 0..x.len() {
+                let exact = f64::from(cap) * (f64::from(x[i]) / f64::from(cap)).tanh();
+                prop_assert!((f64::from(capped[i]) - exact).abs() <= 4e-7 * exact.abs());
+                prop_assert_eq!(sum[i], x[i] + capped[i]);
+                prop_assert_eq!(scaled[i], x[i] * cap);
+            }
+        }
+    }
+}

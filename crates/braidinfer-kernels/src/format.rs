@@ -1,0 +1,327 @@
+//! How weights are stored: in files, and packed into panels.
+//!
+//! A matrix of `rows` outputs by `cols` inputs is packed into panels of [`LANES`] rows, the last one padded with
+//! rows of zeros. A panel holds its columns in chunks of [`CHUNK`], of which the last may be shorter, and a chunk
+//! holds blocks of [`BLOCK`] columns. Every chunk is a multiple of 64 bytes.
+//!
+//! A chunk of `n` blocks of [`PanelFormat::Int`] holds first its scales, padded with zeros to a multiple of 64 bytes:
+//!
+//! - [`Scales::F16`]: `[n][16 rows]` f16 scales.
+//! - [`Scales::F16Min`]: the same, then `[n][16 rows]` f16 minima.
+//! - [`Scales::Super`]: `[16 rows]` f16 `d`, then `[groups][16 rows]` i8 `sc`.
+//! - [`Scales::SuperMin`]: `[16 rows]` f16 `d`, `[16 rows]` f16 `dmin`, then `[groups][16 rows]` u8 `sc` and as
+//!   many u8 `m`.
+//!
+//! Then its codes, in vectors of 64 bytes, of which the bytes `4r..4r + 4` belong to row `r`. For each block:
+//!
+//! - [`CodeBits::Eight`]: vector `j` of 8 has the codes of columns `4j..4j + 4`.
+//! - [`CodeBits::Four`]: vector `j` of 4 has the codes of columns `4j..4j + 4` in the low halves of its bytes and those
+//!   of columns `16 + 4j..16 + 4j + 4` in the high halves.
+//! - [`CodeBits::Six`]: 4 vectors of the low four bits as above, then 2 of the upper two: those of columns
+//!   `4j..4j + 4` in vector `j % 2`, from bit `2 * (j / 2)` of its bytes on.
+//!
+//! Floats have no scales. Columns are padded with zeros to whole blocks, and everything is little-endian:
+//!
+//! - [`PanelFormat::Bf16`]: `[cols / 2][16 rows]` pairs, that of column `2i` in the lower half of 32 bits.
+//! - [`PanelFormat::F16`] and [`PanelFormat::F32`]: `[cols][16 rows]`.
+
+use crate::LANES;
+
+/// Columns of a block: what all codes and scales come in multiples of.
+pub const BLOCK: usize = 32;
+
+/// Blocks of a chunk.
+pub const CHUNK_BLOCKS: usize = CHUNK / BLOCK;
+
+/// Columns of a chunk; the last one of a panel may have fewer.
+pub const CHUNK: usize = 256;
+
+/// What the parts of a chunk are aligned to, in bytes.
+pub(crate) const VECTOR: usize = 64;
+
+/// How a file stores the values of a matrix. Names and layouts of the block types are llama.cpp's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of binary32.
+    Bf16,
+    /// 32 values of 4 bits with a scale.
+    Q4_0,
+    /// 32 values of 4 bits with a scale and a minimum.
+    Q4_1,
+    /// 32 values of 5 bits with a scale.
+    Q5_0,
+    /// 32 values of 5 bits with a scale and a minimum.
+    Q5_1,
+    /// 32 values of 8 bits with a scale.
+    Q8_0,
+    /// 256 values of 2 bits, 4-bit scale and minimum per 16.
+    Q2K,
+    /// 256 values of 3 bits, 6-bit scale per 16.
+    Q3K,
+    /// 256 values of 4 bits, 6-bit scale and minimum per 32.
+    Q4K,
+    /// 256 values of 5 bits, 6-bit scale and minimum per 32.
+    Q5K,
+    /// 256 values of 6 bits, 8-bit scale per 16.
+    Q6K,
+    /// 32 values from a table of 16 uneven levels, with a scale.
+    Iq4Nl,
+    /// 256 values from the same table, 6-bit scale per 32.
+    Iq4Xs,
+}
+
+impl WeightType {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+    ];
+
+    /// Values per block; 1 for floats.
+    pub const fn block_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
+        }
+    }
+
+    /// Bytes per block.
+    pub const fn block_size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q4_0 | Self::Iq4Nl => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Iq4Xs => 136,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Bytes of a row of `cols` values, which are whole blocks.
+    pub const fn row_bytes(self, cols: usize) -> usize {
+        assert!(cols.is_multiple_of(self.block_len()), "rows of whole blocks");
+        cols / self.block_len() * self.block_size()
+    }
+}
+
+/// How the values of a panel are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PanelFormat {
+    /// Small integers with scales.
+    Int(IntFormat),
+    /// The upper half of binary32.
+    Bf16,
+    /// IEEE binary16.
+    F16,
+    /// IEEE binary32.
+    F32,
+}
+
+/// Values `scale[row][group] * (code - zero) + min[row][group]` with unsigned codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct IntFormat {
+    /// How codes are stored.
+    pub bits: CodeBits,
+    /// Columns that share a scale in each row.
+    pub group: GroupLen,
+    /// How scales are stored, and whether there are minima.
+    pub scales: Scales,
+    /// The code of zero: 0 where there are minima, else 4, 8, 16, 32 or 128.
+    pub zero: u8,
+}
+
+/// Bits that a code takes in a panel; it may have fewer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CodeBits {
+    /// Two codes in a byte.
+    Four,
+    /// Four codes in three bytes.
+    Six,
+    /// A byte each.
+    Eight,
+}
+
+/// Columns that share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GroupLen {
+    /// 16 columns.
+    Sixteen,
+    /// 32 columns.
+    ThirtyTwo,
+}
+
+/// Scales of the groups of a chunk, for each row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scales {
+    /// f16 scales.
+    F16,
+    /// f16 scales and f16 minima.
+    F16Min,
+    /// `scale = d * sc`, with an f16 `d` for the whole chunk and a signed byte for the group.
+    Super,
+    /// `scale = d * sc` and `min = -(dmin * m)`, with f16 `d` and `dmin` and unsigned bytes.
+    SuperMin,
+}
+
+impl PanelFormat {
+    /// The format that holds every value of a type exactly.
+    pub const fn of(weight_type: WeightType) -> Self {
+        use CodeBits::{Eight, Four, Six};
+        use GroupLen::{Sixteen, ThirtyTwo};
+        let (bits, group, scales, zero) = match weight_type {
+            WeightType::F32 => return Self::F32,
+            WeightType::F16 => return Self::F16,
+            WeightType::Bf16 => return Self::Bf16,
+            WeightType::Q4_0 => (Four, ThirtyTwo, Scales::F16, 8),
+            WeightType::Q4_1 => (Four, ThirtyTwo, Scales::F16Min, 0),
+            WeightType::Q5_0 => (Six, ThirtyTwo, Scales::F16, 16),
+            WeightType::Q5_1 => (Six, ThirtyTwo, Scales::F16Min, 0),
+            WeightType::Q8_0 | WeightType::Iq4Nl => (Eight, ThirtyTwo, Scales::F16, 128),
+            WeightType::Q2K => (Four, Sixteen, Scales::SuperMin, 0),
+            WeightType::Q3K => (Four, Sixteen, Scales::Super, 4),
+            WeightType::Q4K => (Four, ThirtyTwo, Scales::SuperMin, 0),
+            WeightType::Q5K => (Six, ThirtyTwo, Scales::SuperMin, 0),
+            WeightType::Q6K => (Six, Sixteen, Scales::Super, 32),
+            WeightType::Iq4Xs => (Eight, ThirtyTwo, Scales::Super, 128),
+        };
+        Self::Int(IntFormat { bits, group, scales, zero })
+    }
+}
+
+impl IntFormat {
+    /// Groups in `blocks32` blocks.
+    pub const fn groups(self, blocks32: usize) -> usize {
+        match self.group {
+            GroupLen::Sixteen => 2 * blocks32,
+            GroupLen::ThirtyTwo => blocks32,
+        }
+    }
+
+    /// Whether there are minima.
+    pub const fn has_mins(self) -> bool {
+        matches!(self.scales, Scales::F16Min | Scales::SuperMin)
+    }
+
+    /// Bytes of the scales of a chunk, with their padding.
+    pub const fn scale_bytes(self, blocks32: usize) -> usize {
+        let bytes = match self.scales {
+            Scales::F16 => 2 * LANES * blocks32,
+            Scales::F16Min => 4 * LANES * blocks32,
+            Scales::Super => 2 * LANES + LANES * self.groups(blocks32),
+            Scales::SuperMin => 4 * LANES + 2 * LANES * self.groups(blocks32),
+        };
+        bytes.next_multiple_of(VECTOR)
+    }
+
+    /// Vectors of 64 bytes that the codes of a block take.
+    pub const fn code_vectors(self) -> usize {
+        match self.bits {
+            CodeBits::Four => 4,
+            CodeBits::Six => 6,
+            CodeBits::Eight => 8,
+        }
+    }
+}
+
+/// Bytes of a chunk of `blocks32` blocks, from 1 to [`CHUNK_BLOCKS`].
+pub const fn chunk_bytes(format: PanelFormat, blocks32: usize) -> usize {
+    match format {
+        PanelFormat::Int(format) => format.scale_bytes(blocks32) + blocks32 * format.code_vectors() * VECTOR,
+        PanelFormat::Bf16 | PanelFormat::F16 => 2 * LANES * BLOCK * blocks32,
+        PanelFormat::F32 => 4 * LANES * BLOCK * blocks32,
+    }
+}
+
+/// Chunks of a panel.
+pub const fn chunks(cols: usize) -> usize {
+    cols.div_ceil(CHUNK)
+}
+
+/// Blocks of chunk `chunk` of a panel of `cols` columns.
+pub const fn chunk_blocks(cols: usize, chunk: usize) -> usize {
+    let left = cols.div_ceil(BLOCK) - CHUNK_BLOCKS * chunk;
+    if left < CHUNK_BLOCKS { left } else { CHUNK_BLOCKS }
+}
+
+/// Where chunk `chunk` of a panel begins, in bytes.
+pub const fn chunk_start(format: PanelFormat, chunk: usize) -> usize {
+    chunk * chunk_bytes(format, CHUNK_BLOCKS)
+}
+
+/// Bytes of a panel of `cols` columns.
+pub const fn panel_bytes(format: PanelFormat, cols: usize) -> usize {
+    let tail = cols.div_ceil(BLOCK) % CHUNK_BLOCKS;
+    let whole = cols.div_ceil(BLOCK) / CHUNK_BLOCKS;
+    chunk_start(format, whole) + if tail > 0 { chunk_bytes(format, tail) } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_is_whole_vectors() {
+        for weight_type in WeightType::ALL {
+            let format = PanelFormat::of(weight_type);
+            for blocks32 in 1..=CHUNK_BLOCKS {
+                assert!(chunk_bytes(format, blocks32).is_multiple_of(VECTOR), "{weight_type:?}, {blocks32} blocks");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_make_up_a_panel() {
+        for weight_type in WeightType::ALL {
+            let format = PanelFormat::of(weight_type);
+            for cols in [1, 32, 255, 256, 257, 288, 512, 1000] {
+                let lens = (0..chunks(cols)).map(|chunk| chunk_bytes(format, chunk_blocks(cols, chunk)));
+                assert_eq!(lens.sum::<usize>(), panel_bytes(format, cols), "{weight_type:?}, {cols} columns");
+            }
+        }
+    }
+
+    #[test]
+    fn minima_go_with_codes_from_zero() {
+        for weight_type in WeightType::ALL {
+            if let PanelFormat::Int(format) = PanelFormat::of(weight_type) {
+                assert_eq!(format.has_mins(), format.zero == 0, "{weight_type:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_of_chunks_are_as_laid_out() {
+        let bytes = |weight_type, blocks32| chunk_bytes(PanelFormat::of(weight_type), blocks32);
+        assert_eq!(bytes(WeightType::Q8_0, 8), 256 + 4096);
+        assert_eq!(bytes(WeightType::Q8_0, 1), 64 + 512);
+        assert_eq!(bytes(WeightType::Q5_1, 3), 192 + 3 * 384);
+        assert_eq!(bytes(WeightType::Q6K, 8), 320 + 8 * 384);
+        assert_eq!(bytes(WeightType::Q4K, 8), 320 + 8 * 256);
+        assert_eq!(bytes(WeightType::Bf16, 8), 256 * 32);
+    }
+}

@@ -1,0 +1,145 @@
+//! Which instruction set runs: found once, carried in a value.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use crate::simd::Scalar;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx2Vnni, Avx512};
+
+/// The environment variable that forces an instruction set.
+pub const ISA_VARIABLE: &str = "BRAIDINFER_ISA";
+
+/// An instruction set that this processor has. All of them give the same bits.
+#[derive(Debug, Clone, Copy)]
+pub struct Isa(pub(crate) Level);
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Level {
+    Scalar(Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx2Vnni(Avx2Vnni),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+/// Why an instruction set cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IsaError {
+    asked: String,
+    available: String,
+}
+
+impl fmt::Display for IsaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { asked, available } = self;
+        write!(f, "{ISA_VARIABLE}: expected one of {available} on this processor, found `{asked}`")
+    }
+}
+
+impl std::error::Error for IsaError {}
+
+impl Isa {
+    /// The definition of every kernel, in plain Rust.
+    pub const SCALAR: Self = Self(Level::Scalar(Scalar));
+
+    /// Every instruction set of this processor, best first.
+    pub fn available() -> Vec<Self> {
+        let mut levels = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            levels.extend(Avx512::detect().map(Level::Avx512));
+            levels.extend(Avx2Vnni::detect().map(Level::Avx2Vnni));
+            levels.extend(Avx2::detect().map(Level::Avx2));
+        }
+        levels.push(Level::Scalar(Scalar));
+        levels.into_iter().map(Self).collect()
+    }
+
+    /// The best one, or the one that `BRAIDINFER_ISA` names. Found once per process.
+    pub fn detect() -> Result<Self, IsaError> {
+        static FOUND: OnceLock<Result<Isa, IsaError>> = OnceLock::new();
+        FOUND
+            .get_or_init(|| match std::env::var(ISA_VARIABLE) {
+                Ok(name) => name.parse(),
+                Err(_) => Ok(Self::available()[0]),
+            })
+            .clone()
+    }
+
+    /// `scalar`, `avx2`, `avx2+vnni` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Scalar(_) => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2Vnni(_) => "avx2+vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+        }
+    }
+}
+
+impl FromStr for Isa {
+    type Err = IsaError;
+
+    /// `scalar`, `avx2` (with VNNI where the processor has it) or `avx512`.
+    fn from_str(name: &str) -> Result<Self, IsaError> {
+        let available = Self::available();
+        let found = available.iter().find(|isa| isa.name().split('+').next() == Some(name));
+        found.copied().ok_or_else(|| {
+            let mut names: Vec<&str> = available.iter().filter_map(|isa| isa.name().split('+').next()).collect();
+            names.dedup();
+            IsaError { asked: name.to_owned(), available: names.join(", ") }
+        })
+    }
+}
+
+/// Defines a public function that runs a generic one, compiled for the instruction set it is given.
+///
+/// `pub fn name(args) -> result = path;` where `path` is `fn(simd: impl Simd, args) -> result`, inlined always.
+macro_rules! dispatched {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $generic:path;) => {
+        $(#[$attribute])*
+        #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+        #[allow(unsafe_code, reason = "one of the two homes of `unsafe`: calls of functions compiled for more features")]
+        $visibility fn $name(isa: $crate::isa::Isa, $($arg: $type),*) $(-> $result)? {
+            use $crate::isa::Level;
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+            fn avx512(simd: $crate::simd::Avx512, $($arg: $type),*) $(-> $result)? {
+                $generic(simd, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+            fn avx2_vnni(simd: $crate::simd::Avx2Vnni, $($arg: $type),*) $(-> $result)? {
+                $generic(simd, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+            fn avx2(simd: $crate::simd::Avx2, $($arg: $type),*) $(-> $result)? {
+                $generic(simd, $($arg),*)
+            }
+            match isa.0 {
+                Level::Scalar(simd) => $generic(simd, $($arg),*),
+                // SAFETY: the value proves that the processor has the features that the function is compiled for.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2(simd) => unsafe { avx2(simd, $($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2Vnni(simd) => unsafe { avx2_vnni(simd, $($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512(simd) => unsafe { avx512(simd, $($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use dispatched;

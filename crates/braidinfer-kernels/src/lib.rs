@@ -1,0 +1,36 @@
+//! Kernels: slices to slices.
+//!
+//! Every kernel is written once over sixteen lanes and compiled for several instruction sets, of which one is
+//! chosen at run time. All of them give the same bits: the order of every sum is fixed by the kernel and by the
+//! shapes of one row, never by the other rows, the instruction set or the number of threads.
+
+mod activations;
+pub mod attention;
+mod buffer;
+pub mod ceilings;
+pub mod elementwise;
+pub mod format;
+mod isa;
+mod math;
+mod matmul;
+pub mod norm;
+mod pack;
+mod pages;
+mod pool;
+mod prepare;
+pub mod rope;
+#[cfg(test)]
+mod samples;
+mod simd;
+
+pub use activations::{Activations, NumericLevel, encode_row};
+pub use buffer::Buffer;
+pub use elementwise::Activation;
+pub use format::{BLOCK, PanelFormat, WeightType, panel_bytes};
+pub use isa::{ISA_VARIABLE, Isa, IsaError};
+pub use matmul::{Panels, matmul};
+pub use pack::{NotFinite, pack_panel};
+pub use pages::Pages;
+pub use pool::{Chunks, Items, Parts, PerThread, Pool, Ranges, default_threads};
+pub use prepare::read_row;
+pub use simd::LANES;

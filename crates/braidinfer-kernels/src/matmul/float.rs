@@ -1,0 +1,197 @@
+//! Panels of plain numbers.
+
+use super::{ChunkKernel, Panels, for_each_tile, prefetch_share};
+use crate::activations::{Activations, NumericLevel, f32_words};
+use crate::format::{BLOCK, CHUNK, panel_bytes};
+use crate::simd::{LANES, Simd};
+
+/// How a run of columns of a panel is multiplied.
+pub(super) trait Weights: Copy + Default {
+    /// Columns of a step.
+    const COLUMNS: usize;
+    /// Bytes of a step: those columns of 16 rows.
+    const BYTES: usize;
+    /// The words of activations it reads.
+    const LEVEL: NumericLevel;
+    /// Words that a step reads per row.
+    const WORDS: usize;
+
+    /// The weights of a step.
+    type Loaded<S: Simd>: Copy;
+
+    fn load<S: Simd>(self, simd: S, bytes: &[u8]) -> Self::Loaded<S>;
+
+    /// Adds the products of a step; `x` gives the word of each column or pair of columns.
+    fn add<S: Simd>(self, simd: S, weights: Self::Loaded<S>, x: [u32; 2], sum: S::F32) -> S::F32;
+}
+
+#[derive(Clone, Copy, Default)]
+pub(super) struct F32;
+#[derive(Clone, Copy, Default)]
+pub(super) struct F16;
+#[derive(Clone, Copy, Default)]
+pub(super) struct Bf16;
+/// Both weights and activations in bf16.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Bf16Dot;
+
+impl Weights for F32 {
+    const COLUMNS: usize = 1;
+    const BYTES: usize = 64;
+    const LEVEL: NumericLevel = NumericLevel::F32;
+    const WORDS: usize = 1;
+    type Loaded<S: Simd> = S::F32;
+
+    #[inline(always)]
+    fn load<S: Simd>(self, simd: S, bytes: &[u8]) -> S::F32 {
+        simd.float_of(simd.load_i32(bytes.first_chunk().expect("a step has 64 bytes")))
+    }
+    #[inline(always)]
+    fn add<S: Simd>(self, simd: S, weights: S::F32, x: [u32; 2], sum: S::F32) -> S::F32 {
+        simd.fma(weights, simd.splat(f32::from_bits(x[0])), sum)
+    }
+}
+
+impl Weights for F16 {
+    const COLUMNS: usize = 1;
+    const BYTES: usize = 32;
+    const LEVEL: NumericLevel = NumericLevel::F32;
+    const WORDS: usize = 1;
+    type Loaded<S: Simd> = S::F32;
+
+    #[inline(always)]
+    fn load<S: Simd>(self, simd: S, bytes: &[u8]) -> S::F32 {
+        simd.load_f16_bytes(bytes.first_chunk().expect("a step has 32 bytes"))
+    }
+    #[inline(always)]
+    fn add<S: Simd>(self, simd: S, weights: S::F32, x: [u32; 2], sum: S::F32) -> S::F32 {
+        simd.fma(weights, simd.splat(f32::from_bits(x[0])), sum)
+    }
+}
+
+impl Weights for Bf16 {
+    const COLUMNS: usize = 2;
+    const BYTES: usize = 64;
+    const LEVEL: NumericLevel = NumericLevel::F32;
+    const WORDS: usize = 2;
+    type Loaded<S: Simd> = [S::F32; 2];
+
+    #[inline(always)]
+    fn load<S: Simd>(self, simd: S, bytes: &[u8]) -> [S::F32; 2] {
+        let pairs = simd.load_i32(bytes.first_chunk().expect("a step has 64 bytes"));
+        let upper = simd.splat_i32(0xffff_0000_u32 as i32);
+        [simd.float_of(simd.shl::<16>(pairs)), simd.float_of(simd.and(pairs, upper))]
+    }
+    #[inline(always)]
+    fn add<S: Simd>(self, simd: S, weights: [S::F32; 2], x: [u32; 2], sum: S::F32) -> S::F32 {
+        let sum = simd.fma(weights[0], simd.splat(f32::from_bits(x[0])), sum);
+        simd.fma(weights[1], simd.splat(f32::from_bits(x[1])), sum)
+    }
+}
+
+impl Weights for Bf16Dot {
+    const COLUMNS: usize = 2;
+    const BYTES: usize = 64;
+    const LEVEL: NumericLevel = NumericLevel::Bf16;
+    const WORDS: usize = 1;
+    type Loaded<S: Simd> = S::I32;
+
+    #[inline(always)]
+    fn load<S: Simd>(self, simd: S, bytes: &[u8]) -> S::I32 {
+        simd.load_i32(bytes.first_chunk().expect("a step has 64 bytes"))
+    }
+    #[inline(always)]
+    fn add<S: Simd>(self, simd: S, weights: S::I32, x: [u32; 2], sum: S::F32) -> S::F32 {
+        simd.dot_bf16(sum, weights, simd.splat_i32(x[0] as i32))
+    }
+}
+
+/// `[panels][rows][16]`.
+#[inline(always)]
+pub(super) fn multiply<S: Simd, W: Weights>(simd: S, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) {
+    let weights = W::default();
+    let panel_bytes = panel_bytes(panels.format, panels.columns);
+    let (out, _) = out.as_chunks_mut::<LANES>();
+    assert_eq!(out.len() * panel_bytes, x.rows * panels.data.len(), "one output per panel and row");
+    let groups = panels.data.chunks(S::PANELS * panel_bytes);
+    for (group, (data, out)) in groups.zip(out.chunks_mut(S::PANELS * x.rows)).enumerate() {
+        let number = group * S::PANELS;
+        if S::PANELS == 2 && data.len() == 2 * panel_bytes {
+            let (first, second) = data.split_at(panel_bytes);
+            let (out_first, out_second) = out.split_at_mut(x.rows);
+            panel_group(simd, weights, panels, number, [first, second], x, [out_first, out_second]);
+        } else {
+            panel_group(simd, weights, panels, number, [data], x, [out]);
+        }
+    }
+}
+
+#[inline(always)]
+fn panel_group<S: Simd, W: Weights, const P: usize>(
+    simd: S,
+    weights: W,
+    panels: Panels<'_>,
+    number: usize,
+    data: [&[u8]; P],
+    x: &Activations<'_>,
+    mut out: [&mut [[f32; LANES]]; P],
+) {
+    for sums in &mut out {
+        sums.fill([0.0; LANES]);
+    }
+    let chunk_bytes = CHUNK / W::COLUMNS * W::BYTES;
+    for chunk in 0..x.columns.div_ceil(CHUNK) {
+        let start = chunk * chunk_bytes;
+        let chunk_data = data.map(|panel| &panel[start..panel.len().min(start + chunk_bytes)]);
+        let mut ahead = [&[][..]; P];
+        for (panel, ahead) in ahead.iter_mut().enumerate() {
+            *ahead = panels.next_lines(number + panel, start + chunk_data[0].len(), chunk_bytes, S::PANELS);
+        }
+        for_each_tile(simd, &Chunk { weights, panels: chunk_data }, x, chunk, ahead, &mut out);
+    }
+}
+
+struct Chunk<'a, W, const P: usize> {
+    weights: W,
+    panels: [&'a [u8]; P],
+}
+
+impl<S: Simd, W: Weights, const P: usize> ChunkKernel<S, P> for Chunk<'_, W, P> {
+    #[inline(always)]
+    fn accumulate<const N: usize>(
+        &self,
+        simd: S,
+        x: &[u32],
+        ahead: [&[[u8; 64]]; P],
+        sums: [&mut [[f32; LANES]; N]; P],
+    ) {
+        let mut totals = [[simd.splat(0.0); N]; P];
+        for panel in 0..P {
+            for row in 0..N {
+                totals[panel][row] = simd.load(&sums[panel][row]);
+            }
+        }
+        let mut steps = self.panels.map(|panel| panel.chunks_exact(W::BYTES));
+        let own = if W::LEVEL == NumericLevel::F32 { f32_words::SUM } else { BLOCK / 2 };
+        for (number, block) in x.chunks_exact(W::LEVEL.block_words() * N).enumerate() {
+            prefetch_share(simd, ahead, number);
+            for x in block[..own * N].chunks_exact(W::WORDS * N) {
+                let mut weights = [self.weights.load(simd, &[0; 64]); P];
+                for (weights, steps) in weights.iter_mut().zip(&mut steps) {
+                    *weights = self.weights.load(simd, steps.next().expect("as many weights as activations"));
+                }
+                for row in 0..N {
+                    let x = [x[row], x[(W::WORDS - 1) * N + row]];
+                    for panel in 0..P {
+                        totals[panel][row] = self.weights.add(simd, weights[panel], x, totals[panel][row]);
+                    }
+                }
+            }
+        }
+        for panel in 0..P {
+            for row in 0..N {
+                simd.store(totals[panel][row], &mut sums[panel][row]);
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Panels times rows of activations.
+//!
+//! One lane is one row of the weights, so no sum crosses lanes; the columns of a row are summed in order. Several
+//! panels and rows of activations go at once, which changes nothing in the sum of any one of them.
+
+mod float;
+mod integer;
+#[cfg(test)]
+mod tests;
+
+use crate::activations::{Activations, NumericLevel, tiles};
+use crate::format::{CHUNK, CHUNK_BLOCKS, GroupLen, PanelFormat, panel_bytes};
+use crate::isa::{Isa, dispatched};
+use crate::simd::{LANES, Simd};
+
+/// Chunks of fewer bytes are asked for earlier.
+const SMALL_CHUNK: usize = 4 << 10;
+const SKIP: usize = 1;
+
+/// A run of panels of one matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Panels<'a> {
+    /// How they are stored.
+    pub format: PanelFormat,
+    /// Columns of the matrix.
+    pub columns: usize,
+    /// Whole panels, one after the other.
+    pub data: &'a [u8],
+    /// What this thread will probably read next; it is asked for ahead of time, and may be empty.
+    pub ahead: &'a [u8],
+}
+
+impl<'a> Panels<'a> {
+    /// The bytes to ask for while a chunk is multiplied that ends at `end` of panel `panel`: the next `len`, or
+    /// those after them where a chunk is small and its use shorter than memory takes to answer; in that panel or in the
+    /// one that comes `group` panels later.
+    fn next_lines(&self, panel: usize, end: usize, len: usize, group: usize) -> &'a [[u8; 64]] {
+        let panel_bytes = panel_bytes(self.format, self.columns);
+        let skip = if len < SMALL_CHUNK { SKIP * len } else { 0 };
+        let (mut panel, mut start) = (panel, end + skip);
+        while start >= panel_bytes {
+            (panel, start) = (panel + group, start - panel_bytes);
+        }
+        let (start, limit) = (panel * panel_bytes + start, (panel + 1) * panel_bytes);
+        let bytes = match start.checked_sub(self.data.len()) {
+            None => &self.data[start..self.data.len().min(limit)],
+            Some(start) => self.ahead.get(start..).unwrap_or_default(),
+        };
+        bytes[..bytes.len().min(len)].as_chunks().0
+    }
+}
+
+/// The product of every panel with every row of `x`, `[panels][rows][16]`.
+///
+/// # Panics
+///
+/// If the format cannot be multiplied at the level, or a size does not fit the others.
+pub fn matmul(isa: Isa, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) {
+    assert_eq!(panels.columns, x.columns, "as many columns in the weights as in the activations");
+    assert_eq!(x.words.len(), x.level.words(x.rows, x.columns), "every row is encoded");
+    let kernel = match (panels.format, x.level) {
+        (PanelFormat::Int(format), NumericLevel::Int8) => match (format.has_mins(), format.group) {
+            (false, GroupLen::ThirtyTwo) => int8_codes,
+            (false, GroupLen::Sixteen) => int8_codes_by_16,
+            (true, GroupLen::ThirtyTwo) => int8_codes_with_mins,
+            (true, GroupLen::Sixteen) => int8_codes_with_mins_by_16,
+        },
+        (PanelFormat::Int(format), NumericLevel::F32) => match (format.has_mins(), format.group) {
+            (false, GroupLen::ThirtyTwo) => f32_codes,
+            (false, GroupLen::Sixteen) => f32_codes_by_16,
+            (true, GroupLen::ThirtyTwo) => f32_codes_with_mins,
+            (true, GroupLen::Sixteen) => f32_codes_with_mins_by_16,
+        },
+        (PanelFormat::Bf16, NumericLevel::Bf16) => bf16_dot,
+        (PanelFormat::Bf16, NumericLevel::F32) => f32_bf16,
+        (PanelFormat::F16, NumericLevel::F32) => f32_f16,
+        (PanelFormat::F32, NumericLevel::F32) => f32_f32,
+        (format, level) => panic!("{format:?} cannot be multiplied at level {}", level.name()),
+    };
+    kernel(isa, panels, x, out);
+}
+
+/// One function for each kind of weights at each level: compiled apart, so that each is small.
+macro_rules! kernels {
+    ($($name:ident = $generic:path;)*) => {
+        $(dispatched! {
+            fn $name(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) = $generic;
+        })*
+    };
+}
+
+kernels! {
+    int8_codes = integer::multiply::<_, true, false, false>;
+    int8_codes_by_16 = integer::multiply::<_, true, false, true>;
+    int8_codes_with_mins = integer::multiply::<_, true, true, false>;
+    int8_codes_with_mins_by_16 = integer::multiply::<_, true, true, true>;
+    f32_codes = integer::multiply::<_, false, false, false>;
+    f32_codes_by_16 = integer::multiply::<_, false, false, true>;
+    f32_codes_with_mins = integer::multiply::<_, false, true, false>;
+    f32_codes_with_mins_by_16 = integer::multiply::<_, false, true, true>;
+    bf16_dot = float::multiply::<_, float::Bf16Dot>;
+    f32_bf16 = float::multiply::<_, float::Bf16>;
+    f32_f16 = float::multiply::<_, float::F16>;
+    f32_f32 = float::multiply::<_, float::F32>;
+}
+
+/// What multiplies one chunk of columns of `P` panels with one tile of `N` rows.
+trait ChunkKernel<S: Simd, const P: usize> {
+    /// Adds the products to `sums`. `x` holds the words of the tile's chunk, `ahead` lines to ask for meanwhile.
+    fn accumulate<const N: usize>(
+        &self,
+        simd: S,
+        x: &[u32],
+        ahead: [&[[u8; 64]]; P],
+        sums: [&mut [[f32; LANES]; N]; P],
+    );
+}
+
+/// Runs a kernel over every tile of rows. `chunk` counts from the left; `out` holds `[rows][16]` for each panel.
+/// The first tile asks for what lies `ahead`.
+#[inline(always)]
+fn for_each_tile<S: Simd, const P: usize>(
+    simd: S,
+    kernel: &impl ChunkKernel<S, P>,
+    x: &Activations<'_>,
+    chunk: usize,
+    mut ahead: [&[[u8; 64]]; P],
+    out: &mut [&mut [[f32; LANES]]; P],
+) {
+    let block_words = x.level.block_words();
+    let row_words = x.row_words();
+    let first = chunk * (CHUNK / 32) * block_words;
+    let last = (first + CHUNK / 32 * block_words).min(row_words);
+    for tile in tiles(S::TILE, x.rows) {
+        let rows = tile.len();
+        let words = &x.words[tile.start * row_words + first * rows..tile.start * row_words + last * rows];
+        match rows {
+            1 => kernel.accumulate::<1>(simd, words, ahead, sums(out, tile.start)),
+            2 => kernel.accumulate::<2>(simd, words, ahead, sums(out, tile.start)),
+            4 => kernel.accumulate::<4>(simd, words, ahead, sums(out, tile.start)),
+            _ if S::TILE == 8 => kernel.accumulate::<8>(simd, words, ahead, sums(out, tile.start)),
+            _ => unreachable!("tiles have at most {} rows", S::TILE),
+        }
+        ahead = [&[]; P];
+    }
+}
+
+/// Asks for the share of `lines` that falls on one of the [`CHUNK_BLOCKS`] blocks of a chunk.
+#[inline(always)]
+fn prefetch_share<S: Simd, const P: usize>(simd: S, lines: [&[[u8; 64]]; P], block: usize) {
+    for lines in lines {
+        let share = lines.len().div_ceil(CHUNK_BLOCKS);
+        for line in lines.iter().skip(block * share).take(share) {
+            simd.prefetch(line);
+        }
+    }
+}
+
+/// The sums of `N` rows in each panel.
+#[inline(always)]
+fn sums<'a, const P: usize, const N: usize>(
+    out: &'a mut [&mut [[f32; LANES]]; P],
+    row: usize,
+) -> [&'a mut [[f32; LANES]; N]; P] {
+    out.each_mut().map(|panel| panel[row..].first_chunk_mut().expect("a tile lies within the rows"))
+}

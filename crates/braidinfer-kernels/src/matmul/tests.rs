@@ -1,0 +1,177 @@
+use half::bf16;
+use proptest::prelude::*;
+
+use super::*;
+use crate::activations::encode_row;
+use crate::buffer::Buffer;
+use crate::format::{BLOCK, WeightType};
+use crate::prepare::read_row;
+use crate::samples::{Matrix, Seed, bits, seeds};
+
+/// Largest error of a sum in relation to the largest weight times the sum of all activations.
+const TOLERANCE: f64 = 1e-5;
+
+const LEVELS: [NumericLevel; 3] = [NumericLevel::F32, NumericLevel::Bf16, NumericLevel::Int8];
+
+fn can_multiply(format: PanelFormat, level: NumericLevel) -> bool {
+    match format {
+        PanelFormat::Int(_) => level != NumericLevel::Bf16,
+        PanelFormat::Bf16 => level != NumericLevel::Int8,
+        PanelFormat::F16 | PanelFormat::F32 => level == NumericLevel::F32,
+    }
+}
+
+/// Rows of activations, `[rows][columns]`, of either sign and of very different size.
+fn activations(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..rows * columns).map(|index| next() * if index % 37 == 0 { 50.0 } else { 1.0 }).collect()
+}
+
+fn encode(isa: Isa, level: NumericLevel, values: &[f32], rows: usize, columns: usize) -> Vec<u32> {
+    let mut words = vec![0; level.words(rows, columns)];
+    let row_words = level.words(1, columns);
+    for tile in isa.tiles(rows) {
+        let words = &mut words[tile.start * row_words..tile.end * row_words];
+        for row in tile.clone() {
+            encode_row(isa, level, &values[row * columns..][..columns], row - tile.start, tile.len(), words);
+        }
+    }
+    words
+}
+
+/// `[rows][panels][16]`: the product of some panels with some rows.
+fn product(
+    isa: Isa,
+    format: PanelFormat,
+    level: NumericLevel,
+    data: &[u8],
+    values: &[f32],
+    columns: usize,
+) -> Vec<f32> {
+    let (rows, panels) = (values.len() / columns, data.len() / panel_bytes(format, columns));
+    let words = encode(isa, level, values, rows, columns);
+    let x = Activations { level, rows, columns, words: &words };
+    let mut out = Buffer::new();
+    out.resize(panels * rows * LANES);
+    out.fill(f32::NAN);
+    matmul(isa, Panels { format, columns, data, ahead: &[] }, &x, &mut out);
+    let line = |row: usize, panel: usize| &out[(panel * rows + row) * LANES..][..LANES];
+    (0..rows).flat_map(|row| (0..panels).flat_map(move |panel| line(row, panel).to_vec())).collect()
+}
+
+/// What a level makes of a row.
+fn rounded(level: NumericLevel, row: &[f32]) -> Vec<f64> {
+    let round = |block: &[f32]| -> Vec<f64> {
+        let largest = block.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        match level {
+            NumericLevel::F32 => block.iter().map(|x| f64::from(*x)).collect(),
+            NumericLevel::Bf16 => block.iter().map(|x| bf16::from_f32(*x).to_f64()).collect(),
+            NumericLevel::Int8 if largest == 0.0 => vec![0.0; block.len()],
+            NumericLevel::Int8 => {
+                let scale = f64::from(largest / 127.0);
+                block.iter().map(|x| f64::from((x * (127.0 / largest)).round_ties_even()) * scale).collect()
+            }
+        }
+    };
+    row.chunks(BLOCK).flat_map(round).collect()
+}
+
+/// A matrix without denormals, whose products differ between instruction sets.
+fn sample(seed: Seed, weight_type: WeightType) -> Matrix {
+    let mut matrix = seed.matrix(weight_type);
+    if weight_type == WeightType::Bf16 {
+        for value in matrix.bytes.as_chunks_mut::<2>().0 {
+            let bits = u16::from_le_bytes(*value);
+            let exponent = 100 + (bits >> 7 & 0xff) % 56;
+            *value = (bits & 0x807f | exponent << 7).to_le_bytes();
+        }
+    }
+    matrix
+}
+
+fn check_definition(format: PanelFormat, level: NumericLevel, panel: &[u8], values: &[f32], columns: usize) {
+    let found = product(Isa::SCALAR, format, level, panel, values, columns);
+    for lane in 0..LANES {
+        let mut weights = vec![0.0; columns];
+        read_row(format, panel, columns, lane, &mut weights);
+        let largest = weights.iter().fold(0.0_f64, |largest, weight| largest.max(f64::from(weight.abs())));
+        // Sums of these would leave the range of f32.
+        if !(1e-30..1e30).contains(&largest) {
+            continue;
+        }
+        for (row, x) in values.chunks_exact(columns).enumerate() {
+            let x = rounded(level, x);
+            let expected: f64 = weights.iter().zip(&x).map(|(weight, x)| f64::from(*weight) * x).sum();
+            let magnitude = largest * x.iter().map(|x| x.abs()).sum::<f64>();
+            let error = (f64::from(found[row * LANES + lane]) - expected).abs();
+            assert!(error <= TOLERANCE * magnitude, "{format:?} {}: {error:e} of {magnitude:e}", level.name());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn products_are_those_of_the_definition(seed in seeds(), rows in 1..4_usize, state in any::<u64>()) {
+        for weight_type in WeightType::ALL {
+            let matrix = sample(seed, weight_type);
+            let values = activations(rows, matrix.cols, state);
+            for level in LEVELS.into_iter().filter(|level| can_multiply(matrix.format(), *level)) {
+                check_definition(matrix.format(), level, &matrix.packed(0), &values, matrix.cols);
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_and_any_company_give_the_same_bits(
+        seed in seeds(),
+        rows in 1..20_usize,
+        panels in 1..4_usize,
+        state in any::<u64>(),
+    ) {
+        for weight_type in WeightType::ALL {
+            let matrix = sample(seed, weight_type);
+            let (format, columns) = (matrix.format(), matrix.cols);
+            let data = matrix.packed(0).repeat(panels);
+            let values = activations(rows, columns, state);
+            for level in LEVELS.into_iter().filter(|level| can_multiply(format, *level)) {
+                let alone = values.chunks_exact(columns);
+                let expected: Vec<f32> =
+                    alone.flat_map(|row| product(Isa::SCALAR, format, level, &data, row, columns)).collect();
+                for isa in Isa::available() {
+                    let found = product(isa, format, level, &data, &values, columns);
+                    assert!(bits(&found) == bits(&expected), "{weight_type:?} {} on {}", level.name(), isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_not_lost() {
+    let columns = 64;
+    for weight_type in [WeightType::Q8_0, WeightType::Q4_1, WeightType::Bf16, WeightType::F32] {
+        let format = PanelFormat::of(weight_type);
+        let rows = vec![0x11; LANES * weight_type.row_bytes(columns)];
+        let mut panel = vec![0; panel_bytes(format, columns)];
+        assert_eq!(crate::pack_panel(weight_type, &rows, columns, &mut panel), None);
+        for (bad, level) in
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().flat_map(|bad| LEVELS.map(|l| (bad, l)))
+        {
+            if !can_multiply(format, level) {
+                continue;
+            }
+            let mut values = vec![1.0; columns];
+            values[40] = bad;
+            for isa in Isa::available() {
+                let found = product(isa, format, level, &panel, &values, columns);
+                assert!(found.iter().all(|y| !y.is_finite()), "{weight_type:?} {} on {}", level.name(), isa.name());
+            }
+        }
+    }
+}

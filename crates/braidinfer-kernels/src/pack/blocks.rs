@@ -1,0 +1,150 @@
+//! Panels of small integers, whatever the blocks they come from.
+//!
+//! The codes of a row go through eight words of 32 bits for each block of 32 columns, four codes in each: what a type
+//! adds is how its blocks spell them ([`super::layouts`]).
+
+use std::array::from_fn;
+
+use super::NotFinite;
+use crate::LANES;
+use crate::format::{BLOCK, CHUNK_BLOCKS, IntFormat, PanelFormat, Scales, WeightType, chunk_bytes};
+
+/// Codes of 32 columns, those of columns `4j..4j + 4` in word `j`, from its lowest byte on.
+pub(super) type Codes = [u32; 8];
+
+/// What a block of a file has besides codes; what a type lacks is zero.
+#[derive(Default)]
+pub(super) struct Header {
+    /// f16 scale and minimum: of all values, or of the scales and minima of groups.
+    pub halves: [[u8; 2]; 2],
+    /// Scales of groups.
+    pub scales: [u8; LANES],
+    /// Minima of groups.
+    pub mins: [u8; LANES],
+}
+
+/// A type whose blocks have `SIZE` bytes.
+pub(super) trait Layout<const SIZE: usize> {
+    const TYPE: WeightType;
+
+    const FORMAT: IntFormat = match PanelFormat::of(Self::TYPE) {
+        PanelFormat::Int(format) => format,
+        _ => panic!("blocks are packed as integers"),
+    };
+    /// Blocks of 32 columns in a block of the file.
+    const PARTS: usize = Self::TYPE.block_len() / BLOCK;
+
+    fn header(block: &[u8; SIZE]) -> Header;
+
+    /// Codes as the panel has them, unsigned, of 32 columns: part `part` of [`Layout::PARTS`].
+    fn codes(block: &[u8; SIZE], part: usize) -> Codes;
+}
+
+/// Packs rows of blocks, into `VECTORS` vectors for the codes of 32 columns.
+pub(super) fn pack_blocks<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usize>(
+    rows: &[u8],
+    cols: usize,
+    panel: &mut [u8],
+) -> Option<NotFinite> {
+    const { assert!(VECTORS == L::FORMAT.code_vectors() && SIZE == L::TYPE.block_size()) };
+    let row_blocks = cols / BLOCK / L::PARTS;
+    let chunk_len = CHUNK_BLOCKS / L::PARTS;
+    let mut overflow = 0;
+    for (chunk, out) in panel.chunks_mut(chunk_bytes(PanelFormat::Int(L::FORMAT), CHUNK_BLOCKS)).enumerate() {
+        let first = chunk * chunk_len;
+        let len = chunk_len.min(row_blocks - first);
+        let (scales, codes) = out.split_at_mut(L::FORMAT.scale_bytes(len * L::PARTS));
+        // The padding, too.
+        scales.fill(0);
+        let codes = codes.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut::<VECTORS>().0;
+        for (row, blocks) in rows.as_chunks().0.chunks_exact(row_blocks).enumerate() {
+            overflow |= pack_row::<L, SIZE, VECTORS>(&blocks[first..][..len], scales, codes, row);
+        }
+    }
+    (overflow & 0x8000 != 0).then(|| first_not_finite::<L, SIZE>(rows, row_blocks))
+}
+
+/// Packs the blocks of one row into a chunk. Has the sign bit set if a scale or a minimum is not finite.
+#[inline(always)]
+fn pack_row<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usize>(
+    blocks: &[[u8; SIZE]],
+    scales: &mut [u8],
+    codes: &mut [[[[u8; 4]; LANES]; VECTORS]],
+    row: usize,
+) -> u16 {
+    let mut overflow = 0;
+    for (i, (block, codes)) in blocks.iter().zip(codes.chunks_exact_mut(L::PARTS)).enumerate() {
+        let header = L::header(block);
+        overflow |= half_overflow(header.halves[0]) | half_overflow(header.halves[1]);
+        put_header(L::FORMAT, &header, scales, (i, blocks.len()), row);
+        for (part, vectors) in codes.iter_mut().enumerate() {
+            put_codes(L::codes(block, part), vectors, row);
+        }
+    }
+    overflow
+}
+
+/// Has the sign bit set if the f16 is not finite: one more than the largest exponent runs over into it.
+#[inline(always)]
+fn half_overflow(half: [u8; 2]) -> u16 {
+    (u16::from_le_bytes(half) & 0x7c00) + 0x400
+}
+
+/// Puts the scales of a row in block `i` of `len` of the file in their places.
+#[inline(always)]
+fn put_header(format: IntFormat, header: &Header, out: &mut [u8], (i, len): (usize, usize), row: usize) {
+    let [first, second] = header.halves;
+    let put_half = |out: &mut [u8], vector: usize, half| out.as_chunks_mut().0[vector * LANES + row] = half;
+    match format.scales {
+        Scales::F16 => put_half(out, i, first),
+        Scales::F16Min => {
+            put_half(out, i, first);
+            put_half(out, len + i, second);
+        }
+        Scales::Super => {
+            put_half(out, 0, first);
+            put_groups(format, &header.scales, &mut out[2 * LANES..], row);
+        }
+        Scales::SuperMin => {
+            put_half(out, 0, first);
+            put_half(out, 1, second);
+            put_groups(format, &header.scales, &mut out[4 * LANES..], row);
+            put_groups(format, &header.mins, &mut out[4 * LANES + LANES * format.groups(CHUNK_BLOCKS)..], row);
+        }
+    }
+}
+
+/// One byte for each group of a chunk.
+#[inline(always)]
+fn put_groups(format: IntFormat, bytes: &[u8; LANES], out: &mut [u8], row: usize) {
+    let bytes = &bytes[..format.groups(CHUNK_BLOCKS)];
+    for (byte, vector) in bytes.iter().zip(out.as_chunks_mut::<LANES>().0) {
+        vector[row] = *byte;
+    }
+}
+
+#[inline(always)]
+fn put_codes<const VECTORS: usize>(codes: Codes, vectors: &mut [[[u8; 4]; LANES]; VECTORS], row: usize) {
+    for (word, vector) in folded::<VECTORS>(codes).into_iter().zip(vectors) {
+        vector[row] = word.to_le_bytes();
+    }
+}
+
+/// Codes in as many bits as the vectors have: 8, 6 or 4.
+#[inline(always)]
+fn folded<const VECTORS: usize>(codes: Codes) -> [u32; VECTORS] {
+    let upper = |j: usize| codes[j] >> 4 & 0x0303_0303;
+    from_fn(|v| match (VECTORS, v) {
+        (8, _) => codes[v],
+        (_, 0..4) => codes[v] & 0x0f0f_0f0f | (codes[v + 4] & 0x0f0f_0f0f) << 4,
+        _ => (0..4).fold(0, |word, i| word | upper(2 * i + v - 4) << (2 * i)),
+    })
+}
+
+#[cold]
+fn first_not_finite<L: Layout<SIZE>, const SIZE: usize>(rows: &[u8], row_blocks: usize) -> NotFinite {
+    let finite = |block| L::header(block).halves.iter().all(|half| half_overflow(*half) & 0x8000 == 0);
+    let at = rows.as_chunks().0.iter().position(|block| !finite(block));
+    let at = at.expect("a scale has just been found not to be finite");
+    NotFinite { row: at / row_blocks, column: at % row_blocks * L::TYPE.block_len() }
+}

@@ -1,0 +1,314 @@
+//! How the blocks of every type spell codes and scales (llama.cpp's `ggml-common.h`).
+
+use std::array::from_fn;
+
+use super::blocks::{Codes, Header, Layout};
+use crate::LANES;
+use crate::format::WeightType;
+
+/// The low half of every byte.
+const LOW: u32 = 0x0f0f_0f0f;
+/// The lowest bit of every byte.
+const ONE: u32 = 0x0101_0101;
+
+/// Levels of `iq4_nl` and `iq4_xs`, in units of the scale (llama.cpp's `kvalues_iq4nl`).
+const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// `d`, then a byte for the columns `i` and `16 + i`.
+pub(super) struct Q4_0;
+
+impl Layout<18> for Q4_0 {
+    const TYPE: WeightType = WeightType::Q4_0;
+
+    #[inline(always)]
+    fn header(block: &[u8; 18]) -> Header {
+        Header { halves: [part(block, 0), [0; 2]], ..Header::default() }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 18], _: usize) -> Codes {
+        nibbles(words(block, 2))
+    }
+}
+
+/// `d` and `m`, then as `q4_0`.
+pub(super) struct Q4_1;
+
+impl Layout<20> for Q4_1 {
+    const TYPE: WeightType = WeightType::Q4_1;
+
+    #[inline(always)]
+    fn header(block: &[u8; 20]) -> Header {
+        Header { halves: [part(block, 0), part(block, 2)], ..Header::default() }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 20], _: usize) -> Codes {
+        nibbles(words(block, 4))
+    }
+}
+
+/// `d`, the fifth bits of all columns, then as `q4_0`.
+pub(super) struct Q5_0;
+
+impl Layout<22> for Q5_0 {
+    const TYPE: WeightType = WeightType::Q5_0;
+
+    #[inline(always)]
+    fn header(block: &[u8; 22]) -> Header {
+        Header { halves: [part(block, 0), [0; 2]], ..Header::default() }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 22], _: usize) -> Codes {
+        with_fifth_bits(nibbles(words(block, 6)), words(block, 2))
+    }
+}
+
+/// `d` and `m`, then as `q5_0`.
+pub(super) struct Q5_1;
+
+impl Layout<24> for Q5_1 {
+    const TYPE: WeightType = WeightType::Q5_1;
+
+    #[inline(always)]
+    fn header(block: &[u8; 24]) -> Header {
+        Header { halves: [part(block, 0), part(block, 2)], ..Header::default() }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 24], _: usize) -> Codes {
+        with_fifth_bits(nibbles(words(block, 8)), words(block, 4))
+    }
+}
+
+/// `d`, then signed bytes.
+pub(super) struct Q8_0;
+
+impl Layout<34> for Q8_0 {
+    const TYPE: WeightType = WeightType::Q8_0;
+
+    #[inline(always)]
+    fn header(block: &[u8; 34]) -> Header {
+        Header { halves: [part(block, 0), [0; 2]], ..Header::default() }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 34], _: usize) -> Codes {
+        words(block, 2).map(|word| word ^ 0x8080_8080)
+    }
+}
+
+/// Scale and minimum of each group in a byte, codes of 2 bits, `d` and `dmin`.
+///
+/// A byte of codes has columns `i`, `32 + i`, `64 + i` and `96 + i` of a half of the block.
+pub(super) struct Q2K;
+
+impl Layout<84> for Q2K {
+    const TYPE: WeightType = WeightType::Q2K;
+
+    #[inline(always)]
+    fn header(block: &[u8; 84]) -> Header {
+        let bytes: [u8; LANES] = part(block, 0);
+        Header {
+            halves: [part(block, 80), part(block, 82)],
+            scales: bytes.map(|byte| byte & 15),
+            mins: bytes.map(|byte| byte >> 4),
+        }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 84], part: usize) -> Codes {
+        let (half, quarter) = (part / 4, part % 4);
+        words(block, 16 + 32 * half).map(|word| word >> (2 * quarter) & (3 * ONE))
+    }
+}
+
+/// Third bits, low bits as in `q2_k`, scales of 6 bits, and `d`.
+///
+/// A byte of third bits has those of column `i` of the eight blocks of 32.
+pub(super) struct Q3K;
+
+impl Layout<110> for Q3K {
+    const TYPE: WeightType = WeightType::Q3K;
+
+    #[inline(always)]
+    fn header(block: &[u8; 110]) -> Header {
+        let packed: [u8; 12] = part(block, 96);
+        let scales = from_fn(|j| {
+            let low = packed[j % 8] >> (4 * (j / 8)) & 15;
+            let high = packed[8 + j % 4] >> (2 * (j / 4)) & 3;
+            (low | high << 4).wrapping_sub(32)
+        });
+        Header { halves: [part(block, 108), [0; 2]], scales, ..Header::default() }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 110], part: usize) -> Codes {
+        let (half, quarter) = (part / 4, part % 4);
+        let (low, high): (Codes, Codes) = (words(block, 32 + 32 * half), words(block, 0));
+        from_fn(|j| low[j] >> (2 * quarter) & (3 * ONE) | (high[j] >> part & ONE) << 2)
+    }
+}
+
+/// `d` and `dmin`, scales and minima of 6 bits, then codes.
+///
+/// A byte of codes has column `i` of two blocks of 32 after one another.
+pub(super) struct Q4K;
+
+impl Layout<144> for Q4K {
+    const TYPE: WeightType = WeightType::Q4K;
+
+    #[inline(always)]
+    fn header(block: &[u8; 144]) -> Header {
+        affine_header(part(block, 0))
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 144], part: usize) -> Codes {
+        words(block, 16 + 32 * (part / 2)).map(|word| word >> (4 * (part % 2)) & LOW)
+    }
+}
+
+/// As `q4_k`, with the fifth bits as the third ones of `q3_k`.
+pub(super) struct Q5K;
+
+impl Layout<176> for Q5K {
+    const TYPE: WeightType = WeightType::Q5K;
+
+    #[inline(always)]
+    fn header(block: &[u8; 176]) -> Header {
+        affine_header(part(block, 0))
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 176], part: usize) -> Codes {
+        let (low, high): (Codes, Codes) = (words(block, 48 + 32 * (part / 2)), words(block, 16));
+        from_fn(|j| low[j] >> (4 * (part % 2)) & LOW | (high[j] >> part & ONE) << 4)
+    }
+}
+
+/// Low halves of codes, upper two bits, signed scales and `d`.
+///
+/// In a half of the block a byte of low halves has columns `i` and `64 + i`, a byte of upper bits `i`, `32 + i`,
+/// `64 + i` and `96 + i`.
+pub(super) struct Q6K;
+
+impl Layout<210> for Q6K {
+    const TYPE: WeightType = WeightType::Q6K;
+
+    #[inline(always)]
+    fn header(block: &[u8; 210]) -> Header {
+        Header { halves: [part(block, 208), [0; 2]], scales: part(block, 192), ..Header::default() }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 210], part: usize) -> Codes {
+        let (half, quarter) = (part / 4, part % 4);
+        let low: Codes = words(block, 64 * half + 32 * (quarter % 2));
+        let high: Codes = words(block, 128 + 32 * half);
+        from_fn(|j| low[j] >> (4 * (quarter / 2)) & LOW | (high[j] >> (2 * quarter) & (3 * ONE)) << 4)
+    }
+}
+
+/// `d`, then indices of levels as the codes of `q4_0`.
+pub(super) struct Iq4Nl;
+
+impl Layout<18> for Iq4Nl {
+    const TYPE: WeightType = WeightType::Iq4Nl;
+
+    #[inline(always)]
+    fn header(block: &[u8; 18]) -> Header {
+        Header { halves: [part(block, 0), [0; 2]], ..Header::default() }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 18], _: usize) -> Codes {
+        levels(part(block, 2))
+    }
+}
+
+/// `d`, high and low parts of the scales, then indices of levels as the codes of `q4_0`.
+pub(super) struct Iq4Xs;
+
+impl Layout<136> for Iq4Xs {
+    const TYPE: WeightType = WeightType::Iq4Xs;
+
+    #[inline(always)]
+    fn header(block: &[u8; 136]) -> Header {
+        let (high, low) = (u16::from_le_bytes(part(block, 2)), u32::from_le_bytes(part(block, 4)));
+        let mut scales = [0; LANES];
+        for (j, scale) in scales.iter_mut().take(8).enumerate() {
+            *scale = ((low >> (4 * j) & 15) as u8 | ((high >> (2 * j) & 3) as u8) << 4).wrapping_sub(32);
+        }
+        Header { halves: [part(block, 0), [0; 2]], scales, ..Header::default() }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8; 136], part: usize) -> Codes {
+        levels(self::part(block, 8 + 16 * part))
+    }
+}
+
+/// `d`, `dmin`, and twelve bytes of scales and minima of 6 bits: the first four of each in the low bits of eight
+/// bytes, of the last four the low halves in four more and the upper two bits on top of the eight.
+#[inline(always)]
+fn affine_header(bytes: [u8; 16]) -> Header {
+    let [d0, d1, min0, min1, packed @ ..] = bytes;
+    let (mut scales, mut mins) = ([0; LANES], [0; LANES]);
+    for j in 0..4 {
+        let (scale, min, low) = (packed[j], packed[4 + j], packed[8 + j]);
+        (scales[j], scales[4 + j]) = (scale & 63, low & 15 | scale >> 6 << 4);
+        (mins[j], mins[4 + j]) = (min & 63, low >> 4 | min >> 6 << 4);
+    }
+    Header { halves: [[d0, d1], [min0, min1]], scales, mins }
+}
+
+/// Low halves of all bytes, then high halves.
+#[inline(always)]
+fn nibbles(words: [u32; 4]) -> Codes {
+    from_fn(|j| words[j % 4] >> (4 * (j / 4)) & LOW)
+}
+
+/// Sets bit 4 of the codes of the columns whose bit is set.
+#[inline(always)]
+fn with_fifth_bits(codes: Codes, [fifth]: [u32; 1]) -> Codes {
+    // Bit k of four, times 1 + 2^7 + 2^14 + 2^21, is bit 8k; others are cut off.
+    from_fn(|j| codes[j] | ((((fifth >> (4 * j)) & 15) * 0x0020_4081) & ONE) << 4)
+}
+
+/// What the low halves of all bytes index, then what the high halves do.
+#[inline(always)]
+fn levels(indices: [u8; 16]) -> Codes {
+    let pair = |j: usize, b: usize| LEVEL_PAIRS[usize::from(indices[4 * (j % 4) + b])];
+    from_fn(|j| {
+        let (even, odd) = (pair(j, 0) | pair(j, 1) << 8, pair(j, 2) | pair(j, 3) << 8);
+        if j < 4 { even & 0xffff | odd << 16 } else { even >> 16 | odd & 0xffff_0000 }
+    })
+}
+
+/// For every byte the codes of its low half, from bit 0 on, and of its high half, from bit 16 on: half as many look-ups
+/// as there are codes.
+const LEVEL_PAIRS: [u32; 256] = {
+    let mut pairs = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (low, high) = (LEVELS[byte % 16].cast_unsigned() ^ 0x80, LEVELS[byte / 16].cast_unsigned() ^ 0x80);
+        pairs[byte] = low as u32 | (high as u32) << 16;
+        byte += 1;
+    }
+    pairs
+};
+
+/// The `N` bytes from `at` on, which every layout has.
+#[inline(always)]
+fn part<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    *block[at..].first_chunk().expect("the layout of the block has bytes here")
+}
+
+/// The `N` words of 32 bits from `at` on.
+#[inline(always)]
+fn words<const N: usize>(block: &[u8], at: usize) -> [u32; N] {
+    let (words, _) = block[at..].as_chunks();
+    from_fn(|j| u32::from_le_bytes(words[j]))
+}

@@ -1,0 +1,155 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::format::IntFormat;
+use crate::prepare::read_row;
+use crate::samples::{bits, dtype, floats, seeds};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn packed_values_are_those_of_the_file(seed in seeds()) {
+        for weight_type in WeightType::ALL {
+            let matrix = seed.matrix(weight_type);
+            let panel = matrix.packed(0xa5);
+            let mut values = vec![f32::NAN; matrix.cols];
+            for row in 0..LANES {
+                read_row(matrix.format(), &panel, matrix.cols, row, &mut values);
+                if row < matrix.rows {
+                    prop_assert_eq!(bits(&values), bits(&matrix.row(row)), "{:?}, row {}", weight_type, row);
+                } else {
+                    prop_assert!(values.iter().all(|value| *value == 0.0), "{:?}, row {}", weight_type, row);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_is_written(seed in seeds()) {
+        for weight_type in WeightType::ALL {
+            let matrix = seed.matrix(weight_type);
+            prop_assert!(matrix.packed(0) == matrix.packed(0xff), "{:?}", weight_type);
+        }
+    }
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_found(seed in seeds(), two in any::<bool>(), nan in any::<bool>()) {
+        for weight_type in WeightType::ALL {
+            let mut matrix = seed.matrix(weight_type);
+            let (float, places) = floats(weight_type);
+            let row_blocks = matrix.cols / weight_type.block_len();
+            let mut seed = seed;
+            let mut first = usize::MAX;
+            for _ in 0..=usize::from(two) {
+                let block = seed.below(matrix.rows * row_blocks);
+                let at = matrix.block(block).start + places[seed.below(places.len())];
+                let bits = (float.infinity() | u32::from(nan)).to_le_bytes();
+                matrix.bytes[at..][..float.bytes].copy_from_slice(&bits[..float.bytes]);
+                first = first.min(block);
+            }
+            let found = NotFinite { row: first / row_blocks, column: first % row_blocks * weight_type.block_len() };
+            let mut panel = vec![0; panel_bytes(matrix.format(), matrix.cols)];
+            prop_assert_eq!(pack_panel(weight_type, &matrix.bytes, matrix.cols, &mut panel), Some(found));
+            let values = matrix.row(found.row);
+            prop_assert!(!values[found.column].is_finite(), "{:?}", weight_type);
+        }
+    }
+}
+
+#[test]
+fn blocks_have_the_size_of_the_files() {
+    for weight_type in WeightType::ALL {
+        let dtype = dtype(weight_type);
+        assert_eq!((weight_type.block_len(), weight_type.block_size()), (dtype.block_len(), dtype.block_size()));
+    }
+}
+
+/// A panel of 16 rows whose byte `at` of row `row` is `byte(row, at)`.
+fn packed(weight_type: WeightType, cols: usize, byte: impl Fn(usize, usize) -> u8) -> Vec<u8> {
+    let len = weight_type.row_bytes(cols);
+    let rows: Vec<u8> = (0..LANES * len).map(|i| byte(i / len, i % len)).collect();
+    let mut panel = vec![0xff; panel_bytes(PanelFormat::of(weight_type), cols)];
+    assert_eq!(pack_panel(weight_type, &rows, cols, &mut panel), None);
+    panel
+}
+
+#[test]
+fn floats_lie_as_laid_out() {
+    let byte = |row: usize, at: usize| (16 * (at % 8) + row) as u8 & 0x3f;
+    let (f32s, f16s) = (packed(WeightType::F32, 40, byte), packed(WeightType::F16, 40, byte));
+    let pairs = packed(WeightType::Bf16, 40, byte);
+    for (row, column) in (0..LANES).flat_map(|row| (0..64).map(move |column| (row, column))) {
+        let stored = |size: usize, i: usize| if column < 40 { byte(row, size * column + i) } else { 0 };
+        for i in 0..2 {
+            assert_eq!(f16s[column * 32 + 2 * row + i], stored(2, i));
+            assert_eq!(pairs[column / 2 * 64 + 4 * row + 2 * (column % 2) + i], stored(2, i));
+        }
+        for i in 0..4 {
+            assert_eq!(f32s[column * 64 + 4 * row + i], stored(4, i));
+        }
+    }
+}
+
+#[test]
+fn bytes_of_q8_0_lie_as_laid_out() {
+    let byte = |row: usize, at: usize| (3 * at + 7 * row) as u8 & 0x3f;
+    let panel = packed(WeightType::Q8_0, 288, byte);
+    let (chunk, codes) = (256 + 8 * 512, 64);
+    for row in 0..LANES {
+        for at in 0..2 {
+            assert_eq!(panel[5 * 32 + 2 * row + at], byte(row, 5 * 34 + at));
+            assert_eq!(panel[chunk + 2 * row + at], byte(row, 8 * 34 + at));
+        }
+        for column in 0..32 {
+            let at = 64 * (column / 4) + 4 * row + column % 4;
+            assert_eq!(panel[256 + 5 * 512 + at], byte(row, 5 * 34 + 2 + column) ^ 0x80);
+            assert_eq!(panel[chunk + codes + at], byte(row, 8 * 34 + 2 + column) ^ 0x80);
+        }
+    }
+    assert!(panel[chunk + 32..chunk + 64].iter().all(|padding| *padding == 0));
+}
+
+#[test]
+fn scales_of_q2_k_lie_as_laid_out() {
+    let byte = |row: usize, at: usize| (5 * at + 11 * row) as u8 & 0x7b;
+    let panel = packed(WeightType::Q2K, 512, byte);
+    let second = format_of(WeightType::Q2K).scale_bytes(8) + 8 * 256;
+    for row in 0..LANES {
+        for at in 0..2 {
+            assert_eq!(panel[second + 2 * row + at], byte(row, 84 + 80 + at));
+            assert_eq!(panel[second + 32 + 2 * row + at], byte(row, 84 + 82 + at));
+        }
+        for group in 0..16 {
+            assert_eq!(panel[second + 64 + 16 * group + row], byte(row, 84 + group) & 15);
+            assert_eq!(panel[second + 320 + 16 * group + row], byte(row, 84 + group) >> 4);
+        }
+    }
+}
+
+#[test]
+fn codes_of_q5_1_lie_as_laid_out() {
+    // The blocks of row r have fifth bits in columns r and r + 16, and low halves r and 15 - r.
+    let byte = |row: usize, at: usize| match at {
+        0..4 => 0,
+        4..8 => ((0x1_0001_u32 << row) >> (8 * (at - 4))) as u8,
+        _ => (row | (15 - row) << 4) as u8,
+    };
+    let panel = packed(WeightType::Q5_1, 32, byte);
+    for row in 0..LANES {
+        for column in 0..16 {
+            assert_eq!(panel[64 + 64 * (column / 4) + 4 * row + column % 4], byte(row, 8));
+        }
+        let (word, place) = (row / 4, 64 + 256 + 4 * row + row % 4);
+        // Of column r, and of column r + 16 two words further in the same vector.
+        assert_eq!(panel[place + 64 * (word % 2)], 1 << (2 * (word / 2)) | 1 << (2 * (word / 2 + 2)));
+        assert_eq!(panel[place + 64 * (1 - word % 2)], 0);
+    }
+}
+
+fn format_of(weight_type: WeightType) -> IntFormat {
+    match PanelFormat::of(weight_type) {
+        PanelFormat::Int(format) => format,
+        other => panic!("{other:?}"),
+    }
+}

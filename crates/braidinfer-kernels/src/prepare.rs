@@ -1,0 +1,229 @@
+//! Panels to what kernels multiply: f32 scales and a byte for each code. And to plain values, the definition.
+
+#[cfg(test)]
+mod tests;
+
+use half::{bf16, f16};
+
+use crate::LANES;
+use crate::format::{
+    BLOCK, CHUNK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, Scales, VECTOR, chunk_blocks, chunk_bytes,
+    chunk_start, panel_bytes,
+};
+use crate::simd::Simd;
+
+/// A chunk of a panel of integers, ready to multiply.
+#[repr(align(64))]
+pub(crate) struct Prepared {
+    /// A byte for each code, laid out as [`CodeBits::Eight`]: `[blocks][8]` vectors. Formats that are stored so do
+    /// not come here, see [`chunk_codes`].
+    pub codes: [[u8; VECTOR]; 8 * CHUNK_BLOCKS],
+    /// `[groups][16 rows]`.
+    pub scales: [[f32; LANES]; 2 * CHUNK_BLOCKS],
+    /// `[groups][16 rows]`, for formats with minima.
+    pub mins: [[f32; LANES]; 2 * CHUNK_BLOCKS],
+}
+
+impl Prepared {
+    /// To be filled.
+    pub(crate) const ZERO: Self = Self {
+        codes: [[0; VECTOR]; 8 * CHUNK_BLOCKS],
+        scales: [[0.0; LANES]; 2 * CHUNK_BLOCKS],
+        mins: [[0.0; LANES]; 2 * CHUNK_BLOCKS],
+    };
+}
+
+/// Expands a chunk of `blocks32` blocks. What it does not have (minima, further groups, codes of a byte each) stays.
+#[inline(always)]
+pub(crate) fn prepare<S: Simd>(simd: S, format: IntFormat, chunk: &[u8], blocks32: usize, out: &mut Prepared) {
+    let (scales, codes) = split_chunk(format, chunk, blocks32);
+    prepare_scales(simd, format, scales, blocks32, out);
+    match format.bits {
+        CodeBits::Eight => {}
+        CodeBits::Four => {
+            for (packed, codes) in codes.as_chunks().0.iter().zip(out.codes.as_chunks_mut().0) {
+                unpack_four(simd, packed, codes);
+            }
+        }
+        CodeBits::Six => {
+            for (packed, codes) in codes.as_chunks().0.iter().zip(out.codes.as_chunks_mut().0) {
+                unpack_six(simd, packed, codes);
+            }
+        }
+    }
+}
+
+/// The codes of a chunk of [`CodeBits::Eight`]: `[blocks][8]` vectors.
+#[inline(always)]
+pub(crate) fn chunk_codes(format: IntFormat, chunk: &[u8], blocks32: usize) -> &[[u8; VECTOR]] {
+    debug_assert_eq!(format.bits, CodeBits::Eight);
+    split_chunk(format, chunk, blocks32).1
+}
+
+/// Scales, and vectors of codes.
+#[inline(always)]
+fn split_chunk(format: IntFormat, chunk: &[u8], blocks32: usize) -> (&[u8], &[[u8; VECTOR]]) {
+    assert!((1..=CHUNK_BLOCKS).contains(&blocks32));
+    let (scales, codes) = chunk.split_at(format.scale_bytes(blocks32));
+    (scales, &codes.as_chunks().0[..blocks32 * format.code_vectors()])
+}
+
+#[inline(always)]
+fn prepare_scales<S: Simd>(simd: S, format: IntFormat, bytes: &[u8], blocks32: usize, out: &mut Prepared) {
+    match format.scales {
+        Scales::F16 => widen_halves(simd, bytes, &mut out.scales[..blocks32]),
+        Scales::F16Min => {
+            let (scales, mins) = bytes.split_at(2 * LANES * blocks32);
+            widen_halves(simd, scales, &mut out.scales[..blocks32]);
+            widen_halves(simd, mins, &mut out.mins[..blocks32]);
+        }
+        Scales::Super => {
+            let (d, groups) = half_vector(simd, bytes);
+            for (scale, bytes) in out.scales.iter_mut().zip(&groups[..format.groups(blocks32)]) {
+                simd.store(simd.mul(d, simd.to_f32(simd.widen_i8(bytes))), scale);
+            }
+        }
+        Scales::SuperMin => {
+            let (d, rest) = half_vector(simd, bytes);
+            let (dmin, groups) = half_vector(simd, rest.as_flattened());
+            let (scales, mins) = groups.split_at(format.groups(blocks32));
+            scale_groups(simd, d, scales, &mut out.scales);
+            // Products of the negated factor are those negated, zeros included.
+            let minus = simd.mul(dmin, simd.splat(-1.0));
+            scale_groups(simd, minus, &mins[..format.groups(blocks32)], &mut out.mins);
+        }
+    }
+}
+
+#[inline(always)]
+fn widen_halves<S: Simd>(simd: S, bytes: &[u8], out: &mut [[f32; LANES]]) {
+    for (bytes, out) in bytes.as_chunks().0.iter().zip(out) {
+        simd.store(simd.load_f16_bytes(bytes), out);
+    }
+}
+
+#[inline(always)]
+fn scale_groups<S: Simd>(simd: S, factor: S::F32, groups: &[[u8; LANES]], out: &mut [[f32; LANES]]) {
+    for (bytes, out) in groups.iter().zip(out) {
+        simd.store(simd.mul(factor, simd.to_f32(simd.widen_u8(bytes))), out);
+    }
+}
+
+/// The first f16 of each row, and what follows them in bytes for each row.
+#[inline(always)]
+fn half_vector<S: Simd>(simd: S, bytes: &[u8]) -> (S::F32, &[[u8; LANES]]) {
+    let (first, rest) = bytes.split_first_chunk().expect("chunks begin with an f16 for each row");
+    (simd.load_f16_bytes(first), rest.as_chunks().0)
+}
+
+/// Codes of one block.
+#[inline(always)]
+fn unpack_four<S: Simd>(simd: S, packed: &[[u8; VECTOR]; 4], codes: &mut [[u8; VECTOR]; 8]) {
+    let low = simd.splat_i32(0x0f0f_0f0f);
+    for j in 0..4 {
+        let bytes = simd.load_i32(&packed[j]);
+        simd.store_i32(simd.and(bytes, low), &mut codes[j]);
+        simd.store_i32(simd.and(simd.shr::<4>(bytes), low), &mut codes[4 + j]);
+    }
+}
+
+/// Codes of one block.
+#[inline(always)]
+fn unpack_six<S: Simd>(simd: S, packed: &[[u8; VECTOR]; 6], codes: &mut [[u8; VECTOR]; 8]) {
+    let (low, high) = (simd.splat_i32(0x0f0f_0f0f), simd.splat_i32(0x3030_3030));
+    for odd in 0..2 {
+        let upper = simd.load_i32(&packed[4 + odd]);
+        let (first, second) = (simd.load_i32(&packed[odd]), simd.load_i32(&packed[2 + odd]));
+        let joined = [
+            (first, simd.shl::<4>(upper)),
+            (second, simd.shl::<2>(upper)),
+            (simd.shr::<4>(first), upper),
+            (simd.shr::<4>(second), simd.shr::<2>(upper)),
+        ];
+        for (i, (lower, upper)) in joined.into_iter().enumerate() {
+            simd.store_i32(simd.or(simd.and(lower, low), simd.and(upper, high)), &mut codes[2 * i + odd]);
+        }
+    }
+}
+
+/// The values of one row, from 0 to 15, of a panel of `out.len()` columns, to the last bit those of the file: the
+/// product of scale and code is rounded, then its sum with the minimum.
+pub fn read_row(format: PanelFormat, panel: &[u8], cols: usize, row: usize, out: &mut [f32]) {
+    assert_eq!(panel.len(), panel_bytes(format, cols), "bytes of a panel of {cols} columns");
+    assert!(row < LANES && out.len() == cols, "row {row}, {} values for {cols} columns", out.len());
+    match format {
+        PanelFormat::Int(format) => read_integers(format, panel, row, out),
+        PanelFormat::Bf16 => {
+            let pairs = panel.as_chunks::<4>().0.as_chunks::<LANES>().0;
+            for (out, pairs) in out.chunks_mut(2).zip(pairs) {
+                for (out, half) in out.iter_mut().zip(pairs[row].as_chunks().0) {
+                    *out = bf16::from_le_bytes(*half).to_f32();
+                }
+            }
+        }
+        PanelFormat::F16 => read_floats(panel, row, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        PanelFormat::F32 => read_floats(panel, row, out, f32::from_le_bytes),
+    }
+}
+
+fn read_floats<const SIZE: usize>(panel: &[u8], row: usize, out: &mut [f32], read: impl Fn([u8; SIZE]) -> f32) {
+    for (out, values) in out.iter_mut().zip(panel.as_chunks().0.as_chunks::<LANES>().0) {
+        *out = read(values[row]);
+    }
+}
+
+fn read_integers(format: IntFormat, panel: &[u8], row: usize, out: &mut [f32]) {
+    let panel_format = PanelFormat::Int(format);
+    let cols = out.len();
+    for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
+        let blocks32 = chunk_blocks(cols, chunk);
+        let bytes = &panel[chunk_start(panel_format, chunk)..][..chunk_bytes(panel_format, blocks32)];
+        let (scales, codes) = split_chunk(format, bytes, blocks32);
+        let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(codes.chunks_exact(format.code_vectors()));
+        for (block, (out, vectors)) in blocks.enumerate() {
+            let codes = row_codes(format.bits, vectors, row);
+            let groups = format.groups(1);
+            let parts = out.chunks_mut(BLOCK / groups).zip(codes.chunks(BLOCK / groups));
+            for (i, (out, codes)) in parts.enumerate() {
+                let scale = row_scale(format, scales, blocks32, block * groups + i, row);
+                read_group(format, scale, codes, out);
+            }
+        }
+    }
+}
+
+fn read_group(format: IntFormat, (scale, min): (f32, Option<f32>), codes: &[u8], out: &mut [f32]) {
+    for (out, code) in out.iter_mut().zip(codes) {
+        let product = scale * f32::from(i16::from(*code) - i16::from(format.zero));
+        // Without a minimum nothing is added: a negative zero stays one.
+        *out = min.map_or(product, |min| product + min);
+    }
+}
+
+/// The codes of a row in one block.
+fn row_codes(bits: CodeBits, vectors: &[[u8; VECTOR]], row: usize) -> [u8; BLOCK] {
+    std::array::from_fn(|column| {
+        let (word, lane) = (column / 4, 4 * row + column % 4);
+        let low = |vector: usize| vectors[vector % 4][lane] >> (4 * (vector / 4)) & 15;
+        match bits {
+            CodeBits::Eight => vectors[word][lane],
+            CodeBits::Four => low(word),
+            CodeBits::Six => low(word) | (vectors[4 + word % 2][lane] >> (2 * (word / 2)) & 3) << 4,
+        }
+    })
+}
+
+/// Scale and minimum of a row in one group of a chunk.
+fn row_scale(format: IntFormat, scales: &[u8], blocks32: usize, group: usize, row: usize) -> (f32, Option<f32>) {
+    let half = |vector: usize| f16::from_le_bytes(scales.as_chunks().0[vector * LANES + row]).to_f32();
+    let byte = |halves: usize, vector: usize| scales[(2 * halves + vector) * LANES + row];
+    match format.scales {
+        Scales::F16 => (half(group), None),
+        Scales::F16Min => (half(group), Some(half(blocks32 + group))),
+        Scales::Super => (half(0) * f32::from(byte(1, group).cast_signed()), None),
+        Scales::SuperMin => {
+            let min = half(1) * f32::from(byte(2, format.groups(blocks32) + group));
+            (half(0) * f32::from(byte(2, group)), Some(-min))
+        }
+    }
+}

@@ -1,0 +1,84 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::format::{WeightType, chunks};
+use crate::isa::{Isa, dispatched};
+use crate::samples::{bits, seeds};
+
+dispatched! {
+    fn prepare_on(format: IntFormat, chunk: &[u8], blocks32: usize, out: &mut Prepared) = prepare;
+}
+
+/// Every integer chunk of a panel, with its blocks and its first column.
+fn each_chunk(format: IntFormat, panel: &[u8], cols: usize, mut take: impl FnMut(&[u8], usize, usize)) {
+    let panel_format = PanelFormat::Int(format);
+    for chunk in 0..chunks(cols) {
+        let blocks32 = chunk_blocks(cols, chunk);
+        let bytes = &panel[chunk_start(panel_format, chunk)..][..chunk_bytes(panel_format, blocks32)];
+        take(bytes, blocks32, chunk * CHUNK_BLOCKS * BLOCK);
+    }
+}
+
+/// The value of a row and a column of a chunk.
+fn value(format: IntFormat, prepared: &Prepared, codes: &[[u8; VECTOR]], row: usize, column: usize) -> f32 {
+    let group = column * format.groups(CHUNK_BLOCKS) / (CHUNK_BLOCKS * BLOCK);
+    let code = codes[column / 4][4 * row + column % 4];
+    let product = prepared.scales[group][row] * (f32::from(code) - f32::from(format.zero));
+    if format.has_mins() { product + prepared.mins[group][row] } else { product }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn every_instruction_set_prepares_the_same(seed in seeds()) {
+        for weight_type in WeightType::ALL {
+            let matrix = seed.matrix(weight_type);
+            let PanelFormat::Int(format) = matrix.format() else { continue };
+            each_chunk(format, &matrix.packed(0), matrix.cols, |chunk, blocks32, _| {
+                let mut expected = Prepared::ZERO;
+                prepare_on(Isa::SCALAR, format, chunk, blocks32, &mut expected);
+                for isa in Isa::available() {
+                    let mut found = Prepared::ZERO;
+                    prepare_on(isa, format, chunk, blocks32, &mut found);
+                    let name = isa.name();
+                    assert!(found.codes == expected.codes, "{weight_type:?} on {name}");
+                    assert_eq!(bits(found.scales.as_flattened()), bits(expected.scales.as_flattened()), "on {name}");
+                    assert_eq!(bits(found.mins.as_flattened()), bits(expected.mins.as_flattened()), "on {name}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn prepared_chunks_have_the_values_of_the_panel(seed in seeds()) {
+        for weight_type in WeightType::ALL {
+            let matrix = seed.matrix(weight_type);
+            let PanelFormat::Int(format) = matrix.format() else { continue };
+            let panel = matrix.packed(0);
+            each_chunk(format, &panel, matrix.cols, |chunk, blocks32, first| {
+                let mut prepared = Prepared::ZERO;
+                prepare_on(Isa::available()[0], format, chunk, blocks32, &mut prepared);
+                let codes = match format.bits {
+                    CodeBits::Eight => chunk_codes(format, chunk, blocks32),
+                    _ => &prepared.codes,
+                };
+                let mut row_values = vec![f32::NAN; matrix.cols];
+                for row in 0..LANES {
+                    read_row(matrix.format(), &panel, matrix.cols, row, &mut row_values);
+                    let columns = 0..blocks32 * BLOCK;
+                    let values: Vec<f32> =
+                        columns.map(|column| value(format, &prepared, codes, row, column)).collect();
+                    let expected = &row_values[first..][..values.len()];
+                    assert_eq!(bits(&values), bits(expected), "{weight_type:?}, row {row}");
+                }
+            });
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "bytes of a panel")]
+fn panels_of_another_size_are_bugs() {
+    read_row(PanelFormat::F32, &[0; 64], 32, 0, &mut [0.0; 32]);
+}

@@ -1,0 +1,211 @@
+//! AVX-512: F, BW, DQ, VL, VNNI and BF16.
+
+#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: vector instructions")]
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+use super::{LANES, Simd};
+
+/// Proof that the processor has what [`Avx512::detect`] asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    pub(crate) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        found.then_some(Self(()))
+    }
+}
+
+/// Defines a function that combines the lanes of a register: 4 and 4, 2 and 2, 1 and 1, the lower ones first.
+macro_rules! reduction {
+    ($name:ident, $packed:ident, $single:ident) => {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        pub(super) fn $name(a: __m256) -> f32 {
+            let a = $packed(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = $packed(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32($single(a, _mm_movehdup_ps(a)))
+        }
+    };
+}
+
+reduction!(sum_256, _mm_add_ps, _mm_add_ss);
+reduction!(largest_256, _mm_max_ps, _mm_max_ss);
+
+/// One vector of codes of two panels with eight words.
+///
+/// In assembly because the compiler, left to itself, unrolls the steps of a block and reorders them until sixteen sums
+/// no longer fit the registers, or makes each use of a word a load of its own; either costs a third of the speed.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dot_pair_by_eight(dots: &mut [[__m512i; 8]; 2], codes: [&[u8; 64]; 2], x: &[u32; 8]) {
+    // Registers without a type would get another name in the text.
+    let mut _scratch = [_mm512_setzero_si512(); 3];
+    // SAFETY: the instructions read the 64 bytes of each array of codes and the 32 bytes of `x`, and change the named
+    // registers only.
+    unsafe {
+        asm!(
+            "vmovdqu64 {w0}, zmmword ptr [{first}]",
+            "vmovdqu64 {w1}, zmmword ptr [{second}]",
+            "vpbroadcastd {x}, dword ptr [{words} + 0]",
+            "vpdpbusd {a0}, {w0}, {x}",
+            "vpdpbusd {b0}, {w1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{words} + 4]",
+            "vpdpbusd {a1}, {w0}, {x}",
+            "vpdpbusd {b1}, {w1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{words} + 8]",
+            "vpdpbusd {a2}, {w0}, {x}",
+            "vpdpbusd {b2}, {w1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{words} + 12]",
+            "vpdpbusd {a3}, {w0}, {x}",
+            "vpdpbusd {b3}, {w1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{words} + 16]",
+            "vpdpbusd {a4}, {w0}, {x}",
+            "vpdpbusd {b4}, {w1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{words} + 20]",
+            "vpdpbusd {a5}, {w0}, {x}",
+            "vpdpbusd {b5}, {w1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{words} + 24]",
+            "vpdpbusd {a6}, {w0}, {x}",
+            "vpdpbusd {b6}, {w1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{words} + 28]",
+            "vpdpbusd {a7}, {w0}, {x}",
+            "vpdpbusd {b7}, {w1}, {x}",
+            first = in(reg) codes[0],
+            second = in(reg) codes[1],
+            words = in(reg) x,
+            w0 = out(zmm_reg) _scratch[0],
+            w1 = out(zmm_reg) _scratch[1],
+            x = out(zmm_reg) _scratch[2],
+            a0 = inout(zmm_reg) dots[0][0],
+            a1 = inout(zmm_reg) dots[0][1],
+            a2 = inout(zmm_reg) dots[0][2],
+            a3 = inout(zmm_reg) dots[0][3],
+            a4 = inout(zmm_reg) dots[0][4],
+            a5 = inout(zmm_reg) dots[0][5],
+            a6 = inout(zmm_reg) dots[0][6],
+            a7 = inout(zmm_reg) dots[0][7],
+            b0 = inout(zmm_reg) dots[1][0],
+            b1 = inout(zmm_reg) dots[1][1],
+            b2 = inout(zmm_reg) dots[1][2],
+            b3 = inout(zmm_reg) dots[1][3],
+            b4 = inout(zmm_reg) dots[1][4],
+            b5 = inout(zmm_reg) dots[1][5],
+            b6 = inout(zmm_reg) dots[1][6],
+            b7 = inout(zmm_reg) dots[1][7],
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+}
+
+/// Defines methods that are one intrinsic each.
+macro_rules! instructions {
+    ($($(#[$attribute:meta])* fn $name:ident$(<const $by:ident: u32>)?($self:ident $(, $arg:ident: $type:ty)*) $(-> $result:ty)? = $body:expr;)*) => {
+        $(
+            $(#[$attribute])*
+            #[inline(always)]
+            fn $name$(<const $by: u32>)?($self $(, $arg: $type)*) $(-> $result)? {
+                // SAFETY: `self` exists, so the processor has the instructions; pointers come from references to
+                // arrays of exactly the size that is read or written, and no alignment is asked for.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+pub(super) use instructions;
+
+impl Simd for Avx512 {
+    type F32 = __m512;
+    type I32 = __m512i;
+
+    const PANELS: usize = 2;
+    const TILE: usize = 8;
+
+    #[inline(always)]
+    fn prefetch<T>(self, value: &T) {
+        // SAFETY: prefetching reads nothing, and every x86-64 processor has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+    }
+
+    #[inline(always)]
+    fn dot_tile<const P: usize, const N: usize>(
+        self,
+        dots: &mut [[__m512i; N]; P],
+        codes: [&[u8; 64]; P],
+        x: &[u32; N],
+    ) {
+        if P == 2 && N == 8 {
+            // SAFETY: the types are the same, and the processor has the instructions.
+            unsafe {
+                let dots = &mut *std::ptr::from_mut(dots).cast::<[[__m512i; 8]; 2]>();
+                let x = &*std::ptr::from_ref(x).cast::<[u32; 8]>();
+                dot_pair_by_eight(dots, [codes[0], codes[P - 1]], x);
+            }
+            return;
+        }
+        let weights = codes.map(|codes| self.load_i32(codes));
+        for row in 0..N {
+            let quad = self.splat_i32(x[row] as i32);
+            for panel in 0..P {
+                dots[panel][row] = self.dot_u8_i8(dots[panel][row], weights[panel], quad);
+            }
+        }
+    }
+
+    instructions! {
+        fn splat(self, value: f32) -> __m512 = _mm512_set1_ps(value);
+        fn load(self, values: &[f32; LANES]) -> __m512 = _mm512_loadu_ps(values.as_ptr());
+        fn store(self, value: __m512, to: &mut [f32; LANES]) = _mm512_storeu_ps(to.as_mut_ptr(), value);
+        fn load_f16(self, values: &[u16; LANES]) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast()));
+        fn load_f16_bytes(self, bytes: &[u8; 32]) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast()));
+        fn add(self, a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        fn sub(self, a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        fn mul(self, a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        fn div(self, a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        fn max(self, a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        fn min(self, a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        fn select_less(self, x: __m512, y: __m512, a: __m512, b: __m512) -> __m512 =
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, y), b, a);
+        fn round(self, a: __m512) -> __m512i = _mm512_cvtps_epi32(a);
+        fn bits_of(self, a: __m512) -> __m512i = _mm512_castps_si512(a);
+
+        fn splat_i32(self, value: i32) -> __m512i = _mm512_set1_epi32(value);
+        fn load_i32(self, bytes: &[u8; 64]) -> __m512i = _mm512_loadu_si512(bytes.as_ptr().cast());
+        fn store_i32(self, value: __m512i, to: &mut [u8; 64]) = _mm512_storeu_si512(to.as_mut_ptr().cast(), value);
+        fn widen_u8(self, bytes: &[u8; LANES]) -> __m512i = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+        fn widen_i8(self, bytes: &[u8; LANES]) -> __m512i = _mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+        fn store_i8(self, value: __m512i, to: &mut [u8; LANES]) =
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(value));
+        fn add_i32(self, a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        fn max_i32(self, a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi32(a, b);
+        fn sum_i32(self, a: __m512i) -> i32 = _mm512_reduce_add_epi32(a);
+        fn largest_i32(self, a: __m512i) -> i32 = _mm512_reduce_max_epi32(a);
+        fn and(self, a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        fn or(self, a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
+        fn shl<const BY: u32>(self, a: __m512i) -> __m512i = _mm512_slli_epi32::<BY>(a);
+        fn shr<const BY: u32>(self, a: __m512i) -> __m512i = _mm512_srli_epi32::<BY>(a);
+        fn sar(self, a: __m512i, by: u32) -> __m512i = _mm512_sra_epi32(a, _mm_cvtsi32_si128(by as i32));
+        fn to_f32(self, a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
+        fn float_of(self, a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
+
+        fn sum(self, a: __m512) -> f32 =
+            sum_256(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a)));
+        fn largest(self, a: __m512) -> f32 =
+            largest_256(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a)));
+
+        fn dot_u8_i8(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_dpbusd_epi32(acc, a, b);
+        fn dot_bf16(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 =
+            _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b));
+    }
+}

@@ -1,0 +1,154 @@
+//! Sixteen lanes at a time: what the algorithms are written over.
+//!
+//! Every instruction set does the same IEEE operations on the same lanes in the same order, so that every one
+//! gives the same bits. [`Scalar`] is the definition.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::{Avx2, Avx2Vnni};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use scalar::Scalar;
+
+/// Lanes of a vector, and rows of a panel.
+pub const LANES: usize = 16;
+
+/// An instruction set that this processor has: a value exists only where it was found.
+///
+/// Implementations and everything generic over this trait must be inlined into a function compiled for the
+/// instruction set, see [`crate::isa::dispatched`].
+pub(crate) trait Simd: Copy {
+    /// 16 values in binary32.
+    type F32: Copy;
+    /// 16 values of 32 bits.
+    type I32: Copy;
+
+    /// Panels multiplied at once.
+    const PANELS: usize;
+    /// Most rows of activations multiplied at once: with [`Simd::PANELS`], as many sums as there are registers for.
+    const TILE: usize;
+
+    fn splat(self, value: f32) -> Self::F32;
+    fn load(self, values: &[f32; LANES]) -> Self::F32;
+    fn store(self, value: Self::F32, to: &mut [f32; LANES]);
+    /// Asks for the cache line of a value that is needed soon; computes nothing.
+    fn prefetch<T>(self, value: &T);
+    fn load_f16(self, values: &[u16; LANES]) -> Self::F32;
+    /// 16 values of binary16, little-endian.
+    fn load_f16_bytes(self, bytes: &[u8; 32]) -> Self::F32;
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// `if a > b { a } else { b }`.
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `if a < b { a } else { b }`.
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `if x < y { a } else { b }`.
+    fn select_less(self, x: Self::F32, y: Self::F32, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// To the nearest whole number, even in the middle; values are within the range of `i32`.
+    fn round(self, a: Self::F32) -> Self::I32;
+    fn bits_of(self, a: Self::F32) -> Self::I32;
+
+    fn splat_i32(self, value: i32) -> Self::I32;
+    fn load_i32(self, bytes: &[u8; 64]) -> Self::I32;
+    fn store_i32(self, value: Self::I32, to: &mut [u8; 64]);
+    /// Bytes to lanes, unsigned.
+    fn widen_u8(self, bytes: &[u8; LANES]) -> Self::I32;
+    /// Bytes to lanes, signed.
+    fn widen_i8(self, bytes: &[u8; LANES]) -> Self::I32;
+    /// The lowest byte of each lane.
+    fn store_i8(self, value: Self::I32, to: &mut [u8; LANES]);
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn and(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn or(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn shl<const BY: u32>(self, a: Self::I32) -> Self::I32;
+    /// Shifts in zeros.
+    fn shr<const BY: u32>(self, a: Self::I32) -> Self::I32;
+    /// Shifts in the sign.
+    fn sar(self, a: Self::I32, by: u32) -> Self::I32;
+    /// Values below 2^24 in magnitude stay exact.
+    fn to_f32(self, a: Self::I32) -> Self::F32;
+    fn float_of(self, a: Self::I32) -> Self::F32;
+
+    /// Adds to each lane of `acc` the four products of its unsigned bytes in `a` and its signed bytes in `b`,
+    /// which are at least -127.
+    fn dot_u8_i8(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// [`Simd::dot_u8_i8`] of a vector of codes of each panel with each word of `x`.
+    #[inline(always)]
+    fn dot_tile<const P: usize, const N: usize>(
+        self,
+        dots: &mut [[Self::I32; N]; P],
+        codes: [&[u8; 64]; P],
+        x: &[u32; N],
+    ) {
+        let mut weights = [self.splat_i32(0); P];
+        for (weights, codes) in weights.iter_mut().zip(codes) {
+            *weights = self.load_i32(codes);
+        }
+        for row in 0..N {
+            let quad = self.splat_i32(x[row] as i32);
+            for panel in 0..P {
+                dots[panel][row] = self.dot_u8_i8(dots[panel][row], weights[panel], quad);
+            }
+        }
+    }
+    /// Adds to each lane of `acc` the products of its two bf16 values in `a` and `b`: the upper ones first, each
+    /// sum rounded to nearest even. The one operation that is not the same everywhere: AVX-512 takes and gives
+    /// denormals, below 1.2e-38, as zeros.
+    fn dot_bf16(self, acc: Self::F32, a: Self::I32, b: Self::I32) -> Self::F32;
+    /// Two bf16 per lane: `low` in the lower half; rounded to nearest even.
+    #[inline(always)]
+    fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::I32 {
+        let round = |value: Self::F32| {
+            let bits = self.bits_of(value);
+            let odd = self.and(self.shr::<16>(bits), self.splat_i32(1));
+            self.add_i32(self.add_i32(bits, odd), self.splat_i32(0x7fff))
+        };
+        let (low, high) = (round(low), round(high));
+        self.or(self.shr::<16>(low), self.and(high, self.splat_i32(0xffff_0000_u32 as i32)))
+    }
+
+    /// The sum of all lanes, added in halves: 8 and 8, 4 and 4, 2 and 2, 1 and 1.
+    #[inline(always)]
+    fn sum(self, a: Self::F32) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(a, &mut lanes);
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                lanes[lane] += lanes[lane + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The sum of all lanes, wrapping.
+    fn sum_i32(self, a: Self::I32) -> i32;
+    /// The largest lane.
+    fn largest_i32(self, a: Self::I32) -> i32;
+
+    /// The largest lane.
+    #[inline(always)]
+    fn largest(self, a: Self::F32) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(a, &mut lanes);
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                lanes[lane] = if lanes[lane] > lanes[lane + width] { lanes[lane] } else { lanes[lane + width] };
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+}
