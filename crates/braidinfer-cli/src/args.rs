@@ -35,6 +35,8 @@ pub enum Command {
     Pull(PullArgs),
     /// Make a model smaller: write it as a GGUF file
     Quantize(QuantizeArgs),
+    /// Measure speed, beside what the machine can do at most
+    Bench(BenchArgs),
     /// List the supported architectures and how each is verified
     Models(ModelsArgs),
     /// Print a completion script for a shell
@@ -191,6 +193,73 @@ pub struct QuantizeArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
+Prefill reads a prompt of random tokens; decode generates for several sequences at once, greedily, after a context of
+--depth tokens. After one untimed run of each, every kind of run is repeated in turn, so that what disturbs the machine
+disturbs all alike; rates are medians, with the slowest and the fastest run. All kernels are in memory at the same time.
+
+Each rate is also a share of a ceiling, measured before and after: decode cannot be faster than memory delivers the
+weights, the keys and the values; prefill not faster than the processor multiplies at the numeric level of most weights
+(2 operations per weight and token; attention is left out, and so is what caches save). For several sequences the larger
+share is shown. Time to first token is loading plus the first prompt; peak memory is the largest resident size until
+then, less what the process held before (Linux only).
+
+With --baseline, a rate is a regression if it is more than 3 % below that of the file and no run now was as fast as the
+slowest run then.
+
+Exit code: 0, 1 after a regression, 3 after a failure.
+
+Examples:
+  braidinfer bench ./Qwen3-0.6B --batch 1,8 --depth 0,4096
+  braidinfer bench q.gguf --kernels fused --save before.json
+  braidinfer bench q.gguf --kernels fused --baseline before.json"
+)]
+pub struct BenchArgs {
+    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    pub model: Option<String>,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub prompt_tokens: usize,
+    /// Tokens to generate for each sequence
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub gen_tokens: usize,
+    /// How many sequences to generate for at once; several numbers are measured one by one
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,8")]
+    pub batch: Vec<usize>,
+    /// How many tokens stand before the generated ones; several numbers are measured one by one
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0")]
+    pub depth: Vec<usize>,
+    /// Which kernels to measure
+    #[arg(long, value_enum, value_name = "KERNELS,..", value_delimiter = ',', default_value = "standard,fused")]
+    pub kernels: Vec<BenchKernels>,
+    /// How often each run is timed
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub repetitions: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Write that JSON object to a file
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// Compare with a file of --save
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    #[command(flatten)]
+    pub computing: ComputingArgs,
+}
+
+/// Kernels that can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchKernels {
+    /// Candle operations, the reference
+    Standard,
+    /// Our own, on the CPU
+    Fused,
+}
+
+#[derive(Debug, Args)]
 pub struct ModelsArgs {
     /// Print a JSON list
     #[arg(long)]
@@ -260,10 +329,19 @@ impl SamplingArgs {
 #[command(next_help_heading = "Computing")]
 pub struct LoadArgs {
     /// Which kernels compute
-    #[arg(long, value_enum, default_value_t = Kernels::Auto)]
-    pub kernels: Kernels,
+    #[arg(long, value_enum, default_value_t = KernelsArg::Auto)]
+    pub kernels: KernelsArg,
+    #[command(flatten)]
+    pub computing: ComputingArgs,
+}
+
+/// How to load and compute, whichever kernels do it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Computing")]
+pub struct ComputingArgs {
     /// Type of weights and activations; auto is f32 on a CPU (quantized weights stay quantized) and the
-    /// checkpoint's own elsewhere
+    /// checkpoint's own elsewhere. Fused kernels keep the weights as they are and round activations to this for
+    /// products, at most; auto is 8 bits for quantized weights and bf16 for bf16 ones
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
     /// Quantize the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0; with a --dtype
@@ -282,11 +360,13 @@ pub struct LoadArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Kernels {
+pub enum KernelsArg {
     /// The fastest that give the right answers; today always standard
     Auto,
     /// Candle operations, the reference
     Standard,
+    /// Our own, on the CPU: fast, and with activations rounded as --dtype allows
+    Fused,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -25,8 +25,8 @@ fn main() -> ExitCode {
         Err(error) => return report_usage(&error),
     };
     match run(cli.command) {
-        Ok(()) if interrupt::requested() => ExitCode::from(INTERRUPTED),
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(_) if interrupt::requested() => ExitCode::from(INTERRUPTED),
+        Ok(code) => code,
         // Whoever reads our output has had enough; that is no failure.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -36,18 +36,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(args) => commands::run::run(args),
-        Command::Chat(args) => commands::chat::run(args),
-        Command::Logits(args) => commands::logits::run(args),
-        Command::Inspect(args) => commands::inspect::run(args),
-        Command::Tokenize(args) => commands::tokenize::run(args),
-        Command::Pull(args) => commands::pull::run(args),
-        Command::Quantize(args) => commands::quantize::run(args),
-        Command::Models(args) => commands::models::run(args),
-        Command::Completions { shell } => commands::completions::run(shell),
+        Command::Run(args) => commands::run::run(args)?,
+        Command::Chat(args) => commands::chat::run(args)?,
+        Command::Logits(args) => commands::logits::run(args)?,
+        Command::Inspect(args) => commands::inspect::run(args)?,
+        Command::Tokenize(args) => commands::tokenize::run(args)?,
+        Command::Pull(args) => commands::pull::run(args)?,
+        Command::Quantize(args) => commands::quantize::run(args)?,
+        Command::Bench(args) => return commands::bench::run(args),
+        Command::Models(args) => commands::models::run(args)?,
+        Command::Completions { shell } => commands::completions::run(shell)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints help to stdout and usage errors to stderr.

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use braidinfer::executor::DeviceChoice;
+use braidinfer::executor::Kernels;
 use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::model::ModelSource;
 use braidinfer::{Llm, LoadOptions};
 use braidinfer_hub::HubId;
 
-use crate::args::{DtypeArg, LoadArgs};
+use crate::args::{ComputingArgs, DtypeArg, KernelsArg, LoadArgs};
 use crate::{demo, hub, interrupt, output};
 
 /// The files of MODEL; the built-in model if there is none.
@@ -73,29 +73,49 @@ pub fn read_text(file: Option<&PathBuf>, what: &str) -> anyhow::Result<String> {
 /// Opens a model with a progress bar, prints what there is to know, and returns how long it took.
 pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Duration)> {
     let started = Instant::now();
+    prepare(&args.computing)?;
+    let source = source(model)?;
+    let kernels = match args.kernels {
+        KernelsArg::Auto => Kernels::Auto,
+        KernelsArg::Standard => Kernels::Standard,
+        KernelsArg::Fused => Kernels::Fused,
+    };
+    let llm = load(&source, &options(kernels, &args.computing)?)?;
+    llm.notes().iter().for_each(output::note);
+    Ok((llm, started.elapsed()))
+}
+
+/// What is set once per process, before the first model is opened: Ctrl-C and threads.
+pub fn prepare(args: &ComputingArgs) -> anyhow::Result<()> {
     interrupt::install()?;
     if let Some(threads) = args.threads {
         braidinfer::executor::set_threads(threads)?;
     }
-    let source = source(model)?;
-    let device: DeviceChoice = args.device.parse()?;
-    let options = LoadOptions {
+    Ok(())
+}
+
+/// What was asked for, as the library takes it.
+pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOptions> {
+    Ok(LoadOptions {
+        kernels,
         dtype: compute_dtype(args.dtype),
         quantize: args.quantize,
-        device,
+        device: args.device.parse()?,
         context: args.context,
         ..LoadOptions::default()
-    };
+    })
+}
+
+/// Opens a model with a progress bar.
+pub fn load(source: &ModelSource, options: &LoadOptions) -> anyhow::Result<Llm> {
     let bar = output::progress_bar(&format!("loading {}", source.label()), "layers");
-    let llm = Llm::open(&source, &options, &|done, layers| {
+    let llm = Llm::open(source, options, &|done, layers| {
         // Layers finish on several threads, so the counts may arrive out of order.
         bar.set_length(layers as u64);
         bar.update(|state| state.set_pos(state.pos().max(done as u64)));
     });
     bar.finish_and_clear();
-    let llm = llm?;
-    llm.notes().iter().for_each(output::note);
-    Ok((llm, started.elapsed()))
+    Ok(llm?)
 }
 
 /// What `--dtype` asks for; `None` leaves the choice to the library.

@@ -15,8 +15,9 @@ pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use llm::{Completion, Llm, LoadOptions, Prompt, StreamEvent, Timings};
 
-pub use quantize::{QuantizeProgress, QuantizeReport, quantize};
+pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};
 
+pub use braidinfer_kernels as kernels;
 pub use braidinfer_model as model;
 
 /// Holds the README's Rust example to what compiles.

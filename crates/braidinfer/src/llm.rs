@@ -3,12 +3,16 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use braidinfer_kernels::{Isa, NumericLevel};
 use braidinfer_model::quantization::FileType;
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
 
 use crate::engine::{Engine, EngineConfig, FinishReason, SamplingParams, SequenceId};
+use crate::executor::fused::{FusedExecutor, FusedOptions};
 use crate::executor::standard::{ComputeDtype, LoadProgress, QuantizedWeights, StandardExecutor, StandardOptions};
-use crate::executor::{Batch, DeviceChoice, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
+use crate::executor::{
+    Batch, DeviceChoice, Executor, Kernels, KvCacheConfig, KvDtype, NoProbe, SequenceSlice, threads,
+};
 use crate::quantize::quantize_weights;
 use crate::text::{ChatMessage, ChatTemplate, StopMatcher, StreamDecoder, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
@@ -27,8 +31,11 @@ const MAX_BLOCKS: usize = u32::MAX as usize;
 /// How to open a model.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
-    /// Type of weights and of the residual stream; if `None`, f32 on a CPU, where quantized weights stay quantized, and
-    /// the checkpoint's own type elsewhere.
+    /// Which kernels compute.
+    pub kernels: Kernels,
+    /// With standard kernels the type of weights and of the residual stream; if `None`, f32 on a CPU, where quantized
+    /// weights stay quantized, and the checkpoint's own type elsewhere. With fused kernels, which keep the weights as
+    /// they are, the coarsest type that activations may be rounded to for a product; if `None`, 8 bits.
     pub dtype: Option<ComputeDtype>,
     /// Quantize the weights in memory.
     pub quantize: Option<FileType>,
@@ -42,7 +49,14 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { dtype: None, quantize: None, device: DeviceChoice::Cpu, context: None, max_sequences: 16 }
+        Self {
+            kernels: Kernels::Auto,
+            dtype: None,
+            quantize: None,
+            device: DeviceChoice::Cpu,
+            context: None,
+            max_sequences: 16,
+        }
     }
 }
 
@@ -97,6 +111,7 @@ pub struct StreamEvent<'a> {
 /// A model ready to run.
 pub struct Llm {
     engine: Engine,
+    kernels: Kernels,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
     generation: GenerationConfig,
@@ -124,31 +139,36 @@ impl Llm {
         }
         notes.extend(tokenizer.iter().flat_map(Tokenizer::notes).cloned());
         let context = context(&spec, options.context, &mut notes)?;
-        let dtype = options.dtype.unwrap_or(match options.device {
-            DeviceChoice::Cpu => ComputeDtype::F32,
-            DeviceChoice::Cuda(_) | DeviceChoice::Metal => weights.dtype().into(),
-        });
-        let standard = StandardOptions {
-            dtype,
-            // Whoever names a type wants the weights in it.
-            quantized_weights: if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand },
-            device: options.device,
-            kv_cache: KvCacheConfig {
-                block_size: BLOCK_SIZE,
-                num_blocks: context.div_ceil(BLOCK_SIZE).saturating_mul(options.max_sequences).min(MAX_BLOCKS),
-                dtype: if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 },
-            },
+        let loading = Loading { options, num_blocks: num_blocks(context, options.max_sequences), progress };
+        let kernels = if options.kernels == Kernels::Fused { Kernels::Fused } else { Kernels::Standard };
+        let executor = match kernels {
+            Kernels::Fused => loading.fused(spec, &weights)?,
+            Kernels::Auto | Kernels::Standard => loading.standard(spec, &weights)?,
         };
-        let executor = StandardExecutor::load(spec, &weights, standard, progress)?;
         let config =
             EngineConfig { context, max_batched_tokens: MAX_BATCHED_TOKENS, max_sequences: options.max_sequences };
-        let engine = Engine::new(Box::new(executor), config)?;
-        Ok(Self { engine, tokenizer, chat_template, generation, label: source.label(), notes })
+        let engine = Engine::new(executor, config)?;
+        Ok(Self { engine, kernels, tokenizer, chat_template, generation, label: source.label(), notes })
     }
 
     /// The decoder.
     pub fn spec(&self) -> &DecoderSpec {
         self.engine.executor().spec()
+    }
+
+    /// Which kernels compute.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
+    /// The executor.
+    pub fn executor(&self) -> &dyn Executor {
+        self.engine.executor()
+    }
+
+    /// The executor, to run batches of one's own while nothing is generated.
+    pub fn executor_mut(&mut self) -> &mut dyn Executor {
+        self.engine.executor_mut()
     }
 
     /// The tokenizer, if the model has one.
@@ -169,6 +189,11 @@ impl Llm {
     /// Longest sequence in tokens.
     pub fn context(&self) -> usize {
         self.engine.config().context
+    }
+
+    /// Most tokens of one step; longer prompts are fed in chunks.
+    pub fn max_batched_tokens(&self) -> usize {
+        self.engine.config().max_batched_tokens
     }
 
     /// What was ignored or decided while loading, one line each.
@@ -278,6 +303,59 @@ impl Llm {
                 self.label
             ))
         })
+    }
+}
+
+/// Blocks for `max_sequences` sequences of the longest length.
+fn num_blocks(context: usize, max_sequences: usize) -> usize {
+    context.div_ceil(BLOCK_SIZE).saturating_mul(max_sequences).min(MAX_BLOCKS)
+}
+
+/// What executors are loaded with.
+struct Loading<'a> {
+    options: &'a LoadOptions,
+    num_blocks: usize,
+    progress: LoadProgress<'a>,
+}
+
+impl Loading<'_> {
+    fn kv_cache(&self, dtype: KvDtype) -> KvCacheConfig {
+        KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: self.num_blocks, dtype }
+    }
+
+    fn standard(&self, spec: DecoderSpec, weights: &Weights) -> Result<Box<dyn Executor>> {
+        let options = self.options;
+        let dtype = options.dtype.unwrap_or(match options.device {
+            DeviceChoice::Cpu => ComputeDtype::F32,
+            DeviceChoice::Cuda(_) | DeviceChoice::Metal => weights.dtype().into(),
+        });
+        let options = StandardOptions {
+            dtype,
+            // Whoever names a type wants the weights in it.
+            quantized_weights: if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand },
+            device: options.device,
+            kv_cache: self.kv_cache(if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 }),
+        };
+        Ok(Box::new(StandardExecutor::load(spec, weights, options, self.progress)?))
+    }
+
+    fn fused(&self, spec: DecoderSpec, weights: &Weights) -> Result<Box<dyn Executor>> {
+        if self.options.device != DeviceChoice::Cpu {
+            let device = self.options.device;
+            return Err(Error::Unsupported(format!("fused kernels run on the CPU, not on {device}")));
+        }
+        let (coarsest, kv_dtype) = match self.options.dtype {
+            None => (NumericLevel::Int8, KvDtype::F16),
+            Some(ComputeDtype::F32) => (NumericLevel::F32, KvDtype::F32),
+            Some(ComputeDtype::BF16) => (NumericLevel::Bf16, KvDtype::F16),
+            Some(ComputeDtype::F16) => {
+                let expected = "auto, f32 or bf16 with fused kernels, which have no products in f16";
+                return Err(Error::bad_request("dtype", expected, "f16"));
+            }
+        };
+        let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
+        let options = FusedOptions { coarsest, kv_cache: self.kv_cache(kv_dtype), threads: threads(), isa };
+        Ok(Box::new(FusedExecutor::load(spec, weights, options, self.progress)?))
     }
 }
 

@@ -73,7 +73,7 @@ pub fn quantize(
 
 /// Quantizes the matrices of `weights` in memory, as [`quantize`] would in a file; `progress` is told the share that is
 /// done in layers. Returns notes, one line each.
-pub(crate) fn quantize_weights(
+pub fn quantize_weights(
     spec: &DecoderSpec,
     weights: &mut Weights,
     file_type: FileType,

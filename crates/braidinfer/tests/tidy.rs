@@ -57,7 +57,7 @@ fn no_code_after_the_registry_names_an_architecture() {
 }
 
 #[test]
-fn unsafe_has_one_address() {
+fn unsafe_has_two_addresses() {
     for folder in ["braidinfer-model/src", "braidinfer-hub/src", "braidinfer/src", "braidinfer-cli/src"] {
         check_absent(folder, &["unsafe {", "unsafe fn", "allow(unsafe_code)"], &["mmap.rs"]);
     }

@@ -1,5 +1,6 @@
-//! One file per command.
+//! One file (or folder) per command.
 
+pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod inspect;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::args::ModelsArgs;
 use crate::output;
 
-const KERNELS: [&str; 1] = ["standard"];
+const KERNELS: [&str; 2] = ["standard", "fused"];
 
 #[derive(Serialize)]
 struct Row {
@@ -16,7 +16,7 @@ struct Row {
     aliases: &'static [&'static str],
     models: &'static str,
     formats: Vec<&'static str>,
-    kernels: [&'static str; 1],
+    kernels: [&'static str; 2],
     devices: Vec<&'static str>,
     verified: Verified,
 }

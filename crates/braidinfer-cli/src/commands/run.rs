@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use braidinfer::executor::Kernels;
 use braidinfer::{Completion, Prompt, StreamEvent, Timings};
 use serde::Serialize;
 
@@ -58,7 +59,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     drop(streaming);
     printer.result?;
     let completion = &completions[0];
-    if args.json { print_json(completion, load, timings) } else { output::print("\n") }
+    if args.json { print_json(completion, llm.kernels(), load, timings) } else { output::print("\n") }
 }
 
 /// Prints an answer as it comes; ends it when printing fails or Ctrl-C is pressed.
@@ -85,13 +86,13 @@ impl Printer {
     }
 }
 
-fn print_json(completion: &Completion, load: Duration, timings: Timings) -> anyhow::Result<()> {
+fn print_json(completion: &Completion, kernels: Kernels, load: Duration, timings: Timings) -> anyhow::Result<()> {
     output::print_json(&RunJson {
         prompt_ids: &completion.prompt_ids,
         ids: &completion.ids,
         text: &completion.text,
         finish_reason: completion.finish_reason.as_str(),
-        kernels: "standard",
+        kernels: kernels.as_str(),
         timings: TimingsJson {
             load_ms: milliseconds(load),
             prefill_ms: milliseconds(timings.prefill),

@@ -8,6 +8,7 @@ mod sampling_params;
 mod scheduler;
 mod sequence;
 
+pub use sampler::argmax;
 pub use sampling_params::SamplingParams;
 pub use sequence::FinishReason;
 

@@ -30,8 +30,8 @@ impl Sampler {
     }
 }
 
-/// Index of the largest logit, the first of equals.
-fn argmax(logits: &[f32]) -> u32 {
+/// Index of the largest logit, the first of equals: the token that greedy sampling takes.
+pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (index, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {

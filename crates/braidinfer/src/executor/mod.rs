@@ -2,14 +2,20 @@
 
 mod batch;
 mod device;
+pub mod fused;
 mod probe;
+mod report;
+mod rope_history;
 pub mod standard;
+
+use std::sync::OnceLock;
 
 use braidinfer_model::DecoderSpec;
 
 pub use batch::{Batch, SequenceSlice};
 pub use device::DeviceChoice;
 pub use probe::{Activation, NoProbe, Probe, Recorder};
+pub use report::ExecutorReport;
 
 use crate::{Error, Result};
 
@@ -24,12 +30,24 @@ pub trait Executor: Send {
     /// Shape of the key/value storage.
     fn kv_cache(&self) -> KvCacheConfig;
 
+    /// What computes, and how much memory it reads.
+    fn report(&self) -> ExecutorReport;
+
+    /// Reads the weights of one step as fast as memory gives them, and computes nothing: the least time that a step can
+    /// take. Returns whether there was anything to read so.
+    fn read_weights(&mut self) -> bool {
+        false
+    }
+
     /// Runs every token of `batch`, stores its keys and values, and returns the wanted rows of logits.
     ///
     /// Fails with [`crate::Error::BadRequest`] on a batch that contradicts itself, the vocabulary or the
     /// storage; the storage is then unchanged.
     fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits>;
 }
+
+/// What [`set_threads`] was told.
+static THREADS: OnceLock<usize> = OnceLock::new();
 
 /// Limits the threads of every executor of this process; may be called once, before the first model is opened.
 pub fn set_threads(threads: usize) -> Result<()> {
@@ -38,7 +56,36 @@ pub fn set_threads(threads: usize) -> Result<()> {
         return Err(Error::bad_request("threads", format!("from 1 to {MOST}"), threads));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    pool.map_err(|error| Error::Unsupported(format!("the number of threads can no longer change: {error}")))
+    pool.map_err(|error| Error::Unsupported(format!("the number of threads can no longer change: {error}")))?;
+    THREADS.set(threads).map_err(|_| Error::Unsupported("the number of threads can no longer change".into()))
+}
+
+/// Threads of a fused executor: what [`set_threads`] was told, or as many as this process has cores for itself.
+pub fn threads() -> usize {
+    THREADS.get().copied().unwrap_or_else(braidinfer_kernels::default_threads)
+}
+
+/// Which kernels compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kernels {
+    /// The reference, until a check has measured that the fused ones give the right answers.
+    #[default]
+    Auto,
+    /// Candle operations, the reference.
+    Standard,
+    /// Our own, on the CPU.
+    Fused,
+}
+
+impl Kernels {
+    /// The name in flags and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Standard => "standard",
+            Self::Fused => "fused",
+        }
+    }
 }
 
 /// Key/value storage: blocks of a fixed number of tokens.
@@ -66,6 +113,16 @@ pub enum KvDtype {
     F32,
     /// 2 bytes.
     F16,
+}
+
+impl KvDtype {
+    /// Bytes of a value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
 }
 
 /// Rows of logits, in the order the batch asked for them.

@@ -7,6 +7,11 @@
 /// `attn.heads` (before the output projection), `attn.out`, `attn.residual` (the stream after attention),
 /// `ffn.norm`, `ffn.out`, `output` (the stream after the layer).
 pub trait Probe {
+    /// Whether any activation is wanted at all.
+    fn is_active(&self) -> bool {
+        true
+    }
+
     /// Whether to hand over the activation called `name`.
     fn wants(&self, name: &str) -> bool;
 
@@ -19,6 +24,10 @@ pub trait Probe {
 pub struct NoProbe;
 
 impl Probe for NoProbe {
+    fn is_active(&self) -> bool {
+        false
+    }
+
     fn wants(&self, _name: &str) -> bool {
         false
     }

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use braidinfer::executor::fused::{FusedExecutor, FusedOptions};
 use braidinfer::executor::standard::{ComputeDtype, QuantizedWeights, StandardExecutor, StandardOptions};
 use braidinfer::executor::{Batch, DeviceChoice, Executor, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
+use braidinfer::kernels::{Isa, NumericLevel};
 use braidinfer::model::{DecoderSpec, Description, ModelSource, TensorNames, Weights, describe};
 use braidinfer::text::{Tokenizer, TokenizerSettings};
 use serde::Deserialize;
@@ -117,6 +119,45 @@ impl Fixture {
     }
 }
 
+/// How a fused executor is opened in tests.
+#[derive(Debug, Clone, Copy)]
+pub struct Fused {
+    pub coarsest: NumericLevel,
+    pub kv_dtype: KvDtype,
+    pub threads: usize,
+    pub isa: Isa,
+}
+
+impl Fused {
+    /// Nothing rounded but the sums themselves.
+    pub fn exact() -> Self {
+        let isa = Isa::detect().expect("the best instruction set can be used");
+        Self { coarsest: NumericLevel::F32, kv_dtype: KvDtype::F32, threads: 2, isa }
+    }
+}
+
+impl Fixture {
+    /// A fused executor with room for 16 sequences of 128 tokens, over weights that `change` may replace.
+    pub fn fused_with(&self, fused: Fused, change: impl Fn(&DecoderSpec, &mut Weights)) -> FusedExecutor {
+        let Description { spec, names } = self.description();
+        let weights = Weights::open(&self.source, &spec, &names);
+        let mut weights = weights.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        change(&spec, &mut weights);
+        let Fused { coarsest, threads, isa, kv_dtype } = fused;
+        let kv_cache =
+            KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype: kv_dtype };
+        let options = FusedOptions { coarsest, kv_cache, threads, isa };
+        let executor = FusedExecutor::load(spec, &weights, options, &|_, _| {});
+        executor.unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    pub fn fused(&self, fused: Fused) -> FusedExecutor {
+        self.fused_with(fused, |_, _| {})
+    }
+}
+
+/// Fused kernels take blocks of whole tiles.
+pub const FUSED_BLOCK_SIZE: usize = 16;
 pub const BLOCK_SIZE: usize = 8;
 pub const BLOCKS_PER_SEQUENCE: usize = 16;
 

@@ -50,6 +50,11 @@ impl Attention {
         Ok(out)
     }
 
+    /// Its linear layers.
+    pub(super) fn projections(&self) -> [&Linear; 4] {
+        [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
+    }
+
     /// Queries `[T, H, d]`, keys and values `[T, G, d]`, normed and rotated, in f32.
     fn project(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<(Tensor, Tensor, Tensor)> {
         let (q, k, v) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);

@@ -26,6 +26,11 @@ impl DenseFeedForward {
         self.down_proj.forward(&inner.to_dtype(x.dtype())?)
     }
 
+    /// Its linear layers.
+    pub(super) fn projections(&self) -> impl Iterator<Item = &Linear> {
+        self.gate_proj.iter().chain([&self.up_proj, &self.down_proj])
+    }
+
     fn activate(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self.hidden_act {
             Activation::Silu => x.silu()?,

@@ -1,8 +1,6 @@
 //! Paged storage of keys and values.
 
 use braidinfer_model::DecoderSpec;
-use braidinfer_model::rope::RopeRegime;
-use braidinfer_model::spec::RopeSpec;
 use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
@@ -14,15 +12,6 @@ pub(super) struct KvCache {
     config: KvCacheConfig,
     /// Per layer: keys and values, each `[slots, G, d]`.
     layers: Vec<(Tensor, Tensor)>,
-    /// What each slot holds; kept only where RoPE depends on the length of the sequence.
-    history: Option<History>,
-}
-
-/// Which token each slot holds and how its key was rotated.
-#[derive(Debug)]
-pub(super) struct History {
-    tables: Vec<RopeSpec>,
-    slots: Vec<(u32, Vec<RopeRegime>)>,
 }
 
 impl KvCache {
@@ -34,17 +23,11 @@ impl KvCache {
         let shape = (0, spec.num_key_value_heads, spec.head_dim);
         let empty = || Tensor::zeros(shape, dtype, device);
         let layers = spec.layers.iter().map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
-        let by_length = spec.rope.iter().any(|table| table.depends_on_length());
-        let history = by_length.then(|| History { tables: spec.rope.clone(), slots: Vec::new() });
-        Ok(Self { config, layers, history })
+        Ok(Self { config, layers })
     }
 
     pub(super) fn config(&self) -> KvCacheConfig {
         self.config
-    }
-
-    pub(super) fn history(&self) -> Option<&History> {
-        self.history.as_ref()
     }
 
     /// Makes room for every block that `batch` names.
@@ -109,31 +92,6 @@ impl KvCache {
             store.index_select(&Tensor::new(slots, store.device())?, 0)?
         };
         Ok(rows.to_dtype(DType::F32)?)
-    }
-
-    /// Notes which tokens `batch` stored and how their keys were rotated.
-    pub(super) fn remember(&mut self, batch: &Batch) {
-        let (block_size, slots) = (self.config.block_size, self.slots());
-        let Some(history) = &mut self.history else { return };
-        history.slots.resize(slots, (0, Vec::new()));
-        for (range, sequence) in batch.ranges() {
-            let regimes = history.regimes(sequence.rope_len);
-            for (position, token) in sequence.positions().zip(&batch.token_ids[range]) {
-                history.slots[sequence.slot(position, block_size)] = (*token, regimes.clone());
-            }
-        }
-    }
-}
-
-impl History {
-    /// The regime of every table of the spec at a length.
-    pub(super) fn regimes(&self, rope_len: usize) -> Vec<RopeRegime> {
-        self.tables.iter().map(|table| table.regime(rope_len)).collect()
-    }
-
-    /// The token in `slot` and the regimes under which its key was rotated.
-    pub(super) fn slot(&self, slot: usize) -> Option<&(u32, Vec<RopeRegime>)> {
-        self.slots.get(slot)
     }
 }
 

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::attention::{Attention, MaskCache};
 use super::feed_forward::DenseFeedForward;
 use super::kv_cache::KvCache;
+use super::linear::Linear;
 use super::norm::Norm;
 use super::rotary::Rotation;
 use super::trace::Trace;
@@ -48,6 +49,11 @@ impl Layer {
         let transformed = through(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed)?)?;
         trace.record("ffn.out", &transformed)?;
         self.add(&after_attention, &transformed)
+    }
+
+    /// Its linear layers.
+    pub(super) fn projections(&self) -> impl Iterator<Item = &Linear> {
+        self.attention.projections().into_iter().chain(self.feed_forward.projections())
     }
 
     fn add(&self, x: &Tensor, update: &Tensor) -> Result<Tensor> {

@@ -20,6 +20,11 @@ impl Linear {
         Self { weight, bias }
     }
 
+    /// Bytes of the weight.
+    pub(super) fn weight_bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+
     /// `[T, in]` to `[T, out]`, rounded once to the type of `x`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(self.forward_f32(x)?.to_dtype(x.dtype())?)

@@ -17,6 +17,7 @@ use super::layer::Layer;
 use super::linear::Linear;
 use super::matrix::{Matrix, QuantizedMatrix};
 use super::norm::Norm;
+use crate::executor::rope_history::RopeHistory;
 use crate::executor::{DeviceChoice, KvCacheConfig};
 use crate::{Error, Result};
 
@@ -113,8 +114,9 @@ impl StandardExecutor {
         };
         let final_norm = loader.norm(Slot::FinalNorm, &spec.norm)?.ok_or_else(|| loader.absent(Slot::FinalNorm))?;
         let kv_cache = KvCache::new(&spec, options.kv_cache, &device)?;
+        let rope_history = RopeHistory::new(&spec, options.kv_cache.block_size);
         let dtype = dtype.candle();
-        Ok(Self { dtype, embed_tokens, layers, final_norm, lm_head, kv_cache, device, spec })
+        Ok(Self { rope_history, dtype, embed_tokens, layers, final_norm, lm_head, kv_cache, device, spec })
     }
 }
 

@@ -50,6 +50,14 @@ impl Matrix {
         }
     }
 
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Self::Quantized(matrix) => matrix.blocks.len(),
+        }
+    }
+
     /// The whole matrix in f32, if it is stored so.
     pub(super) fn as_f32(&self) -> Option<&Tensor> {
         match self {

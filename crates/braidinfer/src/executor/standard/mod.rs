@@ -12,10 +12,10 @@ mod linear;
 mod load;
 mod matrix;
 mod norm;
-mod recompute;
 mod rotary;
 mod trace;
 
+use braidinfer_kernels::NumericLevel;
 use braidinfer_model::DecoderSpec;
 use candle_core::{DType, Device, Tensor};
 
@@ -27,7 +27,8 @@ use self::matrix::Matrix;
 use self::norm::Norm;
 use self::rotary::Rotation;
 use self::trace::Trace;
-use super::{Batch, Executor, KvCacheConfig, Logits, NoProbe, Probe};
+use super::rope_history::RopeHistory;
+use super::{Batch, Executor, ExecutorReport, Kernels, KvCacheConfig, Logits, NoProbe, Probe};
 use crate::Result;
 
 pub use load::{ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
@@ -43,6 +44,8 @@ pub struct StandardExecutor {
     final_norm: Norm,
     lm_head: Linear,
     kv_cache: KvCache,
+    /// Where RoPE depends on the length of the sequence.
+    rope_history: Option<RopeHistory>,
 }
 
 impl Executor for StandardExecutor {
@@ -54,20 +57,40 @@ impl Executor for StandardExecutor {
         self.kv_cache.config()
     }
 
+    fn report(&self) -> ExecutorReport {
+        let layers = self.layers.iter().flat_map(Layer::projections);
+        ExecutorReport {
+            kernels: Kernels::Standard,
+            isa: "candle",
+            threads: rayon::current_num_threads(),
+            weight_bytes: layers.chain([&self.lm_head]).map(Linear::weight_bytes).sum(),
+            pack_time: None,
+            levels: Vec::new(),
+            main_level: NumericLevel::F32,
+            kv_dtype: self.kv_cache().dtype,
+        }
+    }
+
     fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits> {
         batch.validate(&self.spec, &self.kv_cache.config())?;
         self.kv_cache.reserve(batch)?;
-        for piece in recompute::pieces(batch, &self.kv_cache)? {
+        for piece in self.rope_history.as_ref().map_or(Ok(Vec::new()), |history| history.pieces(batch))? {
             self.decode(&piece, &mut Trace::new(&mut NoProbe))?;
-            self.kv_cache.remember(&piece);
+            self.remember(&piece);
         }
         let logits = self.decode(batch, &mut Trace::new(probe))?;
-        self.kv_cache.remember(batch);
+        self.remember(batch);
         Ok(Logits::new(logits.flatten_all()?.to_vec1()?, self.spec.vocab_size))
     }
 }
 
 impl StandardExecutor {
+    fn remember(&mut self, batch: &Batch) {
+        if let Some(history) = &mut self.rope_history {
+            history.remember(batch);
+        }
+    }
+
     /// Logits `[rows, V]` in f32.
     fn decode(&self, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
         let rotations = Rotation::for_batch(&self.spec, batch, &self.device)?;

@@ -1,0 +1,218 @@
+//! Comparing with an earlier report.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use comfy_table::Table;
+use serde::{Deserialize, Serialize};
+
+use super::machine::Machine;
+use super::measure::Spread;
+use super::plan::{Case, Plan};
+use super::report::{CASE_HEADER, Options, Report, ResultRow, align_right, case_cells, new_table, number};
+
+/// Largest file that is read; reports have some kilobytes.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// Medians closer than this are the same, however little the runs differed among themselves.
+const MARGIN: f64 = 0.03;
+
+/// An earlier report.
+#[derive(Debug)]
+pub struct Baseline {
+    file: String,
+    saved: Saved,
+}
+
+/// What is needed of its JSON.
+#[derive(Debug, Deserialize)]
+struct Saved {
+    machine: Machine,
+    model: String,
+    weights: String,
+    options: Options,
+    results: Vec<ResultRow>,
+}
+
+impl Baseline {
+    /// Fails on a file that is no report, and on one that has no row of the plan.
+    pub fn read(path: &Path, plan: &Plan) -> anyhow::Result<Self> {
+        let file = path.display().to_string();
+        let saved = parse(path).with_context(|| file.clone())?;
+        let planned = |row: &ResultRow| {
+            plan.cases.contains(&row.case) && plan.kernels.iter().any(|kernels| kernels.as_str() == row.kernels)
+        };
+        if !saved.results.iter().any(planned) {
+            bail!("{file}: expected a result with the same kernels, batch, depth and tokens as now, found none");
+        }
+        Ok(Self { file, saved })
+    }
+
+    /// Compares the rows that both have.
+    pub fn compare(self, report: &Report) -> Comparison {
+        let then = |row: &ResultRow| self.saved.results.iter().find(|then| same_run(row, then));
+        let row = |row: &ResultRow| Some(ComparedRow::new(row, then(row)?));
+        let rows: Vec<ComparedRow> = report.results.iter().filter_map(row).collect();
+        let notes = self.notes(report, rows.len());
+        Comparison { file: self.file, rows, notes }
+    }
+
+    /// What makes the comparison less than one of equals.
+    fn notes(&self, report: &Report, common: usize) -> Vec<String> {
+        let (then, file) = (&self.saved, &self.file);
+        let mut notes = Vec::new();
+        let mut differs = |what: &str, now: String, then: String| {
+            if now != then {
+                notes.push(format!("{what}: {now} now, {then} in {file}"));
+            }
+        };
+        differs("model", report.model.clone(), then.model.clone());
+        differs("weights", report.weights.clone(), then.weights.clone());
+        differs("machine", machine(&report.machine), machine(&then.machine));
+        let (now_options, then_options) = (&report.options, &then.options);
+        differs("dtype", now_options.dtype.clone(), then_options.dtype.clone());
+        differs("device", now_options.device.clone(), then_options.device.clone());
+        let missing = then.results.len().saturating_sub(common);
+        if missing > 0 {
+            notes.push(format!("{missing} of the {} results in {file} were not measured now", then.results.len()));
+        }
+        let new = report.results.len().saturating_sub(common);
+        if new > 0 {
+            notes.push(format!("{new} of {} results have nothing to compare with in {file}", report.results.len()));
+        }
+        notes
+    }
+}
+
+fn parse(path: &Path) -> anyhow::Result<Saved> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() || metadata.len() > MOST_BYTES {
+        let found = if metadata.is_file() { format!("{} bytes", metadata.len()) } else { "something else".into() };
+        bail!("expected a file of `braidinfer bench --save`, at most {MOST_BYTES} bytes, found {found}");
+    }
+    let bytes = fs::read(path)?;
+    let saved: Saved = serde_json::from_slice(&bytes)
+        .map_err(|error| anyhow::anyhow!("expected a file of `braidinfer bench --save`, found: {error}"))?;
+    for (index, row) in saved.results.iter().enumerate() {
+        let Spread { median, min, max } = row.tok_s;
+        if !(0.0 < min && min <= median && median <= max) {
+            let found = format!("min {min}, median {median}, max {max}");
+            bail!("field `results[{index}].tok_s`: expected 0 < min <= median <= max, found {found}");
+        }
+    }
+    Ok(saved)
+}
+
+fn machine(machine: &Machine) -> String {
+    let Machine { cpu, isa, threads, os } = machine;
+    format!("{}, {isa}, {threads} threads, {os}", cpu.as_deref().unwrap_or("unknown processor"))
+}
+
+fn same_run(a: &ResultRow, b: &ResultRow) -> bool {
+    (&a.kernels, a.case) == (&b.kernels, b.case)
+}
+
+/// The comparison of all common rows.
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    file: String,
+    rows: Vec<ComparedRow>,
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ComparedRow {
+    kernels: String,
+    #[serde(flatten)]
+    case: Case,
+    now: Spread,
+    then: Spread,
+    /// Median now over median then.
+    ratio: f64,
+    verdict: Verdict,
+}
+
+/// Whether a rate changed by more than the runs differ among themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Regression,
+    Same,
+    Faster,
+}
+
+impl Verdict {
+    fn of(now: &Spread, then: &Spread) -> Self {
+        if now.median < then.median * (1.0 - MARGIN) && now.max < then.min {
+            Self::Regression
+        } else if now.median > then.median * (1.0 + MARGIN) && now.min > then.max {
+            Self::Faster
+        } else {
+            Self::Same
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Regression => "regression",
+            Self::Same => "same",
+            Self::Faster => "faster",
+        }
+    }
+}
+
+impl ComparedRow {
+    fn new(now: &ResultRow, then: &ResultRow) -> Self {
+        Self {
+            kernels: now.kernels.clone(),
+            case: now.case,
+            now: now.tok_s,
+            then: then.tok_s,
+            ratio: now.tok_s.median / then.tok_s.median,
+            verdict: Verdict::of(&now.tok_s, &then.tok_s),
+        }
+    }
+}
+
+impl Comparison {
+    /// How many rows became slower.
+    pub fn regressions(&self) -> usize {
+        self.rows.iter().filter(|row| row.verdict == Verdict::Regression).count()
+    }
+
+    /// A table of the common rows.
+    pub fn table(&self) -> Table {
+        let mut header = CASE_HEADER.to_vec();
+        header.extend(["tok/s now", "then", "now/then", "verdict"]);
+        let mut table = new_table(&header);
+        for row in &self.rows {
+            let mut cells = case_cells(&row.case, &row.kernels);
+            let ratio = format!("{:.3}", row.ratio);
+            cells.extend([number(row.now.median), number(row.then.median), ratio, row.verdict.name().into()]);
+            table.add_row(cells);
+        }
+        align_right(&mut table, &[1, 2, 3, 5, 6, 7]);
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(now: [f64; 3], then: [f64; 3]) -> Verdict {
+        let spread = |[min, median, max]: [f64; 3]| Spread { min, median, max };
+        Verdict::of(&spread(now), &spread(then))
+    }
+
+    #[test]
+    fn a_regression_is_slower_than_every_earlier_run_and_by_more_than_the_margin() {
+        assert_eq!(verdict([90.0, 92.0, 94.0], [98.0, 100.0, 102.0]), Verdict::Regression);
+        assert_eq!(verdict([90.0, 92.0, 98.0], [98.0, 100.0, 102.0]), Verdict::Same, "one run was as fast");
+        assert_eq!(verdict([98.0, 98.0, 98.0], [100.0, 100.0, 100.0]), Verdict::Same, "within the margin");
+        assert_eq!(verdict([100.0; 3], [100.0; 3]), Verdict::Same);
+        assert_eq!(verdict([110.0, 111.0, 112.0], [98.0, 100.0, 102.0]), Verdict::Faster);
+        assert_eq!(verdict([101.0, 111.0, 112.0], [98.0, 100.0, 102.0]), Verdict::Same, "one run was as slow");
+    }
+}

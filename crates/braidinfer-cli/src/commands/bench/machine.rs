@@ -1,0 +1,112 @@
+//! The machine: what it is, what it can do at most, and how much memory this process took.
+
+use std::fs;
+
+use anyhow::Context;
+use braidinfer::executor::threads;
+use braidinfer::kernels::{Isa, NumericLevel, Pool, ceilings};
+use serde::{Deserialize, Serialize};
+
+/// More than the caches of any processor hold.
+const READ_BYTES: usize = 512 << 20;
+
+/// What ran the measurement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The processor's name, where the system tells it.
+    pub cpu: Option<String>,
+    /// The instruction set of our own kernels.
+    pub isa: String,
+    pub threads: usize,
+    pub os: String,
+}
+
+impl Machine {
+    pub fn this() -> anyhow::Result<Self> {
+        Ok(Self {
+            cpu: cpu_name(),
+            isa: Isa::detect()?.name().into(),
+            threads: threads(),
+            os: std::env::consts::OS.into(),
+        })
+    }
+}
+
+/// The processor's name on Linux.
+fn cpu_name() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// What the machine can do at most, in units of 10^9 per second.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Ceilings {
+    pub read_gb_s: f64,
+    pub int8_gop_s: f64,
+    pub bf16_gflop_s: f64,
+    pub f32_gflop_s: f64,
+}
+
+impl Ceilings {
+    /// Measures with all threads, in some fractions of a second.
+    pub fn measure() -> anyhow::Result<Self> {
+        let isa = Isa::detect()?;
+        let mut pool = Pool::new(threads()).with_context(|| format!("{} threads", threads()))?;
+        let read = ceilings::read_bandwidth(isa, &mut pool, READ_BYTES);
+        let read = read.with_context(|| format!("{READ_BYTES} bytes of memory to measure how fast it is read"))?;
+        let mut rate = |level| ceilings::multiply_rate(isa, &mut pool, level) / 1e9;
+        Ok(Self {
+            read_gb_s: read / 1e9,
+            int8_gop_s: rate(NumericLevel::Int8),
+            bf16_gflop_s: rate(NumericLevel::Bf16),
+            f32_gflop_s: rate(NumericLevel::F32),
+        })
+    }
+
+    /// The larger of each.
+    pub fn or_better(&self, other: &Self) -> Self {
+        Self {
+            read_gb_s: self.read_gb_s.max(other.read_gb_s),
+            int8_gop_s: self.int8_gop_s.max(other.int8_gop_s),
+            bf16_gflop_s: self.bf16_gflop_s.max(other.bf16_gflop_s),
+            f32_gflop_s: self.f32_gflop_s.max(other.f32_gflop_s),
+        }
+    }
+
+    /// Operations at a level.
+    pub fn multiply(&self, level: NumericLevel) -> f64 {
+        match level {
+            NumericLevel::Int8 => self.int8_gop_s,
+            NumericLevel::Bf16 => self.bf16_gflop_s,
+            NumericLevel::F32 => self.f32_gflop_s,
+        }
+    }
+}
+
+/// The largest resident size of this process while something is done, beyond what it held before. Linux only.
+pub struct PeakMemory {
+    before: usize,
+}
+
+impl PeakMemory {
+    /// Starts over with the peak; `None` where the system has no such thing.
+    pub fn begin() -> Option<Self> {
+        // See proc(5): "5" resets the peak to the current size.
+        fs::write("/proc/self/clear_refs", "5").ok()?;
+        Some(Self { before: status_bytes("VmRSS")? })
+    }
+
+    /// Bytes.
+    pub fn end(self) -> Option<usize> {
+        Some(status_bytes("VmHWM")?.saturating_sub(self.before))
+    }
+}
+
+/// A size of `/proc/self/status`.
+fn status_bytes(field: &str) -> Option<usize> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let kib: usize = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

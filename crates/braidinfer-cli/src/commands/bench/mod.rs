@@ -1,0 +1,109 @@
+//! `braidinfer bench`: speed, beside what the machine can do at most.
+
+mod baseline;
+mod contestant;
+mod machine;
+mod measure;
+mod physics;
+mod plan;
+mod report;
+mod save;
+
+use std::process::ExitCode;
+
+use braidinfer::executor::{DeviceChoice, Kernels};
+use braidinfer::model::{ModelSource, Weights, describe};
+use braidinfer::{Llm, LoadOptions};
+
+use self::baseline::{Baseline, Comparison};
+use self::contestant::{Contestant, Described};
+use self::machine::{Ceilings, Machine};
+use self::measure::{Sample, measure};
+use self::plan::Plan;
+use self::report::{ExecutorRow, Options, Report};
+use crate::args::BenchArgs;
+use crate::{model, output};
+
+/// Exit code when something became slower than the baseline.
+const REGRESSION: u8 = 1;
+
+pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    let plan = Plan::new(&args)?;
+    // What cannot work should fail now and not after minutes of measuring.
+    let baseline = args.baseline.as_deref().map(|path| Baseline::read(path, &plan)).transpose()?;
+    args.save.as_deref().map_or(Ok(()), save::check)?;
+    model::prepare(&args.computing)?;
+    let report = run_plan(&args, &plan)?;
+    if let Some(path) = &args.save {
+        save::write(path, &report)?;
+    }
+    let comparison = baseline.map(|baseline| baseline.compare(&report));
+    report::print(&report, comparison.as_ref(), args.json)?;
+    let slower = comparison.as_ref().map_or(0, Comparison::regressions);
+    Ok(if slower > 0 { ExitCode::from(REGRESSION) } else { ExitCode::SUCCESS })
+}
+
+/// Everything that takes time.
+fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
+    let source = model::source(args.model.as_deref())?;
+    let weights = weights_name(&source, args)?;
+    let options = plan.kernels.iter().map(|kernels| load_options(*kernels, args, plan));
+    let options = options.collect::<anyhow::Result<Vec<_>>>()?;
+    let on_cpu = options.iter().all(|options| options.device == DeviceChoice::Cpu);
+    let before = on_cpu.then(Ceilings::measure).transpose()?;
+    let (samples, described) = measure_all(&source, &options, plan)?;
+    // What disturbs the machine for a while can only make ceilings look lower.
+    let after = on_cpu.then(Ceilings::measure).transpose()?;
+    let ceilings = before.zip(after).map(|(before, after)| before.or_better(&after));
+    Ok(Report {
+        machine: Machine::this()?,
+        version: env!("CARGO_PKG_VERSION").into(),
+        model: source.label(),
+        weights,
+        options: Options::new(args),
+        results: report::results(&samples, &described, ceilings.as_ref()),
+        executors: described.iter().map(ExecutorRow::new).collect(),
+        ceilings,
+    })
+}
+
+/// Opens the model on every kind of kernels, and times all in turn.
+fn measure_all(
+    source: &ModelSource,
+    options: &[LoadOptions],
+    plan: &Plan,
+) -> anyhow::Result<(Vec<Sample>, Vec<Described>)> {
+    let mut contestants = Vec::new();
+    for options in options {
+        contestants.push(Contestant::open(source, options, plan)?);
+    }
+    print_notes(contestants.iter().map(Contestant::llm));
+    let samples = measure(&mut contestants, plan)?;
+    Ok((samples, contestants.iter().map(Contestant::described).collect()))
+}
+
+/// Each note once, however many executors have it.
+fn print_notes<'a>(models: impl Iterator<Item = &'a Llm>) {
+    let mut printed: Vec<&String> = Vec::new();
+    for note in models.flat_map(Llm::notes) {
+        if !printed.contains(&note) {
+            output::note(note);
+            printed.push(note);
+        }
+    }
+}
+
+/// The type that most weights have, or are quantized to.
+fn weights_name(source: &ModelSource, args: &BenchArgs) -> anyhow::Result<String> {
+    if let Some(file_type) = args.computing.quantize {
+        return Ok(file_type.to_string());
+    }
+    let (description, _) = describe(source)?;
+    let weights = Weights::open(source, &description.spec, &description.names)?;
+    Ok(weights.dtype().to_string())
+}
+
+fn load_options(kernels: Kernels, args: &BenchArgs, plan: &Plan) -> anyhow::Result<LoadOptions> {
+    let options = model::options(kernels, &args.computing)?;
+    Ok(LoadOptions { context: Some(plan.context), max_sequences: plan.max_batch(), ..options })
+}

@@ -1,0 +1,173 @@
+//! What a run must at least read and multiply.
+
+use braidinfer::kernels::NumericLevel;
+use braidinfer::model::DecoderSpec;
+use braidinfer::model::spec::{FeedForward, Mixer};
+use serde::{Deserialize, Serialize};
+
+use super::contestant::Described;
+use super::machine::Ceilings;
+use super::plan::{Case, Phase};
+
+/// Bytes and operations of one run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Work {
+    /// Weights once per step, and the keys and values that every sequence sees in it.
+    pub bytes: f64,
+    /// Two for each weight that a token is multiplied with; attention is left out.
+    pub operations: f64,
+}
+
+/// What bounds a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound {
+    /// Reading memory.
+    Read,
+    /// Multiplying.
+    Multiply,
+}
+
+impl Bound {
+    /// The name in tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Multiply => "multiply",
+        }
+    }
+}
+
+impl Work {
+    pub fn of(case: Case, described: &Described) -> Self {
+        let (spec, executor) = (&described.spec, &described.executor);
+        let steps: Vec<_> = case.steps(described.step_tokens).collect();
+        let position = 2 * spec.num_key_value_heads * spec.head_dim * executor.kv_dtype.size();
+        let seen: usize = steps.iter().map(|step| visible_positions(spec, step.end())).sum();
+        let sampled = if case.phase == Phase::Prefill { 1 } else { case.tokens };
+        let products = case.tokens as f64 * layer_weights(spec) + sampled as f64 * head_weights(spec);
+        Self {
+            bytes: (steps.len() * executor.weight_bytes) as f64 + (case.batch * seen) as f64 * position as f64,
+            operations: 2.0 * case.batch as f64 * products,
+        }
+    }
+
+    /// The share of the ceiling that the run reached in `seconds`, and which one that is: multiplying for prefill,
+    /// reading for one sequence, and whichever is nearer for several.
+    pub fn share(&self, case: Case, seconds: f64, level: NumericLevel, ceilings: &Ceilings) -> (f64, Bound) {
+        let read = (self.bytes / seconds / 1e9 / ceilings.read_gb_s, Bound::Read);
+        let multiply = (self.operations / seconds / 1e9 / ceilings.multiply(level), Bound::Multiply);
+        match case.phase {
+            Phase::Prefill => multiply,
+            Phase::Decode if case.batch == 1 || read.0 >= multiply.0 => read,
+            Phase::Decode => multiply,
+        }
+    }
+}
+
+/// Stored positions that the last token of a sequence of `len` tokens sees, summed over the layers.
+fn visible_positions(spec: &DecoderSpec, len: usize) -> usize {
+    let of_layer = |mixer: &Mixer| {
+        let Mixer::Attention { sliding_window, .. } = mixer;
+        sliding_window.map_or(len, |window| window.min(len))
+    };
+    spec.layers.iter().map(|layer| of_layer(&layer.mixer)).sum()
+}
+
+/// Weights of the projections of all layers.
+fn layer_weights(spec: &DecoderSpec) -> f64 {
+    let heads = 2 * (spec.num_attention_heads + spec.num_key_value_heads) * spec.head_dim;
+    let of_layer = |feed_forward: &FeedForward| {
+        let FeedForward::Dense { intermediate_size, gated, .. } = feed_forward;
+        heads + if *gated { 3 } else { 2 } * intermediate_size
+    };
+    spec.layers.iter().map(|layer| (of_layer(&layer.feed_forward) * spec.hidden_size) as f64).sum()
+}
+
+fn head_weights(spec: &DecoderSpec) -> f64 {
+    (spec.vocab_size * spec.hidden_size) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use braidinfer::executor::{ExecutorReport, Kernels, KvDtype};
+    use braidinfer::model::{Weights, describe};
+
+    use super::*;
+    use crate::demo;
+
+    fn demo_model() -> Described {
+        let (description, _) = describe(&demo::SOURCE).expect("the demo model is whole");
+        let executor = ExecutorReport {
+            kernels: Kernels::Fused,
+            isa: "scalar",
+            threads: 1,
+            weight_bytes: 1_000_000,
+            pack_time: None,
+            levels: Vec::new(),
+            main_level: NumericLevel::F32,
+            kv_dtype: KvDtype::F16,
+        };
+        let time = Duration::ZERO;
+        let spec = description.spec;
+        Described {
+            spec,
+            executor,
+            step_tokens: 512,
+            load: time,
+            first_token: time,
+            peak_memory: None,
+            read_gb_s: None,
+        }
+    }
+
+    fn case(phase: Phase, batch: usize, context: usize, tokens: usize) -> Case {
+        Case { phase, batch, context, tokens }
+    }
+
+    #[test]
+    fn every_weight_of_a_matrix_is_multiplied_once_per_token() {
+        let (description, _) = describe(&demo::SOURCE).expect("the demo model is whole");
+        let weights = Weights::open(&demo::SOURCE, &description.spec, &description.names).expect("it is whole");
+        let spec = &description.spec;
+        assert!(spec.tie_word_embeddings, "so that the head is counted once");
+        let norms = (2 * spec.layers.len() + 1) * spec.hidden_size;
+        let matrices = (weights.parameter_count() - norms) as f64;
+        let model = demo_model();
+        let work = |case| Work::of(case, &model).operations;
+        assert_eq!(work(case(Phase::Decode, 3, 10, 5)), 2.0 * 3.0 * 5.0 * matrices);
+        let head = (spec.vocab_size * spec.hidden_size) as f64;
+        assert_eq!(work(case(Phase::Prefill, 1, 0, 700)), 2.0 * (700.0 * (matrices - head) + head));
+    }
+
+    #[test]
+    fn weights_are_read_once_a_step_and_the_context_by_every_sequence() {
+        let mut model = demo_model();
+        // 4 layers of keys and values of 2 heads of 32 values of 2 bytes.
+        let position = 4 * 2 * 2 * 32 * 2;
+        let bytes = |model: &Described, case| Work::of(case, model).bytes as usize;
+        assert_eq!(bytes(&model, case(Phase::Decode, 3, 10, 2)), 2 * 1_000_000 + 3 * (11 + 12) * position);
+        assert_eq!(bytes(&model, case(Phase::Prefill, 1, 0, 700)), 2 * 1_000_000 + (512 + 700) * position);
+        let Mixer::Attention { sliding_window, .. } = &mut model.spec.layers[0].mixer;
+        *sliding_window = Some(8);
+        let windowed = (3 * 11 + 8) * position / 4;
+        assert_eq!(bytes(&model, case(Phase::Decode, 1, 10, 1)), 1_000_000 + windowed);
+    }
+
+    #[test]
+    fn the_ceiling_is_the_one_that_bounds() {
+        let ceilings = Ceilings { read_gb_s: 10.0, int8_gop_s: 400.0, bf16_gflop_s: 200.0, f32_gflop_s: 100.0 };
+        let share = |bytes, operations, phase, batch, level| {
+            let work = Work { bytes, operations };
+            work.share(case(phase, batch, 0, 1), 2.0, level, &ceilings)
+        };
+        let level = NumericLevel::F32;
+        assert_eq!(share(10e9, 20e9, Phase::Decode, 1, level), (0.5, Bound::Read));
+        assert_eq!(share(10e9, 20e9, Phase::Decode, 8, level), (0.5, Bound::Read));
+        assert_eq!(share(10e9, 160e9, Phase::Decode, 8, level), (0.8, Bound::Multiply));
+        assert_eq!(share(10e9, 160e9, Phase::Decode, 1, level), (0.5, Bound::Read));
+        assert_eq!(share(10e9, 20e9, Phase::Prefill, 1, NumericLevel::Int8), (0.025, Bound::Multiply));
+    }
+}

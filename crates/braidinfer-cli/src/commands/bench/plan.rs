@@ -1,0 +1,175 @@
+//! What is measured, checked before anything is loaded.
+
+use std::fmt::Debug;
+
+use anyhow::bail;
+use braidinfer::executor::Kernels;
+use serde::{Deserialize, Serialize};
+
+use crate::args::{BenchArgs, BenchKernels};
+
+/// Most tokens of a prompt, an answer or a context.
+const MOST_TOKENS: usize = 1 << 20;
+/// Most sequences at once.
+const MOST_SEQUENCES: usize = 1024;
+/// Most repetitions.
+const MOST_REPETITIONS: usize = 10_000;
+
+/// Kinds of runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// A prompt is read.
+    Prefill,
+    /// Tokens are generated one by one.
+    Decode,
+}
+
+impl Phase {
+    /// The name in tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// One kind of run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Case {
+    pub phase: Phase,
+    /// Sequences at once.
+    pub batch: usize,
+    /// Tokens of each sequence before the first one that is timed.
+    pub context: usize,
+    /// Tokens that are timed, of each sequence.
+    pub tokens: usize,
+}
+
+/// A step of the executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Tokens that stand before it, of each sequence.
+    pub context: usize,
+    /// New tokens of each sequence.
+    pub tokens: usize,
+}
+
+impl Step {
+    /// Length of each sequence after it.
+    pub fn end(self) -> usize {
+        self.context + self.tokens
+    }
+}
+
+impl Case {
+    /// The steps of a run, when a step has room for `most` tokens of a prompt.
+    pub fn steps(self, most: usize) -> impl Iterator<Item = Step> {
+        let size = if self.phase == Phase::Prefill { most } else { 1 };
+        let step = move |start: usize| Step { context: self.context + start, tokens: size.min(self.tokens - start) };
+        (0..self.tokens).step_by(size).map(step)
+    }
+}
+
+/// All runs.
+#[derive(Debug)]
+pub struct Plan {
+    pub kernels: Vec<Kernels>,
+    /// Each is timed on all kernels in turn.
+    pub cases: Vec<Case>,
+    pub repetitions: usize,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Longest sequence.
+    pub context: usize,
+}
+
+impl Plan {
+    /// Fails on a number outside its range, naming the flag.
+    pub fn new(args: &BenchArgs) -> anyhow::Result<Self> {
+        check("prompt-tokens", args.prompt_tokens, 1, MOST_TOKENS)?;
+        check("gen-tokens", args.gen_tokens, 1, MOST_TOKENS)?;
+        check("repetitions", args.repetitions, 1, MOST_REPETITIONS)?;
+        args.batch.iter().try_for_each(|batch| check("batch", *batch, 1, MOST_SEQUENCES))?;
+        args.depth.iter().try_for_each(|depth| check("depth", *depth, 0, MOST_TOKENS))?;
+        check_distinct("batch", &args.batch)?;
+        check_distinct("depth", &args.depth)?;
+        check_distinct("kernels", &args.kernels)?;
+        let kernels = args.kernels.iter().map(|kernels| match kernels {
+            BenchKernels::Standard => Kernels::Standard,
+            BenchKernels::Fused => Kernels::Fused,
+        });
+        Ok(Self {
+            kernels: kernels.collect(),
+            cases: cases(args),
+            repetitions: args.repetitions,
+            prompt_tokens: args.prompt_tokens,
+            context: context(args)?,
+        })
+    }
+
+    /// The largest batch.
+    pub fn max_batch(&self) -> usize {
+        self.cases.iter().map(|case| case.batch).max().unwrap_or(1)
+    }
+
+    /// The largest depth.
+    pub fn max_depth(&self) -> usize {
+        self.cases.iter().map(|case| case.context).max().unwrap_or(0)
+    }
+}
+
+fn cases(args: &BenchArgs) -> Vec<Case> {
+    let prefill = Case { phase: Phase::Prefill, batch: 1, context: 0, tokens: args.prompt_tokens };
+    let decode = |batch, context| Case { phase: Phase::Decode, batch, context, tokens: args.gen_tokens };
+    let decodes = args.depth.iter().flat_map(|depth| args.batch.iter().map(move |batch| decode(*batch, *depth)));
+    [prefill].into_iter().chain(decodes).collect()
+}
+
+/// The longest sequence, or what was asked for if that is longer.
+fn context(args: &BenchArgs) -> anyhow::Result<usize> {
+    let deepest = args.depth.iter().max().copied().unwrap_or(0);
+    let needed = args.prompt_tokens.max(deepest + args.gen_tokens);
+    match args.computing.context {
+        Some(asked) if asked < needed => {
+            let reason = if needed == args.prompt_tokens { "--prompt-tokens" } else { "--depth and --gen-tokens" };
+            bail!("context: expected at least the {needed} tokens of {reason}, found {asked}")
+        }
+        asked => Ok(asked.unwrap_or(needed)),
+    }
+}
+
+fn check(flag: &str, found: usize, least: usize, most: usize) -> anyhow::Result<()> {
+    if !(least..=most).contains(&found) {
+        bail!("{flag}: expected from {least} to {most}, found {found}");
+    }
+    Ok(())
+}
+
+fn check_distinct<T: PartialEq + Debug>(flag: &str, values: &[T]) -> anyhow::Result<()> {
+    let twice = values.iter().enumerate().find(|(index, value)| values[..*index].contains(value));
+    match twice {
+        Some((_, value)) => {
+            bail!("{flag}: expected each value once, found {} twice", format!("{value:?}").to_lowercase())
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(case: Case) -> Vec<usize> {
+        case.steps(512).map(Step::end).collect()
+    }
+
+    #[test]
+    fn prompts_are_read_in_chunks_and_answers_token_by_token() {
+        let prefill = Case { phase: Phase::Prefill, batch: 1, context: 0, tokens: 1025 };
+        assert_eq!(ends(prefill), [512, 1024, 1025]);
+        let decode = Case { phase: Phase::Decode, batch: 2, context: 100, tokens: 3 };
+        assert_eq!(ends(decode), [101, 102, 103]);
+    }
+}

@@ -1,0 +1,316 @@
+//! The report: JSON fields and tables.
+
+use std::time::Duration;
+
+use braidinfer::executor::fused::LevelCount;
+use clap::ValueEnum;
+use comfy_table::{CellAlignment, Table};
+use serde::{Deserialize, Serialize};
+
+use super::baseline::Comparison;
+use super::contestant::Described;
+use super::machine::{Ceilings, Machine};
+use super::measure::{Sample, Spread};
+use super::physics::{Bound, Work};
+use super::plan::Case;
+use crate::args::BenchArgs;
+use crate::output;
+
+/// Everything, as `--json` prints it and `--save` writes it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub machine: Machine,
+    pub version: String,
+    pub model: String,
+    /// The type that most weights have.
+    pub weights: String,
+    pub options: Options,
+    /// `None` where the model is not on the CPU.
+    pub ceilings: Option<Ceilings>,
+    pub executors: Vec<ExecutorRow>,
+    pub results: Vec<ResultRow>,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    pub prompt_tokens: usize,
+    pub gen_tokens: usize,
+    pub batch: Vec<usize>,
+    pub depth: Vec<usize>,
+    pub kernels: Vec<String>,
+    pub repetitions: usize,
+    pub dtype: String,
+    pub quantize: Option<String>,
+    pub device: String,
+    pub context: Option<usize>,
+}
+
+impl Options {
+    pub fn new(args: &BenchArgs) -> Self {
+        Self {
+            prompt_tokens: args.prompt_tokens,
+            gen_tokens: args.gen_tokens,
+            batch: args.batch.clone(),
+            depth: args.depth.clone(),
+            kernels: args.kernels.iter().map(spelled).collect(),
+            repetitions: args.repetitions,
+            dtype: spelled(&args.computing.dtype),
+            quantize: args.computing.quantize.map(|file_type| file_type.to_string()),
+            device: args.computing.device.clone(),
+            context: args.computing.context,
+        }
+    }
+}
+
+/// How a value is typed.
+fn spelled(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// One kind of kernels.
+#[derive(Debug, Serialize)]
+pub struct ExecutorRow {
+    pub kernels: &'static str,
+    pub isa: &'static str,
+    pub levels: Vec<LevelCount>,
+    pub load_ms: f64,
+    pub pack_ms: Option<f64>,
+    pub time_to_first_token_ms: f64,
+    pub peak_memory_bytes: Option<usize>,
+    pub weight_bytes: usize,
+    /// How fast these weights can be read, where that can be measured.
+    pub read_gb_s: Option<f64>,
+}
+
+impl ExecutorRow {
+    pub fn new(described: &Described) -> Self {
+        let executor = &described.executor;
+        Self {
+            kernels: executor.kernels.as_str(),
+            isa: executor.isa,
+            levels: executor.levels.clone(),
+            load_ms: milliseconds(described.load),
+            pack_ms: executor.pack_time.map(milliseconds),
+            time_to_first_token_ms: milliseconds(described.first_token),
+            peak_memory_bytes: described.peak_memory,
+            weight_bytes: executor.weight_bytes,
+            read_gb_s: described.read_gb_s,
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// One case on one kind of kernels.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResultRow {
+    pub kernels: String,
+    #[serde(flatten)]
+    pub case: Case,
+    /// Of all sequences together.
+    pub tok_s: Spread,
+    pub gb_s: f64,
+    /// Of the ceiling that bounds the case; `None` without ceilings.
+    pub share_of_ceiling: Option<f64>,
+    pub ceiling: Option<Bound>,
+}
+
+/// Rows in the order of the samples.
+pub fn results(samples: &[Sample], described: &[Described], ceilings: Option<&Ceilings>) -> Vec<ResultRow> {
+    samples.iter().map(|sample| result(sample, &described[sample.contestant], ceilings)).collect()
+}
+
+fn result(sample: &Sample, described: &Described, ceilings: Option<&Ceilings>) -> ResultRow {
+    let (case, executor) = (sample.case, &described.executor);
+    let seconds = (case.batch * case.tokens) as f64 / sample.rate.median;
+    let work = Work::of(case, described);
+    let own =
+        |ceilings: &Ceilings| Ceilings { read_gb_s: described.read_gb_s.unwrap_or(ceilings.read_gb_s), ..*ceilings };
+    let share = ceilings.map(|ceilings| work.share(case, seconds, executor.main_level, &own(ceilings)));
+    ResultRow {
+        kernels: executor.kernels.as_str().into(),
+        case,
+        tok_s: sample.rate,
+        gb_s: work.bytes / seconds / 1e9,
+        share_of_ceiling: share.map(|(share, _)| share),
+        ceiling: share.map(|(_, bound)| bound),
+    }
+}
+
+/// The report and the comparison as one JSON object.
+#[derive(Serialize)]
+struct Printed<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline: Option<&'a Comparison>,
+}
+
+/// Prints everything to stdout, and what needs an explanation as notes.
+pub fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> anyhow::Result<()> {
+    if report.ceilings.is_none() {
+        output::note("ceilings are those of the CPU: not measured for a model on another device");
+    }
+    if report.results.iter().any(|row| row.share_of_ceiling.is_some_and(|share| share > 1.0)) {
+        output::note("shares above 100 %: caches held a part of the weights, or the machine was busier at other times");
+    }
+    comparison.map_or(&[][..], |comparison| &comparison.notes).iter().for_each(output::note);
+    if json {
+        return output::print_json(&Printed { report, baseline: comparison });
+    }
+    output::print_line(heading(report))?;
+    print_table(&results_table(report))?;
+    print_table(&executors_table(report))?;
+    comparison.map_or(Ok(()), |comparison| print_table(&comparison.table()))
+}
+
+fn print_table(table: &Table) -> anyhow::Result<()> {
+    output::print_line("")?;
+    table.lines().try_for_each(|line| output::print_line(line.trim_end()))
+}
+
+/// Machine, model and ceilings.
+fn heading(report: &Report) -> String {
+    let Machine { cpu, isa, threads, os } = &report.machine;
+    let cpu = cpu.as_deref().unwrap_or("unknown processor");
+    let plural = if *threads == 1 { "" } else { "s" };
+    let machine = format!("{cpu}, {isa}, {threads} thread{plural}, {os}; braidinfer {}", report.version);
+    let model = format!("{}, {} weights", report.model, report.weights);
+    let Some(ceilings) = &report.ceilings else { return format!("{machine}\n{model}") };
+    let [read, int8, bf16, f32] =
+        [ceilings.read_gb_s, ceilings.int8_gop_s, ceilings.bf16_gflop_s, ceilings.f32_gflop_s].map(number);
+    format!("{machine}\n{model}\nceilings: read {read} GB/s; multiply int8 {int8}, bf16 {bf16}, f32 {f32} GOP/s")
+}
+
+fn results_table(report: &Report) -> Table {
+    let mut header = CASE_HEADER.to_vec();
+    header.extend(["tok/s", "slowest to fastest", "GB/s", "of ceiling"]);
+    let ratios: Vec<Option<f64>> = report.results.iter().map(|row| over_standard(row, &report.results)).collect();
+    let compared = ratios.iter().any(Option::is_some);
+    header.extend(compared.then_some("fused/standard"));
+    let mut table = new_table(&header);
+    for (row, ratio) in report.results.iter().zip(ratios) {
+        let mut cells = case_cells(&row.case, &row.kernels);
+        cells.extend([number(row.tok_s.median), spread(&row.tok_s), number(row.gb_s), share(row)]);
+        cells.extend(compared.then(|| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"))));
+        table.add_row(cells);
+    }
+    align_right(&mut table, &[1, 2, 3, 5, 6, 7, 8, 9]);
+    table
+}
+
+/// The ratio of a fused row to the standard row of the same case.
+fn over_standard(row: &ResultRow, rows: &[ResultRow]) -> Option<f64> {
+    let standard = rows.iter().find(|other| other.case == row.case && other.kernels == "standard")?;
+    (row.kernels == "fused").then(|| row.tok_s.median / standard.tok_s.median)
+}
+
+fn share(row: &ResultRow) -> String {
+    match (row.share_of_ceiling, row.ceiling) {
+        (Some(share), Some(bound)) => format!("{} % {}", number(share * 100.0), bound.name()),
+        _ => "-".into(),
+    }
+}
+
+fn executors_table(report: &Report) -> Table {
+    let header =
+        ["kernels", "isa", "levels", "weights", "read at", "load", "of which packing", "first token", "peak memory"];
+    let mut table = new_table(&header);
+    for row in &report.executors {
+        let levels = row.levels.iter().map(|count| format!("{} {}", count.projections, count.level));
+        let levels = levels.collect::<Vec<_>>().join(", ");
+        table.add_row([
+            row.kernels.to_owned(),
+            row.isa.to_owned(),
+            if levels.is_empty() { "-".into() } else { levels },
+            output::size(row.weight_bytes),
+            row.read_gb_s.map_or("-".into(), |rate| format!("{} GB/s", number(rate))),
+            time(row.load_ms),
+            row.pack_ms.map_or("-".into(), time),
+            time(row.time_to_first_token_ms),
+            row.peak_memory_bytes.map_or("-".into(), output::size),
+        ]);
+    }
+    align_right(&mut table, &[3, 4, 5, 6, 7, 8]);
+    table
+}
+
+/// A table of the house with a header.
+pub fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(output::TABLE).set_header(header);
+    table
+}
+
+/// Aligns those of the columns that the table has.
+pub fn align_right(table: &mut Table, columns: &[usize]) {
+    for column in columns {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// What names a row.
+pub const CASE_HEADER: [&str; 5] = ["phase", "batch", "context", "tokens", "kernels"];
+
+/// The cells below [`CASE_HEADER`].
+pub fn case_cells(case: &Case, kernels: &str) -> Vec<String> {
+    let Case { phase, batch, context, tokens } = case;
+    vec![phase.name().into(), batch.to_string(), context.to_string(), tokens.to_string(), kernels.into()]
+}
+
+/// The range of the rates.
+fn spread(rate: &Spread) -> String {
+    format!("{} to {}", number(rate.min), number(rate.max))
+}
+
+/// Three digits, or all before the point.
+pub fn number(value: f64) -> String {
+    let decimals = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$}")
+}
+
+fn time(milliseconds: f64) -> String {
+    if milliseconds < 1000.0 {
+        format!("{} ms", number(milliseconds))
+    } else {
+        format!("{} s", number(milliseconds / 1000.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::Phase;
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits() {
+        let texts = [0.0, 1.234, 12.34, 123.4, 12345.6].map(number);
+        assert_eq!(texts, ["0.00", "1.23", "12.3", "123", "12346"]);
+    }
+
+    #[test]
+    fn a_row_reads_back_as_it_was_written() {
+        let case = Case { phase: Phase::Decode, batch: 8, context: 1024, tokens: 64 };
+        let tok_s = Spread { median: 2.0, min: 1.0, max: 3.0 };
+        let ceiling = Some(Bound::Read);
+        let row = ResultRow { kernels: "fused".into(), case, tok_s, gb_s: 1.5, share_of_ceiling: Some(0.5), ceiling };
+        let text = serde_json::to_string(&row).expect("rows are JSON");
+        assert!(
+            text.starts_with(r#"{"kernels":"fused","phase":"decode","batch":8,"context":1024,"tokens":64,"#),
+            "{text}"
+        );
+        let back: ResultRow = serde_json::from_str(&text).expect("rows are read back");
+        assert_eq!((back.case, back.tok_s), (row.case, row.tok_s));
+    }
+}

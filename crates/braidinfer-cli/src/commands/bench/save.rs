@@ -1,0 +1,49 @@
+//! Writing a report to a file, whole or not at all.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+/// Fails now if the file could not be written later.
+pub fn check(path: &Path) -> anyhow::Result<()> {
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => {
+            bail!("{}: expected a plain file or nothing there, found something else", path.display())
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| shown(path)),
+        _ => tempfile::tempfile_in(folder(&target(path))).map(|_| ()).with_context(|| shown(path)),
+    }
+}
+
+/// Writes `value` as one line of JSON; what is there is replaced.
+pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let text = format!("{}\n", serde_json::to_string(value)?);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".braidinfer-").suffix(".partial");
+    // A temporary file is for its owner only; a report is for whom the user lets read files.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let target = target(path);
+    let written = builder.tempfile_in(folder(&target)).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        Ok(file.persist(&target)?)
+    });
+    written.map(|_| ()).with_context(|| shown(path))
+}
+
+/// Where a link leads: it stays, and what it points to is replaced.
+fn target(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,284 @@
+//! Storing keys and values, and attention over them.
+
+use std::ops::Range;
+
+use braidinfer_kernels::attention::{
+    Attention, AttentionShape, KvElement, KvSlab, PagedHead, Partial, SPAN, attend, finish, merge,
+};
+use braidinfer_kernels::norm::{self, Row, Statistics};
+use braidinfer_kernels::{Buffer, Chunks, Items, PerThread, Pool, Ranges};
+use braidinfer_model::DecoderSpec;
+use braidinfer_model::spec::QkNormExtent;
+
+use super::FusedExecutor;
+use super::heads::{Heads, Part, Stage};
+use super::kv_cache::Layers;
+use super::packed::{PackedLayer, PackedNorm};
+use super::scratch::{AttentionScratch, Scratch};
+use super::step::{Piece, Step};
+use super::trace::Trace;
+
+/// Rows whose statistics make a piece of work.
+const STATISTICS_ROWS: usize = 8;
+
+impl FusedExecutor {
+    /// Stores keys and values of every token, and fills `heads`.
+    pub(super) fn attend(&mut self, index: usize, trace: &mut Trace) {
+        let layer = &self.weights.layers[index];
+        let Scratch { qkv, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
+            &mut self.scratch;
+        let plain = Heads { isa: self.isa, spec: &self.spec, layer, step: &self.step, qkv, statistics: &[] };
+        fill_statistics(&plain, &mut self.pool, qk_statistics);
+        let source = Heads { statistics: qk_statistics, ..plain };
+        record(&source, trace);
+        let shape = attention_shape(&self.spec, layer);
+        let step = &self.step;
+        let groups = self.spec.num_key_value_heads;
+        let width = shape.per_group * shape.head_dim;
+        heads.resize(groups * step.rows * width);
+        head_starts.clear();
+        for group in 0..groups {
+            head_starts.extend(step.pieces.iter().map(|piece| (group * step.rows + piece.tokens.start) * width));
+        }
+        let mut work = Work {
+            source,
+            shape,
+            pool: &mut self.pool,
+            scratch: attention,
+            items,
+            partials,
+            merges,
+            starts: head_starts,
+        };
+        match &mut self.kv_cache.layers {
+            Layers::F32(layers) => work.run(&mut layers[index], heads),
+            Layers::F16(layers) => work.run(&mut layers[index], heads),
+        }
+    }
+}
+
+fn attention_shape(spec: &DecoderSpec, layer: &PackedLayer) -> AttentionShape {
+    AttentionShape {
+        head_dim: spec.head_dim,
+        per_group: spec.num_attention_heads / spec.num_key_value_heads,
+        scale: spec.attention.scale as f32,
+        softcap: spec.attention.logit_softcapping.map(|cap| cap as f32),
+        window: layer.sliding_window,
+    }
+}
+
+/// Statistics of queries and keys, where a norm runs over whole projections.
+fn fill_statistics(heads: &Heads<'_>, pool: &mut Pool, statistics: &mut Vec<[Statistics; 2]>) {
+    let over_projection = |norm: &braidinfer_model::spec::QkNormSpec| norm.extent == QkNormExtent::Projection;
+    let (Some(norms), true) = (&heads.layer.qk_norm, heads.spec.attention.qk_norm.is_some_and(|n| over_projection(&n)))
+    else {
+        return;
+    };
+    let rows = heads.step.rows;
+    statistics.resize(rows, [Statistics { mean: 0.0, inverse: 0.0 }; 2]);
+    let of = |part: Part, norm: &PackedNorm, row: usize| {
+        let width = if part == Part::Query { heads.layer.q_proj.rows } else { heads.layer.k_proj.rows };
+        let row = Row { data: heads.panels(part), rows, row, width };
+        norm::statistics(heads.isa, norm.kind, row, norm.eps)
+    };
+    pool.for_each(Chunks::new(statistics, STATISTICS_ROWS), |piece, statistics, _| {
+        for (row, statistics) in statistics.iter_mut().enumerate() {
+            let row = piece * STATISTICS_ROWS + row;
+            *statistics = [of(Part::Query, &norms[0], row), of(Part::Key, &norms[1], row)];
+        }
+    });
+}
+
+fn record(heads: &Heads<'_>, trace: &mut Trace) {
+    let rows = heads.step.rows;
+    for (name, part, stage) in [
+        ("attn.q", Part::Query, Stage::Projected),
+        ("attn.k", Part::Key, Stage::Projected),
+        ("attn.v", Part::Value, Stage::Projected),
+        ("attn.q_norm", Part::Query, Stage::Normed),
+        ("attn.k_norm", Part::Key, Stage::Normed),
+        ("attn.q_rope", Part::Query, Stage::Rotated),
+        ("attn.k_rope", Part::Key, Stage::Rotated),
+    ] {
+        trace.record(name, rows, || heads.all(part, stage));
+    }
+}
+
+/// Attention of one layer.
+struct Work<'a> {
+    source: Heads<'a>,
+    shape: AttentionShape,
+    pool: &'a mut Pool,
+    scratch: &'a mut PerThread<AttentionScratch>,
+    items: &'a mut Vec<usize>,
+    partials: &'a mut Partials,
+    merges: &'a mut Vec<usize>,
+    /// Where the queries of each group and piece begin in `heads`.
+    starts: &'a [usize],
+}
+
+/// Results over parts of long contexts.
+#[derive(Debug, Default)]
+pub(super) struct Partials {
+    buffer: Buffer,
+    starts: Vec<usize>,
+    /// Group and piece, and span, of each.
+    of: Vec<(usize, usize)>,
+}
+
+impl Work<'_> {
+    fn run<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>], heads: &mut [f32]) {
+        self.store(slabs);
+        let step = self.source.step;
+        let longest = step.pieces.iter().map(Piece::context).max().unwrap_or(0);
+        // Long contexts of few sequences are shared out by spans, too. That changes no sum.
+        let few = self.starts.len() < 2 * self.pool.threads();
+        if few && longest > SPAN {
+            self.attend_by_span(slabs, heads);
+        } else {
+            self.attend_whole(slabs, heads);
+        }
+    }
+
+    /// Keys, normed and rotated, and values of every token.
+    fn store<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>]) {
+        let source = self.source;
+        let (step, groups, width) = (source.step, source.spec.num_key_value_heads, source.spec.head_dim);
+        self.items.clear();
+        for (slab, _) in &step.slabs {
+            self.items.extend((0..groups).map(|group| slab * groups + group));
+        }
+        let items = Items::new(slabs, self.items);
+        self.pool.for_each_with(self.scratch, items, |item, slab, scratch: &mut AttentionScratch| {
+            let group = item % groups;
+            scratch.queries.resize(scratch.queries.len().max(2 * width));
+            let (key, value) = scratch.queries[..2 * width].split_at_mut(width);
+            for write in &step.writes[step.slabs[item / groups].1.clone()] {
+                source.read(Part::Key, write.token, group, Stage::Rotated, key);
+                source.read(Part::Value, write.token, group, Stage::Rotated, value);
+                slab.write(write.tile, write.lane, key, value);
+            }
+        });
+    }
+
+    /// One task for each group and piece of queries.
+    fn attend_whole<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
+        let (source, shape) = (self.source, &self.shape);
+        self.pool.for_each_with(self.scratch, Ranges::new(heads, self.starts), |index, out, scratch| {
+            let query = Query::of(&source, shape, index);
+            query.read(scratch);
+            let AttentionScratch { queries, sums, blocks } = scratch;
+            let [all, next] = sums;
+            let len = Partial::len(shape, query.rows());
+            let mut all = Partial::new(shape, query.rows(), &mut all[..len]);
+            for (number, span) in query.spans().enumerate() {
+                if number == 0 {
+                    attend(source.isa, &query.task(slabs, queries, span), blocks, &mut all);
+                } else {
+                    let mut next = Partial::new(shape, query.rows(), &mut next[..len]);
+                    attend(source.isa, &query.task(slabs, queries, span), blocks, &mut next);
+                    merge(source.isa, &mut all, &next);
+                }
+            }
+            finish(source.isa, &all, shape.head_dim, out);
+        });
+    }
+
+    /// One task for each group, piece and span; then the spans of each are merged.
+    fn attend_by_span<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
+        let (source, shape) = (self.source, &self.shape);
+        let Partials { buffer, starts, of } = &mut *self.partials;
+        starts.clear();
+        of.clear();
+        let mut len = 0;
+        for index in 0..self.starts.len() {
+            let query = Query::of(&source, shape, index);
+            for span in 0..query.spans().count() {
+                starts.push(len);
+                of.push((index, span));
+                len += Partial::len(shape, query.rows());
+            }
+        }
+        buffer.resize(len);
+        self.pool.for_each_with(self.scratch, Ranges::new(buffer, starts), |part, buffer, scratch| {
+            let (index, span) = of[part];
+            let query = Query::of(&source, shape, index);
+            query.read(scratch);
+            let span = query.spans().nth(span).expect("spans were counted");
+            let mut out = Partial::new(shape, query.rows(), buffer);
+            attend(source.isa, &query.task(slabs, &scratch.queries, span), &mut scratch.blocks, &mut out);
+        });
+        self.merge_spans(heads);
+    }
+
+    /// Adds up the spans of each group and piece, in ascending order.
+    fn merge_spans(&mut self, heads: &mut [f32]) {
+        let (source, shape) = (self.source, &self.shape);
+        let Partials { buffer, starts, of } = &mut *self.partials;
+        let (starts, of) = (&*starts, &*of);
+        // Where the spans of each group and piece begin.
+        let first = |index: usize| starts[of.partition_point(|(other, _)| *other < index)];
+        self.merges.clear();
+        self.merges.extend((0..self.starts.len()).map(first));
+        let parts = (Ranges::new(heads, self.starts), Ranges::new(buffer, self.merges));
+        self.pool.for_each(parts, |index, (out, spans), _| {
+            let rows = Query::of(&source, shape, index).rows();
+            let mut spans = spans.chunks_exact_mut(Partial::len(shape, rows));
+            let first = spans.next().expect("every query sees a span");
+            let mut all = Partial::new(shape, rows, first);
+            for next in spans {
+                merge(source.isa, &mut all, &Partial::new(shape, rows, next));
+            }
+            finish(source.isa, &all, shape.head_dim, out);
+        });
+    }
+}
+
+/// The queries of one group in one piece.
+struct Query<'a> {
+    source: &'a Heads<'a>,
+    shape: &'a AttentionShape,
+    piece: &'a Piece,
+    group: usize,
+}
+
+impl<'a> Query<'a> {
+    /// That of a task: pieces of the first group, then those of the second, and so on.
+    fn of(source: &'a Heads<'a>, shape: &'a AttentionShape, index: usize) -> Self {
+        let pieces: &[Piece] = &source.step.pieces;
+        Self { source, shape, piece: &pieces[index % pieces.len()], group: index / pieces.len() }
+    }
+
+    fn rows(&self) -> usize {
+        self.piece.tokens.len() * self.shape.per_group
+    }
+
+    /// Spans of positions that some query sees.
+    fn spans(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let end = self.piece.context();
+        let first = self.shape.window.map_or(0, |window| (self.piece.position + 1).saturating_sub(window));
+        (first / SPAN..end.div_ceil(SPAN)).map(move |span| span * SPAN..end.min((span + 1) * SPAN))
+    }
+
+    /// Normed and rotated queries `[tokens][per_group][head_dim]`.
+    fn read(&self, scratch: &mut AttentionScratch) {
+        scratch.reserve(self.shape, self.rows());
+        let AttentionShape { head_dim, per_group, .. } = *self.shape;
+        for (row, out) in scratch.queries[..self.rows() * head_dim].chunks_exact_mut(head_dim).enumerate() {
+            let token = self.piece.tokens.start + row / per_group;
+            self.source.read(Part::Query, token, self.group * per_group + row % per_group, Stage::Rotated, out);
+        }
+    }
+
+    fn task<T>(&self, slabs: &'a [KvSlab<T>], queries: &'a [f32], span: Range<usize>) -> Attention<'a, T> {
+        let step: &Step = self.source.step;
+        let heads = self.source.spec.num_key_value_heads;
+        Attention {
+            shape: self.shape,
+            queries: &queries[..self.rows() * self.shape.head_dim],
+            first_position: self.piece.position,
+            kv: PagedHead { slabs, heads, head: self.group, tiles: step.tiles(self.piece) },
+            span,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Heads of queries, keys and values, read from the projections.
+
+use braidinfer_kernels::norm::{self, Statistics};
+use braidinfer_kernels::rope::{Pairing, rotate};
+use braidinfer_kernels::{Isa, LANES, elementwise};
+use braidinfer_model::DecoderSpec;
+use braidinfer_model::spec::{QkNormExtent, RopePairing};
+
+use super::packed::{PackedLayer, PackedNorm};
+use super::step::Step;
+
+/// Projections of one layer, and what is done to a head before attention.
+#[derive(Clone, Copy)]
+pub(super) struct Heads<'a> {
+    pub(super) isa: Isa,
+    pub(super) spec: &'a DecoderSpec,
+    pub(super) layer: &'a PackedLayer,
+    pub(super) step: &'a Step,
+    /// Queries, keys and values, each `[panels][T][16]`.
+    pub(super) qkv: &'a [f32],
+    /// Of queries and keys `[T]`, where a norm runs over whole projections.
+    pub(super) statistics: &'a [[Statistics; 2]],
+}
+
+/// How far a head has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    Projected,
+    Normed,
+    Rotated,
+}
+
+/// Which of the projections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Query,
+    Key,
+    Value,
+}
+
+impl Heads<'_> {
+    /// A head `[head_dim]` of one token.
+    pub(super) fn read(&self, part: Part, token: usize, head: usize, stage: Stage, out: &mut [f32]) {
+        self.gather(part, token, head * self.spec.head_dim, out);
+        if part == Part::Value {
+            return;
+        }
+        if stage >= Stage::Normed {
+            self.normalize(part, token, head, out);
+        }
+        if stage >= Stage::Rotated {
+            self.rotate(part, token, out);
+        }
+    }
+
+    /// All heads `[T, heads * head_dim]` at a stage.
+    pub(super) fn all(&self, part: Part, stage: Stage) -> Vec<f32> {
+        let heads = if part == Part::Query { self.spec.num_attention_heads } else { self.spec.num_key_value_heads };
+        let width = self.spec.head_dim;
+        let mut values = vec![0.0; self.step.rows * heads * width];
+        for (index, out) in values.chunks_exact_mut(width).enumerate() {
+            self.read(part, index / heads, index % heads, stage, out);
+        }
+        values
+    }
+
+    /// The panels of a projection, `[panels][T][16]`.
+    pub(super) fn panels(&self, part: Part) -> &[f32] {
+        let rows = self.step.rows * LANES;
+        let (query, key) = (self.layer.q_proj.panels() * rows, self.layer.k_proj.panels() * rows);
+        match part {
+            Part::Query => &self.qkv[..query],
+            Part::Key => &self.qkv[query..query + key],
+            Part::Value => &self.qkv[query + key..],
+        }
+    }
+
+    fn gather(&self, part: Part, token: usize, mut column: usize, mut out: &mut [f32]) {
+        let panels = self.panels(part);
+        while !out.is_empty() {
+            let lane = column % LANES;
+            let run = (LANES - lane).min(out.len());
+            let start = ((column / LANES) * self.step.rows + token) * LANES + lane;
+            let (now, rest) = out.split_at_mut(run);
+            now.copy_from_slice(&panels[start..start + run]);
+            (out, column) = (rest, column + run);
+        }
+    }
+
+    fn normalize(&self, part: Part, token: usize, head: usize, out: &mut [f32]) {
+        let (Some(spec), Some(norms)) = (self.spec.attention.qk_norm, &self.layer.qk_norm) else { return };
+        let which = usize::from(part == Part::Key);
+        let PackedNorm { kind, eps, weight, bias } = &norms[which];
+        match spec.extent {
+            QkNormExtent::Head => norm::normalize_head(self.isa, *kind, out, weight, bias.as_deref(), *eps),
+            QkNormExtent::Projection => {
+                let from = head * self.spec.head_dim;
+                let bias = bias.as_ref().map(|bias| &bias[from..]);
+                norm::apply(self.isa, out, self.statistics[token][which], &weight[from..], bias);
+            }
+        }
+    }
+
+    fn rotate(&self, part: Part, token: usize, out: &mut [f32]) {
+        if let Some(table) = self.layer.rope {
+            let rotation = &self.step.rotations[table];
+            let pairing = match rotation.pairing {
+                RopePairing::HalfSplit => Pairing::HalfSplit,
+                RopePairing::Interleaved => Pairing::Interleaved,
+            };
+            let (cos, sin) = rotation.of(token);
+            rotate(self.isa, out, cos, sin, pairing);
+        }
+        if let (Part::Query, Some(scale)) = (part, self.step.query_scales.get(token)) {
+            elementwise::scale(self.isa, out, *scale);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Paged storage of keys and values, in the layout that attention reads.
+
+use braidinfer_kernels::attention::{KvSlab, SLAB_TILES};
+use braidinfer_model::DecoderSpec;
+
+use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
+use crate::{Error, Result};
+
+/// Tokens of a tile, the unit that attention reads.
+pub(super) const TILE: usize = 16;
+/// Tokens of a slab, the unit in which memory is asked for; it is taken as tokens are first stored.
+pub(super) const SLAB_TOKENS: usize = TILE * SLAB_TILES;
+
+/// Keys and values of every layer.
+#[derive(Debug)]
+pub(super) struct KvCache {
+    config: KvCacheConfig,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    pub(super) layers: Layers,
+}
+
+/// Slabs of each layer; that of slab `s` and head `g` is number `s * num_key_value_heads + g`.
+#[derive(Debug)]
+pub(super) enum Layers {
+    F32(Vec<Vec<KvSlab<f32>>>),
+    F16(Vec<Vec<KvSlab<u16>>>),
+}
+
+impl KvCache {
+    pub(super) fn new(spec: &DecoderSpec, config: KvCacheConfig) -> Result<Self> {
+        if config.block_size == 0 || !config.block_size.is_multiple_of(TILE) {
+            return Err(Error::bad_request("block_size", format!("a multiple of {TILE}"), config.block_size));
+        }
+        let layers = spec.layers.len();
+        let layers = match config.dtype {
+            KvDtype::F32 => Layers::F32((0..layers).map(|_| Vec::new()).collect()),
+            KvDtype::F16 => Layers::F16((0..layers).map(|_| Vec::new()).collect()),
+        };
+        Ok(Self { config, num_key_value_heads: spec.num_key_value_heads, head_dim: spec.head_dim, layers })
+    }
+
+    pub(super) fn config(&self) -> KvCacheConfig {
+        self.config
+    }
+
+    /// Makes room for every block that `batch` names.
+    pub(super) fn reserve(&mut self, batch: &Batch) {
+        let block_size = self.config.block_size;
+        let used = |sequence: &SequenceSlice| sequence.positions().end.div_ceil(block_size);
+        let blocks = batch.sequences.iter().flat_map(|sequence| &sequence.block_table[..used(sequence)]);
+        let tokens = blocks.max().map_or(0, |block| (*block as usize + 1) * block_size);
+        let slabs = tokens.div_ceil(SLAB_TOKENS) * self.num_key_value_heads;
+        let head_dim = self.head_dim;
+        match &mut self.layers {
+            Layers::F32(layers) => grow(layers, slabs, head_dim),
+            Layers::F16(layers) => grow(layers, slabs, head_dim),
+        }
+    }
+
+    /// The tiles of a sequence's first `len` positions.
+    pub(super) fn tiles(&self, sequence: &SequenceSlice, len: usize, tiles: &mut Vec<u32>) {
+        let per_block = self.config.block_size / TILE;
+        let tile =
+            |index: usize| sequence.block_table[index / per_block] * per_block as u32 + (index % per_block) as u32;
+        tiles.extend((0..len.div_ceil(TILE)).map(tile));
+    }
+}
+
+fn grow<T: braidinfer_kernels::attention::KvElement>(layers: &mut [Vec<KvSlab<T>>], slabs: usize, head_dim: usize) {
+    for layer in layers {
+        while layer.len() < slabs {
+            layer.push(KvSlab::new(head_dim));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! One layer.
+
+use braidinfer_kernels::norm::{self, Row, Statistics};
+use braidinfer_kernels::{Chunks, Isa, LANES, Pool, elementwise};
+
+use super::FusedExecutor;
+use super::encode::{Input, Source};
+use super::packed::{PackedLayer, PackedNorm};
+use super::product::Products;
+use super::scratch::{Scratch, panels};
+use super::trace::Trace;
+
+/// Rows whose statistics make a piece of work.
+const STATISTICS_ROWS: usize = 8;
+
+impl FusedExecutor {
+    /// Replaces the residual stream by what it is after a layer.
+    pub(super) fn layer(&mut self, index: usize, trace: &mut Trace) {
+        self.project_qkv(index, trace);
+        self.attend(index, trace);
+        self.add_attention(index, trace);
+        if !self.spec.block.parallel {
+            self.normalize_for_feed_forward(index, trace);
+        }
+        self.add_feed_forward(index, trace);
+    }
+
+    /// Norm and projections to `qkv`. Where both halves of a layer read one norm, it is encoded for both.
+    fn project_qkv(&mut self, index: usize, trace: &mut Trace) {
+        let (rows, width) = (self.step.rows, self.spec.hidden_size);
+        let layer = &self.weights.layers[index];
+        let Scratch { hidden, normed, qkv, rows: scratch, .. } = &mut self.scratch;
+        let source = Source::Panels { data: hidden, stride: rows, select: None };
+        let input = Input { source, rows, width, norm: layer.input_norm.as_ref() };
+        trace.input("input_norm", self.isa, &input);
+        let projections = [&layer.q_proj, &layer.k_proj, &layer.v_proj];
+        let gate_proj = layer.gate_proj.as_ref().unwrap_or(&layer.up_proj);
+        let all = [&layer.q_proj, &layer.k_proj, &layer.v_proj, gate_proj, &layer.up_proj];
+        let readers = if self.spec.block.parallel { &all[..] } else { &projections };
+        if self.spec.block.parallel {
+            trace.input("ffn.norm", self.isa, &input);
+        }
+        normed.fill(self.isa, &mut self.pool, scratch, input, readers);
+        let width = LANES * projections.iter().map(|linear| linear.panels()).sum::<usize>();
+        let products = Products { isa: self.isa, weights: &self.weights, threads: self.pool.threads() };
+        products.all(&mut self.pool, &projections, normed, rows, panels(qkv, width, rows));
+    }
+
+    /// Output projection of `heads`, added to the residual stream.
+    fn add_attention(&mut self, index: usize, trace: &mut Trace) {
+        let (rows, width) = (self.step.rows, self.spec.hidden_size);
+        let layer = &self.weights.layers[index];
+        let Scratch { hidden, inner, heads, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
+        let source = Source::Groups { data: heads, groups: self.spec.num_key_value_heads };
+        let input = Input { source, rows, width: self.spec.query_width(), norm: None };
+        trace.input("attn.heads", self.isa, &input);
+        inner.fill(self.isa, &mut self.pool, scratch, input, &[&layer.o_proj]);
+        let mut join = Join {
+            isa: self.isa,
+            products: Products { isa: self.isa, weights: &self.weights, threads: self.pool.threads() },
+            pool: &mut self.pool,
+            factor: self.spec.residual_multiplier as f32,
+            rows,
+            statistics: branch_statistics,
+        };
+        let branch = panels(branch, width, rows);
+        join.product(&layer.o_proj, inner, [branch, hidden], layer.attention_output_norm.as_ref());
+        trace.panels("attn.out", branch, rows, width);
+        join.norm(layer.attention_output_norm.as_ref(), width, [branch, hidden]);
+        trace.panels("attn.residual", hidden, rows, width);
+    }
+
+    fn normalize_for_feed_forward(&mut self, index: usize, trace: &mut Trace) {
+        let (rows, width) = (self.step.rows, self.spec.hidden_size);
+        let layer = &self.weights.layers[index];
+        let Scratch { hidden, normed, rows: scratch, .. } = &mut self.scratch;
+        let source = Source::Panels { data: hidden, stride: rows, select: None };
+        let input = Input { source, rows, width, norm: layer.feed_forward_norm.as_ref() };
+        trace.input("ffn.norm", self.isa, &input);
+        let gate_proj = layer.gate_proj.as_ref().unwrap_or(&layer.up_proj);
+        normed.fill(self.isa, &mut self.pool, scratch, input, &[gate_proj, &layer.up_proj]);
+    }
+
+    /// The feed-forward part of what is in `normed`, added to the residual stream.
+    fn add_feed_forward(&mut self, index: usize, trace: &mut Trace) {
+        let (rows, width) = (self.step.rows, self.spec.hidden_size);
+        let layer = &self.weights.layers[index];
+        let products = Products { isa: self.isa, weights: &self.weights, threads: self.pool.threads() };
+        expand(&products, &mut self.pool, layer, &mut self.scratch, rows);
+        let Scratch { hidden, inner, up, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
+        let source = Source::Panels { data: up, stride: rows, select: None };
+        let input = Input { source, rows, width: layer.up_proj.rows, norm: None };
+        inner.fill(self.isa, &mut self.pool, scratch, input, &[&layer.down_proj]);
+        let factor = self.spec.residual_multiplier as f32;
+        let statistics = branch_statistics;
+        let mut join = Join { isa: self.isa, products, pool: &mut self.pool, factor, rows, statistics };
+        let branch = panels(branch, width, rows);
+        join.product(&layer.down_proj, inner, [branch, hidden], layer.feed_forward_output_norm.as_ref());
+        join.norm(layer.feed_forward_output_norm.as_ref(), width, [branch, hidden]);
+        trace.panels("ffn.out", branch, rows, width);
+    }
+}
+
+/// The inner activations of the feed-forward part, in `up`.
+fn expand(products: &Products<'_>, pool: &mut Pool, layer: &PackedLayer, scratch: &mut Scratch, rows: usize) {
+    let Scratch { normed, gate, up, .. } = scratch;
+    let (linear, activation) = (&layer.up_proj, layer.hidden_act);
+    let up = panels(up, linear.rows, rows);
+    match &layer.gate_proj {
+        Some(gate_proj) => {
+            let gate = panels(gate, linear.rows, rows);
+            products.gated(pool, [gate_proj, linear], activation, normed, rows, [gate, up]);
+        }
+        None => products.activated(pool, linear, activation, normed, rows, up),
+    }
+}
+
+/// How a half of a layer joins the residual stream.
+struct Join<'a> {
+    isa: Isa,
+    products: Products<'a>,
+    pool: &'a mut Pool,
+    factor: f32,
+    rows: usize,
+    statistics: &'a mut Vec<Statistics>,
+}
+
+impl Join<'_> {
+    /// The product in `branch`, and added to `hidden` unless a norm comes first.
+    fn product(
+        &mut self,
+        linear: &super::packed::PackedLinear,
+        x: &super::encode::Encoded,
+        [branch, hidden]: [&mut [f32]; 2],
+        norm: Option<&PackedNorm>,
+    ) {
+        match norm {
+            None => self.products.onto(self.pool, linear, x, self.rows, self.factor, [branch, hidden]),
+            Some(_) => self.products.all(self.pool, &[linear], x, self.rows, branch),
+        }
+    }
+
+    /// Norms `branch` and adds it to `hidden`, where there is a norm.
+    fn norm(&mut self, norm: Option<&PackedNorm>, width: usize, [branch, hidden]: [&mut [f32]; 2]) {
+        let Some(norm) = norm else { return };
+        let (isa, rows, factor) = (self.isa, self.rows, self.factor);
+        self.statistics.resize(rows, Statistics { mean: 0.0, inverse: 0.0 });
+        let data = &*branch;
+        self.pool.for_each(Chunks::new(self.statistics, STATISTICS_ROWS), |piece, statistics, _| {
+            for (row, statistics) in statistics.iter_mut().enumerate() {
+                let row = Row { data, rows, row: piece * STATISTICS_ROWS + row, width };
+                *statistics = norm::statistics(isa, norm.kind, row, norm.eps);
+            }
+        });
+        let statistics = &*self.statistics;
+        let panel = rows * LANES;
+        self.pool.for_each((Chunks::new(branch, panel), Chunks::new(hidden, panel)), |index, (branch, hidden), _| {
+            let lanes = index * LANES..(index + 1) * LANES;
+            let bias = norm.bias.as_ref().map(|bias| &bias[lanes.clone()]);
+            for (values, statistics) in branch.chunks_exact_mut(LANES).zip(statistics) {
+                norm::apply(isa, values, *statistics, &norm.weight[lanes.clone()], bias);
+            }
+            elementwise::add_scaled(isa, hidden, branch, factor);
+        });
+    }
+}

@@ -1,0 +1,319 @@
+//! The parameters of a decoder as the kernels read them: every matrix repacked once, in one run of memory.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use braidinfer_kernels::norm::NormKind;
+use braidinfer_kernels::{
+    Chunks, LANES, NotFinite, NumericLevel, Pages, PanelFormat, Panels, Pool, WeightType, pack_panel, panel_bytes,
+    read_row,
+};
+use braidinfer_model::quantization::dequantize;
+use braidinfer_model::spec::{self, Activation, FeedForward, Mixer, NormSpec};
+use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, TensorView, Weights};
+
+use super::plan::KernelPlan;
+use crate::executor::standard::LoadProgress;
+use crate::{Error, Result};
+
+/// Matrices start at whole cache lines.
+const ALIGNMENT: usize = 64;
+
+/// Every parameter.
+#[derive(Debug)]
+pub(super) struct PackedDecoder {
+    panels: Pages,
+    embedding: Embedding,
+    pub(super) layers: Vec<PackedLayer>,
+    pub(super) final_norm: PackedNorm,
+    pub(super) lm_head: PackedLinear,
+}
+
+#[derive(Debug)]
+enum Embedding {
+    /// Rows as the checkpoint has them.
+    Stored { dtype: Dtype, rows: Vec<u8>, row_bytes: usize },
+    /// The output head's panels.
+    Head,
+}
+
+/// One layer. Norms that the architecture lacks are `None`.
+#[derive(Debug)]
+pub(super) struct PackedLayer {
+    pub(super) sliding_window: Option<usize>,
+    /// Index of the rotary table.
+    pub(super) rope: Option<usize>,
+    pub(super) hidden_act: braidinfer_kernels::Activation,
+    pub(super) input_norm: Option<PackedNorm>,
+    pub(super) q_proj: PackedLinear,
+    pub(super) k_proj: PackedLinear,
+    pub(super) v_proj: PackedLinear,
+    pub(super) o_proj: PackedLinear,
+    /// Norms on queries and keys.
+    pub(super) qk_norm: Option<[PackedNorm; 2]>,
+    pub(super) attention_output_norm: Option<PackedNorm>,
+    pub(super) feed_forward_norm: Option<PackedNorm>,
+    pub(super) gate_proj: Option<PackedLinear>,
+    pub(super) up_proj: PackedLinear,
+    pub(super) down_proj: PackedLinear,
+    pub(super) feed_forward_output_norm: Option<PackedNorm>,
+}
+
+/// A norm with the weight offset already added; vectors are padded to whole lanes.
+#[derive(Debug)]
+pub(super) struct PackedNorm {
+    pub(super) kind: NormKind,
+    pub(super) eps: f32,
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+/// A matrix in panels, its level, and a bias padded to whole lanes.
+#[derive(Debug)]
+pub(super) struct PackedLinear {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) format: PanelFormat,
+    pub(super) level: NumericLevel,
+    pub(super) bias: Option<Vec<f32>>,
+    data: Range<usize>,
+}
+
+impl PackedLinear {
+    /// Panels of 16 rows.
+    pub(super) fn panels(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+}
+
+impl PackedLayer {
+    fn projections(&self) -> impl Iterator<Item = &PackedLinear> {
+        let attention = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
+        attention.into_iter().chain(&self.gate_proj).chain([&self.up_proj, &self.down_proj])
+    }
+}
+
+impl PackedDecoder {
+    /// Bytes of all panels.
+    pub(super) fn bytes(&self) -> usize {
+        self.panels.len()
+    }
+
+    /// The bytes of all panels.
+    pub(super) fn all_panels(&self) -> &[u8] {
+        &self.panels
+    }
+
+    /// The level that multiplies most of the bytes.
+    pub(super) fn main_level(&self) -> NumericLevel {
+        let all = || self.layers.iter().flat_map(PackedLayer::projections).chain([&self.lm_head]);
+        let bytes = |level: &NumericLevel| -> usize {
+            all().filter(|linear| linear.level == *level).map(|linear| linear.data.len()).sum()
+        };
+        let levels = [NumericLevel::F32, NumericLevel::Bf16, NumericLevel::Int8];
+        levels.into_iter().max_by_key(bytes).unwrap_or(NumericLevel::F32)
+    }
+
+    /// Some panels of a matrix, when `others` panels behind them are other threads'.
+    pub(super) fn panels(&self, linear: &PackedLinear, panels: Range<usize>, others: usize) -> Panels<'_> {
+        let bytes = panel_bytes(linear.format, linear.columns);
+        let start = linear.data.start;
+        let end = start + panels.end * bytes;
+        let data = &self.panels[start + panels.start * bytes..end];
+        // Matrices lie in the order of their use, so that what comes after one belongs to the next.
+        let ahead = self.panels.get(end + others * bytes..).unwrap_or_default();
+        Panels { format: linear.format, columns: linear.columns, data, ahead }
+    }
+
+    /// The embedding of a token, `[hidden_size]`.
+    pub(super) fn embed(&self, token: u32, out: &mut [f32]) {
+        let token = token as usize;
+        match &self.embedding {
+            Embedding::Stored { dtype, rows, row_bytes } => {
+                dequantize(*dtype, &rows[token * row_bytes..][..*row_bytes], out)
+            }
+            Embedding::Head => {
+                let panel = token / LANES;
+                let panel = self.panels(&self.lm_head, panel..panel + 1, 0);
+                read_row(panel.format, panel.data, panel.columns, token % LANES, out);
+            }
+        }
+    }
+
+    /// Packs the weights, several panels at a time. Parts of the source that were packed are released.
+    ///
+    /// Fails on a weight that is not finite, naming tensor and index.
+    pub(super) fn load(
+        spec: &DecoderSpec,
+        weights: &Weights,
+        plan: &KernelPlan,
+        pool: &mut Pool,
+        progress: LoadProgress,
+    ) -> Result<Self> {
+        let mut packer = Packer::new(spec, weights, plan)?;
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for index in 0..spec.layers.len() {
+            layers.push(packer.layer(index, pool)?);
+            progress(index + 1, spec.layers.len());
+        }
+        let lm_head = packer.linear(Slot::LmHead, pool)?;
+        let final_norm = packer.norm(Slot::FinalNorm, &spec.norm)?.ok_or_else(|| absent(Slot::FinalNorm))?;
+        let embedding = if weights.head_is_embedding() { Embedding::Head } else { packer.embedding()? };
+        Ok(Self { panels: packer.panels, embedding, layers, final_norm, lm_head })
+    }
+}
+
+fn absent(slot: Slot) -> Error {
+    Error::Internal(format!("the architecture calls for {slot:?}, which the weights lack"))
+}
+
+fn weight_type(dtype: Dtype) -> WeightType {
+    match dtype {
+        Dtype::F32 => WeightType::F32,
+        Dtype::F16 => WeightType::F16,
+        Dtype::BF16 => WeightType::Bf16,
+        Dtype::Q4_0 => WeightType::Q4_0,
+        Dtype::Q4_1 => WeightType::Q4_1,
+        Dtype::Q5_0 => WeightType::Q5_0,
+        Dtype::Q5_1 => WeightType::Q5_1,
+        Dtype::Q8_0 => WeightType::Q8_0,
+        Dtype::Q2K => WeightType::Q2K,
+        Dtype::Q3K => WeightType::Q3K,
+        Dtype::Q4K => WeightType::Q4K,
+        Dtype::Q5K => WeightType::Q5K,
+        Dtype::Q6K => WeightType::Q6K,
+        Dtype::Iq4Nl => WeightType::Iq4Nl,
+        Dtype::Iq4Xs => WeightType::Iq4Xs,
+    }
+}
+
+/// Bytes that the panels of a matrix take.
+fn matrix_bytes(view: &TensorView<'_>) -> usize {
+    let format = PanelFormat::of(weight_type(view.dtype));
+    (view.shape[0].div_ceil(LANES) * panel_bytes(format, view.shape[1])).next_multiple_of(ALIGNMENT)
+}
+
+struct Packer<'a> {
+    spec: &'a DecoderSpec,
+    weights: &'a Weights,
+    plan: &'a KernelPlan,
+    panels: Pages,
+    used: usize,
+}
+
+impl<'a> Packer<'a> {
+    fn new(spec: &'a DecoderSpec, weights: &'a Weights, plan: &'a KernelPlan) -> Result<Self> {
+        let views = plan.projections.iter().filter_map(|projection| weights.get(projection.slot, Param::Weight));
+        let bytes = views.map(|view| matrix_bytes(&view)).sum();
+        let memory = |error| Error::Unsupported(format!("{bytes} bytes of memory for packed weights: {error}"));
+        Ok(Self { spec, weights, plan, panels: Pages::zeroed(bytes).map_err(memory)?, used: 0 })
+    }
+
+    fn layer(&mut self, index: usize, pool: &mut Pool) -> Result<PackedLayer> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let Mixer::Attention { sliding_window, rope } = self.spec.layers[index].mixer;
+        let FeedForward::Dense { hidden_act, gated, .. } = self.spec.layers[index].feed_forward;
+        let norm = self.spec.norm;
+        let qk_norm = match self.spec.attention.qk_norm {
+            None => None,
+            Some(qk_norm) => {
+                let norm = |slot| self.norm(slot, &qk_norm.norm)?.ok_or_else(|| absent(slot));
+                Some([norm(slot(LayerSlot::QNorm))?, norm(slot(LayerSlot::KNorm))?])
+            }
+        };
+        Ok(PackedLayer {
+            sliding_window,
+            rope,
+            hidden_act: activation(hidden_act),
+            qk_norm,
+            input_norm: self.norm(slot(LayerSlot::InputNorm), &norm)?,
+            q_proj: self.linear(slot(LayerSlot::QProj), pool)?,
+            k_proj: self.linear(slot(LayerSlot::KProj), pool)?,
+            v_proj: self.linear(slot(LayerSlot::VProj), pool)?,
+            o_proj: self.linear(slot(LayerSlot::OProj), pool)?,
+            attention_output_norm: self.norm(slot(LayerSlot::AttentionOutputNorm), &norm)?,
+            feed_forward_norm: self.norm(slot(LayerSlot::FeedForwardNorm), &norm)?,
+            gate_proj: if gated { Some(self.linear(slot(LayerSlot::GateProj), pool)?) } else { None },
+            up_proj: self.linear(slot(LayerSlot::UpProj), pool)?,
+            down_proj: self.linear(slot(LayerSlot::DownProj), pool)?,
+            feed_forward_output_norm: self.norm(slot(LayerSlot::FeedForwardOutputNorm), &norm)?,
+        })
+    }
+
+    /// The norm in `slot`, or `None` if the architecture has none there.
+    fn norm(&self, slot: Slot, spec: &NormSpec) -> Result<Option<PackedNorm>> {
+        let Some(mut weight) = self.vector(slot, Param::Weight)? else { return Ok(None) };
+        weight.iter_mut().for_each(|weight| *weight += spec.weight_offset);
+        let kind = match spec.kind {
+            spec::NormKind::Rms => NormKind::Rms,
+            spec::NormKind::Layer => NormKind::Layer,
+        };
+        Ok(Some(PackedNorm { kind, eps: spec.eps as f32, weight, bias: self.vector(slot, Param::Bias)? }))
+    }
+
+    /// A vector in f32, padded to whole lanes, or `None` if the architecture has none there.
+    fn vector(&self, slot: Slot, param: Param) -> Result<Option<Vec<f32>>> {
+        let Some(view) = self.weights.get(slot, param) else { return Ok(None) };
+        let mut values = view.read::<f32>()?;
+        values.resize(values.len().next_multiple_of(LANES), 0.0);
+        Ok(Some(values))
+    }
+
+    fn linear(&mut self, slot: Slot, pool: &mut Pool) -> Result<PackedLinear> {
+        let view = self.weights.get(slot, Param::Weight).ok_or_else(|| absent(slot))?;
+        let (rows, columns) = (view.shape[0], view.shape[1]);
+        let format = PanelFormat::of(weight_type(view.dtype));
+        let start = self.used;
+        let data = start..start + rows.div_ceil(LANES) * panel_bytes(format, columns);
+        pack_matrix(&view, &mut self.panels[data.clone()], pool)?;
+        self.weights.release(slot, Param::Weight);
+        self.used += matrix_bytes(&view);
+        let bias = self.vector(slot, Param::Bias)?;
+        Ok(PackedLinear { rows, columns, format, level: self.plan.level(slot), bias, data })
+    }
+
+    fn embedding(&self) -> Result<Embedding> {
+        let view = self.weights.get(Slot::EmbedTokens, Param::Weight).ok_or_else(|| absent(Slot::EmbedTokens))?;
+        view.check()?;
+        let rows = view.data.to_vec();
+        self.weights.release(Slot::EmbedTokens, Param::Weight);
+        Ok(Embedding::Stored { dtype: view.dtype, row_bytes: rows.len() / view.shape[0], rows })
+    }
+}
+
+fn activation(activation: Activation) -> braidinfer_kernels::Activation {
+    match activation {
+        Activation::Silu => braidinfer_kernels::Activation::Silu,
+        Activation::GeluTanh => braidinfer_kernels::Activation::GeluTanh,
+        Activation::GeluErf => braidinfer_kernels::Activation::GeluErf,
+        Activation::Relu => braidinfer_kernels::Activation::Relu,
+    }
+}
+
+/// Packs every panel of a matrix, in parallel.
+fn pack_matrix(view: &TensorView<'_>, panels: &mut [u8], pool: &mut Pool) -> Result<()> {
+    let (rows, columns) = (view.shape[0], view.shape[1]);
+    let weight_type = weight_type(view.dtype);
+    let panel_bytes = panel_bytes(PanelFormat::of(weight_type), columns);
+    let row_bytes = view.data.len() / rows;
+    let first_bad: Mutex<Option<(usize, usize)>> = Mutex::new(None);
+    pool.for_each(Chunks::new(panels, panel_bytes), |panel, out, _| {
+        let first = panel * LANES;
+        let count = LANES.min(rows - first);
+        let source = &view.data[first * row_bytes..(first + count) * row_bytes];
+        if let Some(NotFinite { row, column }) = pack_panel(weight_type, source, columns, out) {
+            let mut found = first_bad.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let at = (first + row, column);
+            *found = Some(found.map_or(at, |other| other.min(at)));
+        }
+    });
+    match first_bad.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        None => Ok(()),
+        Some((row, column)) => {
+            let index = row * columns + column;
+            // Reading it again names the value.
+            view.check()?;
+            Err(view.error("finite values", format!("a value that is not, at index {index}")).into())
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Which numeric level multiplies each projection.
+
+use braidinfer_kernels::NumericLevel;
+use braidinfer_model::{Dtype, LayerSlot, Param, Slot, Weights};
+use serde::Serialize;
+
+use crate::executor::KvDtype;
+
+/// One projection and the level it is multiplied at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedProjection {
+    /// The module.
+    pub slot: Slot,
+    /// How its weights are stored.
+    pub dtype: Dtype,
+    /// How activations are rounded for it.
+    pub level: NumericLevel,
+}
+
+/// A level for every projection, and how keys and values are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelPlan {
+    /// In slot order.
+    pub projections: Vec<PlannedProjection>,
+    /// How keys and values are stored.
+    pub kv_dtype: KvDtype,
+}
+
+impl KernelPlan {
+    /// The fastest level for every projection that is no coarser than `coarsest`.
+    pub fn fastest(weights: &Weights, coarsest: NumericLevel, kv_dtype: KvDtype) -> Self {
+        let projection = |(slot, param, dtype): (Slot, Param, Dtype)| {
+            let is_matrix = param == Param::Weight && is_projection(slot);
+            is_matrix.then(|| PlannedProjection { slot, dtype, level: fastest_level(dtype, coarsest) })
+        };
+        let parameters = weights.iter().map(|(slot, param, view)| (slot, param, view.dtype));
+        Self { projections: parameters.filter_map(projection).collect(), kv_dtype }
+    }
+
+    /// The level of a projection; the exact one if the plan does not know it.
+    pub fn level(&self, slot: Slot) -> NumericLevel {
+        let planned = self.projections.iter().find(|projection| projection.slot == slot);
+        planned.map_or(NumericLevel::F32, |projection| projection.level)
+    }
+
+    /// How many projections run at each level, coarsest first; levels without any are left out.
+    pub fn summary(&self) -> Vec<LevelCount> {
+        let count = |level: NumericLevel| {
+            let projections = self.projections.iter().filter(|projection| projection.level == level).count();
+            LevelCount { level: level.name(), projections }
+        };
+        let counts = [NumericLevel::Int8, NumericLevel::Bf16, NumericLevel::F32].map(count);
+        counts.into_iter().filter(|count| count.projections > 0).collect()
+    }
+}
+
+/// Projections at one level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LevelCount {
+    /// The level's name.
+    pub level: &'static str,
+    /// How many.
+    pub projections: usize,
+}
+
+fn is_projection(slot: Slot) -> bool {
+    use LayerSlot::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+    match slot {
+        Slot::LmHead => true,
+        Slot::EmbedTokens | Slot::FinalNorm => false,
+        Slot::Layer(_, slot) => matches!(slot, QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj),
+    }
+}
+
+/// Blocks of codes multiply 8-bit activations, bf16 weights bf16 ones; each also multiplies f32.
+fn fastest_level(dtype: Dtype, coarsest: NumericLevel) -> NumericLevel {
+    match (dtype, coarsest) {
+        (dtype, NumericLevel::Int8) if dtype.is_quantized() => NumericLevel::Int8,
+        (Dtype::BF16, NumericLevel::Int8 | NumericLevel::Bf16) => NumericLevel::Bf16,
+        _ => NumericLevel::F32,
+    }
+}

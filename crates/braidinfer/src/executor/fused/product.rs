@@ -1,0 +1,104 @@
+//! Projections: panels shared out among threads in small pieces.
+
+use braidinfer_kernels::{Activation, Chunks, Isa, LANES, Pool, elementwise, matmul};
+
+use super::encode::Encoded;
+use super::packed::{PackedDecoder, PackedLinear};
+
+/// Panels of a piece of work: as many as kernels take at once, so that a slow core holds nobody up.
+const PIECE: usize = 4;
+
+/// What every product needs.
+pub(super) struct Products<'a> {
+    pub(super) isa: Isa,
+    pub(super) weights: &'a PackedDecoder,
+    pub(super) threads: usize,
+}
+
+impl Products<'_> {
+    /// Projections of the same rows, one after the other in `out`: `[panels of all][rows][16]`.
+    pub(super) fn all(&self, pool: &mut Pool, linears: &[&PackedLinear], x: &Encoded, rows: usize, out: &mut [f32]) {
+        let width = rows * LANES;
+        pool.for_each(Chunks::new(out, PIECE * width), |piece, out, _| {
+            let (start, end) = (piece * PIECE, piece * PIECE + out.len() / width);
+            let mut first = 0;
+            for linear in linears {
+                let (from, to) = (start.max(first), end.min(first + linear.panels()));
+                if from < to {
+                    let out = &mut out[(from - start) * width..(to - start) * width];
+                    self.panels(linear, from - first..to - first, x, out);
+                }
+                first += linear.panels();
+            }
+        });
+    }
+
+    /// `activation(gate x) * (up x)` in `up`; `gate` is overwritten.
+    pub(super) fn gated(
+        &self,
+        pool: &mut Pool,
+        linears: [&PackedLinear; 2],
+        activation: Activation,
+        x: &Encoded,
+        rows: usize,
+        [gate, up]: [&mut [f32]; 2],
+    ) {
+        let chunk = PIECE * rows * LANES;
+        pool.for_each((Chunks::new(gate, chunk), Chunks::new(up, chunk)), |piece, (gate, up), _| {
+            let panels = piece * PIECE..piece * PIECE + up.len() / (rows * LANES);
+            self.panels(linears[0], panels.clone(), x, gate);
+            self.panels(linears[1], panels, x, up);
+            elementwise::gated(self.isa, activation, gate, up);
+        });
+    }
+
+    /// `activation(up x)`.
+    pub(super) fn activated(
+        &self,
+        pool: &mut Pool,
+        linear: &PackedLinear,
+        activation: Activation,
+        x: &Encoded,
+        rows: usize,
+        up: &mut [f32],
+    ) {
+        pool.for_each(Chunks::new(up, PIECE * rows * LANES), |piece, up, _| {
+            let panels = piece * PIECE..piece * PIECE + up.len() / (rows * LANES);
+            self.panels(linear, panels, x, up);
+            elementwise::activate(self.isa, activation, up);
+        });
+    }
+
+    /// Adds `factor * (W x + b)` to `sum`; `out` keeps the product.
+    pub(super) fn onto(
+        &self,
+        pool: &mut Pool,
+        linear: &PackedLinear,
+        x: &Encoded,
+        rows: usize,
+        factor: f32,
+        [out, sum]: [&mut [f32]; 2],
+    ) {
+        let chunk = PIECE * rows * LANES;
+        pool.for_each((Chunks::new(out, chunk), Chunks::new(sum, chunk)), |piece, (out, sum), _| {
+            let panels = piece * PIECE..piece * PIECE + out.len() / (rows * LANES);
+            self.panels(linear, panels, x, out);
+            elementwise::add_scaled(self.isa, sum, out, factor);
+        });
+    }
+
+    /// Some panels of one projection, with its bias.
+    fn panels(&self, linear: &PackedLinear, panels: std::ops::Range<usize>, x: &Encoded, out: &mut [f32]) {
+        let first = panels.start;
+        let others = (self.threads - 1) * PIECE;
+        matmul(self.isa, self.weights.panels(linear, panels, others), &x.at(linear.level), out);
+        let Some(bias) = &linear.bias else { return };
+        let rows = x.at(linear.level).rows;
+        for (panel, out) in out.chunks_exact_mut(rows * LANES).enumerate() {
+            let bias = &bias[(first + panel) * LANES..][..LANES];
+            for out in out.chunks_exact_mut(LANES) {
+                out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+            }
+        }
+    }
+}

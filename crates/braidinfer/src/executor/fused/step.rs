@@ -1,0 +1,170 @@
+//! What one forward pass must know about its batch: positions, rotations, where keys go, and pieces of attention.
+
+use std::ops::Range;
+
+use braidinfer_model::DecoderSpec;
+use braidinfer_model::spec::{QueryPositionScale, RopePairing, RopeSpec};
+
+use super::kv_cache::{KvCache, TILE};
+use crate::executor::Batch;
+use braidinfer_kernels::attention::SLAB_TILES;
+
+/// Query rows that attention takes at once: enough that reading keys and values pays, few enough to share out.
+const ATTENTION_ROWS: usize = 128;
+
+/// Kept between passes, so that a step of the usual size asks for no memory.
+#[derive(Debug, Default)]
+pub(super) struct Step {
+    /// Tokens.
+    pub(super) rows: usize,
+    /// `[T]`.
+    pub(super) positions: Vec<usize>,
+    /// One per rotary table.
+    pub(super) rotations: Vec<Rotation>,
+    /// Factor on rotated queries `[T]`; empty where there is none.
+    pub(super) query_scales: Vec<f32>,
+    /// Tile ids of all sequences.
+    tiles: Vec<u32>,
+    /// Pieces of queries, in order of tokens.
+    pub(super) pieces: Vec<Piece>,
+    /// New tokens in order of their slabs.
+    pub(super) writes: Vec<Write>,
+    /// Slabs that are written, and which of the writes are theirs.
+    pub(super) slabs: Vec<(usize, Range<usize>)>,
+}
+
+/// Cosines and sines of one rotary table.
+#[derive(Debug)]
+pub(super) struct Rotation {
+    pub(super) pairing: RopePairing,
+    pairs: usize,
+    /// `[T, rotary_dim / 2]`, the attention factor included.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// Consecutive tokens of one sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Indices into the batch.
+    pub(super) tokens: Range<usize>,
+    /// Position of the first.
+    pub(super) position: usize,
+    tiles: Range<usize>,
+}
+
+impl Piece {
+    /// Keys up to the last query, itself included.
+    pub(super) fn context(&self) -> usize {
+        self.position + self.tokens.len()
+    }
+}
+
+/// Where the key and value of a token go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Write {
+    pub(super) token: usize,
+    slab: usize,
+    /// Tile within the slab.
+    pub(super) tile: usize,
+    pub(super) lane: usize,
+}
+
+impl Rotation {
+    /// Cosines and sines of one token.
+    pub(super) fn of(&self, token: usize) -> (&[f32], &[f32]) {
+        let range = token * self.pairs..(token + 1) * self.pairs;
+        (&self.cos[range.clone()], &self.sin[range])
+    }
+
+    fn fill(&mut self, table: &RopeSpec, batch: &Batch) {
+        self.cos.clear();
+        self.sin.clear();
+        let factor = table.attention_factor();
+        for sequence in &batch.sequences {
+            let inv_freq = table.inv_freq(sequence.rope_len);
+            for position in sequence.positions() {
+                let angles = inv_freq.iter().map(|frequency| position as f32 * frequency);
+                self.cos.extend(angles.clone().map(|angle| angle.cos() * factor));
+                self.sin.extend(angles.map(|angle| angle.sin() * factor));
+            }
+        }
+    }
+}
+
+impl Step {
+    /// Sets everything for `batch`.
+    pub(super) fn fill(&mut self, spec: &DecoderSpec, batch: &Batch, kv_cache: &KvCache) {
+        self.rows = batch.token_ids.len();
+        self.positions.clear();
+        self.positions.extend(batch.sequences.iter().flat_map(|sequence| sequence.positions()));
+        self.fill_rotations(spec, batch);
+        self.query_scales.clear();
+        if let Some(scale) = spec.attention.query_position_scale {
+            self.query_scales.extend(self.positions.iter().map(|position| query_scale(&scale, *position)));
+        }
+        let per_group = spec.num_attention_heads / spec.num_key_value_heads;
+        self.fill_pieces(batch, kv_cache, (ATTENTION_ROWS / per_group).max(1));
+        self.fill_writes(batch, kv_cache.config().block_size);
+    }
+
+    /// Tile ids of the sequence that a piece belongs to.
+    pub(super) fn tiles(&self, piece: &Piece) -> &[u32] {
+        &self.tiles[piece.tiles.clone()]
+    }
+
+    fn fill_rotations(&mut self, spec: &DecoderSpec, batch: &Batch) {
+        if self.rotations.len() != spec.rope.len() {
+            let rotation = |table: &RopeSpec| Rotation {
+                pairing: table.pairing,
+                pairs: table.rotary_dim / 2,
+                cos: Vec::new(),
+                sin: Vec::new(),
+            };
+            self.rotations = spec.rope.iter().map(rotation).collect();
+        }
+        for (rotation, table) in self.rotations.iter_mut().zip(&spec.rope) {
+            rotation.fill(table, batch);
+        }
+    }
+
+    fn fill_pieces(&mut self, batch: &Batch, kv_cache: &KvCache, len: usize) {
+        self.tiles.clear();
+        self.pieces.clear();
+        for (range, sequence) in batch.ranges() {
+            let first_tile = self.tiles.len();
+            kv_cache.tiles(sequence, sequence.positions().end, &mut self.tiles);
+            for start in range.clone().step_by(len) {
+                let tokens = start..range.end.min(start + len);
+                let position = sequence.context_len + start - range.start;
+                self.pieces.push(Piece { tokens, position, tiles: first_tile..self.tiles.len() });
+            }
+        }
+    }
+
+    fn fill_writes(&mut self, batch: &Batch, block_size: usize) {
+        self.writes.clear();
+        for (range, sequence) in batch.ranges() {
+            for (token, position) in range.zip(sequence.positions()) {
+                let slot = sequence.slot(position, block_size);
+                let tile = slot / TILE;
+                let (slab, tile) = (tile / SLAB_TILES, tile % SLAB_TILES);
+                self.writes.push(Write { token, slab, tile, lane: slot % TILE });
+            }
+        }
+        self.writes.sort_unstable_by_key(|write| (write.slab, write.token));
+        self.slabs.clear();
+        for (index, write) in self.writes.iter().enumerate() {
+            match self.slabs.last_mut() {
+                Some((slab, writes)) if *slab == write.slab => writes.end = index + 1,
+                _ => self.slabs.push((write.slab, index..index + 1)),
+            }
+        }
+    }
+}
+
+/// `1 + beta * ln(1 + floor(position / original))`.
+fn query_scale(scale: &QueryPositionScale, position: usize) -> f32 {
+    let whole = (position / scale.original_max_position_embeddings) as f64;
+    (1.0 + scale.beta * (1.0 + whole).ln()) as f32
+}

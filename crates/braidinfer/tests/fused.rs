@@ -1,0 +1,153 @@
+//! The fused executor against the standard one and against itself, for every fixture.
+
+mod support;
+
+use braidinfer::executor::{Batch, Executor, KvDtype, NoProbe};
+use braidinfer::kernels::{Isa, NumericLevel};
+use braidinfer::model::quantization::FileType;
+use braidinfer::model::{DecoderSpec, Weights};
+use braidinfer::quantize_weights;
+use support::{Fixture, Fused, argmax, distance, feed, kl, slice};
+
+/// Largest allowed difference of a logit where nothing is rounded but sums.
+const TOLERANCE: f32 = 1e-3;
+/// Largest allowed divergence from `transformers` on the model that amplifies every rounding.
+const EXTREME_KL: f64 = 1e-5;
+
+const WHOLE: usize = usize::MAX >> 1;
+
+#[test]
+fn level_f32_equals_standard_kernels() {
+    for fixture in Fixture::all() {
+        let (mut standard, mut fused) = (fixture.executor(), fixture.fused(Fused::exact()));
+        for (prompt, expected) in fixture.prompts.iter().enumerate() {
+            let rows = feed(&mut standard, prompt, &expected.ids, WHOLE);
+            let same = feed(&mut fused, prompt, &expected.ids, WHOLE);
+            for (position, (row, same)) in rows.iter().zip(&same).enumerate() {
+                let what = format!("{} prompt {prompt} position {position}", fixture.name);
+                if fixture.name == "qwen3-extreme" {
+                    let divergence = kl(fixture.expected(prompt, position), same);
+                    assert!(divergence <= EXTREME_KL, "{what}: KL {divergence:e}");
+                } else {
+                    let distance = distance(row, same);
+                    assert!(distance <= TOLERANCE, "{what}: logits differ by {distance:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens_equal_transformers() {
+    for fixture in Fixture::all() {
+        let mut executor = fixture.fused(Fused::exact());
+        for (prompt, expected) in fixture.prompts.iter().enumerate() {
+            let rows = feed(&mut executor, prompt, &expected.ids, 16);
+            let mut tokens = vec![argmax(&rows[rows.len() - 1])];
+            while tokens.len() < expected.greedy.len() {
+                let position = expected.ids.len() + tokens.len() - 1;
+                let mut batch = Batch::default();
+                batch.push(&tokens[tokens.len() - 1..], slice(prompt, position, 1, position + 1), 1);
+                tokens.push(argmax(executor.forward(&batch, &mut NoProbe).expect("the batch runs").row(0)));
+            }
+            assert_eq!(tokens, expected.greedy, "{} prompt {prompt}", fixture.name);
+        }
+    }
+}
+
+/// The levels and storage whose bits are compared: the exact one, and the fastest of each kind of weights.
+const VARIANTS: [(NumericLevel, KvDtype, Option<FileType>); 4] = [
+    (NumericLevel::F32, KvDtype::F32, None),
+    (NumericLevel::Int8, KvDtype::F16, Some(FileType::BF16)),
+    (NumericLevel::Int8, KvDtype::F16, Some(FileType::Q8_0)),
+    (NumericLevel::Int8, KvDtype::F16, Some(FileType::Q4KM)),
+];
+
+fn quantized(file_type: Option<FileType>) -> impl Fn(&DecoderSpec, &mut Weights) {
+    move |spec, weights| {
+        if let Some(file_type) = file_type {
+            quantize_weights(spec, weights, file_type, &|_, _| {}).expect("the weights can be quantized");
+        }
+    }
+}
+
+fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    rows.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
+}
+
+/// Every prompt alone and whole, on two threads.
+fn reference(fixture: &Fixture, fused: Fused, file_type: Option<FileType>) -> Vec<Vec<Vec<u32>>> {
+    let mut executor = fixture.fused_with(fused, quantized(file_type));
+    let prompts = fixture.prompts.iter().enumerate();
+    prompts.map(|(prompt, expected)| bits(&feed(&mut executor, prompt, &expected.ids, WHOLE))).collect()
+}
+
+fn for_each_variant(mut check: impl FnMut(&Fixture, Fused, Option<FileType>, &[Vec<Vec<u32>>])) {
+    for fixture in Fixture::all() {
+        for (coarsest, kv_dtype, file_type) in VARIANTS {
+            let fused = Fused { coarsest, kv_dtype, ..Fused::exact() };
+            check(&fixture, fused, file_type, &reference(&fixture, fused, file_type));
+        }
+    }
+}
+
+#[test]
+fn neither_chunks_nor_threads_change_a_bit() {
+    for_each_variant(|fixture, fused, file_type, expected| {
+        for (threads, chunk) in [(1, WHOLE), (1, 1), (2, 3), (4, 5)] {
+            let mut executor = fixture.fused_with(Fused { threads, ..fused }, quantized(file_type));
+            for (index, (prompt, expected)) in fixture.prompts.iter().zip(expected).enumerate() {
+                let same = bits(&feed(&mut executor, index, &prompt.ids, chunk)) == *expected;
+                let what = format!("{} {file_type:?} prompt {index}", fixture.name);
+                assert!(same, "{what}: {threads} threads, chunks of {chunk}");
+            }
+        }
+    });
+}
+
+#[test]
+fn company_changes_no_bit() {
+    for_each_variant(|fixture, fused, file_type, expected| {
+        let mut executor = fixture.fused_with(fused, quantized(file_type));
+        // Chunks of different sizes, so that sequences meet at every phase of each other.
+        let chunk = |prompt: usize| [1, 5, 7, 4][prompt];
+        let mut done = [0; 4];
+        loop {
+            let mut batch = Batch::default();
+            let mut rows = Vec::new();
+            for (prompt, expected) in fixture.prompts.iter().enumerate() {
+                let start = done[prompt];
+                let tokens = &expected.ids[start..expected.ids.len().min(start + chunk(prompt))];
+                if tokens.is_empty() {
+                    continue;
+                }
+                done[prompt] += tokens.len();
+                batch.push(tokens, slice(prompt, start, tokens.len(), expected.ids.len()), tokens.len());
+                rows.extend((start..done[prompt]).map(|position| (prompt, position)));
+            }
+            if rows.is_empty() {
+                break;
+            }
+            let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs");
+            for (row, (prompt, position)) in rows.into_iter().enumerate() {
+                let same = bits(&[logits.row(row).to_vec()]) == expected[prompt][position..=position];
+                assert!(same, "{} {file_type:?} prompt {prompt} position {position} in company", fixture.name);
+            }
+        }
+    });
+}
+
+#[test]
+fn instruction_sets_change_no_bit() {
+    for name in ["llama", "qwen3-extreme", "gemma2", "phi", "olmo2", "ernie4_5", "qwen3-window"] {
+        let fixture = Fixture::open(name);
+        for (coarsest, kv_dtype, file_type) in VARIANTS {
+            let fused = Fused { coarsest, kv_dtype, ..Fused::exact() };
+            let expected = reference(&fixture, Fused { isa: Isa::SCALAR, ..fused }, file_type);
+            for isa in Isa::available() {
+                let same = reference(&fixture, Fused { isa, ..fused }, file_type) == expected;
+                assert!(same, "{name} {file_type:?} at {coarsest:?}: {} and scalar", isa.name());
+            }
+        }
+    }
+}
