@@ -1,0 +1,48 @@
+"""Braidinfer, through `braidinfer bench`."""
+
+import json
+
+from engines.engine import Engine, existing
+from engines.program import executable, output
+from work import Figure, refused
+
+
+class Adapter(Engine):
+    weights = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k_m", "bf16": "bf16"}
+
+    def available(self):
+        executable(self.settings.braidinfer, "--braidinfer (or BRAIDINFER)")
+
+    def describe(self):
+        version = output(self.settings.braidinfer, "--version").strip()
+        return {"version": version, "flags": f"bench --kernels {self.settings.braidinfer_kernels}"}
+
+    def load(self, models, model, weights):
+        self.file = existing(models / f"{model}-{weights}.gguf")
+
+    def measure(self, work):
+        prompt, generate = (work.tokens, 1) if work.phase == "prefill" else (work.context, work.tokens)
+        text = output(
+            self.settings.braidinfer, "bench", self.file, "--json",
+            "--kernels", self.settings.braidinfer_kernels, "--threads", self.settings.threads,
+            "--prompt-tokens", prompt, "--gen-tokens", generate, "--batch", work.batch,
+        )  # fmt: skip
+        return read_figure(json.loads(text), work, self.settings.braidinfer_kernels)
+
+
+def read_figure(document, work, kernels):
+    """The one place that knows the form of `braidinfer bench --json`."""
+    for entry in document["results"]:
+        same_kernels = entry.get("kernels", kernels) == kernels
+        same_work = entry["phase"] == work.phase and entry.get("batch", 1) == work.batch
+        if same_kernels and same_work:
+            return figure(entry, work)
+    return refused(f"bench reports no {work.phase} with batch {work.batch} on {kernels} kernels")
+
+
+def figure(entry, work):
+    """Refuses a figure that was measured after another number of tokens than the other engines'."""
+    context = entry.get("context", work.context)
+    if work.phase == "decode" and not work.context <= context <= work.context + work.tokens:
+        return refused(f"bench decoded after {context} tokens, not {work.context}")
+    return Figure(entry["tok_s"]["median"])
