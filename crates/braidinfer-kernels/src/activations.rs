@@ -202,8 +202,10 @@ fn int8_block<S: Simd>(simd: S, x: &[f32; BLOCK]) -> [u32; int8_words::LEN] {
     let largest =
         simd.largest_i32(simd.max_i32(simd.and(simd.bits_of(low), magnitude), simd.and(simd.bits_of(high), magnitude)));
     let largest = f32::from_bits(largest as u32);
-    let scale = largest / 127.0;
-    let inverse = simd.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+    // Blocks of zeros, and of values so small that the inverse is not finite, are zeros.
+    let inverse = 127.0 / largest;
+    let (scale, inverse) = if inverse == f32::INFINITY { (0.0, 0.0) } else { (largest / 127.0, inverse) };
+    let inverse = simd.splat(inverse);
     let (low, high) = (simd.round(simd.mul(low, inverse)), simd.round(simd.mul(high, inverse)));
     let mut bytes = [0; BLOCK];
     let (byte_halves, _) = bytes.as_chunks_mut::<LANES>();

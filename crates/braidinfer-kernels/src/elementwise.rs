@@ -108,7 +108,7 @@ fn activated<S: Simd>(simd: S, activation: Activation, x: S::F32) -> S::F32 {
         Activation::Silu => silu(simd, x, x),
         Activation::GeluTanh => gelu_tanh(simd, x),
         Activation::GeluErf => gelu_erf(simd, x),
-        Activation::Relu => simd.max(x, simd.splat(0.0)),
+        Activation::Relu => simd.max(simd.splat(0.0), x),
     }
 }
 

@@ -146,13 +146,13 @@ pub enum PanelFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IntFormat {
     /// How codes are stored.
-    pub bits: CodeBits,
+    pub(crate) bits: CodeBits,
     /// Columns that share a scale in each row.
-    pub group: GroupLen,
+    pub(crate) group: GroupLen,
     /// How scales are stored, and whether there are minima.
-    pub scales: Scales,
+    pub(crate) scales: Scales,
     /// The code of zero: 0 where there are minima, else 4, 8, 16, 32 or 128.
-    pub zero: u8,
+    pub(crate) zero: u8,
 }
 
 /// Bits that a code takes in a panel; it may have fewer.

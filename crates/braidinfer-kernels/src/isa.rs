@@ -1,5 +1,6 @@
 //! Which instruction set runs: found once, carried in a value.
 
+use std::env::VarError;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -11,7 +12,8 @@ use crate::simd::{Avx2, Avx2Vnni, Avx512};
 /// The environment variable that forces an instruction set.
 pub const ISA_VARIABLE: &str = "BRAIDINFER_ISA";
 
-/// An instruction set that this processor has. All of them give the same bits.
+/// An instruction set that this processor has. All of them give the same bits, but for denormals at
+/// [`crate::NumericLevel::Bf16`].
 #[derive(Debug, Clone, Copy)]
 pub struct Isa(pub(crate) Level);
 
@@ -65,7 +67,8 @@ impl Isa {
         FOUND
             .get_or_init(|| match std::env::var(ISA_VARIABLE) {
                 Ok(name) => name.parse(),
-                Err(_) => Ok(Self::available()[0]),
+                Err(VarError::NotPresent) => Ok(Self::available()[0]),
+                Err(VarError::NotUnicode(name)) => name.to_string_lossy().parse(),
             })
             .clone()
     }

@@ -1,7 +1,7 @@
 //! Kernels: slices to slices.
 //!
 //! Every kernel is written once over sixteen lanes and compiled for several instruction sets, of which one is
-//! chosen at run time. All of them give the same bits: the order of every sum is fixed by the kernel and by the
+//! chosen at run time. All of them give the same bits (but that AVX-512 takes denormals as zeros at level bf16): the order of every sum is fixed by the kernel and by the
 //! shapes of one row, never by the other rows, the instruction set or the number of threads.
 
 mod activations;

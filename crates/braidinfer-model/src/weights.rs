@@ -87,8 +87,12 @@ impl Weights {
         }
     }
 
-    /// Puts `data`, blocks of `dtype`, in the place of a parameter.
+    /// Puts `data`, blocks of `dtype`, in the place of a parameter; in that of an embedding also for the output head
+    /// that reads it.
     pub fn replace(&mut self, slot: Slot, param: Param, dtype: Dtype, data: Arc<[u8]>) {
+        if slot == Slot::EmbedTokens && self.head_is_embedding() {
+            self.quantized.insert((Slot::LmHead, param), Quantized { dtype, data: Arc::clone(&data) });
+        }
         self.quantized.insert((slot, param), Quantized { dtype, data });
     }
 

@@ -2,12 +2,13 @@
 
 mod support;
 
-use braidinfer::executor::{Batch, Executor, KvDtype, NoProbe};
+use braidinfer::executor::standard::ComputeDtype;
+use braidinfer::executor::{Batch, Executor, KvDtype, NoProbe, SequenceSlice};
 use braidinfer::kernels::{Isa, NumericLevel};
 use braidinfer::model::quantization::FileType;
-use braidinfer::model::{DecoderSpec, Weights};
+use braidinfer::model::{DecoderSpec, Description, Weights};
 use braidinfer::quantize_weights;
-use support::{Fixture, Fused, argmax, distance, feed, kl, slice};
+use support::{FUSED_BLOCK_SIZE, Fixture, Fused, argmax, distance, feed, kl, slice};
 
 /// Largest allowed difference of a logit where nothing is rounded but sums.
 const TOLERANCE: f32 = 1e-3;
@@ -32,6 +33,26 @@ fn level_f32_equals_standard_kernels() {
                     let distance = distance(row, same);
                     assert!(distance <= TOLERANCE, "{what}: logits differ by {distance:e}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn level_f32_equals_standard_kernels_on_quantized_weights() {
+    for fixture in Fixture::all().iter().filter(|fixture| fixture.name != "qwen3-extreme") {
+        for file_type in [FileType::F16, FileType::Q8_0, FileType::Q4KM] {
+            let quantize = quantized(Some(file_type));
+            let Description { spec, names } = fixture.description();
+            let mut weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
+            quantize(&spec, &mut weights);
+            let mut standard = fixture.executor_over(spec, &weights, ComputeDtype::F32);
+            let mut fused = fixture.fused_with(Fused::exact(), &quantize);
+            let ids = &fixture.prompts[0].ids;
+            let rows = feed(&mut standard, 0, ids, WHOLE);
+            for (row, same) in rows.iter().zip(feed(&mut fused, 0, ids, WHOLE)) {
+                let distance = distance(row, &same);
+                assert!(distance <= TOLERANCE, "{} {file_type:?}: logits differ by {distance:e}", fixture.name);
             }
         }
     }
@@ -149,5 +170,52 @@ fn instruction_sets_change_no_bit() {
                 assert!(same, "{name} {file_type:?} at {coarsest:?}: {} and scalar", isa.name());
             }
         }
+    }
+}
+
+/// Logits of the last of `ids` and of some tokens after it, in blocks spread over the storage.
+fn long_context(fixture: &Fixture, threads: usize, ids: &[u32], chunk: usize) -> Vec<Vec<u32>> {
+    let mut executor = fixture.fused(Fused { threads, kv_dtype: KvDtype::F16, ..Fused::exact() });
+    let block_table: Vec<u32> = (0..ids.len().div_ceil(FUSED_BLOCK_SIZE) as u32).map(|block| block * 5 % 256).collect();
+    let (prompt, answer) = ids.split_at(ids.len() - 4);
+    let pieces = prompt.chunks(chunk).chain(answer.chunks(1));
+    let mut context_len = 0;
+    let mut rows = Vec::new();
+    for tokens in pieces {
+        let slice = SequenceSlice {
+            query_len: tokens.len(),
+            context_len,
+            rope_len: ids.len(),
+            block_table: block_table.clone(),
+        };
+        context_len += tokens.len();
+        let mut batch = Batch::default();
+        batch.push(tokens, slice, 1);
+        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs");
+        rows.extend((context_len >= prompt.len()).then(|| logits.row(0).to_vec()));
+    }
+    bits(&rows)
+}
+
+#[test]
+fn how_long_contexts_are_shared_out_changes_no_bit() {
+    // Beyond two of the spans that attention cuts long contexts into.
+    let ids: Vec<u32> = (0..2100_u32).map(|index| index * 7 % 50 + 1).collect();
+    for name in ["llama", "qwen3-window", "gemma2"] {
+        let fixture = Fixture::open(name);
+        let expected = long_context(&fixture, 1, &ids, 512);
+        // Few tasks for many threads: every span is a task of its own.
+        for (threads, chunk) in [(8, 512), (8, 100), (2, 37)] {
+            let same = long_context(&fixture, threads, &ids, chunk) == expected;
+            assert!(same, "{name}: {threads} threads, chunks of {chunk}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_batch_has_no_logits() {
+    let fixture = Fixture::open("llama");
+    for executor in [&mut fixture.executor() as &mut dyn Executor, &mut fixture.fused(Fused::exact())] {
+        assert_eq!(executor.forward(&Batch::default(), &mut NoProbe).expect("nothing is a batch").rows(), 0);
     }
 }

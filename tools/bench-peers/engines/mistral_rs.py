@@ -1,7 +1,7 @@
 """mistral.rs, through its Python package, from the safetensors directory, quantized in situ.
 
-It refuses GGUF files without a vocabulary, which models of random weights do not have. The blocks and the products are
-the same either way.
+It refuses GGUF files without a vocabulary, which models of random weights do not have. The blocks are of the
+same types.
 """
 
 import json

@@ -69,12 +69,13 @@ fn merge_rows<S: Simd>(simd: S, into: &mut Partial<'_>, next: &Partial<'_>) {
     assert_eq!(into.acc.len(), next.acc.len());
     let stride = into.acc.len().checked_div(rows * LANES).unwrap_or(0);
     for row in 0..rows {
-        if next.max[row] == f32::NEG_INFINITY {
+        // A row that saw a key has a sum of at least 1, or one that is not a number and must not be lost.
+        if next.sum[row] == 0.0 {
             continue;
         }
         let to = &mut into.acc.as_chunks_mut::<LANES>().0[row * stride..][..stride];
         let from = &next.acc.as_chunks::<LANES>().0[row * stride..][..stride];
-        if into.max[row] == f32::NEG_INFINITY {
+        if into.sum[row] == 0.0 {
             // As if the spans that this row does not see had never been: zeros keep their signs, too.
             to.copy_from_slice(from);
             (into.max[row], into.sum[row]) = (next.max[row], next.sum[row]);

@@ -13,9 +13,9 @@ use crate::format::{CHUNK, CHUNK_BLOCKS, GroupLen, PanelFormat, panel_bytes};
 use crate::isa::{Isa, dispatched};
 use crate::simd::{LANES, Simd};
 
-/// Chunks of fewer bytes are asked for earlier.
+/// Chunks of fewer bytes are used sooner than memory answers, so that they are asked for [`SKIP`] chunks earlier.
 const SMALL_CHUNK: usize = 4 << 10;
-const SKIP: usize = 1;
+const SKIP: usize = 2;
 
 /// A run of panels of one matrix.
 #[derive(Debug, Clone, Copy)]
@@ -150,7 +150,8 @@ fn for_each_tile<S: Simd, const P: usize>(
 fn prefetch_share<S: Simd, const P: usize>(simd: S, lines: [&[[u8; 64]]; P], block: usize) {
     for lines in lines {
         let share = lines.len().div_ceil(CHUNK_BLOCKS);
-        for line in lines.iter().skip(block * share).take(share) {
+        let first = lines.len().min(block * share);
+        for line in &lines[first..lines.len().min(first + share)] {
             simd.prefetch(line);
         }
     }

@@ -175,3 +175,23 @@ fn what_is_not_finite_is_not_lost() {
         }
     }
 }
+
+#[test]
+fn tiny_and_huge_activations_are_encoded_alike() {
+    let sizes = [0.0, 1e-45, 1e-38, 3e-37, 4e-37, 1e-30, 1.0, 1e38];
+    for isa in Isa::available() {
+        for size in sizes {
+            let values: Vec<f32> = (0..96).map(|index| size * ((index as f32 - 40.0) / 50.0)).collect();
+            for level in LEVELS {
+                let found = encode(isa, level, &values, 1, 96);
+                assert_eq!(
+                    found,
+                    encode(Isa::SCALAR, level, &values, 1, 96),
+                    "{size:e} {} {}",
+                    level.name(),
+                    isa.name()
+                );
+            }
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Sixteen lanes at a time: what the algorithms are written over.
 //!
 //! Every instruction set does the same IEEE operations on the same lanes in the same order, so that every one
-//! gives the same bits. [`Scalar`] is the definition.
+//! gives the same bits; the one exception is at [`Simd::dot_bf16`]. [`Scalar`] is the definition.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

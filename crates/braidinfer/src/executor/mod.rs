@@ -22,7 +22,8 @@ use crate::{Error, Result};
 /// Computes logits. Standard and fused executors take the same [`Batch`].
 ///
 /// Promises, for every architecture: the logits of a position do not depend on how its sequence was cut
-/// into batches, nor (to the executor's stated tolerance) on the other sequences in the batch.
+/// into batches, nor on the other sequences in the batch: to its last bit on fused kernels, and to the
+/// tolerance of its matrix library on standard ones.
 pub trait Executor: Send {
     /// The decoder this executes.
     fn spec(&self) -> &DecoderSpec;

@@ -109,12 +109,16 @@ impl Fixture {
         let mut spec = self.spec();
         change(&mut spec);
         let weights = Weights::open(&self.source, &spec, names);
-        let weights = weights.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        self.executor_over(spec, &weights.unwrap_or_else(|error| panic!("{}: {error}", self.name)), dtype)
+    }
+
+    /// An executor over given weights.
+    pub fn executor_over(&self, spec: DecoderSpec, weights: &Weights, dtype: ComputeDtype) -> StandardExecutor {
         let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
         let kv_cache = KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype: kv_dtype };
         let quantized_weights = QuantizedWeights::Keep;
         let options = StandardOptions { dtype, quantized_weights, device: DeviceChoice::Cpu, kv_cache };
-        let executor = StandardExecutor::load(spec, &weights, options, &|_, _| {});
+        let executor = StandardExecutor::load(spec, weights, options, &|_, _| {});
         executor.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 }

@@ -139,6 +139,9 @@ impl Executor for FusedExecutor {
 
     fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits> {
         batch.validate(&self.spec, &self.kv_cache.config())?;
+        if batch.token_ids.is_empty() {
+            return Ok(Logits::new(Vec::new(), self.spec.vocab_size));
+        }
         self.kv_cache.reserve(batch);
         for piece in self.rope_history.as_ref().map_or(Ok(Vec::new()), |history| history.pieces(batch))? {
             self.decode(&piece, &mut Trace::new(&mut NoProbe));

@@ -5,7 +5,7 @@ use braidinfer_kernels::{Activation, Chunks, Isa, LANES, Pool, elementwise, matm
 use super::encode::Encoded;
 use super::packed::{PackedDecoder, PackedLinear};
 
-/// Panels of a piece of work: as many as kernels take at once, so that a slow core holds nobody up.
+/// Panels of a piece of work: few, so that a slow core holds nobody up, and enough that taking a piece costs little.
 const PIECE: usize = 4;
 
 /// What every product needs.
