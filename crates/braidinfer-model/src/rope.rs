@@ -6,7 +6,7 @@
 
 use std::f64::consts::PI;
 
-use crate::spec::{DecoderSpec, RopeScaling, RopeSpec};
+use crate::spec::{DecoderSpec, QueryPositionScale, RopeScaling, RopeSpec};
 
 /// Which of a table's frequency sets applies at a length. Keys rotated under one regime must not meet
 /// queries of another.
@@ -27,6 +27,14 @@ impl DecoderSpec {
             _ => 0,
         };
         self.rope.iter().map(stretched).fold(self.max_position_embeddings, usize::max).min(LIMIT)
+    }
+}
+
+impl QueryPositionScale {
+    /// The factor on a query at `position`.
+    pub fn factor(&self, position: usize) -> f32 {
+        let whole = (position / self.original_max_position_embeddings) as f64;
+        (1.0 + self.beta * (1.0 + whole).ln()) as f32
     }
 }
 

@@ -8,7 +8,7 @@ use braidinfer::kernels::{Isa, NumericLevel};
 use braidinfer::model::quantization::FileType;
 use braidinfer::model::{DecoderSpec, Description, Weights};
 use braidinfer::quantize_weights;
-use support::{FUSED_BLOCK_SIZE, Fixture, Fused, argmax, distance, feed, kl, slice};
+use support::{FUSED_BLOCK_SIZE, Fixture, Fused, check_greedy, distance, feed, in_company, kl};
 
 /// Largest allowed difference of a logit where nothing is rounded but sums.
 const TOLERANCE: f32 = 1e-3;
@@ -61,18 +61,7 @@ fn level_f32_equals_standard_kernels_on_quantized_weights() {
 #[test]
 fn greedy_tokens_equal_transformers() {
     for fixture in Fixture::all() {
-        let mut executor = fixture.fused(Fused::exact());
-        for (prompt, expected) in fixture.prompts.iter().enumerate() {
-            let rows = feed(&mut executor, prompt, &expected.ids, 16);
-            let mut tokens = vec![argmax(&rows[rows.len() - 1])];
-            while tokens.len() < expected.greedy.len() {
-                let position = expected.ids.len() + tokens.len() - 1;
-                let mut batch = Batch::default();
-                batch.push(&tokens[tokens.len() - 1..], slice(prompt, position, 1, position + 1), 1);
-                tokens.push(argmax(executor.forward(&batch, &mut NoProbe).expect("the batch runs").row(0)));
-            }
-            assert_eq!(tokens, expected.greedy, "{} prompt {prompt}", fixture.name);
-        }
+        check_greedy(&mut fixture.fused(Fused::exact()), &fixture);
     }
 }
 
@@ -130,31 +119,10 @@ fn neither_chunks_nor_threads_change_a_bit() {
 fn company_changes_no_bit() {
     for_each_variant(|fixture, fused, file_type, expected| {
         let mut executor = fixture.fused_with(fused, quantized(file_type));
-        // Chunks of different sizes, so that sequences meet at every phase of each other.
-        let chunk = |prompt: usize| [1, 5, 7, 4][prompt];
-        let mut done = [0; 4];
-        loop {
-            let mut batch = Batch::default();
-            let mut rows = Vec::new();
-            for (prompt, expected) in fixture.prompts.iter().enumerate() {
-                let start = done[prompt];
-                let tokens = &expected.ids[start..expected.ids.len().min(start + chunk(prompt))];
-                if tokens.is_empty() {
-                    continue;
-                }
-                done[prompt] += tokens.len();
-                batch.push(tokens, slice(prompt, start, tokens.len(), expected.ids.len()), tokens.len());
-                rows.extend((start..done[prompt]).map(|position| (prompt, position)));
-            }
-            if rows.is_empty() {
-                break;
-            }
-            let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs");
-            for (row, (prompt, position)) in rows.into_iter().enumerate() {
-                let same = bits(&[logits.row(row).to_vec()]) == expected[prompt][position..=position];
-                assert!(same, "{} {file_type:?} prompt {prompt} position {position} in company", fixture.name);
-            }
-        }
+        in_company(&mut executor, fixture, |prompt, position, row| {
+            let same = bits(&[row.to_vec()]) == expected[prompt][position..=position];
+            assert!(same, "{} {file_type:?} prompt {prompt} position {position} in company", fixture.name);
+        });
     });
 }
 

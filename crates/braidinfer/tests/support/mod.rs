@@ -224,3 +224,46 @@ pub fn json_files<T: DeserializeOwned>(folder: &str) -> BTreeMap<String, T> {
         .map(|path| (path.file_stem().expect("files have names").to_string_lossy().into_owned(), read_json(path)))
         .collect()
 }
+
+/// Feeds all prompts of a fixture at once, in chunks of different sizes, so that sequences meet at every phase of each
+/// other; `check` is told each position's logits as (prompt, position, row).
+pub fn in_company(executor: &mut dyn Executor, fixture: &Fixture, mut check: impl FnMut(usize, usize, &[f32])) {
+    let chunk = |prompt: usize| [1, 5, 7, 4][prompt];
+    let mut done = [0; 4];
+    loop {
+        let mut batch = Batch::default();
+        let mut rows = Vec::new();
+        for (prompt, expected) in fixture.prompts.iter().enumerate() {
+            let start = done[prompt];
+            let tokens = &expected.ids[start..expected.ids.len().min(start + chunk(prompt))];
+            if tokens.is_empty() {
+                continue;
+            }
+            done[prompt] += tokens.len();
+            batch.push(tokens, slice(prompt, start, tokens.len(), expected.ids.len()), tokens.len());
+            rows.extend((start..done[prompt]).map(|position| (prompt, position)));
+        }
+        if rows.is_empty() {
+            break;
+        }
+        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs");
+        for (row, (prompt, position)) in rows.into_iter().enumerate() {
+            check(prompt, position, logits.row(row));
+        }
+    }
+}
+
+/// Whether greedy tokens of every prompt are those that `transformers` found.
+pub fn check_greedy(executor: &mut dyn Executor, fixture: &Fixture) {
+    for (prompt, expected) in fixture.prompts.iter().enumerate() {
+        let rows = feed(executor, prompt, &expected.ids, 16);
+        let mut tokens = vec![argmax(&rows[rows.len() - 1])];
+        while tokens.len() < expected.greedy.len() {
+            let position = expected.ids.len() + tokens.len() - 1;
+            let mut batch = Batch::default();
+            batch.push(&tokens[tokens.len() - 1..], slice(prompt, position, 1, position + 1), 1);
+            tokens.push(argmax(executor.forward(&batch, &mut NoProbe).expect("the batch runs").row(0)));
+        }
+        assert_eq!(tokens, expected.greedy, "{} prompt {prompt}", fixture.name);
+    }
+}

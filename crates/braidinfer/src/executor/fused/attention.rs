@@ -6,20 +6,18 @@ use braidinfer_kernels::attention::{
     Attention, AttentionShape, KvElement, KvSlab, PagedHead, Partial, SPAN, attend, finish, merge,
 };
 use braidinfer_kernels::norm::{self, Row, Statistics};
-use braidinfer_kernels::{Buffer, Chunks, Items, PerThread, Pool, Ranges};
+use braidinfer_kernels::{Buffer, Items, PerThread, Pool, Ranges};
 use braidinfer_model::DecoderSpec;
 use braidinfer_model::spec::QkNormExtent;
 
 use super::FusedExecutor;
+use super::each_row::each_row;
 use super::heads::{Heads, Part, Stage};
 use super::kv_cache::Layers;
 use super::packed::{PackedLayer, PackedNorm};
 use super::scratch::{AttentionScratch, Scratch};
 use super::step::{Piece, Step};
 use super::trace::Trace;
-
-/// Rows whose statistics make a piece of work.
-const STATISTICS_ROWS: usize = 8;
 
 impl FusedExecutor {
     /// Stores keys and values of every token, and fills `heads`.
@@ -69,23 +67,16 @@ fn attention_shape(spec: &DecoderSpec, layer: &PackedLayer) -> AttentionShape {
 
 /// Statistics of queries and keys, where a norm runs over whole projections.
 fn fill_statistics(heads: &Heads<'_>, pool: &mut Pool, statistics: &mut Vec<[Statistics; 2]>) {
-    let over_projection = |norm: &braidinfer_model::spec::QkNormSpec| norm.extent == QkNormExtent::Projection;
-    let (Some(norms), true) = (&heads.layer.qk_norm, heads.spec.attention.qk_norm.is_some_and(|n| over_projection(&n)))
-    else {
-        return;
-    };
+    let extent = heads.spec.attention.qk_norm.map(|norm| norm.extent);
+    let (Some(norms), Some(QkNormExtent::Projection)) = (&heads.layer.qk_norm, extent) else { return };
     let rows = heads.step.rows;
-    statistics.resize(rows, [Statistics { mean: 0.0, inverse: 0.0 }; 2]);
     let of = |part: Part, norm: &PackedNorm, row: usize| {
         let width = if part == Part::Query { heads.layer.q_proj.rows } else { heads.layer.k_proj.rows };
         let row = Row { data: heads.panels(part), rows, row, width };
         norm::statistics(heads.isa, norm.kind, row, norm.eps)
     };
-    pool.for_each(Chunks::new(statistics, STATISTICS_ROWS), |piece, statistics, _| {
-        for (row, statistics) in statistics.iter_mut().enumerate() {
-            let row = piece * STATISTICS_ROWS + row;
-            *statistics = [of(Part::Query, &norms[0], row), of(Part::Key, &norms[1], row)];
-        }
+    each_row(pool, statistics, rows, [Statistics { mean: 0.0, inverse: 0.0 }; 2], |row| {
+        [of(Part::Query, &norms[0], row), of(Part::Key, &norms[1], row)]
     });
 }
 

@@ -4,14 +4,12 @@ use braidinfer_kernels::norm::{self, Row, Statistics};
 use braidinfer_kernels::{Chunks, Isa, LANES, Pool, elementwise};
 
 use super::FusedExecutor;
-use super::encode::{Input, Source};
-use super::packed::{PackedLayer, PackedNorm};
+use super::each_row::each_row;
+use super::encode::{Encoded, Input, Source};
+use super::packed::{PackedLayer, PackedLinear, PackedNorm};
 use super::product::Products;
 use super::scratch::{Scratch, panels};
 use super::trace::Trace;
-
-/// Rows whose statistics make a piece of work.
-const STATISTICS_ROWS: usize = 8;
 
 impl FusedExecutor {
     /// Replaces the residual stream by what it is after a layer.
@@ -129,8 +127,8 @@ impl Join<'_> {
     /// The product in `branch`, and added to `hidden` unless a norm comes first.
     fn product(
         &mut self,
-        linear: &super::packed::PackedLinear,
-        x: &super::encode::Encoded,
+        linear: &PackedLinear,
+        x: &Encoded,
         [branch, hidden]: [&mut [f32]; 2],
         norm: Option<&PackedNorm>,
     ) {
@@ -144,13 +142,9 @@ impl Join<'_> {
     fn norm(&mut self, norm: Option<&PackedNorm>, width: usize, [branch, hidden]: [&mut [f32]; 2]) {
         let Some(norm) = norm else { return };
         let (isa, rows, factor) = (self.isa, self.rows, self.factor);
-        self.statistics.resize(rows, Statistics { mean: 0.0, inverse: 0.0 });
         let data = &*branch;
-        self.pool.for_each(Chunks::new(self.statistics, STATISTICS_ROWS), |piece, statistics, _| {
-            for (row, statistics) in statistics.iter_mut().enumerate() {
-                let row = Row { data, rows, row: piece * STATISTICS_ROWS + row, width };
-                *statistics = norm::statistics(isa, norm.kind, row, norm.eps);
-            }
+        each_row(self.pool, self.statistics, rows, Statistics { mean: 0.0, inverse: 0.0 }, |row| {
+            norm::statistics(isa, norm.kind, Row { data, rows, row, width }, norm.eps)
         });
         let statistics = &*self.statistics;
         let panel = rows * LANES;

@@ -6,6 +6,7 @@
 //! no sum depends on how: a row has the same bits whatever else is in the batch and however many threads run.
 
 mod attention;
+mod each_row;
 mod encode;
 mod heads;
 mod kv_cache;

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use braidinfer_model::DecoderSpec;
-use braidinfer_model::spec::{QueryPositionScale, RopePairing, RopeSpec};
+use braidinfer_model::spec::{RopePairing, RopeSpec};
 
 use super::kv_cache::{KvCache, TILE};
-use crate::executor::Batch;
+use crate::executor::{Batch, SequenceSlice};
 use braidinfer_kernels::attention::SLAB_TILES;
 
 /// Query rows that attention takes at once: enough that reading keys and values pays, few enough to share out.
@@ -17,8 +17,6 @@ const ATTENTION_ROWS: usize = 128;
 pub(super) struct Step {
     /// Tokens.
     pub(super) rows: usize,
-    /// `[T]`.
-    pub(super) positions: Vec<usize>,
     /// One per rotary table.
     pub(super) rotations: Vec<Rotation>,
     /// Factor on rotated queries `[T]`; empty where there is none.
@@ -96,12 +94,11 @@ impl Step {
     /// Sets everything for `batch`.
     pub(super) fn fill(&mut self, spec: &DecoderSpec, batch: &Batch, kv_cache: &KvCache) {
         self.rows = batch.token_ids.len();
-        self.positions.clear();
-        self.positions.extend(batch.sequences.iter().flat_map(|sequence| sequence.positions()));
         self.fill_rotations(spec, batch);
         self.query_scales.clear();
         if let Some(scale) = spec.attention.query_position_scale {
-            self.query_scales.extend(self.positions.iter().map(|position| query_scale(&scale, *position)));
+            let positions = batch.sequences.iter().flat_map(SequenceSlice::positions);
+            self.query_scales.extend(positions.map(|position| scale.factor(position)));
         }
         let per_group = spec.num_attention_heads / spec.num_key_value_heads;
         self.fill_pieces(batch, kv_cache, (ATTENTION_ROWS / per_group).max(1));
@@ -161,10 +158,4 @@ impl Step {
             }
         }
     }
-}
-
-/// `1 + beta * ln(1 + floor(position / original))`.
-fn query_scale(scale: &QueryPositionScale, position: usize) -> f32 {
-    let whole = (position / scale.original_max_position_embeddings) as f64;
-    (1.0 + scale.beta * (1.0 + whole).ln()) as f32
 }

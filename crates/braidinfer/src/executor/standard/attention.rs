@@ -93,10 +93,8 @@ impl Attention {
 
     fn scale_by_position(&self, q: Tensor, context: &Context) -> Result<Tensor> {
         let Some(scale) = self.spec.query_position_scale else { return Ok(q) };
-        let original = scale.original_max_position_embeddings;
-        let factor = |position: usize| (1.0 + scale.beta * (1.0 + (position / original) as f64).ln()) as f32;
         let positions = context.batch.sequences.iter().flat_map(SequenceSlice::positions);
-        let factors: Vec<f32> = positions.map(factor).collect();
+        let factors: Vec<f32> = positions.map(|position| scale.factor(position)).collect();
         let factors = Tensor::from_vec(factors, (q.dim(0)?, 1, 1), q.device())?;
         Ok(q.broadcast_mul(&factors)?)
     }
