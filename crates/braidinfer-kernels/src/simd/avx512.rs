@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, dot_each};
 
 /// Proof that the processor has what [`Avx512::detect`] asks for.
 #[derive(Debug, Clone, Copy)]
@@ -152,14 +152,8 @@ impl Simd for Avx512 {
                 let x = &*std::ptr::from_ref(x).cast::<[u32; 8]>();
                 dot_pair_by_eight(dots, [codes[0], codes[P - 1]], x);
             }
-            return;
-        }
-        let weights = codes.map(|codes| self.load_i32(codes));
-        for row in 0..N {
-            let quad = self.splat_i32(x[row] as i32);
-            for panel in 0..P {
-                dots[panel][row] = self.dot_u8_i8(dots[panel][row], weights[panel], quad);
-            }
+        } else {
+            dot_each(self, dots, codes, x);
         }
     }
 

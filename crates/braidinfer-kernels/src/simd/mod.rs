@@ -90,16 +90,7 @@ pub(crate) trait Simd: Copy {
         codes: [&[u8; 64]; P],
         x: &[u32; N],
     ) {
-        let mut weights = [self.splat_i32(0); P];
-        for (weights, codes) in weights.iter_mut().zip(codes) {
-            *weights = self.load_i32(codes);
-        }
-        for row in 0..N {
-            let quad = self.splat_i32(x[row] as i32);
-            for panel in 0..P {
-                dots[panel][row] = self.dot_u8_i8(dots[panel][row], weights[panel], quad);
-            }
-        }
+        dot_each(self, dots, codes, x);
     }
     /// Adds to each lane of `acc` the products of its two bf16 values in `a` and `b`: the upper ones first, each
     /// sum rounded to nearest even. The one operation that is not the same everywhere: AVX-512 takes and gives
@@ -150,5 +141,25 @@ pub(crate) trait Simd: Copy {
             width /= 2;
         }
         lanes[0]
+    }
+}
+
+/// [`Simd::dot_tile`] one product at a time.
+#[inline(always)]
+fn dot_each<S: Simd, const P: usize, const N: usize>(
+    simd: S,
+    dots: &mut [[S::I32; N]; P],
+    codes: [&[u8; 64]; P],
+    x: &[u32; N],
+) {
+    let mut weights = [simd.splat_i32(0); P];
+    for (weights, codes) in weights.iter_mut().zip(codes) {
+        *weights = simd.load_i32(codes);
+    }
+    for row in 0..N {
+        let quad = simd.splat_i32(x[row] as i32);
+        for panel in 0..P {
+            dots[panel][row] = simd.dot_u8_i8(dots[panel][row], weights[panel], quad);
+        }
     }
 }
