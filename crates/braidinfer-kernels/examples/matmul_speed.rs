@@ -1,21 +1,24 @@
-//! Speed of products on one thread, by weights, level and rows of activations.
+//! Speed of products by weights, level and rows of activations.
 //!
-//! `cargo run --release -p braidinfer-kernels --example matmul_speed [ISA]`; the best of several passes each. Few rows read
-//! weights from memory, many multiply them in the cache.
+//! `cargo run --release -p braidinfer-kernels --example matmul_speed [ISA] [THREADS]`, one thread if left out; medians of
+//! several passes. Few rows read weights from memory, whose own speed, measured between the passes, stands beside them;
+//! many multiply them in the cache.
 
 #![allow(clippy::print_stdout, reason = "what an example is for")]
 
 use std::time::Instant;
 
 use braidinfer_kernels::{
-    Activations, Buffer, Isa, LANES, NumericLevel, Pages, PanelFormat, Panels, WeightType, encode_row, matmul,
-    panel_bytes,
+    Activations, Buffer, Chunks, Isa, LANES, NumericLevel, Pages, PanelFormat, Panels, Pool, WeightType, ceilings,
+    encode_row, matmul, panel_bytes,
 };
 
 const COLUMNS: usize = 2048;
 /// More than the caches hold.
 const MANY_BYTES: usize = 128 << 20;
-const REPETITIONS: usize = 7;
+/// Panels that a thread takes at a time.
+const PIECE: usize = 4;
+const REPETITIONS: usize = 9;
 
 const CASES: [(WeightType, NumericLevel); 9] = [
     (WeightType::Q8_0, NumericLevel::Int8),
@@ -32,37 +35,60 @@ const CASES: [(WeightType, NumericLevel); 9] = [
 fn main() {
     let only = std::env::args().nth(1);
     let wanted = |isa: &Isa| only.as_ref().map_or(isa.name() != "scalar", |name| name == isa.name());
+    let threads = std::env::args().nth(2).map_or(1, |threads| threads.parse().expect("a number of threads"));
+    let mut pool = Pool::new(threads).expect("threads start");
     for isa in Isa::available().into_iter().filter(wanted) {
         for (weights, level) in CASES {
             for rows in [1, 2, 4, 8, 16, 512] {
-                measure(isa, weights, level, rows);
+                measure(isa, &mut pool, weights, level, rows);
             }
         }
     }
 }
 
-fn measure(isa: Isa, weights: WeightType, level: NumericLevel, rows: usize) {
+fn measure(isa: Isa, pool: &mut Pool, weights: WeightType, level: NumericLevel, rows: usize) {
     let format = PanelFormat::of(weights);
     let bytes = panel_bytes(format, COLUMNS);
-    let panels = if rows > 16 { 16 } else { (MANY_BYTES / bytes).next_multiple_of(2) };
+    let panels = if rows > 16 { 16 * pool.threads() } else { (MANY_BYTES / bytes).next_multiple_of(2) };
     let mut data = Pages::zeroed(bytes * panels).expect("there is memory");
     data.fill(0x11);
     let words = encode(isa, level, rows);
     let x = Activations { level, rows, columns: COLUMNS, words: &words };
     let mut out = Buffer::new();
     out.resize(panels * rows * LANES);
-    let pass = || {
-        let started = Instant::now();
-        for (piece, out) in out.chunks_mut(2 * rows * LANES).enumerate() {
-            let (data, ahead) = data[2 * piece * bytes..].split_at(2 * bytes);
-            matmul(isa, Panels { format, columns: COLUMNS, data, ahead }, &x, out);
-        }
-        started.elapsed().as_secs_f64()
-    };
-    let best = std::iter::repeat_with(pass).take(REPETITIONS).fold(f64::INFINITY, f64::min);
+    let others = (pool.threads() - 1) * PIECE * bytes;
+    let (mut products, mut reads) = (Vec::new(), Vec::new());
+    for _ in 0..REPETITIONS {
+        products.push(seconds(|| {
+            pool.for_each(Chunks::new(&mut out, PIECE * rows * LANES), |piece, out, _| {
+                let start = PIECE * piece * bytes;
+                let (data, ahead) = data[start..].split_at(out.len() / (rows * LANES) * bytes);
+                let ahead = ahead.get(others..).unwrap_or_default();
+                matmul(isa, Panels { format, columns: COLUMNS, data, ahead }, &x, out);
+            });
+        }));
+        reads.push(seconds(|| ceilings::read_once(isa, pool, &data)));
+    }
+    let (product, reading) = (median(products), median(reads));
     let (read, operations) = (data.len() as f64, (2 * panels * LANES * COLUMNS * rows) as f64);
     let name = format!("{} {weights:?} at {}", isa.name(), level.name());
-    println!("{name:22} {rows:4} rows: {:6.1} GB/s {:7.1} GOP/s", read / best / 1e9, operations / best / 1e9);
+    println!(
+        "{name:22} {rows:4} rows: {:6.1} GB/s of {:6.1}, {:7.1} GOP/s",
+        read / product / 1e9,
+        read / reading / 1e9,
+        operations / product / 1e9
+    );
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let started = Instant::now();
+    work();
+    started.elapsed().as_secs_f64()
 }
 
 fn encode(isa: Isa, level: NumericLevel, rows: usize) -> Vec<u32> {

@@ -3,6 +3,8 @@
 //! Sums run over chunks of sixteen values in four accumulators, chunk `i` in accumulator `i % 4`, which are then
 //! added in pairs and lane by lane: the order depends on the width alone.
 
+use std::ops::Range;
+
 use crate::elementwise::padded;
 use crate::isa::dispatched;
 use crate::simd::{LANES, Simd};
@@ -47,10 +49,16 @@ impl<'a> Row<'a> {
         &self.data.as_chunks::<LANES>().0[i * self.rows + self.row]
     }
 
+    /// Some of its values, as a row; the first is a multiple of 16.
+    pub fn part(&self, values: Range<usize>) -> Row<'a> {
+        let data = &self.data[values.start / LANES * self.rows * LANES..];
+        Row { data, width: values.len(), ..*self }
+    }
+
     /// Copies the row, padding included.
     pub fn copy_to(&self, out: &mut [f32]) {
         let (out, _) = out.as_chunks_mut::<LANES>();
-        for (i, out) in out.iter_mut().enumerate() {
+        for (i, out) in out.iter_mut().enumerate().take(self.width.div_ceil(LANES)) {
             *out = *self.chunk(i);
         }
     }

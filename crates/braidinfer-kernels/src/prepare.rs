@@ -12,51 +12,65 @@ use crate::format::{
 };
 use crate::simd::Simd;
 
-/// A chunk of a panel of integers, ready to multiply.
+/// The scales of a chunk of a panel of integers, ready to multiply.
 #[repr(align(64))]
-pub(crate) struct Prepared {
-    /// A byte for each code, laid out as [`CodeBits::Eight`]: `[blocks][8]` vectors. Formats that are stored so do
-    /// not come here, see [`chunk_codes`].
-    pub codes: [[u8; VECTOR]; 8 * CHUNK_BLOCKS],
+pub(crate) struct ChunkScales {
     /// `[groups][16 rows]`.
     pub scales: [[f32; LANES]; 2 * CHUNK_BLOCKS],
     /// `[groups][16 rows]`, for formats with minima.
     pub mins: [[f32; LANES]; 2 * CHUNK_BLOCKS],
 }
 
-impl Prepared {
+impl ChunkScales {
     /// To be filled.
-    pub(crate) const ZERO: Self = Self {
-        codes: [[0; VECTOR]; 8 * CHUNK_BLOCKS],
-        scales: [[0.0; LANES]; 2 * CHUNK_BLOCKS],
-        mins: [[0.0; LANES]; 2 * CHUNK_BLOCKS],
-    };
+    pub(crate) const ZERO: Self =
+        Self { scales: [[0.0; LANES]; 2 * CHUNK_BLOCKS], mins: [[0.0; LANES]; 2 * CHUNK_BLOCKS] };
 }
 
-/// Expands a chunk of `blocks32` blocks. What it does not have (minima, further groups, codes of a byte each) stays.
+/// The codes of a chunk, laid out as [`CodeBits::Eight`]: `[blocks][8]` vectors.
+#[repr(align(64))]
+pub(crate) struct ChunkCodes(pub [[u8; VECTOR]; 8 * CHUNK_BLOCKS]);
+
+impl ChunkCodes {
+    /// To be filled.
+    pub(crate) const ZERO: Self = Self([[0; VECTOR]; 8 * CHUNK_BLOCKS]);
+}
+
+/// Expands the codes of a chunk of `blocks32` blocks to a byte each.
 #[inline(always)]
-pub(crate) fn prepare<S: Simd>(simd: S, format: IntFormat, chunk: &[u8], blocks32: usize, out: &mut Prepared) {
-    let (scales, codes) = split_chunk(format, chunk, blocks32);
-    prepare_scales(simd, format, scales, blocks32, out);
+pub(crate) fn prepare_codes<S: Simd>(
+    simd: S,
+    format: IntFormat,
+    chunk: &[u8],
+    blocks32: usize,
+    ChunkCodes(out): &mut ChunkCodes,
+) {
+    let codes = chunk_codes(format, chunk, blocks32);
     match format.bits {
-        CodeBits::Eight => {}
-        CodeBits::Four => {
-            for (packed, codes) in codes.as_chunks().0.iter().zip(out.codes.as_chunks_mut().0) {
-                unpack_four(simd, packed, codes);
-            }
-        }
-        CodeBits::Six => {
-            for (packed, codes) in codes.as_chunks().0.iter().zip(out.codes.as_chunks_mut().0) {
-                unpack_six(simd, packed, codes);
-            }
-        }
+        CodeBits::Eight => out[..codes.len()].copy_from_slice(codes),
+        CodeBits::Four => widen_codes::<S, 4>(simd, codes, out),
+        CodeBits::Six => widen_codes::<S, 6>(simd, codes, out),
     }
 }
 
-/// The codes of a chunk of [`CodeBits::Eight`]: `[blocks][8]` vectors.
+/// Codes of `BITS` bits to bytes.
+#[inline(always)]
+fn widen_codes<S: Simd, const BITS: usize>(simd: S, packed: &[[u8; VECTOR]], codes: &mut [[u8; VECTOR]]) {
+    for (packed, codes) in packed.as_chunks::<BITS>().0.iter().zip(codes.as_chunks_mut::<8>().0) {
+        simd.store_i32(code_vector::<S, BITS, 0>(simd, packed), &mut codes[0]);
+        simd.store_i32(code_vector::<S, BITS, 1>(simd, packed), &mut codes[1]);
+        simd.store_i32(code_vector::<S, BITS, 2>(simd, packed), &mut codes[2]);
+        simd.store_i32(code_vector::<S, BITS, 3>(simd, packed), &mut codes[3]);
+        simd.store_i32(code_vector::<S, BITS, 4>(simd, packed), &mut codes[4]);
+        simd.store_i32(code_vector::<S, BITS, 5>(simd, packed), &mut codes[5]);
+        simd.store_i32(code_vector::<S, BITS, 6>(simd, packed), &mut codes[6]);
+        simd.store_i32(code_vector::<S, BITS, 7>(simd, packed), &mut codes[7]);
+    }
+}
+
+/// The codes of a chunk as they are stored: [`IntFormat::code_vectors`] for each block.
 #[inline(always)]
 pub(crate) fn chunk_codes(format: IntFormat, chunk: &[u8], blocks32: usize) -> &[[u8; VECTOR]] {
-    debug_assert_eq!(format.bits, CodeBits::Eight);
     split_chunk(format, chunk, blocks32).1
 }
 
@@ -68,8 +82,16 @@ fn split_chunk(format: IntFormat, chunk: &[u8], blocks32: usize) -> (&[u8], &[[u
     (scales, &codes.as_chunks().0[..blocks32 * format.code_vectors()])
 }
 
+/// Expands the scales of a chunk of `blocks32` blocks. What it does not have (minima, further groups) stays.
 #[inline(always)]
-fn prepare_scales<S: Simd>(simd: S, format: IntFormat, bytes: &[u8], blocks32: usize, out: &mut Prepared) {
+pub(crate) fn prepare_scales<S: Simd>(
+    simd: S,
+    format: IntFormat,
+    chunk: &[u8],
+    blocks32: usize,
+    out: &mut ChunkScales,
+) {
+    let (bytes, _) = split_chunk(format, chunk, blocks32);
     match format.scales {
         Scales::F16 => widen_halves(simd, bytes, &mut out.scales[..blocks32]),
         Scales::F16Min => {
@@ -116,34 +138,30 @@ fn half_vector<S: Simd>(simd: S, bytes: &[u8]) -> (S::F32, &[[u8; LANES]]) {
     (simd.load_f16_bytes(first), rest.as_chunks().0)
 }
 
-/// Codes of one block.
+/// The codes of columns `4 * J..4 * J + 4` of a block, a byte each. A block is stored in `BITS` vectors: so many come of
+/// 16 rows of 32 codes.
 #[inline(always)]
-fn unpack_four<S: Simd>(simd: S, packed: &[[u8; VECTOR]; 4], codes: &mut [[u8; VECTOR]; 8]) {
-    let low = simd.splat_i32(0x0f0f_0f0f);
-    for j in 0..4 {
-        let bytes = simd.load_i32(&packed[j]);
-        simd.store_i32(simd.and(bytes, low), &mut codes[j]);
-        simd.store_i32(simd.and(simd.shr::<4>(bytes), low), &mut codes[4 + j]);
+pub(crate) fn code_vector<S: Simd, const BITS: usize, const J: usize>(
+    simd: S,
+    packed: &[[u8; VECTOR]; BITS],
+) -> S::I32 {
+    if BITS == 8 {
+        return simd.load_i32(&packed[J]);
     }
-}
-
-/// Codes of one block.
-#[inline(always)]
-fn unpack_six<S: Simd>(simd: S, packed: &[[u8; VECTOR]; 6], codes: &mut [[u8; VECTOR]; 8]) {
-    let (low, high) = (simd.splat_i32(0x0f0f_0f0f), simd.splat_i32(0x3030_3030));
-    for odd in 0..2 {
-        let upper = simd.load_i32(&packed[4 + odd]);
-        let (first, second) = (simd.load_i32(&packed[odd]), simd.load_i32(&packed[2 + odd]));
-        let joined = [
-            (first, simd.shl::<4>(upper)),
-            (second, simd.shl::<2>(upper)),
-            (simd.shr::<4>(first), upper),
-            (simd.shr::<4>(second), simd.shr::<2>(upper)),
-        ];
-        for (i, (lower, upper)) in joined.into_iter().enumerate() {
-            simd.store_i32(simd.or(simd.and(lower, low), simd.and(upper, high)), &mut codes[2 * i + odd]);
-        }
+    let nibbles = simd.load_i32(&packed[J % 4]);
+    let nibbles = if J < 4 { nibbles } else { simd.shr::<4>(nibbles) };
+    let lower = simd.and(nibbles, simd.splat_i32(0x0f0f_0f0f));
+    if BITS == 4 {
+        return lower;
     }
+    let pairs = simd.load_i32(&packed[4 + J % 2]);
+    let pairs = match J / 2 {
+        0 => simd.shl::<4>(pairs),
+        1 => simd.shl::<2>(pairs),
+        2 => pairs,
+        _ => simd.shr::<2>(pairs),
+    };
+    simd.or(lower, simd.and(pairs, simd.splat_i32(0x3030_3030)))
 }
 
 /// The values of one row, from 0 to 15, of a panel of `out.len()` columns, to the last bit those of the file: the

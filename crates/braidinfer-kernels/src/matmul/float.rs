@@ -1,6 +1,6 @@
 //! Panels of plain numbers.
 
-use super::{ChunkKernel, Panels, for_each_tile, prefetch_share};
+use super::{ChunkKernel, Lines, Panels, for_each_tile, prefetch_next};
 use crate::activations::{Activations, NumericLevel, f32_words};
 use crate::format::{BLOCK, CHUNK, panel_bytes};
 use crate::simd::{LANES, Simd};
@@ -162,7 +162,7 @@ impl<S: Simd, W: Weights, const P: usize> ChunkKernel<S, P> for Chunk<'_, W, P> 
         &self,
         simd: S,
         x: &[u32],
-        ahead: [&[[u8; 64]]; P],
+        mut ahead: Lines<'_, P>,
         sums: [&mut [[f32; LANES]; N]; P],
     ) {
         let mut totals = [[simd.splat(0.0); N]; P];
@@ -173,13 +173,13 @@ impl<S: Simd, W: Weights, const P: usize> ChunkKernel<S, P> for Chunk<'_, W, P> 
         }
         let mut steps = self.panels.map(|panel| panel.chunks_exact(W::BYTES));
         let own = if W::LEVEL == NumericLevel::F32 { f32_words::SUM } else { BLOCK / 2 };
-        for (number, block) in x.chunks_exact(W::LEVEL.block_words() * N).enumerate() {
-            prefetch_share(simd, ahead, number);
+        for block in x.chunks_exact(W::LEVEL.block_words() * N) {
             for x in block[..own * N].chunks_exact(W::WORDS * N) {
                 let mut weights = [self.weights.load(simd, &[0; 64]); P];
                 for (weights, steps) in weights.iter_mut().zip(&mut steps) {
                     *weights = self.weights.load(simd, steps.next().expect("as many weights as activations"));
                 }
+                prefetch_next(simd, &mut ahead);
                 for row in 0..N {
                     let x = [x[row], x[(W::WORDS - 1) * N + row]];
                     for panel in 0..P {

@@ -1,15 +1,19 @@
 //! Panels of codes with scales.
 
-use super::{ChunkKernel, Panels, for_each_tile, prefetch_share};
+use super::{ChunkKernel, Lines, Panels, for_each_tile, prefetch_next};
 use crate::activations::{Activations, f32_words, int8_words};
 use crate::format::{
     BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks, panel_bytes,
 };
-use crate::prepare::{Prepared, chunk_codes, prepare};
+use crate::prepare::{ChunkCodes, ChunkScales, chunk_codes, code_vector, prepare_codes, prepare_scales};
 use crate::simd::{LANES, Simd};
 
 /// Vectors of codes in a block: four columns in each lane.
 const VECTORS: usize = BLOCK / 4;
+
+/// Codes of fewer than 8 bits are widened in registers for each tile up to this many rows, and beyond it once for all
+/// tiles, through the cache.
+const FEW_ROWS: usize = 8;
 
 /// `[panels][rows][16]`.
 ///
@@ -23,29 +27,54 @@ pub(super) fn multiply<S: Simd, const INT8: bool, const MIN: bool, const HALVES:
     out: &mut [f32],
 ) {
     let PanelFormat::Int(format) = panels.format else { panic!("{:?} has no codes", panels.format) };
+    let few = INT8 && x.rows <= FEW_ROWS;
+    match format.bits {
+        CodeBits::Four if few => multiply_codes::<S, 4, INT8, MIN, HALVES>(simd, panels, format, x, None, out),
+        CodeBits::Six if few => multiply_codes::<S, 6, INT8, MIN, HALVES>(simd, panels, format, x, None, out),
+        CodeBits::Eight => multiply_codes::<S, 8, INT8, MIN, HALVES>(simd, panels, format, x, None, out),
+        CodeBits::Four | CodeBits::Six => {
+            let mut widened = [ChunkCodes::ZERO, ChunkCodes::ZERO];
+            multiply_codes::<S, 8, INT8, MIN, HALVES>(simd, panels, format, x, Some(&mut widened), out);
+        }
+    }
+}
+
+/// Codes of `BITS` bits, as they are stored or as they become in `widened`.
+#[inline(always)]
+fn multiply_codes<S: Simd, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool>(
+    simd: S,
+    panels: Panels<'_>,
+    format: IntFormat,
+    x: &Activations<'_>,
+    mut widened: Option<&mut [ChunkCodes; 2]>,
+    out: &mut [f32],
+) {
     let panel_bytes = panel_bytes(panels.format, panels.columns);
+    let mut scales = [ChunkScales::ZERO, ChunkScales::ZERO];
     let (out, _) = out.as_chunks_mut::<LANES>();
     assert_eq!(out.len() * panel_bytes, x.rows * panels.data.len(), "one output per panel and row");
-    let mut prepared = [Prepared::ZERO, Prepared::ZERO];
-    let groups = panels.data.chunks(S::PANELS * panel_bytes);
-    for (group, (data, out)) in groups.zip(out.chunks_mut(S::PANELS * x.rows)).enumerate() {
-        let first = group * S::PANELS;
+    // One row is bound by memory, and one panel at a time is one stream from it.
+    let together = if x.rows == 1 { 1 } else { S::PANELS };
+    let groups = panels.data.chunks(together * panel_bytes);
+    for (group, (data, out)) in groups.zip(out.chunks_mut(together * x.rows)).enumerate() {
+        let first = group * together;
         if S::PANELS == 2 && data.len() == 2 * panel_bytes {
-            let (data_first, data_second) = data.split_at(panel_bytes);
-            let (out_first, out_second) = out.split_at_mut(x.rows);
-            let group =
-                PanelGroup::<'_, 2, INT8, MIN, HALVES> { panels, format, first, data: [data_first, data_second] };
-            group.multiply(simd, x, &mut prepared, [out_first, out_second]);
+            let (first_data, second_data) = data.split_at(panel_bytes);
+            let (first_out, second_out) = out.split_at_mut(x.rows);
+            let data = [first_data, second_data];
+            let group = PanelGroup::<'_, 2, BITS, INT8, MIN, HALVES> { panels, format, first, data };
+            group.multiply(simd, x, &mut scales, widened.as_deref_mut(), [first_out, second_out]);
         } else {
-            let [prepared, _] = &mut prepared;
-            let group = PanelGroup::<'_, 1, INT8, MIN, HALVES> { panels, format, first, data: [data] };
-            group.multiply(simd, x, std::array::from_mut(prepared), [out]);
+            let [scales, _] = &mut scales;
+            let widened = widened.as_deref_mut().map(|[widened, _]| std::array::from_mut(widened));
+            let group = PanelGroup::<'_, 1, BITS, INT8, MIN, HALVES> { panels, format, first, data: [data] };
+            group.multiply(simd, x, std::array::from_mut(scales), widened, [out]);
         }
     }
 }
 
 /// Panels that are multiplied together.
-struct PanelGroup<'a, const P: usize, const INT8: bool, const MIN: bool, const HALVES: bool> {
+struct PanelGroup<'a, const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool> {
     panels: Panels<'a>,
     format: IntFormat,
     /// Number of the first.
@@ -53,13 +82,16 @@ struct PanelGroup<'a, const P: usize, const INT8: bool, const MIN: bool, const H
     data: [&'a [u8]; P],
 }
 
-impl<const P: usize, const INT8: bool, const MIN: bool, const HALVES: bool> PanelGroup<'_, P, INT8, MIN, HALVES> {
+impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool>
+    PanelGroup<'_, P, BITS, INT8, MIN, HALVES>
+{
     #[inline(always)]
     fn multiply<S: Simd>(
         &self,
         simd: S,
         x: &Activations<'_>,
-        prepared: &mut [Prepared; P],
+        scales: &mut [ChunkScales; P],
+        mut widened: Option<&mut [ChunkCodes; P]>,
         mut out: [&mut [[f32; LANES]]; P],
     ) {
         for sums in &mut out {
@@ -74,114 +106,112 @@ impl<const P: usize, const INT8: bool, const MIN: bool, const HALVES: bool> Pane
             let end = start + chunk_bytes(PanelFormat::Int(format), blocks);
             let bytes = self.data.map(|panel| &panel[start..end]);
             start = end;
-            for (bytes, prepared) in bytes.iter().zip(prepared.iter_mut()) {
-                prepare(simd, format, bytes, blocks, prepared);
+            for (bytes, scales) in bytes.iter().zip(scales.iter_mut()) {
+                prepare_scales(simd, format, bytes, blocks, scales);
             }
-            let mut panels = [PanelChunk::of(format, bytes[0], blocks, &prepared[0]); P];
-            for panel in 1..P {
-                panels[panel] = PanelChunk::of(format, bytes[panel], blocks, &prepared[panel]);
+            let mut codes = bytes.map(|bytes| chunk_codes(format, bytes, blocks));
+            if let Some(widened) = &mut widened {
+                for ((bytes, widened), codes) in bytes.iter().zip(widened.iter_mut()).zip(&mut codes) {
+                    prepare_codes(simd, format, bytes, blocks, widened);
+                    *codes = &widened.0[..blocks * VECTORS];
+                }
             }
             let mut ahead = [&[][..]; P];
             for (panel, ahead) in ahead.iter_mut().enumerate() {
-                *ahead = self.panels.next_lines(self.first + panel, end, full, S::PANELS);
+                *ahead = self.panels.next_lines(self.first + panel, end, full, P);
             }
-            for_each_tile(simd, &Codes::<P, INT8, MIN, HALVES> { panels, zero }, x, chunk, ahead, &mut out);
+            let scales = scales.each_ref();
+            for_each_tile(
+                simd,
+                &Codes::<P, BITS, INT8, MIN, HALVES> { codes, scales, zero },
+                x,
+                chunk,
+                ahead,
+                &mut out,
+            );
         }
     }
 }
 
-/// A chunk of one panel: a byte per code, and f32 scales and minima for each group.
-#[derive(Clone, Copy)]
-struct PanelChunk<'a> {
-    codes: &'a [[u8; 64]],
-    scales: &'a [[f32; LANES]; 16],
-    mins: &'a [[f32; LANES]; 16],
-}
-
-impl<'a> PanelChunk<'a> {
-    #[inline(always)]
-    fn of(format: IntFormat, bytes: &'a [u8], blocks: usize, prepared: &'a Prepared) -> Self {
-        let codes = match format.bits {
-            CodeBits::Eight => chunk_codes(format, bytes, blocks),
-            CodeBits::Four | CodeBits::Six => &prepared.codes[..blocks * VECTORS],
-        };
-        Self { codes, scales: &prepared.scales, mins: &prepared.mins }
-    }
-}
-
 /// One chunk of some panels.
-struct Codes<'a, const P: usize, const INT8: bool, const MIN: bool, const HALVES: bool> {
-    panels: [PanelChunk<'a>; P],
+struct Codes<'a, const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool> {
+    /// [`BITS`] vectors for each block.
+    codes: [&'a [[u8; 64]]; P],
+    scales: [&'a ChunkScales; P],
     zero: u8,
 }
 
-impl<S: Simd, const P: usize, const INT8: bool, const MIN: bool, const HALVES: bool> ChunkKernel<S, P>
-    for Codes<'_, P, INT8, MIN, HALVES>
+impl<S: Simd, const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool>
+    ChunkKernel<S, P> for Codes<'_, P, BITS, INT8, MIN, HALVES>
 {
     #[inline(always)]
     fn accumulate<const N: usize>(
         &self,
         simd: S,
         x: &[u32],
-        ahead: [&[[u8; 64]]; P],
+        mut ahead: Lines<'_, P>,
         mut sums: [&mut [[f32; LANES]; N]; P],
     ) {
         let words = if INT8 { int8_words::LEN } else { f32_words::LEN };
-        let mut codes = self.panels.map(|panel| panel.codes.as_chunks::<VECTORS>().0.iter());
+        let mut codes = self.codes.map(|codes| codes.as_chunks::<BITS>().0.iter());
         for (block, x) in x.chunks_exact(words * N).enumerate() {
-            prefetch_share(simd, ahead, block);
-            let mut vectors = [&[[0; 64]; VECTORS]; P];
+            // A line for each of those that the codes take, and one for the scales.
+            prefetch_next(simd, &mut ahead);
+            let mut vectors = [&[[0; 64]; BITS]; P];
             for (vectors, codes) in vectors.iter_mut().zip(&mut codes) {
                 *vectors = codes.next().expect("as many blocks of codes as of activations");
             }
             if HALVES {
-                let (low, high) = (vectors.map(|v| &v[..VECTORS / 2]), vectors.map(|v| &v[VECTORS / 2..]));
-                self.group(simd, low, 2 * block, x, &mut sums);
-                self.group(simd, high, 2 * block + 1, x, &mut sums);
+                self.group::<S, N, 0>(simd, vectors, 2 * block, x, &mut ahead, &mut sums);
+                self.group::<S, N, 1>(simd, vectors, 2 * block + 1, x, &mut ahead, &mut sums);
             } else {
-                self.group(simd, vectors.map(|v| &v[..]), block, x, &mut sums);
+                self.group::<S, N, 0>(simd, vectors, block, x, &mut ahead, &mut sums);
             }
         }
     }
 }
 
-impl<const P: usize, const INT8: bool, const MIN: bool, const HALVES: bool> Codes<'_, P, INT8, MIN, HALVES> {
+impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool>
+    Codes<'_, P, BITS, INT8, MIN, HALVES>
+{
     /// Vectors of codes in a group.
     const LEN: usize = if HALVES { VECTORS / 2 } else { VECTORS };
 
-    /// Adds the products of one group. `x` holds the words of the whole block.
+    /// Adds the products of one group, which is half `HALF` of its block or a whole one. `codes` and `x` are those of
+    /// the block.
     #[inline(always)]
-    fn group<S: Simd, const N: usize>(
+    fn group<S: Simd, const N: usize, const HALF: usize>(
         &self,
         simd: S,
-        codes: [&[[u8; 64]]; P],
+        codes: [&[[u8; 64]; BITS]; P],
         group: usize,
         x: &[u32],
+        ahead: &mut Lines<'_, P>,
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
         if INT8 {
-            self.int8_group(simd, codes, group, x, sums);
+            self.int8_group::<S, N, HALF>(simd, codes, group, x, ahead, sums);
         } else {
-            self.f32_group(simd, codes, group, x, sums);
+            self.f32_group::<S, N, HALF>(simd, codes, group, x, ahead, sums);
         }
     }
 
     /// Products of codes and rounded activations are summed exactly, then scaled.
     #[inline(always)]
-    fn int8_group<S: Simd, const N: usize>(
+    fn int8_group<S: Simd, const N: usize, const HALF: usize>(
         &self,
         simd: S,
-        codes: [&[[u8; 64]]; P],
+        codes: [&[[u8; 64]; BITS]; P],
         group: usize,
         x: &[u32],
+        ahead: &mut Lines<'_, P>,
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
-        let half = if HALVES { group % 2 } else { 0 };
         let mut dots = [[simd.splat_i32(0); N]; P];
         if !MIN {
             // Codes are `zero` too large; the activations know what 128 too much would add.
             let by = 7 - self.zero.trailing_zeros();
-            let offsets = if HALVES { int8_words::HALF_OFFSETS + half } else { int8_words::OFFSET };
+            let offsets = if HALVES { int8_words::HALF_OFFSETS + HALF } else { int8_words::OFFSET };
             for row in 0..N {
                 let offset = simd.sar(simd.splat_i32(x[offsets * N + row] as i32), by);
                 for dots in &mut dots {
@@ -189,19 +219,27 @@ impl<const P: usize, const INT8: bool, const MIN: bool, const HALVES: bool> Code
                 }
             }
         }
-        let (quads, _) = x[half * Self::LEN * N..].as_chunks::<N>();
-        for (vector, quads) in quads[..Self::LEN].iter().enumerate() {
-            simd.dot_tile(&mut dots, codes.map(|codes| &codes[vector]), quads);
+        if !HALVES || HALF == 0 {
+            dot_vector::<S, P, N, BITS, 0>(simd, codes, x, ahead, &mut dots);
+            dot_vector::<S, P, N, BITS, 1>(simd, codes, x, ahead, &mut dots);
+            dot_vector::<S, P, N, BITS, 2>(simd, codes, x, ahead, &mut dots);
+            dot_vector::<S, P, N, BITS, 3>(simd, codes, x, ahead, &mut dots);
+        }
+        if !HALVES || HALF == 1 {
+            dot_vector::<S, P, N, BITS, 4>(simd, codes, x, ahead, &mut dots);
+            dot_vector::<S, P, N, BITS, 5>(simd, codes, x, ahead, &mut dots);
+            dot_vector::<S, P, N, BITS, 6>(simd, codes, x, ahead, &mut dots);
+            dot_vector::<S, P, N, BITS, 7>(simd, codes, x, ahead, &mut dots);
         }
         for panel in 0..P {
-            let scale = simd.load(&self.panels[panel].scales[group]);
+            let scale = simd.load(&self.scales[panel].scales[group]);
             for row in 0..N {
                 let scale = simd.mul(scale, simd.splat(f32::from_bits(x[int8_words::SCALE * N + row])));
                 let mut sum = simd.load(&sums[panel][row]);
                 sum = simd.fma(simd.to_f32(dots[panel][row]), scale, sum);
                 if MIN {
-                    let min = simd.load(&self.panels[panel].mins[group]);
-                    let sums_at = if HALVES { int8_words::HALF_SUMS + half } else { int8_words::SUM };
+                    let min = simd.load(&self.scales[panel].mins[group]);
+                    let sums_at = if HALVES { int8_words::HALF_SUMS + HALF } else { int8_words::SUM };
                     sum = simd.fma(min, simd.splat(f32::from_bits(x[sums_at * N + row])), sum);
                 }
                 simd.store(sum, &mut sums[panel][row]);
@@ -209,26 +247,27 @@ impl<const P: usize, const INT8: bool, const MIN: bool, const HALVES: bool> Code
         }
     }
 
-    /// Codes less the zero point are multiplied as they are; the sum of a group is scaled once.
+    /// Codes, a byte each, less the zero point are multiplied as they are; the sum of a group is scaled once.
     #[inline(always)]
-    fn f32_group<S: Simd, const N: usize>(
+    fn f32_group<S: Simd, const N: usize, const HALF: usize>(
         &self,
         simd: S,
-        codes: [&[[u8; 64]]; P],
+        codes: [&[[u8; 64]; BITS]; P],
         group: usize,
         x: &[u32],
+        ahead: &mut Lines<'_, P>,
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
-        let half = if HALVES { group % 2 } else { 0 };
         let mut dots = [[simd.splat(0.0); N]; P];
         let (byte, zero) = (simd.splat_i32(255), simd.splat_i32(-i32::from(self.zero)));
-        for vector in 0..Self::LEN {
+        for vector in HALF * Self::LEN..(HALF + 1) * Self::LEN {
+            prefetch_next(simd, ahead);
             let mut words = [simd.splat_i32(0); P];
             for (words, codes) in words.iter_mut().zip(codes) {
                 *words = simd.load_i32(&codes[vector]);
             }
             for place in 0..4 {
-                let column = (half * Self::LEN + vector) * 4 + place;
+                let column = 4 * vector + place;
                 let mut weights = [simd.splat(0.0); P];
                 for (weights, words) in weights.iter_mut().zip(&mut words) {
                     *weights = simd.to_f32(simd.add_i32(simd.and(*words, byte), zero));
@@ -243,16 +282,38 @@ impl<const P: usize, const INT8: bool, const MIN: bool, const HALVES: bool> Code
             }
         }
         for panel in 0..P {
-            let scale = simd.load(&self.panels[panel].scales[group]);
+            let scale = simd.load(&self.scales[panel].scales[group]);
             for row in 0..N {
                 let mut sum = simd.fma(dots[panel][row], scale, simd.load(&sums[panel][row]));
                 if MIN {
-                    let min = simd.load(&self.panels[panel].mins[group]);
-                    let sums_at = if HALVES { f32_words::HALF_SUMS + half } else { f32_words::SUM };
+                    let min = simd.load(&self.scales[panel].mins[group]);
+                    let sums_at = if HALVES { f32_words::HALF_SUMS + HALF } else { f32_words::SUM };
                     sum = simd.fma(min, simd.splat(f32::from_bits(x[sums_at * N + row])), sum);
                 }
                 simd.store(sum, &mut sums[panel][row]);
             }
         }
     }
+}
+
+/// Adds the products of four columns of a block. `VECTOR` is a constant, so that every way of storing codes is a few
+/// instructions and no decision.
+#[inline(always)]
+fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const VECTOR: usize>(
+    simd: S,
+    codes: [&[[u8; 64]; BITS]; P],
+    x: &[u32],
+    ahead: &mut Lines<'_, P>,
+    dots: &mut [[S::I32; N]; P],
+) {
+    // `BITS` times in a block.
+    if VECTOR * BITS / 8 != (VECTOR + 1) * BITS / 8 {
+        prefetch_next(simd, ahead);
+    }
+    // A closure would not be compiled for the instruction set.
+    let mut vectors = [simd.splat_i32(0); P];
+    for (vector, codes) in vectors.iter_mut().zip(codes) {
+        *vector = code_vector::<S, BITS, VECTOR>(simd, codes);
+    }
+    simd.dot_tile(dots, vectors, &x.as_chunks().0[VECTOR]);
 }

@@ -9,13 +9,13 @@ mod integer;
 mod tests;
 
 use crate::activations::{Activations, NumericLevel, tiles};
-use crate::format::{CHUNK, CHUNK_BLOCKS, GroupLen, PanelFormat, panel_bytes};
+use crate::format::{CHUNK, GroupLen, PanelFormat, panel_bytes};
 use crate::isa::{Isa, dispatched};
 use crate::simd::{LANES, Simd};
 
-/// Chunks of fewer bytes are used sooner than memory answers, so that they are asked for [`SKIP`] chunks earlier.
-const SMALL_CHUNK: usize = 4 << 10;
-const SKIP: usize = 2;
+/// How many bytes before their use weights are asked for, in all panels that go together: more do not help, and
+/// fewer come too late where a chunk is small.
+const LOOKAHEAD: usize = 9 << 10;
 
 /// A run of panels of one matrix.
 #[derive(Debug, Clone, Copy)]
@@ -31,13 +31,12 @@ pub struct Panels<'a> {
 }
 
 impl<'a> Panels<'a> {
-    /// The bytes to ask for while a chunk is multiplied that ends at `end` of panel `panel`: the next `len`, or
-    /// those after them where a chunk is small and its use shorter than memory takes to answer; in that panel or in the
-    /// one that comes `group` panels later.
+    /// The bytes to ask for while a chunk of `len` bytes is multiplied that ends at `end` of panel `panel`: the chunk
+    /// that is [`LOOKAHEAD`] away, in that panel or in the one that comes `group` panels later.
     fn next_lines(&self, panel: usize, end: usize, len: usize, group: usize) -> &'a [[u8; 64]] {
         let panel_bytes = panel_bytes(self.format, self.columns);
-        let skip = if len < SMALL_CHUNK { SKIP * len } else { 0 };
-        let (mut panel, mut start) = (panel, end + skip);
+        let chunks = (LOOKAHEAD / group + len / 2) / len;
+        let (mut panel, mut start) = (panel, end + chunks.saturating_sub(1) * len);
         while start >= panel_bytes {
             (panel, start) = (panel + group, start - panel_bytes);
         }
@@ -107,13 +106,7 @@ kernels! {
 /// What multiplies one chunk of columns of `P` panels with one tile of `N` rows.
 trait ChunkKernel<S: Simd, const P: usize> {
     /// Adds the products to `sums`. `x` holds the words of the tile's chunk, `ahead` lines to ask for meanwhile.
-    fn accumulate<const N: usize>(
-        &self,
-        simd: S,
-        x: &[u32],
-        ahead: [&[[u8; 64]]; P],
-        sums: [&mut [[f32; LANES]; N]; P],
-    );
+    fn accumulate<const N: usize>(&self, simd: S, x: &[u32], ahead: Lines<'_, P>, sums: [&mut [[f32; LANES]; N]; P]);
 }
 
 /// Runs a kernel over every tile of rows. `chunk` counts from the left; `out` holds `[rows][16]` for each panel.
@@ -134,24 +127,27 @@ fn for_each_tile<S: Simd, const P: usize>(
     for tile in tiles(S::TILE, x.rows) {
         let rows = tile.len();
         let words = &x.words[tile.start * row_words + first * rows..tile.start * row_words + last * rows];
+        let lines = ahead.map(<[_]>::iter);
         match rows {
-            1 => kernel.accumulate::<1>(simd, words, ahead, sums(out, tile.start)),
-            2 => kernel.accumulate::<2>(simd, words, ahead, sums(out, tile.start)),
-            4 => kernel.accumulate::<4>(simd, words, ahead, sums(out, tile.start)),
-            _ if S::TILE == 8 => kernel.accumulate::<8>(simd, words, ahead, sums(out, tile.start)),
+            1 => kernel.accumulate::<1>(simd, words, lines, sums(out, tile.start)),
+            2 => kernel.accumulate::<2>(simd, words, lines, sums(out, tile.start)),
+            4 => kernel.accumulate::<4>(simd, words, lines, sums(out, tile.start)),
+            _ if S::TILE == 8 => kernel.accumulate::<8>(simd, words, lines, sums(out, tile.start)),
             _ => unreachable!("tiles have at most {} rows", S::TILE),
         }
         ahead = [&[]; P];
     }
 }
 
-/// Asks for the share of `lines` that falls on one of the [`CHUNK_BLOCKS`] blocks of a chunk.
+/// Cache lines to ask for, of each panel.
+type Lines<'a, const P: usize> = [std::slice::Iter<'a, [u8; 64]>; P];
+
+/// Asks for a line of each panel. One by one between multiplications: many at once would hold up the weights that are
+/// needed now.
 #[inline(always)]
-fn prefetch_share<S: Simd, const P: usize>(simd: S, lines: [&[[u8; 64]]; P], block: usize) {
+fn prefetch_next<S: Simd, const P: usize>(simd: S, lines: &mut Lines<'_, P>) {
     for lines in lines {
-        let share = lines.len().div_ceil(CHUNK_BLOCKS);
-        let first = lines.len().min(block * share);
-        for line in &lines[first..lines.len().min(first + share)] {
+        if let Some(line) = lines.next() {
             simd.prefetch(line);
         }
     }

@@ -5,8 +5,24 @@ use crate::format::{WeightType, chunks};
 use crate::isa::{Isa, dispatched};
 use crate::samples::{bits, seeds};
 
+/// Scales, and codes of a byte each.
+struct Prepared {
+    scales: ChunkScales,
+    codes: ChunkCodes,
+}
+
+impl Prepared {
+    const ZERO: Self = Self { scales: ChunkScales::ZERO, codes: ChunkCodes::ZERO };
+}
+
 dispatched! {
     fn prepare_on(format: IntFormat, chunk: &[u8], blocks32: usize, out: &mut Prepared) = prepare;
+}
+
+#[inline(always)]
+fn prepare<S: Simd>(simd: S, format: IntFormat, chunk: &[u8], blocks32: usize, out: &mut Prepared) {
+    prepare_scales(simd, format, chunk, blocks32, &mut out.scales);
+    prepare_codes(simd, format, chunk, blocks32, &mut out.codes);
 }
 
 /// Every integer chunk of a panel, with its blocks and its first column.
@@ -23,8 +39,8 @@ fn each_chunk(format: IntFormat, panel: &[u8], cols: usize, mut take: impl FnMut
 fn value(format: IntFormat, prepared: &Prepared, codes: &[[u8; VECTOR]], row: usize, column: usize) -> f32 {
     let group = column * format.groups(CHUNK_BLOCKS) / (CHUNK_BLOCKS * BLOCK);
     let code = codes[column / 4][4 * row + column % 4];
-    let product = prepared.scales[group][row] * (f32::from(code) - f32::from(format.zero));
-    if format.has_mins() { product + prepared.mins[group][row] } else { product }
+    let product = prepared.scales.scales[group][row] * (f32::from(code) - f32::from(format.zero));
+    if format.has_mins() { product + prepared.scales.mins[group][row] } else { product }
 }
 
 proptest! {
@@ -42,9 +58,9 @@ proptest! {
                     let mut found = Prepared::ZERO;
                     prepare_on(isa, format, chunk, blocks32, &mut found);
                     let name = isa.name();
-                    assert!(found.codes == expected.codes, "{weight_type:?} on {name}");
-                    assert_eq!(bits(found.scales.as_flattened()), bits(expected.scales.as_flattened()), "on {name}");
-                    assert_eq!(bits(found.mins.as_flattened()), bits(expected.mins.as_flattened()), "on {name}");
+                    assert!(found.codes.0 == expected.codes.0, "{weight_type:?} on {name}");
+                    assert_eq!(bits(found.scales.scales.as_flattened()), bits(expected.scales.scales.as_flattened()), "on {name}");
+                    assert_eq!(bits(found.scales.mins.as_flattened()), bits(expected.scales.mins.as_flattened()), "on {name}");
                 }
             });
         }
@@ -59,10 +75,7 @@ proptest! {
             each_chunk(format, &panel, matrix.cols, |chunk, blocks32, first| {
                 let mut prepared = Prepared::ZERO;
                 prepare_on(Isa::available()[0], format, chunk, blocks32, &mut prepared);
-                let codes = match format.bits {
-                    CodeBits::Eight => chunk_codes(format, chunk, blocks32),
-                    _ => &prepared.codes,
-                };
+                let codes = &prepared.codes.0;
                 let mut row_values = vec![f32::NAN; matrix.cols];
                 for row in 0..LANES {
                     read_row(matrix.format(), &panel, matrix.cols, row, &mut row_values);

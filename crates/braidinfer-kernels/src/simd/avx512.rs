@@ -49,15 +49,13 @@ reduction!(largest_256, _mm_max_ps, _mm_max_ss);
 /// no longer fit the registers, or makes each use of a word a load of its own; either costs a third of the speed.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn dot_pair_by_eight(dots: &mut [[__m512i; 8]; 2], codes: [&[u8; 64]; 2], x: &[u32; 8]) {
-    // Registers without a type would get another name in the text.
-    let mut _scratch = [_mm512_setzero_si512(); 3];
-    // SAFETY: the instructions read the 64 bytes of each array of codes and the 32 bytes of `x`, and change the named
+fn dot_pair_by_eight(dots: &mut [[__m512i; 8]; 2], codes: [__m512i; 2], x: &[u32; 8]) {
+    // A register without a type would get another name in the text.
+    let mut _scratch = _mm512_setzero_si512();
+    // SAFETY: the instructions read the 32 bytes of `x`, and change the named
     // registers only.
     unsafe {
         asm!(
-            "vmovdqu64 {w0}, zmmword ptr [{first}]",
-            "vmovdqu64 {w1}, zmmword ptr [{second}]",
             "vpbroadcastd {x}, dword ptr [{words} + 0]",
             "vpdpbusd {a0}, {w0}, {x}",
             "vpdpbusd {b0}, {w1}, {x}",
@@ -82,12 +80,10 @@ fn dot_pair_by_eight(dots: &mut [[__m512i; 8]; 2], codes: [&[u8; 64]; 2], x: &[u
             "vpbroadcastd {x}, dword ptr [{words} + 28]",
             "vpdpbusd {a7}, {w0}, {x}",
             "vpdpbusd {b7}, {w1}, {x}",
-            first = in(reg) codes[0],
-            second = in(reg) codes[1],
             words = in(reg) x,
-            w0 = out(zmm_reg) _scratch[0],
-            w1 = out(zmm_reg) _scratch[1],
-            x = out(zmm_reg) _scratch[2],
+            w0 = in(zmm_reg) codes[0],
+            w1 = in(zmm_reg) codes[1],
+            x = out(zmm_reg) _scratch,
             a0 = inout(zmm_reg) dots[0][0],
             a1 = inout(zmm_reg) dots[0][1],
             a2 = inout(zmm_reg) dots[0][2],
@@ -139,12 +135,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dot_tile<const P: usize, const N: usize>(
-        self,
-        dots: &mut [[__m512i; N]; P],
-        codes: [&[u8; 64]; P],
-        x: &[u32; N],
-    ) {
+    fn dot_tile<const P: usize, const N: usize>(self, dots: &mut [[__m512i; N]; P], codes: [__m512i; P], x: &[u32; N]) {
         if P == 2 && N == 8 {
             // SAFETY: the types are the same, and the processor has the instructions.
             unsafe {

@@ -87,7 +87,7 @@ pub(crate) trait Simd: Copy {
     fn dot_tile<const P: usize, const N: usize>(
         self,
         dots: &mut [[Self::I32; N]; P],
-        codes: [&[u8; 64]; P],
+        codes: [Self::I32; P],
         x: &[u32; N],
     ) {
         dot_each(self, dots, codes, x);
@@ -149,17 +149,13 @@ pub(crate) trait Simd: Copy {
 fn dot_each<S: Simd, const P: usize, const N: usize>(
     simd: S,
     dots: &mut [[S::I32; N]; P],
-    codes: [&[u8; 64]; P],
+    codes: [S::I32; P],
     x: &[u32; N],
 ) {
-    let mut weights = [simd.splat_i32(0); P];
-    for (weights, codes) in weights.iter_mut().zip(codes) {
-        *weights = simd.load_i32(codes);
-    }
     for row in 0..N {
         let quad = simd.splat_i32(x[row] as i32);
         for panel in 0..P {
-            dots[panel][row] = simd.dot_u8_i8(dots[panel][row], weights[panel], quad);
+            dots[panel][row] = simd.dot_u8_i8(dots[panel][row], codes[panel], quad);
         }
     }
 }

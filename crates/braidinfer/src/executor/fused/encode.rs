@@ -1,7 +1,9 @@
 //! Rows of activations into the forms that projections multiply.
 
+use std::ops::Range;
+
 use braidinfer_kernels::norm::{self, Row};
-use braidinfer_kernels::{Activations, Buffer, Isa, LANES, NumericLevel, PerThread, Pool, Ranges, encode_row};
+use braidinfer_kernels::{Activations, BLOCK, Buffer, Isa, LANES, NumericLevel, PerThread, Pool, Ranges, encode_row};
 
 use super::packed::{PackedLinear, PackedNorm};
 
@@ -12,8 +14,16 @@ pub(super) struct Encoded {
     columns: usize,
     /// Words at `F32`, `Bf16` and `Int8`.
     words: [Vec<u32>; 3],
-    /// Where tiles begin.
+    /// Where the parts begin that threads encode, and what they are.
     starts: Vec<usize>,
+    parts: Vec<Part>,
+}
+
+/// Some columns of a tile.
+#[derive(Debug, Clone)]
+struct Part {
+    rows: Range<usize>,
+    columns: Range<usize>,
 }
 
 /// Where rows come from.
@@ -35,23 +45,26 @@ pub(super) struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// One row, normed, `[width]` and padding.
-    pub(super) fn read(&self, isa: Isa, row: usize, out: &mut [f32]) {
+    /// Some columns of a row, normed; the first is a multiple of 16. What `out` holds beyond them is padding.
+    pub(super) fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [f32]) {
         match self.source {
             Source::Panels { data, stride, select } => {
-                let row = select.map_or(row, |rows| rows[row]);
-                let row = Row { data, rows: stride, row, width: self.width };
-                match self.norm {
-                    Some(norm) => {
-                        norm::normalize(isa, norm.kind, row, &norm.weight, norm.bias.as_deref(), norm.eps, out)
-                    }
-                    None => row.copy_to(out),
+                let row = Row { data, rows: stride, row: select.map_or(row, |rows| rows[row]), width: self.width };
+                row.part(columns.clone()).copy_to(out);
+                if let Some(norm) = self.norm {
+                    let statistics = norm::statistics(isa, norm.kind, row, norm.eps);
+                    let bias = norm.bias.as_ref().map(|bias| &bias[columns.start..]);
+                    norm::apply(isa, &mut out[..columns.len()], statistics, &norm.weight[columns.start..], bias);
                 }
             }
             Source::Groups { data, groups } => {
                 let width = self.width / groups;
-                for (group, out) in out[..self.width].chunks_exact_mut(width).enumerate() {
-                    out.copy_from_slice(&data[(group * self.rows + row) * width..][..width]);
+                let (mut column, mut out) = (columns.start, &mut out[..columns.len()]);
+                while !out.is_empty() {
+                    let (group, from) = (column / width, column % width);
+                    let (now, rest) = out.split_at_mut((width - from).min(out.len()));
+                    now.copy_from_slice(&data[(group * self.rows + row) * width + from..][..now.len()]);
+                    (column, out) = (column + now.len(), rest);
                 }
             }
         }
@@ -84,19 +97,29 @@ impl Encoded {
         input: Input<'_>,
         level: NumericLevel,
     ) {
-        let row_words = level.words(1, input.width);
         let words = &mut self.words[level as usize];
-        words.resize(input.rows * row_words, 0);
+        words.resize(level.words(input.rows, input.width), 0);
         self.starts.clear();
-        self.starts.extend(isa.tiles(input.rows).map(|tile| tile.start * row_words));
-        let starts = &self.starts;
-        let padded = input.width.next_multiple_of(LANES);
-        pool.for_each_with(scratch, Ranges::new(words, starts), |tile, words, values: &mut Buffer| {
-            let (first, rows) = (starts[tile] / row_words, words.len() / row_words);
-            values.resize(padded);
-            for row in 0..rows {
-                input.read(isa, first + row, &mut values[..padded]);
-                encode_row(isa, level, &values[..input.width], row, rows, words);
+        self.parts.clear();
+        let tiles = isa.tiles(input.rows).count();
+        // Whole blocks, whose words lie together in a tile.
+        let columns = input.width.div_ceil(pool.threads().div_ceil(tiles)).next_multiple_of(BLOCK);
+        let mut start = 0;
+        for rows in isa.tiles(input.rows) {
+            for first in (0..input.width).step_by(columns) {
+                let columns = first..input.width.min(first + columns);
+                self.starts.push(start);
+                start += level.words(rows.len(), columns.len());
+                self.parts.push(Part { rows: rows.clone(), columns });
+            }
+        }
+        let parts = &self.parts;
+        pool.for_each_with(scratch, Ranges::new(words, &self.starts), |part, words, values: &mut Buffer| {
+            let Part { rows, columns } = &parts[part];
+            values.resize(columns.len().next_multiple_of(LANES));
+            for row in rows.clone() {
+                input.read(isa, row, columns.clone(), values);
+                encode_row(isa, level, &values[..columns.len()], row - rows.start, rows.len(), words);
             }
         });
     }

@@ -114,14 +114,17 @@ impl PackedDecoder {
         levels.into_iter().max_by_key(bytes).unwrap_or(NumericLevel::F32)
     }
 
-    /// Some panels of a matrix, when `others` panels behind them are other threads'.
-    pub(super) fn panels(&self, linear: &PackedLinear, panels: Range<usize>, others: usize) -> Panels<'_> {
-        let bytes = panel_bytes(linear.format, linear.columns);
-        let start = linear.data.start;
-        let end = start + panels.end * bytes;
-        let data = &self.panels[start + panels.start * bytes..end];
+    /// Some panels of a matrix, before those that begin at panel `next` of `following` are read.
+    pub(super) fn panels(
+        &self,
+        linear: &PackedLinear,
+        panels: Range<usize>,
+        (following, next): (&PackedLinear, usize),
+    ) -> Panels<'_> {
+        let at = |linear: &PackedLinear, panel| linear.data.start + panel * panel_bytes(linear.format, linear.columns);
+        let data = &self.panels[at(linear, panels.start)..at(linear, panels.end)];
         // Matrices lie in the order of their use, so that what comes after one belongs to the next.
-        let ahead = self.panels.get(end + others * bytes..).unwrap_or_default();
+        let ahead = self.panels.get(at(following, next)..).unwrap_or_default();
         Panels { format: linear.format, columns: linear.columns, data, ahead }
     }
 
@@ -134,7 +137,7 @@ impl PackedDecoder {
             }
             Embedding::Head => {
                 let panel = token / LANES;
-                let panel = self.panels(&self.lm_head, panel..panel + 1, 0);
+                let panel = self.panels(&self.lm_head, panel..panel + 1, (&self.lm_head, panel + 1));
                 read_row(panel.format, panel.data, panel.columns, token % LANES, out);
             }
         }

@@ -1,5 +1,7 @@
 //! Projections: panels shared out among threads in small pieces.
 
+use std::ops::Range;
+
 use braidinfer_kernels::{Activation, Chunks, Isa, LANES, Pool, elementwise, matmul};
 
 use super::encode::Encoded;
@@ -26,7 +28,8 @@ impl Products<'_> {
                 let (from, to) = (start.max(first), end.min(first + linear.panels()));
                 if from < to {
                     let out = &mut out[(from - start) * width..(to - start) * width];
-                    self.panels(linear, from - first..to - first, x, out);
+                    let panels = from - first..to - first;
+                    self.panels(linear, panels.clone(), (linear, self.next(&panels)), x, out);
                 }
                 first += linear.panels();
             }
@@ -46,8 +49,8 @@ impl Products<'_> {
         let chunk = PIECE * rows * LANES;
         pool.for_each((Chunks::new(gate, chunk), Chunks::new(up, chunk)), |piece, (gate, up), _| {
             let panels = piece * PIECE..piece * PIECE + up.len() / (rows * LANES);
-            self.panels(linears[0], panels.clone(), x, gate);
-            self.panels(linears[1], panels, x, up);
+            self.panels(linears[0], panels.clone(), (linears[1], panels.start), x, gate);
+            self.panels(linears[1], panels.clone(), (linears[0], self.next(&panels)), x, up);
             elementwise::gated(self.isa, activation, gate, up);
         });
     }
@@ -64,7 +67,7 @@ impl Products<'_> {
     ) {
         pool.for_each(Chunks::new(up, PIECE * rows * LANES), |piece, up, _| {
             let panels = piece * PIECE..piece * PIECE + up.len() / (rows * LANES);
-            self.panels(linear, panels, x, up);
+            self.panels(linear, panels.clone(), (linear, self.next(&panels)), x, up);
             elementwise::activate(self.isa, activation, up);
         });
     }
@@ -82,19 +85,30 @@ impl Products<'_> {
         let chunk = PIECE * rows * LANES;
         pool.for_each((Chunks::new(out, chunk), Chunks::new(sum, chunk)), |piece, (out, sum), _| {
             let panels = piece * PIECE..piece * PIECE + out.len() / (rows * LANES);
-            self.panels(linear, panels, x, out);
+            self.panels(linear, panels.clone(), (linear, self.next(&panels)), x, out);
             elementwise::add_scaled(self.isa, sum, out, factor);
         });
     }
 
-    /// Some panels of one projection, with its bias.
-    fn panels(&self, linear: &PackedLinear, panels: std::ops::Range<usize>, x: &Encoded, out: &mut [f32]) {
+    /// The panel at which the piece begins that a thread will probably take after `panels`.
+    fn next(&self, panels: &Range<usize>) -> usize {
+        panels.end + (self.threads - 1) * PIECE
+    }
+
+    /// Some panels of one projection, with its bias. `following` is what the thread will probably read next.
+    fn panels(
+        &self,
+        linear: &PackedLinear,
+        panels: Range<usize>,
+        following: (&PackedLinear, usize),
+        x: &Encoded,
+        out: &mut [f32],
+    ) {
         let first = panels.start;
-        let others = (self.threads - 1) * PIECE;
-        matmul(self.isa, self.weights.panels(linear, panels, others), &x.at(linear.level), out);
+        let x = x.at(linear.level);
+        matmul(self.isa, self.weights.panels(linear, panels, following), &x, out);
         let Some(bias) = &linear.bias else { return };
-        let rows = x.at(linear.level).rows;
-        for (panel, out) in out.chunks_exact_mut(rows * LANES).enumerate() {
+        for (panel, out) in out.chunks_exact_mut(x.rows * LANES).enumerate() {
             let bias = &bias[(first + panel) * LANES..][..LANES];
             for out in out.chunks_exact_mut(LANES) {
                 out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
