@@ -119,7 +119,13 @@ pub struct Activations<'a> {
     pub words: &'a [u32],
 }
 
-impl Activations<'_> {
+impl<'a> Activations<'a> {
+    /// Some of the rows, from the beginning of a tile to the end of one.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Activations<'a> {
+        let row_words = self.row_words();
+        Activations { rows: rows.len(), words: &self.words[rows.start * row_words..rows.end * row_words], ..*self }
+    }
+
     /// Words of one row.
     pub(crate) fn row_words(&self) -> usize {
         self.level.words(1, self.columns)

@@ -1,8 +1,8 @@
 //! Panels of plain numbers.
 
-use super::{ChunkKernel, Lines, Panels, for_each_tile, prefetch_next};
+use super::{ChunkKernel, GroupKernel, Lines, Panels, for_each_group, for_each_tile, prefetch_next};
 use crate::activations::{Activations, NumericLevel, f32_words};
-use crate::format::{BLOCK, CHUNK, panel_bytes};
+use crate::format::{BLOCK, CHUNK};
 use crate::simd::{LANES, Simd};
 
 /// How a run of columns of a panel is multiplied.
@@ -109,45 +109,34 @@ impl Weights for Bf16Dot {
 /// `[panels][rows][16]`.
 #[inline(always)]
 pub(super) fn multiply<S: Simd, W: Weights>(simd: S, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) {
-    let weights = W::default();
-    let panel_bytes = panel_bytes(panels.format, panels.columns);
-    let (out, _) = out.as_chunks_mut::<LANES>();
-    assert_eq!(out.len() * panel_bytes, x.rows * panels.data.len(), "one output per panel and row");
-    let groups = panels.data.chunks(S::PANELS * panel_bytes);
-    for (group, (data, out)) in groups.zip(out.chunks_mut(S::PANELS * x.rows)).enumerate() {
-        let number = group * S::PANELS;
-        if S::PANELS == 2 && data.len() == 2 * panel_bytes {
-            let (first, second) = data.split_at(panel_bytes);
-            let (out_first, out_second) = out.split_at_mut(x.rows);
-            panel_group(simd, weights, panels, number, [first, second], x, [out_first, out_second]);
-        } else {
-            panel_group(simd, weights, panels, number, [data], x, [out]);
-        }
-    }
+    for_each_group(simd, FloatKernel { panels, weights: W::default() }, panels, x, out);
 }
 
-#[inline(always)]
-fn panel_group<S: Simd, W: Weights, const P: usize>(
-    simd: S,
+struct FloatKernel<'a, W> {
+    panels: Panels<'a>,
     weights: W,
-    panels: Panels<'_>,
-    number: usize,
-    data: [&[u8]; P],
-    x: &Activations<'_>,
-    mut out: [&mut [[f32; LANES]]; P],
-) {
-    for sums in &mut out {
-        sums.fill([0.0; LANES]);
-    }
-    let chunk_bytes = CHUNK / W::COLUMNS * W::BYTES;
-    for chunk in 0..x.columns.div_ceil(CHUNK) {
-        let start = chunk * chunk_bytes;
-        let chunk_data = data.map(|panel| &panel[start..panel.len().min(start + chunk_bytes)]);
-        let mut ahead = [&[][..]; P];
-        for (panel, ahead) in ahead.iter_mut().enumerate() {
-            *ahead = panels.next_lines(number + panel, start + chunk_data[0].len(), chunk_bytes, S::PANELS);
+}
+
+impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, W> {
+    #[inline(always)]
+    fn multiply<const P: usize>(
+        &mut self,
+        simd: S,
+        first: usize,
+        data: [&[u8]; P],
+        x: &Activations<'_>,
+        mut out: [&mut [[f32; LANES]]; P],
+    ) {
+        let chunk_bytes = CHUNK / W::COLUMNS * W::BYTES;
+        for chunk in 0..x.columns.div_ceil(CHUNK) {
+            let start = chunk * chunk_bytes;
+            let panels = data.map(|panel| &panel[start..panel.len().min(start + chunk_bytes)]);
+            let mut ahead = [&[][..]; P];
+            for (panel, ahead) in ahead.iter_mut().enumerate() {
+                *ahead = self.panels.next_lines(first + panel, start + panels[0].len(), chunk_bytes, P);
+            }
+            for_each_tile(simd, &Chunk { weights: self.weights, panels }, x, chunk, ahead, &mut out);
         }
-        for_each_tile(simd, &Chunk { weights, panels: chunk_data }, x, chunk, ahead, &mut out);
     }
 }
 

@@ -1,10 +1,8 @@
 //! Panels of codes with scales.
 
-use super::{ChunkKernel, Lines, Panels, for_each_tile, prefetch_next};
+use super::{ChunkKernel, GroupKernel, Lines, Panels, for_each_group, for_each_tile, prefetch_next};
 use crate::activations::{Activations, f32_words, int8_words};
-use crate::format::{
-    BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks, panel_bytes,
-};
+use crate::format::{BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks};
 use crate::prepare::{ChunkCodes, ChunkScales, chunk_codes, code_vector, prepare_codes, prepare_scales};
 use crate::simd::{LANES, Simd};
 
@@ -28,89 +26,64 @@ pub(super) fn multiply<S: Simd, const INT8: bool, const MIN: bool, const HALVES:
 ) {
     let PanelFormat::Int(format) = panels.format else { panic!("{:?} has no codes", panels.format) };
     let few = INT8 && x.rows <= FEW_ROWS;
-    match format.bits {
-        CodeBits::Four if few => multiply_codes::<S, 4, INT8, MIN, HALVES>(simd, panels, format, x, None, out),
-        CodeBits::Six if few => multiply_codes::<S, 6, INT8, MIN, HALVES>(simd, panels, format, x, None, out),
-        CodeBits::Eight => multiply_codes::<S, 8, INT8, MIN, HALVES>(simd, panels, format, x, None, out),
-        CodeBits::Four | CodeBits::Six => {
-            let mut widened = [ChunkCodes::ZERO, ChunkCodes::ZERO];
-            multiply_codes::<S, 8, INT8, MIN, HALVES>(simd, panels, format, x, Some(&mut widened), out);
-        }
-    }
-}
-
-/// Codes of `BITS` bits, as they are stored or as they become in `widened`.
-#[inline(always)]
-fn multiply_codes<S: Simd, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool>(
-    simd: S,
-    panels: Panels<'_>,
-    format: IntFormat,
-    x: &Activations<'_>,
-    mut widened: Option<&mut [ChunkCodes; 2]>,
-    out: &mut [f32],
-) {
-    let panel_bytes = panel_bytes(panels.format, panels.columns);
     let mut scales = [ChunkScales::ZERO, ChunkScales::ZERO];
-    let (out, _) = out.as_chunks_mut::<LANES>();
-    assert_eq!(out.len() * panel_bytes, x.rows * panels.data.len(), "one output per panel and row");
-    // One row is bound by memory, and one panel at a time is one stream from it.
-    let together = if x.rows == 1 { 1 } else { S::PANELS };
-    let groups = panels.data.chunks(together * panel_bytes);
-    for (group, (data, out)) in groups.zip(out.chunks_mut(together * x.rows)).enumerate() {
-        let first = group * together;
-        if S::PANELS == 2 && data.len() == 2 * panel_bytes {
-            let (first_data, second_data) = data.split_at(panel_bytes);
-            let (first_out, second_out) = out.split_at_mut(x.rows);
-            let data = [first_data, second_data];
-            let group = PanelGroup::<'_, 2, BITS, INT8, MIN, HALVES> { panels, format, first, data };
-            group.multiply(simd, x, &mut scales, widened.as_deref_mut(), [first_out, second_out]);
-        } else {
-            let [scales, _] = &mut scales;
-            let widened = widened.as_deref_mut().map(|[widened, _]| std::array::from_mut(widened));
-            let group = PanelGroup::<'_, 1, BITS, INT8, MIN, HALVES> { panels, format, first, data: [data] };
-            group.multiply(simd, x, std::array::from_mut(scales), widened, [out]);
+    let mut widened = None;
+    match format.bits {
+        CodeBits::Four if few => {
+            let kernel = IntKernel::<'_, 4, INT8, MIN, HALVES> { panels, format, scales: &mut scales, widened };
+            for_each_group(simd, kernel, panels, x, out);
+        }
+        CodeBits::Six if few => {
+            let kernel = IntKernel::<'_, 6, INT8, MIN, HALVES> { panels, format, scales: &mut scales, widened };
+            for_each_group(simd, kernel, panels, x, out);
+        }
+        bits => {
+            let mut codes;
+            if bits != CodeBits::Eight {
+                codes = [ChunkCodes::ZERO, ChunkCodes::ZERO];
+                widened = Some(&mut codes);
+            }
+            let kernel = IntKernel::<'_, 8, INT8, MIN, HALVES> { panels, format, scales: &mut scales, widened };
+            for_each_group(simd, kernel, panels, x, out);
         }
     }
 }
 
-/// Panels that are multiplied together.
-struct PanelGroup<'a, const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool> {
+/// Multiplies codes of `BITS` bits: those of the panels, or what they become in `widened`.
+struct IntKernel<'a, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool> {
     panels: Panels<'a>,
     format: IntFormat,
-    /// Number of the first.
-    first: usize,
-    data: [&'a [u8]; P],
+    scales: &'a mut [ChunkScales; 2],
+    widened: Option<&'a mut [ChunkCodes; 2]>,
 }
 
-impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool>
-    PanelGroup<'_, P, BITS, INT8, MIN, HALVES>
+impl<S: Simd, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool> GroupKernel<S>
+    for IntKernel<'_, BITS, INT8, MIN, HALVES>
 {
     #[inline(always)]
-    fn multiply<S: Simd>(
-        &self,
+    fn multiply<const P: usize>(
+        &mut self,
         simd: S,
+        first: usize,
+        data: [&[u8]; P],
         x: &Activations<'_>,
-        scales: &mut [ChunkScales; P],
-        mut widened: Option<&mut [ChunkCodes; P]>,
         mut out: [&mut [[f32; LANES]]; P],
     ) {
-        for sums in &mut out {
-            sums.fill([0.0; LANES]);
-        }
         let format = self.format;
         let zero = format.zero;
         let full = chunk_bytes(PanelFormat::Int(format), CHUNK_BLOCKS);
+        let scales: &mut [ChunkScales; P] = self.scales.first_chunk_mut().expect("there are scales for two panels");
         let mut start = 0;
         for chunk in 0..chunks(x.columns) {
             let blocks = chunk_blocks(x.columns, chunk);
             let end = start + chunk_bytes(PanelFormat::Int(format), blocks);
-            let bytes = self.data.map(|panel| &panel[start..end]);
+            let bytes = data.map(|panel| &panel[start..end]);
             start = end;
             for (bytes, scales) in bytes.iter().zip(scales.iter_mut()) {
                 prepare_scales(simd, format, bytes, blocks, scales);
             }
             let mut codes = bytes.map(|bytes| chunk_codes(format, bytes, blocks));
-            if let Some(widened) = &mut widened {
+            if let Some(widened) = &mut self.widened {
                 for ((bytes, widened), codes) in bytes.iter().zip(widened.iter_mut()).zip(&mut codes) {
                     prepare_codes(simd, format, bytes, blocks, widened);
                     *codes = &widened.0[..blocks * VECTORS];
@@ -118,17 +91,10 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
             }
             let mut ahead = [&[][..]; P];
             for (panel, ahead) in ahead.iter_mut().enumerate() {
-                *ahead = self.panels.next_lines(self.first + panel, end, full, P);
+                *ahead = self.panels.next_lines(first + panel, end, full, P);
             }
-            let scales = scales.each_ref();
-            for_each_tile(
-                simd,
-                &Codes::<P, BITS, INT8, MIN, HALVES> { codes, scales, zero },
-                x,
-                chunk,
-                ahead,
-                &mut out,
-            );
+            let codes = Codes::<P, BITS, INT8, MIN, HALVES> { codes, scales: scales.each_ref(), zero };
+            for_each_tile(simd, &codes, x, chunk, ahead, &mut out);
         }
     }
 }

@@ -45,26 +45,41 @@ pub(super) struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Some columns of a row, normed; the first is a multiple of 16. What `out` holds beyond them is padding.
-    pub(super) fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [f32]) {
+    /// Some columns of some rows, normed, each padded to a multiple of 16: `[rows][columns]`. The first column is a
+    /// multiple of 16.
+    pub(super) fn read(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let padded = columns.len().next_multiple_of(LANES);
         match self.source {
             Source::Panels { data, stride, select } => {
-                let row = Row { data, rows: stride, row: select.map_or(row, |rows| rows[row]), width: self.width };
-                row.part(columns.clone()).copy_to(out);
-                if let Some(norm) = self.norm {
-                    let statistics = norm::statistics(isa, norm.kind, row, norm.eps);
+                let at = |row: usize| select.map_or(row, |rows| rows[row]);
+                // Panel by panel: the lines of one row are so far apart that they would share few places of a cache.
+                for (panel, first) in columns.clone().step_by(LANES).enumerate() {
+                    let lines = &data[first * stride..];
+                    for (row, out) in rows.clone().zip(out.chunks_exact_mut(padded)) {
+                        out[panel * LANES..][..LANES].copy_from_slice(&lines[at(row) * LANES..][..LANES]);
+                    }
+                }
+                let Some(norm) = self.norm else { return };
+                for (row, out) in rows.zip(out.chunks_exact_mut(padded)) {
+                    let whole = match columns.len() == self.width {
+                        true => Row { data: out, rows: 1, row: 0, width: self.width },
+                        false => Row { data, rows: stride, row: at(row), width: self.width },
+                    };
+                    let statistics = norm::statistics(isa, norm.kind, whole, norm.eps);
                     let bias = norm.bias.as_ref().map(|bias| &bias[columns.start..]);
                     norm::apply(isa, &mut out[..columns.len()], statistics, &norm.weight[columns.start..], bias);
                 }
             }
             Source::Groups { data, groups } => {
                 let width = self.width / groups;
-                let (mut column, mut out) = (columns.start, &mut out[..columns.len()]);
-                while !out.is_empty() {
-                    let (group, from) = (column / width, column % width);
-                    let (now, rest) = out.split_at_mut((width - from).min(out.len()));
-                    now.copy_from_slice(&data[(group * self.rows + row) * width + from..][..now.len()]);
-                    (column, out) = (column + now.len(), rest);
+                for (row, out) in rows.zip(out.chunks_exact_mut(padded)) {
+                    let (mut column, mut out) = (columns.start, &mut out[..columns.len()]);
+                    while !out.is_empty() {
+                        let (group, from) = (column / width, column % width);
+                        let (now, rest) = out.split_at_mut((width - from).min(out.len()));
+                        now.copy_from_slice(&data[(group * self.rows + row) * width + from..][..now.len()]);
+                        (column, out) = (column + now.len(), rest);
+                    }
                 }
             }
         }
@@ -116,10 +131,11 @@ impl Encoded {
         let parts = &self.parts;
         pool.for_each_with(scratch, Ranges::new(words, &self.starts), |part, words, values: &mut Buffer| {
             let Part { rows, columns } = &parts[part];
-            values.resize(columns.len().next_multiple_of(LANES));
-            for row in rows.clone() {
-                input.read(isa, row, columns.clone(), values);
-                encode_row(isa, level, &values[..columns.len()], row - rows.start, rows.len(), words);
+            let padded = columns.len().next_multiple_of(LANES);
+            values.resize(rows.len() * padded);
+            input.read(isa, rows.clone(), columns.clone(), values);
+            for (row, values) in values.chunks_exact(padded).enumerate() {
+                encode_row(isa, level, &values[..columns.len()], row, rows.len(), words);
             }
         });
     }

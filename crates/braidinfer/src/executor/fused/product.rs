@@ -49,8 +49,11 @@ impl Products<'_> {
         let chunk = PIECE * rows * LANES;
         pool.for_each((Chunks::new(gate, chunk), Chunks::new(up, chunk)), |piece, (gate, up), _| {
             let panels = piece * PIECE..piece * PIECE + up.len() / (rows * LANES);
+            let next = self.next(&panels);
+            // Both have as many panels; what comes after them begins where the second ends.
+            let following = if next < linears[0].panels() { linears[0] } else { linears[1] };
             self.panels(linears[0], panels.clone(), (linears[1], panels.start), x, gate);
-            self.panels(linears[1], panels.clone(), (linears[0], self.next(&panels)), x, up);
+            self.panels(linears[1], panels, (following, next), x, up);
             elementwise::gated(self.isa, activation, gate, up);
         });
     }

@@ -50,7 +50,7 @@ impl<'a> Trace<'a> {
             let mut padded = vec![0.0; input.width.next_multiple_of(LANES)];
             let mut values = Vec::with_capacity(input.rows * input.width);
             for row in 0..input.rows {
-                input.read(isa, row, 0..input.width, &mut padded);
+                input.read(isa, row..row + 1, 0..input.width, &mut padded);
                 values.extend_from_slice(&padded[..input.width]);
             }
             values
