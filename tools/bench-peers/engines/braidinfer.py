@@ -15,17 +15,18 @@ class Adapter(Engine):
 
     def describe(self):
         version = output(self.settings.braidinfer, "--version").strip()
-        return {"version": version, "flags": f"bench --kernels {self.settings.braidinfer_kernels}"}
+        return {"version": version, "flags": f"bench --repetitions 1 --kernels {self.settings.braidinfer_kernels}"}
 
     def load(self, models, model, weights):
         self.file = existing(models / f"{model}-{weights}.gguf")
 
     def measure(self, work):
-        prompt, generate = (work.tokens, 1) if work.phase == "prefill" else (work.context, work.tokens)
+        prompt, generate = (work.tokens, 1) if work.phase == "prefill" else (1, work.tokens)
         text = output(
             self.settings.braidinfer, "bench", self.file, "--json",
             "--kernels", self.settings.braidinfer_kernels, "--threads", self.settings.threads,
-            "--prompt-tokens", prompt, "--gen-tokens", generate, "--batch", work.batch,
+            "--prompt-tokens", prompt, "--gen-tokens", generate, "--batch", work.batch, "--depth", work.context,
+            "--repetitions", 1,
         )  # fmt: skip
         return read_figure(json.loads(text), work, self.settings.braidinfer_kernels)
 

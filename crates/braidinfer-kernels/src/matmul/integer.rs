@@ -189,25 +189,55 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
             dot_vector::<S, P, N, BITS, 0>(simd, codes, x, ahead, &mut dots);
             dot_vector::<S, P, N, BITS, 1>(simd, codes, x, ahead, &mut dots);
             dot_vector::<S, P, N, BITS, 2>(simd, codes, x, ahead, &mut dots);
+        }
+        if HALVES && HALF == 0 {
+            return self.scale_last::<S, N, HALF, 3>(simd, codes, group, x, ahead, dots, sums);
+        }
+        if !HALVES {
             dot_vector::<S, P, N, BITS, 3>(simd, codes, x, ahead, &mut dots);
         }
-        if !HALVES || HALF == 1 {
-            dot_vector::<S, P, N, BITS, 4>(simd, codes, x, ahead, &mut dots);
-            dot_vector::<S, P, N, BITS, 5>(simd, codes, x, ahead, &mut dots);
-            dot_vector::<S, P, N, BITS, 6>(simd, codes, x, ahead, &mut dots);
-            dot_vector::<S, P, N, BITS, 7>(simd, codes, x, ahead, &mut dots);
-        }
+        dot_vector::<S, P, N, BITS, 4>(simd, codes, x, ahead, &mut dots);
+        dot_vector::<S, P, N, BITS, 5>(simd, codes, x, ahead, &mut dots);
+        dot_vector::<S, P, N, BITS, 6>(simd, codes, x, ahead, &mut dots);
+        self.scale_last::<S, N, HALF, 7>(simd, codes, group, x, ahead, dots, sums);
+    }
+
+    /// Adds the last four columns of a group to `dots`, row by row, and each row, scaled, to its sum: with these between
+    /// them, multiplications wait less than before a block of scaling.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "a part of the function above")]
+    fn scale_last<S: Simd, const N: usize, const HALF: usize, const VECTOR: usize>(
+        &self,
+        simd: S,
+        codes: [&[[u8; 64]; BITS]; P],
+        group: usize,
+        x: &[u32],
+        ahead: &mut Lines<'_, P>,
+        mut dots: [[S::I32; N]; P],
+        sums: &mut [&mut [[f32; LANES]; N]; P],
+    ) {
+        prefetch_next(simd, ahead);
+        let (mut last, mut scales, mut mins) = ([simd.splat_i32(0); P], [simd.splat(0.0); P], [simd.splat(0.0); P]);
         for panel in 0..P {
-            let scale = simd.load(&self.scales[panel].scales[group]);
-            for row in 0..N {
-                let scale = simd.mul(scale, simd.splat(f32::from_bits(x[int8_words::SCALE * N + row])));
+            last[panel] = code_vector::<S, BITS, VECTOR>(simd, codes[panel]);
+            scales[panel] = simd.load(&self.scales[panel].scales[group]);
+            if MIN {
+                mins[panel] = simd.load(&self.scales[panel].mins[group]);
+            }
+        }
+        let sums_at = if HALVES { int8_words::HALF_SUMS + HALF } else { int8_words::SUM };
+        for row in 0..N {
+            let quad = simd.splat_i32(x[VECTOR * N + row] as i32);
+            for panel in 0..P {
+                dots[panel][row] = simd.dot_u8_i8(dots[panel][row], last[panel], quad);
+            }
+            for panel in 0..P {
+                let scale = simd.mul(scales[panel], simd.splat(f32::from_bits(x[int8_words::SCALE * N + row])));
                 let mut sum = simd.load(&sums[panel][row]);
-                sum = simd.fma(simd.to_f32(dots[panel][row]), scale, sum);
                 if MIN {
-                    let min = simd.load(&self.scales[panel].mins[group]);
-                    let sums_at = if HALVES { int8_words::HALF_SUMS + HALF } else { int8_words::SUM };
-                    sum = simd.fma(min, simd.splat(f32::from_bits(x[sums_at * N + row])), sum);
+                    sum = simd.fma(mins[panel], simd.splat(f32::from_bits(x[sums_at * N + row])), sum);
                 }
+                sum = simd.fma(simd.to_f32(dots[panel][row]), scale, sum);
                 simd.store(sum, &mut sums[panel][row]);
             }
         }

@@ -75,15 +75,21 @@ impl Heads<'_> {
         }
     }
 
-    fn gather(&self, part: Part, token: usize, mut column: usize, mut out: &mut [f32]) {
-        let panels = self.panels(part);
-        while !out.is_empty() {
-            let lane = column % LANES;
-            let run = (LANES - lane).min(out.len());
-            let start = ((column / LANES) * self.step.rows + token) * LANES + lane;
-            let (now, rest) = out.split_at_mut(run);
-            now.copy_from_slice(&panels[start..start + run]);
-            (out, column) = (rest, column + run);
+    fn gather(&self, part: Part, token: usize, column: usize, out: &mut [f32]) {
+        let (panels, _) = self.panels(part).as_chunks::<LANES>();
+        let line = |column: usize| &panels[(column / LANES) * self.step.rows + token];
+        // A head may begin within a panel where its width is no multiple of 16.
+        let (first, rest) = out.split_at_mut(out.len().min(column.next_multiple_of(LANES) - column));
+        if !first.is_empty() {
+            first.copy_from_slice(&line(column)[column % LANES..][..first.len()]);
+        }
+        let column = column + first.len();
+        let (whole, last) = rest.as_chunks_mut::<LANES>();
+        for (index, out) in whole.iter_mut().enumerate() {
+            *out = *line(column + index * LANES);
+        }
+        if !last.is_empty() {
+            last.copy_from_slice(&line(column + whole.len() * LANES)[..last.len()]);
         }
     }
 
