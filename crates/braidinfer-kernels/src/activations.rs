@@ -119,13 +119,7 @@ pub struct Activations<'a> {
     pub words: &'a [u32],
 }
 
-impl<'a> Activations<'a> {
-    /// Some of the rows, from the beginning of a tile to the end of one.
-    pub(crate) fn part(&self, rows: Range<usize>) -> Activations<'a> {
-        let row_words = self.row_words();
-        Activations { rows: rows.len(), words: &self.words[rows.start * row_words..rows.end * row_words], ..*self }
-    }
-
+impl Activations<'_> {
     /// Words of one row.
     pub(crate) fn row_words(&self) -> usize {
         self.level.words(1, self.columns)

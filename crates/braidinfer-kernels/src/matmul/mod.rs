@@ -17,10 +17,6 @@ use crate::simd::{LANES, Simd};
 /// fewer come too late where a chunk is small.
 const LOOKAHEAD: usize = 9 << 10;
 
-/// Words of activations that all panels are multiplied with before the next ones: 256 KiB, which the cache next to the
-/// core holds beside a few panels.
-const CACHED_WORDS: usize = 64 << 10;
-
 /// A run of panels of one matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Panels<'a> {
@@ -135,21 +131,15 @@ fn for_each_group<S: Simd>(
     out.fill([0.0; LANES]);
     // One row is bound by memory, and one panel at a time is one stream from it.
     let together = if x.rows == 1 { 1 } else { S::PANELS };
-    let cached_rows = (CACHED_WORDS / x.row_words()).next_multiple_of(S::TILE);
-    for start in (0..x.rows).step_by(cached_rows) {
-        let rows = start..x.rows.min(start + cached_rows);
-        let x_part = x.part(rows.clone());
-        let groups = panels.data.chunks(together * panel_bytes).zip(out.chunks_mut(together * x.rows));
-        for (group, (data, out)) in groups.enumerate() {
-            let first = group * together;
-            if S::PANELS == 2 && data.len() == 2 * panel_bytes {
-                let (first_data, second_data) = data.split_at(panel_bytes);
-                let (first_out, second_out) = out.split_at_mut(x.rows);
-                let out = [&mut first_out[rows.clone()], &mut second_out[rows.clone()]];
-                kernel.multiply(simd, first, [first_data, second_data], &x_part, out);
-            } else {
-                kernel.multiply(simd, first, [data], &x_part, [&mut out[rows.clone()]]);
-            }
+    let groups = panels.data.chunks(together * panel_bytes).zip(out.chunks_mut(together * x.rows));
+    for (group, (data, out)) in groups.enumerate() {
+        let first = group * together;
+        if S::PANELS == 2 && data.len() == 2 * panel_bytes {
+            let (first_data, second_data) = data.split_at(panel_bytes);
+            let (first_out, second_out) = out.split_at_mut(x.rows);
+            kernel.multiply(simd, first, [first_data, second_data], x, [first_out, second_out]);
+        } else {
+            kernel.multiply(simd, first, [data], x, [out]);
         }
     }
 }
