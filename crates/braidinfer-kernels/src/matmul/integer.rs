@@ -185,6 +185,21 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
                 }
             }
         }
+        if BITS == 8 {
+            // Nothing to unpack, and in a loop the compiler does not mix the steps, which costs 2 to 5 % with AVX2.
+            for vector in HALF * Self::LEN..(HALF + 1) * Self::LEN - 1 {
+                prefetch_next(simd, ahead);
+                let mut vectors = [simd.splat_i32(0); P];
+                for (to, codes) in vectors.iter_mut().zip(codes) {
+                    *to = simd.load_i32(&codes[vector]);
+                }
+                simd.dot_tile(&mut dots, vectors, &x.as_chunks().0[vector]);
+            }
+            return match HALVES && HALF == 0 {
+                true => self.scale_last::<S, N, HALF, 3>(simd, codes, group, x, ahead, dots, sums),
+                false => self.scale_last::<S, N, HALF, 7>(simd, codes, group, x, ahead, dots, sums),
+            };
+        }
         if !HALVES || HALF == 0 {
             dot_vector::<S, P, N, BITS, 0>(simd, codes, x, ahead, &mut dots);
             dot_vector::<S, P, N, BITS, 1>(simd, codes, x, ahead, &mut dots);
