@@ -195,26 +195,26 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
                 }
                 simd.dot_tile(&mut dots, vectors, &x.as_chunks().0[vector]);
             }
-            return match HALVES && HALF == 0 {
-                true => self.scale_last::<S, N, HALF, 3>(simd, codes, group, x, ahead, dots, sums),
-                false => self.scale_last::<S, N, HALF, 7>(simd, codes, group, x, ahead, dots, sums),
-            };
-        }
-        if !HALVES || HALF == 0 {
-            dot_vector::<S, P, N, BITS, 0>(simd, codes, x, ahead, &mut dots);
-            dot_vector::<S, P, N, BITS, 1>(simd, codes, x, ahead, &mut dots);
-            dot_vector::<S, P, N, BITS, 2>(simd, codes, x, ahead, &mut dots);
+        } else {
+            if !HALVES || HALF == 0 {
+                dot_vector::<S, P, N, BITS, 0>(simd, codes, x, ahead, &mut dots);
+                dot_vector::<S, P, N, BITS, 1>(simd, codes, x, ahead, &mut dots);
+                dot_vector::<S, P, N, BITS, 2>(simd, codes, x, ahead, &mut dots);
+            }
+            if !HALVES {
+                dot_vector::<S, P, N, BITS, 3>(simd, codes, x, ahead, &mut dots);
+            }
+            if !HALVES || HALF == 1 {
+                dot_vector::<S, P, N, BITS, 4>(simd, codes, x, ahead, &mut dots);
+                dot_vector::<S, P, N, BITS, 5>(simd, codes, x, ahead, &mut dots);
+                dot_vector::<S, P, N, BITS, 6>(simd, codes, x, ahead, &mut dots);
+            }
         }
         if HALVES && HALF == 0 {
-            return self.scale_last::<S, N, HALF, 3>(simd, codes, group, x, ahead, dots, sums);
+            self.scale_last::<S, N, HALF, 3>(simd, codes, group, x, ahead, dots, sums);
+        } else {
+            self.scale_last::<S, N, HALF, 7>(simd, codes, group, x, ahead, dots, sums);
         }
-        if !HALVES {
-            dot_vector::<S, P, N, BITS, 3>(simd, codes, x, ahead, &mut dots);
-        }
-        dot_vector::<S, P, N, BITS, 4>(simd, codes, x, ahead, &mut dots);
-        dot_vector::<S, P, N, BITS, 5>(simd, codes, x, ahead, &mut dots);
-        dot_vector::<S, P, N, BITS, 6>(simd, codes, x, ahead, &mut dots);
-        self.scale_last::<S, N, HALF, 7>(simd, codes, group, x, ahead, dots, sums);
     }
 
     /// Adds the last four columns of a group to `dots`, row by row, and each row, scaled, to its sum: with these between
