@@ -1,6 +1,6 @@
 //! Panels of plain numbers.
 
-use super::{ChunkKernel, GroupKernel, Lines, Panels, for_each_group, for_each_tile, prefetch_next};
+use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile};
 use crate::activations::{Activations, NumericLevel, f32_words};
 use crate::format::{BLOCK, CHUNK};
 use crate::simd::{LANES, Simd};
@@ -151,7 +151,7 @@ impl<S: Simd, W: Weights, const P: usize> ChunkKernel<S, P> for Chunk<'_, W, P> 
         &self,
         simd: S,
         x: &[u32],
-        mut ahead: Lines<'_, P>,
+        ahead: &mut impl Ahead<S>,
         sums: [&mut [[f32; LANES]; N]; P],
     ) {
         let mut totals = [[simd.splat(0.0); N]; P];
@@ -168,7 +168,7 @@ impl<S: Simd, W: Weights, const P: usize> ChunkKernel<S, P> for Chunk<'_, W, P> 
                 for (weights, steps) in weights.iter_mut().zip(&mut steps) {
                     *weights = self.weights.load(simd, steps.next().expect("as many weights as activations"));
                 }
-                prefetch_next(simd, &mut ahead);
+                ahead.next(simd);
                 for row in 0..N {
                     let x = [x[row], x[(W::WORDS - 1) * N + row]];
                     for panel in 0..P {

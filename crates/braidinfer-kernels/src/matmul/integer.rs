@@ -1,6 +1,6 @@
 //! Panels of codes with scales.
 
-use super::{ChunkKernel, GroupKernel, Lines, Panels, for_each_group, for_each_tile, prefetch_next};
+use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile};
 use crate::activations::{Activations, f32_words, int8_words};
 use crate::format::{BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks};
 use crate::prepare::{ChunkCodes, ChunkScales, chunk_codes, code_vector, prepare_codes, prepare_scales};
@@ -10,7 +10,7 @@ use crate::simd::{LANES, Simd};
 const VECTORS: usize = BLOCK / 4;
 
 /// Codes of fewer than 8 bits are widened in registers for each tile up to this many rows, and beyond it once for all
-/// tiles, through the cache.
+/// tiles, through the cache. Not at all where bytes are multiplied in another way than smaller codes.
 const FEW_ROWS: usize = 8;
 
 /// `[panels][rows][16]`.
@@ -25,7 +25,7 @@ pub(super) fn multiply<S: Simd, const INT8: bool, const MIN: bool, const HALVES:
     out: &mut [f32],
 ) {
     let PanelFormat::Int(format) = panels.format else { panic!("{:?} has no codes", panels.format) };
-    let few = INT8 && x.rows <= FEW_ROWS;
+    let few = INT8 && (S::SIGNED_BYTES || x.rows <= FEW_ROWS);
     let mut scales = [ChunkScales::ZERO, ChunkScales::ZERO];
     let mut widened = None;
     match format.bits {
@@ -115,23 +115,23 @@ impl<S: Simd, const P: usize, const BITS: usize, const INT8: bool, const MIN: bo
         &self,
         simd: S,
         x: &[u32],
-        mut ahead: Lines<'_, P>,
+        ahead: &mut impl Ahead<S>,
         mut sums: [&mut [[f32; LANES]; N]; P],
     ) {
         let words = if INT8 { int8_words::LEN } else { f32_words::LEN };
         let mut codes = self.codes.map(|codes| codes.as_chunks::<BITS>().0.iter());
         for (block, x) in x.chunks_exact(words * N).enumerate() {
             // A line for each of those that the codes take, and one for the scales.
-            prefetch_next(simd, &mut ahead);
+            ahead.next(simd);
             let mut vectors = [&[[0; 64]; BITS]; P];
             for (vectors, codes) in vectors.iter_mut().zip(&mut codes) {
                 *vectors = codes.next().expect("as many blocks of codes as of activations");
             }
             if HALVES {
-                self.group::<S, N, 0>(simd, vectors, 2 * block, x, &mut ahead, &mut sums);
-                self.group::<S, N, 1>(simd, vectors, 2 * block + 1, x, &mut ahead, &mut sums);
+                self.group::<S, N, 0>(simd, vectors, 2 * block, x, ahead, &mut sums);
+                self.group::<S, N, 1>(simd, vectors, 2 * block + 1, x, ahead, &mut sums);
             } else {
-                self.group::<S, N, 0>(simd, vectors, block, x, &mut ahead, &mut sums);
+                self.group::<S, N, 0>(simd, vectors, block, x, ahead, &mut sums);
             }
         }
     }
@@ -152,7 +152,7 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
         codes: [&[[u8; 64]; BITS]; P],
         group: usize,
         x: &[u32],
-        ahead: &mut Lines<'_, P>,
+        ahead: &mut impl Ahead<S>,
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
         if INT8 {
@@ -170,11 +170,11 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
         codes: [&[[u8; 64]; BITS]; P],
         group: usize,
         x: &[u32],
-        ahead: &mut Lines<'_, P>,
+        ahead: &mut impl Ahead<S>,
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
         let mut dots = [[simd.splat_i32(0); N]; P];
-        if !MIN {
+        if !(MIN || S::SIGNED_BYTES && BITS == 8) {
             // Codes are `zero` too large; the activations know what 128 too much would add.
             let by = 7 - self.zero.trailing_zeros();
             let offsets = if HALVES { int8_words::HALF_OFFSETS + HALF } else { int8_words::OFFSET };
@@ -188,12 +188,12 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
         if BITS == 8 {
             // Nothing to unpack, and in a loop the compiler does not mix the steps, which costs 2 to 5 % with AVX2.
             for vector in HALF * Self::LEN..(HALF + 1) * Self::LEN - 1 {
-                prefetch_next(simd, ahead);
+                ahead.next(simd);
                 let mut vectors = [simd.splat_i32(0); P];
                 for (to, codes) in vectors.iter_mut().zip(codes) {
                     *to = simd.load_i32(&codes[vector]);
                 }
-                simd.dot_tile(&mut dots, vectors, &x.as_chunks().0[vector]);
+                simd.dot_tile::<P, N, BITS>(&mut dots, vectors, &x.as_chunks().0[vector]);
             }
         } else {
             if !HALVES || HALF == 0 {
@@ -227,11 +227,11 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
         codes: [&[[u8; 64]; BITS]; P],
         group: usize,
         x: &[u32],
-        ahead: &mut Lines<'_, P>,
+        ahead: &mut impl Ahead<S>,
         mut dots: [[S::I32; N]; P],
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
-        prefetch_next(simd, ahead);
+        ahead.next(simd);
         let (mut last, mut scales, mut mins) = ([simd.splat_i32(0); P], [simd.splat(0.0); P], [simd.splat(0.0); P]);
         for panel in 0..P {
             last[panel] = code_vector::<S, BITS, VECTOR>(simd, codes[panel]);
@@ -244,7 +244,7 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
         for row in 0..N {
             let quad = simd.splat_i32(x[VECTOR * N + row] as i32);
             for panel in 0..P {
-                dots[panel][row] = simd.dot_u8_i8(dots[panel][row], last[panel], quad);
+                dots[panel][row] = simd.dot_codes::<BITS>(dots[panel][row], last[panel], quad);
             }
             for panel in 0..P {
                 let scale = simd.mul(scales[panel], simd.splat(f32::from_bits(x[int8_words::SCALE * N + row])));
@@ -266,13 +266,13 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
         codes: [&[[u8; 64]; BITS]; P],
         group: usize,
         x: &[u32],
-        ahead: &mut Lines<'_, P>,
+        ahead: &mut impl Ahead<S>,
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
         let mut dots = [[simd.splat(0.0); N]; P];
         let (byte, zero) = (simd.splat_i32(255), simd.splat_i32(-i32::from(self.zero)));
         for vector in HALF * Self::LEN..(HALF + 1) * Self::LEN {
-            prefetch_next(simd, ahead);
+            ahead.next(simd);
             let mut words = [simd.splat_i32(0); P];
             for (words, codes) in words.iter_mut().zip(codes) {
                 *words = simd.load_i32(&codes[vector]);
@@ -314,17 +314,17 @@ fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const 
     simd: S,
     codes: [&[[u8; 64]; BITS]; P],
     x: &[u32],
-    ahead: &mut Lines<'_, P>,
+    ahead: &mut impl Ahead<S>,
     dots: &mut [[S::I32; N]; P],
 ) {
     // `BITS` times in a block.
     if VECTOR * BITS / 8 != (VECTOR + 1) * BITS / 8 {
-        prefetch_next(simd, ahead);
+        ahead.next(simd);
     }
     // A closure would not be compiled for the instruction set.
     let mut vectors = [simd.splat_i32(0); P];
     for (vector, codes) in vectors.iter_mut().zip(codes) {
         *vector = code_vector::<S, BITS, VECTOR>(simd, codes);
     }
-    simd.dot_tile(dots, vectors, &x.as_chunks().0[VECTOR]);
+    simd.dot_tile::<P, N, BITS>(dots, vectors, &x.as_chunks().0[VECTOR]);
 }

@@ -146,52 +146,78 @@ fn for_each_group<S: Simd>(
 
 /// What multiplies one chunk of columns of `P` panels with one tile of `N` rows.
 trait ChunkKernel<S: Simd, const P: usize> {
-    /// Adds the products to `sums`. `x` holds the words of the tile's chunk, `ahead` lines to ask for meanwhile.
-    fn accumulate<const N: usize>(&self, simd: S, x: &[u32], ahead: Lines<'_, P>, sums: [&mut [[f32; LANES]; N]; P]);
+    /// Adds the products to `sums`. `x` holds the words of the tile's chunk, `ahead` what to ask for meanwhile.
+    fn accumulate<const N: usize>(
+        &self,
+        simd: S,
+        x: &[u32],
+        ahead: &mut impl Ahead<S>,
+        sums: [&mut [[f32; LANES]; N]; P],
+    );
 }
 
 /// Runs a kernel over every tile of rows. `chunk` counts from the left; `out` holds `[rows][16]` for each panel.
-/// The first tile asks for what lies `ahead`.
+/// The first tile asks for what lies `ahead`; further ones of full size are compiled without.
 #[inline(always)]
 fn for_each_tile<S: Simd, const P: usize>(
     simd: S,
     kernel: &impl ChunkKernel<S, P>,
     x: &Activations<'_>,
     chunk: usize,
-    mut ahead: [&[[u8; 64]]; P],
+    ahead: [&[[u8; 64]]; P],
     out: &mut [&mut [[f32; LANES]]; P],
 ) {
     let block_words = x.level.block_words();
     let row_words = x.row_words();
     let first = chunk * (CHUNK / 32) * block_words;
     let last = (first + CHUNK / 32 * block_words).min(row_words);
+    let mut lines = Lines(ahead.map(<[_]>::iter));
     for tile in tiles(S::TILE, x.rows) {
         let rows = tile.len();
         let words = &x.words[tile.start * row_words + first * rows..tile.start * row_words + last * rows];
-        let lines = ahead.map(<[_]>::iter);
+        let sums_from = tile.start;
         match rows {
-            1 => kernel.accumulate::<1>(simd, words, lines, sums(out, tile.start)),
-            2 => kernel.accumulate::<2>(simd, words, lines, sums(out, tile.start)),
-            4 => kernel.accumulate::<4>(simd, words, lines, sums(out, tile.start)),
-            _ if S::TILE == 8 => kernel.accumulate::<8>(simd, words, lines, sums(out, tile.start)),
+            1 => kernel.accumulate::<1>(simd, words, &mut lines, sums(out, sums_from)),
+            2 => kernel.accumulate::<2>(simd, words, &mut lines, sums(out, sums_from)),
+            4 if S::TILE == 4 && sums_from > 0 => {
+                kernel.accumulate::<4>(simd, words, &mut Nothing, sums(out, sums_from))
+            }
+            4 => kernel.accumulate::<4>(simd, words, &mut lines, sums(out, sums_from)),
+            8 if S::TILE == 8 && sums_from > 0 => {
+                kernel.accumulate::<8>(simd, words, &mut Nothing, sums(out, sums_from))
+            }
+            8 if S::TILE == 8 => kernel.accumulate::<8>(simd, words, &mut lines, sums(out, sums_from)),
             _ => unreachable!("tiles have at most {} rows", S::TILE),
         }
-        ahead = [&[]; P];
     }
 }
 
-/// Cache lines to ask for, of each panel.
-type Lines<'a, const P: usize> = [std::slice::Iter<'a, [u8; 64]>; P];
+/// What is asked for while a tile is multiplied.
+trait Ahead<S: Simd> {
+    /// Asks for a line of each panel. One by one between multiplications: many at once would hold up the weights that
+    /// are needed now.
+    fn next(&mut self, simd: S);
+}
 
-/// Asks for a line of each panel. One by one between multiplications: many at once would hold up the weights that are
-/// needed now.
-#[inline(always)]
-fn prefetch_next<S: Simd, const P: usize>(simd: S, lines: &mut Lines<'_, P>) {
-    for lines in lines {
-        if let Some(line) = lines.next() {
-            simd.prefetch(line);
+/// Cache lines of each panel.
+struct Lines<'a, const P: usize>([std::slice::Iter<'a, [u8; 64]>; P]);
+
+impl<S: Simd, const P: usize> Ahead<S> for Lines<'_, P> {
+    #[inline(always)]
+    fn next(&mut self, simd: S) {
+        for lines in &mut self.0 {
+            if let Some(line) = lines.next() {
+                simd.prefetch(line);
+            }
         }
     }
+}
+
+struct Nothing;
+
+impl<S: Simd> Ahead<S> for Nothing {
+    #[inline(always)]
+    fn next(&mut self, _: S) {}
 }
 
 /// The sums of `N` rows in each panel.

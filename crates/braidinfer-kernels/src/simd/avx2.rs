@@ -156,6 +156,14 @@ macro_rules! methods {
 }
 
 impl Simd for Avx2 {
+    const SIGNED_BYTES: bool = true;
+
+    #[inline(always)]
+    fn dot_codes<const BITS: usize>(self, acc: [__m256i; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        let sums = [self.dot_codes_half::<BITS>(a[0], b[0]), self.dot_codes_half::<BITS>(a[1], b[1])];
+        self.add_i32(acc, sums)
+    }
+
     methods! {
         #[inline(always)]
         fn dot_u8_i8(self, acc: [__m256i; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
@@ -173,6 +181,17 @@ impl Avx2 {
             let even = _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)));
             let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
             _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+        };
+        /// A sum of two products fits 16 bits where codes have fewer than 8 bits, or 8 with a sign: it is at most
+        /// 128 * 127 * 2 in magnitude.
+        fn dot_codes_half<const BITS: usize>(self, a: __m256i, b: __m256i) -> __m256i = {
+            let pairs = if BITS < 8 {
+                _mm256_maddubs_epi16(a, b)
+            } else {
+                let signed = _mm256_xor_si256(a, _mm256_set1_epi8(i8::MIN));
+                _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(b, signed))
+            };
+            _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
         };
     }
 }

@@ -107,11 +107,11 @@ fn dot_pair_by_eight(dots: &mut [[__m512i; 8]; 2], codes: [__m512i; 2], x: &[u32
 
 /// Defines methods that are one intrinsic each.
 macro_rules! instructions {
-    ($($(#[$attribute:meta])* fn $name:ident$(<const $by:ident: u32>)?($self:ident $(, $arg:ident: $type:ty)*) $(-> $result:ty)? = $body:expr;)*) => {
+    ($($(#[$attribute:meta])* fn $name:ident$(<const $by:ident: $of:ty>)?($self:ident $(, $arg:ident: $type:ty)*) $(-> $result:ty)? = $body:expr;)*) => {
         $(
             $(#[$attribute])*
             #[inline(always)]
-            fn $name$(<const $by: u32>)?($self $(, $arg: $type)*) $(-> $result)? {
+            fn $name$(<const $by: $of>)?($self $(, $arg: $type)*) $(-> $result)? {
                 // SAFETY: `self` exists, so the processor has the instructions; pointers come from references to
                 // arrays of exactly the size that is read or written, and no alignment is asked for.
                 unsafe { $body }
@@ -135,7 +135,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dot_tile<const P: usize, const N: usize>(self, dots: &mut [[__m512i; N]; P], codes: [__m512i; P], x: &[u32; N]) {
+    fn dot_tile<const P: usize, const N: usize, const BITS: usize>(
+        self,
+        dots: &mut [[__m512i; N]; P],
+        codes: [__m512i; P],
+        x: &[u32; N],
+    ) {
         if P == 2 && N == 8 {
             // SAFETY: the types are the same, and the processor has the instructions.
             unsafe {
@@ -144,7 +149,7 @@ impl Simd for Avx512 {
                 dot_pair_by_eight(dots, [codes[0], codes[P - 1]], x);
             }
         } else {
-            dot_each(self, dots, codes, x);
+            dot_each::<_, P, N, BITS>(self, dots, codes, x);
         }
     }
 

@@ -32,6 +32,8 @@ pub(crate) trait Simd: Copy {
     const PANELS: usize;
     /// Most rows of activations multiplied at once: with [`Simd::PANELS`], as many sums as there are registers for.
     const TILE: usize;
+    /// Whether [`Simd::dot_codes`] takes codes of 8 bits as what they are above 128.
+    const SIGNED_BYTES: bool = false;
 
     fn splat(self, value: f32) -> Self::F32;
     fn load(self, values: &[f32; LANES]) -> Self::F32;
@@ -82,15 +84,20 @@ pub(crate) trait Simd: Copy {
     /// Adds to each lane of `acc` the four products of its unsigned bytes in `a` and its signed bytes in `b`,
     /// which are at least -127.
     fn dot_u8_i8(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32;
-    /// [`Simd::dot_u8_i8`] of a vector of codes of each panel with each word of `x`.
+    /// [`Simd::dot_u8_i8`] where the bytes of `a` are below 2^`BITS`.
     #[inline(always)]
-    fn dot_tile<const P: usize, const N: usize>(
+    fn dot_codes<const BITS: usize>(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32 {
+        self.dot_u8_i8(acc, a, b)
+    }
+    /// [`Simd::dot_codes`] of a vector of codes of each panel with each word of `x`.
+    #[inline(always)]
+    fn dot_tile<const P: usize, const N: usize, const BITS: usize>(
         self,
         dots: &mut [[Self::I32; N]; P],
         codes: [Self::I32; P],
         x: &[u32; N],
     ) {
-        dot_each(self, dots, codes, x);
+        dot_each::<_, P, N, BITS>(self, dots, codes, x);
     }
     /// Adds to each lane of `acc` the products of its two bf16 values in `a` and `b`: the upper ones first, each
     /// sum rounded to nearest even. The one operation that is not the same everywhere: AVX-512 takes and gives
@@ -146,7 +153,7 @@ pub(crate) trait Simd: Copy {
 
 /// [`Simd::dot_tile`] one product at a time.
 #[inline(always)]
-fn dot_each<S: Simd, const P: usize, const N: usize>(
+fn dot_each<S: Simd, const P: usize, const N: usize, const BITS: usize>(
     simd: S,
     dots: &mut [[S::I32; N]; P],
     codes: [S::I32; P],
@@ -155,7 +162,7 @@ fn dot_each<S: Simd, const P: usize, const N: usize>(
     for row in 0..N {
         let quad = simd.splat_i32(x[row] as i32);
         for panel in 0..P {
-            dots[panel][row] = simd.dot_u8_i8(dots[panel][row], codes[panel], quad);
+            dots[panel][row] = simd.dot_codes::<BITS>(dots[panel][row], codes[panel], quad);
         }
     }
 }
