@@ -35,6 +35,8 @@ pub enum Command {
     Pull(PullArgs),
     /// Make a model smaller: write it as a GGUF file
     Quantize(QuantizeArgs),
+    /// Measure whether fused kernels change a model's answers
+    Check(CheckArgs),
     /// Measure speed, beside what the machine can do at most
     Bench(BenchArgs),
     /// List the supported architectures and how each is verified
@@ -193,6 +195,40 @@ pub struct QuantizeArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+The same tokens go through standard kernels in f32 (the truth), through them in the type of the checkpoint (what most
+people run), and through fused kernels: whole, and layer by layer on the true input, so that an error shows in the layer
+that makes it. Layers that amplify rounding are computed more exactly, until the whole is close to the truth: that plan is
+what --kernels auto runs. It is measured once per model and machine, and kept.
+
+Exit code: 0 compatible, 1 warning, 2 incompatible, 3 after a failure.
+
+Examples:
+  braidinfer check ./Qwen3-0.6B --verbose
+  braidinfer check q.gguf --full --export report.html")]
+pub struct CheckArgs {
+    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    pub model: Option<String>,
+    /// Show every layer
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// Look at the weights only, and measure nothing
+    #[arg(long = "static", conflicts_with = "full")]
+    pub static_only: bool,
+    /// Read more text, and positions beyond a thousand
+    #[arg(long)]
+    pub full: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Write the report to a file; its name ends in .txt, .md, .html or .json
+    #[arg(long, value_name = "FILE")]
+    pub export: Option<PathBuf>,
+    #[command(flatten)]
+    pub computing: ComputingArgs,
+}
+
+#[derive(Debug, Args)]
 #[command(
     allow_negative_numbers = true,
     after_help = "\
@@ -331,6 +367,9 @@ pub struct LoadArgs {
     /// Which kernels compute
     #[arg(long, value_enum, default_value_t = KernelsArg::Auto)]
     pub kernels: KernelsArg,
+    /// With --kernels fused: at the fastest level, without a check or against its verdict
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub computing: ComputingArgs,
 }
@@ -361,11 +400,11 @@ pub struct ComputingArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KernelsArg {
-    /// The fastest that give the right answers; today always standard
+    /// The fastest that give the right answers, by a check that is made once per model and machine
     Auto,
     /// Candle operations, the reference
     Standard,
-    /// Our own, on the CPU: fast, and with activations rounded as --dtype allows
+    /// Our own, on the CPU, by the same check; an error where that forbids them, unless --force
     Fused,
 }
 

@@ -7,6 +7,7 @@ mod hub;
 mod interrupt;
 mod model;
 mod output;
+mod report;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Tokenize(args) => commands::tokenize::run(args)?,
         Command::Pull(args) => commands::pull::run(args)?,
         Command::Quantize(args) => commands::quantize::run(args)?,
+        Command::Check(args) => return commands::check::run(args),
         Command::Bench(args) => return commands::bench::run(args),
         Command::Models(args) => commands::models::run(args)?,
         Command::Completions { shell } => commands::completions::run(shell)?,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use braidinfer::executor::Kernels;
-use braidinfer::executor::standard::ComputeDtype;
+use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
 use braidinfer::model::ModelSource;
 use braidinfer::{Llm, LoadOptions};
 use braidinfer_hub::HubId;
@@ -80,7 +80,11 @@ pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Durati
         KernelsArg::Standard => Kernels::Standard,
         KernelsArg::Fused => Kernels::Fused,
     };
-    let llm = load(&source, &options(kernels, &args.computing)?)?;
+    if args.force && kernels != Kernels::Fused {
+        bail!("--force: expected --kernels fused beside it, found {}", kernels.as_str());
+    }
+    let options = LoadOptions { force: args.force, ..options(kernels, &args.computing)? };
+    let llm = load(&source, &options)?;
     llm.notes().iter().for_each(output::note);
     Ok((llm, started.elapsed()))
 }
@@ -102,20 +106,36 @@ pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOpt
         quantize: args.quantize,
         device: args.device.parse()?,
         context: args.context,
+        verdicts: verdicts(),
         ..LoadOptions::default()
     })
 }
 
+/// Where verdicts of checks are kept: in the folder that BRAIDINFER_CACHE names, or in that of the system for caches.
+fn verdicts() -> Option<PathBuf> {
+    let named = std::env::var_os("BRAIDINFER_CACHE").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    Some(named.or_else(|| Some(dirs::cache_dir()?.join("braidinfer")))?.join("verdicts"))
+}
+
 /// Opens a model with a progress bar.
 pub fn load(source: &ModelSource, options: &LoadOptions) -> anyhow::Result<Llm> {
-    let bar = output::progress_bar(&format!("loading {}", source.label()), "layers");
-    let llm = Llm::open(source, options, &|done, layers| {
+    with_progress("loading", source, |progress| Llm::open(source, options, progress))
+}
+
+/// Does something to a model that counts layers, with a progress bar.
+pub fn with_progress<T>(
+    doing: &str,
+    source: &ModelSource,
+    work: impl FnOnce(LoadProgress) -> braidinfer::Result<T>,
+) -> anyhow::Result<T> {
+    let bar = output::progress_bar(&format!("{doing} {}", source.label()), "layers");
+    let result = work(&|done, layers| {
         // Layers finish on several threads, so the counts may arrive out of order.
         bar.set_length(layers as u64);
         bar.update(|state| state.set_pos(state.pos().max(done as u64)));
     });
     bar.finish_and_clear();
-    Ok(llm?)
+    Ok(result?)
 }
 
 /// What `--dtype` asks for; `None` leaves the choice to the library.

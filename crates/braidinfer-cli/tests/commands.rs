@@ -28,7 +28,7 @@ fn run_gives_the_greedy_tokens_of_transformers_on_every_fixture() {
         let prompt = &expected["prompts"][1];
         let ids = joined(&prompt["ids"]);
         let args = ["run", &dir, "--ids", &ids, "--max-tokens", "24", "--temperature", "0", "--ignore-eos", "--json"];
-        let answer = succeed_json(args);
+        let answer = succeed_json(args.iter().chain(&["--kernels", "standard"]));
         assert_eq!(answer["ids"], prompt["greedy"], "{name}");
         assert_eq!(answer["prompt_ids"], prompt["ids"], "{name}");
         assert_eq!((&answer["finish_reason"], &answer["kernels"]), (&"length".into(), &"standard".into()), "{name}");
@@ -47,7 +47,7 @@ fn logits_are_those_of_transformers_on_every_fixture() {
         let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("the fixture is whole");
         let data = tensors.tensor("logits.1").expect("every prompt has logits").data();
         let reference: Vec<f64> = data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect();
-        let answer = succeed_json(["logits", &dir, "--ids", &ids, "--all", "--json"]);
+        let answer = succeed_json(["logits", &dir, "--ids", &ids, "--all", "--json", "--kernels", "standard"]);
         let rows = answer["logits"].as_array().expect("logits are rows");
         let actual: Vec<f64> =
             rows.iter().flat_map(|row| row.as_array().expect("a row is a list")).filter_map(Value::as_f64).collect();
@@ -320,9 +320,18 @@ fn quantized_models_run_from_a_file_and_in_memory() {
     for file_type in ["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] {
         let path = quantized_demo(folder.path(), file_type);
         let prompt = ["Once upon a time", "--temperature", "0", "--max-tokens", "24"];
-        let from_file = succeed(["run", &path].iter().chain(&prompt));
-        assert_eq!(from_file, succeed(["run"].iter().chain(&prompt).chain(&["--quantize", file_type])), "{file_type}");
-        assert_eq!(from_file, succeed(["run", &path].iter().chain(&prompt).chain(&["--dtype", "f32"])), "{file_type}");
+        for kernels in [["--kernels", "auto"], ["--kernels", "standard"]] {
+            let from_file = succeed(["run", &path].iter().chain(&prompt).chain(&kernels));
+            let in_memory = ["--quantize", file_type];
+            assert_eq!(
+                from_file,
+                succeed(["run"].iter().chain(&prompt).chain(&in_memory).chain(&kernels)),
+                "{file_type}"
+            );
+        }
+        let standard = succeed(["run", &path].iter().chain(&prompt).chain(&["--kernels", "standard"]));
+        let exact = ["--kernels", "fused", "--dtype", "f32"];
+        assert_eq!(standard, succeed(["run", &path].iter().chain(&prompt).chain(&exact)), "{file_type}");
     }
 }
 

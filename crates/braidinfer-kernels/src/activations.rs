@@ -22,6 +22,9 @@ pub enum NumericLevel {
 }
 
 impl NumericLevel {
+    /// From exact to coarse.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+
     /// The name in reports and flags.
     pub const fn name(self) -> &'static str {
         match self {

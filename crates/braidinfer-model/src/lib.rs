@@ -27,7 +27,7 @@ pub use json::JsonFile;
 pub use layout::{LayerSlot, Param, Parameter, Slot, Stack, TensorNames, parameters, stacks};
 pub use source::ModelSource;
 pub use spec::DecoderSpec;
-pub use weights::Weights;
+pub use weights::{WeightBytes, Weights};
 
 /// Result of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;

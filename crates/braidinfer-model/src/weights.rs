@@ -1,7 +1,7 @@
 //! The parameters of a spec, found and checked in a checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crate::dtype::{Dtype, TensorView};
@@ -39,6 +39,34 @@ impl Entry {
     fn bytes(&self, dtype: Dtype) -> Option<Range<usize>> {
         let row = self.shape[1..].iter().product::<usize>();
         Some(dtype.bytes(self.first_row * row)?..dtype.bytes((self.first_row + self.shape[0]) * row)?)
+    }
+}
+
+/// The data of a parameter, without a copy. Clones share it.
+#[derive(Debug, Clone)]
+pub struct WeightBytes(Bytes);
+
+#[derive(Debug, Clone)]
+enum Bytes {
+    Own(Arc<[u8]>),
+    Stored { checkpoint: Arc<Checkpoint>, file: usize, range: Range<usize> },
+}
+
+impl Deref for WeightBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Own(bytes) => bytes,
+            Bytes::Stored { checkpoint, file, range } => checkpoint.bytes(*file, range.clone()),
+        }
+    }
+}
+
+impl From<&[u8]> for WeightBytes {
+    /// A copy.
+    fn from(bytes: &[u8]) -> Self {
+        Self(Bytes::Own(bytes.into()))
     }
 }
 
@@ -96,9 +124,22 @@ impl Weights {
         self.quantized.insert((slot, param), Quantized { dtype, data });
     }
 
-    /// The data of a parameter that was replaced, without a copy.
-    pub fn replaced(&self, slot: Slot, param: Param) -> Option<Arc<[u8]>> {
-        self.quantized.get(&(slot, param)).map(|quantized| Arc::clone(&quantized.data))
+    /// The data of a parameter that was replaced.
+    pub fn replaced(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
+        self.quantized.get(&(slot, param)).map(|quantized| WeightBytes(Bytes::Own(Arc::clone(&quantized.data))))
+    }
+
+    /// The data of the parameter in `slot`, wherever it lies: in memory, or in the file of the checkpoint.
+    pub fn bytes(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
+        if let Some(replaced) = self.replaced(slot, param) {
+            return Some(replaced);
+        }
+        let entry = self.entries.get(&(slot, param))?;
+        let dtype = self.checkpoint.tensor(&entry.tensor).ok().flatten()?.dtype;
+        let (file, whole) = self.checkpoint.place(&entry.tensor)?;
+        let part = entry.bytes(dtype)?;
+        let range = whole.start + part.start..whole.start + part.end;
+        Some(WeightBytes(Bytes::Stored { checkpoint: Arc::clone(&self.checkpoint), file, range }))
     }
 
     /// Whether the output head reads the embedding.

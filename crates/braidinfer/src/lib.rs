@@ -4,16 +4,19 @@
 //! values and knows no text; [`engine`] schedules sequences and samples, and knows no tensors; [`text`]
 //! turns strings into ids and back.
 
+pub mod compat;
 pub mod engine;
 mod error;
 pub mod executor;
 mod llm;
+mod loading;
 mod quantize;
 pub mod text;
 
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
-pub use llm::{Completion, Llm, LoadOptions, Prompt, StreamEvent, Timings};
+pub use llm::{Completion, Llm, Prompt, StreamEvent, Timings};
+pub use loading::{CheckDepth, LoadOptions, check};
 
 pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};
 

@@ -3,62 +3,18 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use braidinfer_kernels::{Isa, NumericLevel};
-use braidinfer_model::quantization::FileType;
-use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
+use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
+use crate::compat::CompatReport;
 use crate::engine::{Engine, EngineConfig, FinishReason, SamplingParams, SequenceId};
-use crate::executor::fused::{FusedExecutor, FusedOptions};
-use crate::executor::standard::{ComputeDtype, LoadProgress, QuantizedWeights, StandardExecutor, StandardOptions};
-use crate::executor::{
-    Batch, DeviceChoice, Executor, Kernels, KvCacheConfig, KvDtype, NoProbe, SequenceSlice, threads,
-};
-use crate::quantize::quantize_weights;
-use crate::text::{ChatMessage, ChatTemplate, StopMatcher, StreamDecoder, Tokenizer, TokenizerSettings};
+use crate::executor::standard::LoadProgress;
+use crate::executor::{Batch, Executor, Kernels, NoProbe, SequenceSlice};
+use crate::loading::{BLOCK_SIZE, LoadOptions, Loaded, ModelParts};
+use crate::text::{ChatMessage, ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
 use crate::{Error, Result};
 
-/// Tokens per key/value block.
-const BLOCK_SIZE: usize = 16;
 /// Tokens per engine step; bounds the scores of a long prompt.
 const MAX_BATCHED_TOKENS: usize = 512;
-
-/// Longest context that may be asked for.
-const MAX_CONTEXT: usize = 1 << 31;
-
-/// Block ids are 32-bit; sequences that find no block wait for one.
-const MAX_BLOCKS: usize = u32::MAX as usize;
-
-/// How to open a model.
-#[derive(Debug, Clone, Copy)]
-pub struct LoadOptions {
-    /// Which kernels compute.
-    pub kernels: Kernels,
-    /// With standard kernels the type of weights and of the residual stream; if `None`, f32 on a CPU, where quantized
-    /// weights stay quantized, and the checkpoint's own type elsewhere. With fused kernels, which keep the weights as
-    /// they are, the coarsest type that activations may be rounded to for a product; if `None`, 8 bits.
-    pub dtype: Option<ComputeDtype>,
-    /// Quantize the weights in memory.
-    pub quantize: Option<FileType>,
-    /// Where to compute.
-    pub device: DeviceChoice,
-    /// Longest sequence in tokens; what the model is meant for if `None`.
-    pub context: Option<usize>,
-    /// Most sequences in flight.
-    pub max_sequences: usize,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        Self {
-            kernels: Kernels::Auto,
-            dtype: None,
-            quantize: None,
-            device: DeviceChoice::Cpu,
-            context: None,
-            max_sequences: 16,
-        }
-    }
-}
 
 /// What to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +68,7 @@ pub struct StreamEvent<'a> {
 pub struct Llm {
     engine: Engine,
     kernels: Kernels,
+    compat: Option<CompatReport>,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
     generation: GenerationConfig,
@@ -122,33 +79,16 @@ pub struct Llm {
 impl Llm {
     /// Opens a model. `progress` is told how many layers are loaded.
     pub fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
-        let (description, config) = describe(source)?;
-        let spec = description.spec;
-        // Small files first: a broken tokenizer should not wait for gigabytes of weights.
-        let generation = GenerationConfig::read(source, &config)?;
-        let settings = TokenizerSettings::read(source)?;
-        let tokenizer = Tokenizer::read(source, &settings)?;
-        let chat_template = ChatTemplate::read(source, &settings)?;
-        if options.max_sequences == 0 {
-            return Err(Error::bad_request("max_sequences", "at least 1", 0));
-        }
-        let mut weights = Weights::open(source, &spec, &description.names)?;
-        let mut notes = weights.notes().to_vec();
-        if let Some(file_type) = options.quantize {
-            notes.extend(quantize_weights(&spec, &mut weights, file_type, progress)?);
-        }
-        notes.extend(tokenizer.iter().flat_map(Tokenizer::notes).cloned());
-        let context = context(&spec, options.context, &mut notes)?;
-        let loading = Loading { options, num_blocks: num_blocks(context, options.max_sequences), progress };
-        let kernels = if options.kernels == Kernels::Fused { Kernels::Fused } else { Kernels::Standard };
-        let executor = match kernels {
-            Kernels::Fused => loading.fused(spec, &weights)?,
-            Kernels::Auto | Kernels::Standard => loading.standard(spec, &weights)?,
+        let mut parts = ModelParts::open(source, options, progress)?;
+        let Loaded { executor, kernels, compat } = parts.load(options, progress)?;
+        let config = EngineConfig {
+            context: parts.context,
+            max_batched_tokens: MAX_BATCHED_TOKENS,
+            max_sequences: options.max_sequences,
         };
-        let config =
-            EngineConfig { context, max_batched_tokens: MAX_BATCHED_TOKENS, max_sequences: options.max_sequences };
         let engine = Engine::new(executor, config)?;
-        Ok(Self { engine, kernels, tokenizer, chat_template, generation, label: source.label(), notes })
+        let ModelParts { tokenizer, chat_template, generation, label, notes, .. } = parts;
+        Ok(Self { engine, kernels, compat, tokenizer, chat_template, generation, label, notes })
     }
 
     /// The decoder.
@@ -159,6 +99,11 @@ impl Llm {
     /// Which kernels compute.
     pub fn kernels(&self) -> Kernels {
         self.kernels
+    }
+
+    /// The verdict that the kernels were chosen by, where there is one.
+    pub fn compat(&self) -> Option<&CompatReport> {
+        self.compat.as_ref()
     }
 
     /// The executor.
@@ -304,71 +249,6 @@ impl Llm {
             ))
         })
     }
-}
-
-/// Blocks for `max_sequences` sequences of the longest length.
-fn num_blocks(context: usize, max_sequences: usize) -> usize {
-    context.div_ceil(BLOCK_SIZE).saturating_mul(max_sequences).min(MAX_BLOCKS)
-}
-
-/// What executors are loaded with.
-struct Loading<'a> {
-    options: &'a LoadOptions,
-    num_blocks: usize,
-    progress: LoadProgress<'a>,
-}
-
-impl Loading<'_> {
-    fn kv_cache(&self, dtype: KvDtype) -> KvCacheConfig {
-        KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: self.num_blocks, dtype }
-    }
-
-    fn standard(&self, spec: DecoderSpec, weights: &Weights) -> Result<Box<dyn Executor>> {
-        let options = self.options;
-        let dtype = options.dtype.unwrap_or(match options.device {
-            DeviceChoice::Cpu => ComputeDtype::F32,
-            DeviceChoice::Cuda(_) | DeviceChoice::Metal => weights.dtype().into(),
-        });
-        let options = StandardOptions {
-            dtype,
-            // Whoever names a type wants the weights in it.
-            quantized_weights: if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand },
-            device: options.device,
-            kv_cache: self.kv_cache(if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 }),
-        };
-        Ok(Box::new(StandardExecutor::load(spec, weights, options, self.progress)?))
-    }
-
-    fn fused(&self, spec: DecoderSpec, weights: &Weights) -> Result<Box<dyn Executor>> {
-        if self.options.device != DeviceChoice::Cpu {
-            let device = self.options.device;
-            return Err(Error::Unsupported(format!("fused kernels run on the CPU, not on {device}")));
-        }
-        let (coarsest, kv_dtype) = match self.options.dtype {
-            None => (NumericLevel::Int8, KvDtype::F16),
-            Some(ComputeDtype::F32) => (NumericLevel::F32, KvDtype::F32),
-            Some(ComputeDtype::BF16) => (NumericLevel::Bf16, KvDtype::F16),
-            Some(ComputeDtype::F16) => {
-                let expected = "auto, f32 or bf16 with fused kernels, which have no products in f16";
-                return Err(Error::bad_request("dtype", expected, "f16"));
-            }
-        };
-        let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
-        let options = FusedOptions { coarsest, kv_cache: self.kv_cache(kv_dtype), threads: threads(), isa };
-        Ok(Box::new(FusedExecutor::load(spec, weights, options, self.progress)?))
-    }
-}
-
-fn context(spec: &DecoderSpec, asked: Option<usize>, notes: &mut Vec<String>) -> Result<usize> {
-    let meant = spec.context_length();
-    let context = asked.unwrap_or(meant);
-    if !(1..=MAX_CONTEXT).contains(&context) {
-        return Err(Error::bad_request("context", format!("from 1 to {MAX_CONTEXT} tokens"), context));
-    }
-    if context > meant {
-        notes.push(format!("a context of {context} tokens is beyond the {meant} this model is meant for"));
-    }
-    Ok(context)
 }
 
 /// One call of [`Llm::stream`].

@@ -10,182 +10,12 @@ use std::fmt::Write;
 
 use braidinfer::executor::Executor;
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::model::spec::{Activation, FeedForward, Mixer, NormKind, RopePairing, RopeScaling, RopeSpec};
-use braidinfer::model::{DecoderSpec, LayerSlot, Slot, parameters};
+use braidinfer::model::{DecoderSpec, LayerSlot};
+use support::planted::{FAULTS, SWAPS, swapped};
 use support::{Fixture, distance, feed};
 
 /// Twice the tolerance of the comparison with `transformers`, so that a caught fault cannot pass there.
 const NOTICED: f32 = 1e-3;
-
-/// A fault: its name, and the change that plants it. A change that leaves the spec as it is does not apply.
-type Fault = (&'static str, fn(&mut DecoderSpec));
-
-const FAULTS: &[Fault] = &[
-    ("RoPE pairs the other dimensions", |spec| each_rope(spec, |rope| rope.pairing = other_pairing(rope.pairing))),
-    ("rope_theta of another family", |spec| each_rope(spec, |rope| rope.rope_theta *= 7.0)),
-    ("RoPE scaling ignored", |spec| each_rope(spec, |rope| rope.scaling = RopeScaling::Default)),
-    ("RoPE factor on cos and sin dropped", |spec| each_rope(spec, drop_attention_factor)),
-    ("longrope: short factors forever", |spec| each_rope(spec, short_factors_forever)),
-    ("longrope: long factors forever", |spec| each_rope(spec, long_factors_forever)),
-    ("dynamic: as if never longer than the original", |spec| each_rope(spec, static_instead_of_dynamic)),
-    ("yarn: ramp ends rounded the other way", |spec| each_rope(spec, flip_truncate)),
-    ("full instead of partial rotation", |spec| {
-        let head_dim = spec.head_dim;
-        each_rope(spec, |rope| rope.rotary_dim = head_dim);
-    }),
-    ("one rotary table for all layers", |spec| each_layer(spec, |_, rope| *rope = rope.map(|_| 0))),
-    ("rotary tables swapped", |spec| {
-        let last = spec.rope.len() - 1;
-        each_layer(spec, |_, rope| *rope = rope.map(|table| last - table));
-    }),
-    ("RoPE on layers that have none", |spec| each_layer(spec, |_, rope| *rope = Some(rope.unwrap_or(0)))),
-    ("NoPE layers inverted", invert_nope),
-    ("window one key wider", |spec| each_layer(spec, |window, _| *window = window.map(|keys| keys + 1))),
-    ("window one key narrower", |spec| each_layer(spec, |window, _| *window = window.map(|keys| keys - 1))),
-    ("window ignored", |spec| each_layer(spec, |window, _| *window = None)),
-    ("layer pattern inverted", invert_windows),
-    ("norm weight w instead of 1 + w, or the reverse", |spec| each_norm(spec, |norm| *norm.0 = 1.0 - *norm.0)),
-    ("norm eps 100 times too large", |spec| each_norm(spec, |norm| *norm.1 *= 100.0)),
-    ("RMS instead of layer norm", |spec| {
-        if spec.norm.kind == NormKind::Layer {
-            spec.norm.kind = NormKind::Rms;
-        }
-    }),
-    ("query/key norm left out", |spec| spec.attention.qk_norm = None),
-    ("attention scale of hidden_size / heads", |spec| {
-        spec.attention.scale = (spec.hidden_size as f64 / spec.num_attention_heads as f64).powf(-0.5);
-    }),
-    ("attention scale of head_dim", |spec| spec.attention.scale = (spec.head_dim as f64).powf(-0.5)),
-    ("attention soft cap left out", |spec| spec.attention.logit_softcapping = None),
-    ("logit soft cap left out", |spec| spec.final_logit_softcapping = None),
-    ("embedding scale left out", |spec| spec.embedding_multiplier = 1.0),
-    ("embedding scaled where it is not", |spec| {
-        if spec.embedding_multiplier == 1.0 {
-            spec.embedding_multiplier = (spec.hidden_size as f64).sqrt();
-        }
-    }),
-    ("residual multiplier left out", |spec| spec.residual_multiplier = 1.0),
-    ("logits_scaling left out", |spec| spec.logits_scaling = 1.0),
-    ("logits multiplied by logits_scaling", |spec| spec.logits_scaling = 1.0 / spec.logits_scaling),
-    ("query scale by position left out", |spec| spec.attention.query_position_scale = None),
-    ("biases of q, k, v left out", |spec| spec.attention.qkv_bias = false),
-    ("bias of the attention output left out", |spec| spec.attention.output_bias = false),
-    ("biases of the feed-forward part left out", |spec| each_feed_forward(spec, |_, bias| *bias = false)),
-    ("bias of the output head left out", |spec| spec.lm_head_bias = false),
-    ("erf instead of tanh GELU", |spec| swap_activation(spec, Activation::GeluTanh, Activation::GeluErf)),
-    ("tanh GELU instead of SiLU", |spec| swap_activation(spec, Activation::Silu, Activation::GeluTanh)),
-    ("halves one after the other instead of side by side", |spec| spec.block.parallel = false),
-    ("halves side by side instead of one after the other", |spec| spec.block.parallel = true),
-    ("norm on the attention output left out", |spec| spec.block.attention_output_norm = false),
-    ("norm on the feed-forward output left out", |spec| spec.block.feed_forward_output_norm = false),
-];
-
-/// Pairs of modules whose weights have one shape; swapping their names is a fault wherever both exist in tensors
-/// of their own.
-const SWAPS: &[(&str, LayerSlot, LayerSlot)] = &[
-    ("gate and up projection swapped", LayerSlot::GateProj, LayerSlot::UpProj),
-    ("query and key norm swapped", LayerSlot::QNorm, LayerSlot::KNorm),
-    ("key and value projection swapped", LayerSlot::KProj, LayerSlot::VProj),
-    ("norms before the halves swapped", LayerSlot::InputNorm, LayerSlot::FeedForwardNorm),
-    ("norms after the halves swapped", LayerSlot::AttentionOutputNorm, LayerSlot::FeedForwardOutputNorm),
-];
-
-fn each_rope(spec: &mut DecoderSpec, change: impl Fn(&mut RopeSpec)) {
-    spec.rope.iter_mut().for_each(change);
-}
-
-fn other_pairing(pairing: RopePairing) -> RopePairing {
-    match pairing {
-        RopePairing::HalfSplit => RopePairing::Interleaved,
-        RopePairing::Interleaved => RopePairing::HalfSplit,
-    }
-}
-
-fn drop_attention_factor(rope: &mut RopeSpec) {
-    if let RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Longrope { attention_factor, .. } =
-        &mut rope.scaling
-    {
-        *attention_factor = 1.0;
-    }
-}
-
-fn short_factors_forever(rope: &mut RopeSpec) {
-    if let RopeScaling::Longrope { short_factor, long_factor, .. } = &mut rope.scaling {
-        long_factor.clone_from(short_factor);
-    }
-}
-
-fn long_factors_forever(rope: &mut RopeSpec) {
-    if let RopeScaling::Longrope { short_factor, long_factor, .. } = &mut rope.scaling {
-        short_factor.clone_from(long_factor);
-    }
-}
-
-fn static_instead_of_dynamic(rope: &mut RopeSpec) {
-    if let RopeScaling::Dynamic { original_max_position_embeddings, .. } = &mut rope.scaling {
-        *original_max_position_embeddings = 1 << 20;
-    }
-}
-
-fn flip_truncate(rope: &mut RopeSpec) {
-    if let RopeScaling::Yarn { truncate, .. } = &mut rope.scaling {
-        *truncate = !*truncate;
-    }
-}
-
-fn each_layer(spec: &mut DecoderSpec, change: impl Fn(&mut Option<usize>, &mut Option<usize>)) {
-    for layer in &mut spec.layers {
-        let Mixer::Attention { sliding_window, rope } = &mut layer.mixer;
-        change(sliding_window, rope);
-    }
-}
-
-fn invert_nope(spec: &mut DecoderSpec) {
-    let without =
-        |spec: &DecoderSpec| spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Attention { rope: None, .. }));
-    if without(spec) {
-        each_layer(spec, |_, rope| *rope = if rope.is_some() { None } else { Some(0) });
-    }
-}
-
-fn invert_windows(spec: &mut DecoderSpec) {
-    let windows: Vec<Option<usize>> = spec
-        .layers
-        .iter()
-        .map(|layer| match layer.mixer {
-            Mixer::Attention { sliding_window, .. } => sliding_window,
-        })
-        .collect();
-    let Some(size) = windows.iter().copied().flatten().next() else { return };
-    each_layer(spec, |window, _| *window = if window.is_some() { None } else { Some(size) });
-}
-
-/// Changes weight offset and eps of every norm.
-fn each_norm(spec: &mut DecoderSpec, change: impl Fn((&mut f32, &mut f64))) {
-    let change = |norm: &mut braidinfer::model::spec::NormSpec| {
-        let pair = (&mut norm.weight_offset, &mut norm.eps);
-        change(pair);
-    };
-    change(&mut spec.norm);
-    if let Some(qk_norm) = &mut spec.attention.qk_norm {
-        change(&mut qk_norm.norm);
-    }
-}
-
-fn each_feed_forward(spec: &mut DecoderSpec, change: impl Fn(&mut Activation, &mut bool)) {
-    for layer in &mut spec.layers {
-        let FeedForward::Dense { hidden_act, bias, .. } = &mut layer.feed_forward;
-        change(hidden_act, bias);
-    }
-}
-
-fn swap_activation(spec: &mut DecoderSpec, from: Activation, to: Activation) {
-    each_feed_forward(spec, |activation, _| {
-        if *activation == from {
-            *activation = to;
-        }
-    });
-}
 
 /// Largest change of a logit over the prompts.
 fn change(fixture: &Fixture, executor: &mut dyn Executor) -> f32 {
@@ -207,16 +37,7 @@ fn spec_fault(fixture: &Fixture, plant: fn(&mut DecoderSpec)) -> Option<f32> {
 
 /// The effect of swapping two modules, or `None` if the architecture lacks one or stores both in one tensor.
 fn swap_fault(fixture: &Fixture, a: LayerSlot, b: LayerSlot) -> Option<f32> {
-    let shape = |slot| {
-        let found = parameters(&fixture.spec()).into_iter().find(|parameter| parameter.slot == Slot::Layer(0, slot));
-        found.map(|parameter| parameter.shape)
-    };
-    let names = fixture.description().names;
-    let (name_a, name_b) = (names.layer_module(a), names.layer_module(b));
-    if shape(a).is_none() || shape(a) != shape(b) || name_a == name_b {
-        return None;
-    }
-    let names = names.with(&[(a, name_b), (b, name_a)]);
+    let names = swapped(fixture, a, b)?;
     Some(change(fixture, &mut fixture.executor_from(&names, ComputeDtype::F32, |_| {})))
 }
 

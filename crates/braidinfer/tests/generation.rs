@@ -5,6 +5,7 @@ mod support;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use braidinfer::executor::Kernels;
 use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::executor::{Executor, Recorder};
 use braidinfer::model::ModelSource;
@@ -25,6 +26,11 @@ fn text(text: &str) -> Prompt {
     Prompt::Text(text.into())
 }
 
+/// Kernels that round nothing.
+fn standard() -> LoadOptions {
+    LoadOptions { kernels: Kernels::Standard, ..LoadOptions::default() }
+}
+
 fn greedy(max_tokens: usize) -> SamplingParams {
     SamplingParams { max_tokens: Some(max_tokens), ignore_eos: true, ..SamplingParams::default() }
 }
@@ -32,7 +38,7 @@ fn greedy(max_tokens: usize) -> SamplingParams {
 #[test]
 fn prompts_generated_together_give_the_tokens_of_transformers() {
     for fixture in Fixture::all() {
-        let mut llm = open(&fixture.source, LoadOptions::default());
+        let mut llm = open(&fixture.source, standard());
         let prompts: Vec<Prompt> = fixture.prompts.iter().map(|prompt| Prompt::Ids(prompt.ids.clone())).collect();
         let completions =
             llm.generate(&prompts, &greedy(24)).unwrap_or_else(|error| panic!("{}: {error}", fixture.name));
@@ -100,7 +106,7 @@ fn the_context_is_a_limit_that_is_said() {
         llm.generate(&[Prompt::Ids(vec![1]), Prompt::Ids(vec![1; 21])], &greedy(1)).expect_err("it is too long");
     assert!(matches!(error, Error::PromptTooLong { prompt: 21, context: 20 }), "{error}");
     llm.generate(&[Prompt::Ids(vec![1; 20])], &greedy(1)).expect("a prompt may fill the context");
-    let beyond = open(&fixture.source, LoadOptions { context: Some(500), ..LoadOptions::default() });
+    let beyond = open(&fixture.source, LoadOptions { context: Some(500), ..standard() });
     assert_eq!(beyond.notes(), ["a context of 500 tokens is beyond the 128 this model is meant for"]);
 }
 

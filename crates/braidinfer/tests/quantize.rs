@@ -7,6 +7,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use braidinfer::executor::Kernels;
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
 use braidinfer::text::Tokenizer;
@@ -205,7 +206,8 @@ fn partial_longrope_comes_back() {
         report.notes
     );
     let logits = |source: &ModelSource| {
-        let llm = Llm::open(source, &LoadOptions::default(), &|_, _| {});
+        let standard = LoadOptions { kernels: Kernels::Standard, ..LoadOptions::default() };
+        let llm = Llm::open(source, &standard, &|_, _| {});
         let ids: Vec<u32> = (0..60).collect();
         llm.and_then(|mut llm| llm.logits(&ids, true)).unwrap_or_else(|error| panic!("{error}")).concat()
     };

@@ -31,6 +31,7 @@ pub fn models() -> Vec<String> {
 pub fn braidinfer<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_braidinfer"));
     command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").env("HF_HUB_CACHE", "/no/such/cache");
+    command.env("BRAIDINFER_CACHE", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

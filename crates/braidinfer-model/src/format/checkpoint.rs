@@ -72,6 +72,16 @@ impl Checkpoint {
         Ok(Some(TensorView { name, path: &file.path, dtype: *dtype, shape: record.shape.clone(), data }))
     }
 
+    /// File and bytes of the tensor called `name`.
+    pub(crate) fn place(&self, name: &str) -> Option<(usize, Range<usize>)> {
+        self.tensors.get(name).map(|stored| (stored.file, stored.record.range.clone()))
+    }
+
+    /// Bytes of a file, as [`Checkpoint::place`] names them.
+    pub(crate) fn bytes(&self, file: usize, range: Range<usize>) -> &[u8] {
+        &self.files[file].bytes.as_slice()[range]
+    }
+
     /// Lets go of memory that only caches a part of the tensor called `name`, given in bytes of its data.
     pub(crate) fn release(&self, name: &str, part: Range<usize>) {
         if let Some(Stored { file, record }) = self.tensors.get(name) {

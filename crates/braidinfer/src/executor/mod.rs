@@ -3,6 +3,7 @@
 mod batch;
 mod device;
 pub mod fused;
+mod layer_by_layer;
 mod probe;
 mod report;
 mod rope_history;
@@ -14,6 +15,7 @@ use braidinfer_model::DecoderSpec;
 
 pub use batch::{Batch, SequenceSlice};
 pub use device::DeviceChoice;
+pub use layer_by_layer::LayerByLayer;
 pub use probe::{Activation, NoProbe, Probe, Recorder};
 pub use report::ExecutorReport;
 
@@ -117,6 +119,14 @@ pub enum KvDtype {
 }
 
 impl KvDtype {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+
     /// Bytes of a value.
     pub fn size(self) -> usize {
         match self {

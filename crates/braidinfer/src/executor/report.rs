@@ -25,6 +25,6 @@ pub struct ExecutorReport {
     pub levels: Vec<LevelCount>,
     /// The numeric level that multiplies most of the weight bytes; f32 for standard kernels.
     pub main_level: NumericLevel,
-    /// How keys and values are stored.
-    pub kv_dtype: KvDtype,
+    /// How each layer stores keys and values.
+    pub kv_dtypes: Vec<KvDtype>,
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod planted;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -147,11 +149,16 @@ impl Fixture {
         let weights = Weights::open(&self.source, &spec, &names);
         let mut weights = weights.unwrap_or_else(|error| panic!("{}: {error}", self.name));
         change(&spec, &mut weights);
+        self.fused_over(fused, spec, &weights)
+    }
+
+    /// A fused executor over given weights.
+    pub fn fused_over(&self, fused: Fused, spec: DecoderSpec, weights: &Weights) -> FusedExecutor {
         let Fused { coarsest, threads, isa, kv_dtype } = fused;
         let kv_cache =
             KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype: kv_dtype };
         let options = FusedOptions { coarsest, kv_cache, threads, isa };
-        let executor = FusedExecutor::load(spec, &weights, options, &|_, _| {});
+        let executor = FusedExecutor::load(spec, weights, options, &|_, _| {});
         executor.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 

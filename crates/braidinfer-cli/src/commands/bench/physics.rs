@@ -1,8 +1,9 @@
 //! What a run must at least read and multiply.
 
+use braidinfer::executor::KvDtype;
 use braidinfer::kernels::NumericLevel;
 use braidinfer::model::DecoderSpec;
-use braidinfer::model::spec::{FeedForward, Mixer};
+use braidinfer::model::spec::{FeedForward, LayerSpec, Mixer};
 use serde::{Deserialize, Serialize};
 
 use super::contestant::Described;
@@ -42,12 +43,11 @@ impl Work {
     pub fn of(case: Case, described: &Described) -> Self {
         let (spec, executor) = (&described.spec, &described.executor);
         let steps: Vec<_> = case.steps(described.step_tokens).collect();
-        let position = 2 * spec.num_key_value_heads * spec.head_dim * executor.kv_dtype.size();
-        let seen: usize = steps.iter().map(|step| visible_positions(spec, step.end())).sum();
+        let seen: usize = steps.iter().map(|step| visible_bytes(spec, &executor.kv_dtypes, step.end())).sum();
         let sampled = if case.phase == Phase::Prefill { 1 } else { case.tokens };
         let products = case.tokens as f64 * layer_weights(spec) + sampled as f64 * head_weights(spec);
         Self {
-            bytes: (steps.len() * executor.weight_bytes) as f64 + (case.batch * seen) as f64 * position as f64,
+            bytes: (steps.len() * executor.weight_bytes) as f64 + (case.batch * seen) as f64,
             operations: 2.0 * case.batch as f64 * products,
         }
     }
@@ -65,13 +65,13 @@ impl Work {
     }
 }
 
-/// Stored positions that the last token of a sequence of `len` tokens sees, summed over the layers.
-fn visible_positions(spec: &DecoderSpec, len: usize) -> usize {
-    let of_layer = |mixer: &Mixer| {
-        let Mixer::Attention { sliding_window, .. } = mixer;
-        sliding_window.map_or(len, |window| window.min(len))
+/// Bytes of keys and values that the last token of a sequence of `len` tokens sees, in all layers.
+fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize {
+    let of_layer = |(layer, dtype): (&LayerSpec, &KvDtype)| {
+        let Mixer::Attention { sliding_window, .. } = layer.mixer;
+        2 * spec.key_value_width() * dtype.size() * sliding_window.map_or(len, |window| window.min(len))
     };
-    spec.layers.iter().map(|layer| of_layer(&layer.mixer)).sum()
+    spec.layers.iter().zip(kv_dtypes).map(of_layer).sum()
 }
 
 /// Weights of the projections of all layers.
@@ -108,7 +108,7 @@ mod tests {
             pack_time: None,
             levels: Vec::new(),
             main_level: NumericLevel::F32,
-            kv_dtype: KvDtype::F16,
+            kv_dtypes: vec![KvDtype::F16; description.spec.layers.len()],
         };
         let time = Duration::ZERO;
         let spec = description.spec;

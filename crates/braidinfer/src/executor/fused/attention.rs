@@ -13,8 +13,10 @@ use braidinfer_model::spec::QkNormExtent;
 use super::FusedExecutor;
 use super::each_row::each_row;
 use super::heads::{Heads, Part, Stage};
-use super::kv_cache::Layers;
+use super::kv_cache::LayerSlabs;
 use super::packed::{PackedLayer, PackedNorm};
+#[cfg(test)]
+use super::planted::{Planted, to_bf16};
 use super::scratch::{AttentionScratch, Scratch};
 use super::step::{Piece, Step};
 use super::trace::Trace;
@@ -47,10 +49,12 @@ impl FusedExecutor {
             partials,
             merges,
             starts: head_starts,
+            #[cfg(test)]
+            keys_in_bf16: self.planted == Some(Planted::KeysInBf16),
         };
-        match &mut self.kv_cache.layers {
-            Layers::F32(layers) => work.run(&mut layers[index], heads),
-            Layers::F16(layers) => work.run(&mut layers[index], heads),
+        match &mut self.kv_cache.layers[index] {
+            LayerSlabs::F32(slabs) => work.run(slabs, heads),
+            LayerSlabs::F16(slabs) => work.run(slabs, heads),
         }
     }
 }
@@ -106,6 +110,8 @@ struct Work<'a> {
     merges: &'a mut Vec<usize>,
     /// Where the queries of each group and piece begin in `heads`.
     starts: &'a [usize],
+    #[cfg(test)]
+    keys_in_bf16: bool,
 }
 
 /// Results over parts of long contexts.
@@ -139,6 +145,8 @@ impl Work<'_> {
         for (slab, _) in &step.slabs {
             self.items.extend((0..groups).map(|group| slab * groups + group));
         }
+        #[cfg(test)]
+        let keys_in_bf16 = self.keys_in_bf16;
         let items = Items::new(slabs, self.items);
         self.pool.for_each_with(self.scratch, items, |item, slab, scratch: &mut AttentionScratch| {
             let group = item % groups;
@@ -147,6 +155,10 @@ impl Work<'_> {
             for write in &step.writes[step.slabs[item / groups].1.clone()] {
                 source.read(Part::Key, write.token, group, Stage::Rotated, key);
                 source.read(Part::Value, write.token, group, Stage::Rotated, value);
+                #[cfg(test)]
+                if keys_in_bf16 {
+                    to_bf16(key);
+                }
                 slab.write(write.tile, write.lane, key, value);
             }
         });

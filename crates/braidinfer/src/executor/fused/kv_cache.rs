@@ -1,6 +1,6 @@
 //! Paged storage of keys and values, in the layout that attention reads.
 
-use braidinfer_kernels::attention::{KvSlab, SLAB_TILES};
+use braidinfer_kernels::attention::{KvElement, KvSlab, SLAB_TILES};
 use braidinfer_model::DecoderSpec;
 
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
@@ -17,26 +17,32 @@ pub(super) struct KvCache {
     config: KvCacheConfig,
     num_key_value_heads: usize,
     head_dim: usize,
-    pub(super) layers: Layers,
+    pub(super) layers: Vec<LayerSlabs>,
 }
 
-/// Slabs of each layer; that of slab `s` and head `g` is number `s * num_key_value_heads + g`.
+/// Slabs of one layer; that of slab `s` and head `g` is number `s * num_key_value_heads + g`.
 #[derive(Debug)]
-pub(super) enum Layers {
-    F32(Vec<Vec<KvSlab<f32>>>),
-    F16(Vec<Vec<KvSlab<u16>>>),
+pub(super) enum LayerSlabs {
+    F32(Vec<KvSlab<f32>>),
+    F16(Vec<KvSlab<u16>>),
+}
+
+impl LayerSlabs {
+    fn new(dtype: KvDtype) -> Self {
+        match dtype {
+            KvDtype::F32 => Self::F32(Vec::new()),
+            KvDtype::F16 => Self::F16(Vec::new()),
+        }
+    }
 }
 
 impl KvCache {
-    pub(super) fn new(spec: &DecoderSpec, config: KvCacheConfig) -> Result<Self> {
+    /// `dtypes` has one for each layer.
+    pub(super) fn new(spec: &DecoderSpec, config: KvCacheConfig, dtypes: &[KvDtype]) -> Result<Self> {
         if config.block_size == 0 || !config.block_size.is_multiple_of(TILE) {
             return Err(Error::bad_request("block_size", format!("a multiple of {TILE}"), config.block_size));
         }
-        let layers = spec.layers.len();
-        let layers = match config.dtype {
-            KvDtype::F32 => Layers::F32((0..layers).map(|_| Vec::new()).collect()),
-            KvDtype::F16 => Layers::F16((0..layers).map(|_| Vec::new()).collect()),
-        };
+        let layers = dtypes.iter().map(|dtype| LayerSlabs::new(*dtype)).collect();
         Ok(Self { config, num_key_value_heads: spec.num_key_value_heads, head_dim: spec.head_dim, layers })
     }
 
@@ -52,9 +58,11 @@ impl KvCache {
         let tokens = blocks.max().map_or(0, |block| (*block as usize + 1) * block_size);
         let slabs = tokens.div_ceil(SLAB_TOKENS) * self.num_key_value_heads;
         let head_dim = self.head_dim;
-        match &mut self.layers {
-            Layers::F32(layers) => grow(layers, slabs, head_dim),
-            Layers::F16(layers) => grow(layers, slabs, head_dim),
+        for layer in &mut self.layers {
+            match layer {
+                LayerSlabs::F32(layer) => grow(layer, slabs, head_dim),
+                LayerSlabs::F16(layer) => grow(layer, slabs, head_dim),
+            }
         }
     }
 
@@ -67,10 +75,8 @@ impl KvCache {
     }
 }
 
-fn grow<T: braidinfer_kernels::attention::KvElement>(layers: &mut [Vec<KvSlab<T>>], slabs: usize, head_dim: usize) {
-    for layer in layers {
-        while layer.len() < slabs {
-            layer.push(KvSlab::new(head_dim));
-        }
+fn grow<T: KvElement>(layer: &mut Vec<KvSlab<T>>, slabs: usize, head_dim: usize) {
+    while layer.len() < slabs {
+        layer.push(KvSlab::new(head_dim));
     }
 }

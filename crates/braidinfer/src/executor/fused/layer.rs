@@ -15,7 +15,11 @@ impl FusedExecutor {
     /// Replaces the residual stream by what it is after a layer.
     pub(super) fn layer(&mut self, index: usize, trace: &mut Trace) {
         self.project_qkv(index, trace);
+        #[cfg(test)]
+        self.spoil_projections(index);
         self.attend(index, trace);
+        #[cfg(test)]
+        self.spoil_heads(index);
         self.add_attention(index, trace);
         if !self.spec.block.parallel {
             self.normalize_for_feed_forward(index, trace);

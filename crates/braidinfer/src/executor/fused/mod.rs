@@ -11,8 +11,11 @@ mod encode;
 mod heads;
 mod kv_cache;
 mod layer;
+mod layer_by_layer;
 mod packed;
 mod plan;
+#[cfg(test)]
+pub(crate) mod planted;
 mod product;
 mod scratch;
 mod step;
@@ -63,6 +66,8 @@ pub struct FusedExecutor {
     /// Where RoPE depends on the length of the sequence.
     rope_history: Option<RopeHistory>,
     pack_time: Duration,
+    #[cfg(test)]
+    pub(crate) planted: Option<planted::Planted>,
 }
 
 impl FusedExecutor {
@@ -70,10 +75,10 @@ impl FusedExecutor {
     ///
     /// Fails on a weight that is not finite, naming tensor and index, and on a block size that is no multiple of 16.
     pub fn load(spec: DecoderSpec, weights: &Weights, options: FusedOptions, progress: LoadProgress) -> Result<Self> {
-        let plan = KernelPlan::fastest(weights, options.coarsest, options.kv_cache.dtype);
+        let plan = KernelPlan::fastest(weights, spec.layers.len(), options.coarsest, options.kv_cache.dtype);
         let threads = |error| Error::Unsupported(format!("{} threads: {error}", options.threads));
         let mut pool = Pool::new(options.threads).map_err(threads)?;
-        let kv_cache = KvCache::new(&spec, options.kv_cache)?;
+        let kv_cache = KvCache::new(&spec, options.kv_cache, &plan.kv_dtypes)?;
         let started = Instant::now();
         let packed = PackedDecoder::load(&spec, weights, &plan, &mut pool, progress)?;
         Ok(Self {
@@ -87,12 +92,35 @@ impl FusedExecutor {
             plan,
             pool,
             kv_cache,
+            #[cfg(test)]
+            planted: None,
         })
     }
 
     /// Which level multiplies what.
     pub fn plan(&self) -> &KernelPlan {
         &self.plan
+    }
+
+    /// Computes by another plan from now on, and forgets the stored keys and values. Weights stay packed as they are.
+    ///
+    /// Fails on a plan for another model, or with a level that weights of a type cannot be multiplied at.
+    pub fn set_plan(&mut self, plan: KernelPlan) -> Result<()> {
+        let slots = |plan: &KernelPlan| -> Vec<_> {
+            plan.projections.iter().map(|planned| (planned.slot, planned.dtype)).collect()
+        };
+        if slots(&plan) != slots(&self.plan) || plan.kv_dtypes.len() != self.plan.kv_dtypes.len() {
+            return Err(Error::bad_request("kernel plan", "one for this model", "one for another"));
+        }
+        if let Some(planned) = plan.projections.iter().find(|planned| !planned.is_possible()) {
+            let found = format!("{} for {} weights in {:?}", planned.level.name(), planned.dtype, planned.slot);
+            return Err(Error::bad_request("kernel plan", "a level that its weights can be multiplied at", found));
+        }
+        self.kv_cache = KvCache::new(&self.spec, self.kv_cache.config(), &plan.kv_dtypes)?;
+        self.rope_history = RopeHistory::new(&self.spec, self.kv_cache.config().block_size);
+        self.weights.set_levels(&plan);
+        self.plan = plan;
+        Ok(())
     }
 
     /// The instruction set.
@@ -129,7 +157,7 @@ impl Executor for FusedExecutor {
             pack_time: Some(self.pack_time),
             levels: self.plan.summary(),
             main_level: self.weights.main_level(),
-            kv_dtype: self.plan.kv_dtype,
+            kv_dtypes: self.plan.kv_dtypes.clone(),
         }
     }
 

@@ -91,12 +91,34 @@ impl PackedLayer {
         let attention = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         attention.into_iter().chain(&self.gate_proj).chain([&self.up_proj, &self.down_proj])
     }
+
+    fn projections_mut(&mut self) -> impl Iterator<Item = (LayerSlot, &mut PackedLinear)> {
+        let attention = [
+            (LayerSlot::QProj, &mut self.q_proj),
+            (LayerSlot::KProj, &mut self.k_proj),
+            (LayerSlot::VProj, &mut self.v_proj),
+            (LayerSlot::OProj, &mut self.o_proj),
+        ];
+        let gate_proj = self.gate_proj.iter_mut().map(|gate_proj| (LayerSlot::GateProj, gate_proj));
+        let rest = [(LayerSlot::UpProj, &mut self.up_proj), (LayerSlot::DownProj, &mut self.down_proj)];
+        attention.into_iter().chain(gate_proj).chain(rest)
+    }
 }
 
 impl PackedDecoder {
     /// Bytes of all panels.
     pub(super) fn bytes(&self) -> usize {
         self.panels.len()
+    }
+
+    /// Multiplies at the levels of `plan` from now on.
+    pub(super) fn set_levels(&mut self, plan: &KernelPlan) {
+        self.lm_head.level = plan.level(Slot::LmHead);
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            for (slot, linear) in layer.projections_mut() {
+                linear.level = plan.level(Slot::Layer(index, slot));
+            }
+        }
     }
 
     /// The bytes of all panels.

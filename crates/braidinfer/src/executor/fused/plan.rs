@@ -17,24 +17,59 @@ pub struct PlannedProjection {
     pub level: NumericLevel,
 }
 
-/// A level for every projection, and how keys and values are stored.
+impl PlannedProjection {
+    /// Whether weights of this type can be multiplied at this level.
+    pub(super) fn is_possible(&self) -> bool {
+        self.level == NumericLevel::F32 || self.level == fastest_level(self.dtype, self.level)
+    }
+}
+
+/// A level for every projection, and how each layer stores keys and values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelPlan {
     /// In slot order.
     pub projections: Vec<PlannedProjection>,
-    /// How keys and values are stored.
-    pub kv_dtype: KvDtype,
+    /// One for each layer.
+    pub kv_dtypes: Vec<KvDtype>,
 }
 
 impl KernelPlan {
-    /// The fastest level for every projection that is no coarser than `coarsest`.
-    pub fn fastest(weights: &Weights, coarsest: NumericLevel, kv_dtype: KvDtype) -> Self {
+    /// The fastest level for every projection of `layers` layers and the output head that is no coarser than `coarsest`.
+    pub fn fastest(weights: &Weights, layers: usize, coarsest: NumericLevel, kv_dtype: KvDtype) -> Self {
         let projection = |(slot, param, dtype): (Slot, Param, Dtype)| {
             let is_matrix = param == Param::Weight && is_projection(slot);
             is_matrix.then(|| PlannedProjection { slot, dtype, level: fastest_level(dtype, coarsest) })
         };
         let parameters = weights.iter().map(|(slot, param, view)| (slot, param, view.dtype));
-        Self { projections: parameters.filter_map(projection).collect(), kv_dtype }
+        Self { projections: parameters.filter_map(projection).collect(), kv_dtypes: vec![kv_dtype; layers] }
+    }
+
+    /// The same with nothing rounded but sums.
+    pub fn exact(&self) -> Self {
+        let exact = |planned: &PlannedProjection| PlannedProjection { level: NumericLevel::F32, ..*planned };
+        Self {
+            projections: self.projections.iter().map(exact).collect(),
+            kv_dtypes: vec![KvDtype::F32; self.kv_dtypes.len()],
+        }
+    }
+
+    /// Has some projections of a layer multiply activations as they are.
+    pub fn raise_levels(&mut self, layer: usize, which: impl Fn(LayerSlot) -> bool) {
+        for planned in &mut self.projections {
+            if matches!(planned.slot, Slot::Layer(index, slot) if index == layer && which(slot)) {
+                planned.level = NumericLevel::F32;
+            }
+        }
+    }
+
+    /// Whether a layer is computed and stored as in another plan.
+    pub fn same_layer(&self, other: &Self, layer: usize) -> bool {
+        let of = |plan: &Self| -> Vec<PlannedProjection> {
+            let in_layer =
+                |planned: &&PlannedProjection| matches!(planned.slot, Slot::Layer(index, _) if index == layer);
+            plan.projections.iter().filter(in_layer).copied().collect()
+        };
+        self.kv_dtypes.get(layer) == other.kv_dtypes.get(layer) && of(self) == of(other)
     }
 
     /// The level of a projection; the exact one if the plan does not know it.

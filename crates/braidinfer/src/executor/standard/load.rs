@@ -15,7 +15,7 @@ use super::feed_forward::DenseFeedForward;
 use super::kv_cache::KvCache;
 use super::layer::Layer;
 use super::linear::Linear;
-use super::matrix::{Matrix, QuantizedMatrix};
+use super::matrix::{Matrix, StoredMatrix};
 use super::norm::Norm;
 use crate::executor::rope_history::RopeHistory;
 use crate::executor::{DeviceChoice, KvCacheConfig};
@@ -33,7 +33,7 @@ pub enum ComputeDtype {
 }
 
 impl ComputeDtype {
-    fn candle(self) -> DType {
+    pub(super) fn candle(self) -> DType {
         match self {
             Self::F32 => DType::F32,
             Self::BF16 => DType::BF16,
@@ -98,7 +98,8 @@ impl StandardExecutor {
     ) -> Result<Self> {
         let device = options.device.open()?;
         let StandardOptions { dtype, quantized_weights, .. } = options;
-        let loader = Loader { spec: &spec, weights, dtype, quantized_weights, device: &device };
+        let loader =
+            Loader { spec: &spec, weights, matrices: Matrices::Loaded(dtype, quantized_weights), device: &device };
         let done = AtomicUsize::new(0);
         let layer = |index: usize| {
             let layer = loader.layer(index)?;
@@ -120,16 +121,25 @@ impl StandardExecutor {
     }
 }
 
-struct Loader<'a> {
-    spec: &'a DecoderSpec,
-    weights: &'a Weights,
-    dtype: ComputeDtype,
-    quantized_weights: QuantizedWeights,
-    device: &'a Device,
+/// What becomes of matrices.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Matrices {
+    /// They are checked and copied, in the compute type or in quantized blocks.
+    Loaded(ComputeDtype, QuantizedWeights),
+    /// They stay where and what they are; whoever asks for this has checked them.
+    Stored,
+}
+
+/// Reads parts of a decoder.
+pub(super) struct Loader<'a> {
+    pub(super) spec: &'a DecoderSpec,
+    pub(super) weights: &'a Weights,
+    pub(super) matrices: Matrices,
+    pub(super) device: &'a Device,
 }
 
 impl Loader<'_> {
-    fn layer(&self, index: usize) -> Result<Layer> {
+    pub(super) fn layer(&self, index: usize) -> Result<Layer> {
         let norm = |slot| self.norm(Slot::Layer(index, slot), &self.spec.norm);
         Ok(Layer {
             parallel: self.spec.block.parallel,
@@ -181,12 +191,12 @@ impl Loader<'_> {
     }
 
     /// The norm in `slot`, or `None` if the architecture has none there.
-    fn norm(&self, slot: Slot, spec: &NormSpec) -> Result<Option<Norm>> {
+    pub(super) fn norm(&self, slot: Slot, spec: &NormSpec) -> Result<Option<Norm>> {
         let Some(weight) = self.vector(slot, Param::Weight)? else { return Ok(None) };
         Norm::new(spec, &weight, self.vector(slot, Param::Bias)?).map(Some)
     }
 
-    fn linear(&self, slot: Slot) -> Result<Linear> {
+    pub(super) fn linear(&self, slot: Slot) -> Result<Linear> {
         Ok(Linear::new(self.matrix(slot)?, self.vector(slot, Param::Bias)?))
     }
 
@@ -194,14 +204,20 @@ impl Loader<'_> {
     fn matrix(&self, slot: Slot) -> Result<Matrix> {
         let view = self.weights.get(slot, Param::Weight).ok_or_else(|| self.absent(slot))?;
         let shape = view.shape.clone();
-        if self.quantized_weights == QuantizedWeights::Keep && view.dtype.is_quantized() && self.device.is_cpu() {
+        let stored = |blocks| Matrix::Stored(StoredMatrix::new(view.dtype, shape[0], shape[1], blocks));
+        let (dtype, quantized_weights) = match self.matrices {
+            Matrices::Loaded(dtype, quantized_weights) => (dtype, quantized_weights),
+            Matrices::Stored => {
+                return self.weights.bytes(slot, Param::Weight).map(stored).ok_or_else(|| self.absent(slot));
+            }
+        };
+        if quantized_weights == QuantizedWeights::Keep && view.dtype.is_quantized() && self.device.is_cpu() {
             view.check()?;
             let blocks = self.weights.replaced(slot, Param::Weight).unwrap_or_else(|| view.data.into());
-            let matrix = QuantizedMatrix::new(view.dtype, shape[0], shape[1], blocks);
             self.weights.release(slot, Param::Weight);
-            return Ok(Matrix::Quantized(matrix));
+            return Ok(stored(blocks));
         }
-        let tensor = match self.dtype {
+        let tensor = match dtype {
             ComputeDtype::F32 => Tensor::from_vec(view.read::<f32>()?, shape, self.device),
             ComputeDtype::BF16 => Tensor::from_vec(view.read::<bf16>()?, shape, self.device),
             ComputeDtype::F16 => Tensor::from_vec(view.read::<f16>()?, shape, self.device),
@@ -216,7 +232,7 @@ impl Loader<'_> {
         Ok(Some(Tensor::from_vec(view.read::<f32>()?, view.shape.clone(), self.device)?))
     }
 
-    fn absent(&self, slot: Slot) -> Error {
+    pub(super) fn absent(&self, slot: Slot) -> Error {
         Error::Internal(format!("the architecture calls for {slot:?}, which the weights lack"))
     }
 }

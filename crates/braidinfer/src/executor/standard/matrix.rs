@@ -1,9 +1,7 @@
-//! Weight matrices: tensors in the compute type, or quantized blocks that become f32 a few rows at a time.
+//! Weight matrices: tensors in the compute type, or bytes of the checkpoint that become f32 a few rows at a time.
 
-use std::sync::Arc;
-
-use braidinfer_model::Dtype;
 use braidinfer_model::quantization::dequantize;
+use braidinfer_model::{Dtype, WeightBytes};
 use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
@@ -13,22 +11,22 @@ use crate::Result;
 pub(super) enum Matrix {
     /// In the compute type, on any device.
     Dense(Tensor),
-    /// In the blocks of the checkpoint, on the CPU.
-    Quantized(QuantizedMatrix),
+    /// As the checkpoint has it, on the CPU.
+    Stored(StoredMatrix),
 }
 
-/// Rows of whole blocks.
+/// Rows of whole blocks, or of plain values.
 #[derive(Debug, Clone)]
-pub(super) struct QuantizedMatrix {
+pub(super) struct StoredMatrix {
     dtype: Dtype,
     rows: usize,
     columns: usize,
-    blocks: Arc<[u8]>,
+    blocks: WeightBytes,
 }
 
-impl QuantizedMatrix {
+impl StoredMatrix {
     /// `blocks` are those of `rows` rows of `columns` values.
-    pub(super) fn new(dtype: Dtype, rows: usize, columns: usize, blocks: Arc<[u8]>) -> Self {
+    pub(super) fn new(dtype: Dtype, rows: usize, columns: usize, blocks: WeightBytes) -> Self {
         Self { dtype, rows, columns, blocks }
     }
 
@@ -46,7 +44,7 @@ impl Matrix {
     pub(super) fn rows(&self) -> Result<usize> {
         match self {
             Self::Dense(tensor) => Ok(tensor.dim(0)?),
-            Self::Quantized(matrix) => Ok(matrix.rows),
+            Self::Stored(matrix) => Ok(matrix.rows),
         }
     }
 
@@ -54,7 +52,7 @@ impl Matrix {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
-            Self::Quantized(matrix) => matrix.blocks.len(),
+            Self::Stored(matrix) => matrix.blocks.len(),
         }
     }
 
@@ -70,7 +68,7 @@ impl Matrix {
     pub(super) fn rows_f32(&self, start: usize, count: usize) -> candle_core::Result<Tensor> {
         match self {
             Self::Dense(tensor) => tensor.narrow(0, start, count)?.to_dtype(DType::F32),
-            Self::Quantized(matrix) => {
+            Self::Stored(matrix) => {
                 Tensor::from_vec(matrix.values(start, count), (count, matrix.columns), &Device::Cpu)
             }
         }
@@ -82,7 +80,7 @@ impl Matrix {
             Self::Dense(tensor) => {
                 Ok(tensor.index_select(&Tensor::new(indices, tensor.device())?, 0)?.to_dtype(dtype)?)
             }
-            Self::Quantized(matrix) => {
+            Self::Stored(matrix) => {
                 let values: Vec<f32> = indices.iter().flat_map(|index| matrix.values(*index as usize, 1)).collect();
                 let rows = Tensor::from_vec(values, (indices.len(), matrix.columns), &Device::Cpu)?;
                 Ok(rows.to_dtype(dtype)?)

@@ -13,6 +13,7 @@ mod load;
 mod matrix;
 mod norm;
 mod rotary;
+mod stream;
 mod trace;
 
 use braidinfer_kernels::NumericLevel;
@@ -32,6 +33,7 @@ use super::{Batch, Executor, ExecutorReport, Kernels, KvCacheConfig, Logits, NoP
 use crate::Result;
 
 pub use load::{ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
+pub use stream::StandardStream;
 
 /// A decoder in Candle operations.
 #[derive(Debug)]
@@ -67,7 +69,7 @@ impl Executor for StandardExecutor {
             pack_time: None,
             levels: Vec::new(),
             main_level: NumericLevel::F32,
-            kv_dtype: self.kv_cache().dtype,
+            kv_dtypes: vec![self.kv_cache().dtype; self.spec.layers.len()],
         }
     }
 
@@ -113,21 +115,39 @@ impl StandardExecutor {
 
     /// The embedding of every token, `[T, h]`.
     fn embed(&self, token_ids: &[u32]) -> Result<Tensor> {
-        let x = self.embed_tokens.select(token_ids, self.dtype)?;
-        if self.spec.embedding_multiplier == 1.0 {
-            return Ok(x);
-        }
-        // The multiplier is rounded to the compute type before use, as Gemma was trained.
-        let multiplier = Tensor::new(self.spec.embedding_multiplier as f32, &self.device)?.to_dtype(self.dtype)?;
-        Ok(x.broadcast_mul(&multiplier)?)
+        multiplied(self.embed_tokens.select(token_ids, self.dtype)?, &self.spec)
     }
 
     fn head(&self, x: &Tensor, rows: &[usize], trace: &mut Trace) -> Result<Tensor> {
+        Head { spec: &self.spec, final_norm: &self.final_norm, lm_head: &self.lm_head }.forward(x, rows, trace)
+    }
+}
+
+/// Embeddings as the first layer takes them.
+fn multiplied(x: Tensor, spec: &DecoderSpec) -> Result<Tensor> {
+    if spec.embedding_multiplier == 1.0 {
+        return Ok(x);
+    }
+    // The multiplier is rounded to the compute type before use, as Gemma was trained.
+    let multiplier = Tensor::new(spec.embedding_multiplier as f32, x.device())?.to_dtype(x.dtype())?;
+    Ok(x.broadcast_mul(&multiplier)?)
+}
+
+/// What turns the residual stream into logits.
+struct Head<'a> {
+    spec: &'a DecoderSpec,
+    final_norm: &'a Norm,
+    lm_head: &'a Linear,
+}
+
+impl Head<'_> {
+    /// Logits `[rows, V]` in f32 of some rows of `x`, `[T, h]`.
+    fn forward(&self, x: &Tensor, rows: &[usize], trace: &mut Trace) -> Result<Tensor> {
         let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         if rows.is_empty() {
-            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, &self.device)?);
+            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, x.device())?);
         }
-        let x = x.index_select(&Tensor::new(rows, &self.device)?, 0)?;
+        let x = x.index_select(&Tensor::new(rows, x.device())?, 0)?;
         let x = self.final_norm.forward(&x)?;
         trace.record("final_norm", &x)?;
         let mut logits = self.lm_head.forward_f32(&x)?;

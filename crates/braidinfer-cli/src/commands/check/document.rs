@@ -1,0 +1,214 @@
+//! A verdict for people.
+
+use braidinfer::compat::{CompatReport, LayerReport, Measured, OpError, PlanEntry, Predicted, RunReport, Status};
+
+use crate::report::{Document, LinePlot, Mood, Series, Verdict, number};
+
+/// What a measurement within one engine cannot show.
+const LIMITS: &str = "All runs share one reading of the architecture: what they have in common, such as a wrong RoPE base, \
+no comparison of kernels can show. The tests of the engine compare every architecture with transformers for that, and the \
+loss on plain text, which such faults raise far above what a trained model has, stands above.";
+
+/// The whole report, or, without `detail`, what fits a terminal.
+pub fn of(report: &CompatReport, detail: bool) -> Document {
+    let mut document = Document {
+        title: format!("Do fused kernels change the answers of {}?", report.model),
+        verdict: Some(Verdict {
+            word: report.status.as_str().to_owned(),
+            mood: mood(report.status),
+            sentence: format!("{}.", capitalised(&report.reason)),
+        }),
+        ..Document::default()
+    };
+    add_summary(&mut document, report);
+    if let Some(measured) = &report.measured {
+        add_runs(&mut document, measured, detail);
+        add_layers(&mut document, report, detail);
+    }
+    add_weights(&mut document, &report.predicted, detail);
+    document.heading("What to do");
+    document.list(report.recommendations.iter().map(|line| capitalised(line)).collect());
+    if detail && report.measured.is_some() {
+        document.heading("What this cannot show");
+        document.paragraph(LIMITS);
+    }
+    document
+}
+
+fn mood(status: Status) -> Mood {
+    match status {
+        Status::Compatible => Mood::Good,
+        Status::Warning => Mood::Doubtful,
+        Status::Incompatible => Mood::Bad,
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+fn add_summary(document: &mut Document, report: &CompatReport) {
+    let predicted = &report.predicted;
+    let or_none = |value: Option<f64>| value.map_or_else(|| "no such norm".into(), number);
+    let mut rows = vec![
+        ["predicted from the weights".into(), format!("{}, score {:.2}", predicted.status.as_str(), predicted.score)],
+        ["largest weight of a norm on keys".into(), or_none(predicted.max_weight)],
+        ["largest ratio to its median".into(), or_none(predicted.max_ratio)],
+    ];
+    if let Some(measured) = &report.measured {
+        let what = if measured.text { "tokens of text" } else { "random token ids" };
+        rows.insert(0, ["measured".into(), format!("{}, score {:.2}", report.status.as_str(), report.score)]);
+        rows.push(["read".into(), format!("{} {what}, in {:.1} s", measured.tokens, measured.seconds)]);
+        let loss = format!("{:.2} nats per token, {:.2} when knowing nothing", measured.loss, measured.uniform_loss);
+        rows.push(["loss".into(), if measured.text { loss } else { "says nothing on random ids".into() }]);
+    }
+    if let Some(speed) = report.measured.as_ref().and_then(|measured| measured.speed) {
+        let kept = format!(
+            "{} of {} tok/s decoding ({:.0} %)",
+            number(speed.plan_tok_s),
+            number(speed.fastest_tok_s),
+            100.0 * speed.plan_tok_s / speed.fastest_tok_s
+        );
+        rows.push(["speed that the plan keeps".into(), kept]);
+    }
+    rows.push(["engine".into(), format!("braidinfer {}, {}", report.version, report.isa)]);
+    document.table(["", ""], rows);
+}
+
+fn add_runs(document: &mut Document, measured: &Measured, detail: bool) {
+    document.heading("Runs, compared with standard kernels in f32");
+    let row = |run: &RunReport| {
+        let divergence = &run.divergence;
+        [
+            run.name.clone(),
+            number(divergence.kl_mean),
+            number(divergence.kl_p99),
+            number(divergence.kl_max),
+            format!("{:.1} %", 100.0 * divergence.top1_agreement),
+            divergence.near_ties.to_string(),
+            divergence.disagreements.to_string(),
+        ]
+    };
+    let header = ["run", "mean KL", "99 %", "largest", "same top token", "near ties", "others"];
+    document.table(header, measured.runs.iter().map(row));
+    if detail {
+        let series = |values: fn(&RunReport) -> &Vec<f64>| {
+            let one = |run: &RunReport| Series { name: run.name.clone(), values: values(run).clone() };
+            measured.runs.iter().map(one).collect()
+        };
+        document.lines(LinePlot {
+            title: "Divergence at each position".into(),
+            x: "position".into(),
+            y: "KL, nats".into(),
+            series: series(|run| &run.divergence.kl),
+        });
+        document.lines(LinePlot {
+            title: "Error of the residual stream after each layer, as it adds up".into(),
+            x: "layer".into(),
+            y: "relative error".into(),
+            series: series(|run| &run.drift),
+        });
+    }
+}
+
+fn add_layers(document: &mut Document, report: &CompatReport, detail: bool) {
+    let changed = report.layers.iter().filter(|layer| layer.raised.is_some() || layer.fault.is_some()).count();
+    document.heading("Layers, each on the true input");
+    document.paragraph(format!(
+        "Plan: {}.{}",
+        plan_in_short(report),
+        if changed > 0 {
+            format!(" {changed} of {} layers depart from the fastest one.", report.layers.len())
+        } else {
+            String::new()
+        }
+    ));
+    if detail {
+        let largest = |ops: fn(&LayerReport) -> &Vec<OpError>| {
+            report.layers.iter().map(|layer| worst(ops(layer)).map_or(0.0, |op| op.error)).collect()
+        };
+        document.lines(LinePlot {
+            title: "Largest error that each layer makes by itself".into(),
+            x: "layer".into(),
+            y: "relative error".into(),
+            series: vec![
+                Series { name: "nothing rounded but sums".into(), values: largest(|layer| &layer.exact) },
+                Series { name: "fastest level".into(), values: largest(|layer| &layer.fastest) },
+            ],
+        });
+    }
+    let shown = report.layers.iter().filter(|layer| detail || layer.fault.is_some());
+    let rows: Vec<_> = shown.map(|layer| layer_row(layer, report.plan.get(layer.layer))).collect();
+    if !rows.is_empty() {
+        document.table(["layer", "error of sums", "at", "error at fastest", "at", "levels", "K/V", "note"], rows);
+    }
+}
+
+/// The activation with the largest error.
+fn worst(ops: &[OpError]) -> Option<&OpError> {
+    ops.iter().max_by(|a, b| a.error.total_cmp(&b.error))
+}
+
+fn layer_row(layer: &LayerReport, plan: Option<&PlanEntry>) -> [String; 8] {
+    let error = |ops| worst(ops).map_or_else(|| ["-".into(), "-".into()], |op| [number(op.error), op.op.clone()]);
+    let ([exact, exact_op], [fastest, fastest_op]) = (error(&layer.exact), error(&layer.fastest));
+    let fault = layer.fault.as_ref().map(|op| format!("wrong from {op} on"));
+    let note = fault.or_else(|| layer.raised.clone()).unwrap_or_default();
+    let kv = plan.and_then(|entry| entry.kv.clone()).unwrap_or_default();
+    [layer.layer.to_string(), exact, exact_op, fastest, fastest_op, plan.map(levels).unwrap_or_default(), kv, note]
+}
+
+/// Levels of an entry, each once.
+fn levels(entry: &PlanEntry) -> String {
+    let mut levels: Vec<&str> = entry.levels.values().map(String::as_str).collect();
+    levels.sort_unstable();
+    levels.dedup();
+    if entry.kernels == "fused" { levels.join(", ") } else { entry.kernels.clone() }
+}
+
+/// How most of the model is computed.
+fn plan_in_short(report: &CompatReport) -> String {
+    if report.falls_back() {
+        return "standard kernels throughout".into();
+    }
+    let mut kinds: Vec<(String, usize)> = Vec::new();
+    for entry in report.plan.iter().filter(|entry| entry.layer.is_some()) {
+        let kind = format!("{} with K/V in {}", levels(entry), entry.kv.as_deref().unwrap_or("-"));
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((kind, 1)),
+        }
+    }
+    let kinds: Vec<String> = kinds.into_iter().map(|(kind, count)| format!("{count} layers {kind}")).collect();
+    format!("fused kernels, {}", kinds.join("; "))
+}
+
+fn add_weights(document: &mut Document, predicted: &Predicted, detail: bool) {
+    if !detail {
+        return;
+    }
+    document.heading("Weights of norms");
+    let mut names: Vec<&str> = predicted.norms.iter().map(|norm| norm.norm.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let row = |name: &str| {
+        let norms: Vec<_> = predicted.norms.iter().filter(|norm| norm.norm == name).collect();
+        let largest = norms.iter().map(|norm| norm.max).fold(0.0, f64::max);
+        let ratio = norms.iter().map(|norm| norm.ratio).fold(0.0, f64::max);
+        let mut medians: Vec<f64> = norms.iter().map(|norm| norm.median).collect();
+        medians.sort_by(f64::total_cmp);
+        [name.to_owned(), number(largest), number(medians[medians.len() / 2]), number(ratio)]
+    };
+    document.table(["norm", "largest", "median", "largest ratio in a layer"], names.iter().copied().map(row));
+    let series = |name: &&str| {
+        let in_layers = predicted.norms.iter().filter(|norm| norm.norm == **name && norm.layer.is_some());
+        Series { name: (*name).to_owned(), values: in_layers.map(|norm| norm.max).collect() }
+    };
+    document.lines(LinePlot {
+        title: "Largest norm weight in each layer".into(),
+        x: "layer".into(),
+        y: "magnitude".into(),
+        series: names.iter().map(series).filter(|series| series.values.len() > 1).collect(),
+    });
+}

@@ -1,0 +1,50 @@
+//! Plain text, for terminals and files.
+
+use comfy_table::CellAlignment;
+
+use super::{Block, Document, LinePlot, Table, number};
+use crate::output;
+
+pub fn render(document: &Document) -> String {
+    let mut text = format!("{}\n", document.title);
+    if let Some(verdict) = &document.verdict {
+        text += &format!("{}: {}\n", verdict.word, verdict.sentence);
+    }
+    for block in &document.blocks {
+        text += &match block {
+            Block::Heading(heading) => format!("\n{heading}\n"),
+            Block::Paragraph(paragraph) => format!("{paragraph}\n"),
+            Block::List(items) => items.iter().map(|item| format!("- {item}\n")).collect(),
+            Block::Table(rows) => table(rows),
+            Block::Lines(plot) => lines(plot),
+        };
+    }
+    text
+}
+
+fn table(rows: &Table) -> String {
+    let mut table = comfy_table::Table::new();
+    if rows.has_header() {
+        table.set_header(&rows.header);
+    }
+    table.load_style(output::TABLE).add_rows(&rows.rows);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_cell_alignment(if rows.is_prose(index) { CellAlignment::Left } else { CellAlignment::Right });
+    }
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// One line for each series: smallest, largest and last value.
+fn lines(plot: &LinePlot) -> String {
+    let mut rows = Table {
+        header: vec![plot.title.clone(), "smallest".into(), "largest".into(), "last".into()],
+        rows: Vec::new(),
+    };
+    for series in &plot.series {
+        let all = || series.values.iter().copied();
+        let [smallest, largest, last] = [all().reduce(f64::min), all().reduce(f64::max), all().last()]
+            .map(|value| value.map_or_else(|| "-".into(), number));
+        rows.rows.push(vec![series.name.clone(), smallest, largest, last]);
+    }
+    format!("\n{}", table(&rows))
+}

@@ -1,0 +1,117 @@
+//! Verdicts kept between runs.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use braidinfer_model::{DecoderSpec, Weights};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::report::CompatReport;
+use crate::executor::Executor;
+use crate::executor::fused::FusedExecutor;
+
+/// Changed whenever reports change in meaning.
+const FORMAT: u32 = 1;
+
+/// Of larger tensors only so many parts of [`SAMPLE_BYTES`] are read, evenly spread.
+const SAMPLES: usize = 8;
+const SAMPLE_BYTES: usize = 4096;
+
+/// Where the verdict about one model, read by one build on one kind of machine, is kept.
+pub(crate) struct VerdictCache {
+    path: Option<PathBuf>,
+    key: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    format: u32,
+    key: String,
+    /// SHA-256 of the report's text.
+    checksum: String,
+    /// JSON.
+    report: String,
+}
+
+impl VerdictCache {
+    /// A verdict is about these weights, levels, instruction set and build of the engine.
+    pub(crate) fn new(folder: Option<&Path>, spec: &DecoderSpec, weights: &Weights, fused: &FusedExecutor) -> Self {
+        let mut hash = Sha256::new();
+        field(&mut hash, &FORMAT.to_le_bytes());
+        field(&mut hash, build().as_bytes());
+        field(&mut hash, fused.isa().name().as_bytes());
+        field(&mut hash, format!("{:?} {spec:?}", fused.report().levels).as_bytes());
+        for (projection, kv) in fused.plan().projections.iter().zip(fused.plan().kv_dtypes.iter().cycle()) {
+            field(&mut hash, format!("{projection:?} {kv:?}").as_bytes());
+        }
+        for (slot, param, view) in weights.iter() {
+            field(&mut hash, format!("{slot:?} {param} {} {:?}", view.dtype, view.shape).as_bytes());
+            sample(&mut hash, view.data);
+            // A page that is read brings its neighbours along.
+            weights.release(slot, param);
+        }
+        let key = hex(&hash.finalize());
+        Self { path: folder.map(|folder| folder.join(format!("{key}.json"))), key }
+    }
+
+    /// The verdict, unless there is none or its file is not whole, of another format, or about something else.
+    pub(crate) fn read(&self) -> Option<CompatReport> {
+        let entry: Entry = serde_json::from_slice(&fs::read(self.path.as_ref()?).ok()?).ok()?;
+        let whole = entry.checksum == hex(&Sha256::digest(entry.report.as_bytes()));
+        (whole && entry.format == FORMAT && entry.key == self.key).then(|| serde_json::from_str(&entry.report).ok())?
+    }
+
+    /// Keeps a verdict, whole or not at all. An error is one line for the user: nothing depends on the file.
+    pub(crate) fn write(&self, report: &CompatReport) -> Result<(), String> {
+        let Some(path) = &self.path else { return Ok(()) };
+        self.try_write(path, report).map_err(|error| {
+            format!("{}: the verdict could not be kept and will be measured again: {error}", path.display())
+        })
+    }
+
+    fn try_write(&self, path: &Path, report: &CompatReport) -> std::io::Result<()> {
+        let report = serde_json::to_string(report)?;
+        let checksum = hex(&Sha256::digest(report.as_bytes()));
+        let entry = Entry { format: FORMAT, key: self.key.clone(), checksum, report };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(serde_json::to_string(&entry)?.as_bytes())?;
+        file.persist(path)?;
+        Ok(())
+    }
+}
+
+/// Version of the engine, and the program that runs: one that was built anew may compute otherwise.
+fn build() -> String {
+    let program = std::env::current_exe().and_then(fs::metadata).ok().map(|file| {
+        let modified = file.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        (file.len(), modified.map(|time| time.as_nanos()))
+    });
+    format!("{} {program:?}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Hashes `bytes` with their length, so that fields cannot run into each other.
+fn field(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
+/// Small tensors whole, parts of larger ones.
+fn sample(hash: &mut Sha256, data: &[u8]) {
+    if data.len() <= 2 * SAMPLES * SAMPLE_BYTES {
+        return field(hash, data);
+    }
+    let last = data.len() - SAMPLE_BYTES;
+    for part in 0..SAMPLES {
+        let start = last / (SAMPLES - 1) * part;
+        field(hash, &data[start..start + SAMPLE_BYTES]);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,66 @@
+//! Kernel plans to what reports and the cache say of them, and back.
+
+use std::collections::BTreeMap;
+
+use braidinfer_kernels::NumericLevel;
+use braidinfer_model::{LayerSlot, Slot};
+
+use super::report::PlanEntry;
+use crate::executor::KvDtype;
+use crate::executor::fused::KernelPlan;
+
+/// One entry for each layer and one for the output head.
+pub(super) fn entries(plan: &KernelPlan, kernels: &str) -> Vec<PlanEntry> {
+    let levels = |wanted: Option<usize>| -> BTreeMap<String, String> {
+        let planned = plan.projections.iter().filter(|planned| layer_of(planned.slot) == wanted);
+        planned.map(|planned| (name(planned.slot).to_owned(), planned.level.name().to_owned())).collect()
+    };
+    let entry = |layer: Option<usize>, kv: Option<&KvDtype>| PlanEntry {
+        layer,
+        kernels: kernels.to_owned(),
+        kv: kv.map(|kv| kv.name().to_owned()),
+        levels: levels(layer),
+    };
+    let layers = plan.kv_dtypes.iter().enumerate().map(|(layer, kv)| entry(Some(layer), Some(kv)));
+    layers.chain([entry(None, None)]).collect()
+}
+
+/// `plan` with the levels and storage of `entries`, or `None` if they are not about the same projections.
+pub(super) fn planned(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<KernelPlan> {
+    let mut plan = plan.clone();
+    if entries.len() != plan.kv_dtypes.len() + 1 {
+        return None;
+    }
+    let of = |layer: Option<usize>| entries.iter().find(|entry| entry.layer == layer);
+    for planned in &mut plan.projections {
+        let level = of(layer_of(planned.slot))?.levels.get(name(planned.slot))?;
+        planned.level = NumericLevel::ALL.into_iter().find(|known| known.name() == level)?;
+    }
+    for (layer, kv) in plan.kv_dtypes.iter_mut().enumerate() {
+        let named = of(Some(layer))?.kv.as_deref()?;
+        *kv = [KvDtype::F32, KvDtype::F16].into_iter().find(|known| known.name() == named)?;
+    }
+    Some(plan)
+}
+
+fn layer_of(slot: Slot) -> Option<usize> {
+    match slot {
+        Slot::Layer(layer, _) => Some(layer),
+        Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => None,
+    }
+}
+
+/// What Hugging Face checkpoints call it.
+fn name(slot: Slot) -> &'static str {
+    match slot {
+        Slot::Layer(_, LayerSlot::QProj) => "q_proj",
+        Slot::Layer(_, LayerSlot::KProj) => "k_proj",
+        Slot::Layer(_, LayerSlot::VProj) => "v_proj",
+        Slot::Layer(_, LayerSlot::OProj) => "o_proj",
+        Slot::Layer(_, LayerSlot::GateProj) => "gate_proj",
+        Slot::Layer(_, LayerSlot::UpProj) => "up_proj",
+        Slot::Layer(_, LayerSlot::DownProj) => "down_proj",
+        Slot::LmHead => "lm_head",
+        Slot::Layer(..) | Slot::EmbedTokens | Slot::FinalNorm => "no projection",
+    }
+}

@@ -1,0 +1,161 @@
+//! What the weights alone let expect: the score that the project inherited, reported beside what is measured.
+//!
+//! Large weights of the norm on keys amplify every rounding before the softmax. The score was once the
+//! whole verdict, and called models incompatible that kernels with accurate keys run well; so it only predicts.
+
+use braidinfer_model::spec::NormSpec;
+use braidinfer_model::{DecoderSpec, LayerSlot, Param, Slot, Weights};
+use serde::{Deserialize, Serialize};
+
+use super::Status;
+use crate::Result;
+
+/// Ratio of the largest weight to the median one from which a layer counts as extreme.
+const EXTREME_RATIO: f64 = 10.0;
+/// Up to here nothing is to be feared of a ratio or a largest weight, and from the second on everything.
+const RAMP: [f64; 2] = [15.0, 20.0];
+
+/// What the weights of norms let expect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    /// By the score alone.
+    pub status: Status,
+    /// 0.4 for ratios, 0.3 for extreme layers, 0.3 for the largest weight; 1 without norms on keys.
+    pub score: f64,
+    /// Largest magnitude of a weight in a norm on keys; `None` without such norms.
+    pub max_weight: Option<f64>,
+    /// Largest ratio, in a norm on keys, of the largest magnitude to the median one.
+    pub max_ratio: Option<f64>,
+    /// Layers whose norm on keys has a ratio above 10.
+    pub extreme_layers: usize,
+    /// Largest error of an attention score, in nats, for a relative rounding error of 1 in every key.
+    pub amplification: Option<f64>,
+    /// Every norm.
+    pub norms: Vec<NormStatistics>,
+}
+
+/// Weights of one norm, as they multiply: offsets added.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NormStatistics {
+    /// The layer; `None` for the final norm.
+    pub layer: Option<usize>,
+    /// `input_norm`, `q_norm` and so on.
+    pub norm: String,
+    /// Largest magnitude.
+    pub max: f64,
+    /// Median magnitude.
+    pub median: f64,
+    /// One by the other.
+    pub ratio: f64,
+}
+
+impl Predicted {
+    /// Reads the weights of all norms.
+    pub fn of(spec: &DecoderSpec, weights: &Weights) -> Result<Self> {
+        let mut norms = Vec::new();
+        let mut amplification = None;
+        for layer in 0..spec.layers.len() {
+            for (slot, name) in LAYER_NORMS {
+                let norm =
+                    if is_query_or_key(slot) { spec.attention.qk_norm.map(|qk| qk.norm) } else { Some(spec.norm) };
+                let values = norm.map_or(Ok(None), |norm| values(weights, Slot::Layer(layer, slot), norm))?;
+                norms.extend(values.map(|values| NormStatistics::of(Some(layer), name, &values)));
+            }
+            let here = amplification_of(spec, weights, layer)?;
+            amplification = amplification.into_iter().chain(here).reduce(f64::max);
+        }
+        let last = values(weights, Slot::FinalNorm, spec.norm)?;
+        norms.extend(last.map(|values| NormStatistics::of(None, "final_norm", &values)));
+        Ok(Self::from_norms(norms, amplification, spec.layers.len()))
+    }
+
+    fn from_norms(norms: Vec<NormStatistics>, amplification: Option<f64>, layers: usize) -> Self {
+        let of_keys = || norms.iter().filter(|norm| norm.norm == "k_norm");
+        let max_weight = of_keys().map(|norm| norm.max).reduce(f64::max);
+        let max_ratio = of_keys().map(|norm| norm.ratio).reduce(f64::max);
+        let extreme = |layer: &usize| of_keys().any(|n| n.layer == Some(*layer) && n.ratio > EXTREME_RATIO);
+        let extreme_layers = (0..layers).filter(extreme).count();
+        let ramp = |value: Option<f64>| value.map_or(1.0, |v| ((RAMP[1] - v) / (RAMP[1] - RAMP[0])).clamp(0.0, 1.0));
+        let unharmed = 1.0 - extreme_layers as f64 / layers.max(1) as f64;
+        let score = 0.4 * ramp(max_ratio) + 0.3 * unharmed + 0.3 * ramp(max_weight);
+        Self { status: Status::of(score), score, max_weight, max_ratio, extreme_layers, amplification, norms }
+    }
+}
+
+const LAYER_NORMS: [(LayerSlot, &str); 6] = [
+    (LayerSlot::InputNorm, "input_norm"),
+    (LayerSlot::QNorm, "q_norm"),
+    (LayerSlot::KNorm, "k_norm"),
+    (LayerSlot::AttentionOutputNorm, "attention_output_norm"),
+    (LayerSlot::FeedForwardNorm, "feed_forward_norm"),
+    (LayerSlot::FeedForwardOutputNorm, "feed_forward_output_norm"),
+];
+
+fn is_query_or_key(slot: LayerSlot) -> bool {
+    matches!(slot, LayerSlot::QNorm | LayerSlot::KNorm)
+}
+
+/// The weights of a norm as they multiply, or `None` if the architecture has none there.
+fn values(weights: &Weights, slot: Slot, norm: NormSpec) -> Result<Option<Vec<f64>>> {
+    let Some(view) = weights.get(slot, Param::Weight) else { return Ok(None) };
+    let values = view.read::<f32>()?;
+    Ok(Some(values.into_iter().map(|weight| f64::from(weight + norm.weight_offset)).collect()))
+}
+
+/// A score is a sum over the head of `q̂ k̂ w_q w_k` with `q̂` and `k̂` of root mean square 1, so that independent relative
+/// errors of size 1 in the keys add up to the length of `w_q w_k`, times the scale.
+fn amplification_of(spec: &DecoderSpec, weights: &Weights, layer: usize) -> Result<Option<f64>> {
+    let Some(qk_norm) = spec.attention.qk_norm else { return Ok(None) };
+    let read = |slot| values(weights, Slot::Layer(layer, slot), qk_norm.norm);
+    let (Some(q), Some(k)) = (read(LayerSlot::QNorm)?, read(LayerSlot::KNorm)?) else { return Ok(None) };
+    let per_group = spec.num_attention_heads / spec.num_key_value_heads;
+    let length = |(head, k): (usize, &[f64])| {
+        // A norm of one head serves all; norms of whole projections have a part for each.
+        let queries = (0..per_group).filter_map(|i| q.chunks_exact(spec.head_dim).nth(head * per_group + i));
+        let all = queries.map(|q| q.iter().zip(k).map(|(q, k)| (q * k).powi(2)).sum::<f64>().sqrt());
+        all.fold(0.0, f64::max)
+    };
+    let largest = k.chunks_exact(spec.head_dim).enumerate().map(length).fold(0.0, f64::max);
+    Ok(Some(spec.attention.scale * largest))
+}
+
+impl NormStatistics {
+    fn of(layer: Option<usize>, norm: &str, values: &[f64]) -> Self {
+        let mut magnitudes: Vec<f64> = values.iter().map(|value| value.abs()).collect();
+        magnitudes.sort_by(f64::total_cmp);
+        let max = magnitudes.last().copied().unwrap_or(0.0);
+        let at = |index: usize| magnitudes.get(index).copied().unwrap_or(0.0);
+        let median = (at(magnitudes.len().saturating_sub(1) / 2) + at(magnitudes.len() / 2)) / 2.0;
+        let ratio = if max == 0.0 { 1.0 } else { max / median.max(f64::from(f32::MIN_POSITIVE)) };
+        Self { layer, norm: norm.to_owned(), max, median, ratio }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn norms(weights: &[&[f64]]) -> Vec<NormStatistics> {
+        weights.iter().enumerate().map(|(layer, values)| NormStatistics::of(Some(layer), "k_norm", values)).collect()
+    }
+
+    #[test]
+    fn medians_are_of_the_middle() {
+        let norm = NormStatistics::of(None, "final_norm", &[-4.0, 1.0, 2.0, 3.0]);
+        assert_eq!((norm.max, norm.median, norm.ratio), (4.0, 2.5, 1.6));
+        assert_eq!(NormStatistics::of(None, "final_norm", &[0.0, 0.0]).ratio, 1.0);
+    }
+
+    #[test]
+    fn the_inherited_score_is_that_of_its_three_parts() {
+        let of = |weights: &[&[f64]]| Predicted::from_norms(norms(weights), None, weights.len());
+        assert_eq!((of(&[]).score, of(&[]).status), (1.0, Status::Compatible));
+        assert_eq!(of(&[&[1.0, 1.0, 2.0]]).score, 1.0);
+        // A ratio of 12 makes one of two layers extreme and is below the ramp.
+        assert!((of(&[&[1.0, 1.0, 12.0], &[1.0, 1.0, 1.0]]).score - 0.85).abs() < 1e-12);
+        // Halfway up both ramps, in every layer.
+        assert!((of(&[&[1.0, 1.0, 17.5]]).score - 0.35).abs() < 1e-12);
+        let worst = of(&[&[2.3, 2.3, 96.5]]);
+        assert_eq!((worst.score, worst.status, worst.extreme_layers), (0.0, Status::Incompatible, 1));
+    }
+}

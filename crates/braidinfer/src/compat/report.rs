@@ -1,0 +1,171 @@
+//! What a check found, as data: for people, for `--json`, and for the cache.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::divergence::Divergence;
+use super::prescreen::Predicted;
+
+/// Whether fused kernels give the right answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    /// A score above 0.8.
+    Compatible,
+    /// A score from 0.5 to 0.8.
+    Warning,
+    /// A score below 0.5, or a value that is not finite.
+    Incompatible,
+}
+
+impl Status {
+    /// By a score from 0 to 1; what is not a number is incompatible.
+    pub fn of(score: f64) -> Self {
+        match score {
+            score if score > 0.8 => Self::Compatible,
+            score if score >= 0.5 => Self::Warning,
+            _ => Self::Incompatible,
+        }
+    }
+
+    /// The name in tables and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Compatible => "COMPATIBLE",
+            Self::Warning => "WARNING",
+            Self::Incompatible => "INCOMPATIBLE",
+        }
+    }
+}
+
+/// The answer to "does the fast path change the answers?" for one model on one machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompatReport {
+    /// Where the model came from.
+    pub model: String,
+    /// Version of the engine.
+    pub version: String,
+    /// Instruction set of the fused kernels.
+    pub isa: String,
+    /// The verdict; of the weights alone if nothing was measured.
+    pub status: Status,
+    /// From 0 to 1.
+    pub score: f64,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// What the weights let expect.
+    pub predicted: Predicted,
+    /// What the kernels do; `None` if only weights were looked at.
+    pub measured: Option<Measured>,
+    /// One for each layer; empty if nothing was measured.
+    pub layers: Vec<LayerReport>,
+    /// What `auto` runs: one entry for each layer, and a last one for the output head.
+    pub plan: Vec<PlanEntry>,
+    /// What to do about it.
+    pub recommendations: Vec<String>,
+}
+
+impl CompatReport {
+    /// The run that a name of [`Measured::runs`] stands for.
+    pub fn run(&self, kind: RunKind) -> Option<&RunReport> {
+        self.measured.as_ref()?.runs.iter().find(|run| run.kind == kind)
+    }
+
+    /// Whether `auto` runs on standard kernels.
+    pub fn falls_back(&self) -> bool {
+        self.plan.iter().any(|entry| entry.kernels == "standard")
+    }
+}
+
+/// Measurements over some tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Tokens of the sequence that every run read.
+    pub tokens: usize,
+    /// Whether they are text; otherwise random ids, whose loss says nothing.
+    pub text: bool,
+    /// Mean negative log-likelihood of the next token in the true run, in nats.
+    pub loss: f64,
+    /// That of a model that knows nothing: the logarithm of the vocabulary's size.
+    pub uniform_loss: f64,
+    /// Every run beside the truth.
+    pub runs: Vec<RunReport>,
+    /// What the plan costs, where it is not the fastest.
+    pub speed: Option<Speed>,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
+/// Tokens per second of one sequence that decodes: medians.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// At the fastest level throughout.
+    pub fastest_tok_s: f64,
+    /// By the plan that `auto` picks.
+    pub plan_tok_s: f64,
+}
+
+/// Which run it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunKind {
+    /// Standard kernels in the type of the checkpoint: what most people run.
+    Checkpoint,
+    /// Fused kernels that round nothing but sums.
+    Exact,
+    /// Fused kernels at the fastest level.
+    Fastest,
+    /// Fused kernels by the plan that `auto` picks, where it is not the fastest.
+    Plan,
+}
+
+/// A run, compared with standard kernels in f32.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// Which one.
+    pub kind: RunKind,
+    /// For people.
+    pub name: String,
+    /// Distance of its logits.
+    pub divergence: Divergence,
+    /// Relative error of the residual stream after each layer.
+    pub drift: Vec<f64>,
+}
+
+/// One layer on the true residual stream: errors of its own making.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Which one.
+    pub layer: usize,
+    /// Relative error of each activation with nothing rounded but sums, in the order of computation.
+    pub exact: Vec<OpError>,
+    /// The same at the fastest level.
+    pub fastest: Vec<OpError>,
+    /// The first activation whose error rounding does not explain.
+    pub fault: Option<String>,
+    /// Why the plan departs from the fastest one here.
+    pub raised: Option<String>,
+}
+
+/// Relative error of an activation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OpError {
+    /// Its name, as probes know it.
+    pub op: String,
+    /// Relative.
+    pub error: f64,
+}
+
+/// How one layer, or the output head, is computed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanEntry {
+    /// Which layer; `None` for the output head.
+    pub layer: Option<usize>,
+    /// `fused` or `standard`.
+    pub kernels: String,
+    /// How keys and values are stored: `f16` or `f32`.
+    pub kv: Option<String>,
+    /// The numeric level of every projection.
+    pub levels: BTreeMap<String, String>,
+}

@@ -1,0 +1,126 @@
+//! A decoder of which one layer is in memory at a time.
+
+use braidinfer_model::quantization::dequantize;
+use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
+use candle_core::{DType, Device, Tensor};
+
+use super::attention::MaskCache;
+use super::kv_cache::KvCache;
+use super::layer::{self, Layer};
+use super::linear::Linear;
+use super::load::{ComputeDtype, Loader, Matrices};
+use super::norm::Norm;
+use super::rotary::Rotation;
+use super::trace::Trace;
+use super::{Head, multiplied};
+use crate::Result;
+use crate::executor::layer_by_layer::check_whole;
+use crate::executor::{Batch, KvCacheConfig, KvDtype, LayerByLayer, Logits, NoProbe, Probe};
+
+/// Standard kernels on the CPU over weights that stay in their files, which some other loader has checked. Memory that
+/// only caches a layer's part of the file is let go when another layer is asked for. Every product is in f32.
+pub struct StandardStream<'a> {
+    spec: &'a DecoderSpec,
+    weights: &'a Weights,
+    device: Device,
+    dtype: DType,
+    kv_cache: KvCache,
+    loaded: Option<(usize, Layer)>,
+    head: Option<(Norm, Linear)>,
+}
+
+impl<'a> StandardStream<'a> {
+    /// `dtype` is that of the residual stream and of what linear layers return; with f32, keys and values are f32, too,
+    /// and f16 otherwise.
+    pub fn new(
+        spec: &'a DecoderSpec,
+        weights: &'a Weights,
+        dtype: ComputeDtype,
+        block_size: usize,
+        num_blocks: usize,
+    ) -> Result<Self> {
+        let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
+        let config = KvCacheConfig { block_size, num_blocks, dtype: kv_dtype };
+        let kv_cache = KvCache::new(spec, config, &Device::Cpu)?;
+        Ok(Self { spec, weights, device: Device::Cpu, dtype: dtype.candle(), kv_cache, loaded: None, head: None })
+    }
+
+    fn loader(&self) -> Loader<'_> {
+        Loader { spec: self.spec, weights: self.weights, matrices: Matrices::Stored, device: &self.device }
+    }
+
+    fn release(&self, layer: usize) {
+        let of_layer = |slot: &Slot| matches!(slot, Slot::Layer(index, _) if *index == layer);
+        let slots = self.weights.iter().map(|(slot, _, _)| slot).filter(of_layer);
+        slots.for_each(|slot| self.weights.release(slot, Param::Weight));
+    }
+
+    fn load_head(&self) -> Result<(Norm, Linear)> {
+        let loader = self.loader();
+        let final_norm = loader.norm(Slot::FinalNorm, &self.spec.norm)?;
+        Ok((final_norm.ok_or_else(|| loader.absent(Slot::FinalNorm))?, loader.linear(Slot::LmHead)?))
+    }
+
+    fn begin(&mut self, batch: &Batch) -> Result<()> {
+        batch.validate(self.spec, &self.kv_cache.config())?;
+        check_whole(batch)?;
+        self.kv_cache.reserve(batch)
+    }
+
+    /// The residual stream as a tensor `[T, h]`.
+    fn tensor(&self, hidden: &[f32]) -> Result<Tensor> {
+        let width = self.spec.hidden_size;
+        Ok(Tensor::from_slice(hidden, (hidden.len() / width, width), &self.device)?.to_dtype(self.dtype)?)
+    }
+}
+
+impl LayerByLayer for StandardStream<'_> {
+    fn embed(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.begin(batch)?;
+        let view = self.weights.get(Slot::EmbedTokens, Param::Weight);
+        let view = view.ok_or_else(|| self.loader().absent(Slot::EmbedTokens))?;
+        let row_bytes = view.data.len() / view.shape[0];
+        let mut values = vec![0.0; batch.token_ids.len() * self.spec.hidden_size];
+        for (token, out) in batch.token_ids.iter().zip(values.chunks_exact_mut(self.spec.hidden_size)) {
+            dequantize(view.dtype, &view.data[*token as usize * row_bytes..][..row_bytes], out);
+        }
+        values_of(&multiplied(self.tensor(&values)?, self.spec)?)
+    }
+
+    fn layer(&mut self, index: usize, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Vec<f32>> {
+        self.begin(batch)?;
+        let layer = match self.loaded.take() {
+            Some((loaded, layer)) if loaded == index => layer,
+            loaded => {
+                if let Some((loaded, _)) = loaded {
+                    self.release(loaded);
+                }
+                self.loader().layer(index)?
+            }
+        };
+        let rotations = Rotation::for_batch(self.spec, batch, &self.device)?;
+        let masks = MaskCache::default();
+        let context = layer::Context { batch, rotations: &rotations, kv_cache: &self.kv_cache, masks: &masks, index };
+        let mut trace = Trace::new(probe);
+        trace.enter_layer(index);
+        let x = layer.forward(&self.tensor(hidden)?, &context, &mut trace)?;
+        trace.record("output", &x)?;
+        self.loaded = Some((index, layer));
+        values_of(&x)
+    }
+
+    fn head(&mut self, batch: &Batch, hidden: &[f32]) -> Result<Logits> {
+        let (final_norm, lm_head) = match self.head.take() {
+            Some(head) => head,
+            None => self.load_head()?,
+        };
+        let head = Head { spec: self.spec, final_norm: &final_norm, lm_head: &lm_head };
+        let logits = head.forward(&self.tensor(hidden)?, &batch.logits_rows, &mut Trace::new(&mut NoProbe))?;
+        self.head = Some((final_norm, lm_head));
+        Ok(Logits::new(values_of(&logits)?, self.spec.vocab_size))
+    }
+}
+
+fn values_of(x: &Tensor) -> Result<Vec<f32>> {
+    Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}

@@ -1,0 +1,268 @@
+//! From files to an executor: which kernels, and how exactly they compute.
+
+use std::path::PathBuf;
+
+use braidinfer_kernels::{Isa, NumericLevel};
+use braidinfer_model::quantization::FileType;
+use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
+
+use crate::compat::{self, CompatReport, Subject, Thoroughness, VerdictCache};
+use crate::executor::fused::{FusedExecutor, FusedOptions};
+use crate::executor::standard::{ComputeDtype, LoadProgress, QuantizedWeights, StandardExecutor, StandardOptions};
+use crate::executor::{DeviceChoice, Executor, Kernels, KvCacheConfig, KvDtype, threads};
+use crate::quantize::quantize_weights;
+use crate::text::{ChatTemplate, Tokenizer, TokenizerSettings};
+use crate::{Error, Result};
+
+/// Tokens per key/value block.
+pub(crate) const BLOCK_SIZE: usize = 16;
+
+/// Longest context that may be asked for.
+const MAX_CONTEXT: usize = 1 << 31;
+
+/// Block ids are 32-bit; sequences that find no block wait for one.
+const MAX_BLOCKS: usize = u32::MAX as usize;
+
+/// How to open a model.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Which kernels compute.
+    pub kernels: Kernels,
+    /// With [`Kernels::Fused`]: at the fastest level, whatever a check says.
+    pub force: bool,
+    /// Where verdicts of checks are kept; if `None`, nowhere.
+    pub verdicts: Option<PathBuf>,
+    /// With standard kernels the type of weights and of the residual stream; if `None`, f32 on a CPU, where quantized
+    /// weights stay quantized, and the checkpoint's own type elsewhere. With fused kernels, which keep the weights as
+    /// they are, the coarsest type that activations may be rounded to for a product; if `None`, 8 bits.
+    pub dtype: Option<ComputeDtype>,
+    /// Quantize the weights in memory.
+    pub quantize: Option<FileType>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Longest sequence in tokens; what the model is meant for if `None`.
+    pub context: Option<usize>,
+    /// Most sequences in flight.
+    pub max_sequences: usize,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            kernels: Kernels::Auto,
+            force: false,
+            verdicts: None,
+            dtype: None,
+            quantize: None,
+            device: DeviceChoice::Cpu,
+            context: None,
+            max_sequences: 16,
+        }
+    }
+}
+
+/// Blocks for `max_sequences` sequences of the longest length.
+fn num_blocks(context: usize, max_sequences: usize) -> usize {
+    context.div_ceil(BLOCK_SIZE).saturating_mul(max_sequences).min(MAX_BLOCKS)
+}
+
+/// What a model's files say, before kernels are chosen.
+pub(crate) struct ModelParts {
+    pub(crate) spec: DecoderSpec,
+    pub(crate) weights: Weights,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    pub(crate) chat_template: Option<ChatTemplate>,
+    pub(crate) generation: GenerationConfig,
+    pub(crate) label: String,
+    pub(crate) notes: Vec<String>,
+    /// Longest sequence in tokens.
+    pub(crate) context: usize,
+}
+
+/// A model that computes.
+pub(crate) struct Loaded {
+    pub(crate) executor: Box<dyn Executor>,
+    /// Which kernels were chosen.
+    pub(crate) kernels: Kernels,
+    pub(crate) compat: Option<CompatReport>,
+}
+
+impl ModelParts {
+    /// Reads everything but the weights, and finds those.
+    pub(crate) fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
+        let (description, config) = describe(source)?;
+        let spec = description.spec;
+        // Small files first: a broken tokenizer should not wait for gigabytes of weights.
+        let generation = GenerationConfig::read(source, &config)?;
+        let settings = TokenizerSettings::read(source)?;
+        let tokenizer = Tokenizer::read(source, &settings)?;
+        let chat_template = ChatTemplate::read(source, &settings)?;
+        if options.max_sequences == 0 {
+            return Err(Error::bad_request("max_sequences", "at least 1", 0));
+        }
+        let mut weights = Weights::open(source, &spec, &description.names)?;
+        let mut notes = weights.notes().to_vec();
+        if let Some(file_type) = options.quantize {
+            notes.extend(quantize_weights(&spec, &mut weights, file_type, progress)?);
+        }
+        notes.extend(tokenizer.iter().flat_map(Tokenizer::notes).cloned());
+        let context = context(&spec, options.context, &mut notes)?;
+        Ok(Self { spec, weights, tokenizer, chat_template, generation, label: source.label(), notes, context })
+    }
+
+    /// Loads the weights for the kernels that are asked for, or that a check picks.
+    pub(crate) fn load(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
+        match options.kernels {
+            Kernels::Standard => self.load_standard(options, progress, None),
+            Kernels::Fused if options.force => {
+                let fused = self.fused(options, progress)?;
+                Ok(Loaded { executor: Box::new(fused), kernels: Kernels::Fused, compat: None })
+            }
+            Kernels::Auto if !has_fused(options) => self.load_standard(options, progress, None),
+            Kernels::Auto | Kernels::Fused => self.load_checked(options, progress),
+        }
+    }
+
+    /// Fused kernels by the plan of a check, if it lets them.
+    fn load_checked(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
+        let mut fused = self.fused(options, progress)?;
+        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.spec, &self.weights, &fused);
+        let known = match cache.read() {
+            // A plan that does not fit is no verdict about this model.
+            Some(report) => compat::apply(&report, &mut fused)?.then_some(report),
+            None => None,
+        };
+        let from_cache = known.is_some();
+        let report = match known {
+            Some(report) => report,
+            None => {
+                let report = self.subject().check(&mut fused, Thoroughness::Brief)?;
+                self.notes.extend(cache.write(&report).err());
+                report
+            }
+        };
+        self.notes.push(decision(&report, from_cache));
+        if !report.falls_back() {
+            return Ok(Loaded { executor: Box::new(fused), kernels: Kernels::Fused, compat: Some(report) });
+        }
+        drop(fused);
+        if options.kernels == Kernels::Fused {
+            return Err(Error::Unsupported(format!(
+                "{}: fused kernels are {} with this model: {}; use --kernels auto, or --force",
+                self.label,
+                report.status.as_str(),
+                report.reason
+            )));
+        }
+        self.load_standard(options, progress, Some(report))
+    }
+
+    /// What a check looks at.
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        Subject {
+            label: self.label.clone(),
+            spec: &self.spec,
+            weights: &self.weights,
+            tokenizer: self.tokenizer.as_ref(),
+        }
+    }
+
+    fn kv_cache(&self, options: &LoadOptions, dtype: KvDtype) -> KvCacheConfig {
+        KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks(self.context, options.max_sequences), dtype }
+    }
+
+    fn load_standard(
+        &self,
+        options: &LoadOptions,
+        progress: LoadProgress,
+        compat: Option<CompatReport>,
+    ) -> Result<Loaded> {
+        let dtype = options.dtype.unwrap_or(match options.device {
+            DeviceChoice::Cpu => ComputeDtype::F32,
+            DeviceChoice::Cuda(_) | DeviceChoice::Metal => self.weights.dtype().into(),
+        });
+        let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
+        let standard = StandardOptions {
+            dtype,
+            // Whoever names a type wants the weights in it.
+            quantized_weights: if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand },
+            device: options.device,
+            kv_cache: self.kv_cache(options, kv_dtype),
+        };
+        let executor = StandardExecutor::load(self.spec.clone(), &self.weights, standard, progress)?;
+        Ok(Loaded { executor: Box::new(executor), kernels: Kernels::Standard, compat })
+    }
+
+    /// Fused kernels at the fastest levels that the options allow.
+    pub(crate) fn fused(&self, options: &LoadOptions, progress: LoadProgress) -> Result<FusedExecutor> {
+        if options.device != DeviceChoice::Cpu {
+            let device = options.device;
+            return Err(Error::Unsupported(format!("fused kernels run on the CPU, not on {device}")));
+        }
+        let (coarsest, kv_dtype) = match options.dtype {
+            None => (NumericLevel::Int8, KvDtype::F16),
+            Some(ComputeDtype::F32) => (NumericLevel::F32, KvDtype::F32),
+            Some(ComputeDtype::BF16) => (NumericLevel::Bf16, KvDtype::F16),
+            Some(ComputeDtype::F16) => {
+                let expected = "auto, f32 or bf16 with fused kernels, which have no products in f16";
+                return Err(Error::bad_request("dtype", expected, "f16"));
+            }
+        };
+        let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
+        let fused = FusedOptions { coarsest, kv_cache: self.kv_cache(options, kv_dtype), threads: threads(), isa };
+        FusedExecutor::load(self.spec.clone(), &self.weights, fused, progress)
+    }
+}
+
+/// Whether there are fused kernels for what is asked.
+fn has_fused(options: &LoadOptions) -> bool {
+    options.device == DeviceChoice::Cpu && options.dtype != Some(ComputeDtype::F16)
+}
+
+/// How far a check goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckDepth {
+    /// Weights only.
+    Static,
+    /// Measurements.
+    Measured(Thoroughness),
+}
+
+/// Checks whether fused kernels change the answers of a model; what `options` say of kernels is left aside. A verdict of
+/// a measurement is kept where the options say.
+pub fn check(
+    source: &ModelSource,
+    options: &LoadOptions,
+    depth: CheckDepth,
+    progress: LoadProgress,
+) -> Result<(CompatReport, Vec<String>)> {
+    let mut parts = ModelParts::open(source, options, progress)?;
+    let CheckDepth::Measured(thoroughness) = depth else {
+        let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
+        return Ok((parts.subject().predict(isa.name())?, parts.notes));
+    };
+    let mut fused = parts.fused(options, progress)?;
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.spec, &parts.weights, &fused);
+    let report = parts.subject().check(&mut fused, thoroughness)?;
+    parts.notes.extend(cache.write(&report).err());
+    Ok((report, parts.notes))
+}
+
+/// One line on what was chosen, and why.
+fn decision(report: &CompatReport, from_cache: bool) -> String {
+    let kernels = if report.falls_back() { "standard" } else { "fused" };
+    let when = if from_cache { "measured earlier" } else { "measured now" };
+    format!("{kernels} kernels: {} ({when}): {}", report.status.as_str(), report.reason)
+}
+
+fn context(spec: &DecoderSpec, asked: Option<usize>, notes: &mut Vec<String>) -> Result<usize> {
+    let meant = spec.context_length();
+    let context = asked.unwrap_or(meant);
+    if !(1..=MAX_CONTEXT).contains(&context) {
+        return Err(Error::bad_request("context", format!("from 1 to {MAX_CONTEXT} tokens"), context));
+    }
+    if context > meant {
+        notes.push(format!("a context of {context} tokens is beyond the {meant} this model is meant for"));
+    }
+    Ok(context)
+}
