@@ -146,7 +146,7 @@ impl Subject<'_> {
         Ok(report)
     }
 
-    fn standard(&self, dtype: ComputeDtype, storage: KvCacheConfig) -> Result<StandardStream<'_>> {
+    pub(super) fn standard(&self, dtype: ComputeDtype, storage: KvCacheConfig) -> Result<StandardStream<'_>> {
         StandardStream::new(self.spec, self.weights, dtype, storage.block_size, storage.num_blocks)
     }
 

@@ -1,13 +1,21 @@
 //! Faults of arithmetic that no description can hold, planted in the executor. `tests/compat.rs` has the others.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use braidinfer_kernels::NumericLevel;
 use braidinfer_model::quantization::FileType;
 use braidinfer_model::{Dtype, LayerSlot, ModelSource, Param, Slot};
+use half::bf16;
 
+use super::measure::{Truth, sequences};
+use super::probe_text::probe_ids;
 use super::{CompatReport, Status, Thoroughness};
+use crate::executor::fused::KernelPlan;
 use crate::executor::fused::planted::Planted;
+use crate::executor::standard::ComputeDtype;
+use crate::executor::{Executor, KvDtype};
 use crate::loading::{LoadOptions, ModelParts};
 
 fn fixture(name: &str) -> ModelSource {
@@ -73,4 +81,137 @@ fn a_transposed_scale_is_found_in_its_layer() {
         parts.weights.replace(slot, Param::Weight, Dtype::Q8_0, Arc::from(data));
     });
     assert_eq!((report.status, found(&report)), (Status::Incompatible, Some((1, "ffn.out"))), "{}", report.reason);
+}
+
+/// Tokens that every rounding is measured on.
+const TOKENS: usize = 96;
+
+/// What is rounded in a run, and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rounded {
+    /// Fused kernels: another order of sums.
+    Sums,
+    Keys(KvDtype),
+    KeysInBf16,
+    /// Activations of every projection, on weights that are stored so.
+    Activations(NumericLevel, Option<FileType>),
+    /// The weights themselves, on standard kernels.
+    Weights(FileType),
+    /// Standard kernels with a residual stream in bf16.
+    Everything,
+}
+
+const ROUNDINGS: [(&str, Rounded); 8] = [
+    ("sums in another order, operations fused (K/V f32)", Rounded::Sums),
+    ("keys and values stored in f32", Rounded::Keys(KvDtype::F32)),
+    ("keys and values stored in f16", Rounded::Keys(KvDtype::F16)),
+    ("keys stored in bf16", Rounded::KeysInBf16),
+    ("activations of products in bf16", Rounded::Activations(NumericLevel::Bf16, None)),
+    (
+        "activations of products in 8 bits (q8_0 weights, from their own truth)",
+        Rounded::Activations(NumericLevel::Int8, Some(FileType::Q8_0)),
+    ),
+    ("weights in q8_0", Rounded::Weights(FileType::Q8_0)),
+    ("all activations in bf16, K/V f16: the checkpoint's own type", Rounded::Everything),
+];
+
+/// A model with the weights of its norms on keys limited, if `limit` is given.
+fn extreme(quantize: Option<FileType>, limit: Option<f32>) -> ModelParts {
+    let options = LoadOptions { quantize, ..LoadOptions::default() };
+    let mut parts = ModelParts::open(&fixture("qwen3-extreme"), &options, &|_, _| {}).expect("the fixture opens");
+    let Some(limit) = limit else { return parts };
+    for layer in 0..parts.spec.layers.len() {
+        let slot = Slot::Layer(layer, LayerSlot::KNorm);
+        let view = parts.weights.get(slot, Param::Weight).expect("there are norms on keys");
+        let values = view.read::<f32>().expect("they are finite");
+        let clipped = values.iter().flat_map(|value| bf16::from_f32(value.clamp(-limit, limit)).to_le_bytes());
+        let data: Vec<u8> = clipped.collect();
+        parts.weights.replace(slot, Param::Weight, Dtype::BF16, Arc::from(data));
+    }
+    parts
+}
+
+/// Mean divergence of a run in which one thing is rounded.
+fn cost(rounded: Rounded, limit: Option<f32>) -> f64 {
+    let options = LoadOptions::default();
+    let quantize = match rounded {
+        Rounded::Activations(_, quantize) => quantize,
+        _ => None,
+    };
+    let parts = extreme(quantize, limit);
+    let mut fused = parts.fused(&options, &|_, _| {}).expect("the weights can be packed");
+    let ids = probe_ids(None, parts.spec.vocab_size, TOKENS).expect("ids can be drawn").ids;
+    let storage = fused.kv_cache();
+    let exact = fused.plan().exact();
+    let subject = parts.subject();
+    let mut standard = subject.standard(ComputeDtype::F32, storage).expect("standard kernels run");
+    let (truth, _) = Truth::observe(&mut standard, &mut fused, &[&exact], sequences(&ids, storage)).expect("it runs");
+    let run = match rounded {
+        Rounded::Weights(file_type) => {
+            let parts = extreme(Some(file_type), limit);
+            let subject = parts.subject();
+            let mut standard = subject.standard(ComputeDtype::F32, storage).expect("standard kernels run");
+            truth.run(&mut standard)
+        }
+        Rounded::Everything => {
+            truth.run(&mut subject.standard(ComputeDtype::BF16, storage).expect("standard kernels run"))
+        }
+        _ => {
+            fused.planted = (rounded == Rounded::KeysInBf16).then_some(Planted::KeysInBf16);
+            fused.set_plan(planned(exact, rounded)).expect("the plan is possible");
+            truth.run(&mut fused)
+        }
+    };
+    run.expect("it runs").divergence.kl_mean
+}
+
+fn planned(mut plan: KernelPlan, rounded: Rounded) -> KernelPlan {
+    match rounded {
+        Rounded::Keys(dtype) => plan.kv_dtypes.fill(dtype),
+        Rounded::Activations(level, _) => {
+            // What has another type, such as rows that are no whole blocks, stays exact.
+            let stored = |dtype: Dtype| match level {
+                NumericLevel::Int8 => dtype.is_quantized(),
+                _ => dtype == Dtype::BF16,
+            };
+            for planned in plan.projections.iter_mut().filter(|planned| stored(planned.dtype)) {
+                planned.level = level;
+            }
+        }
+        _ => {}
+    }
+    plan
+}
+
+/// What the ancestors of this project took for a limit of tiled computation. `BRAIDINFER_BLESS=1` writes the table of
+/// `docs/numerics.md`.
+#[test]
+fn reordering_costs_nothing_and_rounding_keys_does() {
+    let costs: Vec<[f64; 2]> =
+        ROUNDINGS.iter().map(|(_, rounded)| [cost(*rounded, None), cost(*rounded, Some(CLIPPED))]).collect();
+    let of =
+        |wanted: Rounded| costs[ROUNDINGS.iter().position(|(_, rounded)| *rounded == wanted).expect("it is listed")];
+    assert!(of(Rounded::Sums)[0] < 1e-8, "{:e}", of(Rounded::Sums)[0]);
+    assert!(of(Rounded::KeysInBf16)[0] > 10.0 * of(Rounded::Keys(KvDtype::F16))[0]);
+    assert!(of(Rounded::KeysInBf16)[0] > 1e5 * of(Rounded::Keys(KvDtype::F32))[0]);
+    assert!(of(Rounded::KeysInBf16)[0] > 5.0 * of(Rounded::KeysInBf16)[1], "clipping the weights takes it away");
+    if std::env::var_os("BRAIDINFER_BLESS").is_some() {
+        write_table(&costs);
+    }
+}
+
+/// Where the norms on keys are clipped: some twice their median.
+const CLIPPED: f32 = 5.0;
+
+fn write_table(costs: &[[f64; 2]]) {
+    let mut table = String::from("| rounded, alone | mean KL, weights up to 96.5 | clipped to 5 |\n|---|---|---|\n");
+    for ((name, _), [extreme, clipped]) in ROUNDINGS.iter().zip(costs) {
+        writeln!(table, "| {name} | {extreme:.1e} | {clipped:.1e} |").expect("a string takes text");
+    }
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/numerics.md");
+    let page = std::fs::read_to_string(&path).expect("the page exists");
+    let (before, rest) = page.split_once("<!-- roundings -->\n").expect("the page has a start marker");
+    let (_, after) = rest.split_once("<!-- end of roundings -->").expect("the page has an end marker");
+    std::fs::write(&path, format!("{before}<!-- roundings -->\n{table}<!-- end of roundings -->{after}"))
+        .expect("the page can be written");
 }
