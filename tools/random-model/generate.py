@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+# Larger models are written in parts, so that not all of one is in memory.
+SHARD_BYTES = 3 << 30
+
 SHAPES = {
     "tinyllama-1.1b": {
         "model_type": "llama",
@@ -23,6 +26,20 @@ SHAPES = {
         "num_key_value_heads": 4,
         "vocab_size": 32000,
         "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    },
+    "llama-2-7b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
@@ -90,6 +107,13 @@ def save_bf16(tensors, path):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
+def save_shard(tensors, directory, number):
+    """Saves tensors and returns in which file each of them is."""
+    file = f"model-{number:05}.safetensors"
+    save_bf16(tensors, directory / file)
+    return dict.fromkeys(tensors, file)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=sorted(SHAPES))
@@ -97,16 +121,24 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     config = SHAPES[arguments.shape]
+    arguments.directory.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(arguments.seed)
-    tensors = {}
+    shards = [{}]
     for name, shape in parameter_shapes(config):
+        if sum(tensor.nbytes for tensor in shards[-1].values()) > SHARD_BYTES:
+            shards[-1] = save_shard(shards[-1], arguments.directory, len(shards))
+            shards.append({})
         if len(shape) == 1:
             values = np.ones(shape, dtype=np.float32)
         else:
             values = generator.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-        tensors[name] = to_bf16(values)
-    arguments.directory.mkdir(parents=True, exist_ok=True)
-    save_bf16(tensors, arguments.directory / "model.safetensors")
+        shards[-1][name] = to_bf16(values)
+    if len(shards) == 1:
+        save_bf16(shards[0], arguments.directory / "model.safetensors")
+    else:
+        shards[-1] = save_shard(shards[-1], arguments.directory, len(shards))
+        index = {"metadata": {}, "weight_map": {name: file for shard in shards for name, file in shard.items()}}
+        (arguments.directory / "model.safetensors.index.json").write_text(json.dumps(index))
     (arguments.directory / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n")
 
 
