@@ -37,6 +37,8 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Measure whether fused kernels change a model's answers
     Check(CheckArgs),
+    /// Look at everything before a model is deployed: files, text, machine, kernels, answers
+    Validate(ValidateArgs),
     /// Measure speed, beside what the machine can do at most
     Bench(BenchArgs),
     /// List the supported architectures and how each is verified
@@ -216,6 +218,32 @@ pub struct CheckArgs {
     #[arg(long = "static", conflicts_with = "full")]
     pub static_only: bool,
     /// Read more text, and positions beyond a thousand
+    #[arg(long)]
+    pub full: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Write the report to a file; its name ends in .txt, .md, .html or .json
+    #[arg(long, value_name = "FILE")]
+    pub export: Option<PathBuf>,
+    #[command(flatten)]
+    pub computing: ComputingArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each line ends in PASS, WARN or FAIL, and says what to do about it. Answers to a few prompts are shown on standard and fused
+kernels side by side.
+
+Exit code: 0 if everything passed, 1 with warnings, 2 with failures, 3 if it could not be looked at.
+
+Examples:
+  braidinfer validate ./Qwen3-0.6B
+  braidinfer validate q.gguf --context 8192 --export report.html")]
+pub struct ValidateArgs {
+    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    pub model: Option<String>,
+    /// Compare kernels on more text, and at positions beyond a thousand
     #[arg(long)]
     pub full: bool,
     /// Print one JSON object

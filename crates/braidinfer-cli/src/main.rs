@@ -47,6 +47,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Pull(args) => commands::pull::run(args)?,
         Command::Quantize(args) => commands::quantize::run(args)?,
         Command::Check(args) => return commands::check::run(args),
+        Command::Validate(args) => return commands::validate::run(args),
         Command::Bench(args) => return commands::bench::run(args),
         Command::Models(args) => commands::models::run(args)?,
         Command::Completions { shell } => commands::completions::run(shell)?,

@@ -12,6 +12,7 @@ mod llm;
 mod loading;
 mod quantize;
 pub mod text;
+pub mod validation;
 
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;

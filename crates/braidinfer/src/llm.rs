@@ -80,7 +80,13 @@ impl Llm {
     /// Opens a model. `progress` is told how many layers are loaded.
     pub fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
         let mut parts = ModelParts::open(source, options, progress)?;
-        let Loaded { executor, kernels, compat } = parts.load(options, progress)?;
+        let loaded = parts.load(options, progress)?;
+        Self::assemble(parts, loaded, options)
+    }
+
+    /// What was read and what computes, together.
+    pub(crate) fn assemble(parts: ModelParts, loaded: Loaded, options: &LoadOptions) -> Result<Self> {
+        let Loaded { executor, kernels, compat } = loaded;
         let config = EngineConfig {
             context: parts.context,
             max_batched_tokens: MAX_BATCHED_TOKENS,

@@ -1,5 +1,7 @@
 //! One self-contained page, light and dark.
 
+use std::collections::BTreeMap;
+
 use minijinja::Environment;
 use minijinja::value::Serde;
 use plotters::style::RGBColor;
@@ -36,6 +38,8 @@ struct Page<'a> {
     verdict: Option<Headline<'a>>,
     parts: Vec<Part<'a>>,
     colours: Vec<String>,
+    /// Cells that are shown in the colour of a mood.
+    moods: BTreeMap<&'static str, Mood>,
     version: &'static str,
 }
 
@@ -50,6 +54,7 @@ pub fn render(document: &Document) -> anyhow::Result<String> {
         }),
         parts: document.blocks.iter().map(part).collect::<anyhow::Result<_>>()?,
         colours: SERIES_COLOURS.iter().map(colour).collect(),
+        moods: BTreeMap::from([("PASS", Mood::Good), ("WARN", Mood::Doubtful), ("FAIL", Mood::Bad)]),
         version: env!("CARGO_PKG_VERSION"),
     };
     let mut environment = Environment::new();

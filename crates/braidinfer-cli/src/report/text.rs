@@ -1,6 +1,6 @@
 //! Plain text, for terminals and files.
 
-use comfy_table::CellAlignment;
+use comfy_table::{CellAlignment, ContentArrangement};
 
 use super::{Block, Document, LinePlot, Table, number};
 use crate::output;
@@ -27,7 +27,8 @@ fn table(rows: &Table) -> String {
     if rows.has_header() {
         table.set_header(&rows.header);
     }
-    table.load_style(output::TABLE).add_rows(&rows.rows);
+    // Long cells are broken where a terminal ends.
+    table.load_style(output::TABLE).set_content_arrangement(ContentArrangement::Dynamic).add_rows(&rows.rows);
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_cell_alignment(if rows.is_prose(index) { CellAlignment::Left } else { CellAlignment::Right });
     }

@@ -15,9 +15,6 @@ const SCORES: [(f64, f64); 4] = [(1e-3, 1.0), (1e-2, 0.8), (1e-1, 0.5), (1.0, 0.
 /// Least score of a run that is closer to the truth than what most people run.
 const AS_GOOD_AS_USUAL: f64 = 0.9;
 
-/// Loss from which a text was not understood: this share of what knowing nothing gives.
-const LOST: f64 = 0.8;
-
 /// What the measurements mean.
 #[derive(Debug)]
 pub(super) struct Judgement {
@@ -176,7 +173,7 @@ pub(super) fn recommend(report: &mut CompatReport) {
             "where answers must be those of standard kernels, run with --dtype f32 or --kernels standard".to_owned(),
         );
     }
-    let measured = report.measured.as_ref().filter(|m| m.text && m.loss > LOST * m.uniform_loss);
+    let measured = report.measured.as_ref().filter(|_| report.text_is_lost());
     lines.extend(measured.map(|measured| {
         format!(
             "look at the model itself: its loss on plain text is {:.2} nats per token, where knowing nothing gives {:.2}. \

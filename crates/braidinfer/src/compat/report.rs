@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::divergence::Divergence;
 use super::prescreen::Predicted;
 
+/// Loss from which a text was not understood: this share of what knowing nothing gives.
+const LOST: f64 = 0.8;
+
 /// Whether fused kernels give the right answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -70,6 +73,11 @@ impl CompatReport {
     /// The run that a name of [`Measured::runs`] stands for.
     pub fn run(&self, kind: RunKind) -> Option<&RunReport> {
         self.measured.as_ref()?.runs.iter().find(|run| run.kind == kind)
+    }
+
+    /// Whether plain text was read and not understood.
+    pub fn text_is_lost(&self) -> bool {
+        self.measured.as_ref().is_some_and(|measured| measured.text && measured.loss > LOST * measured.uniform_loss)
     }
 
     /// Whether `auto` runs on standard kernels.

@@ -1,6 +1,6 @@
 //! `braidinfer check`.
 
-mod document;
+pub mod document;
 
 use std::process::ExitCode;
 

@@ -1,0 +1,96 @@
+//! `braidinfer validate`.
+
+use std::process::ExitCode;
+
+use braidinfer::compat::Thoroughness;
+use braidinfer::executor::Kernels;
+use braidinfer::validation::{Finding, Outcome, Sample, ValidationReport, validate};
+
+use super::check::document as compat_document;
+use crate::args::ValidateArgs;
+use crate::report::{self, Block, Document, Export, Mood, Verdict};
+use crate::{model, output};
+
+pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
+    let export = args.export.as_deref().map(Export::to).transpose()?;
+    model::prepare(&args.computing)?;
+    let source = model::source(args.model.as_deref())?;
+    let options = model::options(Kernels::Auto, &args.computing)?;
+    let thoroughness = if args.full { Thoroughness::Full } else { Thoroughness::Normal };
+    let report =
+        model::with_progress("validating", &source, |progress| validate(&source, &options, thoroughness, progress))?;
+    if let Some(export) = export {
+        export.write(&document(&report, true), &report)?;
+    }
+    if args.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&report::as_text(&document(&report, false)))?;
+    }
+    Ok(ExitCode::from(match report.outcome {
+        Outcome::Pass => 0,
+        Outcome::Warn => 1,
+        Outcome::Fail => 2,
+    }))
+}
+
+/// The whole report, or, without `detail`, what fits a terminal.
+fn document(report: &ValidationReport, detail: bool) -> Document {
+    let count = |outcome| report.findings.iter().filter(|finding| finding.outcome == outcome).count();
+    let mut document = Document {
+        title: format!("Is {} ready?", report.model),
+        verdict: Some(Verdict {
+            word: report.outcome.as_str().to_owned(),
+            mood: match report.outcome {
+                Outcome::Pass => Mood::Good,
+                Outcome::Warn => Mood::Doubtful,
+                Outcome::Fail => Mood::Bad,
+            },
+            sentence: format!(
+                "{} passed, {} to look at, {} failed.",
+                count(Outcome::Pass),
+                count(Outcome::Warn),
+                count(Outcome::Fail)
+            ),
+        }),
+        ..Document::default()
+    };
+    let row = |finding: &Finding| {
+        let area = format!("{}: {}", finding.area, finding.what);
+        [area, finding.outcome.as_str().to_owned(), finding.found.clone()]
+    };
+    document.table(["what", "outcome", "found"], report.findings.iter().map(row));
+    let fixes: Vec<String> = report.findings.iter().filter_map(fix).collect();
+    if !fixes.is_empty() {
+        document.heading("What to do");
+        document.list(fixes);
+    }
+    if !report.samples.is_empty() {
+        document.heading("Answers on both kernels");
+        report.samples.iter().for_each(|sample| add_sample(&mut document, sample));
+    }
+    if let Some(compat) = report.compat.as_ref().filter(|_| detail) {
+        let compat = compat_document::of(compat, true);
+        document.heading(compat.title);
+        document.blocks.extend(compat.verdict.map(|verdict| Block::Paragraph(verdict.sentence)));
+        document.blocks.extend(compat.blocks);
+    }
+    document
+}
+
+fn fix(finding: &Finding) -> Option<String> {
+    let fix = finding.fix.as_ref()?;
+    Some(format!("{} ({}: {}): {fix}", finding.outcome.as_str(), finding.area, finding.what))
+}
+
+fn add_sample(document: &mut Document, sample: &Sample) {
+    let kernels = match sample.first_difference {
+        None => vec![["both".to_owned(), sample.standard.clone()]],
+        Some(token) => vec![
+            ["standard".to_owned(), sample.standard.clone()],
+            [format!("fused, other from token {token} on"), sample.fused.clone()],
+        ],
+    };
+    let prompt = [["prompt".to_owned(), sample.prompt.clone()]];
+    document.table(["", ""], prompt.into_iter().chain(kernels));
+}

@@ -1,0 +1,173 @@
+//! What to look at before a model is deployed: files, text, machine, kernels, answers, each with an outcome and a fix.
+
+mod files;
+mod machine;
+mod samples;
+mod text;
+
+use braidinfer_model::ModelSource;
+use serde::Serialize;
+
+pub use self::samples::{Sample, Speeds};
+
+use crate::compat::{CompatReport, Status, Thoroughness};
+use crate::executor::standard::LoadProgress;
+use crate::loading::{LoadOptions, ModelParts};
+use crate::{Error, Result};
+
+/// How one thing turned out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Outcome {
+    /// As it should be.
+    Pass,
+    /// It works, but look at it.
+    Warn,
+    /// Do not deploy it so.
+    Fail,
+}
+
+impl Outcome {
+    /// The name in tables and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "PASS",
+            Self::Warn => "WARN",
+            Self::Fail => "FAIL",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// `files`, `text`, `machine`, `kernels` or `answers`.
+    pub area: &'static str,
+    /// What was looked at.
+    pub what: &'static str,
+    /// How it turned out.
+    pub outcome: Outcome,
+    /// What was found.
+    pub found: String,
+    /// What to do about it, unless it passed.
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    fn pass(area: &'static str, what: &'static str, found: impl Into<String>) -> Self {
+        Self { area, what, outcome: Outcome::Pass, found: found.into(), fix: None }
+    }
+
+    fn warn(area: &'static str, what: &'static str, found: impl Into<String>, fix: &str) -> Self {
+        Self { area, what, outcome: Outcome::Warn, found: found.into(), fix: Some(fix.to_owned()) }
+    }
+
+    fn fail(area: &'static str, what: &'static str, found: impl Into<String>, fix: &str) -> Self {
+        Self { area, what, outcome: Outcome::Fail, found: found.into(), fix: Some(fix.to_owned()) }
+    }
+}
+
+/// Everything that was found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ValidationReport {
+    /// Where the model came from.
+    pub model: String,
+    /// The worst of all findings.
+    pub outcome: Outcome,
+    /// In the order they were made. What comes after a model that cannot be read at all is missing.
+    pub findings: Vec<Finding>,
+    /// Answers on standard and fused kernels, side by side.
+    pub samples: Vec<Sample>,
+    /// How fast both were.
+    pub speeds: Option<Speeds>,
+    /// The verdict on fused kernels.
+    pub compat: Option<CompatReport>,
+}
+
+/// Looks at everything. What is wrong with the model is a finding, not an error.
+pub fn validate(
+    source: &ModelSource,
+    options: &LoadOptions,
+    thoroughness: Thoroughness,
+    progress: LoadProgress,
+) -> Result<ValidationReport> {
+    let mut report = ValidationReport {
+        model: source.label(),
+        outcome: Outcome::Pass,
+        findings: Vec::new(),
+        samples: Vec::new(),
+        speeds: None,
+        compat: None,
+    };
+    report.examine(source, options, thoroughness, progress)?;
+    report.outcome = report.findings.iter().map(|finding| finding.outcome).max().unwrap_or(Outcome::Pass);
+    Ok(report)
+}
+
+impl ValidationReport {
+    fn examine(
+        &mut self,
+        source: &ModelSource,
+        options: &LoadOptions,
+        thoroughness: Thoroughness,
+        progress: LoadProgress,
+    ) -> Result<()> {
+        let parts = match ModelParts::open(source, options, progress) {
+            Ok(parts) => parts,
+            // A setting that was typed is not the model's fault.
+            Err(error @ Error::BadRequest { .. }) => return Err(error),
+            Err(error) => {
+                let fix = "fetch the files again, or correct what the message names";
+                self.findings.push(Finding::fail("files", "can be read", error.to_string(), fix));
+                return Ok(());
+            }
+        };
+        self.findings.extend(files::findings(&parts));
+        self.findings.extend(text::findings(&parts));
+        self.findings.extend(machine::findings(&parts, options));
+        // Weights that are not finite stop every kind of kernels.
+        if self.findings.iter().any(|finding| finding.outcome == Outcome::Fail && finding.area == "files") {
+            return Ok(());
+        }
+        let mut fused = parts.fused(options, progress)?;
+        let compat = parts.subject().check(&mut fused, thoroughness)?;
+        self.findings.extend(kernels(&compat));
+        let answers = samples::answer(source, options, parts, fused, &compat, progress)?;
+        self.findings.extend(answers.findings);
+        (self.samples, self.speeds, self.compat) = (answers.samples, Some(answers.speeds), Some(compat));
+        Ok(())
+    }
+}
+
+/// The verdict and the loss.
+fn kernels(compat: &CompatReport) -> Vec<Finding> {
+    const AREA: &str = "kernels";
+    const WHAT: &str = "fused kernels give the same answers";
+    let found = format!("{}: {}", compat.status.as_str(), compat.reason);
+    let mut findings = vec![match compat.status {
+        Status::Compatible => Finding::pass(AREA, WHAT, found),
+        Status::Warning => {
+            Finding::warn(AREA, WHAT, found, "--dtype f32 or --kernels standard where answers must be exact")
+        }
+        Status::Incompatible => {
+            Finding::fail(AREA, WHAT, found, "--kernels standard, which auto takes; please report it")
+        }
+    }];
+    let Some(measured) = compat.measured.as_ref() else { return findings };
+    if !measured.text {
+        findings.push(Finding::warn(
+            AREA,
+            "loss on plain text",
+            "not measured without a tokenizer",
+            "add the tokenizer",
+        ));
+    } else if compat.text_is_lost() {
+        let found = format!("{:.2} nats per token, {:.2} when knowing nothing", measured.loss, measured.uniform_loss);
+        let fix = "if the model is trained on plain text, its architecture, RoPE or tokenizer is misread: compare with transformers";
+        findings.push(Finding::warn(AREA, "loss on plain text", found, fix));
+    } else {
+        let found = format!("{:.2} nats per token, {:.2} when knowing nothing", measured.loss, measured.uniform_loss);
+        findings.push(Finding::pass(AREA, "loss on plain text", found));
+    }
+    findings
+}

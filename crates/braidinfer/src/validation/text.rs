@@ -1,0 +1,112 @@
+//! Tokenizer and chat template.
+
+use super::Finding;
+use crate::loading::ModelParts;
+use crate::text::{ChatMessage, Tokenizer};
+
+const AREA: &str = "text";
+
+/// What must come back from ids as it went in.
+const ROUND_TRIP: &str = "Two lines,\nwith 3 numbers: 12.5, 7 and 1000; and words like naïve, Straße, 東京.";
+
+pub(super) fn findings(parts: &ModelParts) -> Vec<Finding> {
+    let Some(tokenizer) = &parts.tokenizer else {
+        let fix = "add tokenizer.json or tokenizer.model; without them the model takes and gives token ids";
+        return vec![Finding::warn(AREA, "tokenizer", "none", fix)];
+    };
+    let mut findings = vec![size(parts, tokenizer), round_trip(tokenizer)];
+    findings.extend(first_token(parts, tokenizer));
+    findings.push(end_tokens(parts, tokenizer));
+    findings.push(chat(parts, tokenizer));
+    findings
+}
+
+fn size(parts: &ModelParts, tokenizer: &Tokenizer) -> Finding {
+    const WHAT: &str = "vocabulary";
+    let (tokens, rows) = (tokenizer.vocab_size(), parts.spec.vocab_size);
+    let found = format!("{tokens} tokens, {rows} rows of the embedding");
+    if tokens > rows {
+        return Finding::fail(
+            AREA,
+            WHAT,
+            found,
+            "the tokenizer is that of another model: take the one beside the weights",
+        );
+    }
+    Finding::pass(AREA, WHAT, found)
+}
+
+fn round_trip(tokenizer: &Tokenizer) -> Finding {
+    const WHAT: &str = "text comes back from its tokens";
+    let back = tokenizer.encode(ROUND_TRIP, false).and_then(|ids| tokenizer.decode(&ids, true));
+    match back {
+        Err(error) => Finding::fail(AREA, WHAT, error.to_string(), "correct the tokenizer's files"),
+        // Some tokenizers begin every text with a space.
+        Ok(back) if back.trim_start() == ROUND_TRIP => Finding::pass(AREA, WHAT, "it does"),
+        Ok(back) => {
+            let fix = "nothing if the tokenizer is meant to normalise text, or to know few characters";
+            Finding::warn(AREA, WHAT, format!("{ROUND_TRIP:?} became {back:?}"), fix)
+        }
+    }
+}
+
+/// How often a prompt begins with the first token.
+fn first_token(parts: &ModelParts, tokenizer: &Tokenizer) -> Option<Finding> {
+    const WHAT: &str = "prompts begin with one first token";
+    let bos = parts.generation.bos_token_id?;
+    let prompt = tokenizer.encode_prompt("Once").ok()?;
+    let count = prompt.iter().take_while(|id| **id == bos).count();
+    Some(match count {
+        0 => Finding::pass(AREA, WHAT, format!("none: this tokenizer puts no token {bos} there")),
+        1 => Finding::pass(AREA, WHAT, format!("token {bos}")),
+        _ => {
+            let fix = "the tokenizer adds it more than once: correct its post-processor";
+            Finding::fail(AREA, WHAT, format!("token {bos}, {count} times"), fix)
+        }
+    })
+}
+
+fn end_tokens(parts: &ModelParts, tokenizer: &Tokenizer) -> Finding {
+    const WHAT: &str = "tokens that end an answer";
+    let ids = &parts.generation.eos_token_id;
+    if ids.is_empty() {
+        let fix = "set eos_token_id in generation_config.json, or answers end only with --max-tokens or the context";
+        return Finding::warn(AREA, WHAT, "none", fix);
+    }
+    match ids.iter().find(|id| **id as usize >= parts.spec.vocab_size || tokenizer.id_to_token(**id).is_none()) {
+        Some(id) => Finding::fail(
+            AREA,
+            WHAT,
+            format!("{id}, which is no token"),
+            "correct eos_token_id in generation_config.json",
+        ),
+        None => {
+            let names: Vec<_> = ids.iter().filter_map(|id| tokenizer.id_to_token(*id)).collect();
+            Finding::pass(AREA, WHAT, names.join(", "))
+        }
+    }
+}
+
+fn chat(parts: &ModelParts, tokenizer: &Tokenizer) -> Finding {
+    const WHAT: &str = "chat template";
+    let Some(template) = &parts.chat_template else {
+        return Finding::pass(AREA, WHAT, "none: the model completes text");
+    };
+    let messages = [ChatMessage::new("user", "Hello")];
+    let encoded = template.render(&messages, true).and_then(|rendered| tokenizer.encode_chat(&rendered));
+    let ids = match encoded {
+        Ok(ids) => ids,
+        Err(error) => return Finding::fail(AREA, WHAT, error.to_string(), "correct chat_template"),
+    };
+    let firsts = parts.generation.bos_token_id.map_or(0, |bos| ids.iter().filter(|id| **id == bos).count());
+    if firsts > 1 {
+        let fix = "the template and the tokenizer both add the first token: remove it from one of them";
+        return Finding::warn(
+            AREA,
+            WHAT,
+            format!("the first token stands {firsts} times in a chat of one message"),
+            fix,
+        );
+    }
+    Finding::pass(AREA, WHAT, format!("{} tokens for a chat of one word", ids.len()))
+}
