@@ -39,6 +39,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Look at everything before a model is deployed: files, text, machine, kernels, answers
     Validate(ValidateArgs),
+    /// Put several models side by side: size, compatibility, speed, answers
+    Compare(CompareArgs),
     /// Measure speed, beside what the machine can do at most
     Bench(BenchArgs),
     /// List the supported architectures and how each is verified
@@ -247,6 +249,31 @@ pub struct ValidateArgs {
     #[arg(long)]
     pub full: bool,
     /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Write the report to a file; its name ends in .txt, .md, .html or .json
+    #[arg(long, value_name = "FILE")]
+    pub export: Option<PathBuf>,
+    #[command(flatten)]
+    pub computing: ComputingArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each model is validated in turn, as `braidinfer validate` does; one is in memory at a time.
+
+Exit code: 0, 1 or 2 by the worst of them, 3 if one could not be looked at.
+
+Examples:
+  braidinfer compare ./Qwen3-0.6B q8_0.gguf q4_k_m.gguf --export report.html")]
+pub struct CompareArgs {
+    /// Model directories, GGUF files or Hub ids
+    #[arg(value_name = "MODEL", required = true, num_args = 1..)]
+    pub models: Vec<String>,
+    /// Compare kernels on more text, and at positions beyond a thousand
+    #[arg(long)]
+    pub full: bool,
+    /// Print one JSON list
     #[arg(long)]
     pub json: bool,
     /// Write the report to a file; its name ends in .txt, .md, .html or .json

@@ -47,7 +47,7 @@ fn a_model_with_everything_is_only_warned_of_its_narrow_training() {
     assert_eq!(warned, ["loss on plain text"]);
     assert_eq!(report["samples"].as_array().map(Vec::len), Some(3));
     assert_eq!(report["compat"]["status"], "COMPATIBLE");
-    assert!(report["speeds"]["fused_decode_tok_s"].as_f64().is_some_and(|rate| rate > 0.0));
+    assert!(report["speeds"]["fused"]["decode_tok_s"].as_f64().is_some_and(|rate| rate > 0.0));
 }
 
 #[test]

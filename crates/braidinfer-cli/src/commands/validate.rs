@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use braidinfer::compat::Thoroughness;
 use braidinfer::executor::Kernels;
 use braidinfer::validation::{Finding, Outcome, Sample, ValidationReport, validate};
 
@@ -16,7 +15,7 @@ pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     model::prepare(&args.computing)?;
     let source = model::source(args.model.as_deref())?;
     let options = model::options(Kernels::Auto, &args.computing)?;
-    let thoroughness = if args.full { Thoroughness::Full } else { Thoroughness::Normal };
+    let thoroughness = super::check::thoroughness(args.full);
     let report =
         model::with_progress("validating", &source, |progress| validate(&source, &options, thoroughness, progress))?;
     if let Some(export) = export {
@@ -27,11 +26,15 @@ pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     } else {
         output::print(&report::as_text(&document(&report, false)))?;
     }
-    Ok(ExitCode::from(match report.outcome {
+    Ok(exit_code(report.outcome))
+}
+
+pub fn exit_code(outcome: Outcome) -> ExitCode {
+    ExitCode::from(match outcome {
         Outcome::Pass => 0,
         Outcome::Warn => 1,
         Outcome::Fail => 2,
-    }))
+    })
 }
 
 /// The whole report, or, without `detail`, what fits a terminal.

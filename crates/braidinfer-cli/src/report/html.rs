@@ -8,7 +8,7 @@ use plotters::style::RGBColor;
 use serde::Serialize;
 
 use super::plot::{SERIES_COLOURS, svg};
-use super::{Block, Document, Mood};
+use super::{BarPlot, Block, Document, Mood, number};
 
 /// Tables with more rows are shown when they are asked for.
 const LONG: usize = 12;
@@ -23,6 +23,21 @@ enum Part<'a> {
     List { items: &'a [String] },
     Table { header: Option<&'a [String]>, rows: &'a [Vec<String>], prose: Vec<bool>, long: bool },
     Lines { title: &'a str, svg: String, legend: Vec<&'a str> },
+    Bars { title: String, legend: Vec<&'a str>, groups: Vec<Group<'a>> },
+}
+
+/// The bars of one thing.
+#[derive(Serialize)]
+struct Group<'a> {
+    thing: &'a str,
+    bars: Vec<Bar>,
+}
+
+#[derive(Serialize)]
+struct Bar {
+    value: String,
+    /// Of the largest, in per cent.
+    width: f64,
 }
 
 #[derive(Serialize)]
@@ -78,5 +93,18 @@ fn part(block: &Block) -> anyhow::Result<Part<'_>> {
             svg: svg(plot)?,
             legend: plot.series.iter().map(|series| series.name.as_str()).collect(),
         },
+        Block::Bars(plot) => Part::Bars {
+            title: format!("{}, {}", plot.title, plot.unit),
+            legend: plot.series.iter().map(|series| series.name.as_str()).collect(),
+            groups: groups(plot),
+        },
     })
+}
+
+fn groups(plot: &BarPlot) -> Vec<Group<'_>> {
+    let largest = plot.largest().max(f64::MIN_POSITIVE);
+    let bar = |value: &f64| Bar { value: number(*value), width: 100.0 * value / largest };
+    let bars =
+        |index: usize| plot.series.iter().filter_map(|series| series.values.get(index)).map(bar).collect::<Vec<_>>();
+    plot.things.iter().enumerate().map(|(index, thing)| Group { thing, bars: bars(index) }).collect()
 }

@@ -15,6 +15,7 @@ pub fn render(document: &Document) -> String {
             Block::List(items) => items.iter().map(|item| format!("- {item}\n")).collect(),
             Block::Table(rows) => table(rows),
             Block::Lines(plot) => lines(plot),
+            Block::Bars(plot) => table(&plot.as_table()),
         };
     }
     text

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-pub use plot::{LinePlot, Series};
+pub use plot::{BarPlot, LinePlot, Series};
 pub use text::render as as_text;
 
 /// What a report says, in order.
@@ -48,6 +48,7 @@ pub enum Block {
     List(Vec<String>),
     Table(Table),
     Lines(LinePlot),
+    Bars(BarPlot),
 }
 
 /// Cells by row; every row is as long as the header, whose cells may all be empty.
@@ -88,8 +89,25 @@ impl Document {
         self.blocks.push(Block::Table(Table { header, rows: rows.into_iter().map(Vec::from).collect() }));
     }
 
+    pub fn bars(&mut self, plot: BarPlot) {
+        self.blocks.push(Block::Bars(plot));
+    }
+
     pub fn lines(&mut self, plot: LinePlot) {
         self.blocks.push(Block::Lines(plot));
+    }
+}
+
+impl BarPlot {
+    /// The same as text: a column for each series.
+    fn as_table(&self) -> Table {
+        let title = format!("{}, {}", self.title, self.unit);
+        let header = [title].into_iter().chain(self.series.iter().map(|series| series.name.clone())).collect();
+        let row = |(index, thing): (usize, &String)| {
+            let cells = self.series.iter().map(|series| series.values.get(index).copied().map_or("-".into(), number));
+            [thing.clone()].into_iter().chain(cells).collect()
+        };
+        Table { header, rows: self.things.iter().enumerate().map(row).collect() }
     }
 }
 

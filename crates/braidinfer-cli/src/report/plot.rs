@@ -18,6 +18,22 @@ pub struct Series {
     pub values: Vec<f64>,
 }
 
+/// Values of some things, side by side: each series has one for each of them. The page draws it without SVG.
+#[derive(Debug)]
+pub struct BarPlot {
+    pub title: String,
+    pub unit: String,
+    pub things: Vec<String>,
+    pub series: Vec<Series>,
+}
+
+impl BarPlot {
+    /// The largest value, to which bars are drawn.
+    pub fn largest(&self) -> f64 {
+        self.series.iter().flat_map(|series| series.values.iter().copied()).fold(0.0, f64::max)
+    }
+}
+
 /// Placeholders: the page's style sheet gives elements with them their real colours, in light and dark.
 pub const SERIES_COLOURS: [RGBColor; 5] =
     [RGBColor(1, 1, 1), RGBColor(1, 1, 2), RGBColor(1, 1, 3), RGBColor(1, 1, 4), RGBColor(1, 1, 5)];

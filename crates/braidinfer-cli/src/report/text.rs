@@ -17,6 +17,7 @@ pub fn render(document: &Document) -> String {
             Block::List(items) => items.iter().map(|item| format!("- {item}\n")).collect(),
             Block::Table(rows) => table(rows),
             Block::Lines(plot) => lines(plot),
+            Block::Bars(plot) => format!("\n{}", table(&plot.as_table())),
         };
     }
     text

@@ -3,7 +3,7 @@
 use braidinfer_kernels::Isa;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-use super::Finding;
+use super::{Finding, Size};
 use crate::executor::{KvDtype, threads};
 use crate::loading::{LoadOptions, ModelParts};
 
@@ -26,11 +26,19 @@ pub(super) fn available() -> usize {
     usize::try_from(system.available_memory().min(group)).unwrap_or(usize::MAX)
 }
 
+/// How large a model is.
+pub(super) fn size_of(parts: &ModelParts) -> Size {
+    Size {
+        parameters: parts.weights.parameter_count(),
+        weight_bytes: parts.weights.sizes().iter().map(|(_, bytes)| bytes).sum(),
+        kv_bytes_per_token: 2 * parts.spec.key_value_width() * parts.spec.layers.len() * KvDtype::F16.size(),
+    }
+}
+
 fn memory(parts: &ModelParts, options: &LoadOptions) -> Finding {
     const WHAT: &str = "memory";
-    let weights: usize = parts.weights.sizes().iter().map(|(_, bytes)| bytes).sum();
-    let position = 2 * parts.spec.key_value_width() * parts.spec.layers.len() * KvDtype::F16.size();
-    let one = position.saturating_mul(parts.context);
+    let Size { weight_bytes: weights, kv_bytes_per_token, .. } = size_of(parts);
+    let one = kv_bytes_per_token.saturating_mul(parts.context);
     let all = one.saturating_mul(options.max_sequences);
     let (need, available) = (weights + one + SLACK, available());
     let found = format!(

@@ -8,7 +8,7 @@ mod text;
 use braidinfer_model::ModelSource;
 use serde::Serialize;
 
-pub use self::samples::{Sample, Speeds};
+pub use self::samples::{Sample, Speed, Speeds};
 
 use crate::compat::{CompatReport, Status, Thoroughness};
 use crate::executor::standard::LoadProgress;
@@ -82,6 +82,19 @@ pub struct ValidationReport {
     pub speeds: Option<Speeds>,
     /// The verdict on fused kernels.
     pub compat: Option<CompatReport>,
+    /// How large it is.
+    pub size: Option<Size>,
+}
+
+/// How large a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Size {
+    /// Values of all parameters.
+    pub parameters: usize,
+    /// Bytes of the weights.
+    pub weight_bytes: usize,
+    /// Bytes of keys and values for one token, in f16.
+    pub kv_bytes_per_token: usize,
 }
 
 /// Looks at everything. What is wrong with the model is a finding, not an error.
@@ -98,6 +111,7 @@ pub fn validate(
         samples: Vec::new(),
         speeds: None,
         compat: None,
+        size: None,
     };
     report.examine(source, options, thoroughness, progress)?;
     report.outcome = report.findings.iter().map(|finding| finding.outcome).max().unwrap_or(Outcome::Pass);
@@ -122,6 +136,7 @@ impl ValidationReport {
                 return Ok(());
             }
         };
+        self.size = Some(machine::size_of(&parts));
         self.findings.extend(files::findings(&parts));
         self.findings.extend(text::findings(&parts));
         self.findings.extend(machine::findings(&parts, options));

@@ -1,5 +1,8 @@
 //! The same prompts on standard and fused kernels.
 
+use std::ops::ControlFlow;
+use std::time::Instant;
+
 use braidinfer_model::ModelSource;
 use serde::Serialize;
 
@@ -20,6 +23,8 @@ const PROMPTS: [&str; 3] =
 const IDS: [[u32; 4]; 3] = [[1, 2, 3, 4], [4, 3, 2, 1], [2, 4, 2, 4]];
 /// Tokens of an answer.
 const TOKENS: usize = 24;
+/// Tokens of the prompt whose reading is timed.
+const PREFILL_TOKENS: usize = 256;
 
 /// One prompt, answered greedily.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,13 +39,22 @@ pub struct Sample {
     pub first_difference: Option<usize>,
 }
 
-/// Tokens per second over the samples.
+/// How fast both kernels were.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Speeds {
-    /// Decoding on standard kernels.
-    pub standard_decode_tok_s: f64,
-    /// Decoding on fused ones, by the plan.
-    pub fused_decode_tok_s: f64,
+    /// On standard kernels.
+    pub standard: Speed,
+    /// On fused ones, by the plan.
+    pub fused: Speed,
+}
+
+/// Tokens per second of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Speed {
+    /// Reading a prompt of some hundred tokens.
+    pub prefill_tok_s: f64,
+    /// Answering the samples.
+    pub decode_tok_s: f64,
 }
 
 pub(super) struct Answers {
@@ -73,7 +87,7 @@ pub(super) fn answer(
         prompts.iter().zip(standard.iter().zip(&fused)).map(|(prompt, (a, b))| Sample::of(prompt, a, b)).collect();
     findings.push(agreement(&samples, compat));
     findings.push(speed(standard_speed, fused_speed));
-    let speeds = Speeds { standard_decode_tok_s: standard_speed, fused_decode_tok_s: fused_speed };
+    let speeds = Speeds { standard: standard_speed, fused: fused_speed };
     Ok(Answers { samples, speeds, findings })
 }
 
@@ -103,14 +117,14 @@ fn standard(
     Llm::assemble(parts, loaded, &options)
 }
 
-fn generate(mut llm: Llm, prompts: &[Prompt]) -> Result<(Vec<Completion>, f64)> {
+fn generate(mut llm: Llm, prompts: &[Prompt]) -> Result<(Vec<Completion>, Speed)> {
     let room = llm.context().saturating_sub(1);
     let params =
         SamplingParams { max_tokens: Some(TOKENS.min(room).max(1)), ignore_eos: true, ..SamplingParams::default() };
     let (mut completions, mut tokens, mut seconds) = (Vec::new(), 0, 0.0);
     for prompt in prompts {
         let prompt = std::slice::from_ref(prompt);
-        let (answers, timings) = llm.stream(prompt, &params, &mut |_| std::ops::ControlFlow::Continue(()))?;
+        let (answers, timings) = llm.stream(prompt, &params, &mut |_| ControlFlow::Continue(()))?;
         completions.extend(answers);
         tokens += timings.decode_tokens;
         seconds += timings.decode.as_secs_f64();
@@ -118,7 +132,18 @@ fn generate(mut llm: Llm, prompts: &[Prompt]) -> Result<(Vec<Completion>, f64)> 
     if completions.len() != prompts.len() {
         return Err(Error::Internal("a prompt without an answer".into()));
     }
-    Ok((completions, tokens as f64 / seconds.max(1e-9)))
+    let decode_tok_s = tokens as f64 / seconds.max(1e-9);
+    Ok((completions, Speed { prefill_tok_s: prefill_speed(&mut llm)?, decode_tok_s }))
+}
+
+/// Tokens per second of a prompt that is as long as the context allows.
+fn prefill_speed(llm: &mut Llm) -> Result<f64> {
+    let count = PREFILL_TOKENS.min(llm.context().saturating_sub(1)).max(1);
+    let vocab = llm.spec().vocab_size;
+    let ids: Vec<u32> = (0..count).map(|index| (index * 31 % vocab) as u32).collect();
+    let started = Instant::now();
+    llm.logits(&ids, false)?;
+    Ok(count as f64 / started.elapsed().as_secs_f64().max(1e-9))
 }
 
 impl Sample {
@@ -154,9 +179,12 @@ fn agreement(samples: &[Sample], compat: &CompatReport) -> Finding {
     Finding { area: "answers", what: WHAT, outcome, found, fix: (outcome != Outcome::Pass).then_some(fix) }
 }
 
-fn speed(standard: f64, fused: f64) -> Finding {
-    let found = format!("decoding {fused:.1} tok/s on fused kernels, {standard:.1} on standard ones");
-    if fused < standard {
+fn speed(standard: Speed, fused: Speed) -> Finding {
+    let found = format!(
+        "prefill {:.1} tok/s on fused kernels, {:.1} on standard ones; decoding {:.1} and {:.1}",
+        fused.prefill_tok_s, standard.prefill_tok_s, fused.decode_tok_s, standard.decode_tok_s
+    );
+    if fused.decode_tok_s < standard.decode_tok_s || fused.prefill_tok_s < standard.prefill_tok_s {
         return Finding::warn(
             "answers",
             "speed",

@@ -17,11 +17,7 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     model::prepare(&args.computing)?;
     let source = model::source(args.model.as_deref())?;
     let options = model::options(Kernels::Auto, &args.computing)?;
-    let depth = match (args.static_only, args.full) {
-        (true, _) => CheckDepth::Static,
-        (false, true) => CheckDepth::Measured(Thoroughness::Full),
-        (false, false) => CheckDepth::Measured(Thoroughness::Normal),
-    };
+    let depth = if args.static_only { CheckDepth::Static } else { CheckDepth::Measured(thoroughness(args.full)) };
     let (report, notes) =
         model::with_progress("checking", &source, |progress| braidinfer::check(&source, &options, depth, progress))?;
     notes.iter().for_each(output::note);
@@ -34,6 +30,11 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         output::print(&report::as_text(&document::of(&report, args.verbose)))?;
     }
     Ok(exit_code(&report))
+}
+
+/// How thorough a check is that someone waits for.
+pub fn thoroughness(full: bool) -> Thoroughness {
+    if full { Thoroughness::Full } else { Thoroughness::Normal }
 }
 
 fn exit_code(report: &CompatReport) -> ExitCode {

@@ -1,0 +1,120 @@
+//! `braidinfer compare`.
+
+use std::process::ExitCode;
+
+use braidinfer::compat::{CompatReport, RunKind};
+use braidinfer::executor::Kernels;
+use braidinfer::validation::{Outcome, Size, Speed, Speeds, ValidationReport, validate};
+
+use super::validate::exit_code;
+use crate::args::CompareArgs;
+use crate::report::{self, BarPlot, Document, Export, LinePlot, Series, number};
+use crate::{model, output};
+
+pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
+    let export = args.export.as_deref().map(Export::to).transpose()?;
+    model::prepare(&args.computing)?;
+    let options = model::options(Kernels::Auto, &args.computing)?;
+    let thoroughness = super::check::thoroughness(args.full);
+    // Every name first: the last one should not be found missing after an hour.
+    let sources = args.models.iter().map(|name| model::source(Some(name))).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut reports = Vec::new();
+    for source in &sources {
+        reports.push(model::with_progress("validating", source, |progress| {
+            validate(source, &options, thoroughness, progress)
+        })?);
+    }
+    let document = document(&reports);
+    if let Some(export) = export {
+        export.write(&document, &reports)?;
+    }
+    if args.json {
+        output::print_json(&reports)?;
+    } else {
+        output::print(&report::as_text(&document))?;
+    }
+    Ok(exit_code(reports.iter().map(|report| report.outcome).max().unwrap_or(Outcome::Pass)))
+}
+
+fn document(reports: &[ValidationReport]) -> Document {
+    let mut document = Document { title: format!("{} models side by side", reports.len()), ..Document::default() };
+    let row = |report: &ValidationReport| {
+        let size = |of: fn(&Size) -> String| report.size.as_ref().map_or("-".into(), of);
+        [
+            report.model.clone(),
+            report.outcome.as_str().to_owned(),
+            size(|size| format!("{:.1} M", size.parameters as f64 / 1e6)),
+            size(|size| output::size(size.weight_bytes)),
+            size(|size| output::size(size.kv_bytes_per_token)),
+        ]
+    };
+    document.table(["model", "outcome", "parameters", "weights", "K/V per token"], reports.iter().map(row));
+    document.heading("Do fused kernels change the answers?");
+    let compats: Vec<&CompatReport> = reports.iter().filter_map(|report| report.compat.as_ref()).collect();
+    let header = ["model", "predicted", "measured", "mean KL", "checkpoint's own type", "largest key norm", "loss"];
+    document.table(header, compats.iter().map(|compat| compat_row(compat)));
+    add_speeds(&mut document, reports);
+    document.lines(LinePlot {
+        title: "Divergence of what auto runs, at each position".into(),
+        x: "position".into(),
+        y: "KL, nats".into(),
+        series: compats.iter().filter_map(|compat| divergence(compat)).collect(),
+    });
+    add_answers(&mut document, reports);
+    document
+}
+
+fn compat_row(compat: &CompatReport) -> [String; 7] {
+    let kl = |kind| compat.run(kind).map(|run| run.divergence.kl_mean);
+    let or_none = |value: Option<f64>| value.map_or("-".into(), number);
+    [
+        compat.model.clone(),
+        format!("{} {:.2}", compat.predicted.status.as_str(), compat.predicted.score),
+        format!("{} {:.2}", compat.status.as_str(), compat.score),
+        or_none(kl(RunKind::Plan).or(kl(RunKind::Fastest))),
+        or_none(kl(RunKind::Checkpoint)),
+        or_none(compat.predicted.max_weight),
+        or_none(compat.measured.as_ref().filter(|measured| measured.text).map(|measured| measured.loss)),
+    ]
+}
+
+fn divergence(compat: &CompatReport) -> Option<Series> {
+    let run = compat.run(RunKind::Plan).or(compat.run(RunKind::Fastest))?;
+    Some(Series { name: compat.model.clone(), values: run.divergence.kl.clone() })
+}
+
+fn add_speeds(document: &mut Document, reports: &[ValidationReport]) {
+    document.heading("Speed of one sequence");
+    document.bars(bars(reports, "Reading a prompt", |speed| speed.prefill_tok_s));
+    document.bars(bars(reports, "Answering", |speed| speed.decode_tok_s));
+}
+
+/// One rate of every model that was measured, on both kernels.
+fn bars(reports: &[ValidationReport], title: &str, rate: fn(&Speed) -> f64) -> BarPlot {
+    let measured: Vec<(&String, Speeds)> =
+        reports.iter().filter_map(|report| Some((&report.model, report.speeds?))).collect();
+    let series = |name: &str, of: fn(&Speeds) -> &Speed| Series {
+        name: name.to_owned(),
+        values: measured.iter().map(|(_, speeds)| rate(of(speeds))).collect(),
+    };
+    BarPlot {
+        title: title.to_owned(),
+        unit: "tokens per second".to_owned(),
+        things: measured.iter().map(|(model, _)| (*model).clone()).collect(),
+        series: vec![series("fused", |speeds| &speeds.fused), series("standard", |speeds| &speeds.standard)],
+    }
+}
+
+fn add_answers(document: &mut Document, reports: &[ValidationReport]) {
+    document.heading("Answers of what auto runs");
+    let mut rows = Vec::new();
+    for report in reports {
+        let falls_back = report.compat.as_ref().is_some_and(CompatReport::falls_back);
+        for sample in &report.samples {
+            let answer = if falls_back { &sample.standard } else { &sample.fused };
+            rows.push([report.model.clone(), sample.prompt.clone(), answer.clone()]);
+        }
+    }
+    rows.sort_by(|a, b| a[1].cmp(&b[1]));
+    document.table(["model", "prompt", "answer"], rows);
+}
