@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use braidinfer::SamplingParams;
+use braidinfer::compat::Thoroughness;
 use braidinfer::model::quantization::FileType;
 use braidinfer_hub::HubId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -219,15 +220,8 @@ pub struct CheckArgs {
     /// Look at the weights only, and measure nothing
     #[arg(long = "static", conflicts_with = "full")]
     pub static_only: bool,
-    /// Read more text, and positions beyond a thousand
-    #[arg(long)]
-    pub full: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-    /// Write the report to a file; its name ends in .txt, .md, .html or .json
-    #[arg(long, value_name = "FILE")]
-    pub export: Option<PathBuf>,
+    #[command(flatten)]
+    pub report: ReportArgs,
     #[command(flatten)]
     pub computing: ComputingArgs,
 }
@@ -245,15 +239,8 @@ Examples:
 pub struct ValidateArgs {
     /// A model directory, GGUF file or Hub id; the built-in demo model if left out
     pub model: Option<String>,
-    /// Compare kernels on more text, and at positions beyond a thousand
-    #[arg(long)]
-    pub full: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-    /// Write the report to a file; its name ends in .txt, .md, .html or .json
-    #[arg(long, value_name = "FILE")]
-    pub export: Option<PathBuf>,
+    #[command(flatten)]
+    pub report: ReportArgs,
     #[command(flatten)]
     pub computing: ComputingArgs,
 }
@@ -270,15 +257,8 @@ pub struct CompareArgs {
     /// Model directories, GGUF files or Hub ids
     #[arg(value_name = "MODEL", required = true, num_args = 1..)]
     pub models: Vec<String>,
-    /// Compare kernels on more text, and at positions beyond a thousand
-    #[arg(long)]
-    pub full: bool,
-    /// Print one JSON list
-    #[arg(long)]
-    pub json: bool,
-    /// Write the report to a file; its name ends in .txt, .md, .html or .json
-    #[arg(long, value_name = "FILE")]
-    pub export: Option<PathBuf>,
+    #[command(flatten)]
+    pub report: ReportArgs,
     #[command(flatten)]
     pub computing: ComputingArgs,
 }
@@ -339,6 +319,27 @@ pub struct BenchArgs {
     pub baseline: Option<PathBuf>,
     #[command(flatten)]
     pub computing: ComputingArgs,
+}
+
+/// How to look at a model, and what to make of what was found.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Compare kernels on more text, and at positions beyond a thousand
+    #[arg(long)]
+    pub full: bool,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Write the report to a file; its name ends in .txt, .md, .html or .json
+    #[arg(long, value_name = "FILE")]
+    pub export: Option<PathBuf>,
+}
+
+impl ReportArgs {
+    /// How thorough a check is that someone waits for.
+    pub fn thoroughness(&self) -> Thoroughness {
+        if self.full { Thoroughness::Full } else { Thoroughness::Normal }
+    }
 }
 
 /// Kernels that can be measured.

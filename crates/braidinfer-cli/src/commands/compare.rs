@@ -8,14 +8,14 @@ use braidinfer::validation::{Outcome, Size, Speed, Speeds, ValidationReport, val
 
 use super::validate::exit_code;
 use crate::args::CompareArgs;
-use crate::report::{self, BarPlot, Document, Export, LinePlot, Series, number};
+use crate::report::{BarPlot, Delivery, Document, LinePlot, Series, number};
 use crate::{model, output};
 
 pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
-    let export = args.export.as_deref().map(Export::to).transpose()?;
+    let delivery = Delivery::of(&args.report)?;
     model::prepare(&args.computing)?;
     let options = model::options(Kernels::Auto, &args.computing)?;
-    let thoroughness = super::check::thoroughness(args.full);
+    let thoroughness = args.report.thoroughness();
     // Every name first: the last one should not be found missing after an hour.
     let sources = args.models.iter().map(|name| model::source(Some(name))).collect::<anyhow::Result<Vec<_>>>()?;
     let mut reports = Vec::new();
@@ -25,14 +25,7 @@ pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
         })?);
     }
     let document = document(&reports);
-    if let Some(export) = export {
-        export.write(&document, &reports)?;
-    }
-    if args.json {
-        output::print_json(&reports)?;
-    } else {
-        output::print(&report::as_text(&document))?;
-    }
+    delivery.deliver(&document, &document, &reports)?;
     Ok(exit_code(reports.iter().map(|report| report.outcome).max().unwrap_or(Outcome::Pass)))
 }
 

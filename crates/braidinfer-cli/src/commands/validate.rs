@@ -7,25 +7,18 @@ use braidinfer::validation::{Finding, Outcome, Sample, ValidationReport, validat
 
 use super::check::document as compat_document;
 use crate::args::ValidateArgs;
-use crate::report::{self, Block, Document, Export, Mood, Verdict};
-use crate::{model, output};
+use crate::model;
+use crate::report::{Block, Delivery, Document, Mood, Verdict};
 
 pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
-    let export = args.export.as_deref().map(Export::to).transpose()?;
+    let delivery = Delivery::of(&args.report)?;
     model::prepare(&args.computing)?;
     let source = model::source(args.model.as_deref())?;
     let options = model::options(Kernels::Auto, &args.computing)?;
-    let thoroughness = super::check::thoroughness(args.full);
+    let thoroughness = args.report.thoroughness();
     let report =
         model::with_progress("validating", &source, |progress| validate(&source, &options, thoroughness, progress))?;
-    if let Some(export) = export {
-        export.write(&document(&report, true), &report)?;
-    }
-    if args.json {
-        output::print_json(&report)?;
-    } else {
-        output::print(&report::as_text(&document(&report, false)))?;
-    }
+    delivery.deliver(&document(&report, true), &document(&report, false), &report)?;
     Ok(exit_code(report.outcome))
 }
 

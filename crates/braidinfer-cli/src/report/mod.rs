@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
+use crate::args::ReportArgs;
+use crate::output;
+
 pub use plot::{BarPlot, LinePlot, Series};
-pub use text::render as as_text;
 
 /// What a report says, in order.
 #[derive(Debug, Default)]
@@ -113,7 +115,7 @@ impl BarPlot {
 
 /// What a report is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+enum Format {
     Text,
     Markdown,
     Html,
@@ -122,7 +124,7 @@ pub enum Format {
 
 /// A file to write a report to.
 #[derive(Debug, Clone)]
-pub struct Export {
+struct Export {
     path: PathBuf,
     format: Format,
 }
@@ -130,7 +132,7 @@ pub struct Export {
 impl Export {
     /// The format that the name of the file ends in; known before hours of measuring begin, as is whether its folder
     /// takes files.
-    pub fn to(path: &Path) -> anyhow::Result<Self> {
+    fn to(path: &Path) -> anyhow::Result<Self> {
         let format = match path.extension().and_then(|extension| extension.to_str()) {
             Some("txt") => Format::Text,
             Some("md") => Format::Markdown,
@@ -147,7 +149,7 @@ impl Export {
     }
 
     /// Writes the whole report or nothing. `data` is what JSON holds.
-    pub fn write(&self, document: &Document, data: &impl Serialize) -> anyhow::Result<()> {
+    fn write(&self, document: &Document, data: &impl Serialize) -> anyhow::Result<()> {
         let text = match self.format {
             Format::Text => text::render(document),
             Format::Markdown => markdown::render(document),
@@ -167,6 +169,28 @@ impl Export {
         #[cfg(unix)]
         builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644));
         builder.tempfile_in(folder).with_context(|| format!("--export {}", self.path.display()))
+    }
+}
+
+/// Where a report goes: to a file, and to stdout as tables or JSON.
+#[derive(Debug)]
+pub struct Delivery {
+    export: Option<Export>,
+    json: bool,
+}
+
+impl Delivery {
+    /// Fails where a file cannot be written; so before anything is measured.
+    pub fn of(args: &ReportArgs) -> anyhow::Result<Self> {
+        Ok(Self { export: args.export.as_deref().map(Export::to).transpose()?, json: args.json })
+    }
+
+    /// Writes the `whole` report to the file, and `short`, or the data as JSON, to stdout.
+    pub fn deliver(&self, whole: &Document, short: &Document, data: &impl Serialize) -> anyhow::Result<()> {
+        if let Some(export) = &self.export {
+            export.write(whole, data)?;
+        }
+        if self.json { output::print_json(data) } else { output::print(&text::render(short)) }
     }
 }
 

@@ -126,6 +126,8 @@ impl Subject<'_> {
         let adapted = adapt::adapt(fused, &truth, &fastest, fastest_run.clone(), &judgement)?;
 
         let speed = speed::compare(fused, &fastest, &adapted.plan)?;
+        // Nothing of what was read stays.
+        fused.set_plan(adapted.plan.clone())?;
         let loss = truth.divergence().loss;
         let uniform_loss = (self.spec.vocab_size as f64).ln();
         let mut runs = Vec::new();
