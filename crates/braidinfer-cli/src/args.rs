@@ -206,7 +206,7 @@ people run), and through fused kernels: whole, and layer by layer on the true in
 that makes it. Layers that amplify rounding are computed more exactly, until the whole is close to the truth: that plan is
 what --kernels auto runs. It is measured once per model and machine, and kept.
 
-Exit code: 0 compatible, 1 warning, 2 incompatible, 3 after a failure.
+Exit code: 0 compatible, 1 warning, 2 incompatible, 3 after a failure; with --static, of what the weights let expect.
 
 Examples:
   braidinfer check ./Qwen3-0.6B --verbose
@@ -456,7 +456,7 @@ pub struct ComputingArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KernelsArg {
-    /// The fastest that give the right answers, by a check that is made once per model and machine
+    /// Fused, unless a check, made once per model and machine, finds them INCOMPATIBLE; a WARNING is said
     Auto,
     /// Candle operations, the reference
     Standard,

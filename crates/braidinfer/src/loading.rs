@@ -115,10 +115,14 @@ impl ModelParts {
         match options.kernels {
             Kernels::Standard => self.load_standard(options, progress, None),
             Kernels::Fused if options.force => {
+                self.notes.push("fused kernels at the fastest level, as forced: no check was made".into());
                 let fused = self.fused(options, progress)?;
                 Ok(Loaded { executor: Box::new(fused), kernels: Kernels::Fused, compat: None })
             }
-            Kernels::Auto if !has_fused(options) => self.load_standard(options, progress, None),
+            Kernels::Auto if !has_fused(options) => {
+                self.notes.push("standard kernels: fused ones run on the CPU, and not in f16".into());
+                self.load_standard(options, progress, None)
+            }
             Kernels::Auto | Kernels::Fused => self.load_checked(options, progress),
         }
     }
@@ -252,7 +256,14 @@ pub fn check(
 fn decision(report: &CompatReport, from_cache: bool) -> String {
     let kernels = if report.falls_back() { "standard" } else { "fused" };
     let when = if from_cache { "measured earlier" } else { "measured now" };
-    format!("{kernels} kernels: {} ({when}): {}", report.status.as_str(), report.reason)
+    let raised: Vec<String> =
+        report.layers.iter().filter(|l| l.raised.is_some()).map(|l| l.layer.to_string()).collect();
+    let raised = match raised.len() {
+        0 => String::new(),
+        count if count == report.layers.len() => "; more exact: all layers".to_owned(),
+        _ => format!("; more exact: layers {}", raised.join(", ")),
+    };
+    format!("{kernels} kernels: {} ({when}): {}{raised}", report.status.as_str(), report.reason)
 }
 
 fn context(spec: &DecoderSpec, asked: Option<usize>, notes: &mut Vec<String>) -> Result<usize> {

@@ -48,7 +48,7 @@ fn document(reports: &[ValidationReport]) -> Document {
     document.table(header, compats.iter().map(|compat| compat_row(compat)));
     add_speeds(&mut document, reports);
     document.lines(LinePlot {
-        title: "Divergence of what auto runs, at each position".into(),
+        title: "Divergence of fused kernels, by the plan, at each position".into(),
         x: "position".into(),
         y: "KL, nats".into(),
         series: compats.iter().filter_map(|compat| divergence(compat)).collect(),

@@ -55,7 +55,7 @@ pub(super) fn adapt(
         }
         if !Judgement::is_close(&adapted.run) {
             let all: Vec<usize> = (0..own.len()).collect();
-            for step in STEPS {
+            for step in STEPS.into_iter().chain([Raise::Head]) {
                 adapted.raise(fused, &all, step)?;
                 adapted.run = truth.run(fused)?;
                 if Judgement::is_as_close_as_healthy(&adapted.run) {
@@ -73,7 +73,7 @@ fn stands_out(error: f64, limit: f64) -> bool {
 
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
+    sorted.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
     sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
@@ -84,8 +84,10 @@ enum Raise {
     Storage,
     /// Activations unrounded where queries and keys are made of them, too.
     Keys,
-    /// And in every other projection.
+    /// And in every other projection of the layer.
     Levels,
+    /// And in the output head.
+    Head,
 }
 
 impl Raise {
@@ -93,7 +95,7 @@ impl Raise {
         match self {
             Self::Storage => "keys and values in f32",
             Self::Keys => "keys and values in f32, queries and keys of unrounded activations",
-            Self::Levels => "keys and values in f32, all activations unrounded",
+            Self::Levels | Self::Head => "keys and values in f32, all activations unrounded",
         }
     }
 }
@@ -108,11 +110,14 @@ impl Adapted {
                 Raise::Keys => {
                     self.plan.raise_levels(*layer, |slot| matches!(slot, LayerSlot::QProj | LayerSlot::KProj));
                 }
-                Raise::Levels => self.plan.raise_levels(*layer, |_| true),
+                Raise::Levels | Raise::Head => self.plan.raise_levels(*layer, |_| true),
             }
             if !self.plan.same_layer(&before, *layer) {
                 self.raised.insert(*layer, step.name().to_owned());
             }
+        }
+        if step == Raise::Head {
+            self.plan.raise_head();
         }
         fused.set_plan(self.plan.clone())
     }

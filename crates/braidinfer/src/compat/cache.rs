@@ -16,6 +16,9 @@ use crate::executor::fused::FusedExecutor;
 /// Changed whenever reports change in meaning.
 const FORMAT: u32 = 1;
 
+/// A capacity from which no check reads fewer tokens than it would like to.
+const MEASURED: usize = 2048;
+
 /// Of larger tensors only so many parts of [`SAMPLE_BYTES`] are read, evenly spread.
 const SAMPLES: usize = 8;
 const SAMPLE_BYTES: usize = 4096;
@@ -40,8 +43,6 @@ impl VerdictCache {
     /// A verdict is about these weights, levels, instruction set and build of the engine.
     pub(crate) fn new(folder: Option<&Path>, spec: &DecoderSpec, weights: &Weights, fused: &FusedExecutor) -> Self {
         let mut hash = Sha256::new();
-        field(&mut hash, &FORMAT.to_le_bytes());
-        field(&mut hash, build().as_bytes());
         field(&mut hash, fused.isa().name().as_bytes());
         field(&mut hash, format!("{:?} {spec:?}", fused.report().levels).as_bytes());
         for (projection, kv) in fused.plan().projections.iter().zip(fused.plan().kv_dtypes.iter().cycle()) {
@@ -53,8 +54,13 @@ impl VerdictCache {
             // A page that is read brings its neighbours along.
             weights.release(slot, param);
         }
-        let key = hex(&hash.finalize());
-        Self { path: folder.map(|folder| folder.join(format!("{key}.json"))), key }
+        // A small context leaves room for few tokens to measure with.
+        field(&mut hash, &fused.kv_cache().capacity().min(MEASURED).to_le_bytes());
+        let name = hex(&hash.clone().finalize());
+        field(&mut hash, &FORMAT.to_le_bytes());
+        field(&mut hash, build().as_bytes());
+        // A program that was built anew writes over what the one before it found.
+        Self { path: folder.map(|folder| folder.join(format!("{name}.json"))), key: hex(&hash.finalize()) }
     }
 
     /// The verdict, unless there is none or its file is not whole, of another format, or about something else.
@@ -64,9 +70,13 @@ impl VerdictCache {
         (whole && entry.format == FORMAT && entry.key == self.key).then(|| serde_json::from_str(&entry.report).ok())?
     }
 
-    /// Keeps a verdict, whole or not at all. An error is one line for the user: nothing depends on the file.
+    /// Keeps a verdict, whole or not at all, unless one that was measured on more tokens is kept. An error is one line for the user: nothing depends on the file.
     pub(crate) fn write(&self, report: &CompatReport) -> Result<(), String> {
         let Some(path) = &self.path else { return Ok(()) };
+        let tokens = |report: &CompatReport| report.measured.as_ref().map_or(0, |measured| measured.tokens);
+        if self.read().is_some_and(|kept| tokens(&kept) > tokens(report)) {
+            return Ok(());
+        }
         self.try_write(path, report).map_err(|error| {
             format!("{}: the verdict could not be kept and will be measured again: {error}", path.display())
         })

@@ -1,12 +1,23 @@
 //! How far logits and activations of a run are from the truth.
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::engine::argmax;
 
 /// Another token that the truth finds nearly as likely, by this many nats, is no disagreement.
 const NEAR_TIE: f64 = 0.1;
+
+/// JSON has no word for what is not a number, and says `null`; so it is read back.
+pub(super) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// The same for lists.
+pub(super) fn nulls_are_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    let values: Vec<Option<f64>> = Vec::deserialize(deserializer)?;
+    Ok(values.into_iter().map(|value| value.unwrap_or(f64::NAN)).collect())
+}
 
 /// Distance of the logits of a run from the true ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,10 +25,13 @@ pub struct Divergence {
     /// Positions compared.
     pub positions: usize,
     /// Mean Kullback-Leibler divergence of the run from the truth, in nats.
+    #[serde(deserialize_with = "null_is_nan")]
     pub kl_mean: f64,
     /// 99th percentile.
+    #[serde(deserialize_with = "null_is_nan")]
     pub kl_p99: f64,
     /// Largest.
+    #[serde(deserialize_with = "null_is_nan")]
     pub kl_max: f64,
     /// Share of positions with the same likeliest token.
     pub top1_agreement: f64,
@@ -26,8 +40,10 @@ pub struct Divergence {
     /// Positions where another token is likeliest that the truth finds clearly less likely.
     pub disagreements: usize,
     /// Mean negative log-likelihood of the next token, in nats.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// Divergence at each position.
+    #[serde(deserialize_with = "nulls_are_nan")]
     pub kl: Vec<f64>,
 }
 
@@ -114,7 +130,8 @@ fn mean(values: &[f64]) -> f64 {
 /// The value that a share of all is not above.
 fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
+    // What is not a number comes last, whatever its sign.
+    sorted.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
     let index = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(index.saturating_sub(1)).copied().unwrap_or(0.0)
 }

@@ -122,10 +122,16 @@ impl Subject<'_> {
             _ => self.checkpoint_run(&truth, storage)?,
         };
 
-        let judgement = Judgement::of(&exact_errors, &exact_run, checkpoint.as_ref().map(|(_, run)| run));
+        // Nobody runs quantized weights in just that way, so it is shown for them, and nothing is measured by it.
+        let usual = checkpoint.as_ref().filter(|_| !self.weights.dtype().is_quantized()).map(|(_, run)| run);
+        let judgement = Judgement::of(&exact_errors, &exact_run, usual);
         let adapted = adapt::adapt(fused, &truth, &fastest, fastest_run.clone(), &judgement)?;
 
-        let speed = speed::compare(fused, &fastest, &adapted.plan)?;
+        let speed = match thoroughness {
+            // Whoever waits for a model to load does not wait for this.
+            Thoroughness::Brief => None,
+            _ => speed::compare(fused, &fastest, &adapted.plan)?,
+        };
         // Nothing of what was read stays.
         fused.set_plan(adapted.plan.clone())?;
         let loss = truth.divergence().loss;

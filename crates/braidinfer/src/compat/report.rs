@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::divergence::Divergence;
+use super::divergence::{Divergence, null_is_nan, nulls_are_nan};
 use super::prescreen::Predicted;
 
 /// Loss from which a text was not understood: this share of what knowing nothing gives.
@@ -69,6 +69,13 @@ pub struct CompatReport {
     pub recommendations: Vec<String>,
 }
 
+impl OpError {
+    /// The largest of some errors; what is not a number is larger than any.
+    pub fn worst(errors: &[Self]) -> Option<&Self> {
+        errors.iter().max_by(|a, b| a.error.abs().total_cmp(&b.error.abs()))
+    }
+}
+
 impl CompatReport {
     /// The run that a name of [`Measured::runs`] stands for.
     pub fn run(&self, kind: RunKind) -> Option<&RunReport> {
@@ -94,6 +101,7 @@ pub struct Measured {
     /// Whether they are text; otherwise random ids, whose loss says nothing.
     pub text: bool,
     /// Mean negative log-likelihood of the next token in the true run, in nats.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// That of a model that knows nothing: the logarithm of the vocabulary's size.
     pub uniform_loss: f64,
@@ -138,6 +146,7 @@ pub struct RunReport {
     /// Distance of its logits.
     pub divergence: Divergence,
     /// Relative error of the residual stream after each layer.
+    #[serde(deserialize_with = "nulls_are_nan")]
     pub drift: Vec<f64>,
 }
 
@@ -162,6 +171,7 @@ pub struct OpError {
     /// Its name, as probes know it.
     pub op: String,
     /// Relative.
+    #[serde(deserialize_with = "null_is_nan")]
     pub error: f64,
 }
 

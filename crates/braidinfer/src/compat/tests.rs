@@ -65,6 +65,12 @@ fn scores_out_of_range_are_found_in_their_layer() {
     let report = check("qwen3-bias", None, Some(Planted::ScoreOverflow { layer: 1 }), |_| {});
     assert_eq!((report.status, found(&report)), (Status::Incompatible, Some((1, "attn.heads"))), "{}", report.reason);
     assert_eq!(report.score, 0.0);
+    // A verdict is kept and found again, whatever it says.
+    let text = serde_json::to_string(&report).expect("reports are JSON");
+    let read: CompatReport = serde_json::from_str(&text).expect("and can be read");
+    assert_eq!((read.status, &read.plan, found(&read)), (report.status, &report.plan, found(&report)));
+    let heads = read.layers[1].exact.iter().find(|op| op.op == "attn.heads").expect("heads are compared");
+    assert!(heads.error.is_nan());
 }
 
 #[test]

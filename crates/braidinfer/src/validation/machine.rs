@@ -22,7 +22,8 @@ pub(super) fn findings(parts: &ModelParts, options: &LoadOptions) -> Vec<Finding
 pub(super) fn available() -> usize {
     let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
     let system = System::new_with_specifics(memory);
-    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    // What a group calls free leaves out memory that only caches files.
+    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
     usize::try_from(system.available_memory().min(group)).unwrap_or(usize::MAX)
 }
 

@@ -6,7 +6,7 @@ use crate::report::{Document, LinePlot, Mood, Series, Verdict, number};
 
 /// What a measurement within one engine cannot show.
 const LIMITS: &str = "All runs share one reading of the architecture: what they have in common, such as a wrong RoPE base, \
-no comparison of kernels can show. The tests of the engine compare every architecture with transformers for that, and the \
+no comparison of kernels can show; nor what happens beyond the tokens that were read. The tests of the engine compare every architecture with transformers for that, and the \
 loss on plain text, which such faults raise far above what a trained model has, stands above.";
 
 /// The whole report, or, without `detail`, what fits a terminal.
@@ -14,7 +14,10 @@ pub fn of(report: &CompatReport, detail: bool) -> Document {
     let mut document = Document {
         title: format!("Do fused kernels change the answers of {}?", report.model),
         verdict: Some(Verdict {
-            word: report.status.as_str().to_owned(),
+            word: match report.measured {
+                Some(_) => report.status.as_str().to_owned(),
+                None => format!("PREDICTED {}", report.status.as_str()),
+            },
             mood: mood(report.status),
             sentence: format!("{}.", capitalised(&report.reason)),
         }),
@@ -126,7 +129,7 @@ fn add_layers(document: &mut Document, report: &CompatReport, detail: bool) {
     ));
     if detail {
         let largest = |ops: fn(&LayerReport) -> &Vec<OpError>| {
-            report.layers.iter().map(|layer| worst(ops(layer)).map_or(0.0, |op| op.error)).collect()
+            report.layers.iter().map(|layer| OpError::worst(ops(layer)).map_or(0.0, |op| op.error)).collect()
         };
         document.lines(LinePlot {
             title: "Largest error that each layer makes by itself".into(),
@@ -145,13 +148,9 @@ fn add_layers(document: &mut Document, report: &CompatReport, detail: bool) {
     }
 }
 
-/// The activation with the largest error.
-fn worst(ops: &[OpError]) -> Option<&OpError> {
-    ops.iter().max_by(|a, b| a.error.total_cmp(&b.error))
-}
-
 fn layer_row(layer: &LayerReport, plan: Option<&PlanEntry>) -> [String; 8] {
-    let error = |ops| worst(ops).map_or_else(|| ["-".into(), "-".into()], |op| [number(op.error), op.op.clone()]);
+    let error =
+        |ops| OpError::worst(ops).map_or_else(|| ["-".into(), "-".into()], |op| [number(op.error), op.op.clone()]);
     let ([exact, exact_op], [fastest, fastest_op]) = (error(&layer.exact), error(&layer.fastest));
     let fault = layer.fault.as_ref().map(|op| format!("wrong from {op} on"));
     let note = fault.or_else(|| layer.raised.clone()).unwrap_or_default();

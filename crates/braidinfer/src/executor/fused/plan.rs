@@ -62,6 +62,12 @@ impl KernelPlan {
         }
     }
 
+    /// Has the output head multiply activations as they are.
+    pub fn raise_head(&mut self) {
+        let head = self.projections.iter_mut().filter(|planned| planned.slot == Slot::LmHead);
+        head.for_each(|planned| planned.level = NumericLevel::F32);
+    }
+
     /// Whether a layer is computed and stored as in another plan.
     pub fn same_layer(&self, other: &Self, layer: usize) -> bool {
         let of = |plan: &Self| -> Vec<PlannedProjection> {

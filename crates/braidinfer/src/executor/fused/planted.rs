@@ -24,7 +24,8 @@ impl FusedExecutor {
 
     pub(super) fn spoil_heads(&mut self, index: usize) {
         if self.planted == Some(Planted::ScoreOverflow { layer: index }) {
-            self.scratch.heads[0] = f32::NAN;
+            // As the processor makes it of infinities.
+            self.scratch.heads[0] = -f32::NAN;
         }
     }
 }
