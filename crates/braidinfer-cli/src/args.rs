@@ -42,6 +42,8 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Put several models side by side: size, compatibility, speed, answers
     Compare(CompareArgs),
+    /// Compare the answers of two models, or of one model run in two ways
+    Diff(DiffArgs),
     /// Measure speed, beside what the machine can do at most
     Bench(BenchArgs),
     /// List the supported architectures and how each is verified
@@ -321,12 +323,52 @@ pub struct BenchArgs {
     pub computing: ComputingArgs,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A side is a model, and after commas how to run it: MODEL[,kernels=KERNELS][,dtype=DTYPE][,quantize=TYPE]. Both must have one
+vocabulary. Each prompt is answered greedily by both; then B reads the prompt and A's answer, and its logits are compared
+with A's at every position (Kullback-Leibler divergence, in nats). One side is in memory at a time.
+
+Exit code: 0 if all answers are the same, 1 if one differs, 3 after a failure.
+
+Examples:
+  braidinfer diff ./Qwen3-0.6B q4_k_m.gguf
+  braidinfer diff ./Qwen3-0.6B,kernels=standard ./Qwen3-0.6B,kernels=fused --prompt \"The capital of France is\"")]
+pub struct DiffArgs {
+    /// The side that is compared with
+    #[arg(value_name = "A")]
+    pub a: String,
+    /// The side that is compared
+    #[arg(value_name = "B")]
+    pub b: String,
+    /// A prompt; may be given several times, some of our own are taken if left out
+    #[arg(long, value_name = "TEXT", conflicts_with = "ids")]
+    pub prompt: Vec<String>,
+    /// Token ids instead of text; may be given several times
+    #[arg(long, value_parser = parse_ids, value_name = "ID,..")]
+    pub ids: Vec<Ids>,
+    /// Most tokens of an answer
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 32)]
+    pub max_tokens: usize,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub computing: ComputingArgs,
+}
+
 /// How to look at a model, and what to make of what was found.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
     /// Compare kernels on more text, and at positions beyond a thousand
     #[arg(long)]
     pub full: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What to make of a report.
+#[derive(Debug, Args)]
+pub struct OutputArgs {
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
@@ -431,7 +473,7 @@ pub struct LoadArgs {
 }
 
 /// How to load and compute, whichever kernels do it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Computing")]
 pub struct ComputingArgs {
     /// Type of weights and activations; auto is f32 on a CPU (quantized weights stay quantized) and the

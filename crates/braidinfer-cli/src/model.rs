@@ -75,11 +75,7 @@ pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Durati
     let started = Instant::now();
     prepare(&args.computing)?;
     let source = source(model)?;
-    let kernels = match args.kernels {
-        KernelsArg::Auto => Kernels::Auto,
-        KernelsArg::Standard => Kernels::Standard,
-        KernelsArg::Fused => Kernels::Fused,
-    };
+    let kernels = Kernels::from(args.kernels);
     if args.force && kernels != Kernels::Fused {
         bail!("--force: expected --kernels fused beside it, found {}", kernels.as_str());
     }
@@ -87,6 +83,16 @@ pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Durati
     let llm = load(&source, &options)?;
     llm.notes().iter().for_each(output::note);
     Ok((llm, started.elapsed()))
+}
+
+impl From<KernelsArg> for Kernels {
+    fn from(asked: KernelsArg) -> Self {
+        match asked {
+            KernelsArg::Auto => Self::Auto,
+            KernelsArg::Standard => Self::Standard,
+            KernelsArg::Fused => Self::Fused,
+        }
+    }
 }
 
 /// What is set once per process, before the first model is opened: Ctrl-C and threads.

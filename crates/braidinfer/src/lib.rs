@@ -5,6 +5,7 @@
 //! turns strings into ids and back.
 
 pub mod compat;
+pub mod difference;
 pub mod engine;
 mod error;
 pub mod executor;

@@ -12,7 +12,7 @@ use crate::report::{BarPlot, Delivery, Document, LinePlot, Series, number};
 use crate::{model, output};
 
 pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
-    let delivery = Delivery::of(&args.report)?;
+    let delivery = Delivery::of(&args.report.output)?;
     model::prepare(&args.computing)?;
     let options = model::options(Kernels::Auto, &args.computing)?;
     let thoroughness = args.report.thoroughness();

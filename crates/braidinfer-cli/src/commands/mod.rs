@@ -5,6 +5,7 @@ pub mod chat;
 pub mod check;
 pub mod compare;
 pub mod completions;
+pub mod diff;
 pub mod inspect;
 pub mod logits;
 pub mod models;

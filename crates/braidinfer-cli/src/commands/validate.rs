@@ -11,7 +11,7 @@ use crate::model;
 use crate::report::{Block, Delivery, Document, Mood, Verdict};
 
 pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
-    let delivery = Delivery::of(&args.report)?;
+    let delivery = Delivery::of(&args.report.output)?;
     model::prepare(&args.computing)?;
     let source = model::source(args.model.as_deref())?;
     let options = model::options(Kernels::Auto, &args.computing)?;

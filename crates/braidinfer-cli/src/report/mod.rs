@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use crate::args::ReportArgs;
+use crate::args::OutputArgs;
 use crate::output;
 
 pub use plot::{BarPlot, LinePlot, Series};
@@ -181,7 +181,7 @@ pub struct Delivery {
 
 impl Delivery {
     /// Fails where a file cannot be written; so before anything is measured.
-    pub fn of(args: &ReportArgs) -> anyhow::Result<Self> {
+    pub fn of(args: &OutputArgs) -> anyhow::Result<Self> {
         Ok(Self { export: args.export.as_deref().map(Export::to).transpose()?, json: args.json })
     }
 

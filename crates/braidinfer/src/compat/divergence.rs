@@ -64,7 +64,7 @@ enum Agreement {
 impl Divergence {
     /// Of `logits` from `truth`, both `[positions][vocab_size]`; `next` has the token after each position, where there
     /// is one.
-    pub(super) fn of(truth: &[f32], logits: &[f32], vocab_size: usize, next: &[Option<u32>]) -> Self {
+    pub(crate) fn of(truth: &[f32], logits: &[f32], vocab_size: usize, next: &[Option<u32>]) -> Self {
         let rows = truth.par_chunks_exact(vocab_size).zip(logits.par_chunks_exact(vocab_size)).enumerate();
         let positions: Vec<Position> =
             rows.map(|(row, (truth, logits))| Position::of(truth, logits, next.get(row).copied().flatten())).collect();

@@ -13,7 +13,7 @@ use crate::report::Delivery;
 use crate::{model, output};
 
 pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
-    let delivery = Delivery::of(&args.report)?;
+    let delivery = Delivery::of(&args.report.output)?;
     model::prepare(&args.computing)?;
     let source = model::source(args.model.as_deref())?;
     let options = model::options(Kernels::Auto, &args.computing)?;
