@@ -32,11 +32,11 @@ pub use self::report::{CompatReport, LayerReport, Measured, OpError, PlanEntry, 
 
 use self::adapt::Adapted;
 use self::judge::Judgement;
-use self::measure::{LayerErrors, Run, Truth, sequences};
+use self::measure::{Errors, LayerErrors, Run, Truth, sequences};
 use self::probe_text::probe_ids;
 use crate::executor::fused::{FusedExecutor, KernelPlan};
 use crate::executor::standard::{ComputeDtype, StandardStream};
-use crate::executor::{Executor, KvCacheConfig};
+use crate::executor::{Batch, Executor, KvCacheConfig};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
@@ -105,53 +105,52 @@ impl Subject<'_> {
         let longest = storage.capacity().min(self.spec.context_length());
         let count = thoroughness.tokens().min(longest).max(1);
         let probe = probe_ids(self.tokenizer, self.spec.vocab_size, count)?;
-        let batch = sequences(&probe.ids, storage);
-
-        let fastest = fused.plan().clone();
-        let exact = fastest.exact();
-        let mut standard = self.standard(ComputeDtype::F32, storage)?;
-        let (truth, errors) = Truth::observe(&mut standard, fused, &[&exact, &fastest], batch)?;
-        drop(standard);
-        let [exact_errors, fastest_errors] = errors.try_into().map_err(|_| Error::Internal("two plans".into()))?;
-        fused.set_plan(exact.clone())?;
-        let exact_run = truth.run(fused)?;
-        fused.set_plan(fastest.clone())?;
-        let fastest_run = truth.run(fused)?;
-        let checkpoint = match thoroughness {
-            Thoroughness::Brief if Judgement::is_close(&fastest_run) => None,
-            _ => self.checkpoint_run(&truth, storage)?,
-        };
-
+        let found = self.measure(fused, sequences(&probe.ids, storage), thoroughness)?;
         // Nobody runs quantized weights in just that way, so it is shown for them, and nothing is measured by it.
-        let usual = checkpoint.as_ref().filter(|_| !self.weights.dtype().is_quantized()).map(|(_, run)| run);
-        let judgement = Judgement::of(&exact_errors, &exact_run, usual);
-        let adapted = adapt::adapt(fused, &truth, &fastest, fastest_run.clone(), &judgement)?;
-
+        let usual = found.checkpoint.as_ref().filter(|_| !self.weights.dtype().is_quantized()).map(|(_, run)| run);
+        let judgement = Judgement::of(&found.exact_errors, &found.exact, usual);
+        let adapted = adapt::adapt(fused, &found.truth, &found.fastest_plan, found.fastest.clone(), &judgement)?;
         let speed = match thoroughness {
             // Whoever waits for a model to load does not wait for this.
             Thoroughness::Brief => None,
-            _ => speed::compare(fused, &fastest, &adapted.plan)?,
+            _ => speed::compare(fused, &found.fastest_plan, &adapted.plan)?,
         };
         // Nothing of what was read stays.
         fused.set_plan(adapted.plan.clone())?;
-        let loss = truth.divergence().loss;
-        let uniform_loss = (self.spec.vocab_size as f64).ln();
-        let mut runs = Vec::new();
-        if let Some((name, run)) = checkpoint {
-            runs.push(run_report(RunKind::Checkpoint, name, run));
-        }
-        runs.push(run_report(RunKind::Exact, "fused, nothing rounded but sums".into(), exact_run));
-        runs.push(run_report(RunKind::Fastest, format!("fused, fastest ({})", describe(&fastest)), fastest_run));
-        if adapted.plan != fastest {
-            let name = format!("fused, by plan ({})", describe(&adapted.plan));
-            runs.push(run_report(RunKind::Plan, name, adapted.run.clone()));
-        }
-        report.layers = layer_reports(&exact_errors.layers, &fastest_errors.layers, &judgement, &adapted);
+        report.layers = layer_reports(&found.exact_errors, &found.fastest_errors, &judgement, &adapted);
         judgement.conclude(&adapted, &mut report);
-        let seconds = started.elapsed().as_secs_f64();
-        report.measured = Some(Measured { tokens: count, text: probe.text, loss, uniform_loss, runs, speed, seconds });
+        let loss = found.truth.divergence().loss;
+        report.measured = Some(Measured {
+            tokens: count,
+            text: probe.text,
+            loss,
+            uniform_loss: (self.spec.vocab_size as f64).ln(),
+            runs: found.runs(&adapted),
+            speed,
+            seconds: started.elapsed().as_secs_f64(),
+        });
         judge::recommend(&mut report);
         Ok(report)
+    }
+
+    /// Every run but those of plans in between.
+    fn measure(&self, fused: &mut FusedExecutor, batch: Batch, thoroughness: Thoroughness) -> Result<Measurements> {
+        let storage = fused.kv_cache();
+        let fastest_plan = fused.plan().clone();
+        let exact_plan = fastest_plan.exact();
+        let mut standard = self.standard(ComputeDtype::F32, storage)?;
+        let (truth, errors) = Truth::observe(&mut standard, fused, &[&exact_plan, &fastest_plan], batch)?;
+        drop(standard);
+        let [exact_errors, fastest_errors] = errors.try_into().map_err(|_| Error::Internal("two plans".into()))?;
+        fused.set_plan(exact_plan)?;
+        let exact = truth.run(fused)?;
+        fused.set_plan(fastest_plan.clone())?;
+        let fastest = truth.run(fused)?;
+        let checkpoint = match thoroughness {
+            Thoroughness::Brief if Judgement::is_close(&fastest) => None,
+            _ => self.checkpoint_run(&truth, storage)?,
+        };
+        Ok(Measurements { truth, fastest_plan, exact_errors, fastest_errors, exact, fastest, checkpoint })
     }
 
     pub(super) fn standard(&self, dtype: ComputeDtype, storage: KvCacheConfig) -> Result<StandardStream<'_>> {
@@ -169,16 +168,41 @@ impl Subject<'_> {
     }
 }
 
+/// What was measured before any layer was raised.
+struct Measurements {
+    truth: Truth,
+    fastest_plan: KernelPlan,
+    exact_errors: Errors,
+    fastest_errors: Errors,
+    exact: Run,
+    fastest: Run,
+    /// With its name.
+    checkpoint: Option<(String, Run)>,
+}
+
+impl Measurements {
+    /// All runs, with that of the plan.
+    fn runs(self, adapted: &Adapted) -> Vec<RunReport> {
+        let report = |kind, name, run: Run| RunReport { kind, name, divergence: run.divergence, drift: run.drift };
+        let mut runs: Vec<RunReport> =
+            self.checkpoint.into_iter().map(|(name, run)| report(RunKind::Checkpoint, name, run)).collect();
+        runs.push(report(RunKind::Exact, "fused, nothing rounded but sums".into(), self.exact));
+        let fastest = format!("fused, fastest ({})", describe(&self.fastest_plan));
+        runs.push(report(RunKind::Fastest, fastest, self.fastest));
+        if adapted.plan != self.fastest_plan {
+            let name = format!("fused, by plan ({})", describe(&adapted.plan));
+            runs.push(report(RunKind::Plan, name, adapted.run.clone()));
+        }
+        runs
+    }
+}
+
 /// Applies the plan of a report made earlier. Returns whether it was about this model's projections.
 pub fn apply(report: &CompatReport, fused: &mut FusedExecutor) -> Result<bool> {
     match plan_entries::planned(fused.plan(), &report.plan) {
         Some(plan) => fused.set_plan(plan).map(|()| true),
         None => Ok(false),
     }
-}
-
-fn run_report(kind: RunKind, name: String, run: Run) -> RunReport {
-    RunReport { kind, name, divergence: run.divergence, drift: run.drift }
 }
 
 /// Levels and storage in a few words.
@@ -190,12 +214,7 @@ fn describe(plan: &KernelPlan) -> String {
     format!("{}, K/V {}", levels.join(" and "), storage.join(" and "))
 }
 
-fn layer_reports(
-    exact: &[LayerErrors],
-    fastest: &[LayerErrors],
-    judgement: &Judgement,
-    adapted: &Adapted,
-) -> Vec<LayerReport> {
+fn layer_reports(exact: &Errors, fastest: &Errors, judgement: &Judgement, adapted: &Adapted) -> Vec<LayerReport> {
     let ops = |errors: &LayerErrors| -> Vec<OpError> {
         errors.ops.iter().map(|(op, error)| OpError { op: op.clone(), error: *error }).collect()
     };
@@ -206,5 +225,5 @@ fn layer_reports(
         fault: judgement.fault_in(layer),
         raised: adapted.raised.get(&layer).cloned(),
     };
-    exact.iter().zip(fastest).enumerate().map(of).collect()
+    exact.layers.iter().zip(&fastest.layers).enumerate().map(of).collect()
 }
