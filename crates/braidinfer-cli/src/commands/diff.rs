@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use braidinfer::difference::{Difference, PromptDifference, Side};
 use braidinfer::executor::Kernels;
+use braidinfer::validation::{IDS, PROMPTS};
 use braidinfer::{LoadOptions, Prompt};
 use clap::ValueEnum;
 
@@ -12,16 +13,9 @@ use crate::args::{ComputingArgs, DiffArgs, DtypeArg, KernelsArg};
 use crate::report::{Delivery, Document, LinePlot, Mood, Series, Verdict, number};
 use crate::{model, output};
 
-const PROMPTS: [&str; 3] =
-    ["Once upon a time", "The capital of France is", "To make a cup of tea, first boil the water. Then"];
-/// For models without a tokenizer.
-const IDS: [u32; 4] = [1, 2, 3, 4];
-
 pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.output)?;
-    let sides = [&args.a, &args.b].map(|text| Named::parse(text, &args.computing));
-    let [a, b] = sides;
-    let (a, b) = (a?, b?);
+    let (a, b) = (Named::parse(&args.a, &args.computing)?, Named::parse(&args.b, &args.computing)?);
     model::prepare(&args.computing)?;
     let first = a.run(&args, None)?;
     let second = b.run(&args, Some(&first))?;
@@ -73,7 +67,7 @@ impl Named {
         llm.notes().iter().for_each(output::note);
         let prompts: Vec<Prompt> = match (args.prompt.as_slice(), args.ids.as_slice()) {
             ([], []) if llm.tokenizer().is_some() => PROMPTS.map(|text| Prompt::Text(text.to_owned())).to_vec(),
-            ([], []) => vec![Prompt::Ids(IDS.to_vec())],
+            ([], []) => vec![Prompt::Ids(IDS[0].to_vec())],
             ([], ids) => ids.iter().map(|ids| Prompt::Ids(ids.0.clone())).collect(),
             (texts, _) => texts.iter().map(|text| Prompt::Text(text.clone())).collect(),
         };

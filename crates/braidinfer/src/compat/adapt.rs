@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use braidinfer_model::LayerSlot;
 
+use super::Measurements;
 use super::judge::Judgement;
-use super::measure::{Run, Truth};
+use super::measure::Run;
 use crate::Result;
 use crate::executor::KvDtype;
 use crate::executor::fused::{FusedExecutor, KernelPlan};
@@ -29,23 +30,19 @@ pub(super) struct Adapted {
 
 /// Starts from the fastest plan and gives up speed where it costs accuracy. First, layers whose own error stands out are
 /// raised until it does not. Then, if the whole is not close to the truth, because errors that come to a layer are
-/// amplified, too, all layers are raised step by step until it is as close as healthy models are. The executor is left with that plan.
-pub(super) fn adapt(
-    fused: &mut FusedExecutor,
-    truth: &Truth,
-    fastest: &KernelPlan,
-    run: Run,
-    judgement: &Judgement,
-) -> Result<Adapted> {
-    let mut adapted = Adapted { plan: fastest.clone(), run, raised: BTreeMap::new() };
+/// amplified, too, all layers are raised step by step until it is as close as healthy models are. The executor is left with
+/// that plan.
+pub(super) fn adapt(fused: &mut FusedExecutor, found: &Measurements, judgement: &Judgement) -> Result<Adapted> {
+    let (truth, fastest) = (&found.truth, &found.fastest_plan);
+    let mut adapted = Adapted { plan: fastest.clone(), run: found.fastest.clone(), raised: BTreeMap::new() };
     fused.set_plan(fastest.clone())?;
     if !judgement.has_fault() {
-        let own = truth.own_errors(fused)?;
+        let own: Vec<f64> = found.fastest_errors.layers.iter().map(|errors| errors.update).collect();
         let limit = NOTABLE.max(STANDS_OUT * median(&own));
         for layer in (0..own.len()).filter(|layer| stands_out(own[*layer], limit)) {
             for step in STEPS {
                 adapted.raise(fused, &[layer], step)?;
-                if !stands_out(truth.own_error(fused, layer)?, limit) {
+                if !stands_out(truth.update_error(fused, layer)?, limit) {
                     break;
                 }
             }
@@ -78,7 +75,7 @@ fn median(values: &[f64]) -> f64 {
 }
 
 /// What is made more exact.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Raise {
     /// Keys and values in f32.
     Storage,

@@ -44,10 +44,8 @@ impl VerdictCache {
     pub(crate) fn new(folder: Option<&Path>, spec: &DecoderSpec, weights: &Weights, fused: &FusedExecutor) -> Self {
         let mut hash = Sha256::new();
         field(&mut hash, fused.isa().name().as_bytes());
-        field(&mut hash, format!("{:?} {spec:?}", fused.report().levels).as_bytes());
-        for (projection, kv) in fused.plan().projections.iter().zip(fused.plan().kv_dtypes.iter().cycle()) {
-            field(&mut hash, format!("{projection:?} {kv:?}").as_bytes());
-        }
+        field(&mut hash, format!("{spec:?}").as_bytes());
+        field(&mut hash, format!("{:?}", fused.plan()).as_bytes());
         for (slot, param, view) in weights.iter() {
             field(&mut hash, format!("{slot:?} {param} {} {:?}", view.dtype, view.shape).as_bytes());
             sample(&mut hash, view.data);
@@ -70,7 +68,8 @@ impl VerdictCache {
         (whole && entry.format == FORMAT && entry.key == self.key).then(|| serde_json::from_str(&entry.report).ok())?
     }
 
-    /// Keeps a verdict, whole or not at all, unless one that was measured on more tokens is kept. An error is one line for the user: nothing depends on the file.
+    /// Keeps a verdict, whole or not at all, unless one that was measured on more tokens is kept. An error is one line for
+    /// the user: nothing depends on the file.
     pub(crate) fn write(&self, report: &CompatReport) -> Result<(), String> {
         let Some(path) = &self.path else { return Ok(()) };
         let tokens = |report: &CompatReport| report.measured.as_ref().map_or(0, |measured| measured.tokens);

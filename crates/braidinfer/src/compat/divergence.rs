@@ -105,6 +105,14 @@ impl Position {
     }
 }
 
+/// Mean negative log-likelihood of the next token, in nats. `next` has one for each of the first rows of `logits`, where
+/// there is one.
+pub(super) fn loss(logits: &[f32], vocab_size: usize, next: &[Option<u32>]) -> f64 {
+    let rows = logits.par_chunks_exact(vocab_size).zip(next.par_iter());
+    let losses: Vec<f64> = rows.filter_map(|(row, next)| next.map(|id| -log_softmax(row)[id as usize])).collect();
+    mean(&losses)
+}
+
 /// Log-probabilities, in binary64.
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::divergence::{Divergence, relative_error};
+use super::divergence::{self, Divergence, relative_error};
 use crate::Result;
 use crate::executor::fused::{FusedExecutor, KernelPlan};
 use crate::executor::{Activation, Batch, Executor, KvCacheConfig, LayerByLayer, NoProbe, Recorder, SequenceSlice};
@@ -26,6 +26,8 @@ pub(super) struct Truth {
 pub(super) struct LayerErrors {
     /// Relative error of every activation, in the order of computation.
     pub(super) ops: Vec<(String, f64)>,
+    /// Relative error of what the layer adds to the residual stream.
+    pub(super) update: f64,
 }
 
 /// Every part of a decoder, each on its true input.
@@ -92,8 +94,9 @@ impl Truth {
             for (plan, errors) in plans.iter().zip(&mut errors) {
                 fused.set_plan((*plan).clone())?;
                 let mut own = Recorder::new(|_: &str| true);
-                fused.layer(index, &batch, &stream, &mut own)?;
-                errors.layers.push(compare(&truth.activations, &own.activations));
+                let output = fused.layer(index, &batch, &stream, &mut own)?;
+                let ops = compare(&truth.activations, &own.activations);
+                errors.layers.push(LayerErrors { ops, update: update_error(&stream, &next, &output, rows) });
             }
             streams.push(std::mem::replace(&mut stream, next));
         }
@@ -111,9 +114,9 @@ impl Truth {
         self.batch.token_ids.len()
     }
 
-    /// Distance of the truth from itself: nothing, and the loss.
-    pub(super) fn divergence(&self) -> Divergence {
-        Divergence::of(&self.logits, &self.logits, self.vocab_size, &self.next())
+    /// Mean negative log-likelihood of the next token.
+    pub(super) fn loss(&self) -> f64 {
+        divergence::loss(&self.logits, self.vocab_size, &self.next())
     }
 
     /// The token after each one of the long sequence; the short one says nothing new.
@@ -124,18 +127,11 @@ impl Truth {
         self.batch.ranges().take(1).flat_map(|(range, _)| after(range)).collect()
     }
 
-    /// Relative error of what every layer adds to the residual stream, on the true input.
-    pub(super) fn own_errors(&self, executor: &mut dyn LayerByLayer) -> Result<Vec<f64>> {
-        (0..self.layers).map(|layer| self.own_error(executor, layer)).collect()
-    }
-
-    /// The same of one layer.
-    pub(super) fn own_error(&self, executor: &mut dyn LayerByLayer, layer: usize) -> Result<f64> {
+    /// [`LayerErrors::update`] of one layer, measured again.
+    pub(super) fn update_error(&self, executor: &mut dyn LayerByLayer, layer: usize) -> Result<f64> {
         let (before, after) = (&self.streams[layer], &self.streams[layer + 1]);
         let own = executor.layer(layer, &self.batch, before, &mut NoProbe)?;
-        let update =
-            |after: &[f32]| -> Vec<f32> { after.iter().zip(before).map(|(after, before)| after - before).collect() };
-        Ok(relative_error(&update(after), &update(&own), self.tokens()))
+        Ok(update_error(before, after, &own, self.tokens()))
     }
 
     /// Runs an executor from the tokens to the logits.
@@ -164,12 +160,19 @@ fn logits(executor: &mut dyn LayerByLayer, batch: &Batch, stream: &[f32], vocab_
     Ok(values)
 }
 
-fn compare(truth: &[Activation], own: &[Activation]) -> LayerErrors {
+/// Relative error of what leads from `before` to `after`, where `own` is what another executor makes of `before`.
+fn update_error(before: &[f32], after: &[f32], own: &[f32], rows: usize) -> f64 {
+    let update =
+        |after: &[f32]| -> Vec<f32> { after.iter().zip(before).map(|(after, before)| after - before).collect() };
+    relative_error(&update(after), &update(own), rows)
+}
+
+fn compare(truth: &[Activation], own: &[Activation]) -> Vec<(String, f64)> {
     // What comes after `layer.N.`.
     let op = |name: &str| name.splitn(3, '.').nth(2).unwrap_or(name).to_owned();
     let of = |truth: &Activation| {
         let own = own.iter().find(|own| own.name == truth.name)?;
         Some((op(&truth.name), relative_error(&truth.values, &own.values, truth.rows)))
     };
-    LayerErrors { ops: truth.iter().filter_map(of).collect() }
+    truth.iter().filter_map(of).collect()
 }

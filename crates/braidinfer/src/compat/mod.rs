@@ -109,7 +109,7 @@ impl Subject<'_> {
         // Nobody runs quantized weights in just that way, so it is shown for them, and nothing is measured by it.
         let usual = found.checkpoint.as_ref().filter(|_| !self.weights.dtype().is_quantized()).map(|(_, run)| run);
         let judgement = Judgement::of(&found.exact_errors, &found.exact, usual);
-        let adapted = adapt::adapt(fused, &found.truth, &found.fastest_plan, found.fastest.clone(), &judgement)?;
+        let adapted = adapt::adapt(fused, &found, &judgement)?;
         let speed = match thoroughness {
             // Whoever waits for a model to load does not wait for this.
             Thoroughness::Brief => None,
@@ -119,7 +119,7 @@ impl Subject<'_> {
         fused.set_plan(adapted.plan.clone())?;
         report.layers = layer_reports(&found.exact_errors, &found.fastest_errors, &judgement, &adapted);
         judgement.conclude(&adapted, &mut report);
-        let loss = found.truth.divergence().loss;
+        let loss = found.truth.loss();
         report.measured = Some(Measured {
             tokens: count,
             text: probe.text,

@@ -122,6 +122,13 @@ pub struct Speed {
     pub plan_tok_s: f64,
 }
 
+impl Measured {
+    /// The loss beside what knowing nothing gives.
+    pub fn loss_in_words(&self) -> String {
+        format!("{:.2} nats per token, {:.2} when knowing nothing", self.loss, self.uniform_loss)
+    }
+}
+
 /// Which run it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -8,7 +8,7 @@ mod text;
 use braidinfer_model::ModelSource;
 use serde::Serialize;
 
-pub use self::samples::{Sample, Speed, Speeds};
+pub use self::samples::{IDS, PROMPTS, Sample, Speed, Speeds};
 
 use crate::compat::{CompatReport, Status, Thoroughness};
 use crate::executor::standard::LoadProgress;
@@ -157,6 +157,7 @@ impl ValidationReport {
 /// The verdict and the loss.
 fn kernels(compat: &CompatReport) -> Vec<Finding> {
     const AREA: &str = "kernels";
+    const LOSS: &str = "loss on plain text";
     const WHAT: &str = "fused kernels give the same answers";
     let found = format!("{}: {}", compat.status.as_str(), compat.reason);
     let mut findings = vec![match compat.status {
@@ -169,20 +170,13 @@ fn kernels(compat: &CompatReport) -> Vec<Finding> {
         }
     }];
     let Some(measured) = compat.measured.as_ref() else { return findings };
-    if !measured.text {
-        findings.push(Finding::warn(
-            AREA,
-            "loss on plain text",
-            "not measured without a tokenizer",
-            "add the tokenizer",
-        ));
+    findings.push(if !measured.text {
+        Finding::warn(AREA, LOSS, "not measured without a tokenizer", "add the tokenizer")
     } else if compat.text_is_lost() {
-        let found = format!("{:.2} nats per token, {:.2} when knowing nothing", measured.loss, measured.uniform_loss);
         let fix = "if the model is trained on plain text, its architecture, RoPE or tokenizer is misread: compare with transformers";
-        findings.push(Finding::warn(AREA, "loss on plain text", found, fix));
+        Finding::warn(AREA, LOSS, measured.loss_in_words(), fix)
     } else {
-        let found = format!("{:.2} nats per token, {:.2} when knowing nothing", measured.loss, measured.uniform_loss);
-        findings.push(Finding::pass(AREA, "loss on plain text", found));
-    }
+        Finding::pass(AREA, LOSS, measured.loss_in_words())
+    });
     findings
 }

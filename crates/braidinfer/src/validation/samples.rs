@@ -17,10 +17,11 @@ use crate::llm::{Completion, Llm, Prompt};
 use crate::loading::{LoadOptions, Loaded, ModelParts};
 use crate::{Error, Result};
 
-const PROMPTS: [&str; 3] =
+/// What models are asked where nobody says what to ask.
+pub const PROMPTS: [&str; 3] =
     ["Once upon a time", "The capital of France is", "To make a cup of tea, first boil the water. Then"];
-/// For models without a tokenizer.
-const IDS: [[u32; 4]; 3] = [[1, 2, 3, 4], [4, 3, 2, 1], [2, 4, 2, 4]];
+/// The same for models without a tokenizer.
+pub const IDS: [[u32; 4]; 3] = [[1, 2, 3, 4], [4, 3, 2, 1], [2, 4, 2, 4]];
 /// Tokens of an answer.
 const TOKENS: usize = 24;
 /// Tokens of the prompt whose reading is timed.
@@ -107,7 +108,7 @@ fn standard(
     progress: LoadProgress,
     findings: &mut Vec<Finding>,
 ) -> Result<Llm> {
-    let parts = ModelParts::open(source, options, progress)?;
+    let mut parts = ModelParts::open(source, options, progress)?;
     let need: usize = parts
         .weights
         .sizes()
@@ -121,7 +122,6 @@ fn standard(
         let found = format!("{dtype} on standard kernels: f32 would take {:.1} GB", need as f64 / 1e9);
         findings.push(Finding::warn("answers", "reference", found, "compare on a machine with more memory"));
     }
-    let mut parts = parts;
     let loaded = parts.load(&options, progress)?;
     Llm::assemble(parts, loaded, &options)
 }

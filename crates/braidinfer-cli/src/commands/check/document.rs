@@ -63,8 +63,10 @@ fn add_summary(document: &mut Document, report: &CompatReport) {
         let what = if measured.text { "tokens of text" } else { "random token ids" };
         rows.insert(0, ["measured".into(), format!("{}, score {:.2}", report.status.as_str(), report.score)]);
         rows.push(["read".into(), format!("{} {what}, in {:.1} s", measured.tokens, measured.seconds)]);
-        let loss = format!("{:.2} nats per token, {:.2} when knowing nothing", measured.loss, measured.uniform_loss);
-        rows.push(["loss".into(), if measured.text { loss } else { "says nothing on random ids".into() }]);
+        rows.push([
+            "loss".into(),
+            if measured.text { measured.loss_in_words() } else { "says nothing on random ids".into() },
+        ]);
     }
     if let Some(speed) = report.measured.as_ref().and_then(|measured| measured.speed) {
         let kept = format!(

@@ -201,7 +201,7 @@ impl Loader<'_> {
     }
 
     /// A matrix in the compute type, or as the checkpoint has it where that is smaller.
-    fn matrix(&self, slot: Slot) -> Result<Matrix> {
+    pub(super) fn matrix(&self, slot: Slot) -> Result<Matrix> {
         let view = self.weights.get(slot, Param::Weight).ok_or_else(|| self.absent(slot))?;
         let shape = view.shape.clone();
         let stored = |blocks| Matrix::Stored(StoredMatrix::new(view.dtype, shape[0], shape[1], blocks));

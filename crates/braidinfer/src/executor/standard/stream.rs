@@ -1,6 +1,5 @@
 //! A decoder of which one layer is in memory at a time.
 
-use braidinfer_model::quantization::dequantize;
 use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
 
@@ -77,14 +76,8 @@ impl<'a> StandardStream<'a> {
 impl LayerByLayer for StandardStream<'_> {
     fn embed(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.begin(batch)?;
-        let view = self.weights.get(Slot::EmbedTokens, Param::Weight);
-        let view = view.ok_or_else(|| self.loader().absent(Slot::EmbedTokens))?;
-        let row_bytes = view.data.len() / view.shape[0];
-        let mut values = vec![0.0; batch.token_ids.len() * self.spec.hidden_size];
-        for (token, out) in batch.token_ids.iter().zip(values.chunks_exact_mut(self.spec.hidden_size)) {
-            dequantize(view.dtype, &view.data[*token as usize * row_bytes..][..row_bytes], out);
-        }
-        values_of(&multiplied(self.tensor(&values)?, self.spec)?)
+        let embeddings = self.loader().matrix(Slot::EmbedTokens)?.select(&batch.token_ids, self.dtype)?;
+        values_of(&multiplied(embeddings, self.spec)?)
     }
 
     fn layer(&mut self, index: usize, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Vec<f32>> {
