@@ -8,7 +8,7 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 use crate::compat::CompatReport;
 use crate::engine::{Engine, EngineConfig, FinishReason, SamplingParams, SequenceId};
 use crate::executor::standard::LoadProgress;
-use crate::executor::{Batch, Executor, Kernels, NoProbe, SequenceSlice};
+use crate::executor::{ActiveKernels, Batch, Executor, NoProbe, SequenceSlice};
 use crate::loading::{BLOCK_SIZE, LoadOptions, Loaded, ModelParts};
 use crate::text::{ChatMessage, ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
 use crate::{Error, Result};
@@ -67,7 +67,6 @@ pub struct StreamEvent<'a> {
 /// A model ready to run.
 pub struct Llm {
     engine: Engine,
-    kernels: Kernels,
     compat: Option<CompatReport>,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
@@ -86,7 +85,7 @@ impl Llm {
 
     /// What was read and what computes, together.
     pub(crate) fn assemble(parts: ModelParts, loaded: Loaded, options: &LoadOptions) -> Result<Self> {
-        let Loaded { executor, kernels, compat } = loaded;
+        let Loaded { executor, compat } = loaded;
         let config = EngineConfig {
             context: parts.context,
             max_batched_tokens: MAX_BATCHED_TOKENS,
@@ -94,7 +93,7 @@ impl Llm {
         };
         let engine = Engine::new(executor, config)?;
         let ModelParts { tokenizer, chat_template, generation, label, notes, .. } = parts;
-        Ok(Self { engine, kernels, compat, tokenizer, chat_template, generation, label, notes })
+        Ok(Self { engine, compat, tokenizer, chat_template, generation, label, notes })
     }
 
     /// The decoder.
@@ -103,8 +102,8 @@ impl Llm {
     }
 
     /// Which kernels compute.
-    pub fn kernels(&self) -> Kernels {
-        self.kernels
+    pub fn kernels(&self) -> ActiveKernels {
+        self.executor().report().kernels
     }
 
     /// The verdict that the kernels were chosen by, where there is one.

@@ -9,7 +9,7 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, desc
 use crate::compat::{self, CompatReport, Subject, Thoroughness, VerdictCache};
 use crate::executor::fused::{FusedExecutor, FusedOptions};
 use crate::executor::standard::{ComputeDtype, LoadProgress, QuantizedWeights, StandardExecutor, StandardOptions};
-use crate::executor::{DeviceChoice, Executor, Kernels, KvCacheConfig, KvDtype, threads};
+use crate::executor::{ActiveKernels, DeviceChoice, Executor, Kernels, KvCacheConfig, KvDtype, MixedExecutor, threads};
 use crate::quantize::quantize_weights;
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
@@ -82,8 +82,6 @@ pub(crate) struct ModelParts {
 /// A model that computes.
 pub(crate) struct Loaded {
     pub(crate) executor: Box<dyn Executor>,
-    /// Which kernels were chosen.
-    pub(crate) kernels: Kernels,
     pub(crate) compat: Option<CompatReport>,
 }
 
@@ -117,7 +115,7 @@ impl ModelParts {
             Kernels::Fused if options.force => {
                 self.notes.push("fused kernels at the fastest level, as forced: no check was made".into());
                 let fused = self.fused(options, progress)?;
-                Ok(Loaded { executor: Box::new(fused), kernels: Kernels::Fused, compat: None })
+                Ok(Loaded { executor: Box::new(fused), compat: None })
             }
             Kernels::Auto if !has_fused(options) => {
                 self.notes.push("standard kernels: fused ones run on the CPU, and not in f16".into());
@@ -146,11 +144,7 @@ impl ModelParts {
             }
         };
         self.notes.push(decision(&report, from_cache));
-        if !report.falls_back() {
-            return Ok(Loaded { executor: Box::new(fused), kernels: Kernels::Fused, compat: Some(report) });
-        }
-        drop(fused);
-        if options.kernels == Kernels::Fused {
+        if options.kernels == Kernels::Fused && report.kernels() != ActiveKernels::Fused {
             return Err(Error::Unsupported(format!(
                 "{}: fused kernels are {} with this model: {}; use --kernels auto, or --force",
                 self.label,
@@ -158,7 +152,17 @@ impl ModelParts {
                 report.reason
             )));
         }
-        self.load_standard(options, progress, Some(report))
+        match report.kernels() {
+            ActiveKernels::Fused => Ok(Loaded { executor: Box::new(fused), compat: Some(report) }),
+            ActiveKernels::Mixed => {
+                let mixed = MixedExecutor::load(fused, &self.weights, report.standard_layers())?;
+                Ok(Loaded { executor: Box::new(mixed), compat: Some(report) })
+            }
+            ActiveKernels::Standard => {
+                drop(fused);
+                self.load_standard(options, progress, Some(report))
+            }
+        }
     }
 
     /// What a check looks at.
@@ -194,7 +198,7 @@ impl ModelParts {
             kv_cache: self.kv_cache(options, kv_dtype),
         };
         let executor = StandardExecutor::load(self.spec.clone(), &self.weights, standard, progress)?;
-        Ok(Loaded { executor: Box::new(executor), kernels: Kernels::Standard, compat })
+        Ok(Loaded { executor: Box::new(executor), compat })
     }
 
     /// Fused kernels at the fastest levels that the options allow.
@@ -254,16 +258,20 @@ pub fn check(
 
 /// One line on what was chosen, and why.
 fn decision(report: &CompatReport, from_cache: bool) -> String {
-    let kernels = if report.falls_back() { "standard" } else { "fused" };
+    let kernels = report.kernels().as_str();
     let when = if from_cache { "measured earlier" } else { "measured now" };
-    let raised: Vec<String> =
-        report.layers.iter().filter(|l| l.raised.is_some()).map(|l| l.layer.to_string()).collect();
-    let raised = match raised.len() {
+    let these = |what: &str, layers: Vec<usize>| match layers.len() {
         0 => String::new(),
-        count if count == report.layers.len() => "; more exact: all layers".to_owned(),
-        _ => format!("; more exact: layers {}", raised.join(", ")),
+        count if count == report.layers.len() => format!("; {what}: all layers"),
+        _ => format!("; {what}: layers {}", layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
     };
-    format!("{kernels} kernels: {} ({when}): {}{raised}", report.status.as_str(), report.reason)
+    let raised = report.layers.iter().filter(|layer| layer.raised.is_some()).map(|layer| layer.layer).collect();
+    let raised = these("more exact", raised);
+    let standard = match report.kernels() {
+        ActiveKernels::Mixed => these("standard", report.standard_layers().into_iter().collect()),
+        ActiveKernels::Standard | ActiveKernels::Fused => String::new(),
+    };
+    format!("{kernels} kernels: {} ({when}): {}{raised}{standard}", report.status.as_str(), report.reason)
 }
 
 fn context(spec: &DecoderSpec, asked: Option<usize>, notes: &mut Vec<String>) -> Result<usize> {

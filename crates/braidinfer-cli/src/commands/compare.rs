@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use braidinfer::compat::{CompatReport, RunKind};
-use braidinfer::executor::Kernels;
+use braidinfer::executor::{ActiveKernels, Kernels};
 use braidinfer::validation::{Outcome, Size, Speed, Speeds, ValidationReport, validate};
 
 use super::validate::exit_code;
@@ -102,9 +102,9 @@ fn add_answers(document: &mut Document, reports: &[ValidationReport]) {
     document.heading("Answers of what auto runs");
     let mut rows = Vec::new();
     for report in reports {
-        let falls_back = report.compat.as_ref().is_some_and(CompatReport::falls_back);
+        let fused = report.compat.as_ref().is_none_or(|compat| compat.kernels() == ActiveKernels::Fused);
         for sample in &report.samples {
-            let answer = if falls_back { &sample.standard } else { &sample.fused };
+            let answer = if fused { &sample.fused } else { &sample.standard };
             rows.push([report.model.clone(), sample.prompt.clone(), answer.clone()]);
         }
     }

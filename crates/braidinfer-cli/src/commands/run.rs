@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use braidinfer::executor::Kernels;
+use braidinfer::executor::ActiveKernels;
 use braidinfer::{Completion, Prompt, StreamEvent, Timings};
 use serde::Serialize;
 
@@ -86,7 +86,7 @@ impl Printer {
     }
 }
 
-fn print_json(completion: &Completion, kernels: Kernels, load: Duration, timings: Timings) -> anyhow::Result<()> {
+fn print_json(completion: &Completion, kernels: ActiveKernels, load: Duration, timings: Timings) -> anyhow::Result<()> {
     output::print_json(&RunJson {
         prompt_ids: &completion.prompt_ids,
         ids: &completion.ids,

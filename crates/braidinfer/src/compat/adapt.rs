@@ -1,6 +1,6 @@
 //! Raising the layers that amplify rounding, and only those.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use braidinfer_model::LayerSlot;
 
@@ -8,8 +8,8 @@ use super::Measurements;
 use super::judge::Judgement;
 use super::measure::Run;
 use crate::Result;
-use crate::executor::KvDtype;
 use crate::executor::fused::{FusedExecutor, KernelPlan};
+use crate::executor::{KvDtype, LayerByLayer, Mixed};
 
 /// A layer stands out whose own error is so many times the median of all layers.
 const STANDS_OUT: f64 = 2.5;
@@ -26,6 +26,8 @@ pub(super) struct Adapted {
     pub(super) run: Run,
     /// What was done in which layer.
     pub(super) raised: BTreeMap<usize, String>,
+    /// Layers that standard kernels compute, because fused ones are wrong there; `run` is one with them.
+    pub(super) standard: BTreeSet<usize>,
 }
 
 /// Starts from the fastest plan and gives up speed where it costs accuracy. First, layers whose own error stands out are
@@ -34,7 +36,7 @@ pub(super) struct Adapted {
 /// that plan.
 pub(super) fn adapt(fused: &mut FusedExecutor, found: &Measurements, judgement: &Judgement) -> Result<Adapted> {
     let (truth, fastest) = (&found.truth, &found.fastest_plan);
-    let mut adapted = Adapted { plan: fastest.clone(), run: found.fastest.clone(), raised: BTreeMap::new() };
+    let mut adapted = Adapted::fastest(found);
     fused.set_plan(fastest.clone())?;
     if !judgement.has_fault() {
         let own: Vec<f64> = found.fastest_errors.layers.iter().map(|errors| errors.update).collect();
@@ -62,6 +64,29 @@ pub(super) fn adapt(fused: &mut FusedExecutor, found: &Measurements, judgement: 
         }
     }
     Ok(adapted)
+}
+
+/// Leaves `faulty` layers to standard kernels, if the model is then close to the truth: with the other layers at the
+/// fastest level, or with nothing rounded in them. The executor is left with the plan.
+pub(super) fn around(
+    fused: &mut FusedExecutor,
+    standard: &mut dyn LayerByLayer,
+    found: &Measurements,
+    faulty: &BTreeSet<usize>,
+) -> Result<Option<Adapted>> {
+    let mut adapted = Adapted { standard: faulty.clone(), ..Adapted::fastest(found) };
+    let others: Vec<usize> = (0..adapted.plan.kv_dtypes.len()).filter(|layer| !faulty.contains(layer)).collect();
+    for step in [None, Some(Raise::Head)] {
+        match step {
+            None => fused.set_plan(adapted.plan.clone())?,
+            Some(step) => adapted.raise(fused, &others, step)?,
+        }
+        adapted.run = found.truth.run(&mut Mixed { fused, standard, layers: faulty })?;
+        if Judgement::is_close(&adapted.run) {
+            return Ok(Some(adapted));
+        }
+    }
+    Ok(None)
 }
 
 fn stands_out(error: f64, limit: f64) -> bool {
@@ -98,6 +123,11 @@ impl Raise {
 }
 
 impl Adapted {
+    fn fastest(found: &Measurements) -> Self {
+        let (plan, run) = (found.fastest_plan.clone(), found.fastest.clone());
+        Self { plan, run, raised: BTreeMap::new(), standard: BTreeSet::new() }
+    }
+
     fn raise(&mut self, fused: &mut FusedExecutor, layers: &[usize], step: Raise) -> Result<()> {
         let before = self.plan.clone();
         for layer in layers {

@@ -14,7 +14,7 @@ use crate::executor::Executor;
 use crate::executor::fused::FusedExecutor;
 
 /// Changed whenever reports change in meaning.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A capacity from which no check reads fewer tokens than it would like to.
 const MEASURED: usize = 2048;

@@ -1,10 +1,13 @@
 //! From measurements to a verdict.
 
+use std::collections::BTreeSet;
+
 use super::Predicted;
 use super::adapt::Adapted;
 use super::measure::{Errors, LayerErrors, Run};
-use super::plan_entries;
+use super::plan_entries::{self, Computed};
 use super::report::{CompatReport, RunKind, RunReport, Status};
+use crate::executor::ActiveKernels;
 
 /// Largest relative error of an activation where nothing is rounded but sums.
 const EXACT_ERROR: f64 = 1e-4;
@@ -22,6 +25,8 @@ pub(super) struct Judgement {
     fault: Option<Fault>,
     /// First fault of each layer.
     faults: Vec<Option<String>>,
+    /// Whether what comes before the first layer and after the last is as it should be.
+    ends_are_right: bool,
     /// Mean divergence of what most people run.
     usual: Option<f64>,
 }
@@ -48,11 +53,11 @@ impl Judgement {
             let wrong = !divergence.is_finite() || score_of(divergence.kl_mean) <= 0.8;
             wrong.then(|| Fault { layer: None, op: "the whole".into(), error: divergence.kl_mean })
         };
-        let fault = bad(None, "embed", exact.embed)
-            .or_else(|| in_layers.iter().flatten().next().cloned())
-            .or_else(|| bad(None, "logits", exact.logits))
-            .or_else(whole);
+        let (before, after) = (bad(None, "embed", exact.embed), bad(None, "logits", exact.logits));
+        let ends_are_right = before.is_none() && after.is_none();
+        let fault = before.or_else(|| in_layers.iter().flatten().next().cloned()).or(after).or_else(whole);
         Self {
+            ends_are_right,
             fault,
             faults: in_layers.into_iter().map(|fault| fault.map(|fault| fault.op)).collect(),
             usual: checkpoint.map(|run| run.divergence.kl_mean),
@@ -62,6 +67,12 @@ impl Judgement {
     /// Whether kernels compute something else than they should.
     pub(super) fn has_fault(&self) -> bool {
         self.fault.is_some()
+    }
+
+    /// Layers that compute something else than they should, if the others and all around them do not.
+    pub(super) fn faulty_layers(&self) -> Option<BTreeSet<usize>> {
+        let faulty: BTreeSet<usize> = (0..self.faults.len()).filter(|layer| self.faults[*layer].is_some()).collect();
+        (self.ends_are_right && !faulty.is_empty() && faulty.len() < self.faults.len()).then_some(faulty)
     }
 
     pub(super) fn fault_in(&self, layer: usize) -> Option<String> {
@@ -94,16 +105,27 @@ impl Judgement {
     pub(super) fn conclude(&self, adapted: &Adapted, report: &mut CompatReport) {
         report.score = self.score(&adapted.run);
         report.status = Status::of(report.score);
-        let falls_back = report.status == Status::Incompatible;
-        report.plan = plan_entries::entries(&adapted.plan, if falls_back { "standard" } else { "fused" });
+        let standard = match report.status {
+            Status::Incompatible if adapted.standard.is_empty() => Computed::All,
+            _ => Computed::Some(&adapted.standard),
+        };
+        report.plan = plan_entries::entries(&adapted.plan, standard);
         report.reason = self.reason(adapted, report.status);
     }
 
     fn reason(&self, adapted: &Adapted, status: Status) -> String {
         if let Some(Fault { layer, op, error }) = &self.fault {
             let place = layer.map_or(String::new(), |layer| format!(" in layer {layer}"));
+            let mended = match adapted.standard.len() {
+                0 => String::new(),
+                count => format!(
+                    "; with standard kernels in {count} of {} layers, mean KL {:.1e} nats from standard kernels in f32",
+                    self.faults.len(),
+                    adapted.run.divergence.kl_mean
+                ),
+            };
             return format!(
-                "fused kernels compute something else{place}, from `{op}` on: error {error:.1e} where only sums are rounded"
+                "fused kernels compute something else{place}, from `{op}` on: error {error:.1e} where only sums are rounded{mended}"
             );
         }
         let divergence = &adapted.run.divergence;
@@ -158,11 +180,18 @@ pub(super) fn predicted_reason(predicted: &Predicted) -> String {
 /// What to do, by what was found.
 pub(super) fn recommend(report: &mut CompatReport) {
     let mut lines = Vec::new();
-    if report.falls_back() {
-        lines.push("run with --kernels standard, which auto does; please report the model and this result".to_owned());
+    match report.kernels() {
+        ActiveKernels::Fused => {}
+        ActiveKernels::Standard => lines
+            .push("run with --kernels standard, which auto does; please report the model and this result".to_owned()),
+        ActiveKernels::Mixed => lines.push(
+            "keep --kernels auto, which leaves the layers that fused kernels get wrong to standard ones; please report \
+             the model and this result"
+                .to_owned(),
+        ),
     }
     let raised = report.layers.iter().filter(|layer| layer.raised.is_some()).count();
-    if raised > 0 && !report.falls_back() {
+    if raised > 0 && report.kernels() != ActiveKernels::Standard {
         lines.push(format!("keep --kernels auto: it computes {raised} of {} layers more exactly", report.layers.len()));
     }
     if report.status == Status::Compatible && raised == 0 {

@@ -5,7 +5,9 @@ use std::ops::Range;
 use super::divergence::{self, Divergence, relative_error};
 use crate::Result;
 use crate::executor::fused::{FusedExecutor, KernelPlan};
-use crate::executor::{Activation, Batch, Executor, KvCacheConfig, LayerByLayer, NoProbe, Recorder, SequenceSlice};
+use crate::executor::{
+    Activation, Batch, Executor, KvCacheConfig, LayerByLayer, Layers, NoProbe, Recorder, SequenceSlice,
+};
 
 /// Positions whose logits are computed at once.
 const HEAD_ROWS: usize = 64;

@@ -96,8 +96,8 @@ impl Subject<'_> {
         })
     }
 
-    /// Measures `fused` against the standard kernels, and leaves it with the plan that `auto` picks. If that is standard
-    /// kernels, [`CompatReport::falls_back`].
+    /// Measures `fused` against the standard kernels, and leaves it with the plan that `auto` picks; where that is standard
+    /// kernels, [`CompatReport::kernels`] says so.
     pub fn check(&self, fused: &mut FusedExecutor, thoroughness: Thoroughness) -> Result<CompatReport> {
         let started = Instant::now();
         let mut report = self.predict(fused.isa().name())?;
@@ -109,10 +109,11 @@ impl Subject<'_> {
         // Nobody runs quantized weights in just that way, so it is shown for them, and nothing is measured by it.
         let usual = found.checkpoint.as_ref().filter(|_| !self.weights.dtype().is_quantized()).map(|(_, run)| run);
         let judgement = Judgement::of(&found.exact_errors, &found.exact, usual);
-        let adapted = adapt::adapt(fused, &found, &judgement)?;
+        let adapted = self.adapt(fused, &found, &judgement)?;
         let speed = match thoroughness {
             // Whoever waits for a model to load does not wait for this.
             Thoroughness::Brief => None,
+            _ if judgement.has_fault() => None,
             _ => speed::compare(fused, &found.fastest_plan, &adapted.plan)?,
         };
         // Nothing of what was read stays.
@@ -131,6 +132,17 @@ impl Subject<'_> {
         });
         judge::recommend(&mut report);
         Ok(report)
+    }
+
+    /// The plan that is as fast as answers allow.
+    fn adapt(&self, fused: &mut FusedExecutor, found: &Measurements, judgement: &Judgement) -> Result<Adapted> {
+        if let Some(faulty) = judgement.faulty_layers() {
+            let mut standard = self.standard(ComputeDtype::F32, fused.kv_cache())?;
+            if let Some(adapted) = adapt::around(fused, &mut standard, found, &faulty)? {
+                return Ok(adapted);
+            }
+        }
+        adapt::adapt(fused, found, judgement)
     }
 
     /// Every run but those of plans in between.
@@ -189,8 +201,13 @@ impl Measurements {
         runs.push(report(RunKind::Exact, "fused, nothing rounded but sums".into(), self.exact));
         let fastest = format!("fused, fastest ({})", describe(&self.fastest_plan));
         runs.push(report(RunKind::Fastest, fastest, self.fastest));
-        if adapted.plan != self.fastest_plan {
-            let name = format!("fused, by plan ({})", describe(&adapted.plan));
+        if adapted.plan != self.fastest_plan || !adapted.standard.is_empty() {
+            let standard = match adapted.standard.len() {
+                0 => String::new(),
+                1 => ", one layer standard".to_owned(),
+                count => format!(", {count} layers standard"),
+            };
+            let name = format!("fused, by plan ({}{standard})", describe(&adapted.plan));
             runs.push(report(RunKind::Plan, name, adapted.run.clone()));
         }
         runs

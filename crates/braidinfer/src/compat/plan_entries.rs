@@ -1,31 +1,49 @@
 //! Kernel plans to what reports and the cache say of them, and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use braidinfer_kernels::NumericLevel;
 use braidinfer_model::{LayerSlot, Slot};
 
 use super::report::PlanEntry;
-use crate::executor::KvDtype;
 use crate::executor::fused::KernelPlan;
+use crate::executor::{ActiveKernels, KvDtype};
+
+/// What standard kernels compute.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Computed<'a> {
+    /// The whole model.
+    All,
+    /// Some layers, or none.
+    Some(&'a BTreeSet<usize>),
+}
 
 /// One entry for each layer and one for the output head.
-pub(super) fn entries(plan: &KernelPlan, kernels: &str) -> Vec<PlanEntry> {
+pub(super) fn entries(plan: &KernelPlan, standard: Computed) -> Vec<PlanEntry> {
+    let is_standard = |layer: Option<usize>| match standard {
+        Computed::All => true,
+        Computed::Some(layers) => layer.is_some_and(|layer| layers.contains(&layer)),
+    };
     let levels = |wanted: Option<usize>| -> BTreeMap<String, String> {
         let planned = plan.projections.iter().filter(|planned| layer_of(planned.slot) == wanted);
         planned.map(|planned| (name(planned.slot).to_owned(), planned.level.name().to_owned())).collect()
     };
-    let entry = |layer: Option<usize>, kv: Option<&KvDtype>| PlanEntry {
-        layer,
-        kernels: kernels.to_owned(),
-        kv: kv.map(|kv| kv.name().to_owned()),
-        levels: levels(layer),
+    let entry = |layer: Option<usize>, kv: Option<&KvDtype>| {
+        let standard = is_standard(layer);
+        let kv = kv.map(|kv| if standard { KvDtype::F32 } else { *kv });
+        PlanEntry {
+            layer,
+            kernels: if standard { ActiveKernels::Standard } else { ActiveKernels::Fused }.as_str().to_owned(),
+            kv: kv.map(|kv| kv.name().to_owned()),
+            levels: if standard { BTreeMap::new() } else { levels(layer) },
+        }
     };
     let layers = plan.kv_dtypes.iter().enumerate().map(|(layer, kv)| entry(Some(layer), Some(kv)));
     layers.chain([entry(None, None)]).collect()
 }
 
-/// `plan` with the levels and storage of `entries`, or `None` if they are not about the same projections.
+/// `plan` with the levels and storage that `entries` have for fused kernels, or `None` if they are not about the same
+/// projections.
 pub(super) fn planned(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<KernelPlan> {
     let mut plan = plan.clone();
     if entries.len() != plan.kv_dtypes.len() + 1 {
@@ -33,7 +51,11 @@ pub(super) fn planned(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<Kernel
     }
     let of = |layer: Option<usize>| entries.iter().find(|entry| entry.layer == layer);
     for planned in &mut plan.projections {
-        let level = of(layer_of(planned.slot))?.levels.get(name(planned.slot))?;
+        let entry = of(layer_of(planned.slot))?;
+        if entry.is_standard() {
+            continue;
+        }
+        let level = entry.levels.get(name(planned.slot))?;
         planned.level = NumericLevel::ALL.into_iter().find(|known| known.name() == level)?;
     }
     for (layer, kv) in plan.kv_dtypes.iter_mut().enumerate() {

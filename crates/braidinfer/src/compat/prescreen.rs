@@ -43,9 +43,13 @@ pub struct NormStatistics {
     pub norm: String,
     /// Largest magnitude.
     pub max: f64,
+    /// Magnitude that 95 % of the weights are not above.
+    pub high: f64,
     /// Median magnitude.
     pub median: f64,
-    /// One by the other.
+    /// Magnitude that 5 % of the weights are not above.
+    pub low: f64,
+    /// The largest by the median.
     pub ratio: f64,
 }
 
@@ -126,8 +130,9 @@ impl NormStatistics {
         let max = magnitudes.last().copied().unwrap_or(0.0);
         let at = |index: usize| magnitudes.get(index).copied().unwrap_or(0.0);
         let median = (at(magnitudes.len().saturating_sub(1) / 2) + at(magnitudes.len() / 2)) / 2.0;
+        let quantile = |share: f64| at(((share * magnitudes.len() as f64).ceil() as usize).saturating_sub(1));
         let ratio = if max == 0.0 { 1.0 } else { max / median.max(f64::from(f32::MIN_POSITIVE)) };
-        Self { layer, norm: norm.to_owned(), max, median, ratio }
+        Self { layer, norm: norm.to_owned(), max, high: quantile(0.95), median, low: quantile(0.05), ratio }
     }
 }
 
@@ -143,6 +148,9 @@ mod tests {
     fn medians_are_of_the_middle() {
         let norm = NormStatistics::of(None, "final_norm", &[-4.0, 1.0, 2.0, 3.0]);
         assert_eq!((norm.max, norm.median, norm.ratio), (4.0, 2.5, 1.6));
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        let norm = NormStatistics::of(None, "final_norm", &hundred);
+        assert_eq!((norm.low, norm.high), (5.0, 95.0));
         assert_eq!(NormStatistics::of(None, "final_norm", &[0.0, 0.0]).ratio, 1.0);
     }
 

@@ -1,11 +1,12 @@
 //! What a check found, as data: for people, for `--json`, and for the cache.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::divergence::{Divergence, null_is_nan, nulls_are_nan};
 use super::prescreen::Predicted;
+use crate::executor::ActiveKernels;
 
 /// Loss from which a text was not understood: this share of what knowing nothing gives.
 const LOST: f64 = 0.8;
@@ -87,9 +88,18 @@ impl CompatReport {
         self.measured.as_ref().is_some_and(|measured| measured.text && measured.loss > LOST * measured.uniform_loss)
     }
 
-    /// Whether `auto` runs on standard kernels.
-    pub fn falls_back(&self) -> bool {
-        self.plan.iter().any(|entry| entry.kernels == "standard")
+    /// What `auto` runs.
+    pub fn kernels(&self) -> ActiveKernels {
+        match self.plan.iter().filter(|entry| entry.is_standard()).count() {
+            0 => ActiveKernels::Fused,
+            count if count == self.plan.len() => ActiveKernels::Standard,
+            _ => ActiveKernels::Mixed,
+        }
+    }
+
+    /// Layers that `auto` runs on standard kernels.
+    pub fn standard_layers(&self) -> BTreeSet<usize> {
+        self.plan.iter().filter(|entry| entry.is_standard()).filter_map(|entry| entry.layer).collect()
     }
 }
 
@@ -191,6 +201,12 @@ pub struct PlanEntry {
     pub kernels: String,
     /// How keys and values are stored: `f16` or `f32`.
     pub kv: Option<String>,
-    /// The numeric level of every projection.
+    /// The numeric level of every projection; empty for standard kernels, which have no levels.
     pub levels: BTreeMap<String, String>,
+}
+
+impl PlanEntry {
+    pub(super) fn is_standard(&self) -> bool {
+        self.kernels == ActiveKernels::Standard.as_str()
+    }
 }

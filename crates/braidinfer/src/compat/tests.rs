@@ -1,5 +1,6 @@
 //! Faults of arithmetic that no description can hold, planted in the executor. `tests/compat.rs` has the others.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,11 +12,11 @@ use half::bf16;
 
 use super::measure::{Truth, sequences};
 use super::probe_text::probe_ids;
-use super::{CompatReport, Status, Thoroughness};
+use super::{CompatReport, RunKind, Status, Thoroughness, VerdictCache};
 use crate::executor::fused::KernelPlan;
 use crate::executor::fused::planted::Planted;
 use crate::executor::standard::ComputeDtype;
-use crate::executor::{Executor, KvDtype};
+use crate::executor::{ActiveKernels, Executor, Kernels, KvDtype};
 use crate::loading::{LoadOptions, ModelParts};
 
 fn fixture(name: &str) -> ModelSource {
@@ -50,8 +51,40 @@ fn sums_rounded_to_bf16_are_found_in_their_layer() {
     for quantize in [None, Some(FileType::Q8_0)] {
         let report = check("llama-yarn", quantize, Some(Planted::SumsInBf16 { layer: 1 }), |_| {});
         assert_eq!((report.status, found(&report)), (Status::Incompatible, Some((1, "attn.q"))), "{}", report.reason);
-        assert!(report.falls_back());
+        // The other layers are right, so that they stay fused.
+        assert_eq!(report.kernels(), ActiveKernels::Mixed);
+        assert_eq!(report.standard_layers(), BTreeSet::from([1]));
+        let run = report.run(RunKind::Plan).expect("what auto runs is measured");
+        assert!(run.divergence.kl_mean < 1e-3, "{:e}", run.divergence.kl_mean);
     }
+}
+
+#[test]
+fn a_fault_in_every_layer_leaves_nothing_to_fused_kernels() {
+    let report = check("qwen3-extreme", None, Some(Planted::KeysInBf16), |_| {});
+    assert_eq!((report.kernels(), report.run(RunKind::Plan)), (ActiveKernels::Standard, None));
+}
+
+#[test]
+fn a_verdict_for_some_layers_is_run_as_it_says() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let options = LoadOptions { verdicts: Some(folder.path().to_owned()), ..LoadOptions::default() };
+    let mut parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
+    let mut fused = parts.fused(&options, &|_, _| {}).expect("the weights can be packed");
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.spec, &parts.weights, &fused);
+    fused.planted = Some(Planted::SumsInBf16 { layer: 1 });
+    let report = parts.subject().check(&mut fused, Thoroughness::Brief).expect("the check runs");
+    cache.write(&report).expect("the verdict can be kept");
+    let loaded = parts.load(&options, &|_, _| {}).expect("auto loads the model");
+    assert_eq!(loaded.executor.report().kernels, ActiveKernels::Mixed);
+    let note = parts.notes.last().expect("the choice is said");
+    for part in ["mixed kernels: INCOMPATIBLE (measured earlier)", "in layer 1", "standard: layers 1"] {
+        assert!(note.contains(part), "{part}: {note}");
+    }
+    // Whoever asks for fused kernels gets no others.
+    let asked = LoadOptions { kernels: Kernels::Fused, ..options };
+    let refused = parts.load(&asked, &|_, _| {}).err().expect("fused kernels are wrong here").to_string();
+    assert!(refused.contains("INCOMPATIBLE") && refused.contains("--force"), "{refused}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod batch;
 mod device;
 pub mod fused;
 mod layer_by_layer;
+mod mixed;
 mod probe;
 mod report;
 mod rope_history;
@@ -15,7 +16,9 @@ use braidinfer_model::DecoderSpec;
 
 pub use batch::{Batch, SequenceSlice};
 pub use device::DeviceChoice;
-pub use layer_by_layer::LayerByLayer;
+pub use layer_by_layer::{LayerByLayer, Layers};
+pub(crate) use mixed::Mixed;
+pub use mixed::MixedExecutor;
 pub use probe::{Activation, NoProbe, Probe, Recorder};
 pub use report::ExecutorReport;
 
@@ -68,10 +71,10 @@ pub fn threads() -> usize {
     THREADS.get().copied().unwrap_or_else(braidinfer_kernels::default_threads)
 }
 
-/// Which kernels compute.
+/// Which kernels are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kernels {
-    /// The reference, until a check has measured that the fused ones give the right answers.
+    /// Fused ones where a check has measured that they give the right answers, and standard ones elsewhere.
     #[default]
     Auto,
     /// Candle operations, the reference.
@@ -87,6 +90,28 @@ impl Kernels {
             Self::Auto => "auto",
             Self::Standard => "standard",
             Self::Fused => "fused",
+        }
+    }
+}
+
+/// Which kernels compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActiveKernels {
+    /// Candle operations, the reference.
+    Standard,
+    /// Our own, on the CPU.
+    Fused,
+    /// Our own, but for layers where a check found them wrong.
+    Mixed,
+}
+
+impl ActiveKernels {
+    /// The name in reports and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Fused => "fused",
+            Self::Mixed => "mixed",
         }
     }
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use braidinfer_kernels::NumericLevel;
 
 use super::fused::LevelCount;
-use super::{Kernels, KvDtype};
+use super::{ActiveKernels, KvDtype};
 
 /// What computes, and how much memory it reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecutorReport {
-    /// Standard or fused.
-    pub kernels: Kernels,
+    /// Standard, fused, or some of each.
+    pub kernels: ActiveKernels,
     /// The instruction set of our own kernels, or `candle`.
     pub isa: &'static str,
     /// Threads that compute, the caller included.

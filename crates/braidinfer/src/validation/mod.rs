@@ -165,9 +165,12 @@ fn kernels(compat: &CompatReport) -> Vec<Finding> {
         Status::Warning => {
             Finding::warn(AREA, WHAT, found, "--dtype f32 or --kernels standard where answers must be exact")
         }
-        Status::Incompatible => {
-            Finding::fail(AREA, WHAT, found, "--kernels standard, which auto takes; please report it")
-        }
+        Status::Incompatible => Finding::fail(
+            AREA,
+            WHAT,
+            found,
+            "keep --kernels auto, which leaves what is wrong to standard ones; please report it",
+        ),
     }];
     let Some(measured) = compat.measured.as_ref() else { return findings };
     findings.push(if !measured.text {

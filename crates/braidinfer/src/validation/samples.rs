@@ -73,7 +73,7 @@ pub(super) fn answer(
     compat: &CompatReport,
     progress: LoadProgress,
 ) -> Result<Answers> {
-    let loaded = Loaded { executor: Box::new(fused), kernels: Kernels::Fused, compat: None };
+    let loaded = Loaded { executor: Box::new(fused), compat: None };
     let llm = Llm::assemble(parts, loaded, options)?;
     let prompts = prompts(&llm)?;
     let (fused, fused_speed) = generate(llm, &prompts)?;

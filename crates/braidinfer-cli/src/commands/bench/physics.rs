@@ -92,7 +92,7 @@ fn head_weights(spec: &DecoderSpec) -> f64 {
 mod tests {
     use std::time::Duration;
 
-    use braidinfer::executor::{ExecutorReport, Kernels, KvDtype};
+    use braidinfer::executor::{ActiveKernels, ExecutorReport, KvDtype};
     use braidinfer::model::{Weights, describe};
 
     use super::*;
@@ -101,7 +101,7 @@ mod tests {
     fn demo_model() -> Described {
         let (description, _) = describe(&demo::SOURCE).expect("the demo model is whole");
         let executor = ExecutorReport {
-            kernels: Kernels::Fused,
+            kernels: ActiveKernels::Fused,
             isa: "scalar",
             threads: 1,
             weight_bytes: 1_000_000,

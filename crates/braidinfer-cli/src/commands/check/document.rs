@@ -1,8 +1,12 @@
 //! A verdict for people.
 
-use braidinfer::compat::{CompatReport, LayerReport, Measured, OpError, PlanEntry, Predicted, RunReport, Status};
+use braidinfer::compat::{
+    CompatReport, LayerReport, Measured, NormStatistics, OpError, PlanEntry, Predicted, RunReport, Status,
+};
 
-use crate::report::{Document, LinePlot, Mood, Series, Verdict, number};
+use braidinfer::executor::ActiveKernels;
+
+use crate::report::{Block, Document, LinePlot, Mood, Series, Verdict, number};
 
 /// What a measurement within one engine cannot show.
 const LIMITS: &str = "All runs share one reading of the architecture: what they have in common, such as a wrong RoPE base, \
@@ -170,7 +174,7 @@ fn levels(entry: &PlanEntry) -> String {
 
 /// How most of the model is computed.
 fn plan_in_short(report: &CompatReport) -> String {
-    if report.falls_back() {
+    if report.kernels() == ActiveKernels::Standard {
         return "standard kernels throughout".into();
     }
     let mut kinds: Vec<(String, usize)> = Vec::new();
@@ -182,7 +186,7 @@ fn plan_in_short(report: &CompatReport) -> String {
         }
     }
     let kinds: Vec<String> = kinds.into_iter().map(|(kind, count)| format!("{count} layers {kind}")).collect();
-    format!("fused kernels, {}", kinds.join("; "))
+    format!("{} kernels, {}", report.kernels().as_str(), kinds.join("; "))
 }
 
 fn add_weights(document: &mut Document, predicted: &Predicted, detail: bool) {
@@ -202,14 +206,27 @@ fn add_weights(document: &mut Document, predicted: &Predicted, detail: bool) {
         [name.to_owned(), number(largest), number(medians[medians.len() / 2]), number(ratio)]
     };
     document.table(["norm", "largest", "median", "largest ratio in a layer"], names.iter().copied().map(row));
-    let series = |name: &&str| {
-        let in_layers = predicted.norms.iter().filter(|norm| norm.norm == **name && norm.layer.is_some());
-        Series { name: (*name).to_owned(), values: in_layers.map(|norm| norm.max).collect() }
+    names.iter().for_each(|name| document.blocks.extend(distribution(predicted, name)));
+}
+
+/// Magnitudes of the weights of one norm in each layer, if more layers than one have it.
+fn distribution(predicted: &Predicted, name: &str) -> Option<Block> {
+    let layers: Vec<_> = predicted.norms.iter().filter(|norm| norm.norm == name && norm.layer.is_some()).collect();
+    let series = |what: &str, of: fn(&NormStatistics) -> f64| Series {
+        name: what.to_owned(),
+        values: layers.iter().map(|norm| of(norm)).collect(),
     };
-    document.lines(LinePlot {
-        title: "Largest norm weight in each layer".into(),
-        x: "layer".into(),
-        y: "magnitude".into(),
-        series: names.iter().map(series).filter(|series| series.values.len() > 1).collect(),
-    });
+    (layers.len() > 1).then(|| {
+        Block::Lines(LinePlot {
+            title: format!("Weights of {name} in each layer"),
+            x: "layer".into(),
+            y: "magnitude".into(),
+            series: vec![
+                series("largest", |norm| norm.max),
+                series("95 % are below", |norm| norm.high),
+                series("median", |norm| norm.median),
+                series("5 % are below", |norm| norm.low),
+            ],
+        })
+    })
 }

@@ -13,7 +13,7 @@ use super::trace::Trace;
 
 impl FusedExecutor {
     /// Replaces the residual stream by what it is after a layer.
-    pub(super) fn layer(&mut self, index: usize, trace: &mut Trace) {
+    pub(super) fn decode_layer(&mut self, index: usize, trace: &mut Trace) {
         self.project_qkv(index, trace);
         #[cfg(test)]
         self.spoil_projections(index);

@@ -5,25 +5,26 @@ use braidinfer_kernels::LANES;
 use super::trace::{Trace, from_panels};
 use super::{FusedExecutor, scratch};
 use crate::Result;
-use crate::executor::layer_by_layer::check_whole;
-use crate::executor::{Batch, LayerByLayer, Logits, NoProbe, Probe};
+use crate::executor::{Batch, LayerByLayer, Layers, Logits, NoProbe, Probe};
+
+impl Layers for FusedExecutor {
+    fn layer(&mut self, index: usize, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Vec<f32>> {
+        self.begin(batch)?;
+        self.set_hidden(hidden);
+        let mut trace = Trace::new(probe);
+        trace.enter_layer(index);
+        self.decode_layer(index, &mut trace);
+        let hidden = self.hidden();
+        trace.record("output", batch.token_ids.len(), || hidden.clone());
+        Ok(hidden)
+    }
+}
 
 impl LayerByLayer for FusedExecutor {
     fn embed(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.begin(batch)?;
         FusedExecutor::embed(self, &batch.token_ids);
         Ok(self.hidden())
-    }
-
-    fn layer(&mut self, index: usize, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Vec<f32>> {
-        self.begin(batch)?;
-        self.set_hidden(hidden);
-        let mut trace = Trace::new(probe);
-        trace.enter_layer(index);
-        FusedExecutor::layer(self, index, &mut trace);
-        let hidden = self.hidden();
-        trace.record("output", batch.token_ids.len(), || hidden.clone());
-        Ok(hidden)
     }
 
     fn head(&mut self, batch: &Batch, hidden: &[f32]) -> Result<Logits> {
@@ -36,7 +37,6 @@ impl LayerByLayer for FusedExecutor {
 impl FusedExecutor {
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         batch.validate(&self.spec, &self.kv_cache.config())?;
-        check_whole(batch)?;
         self.kv_cache.reserve(batch);
         self.step.fill(&self.spec, batch, &self.kv_cache);
         Ok(())

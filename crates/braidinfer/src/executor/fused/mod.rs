@@ -37,7 +37,7 @@ use self::step::Step;
 use self::trace::Trace;
 use super::rope_history::RopeHistory;
 use super::standard::LoadProgress;
-use super::{Batch, Executor, ExecutorReport, Kernels, KvCacheConfig, Logits, NoProbe, Probe};
+use super::{ActiveKernels, Batch, Executor, ExecutorReport, KvCacheConfig, Logits, NoProbe, Probe};
 use crate::{Error, Result};
 
 /// How to load.
@@ -150,7 +150,7 @@ impl Executor for FusedExecutor {
 
     fn report(&self) -> ExecutorReport {
         ExecutorReport {
-            kernels: Kernels::Fused,
+            kernels: ActiveKernels::Fused,
             isa: self.isa.name(),
             threads: self.pool.threads(),
             weight_bytes: self.weights.bytes(),
@@ -195,7 +195,7 @@ impl FusedExecutor {
         trace.panels("embed", &self.scratch.hidden, self.step.rows, self.spec.hidden_size);
         for index in 0..self.spec.layers.len() {
             trace.enter_layer(index);
-            self.layer(index, trace);
+            self.decode_layer(index, trace);
             trace.panels("output", &self.scratch.hidden, self.step.rows, self.spec.hidden_size);
         }
         trace.leave_layers();

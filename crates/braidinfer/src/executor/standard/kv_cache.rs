@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::Result;
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
 
-/// Keys and values of every layer, by slot. Grows as blocks are first used.
+/// Keys and values of layers, by slot. Grows as blocks are first used.
 #[derive(Debug)]
 pub(super) struct KvCache {
     config: KvCacheConfig,
@@ -15,14 +15,15 @@ pub(super) struct KvCache {
 }
 
 impl KvCache {
-    pub(super) fn new(spec: &DecoderSpec, config: KvCacheConfig, device: &Device) -> Result<Self> {
+    /// For so many layers.
+    pub(super) fn new(spec: &DecoderSpec, layers: usize, config: KvCacheConfig, device: &Device) -> Result<Self> {
         let dtype = match config.dtype {
             KvDtype::F32 => DType::F32,
             KvDtype::F16 => DType::F16,
         };
         let shape = (0, spec.num_key_value_heads, spec.head_dim);
         let empty = || Tensor::zeros(shape, dtype, device);
-        let layers = spec.layers.iter().map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
+        let layers = (0..layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
         Ok(Self { config, layers })
     }
 

@@ -19,7 +19,7 @@ pub(super) struct Context<'a> {
     pub(super) rotations: &'a [Rotation],
     pub(super) kv_cache: &'a KvCache,
     pub(super) masks: &'a MaskCache,
-    /// The layer's index.
+    /// The layer's place in the storage.
     pub(super) index: usize,
 }
 

@@ -114,7 +114,7 @@ impl StandardExecutor {
             loader.linear(Slot::LmHead)?
         };
         let final_norm = loader.norm(Slot::FinalNorm, &spec.norm)?.ok_or_else(|| loader.absent(Slot::FinalNorm))?;
-        let kv_cache = KvCache::new(&spec, options.kv_cache, &device)?;
+        let kv_cache = KvCache::new(&spec, spec.layers.len(), options.kv_cache, &device)?;
         let rope_history = RopeHistory::new(&spec, options.kv_cache.block_size);
         let dtype = dtype.candle();
         Ok(Self { rope_history, dtype, embed_tokens, layers, final_norm, lm_head, kv_cache, device, spec })

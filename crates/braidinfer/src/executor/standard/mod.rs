@@ -8,6 +8,7 @@ mod attention;
 mod feed_forward;
 mod kv_cache;
 mod layer;
+mod layers;
 mod linear;
 mod load;
 mod matrix;
@@ -29,9 +30,10 @@ use self::norm::Norm;
 use self::rotary::Rotation;
 use self::trace::Trace;
 use super::rope_history::RopeHistory;
-use super::{Batch, Executor, ExecutorReport, Kernels, KvCacheConfig, Logits, NoProbe, Probe};
+use super::{ActiveKernels, Batch, Executor, ExecutorReport, KvCacheConfig, Logits, NoProbe, Probe};
 use crate::Result;
 
+pub use layers::StandardLayers;
 pub use load::{ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 pub use stream::StandardStream;
 
@@ -62,7 +64,7 @@ impl Executor for StandardExecutor {
     fn report(&self) -> ExecutorReport {
         let layers = self.layers.iter().flat_map(Layer::projections);
         ExecutorReport {
-            kernels: Kernels::Standard,
+            kernels: ActiveKernels::Standard,
             isa: "candle",
             threads: rayon::current_num_threads(),
             weight_bytes: layers.chain([&self.lm_head]).map(Linear::weight_bytes).sum(),
@@ -85,7 +87,7 @@ impl Executor for StandardExecutor {
         }
         let logits = self.decode(batch, &mut Trace::new(probe))?;
         self.remember(batch);
-        Ok(Logits::new(logits.flatten_all()?.to_vec1()?, self.spec.vocab_size))
+        Ok(Logits::new(values_of(&logits)?, self.spec.vocab_size))
     }
 }
 
@@ -160,6 +162,11 @@ impl Head<'_> {
         trace.record("logits", &logits)?;
         Ok(logits)
     }
+}
+
+/// Values in f32, row by row.
+fn values_of(x: &Tensor) -> Result<Vec<f32>> {
+    Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
 /// `cap * tanh(x / cap)`.

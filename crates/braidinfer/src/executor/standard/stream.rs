@@ -1,20 +1,18 @@
 //! A decoder of which one layer is in memory at a time.
 
 use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 
-use super::attention::MaskCache;
 use super::kv_cache::KvCache;
-use super::layer::{self, Layer};
+use super::layer::Layer;
+use super::layers::{Place, forward_layer, tensor};
 use super::linear::Linear;
 use super::load::{ComputeDtype, Loader, Matrices};
 use super::norm::Norm;
-use super::rotary::Rotation;
 use super::trace::Trace;
-use super::{Head, multiplied};
+use super::{Head, multiplied, values_of};
 use crate::Result;
-use crate::executor::layer_by_layer::check_whole;
-use crate::executor::{Batch, KvCacheConfig, KvDtype, LayerByLayer, Logits, NoProbe, Probe};
+use crate::executor::{Batch, KvCacheConfig, KvDtype, LayerByLayer, Layers, Logits, NoProbe, Probe};
 
 /// Standard kernels on the CPU over weights that stay in their files, which some other loader has checked. Memory that
 /// only caches a layer's part of the file is let go when another layer is asked for. Every product is in f32.
@@ -40,7 +38,7 @@ impl<'a> StandardStream<'a> {
     ) -> Result<Self> {
         let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
         let config = KvCacheConfig { block_size, num_blocks, dtype: kv_dtype };
-        let kv_cache = KvCache::new(spec, config, &Device::Cpu)?;
+        let kv_cache = KvCache::new(spec, spec.layers.len(), config, &Device::Cpu)?;
         Ok(Self { spec, weights, device: Device::Cpu, dtype: dtype.candle(), kv_cache, loaded: None, head: None })
     }
 
@@ -62,24 +60,11 @@ impl<'a> StandardStream<'a> {
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         batch.validate(self.spec, &self.kv_cache.config())?;
-        check_whole(batch)?;
         self.kv_cache.reserve(batch)
-    }
-
-    /// The residual stream as a tensor `[T, h]`.
-    fn tensor(&self, hidden: &[f32]) -> Result<Tensor> {
-        let width = self.spec.hidden_size;
-        Ok(Tensor::from_slice(hidden, (hidden.len() / width, width), &self.device)?.to_dtype(self.dtype)?)
     }
 }
 
-impl LayerByLayer for StandardStream<'_> {
-    fn embed(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        self.begin(batch)?;
-        let embeddings = self.loader().matrix(Slot::EmbedTokens)?.select(&batch.token_ids, self.dtype)?;
-        values_of(&multiplied(embeddings, self.spec)?)
-    }
-
+impl Layers for StandardStream<'_> {
     fn layer(&mut self, index: usize, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Vec<f32>> {
         self.begin(batch)?;
         let layer = match self.loaded.take() {
@@ -91,15 +76,19 @@ impl LayerByLayer for StandardStream<'_> {
                 self.loader().layer(index)?
             }
         };
-        let rotations = Rotation::for_batch(self.spec, batch, &self.device)?;
-        let masks = MaskCache::default();
-        let context = layer::Context { batch, rotations: &rotations, kv_cache: &self.kv_cache, masks: &masks, index };
-        let mut trace = Trace::new(probe);
-        trace.enter_layer(index);
-        let x = layer.forward(&self.tensor(hidden)?, &context, &mut trace)?;
-        trace.record("output", &x)?;
+        let place = Place { index, stored: index, kv_cache: &self.kv_cache };
+        let x = tensor(hidden, self.spec, self.dtype)?;
+        let after = forward_layer(&layer, self.spec, place, batch, x, probe);
         self.loaded = Some((index, layer));
-        values_of(&x)
+        after
+    }
+}
+
+impl LayerByLayer for StandardStream<'_> {
+    fn embed(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.begin(batch)?;
+        let embeddings = self.loader().matrix(Slot::EmbedTokens)?.select(&batch.token_ids, self.dtype)?;
+        values_of(&multiplied(embeddings, self.spec)?)
     }
 
     fn head(&mut self, batch: &Batch, hidden: &[f32]) -> Result<Logits> {
@@ -108,12 +97,9 @@ impl LayerByLayer for StandardStream<'_> {
             None => self.load_head()?,
         };
         let head = Head { spec: self.spec, final_norm: &final_norm, lm_head: &lm_head };
-        let logits = head.forward(&self.tensor(hidden)?, &batch.logits_rows, &mut Trace::new(&mut NoProbe))?;
+        let logits =
+            head.forward(&tensor(hidden, self.spec, self.dtype)?, &batch.logits_rows, &mut Trace::new(&mut NoProbe))?;
         self.head = Some((final_norm, lm_head));
         Ok(Logits::new(values_of(&logits)?, self.spec.vocab_size))
     }
-}
-
-fn values_of(x: &Tensor) -> Result<Vec<f32>> {
-    Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
