@@ -329,11 +329,16 @@ A side is a model, and after commas how to run it: MODEL[,kernels=KERNELS][,dtyp
 vocabulary. Each prompt is answered greedily by both; then B reads the prompt and A's answer, and its logits are compared
 with A's at every position (Kullback-Leibler divergence, in nats). One side is in memory at a time.
 
+A side may also be another engine: the address of an OpenAI-compatible endpoint that returns logprobs, such as
+http://localhost:8080/v1[,model=NAME]; OPENAI_API_KEY is its key. Then answers are compared token by token up to the first
+one that differs: the probabilities of common tokens, and how close the two tokens are where the sides part.
+
 Exit code: 0 if all answers are the same, 1 if one differs, 3 after a failure.
 
 Examples:
   braidinfer diff ./Qwen3-0.6B q4_k_m.gguf
-  braidinfer diff ./Qwen3-0.6B,kernels=standard ./Qwen3-0.6B,kernels=fused --prompt \"The capital of France is\"")]
+  braidinfer diff ./Qwen3-0.6B,kernels=standard ./Qwen3-0.6B,kernels=fused --prompt \"The capital of France is\"
+  braidinfer diff ./Qwen3-0.6B http://localhost:8080/v1 --max-tokens 64")]
 pub struct DiffArgs {
     /// The side that is compared with
     #[arg(value_name = "A")]

@@ -114,7 +114,7 @@ pub(super) fn loss(logits: &[f32], vocab_size: usize, next: &[Option<u32>]) -> f
 }
 
 /// Log-probabilities, in binary64.
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
+pub(crate) fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
     logits.iter().map(|logit| f64::from(logit - max) - sum.ln()).collect()

@@ -27,6 +27,7 @@ use braidinfer_model::{DecoderSpec, Weights};
 
 pub(crate) use self::cache::VerdictCache;
 pub use self::divergence::Divergence;
+pub(crate) use self::divergence::log_softmax;
 pub use self::prescreen::{NormStatistics, Predicted};
 pub use self::report::{CompatReport, LayerReport, Measured, OpError, PlanEntry, RunKind, RunReport, Speed, Status};
 

@@ -1,6 +1,12 @@
 //! The same prompts through two models, or through one in two ways.
 
+mod transcript;
+
 use serde::Serialize;
+
+pub use self::transcript::{
+    NamedToken, Parting, PromptTranscripts, SpokenToken, Transcript, TranscriptDifference, spelled,
+};
 
 use crate::compat::Divergence;
 use crate::engine::SamplingParams;
@@ -99,11 +105,7 @@ impl Answer {
         // Nothing follows the last token.
         read.pop();
         let logits = llm.logits(&read, true)?.concat();
-        let prompt = match prompt {
-            Prompt::Text(text) => text.clone(),
-            Prompt::Ids(_) | Prompt::Chat(_) => format!("{prompt_ids:?}"),
-        };
-        Ok(Self { prompt, prompt_ids, ids, text: completion.text, logits })
+        Ok(Self { prompt: spelled(prompt), prompt_ids, ids, text: completion.text, logits })
     }
 
     /// The answer as text, or as token ids where there is no tokenizer.

@@ -1,0 +1,223 @@
+//! Another engine, behind an endpoint that speaks the OpenAI API.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use braidinfer::Prompt;
+use braidinfer::difference::{NamedToken, SpokenToken, Transcript, spelled};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use ureq::Agent;
+
+/// Likely tokens asked for at each position: what the API gives at most.
+const TOP: usize = 5;
+const CONNECT: Duration = Duration::from_secs(10);
+/// For one whole answer, of an engine that may be slow.
+const ANSWER: Duration = Duration::from_secs(600);
+/// As the API's own clients read it.
+const API_KEY: &str = "OPENAI_API_KEY";
+
+/// Where answers are asked for.
+pub struct Endpoint {
+    agent: Agent,
+    /// Without a slash at its end.
+    url: String,
+    authorization: Option<String>,
+    model: String,
+}
+
+#[derive(Deserialize)]
+struct Models {
+    data: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    id: String,
+}
+
+#[derive(Deserialize)]
+struct Completion {
+    choices: Vec<Choice>,
+    usage: Option<Usage>,
+}
+
+#[derive(Deserialize)]
+struct Usage {
+    prompt_tokens: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    text: String,
+    logprobs: Option<Logprobs>,
+}
+
+/// Engines answer completions in the form of completions or in that of chats.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Logprobs {
+    OfCompletion {
+        tokens: Vec<String>,
+        token_logprobs: Vec<Option<f64>>,
+        top_logprobs: Option<Vec<Option<BTreeMap<String, f64>>>>,
+    },
+    OfChat {
+        content: Vec<ChatToken>,
+    },
+}
+
+#[derive(Deserialize)]
+struct ChatToken {
+    token: String,
+    id: Option<u32>,
+    logprob: f64,
+    #[serde(default)]
+    top_logprobs: Vec<ChatToken>,
+}
+
+impl Endpoint {
+    /// Whether a side is an endpoint and no model.
+    pub fn is_meant(side: &str) -> bool {
+        side.starts_with("http://") || side.starts_with("https://")
+    }
+
+    /// `URL[,model=NAME]`; without a name the endpoint must serve a single model.
+    pub fn open(side: &str) -> anyhow::Result<Self> {
+        let (url, model) = match side.split_once(',') {
+            None => (side, None),
+            Some((url, option)) => match option.split_once('=') {
+                Some(("model", name)) => (url, Some(name.to_owned())),
+                _ => bail!("{side}: expected model= after the address, found `{option}`"),
+            },
+        };
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT))
+            .timeout_global(Some(ANSWER))
+            .build();
+        let key = std::env::var(API_KEY).ok().filter(|key| !key.is_empty());
+        let mut endpoint = Self {
+            agent: config.into(),
+            url: url.trim_end_matches('/').to_owned(),
+            authorization: key.map(|key| format!("Bearer {key}")),
+            model: String::new(),
+        };
+        endpoint.model = model.map_or_else(|| endpoint.only_model(), Ok)?;
+        Ok(endpoint)
+    }
+
+    fn only_model(&self) -> anyhow::Result<String> {
+        let models: Models = self.ask("models", None)?;
+        let names: Vec<String> = models.data.into_iter().map(|model| model.id).collect();
+        match names.as_slice() {
+            [only] => Ok(only.clone()),
+            _ => bail!("{}: expected ,model=NAME after the address, one of: {}", self.url, names.join(", ")),
+        }
+    }
+
+    /// The greedy answer to a prompt.
+    pub fn answer(&self, prompt: &Prompt, max_tokens: usize) -> anyhow::Result<Transcript> {
+        let asked = match prompt {
+            Prompt::Ids(ids) => json!(ids),
+            Prompt::Text(_) | Prompt::Chat(_) => json!(spelled(prompt)),
+        };
+        let body = json!({
+            "model": self.model, "prompt": asked, "max_tokens": max_tokens, "temperature": 0, "logprobs": TOP,
+        });
+        let completion: Completion = self.ask("completions", Some(&body))?;
+        let Some(choice) = completion.choices.into_iter().next() else {
+            bail!("{}: expected an answer, found none", self.url);
+        };
+        let Some(logprobs) = choice.logprobs else {
+            bail!("{}: expected `logprobs` beside the answer, found none: the engine does not tell", self.url);
+        };
+        Ok(Transcript {
+            prompt: spelled(prompt),
+            prompt_tokens: completion.usage.and_then(|usage| usage.prompt_tokens),
+            tokens: without_end(logprobs.into_tokens(), &choice.text),
+            text: choice.text,
+        })
+    }
+
+    fn ask<T: for<'de> Deserialize<'de>>(&self, path: &str, body: Option<&Value>) -> anyhow::Result<T> {
+        let url = format!("{}/{path}", self.url);
+        let answer = match body {
+            None => {
+                let request = self.agent.get(&url);
+                self.authorize(request).call()
+            }
+            Some(body) => {
+                let request = self.agent.post(&url).content_type("application/json");
+                self.authorize(request).send(body.to_string())
+            }
+        };
+        let mut answer = answer.with_context(|| url.clone())?;
+        let text = answer.body_mut().read_to_string().with_context(|| url.clone())?;
+        if !answer.status().is_success() {
+            bail!("{url}: {}: {}", answer.status(), message(&text));
+        }
+        serde_json::from_str(&text).with_context(|| format!("{url}: not the answer of an OpenAI-compatible endpoint"))
+    }
+
+    fn authorize<T>(&self, request: ureq::RequestBuilder<T>) -> ureq::RequestBuilder<T> {
+        match &self.authorization {
+            Some(authorization) => request.header("authorization", authorization),
+            None => request,
+        }
+    }
+}
+
+/// What an error says, or its beginning where it is not in the form of the API.
+fn message(text: &str) -> String {
+    const SHOWN: usize = 200;
+    let parsed: Option<Value> = serde_json::from_str(text).ok();
+    let said = parsed.as_ref().and_then(|value| value.pointer("/error/message")).and_then(Value::as_str);
+    said.unwrap_or(text).chars().take(SHOWN).collect()
+}
+
+impl Logprobs {
+    fn into_tokens(self) -> Vec<SpokenToken> {
+        match self {
+            Self::OfChat { content } => content.into_iter().map(ChatToken::into_spoken).collect(),
+            Self::OfCompletion { tokens, token_logprobs, top_logprobs } => {
+                let named = |text: String| NamedToken { text, id: None };
+                let mut top = top_logprobs.unwrap_or_default().into_iter();
+                let likely = move || {
+                    let top = top.next().flatten().unwrap_or_default();
+                    top.into_iter().map(|(text, logprob)| (named(text), logprob)).collect()
+                };
+                let pairs = tokens.into_iter().zip(token_logprobs).zip(std::iter::repeat_with(likely));
+                let spoken = |((text, logprob), top): ((_, Option<f64>), _)| SpokenToken {
+                    token: named(text),
+                    logprob: logprob.unwrap_or(f64::NAN),
+                    top,
+                };
+                pairs.map(spoken).collect()
+            }
+        }
+    }
+}
+
+impl ChatToken {
+    fn named(&self) -> (NamedToken, f64) {
+        (NamedToken { text: self.token.clone(), id: self.id }, self.logprob)
+    }
+
+    fn into_spoken(self) -> SpokenToken {
+        let (token, logprob) = self.named();
+        SpokenToken { token, logprob, top: self.top_logprobs.iter().map(Self::named).collect() }
+    }
+}
+
+/// Some engines list the token that ended the answer, which is no part of its text.
+fn without_end(mut tokens: Vec<SpokenToken>, text: &str) -> Vec<SpokenToken> {
+    if let Some((_, before)) = tokens.split_last() {
+        let spoken: String = before.iter().map(|spoken| spoken.token.text.as_str()).collect();
+        if spoken == text {
+            tokens.pop();
+        }
+    }
+    tokens
+}

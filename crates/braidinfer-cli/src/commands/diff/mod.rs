@@ -1,0 +1,191 @@
+//! `braidinfer diff`.
+
+mod endpoint;
+mod transcripts;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use braidinfer::difference::{Difference, PromptDifference, Side, Transcript, TranscriptDifference};
+use braidinfer::executor::Kernels;
+use braidinfer::validation::{IDS, PROMPTS};
+use braidinfer::{Llm, LoadOptions, Prompt};
+use clap::ValueEnum;
+
+use self::endpoint::Endpoint;
+use crate::args::{ComputingArgs, DiffArgs, DtypeArg, KernelsArg};
+use crate::report::{Delivery, Document, LinePlot, Mood, Series, Verdict, number};
+use crate::{model, output};
+
+pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
+    let delivery = Delivery::of(&args.output)?;
+    let (a, b) = (Named::parse(&args.a, &args.computing)?, Named::parse(&args.b, &args.computing)?);
+    model::prepare(&args.computing)?;
+    let same = match (a, b) {
+        (Named::Local(a), Named::Local(b)) => {
+            let first = a.run(&args, None)?;
+            let second = b.run(&args, Some(&first))?;
+            let difference = second.difference(&first);
+            let document = document(&args, &difference);
+            delivery.deliver(&document, &document, &difference)?;
+            difference.prompts.iter().all(|prompt| prompt.first_difference.is_none())
+        }
+        (a, b) => {
+            let (first, second) = (a.transcripts(&args)?, b.transcripts(&args)?);
+            let difference = TranscriptDifference::of(&first, &second);
+            let document = transcripts::document(&args, &difference);
+            delivery.deliver(&document, &document, &difference)?;
+            difference.prompts.iter().all(|prompt| prompt.first_difference.is_none())
+        }
+    };
+    Ok(ExitCode::from(u8::from(!same)))
+}
+
+/// A side as it was typed.
+enum Named {
+    Local(Local),
+    Endpoint(Endpoint),
+}
+
+impl Named {
+    fn parse(text: &str, computing: &ComputingArgs) -> anyhow::Result<Self> {
+        if Endpoint::is_meant(text) {
+            return Endpoint::open(text).map(Self::Endpoint);
+        }
+        Local::parse(text, computing).map(Self::Local)
+    }
+
+    /// Answers with their probabilities, which is all that an endpoint tells.
+    fn transcripts(&self, args: &DiffArgs) -> anyhow::Result<Vec<Transcript>> {
+        let prompts = prompts(args, true);
+        match self {
+            Self::Endpoint(endpoint) => prompts.iter().map(|prompt| endpoint.answer(prompt, args.max_tokens)).collect(),
+            Self::Local(local) => {
+                let mut llm = local.load()?;
+                prompts.iter().map(|prompt| Ok(Transcript::of(&mut llm, prompt, args.max_tokens)?)).collect()
+            }
+        }
+    }
+}
+
+/// What is asked: what was typed, or prompts of our own.
+fn prompts(args: &DiffArgs, has_text: bool) -> Vec<Prompt> {
+    match (args.prompt.as_slice(), args.ids.as_slice()) {
+        ([], []) if has_text => PROMPTS.map(|text| Prompt::Text(text.to_owned())).to_vec(),
+        ([], []) => vec![Prompt::Ids(IDS[0].to_vec())],
+        ([], ids) => ids.iter().map(|ids| Prompt::Ids(ids.0.clone())).collect(),
+        (texts, _) => texts.iter().map(|text| Prompt::Text(text.clone())).collect(),
+    }
+}
+
+/// A model and how to run it.
+struct Local {
+    model: String,
+    options: LoadOptions,
+}
+
+impl Local {
+    /// `MODEL[,NAME=VALUE]..`, over what holds for both sides.
+    fn parse(text: &str, computing: &ComputingArgs) -> anyhow::Result<Self> {
+        let mut parts = text.split(',');
+        let model = parts.next().unwrap_or_default().to_owned();
+        let (mut kernels, mut computing) = (KernelsArg::Auto, computing.clone());
+        for part in parts {
+            let value = |value: &str| format!("{text}: `{value}`");
+            match part.split_once('=') {
+                Some(("kernels", name)) => {
+                    kernels =
+                        KernelsArg::from_str(name, false).map_err(anyhow::Error::msg).with_context(|| value(name))?;
+                }
+                Some(("dtype", name)) => {
+                    computing.dtype =
+                        DtypeArg::from_str(name, false).map_err(anyhow::Error::msg).with_context(|| value(name))?;
+                }
+                Some(("quantize", name)) => {
+                    computing.quantize = Some(name.parse().map_err(anyhow::Error::msg).with_context(|| value(name))?);
+                }
+                _ => bail!("{text}: expected kernels=, dtype= or quantize= after the model, found `{part}`"),
+            }
+        }
+        let options = model::options(kernels.into(), &computing)?;
+        // Whoever names fused kernels wants to see what they do.
+        let options = LoadOptions { force: options.kernels == Kernels::Fused, ..options };
+        Ok(Self { model, options })
+    }
+
+    fn load(&self) -> anyhow::Result<Llm> {
+        let source = model::source(Some(&self.model))?;
+        let llm = model::load(&source, &self.options)?;
+        llm.notes().iter().for_each(output::note);
+        Ok(llm)
+    }
+
+    fn run(&self, args: &DiffArgs, forced: Option<&Side>) -> anyhow::Result<Side> {
+        let mut llm = self.load()?;
+        let prompts = prompts(args, llm.tokenizer().is_some());
+        Ok(Side::of(&mut llm, &prompts, args.max_tokens, forced)?)
+    }
+}
+
+fn document(args: &DiffArgs, difference: &Difference) -> Document {
+    let differ = difference.prompts.iter().filter(|prompt| prompt.first_difference.is_some()).count();
+    let mut document = headline(
+        args,
+        differ,
+        difference.prompts.len(),
+        &format!(
+            "mean KL {} nats, the same likeliest token at {:.1} % of positions",
+            number(difference.kl_mean),
+            100.0 * difference.top1_agreement
+        ),
+    );
+    document.heading("Prompts");
+    let row = |(index, prompt): (usize, &PromptDifference)| {
+        let divergence = &prompt.divergence;
+        [
+            (index + 1).to_string(),
+            divergence.positions.to_string(),
+            number(divergence.kl_mean),
+            number(divergence.kl_max),
+            format!("{:.1} %", 100.0 * divergence.top1_agreement),
+            prompt.first_difference.map_or_else(|| "-".into(), |token| token.to_string()),
+        ]
+    };
+    let header = ["prompt", "positions", "mean KL", "largest", "same top token", "first other token"];
+    document.table(header, difference.prompts.iter().enumerate().map(row));
+    document.lines(LinePlot {
+        title: "Divergence at each position".into(),
+        x: "position".into(),
+        y: "KL, nats".into(),
+        series: difference.prompts.iter().enumerate().map(series).collect(),
+    });
+    answers(&mut document, difference.prompts.iter().map(|prompt| [&prompt.prompt, &prompt.a, &prompt.b]));
+    document
+}
+
+/// Title and verdict, whatever was compared; `distance` says how far the sides are apart.
+fn headline(args: &DiffArgs, differ: usize, prompts: usize, distance: &str) -> Document {
+    let (word, mood) = if differ == 0 { ("SAME", Mood::Good) } else { ("DIFFERENT", Mood::Doubtful) };
+    Document {
+        title: format!("{} beside {}", args.b, args.a),
+        verdict: Some(Verdict {
+            word: word.to_owned(),
+            mood,
+            sentence: format!("{differ} of {prompts} greedy answers differ; {distance}."),
+        }),
+        ..Document::default()
+    }
+}
+
+/// Each prompt with both answers.
+fn answers<'a>(document: &mut Document, prompts: impl Iterator<Item = [&'a String; 3]>) {
+    document.heading("Answers");
+    for texts in prompts {
+        let rows = ["prompt", "A", "B"].into_iter().zip(texts);
+        document.table(["", ""], rows.map(|(name, text)| [name.to_owned(), text.clone()]));
+    }
+}
+
+fn series((index, prompt): (usize, &PromptDifference)) -> Series {
+    Series { name: format!("prompt {}", index + 1), values: prompt.divergence.kl.clone() }
+}
