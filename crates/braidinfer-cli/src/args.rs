@@ -459,6 +459,7 @@ impl SamplingArgs {
             max_tokens: self.max_tokens.or(defaults.max_tokens),
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
+            ..defaults
         }
     }
 }

@@ -79,7 +79,8 @@ pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Durati
     if args.force && kernels != Kernels::Fused {
         bail!("--force: expected --kernels fused beside it, found {}", kernels.as_str());
     }
-    let options = LoadOptions { force: args.force, ..options(kernels, &args.computing)? };
+    // One answer at a time.
+    let options = LoadOptions { force: args.force, max_sequences: 1, ..options(kernels, &args.computing)? };
     let llm = load(&source, &options)?;
     llm.notes().iter().for_each(output::note);
     Ok((llm, started.elapsed()))

@@ -55,6 +55,12 @@ pub enum Error {
         /// Tokens the context holds.
         context: usize,
     },
+    /// Too much is asked at once.
+    #[error("{waiting} prompts are waiting already, and no more may; try again later")]
+    QueueFull {
+        /// Prompts that wait.
+        waiting: usize,
+    },
     /// Not possible with this model, device or build.
     #[error("{0}")]
     Unsupported(String),

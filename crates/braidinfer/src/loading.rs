@@ -44,6 +44,13 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// Most sequences in flight.
     pub max_sequences: usize,
+    /// Most sequences that wait beside them.
+    pub max_waiting: usize,
+    /// Tokens whose keys and values there is room for; as many as all sequences in flight can have if `None`. Memory is
+    /// taken as they are first stored.
+    pub kv_cache_tokens: Option<usize>,
+    /// Share what is stored of prompts that begin alike, as long as there is room for it.
+    pub prefix_cache: bool,
 }
 
 impl Default for LoadOptions {
@@ -57,13 +64,17 @@ impl Default for LoadOptions {
             device: DeviceChoice::Cpu,
             context: None,
             max_sequences: 16,
+            max_waiting: usize::MAX,
+            kv_cache_tokens: None,
+            prefix_cache: true,
         }
     }
 }
 
-/// Blocks for `max_sequences` sequences of the longest length.
-fn num_blocks(context: usize, max_sequences: usize) -> usize {
-    context.div_ceil(BLOCK_SIZE).saturating_mul(max_sequences).min(MAX_BLOCKS)
+/// Blocks for as many tokens as are asked for, or for all sequences of the longest length.
+fn num_blocks(context: usize, options: &LoadOptions) -> usize {
+    let all = context.div_ceil(BLOCK_SIZE).saturating_mul(options.max_sequences);
+    options.kv_cache_tokens.map_or(all, |tokens| tokens.div_ceil(BLOCK_SIZE).min(all)).min(MAX_BLOCKS)
 }
 
 /// What a model's files say, before kernels are chosen.
@@ -176,7 +187,7 @@ impl ModelParts {
     }
 
     fn kv_cache(&self, options: &LoadOptions, dtype: KvDtype) -> KvCacheConfig {
-        KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks(self.context, options.max_sequences), dtype }
+        KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks(self.context, options), dtype }
     }
 
     fn load_standard(

@@ -2,19 +2,26 @@
 //!
 //! It sees integers and logits only: blocks are ids, and the executor owns what they hold.
 
-mod block_allocator;
+mod block_pool;
+mod logprobs;
+mod pace;
 mod sampler;
 mod sampling_params;
 mod scheduler;
 mod sequence;
 
+use std::time::{Duration, Instant};
+
+use braidinfer_model::spec::RopeSpec;
+
+pub use logprobs::TokenLogprobs;
 pub use sampler::argmax;
 pub use sampling_params::SamplingParams;
 pub use sequence::FinishReason;
 
-use self::scheduler::Scheduler;
+use self::scheduler::{Part, Scheduler};
 use self::sequence::Sequence;
-use crate::executor::{Executor, NoProbe};
+use crate::executor::{Executor, Logits, NoProbe};
 use crate::{Error, Result};
 
 /// Names a sequence for as long as the engine knows it.
@@ -29,6 +36,23 @@ pub struct EngineConfig {
     pub max_batched_tokens: usize,
     /// Most sequences in one step.
     pub max_sequences: usize,
+    /// Most sequences that wait for their first step.
+    pub max_waiting: usize,
+    /// Share blocks of sequences that begin alike.
+    pub prefix_cache: bool,
+}
+
+/// One sequence to run.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Token ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// How to choose tokens, and when to stop.
+    pub params: SamplingParams,
+    /// Tokens that end the answer.
+    pub stop_token_ids: Vec<u32>,
+    /// A sequence with the same prompt that was added before; this one waits until that has read it.
+    pub leader: Option<SequenceId>,
 }
 
 /// What one step did for one sequence.
@@ -37,9 +61,65 @@ pub struct StepOutput {
     /// The sequence.
     pub sequence: SequenceId,
     /// Its new token; after an error the sequence has ended.
-    pub token: Result<u32>,
-    /// Set when this was its last token.
+    pub token: Result<SampledToken>,
+}
+
+/// A new token.
+#[derive(Debug)]
+pub struct SampledToken {
+    /// Its id.
+    pub id: u32,
+    /// How likely it was, if that was asked for.
+    pub logprobs: Option<TokenLogprobs>,
+    /// Set when it is the last.
     pub finished: Option<FinishReason>,
+    /// With the first token only.
+    pub prompt: Option<ReadPrompt>,
+}
+
+/// What there is to say of a prompt that was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReadPrompt {
+    /// Its tokens.
+    pub tokens: usize,
+    /// Those of them whose keys and values were there already.
+    pub cached: usize,
+    /// How likely each token but the first was, if that was asked for.
+    pub logprobs: Option<Vec<TokenLogprobs>>,
+}
+
+/// What an engine is doing, and what it did so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EngineStats {
+    /// Sequences that take part in steps.
+    pub running: usize,
+    /// Sequences that wait for their first step, or for their next after they were preempted.
+    pub waiting: usize,
+    /// Share of the key/value storage in use, from 0 to 1.
+    pub kv_cache_usage: f64,
+    /// Tokens of prompts that were looked for in the prefix cache.
+    pub prefix_queries: usize,
+    /// Those of them that were found.
+    pub prefix_hits: usize,
+    /// How often a sequence lost its blocks to an earlier one.
+    pub preemptions: usize,
+    /// Sequences that ended because logits were not finite.
+    pub not_finite: usize,
+    /// The last step.
+    pub last_step: StepStats,
+}
+
+/// One step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepStats {
+    /// Sequences that took part.
+    pub sequences: usize,
+    /// Tokens of prompts that were read.
+    pub prompt_tokens: usize,
+    /// Tokens that were written.
+    pub written_tokens: usize,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// Continuous batching over one executor.
@@ -49,17 +129,32 @@ pub struct Engine {
     scheduler: Scheduler,
     next_id: SequenceId,
     steps: usize,
+    not_finite: usize,
+    last_step: StepStats,
 }
 
 impl Engine {
     /// An engine over `executor`, whose storage must hold at least one sequence of the longest length.
+    ///
+    /// Where RoPE depends on the length of a sequence, nothing is shared: what is stored for a prefix is rotated for the
+    /// length of the sequence that it was computed in.
     pub fn new(executor: Box<dyn Executor>, config: EngineConfig) -> Result<Self> {
         let kv_cache = executor.kv_cache();
         if kv_cache.capacity() < config.context {
             let expected = format!("at most the {} tokens of the key/value storage", kv_cache.capacity());
             return Err(Error::bad_request("context", expected, config.context));
         }
-        Ok(Self { scheduler: Scheduler::new(kv_cache, config), executor, config, next_id: 0, steps: 0 })
+        let by_length = executor.spec().rope.iter().any(RopeSpec::depends_on_length);
+        let config = EngineConfig { prefix_cache: config.prefix_cache && !by_length, ..config };
+        Ok(Self {
+            scheduler: Scheduler::new(kv_cache, config),
+            executor,
+            config,
+            next_id: 0,
+            steps: 0,
+            not_finite: 0,
+            last_step: StepStats::default(),
+        })
     }
 
     /// The executor.
@@ -67,8 +162,9 @@ impl Engine {
         &*self.executor
     }
 
-    /// The executor, to run batches of one's own while no sequence is in flight.
+    /// The executor, to run batches of one's own while no sequence is in flight. What it stored is forgotten.
     pub fn executor_mut(&mut self) -> &mut dyn Executor {
+        self.scheduler.forget_stored();
         &mut *self.executor
     }
 
@@ -77,22 +173,52 @@ impl Engine {
         self.config
     }
 
-    /// Queues a prompt. A sequence ends at a token of `stop_token_ids`, at its token limit, or at the context's end.
-    pub fn add(&mut self, prompt: Vec<u32>, params: SamplingParams, stop_token_ids: Vec<u32>) -> Result<SequenceId> {
+    /// What it is doing.
+    pub fn stats(&self) -> EngineStats {
+        let scheduler = &self.scheduler;
+        EngineStats {
+            running: scheduler.running(),
+            waiting: scheduler.waiting(),
+            kv_cache_usage: scheduler.kv_cache_usage(),
+            prefix_queries: scheduler.prefix_queries,
+            prefix_hits: scheduler.prefix_hits,
+            preemptions: scheduler.preemptions,
+            not_finite: self.not_finite,
+            last_step: self.last_step,
+        }
+    }
+
+    /// Whether a prompt can be run at all.
+    pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<()> {
         params.validate()?;
         let vocab = self.executor.spec().vocab_size;
         if prompt.is_empty() {
             return Err(Error::bad_request("prompt", "at least one token", "none"));
         }
-        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
-            return Err(Error::bad_request("token id", format!("below the vocabulary size {vocab}"), id));
+        for (field, ids) in
+            [("token id", prompt), ("logit-bias", &params.logit_bias.keys().copied().collect::<Vec<_>>())]
+        {
+            if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
+                return Err(Error::bad_request(field, format!("below the vocabulary size {vocab}"), id));
+            }
         }
         if prompt.len() > self.config.context {
             return Err(Error::PromptTooLong { prompt: prompt.len(), context: self.config.context });
         }
+        Ok(())
+    }
+
+    /// Queues a prompt. A sequence ends at a token of its `stop_token_ids`, at its token limit, or at the context's end.
+    ///
+    /// Fails with [`Error::QueueFull`] if as many sequences wait as may.
+    pub fn add(&mut self, request: Request) -> Result<SequenceId> {
+        self.check(&request.prompt, &request.params)?;
+        if self.scheduler.waiting() >= self.config.max_waiting {
+            return Err(Error::QueueFull { waiting: self.scheduler.waiting() });
+        }
         let id = self.next_id;
         self.next_id += 1;
-        self.scheduler.add(Sequence::new(id, prompt, params, stop_token_ids));
+        self.scheduler.add(Sequence::new(id, request));
         Ok(id)
     }
 
@@ -103,48 +229,78 @@ impl Engine {
 
     /// Whether any sequence is unfinished.
     pub fn has_unfinished(&self) -> bool {
-        !self.scheduler.is_empty()
+        self.scheduler.running() + self.scheduler.waiting() > 0
     }
 
     /// Schedules, runs and samples once. A step that only reads prompts returns nothing.
+    ///
+    /// After an error no sequence is left.
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
         self.steps += 1;
-        let (batch, sampled) = self.scheduler.schedule();
-        if batch.sequences.is_empty() && self.has_unfinished() {
+        let started = Instant::now();
+        let plan = self.scheduler.schedule();
+        if plan.parts.is_empty() && self.has_unfinished() {
             self.scheduler.clear();
             return Err(Error::Internal("sequences are waiting, but none can run".into()));
         }
-        match self.executor.forward(&batch, &mut NoProbe) {
-            Ok(logits) => {
-                Ok(sampled.into_iter().enumerate().map(|(row, id)| self.advance(id, logits.row(row))).collect())
-            }
+        let logits = match self.executor.forward(&plan.batch, &mut NoProbe) {
+            Ok(logits) => logits,
             Err(error) => {
                 // No sequence of the batch may stay half computed.
                 self.scheduler.clear();
-                Err(error)
+                return Err(error);
             }
-        }
-    }
-
-    /// Samples the next token of one sequence. Bad logits end that sequence and no other.
-    fn advance(&mut self, id: SequenceId, logits: &[f32]) -> StepOutput {
-        let (token, finished) = match self.sample(id, logits) {
-            Ok((token, finished)) => (Ok(token), finished),
-            Err(error) => (Err(error), None),
         };
-        if token.is_err() || finished.is_some() {
-            self.scheduler.remove(id);
+        let (mut outputs, mut row) = (Vec::new(), 0);
+        for part in &plan.parts {
+            self.scheduler.computed(part);
+            outputs.extend(self.advance(part, &logits, row));
+            row += part.wanted.len();
         }
-        StepOutput { sequence: id, token, finished }
+        let took = started.elapsed();
+        self.scheduler.pace.observe(plan.prompt_tokens(), plan.has_answers(), took);
+        self.last_step = StepStats {
+            sequences: plan.parts.len(),
+            prompt_tokens: plan.prompt_tokens(),
+            written_tokens: outputs.len(),
+            took,
+        };
+        Ok(outputs)
     }
 
-    fn sample(&mut self, id: SequenceId, logits: &[f32]) -> Result<(u32, Option<FinishReason>)> {
-        if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
-            return Err(Error::NotFinite { step: self.steps, sequence: id, index, value: logits[index] });
+    /// Gives a sequence its logits, from `row` on, and samples its next token if they end with that. Bad logits end that
+    /// sequence and no other.
+    fn advance(&mut self, part: &Part, logits: &Logits, row: usize) -> Option<StepOutput> {
+        let token = self.read(part, logits, row).transpose()?;
+        if !matches!(&token, Ok(SampledToken { finished: None, .. })) {
+            self.scheduler.remove(part.sequence);
         }
-        let unknown = || Error::Internal(format!("sequence {id} was run but is not known"));
-        let sequence = self.scheduler.sequence_mut(id).ok_or_else(unknown)?;
-        let token = sequence.sample(logits);
-        Ok((token, sequence.append(token, self.config.context)))
+        Some(StepOutput { sequence: part.sequence, token })
+    }
+
+    fn read(&mut self, part: &Part, logits: &Logits, row: usize) -> Result<Option<SampledToken>> {
+        let id = part.sequence;
+        for (index, position) in part.wanted.iter().enumerate() {
+            let logits = logits.row(row + index);
+            if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
+                self.not_finite += 1;
+                return Err(Error::NotFinite { step: self.steps, sequence: id, index, value: logits[index] });
+            }
+            let unknown = || Error::Internal(format!("sequence {id} was run but is not known"));
+            let sequence = self.scheduler.sequence_mut(id).ok_or_else(unknown)?;
+            sequence.read_prompt_logits(*position, logits);
+            if position + 1 < sequence.tokens.len() {
+                continue;
+            }
+            let prompt = (sequence.tokens.len() == sequence.prompt_len).then(|| ReadPrompt {
+                tokens: sequence.prompt_len,
+                cached: sequence.cached,
+                logprobs: sequence.take_prompt_logprobs(),
+            });
+            let (token, logprobs) = sequence.sample(logits)?;
+            let finished = sequence.append(token, self.config.context);
+            return Ok(Some(SampledToken { id: token, logprobs, finished, prompt }));
+        }
+        Ok(None)
     }
 }

@@ -21,6 +21,9 @@ impl Sampler {
     /// The next token after `prompt` and `answer`.
     pub(super) fn sample(&mut self, logits: &[f32], prompt: &[u32], answer: &[u32], params: &SamplingParams) -> u32 {
         let mut logits = logits.to_vec();
+        for (token, bias) in &params.logit_bias {
+            logits.get_mut(*token as usize).into_iter().for_each(|logit| *logit += bias);
+        }
         penalize(&mut logits, prompt, answer, params);
         if params.temperature == 0.0 {
             return argmax(&logits);

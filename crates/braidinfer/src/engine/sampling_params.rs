@@ -1,8 +1,15 @@
 //! How to choose tokens, and when to stop.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::{Error, Result};
+
+/// Likeliest tokens that may be asked for at each position, as in the OpenAI API.
+const MOST_LOGPROBS: usize = 20;
+
+/// Answers to one prompt.
+const MOST_ANSWERS: usize = 128;
 
 /// Settings of one request. The default is greedy.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +37,15 @@ pub struct SamplingParams {
     pub stop: Vec<String>,
     /// Go on past the tokens that end a text.
     pub ignore_eos: bool,
+    /// Added to the logits of tokens before anything else.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// Tell how likely each token of the answer was, and so many of the likeliest in its place.
+    pub logprobs: Option<usize>,
+    /// The same of each token of the prompt but the first, which follows nothing. Nothing of such a prompt is taken from
+    /// the prefix cache.
+    pub prompt_logprobs: Option<usize>,
+    /// How many answers to give to each prompt. With a seed, each next one has the next seed.
+    pub n: usize,
 }
 
 impl Default for SamplingParams {
@@ -46,6 +62,10 @@ impl Default for SamplingParams {
             max_tokens: None,
             stop: Vec::new(),
             ignore_eos: false,
+            logit_bias: BTreeMap::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            n: 1,
         }
     }
 }
@@ -66,6 +86,18 @@ impl SamplingParams {
             [("presence-penalty", self.presence_penalty), ("frequency-penalty", self.frequency_penalty)]
         {
             within(field, value, (-2.0..=2.0).contains(&value), "a number from -2 to 2")?;
+        }
+        for bias in self.logit_bias.values() {
+            let bias = f64::from(*bias);
+            within("logit-bias", bias, (-100.0..=100.0).contains(&bias), "numbers from -100 to 100")?;
+        }
+        for (field, count) in [("logprobs", self.logprobs), ("prompt-logprobs", self.prompt_logprobs)] {
+            if let Some(count) = count.filter(|count| *count > MOST_LOGPROBS) {
+                return Err(Error::bad_request(field, format!("at most {MOST_LOGPROBS} tokens"), count));
+            }
+        }
+        if !(1..=MOST_ANSWERS).contains(&self.n) {
+            return Err(Error::bad_request("n", format!("from 1 to {MOST_ANSWERS} answers"), self.n));
         }
         at_least_one("top-k", self.top_k)?;
         at_least_one("max-tokens", self.max_tokens)?;

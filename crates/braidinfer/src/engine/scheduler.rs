@@ -1,20 +1,62 @@
 //! Which tokens run in the next step.
+//!
+//! First come, first served. Answers that are being written come first in every step, since each needs one token; prompts
+//! take what is left of the step's tokens, and beside answers only what [`Pace`] lets them, in order of arrival.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
-use super::block_allocator::BlockAllocator;
+use super::block_pool::{BlockPool, block_hash};
+use super::pace::Pace;
 use super::sequence::Sequence;
 use super::{EngineConfig, SequenceId};
 use crate::executor::{Batch, KvCacheConfig, SequenceSlice};
 
-/// First come, first served: running sequences in order of arrival, then waiting ones while there is room.
 #[derive(Debug)]
 pub(super) struct Scheduler {
     config: EngineConfig,
     block_size: usize,
-    allocator: BlockAllocator,
+    num_blocks: usize,
+    pool: BlockPool,
+    pub(super) pace: Pace,
+    /// In order of arrival.
     waiting: VecDeque<Sequence>,
+    /// In order of arrival.
     running: Vec<Sequence>,
+    /// Tokens of prompts that were looked for in the prefix cache, and those of them that were found.
+    pub(super) prefix_queries: usize,
+    pub(super) prefix_hits: usize,
+    pub(super) preemptions: usize,
+}
+
+/// What the next step runs.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) batch: Batch,
+    /// One for each sequence of the batch.
+    pub(super) parts: Vec<Part>,
+}
+
+/// The part of a sequence in a step.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) sequence: SequenceId,
+    /// Positions of its tokens.
+    pub(super) positions: Range<usize>,
+    /// Positions whose logits are wanted, in the order of the batch's rows.
+    pub(super) wanted: Vec<usize>,
+    pub(super) is_writing: bool,
+}
+
+impl Plan {
+    /// Tokens of prompts.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.parts.iter().filter(|part| !part.is_writing).map(|part| part.positions.len()).sum()
+    }
+
+    pub(super) fn has_answers(&self) -> bool {
+        self.parts.iter().any(|part| part.is_writing)
+    }
 }
 
 impl Scheduler {
@@ -22,9 +64,14 @@ impl Scheduler {
         Self {
             config,
             block_size: kv_cache.block_size,
-            allocator: BlockAllocator::new(kv_cache.num_blocks),
+            num_blocks: kv_cache.num_blocks,
+            pool: BlockPool::new(kv_cache.num_blocks),
+            pace: Pace::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            prefix_queries: 0,
+            prefix_hits: 0,
+            preemptions: 0,
         }
     }
 
@@ -32,126 +79,228 @@ impl Scheduler {
         self.waiting.push_back(sequence);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Share of the blocks that someone owns.
+    pub(super) fn kv_cache_usage(&self) -> f64 {
+        self.pool.used() as f64 / self.num_blocks.max(1) as f64
+    }
+
+    /// Forgets what was stored, so that others may write to the storage.
+    pub(super) fn forget_stored(&mut self) {
+        self.pool.forget();
     }
 
     pub(super) fn sequence_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
         self.running.iter_mut().chain(&mut self.waiting).find(|sequence| sequence.id == id)
     }
 
+    /// Drops a sequence, and with it what it owns.
     pub(super) fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|sequence| sequence.id != id);
-        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
-            let mut sequence = self.running.remove(index);
-            self.allocator.release(&mut sequence.block_table);
-        }
+        self.running.retain(|sequence| sequence.id != id);
     }
 
+    /// Drops all sequences, and what blocks hold: after a step that failed nobody knows what that is.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
-        for mut sequence in self.running.drain(..) {
-            self.allocator.release(&mut sequence.block_table);
-        }
+        self.running.clear();
+        self.pool.forget();
     }
 
-    /// The next batch, and the sequences whose next token its logits rows decide, in order.
-    pub(super) fn schedule(&mut self) -> (Batch, Vec<SequenceId>) {
+    /// The next step.
+    pub(super) fn schedule(&mut self) -> Plan {
         self.admit();
-        let mut batch = Batch::default();
-        let mut sampled = Vec::new();
-        let mut index = 0;
-        while index < self.running.len() {
-            let budget = self.config.max_batched_tokens - batch.token_ids.len();
-            let chunk = self.running[index].pending().min(budget);
-            if chunk == 0 {
-                break;
-            }
-            if !self.reserve(index, chunk) {
-                // Only sequences behind this one can be asked to give up blocks; it waits for those ahead.
-                break;
-            }
-            let sequence = &mut self.running[index];
-            push(&mut batch, sequence, chunk);
-            if sequence.pending() == 0 {
-                sampled.push(sequence.id);
-            }
-            index += 1;
+        let mut plan = Plan::default();
+        let running: Vec<SequenceId> = self.running.iter().map(|sequence| sequence.id).collect();
+        let (writing, reading): (Vec<_>, Vec<_>) =
+            running.into_iter().partition(|id| self.find(*id).is_some_and(|index| self.running[index].is_writing()));
+        for id in writing {
+            self.push(&mut plan, id, self.config.max_batched_tokens);
         }
-        (batch, sampled)
+        let mut budget = self.config.max_batched_tokens - plan.batch.token_ids.len();
+        if plan.has_answers() {
+            budget = budget.min(self.pace.prompt_tokens_beside_answers());
+        }
+        for id in reading {
+            if budget == 0 {
+                break;
+            }
+            let Some(taken) = self.push(&mut plan, id, budget) else { break };
+            budget -= taken;
+        }
+        plan
+    }
+
+    fn find(&self, id: SequenceId) -> Option<usize> {
+        self.running.iter().position(|sequence| sequence.id == id)
+    }
+
+    /// Adds at most `budget` of a sequence's next tokens to `plan`. `None` if there are no blocks for them, or if the sequence
+    /// has lost its own to an earlier one.
+    fn push(&mut self, plan: &mut Plan, id: SequenceId, budget: usize) -> Option<usize> {
+        let index = self.find(id)?;
+        let chunk = self.running[index].pending().min(budget);
+        if !self.reserve(index, chunk, plan) {
+            return None;
+        }
+        let sequence = &self.running[index];
+        let positions = sequence.computed..sequence.computed + chunk;
+        let wanted: Vec<usize> = positions.clone().filter(|position| sequence.wants_logits(*position)).collect();
+        let slice = SequenceSlice {
+            query_len: chunk,
+            context_len: sequence.computed,
+            rope_len: sequence.tokens.len(),
+            block_table: sequence.blocks.ids(),
+        };
+        let first_row = plan.batch.token_ids.len();
+        plan.batch.push(&sequence.tokens[positions.clone()], slice, 0);
+        plan.batch.logits_rows.extend(wanted.iter().map(|position| first_row + position - positions.start));
+        plan.parts.push(Part { sequence: id, positions, wanted, is_writing: sequence.is_writing() });
+        Some(chunk)
+    }
+
+    /// Takes note that the tokens of `part` are stored, and of what full blocks now hold.
+    pub(super) fn computed(&mut self, part: &Part) {
+        let Some(index) = self.find(part.sequence) else { return };
+        let sequence = &mut self.running[index];
+        sequence.computed = part.positions.end;
+        if self.config.prefix_cache {
+            while (sequence.hashes.len() + 1) * self.block_size <= sequence.computed {
+                let block = sequence.hashes.len();
+                let tokens = &sequence.tokens[block * self.block_size..(block + 1) * self.block_size];
+                let hash = block_hash(sequence.hashes.last(), tokens);
+                self.pool.register(sequence.blocks.get(block), hash);
+                sequence.hashes.push(hash);
+            }
+        }
     }
 
     fn admit(&mut self) {
         while self.running.len() < self.config.max_sequences {
-            let Some(sequence) = self.waiting.pop_front() else { break };
+            let Some(next) = self.waiting.front() else { break };
+            let leader = next.leader.and_then(|leader| self.find(leader)).map(|index| &self.running[index]);
+            if leader.is_some_and(|leader| !leader.has_read_prompt()) {
+                break;
+            }
+            // Whoever begins a prompt that does not fit takes blocks from others, and loses its own.
+            let needed = next.tokens.len().div_ceil(self.block_size);
+            if !self.running.is_empty() && self.pool.available() < needed {
+                break;
+            }
+            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            self.find_prefix(&mut sequence);
             self.running.push(sequence);
         }
     }
 
-    /// Blocks for the next `chunk` tokens of a running sequence. If they run out, the latest arrivals give
-    /// theirs up and will be computed again.
-    fn reserve(&mut self, index: usize, chunk: usize) -> bool {
+    /// Gives a new sequence the blocks that hold the beginning of its tokens. The last token is always computed, for its
+    /// logits.
+    fn find_prefix(&mut self, sequence: &mut Sequence) {
+        if !self.config.prefix_cache || sequence.wants_prompt_logprobs() {
+            return;
+        }
+        let first_time = sequence.tokens.len() == sequence.prompt_len;
+        let whole = sequence.tokens.chunks_exact(self.block_size);
+        for tokens in whole.take((sequence.tokens.len() - 1) / self.block_size) {
+            let hash = block_hash(sequence.hashes.last(), tokens);
+            let Some(block) = self.pool.find(&hash) else { break };
+            sequence.blocks.push(block);
+            sequence.hashes.push(hash);
+        }
+        sequence.computed = sequence.hashes.len() * self.block_size;
+        if first_time {
+            sequence.cached = sequence.computed;
+            self.prefix_queries += sequence.prompt_len;
+            self.prefix_hits += sequence.cached;
+        }
+    }
+
+    /// Blocks for the next `chunk` tokens of a running sequence. If they run out, the latest arrivals that are not in `plan`
+    /// yet give theirs up and will be computed again.
+    fn reserve(&mut self, index: usize, chunk: usize, plan: &Plan) -> bool {
+        let blocks = (self.running[index].computed + chunk).div_ceil(self.block_size);
         loop {
             let sequence = &mut self.running[index];
-            let blocks = (sequence.computed + chunk).div_ceil(self.block_size);
-            if self.allocator.grow(&mut sequence.block_table, blocks) {
+            while sequence.blocks.len() < blocks {
+                let Some(block) = self.pool.allocate() else { break };
+                sequence.blocks.push(block);
+            }
+            if sequence.blocks.len() >= blocks {
                 return true;
             }
-            if self.running.len() == index + 1 {
+            let is_free = |sequence: &Sequence| plan.parts.iter().all(|part| part.sequence != sequence.id);
+            let Some(latest) = self.running.last().filter(|latest| is_free(latest)) else { return false };
+            if latest.id == self.running[index].id {
                 return false;
             }
-            let Some(mut latest) = self.running.pop() else { return false };
-            self.allocator.release(&mut latest.block_table);
-            latest.computed = 0;
+            self.preempt_latest();
+        }
+    }
+
+    fn preempt_latest(&mut self) {
+        if let Some(mut latest) = self.running.pop() {
+            latest.preempt();
+            self.preemptions += 1;
             self.waiting.push_front(latest);
         }
     }
 }
 
-/// Adds the next `chunk` tokens of `sequence` to `batch` and counts them as computed.
-fn push(batch: &mut Batch, sequence: &mut Sequence, chunk: usize) {
-    let start = sequence.computed;
-    let tokens = &sequence.tokens[start..start + chunk];
-    let wanted = usize::from(start + chunk == sequence.tokens.len());
-    let slice = SequenceSlice {
-        query_len: chunk,
-        context_len: start,
-        rope_len: sequence.tokens.len(),
-        block_table: sequence.block_table.clone(),
-    };
-    batch.push(tokens, slice, wanted);
-    sequence.computed += chunk;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::SamplingParams;
+    use crate::engine::{Request, SamplingParams};
     use crate::executor::KvDtype;
+
+    const CONFIG: EngineConfig =
+        EngineConfig { context: 16, max_batched_tokens: 64, max_sequences: 4, max_waiting: 8, prefix_cache: true };
 
     fn scheduler(num_blocks: usize, max_batched_tokens: usize) -> Scheduler {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks, dtype: KvDtype::F32 };
-        Scheduler::new(kv_cache, EngineConfig { context: 16, max_batched_tokens, max_sequences: 4 })
+        Scheduler::new(kv_cache, EngineConfig { max_batched_tokens, ..CONFIG })
     }
 
+    fn request(prompt: Vec<u32>) -> Request {
+        Request { prompt, params: SamplingParams::default(), stop_token_ids: Vec::new(), leader: None }
+    }
+
+    /// A sequence whose prompt begins as no other's does.
     fn sequence(id: SequenceId, len: usize) -> Sequence {
-        Sequence::new(id, vec![1; len], SamplingParams::default(), Vec::new())
+        Sequence::new(id, request((0..len as u32).map(|token| 100 * id as u32 + token).collect()))
     }
 
-    fn query_lens(batch: &Batch) -> Vec<usize> {
-        batch.sequences.iter().map(|sequence| sequence.query_len).collect()
+    /// Runs a step, each sequence writing token 5; the sizes of its parts by sequence, and who wrote.
+    fn step(scheduler: &mut Scheduler) -> (Vec<(SequenceId, usize)>, Vec<SequenceId>) {
+        let plan = scheduler.schedule();
+        let mut wrote = Vec::new();
+        for part in &plan.parts {
+            scheduler.computed(part);
+            let sequence = scheduler.sequence_mut(part.sequence).expect("it ran");
+            if part.wanted.last().is_some_and(|position| position + 1 == sequence.tokens.len()) {
+                sequence.append(5, 1000);
+                wrote.push(part.sequence);
+            }
+        }
+        (plan.parts.iter().map(|part| (part.sequence, part.positions.len())).collect(), wrote)
     }
 
     #[test]
     fn long_prompts_are_fed_in_chunks_and_sampled_once() {
         let mut scheduler = scheduler(8, 6);
         scheduler.add(sequence(0, 10));
-        let (batch, sampled) = scheduler.schedule();
-        assert_eq!((query_lens(&batch), sampled), (vec![6], vec![]));
-        assert_eq!(batch.sequences[0].rope_len, 10);
-        let (batch, sampled) = scheduler.schedule();
-        assert_eq!((query_lens(&batch), sampled), (vec![4], vec![0]));
-        assert_eq!(batch.logits_rows, [3]);
+        let plan = scheduler.schedule();
+        assert_eq!((plan.batch.sequences[0].query_len, plan.batch.sequences[0].rope_len), (6, 10));
+        assert!(plan.batch.logits_rows.is_empty());
+        scheduler.computed(&plan.parts[0]);
+        let plan = scheduler.schedule();
+        assert_eq!((plan.batch.sequences[0].query_len, plan.batch.logits_rows.as_slice()), (4, [3].as_slice()));
     }
 
     #[test]
@@ -159,18 +308,63 @@ mod tests {
         let mut scheduler = scheduler(3, 64);
         scheduler.add(sequence(0, 8));
         scheduler.add(sequence(1, 4));
-        let (batch, sampled) = scheduler.schedule();
-        assert_eq!((query_lens(&batch), sampled), (vec![8, 4], vec![0, 1]));
-        for id in [0, 1] {
-            scheduler.sequence_mut(id).expect("is running").append(5, 16);
-        }
-        let (batch, sampled) = scheduler.schedule();
-        assert_eq!((query_lens(&batch), sampled), (vec![1], vec![0]));
-        assert_eq!(scheduler.sequence_mut(1).expect("waits").computed, 0);
+        assert_eq!(step(&mut scheduler), (vec![(0, 8), (1, 4)], vec![0, 1]));
+        // Both need one more block, and there is none.
+        assert_eq!(step(&mut scheduler), (vec![(0, 1)], vec![0]));
+        assert_eq!((scheduler.sequence_mut(1).expect("waits").computed, scheduler.preemptions), (0, 1));
         scheduler.remove(0);
-        let (batch, sampled) = scheduler.schedule();
-        assert_eq!((query_lens(&batch), sampled), (vec![5], vec![1]));
+        assert_eq!(step(&mut scheduler), (vec![(1, 5)], vec![1]));
         scheduler.remove(1);
-        assert_eq!(scheduler.allocator.available(), 3);
+        assert_eq!((scheduler.pool.available(), scheduler.kv_cache_usage()), (3, 0.0));
+    }
+
+    #[test]
+    fn answers_go_on_while_a_prompt_is_read_in_pieces() {
+        let mut scheduler = scheduler(64, 128);
+        scheduler.add(sequence(0, 4));
+        step(&mut scheduler);
+        scheduler.add(sequence(1, 100));
+        scheduler.add(sequence(2, 20));
+        let first = scheduler.pace.prompt_tokens_beside_answers();
+        assert_eq!(step(&mut scheduler), (vec![(0, 1), (1, first)], vec![0]));
+        for _ in 0..100 {
+            // A step of 50 ms beside 1 ms for each token of a prompt.
+            scheduler.pace.observe(0, true, std::time::Duration::from_millis(50));
+            scheduler.pace.observe(40, false, std::time::Duration::from_millis(40));
+        }
+        let (parts, wrote) = step(&mut scheduler);
+        assert_eq!((parts[0], parts[1], parts[2].0, wrote), ((0, 1), (1, 68), 2, vec![0, 1]));
+    }
+
+    #[test]
+    fn a_prefix_that_is_stored_is_not_computed_again() {
+        let mut scheduler = scheduler(16, 64);
+        let prompt: Vec<u32> = (0..12).collect();
+        scheduler.add(Sequence::new(0, request(prompt.clone())));
+        step(&mut scheduler);
+        // The same prompt while the first one is still written: all but its last block, which must give logits.
+        scheduler.add(Sequence::new(1, request(prompt.clone())));
+        assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 4)]);
+        assert_eq!(scheduler.sequence_mut(1).expect("it runs").cached, 8);
+        scheduler.remove(0);
+        scheduler.remove(1);
+        assert_eq!(scheduler.pool.available(), 16);
+        // Longer, and another one after the first block.
+        let longer: Vec<u32> = prompt.iter().copied().chain(50..60).collect();
+        scheduler.add(Sequence::new(2, request(longer)));
+        scheduler.add(Sequence::new(3, request(vec![0, 1, 2, 3, 9, 9, 9, 9, 9])));
+        assert_eq!(step(&mut scheduler).0, [(2, 10), (3, 5)]);
+        assert_eq!((scheduler.prefix_queries, scheduler.prefix_hits), (12 + 12 + 22 + 9, 8 + 12 + 4));
+    }
+
+    #[test]
+    fn choices_of_one_prompt_wait_for_the_first_to_read_it() {
+        let mut scheduler = scheduler(16, 6);
+        let prompt: Vec<u32> = (0..9).collect();
+        scheduler.add(Sequence::new(0, request(prompt.clone())));
+        scheduler.add(Sequence::new(1, Request { leader: Some(0), ..request(prompt) }));
+        assert_eq!(step(&mut scheduler).0, [(0, 6)]);
+        assert_eq!(step(&mut scheduler).0, [(0, 3)]);
+        assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 1)]);
     }
 }

@@ -1,0 +1,48 @@
+//! How likely tokens were.
+
+use super::argmax;
+
+/// A token of a prompt or an answer, and what else could have stood there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token.
+    pub token: u32,
+    /// Natural logarithm of its probability, before temperature, penalties and everything else that changes choices.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl TokenLogprobs {
+    /// Of `token` after a position with `logits`, beside the `count` likeliest ones.
+    pub(super) fn of(logits: &[f32], token: u32, count: usize) -> Self {
+        let largest = f64::from(logits[argmax(logits) as usize]);
+        let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
+        let logprob = |id: u32| (f64::from(logits[id as usize]) - largest - sum.ln()) as f32;
+        let likelier_first = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        let count = count.min(ids.len());
+        if 0 < count && count < ids.len() {
+            ids.select_nth_unstable_by(count - 1, likelier_first);
+        }
+        ids.truncate(count);
+        ids.sort_unstable_by(likelier_first);
+        Self { token, logprob: logprob(token), top: ids.into_iter().map(|id| (id, logprob(id))).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probabilities_add_up_and_come_in_order() {
+        let of = TokenLogprobs::of(&[0.0, 2.0, 1.0, 2.0], 2, 4);
+        assert_eq!(of.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3, 2, 0]);
+        let sum: f32 = of.top.iter().map(|(_, logprob)| logprob.exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-6, "{sum}");
+        assert_eq!(of.logprob, of.top[2].1);
+        assert_eq!(TokenLogprobs::of(&[0.0, 1.0], 0, 0).top, []);
+        assert_eq!(TokenLogprobs::of(&[0.0, 1.0], 0, 1).top.len(), 1);
+    }
+}

@@ -1,0 +1,328 @@
+//! The public face: open a model, generate text.
+
+mod answer;
+mod generate;
+
+use std::collections::BTreeMap;
+
+use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
+
+use crate::compat::CompatReport;
+use crate::engine::{
+    Engine, EngineConfig, EngineStats, FinishReason, ReadPrompt, Request, SamplingParams, SequenceId, StepOutput,
+    TokenLogprobs,
+};
+use crate::executor::standard::LoadProgress;
+use crate::executor::{ActiveKernels, Batch, Executor, NoProbe, SequenceSlice};
+use crate::loading::{BLOCK_SIZE, LoadOptions, Loaded, ModelParts};
+use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
+use crate::{Error, Result};
+
+pub use self::generate::{Completion, StreamEvent, Timings};
+
+use self::answer::Answer;
+
+/// Tokens per engine step; bounds the scores of a long prompt.
+const MAX_BATCHED_TOKENS: usize = 512;
+
+/// What to continue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// Text, tokenized with the model's own first token.
+    Text(String),
+    /// Token ids, taken as they are.
+    Ids(Vec<u32>),
+    /// A chat, rendered with the model's template.
+    Chat(Vec<ChatMessage>),
+}
+
+/// Names a request for as long as it is unfinished.
+pub type RequestId = usize;
+
+/// What one step did for one answer.
+#[derive(Debug)]
+pub struct Event {
+    /// The request.
+    pub request: RequestId,
+    /// Which of its answers, counted from 0.
+    pub choice: usize,
+    /// The new token; after an error the answer has ended.
+    pub token: Result<Token>,
+}
+
+/// A new token of an answer.
+#[derive(Debug)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The text that is now certain; often empty, sometimes of several tokens.
+    pub text: String,
+    /// How likely it was, if that was asked for.
+    pub logprobs: Option<TokenLogprobs>,
+    /// Set when the answer is complete.
+    pub finished: Option<FinishReason>,
+    /// With the first token only.
+    pub prompt: Option<ReadPrompt>,
+}
+
+/// A model ready to run.
+pub struct Llm {
+    engine: Engine,
+    /// Answers in the making.
+    answers: BTreeMap<SequenceId, Answer>,
+    next_request: RequestId,
+    compat: Option<CompatReport>,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    generation: GenerationConfig,
+    label: String,
+    notes: Vec<String>,
+}
+
+impl Llm {
+    /// Opens a model. `progress` is told how many layers are loaded.
+    pub fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
+        let mut parts = ModelParts::open(source, options, progress)?;
+        let loaded = parts.load(options, progress)?;
+        Self::assemble(parts, loaded, options)
+    }
+
+    /// What was read and what computes, together.
+    pub(crate) fn assemble(parts: ModelParts, loaded: Loaded, options: &LoadOptions) -> Result<Self> {
+        let Loaded { executor, compat } = loaded;
+        let config = EngineConfig {
+            context: parts.context,
+            max_batched_tokens: MAX_BATCHED_TOKENS,
+            max_sequences: options.max_sequences,
+            max_waiting: options.max_waiting,
+            prefix_cache: options.prefix_cache,
+        };
+        let engine = Engine::new(executor, config)?;
+        let ModelParts { tokenizer, chat_template, generation, label, notes, .. } = parts;
+        Ok(Self {
+            engine,
+            answers: BTreeMap::new(),
+            next_request: 0,
+            compat,
+            tokenizer,
+            chat_template,
+            generation,
+            label,
+            notes,
+        })
+    }
+
+    /// The decoder.
+    pub fn spec(&self) -> &DecoderSpec {
+        self.engine.executor().spec()
+    }
+
+    /// Which kernels compute.
+    pub fn kernels(&self) -> ActiveKernels {
+        self.executor().report().kernels
+    }
+
+    /// The verdict that the kernels were chosen by, where there is one.
+    pub fn compat(&self) -> Option<&CompatReport> {
+        self.compat.as_ref()
+    }
+
+    /// The executor.
+    pub fn executor(&self) -> &dyn Executor {
+        self.engine.executor()
+    }
+
+    /// The executor, to run batches of one's own while nothing is generated.
+    pub fn executor_mut(&mut self) -> &mut dyn Executor {
+        self.engine.executor_mut()
+    }
+
+    /// The tokenizer, if the model has one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The chat template, if the model has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// The model's own generation settings.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Longest sequence in tokens.
+    pub fn context(&self) -> usize {
+        self.engine.config().context
+    }
+
+    /// Most tokens of one step; longer prompts are fed in chunks.
+    pub fn max_batched_tokens(&self) -> usize {
+        self.engine.config().max_batched_tokens
+    }
+
+    /// What was ignored or decided while loading, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Sampling as the model's authors set it; greedy unless they ask for sampling, as in `transformers`.
+    pub fn default_sampling(&self) -> SamplingParams {
+        let (defaults, own) = (SamplingParams::default(), &self.generation);
+        SamplingParams {
+            temperature: if own.do_sample { own.temperature.unwrap_or(1.0) } else { 0.0 },
+            top_k: own.top_k,
+            top_p: own.top_p.unwrap_or(defaults.top_p),
+            min_p: own.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: own.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            max_tokens: own.max_new_tokens,
+            ..defaults
+        }
+    }
+
+    /// Token ids of a prompt.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Ids(ids) => Ok(ids.clone()),
+            Prompt::Text(text) => {
+                let mut ids = self.require_tokenizer()?.encode_prompt(text)?;
+                // From nothing a model begins with its first token, as in transformers.
+                if ids.is_empty() {
+                    ids.extend(self.generation.bos_token_id);
+                }
+                Ok(ids)
+            }
+            Prompt::Chat(messages) => {
+                let missing = || Error::Unsupported(format!("{}: the model has no chat template", self.label));
+                let rendered = self.chat_template.as_ref().ok_or_else(missing)?.render(messages, true)?;
+                self.require_tokenizer()?.encode_chat(&rendered)
+            }
+        }
+    }
+
+    /// Whether a prompt can be run at all, however busy the engine is.
+    pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<()> {
+        if !params.stop.is_empty() {
+            self.require_tokenizer()?;
+        }
+        self.engine.check(prompt, params)
+    }
+
+    /// Queues a prompt; its answers come from [`Llm::step`].
+    ///
+    /// Fails with [`Error::QueueFull`] if there is no room for all answers that it asks for.
+    pub fn add(&mut self, prompt: Vec<u32>, params: &SamplingParams) -> Result<RequestId> {
+        self.check(&prompt, params)?;
+        let request = self.next_request;
+        let mut leader = None;
+        for choice in 0..params.n {
+            let seed = params.seed.map(|seed| seed.wrapping_add(choice as u64));
+            let added = self.engine.add(Request {
+                prompt: prompt.clone(),
+                params: SamplingParams { seed, ..params.clone() },
+                stop_token_ids: self.generation.eos_token_id.clone(),
+                leader,
+            });
+            match added {
+                Ok(sequence) => {
+                    leader = leader.or(Some(sequence));
+                    self.answers.insert(sequence, Answer::new(request, choice, &prompt, &params.stop));
+                }
+                Err(error) => {
+                    self.abort(request);
+                    return Err(error);
+                }
+            }
+        }
+        self.next_request += 1;
+        Ok(request)
+    }
+
+    /// Forgets a request and frees what it owns.
+    pub fn abort(&mut self, request: RequestId) {
+        let engine = &mut self.engine;
+        self.answers.retain(|sequence, answer| {
+            let stays = answer.request != request;
+            if !stays {
+                engine.abort(*sequence);
+            }
+            stays
+        });
+    }
+
+    /// Text of the answers to a request, by choice, that was held back because it might have become part of a character or a
+    /// stop text.
+    pub fn held_back(&mut self, request: RequestId) -> Result<Vec<(usize, String)>> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(Vec::new()) };
+        let answers = self.answers.values_mut().filter(|answer| answer.request == request);
+        answers.map(|answer| Ok((answer.choice, answer.flush(tokenizer)?))).collect()
+    }
+
+    /// Whether any request is unfinished.
+    pub fn has_unfinished(&self) -> bool {
+        self.engine.has_unfinished()
+    }
+
+    /// Runs one step of all requests together.
+    ///
+    /// After an error no request is left.
+    pub fn step(&mut self) -> Result<Vec<Event>> {
+        let outputs = self.engine.step().inspect_err(|_| self.answers.clear())?;
+        Ok(outputs.into_iter().filter_map(|output| self.event(output)).collect())
+    }
+
+    fn event(&mut self, output: StepOutput) -> Option<Event> {
+        let sequence = output.sequence;
+        let answer = self.answers.get_mut(&sequence)?;
+        let (request, choice) = (answer.request, answer.choice);
+        let token = output.token.and_then(|sampled| answer.push(sampled, self.tokenizer.as_ref()));
+        if !matches!(&token, Ok(Token { finished: None, .. })) {
+            self.answers.remove(&sequence);
+            self.engine.abort(sequence);
+        }
+        Some(Event { request, choice, token })
+    }
+
+    /// What the engine is doing.
+    pub fn stats(&self) -> EngineStats {
+        self.engine.stats()
+    }
+
+    /// Logits of the last token of `ids`, or of every one: one row each.
+    pub fn logits(&mut self, ids: &[u32], all: bool) -> Result<Vec<Vec<f32>>> {
+        let context = self.context();
+        if ids.len() > context {
+            return Err(Error::PromptTooLong { prompt: ids.len(), context });
+        }
+        if ids.is_empty() {
+            return Err(Error::bad_request("ids", "at least one token", "none"));
+        }
+        let block_table: Vec<u32> = (0..ids.len().div_ceil(BLOCK_SIZE) as u32).collect();
+        let mut rows = Vec::new();
+        for start in (0..ids.len()).step_by(MAX_BATCHED_TOKENS) {
+            let chunk = &ids[start..ids.len().min(start + MAX_BATCHED_TOKENS)];
+            let last = start + chunk.len() == ids.len();
+            let slice = SequenceSlice {
+                query_len: chunk.len(),
+                context_len: start,
+                rope_len: ids.len(),
+                block_table: block_table.clone(),
+            };
+            let mut batch = Batch::default();
+            batch.push(chunk, slice, if all { chunk.len() } else { usize::from(last) });
+            let logits = self.engine.executor_mut().forward(&batch, &mut NoProbe)?;
+            rows.extend((0..logits.rows()).map(|row| logits.row(row).to_vec()));
+        }
+        Ok(rows)
+    }
+
+    fn require_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::Unsupported(format!(
+                "{}: the model has no tokenizer (expected `tokenizer.json` or `tokenizer.model`); give token ids instead of text",
+                self.label
+            ))
+        })
+    }
+}

@@ -1,0 +1,295 @@
+//! Many requests at once: the same answers as one at a time, to the bit, whatever the company, the order of arrival, the
+//! prefix cache and the room for keys and values.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use braidinfer::engine::TokenLogprobs;
+use braidinfer::executor::ActiveKernels;
+use braidinfer::model::ModelSource;
+use braidinfer::{Error, Event, FinishReason, Llm, LoadOptions, RequestId, SamplingParams, Token};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use support::Fixture;
+
+/// Requests of one round.
+const REQUESTS: usize = 64;
+
+fn open(source: &ModelSource, options: LoadOptions) -> Llm {
+    let llm = Llm::open(source, &options, &|_, _| {}).unwrap_or_else(|error| panic!("{}: {error}", source.label()));
+    assert_eq!(llm.kernels(), ActiveKernels::Fused, "only fused kernels owe the same bits");
+    llm
+}
+
+fn demo() -> ModelSource {
+    ModelSource::Directory(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../braidinfer-cli/demo-model"))
+}
+
+/// What a request asks for, and after how many tokens it is cancelled, if at all.
+#[derive(Debug, Clone)]
+struct Asked {
+    prompt: Vec<u32>,
+    params: SamplingParams,
+    cancelled_after: Option<usize>,
+}
+
+/// Everything that an answer says, with probabilities by their bits.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Said {
+    ids: Vec<u32>,
+    text: String,
+    logprobs: Vec<(u32, Vec<(u32, u32)>)>,
+    finished: Option<FinishReason>,
+}
+
+impl Said {
+    fn take(&mut self, token: Token) {
+        self.ids.push(token.id);
+        self.text += &token.text;
+        self.finished = token.finished;
+        let bits = |of: TokenLogprobs| {
+            let top = of.top.into_iter().map(|(id, logprob)| (id, logprob.to_bits())).collect();
+            (of.logprob.to_bits(), top)
+        };
+        self.logprobs.extend(token.logprobs.map(bits));
+    }
+}
+
+/// Prompts of all lengths, many of which begin alike, greedy and sampled.
+fn requests(vocab: usize, context: usize, rng: &mut SmallRng) -> Vec<Asked> {
+    let beginnings: Vec<Vec<u32>> =
+        (0..3).map(|_| (0..context / 2).map(|_| rng.random_range(0..vocab as u32)).collect()).collect();
+    let request = |_| {
+        let shared = rng.random_range(0..=context / 2);
+        let mut prompt = beginnings[rng.random_range(0..3)][..shared].to_vec();
+        let own = rng.random_range(1..=context / 4);
+        prompt.extend((0..own).map(|_| rng.random_range(0..vocab as u32)));
+        let sampled = rng.random_bool(0.5);
+        let params = SamplingParams {
+            temperature: if sampled { 1.2 } else { 0.0 },
+            top_k: sampled.then_some(40),
+            repetition_penalty: if rng.random_bool(0.3) { 1.3 } else { 1.0 },
+            seed: Some(rng.random_range(0..1000)),
+            max_tokens: Some(rng.random_range(1..=context / 4)),
+            logprobs: rng.random_bool(0.5).then_some(3),
+            ignore_eos: rng.random_bool(0.5),
+            ..SamplingParams::default()
+        };
+        let cancelled_after = rng.random_bool(0.2).then(|| rng.random_range(0..8));
+        Asked { prompt, params, cancelled_after }
+    };
+    (0..REQUESTS).map(request).collect()
+}
+
+/// The answer to a request that has the engine for itself.
+fn alone(llm: &mut Llm, asked: &Asked) -> Said {
+    // Whoever takes the executor makes the engine forget what is stored.
+    llm.executor_mut();
+    llm.add(asked.prompt.clone(), &asked.params).expect("the request is sound");
+    let mut said = Said::default();
+    while llm.has_unfinished() {
+        llm.step().expect("the step runs").into_iter().for_each(|event| said.take(event.token.expect("it is sampled")));
+    }
+    said
+}
+
+/// The answers to requests that arrive at random, at most `at_once` of them in flight.
+fn together(llm: &mut Llm, asked: &[Asked], at_once: usize, rng: &mut SmallRng) -> Vec<Said> {
+    let mut said = vec![Said::default(); asked.len()];
+    let mut in_flight: BTreeMap<RequestId, usize> = BTreeMap::new();
+    let mut next = 0;
+    while next < asked.len() || !in_flight.is_empty() {
+        while next < asked.len() && in_flight.len() < at_once && (in_flight.is_empty() || rng.random_bool(0.5)) {
+            let request = llm.add(asked[next].prompt.clone(), &asked[next].params).expect("the request is sound");
+            in_flight.insert(request, next);
+            next += 1;
+        }
+        for Event { request, token, .. } in llm.step().expect("the step runs") {
+            let token = token.expect("it is sampled");
+            let Some(index) = in_flight.get(&request).copied() else { continue };
+            let ended = token.finished.is_some();
+            said[index].take(token);
+            if ended || asked[index].cancelled_after.is_some_and(|tokens| said[index].ids.len() > tokens) {
+                llm.abort(request);
+                in_flight.remove(&request);
+            }
+        }
+    }
+    said
+}
+
+/// Holds what was said in company to what is said alone; a cancelled answer is a beginning of it.
+fn compare(what: &str, asked: &[Asked], expected: &[Said], said: &[Said]) {
+    for (index, ((asked, expected), said)) in asked.iter().zip(expected).zip(said).enumerate() {
+        if asked.cancelled_after.is_none() {
+            assert_eq!(said, expected, "{what}, request {index}: {asked:?}");
+        } else {
+            let tokens = said.ids.len();
+            assert_eq!(said.ids, expected.ids[..tokens], "{what}, request {index}");
+            assert!(expected.text.starts_with(&said.text), "{what}, request {index}");
+            let given = said.logprobs.len();
+            assert_eq!(said.logprobs, expected.logprobs[..given], "{what}, request {index}");
+        }
+    }
+}
+
+fn nothing_is_left(llm: &Llm, what: &str) {
+    let stats = llm.stats();
+    assert_eq!((stats.running, stats.waiting, stats.kv_cache_usage), (0, 0, 0.0), "{what}");
+}
+
+#[test]
+fn company_changes_no_bit() {
+    // All kinds of layers: plain, windows of two patterns, norms on queries and keys, RoPE by length.
+    for name in ["llama", "qwen3", "gemma3", "mistral", "phi3-longrope", "ernie4_5"] {
+        let fixture = Fixture::open(name);
+        let source = &fixture.source;
+        let mut llm = open(source, LoadOptions::default());
+        let (vocab, context) = (llm.spec().vocab_size, llm.context());
+        let mut rng = SmallRng::seed_from_u64(7);
+        let asked = requests(vocab, context, &mut rng);
+        let expected: Vec<Said> = asked.iter().map(|asked| alone(&mut llm, asked)).collect();
+        for at_once in [1, 3, 16] {
+            llm.executor_mut();
+            for cache in ["cold", "warm"] {
+                let what = format!("{name}, {at_once} at once, {cache}");
+                compare(&what, &asked, &expected, &together(&mut llm, &asked, at_once, &mut rng));
+                nothing_is_left(&llm, &what);
+            }
+        }
+        // Room for little more than one sequence: others lose theirs and are computed again.
+        let options = LoadOptions { kv_cache_tokens: Some(context + 32), ..LoadOptions::default() };
+        let mut narrow = open(source, options);
+        compare(&format!("{name}, narrow"), &asked, &expected, &together(&mut narrow, &asked, 16, &mut rng));
+        assert!(narrow.stats().preemptions > 0, "{name}: nothing was preempted");
+        nothing_is_left(&narrow, name);
+    }
+}
+
+#[test]
+fn prefixes_are_found_and_said() {
+    let mut llm = open(&demo(), LoadOptions::default());
+    let prompt: Vec<u32> = (100..150).collect();
+    let params = SamplingParams { max_tokens: Some(4), ..SamplingParams::default() };
+    let cached = |llm: &mut Llm, prompt: &[u32], params: &SamplingParams| {
+        llm.add(prompt.to_vec(), params).expect("the request is sound");
+        let mut first = None;
+        while llm.has_unfinished() {
+            for event in llm.step().expect("the step runs") {
+                first = first.or(event.token.expect("it is sampled").prompt);
+            }
+        }
+        first.map(|prompt| (prompt.tokens, prompt.cached))
+    };
+    assert_eq!(cached(&mut llm, &prompt, &params), Some((50, 0)));
+    assert_eq!(cached(&mut llm, &prompt, &params), Some((50, 48)));
+    assert_eq!(cached(&mut llm, &prompt[..32], &params), Some((32, 16)), "the last token is computed for its logits");
+    assert_eq!(cached(&mut llm, &prompt[1..], &params), Some((49, 0)));
+    let stats = llm.stats();
+    assert_eq!((stats.prefix_queries, stats.prefix_hits), (50 + 50 + 32 + 49, 64));
+    // Every token's logits are wanted, so that none can be taken from the cache.
+    let all = SamplingParams { prompt_logprobs: Some(0), ..params.clone() };
+    assert_eq!(cached(&mut llm, &prompt, &all), Some((50, 0)));
+    let mut without = open(&demo(), LoadOptions { prefix_cache: false, ..LoadOptions::default() });
+    assert_eq!(cached(&mut without, &prompt, &params), Some((50, 0)));
+    assert_eq!(cached(&mut without, &prompt, &params), Some((50, 0)));
+}
+
+#[test]
+fn logprobs_are_those_of_the_logits() {
+    let mut llm = open(&demo(), LoadOptions::default());
+    let prompt: Vec<u32> = (300..330).collect();
+    let params = SamplingParams {
+        max_tokens: Some(5),
+        logprobs: Some(4),
+        prompt_logprobs: Some(2),
+        ignore_eos: true,
+        ..SamplingParams::default()
+    };
+    llm.add(prompt.clone(), &params).expect("the request is sound");
+    let (mut all, mut of_prompt, mut of_answer) = (prompt.clone(), Vec::new(), Vec::new());
+    while llm.has_unfinished() {
+        for event in llm.step().expect("the step runs") {
+            let token = event.token.expect("it is sampled");
+            all.push(token.id);
+            of_prompt.extend(token.prompt.into_iter().flat_map(|prompt| prompt.logprobs.unwrap_or_default()));
+            of_answer.extend(token.logprobs);
+        }
+    }
+    assert_eq!((of_prompt.len(), of_answer.len()), (29, 5));
+    let rows = llm.logits(&all, true).expect("the logits are computed");
+    for (index, found) in of_prompt.iter().chain(&of_answer).enumerate() {
+        let row: Vec<f64> = rows[index].iter().map(|logit| f64::from(*logit)).collect();
+        let sum: f64 = row.iter().map(|logit| logit.exp()).sum();
+        assert_eq!(found.token, all[index + 1]);
+        let expected = row[found.token as usize] - sum.ln();
+        assert!((f64::from(found.logprob) - expected).abs() < 1e-4, "{index}: {} {expected}", found.logprob);
+        assert_eq!(found.top.len(), if index < 29 { 2 } else { 4 });
+        assert!(found.top.is_sorted_by(|a, b| a.1 >= b.1));
+    }
+}
+
+#[test]
+fn several_answers_share_their_prompt_and_draw_apart() {
+    let mut llm = open(&demo(), LoadOptions::default());
+    let prompt: Vec<u32> = (200..240).collect();
+    let params = SamplingParams {
+        n: 3,
+        temperature: 1.0,
+        seed: Some(11),
+        max_tokens: Some(12),
+        ignore_eos: true,
+        ..SamplingParams::default()
+    };
+    llm.add(prompt.clone(), &params).expect("the request is sound");
+    let mut answers = vec![Said::default(); 3];
+    let mut cached = Vec::new();
+    while llm.has_unfinished() {
+        for event in llm.step().expect("the step runs") {
+            let token = event.token.expect("it is sampled");
+            cached.extend(token.prompt.as_ref().map(|prompt| (event.choice, prompt.cached)));
+            answers[event.choice].take(token);
+        }
+    }
+    assert_eq!(cached, [(0, 0), (1, 32), (2, 32)]);
+    assert_ne!(answers[0], answers[1]);
+    for (choice, said) in answers.iter().enumerate() {
+        let one = SamplingParams { n: 1, seed: Some(11 + choice as u64), ..params.clone() };
+        assert_eq!(
+            said.ids,
+            alone(&mut llm, &Asked { prompt: prompt.clone(), params: one, cancelled_after: None }).ids
+        );
+    }
+}
+
+#[test]
+fn biases_are_added_before_anything_is_chosen() {
+    let mut llm = open(&demo(), LoadOptions::default());
+    let bias = BTreeMap::from([(77, 100.0)]);
+    let params =
+        SamplingParams { max_tokens: Some(3), logit_bias: bias, ignore_eos: true, ..SamplingParams::default() };
+    let asked = Asked { prompt: vec![1, 2, 3], params, cancelled_after: None };
+    assert_eq!(alone(&mut llm, &asked).ids, [77, 77, 77]);
+    let beyond = SamplingParams { logit_bias: BTreeMap::from([(u32::MAX, 1.0)]), ..asked.params };
+    let error = llm.add(vec![1], &beyond).expect_err("there is no such token");
+    assert!(error.to_string().contains("logit-bias: expected below"), "{error}");
+}
+
+#[test]
+fn a_full_queue_says_so_and_takes_nothing() {
+    let options = LoadOptions { max_sequences: 1, max_waiting: 2, ..LoadOptions::default() };
+    let mut llm = open(&demo(), options);
+    let params = SamplingParams { max_tokens: Some(2), ..SamplingParams::default() };
+    llm.add(vec![1], &params).expect("there is room");
+    let two = SamplingParams { n: 2, ..params.clone() };
+    let error = llm.add(vec![2], &two).expect_err("there is room for one only");
+    assert!(matches!(error, Error::QueueFull { waiting: 2 }), "{error}");
+    assert_eq!(llm.stats().waiting, 1, "half of a request is not kept");
+    llm.add(vec![3], &params).expect("there is room for one");
+    while llm.has_unfinished() {
+        llm.step().expect("the step runs");
+    }
+    nothing_is_left(&llm, "a full queue");
+}
