@@ -389,3 +389,20 @@ fn check_stream(name: &str, tokenizer: &Tokenizer, ids: &[u32], cut: usize) {
     text += &decoder.finish(tokenizer).expect("ids decode");
     assert_eq!(format!("{before}{text}"), whole, "{name}: {ids:?} cut at {cut}");
 }
+
+#[test]
+fn bytes_of_tokens_add_up_to_the_text() {
+    for name in ["bytelevel", "sentencepiece-only", "sentencepiece-only-legacy"] {
+        let (tokenizer, _) = tokenizer(name);
+        let goldens: TokenizerGoldens = read_json(fixtures().join("text/tokenizers").join(name).join("goldens.json"));
+        for ids in goldens.cases.iter().map(|case| &case.ids_without_special) {
+            let bytes: Vec<u8> =
+                ids.iter().flat_map(|id| tokenizer.token_bytes(*id).expect("the id is its own")).collect();
+            let decoded = tokenizer.decode(ids, false).expect("the ids can be decoded");
+            let text = String::from_utf8_lossy(&bytes);
+            // SentencePiece puts a space before a text, which its decoder takes away.
+            assert!(text == decoded || text.strip_prefix(' ') == Some(&decoded), "{name}: {text:?} {decoded:?}");
+        }
+        assert_eq!(tokenizer.token_bytes(u32::MAX), None, "{name}");
+    }
+}

@@ -86,6 +86,8 @@ pub struct ReadPrompt {
     pub cached: usize,
     /// How likely each token but the first was, if that was asked for.
     pub logprobs: Option<Vec<TokenLogprobs>>,
+    /// How long it waited for its first step.
+    pub queued: Duration,
 }
 
 /// What an engine is doing, and what it did so far.
@@ -296,6 +298,7 @@ impl Engine {
                 tokens: sequence.prompt_len,
                 cached: sequence.cached,
                 logprobs: sequence.take_prompt_logprobs(),
+                queued: sequence.queued,
             });
             let (token, logprobs) = sequence.sample(logits)?;
             let finished = sequence.append(token, self.config.context);

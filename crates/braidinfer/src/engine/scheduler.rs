@@ -195,6 +195,9 @@ impl Scheduler {
                 break;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
+            if !sequence.was_preempted {
+                sequence.begin();
+            }
             self.find_prefix(&mut sequence);
             self.running.push(sequence);
         }
@@ -206,7 +209,6 @@ impl Scheduler {
         if !self.config.prefix_cache || sequence.wants_prompt_logprobs() {
             return;
         }
-        let first_time = sequence.tokens.len() == sequence.prompt_len;
         let whole = sequence.tokens.chunks_exact(self.block_size);
         for tokens in whole.take((sequence.tokens.len() - 1) / self.block_size) {
             let hash = block_hash(sequence.hashes.last(), tokens);
@@ -215,7 +217,7 @@ impl Scheduler {
             sequence.hashes.push(hash);
         }
         sequence.computed = sequence.hashes.len() * self.block_size;
-        if first_time {
+        if !sequence.was_preempted {
             sequence.cached = sequence.computed;
             self.prefix_queries += sequence.prompt_len;
             self.prefix_hits += sequence.cached;

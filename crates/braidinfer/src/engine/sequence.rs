@@ -1,5 +1,7 @@
 //! One request's tokens.
 
+use std::time::{Duration, Instant};
+
 use super::block_pool::{BlockHash, BlockTable};
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
@@ -43,6 +45,10 @@ pub(super) struct Sequence {
     pub(super) leader: Option<SequenceId>,
     /// Tokens of the prompt that did not have to be computed.
     pub(super) cached: usize,
+    pub(super) was_preempted: bool,
+    added: Instant,
+    /// How long it waited for its first step.
+    pub(super) queued: Duration,
     /// Of the prompt's tokens from the second on, as they are computed.
     prompt_logprobs: Vec<TokenLogprobs>,
     params: SamplingParams,
@@ -62,6 +68,9 @@ impl Sequence {
             hashes: Vec::new(),
             leader,
             cached: 0,
+            was_preempted: false,
+            added: Instant::now(),
+            queued: Duration::ZERO,
             prompt_logprobs: Vec::new(),
             sampler: Sampler::new(params.seed),
             params,
@@ -126,8 +135,14 @@ impl Sequence {
         (limit || self.tokens.len() >= context).then_some(FinishReason::Length)
     }
 
+    /// Takes note that it runs for the first time.
+    pub(super) fn begin(&mut self) {
+        self.queued = self.added.elapsed();
+    }
+
     /// Gives up what is stored; it will be computed again.
     pub(super) fn preempt(&mut self) {
+        self.was_preempted = true;
         self.blocks.clear();
         self.hashes.clear();
         self.computed = 0;

@@ -2,8 +2,10 @@
 
 mod answer;
 mod generate;
+mod model_text;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
@@ -19,6 +21,7 @@ use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
 pub use self::generate::{Completion, StreamEvent, Timings};
+pub use self::model_text::ModelText;
 
 use self::answer::Answer;
 
@@ -72,10 +75,7 @@ pub struct Llm {
     answers: BTreeMap<SequenceId, Answer>,
     next_request: RequestId,
     compat: Option<CompatReport>,
-    tokenizer: Option<Tokenizer>,
-    chat_template: Option<ChatTemplate>,
-    generation: GenerationConfig,
-    label: String,
+    text: Arc<ModelText>,
     notes: Vec<String>,
 }
 
@@ -99,17 +99,8 @@ impl Llm {
         };
         let engine = Engine::new(executor, config)?;
         let ModelParts { tokenizer, chat_template, generation, label, notes, .. } = parts;
-        Ok(Self {
-            engine,
-            answers: BTreeMap::new(),
-            next_request: 0,
-            compat,
-            tokenizer,
-            chat_template,
-            generation,
-            label,
-            notes,
-        })
+        let text = Arc::new(ModelText { tokenizer, chat_template, generation, label });
+        Ok(Self { engine, answers: BTreeMap::new(), next_request: 0, compat, text, notes })
     }
 
     /// The decoder.
@@ -139,17 +130,22 @@ impl Llm {
 
     /// The tokenizer, if the model has one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
-        self.tokenizer.as_ref()
+        self.text.tokenizer()
     }
 
     /// The chat template, if the model has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.chat_template.as_ref()
+        self.text.chat_template()
+    }
+
+    /// Tokenizer, chat template and settings, to be used beside whatever the model computes.
+    pub fn text(&self) -> &Arc<ModelText> {
+        &self.text
     }
 
     /// The model's own generation settings.
     pub fn generation_config(&self) -> &GenerationConfig {
-        &self.generation
+        &self.text.generation
     }
 
     /// Longest sequence in tokens.
@@ -169,7 +165,7 @@ impl Llm {
 
     /// Sampling as the model's authors set it; greedy unless they ask for sampling, as in `transformers`.
     pub fn default_sampling(&self) -> SamplingParams {
-        let (defaults, own) = (SamplingParams::default(), &self.generation);
+        let (defaults, own) = (SamplingParams::default(), &self.text.generation);
         SamplingParams {
             temperature: if own.do_sample { own.temperature.unwrap_or(1.0) } else { 0.0 },
             top_k: own.top_k,
@@ -183,28 +179,13 @@ impl Llm {
 
     /// Token ids of a prompt.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        match prompt {
-            Prompt::Ids(ids) => Ok(ids.clone()),
-            Prompt::Text(text) => {
-                let mut ids = self.require_tokenizer()?.encode_prompt(text)?;
-                // From nothing a model begins with its first token, as in transformers.
-                if ids.is_empty() {
-                    ids.extend(self.generation.bos_token_id);
-                }
-                Ok(ids)
-            }
-            Prompt::Chat(messages) => {
-                let missing = || Error::Unsupported(format!("{}: the model has no chat template", self.label));
-                let rendered = self.chat_template.as_ref().ok_or_else(missing)?.render(messages, true)?;
-                self.require_tokenizer()?.encode_chat(&rendered)
-            }
-        }
+        self.text.encode(prompt)
     }
 
     /// Whether a prompt can be run at all, however busy the engine is.
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<()> {
         if !params.stop.is_empty() {
-            self.require_tokenizer()?;
+            self.text.require_tokenizer()?;
         }
         self.engine.check(prompt, params)
     }
@@ -221,7 +202,7 @@ impl Llm {
             let added = self.engine.add(Request {
                 prompt: prompt.clone(),
                 params: SamplingParams { seed, ..params.clone() },
-                stop_token_ids: self.generation.eos_token_id.clone(),
+                stop_token_ids: self.text.generation.eos_token_id.clone(),
                 leader,
             });
             match added {
@@ -254,7 +235,7 @@ impl Llm {
     /// Text of the answers to a request, by choice, that was held back because it might have become part of a character or a
     /// stop text.
     pub fn held_back(&mut self, request: RequestId) -> Result<Vec<(usize, String)>> {
-        let Some(tokenizer) = &self.tokenizer else { return Ok(Vec::new()) };
+        let Some(tokenizer) = self.text.tokenizer() else { return Ok(Vec::new()) };
         let answers = self.answers.values_mut().filter(|answer| answer.request == request);
         answers.map(|answer| Ok((answer.choice, answer.flush(tokenizer)?))).collect()
     }
@@ -276,7 +257,7 @@ impl Llm {
         let sequence = output.sequence;
         let answer = self.answers.get_mut(&sequence)?;
         let (request, choice) = (answer.request, answer.choice);
-        let token = output.token.and_then(|sampled| answer.push(sampled, self.tokenizer.as_ref()));
+        let token = output.token.and_then(|sampled| answer.push(sampled, self.text.tokenizer()));
         if !matches!(&token, Ok(Token { finished: None, .. })) {
             self.answers.remove(&sequence);
             self.engine.abort(sequence);
@@ -315,14 +296,5 @@ impl Llm {
             rows.extend((0..logits.rows()).map(|row| logits.row(row).to_vec()));
         }
         Ok(rows)
-    }
-
-    fn require_tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            Error::Unsupported(format!(
-                "{}: the model has no tokenizer (expected `tokenizer.json` or `tokenizer.model`); give token ids instead of text",
-                self.label
-            ))
-        })
     }
 }

@@ -6,6 +6,7 @@ mod sentencepiece;
 mod settings;
 mod stop;
 mod stream_decoder;
+mod token_bytes;
 mod tokenizer;
 
 pub(crate) use gguf::write::write as write_tokenizer;

@@ -9,6 +9,7 @@ use braidinfer_model::format::gguf::Metadata;
 use serde::Serialize;
 
 use super::settings::TokenizerSettings;
+use super::token_bytes::Spelling;
 use super::{SentencePiece, gguf};
 use crate::{Error, Result};
 
@@ -21,6 +22,7 @@ pub struct Tokenizer {
     path: String,
     kind: &'static str,
     backend: Backend,
+    spelling: Spelling,
     bos_token: Option<String>,
     eos_token: Option<String>,
     /// The first of the tokens put around every text.
@@ -32,6 +34,15 @@ pub struct Tokenizer {
 enum Backend {
     HuggingFace(Box<tokenizers::Tokenizer>),
     SentencePiece(Box<SentencePiece>),
+}
+
+impl Backend {
+    fn spelling(&self) -> Spelling {
+        match self {
+            Self::HuggingFace(tokenizer) => Spelling::of(tokenizer),
+            Self::SentencePiece(_) => Spelling::SentencePiece,
+        }
+    }
 }
 
 /// A token as shown to people.
@@ -104,7 +115,9 @@ impl Tokenizer {
 
     fn new(path: String, kind: &'static str, backend: Backend, settings: &TokenizerSettings) -> Result<Self> {
         let (bos_token, eos_token) = (settings.special_token("bos_token")?, settings.special_token("eos_token")?);
-        let mut tokenizer = Self { path, kind, backend, bos_token, eos_token, first_token: None, notes: Vec::new() };
+        let spelling = backend.spelling();
+        let mut tokenizer =
+            Self { path, kind, backend, spelling, bos_token, eos_token, first_token: None, notes: Vec::new() };
         tokenizer.first_token = tokenizer.encode("", true)?.first().copied();
         Ok(tokenizer)
     }
@@ -156,6 +169,17 @@ impl Tokenizer {
             Backend::HuggingFace(tokenizer) => tokenizer.id_to_token(id).map(Cow::Owned),
             Backend::SentencePiece(tokenizer) => tokenizer.id_to_token(id).map(Cow::Borrowed),
         }
+    }
+
+    /// The bytes that a token adds to a text, which may be a part of a character; `None` if the vocabulary has no such id.
+    /// What decoders do to the beginning of a text, such as removing a space, is left out.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let is_added = match &self.backend {
+            Backend::HuggingFace(tokenizer) => tokenizer.get_added_tokens_decoder().contains_key(&id),
+            Backend::SentencePiece(_) => false,
+        };
+        let token = self.id_to_token(id)?;
+        Some(if is_added { token.into_owned().into_bytes() } else { self.spelling.bytes(&token) })
     }
 
     /// Ids of `text`. Special tokens spelled out in the text are recognised; `add_special` adds those the

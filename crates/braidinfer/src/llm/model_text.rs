@@ -1,0 +1,63 @@
+//! What turns text into the tokens of one model, apart from what computes: it can be shared between threads.
+
+use braidinfer_model::GenerationConfig;
+
+use super::Prompt;
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::{Error, Result};
+
+/// A model's tokenizer, chat template and generation settings.
+#[derive(Debug)]
+pub struct ModelText {
+    pub(super) tokenizer: Option<Tokenizer>,
+    pub(super) chat_template: Option<ChatTemplate>,
+    pub(super) generation: GenerationConfig,
+    pub(super) label: String,
+}
+
+impl ModelText {
+    /// The tokenizer, if the model has one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The tokenizer, or an error that says what is missing.
+    pub fn require_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::Unsupported(format!(
+                "{}: the model has no tokenizer (expected `tokenizer.json` or `tokenizer.model`); give token ids instead of text",
+                self.label
+            ))
+        })
+    }
+
+    /// The chat template, if the model has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// The chat template, or an error that says what is missing.
+    pub fn require_chat_template(&self) -> Result<&ChatTemplate> {
+        let missing = || Error::Unsupported(format!("{}: the model has no chat template", self.label));
+        self.chat_template.as_ref().ok_or_else(missing)
+    }
+
+    /// Token ids of a prompt.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Ids(ids) => Ok(ids.clone()),
+            Prompt::Text(text) => {
+                let mut ids = self.require_tokenizer()?.encode_prompt(text)?;
+                // From nothing a model begins with its first token, as in transformers.
+                if ids.is_empty() {
+                    ids.extend(self.generation.bos_token_id);
+                }
+                Ok(ids)
+            }
+            Prompt::Chat(messages) => {
+                let rendered = self.require_chat_template()?.render(messages, true)?;
+                self.require_tokenizer()?.encode_chat(&rendered)
+            }
+        }
+    }
+}
