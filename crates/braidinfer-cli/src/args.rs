@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use braidinfer::SamplingParams;
@@ -42,6 +43,8 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Put several models side by side: size, compatibility, speed, answers
     Compare(CompareArgs),
+    /// Serve a model: the OpenAI API and a web page
+    Serve(ServeArgs),
     /// Compare the answers of two models, or of one model run in two ways
     Diff(DiffArgs),
     /// Measure speed, beside what the machine can do at most
@@ -462,6 +465,109 @@ impl SamplingArgs {
             ..defaults
         }
     }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Speaks the OpenAI API at /v1 (chat/completions, completions, models), and beside it /tokenize, /detokenize, /v1/compat (the
+verdict of the check), /metrics (Prometheus), /health and /ready. A web page to chat with is at /.
+
+Fields of requests that mean nothing here are refused by name, unless with --lenient. Ctrl-C or SIGTERM lets running answers
+finish, a second one ends the program.
+
+Examples:
+  braidinfer serve ./Qwen3-0.6B
+  BRAIDINFER_API_KEY=secret braidinfer serve q.gguf --host 0.0.0.0 --port 443 --tls-cert c.pem --tls-key k.pem
+  curl localhost:8080/v1/completions -H 'content-type: application/json' -d '{\"prompt\": \"Once upon\"}'")]
+pub struct ServeArgs {
+    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// Who may ask, and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct NetworkArgs {
+    /// Address to listen at; one that other machines can reach needs a key
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    pub host: IpAddr,
+    /// Port; 0 takes a free one
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Key that requests must bring, as `Authorization: Bearer KEY`; may be given several times. Other users of this machine
+    /// can see arguments: BRAIDINFER_API_KEY and --api-key-file are safer
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Vec<String>,
+    /// File with a key in each line
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Serve everybody who can reach the address
+    #[arg(long)]
+    pub public_without_key: bool,
+    /// Origin of web pages that may ask, or *; may be given several times, none may if left out
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
+    /// Certificates in PEM form, for TLS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key in PEM form
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Ignore fields of requests that mean nothing here, and name them in the header x-braidinfer-ignored
+    #[arg(long)]
+    pub lenient: bool,
+    /// Largest request, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 8)]
+    pub max_body: usize,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_connections: usize,
+    /// Seconds for a request to arrive
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub read_timeout: u64,
+    /// Seconds for an answer, waiting included
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub request_timeout: u64,
+    /// Seconds for running answers when the server stops
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub shutdown_timeout: u64,
+    /// How to write a line for each request to standard error; text of prompts and answers is never in it
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+    None,
+}
+
+/// How many answers at once.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// Name of the model in requests; that of its file or folder if left out
+    #[arg(long, value_name = "NAME")]
+    pub served_model_name: Option<String>,
+    /// Answers that are written at once
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub max_sequences: usize,
+    /// Answers that wait beside them; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_waiting: usize,
+    /// Tokens whose keys and values there is room for; what half of the free memory holds if left out
+    #[arg(long, value_name = "N")]
+    pub kv_cache_tokens: Option<usize>,
+    /// Compute every prompt from its first token on, even if another one began alike
+    #[arg(long)]
+    pub no_prefix_cache: bool,
 }
 
 /// How to load and compute.

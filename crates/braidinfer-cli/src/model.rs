@@ -75,15 +75,20 @@ pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Durati
     let started = Instant::now();
     prepare(&args.computing)?;
     let source = source(model)?;
+    // One answer at a time.
+    let options = LoadOptions { max_sequences: 1, ..load_options(args)? };
+    let llm = load(&source, &options)?;
+    llm.notes().iter().for_each(output::note);
+    Ok((llm, started.elapsed()))
+}
+
+/// What was asked for, kernels included, as the library takes it.
+pub fn load_options(args: &LoadArgs) -> anyhow::Result<LoadOptions> {
     let kernels = Kernels::from(args.kernels);
     if args.force && kernels != Kernels::Fused {
         bail!("--force: expected --kernels fused beside it, found {}", kernels.as_str());
     }
-    // One answer at a time.
-    let options = LoadOptions { force: args.force, max_sequences: 1, ..options(kernels, &args.computing)? };
-    let llm = load(&source, &options)?;
-    llm.notes().iter().for_each(output::note);
-    Ok((llm, started.elapsed()))
+    Ok(LoadOptions { force: args.force, ..options(kernels, &args.computing)? })
 }
 
 impl From<KernelsArg> for Kernels {
@@ -99,6 +104,11 @@ impl From<KernelsArg> for Kernels {
 /// What is set once per process, before the first model is opened: Ctrl-C and threads.
 pub fn prepare(args: &ComputingArgs) -> anyhow::Result<()> {
     interrupt::install()?;
+    set_threads(args)
+}
+
+/// Threads, which are set once per process, before the first model is opened.
+pub fn set_threads(args: &ComputingArgs) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
         braidinfer::executor::set_threads(threads)?;
     }

@@ -72,15 +72,15 @@ async function failureOf(response) {
 }
 
 /** The name of the served model. */
-export async function modelName() {
-  model ??= (await (await request("v1/models")).json()).data?.[0]?.id ?? null;
+export async function modelName(signal) {
+  model ??= (await (await request("v1/models", { signal })).json()).data?.[0]?.id ?? null;
   if (model === null) throw new Failure("The server has no model.");
   return model;
 }
 
 /** Chunks of an answer as they come; throws if it breaks off. */
 export async function* streamAnswer(messages, sampling, signal) {
-  const body = { model: await modelName(), messages, stream: true, stream_options: { include_usage: true }, ...sampling };
+  const body = { model: await modelName(signal), messages, stream: true, stream_options: { include_usage: true }, ...sampling };
   const response = await request("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },

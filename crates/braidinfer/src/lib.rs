@@ -11,6 +11,7 @@ mod error;
 pub mod executor;
 mod llm;
 mod loading;
+mod memory;
 mod quantize;
 pub mod text;
 pub mod validation;
@@ -18,7 +19,7 @@ pub mod validation;
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use llm::{Completion, Event, Llm, ModelText, Prompt, RequestId, StreamEvent, Timings, Token};
-pub use loading::{CheckDepth, LoadOptions, check};
+pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
 
 pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};
 

@@ -10,6 +10,7 @@ use crate::compat::{self, CompatReport, Subject, Thoroughness, VerdictCache};
 use crate::executor::fused::{FusedExecutor, FusedOptions};
 use crate::executor::standard::{ComputeDtype, LoadProgress, QuantizedWeights, StandardExecutor, StandardOptions};
 use crate::executor::{ActiveKernels, DeviceChoice, Executor, Kernels, KvCacheConfig, KvDtype, MixedExecutor, threads};
+use crate::memory::{SLACK, available, kv_bytes_per_token};
 use crate::quantize::quantize_weights;
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
@@ -46,9 +47,8 @@ pub struct LoadOptions {
     pub max_sequences: usize,
     /// Most sequences that wait beside them.
     pub max_waiting: usize,
-    /// Tokens whose keys and values there is room for; as many as all sequences in flight can have if `None`. Memory is
-    /// taken as they are first stored.
-    pub kv_cache_tokens: Option<usize>,
+    /// How many tokens there is room for in the key/value storage. Memory is taken as they are first stored.
+    pub kv_cache: KvCacheRoom,
     /// Share what is stored of prompts that begin alike, as long as there is room for it.
     pub prefix_cache: bool,
 }
@@ -65,16 +65,22 @@ impl Default for LoadOptions {
             context: None,
             max_sequences: 16,
             max_waiting: usize::MAX,
-            kv_cache_tokens: None,
+            kv_cache: KvCacheRoom::AllSequences,
             prefix_cache: true,
         }
     }
 }
 
-/// Blocks for as many tokens as are asked for, or for all sequences of the longest length.
-fn num_blocks(context: usize, options: &LoadOptions) -> usize {
-    let all = context.div_ceil(BLOCK_SIZE).saturating_mul(options.max_sequences);
-    options.kv_cache_tokens.map_or(all, |tokens| tokens.div_ceil(BLOCK_SIZE).min(all)).min(MAX_BLOCKS)
+/// Tokens that there is room for in the key/value storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvCacheRoom {
+    /// All sequences in flight at their longest.
+    #[default]
+    AllSequences,
+    /// So many, if all sequences together can have as many.
+    Tokens(usize),
+    /// As many as half of the memory holds that the weights leave, and one sequence at its longest in any case.
+    Fitting,
 }
 
 /// What a model's files say, before kernels are chosen.
@@ -187,7 +193,25 @@ impl ModelParts {
     }
 
     fn kv_cache(&self, options: &LoadOptions, dtype: KvDtype) -> KvCacheConfig {
-        KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks(self.context, options), dtype }
+        let blocks = |tokens: usize| tokens.div_ceil(BLOCK_SIZE);
+        let all = blocks(self.context).saturating_mul(options.max_sequences);
+        let num_blocks = match options.kv_cache {
+            KvCacheRoom::AllSequences => all,
+            KvCacheRoom::Tokens(tokens) => blocks(tokens).min(all),
+            KvCacheRoom::Fitting => blocks(self.fitting_tokens().max(self.context)).min(all),
+        };
+        KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks.min(MAX_BLOCKS), dtype }
+    }
+
+    /// Tokens that half of the memory holds that the weights leave. A check may ask for keys and values in f32.
+    fn fitting_tokens(&self) -> usize {
+        let left = available().saturating_sub(self.weight_bytes() + SLACK);
+        left / 2 / kv_bytes_per_token(&self.spec, KvDtype::F32).max(1)
+    }
+
+    /// Bytes of the weights in their files.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.weights.sizes().iter().map(|(_, bytes)| bytes).sum()
     }
 
     fn load_standard(

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use braidinfer::engine::TokenLogprobs;
 use braidinfer::executor::ActiveKernels;
 use braidinfer::model::ModelSource;
-use braidinfer::{Error, Event, FinishReason, Llm, LoadOptions, RequestId, SamplingParams, Token};
+use braidinfer::{Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, RequestId, SamplingParams, Token};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use support::Fixture;
@@ -160,7 +160,7 @@ fn company_changes_no_bit() {
             }
         }
         // Room for little more than one sequence: others lose theirs and are computed again.
-        let options = LoadOptions { kv_cache_tokens: Some(context + 32), ..LoadOptions::default() };
+        let options = LoadOptions { kv_cache: KvCacheRoom::Tokens(context + 32), ..LoadOptions::default() };
         let mut narrow = open(source, options);
         compare(&format!("{name}, narrow"), &asked, &expected, &together(&mut narrow, &asked, 16, &mut rng));
         assert!(narrow.stats().preemptions > 0, "{name}: nothing was preempted");

@@ -12,5 +12,6 @@ pub mod models;
 pub mod pull;
 pub mod quantize;
 pub mod run;
+pub mod serve;
 pub mod tokenize;
 pub mod validate;

@@ -1,16 +1,13 @@
 //! Whether the machine is right for the model.
 
 use braidinfer_kernels::Isa;
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use super::{Finding, Size};
 use crate::executor::{KvDtype, threads};
 use crate::loading::{LoadOptions, ModelParts};
+use crate::memory::{SLACK, available, kv_bytes_per_token};
 
 const AREA: &str = "machine";
-
-/// What is left to the rest of the process, in bytes.
-const SLACK: usize = 150 << 20;
 
 pub(super) fn findings(parts: &ModelParts, options: &LoadOptions) -> Vec<Finding> {
     let mut findings = vec![memory(parts, options), cores()];
@@ -18,21 +15,12 @@ pub(super) fn findings(parts: &ModelParts, options: &LoadOptions) -> Vec<Finding
     findings
 }
 
-/// Memory that can be had now, in bytes: that of the system, or what a control group leaves.
-pub(super) fn available() -> usize {
-    let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
-    let system = System::new_with_specifics(memory);
-    // What a group calls free leaves out memory that only caches files.
-    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
-    usize::try_from(system.available_memory().min(group)).unwrap_or(usize::MAX)
-}
-
 /// How large a model is.
 pub(super) fn size_of(parts: &ModelParts) -> Size {
     Size {
         parameters: parts.weights.parameter_count(),
-        weight_bytes: parts.weights.sizes().iter().map(|(_, bytes)| bytes).sum(),
-        kv_bytes_per_token: 2 * parts.spec.key_value_width() * parts.spec.layers.len() * KvDtype::F16.size(),
+        weight_bytes: parts.weight_bytes(),
+        kv_bytes_per_token: kv_bytes_per_token(&parts.spec, KvDtype::F16),
     }
 }
 

@@ -7,7 +7,6 @@ use braidinfer_model::ModelSource;
 use serde::Serialize;
 
 use super::Finding;
-use super::machine::available;
 use crate::compat::{CompatReport, Status};
 use crate::engine::SamplingParams;
 use crate::executor::Kernels;
@@ -15,6 +14,7 @@ use crate::executor::fused::FusedExecutor;
 use crate::executor::standard::{ComputeDtype, LoadProgress};
 use crate::llm::{Completion, Llm, Prompt};
 use crate::loading::{LoadOptions, Loaded, ModelParts};
+use crate::memory::available;
 use crate::{Error, Result};
 
 /// What models are asked where nobody says what to ask.

@@ -1,0 +1,142 @@
+//! `braidinfer serve`.
+
+use std::env;
+use std::fs;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::process;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use braidinfer::{KvCacheRoom, Llm, LoadOptions};
+use braidinfer_server::{Server, ServerConfig, TlsFiles};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::{EngineArgs, LogFormat, NetworkArgs, ServeArgs};
+use crate::{INTERRUPTED, model, output};
+
+/// A key that does not show among the arguments of the process.
+const API_KEY: &str = "BRAIDINFER_API_KEY";
+
+pub fn run(args: ServeArgs) -> anyhow::Result<()> {
+    log(args.network.log_format)?;
+    let config = config(&args.network)?;
+    model::set_threads(&args.load.computing)?;
+    let runtime = Runtime::new().context("threads for the server")?;
+    let result = runtime.block_on(serve(config, args));
+    // A model that is still being loaded keeps nobody waiting.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: ServerConfig, args: ServeArgs) -> anyhow::Result<()> {
+    let stop = stop()?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let server = Server::bind(config).await?;
+    let address = format!("{scheme}://{}", server.address());
+    output::note(format!("listening at {address}, while the model is being loaded"));
+    let door = server.door();
+    let loading = tokio::task::spawn_blocking(move || {
+        let name = name(&args);
+        let llm = load(&args)?;
+        let (kernels, context) = (llm.kernels().as_str(), llm.context());
+        door.serve(llm, name.clone()).context("a thread for the engine")?;
+        output::note(format!("{name} is served at {address}: {kernels} kernels, {context} tokens of context"));
+        anyhow::Ok(())
+    });
+    let running = server.run(stop);
+    tokio::pin!(running);
+    tokio::select! {
+        () = &mut running => return Ok(()),
+        loaded = loading => loaded.context("the model was not loaded")??,
+    }
+    running.await;
+    Ok(())
+}
+
+/// Done at the first Ctrl-C or SIGTERM; the second one ends the program.
+fn stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let catch = |kind| signal(kind).context("signals cannot be caught");
+    let (mut interrupt, mut terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
+    Ok(async move {
+        either(&mut interrupt, &mut terminate).await;
+        output::note("stopping: running answers are finished first; once more to end at once");
+        tokio::spawn(async move {
+            either(&mut interrupt, &mut terminate).await;
+            process::exit(i32::from(INTERRUPTED));
+        });
+    })
+}
+
+async fn either(a: &mut Signal, b: &mut Signal) {
+    tokio::select! {
+        _ = a.recv() => {}
+        _ = b.recv() => {}
+    }
+}
+
+fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
+    let EngineArgs { max_sequences, max_waiting, kv_cache_tokens, no_prefix_cache, .. } = args.engine;
+    let options = LoadOptions {
+        max_sequences,
+        max_waiting,
+        kv_cache: kv_cache_tokens.map_or(KvCacheRoom::Fitting, KvCacheRoom::Tokens),
+        prefix_cache: !no_prefix_cache,
+        ..model::load_options(&args.load)?
+    };
+    let source = model::source(args.model.as_deref())?;
+    let llm = model::load(&source, &options)?;
+    llm.notes().iter().for_each(output::note);
+    Ok(llm)
+}
+
+/// What requests call the model.
+fn name(args: &ServeArgs) -> String {
+    let of_file = |model: &str| model.trim_end_matches('/').rsplit('/').next().unwrap_or(model).to_owned();
+    let named = args.engine.served_model_name.clone();
+    named.unwrap_or_else(|| args.model.as_deref().map_or_else(|| "demo".to_owned(), of_file))
+}
+
+fn config(args: &NetworkArgs) -> anyhow::Result<ServerConfig> {
+    let tls = args.tls_cert.clone().zip(args.tls_key.clone());
+    Ok(ServerConfig {
+        address: SocketAddr::new(args.host, args.port),
+        api_keys: keys(args)?,
+        public_without_key: args.public_without_key,
+        cors_origins: args.cors_origin.clone(),
+        tls: tls.map(|(certificates, key)| TlsFiles { certificates, key }),
+        lenient: args.lenient,
+        max_body_bytes: args.max_body.saturating_mul(1 << 20),
+        max_connections: args.max_connections.max(1),
+        read_timeout: Duration::from_secs(args.read_timeout),
+        request_timeout: Duration::from_secs(args.request_timeout),
+        shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
+    })
+}
+
+/// Keys from the command line, the environment and a file.
+fn keys(args: &NetworkArgs) -> anyhow::Result<Vec<String>> {
+    let mut keys = args.api_key.clone();
+    keys.extend(env::var(API_KEY).ok().filter(|key| !key.is_empty()));
+    if let Some(path) = &args.api_key_file {
+        let text = fs::read_to_string(path).with_context(|| format!("--api-key-file {}", path.display()))?;
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        if lines.is_empty() {
+            bail!("--api-key-file {}: expected a key in each line, found none", path.display());
+        }
+        keys.extend(lines.into_iter().map(str::to_owned));
+    }
+    Ok(keys)
+}
+
+/// A line on standard error for each thing that happens.
+fn log(format: LogFormat) -> anyhow::Result<()> {
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO);
+    let begun = match format {
+        LogFormat::Text => lines.with_target(false).with_ansi(false).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_target(false).try_init(),
+        LogFormat::None => Ok(()),
+    };
+    begun.map_err(|error| anyhow::anyhow!("--log-format: {error}"))
+}

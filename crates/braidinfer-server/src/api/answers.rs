@@ -1,0 +1,210 @@
+//! From what the worker says to bodies and streams of answers.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Json;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use braidinfer::Token;
+use braidinfer::engine::{FinishReason, ReadPrompt, TokenLogprobs};
+use futures_util::stream;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+
+use super::sampling::Delivery;
+use crate::http::{ApiError, Ignored};
+use crate::worker::{AnswerStream, Said};
+
+/// Between signs of life, while nothing is said.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How one kind of answers is written.
+pub trait Form: Send + 'static {
+    /// Parts of a stream that come before anything is said, one for each answer.
+    fn opening(&mut self, choice: usize) -> Vec<Value>;
+
+    /// The part of a stream that a token makes, if it makes one.
+    fn part(&mut self, choice: usize, token: Token) -> Vec<Value>;
+
+    /// The part of a stream that tells what was used.
+    fn usage_part(&self, usage: Usage) -> Value;
+
+    /// A whole body.
+    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value;
+}
+
+/// A whole answer.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub text: String,
+    pub logprobs: Vec<TokenLogprobs>,
+    pub finish_reason: Option<FinishReason>,
+    pub prompt: Option<ReadPrompt>,
+}
+
+/// Tokens that were read and written.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: usize,
+}
+
+impl Usage {
+    /// Counts a token. Prompts with several answers count once.
+    fn count(&mut self, choice: usize, n: usize, token: &Token) {
+        self.completion_tokens += 1;
+        if let Some(prompt) = token.prompt.as_ref().filter(|_| choice.is_multiple_of(n)) {
+            self.prompt_tokens += prompt.tokens;
+            self.prompt_tokens_details.cached_tokens += prompt.cached;
+        }
+        self.total_tokens = self.prompt_tokens + self.completion_tokens;
+    }
+
+    /// Forgets tokens that were only written because every step writes one.
+    pub fn without_answers(mut self) -> Self {
+        (self.completion_tokens, self.total_tokens) = (0, self.prompt_tokens);
+        self
+    }
+}
+
+/// Answers that are being written, to one request.
+pub struct Answers {
+    pub stream: AnswerStream,
+    /// All of them.
+    pub count: usize,
+    /// To each prompt.
+    pub n: usize,
+    pub deadline: Instant,
+}
+
+impl Answers {
+    async fn next(&mut self) -> Option<Result<(usize, Token), ApiError>> {
+        match timeout_at(self.deadline, self.stream.next()).await {
+            Err(_) => Some(Err(ApiError::slow_answer())),
+            Ok(said) => said.map(|Said { choice, token }| Ok((choice, token?))),
+        }
+    }
+
+    /// Hands over the answers as they were asked for.
+    pub async fn deliver(self, form: impl Form, delivery: Delivery, ignored: Ignored) -> Response {
+        match delivery {
+            Delivery::Whole => (ignored, self.whole(form).await).into_response(),
+            Delivery::Streamed { with_usage } => (ignored, self.streamed(form, with_usage)).into_response(),
+        }
+    }
+
+    async fn whole(mut self, mut form: impl Form) -> Result<Json<Value>, ApiError> {
+        let mut answers: Vec<Answer> = (0..self.count).map(|_| Answer::default()).collect();
+        let mut usage = Usage::default();
+        while let Some(said) = self.next().await {
+            let (choice, token) = said?;
+            usage.count(choice, self.n, &token);
+            let answer = &mut answers[choice];
+            answer.text += &token.text;
+            answer.logprobs.extend(token.logprobs);
+            answer.finish_reason = token.finished;
+            answer.prompt = answer.prompt.take().or(token.prompt);
+        }
+        if answers.iter().any(|answer| answer.finish_reason.is_none()) {
+            return Err(ApiError::internal("the engine stopped before the answer was complete"));
+        }
+        Ok(Json(form.whole(answers, usage)))
+    }
+
+    fn streamed(self, mut form: impl Form, with_usage: bool) -> Response {
+        let parts = (0..self.count).flat_map(|choice| form.opening(choice)).map(sent).collect();
+        let unfinished = self.count;
+        let streaming =
+            Streaming { answers: self, form, with_usage, usage: Usage::default(), unfinished, parts, is_over: false };
+        let events = stream::unfold(streaming, |mut streaming| async move {
+            let event = streaming.next().await?;
+            Some((Ok::<_, Infallible>(event), streaming))
+        });
+        Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    }
+}
+
+struct Streaming<F> {
+    answers: Answers,
+    form: F,
+    with_usage: bool,
+    usage: Usage,
+    /// Answers that are not complete.
+    unfinished: usize,
+    /// What is ready to be sent.
+    parts: VecDeque<Event>,
+    is_over: bool,
+}
+
+impl<F: Form> Streaming<F> {
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(part) = self.parts.pop_front() {
+                return Some(part);
+            }
+            if self.is_over {
+                return None;
+            }
+            match self.answers.next().await {
+                Some(Ok((choice, token))) => {
+                    self.usage.count(choice, self.answers.n, &token);
+                    self.unfinished -= usize::from(token.finished.is_some());
+                    self.parts.extend(self.form.part(choice, token).into_iter().map(sent));
+                }
+                Some(Err(error)) => self.end(Some(error)),
+                None if self.unfinished > 0 => {
+                    self.end(Some(ApiError::internal("the engine stopped before the answer was complete")));
+                }
+                None => self.end(None),
+            }
+        }
+    }
+
+    /// Sends what comes last.
+    fn end(&mut self, error: Option<ApiError>) {
+        self.is_over = true;
+        match error {
+            Some(error) => self.parts.push_back(sent(error.json())),
+            None if self.with_usage => self.parts.push_back(sent(self.form.usage_part(self.usage))),
+            None => {}
+        }
+        self.parts.push_back(Event::default().data("[DONE]"));
+    }
+}
+
+fn sent(part: Value) -> Event {
+    Event::default().data(part.to_string())
+}
+
+/// What every body and every part of a stream begins with.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+    /// Parts of a stream say that they do not tell what was used, if the last one will.
+    pub with_usage: bool,
+}
+
+impl Envelope {
+    /// A body, or a part of a stream.
+    pub fn around(&self, object: &str, choices: Value, usage: Option<Usage>) -> Value {
+        let mut body = json!({
+            "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
+        });
+        if usage.is_some() || self.with_usage {
+            body["usage"] = json!(usage);
+        }
+        body
+    }
+}

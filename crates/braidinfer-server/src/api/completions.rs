@@ -1,0 +1,195 @@
+//! `/v1/completions`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use braidinfer::engine::{ReadPrompt, TokenLogprobs};
+use braidinfer::{ModelText, Prompt, SamplingParams, Token};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answers::{Answer, Answers, Envelope, Form, Usage};
+use super::chat::encode;
+use super::logprobs::CompletionLogprobs;
+use super::one_or_many::{PromptItem, TextOr};
+use super::sampling::{Delivery, SamplingFields};
+use crate::http::{ApiError, Strict};
+use crate::served::{App, Served, seconds_since_1970};
+
+/// Tokens of an answer if none are asked for, as in the OpenAI API.
+const MAX_TOKENS: usize = 16;
+/// Likeliest tokens that may be asked for, as there.
+const MOST_LOGPROBS: usize = 5;
+
+#[derive(Debug, Deserialize)]
+pub struct CompletionFields {
+    prompt: TextOr<PromptItem>,
+    echo: Option<bool>,
+    logprobs: Option<usize>,
+}
+
+pub async fn complete(State(app): State<Arc<App>>, request: Strict<SamplingFields, CompletionFields>) -> Response {
+    let arrived = Instant::now();
+    match begin(&app, &request.first, request.second, arrived).await {
+        Ok((answers, form, delivery)) => answers.deliver(form, delivery, request.ignored).await,
+        Err(error) => (request.ignored, error).into_response(),
+    }
+}
+
+async fn begin(
+    app: &App,
+    sampling: &SamplingFields,
+    fields: CompletionFields,
+    arrived: Instant,
+) -> Result<(Answers, CompletionForm, Delivery), ApiError> {
+    let served = app.served_as(sampling.model.as_deref())?;
+    let delivery = sampling.delivery()?;
+    let echo = fields.echo.unwrap_or(false);
+    if let Some(count) = fields.logprobs.filter(|count| *count > MOST_LOGPROBS) {
+        let message = format!("logprobs: expected at most {MOST_LOGPROBS}, found {count}");
+        return Err(ApiError::field("logprobs", message));
+    }
+    let mut params = SamplingParams {
+        logprobs: fields.logprobs,
+        prompt_logprobs: fields.logprobs.filter(|_| echo),
+        ..sampling.over(&served.default_sampling, Some(MAX_TOKENS))?
+    };
+    // Whoever wants a prompt scored and nothing written; a step writes a token all the same.
+    let only_prompt = echo && params.max_tokens == Some(0);
+    if only_prompt {
+        params.max_tokens = Some(1);
+    }
+    let prompts = encoded(served, prompts(fields.prompt)?).await?;
+    let echoed = if echo { prompts.clone() } else { Vec::new() };
+    let (n, count, deadline) = (params.n, params.n * prompts.len(), (arrived + app.config.request_timeout).into());
+    let stream = served.worker.submit(prompts, &params, arrived).await?;
+    let envelope = Envelope {
+        id: format!("cmpl-{}", app.next_id()),
+        created: seconds_since_1970(),
+        model: served.name.clone(),
+        with_usage: delivery == (Delivery::Streamed { with_usage: true }),
+    };
+    let form = CompletionForm {
+        envelope,
+        text: Arc::clone(&served.text),
+        with_logprobs: fields.logprobs.is_some(),
+        echoed,
+        only_prompt,
+        n,
+        offsets: vec![0; count],
+    };
+    Ok((Answers { stream, count, n, deadline }, form, delivery))
+}
+
+/// The prompts of a field that may hold one or more, as texts or as token ids.
+pub fn prompts(field: TextOr<PromptItem>) -> Result<Vec<Prompt>, ApiError> {
+    let items = match field {
+        TextOr::Text(text) => return Ok(vec![Prompt::Text(text)]),
+        TextOr::Many(items) => items,
+    };
+    if items.is_empty() {
+        return Err(ApiError::field("prompt", "prompt: expected at least one token or text, found none"));
+    }
+    let id = |item: &PromptItem| match item {
+        PromptItem::Id(id) => Some(*id),
+        PromptItem::Text(_) | PromptItem::Ids(_) => None,
+    };
+    // A list of numbers is one prompt.
+    if let Some(ids) = items.iter().map(id).collect() {
+        return Ok(vec![Prompt::Ids(ids)]);
+    }
+    let prompt = |item| match item {
+        PromptItem::Text(text) => Ok(Prompt::Text(text)),
+        PromptItem::Ids(ids) => Ok(Prompt::Ids(ids)),
+        PromptItem::Id(_) => {
+            Err(ApiError::field("prompt", "prompt: expected token ids alone, or texts and lists of them, found both"))
+        }
+    };
+    items.into_iter().map(prompt).collect()
+}
+
+async fn encoded(served: &Served, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
+    let mut ids = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        ids.push(encode(served, prompt).await?);
+    }
+    Ok(ids)
+}
+
+struct CompletionForm {
+    envelope: Envelope,
+    text: Arc<ModelText>,
+    with_logprobs: bool,
+    /// Prompts that are repeated before their answers; none if that is not asked for.
+    echoed: Vec<Vec<u32>>,
+    /// Prompts are repeated, and nothing else is said.
+    only_prompt: bool,
+    /// Answers to each prompt.
+    n: usize,
+    /// Characters of each answer that were said so far.
+    offsets: Vec<usize>,
+}
+
+impl CompletionForm {
+    /// The prompt of an answer as text, if it is repeated.
+    fn echo(&self, choice: usize) -> String {
+        let Some(ids) = self.echoed.get(choice / self.n) else { return String::new() };
+        let decoded = self.text.tokenizer().and_then(|tokenizer| tokenizer.decode(ids, true).ok());
+        decoded.unwrap_or_default()
+    }
+
+    fn logprobs(&mut self, choice: usize, prompt: Option<&ReadPrompt>, found: &[TokenLogprobs]) -> Value {
+        let Some(tokenizer) = self.text.tokenizer().filter(|_| self.with_logprobs) else { return Value::Null };
+        let mut logprobs = CompletionLogprobs::default();
+        let offset = &mut self.offsets[choice];
+        if let (Some(ids), Some(of_prompt)) =
+            (self.echoed.get(choice / self.n), prompt.and_then(|p| p.logprobs.as_ref()))
+        {
+            ids.first().into_iter().for_each(|first| logprobs.begin(*first, tokenizer, offset));
+            of_prompt.iter().for_each(|found| logprobs.push(found, tokenizer, offset));
+        }
+        if !self.only_prompt {
+            found.iter().for_each(|found| logprobs.push(found, tokenizer, offset));
+        }
+        json!(logprobs)
+    }
+
+    fn choice(choice: usize, text: &str, logprobs: Value, finish_reason: Option<&str>) -> Value {
+        json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish_reason})
+    }
+}
+
+impl Form for CompletionForm {
+    fn opening(&mut self, _choice: usize) -> Vec<Value> {
+        Vec::new()
+    }
+
+    fn part(&mut self, choice: usize, token: Token) -> Vec<Value> {
+        let echo = if token.prompt.is_some() { self.echo(choice) } else { String::new() };
+        let text = if self.only_prompt { echo } else { echo + &token.text };
+        if text.is_empty() && token.logprobs.is_none() && token.finished.is_none() {
+            return Vec::new();
+        }
+        let logprobs = self.logprobs(choice, token.prompt.as_ref(), token.logprobs.as_slice());
+        let choice = Self::choice(choice, &text, logprobs, token.finished.map(|reason| reason.as_str()));
+        vec![self.envelope.around("text_completion", json!([choice]), None)]
+    }
+
+    fn usage_part(&self, usage: Usage) -> Value {
+        let usage = if self.only_prompt { usage.without_answers() } else { usage };
+        self.envelope.around("text_completion", json!([]), Some(usage))
+    }
+
+    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
+        let usage = if self.only_prompt { usage.without_answers() } else { usage };
+        let mut choices = Vec::with_capacity(answers.len());
+        for (index, answer) in answers.iter().enumerate() {
+            let text = self.echo(index) + if self.only_prompt { "" } else { &answer.text };
+            let logprobs = self.logprobs(index, answer.prompt.as_ref(), &answer.logprobs);
+            choices.push(Self::choice(index, &text, logprobs, answer.finish_reason.map(|reason| reason.as_str())));
+        }
+        self.envelope.around("text_completion", json!(choices), Some(usage))
+    }
+}

@@ -1,0 +1,89 @@
+//! The wire format: what requests ask for, and how answers are written.
+
+mod answers;
+mod chat;
+mod completions;
+mod logprobs;
+mod one_or_many;
+mod page;
+mod sampling;
+mod status;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::HeaderValue;
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::routing::{get, post};
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+
+use crate::http::{ApiError, Keys, ServerConfig, StartError, authenticate, name_and_log, require_model};
+use crate::served::App;
+
+/// What of the configuration is settled before the first request.
+pub struct RouterConfig {
+    keys: Keys,
+    cors: Option<CorsLayer>,
+    max_body_bytes: usize,
+}
+
+impl RouterConfig {
+    pub fn of(config: &ServerConfig) -> Result<Self, StartError> {
+        let ServerConfig { api_keys, cors_origins, max_body_bytes, .. } = config;
+        if api_keys.iter().any(String::is_empty) {
+            let (setting, expected) = ("API key", "a text of at least one character");
+            return Err(StartError::Setting { setting, expected, found: "an empty text".into() });
+        }
+        Ok(Self { keys: Keys::new(api_keys), cors: cors(cors_origins)?, max_body_bytes: *max_body_bytes })
+    }
+}
+
+fn cors(origins: &[String]) -> Result<Option<CorsLayer>, StartError> {
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let any = CorsLayer::new().allow_methods(Any).allow_headers(Any);
+    if origins.iter().any(|origin| origin == "*") {
+        return Ok(Some(any.allow_origin(Any)));
+    }
+    let origin = |origin: &String| {
+        let is_origin = origin.starts_with("http://") || origin.starts_with("https://");
+        let value = origin.parse::<HeaderValue>().ok().filter(|_| is_origin && !origin.ends_with('/'));
+        let expected = "an origin such as https://example.org, or *";
+        value.ok_or(StartError::Setting { setting: "CORS origin", expected, found: format!("`{origin}`") })
+    };
+    let origins: Vec<HeaderValue> = origins.iter().map(origin).collect::<Result<_, _>>()?;
+    Ok(Some(any.allow_origin(AllowOrigin::list(origins))))
+}
+
+pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
+    let RouterConfig { keys, cors, max_body_bytes } = config;
+    let of_model = Router::new()
+        .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/completions", post(completions::complete))
+        .route("/v1/models", get(status::models))
+        .route("/v1/models/{*model}", get(status::model))
+        .route("/v1/compat", get(status::compat))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/metrics", get(status::metrics))
+        .layer(from_fn_with_state(Arc::clone(&app), require_model))
+        .layer(from_fn_with_state(keys, authenticate));
+    let router = Router::new()
+        .route("/health", get(status::health))
+        .route("/ready", get(status::ready))
+        .merge(page::routes())
+        .merge(of_model)
+        .fallback(async || ApiError::not_found("there is nothing at this address"))
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(DefaultBodyLimit::max(max_body_bytes))
+        .layer(map_response(page::guarded));
+    // Whoever asks whether a page of another origin may ask has no key yet.
+    let router = match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router.layer(from_fn_with_state(Arc::clone(&app), name_and_log)).with_state(app)
+}

@@ -1,0 +1,71 @@
+//! Fields that hold a thing or a list of them. Read by hand: what is wrong in them is then named by its place.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{Error, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// A text, or a list of something.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TextOr<T> {
+    Text(String),
+    Many(Vec<T>),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
+            type Value = TextOr<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a text or a list")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(TextOr::Text(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(list)).map(TextOr::Many)
+            }
+        }
+        deserializer.deserialize_any(Either(PhantomData))
+    }
+}
+
+/// An element of a list of prompts: a text, token ids, or one token id of a prompt that is the list itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PromptItem {
+    Text(String),
+    Ids(Vec<u32>),
+    Id(u32),
+}
+
+impl<'de> Deserialize<'de> for PromptItem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Item;
+        impl<'de> Visitor<'de> for Item {
+            type Value = PromptItem;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a text, a token id, or a list of token ids")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(PromptItem::Text(text.to_owned()))
+            }
+
+            fn visit_u64<E: Error>(self, id: u64) -> Result<Self::Value, E> {
+                u32::try_from(id).map(PromptItem::Id).map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(list)).map(PromptItem::Ids)
+            }
+        }
+        deserializer.deserialize_any(Item)
+    }
+}

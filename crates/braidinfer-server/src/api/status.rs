@@ -1,0 +1,72 @@
+//! What is served, how it is, and what it counts.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::http::ApiError;
+use crate::served::{App, Served};
+
+/// Of the text that [`crate::metrics::Metrics::text`] writes.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Whether the process does its work.
+pub async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    match app.served() {
+        Some(served) if !served.worker.is_alive() => Err(ApiError::not_ready("the engine has stopped")),
+        _ => Ok(Json(json!({"status": "ok"}))),
+    }
+}
+
+/// Whether requests are answered.
+pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    if app.is_stopping() {
+        return Err(ApiError::not_ready("the server stops"));
+    }
+    let served = app.served_as(None)?;
+    if !served.worker.is_alive() {
+        return Err(ApiError::not_ready("the engine has stopped"));
+    }
+    Ok(Json(json!({"status": "ready", "model": served.name})))
+}
+
+pub async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let served = app.served_as(None)?;
+    Ok(Json(json!({"object": "list", "data": [described(served)]})))
+}
+
+pub async fn model(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result<Json<Value>, ApiError> {
+    Ok(Json(described(app.served_as(Some(&model))?)))
+}
+
+fn described(served: &Served) -> Value {
+    json!({
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "braidinfer",
+        "max_model_len": served.context,
+        "kernels": served.kernels.as_str(),
+    })
+}
+
+/// The verdict that the kernels were chosen by.
+pub async fn compat(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let served = app.served_as(None)?;
+    match &served.compat {
+        Some(report) => Ok(Json(report).into_response()),
+        None => Err(ApiError::not_found(format!(
+            "{} kernels were chosen by name, without a check",
+            served.kernels.as_str()
+        ))),
+    }
+}
+
+pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let served = app.served_as(None)?;
+    Ok(([(CONTENT_TYPE, OPEN_METRICS)], served.metrics.text()).into_response())
+}

@@ -1,0 +1,68 @@
+//! `/tokenize` and `/detokenize`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use braidinfer::Prompt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::chat::{Message, encode};
+use crate::http::{ApiError, Nothing, Strict};
+use crate::served::App;
+
+#[derive(Debug, Deserialize)]
+pub struct TokenizeFields {
+    model: Option<String>,
+    /// A text, with the tokens that are put around every text,
+    prompt: Option<String>,
+    /// or a chat.
+    messages: Option<Vec<Message>>,
+    /// Put them around it; true if absent.
+    add_special_tokens: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct DetokenizeFields {
+    model: Option<String>,
+    tokens: Vec<u32>,
+}
+
+pub async fn tokenize(State(app): State<Arc<App>>, request: Strict<TokenizeFields, Nothing>) -> Response {
+    (request.ignored, tokenized(&app, request.first).await).into_response()
+}
+
+pub async fn detokenize(State(app): State<Arc<App>>, request: Strict<DetokenizeFields, Nothing>) -> Response {
+    (request.ignored, detokenized(&app, &request.first)).into_response()
+}
+
+async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, ApiError> {
+    let served = app.served_as(fields.model.as_deref())?;
+    let tokens = match (fields.prompt, fields.messages, fields.add_special_tokens) {
+        (Some(text), None, Some(false)) => served.text.require_tokenizer()?.encode(&text, false)?,
+        (Some(text), None, _) => encode(served, Prompt::Text(text)).await?,
+        (None, Some(messages), None) => {
+            let messages = messages.into_iter().enumerate().map(|(index, message)| message.into_chat(index));
+            encode(served, Prompt::Chat(messages.collect::<Result<_, _>>()?)).await?
+        }
+        (None, Some(_), Some(_)) => {
+            let message =
+                "add_special_tokens: expected a prompt beside it; a chat template writes special tokens itself";
+            return Err(ApiError::field("add_special_tokens", message));
+        }
+        _ => return Err(ApiError::field("prompt", "prompt: expected either a prompt or messages")),
+    };
+    Ok(Json(json!({"count": tokens.len(), "max_model_len": served.context, "tokens": tokens})))
+}
+
+fn detokenized(app: &App, fields: &DetokenizeFields) -> Result<Json<Value>, ApiError> {
+    let served = app.served_as(fields.model.as_deref())?;
+    let tokenizer = served.text.require_tokenizer()?;
+    if let Some(id) = fields.tokens.iter().find(|id| **id as usize >= served.vocab_size) {
+        let message = format!("tokens: expected ids below the vocabulary size {}, found {id}", served.vocab_size);
+        return Err(ApiError::field("tokens", message));
+    }
+    Ok(Json(json!({"prompt": tokenizer.decode(&fields.tokens, false)?})))
+}

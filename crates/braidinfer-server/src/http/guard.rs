@@ -1,0 +1,84 @@
+//! What every request passes: a name and a line in the log, the key, and whether there is a model yet.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::{AUTHORIZATION, HeaderName};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+
+use super::ApiError;
+use crate::served::App;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest name of a request that is taken from its sender.
+const LONGEST_ID: usize = 128;
+
+/// Keys by their digests: comparing those takes as long for a key that is nearly right as for any other.
+#[derive(Clone)]
+pub struct Keys(Vec<[u8; 32]>);
+
+impl Keys {
+    pub fn new(keys: &[String]) -> Self {
+        Self(keys.iter().map(|key| Sha256::digest(key.as_bytes()).into()).collect())
+    }
+
+    fn opens(&self, request: &Request) -> bool {
+        if self.0.is_empty() {
+            return true;
+        }
+        let brought = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let key =
+            brought.and_then(|value| value.split_once(' ')).filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
+        key.is_some_and(|(_, key)| {
+            let digest: [u8; 32] = Sha256::digest(key.trim().as_bytes()).into();
+            self.0.contains(&digest)
+        })
+    }
+}
+
+/// Refuses a request without a key of this server.
+pub async fn authenticate(State(keys): State<Keys>, request: Request, next: Next) -> Response {
+    if keys.opens(&request) { next.run(request).await } else { ApiError::unauthorized().into_response() }
+}
+
+/// Refuses a request that needs the model, while there is none, or none any more.
+pub async fn require_model(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if app.is_stopping() {
+        return ApiError::not_ready("the server stops").into_response();
+    }
+    match app.served() {
+        None => ApiError::not_ready("the model is being loaded").into_response(),
+        Some(_) => next.run(request).await,
+    }
+}
+
+/// Names a request, by what its sender calls it or by a name of our own, and logs how it was answered; never what it
+/// said.
+pub async fn name_and_log(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let given = request.headers().get(REQUEST_ID).filter(|id| is_fit(id)).cloned();
+    let id = given.or_else(|| app.next_id().parse().ok()).unwrap_or(HeaderValue::from_static("unnamed"));
+    let method = request.method().clone();
+    // The pattern and not the path: what does not exist may be anything, and need not be in a log.
+    let path = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(REQUEST_ID, id.clone());
+    tracing::info!(
+        request = id.to_str().unwrap_or_default(),
+        %method,
+        path,
+        status = response.status().as_u16(),
+        milliseconds = started.elapsed().as_millis() as u64,
+        "answered"
+    );
+    response
+}
+
+fn is_fit(id: &HeaderValue) -> bool {
+    let visible = |byte: &u8| byte.is_ascii_graphic();
+    (1..=LONGEST_ID).contains(&id.len()) && id.as_bytes().iter().all(visible)
+}

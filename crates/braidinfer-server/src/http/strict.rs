@@ -1,0 +1,149 @@
+//! Bodies of requests, of which every field must mean something here.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use super::ApiError;
+use crate::served::App;
+
+const IGNORED: HeaderName = HeaderName::from_static("x-braidinfer-ignored");
+
+/// A body, read as an `A` and as a `B`: each of its fields must belong to one of them.
+pub struct Strict<A, B> {
+    pub first: A,
+    pub second: B,
+    pub ignored: Ignored,
+}
+
+/// Fields that mean nothing here, for a header of the answer; there are none unless the server is lenient.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ignored(Vec<String>);
+
+/// A type without fields, for bodies that are read as one type only.
+#[derive(Debug, Clone, Copy, serde::Deserialize)]
+pub struct Nothing {}
+
+impl IntoResponseParts for Ignored {
+    type Error = std::convert::Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Self::Error> {
+        // A name that no header can hold is left out; the client sent it and knows.
+        if let Some(names) = (!self.0.is_empty()).then(|| self.0.join(", ").parse().ok()).flatten() {
+            parts.headers_mut().insert(IGNORED, names);
+        }
+        Ok(parts)
+    }
+}
+
+impl<A: DeserializeOwned, B: DeserializeOwned> FromRequest<Arc<App>> for Strict<A, B> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Response> {
+        let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("none").to_owned();
+        let is_json = kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+        if !is_json {
+            return Err(ApiError::not_json(&kind).into_response());
+        }
+        let body = match timeout(app.config.read_timeout, Bytes::from_request(request, app)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                return Err(ApiError::too_large(app.config.max_body_bytes).into_response());
+            }
+            Ok(Err(rejection)) => return Err(ApiError::bad_request(rejection.body_text()).into_response()),
+            Err(_) => return Err(ApiError::slow_request().into_response()),
+        };
+        read(&body, app.config.lenient).map_err(IntoResponse::into_response)
+    }
+}
+
+/// Reads a body as two types.
+fn read<A: DeserializeOwned, B: DeserializeOwned>(body: &[u8], lenient: bool) -> Result<Strict<A, B>, ApiError> {
+    let (first, unknown_to_first) = read_one(body)?;
+    let (second, unknown_to_second) = read_one(body)?;
+    let unknown: Vec<String> = unknown_to_first.intersection(&unknown_to_second).cloned().collect();
+    match unknown.first() {
+        Some(field) if !lenient => {
+            Err(ApiError::field(field.clone(), format!("{field}: this server knows no such field")))
+        }
+        _ => Ok(Strict { first, second, ignored: Ignored(unknown) }),
+    }
+}
+
+/// Reads a body, and names the fields that were not read.
+fn read_one<T: DeserializeOwned>(body: &[u8]) -> Result<(T, BTreeSet<String>), ApiError> {
+    let mut unknown = BTreeSet::new();
+    let mut track = serde_path_to_error::Track::new();
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let value = serde_ignored::deserialize(tracked, |path| {
+        // An optional field is a step of its own in these paths.
+        unknown.insert(path.to_string().replace(".?", ""));
+    });
+    let value: T = value.map_err(|error: serde_json::Error| {
+        let path = track.path().to_string();
+        match path.as_str() {
+            "." | "" | "?" => ApiError::bad_request(format!("body: {error}")),
+            _ => ApiError::field(path.clone(), format!("{path}: {error}")),
+        }
+    })?;
+    json.end().map_err(|error| ApiError::bad_request(format!("body: {error}")))?;
+    Ok((value, unknown))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Sampling {
+        temperature: Option<f64>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Options {
+        options: Option<Inner>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Inner {
+        usage: bool,
+    }
+
+    fn both(body: &str, lenient: bool) -> Result<Strict<Sampling, Options>, String> {
+        read(body.as_bytes(), lenient).map_err(|error| error.json()["error"].to_string())
+    }
+
+    #[test]
+    fn every_field_belongs_to_one_of_both() {
+        let read = both(r#"{"temperature": 1, "options": {"usage": true}}"#, false).expect("all is known");
+        assert_eq!((read.first.temperature, read.second.options.map(|inner| inner.usage)), (Some(1.0), Some(true)));
+        for (body, field) in [
+            (r#"{"temprature": 1}"#, "temprature"),
+            (r#"{"options": {"usage": true, "more": 1}}"#, "options.more"),
+            (r#"{"options": {"usage": 3}}"#, "options.usage"),
+            (r#"{"temperature": "hot"}"#, "temperature"),
+        ] {
+            let error = both(body, false).err().expect("a field is wrong");
+            assert!(error.contains(&format!("\"param\":\"{field}\"")), "{error}");
+        }
+        for body in ["", "[]", "{\"temperature\": 1} x", "{\"temperature\": 1e999}", "\u{0}", &"[".repeat(100_000)] {
+            assert!(both(body, true).is_err(), "{body:.20}");
+        }
+    }
+
+    #[test]
+    fn lenient_servers_name_what_they_ignore() {
+        let read = both(r#"{"a": 1, "options": {"usage": true, "b": 2}}"#, true).expect("all is taken");
+        assert_eq!(read.ignored, Ignored(vec!["a".into(), "options.b".into()]));
+    }
+}

@@ -1,0 +1,179 @@
+//! What is counted and measured, for Prometheus.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use braidinfer::Token;
+use braidinfer::engine::{EngineStats, StepStats};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+type Share = Gauge<f64, AtomicU64>;
+type Label = [(&'static str, &'static str); 1];
+
+/// Seconds, from a cached token on a small model to a prompt that waits for minutes.
+const SECONDS: [f64; 18] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0];
+const SEQUENCES: [f64; 9] = [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
+
+/// Metrics of one served model. The names that begin with `vllm:` are those that routers of requests look for.
+pub struct Metrics {
+    registry: Registry,
+    requests_running: Gauge,
+    requests_waiting: Gauge,
+    kv_cache_usage: Share,
+    requests: Family<Label, Counter>,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    prefix_cache_queries: Counter,
+    prefix_cache_hits: Counter,
+    preemptions: Counter,
+    not_finite: Counter,
+    time_to_first_token: Histogram,
+    time_per_output_token: Histogram,
+    queue_time: Histogram,
+    batch_size: Histogram,
+    step_time: Histogram,
+}
+
+impl Metrics {
+    pub fn new(model: &str) -> Self {
+        let seconds = || Histogram::new(SECONDS);
+        let mut metrics = Self {
+            registry: Registry::with_labels([("model_name".into(), model.to_owned().into())].into_iter()),
+            requests_running: Gauge::default(),
+            requests_waiting: Gauge::default(),
+            kv_cache_usage: Share::default(),
+            requests: Family::default(),
+            prompt_tokens: Counter::default(),
+            generation_tokens: Counter::default(),
+            prefix_cache_queries: Counter::default(),
+            prefix_cache_hits: Counter::default(),
+            preemptions: Counter::default(),
+            not_finite: Counter::default(),
+            time_to_first_token: seconds(),
+            time_per_output_token: seconds(),
+            queue_time: seconds(),
+            batch_size: Histogram::new(SEQUENCES),
+            step_time: seconds(),
+        };
+        metrics.register_engine();
+        metrics.register_times();
+        // So that rates can be taken from the first answer on.
+        for reason in ["stop", "length", "abort", "error"] {
+            let _ = metrics.requests.get_or_create(&[("finish_reason", reason)]);
+        }
+        metrics
+    }
+
+    fn register_engine(&mut self) {
+        let Self { registry, .. } = self;
+        registry.register(
+            "vllm:num_requests_running",
+            "Requests that take part in steps",
+            self.requests_running.clone(),
+        );
+        registry.register("vllm:num_requests_waiting", "Requests that wait", self.requests_waiting.clone());
+        registry.register(
+            "vllm:kv_cache_usage_perc",
+            "Share of the key/value storage in use, from 0 to 1",
+            self.kv_cache_usage.clone(),
+        );
+        let braidinfer = registry.sub_registry_with_prefix("braidinfer");
+        braidinfer.register("prompt_tokens", "Tokens of prompts that were read", self.prompt_tokens.clone());
+        braidinfer.register("generation_tokens", "Tokens that were written", self.generation_tokens.clone());
+        let queries = "Tokens of prompts that were looked for in the prefix cache";
+        braidinfer.register("prefix_cache_queries", queries, self.prefix_cache_queries.clone());
+        braidinfer.register("prefix_cache_hits", "Those of them that were found", self.prefix_cache_hits.clone());
+        let preemptions = "How often a sequence lost its blocks to an earlier one";
+        braidinfer.register("preemptions", preemptions, self.preemptions.clone());
+        let not_finite = "Answers that ended because logits were not finite";
+        braidinfer.register("not_finite", not_finite, self.not_finite.clone());
+        braidinfer.register("batch_size", "Sequences in a step", self.batch_size.clone());
+        braidinfer.register_with_unit("step_time", "Time of a step", Unit::Seconds, self.step_time.clone());
+    }
+
+    fn register_times(&mut self) {
+        let braidinfer = self.registry.sub_registry_with_prefix("braidinfer");
+        braidinfer.register("requests", "Answers by how they ended", self.requests.clone());
+        let times = [
+            ("time_to_first_token", "From a request's arrival to its first token", &self.time_to_first_token),
+            ("time_per_output_token", "Mean time of each further token of an answer", &self.time_per_output_token),
+            ("request_queue_time", "From a request's arrival to its first step", &self.queue_time),
+        ];
+        for (name, help, histogram) in times {
+            braidinfer.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        }
+    }
+
+    /// The text that Prometheus reads.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Only the string could fail, and strings do not.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+
+    pub fn observe_engine(&self, stats: &EngineStats) {
+        self.requests_running.set(stats.running as i64);
+        self.requests_waiting.set(stats.waiting as i64);
+        self.kv_cache_usage.set(stats.kv_cache_usage);
+        raise(&self.prefix_cache_queries, stats.prefix_queries);
+        raise(&self.prefix_cache_hits, stats.prefix_hits);
+        raise(&self.preemptions, stats.preemptions);
+        raise(&self.not_finite, stats.not_finite);
+    }
+
+    pub fn observe_step(&self, step: &StepStats) {
+        self.batch_size.observe(step.sequences as f64);
+        self.step_time.observe(step.took.as_secs_f64());
+        self.prompt_tokens.inc_by(step.prompt_tokens as u64);
+        self.generation_tokens.inc_by(step.written_tokens as u64);
+    }
+
+    pub fn count_finished(&self, reason: &'static str) {
+        self.requests.get_or_create(&[("finish_reason", reason)]).inc();
+    }
+}
+
+/// Lets a counter follow a sum that only grows.
+fn raise(counter: &Counter, sum: usize) {
+    counter.inc_by((sum as u64).saturating_sub(counter.get()));
+}
+
+/// When things happened to one request.
+pub struct RequestTimes {
+    arrived: Instant,
+    /// Of each answer: its first token, and how many came after it.
+    answers: Vec<Option<(Instant, u32)>>,
+}
+
+impl RequestTimes {
+    pub fn new(arrived: Instant, n: usize) -> Self {
+        Self { arrived, answers: vec![None; n] }
+    }
+
+    pub fn observe(&mut self, choice: usize, token: &Token, metrics: &Metrics) {
+        let answer = &mut self.answers[choice];
+        match answer {
+            None => {
+                metrics.time_to_first_token.observe(self.arrived.elapsed().as_secs_f64());
+                *answer = Some((Instant::now(), 0));
+            }
+            Some((_, more)) => *more += 1,
+        }
+        if let Some(prompt) = &token.prompt {
+            metrics.queue_time.observe(prompt.queued.as_secs_f64());
+        }
+        if let Some(reason) = token.finished {
+            metrics.count_finished(reason.as_str());
+            if let Some((first, more)) = answer.filter(|(_, more)| *more > 0) {
+                metrics.time_per_output_token.observe(first.elapsed().as_secs_f64() / f64::from(more));
+            }
+        }
+    }
+}

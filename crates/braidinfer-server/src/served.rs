@@ -1,0 +1,101 @@
+//! What handlers share.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use braidinfer::compat::CompatReport;
+use braidinfer::executor::ActiveKernels;
+use braidinfer::{Llm, ModelText, SamplingParams};
+
+use crate::http::{ApiError, ServerConfig};
+use crate::metrics::Metrics;
+use crate::worker::Worker;
+
+/// The server, with or without its model.
+pub struct App {
+    pub config: ServerConfig,
+    served: OnceLock<Served>,
+    is_stopping: AtomicBool,
+    requests: AtomicU64,
+    /// Tells the requests of one server from those of another in logs.
+    salt: u32,
+}
+
+/// A model that is served.
+pub struct Served {
+    pub name: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    pub text: Arc<ModelText>,
+    pub worker: Worker,
+    pub metrics: Arc<Metrics>,
+    pub default_sampling: SamplingParams,
+    pub context: usize,
+    pub vocab_size: usize,
+    pub kernels: ActiveKernels,
+    pub compat: Option<CompatReport>,
+}
+
+impl Served {
+    pub fn begin(llm: Llm, name: String, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+        Ok(Self {
+            name,
+            created: seconds_since_1970(),
+            text: Arc::clone(llm.text()),
+            default_sampling: llm.default_sampling(),
+            context: llm.context(),
+            vocab_size: llm.spec().vocab_size,
+            kernels: llm.kernels(),
+            compat: llm.compat().cloned(),
+            worker: Worker::start(llm, Arc::clone(&metrics))?,
+            metrics,
+        })
+    }
+}
+
+impl App {
+    pub fn new(config: ServerConfig) -> Self {
+        Self {
+            config,
+            served: OnceLock::new(),
+            is_stopping: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            salt: rand::random(),
+        }
+    }
+
+    pub fn serve(&self, served: Served) -> bool {
+        self.served.set(served).is_ok()
+    }
+
+    pub fn served(&self) -> Option<&Served> {
+        self.served.get()
+    }
+
+    /// What is served, if that is what was asked for; whoever names no model means it.
+    pub fn served_as(&self, model: Option<&str>) -> Result<&Served, ApiError> {
+        let served = self.served().ok_or_else(|| ApiError::not_ready("the model is being loaded"))?;
+        match model {
+            Some(model) if model != served.name => Err(ApiError::no_such_model(model, &served.name)),
+            _ => Ok(served),
+        }
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Relaxed)
+    }
+
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// A name for the next request.
+    pub fn next_id(&self) -> String {
+        format!("{:08x}{:08x}", self.salt, self.requests.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+pub fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

@@ -1,0 +1,244 @@
+//! The thread that owns the model: takes requests, runs steps, hands out what they say.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use braidinfer::{Error, Event, Llm, RequestId, SamplingParams, Token};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::{Metrics, RequestTimes};
+
+/// What one step did for one answer; an error ends it.
+pub struct Said {
+    /// Which of the answers, counted from 0: all answers to the first prompt, then those to the second, and so on.
+    pub choice: usize,
+    pub token: Result<Token, Fault>,
+}
+
+/// Why an answer ended early.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// The model gave no number that can be chosen from, or could not be run.
+    Model(String),
+    /// The server stops.
+    ShuttingDown,
+}
+
+struct Job {
+    prompt: Vec<u32>,
+    params: SamplingParams,
+    /// Answers to the prompts before it.
+    first_choice: usize,
+    arrived: Instant,
+    said: mpsc::UnboundedSender<Said>,
+    accepted: oneshot::Sender<Result<RequestId, Error>>,
+}
+
+enum Command {
+    Add(Box<Job>),
+    Abort(RequestId),
+    /// Ends every answer.
+    EndAll,
+}
+
+/// Speaks to the thread from anywhere.
+pub struct Worker {
+    commands: Sender<Command>,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    pub fn start(llm: Llm, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+        let (commands, received) = channel();
+        let desk = Desk { llm, metrics, open: HashMap::new() };
+        let thread = thread::Builder::new().name("engine".into()).spawn(move || desk.run(&received))?;
+        Ok(Self { commands, thread })
+    }
+
+    /// Whether the thread runs; it ends only if something in it is broken.
+    pub fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    /// Queues prompts that arrived at `arrived`: all of them, or none.
+    pub async fn submit(
+        &self,
+        prompts: Vec<Vec<u32>>,
+        params: &SamplingParams,
+        arrived: Instant,
+    ) -> Result<AnswerStream, SubmitError> {
+        let (said, receiver) = mpsc::unbounded_channel();
+        let mut stream = AnswerStream { receiver, requests: Vec::new(), commands: self.commands.clone() };
+        for (index, prompt) in prompts.into_iter().enumerate() {
+            let (accepted, answer) = oneshot::channel();
+            let (params, first_choice) = (params.clone(), index * params.n);
+            let job = Job { prompt, params, first_choice, arrived, said: said.clone(), accepted };
+            self.commands.send(Command::Add(Box::new(job))).map_err(|_| SubmitError::Stopped)?;
+            // If whoever asks goes away meanwhile, nobody takes the answer and the worker drops the request.
+            let request = answer.await.map_err(|_| SubmitError::Stopped)?.map_err(SubmitError::Refused)?;
+            stream.requests.push(request);
+        }
+        Ok(stream)
+    }
+
+    /// Ends every answer with [`Fault::ShuttingDown`].
+    pub fn end_all(&self) {
+        // A thread that is gone has ended them already.
+        let _ = self.commands.send(Command::EndAll);
+    }
+}
+
+/// Why a prompt was not taken.
+pub enum SubmitError {
+    Refused(Error),
+    /// The thread has ended.
+    Stopped,
+}
+
+/// What the answers to some prompts say, as it is said. Dropping it ends them.
+pub struct AnswerStream {
+    receiver: mpsc::UnboundedReceiver<Said>,
+    requests: Vec<RequestId>,
+    commands: Sender<Command>,
+}
+
+impl AnswerStream {
+    /// The next token of any answer; `None` when all are complete.
+    pub async fn next(&mut self) -> Option<Said> {
+        self.receiver.recv().await
+    }
+}
+
+impl Drop for AnswerStream {
+    fn drop(&mut self) {
+        for request in &self.requests {
+            // Nothing is lost if the thread is gone, or the answers were complete.
+            let _ = self.commands.send(Command::Abort(*request));
+        }
+    }
+}
+
+/// A request that is being answered.
+struct Open {
+    said: mpsc::UnboundedSender<Said>,
+    first_choice: usize,
+    /// Answers that are not complete.
+    unfinished: usize,
+    times: RequestTimes,
+}
+
+/// What the thread works with.
+struct Desk {
+    llm: Llm,
+    metrics: Arc<Metrics>,
+    open: HashMap<RequestId, Open>,
+}
+
+impl Desk {
+    /// Ends when nobody can send commands any more.
+    fn run(mut self, commands: &Receiver<Command>) {
+        while let Some(pending) = self.wait(commands) {
+            pending.into_iter().for_each(|command| self.obey(command));
+            // Commands are taken between steps, all that are there, so that cancelling takes one step at most.
+            while let Ok(command) = commands.try_recv() {
+                self.obey(command);
+            }
+            if self.llm.has_unfinished() {
+                self.step();
+            }
+            self.metrics.observe_engine(&self.llm.stats());
+        }
+    }
+
+    /// The next command, waited for only when there is nothing else to do; `None` at the end.
+    fn wait(&self, commands: &Receiver<Command>) -> Option<Option<Command>> {
+        if !self.llm.has_unfinished() {
+            return match commands.recv() {
+                Ok(command) => Some(Some(command)),
+                Err(RecvError) => None,
+            };
+        }
+        match commands.try_recv() {
+            Ok(command) => Some(Some(command)),
+            Err(TryRecvError::Empty) => Some(None),
+            Err(TryRecvError::Disconnected) => None,
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Add(job) => self.add(*job),
+            Command::Abort(request) => self.abort(request),
+            Command::EndAll => self.end_all(&Fault::ShuttingDown),
+        }
+    }
+
+    fn add(&mut self, job: Job) {
+        let Job { prompt, params, first_choice, arrived, said, accepted } = job;
+        let added = self.llm.add(prompt, &params);
+        let request = added.as_ref().ok().copied();
+        if let Some(request) = request {
+            let times = RequestTimes::new(arrived, params.n);
+            self.open.insert(request, Open { said, first_choice, unfinished: params.n, times });
+        }
+        if accepted.send(added).is_err()
+            && let Some(request) = request
+        {
+            self.abort(request);
+        }
+    }
+
+    fn abort(&mut self, request: RequestId) {
+        self.llm.abort(request);
+        if self.open.remove(&request).is_some() {
+            self.metrics.count_finished("abort");
+        }
+    }
+
+    fn end_all(&mut self, fault: &Fault) {
+        for (request, open) in self.open.drain() {
+            self.llm.abort(request);
+            self.metrics.count_finished("error");
+            // Whoever does not listen any more needs no reason.
+            let _ = open.said.send(Said { choice: open.first_choice, token: Err(fault.clone()) });
+        }
+    }
+
+    fn step(&mut self) {
+        match self.llm.step() {
+            Ok(events) => {
+                self.metrics.observe_step(&self.llm.stats().last_step);
+                events.into_iter().for_each(|event| self.hand_out(event));
+            }
+            Err(error) => {
+                tracing::error!(%error, "a step failed; every answer was ended");
+                self.end_all(&Fault::Model(error.to_string()));
+            }
+        }
+    }
+
+    fn hand_out(&mut self, event: Event) {
+        let Event { request, choice, token } = event;
+        let Some(open) = self.open.get_mut(&request) else { return };
+        match &token {
+            Ok(token) => open.times.observe(choice, token, &self.metrics),
+            Err(error) => {
+                tracing::error!(%error, "an answer failed");
+                self.metrics.count_finished("error");
+            }
+        }
+        let ends = !matches!(&token, Ok(Token { finished: None, .. }));
+        open.unfinished -= usize::from(ends);
+        let complete = open.unfinished == 0;
+        let token = token.map_err(|error| Fault::Model(error.to_string()));
+        let listens = open.said.send(Said { choice: open.first_choice + choice, token }).is_ok();
+        if complete {
+            self.open.remove(&request);
+        } else if !listens {
+            self.abort(request);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+// Plays the API of `braidinfer serve` for work on its page, and serves the page from the source tree.
+// node mock_server.mjs [--port 8099] [--key KEY]
+
+import { createServer } from "node:http";
+import { readFile } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+const PAGE = new URL("../../crates/braidinfer-server/page/", import.meta.url);
+const MODEL = "mock-model";
+const POLICY =
+  "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'";
+const TYPES = { html: "text/html; charset=utf-8", css: "text/css; charset=utf-8", js: "text/javascript; charset=utf-8" };
+const TOKEN_MILLISECONDS = 25;
+const FIELDS = new Set(
+  "model messages stream stream_options temperature top_p top_k min_p max_completion_tokens seed".split(" "),
+);
+const FIRST_TOKEN_BOUNDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, Infinity];
+
+const ANSWERS = [
+  `<think>The reader wants to know how a cache of prefixes works. A short example helps.</think>
+
+### A cache of prefixes
+
+Requests often **begin alike**: the same system prompt, the same earlier turns. Keys and values of such a beginning are computed *once* and kept in blocks of \`16\` tokens.
+
+1. Hash each full block together with the one before it.
+2. Look the hash up:
+   - found: reuse the block;
+   - not found: compute it, then keep it.
+3. Free the block that was used least recently.
+
+\`\`\`rust
+fn block_hash(parent: u64, tokens: &[u32]) -> u64 {
+    tokens.iter().fold(parent, |hash, &token| hash.rotate_left(5) ^ u64::from(token))
+}
+\`\`\`
+
+What stays to be computed is the part that differs, so the first token comes sooner.`,
+  `In short: what two prompts have in common is read once.
+
+- **Saves** time to the first token.
+- **Costs** memory that would be free otherwise.
+
+Links stay text: [a page](https://example.org/).`,
+];
+
+const counts = { running: 0, prompt: 0, generated: 0, finished: { stop: 0, length: 0 }, answers: 0 };
+const firstTokens = [];
+
+class Refusal extends Error {
+  constructor(status, message, param = null) {
+    super(message);
+    Object.assign(this, { status, param });
+  }
+}
+
+async function route(request, response, key) {
+  const { pathname } = new URL(request.url, "http://mock");
+  const needsKey = pathname.startsWith("/v1/") || pathname === "/metrics";
+  if (key && needsKey && request.headers.authorization !== `Bearer ${key}`) throw new Refusal(401, "invalid API key");
+  switch (pathname) {
+    case "/v1/models":
+      return sendJson(response, 200, { object: "list", data: [{ id: MODEL, object: "model", owned_by: "braidinfer" }] });
+    case "/v1/chat/completions":
+      return answer(await bodyOf(request), response);
+    case "/v1/compat":
+      return sendJson(response, 200, sampleReport());
+    case "/metrics":
+      return response.writeHead(200, { "Content-Type": "text/plain; version=0.0.4" }).end(metrics());
+    default:
+      return sendPage(pathname === "/" ? "index.html" : pathname.slice(1), response);
+  }
+}
+
+async function sendPage(name, response) {
+  if (!/^[a-z]+\.(html|css|js)$/.test(name)) throw new Refusal(404, `no ${name}`);
+  const content = await readFile(new URL(name, PAGE)).catch(() => {
+    throw new Refusal(404, `no ${name}`);
+  });
+  response.writeHead(200, { "Content-Type": TYPES[name.split(".")[1]], "Content-Security-Policy": POLICY }).end(content);
+}
+
+function sendJson(response, status, value, headers = {}) {
+  response.writeHead(status, { "Content-Type": "application/json", ...headers }).end(JSON.stringify(value));
+}
+
+async function bodyOf(request) {
+  let text = "";
+  for await (const piece of request.setEncoding("utf8")) text += piece;
+  const body = JSON.parse(text);
+  const unknown = Object.keys(body).find((name) => !FIELDS.has(name));
+  if (unknown) throw new Refusal(400, `unknown field \`${unknown}\``, unknown);
+  if (body.model !== MODEL) throw new Refusal(404, `no model ${body.model}`, "model");
+  if (body.temperature < 0 || body.temperature > 2) throw new Refusal(400, "temperature must be from 0 to 2", "temperature");
+  return body;
+}
+
+async function answer(body, response) {
+  const started = performance.now();
+  const tokens = ANSWERS[counts.answers++ % ANSWERS.length].match(/\s*\S+|\s+$/g);
+  const length = Math.min(tokens.length, body.max_completion_tokens ?? Infinity);
+  const finish = length < tokens.length ? "length" : "stop";
+  const promptTokens = JSON.stringify(body.messages).split(/\s+/).length + 12;
+  response.writeHead(200, { "Content-Type": "text/event-stream", "Cache-Control": "no-store" });
+  counts.running += 1;
+  counts.prompt += promptTokens;
+  sendChunk(response, [{ index: 0, delta: { role: "assistant" }, finish_reason: null }]);
+  await sleep(60 + 200 * Math.random());
+  firstTokens.push((performance.now() - started) / 1000);
+  for (const token of tokens.slice(0, length)) {
+    if (response.destroyed) break;
+    sendChunk(response, [{ index: 0, delta: { content: token }, finish_reason: null }]);
+    counts.generated += 1;
+    await sleep(TOKEN_MILLISECONDS);
+  }
+  counts.running -= 1;
+  counts.finished[finish] += 1;
+  sendChunk(response, [{ index: 0, delta: {}, finish_reason: finish }]);
+  sendChunk(response, [], {
+    prompt_tokens: promptTokens,
+    completion_tokens: length,
+    total_tokens: promptTokens + length,
+    prompt_tokens_details: { cached_tokens: 16 * Math.floor(promptTokens / 32) },
+  });
+  response.end("data: [DONE]\n\n");
+}
+
+function sendChunk(response, choices, usage = null) {
+  response.write(`data: ${JSON.stringify({ id: "mock", object: "chat.completion.chunk", choices, usage })}\n\n`);
+}
+
+function metrics() {
+  const labels = `model_name="${MODEL}"`;
+  const buckets = FIRST_TOKEN_BOUNDS.map((bound) => {
+    const name = bound === Infinity ? "+Inf" : bound;
+    const count = firstTokens.filter((seconds) => seconds <= bound).length;
+    return `braidinfer_time_to_first_token_seconds_bucket{${labels},le="${name}"} ${count}`;
+  });
+  return `# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{${labels}} ${counts.running}
+vllm:num_requests_waiting{${labels}} 0
+vllm:kv_cache_usage_perc{${labels}} ${Math.min(1, 0.02 + 0.3 * counts.running + counts.generated / 20000)}
+braidinfer_prompt_tokens_total{${labels}} ${counts.prompt}
+braidinfer_generation_tokens_total{${labels}} ${counts.generated}
+braidinfer_prefix_cache_queries_total{${labels}} ${counts.prompt}
+braidinfer_prefix_cache_hits_total{${labels}} ${Math.floor(counts.prompt / 2)}
+braidinfer_requests_total{${labels},finish_reason="stop"} ${counts.finished.stop}
+braidinfer_requests_total{${labels},finish_reason="length"} ${counts.finished.length}
+${buckets.join("\n")}
+braidinfer_time_to_first_token_seconds_sum{${labels}} ${firstTokens.reduce((sum, seconds) => sum + seconds, 0)}
+braidinfer_time_to_first_token_seconds_count{${labels}} ${firstTokens.length}
+`;
+}
+
+/** A report of a model with one layer that fused kernels get wrong and two that amplify rounding. */
+export function sampleReport() {
+  const numbers = [...Array(28).keys()];
+  const exact = (layer) => 2e-7 * (1 + 0.4 * Math.sin(layer));
+  const fastest = (layer) => ([2, 21].includes(layer) ? 0.09 : 0.004) * (1 + 0.3 * Math.cos(1.7 * layer));
+  const raised = { 2: "k_proj amplifies rounding by 41", 21: "k_proj amplifies rounding by 38" };
+  const run = (kind, name, mean, agreement, others) => ({
+    kind,
+    name,
+    divergence: {
+      positions: 96, kl_mean: mean, kl_p99: 12 * mean, kl_max: 15 * mean, top1_agreement: agreement,
+      near_ties: 96 - Math.round(96 * agreement) - others, disagreements: others, loss: 2.91, kl: [],
+    },
+    drift: numbers.map((layer) => mean * (layer + 1)),
+  });
+  const levels = (level) => ({ q_proj: "int8", k_proj: level, v_proj: "int8", o_proj: "int8", down_proj: "int8" });
+  return {
+    status: "WARNING",
+    score: 0.74,
+    reason: "fused kernels give nearly the same answers: mean KL 3.1e-3 nats from standard kernels in f32, twice that of the checkpoint's own type (1.6e-3)",
+    predicted: { status: "COMPATIBLE", score: 0.92, max_weight: 12.6, max_ratio: 8.1, extreme_layers: 0, amplification: 41.2, norms: [] },
+    measured: {
+      tokens: 96, text: true, loss: 2.91, uniform_loss: 11.93,
+      runs: [
+        run("checkpoint", "standard, bf16", 1.6e-3, 0.979, 0),
+        run("exact", "fused, nothing rounded but sums", 4.2e-11, 1, 0),
+        run("fastest", "fused, fastest (int8, K/V f16)", 2.2e-2, 0.927, 3),
+        run("plan", "fused, by the plan", 3.1e-3, 0.969, 1),
+      ],
+      speed: { fastest_tok_s: 41.3, plan_tok_s: 38.7 },
+      seconds: 4.2,
+    },
+    layers: numbers.map((layer) => ({
+      layer,
+      exact: [{ op: "attn.k", error: exact(layer) / 2 }, { op: "output", error: layer === 9 ? null : exact(layer) }],
+      fastest: [{ op: "attn.k", error: fastest(layer) }, { op: "output", error: fastest(layer) / 3 }],
+      fault: layer === 9 ? "ffn.out" : null,
+      raised: raised[layer] ?? null,
+    })),
+    plan: [
+      ...numbers.map((layer) => ({
+        layer,
+        kernels: layer === 9 ? "standard" : "fused",
+        kv: "f16",
+        levels: layer === 9 ? {} : levels(layer in raised ? "f32" : "int8"),
+      })),
+      { layer: null, kernels: "fused", kv: null, levels: { lm_head: "int8" } },
+    ],
+    recommendations: ["use the plan: it keeps 94 % of the speed", "look at layer 9, which fused kernels get wrong from ffn.out on"],
+  };
+}
+
+function start({ port, key }) {
+  const server = createServer((request, response) => {
+    route(request, response, key).catch((error) => {
+      const { status = 500, message, param = null } = error;
+      sendJson(response, status, { error: { message, type: "invalid_request_error", param, code: null } });
+    });
+  });
+  server.listen(Number(port), "127.0.0.1", () => console.log(`http://127.0.0.1:${server.address().port}/`));
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  start(parseArgs({ options: { port: { type: "string", default: "8099" }, key: { type: "string" } } }).values);
+}
