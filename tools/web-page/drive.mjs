@@ -38,7 +38,7 @@ async function step(name, check, { expectsTrouble = false, slow = 0, prepare, ..
     if (!/^(data|blob):/.test(request.url()) && new URL(request.url()).origin !== origin) complaints.push(`request to ${request.url()}`);
   });
   const page = await context.newPage();
-  page.setDefaultTimeout(20_000);
+  page.setDefaultTimeout(60_000);
   page.on("pageerror", (error) => complaints.push(`error: ${error.stack}`));
   page.on("console", (message) => {
     const isFailedLoad = expectsTrouble && message.text().startsWith("Failed to load resource");
@@ -129,6 +129,10 @@ const button = (page, name) => page.getByRole("button", { name, exact: true }).l
 const length = async (locator) => (await locator.textContent()).length;
 const pause = (page, milliseconds = 300) => page.waitForTimeout(milliseconds);
 
+async function servedModel(page) {
+  return (await (await page.request.get(`${origin}/v1/models`)).json()).data[0].id;
+}
+
 async function shot(page, name) {
   await page.screenshot({ path: join(folder, `${name}.png`) });
 }
@@ -141,12 +145,19 @@ async function hasNoSidewaysScroll(page) {
 }
 
 await step("loads, names the model, and is protected by a policy", async (page, response) => {
-  const models = await (await page.request.get(`${origin}/v1/models`)).json();
-  await page.getByText(models.data[0].id).waitFor();
+  await page.locator("#model").getByText(await servedModel(page)).waitFor();
   assert.match(response.headers()["content-security-policy"] ?? "none", /default-src 'self'/);
   assert.equal(await page.evaluate(() => document.activeElement.id), "question");
   await shot(page, "empty-light");
 });
+
+await step("waits for a server that loads its model", async (page) => {
+  const name = await servedModel(page);
+  await page.route("**/v1/models", (route) => route.fulfill(refusal(503, "the model is being loaded")), { times: 1 });
+  await page.reload();
+  await page.locator("#model.failed").getByText("not ready: the model is being loaded").waitFor();
+  await page.locator("#model:not(.failed)").getByText(name).waitFor();
+}, TROUBLE);
 
 await step("the answer of the server grows while it comes, has figures, and survives a reload", async (page) => {
   await ask(page, "Tell me a story.");
@@ -203,6 +214,7 @@ await step("regenerate asks the same again and replaces the last answer only", a
   await said(page).getByText("third").waitFor();
   await answered(page);
   assert.deepEqual(await page.locator(".said").allTextContents(), ["first", "third"]);
+  assert.equal(await page.textContent("#announcement"), "third");
   assert.deepEqual(bodies[2], bodies[1]);
   assert.deepEqual(bodies[2].messages.map(({ role, content }) => `${role}: ${content}`), ["user: One?", "assistant: first", "user: Two?"]);
 });
@@ -287,6 +299,15 @@ await step("an answer that breaks off keeps what came and says so", async (page)
   await page.getByText("out of blocks").waitFor();
   assert.equal(await said(page).textContent(), "half an");
 });
+
+await step("a reload in the middle of an answer keeps what came", async (page) => {
+  await playAnswers(page, streamOf(LONG));
+  await ask(page, "Count.");
+  await page.getByText("word20").waitFor();
+  await page.reload();
+  assert.match(await said(page).textContent(), /^word0 .*word20/);
+  assert.equal(await page.textContent("#send"), "Send");
+}, { slow: 15 });
 
 await step("a draft survives a reload", async (page) => {
   await page.fill("#question", "half a thought");
@@ -458,13 +479,13 @@ await step("metrics: figures, plots, and polling only while they are open", asyn
   let polls = 0;
   await page.route("**/metrics", (route) => {
     polls += 1;
-    return route.fulfill({ contentType: "text/plain", body: METRICS(500 * polls, 10, 20 * (polls - 1)) });
+    return route.fulfill({ contentType: "text/plain", body: METRICS(500 * polls, 10 * polls, 30 * polls) });
   });
   await button(page, "Metrics").click();
   const panel = page.locator("#metrics");
   await panel.getByText("42.0 % in use").waitFor();
   for (const text of ["2 running", "3 waiting", "25.0 %"]) await panel.getByText(text).first().waitFor();
-  await panel.getByText("150 ms median").waitFor();
+  await panel.getByText("133 ms median").waitFor();
   await page.waitForFunction(() => document.querySelectorAll("#metrics polyline").length > 3);
   const generated = parseFloat(await panel.locator(".value b").first().textContent());
   assert.ok(generated > 150 && generated < 350, `${generated} tokens/s`);

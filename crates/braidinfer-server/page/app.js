@@ -10,6 +10,9 @@ const byId = (id) => document.getElementById(id);
 const panel = byId("panel");
 const panelButtons = [...document.querySelectorAll("[data-panel]")];
 
+/** Between two looks at whether the model is loaded, in milliseconds. */
+const LOADING_PERIOD = 2000;
+
 const ON_OPEN = { report: openReport, metrics: openMetrics };
 
 function openPanel(button) {
@@ -61,6 +64,16 @@ function showModel(name, failed = false) {
   line.classList.toggle("failed", failed);
 }
 
+/** A server may listen before it has loaded its model. */
+async function findModel() {
+  try {
+    showModel(await modelName());
+  } catch (error) {
+    showModel(error.message, true);
+    if (error.status === 503) setTimeout(findModel, LOADING_PERIOD);
+  }
+}
+
 onKeyNeeded(askForKey);
 byId("no-key").addEventListener("click", () => byId("key-dialog").close());
 startSettings();
@@ -73,4 +86,4 @@ document.addEventListener("keydown", (event) => {
   if (chat.stop() || closePanel()) event.preventDefault();
 });
 
-modelName().then(showModel, (error) => showModel(error.message, true));
+findModel();

@@ -24,11 +24,8 @@ const FIRST_TOKEN = "braidinfer_time_to_first_token_seconds";
 
 /** Each line of a card is its name and its value at a reading. */
 const CARDS = [
-  {
-    title: "Tokens per second",
-    lines: [["generated", (at) => perSecond(GENERATED, at)], ["prompt", (at) => perSecond(PROMPT, at)]],
-    inWords: rate,
-  },
+  { title: "Generated tokens per second", lines: [["generated", (at) => perSecond(GENERATED, at)]], inWords: rate },
+  { title: "Prompt tokens per second", lines: [["read", (at) => perSecond(PROMPT, at)]], inWords: rate },
   { title: "Requests", lines: [["running", valueOf(RUNNING)], ["waiting", valueOf(WAITING)]], inWords: whole },
   { title: "K/V cache", lines: [["in use", valueOf(CACHE_USE)]], inWords: percent, top: 1 },
   { title: "Time to first token, last minute", lines: [["median", (at) => recentMedian(FIRST_TOKEN, at)]], inWords: seconds },

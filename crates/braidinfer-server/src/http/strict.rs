@@ -68,13 +68,34 @@ impl<A: DeserializeOwned, B: DeserializeOwned> FromRequest<Arc<App>> for Strict<
 fn read<A: DeserializeOwned, B: DeserializeOwned>(body: &[u8], lenient: bool) -> Result<Strict<A, B>, ApiError> {
     let (first, unknown_to_first) = read_one(body)?;
     let (second, unknown_to_second) = read_one(body)?;
-    let unknown: Vec<String> = unknown_to_first.intersection(&unknown_to_second).cloned().collect();
+    let to_both = |field: &&String| is_within(&unknown_to_first, field) && is_within(&unknown_to_second, field);
+    let unknown: Vec<String> = unknown_to_first.union(&unknown_to_second).filter(to_both).cloned().collect();
     match unknown.first() {
         Some(field) if !lenient => {
             Err(ApiError::field(field.clone(), format!("{field}: this server knows no such field")))
         }
         _ => Ok(Strict { first, second, ignored: Ignored(unknown) }),
     }
+}
+
+/// The path of a field, as the other errors spell theirs: `messages[0].name`.
+fn spelled(path: &serde_ignored::Path) -> String {
+    let mut spelled = String::new();
+    // An optional field is a step of its own in these paths.
+    for step in path.to_string().split('.').filter(|step| *step != "?") {
+        match step.parse::<usize>() {
+            Ok(index) => spelled += &format!("[{index}]"),
+            Err(_) if spelled.is_empty() => spelled += step,
+            Err(_) => spelled += &format!(".{step}"),
+        }
+    }
+    spelled
+}
+
+/// Whether a field is one of `unknown`, or part of one: of an object that is not read, no field is named.
+fn is_within(unknown: &BTreeSet<String>, field: &str) -> bool {
+    let ends = field.match_indices(['.', '[']).map(|(end, _)| end).chain([field.len()]);
+    ends.into_iter().any(|end| unknown.contains(&field[..end]))
 }
 
 /// Reads a body, and names the fields that were not read.
@@ -84,8 +105,7 @@ fn read_one<T: DeserializeOwned>(body: &[u8]) -> Result<(T, BTreeSet<String>), A
     let mut json = serde_json::Deserializer::from_slice(body);
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let value = serde_ignored::deserialize(tracked, |path| {
-        // An optional field is a step of its own in these paths.
-        unknown.insert(path.to_string().replace(".?", ""));
+        unknown.insert(spelled(&path));
     });
     let value: T = value.map_err(|error: serde_json::Error| {
         let path = track.path().to_string();

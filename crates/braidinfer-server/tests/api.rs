@@ -1,0 +1,394 @@
+//! What the server answers.
+
+mod support;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use braidinfer::{LoadOptions, Prompt, SamplingParams};
+use braidinfer_server::ServerConfig;
+use serde_json::{Value, json};
+use support::{Connection, Model, TestServer, config, demo, greedy, with};
+
+const STORY: &str = "Once upon a time";
+
+fn chat(content: &str) -> Value {
+    json!({"messages": [{"role": "user", "content": content}], "temperature": 0})
+}
+
+#[test]
+fn completions_are_what_the_library_writes() {
+    let server = TestServer::shared();
+    let mut llm = demo(&LoadOptions::default());
+    let params = SamplingParams { max_tokens: Some(30), ignore_eos: true, ..SamplingParams::default() };
+    let expected = llm.generate(&[Prompt::Text(STORY.into())], &params).expect("it runs").remove(0);
+    let reply = server.post("/v1/completions", &greedy(STORY, 30));
+    let answer = reply.json();
+    assert_eq!((reply.status, &answer["choices"][0]["text"]), (200, &json!(expected.text)));
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    let usage = &answer["usage"];
+    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(4), &json!(30)));
+    // As ids, several at once, and as a list of one.
+    let ids = json!(expected.prompt_ids);
+    for (prompt, count) in [(ids.clone(), 1), (json!([ids, STORY, "The dragon"]), 3), (json!([STORY]), 1)] {
+        let answer = server.post("/v1/completions", &with(greedy("", 30), json!({"prompt": prompt}))).json();
+        let choices = answer["choices"].as_array().expect("choices are a list");
+        assert_eq!((choices.len(), &choices[0]["text"]), (count, &json!(expected.text)));
+        assert_eq!(choices[count - 1]["index"], count - 1);
+    }
+}
+
+#[test]
+fn streams_add_up_to_the_whole() {
+    let server = TestServer::shared();
+    for (path, body) in [
+        ("/v1/completions", with(greedy(STORY, 40), json!({"stop": ["moon", "."], "logprobs": 1}))),
+        ("/v1/chat/completions", with(chat("Tell me a story about a fox."), json!({"max_tokens": 40, "n": 2}))),
+        ("/v1/completions", with(greedy(STORY, 6), json!({"echo": true, "logprobs": 2, "n": 2}))),
+    ] {
+        let whole = server.post(path, &body).json();
+        let streamed = with(body, json!({"stream": true, "stream_options": {"include_usage": true}}));
+        let reply = server.post(path, &streamed);
+        assert_eq!(reply.header("content-type"), Some("text/event-stream"));
+        let mut events = reply.events();
+        let usage = events.pop().expect("the last part tells what was used");
+        assert_eq!((&usage["choices"], &usage["usage"]["total_tokens"]), (&json!([]), &whole["usage"]["total_tokens"]));
+        assert!(events.iter().all(|event| event["usage"].is_null() && event["id"] == events[0]["id"]));
+        for choice in whole["choices"].as_array().expect("choices are a list") {
+            let own: Vec<&Value> =
+                events.iter().map(|event| &event["choices"][0]).filter(|own| own["index"] == choice["index"]).collect();
+            let piece =
+                |own: &&Value| own["text"].as_str().or(own["delta"]["content"].as_str()).unwrap_or("").to_owned();
+            let text: String = own.iter().map(piece).collect();
+            let expected = choice["text"].as_str().or(choice["message"]["content"].as_str());
+            assert_eq!(Some(text.as_str()), expected);
+            let reasons: Vec<&str> = own.iter().filter_map(|own| own["finish_reason"].as_str()).collect();
+            assert_eq!(reasons, [choice["finish_reason"].as_str().expect("it ended")]);
+            let tokens = |own: &&Value| own["logprobs"]["tokens"].as_array().cloned().unwrap_or_default();
+            let told: Vec<Value> = own.iter().flat_map(tokens).collect();
+            assert_eq!(told, tokens(&choice));
+        }
+    }
+}
+
+#[test]
+fn prompts_are_repeated_and_scored() {
+    let server = TestServer::shared();
+    let body = with(greedy(STORY, 0), json!({"echo": true, "logprobs": 1}));
+    let answer = server.post("/v1/completions", &body).json();
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["text"], &answer["usage"]["completion_tokens"]), (&json!(STORY), &json!(0)));
+    let logprobs = &choice["logprobs"];
+    let told = logprobs["token_logprobs"].as_array().expect("they are told");
+    assert_eq!((told.len(), &told[0]), (4, &Value::Null));
+    assert!(told[1..].iter().all(|logprob| logprob.as_f64().is_some_and(|logprob| logprob < 0.0)));
+    assert_eq!((&logprobs["text_offset"], &logprobs["tokens"][1]), (&json!([0, 4, 9, 11]), &json!(" upon")));
+}
+
+#[test]
+fn chats_tell_probabilities_by_bytes() {
+    let server = TestServer::shared();
+    let body = with(chat("Hello"), json!({"max_tokens": 5, "logprobs": true, "top_logprobs": 3}));
+    let answer = server.post("/v1/chat/completions", &body).json();
+    let content = answer["choices"][0]["logprobs"]["content"].as_array().expect("they are told").clone();
+    let bytes: Vec<u8> = content
+        .iter()
+        .flat_map(|token| token["bytes"].as_array().expect("bytes are a list"))
+        .map(|byte| byte.as_u64().and_then(|byte| byte.try_into().ok()).expect("a byte"))
+        .collect();
+    assert_eq!(Some(String::from_utf8_lossy(&bytes).as_ref()), answer["choices"][0]["message"]["content"].as_str());
+    for token in content {
+        let top = token["top_logprobs"].as_array().expect("they are told");
+        assert_eq!((top.len(), &top[0]["token"]), (3, &token["token"]), "greedy takes the likeliest");
+    }
+}
+
+#[test]
+fn seeds_repeat_and_parts_of_messages_add_up() {
+    let server = TestServer::shared();
+    let ask = |fields: Value| {
+        let body = with(chat("Tell me a story."), json!({"temperature": 1.0, "max_tokens": 24, "n": 2}));
+        let answer = server.post("/v1/chat/completions", &with(body, fields)).json();
+        [0, 1].map(|choice| answer["choices"][choice]["message"]["content"].clone())
+    };
+    let [first, second] = ask(json!({"seed": 5}));
+    assert_ne!(first, second);
+    assert_eq!(ask(json!({"seed": 5})), [first.clone(), second.clone()]);
+    assert_eq!(ask(json!({"seed": 6}))[0], second, "each next answer has the next seed");
+    assert_ne!(ask(json!({"seed": -5}))[0], first);
+    let parts = json!([{"role": "developer", "content": "Be kind."}, {"role": "user", "content": [
+        {"type": "text", "text": "Tell me "}, {"type": "text", "text": "a story."}]}]);
+    let whole = json!([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Tell me a story."}]);
+    assert_eq!(ask(json!({"seed": 5, "messages": parts})), ask(json!({"seed": 5, "messages": whole})));
+}
+
+#[test]
+fn what_means_nothing_here_is_refused_by_name() {
+    let server = TestServer::shared();
+    let long = "x ".repeat(3000);
+    for (path, body, status, param, says) in [
+        ("/v1/completions", with(greedy(STORY, 1), json!({"suffix": "x"})), 400, "suffix", "no such field"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"best_of": 2})), 400, "best_of", "no such field"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"top_p": 0})), 400, "top_p", "above 0"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"temperature": "hot"})), 400, "temperature", "expected f64"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"n": 1000})), 400, "n", "from 1 to"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"max_tokens": 0})), 400, "max_tokens", "at least 1"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"stop": [""]})), 400, "stop", "at least one character"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"logprobs": 6})), 400, "logprobs", "at most 5"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"logit_bias": {"x": 1}})), 400, "logit_bias", "token ids"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"logit_bias": {"99999": 1}})), 400, "logit_bias", "below"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"prompt": [1, "a"]})), 400, "prompt", "found both"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"prompt": []})), 400, "prompt", "at least one"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"prompt": [999_999]})), 400, "token id", "below"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"prompt": [-1]})), 400, "prompt[0]", "invalid type"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"model": "gpt"})), 404, "model", "expected `demo`"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"stream_options": {}})), 400, "stream_options", "`stream`"),
+        (
+            "/v1/completions",
+            with(greedy(STORY, 1), json!({"stream": true, "stream_options": {"usage": true}})),
+            400,
+            "stream_options.usage",
+            "no such field",
+        ),
+        ("/v1/chat/completions", json!({"messages": []}), 400, "messages", "at least one"),
+        ("/v1/chat/completions", json!({}), 400, "", "missing field `messages`"),
+        ("/v1/chat/completions", with(chat("x"), json!({"top_logprobs": 2})), 400, "top_logprobs", "`logprobs`"),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "wizard", "content": "x"}]}),
+            400,
+            "messages[0].role",
+            "`wizard`",
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}),
+            400,
+            "messages[0].content[0].image_url",
+            "no such field",
+        ),
+        ("/v1/chat/completions", with(chat(&long), json!({})), 400, "", "context"),
+        ("/detokenize", json!({"tokens": [999_999]}), 400, "tokens", "below"),
+        ("/tokenize", json!({}), 400, "prompt", "either"),
+    ] {
+        let (found, error) = server.post(path, &body).error();
+        assert_eq!(found, status, "{body:.200}: {error}");
+        assert_eq!(error["param"].as_str().unwrap_or_default(), param, "{error}");
+        assert!(error["message"].as_str().is_some_and(|message| message.contains(says)), "{says}: {error}");
+    }
+    let too_long = server.post("/v1/chat/completions", &chat(&long)).error().1;
+    assert_eq!(too_long["code"], "context_length_exceeded");
+}
+
+#[test]
+fn lenient_servers_ignore_and_say_so() {
+    let server = TestServer::start(ServerConfig { lenient: true, ..config() }, Model::Demo(LoadOptions::default()));
+    let body = with(greedy(STORY, 2), json!({"suffix": "x", "stream_options": {"usage": 1}, "stream": true}));
+    let reply = server.post("/v1/completions", &body);
+    assert_eq!((reply.status, reply.header("x-braidinfer-ignored")), (200, Some("stream_options.usage, suffix")));
+}
+
+#[test]
+fn tokens_go_both_ways() {
+    let server = TestServer::shared();
+    let tokens = server.post("/tokenize", &json!({"prompt": STORY})).json();
+    assert_eq!((&tokens["count"], &tokens["max_model_len"]), (&json!(4), &json!(512)));
+    let text = server.post("/detokenize", &json!({"tokens": tokens["tokens"], "model": "demo"})).json();
+    assert_eq!(text["prompt"], STORY);
+    let chat = server.post("/tokenize", &json!({"messages": [{"role": "user", "content": "Hello"}]})).json();
+    assert!(chat["count"].as_u64().is_some_and(|count| count > 3), "{chat}");
+}
+
+#[test]
+fn models_verdicts_and_states_are_told() {
+    let server = TestServer::shared();
+    let models = server.get("/v1/models").json();
+    assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("demo")));
+    assert_eq!(server.get("/v1/models/demo").json()["id"], "demo");
+    assert_eq!(server.get("/v1/models/other").error().0, 404);
+    assert_eq!(server.get("/v1/compat").json()["status"], "COMPATIBLE");
+    assert_eq!((server.get("/health").status, server.get("/ready").status), (200, 200));
+    assert_eq!(server.get("/nothing/here").error().0, 404);
+    assert_eq!(server.request("DELETE", "/v1/models", &[], b"").error().0, 405);
+    let page = server.get("/");
+    assert!(page.text.contains("<!doctype html>") || page.text.contains("<!DOCTYPE html>"), "{:.200}", page.text);
+    assert!(page.header("content-security-policy").is_some_and(|policy| policy.contains("default-src 'self'")));
+}
+
+#[test]
+fn a_server_without_a_model_is_healthy_and_not_ready() {
+    let server = TestServer::start(config(), Model::None);
+    assert_eq!((server.get("/health").status, server.get("/").status), (200, 200));
+    for reply in [server.get("/ready"), server.post("/v1/completions", &greedy(STORY, 1)), server.get("/metrics")] {
+        assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{}", reply.text);
+    }
+}
+
+#[test]
+fn keys_open_everything_but_the_page_and_the_state() {
+    let keys = vec!["first".to_owned(), "second".to_owned()];
+    let server = TestServer::start(ServerConfig { api_keys: keys, ..config() }, Model::Demo(LoadOptions::default()));
+    let with_key = |header: &str| server.request("GET", "/v1/models", &[("authorization", header)], b"").status;
+    assert_eq!([with_key("Bearer first"), with_key("bearer second")], [200, 200]);
+    assert_eq!([with_key("Bearer firs"), with_key("Bearer "), with_key("first"), with_key("Basic first")], [401; 4]);
+    let reply = server.get("/metrics");
+    assert_eq!((reply.status, reply.header("www-authenticate")), (401, Some("Bearer")));
+    assert_eq!(server.post("/v1/completions", &greedy(STORY, 1)).error().1["code"], "invalid_api_key");
+    for path in ["/", "/health", "/ready", "/style.css"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+}
+
+#[test]
+fn pages_of_other_origins_may_ask_only_where_that_is_set() {
+    let ask = |server: &TestServer, origin: &str| {
+        let reply = server.request("GET", "/v1/models", &[("origin", origin)], b"");
+        reply.header("access-control-allow-origin").map(str::to_owned)
+    };
+    assert_eq!(ask(TestServer::shared(), "https://a.example"), None);
+    let origins = vec!["https://a.example".to_owned()];
+    let keys = vec!["key".to_owned()];
+    let config = ServerConfig { cors_origins: origins, api_keys: keys, ..config() };
+    let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
+    assert_eq!(ask(&server, "https://a.example").as_deref(), Some("https://a.example"));
+    assert_eq!(ask(&server, "https://b.example"), None);
+    // What browsers ask first comes without a key.
+    let headers = [
+        ("origin", "https://a.example"),
+        ("access-control-request-method", "POST"),
+        ("access-control-request-headers", "authorization"),
+    ];
+    assert_eq!(server.request("OPTIONS", "/v1/chat/completions", &headers, b"").status, 200);
+}
+
+#[test]
+fn requests_keep_their_names() {
+    let server = TestServer::shared();
+    let named = |name: &str| {
+        let reply = server.request("GET", "/health", &[("x-request-id", name)], b"");
+        reply.header("x-request-id").expect("every answer has one").to_owned()
+    };
+    assert_eq!(named("my-request-1"), "my-request-1");
+    let own = [named(""), named(&"x".repeat(200)), named("two words"), named("")];
+    assert!(own.iter().all(|name| name.len() == 16) && own[0] != own[3], "{own:?}");
+}
+
+#[test]
+fn a_full_queue_is_429_and_says_when_to_try_again() {
+    let options = LoadOptions { max_sequences: 1, max_waiting: 1, ..LoadOptions::default() };
+    let server = TestServer::start(config(), Model::Demo(options));
+    let long = with(greedy(STORY, 400), json!({"stream": true}));
+    let open = || {
+        let mut connection = Connection::open(server.address);
+        let body = long.to_string();
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length:";
+        connection.send(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes());
+        connection
+    };
+    let running = open();
+    let begun = Instant::now();
+    while server.metric("vllm:num_requests_running") < 1.0 && begun.elapsed() < Duration::from_secs(10) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let waiting: Vec<Connection> = (0..4).map(|_| open()).collect();
+    let statuses: Vec<u16> = waiting
+        .into_iter()
+        .map(|mut connection| {
+            let line = connection.line().expect("the server answers");
+            if line.contains("429") {
+                let lines: Vec<String> = std::iter::from_fn(|| connection.line()).take_while(|l| l != "\r\n").collect();
+                assert!(lines.iter().any(|line| line.starts_with("retry-after: 1")), "{lines:?}");
+            }
+            line.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+        })
+        .collect();
+    assert!(statuses.contains(&429) && statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
+    drop(running);
+}
+
+#[test]
+fn bodies_that_are_too_large_or_no_json_are_refused() {
+    let server =
+        TestServer::start(ServerConfig { max_body_bytes: 1000, ..config() }, Model::Demo(LoadOptions::default()));
+    assert_eq!(server.post("/v1/completions", &greedy(&"x".repeat(2000), 1)).error().0, 413);
+    let reply = server.request("POST", "/v1/completions", &[("content-type", "text/plain")], b"{}");
+    assert_eq!(reply.error().0, 415);
+    let charset = [("content-type", "application/json; charset=utf-8")];
+    let body = greedy(STORY, 1).to_string();
+    assert_eq!(server.request("POST", "/v1/completions", &charset, body.as_bytes()).status, 200);
+}
+
+#[test]
+fn requests_that_never_arrive_are_ended() {
+    let config = ServerConfig { read_timeout: Duration::from_millis(300), ..config() };
+    let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
+    // A head without end, and a body without end.
+    let mut head = Connection::open(server.address);
+    head.send(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-slow: ");
+    assert!(head.reply().is_none_or(|reply| reply.status == 408));
+    let mut body = Connection::open(server.address);
+    body.send(
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
+    );
+    assert_eq!(body.reply().expect("the server says so").status, 408);
+}
+
+#[test]
+fn answers_that_take_too_long_are_ended() {
+    let config = ServerConfig { request_timeout: Duration::ZERO, ..config() };
+    let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
+    let (status, error) = server.post("/v1/completions", &greedy(STORY, 400)).error();
+    assert_eq!((status, &error["code"]), (504, &json!("timeout")));
+    let events = server.post("/v1/completions", &with(greedy(STORY, 400), json!({"stream": true}))).events();
+    assert_eq!(events.last().expect("there is one")["error"]["code"], "timeout");
+}
+
+/// Sends a long streaming request and waits for its first words.
+fn streaming(server: &TestServer) -> Connection {
+    let mut connection = Connection::open(server.address);
+    let body = with(greedy(STORY, 480), json!({"stream": true})).to_string();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length:";
+    connection.send(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes());
+    while !connection.line().expect("the stream begins").starts_with("data: ") {}
+    connection
+}
+
+#[test]
+fn clients_that_go_away_free_what_they_had() {
+    let server = TestServer::start(config(), Model::Demo(LoadOptions::default()));
+    for _ in 0..5 {
+        drop(streaming(&server));
+    }
+    let begun = Instant::now();
+    while server.metric("vllm:num_requests_running") > 0.0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "a request that nobody reads goes on");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(server.metric("vllm:kv_cache_usage_perc"), 0.0);
+}
+
+#[test]
+fn a_server_that_stops_finishes_what_it_writes() {
+    let server = TestServer::start(config(), Model::Demo(LoadOptions::default()));
+    let mut running = streaming(&server);
+    server.begin_to_stop();
+    let rest: Vec<String> = std::iter::from_fn(|| running.line()).collect();
+    assert!(rest.iter().any(|line| line.starts_with("data: [DONE]")), "the answer is complete");
+    assert!(rest.iter().any(|line| line.contains("\"finish_reason\":\"length\"")), "and not cut");
+    server.wait();
+}
+
+#[test]
+fn a_server_that_must_stop_tells_those_it_cuts_off() {
+    // Nothing is left for answers.
+    let config = ServerConfig { shutdown_timeout: Duration::from_secs(2), ..config() };
+    let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
+    let all: Vec<Connection> = (0..12).map(|_| streaming(&server)).collect();
+    server.begin_to_stop();
+    for mut running in all {
+        let rest: Vec<String> = std::iter::from_fn(|| running.line()).collect();
+        let told = |word: &str| rest.iter().any(|line| line.contains(word));
+        assert!(told("[DONE]") && (told("the server stops") || told("\"finish_reason\":\"length\"")), "{rest:?}");
+    }
+    server.wait();
+}

@@ -1,0 +1,234 @@
+//! A server with the demo model on a port of its own, and clients.
+// Not every test file uses all of it.
+#![allow(dead_code)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use braidinfer::model::ModelSource;
+use braidinfer::{Llm, LoadOptions};
+use braidinfer_server::{Server, ServerConfig};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+
+pub const MODEL: &str = "demo";
+
+pub fn config() -> ServerConfig {
+    ServerConfig {
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        api_keys: Vec::new(),
+        public_without_key: false,
+        cors_origins: Vec::new(),
+        tls: None,
+        lenient: false,
+        max_body_bytes: 1 << 20,
+        max_connections: 256,
+        read_timeout: Duration::from_secs(10),
+        request_timeout: Duration::from_secs(120),
+        shutdown_timeout: Duration::from_secs(10),
+    }
+}
+
+pub fn demo(options: &LoadOptions) -> Llm {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../braidinfer-cli/demo-model");
+    Llm::open(&ModelSource::Directory(folder), options, &|_, _| {}).expect("the demo model opens")
+}
+
+/// A server that stops when it is dropped.
+pub struct TestServer {
+    pub address: SocketAddr,
+    stop: Arc<Notify>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// How a server begins.
+pub enum Model {
+    None,
+    Demo(LoadOptions),
+}
+
+impl TestServer {
+    pub fn start(config: ServerConfig, model: Model) -> Self {
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let thread = thread::spawn(move || {
+            let runtime = Runtime::new().expect("there are threads");
+            runtime.block_on(async move {
+                let server = Server::bind(config).await.expect("a port is free");
+                if let Model::Demo(options) = model {
+                    assert!(server.door().serve(demo(&options), MODEL.into()).expect("there is a thread for it"));
+                }
+                sender.send(server.address()).expect("the test waits");
+                server.run(async move { stopped.notified().await }).await;
+            });
+            runtime.shutdown_background();
+        });
+        Self { address: receiver.recv().expect("the server begins"), stop, thread: Some(thread) }
+    }
+
+    /// One with the demo model and nothing special.
+    pub fn plain() -> Self {
+        Self::start(config(), Model::Demo(LoadOptions::default()))
+    }
+
+    /// One that several tests of a file share.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<TestServer> = OnceLock::new();
+        SHARED.get_or_init(Self::plain)
+    }
+
+    /// Begins to stop, as SIGTERM does.
+    pub fn begin_to_stop(&self) {
+        self.stop.notify_one();
+    }
+
+    /// Waits until it has stopped.
+    pub fn wait(mut self) {
+        self.thread.take().expect("it runs").join().expect("the server ends in order");
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Reply {
+        self.request("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        self.request("GET", path, &[], b"")
+    }
+
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        Connection::open(self.address).request(method, path, headers, body)
+    }
+
+    /// A value of a metric.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").text;
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).expect("the metric is there");
+        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("it has a value")
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.stop.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A test that failed should say why, and not that its server has, too.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub text: String,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    /// The parts of a stream, without the word that ends it.
+    pub fn events(&self) -> Vec<Value> {
+        let data: Vec<&str> = self.text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        let (last, parts) = data.split_last().unwrap_or_else(|| panic!("no stream: {}", self.text));
+        assert_eq!(*last, "[DONE]", "{}", self.text);
+        parts.iter().map(|part| serde_json::from_str(part).expect("parts are JSON")).collect()
+    }
+
+    /// What an error says.
+    pub fn error(&self) -> (u16, Value) {
+        (self.status, self.json()["error"].clone())
+    }
+}
+
+/// A connection that speaks HTTP/1.1 by hand, so that it can also speak it badly.
+pub struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    pub fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the server listens");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
+        Self(BufReader::new(stream))
+    }
+
+    pub fn request(mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+        head += &format!("content-length: {}\r\n\r\n", body.len());
+        self.send(&[head.as_bytes(), body].concat());
+        self.reply().expect("the server answers")
+    }
+
+    /// Sends bytes; whether they arrive is another matter.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let _ = self.0.get_mut().write_all(bytes);
+    }
+
+    pub fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        (self.0.read_line(&mut line).ok()? > 0).then_some(line)
+    }
+
+    /// The next answer, whole; `None` if the server ends the connection before it.
+    pub fn reply(&mut self) -> Option<Reply> {
+        let status = self.line()?.split(' ').nth(1)?.parse().ok()?;
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?;
+            let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+        let mut reply = Reply { status, headers, text: String::new() };
+        let body = match (reply.header("content-length"), reply.header("transfer-encoding")) {
+            (Some(length), _) => {
+                let mut body = vec![0; length.parse().ok()?];
+                self.0.read_exact(&mut body).ok()?;
+                body
+            }
+            (None, Some(_)) => self.chunks()?,
+            (None, None) => Vec::new(),
+        };
+        reply.text = String::from_utf8(body).expect("answers are text");
+        Some(reply)
+    }
+
+    fn chunks(&mut self) -> Option<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let length = usize::from_str_radix(self.line()?.trim(), 16).ok()?;
+            let mut chunk = vec![0; length + 2];
+            self.0.read_exact(&mut chunk).ok()?;
+            if length == 0 {
+                return Some(body);
+            }
+            body.extend_from_slice(&chunk[..length]);
+        }
+    }
+}
+
+/// A greedy completion of so many tokens.
+pub fn greedy(prompt: &str, max_tokens: usize) -> Value {
+    json!({"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true})
+}
+
+/// A body with other fields in it.
+pub fn with(mut body: Value, fields: Value) -> Value {
+    for (name, value) in fields.as_object().expect("fields are an object") {
+        body[name] = value.clone();
+    }
+    body
+}
