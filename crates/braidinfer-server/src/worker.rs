@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use braidinfer::{Error, Event, Llm, RequestId, SamplingParams, Token};
+use braidinfer::{Error, Event, Llm, Output, RequestId, SamplingParams, Token};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::{Metrics, RequestTimes};
@@ -15,7 +15,7 @@ use crate::metrics::{Metrics, RequestTimes};
 pub struct Said {
     /// Which of the answers, counted from 0: all answers to the first prompt, then those to the second, and so on.
     pub choice: usize,
-    pub token: Result<Token, Fault>,
+    pub output: Result<Output, Fault>,
 }
 
 /// Why an answer ended early.
@@ -203,7 +203,7 @@ impl Desk {
             self.llm.abort(request);
             self.metrics.count_finished("error");
             // Whoever does not listen any more needs no reason.
-            let _ = open.said.send(Said { choice: open.first_choice, token: Err(fault.clone()) });
+            let _ = open.said.send(Said { choice: open.first_choice, output: Err(fault.clone()) });
         }
     }
 
@@ -221,20 +221,21 @@ impl Desk {
     }
 
     fn hand_out(&mut self, event: Event) {
-        let Event { request, choice, token } = event;
+        let Event { request, choice, output } = event;
         let Some(open) = self.open.get_mut(&request) else { return };
-        match &token {
-            Ok(token) => open.times.observe(choice, token, &self.metrics),
+        match &output {
+            Ok(Output::Token(token)) => open.times.observe(choice, token, &self.metrics),
+            Ok(Output::Embedding(_)) => self.metrics.count_finished("stop"),
             Err(error) => {
                 tracing::error!(%error, "an answer failed");
                 self.metrics.count_finished("error");
             }
         }
-        let ends = !matches!(&token, Ok(Token { finished: None, .. }));
+        let ends = !matches!(&output, Ok(Output::Token(Token { finished: None, .. })));
         open.unfinished -= usize::from(ends);
         let complete = open.unfinished == 0;
-        let token = token.map_err(|error| Fault::Model(error.to_string()));
-        let listens = open.said.send(Said { choice: open.first_choice + choice, token }).is_ok();
+        let output = output.map_err(|error| Fault::Model(error.to_string()));
+        let listens = open.said.send(Said { choice: open.first_choice + choice, output }).is_ok();
         if complete {
             self.open.remove(&request);
         } else if !listens {

@@ -18,7 +18,7 @@ pub mod validation;
 
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
-pub use llm::{Completion, Event, Llm, ModelText, Prompt, RequestId, StreamEvent, Timings, Token};
+pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, StreamEvent, Timings, Token};
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
 
 pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};

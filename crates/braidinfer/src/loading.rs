@@ -51,6 +51,8 @@ pub struct LoadOptions {
     pub kv_cache: KvCacheRoom,
     /// Share what is stored of prompts that begin alike, as long as there is room for it.
     pub prefix_cache: bool,
+    /// Guess what answers say next from what was said before, where that pays. It changes no answer.
+    pub prompt_lookup: bool,
 }
 
 impl Default for LoadOptions {
@@ -67,6 +69,7 @@ impl Default for LoadOptions {
             max_waiting: usize::MAX,
             kv_cache: KvCacheRoom::AllSequences,
             prefix_cache: true,
+            prompt_lookup: true,
         }
     }
 }

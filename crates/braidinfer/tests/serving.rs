@@ -6,10 +6,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use braidinfer::engine::TokenLogprobs;
-use braidinfer::executor::ActiveKernels;
+use braidinfer::engine::{Constraint, ConstraintFactory, Pooling, TokenLogprobs};
+use braidinfer::executor::{ActiveKernels, Batch, Recorder, SequenceSlice};
 use braidinfer::model::ModelSource;
-use braidinfer::{Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, RequestId, SamplingParams, Token};
+use braidinfer::{Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, Output, RequestId, SamplingParams, Token};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use support::Fixture;
@@ -25,6 +25,13 @@ fn open(source: &ModelSource, options: LoadOptions) -> Llm {
 
 fn demo() -> ModelSource {
     ModelSource::Directory(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../braidinfer-cli/demo-model"))
+}
+
+fn token(event: Event) -> Token {
+    match event.output.expect("it is sampled") {
+        Output::Token(token) => token,
+        Output::Embedding(_) => panic!("no vector was asked for"),
+    }
 }
 
 /// What a request asks for, and after how many tokens it is cancelled, if at all.
@@ -90,7 +97,7 @@ fn alone(llm: &mut Llm, asked: &Asked) -> Said {
     llm.add(asked.prompt.clone(), &asked.params).expect("the request is sound");
     let mut said = Said::default();
     while llm.has_unfinished() {
-        llm.step().expect("the step runs").into_iter().for_each(|event| said.take(event.token.expect("it is sampled")));
+        llm.step().expect("the step runs").into_iter().for_each(|event| said.take(token(event)));
     }
     said
 }
@@ -106,8 +113,9 @@ fn together(llm: &mut Llm, asked: &[Asked], at_once: usize, rng: &mut SmallRng) 
             in_flight.insert(request, next);
             next += 1;
         }
-        for Event { request, token, .. } in llm.step().expect("the step runs") {
-            let token = token.expect("it is sampled");
+        for event in llm.step().expect("the step runs") {
+            let request = event.request;
+            let token = token(event);
             let Some(index) = in_flight.get(&request).copied() else { continue };
             let ended = token.finished.is_some();
             said[index].take(token);
@@ -146,11 +154,14 @@ fn company_changes_no_bit() {
     for name in ["llama", "qwen3", "gemma3", "mistral", "phi3-longrope", "ernie4_5"] {
         let fixture = Fixture::open(name);
         let source = &fixture.source;
-        let mut llm = open(source, LoadOptions::default());
+        // Alone, nothing is guessed or found, either.
+        let plain = LoadOptions { prompt_lookup: false, prefix_cache: false, ..LoadOptions::default() };
+        let mut llm = open(source, plain);
         let (vocab, context) = (llm.spec().vocab_size, llm.context());
         let mut rng = SmallRng::seed_from_u64(7);
         let asked = requests(vocab, context, &mut rng);
         let expected: Vec<Said> = asked.iter().map(|asked| alone(&mut llm, asked)).collect();
+        let mut llm = open(source, LoadOptions::default());
         for at_once in [1, 3, 16] {
             llm.executor_mut();
             for cache in ["cold", "warm"] {
@@ -178,7 +189,7 @@ fn prefixes_are_found_and_said() {
         let mut first = None;
         while llm.has_unfinished() {
             for event in llm.step().expect("the step runs") {
-                first = first.or(event.token.expect("it is sampled").prompt);
+                first = first.or(token(event).prompt);
             }
         }
         first.map(|prompt| (prompt.tokens, prompt.cached))
@@ -212,7 +223,7 @@ fn logprobs_are_those_of_the_logits() {
     let (mut all, mut of_prompt, mut of_answer) = (prompt.clone(), Vec::new(), Vec::new());
     while llm.has_unfinished() {
         for event in llm.step().expect("the step runs") {
-            let token = event.token.expect("it is sampled");
+            let token = token(event);
             all.push(token.id);
             of_prompt.extend(token.prompt.into_iter().flat_map(|prompt| prompt.logprobs.unwrap_or_default()));
             of_answer.extend(token.logprobs);
@@ -248,9 +259,10 @@ fn several_answers_share_their_prompt_and_draw_apart() {
     let mut cached = Vec::new();
     while llm.has_unfinished() {
         for event in llm.step().expect("the step runs") {
-            let token = event.token.expect("it is sampled");
-            cached.extend(token.prompt.as_ref().map(|prompt| (event.choice, prompt.cached)));
-            answers[event.choice].take(token);
+            let choice = event.choice;
+            let token = token(event);
+            cached.extend(token.prompt.as_ref().map(|prompt| (choice, prompt.cached)));
+            answers[choice].take(token);
         }
     }
     assert_eq!(cached, [(0, 0), (1, 32), (2, 32)]);
@@ -292,4 +304,104 @@ fn a_full_queue_says_so_and_takes_nothing() {
         llm.step().expect("the step runs");
     }
     nothing_is_left(&llm, "a full queue");
+}
+
+/// Makes an answer say given tokens.
+struct Forced {
+    tokens: Vec<u32>,
+    said: usize,
+}
+
+impl Constraint for Forced {
+    fn restrict(&mut self, logits: &mut [f32]) -> braidinfer::Result<()> {
+        let next = self.tokens[self.said] as usize;
+        let others = logits.iter_mut().enumerate().filter(|(id, _)| *id != next);
+        others.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+        Ok(())
+    }
+
+    fn take(&mut self, token: u32) -> braidinfer::Result<()> {
+        assert_eq!(token, self.tokens[self.said], "only one token is allowed");
+        self.said += 1;
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.said == self.tokens.len()
+    }
+}
+
+/// Steps that it takes to say `tokens`, all of which must come.
+fn steps_to_say(llm: &mut Llm, prompt: &[u32], tokens: &[u32]) -> usize {
+    let forced = tokens.to_vec();
+    let factory = ConstraintFactory::new(move || Ok(Box::new(Forced { tokens: forced.clone(), said: 0 })));
+    let params = SamplingParams { ignore_eos: true, ..SamplingParams::default() };
+    llm.add_constrained(prompt.to_vec(), &params, Some(factory)).expect("the request is sound");
+    let (mut said, mut steps, mut finished) = (Vec::new(), 0, None);
+    while llm.has_unfinished() {
+        steps += 1;
+        for event in llm.step().expect("the step runs") {
+            let token = token(event);
+            said.push(token.id);
+            finished = token.finished;
+        }
+    }
+    assert_eq!((said.as_slice(), finished), (tokens, Some(FinishReason::Stop)));
+    steps
+}
+
+#[test]
+fn what_repeats_comes_in_fewer_steps() {
+    let mut llm = open(&demo(), LoadOptions::default());
+    let prompt: Vec<u32> = (100..220).collect();
+    // Half of it can be looked up: the prompt in pieces of 20 tokens, and as many new ones between them.
+    let new = |piece: u32| (0..20).map(move |index| 300 + 37 * index % 200 + piece * 7 % 11);
+    let half: Vec<u32> = (0..6).flat_map(|piece| (100 + 20 * piece..120 + 20 * piece).chain(new(piece))).collect();
+    let steps = steps_to_say(&mut llm, &prompt, &half);
+    assert!(steps < half.len() * 7 / 10, "{steps} steps for {} tokens", half.len());
+    let other: Vec<u32> = (0..120).map(|index| 300 + (index * index * 7 + index * 13) % 500).collect();
+    let mut plain = open(&demo(), LoadOptions { prompt_lookup: false, ..LoadOptions::default() });
+    assert_eq!(steps_to_say(&mut plain, &prompt, &half), half.len());
+    assert!(steps_to_say(&mut llm, &prompt, &other) <= other.len());
+    nothing_is_left(&llm, "guesses");
+}
+
+#[test]
+fn vectors_are_those_of_the_last_norm() {
+    let fixture = Fixture::open("qwen3");
+    let mut llm = open(&fixture.source, LoadOptions::default());
+    let prompt: Vec<u32> = (1..60).collect();
+    let mut recorder = Recorder::new(|name: &str| name == "final_norm");
+    let mut batch = Batch::default();
+    let slice = SequenceSlice { query_len: 59, context_len: 0, rope_len: 59, block_table: (0..4).collect() };
+    batch.push(&prompt, slice, 59);
+    llm.executor_mut().forward(&batch, &mut recorder).expect("the batch runs");
+    let normed = recorder.activations.remove(0);
+    let width = normed.values.len() / 59;
+    let unit = |values: Vec<f64>| {
+        let length = values.iter().map(|value| value * value).sum::<f64>().sqrt();
+        values.into_iter().map(|value| value / length).collect::<Vec<f64>>()
+    };
+    let row = |row: usize| normed.values[row * width..(row + 1) * width].iter().map(|value| f64::from(*value));
+    let mean = (0..width).map(|column| (0..59).map(|r| f64::from(normed.values[r * width + column])).sum()).collect();
+    for (pooling, expected) in [(Pooling::Last, unit(row(58).collect())), (Pooling::Mean, unit(mean))] {
+        llm.add(vec![5; 40], &SamplingParams { max_tokens: Some(20), ..SamplingParams::default() })
+            .expect("it is sound");
+        let request = llm.add_embedding(prompt.clone(), pooling).expect("the request is sound");
+        let mut found = None;
+        while llm.has_unfinished() {
+            for event in llm.step().expect("the step runs").into_iter().filter(|event| event.request == request) {
+                match event.output.expect("it is computed") {
+                    Output::Embedding(embedding) => found = Some(embedding),
+                    Output::Token(_) => panic!("nothing is written"),
+                }
+            }
+        }
+        let found = found.expect("a vector came");
+        assert_eq!((found.values.len(), found.prompt.tokens), (width, 59));
+        for (value, expected) in found.values.iter().zip(&expected) {
+            assert!((f64::from(*value) - expected).abs() < 1e-5, "{pooling:?}: {value} {expected}");
+        }
+        nothing_is_left(&llm, "vectors");
+    }
 }

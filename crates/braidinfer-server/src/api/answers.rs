@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use braidinfer::Token;
 use braidinfer::engine::{FinishReason, ReadPrompt, TokenLogprobs};
+use braidinfer::{Output, Token};
 use futures_util::stream;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -91,7 +91,10 @@ impl Answers {
     async fn next(&mut self) -> Option<Result<(usize, Token), ApiError>> {
         match timeout_at(self.deadline, self.stream.next()).await {
             Err(_) => Some(Err(ApiError::slow_answer())),
-            Ok(said) => said.map(|Said { choice, token }| Ok((choice, token?))),
+            Ok(said) => said.map(|Said { choice, output }| match output? {
+                Output::Token(token) => Ok((choice, token)),
+                Output::Embedding(_) => Err(ApiError::internal("a vector came where a token was asked for")),
+            }),
         }
     }
 

@@ -3,6 +3,8 @@
 //! It sees integers and logits only: blocks are ids, and the executor owns what they hold.
 
 mod block_pool;
+mod constraint;
+mod draft;
 mod logprobs;
 mod pace;
 mod sampler;
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use braidinfer_model::spec::RopeSpec;
 
+pub use constraint::{Constraint, ConstraintFactory};
 pub use logprobs::TokenLogprobs;
 pub use sampler::argmax;
 pub use sampling_params::SamplingParams;
@@ -21,8 +24,11 @@ pub use sequence::FinishReason;
 
 use self::scheduler::{Part, Scheduler};
 use self::sequence::Sequence;
-use crate::executor::{Executor, Logits, NoProbe};
+use crate::executor::{Activation, ActiveKernels, Executor, Logits, NoProbe, Probe, Recorder};
 use crate::{Error, Result};
+
+/// The activation that embeddings are made of.
+const FINAL_NORM: &str = "final_norm";
 
 /// Names a sequence for as long as the engine knows it.
 pub type SequenceId = usize;
@@ -40,10 +46,21 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Share blocks of sequences that begin alike.
     pub prefix_cache: bool,
+    /// Guess what answers say next from what was said before.
+    pub prompt_lookup: bool,
+}
+
+/// What becomes of the tokens of a prompt that is read for its meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// What the last norm gives for the last token.
+    Last,
+    /// The mean of what it gives for all.
+    Mean,
 }
 
 /// One sequence to run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Request {
     /// Token ids of the prompt.
     pub prompt: Vec<u32>,
@@ -53,6 +70,10 @@ pub struct Request {
     pub stop_token_ids: Vec<u32>,
     /// A sequence with the same prompt that was added before; this one waits until that has read it.
     pub leader: Option<SequenceId>,
+    /// The form that the answer must have.
+    pub constraint: Option<ConstraintFactory>,
+    /// Write nothing, and give a vector of length 1 instead.
+    pub pooling: Option<Pooling>,
 }
 
 /// What one step did for one sequence.
@@ -60,8 +81,26 @@ pub struct Request {
 pub struct StepOutput {
     /// The sequence.
     pub sequence: SequenceId,
-    /// Its new token; after an error the sequence has ended.
-    pub token: Result<SampledToken>,
+    /// What is new; after an error the sequence has ended.
+    pub said: Result<Said>,
+}
+
+/// What a sequence gives.
+#[derive(Debug)]
+pub enum Said {
+    /// Its next token.
+    Token(SampledToken),
+    /// What was asked for instead of an answer; nothing comes after it.
+    Embedding(Embedding),
+}
+
+/// A prompt as a vector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedding {
+    /// `[hidden_size]`, of length 1.
+    pub values: Vec<f32>,
+    /// What there is to say of the prompt.
+    pub prompt: ReadPrompt,
 }
 
 /// A new token.
@@ -139,7 +178,8 @@ impl Engine {
     /// An engine over `executor`, whose storage must hold at least one sequence of the longest length.
     ///
     /// Where RoPE depends on the length of a sequence, nothing is shared: what is stored for a prefix is rotated for the
-    /// length of the sequence that it was computed in.
+    /// length of the sequence that it was computed in. Nor is anything guessed there, or on kernels that do not owe the
+    /// same bits in company.
     pub fn new(executor: Box<dyn Executor>, config: EngineConfig) -> Result<Self> {
         let kv_cache = executor.kv_cache();
         if kv_cache.capacity() < config.context {
@@ -147,7 +187,13 @@ impl Engine {
             return Err(Error::bad_request("context", expected, config.context));
         }
         let by_length = executor.spec().rope.iter().any(RopeSpec::depends_on_length);
-        let config = EngineConfig { prefix_cache: config.prefix_cache && !by_length, ..config };
+        // Other kernels may round a row otherwise beside other rows, and then a guess could change what is chosen.
+        let same_bits = executor.report().kernels == ActiveKernels::Fused;
+        let config = EngineConfig {
+            prefix_cache: config.prefix_cache && !by_length,
+            prompt_lookup: config.prompt_lookup && !by_length && same_bits,
+            ..config
+        };
         Ok(Self {
             scheduler: Scheduler::new(kv_cache, config),
             executor,
@@ -220,7 +266,7 @@ impl Engine {
         }
         let id = self.next_id;
         self.next_id += 1;
-        self.scheduler.add(Sequence::new(id, request));
+        self.scheduler.add(Sequence::new(id, request)?);
         Ok(id)
     }
 
@@ -245,7 +291,9 @@ impl Engine {
             self.scheduler.clear();
             return Err(Error::Internal("sequences are waiting, but none can run".into()));
         }
-        let logits = match self.executor.forward(&plan.batch, &mut NoProbe) {
+        let mut recorder = Recorder::new(|name: &str| name == FINAL_NORM);
+        let probe: &mut dyn Probe = if plan.has_embeddings() { &mut recorder } else { &mut NoProbe };
+        let logits = match self.executor.forward(&plan.batch, probe) {
             Ok(logits) => logits,
             Err(error) => {
                 // No sequence of the batch may stay half computed.
@@ -253,14 +301,14 @@ impl Engine {
                 return Err(error);
             }
         };
+        let rows = Rows { logits, normed: recorder.activations.pop() };
         let (mut outputs, mut row) = (Vec::new(), 0);
         for part in &plan.parts {
-            self.scheduler.computed(part);
-            outputs.extend(self.advance(part, &logits, row));
+            self.advance(part, &rows, row, &mut outputs);
             row += part.wanted.len();
         }
         let took = started.elapsed();
-        self.scheduler.pace.observe(plan.prompt_tokens(), plan.has_answers(), took);
+        self.scheduler.pace.observe(plan.prompt_tokens(), plan.has_answers(), plan.guesses(), took);
         self.last_step = StepStats {
             sequences: plan.parts.len(),
             prompt_tokens: plan.prompt_tokens(),
@@ -270,40 +318,78 @@ impl Engine {
         Ok(outputs)
     }
 
-    /// Gives a sequence its logits, from `row` on, and samples its next token if they end with that. Bad logits end that
-    /// sequence and no other.
-    fn advance(&mut self, part: &Part, logits: &Logits, row: usize) -> Option<StepOutput> {
-        let token = self.read(part, logits, row).transpose()?;
-        if !matches!(&token, Ok(SampledToken { finished: None, .. })) {
-            self.scheduler.remove(part.sequence);
+    /// Gives a sequence what was computed for it, from `row` on, and adds what it says to that. What is wrong with it ends
+    /// that sequence and no other.
+    fn advance(&mut self, part: &Part, rows: &Rows, row: usize, outputs: &mut Vec<StepOutput>) {
+        let id = part.sequence;
+        let before = outputs.len();
+        let mut ended = false;
+        let mut say = |said: Result<Said>| {
+            ended |= !matches!(&said, Ok(Said::Token(SampledToken { finished: None, .. })));
+            outputs.push(StepOutput { sequence: id, said });
+        };
+        if let Err(error) = self.read(part, rows, row, &mut |said| say(Ok(said))) {
+            say(Err(error));
         }
-        Some(StepOutput { sequence: part.sequence, token })
+        let written = outputs.len() - before;
+        // Of what was guessed only that is stored which was right.
+        let computed = if part.is_writing { part.positions.start + written } else { part.positions.end };
+        self.scheduler.computed(id, computed);
+        if let (Some(sequence), false) = (self.scheduler.sequence_mut(id), part.draft.is_empty()) {
+            sequence.judge(part.draft.len(), written.saturating_sub(1));
+        }
+        if ended {
+            self.scheduler.remove(id);
+        }
     }
 
-    fn read(&mut self, part: &Part, logits: &Logits, row: usize) -> Result<Option<SampledToken>> {
-        let id = part.sequence;
+    fn read(&mut self, part: &Part, rows: &Rows, row: usize, say: &mut dyn FnMut(Said)) -> Result<()> {
+        let (id, context, step) = (part.sequence, self.config.context, self.steps);
         for (index, position) in part.wanted.iter().enumerate() {
-            let logits = logits.row(row + index);
+            let logits = rows.logits.row(row + index);
             if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
                 self.not_finite += 1;
-                return Err(Error::NotFinite { step: self.steps, sequence: id, index, value: logits[index] });
+                return Err(Error::NotFinite { step, sequence: id, index, value: logits[index] });
             }
             let unknown = || Error::Internal(format!("sequence {id} was run but is not known"));
             let sequence = self.scheduler.sequence_mut(id).ok_or_else(unknown)?;
-            sequence.read_prompt_logits(*position, logits);
+            if part.is_embedding {
+                sequence.pool(rows.normed(row + index)?);
+            } else {
+                sequence.read_prompt_logits(*position, logits);
+            }
             if position + 1 < sequence.tokens.len() {
                 continue;
             }
-            let prompt = (sequence.tokens.len() == sequence.prompt_len).then(|| ReadPrompt {
-                tokens: sequence.prompt_len,
-                cached: sequence.cached,
-                logprobs: sequence.take_prompt_logprobs(),
-                queued: sequence.queued,
-            });
+            let prompt = (sequence.tokens.len() == sequence.prompt_len).then(|| sequence.read_prompt());
+            if let (true, Some(prompt)) = (part.is_embedding, prompt.clone()) {
+                say(Said::Embedding(Embedding { values: sequence.embedding(), prompt }));
+                return Ok(());
+            }
             let (token, logprobs) = sequence.sample(logits)?;
-            let finished = sequence.append(token, self.config.context);
-            return Ok(Some(SampledToken { id: token, logprobs, finished, prompt }));
+            let finished = sequence.append(token, context);
+            say(Said::Token(SampledToken { id: token, logprobs, finished, prompt }));
+            // The logits after a guess mean something only if it was right.
+            if finished.is_some() || part.draft.get(index) != Some(&token) {
+                return Ok(());
+            }
         }
-        Ok(None)
+        Ok(())
+    }
+}
+
+/// What a step computed, by wanted rows.
+struct Rows {
+    logits: Logits,
+    normed: Option<Activation>,
+}
+
+impl Rows {
+    /// What the last norm gave.
+    fn normed(&self, row: usize) -> Result<&[f32]> {
+        let missing = || Error::Internal("what the last norm gives was not recorded".into());
+        let normed = self.normed.as_ref().ok_or_else(missing)?;
+        let width = normed.values.len() / normed.rows.max(1);
+        normed.values.get(row * width..(row + 1) * width).ok_or_else(missing)
     }
 }

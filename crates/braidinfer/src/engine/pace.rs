@@ -20,18 +20,37 @@ pub(super) struct Pace {
     decode: Option<f64>,
     /// Seconds that each token of a prompt takes.
     prompt_token: Option<f64>,
+    /// Seconds that each guessed token takes.
+    guess: Option<f64>,
 }
 
+/// Share of a step that a guessed token takes, while nothing is known yet.
+const FIRST_GUESS: f64 = 0.1;
+/// Less than this is never believed: the next one may take more.
+const CHEAPEST_GUESS: f64 = 0.01;
+
 impl Pace {
-    /// Takes note of a step of so many tokens of prompts, beside answers or not.
-    pub(super) fn observe(&mut self, prompt_tokens: usize, with_answers: bool, took: Duration) {
+    /// Takes note of a step of so many tokens of prompts, beside answers with so many guesses or not.
+    pub(super) fn observe(&mut self, prompt_tokens: usize, with_answers: bool, guesses: usize, took: Duration) {
         let took = took.as_secs_f64();
+        if guesses > 0 {
+            if let (Some(decode), 0) = (self.decode, prompt_tokens) {
+                learn(&mut self.guess, (took - decode).max(0.0) / guesses as f64);
+            }
+            return;
+        }
         match (prompt_tokens, with_answers, self.decode) {
             (0, ..) => learn(&mut self.decode, took),
             (_, false, _) => learn(&mut self.prompt_token, took / prompt_tokens as f64),
             (_, true, Some(decode)) => learn(&mut self.prompt_token, (took - decode).max(0.0) / prompt_tokens as f64),
             (_, true, None) => {}
         }
+    }
+
+    /// Share of a step that each guessed token takes.
+    pub(super) fn cost_of_guess(&self) -> f64 {
+        let (Some(decode), Some(guess)) = (self.decode, self.guess) else { return FIRST_GUESS };
+        (guess / decode.max(1e-9)).max(CHEAPEST_GUESS)
     }
 
     /// Most tokens of prompts in a step that also writes answers.
@@ -55,14 +74,25 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(pace.prompt_tokens_beside_answers(), FIRST);
         for _ in 0..50 {
-            pace.observe(0, true, Duration::from_millis(40));
-            pace.observe(100, true, Duration::from_millis(140));
+            pace.observe(0, true, 0, Duration::from_millis(40));
+            pace.observe(100, true, 0, Duration::from_millis(140));
         }
         // A millisecond for each token, and 60 to spare.
         assert!((59..=60).contains(&pace.prompt_tokens_beside_answers()), "{pace:?}");
         for _ in 0..50 {
-            pace.observe(10, false, Duration::from_secs(1));
+            pace.observe(10, false, 0, Duration::from_secs(1));
         }
         assert_eq!(pace.prompt_tokens_beside_answers(), FEWEST);
+    }
+
+    #[test]
+    fn guesses_cost_what_they_add_to_a_step() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.cost_of_guess(), FIRST_GUESS);
+        for _ in 0..50 {
+            pace.observe(0, true, 0, Duration::from_millis(40));
+            pace.observe(0, true, 5, Duration::from_millis(50));
+        }
+        assert!((pace.cost_of_guess() - 0.05).abs() < 1e-6, "{pace:?}");
     }
 }

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::block_pool::{BlockPool, block_hash};
+use super::draft::ROWS;
 use super::pace::Pace;
 use super::sequence::Sequence;
 use super::{EngineConfig, SequenceId};
@@ -46,12 +47,25 @@ pub(super) struct Part {
     /// Positions whose logits are wanted, in the order of the batch's rows.
     pub(super) wanted: Vec<usize>,
     pub(super) is_writing: bool,
+    /// Whether it is read for what the last norm gives.
+    pub(super) is_embedding: bool,
+    /// Guesses of what comes after the newest token, whose positions are among these.
+    pub(super) draft: Vec<u32>,
 }
 
 impl Plan {
     /// Tokens of prompts.
     pub(super) fn prompt_tokens(&self) -> usize {
         self.parts.iter().filter(|part| !part.is_writing).map(|part| part.positions.len()).sum()
+    }
+
+    pub(super) fn guesses(&self) -> usize {
+        self.parts.iter().map(|part| part.draft.len()).sum()
+    }
+
+    /// Whether the last norm's output is wanted, and not only what becomes of it.
+    pub(super) fn has_embeddings(&self) -> bool {
+        self.parts.iter().any(|part| part.is_embedding)
     }
 
     pub(super) fn has_answers(&self) -> bool {
@@ -121,8 +135,13 @@ impl Scheduler {
         let running: Vec<SequenceId> = self.running.iter().map(|sequence| sequence.id).collect();
         let (writing, reading): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|id| self.find(*id).is_some_and(|index| self.running[index].is_writing()));
+        let guesses = match self.config.prompt_lookup {
+            true => (ROWS / writing.len().max(1)).saturating_sub(1),
+            false => 0,
+        };
         for id in writing {
-            self.push(&mut plan, id, self.config.max_batched_tokens);
+            let draft = self.draft(id, guesses);
+            self.push(&mut plan, id, 1, draft);
         }
         let mut budget = self.config.max_batched_tokens - plan.batch.token_ids.len();
         if plan.has_answers() {
@@ -132,7 +151,7 @@ impl Scheduler {
             if budget == 0 {
                 break;
             }
-            let Some(taken) = self.push(&mut plan, id, budget) else { break };
+            let Some(taken) = self.push(&mut plan, id, budget, Vec::new()) else { break };
             budget -= taken;
         }
         plan
@@ -142,35 +161,48 @@ impl Scheduler {
         self.running.iter().position(|sequence| sequence.id == id)
     }
 
-    /// Adds at most `budget` of a sequence's next tokens to `plan`. `None` if there are no blocks for them, or if the sequence
-    /// has lost its own to an earlier one.
-    fn push(&mut self, plan: &mut Plan, id: SequenceId, budget: usize) -> Option<usize> {
+    /// Guesses of what a sequence says next, as far as it may go and there are blocks for them.
+    fn draft(&mut self, id: SequenceId, most: usize) -> Vec<u32> {
+        let Some(index) = self.find(id) else { return Vec::new() };
+        let cost = self.pace.cost_of_guess();
+        let sequence = &mut self.running[index];
+        // The newest token is written after all that are guessed.
+        let most = most.min(sequence.tokens_left(self.config.context).saturating_sub(1));
+        let room = (sequence.blocks.len() + self.pool.available()) * self.block_size;
+        sequence.draft(most.min(room.saturating_sub(sequence.tokens.len())), cost)
+    }
+
+    /// Adds at most `budget` of a sequence's next tokens to `plan`, and guesses of what follows them. `None` if there are no
+    /// blocks for them, or if the sequence has lost its own to an earlier one.
+    fn push(&mut self, plan: &mut Plan, id: SequenceId, budget: usize, draft: Vec<u32>) -> Option<usize> {
         let index = self.find(id)?;
         let chunk = self.running[index].pending().min(budget);
-        if !self.reserve(index, chunk, plan) {
+        if !self.reserve(index, chunk + draft.len(), plan) {
             return None;
         }
         let sequence = &self.running[index];
-        let positions = sequence.computed..sequence.computed + chunk;
+        let known = sequence.computed..sequence.computed + chunk;
+        let positions = known.start..known.end + draft.len();
         let wanted: Vec<usize> = positions.clone().filter(|position| sequence.wants_logits(*position)).collect();
         let slice = SequenceSlice {
-            query_len: chunk,
+            query_len: positions.len(),
             context_len: sequence.computed,
-            rope_len: sequence.tokens.len(),
+            rope_len: sequence.tokens.len() + draft.len(),
             block_table: sequence.blocks.ids(),
         };
         let first_row = plan.batch.token_ids.len();
-        plan.batch.push(&sequence.tokens[positions.clone()], slice, 0);
+        plan.batch.push(&[&sequence.tokens[known], &draft].concat(), slice, 0);
         plan.batch.logits_rows.extend(wanted.iter().map(|position| first_row + position - positions.start));
-        plan.parts.push(Part { sequence: id, positions, wanted, is_writing: sequence.is_writing() });
+        let (is_writing, is_embedding) = (sequence.is_writing(), sequence.is_embedding());
+        plan.parts.push(Part { sequence: id, positions, wanted, is_writing, is_embedding, draft });
         Some(chunk)
     }
 
-    /// Takes note that the tokens of `part` are stored, and of what full blocks now hold.
-    pub(super) fn computed(&mut self, part: &Part) {
-        let Some(index) = self.find(part.sequence) else { return };
+    /// Takes note that the first `computed` tokens of a sequence are stored, and of what full blocks now hold.
+    pub(super) fn computed(&mut self, id: SequenceId, computed: usize) {
+        let Some(index) = self.find(id) else { return };
         let sequence = &mut self.running[index];
-        sequence.computed = part.positions.end;
+        sequence.computed = computed;
         if self.config.prefix_cache {
             while (sequence.hashes.len() + 1) * self.block_size <= sequence.computed {
                 let block = sequence.hashes.len();
@@ -206,7 +238,7 @@ impl Scheduler {
     /// Gives a new sequence the blocks that hold the beginning of its tokens. The last token is always computed, for its
     /// logits.
     fn find_prefix(&mut self, sequence: &mut Sequence) {
-        if !self.config.prefix_cache || sequence.wants_prompt_logprobs() {
+        if !self.config.prefix_cache || sequence.wants_every_position() {
             return;
         }
         let whole = sequence.tokens.chunks_exact(self.block_size);
@@ -258,11 +290,17 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Request, SamplingParams};
+    use crate::engine::Request;
     use crate::executor::KvDtype;
 
-    const CONFIG: EngineConfig =
-        EngineConfig { context: 16, max_batched_tokens: 64, max_sequences: 4, max_waiting: 8, prefix_cache: true };
+    const CONFIG: EngineConfig = EngineConfig {
+        context: 16,
+        max_batched_tokens: 64,
+        max_sequences: 4,
+        max_waiting: 8,
+        prefix_cache: true,
+        prompt_lookup: false,
+    };
 
     fn scheduler(num_blocks: usize, max_batched_tokens: usize) -> Scheduler {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks, dtype: KvDtype::F32 };
@@ -270,12 +308,16 @@ mod tests {
     }
 
     fn request(prompt: Vec<u32>) -> Request {
-        Request { prompt, params: SamplingParams::default(), stop_token_ids: Vec::new(), leader: None }
+        Request { prompt, ..Request::default() }
+    }
+
+    fn of(id: SequenceId, request: Request) -> Sequence {
+        Sequence::new(id, request).expect("there is no constraint")
     }
 
     /// A sequence whose prompt begins as no other's does.
     fn sequence(id: SequenceId, len: usize) -> Sequence {
-        Sequence::new(id, request((0..len as u32).map(|token| 100 * id as u32 + token).collect()))
+        of(id, request((0..len as u32).map(|token| 100 * id as u32 + token).collect()))
     }
 
     /// Runs a step, each sequence writing token 5; the sizes of its parts by sequence, and who wrote.
@@ -283,7 +325,7 @@ mod tests {
         let plan = scheduler.schedule();
         let mut wrote = Vec::new();
         for part in &plan.parts {
-            scheduler.computed(part);
+            scheduler.computed(part.sequence, part.positions.end);
             let sequence = scheduler.sequence_mut(part.sequence).expect("it ran");
             if part.wanted.last().is_some_and(|position| position + 1 == sequence.tokens.len()) {
                 sequence.append(5, 1000);
@@ -300,7 +342,7 @@ mod tests {
         let plan = scheduler.schedule();
         assert_eq!((plan.batch.sequences[0].query_len, plan.batch.sequences[0].rope_len), (6, 10));
         assert!(plan.batch.logits_rows.is_empty());
-        scheduler.computed(&plan.parts[0]);
+        scheduler.computed(0, plan.parts[0].positions.end);
         let plan = scheduler.schedule();
         assert_eq!((plan.batch.sequences[0].query_len, plan.batch.logits_rows.as_slice()), (4, [3].as_slice()));
     }
@@ -331,8 +373,8 @@ mod tests {
         assert_eq!(step(&mut scheduler), (vec![(0, 1), (1, first)], vec![0]));
         for _ in 0..100 {
             // A step of 50 ms beside 1 ms for each token of a prompt.
-            scheduler.pace.observe(0, true, std::time::Duration::from_millis(50));
-            scheduler.pace.observe(40, false, std::time::Duration::from_millis(40));
+            scheduler.pace.observe(0, true, 0, std::time::Duration::from_millis(50));
+            scheduler.pace.observe(40, false, 0, std::time::Duration::from_millis(40));
         }
         let (parts, wrote) = step(&mut scheduler);
         assert_eq!((parts[0], parts[1], parts[2].0, wrote), ((0, 1), (1, 68), 2, vec![0, 1]));
@@ -342,10 +384,10 @@ mod tests {
     fn a_prefix_that_is_stored_is_not_computed_again() {
         let mut scheduler = scheduler(16, 64);
         let prompt: Vec<u32> = (0..12).collect();
-        scheduler.add(Sequence::new(0, request(prompt.clone())));
+        scheduler.add(of(0, request(prompt.clone())));
         step(&mut scheduler);
         // The same prompt while the first one is still written: all but its last block, which must give logits.
-        scheduler.add(Sequence::new(1, request(prompt.clone())));
+        scheduler.add(of(1, request(prompt.clone())));
         assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 4)]);
         assert_eq!(scheduler.sequence_mut(1).expect("it runs").cached, 8);
         scheduler.remove(0);
@@ -353,8 +395,8 @@ mod tests {
         assert_eq!(scheduler.pool.available(), 16);
         // Longer, and another one after the first block.
         let longer: Vec<u32> = prompt.iter().copied().chain(50..60).collect();
-        scheduler.add(Sequence::new(2, request(longer)));
-        scheduler.add(Sequence::new(3, request(vec![0, 1, 2, 3, 9, 9, 9, 9, 9])));
+        scheduler.add(of(2, request(longer)));
+        scheduler.add(of(3, request(vec![0, 1, 2, 3, 9, 9, 9, 9, 9])));
         assert_eq!(step(&mut scheduler).0, [(2, 10), (3, 5)]);
         assert_eq!((scheduler.prefix_queries, scheduler.prefix_hits), (12 + 12 + 22 + 9, 8 + 12 + 4));
     }
@@ -363,8 +405,8 @@ mod tests {
     fn choices_of_one_prompt_wait_for_the_first_to_read_it() {
         let mut scheduler = scheduler(16, 6);
         let prompt: Vec<u32> = (0..9).collect();
-        scheduler.add(Sequence::new(0, request(prompt.clone())));
-        scheduler.add(Sequence::new(1, Request { leader: Some(0), ..request(prompt) }));
+        scheduler.add(of(0, request(prompt.clone())));
+        scheduler.add(of(1, Request { leader: Some(0), ..request(prompt) }));
         assert_eq!(step(&mut scheduler).0, [(0, 6)]);
         assert_eq!(step(&mut scheduler).0, [(0, 3)]);
         assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 1)]);

@@ -1,11 +1,14 @@
 //! One request's tokens.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::block_pool::{BlockHash, BlockTable};
+use super::constraint::Constraint;
+use super::draft::Drafter;
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
-use super::{Request, SamplingParams, SequenceId};
+use super::{Pooling, ReadPrompt, Request, SamplingParams, SequenceId};
 use crate::Result;
 
 /// Why an answer ended.
@@ -31,7 +34,6 @@ impl FinishReason {
 }
 
 /// A prompt and the answer so far.
-#[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) tokens: Vec<u32>,
@@ -54,12 +56,28 @@ pub(super) struct Sequence {
     params: SamplingParams,
     stop_token_ids: Vec<u32>,
     sampler: Sampler,
+    constraint: Option<Box<dyn Constraint>>,
+    drafter: Drafter,
+    pooling: Option<Pooling>,
+    /// Sum of what the last norm gave so far.
+    pooled: Vec<f32>,
+}
+
+impl fmt::Debug for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Sequence").field("id", &self.id).field("tokens", &self.tokens.len()).finish_non_exhaustive()
+    }
 }
 
 impl Sequence {
-    pub(super) fn new(id: SequenceId, request: Request) -> Self {
-        let Request { prompt, params, stop_token_ids, leader } = request;
-        Self {
+    /// Fails where its constraint cannot begin.
+    pub(super) fn new(id: SequenceId, request: Request) -> Result<Self> {
+        let Request { prompt, params, stop_token_ids, leader, constraint, pooling } = request;
+        Ok(Self {
+            constraint: constraint.map(|factory| factory.begin()).transpose()?,
+            drafter: Drafter::new(),
+            pooling,
+            pooled: Vec::new(),
             id,
             prompt_len: prompt.len(),
             tokens: prompt,
@@ -75,7 +93,7 @@ impl Sequence {
             sampler: Sampler::new(params.seed),
             params,
             stop_token_ids,
-        }
+        })
     }
 
     /// Tokens that are not computed yet: the rest of the prompt, or the newest token.
@@ -93,16 +111,39 @@ impl Sequence {
         self.computed >= self.prompt_len
     }
 
-    /// Whether the logits of every token of the prompt are wanted.
-    pub(super) fn wants_prompt_logprobs(&self) -> bool {
-        self.params.prompt_logprobs.is_some()
+    /// Whether every token of the prompt must be computed, for what it gives.
+    pub(super) fn wants_every_position(&self) -> bool {
+        self.params.prompt_logprobs.is_some() || self.pooling == Some(Pooling::Mean)
+    }
+
+    /// Whether it is read for what the last norm gives, and nothing is written.
+    pub(super) fn is_embedding(&self) -> bool {
+        self.pooling.is_some()
+    }
+
+    /// Tokens that may still be written.
+    pub(super) fn tokens_left(&self, context: usize) -> usize {
+        let written = self.tokens.len() - self.prompt_len;
+        let limit = self.params.max_tokens.map_or(usize::MAX, |limit| limit.saturating_sub(written));
+        limit.min(context.saturating_sub(self.tokens.len()))
+    }
+
+    /// Guesses of the next tokens.
+    pub(super) fn draft(&mut self, most: usize, cost: f64) -> Vec<u32> {
+        self.drafter.draft(&self.tokens, most, cost)
+    }
+
+    /// Learns how many guesses were right.
+    pub(super) fn judge(&mut self, drafted: usize, right: usize) {
+        self.drafter.judge(drafted, right);
     }
 
     /// Whether logits are wanted for a token at `position`.
     pub(super) fn wants_logits(&self, position: usize) -> bool {
         // What was given before is not asked for again when a sequence is computed again.
-        let of_prompt = self.wants_prompt_logprobs() && position >= self.prompt_logprobs.len();
-        position + 1 == self.tokens.len() || (of_prompt && position + 1 < self.prompt_len)
+        let of_prompt = self.params.prompt_logprobs.is_some() && position >= self.prompt_logprobs.len();
+        let of_all = self.pooling == Some(Pooling::Mean) || of_prompt;
+        position + 1 >= self.tokens.len() || (of_all && position + 1 < self.prompt_len)
     }
 
     /// Takes the logits after a token of the prompt that another one follows.
@@ -113,21 +154,53 @@ impl Sequence {
     }
 
     /// Gives what is known of the prompt's tokens, once.
-    pub(super) fn take_prompt_logprobs(&mut self) -> Option<Vec<TokenLogprobs>> {
-        self.wants_prompt_logprobs().then(|| std::mem::take(&mut self.prompt_logprobs))
+    fn take_prompt_logprobs(&mut self) -> Option<Vec<TokenLogprobs>> {
+        self.params.prompt_logprobs.map(|_| std::mem::take(&mut self.prompt_logprobs))
+    }
+
+    /// What there is to say of the prompt, once it is read.
+    pub(super) fn read_prompt(&mut self) -> ReadPrompt {
+        ReadPrompt {
+            tokens: self.prompt_len,
+            cached: self.cached,
+            logprobs: self.take_prompt_logprobs(),
+            queued: self.queued,
+        }
+    }
+
+    /// Adds what the last norm gave for a token.
+    pub(super) fn pool(&mut self, normed: &[f32]) {
+        self.pooled.resize(normed.len(), 0.0);
+        self.pooled.iter_mut().zip(normed).for_each(|(sum, value)| *sum += value);
+    }
+
+    /// What was pooled, as a vector of length 1: the direction of a mean is that of the sum.
+    pub(super) fn embedding(&self) -> Vec<f32> {
+        let length = self.pooled.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        self.pooled.iter().map(|value| (f64::from(*value) / length.max(f64::MIN_POSITIVE)) as f32).collect()
     }
 
     /// The next token, and how likely it was, if that is wanted.
     pub(super) fn sample(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>)> {
         let (prompt, answer) = self.tokens.split_at(self.prompt_len);
-        let token = self.sampler.sample(logits, prompt, answer, &self.params);
+        let token = match &mut self.constraint {
+            None => self.sampler.sample(logits, prompt, answer, &self.params),
+            Some(constraint) => {
+                let mut allowed = logits.to_vec();
+                constraint.restrict(&mut allowed)?;
+                let token = self.sampler.sample(&allowed, prompt, answer, &self.params);
+                constraint.take(token)?;
+                token
+            }
+        };
         Ok((token, self.params.logprobs.map(|count| TokenLogprobs::of(logits, token, count))))
     }
 
     /// Takes a new token and says whether it is the last.
     pub(super) fn append(&mut self, token: u32, context: usize) -> Option<FinishReason> {
         self.tokens.push(token);
-        if !self.params.ignore_eos && self.stop_token_ids.contains(&token) {
+        let is_end = !self.params.ignore_eos && self.stop_token_ids.contains(&token);
+        if is_end || self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete()) {
             return Some(FinishReason::Stop);
         }
         let generated = self.tokens.len() - self.prompt_len;
@@ -145,6 +218,7 @@ impl Sequence {
         self.was_preempted = true;
         self.blocks.clear();
         self.hashes.clear();
+        self.pooled.clear();
         self.computed = 0;
     }
 }

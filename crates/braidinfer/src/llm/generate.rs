@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::{Event, Llm, Prompt, RequestId};
+use super::{Event, Llm, Output, Prompt, RequestId};
 use crate::engine::{FinishReason, SamplingParams};
 use crate::{Error, Result};
 
@@ -131,7 +131,9 @@ impl Generation {
         let unknown = || Error::Internal(format!("a token of request {}, which is not known", event.request));
         let prompt = self.requests.iter().position(|request| *request == event.request).ok_or_else(unknown)?;
         let completion = prompt * self.n + event.choice;
-        let token = event.token?;
+        let Output::Token(token) = event.output? else {
+            return Err(Error::Internal("a vector came where a token was asked for".into()));
+        };
         let answer = &mut self.completions[completion];
         answer.ids.push(token.id);
         answer.text += &token.text;

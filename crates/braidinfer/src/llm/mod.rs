@@ -11,8 +11,8 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
 use crate::compat::CompatReport;
 use crate::engine::{
-    Engine, EngineConfig, EngineStats, FinishReason, ReadPrompt, Request, SamplingParams, SequenceId, StepOutput,
-    TokenLogprobs,
+    ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, ReadPrompt, Request, Said,
+    SamplingParams, SequenceId, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
 use crate::executor::{ActiveKernels, Batch, Executor, NoProbe, SequenceSlice};
@@ -49,8 +49,17 @@ pub struct Event {
     pub request: RequestId,
     /// Which of its answers, counted from 0.
     pub choice: usize,
-    /// The new token; after an error the answer has ended.
-    pub token: Result<Token>,
+    /// What is new; after an error the answer has ended.
+    pub output: Result<Output>,
+}
+
+/// What a request gives.
+#[derive(Debug)]
+pub enum Output {
+    /// The next token of an answer.
+    Token(Token),
+    /// What [`Llm::add_embedding`] asked for; nothing comes after it.
+    Embedding(Embedding),
 }
 
 /// A new token of an answer.
@@ -96,6 +105,7 @@ impl Llm {
             max_sequences: options.max_sequences,
             max_waiting: options.max_waiting,
             prefix_cache: options.prefix_cache,
+            prompt_lookup: options.prompt_lookup,
         };
         let engine = Engine::new(executor, config)?;
         let ModelParts { tokenizer, chat_template, generation, label, notes, .. } = parts;
@@ -194,6 +204,16 @@ impl Llm {
     ///
     /// Fails with [`Error::QueueFull`] if there is no room for all answers that it asks for.
     pub fn add(&mut self, prompt: Vec<u32>, params: &SamplingParams) -> Result<RequestId> {
+        self.add_constrained(prompt, params, None)
+    }
+
+    /// As [`Llm::add`], for answers that must have a form.
+    pub fn add_constrained(
+        &mut self,
+        prompt: Vec<u32>,
+        params: &SamplingParams,
+        constraint: Option<ConstraintFactory>,
+    ) -> Result<RequestId> {
         self.check(&prompt, params)?;
         let request = self.next_request;
         let mut leader = None;
@@ -204,6 +224,8 @@ impl Llm {
                 params: SamplingParams { seed, ..params.clone() },
                 stop_token_ids: self.text.generation.eos_token_id.clone(),
                 leader,
+                constraint: constraint.clone(),
+                pooling: None,
             });
             match added {
                 Ok(sequence) => {
@@ -216,6 +238,18 @@ impl Llm {
                 }
             }
         }
+        self.next_request += 1;
+        Ok(request)
+    }
+
+    /// Queues a prompt of which a vector is wanted; it comes from [`Llm::step`].
+    ///
+    /// Fails with [`Error::QueueFull`] if there is no room for it.
+    pub fn add_embedding(&mut self, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
+        let request = self.next_request;
+        let answer = Answer::new(request, 0, &prompt, &[]);
+        let sequence = self.engine.add(Request { prompt, pooling: Some(pooling), ..Request::default() })?;
+        self.answers.insert(sequence, answer);
         self.next_request += 1;
         Ok(request)
     }
@@ -257,12 +291,15 @@ impl Llm {
         let sequence = output.sequence;
         let answer = self.answers.get_mut(&sequence)?;
         let (request, choice) = (answer.request, answer.choice);
-        let token = output.token.and_then(|sampled| answer.push(sampled, self.text.tokenizer()));
-        if !matches!(&token, Ok(Token { finished: None, .. })) {
+        let output = output.said.and_then(|said| match said {
+            Said::Token(sampled) => answer.push(sampled, self.text.tokenizer()).map(Output::Token),
+            Said::Embedding(embedding) => Ok(Output::Embedding(embedding)),
+        });
+        if !matches!(&output, Ok(Output::Token(Token { finished: None, .. }))) {
             self.answers.remove(&sequence);
             self.engine.abort(sequence);
         }
-        Some(Event { request, choice, token })
+        Some(Event { request, choice, output })
     }
 
     /// What the engine is doing.
