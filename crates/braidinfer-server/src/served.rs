@@ -5,8 +5,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use braidinfer::compat::CompatReport;
+use braidinfer::engine::ConstraintFactory;
 use braidinfer::executor::ActiveKernels;
-use braidinfer::{Llm, ModelText, SamplingParams};
+use braidinfer::{AnswerForm, Llm, ModelText, SamplingParams, StructuredOutput};
 
 use crate::http::{ApiError, ServerConfig};
 use crate::metrics::Metrics;
@@ -15,7 +16,7 @@ use crate::worker::Worker;
 /// The server, with or without its model.
 pub struct App {
     pub config: ServerConfig,
-    served: OnceLock<Served>,
+    served: OnceLock<Arc<Served>>,
     is_stopping: AtomicBool,
     requests: AtomicU64,
     /// Tells the requests of one server from those of another in logs.
@@ -35,6 +36,8 @@ pub struct Served {
     pub vocab_size: usize,
     pub kernels: ActiveKernels,
     pub compat: Option<CompatReport>,
+    /// Made when it is first asked for: large vocabularies take their time.
+    structured: OnceLock<StructuredOutput>,
 }
 
 impl Served {
@@ -50,7 +53,22 @@ impl Served {
             compat: llm.compat().cloned(),
             worker: Worker::start(llm, Arc::clone(&metrics))?,
             metrics,
+            structured: OnceLock::new(),
         })
+    }
+}
+
+impl Served {
+    /// What holds answers to a form; `field` is for messages.
+    pub fn constraint(&self, form: &AnswerForm, field: &str) -> braidinfer::Result<ConstraintFactory> {
+        let structured = match self.structured.get() {
+            Some(structured) => structured,
+            None => {
+                let made = StructuredOutput::new(&self.text, self.vocab_size)?;
+                self.structured.get_or_init(|| made)
+            }
+        };
+        structured.constraint(form, field)
     }
 }
 
@@ -66,15 +84,15 @@ impl App {
     }
 
     pub fn serve(&self, served: Served) -> bool {
-        self.served.set(served).is_ok()
+        self.served.set(Arc::new(served)).is_ok()
     }
 
-    pub fn served(&self) -> Option<&Served> {
+    pub fn served(&self) -> Option<&Arc<Served>> {
         self.served.get()
     }
 
     /// What is served, if that is what was asked for; whoever names no model means it.
-    pub fn served_as(&self, model: Option<&str>) -> Result<&Served, ApiError> {
+    pub fn served_as(&self, model: Option<&str>) -> Result<&Arc<Served>, ApiError> {
         let served = self.served().ok_or_else(|| ApiError::not_ready("the model is being loaded"))?;
         match model {
             Some(model) if model != served.name => Err(ApiError::no_such_model(model, &served.name)),

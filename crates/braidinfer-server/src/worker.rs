@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use braidinfer::engine::{ConstraintFactory, Pooling};
 use braidinfer::{Error, Event, Llm, Output, RequestId, SamplingParams, Token};
 use tokio::sync::{mpsc, oneshot};
 
@@ -27,9 +28,28 @@ pub enum Fault {
     ShuttingDown,
 }
 
+/// What is wanted of prompts.
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// Answers, which may have to have a form.
+    Answer(Box<SamplingParams>, Option<ConstraintFactory>),
+    /// Vectors.
+    Embed(Pooling),
+}
+
+impl Task {
+    /// Results for each prompt.
+    pub fn n(&self) -> usize {
+        match self {
+            Self::Answer(params, _) => params.n,
+            Self::Embed(_) => 1,
+        }
+    }
+}
+
 struct Job {
     prompt: Vec<u32>,
-    params: SamplingParams,
+    task: Task,
     /// Answers to the prompts before it.
     first_choice: usize,
     arrived: Instant,
@@ -67,15 +87,15 @@ impl Worker {
     pub async fn submit(
         &self,
         prompts: Vec<Vec<u32>>,
-        params: &SamplingParams,
+        task: &Task,
         arrived: Instant,
     ) -> Result<AnswerStream, SubmitError> {
         let (said, receiver) = mpsc::unbounded_channel();
         let mut stream = AnswerStream { receiver, requests: Vec::new(), commands: self.commands.clone() };
         for (index, prompt) in prompts.into_iter().enumerate() {
             let (accepted, answer) = oneshot::channel();
-            let (params, first_choice) = (params.clone(), index * params.n);
-            let job = Job { prompt, params, first_choice, arrived, said: said.clone(), accepted };
+            let first_choice = index * task.n();
+            let job = Job { prompt, task: task.clone(), first_choice, arrived, said: said.clone(), accepted };
             self.commands.send(Command::Add(Box::new(job))).map_err(|_| SubmitError::Stopped)?;
             // If whoever asks goes away meanwhile, nobody takes the answer and the worker drops the request.
             let request = answer.await.map_err(|_| SubmitError::Stopped)?.map_err(SubmitError::Refused)?;
@@ -177,12 +197,16 @@ impl Desk {
     }
 
     fn add(&mut self, job: Job) {
-        let Job { prompt, params, first_choice, arrived, said, accepted } = job;
-        let added = self.llm.add(prompt, &params);
+        let Job { prompt, task, first_choice, arrived, said, accepted } = job;
+        let n = task.n();
+        let added = match task {
+            Task::Answer(params, constraint) => self.llm.add_constrained(prompt, &params, constraint),
+            Task::Embed(pooling) => self.llm.add_embedding(prompt, pooling),
+        };
         let request = added.as_ref().ok().copied();
         if let Some(request) = request {
-            let times = RequestTimes::new(arrived, params.n);
-            self.open.insert(request, Open { said, first_choice, unfinished: params.n, times });
+            let times = RequestTimes::new(arrived, n);
+            self.open.insert(request, Open { said, first_choice, unfinished: n, times });
         }
         if accepted.send(added).is_err()
             && let Some(request) = request

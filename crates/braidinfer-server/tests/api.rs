@@ -189,6 +189,71 @@ fn lenient_servers_ignore_and_say_so() {
 }
 
 #[test]
+fn answers_have_the_form_that_was_asked_for() {
+    let server = TestServer::shared();
+    let schema = json!({"type": "object", "required": ["ok", "n"], "additionalProperties": false,
+        "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "minimum": 1, "maximum": 9}}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}});
+    let asked = json!({"response_format": format, "temperature": 1, "seed": 3, "max_tokens": 100});
+    let answer = server.post("/v1/chat/completions", &with(chat("Hello"), asked)).json();
+    let text = answer["choices"][0]["message"]["content"].as_str().expect("it is a text").to_owned();
+    let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    assert!(value["ok"].is_boolean() && value["n"].as_u64().is_some_and(|n| (1..=9).contains(&n)), "{text}");
+    for (outputs, fits) in [
+        (json!({"choice": ["yes", "n\"o"]}), (|text| ["yes", "n\"o"].contains(&text)) as fn(&str) -> bool),
+        (json!({"regex": "[0-9]{4}"}), |text| text.len() == 4 && text.parse::<u16>().is_ok()),
+        (json!({"grammar": "start: \"a\"+ \"b\""}), |text| text.trim_start_matches('a') == "b"),
+    ] {
+        let body = with(greedy(STORY, 60), json!({"structured_outputs": outputs, "ignore_eos": false}));
+        let answer = server.post("/v1/completions", &body).json();
+        let choice = &answer["choices"][0];
+        assert!(choice["text"].as_str().is_some_and(fits) || choice["finish_reason"] == "length", "{answer}");
+    }
+    for (fields, param) in [
+        (json!({"response_format": {"type": "xml"}}), "response_format.type"),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "wizard"}}}}),
+            "response_format",
+        ),
+        (json!({"structured_outputs": {"regex": "a", "choice": ["b"]}}), "structured_outputs"),
+        (json!({"structured_outputs": {"regex": "[a"}}), "structured_outputs"),
+    ] {
+        let (status, error) = server.post("/v1/completions", &with(greedy(STORY, 2), fields)).error();
+        assert_eq!((status, &error["param"]), (400, &json!(param)), "{error}");
+    }
+}
+
+#[test]
+fn vectors_come_in_order_and_in_two_spellings() {
+    let server = TestServer::shared();
+    let ask = |fields: Value| server.post("/v1/embeddings", &fields).json();
+    let one = ask(json!({"input": STORY}));
+    let values: Vec<f64> =
+        one["data"][0]["embedding"].as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
+    let length: f64 = values.iter().map(|value| value * value).sum();
+    assert!((length - 1.0).abs() < 1e-5 && one["usage"]["prompt_tokens"] == 4, "{length}");
+    let several = ask(json!({"input": ["The dragon", STORY, "Tom"]}));
+    assert_eq!(
+        (&several["data"][1]["embedding"], &several["data"][1]["index"]),
+        (&one["data"][0]["embedding"], &json!(1))
+    );
+    assert_ne!(ask(json!({"input": STORY, "pooling": "mean"}))["data"], one["data"]);
+    let text = ask(json!({"input": STORY, "encoding_format": "base64"}));
+    let text = text["data"][0]["embedding"].as_str().expect("a text").to_owned();
+    // 192 values of 4 bytes, 3 bytes in each 4 letters.
+    assert_eq!(text.len(), values.len() * 4 / 3 * 4);
+    for (fields, param) in [
+        (json!({"input": STORY, "pooling": "max"}), "pooling"),
+        (json!({"input": STORY, "encoding_format": "hex"}), "encoding_format"),
+        (json!({"input": STORY, "dimensions": 8}), "dimensions"),
+        (json!({"input": []}), "input"),
+    ] {
+        assert_eq!(server.post("/v1/embeddings", &fields).error().1["param"], param);
+    }
+}
+
+#[test]
 fn tokens_go_both_ways() {
     let server = TestServer::shared();
     let tokens = server.post("/tokenize", &json!({"prompt": STORY})).json();

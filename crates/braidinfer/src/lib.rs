@@ -13,6 +13,7 @@ mod llm;
 mod loading;
 mod memory;
 mod quantize;
+mod structured;
 pub mod text;
 pub mod validation;
 
@@ -20,6 +21,8 @@ pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, StreamEvent, Timings, Token};
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
+
+pub use structured::{AnswerForm, StructuredOutput};
 
 pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};
 

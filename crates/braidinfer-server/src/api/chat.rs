@@ -12,11 +12,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answers::{Answer, Answers, Envelope, Form, Usage};
+use super::form;
 use super::logprobs::ChatToken;
 use super::one_or_many::TextOr;
 use super::sampling::{Delivery, SamplingFields};
 use crate::http::{ApiError, Strict};
 use crate::served::{App, Served, seconds_since_1970};
+use crate::worker::Task;
 
 #[derive(Debug, Deserialize)]
 pub struct ChatFields {
@@ -102,9 +104,12 @@ async fn begin(
     if messages.is_empty() {
         return Err(ApiError::field("messages", "messages: expected at least one message, found none"));
     }
+    let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;
+    let constraint = form::constraint(served, asked).await?;
     let prompt = encode(served, Prompt::Chat(messages)).await?;
     let (count, n, deadline) = (params.n, params.n, (arrived + app.config.request_timeout).into());
-    let stream = served.worker.submit(vec![prompt], &params, arrived).await?;
+    let task = Task::Answer(Box::new(params), constraint);
+    let stream = served.worker.submit(vec![prompt], &task, arrived).await?;
     let envelope = Envelope {
         id: format!("chatcmpl-{}", app.next_id()),
         created: seconds_since_1970(),

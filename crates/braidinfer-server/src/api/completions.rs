@@ -12,11 +12,13 @@ use serde_json::{Value, json};
 
 use super::answers::{Answer, Answers, Envelope, Form, Usage};
 use super::chat::encode;
+use super::form;
 use super::logprobs::CompletionLogprobs;
 use super::one_or_many::{PromptItem, TextOr};
 use super::sampling::{Delivery, SamplingFields};
 use crate::http::{ApiError, Strict};
 use crate::served::{App, Served, seconds_since_1970};
+use crate::worker::Task;
 
 /// Tokens of an answer if none are asked for, as in the OpenAI API.
 const MAX_TOKENS: usize = 16;
@@ -61,10 +63,12 @@ async fn begin(
     if only_prompt {
         params.max_tokens = Some(1);
     }
-    let prompts = encoded(served, prompts(fields.prompt)?).await?;
+    let prompts = encoded(served, prompts(fields.prompt, "prompt")?).await?;
     let echoed = if echo { prompts.clone() } else { Vec::new() };
     let (n, count, deadline) = (params.n, params.n * prompts.len(), (arrived + app.config.request_timeout).into());
-    let stream = served.worker.submit(prompts, &params, arrived).await?;
+    let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;
+    let task = Task::Answer(Box::new(params), form::constraint(served, asked).await?);
+    let stream = served.worker.submit(prompts, &task, arrived).await?;
     let envelope = Envelope {
         id: format!("cmpl-{}", app.next_id()),
         created: seconds_since_1970(),
@@ -84,13 +88,13 @@ async fn begin(
 }
 
 /// The prompts of a field that may hold one or more, as texts or as token ids.
-pub fn prompts(field: TextOr<PromptItem>) -> Result<Vec<Prompt>, ApiError> {
+pub fn prompts(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, ApiError> {
     let items = match field {
         TextOr::Text(text) => return Ok(vec![Prompt::Text(text)]),
         TextOr::Many(items) => items,
     };
     if items.is_empty() {
-        return Err(ApiError::field("prompt", "prompt: expected at least one token or text, found none"));
+        return Err(ApiError::field(name, format!("{name}: expected at least one token or text, found none")));
     }
     let id = |item: &PromptItem| match item {
         PromptItem::Id(id) => Some(*id),
@@ -104,13 +108,14 @@ pub fn prompts(field: TextOr<PromptItem>) -> Result<Vec<Prompt>, ApiError> {
         PromptItem::Text(text) => Ok(Prompt::Text(text)),
         PromptItem::Ids(ids) => Ok(Prompt::Ids(ids)),
         PromptItem::Id(_) => {
-            Err(ApiError::field("prompt", "prompt: expected token ids alone, or texts and lists of them, found both"))
+            let message = format!("{name}: expected token ids alone, or texts and lists of them, found both");
+            Err(ApiError::field(name, message))
         }
     };
     items.into_iter().map(prompt).collect()
 }
 
-async fn encoded(served: &Served, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
+pub async fn encoded(served: &Served, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
     let mut ids = Vec::with_capacity(prompts.len());
     for prompt in prompts {
         ids.push(encode(served, prompt).await?);

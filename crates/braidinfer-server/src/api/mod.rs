@@ -3,6 +3,8 @@
 mod answers;
 mod chat;
 mod completions;
+mod embeddings;
+mod form;
 mod logprobs;
 mod one_or_many;
 mod page;
@@ -63,6 +65,7 @@ pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
     let of_model = Router::new()
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/models", get(status::models))
         .route("/v1/models/{*model}", get(status::model))
         .route("/v1/compat", get(status::compat))

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use braidinfer::SamplingParams;
 use serde::Deserialize;
 
+use super::form::{ResponseFormat, StructuredOutputs};
 use super::one_or_many::TextOr;
 use crate::http::ApiError;
 
@@ -31,6 +32,8 @@ pub struct SamplingFields {
     /// By token id.
     logit_bias: Option<BTreeMap<String, f32>>,
     ignore_eos: Option<bool>,
+    pub response_format: Option<ResponseFormat>,
+    pub structured_outputs: Option<StructuredOutputs>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     /// Says who asks, to services that watch over that; means nothing here.

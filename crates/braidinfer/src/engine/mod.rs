@@ -112,6 +112,8 @@ pub struct SampledToken {
     pub logprobs: Option<TokenLogprobs>,
     /// Set when it is the last.
     pub finished: Option<FinishReason>,
+    /// Whether it stands for the end and is no part of the text.
+    pub is_end: bool,
     /// With the first token only.
     pub prompt: Option<ReadPrompt>,
 }
@@ -368,7 +370,8 @@ impl Engine {
             }
             let (token, logprobs) = sequence.sample(logits)?;
             let finished = sequence.append(token, context);
-            say(Said::Token(SampledToken { id: token, logprobs, finished, prompt }));
+            let is_end = finished == Some(FinishReason::Stop) && sequence.is_end(token);
+            say(Said::Token(SampledToken { id: token, logprobs, finished, is_end, prompt }));
             // The logits after a guess mean something only if it was right.
             if finished.is_some() || part.draft.get(index) != Some(&token) {
                 return Ok(());

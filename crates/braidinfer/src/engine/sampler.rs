@@ -70,7 +70,9 @@ impl Candidates {
     fn new(logits: &[f32], params: &SamplingParams) -> Self {
         let largest = f64::from(logits[argmax(logits) as usize]);
         let weight = |logit: &f32| ((f64::from(*logit) - largest) / params.temperature).exp();
-        let mut candidates: Vec<(u32, f64)> = (0..).zip(logits.iter().map(weight)).collect();
+        let weights = (0..).zip(logits.iter().map(weight));
+        // What may not come, or cannot, is no candidate, not even where rounding leaves only the last one.
+        let mut candidates: Vec<(u32, f64)> = weights.filter(|(_, weight)| *weight > 0.0).collect();
         let likelier_first = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if let Some(keep) = params.top_k.filter(|keep| *keep < candidates.len()) {
             candidates.select_nth_unstable_by(keep.max(1) - 1, likelier_first);

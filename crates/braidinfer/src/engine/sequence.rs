@@ -196,11 +196,15 @@ impl Sequence {
         Ok((token, self.params.logprobs.map(|count| TokenLogprobs::of(logits, token, count))))
     }
 
+    /// Whether a token ends the answer by itself.
+    pub(super) fn is_end(&self, token: u32) -> bool {
+        !self.params.ignore_eos && self.stop_token_ids.contains(&token)
+    }
+
     /// Takes a new token and says whether it is the last.
     pub(super) fn append(&mut self, token: u32, context: usize) -> Option<FinishReason> {
         self.tokens.push(token);
-        let is_end = !self.params.ignore_eos && self.stop_token_ids.contains(&token);
-        if is_end || self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete()) {
+        if self.is_end(token) || self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete()) {
             return Some(FinishReason::Stop);
         }
         let generated = self.tokens.len() - self.prompt_len;

@@ -20,11 +20,11 @@ impl Answer {
 
     /// Takes a token and adds the text to show. With the last token comes all that was held back.
     pub(super) fn push(&mut self, sampled: SampledToken, tokenizer: Option<&Tokenizer>) -> Result<Token> {
-        let SampledToken { id, logprobs, mut finished, prompt } = sampled;
+        let SampledToken { id, logprobs, mut finished, is_end, prompt } = sampled;
         let mut text = String::new();
         if let Some(tokenizer) = tokenizer {
             // The token that ends a text is not part of it, even where the tokenizer calls it an ordinary one.
-            if finished != Some(FinishReason::Stop) {
+            if !is_end {
                 let decoded = self.decoder.push(id, tokenizer)?;
                 text = self.stop.push(&decoded);
             }

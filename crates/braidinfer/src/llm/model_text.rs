@@ -42,6 +42,11 @@ impl ModelText {
         self.chat_template.as_ref().ok_or_else(missing)
     }
 
+    /// The model's own generation settings.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
     /// Token ids of a prompt.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         match prompt {

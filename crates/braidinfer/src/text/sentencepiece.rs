@@ -209,6 +209,15 @@ impl SentencePiece {
         added.or_else(|| self.vocabulary.pieces.get(id as usize).map(|piece| piece.text.as_str()))
     }
 
+    /// Whether a token stands for something else than text.
+    pub fn is_special(&self, id: u32) -> bool {
+        let of_model = self.vocabulary.pieces.get(id as usize).map(|piece| piece.kind);
+        match self.added.get(&id) {
+            Some(added) => added.special,
+            None => matches!(of_model, Some(PieceType::Control | PieceType::Unknown)),
+        }
+    }
+
     /// Ids of `text`, special tokens in it recognised; `add_special` adds those around every text.
     pub fn encode(&self, text: &str, add_special: bool) -> Vec<u32> {
         let mut ids = Vec::new();

@@ -182,6 +182,16 @@ impl Tokenizer {
         Some(if is_added { token.into_owned().into_bytes() } else { self.spelling.bytes(&token) })
     }
 
+    /// Whether a token stands for something else than text, such as the end of an answer.
+    pub fn is_special(&self, id: u32) -> bool {
+        match &self.backend {
+            Backend::HuggingFace(tokenizer) => {
+                tokenizer.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+            }
+            Backend::SentencePiece(tokenizer) => tokenizer.is_special(id),
+        }
+    }
+
     /// Ids of `text`. Special tokens spelled out in the text are recognised; `add_special` adds those the
     /// tokenizer puts around every text (usually a first one).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {

@@ -1,0 +1,88 @@
+//! `/v1/embeddings`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use braidinfer::Output;
+use braidinfer::engine::{Embedding, Pooling};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::timeout_at;
+
+use super::completions::{encoded, prompts};
+use super::one_or_many::{PromptItem, TextOr};
+use crate::http::{ApiError, Nothing, Strict};
+use crate::served::App;
+use crate::worker::{AnswerStream, Task};
+
+#[derive(Debug, Deserialize)]
+pub struct EmbeddingFields {
+    model: Option<String>,
+    input: TextOr<PromptItem>,
+    /// `float` or `base64`: little-endian f32.
+    encoding_format: Option<String>,
+    /// `last` (the default) or `mean`: what becomes of the tokens' vectors.
+    pooling: Option<String>,
+    /// Says who asks, to services that watch over that; means nothing here.
+    #[serde(rename = "user")]
+    _user: Option<String>,
+}
+
+pub async fn embed(State(app): State<Arc<App>>, request: Strict<EmbeddingFields, Nothing>) -> Response {
+    (request.ignored, embedded(&app, request.first, Instant::now()).await).into_response()
+}
+
+async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Result<Json<Value>, ApiError> {
+    let served = app.served_as(fields.model.as_deref())?;
+    let one_of = |field: &str, expected: &str, found: &str| {
+        ApiError::field(field, format!("{field}: expected {expected}, found `{found}`"))
+    };
+    let pooling = match fields.pooling.as_deref() {
+        None | Some("last") => Pooling::Last,
+        Some("mean") => Pooling::Mean,
+        Some(other) => return Err(one_of("pooling", "last or mean", other)),
+    };
+    let as_text = match fields.encoding_format.as_deref() {
+        None | Some("float") => false,
+        Some("base64") => true,
+        Some(other) => return Err(one_of("encoding_format", "float or base64", other)),
+    };
+    let prompts = encoded(served, prompts(fields.input, "input")?).await?;
+    let count = prompts.len();
+    let stream = served.worker.submit(prompts, &Task::Embed(pooling), arrived).await?;
+    let deadline = (arrived + app.config.request_timeout).into();
+    let found = timeout_at(deadline, collected(stream, count)).await.map_err(|_| ApiError::slow_answer())??;
+    let tokens: usize = found.iter().map(|embedding| embedding.prompt.tokens).sum();
+    let data: Vec<Value> =
+        found.iter().enumerate().map(|(index, embedding)| entry(index, embedding, as_text)).collect();
+    let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
+    Ok(Json(json!({"object": "list", "data": data, "model": served.name, "usage": usage})))
+}
+
+/// The vectors in the order of their prompts.
+async fn collected(mut stream: AnswerStream, count: usize) -> Result<Vec<Embedding>, ApiError> {
+    let mut found: Vec<Option<Embedding>> = vec![None; count];
+    while let Some(said) = stream.next().await {
+        match said.output? {
+            Output::Embedding(embedding) => found[said.choice] = Some(embedding),
+            Output::Token(_) => return Err(ApiError::internal("a token came where a vector was asked for")),
+        }
+    }
+    let missing = || ApiError::internal("the engine stopped before all vectors were there");
+    found.into_iter().collect::<Option<_>>().ok_or_else(missing)
+}
+
+fn entry(index: usize, embedding: &Embedding, as_text: bool) -> Value {
+    let values = if as_text {
+        let bytes: Vec<u8> = embedding.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        json!(BASE64_STANDARD.encode(bytes))
+    } else {
+        json!(embedding.values)
+    };
+    json!({"object": "embedding", "index": index, "embedding": values})
+}
