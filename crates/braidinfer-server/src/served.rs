@@ -7,11 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use braidinfer::compat::CompatReport;
 use braidinfer::engine::ConstraintFactory;
 use braidinfer::executor::ActiveKernels;
-use braidinfer::{AnswerForm, Llm, ModelText, SamplingParams, StructuredOutput};
+use braidinfer::{AnswerForm, Error, Llm, ModelText, SamplingParams, StructuredOutput};
 
 use crate::http::{ApiError, ServerConfig};
 use crate::metrics::Metrics;
 use crate::worker::Worker;
+
+/// Normalizing makes a text shorter by less than this factor.
+const SHRINKS: usize = 4;
 
 /// The server, with or without its model.
 pub struct App {
@@ -34,6 +37,8 @@ pub struct Served {
     pub default_sampling: SamplingParams,
     pub context: usize,
     pub vocab_size: usize,
+    /// Longer texts cannot fit into the context, and are not even cut into tokens.
+    pub longest_text: usize,
     pub kernels: ActiveKernels,
     pub compat: Option<CompatReport>,
     /// Made when it is first asked for: large vocabularies take their time.
@@ -49,6 +54,7 @@ impl Served {
             default_sampling: llm.default_sampling(),
             context: llm.context(),
             vocab_size: llm.spec().vocab_size,
+            longest_text: llm.text().longest_token().unwrap_or(0).saturating_mul(SHRINKS * llm.context()),
             kernels: llm.kernels(),
             compat: llm.compat().cloned(),
             worker: Worker::start(llm, Arc::clone(&metrics))?,
@@ -59,6 +65,15 @@ impl Served {
 }
 
 impl Served {
+    /// Refuses a text that cannot fit into the context.
+    pub fn check_length(&self, bytes: usize) -> braidinfer::Result<()> {
+        let longest_token = self.longest_text / SHRINKS / self.context.max(1);
+        match bytes > self.longest_text {
+            true => Err(Error::PromptTooLong { prompt: bytes / longest_token.max(1), context: self.context }),
+            false => Ok(()),
+        }
+    }
+
     /// What holds answers to a form; `field` is for messages.
     pub fn constraint(&self, form: &AnswerForm, field: &str) -> braidinfer::Result<ConstraintFactory> {
         let structured = match self.structured.get() {

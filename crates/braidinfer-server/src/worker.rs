@@ -48,13 +48,11 @@ impl Task {
 }
 
 struct Job {
-    prompt: Vec<u32>,
+    prompts: Vec<Vec<u32>>,
     task: Task,
-    /// Answers to the prompts before it.
-    first_choice: usize,
     arrived: Instant,
     said: mpsc::UnboundedSender<Said>,
-    accepted: oneshot::Sender<Result<RequestId, Error>>,
+    accepted: oneshot::Sender<Result<Vec<RequestId>, Error>>,
 }
 
 enum Command {
@@ -87,21 +85,16 @@ impl Worker {
     pub async fn submit(
         &self,
         prompts: Vec<Vec<u32>>,
-        task: &Task,
+        task: Task,
         arrived: Instant,
     ) -> Result<AnswerStream, SubmitError> {
         let (said, receiver) = mpsc::unbounded_channel();
-        let mut stream = AnswerStream { receiver, requests: Vec::new(), commands: self.commands.clone() };
-        for (index, prompt) in prompts.into_iter().enumerate() {
-            let (accepted, answer) = oneshot::channel();
-            let first_choice = index * task.n();
-            let job = Job { prompt, task: task.clone(), first_choice, arrived, said: said.clone(), accepted };
-            self.commands.send(Command::Add(Box::new(job))).map_err(|_| SubmitError::Stopped)?;
-            // If whoever asks goes away meanwhile, nobody takes the answer and the worker drops the request.
-            let request = answer.await.map_err(|_| SubmitError::Stopped)?.map_err(SubmitError::Refused)?;
-            stream.requests.push(request);
-        }
-        Ok(stream)
+        let (accepted, answer) = oneshot::channel();
+        let job = Job { prompts, task, arrived, said, accepted };
+        self.commands.send(Command::Add(Box::new(job))).map_err(|_| SubmitError::Stopped)?;
+        // If whoever asks goes away meanwhile, nobody takes the answer and the worker drops the requests.
+        let requests = answer.await.map_err(|_| SubmitError::Stopped)?.map_err(SubmitError::Refused)?;
+        Ok(AnswerStream { receiver, requests, commands: self.commands.clone() })
     }
 
     /// Ends every answer with [`Fault::ShuttingDown`].
@@ -197,21 +190,36 @@ impl Desk {
     }
 
     fn add(&mut self, job: Job) {
-        let Job { prompt, task, first_choice, arrived, said, accepted } = job;
-        let n = task.n();
-        let added = match task {
-            Task::Answer(params, constraint) => self.llm.add_constrained(prompt, &params, constraint),
-            Task::Embed(pooling) => self.llm.add_embedding(prompt, pooling),
-        };
-        let request = added.as_ref().ok().copied();
-        if let Some(request) = request {
-            let times = RequestTimes::new(arrived, n);
-            self.open.insert(request, Open { said, first_choice, unfinished: n, times });
+        let Job { prompts, task, arrived, said, accepted } = job;
+        let mut requests = Vec::with_capacity(prompts.len());
+        let added = self.queue_all(prompts, &task, &mut requests);
+        if added.is_ok() {
+            for (index, request) in requests.iter().enumerate() {
+                let (n, times) = (task.n(), RequestTimes::new(arrived, task.n()));
+                let open = Open { said: said.clone(), first_choice: index * n, unfinished: n, times };
+                self.open.insert(*request, open);
+            }
         }
-        if accepted.send(added).is_err()
-            && let Some(request) = request
-        {
-            self.abort(request);
+        let is_refused = added.is_err();
+        let is_heard = accepted.send(added.map(|()| requests.clone())).is_ok();
+        // All prompts, or none; and none for those who went away.
+        if is_refused || !is_heard {
+            requests.into_iter().for_each(|request| self.abort(request));
+        }
+    }
+
+    fn queue_all(&mut self, prompts: Vec<Vec<u32>>, task: &Task, requests: &mut Vec<RequestId>) -> Result<(), Error> {
+        self.llm.check_room()?;
+        for prompt in prompts {
+            requests.push(self.queue(prompt, task)?);
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, prompt: Vec<u32>, task: &Task) -> Result<RequestId, Error> {
+        match task {
+            Task::Answer(params, constraint) => self.llm.add_constrained(prompt, params, constraint.clone()),
+            Task::Embed(pooling) => self.llm.add_embedding(prompt, *pooling),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use braidinfer::{LoadOptions, Prompt, SamplingParams};
 use braidinfer_server::ServerConfig;
 use serde_json::{Value, json};
-use support::{Connection, Model, TestServer, config, demo, greedy, with};
+use support::{Connection, Model, TestServer, config, demo, demo_with_template, greedy, with};
 
 const STORY: &str = "Once upon a time";
 
@@ -123,6 +123,85 @@ fn seeds_repeat_and_parts_of_messages_add_up() {
 }
 
 #[test]
+fn answers_can_be_sent_back_as_they_came() {
+    let server = TestServer::shared();
+    let first = server.post("/v1/chat/completions", &with(chat("Hello"), json!({"max_tokens": 8}))).json();
+    let message = with(first["choices"][0]["message"].clone(), json!({"audio": null, "annotations": []}));
+    let messages = json!([{"role": "user", "content": "Hello"}, message, {"role": "user", "content": "More."}]);
+    let body = json!({"messages": messages, "max_tokens": 4, "tools": [], "store": false, "parallel_tool_calls": true});
+    let reply = server.request(
+        "POST",
+        "/v1/chat/completions",
+        &[("content-type", "application/json"), ("x-request-id", "mine")],
+        body.to_string().as_bytes(),
+    );
+    assert_eq!((reply.status, &reply.json()["id"]), (200, &json!("chatcmpl-mine")), "{}", reply.text);
+}
+
+const TOOL_TEMPLATE: &str = "\
+{%- if tools %}{{ tools | tojson }} call with <tool_call>{% endif -%}
+{%- for message in messages %}{{ message.role }}: {{ message.content or '' }}
+{%- for call in message.tool_calls or [] %}{{ call.id }} {{ call.function.name }} {{ call.function.arguments.place }}{% endfor %}
+{%- if message.tool_call_id %} answers {{ message.tool_call_id }}{% endif %}
+{% endfor %}";
+
+#[test]
+fn tools_are_offered_called_and_answered() {
+    let (_folder, llm) = demo_with_template(TOOL_TEMPLATE);
+    let server = TestServer::start(config(), Model::Given(Box::new(llm)));
+    let parameters = json!({"type": "object", "properties": {"place": {"enum": ["Rome", "Oslo"]}},
+        "required": ["place"], "additionalProperties": false});
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
+    let tools = json!([tool("weather"), tool("time")]);
+    let ask = |fields: Value| {
+        let body = with(chat("Is it cold?"), json!({"tools": tools, "max_tokens": 120, "temperature": 1, "seed": 2}));
+        server.post("/v1/chat/completions", &with(body, fields))
+    };
+    let named = json!({"type": "function", "function": {"name": "time"}});
+    for (choice, names) in [(json!("required"), ["weather", "time"]), (named, ["time", "time"])] {
+        let whole = ask(json!({"tool_choice": choice})).json();
+        let answer = &whole["choices"][0];
+        let call = &answer["message"]["tool_calls"][0];
+        assert_eq!((&answer["finish_reason"], &answer["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+        assert!(names.iter().any(|name| call["function"]["name"] == **name), "{whole}");
+        let arguments: Value =
+            serde_json::from_str(call["function"]["arguments"].as_str().expect("a text")).expect("of JSON");
+        assert!(["Rome", "Oslo"].iter().any(|place| arguments["place"] == **place), "{arguments}");
+        assert_eq!(call["id"].as_str().map(str::len), Some(9));
+        let events = ask(json!({"tool_choice": choice, "stream": true})).events();
+        let streamed: Vec<&Value> =
+            events.iter().filter_map(|event| event["choices"][0]["delta"]["tool_calls"].get(0)).collect();
+        assert_eq!((streamed.len(), &streamed[0]["function"]), (1, &call["function"]));
+        assert_eq!((&streamed[0]["index"], streamed[0]["id"].as_str().map(str::len)), (&json!(0), Some(9)));
+        let reasons: Vec<&str> =
+            events.iter().filter_map(|event| event["choices"][0]["finish_reason"].as_str()).collect();
+        assert_eq!(reasons, ["tool_calls"]);
+    }
+    let tokens = |reply: support::Reply| reply.json()["usage"]["prompt_tokens"].as_u64().expect("a number");
+    let (with_tools, without) = (tokens(ask(json!({}))), tokens(ask(json!({"tool_choice": "none"}))));
+    assert!(with_tools > without + 20, "{with_tools} {without}");
+    let call = json!({"id": "abcdefghi", "type": "function", "function": {"name": "time", "arguments": "{\"place\": \"Oslo\"}"}});
+    let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "abcdefghi", "content": "12"}]);
+    let encoded = server.post("/tokenize", &json!({"messages": messages})).json();
+    let text = server.post("/detokenize", &json!({"tokens": encoded["tokens"]})).json();
+    assert_eq!(text["prompt"], "user: xassistant: abcdefghi time Oslotool: 12 answers abcdefghi");
+    for (messages, param) in [
+        (json!([{"role": "tool", "content": "12"}]), "messages[0].tool_call_id"),
+        (json!([{"role": "user", "content": "x", "tool_calls": []}]), "messages[0].tool_calls"),
+        (
+            json!([{"role": "assistant", "tool_calls": [with(call.clone(), json!({"function": {"name": "f", "arguments": "{"}}))]}]),
+            "messages[0].tool_calls",
+        ),
+    ] {
+        assert_eq!(ask(json!({"messages": messages})).error().1["param"], param);
+    }
+    let unknown = json!({"type": "function", "function": {"name": "fly"}});
+    assert_eq!(ask(json!({"tool_choice": unknown})).error().1["param"], "tool_choice");
+    assert_eq!(ask(json!({"tool_choice": "required", "response_format": {"type": "json_object"}})).status, 400);
+}
+
+#[test]
 fn what_means_nothing_here_is_refused_by_name() {
     let server = TestServer::shared();
     let long = "x ".repeat(3000);
@@ -130,16 +209,23 @@ fn what_means_nothing_here_is_refused_by_name() {
         ("/v1/completions", with(greedy(STORY, 1), json!({"suffix": "x"})), 400, "suffix", "no such field"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"best_of": 2})), 400, "best_of", "no such field"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"top_p": 0})), 400, "top_p", "above 0"),
-        ("/v1/completions", with(greedy(STORY, 1), json!({"temperature": "hot"})), 400, "temperature", "expected f64"),
+        (
+            "/v1/completions",
+            with(greedy(STORY, 1), json!({"temperature": "hot"})),
+            400,
+            "temperature",
+            "expected a number",
+        ),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"max_tokens": -1})), 400, "max_tokens", "whole number"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"n": 1000})), 400, "n", "from 1 to"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"max_tokens": 0})), 400, "max_tokens", "at least 1"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"stop": [""]})), 400, "stop", "at least one character"),
-        ("/v1/completions", with(greedy(STORY, 1), json!({"logprobs": 6})), 400, "logprobs", "at most 5"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"logprobs": 21})), 400, "logprobs", "at most 20"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"logit_bias": {"x": 1}})), 400, "logit_bias", "token ids"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"logit_bias": {"99999": 1}})), 400, "logit_bias", "below"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"prompt": [1, "a"]})), 400, "prompt", "found both"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"prompt": []})), 400, "prompt", "at least one"),
-        ("/v1/completions", with(greedy(STORY, 1), json!({"prompt": [999_999]})), 400, "token id", "below"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"prompt": [999_999]})), 400, "prompt", "below"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"prompt": [-1]})), 400, "prompt[0]", "invalid type"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"model": "gpt"})), 404, "model", "expected `demo`"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"stream_options": {}})), 400, "stream_options", "`stream`"),
@@ -149,6 +235,21 @@ fn what_means_nothing_here_is_refused_by_name() {
             400,
             "stream_options.usage",
             "no such field",
+        ),
+        (
+            "/v1/chat/completions",
+            with(chat("x"), json!({"tools": [{"type": "function", "function": {"name": "f"}}]})),
+            400,
+            "tools",
+            "no place for tools",
+        ),
+        ("/v1/chat/completions", with(chat("x"), json!({"tool_choice": "required"})), 400, "tool_choice", "found none"),
+        (
+            "/v1/chat/completions",
+            with(chat("x"), json!({"logprobs": true, "top_logprobs": 21})),
+            400,
+            "top_logprobs",
+            "20",
         ),
         ("/v1/chat/completions", json!({"messages": []}), 400, "messages", "at least one"),
         ("/v1/chat/completions", json!({}), 400, "", "missing field `messages`"),

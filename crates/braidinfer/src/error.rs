@@ -56,9 +56,9 @@ pub enum Error {
         context: usize,
     },
     /// Too much is asked at once.
-    #[error("{waiting} prompts are waiting already, and no more may; try again later")]
+    #[error("{waiting} answers are waiting already, and no more may; try again later")]
     QueueFull {
-        /// Prompts that wait.
+        /// Answers that wait.
         waiting: usize,
     },
     /// Not possible with this model, device or build.

@@ -45,7 +45,7 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// Most sequences in flight.
     pub max_sequences: usize,
-    /// Most sequences that wait beside them.
+    /// As soon as so many wait beside them, [`crate::Llm::check_room`] says that there is no room.
     pub max_waiting: usize,
     /// How many tokens there is room for in the key/value storage. Memory is taken as they are first stored.
     pub kv_cache: KvCacheRoom,

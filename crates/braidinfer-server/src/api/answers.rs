@@ -124,11 +124,17 @@ impl Answers {
         Ok(Json(form.whole(answers, usage)))
     }
 
-    fn streamed(self, mut form: impl Form, with_usage: bool) -> Response {
-        let parts = (0..self.count).flat_map(|choice| form.opening(choice)).map(sent).collect();
-        let unfinished = self.count;
-        let streaming =
-            Streaming { answers: self, form, with_usage, usage: Usage::default(), unfinished, parts, is_over: false };
+    fn streamed(self, form: impl Form, with_usage: bool) -> Response {
+        let streaming = Streaming {
+            unfinished: self.count,
+            answers: self,
+            form,
+            with_usage,
+            usage: Usage::default(),
+            parts: VecDeque::new(),
+            has_begun: false,
+            is_over: false,
+        };
         let events = stream::unfold(streaming, |mut streaming| async move {
             let event = streaming.next().await?;
             Some((Ok::<_, Infallible>(event), streaming))
@@ -146,6 +152,7 @@ struct Streaming<F> {
     unfinished: usize,
     /// What is ready to be sent.
     parts: VecDeque<Event>,
+    has_begun: bool,
     is_over: bool,
 }
 
@@ -160,6 +167,11 @@ impl<F: Form> Streaming<F> {
             }
             match self.answers.next().await {
                 Some(Ok((choice, token))) => {
+                    // Not before there is something to say: whoever measures the time to it looks at the first part.
+                    if !std::mem::replace(&mut self.has_begun, true) {
+                        let openings = (0..self.answers.count).flat_map(|choice| self.form.opening(choice));
+                        self.parts.extend(openings.map(sent));
+                    }
                     self.usage.count(choice, self.answers.n, &token);
                     self.unfinished -= usize::from(token.finished.is_some());
                     self.parts.extend(self.form.part(choice, token).into_iter().map(sent));

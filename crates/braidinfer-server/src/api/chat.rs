@@ -3,80 +3,45 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use braidinfer::engine::TokenLogprobs;
-use braidinfer::text::ChatMessage;
+use braidinfer::engine::{FinishReason, TokenLogprobs};
 use braidinfer::{ModelText, Prompt, SamplingParams, Token};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::answers::{Answer, Answers, Envelope, Form, Usage};
 use super::form;
 use super::logprobs::ChatToken;
-use super::one_or_many::TextOr;
+use super::messages::{self, Message};
 use super::sampling::{Delivery, SamplingFields};
-use crate::http::{ApiError, Strict};
+use super::tools::{self, CallReader, Calls, Piece, Tool, ToolChoice};
+use crate::http::{ApiError, RequestName, Strict};
 use crate::served::{App, Served, seconds_since_1970};
 use crate::worker::Task;
+
+/// Likeliest tokens that may be asked for at each position, as in the OpenAI API.
+const MOST_LOGPROBS: usize = 20;
 
 #[derive(Debug, Deserialize)]
 pub struct ChatFields {
     messages: Vec<Message>,
     logprobs: Option<bool>,
     top_logprobs: Option<usize>,
+    tools: Option<Vec<Tool>>,
+    tool_choice: Option<ToolChoice>,
+    /// Further variables of the chat template.
+    chat_template_kwargs: Option<Map<String, Value>>,
 }
 
-#[derive(Debug, Deserialize)]
-pub struct Message {
-    role: String,
-    content: Option<TextOr<Part>>,
-    /// Tells apart who speaks in a role; templates have no place for it.
-    #[serde(rename = "name")]
-    _name: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    text: Option<String>,
-}
-
-impl Message {
-    /// As the chat template takes it; `index` is for messages about it.
-    pub fn into_chat(self, index: usize) -> Result<ChatMessage, ApiError> {
-        let refused = |field: &str, expected: &str, found: &str| {
-            let field = format!("messages[{index}].{field}");
-            Err(ApiError::field(field.clone(), format!("{field}: expected {expected}, found {found}")))
-        };
-        let role = match self.role.as_str() {
-            role @ ("system" | "user" | "assistant") => role,
-            // What newer clients call instructions.
-            "developer" => "system",
-            other => return refused("role", "system, developer, user or assistant", &format!("`{other}`")),
-        };
-        let content = match self.content {
-            None => return refused("content", "a text", "none"),
-            Some(TextOr::Text(text)) => text,
-            Some(TextOr::Many(parts)) => {
-                let mut content = String::new();
-                for part in parts {
-                    match part.text {
-                        Some(text) if part.kind == "text" => content += &text,
-                        _ => return refused("content", "parts of type text", &format!("one of type {}", part.kind)),
-                    }
-                }
-                content
-            }
-        };
-        Ok(ChatMessage::new(role, content))
-    }
-}
-
-pub async fn complete(State(app): State<Arc<App>>, request: Strict<SamplingFields, ChatFields>) -> Response {
+pub async fn complete(
+    State(app): State<Arc<App>>,
+    Extension(RequestName(name)): Extension<RequestName>,
+    request: Strict<SamplingFields, ChatFields>,
+) -> Response {
     let arrived = Instant::now();
-    match begin(&app, &request.first, request.second, arrived).await {
+    match begin(&app, &name, &request.first, request.second, arrived).await {
         Ok((answers, form, delivery)) => answers.deliver(form, delivery, request.ignored).await,
         Err(error) => (request.ignored, error).into_response(),
     }
@@ -84,6 +49,7 @@ pub async fn complete(State(app): State<Arc<App>>, request: Strict<SamplingField
 
 async fn begin(
     app: &App,
+    name: &str,
     sampling: &SamplingFields,
     fields: ChatFields,
     arrived: Instant,
@@ -91,6 +57,10 @@ async fn begin(
     let served = app.served_as(sampling.model.as_deref())?;
     let delivery = sampling.delivery()?;
     let logprobs = match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
+        (true, Some(count)) if count > MOST_LOGPROBS => {
+            let message = format!("top_logprobs: expected at most {MOST_LOGPROBS}, found {count}");
+            return Err(ApiError::field("top_logprobs", message));
+        }
         (true, count) => Some(count.unwrap_or(0)),
         (false, None) => None,
         (false, Some(_)) => {
@@ -99,31 +69,58 @@ async fn begin(
         }
     };
     let params = SamplingParams { logprobs, ..sampling.over(&served.default_sampling, None)? };
-    let messages = fields.messages.into_iter().enumerate().map(|(index, message)| message.into_chat(index));
-    let messages = messages.collect::<Result<Vec<_>, _>>()?;
-    if messages.is_empty() {
-        return Err(ApiError::field("messages", "messages: expected at least one message, found none"));
-    }
+    let template = served.text.require_chat_template()?;
+    let (mut variables, calls) = tools::offered(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
+    variables.extend(fields.chat_template_kwargs.unwrap_or_default());
     let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;
+    let asked = match (&calls, asked) {
+        (Calls::Forced(_), Some((_, field))) => {
+            let message = format!("{field}: expected a free answer beside a tool that must be called");
+            return Err(ApiError::field(field, message));
+        }
+        (Calls::Forced(form), None) => Some((form.clone(), "tools")),
+        (Calls::None | Calls::Free(_), asked) => asked,
+    };
     let constraint = form::constraint(served, asked).await?;
-    let prompt = encode(served, Prompt::Chat(messages)).await?;
+    let prompt = encode_chat(served, messages::fields(fields.messages)?, variables).await?;
     let (count, n, deadline) = (params.n, params.n, (arrived + app.config.request_timeout).into());
     let task = Task::Answer(Box::new(params), constraint);
-    let stream = served.worker.submit(vec![prompt], &task, arrived).await?;
+    let stream = served.worker.submit(vec![prompt], task, arrived).await?;
     let envelope = Envelope {
-        id: format!("chatcmpl-{}", app.next_id()),
+        id: format!("chatcmpl-{name}"),
         created: seconds_since_1970(),
         model: served.name.clone(),
         with_usage: delivery == (Delivery::Streamed { with_usage: true }),
     };
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
-    Ok((Answers { stream, count, n, deadline }, ChatForm { envelope, text }, delivery))
+    let readers = (0..n).map(|_| CallReader::new(&calls)).collect();
+    let form = ChatForm { envelope, text, readers, calls: vec![0; n] };
+    Ok((Answers { stream, count, n, deadline }, form, delivery))
+}
+
+/// Token ids of a chat.
+pub async fn encode_chat(
+    served: &Served,
+    messages: Vec<Map<String, Value>>,
+    variables: Map<String, Value>,
+) -> Result<Vec<u32>, ApiError> {
+    let bytes = |message: &Map<String, Value>| message.get("content").and_then(Value::as_str).map_or(0, str::len);
+    served.check_length(messages.iter().map(bytes).sum())?;
+    let text = Arc::clone(&served.text);
+    aside(move || text.encode_chat(&messages, &variables)).await
 }
 
 /// Token ids of a prompt. Long ones take their time, which is not taken from other requests.
 pub async fn encode(served: &Served, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+    if let Prompt::Text(text) = &prompt {
+        served.check_length(text.len())?;
+    }
     let text = Arc::clone(&served.text);
-    let encoded = tokio::task::spawn_blocking(move || text.encode(&prompt)).await;
+    aside(move || text.encode(&prompt)).await
+}
+
+async fn aside(encode: impl FnOnce() -> braidinfer::Result<Vec<u32>> + Send + 'static) -> Result<Vec<u32>, ApiError> {
+    let encoded = tokio::task::spawn_blocking(encode).await;
     Ok(encoded.map_err(|error| ApiError::internal(format!("the prompt could not be encoded: {error}")))??)
 }
 
@@ -131,9 +128,48 @@ struct ChatForm {
     envelope: Envelope,
     /// With probabilities: what spells tokens.
     text: Option<Arc<ModelText>>,
+    /// Of each answer, where it may call tools.
+    readers: Vec<Option<CallReader>>,
+    /// Calls of each answer so far.
+    calls: Vec<usize>,
 }
 
 impl ChatForm {
+    /// What a text adds to an answer; with `is_last` also what was not decided before.
+    fn pieces(&mut self, choice: usize, text: &str, is_last: bool) -> Vec<Piece> {
+        let Some(reader) = &mut self.readers[choice] else {
+            return if text.is_empty() { Vec::new() } else { vec![Piece::Content(text.to_owned())] };
+        };
+        let mut pieces = reader.push(text);
+        if is_last {
+            pieces.extend(reader.finish());
+        }
+        self.calls[choice] += pieces.iter().filter(|piece| matches!(piece, Piece::Call(_))).count();
+        pieces
+    }
+
+    fn finish_reason(&self, choice: usize, reason: FinishReason) -> &'static str {
+        if self.calls[choice] > 0 && reason == FinishReason::Stop { "tool_calls" } else { reason.as_str() }
+    }
+
+    fn message(&mut self, choice: usize, text: &str) -> Value {
+        let (mut content, mut calls) = (String::new(), Vec::new());
+        for piece in self.pieces(choice, text, true) {
+            match piece {
+                Piece::Content(text) => content += &text,
+                Piece::Call(call) => calls.push(call.wire()),
+            }
+        }
+        let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+        if !calls.is_empty() {
+            if content.is_empty() {
+                message["content"] = Value::Null;
+            }
+            message["tool_calls"] = json!(calls);
+        }
+        message
+    }
+
     fn logprobs(&self, found: &[TokenLogprobs]) -> Value {
         let tokenizer = self.text.as_ref().and_then(|text| text.tokenizer());
         match tokenizer {
@@ -156,15 +192,30 @@ impl Form for ChatForm {
     }
 
     fn part(&mut self, choice: usize, token: Token) -> Vec<Value> {
+        let first_call = self.calls[choice];
+        let pieces = self.pieces(choice, &token.text, token.finished.is_some());
+        let mut logprobs =
+            token.logprobs.as_ref().map_or(Value::Null, |found| self.logprobs(std::slice::from_ref(found)));
         let mut parts = Vec::new();
+        let mut call_index = first_call;
+        for piece in pieces {
+            let delta = match piece {
+                Piece::Content(text) => json!({"content": text}),
+                Piece::Call(call) => {
+                    let mut wire = call.wire();
+                    wire["index"] = json!(call_index);
+                    call_index += 1;
+                    json!({"tool_calls": [wire]})
+                }
+            };
+            parts.push(self.chunk(choice, delta, logprobs.take(), None));
+        }
         // A token whose text is held back has nothing to tell but its probability.
-        if !token.text.is_empty() || token.logprobs.is_some() {
-            let logprobs =
-                token.logprobs.as_ref().map_or(Value::Null, |found| self.logprobs(std::slice::from_ref(found)));
-            parts.push(self.chunk(choice, json!({"content": token.text}), logprobs, None));
+        if !logprobs.is_null() {
+            parts.push(self.chunk(choice, json!({"content": ""}), logprobs, None));
         }
         if let Some(reason) = token.finished {
-            parts.push(self.chunk(choice, json!({}), Value::Null, Some(reason.as_str())));
+            parts.push(self.chunk(choice, json!({}), Value::Null, Some(self.finish_reason(choice, reason))));
         }
         parts
     }
@@ -174,15 +225,15 @@ impl Form for ChatForm {
     }
 
     fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
-        let choice = |(index, answer): (usize, &Answer)| {
+        let mut choice = |(index, answer): (usize, &Answer)| {
             json!({
                 "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": null},
+                "message": self.message(index, &answer.text),
                 "logprobs": self.logprobs(&answer.logprobs),
-                "finish_reason": answer.finish_reason.map(|reason| reason.as_str()),
+                "finish_reason": answer.finish_reason.map(|reason| self.finish_reason(index, reason)),
             })
         };
-        let choices: Vec<Value> = answers.iter().enumerate().map(choice).collect();
+        let choices: Vec<Value> = answers.iter().enumerate().map(&mut choice).collect();
         self.envelope.around("chat.completion", json!(choices), Some(usage))
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use braidinfer::engine::{ReadPrompt, TokenLogprobs};
@@ -13,17 +14,20 @@ use serde_json::{Value, json};
 use super::answers::{Answer, Answers, Envelope, Form, Usage};
 use super::chat::encode;
 use super::form;
-use super::logprobs::CompletionLogprobs;
+use super::logprobs::{CompletionLogprobs, Offset};
 use super::one_or_many::{PromptItem, TextOr};
 use super::sampling::{Delivery, SamplingFields};
-use crate::http::{ApiError, Strict};
+use crate::http::{ApiError, RequestName, Strict};
 use crate::served::{App, Served, seconds_since_1970};
 use crate::worker::Task;
 
 /// Tokens of an answer if none are asked for, as in the OpenAI API.
 const MAX_TOKENS: usize = 16;
-/// Likeliest tokens that may be asked for, as there.
-const MOST_LOGPROBS: usize = 5;
+/// Likeliest tokens that may be asked for; those who score texts ask for more than the 5 there.
+const MOST_LOGPROBS: usize = 20;
+
+/// Prompts of one request, as there.
+const MOST_PROMPTS: usize = 2048;
 
 #[derive(Debug, Deserialize)]
 pub struct CompletionFields {
@@ -32,9 +36,13 @@ pub struct CompletionFields {
     logprobs: Option<usize>,
 }
 
-pub async fn complete(State(app): State<Arc<App>>, request: Strict<SamplingFields, CompletionFields>) -> Response {
+pub async fn complete(
+    State(app): State<Arc<App>>,
+    Extension(RequestName(name)): Extension<RequestName>,
+    request: Strict<SamplingFields, CompletionFields>,
+) -> Response {
     let arrived = Instant::now();
-    match begin(&app, &request.first, request.second, arrived).await {
+    match begin(&app, &name, &request.first, request.second, arrived).await {
         Ok((answers, form, delivery)) => answers.deliver(form, delivery, request.ignored).await,
         Err(error) => (request.ignored, error).into_response(),
     }
@@ -42,6 +50,7 @@ pub async fn complete(State(app): State<Arc<App>>, request: Strict<SamplingField
 
 async fn begin(
     app: &App,
+    name: &str,
     sampling: &SamplingFields,
     fields: CompletionFields,
     arrived: Instant,
@@ -68,9 +77,9 @@ async fn begin(
     let (n, count, deadline) = (params.n, params.n * prompts.len(), (arrived + app.config.request_timeout).into());
     let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;
     let task = Task::Answer(Box::new(params), form::constraint(served, asked).await?);
-    let stream = served.worker.submit(prompts, &task, arrived).await?;
+    let stream = served.worker.submit(prompts, task, arrived).await?;
     let envelope = Envelope {
-        id: format!("cmpl-{}", app.next_id()),
+        id: format!("cmpl-{name}"),
         created: seconds_since_1970(),
         model: served.name.clone(),
         with_usage: delivery == (Delivery::Streamed { with_usage: true }),
@@ -82,7 +91,7 @@ async fn begin(
         echoed,
         only_prompt,
         n,
-        offsets: vec![0; count],
+        offsets: vec![Offset::default(); count],
     };
     Ok((Answers { stream, count, n, deadline }, form, delivery))
 }
@@ -93,6 +102,10 @@ pub fn prompts(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, Api
         TextOr::Text(text) => return Ok(vec![Prompt::Text(text)]),
         TextOr::Many(items) => items,
     };
+    if items.len() > MOST_PROMPTS && items.iter().any(|item| !matches!(item, PromptItem::Id(_))) {
+        let message = format!("{name}: expected at most {MOST_PROMPTS} prompts, found {}", items.len());
+        return Err(ApiError::field(name, message));
+    }
     if items.is_empty() {
         return Err(ApiError::field(name, format!("{name}: expected at least one token or text, found none")));
     }
@@ -133,8 +146,8 @@ struct CompletionForm {
     only_prompt: bool,
     /// Answers to each prompt.
     n: usize,
-    /// Characters of each answer that were said so far.
-    offsets: Vec<usize>,
+    /// How far each answer has come.
+    offsets: Vec<Offset>,
 }
 
 impl CompletionForm {

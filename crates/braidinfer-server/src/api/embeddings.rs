@@ -54,7 +54,7 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
     };
     let prompts = encoded(served, prompts(fields.input, "input")?).await?;
     let count = prompts.len();
-    let stream = served.worker.submit(prompts, &Task::Embed(pooling), arrived).await?;
+    let stream = served.worker.submit(prompts, Task::Embed(pooling), arrived).await?;
     let deadline = (arrived + app.config.request_timeout).into();
     let found = timeout_at(deadline, collected(stream, count)).await.map_err(|_| ApiError::slow_answer())??;
     let tokens: usize = found.iter().map(|embedding| embedding.prompt.tokens).sum();

@@ -46,14 +46,14 @@ pub struct CompletionLogprobs {
 
 impl CompletionLogprobs {
     /// Adds the first token of a prompt.
-    pub fn begin(&mut self, id: u32, tokenizer: &Tokenizer, offset: &mut usize) {
+    pub fn begin(&mut self, id: u32, tokenizer: &Tokenizer, offset: &mut Offset) {
         self.add_token(id, tokenizer, offset);
         self.token_logprobs.push(None);
         self.top_logprobs.push(None);
     }
 
     /// Adds a token; `offset` is where it begins, and afterwards where it ends.
-    pub fn push(&mut self, found: &TokenLogprobs, tokenizer: &Tokenizer, offset: &mut usize) {
+    pub fn push(&mut self, found: &TokenLogprobs, tokenizer: &Tokenizer, offset: &mut Offset) {
         self.add_token(found.token, tokenizer, offset);
         self.token_logprobs.push(Some(found.logprob));
         let mut top = Map::new();
@@ -65,12 +65,44 @@ impl CompletionLogprobs {
         self.top_logprobs.push(Some(top));
     }
 
-    fn add_token(&mut self, id: u32, tokenizer: &Tokenizer, offset: &mut usize) {
-        let text = text_of(&bytes_of(tokenizer, id));
-        self.text_offset.push(*offset);
-        *offset += text.chars().count();
-        self.tokens.push(text);
+    fn add_token(&mut self, id: u32, tokenizer: &Tokenizer, offset: &mut Offset) {
+        let bytes = bytes_of(tokenizer, id);
+        self.text_offset.push(offset.characters);
+        offset.pass(&bytes);
+        self.tokens.push(text_of(&bytes));
     }
+}
+
+/// A place in a text of which tokens may hold parts of characters.
+#[derive(Debug, Clone, Default)]
+pub struct Offset {
+    /// Whole characters before it.
+    characters: usize,
+    /// The beginning of the next one.
+    begun: Vec<u8>,
+}
+
+impl Offset {
+    fn pass(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        while let Some(chunk) = self.begun.utf8_chunks().next() {
+            let (valid, invalid) = (chunk.valid(), chunk.invalid());
+            let passed = valid.len() + invalid.len();
+            // What may still become a character waits for the rest of it.
+            if passed == self.begun.len() && !invalid.is_empty() && may_go_on(invalid) {
+                self.characters += valid.chars().count();
+                self.begun.drain(..valid.len());
+                return;
+            }
+            self.characters += valid.chars().count() + usize::from(!invalid.is_empty());
+            self.begun.drain(..passed);
+        }
+    }
+}
+
+/// Whether bytes are the beginning of a character.
+fn may_go_on(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }
 
 fn bytes_of(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
@@ -79,4 +111,27 @@ fn bytes_of(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 
 fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_characters_have_the_place_of_the_whole() {
+        let mut offset = Offset::default();
+        let text = "aé日\u{1F600}b".as_bytes();
+        let places: Vec<usize> = text
+            .iter()
+            .map(|byte| {
+                let place = offset.characters;
+                offset.pass(&[*byte]);
+                place
+            })
+            .collect();
+        assert_eq!((places, offset.characters), (vec![0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4], 5));
+        // What is no character counts as what stands for it.
+        offset.pass(b"\xFFx");
+        assert_eq!(offset.characters, 7);
+    }
 }

@@ -6,22 +6,27 @@ mod completions;
 mod embeddings;
 mod form;
 mod logprobs;
+mod messages;
 mod one_or_many;
 mod page;
 mod sampling;
 mod status;
 mod tokens;
+mod tools;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::HeaderValue;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, Method};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::routing::{get, post};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
-use crate::http::{ApiError, Keys, ServerConfig, StartError, authenticate, name_and_log, require_model};
+use crate::http::{
+    ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, authenticate, name_and_log, require_model,
+};
 use crate::served::App;
 
 /// What of the configuration is settled before the first request.
@@ -46,7 +51,11 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>, StartError> {
     if origins.is_empty() {
         return Ok(None);
     }
-    let any = CorsLayer::new().allow_methods(Any).allow_headers(Any);
+    // A star would leave out the header that keys come in.
+    let any = CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, REQUEST_ID])
+        .expose_headers([REQUEST_ID, IGNORED, RETRY_AFTER]);
     if origins.iter().any(|origin| origin == "*") {
         return Ok(Some(any.allow_origin(Any)));
     }

@@ -7,9 +7,10 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use braidinfer::Prompt;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::chat::{Message, encode};
+use super::chat::{encode, encode_chat};
+use super::messages::{self, Message};
 use crate::http::{ApiError, Nothing, Strict};
 use crate::served::App;
 
@@ -43,10 +44,7 @@ async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, Api
     let tokens = match (fields.prompt, fields.messages, fields.add_special_tokens) {
         (Some(text), None, Some(false)) => served.text.require_tokenizer()?.encode(&text, false)?,
         (Some(text), None, _) => encode(served, Prompt::Text(text)).await?,
-        (None, Some(messages), None) => {
-            let messages = messages.into_iter().enumerate().map(|(index, message)| message.into_chat(index));
-            encode(served, Prompt::Chat(messages.collect::<Result<_, _>>()?)).await?
-        }
+        (None, Some(messages), None) => encode_chat(served, messages::fields(messages)?, Map::new()).await?,
         (None, Some(_), Some(_)) => {
             let message =
                 "add_special_tokens: expected a prompt beside it; a chat template writes special tokens itself";

@@ -1,7 +1,7 @@
 //! Errors in the form of the OpenAI API.
 
 use axum::Json;
-use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use braidinfer::Error;
@@ -11,6 +11,9 @@ use crate::worker::{Fault, SubmitError};
 
 /// Seconds after which a request that found no room may be tried again.
 const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// Read by the official clients of the API.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// What a client is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,7 +107,7 @@ impl From<Error> for ApiError {
         match error {
             // Settings have hyphens as flags, and underscores as fields.
             Error::BadRequest { field, expected, found } => {
-                let field = field.replace('-', "_");
+                let field = if field == "token id" { "prompt".into() } else { field.replace('-', "_") };
                 let message = format!("{field}: expected {expected}, found {found}");
                 Self::field(field, message)
             }
@@ -143,6 +146,10 @@ impl IntoResponse for ApiError {
         match self.status {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+            }
+            // What took too long or broke once would do so again; clients ask three times if nobody tells them.
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::INTERNAL_SERVER_ERROR => {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
             }
             StatusCode::UNAUTHORIZED => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -13,9 +13,14 @@ use sha2::{Digest, Sha256};
 use super::ApiError;
 use crate::served::App;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Names a request, in both directions.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest name of a request that is taken from its sender.
 const LONGEST_ID: usize = 128;
+
+/// What a request is called in logs, and its answer after it.
+#[derive(Debug, Clone)]
+pub struct RequestName(pub String);
 
 /// Keys by their digests: comparing those takes as long for a key that is nearly right as for any other.
 #[derive(Clone)]
@@ -58,13 +63,15 @@ pub async fn require_model(State(app): State<Arc<App>>, request: Request, next: 
 
 /// Names a request, by what its sender calls it or by a name of our own, and logs how it was answered; never what it
 /// said.
-pub async fn name_and_log(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn name_and_log(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let given = request.headers().get(REQUEST_ID).filter(|id| is_fit(id)).cloned();
     let id = given.or_else(|| app.next_id().parse().ok()).unwrap_or(HeaderValue::from_static("unnamed"));
     let method = request.method().clone();
     // The pattern and not the path: what does not exist may be anything, and need not be in a log.
     let path = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    let name = RequestName(id.to_str().unwrap_or_default().to_owned());
+    request.extensions_mut().insert(name);
     let mut response = next.run(request).await;
     response.headers_mut().insert(REQUEST_ID, id.clone());
     tracing::info!(

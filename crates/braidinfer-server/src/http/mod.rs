@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use error::ApiError;
-pub use guard::{Keys, authenticate, name_and_log, require_model};
+pub use guard::{Keys, REQUEST_ID, RequestName, authenticate, name_and_log, require_model};
 pub use listener::Listener;
-pub use strict::{Ignored, Nothing, Strict};
+pub use strict::{IGNORED, Ignored, Nothing, Strict};
 
 /// How a server answers.
 #[derive(Debug, Clone)]

@@ -9,12 +9,13 @@ use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::ApiError;
 use crate::served::App;
 
-const IGNORED: HeaderName = HeaderName::from_static("x-braidinfer-ignored");
+pub const IGNORED: HeaderName = HeaderName::from_static("x-braidinfer-ignored");
 
 /// A body, read as an `A` and as a `B`: each of its fields must belong to one of them.
 pub struct Strict<A, B> {
@@ -70,12 +71,23 @@ fn read<A: DeserializeOwned, B: DeserializeOwned>(body: &[u8], lenient: bool) ->
     let (second, unknown_to_second) = read_one(body)?;
     let to_both = |field: &&String| is_within(&unknown_to_first, field) && is_within(&unknown_to_second, field);
     let unknown: Vec<String> = unknown_to_first.union(&unknown_to_second).filter(to_both).cloned().collect();
+    let unknown = if unknown.is_empty() { unknown } else { without_harmless(unknown, body) };
     match unknown.first() {
         Some(field) if !lenient => {
             Err(ApiError::field(field.clone(), format!("{field}: this server knows no such field")))
         }
         _ => Ok(Strict { first, second, ignored: Ignored(unknown) }),
     }
+}
+
+/// What is wrong with a field, without the names that types have here and the place that the path says already.
+fn in_words(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" at line ").next().unwrap_or_default();
+    let whole = ["usize", "u64", "u32", "i64"].iter().fold(text.to_owned(), |text, name| {
+        text.replace(&format!("expected {name}"), "expected a whole number in range")
+    });
+    ["f64", "f32"].iter().fold(whole, |text, name| text.replace(&format!("expected {name}"), "expected a number"))
 }
 
 /// The path of a field, as the other errors spell theirs: `messages[0].name`.
@@ -98,6 +110,45 @@ fn is_within(unknown: &BTreeSet<String>, field: &str) -> bool {
     ends.into_iter().any(|end| unknown.contains(&field[..end]))
 }
 
+/// Fields that every server may leave aside: they say nothing about the answer, or only what is so anyway.
+const HARMLESS: [(&str, &[&str]); 8] = [
+    ("store", &["false"]),
+    ("service_tier", &["\"auto\"", "\"default\""]),
+    ("modalities", &["[\"text\"]"]),
+    ("parallel_tool_calls", &["true"]),
+    ("best_of", &["1"]),
+    ("metadata", &[]),
+    ("safety_identifier", &[]),
+    ("prompt_cache_key", &[]),
+];
+
+/// `unknown` without fields that are null or empty, which clients send for what they do not ask for, and without harmless
+/// ones.
+fn without_harmless(unknown: Vec<String>, body: &[u8]) -> Vec<String> {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let matters = |field: &String| {
+        let value = value_at(&body, field);
+        let says_nothing = match value {
+            Value::Null => true,
+            Value::Array(items) => items.is_empty(),
+            _ => false,
+        };
+        let is_harmless = HARMLESS
+            .iter()
+            .any(|(name, values)| name == field && (values.is_empty() || values.contains(&value.to_string().as_str())));
+        !says_nothing && !is_harmless
+    };
+    unknown.into_iter().filter(matters).collect()
+}
+
+/// The value of a field by its path.
+fn value_at<'a>(body: &'a Value, field: &str) -> &'a Value {
+    field.split(['.', '[']).fold(body, |value, step| match step.strip_suffix(']').map(str::parse::<usize>) {
+        Some(Ok(index)) => &value[index],
+        _ => &value[step],
+    })
+}
+
 /// Reads a body, and names the fields that were not read.
 fn read_one<T: DeserializeOwned>(body: &[u8]) -> Result<(T, BTreeSet<String>), ApiError> {
     let mut unknown = BTreeSet::new();
@@ -111,7 +162,7 @@ fn read_one<T: DeserializeOwned>(body: &[u8]) -> Result<(T, BTreeSet<String>), A
         let path = track.path().to_string();
         match path.as_str() {
             "." | "" | "?" => ApiError::bad_request(format!("body: {error}")),
-            _ => ApiError::field(path.clone(), format!("{path}: {error}")),
+            _ => ApiError::field(path.clone(), format!("{path}: {}", in_words(&error))),
         }
     })?;
     json.end().map_err(|error| ApiError::bad_request(format!("body: {error}")))?;
@@ -158,6 +209,18 @@ mod tests {
         }
         for body in ["", "[]", "{\"temperature\": 1} x", "{\"temperature\": 1e999}", "\u{0}", &"[".repeat(100_000)] {
             assert!(both(body, true).is_err(), "{body:.20}");
+        }
+    }
+
+    #[test]
+    fn what_asks_for_nothing_is_taken() {
+        both(
+            r#"{"a": null, "options": {"usage": true, "b": null}, "c": [], "store": false, "metadata": {"x": 1}}"#,
+            false,
+        )
+        .expect("nothing is asked for");
+        for body in [r#"{"store": true}"#, r#"{"best_of": 2}"#, r#"{"a": {}}"#, r#"{"a": [null]}"#] {
+            assert!(both(body, false).is_err(), "{body}");
         }
     }
 

@@ -39,6 +39,19 @@ pub fn demo(options: &LoadOptions) -> Llm {
     Llm::open(&ModelSource::Directory(folder), options, &|_, _| {}).expect("the demo model opens")
 }
 
+/// The demo model with another chat template, in a folder that lives as long as the first of both.
+pub fn demo_with_template(template: &str) -> (tempfile::TempDir, Llm) {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../braidinfer-cli/demo-model");
+    for file in std::fs::read_dir(source).expect("the demo model is there") {
+        let file = file.expect("its files can be listed");
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("and copied");
+    }
+    std::fs::write(folder.path().join("chat_template.jinja"), template).expect("and another one added");
+    let model = Llm::open(&ModelSource::Directory(folder.path().to_owned()), &LoadOptions::default(), &|_, _| {});
+    (folder, model.expect("the model opens"))
+}
+
 /// A server that stops when it is dropped.
 pub struct TestServer {
     pub address: SocketAddr,
@@ -50,6 +63,7 @@ pub struct TestServer {
 pub enum Model {
     None,
     Demo(LoadOptions),
+    Given(Box<Llm>),
 }
 
 impl TestServer {
@@ -61,8 +75,13 @@ impl TestServer {
             let runtime = Runtime::new().expect("there are threads");
             runtime.block_on(async move {
                 let server = Server::bind(config).await.expect("a port is free");
-                if let Model::Demo(options) = model {
-                    assert!(server.door().serve(demo(&options), MODEL.into()).expect("there is a thread for it"));
+                let llm = match model {
+                    Model::None => None,
+                    Model::Demo(options) => Some(demo(&options)),
+                    Model::Given(llm) => Some(*llm),
+                };
+                if let Some(llm) = llm {
+                    assert!(server.door().serve(llm, MODEL.into()).expect("there is a thread for it"));
                 }
                 sender.send(server.address()).expect("the test waits");
                 server.run(async move { stopped.notified().await }).await;

@@ -42,7 +42,7 @@ pub struct EngineConfig {
     pub max_batched_tokens: usize,
     /// Most sequences in one step.
     pub max_sequences: usize,
-    /// Most sequences that wait for their first step.
+    /// As soon as so many sequences wait, nothing more is taken.
     pub max_waiting: usize,
     /// Share blocks of sequences that begin alike.
     pub prefix_cache: bool,
@@ -258,14 +258,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Queues a prompt. A sequence ends at a token of its `stop_token_ids`, at its token limit, or at the context's end.
-    ///
     /// Fails with [`Error::QueueFull`] if as many sequences wait as may.
+    pub fn check_room(&self) -> Result<()> {
+        match self.scheduler.waiting() {
+            waiting if waiting >= self.config.max_waiting => Err(Error::QueueFull { waiting }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Queues a prompt, whether there is room in the queue or not: whoever asks for several answers at once asks for all or
+    /// none. A sequence ends at a token of its `stop_token_ids`, at its token limit, or at the context's end.
     pub fn add(&mut self, request: Request) -> Result<SequenceId> {
         self.check(&request.prompt, &request.params)?;
-        if self.scheduler.waiting() >= self.config.max_waiting {
-            return Err(Error::QueueFull { waiting: self.scheduler.waiting() });
-        }
         let id = self.next_id;
         self.next_id += 1;
         self.scheduler.add(Sequence::new(id, request)?);

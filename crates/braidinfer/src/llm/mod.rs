@@ -200,9 +200,12 @@ impl Llm {
         self.engine.check(prompt, params)
     }
 
+    /// Fails with [`Error::QueueFull`] if as many answers wait as may. What is added all the same waits, too.
+    pub fn check_room(&self) -> Result<()> {
+        self.engine.check_room()
+    }
+
     /// Queues a prompt; its answers come from [`Llm::step`].
-    ///
-    /// Fails with [`Error::QueueFull`] if there is no room for all answers that it asks for.
     pub fn add(&mut self, prompt: Vec<u32>, params: &SamplingParams) -> Result<RequestId> {
         self.add_constrained(prompt, params, None)
     }
@@ -243,8 +246,6 @@ impl Llm {
     }
 
     /// Queues a prompt of which a vector is wanted; it comes from [`Llm::step`].
-    ///
-    /// Fails with [`Error::QueueFull`] if there is no room for it.
     pub fn add_embedding(&mut self, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
         let request = self.next_request;
         let answer = Answer::new(request, 0, &prompt, &[]);

@@ -1,6 +1,7 @@
 //! What turns text into the tokens of one model, apart from what computes: it can be shared between threads.
 
 use braidinfer_model::GenerationConfig;
+use serde_json::{Map, Value};
 
 use super::Prompt;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -47,6 +48,13 @@ impl ModelText {
         &self.generation
     }
 
+    /// Bytes of the longest token, if there is a tokenizer: a text of many times more than a context of those cannot fit.
+    pub fn longest_token(&self) -> Option<usize> {
+        let tokenizer = self.tokenizer()?;
+        let lengths = (0..tokenizer.vocab_size() as u32).filter_map(|id| tokenizer.token_bytes(id));
+        lengths.map(|bytes| bytes.len()).max()
+    }
+
     /// Token ids of a prompt.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         match prompt {
@@ -64,5 +72,11 @@ impl ModelText {
                 self.require_tokenizer()?.encode_chat(&rendered)
             }
         }
+    }
+
+    /// Token ids of a chat whose messages have any fields, with further variables of the template, such as tools.
+    pub fn encode_chat(&self, messages: &[Map<String, Value>], variables: &Map<String, Value>) -> Result<Vec<u32>> {
+        let rendered = self.require_chat_template()?.render_fields(messages, true, variables)?;
+        self.require_tokenizer()?.encode_chat(&rendered)
     }
 }

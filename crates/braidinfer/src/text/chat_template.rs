@@ -93,6 +93,11 @@ impl ChatTemplate {
         }
     }
 
+    /// Whether `text` stands in the template: what a model is meant to write can be told by what its template writes.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.environment.get_template("chat").is_ok_and(|template| template.source().contains(text))
+    }
+
     /// Renders `messages`; with `add_generation_prompt` the text ends where the answer begins.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
         let messages: Vec<Map<String, Json>> = messages.iter().map(ChatMessage::fields).collect();

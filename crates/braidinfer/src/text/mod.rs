@@ -14,6 +14,6 @@ pub(crate) use gguf::write::write as write_tokenizer;
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateClock};
 pub use sentencepiece::SentencePiece;
 pub use settings::TokenizerSettings;
-pub use stop::StopMatcher;
+pub use stop::{StopMatcher, overlap};
 pub use stream_decoder::StreamDecoder;
 pub use tokenizer::{Piece, Tokenizer};

@@ -1,0 +1,347 @@
+//! Tool calls: what a chat offers, and how models of different families call it.
+
+use braidinfer::text::ChatTemplate;
+use braidinfer::{AnswerForm, text};
+use rand::RngExt;
+use rand::distr::Alphanumeric;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::one_or_many::WordOr;
+use crate::http::ApiError;
+
+/// Letters and digits of a call's name; templates of Mistral take no other length.
+const ID_LENGTH: usize = 9;
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Tool {
+    #[serde(rename = "type")]
+    kind: String,
+    function: Function,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Function {
+    name: String,
+    description: Option<String>,
+    parameters: Option<Value>,
+    /// Arguments are held to their schema wherever a call is.
+    #[serde(rename = "strict")]
+    _strict: Option<bool>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct NamedTool {
+    #[serde(rename = "type")]
+    kind: String,
+    function: NamedFunction,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct NamedFunction {
+    name: String,
+}
+
+/// `none`, `auto`, `required`, or one tool.
+pub type ToolChoice = WordOr<NamedTool>;
+
+/// What of an answer may be calls.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Calls {
+    /// Nothing is.
+    None,
+    /// What looks like one, in the words of the model's family.
+    Free(Syntax),
+    /// The whole answer is one.
+    Forced(AnswerForm),
+}
+
+/// How a family of models writes calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Syntax {
+    /// `<tool_call>{"name": .., "arguments": ..}</tool_call>` anywhere: Hermes, Qwen.
+    Tagged,
+    /// An answer that is JSON as a whole, one object or a list: Llama 3 (`parameters`), Mistral (`arguments`).
+    Whole,
+}
+
+impl Syntax {
+    /// By what the template writes for calls of earlier turns.
+    fn of(template: &ChatTemplate) -> Option<Self> {
+        let mentions = |texts: &[&str]| texts.iter().any(|text| template.mentions(text));
+        if !mentions(&["tools"]) {
+            return None;
+        }
+        if mentions(&["<tool_call>"]) {
+            Some(Self::Tagged)
+        } else if mentions(&["[TOOL_CALLS]", "<|python_tag|>", "\"parameters\""]) {
+            Some(Self::Whole)
+        } else {
+            None
+        }
+    }
+}
+
+/// What a chat offers: template variables, and what is made of the answer.
+pub fn offered(
+    tools: Option<&Vec<Tool>>,
+    choice: Option<&ToolChoice>,
+    template: &ChatTemplate,
+) -> Result<(Map<String, Value>, Calls), ApiError> {
+    let refused = |field: &str, message: String| Err(ApiError::field(field, format!("{field}: {message}")));
+    let Some(tools) = tools.filter(|tools| !tools.is_empty()) else {
+        return match choice {
+            Some(WordOr::Object(_)) => refused("tool_choice", "expected tools beside it, found none".into()),
+            Some(WordOr::Word(word)) if word == "required" => {
+                refused("tool_choice", "expected tools beside it, found none".into())
+            }
+            _ => Ok((Map::new(), Calls::None)),
+        };
+    };
+    if let Some(tool) = tools.iter().find(|tool| tool.kind != "function") {
+        return refused("tools", format!("expected tools of type function, found `{}`", tool.kind));
+    }
+    let Some(syntax) = Syntax::of(template) else {
+        return refused("tools", "the chat template of this model has no place for tools".into());
+    };
+    let calls = match choice {
+        None => Calls::Free(syntax),
+        Some(WordOr::Word(word)) => match word.as_str() {
+            "auto" => Calls::Free(syntax),
+            "none" => return Ok((Map::new(), Calls::None)),
+            "required" => Calls::Forced(form_of(tools.iter())),
+            other => {
+                return refused("tool_choice", format!("expected none, auto, required or a tool, found `{other}`"));
+            }
+        },
+        Some(WordOr::Object(named)) => {
+            let name = &named.function.name;
+            let wanted: Vec<&Tool> = tools.iter().filter(|tool| tool.function.name == *name).collect();
+            if named.kind != "function" || wanted.is_empty() {
+                return refused("tool_choice", format!("expected one of the tools, found `{name}`"));
+            }
+            Calls::Forced(form_of(wanted.into_iter()))
+        }
+    };
+    let described: Vec<Value> = tools.iter().map(described).collect();
+    Ok((Map::from_iter([("tools".to_owned(), json!(described))]), calls))
+}
+
+/// As templates take it.
+fn described(tool: &Tool) -> Value {
+    let Function { name, description, parameters, .. } = &tool.function;
+    let parameters = parameters.clone().unwrap_or_else(|| json!({"type": "object", "properties": {}}));
+    let description = description.clone().unwrap_or_default();
+    json!({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}})
+}
+
+/// A call of one of some tools.
+fn form_of<'a>(tools: impl Iterator<Item = &'a Tool>) -> AnswerForm {
+    let call = |tool: &Tool| {
+        json!({
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": tool.function.parameters.clone().unwrap_or_else(|| json!({"type": "object"})),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": false,
+        })
+    };
+    AnswerForm::JsonSchema(json!({"anyOf": tools.map(call).collect::<Vec<_>>()}))
+}
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    Content(String),
+    Call(Call),
+}
+
+/// A call of a tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub name: String,
+    /// JSON.
+    pub arguments: String,
+}
+
+impl Call {
+    /// As chats write it, under a new name of its own.
+    pub fn wire(&self) -> Value {
+        let id: String = rand::rng().sample_iter(Alphanumeric).take(ID_LENGTH).map(char::from).collect();
+        json!({"id": id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}})
+    }
+
+    fn of(value: &Value) -> Option<Self> {
+        let name = value.get("name")?.as_str()?.to_owned();
+        let arguments = value.get("arguments").or_else(|| value.get("parameters"))?;
+        // Some models write the arguments as the text that they are for others.
+        let arguments = arguments.as_str().map_or_else(|| arguments.to_string(), str::to_owned);
+        Some(Self { name, arguments })
+    }
+}
+
+/// Tells calls from content while an answer comes.
+#[derive(Debug)]
+pub struct CallReader {
+    syntax: Syntax,
+    /// What is not decided yet.
+    held: String,
+    /// Whether it is inside of a tag.
+    inside: bool,
+    /// Whether something was told, so that what comes now cannot be the beginning.
+    begun: bool,
+}
+
+const OPENING: &str = "<tool_call>";
+const CLOSING: &str = "</tool_call>";
+
+impl CallReader {
+    pub fn new(calls: &Calls) -> Option<Self> {
+        let syntax = match calls {
+            Calls::None => return None,
+            Calls::Free(syntax) => *syntax,
+            Calls::Forced(_) => Syntax::Whole,
+        };
+        Some(Self { syntax, held: String::new(), inside: false, begun: false })
+    }
+
+    /// Takes the next text and returns what is decided.
+    pub fn push(&mut self, text: &str) -> Vec<Piece> {
+        self.held += text;
+        match self.syntax {
+            Syntax::Tagged => self.tagged(),
+            Syntax::Whole => self.whole(),
+        }
+    }
+
+    /// Decides about the rest.
+    pub fn finish(&mut self) -> Vec<Piece> {
+        let rest = std::mem::take(&mut self.held);
+        if self.syntax == Syntax::Whole
+            && !self.begun
+            && let Some(calls) = calls_in(&rest)
+        {
+            return calls.into_iter().map(Piece::Call).collect();
+        }
+        if self.inside {
+            return vec![call_or_text(&rest, "")];
+        }
+        content(rest)
+    }
+
+    fn whole(&mut self) -> Vec<Piece> {
+        let may_be_calls = self.held.trim_start().chars().next().is_none_or(|first| first == '{' || first == '[');
+        if !self.begun && may_be_calls {
+            return Vec::new();
+        }
+        self.begun = true;
+        content(std::mem::take(&mut self.held))
+    }
+
+    fn tagged(&mut self) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        loop {
+            let tag = if self.inside { CLOSING } else { OPENING };
+            let Some(at) = self.held.find(tag) else { break };
+            let after = self.held.split_off(at + tag.len());
+            let mut before = std::mem::replace(&mut self.held, after);
+            before.truncate(at);
+            if self.inside {
+                pieces.push(call_or_text(&before, CLOSING));
+            } else {
+                // White space around calls is not part of what is said.
+                pieces.extend(content(before.trim_end().to_owned()));
+            }
+            self.inside = !self.inside;
+        }
+        if !self.inside {
+            let undecided = text::overlap(&self.held, OPENING);
+            let decided = self.held[..self.held.len() - undecided].trim_end().len();
+            let rest = self.held.split_off(decided);
+            pieces.extend(content(std::mem::replace(&mut self.held, rest)));
+        }
+        pieces
+    }
+}
+
+fn content(text: String) -> Vec<Piece> {
+    if text.is_empty() { Vec::new() } else { vec![Piece::Content(text)] }
+}
+
+/// What stands inside of a tag: a call, or else text as it was written.
+fn call_or_text(inside: &str, closing: &str) -> Piece {
+    let call = serde_json::from_str(inside.trim()).ok().and_then(|value: Value| Call::of(&value));
+    call.map_or_else(|| Piece::Content(format!("{OPENING}{inside}{closing}")), Piece::Call)
+}
+
+/// The calls that a text consists of.
+fn calls_in(text: &str) -> Option<Vec<Call>> {
+    match serde_json::from_str(text.trim()).ok()? {
+        Value::Array(items) if !items.is_empty() => items.iter().map(Call::of).collect(),
+        value => Call::of(&value).map(|call| vec![call]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(calls: &Calls, chunks: &[&str]) -> Vec<Piece> {
+        let mut reader = CallReader::new(calls).expect("there may be calls");
+        let mut pieces: Vec<Piece> = chunks.iter().flat_map(|chunk| reader.push(chunk)).collect();
+        pieces.extend(reader.finish());
+        // Content comes in as many pieces as it was decided in.
+        pieces.into_iter().fold(Vec::new(), |mut all, piece| {
+            match (all.last_mut(), piece) {
+                (Some(Piece::Content(before)), Piece::Content(text)) => before.push_str(&text),
+                (_, piece) => all.push(piece),
+            }
+            all
+        })
+    }
+
+    fn call(name: &str, arguments: &str) -> Piece {
+        Piece::Call(Call { name: name.into(), arguments: arguments.into() })
+    }
+
+    fn said(text: &str) -> Piece {
+        Piece::Content(text.into())
+    }
+
+    #[test]
+    fn tagged_calls_are_found_however_they_are_cut() {
+        let text = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>\n<tool_call>\n\
+                    {\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
+        let expected = vec![said("Let me see."), call("f", "{\"a\":1}"), call("g", "{}")];
+        for size in [1, 2, 3, 7, text.len()] {
+            let chunks: Vec<&str> =
+                text.as_bytes().chunks(size).map(|chunk| std::str::from_utf8(chunk).expect("it is ASCII")).collect();
+            assert_eq!(read(&Calls::Free(Syntax::Tagged), &chunks), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_call_stays_text() {
+        let tagged = Calls::Free(Syntax::Tagged);
+        assert_eq!(read(&tagged, &["a < b", " <tool", "s> c"]), [said("a < b <tools> c")]);
+        assert_eq!(read(&tagged, &["<tool_call>no</tool_call>"]), [said("<tool_call>no</tool_call>")]);
+        assert_eq!(read(&tagged, &["<tool_call>{\"name\": \"f\""]), [said("<tool_call>{\"name\": \"f\"")]);
+        // Cut at the limit, but whole.
+        assert_eq!(read(&tagged, &["<tool_call>{\"name\": \"f\", \"arguments\": {}}"]), [call("f", "{}")]);
+        let whole = Calls::Free(Syntax::Whole);
+        assert_eq!(read(&whole, &["{", "not JSON"]), [said("{not JSON")]);
+        assert_eq!(read(&whole, &["{\"a\": 1}"]), [said("{\"a\": 1}")]);
+        assert_eq!(read(&whole, &["Hello ", "{\"name\": \"f\", \"arguments\": {}}"]).len(), 1);
+    }
+
+    #[test]
+    fn whole_answers_may_be_calls() {
+        let whole = Calls::Free(Syntax::Whole);
+        let llama = read(&whole, &[" {\"name\": \"f\", ", "\"parameters\": {\"a\": \"b\"}}"]);
+        assert_eq!(llama, [call("f", "{\"a\":\"b\"}")]);
+        let mistral = "[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\", \"arguments\": \"{\\\"x\\\": 1}\"}]";
+        assert_eq!(read(&whole, &[mistral]), [call("f", "{}"), call("g", "{\"x\": 1}")]);
+    }
+}
