@@ -568,6 +568,10 @@ pub struct EngineArgs {
     /// Compute every prompt from its first token on, even if another one began alike
     #[arg(long)]
     pub no_prefix_cache: bool,
+    /// Share of written tokens, such as 0.01, that are checked against standard kernels while there is nothing else to do;
+    /// the divergence is a metric, and a warning where it is beyond what the check at loading lets expect
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub shadow_check: f64,
 }
 
 /// How to load and compute.

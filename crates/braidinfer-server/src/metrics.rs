@@ -3,8 +3,8 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use braidinfer::Token;
 use braidinfer::engine::{EngineStats, StepStats};
+use braidinfer::{ShadowCheck, Token};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -18,6 +18,7 @@ type Label = [(&'static str, &'static str); 1];
 /// Seconds, from a cached token on a small model to a prompt that waits for minutes.
 const SECONDS: [f64; 18] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0];
+const NATS: [f64; 9] = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 const SEQUENCES: [f64; 9] = [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
 
 /// Metrics of one served model. The names that begin with `vllm:` are those that routers of requests look for.
@@ -38,6 +39,8 @@ pub struct Metrics {
     queue_time: Histogram,
     batch_size: Histogram,
     step_time: Histogram,
+    shadow_kl: Histogram,
+    shadow_disagreements: Counter,
 }
 
 impl Metrics {
@@ -60,6 +63,8 @@ impl Metrics {
             queue_time: seconds(),
             batch_size: Histogram::new(SEQUENCES),
             step_time: seconds(),
+            shadow_kl: Histogram::new(NATS),
+            shadow_disagreements: Counter::default(),
         };
         metrics.register_engine();
         metrics.register_times();
@@ -94,6 +99,10 @@ impl Metrics {
         let not_finite = "Answers that ended because logits were not finite";
         braidinfer.register("not_finite", not_finite, self.not_finite.clone());
         braidinfer.register("batch_size", "Sequences in a step", self.batch_size.clone());
+        let shadow_kl = "Divergence of checked steps from standard kernels, in nats";
+        braidinfer.register("shadow_kl", shadow_kl, self.shadow_kl.clone());
+        let disagreements = "Checked steps in which another token is likeliest on standard kernels, and clearly so";
+        braidinfer.register("shadow_disagreements", disagreements, self.shadow_disagreements.clone());
         braidinfer.register_with_unit("step_time", "Time of a step", Unit::Seconds, self.step_time.clone());
     }
 
@@ -133,6 +142,11 @@ impl Metrics {
         self.step_time.observe(step.took.as_secs_f64());
         self.prompt_tokens.inc_by(step.prompt_tokens as u64);
         self.generation_tokens.inc_by(step.written_tokens as u64);
+    }
+
+    pub fn observe_shadow(&self, check: &ShadowCheck) {
+        self.shadow_kl.observe(check.kl);
+        self.shadow_disagreements.inc_by(u64::from(check.disagrees));
     }
 
     pub fn count_finished(&self, reason: &'static str) {

@@ -71,7 +71,7 @@ pub struct Worker {
 impl Worker {
     pub fn start(llm: Llm, metrics: Arc<Metrics>) -> std::io::Result<Self> {
         let (commands, received) = channel();
-        let desk = Desk { llm, metrics, open: HashMap::new() };
+        let desk = Desk { llm, metrics, open: HashMap::new(), early: None };
         let thread = thread::Builder::new().name("engine".into()).spawn(move || desk.run(&received))?;
         Ok(Self { commands, thread })
     }
@@ -148,6 +148,8 @@ struct Desk {
     llm: Llm,
     metrics: Arc<Metrics>,
     open: HashMap<RequestId, Open>,
+    /// A command that came while a step was checked.
+    early: Option<Command>,
 }
 
 impl Desk {
@@ -167,7 +169,13 @@ impl Desk {
     }
 
     /// The next command, waited for only when there is nothing else to do; `None` at the end.
-    fn wait(&self, commands: &Receiver<Command>) -> Option<Option<Command>> {
+    fn wait(&mut self, commands: &Receiver<Command>) -> Option<Option<Command>> {
+        while !self.llm.has_unfinished() && self.early.is_none() && self.llm.has_unchecked_step() {
+            self.check_step(commands);
+        }
+        if let Some(command) = self.early.take() {
+            return Some(Some(command));
+        }
         if !self.llm.has_unfinished() {
             return match commands.recv() {
                 Ok(command) => Some(Some(command)),
@@ -178,6 +186,28 @@ impl Desk {
             Ok(command) => Some(Some(command)),
             Err(TryRecvError::Empty) => Some(None),
             Err(TryRecvError::Disconnected) => None,
+        }
+    }
+
+    /// Checks a step until someone wants something.
+    fn check_step(&mut self, commands: &Receiver<Command>) {
+        let early = &mut self.early;
+        let checked = self.llm.shadow_check(&mut || {
+            *early = commands.try_recv().ok();
+            early.is_none()
+        });
+        match checked {
+            Ok(None) => {}
+            Ok(Some(check)) => {
+                self.metrics.observe_shadow(&check);
+                let (kl, tokens, disagrees) = (check.kl, check.tokens, check.disagrees);
+                let bound = self.llm.shadow_bound();
+                // What is not a number is beyond every bound.
+                if kl.is_nan() || kl > bound || disagrees {
+                    tracing::warn!(kl, bound, tokens, disagrees, "a step was far from standard kernels");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a step could not be checked"),
         }
     }
 

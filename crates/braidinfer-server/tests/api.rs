@@ -520,6 +520,20 @@ fn streaming(server: &TestServer) -> Connection {
 }
 
 #[test]
+fn steps_are_checked_when_there_is_time() {
+    let options = LoadOptions { shadow_check: 1.0, ..LoadOptions::default() };
+    let server = TestServer::start(config(), Model::Demo(options));
+    assert_eq!(server.post("/v1/completions", &greedy(STORY, 3)).status, 200);
+    let begun = Instant::now();
+    while server.metric("braidinfer_shadow_kl_count") < 3.0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "no step is checked");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(server.metric("braidinfer_shadow_kl_sum") < 1e-2);
+    assert_eq!(server.metric("braidinfer_shadow_disagreements_total"), 0.0);
+}
+
+#[test]
 fn clients_that_go_away_free_what_they_had() {
     let server = TestServer::start(config(), Model::Demo(LoadOptions::default()));
     for _ in 0..5 {

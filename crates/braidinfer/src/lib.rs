@@ -19,7 +19,7 @@ pub mod validation;
 
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
-pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, StreamEvent, Timings, Token};
+pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings, Token};
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
 
 pub use structured::{AnswerForm, StructuredOutput};

@@ -53,6 +53,8 @@ pub struct LoadOptions {
     pub prefix_cache: bool,
     /// Guess what answers say next from what was said before, where that pays. It changes no answer.
     pub prompt_lookup: bool,
+    /// Share of written tokens whose logits are kept for [`crate::Llm::shadow_check`], from 0 to 1.
+    pub shadow_check: f64,
 }
 
 impl Default for LoadOptions {
@@ -70,6 +72,7 @@ impl Default for LoadOptions {
             kv_cache: KvCacheRoom::AllSequences,
             prefix_cache: true,
             prompt_lookup: true,
+            shadow_check: 0.0,
         }
     }
 }
@@ -115,6 +118,9 @@ impl ModelParts {
         let settings = TokenizerSettings::read(source)?;
         let tokenizer = Tokenizer::read(source, &settings)?;
         let chat_template = ChatTemplate::read(source, &settings)?;
+        if !(0.0..=1.0).contains(&options.shadow_check) {
+            return Err(Error::bad_request("shadow-check", "a share from 0 to 1", options.shadow_check));
+        }
         if options.max_sequences == 0 {
             return Err(Error::bad_request("max_sequences", "at least 1", 0));
         }

@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use braidinfer::engine::{Constraint, ConstraintFactory, Pooling, TokenLogprobs};
+use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::executor::{ActiveKernels, Batch, Recorder, SequenceSlice};
 use braidinfer::model::ModelSource;
+use braidinfer::model::quantization::FileType;
 use braidinfer::{Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, Output, RequestId, SamplingParams, Token};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -404,4 +406,37 @@ fn vectors_are_those_of_the_last_norm() {
         }
         nothing_is_left(&llm, "vectors");
     }
+}
+
+#[test]
+fn steps_are_checked_against_standard_kernels() {
+    let check = |options: LoadOptions| {
+        let mut llm = open(&demo(), LoadOptions { shadow_check: 1.0, ..options });
+        let params = SamplingParams { max_tokens: Some(3), ignore_eos: true, ..SamplingParams::default() };
+        alone(&mut llm, &Asked { prompt: (100..130).collect(), params, cancelled_after: None });
+        let mut asked = 0;
+        let interrupted = llm.shadow_check(&mut || {
+            asked += 1;
+            asked < 2
+        });
+        assert_eq!(interrupted.expect("it runs"), None);
+        let mut checks = Vec::new();
+        while llm.has_unchecked_step() {
+            checks.extend(llm.shadow_check(&mut || true).expect("it runs"));
+        }
+        assert_eq!(
+            checks.iter().map(|check| check.tokens).collect::<Vec<_>>(),
+            [30, 31, 32],
+            "interrupted ones wait on"
+        );
+        assert!(checks.iter().all(|check| !check.disagrees && check.kl < llm.shadow_bound()), "{checks:?}");
+        checks.iter().map(|check| check.kl).fold(0.0, f64::max)
+    };
+    let rounded = check(LoadOptions { quantize: Some(FileType::Q8_0), ..LoadOptions::default() });
+    let exact =
+        LoadOptions { dtype: Some(ComputeDtype::F32), quantize: Some(FileType::Q8_0), ..LoadOptions::default() };
+    let exact = check(exact);
+    assert!(exact < 1e-8 && rounded > 100.0 * exact, "{exact:e} {rounded:e}");
+    let unchecked = open(&demo(), LoadOptions::default());
+    assert!(!unchecked.has_unchecked_step());
 }

@@ -77,12 +77,13 @@ async fn either(a: &mut Signal, b: &mut Signal) {
 }
 
 fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
-    let EngineArgs { max_sequences, max_waiting, kv_cache_tokens, no_prefix_cache, .. } = args.engine;
+    let EngineArgs { max_sequences, max_waiting, kv_cache_tokens, no_prefix_cache, shadow_check, .. } = args.engine;
     let options = LoadOptions {
         max_sequences,
         max_waiting,
         kv_cache: kv_cache_tokens.map_or(KvCacheRoom::Fitting, KvCacheRoom::Tokens),
         prefix_cache: !no_prefix_cache,
+        shadow_check,
         ..model::load_options(&args.load)?
     };
     let source = model::source(args.model.as_deref())?;

@@ -88,6 +88,11 @@ impl CompatReport {
         self.measured.as_ref().is_some_and(|measured| measured.text && measured.loss > LOST * measured.uniform_loss)
     }
 
+    /// How far what `auto` runs was from the truth, if it was measured and is not the truth itself.
+    pub fn measured_divergence(&self) -> Option<&Divergence> {
+        self.run(RunKind::Plan).or_else(|| self.run(RunKind::Fastest)).map(|run| &run.divergence)
+    }
+
     /// What `auto` runs.
     pub fn kernels(&self) -> ActiveKernels {
         match self.plan.iter().filter(|entry| entry.is_standard()).count() {

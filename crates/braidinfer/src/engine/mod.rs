@@ -11,6 +11,7 @@ mod sampler;
 mod sampling_params;
 mod scheduler;
 mod sequence;
+mod tap;
 
 use std::time::{Duration, Instant};
 
@@ -21,9 +22,11 @@ pub use logprobs::TokenLogprobs;
 pub use sampler::argmax;
 pub use sampling_params::SamplingParams;
 pub use sequence::FinishReason;
+pub use tap::Tap;
 
 use self::scheduler::{Part, Scheduler};
 use self::sequence::Sequence;
+use self::tap::Taps;
 use crate::executor::{Activation, ActiveKernels, Executor, Logits, NoProbe, Probe, Recorder};
 use crate::{Error, Result};
 
@@ -48,6 +51,8 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// Guess what answers say next from what was said before.
     pub prompt_lookup: bool,
+    /// Share of written tokens whose logits are kept for [`Engine::first_tap`], from 0 to 1.
+    pub tapped: f64,
 }
 
 /// What becomes of the tokens of a prompt that is read for its meaning.
@@ -174,6 +179,7 @@ pub struct Engine {
     steps: usize,
     not_finite: usize,
     last_step: StepStats,
+    taps: Taps,
 }
 
 impl Engine {
@@ -204,6 +210,7 @@ impl Engine {
             steps: 0,
             not_finite: 0,
             last_step: StepStats::default(),
+            taps: Taps::new(config.tapped),
         })
     }
 
@@ -279,6 +286,16 @@ impl Engine {
     /// Forgets a sequence and frees its blocks.
     pub fn abort(&mut self, id: SequenceId) {
         self.scheduler.remove(id);
+    }
+
+    /// The oldest step that was kept.
+    pub fn first_tap(&self) -> Option<&Tap> {
+        self.taps.first()
+    }
+
+    /// Forgets it.
+    pub fn forget_first_tap(&mut self) {
+        self.taps.forget_first();
     }
 
     /// Whether any sequence is unfinished.
@@ -372,6 +389,7 @@ impl Engine {
                 say(Said::Embedding(Embedding { values: sequence.embedding(), prompt }));
                 return Ok(());
             }
+            self.taps.offer(&sequence.tokens, logits);
             let (token, logprobs) = sequence.sample(logits)?;
             let finished = sequence.append(token, context);
             let is_end = finished == Some(FinishReason::Stop) && sequence.is_end(token);

@@ -300,6 +300,7 @@ mod tests {
         max_waiting: 8,
         prefix_cache: true,
         prompt_lookup: false,
+        tapped: 0.0,
     };
 
     fn scheduler(num_blocks: usize, max_batched_tokens: usize) -> Scheduler {

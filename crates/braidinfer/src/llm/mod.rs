@@ -3,6 +3,7 @@
 mod answer;
 mod generate;
 mod model_text;
+mod shadow;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,11 +23,16 @@ use crate::{Error, Result};
 
 pub use self::generate::{Completion, StreamEvent, Timings};
 pub use self::model_text::ModelText;
+pub use self::shadow::ShadowCheck;
 
 use self::answer::Answer;
+use self::shadow::Shadow;
 
 /// Tokens per engine step; bounds the scores of a long prompt.
 const MAX_BATCHED_TOKENS: usize = 512;
+
+/// Mean divergence up to which a model is compatible, in nats.
+const LEAST_BOUND: f64 = 1e-2;
 
 /// What to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +89,8 @@ pub struct Llm {
     /// Answers in the making.
     answers: BTreeMap<SequenceId, Answer>,
     next_request: RequestId,
+    /// What checks steps again, if that is wanted.
+    shadow: Option<Shadow>,
     compat: Option<CompatReport>,
     text: Arc<ModelText>,
     notes: Vec<String>,
@@ -106,11 +114,14 @@ impl Llm {
             max_waiting: options.max_waiting,
             prefix_cache: options.prefix_cache,
             prompt_lookup: options.prompt_lookup,
+            tapped: options.shadow_check,
         };
         let engine = Engine::new(executor, config)?;
-        let ModelParts { tokenizer, chat_template, generation, label, notes, .. } = parts;
+        let is_checked = options.shadow_check > 0.0 && engine.executor().report().kernels != ActiveKernels::Standard;
+        let ModelParts { spec, weights, tokenizer, chat_template, generation, label, notes, .. } = parts;
+        let shadow = is_checked.then(|| Shadow::new(spec, weights));
         let text = Arc::new(ModelText { tokenizer, chat_template, generation, label });
-        Ok(Self { engine, answers: BTreeMap::new(), next_request: 0, compat, text, notes })
+        Ok(Self { engine, answers: BTreeMap::new(), next_request: 0, shadow, compat, text, notes })
     }
 
     /// The decoder.
@@ -301,6 +312,29 @@ impl Llm {
             self.engine.abort(sequence);
         }
         Some(Event { request, choice, output })
+    }
+
+    /// Whether a step waits to be checked by [`Llm::shadow_check`].
+    pub fn has_unchecked_step(&self) -> bool {
+        self.shadow.is_some() && self.engine.first_tap().is_some()
+    }
+
+    /// Computes the oldest step that waits again, on standard kernels in f32, which may take seconds. `keep_going` is asked
+    /// before each layer; if it says no, the step waits on and there is no result.
+    pub fn shadow_check(&mut self, keep_going: &mut dyn FnMut() -> bool) -> Result<Option<ShadowCheck>> {
+        let (Some(shadow), Some(tap)) = (&self.shadow, self.engine.first_tap()) else { return Ok(None) };
+        let checked = shadow.check(tap, keep_going);
+        if !matches!(checked, Ok(None)) {
+            self.engine.forget_first_tap();
+        }
+        checked
+    }
+
+    /// Divergence of a single step, in nats, that the verdict leaves room for: ten times the largest that was measured, and at
+    /// least what a compatible model may have in the mean.
+    pub fn shadow_bound(&self) -> f64 {
+        let measured = self.compat.as_ref().and_then(CompatReport::measured_divergence);
+        measured.map_or(LEAST_BOUND, |divergence| (10.0 * divergence.kl_max).max(LEAST_BOUND))
     }
 
     /// What the engine is doing.

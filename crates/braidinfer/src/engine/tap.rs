@@ -1,0 +1,45 @@
+//! Steps that are kept, to be looked at again.
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::VecDeque;
+
+/// Steps that wait to be looked at; while there are so many, no other is kept.
+const MOST: usize = 4;
+
+/// What one sequence had read, and what came out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tap {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// After the last of them, `[vocab_size]`.
+    pub logits: Vec<f32>,
+}
+
+/// Keeps a share of all steps.
+#[derive(Debug)]
+pub(super) struct Taps {
+    share: f64,
+    rng: SmallRng,
+    kept: VecDeque<Tap>,
+}
+
+impl Taps {
+    pub(super) fn new(share: f64) -> Self {
+        Self { share, rng: SmallRng::seed_from_u64(rand::random()), kept: VecDeque::new() }
+    }
+
+    pub(super) fn offer(&mut self, tokens: &[u32], logits: &[f32]) {
+        if self.share > 0.0 && self.kept.len() < MOST && self.rng.random_bool(self.share) {
+            self.kept.push_back(Tap { tokens: tokens.to_vec(), logits: logits.to_vec() });
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<&Tap> {
+        self.kept.front()
+    }
+
+    pub(super) fn forget_first(&mut self) {
+        self.kept.pop_front();
+    }
+}
