@@ -6,41 +6,49 @@
 
 use std::collections::HashMap;
 
-/// Tokens that must stand alike before those that are guessed.
+/// Most tokens that are looked for before those that are guessed; where so many did not stand together, fewer are.
 const ALIKE: usize = 3;
+/// Hope to be right, by how many tokens stood alike, before anything is known.
+const FIRST_HOPE: [f64; ALIKE] = [0.2, 0.4, 0.5];
+/// Stands for tokens that are not looked for.
+const ANY: u32 = u32::MAX;
 
 /// Rows that one step reads about as fast as one row; guesses take what answers leave of them.
 pub(super) const ROWS: usize = 16;
 
 /// How much each guess that was right or wrong counts, and how fast hope comes back while none are made.
 const NEWEST: f64 = 0.2;
-const HOPE: f64 = 0.02;
+const RECOVERY: f64 = 0.02;
 
 /// Guesses for one sequence.
 #[derive(Debug)]
 pub(super) struct Drafter {
-    /// Where tokens stood last: the position after them.
+    /// Where up to [`ALIKE`] tokens stood last: the position after them.
     after: HashMap<[u32; ALIKE], usize>,
     /// Tokens that are in `after`.
     seen: usize,
-    /// Share of guesses that were right, of late.
-    right: f64,
+    /// Share of guesses that were right, of late, by how many tokens stood alike.
+    right: [f64; ALIKE],
+    /// How many stood alike where the last guesses were made.
+    alike: usize,
 }
 
 impl Drafter {
     pub(super) fn new() -> Self {
-        Self { after: HashMap::new(), seen: 0, right: 0.5 }
+        Self { after: HashMap::new(), seen: 0, right: FIRST_HOPE, alike: ALIKE }
     }
 
     /// At most `most` tokens that may follow `tokens`. `cost` is what reading one more token takes of the time of a step:
     /// a guess is made as long as it is likelier to be right than that.
     pub(super) fn draft(&mut self, tokens: &[u32], most: usize, cost: f64) -> Vec<u32> {
-        let Some(last) = tokens.last_chunk::<ALIKE>() else { return Vec::new() };
-        let place = self.find(tokens, last);
-        let Some(place) = place.filter(|_| most > 0) else { return Vec::new() };
-        let worth = (1..=most).take_while(|count| self.right.powi(*count as i32) > cost).count();
+        self.remember(tokens);
+        let found = (1..=ALIKE).rev().find_map(|alike| Some((alike, *self.after.get(&last(tokens, alike)?)?)));
+        let Some((alike, place)) = found.filter(|_| most > 0) else { return Vec::new() };
+        self.alike = alike;
+        let right = &mut self.right[alike - 1];
+        let worth = (1..=most).take_while(|count| right.powi(*count as i32) > cost).count();
         if worth == 0 {
-            self.right += HOPE * cost.min(0.5);
+            *right += RECOVERY * cost.min(0.5);
         }
         // What repeats with a short period goes on with the guesses themselves.
         let mut drafted: Vec<u32> = Vec::with_capacity(worth);
@@ -50,26 +58,34 @@ impl Drafter {
         drafted
     }
 
-    /// The position after the last place where `last` stood before the end; all places up to the end are remembered.
-    fn find(&mut self, tokens: &[u32], last: &[u32; ALIKE]) -> Option<usize> {
-        for end in self.seen.max(ALIKE)..tokens.len() {
-            if let Some(alike) = tokens[..end].last_chunk::<ALIKE>() {
-                self.after.insert(*alike, end);
+    /// Takes note of every place before the end of `tokens`.
+    fn remember(&mut self, tokens: &[u32]) {
+        for end in self.seen.max(1)..tokens.len() {
+            for alike in 1..=ALIKE {
+                self.after.extend(last(&tokens[..end], alike).map(|key| (key, end)));
             }
         }
         self.seen = tokens.len();
-        self.after.get(last).copied()
     }
 
     /// Learns how many of the guesses were right: all up to the first that was not.
     pub(super) fn judge(&mut self, drafted: usize, right: usize) {
+        let share = &mut self.right[self.alike - 1];
         for _ in 0..right {
-            self.right += NEWEST * (1.0 - self.right);
+            *share += NEWEST * (1.0 - *share);
         }
         if right < drafted {
-            self.right -= NEWEST * self.right;
+            *share -= NEWEST * *share;
         }
     }
+}
+
+/// The last tokens, so many of them; `None` if there are fewer.
+fn last(tokens: &[u32], alike: usize) -> Option<[u32; ALIKE]> {
+    let own = tokens.len().checked_sub(alike).map(|start| &tokens[start..])?;
+    let mut key = [ANY; ALIKE];
+    key[ALIKE - alike..].copy_from_slice(own);
+    Some(key)
 }
 
 #[cfg(test)]
@@ -84,8 +100,10 @@ mod tests {
         // The latest place counts.
         let more: Vec<u32> = tokens.into_iter().chain([7, 1, 2, 3]).collect();
         assert_eq!(drafter.draft(&more, 2, 0.01), [7, 1]);
-        assert_eq!(drafter.draft(&[5, 5], 4, 0.01), [0; 0]);
         assert_eq!(Drafter::new().draft(&[1, 2, 3, 4], 4, 0.01), [0; 0], "nothing stood before");
+        // Two tokens stood before, and then one.
+        assert_eq!(Drafter::new().draft(&[1, 2, 3, 4, 9, 2, 3], 2, 0.01), [4, 9]);
+        assert_eq!(Drafter::new().draft(&[1, 2, 3, 4, 9, 3], 2, 0.01), [4, 9]);
     }
 
     #[test]

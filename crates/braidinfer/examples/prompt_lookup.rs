@@ -1,0 +1,96 @@
+//! What guessing from what was said before gains, and what it costs where nothing can be guessed.
+//!
+//! `cargo run --release -p braidinfer --example prompt_lookup -- MODEL.gguf` has a model say given tokens after a prompt:
+//! with half of them standing in the prompt, in runs of some length with new ones between them, and with none.
+#![allow(clippy::print_stdout, reason = "this prints a table")]
+
+use std::time::{Duration, Instant};
+
+use braidinfer::engine::{Constraint, ConstraintFactory};
+use braidinfer::executor::Kernels;
+use braidinfer::model::ModelSource;
+use braidinfer::{Event, Llm, LoadOptions, Output, Result, SamplingParams};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+const PROMPT: usize = 400;
+/// Lengths of runs that stand in the prompt.
+const RUNS: [usize; 3] = [20, 40, 80];
+const SAID: usize = 320;
+const ROUNDS: usize = 3;
+
+/// Allows one token after the other.
+struct Forced {
+    tokens: Vec<u32>,
+    said: usize,
+}
+
+impl Constraint for Forced {
+    fn restrict(&mut self, logits: &mut [f32]) -> Result<()> {
+        let next = self.tokens[self.said] as usize;
+        let wanted = logits[next];
+        logits.fill(f32::NEG_INFINITY);
+        logits[next] = wanted;
+        Ok(())
+    }
+
+    fn take(&mut self, _token: u32) -> Result<()> {
+        self.said += 1;
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.said == self.tokens.len()
+    }
+}
+
+fn main() -> Result<()> {
+    let path = std::env::args().nth(1).unwrap_or_else(|| "crates/braidinfer-cli/demo-model".into());
+    let source = ModelSource::open(path)?;
+    let open = |prompt_lookup| {
+        let kernels = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
+        // The second time a prompt comes it is stored, so that writing is what is timed.
+        Llm::open(&source, &LoadOptions { prompt_lookup, max_sequences: 1, ..kernels }, &|_, _| {})
+    };
+    let (mut plain, mut guessing) = (open(false)?, open(true)?);
+    let mut rng = SmallRng::seed_from_u64(1);
+    let vocab = plain.spec().vocab_size as u32;
+    let mut random = |count: usize| -> Vec<u32> { (0..count).map(|_| rng.random_range(3..vocab)).collect() };
+    let prompt = random(PROMPT);
+    let mut half = |run: usize| -> (String, Vec<u32>) {
+        let runs = prompt.chunks(run).flat_map(|run| [run.to_vec(), random(run.len())].concat());
+        (format!("half, in runs of {run}"), runs.take(SAID).collect())
+    };
+    let mut cases: Vec<(String, Vec<u32>)> = RUNS.into_iter().map(&mut half).collect();
+    cases.push(("nothing".to_owned(), random(SAID)));
+    println!("| can be looked up | plain, tok/s | guessing, tok/s | ratio |\n|---|---|---|---|");
+    for (name, tokens) in &cases {
+        let mut ratios: Vec<[f64; 2]> = Vec::new();
+        for _ in 0..ROUNDS {
+            let rate =
+                |llm: &mut Llm| Ok::<_, braidinfer::Error>(SAID as f64 / say(llm, &prompt, tokens)?.as_secs_f64());
+            ratios.push([rate(&mut plain)?, rate(&mut guessing)?]);
+        }
+        ratios.sort_by(|a, b| (a[1] / a[0]).total_cmp(&(b[1] / b[0])));
+        let [without, with] = ratios[ROUNDS / 2];
+        println!("| {name} | {without:.1} | {with:.1} | {:.2} |", with / without);
+    }
+    Ok(())
+}
+
+/// How long it takes to say `tokens`, from the first of them on.
+fn say(llm: &mut Llm, prompt: &[u32], tokens: &[u32]) -> Result<Duration> {
+    let forced = tokens.to_vec();
+    let factory = ConstraintFactory::new(move || Ok(Box::new(Forced { tokens: forced.clone(), said: 0 })));
+    let params = SamplingParams { ignore_eos: true, ..SamplingParams::default() };
+    llm.add_constrained(prompt.to_vec(), &params, Some(factory))?;
+    let mut first = None;
+    while llm.has_unfinished() {
+        for Event { output, .. } in llm.step()? {
+            if let Output::Token(_) = output? {
+                first.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+    Ok(first.map_or(Duration::ZERO, |first| first.elapsed()))
+}
