@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::sampling::Delivery;
 use crate::http::{ApiError, Ignored};
+use crate::served::{Served, seconds_since_1970};
 use crate::worker::{AnswerStream, Said};
 
 /// Between signs of life, while nothing is said.
@@ -87,6 +88,17 @@ pub struct Answers {
     pub deadline: Instant,
 }
 
+/// Hands over answers as they were asked for, or what is wrong with the request.
+pub async fn deliver<F: Form>(begun: Result<(Answers, F, Delivery), ApiError>, ignored: Ignored) -> Response {
+    match begun {
+        Err(error) => (ignored, error).into_response(),
+        Ok((answers, form, Delivery::Whole)) => (ignored, answers.whole(form).await).into_response(),
+        Ok((answers, form, Delivery::Streamed { with_usage })) => {
+            (ignored, answers.streamed(form, with_usage)).into_response()
+        }
+    }
+}
+
 impl Answers {
     async fn next(&mut self) -> Option<Result<(usize, Token), ApiError>> {
         match timeout_at(self.deadline, self.stream.next()).await {
@@ -95,14 +107,6 @@ impl Answers {
                 Output::Token(token) => Ok((choice, token)),
                 Output::Embedding(_) => Err(ApiError::internal("a vector came where a token was asked for")),
             }),
-        }
-    }
-
-    /// Hands over the answers as they were asked for.
-    pub async fn deliver(self, form: impl Form, delivery: Delivery, ignored: Ignored) -> Response {
-        match delivery {
-            Delivery::Whole => (ignored, self.whole(form).await).into_response(),
-            Delivery::Streamed { with_usage } => (ignored, self.streamed(form, with_usage)).into_response(),
         }
     }
 
@@ -212,6 +216,16 @@ pub struct Envelope {
 }
 
 impl Envelope {
+    /// Of the answer to a request called `name`; `kind` stands before that in its id.
+    pub fn new(kind: &str, name: &str, served: &Served, delivery: Delivery) -> Self {
+        Self {
+            id: format!("{kind}-{name}"),
+            created: seconds_since_1970(),
+            model: served.name.clone(),
+            with_usage: delivery == (Delivery::Streamed { with_usage: true }),
+        }
+    }
+
     /// A body, or a part of a stream.
     pub fn around(&self, object: &str, choices: Value, usage: Option<Usage>) -> Value {
         let mut body = json!({

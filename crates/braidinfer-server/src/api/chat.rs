@@ -5,20 +5,20 @@ use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use braidinfer::engine::{FinishReason, TokenLogprobs};
 use braidinfer::{ModelText, Prompt, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answers::{Answer, Answers, Envelope, Form, Usage};
+use super::answers::{self, Answer, Answers, Envelope, Form, Usage};
 use super::form;
 use super::logprobs::ChatToken;
 use super::messages::{self, Message};
 use super::sampling::{Delivery, SamplingFields};
 use super::tools::{self, CallReader, Calls, Piece, Tool, ToolChoice};
 use crate::http::{ApiError, RequestName, Strict};
-use crate::served::{App, Served, seconds_since_1970};
+use crate::served::{App, Served};
 use crate::worker::Task;
 
 /// Likeliest tokens that may be asked for at each position, as in the OpenAI API.
@@ -40,11 +40,8 @@ pub async fn complete(
     Extension(RequestName(name)): Extension<RequestName>,
     request: Strict<SamplingFields, ChatFields>,
 ) -> Response {
-    let arrived = Instant::now();
-    match begin(&app, &name, &request.first, request.second, arrived).await {
-        Ok((answers, form, delivery)) => answers.deliver(form, delivery, request.ignored).await,
-        Err(error) => (request.ignored, error).into_response(),
-    }
+    let begun = begin(&app, &name, &request.first, request.second, Instant::now()).await;
+    answers::deliver(begun, request.ignored).await
 }
 
 async fn begin(
@@ -86,12 +83,7 @@ async fn begin(
     let (count, n, deadline) = (params.n, params.n, (arrived + app.config.request_timeout).into());
     let task = Task::Answer(Box::new(params), constraint);
     let stream = served.worker.submit(vec![prompt], task, arrived).await?;
-    let envelope = Envelope {
-        id: format!("chatcmpl-{name}"),
-        created: seconds_since_1970(),
-        model: served.name.clone(),
-        with_usage: delivery == (Delivery::Streamed { with_usage: true }),
-    };
+    let envelope = Envelope::new("chatcmpl", name, served, delivery);
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
     let readers = (0..n).map(|_| CallReader::new(&calls)).collect();
     let form = ChatForm { envelope, text, readers, calls: vec![0; n] };

@@ -5,20 +5,20 @@ use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use braidinfer::engine::{ReadPrompt, TokenLogprobs};
 use braidinfer::{ModelText, Prompt, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answers::{Answer, Answers, Envelope, Form, Usage};
+use super::answers::{self, Answer, Answers, Envelope, Form, Usage};
 use super::chat::encode;
 use super::form;
 use super::logprobs::{CompletionLogprobs, Offset};
 use super::one_or_many::{PromptItem, TextOr};
 use super::sampling::{Delivery, SamplingFields};
 use crate::http::{ApiError, RequestName, Strict};
-use crate::served::{App, Served, seconds_since_1970};
+use crate::served::{App, Served};
 use crate::worker::Task;
 
 /// Tokens of an answer if none are asked for, as in the OpenAI API.
@@ -41,11 +41,8 @@ pub async fn complete(
     Extension(RequestName(name)): Extension<RequestName>,
     request: Strict<SamplingFields, CompletionFields>,
 ) -> Response {
-    let arrived = Instant::now();
-    match begin(&app, &name, &request.first, request.second, arrived).await {
-        Ok((answers, form, delivery)) => answers.deliver(form, delivery, request.ignored).await,
-        Err(error) => (request.ignored, error).into_response(),
-    }
+    let begun = begin(&app, &name, &request.first, request.second, Instant::now()).await;
+    answers::deliver(begun, request.ignored).await
 }
 
 async fn begin(
@@ -78,12 +75,7 @@ async fn begin(
     let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;
     let task = Task::Answer(Box::new(params), form::constraint(served, asked).await?);
     let stream = served.worker.submit(prompts, task, arrived).await?;
-    let envelope = Envelope {
-        id: format!("cmpl-{name}"),
-        created: seconds_since_1970(),
-        model: served.name.clone(),
-        with_usage: delivery == (Delivery::Streamed { with_usage: true }),
-    };
+    let envelope = Envelope::new("cmpl", name, served, delivery);
     let form = CompletionForm {
         envelope,
         text: Arc::clone(&served.text),
