@@ -69,7 +69,13 @@ async fn begin(
     if only_prompt {
         params.max_tokens = Some(1);
     }
-    let prompts = encoded(served, prompts(fields.prompt, "prompt")?).await?;
+    let prompts = prompts(fields.prompt, "prompt")?;
+    let answers = prompts.len().saturating_mul(params.n);
+    if answers > MOST_PROMPTS {
+        let message = format!("n: expected at most {MOST_PROMPTS} answers to all prompts together, found {answers}");
+        return Err(ApiError::field("n", message));
+    }
+    let prompts = encoded(served, prompts).await?;
     let echoed = if echo { prompts.clone() } else { Vec::new() };
     let (n, count, deadline) = (params.n, params.n * prompts.len(), (arrived + app.config.request_timeout).into());
     let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;

@@ -143,7 +143,7 @@ impl Scheduler {
             let draft = self.draft(id, guesses);
             self.push(&mut plan, id, 1, draft);
         }
-        let mut budget = self.config.max_batched_tokens - plan.batch.token_ids.len();
+        let mut budget = self.config.max_batched_tokens.saturating_sub(plan.batch.token_ids.len());
         if plan.has_answers() {
             budget = budget.min(self.pace.prompt_tokens_beside_answers());
         }
@@ -379,6 +379,23 @@ mod tests {
         }
         let (parts, wrote) = step(&mut scheduler);
         assert_eq!((parts[0], parts[1], parts[2].0, wrote), ((0, 1), (1, 68), 2, vec![0, 1]));
+    }
+
+    #[test]
+    fn more_answers_than_a_step_has_tokens_for_are_written_all_the_same() {
+        let mut scheduler = scheduler(64, 2);
+        for id in 0..4 {
+            scheduler.add(sequence(id, 1));
+        }
+        assert_eq!(step(&mut scheduler).1, [0, 1]);
+        assert_eq!(step(&mut scheduler).1, [0, 1]);
+        scheduler.remove(0);
+        scheduler.remove(1);
+        assert_eq!(step(&mut scheduler).1, [2, 3]);
+        scheduler.add(sequence(5, 9));
+        for _ in 0..3 {
+            assert_eq!(step(&mut scheduler).1, [2, 3], "a prompt waits for its turn");
+        }
     }
 
     #[test]

@@ -1,0 +1,101 @@
+//! `braidinfer serve` as a process: what it refuses, that it serves, and how it ends.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::{braidinfer, refuse};
+
+/// A server that listens, and its address.
+fn start(args: &[&str]) -> (Child, BufReader<std::process::ChildStderr>, String) {
+    let mut command = braidinfer(["serve", "--port", "0"].iter().chain(args));
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("it is piped"));
+    let line = line_with(&mut lines, "listening at http://");
+    let address = line.split("http://").nth(1).and_then(|rest| rest.split(',').next()).expect("an address").to_owned();
+    line_with(&mut lines, "is served at");
+    (child, lines, address)
+}
+
+fn line_with(lines: &mut impl BufRead, text: &str) -> String {
+    let mut seen = String::new();
+    loop {
+        let mut line = String::new();
+        assert!(lines.read_line(&mut line).expect("it is text") > 0, "{text} never came: {seen}");
+        if line.contains(text) {
+            return line;
+        }
+        seen += &line;
+    }
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout can be set");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it takes requests");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    assert!(sent.expect("kill is there").success());
+}
+
+fn ends_with(mut child: Child) -> Option<i32> {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(30) {
+        if let Some(status) = child.try_wait().expect("it can be waited for") {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().expect("it can be killed");
+    panic!("the server does not end");
+}
+
+#[test]
+fn a_server_serves_and_ends_at_a_signal() {
+    for name in ["TERM", "INT"] {
+        let (child, mut lines, address) = start(&["--log-format", "json"]);
+        assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
+        assert!(get(&address, "/v1/models").contains("\"id\":\"demo\""));
+        assert!(line_with(&mut lines, "\"path\":\"/ready\"").contains("\"status\":200"));
+        signal(&child, name);
+        assert_eq!(ends_with(child), Some(0), "{name}");
+    }
+}
+
+#[test]
+fn what_others_can_reach_needs_a_key() {
+    refuse(["serve", "--host", "0.0.0.0", "--port", "0"], &["0.0.0.0", "no API key is set"]);
+    let (child, _lines, address) = start(&["--host", "0.0.0.0", "--api-key", "secret"]);
+    let local = address.replace("0.0.0.0", "127.0.0.1");
+    assert!(get(&local, "/v1/models").starts_with("HTTP/1.1 401"));
+    signal(&child, "TERM");
+    ends_with(child);
+}
+
+#[test]
+fn settings_that_cannot_be_used_are_refused_before_anything_is_loaded() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let empty = folder.path().join("empty").display().to_string();
+    std::fs::write(&empty, "\n").expect("a file can be written");
+    let serve =
+        |args: &[&str]| ["serve", "--port", "0"].iter().chain(args).map(ToString::to_string).collect::<Vec<_>>();
+    refuse(serve(&["--api-key-file", &empty]), &["--api-key-file", "expected a key in each line"]);
+    refuse(serve(&["--api-key-file", "/no/such/file"]), &["/no/such/file"]);
+    refuse(serve(&["--tls-cert", &empty, "--tls-key", &empty]), &[&empty, "expected a certificate"]);
+    refuse(serve(&["--cors-origin", "example.org"]), &["CORS origin", "example.org"]);
+    refuse(serve(&["--force"]), &["--force", "--kernels fused"]);
+    refuse(serve(&["/no/such/model"]), &["/no/such/model"]);
+    refuse(serve(&["--shadow-check", "2"]), &["shadow-check", "from 0 to 1"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = taken.local_addr().expect("it is bound").port().to_string();
+    refuse(["serve", "--port", &port], &["127.0.0.1", "in use"]);
+}
