@@ -490,6 +490,9 @@ pub struct ServeArgs {
     pub load: LoadArgs,
 }
 
+/// A year: clocks cannot count much further.
+const MOST_SECONDS: u64 = 31_536_000;
+
 /// Who may ask, and how.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
@@ -529,13 +532,13 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_connections: usize,
     /// Seconds for a request to arrive
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub read_timeout: u64,
     /// Seconds for an answer, waiting included
-    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub request_timeout: u64,
     /// Seconds for running answers when the server stops
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub shutdown_timeout: u64,
     /// How to write a line for each request to standard error; text of prompts and answers is never in it
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

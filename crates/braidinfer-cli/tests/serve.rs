@@ -35,7 +35,7 @@ fn line_with(lines: &mut impl BufRead, text: &str) -> String {
 fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout can be set");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("it takes requests");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("it answers");

@@ -145,7 +145,10 @@ impl Metrics {
     }
 
     pub fn observe_shadow(&self, check: &ShadowCheck) {
-        self.shadow_kl.observe(check.kl);
+        // A sum with something in it that is no number would never be one again; the log tells of those.
+        if check.kl.is_finite() {
+            self.shadow_kl.observe(check.kl);
+        }
         self.shadow_disagreements.inc_by(u64::from(check.disagrees));
     }
 

@@ -54,7 +54,10 @@ impl Served {
             default_sampling: llm.default_sampling(),
             context: llm.context(),
             vocab_size: llm.spec().vocab_size,
-            longest_text: llm.text().longest_token().unwrap_or(0).saturating_mul(SHRINKS * llm.context()),
+            longest_text: llm
+                .text()
+                .longest_token()
+                .map_or(usize::MAX, |bytes| bytes.saturating_mul(SHRINKS.saturating_mul(llm.context()))),
             kernels: llm.kernels(),
             compat: llm.compat().cloned(),
             worker: Worker::start(llm, Arc::clone(&metrics))?,

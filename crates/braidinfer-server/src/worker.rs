@@ -161,11 +161,19 @@ impl Desk {
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
             }
+            self.drop_unheard();
             if self.llm.has_unfinished() {
                 self.step();
             }
             self.metrics.observe_engine(&self.llm.stats());
         }
+    }
+
+    /// Ends what nobody listens to any more, however its client went away.
+    fn drop_unheard(&mut self) {
+        let unheard: Vec<RequestId> =
+            self.open.iter().filter(|(_, open)| open.said.is_closed()).map(|(request, _)| *request).collect();
+        unheard.into_iter().for_each(|request| self.abort(request));
     }
 
     /// The next command, waited for only when there is nothing else to do; `None` at the end.

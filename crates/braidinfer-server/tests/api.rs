@@ -149,7 +149,7 @@ const TOOL_TEMPLATE: &str = "\
 fn tools_are_offered_called_and_answered() {
     let (_folder, llm) = demo_with_template(TOOL_TEMPLATE);
     let server = TestServer::start(config(), Model::Given(Box::new(llm)));
-    let parameters = json!({"type": "object", "properties": {"place": {"enum": ["Rome", "Oslo"]}},
+    let parameters = json!({"type": "object", "properties": {"place": {"$ref": "#/$defs/City"}}, "$defs": {"City": {"enum": ["Rome", "Oslo"]}},
         "required": ["place"], "additionalProperties": false});
     let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
     let tools = json!([tool("weather"), tool("time")]);
@@ -219,6 +219,7 @@ fn what_means_nothing_here_is_refused_by_name() {
         ("/v1/completions", with(greedy(STORY, 1), json!({"max_tokens": -1})), 400, "max_tokens", "whole number"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"n": 1000})), 400, "n", "from 1 to"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"max_tokens": 0})), 400, "max_tokens", "at least 1"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"stop": "x".repeat(2000)})), 400, "stop", "1024 bytes"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"stop": [""]})), 400, "stop", "at least one character"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"logprobs": 21})), 400, "logprobs", "at most 20"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"logit_bias": {"x": 1}})), 400, "logit_bias", "token ids"),
@@ -428,6 +429,24 @@ fn pages_of_other_origins_may_ask_only_where_that_is_set() {
 }
 
 #[test]
+fn pages_that_pass_for_our_own_are_refused() {
+    let ask = |server: &TestServer, host: &str, more: &str| {
+        let mut connection = Connection::open(server.address);
+        connection
+            .send(format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n").as_bytes());
+        connection.reply().expect("the server answers").status
+    };
+    let server = TestServer::shared();
+    assert_eq!(
+        [ask(server, "localhost:1", ""), ask(server, "127.0.0.1", ""), ask(server, "evil.example", "")],
+        [200, 200, 403]
+    );
+    let keys = vec!["key".to_owned()];
+    let server = TestServer::start(ServerConfig { api_keys: keys, ..config() }, Model::Demo(LoadOptions::default()));
+    assert_eq!(ask(&server, "my.name", "authorization: Bearer key\r\n"), 200);
+}
+
+#[test]
 fn requests_keep_their_names() {
     let server = TestServer::shared();
     let named = |name: &str| {
@@ -447,7 +466,8 @@ fn a_full_queue_is_429_and_says_when_to_try_again() {
     let open = || {
         let mut connection = Connection::open(server.address);
         let body = long.to_string();
-        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length:";
+        let head =
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length:";
         connection.send(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes());
         connection
     };
@@ -490,11 +510,11 @@ fn requests_that_never_arrive_are_ended() {
     let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
     // A head without end, and a body without end.
     let mut head = Connection::open(server.address);
-    head.send(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-slow: ");
+    head.send(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-slow: ");
     assert!(head.reply().is_none_or(|reply| reply.status == 408));
     let mut body = Connection::open(server.address);
     body.send(
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
     );
     assert_eq!(body.reply().expect("the server says so").status, 408);
 }
@@ -513,7 +533,7 @@ fn answers_that_take_too_long_are_ended() {
 fn streaming(server: &TestServer) -> Connection {
     let mut connection = Connection::open(server.address);
     let body = with(greedy(STORY, 480), json!({"stream": true})).to_string();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length:";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length:";
     connection.send(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes());
     while !connection.line().expect("the stream begins").starts_with("data: ") {}
     connection

@@ -42,7 +42,8 @@ fn visit(server: &TestServer, rng: &mut SmallRng, counts: &Counts) {
         with(greedy(&repeated, rng.random_range(1..200)), json!({"stream": stream, "n": rng.random_range(1..3)}));
     let text = body.to_string();
     let mut connection = Connection::open(server.address);
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json";
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json";
     connection.send(format!("{head}\r\ncontent-length: {}\r\n\r\n{text}", text.len()).as_bytes());
     let leaves_after = rng.random_bool(0.3).then(|| rng.random_range(0..40));
     let is_slow = rng.random_bool(0.1);

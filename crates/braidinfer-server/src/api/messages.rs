@@ -122,7 +122,8 @@ impl EarlierCall {
         if self.kind != "function" {
             return place.refuse("tool_calls", "calls of type function", &format!("`{}`", self.kind));
         }
-        let Ok(arguments) = serde_json::from_str::<Value>(&self.function.arguments) else {
+        let written = self.function.arguments.trim();
+        let Ok(arguments) = serde_json::from_str::<Value>(if written.is_empty() { "{}" } else { written }) else {
             return place.refuse("tool_calls", "arguments in JSON", &format!("`{}`", self.function.arguments));
         };
         Ok(json!({"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}))

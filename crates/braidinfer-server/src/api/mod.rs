@@ -20,18 +20,21 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, Method};
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::routing::{get, post};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::http::{
     ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, authenticate, name_and_log, require_model,
+    require_own_name,
 };
 use crate::served::App;
 
 /// What of the configuration is settled before the first request.
 pub struct RouterConfig {
     keys: Keys,
+    /// Only this machine may ask, and needs no key.
+    is_private: bool,
     cors: Option<CorsLayer>,
     max_body_bytes: usize,
 }
@@ -43,7 +46,8 @@ impl RouterConfig {
             let (setting, expected) = ("API key", "a text of at least one character");
             return Err(StartError::Setting { setting, expected, found: "an empty text".into() });
         }
-        Ok(Self { keys: Keys::new(api_keys), cors: cors(cors_origins)?, max_body_bytes: *max_body_bytes })
+        let is_private = api_keys.is_empty() && config.address.ip().is_loopback();
+        Ok(Self { keys: Keys::new(api_keys), is_private, cors: cors(cors_origins)?, max_body_bytes: *max_body_bytes })
     }
 }
 
@@ -70,7 +74,7 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>, StartError> {
 }
 
 pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
-    let RouterConfig { keys, cors, max_body_bytes } = config;
+    let RouterConfig { keys, is_private, cors, max_body_bytes } = config;
     let of_model = Router::new()
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
@@ -83,6 +87,7 @@ pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
         .route("/metrics", get(status::metrics))
         .layer(from_fn_with_state(Arc::clone(&app), require_model))
         .layer(from_fn_with_state(keys, authenticate));
+    let of_model = if is_private { of_model.layer(from_fn(require_own_name)) } else { of_model };
     let router = Router::new()
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))

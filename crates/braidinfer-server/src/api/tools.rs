@@ -137,18 +137,35 @@ fn described(tool: &Tool) -> Value {
 
 /// A call of one of some tools.
 fn form_of<'a>(tools: impl Iterator<Item = &'a Tool>) -> AnswerForm {
-    let call = |tool: &Tool| {
+    let call = |(index, tool): (usize, &Tool)| {
+        let mut arguments = tool.function.parameters.clone().unwrap_or_else(|| json!({"type": "object"}));
+        move_references(&mut arguments, &format!("#/anyOf/{index}/properties/arguments"));
         json!({
             "type": "object",
-            "properties": {
-                "name": {"const": tool.function.name},
-                "arguments": tool.function.parameters.clone().unwrap_or_else(|| json!({"type": "object"})),
-            },
+            "properties": {"name": {"const": tool.function.name}, "arguments": arguments},
             "required": ["name", "arguments"],
             "additionalProperties": false,
         })
     };
-    AnswerForm::JsonSchema(json!({"anyOf": tools.map(call).collect::<Vec<_>>()}))
+    AnswerForm::JsonSchema(json!({"anyOf": tools.enumerate().map(call).collect::<Vec<_>>()}))
+}
+
+/// Lets a schema that is now part of another one find its own parts.
+fn move_references(schema: &mut Value, place: &str) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields.iter_mut() {
+                match value {
+                    Value::String(target) if name == "$ref" && target.starts_with('#') => {
+                        *target = format!("{place}{}", &target[1..]);
+                    }
+                    value => move_references(value, place),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| move_references(item, place)),
+        _ => {}
+    }
 }
 
 /// A piece of an answer.

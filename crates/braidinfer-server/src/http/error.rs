@@ -45,6 +45,11 @@ impl ApiError {
         Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, message) }
     }
 
+    pub fn foreign_host(found: &str) -> Self {
+        let message = format!("host: expected localhost or an address, found `{found}`; a key lets other names in");
+        Self::new(StatusCode::FORBIDDEN, message)
+    }
+
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
     }

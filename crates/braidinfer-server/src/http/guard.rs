@@ -1,11 +1,12 @@
 //! What every request passes: a name and a line in the log, the key, and whether there is a model yet.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::HeaderValue;
-use axum::http::header::{AUTHORIZATION, HeaderName};
+use axum::http::header::{AUTHORIZATION, HOST, HeaderName};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -28,7 +29,7 @@ pub struct Keys(Vec<[u8; 32]>);
 
 impl Keys {
     pub fn new(keys: &[String]) -> Self {
-        Self(keys.iter().map(|key| Sha256::digest(key.as_bytes()).into()).collect())
+        Self(keys.iter().map(|key| Sha256::digest(key.trim().as_bytes()).into()).collect())
     }
 
     fn opens(&self, request: &Request) -> bool {
@@ -48,6 +49,20 @@ impl Keys {
 /// Refuses a request without a key of this server.
 pub async fn authenticate(State(keys): State<Keys>, request: Request, next: Next) -> Response {
     if keys.opens(&request) { next.run(request).await } else { ApiError::unauthorized().into_response() }
+}
+
+/// Refuses a request that a page of another site sent, which its browser believes to be that site: on a server without keys
+/// that only this machine can reach, the name it is called by must be one of this machine.
+pub async fn require_own_name(request: Request, next: Next) -> Response {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if is_own_name(host) { next.run(request).await } else { ApiError::foreign_host(host).into_response() }
+}
+
+/// Whether `host` is `localhost` or an address, with a port or without.
+fn is_own_name(host: &str) -> bool {
+    let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
 }
 
 /// Refuses a request that needs the model, while there is none, or none any more.
@@ -88,4 +103,20 @@ pub async fn name_and_log(State(app): State<Arc<App>>, mut request: Request, nex
 fn is_fit(id: &HeaderValue) -> bool {
     let visible = |byte: &u8| byte.is_ascii_graphic();
     (1..=LONGEST_ID).contains(&id.len()) && id.as_bytes().iter().all(visible)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_other_sites_do_not_know_our_name() {
+        for host in ["localhost", "localhost:8080", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:8080", "[::1]", "10.0.0.2"]
+        {
+            assert!(is_own_name(host), "{host}");
+        }
+        for host in ["", "evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example:80"] {
+            assert!(!is_own_name(host), "{host}");
+        }
+    }
 }

@@ -185,7 +185,7 @@ impl Connection {
     }
 
     pub fn request(mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
         headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         head += &format!("content-length: {}\r\n\r\n", body.len());
         self.send(&[head.as_bytes(), body].concat());

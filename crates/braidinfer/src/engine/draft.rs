@@ -48,7 +48,7 @@ impl Drafter {
         let right = &mut self.right[alike - 1];
         let worth = (1..=most).take_while(|count| right.powi(*count as i32) > cost).count();
         if worth == 0 {
-            *right += RECOVERY * cost.min(0.5);
+            *right = (*right + RECOVERY * cost.min(0.5)).min(1.0);
         }
         // What repeats with a short period goes on with the guesses themselves.
         let mut drafted: Vec<u32> = Vec::with_capacity(worth);

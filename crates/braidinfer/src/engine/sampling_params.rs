@@ -8,6 +8,12 @@ use crate::{Error, Result};
 /// Likeliest tokens that may be asked for at each position, as in the OpenAI API.
 const MOST_LOGPROBS: usize = 20;
 
+/// Biases of one request.
+const MOST_BIASES: usize = 1024;
+
+/// Bytes of a text that ends an answer.
+const LONGEST_STOP: usize = 1024;
+
 /// Answers to one prompt.
 const MOST_ANSWERS: usize = 128;
 
@@ -101,8 +107,17 @@ impl SamplingParams {
         }
         at_least_one("top-k", self.top_k)?;
         at_least_one("max-tokens", self.max_tokens)?;
-        match self.stop.iter().find(|stop| stop.is_empty()) {
-            Some(_) => Err(Error::bad_request("stop", "a text of at least one character", "an empty text")),
+        if self.logit_bias.len() > MOST_BIASES {
+            let expected = format!("at most {MOST_BIASES} tokens");
+            return Err(Error::bad_request("logit-bias", expected, self.logit_bias.len()));
+        }
+        // Every token of every answer is searched for them.
+        match self.stop.iter().map(String::len).find(|length| !(1..=LONGEST_STOP).contains(length)) {
+            Some(0) => Err(Error::bad_request("stop", "a text of at least one character", "an empty text")),
+            Some(length) => {
+                let expected = format!("texts of at most {LONGEST_STOP} bytes");
+                Err(Error::bad_request("stop", expected, format!("one of {length}")))
+            }
             None => Ok(()),
         }
     }

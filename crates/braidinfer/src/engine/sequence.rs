@@ -113,7 +113,12 @@ impl Sequence {
 
     /// Whether every token of the prompt must be computed, for what it gives.
     pub(super) fn wants_every_position(&self) -> bool {
-        self.params.prompt_logprobs.is_some() || self.pooling == Some(Pooling::Mean)
+        self.wants_prompt_logprobs() || self.pooling == Some(Pooling::Mean)
+    }
+
+    /// Whether the prompt's tokens are to be told how likely they were: until the first token of the answer tells it.
+    fn wants_prompt_logprobs(&self) -> bool {
+        self.params.prompt_logprobs.is_some() && self.tokens.len() == self.prompt_len
     }
 
     /// Whether it is read for what the last norm gives, and nothing is written.
@@ -141,14 +146,15 @@ impl Sequence {
     /// Whether logits are wanted for a token at `position`.
     pub(super) fn wants_logits(&self, position: usize) -> bool {
         // What was given before is not asked for again when a sequence is computed again.
-        let of_prompt = self.params.prompt_logprobs.is_some() && position >= self.prompt_logprobs.len();
+        let of_prompt = self.wants_prompt_logprobs() && position >= self.prompt_logprobs.len();
         let of_all = self.pooling == Some(Pooling::Mean) || of_prompt;
         position + 1 >= self.tokens.len() || (of_all && position + 1 < self.prompt_len)
     }
 
     /// Takes the logits after a token of the prompt that another one follows.
     pub(super) fn read_prompt_logits(&mut self, position: usize, logits: &[f32]) {
-        if let Some(count) = self.params.prompt_logprobs.filter(|_| position + 1 < self.prompt_len) {
+        let wanted = self.wants_prompt_logprobs() && position + 1 < self.prompt_len;
+        if let Some(count) = self.params.prompt_logprobs.filter(|_| wanted) {
             self.prompt_logprobs.push(TokenLogprobs::of(logits, self.tokens[position + 1], count));
         }
     }

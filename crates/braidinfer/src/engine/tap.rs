@@ -7,6 +7,9 @@ use std::collections::VecDeque;
 /// Steps that wait to be looked at; while there are so many, no other is kept.
 const MOST: usize = 4;
 
+/// Longer sequences are not kept: standard kernels hold scores of every token with every other one.
+const LONGEST: usize = 1024;
+
 /// What one sequence had read, and what came out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tap {
@@ -30,7 +33,8 @@ impl Taps {
     }
 
     pub(super) fn offer(&mut self, tokens: &[u32], logits: &[f32]) {
-        if self.share > 0.0 && self.kept.len() < MOST && self.rng.random_bool(self.share) {
+        let has_room = tokens.len() <= LONGEST && self.kept.len() < MOST;
+        if self.share > 0.0 && has_room && self.rng.random_bool(self.share) {
             self.kept.push_back(Tap { tokens: tokens.to_vec(), logits: logits.to_vec() });
         }
     }

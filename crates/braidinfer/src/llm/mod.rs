@@ -205,10 +205,11 @@ impl Llm {
 
     /// Whether a prompt can be run at all, however busy the engine is.
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<()> {
+        self.engine.check(prompt, params)?;
         if !params.stop.is_empty() {
             self.text.require_tokenizer()?;
         }
-        self.engine.check(prompt, params)
+        Ok(())
     }
 
     /// Fails with [`Error::QueueFull`] if as many answers wait as may. What is added all the same waits, too.

@@ -43,7 +43,7 @@ impl StopMatcher {
 
 /// Length of the longest proper prefix of `stop` that `text` ends with.
 pub fn overlap(text: &str, stop: &str) -> usize {
-    let ends = stop.char_indices().map(|(index, _)| index).skip(1);
+    let ends = stop.char_indices().map(|(index, _)| index).skip(1).take_while(|end| *end <= text.len());
     ends.filter(|end| text.ends_with(&stop[..*end])).max().unwrap_or(0)
 }
 

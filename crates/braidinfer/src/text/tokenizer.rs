@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::str::FromStr;
 
+use ahash::AHashMap;
 use braidinfer_model::ModelSource;
 use braidinfer_model::format::gguf::Metadata;
 use serde::Serialize;
@@ -175,7 +176,7 @@ impl Tokenizer {
     /// What decoders do to the beginning of a text, such as removing a space, is left out.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         let is_added = match &self.backend {
-            Backend::HuggingFace(tokenizer) => tokenizer.get_added_tokens_decoder().contains_key(&id),
+            Backend::HuggingFace(tokenizer) => added(tokenizer).contains_key(&id),
             Backend::SentencePiece(_) => false,
         };
         let token = self.id_to_token(id)?;
@@ -185,9 +186,7 @@ impl Tokenizer {
     /// Whether a token stands for something else than text, such as the end of an answer.
     pub fn is_special(&self, id: u32) -> bool {
         match &self.backend {
-            Backend::HuggingFace(tokenizer) => {
-                tokenizer.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
-            }
+            Backend::HuggingFace(tokenizer) => added(tokenizer).get(&id).is_some_and(|token| token.special),
             Backend::SentencePiece(tokenizer) => tokenizer.is_special(id),
         }
     }
@@ -239,6 +238,11 @@ impl Tokenizer {
     fn error(&self, message: String) -> Error {
         Error::Text { path: self.path.clone(), message }
     }
+}
+
+/// Added tokens by id; the tokenizer's own method copies them all.
+fn added(tokenizer: &tokenizers::Tokenizer) -> &AHashMap<u32, tokenizers::AddedToken> {
+    tokenizer.get_added_vocabulary().get_added_tokens_decoder()
 }
 
 fn parse_tokenizer_json(path: &str, bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
