@@ -98,7 +98,7 @@ def saturate(server, clients, requests, args):
 def beside_long_prompt(server, args):
     """Rate of streams that are being written, without and with a long prompt being read."""
     rng = random.Random()
-    stamps, stop = [], threading.Event()
+    stamps = []
 
     def writer():
         times, _ = server.stream(prompt_of(rng, 16, args.vocab), args.beside_tokens)
@@ -114,7 +114,6 @@ def beside_long_prompt(server, args):
     long_ended = long_began + times[0]
     for thread in threads:
         thread.join()
-    stop.set()
     everything = [stamp for stream in stamps for stamp in stream]
     written = min(stream[-1] for stream in stamps)
     if written < long_ended:

@@ -37,8 +37,8 @@ pub struct Served {
     pub default_sampling: SamplingParams,
     pub context: usize,
     pub vocab_size: usize,
-    /// Longer texts cannot fit into the context, and are not even cut into tokens.
-    pub longest_text: usize,
+    /// Bytes, if there is a tokenizer.
+    longest_token: Option<usize>,
     pub kernels: ActiveKernels,
     pub compat: Option<CompatReport>,
     /// Made when it is first asked for: large vocabularies take their time.
@@ -54,10 +54,7 @@ impl Served {
             default_sampling: llm.default_sampling(),
             context: llm.context(),
             vocab_size: llm.spec().vocab_size,
-            longest_text: llm
-                .text()
-                .longest_token()
-                .map_or(usize::MAX, |bytes| bytes.saturating_mul(SHRINKS.saturating_mul(llm.context()))),
+            longest_token: llm.text().longest_token(),
             kernels: llm.kernels(),
             compat: llm.compat().cloned(),
             worker: Worker::start(llm, Arc::clone(&metrics))?,
@@ -65,15 +62,14 @@ impl Served {
             structured: OnceLock::new(),
         })
     }
-}
 
-impl Served {
-    /// Refuses a text that cannot fit into the context.
+    /// Refuses a text that cannot fit into the context, before it is cut into tokens.
     pub fn check_length(&self, bytes: usize) -> braidinfer::Result<()> {
-        let longest_token = self.longest_text / SHRINKS / self.context.max(1);
-        match bytes > self.longest_text {
-            true => Err(Error::PromptTooLong { prompt: bytes / longest_token.max(1), context: self.context }),
-            false => Ok(()),
+        match self.longest_token.map(|longest| bytes / longest.max(1)) {
+            Some(tokens) if tokens > self.context.saturating_mul(SHRINKS) => {
+                Err(Error::PromptTooLong { prompt: tokens, context: self.context })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -52,12 +52,11 @@ struct Job {
     task: Task,
     arrived: Instant,
     said: mpsc::UnboundedSender<Said>,
-    accepted: oneshot::Sender<Result<Vec<RequestId>, Error>>,
+    accepted: oneshot::Sender<Result<(), Error>>,
 }
 
 enum Command {
     Add(Box<Job>),
-    Abort(RequestId),
     /// Ends every answer.
     EndAll,
 }
@@ -92,9 +91,8 @@ impl Worker {
         let (accepted, answer) = oneshot::channel();
         let job = Job { prompts, task, arrived, said, accepted };
         self.commands.send(Command::Add(Box::new(job))).map_err(|_| SubmitError::Stopped)?;
-        // If whoever asks goes away meanwhile, nobody takes the answer and the worker drops the requests.
-        let requests = answer.await.map_err(|_| SubmitError::Stopped)?.map_err(SubmitError::Refused)?;
-        Ok(AnswerStream { receiver, requests, commands: self.commands.clone() })
+        answer.await.map_err(|_| SubmitError::Stopped)?.map_err(SubmitError::Refused)?;
+        Ok(AnswerStream(receiver))
     }
 
     /// Ends every answer with [`Fault::ShuttingDown`].
@@ -111,26 +109,13 @@ pub enum SubmitError {
     Stopped,
 }
 
-/// What the answers to some prompts say, as it is said. Dropping it ends them.
-pub struct AnswerStream {
-    receiver: mpsc::UnboundedReceiver<Said>,
-    requests: Vec<RequestId>,
-    commands: Sender<Command>,
-}
+/// What the answers to some prompts say, as it is said. The worker ends them when this is dropped.
+pub struct AnswerStream(mpsc::UnboundedReceiver<Said>);
 
 impl AnswerStream {
     /// The next token of any answer; `None` when all are complete.
     pub async fn next(&mut self) -> Option<Said> {
-        self.receiver.recv().await
-    }
-}
-
-impl Drop for AnswerStream {
-    fn drop(&mut self) {
-        for request in &self.requests {
-            // Nothing is lost if the thread is gone, or the answers were complete.
-            let _ = self.commands.send(Command::Abort(*request));
-        }
+        self.0.recv().await
     }
 }
 
@@ -222,7 +207,6 @@ impl Desk {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Add(job) => self.add(*job),
-            Command::Abort(request) => self.abort(request),
             Command::EndAll => self.end_all(&Fault::ShuttingDown),
         }
     }
@@ -231,19 +215,18 @@ impl Desk {
         let Job { prompts, task, arrived, said, accepted } = job;
         let mut requests = Vec::with_capacity(prompts.len());
         let added = self.queue_all(prompts, &task, &mut requests);
-        if added.is_ok() {
-            for (index, request) in requests.iter().enumerate() {
-                let (n, times) = (task.n(), RequestTimes::new(arrived, task.n()));
-                let open = Open { said: said.clone(), first_choice: index * n, unfinished: n, times };
-                self.open.insert(*request, open);
+        for (index, request) in requests.into_iter().enumerate() {
+            if added.is_err() {
+                // All prompts, or none.
+                self.llm.abort(request);
+                continue;
             }
+            let (n, times) = (task.n(), RequestTimes::new(arrived, task.n()));
+            let open = Open { said: said.clone(), first_choice: index * n, unfinished: n, times };
+            self.open.insert(request, open);
         }
-        let is_refused = added.is_err();
-        let is_heard = accepted.send(added.map(|()| requests.clone())).is_ok();
-        // All prompts, or none; and none for those who went away.
-        if is_refused || !is_heard {
-            requests.into_iter().for_each(|request| self.abort(request));
-        }
+        // That nobody waits for this any more is noticed before the next step.
+        let _ = accepted.send(added);
     }
 
     fn queue_all(&mut self, prompts: Vec<Vec<u32>>, task: &Task, requests: &mut Vec<RequestId>) -> Result<(), Error> {
@@ -303,13 +286,11 @@ impl Desk {
         }
         let ends = !matches!(&output, Ok(Output::Token(Token { finished: None, .. })));
         open.unfinished -= usize::from(ends);
-        let complete = open.unfinished == 0;
         let output = output.map_err(|error| Fault::Model(error.to_string()));
-        let listens = open.said.send(Said { choice: open.first_choice + choice, output }).is_ok();
-        if complete {
+        // That nobody listens any more is noticed before the next step.
+        let _ = open.said.send(Said { choice: open.first_choice + choice, output });
+        if open.unfinished == 0 {
             self.open.remove(&request);
-        } else if !listens {
-            self.abort(request);
         }
     }
 }

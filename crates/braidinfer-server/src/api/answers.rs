@@ -208,11 +208,11 @@ fn sent(part: Value) -> Event {
 /// What every body and every part of a stream begins with.
 #[derive(Debug, Clone)]
 pub struct Envelope {
-    pub id: String,
-    pub created: u64,
-    pub model: String,
+    id: String,
+    created: u64,
+    model: String,
     /// Parts of a stream say that they do not tell what was used, if the last one will.
-    pub with_usage: bool,
+    with_usage: bool,
 }
 
 impl Envelope {

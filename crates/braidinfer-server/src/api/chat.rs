@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use braidinfer::engine::{FinishReason, TokenLogprobs};
+use braidinfer::engine::{FinishReason, MOST_LOGPROBS, TokenLogprobs};
 use braidinfer::{ModelText, Prompt, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -20,9 +20,6 @@ use super::tools::{self, CallReader, Calls, Piece, Tool, ToolChoice};
 use crate::http::{ApiError, RequestName, Strict};
 use crate::served::{App, Served};
 use crate::worker::Task;
-
-/// Likeliest tokens that may be asked for at each position, as in the OpenAI API.
-const MOST_LOGPROBS: usize = 20;
 
 #[derive(Debug, Deserialize)]
 pub struct ChatFields {

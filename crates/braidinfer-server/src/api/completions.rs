@@ -23,9 +23,6 @@ use crate::worker::Task;
 
 /// Tokens of an answer if none are asked for, as in the OpenAI API.
 const MAX_TOKENS: usize = 16;
-/// Likeliest tokens that may be asked for; those who score texts ask for more than the 5 there.
-const MOST_LOGPROBS: usize = 20;
-
 /// Prompts of one request, as there.
 const MOST_PROMPTS: usize = 2048;
 
@@ -55,10 +52,6 @@ async fn begin(
     let served = app.served_as(sampling.model.as_deref())?;
     let delivery = sampling.delivery()?;
     let echo = fields.echo.unwrap_or(false);
-    if let Some(count) = fields.logprobs.filter(|count| *count > MOST_LOGPROBS) {
-        let message = format!("logprobs: expected at most {MOST_LOGPROBS}, found {count}");
-        return Err(ApiError::field("logprobs", message));
-    }
     let mut params = SamplingParams {
         logprobs: fields.logprobs,
         prompt_logprobs: fields.logprobs.filter(|_| echo),

@@ -42,7 +42,7 @@ pub struct RouterConfig {
 impl RouterConfig {
     pub fn of(config: &ServerConfig) -> Result<Self, StartError> {
         let ServerConfig { api_keys, cors_origins, max_body_bytes, .. } = config;
-        if api_keys.iter().any(String::is_empty) {
+        if api_keys.iter().any(|key| key.trim().is_empty()) {
             let (setting, expected) = ("API key", "a text of at least one character");
             return Err(StartError::Setting { setting, expected, found: "an empty text".into() });
         }

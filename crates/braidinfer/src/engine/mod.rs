@@ -20,7 +20,7 @@ use braidinfer_model::spec::RopeSpec;
 pub use constraint::{Constraint, ConstraintFactory};
 pub use logprobs::TokenLogprobs;
 pub use sampler::argmax;
-pub use sampling_params::SamplingParams;
+pub use sampling_params::{MOST_LOGPROBS, SamplingParams};
 pub use sequence::FinishReason;
 pub use tap::Tap;
 

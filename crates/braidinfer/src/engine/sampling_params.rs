@@ -6,7 +6,7 @@ use std::fmt;
 use crate::{Error, Result};
 
 /// Likeliest tokens that may be asked for at each position, as in the OpenAI API.
-const MOST_LOGPROBS: usize = 20;
+pub const MOST_LOGPROBS: usize = 20;
 
 /// Biases of one request.
 const MOST_BIASES: usize = 1024;

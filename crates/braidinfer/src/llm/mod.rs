@@ -107,6 +107,8 @@ impl Llm {
     /// What was read and what computes, together.
     pub(crate) fn assemble(parts: ModelParts, loaded: Loaded, options: &LoadOptions) -> Result<Self> {
         let Loaded { executor, compat } = loaded;
+        // Standard kernels need not be compared with themselves.
+        let is_checked = options.shadow_check > 0.0 && executor.report().kernels != ActiveKernels::Standard;
         let config = EngineConfig {
             context: parts.context,
             max_batched_tokens: MAX_BATCHED_TOKENS,
@@ -114,10 +116,9 @@ impl Llm {
             max_waiting: options.max_waiting,
             prefix_cache: options.prefix_cache,
             prompt_lookup: options.prompt_lookup,
-            tapped: options.shadow_check,
+            tapped: if is_checked { options.shadow_check } else { 0.0 },
         };
         let engine = Engine::new(executor, config)?;
-        let is_checked = options.shadow_check > 0.0 && engine.executor().report().kernels != ActiveKernels::Standard;
         let ModelParts { spec, weights, tokenizer, chat_template, generation, label, notes, .. } = parts;
         let shadow = is_checked.then(|| Shadow::new(spec, weights));
         let text = Arc::new(ModelText { tokenizer, chat_template, generation, label });
