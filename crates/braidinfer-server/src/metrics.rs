@@ -33,6 +33,8 @@ pub struct Metrics {
     prefix_cache_queries: Counter,
     prefix_cache_hits: Counter,
     preemptions: Counter,
+    guesses: Counter,
+    right_guesses: Counter,
     not_finite: Counter,
     time_to_first_token: Histogram,
     time_per_output_token: Histogram,
@@ -57,6 +59,8 @@ impl Metrics {
             prefix_cache_queries: Counter::default(),
             prefix_cache_hits: Counter::default(),
             preemptions: Counter::default(),
+            guesses: Counter::default(),
+            right_guesses: Counter::default(),
             not_finite: Counter::default(),
             time_to_first_token: seconds(),
             time_per_output_token: seconds(),
@@ -96,6 +100,8 @@ impl Metrics {
         braidinfer.register("prefix_cache_hits", "Those of them that were found", self.prefix_cache_hits.clone());
         let preemptions = "How often a sequence lost its blocks to an earlier one";
         braidinfer.register("preemptions", preemptions, self.preemptions.clone());
+        braidinfer.register("guesses", "Tokens that were guessed", self.guesses.clone());
+        braidinfer.register("right_guesses", "Those of them that were right", self.right_guesses.clone());
         let not_finite = "Answers that ended because logits were not finite";
         braidinfer.register("not_finite", not_finite, self.not_finite.clone());
         braidinfer.register("batch_size", "Sequences in a step", self.batch_size.clone());
@@ -134,6 +140,8 @@ impl Metrics {
         raise(&self.prefix_cache_queries, stats.prefix_queries);
         raise(&self.prefix_cache_hits, stats.prefix_hits);
         raise(&self.preemptions, stats.preemptions);
+        raise(&self.guesses, stats.guesses);
+        raise(&self.right_guesses, stats.right_guesses);
         raise(&self.not_finite, stats.not_finite);
     }
 
@@ -152,8 +160,9 @@ impl Metrics {
         self.shadow_disagreements.inc_by(u64::from(check.disagrees));
     }
 
-    pub fn count_finished(&self, reason: &'static str) {
-        self.requests.get_or_create(&[("finish_reason", reason)]).inc();
+    /// Counts answers that ended.
+    pub fn count_finished(&self, reason: &'static str, answers: usize) {
+        self.requests.get_or_create(&[("finish_reason", reason)]).inc_by(answers as u64);
     }
 }
 
@@ -187,7 +196,7 @@ impl RequestTimes {
             metrics.queue_time.observe(prompt.queued.as_secs_f64());
         }
         if let Some(reason) = token.finished {
-            metrics.count_finished(reason.as_str());
+            metrics.count_finished(reason.as_str(), 1);
             if let Some((first, more)) = answer.filter(|(_, more)| *more > 0) {
                 metrics.time_per_output_token.observe(first.elapsed().as_secs_f64() / f64::from(more));
             }

@@ -246,15 +246,15 @@ impl Desk {
 
     fn abort(&mut self, request: RequestId) {
         self.llm.abort(request);
-        if self.open.remove(&request).is_some() {
-            self.metrics.count_finished("abort");
+        if let Some(open) = self.open.remove(&request) {
+            self.metrics.count_finished("abort", open.unfinished);
         }
     }
 
     fn end_all(&mut self, fault: &Fault) {
         for (request, open) in self.open.drain() {
             self.llm.abort(request);
-            self.metrics.count_finished("error");
+            self.metrics.count_finished("error", open.unfinished);
             // Whoever does not listen any more needs no reason.
             let _ = open.said.send(Said { choice: open.first_choice, output: Err(fault.clone()) });
         }
@@ -278,10 +278,10 @@ impl Desk {
         let Some(open) = self.open.get_mut(&request) else { return };
         match &output {
             Ok(Output::Token(token)) => open.times.observe(choice, token, &self.metrics),
-            Ok(Output::Embedding(_)) => self.metrics.count_finished("stop"),
+            Ok(Output::Embedding(_)) => self.metrics.count_finished("stop", 1),
             Err(error) => {
                 tracing::error!(%error, "an answer failed");
-                self.metrics.count_finished("error");
+                self.metrics.count_finished("error", 1);
             }
         }
         let ends = !matches!(&output, Ok(Output::Token(Token { finished: None, .. })));

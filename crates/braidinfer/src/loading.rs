@@ -53,6 +53,8 @@ pub struct LoadOptions {
     pub prefix_cache: bool,
     /// Guess what answers say next from what was said before, where that pays. It changes no answer.
     pub prompt_lookup: bool,
+    /// Write nothing while prompts are read, instead of reading them in small pieces beside what is written.
+    pub prompts_first: bool,
     /// Share of written tokens whose logits are kept for [`crate::Llm::shadow_check`], from 0 to 1.
     pub shadow_check: f64,
 }
@@ -72,6 +74,7 @@ impl Default for LoadOptions {
             kv_cache: KvCacheRoom::AllSequences,
             prefix_cache: true,
             prompt_lookup: true,
+            prompts_first: false,
             shadow_check: 0.0,
         }
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use braidinfer::engine::{Constraint, ConstraintFactory, Pooling, TokenLogprobs};
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::executor::{ActiveKernels, Batch, Recorder, SequenceSlice};
+use braidinfer::executor::{ActiveKernels, Batch, Kernels, Recorder, SequenceSlice};
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
 use braidinfer::{Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, Output, RequestId, SamplingParams, Token};
@@ -179,6 +179,31 @@ fn company_changes_no_bit() {
         assert!(narrow.stats().preemptions > 0, "{name}: nothing was preempted");
         nothing_is_left(&narrow, name);
     }
+}
+
+#[test]
+fn guesses_change_no_greedy_answer_of_any_fixture() {
+    let (mut guesses, mut right) = (0, 0);
+    for fixture in Fixture::all() {
+        let options = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
+        let mut plain = open(&fixture.source, LoadOptions { prompt_lookup: false, ..options.clone() });
+        let mut guessing = open(&fixture.source, options);
+        let (vocab, context) = (plain.spec().vocab_size as u32, plain.context());
+        let mut rng = SmallRng::seed_from_u64(3);
+        for period in [2, 5, 11] {
+            // What repeats itself is there to be looked up, whether the answer goes on with it or not.
+            let piece: Vec<u32> = (0..period).map(|_| rng.random_range(0..vocab)).collect();
+            let prompt: Vec<u32> = piece.iter().copied().cycle().take(context / 3).collect();
+            let params = SamplingParams { max_tokens: Some(context / 2), ignore_eos: true, ..SamplingParams::default() };
+            let asked = Asked { prompt, params, cancelled_after: None };
+            assert_eq!(alone(&mut guessing, &asked), alone(&mut plain, &asked), "{}", fixture.name);
+        }
+        let stats = guessing.stats();
+        (guesses, right) = (guesses + stats.guesses, right + stats.right_guesses);
+        assert_eq!(plain.stats().guesses, 0);
+    }
+    assert!(0 < right && right < guesses, "{right} of {guesses} guesses were right");
+    println!("{right} of {guesses} guesses were right");
 }
 
 #[test]

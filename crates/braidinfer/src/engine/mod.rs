@@ -24,6 +24,7 @@ pub use sampling_params::{MOST_LOGPROBS, SamplingParams};
 pub use sequence::FinishReason;
 pub use tap::Tap;
 
+use self::sampler::first_not_finite;
 use self::scheduler::{Part, Scheduler};
 use self::sequence::Sequence;
 use self::tap::Taps;
@@ -51,6 +52,8 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// Guess what answers say next from what was said before.
     pub prompt_lookup: bool,
+    /// Write nothing while prompts are read, instead of reading them in small pieces beside what is written.
+    pub prompts_first: bool,
     /// Share of written tokens whose logits are kept for [`Engine::first_tap`], from 0 to 1.
     pub tapped: f64,
 }
@@ -151,6 +154,10 @@ pub struct EngineStats {
     pub prefix_hits: usize,
     /// How often a sequence lost its blocks to an earlier one.
     pub preemptions: usize,
+    /// Tokens that were guessed.
+    pub guesses: usize,
+    /// Those of them that were right.
+    pub right_guesses: usize,
     /// Sequences that ended because logits were not finite.
     pub not_finite: usize,
     /// The last step.
@@ -177,6 +184,8 @@ pub struct Engine {
     scheduler: Scheduler,
     next_id: SequenceId,
     steps: usize,
+    guesses: usize,
+    right_guesses: usize,
     not_finite: usize,
     last_step: StepStats,
     taps: Taps,
@@ -208,6 +217,8 @@ impl Engine {
             config,
             next_id: 0,
             steps: 0,
+            guesses: 0,
+            right_guesses: 0,
             not_finite: 0,
             last_step: StepStats::default(),
             taps: Taps::new(config.tapped),
@@ -225,6 +236,11 @@ impl Engine {
         &mut *self.executor
     }
 
+    /// Has the executor read its weights once and compute nothing. `false` where that cannot be timed.
+    pub fn read_weights(&mut self) -> bool {
+        self.executor.read_weights()
+    }
+
     /// The limits.
     pub fn config(&self) -> EngineConfig {
         self.config
@@ -240,6 +256,8 @@ impl Engine {
             prefix_queries: scheduler.prefix_queries,
             prefix_hits: scheduler.prefix_hits,
             preemptions: scheduler.preemptions,
+            guesses: self.guesses,
+            right_guesses: self.right_guesses,
             not_finite: self.not_finite,
             last_step: self.last_step,
         }
@@ -335,7 +353,7 @@ impl Engine {
         self.last_step = StepStats {
             sequences: plan.parts.len(),
             prompt_tokens: plan.prompt_tokens(),
-            written_tokens: outputs.len(),
+            written_tokens: outputs.iter().filter(|output| matches!(output.said, Ok(Said::Token(_)))).count(),
             took,
         };
         Ok(outputs)
@@ -359,7 +377,10 @@ impl Engine {
         let computed = if part.is_writing { part.positions.start + written } else { part.positions.end };
         self.scheduler.computed(id, computed);
         if let (Some(sequence), false) = (self.scheduler.sequence_mut(id), part.draft.is_empty()) {
-            sequence.judge(part.draft.len(), written.saturating_sub(1));
+            let right = written.saturating_sub(1);
+            sequence.judge(part.draft.len(), right);
+            self.guesses += part.draft.len();
+            self.right_guesses += right;
         }
         if ended {
             self.scheduler.remove(id);
@@ -370,7 +391,7 @@ impl Engine {
         let (id, context, step) = (part.sequence, self.config.context, self.steps);
         for (index, position) in part.wanted.iter().enumerate() {
             let logits = rows.logits.row(row + index);
-            if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
+            if let Some(index) = first_not_finite(logits) {
                 self.not_finite += 1;
                 return Err(Error::NotFinite { step, sequence: id, index, value: logits[index] });
             }

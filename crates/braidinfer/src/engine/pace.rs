@@ -8,7 +8,7 @@ const SLOWER: f64 = 2.5;
 
 /// Tokens of a prompt beside answers while nothing is known yet, and the fewest.
 const FIRST: usize = 32;
-const FEWEST: usize = 16;
+const FEWEST: usize = 4;
 
 /// Weight of the newest measurement in a mean.
 const NEWEST: f64 = 0.25;

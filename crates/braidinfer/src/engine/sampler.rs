@@ -1,11 +1,19 @@
 //! From logits to a token.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap};
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use super::SamplingParams;
+
+/// Logits that are compared at once.
+const LANES: usize = 16;
+
+/// Candidates that are sorted before it is asked whether they are enough.
+const FIRST_SORTED: usize = 64;
 
 /// Chooses the tokens of one sequence. The same seed and logits give the same choices.
 #[derive(Debug)]
@@ -20,11 +28,13 @@ impl Sampler {
 
     /// The next token after `prompt` and `answer`.
     pub(super) fn sample(&mut self, logits: &[f32], prompt: &[u32], answer: &[u32], params: &SamplingParams) -> u32 {
-        let mut logits = logits.to_vec();
-        for (token, bias) in &params.logit_bias {
-            logits.get_mut(*token as usize).into_iter().for_each(|logit| *logit += bias);
+        let mut logits = Cow::Borrowed(logits);
+        if !params.logit_bias.is_empty() {
+            favour(logits.to_mut(), &params.logit_bias);
         }
-        penalize(&mut logits, prompt, answer, params);
+        if params.has_penalties() {
+            penalize(logits.to_mut(), prompt, answer, params);
+        }
         if params.temperature == 0.0 {
             return argmax(&logits);
         }
@@ -35,19 +45,38 @@ impl Sampler {
 
 /// Index of the largest logit, the first of equals: the token that greedy sampling takes.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (index, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = index;
-        }
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        raise(&mut largest, chunk);
     }
-    best as u32
+    raise(&mut largest, rest);
+    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
+}
+
+/// Keeps the larger of each two.
+fn raise(largest: &mut [f32; LANES], values: &[f32]) {
+    for (largest, value) in largest.iter_mut().zip(values) {
+        // Unlike `f32::max` this is one instruction.
+        *largest = if *value > *largest { *value } else { *largest };
+    }
+}
+
+/// The first logit that is not finite.
+pub(super) fn first_not_finite(logits: &[f32]) -> Option<usize> {
+    // Without a way out of the loop it is many times faster, and almost always there is nothing to be found.
+    let are_finite = logits.iter().fold(true, |so_far, logit| so_far & logit.is_finite());
+    if are_finite { None } else { logits.iter().position(|logit| !logit.is_finite()) }
+}
+
+fn favour(logits: &mut [f32], bias: &BTreeMap<u32, f32>) {
+    for (token, bias) in bias {
+        logits.get_mut(*token as usize).into_iter().for_each(|logit| *logit += bias);
+    }
 }
 
 fn penalize(logits: &mut [f32], prompt: &[u32], answer: &[u32], params: &SamplingParams) {
-    if (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0) {
-        return;
-    }
     let mut counts: HashMap<u32, usize> = prompt.iter().map(|token| (*token, 0)).collect();
     for token in answer {
         *counts.entry(*token).or_default() += 1;
@@ -73,13 +102,11 @@ impl Candidates {
         let weights = (0..).zip(logits.iter().map(weight));
         // What may not come, or cannot, is no candidate, not even where rounding leaves only the last one.
         let mut candidates: Vec<(u32, f64)> = weights.filter(|(_, weight)| *weight > 0.0).collect();
-        let likelier_first = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if let Some(keep) = params.top_k.filter(|keep| *keep < candidates.len()) {
             candidates.select_nth_unstable_by(keep.max(1) - 1, likelier_first);
             candidates.truncate(keep.max(1));
         }
         if params.top_p < 1.0 {
-            candidates.sort_unstable_by(likelier_first);
             keep_top_p(&mut candidates, params.top_p);
         }
         candidates.retain(|(_, weight)| *weight >= params.min_p);
@@ -101,15 +128,30 @@ impl Candidates {
     }
 }
 
-/// Cuts `candidates`, likeliest first, after the one that reaches a share `top_p` of all weight.
+/// Sorts candidates, and equals by id.
+fn likelier_first(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Keeps the likeliest candidates up to the one that reaches a share `top_p` of all weight, likeliest first.
 fn keep_top_p(candidates: &mut Vec<(u32, f64)>, top_p: f64) {
-    let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
-    let mut sum = 0.0;
-    let reached = candidates.iter().position(|(_, weight)| {
-        sum += weight;
-        sum >= top_p * total
-    });
-    candidates.truncate(reached.map_or(candidates.len(), |index| index + 1));
+    let enough = top_p * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
+    let (mut sum, mut sorted) = (0.0, 0);
+    // A few are most of the weight as a rule, and to sort all of a vocabulary takes longer than all the rest.
+    while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        let next = (7 * sorted).max(FIRST_SORTED).min(rest.len());
+        rest.select_nth_unstable_by(next - 1, likelier_first);
+        rest[..next].sort_unstable_by(likelier_first);
+        for (index, (_, weight)) in rest[..next].iter().enumerate() {
+            sum += weight;
+            if sum >= enough {
+                candidates.truncate(sorted + index + 1);
+                return;
+            }
+        }
+        sorted += next;
+    }
 }
 
 #[cfg(test)]
@@ -134,6 +176,22 @@ mod tests {
     fn greedy_takes_the_first_of_the_largest() {
         assert_eq!(argmax(&LOGITS), 1);
         assert_eq!(argmax(&[2.0, 2.0]), 0);
+        assert_eq!((argmax(&[]), argmax(&[f32::NEG_INFINITY; 40])), (0, 0));
+        for index in 0..67 {
+            let mut logits = vec![-5.0; 67];
+            logits[index..].fill(-4.0);
+            assert_eq!(argmax(&logits), index as u32);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found() {
+        assert_eq!(first_not_finite(&[0.0; 70]), None);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut logits = vec![1.0; 70];
+            (logits[66], logits[68]) = (bad, bad);
+            assert_eq!(first_not_finite(&logits), Some(66));
+        }
     }
 
     #[test]
@@ -155,6 +213,26 @@ mod tests {
         assert_eq!(sampled(&SamplingParams { top_p: 0.7, ..warm() }), [1, 2]);
         assert_eq!(sampled(&SamplingParams { min_p: 0.3, ..warm() }), [1, 2]);
         assert_eq!(sampled(&SamplingParams { temperature: 0.01, ..warm() }), [1]);
+    }
+
+    #[test]
+    fn top_p_keeps_what_sorting_all_would_keep() {
+        let mut rng = Pcg64::seed_from_u64(5);
+        for len in [1, 63, 64, 65, 600, 5000] {
+            // Few different weights, so that many are equal.
+            let candidates: Vec<(u32, f64)> =
+                (0..len).map(|id| (id, f64::from(rng.random_range(1..50u32)) / 50.0)).collect();
+            let mut sorted = candidates.clone();
+            sorted.sort_by(likelier_first);
+            let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
+            for top_p in [1e-9, 0.1, 0.5, 0.9, 0.999_999] {
+                let mut kept = candidates.clone();
+                keep_top_p(&mut kept, top_p);
+                let sum = |count: usize| sorted[..count].iter().map(|(_, weight)| weight).sum::<f64>();
+                assert_eq!(kept, sorted[..kept.len()], "{len} candidates, {top_p}");
+                assert!(sum(kept.len()) >= top_p * total && sum(kept.len() - 1) < top_p * total);
+            }
+        }
     }
 
     #[test]

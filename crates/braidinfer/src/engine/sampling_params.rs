@@ -77,6 +77,11 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
+    /// Whether tokens that were there before are to be less likely, or likelier.
+    pub(super) fn has_penalties(&self) -> bool {
+        (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+    }
+
     /// Whether every setting is in its range.
     pub fn validate(&self) -> Result<()> {
         let within = |field: &str, value: f64, ok: bool, range: &str| {

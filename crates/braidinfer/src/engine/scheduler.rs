@@ -133,8 +133,11 @@ impl Scheduler {
         self.admit();
         let mut plan = Plan::default();
         let running: Vec<SequenceId> = self.running.iter().map(|sequence| sequence.id).collect();
-        let (writing, reading): (Vec<_>, Vec<_>) =
+        let (mut writing, reading): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|id| self.find(*id).is_some_and(|index| self.running[index].is_writing()));
+        if self.config.prompts_first && !reading.is_empty() {
+            writing.clear();
+        }
         let guesses = match self.config.prompt_lookup {
             true => (ROWS / writing.len().max(1)).saturating_sub(1),
             false => 0,
@@ -165,10 +168,12 @@ impl Scheduler {
     fn draft(&mut self, id: SequenceId, most: usize) -> Vec<u32> {
         let Some(index) = self.find(id) else { return Vec::new() };
         let cost = self.pace.cost_of_guess();
-        let sequence = &mut self.running[index];
         // The newest token is written after all that are guessed.
-        let most = most.min(sequence.tokens_left(self.config.context).saturating_sub(1));
-        let room = (sequence.blocks.len() + self.pool.available()) * self.block_size;
+        let most = most.min(self.running[index].tokens_left(self.config.context).saturating_sub(1));
+        // The block that another answer may need next is worth more than a guess.
+        let spare = self.pool.available().saturating_sub(self.running.len());
+        let sequence = &mut self.running[index];
+        let room = (sequence.blocks.len() + spare) * self.block_size;
         sequence.draft(most.min(room.saturating_sub(sequence.tokens.len())), cost)
     }
 
@@ -221,17 +226,29 @@ impl Scheduler {
             if leader.is_some_and(|leader| !leader.has_read_prompt()) {
                 break;
             }
+            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            self.find_prefix(&mut sequence);
             // Whoever begins a prompt that does not fit takes blocks from others, and loses its own.
-            let needed = next.tokens.len().div_ceil(self.block_size);
+            let needed = sequence.tokens.len().div_ceil(self.block_size) - sequence.blocks.len();
             if !self.running.is_empty() && self.pool.available() < needed {
+                sequence.give_back();
+                self.waiting.push_front(sequence);
                 break;
             }
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
-            if !sequence.was_preempted {
-                sequence.begin();
-            }
-            self.find_prefix(&mut sequence);
+            self.begin(&mut sequence);
             self.running.push(sequence);
+        }
+    }
+
+    /// Takes note that a sequence runs; one that was preempted is noted already.
+    fn begin(&mut self, sequence: &mut Sequence) {
+        if sequence.was_preempted {
+            return;
+        }
+        sequence.begin();
+        if self.config.prefix_cache && !sequence.wants_every_position() {
+            self.prefix_queries += sequence.prompt_len;
+            self.prefix_hits += sequence.cached;
         }
     }
 
@@ -249,11 +266,6 @@ impl Scheduler {
             sequence.hashes.push(hash);
         }
         sequence.computed = sequence.hashes.len() * self.block_size;
-        if !sequence.was_preempted {
-            sequence.cached = sequence.computed;
-            self.prefix_queries += sequence.prompt_len;
-            self.prefix_hits += sequence.cached;
-        }
     }
 
     /// Blocks for the next `chunk` tokens of a running sequence. If they run out, the latest arrivals that are not in `plan`
@@ -300,6 +312,7 @@ mod tests {
         max_waiting: 8,
         prefix_cache: true,
         prompt_lookup: false,
+        prompts_first: false,
         tapped: 0.0,
     };
 
@@ -382,6 +395,18 @@ mod tests {
     }
 
     #[test]
+    fn answers_wait_for_prompts_where_those_come_first() {
+        let mut scheduler = scheduler(64, 64);
+        scheduler.config.prompts_first = true;
+        scheduler.add(sequence(0, 4));
+        step(&mut scheduler);
+        scheduler.add(sequence(1, 100));
+        assert_eq!(step(&mut scheduler), (vec![(1, 64)], vec![]));
+        assert_eq!(step(&mut scheduler), (vec![(1, 36)], vec![1]));
+        assert_eq!(step(&mut scheduler), (vec![(0, 1), (1, 1)], vec![0, 1]));
+    }
+
+    #[test]
     fn more_answers_than_a_step_has_tokens_for_are_written_all_the_same() {
         let mut scheduler = scheduler(64, 2);
         for id in 0..4 {
@@ -417,6 +442,38 @@ mod tests {
         scheduler.add(of(3, request(vec![0, 1, 2, 3, 9, 9, 9, 9, 9])));
         assert_eq!(step(&mut scheduler).0, [(2, 10), (3, 5)]);
         assert_eq!((scheduler.prefix_queries, scheduler.prefix_hits), (12 + 12 + 22 + 9, 8 + 12 + 4));
+    }
+
+    #[test]
+    fn a_prompt_needs_room_only_for_what_is_not_stored() {
+        let mut scheduler = scheduler(8, 64);
+        let prompt: Vec<u32> = (0..16).collect();
+        scheduler.add(of(0, request(prompt.clone())));
+        step(&mut scheduler);
+        step(&mut scheduler);
+        // Six blocks, of which three are left and three are there already.
+        scheduler.add(of(1, request(prompt[..12].iter().copied().chain(90..99).collect())));
+        assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 9)]);
+        scheduler.add(sequence(2, 4));
+        for _ in 0..2 {
+            assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 1)], "it waits, and owns nothing");
+        }
+        scheduler.remove(0);
+        scheduler.remove(1);
+        assert_eq!(step(&mut scheduler).0, [(2, 4)]);
+        assert_eq!((scheduler.prefix_queries, scheduler.prefix_hits), (16 + 21 + 4, 12));
+    }
+
+    #[test]
+    fn guesses_leave_every_answer_a_block() {
+        let mut scheduler = scheduler(5, 64);
+        scheduler.add(of(0, request(vec![5; 7])));
+        scheduler.add(sequence(1, 4));
+        step(&mut scheduler);
+        // Two blocks are left, and two answers may each need one.
+        assert_eq!(scheduler.draft(0, 8).len(), 0);
+        scheduler.remove(1);
+        assert!(!scheduler.draft(0, 8).is_empty());
     }
 
     #[test]

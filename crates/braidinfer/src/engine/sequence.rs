@@ -218,17 +218,23 @@ impl Sequence {
         (limit || self.tokens.len() >= context).then_some(FinishReason::Length)
     }
 
-    /// Takes note that it runs for the first time.
+    /// Takes note that it runs for the first time, and of what is stored of it.
     pub(super) fn begin(&mut self) {
+        self.cached = self.computed;
         self.queued = self.added.elapsed();
     }
 
     /// Gives up what is stored; it will be computed again.
     pub(super) fn preempt(&mut self) {
         self.was_preempted = true;
+        self.pooled.clear();
+        self.give_back();
+    }
+
+    /// Gives up its blocks.
+    pub(super) fn give_back(&mut self) {
         self.blocks.clear();
         self.hashes.clear();
-        self.pooled.clear();
         self.computed = 0;
     }
 }

@@ -116,6 +116,7 @@ impl Llm {
             max_waiting: options.max_waiting,
             prefix_cache: options.prefix_cache,
             prompt_lookup: options.prompt_lookup,
+            prompts_first: options.prompts_first,
             tapped: if is_checked { options.shadow_check } else { 0.0 },
         };
         let engine = Engine::new(executor, config)?;
@@ -148,6 +149,12 @@ impl Llm {
     /// The executor, to run batches of one's own while nothing is generated.
     pub fn executor_mut(&mut self) -> &mut dyn Executor {
         self.engine.executor_mut()
+    }
+
+    /// Reads the weights once and computes nothing, so that it can be timed how fast they are read. `false` where they
+    /// cannot be read for nothing.
+    pub fn read_weights(&mut self) -> bool {
+        self.engine.read_weights()
     }
 
     /// The tokenizer, if the model has one.

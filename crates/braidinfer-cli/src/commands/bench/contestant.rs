@@ -1,29 +1,28 @@
-//! A model on one kind of kernels, ready to be timed.
+//! A model on one kind of kernels, ready to be timed: it is asked as anyone would ask it, by the same engine.
 
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use braidinfer::engine::argmax;
-use braidinfer::executor::{Batch, ExecutorReport, Logits, NoProbe, SequenceSlice};
+use braidinfer::executor::ExecutorReport;
 use braidinfer::model::{DecoderSpec, ModelSource};
-use braidinfer::{Llm, LoadOptions};
+use braidinfer::{Llm, LoadOptions, SamplingParams};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use super::machine::PeakMemory;
 use super::measure::Spread;
-use super::plan::{Case, Phase, Plan, Step};
+use super::plan::{Case, Phase, Plan};
 use crate::{model, output};
 
-/// Every measurement reads the same tokens.
+/// Every kind of kernels reads the same tokens.
 const SEED: u64 = 0;
 
-/// A model and the tokens it reads. Sequence `s` has the `s`-th run of storage blocks.
+/// A model and the tokens it reads.
 pub struct Contestant {
     llm: Llm,
-    /// Blocks of one sequence.
-    blocks: usize,
-    /// What every prompt and context begins with.
+    /// Makes prompts that were never read before.
+    rng: Pcg64,
+    /// What every context begins with, after tokens of its own.
     ids: Vec<u32>,
     load: Duration,
     first_token: Duration,
@@ -47,21 +46,20 @@ pub struct Described {
 }
 
 impl Contestant {
-    /// Loads the model, reads one prompt, and fills the contexts that cases begin after.
+    /// Loads the model, reads one prompt, and the contexts that cases begin after.
     pub fn open(source: &ModelSource, options: &LoadOptions, plan: &Plan) -> anyhow::Result<Self> {
         let memory = PeakMemory::begin();
         let started = Instant::now();
         let llm = model::load(source, options)?;
         let load = started.elapsed();
-        let blocks = blocks_per_sequence(&llm, plan)?;
-        let ids = random_ids(llm.spec().vocab_size, plan.prompt_tokens.max(plan.max_depth()));
-        let mut contestant =
-            Self { llm, blocks, ids, load, first_token: Duration::ZERO, peak_memory: None, readings: Vec::new() };
-        let prompt = Instant::now();
-        contestant.prefill(plan.prompt_tokens)?;
-        contestant.first_token = load + prompt.elapsed();
+        check_room(&llm, plan)?;
+        let mut rng = Pcg64::seed_from_u64(SEED);
+        let ids = random_ids(&mut rng, llm.spec().vocab_size, plan.max_depth());
+        let (first_token, peak_memory, readings) = (Duration::ZERO, None, Vec::new());
+        let mut contestant = Self { llm, rng, ids, load, first_token, peak_memory, readings };
+        contestant.first_token = load + contestant.prefill(plan.prompt_tokens)?;
         contestant.peak_memory = memory.and_then(PeakMemory::end);
-        contestant.fill(plan)?;
+        contestant.read_contexts(plan)?;
         Ok(contestant)
     }
 
@@ -90,104 +88,108 @@ impl Contestant {
     /// Reads the weights once and computes nothing.
     pub fn read_weights(&mut self) {
         let started = Instant::now();
-        if self.llm.executor_mut().read_weights() {
+        if self.llm.read_weights() {
             self.readings.push(started.elapsed());
         }
     }
 
-    /// Runs a case once.
+    /// Runs a case once, and says how long the part of it took that is timed.
     pub fn run(&mut self, case: Case) -> anyhow::Result<Duration> {
-        let started = Instant::now();
         match case.phase {
-            Phase::Prefill => self.prefill(case.tokens)?,
-            Phase::Decode => self.decode(case)?,
+            Phase::Prefill => self.prefill(case.tokens),
+            Phase::Decode => self.decode(case),
         }
+    }
+
+    /// Reads a new prompt of `tokens` tokens and chooses the token after it.
+    fn prefill(&mut self, tokens: usize) -> anyhow::Result<Duration> {
+        let prompt = random_ids(&mut self.rng, self.llm.spec().vocab_size, tokens);
+        let started = Instant::now();
+        self.ask(prompt, 1)?;
+        self.finish()?;
         Ok(started.elapsed())
     }
 
-    /// Reads a prompt of `tokens` tokens and chooses the token after it.
-    fn prefill(&mut self, tokens: usize) -> anyhow::Result<()> {
-        let case = Case { phase: Phase::Prefill, batch: 1, context: 0, tokens };
-        for step in case.steps(self.llm.max_batched_tokens()) {
-            let logits = self.read(0, step, tokens, usize::from(step.end() == tokens))?;
-            greedy(&logits);
+    /// Generates for every sequence of the case, from its context on. What writes the first token is not timed.
+    fn decode(&mut self, case: Case) -> anyhow::Result<Duration> {
+        for sequence in 0..case.batch {
+            let prompt = self.context(sequence, case.context);
+            self.ask(prompt, 1 + case.tokens)?;
         }
-        Ok(())
+        let mut written = 0;
+        while written < case.batch {
+            written += self.step()?;
+        }
+        let started = Instant::now();
+        written += self.finish()?;
+        let (took, expected) = (started.elapsed(), case.batch * (1 + case.tokens));
+        if written != expected {
+            bail!("{} sequences: expected {expected} tokens, found {written}", case.batch);
+        }
+        Ok(took)
     }
 
-    /// Generates for every sequence of the case, from its context on.
-    fn decode(&mut self, case: Case) -> anyhow::Result<()> {
-        let mut tokens: Vec<u32> = (0..case.batch).map(|sequence| self.ids[sequence % self.ids.len()]).collect();
-        for step in case.steps(1) {
-            let mut batch = Batch::default();
-            for (sequence, token) in tokens.iter().enumerate() {
-                batch.push(&[*token], self.slice(sequence, step, step.end()), 1);
-            }
-            tokens = greedy(&self.forward(&batch)?);
+    /// Reads the deepest context of every sequence, so that it is found again when a case begins after it.
+    fn read_contexts(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        if plan.max_depth() == 0 {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// Stores the deepest context of every sequence.
-    fn fill(&mut self, plan: &Plan) -> anyhow::Result<()> {
-        let tokens = plan.max_depth();
-        let context = Case { phase: Phase::Prefill, batch: 1, context: 0, tokens };
-        let steps: Vec<Step> = context.steps(self.llm.max_batched_tokens()).collect();
-        let bar = output::progress_bar("filling contexts", "steps");
-        bar.set_length((steps.len() * plan.max_batch()) as u64);
+        let bar = output::progress_bar("filling contexts", "sequences");
+        bar.set_length(plan.max_batch() as u64);
         for sequence in 0..plan.max_batch() {
-            for step in &steps {
-                self.read(sequence, *step, tokens, 0)?;
-                bar.inc(1);
-            }
+            let context = self.context(sequence, plan.max_depth());
+            self.ask(context, 1)?;
+            self.finish()?;
+            bar.inc(1);
         }
         bar.finish_and_clear();
         Ok(())
     }
 
-    /// Reads a step of a sequence that is `len` tokens long in the end.
-    fn read(&mut self, sequence: usize, step: Step, len: usize, wanted: usize) -> anyhow::Result<Logits> {
-        let mut batch = Batch::default();
-        batch.push(&self.ids[step.context..step.end()], self.slice(sequence, step, len), wanted);
-        self.forward(&batch)
+    /// What a sequence reads before a case: with the token that is written then it has `depth` tokens, or two at least.
+    /// No two sequences begin alike, so that none of them shares what is stored.
+    fn context(&self, sequence: usize, depth: usize) -> Vec<u32> {
+        let vocab_size = self.llm.spec().vocab_size;
+        let own = [sequence % vocab_size, sequence / vocab_size % vocab_size].map(|id| id as u32);
+        let common = self.ids.iter().copied().skip(own.len());
+        own.into_iter().chain(common).take(depth.saturating_sub(1).max(1)).collect()
     }
 
-    fn slice(&self, sequence: usize, step: Step, rope_len: usize) -> SequenceSlice {
-        let first = sequence * self.blocks;
-        SequenceSlice {
-            query_len: step.tokens,
-            context_len: step.context,
-            rope_len,
-            block_table: (first..first + self.blocks).map(|block| block as u32).collect(),
+    fn ask(&mut self, prompt: Vec<u32>, max_tokens: usize) -> anyhow::Result<()> {
+        let greedy = SamplingParams { temperature: 0.0, ignore_eos: true, ..SamplingParams::default() };
+        self.llm.add(prompt, &SamplingParams { max_tokens: Some(max_tokens), ..greedy })?;
+        Ok(())
+    }
+
+    /// Runs steps until nothing is left, and says how many tokens they wrote.
+    fn finish(&mut self) -> anyhow::Result<usize> {
+        let mut written = 0;
+        while self.llm.has_unfinished() {
+            written += self.step()?;
         }
+        Ok(written)
     }
 
-    fn forward(&mut self, batch: &Batch) -> anyhow::Result<Logits> {
-        Ok(self.llm.executor_mut().forward(batch, &mut NoProbe)?)
+    /// Runs a step, and says how many tokens it wrote.
+    fn step(&mut self) -> anyhow::Result<usize> {
+        let events = self.llm.step()?;
+        let written = events.len();
+        events.into_iter().try_for_each(|event| event.output.map(drop))?;
+        Ok(written)
     }
 }
 
-/// The likeliest token of every row.
-fn greedy(logits: &Logits) -> Vec<u32> {
-    (0..logits.rows()).map(|row| argmax(logits.row(row))).collect()
-}
-
-fn random_ids(vocab_size: usize, count: usize) -> Vec<u32> {
-    let mut rng = Pcg64::seed_from_u64(SEED);
+fn random_ids(rng: &mut Pcg64, vocab_size: usize, count: usize) -> Vec<u32> {
     (0..count).map(|_| rng.random_range(0..vocab_size) as u32).collect()
 }
 
-/// Blocks that hold the longest sequence.
-fn blocks_per_sequence(llm: &Llm, plan: &Plan) -> anyhow::Result<usize> {
+/// Fails where not all sequences have room at once.
+fn check_room(llm: &Llm, plan: &Plan) -> anyhow::Result<()> {
     let kv_cache = llm.executor().kv_cache();
-    let blocks = plan.context.div_ceil(kv_cache.block_size);
-    match blocks.checked_mul(plan.max_batch()) {
-        Some(needed) if needed <= kv_cache.num_blocks => Ok(blocks),
-        _ => bail!(
-            "batch: expected at most {} sequences of {} tokens, found {}",
-            kv_cache.num_blocks / blocks,
-            plan.context,
-            plan.max_batch()
-        ),
+    let (blocks, batch) = (plan.context.div_ceil(kv_cache.block_size), plan.max_batch());
+    let most = kv_cache.num_blocks / blocks;
+    if batch > most {
+        bail!("batch: expected at most {most} sequences of {} tokens, found {batch}", plan.context);
     }
+    Ok(())
 }

@@ -105,6 +105,16 @@ fn weights_name(source: &ModelSource, args: &BenchArgs) -> anyhow::Result<String
 
 fn load_options(kernels: Kernels, args: &BenchArgs, plan: &Plan) -> anyhow::Result<LoadOptions> {
     let options = model::options(kernels, &args.computing)?;
-    // What a kernel can do is measured whatever a check would say of it.
-    Ok(LoadOptions { context: Some(plan.context), max_sequences: plan.max_batch(), force: true, ..options })
+    Ok(LoadOptions {
+        context: Some(plan.context),
+        // One more, so that prompts that are read in between leave the contexts of all sequences where they are.
+        max_sequences: plan.max_batch() + 1,
+        // Every sequence shall be at the depth that it is timed at.
+        prompts_first: true,
+        // Random weights repeat themselves, and what can be looked up says nothing of what kernels can do.
+        prompt_lookup: false,
+        // That is measured whatever a check would say of it.
+        force: true,
+        ..options
+    })
 }

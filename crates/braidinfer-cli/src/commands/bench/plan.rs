@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{BenchArgs, BenchKernels};
 
+/// A sequence begins with one token and writes the next one before anything is timed.
+const LEAST_CONTEXT: usize = 2;
 /// Most tokens of a prompt, an answer or a context.
 const MOST_TOKENS: usize = 1 << 20;
 /// Most sequences at once.
@@ -130,7 +132,7 @@ fn cases(args: &BenchArgs) -> Vec<Case> {
 /// The longest sequence, or what was asked for if that is longer.
 fn context(args: &BenchArgs) -> anyhow::Result<usize> {
     let deepest = args.depth.iter().max().copied().unwrap_or(0);
-    let needed = args.prompt_tokens.max(deepest + args.gen_tokens);
+    let needed = args.prompt_tokens.max(deepest.max(LEAST_CONTEXT) + args.gen_tokens);
     match args.computing.context {
         Some(asked) if asked < needed => {
             let reason = if needed == args.prompt_tokens { "--prompt-tokens" } else { "--depth and --gen-tokens" };
