@@ -534,6 +534,9 @@ pub struct NetworkArgs {
     /// Seconds for a request to arrive
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub read_timeout: u64,
+    /// Seconds for a client to take some of what is sent to it
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
+    pub write_timeout: u64,
     /// Seconds for an answer, waiting included
     #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub request_timeout: u64,

@@ -2,12 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use braidinfer::compat::CompatReport;
 use braidinfer::engine::ConstraintFactory;
 use braidinfer::executor::ActiveKernels;
 use braidinfer::{AnswerForm, Error, Llm, ModelText, SamplingParams, StructuredOutput};
+use tokio::time::timeout_at;
 
 use crate::http::{ApiError, ServerConfig};
 use crate::metrics::Metrics;
@@ -112,6 +113,20 @@ impl App {
             Some(model) if model != served.name => Err(ApiError::no_such_model(model, &served.name)),
             _ => Ok(served),
         }
+    }
+
+    /// When a request must be answered that arrived then.
+    pub fn deadline(&self, arrived: Instant) -> tokio::time::Instant {
+        (arrived + self.config.request_timeout).into()
+    }
+
+    /// Does something for a request that arrived then, or says that it took too long.
+    pub async fn in_time<T>(
+        &self,
+        arrived: Instant,
+        work: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        timeout_at(self.deadline(arrived), work).await.unwrap_or_else(|_| Err(ApiError::slow_answer()))
     }
 
     pub fn is_stopping(&self) -> bool {

@@ -83,6 +83,13 @@ fn prompts_are_repeated_and_scored() {
     assert_eq!((told.len(), &told[0]), (4, &Value::Null));
     assert!(told[1..].iter().all(|logprob| logprob.as_f64().is_some_and(|logprob| logprob < 0.0)));
     assert_eq!((&logprobs["text_offset"], &logprobs["tokens"][1]), (&json!([0, 4, 9, 11]), &json!(" upon")));
+    // Special tokens are not part of the text, in which the others have their places.
+    let mut ids = server.post("/tokenize", &json!({"prompt": STORY})).json()["tokens"].clone();
+    ids.as_array_mut().expect("a list").insert(0, json!(0));
+    let answer = server.post("/v1/completions", &with(body, json!({"prompt": ids, "max_tokens": 1}))).json();
+    let choice = &answer["choices"][0];
+    assert!(choice["text"].as_str().is_some_and(|text| text.starts_with(STORY)), "{choice}");
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 0, 4, 9, 11, STORY.len()]));
 }
 
 #[test]
@@ -176,6 +183,16 @@ fn tools_are_offered_called_and_answered() {
         let reasons: Vec<&str> =
             events.iter().filter_map(|event| event["choices"][0]["finish_reason"].as_str()).collect();
         assert_eq!(reasons, ["tool_calls"]);
+    }
+    let bare = json!({"type": "function", "function": {"name": "time"}});
+    let two = r#"(<tool_call>\{"name": "time", "arguments": \{"x": 1\.0\}\}</tool_call>){2}"#;
+    for (parallel, expected) in [(true, 2), (false, 1)] {
+        let form =
+            json!({"structured_outputs": {"regex": two}, "parallel_tool_calls": parallel, "tool_choice": "auto"});
+        let answer = ask(with(form, json!({"max_tokens": 300, "tools": [bare]}))).json()["choices"][0].clone();
+        let calls = answer["message"]["tool_calls"].as_array().expect("it calls").clone();
+        assert_eq!((calls.len(), &answer["finish_reason"]), (expected, &json!("tool_calls")), "{answer}");
+        assert_eq!(calls[0]["function"]["arguments"], "{\"x\": 1.0}", "as it was written");
     }
     let tokens = |reply: support::Reply| reply.json()["usage"]["prompt_tokens"].as_u64().expect("a number");
     let (with_tools, without) = (tokens(ask(json!({}))), tokens(ask(json!({"tool_choice": "none"}))));
@@ -520,12 +537,29 @@ fn requests_that_never_arrive_are_ended() {
 }
 
 #[test]
-fn answers_that_take_too_long_are_ended() {
-    let config = ServerConfig { request_timeout: Duration::ZERO, ..config() };
+fn clients_that_read_nothing_lose_their_connection() {
+    let config = ServerConfig { write_timeout: Duration::from_millis(200), ..config() };
     let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
-    let (status, error) = server.post("/v1/completions", &greedy(STORY, 400)).error();
+    let mut client = Connection::open(server.address);
+    // More than the system keeps of what nobody reads.
+    let body = with(greedy(STORY, 100), json!({"n": 100, "logprobs": 20, "stream": true})).to_string();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    client.send(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes());
+    while server.metric("braidinfer_generation_tokens_total") < 1.0 {
+        thread::sleep(Duration::from_millis(20));
+    }
+    thread::sleep(Duration::from_secs(2));
+    assert!(client.reply().is_none(), "the connection ends before the answer does");
+}
+
+#[test]
+fn answers_that_take_too_long_are_ended() {
+    let config = ServerConfig { request_timeout: Duration::from_millis(400), ..config() };
+    let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
+    let long = with(greedy(STORY, 400), json!({"n": 128, "logprobs": 20}));
+    let (status, error) = server.post("/v1/completions", &long).error();
     assert_eq!((status, &error["code"]), (504, &json!("timeout")));
-    let events = server.post("/v1/completions", &with(greedy(STORY, 400), json!({"stream": true}))).events();
+    let events = server.post("/v1/completions", &with(long, json!({"stream": true}))).events();
     assert_eq!(events.last().expect("there is one")["error"]["code"], "timeout");
 }
 

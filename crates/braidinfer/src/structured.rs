@@ -17,6 +17,8 @@ use crate::{Error, Result};
 /// White space between the parts of JSON: none, a space, or a new line with indentation. Without a limit, a model that
 /// does not know how to go on may write it for ever.
 const WHITE_SPACE: &str = r" |\n {0,16}";
+/// Each takes one to two kilobytes, and a stranger's expression may ask for as many as there may be.
+const MOST_LEXER_STATES: usize = 50_000;
 /// Where the library takes options of a schema from.
 const OPTIONS: &str = "x-guidance";
 
@@ -67,6 +69,7 @@ impl StructuredOutput {
             |error| Error::Unsupported(format!("the vocabulary cannot be used for structured answers: {error}"));
         let mut parsers = ParserFactory::new_simple(&environment).map_err(failed)?;
         parsers.quiet();
+        parsers.limits_mut().max_lexer_states = MOST_LEXER_STATES;
         Ok(Self { parsers })
     }
 

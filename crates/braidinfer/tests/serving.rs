@@ -194,7 +194,8 @@ fn guesses_change_no_greedy_answer_of_any_fixture() {
             // What repeats itself is there to be looked up, whether the answer goes on with it or not.
             let piece: Vec<u32> = (0..period).map(|_| rng.random_range(0..vocab)).collect();
             let prompt: Vec<u32> = piece.iter().copied().cycle().take(context / 3).collect();
-            let params = SamplingParams { max_tokens: Some(context / 2), ignore_eos: true, ..SamplingParams::default() };
+            let params =
+                SamplingParams { max_tokens: Some(context / 2), ignore_eos: true, ..SamplingParams::default() };
             let asked = Asked { prompt, params, cancelled_after: None };
             assert_eq!(alone(&mut guessing, &asked), alone(&mut plain, &asked), "{}", fixture.name);
         }
@@ -203,7 +204,6 @@ fn guesses_change_no_greedy_answer_of_any_fixture() {
         assert_eq!(plain.stats().guesses, 0);
     }
     assert!(0 < right && right < guesses, "{right} of {guesses} guesses were right");
-    println!("{right} of {guesses} guesses were right");
 }
 
 #[test]

@@ -111,6 +111,7 @@ fn config(args: &NetworkArgs) -> anyhow::Result<ServerConfig> {
         max_body_bytes: args.max_body.saturating_mul(1 << 20),
         max_connections: args.max_connections.max(1),
         read_timeout: Duration::from_secs(args.read_timeout),
+        write_timeout: Duration::from_secs(args.write_timeout),
         request_timeout: Duration::from_secs(args.request_timeout),
         shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
     })

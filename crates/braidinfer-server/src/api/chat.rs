@@ -7,7 +7,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use braidinfer::engine::{FinishReason, MOST_LOGPROBS, TokenLogprobs};
-use braidinfer::{ModelText, Prompt, SamplingParams, Token};
+use braidinfer::{ModelText, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -15,10 +15,11 @@ use super::answers::{self, Answer, Answers, Envelope, Form, Usage};
 use super::form;
 use super::logprobs::ChatToken;
 use super::messages::{self, Message};
+use super::prompts;
 use super::sampling::{Delivery, SamplingFields};
 use super::tools::{self, CallReader, Calls, Piece, Tool, ToolChoice};
 use crate::http::{ApiError, RequestName, Strict};
-use crate::served::{App, Served};
+use crate::served::App;
 use crate::worker::Task;
 
 #[derive(Debug, Deserialize)]
@@ -28,6 +29,8 @@ pub struct ChatFields {
     top_logprobs: Option<usize>,
     tools: Option<Vec<Tool>>,
     tool_choice: Option<ToolChoice>,
+    /// Whether an answer may have several calls; true if absent.
+    parallel_tool_calls: Option<bool>,
     /// Further variables of the chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
 }
@@ -37,7 +40,9 @@ pub async fn complete(
     Extension(RequestName(name)): Extension<RequestName>,
     request: Strict<SamplingFields, ChatFields>,
 ) -> Response {
-    let begun = begin(&app, &name, &request.first, request.second, Instant::now()).await;
+    let arrived = Instant::now();
+    let begun = begin(&app, &name, &request.first, request.second, arrived);
+    let begun = app.in_time(arrived, begun).await;
     answers::deliver(begun, request.ignored).await
 }
 
@@ -62,9 +67,11 @@ async fn begin(
             return Err(ApiError::field("top_logprobs", message));
         }
     };
-    let params = SamplingParams { logprobs, ..sampling.over(&served.default_sampling, None)? };
+    let mut params = SamplingParams { logprobs, ..sampling.over(&served.default_sampling, None)? };
     let template = served.text.require_chat_template()?;
     let (mut variables, calls) = tools::offered(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
+    let only_one_call = fields.parallel_tool_calls == Some(false);
+    params.stop.extend(calls.end_of_first().filter(|_| only_one_call).map(str::to_owned));
     variables.extend(fields.chat_template_kwargs.unwrap_or_default());
     let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;
     let asked = match (&calls, asked) {
@@ -76,41 +83,15 @@ async fn begin(
         (Calls::None | Calls::Free(_), asked) => asked,
     };
     let constraint = form::constraint(served, asked).await?;
-    let prompt = encode_chat(served, messages::fields(fields.messages)?, variables).await?;
-    let (count, n, deadline) = (params.n, params.n, (arrived + app.config.request_timeout).into());
+    let prompt = prompts::encode_chat(served, messages::fields(fields.messages)?, variables).await?;
+    let (count, n, deadline) = (params.n, params.n, app.deadline(arrived));
     let task = Task::Answer(Box::new(params), constraint);
     let stream = served.worker.submit(vec![prompt], task, arrived).await?;
     let envelope = Envelope::new("chatcmpl", name, served, delivery);
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
-    let readers = (0..n).map(|_| CallReader::new(&calls)).collect();
+    let readers = (0..n).map(|_| CallReader::new(&calls, only_one_call)).collect();
     let form = ChatForm { envelope, text, readers, calls: vec![0; n] };
     Ok((Answers { stream, count, n, deadline }, form, delivery))
-}
-
-/// Token ids of a chat.
-pub async fn encode_chat(
-    served: &Served,
-    messages: Vec<Map<String, Value>>,
-    variables: Map<String, Value>,
-) -> Result<Vec<u32>, ApiError> {
-    let bytes = |message: &Map<String, Value>| message.get("content").and_then(Value::as_str).map_or(0, str::len);
-    served.check_length(messages.iter().map(bytes).sum())?;
-    let text = Arc::clone(&served.text);
-    aside(move || text.encode_chat(&messages, &variables)).await
-}
-
-/// Token ids of a prompt. Long ones take their time, which is not taken from other requests.
-pub async fn encode(served: &Served, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
-    if let Prompt::Text(text) = &prompt {
-        served.check_length(text.len())?;
-    }
-    let text = Arc::clone(&served.text);
-    aside(move || text.encode(&prompt)).await
-}
-
-async fn aside(encode: impl FnOnce() -> braidinfer::Result<Vec<u32>> + Send + 'static) -> Result<Vec<u32>, ApiError> {
-    let encoded = tokio::task::spawn_blocking(encode).await;
-    Ok(encoded.map_err(|error| ApiError::internal(format!("the prompt could not be encoded: {error}")))??)
 }
 
 struct ChatForm {

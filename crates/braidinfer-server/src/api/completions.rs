@@ -7,24 +7,24 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use braidinfer::engine::{ReadPrompt, TokenLogprobs};
-use braidinfer::{ModelText, Prompt, SamplingParams, Token};
+use braidinfer::{ModelText, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answers::{self, Answer, Answers, Envelope, Form, Usage};
-use super::chat::encode;
 use super::form;
 use super::logprobs::{CompletionLogprobs, Offset};
 use super::one_or_many::{PromptItem, TextOr};
+use super::prompts;
 use super::sampling::{Delivery, SamplingFields};
 use crate::http::{ApiError, RequestName, Strict};
-use crate::served::{App, Served};
+use crate::served::App;
 use crate::worker::Task;
 
 /// Tokens of an answer if none are asked for, as in the OpenAI API.
 const MAX_TOKENS: usize = 16;
-/// Prompts of one request, as there.
-const MOST_PROMPTS: usize = 2048;
+/// Answers to one request.
+const MOST_ANSWERS: usize = 2048;
 
 #[derive(Debug, Deserialize)]
 pub struct CompletionFields {
@@ -38,7 +38,9 @@ pub async fn complete(
     Extension(RequestName(name)): Extension<RequestName>,
     request: Strict<SamplingFields, CompletionFields>,
 ) -> Response {
-    let begun = begin(&app, &name, &request.first, request.second, Instant::now()).await;
+    let arrived = Instant::now();
+    let begun = begin(&app, &name, &request.first, request.second, arrived);
+    let begun = app.in_time(arrived, begun).await;
     answers::deliver(begun, request.ignored).await
 }
 
@@ -62,15 +64,15 @@ async fn begin(
     if only_prompt {
         params.max_tokens = Some(1);
     }
-    let prompts = prompts(fields.prompt, "prompt")?;
+    let prompts = prompts::listed(fields.prompt, "prompt")?;
     let answers = prompts.len().saturating_mul(params.n);
-    if answers > MOST_PROMPTS {
-        let message = format!("n: expected at most {MOST_PROMPTS} answers to all prompts together, found {answers}");
+    if answers > MOST_ANSWERS {
+        let message = format!("n: expected at most {MOST_ANSWERS} answers to all prompts together, found {answers}");
         return Err(ApiError::field("n", message));
     }
-    let prompts = encoded(served, prompts).await?;
+    let prompts = prompts::encode_all(served, prompts).await?;
     let echoed = if echo { prompts.clone() } else { Vec::new() };
-    let (n, count, deadline) = (params.n, params.n * prompts.len(), (arrived + app.config.request_timeout).into());
+    let (n, count, deadline) = (params.n, params.n * prompts.len(), app.deadline(arrived));
     let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;
     let task = Task::Answer(Box::new(params), form::constraint(served, asked).await?);
     let stream = served.worker.submit(prompts, task, arrived).await?;
@@ -85,46 +87,6 @@ async fn begin(
         offsets: vec![Offset::default(); count],
     };
     Ok((Answers { stream, count, n, deadline }, form, delivery))
-}
-
-/// The prompts of a field that may hold one or more, as texts or as token ids.
-pub fn prompts(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, ApiError> {
-    let items = match field {
-        TextOr::Text(text) => return Ok(vec![Prompt::Text(text)]),
-        TextOr::Many(items) => items,
-    };
-    if items.len() > MOST_PROMPTS && items.iter().any(|item| !matches!(item, PromptItem::Id(_))) {
-        let message = format!("{name}: expected at most {MOST_PROMPTS} prompts, found {}", items.len());
-        return Err(ApiError::field(name, message));
-    }
-    if items.is_empty() {
-        return Err(ApiError::field(name, format!("{name}: expected at least one token or text, found none")));
-    }
-    let id = |item: &PromptItem| match item {
-        PromptItem::Id(id) => Some(*id),
-        PromptItem::Text(_) | PromptItem::Ids(_) => None,
-    };
-    // A list of numbers is one prompt.
-    if let Some(ids) = items.iter().map(id).collect() {
-        return Ok(vec![Prompt::Ids(ids)]);
-    }
-    let prompt = |item| match item {
-        PromptItem::Text(text) => Ok(Prompt::Text(text)),
-        PromptItem::Ids(ids) => Ok(Prompt::Ids(ids)),
-        PromptItem::Id(_) => {
-            let message = format!("{name}: expected token ids alone, or texts and lists of them, found both");
-            Err(ApiError::field(name, message))
-        }
-    };
-    items.into_iter().map(prompt).collect()
-}
-
-pub async fn encoded(served: &Served, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
-    let mut ids = Vec::with_capacity(prompts.len());
-    for prompt in prompts {
-        ids.push(encode(served, prompt).await?);
-    }
-    Ok(ids)
 }
 
 struct CompletionForm {
@@ -156,8 +118,8 @@ impl CompletionForm {
         if let (Some(ids), Some(of_prompt)) =
             (self.echoed.get(choice / self.n), prompt.and_then(|p| p.logprobs.as_ref()))
         {
-            ids.first().into_iter().for_each(|first| logprobs.begin(*first, tokenizer, offset));
-            of_prompt.iter().for_each(|found| logprobs.push(found, tokenizer, offset));
+            // Ids were checked before they were read, and only unknown ones could not be decoded.
+            *offset = logprobs.begin(ids, of_prompt, tokenizer).unwrap_or_default();
         }
         if !self.only_prompt {
             found.iter().for_each(|found| logprobs.push(found, tokenizer, offset));

@@ -12,10 +12,9 @@ use braidinfer::Output;
 use braidinfer::engine::{Embedding, Pooling};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::timeout_at;
 
-use super::completions::{encoded, prompts};
 use super::one_or_many::{PromptItem, TextOr};
+use super::prompts;
 use crate::http::{ApiError, Nothing, Strict};
 use crate::served::App;
 use crate::worker::{AnswerStream, Task};
@@ -34,7 +33,8 @@ pub struct EmbeddingFields {
 }
 
 pub async fn embed(State(app): State<Arc<App>>, request: Strict<EmbeddingFields, Nothing>) -> Response {
-    (request.ignored, embedded(&app, request.first, Instant::now()).await).into_response()
+    let arrived = Instant::now();
+    (request.ignored, app.in_time(arrived, embedded(&app, request.first, arrived)).await).into_response()
 }
 
 async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Result<Json<Value>, ApiError> {
@@ -52,11 +52,10 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
         Some("base64") => true,
         Some(other) => return Err(one_of("encoding_format", "float or base64", other)),
     };
-    let prompts = encoded(served, prompts(fields.input, "input")?).await?;
+    let prompts = prompts::encode_all(served, prompts::listed(fields.input, "input")?).await?;
     let count = prompts.len();
     let stream = served.worker.submit(prompts, Task::Embed(pooling), arrived).await?;
-    let deadline = (arrived + app.config.request_timeout).into();
-    let found = timeout_at(deadline, collected(stream, count)).await.map_err(|_| ApiError::slow_answer())??;
+    let found = collected(stream, count).await?;
     let tokens: usize = found.iter().map(|embedding| embedding.prompt.tokens).sum();
     let data: Vec<Value> =
         found.iter().enumerate().map(|(index, embedding)| entry(index, embedding, as_text)).collect();

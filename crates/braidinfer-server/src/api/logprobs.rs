@@ -1,7 +1,7 @@
 //! Probabilities of tokens, as chats and as completions write them.
 
 use braidinfer::engine::TokenLogprobs;
-use braidinfer::text::Tokenizer;
+use braidinfer::text::{StreamDecoder, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 
@@ -45,32 +45,46 @@ pub struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// Adds the first token of a prompt.
-    pub fn begin(&mut self, id: u32, tokenizer: &Tokenizer, offset: &mut Offset) {
-        self.add_token(id, tokenizer, offset);
-        self.token_logprobs.push(None);
-        self.top_logprobs.push(None);
-    }
-
-    /// Adds a token; `offset` is where it begins, and afterwards where it ends.
-    pub fn push(&mut self, found: &TokenLogprobs, tokenizer: &Tokenizer, offset: &mut Offset) {
-        self.add_token(found.token, tokenizer, offset);
-        self.token_logprobs.push(Some(found.logprob));
-        let mut top = Map::new();
-        for (id, logprob) in &found.top {
-            // Logits are checked to be finite, and so are these.
-            let number = Number::from_f64(f64::from(*logprob)).map_or(Value::Null, Value::Number);
-            top.entry(text_of(&bytes_of(tokenizer, *id))).or_insert(number);
+    /// Adds the tokens of a prompt, of which the first has no probability; returns where its text ends.
+    pub fn begin(&mut self, ids: &[u32], found: &[TokenLogprobs], tokenizer: &Tokenizer) -> braidinfer::Result<Offset> {
+        // What stands in the text of a prompt depends on the tokens around: special ones are left out, and a first space
+        // may be.
+        let mut decoder = StreamDecoder::default();
+        let mut characters = 0;
+        let found = std::iter::once(None).chain(found.iter().map(Some));
+        for (id, found) in ids.iter().zip(found) {
+            self.add(*id, found, characters, tokenizer);
+            characters += decoder.push(*id, tokenizer)?.chars().count();
         }
-        self.top_logprobs.push(Some(top));
+        characters += decoder.finish(tokenizer)?.chars().count();
+        Ok(Offset { characters, begun: Vec::new() })
     }
 
-    fn add_token(&mut self, id: u32, tokenizer: &Tokenizer, offset: &mut Offset) {
-        let bytes = bytes_of(tokenizer, id);
-        self.text_offset.push(offset.characters);
-        offset.pass(&bytes);
-        self.tokens.push(text_of(&bytes));
+    /// Adds a token of an answer; `offset` is where it begins, and afterwards where it ends.
+    pub fn push(&mut self, found: &TokenLogprobs, tokenizer: &Tokenizer, offset: &mut Offset) {
+        self.add(found.token, Some(found), offset.characters, tokenizer);
+        // These are not part of a text.
+        if !tokenizer.is_special(found.token) {
+            offset.pass(&bytes_of(tokenizer, found.token));
+        }
     }
+
+    fn add(&mut self, id: u32, found: Option<&TokenLogprobs>, place: usize, tokenizer: &Tokenizer) {
+        self.text_offset.push(place);
+        self.tokens.push(text_of(&bytes_of(tokenizer, id)));
+        self.token_logprobs.push(found.map(|found| found.logprob));
+        self.top_logprobs.push(found.map(|found| top(found, tokenizer)));
+    }
+}
+
+fn top(found: &TokenLogprobs, tokenizer: &Tokenizer) -> Map<String, Value> {
+    let mut top = Map::new();
+    for (id, logprob) in &found.top {
+        // Logits are checked to be finite, and so are these.
+        let number = Number::from_f64(f64::from(*logprob)).map_or(Value::Null, Value::Number);
+        top.entry(text_of(&bytes_of(tokenizer, *id))).or_insert(number);
+    }
+    top
 }
 
 /// A place in a text of which tokens may hold parts of characters.

@@ -9,6 +9,7 @@ mod logprobs;
 mod messages;
 mod one_or_many;
 mod page;
+mod prompts;
 mod sampling;
 mod status;
 mod tokens;

@@ -1,6 +1,7 @@
 //! `/tokenize` and `/detokenize`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
@@ -9,8 +10,8 @@ use braidinfer::Prompt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::chat::{encode, encode_chat};
 use super::messages::{self, Message};
+use super::prompts;
 use crate::http::{ApiError, Nothing, Strict};
 use crate::served::App;
 
@@ -32,19 +33,19 @@ pub struct DetokenizeFields {
 }
 
 pub async fn tokenize(State(app): State<Arc<App>>, request: Strict<TokenizeFields, Nothing>) -> Response {
-    (request.ignored, tokenized(&app, request.first).await).into_response()
+    (request.ignored, app.in_time(Instant::now(), tokenized(&app, request.first)).await).into_response()
 }
 
 pub async fn detokenize(State(app): State<Arc<App>>, request: Strict<DetokenizeFields, Nothing>) -> Response {
-    (request.ignored, detokenized(&app, &request.first)).into_response()
+    (request.ignored, app.in_time(Instant::now(), detokenized(&app, request.first)).await).into_response()
 }
 
 async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, ApiError> {
     let served = app.served_as(fields.model.as_deref())?;
     let tokens = match (fields.prompt, fields.messages, fields.add_special_tokens) {
-        (Some(text), None, Some(false)) => served.text.require_tokenizer()?.encode(&text, false)?,
-        (Some(text), None, _) => encode(served, Prompt::Text(text)).await?,
-        (None, Some(messages), None) => encode_chat(served, messages::fields(messages)?, Map::new()).await?,
+        (Some(text), None, Some(false)) => prompts::encode_bare(served, text).await?,
+        (Some(text), None, _) => prompts::encode(served, Prompt::Text(text)).await?,
+        (None, Some(messages), None) => prompts::encode_chat(served, messages::fields(messages)?, Map::new()).await?,
         (None, Some(_), Some(_)) => {
             let message =
                 "add_special_tokens: expected a prompt beside it; a chat template writes special tokens itself";
@@ -55,12 +56,11 @@ async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, Api
     Ok(Json(json!({"count": tokens.len(), "max_model_len": served.context, "tokens": tokens})))
 }
 
-fn detokenized(app: &App, fields: &DetokenizeFields) -> Result<Json<Value>, ApiError> {
+async fn detokenized(app: &App, fields: DetokenizeFields) -> Result<Json<Value>, ApiError> {
     let served = app.served_as(fields.model.as_deref())?;
-    let tokenizer = served.text.require_tokenizer()?;
     if let Some(id) = fields.tokens.iter().find(|id| **id as usize >= served.vocab_size) {
         let message = format!("tokens: expected ids below the vocabulary size {}, found {id}", served.vocab_size);
         return Err(ApiError::field("tokens", message));
     }
-    Ok(Json(json!({"prompt": tokenizer.decode(&fields.tokens, false)?})))
+    Ok(Json(json!({"prompt": prompts::decode(served, fields.tokens).await?})))
 }

@@ -5,6 +5,7 @@ use braidinfer::{AnswerForm, text};
 use rand::RngExt;
 use rand::distr::Alphanumeric;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::one_or_many::WordOr;
@@ -190,19 +191,30 @@ impl Call {
         json!({"id": id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}})
     }
 
-    fn of(value: &Value) -> Option<Self> {
-        let name = value.get("name")?.as_str()?.to_owned();
-        let arguments = value.get("arguments").or_else(|| value.get("parameters"))?;
+    fn of(written: WrittenCall) -> Option<Self> {
+        let arguments = written.arguments.or(written.parameters)?.get();
         // Some models write the arguments as the text that they are for others.
-        let arguments = arguments.as_str().map_or_else(|| arguments.to_string(), str::to_owned);
-        Some(Self { name, arguments })
+        let arguments = serde_json::from_str::<String>(arguments).unwrap_or_else(|_| arguments.to_owned());
+        Some(Self { name: written.name, arguments })
     }
+}
+
+/// A call as models write it. Arguments stay as they were written: a number that is read and written again may be another.
+#[derive(Deserialize)]
+struct WrittenCall<'a> {
+    name: String,
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
+    #[serde(borrow)]
+    parameters: Option<&'a RawValue>,
 }
 
 /// Tells calls from content while an answer comes.
 #[derive(Debug)]
 pub struct CallReader {
     syntax: Syntax,
+    /// Tell the first call and no other.
+    only_one: bool,
     /// What is not decided yet.
     held: String,
     /// Whether it is inside of a tag.
@@ -211,17 +223,28 @@ pub struct CallReader {
     begun: bool,
 }
 
+impl Calls {
+    /// The text after which an answer ends that may have one call only.
+    pub fn end_of_first(&self) -> Option<&'static str> {
+        match self {
+            Self::Free(Syntax::Tagged) => Some(CLOSING),
+            // The whole answer is one call, or a list that ends with it.
+            Self::None | Self::Free(Syntax::Whole) | Self::Forced(_) => None,
+        }
+    }
+}
+
 const OPENING: &str = "<tool_call>";
 const CLOSING: &str = "</tool_call>";
 
 impl CallReader {
-    pub fn new(calls: &Calls) -> Option<Self> {
+    pub fn new(calls: &Calls, only_one: bool) -> Option<Self> {
         let syntax = match calls {
             Calls::None => return None,
             Calls::Free(syntax) => *syntax,
             Calls::Forced(_) => Syntax::Whole,
         };
-        Some(Self { syntax, held: String::new(), inside: false, begun: false })
+        Some(Self { syntax, only_one, held: String::new(), inside: false, begun: false })
     }
 
     /// Takes the next text and returns what is decided.
@@ -240,7 +263,8 @@ impl CallReader {
             && !self.begun
             && let Some(calls) = calls_in(&rest)
         {
-            return calls.into_iter().map(Piece::Call).collect();
+            let most = if self.only_one { 1 } else { calls.len() };
+            return calls.into_iter().take(most).map(Piece::Call).collect();
         }
         if self.inside {
             return vec![call_or_text(&rest, "")];
@@ -289,15 +313,17 @@ fn content(text: String) -> Vec<Piece> {
 
 /// What stands inside of a tag: a call, or else text as it was written.
 fn call_or_text(inside: &str, closing: &str) -> Piece {
-    let call = serde_json::from_str(inside.trim()).ok().and_then(|value: Value| Call::of(&value));
+    let call = serde_json::from_str(inside.trim()).ok().and_then(Call::of);
     call.map_or_else(|| Piece::Content(format!("{OPENING}{inside}{closing}")), Piece::Call)
 }
 
 /// The calls that a text consists of.
 fn calls_in(text: &str) -> Option<Vec<Call>> {
-    match serde_json::from_str(text.trim()).ok()? {
-        Value::Array(items) if !items.is_empty() => items.iter().map(Call::of).collect(),
-        value => Call::of(&value).map(|call| vec![call]),
+    let text = text.trim();
+    match serde_json::from_str::<Vec<WrittenCall>>(text) {
+        Ok(calls) if !calls.is_empty() => calls.into_iter().map(Call::of).collect(),
+        Ok(_) => None,
+        Err(_) => serde_json::from_str(text).ok().and_then(Call::of).map(|call| vec![call]),
     }
 }
 
@@ -306,7 +332,11 @@ mod tests {
     use super::*;
 
     fn read(calls: &Calls, chunks: &[&str]) -> Vec<Piece> {
-        let mut reader = CallReader::new(calls).expect("there may be calls");
+        read_by(CallReader::new(calls, false), chunks)
+    }
+
+    fn read_by(reader: Option<CallReader>, chunks: &[&str]) -> Vec<Piece> {
+        let mut reader = reader.expect("there may be calls");
         let mut pieces: Vec<Piece> = chunks.iter().flat_map(|chunk| reader.push(chunk)).collect();
         pieces.extend(reader.finish());
         // Content comes in as many pieces as it was decided in.
@@ -329,9 +359,9 @@ mod tests {
 
     #[test]
     fn tagged_calls_are_found_however_they_are_cut() {
-        let text = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>\n<tool_call>\n\
+        let text = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1.0}}\n</tool_call>\n<tool_call>\n\
                     {\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
-        let expected = vec![said("Let me see."), call("f", "{\"a\":1}"), call("g", "{}")];
+        let expected = vec![said("Let me see."), call("f", "{\"a\": 1.0}"), call("g", "{}")];
         for size in [1, 2, 3, 7, text.len()] {
             let chunks: Vec<&str> =
                 text.as_bytes().chunks(size).map(|chunk| std::str::from_utf8(chunk).expect("it is ASCII")).collect();
@@ -357,8 +387,9 @@ mod tests {
     fn whole_answers_may_be_calls() {
         let whole = Calls::Free(Syntax::Whole);
         let llama = read(&whole, &[" {\"name\": \"f\", ", "\"parameters\": {\"a\": \"b\"}}"]);
-        assert_eq!(llama, [call("f", "{\"a\":\"b\"}")]);
+        assert_eq!(llama, [call("f", "{\"a\": \"b\"}")]);
         let mistral = "[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\", \"arguments\": \"{\\\"x\\\": 1}\"}]";
         assert_eq!(read(&whole, &[mistral]), [call("f", "{}"), call("g", "{\"x\": 1}")]);
+        assert_eq!(read_by(CallReader::new(&whole, true), &[mistral]), [call("f", "{}")]);
     }
 }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::{ServerConfig, StartError, tls};
@@ -65,6 +66,7 @@ impl Listener {
             let connection = Connection {
                 router: router.clone(),
                 read_timeout: app.config.read_timeout,
+                write_timeout: app.config.write_timeout,
                 watcher: graceful.watcher(),
                 _permit: permit,
             };
@@ -110,6 +112,7 @@ async fn accept(socket: &TcpListener, room: &Arc<Semaphore>) -> (TcpStream, Opti
 struct Connection {
     router: Router,
     read_timeout: Duration,
+    write_timeout: Duration,
     watcher: Watcher,
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -118,6 +121,9 @@ impl Connection {
     async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         // Tokens are small and must not wait for each other.
         let _ = stream.set_nodelay(true);
+        // Whoever reads nothing any more must not hold the connection, and what is computed for it.
+        let mut stream = Box::pin(TimeoutStream::new(stream));
+        stream.as_mut().set_write_timeout_pinned(Some(self.write_timeout));
         match tls {
             None => self.speak(stream).await,
             Some(tls) => match timeout(self.read_timeout, tls.accept(stream)).await {

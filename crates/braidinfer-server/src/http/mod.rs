@@ -37,6 +37,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// For a request to arrive: its head, and then its body.
     pub read_timeout: Duration,
+    /// For a client to take some of what is sent to it.
+    pub write_timeout: Duration,
     /// For an answer, from the arrival of the request on.
     pub request_timeout: Duration,
     /// For answers that are being written when the server stops.

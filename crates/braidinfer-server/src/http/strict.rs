@@ -111,11 +111,10 @@ fn is_within(unknown: &BTreeSet<String>, field: &str) -> bool {
 }
 
 /// Fields that every server may leave aside: they say nothing about the answer, or only what is so anyway.
-const HARMLESS: [(&str, &[&str]); 8] = [
+const HARMLESS: [(&str, &[&str]); 7] = [
     ("store", &["false"]),
     ("service_tier", &["\"auto\"", "\"default\""]),
     ("modalities", &["[\"text\"]"]),
-    ("parallel_tool_calls", &["true"]),
     ("best_of", &["1"]),
     ("metadata", &[]),
     ("safety_identifier", &[]),

@@ -29,6 +29,7 @@ pub fn config() -> ServerConfig {
         max_body_bytes: 1 << 20,
         max_connections: 256,
         read_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(10),
         request_timeout: Duration::from_secs(120),
         shutdown_timeout: Duration::from_secs(10),
     }

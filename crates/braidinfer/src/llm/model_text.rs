@@ -1,7 +1,6 @@
 //! What turns text into the tokens of one model, apart from what computes: it can be shared between threads.
 
 use braidinfer_model::GenerationConfig;
-use serde_json::{Map, Value};
 
 use super::Prompt;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -72,11 +71,5 @@ impl ModelText {
                 self.require_tokenizer()?.encode_chat(&rendered)
             }
         }
-    }
-
-    /// Token ids of a chat whose messages have any fields, with further variables of the template, such as tools.
-    pub fn encode_chat(&self, messages: &[Map<String, Value>], variables: &Map<String, Value>) -> Result<Vec<u32>> {
-        let rendered = self.require_chat_template()?.render_fields(messages, true, variables)?;
-        self.require_tokenizer()?.encode_chat(&rendered)
     }
 }

@@ -1,0 +1,96 @@
+//! From what requests ask to token ids. Long texts take their time, which is not taken from other requests.
+
+use std::sync::Arc;
+
+use braidinfer::Prompt;
+use serde_json::{Map, Value};
+
+use super::one_or_many::{PromptItem, TextOr};
+use crate::http::ApiError;
+use crate::served::Served;
+
+/// Prompts of one request, as in the OpenAI API.
+const MOST_PROMPTS: usize = 2048;
+
+/// The prompts of a field that may hold one or more, as texts or as token ids.
+pub fn listed(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, ApiError> {
+    let items = match field {
+        TextOr::Text(text) => return Ok(vec![Prompt::Text(text)]),
+        TextOr::Many(items) => items,
+    };
+    if items.len() > MOST_PROMPTS && items.iter().any(|item| !matches!(item, PromptItem::Id(_))) {
+        let message = format!("{name}: expected at most {MOST_PROMPTS} prompts, found {}", items.len());
+        return Err(ApiError::field(name, message));
+    }
+    if items.is_empty() {
+        return Err(ApiError::field(name, format!("{name}: expected at least one token or text, found none")));
+    }
+    let id = |item: &PromptItem| match item {
+        PromptItem::Id(id) => Some(*id),
+        PromptItem::Text(_) | PromptItem::Ids(_) => None,
+    };
+    // A list of numbers is one prompt.
+    if let Some(ids) = items.iter().map(id).collect() {
+        return Ok(vec![Prompt::Ids(ids)]);
+    }
+    let prompt = |item| match item {
+        PromptItem::Text(text) => Ok(Prompt::Text(text)),
+        PromptItem::Ids(ids) => Ok(Prompt::Ids(ids)),
+        PromptItem::Id(_) => {
+            let message = format!("{name}: expected token ids alone, or texts and lists of them, found both");
+            Err(ApiError::field(name, message))
+        }
+    };
+    items.into_iter().map(prompt).collect()
+}
+
+/// Token ids of some prompts.
+pub async fn encode_all(served: &Arc<Served>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
+    let mut ids = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        ids.push(encode(served, prompt).await?);
+    }
+    Ok(ids)
+}
+
+/// Token ids of a prompt.
+pub async fn encode(served: &Arc<Served>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+    if let Prompt::Text(text) = &prompt {
+        served.check_length(text.len())?;
+    }
+    aside(served, move |served| served.text.encode(&prompt)).await
+}
+
+/// Token ids of a text as it is, without the tokens that are put around every text.
+pub async fn encode_bare(served: &Arc<Served>, text: String) -> Result<Vec<u32>, ApiError> {
+    served.check_length(text.len())?;
+    aside(served, move |served| served.text.require_tokenizer()?.encode(&text, false)).await
+}
+
+/// Token ids of a chat.
+pub async fn encode_chat(
+    served: &Arc<Served>,
+    messages: Vec<Map<String, Value>>,
+    variables: Map<String, Value>,
+) -> Result<Vec<u32>, ApiError> {
+    aside(served, move |served| {
+        let rendered = served.text.require_chat_template()?.render_fields(&messages, true, &variables)?;
+        served.check_length(rendered.len())?;
+        served.text.require_tokenizer()?.encode_chat(&rendered)
+    })
+    .await
+}
+
+/// The text of token ids, special ones included.
+pub async fn decode(served: &Arc<Served>, ids: Vec<u32>) -> Result<String, ApiError> {
+    aside(served, move |served| served.text.require_tokenizer()?.decode(&ids, false)).await
+}
+
+async fn aside<T: Send + 'static>(
+    served: &Arc<Served>,
+    work: impl FnOnce(&Served) -> braidinfer::Result<T> + Send + 'static,
+) -> Result<T, ApiError> {
+    let served = Arc::clone(served);
+    let done = tokio::task::spawn_blocking(move || work(&served)).await;
+    Ok(done.map_err(|error| ApiError::internal(format!("the prompt could not be read: {error}")))??)
+}
