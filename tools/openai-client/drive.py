@@ -91,7 +91,7 @@ class Server:
 
     def aborted(self):
         found = re.search(r'_requests_total{.*finish_reason="abort".*} (\d+)', self.fetch("/metrics"))
-        require(found, "/metrics counts no aborted requests")
+        require(found, "/metrics counts no aborted answers")
         return int(found[1])
 
     def token_ids(self, text):
@@ -568,6 +568,11 @@ def error_of_key(server):
 MUCH = {"n": 128, "max_tokens": 400, "temperature": 1, "extra_body": {"ignore_eos": True}}
 
 
+def require_some_aborted(aborted):
+    """Some of the answers may have been complete before."""
+    require(1 <= aborted <= MUCH["n"], f"aborted answers: expected from 1 to {MUCH['n']}, found {aborted}")
+
+
 @check("cancelling: a closed stream ends its request")
 def cancelled_stream(server):
     server.wait_until_idle(30)
@@ -578,7 +583,7 @@ def cancelled_stream(server):
     require(server.metric("vllm:num_requests_running") > 0, "nothing runs while a stream is read")
     stream.close()
     server.wait_until_idle(5)
-    require_equal(server.aborted() - aborted, 1, "aborted requests")
+    require_some_aborted(server.aborted() - aborted)
     written = server.metric("braidinfer_generation_tokens_total") - written
     require(written < 128 * 400 / 2, f"{written:.0f} tokens were written for nobody")
 
@@ -608,7 +613,7 @@ def cancelled_task(server):
     aborted = server.aborted()
     asyncio.run(cancel())
     server.wait_until_idle(5)
-    require_equal(server.aborted() - aborted, 1, "aborted requests")
+    require_some_aborted(server.aborted() - aborted)
 
 
 @check("timeouts: a slow answer ends in the client and in the server")
