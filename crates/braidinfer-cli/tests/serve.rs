@@ -72,6 +72,26 @@ fn a_server_serves_and_ends_at_a_signal() {
 }
 
 #[test]
+fn clients_that_go_away_before_they_are_answered_are_in_the_log() {
+    let (child, mut lines, address) = start(&[]);
+    let body = r#"{"prompt": "Once", "max_tokens": 400, "ignore_eos": true, "n": 100, "logprobs": 20}"#;
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nx-request-id: gone";
+    let mut stream = TcpStream::connect(&address).expect("it listens");
+    write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("it takes requests");
+    // Whoever leaves before the request is looked at has asked nothing.
+    let is_running = |metrics: &str| {
+        metrics.lines().any(|line| line.starts_with("vllm:num_requests_running") && !line.ends_with(" 0"))
+    };
+    while !is_running(&get(&address, "/metrics")) {}
+    drop(stream);
+    let line = line_with(&mut lines, "the client went away");
+    assert!(line.contains("gone") && line.contains("/v1/completions"), "{line}");
+    signal(&child, "TERM");
+    ends_with(child);
+}
+
+#[test]
 fn what_others_can_reach_needs_a_key() {
     refuse(["serve", "--host", "0.0.0.0", "--port", "0"], &["0.0.0.0", "no API key is set"]);
     let (child, _lines, address) = start(&["--host", "0.0.0.0", "--api-key", "secret"]);

@@ -157,7 +157,7 @@ impl ModelParts {
     /// Fused kernels by the plan of a check, if it lets them.
     fn load_checked(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         let mut fused = self.fused(options, progress)?;
-        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.spec, &self.weights, &fused);
+        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused);
         let known = match cache.read() {
             // A plan that does not fit is no verdict about this model.
             Some(report) => compat::apply(&report, &mut fused)?.then_some(report),
@@ -297,7 +297,7 @@ pub fn check(
         return Ok((parts.subject().predict(isa.name())?, parts.notes));
     };
     let mut fused = parts.fused(options, progress)?;
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.spec, &parts.weights, &fused);
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused);
     let report = parts.subject().check(&mut fused, thoroughness)?;
     parts.notes.extend(cache.write(&report).err());
     Ok((report, parts.notes))

@@ -391,6 +391,27 @@ fn check_stream(name: &str, tokenizer: &Tokenizer, ids: &[u32], cut: usize) {
 }
 
 #[test]
+fn what_never_becomes_text_is_not_waited_for() {
+    for name in ["bytelevel", "sentencepiece-only"] {
+        let (tokenizer, _) = tokenizer(name);
+        let ids = 0..tokenizer.vocab_size() as u32;
+        let broken = ids.clone().find(|id| tokenizer.token_bytes(*id).is_some_and(|bytes| bytes == [0x80]));
+        let special = ids.clone().find(|id| tokenizer.is_special(*id)).expect("there are special tokens");
+        let word = ids.clone().find(|id| tokenizer.decode(&[*id], true).is_ok_and(|text| text == "a"));
+        let mut decoder = StreamDecoder::default();
+        let mut push =
+            |id: Option<u32>| decoder.push(id.expect("there is such a token"), &tokenizer).expect("ids decode");
+        let shown: Vec<String> = (0..200).map(|_| push(broken)).collect();
+        let text = shown.concat();
+        assert!(text.chars().all(|character| character == char::REPLACEMENT_CHARACTER), "{name}: {text}");
+        assert!((150..=200).contains(&text.chars().count()), "{name}: {text}");
+        // Nor do these grow what is decoded again with each of them.
+        assert!((0..200).map(|_| push(Some(special))).all(|text| text.chars().count() <= 50), "{name}");
+        assert!(push(word).ends_with('a'), "{name}");
+    }
+}
+
+#[test]
 fn bytes_of_tokens_add_up_to_the_text() {
     for name in ["bytelevel", "sentencepiece-only", "sentencepiece-only-legacy"] {
         let (tokenizer, _) = tokenizer(name);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::HeaderValue;
 use axum::http::header::{AUTHORIZATION, HOST, HeaderName};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -85,19 +85,33 @@ pub async fn name_and_log(State(app): State<Arc<App>>, mut request: Request, nex
     let method = request.method().clone();
     // The pattern and not the path: what does not exist may be anything, and need not be in a log.
     let path = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
-    let name = RequestName(id.to_str().unwrap_or_default().to_owned());
-    request.extensions_mut().insert(name);
+    let name = id.to_str().unwrap_or_default().to_owned();
+    request.extensions_mut().insert(RequestName(name.clone()));
+    let mut line = LogLine { name, method, path, started, status: None };
     let mut response = next.run(request).await;
-    response.headers_mut().insert(REQUEST_ID, id.clone());
-    tracing::info!(
-        request = id.to_str().unwrap_or_default(),
-        %method,
-        path,
-        status = response.status().as_u16(),
-        milliseconds = started.elapsed().as_millis() as u64,
-        "answered"
-    );
+    line.status = Some(response.status());
+    response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// A line of the log: also of a request whose sender goes away before it is answered.
+struct LogLine {
+    name: String,
+    method: Method,
+    path: String,
+    started: Instant,
+    status: Option<StatusCode>,
+}
+
+impl Drop for LogLine {
+    fn drop(&mut self) {
+        let Self { name, method, path, started, status } = self;
+        let milliseconds = started.elapsed().as_millis() as u64;
+        match status.map(|status| status.as_u16()) {
+            Some(status) => tracing::info!(request = name, %method, path, status, milliseconds, "answered"),
+            None => tracing::info!(request = name, %method, path, milliseconds, "the client went away"),
+        }
+    }
 }
 
 fn is_fit(id: &HeaderValue) -> bool {

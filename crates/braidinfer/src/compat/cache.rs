@@ -5,10 +5,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use braidinfer_model::{DecoderSpec, Weights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::Subject;
+use super::probe_text::probe_ids;
 use super::report::CompatReport;
 use crate::executor::Executor;
 use crate::executor::fused::FusedExecutor;
@@ -40,8 +41,9 @@ struct Entry {
 }
 
 impl VerdictCache {
-    /// A verdict is about these weights, levels, instruction set and build of the engine.
-    pub(crate) fn new(folder: Option<&Path>, spec: &DecoderSpec, weights: &Weights, fused: &FusedExecutor) -> Self {
+    /// A verdict is about these weights, what they are asked, levels, instruction set and build of the engine.
+    pub(crate) fn new(folder: Option<&Path>, subject: &Subject, fused: &FusedExecutor) -> Self {
+        let Subject { spec, weights, tokenizer, .. } = subject;
         let mut hash = Sha256::new();
         field(&mut hash, fused.isa().name().as_bytes());
         field(&mut hash, format!("{spec:?}").as_bytes());
@@ -52,6 +54,9 @@ impl VerdictCache {
             // A page that is read brings its neighbours along.
             weights.release(slot, param);
         }
+        // Another tokenizer makes other tokens of the text that a check reads. One that fails fails the check as well.
+        let ids = probe_ids(*tokenizer, spec.vocab_size, MEASURED).map(|probe| probe.ids).unwrap_or_default();
+        field(&mut hash, format!("{ids:?}").as_bytes());
         // A small context leaves room for few tokens to measure with.
         field(&mut hash, &fused.kv_cache().capacity().min(MEASURED).to_le_bytes());
         let name = hex(&hash.clone().finalize());

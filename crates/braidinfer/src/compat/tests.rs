@@ -71,7 +71,7 @@ fn a_verdict_for_some_layers_is_run_as_it_says() {
     let options = LoadOptions { verdicts: Some(folder.path().to_owned()), ..LoadOptions::default() };
     let mut parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
     let mut fused = parts.fused(&options, &|_, _| {}).expect("the weights can be packed");
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.spec, &parts.weights, &fused);
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused);
     fused.planted = Some(Planted::SumsInBf16 { layer: 1 });
     let report = parts.subject().check(&mut fused, Thoroughness::Brief).expect("the check runs");
     cache.write(&report).expect("the verdict can be kept");

@@ -181,6 +181,8 @@ pub struct StepStats {
 pub struct Engine {
     executor: Box<dyn Executor>,
     config: EngineConfig,
+    /// Whether guessing changes no answer here.
+    may_guess: bool,
     scheduler: Scheduler,
     next_id: SequenceId,
     steps: usize,
@@ -205,16 +207,17 @@ impl Engine {
         }
         let by_length = executor.spec().rope.iter().any(RopeSpec::depends_on_length);
         // Other kernels may round a row otherwise beside other rows, and then a guess could change what is chosen.
-        let same_bits = executor.report().kernels == ActiveKernels::Fused;
+        let may_guess = !by_length && executor.report().kernels == ActiveKernels::Fused;
         let config = EngineConfig {
             prefix_cache: config.prefix_cache && !by_length,
-            prompt_lookup: config.prompt_lookup && !by_length && same_bits,
+            prompt_lookup: config.prompt_lookup && may_guess,
             ..config
         };
         Ok(Self {
             scheduler: Scheduler::new(kv_cache, config),
             executor,
             config,
+            may_guess,
             next_id: 0,
             steps: 0,
             guesses: 0,
@@ -239,6 +242,12 @@ impl Engine {
     /// Has the executor read its weights once and compute nothing. `false` where that cannot be timed.
     pub fn read_weights(&mut self) -> bool {
         self.executor.read_weights()
+    }
+
+    /// Whether to guess from now on; where guesses could change an answer, none are made.
+    pub fn set_prompt_lookup(&mut self, wanted: bool) {
+        self.config.prompt_lookup = wanted && self.may_guess;
+        self.scheduler.set_prompt_lookup(self.config.prompt_lookup);
     }
 
     /// The limits.

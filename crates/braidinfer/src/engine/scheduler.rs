@@ -89,6 +89,10 @@ impl Scheduler {
         }
     }
 
+    pub(super) fn set_prompt_lookup(&mut self, wanted: bool) {
+        self.config.prompt_lookup = wanted;
+    }
+
     pub(super) fn add(&mut self, sequence: Sequence) {
         self.waiting.push_back(sequence);
     }

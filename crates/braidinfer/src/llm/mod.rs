@@ -287,6 +287,11 @@ impl Llm {
         });
     }
 
+    /// Whether to guess what answers say next from now on, as [`LoadOptions::prompt_lookup`] does from the beginning.
+    pub fn set_prompt_lookup(&mut self, wanted: bool) {
+        self.engine.set_prompt_lookup(wanted);
+    }
+
     /// Text of the answers to a request, by choice, that was held back because it might have become part of a character or a
     /// stop text.
     pub fn held_back(&mut self, request: RequestId) -> Result<Vec<(usize, String)>> {

@@ -3,6 +3,10 @@
 use super::Tokenizer;
 use crate::Result;
 
+/// Tokens that may wait for the rest of a character. None has so many bytes: what does not become text after these never
+/// will, and an answer of nothing else must not be decoded from its beginning with each token.
+const MOST_HELD: usize = 32;
+
 /// Turns tokens into text pieces whose concatenation is the text of all tokens together.
 ///
 /// A token may hold part of a character, and its text may depend on the token before it. So each piece is
@@ -33,12 +37,13 @@ impl StreamDecoder {
     pub fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> Result<String> {
         self.ids.push(id);
         let (before, after) = self.window(tokenizer)?;
-        if after.len() <= before.len() || after.ends_with(char::REPLACEMENT_CHARACTER) {
+        let is_long = self.ids.len() - self.shown >= MOST_HELD;
+        if !is_long && (after.len() <= before.len() || after.ends_with(char::REPLACEMENT_CHARACTER)) {
             return Ok(String::new());
         }
         let piece = difference(&before, &after);
         // A window whose first token shows no text of its own could lose a space that belongs to the next one.
-        if !tokenizer.decode(&self.ids[self.shown..], true)?.is_empty() {
+        if is_long || !tokenizer.decode(&self.ids[self.shown..], true)?.is_empty() {
             self.start = self.shown;
         }
         self.shown = self.ids.len();
