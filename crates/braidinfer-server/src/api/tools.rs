@@ -191,12 +191,24 @@ impl Call {
         json!({"id": id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}})
     }
 
-    fn of(written: WrittenCall) -> Option<Self> {
+    /// A JSON object with a name and arguments.
+    fn parse(text: &str) -> Option<Self> {
+        // Fields by their places in a list would be taken as well, and a list of three things is no call.
+        let written: WrittenCall = serde_json::from_str(text).ok().filter(|_| is_object(text))?;
         let arguments = written.arguments.or(written.parameters)?.get();
-        // Some models write the arguments as the text that they are for others.
-        let arguments = serde_json::from_str::<String>(arguments).unwrap_or_else(|_| arguments.to_owned());
+        let arguments = match serde_json::from_str::<String>(arguments) {
+            // Some models write the arguments as the text that they are for others.
+            Ok(text) => text,
+            Err(_) if is_object(arguments) => arguments.to_owned(),
+            Err(_) => return None,
+        };
         Some(Self { name: written.name, arguments })
     }
+}
+
+/// Whether a text that is JSON is an object.
+fn is_object(json: &str) -> bool {
+    json.trim_start().starts_with('{')
 }
 
 /// A call as models write it. Arguments stay as they were written: a number that is read and written again may be another.
@@ -313,17 +325,15 @@ fn content(text: String) -> Vec<Piece> {
 
 /// What stands inside of a tag: a call, or else text as it was written.
 fn call_or_text(inside: &str, closing: &str) -> Piece {
-    let call = serde_json::from_str(inside.trim()).ok().and_then(Call::of);
-    call.map_or_else(|| Piece::Content(format!("{OPENING}{inside}{closing}")), Piece::Call)
+    Call::parse(inside).map_or_else(|| Piece::Content(format!("{OPENING}{inside}{closing}")), Piece::Call)
 }
 
 /// The calls that a text consists of.
 fn calls_in(text: &str) -> Option<Vec<Call>> {
-    let text = text.trim();
-    match serde_json::from_str::<Vec<WrittenCall>>(text) {
-        Ok(calls) if !calls.is_empty() => calls.into_iter().map(Call::of).collect(),
-        Ok(_) => None,
-        Err(_) => serde_json::from_str(text).ok().and_then(Call::of).map(|call| vec![call]),
+    match serde_json::from_str::<Vec<&RawValue>>(text) {
+        Ok(items) if items.is_empty() => None,
+        Ok(items) => items.into_iter().map(|item| Call::parse(item.get())).collect(),
+        Err(_) => Call::parse(text).map(|call| vec![call]),
     }
 }
 
@@ -379,7 +389,10 @@ mod tests {
         assert_eq!(read(&tagged, &["<tool_call>{\"name\": \"f\", \"arguments\": {}}"]), [call("f", "{}")]);
         let whole = Calls::Free(Syntax::Whole);
         assert_eq!(read(&whole, &["{", "not JSON"]), [said("{not JSON")]);
-        assert_eq!(read(&whole, &["{\"a\": 1}"]), [said("{\"a\": 1}")]);
+        for text in ["{\"a\": 1}", "[\"f\", {}, {}]", "[[\"f\", {}, {}]]", "[]", "{\"name\": \"f\", \"arguments\": 5}"]
+        {
+            assert_eq!(read(&whole, &[text]), [said(text)]);
+        }
         assert_eq!(read(&whole, &["Hello ", "{\"name\": \"f\", \"arguments\": {}}"]).len(), 1);
     }
 
