@@ -83,7 +83,10 @@ fn clients_that_go_away_before_they_are_answered_are_in_the_log() {
     let is_running = |metrics: &str| {
         metrics.lines().any(|line| line.starts_with("vllm:num_requests_running") && !line.ends_with(" 0"))
     };
-    while !is_running(&get(&address, "/metrics")) {}
+    let begun = Instant::now();
+    while !is_running(&get(&address, "/metrics")) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the request never runs");
+    }
     drop(stream);
     let line = line_with(&mut lines, "the client went away");
     assert!(line.contains("gone") && line.contains("/v1/completions"), "{line}");

@@ -64,6 +64,16 @@ impl Served {
         })
     }
 
+    /// Does something that takes its time, which is not taken from other requests.
+    pub async fn aside<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> braidinfer::Result<T> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let served = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&served)).await;
+        Ok(done.map_err(|error| ApiError::internal(format!("the request could not be read: {error}")))??)
+    }
+
     /// Refuses a text that cannot fit into the context, before it is cut into tokens.
     pub fn check_length(&self, bytes: usize) -> braidinfer::Result<()> {
         match self.longest_token.map(|longest| bytes / longest.max(1)) {

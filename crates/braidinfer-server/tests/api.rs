@@ -540,14 +540,9 @@ fn requests_that_never_arrive_are_ended() {
 fn clients_that_read_nothing_lose_their_connection() {
     let config = ServerConfig { write_timeout: Duration::from_millis(200), ..config() };
     let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
-    let mut client = Connection::open(server.address);
     // More than the system keeps of what nobody reads.
-    let body = with(greedy(STORY, 100), json!({"n": 100, "logprobs": 20, "stream": true})).to_string();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
-    client.send(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes());
-    while server.metric("braidinfer_generation_tokens_total") < 1.0 {
-        thread::sleep(Duration::from_millis(20));
-    }
+    let mut client = asking(&server, &with(greedy(STORY, 100), json!({"n": 100, "logprobs": 20, "stream": true})));
+    server.wait_for("braidinfer_generation_tokens_total", |tokens| tokens >= 1.0, "nothing is written");
     thread::sleep(Duration::from_secs(2));
     assert!(client.reply().is_none(), "the connection ends before the answer does");
 }
@@ -563,12 +558,18 @@ fn answers_that_take_too_long_are_ended() {
     assert_eq!(events.last().expect("there is one")["error"]["code"], "timeout");
 }
 
-/// Sends a long streaming request and waits for its first words.
-fn streaming(server: &TestServer) -> Connection {
+/// Sends a request for completions and reads nothing.
+fn asking(server: &TestServer, body: &Value) -> Connection {
     let mut connection = Connection::open(server.address);
-    let body = with(greedy(STORY, 480), json!({"stream": true})).to_string();
+    let body = body.to_string();
     let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length:";
     connection.send(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes());
+    connection
+}
+
+/// Sends a long streaming request and waits for its first words.
+fn streaming(server: &TestServer) -> Connection {
+    let mut connection = asking(server, &with(greedy(STORY, 480), json!({"stream": true})));
     while !connection.line().expect("the stream begins").starts_with("data: ") {}
     connection
 }
@@ -578,11 +579,7 @@ fn steps_are_checked_when_there_is_time() {
     let options = LoadOptions { shadow_check: 1.0, ..LoadOptions::default() };
     let server = TestServer::start(config(), Model::Demo(options));
     assert_eq!(server.post("/v1/completions", &greedy(STORY, 3)).status, 200);
-    let begun = Instant::now();
-    while server.metric("braidinfer_shadow_kl_count") < 3.0 {
-        assert!(begun.elapsed() < Duration::from_secs(30), "no step is checked");
-        thread::sleep(Duration::from_millis(5));
-    }
+    server.wait_for("braidinfer_shadow_kl_count", |count| count >= 3.0, "no step is checked");
     assert!(server.metric("braidinfer_shadow_kl_sum") < 1e-2);
     assert_eq!(server.metric("braidinfer_shadow_disagreements_total"), 0.0);
 }
@@ -593,11 +590,7 @@ fn clients_that_go_away_free_what_they_had() {
     for _ in 0..5 {
         drop(streaming(&server));
     }
-    let begun = Instant::now();
-    while server.metric("vllm:num_requests_running") > 0.0 {
-        assert!(begun.elapsed() < Duration::from_secs(20), "a request that nobody reads goes on");
-        thread::sleep(Duration::from_millis(5));
-    }
+    server.wait_for("vllm:num_requests_running", |running| running == 0.0, "a request that nobody reads goes on");
     assert_eq!(server.metric("vllm:kv_cache_usage_perc"), 0.0);
 }
 

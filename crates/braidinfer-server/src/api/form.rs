@@ -113,7 +113,5 @@ pub async fn constraint(
     asked: Option<(AnswerForm, &'static str)>,
 ) -> Result<Option<ConstraintFactory>, ApiError> {
     let Some((form, field)) = asked else { return Ok(None) };
-    let served = Arc::clone(served);
-    let made = tokio::task::spawn_blocking(move || served.constraint(&form, field)).await;
-    Ok(Some(made.map_err(|error| ApiError::internal(format!("{field}: {error}")))??))
+    served.aside(move |served| served.constraint(&form, field)).await.map(Some)
 }

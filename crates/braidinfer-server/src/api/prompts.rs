@@ -58,13 +58,13 @@ pub async fn encode(served: &Arc<Served>, prompt: Prompt) -> Result<Vec<u32>, Ap
     if let Prompt::Text(text) = &prompt {
         served.check_length(text.len())?;
     }
-    aside(served, move |served| served.text.encode(&prompt)).await
+    served.aside(move |served| served.text.encode(&prompt)).await
 }
 
 /// Token ids of a text as it is, without the tokens that are put around every text.
 pub async fn encode_bare(served: &Arc<Served>, text: String) -> Result<Vec<u32>, ApiError> {
     served.check_length(text.len())?;
-    aside(served, move |served| served.text.require_tokenizer()?.encode(&text, false)).await
+    served.aside(move |served| served.text.require_tokenizer()?.encode(&text, false)).await
 }
 
 /// Token ids of a chat.
@@ -73,24 +73,16 @@ pub async fn encode_chat(
     messages: Vec<Map<String, Value>>,
     variables: Map<String, Value>,
 ) -> Result<Vec<u32>, ApiError> {
-    aside(served, move |served| {
-        let rendered = served.text.require_chat_template()?.render_fields(&messages, true, &variables)?;
-        served.check_length(rendered.len())?;
-        served.text.require_tokenizer()?.encode_chat(&rendered)
-    })
-    .await
+    served
+        .aside(move |served| {
+            let rendered = served.text.require_chat_template()?.render_fields(&messages, true, &variables)?;
+            served.check_length(rendered.len())?;
+            served.text.require_tokenizer()?.encode_chat(&rendered)
+        })
+        .await
 }
 
 /// The text of token ids, special ones included.
 pub async fn decode(served: &Arc<Served>, ids: Vec<u32>) -> Result<String, ApiError> {
-    aside(served, move |served| served.text.require_tokenizer()?.decode(&ids, false)).await
-}
-
-async fn aside<T: Send + 'static>(
-    served: &Arc<Served>,
-    work: impl FnOnce(&Served) -> braidinfer::Result<T> + Send + 'static,
-) -> Result<T, ApiError> {
-    let served = Arc::clone(served);
-    let done = tokio::task::spawn_blocking(move || work(&served)).await;
-    Ok(done.map_err(|error| ApiError::internal(format!("the prompt could not be read: {error}")))??)
+    served.aside(move |served| served.text.require_tokenizer()?.decode(&ids, false)).await
 }

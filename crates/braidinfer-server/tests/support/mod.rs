@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use braidinfer::model::ModelSource;
 use braidinfer::{Llm, LoadOptions};
@@ -123,6 +123,15 @@ impl TestServer {
 
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
         Connection::open(self.address).request(method, path, headers, body)
+    }
+
+    /// Waits until a metric is as it should be; `otherwise` says what is wrong if it never is.
+    pub fn wait_for(&self, metric: &str, is_so: impl Fn(f64) -> bool, otherwise: &str) {
+        let begun = Instant::now();
+        while !is_so(self.metric(metric)) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{otherwise}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// A value of a metric.

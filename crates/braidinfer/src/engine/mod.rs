@@ -180,7 +180,6 @@ pub struct StepStats {
 /// Continuous batching over one executor.
 pub struct Engine {
     executor: Box<dyn Executor>,
-    config: EngineConfig,
     /// Whether guessing changes no answer here.
     may_guess: bool,
     scheduler: Scheduler,
@@ -216,7 +215,6 @@ impl Engine {
         Ok(Self {
             scheduler: Scheduler::new(kv_cache, config),
             executor,
-            config,
             may_guess,
             next_id: 0,
             steps: 0,
@@ -246,13 +244,12 @@ impl Engine {
 
     /// Whether to guess from now on; where guesses could change an answer, none are made.
     pub fn set_prompt_lookup(&mut self, wanted: bool) {
-        self.config.prompt_lookup = wanted && self.may_guess;
-        self.scheduler.set_prompt_lookup(self.config.prompt_lookup);
+        self.scheduler.config.prompt_lookup = wanted && self.may_guess;
     }
 
     /// The limits.
     pub fn config(&self) -> EngineConfig {
-        self.config
+        self.scheduler.config
     }
 
     /// What it is doing.
@@ -286,8 +283,8 @@ impl Engine {
                 return Err(Error::bad_request(field, format!("below the vocabulary size {vocab}"), id));
             }
         }
-        if prompt.len() > self.config.context {
-            return Err(Error::PromptTooLong { prompt: prompt.len(), context: self.config.context });
+        if prompt.len() > self.scheduler.config.context {
+            return Err(Error::PromptTooLong { prompt: prompt.len(), context: self.scheduler.config.context });
         }
         Ok(())
     }
@@ -295,7 +292,7 @@ impl Engine {
     /// Fails with [`Error::QueueFull`] if as many sequences wait as may.
     pub fn check_room(&self) -> Result<()> {
         match self.scheduler.waiting() {
-            waiting if waiting >= self.config.max_waiting => Err(Error::QueueFull { waiting }),
+            waiting if waiting >= self.scheduler.config.max_waiting => Err(Error::QueueFull { waiting }),
             _ => Ok(()),
         }
     }
@@ -397,7 +394,7 @@ impl Engine {
     }
 
     fn read(&mut self, part: &Part, rows: &Rows, row: usize, say: &mut dyn FnMut(Said)) -> Result<()> {
-        let (id, context, step) = (part.sequence, self.config.context, self.steps);
+        let (id, context, step) = (part.sequence, self.scheduler.config.context, self.steps);
         for (index, position) in part.wanted.iter().enumerate() {
             let logits = rows.logits.row(row + index);
             if let Some(index) = first_not_finite(logits) {

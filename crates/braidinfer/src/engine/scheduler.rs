@@ -15,7 +15,7 @@ use crate::executor::{Batch, KvCacheConfig, SequenceSlice};
 
 #[derive(Debug)]
 pub(super) struct Scheduler {
-    config: EngineConfig,
+    pub(super) config: EngineConfig,
     block_size: usize,
     num_blocks: usize,
     pool: BlockPool,
@@ -87,10 +87,6 @@ impl Scheduler {
             prefix_hits: 0,
             preemptions: 0,
         }
-    }
-
-    pub(super) fn set_prompt_lookup(&mut self, wanted: bool) {
-        self.config.prompt_lookup = wanted;
     }
 
     pub(super) fn add(&mut self, sequence: Sequence) {

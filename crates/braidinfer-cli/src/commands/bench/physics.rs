@@ -43,7 +43,7 @@ impl Work {
     pub fn of(case: Case, described: &Described) -> Self {
         let (spec, executor) = (&described.spec, &described.executor);
         let steps: Vec<_> = case.steps(described.step_tokens).collect();
-        let seen: usize = steps.iter().map(|step| visible_bytes(spec, &executor.kv_dtypes, step.end())).sum();
+        let seen: usize = steps.iter().map(|len| visible_bytes(spec, &executor.kv_dtypes, *len)).sum();
         let sampled = if case.phase == Phase::Prefill { 1 } else { case.tokens };
         let products = case.tokens as f64 * layer_weights(spec) + sampled as f64 * head_weights(spec);
         Self {

@@ -49,28 +49,11 @@ pub struct Case {
     pub tokens: usize,
 }
 
-/// A step of the executor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step {
-    /// Tokens that stand before it, of each sequence.
-    pub context: usize,
-    /// New tokens of each sequence.
-    pub tokens: usize,
-}
-
-impl Step {
-    /// Length of each sequence after it.
-    pub fn end(self) -> usize {
-        self.context + self.tokens
-    }
-}
-
 impl Case {
-    /// The steps of a run, when a step has room for `most` tokens of a prompt.
-    pub fn steps(self, most: usize) -> impl Iterator<Item = Step> {
+    /// Length of each sequence after every step of a run, when a step has room for `most` tokens of a prompt.
+    pub fn steps(self, most: usize) -> impl Iterator<Item = usize> {
         let size = if self.phase == Phase::Prefill { most } else { 1 };
-        let step = move |start: usize| Step { context: self.context + start, tokens: size.min(self.tokens - start) };
-        (0..self.tokens).step_by(size).map(step)
+        (0..self.tokens).step_by(size).map(move |start| self.context + (start + size).min(self.tokens))
     }
 }
 
@@ -164,7 +147,7 @@ mod tests {
     use super::*;
 
     fn ends(case: Case) -> Vec<usize> {
-        case.steps(512).map(Step::end).collect()
+        case.steps(512).collect()
     }
 
     #[test]
