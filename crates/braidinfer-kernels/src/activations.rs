@@ -9,12 +9,14 @@ use crate::format::BLOCK;
 use crate::isa::{Isa, Level, dispatched};
 use crate::simd::{LANES, Simd};
 
-/// How activations are rounded before they are multiplied. All sums are f32 but those inside a block of `Int8`,
-/// which are exact.
+/// How activations are rounded before they are multiplied. All sums are f32 but those inside a block of `Int8` and
+/// `Int16`, which are exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NumericLevel {
     /// Not at all.
     F32,
+    /// To 16 bits, from -32512 to 32512, with an f32 scale per 32 values: a high and a low byte that are multiplied apart.
+    Int16,
     /// To bf16, nearest even. Values and sums below 1.2e-38 may count as zeros.
     Bf16,
     /// To 8 bits, from -127 to 127, with an f32 scale per 32 values.
@@ -23,12 +25,13 @@ pub enum NumericLevel {
 
 impl NumericLevel {
     /// From exact to coarse.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Int16, Self::Bf16, Self::Int8];
 
     /// The name in reports and flags.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Int16 => "int16",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         }
@@ -38,8 +41,9 @@ impl NumericLevel {
     pub(crate) const fn block_words(self) -> usize {
         match self {
             Self::F32 => f32_words::LEN,
+            Self::Int16 => integer_words::len(2),
             Self::Bf16 => BLOCK / 2,
-            Self::Int8 => int8_words::LEN,
+            Self::Int8 => integer_words::len(1),
         }
     }
 
@@ -58,20 +62,34 @@ pub(crate) mod f32_words {
     pub(crate) const LEN: usize = 35;
 }
 
-/// Where the words of a block stand at level `Int8`; the first eight hold four values each.
-pub(crate) mod int8_words {
+/// Where the words of a block stand at levels `Int8` and `Int16`. First come the rounded values, four bytes in a word: the
+/// values themselves, or their high bytes and then their low ones. What is named here follows them.
+pub(crate) mod integer_words {
+    /// Words of 32 bytes.
+    pub(crate) const BYTES: usize = 8;
     /// The scale, f32.
-    pub(crate) const SCALE: usize = 8;
+    pub(crate) const SCALE: usize = 0;
     /// -128 times the sum of the 32 rounded values, i32: what codes that are 128 too large add to a dot product.
-    pub(crate) const OFFSET: usize = 9;
+    pub(crate) const OFFSET: usize = 1;
     /// The scale times the sum of the rounded values, f32: what a minimum of the weights is multiplied with.
-    pub(crate) const SUM: usize = 10;
+    pub(crate) const SUM: usize = 2;
     /// As `OFFSET`, for the two halves.
-    pub(crate) const HALF_OFFSETS: usize = 11;
+    pub(crate) const HALF_OFFSETS: usize = 3;
     /// As `SUM`, for the two halves.
-    pub(crate) const HALF_SUMS: usize = 13;
-    pub(crate) const LEN: usize = 15;
+    pub(crate) const HALF_SUMS: usize = 5;
+
+    /// Words of a block whose values take `bytes` bytes each.
+    pub(crate) const fn len(bytes: usize) -> usize {
+        bytes * BYTES + 7
+    }
 }
+
+/// What the high byte of a value at level `Int16` counts. An odd base has digits that are balanced around zero, from -127
+/// to 127, which is what every instruction set multiplies exactly.
+pub(crate) const HIGH_BYTE: i32 = 255;
+
+/// The largest value whose digits both fit: 127 times 255, and 127.
+const LARGEST_INT16: i32 = 127 * (HIGH_BYTE + 1);
 
 impl Isa {
     /// Most rows of a tile.
@@ -165,7 +183,17 @@ fn encode_block<S: Simd>(simd: S, level: NumericLevel, x: &[f32; BLOCK], row: us
             write_words(words, row, rows, bf16_pairs(simd, x));
         }
         NumericLevel::Int8 => {
-            write_words(words, row, rows, int8_block(simd, x));
+            let block = IntegerBlock::round(simd, x, 127);
+            let words = write_words(words, row, rows, byte_words(simd, block.values));
+            block.write_sums(simd, words, row, rows);
+        }
+        NumericLevel::Int16 => {
+            let block = IntegerBlock::round(simd, x, LARGEST_INT16);
+            let high = [high_bytes(simd, block.values[0]), high_bytes(simd, block.values[1])];
+            let low = [low_bytes(simd, block.values[0], high[0]), low_bytes(simd, block.values[1], high[1])];
+            let words = write_words(words, row, rows, byte_words(simd, high));
+            let words = write_words(words, row, rows, byte_words(simd, low));
+            block.write_sums(simd, words, row, rows);
         }
     }
 }
@@ -196,39 +224,77 @@ fn bf16_pairs<S: Simd>(simd: S, x: &[f32; BLOCK]) -> [u32; BLOCK / 2] {
     pairs
 }
 
-#[inline(always)]
-fn int8_block<S: Simd>(simd: S, x: &[f32; BLOCK]) -> [u32; int8_words::LEN] {
-    let (halves, _) = x.as_chunks::<LANES>();
-    let (low, high) = (simd.load(&halves[0]), simd.load(&halves[1]));
-    // Bits without the sign order as magnitudes do, and a NaN is the largest of all, so it is not lost.
-    let magnitude = simd.splat_i32(i32::MAX);
-    let largest =
-        simd.largest_i32(simd.max_i32(simd.and(simd.bits_of(low), magnitude), simd.and(simd.bits_of(high), magnitude)));
-    let largest = f32::from_bits(largest as u32);
-    // Blocks of zeros, and of values so small that the inverse is not finite, are zeros.
-    let inverse = 127.0 / largest;
-    let (scale, inverse) = if inverse == f32::INFINITY { (0.0, 0.0) } else { (largest / 127.0, inverse) };
-    let inverse = simd.splat(inverse);
-    let (low, high) = (simd.round(simd.mul(low, inverse)), simd.round(simd.mul(high, inverse)));
-    let mut bytes = [0; BLOCK];
-    let (byte_halves, _) = bytes.as_chunks_mut::<LANES>();
-    simd.store_i8(low, &mut byte_halves[0]);
-    simd.store_i8(high, &mut byte_halves[1]);
-    let sums = [simd.sum_i32(low), simd.sum_i32(high)];
-    // What is not finite makes sums of any size; the scale is then not finite either.
-    let sum = sums[0].wrapping_add(sums[1]);
+/// 32 values as whole numbers with a common scale.
+struct IntegerBlock<S: Simd> {
+    values: [S::I32; 2],
+    scale: f32,
+}
 
-    let mut words = [0; int8_words::LEN];
+impl<S: Simd> IntegerBlock<S> {
+    /// The largest magnitude becomes `largest`.
+    #[inline(always)]
+    fn round(simd: S, x: &[f32; BLOCK], largest: i32) -> Self {
+        let (halves, _) = x.as_chunks::<LANES>();
+        let (low, high) = (simd.load(&halves[0]), simd.load(&halves[1]));
+        // Bits without the sign order as magnitudes do, and a NaN is the largest of all, so it is not lost.
+        let bits = simd.splat_i32(i32::MAX);
+        let magnitudes = simd.max_i32(simd.and(simd.bits_of(low), bits), simd.and(simd.bits_of(high), bits));
+        let magnitude = f32::from_bits(simd.largest_i32(magnitudes) as u32);
+        let largest = largest as f32;
+        // Blocks of zeros, and of values so small that the inverse is not finite, are zeros.
+        let inverse = largest / magnitude;
+        let (scale, inverse) = if inverse == f32::INFINITY { (0.0, 0.0) } else { (magnitude / largest, inverse) };
+        let inverse = simd.splat(inverse);
+        Self { values: [simd.round(simd.mul(low, inverse)), simd.round(simd.mul(high, inverse))], scale }
+    }
+
+    /// Scale, offsets and sums, which follow the values.
+    #[inline(always)]
+    fn write_sums(self, simd: S, words: &mut [u32], row: usize, rows: usize) {
+        let sums = [simd.sum_i32(self.values[0]), simd.sum_i32(self.values[1])];
+        // What is not finite makes sums of any size; the scale is then not finite either.
+        let sum = sums[0].wrapping_add(sums[1]);
+        let mut own = [0; 7];
+        own[integer_words::SCALE] = self.scale.to_bits();
+        own[integer_words::OFFSET] = sum.wrapping_mul(-128) as u32;
+        own[integer_words::SUM] = (self.scale * sum as f32).to_bits();
+        for half in 0..2 {
+            own[integer_words::HALF_OFFSETS + half] = sums[half].wrapping_mul(-128) as u32;
+            own[integer_words::HALF_SUMS + half] = (self.scale * sums[half] as f32).to_bits();
+        }
+        write_words(words, row, rows, own);
+    }
+}
+
+/// The digit that counts [`HIGH_BYTE`]. Halfway between two there is no whole number, so rounding is never in doubt.
+#[inline(always)]
+fn high_bytes<S: Simd>(simd: S, values: S::I32) -> S::I32 {
+    simd.round(simd.mul(simd.to_f32(values), simd.splat(1.0 / HIGH_BYTE as f32)))
+}
+
+/// What is left beside the high digits.
+#[inline(always)]
+fn low_bytes<S: Simd>(simd: S, values: S::I32, high: S::I32) -> S::I32 {
+    simd.sub_i32(values, times_high_byte(simd, high))
+}
+
+/// 255 times each lane.
+#[inline(always)]
+pub(crate) fn times_high_byte<S: Simd>(simd: S, values: S::I32) -> S::I32 {
+    simd.sub_i32(simd.shl::<8>(values), values)
+}
+
+/// The lowest bytes of 32 values, four to a word.
+#[inline(always)]
+fn byte_words<S: Simd>(simd: S, values: [S::I32; 2]) -> [u32; integer_words::BYTES] {
+    let mut bytes = [0; BLOCK];
+    let (halves, _) = bytes.as_chunks_mut::<LANES>();
+    simd.store_i8(values[0], &mut halves[0]);
+    simd.store_i8(values[1], &mut halves[1]);
+    let mut words = [0; integer_words::BYTES];
     let (quads, _) = bytes.as_chunks::<4>();
     for (word, quad) in words.iter_mut().zip(quads) {
         *word = u32::from_le_bytes(*quad);
-    }
-    words[int8_words::SCALE] = scale.to_bits();
-    words[int8_words::OFFSET] = sum.wrapping_mul(-128) as u32;
-    words[int8_words::SUM] = (scale * sum as f32).to_bits();
-    for half in 0..2 {
-        words[int8_words::HALF_OFFSETS + half] = sums[half].wrapping_mul(-128) as u32;
-        words[int8_words::HALF_SUMS + half] = (scale * sums[half] as f32).to_bits();
     }
     words
 }

@@ -159,7 +159,7 @@ impl Operands {
 /// Bits that make no processor hesitate: small bytes, or floats of either sign between 1 and 2.
 fn plain_value(level: NumericLevel, random: u32) -> u32 {
     match level {
-        NumericLevel::Int8 => random & 0x3f3f_3f3f,
+        NumericLevel::Int8 | NumericLevel::Int16 => random & 0x3f3f_3f3f,
         NumericLevel::Bf16 => random & 0x803f_803f | 0x3f80_3f80,
         NumericLevel::F32 => (random << 31) | (random & 0x007f_ffff) | 0x3f80_0000,
     }
@@ -242,7 +242,7 @@ dispatched! {
 #[inline(always)]
 fn multiply_add_at<S: Simd>(simd: S, level: NumericLevel, operands: &Operands, rounds: usize) -> i32 {
     match level {
-        NumericLevel::Int8 => largest_tile::<S, Int8>(simd, operands, rounds),
+        NumericLevel::Int8 | NumericLevel::Int16 => largest_tile::<S, Int8>(simd, operands, rounds),
         NumericLevel::Bf16 => largest_tile::<S, Bf16>(simd, operands, rounds),
         NumericLevel::F32 => largest_tile::<S, F32>(simd, operands, rounds),
     }
@@ -285,6 +285,8 @@ fn operations_per_round(isa: Isa, level: NumericLevel) -> usize {
     let sums = if isa.tile_rows() == WORDS { VECTORS * WORDS } else { 4 };
     let per_lane = match level {
         NumericLevel::Int8 => Int8::OPERATIONS,
+        // High and low bytes are multiplied one after the other.
+        NumericLevel::Int16 => Int8::OPERATIONS / 2,
         NumericLevel::Bf16 => Bf16::OPERATIONS,
         NumericLevel::F32 => F32::OPERATIONS,
     };
@@ -297,7 +299,7 @@ mod tests {
 
     #[test]
     fn every_instruction_set_does_the_same_products() {
-        for level in [NumericLevel::Int8, NumericLevel::Bf16, NumericLevel::F32] {
+        for level in NumericLevel::ALL {
             let operands = Operands::new(level);
             let tiles_of_four = |isa: &Isa| isa.tile_rows() == 4;
             let results =
@@ -324,7 +326,7 @@ mod tests {
         let mut pool = Pool::new(2).unwrap();
         for isa in Isa::available() {
             assert!(read_bandwidth(isa, &mut pool, 3 * PIECE + 1).unwrap() > 0.0);
-            for level in [NumericLevel::Int8, NumericLevel::Bf16, NumericLevel::F32] {
+            for level in NumericLevel::ALL {
                 assert!(multiply_rate(isa, &mut pool, level) > 0.0, "{} {level:?}", isa.name());
             }
         }

@@ -1,7 +1,7 @@
 //! Panels of codes with scales.
 
-use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile};
-use crate::activations::{Activations, f32_words, int8_words};
+use super::{Ahead, ChunkKernel, GroupKernel, Nothing, Panels, for_each_group, for_each_tile};
+use crate::activations::{Activations, f32_words, integer_words, times_high_byte};
 use crate::format::{BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks};
 use crate::prepare::{ChunkCodes, ChunkScales, chunk_codes, code_vector, prepare_codes, prepare_scales};
 use crate::simd::{LANES, Simd};
@@ -15,26 +15,26 @@ const FEW_ROWS: usize = 8;
 
 /// `[panels][rows][16]`.
 ///
-/// `INT8`: activations are rounded to 8 bits. `MIN`: weights have minima, and no zero point. `HALVES`: a group of
+/// `BYTES`: what an activation is rounded to, 1 or 2; 0 if it is not. `MIN`: weights have minima, and no zero point. `HALVES`: a group of
 /// weights is half a block.
 #[inline(always)]
-pub(super) fn multiply<S: Simd, const INT8: bool, const MIN: bool, const HALVES: bool>(
+pub(super) fn multiply<S: Simd, const BYTES: usize, const MIN: bool, const HALVES: bool>(
     simd: S,
     panels: Panels<'_>,
     x: &Activations<'_>,
     out: &mut [f32],
 ) {
     let PanelFormat::Int(format) = panels.format else { panic!("{:?} has no codes", panels.format) };
-    let few = INT8 && (S::SIGNED_BYTES || x.rows <= FEW_ROWS);
+    let few = BYTES > 0 && (S::SIGNED_BYTES || x.rows <= FEW_ROWS);
     let mut scales = [ChunkScales::ZERO, ChunkScales::ZERO];
     let mut widened = None;
     match format.bits {
         CodeBits::Four if few => {
-            let kernel = IntKernel::<'_, 4, INT8, MIN, HALVES> { panels, format, scales: &mut scales, widened };
+            let kernel = IntKernel::<'_, 4, BYTES, MIN, HALVES> { panels, format, scales: &mut scales, widened };
             for_each_group(simd, kernel, panels, x, out);
         }
         CodeBits::Six if few => {
-            let kernel = IntKernel::<'_, 6, INT8, MIN, HALVES> { panels, format, scales: &mut scales, widened };
+            let kernel = IntKernel::<'_, 6, BYTES, MIN, HALVES> { panels, format, scales: &mut scales, widened };
             for_each_group(simd, kernel, panels, x, out);
         }
         bits => {
@@ -43,22 +43,22 @@ pub(super) fn multiply<S: Simd, const INT8: bool, const MIN: bool, const HALVES:
                 codes = [ChunkCodes::ZERO, ChunkCodes::ZERO];
                 widened = Some(&mut codes);
             }
-            let kernel = IntKernel::<'_, 8, INT8, MIN, HALVES> { panels, format, scales: &mut scales, widened };
+            let kernel = IntKernel::<'_, 8, BYTES, MIN, HALVES> { panels, format, scales: &mut scales, widened };
             for_each_group(simd, kernel, panels, x, out);
         }
     }
 }
 
 /// Multiplies codes of `BITS` bits: those of the panels, or what they become in `widened`.
-struct IntKernel<'a, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool> {
+struct IntKernel<'a, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool> {
     panels: Panels<'a>,
     format: IntFormat,
     scales: &'a mut [ChunkScales; 2],
     widened: Option<&'a mut [ChunkCodes; 2]>,
 }
 
-impl<S: Simd, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool> GroupKernel<S>
-    for IntKernel<'_, BITS, INT8, MIN, HALVES>
+impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool> GroupKernel<S>
+    for IntKernel<'_, BITS, BYTES, MIN, HALVES>
 {
     #[inline(always)]
     fn multiply<const P: usize>(
@@ -93,22 +93,22 @@ impl<S: Simd, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES
             for (panel, ahead) in ahead.iter_mut().enumerate() {
                 *ahead = self.panels.next_lines(first + panel, end, full, P);
             }
-            let codes = Codes::<P, BITS, INT8, MIN, HALVES> { codes, scales: scales.each_ref(), zero };
+            let codes = Codes::<P, BITS, BYTES, MIN, HALVES> { codes, scales: scales.each_ref(), zero };
             for_each_tile(simd, &codes, x, chunk, ahead, &mut out);
         }
     }
 }
 
 /// One chunk of some panels.
-struct Codes<'a, const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool> {
+struct Codes<'a, const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool> {
     /// [`BITS`] vectors for each block.
     codes: [&'a [[u8; 64]]; P],
     scales: [&'a ChunkScales; P],
     zero: u8,
 }
 
-impl<S: Simd, const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool>
-    ChunkKernel<S, P> for Codes<'_, P, BITS, INT8, MIN, HALVES>
+impl<S: Simd, const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>
+    ChunkKernel<S, P> for Codes<'_, P, BITS, BYTES, MIN, HALVES>
 {
     #[inline(always)]
     fn accumulate<const N: usize>(
@@ -118,7 +118,7 @@ impl<S: Simd, const P: usize, const BITS: usize, const INT8: bool, const MIN: bo
         ahead: &mut impl Ahead<S>,
         mut sums: [&mut [[f32; LANES]; N]; P],
     ) {
-        let words = if INT8 { int8_words::LEN } else { f32_words::LEN };
+        let words = if BYTES > 0 { integer_words::len(BYTES) } else { f32_words::LEN };
         let mut codes = self.codes.map(|codes| codes.as_chunks::<BITS>().0.iter());
         for (block, x) in x.chunks_exact(words * N).enumerate() {
             // A line for each of those that the codes take, and one for the scales.
@@ -137,8 +137,8 @@ impl<S: Simd, const P: usize, const BITS: usize, const INT8: bool, const MIN: bo
     }
 }
 
-impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const HALVES: bool>
-    Codes<'_, P, BITS, INT8, MIN, HALVES>
+impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>
+    Codes<'_, P, BITS, BYTES, MIN, HALVES>
 {
     /// Vectors of codes in a group.
     const LEN: usize = if HALVES { VECTORS / 2 } else { VECTORS };
@@ -155,16 +155,20 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
         ahead: &mut impl Ahead<S>,
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
-        if INT8 {
-            self.int8_group::<S, N, HALF>(simd, codes, group, x, ahead, sums);
+        if BYTES > 0 {
+            self.integer_group::<S, N, HALF>(simd, codes, group, x, ahead, sums);
         } else {
             self.f32_group::<S, N, HALF>(simd, codes, group, x, ahead, sums);
         }
     }
 
-    /// Products of codes and rounded activations are summed exactly, then scaled.
+    /// Words before the scale of a block.
+    const SCALE: usize = BYTES * integer_words::BYTES + integer_words::SCALE;
+
+    /// Products of codes and rounded activations are summed exactly, then scaled. Of activations of two bytes the products
+    /// of the high ones come first, in the same registers: more sums there is no room for, and codes are near.
     #[inline(always)]
-    fn int8_group<S: Simd, const N: usize, const HALF: usize>(
+    fn integer_group<S: Simd, const N: usize, const HALF: usize>(
         &self,
         simd: S,
         codes: [&[[u8; 64]; BITS]; P],
@@ -174,46 +178,81 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
         let mut dots = [[simd.splat_i32(0); N]; P];
-        if !(MIN || S::SIGNED_BYTES && BITS == 8) {
-            // Codes are `zero` too large; the activations know what 128 too much would add.
-            let by = 7 - self.zero.trailing_zeros();
-            let offsets = if HALVES { int8_words::HALF_OFFSETS + HALF } else { int8_words::OFFSET };
-            for row in 0..N {
-                let offset = simd.sar(simd.splat_i32(x[offsets * N + row] as i32), by);
-                for dots in &mut dots {
-                    dots[row] = offset;
+        let (bytes, sums_of) = x.split_at(BYTES * integer_words::BYTES * N);
+        if BYTES == 2 {
+            let (high, _) = bytes.split_at(integer_words::BYTES * N);
+            Self::dot_group::<S, N, HALF, true>(simd, codes, high, ahead, &mut dots);
+            for dots in &mut dots {
+                for dot in dots {
+                    *dot = times_high_byte(simd, *dot);
                 }
             }
         }
+        if !(MIN || S::SIGNED_BYTES && BITS == 8) {
+            // Codes are `zero` too large; the activations know what 128 too much would add.
+            let by = 7 - self.zero.trailing_zeros();
+            let offsets = if HALVES { integer_words::HALF_OFFSETS + HALF } else { integer_words::OFFSET };
+            for row in 0..N {
+                let offset = simd.sar(simd.splat_i32(sums_of[offsets * N + row] as i32), by);
+                for dots in &mut dots {
+                    dots[row] = if BYTES == 2 { simd.add_i32(dots[row], offset) } else { offset };
+                }
+            }
+        }
+        let low = &bytes[(BYTES - 1) * integer_words::BYTES * N..];
+        if BYTES == 2 {
+            // Every line was asked for meanwhile.
+            Self::dot_group::<S, N, HALF, false>(simd, codes, low, &mut Nothing, &mut dots);
+        } else {
+            Self::dot_group::<S, N, HALF, false>(simd, codes, low, ahead, &mut dots);
+        }
+        if HALVES && HALF == 0 {
+            self.scale_last::<S, N, HALF, 3>(simd, codes, group, x, dots, sums);
+        } else {
+            self.scale_last::<S, N, HALF, 7>(simd, codes, group, x, dots, sums);
+        }
+    }
+
+    /// Adds the products of a group to `dots`: all of them, or all but those of the last four columns. `x` holds one byte of
+    /// each activation of the block.
+    #[inline(always)]
+    fn dot_group<S: Simd, const N: usize, const HALF: usize, const ALL: bool>(
+        simd: S,
+        codes: [&[[u8; 64]; BITS]; P],
+        x: &[u32],
+        ahead: &mut impl Ahead<S>,
+        dots: &mut [[S::I32; N]; P],
+    ) {
         if BITS == 8 {
             // Nothing to unpack, and in a loop the compiler does not mix the steps, which costs 2 to 5 % with AVX2.
-            for vector in HALF * Self::LEN..(HALF + 1) * Self::LEN - 1 {
+            for vector in HALF * Self::LEN..(HALF + 1) * Self::LEN - usize::from(!ALL) {
                 ahead.next(simd);
                 let mut vectors = [simd.splat_i32(0); P];
                 for (to, codes) in vectors.iter_mut().zip(codes) {
                     *to = simd.load_i32(&codes[vector]);
                 }
-                simd.dot_tile::<P, N, BITS>(&mut dots, vectors, &x.as_chunks().0[vector]);
+                simd.dot_tile::<P, N, BITS>(dots, vectors, &x.as_chunks().0[vector]);
             }
         } else {
             if !HALVES || HALF == 0 {
-                dot_vector::<S, P, N, BITS, 0>(simd, codes, x, ahead, &mut dots);
-                dot_vector::<S, P, N, BITS, 1>(simd, codes, x, ahead, &mut dots);
-                dot_vector::<S, P, N, BITS, 2>(simd, codes, x, ahead, &mut dots);
+                dot_vector::<S, P, N, BITS, 0>(simd, codes, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, 1>(simd, codes, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, 2>(simd, codes, x, ahead, dots);
             }
-            if !HALVES {
-                dot_vector::<S, P, N, BITS, 3>(simd, codes, x, ahead, &mut dots);
+            if !HALVES || ALL && HALF == 0 {
+                dot_vector::<S, P, N, BITS, 3>(simd, codes, x, ahead, dots);
             }
             if !HALVES || HALF == 1 {
-                dot_vector::<S, P, N, BITS, 4>(simd, codes, x, ahead, &mut dots);
-                dot_vector::<S, P, N, BITS, 5>(simd, codes, x, ahead, &mut dots);
-                dot_vector::<S, P, N, BITS, 6>(simd, codes, x, ahead, &mut dots);
+                dot_vector::<S, P, N, BITS, 4>(simd, codes, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, 5>(simd, codes, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, 6>(simd, codes, x, ahead, dots);
+            }
+            if ALL && (!HALVES || HALF == 1) {
+                dot_vector::<S, P, N, BITS, 7>(simd, codes, x, ahead, dots);
             }
         }
-        if HALVES && HALF == 0 {
-            self.scale_last::<S, N, HALF, 3>(simd, codes, group, x, ahead, dots, sums);
-        } else {
-            self.scale_last::<S, N, HALF, 7>(simd, codes, group, x, ahead, dots, sums);
+        if !ALL {
+            ahead.next(simd);
         }
     }
 
@@ -227,11 +266,9 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
         codes: [&[[u8; 64]; BITS]; P],
         group: usize,
         x: &[u32],
-        ahead: &mut impl Ahead<S>,
         mut dots: [[S::I32; N]; P],
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
-        ahead.next(simd);
         let (mut last, mut scales, mut mins) = ([simd.splat_i32(0); P], [simd.splat(0.0); P], [simd.splat(0.0); P]);
         for panel in 0..P {
             last[panel] = code_vector::<S, BITS, VECTOR>(simd, codes[panel]);
@@ -240,14 +277,15 @@ impl<const P: usize, const BITS: usize, const INT8: bool, const MIN: bool, const
                 mins[panel] = simd.load(&self.scales[panel].mins[group]);
             }
         }
-        let sums_at = if HALVES { int8_words::HALF_SUMS + HALF } else { int8_words::SUM };
+        let last_bytes = (BYTES - 1) * integer_words::BYTES + VECTOR;
+        let sums_at = Self::SCALE + if HALVES { integer_words::HALF_SUMS + HALF } else { integer_words::SUM };
         for row in 0..N {
-            let quad = simd.splat_i32(x[VECTOR * N + row] as i32);
+            let quad = simd.splat_i32(x[last_bytes * N + row] as i32);
             for panel in 0..P {
                 dots[panel][row] = simd.dot_codes::<BITS>(dots[panel][row], last[panel], quad);
             }
             for panel in 0..P {
-                let scale = simd.mul(scales[panel], simd.splat(f32::from_bits(x[int8_words::SCALE * N + row])));
+                let scale = simd.mul(scales[panel], simd.splat(f32::from_bits(x[Self::SCALE * N + row])));
                 let mut sum = simd.load(&sums[panel][row]);
                 if MIN {
                     sum = simd.fma(mins[panel], simd.splat(f32::from_bits(x[sums_at * N + row])), sum);

@@ -64,6 +64,12 @@ pub fn matmul(isa: Isa, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]
             (true, GroupLen::ThirtyTwo) => int8_codes_with_mins,
             (true, GroupLen::Sixteen) => int8_codes_with_mins_by_16,
         },
+        (PanelFormat::Int(format), NumericLevel::Int16) => match (format.has_mins(), format.group) {
+            (false, GroupLen::ThirtyTwo) => int16_codes,
+            (false, GroupLen::Sixteen) => int16_codes_by_16,
+            (true, GroupLen::ThirtyTwo) => int16_codes_with_mins,
+            (true, GroupLen::Sixteen) => int16_codes_with_mins_by_16,
+        },
         (PanelFormat::Int(format), NumericLevel::F32) => match (format.has_mins(), format.group) {
             (false, GroupLen::ThirtyTwo) => f32_codes,
             (false, GroupLen::Sixteen) => f32_codes_by_16,
@@ -89,14 +95,18 @@ macro_rules! kernels {
 }
 
 kernels! {
-    int8_codes = integer::multiply::<_, true, false, false>;
-    int8_codes_by_16 = integer::multiply::<_, true, false, true>;
-    int8_codes_with_mins = integer::multiply::<_, true, true, false>;
-    int8_codes_with_mins_by_16 = integer::multiply::<_, true, true, true>;
-    f32_codes = integer::multiply::<_, false, false, false>;
-    f32_codes_by_16 = integer::multiply::<_, false, false, true>;
-    f32_codes_with_mins = integer::multiply::<_, false, true, false>;
-    f32_codes_with_mins_by_16 = integer::multiply::<_, false, true, true>;
+    int8_codes = integer::multiply::<_, 1, false, false>;
+    int8_codes_by_16 = integer::multiply::<_, 1, false, true>;
+    int8_codes_with_mins = integer::multiply::<_, 1, true, false>;
+    int8_codes_with_mins_by_16 = integer::multiply::<_, 1, true, true>;
+    int16_codes = integer::multiply::<_, 2, false, false>;
+    int16_codes_by_16 = integer::multiply::<_, 2, false, true>;
+    int16_codes_with_mins = integer::multiply::<_, 2, true, false>;
+    int16_codes_with_mins_by_16 = integer::multiply::<_, 2, true, true>;
+    f32_codes = integer::multiply::<_, 0, false, false>;
+    f32_codes_by_16 = integer::multiply::<_, 0, false, true>;
+    f32_codes_with_mins = integer::multiply::<_, 0, true, false>;
+    f32_codes_with_mins_by_16 = integer::multiply::<_, 0, true, true>;
     bf16_dot = float::multiply::<_, float::Bf16Dot>;
     f32_bf16 = float::multiply::<_, float::Bf16>;
     f32_f16 = float::multiply::<_, float::F16>;

@@ -11,12 +11,10 @@ use crate::samples::{Matrix, Seed, bits, seeds};
 /// Largest error of a sum in relation to the largest weight times the sum of all activations.
 const TOLERANCE: f64 = 1e-5;
 
-const LEVELS: [NumericLevel; 3] = [NumericLevel::F32, NumericLevel::Bf16, NumericLevel::Int8];
-
 fn can_multiply(format: PanelFormat, level: NumericLevel) -> bool {
     match format {
         PanelFormat::Int(_) => level != NumericLevel::Bf16,
-        PanelFormat::Bf16 => level != NumericLevel::Int8,
+        PanelFormat::Bf16 => matches!(level, NumericLevel::F32 | NumericLevel::Bf16),
         PanelFormat::F16 | PanelFormat::F32 => level == NumericLevel::F32,
     }
 }
@@ -70,14 +68,20 @@ fn rounded(level: NumericLevel, row: &[f32]) -> Vec<f64> {
         match level {
             NumericLevel::F32 => block.iter().map(|x| f64::from(*x)).collect(),
             NumericLevel::Bf16 => block.iter().map(|x| bf16::from_f32(*x).to_f64()).collect(),
-            NumericLevel::Int8 if largest == 0.0 => vec![0.0; block.len()],
-            NumericLevel::Int8 => {
-                let scale = f64::from(largest / 127.0);
-                block.iter().map(|x| f64::from((x * (127.0 / largest)).round_ties_even()) * scale).collect()
-            }
+            NumericLevel::Int8 => to_integers(block, largest, 127.0),
+            NumericLevel::Int16 => to_integers(block, largest, 32_512.0),
         }
     };
     row.chunks(BLOCK).flat_map(round).collect()
+}
+
+/// Whole numbers up to `most`, scaled.
+fn to_integers(block: &[f32], largest: f32, most: f32) -> Vec<f64> {
+    if largest == 0.0 {
+        return vec![0.0; block.len()];
+    }
+    let scale = f64::from(largest / most);
+    block.iter().map(|x| f64::from((x * (most / largest)).round_ties_even()) * scale).collect()
 }
 
 /// A matrix without denormals, whose products differ between instruction sets.
@@ -121,7 +125,7 @@ proptest! {
         for weight_type in WeightType::ALL {
             let matrix = sample(seed, weight_type);
             let values = activations(rows, matrix.cols, state);
-            for level in LEVELS.into_iter().filter(|level| can_multiply(matrix.format(), *level)) {
+            for level in NumericLevel::ALL.into_iter().filter(|level| can_multiply(matrix.format(), *level)) {
                 check_definition(matrix.format(), level, &matrix.packed(0), &values, matrix.cols);
             }
         }
@@ -139,7 +143,7 @@ proptest! {
             let (format, columns) = (matrix.format(), matrix.cols);
             let data = matrix.packed(0).repeat(panels);
             let values = activations(rows, columns, state);
-            for level in LEVELS.into_iter().filter(|level| can_multiply(format, *level)) {
+            for level in NumericLevel::ALL.into_iter().filter(|level| can_multiply(format, *level)) {
                 let alone = values.chunks_exact(columns);
                 let expected: Vec<f32> =
                     alone.flat_map(|row| product(Isa::SCALAR, format, level, &data, row, columns)).collect();
@@ -161,7 +165,7 @@ fn what_is_not_finite_is_not_lost() {
         let mut panel = vec![0; panel_bytes(format, columns)];
         assert_eq!(crate::pack_panel(weight_type, &rows, columns, &mut panel), None);
         for (bad, level) in
-            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().flat_map(|bad| LEVELS.map(|l| (bad, l)))
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().flat_map(|bad| NumericLevel::ALL.map(|l| (bad, l)))
         {
             if !can_multiply(format, level) {
                 continue;
@@ -182,7 +186,7 @@ fn tiny_and_huge_activations_are_encoded_alike() {
     for isa in Isa::available() {
         for size in sizes {
             let values: Vec<f32> = (0..96).map(|index| size * ((index as f32 - 40.0) / 50.0)).collect();
-            for level in LEVELS {
+            for level in NumericLevel::ALL {
                 let found = encode(isa, level, &values, 1, 96);
                 assert_eq!(
                     found,

@@ -112,6 +112,7 @@ macro_rules! methods {
                 *to = lanes.map(|lane: i32| lane as u8);
             };
             fn add_i32(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] = halves!(_mm256_add_epi32(a, b));
+            fn sub_i32(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] = halves!(_mm256_sub_epi32(a, b));
             fn max_i32(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] = halves!(_mm256_max_epi32(a, b));
             fn sum_i32(self, a: [__m256i; 2]) -> i32 = {
                 let quarters = _mm256_add_epi32(a[0], a[1]);

@@ -179,6 +179,7 @@ impl Simd for Avx512 {
         fn store_i8(self, value: __m512i, to: &mut [u8; LANES]) =
             _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(value));
         fn add_i32(self, a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        fn sub_i32(self, a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
         fn max_i32(self, a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi32(a, b);
         fn sum_i32(self, a: __m512i) -> i32 = _mm512_reduce_add_epi32(a);
         fn largest_i32(self, a: __m512i) -> i32 = _mm512_reduce_max_epi32(a);

@@ -69,6 +69,7 @@ pub(crate) trait Simd: Copy {
     /// The lowest byte of each lane.
     fn store_i8(self, value: Self::I32, to: &mut [u8; LANES]);
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn sub_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn and(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn or(self, a: Self::I32, b: Self::I32) -> Self::I32;

@@ -103,6 +103,9 @@ impl Simd for Scalar {
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
         zip(a, b, i32::wrapping_add)
     }
+    fn sub_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        zip(a, b, i32::wrapping_sub)
+    }
     fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
         zip(a, b, i32::max)
     }

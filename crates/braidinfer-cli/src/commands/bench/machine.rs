@@ -78,6 +78,8 @@ impl Ceilings {
     pub fn multiply(&self, level: NumericLevel) -> f64 {
         match level {
             NumericLevel::Int8 => self.int8_gop_s,
+            // Two products of bytes for each.
+            NumericLevel::Int16 => self.int8_gop_s / 2.0,
             NumericLevel::Bf16 => self.bf16_gflop_s,
             NumericLevel::F32 => self.f32_gflop_s,
         }

@@ -12,8 +12,8 @@ use super::packed::{PackedLinear, PackedNorm};
 pub(super) struct Encoded {
     rows: usize,
     columns: usize,
-    /// Words at `F32`, `Bf16` and `Int8`.
-    words: [Vec<u32>; 3],
+    /// Words at each level.
+    words: [Vec<u32>; NumericLevel::ALL.len()],
     /// Where the parts begin that threads encode, and what they are.
     starts: Vec<usize>,
     parts: Vec<Part>,
@@ -97,7 +97,7 @@ impl Encoded {
         readers: &[&PackedLinear],
     ) {
         (self.rows, self.columns) = (input.rows, input.width);
-        for level in [NumericLevel::F32, NumericLevel::Bf16, NumericLevel::Int8] {
+        for level in NumericLevel::ALL {
             if readers.iter().any(|linear| linear.level == level) {
                 self.fill_level(isa, pool, scratch, input, level);
             }

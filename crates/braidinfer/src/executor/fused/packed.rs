@@ -132,8 +132,7 @@ impl PackedDecoder {
         let bytes = |level: &NumericLevel| -> usize {
             all().filter(|linear| linear.level == *level).map(|linear| linear.data.len()).sum()
         };
-        let levels = [NumericLevel::F32, NumericLevel::Bf16, NumericLevel::Int8];
-        levels.into_iter().max_by_key(bytes).unwrap_or(NumericLevel::F32)
+        NumericLevel::ALL.into_iter().max_by_key(bytes).unwrap_or(NumericLevel::F32)
     }
 
     /// Some panels of a matrix, before those that begin at panel `next` of `following` are read.

@@ -20,7 +20,7 @@ pub struct PlannedProjection {
 impl PlannedProjection {
     /// Whether weights of this type can be multiplied at this level.
     pub(super) fn is_possible(&self) -> bool {
-        self.level == NumericLevel::F32 || self.level == fastest_level(self.dtype, self.level)
+        levels(self.dtype).contains(&self.level)
     }
 }
 
@@ -90,8 +90,8 @@ impl KernelPlan {
             let projections = self.projections.iter().filter(|projection| projection.level == level).count();
             LevelCount { level: level.name(), projections }
         };
-        let counts = [NumericLevel::Int8, NumericLevel::Bf16, NumericLevel::F32].map(count);
-        counts.into_iter().filter(|count| count.projections > 0).collect()
+        let counts = NumericLevel::ALL.map(count);
+        counts.into_iter().rev().filter(|count| count.projections > 0).collect()
     }
 }
 
@@ -113,11 +113,18 @@ fn is_projection(slot: Slot) -> bool {
     }
 }
 
-/// Blocks of codes multiply 8-bit activations, bf16 weights bf16 ones; each also multiplies f32.
-fn fastest_level(dtype: Dtype, coarsest: NumericLevel) -> NumericLevel {
-    match (dtype, coarsest) {
-        (dtype, NumericLevel::Int8) if dtype.is_quantized() => NumericLevel::Int8,
-        (Dtype::BF16, NumericLevel::Int8 | NumericLevel::Bf16) => NumericLevel::Bf16,
-        _ => NumericLevel::F32,
+/// What weights of a type can be multiplied at, exact levels first: blocks of codes with activations in 8 and 16 bits, bf16
+/// weights with bf16 ones, and everything with f32.
+fn levels(dtype: Dtype) -> &'static [NumericLevel] {
+    match dtype {
+        dtype if dtype.is_quantized() => &[NumericLevel::F32, NumericLevel::Int16, NumericLevel::Int8],
+        Dtype::BF16 => &[NumericLevel::F32, NumericLevel::Bf16],
+        _ => &[NumericLevel::F32],
     }
+}
+
+/// The coarsest level that is no coarser than `coarsest`.
+fn fastest_level(dtype: Dtype, coarsest: NumericLevel) -> NumericLevel {
+    let allowed = |level: &&NumericLevel| **level as usize <= coarsest as usize;
+    levels(dtype).iter().rfind(allowed).copied().unwrap_or(NumericLevel::F32)
 }
