@@ -47,6 +47,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Compare the answers of two models, or of one model run in two ways
     Diff(DiffArgs),
+    /// Measure how well a model predicts a text, and how far it is from another one
+    Perplexity(PerplexityArgs),
     /// Measure speed, beside what the machine can do at most
     Bench(BenchArgs),
     /// List the supported architectures and how each is verified
@@ -199,6 +201,12 @@ pub struct QuantizeArgs {
     /// Overwrite DST.gguf if it is there
     #[arg(long)]
     pub force: bool,
+    /// Then measure the perplexity of the written file, and how far it is from SRC, as `braidinfer perplexity` does
+    #[arg(long)]
+    pub perplexity: bool,
+    /// The text for that; a built-in one if left out
+    #[arg(long, short, value_name = "FILE", requires = "perplexity")]
+    pub file: Option<PathBuf>,
     /// Threads; all cores if left out
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -208,8 +216,9 @@ pub struct QuantizeArgs {
 #[command(after_help = "\
 The same tokens go through standard kernels in f32 (the truth), through them in the type of the checkpoint (what most
 people run), and through fused kernels: whole, and layer by layer on the true input, so that an error shows in the layer
-that makes it. Layers that amplify rounding are computed more exactly, until the whole is close to the truth: that plan is
-what --kernels auto runs. It is measured once per model and machine, and kept.
+that makes it. Exactness is then given where it takes most of the divergence away, until answers are as close to f32 as
+--precision asks: that plan is what --kernels auto runs. Where it is in doubt, more text is read. It is measured once per
+model and machine, and kept.
 
 Exit code: 0 compatible, 1 warning, 2 incompatible, 3 after a failure; with --static, of what the weights let expect.
 
@@ -227,6 +236,8 @@ pub struct CheckArgs {
     pub static_only: bool,
     #[command(flatten)]
     pub report: ReportArgs,
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     #[command(flatten)]
     pub computing: ComputingArgs,
 }
@@ -247,6 +258,8 @@ pub struct ValidateArgs {
     #[command(flatten)]
     pub report: ReportArgs,
     #[command(flatten)]
+    pub precision: PrecisionArgs,
+    #[command(flatten)]
     pub computing: ComputingArgs,
 }
 
@@ -264,6 +277,8 @@ pub struct CompareArgs {
     pub models: Vec<String>,
     #[command(flatten)]
     pub report: ReportArgs,
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     #[command(flatten)]
     pub computing: ComputingArgs,
 }
@@ -308,7 +323,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0")]
     pub depth: Vec<usize>,
     /// Which kernels to measure
-    #[arg(long, value_enum, value_name = "KERNELS,..", value_delimiter = ',', default_value = "standard,fused")]
+    #[arg(long, value_enum, value_name = "KERNELS,..", value_delimiter = ',', default_value = "standard,fused,auto")]
     pub kernels: Vec<BenchKernels>,
     /// How often each run is timed
     #[arg(long, value_name = "N", default_value_t = 5)]
@@ -328,8 +343,8 @@ pub struct BenchArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A side is a model, and after commas how to run it: MODEL[,kernels=KERNELS][,dtype=DTYPE][,quantize=TYPE]. Both must have one
-vocabulary. Each prompt is answered greedily by both; then B reads the prompt and A's answer, and its logits are compared
+A side is a model, and after commas how to run it: MODEL[,kernels=KERNELS][,precision=PRECISION][,dtype=DTYPE]
+[,quantize=TYPE]. Both must have one vocabulary. Each prompt is answered greedily by both; then B reads the prompt and A's answer, and its logits are compared
 with A's at every position (Kullback-Leibler divergence, in nats). One side is in memory at a time.
 
 A side may also be another engine: the address of an OpenAI-compatible endpoint that returns logprobs, such as
@@ -364,10 +379,50 @@ pub struct DiffArgs {
     pub computing: ComputingArgs,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The text is cut into chunks of --context tokens that do not overlap; each is read by itself, and the tokens of its second half
+are predicted and counted, as llama.cpp's tool does, so that figures compare. A rest shorter than a chunk is left out.
+
+With --against, both read the same tokens, and the divergence of MODEL from the other one is measured at each position
+(Kullback-Leibler, in nats). The other one is what follows a comma or a model of its own: --against kernels=standard is
+MODEL itself on standard kernels, --against f32.gguf another file.
+
+MODEL may say how to run it, as in `braidinfer diff`: MODEL[,kernels=KERNELS][,precision=PRECISION][,dtype=DTYPE]
+[,quantize=TYPE].
+
+Examples:
+  braidinfer perplexity q4_k_m.gguf --file wiki.test.raw
+  braidinfer perplexity q4_k_m.gguf,precision=fast --against kernels=standard
+  braidinfer perplexity q4_k_m.gguf --against ./Qwen3-0.6B,precision=exact --json")]
+pub struct PerplexityArgs {
+    /// A model directory, GGUF file or Hub id, and how to run it
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// The model, or the way to run MODEL, that it is compared with
+    #[arg(long, value_name = "MODEL|NAME=VALUE")]
+    pub against: Option<String>,
+    /// The text; some 2,500 tokens of prose, code, numbers and several scripts if left out
+    #[arg(long, short, value_name = "FILE", conflicts_with = "ids")]
+    pub file: Option<PathBuf>,
+    /// Token ids instead of text
+    #[arg(long, value_parser = parse_ids, value_name = "ID,..")]
+    pub ids: Option<Ids>,
+    /// Tokens of a chunk
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub context: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Threads; all cores if left out
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
 /// How to look at a model, and what to make of what was found.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// Compare kernels on more text, and at positions beyond a thousand
+    /// Read every passage on standard kernels, and a long one: minutes instead of seconds
     #[arg(long)]
     pub full: bool,
     #[command(flatten)]
@@ -397,8 +452,12 @@ impl ReportArgs {
 pub enum BenchKernels {
     /// Candle operations, the reference
     Standard,
-    /// Our own, on the CPU
+    /// Our own, on the CPU, at the fastest level, whatever a check says
     Fused,
+    /// What --kernels auto runs with this model
+    Auto,
+    /// What it runs with --precision exact
+    Exact,
 }
 
 #[derive(Debug, Args)]
@@ -591,7 +650,28 @@ pub struct LoadArgs {
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
+    pub precision: PrecisionArgs,
+    #[command(flatten)]
     pub computing: ComputingArgs,
+}
+
+/// How close to f32 the answers of fused kernels must be.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Computing")]
+pub struct PrecisionArgs {
+    /// What matters more with fused kernels: answers as f32 gives them, or speed
+    #[arg(long, value_enum, value_name = "PRECISION", default_value_t = PrecisionArg::Auto)]
+    pub precision: PrecisionArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// As close to f32 as to leave greedy text as f32 has it, at the least cost
+    Auto,
+    /// The likeliest token of f32 at every position that is no near tie, with a wide margin
+    Exact,
+    /// The fastest level wherever it is no fault; on real models one token in fifty or so changes
+    Fast,
 }
 
 /// How to load and compute, whichever kernels do it.
@@ -599,8 +679,8 @@ pub struct LoadArgs {
 #[command(next_help_heading = "Computing")]
 pub struct ComputingArgs {
     /// Type of weights and activations; auto is f32 on a CPU (quantized weights stay quantized) and the
-    /// checkpoint's own elsewhere. Fused kernels keep the weights as they are and round activations to this for
-    /// products, at most; auto is 8 bits for quantized weights and bf16 for bf16 ones
+    /// checkpoint's own elsewhere. For experts: fused kernels keep the weights as they are and round activations to this
+    /// for products, at most; auto leaves that to --precision
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
     /// Quantize the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0; with a --dtype
@@ -616,6 +696,13 @@ pub struct ComputingArgs {
     /// Longest prompt and answer together, in tokens; what the model is made for if left out
     #[arg(long, value_name = "N")]
     pub context: Option<usize>,
+}
+
+impl Default for ComputingArgs {
+    /// What holds if nothing is typed.
+    fn default() -> Self {
+        Self { dtype: DtypeArg::Auto, quantize: None, device: "cpu".into(), threads: None, context: None }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -8,6 +8,7 @@ mod interrupt;
 mod model;
 mod output;
 mod report;
+mod side;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Compare(args) => return commands::compare::run(args),
         Command::Serve(args) => commands::serve::run(args)?,
         Command::Diff(args) => return commands::diff::run(args),
+        Command::Perplexity(args) => commands::perplexity::run(args)?,
         Command::Bench(args) => return commands::bench::run(args),
         Command::Models(args) => commands::models::run(args)?,
         Command::Completions { shell } => commands::completions::run(shell)?,

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use braidinfer::compat::Precision;
 use braidinfer::executor::Kernels;
 use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
 use braidinfer::model::ModelSource;
 use braidinfer::{Llm, LoadOptions};
 use braidinfer_hub::HubId;
 
-use crate::args::{ComputingArgs, DtypeArg, KernelsArg, LoadArgs};
+use crate::args::{ComputingArgs, DtypeArg, KernelsArg, LoadArgs, PrecisionArg};
 use crate::{demo, hub, interrupt, output};
 
 /// The files of MODEL; the built-in model if there is none.
@@ -88,7 +89,24 @@ pub fn load_options(args: &LoadArgs) -> anyhow::Result<LoadOptions> {
     if args.force && kernels != Kernels::Fused {
         bail!("--force: expected --kernels fused beside it, found {}", kernels.as_str());
     }
-    Ok(LoadOptions { force: args.force, ..options(kernels, &args.computing)? })
+    let precision = Precision::from(args.precision.precision);
+    if precision != Precision::Auto && kernels == Kernels::Standard {
+        bail!("--precision: expected --kernels auto or fused beside it, found standard, which --dtype governs");
+    }
+    if args.force && precision == Precision::Exact {
+        bail!("--force: it takes the fastest level, so expected --precision fast or auto beside it, found exact");
+    }
+    Ok(LoadOptions { force: args.force, precision, ..options(kernels, &args.computing)? })
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(asked: PrecisionArg) -> Self {
+        match asked {
+            PrecisionArg::Auto => Self::Auto,
+            PrecisionArg::Exact => Self::Exact,
+            PrecisionArg::Fast => Self::Fast,
+        }
+    }
 }
 
 impl From<KernelsArg> for Kernels {

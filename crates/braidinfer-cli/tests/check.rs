@@ -94,14 +94,15 @@ fn run(cache: &Path, name: &str, more: &[&str]) -> Output {
 fn auto_measures_once_and_says_what_it_decided() {
     let cache = temporary();
     let first = run(cache.path(), "qwen3", &[]);
-    assert!(stderr(&first).contains("fused kernels: COMPATIBLE (measured now)"), "{}", stderr(&first));
+    assert!(stderr(&first).contains("fused kernels: COMPATIBLE (measured now at "), "{}", stderr(&first));
     assert_eq!(json(&first)["kernels"], "fused");
     let second = run(cache.path(), "qwen3", &[]);
     assert!(stderr(&second).contains("(measured earlier)"), "{}", stderr(&second));
     assert_eq!(json(&first)["ids"], json(&second)["ids"]);
     // Another model, or another level, is another verdict.
-    assert!(stderr(&run(cache.path(), "qwen3-bias", &[])).contains("(measured now)"));
-    assert!(stderr(&run(cache.path(), "qwen3", &["--dtype", "f32"])).contains("(measured now)"));
+    assert!(stderr(&run(cache.path(), "qwen3-bias", &[])).contains("(measured now at "));
+    assert!(stderr(&run(cache.path(), "qwen3", &["--dtype", "f32"])).contains("(measured now at "));
+    assert!(stderr(&run(cache.path(), "qwen3", &["--precision", "exact"])).contains("(measured now at "));
 }
 
 #[test]
@@ -122,7 +123,7 @@ fn a_verdict_that_is_not_whole_is_measured_again() {
         assert_ne!(text, whole, "{what}");
         fs::write(&file, text).expect("it can be written");
         let again = run(cache.path(), "qwen3-extreme", &[]);
-        assert!(stderr(&again).contains("(measured now)"), "{what}: {}", stderr(&again));
+        assert!(stderr(&again).contains("(measured now at "), "{what}: {}", stderr(&again));
         let mended = run(cache.path(), "qwen3-extreme", &[]);
         assert!(stderr(&mended).contains("(measured earlier)"), "{what}: {}", stderr(&mended));
     }
@@ -147,4 +148,30 @@ fn force_belongs_to_fused_kernels() {
     let alone = run(cache.path(), "qwen3-extreme", &["--force"]);
     assert_eq!(alone.status.code(), Some(3));
     assert!(stderr(&alone).contains("--force: expected --kernels fused"), "{}", stderr(&alone));
+}
+
+#[test]
+fn precision_is_for_fused_kernels_that_are_checked() {
+    let model = model("qwen3").display().to_string();
+    let asked = |more: &[&str]| {
+        let mut args = vec!["run", &model, "--ids", "1,2", "-n", "1"];
+        args.extend(more);
+        args.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    refuse(asked(&["--precision", "fast", "--kernels", "standard"]), &["--precision", "standard"]);
+    refuse(asked(&["--precision", "exact", "--kernels", "fused", "--force"]), &["--force", "exact"]);
+    refuse(asked(&["--precision", "exakt"]), &["--precision", "exakt", "auto, exact, fast"]);
+}
+
+#[test]
+fn the_fastest_level_says_what_it_changes() {
+    let model = model("qwen3-extreme").display().to_string();
+    let output = braidinfer(["check", &model, "--precision", "fast", "--json"]).output().expect("the binary starts");
+    let report: Value = serde_json::from_str(&stdout(&output)).expect("the report is JSON");
+    let reason = report["reason"].as_str().expect("there is a reason");
+    for part in ["bf16 activations", "the likeliest token changes at", "--precision exact avoids it"] {
+        assert!(reason.contains(part), "{part}: {reason}");
+    }
+    assert_ne!((output.status.code(), report["status"].as_str()), (Some(0), Some("COMPATIBLE")));
+    assert!(!reason.contains("the same"), "{reason}");
 }

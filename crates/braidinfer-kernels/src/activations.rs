@@ -37,6 +37,11 @@ impl NumericLevel {
         }
     }
 
+    /// Whether it rounds more than another one.
+    pub fn is_coarser(self, other: Self) -> bool {
+        self as usize > other as usize
+    }
+
     /// 32-bit words that a block of one row takes.
     pub(crate) const fn block_words(self) -> usize {
         match self {

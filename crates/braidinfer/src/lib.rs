@@ -6,12 +6,14 @@
 
 pub mod compat;
 pub mod difference;
+pub mod divergence;
 pub mod engine;
 mod error;
 pub mod executor;
 mod llm;
 mod loading;
 mod memory;
+pub mod perplexity;
 mod quantize;
 mod structured;
 pub mod text;

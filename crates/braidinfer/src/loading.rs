@@ -6,7 +6,7 @@ use braidinfer_kernels::{Isa, NumericLevel};
 use braidinfer_model::quantization::FileType;
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
 
-use crate::compat::{self, CompatReport, Subject, Thoroughness, VerdictCache};
+use crate::compat::{self, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
 use crate::executor::fused::{FusedExecutor, FusedOptions};
 use crate::executor::standard::{ComputeDtype, LoadProgress, QuantizedWeights, StandardExecutor, StandardOptions};
 use crate::executor::{ActiveKernels, DeviceChoice, Executor, Kernels, KvCacheConfig, KvDtype, MixedExecutor, threads};
@@ -31,6 +31,8 @@ pub struct LoadOptions {
     pub kernels: Kernels,
     /// With [`Kernels::Fused`]: at the fastest level, whatever a check says.
     pub force: bool,
+    /// How close to f32 the answers of fused kernels must be.
+    pub precision: Precision,
     /// Where verdicts of checks are kept; if `None`, nowhere.
     pub verdicts: Option<PathBuf>,
     /// With standard kernels the type of weights and of the residual stream; if `None`, f32 on a CPU, where quantized
@@ -64,6 +66,7 @@ impl Default for LoadOptions {
         Self {
             kernels: Kernels::Auto,
             force: false,
+            precision: Precision::Auto,
             verdicts: None,
             dtype: None,
             quantize: None,
@@ -157,7 +160,7 @@ impl ModelParts {
     /// Fused kernels by the plan of a check, if it lets them.
     fn load_checked(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         let mut fused = self.fused(options, progress)?;
-        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused);
+        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused, options.precision);
         let known = match cache.read() {
             // A plan that does not fit is no verdict about this model.
             Some(report) => compat::apply(&report, &mut fused)?.then_some(report),
@@ -167,7 +170,7 @@ impl ModelParts {
         let report = match known {
             Some(report) => report,
             None => {
-                let report = self.subject().check(&mut fused, Thoroughness::Brief)?;
+                let report = self.subject().check(&mut fused, Thoroughness::Brief, options.precision)?;
                 self.notes.extend(cache.write(&report).err());
                 report
             }
@@ -201,6 +204,7 @@ impl ModelParts {
             spec: &self.spec,
             weights: &self.weights,
             tokenizer: self.tokenizer.as_ref(),
+            chat_template: self.chat_template.as_ref(),
         }
     }
 
@@ -297,8 +301,8 @@ pub fn check(
         return Ok((parts.subject().predict(isa.name())?, parts.notes));
     };
     let mut fused = parts.fused(options, progress)?;
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused);
-    let report = parts.subject().check(&mut fused, thoroughness)?;
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, options.precision);
+    let report = parts.subject().check(&mut fused, thoroughness, options.precision)?;
     parts.notes.extend(cache.write(&report).err());
     Ok((report, parts.notes))
 }
@@ -306,19 +310,19 @@ pub fn check(
 /// One line on what was chosen, and why.
 fn decision(report: &CompatReport, from_cache: bool) -> String {
     let kernels = report.kernels().as_str();
-    let when = if from_cache { "measured earlier" } else { "measured now" };
-    let these = |what: &str, layers: Vec<usize>| match layers.len() {
-        0 => String::new(),
-        count if count == report.layers.len() => format!("; {what}: all layers"),
-        _ => format!("; {what}: layers {}", layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
-    };
-    let raised = report.layers.iter().filter(|layer| layer.raised.is_some()).map(|layer| layer.layer).collect();
-    let raised = these("more exact", raised);
+    let measured = report.measured.as_ref().filter(|_| !from_cache).map(|measured| {
+        let more = if measured.more_than_usual { ", more than usual" } else { "" };
+        format!("measured now at {} positions{more}, in {:.1} s", measured.tokens, measured.seconds)
+    });
+    let when = measured.unwrap_or_else(|| "measured earlier".to_owned());
     let standard = match report.kernels() {
-        ActiveKernels::Mixed => these("standard", report.standard_layers().into_iter().collect()),
+        ActiveKernels::Mixed => {
+            let layers: Vec<String> = report.standard_layers().iter().map(usize::to_string).collect();
+            format!("; standard: layers {}", layers.join(", "))
+        }
         ActiveKernels::Standard | ActiveKernels::Fused => String::new(),
     };
-    format!("{kernels} kernels: {} ({when}): {}{raised}{standard}", report.status.as_str(), report.reason)
+    format!("{kernels} kernels: {} ({when}): {}{standard}", report.status.as_str(), report.reason)
 }
 
 fn context(spec: &DecoderSpec, asked: Option<usize>, notes: &mut Vec<String>) -> Result<usize> {

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use braidinfer::compat::{CompatReport, RunKind, Status, Subject, Thoroughness};
+use braidinfer::compat::{CompatReport, Precision, RunKind, Status, Subject, Thoroughness};
 use braidinfer::executor::fused::FusedExecutor;
 use braidinfer::executor::{ActiveKernels, Kernels, KvDtype};
 use braidinfer::kernels::NumericLevel;
@@ -31,8 +31,8 @@ fn check(fixture: &Fixture, fused: &mut FusedExecutor) -> CompatReport {
 }
 
 fn verdict(spec: &DecoderSpec, weights: &Weights, fused: &mut FusedExecutor, how: Thoroughness) -> CompatReport {
-    let subject = Subject { label: "test".into(), spec, weights, tokenizer: None };
-    subject.check(fused, how).expect("the check runs")
+    let subject = Subject { label: "test".into(), spec, weights, tokenizer: None, chat_template: None };
+    subject.check(fused, how, Precision::Auto).expect("the check runs")
 }
 
 /// Layer and activation of the first fault, by the report's reason.
@@ -51,10 +51,11 @@ fn every_fixture_keeps_its_verdict() {
         assert_eq!(report.status, Status::Compatible, "{what}");
         let predicted = if extreme { Status::Incompatible } else { Status::Compatible };
         assert_eq!(report.predicted.status, predicted, "{what}");
-        let raised = report.layers.iter().filter(|layer| layer.raised.is_some()).count();
-        assert_eq!(raised, if extreme { report.layers.len() } else { 0 }, "{what}");
-        let kv = if extreme { "f32" } else { "f16" };
-        assert!(report.plan.iter().all(|entry| entry.layer.is_none() || entry.kv.as_deref() == Some(kv)), "{what}");
+        // What auto runs is close enough to change nothing, and no more exact than that takes.
+        let found = report.measured_divergence().expect("the plan was measured");
+        assert!(found.disagreements == 0 && found.kl_mean <= 1e-5, "{what}");
+        let exact = report.plan.iter().filter(|entry| entry.kv.as_deref() == Some("f32")).count();
+        assert!(if extreme { exact > report.layers.len() / 2 } else { exact < report.layers.len() }, "{what}");
     }
 }
 
@@ -117,36 +118,61 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
     }
 }
 
+/// Of the weights of each fixture: as they are, and in two other orders, which are other models of the same kind.
+const SEEDS: [Option<u64>; 3] = [None, Some(31), Some(32)];
+
 #[test]
 fn faults_in_the_description_are_found_in_their_place() {
     let mut missed = Vec::new();
     for fixture in Fixture::all() {
-        let Description { spec, names } = fixture.description();
-        let mut note = |fault: &'static str, mut fused: FusedExecutor| {
-            let report = check(&fixture, &mut fused);
-            let place = place(&report);
-            if !expected_place(fault).contains(&place.split(' ').next_back().unwrap_or_default()) {
-                missed.push(format!("{fault} in {}: at `{place}`", fixture.name));
+        for seed in SEEDS {
+            let folder = tempfile::tempdir().expect("there is room");
+            match seed {
+                None => note_missed(&fixture, seed, &mut missed),
+                // Its values are no 16-bit ones.
+                Some(_) if fixture.name == "llama-f32" => {}
+                Some(seed_of_order) => {
+                    let mut rng = Pcg64::seed_from_u64(seed_of_order);
+                    let source = altered(&fixture, folder.path(), |_, values| values.shuffle(&mut rng));
+                    let name = fixture.name.clone();
+                    let reseeded = Fixture { name, source, prompts: Vec::new(), logits: Vec::new() };
+                    note_missed(&reseeded, seed, &mut missed);
+                }
             }
-            if report.status != Status::Incompatible || report.kernels() == ActiveKernels::Fused {
-                missed.push(format!("{fault} in {}: {}", fixture.name, report.reason));
-            }
-        };
-        for (fault, plant) in FAULTS {
-            let mut faulty = spec.clone();
-            plant(&mut faulty);
-            if faulty != spec {
-                let weights = Weights::open(&fixture.source, &faulty, &names).expect("there is enough for the fault");
-                note(fault, fixture.fused_over(fastest(), faulty, &weights));
-            }
-        }
-        for (fault, a, b) in SWAPS {
-            let Some(names) = swapped(&fixture, *a, *b) else { continue };
-            let weights = Weights::open(&fixture.source, &spec, &names).expect("both have one shape");
-            note(fault, fixture.fused_over(fastest(), spec.clone(), &weights));
         }
     }
     assert!(missed.is_empty(), "not found:\n{}", missed.join("\n"));
+}
+
+/// Plants every fault that a model can have, and notes those that are not found where they are.
+fn note_missed(fixture: &Fixture, seed: Option<u64>, missed: &mut Vec<String>) {
+    let Description { spec, names } = fixture.description();
+    let mut note = |fault: &'static str, mut fused: FusedExecutor| {
+        // What loading does, for the models that were made here.
+        let how = if seed.is_some() { Thoroughness::Brief } else { Thoroughness::Normal };
+        let weights = Weights::open(&fixture.source, &spec, &names).expect("the fixture is whole");
+        let report = verdict(&spec, &weights, &mut fused, how);
+        let place = place(&report);
+        if !expected_place(fault).contains(&place.split(' ').next_back().unwrap_or_default()) {
+            missed.push(format!("{fault} in {} {seed:?}: at `{place}`", fixture.name));
+        }
+        if report.status != Status::Incompatible || report.kernels() == ActiveKernels::Fused {
+            missed.push(format!("{fault} in {} {seed:?}: {}", fixture.name, report.reason));
+        }
+    };
+    for (fault, plant) in FAULTS {
+        let mut faulty = spec.clone();
+        plant(&mut faulty);
+        if faulty != spec {
+            let weights = Weights::open(&fixture.source, &faulty, &names).expect("there is enough for the fault");
+            note(fault, fixture.fused_over(fastest(), faulty, &weights));
+        }
+    }
+    for (fault, a, b) in SWAPS {
+        let Some(names) = swapped(fixture, *a, *b) else { continue };
+        let weights = Weights::open(&fixture.source, &spec, &names).expect("both have one shape");
+        note(fault, fixture.fused_over(fastest(), spec.clone(), &weights));
+    }
 }
 
 /// A copy of a fixture with other values in the tensors that `change` replaces.
@@ -180,8 +206,17 @@ fn alter(file: &mut [u8], change: &mut impl FnMut(&str, &mut [u16])) {
 }
 
 fn verdict_of(source: &ModelSource, quantize: Option<FileType>) -> CompatReport {
-    let options = LoadOptions { quantize, ..LoadOptions::default() };
-    let depth = braidinfer::CheckDepth::Measured(Thoroughness::Normal);
+    verdict_at(source, quantize, Precision::Auto, Thoroughness::Normal)
+}
+
+fn verdict_at(
+    source: &ModelSource,
+    quantize: Option<FileType>,
+    precision: Precision,
+    how: Thoroughness,
+) -> CompatReport {
+    let options = LoadOptions { quantize, precision, ..LoadOptions::default() };
+    let depth = braidinfer::CheckDepth::Measured(how);
     braidinfer::check(source, &options, depth, &|_, _| {}).expect("the check runs").0
 }
 
@@ -199,10 +234,11 @@ fn reseeded_models_raise_no_alarm() {
             // The same values in another order are another model of the same kind.
             let source = altered(&fixture, folder.path(), |_, values| values.shuffle(&mut rng));
             let quantize = (seed % 2 == 1).then_some(FileType::Q8_0);
-            let report = verdict_of(&source, quantize);
+            let precision = if seed % 4 < 2 { Precision::Exact } else { Precision::Auto };
+            let report = verdict_at(&source, quantize, precision, Thoroughness::Brief);
             assert_eq!(report.status, Status::Compatible, "{} seed {seed}: {}", fixture.name, report.reason);
-            let raised = report.layers.iter().any(|layer| layer.raised.is_some());
-            assert!(!raised, "{} seed {seed}: {}", fixture.name, report.reason);
+            let found = report.measured_divergence().expect("the plan was measured");
+            assert_eq!(found.disagreements, 0, "{} seed {seed}: {}", fixture.name, report.reason);
         }
     }
 }
@@ -223,8 +259,8 @@ fn one_bad_layer_is_raised_alone() {
     });
     let report = verdict_of(&source, None);
     assert_eq!(report.status, Status::Compatible, "{}", report.reason);
-    let raised = report.layers.iter().filter(|layer| layer.raised.is_some());
-    assert_eq!(raised.map(|layer| layer.layer).collect::<Vec<_>>(), [0], "{}", report.reason);
+    let kv: Vec<&str> = report.plan.iter().filter_map(|entry| entry.kv.as_deref()).collect();
+    assert!(kv[0] == "f32" && kv[1..].iter().all(|kv| *kv == "f16"), "{kv:?}: {}", report.reason);
     let kl = |kind| report.run(kind).expect("the run was made").divergence.kl_mean;
     assert!(5.0 * kl(RunKind::Plan) < kl(RunKind::Fastest), "{:e}", kl(RunKind::Plan));
     let speed = report.measured.as_ref().and_then(|measured| measured.speed).expect("a plan's speed is measured");

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use braidinfer::LoadOptions;
 use braidinfer::compat::{CompatReport, RunKind};
 use braidinfer::executor::{ActiveKernels, Kernels};
 use braidinfer::validation::{Outcome, Size, Speed, Speeds, ValidationReport, validate};
@@ -14,7 +15,8 @@ use crate::{model, output};
 pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.report.output)?;
     model::prepare(&args.computing)?;
-    let options = model::options(Kernels::Auto, &args.computing)?;
+    let options =
+        LoadOptions { precision: args.precision.precision.into(), ..model::options(Kernels::Auto, &args.computing)? };
     let thoroughness = args.report.thoroughness();
     // Every name first: the last one should not be found missing after an hour.
     let sources = args.models.iter().map(|name| model::source(Some(name))).collect::<anyhow::Result<Vec<_>>>()?;

@@ -9,6 +9,7 @@ pub mod diff;
 pub mod inspect;
 pub mod logits;
 pub mod models;
+pub mod perplexity;
 pub mod pull;
 pub mod quantize;
 pub mod run;

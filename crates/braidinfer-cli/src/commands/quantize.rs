@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use braidinfer::QuantizeReport;
 
+use super::perplexity;
 use crate::args::QuantizeArgs;
 use crate::{interrupt, model, output};
 
@@ -31,7 +32,12 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
         report => report?,
     };
     report.notes.iter().for_each(output::note);
-    output::print_line(summary(&args, &report))
+    output::print_line(summary(&args, &report))?;
+    if args.perplexity {
+        let written = args.destination.display().to_string();
+        perplexity::after_quantizing(&args.source, &written, args.file.as_ref())?;
+    }
+    Ok(())
 }
 
 /// What was written, in one line.

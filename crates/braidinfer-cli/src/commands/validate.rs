@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use braidinfer::LoadOptions;
 use braidinfer::executor::Kernels;
 use braidinfer::validation::{Finding, Outcome, Sample, ValidationReport, validate};
 
@@ -14,7 +15,8 @@ pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.report.output)?;
     model::prepare(&args.computing)?;
     let source = model::source(args.model.as_deref())?;
-    let options = model::options(Kernels::Auto, &args.computing)?;
+    let options =
+        LoadOptions { precision: args.precision.precision.into(), ..model::options(Kernels::Auto, &args.computing)? };
     let thoroughness = args.report.thoroughness();
     let report =
         model::with_progress("validating", &source, |progress| validate(&source, &options, thoroughness, progress))?;

@@ -1,151 +1,150 @@
-//! Raising the layers that amplify rounding, and only those.
+//! Choosing a plan: exactness where it takes most of the divergence away for what it costs, until the target holds.
+
+mod contributions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use braidinfer_model::LayerSlot;
-
-use super::Measurements;
-use super::judge::Judgement;
-use super::measure::Run;
+use super::measure::{Run, Truth};
+use super::plan_words::layer_in_words;
+use super::precision::{Holds, Target};
+use super::reading::Reader;
+use super::{Measurements, judge::Judgement};
 use crate::Result;
 use crate::executor::fused::{FusedExecutor, KernelPlan};
-use crate::executor::{KvDtype, LayerByLayer, Mixed};
+use crate::executor::{LayerByLayer, Mixed};
 
-/// A layer stands out whose own error is so many times the median of all layers.
-const STANDS_OUT: f64 = 2.5;
-/// And is at least this.
-const NOTABLE: f64 = 1e-2;
+/// Between a plan that is so many times as far from the truth as it may be and one that holds, nearly all of the exactness
+/// is needed, and it does not pay to find out which part is not.
+const HOPELESS: f64 = 20.0;
 
-/// What is made more exact, least first.
-const STEPS: [Raise; 3] = [Raise::Storage, Raise::Keys, Raise::Levels];
+/// Shares of what a target leaves room for that plans in between are tried with, one after the other.
+const SHARES: [f64; 3] = [0.5, 0.1, 0.02];
 
 /// The plan that was settled on.
 #[derive(Debug)]
 pub(super) struct Adapted {
     pub(super) plan: KernelPlan,
     pub(super) run: Run,
-    /// What was done in which layer.
+    /// How layers are computed that depart from the fastest plan.
     pub(super) raised: BTreeMap<usize, String>,
     /// Layers that standard kernels compute, because fused ones are wrong there; `run` is one with them.
     pub(super) standard: BTreeSet<usize>,
+    /// Whether it holds what was asked for.
+    pub(super) holds: bool,
 }
 
-/// Starts from the fastest plan and gives up speed where it costs accuracy. First, layers whose own error stands out are
-/// raised until it does not. Then, if the whole is not close to the truth, because errors that come to a layer are
-/// amplified, too, all layers are raised step by step until it is as close as healthy models are. The executor is left with
-/// that plan.
-pub(super) fn adapt(fused: &mut FusedExecutor, found: &Measurements, judgement: &Judgement) -> Result<Adapted> {
-    let (truth, fastest) = (&found.truth, &found.fastest_plan);
-    let mut adapted = Adapted::fastest(found);
-    fused.set_plan(fastest.clone())?;
-    if !judgement.has_fault() {
-        let own: Vec<f64> = found.fastest_errors.layers.iter().map(|errors| errors.update).collect();
-        let limit = NOTABLE.max(STANDS_OUT * median(&own));
-        for layer in (0..own.len()).filter(|layer| stands_out(own[*layer], limit)) {
-            for step in STEPS {
-                adapted.raise(fused, &[layer], step)?;
-                if !stands_out(truth.update_error(fused, layer)?, limit) {
-                    break;
-                }
-            }
-        }
-        if !adapted.raised.is_empty() {
-            adapted.run = truth.run(fused)?;
-        }
-        if !Judgement::is_close(&adapted.run) {
-            let all: Vec<usize> = (0..own.len()).collect();
-            for step in STEPS.into_iter().chain([Raise::Head]) {
-                adapted.raise(fused, &all, step)?;
-                adapted.run = truth.run(fused)?;
-                if Judgement::is_as_close_as_healthy(&adapted.run) {
-                    break;
-                }
-            }
-        }
+impl Adapted {
+    fn new(found: &Measurements, plan: KernelPlan, run: Run, holds: bool) -> Self {
+        let departs = |layer: &usize| !plan.same_layer(&found.fastest_plan, *layer);
+        let raised = (0..plan.kv_dtypes.len()).filter(departs).map(|layer| (layer, layer_in_words(&plan, layer)));
+        Self { raised: raised.collect(), plan, run, standard: BTreeSet::new(), holds }
     }
-    Ok(adapted)
 }
 
-/// Leaves `faulty` layers to standard kernels, if the model is then close to the truth: with the other layers at the
-/// fastest level, or with nothing rounded in them. The executor is left with the plan.
-pub(super) fn around(
+/// Starts from the fastest plan and takes the first of ever more exact ones that holds the target; between the last that does
+/// not and the first that does, it raises only what it must, if `search_between` says that there is time to find out what. The
+/// executor is left with that plan.
+pub(super) fn adapt(
     fused: &mut FusedExecutor,
-    standard: &mut dyn LayerByLayer,
     found: &Measurements,
-    faulty: &BTreeSet<usize>,
-) -> Result<Option<Adapted>> {
-    let mut adapted = Adapted { standard: faulty.clone(), ..Adapted::fastest(found) };
-    let others: Vec<usize> = (0..adapted.plan.kv_dtypes.len()).filter(|layer| !faulty.contains(layer)).collect();
-    for step in [None, Some(Raise::Head)] {
-        match step {
-            None => fused.set_plan(adapted.plan.clone())?,
-            Some(step) => adapted.raise(fused, &others, step)?,
+    judgement: &Judgement,
+    reader: &mut Reader,
+    target: Option<Target>,
+    search_between: bool,
+) -> Result<Adapted> {
+    let fastest = found.fastest_plan.clone();
+    if judgement.has_fault() {
+        fused.set_plan(fastest.clone())?;
+        return Ok(Adapted::new(found, fastest, found.fastest.clone(), false));
+    }
+    let Some(target) = target else {
+        let run = reader.read(fused, &fastest, None)?;
+        return Ok(Adapted::new(found, fastest, run, true));
+    };
+    let mut below: Option<(KernelPlan, Run)> = None;
+    for plan in fastest.ladder() {
+        let run = if plan == fastest && target.judge(&found.fastest.divergence) == Holds::No {
+            found.fastest.clone()
+        } else {
+            reader.read(fused, &plan, Some(target))?
+        };
+        if target.judge(&run.divergence) != Holds::No {
+            let between = match &below {
+                Some((coarse, far)) if search_between && far.divergence.kl_mean < HOPELESS * target.kl_mean => {
+                    between(fused, found, reader, target, [coarse, &plan], far)?
+                }
+                _ => None,
+            };
+            let (plan, run) = between.unwrap_or((plan, run));
+            fused.set_plan(plan.clone())?;
+            return Ok(Adapted::new(found, plan, run, true));
         }
-        adapted.run = found.truth.run(&mut Mixed { fused, standard, layers: faulty })?;
-        if Judgement::is_close(&adapted.run) {
-            return Ok(Some(adapted));
+        below = Some((plan, run));
+    }
+    // Nothing that the fused kernels can do holds it: the most exact plan is the nearest.
+    let (plan, run) = below.ok_or_else(|| crate::Error::Internal("a ladder has a first plan".into()))?;
+    Ok(Adapted::new(found, plan, run, false))
+}
+
+/// A plan that takes from `fine` only what it needs to hold the target, and the rest from `coarse`, which does not hold it.
+fn between(
+    fused: &mut FusedExecutor,
+    found: &Measurements,
+    reader: &mut Reader,
+    target: Target,
+    [coarse, fine]: [&KernelPlan; 2],
+    far: &Run,
+) -> Result<Option<(KernelPlan, Run)>> {
+    let contributions = contributions::measure(fused, &found.truth, coarse, fine)?;
+    // To first order shifts are as the root of the divergence.
+    let by_shift = (target.shift / far.divergence.shift_max.max(f64::MIN_POSITIVE)).powi(2) * far.divergence.kl_mean;
+    for share in SHARES {
+        let plan = contributions.cheapest(coarse, fine, share * target.kl_mean.min(by_shift));
+        if plan == *fine {
+            break;
+        }
+        let run = reader.read(fused, &plan, Some(target))?;
+        // Nothing is gained by what only just holds.
+        if target.judge(&run.divergence) == Holds::Yes {
+            return Ok(Some((plan, run)));
         }
     }
     Ok(None)
 }
 
-fn stands_out(error: f64, limit: f64) -> bool {
-    error.is_nan() || error > limit
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
-}
-
-/// What is made more exact.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Raise {
-    /// Keys and values in f32.
-    Storage,
-    /// Activations unrounded where queries and keys are made of them, too.
-    Keys,
-    /// And in every other projection of the layer.
-    Levels,
-    /// And in the output head.
-    Head,
-}
-
-impl Raise {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Storage => "keys and values in f32",
-            Self::Keys => "keys and values in f32, queries and keys of unrounded activations",
-            Self::Levels | Self::Head => "keys and values in f32, all activations unrounded",
+/// Leaves `faulty` layers to standard kernels, if the model is then close to the truth: by the first plan for the other layers
+/// that holds the target, or at least by one that is close. The executor is left with the plan.
+pub(super) fn around(
+    fused: &mut FusedExecutor,
+    standard: &mut dyn LayerByLayer,
+    found: &Measurements,
+    faulty: &BTreeSet<usize>,
+    target: Option<Target>,
+) -> Result<Option<Adapted>> {
+    let mut close = None;
+    for plan in found.fastest_plan.ladder() {
+        let run = mixed_run(fused, standard, &found.truth, &plan, faulty)?;
+        let holds = target.is_none_or(|target| target.judge(&run.divergence) != Holds::No);
+        if Judgement::is_close(&run) {
+            let mut adapted = Adapted::new(found, plan, run, holds);
+            adapted.raised.retain(|layer, _| !faulty.contains(layer));
+            adapted.standard.clone_from(faulty);
+            close = Some(adapted);
+        }
+        if holds && close.is_some() {
+            break;
         }
     }
+    Ok(close)
 }
 
-impl Adapted {
-    fn fastest(found: &Measurements) -> Self {
-        let (plan, run) = (found.fastest_plan.clone(), found.fastest.clone());
-        Self { plan, run, raised: BTreeMap::new(), standard: BTreeSet::new() }
-    }
-
-    fn raise(&mut self, fused: &mut FusedExecutor, layers: &[usize], step: Raise) -> Result<()> {
-        let before = self.plan.clone();
-        for layer in layers {
-            self.plan.kv_dtypes[*layer] = KvDtype::F32;
-            match step {
-                Raise::Storage => {}
-                Raise::Keys => {
-                    self.plan.raise_levels(*layer, |slot| matches!(slot, LayerSlot::QProj | LayerSlot::KProj));
-                }
-                Raise::Levels | Raise::Head => self.plan.raise_levels(*layer, |_| true),
-            }
-            if !self.plan.same_layer(&before, *layer) {
-                self.raised.insert(*layer, step.name().to_owned());
-            }
-        }
-        if step == Raise::Head {
-            self.plan.raise_head();
-        }
-        fused.set_plan(self.plan.clone())
-    }
+fn mixed_run(
+    fused: &mut FusedExecutor,
+    standard: &mut dyn LayerByLayer,
+    truth: &Truth,
+    plan: &KernelPlan,
+    faulty: &BTreeSet<usize>,
+) -> Result<Run> {
+    fused.set_plan(plan.clone())?;
+    truth.run(&mut Mixed { fused, standard, layers: faulty })
 }

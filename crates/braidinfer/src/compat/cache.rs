@@ -8,17 +8,16 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::Subject;
-use super::probe_text::probe_ids;
 use super::report::CompatReport;
+use super::{Precision, Subject};
 use crate::executor::Executor;
 use crate::executor::fused::FusedExecutor;
 
 /// Changed whenever reports change in meaning.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
-/// A capacity from which no check reads fewer tokens than it would like to.
-const MEASURED: usize = 2048;
+/// A capacity from which a check at load reaches every position that it would like to.
+const MEASURED: usize = 1 << 13;
 
 /// Of larger tensors only so many parts of [`SAMPLE_BYTES`] are read, evenly spread.
 const SAMPLES: usize = 8;
@@ -41,11 +40,12 @@ struct Entry {
 }
 
 impl VerdictCache {
-    /// A verdict is about these weights, what they are asked, levels, instruction set and build of the engine.
-    pub(crate) fn new(folder: Option<&Path>, subject: &Subject, fused: &FusedExecutor) -> Self {
-        let Subject { spec, weights, tokenizer, .. } = subject;
+    /// A verdict is about these weights, what they are asked, precision, levels, instruction set and build of the engine.
+    pub(crate) fn new(folder: Option<&Path>, subject: &Subject, fused: &FusedExecutor, precision: Precision) -> Self {
+        let Subject { spec, weights, .. } = subject;
         let mut hash = Sha256::new();
         field(&mut hash, fused.isa().name().as_bytes());
+        field(&mut hash, precision.as_str().as_bytes());
         field(&mut hash, format!("{spec:?}").as_bytes());
         field(&mut hash, format!("{:?}", fused.plan()).as_bytes());
         for (slot, param, view) in weights.iter() {
@@ -54,9 +54,8 @@ impl VerdictCache {
             // A page that is read brings its neighbours along.
             weights.release(slot, param);
         }
-        // Another tokenizer makes other tokens of the text that a check reads. One that fails fails the check as well.
-        let ids = probe_ids(*tokenizer, spec.vocab_size, MEASURED).map(|probe| probe.ids).unwrap_or_default();
-        field(&mut hash, format!("{ids:?}").as_bytes());
+        // Another tokenizer or chat template makes other tokens of what a check reads. One that fails fails the check as well.
+        field(&mut hash, &subject.passages().map(|passages| passages.fingerprint()).unwrap_or_default());
         // A small context leaves room for few tokens to measure with.
         field(&mut hash, &fused.kv_cache().capacity().min(MEASURED).to_le_bytes());
         let name = hex(&hash.clone().finalize());

@@ -2,21 +2,30 @@
 
 use std::collections::BTreeSet;
 
-use super::Predicted;
 use super::adapt::Adapted;
 use super::measure::{Errors, LayerErrors, Run};
 use super::plan_entries::{self, Computed};
+use super::plan_words::plan_in_words;
+use super::precision::{Holds, Target};
 use super::report::{CompatReport, RunKind, RunReport, Status};
+use super::{Precision, Predicted};
+use crate::divergence::{Divergence, NEAR_TIE};
 use crate::executor::ActiveKernels;
 
 /// Largest relative error of an activation where nothing is rounded but sums.
 const EXACT_ERROR: f64 = 1e-4;
 
 /// Mean divergences, in nats, and the scores they get; in between, scores fall with the logarithm.
-const SCORES: [(f64, f64); 4] = [(1e-3, 1.0), (1e-2, 0.8), (1e-1, 0.5), (1.0, 0.0)];
+const BY_DIVERGENCE: [(f64, f64); 4] = [(1e-3, 1.0), (1e-2, 0.8), (1e-1, 0.5), (1.0, 0.0)];
 
-/// Least score of a run that is closer to the truth than what most people run.
-const AS_GOOD_AS_USUAL: f64 = 0.9;
+/// The same for the share of positions, of those that are no near tie, at which another token is likeliest.
+const BY_CHANGES: [(f64, f64); 4] = [(2e-3, 1.0), (2e-2, 0.8), (1e-1, 0.5), (0.5, 0.0)];
+
+/// Answers are called the same only where margins move by no more than a quarter of what changes one.
+const SAME: Target = Target { kl_mean: 1e-5, shift: NEAR_TIE / 4.0 };
+
+/// And where at least so many positions were read.
+const SAME_POSITIONS: usize = 80;
 
 /// What the measurements mean.
 #[derive(Debug)]
@@ -49,9 +58,10 @@ impl Judgement {
         };
         let in_layers: Vec<Option<Fault>> = exact.layers.iter().enumerate().map(in_layer).collect();
         let whole = || {
-            let divergence = &run.divergence;
-            let wrong = !divergence.is_finite() || score_of(divergence.kl_mean) <= 0.8;
-            wrong.then(|| Fault { layer: None, op: "the whole".into(), error: divergence.kl_mean })
+            let apart =
+                [&run.divergence, &run.far].map(|found| if found.is_finite() { found.kl_mean } else { f64::NAN });
+            let wrong = |kl: &f64| kl.is_nan() || by_table(&BY_DIVERGENCE, *kl) <= 0.8;
+            apart.into_iter().find(wrong).map(|error| Fault { layer: None, op: "the whole".into(), error })
         };
         let (before, after) = (bad(None, "embed", exact.embed), bad(None, "logits", exact.logits));
         let ends_are_right = before.is_none() && after.is_none();
@@ -79,54 +89,26 @@ impl Judgement {
         self.faults.get(layer).cloned().flatten()
     }
 
-    /// Whether a run is close enough to the truth by itself.
+    /// Whether a run is no worse than what most people run.
     pub(super) fn is_close(run: &Run) -> bool {
-        run.divergence.is_finite() && Status::of(score_of(run.divergence.kl_mean)) == Status::Compatible
-    }
-
-    /// Whether nothing is left to gain: once a model has to be raised, it is raised this far.
-    pub(super) fn is_as_close_as_healthy(run: &Run) -> bool {
-        run.divergence.is_finite() && run.divergence.kl_mean <= SCORES[0].0
-    }
-
-    fn score(&self, run: &Run) -> f64 {
-        let divergence = &run.divergence;
-        if !divergence.is_finite() || self.has_fault() {
-            return 0.0;
-        }
-        let score = score_of(divergence.kl_mean);
-        match self.usual {
-            Some(usual) if divergence.kl_mean <= usual => score.max(AS_GOOD_AS_USUAL),
-            _ => score,
-        }
+        Status::of(score_of(&run.divergence)) == Status::Compatible
     }
 
     /// Fills in verdict and plan.
-    pub(super) fn conclude(&self, adapted: &Adapted, report: &mut CompatReport) {
-        report.score = self.score(&adapted.run);
+    pub(super) fn conclude(&self, adapted: &Adapted, precision: Precision, report: &mut CompatReport) {
+        report.score = if self.has_fault() { 0.0 } else { score_of(&adapted.run.divergence) };
         report.status = Status::of(report.score);
         let standard = match report.status {
             Status::Incompatible if adapted.standard.is_empty() => Computed::All,
             _ => Computed::Some(&adapted.standard),
         };
         report.plan = plan_entries::entries(&adapted.plan, standard);
-        report.reason = self.reason(adapted, report.status);
+        report.reason = self.reason(adapted, precision);
     }
 
-    fn reason(&self, adapted: &Adapted, status: Status) -> String {
-        if let Some(Fault { layer, op, error }) = &self.fault {
-            let place = layer.map_or(String::new(), |layer| format!(" in layer {layer}"));
-            let mended = match adapted.standard.len() {
-                0 => String::new(),
-                count => format!(
-                    "; with standard kernels in {count} of {} layers, mean KL {:.1e} nats from standard kernels in f32",
-                    self.faults.len(),
-                    adapted.run.divergence.kl_mean
-                ),
-            };
-            return format!(
-                "fused kernels compute something else{place}, from `{op}` on: error {error:.1e} where only sums are rounded{mended}"
-            );
+    fn reason(&self, adapted: &Adapted, precision: Precision) -> String {
+        if let Some(fault) = &self.fault {
+            return self.fault_in_words(fault, adapted);
         }
         let divergence = &adapted.run.divergence;
         if !divergence.is_finite() {
@@ -140,28 +122,78 @@ impl Judgement {
             Some(usual) => format!(", the checkpoint's own type {usual:.1e}"),
             None => String::new(),
         };
-        let raised = match adapted.raised.len() {
+        let answers = answers_in_words(divergence);
+        let why = match precision {
+            Precision::Fast if divergence.disagreements + divergence.near_ties > 0 => {
+                "; that is what rounding activations does in every engine, and --precision exact avoids it"
+            }
+            _ if !adapted.holds => "; that is the nearest that fused kernels come to what was asked for",
+            _ => "",
+        };
+        format!("{}: {answers}; {distance}{usual}{why}", plan_in_words(&adapted.plan))
+    }
+
+    fn fault_in_words(&self, fault: &Fault, adapted: &Adapted) -> String {
+        let Fault { layer, op, error } = fault;
+        let place = layer.map_or(String::new(), |layer| format!(" in layer {layer}"));
+        let mended = match adapted.standard.len() {
             0 => String::new(),
-            1 => " with one layer more exact".to_owned(),
-            count => format!(" with {count} layers more exact"),
+            count => format!(
+                "; with standard kernels in {count} of {} layers, mean KL {:.1e} nats from standard kernels in f32",
+                self.faults.len(),
+                adapted.run.divergence.kl_mean
+            ),
         };
-        let verb = if status == Status::Compatible {
-            "fused kernels give the same answers"
-        } else {
-            "fused kernels change the answers"
-        };
-        format!("{verb}{raised}: {distance}{usual}")
+        format!(
+            "fused kernels compute something else{place}, from `{op}` on: error {error:.1e} where only sums are rounded{mended}"
+        )
     }
 }
 
-fn score_of(kl: f64) -> f64 {
-    let [first, .., last] = SCORES;
-    if kl.is_nan() || kl >= last.0 {
+/// What a divergence means for answers, in no more words than were measured.
+fn answers_in_words(divergence: &Divergence) -> String {
+    let (positions, changed) = (divergence.positions, divergence.changed());
+    let bound = format!("95 %: at most {}", percent(changed.high));
+    if SAME.judge(divergence) != Holds::No && positions >= SAME_POSITIONS {
+        return format!(
+            "the same answers: at {positions} positions no token changed beyond near ties ({bound}), and margins moved by at most {:.1e} nats, where {NEAR_TIE} would change one",
+            divergence.shift_max
+        );
+    }
+    if divergence.disagreements == 0 {
+        return format!(
+            "no token changed beyond near ties at {positions} positions ({bound}); margins moved by up to {:.1e} nats",
+            divergence.shift_max
+        );
+    }
+    format!(
+        "the likeliest token changes at {} of positions that are no near tie (95 %: {} to {}; {positions} read)",
+        percent(changed.share),
+        percent(changed.low),
+        percent(changed.high)
+    )
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// By how often tokens change, and by how far logits are from the truth.
+fn score_of(divergence: &Divergence) -> f64 {
+    if !divergence.is_finite() {
+        return 0.0;
+    }
+    by_table(&BY_DIVERGENCE, divergence.kl_mean).min(by_table(&BY_CHANGES, divergence.changed().share))
+}
+
+fn by_table(table: &[(f64, f64); 4], value: f64) -> f64 {
+    let [first, .., last] = *table;
+    if value.is_nan() || value >= last.0 {
         return last.1;
     }
-    let above = SCORES.windows(2).find(|pair| kl >= pair[0].0 && kl < pair[1].0);
+    let above = table.windows(2).find(|pair| value >= pair[0].0 && value < pair[1].0);
     above.map_or(first.1, |pair| {
-        let share = (kl / pair[0].0).ln() / (pair[1].0 / pair[0].0).ln();
+        let share = (value / pair[0].0).ln() / (pair[1].0 / pair[0].0).ln();
         pair[0].1 + share * (pair[1].1 - pair[0].1)
     })
 }
@@ -190,17 +222,11 @@ pub(super) fn recommend(report: &mut CompatReport) {
                 .to_owned(),
         ),
     }
-    let raised = report.layers.iter().filter(|layer| layer.raised.is_some()).count();
-    if raised > 0 && report.kernels() != ActiveKernels::Standard {
-        lines.push(format!("keep --kernels auto: it computes {raised} of {} layers more exactly", report.layers.len()));
-    }
-    if report.status == Status::Compatible && raised == 0 {
-        lines.push("nothing: the fastest level gives the right answers".to_owned());
-    }
-    if report.status == Status::Warning {
-        lines.push(
-            "where answers must be those of standard kernels, run with --dtype f32 or --kernels standard".to_owned(),
-        );
+    let changes = report.measured_divergence().is_some_and(|divergence| divergence.disagreements > 0);
+    if report.status == Status::Compatible && !changes {
+        lines.push("nothing: no answer changes beyond near ties".to_owned());
+    } else if report.kernels() == ActiveKernels::Fused {
+        lines.push("where answers must be those of f32, run with --precision exact or --kernels standard".to_owned());
     }
     let measured = report.measured.as_ref().filter(|_| report.text_is_lost());
     lines.extend(measured.map(|measured| {
@@ -211,9 +237,8 @@ pub(super) fn recommend(report: &mut CompatReport) {
             measured.loss, measured.uniform_loss
         )
     }));
-    let far = |run: &&RunReport| {
-        run.divergence.is_finite() && Status::of(score_of(run.divergence.kl_mean)) != Status::Compatible
-    };
+    let far =
+        |run: &&RunReport| run.divergence.is_finite() && Status::of(score_of(&run.divergence)) != Status::Compatible;
     lines.extend(report.run(RunKind::Checkpoint).filter(far).map(|run| {
         format!("beware of {} elsewhere: it is {:.1e} nats from f32 on this model", run.name, run.divergence.kl_mean)
     }));
@@ -225,12 +250,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scores_fall_with_divergence_and_meet_the_thresholds() {
-        for (kl, score) in SCORES {
-            assert!((score_of(kl) - score).abs() < 1e-9, "{kl}");
+    fn scores_fall_and_meet_the_thresholds() {
+        for table in [BY_DIVERGENCE, BY_CHANGES] {
+            for (value, score) in table {
+                assert!((by_table(&table, value) - score).abs() < 1e-9, "{value}");
+            }
+            let ends = [0.0, f64::NAN, f64::INFINITY].map(|value| by_table(&table, value));
+            assert_eq!(ends, [1.0, 0.0, 0.0]);
+            let scores: Vec<f64> = (0..60).map(|step| by_table(&table, 1e-6 * 1.3_f64.powi(step))).collect();
+            assert!(scores.windows(2).all(|pair| pair[1] <= pair[0]));
         }
-        assert_eq!((score_of(0.0), score_of(f64::NAN), score_of(f64::INFINITY)), (1.0, 0.0, 0.0));
-        let scores: Vec<f64> = (0..60).map(|step| score_of(1e-6 * 1.3_f64.powi(step))).collect();
-        assert!(scores.windows(2).all(|pair| pair[1] <= pair[0]));
+    }
+
+    /// `positions` of which `changed` have another likeliest token; the others are moved by `shift`.
+    fn divergence(positions: usize, changed: usize, shift: f32) -> Divergence {
+        let truth = [2.0, 1.0, -20.0].repeat(positions);
+        let row = |position: usize| if position < changed { [1.0, 2.0, -20.0] } else { [2.0, 1.0 + shift, -20.0] };
+        Divergence::of(&truth, &(0..positions).flat_map(row).collect::<Vec<f32>>(), 3, &[])
+    }
+
+    #[test]
+    fn changes_enter_the_score_however_small_the_divergence_is() {
+        assert_eq!(score_of(&divergence(100, 0, 0.0)), 1.0);
+        // 5 of 96 is no COMPATIBLE.
+        assert_eq!(Status::of(score_of(&divergence(96, 5, 0.0))), Status::Warning);
+        assert_eq!(Status::of(score_of(&divergence(96, 30, 0.0))), Status::Incompatible);
+    }
+
+    #[test]
+    fn the_same_is_said_only_of_what_hardly_moved_at_many_positions() {
+        let same = |positions, changed, shift| {
+            answers_in_words(&divergence(positions, changed, shift)).starts_with("the same answers")
+        };
+        assert!(same(80, 0, 0.0) && same(200, 0, 1e-3));
+        assert!(!same(79, 0, 0.0) && !same(200, 1, 0.0) && !same(200, 0, 0.02));
+        let words = answers_in_words(&divergence(200, 6, 0.0));
+        assert!(words.contains("changes at 3.0 % of positions") && words.contains("1.4 % to 6.4 %"), "{words}");
+        let words = answers_in_words(&divergence(200, 0, 0.02));
+        assert!(words.contains("no token changed") && words.contains("at most 1.9 %"), "{words}");
     }
 }

@@ -1,13 +1,10 @@
 //! The same tokens through the standard kernels in f32 and through others, layer by layer.
 
-use std::ops::Range;
-
-use super::divergence::{self, Divergence, relative_error};
+use super::batches::{near_tokens, next_tokens};
 use crate::Result;
+use crate::divergence::{Divergence, Tally};
 use crate::executor::fused::{FusedExecutor, KernelPlan};
-use crate::executor::{
-    Activation, Batch, Executor, KvCacheConfig, LayerByLayer, Layers, NoProbe, Recorder, SequenceSlice,
-};
+use crate::executor::{Activation, Batch, Executor, LayerByLayer, Layers, NoProbe, Recorder};
 
 /// Positions whose logits are computed at once.
 const HEAD_ROWS: usize = 64;
@@ -28,8 +25,6 @@ pub(super) struct Truth {
 pub(super) struct LayerErrors {
     /// Relative error of every activation, in the order of computation.
     pub(super) ops: Vec<(String, f64)>,
-    /// Relative error of what the layer adds to the residual stream.
-    pub(super) update: f64,
 }
 
 /// Every part of a decoder, each on its true input.
@@ -43,36 +38,15 @@ pub(super) struct Errors {
 }
 
 /// A whole run, on its own residual stream.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct Run {
     pub(super) divergence: Divergence,
+    /// At far positions, whose contexts are no text.
+    pub(super) far: Divergence,
+    /// The positions that it is about.
+    pub(super) tally: Tally,
     /// Relative error of the residual stream after each layer.
     pub(super) drift: Vec<f64>,
-}
-
-/// Most tokens of the short sequence.
-const SHORT: usize = 64;
-
-/// `ids` as whole sequences: a long one and, where there is room for it, a short one with the same beginning, which RoPE may
-/// rotate by other frequencies.
-pub(super) fn sequences(ids: &[u32], storage: KvCacheConfig) -> Batch {
-    let blocks = |tokens: usize| tokens.div_ceil(storage.block_size) as u32;
-    let (long, short) = ids.split_at(ids.len() - (ids.len() / 4).min(SHORT));
-    let short = &ids[..short.len()];
-    let room = (blocks(long.len()) + blocks(short.len())) as usize <= storage.num_blocks;
-    let mut batch = Batch::default();
-    let mut first = 0;
-    for ids in if room && !short.is_empty() { vec![long, short] } else { vec![ids] } {
-        let slice = SequenceSlice {
-            query_len: ids.len(),
-            context_len: 0,
-            rope_len: ids.len(),
-            block_table: (first..first + blocks(ids.len())).collect(),
-        };
-        batch.push(ids, slice, ids.len());
-        first += blocks(ids.len());
-    }
-    batch
 }
 
 impl Truth {
@@ -96,9 +70,9 @@ impl Truth {
             for (plan, errors) in plans.iter().zip(&mut errors) {
                 fused.set_plan((*plan).clone())?;
                 let mut own = Recorder::new(|_: &str| true);
-                let output = fused.layer(index, &batch, &stream, &mut own)?;
+                fused.layer(index, &batch, &stream, &mut own)?;
                 let ops = compare(&truth.activations, &own.activations);
-                errors.layers.push(LayerErrors { ops, update: update_error(&stream, &next, &output, rows) });
+                errors.layers.push(LayerErrors { ops });
             }
             streams.push(std::mem::replace(&mut stream, next));
         }
@@ -116,38 +90,39 @@ impl Truth {
         self.batch.token_ids.len()
     }
 
-    /// Mean negative log-likelihood of the next token.
-    pub(super) fn loss(&self) -> f64 {
-        divergence::loss(&self.logits, self.vocab_size, &self.next())
-    }
-
-    /// The token after each one of the long sequence; the short one says nothing new.
-    fn next(&self) -> Vec<Option<u32>> {
-        let ids = &self.batch.token_ids;
-        let after =
-            |range: Range<usize>| range.clone().map(move |index| (index + 1 < range.end).then(|| ids[index + 1]));
-        self.batch.ranges().take(1).flat_map(|(range, _)| after(range)).collect()
-    }
-
-    /// [`LayerErrors::update`] of one layer, measured again.
-    pub(super) fn update_error(&self, executor: &mut dyn LayerByLayer, layer: usize) -> Result<f64> {
-        let (before, after) = (&self.streams[layer], &self.streams[layer + 1]);
-        let own = executor.layer(layer, &self.batch, before, &mut NoProbe)?;
-        Ok(update_error(before, after, &own, self.tokens()))
+    /// What was read, and what was found, as a run of the truth itself.
+    pub(super) fn itself(&self) -> Divergence {
+        Divergence::of(&self.logits, &self.logits, self.vocab_size, &next_tokens(&self.batch))
     }
 
     /// Runs an executor from the tokens to the logits.
     pub(super) fn run(&self, executor: &mut dyn LayerByLayer) -> Result<Run> {
-        let mut stream = executor.embed(&self.batch)?;
         let mut drift = Vec::with_capacity(self.layers);
-        for index in 0..self.layers {
-            stream = executor.layer(index, &self.batch, &stream, &mut NoProbe)?;
-            drift.push(relative_error(&self.streams[index + 1], &stream, self.tokens()));
-        }
-        let logits = logits(executor, &self.batch, &stream, self.vocab_size)?;
-        let divergence = Divergence::of(&self.logits, &logits, self.vocab_size, &self.next());
-        Ok(Run { divergence, drift })
+        let mut compare = |index: usize, stream: &[f32]| {
+            drift.push(relative_error(&self.streams[index + 1], stream, self.tokens()));
+        };
+        let logits = whole(executor, &self.batch, [self.layers, self.vocab_size], &mut compare)?;
+        let near = near_tokens(&self.batch) * self.vocab_size;
+        let mut tally = Tally::default();
+        tally.add(&self.logits[..near], &logits[..near], self.vocab_size, &next_tokens(&self.batch));
+        let far = Divergence::of(&self.logits[near..], &logits[near..], self.vocab_size, &[]);
+        Ok(Run { divergence: tally.divergence(), far, tally, drift })
     }
+}
+
+/// Logits of every position of a batch, `[T][vocab_size]`; `observe` is told the residual stream after each layer.
+pub(super) fn whole(
+    executor: &mut dyn LayerByLayer,
+    batch: &Batch,
+    [layers, vocab_size]: [usize; 2],
+    observe: &mut dyn FnMut(usize, &[f32]),
+) -> Result<Vec<f32>> {
+    let mut stream = executor.embed(batch)?;
+    for index in 0..layers {
+        stream = executor.layer(index, batch, &stream, &mut NoProbe)?;
+        observe(index, &stream);
+    }
+    logits(executor, batch, &stream, vocab_size)
 }
 
 /// Logits of every position, some positions at a time.
@@ -162,13 +137,6 @@ fn logits(executor: &mut dyn LayerByLayer, batch: &Batch, stream: &[f32], vocab_
     Ok(values)
 }
 
-/// Relative error of what leads from `before` to `after`, where `own` is what another executor makes of `before`.
-fn update_error(before: &[f32], after: &[f32], own: &[f32], rows: usize) -> f64 {
-    let update =
-        |after: &[f32]| -> Vec<f32> { after.iter().zip(before).map(|(after, before)| after - before).collect() };
-    relative_error(&update(after), &update(own), rows)
-}
-
 fn compare(truth: &[Activation], own: &[Activation]) -> Vec<(String, f64)> {
     // What comes after `layer.N.`.
     let op = |name: &str| name.splitn(3, '.').nth(2).unwrap_or(name).to_owned();
@@ -177,4 +145,37 @@ fn compare(truth: &[Activation], own: &[Activation]) -> Vec<(String, f64)> {
         Some((op(&truth.name), relative_error(&truth.values, &own.values, truth.rows)))
     };
     truth.iter().filter_map(of).collect()
+}
+
+/// Relative error of `values` from `truth`, both `[rows][width]`: the root of the mean, over rows, of the squared ratio
+/// of the error's length to the row's. Not finite if a value is not.
+pub(super) fn relative_error(truth: &[f32], values: &[f32], rows: usize) -> f64 {
+    if truth.len() != values.len() || rows == 0 {
+        return f64::NAN;
+    }
+    let width = truth.len() / rows;
+    let squares = |truth: &[f32], values: &[f32]| {
+        let error = |(truth, value): (&f32, &f32)| f64::from(truth - value).powi(2);
+        let (error, length) = (
+            truth.iter().zip(values).map(error).sum::<f64>(),
+            truth.iter().map(|truth| f64::from(*truth).powi(2)).sum::<f64>(),
+        );
+        // Rows of zeros have no direction to be wrong in, unless something appears there.
+        if error == 0.0 { 0.0 } else { error / length.max(f64::from(f32::MIN_POSITIVE)) }
+    };
+    let sum: f64 = truth.chunks_exact(width).zip(values.chunks_exact(width)).map(|(a, b)| squares(a, b)).sum();
+    (sum / rows as f64).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_count_alike_however_long_they_are() {
+        let truth = [1000.0, 0.0, 1.0, 0.0];
+        let values = [1000.0, 0.0, 0.0, 0.0];
+        assert!((relative_error(&truth, &values, 2) - 0.5_f64.sqrt()).abs() < 1e-6);
+        assert!(relative_error(&[1.0], &[f32::NAN], 1).is_nan());
+    }
 }

@@ -3,19 +3,23 @@
 //! The same tokens go through the standard kernels in f32 (the truth), through them in the type of the checkpoint (what
 //! most people run), and through the fused kernels: layer by layer on the true residual stream, so that an error shows
 //! in the layer that makes it, and whole. With nothing rounded but sums, fused kernels must agree with the truth to the
-//! rounding of sums, or there is a fault. At the fastest level they may differ by what rounding explains; layers that
-//! amplify it too much are computed and stored more exactly, until the whole model is close enough.
+//! rounding of sums, or there is a fault. At the fastest level they may differ by what rounding explains; exactness is then
+//! given where it takes most of the divergence away, until the whole model is as close as the precision that was asked for.
+//! The verdict is about how often answers change, on text of many kinds, and more is read where it is in doubt.
 //!
 //! `docs/numerics.md` has the thresholds with the measurements behind them, and what a check cannot see.
 
 mod adapt;
+mod batches;
 mod cache;
-mod divergence;
 mod judge;
 mod measure;
+mod passages;
 mod plan_entries;
+mod plan_words;
+mod precision;
 mod prescreen;
-mod probe_text;
+mod reading;
 mod report;
 mod speed;
 #[cfg(test)]
@@ -26,43 +30,34 @@ use std::time::Instant;
 use braidinfer_model::{DecoderSpec, Weights};
 
 pub(crate) use self::cache::VerdictCache;
-pub use self::divergence::Divergence;
-pub(crate) use self::divergence::log_softmax;
+pub(crate) use self::passages::plain_text;
+pub use self::precision::Precision;
 pub use self::prescreen::{NormStatistics, Predicted};
 pub use self::report::{CompatReport, LayerReport, Measured, OpError, PlanEntry, RunKind, RunReport, Speed, Status};
 
 use self::adapt::Adapted;
 use self::judge::Judgement;
-use self::measure::{Errors, LayerErrors, Run, Truth, sequences};
-use self::probe_text::probe_ids;
+use self::measure::{Errors, LayerErrors, Run, Truth};
+use self::passages::Passages;
+use self::plan_words::plan_in_words;
+use self::reading::Reader;
 use crate::executor::fused::{FusedExecutor, KernelPlan};
 use crate::executor::standard::{ComputeDtype, StandardStream};
 use crate::executor::{Batch, Executor, KvCacheConfig};
-use crate::text::Tokenizer;
+use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
 /// How thorough a check is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Thoroughness {
-    /// What loading can wait for: a few tokens, and the type of the checkpoint only if the fused kernels are not close to
-    /// the truth by themselves.
+    /// What loading can wait for: some hundred positions, the type of the checkpoint only if fused kernels are not close to the
+    /// truth, and one of a few uniform plans.
     Brief,
-    /// Some lines of text.
+    /// Several hundred positions, and exactness only where it is needed.
     #[default]
     Normal,
-    /// More text, and positions beyond a thousand.
+    /// Every passage on standard kernels, and a long one.
     Full,
-}
-
-impl Thoroughness {
-    /// Tokens of the sequence that is read.
-    fn tokens(self) -> usize {
-        match self {
-            Self::Brief => 32,
-            Self::Normal => 96,
-            Self::Full => 1280,
-        }
-    }
 }
 
 /// What is checked.
@@ -75,6 +70,8 @@ pub struct Subject<'a> {
     pub weights: &'a Weights,
     /// The tokenizer, if there is one; random token ids are read otherwise.
     pub tokenizer: Option<&'a Tokenizer>,
+    /// The chat template, if there is one: a chat is read, too.
+    pub chat_template: Option<&'a ChatTemplate>,
 }
 
 impl Subject<'_> {
@@ -86,6 +83,7 @@ impl Subject<'_> {
             model: self.label.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             isa: isa.to_owned(),
+            precision: None,
             status: predicted.status,
             score: predicted.score,
             reason,
@@ -97,20 +95,27 @@ impl Subject<'_> {
         })
     }
 
-    /// Measures `fused` against the standard kernels, and leaves it with the plan that `auto` picks; where that is standard
+    /// Measures `fused` against the standard kernels, and leaves it with the plan that `precision` picks; where that is standard
     /// kernels, [`CompatReport::kernels`] says so.
-    pub fn check(&self, fused: &mut FusedExecutor, thoroughness: Thoroughness) -> Result<CompatReport> {
+    pub fn check(
+        &self,
+        fused: &mut FusedExecutor,
+        thoroughness: Thoroughness,
+        precision: Precision,
+    ) -> Result<CompatReport> {
         let started = Instant::now();
         let mut report = self.predict(fused.isa().name())?;
-        let storage = fused.kv_cache();
-        let longest = storage.capacity().min(self.spec.context_length());
-        let count = thoroughness.tokens().min(longest).max(1);
-        let probe = probe_ids(self.tokenizer, self.spec.vocab_size, count)?;
-        let found = self.measure(fused, sequences(&probe.ids, storage), thoroughness)?;
-        // Nobody runs quantized weights in just that way, so it is shown for them, and nothing is measured by it.
+        report.precision = Some(precision);
+        let passages = self.passages()?;
+        let batch = batches::first(&passages, self.spec, fused.kv_cache(), thoroughness);
+        let found = self.measure(fused, batch, thoroughness)?;
         let usual = found.checkpoint.as_ref().filter(|_| !self.weights.dtype().is_quantized()).map(|(_, run)| run);
         let judgement = Judgement::of(&found.exact_errors, &found.exact, usual);
-        let adapted = self.adapt(fused, &found, &judgement)?;
+        let exact = (&found.fastest_plan.exact(), &found.exact);
+        let doubtful = report.predicted.status != Status::Compatible;
+        let mut reader = Reader::new(self, &passages, &found.truth, exact, fused, thoroughness, doubtful)?;
+        let between = thoroughness != Thoroughness::Brief;
+        let adapted = self.adapt(fused, &found, &judgement, &mut reader, precision, between)?;
         let speed = match thoroughness {
             // Whoever waits for a model to load does not wait for this.
             Thoroughness::Brief => None,
@@ -120,12 +125,14 @@ impl Subject<'_> {
         // Nothing of what was read stays.
         fused.set_plan(adapted.plan.clone())?;
         report.layers = layer_reports(&found.exact_errors, &found.fastest_errors, &judgement, &adapted);
-        judgement.conclude(&adapted, &mut report);
-        let loss = found.truth.loss();
+        judgement.conclude(&adapted, precision, &mut report);
+        let read = adapted.run.divergence.positions;
         report.measured = Some(Measured {
-            tokens: count,
-            text: probe.text,
-            loss,
+            tokens: read,
+            more_than_usual: reader.is_more_than_usual(read),
+            beyond_first: reader.reference().to_owned(),
+            text: passages.text,
+            loss: found.truth.itself().loss,
             uniform_loss: (self.spec.vocab_size as f64).ln(),
             runs: found.runs(&adapted),
             speed,
@@ -135,15 +142,31 @@ impl Subject<'_> {
         Ok(report)
     }
 
-    /// The plan that is as fast as answers allow.
-    fn adapt(&self, fused: &mut FusedExecutor, found: &Measurements, judgement: &Judgement) -> Result<Adapted> {
+    /// What is read.
+    fn passages(&self) -> Result<Passages> {
+        let chat = [ChatMessage::new("user", "Which is longer, the Rhine or the Rhône? Answer in one sentence.")];
+        // A template that fails is a finding of `validate`, and no reason to measure nothing.
+        let turn = self.chat_template.and_then(|template| template.render(&chat, true).ok());
+        Passages::new(self.tokenizer, turn.as_deref(), self.spec.vocab_size)
+    }
+
+    /// The plan that is as fast as the precision allows.
+    fn adapt(
+        &self,
+        fused: &mut FusedExecutor,
+        found: &Measurements,
+        judgement: &Judgement,
+        reader: &mut Reader,
+        precision: Precision,
+        search_between: bool,
+    ) -> Result<Adapted> {
         if let Some(faulty) = judgement.faulty_layers() {
             let mut standard = self.standard(ComputeDtype::F32, fused.kv_cache())?;
-            if let Some(adapted) = adapt::around(fused, &mut standard, found, &faulty)? {
+            if let Some(adapted) = adapt::around(fused, &mut standard, found, &faulty, precision.target())? {
                 return Ok(adapted);
             }
         }
-        adapt::adapt(fused, found, judgement)
+        adapt::adapt(fused, found, judgement, reader, precision.target(), search_between)
     }
 
     /// Every run but those of plans in between.
@@ -152,9 +175,15 @@ impl Subject<'_> {
         let fastest_plan = fused.plan().clone();
         let exact_plan = fastest_plan.exact();
         let mut standard = self.standard(ComputeDtype::F32, storage)?;
-        let (truth, errors) = Truth::observe(&mut standard, fused, &[&exact_plan, &fastest_plan], batch)?;
+        let plans: &[&KernelPlan] = match thoroughness {
+            Thoroughness::Brief => &[&exact_plan],
+            Thoroughness::Normal | Thoroughness::Full => &[&exact_plan, &fastest_plan],
+        };
+        let (truth, errors) = Truth::observe(&mut standard, fused, plans, batch)?;
         drop(standard);
-        let [exact_errors, fastest_errors] = errors.try_into().map_err(|_| Error::Internal("two plans".into()))?;
+        let mut errors = errors.into_iter();
+        let exact_errors = errors.next().ok_or_else(|| Error::Internal("no errors of the exact plan".into()))?;
+        let fastest_errors = errors.next();
         fused.set_plan(exact_plan)?;
         let exact = truth.run(fused)?;
         fused.set_plan(fastest_plan.clone())?;
@@ -186,7 +215,8 @@ struct Measurements {
     truth: Truth,
     fastest_plan: KernelPlan,
     exact_errors: Errors,
-    fastest_errors: Errors,
+    /// Unless someone waits for a model to load.
+    fastest_errors: Option<Errors>,
     exact: Run,
     fastest: Run,
     /// With its name.
@@ -200,17 +230,20 @@ impl Measurements {
         let mut runs: Vec<RunReport> =
             self.checkpoint.into_iter().map(|(name, run)| report(RunKind::Checkpoint, name, run)).collect();
         runs.push(report(RunKind::Exact, "fused, nothing rounded but sums".into(), self.exact));
-        let fastest = format!("fused, fastest ({})", describe(&self.fastest_plan));
-        runs.push(report(RunKind::Fastest, fastest, self.fastest));
-        if adapted.plan != self.fastest_plan || !adapted.standard.is_empty() {
-            let standard = match adapted.standard.len() {
-                0 => String::new(),
-                1 => ", one layer standard".to_owned(),
-                count => format!(", {count} layers standard"),
-            };
-            let name = format!("fused, by plan ({}{standard})", describe(&adapted.plan));
-            runs.push(report(RunKind::Plan, name, adapted.run.clone()));
+        let fastest = format!("fused, fastest ({})", plan_in_words(&self.fastest_plan));
+        if adapted.plan == self.fastest_plan && adapted.standard.is_empty() {
+            // With what was read beyond the first measurement.
+            runs.push(report(RunKind::Fastest, fastest, adapted.run.clone()));
+            return runs;
         }
+        runs.push(report(RunKind::Fastest, fastest, self.fastest));
+        let standard = match adapted.standard.len() {
+            0 => String::new(),
+            1 => ", one layer standard".to_owned(),
+            count => format!(", {count} layers standard"),
+        };
+        let name = format!("fused, by plan ({}{standard})", plan_in_words(&adapted.plan));
+        runs.push(report(RunKind::Plan, name, adapted.run.clone()));
         runs
     }
 }
@@ -223,25 +256,21 @@ pub fn apply(report: &CompatReport, fused: &mut FusedExecutor) -> Result<bool> {
     }
 }
 
-/// Levels and storage in a few words.
-fn describe(plan: &KernelPlan) -> String {
-    let levels: Vec<&str> = plan.summary().iter().map(|count| count.level).collect();
-    let mut storage: Vec<&str> = plan.kv_dtypes.iter().map(|kv| kv.name()).collect();
-    storage.sort_unstable();
-    storage.dedup();
-    format!("{}, K/V {}", levels.join(" and "), storage.join(" and "))
-}
-
-fn layer_reports(exact: &Errors, fastest: &Errors, judgement: &Judgement, adapted: &Adapted) -> Vec<LayerReport> {
+fn layer_reports(
+    exact: &Errors,
+    fastest: &Option<Errors>,
+    judgement: &Judgement,
+    adapted: &Adapted,
+) -> Vec<LayerReport> {
     let ops = |errors: &LayerErrors| -> Vec<OpError> {
         errors.ops.iter().map(|(op, error)| OpError { op: op.clone(), error: *error }).collect()
     };
-    let of = |(layer, (exact, fastest)): (usize, (&LayerErrors, &LayerErrors))| LayerReport {
+    let of = |(layer, exact): (usize, &LayerErrors)| LayerReport {
         layer,
         exact: ops(exact),
-        fastest: ops(fastest),
+        fastest: fastest.as_ref().and_then(|errors| errors.layers.get(layer)).map(ops).unwrap_or_default(),
         fault: judgement.fault_in(layer),
         raised: adapted.raised.get(&layer).cloned(),
     };
-    exact.layers.iter().zip(&fastest.layers).enumerate().map(of).collect()
+    exact.layers.iter().enumerate().map(of).collect()
 }

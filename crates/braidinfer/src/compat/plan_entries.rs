@@ -25,7 +25,7 @@ pub(super) fn entries(plan: &KernelPlan, standard: Computed) -> Vec<PlanEntry> {
         Computed::Some(layers) => layer.is_some_and(|layer| layers.contains(&layer)),
     };
     let levels = |wanted: Option<usize>| -> BTreeMap<String, String> {
-        let planned = plan.projections.iter().filter(|planned| layer_of(planned.slot) == wanted);
+        let planned = plan.projections.iter().filter(|planned| planned.layer() == wanted);
         planned.map(|planned| (name(planned.slot).to_owned(), planned.level.name().to_owned())).collect()
     };
     let entry = |layer: Option<usize>, kv: Option<&KvDtype>| {
@@ -51,7 +51,7 @@ pub(super) fn planned(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<Kernel
     }
     let of = |layer: Option<usize>| entries.iter().find(|entry| entry.layer == layer);
     for planned in &mut plan.projections {
-        let entry = of(layer_of(planned.slot))?;
+        let entry = of(planned.layer())?;
         if entry.is_standard() {
             continue;
         }
@@ -63,13 +63,6 @@ pub(super) fn planned(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<Kernel
         *kv = [KvDtype::F32, KvDtype::F16].into_iter().find(|known| known.name() == named)?;
     }
     Some(plan)
-}
-
-fn layer_of(slot: Slot) -> Option<usize> {
-    match slot {
-        Slot::Layer(layer, _) => Some(layer),
-        Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => None,
-    }
 }
 
 /// What Hugging Face checkpoints call it.

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::divergence::{Divergence, null_is_nan, nulls_are_nan};
+use super::precision::Precision;
 use super::prescreen::Predicted;
+use crate::divergence::{Divergence, null_is_nan, nulls_are_nan};
 use crate::executor::ActiveKernels;
 
 /// Loss from which a text was not understood: this share of what knowing nothing gives.
@@ -52,6 +53,8 @@ pub struct CompatReport {
     pub version: String,
     /// Instruction set of the fused kernels.
     pub isa: String,
+    /// How close to f32 the plan had to be; `None` if nothing was measured.
+    pub precision: Option<Precision>,
     /// The verdict; of the weights alone if nothing was measured.
     pub status: Status,
     /// From 0 to 1.
@@ -111,8 +114,12 @@ impl CompatReport {
 /// Measurements over some tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Tokens of the sequence that every run read.
+    /// Positions that the verdict rests on.
     pub tokens: usize,
+    /// Whether that is more than it takes where nothing is in doubt.
+    pub more_than_usual: bool,
+    /// What positions beyond those of the first measurement were compared with.
+    pub beyond_first: String,
     /// Whether they are text; otherwise random ids, whose loss says nothing.
     pub text: bool,
     /// Mean negative log-likelihood of the next token in the true run, in nats.
@@ -128,13 +135,17 @@ pub struct Measured {
     pub seconds: f64,
 }
 
-/// Tokens per second of one sequence that decodes: medians.
+/// Tokens per second: medians of one sequence that decodes, and of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
     /// At the fastest level throughout.
     pub fastest_tok_s: f64,
-    /// By the plan that `auto` picks.
+    /// By the plan.
     pub plan_tok_s: f64,
+    /// Of a prompt, at the fastest level throughout.
+    pub fastest_prefill_tok_s: f64,
+    /// Of a prompt, by the plan.
+    pub plan_prefill_tok_s: f64,
 }
 
 impl Measured {

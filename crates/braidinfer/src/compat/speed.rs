@@ -11,7 +11,10 @@ use crate::executor::{Batch, Executor, NoProbe, SequenceSlice};
 const REPETITIONS: usize = 5;
 const TOKENS: usize = 4;
 
-/// Decodes by both plans in turn. The executor is left with the second one.
+/// Tokens of a prompt.
+const PROMPT: usize = 128;
+
+/// Decodes and reads a prompt by both plans in turn. The executor is left with the second one.
 pub(super) fn compare(fused: &mut FusedExecutor, fastest: &KernelPlan, plan: &KernelPlan) -> Result<Option<Speed>> {
     // Some tokens stand before those that are timed.
     let tokens = 2 * TOKENS;
@@ -19,36 +22,43 @@ pub(super) fn compare(fused: &mut FusedExecutor, fastest: &KernelPlan, plan: &Ke
     if fastest == plan || storage.capacity() < tokens {
         return Ok(None);
     }
-    let mut times = [Vec::new(), Vec::new()];
+    let prompt = PROMPT.min(storage.capacity());
+    let mut decoding = [Vec::new(), Vec::new()];
+    let mut prefill = [Vec::new(), Vec::new()];
     for _ in 0..REPETITIONS {
-        for (plan, times) in [fastest, plan].into_iter().zip(&mut times) {
+        for (index, plan) in [fastest, plan].into_iter().enumerate() {
             fused.set_plan(plan.clone())?;
-            decode(fused, 0..TOKENS)?;
+            for position in 0..TOKENS {
+                read(fused, position..position + 1)?;
+            }
             let started = Instant::now();
-            decode(fused, TOKENS..tokens)?;
-            times.push(started.elapsed().as_secs_f64());
+            for position in TOKENS..tokens {
+                read(fused, position..position + 1)?;
+            }
+            decoding[index].push(started.elapsed().as_secs_f64());
+            let started = Instant::now();
+            read(fused, 0..prompt)?;
+            prefill[index].push(started.elapsed().as_secs_f64());
         }
     }
-    let [fastest_tok_s, plan_tok_s] = times.map(|mut times| {
+    let rate = |tokens: usize, mut times: Vec<f64>| {
         times.sort_by(f64::total_cmp);
-        TOKENS as f64 / times[REPETITIONS / 2].max(f64::MIN_POSITIVE)
-    });
-    Ok(Some(Speed { fastest_tok_s, plan_tok_s }))
+        tokens as f64 / times[REPETITIONS / 2].max(f64::MIN_POSITIVE)
+    };
+    let [fastest_tok_s, plan_tok_s] = decoding.map(|times| rate(TOKENS, times));
+    let [fastest_prefill_tok_s, plan_prefill_tok_s] = prefill.map(|times| rate(prompt, times));
+    Ok(Some(Speed { fastest_tok_s, plan_tok_s, fastest_prefill_tok_s, plan_prefill_tok_s }))
 }
 
-/// Reads token 0 at some positions, one at a time.
-fn decode(fused: &mut FusedExecutor, positions: std::ops::Range<usize>) -> Result<()> {
-    let blocks = positions.end.div_ceil(fused.kv_cache().block_size) as u32;
-    for position in positions {
-        let slice = SequenceSlice {
-            query_len: 1,
-            context_len: position,
-            rope_len: position + 1,
-            block_table: (0..blocks).collect(),
-        };
-        let mut batch = Batch::default();
-        batch.push(&[0], slice, 1);
-        fused.forward(&batch, &mut NoProbe)?;
-    }
-    Ok(())
+/// Reads token 0 at some positions at once, and asks for what follows the last.
+fn read(fused: &mut FusedExecutor, positions: std::ops::Range<usize>) -> Result<()> {
+    let slice = SequenceSlice {
+        query_len: positions.len(),
+        context_len: positions.start,
+        rope_len: positions.end,
+        block_table: (0..positions.end.div_ceil(fused.kv_cache().block_size) as u32).collect(),
+    };
+    let mut batch = Batch::default();
+    batch.push(&vec![0; positions.len()], slice, 1);
+    fused.forward(&batch, &mut NoProbe).map(drop)
 }

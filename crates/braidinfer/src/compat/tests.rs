@@ -9,15 +9,20 @@ use braidinfer_kernels::NumericLevel;
 use braidinfer_model::quantization::FileType;
 use braidinfer_model::{Dtype, LayerSlot, ModelSource, Param, Slot};
 use half::bf16;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_pcg::Pcg64;
 
-use super::measure::{Truth, sequences};
-use super::probe_text::probe_ids;
-use super::{CompatReport, RunKind, Status, Thoroughness, VerdictCache};
+use super::batches;
+use super::measure::Truth;
+use super::passages::Passages;
+use super::{CompatReport, Precision, RunKind, Status, Thoroughness, VerdictCache};
 use crate::executor::fused::KernelPlan;
 use crate::executor::fused::planted::Planted;
 use crate::executor::standard::ComputeDtype;
 use crate::executor::{ActiveKernels, Executor, Kernels, KvDtype};
 use crate::loading::{LoadOptions, ModelParts};
+use crate::quantize::quantize_weights;
 
 fn fixture(name: &str) -> ModelSource {
     let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models");
@@ -26,14 +31,53 @@ fn fixture(name: &str) -> ModelSource {
 
 /// The verdict with a fault in the fused kernels; `spoil` may replace weights that only they read.
 fn check(name: &str, quantize: Option<FileType>, planted: Option<Planted>, spoil: fn(&mut ModelParts)) -> CompatReport {
-    let options = LoadOptions { quantize, ..LoadOptions::default() };
-    let open = || ModelParts::open(&fixture(name), &options, &|_, _| {}).expect("the fixture opens");
+    check_seed(0, name, quantize, planted, spoil)
+}
+
+/// The same on the weights in another order, which is another model of the same kind; seed 0 leaves them as they are.
+fn check_seed(
+    seed: u64,
+    name: &str,
+    quantize: Option<FileType>,
+    planted: Option<Planted>,
+    spoil: fn(&mut ModelParts),
+) -> CompatReport {
+    let options = LoadOptions::default();
+    let open = || {
+        let mut parts = ModelParts::open(&fixture(name), &options, &|_, _| {}).expect("the fixture opens");
+        shuffle(&mut parts, seed);
+        if let Some(file_type) = quantize {
+            quantize_weights(&parts.spec, &mut parts.weights, file_type, &|_, _| {}).expect("weights can be quantized");
+        }
+        parts
+    };
     let (parts, mut spoiled) = (open(), open());
     spoil(&mut spoiled);
     let mut fused = spoiled.fused(&options, &|_, _| {}).expect("the weights can be packed");
     fused.planted = planted;
-    parts.subject().check(&mut fused, Thoroughness::Normal).expect("the check runs")
+    parts.subject().check(&mut fused, Thoroughness::Normal, Precision::Auto).expect("the check runs")
 }
+
+/// Puts the entries of each matrix in another order.
+fn shuffle(parts: &mut ModelParts, seed: u64) {
+    if seed == 0 {
+        return;
+    }
+    let mut rng = Pcg64::seed_from_u64(seed);
+    let slots: Vec<(Slot, Param)> = parts.weights.iter().map(|(slot, param, _)| (slot, param)).collect();
+    for (slot, param) in slots {
+        let view = parts.weights.get(slot, param).expect("it was listed");
+        if view.shape.len() == 2 && view.dtype == Dtype::BF16 {
+            let mut values: Vec<[u8; 2]> = view.data.as_chunks().0.to_vec();
+            values.shuffle(&mut rng);
+            let data: Vec<u8> = values.into_flattened();
+            parts.weights.replace(slot, param, Dtype::BF16, Arc::from(data));
+        }
+    }
+}
+
+/// Seeds of the models that faults of arithmetic are planted in.
+const SEEDS: [u64; 3] = [0, 41, 42];
 
 /// Layer and activation of the first fault.
 fn found(report: &CompatReport) -> Option<(usize, &str)> {
@@ -48,8 +92,8 @@ fn without_a_fault_nothing_is_found() {
 
 #[test]
 fn sums_rounded_to_bf16_are_found_in_their_layer() {
-    for quantize in [None, Some(FileType::Q8_0)] {
-        let report = check("llama-yarn", quantize, Some(Planted::SumsInBf16 { layer: 1 }), |_| {});
+    for (seed, quantize) in SEEDS.into_iter().flat_map(|seed| [(seed, None), (seed, Some(FileType::Q8_0))]) {
+        let report = check_seed(seed, "llama-yarn", quantize, Some(Planted::SumsInBf16 { layer: 1 }), |_| {});
         assert_eq!((report.status, found(&report)), (Status::Incompatible, Some((1, "attn.q"))), "{}", report.reason);
         // The other layers are right, so that they stay fused.
         assert_eq!(report.kernels(), ActiveKernels::Mixed);
@@ -71,9 +115,9 @@ fn a_verdict_for_some_layers_is_run_as_it_says() {
     let options = LoadOptions { verdicts: Some(folder.path().to_owned()), ..LoadOptions::default() };
     let mut parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
     let mut fused = parts.fused(&options, &|_, _| {}).expect("the weights can be packed");
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused);
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, Precision::Auto);
     fused.planted = Some(Planted::SumsInBf16 { layer: 1 });
-    let report = parts.subject().check(&mut fused, Thoroughness::Brief).expect("the check runs");
+    let report = parts.subject().check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
     cache.write(&report).expect("the verdict can be kept");
     let loaded = parts.load(&options, &|_, _| {}).expect("auto loads the model");
     assert_eq!(loaded.executor.report().kernels, ActiveKernels::Mixed);
@@ -89,15 +133,23 @@ fn a_verdict_for_some_layers_is_run_as_it_says() {
 
 #[test]
 fn keys_in_bf16_are_found_on_the_extreme_model() {
-    let report = check("qwen3-extreme", None, Some(Planted::KeysInBf16), |_| {});
-    assert_eq!((report.status, found(&report)), (Status::Incompatible, Some((0, "attn.heads"))), "{}", report.reason);
+    for seed in SEEDS {
+        let report = check_seed(seed, "qwen3-extreme", None, Some(Planted::KeysInBf16), |_| {});
+        let expected = (Status::Incompatible, Some((0, "attn.heads")));
+        assert_eq!((report.status, found(&report)), expected, "seed {seed}: {}", report.reason);
+    }
 }
 
 #[test]
 fn scores_out_of_range_are_found_in_their_layer() {
-    let report = check("qwen3-bias", None, Some(Planted::ScoreOverflow { layer: 1 }), |_| {});
-    assert_eq!((report.status, found(&report)), (Status::Incompatible, Some((1, "attn.heads"))), "{}", report.reason);
-    assert_eq!(report.score, 0.0);
+    let overflowing = |seed| check_seed(seed, "qwen3-bias", None, Some(Planted::ScoreOverflow { layer: 1 }), |_| {});
+    for seed in SEEDS {
+        let report = overflowing(seed);
+        let expected = (Status::Incompatible, Some((1, "attn.heads")));
+        assert_eq!((report.status, found(&report)), expected, "seed {seed}: {}", report.reason);
+        assert_eq!(report.score, 0.0);
+    }
+    let report = overflowing(0);
     // A verdict is kept and found again, whatever it says.
     let text = serde_json::to_string(&report).expect("reports are JSON");
     let read: CompatReport = serde_json::from_str(&text).expect("and can be read");
@@ -108,7 +160,7 @@ fn scores_out_of_range_are_found_in_their_layer() {
 
 #[test]
 fn a_transposed_scale_is_found_in_its_layer() {
-    let report = check("llama-yarn", Some(FileType::Q8_0), None, |parts| {
+    let swap_scales = |parts: &mut ModelParts| {
         let slot = Slot::Layer(1, LayerSlot::UpProj);
         let view = parts.weights.get(slot, Param::Weight).expect("the projection exists");
         assert_eq!(view.dtype, Dtype::Q8_0);
@@ -118,12 +170,13 @@ fn a_transposed_scale_is_found_in_its_layer() {
         let (first, second) = data.split_at_mut(block);
         first[..2].swap_with_slice(&mut second[..2]);
         parts.weights.replace(slot, Param::Weight, Dtype::Q8_0, Arc::from(data));
-    });
-    assert_eq!((report.status, found(&report)), (Status::Incompatible, Some((1, "ffn.out"))), "{}", report.reason);
+    };
+    for seed in SEEDS {
+        let report = check_seed(seed, "llama-yarn", Some(FileType::Q8_0), None, swap_scales);
+        let expected = (Status::Incompatible, Some((1, "ffn.out")));
+        assert_eq!((report.status, found(&report)), expected, "seed {seed}: {}", report.reason);
+    }
 }
-
-/// Tokens that every rounding is measured on.
-const TOKENS: usize = 96;
 
 /// What is rounded in a run, and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +193,7 @@ enum Rounded {
     Everything,
 }
 
-const ROUNDINGS: [(&str, Rounded); 8] = [
+const ROUNDINGS: [(&str, Rounded); 9] = [
     ("sums in another order, operations fused (K/V f32)", Rounded::Sums),
     ("keys and values stored in f32", Rounded::Keys(KvDtype::F32)),
     ("keys and values stored in f16", Rounded::Keys(KvDtype::F16)),
@@ -149,6 +202,10 @@ const ROUNDINGS: [(&str, Rounded); 8] = [
     (
         "activations of products in 8 bits (q8_0 weights, from their own truth)",
         Rounded::Activations(NumericLevel::Int8, Some(FileType::Q8_0)),
+    ),
+    (
+        "activations of products in 16 bits (the same weights)",
+        Rounded::Activations(NumericLevel::Int16, Some(FileType::Q8_0)),
     ),
     ("weights in q8_0", Rounded::Weights(FileType::Q8_0)),
     ("all activations in bf16, K/V f16: the checkpoint's own type", Rounded::Everything),
@@ -179,12 +236,13 @@ fn cost(rounded: Rounded, limit: Option<f32>) -> f64 {
     };
     let parts = extreme(quantize, limit);
     let mut fused = parts.fused(&options, &|_, _| {}).expect("the weights can be packed");
-    let ids = probe_ids(None, parts.spec.vocab_size, TOKENS).expect("ids can be drawn").ids;
+    let passages = Passages::new(None, None, parts.spec.vocab_size).expect("ids can be drawn");
     let storage = fused.kv_cache();
+    let batch = batches::first(&passages, &parts.spec, storage, Thoroughness::Normal);
     let exact = fused.plan().exact();
     let subject = parts.subject();
     let mut standard = subject.standard(ComputeDtype::F32, storage).expect("standard kernels run");
-    let (truth, _) = Truth::observe(&mut standard, &mut fused, &[&exact], sequences(&ids, storage)).expect("it runs");
+    let (truth, _) = Truth::observe(&mut standard, &mut fused, &[&exact], batch).expect("it runs");
     let run = match rounded {
         Rounded::Weights(file_type) => {
             let parts = extreme(Some(file_type), limit);
@@ -210,7 +268,7 @@ fn planned(mut plan: KernelPlan, rounded: Rounded) -> KernelPlan {
         Rounded::Activations(level, _) => {
             // What has another type, such as rows that are no whole blocks, stays exact.
             let stored = |dtype: Dtype| match level {
-                NumericLevel::Int8 => dtype.is_quantized(),
+                NumericLevel::Int8 | NumericLevel::Int16 => dtype.is_quantized(),
                 _ => dtype == Dtype::BF16,
             };
             for planned in plan.projections.iter_mut().filter(|planned| stored(planned.dtype)) {

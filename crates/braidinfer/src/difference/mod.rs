@@ -8,7 +8,7 @@ pub use self::transcript::{
     NamedToken, Parting, PromptTranscripts, SpokenToken, Transcript, TranscriptDifference, spelled,
 };
 
-use crate::compat::Divergence;
+use crate::divergence::Divergence;
 use crate::engine::SamplingParams;
 use crate::llm::{Llm, Prompt};
 use crate::{Error, Result};

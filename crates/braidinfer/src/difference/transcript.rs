@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::compat::log_softmax;
+use crate::divergence::log_softmax;
 use crate::engine::{FinishReason, SamplingParams};
 use crate::llm::{Llm, Prompt};
 use crate::text::Tokenizer;

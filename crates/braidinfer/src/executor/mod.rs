@@ -180,6 +180,16 @@ impl Logits {
         self.values.len() / self.vocab_size
     }
 
+    /// All rows, `[rows][vocab_size]`.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Logits of a row.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
     /// One row, `[vocab_size]`.
     pub fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.vocab_size..(row + 1) * self.vocab_size]

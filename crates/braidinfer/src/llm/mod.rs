@@ -6,6 +6,7 @@ mod model_text;
 mod shadow;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
@@ -16,7 +17,7 @@ use crate::engine::{
     SamplingParams, SequenceId, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
-use crate::executor::{ActiveKernels, Batch, Executor, NoProbe, SequenceSlice};
+use crate::executor::{ActiveKernels, Batch, Executor, Logits, NoProbe, SequenceSlice};
 use crate::loading::{BLOCK_SIZE, LoadOptions, Loaded, ModelParts};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::{Error, Result};
@@ -365,22 +366,26 @@ impl Llm {
         if ids.is_empty() {
             return Err(Error::bad_request("ids", "at least one token", "none"));
         }
-        let block_table: Vec<u32> = (0..ids.len().div_ceil(BLOCK_SIZE) as u32).collect();
         let mut rows = Vec::new();
         for start in (0..ids.len()).step_by(MAX_BATCHED_TOKENS) {
-            let chunk = &ids[start..ids.len().min(start + MAX_BATCHED_TOKENS)];
-            let last = start + chunk.len() == ids.len();
-            let slice = SequenceSlice {
-                query_len: chunk.len(),
-                context_len: start,
-                rope_len: ids.len(),
-                block_table: block_table.clone(),
-            };
-            let mut batch = Batch::default();
-            batch.push(chunk, slice, if all { chunk.len() } else { usize::from(last) });
-            let logits = self.engine.executor_mut().forward(&batch, &mut NoProbe)?;
+            let step = start..ids.len().min(start + MAX_BATCHED_TOKENS);
+            let wanted = if all { step.len() } else { usize::from(step.end == ids.len()) };
+            let logits = self.read_step(ids, step, wanted)?;
             rows.extend((0..logits.rows()).map(|row| logits.row(row).to_vec()));
         }
         Ok(rows)
+    }
+
+    /// Reads a step of `ids`, whose tokens before it were read in the steps before; the logits of its last `wanted` tokens.
+    pub(crate) fn read_step(&mut self, ids: &[u32], step: Range<usize>, wanted: usize) -> Result<Logits> {
+        let slice = SequenceSlice {
+            query_len: step.len(),
+            context_len: step.start,
+            rope_len: ids.len(),
+            block_table: (0..ids.len().div_ceil(BLOCK_SIZE) as u32).collect(),
+        };
+        let mut batch = Batch::default();
+        batch.push(&ids[step], slice, wanted);
+        self.engine.executor_mut().forward(&batch, &mut NoProbe)
     }
 }

@@ -3,7 +3,7 @@
 use braidinfer_model::{DecoderSpec, Weights};
 
 use crate::Result;
-use crate::compat::Divergence;
+use crate::divergence::Divergence;
 use crate::engine::Tap;
 use crate::executor::standard::{ComputeDtype, StandardStream};
 use crate::executor::{Batch, LayerByLayer, Layers, NoProbe, SequenceSlice};

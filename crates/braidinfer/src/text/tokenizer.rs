@@ -156,6 +156,11 @@ impl Tokenizer {
         self.eos_token.as_deref()
     }
 
+    /// The token that stands before every text, if there is one.
+    pub fn first_token(&self) -> Option<u32> {
+        self.first_token
+    }
+
     /// The id of a token by its spelling.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         match &self.backend {

@@ -145,7 +145,7 @@ impl ValidationReport {
             return Ok(());
         }
         let mut fused = parts.fused(options, progress)?;
-        let compat = parts.subject().check(&mut fused, thoroughness)?;
+        let compat = parts.subject().check(&mut fused, thoroughness, options.precision)?;
         self.findings.extend(kernels(&compat));
         let answers = samples::answer(source, options, parts, fused, &compat, progress)?;
         self.findings.extend(answers.findings);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::machine::Machine;
 use super::measure::Spread;
 use super::plan::{Case, Plan};
-use super::report::{CASE_HEADER, Options, Report, ResultRow, align_right, case_cells, new_table, number};
+use super::report::{CASE_HEADER, Options, Report, ResultRow, align_right, case_cells, new_table, number, spelled};
 
 /// Largest file that is read; reports have some kilobytes.
 const MOST_BYTES: u64 = 16 << 20;
@@ -41,7 +41,7 @@ impl Baseline {
         let file = path.display().to_string();
         let saved = parse(path).with_context(|| file.clone())?;
         let planned = |row: &ResultRow| {
-            plan.cases.contains(&row.case) && plan.kernels.iter().any(|kernels| kernels.as_str() == row.kernels)
+            plan.cases.contains(&row.case) && plan.kernels.iter().any(|kernels| spelled(kernels) == row.kernels)
         };
         if !saved.results.iter().any(planned) {
             bail!("{file}: expected a result with the same kernels, batch, depth and tokens as now, found none");

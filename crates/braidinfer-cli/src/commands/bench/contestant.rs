@@ -19,6 +19,8 @@ const SEED: u64 = 0;
 
 /// A model and the tokens it reads.
 pub struct Contestant {
+    /// Of its kernels, as they are asked for.
+    name: String,
     llm: Llm,
     /// Makes prompts that were never read before.
     rng: Pcg64,
@@ -33,6 +35,8 @@ pub struct Contestant {
 
 /// What is left to say when the model is gone.
 pub struct Described {
+    /// Of its kernels, as they are asked for.
+    pub name: String,
     pub spec: DecoderSpec,
     pub executor: ExecutorReport,
     /// Tokens of a prompt that one step has room for.
@@ -47,7 +51,7 @@ pub struct Described {
 
 impl Contestant {
     /// Loads the model, reads one prompt, and the contexts that cases begin after.
-    pub fn open(source: &ModelSource, options: &LoadOptions, plan: &Plan) -> anyhow::Result<Self> {
+    pub fn open(source: &ModelSource, name: String, options: &LoadOptions, plan: &Plan) -> anyhow::Result<Self> {
         let memory = PeakMemory::begin();
         let started = Instant::now();
         let llm = model::load(source, options)?;
@@ -56,7 +60,7 @@ impl Contestant {
         let mut rng = Pcg64::seed_from_u64(SEED);
         let ids = random_ids(&mut rng, llm.spec().vocab_size, plan.max_depth());
         let (first_token, peak_memory, readings) = (Duration::ZERO, None, Vec::new());
-        let mut contestant = Self { llm, rng, ids, load, first_token, peak_memory, readings };
+        let mut contestant = Self { name, llm, rng, ids, load, first_token, peak_memory, readings };
         contestant.first_token = load + contestant.prefill(plan.prompt_tokens)?;
         contestant.peak_memory = memory.and_then(PeakMemory::end);
         contestant.read_contexts(plan)?;
@@ -69,6 +73,7 @@ impl Contestant {
 
     pub fn described(&self) -> Described {
         Described {
+            name: self.name.clone(),
             spec: self.llm.spec().clone(),
             executor: self.llm.executor().report(),
             step_tokens: self.llm.max_batched_tokens(),

@@ -11,6 +11,7 @@ mod save;
 
 use std::process::ExitCode;
 
+use braidinfer::compat::Precision;
 use braidinfer::executor::{DeviceChoice, Kernels};
 use braidinfer::model::{ModelSource, Weights, describe};
 use braidinfer::{Llm, LoadOptions};
@@ -20,8 +21,8 @@ use self::contestant::{Contestant, Described};
 use self::machine::{Ceilings, Machine};
 use self::measure::{Sample, measure};
 use self::plan::Plan;
-use self::report::{ExecutorRow, Options, Report};
-use crate::args::BenchArgs;
+use self::report::{ExecutorRow, Options, Report, spelled};
+use crate::args::{BenchArgs, BenchKernels};
 use crate::{model, output};
 
 /// Exit code when something became slower than the baseline.
@@ -74,8 +75,8 @@ fn measure_all(
     plan: &Plan,
 ) -> anyhow::Result<(Vec<Sample>, Vec<Described>)> {
     let mut contestants = Vec::new();
-    for options in options {
-        contestants.push(Contestant::open(source, options, plan)?);
+    for (options, kernels) in options.iter().zip(&plan.kernels) {
+        contestants.push(Contestant::open(source, spelled(kernels), options, plan)?);
     }
     print_notes(contestants.iter().map(Contestant::llm));
     let samples = measure(&mut contestants, plan)?;
@@ -103,9 +104,16 @@ fn weights_name(source: &ModelSource, args: &BenchArgs) -> anyhow::Result<String
     Ok(weights.dtype().to_string())
 }
 
-fn load_options(kernels: Kernels, args: &BenchArgs, plan: &Plan) -> anyhow::Result<LoadOptions> {
+fn load_options(measured: BenchKernels, args: &BenchArgs, plan: &Plan) -> anyhow::Result<LoadOptions> {
+    let (kernels, precision) = match measured {
+        BenchKernels::Standard => (Kernels::Standard, Precision::Auto),
+        BenchKernels::Fused => (Kernels::Fused, Precision::Fast),
+        BenchKernels::Auto => (Kernels::Auto, Precision::Auto),
+        BenchKernels::Exact => (Kernels::Auto, Precision::Exact),
+    };
     let options = model::options(kernels, &args.computing)?;
     Ok(LoadOptions {
+        precision,
         context: Some(plan.context),
         // One more, so that prompts that are read in between leave the contexts of all sequences where they are.
         max_sequences: plan.max_batch() + 1,
@@ -114,7 +122,7 @@ fn load_options(kernels: Kernels, args: &BenchArgs, plan: &Plan) -> anyhow::Resu
         // Random weights repeat themselves, and what can be looked up says nothing of what kernels can do.
         prompt_lookup: false,
         // That is measured whatever a check would say of it.
-        force: true,
+        force: measured == BenchKernels::Fused,
         ..options
     })
 }

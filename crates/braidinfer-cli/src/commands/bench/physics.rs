@@ -113,6 +113,7 @@ mod tests {
         let time = Duration::ZERO;
         let spec = description.spec;
         Described {
+            name: "fused".into(),
             spec,
             executor,
             step_tokens: 512,

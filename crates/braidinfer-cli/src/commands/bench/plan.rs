@@ -3,7 +3,6 @@
 use std::fmt::Debug;
 
 use anyhow::bail;
-use braidinfer::executor::Kernels;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{BenchArgs, BenchKernels};
@@ -60,7 +59,7 @@ impl Case {
 /// All runs.
 #[derive(Debug)]
 pub struct Plan {
-    pub kernels: Vec<Kernels>,
+    pub kernels: Vec<BenchKernels>,
     /// Each is timed on all kernels in turn.
     pub cases: Vec<Case>,
     pub repetitions: usize,
@@ -81,12 +80,8 @@ impl Plan {
         check_distinct("batch", &args.batch)?;
         check_distinct("depth", &args.depth)?;
         check_distinct("kernels", &args.kernels)?;
-        let kernels = args.kernels.iter().map(|kernels| match kernels {
-            BenchKernels::Standard => Kernels::Standard,
-            BenchKernels::Fused => Kernels::Fused,
-        });
         Ok(Self {
-            kernels: kernels.collect(),
+            kernels: args.kernels.clone(),
             cases: cases(args),
             repetitions: args.repetitions,
             prompt_tokens: args.prompt_tokens,

@@ -64,14 +64,14 @@ impl Options {
 }
 
 /// How a value is typed.
-fn spelled(value: &impl ValueEnum) -> String {
+pub fn spelled(value: &impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 /// One kind of kernels.
 #[derive(Debug, Serialize)]
 pub struct ExecutorRow {
-    pub kernels: &'static str,
+    pub kernels: String,
     pub isa: &'static str,
     pub levels: Vec<LevelCount>,
     pub load_ms: f64,
@@ -87,7 +87,7 @@ impl ExecutorRow {
     pub fn new(described: &Described) -> Self {
         let executor = &described.executor;
         Self {
-            kernels: executor.kernels.as_str(),
+            kernels: described.name.clone(),
             isa: executor.isa,
             levels: executor.levels.clone(),
             load_ms: milliseconds(described.load),
@@ -131,7 +131,7 @@ fn result(sample: &Sample, described: &Described, ceilings: Option<&Ceilings>) -
         |ceilings: &Ceilings| Ceilings { read_gb_s: described.read_gb_s.unwrap_or(ceilings.read_gb_s), ..*ceilings };
     let share = ceilings.map(|ceilings| work.share(case, seconds, executor.main_level, &own(ceilings)));
     ResultRow {
-        kernels: executor.kernels.as_str().into(),
+        kernels: described.name.clone(),
         case,
         tok_s: sample.rate,
         gb_s: work.bytes / seconds / 1e9,
@@ -202,10 +202,10 @@ fn results_table(report: &Report) -> Table {
     table
 }
 
-/// The ratio of a fused row to the standard row of the same case.
+/// The ratio of another row to the standard row of the same case.
 fn over_standard(row: &ResultRow, rows: &[ResultRow]) -> Option<f64> {
     let standard = rows.iter().find(|other| other.case == row.case && other.kernels == "standard")?;
-    (row.kernels == "fused").then(|| row.tok_s.median / standard.tok_s.median)
+    (row.kernels != "standard").then(|| row.tok_s.median / standard.tok_s.median)
 }
 
 fn share(row: &ResultRow) -> String {
@@ -223,7 +223,7 @@ fn executors_table(report: &Report) -> Table {
         let levels = row.levels.iter().map(|count| format!("{} {}", count.projections, count.level));
         let levels = levels.collect::<Vec<_>>().join(", ");
         table.add_row([
-            row.kernels.to_owned(),
+            row.kernels.clone(),
             row.isa.to_owned(),
             if levels.is_empty() { "-".into() } else { levels },
             output::size(row.weight_bytes),

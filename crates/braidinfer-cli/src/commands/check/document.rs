@@ -4,6 +4,7 @@ use braidinfer::compat::{
     CompatReport, LayerReport, Measured, NormStatistics, OpError, PlanEntry, Predicted, RunReport, Status,
 };
 
+use braidinfer::divergence::Divergence;
 use braidinfer::executor::ActiveKernels;
 
 use crate::report::{Block, Document, LinePlot, Mood, Series, Verdict, number};
@@ -66,20 +67,25 @@ fn add_summary(document: &mut Document, report: &CompatReport) {
     if let Some(measured) = &report.measured {
         let what = if measured.text { "tokens of text" } else { "random token ids" };
         rows.insert(0, ["measured".into(), format!("{}, score {:.2}", report.status.as_str(), report.score)]);
-        rows.push(["read".into(), format!("{} {what}, in {:.1} s", measured.tokens, measured.seconds)]);
+        let more = if measured.more_than_usual { ", more than usual" } else { "" };
+        rows.push(["read".into(), format!("{} {what}{more}, in {:.1} s", measured.tokens, measured.seconds)]);
+        rows.push(["beyond the first ones, compared with".into(), measured.beyond_first.clone()]);
         rows.push([
             "loss".into(),
             if measured.text { measured.loss_in_words() } else { "says nothing on random ids".into() },
         ]);
     }
     if let Some(speed) = report.measured.as_ref().and_then(|measured| measured.speed) {
-        let kept = format!(
-            "{} of {} tok/s decoding ({:.0} %)",
-            number(speed.plan_tok_s),
-            number(speed.fastest_tok_s),
-            100.0 * speed.plan_tok_s / speed.fastest_tok_s
-        );
-        rows.push(["speed that the plan keeps".into(), kept]);
+        let kept = |what: &str, plan: f64, fastest: f64| {
+            let (share, plan, fastest) = (100.0 * plan / fastest, number(plan), number(fastest));
+            format!("{plan} of {fastest} tok/s {what} ({share:.0} %)")
+        };
+        let decoding = kept("decoding", speed.plan_tok_s, speed.fastest_tok_s);
+        let prompts = kept("of a prompt", speed.plan_prefill_tok_s, speed.fastest_prefill_tok_s);
+        rows.push(["speed that the plan keeps".into(), format!("{decoding}, {prompts}")]);
+    }
+    if let Some(precision) = report.precision {
+        rows.push(["precision".into(), precision.as_str().into()]);
     }
     rows.push(["engine".into(), format!("braidinfer {}, {}", report.version, report.isa)]);
     document.table(["", ""], rows);
@@ -91,15 +97,16 @@ fn add_runs(document: &mut Document, measured: &Measured, detail: bool) {
         let divergence = &run.divergence;
         [
             run.name.clone(),
-            number(divergence.kl_mean),
+            divergence.positions.to_string(),
+            format!("{} ± {}", number(divergence.kl_mean), number(divergence.kl_standard_error)),
             number(divergence.kl_p99),
             number(divergence.kl_max),
-            format!("{:.1} %", 100.0 * divergence.top1_agreement),
+            number(divergence.shift_max),
             divergence.near_ties.to_string(),
-            divergence.disagreements.to_string(),
+            changed(divergence),
         ]
     };
-    let header = ["run", "mean KL", "99 %", "largest", "same top token", "near ties", "others"];
+    let header = ["run", "positions", "mean KL", "99 %", "largest", "margins moved", "near ties", "changed"];
     document.table(header, measured.runs.iter().map(row));
     if detail {
         let series = |values: fn(&RunReport) -> &Vec<f64>| {
@@ -119,6 +126,14 @@ fn add_runs(document: &mut Document, measured: &Measured, detail: bool) {
             series: series(|run| &run.drift),
         });
     }
+}
+
+/// How many tokens changed beyond near ties, and how often that is.
+fn changed(divergence: &Divergence) -> String {
+    let rate = divergence.changed();
+    let percent = |share: f64| format!("{:.1}", 100.0 * share);
+    let count = divergence.disagreements;
+    format!("{count} ({} %, {} to {})", percent(rate.share), percent(rate.low), percent(rate.high))
 }
 
 fn add_layers(document: &mut Document, report: &CompatReport, detail: bool) {

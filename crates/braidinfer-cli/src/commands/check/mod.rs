@@ -4,9 +4,9 @@ pub mod document;
 
 use std::process::ExitCode;
 
-use braidinfer::CheckDepth;
 use braidinfer::compat::{CompatReport, Status};
 use braidinfer::executor::Kernels;
+use braidinfer::{CheckDepth, LoadOptions};
 
 use crate::args::CheckArgs;
 use crate::report::Delivery;
@@ -16,7 +16,8 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.report.output)?;
     model::prepare(&args.computing)?;
     let source = model::source(args.model.as_deref())?;
-    let options = model::options(Kernels::Auto, &args.computing)?;
+    let options =
+        LoadOptions { precision: args.precision.precision.into(), ..model::options(Kernels::Auto, &args.computing)? };
     let measured = CheckDepth::Measured(args.report.thoroughness());
     let depth = if args.static_only { CheckDepth::Static } else { measured };
     let (report, notes) =

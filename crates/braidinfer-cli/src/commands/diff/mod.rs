@@ -5,17 +5,15 @@ mod transcripts;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use braidinfer::Prompt;
 use braidinfer::difference::{Difference, PromptDifference, Side, Transcript, TranscriptDifference};
-use braidinfer::executor::Kernels;
 use braidinfer::validation::{IDS, PROMPTS};
-use braidinfer::{Llm, LoadOptions, Prompt};
-use clap::ValueEnum;
 
 use self::endpoint::Endpoint;
-use crate::args::{ComputingArgs, DiffArgs, DtypeArg, KernelsArg};
+use crate::args::{ComputingArgs, DiffArgs};
+use crate::model;
 use crate::report::{Delivery, Document, LinePlot, Mood, Series, Verdict, number};
-use crate::{model, output};
+use crate::side::Local;
 
 pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.output)?;
@@ -23,8 +21,8 @@ pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
     model::prepare(&args.computing)?;
     let same = match (a, b) {
         (Named::Local(a), Named::Local(b)) => {
-            let first = a.run(&args, None)?;
-            let second = b.run(&args, Some(&first))?;
+            let first = ask(&a, &args, None)?;
+            let second = ask(&b, &args, Some(&first))?;
             let difference = second.difference(&first);
             let document = document(&args, &difference);
             delivery.deliver(&document, &document, &difference)?;
@@ -52,7 +50,7 @@ impl Named {
         if Endpoint::is_meant(text) {
             return Endpoint::open(text).map(Self::Endpoint);
         }
-        Local::parse(text, computing).map(Self::Local)
+        Local::parse_over(text, computing).map(Self::Local)
     }
 
     /// Answers with their probabilities, which is all that an endpoint tells.
@@ -78,53 +76,10 @@ fn prompts(args: &DiffArgs, has_text: bool) -> Vec<Prompt> {
     }
 }
 
-/// A model and how to run it.
-struct Local {
-    model: String,
-    options: LoadOptions,
-}
-
-impl Local {
-    /// `MODEL[,NAME=VALUE]..`, over what holds for both sides.
-    fn parse(text: &str, computing: &ComputingArgs) -> anyhow::Result<Self> {
-        let mut parts = text.split(',');
-        let model = parts.next().unwrap_or_default().to_owned();
-        let (mut kernels, mut computing) = (KernelsArg::Auto, computing.clone());
-        for part in parts {
-            let value = |value: &str| format!("{text}: `{value}`");
-            match part.split_once('=') {
-                Some(("kernels", name)) => {
-                    kernels =
-                        KernelsArg::from_str(name, false).map_err(anyhow::Error::msg).with_context(|| value(name))?;
-                }
-                Some(("dtype", name)) => {
-                    computing.dtype =
-                        DtypeArg::from_str(name, false).map_err(anyhow::Error::msg).with_context(|| value(name))?;
-                }
-                Some(("quantize", name)) => {
-                    computing.quantize = Some(name.parse().map_err(anyhow::Error::msg).with_context(|| value(name))?);
-                }
-                _ => bail!("{text}: expected kernels=, dtype= or quantize= after the model, found `{part}`"),
-            }
-        }
-        let options = model::options(kernels.into(), &computing)?;
-        // Whoever names fused kernels wants to see what they do.
-        let options = LoadOptions { force: options.kernels == Kernels::Fused, ..options };
-        Ok(Self { model, options })
-    }
-
-    fn load(&self) -> anyhow::Result<Llm> {
-        let source = model::source(Some(&self.model))?;
-        let llm = model::load(&source, &self.options)?;
-        llm.notes().iter().for_each(output::note);
-        Ok(llm)
-    }
-
-    fn run(&self, args: &DiffArgs, forced: Option<&Side>) -> anyhow::Result<Side> {
-        let mut llm = self.load()?;
-        let prompts = prompts(args, llm.tokenizer().is_some());
-        Ok(Side::of(&mut llm, &prompts, args.max_tokens, forced)?)
-    }
+fn ask(local: &Local, args: &DiffArgs, forced: Option<&Side>) -> anyhow::Result<Side> {
+    let mut llm = local.load()?;
+    let prompts = prompts(args, llm.tokenizer().is_some());
+    Ok(Side::of(&mut llm, &prompts, args.max_tokens, forced)?)
 }
 
 fn document(args: &DiffArgs, difference: &Difference) -> Document {

@@ -28,6 +28,13 @@ pub(super) enum LayerSlabs {
 }
 
 impl LayerSlabs {
+    fn dtype(&self) -> KvDtype {
+        match self {
+            Self::F32(_) => KvDtype::F32,
+            Self::F16(_) => KvDtype::F16,
+        }
+    }
+
     fn new(dtype: KvDtype) -> Self {
         match dtype {
             KvDtype::F32 => Self::F32(Vec::new()),
@@ -44,6 +51,15 @@ impl KvCache {
         }
         let layers = dtypes.iter().map(|dtype| LayerSlabs::new(*dtype)).collect();
         Ok(Self { config, num_key_value_heads: spec.num_key_value_heads, head_dim: spec.head_dim, layers })
+    }
+
+    /// Stores in other types from now on. Layers whose type stays keep their memory, and what is in it.
+    pub(super) fn set_dtypes(&mut self, dtypes: &[KvDtype]) {
+        for (layer, dtype) in self.layers.iter_mut().zip(dtypes) {
+            if layer.dtype() != *dtype {
+                *layer = LayerSlabs::new(*dtype);
+            }
+        }
     }
 
     pub(super) fn config(&self) -> KvCacheConfig {

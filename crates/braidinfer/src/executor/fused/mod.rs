@@ -75,7 +75,7 @@ impl FusedExecutor {
     ///
     /// Fails on a weight that is not finite, naming tensor and index, and on a block size that is no multiple of 16.
     pub fn load(spec: DecoderSpec, weights: &Weights, options: FusedOptions, progress: LoadProgress) -> Result<Self> {
-        let plan = KernelPlan::fastest(weights, spec.layers.len(), options.coarsest, options.kv_cache.dtype);
+        let plan = KernelPlan::fastest(&spec, weights, options.coarsest, options.kv_cache.dtype);
         let threads = |error| Error::Unsupported(format!("{} threads: {error}", options.threads));
         let mut pool = Pool::new(options.threads).map_err(threads)?;
         let kv_cache = KvCache::new(&spec, options.kv_cache, &plan.kv_dtypes)?;
@@ -102,7 +102,8 @@ impl FusedExecutor {
         &self.plan
     }
 
-    /// Computes by another plan from now on, and forgets the stored keys and values. Weights stay packed as they are.
+    /// Computes by another plan from now on; what was stored of keys and values before is of no use any more. Weights stay
+    /// packed as they are.
     ///
     /// Fails on a plan for another model, or with a level that weights of a type cannot be multiplied at.
     pub fn set_plan(&mut self, plan: KernelPlan) -> Result<()> {
@@ -116,7 +117,7 @@ impl FusedExecutor {
             let found = format!("{} for {} weights in {:?}", planned.level.name(), planned.dtype, planned.slot);
             return Err(Error::bad_request("kernel plan", "a level that its weights can be multiplied at", found));
         }
-        self.kv_cache = KvCache::new(&self.spec, self.kv_cache.config(), &plan.kv_dtypes)?;
+        self.kv_cache.set_dtypes(&plan.kv_dtypes);
         self.rope_history = RopeHistory::new(&self.spec, self.kv_cache.config().block_size);
         self.weights.set_levels(&plan);
         self.plan = plan;

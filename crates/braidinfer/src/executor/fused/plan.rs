@@ -1,7 +1,7 @@
 //! Which numeric level multiplies each projection.
 
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::{Dtype, LayerSlot, Param, Slot, Weights};
+use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, Weights};
 use serde::Serialize;
 
 use crate::executor::KvDtype;
@@ -13,11 +13,21 @@ pub struct PlannedProjection {
     pub slot: Slot,
     /// How its weights are stored.
     pub dtype: Dtype,
+    /// Bytes of its weights in their file.
+    pub bytes: usize,
     /// How activations are rounded for it.
     pub level: NumericLevel,
 }
 
 impl PlannedProjection {
+    /// The layer it belongs to; `None` for the output head.
+    pub fn layer(&self) -> Option<usize> {
+        match self.slot {
+            Slot::Layer(layer, _) => Some(layer),
+            Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => None,
+        }
+    }
+
     /// Whether weights of this type can be multiplied at this level.
     pub(super) fn is_possible(&self) -> bool {
         levels(self.dtype).contains(&self.level)
@@ -31,48 +41,62 @@ pub struct KernelPlan {
     pub projections: Vec<PlannedProjection>,
     /// One for each layer.
     pub kv_dtypes: Vec<KvDtype>,
+    /// Values of a token's keys, over all heads.
+    pub kv_width: usize,
 }
 
 impl KernelPlan {
-    /// The fastest level for every projection of `layers` layers and the output head that is no coarser than `coarsest`.
-    pub fn fastest(weights: &Weights, layers: usize, coarsest: NumericLevel, kv_dtype: KvDtype) -> Self {
-        let projection = |(slot, param, dtype): (Slot, Param, Dtype)| {
+    /// The fastest level for every projection that is no coarser than `coarsest`.
+    pub fn fastest(spec: &DecoderSpec, weights: &Weights, coarsest: NumericLevel, kv_dtype: KvDtype) -> Self {
+        let projection = |(slot, param, dtype, bytes): (Slot, Param, Dtype, usize)| {
             let is_matrix = param == Param::Weight && is_projection(slot);
-            is_matrix.then(|| PlannedProjection { slot, dtype, level: fastest_level(dtype, coarsest) })
+            is_matrix.then(|| PlannedProjection { slot, dtype, bytes, level: fastest_level(dtype, coarsest) })
         };
-        let parameters = weights.iter().map(|(slot, param, view)| (slot, param, view.dtype));
-        Self { projections: parameters.filter_map(projection).collect(), kv_dtypes: vec![kv_dtype; layers] }
+        let parameters = weights.iter().map(|(slot, param, view)| (slot, param, view.dtype, view.data.len()));
+        Self {
+            projections: parameters.filter_map(projection).collect(),
+            kv_dtypes: vec![kv_dtype; spec.layers.len()],
+            kv_width: spec.key_value_width(),
+        }
     }
 
     /// The same with nothing rounded but sums.
     pub fn exact(&self) -> Self {
-        let exact = |planned: &PlannedProjection| PlannedProjection { level: NumericLevel::F32, ..*planned };
-        Self {
-            projections: self.projections.iter().map(exact).collect(),
-            kv_dtypes: vec![KvDtype::F32; self.kv_dtypes.len()],
-        }
+        self.no_coarser(NumericLevel::F32, KvDtype::F32)
     }
 
-    /// Has some projections of a layer multiply activations as they are.
-    pub fn raise_levels(&mut self, layer: usize, which: impl Fn(LayerSlot) -> bool) {
-        for planned in &mut self.projections {
-            if matches!(planned.slot, Slot::Layer(index, slot) if index == layer && which(slot)) {
-                planned.level = NumericLevel::F32;
-            }
+    /// Ever more exact plans, from this one to the exact one: activations in 16 bits where weights are blocks of codes, and
+    /// as they are elsewhere; then keys and values in f32; then all activations as they are.
+    pub fn ladder(&self) -> Vec<Self> {
+        let mut plans = vec![self.clone()];
+        for (level, kv_dtype) in [
+            (NumericLevel::Int16, KvDtype::F16),
+            (NumericLevel::Int16, KvDtype::F32),
+            (NumericLevel::F32, KvDtype::F32),
+        ] {
+            plans.push(self.no_coarser(level, kv_dtype));
         }
+        plans.dedup();
+        plans
     }
 
-    /// Has the output head multiply activations as they are.
-    pub fn raise_head(&mut self) {
-        let head = self.projections.iter_mut().filter(|planned| planned.slot == Slot::LmHead);
-        head.for_each(|planned| planned.level = NumericLevel::F32);
+    /// Levels and storage no coarser than these.
+    fn no_coarser(&self, level: NumericLevel, kv_dtype: KvDtype) -> Self {
+        let mut plan = self.clone();
+        for planned in &mut plan.projections {
+            planned.level =
+                fastest_level(planned.dtype, if planned.level.is_coarser(level) { level } else { planned.level });
+        }
+        if kv_dtype == KvDtype::F32 {
+            plan.kv_dtypes.fill(KvDtype::F32);
+        }
+        plan
     }
 
     /// Whether a layer is computed and stored as in another plan.
     pub fn same_layer(&self, other: &Self, layer: usize) -> bool {
         let of = |plan: &Self| -> Vec<PlannedProjection> {
-            let in_layer =
-                |planned: &&PlannedProjection| matches!(planned.slot, Slot::Layer(index, _) if index == layer);
+            let in_layer = |planned: &&PlannedProjection| planned.layer() == Some(layer);
             plan.projections.iter().filter(in_layer).copied().collect()
         };
         self.kv_dtypes.get(layer) == other.kv_dtypes.get(layer) && of(self) == of(other)
@@ -125,6 +149,6 @@ fn levels(dtype: Dtype) -> &'static [NumericLevel] {
 
 /// The coarsest level that is no coarser than `coarsest`.
 fn fastest_level(dtype: Dtype, coarsest: NumericLevel) -> NumericLevel {
-    let allowed = |level: &&NumericLevel| **level as usize <= coarsest as usize;
+    let allowed = |level: &&NumericLevel| !level.is_coarser(coarsest);
     levels(dtype).iter().rfind(allowed).copied().unwrap_or(NumericLevel::F32)
 }

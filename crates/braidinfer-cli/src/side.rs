@@ -1,0 +1,73 @@
+//! A model and how to run it, as one argument.
+
+use anyhow::{Context, bail};
+use braidinfer::compat::Precision;
+use braidinfer::executor::Kernels;
+use braidinfer::{Llm, LoadOptions};
+use clap::ValueEnum;
+
+use crate::args::{ComputingArgs, DtypeArg, KernelsArg, PrecisionArg};
+use crate::{model, output};
+
+/// What can be said of how to run a model.
+const WAYS: [&str; 4] = ["kernels", "precision", "dtype", "quantize"];
+
+/// A model and how to run it.
+pub struct Local {
+    pub model: String,
+    pub options: LoadOptions,
+}
+
+impl Local {
+    /// `MODEL[,NAME=VALUE]..`.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        Self::parse_over(text, &ComputingArgs::default())
+    }
+
+    /// Another side, as one of its own or as another way to run this model: `NAME=VALUE[,NAME=VALUE]..`.
+    pub fn other(&self, text: &str) -> anyhow::Result<Self> {
+        let is_way = text.split(',').all(|part| part.split_once('=').is_some_and(|(name, _)| WAYS.contains(&name)));
+        if is_way { Self::parse(&format!("{},{text}", self.model)) } else { Self::parse(text) }
+    }
+
+    /// `MODEL[,NAME=VALUE]..`, over what holds for both sides.
+    pub fn parse_over(text: &str, computing: &ComputingArgs) -> anyhow::Result<Self> {
+        let mut parts = text.split(',');
+        let model = parts.next().unwrap_or_default().to_owned();
+        let (mut kernels, mut precision, mut computing) = (KernelsArg::Auto, None, computing.clone());
+        for part in parts {
+            match part.split_once('=') {
+                Some(("kernels", name)) => kernels = value(text, name)?,
+                Some(("precision", name)) => precision = Some(value::<PrecisionArg>(text, name)?),
+                Some(("dtype", name)) => computing.dtype = value::<DtypeArg>(text, name)?,
+                Some(("quantize", name)) => {
+                    let quantize = name.parse().map_err(anyhow::Error::msg);
+                    computing.quantize = Some(quantize.with_context(|| format!("{text}: `{name}`"))?);
+                }
+                _ => {
+                    bail!("{text}: expected kernels=, precision=, dtype= or quantize= after the model, found `{part}`")
+                }
+            }
+        }
+        if precision.is_some() && kernels == KernelsArg::Standard {
+            bail!("{text}: expected precision= with fused kernels only, found kernels=standard");
+        }
+        let options = model::options(kernels.into(), &computing)?;
+        // Whoever names fused kernels wants to see what they do.
+        let force = options.kernels == Kernels::Fused && precision.is_none();
+        let precision = precision.map_or(Precision::Auto, Precision::from);
+        Ok(Self { model, options: LoadOptions { force, precision, ..options } })
+    }
+
+    /// Opens it, and prints what there is to know.
+    pub fn load(&self) -> anyhow::Result<Llm> {
+        let source = model::source(Some(&self.model))?;
+        let llm = model::load(&source, &self.options)?;
+        llm.notes().iter().for_each(output::note);
+        Ok(llm)
+    }
+}
+
+fn value<T: ValueEnum>(text: &str, name: &str) -> anyhow::Result<T> {
+    T::from_str(name, false).map_err(anyhow::Error::msg).with_context(|| format!("{text}: `{name}`"))
+}

@@ -1,0 +1,137 @@
+//! `braidinfer perplexity`.
+
+mod support;
+
+use std::fs;
+
+use serde_json::Value;
+use support::{braidinfer, model, output, refuse, stdout, succeed, succeed_json};
+
+fn path(name: &str) -> String {
+    model(name).display().to_string()
+}
+
+/// The built-in model, which has a tokenizer.
+fn demo() -> String {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/demo-model").to_owned()
+}
+
+fn number(report: &Value, name: &str) -> f64 {
+    report[name].as_f64().unwrap_or_else(|| panic!("{name}: {report}"))
+}
+
+/// Ids of a text, as they are typed.
+fn ids(count: usize) -> String {
+    (0..count).map(|index| (index * 37 % 251).to_string()).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn it_is_that_of_the_logits_of_every_chunk() {
+    let (model, context) = (path("llama"), 16);
+    let text = ids(2 * context + 5);
+    let found = succeed_json(["perplexity", &model, "--ids", &text, "--context", "16", "--json"]);
+    // The same by hand: the second half of each chunk, without the token that nothing follows.
+    let all: Vec<usize> = text.split(',').map(|id| id.parse().expect("it is an id")).collect();
+    let mut losses = Vec::new();
+    for chunk in all.chunks_exact(context) {
+        let typed = chunk.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+        let logits = succeed_json(["logits", &model, "--ids", &typed, "--all", "--json", "--kernels", "standard"]);
+        for position in context / 2..context - 1 {
+            let row: Vec<f64> = serde_json::from_value(logits["logits"][position].clone()).expect("a row of numbers");
+            let sum: f64 = row.iter().map(|logit| logit.exp()).sum();
+            losses.push(sum.ln() - row[chunk[position + 1]]);
+        }
+    }
+    let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!((number(&found, "perplexity") / mean.exp() - 1.0).abs() < 1e-3, "{found}, {}", mean.exp());
+    assert_eq!((found["chunks"].as_u64(), found["positions"].as_u64()), (Some(2), Some(14)));
+    assert_eq!((found["tokens"].as_u64(), &found["against"]), (Some(37), &Value::Null));
+}
+
+#[test]
+fn another_way_to_run_a_model_is_compared_token_by_token() {
+    let against = |side: &str, other: &str| {
+        succeed_json(["perplexity", side, "--against", other, "--context", "64", "--json"])["against"].clone()
+    };
+    let model = demo();
+    let itself = against(&format!("{model},kernels=standard"), "kernels=standard");
+    assert_eq!((itself["kl_mean"].as_f64(), itself["top1_agreement"].as_f64()), (Some(0.0), Some(1.0)));
+    let exact = against(&format!("{model},precision=exact"), "kernels=standard");
+    assert!(number(&exact, "kl_mean") < 1e-6, "{exact}");
+    let quantized = against(&format!("{model},quantize=q4_0,precision=exact"), "kernels=standard");
+    assert!(number(&quantized, "kl_mean") > 1e-4, "{quantized}");
+    assert!(number(&quantized, "kl_median") < number(&quantized, "kl_max"));
+}
+
+#[test]
+fn people_read_a_table() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let text = folder.path().join("text.txt");
+    fs::write(&text, "Once upon a time there was a little girl. ".repeat(40)).expect("the text can be written");
+    let model = demo();
+    let file = text.display().to_string();
+    let printed = succeed(["perplexity", &model, "--file", &file, "--context", "64", "--against", "precision=fast"]);
+    for part in ["perplexity", "chunks of 64 tokens", "mean KL from it", "beyond near ties", "95 %"] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).expect("the file can be written");
+        path.display().to_string()
+    };
+    let demo = demo();
+    let (empty, short) = (file("empty.txt", b""), file("short.txt", b"Once upon a time"));
+    let broken = file("broken.txt", b"Once \xff upon");
+    refuse(["perplexity", &demo, "--file", &empty], &["text", "512"]);
+    refuse(["perplexity", &demo, "--file", &short], &["text", "512", "--context"]);
+    refuse(["perplexity", &demo, "--file", &broken], &["broken.txt", "UTF-8"]);
+    refuse(["perplexity", &demo, "--file", "/no/such/text"], &["/no/such/text"]);
+    refuse(["perplexity", &demo, "--file", &short, "--context", "2"], &["context", "from 4"]);
+    refuse(["perplexity", &demo, "--file", &short, "--context", "100000"], &["context", "100000"]);
+    refuse(["perplexity", &path("llama"), "--file", &short], &["tokenizer"]);
+    refuse(["perplexity", &demo, "--against", &path("llama"), "--context", "8"], &["vocabulary of the other model"]);
+    refuse(["perplexity", &demo, "--against", "kernels=best"], &["kernels", "best"]);
+    refuse(["perplexity", &demo, "--file", &short, "--ids", "1,2"], &["--ids"]);
+}
+
+#[test]
+fn a_written_file_is_measured_if_that_is_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let written = folder.path().join("q4_0.gguf").display().to_string();
+    let demo = demo();
+    let printed = succeed(["quantize", &demo, &written, "--type", "q4_0", "--perplexity"]);
+    for part in ["q4_0.gguf:", "perplexity", "the other's perplexity", "mean KL from it"] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_no_figure() {
+    let demo = demo();
+    let mut child = braidinfer(["perplexity", &demo, "--against", "kernels=standard", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let interrupted = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(interrupted.expect("kill starts").success());
+    let status = child.wait().expect("the program ends");
+    let mut printed = String::new();
+    std::io::Read::read_to_string(&mut child.stdout.take().expect("stdout is piped"), &mut printed)
+        .expect("it is text");
+    assert!(status.code() == Some(130) && printed.is_empty() || status.success(), "{status}: {printed}");
+}
+
+#[test]
+fn help_says_how_text_is_read() {
+    let help = stdout(&output(["perplexity", "--help"]));
+    for part in ["second half", "--against kernels=standard", "llama.cpp"] {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+}

@@ -1,0 +1,162 @@
+//! What each projection and each layer's storage adds to the final divergence, and what it costs to take that away.
+
+use braidinfer_kernels::NumericLevel;
+use braidinfer_model::{Dtype, LayerSlot, Slot};
+
+use crate::Result;
+use crate::compat::measure::Truth;
+use crate::executor::KvDtype;
+use crate::executor::fused::{FusedExecutor, KernelPlan, PlannedProjection};
+
+/// A context for which keys and values in f32 are paid, in tokens.
+const CONTEXT: usize = 1024;
+
+/// A part of a plan that can be taken from a coarser one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// By its index in [`KernelPlan::projections`].
+    Projection(usize),
+    /// Keys and values of a layer.
+    Storage(usize),
+}
+
+/// What a part adds to the divergence where it is coarse, and what its exactness costs, as bytes that are read in the same time.
+#[derive(Debug, Clone, Copy)]
+struct Contribution {
+    part: Part,
+    kl: f64,
+    cost: f64,
+}
+
+/// Of every part in which two plans differ.
+pub(super) struct Contributions(Vec<Contribution>);
+
+/// Measures what `coarse` adds to the divergence of `fine`. To first order errors of different parts are independent, so that
+/// their divergences add up. Each layer is made coarse alone, and each kind of part in all layers; a part has its layer's and
+/// its kind's share. That is as many runs as there are layers and kinds, and not one for each part.
+pub(super) fn measure(
+    fused: &mut FusedExecutor,
+    truth: &Truth,
+    coarse: &KernelPlan,
+    fine: &KernelPlan,
+) -> Result<Contributions> {
+    let parts = differing(coarse, fine);
+    let mut run = |parts: &[Part]| -> Result<f64> {
+        fused.set_plan(with(fine, coarse, parts))?;
+        Ok(truth.run(fused)?.divergence.kl_mean)
+    };
+    let least = run(&[])?;
+    let mut added = |wanted: &dyn Fn(Part) -> bool| -> Result<f64> {
+        let chosen: Vec<Part> = parts.iter().copied().filter(|part| wanted(*part)).collect();
+        // What is not a number must not look like nothing.
+        let kl = run(&chosen)? - least;
+        Ok(if kl.is_nan() { f64::INFINITY } else { kl.max(0.0) })
+    };
+    let mut layers: Vec<Option<usize>> = parts.iter().map(|part| layer_of(*part, fine)).collect();
+    layers.sort_unstable();
+    layers.dedup();
+    let mut by_layer = Vec::with_capacity(layers.len());
+    for layer in &layers {
+        by_layer.push(added(&|part| layer_of(part, fine) == *layer)?);
+    }
+    let mut kinds: Vec<Kind> = parts.iter().map(|part| Kind::of(*part, fine)).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let mut by_kind = Vec::with_capacity(kinds.len());
+    for kind in &kinds {
+        by_kind.push(added(&|part| Kind::of(part, fine) == *kind)?);
+    }
+    let all: f64 = by_layer.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+    let contribution = |part: &Part| {
+        let layer = layers.binary_search(&layer_of(*part, fine)).map_or(0.0, |index| by_layer[index]);
+        let kind = kinds.binary_search(&Kind::of(*part, fine)).map_or(0.0, |index| by_kind[index]);
+        Contribution { part: *part, kl: layer * kind / all, cost: cost(*part, coarse, fine) }
+    };
+    Ok(Contributions(parts.iter().map(contribution).collect()))
+}
+
+impl Contributions {
+    /// `coarse` with those parts of `fine` that take most divergence away for what they cost, until what is left adds no
+    /// more than `allowed`.
+    pub(super) fn cheapest(&self, coarse: &KernelPlan, fine: &KernelPlan, allowed: f64) -> KernelPlan {
+        let mut parts = self.0.clone();
+        parts.sort_by(|a, b| (a.kl / a.cost).total_cmp(&(b.kl / b.cost)));
+        let mut left = 0.0;
+        let kept = parts.iter().take_while(|part| {
+            left += part.kl;
+            left <= allowed
+        });
+        let kept: Vec<Part> = kept.map(|contribution| contribution.part).collect();
+        with(fine, coarse, &kept)
+    }
+}
+
+/// Parts of one kind are alike in every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Storage,
+    Projection(LayerSlot),
+    Head,
+}
+
+impl Kind {
+    fn of(part: Part, plan: &KernelPlan) -> Self {
+        match part {
+            Part::Storage(_) => Self::Storage,
+            Part::Projection(index) => match plan.projections[index].slot {
+                Slot::Layer(_, slot) => Self::Projection(slot),
+                _ => Self::Head,
+            },
+        }
+    }
+}
+
+fn layer_of(part: Part, plan: &KernelPlan) -> Option<usize> {
+    match part {
+        Part::Storage(layer) => Some(layer),
+        Part::Projection(index) => plan.projections[index].layer(),
+    }
+}
+
+fn differing(coarse: &KernelPlan, fine: &KernelPlan) -> Vec<Part> {
+    let pairs = coarse.projections.iter().zip(&fine.projections).enumerate();
+    let projections = pairs.filter(|(_, (a, b))| a.level != b.level).map(|(index, _)| Part::Projection(index));
+    let layers = coarse.kv_dtypes.iter().zip(&fine.kv_dtypes).enumerate();
+    let storage = layers.filter(|(_, (a, b))| a != b).map(|(layer, _)| Part::Storage(layer));
+    projections.chain(storage).collect()
+}
+
+/// `plan` with some parts of another one.
+fn with(plan: &KernelPlan, other: &KernelPlan, parts: &[Part]) -> KernelPlan {
+    let mut plan = plan.clone();
+    for part in parts {
+        match *part {
+            Part::Projection(index) => plan.projections[index].level = other.projections[index].level,
+            Part::Storage(layer) => plan.kv_dtypes[layer] = other.kv_dtypes[layer],
+        }
+    }
+    plan
+}
+
+/// In bytes that one decoding step reads meanwhile.
+fn cost(part: Part, coarse: &KernelPlan, fine: &KernelPlan) -> f64 {
+    match part {
+        Part::Projection(index) => {
+            let PlannedProjection { dtype, bytes, level, .. } = fine.projections[index];
+            let more = level_cost(dtype, level) - level_cost(dtype, coarse.projections[index].level);
+            bytes as f64 * more.max(0.01)
+        }
+        Part::Storage(_) => (CONTEXT * fine.kv_width * 2 * (KvDtype::F32.size() - KvDtype::F16.size())) as f64,
+    }
+}
+
+/// How much longer a step takes than reading the weights, as a share of that: one row, two threads, by `matmul_speed`.
+fn level_cost(dtype: Dtype, level: NumericLevel) -> f64 {
+    let bytes = matches!(dtype, Dtype::Q8_0 | Dtype::Iq4Nl | Dtype::Iq4Xs);
+    match level {
+        NumericLevel::Int8 | NumericLevel::Bf16 => 0.0,
+        NumericLevel::Int16 => 0.04,
+        NumericLevel::F32 if dtype.is_quantized() && !bytes => 0.8,
+        NumericLevel::F32 => 0.05,
+    }
+}

@@ -1,0 +1,223 @@
+//! Passages as batches: some to compare layer by layer, with a few tokens far into a context, and the rest.
+
+use braidinfer_model::DecoderSpec;
+use braidinfer_model::spec::{Mixer, RopeScaling};
+
+use super::Thoroughness;
+use super::passages::Passages;
+use crate::executor::{Batch, KvCacheConfig, SequenceSlice};
+
+/// Tokens of a stage of reading: enough that products of many rows are as fast as they get.
+const STAGE: usize = 64;
+
+/// Where the fused kernels' first span of keys has ended, and block tables are longer than 64 entries.
+const SECOND_SPAN: usize = 1040;
+
+/// Values of keys, over all heads, that a far context may take in the reference, which copies them for each layer.
+const FAR_VALUES: [usize; 2] = [1 << 21, 1 << 24];
+
+/// Hands out blocks of the key/value storage from the first one on.
+struct Blocks {
+    storage: KvCacheConfig,
+    next: usize,
+    /// Blocks whose every slot is written.
+    full: Vec<u32>,
+}
+
+impl Blocks {
+    fn new(storage: KvCacheConfig) -> Self {
+        Self { storage, next: 0, full: Vec::new() }
+    }
+
+    /// Tokens that there is still room for.
+    fn room(&self) -> usize {
+        (self.storage.num_blocks - self.next).saturating_mul(self.storage.block_size)
+    }
+
+    fn take(&mut self, tokens: usize) -> Vec<u32> {
+        let first = self.next as u32;
+        self.next += tokens.div_ceil(self.storage.block_size);
+        (first..self.next as u32).collect()
+    }
+
+    /// Adds a sequence from its beginning.
+    fn near(&mut self, batch: &mut Batch, ids: &[u32]) {
+        let block_table = self.take(ids.len());
+        self.full.extend(&block_table[..ids.len() / self.storage.block_size]);
+        let slice = SequenceSlice { query_len: ids.len(), context_len: 0, rope_len: ids.len(), block_table };
+        batch.push(ids, slice, ids.len());
+    }
+
+    /// Adds tokens at a position that is far into a context, whose keys and values are those of near sequences, over and
+    /// over. Both kernels see the same context, and nothing has to be read to get there; but no text has such a one, so that
+    /// it shows faults, and not how often tokens change.
+    fn far(&mut self, batch: &mut Batch, ids: &[u32], position: usize) {
+        let before = position / self.storage.block_size;
+        let mut block_table: Vec<u32> = self.full.iter().copied().cycle().take(before).collect();
+        block_table.extend(self.take(ids.len()));
+        let rope_len = position + ids.len();
+        batch.push(
+            ids,
+            SequenceSlice { query_len: ids.len(), context_len: position, rope_len, block_table },
+            ids.len(),
+        );
+    }
+}
+
+/// What is compared layer by layer: the beginnings of some passages, and tokens at far positions.
+pub(super) fn first(passages: &Passages, spec: &DecoderSpec, storage: KvCacheConfig, how: Thoroughness) -> Batch {
+    let limit = storage.capacity().min(spec.context_length());
+    let mut batch = Batch::default();
+    let mut blocks = Blocks::new(storage);
+    let joined = passages.joined(LONG);
+    let near: Vec<&[u32]> = match how {
+        Thoroughness::Brief => beginnings(passages, &[16, 8]),
+        Thoroughness::Normal => beginnings(passages, &[48, 24, 24]),
+        Thoroughness::Full => [&joined[..]].into_iter().chain(beginnings(passages, &[64; 4])).collect(),
+    };
+    for ids in near {
+        let ids = &ids[..ids.len().min(limit).min(blocks.room())];
+        if !ids.is_empty() {
+            blocks.near(&mut batch, ids);
+        }
+    }
+    let (most, rows, values) = match how {
+        Thoroughness::Brief => (3, 1, FAR_VALUES[0]),
+        Thoroughness::Normal | Thoroughness::Full => (8, 4, FAR_VALUES[1]),
+    };
+    let limit = limit.min(values / spec.key_value_width().max(1));
+    let ids = &passages.ids[0];
+    let ids = &ids[..ids.len().min(rows)];
+    let positions = far_positions(spec, storage.block_size, how);
+    for position in positions.into_iter().filter(|position| position + ids.len() <= limit).take(most) {
+        if !blocks.full.is_empty() && blocks.room() >= ids.len() {
+            blocks.far(&mut batch, ids, position);
+        }
+    }
+    batch
+}
+
+/// Tokens of the one long sequence that a full check reads.
+const LONG: usize = 512;
+
+fn beginnings<'a>(passages: &'a Passages, lens: &[usize]) -> Vec<&'a [u32]> {
+    passages.ids.iter().zip(lens).map(|(ids, len)| &ids[..ids.len().min(*len)]).collect()
+}
+
+/// Positions at which something changes, most telling first, rounded up to whole blocks: the ends of windows, and twice as
+/// far, where leaving one out weighs more; where RoPE changes; a second span of keys; the end of the context.
+fn far_positions(spec: &DecoderSpec, block_size: usize, how: Thoroughness) -> Vec<usize> {
+    let mut positions = Vec::new();
+    for layer in &spec.layers {
+        let Mixer::Attention { sliding_window, .. } = layer.mixer;
+        positions.extend(sliding_window.into_iter().flat_map(|window| [window, 2 * window]));
+    }
+    positions.extend(spec.rope.iter().filter_map(|table| match &table.scaling {
+        RopeScaling::Dynamic { original_max_position_embeddings, .. }
+        | RopeScaling::Longrope { original_max_position_embeddings, .. } => Some(*original_max_position_embeddings),
+        _ => None,
+    }));
+    positions.extend(spec.attention.query_position_scale.map(|scale| scale.original_max_position_embeddings));
+    positions.push(SECOND_SPAN);
+    if how != Thoroughness::Brief {
+        positions.push(spec.context_length().saturating_sub(2 * block_size));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    let rounded = positions.into_iter().map(|position| position.next_multiple_of(block_size));
+    rounded.filter(|position| *position > 0 && seen.insert(*position)).collect()
+}
+
+/// All passages, some at a time.
+pub(super) fn stages(passages: &Passages, spec: &DecoderSpec, storage: KvCacheConfig) -> Vec<Batch> {
+    let limit = storage.capacity().min(spec.context_length());
+    let mut stages = Vec::new();
+    let (mut batch, mut blocks) = (Batch::default(), Blocks::new(storage));
+    for ids in &passages.ids {
+        let ids = &ids[..ids.len().min(limit)];
+        if batch.token_ids.len() >= STAGE || blocks.room() < ids.len() {
+            stages.push(std::mem::take(&mut batch));
+            blocks = Blocks::new(storage);
+        }
+        if !ids.is_empty() {
+            blocks.near(&mut batch, ids);
+        }
+    }
+    stages.push(batch);
+    stages.retain(|batch| !batch.token_ids.is_empty());
+    stages
+}
+
+/// Tokens of sequences that were read from their beginning; those at far positions come after them.
+pub(super) fn near_tokens(batch: &Batch) -> usize {
+    batch.ranges().filter(|(_, sequence)| sequence.context_len == 0).map(|(range, _)| range.len()).sum()
+}
+
+/// The token after each one of a sequence that was read from its beginning.
+pub(super) fn next_tokens(batch: &Batch) -> Vec<Option<u32>> {
+    let ids = &batch.token_ids;
+    let of = |(range, sequence): (std::ops::Range<usize>, &SequenceSlice)| -> Vec<Option<u32>> {
+        let next = |index: usize| (sequence.context_len == 0 && index + 1 < range.end).then(|| ids[index + 1]);
+        range.clone().map(next).collect()
+    };
+    batch.ranges().flat_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::KvDtype;
+
+    fn storage(num_blocks: usize) -> KvCacheConfig {
+        KvCacheConfig { block_size: 16, num_blocks, dtype: KvDtype::F16 }
+    }
+
+    fn passages() -> Passages {
+        Passages::new(None, None, 100).expect("ids can be drawn")
+    }
+
+    /// Windows of 4 and of none, and a context of 512 tokens.
+    fn spec() -> DecoderSpec {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/models/gemma3");
+        let source = braidinfer_model::ModelSource::open(dir).expect("the fixture is there");
+        braidinfer_model::describe(&source).expect("it is described").0.spec
+    }
+
+    #[test]
+    fn batches_fit_their_storage() {
+        for how in [Thoroughness::Brief, Thoroughness::Normal, Thoroughness::Full] {
+            for num_blocks in [1, 2, 3, 5, 40, 4096] {
+                let (spec, storage) = (spec(), storage(num_blocks));
+                let batch = first(&passages(), &spec, storage, how);
+                batch.validate(&spec, &storage).expect("the batch is sound");
+                assert_eq!(next_tokens(&batch).len(), batch.token_ids.len());
+                for stage in stages(&passages(), &spec, storage) {
+                    stage.validate(&spec, &storage).expect("the stage is sound");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn far_positions_are_reached_with_a_few_tokens() {
+        let mut spec = spec();
+        spec.max_position_embeddings = 1 << 17;
+        for layer in &mut spec.layers {
+            let Mixer::Attention { sliding_window, .. } = &mut layer.mixer;
+            *sliding_window = Some(4096);
+        }
+        let batch = first(&passages(), &spec, storage(8192), Thoroughness::Normal);
+        let far: Vec<usize> = batch.sequences.iter().map(|s| s.context_len).filter(|len| *len > 0).collect();
+        assert_eq!(&far[..3], [4096, 8192, 1040]);
+        assert!(batch.token_ids.len() < 120, "{}", batch.token_ids.len());
+    }
+
+    #[test]
+    fn what_comes_next_is_known_within_a_sequence_only() {
+        let mut batch = Batch::default();
+        let mut blocks = Blocks::new(storage(4));
+        blocks.near(&mut batch, &(0..20).collect::<Vec<u32>>());
+        blocks.far(&mut batch, &[7, 8], 160);
+        let next = next_tokens(&batch);
+        assert_eq!((next[0], next[19], next[20]), (Some(1), None, None));
+    }
+}

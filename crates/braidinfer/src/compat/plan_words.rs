@@ -1,0 +1,34 @@
+//! Kernel plans in a few words.
+
+use braidinfer_kernels::NumericLevel;
+
+use crate::executor::fused::KernelPlan;
+
+/// Levels and storage of a plan: "16-bit activations, K/V f16".
+pub(super) fn plan_in_words(plan: &KernelPlan) -> String {
+    let mut storage: Vec<&str> = plan.kv_dtypes.iter().map(|kv| kv.name()).collect();
+    storage.sort_unstable();
+    storage.dedup();
+    format!("{}, K/V {}", levels_in_words(plan, |_| true), storage.join(" and "))
+}
+
+/// The same for one layer.
+pub(super) fn layer_in_words(plan: &KernelPlan, layer: usize) -> String {
+    format!("{}, K/V {}", levels_in_words(plan, |of| of == Some(layer)), plan.kv_dtypes[layer].name())
+}
+
+/// Each level once, coarsest first.
+fn levels_in_words(plan: &KernelPlan, wanted: impl Fn(Option<usize>) -> bool) -> String {
+    let has = |level: &NumericLevel| plan.projections.iter().any(|p| p.level == *level && wanted(p.layer()));
+    let levels: Vec<&str> = NumericLevel::ALL.into_iter().rev().filter(has).map(bits).collect();
+    format!("{} activations", levels.join(" and "))
+}
+
+fn bits(level: NumericLevel) -> &'static str {
+    match level {
+        NumericLevel::F32 => "f32",
+        NumericLevel::Int16 => "16-bit",
+        NumericLevel::Bf16 => "bf16",
+        NumericLevel::Int8 => "8-bit",
+    }
+}

@@ -1,0 +1,145 @@
+//! Reading more text, until a plan's divergence is known well enough.
+
+use super::batches::{next_tokens, stages};
+use super::measure::{Run, Truth, whole};
+use super::passages::Passages;
+use super::precision::{Holds, Target};
+use super::{Subject, Thoroughness};
+use crate::Result;
+use crate::divergence::Divergence;
+use crate::executor::fused::{FusedExecutor, KernelPlan};
+use crate::executor::standard::{ComputeDtype, StandardStream};
+use crate::executor::{Batch, Executor};
+
+/// Logits of the reference that are kept for the next plan, in values.
+const KEPT: usize = 64 << 20;
+
+/// Fused kernels that round nothing but sums stand for standard ones where they are as close as this: it is far below what
+/// any plan is asked for.
+const AS_GOOD_AS_TRUTH: Target = Target { kl_mean: 1e-7, shift: 5e-3 };
+
+/// Positions to read before a verdict.
+#[derive(Debug, Clone, Copy)]
+struct Amount {
+    /// What it takes where weights let expect nothing.
+    begun: usize,
+    /// What it takes with these weights, where nothing turns out to be in doubt.
+    usual: usize,
+    /// Where something is.
+    most: usize,
+}
+
+/// Reads passages that the first measurement left.
+pub(super) struct Reader<'a> {
+    truth: &'a Truth,
+    stages: Vec<Batch>,
+    exact: KernelPlan,
+    /// Where fused kernels cannot stand for the truth, or certainty is asked for.
+    standard: Option<StandardStream<'a>>,
+    /// Of the first stages, of the reference.
+    kept: Vec<Vec<f32>>,
+    sizes: [usize; 2],
+    amount: Amount,
+}
+
+impl<'a> Reader<'a> {
+    /// `exact` is how fused kernels that round nothing but sums differ from the truth; `doubtful` says that the weights let
+    /// expect trouble.
+    pub(super) fn new(
+        subject: &'a Subject<'a>,
+        passages: &Passages,
+        truth: &'a Truth,
+        exact: (&KernelPlan, &Run),
+        fused: &FusedExecutor,
+        how: Thoroughness,
+        doubtful: bool,
+    ) -> Result<Self> {
+        let (usual, most) = match how {
+            Thoroughness::Brief => (80, 384),
+            Thoroughness::Normal => (256, 1024),
+            Thoroughness::Full => (usize::MAX, usize::MAX),
+        };
+        let (plan, run) = exact;
+        let verified = AS_GOOD_AS_TRUTH.judge(&run.divergence) != Holds::No;
+        let storage = fused.kv_cache();
+        let standard = match how {
+            Thoroughness::Brief | Thoroughness::Normal if verified => None,
+            _ => Some(subject.standard(ComputeDtype::F32, storage)?),
+        };
+        Ok(Self {
+            truth,
+            stages: stages(passages, subject.spec, storage),
+            exact: plan.clone(),
+            standard,
+            kept: Vec::new(),
+            sizes: [subject.spec.layers.len(), subject.spec.vocab_size],
+            amount: Amount { begun: usual, usual: if doubtful { most } else { usual }, most },
+        })
+    }
+
+    /// What positions beyond the first measurement were compared with.
+    pub(super) fn reference(&self) -> &'static str {
+        match self.standard {
+            Some(_) => "standard kernels in f32",
+            None => "fused kernels that round nothing but sums, which agree with standard ones in f32",
+        }
+    }
+
+    /// Whether so many positions are more than usual.
+    pub(super) fn is_more_than_usual(&self, positions: usize) -> bool {
+        // A stage may be longer than what was left to read.
+        positions > self.amount.begun.saturating_mul(2)
+    }
+
+    /// Runs a plan until it is known whether it holds `target`, or on the usual amount of text where there is none. The
+    /// executor is left with the plan.
+    pub(super) fn read(&mut self, fused: &mut FusedExecutor, plan: &KernelPlan, target: Option<Target>) -> Result<Run> {
+        fused.set_plan(plan.clone())?;
+        let mut run = self.truth.run(fused)?;
+        for stage in 0..self.stages.len() {
+            if !self.needs_more(&run.divergence, target) {
+                break;
+            }
+            self.keep_reference(fused, stage)?;
+            fused.set_plan(plan.clone())?;
+            let own = whole(fused, &self.stages[stage], self.sizes, &mut |_, _| {})?;
+            let next = next_tokens(&self.stages[stage]);
+            run.tally.add(&self.kept[stage], &own, self.sizes[1], &next);
+            self.drop_large(stage);
+            run.divergence = run.tally.divergence();
+        }
+        Ok(run)
+    }
+
+    fn needs_more(&self, found: &Divergence, target: Option<Target>) -> bool {
+        let Amount { usual, most, .. } = self.amount;
+        match target.map(|target| target.judge(found)) {
+            Some(Holds::No) => false,
+            Some(Holds::Barely) => found.positions < most,
+            Some(Holds::Yes) | None => found.is_finite() && found.positions < usual,
+        }
+    }
+
+    /// Sees to it that the logits of the reference for a stage are kept.
+    fn keep_reference(&mut self, fused: &mut FusedExecutor, stage: usize) -> Result<()> {
+        self.kept.resize(self.kept.len().max(stage + 1), Vec::new());
+        if !self.kept[stage].is_empty() {
+            return Ok(());
+        }
+        self.kept[stage] = match &mut self.standard {
+            Some(standard) => whole(standard, &self.stages[stage], self.sizes, &mut |_, _| {})?,
+            None => {
+                fused.set_plan(self.exact.clone())?;
+                whole(fused, &self.stages[stage], self.sizes, &mut |_, _| {})?
+            }
+        };
+        Ok(())
+    }
+
+    /// Lets the logits of a stage go, if those of all that are kept are too large.
+    fn drop_large(&mut self, stage: usize) {
+        if self.kept.iter().map(Vec::len).sum::<usize>() > KEPT {
+            self.kept[stage] = Vec::new();
+        }
+    }
+}
