@@ -11,15 +11,13 @@ import json
 import subprocess
 
 import numpy as np
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_model_get_vocab, llama_vocab_get_add_bos
 from precision import TEXT, log_softmax
 
 
 def llama_cpp(model, text, context):
     llm = Llama(model, n_ctx=context, n_batch=context, logits_all=True, verbose=False)
     # As the tool: the first token where the vocabulary asks for one, and special tokens are plain text.
-    from llama_cpp import llama_vocab_get_add_bos, llama_model_get_vocab
-
     adds_bos = llama_vocab_get_add_bos(llama_model_get_vocab(llm.model))
     ids = llm.tokenize(text.encode(), add_bos=adds_bos, special=False)
     losses = []

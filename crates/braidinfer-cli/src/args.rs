@@ -385,8 +385,8 @@ The text is cut into chunks of --context tokens that do not overlap; each is rea
 are predicted and counted, as llama.cpp's tool does, so that figures compare. A rest shorter than a chunk is left out.
 
 With --against, both read the same tokens, and the divergence of MODEL from the other one is measured at each position
-(Kullback-Leibler, in nats). The other one is what follows a comma or a model of its own: --against kernels=standard is
-MODEL itself on standard kernels, --against f32.gguf another file.
+(Kullback-Leibler, in nats). The other one is another model, such as f32.gguf, or the same files run in another way, such as
+kernels=standard.
 
 MODEL may say how to run it, as in `braidinfer diff`: MODEL[,kernels=KERNELS][,precision=PRECISION][,dtype=DTYPE]
 [,quantize=TYPE].

@@ -63,7 +63,10 @@ fn sides_that_cannot_be_compared_are_refused() {
     let llama = path("llama");
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo-model");
     refuse(["diff", &llama, demo, "--ids", "1,2"], &["vocabulary of the second model: expected that of the first"]);
-    refuse(["diff", &llama, &format!("{llama},speed=fast")], &["expected kernels=, dtype= or quantize=", "speed=fast"]);
+    refuse(
+        ["diff", &llama, &format!("{llama},speed=fast")],
+        &["expected kernels=, precision=, dtype= or quantize=", "speed=fast"],
+    );
     refuse(["diff", &llama, &format!("{llama},kernels=best")], &["best"]);
     refuse(["diff", &llama, "/no/such/model"], &["/no/such/model"]);
 }

@@ -96,7 +96,11 @@ fn what_cannot_be_read_is_named() {
     refuse(["perplexity", &path("llama"), "--file", &short], &["tokenizer"]);
     refuse(["perplexity", &demo, "--against", &path("llama"), "--context", "8"], &["vocabulary of the other model"]);
     refuse(["perplexity", &demo, "--against", "kernels=best"], &["kernels", "best"]);
-    refuse(["perplexity", &demo, "--file", &short, "--ids", "1,2"], &["--ids"]);
+    refuse(["perplexity", &demo, "--ids", "1,2,3,999999", "--context", "4"], &["token id", "999999"]);
+    refuse(
+        ["quantize", &path("llama"), "never.gguf", "--type", "q8_0", "--perplexity"],
+        &["--perplexity", "tokenizer"],
+    );
 }
 
 #[test]

@@ -147,7 +147,7 @@ fn the_report_is_written_whole() {
     let output = braidinfer(args).output().expect("the binary starts");
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let page = fs::read_to_string(file).expect("the report is there");
-    for part in ["Answers on both kernels", "<svg", "PASS", "f32 activations, K/V f16"] {
+    for part in ["Answers on both kernels", "<svg", "PASS", "fused kernels beside f32", "f32 activations"] {
         assert!(page.contains(part), "{part}");
     }
 }

@@ -144,7 +144,10 @@ fn ten_thousand_broken_requests_are_answered() {
     }
     assert!(answered > REQUESTS / 50 && refused > REQUESTS / 4, "{answered} answered, {refused} refused");
     assert_eq!(server.post("/v1/completions", &greedy("Once upon a time", 3)).status, 200);
-    assert_eq!((server.metric("vllm:num_requests_running"), server.metric("vllm:kv_cache_usage_perc")), (0.0, 0.0));
+    // An answer is out a little before what it held is given back.
+    for metric in ["vllm:num_requests_running", "vllm:kv_cache_usage_perc"] {
+        server.wait_for(metric, |value| value == 0.0, "something is still held");
+    }
 }
 
 #[test]

@@ -47,14 +47,15 @@ struct Totals {
 }
 
 fn main() -> Result<(), Error> {
-    let mut args = env::args().skip(1);
-    let family: Family = args.next().and_then(|name| name.parse().ok()).unwrap_or(Family::Amplifying);
-    let count: u64 = args.next().and_then(|count| count.parse().ok()).unwrap_or(20);
-    let first: u64 = args.next().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    let precision = match args.next().as_deref() {
-        Some("exact") => Precision::Exact,
-        Some("fast") => Precision::Fast,
-        _ => Precision::Auto,
+    let args: Vec<String> = env::args().skip(1).collect();
+    let asked = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [family, count, first] => Asked::parse(family, count, first, "auto"),
+        [family, count, first, precision] => Asked::parse(family, count, first, precision),
+        _ => None,
+    };
+    let Some(Asked { family, count, first, precision }) = asked else {
+        println!("expected: calibrate amplifying|healthy MODELS FIRST-SEED [auto|exact|fast], found: {args:?}");
+        return Ok(());
     };
     let mut totals = Totals::default();
     for seed in first..first + count {
@@ -62,6 +63,26 @@ fn main() -> Result<(), Error> {
     }
     print(family, precision, &totals);
     Ok(())
+}
+
+/// What was typed.
+struct Asked {
+    family: Family,
+    count: u64,
+    first: u64,
+    precision: Precision,
+}
+
+impl Asked {
+    fn parse(family: &str, count: &str, first: &str, precision: &str) -> Option<Self> {
+        let known = [Precision::Auto, Precision::Exact, Precision::Fast];
+        Some(Self {
+            family: family.parse().ok()?,
+            count: count.parse().ok()?,
+            first: first.parse().ok()?,
+            precision: known.into_iter().find(|known| known.as_str() == precision)?,
+        })
+    }
 }
 
 fn judge(recipe: &Recipe, precision: Precision, totals: &mut Totals) -> Result<(), Error> {
@@ -80,7 +101,7 @@ fn judge(recipe: &Recipe, precision: Precision, totals: &mut Totals) -> Result<(
         differs |= differs_clearly(&mut truth, &mut own, &ids, &mut tally)?;
     }
     let found = tally.divergence();
-    let told_the_same = report.reason.contains("the same answers");
+    let told_the_same = report.same_answers;
     totals.models += 1;
     totals.told_the_same += usize::from(told_the_same);
     totals.told_wrongly += usize::from(told_the_same && differs);

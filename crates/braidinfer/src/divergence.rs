@@ -49,7 +49,8 @@ pub struct Divergence {
     pub near_ties: usize,
     /// Positions where another token is likeliest that the truth finds clearly less likely.
     pub disagreements: usize,
-    /// Positions whose two likeliest tokens are no near tie in the truth.
+    /// Positions at which a change shows: the two likeliest tokens are no near tie in the truth, or the run finds one likeliest
+    /// that is clearly less likely than both.
     pub decided: usize,
     /// How far a token that the truth finds within 3 nats of the likeliest came nearer to it or moved away, in nats: the
     /// largest such shift of each position; its median.
@@ -110,9 +111,9 @@ impl Divergence {
         self.kl.iter().all(|kl| kl.is_finite()) && self.loss.is_finite()
     }
 
-    /// How often another token is clearly likeliest, of the positions whose likeliest tokens are no near tie.
+    /// How often another token is clearly likeliest, of the positions at which that shows.
     pub fn changed(&self) -> Rate {
-        Rate::of(self.disagreements.min(self.decided), self.decided)
+        Rate::of(self.disagreements, self.decided)
     }
 }
 

@@ -151,6 +151,9 @@ impl ModelParts {
             }
             Kernels::Auto if !has_fused(options) => {
                 self.notes.push("standard kernels: fused ones run on the CPU, and not in f16".into());
+                if options.precision != Precision::Auto {
+                    self.notes.push("--precision is for fused kernels: standard ones compute in --dtype".into());
+                }
                 self.load_standard(options, progress, None)
             }
             Kernels::Auto | Kernels::Fused => self.load_checked(options, progress),

@@ -8,7 +8,7 @@
 use serde::Serialize;
 
 use crate::compat::plain_text;
-use crate::divergence::{Divergence, Tally};
+use crate::divergence::{Divergence, Rate, Tally};
 use crate::executor::Logits;
 use crate::llm::{Llm, Prompt};
 use crate::{Error, Result};
@@ -58,9 +58,37 @@ pub struct Against {
     pub perplexity: f64,
     /// Its standard error.
     pub standard_error: f64,
-    /// Distance of the predictions from those of the other one.
-    #[serde(flatten)]
-    pub divergence: Divergence,
+    /// Mean divergence from the other one's predictions, in nats.
+    pub kl_mean: f64,
+    /// Its standard error, if positions were independent of each other.
+    pub kl_standard_error: f64,
+    /// Median.
+    pub kl_median: f64,
+    /// 99th percentile.
+    pub kl_p99: f64,
+    /// Largest.
+    pub kl_max: f64,
+    /// Share of positions with the same likeliest token.
+    pub top1_agreement: f64,
+    /// How often another one is likeliest beyond near ties, of the positions at which that shows.
+    pub changed: Rate,
+}
+
+impl Against {
+    fn new(truth: &Divergence, own: &Divergence) -> Self {
+        let (perplexity, standard_error) = of_loss(truth);
+        Self {
+            perplexity,
+            standard_error,
+            kl_mean: own.kl_mean,
+            kl_standard_error: own.kl_standard_error,
+            kl_median: own.kl_median,
+            kl_p99: own.kl_p99,
+            kl_max: own.kl_max,
+            top1_agreement: own.top1_agreement,
+            changed: own.changed(),
+        }
+    }
 }
 
 impl Reading {
@@ -82,6 +110,10 @@ pub fn perplexity(
     keep_going: &mut dyn FnMut(&Perplexity) -> bool,
 ) -> Result<Option<Perplexity>> {
     let ids = llm.encode(&reading.prompt)?;
+    let vocab_size = llm.spec().vocab_size;
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(Error::bad_request("token id", format!("below the vocabulary size {vocab_size}"), id));
+    }
     let context = reading.context;
     check_context(llm, context)?;
     if let Some(against) = &against {
@@ -162,9 +194,6 @@ impl Found {
     fn so_far(&self, against: bool) -> Perplexity {
         let own = self.own.divergence();
         let (perplexity, standard_error) = of_loss(&own);
-        let truth = against.then(|| of_loss(&self.truth.divergence()));
-        // Of a long text, one number for each position is more than anyone reads.
-        let divergence = Divergence { kl: Vec::new(), ..own.clone() };
         Perplexity {
             perplexity,
             standard_error,
@@ -174,7 +203,7 @@ impl Found {
             chunks: self.chunks,
             all_chunks: self.tokens / self.context,
             positions: own.positions,
-            against: truth.map(|(perplexity, standard_error)| Against { perplexity, standard_error, divergence }),
+            against: against.then(|| Against::new(&self.truth.divergence(), &own)),
         }
     }
 }

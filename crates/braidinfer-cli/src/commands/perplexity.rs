@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use braidinfer::compat::Precision;
 use braidinfer::executor::Kernels;
-use braidinfer::perplexity::{Against, Perplexity, Reading, perplexity};
+use braidinfer::model::{ModelSource, describe};
+use braidinfer::perplexity::{Perplexity, Reading, perplexity};
+use braidinfer::text::{Tokenizer, TokenizerSettings};
 use braidinfer::{LoadOptions, Prompt};
 use comfy_table::Table;
 
@@ -35,15 +38,27 @@ pub fn reading(file: Option<&PathBuf>, context: usize) -> anyhow::Result<Reading
     }
 }
 
+/// Tokens of a chunk where nobody says how many, as in llama.cpp's tool.
+const CONTEXT: usize = 512;
+
+/// What will be measured of a file that is yet to be written: whatever stands in the way of that shows now.
+pub fn before_quantizing(source: &ModelSource, file: Option<&PathBuf>) -> anyhow::Result<Reading> {
+    let (description, _) = describe(source)?;
+    let settings = TokenizerSettings::read(source)?;
+    if Tokenizer::read(source, &settings)?.is_none() {
+        bail!("--perplexity: expected a model with a tokenizer, found none in {}", source.label());
+    }
+    reading(file, CONTEXT.min(description.spec.context_length()))
+}
+
 /// What was written, beside where it comes from.
-pub fn after_quantizing(source: &str, written: &str, file: Option<&PathBuf>) -> anyhow::Result<()> {
-    const CONTEXT: usize = 512;
+pub fn after_quantizing(source: &str, written: &str, reading: &Reading) -> anyhow::Result<()> {
     let options = model::options(Kernels::Auto, &ComputingArgs::default())?;
     let exact = |model: &str| Local {
         model: model.to_owned(),
         options: LoadOptions { precision: Precision::Exact, ..options.clone() },
     };
-    let found = measure(&exact(written), Some(&exact(source)), &reading(file, CONTEXT)?)?;
+    let found = measure(&exact(written), Some(&exact(source)), reading)?;
     print(found.as_ref(), false)
 }
 
@@ -82,16 +97,13 @@ fn table(found: &Perplexity) -> Table {
     row("loss", format!("{:.4} nats per token", found.loss));
     let Perplexity { tokens, context, chunks, positions, .. } = found;
     row("read", format!("{chunks} chunks of {context} tokens, of {tokens}; {positions} predictions counted"));
-    if let Some(Against { perplexity, standard_error, divergence }) = &found.against {
-        row("the other's perplexity", format!("{perplexity:.4} ± {standard_error:.4}"));
-        let mean = format!("{} ± {}", number(divergence.kl_mean), number(divergence.kl_standard_error));
+    if let Some(against) = &found.against {
+        row("the other's perplexity", format!("{:.4} ± {:.4}", against.perplexity, against.standard_error));
+        let mean = format!("{} ± {}", number(against.kl_mean), number(against.kl_standard_error));
         row("mean KL from it", format!("{mean} nats"));
-        row(
-            "median, 99 %, largest",
-            [divergence.kl_median, divergence.kl_p99, divergence.kl_max].map(number).join(", "),
-        );
+        row("median, 99 %, largest", [against.kl_median, against.kl_p99, against.kl_max].map(number).join(", "));
         let percent = |share: f64| format!("{:.2}", 100.0 * share);
-        let (same, changed) = (percent(divergence.top1_agreement), divergence.changed());
+        let (same, changed) = (percent(against.top1_agreement), against.changed);
         row("the same likeliest token", format!("{same} %"));
         let interval = format!("95 %: {} to {}", percent(changed.low), percent(changed.high));
         row("another one beyond near ties", format!("{} % ({interval})", percent(changed.share)));

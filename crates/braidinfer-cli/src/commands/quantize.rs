@@ -14,6 +14,10 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
         braidinfer::executor::set_threads(threads)?;
     }
     let source = model::source(Some(&args.source))?;
+    let reading = match args.perplexity {
+        true => Some(perplexity::before_quantizing(&source, args.file.as_ref())?),
+        false => None,
+    };
     let bar = output::progress_bar(&format!("quantizing {}", source.label()), "tensors");
     // Ctrl-C ends the work between two tensors, so that nothing half-written stays behind.
     let working = interrupt::Working::begin();
@@ -33,11 +37,9 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
     };
     report.notes.iter().for_each(output::note);
     output::print_line(summary(&args, &report))?;
-    if args.perplexity {
-        let written = args.destination.display().to_string();
-        perplexity::after_quantizing(&args.source, &written, args.file.as_ref())?;
-    }
-    Ok(())
+    reading.map_or(Ok(()), |reading| {
+        perplexity::after_quantizing(&args.source, &args.destination.display().to_string(), &reading)
+    })
 }
 
 /// What was written, in one line.

@@ -15,8 +15,8 @@ const FEW_ROWS: usize = 8;
 
 /// `[panels][rows][16]`.
 ///
-/// `BYTES`: what an activation is rounded to, 1 or 2; 0 if it is not. `MIN`: weights have minima, and no zero point. `HALVES`: a group of
-/// weights is half a block.
+/// `BYTES`: what an activation is rounded to, 1 or 2; 0 if it is not. `MIN`: weights have minima, and no zero point.
+/// `HALVES`: a group of weights is half a block.
 #[inline(always)]
 pub(super) fn multiply<S: Simd, const BYTES: usize, const MIN: bool, const HALVES: bool>(
     simd: S,

@@ -4,14 +4,15 @@ mod contributions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::judge::{self, Judgement};
 use super::measure::{Run, Truth};
 use super::plan_words::layer_in_words;
 use super::precision::{Holds, Target};
 use super::reading::Reader;
-use super::{Measurements, judge::Judgement};
-use crate::Result;
+use super::{Measurements, Status};
 use crate::executor::fused::{FusedExecutor, KernelPlan};
 use crate::executor::{LayerByLayer, Mixed};
+use crate::{Error, Result};
 
 /// Between a plan that is so many times as far from the truth as it may be and one that holds, nearly all of the exactness
 /// is needed, and it does not pay to find out which part is not.
@@ -58,8 +59,7 @@ pub(super) fn adapt(
         return Ok(Adapted::new(found, fastest, found.fastest.clone(), false));
     }
     let Some(target) = target else {
-        let run = reader.read(fused, &fastest, None)?;
-        return Ok(Adapted::new(found, fastest, run, true));
+        return fastest_that_serves(fused, found, reader);
     };
     let mut below: Option<(KernelPlan, Run)> = None;
     for plan in fastest.ladder() {
@@ -82,8 +82,22 @@ pub(super) fn adapt(
         below = Some((plan, run));
     }
     // Nothing that the fused kernels can do holds it: the most exact plan is the nearest.
-    let (plan, run) = below.ok_or_else(|| crate::Error::Internal("a ladder has a first plan".into()))?;
+    let (plan, run) = below.ok_or_else(|| Error::Internal("a ladder has a first plan".into()))?;
     Ok(Adapted::new(found, plan, run, false))
+}
+
+/// The fastest plan whose answers are of use: one that rounds so coarsely that they are not is no plan to be fast with.
+fn fastest_that_serves(fused: &mut FusedExecutor, found: &Measurements, reader: &mut Reader) -> Result<Adapted> {
+    let mut adapted = None;
+    for plan in found.fastest_plan.ladder() {
+        let run = reader.read(fused, &plan, None)?;
+        let serves = judge::status_of(&run.divergence) != Status::Incompatible;
+        adapted = Some(Adapted::new(found, plan, run, serves));
+        if serves {
+            break;
+        }
+    }
+    adapted.ok_or_else(|| Error::Internal("a ladder has a first plan".into()))
 }
 
 /// A plan that takes from `fine` only what it needs to hold the target, and the rest from `coarse`, which does not hold it.

@@ -4,7 +4,7 @@ use braidinfer_model::DecoderSpec;
 use braidinfer_model::spec::{Mixer, RopeScaling};
 
 use super::Thoroughness;
-use super::passages::Passages;
+use super::passages::{BEGINNING, Passages};
 use crate::executor::{Batch, KvCacheConfig, SequenceSlice};
 
 /// Tokens of a stage of reading: enough that products of many rows are as fast as they get.
@@ -40,12 +40,12 @@ impl Blocks {
         (first..self.next as u32).collect()
     }
 
-    /// Adds a sequence from its beginning.
-    fn near(&mut self, batch: &mut Batch, ids: &[u32]) {
+    /// Adds a sequence from its beginning, of which the logits of all but the first `known` tokens are wanted.
+    fn near(&mut self, batch: &mut Batch, ids: &[u32], known: usize) {
         let block_table = self.take(ids.len());
         self.full.extend(&block_table[..ids.len() / self.storage.block_size]);
         let slice = SequenceSlice { query_len: ids.len(), context_len: 0, rope_len: ids.len(), block_table };
-        batch.push(ids, slice, ids.len());
+        batch.push(ids, slice, ids.len().saturating_sub(known));
     }
 
     /// Adds tokens at a position that is far into a context, whose keys and values are those of near sequences, over and
@@ -71,14 +71,13 @@ pub(super) fn first(passages: &Passages, spec: &DecoderSpec, storage: KvCacheCon
     let mut blocks = Blocks::new(storage);
     let joined = passages.joined(LONG);
     let near: Vec<&[u32]> = match how {
-        Thoroughness::Brief => beginnings(passages, &[16, 8]),
-        Thoroughness::Normal => beginnings(passages, &[48, 24, 24]),
-        Thoroughness::Full => [&joined[..]].into_iter().chain(beginnings(passages, &[64; 4])).collect(),
+        Thoroughness::Brief | Thoroughness::Normal => beginnings(passages, first_lens(how)),
+        Thoroughness::Full => [&joined[..]].into_iter().chain(beginnings(passages, first_lens(how))).collect(),
     };
     for ids in near {
         let ids = &ids[..ids.len().min(limit).min(blocks.room())];
         if !ids.is_empty() {
-            blocks.near(&mut batch, ids);
+            blocks.near(&mut batch, ids, 0);
         }
     }
     let (most, rows, values) = match how {
@@ -95,6 +94,15 @@ pub(super) fn first(passages: &Passages, spec: &DecoderSpec, storage: KvCacheCon
         }
     }
     batch
+}
+
+/// How much of the first passages is compared layer by layer.
+fn first_lens(how: Thoroughness) -> &'static [usize] {
+    match how {
+        Thoroughness::Brief => &[16, 8],
+        Thoroughness::Normal => &[48, 24, 24],
+        Thoroughness::Full => &[64; 4],
+    }
 }
 
 /// Tokens of the one long sequence that a full check reads.
@@ -127,19 +135,24 @@ fn far_positions(spec: &DecoderSpec, block_size: usize, how: Thoroughness) -> Ve
     rounded.filter(|position| *position > 0 && seen.insert(*position)).collect()
 }
 
-/// All passages, some at a time.
-pub(super) fn stages(passages: &Passages, spec: &DecoderSpec, storage: KvCacheConfig) -> Vec<Batch> {
+/// What [`first`] leaves of all passages, some at a time: the beginnings of the others, then the rest of each. Only logits of
+/// tokens that were not compared before are wanted.
+pub(super) fn stages(passages: &Passages, spec: &DecoderSpec, storage: KvCacheConfig, how: Thoroughness) -> Vec<Batch> {
     let limit = storage.capacity().min(spec.context_length());
+    let lens = first_lens(how);
+    let known = |index: usize| lens.get(index).copied().unwrap_or(BEGINNING);
+    let others = passages.ids.iter().skip(lens.len()).map(|ids| (&ids[..ids.len().min(BEGINNING)], 0));
+    let rests = passages.ids.iter().enumerate().map(|(index, ids)| (&ids[..], known(index)));
     let mut stages = Vec::new();
     let (mut batch, mut blocks) = (Batch::default(), Blocks::new(storage));
-    for ids in &passages.ids {
+    for (ids, known) in others.chain(rests) {
         let ids = &ids[..ids.len().min(limit)];
-        if batch.token_ids.len() >= STAGE || blocks.room() < ids.len() {
+        if batch.logits_rows.len() >= STAGE || blocks.room() < ids.len() {
             stages.push(std::mem::take(&mut batch));
             blocks = Blocks::new(storage);
         }
-        if !ids.is_empty() {
-            blocks.near(&mut batch, ids);
+        if ids.len() > known {
+            blocks.near(&mut batch, ids, known);
         }
     }
     stages.push(batch);
@@ -152,14 +165,15 @@ pub(super) fn near_tokens(batch: &Batch) -> usize {
     batch.ranges().filter(|(_, sequence)| sequence.context_len == 0).map(|(range, _)| range.len()).sum()
 }
 
-/// The token after each one of a sequence that was read from its beginning.
+/// The token after each one whose logits are wanted, in sequences that were read from their beginning.
 pub(super) fn next_tokens(batch: &Batch) -> Vec<Option<u32>> {
     let ids = &batch.token_ids;
     let of = |(range, sequence): (std::ops::Range<usize>, &SequenceSlice)| -> Vec<Option<u32>> {
         let next = |index: usize| (sequence.context_len == 0 && index + 1 < range.end).then(|| ids[index + 1]);
         range.clone().map(next).collect()
     };
-    batch.ranges().flat_map(of).collect()
+    let all: Vec<Option<u32>> = batch.ranges().flat_map(of).collect();
+    batch.logits_rows.iter().map(|row| all[*row]).collect()
 }
 
 #[cfg(test)]
@@ -190,10 +204,32 @@ mod tests {
                 let batch = first(&passages(), &spec, storage, how);
                 batch.validate(&spec, &storage).expect("the batch is sound");
                 assert_eq!(next_tokens(&batch).len(), batch.token_ids.len());
-                for stage in stages(&passages(), &spec, storage) {
+                for stage in stages(&passages(), &spec, storage, how) {
                     stage.validate(&spec, &storage).expect("the stage is sound");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_position_is_compared_twice_and_none_is_left() {
+        let (passages, spec, storage) = (passages(), spec(), storage(4096));
+        for how in [Thoroughness::Brief, Thoroughness::Normal] {
+            let mut batches = vec![first(&passages, &spec, storage, how)];
+            batches.extend(stages(&passages, &spec, storage, how));
+            let mut seen = std::collections::HashSet::new();
+            for batch in &batches {
+                for (range, sequence) in batch.ranges().filter(|(_, sequence)| sequence.context_len == 0) {
+                    for row in batch.logits_rows.iter().filter(|row| range.contains(row)) {
+                        // Eight tokens tell passages apart.
+                        let passage = batch.token_ids[range.start..range.start + 8].to_vec();
+                        assert!(seen.insert((passage, row - range.start)), "{how:?}");
+                    }
+                }
+            }
+            assert_eq!(seen.len(), passages.ids.iter().map(Vec::len).sum::<usize>());
+            // What loading reads is of several passages.
+            assert!(batches[1].sequences.len() >= 3);
         }
     }
 
@@ -215,7 +251,7 @@ mod tests {
     fn what_comes_next_is_known_within_a_sequence_only() {
         let mut batch = Batch::default();
         let mut blocks = Blocks::new(storage(4));
-        blocks.near(&mut batch, &(0..20).collect::<Vec<u32>>());
+        blocks.near(&mut batch, &(0..20).collect::<Vec<u32>>(), 0);
         blocks.far(&mut batch, &[7, 8], 160);
         let next = next_tokens(&batch);
         assert_eq!((next[0], next[19], next[20]), (Some(1), None, None));

@@ -9,15 +9,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::report::CompatReport;
-use super::{Precision, Subject};
+use super::{Precision, Subject, Thoroughness, batches};
 use crate::executor::Executor;
 use crate::executor::fused::FusedExecutor;
 
 /// Changed whenever reports change in meaning.
 const FORMAT: u32 = 3;
-
-/// A capacity from which a check at load reaches every position that it would like to.
-const MEASURED: usize = 1 << 13;
 
 /// Of larger tensors only so many parts of [`SAMPLE_BYTES`] are read, evenly spread.
 const SAMPLES: usize = 8;
@@ -56,8 +53,9 @@ impl VerdictCache {
         }
         // Another tokenizer or chat template makes other tokens of what a check reads. One that fails fails the check as well.
         field(&mut hash, &subject.passages().map(|passages| passages.fingerprint()).unwrap_or_default());
-        // A small context leaves room for few tokens to measure with.
-        field(&mut hash, &fused.kv_cache().capacity().min(MEASURED).to_le_bytes());
+        // A small context leaves room for few tokens to measure with, and no far positions.
+        let first = subject.passages().map(|p| batches::first(&p, spec, fused.kv_cache(), Thoroughness::Brief));
+        field(&mut hash, format!("{:?}", first.unwrap_or_default()).as_bytes());
         let name = hex(&hash.clone().finalize());
         field(&mut hash, &FORMAT.to_le_bytes());
         field(&mut hash, build().as_bytes());
@@ -72,12 +70,11 @@ impl VerdictCache {
         (whole && entry.format == FORMAT && entry.key == self.key).then(|| serde_json::from_str(&entry.report).ok())?
     }
 
-    /// Keeps a verdict, whole or not at all, unless one that was measured on more tokens is kept. An error is one line for
+    /// Keeps a verdict, whole or not at all, unless one that was measured more thoroughly is kept. An error is one line for
     /// the user: nothing depends on the file.
     pub(crate) fn write(&self, report: &CompatReport) -> Result<(), String> {
         let Some(path) = &self.path else { return Ok(()) };
-        let tokens = |report: &CompatReport| report.measured.as_ref().map_or(0, |measured| measured.tokens);
-        if self.read().is_some_and(|kept| tokens(&kept) > tokens(report)) {
+        if self.read().is_some_and(|kept| kept.thoroughness > report.thoroughness) {
             return Ok(());
         }
         self.try_write(path, report).map_err(|error| {

@@ -24,8 +24,8 @@ const BY_CHANGES: [(f64, f64); 4] = [(2e-3, 1.0), (2e-2, 0.8), (1e-1, 0.5), (0.5
 /// Answers are called the same only where margins move by no more than a quarter of what changes one.
 const SAME: Target = Target { kl_mean: 1e-5, shift: NEAR_TIE / 4.0 };
 
-/// And where at least so many positions were read.
-const SAME_POSITIONS: usize = 80;
+/// And where no more than this share of positions can change, at 95 %: some 75 positions without a change.
+const SAME_RATE: f64 = 0.05;
 
 /// What the measurements mean.
 #[derive(Debug)]
@@ -91,13 +91,14 @@ impl Judgement {
 
     /// Whether a run is no worse than what most people run.
     pub(super) fn is_close(run: &Run) -> bool {
-        Status::of(score_of(&run.divergence)) == Status::Compatible
+        status_of(&run.divergence) == Status::Compatible
     }
 
     /// Fills in verdict and plan.
     pub(super) fn conclude(&self, adapted: &Adapted, precision: Precision, report: &mut CompatReport) {
         report.score = if self.has_fault() { 0.0 } else { score_of(&adapted.run.divergence) };
         report.status = Status::of(report.score);
+        report.same_answers = !self.has_fault() && are_the_same(&adapted.run.divergence);
         let standard = match report.status {
             Status::Incompatible if adapted.standard.is_empty() => Computed::All,
             _ => Computed::Some(&adapted.standard),
@@ -114,9 +115,9 @@ impl Judgement {
         if !divergence.is_finite() {
             return "fused kernels give logits that are not finite".into();
         }
-        let distance = format!("mean KL {:.1e} nats from standard kernels in f32", divergence.kl_mean);
+        let distance = format!("mean KL {:.1e} nats from f32", divergence.kl_mean);
         let usual = match self.usual {
-            Some(usual) if divergence.kl_mean <= usual => {
+            Some(usual) if adapted.run.first.kl_mean <= usual => {
                 format!(", closer than the checkpoint's own type ({usual:.1e})")
             }
             Some(usual) => format!(", the checkpoint's own type {usual:.1e}"),
@@ -124,8 +125,13 @@ impl Judgement {
         };
         let answers = answers_in_words(divergence);
         let why = match precision {
-            Precision::Fast if divergence.disagreements + divergence.near_ties > 0 => {
-                "; that is what rounding activations does in every engine, and --precision exact avoids it"
+            Precision::Fast if divergence.disagreements > 0 && adapted.plan.rounds_activations() => {
+                match status_of(divergence) {
+                    Status::Incompatible => "; that is more than rounding activations usually does",
+                    _ => {
+                        "; rounding activations does that in every engine, and --precision exact asks for f32's answers"
+                    }
+                }
             }
             _ if !adapted.holds => "; that is the nearest that fused kernels come to what was asked for",
             _ => "",
@@ -154,15 +160,15 @@ impl Judgement {
 fn answers_in_words(divergence: &Divergence) -> String {
     let (positions, changed) = (divergence.positions, divergence.changed());
     let bound = format!("95 %: at most {}", percent(changed.high));
-    if SAME.judge(divergence) != Holds::No && positions >= SAME_POSITIONS {
+    if are_the_same(divergence) {
         return format!(
-            "the same answers: at {positions} positions no token changed beyond near ties ({bound}), and margins moved by at most {:.1e} nats, where {NEAR_TIE} would change one",
+            "the same answers: at {positions} positions no token changed beyond near ties ({bound}), and margins of likely tokens moved by at most {:.1e} nats, where {NEAR_TIE} would change one",
             divergence.shift_max
         );
     }
     if divergence.disagreements == 0 {
         return format!(
-            "no token changed beyond near ties at {positions} positions ({bound}); margins moved by up to {:.1e} nats",
+            "no token changed beyond near ties at {positions} positions ({bound}); margins of likely tokens moved by up to {:.1e} nats",
             divergence.shift_max
         );
     }
@@ -172,6 +178,16 @@ fn answers_in_words(divergence: &Divergence) -> String {
         percent(changed.low),
         percent(changed.high)
     )
+}
+
+/// What a divergence alone makes of a run without faults.
+pub(super) fn status_of(divergence: &Divergence) -> Status {
+    Status::of(score_of(divergence))
+}
+
+/// Whether answers may be called the same.
+fn are_the_same(divergence: &Divergence) -> bool {
+    SAME.judge(divergence) != Holds::No && divergence.changed().high <= SAME_RATE
 }
 
 fn percent(share: f64) -> String {
@@ -223,8 +239,10 @@ pub(super) fn recommend(report: &mut CompatReport) {
         ),
     }
     let changes = report.measured_divergence().is_some_and(|divergence| divergence.disagreements > 0);
-    if report.status == Status::Compatible && !changes {
-        lines.push("nothing: no answer changes beyond near ties".to_owned());
+    if report.same_answers {
+        lines.push("nothing".to_owned());
+    } else if report.status == Status::Compatible && !changes {
+        lines.push("nothing, or `check --full`, to read more: no token changed at the positions read".to_owned());
     } else if report.kernels() == ActiveKernels::Fused {
         lines.push("where answers must be those of f32, run with --precision exact or --kernels standard".to_owned());
     }
@@ -237,8 +255,7 @@ pub(super) fn recommend(report: &mut CompatReport) {
             measured.loss, measured.uniform_loss
         )
     }));
-    let far =
-        |run: &&RunReport| run.divergence.is_finite() && Status::of(score_of(&run.divergence)) != Status::Compatible;
+    let far = |run: &&RunReport| run.divergence.is_finite() && status_of(&run.divergence) != Status::Compatible;
     lines.extend(report.run(RunKind::Checkpoint).filter(far).map(|run| {
         format!("beware of {} elsewhere: it is {:.1e} nats from f32 on this model", run.name, run.divergence.kl_mean)
     }));
@@ -283,7 +300,7 @@ mod tests {
             answers_in_words(&divergence(positions, changed, shift)).starts_with("the same answers")
         };
         assert!(same(80, 0, 0.0) && same(200, 0, 1e-3));
-        assert!(!same(79, 0, 0.0) && !same(200, 1, 0.0) && !same(200, 0, 0.02));
+        assert!(!same(60, 0, 0.0) && !same(200, 1, 0.0) && !same(200, 0, 0.02));
         let words = answers_in_words(&divergence(200, 6, 0.0));
         assert!(words.contains("changes at 3.0 % of positions") && words.contains("1.4 % to 6.4 %"), "{words}");
         let words = answers_in_words(&divergence(200, 0, 0.02));

@@ -41,6 +41,8 @@ pub(super) struct Errors {
 #[derive(Debug, Clone)]
 pub(super) struct Run {
     pub(super) divergence: Divergence,
+    /// Of the first measurement alone, which every run is part of.
+    pub(super) first: Divergence,
     /// At far positions, whose contexts are no text.
     pub(super) far: Divergence,
     /// The positions that it is about.
@@ -101,20 +103,22 @@ impl Truth {
         let mut compare = |index: usize, stream: &[f32]| {
             drift.push(relative_error(&self.streams[index + 1], stream, self.tokens()));
         };
-        let logits = whole(executor, &self.batch, [self.layers, self.vocab_size], &mut compare)?;
+        let logits = whole(executor, &self.batch, self.layers, self.vocab_size, &mut compare)?;
         let near = near_tokens(&self.batch) * self.vocab_size;
         let mut tally = Tally::default();
         tally.add(&self.logits[..near], &logits[..near], self.vocab_size, &next_tokens(&self.batch));
         let far = Divergence::of(&self.logits[near..], &logits[near..], self.vocab_size, &[]);
-        Ok(Run { divergence: tally.divergence(), far, tally, drift })
+        let divergence = tally.divergence();
+        Ok(Run { first: divergence.clone(), divergence, far, tally, drift })
     }
 }
 
-/// Logits of every position of a batch, `[T][vocab_size]`; `observe` is told the residual stream after each layer.
+/// The wanted logits of a batch, `[rows][vocab_size]`; `observe` is told the residual stream after each layer.
 pub(super) fn whole(
     executor: &mut dyn LayerByLayer,
     batch: &Batch,
-    [layers, vocab_size]: [usize; 2],
+    layers: usize,
+    vocab_size: usize,
     observe: &mut dyn FnMut(usize, &[f32]),
 ) -> Result<Vec<f32>> {
     let mut stream = executor.embed(batch)?;
@@ -125,11 +129,10 @@ pub(super) fn whole(
     logits(executor, batch, &stream, vocab_size)
 }
 
-/// Logits of every position, some positions at a time.
+/// The wanted logits, some positions at a time.
 fn logits(executor: &mut dyn LayerByLayer, batch: &Batch, stream: &[f32], vocab_size: usize) -> Result<Vec<f32>> {
-    let positions: Vec<usize> = (0..batch.token_ids.len()).collect();
-    let mut values = Vec::with_capacity(positions.len() * vocab_size);
-    for rows in positions.chunks(HEAD_ROWS) {
+    let mut values = Vec::with_capacity(batch.logits_rows.len() * vocab_size);
+    for rows in batch.logits_rows.chunks(HEAD_ROWS) {
         let part = Batch { logits_rows: rows.to_vec(), ..batch.clone() };
         let logits = executor.head(&part, stream)?;
         (0..logits.rows()).for_each(|row| values.extend_from_slice(logits.row(row)));

@@ -28,6 +28,7 @@ mod tests;
 use std::time::Instant;
 
 use braidinfer_model::{DecoderSpec, Weights};
+use serde::{Deserialize, Serialize};
 
 pub(crate) use self::cache::VerdictCache;
 pub(crate) use self::passages::plain_text;
@@ -48,7 +49,8 @@ use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
 /// How thorough a check is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Thoroughness {
     /// What loading can wait for: some hundred positions, the type of the checkpoint only if fused kernels are not close to the
     /// truth, and one of a few uniform plans.
@@ -84,6 +86,8 @@ impl Subject<'_> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             isa: isa.to_owned(),
             precision: None,
+            thoroughness: None,
+            same_answers: false,
             status: predicted.status,
             score: predicted.score,
             reason,
@@ -106,14 +110,14 @@ impl Subject<'_> {
         let started = Instant::now();
         let mut report = self.predict(fused.isa().name())?;
         report.precision = Some(precision);
+        report.thoroughness = Some(thoroughness);
         let passages = self.passages()?;
         let batch = batches::first(&passages, self.spec, fused.kv_cache(), thoroughness);
         let found = self.measure(fused, batch, thoroughness)?;
         let usual = found.checkpoint.as_ref().filter(|_| !self.weights.dtype().is_quantized()).map(|(_, run)| run);
         let judgement = Judgement::of(&found.exact_errors, &found.exact, usual);
-        let exact = (&found.fastest_plan.exact(), &found.exact);
         let doubtful = report.predicted.status != Status::Compatible;
-        let mut reader = Reader::new(self, &passages, &found.truth, exact, fused, thoroughness, doubtful)?;
+        let mut reader = Reader::new(self, &passages, &found, fused, thoroughness, doubtful)?;
         let between = thoroughness != Thoroughness::Brief;
         let adapted = self.adapt(fused, &found, &judgement, &mut reader, precision, between)?;
         let speed = match thoroughness {
@@ -124,6 +128,7 @@ impl Subject<'_> {
         };
         // Nothing of what was read stays.
         fused.set_plan(adapted.plan.clone())?;
+        fused.release_kv_cache()?;
         report.layers = layer_reports(&found.exact_errors, &found.fastest_errors, &judgement, &adapted);
         judgement.conclude(&adapted, precision, &mut report);
         let read = adapted.run.divergence.positions;
@@ -210,7 +215,7 @@ impl Subject<'_> {
     }
 }
 
-/// What was measured before any layer was raised.
+/// What was measured before any plan was chosen.
 struct Measurements {
     truth: Truth,
     fastest_plan: KernelPlan,

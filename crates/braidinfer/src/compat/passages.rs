@@ -20,6 +20,9 @@ const RANDOM: (usize, usize) = (48, 64);
 /// Most tokens of a passage: enough for what attention does, few enough that many passages are read.
 const LONGEST: usize = 96;
 
+/// Tokens of a passage that are read before any passage is read on, so that little text is of many kinds.
+pub(super) const BEGINNING: usize = 24;
+
 /// Token ids to compare kernels on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Passages {
@@ -43,7 +46,7 @@ impl Passages {
         for (index, text) in TEXT.trim_end().split("\n---\n").enumerate() {
             passages.push(tokenizer.encode_prompt(text)?);
             // After some plain text, and within what even the shortest check reads.
-            if let (1, Some(turn)) = (index, turn) {
+            if let (0, Some(turn)) = (index, turn) {
                 passages.push(tokenizer.encode_chat(turn)?);
             }
         }
@@ -62,9 +65,11 @@ impl Passages {
         Self { ids: (0..passages).map(&mut passage).collect(), text: false }
     }
 
-    /// All of them in one sequence, of at most `most` tokens.
+    /// All of them in one sequence of at most `most` tokens, without the beginning of the first: no token has the context that
+    /// it has in its own passage.
     pub(super) fn joined(&self, most: usize) -> Vec<u32> {
-        self.ids.iter().flatten().copied().take(most).collect()
+        let first = self.ids.iter().flatten().take(1);
+        first.chain(self.ids.iter().flatten().skip(BEGINNING)).copied().take(most).collect()
     }
 
     /// A fingerprint: another tokenizer or template makes other passages.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::Thoroughness;
 use super::precision::Precision;
 use super::prescreen::Predicted;
 use crate::divergence::{Divergence, null_is_nan, nulls_are_nan};
@@ -55,6 +56,10 @@ pub struct CompatReport {
     pub isa: String,
     /// How close to f32 the plan had to be; `None` if nothing was measured.
     pub precision: Option<Precision>,
+    /// How thorough the measurement was.
+    pub thoroughness: Option<Thoroughness>,
+    /// Whether it was measured that answers do not change: see `docs/numerics.md` for what that takes.
+    pub same_answers: bool,
     /// The verdict; of the weights alone if nothing was measured.
     pub status: Status,
     /// From 0 to 1.
@@ -194,7 +199,7 @@ pub struct LayerReport {
     pub fastest: Vec<OpError>,
     /// The first activation whose error rounding does not explain.
     pub fault: Option<String>,
-    /// Why the plan departs from the fastest one here.
+    /// How the layer is computed, if that is not by the fastest plan.
     pub raised: Option<String>,
 }
 

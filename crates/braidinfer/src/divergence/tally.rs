@@ -100,9 +100,9 @@ impl Position {
             // A sum of rounded terms may come out a little below zero; what is not a number stays so.
             kl: if kl < 0.0 { 0.0 } else { kl },
             shift: competing.map(moved).fold(if kl.is_nan() { f64::NAN } else { 0.0 }, larger),
-            loss: next.map(|id| -own[id as usize]),
+            loss: next.and_then(|id| own.get(id as usize)).map(|of_next| -of_next),
             agreement,
-            decided: truth[best] - second > NEAR_TIE,
+            decided: truth[best] - second > NEAR_TIE || agreement == Agreement::Other,
         }
     }
 }

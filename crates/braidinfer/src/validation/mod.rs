@@ -158,13 +158,16 @@ impl ValidationReport {
 fn kernels(compat: &CompatReport) -> Vec<Finding> {
     const AREA: &str = "kernels";
     const LOSS: &str = "loss on plain text";
-    const WHAT: &str = "fused kernels give the same answers";
+    const WHAT: &str = "fused kernels beside f32";
     let found = format!("{}: {}", compat.status.as_str(), compat.reason);
     let mut findings = vec![match compat.status {
         Status::Compatible => Finding::pass(AREA, WHAT, found),
-        Status::Warning => {
-            Finding::warn(AREA, WHAT, found, "--dtype f32 or --kernels standard where answers must be exact")
-        }
+        Status::Warning => Finding::warn(
+            AREA,
+            WHAT,
+            found,
+            "--precision exact or --kernels standard where answers must be those of f32",
+        ),
         Status::Incompatible => Finding::fail(
             AREA,
             WHAT,

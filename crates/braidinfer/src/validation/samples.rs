@@ -188,9 +188,12 @@ fn agreement(samples: &[Sample], compat: &CompatReport) -> Finding {
         // Where answers are nearly as likely, the smallest difference chooses another one.
         _ if differ.is_empty() => Finding::pass(AREA, WHAT, found),
         Status::Compatible => Finding::pass(AREA, WHAT, found),
-        Status::Warning => {
-            Finding::warn(AREA, WHAT, found, "--dtype f32 or --kernels standard where answers must be exact")
-        }
+        Status::Warning => Finding::warn(
+            AREA,
+            WHAT,
+            found,
+            "--precision exact or --kernels standard where answers must be those of f32",
+        ),
         Status::Incompatible => Finding::fail(AREA, WHAT, found, "--kernels standard, which auto takes"),
     }
 }

@@ -124,6 +124,12 @@ impl FusedExecutor {
         Ok(())
     }
 
+    /// Lets the memory of all stored keys and values go.
+    pub fn release_kv_cache(&mut self) -> Result<()> {
+        self.kv_cache = KvCache::new(&self.spec, self.kv_cache.config(), &self.plan.kv_dtypes)?;
+        Ok(())
+    }
+
     /// The instruction set.
     pub fn isa(&self) -> Isa {
         self.isa

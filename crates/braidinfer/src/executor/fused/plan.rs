@@ -93,6 +93,11 @@ impl KernelPlan {
         plan
     }
 
+    /// Whether any projection multiplies activations that were rounded to 8 bits or bf16.
+    pub fn rounds_activations(&self) -> bool {
+        self.projections.iter().any(|planned| planned.level.is_coarser(NumericLevel::Int16))
+    }
+
     /// Whether a layer is computed and stored as in another plan.
     pub fn same_layer(&self, other: &Self, layer: usize) -> bool {
         let of = |plan: &Self| -> Vec<PlannedProjection> {
