@@ -219,7 +219,7 @@ mod tests {
             batches.extend(stages(&passages, &spec, storage, how));
             let mut seen = std::collections::HashSet::new();
             for batch in &batches {
-                for (range, sequence) in batch.ranges().filter(|(_, sequence)| sequence.context_len == 0) {
+                for (range, _) in batch.ranges().filter(|(_, sequence)| sequence.context_len == 0) {
                     for row in batch.logits_rows.iter().filter(|row| range.contains(row)) {
                         // Eight tokens tell passages apart.
                         let passage = batch.token_ids[range.start..range.start + 8].to_vec();
