@@ -519,7 +519,7 @@ await step("a report shows verdict, reason, runs, errors by layer, plan and advi
   await page.route("**/v1/compat", (route) => route.fulfill({ json: sampleReport() }));
   await button(page, "Report").click();
   const text = await page.locator("#report .verdict").textContent();
-  assert.match(text, /warning.*score 0\.74.*Fused kernels give nearly/i);
+  assert.match(text, /warning.*score 0\.74.*8-bit activations/i);
   assert.equal(await page.locator("#report tbody").count(), 4);
   assert.ok((await page.locator("#report polyline").count()) >= 3);
   await page.getByText("Mixed kernels: 25 layers int8, K/V in f16; 2 layers f32 and int8, K/V in f16; 1 layer standard").waitFor();
