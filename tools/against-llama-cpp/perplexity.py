@@ -6,13 +6,12 @@ llama.cpp's tool is not in the Python package, so what it does is done here on t
 do not overlap, each from its first token, and only the second half of a chunk counts.
 """
 
-import argparse
 import json
 import subprocess
 
 import numpy as np
 from llama_cpp import Llama, llama_model_get_vocab, llama_vocab_get_add_bos
-from precision import TEXT, log_softmax
+from precision import arguments, log_softmax
 
 
 def llama_cpp(model, text, context):
@@ -40,11 +39,8 @@ def braidinfer(binary, model, text, context):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--braidinfer", required=True)
-    parser.add_argument("--text", default=TEXT)
+    parser = arguments(__doc__)
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("models", nargs="+")
     args = parser.parse_args()
     with open(args.text, encoding="utf-8") as file:
         text = file.read()

@@ -50,12 +50,18 @@ def compare(truth, own):
     return kl.mean(), np.median(kl), np.quantile(kl, 0.99), kl.max(), (best == chosen).mean(), changed.sum(), decided.sum()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description):
+    """What every comparison on a text takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--braidinfer", required=True)
     parser.add_argument("--text", default=TEXT)
-    parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("models", nargs="+")
+    return parser
+
+
+def main():
+    parser = arguments(__doc__)
+    parser.add_argument("--tokens", type=int, default=512)
     args = parser.parse_args()
     print("| model | run | mean KL | median | 99 % | largest | same likeliest token | changed beyond near ties |")
     print("|---|---|---|---|---|---|---|---|")

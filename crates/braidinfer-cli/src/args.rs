@@ -10,6 +10,8 @@ use braidinfer_hub::HubId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::commands::perplexity::CONTEXT;
+
 /// Runs language models on your own machine, and shows that its answers are right.
 ///
 /// MODEL is a directory in Hugging Face layout, a GGUF file, or an id of the Hugging Face Hub (org/name, org/name@revision,
@@ -409,7 +411,7 @@ pub struct PerplexityArgs {
     #[arg(long, value_parser = parse_ids, value_name = "ID,..")]
     pub ids: Option<Ids>,
     /// Tokens of a chunk
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = CONTEXT)]
     pub context: usize,
     /// Print one JSON object
     #[arg(long)]

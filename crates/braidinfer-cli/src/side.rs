@@ -53,7 +53,7 @@ impl Local {
             bail!("{text}: expected precision= with fused kernels only, found kernels=standard");
         }
         let options = model::options(kernels.into(), &computing)?;
-        // Whoever names fused kernels wants to see what they do.
+        // Fused kernels by name, without a precision: the fastest level, whatever a check says.
         let force = options.kernels == Kernels::Fused && precision.is_none();
         let precision = precision.map_or(Precision::Auto, Precision::from);
         Ok(Self { model, options: LoadOptions { force, precision, ..options } })

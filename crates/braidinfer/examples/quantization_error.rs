@@ -9,21 +9,13 @@ use std::env;
 use std::fs;
 use std::ops::ControlFlow;
 
+use braidinfer::divergence::{Divergence, Tally};
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
 use braidinfer::{Error, Llm, LoadOptions, Prompt, SamplingParams, quantize};
 
 const STORIES: u64 = 16;
 const TOKENS: usize = 200;
-
-/// Sums over positions.
-#[derive(Default)]
-struct Divergence {
-    positions: usize,
-    total: f64,
-    largest: f64,
-    agreeing: usize,
-}
 
 fn main() -> Result<(), Error> {
     let mut args = env::args().skip(1);
@@ -41,13 +33,12 @@ fn main() -> Result<(), Error> {
         quantize(&source, &path, file_type, true, &mut |_, _| ControlFlow::Continue(()))?;
         let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
         let mut quantized = open(&ModelSource::open(&path)?)?;
-        let mut divergence = Divergence::default();
+        let mut tally = Tally::default();
         for (ids, expected) in stories.iter().zip(&expected) {
-            for (expected, found) in expected.iter().zip(quantized.logits(ids, true)?) {
-                divergence.add(expected, &found);
-            }
+            let found = quantized.logits(ids, true)?.concat();
+            tally.add(&expected.concat(), &found, quantized.spec().vocab_size, &[]);
         }
-        println!("{}", divergence.row(file_type, bytes));
+        println!("{}", row(file_type, bytes, &tally.divergence()));
     }
     println!(
         "\n{} positions of {STORIES} stories that begin with {prompt:?}",
@@ -75,30 +66,7 @@ fn stories(llm: &mut Llm, prompt: &str) -> Result<Vec<Vec<u32>>, Error> {
     (0..STORIES).map(story).collect()
 }
 
-impl Divergence {
-    /// Adds one position: the Kullback-Leibler divergence of what was found from what is expected, in nats.
-    fn add(&mut self, expected: &[f32], found: &[f32]) {
-        let (p, q) = (log_softmax(expected), log_softmax(found));
-        let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
-        self.positions += 1;
-        self.total += divergence;
-        self.largest = self.largest.max(divergence);
-        self.agreeing += usize::from(argmax(expected) == argmax(found));
-    }
-
-    fn row(&self, file_type: FileType, bytes: u64) -> String {
-        let mean = self.total / self.positions as f64;
-        let agreement = 100.0 * self.agreeing as f64 / self.positions as f64;
-        format!("| {file_type} | {:.2} MB | {mean:.1e} | {:.1e} | {agreement:.2} % |", bytes as f64 / 1e6, self.largest)
-    }
-}
-
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
-    logits.iter().map(|logit| f64::from(logit - largest) - sum.ln()).collect()
-}
-
-fn argmax(logits: &[f32]) -> Option<usize> {
-    (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
+fn row(file_type: FileType, bytes: u64, found: &Divergence) -> String {
+    let (mean, largest, agreement) = (found.kl_mean, found.kl_max, 100.0 * found.top1_agreement);
+    format!("| {file_type} | {:.2} MB | {mean:.1e} | {largest:.1e} | {agreement:.2} % |", bytes as f64 / 1e6)
 }

@@ -39,7 +39,7 @@ pub fn reading(file: Option<&PathBuf>, context: usize) -> anyhow::Result<Reading
 }
 
 /// Tokens of a chunk where nobody says how many, as in llama.cpp's tool.
-const CONTEXT: usize = 512;
+pub const CONTEXT: usize = 512;
 
 /// What will be measured of a file that is yet to be written: whatever stands in the way of that shows now.
 pub fn before_quantizing(source: &ModelSource, file: Option<&PathBuf>) -> anyhow::Result<Reading> {

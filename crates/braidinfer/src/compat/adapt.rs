@@ -63,11 +63,7 @@ pub(super) fn adapt(
     };
     let mut below: Option<(KernelPlan, Run)> = None;
     for plan in fastest.ladder() {
-        let run = if plan == fastest && target.judge(&found.fastest.divergence) == Holds::No {
-            found.fastest.clone()
-        } else {
-            reader.read(fused, &plan, Some(target))?
-        };
+        let run = reader.read(fused, &plan, Some(target))?;
         if target.judge(&run.divergence) != Holds::No {
             let between = match &below {
                 Some((coarse, far)) if search_between && far.divergence.kl_mean < HOPELESS * target.kl_mean => {
