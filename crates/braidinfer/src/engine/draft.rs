@@ -112,6 +112,35 @@ mod tests {
         assert_eq!(Drafter::new().draft(&[7, 7, 7, 7], 3, 0.001), [7, 7, 7]);
     }
 
+    /// Steps that `answer` takes after `prompt`, where each guess costs `cost` of a step.
+    fn steps_to_say(prompt: &[u32], answer: &[u32], cost: f64) -> usize {
+        let (mut drafter, mut tokens, end) = (Drafter::new(), prompt.to_vec(), prompt.len() + answer.len());
+        // The prompt's own step gives the first token.
+        tokens.push(answer[0]);
+        let mut steps = 1;
+        while tokens.len() < end {
+            let rest = &answer[tokens.len() - prompt.len()..];
+            let draft = drafter.draft(&tokens, (ROWS - 1).min(rest.len() - 1), cost);
+            let right = draft.iter().zip(rest).take_while(|(guess, token)| guess == token).count();
+            drafter.judge(draft.len(), right);
+            tokens.extend(&rest[..right + 1]);
+            steps += 1;
+        }
+        steps
+    }
+
+    #[test]
+    fn what_repeats_comes_in_fewer_steps() {
+        let prompt: Vec<u32> = (100..220).collect();
+        // Half of it can be looked up: the prompt in pieces of 20 tokens, and as many new ones between them.
+        let new = |piece: u32| (0..20).map(move |index| 300 + 37 * index % 200 + piece * 7 % 11);
+        let half: Vec<u32> = (0..6).flat_map(|piece| (100 + 20 * piece..120 + 20 * piece).chain(new(piece))).collect();
+        let steps = steps_to_say(&prompt, &half, 0.1);
+        assert!(steps < half.len() * 7 / 10, "{steps} steps for {} tokens", half.len());
+        let dear = steps_to_say(&prompt, &half, 0.9);
+        assert!(dear > half.len() * 9 / 10, "{dear} steps where a guess costs nearly a whole one");
+    }
+
     #[test]
     fn guesses_that_do_not_pay_are_not_made() {
         let mut drafter = Drafter::new();
