@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::format::BLOCK;
-use crate::isa::{Isa, Level, dispatched};
+use crate::isa::{Isa, dispatched};
 use crate::simd::{LANES, Simd};
 
 /// How activations are rounded before they are multiplied. All sums are f32 but those inside a block of `Int8` and
@@ -99,24 +99,22 @@ const LARGEST_INT16: i32 = 127 * (HIGH_BYTE + 1);
 impl Isa {
     /// Most rows of a tile.
     pub fn tile_rows(self) -> usize {
-        fn of<S: Simd>(_: S) -> usize {
-            S::TILE
-        }
-        match self.0 {
-            Level::Scalar(simd) => of(simd),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(simd) => of(simd),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2Vnni(simd) => of(simd),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(simd) => of(simd),
-        }
+        tile_rows(self)
     }
 
     /// The tiles of `rows` rows: as many of the largest size as fit, then halves of it.
     pub fn tiles(self, rows: usize) -> impl Iterator<Item = Range<usize>> {
         tiles(self.tile_rows(), rows)
     }
+}
+
+dispatched! {
+    fn tile_rows() -> usize = largest_tile;
+}
+
+#[inline(always)]
+fn largest_tile<S: Simd>(_: S) -> usize {
+    S::TILE
 }
 
 pub(crate) fn tiles(largest: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {

@@ -1,8 +1,9 @@
 //! Panels of codes with scales.
 
 use super::{Ahead, ChunkKernel, GroupKernel, Nothing, Panels, for_each_group, for_each_tile};
-use crate::activations::{Activations, f32_words, integer_words, times_high_byte};
+use crate::activations::{Activations, NumericLevel, f32_words, integer_words, times_high_byte};
 use crate::format::{BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks};
+use crate::isa::{Isa, dispatched};
 use crate::prepare::{ChunkCodes, ChunkScales, chunk_codes, code_vector, prepare_codes, prepare_scales};
 use crate::simd::{LANES, Simd};
 
@@ -13,40 +14,42 @@ const VECTORS: usize = BLOCK / 4;
 /// tiles, through the cache. Not at all where bytes are multiplied in another way than smaller codes.
 const FEW_ROWS: usize = 8;
 
+/// How many bits the codes of `format` have when they are multiplied: as many as in the panels, or 8.
+pub(super) fn bits(isa: Isa, format: IntFormat, x: &Activations<'_>) -> CodeBits {
+    let in_registers = x.level != NumericLevel::F32 && (x.rows <= FEW_ROWS || has_signed_bytes(isa));
+    if in_registers { format.bits } else { CodeBits::Eight }
+}
+
+dispatched! {
+    fn has_signed_bytes() -> bool = signed_bytes;
+}
+
+#[inline(always)]
+fn signed_bytes<S: Simd>(_: S) -> bool {
+    S::SIGNED_BYTES
+}
+
 /// `[panels][rows][16]`.
 ///
-/// `BYTES`: what an activation is rounded to, 1 or 2; 0 if it is not. `MIN`: weights have minima, and no zero point.
-/// `HALVES`: a group of weights is half a block.
+/// `BITS`: those of [`bits`]. `BYTES`: what an activation is rounded to, 1 or 2; 0 if it is not. `MIN`: weights have minima,
+/// and no zero point. `HALVES`: a group of weights is half a block.
 #[inline(always)]
-pub(super) fn multiply<S: Simd, const BYTES: usize, const MIN: bool, const HALVES: bool>(
+pub(super) fn multiply<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>(
     simd: S,
     panels: Panels<'_>,
     x: &Activations<'_>,
     out: &mut [f32],
 ) {
     let PanelFormat::Int(format) = panels.format else { panic!("{:?} has no codes", panels.format) };
-    let few = BYTES > 0 && (S::SIGNED_BYTES || x.rows <= FEW_ROWS);
     let mut scales = [ChunkScales::ZERO, ChunkScales::ZERO];
+    let mut codes;
     let mut widened = None;
-    match format.bits {
-        CodeBits::Four if few => {
-            let kernel = IntKernel::<'_, 4, BYTES, MIN, HALVES> { panels, format, scales: &mut scales, widened };
-            for_each_group(simd, kernel, panels, x, out);
-        }
-        CodeBits::Six if few => {
-            let kernel = IntKernel::<'_, 6, BYTES, MIN, HALVES> { panels, format, scales: &mut scales, widened };
-            for_each_group(simd, kernel, panels, x, out);
-        }
-        bits => {
-            let mut codes;
-            if bits != CodeBits::Eight {
-                codes = [ChunkCodes::ZERO, ChunkCodes::ZERO];
-                widened = Some(&mut codes);
-            }
-            let kernel = IntKernel::<'_, 8, BYTES, MIN, HALVES> { panels, format, scales: &mut scales, widened };
-            for_each_group(simd, kernel, panels, x, out);
-        }
+    if BITS == 8 && format.bits != CodeBits::Eight {
+        codes = [ChunkCodes::ZERO, ChunkCodes::ZERO];
+        widened = Some(&mut codes);
     }
+    let kernel = IntKernel::<'_, BITS, BYTES, MIN, HALVES> { panels, format, scales: &mut scales, widened };
+    for_each_group(simd, kernel, panels, x, out);
 }
 
 /// Multiplies codes of `BITS` bits: those of the panels, or what they become in `widened`.

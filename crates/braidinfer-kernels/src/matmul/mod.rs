@@ -3,14 +3,16 @@
 //! One lane is one row of the weights, so no sum crosses lanes; the columns of a row are summed in order. Several
 //! panels and rows of activations go at once, which changes nothing in the sum of any one of them.
 
+mod codes;
 mod float;
+mod floats;
 mod integer;
 #[cfg(test)]
 mod tests;
 
 use crate::activations::{Activations, NumericLevel, tiles};
-use crate::format::{CHUNK, GroupLen, PanelFormat, panel_bytes};
-use crate::isa::{Isa, dispatched};
+use crate::format::{CHUNK, PanelFormat, panel_bytes};
+use crate::isa::Isa;
 use crate::simd::{LANES, Simd};
 
 /// How many bytes before their use weights are asked for, in all panels that go together: more do not help, and
@@ -49,6 +51,9 @@ impl<'a> Panels<'a> {
     }
 }
 
+/// One kind of weights at one level, compiled apart from every other: the compiler's time grows faster than a function.
+type Kernel = fn(Isa, Panels<'_>, &Activations<'_>, &mut [f32]);
+
 /// The product of every panel with every row of `x`, `[panels][rows][16]`.
 ///
 /// # Panics
@@ -58,59 +63,15 @@ pub fn matmul(isa: Isa, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]
     assert_eq!(panels.columns, x.columns, "as many columns in the weights as in the activations");
     assert_eq!(x.words.len(), x.level.words(x.rows, x.columns), "every row is encoded");
     let kernel = match (panels.format, x.level) {
-        (PanelFormat::Int(format), NumericLevel::Int8) => match (format.has_mins(), format.group) {
-            (false, GroupLen::ThirtyTwo) => int8_codes,
-            (false, GroupLen::Sixteen) => int8_codes_by_16,
-            (true, GroupLen::ThirtyTwo) => int8_codes_with_mins,
-            (true, GroupLen::Sixteen) => int8_codes_with_mins_by_16,
-        },
-        (PanelFormat::Int(format), NumericLevel::Int16) => match (format.has_mins(), format.group) {
-            (false, GroupLen::ThirtyTwo) => int16_codes,
-            (false, GroupLen::Sixteen) => int16_codes_by_16,
-            (true, GroupLen::ThirtyTwo) => int16_codes_with_mins,
-            (true, GroupLen::Sixteen) => int16_codes_with_mins_by_16,
-        },
-        (PanelFormat::Int(format), NumericLevel::F32) => match (format.has_mins(), format.group) {
-            (false, GroupLen::ThirtyTwo) => f32_codes,
-            (false, GroupLen::Sixteen) => f32_codes_by_16,
-            (true, GroupLen::ThirtyTwo) => f32_codes_with_mins,
-            (true, GroupLen::Sixteen) => f32_codes_with_mins_by_16,
-        },
-        (PanelFormat::Bf16, NumericLevel::Bf16) => bf16_dot,
-        (PanelFormat::Bf16, NumericLevel::F32) => f32_bf16,
-        (PanelFormat::F16, NumericLevel::F32) => f32_f16,
-        (PanelFormat::F32, NumericLevel::F32) => f32_f32,
-        (format, level) => panic!("{format:?} cannot be multiplied at level {}", level.name()),
+        (PanelFormat::Int(format), _) => codes::kernel(format, integer::bits(isa, format, x), x.level),
+        (PanelFormat::Bf16, NumericLevel::Bf16) => Some(floats::bf16_dot as Kernel),
+        (PanelFormat::Bf16, NumericLevel::F32) => Some(floats::bf16 as Kernel),
+        (PanelFormat::F16, NumericLevel::F32) => Some(floats::f16 as Kernel),
+        (PanelFormat::F32, NumericLevel::F32) => Some(floats::f32 as Kernel),
+        _ => None,
     };
+    let Some(kernel) = kernel else { panic!("{:?} cannot be multiplied at level {}", panels.format, x.level.name()) };
     kernel(isa, panels, x, out);
-}
-
-/// One function for each kind of weights at each level: compiled apart, so that each is small.
-macro_rules! kernels {
-    ($($name:ident = $generic:path;)*) => {
-        $(dispatched! {
-            fn $name(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) = $generic;
-        })*
-    };
-}
-
-kernels! {
-    int8_codes = integer::multiply::<_, 1, false, false>;
-    int8_codes_by_16 = integer::multiply::<_, 1, false, true>;
-    int8_codes_with_mins = integer::multiply::<_, 1, true, false>;
-    int8_codes_with_mins_by_16 = integer::multiply::<_, 1, true, true>;
-    int16_codes = integer::multiply::<_, 2, false, false>;
-    int16_codes_by_16 = integer::multiply::<_, 2, false, true>;
-    int16_codes_with_mins = integer::multiply::<_, 2, true, false>;
-    int16_codes_with_mins_by_16 = integer::multiply::<_, 2, true, true>;
-    f32_codes = integer::multiply::<_, 0, false, false>;
-    f32_codes_by_16 = integer::multiply::<_, 0, false, true>;
-    f32_codes_with_mins = integer::multiply::<_, 0, true, false>;
-    f32_codes_with_mins_by_16 = integer::multiply::<_, 0, true, true>;
-    bf16_dot = float::multiply::<_, float::Bf16Dot>;
-    f32_bf16 = float::multiply::<_, float::Bf16>;
-    f32_f16 = float::multiply::<_, float::F16>;
-    f32_f32 = float::multiply::<_, float::F32>;
 }
 
 /// What multiplies panels with rows.
@@ -192,7 +153,7 @@ fn for_each_tile<S: Simd, const P: usize>(
             4 if S::TILE == 4 && sums_from > 0 => {
                 kernel.accumulate::<4>(simd, words, &mut Nothing, sums(out, sums_from))
             }
-            4 => kernel.accumulate::<4>(simd, words, &mut lines, sums(out, sums_from)),
+            4 if S::TILE >= 4 => kernel.accumulate::<4>(simd, words, &mut lines, sums(out, sums_from)),
             8 if S::TILE == 8 && sums_from > 0 => {
                 kernel.accumulate::<8>(simd, words, &mut Nothing, sums(out, sums_from))
             }

@@ -28,7 +28,7 @@ impl Simd for Scalar {
     type I32 = [i32; LANES];
 
     const PANELS: usize = 1;
-    const TILE: usize = 4;
+    const TILE: usize = 2;
 
     fn splat(self, value: f32) -> Self::F32 {
         [value; LANES]

@@ -49,14 +49,14 @@ impl Linear {
 
     /// A few rows of the weight at a time, in parallel. Candle's CPU matmul has no bf16 and sums f16 in its own way, so
     /// such rows are widened to f32, as quantized ones are: few enough to stay in the cache, and never a second copy of
-    /// the matrix.
+    /// the matrix. The weight comes first, `W x^T`: measured, this takes half the time of `x W^T` with 25 tokens.
     fn matmul_by_rows(&self, x: &Tensor) -> Result<Tensor> {
-        const ROWS: usize = 128;
-        let x = x.to_dtype(DType::F32)?;
+        const ROWS: usize = 256;
+        let x = x.to_dtype(DType::F32)?.t()?.contiguous()?;
         let out = self.weight.rows()?;
         let starts: Vec<usize> = (0..out).step_by(ROWS).collect();
-        let part = |start: &usize| x.matmul(&self.weight.rows_f32(*start, ROWS.min(out - start))?.t()?);
+        let part = |start: &usize| self.weight.rows_f32(*start, ROWS.min(out - start))?.matmul(&x);
         let parts = starts.par_iter().map(part).collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&parts, 1)?)
+        Ok(Tensor::cat(&parts, 0)?.t()?.contiguous()?)
     }
 }

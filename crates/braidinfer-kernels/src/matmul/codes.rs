@@ -1,0 +1,67 @@
+//! Which kernel multiplies which codes.
+
+use super::{Kernel, integer};
+use crate::activations::NumericLevel;
+use crate::format::{CodeBits, GroupLen, IntFormat};
+
+/// What multiplies codes of `format`, widened to `bits` bits, with activations at `level`.
+pub(super) fn kernel(format: IntFormat, bits: CodeBits, level: NumericLevel) -> Option<Kernel> {
+    let of = match (level, bits) {
+        (NumericLevel::F32, CodeBits::Eight) => f32_8::of,
+        (NumericLevel::Int8, CodeBits::Eight) => int8_8::of,
+        (NumericLevel::Int8, CodeBits::Six) => int8_6::of,
+        (NumericLevel::Int8, CodeBits::Four) => int8_4::of,
+        (NumericLevel::Int16, CodeBits::Eight) => int16_8::of,
+        (NumericLevel::Int16, CodeBits::Six) => int16_6::of,
+        (NumericLevel::Int16, CodeBits::Four) => int16_4::of,
+        _ => return None,
+    };
+    Some(of(format))
+}
+
+/// Kernels for activations of some bytes and codes of some bits, a module each.
+macro_rules! kernels {
+    ($($module:ident: $bytes:literal, $bits:literal;)*) => {
+        $(mod $module {
+            use crate::activations::Activations;
+            use crate::isa::dispatched;
+            use crate::matmul::Panels;
+
+            dispatched! {
+                fn plain(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) =
+                    super::integer::multiply::<_, $bits, $bytes, false, false>;
+            }
+            dispatched! {
+                fn by_16(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) =
+                    super::integer::multiply::<_, $bits, $bytes, false, true>;
+            }
+            dispatched! {
+                fn with_mins(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) =
+                    super::integer::multiply::<_, $bits, $bytes, true, false>;
+            }
+            dispatched! {
+                fn with_mins_by_16(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) =
+                    super::integer::multiply::<_, $bits, $bytes, true, true>;
+            }
+
+            pub(super) fn of(format: super::IntFormat) -> super::Kernel {
+                match (format.has_mins(), format.group) {
+                    (false, super::GroupLen::ThirtyTwo) => plain,
+                    (false, super::GroupLen::Sixteen) => by_16,
+                    (true, super::GroupLen::ThirtyTwo) => with_mins,
+                    (true, super::GroupLen::Sixteen) => with_mins_by_16,
+                }
+            }
+        })*
+    };
+}
+
+kernels! {
+    f32_8: 0, 8;
+    int8_8: 1, 8;
+    int8_6: 1, 6;
+    int8_4: 1, 4;
+    int16_8: 2, 8;
+    int16_6: 2, 6;
+    int16_4: 2, 4;
+}
