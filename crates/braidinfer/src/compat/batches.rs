@@ -99,7 +99,7 @@ pub(super) fn first(passages: &Passages, spec: &DecoderSpec, storage: KvCacheCon
 /// How much of the first passages is compared layer by layer.
 fn first_lens(how: Thoroughness) -> &'static [usize] {
     match how {
-        Thoroughness::Brief => &[16, 8],
+        Thoroughness::Brief => &[16],
         Thoroughness::Normal => &[48, 24, 24],
         Thoroughness::Full => &[64; 4],
     }

@@ -54,8 +54,9 @@ impl Linear {
         const ROWS: usize = 256;
         let x = x.to_dtype(DType::F32)?.t()?.contiguous()?;
         let out = self.weight.rows()?;
-        let starts: Vec<usize> = (0..out).step_by(ROWS).collect();
-        let part = |start: &usize| self.weight.rows_f32(*start, ROWS.min(out - start))?.matmul(&x);
+        let rows = ROWS.min(out.div_ceil(rayon::current_num_threads()));
+        let starts: Vec<usize> = (0..out).step_by(rows).collect();
+        let part = |start: &usize| self.weight.rows_f32(*start, rows.min(out - start))?.matmul(&x);
         let parts = starts.par_iter().map(part).collect::<candle_core::Result<Vec<_>>>()?;
         Ok(Tensor::cat(&parts, 0)?.t()?.contiguous()?)
     }
