@@ -98,15 +98,15 @@ fn add_runs(document: &mut Document, measured: &Measured, detail: bool) {
         [
             run.name.clone(),
             divergence.positions.to_string(),
+            changed(divergence),
+            divergence.near_ties.to_string(),
+            number(divergence.shift_max),
             format!("{} ± {}", number(divergence.kl_mean), number(divergence.kl_standard_error)),
             number(divergence.kl_p99),
             number(divergence.kl_max),
-            number(divergence.shift_max),
-            divergence.near_ties.to_string(),
-            changed(divergence),
         ]
     };
-    let header = ["run", "positions", "mean KL", "99 %", "largest", "margins moved", "near ties", "changed"];
+    let header = ["run", "positions", "changed", "near ties", "margins moved", "mean KL", "99 %", "largest"];
     document.table(header, measured.runs.iter().map(row));
     if detail {
         let series = |values: fn(&RunReport) -> &Vec<f64>| {
