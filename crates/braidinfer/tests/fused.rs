@@ -159,7 +159,7 @@ fn long_context(fixture: &Fixture, threads: usize, ids: &[u32], chunk: usize) ->
         context_len += tokens.len();
         let mut batch = Batch::default();
         batch.push(tokens, slice, 1);
-        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs");
+        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs").logits;
         rows.extend((context_len >= prompt.len()).then(|| logits.row(0).to_vec()));
     }
     bits(&rows)
@@ -184,6 +184,6 @@ fn how_long_contexts_are_shared_out_changes_no_bit() {
 fn an_empty_batch_has_no_logits() {
     let fixture = Fixture::open("llama");
     for executor in [&mut fixture.executor() as &mut dyn Executor, &mut fixture.fused(Fused::exact())] {
-        assert_eq!(executor.forward(&Batch::default(), &mut NoProbe).expect("nothing is a batch").rows(), 0);
+        assert_eq!(executor.forward(&Batch::default(), &mut NoProbe).expect("nothing is a batch").logits.rows(), 0);
     }
 }

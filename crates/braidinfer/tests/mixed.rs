@@ -4,7 +4,8 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use braidinfer::executor::{ActiveKernels, Executor, MixedExecutor};
+use braidinfer::engine::{Engine, EngineConfig, Pooling, Request, Said};
+use braidinfer::executor::{ActiveKernels, Batch, Executor, MixedExecutor, Recorder};
 use braidinfer::model::{Description, Weights};
 use support::{Fixture, Fused, check_greedy, distance, feed};
 
@@ -47,4 +48,57 @@ fn greedy_tokens_equal_transformers() {
     for fixture in Fixture::all() {
         check_greedy(&mut mixed(&fixture, 1), &fixture);
     }
+}
+
+/// The vector of a prompt, at the engine.
+fn embedding(executor: Box<dyn Executor>, prompt: &[u32], pooling: Pooling) -> Vec<f32> {
+    let config = EngineConfig {
+        context: 256,
+        max_batched_tokens: 8,
+        max_sequences: 2,
+        max_waiting: 2,
+        prefix_cache: true,
+        prompt_lookup: true,
+        prompts_first: false,
+        tapped: 0.0,
+    };
+    let mut engine = Engine::new(executor, config).expect("the context fits");
+    let request = Request { prompt: prompt.to_vec(), pooling: Some(pooling), ..Request::default() };
+    engine.add(request).expect("the request is sound");
+    while engine.has_unfinished() {
+        for output in engine.step().expect("the step runs") {
+            match output.said.expect("it is computed") {
+                Said::Embedding(embedding) => return embedding.values,
+                Said::Token(_) => panic!("nothing is written"),
+            }
+        }
+    }
+    panic!("no vector came");
+}
+
+#[test]
+fn vectors_come_from_mixed_kernels_too() {
+    let fixture = Fixture::open("qwen3");
+    let prompt: Vec<u32> = (1..60).collect();
+    for pooling in [Pooling::Last, Pooling::Mean] {
+        let expected = embedding(Box::new(fixture.fused(Fused::exact())), &prompt, pooling);
+        let found = embedding(Box::new(mixed(&fixture, 1)), &prompt, pooling);
+        assert_eq!(found.len(), expected.len());
+        for (value, expected) in found.iter().zip(&expected) {
+            assert!((value - expected).abs() < 1e-5, "{pooling:?}: {value} {expected}");
+        }
+    }
+}
+
+#[test]
+fn every_activation_can_be_looked_at() {
+    let fixture = Fixture::open("qwen3");
+    let names = |executor: &mut dyn Executor| {
+        let mut batch = Batch::default();
+        batch.push(&[1, 2, 3], support::slice(0, 0, 3, 3), 1);
+        let mut recorder = Recorder::new(|_: &str| true);
+        executor.forward(&batch, &mut recorder).expect("the batch runs");
+        recorder.activations.into_iter().map(|activation| activation.name).collect::<Vec<String>>()
+    };
+    assert_eq!(names(&mut mixed(&fixture, 1)), names(&mut fixture.fused(Fused::exact())));
 }

@@ -95,7 +95,7 @@ fn requests(vocab: usize, context: usize, rng: &mut SmallRng) -> Vec<Asked> {
 /// The answer to a request that has the engine for itself.
 fn alone(llm: &mut Llm, asked: &Asked) -> Said {
     // Whoever takes the executor makes the engine forget what is stored.
-    llm.executor_mut();
+    llm.executor_mut().expect("nothing runs");
     llm.add(asked.prompt.clone(), &asked.params).expect("the request is sound");
     let mut said = Said::default();
     while llm.has_unfinished() {
@@ -165,7 +165,7 @@ fn company_changes_no_bit() {
         let expected: Vec<Said> = asked.iter().map(|asked| alone(&mut llm, asked)).collect();
         let mut llm = open(source, LoadOptions::default());
         for at_once in [1, 3, 16] {
-            llm.executor_mut();
+            llm.executor_mut().expect("nothing runs");
             for cache in ["cold", "warm"] {
                 let what = format!("{name}, {at_once} at once, {cache}");
                 compare(&what, &asked, &expected, &together(&mut llm, &asked, at_once, &mut rng));
@@ -394,6 +394,26 @@ fn guesses_change_no_token_of_an_answer() {
 }
 
 #[test]
+fn batches_of_ones_own_never_touch_an_answer() {
+    let params = SamplingParams { max_tokens: Some(12), ignore_eos: true, ..SamplingParams::default() };
+    let answer = |disturb: bool| {
+        let mut llm = open(&demo(), LoadOptions::default());
+        llm.add((1..40).collect(), &params).expect("the request is sound");
+        let mut said = Vec::new();
+        while llm.has_unfinished() {
+            said.extend(llm.step().expect("the step runs").into_iter().map(|event| token(event).id));
+            if disturb && llm.has_unfinished() {
+                let error = llm.logits(&[9; 30], true).expect_err("a request is unfinished").to_string();
+                assert!(error.contains("unfinished (here 1)"), "{error}");
+            }
+        }
+        assert_eq!(llm.logits(&[9; 30], true).expect("nothing is unfinished").len(), 30);
+        said
+    };
+    assert_eq!(answer(true), answer(false));
+}
+
+#[test]
 fn vectors_are_those_of_the_last_norm() {
     let fixture = Fixture::open("qwen3");
     let mut llm = open(&fixture.source, LoadOptions::default());
@@ -402,7 +422,7 @@ fn vectors_are_those_of_the_last_norm() {
     let mut batch = Batch::default();
     let slice = SequenceSlice { query_len: 59, context_len: 0, rope_len: 59, block_table: (0..4).collect() };
     batch.push(&prompt, slice, 59);
-    llm.executor_mut().forward(&batch, &mut recorder).expect("the batch runs");
+    llm.executor_mut().expect("nothing runs").forward(&batch, &mut recorder).expect("the batch runs");
     let normed = recorder.activations.remove(0);
     let width = normed.values.len() / 59;
     let unit = |values: Vec<f64>| {

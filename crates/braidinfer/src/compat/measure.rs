@@ -62,8 +62,8 @@ impl Truth {
     ) -> Result<(Self, Vec<Errors>)> {
         let (layers, vocab_size) = (fused.spec().layers.len(), fused.spec().vocab_size);
         let rows = batch.token_ids.len();
-        let mut stream = standard.embed(&batch)?;
-        let embed = relative_error(&stream, &fused.embed(&batch)?, rows);
+        let mut stream = standard.embed(&batch, &mut NoProbe)?;
+        let embed = relative_error(&stream, &LayerByLayer::embed(fused, &batch, &mut NoProbe)?, rows);
         let mut errors = vec![Errors { embed, layers: Vec::with_capacity(layers), logits: 0.0 }; plans.len()];
         let mut streams = Vec::with_capacity(layers + 1);
         for index in 0..layers {
@@ -121,7 +121,7 @@ pub(super) fn whole(
     vocab_size: usize,
     observe: &mut dyn FnMut(usize, &[f32]),
 ) -> Result<Vec<f32>> {
-    let mut stream = executor.embed(batch)?;
+    let mut stream = executor.embed(batch, &mut NoProbe)?;
     for index in 0..layers {
         stream = executor.layer(index, batch, &stream, &mut NoProbe)?;
         observe(index, &stream);
@@ -134,7 +134,7 @@ fn logits(executor: &mut dyn LayerByLayer, batch: &Batch, stream: &[f32], vocab_
     let mut values = Vec::with_capacity(batch.logits_rows.len() * vocab_size);
     for rows in batch.logits_rows.chunks(HEAD_ROWS) {
         let part = Batch { logits_rows: rows.to_vec(), ..batch.clone() };
-        let logits = executor.head(&part, stream)?;
+        let logits = executor.head(&part, stream, &mut NoProbe)?.logits;
         (0..logits.rows()).for_each(|row| values.extend_from_slice(logits.row(row)));
     }
     Ok(values)

@@ -28,11 +28,8 @@ use self::sampler::first_not_finite;
 use self::scheduler::{Part, Scheduler};
 use self::sequence::Sequence;
 use self::tap::Taps;
-use crate::executor::{Activation, ActiveKernels, Executor, Logits, NoProbe, Probe, Recorder};
+use crate::executor::{ActiveKernels, Executor, Logits, NoProbe, Outputs};
 use crate::{Error, Result};
-
-/// The activation that embeddings are made of.
-const FINAL_NORM: &str = "final_norm";
 
 /// Names a sequence for as long as the engine knows it.
 pub type SequenceId = usize;
@@ -213,7 +210,7 @@ impl Engine {
             ..config
         };
         Ok(Self {
-            scheduler: Scheduler::new(kv_cache, config),
+            scheduler: Scheduler::new(kv_cache, executor.spec().vocab_size, config),
             executor,
             may_guess,
             next_id: 0,
@@ -231,10 +228,18 @@ impl Engine {
         &*self.executor
     }
 
-    /// The executor, to run batches of one's own while no sequence is in flight. What it stored is forgotten.
-    pub fn executor_mut(&mut self) -> &mut dyn Executor {
+    /// The executor, to run batches of one's own. What it stored is forgotten.
+    ///
+    /// Fails while any sequence is unfinished: such batches write where its keys and values are.
+    pub fn executor_mut(&mut self) -> Result<&mut dyn Executor> {
+        if self.has_unfinished() {
+            let unfinished = self.scheduler.running() + self.scheduler.waiting();
+            return Err(Error::Unsupported(format!(
+                "batches of one's own while sequences are unfinished (here {unfinished})"
+            )));
+        }
         self.scheduler.forget_stored();
-        &mut *self.executor
+        Ok(&mut *self.executor)
     }
 
     /// Has the executor read its weights once and compute nothing. `false` where that cannot be timed.
@@ -338,21 +343,19 @@ impl Engine {
             self.scheduler.clear();
             return Err(Error::Internal("sequences are waiting, but none can run".into()));
         }
-        let mut recorder = Recorder::new(|name: &str| name == FINAL_NORM);
-        let probe: &mut dyn Probe = if plan.has_embeddings() { &mut recorder } else { &mut NoProbe };
-        let logits = match self.executor.forward(&plan.batch, probe) {
-            Ok(logits) => logits,
+        let computed = match self.executor.forward(&plan.batch, &mut NoProbe) {
+            Ok(computed) => computed,
             Err(error) => {
                 // No sequence of the batch may stay half computed.
                 self.scheduler.clear();
                 return Err(error);
             }
         };
-        let rows = Rows { logits, normed: recorder.activations.pop() };
-        let (mut outputs, mut row) = (Vec::new(), 0);
+        let (mut outputs, mut logits_row, mut hidden_row) = (Vec::new(), 0, 0);
         for part in &plan.parts {
-            self.advance(part, &rows, row, &mut outputs);
-            row += part.wanted.len();
+            let row = if part.is_embedding { &mut hidden_row } else { &mut logits_row };
+            self.advance(part, &computed, *row, &mut outputs);
+            *row += part.wanted.len();
         }
         let took = started.elapsed();
         self.scheduler.pace.observe(plan.prompt_tokens(), plan.has_answers(), plan.guesses(), took);
@@ -367,7 +370,7 @@ impl Engine {
 
     /// Gives a sequence what was computed for it, from `row` on, and adds what it says to that. What is wrong with it ends
     /// that sequence and no other.
-    fn advance(&mut self, part: &Part, rows: &Rows, row: usize, outputs: &mut Vec<StepOutput>) {
+    fn advance(&mut self, part: &Part, computed: &Outputs, row: usize, outputs: &mut Vec<StepOutput>) {
         let id = part.sequence;
         let before = outputs.len();
         let mut ended = false;
@@ -375,13 +378,17 @@ impl Engine {
             ended |= !matches!(&said, Ok(Said::Token(SampledToken { finished: None, .. })));
             outputs.push(StepOutput { sequence: id, said });
         };
-        if let Err(error) = self.read(part, rows, row, &mut |said| say(Ok(said))) {
+        let read = match part.is_embedding {
+            true => self.read_hidden(part, &computed.hidden[row..], &mut |said| say(Ok(said))),
+            false => self.read_logits(part, &computed.logits, row, &mut |said| say(Ok(said))),
+        };
+        if let Err(error) = read {
             say(Err(error));
         }
         let written = outputs.len() - before;
         // Of what was guessed only that is stored which was right.
-        let computed = if part.is_writing { part.positions.start + written } else { part.positions.end };
-        self.scheduler.computed(id, computed);
+        let stored = if part.is_writing { part.positions.start + written } else { part.positions.end };
+        self.scheduler.computed(id, stored);
         if let (Some(sequence), false) = (self.scheduler.sequence_mut(id), part.draft.is_empty()) {
             let right = written.saturating_sub(1);
             sequence.judge(part.draft.len(), right);
@@ -393,29 +400,31 @@ impl Engine {
         }
     }
 
-    fn read(&mut self, part: &Part, rows: &Rows, row: usize, say: &mut dyn FnMut(Said)) -> Result<()> {
-        let (id, context, step) = (part.sequence, self.scheduler.config.context, self.steps);
+    /// Adds the hidden states of a part to what its sequence pools; `states` begin with the first of them.
+    fn read_hidden(&mut self, part: &Part, states: &[Vec<f32>], say: &mut dyn FnMut(Said)) -> Result<()> {
+        for (position, state) in part.wanted.iter().zip(states) {
+            self.check_finite(part.sequence, state)?;
+            let sequence = self.scheduler.sequence_that_ran(part.sequence)?;
+            sequence.pool(state);
+            if position + 1 == sequence.tokens.len() {
+                let prompt = sequence.read_prompt();
+                say(Said::Embedding(Embedding { values: sequence.embedding(), prompt }));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_logits(&mut self, part: &Part, logits: &Logits, row: usize, say: &mut dyn FnMut(Said)) -> Result<()> {
+        let context = self.scheduler.config.context;
         for (index, position) in part.wanted.iter().enumerate() {
-            let logits = rows.logits.row(row + index);
-            if let Some(index) = first_not_finite(logits) {
-                self.not_finite += 1;
-                return Err(Error::NotFinite { step, sequence: id, index, value: logits[index] });
-            }
-            let unknown = || Error::Internal(format!("sequence {id} was run but is not known"));
-            let sequence = self.scheduler.sequence_mut(id).ok_or_else(unknown)?;
-            if part.is_embedding {
-                sequence.pool(rows.normed(row + index)?);
-            } else {
-                sequence.read_prompt_logits(*position, logits);
-            }
+            let logits = logits.row(row + index);
+            self.check_finite(part.sequence, logits)?;
+            let sequence = self.scheduler.sequence_that_ran(part.sequence)?;
+            sequence.read_prompt_logits(*position, logits);
             if position + 1 < sequence.tokens.len() {
                 continue;
             }
             let prompt = (sequence.tokens.len() == sequence.prompt_len).then(|| sequence.read_prompt());
-            if let (true, Some(prompt)) = (part.is_embedding, prompt.clone()) {
-                say(Said::Embedding(Embedding { values: sequence.embedding(), prompt }));
-                return Ok(());
-            }
             self.taps.offer(&sequence.tokens, logits);
             let (token, logprobs) = sequence.sample(logits)?;
             let finished = sequence.append(token, context);
@@ -428,20 +437,10 @@ impl Engine {
         }
         Ok(())
     }
-}
 
-/// What a step computed, by wanted rows.
-struct Rows {
-    logits: Logits,
-    normed: Option<Activation>,
-}
-
-impl Rows {
-    /// What the last norm gave.
-    fn normed(&self, row: usize) -> Result<&[f32]> {
-        let missing = || Error::Internal("what the last norm gives was not recorded".into());
-        let normed = self.normed.as_ref().ok_or_else(missing)?;
-        let width = normed.values.len() / normed.rows.max(1);
-        normed.values.get(row * width..(row + 1) * width).ok_or_else(missing)
+    fn check_finite(&mut self, sequence: SequenceId, values: &[f32]) -> Result<()> {
+        let Some(index) = first_not_finite(values) else { return Ok(()) };
+        self.not_finite += 1;
+        Err(Error::NotFinite { step: self.steps, sequence, index, value: values[index] })
     }
 }

@@ -12,12 +12,19 @@ use super::pace::Pace;
 use super::sequence::Sequence;
 use super::{EngineConfig, SequenceId};
 use crate::executor::{Batch, KvCacheConfig, SequenceSlice};
+use crate::{Error, Result};
+
+/// Logits of a prompt's tokens that one step computes, in values: 64 MB. A prompt whose logits are all wanted is read in as
+/// many steps as that takes.
+const PROMPT_LOGITS: usize = 1 << 24;
 
 #[derive(Debug)]
 pub(super) struct Scheduler {
     pub(super) config: EngineConfig,
     block_size: usize,
     num_blocks: usize,
+    /// Tokens of a prompt whose logits are computed in one step.
+    most_logits_rows: usize,
     pool: BlockPool,
     pub(super) pace: Pace,
     /// In order of arrival.
@@ -44,10 +51,10 @@ pub(super) struct Part {
     pub(super) sequence: SequenceId,
     /// Positions of its tokens.
     pub(super) positions: Range<usize>,
-    /// Positions whose logits are wanted, in the order of the batch's rows.
+    /// Positions whose logits are wanted, or, of an embedding, whose hidden states are, in the order of the batch's rows.
     pub(super) wanted: Vec<usize>,
     pub(super) is_writing: bool,
-    /// Whether it is read for what the last norm gives.
+    /// Whether hidden states are wanted of it, and no logits.
     pub(super) is_embedding: bool,
     /// Guesses of what comes after the newest token, whose positions are among these.
     pub(super) draft: Vec<u32>,
@@ -63,19 +70,15 @@ impl Plan {
         self.parts.iter().map(|part| part.draft.len()).sum()
     }
 
-    /// Whether the last norm's output is wanted, and not only what becomes of it.
-    pub(super) fn has_embeddings(&self) -> bool {
-        self.parts.iter().any(|part| part.is_embedding)
-    }
-
     pub(super) fn has_answers(&self) -> bool {
         self.parts.iter().any(|part| part.is_writing)
     }
 }
 
 impl Scheduler {
-    pub(super) fn new(kv_cache: KvCacheConfig, config: EngineConfig) -> Self {
+    pub(super) fn new(kv_cache: KvCacheConfig, vocab_size: usize, config: EngineConfig) -> Self {
         Self {
+            most_logits_rows: (PROMPT_LOGITS / vocab_size).max(1),
             config,
             block_size: kv_cache.block_size,
             num_blocks: kv_cache.num_blocks,
@@ -113,6 +116,11 @@ impl Scheduler {
 
     pub(super) fn sequence_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
         self.running.iter_mut().chain(&mut self.waiting).find(|sequence| sequence.id == id)
+    }
+
+    /// A sequence that was part of a step.
+    pub(super) fn sequence_that_ran(&mut self, id: SequenceId) -> Result<&mut Sequence> {
+        self.sequence_mut(id).ok_or_else(|| Error::Internal(format!("sequence {id} was run but is not known")))
     }
 
     /// Drops a sequence, and with it what it owns.
@@ -181,14 +189,17 @@ impl Scheduler {
     /// blocks for them, or if the sequence has lost its own to an earlier one.
     fn push(&mut self, plan: &mut Plan, id: SequenceId, budget: usize, draft: Vec<u32>) -> Option<usize> {
         let index = self.find(id)?;
-        let chunk = self.running[index].pending().min(budget);
+        let mut chunk = self.running[index].pending().min(budget);
+        if self.running[index].wants_prompt_logprobs() {
+            chunk = chunk.min(self.most_logits_rows);
+        }
         if !self.reserve(index, chunk + draft.len(), plan) {
             return None;
         }
         let sequence = &self.running[index];
         let known = sequence.computed..sequence.computed + chunk;
         let positions = known.start..known.end + draft.len();
-        let wanted: Vec<usize> = positions.clone().filter(|position| sequence.wants_logits(*position)).collect();
+        let wanted: Vec<usize> = positions.clone().filter(|position| sequence.wants_output(*position)).collect();
         let slice = SequenceSlice {
             query_len: positions.len(),
             context_len: sequence.computed,
@@ -197,8 +208,9 @@ impl Scheduler {
         };
         let first_row = plan.batch.token_ids.len();
         plan.batch.push(&[&sequence.tokens[known], &draft].concat(), slice, 0);
-        plan.batch.logits_rows.extend(wanted.iter().map(|position| first_row + position - positions.start));
         let (is_writing, is_embedding) = (sequence.is_writing(), sequence.is_embedding());
+        let rows = if is_embedding { &mut plan.batch.hidden_rows } else { &mut plan.batch.logits_rows };
+        rows.extend(wanted.iter().map(|position| first_row + position - positions.start));
         plan.parts.push(Part { sequence: id, positions, wanted, is_writing, is_embedding, draft });
         Some(chunk)
     }
@@ -302,7 +314,7 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Request;
+    use crate::engine::{Pooling, Request, SamplingParams};
     use crate::executor::KvDtype;
 
     const CONFIG: EngineConfig = EngineConfig {
@@ -318,7 +330,7 @@ mod tests {
 
     fn scheduler(num_blocks: usize, max_batched_tokens: usize) -> Scheduler {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks, dtype: KvDtype::F32 };
-        Scheduler::new(kv_cache, EngineConfig { max_batched_tokens, ..CONFIG })
+        Scheduler::new(kv_cache, 1000, EngineConfig { max_batched_tokens, ..CONFIG })
     }
 
     fn request(prompt: Vec<u32>) -> Request {
@@ -359,6 +371,23 @@ mod tests {
         scheduler.computed(0, plan.parts[0].positions.end);
         let plan = scheduler.schedule();
         assert_eq!((plan.batch.sequences[0].query_len, plan.batch.logits_rows.as_slice()), (4, [3].as_slice()));
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_computed_and_not_too_much_at_once() {
+        let kv_cache = KvCacheConfig { block_size: 4, num_blocks: 8, dtype: KvDtype::F16 };
+        let mut scheduler = Scheduler::new(kv_cache, PROMPT_LOGITS / 4, CONFIG);
+        let wants = |scheduler: &mut Scheduler| {
+            let plan = scheduler.schedule();
+            plan.parts.iter().for_each(|part| scheduler.computed(part.sequence, part.positions.end));
+            (plan.batch.token_ids.len(), plan.batch.logits_rows.len(), plan.batch.hidden_rows.len())
+        };
+        scheduler.add(of(0, Request { pooling: Some(Pooling::Mean), ..request((0..10).collect()) }));
+        assert_eq!(wants(&mut scheduler), (10, 0, 10));
+        scheduler.remove(0);
+        let params = SamplingParams { prompt_logprobs: Some(0), ..SamplingParams::default() };
+        scheduler.add(of(1, Request { params, ..request((0..10).collect()) }));
+        assert_eq!([(); 3].map(|()| wants(&mut scheduler)), [(4, 4, 0), (4, 4, 0), (2, 2, 0)]);
     }
 
     #[test]

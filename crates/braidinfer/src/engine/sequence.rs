@@ -117,11 +117,11 @@ impl Sequence {
     }
 
     /// Whether the prompt's tokens are to be told how likely they were: until the first token of the answer tells it.
-    fn wants_prompt_logprobs(&self) -> bool {
+    pub(super) fn wants_prompt_logprobs(&self) -> bool {
         self.params.prompt_logprobs.is_some() && self.tokens.len() == self.prompt_len
     }
 
-    /// Whether it is read for what the last norm gives, and nothing is written.
+    /// Whether hidden states are wanted, and nothing is written.
     pub(super) fn is_embedding(&self) -> bool {
         self.pooling.is_some()
     }
@@ -143,8 +143,8 @@ impl Sequence {
         self.drafter.judge(drafted, right);
     }
 
-    /// Whether logits are wanted for a token at `position`.
-    pub(super) fn wants_logits(&self, position: usize) -> bool {
+    /// Whether logits are wanted for a token at `position`, or, of an embedding, the hidden state.
+    pub(super) fn wants_output(&self, position: usize) -> bool {
         // What was given before is not asked for again when a sequence is computed again.
         let of_prompt = self.wants_prompt_logprobs() && position >= self.prompt_logprobs.len();
         let of_all = self.pooling == Some(Pooling::Mean) || of_prompt;
@@ -174,10 +174,10 @@ impl Sequence {
         }
     }
 
-    /// Adds what the last norm gave for a token.
-    pub(super) fn pool(&mut self, normed: &[f32]) {
-        self.pooled.resize(normed.len(), 0.0);
-        self.pooled.iter_mut().zip(normed).for_each(|(sum, value)| *sum += value);
+    /// Adds the hidden state of a token.
+    pub(super) fn pool(&mut self, hidden: &[f32]) {
+        self.pooled.resize(hidden.len(), 0.0);
+        self.pooled.iter_mut().zip(hidden).for_each(|(sum, value)| *sum += value);
     }
 
     /// What was pooled, as a vector of length 1: the direction of a mean is that of the sum.

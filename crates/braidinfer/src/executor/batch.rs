@@ -17,6 +17,8 @@ pub struct Batch {
     pub sequences: Vec<SequenceSlice>,
     /// Indices into `token_ids` of the tokens whose logits are wanted.
     pub logits_rows: Vec<usize>,
+    /// Indices of the tokens whose hidden state is wanted, as the last norm gives it.
+    pub hidden_rows: Vec<usize>,
 }
 
 /// The part of one sequence that is in a batch. Positions and storage slots of its tokens follow from this.
@@ -78,8 +80,10 @@ impl Batch {
                 self.token_ids.len(),
             ));
         }
-        if let Some(row) = self.logits_rows.iter().find(|row| **row >= tokens) {
-            return Err(Error::bad_request("logits row", format!("an index below {tokens}"), row));
+        for (name, rows) in [("logits row", &self.logits_rows), ("hidden row", &self.hidden_rows)] {
+            if let Some(row) = rows.iter().find(|row| **row >= tokens) {
+                return Err(Error::bad_request(name, format!("an index below {tokens}"), row));
+            }
         }
         self.sequences.iter().try_for_each(|sequence| sequence.validate(kv_cache))?;
         self.validate_slots(kv_cache.block_size)

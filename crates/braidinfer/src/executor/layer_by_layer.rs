@@ -1,6 +1,6 @@
 //! Executors whose layers can be run one at a time.
 
-use super::{Batch, Logits, Probe};
+use super::{Batch, Outputs, Probe};
 use crate::Result;
 
 /// Layers, on a residual stream that the caller keeps: so that they can be compared on the same input, whatever the ones
@@ -16,8 +16,8 @@ pub trait Layers {
 /// All parts of a forward pass.
 pub trait LayerByLayer: Layers {
     /// The residual stream `[T, hidden_size]` before the first layer.
-    fn embed(&mut self, batch: &Batch) -> Result<Vec<f32>>;
+    fn embed(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Vec<f32>>;
 
-    /// Logits of the wanted rows, from the residual stream after the last layer.
-    fn head(&mut self, batch: &Batch, hidden: &[f32]) -> Result<Logits>;
+    /// What the batch asks for, from the residual stream after the last layer.
+    fn head(&mut self, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Outputs>;
 }

@@ -8,7 +8,7 @@ use super::fused::FusedExecutor;
 use super::rope_history::RopeHistory;
 use super::standard::StandardLayers;
 use super::{
-    ActiveKernels, Batch, Executor, ExecutorReport, KvCacheConfig, KvDtype, LayerByLayer, Layers, Logits, NoProbe,
+    ActiveKernels, Batch, Executor, ExecutorReport, KvCacheConfig, KvDtype, LayerByLayer, Layers, NoProbe, Outputs,
     Probe,
 };
 use crate::Result;
@@ -31,12 +31,12 @@ impl Layers for Mixed<'_> {
 }
 
 impl LayerByLayer for Mixed<'_> {
-    fn embed(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        LayerByLayer::embed(self.fused, batch)
+    fn embed(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Vec<f32>> {
+        LayerByLayer::embed(self.fused, batch, probe)
     }
 
-    fn head(&mut self, batch: &Batch, hidden: &[f32]) -> Result<Logits> {
-        LayerByLayer::head(self.fused, batch, hidden)
+    fn head(&mut self, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Outputs> {
+        LayerByLayer::head(self.fused, batch, hidden, probe)
     }
 }
 
@@ -60,18 +60,18 @@ impl MixedExecutor {
         Ok(Self { fused, standard, layers, rope_history })
     }
 
-    fn run(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits> {
+    fn run(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Outputs> {
         let layers = self.fused.spec().layers.len();
         let mut mixed = Mixed { fused: &mut self.fused, standard: &mut self.standard, layers: &self.layers };
-        let mut hidden = mixed.embed(batch)?;
+        let mut hidden = mixed.embed(batch, probe)?;
         for index in 0..layers {
             hidden = mixed.layer(index, batch, &hidden, probe)?;
         }
-        let logits = mixed.head(batch, &hidden)?;
+        let outputs = mixed.head(batch, &hidden, probe)?;
         if let Some(history) = &mut self.rope_history {
             history.remember(batch);
         }
-        Ok(logits)
+        Ok(outputs)
     }
 }
 
@@ -90,10 +90,10 @@ impl Executor for MixedExecutor {
         report
     }
 
-    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits> {
+    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Outputs> {
         batch.validate(self.spec(), &self.kv_cache())?;
         if batch.token_ids.is_empty() {
-            return Ok(Logits::new(Vec::new(), self.spec().vocab_size));
+            return Ok(Outputs::none(self.spec().vocab_size));
         }
         for piece in self.rope_history.as_ref().map_or(Ok(Vec::new()), |history| history.pieces(batch))? {
             self.run(&piece, &mut NoProbe)?;

@@ -1,4 +1,4 @@
-//! Executors: a [`Batch`] in, logits out. They own keys and values; whoever calls them owns block ids.
+//! Executors: a [`Batch`] in, [`Outputs`] out. They own keys and values; whoever calls them owns block ids.
 
 mod batch;
 mod device;
@@ -45,11 +45,11 @@ pub trait Executor: Send {
         false
     }
 
-    /// Runs every token of `batch`, stores its keys and values, and returns the wanted rows of logits.
+    /// Runs every token of `batch`, stores its keys and values, and returns what the batch asks for.
     ///
     /// Fails with [`crate::Error::BadRequest`] on a batch that contradicts itself, the vocabulary or the
     /// storage; the storage is then unchanged.
-    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits>;
+    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Outputs>;
 }
 
 /// What [`set_threads`] was told.
@@ -158,6 +158,22 @@ impl KvDtype {
             Self::F32 => 4,
             Self::F16 => 2,
         }
+    }
+}
+
+/// What a batch asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outputs {
+    /// A row for each of [`Batch::logits_rows`].
+    pub logits: Logits,
+    /// `[hidden_size]`, as the last norm gives it, for each of [`Batch::hidden_rows`].
+    pub hidden: Vec<Vec<f32>>,
+}
+
+impl Outputs {
+    /// Of a batch without tokens.
+    fn none(vocab_size: usize) -> Self {
+        Self { logits: Logits::new(Vec::new(), vocab_size), hidden: Vec::new() }
     }
 }
 

@@ -148,7 +148,7 @@ impl Llm {
     }
 
     /// The executor, to run batches of one's own while nothing is generated.
-    pub fn executor_mut(&mut self) -> &mut dyn Executor {
+    pub fn executor_mut(&mut self) -> Result<&mut dyn Executor> {
         self.engine.executor_mut()
     }
 
@@ -386,6 +386,6 @@ impl Llm {
         };
         let mut batch = Batch::default();
         batch.push(&ids[step], slice, wanted);
-        self.engine.executor_mut().forward(&batch, &mut NoProbe)
+        Ok(self.engine.executor_mut()?.forward(&batch, &mut NoProbe)?.logits)
     }
 }

@@ -40,14 +40,14 @@ impl Shadow {
         let block_table = (0..blocks as u32).collect();
         let slice = SequenceSlice { query_len: tokens, context_len: 0, rope_len: tokens, block_table };
         batch.push(&tap.tokens, slice, 1);
-        let mut hidden = standard.embed(&batch)?;
+        let mut hidden = standard.embed(&batch, &mut NoProbe)?;
         for index in 0..self.spec.layers.len() {
             if !keep_going() {
                 return Ok(None);
             }
             hidden = standard.layer(index, &batch, &hidden, &mut NoProbe)?;
         }
-        let truth = standard.head(&batch, &hidden)?;
+        let truth = standard.head(&batch, &hidden, &mut NoProbe)?.logits;
         let divergence = Divergence::of(truth.row(0), &tap.logits, self.spec.vocab_size, &[]);
         Ok(Some(ShadowCheck { tokens, kl: divergence.kl_max, disagrees: divergence.disagreements > 0 }))
     }

@@ -184,7 +184,7 @@ pub fn feed(executor: &mut dyn Executor, index: usize, ids: &[u32], chunk: usize
         let tokens = &ids[start..ids.len().min(start + chunk)];
         let mut batch = Batch::default();
         batch.push(tokens, slice(index, start, tokens.len(), ids.len()), tokens.len());
-        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs");
+        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs").logits;
         rows.extend((0..logits.rows()).map(|row| logits.row(row).to_vec()));
     }
     rows
@@ -253,7 +253,7 @@ pub fn in_company(executor: &mut dyn Executor, fixture: &Fixture, mut check: imp
         if rows.is_empty() {
             break;
         }
-        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs");
+        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs").logits;
         for (row, (prompt, position)) in rows.into_iter().enumerate() {
             check(prompt, position, logits.row(row));
         }
@@ -269,7 +269,7 @@ pub fn check_greedy(executor: &mut dyn Executor, fixture: &Fixture) {
             let position = expected.ids.len() + tokens.len() - 1;
             let mut batch = Batch::default();
             batch.push(&tokens[tokens.len() - 1..], slice(prompt, position, 1, position + 1), 1);
-            tokens.push(argmax(executor.forward(&batch, &mut NoProbe).expect("the batch runs").row(0)));
+            tokens.push(argmax(executor.forward(&batch, &mut NoProbe).expect("the batch runs").logits.row(0)));
         }
         assert_eq!(tokens, expected.greedy, "{} prompt {prompt}", fixture.name);
     }

@@ -5,7 +5,7 @@ use braidinfer_kernels::LANES;
 use super::trace::{Trace, from_panels};
 use super::{FusedExecutor, scratch};
 use crate::Result;
-use crate::executor::{Batch, LayerByLayer, Layers, Logits, NoProbe, Probe};
+use crate::executor::{Batch, LayerByLayer, Layers, Outputs, Probe};
 
 impl Layers for FusedExecutor {
     fn layer(&mut self, index: usize, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Vec<f32>> {
@@ -21,16 +21,18 @@ impl Layers for FusedExecutor {
 }
 
 impl LayerByLayer for FusedExecutor {
-    fn embed(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+    fn embed(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Vec<f32>> {
         self.begin(batch)?;
         FusedExecutor::embed(self, &batch.token_ids);
-        Ok(self.hidden())
+        let hidden = self.hidden();
+        Trace::new(probe).record("embed", batch.token_ids.len(), || hidden.clone());
+        Ok(hidden)
     }
 
-    fn head(&mut self, batch: &Batch, hidden: &[f32]) -> Result<Logits> {
+    fn head(&mut self, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Outputs> {
         self.begin(batch)?;
         self.set_hidden(hidden);
-        Ok(FusedExecutor::head(self, &batch.logits_rows, &mut Trace::new(&mut NoProbe)))
+        Ok(self.outputs(batch, &mut Trace::new(probe)))
     }
 }
 

@@ -37,7 +37,7 @@ use self::step::Step;
 use self::trace::Trace;
 use super::rope_history::RopeHistory;
 use super::standard::LoadProgress;
-use super::{ActiveKernels, Batch, Executor, ExecutorReport, KvCacheConfig, Logits, NoProbe, Probe};
+use super::{ActiveKernels, Batch, Executor, ExecutorReport, KvCacheConfig, Logits, NoProbe, Outputs, Probe};
 use crate::{Error, Result};
 
 /// How to load.
@@ -173,19 +173,19 @@ impl Executor for FusedExecutor {
         true
     }
 
-    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits> {
+    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Outputs> {
         batch.validate(&self.spec, &self.kv_cache.config())?;
         if batch.token_ids.is_empty() {
-            return Ok(Logits::new(Vec::new(), self.spec.vocab_size));
+            return Ok(Outputs::none(self.spec.vocab_size));
         }
         self.kv_cache.reserve(batch);
         for piece in self.rope_history.as_ref().map_or(Ok(Vec::new()), |history| history.pieces(batch))? {
             self.decode(&piece, &mut Trace::new(&mut NoProbe));
             self.remember(&piece);
         }
-        let logits = self.decode(batch, &mut Trace::new(probe));
+        let outputs = self.decode(batch, &mut Trace::new(probe));
         self.remember(batch);
-        Ok(logits)
+        Ok(outputs)
     }
 }
 
@@ -196,7 +196,7 @@ impl FusedExecutor {
         }
     }
 
-    fn decode(&mut self, batch: &Batch, trace: &mut Trace) -> Logits {
+    fn decode(&mut self, batch: &Batch, trace: &mut Trace) -> Outputs {
         self.step.fill(&self.spec, batch, &self.kv_cache);
         self.embed(&batch.token_ids);
         trace.panels("embed", &self.scratch.hidden, self.step.rows, self.spec.hidden_size);
@@ -206,7 +206,25 @@ impl FusedExecutor {
             trace.panels("output", &self.scratch.hidden, self.step.rows, self.spec.hidden_size);
         }
         trace.leave_layers();
-        self.head(&batch.logits_rows, trace)
+        self.outputs(batch, trace)
+    }
+
+    /// What the batch asks for, from the residual stream after the last layer.
+    fn outputs(&mut self, batch: &Batch, trace: &mut Trace) -> Outputs {
+        Outputs { hidden: self.hidden_states(&batch.hidden_rows), logits: self.head(&batch.logits_rows, trace) }
+    }
+
+    /// What the last norm gives for some rows.
+    fn hidden_states(&self, wanted: &[usize]) -> Vec<Vec<f32>> {
+        let input = self.final_input(wanted);
+        let states = trace::from_input(self.isa, &input);
+        states.chunks_exact(input.width).map(<[f32]>::to_vec).collect()
+    }
+
+    /// Some rows of the residual stream, with the last norm.
+    fn final_input<'a>(&'a self, wanted: &'a [usize]) -> Input<'a> {
+        let source = Source::Panels { data: &self.scratch.hidden, stride: self.step.rows, select: Some(wanted) };
+        Input { source, rows: wanted.len(), width: self.spec.hidden_size, norm: Some(&self.weights.final_norm) }
     }
 
     /// The embedding of every token into the residual stream.

@@ -46,16 +46,19 @@ impl<'a> Trace<'a> {
 
     /// Records what is about to be encoded.
     pub(super) fn input(&mut self, part: &str, isa: Isa, input: &Input<'_>) {
-        self.record(part, input.rows, || {
-            let mut padded = vec![0.0; input.width.next_multiple_of(LANES)];
-            let mut values = Vec::with_capacity(input.rows * input.width);
-            for row in 0..input.rows {
-                input.read(isa, row..row + 1, 0..input.width, &mut padded);
-                values.extend_from_slice(&padded[..input.width]);
-            }
-            values
-        });
+        self.record(part, input.rows, || from_input(isa, input));
     }
+}
+
+/// What is about to be encoded, `[rows, width]`.
+pub(super) fn from_input(isa: Isa, input: &Input<'_>) -> Vec<f32> {
+    let mut padded = vec![0.0; input.width.next_multiple_of(LANES)];
+    let mut values = Vec::with_capacity(input.rows * input.width);
+    for row in 0..input.rows {
+        input.read(isa, row..row + 1, 0..input.width, &mut padded);
+        values.extend_from_slice(&padded[..input.width]);
+    }
+    values
 }
 
 /// `[panels][rows][16]` to `[rows, width]`.

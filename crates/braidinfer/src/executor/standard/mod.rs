@@ -30,7 +30,7 @@ use self::norm::Norm;
 use self::rotary::Rotation;
 use self::trace::Trace;
 use super::rope_history::RopeHistory;
-use super::{ActiveKernels, Batch, Executor, ExecutorReport, KvCacheConfig, Logits, NoProbe, Probe};
+use super::{ActiveKernels, Batch, Executor, ExecutorReport, KvCacheConfig, Logits, NoProbe, Outputs, Probe};
 use crate::Result;
 
 pub use layers::StandardLayers;
@@ -75,19 +75,19 @@ impl Executor for StandardExecutor {
         }
     }
 
-    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Logits> {
+    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Outputs> {
         batch.validate(&self.spec, &self.kv_cache.config())?;
         if batch.token_ids.is_empty() {
-            return Ok(Logits::new(Vec::new(), self.spec.vocab_size));
+            return Ok(Outputs::none(self.spec.vocab_size));
         }
         self.kv_cache.reserve(batch)?;
         for piece in self.rope_history.as_ref().map_or(Ok(Vec::new()), |history| history.pieces(batch))? {
             self.decode(&piece, &mut Trace::new(&mut NoProbe))?;
             self.remember(&piece);
         }
-        let logits = self.decode(batch, &mut Trace::new(probe))?;
+        let outputs = self.decode(batch, &mut Trace::new(probe))?;
         self.remember(batch);
-        Ok(Logits::new(values_of(&logits)?, self.spec.vocab_size))
+        Ok(outputs)
     }
 }
 
@@ -98,8 +98,7 @@ impl StandardExecutor {
         }
     }
 
-    /// Logits `[rows, V]` in f32.
-    fn decode(&self, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
+    fn decode(&self, batch: &Batch, trace: &mut Trace) -> Result<Outputs> {
         let rotations = Rotation::for_batch(&self.spec, batch, &self.device)?;
         let masks = MaskCache::default();
         let mut x = self.embed(&batch.token_ids)?;
@@ -112,16 +111,13 @@ impl StandardExecutor {
             trace.record("output", &x)?;
         }
         trace.leave_layers();
-        self.head(&x, &batch.logits_rows, trace)
+        let head = Head { spec: &self.spec, final_norm: &self.final_norm, lm_head: &self.lm_head };
+        head.outputs(&x, batch, trace)
     }
 
     /// The embedding of every token, `[T, h]`.
     fn embed(&self, token_ids: &[u32]) -> Result<Tensor> {
         multiplied(self.embed_tokens.select(token_ids, self.dtype)?, &self.spec)
-    }
-
-    fn head(&self, x: &Tensor, rows: &[usize], trace: &mut Trace) -> Result<Tensor> {
-        Head { spec: &self.spec, final_norm: &self.final_norm, lm_head: &self.lm_head }.forward(x, rows, trace)
     }
 }
 
@@ -143,14 +139,28 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Logits `[rows, V]` in f32 of some rows of `x`, `[T, h]`.
-    fn forward(&self, x: &Tensor, rows: &[usize], trace: &mut Trace) -> Result<Tensor> {
+    /// What `batch` asks for, from the residual stream `x`, `[T, h]`, after the last layer.
+    fn outputs(&self, x: &Tensor, batch: &Batch, trace: &mut Trace) -> Result<Outputs> {
+        let logits = match batch.logits_rows.is_empty() {
+            true => Vec::new(),
+            false => values_of(&self.logits(x, &batch.logits_rows, trace)?)?,
+        };
+        let hidden = match batch.hidden_rows.is_empty() {
+            true => Vec::new(),
+            false => self.normed(x, &batch.hidden_rows)?.to_dtype(DType::F32)?.to_vec2()?,
+        };
+        Ok(Outputs { logits: Logits::new(logits, self.spec.vocab_size), hidden })
+    }
+
+    /// What the last norm gives for some rows, at least one.
+    fn normed(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        if rows.is_empty() {
-            return Ok(Tensor::zeros((0, self.spec.vocab_size), DType::F32, x.device())?);
-        }
-        let x = x.index_select(&Tensor::new(rows, x.device())?, 0)?;
-        let x = self.final_norm.forward(&x)?;
+        self.final_norm.forward(&x.index_select(&Tensor::new(rows, x.device())?, 0)?)
+    }
+
+    /// Logits `[rows, V]` in f32 of some rows of `x`, at least one.
+    fn logits(&self, x: &Tensor, rows: &[usize], trace: &mut Trace) -> Result<Tensor> {
+        let x = self.normed(x, rows)?;
         trace.record("final_norm", &x)?;
         let mut logits = self.lm_head.forward_f32(&x)?;
         if self.spec.logits_scaling != 1.0 {

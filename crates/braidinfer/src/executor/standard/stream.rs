@@ -12,7 +12,7 @@ use super::norm::Norm;
 use super::trace::Trace;
 use super::{Head, multiplied, values_of};
 use crate::Result;
-use crate::executor::{Batch, KvCacheConfig, KvDtype, LayerByLayer, Layers, Logits, NoProbe, Probe};
+use crate::executor::{Batch, KvCacheConfig, KvDtype, LayerByLayer, Layers, Outputs, Probe};
 
 /// Standard kernels on the CPU over weights that stay in their files, which some other loader has checked. Memory that
 /// only caches a layer's part of the file is let go when another layer is asked for. Every product is in f32.
@@ -85,21 +85,22 @@ impl Layers for StandardStream<'_> {
 }
 
 impl LayerByLayer for StandardStream<'_> {
-    fn embed(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+    fn embed(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Vec<f32>> {
         self.begin(batch)?;
         let embeddings = self.loader().matrix(Slot::EmbedTokens)?.select(&batch.token_ids, self.dtype)?;
-        values_of(&multiplied(embeddings, self.spec)?)
+        let x = multiplied(embeddings, self.spec)?;
+        Trace::new(probe).record("embed", &x)?;
+        values_of(&x)
     }
 
-    fn head(&mut self, batch: &Batch, hidden: &[f32]) -> Result<Logits> {
+    fn head(&mut self, batch: &Batch, hidden: &[f32], probe: &mut dyn Probe) -> Result<Outputs> {
         let (final_norm, lm_head) = match self.head.take() {
             Some(head) => head,
             None => self.load_head()?,
         };
         let head = Head { spec: self.spec, final_norm: &final_norm, lm_head: &lm_head };
-        let logits =
-            head.forward(&tensor(hidden, self.spec, self.dtype)?, &batch.logits_rows, &mut Trace::new(&mut NoProbe))?;
+        let outputs = head.outputs(&tensor(hidden, self.spec, self.dtype)?, batch, &mut Trace::new(probe))?;
         self.head = Some((final_norm, lm_head));
-        Ok(Logits::new(values_of(&logits)?, self.spec.vocab_size))
+        Ok(outputs)
     }
 }
