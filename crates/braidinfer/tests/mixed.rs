@@ -66,7 +66,7 @@ fn embedding(executor: Box<dyn Executor>, prompt: &[u32], pooling: Pooling) -> V
     let request = Request { prompt: prompt.to_vec(), pooling: Some(pooling), ..Request::default() };
     engine.add(request).expect("the request is sound");
     while engine.has_unfinished() {
-        for output in engine.step().expect("the step runs") {
+        if let Some(output) = engine.step().expect("the step runs").into_iter().next() {
             match output.said.expect("it is computed") {
                 Said::Embedding(embedding) => return embedding.values,
                 Said::Token(_) => panic!("nothing is written"),
