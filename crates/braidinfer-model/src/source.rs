@@ -7,10 +7,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
 use crate::format::gguf::Gguf;
-use crate::mmap::{map_file, release};
+use crate::mmap::{MappedFile, map_file};
 use crate::{ModelError, Result};
 
 /// A model's files, addressed by their Hugging Face file names, or the one GGUF file that stands for them all.
@@ -39,7 +37,7 @@ pub enum ModelSource {
 /// The bytes of one file: mapped, or part of the program.
 #[derive(Debug)]
 pub(crate) enum FileBytes {
-    Mapped(Mmap),
+    Mapped(MappedFile),
     Static(&'static [u8]),
     Shared(Arc<[u8]>),
 }
@@ -55,8 +53,16 @@ impl FileBytes {
 
     /// Lets go of memory that only caches this part of a file.
     pub(crate) fn release(&self, range: Range<usize>) {
-        if let Self::Mapped(map) = self {
-            release(map, range);
+        if let Self::Mapped(file) = self {
+            file.release(range);
+        }
+    }
+
+    /// A copy of some bytes, which fails where the file at `path` has changed.
+    pub(crate) fn copy(&self, path: &str, range: Range<usize>) -> Result<Vec<u8>> {
+        match self {
+            Self::Mapped(file) => file.read(path, range),
+            Self::Static(_) | Self::Shared(_) => Ok(self.as_slice()[range].to_vec()),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The parameters of a spec, found and checked in a checkpoint.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::dtype::{Dtype, TensorView};
@@ -49,17 +50,43 @@ pub struct WeightBytes(Bytes);
 #[derive(Debug, Clone)]
 enum Bytes {
     Own(Arc<[u8]>),
-    Stored { checkpoint: Arc<Checkpoint>, file: usize, range: Range<usize> },
+    Mapped(Place),
+    InFile(Place),
 }
 
-impl Deref for WeightBytes {
-    type Target = [u8];
+/// Bytes of a file of a checkpoint.
+#[derive(Debug, Clone)]
+struct Place {
+    checkpoint: Arc<Checkpoint>,
+    file: usize,
+    range: Range<usize>,
+}
 
-    fn deref(&self) -> &[u8] {
+impl WeightBytes {
+    /// How many there are.
+    pub fn size(&self) -> usize {
         match &self.0 {
-            Bytes::Own(bytes) => bytes,
-            Bytes::Stored { checkpoint, file, range } => checkpoint.bytes(*file, range.clone()),
+            Bytes::Own(bytes) => bytes.len(),
+            Bytes::Mapped(place) | Bytes::InFile(place) => place.range.len(),
         }
+    }
+
+    /// Some of them. Those of [`Weights::bytes_in_file`] are read now, which fails, naming the file, where that was written to
+    /// since it was opened.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer.
+    pub fn part(&self, part: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        let in_file = |place: &Place| {
+            assert!(part.end <= place.range.len(), "{part:?} of {} bytes", place.range.len());
+            place.range.start + part.start..place.range.start + part.end
+        };
+        Ok(match &self.0 {
+            Bytes::Own(bytes) => Cow::Borrowed(&bytes[part]),
+            Bytes::Mapped(place) => Cow::Borrowed(place.checkpoint.bytes(place.file, in_file(place))),
+            Bytes::InFile(place) => Cow::Owned(place.checkpoint.copy(place.file, in_file(place))?),
+        })
     }
 }
 
@@ -134,12 +161,26 @@ impl Weights {
         if let Some(replaced) = self.replaced(slot, param) {
             return Some(replaced);
         }
+        let (file, range) = self.place(slot, param)?;
+        Some(WeightBytes(Bytes::Mapped(Place { checkpoint: Arc::clone(&self.checkpoint), file, range })))
+    }
+
+    /// The same, read from the file whenever a part is asked for. Everything else here reads files through memory, where one
+    /// that gets shorter ends the process; here that is an error.
+    pub fn bytes_in_file(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
+        match self.bytes(slot, param)?.0 {
+            Bytes::Mapped(place) => Some(WeightBytes(Bytes::InFile(place))),
+            own => Some(WeightBytes(own)),
+        }
+    }
+
+    /// File and bytes of the parameter in `slot`.
+    fn place(&self, slot: Slot, param: Param) -> Option<(usize, Range<usize>)> {
         let entry = self.entries.get(&(slot, param))?;
         let dtype = self.checkpoint.tensor(&entry.tensor).ok().flatten()?.dtype;
         let (file, whole) = self.checkpoint.place(&entry.tensor)?;
         let part = entry.bytes(dtype)?;
-        let range = whole.start + part.start..whole.start + part.end;
-        Some(WeightBytes(Bytes::Stored { checkpoint: Arc::clone(&self.checkpoint), file, range }))
+        Some((file, whole.start + part.start..whole.start + part.end))
     }
 
     /// Whether the output head reads the embedding.

@@ -485,3 +485,37 @@ fn steps_are_checked_against_standard_kernels() {
     let unchecked = open(&demo(), LoadOptions::default());
     assert!(!unchecked.has_unchecked_step());
 }
+
+#[test]
+fn files_may_change_under_a_model_that_checks_its_steps() {
+    let ModelSource::Directory(original) = demo() else { panic!("the demo model is a directory") };
+    for truncate in [true, false] {
+        let folder = tempfile::tempdir().expect("there is room");
+        for file in std::fs::read_dir(&original).expect("it is there").map(|file| file.expect("it is a file").path()) {
+            let name = file.file_name().expect("it has a name");
+            std::fs::copy(&file, folder.path().join(name)).expect("it can be copied");
+        }
+        let weights = folder.path().join("model.safetensors");
+        let source = ModelSource::Directory(folder.path().to_owned());
+        let mut llm = open(&source, LoadOptions { shadow_check: 1.0, ..LoadOptions::default() });
+        let params = SamplingParams { max_tokens: Some(2), ignore_eos: true, ..SamplingParams::default() };
+        let asked = Asked { prompt: (100..130).collect(), params, cancelled_after: None };
+        let said = alone(&mut llm, &asked);
+        if truncate {
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open(&weights)
+                .and_then(|file| file.set_len(4096))
+                .expect("it shrinks");
+            let error = llm.shadow_check(&mut || true).expect_err("the file is another one").to_string();
+            assert!(error.contains("model.safetensors") && error.contains("written to"), "{error}");
+        } else {
+            std::fs::write(folder.path().join("new"), [0; 4096]).expect("there is room");
+            std::fs::rename(folder.path().join("new"), &weights).expect("it is replaced");
+            let check = llm.shadow_check(&mut || true).expect("the old file is still open").expect("it is checked");
+            assert!(!check.disagrees, "{check:?}");
+        }
+        // What was copied at load goes on.
+        assert_eq!(alone(&mut llm, &asked), said);
+    }
+}

@@ -11,12 +11,12 @@ use crate::{ModelError, Result};
 /// it and has as many bytes as its shape and type need.
 #[derive(Debug, Default)]
 pub struct Checkpoint {
-    files: Vec<MappedFile>,
+    files: Vec<CheckpointFile>,
     tensors: BTreeMap<String, Stored>,
 }
 
 #[derive(Debug)]
-struct MappedFile {
+struct CheckpointFile {
     path: String,
     bytes: FileBytes,
 }
@@ -82,6 +82,12 @@ impl Checkpoint {
         &self.files[file].bytes.as_slice()[range]
     }
 
+    /// A copy of them, which fails where the file has changed.
+    pub(crate) fn copy(&self, file: usize, range: Range<usize>) -> Result<Vec<u8>> {
+        let CheckpointFile { path, bytes } = &self.files[file];
+        bytes.copy(path, range)
+    }
+
     /// Lets go of memory that only caches a part of the tensor called `name`, given in bytes of its data.
     pub(crate) fn release(&self, name: &str, part: Range<usize>) {
         if let Some(Stored { file, record }) = self.tensors.get(name) {
@@ -109,7 +115,7 @@ impl Checkpoint {
             let found = format!("a second one, after that in {first}");
             return Err(ModelError::Tensor { path, tensor: name, expected: "one tensor of this name".into(), found });
         }
-        self.files.push(MappedFile { path, bytes });
+        self.files.push(CheckpointFile { path, bytes });
         Ok(())
     }
 }

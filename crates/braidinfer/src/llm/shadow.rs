@@ -9,7 +9,7 @@ use crate::executor::standard::{ComputeDtype, StandardStream};
 use crate::executor::{Batch, LayerByLayer, Layers, NoProbe, SequenceSlice};
 use crate::loading::BLOCK_SIZE;
 
-/// What computes steps again: the weights stay in their files, and one layer at a time is in memory.
+/// What computes steps again: the weights stay in their files, and one layer at a time is read from them.
 pub(super) struct Shadow {
     spec: DecoderSpec,
     weights: Weights,
@@ -35,7 +35,8 @@ impl Shadow {
     pub(super) fn check(&self, tap: &Tap, keep_going: &mut dyn FnMut() -> bool) -> Result<Option<ShadowCheck>> {
         let tokens = tap.tokens.len();
         let blocks = tokens.div_ceil(BLOCK_SIZE);
-        let mut standard = StandardStream::new(&self.spec, &self.weights, ComputeDtype::F32, BLOCK_SIZE, blocks)?;
+        let standard = StandardStream::new(&self.spec, &self.weights, ComputeDtype::F32, BLOCK_SIZE, blocks)?;
+        let mut standard = standard.rereading();
         let mut batch = Batch::default();
         let block_table = (0..blocks as u32).collect();
         let slice = SequenceSlice { query_len: tokens, context_len: 0, rope_len: tokens, block_table };

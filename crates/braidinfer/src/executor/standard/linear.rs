@@ -56,8 +56,8 @@ impl Linear {
         let out = self.weight.rows()?;
         let rows = ROWS.min(out.div_ceil(rayon::current_num_threads()));
         let starts: Vec<usize> = (0..out).step_by(rows).collect();
-        let part = |start: &usize| self.weight.rows_f32(*start, rows.min(out - start))?.matmul(&x);
-        let parts = starts.par_iter().map(part).collect::<candle_core::Result<Vec<_>>>()?;
+        let part = |start: &usize| Ok(self.weight.rows_f32(*start, rows.min(out - start))?.matmul(&x)?);
+        let parts = starts.par_iter().map(part).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&parts, 0)?.t()?.contiguous()?)
     }
 }

@@ -128,6 +128,8 @@ pub(super) enum Matrices {
     Loaded(ComputeDtype, QuantizedWeights),
     /// They stay where and what they are; whoever asks for this has checked them.
     Stored,
+    /// The same, but they are read from their files whenever they are multiplied.
+    InFile,
 }
 
 /// Reads parts of a decoder.
@@ -210,6 +212,9 @@ impl Loader<'_> {
             Matrices::Stored => {
                 return self.weights.bytes(slot, Param::Weight).map(stored).ok_or_else(|| self.absent(slot));
             }
+            Matrices::InFile => {
+                return self.weights.bytes_in_file(slot, Param::Weight).map(stored).ok_or_else(|| self.absent(slot));
+            }
         };
         if quantized_weights == QuantizedWeights::Keep && view.dtype.is_quantized() && self.device.is_cpu() {
             view.check()?;
@@ -228,7 +233,15 @@ impl Loader<'_> {
 
     /// A vector in f32, or `None` if the architecture has none there.
     fn vector(&self, slot: Slot, param: Param) -> Result<Option<Tensor>> {
-        let Some(view) = self.weights.get(slot, param) else { return Ok(None) };
+        let Some(mut view) = self.weights.get(slot, param) else { return Ok(None) };
+        let in_file = match self.matrices {
+            Matrices::InFile => self.weights.bytes_in_file(slot, param),
+            Matrices::Loaded(..) | Matrices::Stored => None,
+        };
+        let copy = in_file.as_ref().map(|bytes| bytes.part(0..bytes.size())).transpose()?;
+        if let Some(copy) = &copy {
+            view.data = copy;
+        }
         Ok(Some(Tensor::from_vec(view.read::<f32>()?, view.shape.clone(), self.device)?))
     }
 

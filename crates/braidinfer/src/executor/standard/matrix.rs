@@ -31,11 +31,11 @@ impl StoredMatrix {
     }
 
     /// The exact values of `count` rows from `start` on.
-    fn values(&self, start: usize, count: usize) -> Vec<f32> {
-        let row = self.blocks.len() / self.rows;
+    fn values(&self, start: usize, count: usize) -> Result<Vec<f32>> {
+        let row = self.blocks.size() / self.rows;
         let mut values = vec![0.0; count * self.columns];
-        dequantize(self.dtype, &self.blocks[start * row..(start + count) * row], &mut values);
-        values
+        dequantize(self.dtype, &self.blocks.part(start * row..(start + count) * row)?, &mut values);
+        Ok(values)
     }
 }
 
@@ -52,7 +52,7 @@ impl Matrix {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
-            Self::Stored(matrix) => matrix.blocks.len(),
+            Self::Stored(matrix) => matrix.blocks.size(),
         }
     }
 
@@ -65,13 +65,13 @@ impl Matrix {
     }
 
     /// `count` rows from `start` on, in f32.
-    pub(super) fn rows_f32(&self, start: usize, count: usize) -> candle_core::Result<Tensor> {
-        match self {
-            Self::Dense(tensor) => tensor.narrow(0, start, count)?.to_dtype(DType::F32),
+    pub(super) fn rows_f32(&self, start: usize, count: usize) -> Result<Tensor> {
+        Ok(match self {
+            Self::Dense(tensor) => tensor.narrow(0, start, count)?.to_dtype(DType::F32)?,
             Self::Stored(matrix) => {
-                Tensor::from_vec(matrix.values(start, count), (count, matrix.columns), &Device::Cpu)
+                Tensor::from_vec(matrix.values(start, count)?, (count, matrix.columns), &Device::Cpu)?
             }
-        }
+        })
     }
 
     /// The rows named by `indices`, in `dtype`; all lie inside the matrix.
@@ -81,7 +81,10 @@ impl Matrix {
                 Ok(tensor.index_select(&Tensor::new(indices, tensor.device())?, 0)?.to_dtype(dtype)?)
             }
             Self::Stored(matrix) => {
-                let values: Vec<f32> = indices.iter().flat_map(|index| matrix.values(*index as usize, 1)).collect();
+                let mut values = Vec::with_capacity(indices.len() * matrix.columns);
+                for index in indices {
+                    values.extend(matrix.values(*index as usize, 1)?);
+                }
                 let rows = Tensor::from_vec(values, (indices.len(), matrix.columns), &Device::Cpu)?;
                 Ok(rows.to_dtype(dtype)?)
             }

@@ -16,11 +16,15 @@ use crate::executor::{Batch, KvCacheConfig, KvDtype, LayerByLayer, Layers, Outpu
 
 /// Standard kernels on the CPU over weights that stay in their files, which some other loader has checked. Memory that
 /// only caches a layer's part of the file is let go when another layer is asked for. Every product is in f32.
+///
+/// While a model is loaded its files are mapped; afterwards they may change, and are read instead
+/// ([`StandardStream::rereading`]).
 pub struct StandardStream<'a> {
     spec: &'a DecoderSpec,
     weights: &'a Weights,
     device: Device,
     dtype: DType,
+    matrices: Matrices,
     kv_cache: KvCache,
     loaded: Option<(usize, Layer)>,
     head: Option<(Norm, Linear)>,
@@ -39,11 +43,17 @@ impl<'a> StandardStream<'a> {
         let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
         let config = KvCacheConfig { block_size, num_blocks, dtype: kv_dtype };
         let kv_cache = KvCache::new(spec, spec.layers.len(), config, &Device::Cpu)?;
-        Ok(Self { spec, weights, device: Device::Cpu, dtype: dtype.candle(), kv_cache, loaded: None, head: None })
+        let (device, dtype, matrices) = (Device::Cpu, dtype.candle(), Matrices::Stored);
+        Ok(Self { spec, weights, device, dtype, matrices, kv_cache, loaded: None, head: None })
+    }
+
+    /// Over files that may have been written to since the weights were opened, which is then an error.
+    pub fn rereading(self) -> Self {
+        Self { matrices: Matrices::InFile, ..self }
     }
 
     fn loader(&self) -> Loader<'_> {
-        Loader { spec: self.spec, weights: self.weights, matrices: Matrices::Stored, device: &self.device }
+        Loader { spec: self.spec, weights: self.weights, matrices: self.matrices, device: &self.device }
     }
 
     fn release(&self, layer: usize) {
