@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use braidinfer::SamplingParams;
 use braidinfer::compat::Thoroughness;
 use braidinfer::model::quantization::FileType;
+use braidinfer::perplexity;
 use braidinfer_hub::HubId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -410,8 +411,8 @@ pub struct PerplexityArgs {
     /// Token ids instead of text
     #[arg(long, value_parser = parse_ids, value_name = "ID,..")]
     pub ids: Option<Ids>,
-    /// Tokens of a chunk
-    #[arg(long, value_name = "N", default_value_t = CONTEXT)]
+    /// Tokens of a chunk, at least 4
+    #[arg(long, value_name = "N", default_value_t = CONTEXT, value_parser = parse_chunk)]
     pub context: usize,
     /// Print one JSON object
     #[arg(long)]
@@ -530,8 +531,8 @@ impl SamplingArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Speaks the OpenAI API at /v1 (chat/completions, completions, models), and beside it /tokenize, /detokenize, /v1/compat (the
-verdict of the check), /metrics (Prometheus), /health and /ready. A web page to chat with is at /.
+Speaks the OpenAI API at /v1 (chat/completions, completions, embeddings, models), and beside it /tokenize, /detokenize,
+/v1/compat (the verdict of the check), /metrics (Prometheus), /health and /ready. A web page to chat with is at /.
 
 Fields of requests that mean nothing here are refused by name, unless with --lenient. Ctrl-C or SIGTERM lets running answers
 finish, a second one ends the program.
@@ -728,6 +729,11 @@ pub enum DtypeArg {
 /// Token ids typed as one argument.
 #[derive(Debug, Clone)]
 pub struct Ids(pub Vec<u32>);
+
+fn parse_chunk(text: &str) -> Result<usize, String> {
+    let chunk = text.parse().ok().filter(|chunk| *chunk >= perplexity::SHORTEST);
+    chunk.ok_or_else(|| format!("expected at least {} tokens, found `{text}`", perplexity::SHORTEST))
+}
 
 fn parse_ids(text: &str) -> Result<Ids, String> {
     let one = |id: &str| id.trim().parse().map_err(|_| format!("expected token ids such as 1,2,3, found `{id}`"));

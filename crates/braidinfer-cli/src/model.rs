@@ -91,7 +91,9 @@ pub fn load_options(args: &LoadArgs) -> anyhow::Result<LoadOptions> {
     }
     let precision = Precision::from(args.precision.precision);
     if precision != Precision::Auto && kernels == Kernels::Standard {
-        bail!("--precision: expected --kernels auto or fused beside it, found standard, which --dtype governs");
+        bail!(
+            "--precision: it chooses levels of fused kernels, so expected --kernels auto or fused beside it, found standard"
+        );
     }
     if args.force && precision == Precision::Exact {
         bail!("--force: it takes the fastest level, so expected --precision fast or auto beside it, found exact");

@@ -1,6 +1,6 @@
 //! A model and how to run it, as one argument.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use braidinfer::compat::Precision;
 use braidinfer::executor::Kernels;
 use braidinfer::{Llm, LoadOptions};
@@ -35,11 +35,17 @@ impl Local {
         let mut parts = text.split(',');
         let model = parts.next().unwrap_or_default().to_owned();
         let (mut kernels, mut precision, mut computing) = (KernelsArg::Auto, None, computing.clone());
+        let mut seen = Vec::new();
         for part in parts {
+            let name = part.split_once('=').map(|(name, _)| name);
+            if let Some(name) = name.filter(|name| seen.contains(name)) {
+                bail!("{text}: expected {name}= once, found it twice");
+            }
+            seen.extend(name);
             match part.split_once('=') {
-                Some(("kernels", name)) => kernels = value(text, name)?,
-                Some(("precision", name)) => precision = Some(value::<PrecisionArg>(text, name)?),
-                Some(("dtype", name)) => computing.dtype = value::<DtypeArg>(text, name)?,
+                Some((key @ "kernels", name)) => kernels = value(text, key, name)?,
+                Some((key @ "precision", name)) => precision = Some(value::<PrecisionArg>(text, key, name)?),
+                Some((key @ "dtype", name)) => computing.dtype = value::<DtypeArg>(text, key, name)?,
                 Some(("quantize", name)) => {
                     let quantize = name.parse().map_err(anyhow::Error::msg);
                     computing.quantize = Some(quantize.with_context(|| format!("{text}: `{name}`"))?);
@@ -68,6 +74,8 @@ impl Local {
     }
 }
 
-fn value<T: ValueEnum>(text: &str, name: &str) -> anyhow::Result<T> {
-    T::from_str(name, false).map_err(anyhow::Error::msg).with_context(|| format!("{text}: `{name}`"))
+fn value<T: ValueEnum>(text: &str, key: &str, name: &str) -> anyhow::Result<T> {
+    let possible = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+    let names: Vec<String> = possible.map(|value| value.get_name().to_owned()).collect();
+    T::from_str(name, false).map_err(|_| anyhow!("{text}: {key}: expected one of {}, found `{name}`", names.join(", ")))
 }

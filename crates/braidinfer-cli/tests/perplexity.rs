@@ -87,15 +87,16 @@ fn what_cannot_be_read_is_named() {
     let demo = demo();
     let (empty, short) = (file("empty.txt", b""), file("short.txt", b"Once upon a time"));
     let broken = file("broken.txt", b"Once \xff upon");
-    refuse(["perplexity", &demo, "--file", &empty], &["text", "512"]);
+    refuse(["perplexity", &demo, "--file", &empty], &["empty.txt", "an empty file"]);
     refuse(["perplexity", &demo, "--file", &short], &["text", "512", "--context"]);
     refuse(["perplexity", &demo, "--file", &broken], &["broken.txt", "UTF-8"]);
     refuse(["perplexity", &demo, "--file", "/no/such/text"], &["/no/such/text"]);
-    refuse(["perplexity", &demo, "--file", &short, "--context", "2"], &["context", "from 4"]);
+    refuse(["perplexity", &demo, "--file", &short, "--context", "2"], &["--context", "at least 4"]);
     refuse(["perplexity", &demo, "--file", &short, "--context", "100000"], &["context", "100000"]);
     refuse(["perplexity", &path("llama"), "--file", &short], &["tokenizer"]);
     refuse(["perplexity", &demo, "--against", &path("llama"), "--context", "8"], &["vocabulary of the other model"]);
-    refuse(["perplexity", &demo, "--against", "kernels=best"], &["kernels", "best"]);
+    refuse(["perplexity", &demo, "--against", "kernels=best"], &["kernels: expected one of auto, standard", "best"]);
+    refuse(["perplexity", &demo, "--against", "dtype=f32,dtype=bf16"], &["dtype= once"]);
     refuse(["perplexity", &demo, "--ids", "1,2,3,999999", "--context", "4"], &["token id", "999999"]);
     refuse(
         ["quantize", &path("llama"), "never.gguf", "--type", "q8_0", "--perplexity"],
@@ -112,6 +113,14 @@ fn a_written_file_is_measured_if_that_is_asked_for() {
     for part in ["q4_0.gguf:", "perplexity", "the other's perplexity", "mean KL from it"] {
         assert!(printed.contains(part), "{part}: {printed}");
     }
+}
+
+#[test]
+fn one_prediction_has_no_standard_error() {
+    let found = succeed_json(["perplexity", &path("llama"), "--ids", "1,2,3,4", "--context", "4", "--json"]);
+    assert_eq!((found["positions"].as_u64(), found["standard_error"].is_null()), (Some(1), true), "{found}");
+    let printed = succeed(["perplexity", &path("llama"), "--ids", "1,2,3,4", "--context", "4"]);
+    assert!(printed.contains("± unknown"), "{printed}");
 }
 
 #[cfg(unix)]

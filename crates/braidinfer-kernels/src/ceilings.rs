@@ -248,7 +248,7 @@ fn multiply_add_at<S: Simd>(simd: S, level: NumericLevel, operands: &Operands, r
     }
 }
 
-/// As many sums as the matrix kernels of the instruction set keep in registers.
+/// As many sums as an instruction set has registers for.
 #[inline(always)]
 fn largest_tile<S: Simd, M: MultiplyAdd>(simd: S, operands: &Operands, rounds: usize) -> i32 {
     if (S::PANELS, S::TILE) == (VECTORS, WORDS) {
@@ -301,9 +301,10 @@ mod tests {
     fn every_instruction_set_does_the_same_products() {
         for level in NumericLevel::ALL {
             let operands = Operands::new(level);
-            let tiles_of_four = |isa: &Isa| isa.tile_rows() == 4;
+            // Those that multiply one panel by four rows at once.
+            let small_tiles = |isa: &Isa| isa.tile_rows() != WORDS;
             let results =
-                Isa::available().into_iter().filter(tiles_of_four).map(|isa| multiply_add(isa, level, &operands, 3));
+                Isa::available().into_iter().filter(small_tiles).map(|isa| multiply_add(isa, level, &operands, 3));
             let results: Vec<i32> = results.collect();
             assert!(results.iter().all(|result| *result == results[0] && *result != 0), "{level:?}: {results:?}");
         }

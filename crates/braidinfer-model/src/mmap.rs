@@ -12,8 +12,8 @@ use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{ModelError, Result};
 
-/// A file in memory, which can be read without touching that memory, too: who maps a file that gets shorter is killed where
-/// it ends, and who reads it is told.
+/// A file in memory, which can be read without touching that memory, too: a process that maps a file that gets shorter
+/// is killed where it ends, and one that reads it is told.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     map: Mmap,

@@ -71,8 +71,8 @@ impl WeightBytes {
         }
     }
 
-    /// Some of them. Those of [`Weights::bytes_in_file`] are read now, which fails, naming the file, where that was written to
-    /// since it was opened.
+    /// Some of them. Those of [`Weights::bytes_in_file`] are read now, which fails, naming the file, where that was
+    /// written to since it was opened.
     ///
     /// # Panics
     ///
@@ -165,8 +165,8 @@ impl Weights {
         Some(WeightBytes(Bytes::Mapped(Place { checkpoint: Arc::clone(&self.checkpoint), file, range })))
     }
 
-    /// The same, read from the file whenever a part is asked for. Everything else here reads files through memory, where one
-    /// that gets shorter ends the process; here that is an error.
+    /// The same, read from the file whenever a part is asked for. Everything else here reads files through memory, where
+    /// one that gets shorter ends the process; here that is an error.
     pub fn bytes_in_file(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
         match self.bytes(slot, param)?.0 {
             Bytes::Mapped(place) => Some(WeightBytes(Bytes::InFile(place))),

@@ -102,7 +102,7 @@ impl Metrics {
         braidinfer.register("preemptions", preemptions, self.preemptions.clone());
         braidinfer.register("guesses", "Tokens that were guessed", self.guesses.clone());
         braidinfer.register("right_guesses", "Those of them that were right", self.right_guesses.clone());
-        let not_finite = "Answers that ended because logits were not finite";
+        let not_finite = "Answers that ended because what was computed was not finite";
         braidinfer.register("not_finite", not_finite, self.not_finite.clone());
         braidinfer.register("batch_size", "Sequences in a step", self.batch_size.clone());
         let shadow_kl = "Divergence of checked steps from standard kernels, in nats";

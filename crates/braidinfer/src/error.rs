@@ -67,14 +67,14 @@ pub enum Error {
     /// A fault of this library's own bookkeeping.
     #[error("internal error, please report it: {0}")]
     Internal(String),
-    /// A logit that is not a number or not finite.
-    #[error("step {step}: the logits of sequence {sequence} are not finite (row index {index}: {value})")]
+    /// A logit, or a value of a hidden state, that is not a number or not finite.
+    #[error("step {step}: what was computed for sequence {sequence} is not finite (row index {index}: {value})")]
     NotFinite {
         /// Engine step.
         step: usize,
         /// Sequence number.
         sequence: usize,
-        /// Token id of the first bad logit.
+        /// Place of the first such value in its row: the token id, of a logit.
         index: usize,
         /// Its value.
         value: f32,

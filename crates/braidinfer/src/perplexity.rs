@@ -17,7 +17,7 @@ use crate::{Error, Result};
 const STEP: usize = 64;
 
 /// Shortest chunk of which anything counts.
-const SHORTEST: usize = 4;
+pub const SHORTEST: usize = 4;
 
 /// What to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +33,8 @@ pub struct Reading {
 pub struct Perplexity {
     /// Exponential of the mean negative log-likelihood.
     pub perplexity: f64,
-    /// Its standard error, to first order, if positions were independent of each other.
+    /// Its standard error, to first order, if positions were independent of each other; not a number where there is one
+    /// position.
     pub standard_error: f64,
     /// Mean negative log-likelihood of a token, in nats.
     pub loss: f64,
@@ -81,7 +82,7 @@ impl Against {
             perplexity,
             standard_error,
             kl_mean: own.kl_mean,
-            kl_standard_error: own.kl_standard_error,
+            kl_standard_error: known(own.kl_standard_error, own),
             kl_median: own.kl_median,
             kl_p99: own.kl_p99,
             kl_max: own.kl_max,
@@ -215,5 +216,10 @@ fn add(tally: &mut Tally, truth: &Logits, own: &Logits, next: &[Option<u32>]) {
 /// Perplexity and its standard error.
 fn of_loss(divergence: &Divergence) -> (f64, f64) {
     let perplexity = divergence.loss.exp();
-    (perplexity, perplexity * divergence.loss_standard_error)
+    (perplexity, perplexity * known(divergence.loss_standard_error, divergence))
+}
+
+/// A standard error, which nobody knows of a single prediction.
+fn known(standard_error: f64, divergence: &Divergence) -> f64 {
+    if divergence.positions < 2 { f64::NAN } else { standard_error }
 }

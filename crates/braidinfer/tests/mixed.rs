@@ -82,10 +82,12 @@ fn vectors_come_from_mixed_kernels_too() {
     let prompt: Vec<u32> = (1..60).collect();
     for pooling in [Pooling::Last, Pooling::Mean] {
         let expected = embedding(Box::new(fixture.fused(Fused::exact())), &prompt, pooling);
-        let found = embedding(Box::new(mixed(&fixture, 1)), &prompt, pooling);
-        assert_eq!(found.len(), expected.len());
-        for (value, expected) in found.iter().zip(&expected) {
-            assert!((value - expected).abs() < 1e-5, "{pooling:?}: {value} {expected}");
+        let executors: [Box<dyn Executor>; 2] = [Box::new(mixed(&fixture, 1)), Box::new(fixture.executor())];
+        for found in executors.map(|executor| embedding(executor, &prompt, pooling)) {
+            assert_eq!(found.len(), expected.len());
+            for (value, expected) in found.iter().zip(&expected) {
+                assert!((value - expected).abs() < 1e-5, "{pooling:?}: {value} {expected}");
+            }
         }
     }
 }

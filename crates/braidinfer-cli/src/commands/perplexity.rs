@@ -33,7 +33,13 @@ pub fn run(args: PerplexityArgs) -> anyhow::Result<()> {
 /// A text from a file, or the built-in one.
 pub fn reading(file: Option<&PathBuf>, context: usize) -> anyhow::Result<Reading> {
     match file {
-        Some(_) => Ok(Reading { prompt: Prompt::Text(model::read_text(file, "a text")?), context }),
+        Some(path) => {
+            let text = model::read_text(file, "a text")?;
+            if text.is_empty() {
+                bail!("{}: expected a text, found an empty file", path.display());
+            }
+            Ok(Reading { prompt: Prompt::Text(text), context })
+        }
         None => Ok(Reading::built_in(context)),
     }
 }
@@ -87,19 +93,28 @@ fn print(found: Option<&Perplexity>, json: bool) -> anyhow::Result<()> {
     if json { output::print_json(found) } else { output::print_line(table(found)) }
 }
 
+/// The standard error of a single prediction.
+const UNKNOWN: &str = "unknown";
+
+fn error(standard_error: f64) -> String {
+    if standard_error.is_finite() { format!("{standard_error:.4}") } else { UNKNOWN.to_owned() }
+}
+
 fn table(found: &Perplexity) -> Table {
     let mut table = Table::new();
     table.load_style(output::TABLE).set_header(["", ""]);
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };
-    row("perplexity", format!("{:.4} ± {:.4}", found.perplexity, found.standard_error));
+    row("perplexity", format!("{:.4} ± {}", found.perplexity, error(found.standard_error)));
     row("loss", format!("{:.4} nats per token", found.loss));
     let Perplexity { tokens, context, chunks, positions, .. } = found;
     row("read", format!("{chunks} chunks of {context} tokens, of {tokens}; {positions} predictions counted"));
     if let Some(against) = &found.against {
-        row("the other's perplexity", format!("{:.4} ± {:.4}", against.perplexity, against.standard_error));
-        let mean = format!("{} ± {}", number(against.kl_mean), number(against.kl_standard_error));
+        row("the other's perplexity", format!("{:.4} ± {}", against.perplexity, error(against.standard_error)));
+        let kl_error = against.kl_standard_error;
+        let kl_error = if kl_error.is_finite() { number(kl_error) } else { UNKNOWN.to_owned() };
+        let mean = format!("{} ± {kl_error}", number(against.kl_mean));
         row("mean KL from it", format!("{mean} nats"));
         row("median, 99 %, largest", [against.kl_median, against.kl_p99, against.kl_max].map(number).join(", "));
         let percent = |share: f64| format!("{:.2}", 100.0 * share);

@@ -31,8 +31,8 @@ fn signed_bytes<S: Simd>(_: S) -> bool {
 
 /// `[panels][rows][16]`.
 ///
-/// `BITS`: those of [`bits`]. `BYTES`: what an activation is rounded to, 1 or 2; 0 if it is not. `MIN`: weights have minima,
-/// and no zero point. `HALVES`: a group of weights is half a block.
+/// `BITS`: those of [`bits`]. `BYTES`: what an activation is rounded to, 1 or 2; 0 if it is not. `MIN`: weights have
+/// minima, and no zero point. `HALVES`: a group of weights is half a block.
 #[inline(always)]
 pub(super) fn multiply<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>(
     simd: S,

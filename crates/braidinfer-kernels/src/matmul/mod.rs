@@ -3,10 +3,10 @@
 //! One lane is one row of the weights, so no sum crosses lanes; the columns of a row are summed in order. Several
 //! panels and rows of activations go at once, which changes nothing in the sum of any one of them.
 
-mod codes;
 mod float;
-mod floats;
+mod float_kernels;
 mod integer;
+mod integer_kernels;
 #[cfg(test)]
 mod tests;
 
@@ -63,11 +63,11 @@ pub fn matmul(isa: Isa, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]
     assert_eq!(panels.columns, x.columns, "as many columns in the weights as in the activations");
     assert_eq!(x.words.len(), x.level.words(x.rows, x.columns), "every row is encoded");
     let kernel = match (panels.format, x.level) {
-        (PanelFormat::Int(format), _) => codes::kernel(format, integer::bits(isa, format, x), x.level),
-        (PanelFormat::Bf16, NumericLevel::Bf16) => Some(floats::bf16_dot as Kernel),
-        (PanelFormat::Bf16, NumericLevel::F32) => Some(floats::bf16 as Kernel),
-        (PanelFormat::F16, NumericLevel::F32) => Some(floats::f16 as Kernel),
-        (PanelFormat::F32, NumericLevel::F32) => Some(floats::f32 as Kernel),
+        (PanelFormat::Int(format), _) => integer_kernels::kernel(format, integer::bits(isa, format, x), x.level),
+        (PanelFormat::Bf16, NumericLevel::Bf16) => Some(float_kernels::bf16_dot as Kernel),
+        (PanelFormat::Bf16, NumericLevel::F32) => Some(float_kernels::bf16 as Kernel),
+        (PanelFormat::F16, NumericLevel::F32) => Some(float_kernels::f16 as Kernel),
+        (PanelFormat::F32, NumericLevel::F32) => Some(float_kernels::f32 as Kernel),
         _ => None,
     };
     let Some(kernel) = kernel else { panic!("{:?} cannot be multiplied at level {}", panels.format, x.level.name()) };

@@ -30,7 +30,7 @@ pub(crate) trait Simd: Copy {
 
     /// Panels multiplied at once.
     const PANELS: usize;
-    /// Most rows of activations multiplied at once: with [`Simd::PANELS`], as many sums as there are registers for.
+    /// Most rows of activations multiplied at once: with [`Simd::PANELS`], at most as many sums as there are registers for.
     const TILE: usize;
     /// Whether [`Simd::dot_codes`] takes codes of 8 bits as what they are above 128.
     const SIGNED_BYTES: bool = false;

@@ -6,7 +6,7 @@ use super::passages::Passages;
 use super::precision::{Holds, Target};
 use super::{Measurements, Subject, Thoroughness};
 use crate::Result;
-use crate::divergence::Divergence;
+use crate::divergence::{Divergence, NEAR_TIE};
 use crate::executor::fused::{FusedExecutor, KernelPlan};
 use crate::executor::standard::{ComputeDtype, StandardStream};
 use crate::executor::{Batch, Executor, LayerByLayer};
@@ -92,8 +92,8 @@ impl<'a> Reader<'a> {
         positions > self.amount.begun.saturating_mul(2)
     }
 
-    /// Runs a plan until it is known whether it holds `target`, or on the usual amount of text where there is none. The
-    /// executor is left with the plan.
+    /// Runs a plan until it is known whether it holds `target`. Where there is none, on the usual amount of text, or on more
+    /// if tokens may change. The executor is left with the plan.
     pub(super) fn read(&mut self, fused: &mut FusedExecutor, plan: &KernelPlan, target: Option<Target>) -> Result<Run> {
         if *plan == self.exact && self.standard.is_none() {
             // It must not be compared with itself.
@@ -130,7 +130,10 @@ impl<'a> Reader<'a> {
         match target.map(|target| target.judge(found)) {
             Some(Holds::No) => false,
             Some(Holds::Barely) => found.positions < most,
-            Some(Holds::Yes) | None => found.is_finite() && found.positions < usual,
+            Some(Holds::Yes) => found.positions < usual,
+            // How often tokens change is all there is to say then, so that it is read on where they may.
+            None if found.shift_max > NEAR_TIE => found.is_finite() && found.positions < most,
+            None => found.is_finite() && found.positions < usual,
         }
     }
 

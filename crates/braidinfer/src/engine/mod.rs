@@ -228,15 +228,14 @@ impl Engine {
         &*self.executor
     }
 
-    /// The executor, to run batches of one's own. What it stored is forgotten.
+    /// The executor, to run batches directly. What it stored is forgotten.
     ///
     /// Fails while any sequence is unfinished: such batches write where its keys and values are.
     pub fn executor_mut(&mut self) -> Result<&mut dyn Executor> {
         if self.has_unfinished() {
             let unfinished = self.scheduler.running() + self.scheduler.waiting();
-            return Err(Error::Unsupported(format!(
-                "batches of one's own while sequences are unfinished (here {unfinished})"
-            )));
+            let expected = "no unfinished request, whose keys and values it could overwrite";
+            return Err(Error::bad_request("direct batch", expected, unfinished));
         }
         self.scheduler.forget_stored();
         Ok(&mut *self.executor)
@@ -351,6 +350,14 @@ impl Engine {
                 return Err(error);
             }
         };
+        let wanted = (plan.batch.logits_rows.len(), plan.batch.hidden_rows.len());
+        let found = (computed.logits.rows(), computed.hidden.len());
+        if found != wanted {
+            self.scheduler.clear();
+            return Err(Error::Internal(format!(
+                "{wanted:?} rows of logits and hidden states were wanted, {found:?} came"
+            )));
+        }
         let (mut outputs, mut logits_row, mut hidden_row) = (Vec::new(), 0, 0);
         for part in &plan.parts {
             let row = if part.is_embedding { &mut hidden_row } else { &mut logits_row };

@@ -14,8 +14,8 @@ use super::{EngineConfig, SequenceId};
 use crate::executor::{Batch, KvCacheConfig, SequenceSlice};
 use crate::{Error, Result};
 
-/// Logits of a prompt's tokens that one step computes, in values: 64 MB. A prompt whose logits are all wanted is read in as
-/// many steps as that takes.
+/// Logits of prompts that one step computes, in values: 64 MB. A prompt whose logits are all wanted is read in as many
+/// steps as that takes.
 const PROMPT_LOGITS: usize = 1 << 24;
 
 #[derive(Debug)]
@@ -43,6 +43,8 @@ pub(super) struct Plan {
     pub(super) batch: Batch,
     /// One for each sequence of the batch.
     pub(super) parts: Vec<Part>,
+    /// Tokens of prompts whose logits may be wanted.
+    prompt_logits_rows: usize,
 }
 
 /// The part of a sequence in a step.
@@ -51,7 +53,8 @@ pub(super) struct Part {
     pub(super) sequence: SequenceId,
     /// Positions of its tokens.
     pub(super) positions: Range<usize>,
-    /// Positions whose logits are wanted, or, of an embedding, whose hidden states are, in the order of the batch's rows.
+    /// Positions whose logits are wanted, or, of an embedding, whose hidden states are, in the order of the batch's
+    /// rows.
     pub(super) wanted: Vec<usize>,
     pub(super) is_writing: bool,
     /// Whether hidden states are wanted of it, and no logits.
@@ -191,7 +194,11 @@ impl Scheduler {
         let index = self.find(id)?;
         let mut chunk = self.running[index].pending().min(budget);
         if self.running[index].wants_prompt_logprobs() {
-            chunk = chunk.min(self.most_logits_rows);
+            chunk = chunk.min(self.most_logits_rows - plan.prompt_logits_rows);
+            if chunk == 0 {
+                return None;
+            }
+            plan.prompt_logits_rows += chunk;
         }
         if !self.reserve(index, chunk + draft.len(), plan) {
             return None;
@@ -386,8 +393,10 @@ mod tests {
         assert_eq!(wants(&mut scheduler), (10, 0, 10));
         scheduler.remove(0);
         let params = SamplingParams { prompt_logprobs: Some(0), ..SamplingParams::default() };
-        scheduler.add(of(1, Request { params, ..request((0..10).collect()) }));
-        assert_eq!([(); 3].map(|()| wants(&mut scheduler)), [(4, 4, 0), (4, 4, 0), (2, 2, 0)]);
+        scheduler.add(of(1, Request { params: params.clone(), ..request((0..10).collect()) }));
+        scheduler.add(of(2, Request { params: params.clone(), ..request((20..23).collect()) }));
+        assert_eq!([(); 3].map(|()| wants(&mut scheduler)), [(4, 4, 0), (4, 4, 0), (4, 4, 0)]);
+        assert_eq!(wants(&mut scheduler).0, 2, "the newest token of the first, and the rest of the second prompt");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 /// Names are `embed`, `layer.N.<part>`, `final_norm` and `logits`, where a part is one of `input_norm`,
 /// `attn.q`, `attn.k`, `attn.v` (projections), `attn.q_norm`, `attn.k_norm`, `attn.q_rope`, `attn.k_rope`,
 /// `attn.heads` (before the output projection), `attn.out`, `attn.residual` (the stream after attention),
-/// `ffn.norm`, `ffn.out`, `output` (the stream after the layer).
+/// `ffn.norm`, `ffn.out`, `output` (the stream after the layer). `final_norm` and `logits` have rows only for the tokens whose
+/// logits are wanted, and do not come where there are none.
 pub trait Probe {
     /// Whether any activation is wanted at all.
     fn is_active(&self) -> bool {

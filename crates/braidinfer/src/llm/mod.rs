@@ -147,7 +147,9 @@ impl Llm {
         self.engine.executor()
     }
 
-    /// The executor, to run batches of one's own while nothing is generated.
+    /// The executor, to run batches directly. What it stored of prompts is forgotten.
+    ///
+    /// Fails while a request is unfinished, whose keys and values such batches could overwrite.
     pub fn executor_mut(&mut self) -> Result<&mut dyn Executor> {
         self.engine.executor_mut()
     }
@@ -357,7 +359,9 @@ impl Llm {
         self.engine.stats()
     }
 
-    /// Logits of the last token of `ids`, or of every one: one row each.
+    /// Logits of the last token of `ids`, or of every one: one row each. What was stored of prompts is forgotten.
+    ///
+    /// Fails while a request is unfinished.
     pub fn logits(&mut self, ids: &[u32], all: bool) -> Result<Vec<Vec<f32>>> {
         let context = self.context();
         if ids.len() > context {

@@ -10,7 +10,7 @@ pub fn document(args: &DiffArgs, difference: &TranscriptDifference) -> Document 
     let prompts = &difference.prompts;
     let differ = prompts.iter().filter(|prompt| prompt.first_difference.is_some()).count();
     let distance = format!(
-        "log-probabilities of the {} tokens before that differ by {} nats in the mean, by {} at most",
+        "log-probabilities of the {} tokens in common differ by {} nats in the mean, by {} at most",
         difference.tokens,
         number(difference.logprob_difference_mean),
         number(difference.logprob_difference_max)

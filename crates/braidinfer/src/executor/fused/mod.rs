@@ -216,15 +216,10 @@ impl FusedExecutor {
 
     /// What the last norm gives for some rows.
     fn hidden_states(&self, wanted: &[usize]) -> Vec<Vec<f32>> {
-        let input = self.final_input(wanted);
-        let states = trace::from_input(self.isa, &input);
-        states.chunks_exact(input.width).map(<[f32]>::to_vec).collect()
-    }
-
-    /// Some rows of the residual stream, with the last norm.
-    fn final_input<'a>(&'a self, wanted: &'a [usize]) -> Input<'a> {
+        let width = self.spec.hidden_size;
         let source = Source::Panels { data: &self.scratch.hidden, stride: self.step.rows, select: Some(wanted) };
-        Input { source, rows: wanted.len(), width: self.spec.hidden_size, norm: Some(&self.weights.final_norm) }
+        let input = Input { source, rows: wanted.len(), width, norm: Some(&self.weights.final_norm) };
+        trace::from_input(self.isa, &input).chunks_exact(width).map(<[f32]>::to_vec).collect()
     }
 
     /// The embedding of every token into the residual stream.

@@ -49,12 +49,13 @@ impl Linear {
 
     /// A few rows of the weight at a time, in parallel. Candle's CPU matmul has no bf16 and sums f16 in its own way, so
     /// such rows are widened to f32, as quantized ones are: few enough to stay in the cache, and never a second copy of
-    /// the matrix. The weight comes first, `W x^T`: measured, this takes half the time of `x W^T` with 25 tokens.
+    /// the matrix. The weight comes first, `W x^T`, which takes half the time of `x W^T` with 25 tokens,
+    /// and five sixths with 72.
     fn matmul_by_rows(&self, x: &Tensor) -> Result<Tensor> {
         const ROWS: usize = 256;
         let x = x.to_dtype(DType::F32)?.t()?.contiguous()?;
         let out = self.weight.rows()?;
-        let rows = ROWS.min(out.div_ceil(rayon::current_num_threads()));
+        let rows = ROWS.min(out.div_ceil(rayon::current_num_threads())).max(1);
         let starts: Vec<usize> = (0..out).step_by(rows).collect();
         let part = |start: &usize| Ok(self.weight.rows_f32(*start, rows.min(out - start))?.matmul(&x)?);
         let parts = starts.par_iter().map(part).collect::<Result<Vec<_>>>()?;
