@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use braidinfer::SamplingParams;
 use braidinfer::compat::Thoroughness;
 use braidinfer::model::quantization::FileType;
-use braidinfer::perplexity;
 use braidinfer_hub::HubId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -412,7 +411,7 @@ pub struct PerplexityArgs {
     #[arg(long, value_parser = parse_ids, value_name = "ID,..")]
     pub ids: Option<Ids>,
     /// Tokens of a chunk, at least 4
-    #[arg(long, value_name = "N", default_value_t = CONTEXT, value_parser = parse_chunk)]
+    #[arg(long, value_name = "N", default_value_t = CONTEXT)]
     pub context: usize,
     /// Print one JSON object
     #[arg(long)]
@@ -729,11 +728,6 @@ pub enum DtypeArg {
 /// Token ids typed as one argument.
 #[derive(Debug, Clone)]
 pub struct Ids(pub Vec<u32>);
-
-fn parse_chunk(text: &str) -> Result<usize, String> {
-    let chunk = text.parse().ok().filter(|chunk| *chunk >= perplexity::SHORTEST);
-    chunk.ok_or_else(|| format!("expected at least {} tokens, found `{text}`", perplexity::SHORTEST))
-}
 
 fn parse_ids(text: &str) -> Result<Ids, String> {
     let one = |id: &str| id.trim().parse().map_err(|_| format!("expected token ids such as 1,2,3, found `{id}`"));

@@ -6,7 +6,7 @@ use anyhow::bail;
 use braidinfer::compat::Precision;
 use braidinfer::executor::Kernels;
 use braidinfer::model::{ModelSource, describe};
-use braidinfer::perplexity::{Perplexity, Reading, perplexity};
+use braidinfer::perplexity::{Perplexity, Reading, SHORTEST, perplexity};
 use braidinfer::text::{Tokenizer, TokenizerSettings};
 use braidinfer::{LoadOptions, Prompt};
 use comfy_table::Table;
@@ -20,6 +20,9 @@ pub fn run(args: PerplexityArgs) -> anyhow::Result<()> {
     interrupt::install()?;
     if let Some(threads) = args.threads {
         braidinfer::executor::set_threads(threads)?;
+    }
+    if args.context < SHORTEST {
+        bail!("--context: expected at least {SHORTEST} tokens, found {}", args.context);
     }
     let reading = match args.ids {
         Some(Ids(ids)) => Reading { prompt: Prompt::Ids(ids), context: args.context },
