@@ -37,21 +37,20 @@ impl Local {
         let (mut kernels, mut precision, mut computing) = (KernelsArg::Auto, None, computing.clone());
         let mut seen = Vec::new();
         for part in parts {
-            let name = part.split_once('=').map(|(name, _)| name);
-            if let Some(name) = name.filter(|name| seen.contains(name)) {
-                bail!("{text}: expected {name}= once, found it twice");
+            let Some((key, name)) = part.split_once('=').filter(|(key, _)| WAYS.contains(key)) else {
+                bail!("{text}: expected kernels=, precision=, dtype= or quantize= after the model, found `{part}`");
+            };
+            if seen.contains(&key) {
+                bail!("{text}: expected {key}= once, found it twice");
             }
-            seen.extend(name);
-            match part.split_once('=') {
-                Some((key @ "kernels", name)) => kernels = value(text, key, name)?,
-                Some((key @ "precision", name)) => precision = Some(value::<PrecisionArg>(text, key, name)?),
-                Some((key @ "dtype", name)) => computing.dtype = value::<DtypeArg>(text, key, name)?,
-                Some(("quantize", name)) => {
+            seen.push(key);
+            match key {
+                "kernels" => kernels = value(text, key, name)?,
+                "precision" => precision = Some(value::<PrecisionArg>(text, key, name)?),
+                "dtype" => computing.dtype = value::<DtypeArg>(text, key, name)?,
+                _ => {
                     let quantize = name.parse().map_err(anyhow::Error::msg);
                     computing.quantize = Some(quantize.with_context(|| format!("{text}: `{name}`"))?);
-                }
-                _ => {
-                    bail!("{text}: expected kernels=, precision=, dtype= or quantize= after the model, found `{part}`")
                 }
             }
         }

@@ -67,7 +67,16 @@ impl MappedFile {
     /// Tells the system that the pages wholly inside `range` will not be read again soon, so that a copied tensor
     /// does not stay in memory twice.
     pub(crate) fn release(&self, range: Range<usize>) {
-        release(&self.map, range);
+        let page = 4096;
+        let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);
+        if start >= end {
+            return;
+        }
+        // SAFETY: the map is of a file and read-only, so dropped pages hold no changes and are read again from the
+        // file if touched; the range lies inside the map.
+        let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+        // Advice only: where the system does not take it, memory is used a little longer.
+        drop(advised);
     }
 }
 
@@ -97,17 +106,4 @@ pub(crate) fn map_file(path: &Path) -> Result<MappedFile> {
     // looks up later, to check its answers, it reads from the file.
     let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
     Ok(MappedFile { map, file: Mutex::new(file), state })
-}
-
-fn release(map: &Mmap, range: Range<usize>) {
-    let page = 4096;
-    let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);
-    if start >= end {
-        return;
-    }
-    // SAFETY: the map is of a file and read-only, so dropped pages hold no changes and are read again from the
-    // file if touched; the range lies inside the map.
-    let advised = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
-    // Advice only: where the system does not take it, memory is used a little longer.
-    drop(advised);
 }

@@ -161,7 +161,11 @@ impl Weights {
         if let Some(replaced) = self.replaced(slot, param) {
             return Some(replaced);
         }
-        let (file, range) = self.place(slot, param)?;
+        let entry = self.entries.get(&(slot, param))?;
+        let dtype = self.checkpoint.tensor(&entry.tensor).ok().flatten()?.dtype;
+        let (file, whole) = self.checkpoint.place(&entry.tensor)?;
+        let part = entry.bytes(dtype)?;
+        let range = whole.start + part.start..whole.start + part.end;
         Some(WeightBytes(Bytes::Mapped(Place { checkpoint: Arc::clone(&self.checkpoint), file, range })))
     }
 
@@ -172,15 +176,6 @@ impl Weights {
             Bytes::Mapped(place) => Some(WeightBytes(Bytes::InFile(place))),
             own => Some(WeightBytes(own)),
         }
-    }
-
-    /// File and bytes of the parameter in `slot`.
-    fn place(&self, slot: Slot, param: Param) -> Option<(usize, Range<usize>)> {
-        let entry = self.entries.get(&(slot, param))?;
-        let dtype = self.checkpoint.tensor(&entry.tensor).ok().flatten()?.dtype;
-        let (file, whole) = self.checkpoint.place(&entry.tensor)?;
-        let part = entry.bytes(dtype)?;
-        Some((file, whole.start + part.start..whole.start + part.end))
     }
 
     /// Whether the output head reads the embedding.

@@ -96,11 +96,10 @@ fn print(found: Option<&Perplexity>, json: bool) -> anyhow::Result<()> {
     if json { output::print_json(found) } else { output::print_line(table(found)) }
 }
 
-/// The standard error of a single prediction.
-const UNKNOWN: &str = "unknown";
-
-fn error(standard_error: f64) -> String {
-    if standard_error.is_finite() { format!("{standard_error:.4}") } else { UNKNOWN.to_owned() }
+/// A mean with its standard error, which nobody knows of a single prediction.
+fn mean(value: f64, standard_error: f64, number: fn(f64) -> String) -> String {
+    let error = if standard_error.is_finite() { number(standard_error) } else { "unknown".to_owned() };
+    format!("{} ± {error}", number(value))
 }
 
 fn table(found: &Perplexity) -> Table {
@@ -109,16 +108,14 @@ fn table(found: &Perplexity) -> Table {
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };
-    row("perplexity", format!("{:.4} ± {}", found.perplexity, error(found.standard_error)));
+    let plain = |value: f64| format!("{value:.4}");
+    row("perplexity", mean(found.perplexity, found.standard_error, plain));
     row("loss", format!("{:.4} nats per token", found.loss));
     let Perplexity { tokens, context, chunks, positions, .. } = found;
     row("read", format!("{chunks} chunks of {context} tokens, of {tokens}; {positions} predictions counted"));
     if let Some(against) = &found.against {
-        row("the other's perplexity", format!("{:.4} ± {}", against.perplexity, error(against.standard_error)));
-        let kl_error = against.kl_standard_error;
-        let kl_error = if kl_error.is_finite() { number(kl_error) } else { UNKNOWN.to_owned() };
-        let mean = format!("{} ± {kl_error}", number(against.kl_mean));
-        row("mean KL from it", format!("{mean} nats"));
+        row("the other's perplexity", mean(against.perplexity, against.standard_error, plain));
+        row("mean KL from it", format!("{} nats", mean(against.kl_mean, against.kl_standard_error, number)));
         row("median, 99 %, largest", [against.kl_median, against.kl_p99, against.kl_max].map(number).join(", "));
         let percent = |share: f64| format!("{:.2}", 100.0 * share);
         let (same, changed) = (percent(against.top1_agreement), against.changed);

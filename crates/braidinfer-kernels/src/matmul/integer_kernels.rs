@@ -20,43 +20,31 @@ pub(super) fn kernel(format: IntFormat, bits: CodeBits, level: NumericLevel) -> 
 }
 
 /// Kernels for activations of some bytes and codes of some bits, a module each.
-macro_rules! kernels {
+macro_rules! modules {
     ($($module:ident: $bytes:literal, $bits:literal;)*) => {
         $(mod $module {
-            use crate::activations::Activations;
-            use crate::isa::dispatched;
-            use crate::matmul::Panels;
+            use super::{GroupLen, IntFormat, Kernel, integer};
 
-            dispatched! {
-                fn plain(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) =
-                    super::integer::multiply::<_, $bits, $bytes, false, false>;
-            }
-            dispatched! {
-                fn by_16(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) =
-                    super::integer::multiply::<_, $bits, $bytes, false, true>;
-            }
-            dispatched! {
-                fn with_mins(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) =
-                    super::integer::multiply::<_, $bits, $bytes, true, false>;
-            }
-            dispatched! {
-                fn with_mins_by_16(panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) =
-                    super::integer::multiply::<_, $bits, $bytes, true, true>;
+            kernels! {
+                plain = integer::multiply::<_, $bits, $bytes, false, false>;
+                by_16 = integer::multiply::<_, $bits, $bytes, false, true>;
+                with_mins = integer::multiply::<_, $bits, $bytes, true, false>;
+                with_mins_by_16 = integer::multiply::<_, $bits, $bytes, true, true>;
             }
 
-            pub(super) fn of(format: super::IntFormat) -> super::Kernel {
+            pub(super) fn of(format: IntFormat) -> Kernel {
                 match (format.has_mins(), format.group) {
-                    (false, super::GroupLen::ThirtyTwo) => plain,
-                    (false, super::GroupLen::Sixteen) => by_16,
-                    (true, super::GroupLen::ThirtyTwo) => with_mins,
-                    (true, super::GroupLen::Sixteen) => with_mins_by_16,
+                    (false, GroupLen::ThirtyTwo) => plain,
+                    (false, GroupLen::Sixteen) => by_16,
+                    (true, GroupLen::ThirtyTwo) => with_mins,
+                    (true, GroupLen::Sixteen) => with_mins_by_16,
                 }
             }
         })*
     };
 }
 
-kernels! {
+modules! {
     f32_8: 0, 8;
     int8_8: 1, 8;
     int8_6: 1, 6;

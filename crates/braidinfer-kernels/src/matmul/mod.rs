@@ -3,6 +3,19 @@
 //! One lane is one row of the weights, so no sum crosses lanes; the columns of a row are summed in order. Several
 //! panels and rows of activations go at once, which changes nothing in the sum of any one of them.
 
+/// Functions of type [`Kernel`] from generic ones, `pub(super)` where they are defined.
+macro_rules! kernels {
+    ($($name:ident = $generic:path;)*) => {
+        $($crate::isa::dispatched! {
+            pub(super) fn $name(
+                panels: $crate::matmul::Panels<'_>,
+                x: &$crate::activations::Activations<'_>,
+                out: &mut [f32],
+            ) = $generic;
+        })*
+    };
+}
+
 mod float;
 mod float_kernels;
 mod integer;

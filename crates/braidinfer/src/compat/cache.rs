@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::passages::Passages;
 use super::report::CompatReport;
 use super::{Precision, Subject, Thoroughness, batches};
 use crate::executor::Executor;
@@ -52,9 +53,10 @@ impl VerdictCache {
             weights.release(slot, param);
         }
         // Another tokenizer or chat template makes other tokens of what a check reads. One that fails fails the check as well.
-        field(&mut hash, &subject.passages().map(|passages| passages.fingerprint()).unwrap_or_default());
+        let passages = subject.passages().ok();
+        field(&mut hash, &passages.as_ref().map(Passages::fingerprint).unwrap_or_default());
         // A small context leaves room for few tokens to measure with, and no far positions.
-        let first = subject.passages().map(|p| batches::first(&p, spec, fused.kv_cache(), Thoroughness::Brief));
+        let first = passages.map(|read| batches::first(&read, spec, fused.kv_cache(), Thoroughness::Brief));
         field(&mut hash, format!("{:?}", first.unwrap_or_default()).as_bytes());
         let name = hex(&hash.clone().finalize());
         field(&mut hash, &FORMAT.to_le_bytes());

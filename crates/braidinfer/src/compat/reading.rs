@@ -1,5 +1,7 @@
 //! Reading on, until a plan's divergence is known well enough.
 
+use braidinfer_model::DecoderSpec;
+
 use super::batches::{next_tokens, stages};
 use super::measure::{Run, Truth, whole};
 use super::passages::Passages;
@@ -112,17 +114,12 @@ impl<'a> Reader<'a> {
             }
             self.keep_reference(fused, stage)?;
             fused.set_plan(plan.clone())?;
-            let own = self.logits(fused, stage)?;
+            let own = logits(self.subject.spec, fused, &self.stages[stage])?;
             run.tally.add(&self.kept[stage], &own, vocab_size, &next_tokens(&self.stages[stage]));
             self.drop_large(stage);
             run.divergence = run.tally.divergence();
         }
         Ok(run)
-    }
-
-    fn logits(&self, executor: &mut dyn LayerByLayer, stage: usize) -> Result<Vec<f32>> {
-        let spec = self.subject.spec;
-        whole(executor, &self.stages[stage], spec.layers.len(), spec.vocab_size, &mut |_, _| {})
     }
 
     fn needs_more(&self, found: &Divergence, target: Option<Target>) -> bool {
@@ -143,15 +140,11 @@ impl<'a> Reader<'a> {
         if !self.kept[stage].is_empty() {
             return Ok(());
         }
-        self.kept[stage] = match self.standard.take() {
-            Some(mut standard) => {
-                let logits = self.logits(&mut standard, stage);
-                self.standard = Some(standard);
-                logits?
-            }
+        self.kept[stage] = match &mut self.standard {
+            Some(standard) => logits(self.subject.spec, standard, &self.stages[stage])?,
             None => {
                 fused.set_plan(self.exact.clone())?;
-                self.logits(fused, stage)?
+                logits(self.subject.spec, fused, &self.stages[stage])?
             }
         };
         Ok(())
@@ -163,4 +156,8 @@ impl<'a> Reader<'a> {
             self.kept[stage] = Vec::new();
         }
     }
+}
+
+fn logits(spec: &DecoderSpec, executor: &mut dyn LayerByLayer, stage: &Batch) -> Result<Vec<f32>> {
+    whole(executor, stage, spec.layers.len(), spec.vocab_size, &mut |_, _| {})
 }

@@ -1,4 +1,5 @@
-//! Executors: a [`Batch`] in, [`Outputs`] out. They own keys and values; whoever calls them owns block ids.
+//! Executors run the tokens of a [`Batch`] and return the [`Outputs`] that it asks for. They store keys and values; their
+//! caller decides which block holds what.
 
 mod batch;
 mod device;

@@ -15,6 +15,9 @@ use crate::executor::standard::LoadProgress;
 use crate::loading::{LoadOptions, ModelParts};
 use crate::{Error, Result};
 
+/// What to do where answers must not differ from those of f32.
+const TO_BE_EXACT: &str = "--precision exact or --kernels standard where answers must be those of f32";
+
 /// How one thing turned out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -162,12 +165,7 @@ fn kernels(compat: &CompatReport) -> Vec<Finding> {
     let found = format!("{}: {}", compat.status.as_str(), compat.reason);
     let mut findings = vec![match compat.status {
         Status::Compatible => Finding::pass(AREA, WHAT, found),
-        Status::Warning => Finding::warn(
-            AREA,
-            WHAT,
-            found,
-            "--precision exact or --kernels standard where answers must be those of f32",
-        ),
+        Status::Warning => Finding::warn(AREA, WHAT, found, TO_BE_EXACT),
         Status::Incompatible => Finding::fail(
             AREA,
             WHAT,

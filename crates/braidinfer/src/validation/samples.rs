@@ -6,7 +6,7 @@ use std::time::Instant;
 use braidinfer_model::ModelSource;
 use serde::Serialize;
 
-use super::Finding;
+use super::{Finding, TO_BE_EXACT};
 use crate::compat::{CompatReport, Status};
 use crate::engine::SamplingParams;
 use crate::executor::Kernels;
@@ -188,12 +188,7 @@ fn agreement(samples: &[Sample], compat: &CompatReport) -> Finding {
         // Where answers are nearly as likely, the smallest difference chooses another one.
         _ if differ.is_empty() => Finding::pass(AREA, WHAT, found),
         Status::Compatible => Finding::pass(AREA, WHAT, found),
-        Status::Warning => Finding::warn(
-            AREA,
-            WHAT,
-            found,
-            "--precision exact or --kernels standard where answers must be those of f32",
-        ),
+        Status::Warning => Finding::warn(AREA, WHAT, found, TO_BE_EXACT),
         Status::Incompatible => Finding::fail(AREA, WHAT, found, "--kernels standard, which auto takes"),
     }
 }

@@ -216,6 +216,9 @@ impl FusedExecutor {
 
     /// What the last norm gives for some rows.
     fn hidden_states(&self, wanted: &[usize]) -> Vec<Vec<f32>> {
+        if wanted.is_empty() {
+            return Vec::new();
+        }
         let width = self.spec.hidden_size;
         let source = Source::Panels { data: &self.scratch.hidden, stride: self.step.rows, select: Some(wanted) };
         let input = Input { source, rows: wanted.len(), width, norm: Some(&self.weights.final_norm) };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use braidinfer_model::spec::{FeedForward, Mixer, NormSpec};
-use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, Weights};
+use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, TensorView, WeightBytes, Weights};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -209,11 +209,8 @@ impl Loader<'_> {
         let stored = |blocks| Matrix::Stored(StoredMatrix::new(view.dtype, shape[0], shape[1], blocks));
         let (dtype, quantized_weights) = match self.matrices {
             Matrices::Loaded(dtype, quantized_weights) => (dtype, quantized_weights),
-            Matrices::Stored => {
-                return self.weights.bytes(slot, Param::Weight).map(stored).ok_or_else(|| self.absent(slot));
-            }
-            Matrices::InFile => {
-                return self.weights.bytes_in_file(slot, Param::Weight).map(stored).ok_or_else(|| self.absent(slot));
+            Matrices::Stored | Matrices::InFile => {
+                return self.bytes(slot, Param::Weight).map(stored).ok_or_else(|| self.absent(slot));
             }
         };
         if quantized_weights == QuantizedWeights::Keep && view.dtype.is_quantized() && self.device.is_cpu() {
@@ -233,16 +230,19 @@ impl Loader<'_> {
 
     /// A vector in f32, or `None` if the architecture has none there.
     fn vector(&self, slot: Slot, param: Param) -> Result<Option<Tensor>> {
-        let Some(mut view) = self.weights.get(slot, param) else { return Ok(None) };
-        let in_file = match self.matrices {
-            Matrices::InFile => self.weights.bytes_in_file(slot, param),
-            Matrices::Loaded(..) | Matrices::Stored => None,
-        };
-        let copy = in_file.as_ref().map(|bytes| bytes.part(0..bytes.size())).transpose()?;
-        if let Some(copy) = &copy {
-            view.data = copy;
-        }
+        let Some(bytes) = self.bytes(slot, param) else { return Ok(None) };
+        let data = bytes.part(0..bytes.size())?;
+        let Some(view) = self.weights.get(slot, param) else { return Ok(None) };
+        let view = TensorView { data: &data, ..view };
         Ok(Some(Tensor::from_vec(view.read::<f32>()?, view.shape.clone(), self.device)?))
+    }
+
+    /// The data of a parameter, from where it is to be read.
+    fn bytes(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
+        match self.matrices {
+            Matrices::InFile => self.weights.bytes_in_file(slot, param),
+            Matrices::Loaded(..) | Matrices::Stored => self.weights.bytes(slot, param),
+        }
     }
 
     pub(super) fn absent(&self, slot: Slot) -> Error {
