@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::spec::{DecoderSpec, FeedForward, LayerSpec, NormKind, QkNormExtent};
+use crate::spec::{DecoderSpec, FeedForward, LayerSpec, NormSpec, QkNormExtent};
 
 /// A module that holds parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,7 +88,7 @@ pub fn parameters(spec: &DecoderSpec) -> Vec<Parameter> {
         list.attention(spec, index);
         list.feed_forward(spec, index, layer);
     }
-    list.norm(Slot::FinalNorm, spec.norm.kind, hidden);
+    list.norm(Slot::FinalNorm, &spec.norm, hidden);
     list.linear(Slot::LmHead, vocab, hidden, spec.lm_head_bias);
     list.0
 }
@@ -111,19 +111,19 @@ impl ParameterList {
         }
     }
 
-    fn norm(&mut self, slot: Slot, kind: NormKind, width: usize) {
+    fn norm(&mut self, slot: Slot, norm: &NormSpec, width: usize) {
         self.weight(slot, &[width]);
-        if kind == NormKind::Layer {
+        if norm.bias {
             self.bias(slot, width);
         }
     }
 
     fn attention(&mut self, spec: &DecoderSpec, index: usize) {
-        let (hidden, q, kv) = (spec.hidden_size, spec.query_width(), spec.key_value_width());
-        let (block, attention) = (&spec.block, &spec.attention);
+        let (block, attention) = (&spec.block, spec.attention(index));
+        let (hidden, q, kv) = (spec.hidden_size, attention.query_width(), attention.key_value_width());
         let slot = |slot| Slot::Layer(index, slot);
         if block.input_norm {
-            self.norm(slot(LayerSlot::InputNorm), spec.norm.kind, hidden);
+            self.norm(slot(LayerSlot::InputNorm), &spec.norm, hidden);
         }
         self.linear(slot(LayerSlot::QProj), q, hidden, attention.qkv_bias);
         self.linear(slot(LayerSlot::KProj), kv, hidden, attention.qkv_bias);
@@ -131,14 +131,14 @@ impl ParameterList {
         self.linear(slot(LayerSlot::OProj), hidden, q, attention.output_bias);
         if let Some(qk_norm) = &attention.qk_norm {
             let (q, kv) = match qk_norm.extent {
-                QkNormExtent::Head => (spec.head_dim, spec.head_dim),
+                QkNormExtent::Head => (attention.head_dim, attention.head_dim),
                 QkNormExtent::Projection => (q, kv),
             };
-            self.norm(slot(LayerSlot::QNorm), qk_norm.norm.kind, q);
-            self.norm(slot(LayerSlot::KNorm), qk_norm.norm.kind, kv);
+            self.norm(slot(LayerSlot::QNorm), &qk_norm.norm, q);
+            self.norm(slot(LayerSlot::KNorm), &qk_norm.norm, kv);
         }
         if block.attention_output_norm {
-            self.norm(slot(LayerSlot::AttentionOutputNorm), spec.norm.kind, hidden);
+            self.norm(slot(LayerSlot::AttentionOutputNorm), &spec.norm, hidden);
         }
     }
 
@@ -147,7 +147,7 @@ impl ParameterList {
         let (hidden, block) = (spec.hidden_size, &spec.block);
         let slot = |slot| Slot::Layer(index, slot);
         if block.feed_forward_norm {
-            self.norm(slot(LayerSlot::FeedForwardNorm), spec.norm.kind, hidden);
+            self.norm(slot(LayerSlot::FeedForwardNorm), &spec.norm, hidden);
         }
         if gated {
             self.linear(slot(LayerSlot::GateProj), intermediate_size, hidden, bias);
@@ -155,7 +155,7 @@ impl ParameterList {
         self.linear(slot(LayerSlot::UpProj), intermediate_size, hidden, bias);
         self.linear(slot(LayerSlot::DownProj), hidden, intermediate_size, bias);
         if block.feed_forward_output_norm {
-            self.norm(slot(LayerSlot::FeedForwardOutputNorm), spec.norm.kind, hidden);
+            self.norm(slot(LayerSlot::FeedForwardOutputNorm), &spec.norm, hidden);
         }
     }
 }

@@ -17,12 +17,6 @@ pub struct DecoderSpec {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key/value heads; query head `t` reads key/value head `t / (H / G)`.
-    pub num_key_value_heads: usize,
-    /// Width of a head; independent of `hidden_size / num_attention_heads`.
-    pub head_dim: usize,
     /// Longest sequence the model was made for, in tokens.
     pub max_position_embeddings: usize,
     /// Whether the output head is the embedding itself.
@@ -41,8 +35,8 @@ pub struct DecoderSpec {
     pub norm: NormSpec,
     /// Which norms a layer has, and how its parts are joined.
     pub block: BlockSpec,
-    /// What attention does in every layer that has it.
-    pub attention: AttentionSpec,
+    /// Kinds of attention; layers name theirs by index.
+    pub attentions: Vec<AttentionSpec>,
     /// Rotary tables; layers name theirs by index.
     pub rope: Vec<RopeSpec>,
     /// One entry per layer, in order.
@@ -58,6 +52,8 @@ pub struct NormSpec {
     pub eps: f64,
     /// Added to the stored weight: 1 where checkpoints store `w - 1`.
     pub weight_offset: f32,
+    /// Whether it has a bias.
+    pub bias: bool,
 }
 
 /// Which statistics a norm takes.
@@ -66,7 +62,7 @@ pub struct NormSpec {
 pub enum NormKind {
     /// `w * x / sqrt(mean(x^2) + eps)` (Zhang and Sennrich 2019, arXiv:1910.07467).
     Rms,
-    /// `w * (x - mean) / sqrt(var + eps) + b` with the biased variance (arXiv:1607.06450).
+    /// `w * (x - mean) / sqrt(var + eps)` with the biased variance (arXiv:1607.06450).
     Layer,
 }
 
@@ -105,6 +101,12 @@ impl BlockSpec {
 /// Attention: projections, query/key norms, score arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct AttentionSpec {
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key/value heads; query head `t` reads key/value head `t / (H / G)`.
+    pub num_key_value_heads: usize,
+    /// Width of a head; independent of `hidden_size / num_attention_heads`.
+    pub head_dim: usize,
     /// Factor on `q . k`.
     pub scale: f64,
     /// `cap * tanh(score / cap)`, after scaling and before masking.
@@ -247,8 +249,10 @@ pub struct LayerSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Mixer {
-    /// Causal attention with the model's [`AttentionSpec`].
+    /// Causal attention.
     Attention {
+        /// Index into [`DecoderSpec::attentions`].
+        attention: usize,
         /// Keys visible to a query, itself included; all if `None`.
         sliding_window: Option<usize>,
         /// Index into [`DecoderSpec::rope`]; no rotation if `None`.
@@ -289,7 +293,7 @@ pub enum Activation {
     Relu,
 }
 
-impl DecoderSpec {
+impl AttentionSpec {
     /// Width of the concatenated query heads, `H*d`.
     pub fn query_width(&self) -> usize {
         self.num_attention_heads * self.head_dim
@@ -298,5 +302,18 @@ impl DecoderSpec {
     /// Width of the concatenated key (or value) heads, `G*d`.
     pub fn key_value_width(&self) -> usize {
         self.num_key_value_heads * self.head_dim
+    }
+}
+
+impl DecoderSpec {
+    /// The attention of a layer.
+    pub fn attention(&self, layer: usize) -> &AttentionSpec {
+        let Mixer::Attention { attention, .. } = self.layers[layer].mixer;
+        &self.attentions[attention]
+    }
+
+    /// The attention of every layer, in order.
+    pub fn layer_attentions(&self) -> impl Iterator<Item = &AttentionSpec> {
+        (0..self.layers.len()).map(|layer| self.attention(layer))
     }
 }

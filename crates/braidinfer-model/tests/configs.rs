@@ -91,11 +91,11 @@ fn explicit_null_is_not_an_absent_key() {
     assert_eq!(mistral(json!({})), Some(4096));
     assert_eq!(mistral(json!({"sliding_window": null})), None);
     assert_eq!(mistral(json!({"sliding_window": 32})), Some(32));
-    assert_eq!(spec(&config("qwen2", json!({"num_key_value_heads": null}))).num_key_value_heads, 4);
-    assert_eq!(spec(&config("ernie4_5", json!({"head_dim": null}))).head_dim, 16);
+    assert_eq!(spec(&config("qwen2", json!({"num_key_value_heads": null}))).attentions[0].num_key_value_heads, 4);
+    assert_eq!(spec(&config("ernie4_5", json!({"head_dim": null}))).attentions[0].head_dim, 16);
     let mut absent = config("ernie4_5", json!({}));
     absent.as_object_mut().expect("it is an object").remove("head_dim");
-    assert_eq!(spec(&absent).head_dim, 128);
+    assert_eq!(spec(&absent).attentions[0].head_dim, 128);
 }
 
 #[test]
@@ -155,7 +155,8 @@ fn nested_configs_may_leave_out_what_equals_the_class_default() {
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
     });
     let gemma = spec(&json!({"model_type": "gemma3", "text_config": text}));
-    assert_eq!((gemma.num_attention_heads, gemma.num_key_value_heads, gemma.head_dim), (8, 4, 256));
+    let attention = gemma.attentions[0];
+    assert_eq!((attention.num_attention_heads, attention.num_key_value_heads, attention.head_dim), (8, 4, 256));
     assert_eq!((gemma.vocab_size, gemma.tie_word_embeddings, gemma.layers.len()), (262_208, true, 34));
     let mut wrapped =
         json!({"model_type": "mistral3", "tie_word_embeddings": true, "text_config": config("mistral", json!({}))});
@@ -208,7 +209,7 @@ fn ministral3_scales_by_default() {
     let plain = spec(&config("ministral3", json!({"rope_theta": 5.0})));
     assert_eq!(plain.rope[0].rope_theta, 1e6, "the top level does not count");
     assert!(matches!(plain.rope[0].scaling, RopeScaling::Yarn { factor: 16.0, attention_factor: 1.0, .. }));
-    assert_eq!(plain.attention.query_position_scale.map(|scale| scale.beta), Some(0.1));
+    assert_eq!(plain.attentions[0].query_position_scale.map(|scale| scale.beta), Some(0.1));
     let empty = spec(&config("llama", json!({"rope_scaling": {}, "rope_parameters": {"rope_theta": 1e6}})));
     assert_eq!(empty.rope[0].rope_theta, 1e6, "an empty object is none");
 }

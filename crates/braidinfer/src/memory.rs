@@ -19,5 +19,5 @@ pub(crate) fn available() -> usize {
 
 /// Bytes of keys and values of one token.
 pub(crate) fn kv_bytes_per_token(spec: &DecoderSpec, dtype: KvDtype) -> usize {
-    2 * spec.key_value_width() * spec.layers.len() * dtype.size()
+    spec.layer_attentions().map(|attention| 2 * attention.key_value_width() * dtype.size()).sum()
 }

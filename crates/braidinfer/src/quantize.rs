@@ -261,7 +261,7 @@ impl Job<'_> {
         let (dtype, spec) = (self.dtype(stack), self.spec);
         let mut work = Vec::new();
         for parameter in &stack.parameters {
-            let rows = groups(&parameter.shape, spec.head_dim);
+            let rows = groups(&parameter.shape, spec.attentions[0].head_dim);
             work.extend(rows.into_iter().map(|rows| (parameter, rows)));
         }
         let at_once = rayon::current_num_threads() * 2;

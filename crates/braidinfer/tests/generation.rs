@@ -145,7 +145,7 @@ fn a_probe_sees_named_activations_of_every_token() {
     let mut batch = braidinfer::executor::Batch::default();
     batch.push(&[1, 2, 3, 4, 5], support::slice(0, 0, 5, 5), 1);
     executor.forward(&batch, &mut recorder).expect("the batch runs");
-    let width = spec.num_key_value_heads * spec.head_dim;
+    let width = spec.attentions[0].key_value_width();
     let seen: Vec<(&str, usize, usize)> =
         recorder.activations.iter().map(|a| (a.name.as_str(), a.rows, a.values.len())).collect();
     let expected = [

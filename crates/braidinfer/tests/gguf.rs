@@ -180,7 +180,7 @@ fn keys_that_change_the_decoder_are_heeded_or_refused() {
     let unrotated = Rewritten::new("models/granite.gguf").set("granite.rope.scaling.finetuned", false).spec();
     assert!(unrotated.layers.iter().all(|layer| matches!(layer.mixer, Mixer::Attention { rope: None, .. })));
     let qwen2 = Rewritten::new("models/qwen2.gguf").without("qwen2.attention.head_count_kv").spec();
-    assert_eq!(qwen2.num_key_value_heads, qwen2.num_attention_heads);
+    assert_eq!(qwen2.attentions[0].num_key_value_heads, qwen2.attentions[0].num_attention_heads);
     let uncapped = Rewritten::new("models/gemma2.gguf").set("gemma2.final_logit_softcapping", 0f32).spec();
     assert_eq!(uncapped.final_logit_softcapping, None);
     let yarn = Rewritten::new("models/llama-yarn.gguf").without("llama.rope.scaling.factor").spec();
@@ -199,7 +199,7 @@ fn keys_that_change_the_decoder_are_heeded_or_refused() {
     let experts = Rewritten::new("models/llama.gguf").set("llama.expert_count", 8u32).error();
     assert!(experts.contains("`llama` is a mixture-of-experts model"), "{experts}");
     let per_layer = Rewritten::new("models/llama.gguf").set("llama.attention.head_count", &[4i32, 4, 4][..]).spec();
-    assert_eq!(per_layer.num_attention_heads, 4);
+    assert_eq!(per_layer.attentions[0].num_attention_heads, 4);
 }
 
 #[test]

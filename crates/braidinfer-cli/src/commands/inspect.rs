@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use braidinfer::model::spec::{FeedForward, LayerSpec, Mixer, NormKind};
+use braidinfer::model::spec::{AttentionSpec, FeedForward, LayerSpec, Mixer, NormKind};
 use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, TensorView, Weights, describe};
 use braidinfer::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use comfy_table::Table;
@@ -126,7 +126,7 @@ fn section(title: &str, rows: &Rows) -> anyhow::Result<()> {
 
 /// The decoder in the terms of `config.json`. What most architectures lack is shown only where it is set.
 fn decoder_rows(inspection: &Inspection) -> Rows {
-    let spec = &inspection.spec;
+    let (spec, attention) = (&inspection.spec, &inspection.spec.attentions[0]);
     let FeedForward::Dense { intermediate_size, hidden_act, gated, bias } = spec.layers[0].feed_forward;
     let eps = match spec.norm.kind {
         NormKind::Rms => "rms_norm_eps",
@@ -138,13 +138,13 @@ fn decoder_rows(inspection: &Inspection) -> Rows {
         row("hidden_size", spec.hidden_size),
         row("intermediate_size", intermediate_size),
         row("num_hidden_layers", spec.layers.len()),
-        row("num_attention_heads", spec.num_attention_heads),
-        row("num_key_value_heads", spec.num_key_value_heads),
-        row("head_dim", spec.head_dim),
+        row("num_attention_heads", attention.num_attention_heads),
+        row("num_key_value_heads", attention.num_key_value_heads),
+        row("head_dim", attention.head_dim),
         row("hidden_act", format!("{}{}", json_text(hidden_act), if gated { ", gated" } else { "" })),
         row(eps, format!("{:?}", spec.norm.eps)),
         row("tie_word_embeddings", spec.tie_word_embeddings),
-        row("attention_bias", attention_bias(spec)),
+        row("attention_bias", attention_bias(attention)),
         row("mlp_bias", bias),
         row("max_position_embeddings", spec.max_position_embeddings),
         row("context", format!("{} tokens", inspection.context_length)),
@@ -162,8 +162,8 @@ fn json_text(value: impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn attention_bias(spec: &DecoderSpec) -> &'static str {
-    match (spec.attention.qkv_bias, spec.attention.output_bias) {
+fn attention_bias(attention: &AttentionSpec) -> &'static str {
+    match (attention.qkv_bias, attention.output_bias) {
         (true, true) => "true",
         (true, false) => "on q, k, v",
         (false, true) => "on the output",
@@ -173,7 +173,8 @@ fn attention_bias(spec: &DecoderSpec) -> &'static str {
 
 /// Fields that few architectures set.
 fn rare_rows(spec: &DecoderSpec) -> Rows {
-    let (attention, block, plain) = (&spec.attention, &spec.block, (spec.head_dim as f64).powf(-0.5));
+    let (attention, block) = (&spec.attentions[0], &spec.block);
+    let plain = (attention.head_dim as f64).powf(-0.5);
     let mut rows = vec![];
     let mut add = |set: bool, name: &str, value: String| rows.extend(set.then(|| (name.to_owned(), value)));
     let or_none = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
@@ -201,7 +202,7 @@ fn rope_rows(spec: &DecoderSpec) -> anyhow::Result<Rows> {
         let prefix = if spec.rope.len() > 1 { format!("table {index}: ") } else { String::new() };
         let mut add = |name: &str, value: String| rows.push((format!("{prefix}{name}"), value));
         add("rope_theta", table.rope_theta.to_string());
-        add("partial_rotary_factor", (table.rotary_dim as f64 / spec.head_dim as f64).to_string());
+        add("partial_rotary_factor", (table.rotary_dim as f64 / spec.attentions[0].head_dim as f64).to_string());
         add("pairs", json_text(table.pairing));
         if let Value::Object(fields) = serde_json::to_value(&table.scaling)? {
             fields.iter().for_each(|(name, value)| add(name, value.to_string().trim_matches('"').to_owned()));
@@ -224,7 +225,7 @@ fn layer_rows(spec: &DecoderSpec) -> Rows {
 }
 
 fn layer_text(spec: &DecoderSpec, layer: &LayerSpec) -> String {
-    let Mixer::Attention { sliding_window, rope } = layer.mixer;
+    let Mixer::Attention { sliding_window, rope, .. } = layer.mixer;
     let attention =
         sliding_window.map_or("full_attention".to_owned(), |keys| format!("sliding_attention, sliding_window {keys}"));
     match rope {

@@ -29,8 +29,8 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = gemma::family(config, &DEFAULTS)?;
     let spec = &mut description.spec;
     spec.block = BlockSpec::SANDWICH;
-    spec.attention.scale = query_pre_attn_scale(config)?;
-    spec.attention.logit_softcapping = cap(config, "attn_logit_softcapping", Some(50.0))?;
+    spec.attentions[0].scale = query_pre_attn_scale(config)?;
+    spec.attentions[0].logit_softcapping = cap(config, "attn_logit_softcapping", Some(50.0))?;
     spec.final_logit_softcapping = cap(config, "final_logit_softcapping", Some(30.0))?;
     let window = sliding_window(config, Some(4096))?;
     set_windows(config, spec, window, |layer| layer % 2 == 0)?;

@@ -31,16 +31,16 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = gemma::family(config, &DEFAULTS)?;
     let spec = &mut description.spec;
     spec.block = BlockSpec::SANDWICH;
-    spec.attention.scale = gemma2::query_pre_attn_scale(config)?;
+    spec.attentions[0].scale = gemma2::query_pre_attn_scale(config)?;
     // `attn_logit_softcapping` stands in published configs and has no effect in transformers.
     spec.final_logit_softcapping = gemma2::cap(config, "final_logit_softcapping", None)?;
-    spec.attention.qk_norm = per_head_norm(spec.norm);
+    spec.attentions[0].qk_norm = per_head_norm(spec.norm);
     let window = sliding_window(config, Some(4096))?;
     let pattern = config.size("sliding_window_pattern")?.or(config.size("_sliding_window_pattern")?).unwrap_or(6);
     set_windows(config, spec, window, |layer| (layer + 1) % pattern != 0)?;
     spec.rope = tables(config, spec)?;
     for layer in &mut spec.layers {
-        let Mixer::Attention { sliding_window, rope } = &mut layer.mixer;
+        let Mixer::Attention { sliding_window, rope, .. } = &mut layer.mixer;
         *rope = Some(if sliding_window.is_some() { SLIDING_TABLE } else { FULL_TABLE });
     }
     description.names = gemma2::tensor_names();
@@ -51,7 +51,7 @@ fn tables(config: &JsonFile, spec: &DecoderSpec) -> Result<Vec<RopeSpec>> {
     let (full, sliding) = (full_settings(config)?, nested_settings(config, "sliding_attention")?);
     let table = |settings: Option<&JsonFile>, rope_theta| {
         let defaults = RopeDefaults { rope_theta, ..DEFAULTS.rope };
-        rope_from(config, settings, &defaults, spec.head_dim, spec.max_position_embeddings)
+        rope_from(config, settings, &defaults, spec.attentions[0].head_dim, spec.max_position_embeddings)
     };
     let full_table = table(full.as_ref(), FULL_THETA)?;
     let mut sliding_table = table(sliding.as_ref(), SLIDING_THETA)?;

@@ -85,7 +85,7 @@ impl GgufForm {
         }
         if self.offset_included {
             spec.norm.weight_offset = 0.0;
-            if let Some(qk_norm) = &mut spec.attention.qk_norm {
+            if let Some(qk_norm) = &mut spec.attentions[0].qk_norm {
                 qk_norm.norm.weight_offset = 0.0;
             }
         }
@@ -225,7 +225,7 @@ impl File<'_> {
         self.form.adjust(spec);
         self.read_factors(spec)?;
         if let Some(scale) = self.metadata.number(&self.key("attention.scale"))?.filter(|scale| *scale > 0.0) {
-            spec.attention.scale = scale;
+            spec.attentions[0].scale = scale;
         }
         self.adjust_biases(spec);
         description.names = self.names(spec);
@@ -255,8 +255,8 @@ impl File<'_> {
 
     /// Biases are where the file has them; those an architecture always has must be there.
     fn adjust_biases(&self, spec: &mut DecoderSpec) {
-        spec.attention.qkv_bias |= self.first_layer_has("attn_q.bias") || self.first_layer_has("attn_qkv.bias");
-        spec.attention.output_bias |= self.first_layer_has("attn_output.bias");
+        spec.attentions[0].qkv_bias |= self.first_layer_has("attn_q.bias") || self.first_layer_has("attn_qkv.bias");
+        spec.attentions[0].output_bias |= self.first_layer_has("attn_output.bias");
         spec.lm_head_bias |= self.checkpoint.contains("output.bias");
         let present = self.first_layer_has("ffn_down.bias");
         for layer in &mut spec.layers {
@@ -319,7 +319,7 @@ pub(crate) fn is_setting(tensor: &str) -> bool {
 /// Which rotary tables the layers of `spec` use, and with which windows: what GGUF derives from the architecture.
 fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = (Option<usize>, Option<usize>)> {
     spec.layers.iter().map(|layer| {
-        let Mixer::Attention { sliding_window, rope } = layer.mixer;
+        let Mixer::Attention { sliding_window, rope, .. } = layer.mixer;
         (sliding_window, rope)
     })
 }

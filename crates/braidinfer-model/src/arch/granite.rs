@@ -28,7 +28,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     spec.embedding_multiplier = multiplier("embedding_multiplier")?;
     spec.residual_multiplier = multiplier("residual_multiplier")?;
     spec.logits_scaling = multiplier("logits_scaling")?;
-    spec.attention.scale = multiplier("attention_multiplier")?;
+    spec.attentions[0].scale = multiplier("attention_multiplier")?;
     read_attention_bias(config, "attention_bias", spec)?;
     read_mlp_bias(config, "mlp_bias", spec)?;
     if config.text("position_embedding_type")? == Some("nope") {

@@ -78,14 +78,12 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
         gated: true,
         bias: false,
     };
-    let layer = LayerSpec { mixer: Mixer::Attention { sliding_window: None, rope: Some(0) }, feed_forward };
+    let layer =
+        LayerSpec { mixer: Mixer::Attention { attention: 0, sliding_window: None, rope: Some(0) }, feed_forward };
     let spec = DecoderSpec {
         model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
         vocab_size: config.size_or("vocab_size", sizes.vocab_size)?,
         hidden_size,
-        num_attention_heads,
-        num_key_value_heads,
-        head_dim,
         max_position_embeddings,
         tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(defaults.tie_word_embeddings),
         embedding_multiplier: 1.0,
@@ -93,16 +91,19 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
         logits_scaling: 1.0,
         final_logit_softcapping: None,
         lm_head_bias: false,
-        norm: NormSpec { kind: NormKind::Rms, eps, weight_offset: 0.0 },
+        norm: NormSpec { kind: NormKind::Rms, eps, weight_offset: 0.0, bias: false },
         block: BlockSpec::PRE_NORM,
-        attention: AttentionSpec {
+        attentions: vec![AttentionSpec {
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
             scale: (head_dim as f64).powf(-0.5),
             logit_softcapping: None,
             qk_norm: None,
             qkv_bias: false,
             output_bias: false,
             query_position_scale: None,
-        },
+        }],
         rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],
         layers: vec![layer; layer_count(config, sizes.num_hidden_layers)?],
     };
@@ -213,8 +214,9 @@ pub(super) fn set_all_windows(spec: &mut DecoderSpec, window: Option<usize>) {
 /// Reads one flag for the biases of all attention projections; false if absent.
 pub(super) fn read_attention_bias(config: &JsonFile, field: &str, spec: &mut DecoderSpec) -> Result<()> {
     let bias = config.flag(field)?.unwrap_or(false);
-    spec.attention.qkv_bias = bias;
-    spec.attention.output_bias = bias;
+    for attention in &mut spec.attentions {
+        (attention.qkv_bias, attention.output_bias) = (bias, bias);
+    }
     Ok(())
 }
 

@@ -58,7 +58,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
         RopeScaling::Yarn { original_max_position_embeddings, .. } => original_max_position_embeddings,
         _ => spec.max_position_embeddings,
     };
-    spec.attention.query_position_scale =
+    spec.attentions[0].query_position_scale =
         beta.map(|beta| QueryPositionScale { beta, original_max_position_embeddings: original });
     Ok(description)
 }

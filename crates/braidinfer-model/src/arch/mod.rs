@@ -24,7 +24,7 @@ mod smollm3;
 
 use self::gguf::GgufForm;
 use crate::layout::TensorNames;
-use crate::spec::DecoderSpec;
+use crate::spec::{DecoderSpec, Mixer};
 use crate::{JsonFile, ModelError, ModelSource, Result};
 
 /// An architecture this engine runs.
@@ -155,20 +155,32 @@ fn unsupported(config: &JsonFile, model_type: &str) -> ModelError {
     }
 }
 
+/// Width of the narrowest head that a rotary table turns; that of any, if no layer names the table.
+fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
+    let turned = spec.layers.iter().filter_map(|layer| match layer.mixer {
+        Mixer::Attention { attention, rope: Some(rope), .. } if rope == table => Some(attention),
+        Mixer::Attention { .. } => None,
+    });
+    turned.map(|attention| spec.attentions[attention].head_dim).min().unwrap_or(spec.attentions[0].head_dim)
+}
+
 /// Relations between sizes that every executor relies on.
 fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
-    let (heads, kv_heads) = (spec.num_attention_heads, spec.num_key_value_heads);
-    if kv_heads > heads || heads % kv_heads != 0 {
-        return Err(config.error(
-            "num_key_value_heads",
-            format!("a divisor of {heads} attention heads"),
-            kv_heads.to_string(),
-        ));
+    for attention in &spec.attentions {
+        let (heads, kv_heads) = (attention.num_attention_heads, attention.num_key_value_heads);
+        if kv_heads > heads || heads % kv_heads != 0 {
+            return Err(config.error(
+                "num_key_value_heads",
+                format!("a divisor of {heads} attention heads"),
+                kv_heads.to_string(),
+            ));
+        }
     }
-    for rope in &spec.rope {
-        if rope.rotary_dim % 2 != 0 || rope.rotary_dim > spec.head_dim || rope.rotary_dim < 2 {
-            let expected = format!("an even number of rotated dimensions from 2 to head_dim ({})", spec.head_dim);
-            return Err(config.error("partial_rotary_factor", expected, rope.rotary_dim.to_string()));
+    for (index, table) in spec.rope.iter().enumerate() {
+        let (rotary_dim, head_dim) = (table.rotary_dim, narrowest_head(spec, index));
+        if rotary_dim % 2 != 0 || rotary_dim > head_dim || rotary_dim < 2 {
+            let expected = format!("an even number of rotated dimensions from 2 to head_dim ({head_dim})");
+            return Err(config.error("partial_rotary_factor", expected, rotary_dim.to_string()));
         }
     }
     Ok(())

@@ -22,7 +22,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
     spec.block = BlockSpec::POST_NORM;
-    spec.attention.qk_norm = Some(QkNormSpec { extent: QkNormExtent::Projection, norm: spec.norm });
+    spec.attentions[0].qk_norm = Some(QkNormSpec { extent: QkNormExtent::Projection, norm: spec.norm });
     read_attention_bias(config, "attention_bias", spec)?;
     Ok(description)
 }

@@ -31,10 +31,10 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
     let eps = config.positive("layer_norm_eps")?.unwrap_or(1e-5);
-    spec.norm = NormSpec { kind: NormKind::Layer, eps, weight_offset: 0.0 };
+    spec.norm = NormSpec { kind: NormKind::Layer, eps, weight_offset: 0.0, bias: true };
     spec.block = BlockSpec::PARALLEL;
     spec.lm_head_bias = true;
-    (spec.attention.qkv_bias, spec.attention.output_bias) = (true, true);
+    (spec.attentions[0].qkv_bias, spec.attentions[0].output_bias) = (true, true);
     let absent = config.text("hidden_act")?.is_none();
     for layer in &mut spec.layers {
         let FeedForward::Dense { hidden_act, gated, bias, .. } = &mut layer.feed_forward;
@@ -44,7 +44,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
         }
     }
     if config.flag("qk_layernorm")?.unwrap_or(false) {
-        spec.attention.qk_norm = per_head_norm(spec.norm);
+        spec.attentions[0].qk_norm = per_head_norm(spec.norm);
     }
     description.names = tensor_names();
     Ok(description)

@@ -24,7 +24,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
-    description.spec.attention.qkv_bias = true;
+    description.spec.attentions[0].qkv_bias = true;
     set_upper_windows(config, &mut description.spec)?;
     Ok(description)
 }

@@ -19,7 +19,7 @@ const DEFAULTS: Defaults = Defaults { head_dim: Some(128), ..qwen2::DEFAULTS };
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
-    spec.attention.qk_norm = per_head_norm(spec.norm);
+    spec.attentions[0].qk_norm = per_head_norm(spec.norm);
     read_attention_bias(config, "attention_bias", spec)?;
     qwen2::set_upper_windows(config, spec)?;
     Ok(description)

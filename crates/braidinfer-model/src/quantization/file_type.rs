@@ -108,8 +108,9 @@ impl FileType {
         if self.more_bits(layer, spec.layers.len()) {
             return Dtype::Q6K;
         }
+        let attention = spec.attention(layer);
         // 70B models have so few values for each query that more bits cost next to nothing.
-        let large = spec.layers.len() == 80 && spec.num_attention_heads != spec.num_key_value_heads;
+        let large = spec.layers.len() == 80 && attention.num_attention_heads != attention.num_key_value_heads;
         if large && self.base() == Dtype::Q4K { Dtype::Q5K } else { self.base() }
     }
 

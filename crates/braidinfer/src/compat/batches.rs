@@ -1,7 +1,7 @@
 //! Passages as batches: some to compare layer by layer, with a few tokens far into a context, and the rest.
 
 use braidinfer_model::DecoderSpec;
-use braidinfer_model::spec::{Mixer, RopeScaling};
+use braidinfer_model::spec::{AttentionSpec, Mixer, RopeScaling};
 
 use super::Thoroughness;
 use super::passages::{BEGINNING, Passages};
@@ -84,7 +84,7 @@ pub(super) fn first(passages: &Passages, spec: &DecoderSpec, storage: KvCacheCon
         Thoroughness::Brief => (3, 1, FAR_VALUES[0]),
         Thoroughness::Normal | Thoroughness::Full => (8, 4, FAR_VALUES[1]),
     };
-    let limit = limit.min(values / spec.key_value_width().max(1));
+    let limit = limit.min(values / spec.layer_attentions().map(AttentionSpec::key_value_width).max().unwrap_or(1));
     let ids = &passages.ids[0];
     let ids = &ids[..ids.len().min(rows)];
     let positions = far_positions(spec, storage.block_size, how);
@@ -125,7 +125,8 @@ fn far_positions(spec: &DecoderSpec, block_size: usize, how: Thoroughness) -> Ve
         | RopeScaling::Longrope { original_max_position_embeddings, .. } => Some(*original_max_position_embeddings),
         _ => None,
     }));
-    positions.extend(spec.attention.query_position_scale.map(|scale| scale.original_max_position_embeddings));
+    let scales = spec.attentions.iter().filter_map(|attention| attention.query_position_scale);
+    positions.extend(scales.map(|scale| scale.original_max_position_embeddings));
     positions.push(SECOND_SPAN);
     if how != Thoroughness::Brief {
         positions.push(spec.context_length().saturating_sub(2 * block_size));

@@ -60,8 +60,11 @@ impl Predicted {
         let mut amplification = None;
         for layer in 0..spec.layers.len() {
             for (slot, name) in LAYER_NORMS {
-                let norm =
-                    if is_query_or_key(slot) { spec.attention.qk_norm.map(|qk| qk.norm) } else { Some(spec.norm) };
+                let norm = if is_query_or_key(slot) {
+                    spec.attention(layer).qk_norm.map(|qk| qk.norm)
+                } else {
+                    Some(spec.norm)
+                };
                 let values = norm.map_or(Ok(None), |norm| values(weights, Slot::Layer(layer, slot), norm))?;
                 norms.extend(values.map(|values| NormStatistics::of(Some(layer), name, &values)));
             }
@@ -109,18 +112,19 @@ fn values(weights: &Weights, slot: Slot, norm: NormSpec) -> Result<Option<Vec<f6
 /// A score is a sum over the head of `q̂ k̂ w_q w_k` with `q̂` and `k̂` of root mean square 1, so that independent relative
 /// errors of size 1 in the keys add up to the length of `w_q w_k`, times the scale.
 fn amplification_of(spec: &DecoderSpec, weights: &Weights, layer: usize) -> Result<Option<f64>> {
-    let Some(qk_norm) = spec.attention.qk_norm else { return Ok(None) };
+    let attention = spec.attention(layer);
+    let Some(qk_norm) = attention.qk_norm else { return Ok(None) };
     let read = |slot| values(weights, Slot::Layer(layer, slot), qk_norm.norm);
     let (Some(q), Some(k)) = (read(LayerSlot::QNorm)?, read(LayerSlot::KNorm)?) else { return Ok(None) };
-    let per_group = spec.num_attention_heads / spec.num_key_value_heads;
+    let per_group = attention.num_attention_heads / attention.num_key_value_heads;
     let length = |(head, k): (usize, &[f64])| {
         // A norm of one head serves all; norms of whole projections have a part for each.
-        let queries = (0..per_group).filter_map(|i| q.chunks_exact(spec.head_dim).nth(head * per_group + i));
+        let queries = (0..per_group).filter_map(|i| q.chunks_exact(attention.head_dim).nth(head * per_group + i));
         let all = queries.map(|q| q.iter().zip(k).map(|(q, k)| (q * k).powi(2)).sum::<f64>().sqrt());
         all.fold(0.0, f64::max)
     };
-    let largest = k.chunks_exact(spec.head_dim).enumerate().map(length).fold(0.0, f64::max);
-    Ok(Some(spec.attention.scale * largest))
+    let largest = k.chunks_exact(attention.head_dim).enumerate().map(length).fold(0.0, f64::max);
+    Ok(Some(attention.scale * largest))
 }
 
 impl NormStatistics {

@@ -60,7 +60,7 @@ fn rope(parts: &ModelParts) -> Finding {
             "base {}, {} of {} dimensions, {}",
             rope.rope_theta,
             rope.rotary_dim,
-            parts.spec.head_dim,
+            parts.spec.attentions[0].head_dim,
             scaling(&rope.scaling).unwrap_or_default()
         )
     });

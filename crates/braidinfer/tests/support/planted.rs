@@ -18,7 +18,7 @@ pub const FAULTS: &[Fault] = &[
     ("dynamic: as if never longer than the original", |spec| each_rope(spec, static_instead_of_dynamic)),
     ("yarn: ramp ends rounded the other way", |spec| each_rope(spec, flip_truncate)),
     ("full instead of partial rotation", |spec| {
-        let head_dim = spec.head_dim;
+        let head_dim = spec.attentions[0].head_dim;
         each_rope(spec, |rope| rope.rotary_dim = head_dim);
     }),
     ("one rotary table for all layers", |spec| each_layer(spec, |_, rope| *rope = rope.map(|_| 0))),
@@ -36,15 +36,15 @@ pub const FAULTS: &[Fault] = &[
     ("norm eps 100 times too large", |spec| each_norm(spec, |norm| *norm.1 *= 100.0)),
     ("RMS instead of layer norm", |spec| {
         if spec.norm.kind == NormKind::Layer {
-            spec.norm.kind = NormKind::Rms;
+            (spec.norm.kind, spec.norm.bias) = (NormKind::Rms, false);
         }
     }),
-    ("query/key norm left out", |spec| spec.attention.qk_norm = None),
+    ("query/key norm left out", |spec| spec.attentions[0].qk_norm = None),
     ("attention scale of hidden_size / heads", |spec| {
-        spec.attention.scale = (spec.hidden_size as f64 / spec.num_attention_heads as f64).powf(-0.5);
+        spec.attentions[0].scale = (spec.hidden_size as f64 / spec.attentions[0].num_attention_heads as f64).powf(-0.5);
     }),
-    ("attention scale of head_dim", |spec| spec.attention.scale = (spec.head_dim as f64).powf(-0.5)),
-    ("attention soft cap left out", |spec| spec.attention.logit_softcapping = None),
+    ("attention scale of head_dim", |spec| spec.attentions[0].scale = (spec.attentions[0].head_dim as f64).powf(-0.5)),
+    ("attention soft cap left out", |spec| spec.attentions[0].logit_softcapping = None),
     ("logit soft cap left out", |spec| spec.final_logit_softcapping = None),
     ("embedding scale left out", |spec| spec.embedding_multiplier = 1.0),
     ("embedding scaled where it is not", |spec| {
@@ -55,9 +55,9 @@ pub const FAULTS: &[Fault] = &[
     ("residual multiplier left out", |spec| spec.residual_multiplier = 1.0),
     ("logits_scaling left out", |spec| spec.logits_scaling = 1.0),
     ("logits multiplied by logits_scaling", |spec| spec.logits_scaling = 1.0 / spec.logits_scaling),
-    ("query scale by position left out", |spec| spec.attention.query_position_scale = None),
-    ("biases of q, k, v left out", |spec| spec.attention.qkv_bias = false),
-    ("bias of the attention output left out", |spec| spec.attention.output_bias = false),
+    ("query scale by position left out", |spec| spec.attentions[0].query_position_scale = None),
+    ("biases of q, k, v left out", |spec| spec.attentions[0].qkv_bias = false),
+    ("bias of the attention output left out", |spec| spec.attentions[0].output_bias = false),
     ("biases of the feed-forward part left out", |spec| each_feed_forward(spec, |_, bias| *bias = false)),
     ("bias of the output head left out", |spec| spec.lm_head_bias = false),
     ("erf instead of tanh GELU", |spec| swap_activation(spec, Activation::GeluTanh, Activation::GeluErf)),
@@ -123,7 +123,7 @@ fn flip_truncate(rope: &mut RopeSpec) {
 
 fn each_layer(spec: &mut DecoderSpec, change: impl Fn(&mut Option<usize>, &mut Option<usize>)) {
     for layer in &mut spec.layers {
-        let Mixer::Attention { sliding_window, rope } = &mut layer.mixer;
+        let Mixer::Attention { sliding_window, rope, .. } = &mut layer.mixer;
         change(sliding_window, rope);
     }
 }
@@ -155,7 +155,7 @@ fn each_norm(spec: &mut DecoderSpec, change: impl Fn((&mut f32, &mut f64))) {
         change(pair);
     };
     change(&mut spec.norm);
-    if let Some(qk_norm) = &mut spec.attention.qk_norm {
+    if let Some(qk_norm) = &mut spec.attentions[0].qk_norm {
         change(&mut qk_norm.norm);
     }
 }

@@ -3,7 +3,7 @@
 use braidinfer::executor::KvDtype;
 use braidinfer::kernels::NumericLevel;
 use braidinfer::model::DecoderSpec;
-use braidinfer::model::spec::{FeedForward, LayerSpec, Mixer};
+use braidinfer::model::spec::{AttentionSpec, FeedForward, LayerSpec, Mixer};
 use serde::{Deserialize, Serialize};
 
 use super::contestant::Described;
@@ -68,20 +68,23 @@ impl Work {
 /// Bytes of keys and values that the last token of a sequence of `len` tokens sees, in all layers.
 fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize {
     let of_layer = |(layer, dtype): (&LayerSpec, &KvDtype)| {
-        let Mixer::Attention { sliding_window, .. } = layer.mixer;
-        2 * spec.key_value_width() * dtype.size() * sliding_window.map_or(len, |window| window.min(len))
+        let Mixer::Attention { attention, sliding_window, .. } = layer.mixer;
+        2 * spec.attentions[attention].key_value_width()
+            * dtype.size()
+            * sliding_window.map_or(len, |window| window.min(len))
     };
     spec.layers.iter().zip(kv_dtypes).map(of_layer).sum()
 }
 
 /// Weights of the projections of all layers.
 fn layer_weights(spec: &DecoderSpec) -> f64 {
-    let heads = 2 * (spec.num_attention_heads + spec.num_key_value_heads) * spec.head_dim;
-    let of_layer = |feed_forward: &FeedForward| {
-        let FeedForward::Dense { intermediate_size, gated, .. } = feed_forward;
-        heads + if *gated { 3 } else { 2 } * intermediate_size
+    let of_layer = |(layer, attention): (&LayerSpec, &AttentionSpec)| {
+        let FeedForward::Dense { intermediate_size, gated, .. } = layer.feed_forward;
+        let heads = 2 * (attention.query_width() + attention.key_value_width());
+        let rows = heads + if gated { 3 } else { 2 } * intermediate_size;
+        (rows * spec.hidden_size) as f64
     };
-    spec.layers.iter().map(|layer| (of_layer(&layer.feed_forward) * spec.hidden_size) as f64).sum()
+    spec.layers.iter().zip(spec.layer_attentions()).map(of_layer).sum()
 }
 
 fn head_weights(spec: &DecoderSpec) -> f64 {

@@ -11,7 +11,7 @@ use crate::arch::find;
 use crate::format::gguf::{Gguf, Metadata, TensorHeader};
 use crate::layout::{Param, Slot, Stack, TensorNames, stacks};
 use crate::rope::yarn_mscale;
-use crate::spec::{DecoderSpec, FeedForward, NormKind, RopePairing, RopeScaling, RopeSpec};
+use crate::spec::{AttentionSpec, DecoderSpec, FeedForward, NormKind, RopePairing, RopeScaling, RopeSpec};
 use crate::{Dtype, ModelError, Result};
 
 /// What a GGUF file of a decoder holds: all but the tokenizer, and values as they come from a checkpoint.
@@ -99,7 +99,7 @@ impl Writer<'_> {
             tensors: self.tensors(),
             settings: Vec::new(),
             notes: Vec::new(),
-            rotated: self.rotates().then(|| (self.spec.rope[0].rotary_dim, self.spec.head_dim)),
+            rotated: self.rotates().then(|| (self.spec.rope[0].rotary_dim, self.attention().head_dim)),
             norm_offset: if self.form.offset_included { self.spec.norm.weight_offset } else { 0.0 },
         };
         model.metadata.insert("general.architecture", self.form.architecture);
@@ -111,6 +111,11 @@ impl Writer<'_> {
             self.rope(table, &mut model);
         }
         Ok(model)
+    }
+
+    /// The one kind of attention that the keys can describe; a decoder of several does not read back.
+    fn attention(&self) -> &AttentionSpec {
+        &self.spec.attentions[0]
     }
 
     fn key(&self, suffix: &str) -> String {
@@ -135,7 +140,7 @@ impl Writer<'_> {
     }
 
     fn sizes(&self, model: &mut GgufModel) {
-        let spec = self.spec;
+        let (spec, attention) = (self.spec, self.attention());
         let FeedForward::Dense { intermediate_size, .. } = spec.layers[0].feed_forward;
         for (suffix, size) in [
             ("vocab_size", spec.vocab_size),
@@ -143,10 +148,10 @@ impl Writer<'_> {
             ("embedding_length", spec.hidden_size),
             ("block_count", spec.layers.len()),
             ("feed_forward_length", intermediate_size),
-            ("attention.head_count", spec.num_attention_heads),
-            ("attention.head_count_kv", spec.num_key_value_heads),
-            ("attention.key_length", spec.head_dim),
-            ("attention.value_length", spec.head_dim),
+            ("attention.head_count", attention.num_attention_heads),
+            ("attention.head_count_kv", attention.num_key_value_heads),
+            ("attention.key_length", attention.head_dim),
+            ("attention.value_length", attention.head_dim),
         ] {
             // Sizes in configs are below 2^31.
             model.metadata.insert(self.key(suffix), size as u32);
@@ -154,7 +159,7 @@ impl Writer<'_> {
     }
 
     fn numbers(&self, model: &mut GgufModel) {
-        let (spec, attention) = (self.spec, &self.spec.attention);
+        let (spec, attention) = (self.spec, self.attention());
         let eps = match spec.norm.kind {
             NormKind::Rms => "attention.layer_norm_rms_epsilon",
             NormKind::Layer => "attention.layer_norm_epsilon",
@@ -170,8 +175,8 @@ impl Writer<'_> {
         if let Some(scale) = attention.query_position_scale {
             number(TEMPERATURE_SCALE, scale.beta);
         }
-        let by_heads = (spec.hidden_size / spec.num_attention_heads) as f64;
-        let width = scaled_width(self.form, spec.layers.len() as u64, spec.head_dim as f64, by_heads);
+        let by_heads = (spec.hidden_size / attention.num_attention_heads) as f64;
+        let width = scaled_width(self.form, spec.layers.len() as u64, attention.head_dim as f64, by_heads);
         let derived = width.powf(-0.5);
         if self.form.multipliers {
             number("embedding_scale", spec.embedding_multiplier);
@@ -202,7 +207,7 @@ impl Writer<'_> {
     fn biases(&self, model: &mut GgufModel) {
         let (spec, heeds) = (self.spec, self.form.llama_cpp);
         let FeedForward::Dense { bias: mlp, .. } = spec.layers[0].feed_forward;
-        if (spec.attention.output_bias && !heeds.output_bias) || (mlp && !heeds.mlp_bias) {
+        if (self.attention().output_bias && !heeds.output_bias) || (mlp && !heeds.mlp_bias) {
             let architecture = self.form.architecture;
             model.notes.push(format!("llama.cpp does not load a {architecture} model with these biases"));
         }

@@ -146,7 +146,9 @@ fn cost(part: Part, coarse: &KernelPlan, fine: &KernelPlan) -> f64 {
             let more = level_cost(dtype, level) - level_cost(dtype, coarse.projections[index].level);
             bytes as f64 * more.max(0.01)
         }
-        Part::Storage(_) => (CONTEXT * fine.kv_width * 2 * (KvDtype::F32.size() - KvDtype::F16.size())) as f64,
+        Part::Storage(layer) => {
+            (CONTEXT * fine.kv_widths[layer] * 2 * (KvDtype::F32.size() - KvDtype::F16.size())) as f64
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use braidinfer_kernels::attention::{
 };
 use braidinfer_kernels::norm::{self, Row, Statistics};
 use braidinfer_kernels::{Buffer, Items, PerThread, Pool, Ranges};
-use braidinfer_model::DecoderSpec;
 use braidinfer_model::spec::QkNormExtent;
 
 use super::FusedExecutor;
@@ -27,13 +26,13 @@ impl FusedExecutor {
         let layer = &self.weights.layers[index];
         let Scratch { qkv, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
             &mut self.scratch;
-        let plain = Heads { isa: self.isa, spec: &self.spec, layer, step: &self.step, qkv, statistics: &[] };
+        let plain = Heads { isa: self.isa, layer, step: &self.step, qkv, statistics: &[] };
         fill_statistics(&plain, &mut self.pool, qk_statistics);
         let source = Heads { statistics: qk_statistics, ..plain };
         record(&source, trace);
-        let shape = attention_shape(&self.spec, layer);
+        let shape = attention_shape(layer);
         let step = &self.step;
-        let groups = self.spec.num_key_value_heads;
+        let groups = layer.attention.num_key_value_heads;
         let width = shape.per_group * shape.head_dim;
         heads.resize(groups * step.rows * width);
         head_starts.clear();
@@ -59,19 +58,20 @@ impl FusedExecutor {
     }
 }
 
-fn attention_shape(spec: &DecoderSpec, layer: &PackedLayer) -> AttentionShape {
+fn attention_shape(layer: &PackedLayer) -> AttentionShape {
+    let attention = &layer.attention;
     AttentionShape {
-        head_dim: spec.head_dim,
-        per_group: spec.num_attention_heads / spec.num_key_value_heads,
-        scale: spec.attention.scale as f32,
-        softcap: spec.attention.logit_softcapping.map(|cap| cap as f32),
+        head_dim: attention.head_dim,
+        per_group: attention.num_attention_heads / attention.num_key_value_heads,
+        scale: attention.scale as f32,
+        softcap: attention.logit_softcapping.map(|cap| cap as f32),
         window: layer.sliding_window,
     }
 }
 
 /// Statistics of queries and keys, where a norm runs over whole projections.
 fn fill_statistics(heads: &Heads<'_>, pool: &mut Pool, statistics: &mut Vec<[Statistics; 2]>) {
-    let extent = heads.spec.attention.qk_norm.map(|norm| norm.extent);
+    let extent = heads.layer.attention.qk_norm.map(|norm| norm.extent);
     let (Some(norms), Some(QkNormExtent::Projection)) = (&heads.layer.qk_norm, extent) else { return };
     let rows = heads.step.rows;
     let of = |part: Part, norm: &PackedNorm, row: usize| {
@@ -124,6 +124,11 @@ pub(super) struct Partials {
 }
 
 impl Work<'_> {
+    /// Key/value heads.
+    fn groups(&self) -> usize {
+        self.source.layer.attention.num_key_value_heads
+    }
+
     fn run<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>], heads: &mut [f32]) {
         self.store(slabs);
         let step = self.source.step;
@@ -140,7 +145,7 @@ impl Work<'_> {
     /// Keys, normed and rotated, and values of every token.
     fn store<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>]) {
         let source = self.source;
-        let (step, groups, width) = (source.step, source.spec.num_key_value_heads, source.spec.head_dim);
+        let (step, groups, width) = (source.step, self.groups(), self.shape.head_dim);
         self.items.clear();
         for (slab, _) in &step.slabs {
             self.items.extend((0..groups).map(|group| slab * groups + group));
@@ -275,7 +280,7 @@ impl<'a> Query<'a> {
 
     fn task<T>(&self, slabs: &'a [KvSlab<T>], queries: &'a [f32], span: Range<usize>) -> Attention<'a, T> {
         let step: &Step = self.source.step;
-        let heads = self.source.spec.num_key_value_heads;
+        let heads = self.source.layer.attention.num_key_value_heads;
         Attention {
             shape: self.shape,
             queries: &queries[..self.rows() * self.shape.head_dim],

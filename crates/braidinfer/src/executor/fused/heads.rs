@@ -3,8 +3,7 @@
 use braidinfer_kernels::norm::{self, Statistics};
 use braidinfer_kernels::rope::{Pairing, rotate};
 use braidinfer_kernels::{Isa, LANES, elementwise};
-use braidinfer_model::DecoderSpec;
-use braidinfer_model::spec::{QkNormExtent, RopePairing};
+use braidinfer_model::spec::{AttentionSpec, QkNormExtent, RopePairing};
 
 use super::packed::{PackedLayer, PackedNorm};
 use super::step::Step;
@@ -13,7 +12,6 @@ use super::step::Step;
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a> {
     pub(super) isa: Isa,
-    pub(super) spec: &'a DecoderSpec,
     pub(super) layer: &'a PackedLayer,
     pub(super) step: &'a Step,
     /// Queries, keys and values, each `[panels][T][16]`.
@@ -41,7 +39,7 @@ pub(super) enum Part {
 impl Heads<'_> {
     /// A head `[head_dim]` of one token.
     pub(super) fn read(&self, part: Part, token: usize, head: usize, stage: Stage, out: &mut [f32]) {
-        self.gather(part, token, head * self.spec.head_dim, out);
+        self.gather(part, token, head * self.layer.attention.head_dim, out);
         if part == Part::Value {
             return;
         }
@@ -55,8 +53,9 @@ impl Heads<'_> {
 
     /// All heads `[T, heads * head_dim]` at a stage.
     pub(super) fn all(&self, part: Part, stage: Stage) -> Vec<f32> {
-        let heads = if part == Part::Query { self.spec.num_attention_heads } else { self.spec.num_key_value_heads };
-        let width = self.spec.head_dim;
+        let AttentionSpec { num_attention_heads, num_key_value_heads, .. } = self.layer.attention;
+        let heads = if part == Part::Query { num_attention_heads } else { num_key_value_heads };
+        let width = self.layer.attention.head_dim;
         let mut values = vec![0.0; self.step.rows * heads * width];
         for (index, out) in values.chunks_exact_mut(width).enumerate() {
             self.read(part, index / heads, index % heads, stage, out);
@@ -94,13 +93,13 @@ impl Heads<'_> {
     }
 
     fn normalize(&self, part: Part, token: usize, head: usize, out: &mut [f32]) {
-        let (Some(spec), Some(norms)) = (self.spec.attention.qk_norm, &self.layer.qk_norm) else { return };
+        let (Some(spec), Some(norms)) = (self.layer.attention.qk_norm, &self.layer.qk_norm) else { return };
         let which = usize::from(part == Part::Key);
         let PackedNorm { kind, eps, weight, bias } = &norms[which];
         match spec.extent {
             QkNormExtent::Head => norm::normalize_head(self.isa, *kind, out, weight, bias.as_deref(), *eps),
             QkNormExtent::Projection => {
-                let from = head * self.spec.head_dim;
+                let from = head * self.layer.attention.head_dim;
                 let bias = bias.as_ref().map(|bias| &bias[from..]);
                 norm::apply(self.isa, out, self.statistics[token][which], &weight[from..], bias);
             }
@@ -117,7 +116,7 @@ impl Heads<'_> {
             let (cos, sin) = rotation.of(token);
             rotate(self.isa, out, cos, sin, pairing);
         }
-        if let (Part::Query, Some(scale)) = (part, self.step.query_scales.get(token)) {
+        if let (Part::Query, Some(scale)) = (part, self.step.query_scales[self.layer.attention_index].get(token)) {
             elementwise::scale(self.isa, out, *scale);
         }
     }

@@ -15,8 +15,8 @@ pub(super) const SLAB_TOKENS: usize = TILE * SLAB_TILES;
 #[derive(Debug)]
 pub(super) struct KvCache {
     config: KvCacheConfig,
-    num_key_value_heads: usize,
-    head_dim: usize,
+    /// Key/value heads of each layer, and their width.
+    heads: Vec<(usize, usize)>,
     pub(super) layers: Vec<LayerSlabs>,
 }
 
@@ -50,7 +50,9 @@ impl KvCache {
             return Err(Error::bad_request("block_size", format!("a multiple of {TILE}"), config.block_size));
         }
         let layers = dtypes.iter().map(|dtype| LayerSlabs::new(*dtype)).collect();
-        Ok(Self { config, num_key_value_heads: spec.num_key_value_heads, head_dim: spec.head_dim, layers })
+        let heads =
+            spec.layer_attentions().map(|attention| (attention.num_key_value_heads, attention.head_dim)).collect();
+        Ok(Self { config, heads, layers })
     }
 
     /// Stores in other types from now on. Layers whose type stays keep their memory, and what is in it.
@@ -72,12 +74,11 @@ impl KvCache {
         let used = |sequence: &SequenceSlice| sequence.positions().end.div_ceil(block_size);
         let blocks = batch.sequences.iter().flat_map(|sequence| &sequence.block_table[..used(sequence)]);
         let tokens = blocks.max().map_or(0, |block| (*block as usize + 1) * block_size);
-        let slabs = tokens.div_ceil(SLAB_TOKENS) * self.num_key_value_heads;
-        let head_dim = self.head_dim;
-        for layer in &mut self.layers {
+        let slabs = tokens.div_ceil(SLAB_TOKENS);
+        for (layer, (heads, head_dim)) in self.layers.iter_mut().zip(&self.heads) {
             match layer {
-                LayerSlabs::F32(layer) => grow(layer, slabs, head_dim),
-                LayerSlabs::F16(layer) => grow(layer, slabs, head_dim),
+                LayerSlabs::F32(layer) => grow(layer, slabs * heads, *head_dim),
+                LayerSlabs::F16(layer) => grow(layer, slabs * heads, *head_dim),
             }
         }
     }

@@ -53,8 +53,8 @@ impl FusedExecutor {
         let (rows, width) = (self.step.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
         let Scratch { hidden, inner, heads, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
-        let source = Source::Groups { data: heads, groups: self.spec.num_key_value_heads };
-        let input = Input { source, rows, width: self.spec.query_width(), norm: None };
+        let source = Source::Groups { data: heads, groups: layer.attention.num_key_value_heads };
+        let input = Input { source, rows, width: layer.attention.query_width(), norm: None };
         trace.input("attn.heads", self.isa, &input);
         inner.fill(self.isa, &mut self.pool, scratch, input, &[&layer.o_proj]);
         let mut join = Join {

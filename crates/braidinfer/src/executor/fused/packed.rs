@@ -9,7 +9,7 @@ use braidinfer_kernels::{
     read_row,
 };
 use braidinfer_model::quantization::dequantize;
-use braidinfer_model::spec::{self, Activation, FeedForward, Mixer, NormSpec};
+use braidinfer_model::spec::{self, Activation, AttentionSpec, FeedForward, Mixer, NormSpec};
 use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, TensorView, Weights};
 
 use super::plan::KernelPlan;
@@ -40,6 +40,9 @@ enum Embedding {
 /// One layer. Norms that the architecture lacks are `None`.
 #[derive(Debug)]
 pub(super) struct PackedLayer {
+    pub(super) attention: AttentionSpec,
+    /// Its index in the spec.
+    pub(super) attention_index: usize,
     pub(super) sliding_window: Option<usize>,
     /// Index of the rotary table.
     pub(super) rope: Option<usize>,
@@ -235,10 +238,11 @@ impl<'a> Packer<'a> {
 
     fn layer(&mut self, index: usize, pool: &mut Pool) -> Result<PackedLayer> {
         let slot = |slot| Slot::Layer(index, slot);
-        let Mixer::Attention { sliding_window, rope } = self.spec.layers[index].mixer;
+        let Mixer::Attention { attention: attention_index, sliding_window, rope } = self.spec.layers[index].mixer;
+        let attention = self.spec.attentions[attention_index];
         let FeedForward::Dense { hidden_act, gated, .. } = self.spec.layers[index].feed_forward;
         let norm = self.spec.norm;
-        let qk_norm = match self.spec.attention.qk_norm {
+        let qk_norm = match attention.qk_norm {
             None => None,
             Some(qk_norm) => {
                 let norm = |slot| self.norm(slot, &qk_norm.norm)?.ok_or_else(|| absent(slot));
@@ -246,6 +250,8 @@ impl<'a> Packer<'a> {
             }
         };
         Ok(PackedLayer {
+            attention,
+            attention_index,
             sliding_window,
             rope,
             hidden_act: activation(hidden_act),

@@ -1,6 +1,7 @@
 //! Which numeric level multiplies each projection.
 
 use braidinfer_kernels::NumericLevel;
+use braidinfer_model::spec::AttentionSpec;
 use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, Weights};
 use serde::Serialize;
 
@@ -41,8 +42,8 @@ pub struct KernelPlan {
     pub projections: Vec<PlannedProjection>,
     /// One for each layer.
     pub kv_dtypes: Vec<KvDtype>,
-    /// Values of a token's keys, over all heads.
-    pub kv_width: usize,
+    /// Values of a token's keys in each layer, over all heads.
+    pub kv_widths: Vec<usize>,
 }
 
 impl KernelPlan {
@@ -56,7 +57,7 @@ impl KernelPlan {
         Self {
             projections: parameters.filter_map(projection).collect(),
             kv_dtypes: vec![kv_dtype; spec.layers.len()],
-            kv_width: spec.key_value_width(),
+            kv_widths: spec.layer_attentions().map(AttentionSpec::key_value_width).collect(),
         }
     }
 

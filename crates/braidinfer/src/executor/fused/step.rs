@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use braidinfer_model::DecoderSpec;
-use braidinfer_model::spec::{RopePairing, RopeSpec};
+use braidinfer_model::spec::{AttentionSpec, RopePairing, RopeSpec};
 
 use super::kv_cache::{KvCache, TILE};
 use crate::executor::{Batch, SequenceSlice};
@@ -19,8 +19,8 @@ pub(super) struct Step {
     pub(super) rows: usize,
     /// One per rotary table.
     pub(super) rotations: Vec<Rotation>,
-    /// Factor on rotated queries `[T]`; empty where there is none.
-    pub(super) query_scales: Vec<f32>,
+    /// Factors on rotated queries `[T]`, by kind of attention; empty where there are none.
+    pub(super) query_scales: Vec<Vec<f32>>,
     /// Tile ids of all sequences.
     tiles: Vec<u32>,
     /// Pieces of queries, in order of tokens.
@@ -95,19 +95,27 @@ impl Step {
     pub(super) fn fill(&mut self, spec: &DecoderSpec, batch: &Batch, kv_cache: &KvCache) {
         self.rows = batch.token_ids.len();
         self.fill_rotations(spec, batch);
-        self.query_scales.clear();
-        if let Some(scale) = spec.attention.query_position_scale {
-            let positions = batch.sequences.iter().flat_map(SequenceSlice::positions);
-            self.query_scales.extend(positions.map(|position| scale.factor(position)));
-        }
-        let per_group = spec.num_attention_heads / spec.num_key_value_heads;
-        self.fill_pieces(batch, kv_cache, (ATTENTION_ROWS / per_group).max(1));
+        self.fill_query_scales(spec, batch);
+        let per_group = |attention: &AttentionSpec| attention.num_attention_heads / attention.num_key_value_heads;
+        let most = spec.attentions.iter().map(per_group).max().unwrap_or(1);
+        self.fill_pieces(batch, kv_cache, (ATTENTION_ROWS / most).max(1));
         self.fill_writes(batch, kv_cache.config().block_size);
     }
 
     /// Tile ids of the sequence that a piece belongs to.
     pub(super) fn tiles(&self, piece: &Piece) -> &[u32] {
         &self.tiles[piece.tiles.clone()]
+    }
+
+    fn fill_query_scales(&mut self, spec: &DecoderSpec, batch: &Batch) {
+        self.query_scales.resize(spec.attentions.len(), Vec::new());
+        for (scales, attention) in self.query_scales.iter_mut().zip(&spec.attentions) {
+            scales.clear();
+            if let Some(scale) = attention.query_position_scale {
+                let positions = batch.sequences.iter().flat_map(SequenceSlice::positions);
+                scales.extend(positions.map(|position| scale.factor(position)));
+            }
+        }
     }
 
     fn fill_rotations(&mut self, spec: &DecoderSpec, batch: &Batch) {

@@ -19,9 +19,6 @@ use crate::executor::SequenceSlice;
 #[derive(Debug)]
 pub(super) struct Attention {
     pub(super) spec: AttentionSpec,
-    pub(super) num_attention_heads: usize,
-    pub(super) num_key_value_heads: usize,
-    pub(super) head_dim: usize,
     pub(super) sliding_window: Option<usize>,
     /// Index of the rotary table.
     pub(super) rope: Option<usize>,
@@ -65,9 +62,9 @@ impl Attention {
             Some((extent, q, k)) => (Some((*extent, q)), Some((*extent, k))),
             None => (None, None),
         };
-        let q = self.split_heads(&q, self.num_attention_heads, q_norm)?;
-        let k = self.split_heads(&k, self.num_key_value_heads, k_norm)?;
-        let v = self.split_heads(&v, self.num_key_value_heads, None)?;
+        let q = self.split_heads(&q, self.spec.num_attention_heads, q_norm)?;
+        let k = self.split_heads(&k, self.spec.num_key_value_heads, k_norm)?;
+        let v = self.split_heads(&v, self.spec.num_key_value_heads, None)?;
         trace.record("attn.q_norm", &q)?;
         trace.record("attn.k_norm", &k)?;
         let (q, k) = match self.rope {
@@ -83,7 +80,7 @@ impl Attention {
     /// `[T, heads * d]` to `[T, heads, d]` in f32, normed where there is a norm.
     fn split_heads(&self, x: &Tensor, heads: usize, norm: Option<(QkNormExtent, &Norm)>) -> Result<Tensor> {
         let x = x.to_dtype(DType::F32)?;
-        let split = |x: &Tensor| x.reshape((x.dim(0)?, heads, self.head_dim));
+        let split = |x: &Tensor| x.reshape((x.dim(0)?, heads, self.spec.head_dim));
         match norm {
             None => Ok(split(&x)?),
             Some((QkNormExtent::Head, norm)) => norm.forward(&split(&x)?),
@@ -102,8 +99,8 @@ impl Attention {
     /// Attention of one sequence: queries `[t, H, d]` to `[t, H * d]`.
     fn attend(&self, q: &Tensor, sequence: &SequenceSlice, context: &Context) -> Result<Tensor> {
         let (t, len) = (sequence.query_len, sequence.positions().end);
-        let (groups, width) = (self.num_key_value_heads, self.head_dim);
-        let per_group = self.num_attention_heads / groups;
+        let (groups, width) = (self.spec.num_key_value_heads, self.spec.head_dim);
+        let per_group = self.spec.num_attention_heads / groups;
         let (k, v) = context.kv_cache.read(context.index, sequence)?;
         // The query heads of a group share keys, so they are rows of one matrix product: [G, H/G * t, d].
         let q = q.reshape((t, groups, per_group, width))?.permute((1, 2, 0, 3))?;

@@ -15,15 +15,22 @@ pub(super) struct KvCache {
 }
 
 impl KvCache {
-    /// For so many layers.
-    pub(super) fn new(spec: &DecoderSpec, layers: usize, config: KvCacheConfig, device: &Device) -> Result<Self> {
+    /// For some layers, by index.
+    pub(super) fn new(
+        spec: &DecoderSpec,
+        layers: impl IntoIterator<Item = usize>,
+        config: KvCacheConfig,
+        device: &Device,
+    ) -> Result<Self> {
         let dtype = match config.dtype {
             KvDtype::F32 => DType::F32,
             KvDtype::F16 => DType::F16,
         };
-        let shape = (0, spec.num_key_value_heads, spec.head_dim);
-        let empty = || Tensor::zeros(shape, dtype, device);
-        let layers = (0..layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
+        let empty = |layer| {
+            let attention = spec.attention(layer);
+            Tensor::zeros((0, attention.num_key_value_heads, attention.head_dim), dtype, device)
+        };
+        let layers = layers.into_iter().map(|layer| Ok((empty(layer)?, empty(layer)?))).collect::<Result<_>>()?;
         Ok(Self { config, layers })
     }
 

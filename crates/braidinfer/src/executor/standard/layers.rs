@@ -38,7 +38,7 @@ impl StandardLayers {
         let layers: BTreeMap<usize, Layer> =
             layers.iter().map(|index| Ok((*index, loader.layer(*index)?))).collect::<Result<_>>()?;
         let storage = KvCacheConfig { dtype: KvDtype::F32, ..storage };
-        let kv_cache = KvCache::new(&spec, layers.len(), storage, &Device::Cpu)?;
+        let kv_cache = KvCache::new(&spec, layers.keys().copied(), storage, &Device::Cpu)?;
         Ok(Self { spec, layers, kv_cache })
     }
 

@@ -114,7 +114,7 @@ impl StandardExecutor {
             loader.linear(Slot::LmHead)?
         };
         let final_norm = loader.norm(Slot::FinalNorm, &spec.norm)?.ok_or_else(|| loader.absent(Slot::FinalNorm))?;
-        let kv_cache = KvCache::new(&spec, spec.layers.len(), options.kv_cache, &device)?;
+        let kv_cache = KvCache::new(&spec, 0..spec.layers.len(), options.kv_cache, &device)?;
         let rope_history = RopeHistory::new(&spec, options.kv_cache.block_size);
         let dtype = dtype.candle();
         Ok(Self { rope_history, dtype, embed_tokens, layers, final_norm, lm_head, kv_cache, device, spec })
@@ -157,9 +157,10 @@ impl Loader<'_> {
 
     fn attention(&self, index: usize) -> Result<Attention> {
         let spec = self.spec;
-        let Mixer::Attention { sliding_window, rope } = spec.layers[index].mixer;
+        let Mixer::Attention { attention, sliding_window, rope } = spec.layers[index].mixer;
+        let attention = spec.attentions[attention];
         let slot = |slot| Slot::Layer(index, slot);
-        let qk_norm = match &spec.attention.qk_norm {
+        let qk_norm = match &attention.qk_norm {
             None => None,
             Some(qk_norm) => {
                 let norm = |slot| self.norm(slot, &qk_norm.norm)?.ok_or_else(|| self.absent(slot));
@@ -167,10 +168,7 @@ impl Loader<'_> {
             }
         };
         Ok(Attention {
-            spec: spec.attention,
-            num_attention_heads: spec.num_attention_heads,
-            num_key_value_heads: spec.num_key_value_heads,
-            head_dim: spec.head_dim,
+            spec: attention,
             sliding_window,
             rope,
             q_proj: self.linear(slot(LayerSlot::QProj))?,

@@ -42,7 +42,7 @@ impl<'a> StandardStream<'a> {
     ) -> Result<Self> {
         let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
         let config = KvCacheConfig { block_size, num_blocks, dtype: kv_dtype };
-        let kv_cache = KvCache::new(spec, spec.layers.len(), config, &Device::Cpu)?;
+        let kv_cache = KvCache::new(spec, 0..spec.layers.len(), config, &Device::Cpu)?;
         let (device, dtype, matrices) = (Device::Cpu, dtype.candle(), Matrices::Stored);
         Ok(Self { spec, weights, device, dtype, matrices, kv_cache, loaded: None, head: None })
     }
