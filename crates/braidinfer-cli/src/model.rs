@@ -74,7 +74,7 @@ pub fn read_text(file: Option<&PathBuf>, what: &str) -> anyhow::Result<String> {
 /// Opens a model with a progress bar, prints what there is to know, and returns how long it took.
 pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Duration)> {
     let started = Instant::now();
-    prepare(&args.computing)?;
+    interrupt::install()?;
     let source = source(model)?;
     // One answer at a time.
     let options = LoadOptions { max_sequences: 1, ..load_options(args)? };
@@ -121,20 +121,6 @@ impl From<KernelsArg> for Kernels {
     }
 }
 
-/// What is set once per process, before the first model is opened: Ctrl-C and threads.
-pub fn prepare(args: &ComputingArgs) -> anyhow::Result<()> {
-    interrupt::install()?;
-    set_threads(args)
-}
-
-/// Threads, which are set once per process, before the first model is opened.
-pub fn set_threads(args: &ComputingArgs) -> anyhow::Result<()> {
-    if let Some(threads) = args.threads {
-        braidinfer::executor::set_threads(threads)?;
-    }
-    Ok(())
-}
-
 /// What was asked for, as the library takes it.
 pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOptions> {
     Ok(LoadOptions {
@@ -142,6 +128,7 @@ pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOpt
         dtype: compute_dtype(args.dtype),
         quantize: args.quantize,
         device: args.device.parse()?,
+        threads: args.threads,
         context: args.context,
         verdicts: verdicts(),
         ..LoadOptions::default()

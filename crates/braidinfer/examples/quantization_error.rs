@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use braidinfer::divergence::{Divergence, Tally};
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
-use braidinfer::{Error, Llm, LoadOptions, Prompt, SamplingParams, quantize};
+use braidinfer::{Error, Llm, LoadOptions, Prompt, SamplingParams, Threads, quantize};
 
 const STORIES: u64 = 16;
 const TOKENS: usize = 200;
@@ -30,7 +30,7 @@ fn main() -> Result<(), Error> {
     println!("|---|---|---|---|---|");
     for file_type in FileType::ALL {
         let path = folder.path().join("model.gguf");
-        quantize(&source, &path, file_type, true, &mut |_, _| ControlFlow::Continue(()))?;
+        quantize(&source, &path, file_type, true, &Threads::new(None)?, &mut |_, _| ControlFlow::Continue(()))?;
         let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
         let mut quantized = open(&ModelSource::open(&path)?)?;
         let mut tally = Tally::default();

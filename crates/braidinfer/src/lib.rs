@@ -17,6 +17,7 @@ pub mod perplexity;
 mod quantize;
 mod structured;
 pub mod text;
+mod threads;
 pub mod validation;
 
 pub use engine::{FinishReason, SamplingParams};
@@ -25,6 +26,7 @@ pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, Shad
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
 
 pub use structured::{AnswerForm, StructuredOutput};
+pub use threads::Threads;
 
 pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};
 

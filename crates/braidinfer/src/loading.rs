@@ -6,13 +6,14 @@ use braidinfer_kernels::{Isa, NumericLevel};
 use braidinfer_model::quantization::FileType;
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
 
-use crate::compat::{self, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
-use crate::executor::fused::{FusedExecutor, FusedOptions};
-use crate::executor::standard::{ComputeDtype, LoadProgress, QuantizedWeights, StandardExecutor, StandardOptions};
-use crate::executor::{ActiveKernels, DeviceChoice, Executor, Kernels, KvCacheConfig, KvDtype, MixedExecutor, threads};
+use crate::compat::{self, Checked, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
+use crate::executor::fused::{self, FusedOptions};
+use crate::executor::standard::{self, ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
+use crate::executor::{ActiveKernels, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype};
 use crate::memory::{SLACK, available, kv_bytes_per_token};
 use crate::quantize::quantize_weights;
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSettings};
+use crate::threads::Threads;
 use crate::{Error, Result};
 
 /// Tokens per key/value block.
@@ -43,6 +44,8 @@ pub struct LoadOptions {
     pub quantize: Option<FileType>,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Threads that compute; as many as this process has cores for itself if `None`.
+    pub threads: Option<usize>,
     /// Longest sequence in tokens; what the model is meant for if `None`.
     pub context: Option<usize>,
     /// Most sequences in flight.
@@ -71,6 +74,7 @@ impl Default for LoadOptions {
             dtype: None,
             quantize: None,
             device: DeviceChoice::Cpu,
+            threads: None,
             context: None,
             max_sequences: 16,
             max_waiting: usize::MAX,
@@ -106,11 +110,13 @@ pub(crate) struct ModelParts {
     pub(crate) notes: Vec<String>,
     /// Longest sequence in tokens.
     pub(crate) context: usize,
+    /// Threads that compute.
+    pub(crate) threads: Threads,
 }
 
 /// A model that computes.
 pub(crate) struct Loaded {
-    pub(crate) executor: Box<dyn Executor>,
+    pub(crate) decoder: Decoder<'static>,
     pub(crate) compat: Option<CompatReport>,
 }
 
@@ -130,14 +136,15 @@ impl ModelParts {
         if options.max_sequences == 0 {
             return Err(Error::bad_request("max_sequences", "at least 1", 0));
         }
+        let threads = Threads::new(options.threads)?;
         let mut weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();
         if let Some(file_type) = options.quantize {
-            notes.extend(quantize_weights(&spec, &mut weights, file_type, progress)?);
+            notes.extend(quantize_weights(&spec, &mut weights, file_type, &threads, progress)?);
         }
         notes.extend(tokenizer.iter().flat_map(Tokenizer::notes).cloned());
         let context = context(&spec, options.context, &mut notes)?;
-        Ok(Self { spec, weights, tokenizer, chat_template, generation, label: source.label(), notes, context })
+        Ok(Self { spec, weights, tokenizer, chat_template, generation, label: source.label(), notes, context, threads })
     }
 
     /// Loads the weights for the kernels that are asked for, or that a check picks.
@@ -146,8 +153,7 @@ impl ModelParts {
             Kernels::Standard => self.load_standard(options, progress, None),
             Kernels::Fused if options.force => {
                 self.notes.push("fused kernels at the fastest level, as forced: no check was made".into());
-                let fused = self.fused(options, progress)?;
-                Ok(Loaded { executor: Box::new(fused), compat: None })
+                Ok(Loaded { decoder: self.fused(options, progress)?, compat: None })
             }
             Kernels::Auto if !has_fused(options) => {
                 self.notes.push("standard kernels: fused ones run on the CPU, and not in f16".into());
@@ -164,20 +170,19 @@ impl ModelParts {
     fn load_checked(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         let mut fused = self.fused(options, progress)?;
         let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused, options.precision);
-        let known = match cache.read() {
-            // A plan that does not fit is no verdict about this model.
-            Some(report) => compat::apply(&report, &mut fused)?.then_some(report),
-            None => None,
-        };
+        // A plan that does not fit is no verdict about this model.
+        let fitting = |report| Some(Checked { plan: compat::plan_of(&report, fused.plan())?, report });
+        let known = cache.read().and_then(fitting);
         let from_cache = known.is_some();
-        let report = match known {
-            Some(report) => report,
+        let Checked { report, plan } = match known {
+            Some(known) => known,
             None => {
-                let report = self.subject().check(&mut fused, Thoroughness::Brief, options.precision)?;
-                self.notes.extend(cache.write(&report).err());
-                report
+                let checked = self.subject().check(&mut fused, Thoroughness::Brief, options.precision)?;
+                self.notes.extend(cache.write(&checked.report).err());
+                checked
             }
         };
+        let fused = fused.with_plan(plan);
         self.notes.push(decision(&report, from_cache));
         if options.kernels == Kernels::Fused && report.kernels() != ActiveKernels::Fused {
             return Err(Error::Unsupported(format!(
@@ -188,10 +193,11 @@ impl ModelParts {
             )));
         }
         match report.kernels() {
-            ActiveKernels::Fused => Ok(Loaded { executor: Box::new(fused), compat: Some(report) }),
+            ActiveKernels::Fused => Ok(Loaded { decoder: fused, compat: Some(report) }),
             ActiveKernels::Mixed => {
-                let mixed = MixedExecutor::load(fused, &self.weights, report.standard_layers())?;
-                Ok(Loaded { executor: Box::new(mixed), compat: Some(report) })
+                let (layers, storage) = (report.standard_layers(), fused.kv_cache());
+                let standard = standard::load_layers(&self.spec, &self.weights, &layers, storage, &self.threads)?;
+                Ok(Loaded { decoder: fused.with_layers(&layers, standard)?, compat: Some(report) })
             }
             ActiveKernels::Standard => {
                 drop(fused);
@@ -208,6 +214,8 @@ impl ModelParts {
             weights: &self.weights,
             tokenizer: self.tokenizer.as_ref(),
             chat_template: self.chat_template.as_ref(),
+            threads: &self.threads,
+            reference: None,
         }
     }
 
@@ -250,13 +258,18 @@ impl ModelParts {
             quantized_weights: if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand },
             device: options.device,
             kv_cache: self.kv_cache(options, kv_dtype),
+            threads: self.threads.clone(),
         };
-        let executor = StandardExecutor::load(self.spec.clone(), &self.weights, standard, progress)?;
-        Ok(Loaded { executor: Box::new(executor), compat })
+        let decoder = standard::load(self.spec.clone(), &self.weights, standard, progress)?;
+        Ok(Loaded { decoder, compat })
     }
 
     /// Fused kernels at the fastest levels that the options allow.
-    pub(crate) fn fused(&self, options: &LoadOptions, progress: LoadProgress) -> Result<FusedExecutor> {
+    pub(crate) fn fused(&self, options: &LoadOptions, progress: LoadProgress) -> Result<Decoder<'static>> {
+        fused::load(self.spec.clone(), &self.weights, self.fused_options(options)?, progress)
+    }
+
+    pub(crate) fn fused_options(&self, options: &LoadOptions) -> Result<FusedOptions> {
         if options.device != DeviceChoice::Cpu {
             let device = options.device;
             return Err(Error::Unsupported(format!("fused kernels run on the CPU, not on {device}")));
@@ -271,8 +284,7 @@ impl ModelParts {
             }
         };
         let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
-        let fused = FusedOptions { coarsest, kv_cache: self.kv_cache(options, kv_dtype), threads: threads(), isa };
-        FusedExecutor::load(self.spec.clone(), &self.weights, fused, progress)
+        Ok(FusedOptions { coarsest, kv_cache: self.kv_cache(options, kv_dtype), threads: self.threads.count(), isa })
     }
 }
 
@@ -305,7 +317,7 @@ pub fn check(
     };
     let mut fused = parts.fused(options, progress)?;
     let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, options.precision);
-    let report = parts.subject().check(&mut fused, thoroughness, options.precision)?;
+    let Checked { report, .. } = parts.subject().check(&mut fused, thoroughness, options.precision)?;
     parts.notes.extend(cache.write(&report).err());
     Ok((report, parts.notes))
 }

@@ -126,7 +126,8 @@ pub fn perplexity(
         return Err(Error::bad_request("text", expected, format!("{} tokens", ids.len())));
     }
     let first = llm.tokenizer().and_then(|tokenizer| tokenizer.first_token());
-    let mut found = Found { tokens: ids.len(), context, chunks: 0, own: Tally::default(), truth: Tally::default() };
+    let mut found =
+        Found { tokens: ids.len(), context, chunks: 0, own: Tally::on(llm.threads()), truth: Tally::on(llm.threads()) };
     for chunk in ids.chunks_exact(context) {
         let mut chunk = chunk.to_vec();
         chunk[0] = first.unwrap_or(chunk[0]);

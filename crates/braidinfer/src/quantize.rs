@@ -18,6 +18,7 @@ use rayon::prelude::*;
 
 use crate::executor::standard::LoadProgress;
 use crate::text::{Tokenizer, TokenizerSettings, write_tokenizer};
+use crate::threads::Threads;
 use crate::{Error, Result};
 
 /// Values quantized by one thread at a time.
@@ -48,6 +49,7 @@ pub fn quantize(
     destination: &Path,
     file_type: FileType,
     overwrite: bool,
+    threads: &Threads,
     progress: QuantizeProgress,
 ) -> Result<QuantizeReport> {
     let partial = Partial::create(destination, overwrite)?;
@@ -61,7 +63,7 @@ pub fn quantize(
     let generation = GenerationConfig::read(source, &config)?;
     notes.extend(complete(source, &spec, &generation, destination, file_type, &mut model.metadata)?);
     notes.extend(requantized(&weights));
-    let job = Job { spec: &spec, weights: &weights, model: &model, file_type, head_is_embedding };
+    let job = Job { spec: &spec, weights: &weights, model: &model, file_type, head_is_embedding, threads };
     notes.extend(job.fallbacks());
     let file_bytes = job.write(partial, progress)?;
     let mut tensors = BTreeMap::new();
@@ -77,6 +79,7 @@ pub fn quantize_weights(
     spec: &DecoderSpec,
     weights: &mut Weights,
     file_type: FileType,
+    threads: &Threads,
     progress: LoadProgress,
 ) -> Result<Vec<String>> {
     let head_is_embedding = weights.head_is_embedding();
@@ -96,7 +99,7 @@ pub fn quantize_weights(
             else {
                 continue;
             };
-            let data = encode_matrix(&view, dtype)?;
+            let data = threads.run(|| encode_matrix(&view, dtype))?;
             weights.release(*slot, *param);
             weights.replace(*slot, *param, dtype, data);
         }
@@ -216,6 +219,7 @@ struct Job<'a> {
     model: &'a GgufModel,
     file_type: FileType,
     head_is_embedding: bool,
+    threads: &'a Threads,
 }
 
 impl Job<'_> {
@@ -264,13 +268,13 @@ impl Job<'_> {
             let rows = groups(&parameter.shape, spec.attentions[0].head_dim);
             work.extend(rows.into_iter().map(|rows| (parameter, rows)));
         }
-        let at_once = rayon::current_num_threads() * 2;
+        let at_once = self.threads.count() * 2;
         let part = |(parameter, rows): &(&Parameter, Range<usize>)| -> Result<Vec<u8>, WriteFault> {
             Ok(self.part(parameter, rows.clone(), dtype)?)
         };
         let parts = work.chunks(at_once).flat_map(|work| match going_on() {
             ControlFlow::Break(()) => vec![Err(Error::Cancelled.into())],
-            ControlFlow::Continue(()) => work.par_iter().map(part).collect(),
+            ControlFlow::Continue(()) => self.threads.run(|| work.par_iter().map(part).collect()),
         });
         writer.tensor(parts)?;
         for Parameter { slot, param, .. } in &stack.parameters {

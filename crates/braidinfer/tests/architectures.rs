@@ -22,7 +22,7 @@ fn check(fixture: &Fixture, what: &str, actual: &[f32], expected: &[f32]) {
 
 fn check_chunked(chunk: usize) {
     for fixture in Fixture::all() {
-        let mut executor = fixture.executor();
+        let mut executor = fixture.standard();
         for (prompt, expected) in fixture.prompts.iter().enumerate() {
             let rows = feed(&mut executor, prompt, &expected.ids, chunk);
             for (position, row) in rows.iter().enumerate() {
@@ -55,7 +55,7 @@ fn single_tokens_equal_transformers() {
 #[test]
 fn company_changes_nothing() {
     for fixture in Fixture::all() {
-        in_company(&mut fixture.executor(), &fixture, |prompt, position, row| {
+        in_company(&mut fixture.standard(), &fixture, |prompt, position, row| {
             let what = format!("prompt {prompt} position {position} in company");
             check(&fixture, &what, row, fixture.expected(prompt, position));
         });
@@ -65,6 +65,6 @@ fn company_changes_nothing() {
 #[test]
 fn greedy_tokens_equal_transformers() {
     for fixture in Fixture::all() {
-        check_greedy(&mut fixture.executor(), &fixture);
+        check_greedy(&mut fixture.standard(), &fixture);
     }
 }

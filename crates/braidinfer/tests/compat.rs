@@ -6,12 +6,11 @@ use std::fs;
 use std::path::Path;
 
 use braidinfer::compat::{CompatReport, Precision, RunKind, Status, Subject, Thoroughness};
-use braidinfer::executor::fused::FusedExecutor;
-use braidinfer::executor::{ActiveKernels, Kernels, KvDtype};
+use braidinfer::executor::{ActiveKernels, Decoder, Kernels, KvDtype};
 use braidinfer::kernels::NumericLevel;
 use braidinfer::model::quantization::FileType;
 use braidinfer::model::{DecoderSpec, Description, ModelSource, Weights};
-use braidinfer::{Llm, LoadOptions, Prompt, SamplingParams};
+use braidinfer::{Llm, LoadOptions, Prompt, SamplingParams, Threads};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_pcg::Pcg64;
@@ -24,15 +23,18 @@ fn fastest() -> Fused {
 }
 
 /// The verdict on `fused`, measured against the true description.
-fn check(fixture: &Fixture, fused: &mut FusedExecutor) -> CompatReport {
+fn check(fixture: &Fixture, fused: &mut Decoder<'_>) -> CompatReport {
     let Description { spec, names } = fixture.description();
     let weights = Weights::open(&fixture.source, &spec, &names).expect("the fixture is whole");
     verdict(&spec, &weights, fused, Thoroughness::Normal)
 }
 
-fn verdict(spec: &DecoderSpec, weights: &Weights, fused: &mut FusedExecutor, how: Thoroughness) -> CompatReport {
-    let subject = Subject { label: "test".into(), spec, weights, tokenizer: None, chat_template: None };
-    subject.check(fused, how, Precision::Auto).expect("the check runs")
+fn verdict(spec: &DecoderSpec, weights: &Weights, fused: &mut Decoder<'_>, how: Thoroughness) -> CompatReport {
+    let threads = Threads::new(Some(2)).expect("threads can be had");
+    let (tokenizer, chat_template, reference) = (None, None, None);
+    let subject =
+        Subject { label: "test".into(), spec, weights, tokenizer, chat_template, threads: &threads, reference };
+    subject.check(fused, how, Precision::Auto).expect("the check runs").report
 }
 
 /// Layer and activation of the first fault, by the report's reason.
@@ -147,7 +149,7 @@ fn faults_in_the_description_are_found_in_their_place() {
 /// Plants every fault that a model can have, and notes those that are not found where they are.
 fn note_missed(fixture: &Fixture, seed: Option<u64>, missed: &mut Vec<String>) {
     let Description { spec, names } = fixture.description();
-    let mut note = |fault: &'static str, mut fused: FusedExecutor| {
+    let mut note = |fault: &'static str, mut fused: Decoder<'static>| {
         // What loading does, for the models that were made here.
         let how = if seed.is_some() { Thoroughness::Brief } else { Thoroughness::Normal };
         let weights = Weights::open(&fixture.source, &spec, &names).expect("the fixture is whole");

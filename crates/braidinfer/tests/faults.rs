@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use braidinfer::executor::Executor;
+use braidinfer::executor::Decoder;
 use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::model::{DecoderSpec, LayerSlot};
 use support::planted::{FAULTS, SWAPS, swapped};
@@ -18,7 +18,7 @@ use support::{Fixture, distance, feed};
 const NOTICED: f32 = 1e-3;
 
 /// Largest change of a logit over the prompts.
-fn change(fixture: &Fixture, executor: &mut dyn Executor) -> f32 {
+fn change(fixture: &Fixture, executor: &mut Decoder<'_>) -> f32 {
     let prompts = fixture.prompts.iter().enumerate();
     let changes = prompts.map(|(prompt, expected)| {
         let rows = feed(executor, prompt, &expected.ids, 128);
@@ -32,13 +32,13 @@ fn change(fixture: &Fixture, executor: &mut dyn Executor) -> f32 {
 fn spec_fault(fixture: &Fixture, plant: fn(&mut DecoderSpec)) -> Option<f32> {
     let (spec, mut faulty) = (fixture.spec(), fixture.spec());
     plant(&mut faulty);
-    (faulty != spec).then(|| change(fixture, &mut fixture.executor_with(ComputeDtype::F32, plant)))
+    (faulty != spec).then(|| change(fixture, &mut fixture.standard_with(ComputeDtype::F32, plant)))
 }
 
 /// The effect of swapping two modules, or `None` if the architecture lacks one or stores both in one tensor.
 fn swap_fault(fixture: &Fixture, a: LayerSlot, b: LayerSlot) -> Option<f32> {
     let names = swapped(fixture, a, b)?;
-    Some(change(fixture, &mut fixture.executor_from(&names, ComputeDtype::F32, |_| {})))
+    Some(change(fixture, &mut fixture.standard_from(&names, ComputeDtype::F32, |_| {})))
 }
 
 #[test]

@@ -3,11 +3,11 @@
 mod support;
 
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::executor::{Batch, Executor, KvDtype, NoProbe, SequenceSlice};
+use braidinfer::executor::{Batch, KvDtype, NoProbe, SequenceSlice};
 use braidinfer::kernels::{Isa, NumericLevel};
 use braidinfer::model::quantization::FileType;
 use braidinfer::model::{DecoderSpec, Description, Weights};
-use braidinfer::quantize_weights;
+use braidinfer::{Threads, quantize_weights};
 use support::{FUSED_BLOCK_SIZE, Fixture, Fused, check_greedy, distance, feed, in_company, kl};
 
 /// Largest allowed difference of a logit where nothing is rounded but sums.
@@ -20,7 +20,7 @@ const WHOLE: usize = usize::MAX >> 1;
 #[test]
 fn level_f32_equals_standard_kernels() {
     for fixture in Fixture::all() {
-        let (mut standard, mut fused) = (fixture.executor(), fixture.fused(Fused::exact()));
+        let (mut standard, mut fused) = (fixture.standard(), fixture.fused(Fused::exact()));
         for (prompt, expected) in fixture.prompts.iter().enumerate() {
             let rows = feed(&mut standard, prompt, &expected.ids, WHOLE);
             let same = feed(&mut fused, prompt, &expected.ids, WHOLE);
@@ -46,7 +46,7 @@ fn level_f32_equals_standard_kernels_on_quantized_weights() {
             let Description { spec, names } = fixture.description();
             let mut weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
             quantize(&spec, &mut weights);
-            let mut standard = fixture.executor_over(spec, &weights, ComputeDtype::F32);
+            let mut standard = fixture.standard_over(spec, &weights, ComputeDtype::F32);
             let mut fused = fixture.fused_with(Fused::exact(), &quantize);
             let ids = &fixture.prompts[0].ids;
             let rows = feed(&mut standard, 0, ids, WHOLE);
@@ -76,7 +76,8 @@ const VARIANTS: [(NumericLevel, KvDtype, Option<FileType>); 4] = [
 fn quantized(file_type: Option<FileType>) -> impl Fn(&DecoderSpec, &mut Weights) {
     move |spec, weights| {
         if let Some(file_type) = file_type {
-            quantize_weights(spec, weights, file_type, &|_, _| {}).expect("the weights can be quantized");
+            let threads = Threads::new(Some(2)).expect("threads can be had");
+            quantize_weights(spec, weights, file_type, &threads, &|_, _| {}).expect("the weights can be quantized");
         }
     }
 }
@@ -150,12 +151,8 @@ fn long_context(fixture: &Fixture, threads: usize, ids: &[u32], chunk: usize) ->
     let mut context_len = 0;
     let mut rows = Vec::new();
     for tokens in pieces {
-        let slice = SequenceSlice {
-            query_len: tokens.len(),
-            context_len,
-            rope_len: ids.len(),
-            block_table: block_table.clone(),
-        };
+        let slice =
+            SequenceSlice { rope_len: ids.len(), ..SequenceSlice::new(context_len, tokens.len(), block_table.clone()) };
         context_len += tokens.len();
         let mut batch = Batch::default();
         batch.push(tokens, slice, 1);
@@ -183,7 +180,7 @@ fn how_long_contexts_are_shared_out_changes_no_bit() {
 #[test]
 fn an_empty_batch_has_no_logits() {
     let fixture = Fixture::open("llama");
-    for executor in [&mut fixture.executor() as &mut dyn Executor, &mut fixture.fused(Fused::exact())] {
+    for executor in [&mut fixture.standard(), &mut fixture.fused(Fused::exact())] {
         assert_eq!(executor.forward(&Batch::default(), &mut NoProbe).expect("nothing is a batch").logits.rows(), 0);
     }
 }

@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use braidinfer::executor::Kernels;
+use braidinfer::executor::Recorder;
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::executor::{Executor, Recorder};
 use braidinfer::model::ModelSource;
 use braidinfer::text::ChatMessage;
 use braidinfer::{Error, FinishReason, Llm, LoadOptions, Prompt, SamplingParams};
@@ -140,7 +140,7 @@ fn the_demo_model_chats() {
 fn a_probe_sees_named_activations_of_every_token() {
     let fixture = Fixture::open("qwen3");
     let spec = fixture.spec();
-    let mut executor = fixture.executor();
+    let mut executor = fixture.standard();
     let mut recorder = Recorder::new(|name: &str| name.starts_with("layer.1.attn.k") || name == "final_norm");
     let mut batch = braidinfer::executor::Batch::default();
     batch.push(&[1, 2, 3, 4, 5], support::slice(0, 0, 5, 5), 1);
@@ -165,7 +165,7 @@ fn sixteen_bit_weights_stay_near_the_reference() {
     // Mean KL bounds with room over what was measured (8e-3 at most); the extreme fixture is meant to break bf16.
     for fixture in Fixture::all().into_iter().filter(|fixture| fixture.name != "qwen3-extreme") {
         for dtype in [ComputeDtype::BF16, ComputeDtype::F16] {
-            let mut executor = fixture.executor_with(dtype, |_| {});
+            let mut executor = fixture.standard_with(dtype, |_| {});
             let rows = feed(&mut executor, 0, &fixture.prompts[2].ids, 128);
             let divergence = |(position, row): (usize, &Vec<f32>)| kl(fixture.expected(2, position), row);
             let mean = rows.iter().enumerate().map(divergence).sum::<f64>() / rows.len() as f64;
@@ -176,7 +176,7 @@ fn sixteen_bit_weights_stay_near_the_reference() {
 
 #[test]
 fn contradictory_batches_are_refused() {
-    let mut executor = Fixture::open("llama").executor();
+    let mut executor = Fixture::open("llama").standard();
     let mut refuse = |change: &dyn Fn(&mut braidinfer::executor::Batch), message: &str| {
         let mut batch = braidinfer::executor::Batch::default();
         batch.push(&[1, 2], support::slice(0, 0, 2, 2), 1);

@@ -53,9 +53,9 @@ fn open(name: &str) -> (Fixture, bool) {
 fn files_of_llama_cpp_give_the_logits_of_transformers() {
     for name in names() {
         let (fixture, same_as_directory) = open(&name);
-        let mut executor = fixture.executor();
+        let mut executor = fixture.standard();
         let directory = same_as_directory.then(|| Fixture::open(name.split("-split").next().unwrap_or(&name)));
-        let mut original = directory.map(|fixture| fixture.executor_with(ComputeDtype::F32, |_| {}));
+        let mut original = directory.map(|fixture| fixture.standard_with(ComputeDtype::F32, |_| {}));
         for (prompt, expected) in fixture.prompts.iter().enumerate() {
             let rows = feed(&mut executor, prompt, &expected.ids, usize::MAX >> 1);
             for (position, row) in rows.iter().enumerate() {
@@ -224,7 +224,7 @@ fn stacked_projections_are_found_with_their_biases_apart() {
     });
     stacked.tensors.extend(rows.into_values());
     let fixture = Fixture { source: stacked.source(), ..Fixture::open("qwen2") };
-    let rows = feed(&mut fixture.executor(), 0, &fixture.prompts[2].ids, usize::MAX >> 1);
+    let rows = feed(&mut fixture.standard(), 0, &fixture.prompts[2].ids, usize::MAX >> 1);
     for (position, row) in rows.iter().enumerate() {
         let distance = distance(row, fixture.expected(2, position));
         assert!(distance <= TOLERANCE, "position {position}: {distance:e}");

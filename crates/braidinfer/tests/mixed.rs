@@ -4,8 +4,9 @@ mod support;
 
 use std::collections::BTreeSet;
 
+use braidinfer::Threads;
 use braidinfer::engine::{Engine, EngineConfig, Pooling, Request, Said};
-use braidinfer::executor::{ActiveKernels, Batch, Executor, MixedExecutor, Recorder};
+use braidinfer::executor::{ActiveKernels, Batch, Decoder, Recorder, standard};
 use braidinfer::model::{Description, Weights};
 use support::{Fixture, Fused, check_greedy, distance, feed};
 
@@ -15,12 +16,14 @@ const TOLERANCE: f32 = 1e-3;
 const WHOLE: usize = usize::MAX >> 1;
 
 /// A fixture with standard kernels in every other layer, the first or the second one first.
-fn mixed(fixture: &Fixture, first: usize) -> MixedExecutor {
+fn mixed(fixture: &Fixture, first: usize) -> Decoder<'static> {
     let Description { spec, names } = fixture.description();
     let weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
     let layers: BTreeSet<usize> = (first..spec.layers.len()).step_by(2).collect();
     let fused = fixture.fused_over(Fused::exact(), spec, &weights);
-    MixedExecutor::load(fused, &weights, layers).expect("both kinds of kernels load")
+    let threads = Threads::new(Some(2)).expect("threads can be had");
+    let standard = standard::load_layers(fused.spec(), &weights, &layers, fused.kv_cache(), &threads);
+    fused.with_layers(&layers, standard.expect("standard kernels load")).expect("the layers are there")
 }
 
 #[test]
@@ -51,7 +54,7 @@ fn greedy_tokens_equal_transformers() {
 }
 
 /// The vector of a prompt, at the engine.
-fn embedding(executor: Box<dyn Executor>, prompt: &[u32], pooling: Pooling) -> Vec<f32> {
+fn embedding(executor: Decoder<'static>, prompt: &[u32], pooling: Pooling) -> Vec<f32> {
     let config = EngineConfig {
         context: 256,
         max_batched_tokens: 8,
@@ -81,8 +84,8 @@ fn vectors_come_from_mixed_kernels_too() {
     let fixture = Fixture::open("qwen3");
     let prompt: Vec<u32> = (1..60).collect();
     for pooling in [Pooling::Last, Pooling::Mean] {
-        let expected = embedding(Box::new(fixture.fused(Fused::exact())), &prompt, pooling);
-        let executors: [Box<dyn Executor>; 2] = [Box::new(mixed(&fixture, 1)), Box::new(fixture.executor())];
+        let expected = embedding(fixture.fused(Fused::exact()), &prompt, pooling);
+        let executors = [mixed(&fixture, 1), fixture.standard()];
         for found in executors.map(|executor| embedding(executor, &prompt, pooling)) {
             assert_eq!(found.len(), expected.len());
             for (value, expected) in found.iter().zip(&expected) {
@@ -95,7 +98,7 @@ fn vectors_come_from_mixed_kernels_too() {
 #[test]
 fn every_activation_can_be_looked_at() {
     let fixture = Fixture::open("qwen3");
-    let names = |executor: &mut dyn Executor| {
+    let names = |executor: &mut Decoder<'_>| {
         let mut batch = Batch::default();
         batch.push(&[1, 2, 3], support::slice(0, 0, 3, 3), 1);
         let mut recorder = Recorder::new(|_: &str| true);

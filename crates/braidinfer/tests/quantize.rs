@@ -12,7 +12,7 @@ use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
 use braidinfer::text::Tokenizer;
-use braidinfer::{Error, Llm, LoadOptions, QuantizeReport, quantize};
+use braidinfer::{Error, Llm, LoadOptions, QuantizeReport, Threads, quantize};
 use serde_json::json;
 use support::{Fixture, distance, feed, fixtures, read_json, tokenizer};
 use tempfile::TempDir;
@@ -24,12 +24,12 @@ const SAME: f32 = 1e-4;
 const REFUSED: [(&str, &str); 4] = [
     ("llama-dynamic", "`rope[0].scaling"),
     ("llama-yarn-mscale", "`rope[0].scaling.truncate`"),
-    ("phi-qk-layernorm", "`attention.qk_norm`"),
+    ("phi-qk-layernorm", "`attentions[0].qk_norm`"),
     ("smollm3-window", "`layers[1].mixer.rope`"),
 ];
 
 fn write(source: &ModelSource, path: &Path, file_type: FileType) -> Result<QuantizeReport, Error> {
-    quantize(source, path, file_type, false, &mut |_, _| ControlFlow::Continue(()))
+    quantize(source, path, file_type, false, &threads(), &mut |_, _| ControlFlow::Continue(()))
 }
 
 fn open(path: &Path) -> ModelSource {
@@ -47,7 +47,7 @@ fn every_fixture_comes_back_from_an_f32_file() {
             continue;
         }
         let again = Fixture { source: open(&path), ..Fixture::open(&fixture.name) };
-        let (mut original, mut written) = (fixture.executor(), again.executor());
+        let (mut original, mut written) = (fixture.standard(), again.standard());
         for (prompt, expected) in fixture.prompts.iter().enumerate() {
             let rows = feed(&mut original, prompt, &expected.ids, usize::MAX >> 1);
             for (row, same) in rows.iter().zip(feed(&mut written, prompt, &expected.ids, usize::MAX >> 1)) {
@@ -112,14 +112,14 @@ fn nothing_is_overwritten_and_nothing_half_written() {
     assert!(error.to_string().contains("model.gguf: expected no file of this name"), "{error}");
     let error = write(&source, &folder.path().join("model.bin"), FileType::F16).expect_err("the name is wrong");
     assert!(error.to_string().contains("expected a name that ends in .gguf"), "{error}");
-    let cancelled = quantize(&source, &path, FileType::F16, true, &mut |_, _| ControlFlow::Break(()));
+    let cancelled = quantize(&source, &path, FileType::F16, true, &threads(), &mut |_, _| ControlFlow::Break(()));
     assert!(matches!(cancelled, Err(Error::Cancelled)));
     let missing = folder.path().join("no/such/folder/model.gguf");
     assert!(matches!(write(&source, &missing, FileType::F16), Err(Error::File { .. })));
     let left: Vec<_> = fs::read_dir(folder.path()).expect("the folder can be listed").collect();
     assert_eq!(left.len(), 1);
     assert_eq!(fs::read_to_string(&path).expect("the file is there"), "mine");
-    let forced = quantize(&source, &path, FileType::F16, true, &mut |_, _| ControlFlow::Continue(()));
+    let forced = quantize(&source, &path, FileType::F16, true, &threads(), &mut |_, _| ControlFlow::Continue(()));
     assert!(forced.is_ok() && fs::read(&path).expect("the file is there").starts_with(b"GGUF"));
 }
 
@@ -237,4 +237,8 @@ fn generation_settings_go_with_the_file() {
         llm.generation_config().clone()
     };
     assert_eq!(generation(&source), generation(&open(&path)));
+}
+
+fn threads() -> Threads {
+    Threads::new(Some(2)).expect("threads can be had")
 }

@@ -95,7 +95,7 @@ fn requests(vocab: usize, context: usize, rng: &mut SmallRng) -> Vec<Asked> {
 /// The answer to a request that has the engine for itself.
 fn alone(llm: &mut Llm, asked: &Asked) -> Said {
     // Whoever takes the executor makes the engine forget what is stored.
-    llm.executor_mut().expect("nothing runs");
+    llm.decoder_mut().expect("nothing runs");
     llm.add(asked.prompt.clone(), &asked.params).expect("the request is sound");
     let mut said = Said::default();
     while llm.has_unfinished() {
@@ -165,7 +165,7 @@ fn company_changes_no_bit() {
         let expected: Vec<Said> = asked.iter().map(|asked| alone(&mut llm, asked)).collect();
         let mut llm = open(source, LoadOptions::default());
         for at_once in [1, 3, 16] {
-            llm.executor_mut().expect("nothing runs");
+            llm.decoder_mut().expect("nothing runs");
             for cache in ["cold", "warm"] {
                 let what = format!("{name}, {at_once} at once, {cache}");
                 compare(&what, &asked, &expected, &together(&mut llm, &asked, at_once, &mut rng));
@@ -421,9 +421,9 @@ fn vectors_are_those_of_the_last_norm() {
     let prompt: Vec<u32> = (1..60).collect();
     let mut recorder = Recorder::new(|name: &str| name == "final_norm");
     let mut batch = Batch::default();
-    let slice = SequenceSlice { query_len: 59, context_len: 0, rope_len: 59, block_table: (0..4).collect() };
+    let slice = SequenceSlice::new(0, 59, (0..4).collect());
     batch.push(&prompt, slice, 59);
-    llm.executor_mut().expect("nothing runs").forward(&batch, &mut recorder).expect("the batch runs");
+    llm.decoder_mut().expect("nothing runs").forward(&batch, &mut recorder).expect("the batch runs");
     let normed = recorder.activations.remove(0);
     let width = normed.values.len() / 59;
     let unit = |values: Vec<f64>| {

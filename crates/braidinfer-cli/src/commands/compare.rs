@@ -10,11 +10,11 @@ use braidinfer::validation::{Outcome, Size, Speed, Speeds, ValidationReport, val
 use super::validate::exit_code;
 use crate::args::CompareArgs;
 use crate::report::{BarPlot, Delivery, Document, LinePlot, Series, number};
-use crate::{model, output};
+use crate::{interrupt, model, output};
 
 pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.report.output)?;
-    model::prepare(&args.computing)?;
+    interrupt::install()?;
     let options =
         LoadOptions { precision: args.precision.precision.into(), ..model::options(Kernels::Auto, &args.computing)? };
     let thoroughness = args.report.thoroughness();

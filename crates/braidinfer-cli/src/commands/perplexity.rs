@@ -18,9 +18,6 @@ use crate::{interrupt, model, output};
 
 pub fn run(args: PerplexityArgs) -> anyhow::Result<()> {
     interrupt::install()?;
-    if let Some(threads) = args.threads {
-        braidinfer::executor::set_threads(threads)?;
-    }
     if args.context < SHORTEST {
         bail!("--context: expected at least {SHORTEST} tokens, found {}", args.context);
     }
@@ -28,7 +25,7 @@ pub fn run(args: PerplexityArgs) -> anyhow::Result<()> {
         Some(Ids(ids)) => Reading { prompt: Prompt::Ids(ids), context: args.context },
         None => reading(args.file.as_ref(), args.context)?,
     };
-    let own = Local::parse(&args.model)?;
+    let own = Local::parse_over(&args.model, &computing(args.threads))?;
     let against = args.against.map(|against| own.other(&against)).transpose()?;
     print(measure(&own, against.as_ref(), &reading)?.as_ref(), args.json)
 }
@@ -61,14 +58,18 @@ pub fn before_quantizing(source: &ModelSource, file: Option<&PathBuf>) -> anyhow
 }
 
 /// What was written, beside where it comes from.
-pub fn after_quantizing(source: &str, written: &str, reading: &Reading) -> anyhow::Result<()> {
-    let options = model::options(Kernels::Auto, &ComputingArgs::default())?;
+pub fn after_quantizing(source: &str, written: &str, reading: &Reading, threads: Option<usize>) -> anyhow::Result<()> {
+    let options = model::options(Kernels::Auto, &computing(threads))?;
     let exact = |model: &str| Local {
         model: model.to_owned(),
         options: LoadOptions { precision: Precision::Exact, ..options.clone() },
     };
     let found = measure(&exact(written), Some(&exact(source)), reading)?;
     print(found.as_ref(), false)
+}
+
+fn computing(threads: Option<usize>) -> ComputingArgs {
+    ComputingArgs { threads, ..ComputingArgs::default() }
 }
 
 fn measure(own: &Local, against: Option<&Local>, reading: &Reading) -> anyhow::Result<Option<Perplexity>> {

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use braidinfer::QuantizeReport;
+use braidinfer::{QuantizeReport, Threads};
 
 use super::perplexity;
 use crate::args::QuantizeArgs;
@@ -10,9 +10,7 @@ use crate::{interrupt, model, output};
 
 pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
     interrupt::install()?;
-    if let Some(threads) = args.threads {
-        braidinfer::executor::set_threads(threads)?;
-    }
+    let threads = Threads::new(args.threads)?;
     let source = model::source(Some(&args.source))?;
     let reading = match args.perplexity {
         true => Some(perplexity::before_quantizing(&source, args.file.as_ref())?),
@@ -21,11 +19,12 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
     let bar = output::progress_bar(&format!("quantizing {}", source.label()), "tensors");
     // Ctrl-C ends the work between two tensors, so that nothing half-written stays behind.
     let working = interrupt::Working::begin();
-    let report = braidinfer::quantize(&source, &args.destination, args.file_type, args.force, &mut |done, tensors| {
-        bar.set_length(tensors as u64);
-        bar.set_position(done as u64);
-        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let report =
+        braidinfer::quantize(&source, &args.destination, args.file_type, args.force, &threads, &mut |done, tensors| {
+            bar.set_length(tensors as u64);
+            bar.set_position(done as u64);
+            if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
     drop(working);
     bar.finish_and_clear();
     let report = match report {
@@ -38,7 +37,7 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
     report.notes.iter().for_each(output::note);
     output::print_line(summary(&args, &report))?;
     reading.map_or(Ok(()), |reading| {
-        perplexity::after_quantizing(&args.source, &args.destination.display().to_string(), &reading)
+        perplexity::after_quantizing(&args.source, &args.destination.display().to_string(), &reading, args.threads)
     })
 }
 

@@ -22,7 +22,6 @@ const API_KEY: &str = "BRAIDINFER_API_KEY";
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     log(args.network.log_format)?;
     let config = config(&args.network)?;
-    model::set_threads(&args.load.computing)?;
     let runtime = Runtime::new().context("threads for the server")?;
     let result = runtime.block_on(serve(config, args));
     // A model that is still being loaded keeps nobody waiting.

@@ -8,12 +8,12 @@ use braidinfer::validation::{Finding, Outcome, Sample, ValidationReport, validat
 
 use super::check::document as compat_document;
 use crate::args::ValidateArgs;
-use crate::model;
 use crate::report::{Block, Delivery, Document, Mood, Verdict};
+use crate::{interrupt, model};
 
 pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.report.output)?;
-    model::prepare(&args.computing)?;
+    interrupt::install()?;
     let source = model::source(args.model.as_deref())?;
     let options =
         LoadOptions { precision: args.precision.precision.into(), ..model::options(Kernels::Auto, &args.computing)? };

@@ -10,8 +10,7 @@ use super::plan_words::layer_in_words;
 use super::precision::{Holds, Target};
 use super::reading::Reader;
 use super::{Measurements, Status};
-use crate::executor::fused::{FusedExecutor, KernelPlan};
-use crate::executor::{LayerByLayer, Mixed};
+use crate::executor::{Decoder, KernelPlan};
 use crate::{Error, Result};
 
 /// Between a plan that is so many times as far from the truth as it may be and one that holds, nearly all of the exactness
@@ -43,19 +42,17 @@ impl Adapted {
 }
 
 /// Starts from the fastest plan and takes the first of ever more exact ones that holds the target; between the last that does
-/// not and the first that does, it raises only what it must, if `search_between` says that there is time to find out what. The
-/// executor is left with that plan.
+/// not and the first that does, it raises only what it must, if `search_between` says that there is time to find out what.
 pub(super) fn adapt(
-    fused: &mut FusedExecutor,
+    fused: &mut Decoder<'_>,
     found: &Measurements,
     judgement: &Judgement,
-    reader: &mut Reader,
+    reader: &mut Reader<'_, '_>,
     target: Option<Target>,
     search_between: bool,
 ) -> Result<Adapted> {
     let fastest = found.fastest_plan.clone();
     if judgement.has_fault() {
-        fused.set_plan(fastest.clone())?;
         return Ok(Adapted::new(found, fastest, found.fastest.clone(), false));
     }
     let Some(target) = target else {
@@ -72,7 +69,6 @@ pub(super) fn adapt(
                 _ => None,
             };
             let (plan, run) = between.unwrap_or((plan, run));
-            fused.set_plan(plan.clone())?;
             return Ok(Adapted::new(found, plan, run, true));
         }
         below = Some((plan, run));
@@ -83,7 +79,7 @@ pub(super) fn adapt(
 }
 
 /// The fastest plan whose answers are of use: one that rounds so coarsely that they are not is no plan to be fast with.
-fn fastest_that_serves(fused: &mut FusedExecutor, found: &Measurements, reader: &mut Reader) -> Result<Adapted> {
+fn fastest_that_serves(fused: &mut Decoder<'_>, found: &Measurements, reader: &mut Reader<'_, '_>) -> Result<Adapted> {
     let mut adapted = None;
     for plan in found.fastest_plan.ladder() {
         let run = reader.read(fused, &plan, None)?;
@@ -98,9 +94,9 @@ fn fastest_that_serves(fused: &mut FusedExecutor, found: &Measurements, reader: 
 
 /// A plan that takes from `fine` only what it needs to hold the target, and the rest from `coarse`, which does not hold it.
 fn between(
-    fused: &mut FusedExecutor,
+    fused: &mut Decoder<'_>,
     found: &Measurements,
-    reader: &mut Reader,
+    reader: &mut Reader<'_, '_>,
     target: Target,
     [coarse, fine]: [&KernelPlan; 2],
     far: &Run,
@@ -123,10 +119,10 @@ fn between(
 }
 
 /// Leaves `faulty` layers to standard kernels, if the model is then close to the truth: by the first plan for the other layers
-/// that holds the target, or at least by one that is close. The executor is left with the plan.
+/// that holds the target, or at least by one that is close.
 pub(super) fn around(
-    fused: &mut FusedExecutor,
-    standard: &mut dyn LayerByLayer,
+    fused: &mut Decoder<'_>,
+    standard: &mut Decoder<'_>,
     found: &Measurements,
     faulty: &BTreeSet<usize>,
     target: Option<Target>,
@@ -149,12 +145,13 @@ pub(super) fn around(
 }
 
 fn mixed_run(
-    fused: &mut FusedExecutor,
-    standard: &mut dyn LayerByLayer,
+    fused: &mut Decoder<'_>,
+    standard: &mut Decoder<'_>,
     truth: &Truth,
     plan: &KernelPlan,
     faulty: &BTreeSet<usize>,
 ) -> Result<Run> {
-    fused.set_plan(plan.clone())?;
-    truth.run(&mut Mixed { fused, standard, layers: faulty })
+    let (spec, storage) = (fused.spec().clone(), fused.kv_cache());
+    let mixed = Decoder::new(spec, storage, plan.clone(), fused.runner_mut());
+    truth.run(&mut mixed.with_layers(faulty, standard.runner_mut())?, plan)
 }

@@ -44,7 +44,8 @@ impl Blocks {
     fn near(&mut self, batch: &mut Batch, ids: &[u32], known: usize) {
         let block_table = self.take(ids.len());
         self.full.extend(&block_table[..ids.len() / self.storage.block_size]);
-        let slice = SequenceSlice { query_len: ids.len(), context_len: 0, rope_len: ids.len(), block_table };
+        let state_slot = batch.sequences.len() as u32;
+        let slice = SequenceSlice { state_slot, ..SequenceSlice::new(0, ids.len(), block_table) };
         batch.push(ids, slice, ids.len().saturating_sub(known));
     }
 
@@ -55,17 +56,21 @@ impl Blocks {
         let before = position / self.storage.block_size;
         let mut block_table: Vec<u32> = self.full.iter().copied().cycle().take(before).collect();
         block_table.extend(self.take(ids.len()));
-        let rope_len = position + ids.len();
-        batch.push(
-            ids,
-            SequenceSlice { query_len: ids.len(), context_len: position, rope_len, block_table },
-            ids.len(),
-        );
+        let state_slot = batch.sequences.len() as u32;
+        let slice = SequenceSlice { state_slot, ..SequenceSlice::new(position, ids.len(), block_table) };
+        batch.push(ids, slice, ids.len());
     }
 }
 
-/// What is compared layer by layer: the beginnings of some passages, and tokens at far positions.
-pub(super) fn first(passages: &Passages, spec: &DecoderSpec, storage: KvCacheConfig, how: Thoroughness) -> Batch {
+/// What is compared layer by layer: the beginnings of some passages, and, `with_far`, tokens at far positions, whose context
+/// is blocks of other sequences. Layers that keep more than blocks have nothing to go on from there.
+pub(super) fn first(
+    passages: &Passages,
+    spec: &DecoderSpec,
+    storage: KvCacheConfig,
+    how: Thoroughness,
+    with_far: bool,
+) -> Batch {
     let limit = storage.capacity().min(spec.context_length());
     let mut batch = Batch::default();
     let mut blocks = Blocks::new(storage);
@@ -87,7 +92,7 @@ pub(super) fn first(passages: &Passages, spec: &DecoderSpec, storage: KvCacheCon
     let limit = limit.min(values / spec.layer_attentions().map(AttentionSpec::key_value_width).max().unwrap_or(1));
     let ids = &passages.ids[0];
     let ids = &ids[..ids.len().min(rows)];
-    let positions = far_positions(spec, storage.block_size, how);
+    let positions = if with_far { far_positions(spec, storage.block_size, how) } else { Vec::new() };
     for position in positions.into_iter().filter(|position| position + ids.len() <= limit).take(most) {
         if !blocks.full.is_empty() && blocks.room() >= ids.len() {
             blocks.far(&mut batch, ids, position);
@@ -202,7 +207,7 @@ mod tests {
         for how in [Thoroughness::Brief, Thoroughness::Normal, Thoroughness::Full] {
             for num_blocks in [1, 2, 3, 5, 40, 4096] {
                 let (spec, storage) = (spec(), storage(num_blocks));
-                let batch = first(&passages(), &spec, storage, how);
+                let batch = first(&passages(), &spec, storage, how, true);
                 batch.validate(&spec, &storage).expect("the batch is sound");
                 assert_eq!(next_tokens(&batch).len(), batch.token_ids.len());
                 for stage in stages(&passages(), &spec, storage, how) {
@@ -216,7 +221,7 @@ mod tests {
     fn no_position_is_compared_twice_and_none_is_left() {
         let (passages, spec, storage) = (passages(), spec(), storage(4096));
         for how in [Thoroughness::Brief, Thoroughness::Normal] {
-            let mut batches = vec![first(&passages, &spec, storage, how)];
+            let mut batches = vec![first(&passages, &spec, storage, how, true)];
             batches.extend(stages(&passages, &spec, storage, how));
             let mut seen = std::collections::HashSet::new();
             for batch in &batches {
@@ -242,7 +247,7 @@ mod tests {
             let Mixer::Attention { sliding_window, .. } = &mut layer.mixer;
             *sliding_window = Some(4096);
         }
-        let batch = first(&passages(), &spec, storage(8192), Thoroughness::Normal);
+        let batch = first(&passages(), &spec, storage(8192), Thoroughness::Normal, true);
         let far: Vec<usize> = batch.sequences.iter().map(|s| s.context_len).filter(|len| *len > 0).collect();
         assert_eq!(&far[..3], [4096, 8192, 1040]);
         assert!(batch.token_ids.len() < 120, "{}", batch.token_ids.len());

@@ -11,8 +11,7 @@ use sha2::{Digest, Sha256};
 use super::passages::Passages;
 use super::report::CompatReport;
 use super::{Precision, Subject, Thoroughness, batches};
-use crate::executor::Executor;
-use crate::executor::fused::FusedExecutor;
+use crate::executor::Decoder;
 
 /// Changed whenever reports change in meaning.
 const FORMAT: u32 = 3;
@@ -39,10 +38,10 @@ struct Entry {
 
 impl VerdictCache {
     /// A verdict is about these weights, what they are asked, precision, levels, instruction set and build of the engine.
-    pub(crate) fn new(folder: Option<&Path>, subject: &Subject, fused: &FusedExecutor, precision: Precision) -> Self {
+    pub(crate) fn new(folder: Option<&Path>, subject: &Subject, fused: &Decoder<'_>, precision: Precision) -> Self {
         let Subject { spec, weights, .. } = subject;
         let mut hash = Sha256::new();
-        field(&mut hash, fused.isa().name().as_bytes());
+        field(&mut hash, fused.report().isa.as_bytes());
         field(&mut hash, precision.as_str().as_bytes());
         field(&mut hash, format!("{spec:?}").as_bytes());
         field(&mut hash, format!("{:?}", fused.plan()).as_bytes());
@@ -56,7 +55,8 @@ impl VerdictCache {
         let passages = subject.passages().ok();
         field(&mut hash, &passages.as_ref().map(Passages::fingerprint).unwrap_or_default());
         // A small context leaves room for few tokens to measure with, and no far positions.
-        let first = passages.map(|read| batches::first(&read, spec, fused.kv_cache(), Thoroughness::Brief));
+        let with_far = fused.state().bytes_per_sequence == 0;
+        let first = passages.map(|read| batches::first(&read, spec, fused.kv_cache(), Thoroughness::Brief, with_far));
         field(&mut hash, format!("{:?}", first.unwrap_or_default()).as_bytes());
         let name = hex(&hash.clone().finalize());
         field(&mut hash, &FORMAT.to_le_bytes());

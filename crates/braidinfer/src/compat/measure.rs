@@ -3,21 +3,19 @@
 use super::batches::{near_tokens, next_tokens};
 use crate::Result;
 use crate::divergence::{Divergence, Tally};
-use crate::executor::fused::{FusedExecutor, KernelPlan};
-use crate::executor::{Activation, Batch, Executor, LayerByLayer, Layers, NoProbe, Recorder};
-
-/// Positions whose logits are computed at once.
-const HEAD_ROWS: usize = 64;
+use crate::executor::{Activation, Batch, Decoder, KernelPlan, NoProbe, Probe, Recorder, Step};
+use crate::threads::Threads;
 
 /// What the standard kernels compute in f32, kept for every comparison.
 pub(super) struct Truth {
     batch: Batch,
     vocab_size: usize,
-    layers: usize,
     /// The residual stream before every layer, and after the last one.
     streams: Vec<Vec<f32>>,
     /// `[T][vocab_size]`.
     logits: Vec<f32>,
+    /// What counts divergences.
+    threads: Threads,
 }
 
 /// Errors of one layer that was given the true residual stream.
@@ -52,44 +50,42 @@ pub(super) struct Run {
 }
 
 impl Truth {
-    /// Runs `standard`, and beside every part of it the same one of `fused` by each of the plans, on the true input. The
-    /// executor is left with the last plan.
+    /// Runs `standard`, and beside every part of it the same one of `fused` by each of the plans, on the true input.
     pub(super) fn observe(
-        standard: &mut dyn LayerByLayer,
-        fused: &mut FusedExecutor,
+        standard: &mut Decoder<'_>,
+        fused: &mut Decoder<'_>,
         plans: &[&KernelPlan],
         batch: Batch,
+        threads: &Threads,
     ) -> Result<(Self, Vec<Errors>)> {
         let (layers, vocab_size) = (fused.spec().layers.len(), fused.spec().vocab_size);
         let rows = batch.token_ids.len();
-        let mut stream = standard.embed(&batch, &mut NoProbe)?;
-        let embed = relative_error(&stream, &LayerByLayer::embed(fused, &batch, &mut NoProbe)?, rows);
+        let own_plan = standard.plan().clone();
+        let truly = Step { batch: &batch, plan: &own_plan };
+        let by = |plan| Step { batch: &batch, plan };
+        let mut stream = standard.embed(truly, &mut NoProbe)?;
+        let first = plans.first().copied().unwrap_or(&own_plan);
+        let embed = relative_error(&stream, &fused.embed(by(first), &mut NoProbe)?, rows);
         let mut errors = vec![Errors { embed, layers: Vec::with_capacity(layers), logits: 0.0 }; plans.len()];
         let mut streams = Vec::with_capacity(layers + 1);
         for index in 0..layers {
             let mut truth = Recorder::new(|_: &str| true);
-            let next = standard.layer(index, &batch, &stream, &mut truth)?;
+            let next = standard.layer(index, truly, &stream, &mut truth)?;
             for (plan, errors) in plans.iter().zip(&mut errors) {
-                fused.set_plan((*plan).clone())?;
                 let mut own = Recorder::new(|_: &str| true);
-                fused.layer(index, &batch, &stream, &mut own)?;
+                fused.layer(index, by(plan), &stream, &mut own)?;
                 let ops = compare(&truth.activations, &own.activations);
                 errors.layers.push(LayerErrors { ops });
             }
             streams.push(std::mem::replace(&mut stream, next));
         }
-        let true_logits = logits(standard, &batch, &stream, vocab_size)?;
+        let true_logits = standard.head(truly, &stream, &mut NoProbe)?.logits.into_values();
         for (plan, errors) in plans.iter().zip(&mut errors) {
-            fused.set_plan((*plan).clone())?;
-            errors.logits = relative_error(&true_logits, &logits(fused, &batch, &stream, vocab_size)?, rows);
+            let logits = fused.head(by(plan), &stream, &mut NoProbe)?.logits;
+            errors.logits = relative_error(&true_logits, logits.values(), rows);
         }
         streams.push(stream);
-        Ok((Self { batch, vocab_size, layers, streams, logits: true_logits }, errors))
-    }
-
-    /// Tokens compared.
-    pub(super) fn tokens(&self) -> usize {
-        self.batch.token_ids.len()
+        Ok((Self { batch, vocab_size, streams, logits: true_logits, threads: threads.clone() }, errors))
     }
 
     /// What was read, and what was found, as a run of the truth itself.
@@ -97,47 +93,36 @@ impl Truth {
         Divergence::of(&self.logits, &self.logits, self.vocab_size, &next_tokens(&self.batch))
     }
 
-    /// Runs an executor from the tokens to the logits.
-    pub(super) fn run(&self, executor: &mut dyn LayerByLayer) -> Result<Run> {
-        let mut drift = Vec::with_capacity(self.layers);
-        let mut compare = |index: usize, stream: &[f32]| {
-            drift.push(relative_error(&self.streams[index + 1], stream, self.tokens()));
-        };
-        let logits = whole(executor, &self.batch, self.layers, self.vocab_size, &mut compare)?;
+    /// Runs a decoder by a plan, from the tokens to the logits.
+    pub(super) fn run(&self, decoder: &mut Decoder<'_>, plan: &KernelPlan) -> Result<Run> {
+        let mut drift = Drift { truth: self, of_layers: Vec::with_capacity(self.streams.len()) };
+        let step = Step { batch: &self.batch, plan };
+        let logits = decoder.forward_as_stored(step, &mut drift)?.logits.into_values();
         let near = near_tokens(&self.batch) * self.vocab_size;
-        let mut tally = Tally::default();
+        let mut tally = Tally::on(&self.threads);
         tally.add(&self.logits[..near], &logits[..near], self.vocab_size, &next_tokens(&self.batch));
         let far = Divergence::of(&self.logits[near..], &logits[near..], self.vocab_size, &[]);
         let divergence = tally.divergence();
-        Ok(Run { first: divergence.clone(), divergence, far, tally, drift })
+        Ok(Run { first: divergence.clone(), divergence, far, tally, drift: drift.of_layers })
     }
 }
 
-/// The wanted logits of a batch, `[rows][vocab_size]`; `observe` is told the residual stream after each layer.
-pub(super) fn whole(
-    executor: &mut dyn LayerByLayer,
-    batch: &Batch,
-    layers: usize,
-    vocab_size: usize,
-    observe: &mut dyn FnMut(usize, &[f32]),
-) -> Result<Vec<f32>> {
-    let mut stream = executor.embed(batch, &mut NoProbe)?;
-    for index in 0..layers {
-        stream = executor.layer(index, batch, &stream, &mut NoProbe)?;
-        observe(index, &stream);
-    }
-    logits(executor, batch, &stream, vocab_size)
+/// How far the residual stream after each layer is from the true one.
+struct Drift<'a> {
+    truth: &'a Truth,
+    of_layers: Vec<f64>,
 }
 
-/// The wanted logits, some positions at a time.
-fn logits(executor: &mut dyn LayerByLayer, batch: &Batch, stream: &[f32], vocab_size: usize) -> Result<Vec<f32>> {
-    let mut values = Vec::with_capacity(batch.logits_rows.len() * vocab_size);
-    for rows in batch.logits_rows.chunks(HEAD_ROWS) {
-        let part = Batch { logits_rows: rows.to_vec(), ..batch.clone() };
-        let logits = executor.head(&part, stream, &mut NoProbe)?.logits;
-        (0..logits.rows()).for_each(|row| values.extend_from_slice(logits.row(row)));
+impl Probe for Drift<'_> {
+    fn wants(&self, name: &str) -> bool {
+        name.starts_with("layer.") && name.ends_with(".output")
     }
-    Ok(values)
+
+    fn record(&mut self, _name: &str, rows: usize, values: Vec<f32>) {
+        // Layers come in order.
+        let truth = &self.truth.streams[self.of_layers.len() + 1];
+        self.of_layers.push(relative_error(truth, &values, rows));
+    }
 }
 
 fn compare(truth: &[Activation], own: &[Activation]) -> Vec<(String, f64)> {

@@ -42,10 +42,10 @@ use self::measure::{Errors, LayerErrors, Run, Truth};
 use self::passages::Passages;
 use self::plan_words::plan_in_words;
 use self::reading::Reader;
-use crate::executor::fused::{FusedExecutor, KernelPlan};
-use crate::executor::standard::{ComputeDtype, StandardStream};
-use crate::executor::{Batch, Executor, KvCacheConfig};
+use crate::executor::standard::{self, ComputeDtype, StreamOptions};
+use crate::executor::{Batch, Decoder, KernelPlan, KvCacheConfig};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
+use crate::threads::Threads;
 use crate::{Error, Result};
 
 /// How thorough a check is.
@@ -74,6 +74,23 @@ pub struct Subject<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     /// The chat template, if there is one: a chat is read, too.
     pub chat_template: Option<&'a ChatTemplate>,
+    /// Threads of what is compared with.
+    pub threads: &'a Threads,
+    /// What is compared with; standard kernels that read the weights if `None`.
+    pub reference: Option<Reference<'a>>,
+}
+
+/// Makes a decoder in a type, with key/value storage of a shape, that others are compared with.
+pub type Reference<'a> = &'a dyn Fn(ComputeDtype, KvCacheConfig) -> Result<Decoder<'a>>;
+
+/// What a check found.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// The verdict.
+    pub report: CompatReport,
+    /// The plan it is about: where [`CompatReport::kernels`] leaves something to the kernels that were checked, they
+    /// compute by it.
+    pub plan: KernelPlan,
 }
 
 impl Subject<'_> {
@@ -99,20 +116,16 @@ impl Subject<'_> {
         })
     }
 
-    /// Measures `fused` against the standard kernels, and leaves it with the plan that `precision` picks; where that is standard
-    /// kernels, [`CompatReport::kernels`] says so.
-    pub fn check(
-        &self,
-        fused: &mut FusedExecutor,
-        thoroughness: Thoroughness,
-        precision: Precision,
-    ) -> Result<CompatReport> {
+    /// Measures `fused` against the standard kernels, from its own plan, which is the fastest, to the plan that `precision`
+    /// picks; where that is standard kernels, [`CompatReport::kernels`] says so. Nothing of what was read stays stored.
+    pub fn check(&self, fused: &mut Decoder<'_>, thoroughness: Thoroughness, precision: Precision) -> Result<Checked> {
         let started = Instant::now();
-        let mut report = self.predict(fused.isa().name())?;
+        let mut report = self.predict(fused.report().isa)?;
         report.precision = Some(precision);
         report.thoroughness = Some(thoroughness);
         let passages = self.passages()?;
-        let batch = batches::first(&passages, self.spec, fused.kv_cache(), thoroughness);
+        let batch =
+            batches::first(&passages, self.spec, fused.kv_cache(), thoroughness, fused.state().bytes_per_sequence == 0);
         let found = self.measure(fused, batch, thoroughness)?;
         let usual = found.checkpoint.as_ref().filter(|_| !self.weights.dtype().is_quantized()).map(|(_, run)| run);
         let judgement = Judgement::of(&found.exact_errors, &found.exact, usual);
@@ -126,16 +139,16 @@ impl Subject<'_> {
             _ if judgement.has_fault() => None,
             _ => speed::compare(fused, &found.fastest_plan, &adapted.plan)?,
         };
-        // Nothing of what was read stays.
-        fused.set_plan(adapted.plan.clone())?;
-        fused.release_kv_cache()?;
+        fused.release_storage()?;
         report.layers = layer_reports(&found.exact_errors, &found.fastest_errors, &judgement, &adapted);
         judgement.conclude(&adapted, precision, &mut report);
         let read = adapted.run.divergence.positions;
+        let (more_than_usual, beyond_first) = (reader.is_more_than_usual(read), reader.reference().to_owned());
+        drop(reader);
         report.measured = Some(Measured {
             tokens: read,
-            more_than_usual: reader.is_more_than_usual(read),
-            beyond_first: reader.reference().to_owned(),
+            more_than_usual,
+            beyond_first,
             text: passages.text,
             loss: found.truth.itself().loss,
             uniform_loss: (self.spec.vocab_size as f64).ln(),
@@ -144,7 +157,7 @@ impl Subject<'_> {
             seconds: started.elapsed().as_secs_f64(),
         });
         judge::recommend(&mut report);
-        Ok(report)
+        Ok(Checked { report, plan: adapted.plan })
     }
 
     /// What is read.
@@ -158,10 +171,10 @@ impl Subject<'_> {
     /// The plan that is as fast as the precision allows.
     fn adapt(
         &self,
-        fused: &mut FusedExecutor,
+        fused: &mut Decoder<'_>,
         found: &Measurements,
         judgement: &Judgement,
-        reader: &mut Reader,
+        reader: &mut Reader<'_, '_>,
         precision: Precision,
         search_between: bool,
     ) -> Result<Adapted> {
@@ -175,7 +188,7 @@ impl Subject<'_> {
     }
 
     /// Every run but those of plans in between.
-    fn measure(&self, fused: &mut FusedExecutor, batch: Batch, thoroughness: Thoroughness) -> Result<Measurements> {
+    fn measure(&self, fused: &mut Decoder<'_>, batch: Batch, thoroughness: Thoroughness) -> Result<Measurements> {
         let storage = fused.kv_cache();
         let fastest_plan = fused.plan().clone();
         let exact_plan = fastest_plan.exact();
@@ -184,15 +197,13 @@ impl Subject<'_> {
             Thoroughness::Brief => &[&exact_plan],
             Thoroughness::Normal | Thoroughness::Full => &[&exact_plan, &fastest_plan],
         };
-        let (truth, errors) = Truth::observe(&mut standard, fused, plans, batch)?;
+        let (truth, errors) = Truth::observe(&mut standard, fused, plans, batch, self.threads)?;
         drop(standard);
         let mut errors = errors.into_iter();
         let exact_errors = errors.next().ok_or_else(|| Error::Internal("no errors of the exact plan".into()))?;
         let fastest_errors = errors.next();
-        fused.set_plan(exact_plan)?;
-        let exact = truth.run(fused)?;
-        fused.set_plan(fastest_plan.clone())?;
-        let fastest = truth.run(fused)?;
+        let exact = truth.run(fused, &exact_plan)?;
+        let fastest = truth.run(fused, &fastest_plan)?;
         let checkpoint = match thoroughness {
             Thoroughness::Brief if Judgement::is_close(&fastest) => None,
             _ => self.checkpoint_run(&truth, storage)?,
@@ -200,8 +211,13 @@ impl Subject<'_> {
         Ok(Measurements { truth, fastest_plan, exact_errors, fastest_errors, exact, fastest, checkpoint })
     }
 
-    pub(super) fn standard(&self, dtype: ComputeDtype, storage: KvCacheConfig) -> Result<StandardStream<'_>> {
-        StandardStream::new(self.spec, self.weights, dtype, storage.block_size, storage.num_blocks)
+    pub(super) fn standard(&self, dtype: ComputeDtype, storage: KvCacheConfig) -> Result<Decoder<'_>> {
+        if let Some(reference) = self.reference {
+            return reference(dtype, storage);
+        }
+        let KvCacheConfig { block_size, num_blocks, .. } = storage;
+        let options = StreamOptions { dtype, block_size, num_blocks, reread: false, threads: self.threads.clone() };
+        standard::stream(self.spec, self.weights, options)
     }
 
     /// What most people run, unless that is the truth itself.
@@ -210,7 +226,9 @@ impl Subject<'_> {
         if dtype == ComputeDtype::F32 {
             return Ok(None);
         }
-        let run = truth.run(&mut self.standard(dtype, storage)?)?;
+        let mut standard = self.standard(dtype, storage)?;
+        let plan = standard.plan().clone();
+        let run = truth.run(&mut standard, &plan)?;
         Ok(Some((format!("standard, {dtype}"), run)))
     }
 }
@@ -253,12 +271,9 @@ impl Measurements {
     }
 }
 
-/// Applies the plan of a report made earlier. Returns whether it was about this model's projections.
-pub fn apply(report: &CompatReport, fused: &mut FusedExecutor) -> Result<bool> {
-    match plan_entries::planned(fused.plan(), &report.plan) {
-        Some(plan) => fused.set_plan(plan).map(|()| true),
-        None => Ok(false),
-    }
+/// The plan of a report made earlier, for a model with the projections of `plan`; `None` if it is about others.
+pub fn plan_of(report: &CompatReport, plan: &KernelPlan) -> Option<KernelPlan> {
+    plan_entries::planned(plan, &report.plan)
 }
 
 fn layer_reports(

@@ -6,8 +6,7 @@ use braidinfer_kernels::NumericLevel;
 use braidinfer_model::{LayerSlot, Slot};
 
 use super::report::PlanEntry;
-use crate::executor::fused::KernelPlan;
-use crate::executor::{ActiveKernels, KvDtype};
+use crate::executor::{ActiveKernels, KernelPlan, KvDtype};
 
 /// What standard kernels compute.
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use braidinfer_kernels::NumericLevel;
 
-use crate::executor::fused::KernelPlan;
+use crate::executor::KernelPlan;
 
 /// Levels and storage of a plan: "16-bit activations, K/V f16".
 pub(super) fn plan_in_words(plan: &KernelPlan) -> String {

@@ -1,17 +1,14 @@
 //! Reading on, until a plan's divergence is known well enough.
 
-use braidinfer_model::DecoderSpec;
-
 use super::batches::{next_tokens, stages};
-use super::measure::{Run, Truth, whole};
+use super::measure::{Run, Truth};
 use super::passages::Passages;
 use super::precision::{Holds, Target};
 use super::{Measurements, Subject, Thoroughness};
 use crate::Result;
 use crate::divergence::{Divergence, NEAR_TIE};
-use crate::executor::fused::{FusedExecutor, KernelPlan};
-use crate::executor::standard::{ComputeDtype, StandardStream};
-use crate::executor::{Batch, Executor, LayerByLayer};
+use crate::executor::standard::ComputeDtype;
+use crate::executor::{Batch, Decoder, KernelPlan, NoProbe, Step};
 
 /// Logits of the reference that are kept for the next plan, in values.
 const KEPT: usize = 64 << 20;
@@ -32,27 +29,27 @@ struct Amount {
 }
 
 /// Reads passages that the first measurement left.
-pub(super) struct Reader<'a> {
-    subject: &'a Subject<'a>,
+pub(super) struct Reader<'a, 's> {
+    subject: &'a Subject<'s>,
     truth: &'a Truth,
     stages: Vec<Batch>,
     exact: KernelPlan,
     /// Runs of the first measurement that are known already.
     known: Vec<(KernelPlan, Run)>,
     /// Where fused kernels cannot stand for the truth, or certainty is asked for.
-    standard: Option<StandardStream<'a>>,
+    standard: Option<Decoder<'a>>,
     /// Of the first stages, of the reference.
     kept: Vec<Vec<f32>>,
     amount: Amount,
 }
 
-impl<'a> Reader<'a> {
+impl<'a, 's> Reader<'a, 's> {
     /// `doubtful` says that the weights let expect trouble.
     pub(super) fn new(
-        subject: &'a Subject<'a>,
+        subject: &'a Subject<'s>,
         passages: &Passages,
         found: &'a Measurements,
-        fused: &FusedExecutor,
+        fused: &Decoder<'_>,
         how: Thoroughness,
         doubtful: bool,
     ) -> Result<Self> {
@@ -95,17 +92,16 @@ impl<'a> Reader<'a> {
     }
 
     /// Runs a plan until it is known whether it holds `target`. Where there is none, on the usual amount of text, or on more
-    /// if tokens may change. The executor is left with the plan.
-    pub(super) fn read(&mut self, fused: &mut FusedExecutor, plan: &KernelPlan, target: Option<Target>) -> Result<Run> {
+    /// if tokens may change.
+    pub(super) fn read(&mut self, fused: &mut Decoder<'_>, plan: &KernelPlan, target: Option<Target>) -> Result<Run> {
         if *plan == self.exact && self.standard.is_none() {
             // It must not be compared with itself.
             self.standard = Some(self.subject.standard(ComputeDtype::F32, fused.kv_cache())?);
             self.kept.clear();
         }
-        fused.set_plan(plan.clone())?;
         let mut run = match self.known.iter().find(|(known, _)| known == plan) {
             Some((_, run)) => run.clone(),
-            None => self.truth.run(fused)?,
+            None => self.truth.run(fused, plan)?,
         };
         let vocab_size = self.subject.spec.vocab_size;
         for stage in 0..self.stages.len() {
@@ -113,8 +109,7 @@ impl<'a> Reader<'a> {
                 break;
             }
             self.keep_reference(fused, stage)?;
-            fused.set_plan(plan.clone())?;
-            let own = logits(self.subject.spec, fused, &self.stages[stage])?;
+            let own = logits(fused, &self.stages[stage], plan)?;
             run.tally.add(&self.kept[stage], &own, vocab_size, &next_tokens(&self.stages[stage]));
             self.drop_large(stage);
             run.divergence = run.tally.divergence();
@@ -135,17 +130,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Sees to it that the logits of the reference for a stage are kept.
-    fn keep_reference(&mut self, fused: &mut FusedExecutor, stage: usize) -> Result<()> {
+    fn keep_reference(&mut self, fused: &mut Decoder<'_>, stage: usize) -> Result<()> {
         self.kept.resize(self.kept.len().max(stage + 1), Vec::new());
         if !self.kept[stage].is_empty() {
             return Ok(());
         }
         self.kept[stage] = match &mut self.standard {
-            Some(standard) => logits(self.subject.spec, standard, &self.stages[stage])?,
-            None => {
-                fused.set_plan(self.exact.clone())?;
-                logits(self.subject.spec, fused, &self.stages[stage])?
+            Some(standard) => {
+                let plan = standard.plan().clone();
+                logits(standard, &self.stages[stage], &plan)?
             }
+            None => logits(fused, &self.stages[stage], &self.exact)?,
         };
         Ok(())
     }
@@ -158,6 +153,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn logits(spec: &DecoderSpec, executor: &mut dyn LayerByLayer, stage: &Batch) -> Result<Vec<f32>> {
-    whole(executor, stage, spec.layers.len(), spec.vocab_size, &mut |_, _| {})
+fn logits(decoder: &mut Decoder<'_>, stage: &Batch, plan: &KernelPlan) -> Result<Vec<f32>> {
+    Ok(decoder.forward_as_stored(Step { batch: stage, plan }, &mut NoProbe)?.logits.into_values())
 }

@@ -4,8 +4,7 @@ use std::time::Instant;
 
 use super::report::Speed;
 use crate::Result;
-use crate::executor::fused::{FusedExecutor, KernelPlan};
-use crate::executor::{Batch, Executor, NoProbe, SequenceSlice};
+use crate::executor::{Batch, Decoder, KernelPlan, NoProbe, SequenceSlice, Step};
 
 /// How often both plans decode in turn, and how many tokens each time.
 const REPETITIONS: usize = 5;
@@ -14,8 +13,8 @@ const TOKENS: usize = 4;
 /// Tokens of a prompt.
 const PROMPT: usize = 128;
 
-/// Decodes and reads a prompt by both plans in turn. The executor is left with the second one.
-pub(super) fn compare(fused: &mut FusedExecutor, fastest: &KernelPlan, plan: &KernelPlan) -> Result<Option<Speed>> {
+/// Decodes and reads a prompt by both plans in turn.
+pub(super) fn compare(fused: &mut Decoder<'_>, fastest: &KernelPlan, plan: &KernelPlan) -> Result<Option<Speed>> {
     // Some tokens stand before those that are timed.
     let tokens = 2 * TOKENS;
     let storage = fused.kv_cache();
@@ -27,17 +26,16 @@ pub(super) fn compare(fused: &mut FusedExecutor, fastest: &KernelPlan, plan: &Ke
     let mut prefill = [Vec::new(), Vec::new()];
     for _ in 0..REPETITIONS {
         for (index, plan) in [fastest, plan].into_iter().enumerate() {
-            fused.set_plan(plan.clone())?;
             for position in 0..TOKENS {
-                read(fused, position..position + 1)?;
+                read(fused, plan, position..position + 1)?;
             }
             let started = Instant::now();
             for position in TOKENS..tokens {
-                read(fused, position..position + 1)?;
+                read(fused, plan, position..position + 1)?;
             }
             decoding[index].push(started.elapsed().as_secs_f64());
             let started = Instant::now();
-            read(fused, 0..prompt)?;
+            read(fused, plan, 0..prompt)?;
             prefill[index].push(started.elapsed().as_secs_f64());
         }
     }
@@ -51,14 +49,10 @@ pub(super) fn compare(fused: &mut FusedExecutor, fastest: &KernelPlan, plan: &Ke
 }
 
 /// Reads token 0 at some positions at once, and asks for what follows the last.
-fn read(fused: &mut FusedExecutor, positions: std::ops::Range<usize>) -> Result<()> {
-    let slice = SequenceSlice {
-        query_len: positions.len(),
-        context_len: positions.start,
-        rope_len: positions.end,
-        block_table: (0..positions.end.div_ceil(fused.kv_cache().block_size) as u32).collect(),
-    };
+fn read(fused: &mut Decoder<'_>, plan: &KernelPlan, positions: std::ops::Range<usize>) -> Result<()> {
+    let block_table = (0..positions.end.div_ceil(fused.kv_cache().block_size) as u32).collect();
+    let slice = SequenceSlice::new(positions.start, positions.len(), block_table);
     let mut batch = Batch::default();
     batch.push(&vec![0; positions.len()], slice, 1);
-    fused.forward(&batch, &mut NoProbe).map(drop)
+    fused.forward_by(Step { batch: &batch, plan }, &mut NoProbe).map(drop)
 }

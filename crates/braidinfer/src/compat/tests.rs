@@ -17,10 +17,9 @@ use super::batches;
 use super::measure::Truth;
 use super::passages::Passages;
 use super::{CompatReport, Precision, RunKind, Status, Thoroughness, VerdictCache};
-use crate::executor::fused::KernelPlan;
-use crate::executor::fused::planted::Planted;
+use crate::executor::fused::planted::{self, Planted};
 use crate::executor::standard::ComputeDtype;
-use crate::executor::{ActiveKernels, Executor, Kernels, KvDtype};
+use crate::executor::{ActiveKernels, Decoder, KernelPlan, Kernels, KvDtype};
 use crate::loading::{LoadOptions, ModelParts};
 use crate::quantize::quantize_weights;
 
@@ -47,15 +46,21 @@ fn check_seed(
         let mut parts = ModelParts::open(&fixture(name), &options, &|_, _| {}).expect("the fixture opens");
         shuffle(&mut parts, seed);
         if let Some(file_type) = quantize {
-            quantize_weights(&parts.spec, &mut parts.weights, file_type, &|_, _| {}).expect("weights can be quantized");
+            quantize_weights(&parts.spec, &mut parts.weights, file_type, &parts.threads, &|_, _| {})
+                .expect("weights can be quantized");
         }
         parts
     };
     let (parts, mut spoiled) = (open(), open());
     spoil(&mut spoiled);
-    let mut fused = spoiled.fused(&options, &|_, _| {}).expect("the weights can be packed");
-    fused.planted = planted;
-    parts.subject().check(&mut fused, Thoroughness::Normal, Precision::Auto).expect("the check runs")
+    let mut fused = fused(&spoiled, &options, planted);
+    parts.subject().check(&mut fused, Thoroughness::Normal, Precision::Auto).expect("the check runs").report
+}
+
+/// Fused kernels with a fault in them, or none.
+fn fused(parts: &ModelParts, options: &LoadOptions, fault: Option<Planted>) -> Decoder<'static> {
+    let options = parts.fused_options(options).expect("there are fused kernels");
+    planted::load(parts.spec.clone(), &parts.weights, options, fault).expect("the weights can be packed")
 }
 
 /// Puts the entries of each matrix in another order.
@@ -114,13 +119,12 @@ fn a_verdict_for_some_layers_is_run_as_it_says() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let options = LoadOptions { verdicts: Some(folder.path().to_owned()), ..LoadOptions::default() };
     let mut parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
-    let mut fused = parts.fused(&options, &|_, _| {}).expect("the weights can be packed");
+    let mut fused = fused(&parts, &options, Some(Planted::SumsInBf16 { layer: 1 }));
     let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, Precision::Auto);
-    fused.planted = Some(Planted::SumsInBf16 { layer: 1 });
-    let report = parts.subject().check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
-    cache.write(&report).expect("the verdict can be kept");
+    let checked = parts.subject().check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
+    cache.write(&checked.report).expect("the verdict can be kept");
     let loaded = parts.load(&options, &|_, _| {}).expect("auto loads the model");
-    assert_eq!(loaded.executor.report().kernels, ActiveKernels::Mixed);
+    assert_eq!(loaded.decoder.report().kernels, ActiveKernels::Mixed);
     let note = parts.notes.last().expect("the choice is said");
     for part in ["mixed kernels: INCOMPATIBLE (measured earlier)", "in layer 1", "standard: layers 1"] {
         assert!(note.contains(part), "{part}: {note}");
@@ -235,29 +239,25 @@ fn cost(rounded: Rounded, limit: Option<f32>) -> f64 {
         _ => None,
     };
     let parts = extreme(quantize, limit);
-    let mut fused = parts.fused(&options, &|_, _| {}).expect("the weights can be packed");
+    let mut fused = fused(&parts, &options, (rounded == Rounded::KeysInBf16).then_some(Planted::KeysInBf16));
     let passages = Passages::new(None, None, parts.spec.vocab_size).expect("ids can be drawn");
     let storage = fused.kv_cache();
-    let batch = batches::first(&passages, &parts.spec, storage, Thoroughness::Normal);
+    let batch = batches::first(&passages, &parts.spec, storage, Thoroughness::Normal, true);
     let exact = fused.plan().exact();
     let subject = parts.subject();
     let mut standard = subject.standard(ComputeDtype::F32, storage).expect("standard kernels run");
-    let (truth, _) = Truth::observe(&mut standard, &mut fused, &[&exact], batch).expect("it runs");
+    let (truth, _) = Truth::observe(&mut standard, &mut fused, &[&exact], batch, &parts.threads).expect("it runs");
     let run = match rounded {
         Rounded::Weights(file_type) => {
             let parts = extreme(Some(file_type), limit);
             let subject = parts.subject();
             let mut standard = subject.standard(ComputeDtype::F32, storage).expect("standard kernels run");
-            truth.run(&mut standard)
+            truth.run(&mut standard, &exact)
         }
         Rounded::Everything => {
-            truth.run(&mut subject.standard(ComputeDtype::BF16, storage).expect("standard kernels run"))
+            truth.run(&mut subject.standard(ComputeDtype::BF16, storage).expect("standard kernels run"), &exact)
         }
-        _ => {
-            fused.planted = (rounded == Rounded::KeysInBf16).then_some(Planted::KeysInBf16);
-            fused.set_plan(planned(exact, rounded)).expect("the plan is possible");
-            truth.run(&mut fused)
-        }
+        _ => truth.run(&mut fused, &planned(exact, rounded)),
     };
     run.expect("it runs").divergence.kl_mean
 }

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::{Divergence, NEAR_TIE, log_softmax};
 use crate::engine::argmax;
+use crate::threads::Threads;
 
 /// Tokens that the truth finds this much less likely than the likeliest, in nats, compete with it.
 const COMPETES: f64 = 3.0;
@@ -12,6 +13,7 @@ const COMPETES: f64 = 3.0;
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     positions: Vec<Position>,
+    threads: Option<Threads>,
 }
 
 /// One position.
@@ -32,14 +34,28 @@ enum Agreement {
 }
 
 impl Tally {
+    /// Counts on several threads.
+    pub fn on(threads: &Threads) -> Self {
+        Self { positions: Vec::new(), threads: Some(threads.clone()) }
+    }
+
     /// Adds positions: `truth` and `logits` are `[positions][vocab_size]`, `next` has the token after each position, where
     /// there is one.
     pub fn add(&mut self, truth: &[f32], logits: &[f32], vocab_size: usize, next: &[Option<u32>]) {
-        let rows = truth.par_chunks_exact(vocab_size).zip(logits.par_chunks_exact(vocab_size)).enumerate();
         let of = |(row, (truth, logits)): (usize, (&[f32], &[f32]))| {
             Position::of(truth, logits, next.get(row).copied().flatten())
         };
-        self.positions.par_extend(rows.map(of));
+        let positions = &mut self.positions;
+        match &self.threads {
+            None => {
+                let rows = truth.chunks_exact(vocab_size).zip(logits.chunks_exact(vocab_size)).enumerate();
+                positions.extend(rows.map(of));
+            }
+            Some(threads) => threads.run(|| {
+                let rows = truth.par_chunks_exact(vocab_size).zip(logits.par_chunks_exact(vocab_size)).enumerate();
+                positions.par_extend(rows.map(of));
+            }),
+        }
     }
 
     /// Positions read so far.

@@ -74,6 +74,13 @@ impl BlockTable {
         self.0.push(block);
     }
 
+    /// Gives back all but the first `len`, last first.
+    pub(super) fn truncate(&mut self, len: usize) {
+        while self.0.len() > len {
+            self.0.pop();
+        }
+    }
+
     pub(super) fn get(&self, index: usize) -> &Block {
         &self.0[index]
     }
@@ -83,7 +90,7 @@ impl BlockTable {
     }
 
     pub(super) fn clear(&mut self) {
-        while self.0.pop().is_some() {}
+        self.truncate(0);
     }
 }
 
@@ -94,6 +101,7 @@ impl Drop for BlockTable {
 }
 
 impl BlockPool {
+    /// Of blocks, or of state slots, which are counted alike.
     pub(super) fn new(num_blocks: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
             num_blocks,
@@ -133,6 +141,11 @@ impl BlockPool {
         state.own(id);
         drop(state);
         Some(Block { id, pool: self.clone() })
+    }
+
+    /// Whether a block holds what `hash` names.
+    pub(super) fn has(&self, hash: &BlockHash) -> bool {
+        self.state().by_hash.contains_key(hash)
     }
 
     /// Notes what a block holds, so that it can be found; from now on nobody may write to it.

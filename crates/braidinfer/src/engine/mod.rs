@@ -15,8 +15,6 @@ mod tap;
 
 use std::time::{Duration, Instant};
 
-use braidinfer_model::spec::RopeSpec;
-
 pub use constraint::{Constraint, ConstraintFactory};
 pub use logprobs::TokenLogprobs;
 pub use sampler::argmax;
@@ -25,10 +23,10 @@ pub use sequence::FinishReason;
 pub use tap::Tap;
 
 use self::sampler::first_not_finite;
-use self::scheduler::{Part, Scheduler};
+use self::scheduler::{Part, Plan, Scheduler};
 use self::sequence::Sequence;
 use self::tap::Taps;
-use crate::executor::{ActiveKernels, Executor, Logits, NoProbe, Outputs};
+use crate::executor::{Capabilities, Decoder, Logits, NoProbe, Outputs};
 use crate::{Error, Result};
 
 /// Names a sequence for as long as the engine knows it.
@@ -176,7 +174,7 @@ pub struct StepStats {
 
 /// Continuous batching over one executor.
 pub struct Engine {
-    executor: Box<dyn Executor>,
+    decoder: Decoder<'static>,
     /// Whether guessing changes no answer here.
     may_guess: bool,
     scheduler: Scheduler,
@@ -190,28 +188,27 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over `executor`, whose storage must hold at least one sequence of the longest length.
+    /// An engine over `decoder`, whose storage must hold at least one sequence of the longest length.
     ///
-    /// Where RoPE depends on the length of a sequence, nothing is shared: what is stored for a prefix is rotated for the
-    /// length of the sequence that it was computed in. Nor is anything guessed there, or on kernels that do not owe the
-    /// same bits in company.
-    pub fn new(executor: Box<dyn Executor>, config: EngineConfig) -> Result<Self> {
-        let kv_cache = executor.kv_cache();
+    /// Prefixes are shared, and drafts made, only where the decoder's [`Capabilities`] let answers stay the same.
+    pub fn new(decoder: Decoder<'static>, config: EngineConfig) -> Result<Self> {
+        let kv_cache = decoder.kv_cache();
         if kv_cache.capacity() < config.context {
             let expected = format!("at most the {} tokens of the key/value storage", kv_cache.capacity());
             return Err(Error::bad_request("context", expected, config.context));
         }
-        let by_length = executor.spec().rope.iter().any(RopeSpec::depends_on_length);
-        // Other kernels may round a row otherwise beside other rows, and then a guess could change what is chosen.
-        let may_guess = !by_length && executor.report().kernels == ActiveKernels::Fused;
+        let Capabilities { same_bits_in_company, shares_prefixes, takes_back_drafts } = decoder.capabilities();
+        // Where a row may be rounded otherwise beside other rows, a guess could change what is chosen.
+        let may_guess = takes_back_drafts && same_bits_in_company;
+        let keeps_state = decoder.state().bytes_per_sequence > 0;
         let config = EngineConfig {
-            prefix_cache: config.prefix_cache && !by_length,
+            prefix_cache: config.prefix_cache && shares_prefixes,
             prompt_lookup: config.prompt_lookup && may_guess,
             ..config
         };
         Ok(Self {
-            scheduler: Scheduler::new(kv_cache, executor.spec().vocab_size, config),
-            executor,
+            scheduler: Scheduler::new(kv_cache, decoder.spec().vocab_size, config, keeps_state),
+            decoder,
             may_guess,
             next_id: 0,
             steps: 0,
@@ -223,27 +220,27 @@ impl Engine {
         })
     }
 
-    /// The executor.
-    pub fn executor(&self) -> &dyn Executor {
-        &*self.executor
+    /// The decoder.
+    pub fn decoder(&self) -> &Decoder<'static> {
+        &self.decoder
     }
 
-    /// The executor, to run batches directly. What it stored is forgotten.
+    /// The decoder, to run batches directly. What it stored is forgotten.
     ///
     /// Fails while any sequence is unfinished: such batches write where its keys and values are.
-    pub fn executor_mut(&mut self) -> Result<&mut dyn Executor> {
+    pub fn decoder_mut(&mut self) -> Result<&mut Decoder<'static>> {
         if self.has_unfinished() {
             let unfinished = self.scheduler.running() + self.scheduler.waiting();
             let expected = "no unfinished request, whose keys and values it could overwrite";
             return Err(Error::bad_request("direct batch", expected, unfinished));
         }
         self.scheduler.forget_stored();
-        Ok(&mut *self.executor)
+        Ok(&mut self.decoder)
     }
 
-    /// Has the executor read its weights once and compute nothing. `false` where that cannot be timed.
+    /// Has the decoder read its weights once and compute nothing. `false` where that cannot be timed.
     pub fn read_weights(&mut self) -> bool {
-        self.executor.read_weights()
+        self.decoder.read_weights()
     }
 
     /// Whether to guess from now on; where guesses could change an answer, none are made.
@@ -276,7 +273,7 @@ impl Engine {
     /// Whether a prompt can be run at all.
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<()> {
         params.validate()?;
-        let vocab = self.executor.spec().vocab_size;
+        let vocab = self.decoder.spec().vocab_size;
         if prompt.is_empty() {
             return Err(Error::bad_request("prompt", "at least one token", "none"));
         }
@@ -342,7 +339,7 @@ impl Engine {
             self.scheduler.clear();
             return Err(Error::Internal("sequences are waiting, but none can run".into()));
         }
-        let computed = match self.executor.forward(&plan.batch, &mut NoProbe) {
+        let computed = match self.compute(&plan) {
             Ok(computed) => computed,
             Err(error) => {
                 // No sequence of the batch may stay half computed.
@@ -364,6 +361,10 @@ impl Engine {
             self.advance(part, &computed, *row, &mut outputs);
             *row += part.wanted.len();
         }
+        if let Err(error) = self.take_snapshots() {
+            self.scheduler.clear();
+            return Err(error);
+        }
         let took = started.elapsed();
         self.scheduler.pace.observe(plan.prompt_tokens(), plan.has_answers(), plan.guesses(), took);
         self.last_step = StepStats {
@@ -373,6 +374,18 @@ impl Engine {
             took,
         };
         Ok(outputs)
+    }
+
+    fn compute(&mut self, plan: &Plan) -> Result<Outputs> {
+        for copy in &plan.restored {
+            self.decoder.copy_state(copy.from, copy.to)?;
+        }
+        self.decoder.forward(&plan.batch, &mut NoProbe)
+    }
+
+    fn take_snapshots(&mut self) -> Result<()> {
+        let copies = self.scheduler.take_snapshots();
+        copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))
     }
 
     /// Gives a sequence what was computed for it, from `row` on, and adds what it says to that. What is wrong with it ends

@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::block_pool::{BlockPool, block_hash};
+use super::block_pool::{Block, BlockHash, BlockPool, block_hash};
 use super::draft::ROWS;
 use super::pace::Pace;
-use super::sequence::Sequence;
+use super::sequence::{Sequence, SequenceState};
 use super::{EngineConfig, SequenceId};
 use crate::executor::{Batch, KvCacheConfig, SequenceSlice};
 use crate::{Error, Result};
@@ -26,6 +26,8 @@ pub(super) struct Scheduler {
     /// Tokens of a prompt whose logits are computed in one step.
     most_logits_rows: usize,
     pool: BlockPool,
+    /// Where layers keep something of sequences besides their blocks: of running ones, and of prefixes.
+    states: Option<StateSlots>,
     pub(super) pace: Pace,
     /// In order of arrival.
     waiting: VecDeque<Sequence>,
@@ -37,10 +39,28 @@ pub(super) struct Scheduler {
     pub(super) preemptions: usize,
 }
 
+/// Slots for what layers keep of sequences besides their blocks.
+#[derive(Debug)]
+struct StateSlots {
+    slots: BlockPool,
+    /// Copies that are due after the step that runs.
+    snapshots: Vec<StateCopy>,
+}
+
+/// A copy from one state slot to another one. It owns what must not be handed out meanwhile.
+#[derive(Debug)]
+pub(super) struct StateCopy {
+    pub(super) from: u32,
+    pub(super) to: u32,
+    _owned: Block,
+}
+
 /// What the next step runs.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) batch: Batch,
+    /// Copies of states that are due before the step.
+    pub(super) restored: Vec<StateCopy>,
     /// One for each sequence of the batch.
     pub(super) parts: Vec<Part>,
     /// Tokens of prompts whose logits may be wanted.
@@ -63,6 +83,25 @@ pub(super) struct Part {
     pub(super) draft: Vec<u32>,
 }
 
+impl StateSlots {
+    /// The state after the longest prefix of a sequence that has one; the sequence gives back what it found beyond that.
+    fn longest(&self, sequence: &mut Sequence) -> Option<Block> {
+        let found = (1..=sequence.hashes.len()).rev().find_map(|blocks| {
+            let state = self.slots.find(&sequence.hashes[blocks - 1])?;
+            Some((blocks, state))
+        });
+        let (blocks, state) = found.map_or((0, None), |(blocks, state)| (blocks, Some(state)));
+        sequence.blocks.truncate(blocks);
+        sequence.hashes.truncate(blocks);
+        state
+    }
+}
+
+/// The name of the prefix that a sequence's state stands after; `None` after no whole block.
+fn state_hash<'a>(sequence: &'a Sequence, state: &SequenceState) -> Option<&'a BlockHash> {
+    sequence.hashes.get(state.blocks.checked_sub(1)?)
+}
+
 impl Plan {
     /// Tokens of prompts.
     pub(super) fn prompt_tokens(&self) -> usize {
@@ -79,8 +118,12 @@ impl Plan {
 }
 
 impl Scheduler {
-    pub(super) fn new(kv_cache: KvCacheConfig, vocab_size: usize, config: EngineConfig) -> Self {
+    /// `keeps_state` says that layers keep something of sequences besides their blocks. As many slots as there are for
+    /// running sequences hold what stands after prefixes.
+    pub(super) fn new(kv_cache: KvCacheConfig, vocab_size: usize, config: EngineConfig, keeps_state: bool) -> Self {
+        let slots = || BlockPool::new(config.max_sequences.saturating_mul(2));
         Self {
+            states: keeps_state.then(|| StateSlots { slots: slots(), snapshots: Vec::new() }),
             most_logits_rows: (PROMPT_LOGITS / vocab_size).max(1),
             config,
             block_size: kv_cache.block_size,
@@ -114,6 +157,10 @@ impl Scheduler {
 
     /// Forgets what was stored, so that others may write to the storage.
     pub(super) fn forget_stored(&mut self) {
+        if let Some(states) = &mut self.states {
+            states.snapshots.clear();
+            states.slots.forget();
+        }
         self.pool.forget();
     }
 
@@ -129,20 +176,23 @@ impl Scheduler {
     /// Drops a sequence, and with it what it owns.
     pub(super) fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|sequence| sequence.id != id);
-        self.running.retain(|sequence| sequence.id != id);
+        if let Some(index) = self.find(id) {
+            let mut sequence = self.running.remove(index);
+            self.release_state(&mut sequence);
+        }
     }
 
     /// Drops all sequences, and what blocks hold: after a step that failed nobody knows what that is.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
         self.running.clear();
-        self.pool.forget();
+        self.forget_stored();
     }
 
     /// The next step.
     pub(super) fn schedule(&mut self) -> Plan {
-        self.admit();
         let mut plan = Plan::default();
+        self.admit(&mut plan);
         let running: Vec<SequenceId> = self.running.iter().map(|sequence| sequence.id).collect();
         let (mut writing, reading): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|id| self.find(*id).is_some_and(|index| self.running[index].is_writing()));
@@ -204,15 +254,18 @@ impl Scheduler {
         if !self.reserve(index, chunk + draft.len(), plan) {
             return None;
         }
-        let sequence = &self.running[index];
+        let sequence = &mut self.running[index];
         let known = sequence.computed..sequence.computed + chunk;
         let positions = known.start..known.end + draft.len();
+        if let Some(state) = &mut sequence.state {
+            state.blocks = known.end / self.block_size;
+        }
         let wanted: Vec<usize> = positions.clone().filter(|position| sequence.wants_output(*position)).collect();
         let slice = SequenceSlice {
-            query_len: positions.len(),
-            context_len: sequence.computed,
             rope_len: sequence.tokens.len() + draft.len(),
-            block_table: sequence.blocks.ids(),
+            draft_len: draft.len(),
+            state_slot: sequence.state.as_ref().map_or(0, |state| state.slot.id()),
+            ..SequenceSlice::new(sequence.computed, positions.len(), sequence.blocks.ids())
         };
         let first_row = plan.batch.token_ids.len();
         plan.batch.push(&[&sequence.tokens[known], &draft].concat(), slice, 0);
@@ -227,6 +280,7 @@ impl Scheduler {
     pub(super) fn computed(&mut self, id: SequenceId, computed: usize) {
         let Some(index) = self.find(id) else { return };
         let sequence = &mut self.running[index];
+        let read_prompt = sequence.computed < sequence.prompt_len;
         sequence.computed = computed;
         if self.config.prefix_cache {
             while (sequence.hashes.len() + 1) * self.block_size <= sequence.computed {
@@ -237,9 +291,38 @@ impl Scheduler {
                 sequence.hashes.push(hash);
             }
         }
+        if read_prompt {
+            self.snapshot(index);
+        }
     }
 
-    fn admit(&mut self) {
+    /// Sees to it that the state of a sequence is copied after the step, so that others can begin with it.
+    fn snapshot(&mut self, index: usize) {
+        let (Some(states), Some(state)) = (&mut self.states, &self.running[index].state) else { return };
+        let Some(hash) = state_hash(&self.running[index], state) else { return };
+        if states.slots.has(hash) {
+            return;
+        }
+        if let Some(slot) = states.slots.allocate() {
+            states.slots.register(&slot, *hash);
+            states.snapshots.push(StateCopy { from: state.slot.id(), to: slot.id(), _owned: slot });
+        }
+    }
+
+    /// Copies of states that are due now that the step has run.
+    pub(super) fn take_snapshots(&mut self) -> Vec<StateCopy> {
+        self.states.as_mut().map(|states| std::mem::take(&mut states.snapshots)).unwrap_or_default()
+    }
+
+    /// Lets the state slot of a sequence go, so that others can begin with what it holds until the slot is needed.
+    fn release_state(&self, sequence: &mut Sequence) {
+        let (Some(states), Some(state)) = (&self.states, sequence.state.take()) else { return };
+        if let Some(hash) = state_hash(sequence, &state) {
+            states.slots.register(&state.slot, *hash);
+        }
+    }
+
+    fn admit(&mut self, plan: &mut Plan) {
         while self.running.len() < self.config.max_sequences {
             let Some(next) = self.waiting.front() else { break };
             let leader = next.leader.and_then(|leader| self.find(leader)).map(|index| &self.running[index]);
@@ -247,7 +330,7 @@ impl Scheduler {
                 break;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
-            self.find_prefix(&mut sequence);
+            let restored = self.find_prefix(&mut sequence);
             // Whoever begins a prompt that does not fit takes blocks from others, and loses its own.
             let needed = sequence.tokens.len().div_ceil(self.block_size) - sequence.blocks.len();
             if !self.running.is_empty() && self.pool.available() < needed {
@@ -255,9 +338,19 @@ impl Scheduler {
                 self.waiting.push_front(sequence);
                 break;
             }
+            self.begin_state(&mut sequence, restored, plan);
             self.begin(&mut sequence);
             self.running.push(sequence);
         }
+    }
+
+    /// Gives a sequence that is to run a state slot, into which `restored` is copied before the step.
+    fn begin_state(&mut self, sequence: &mut Sequence, restored: Option<Block>, plan: &mut Plan) {
+        let Some(states) = &self.states else { return };
+        // There are more slots than sequences can run and be restored from.
+        let Some(slot) = states.slots.allocate() else { return };
+        plan.restored.extend(restored.map(|from| StateCopy { from: from.id(), to: slot.id(), _owned: from }));
+        sequence.state = Some(SequenceState { slot, blocks: sequence.hashes.len() });
     }
 
     /// Takes note that a sequence runs; one that was preempted is noted already.
@@ -273,10 +366,10 @@ impl Scheduler {
     }
 
     /// Gives a new sequence the blocks that hold the beginning of its tokens. The last token is always computed, for its
-    /// logits.
-    fn find_prefix(&mut self, sequence: &mut Sequence) {
+    /// logits. Where layers keep more than blocks, it begins where a state is known, which is returned.
+    fn find_prefix(&mut self, sequence: &mut Sequence) -> Option<Block> {
         if !self.config.prefix_cache || sequence.wants_every_position() {
-            return;
+            return None;
         }
         let whole = sequence.tokens.chunks_exact(self.block_size);
         for tokens in whole.take((sequence.tokens.len() - 1) / self.block_size) {
@@ -285,7 +378,9 @@ impl Scheduler {
             sequence.blocks.push(block);
             sequence.hashes.push(hash);
         }
+        let state = self.states.as_ref().and_then(|states| states.longest(sequence));
         sequence.computed = sequence.hashes.len() * self.block_size;
+        state
     }
 
     /// Blocks for the next `chunk` tokens of a running sequence. If they run out, the latest arrivals that are not in `plan`
@@ -312,6 +407,7 @@ impl Scheduler {
 
     fn preempt_latest(&mut self) {
         if let Some(mut latest) = self.running.pop() {
+            self.release_state(&mut latest);
             latest.preempt();
             self.preemptions += 1;
             self.waiting.push_front(latest);
@@ -338,7 +434,7 @@ mod tests {
 
     fn scheduler(num_blocks: usize, max_batched_tokens: usize) -> Scheduler {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks, dtype: KvDtype::F32 };
-        Scheduler::new(kv_cache, 1000, EngineConfig { max_batched_tokens, ..CONFIG })
+        Scheduler::new(kv_cache, 1000, EngineConfig { max_batched_tokens, ..CONFIG }, false)
     }
 
     fn request(prompt: Vec<u32>) -> Request {
@@ -384,7 +480,7 @@ mod tests {
     #[test]
     fn only_what_is_wanted_is_computed_and_not_too_much_at_once() {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks: 8, dtype: KvDtype::F16 };
-        let mut scheduler = Scheduler::new(kv_cache, PROMPT_LOGITS / 4, CONFIG);
+        let mut scheduler = Scheduler::new(kv_cache, PROMPT_LOGITS / 4, CONFIG, false);
         let wants = |scheduler: &mut Scheduler| {
             let plan = scheduler.schedule();
             plan.parts.iter().for_each(|part| scheduler.computed(part.sequence, part.positions.end));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::block_pool::{BlockHash, BlockTable};
+use super::block_pool::{Block, BlockHash, BlockTable};
 use super::constraint::Constraint;
 use super::draft::Drafter;
 use super::logprobs::TokenLogprobs;
@@ -33,6 +33,14 @@ impl FinishReason {
     }
 }
 
+/// What layers keep of a running sequence besides its blocks.
+#[derive(Debug)]
+pub(super) struct SequenceState {
+    pub(super) slot: Block,
+    /// Whole blocks of tokens that the state in the slot stands after, once the step has run.
+    pub(super) blocks: usize,
+}
+
 /// A prompt and the answer so far.
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
@@ -41,6 +49,8 @@ pub(super) struct Sequence {
     /// Tokens whose keys and values are stored.
     pub(super) computed: usize,
     pub(super) blocks: BlockTable,
+    /// What layers keep of it besides its blocks, where they do.
+    pub(super) state: Option<SequenceState>,
     /// Of the full blocks whose contents are known, from the first one on.
     pub(super) hashes: Vec<BlockHash>,
     /// A sequence with the same prompt, which is read first.
@@ -83,6 +93,7 @@ impl Sequence {
             tokens: prompt,
             computed: 0,
             blocks: BlockTable::default(),
+            state: None,
             hashes: Vec::new(),
             leader,
             cached: 0,
@@ -233,6 +244,7 @@ impl Sequence {
 
     /// Gives up its blocks.
     pub(super) fn give_back(&mut self) {
+        self.state = None;
         self.blocks.clear();
         self.hashes.clear();
         self.computed = 0;

@@ -33,9 +33,20 @@ pub struct SequenceSlice {
     pub rope_len: usize,
     /// Block ids; position `p` is stored in block `block_table[p / block_size]`.
     pub block_table: Vec<u32>,
+    /// Where layers keep what they know of the sequence besides its blocks ([`super::LayerState::bytes_per_sequence`]). Means
+    /// nothing where no layer does.
+    pub state_slot: u32,
+    /// So many of the tokens, the last ones, are guesses: the sequence may go on from before them.
+    pub draft_len: usize,
 }
 
 impl SequenceSlice {
+    /// The next `query_len` tokens of a sequence of which `context_len` are stored, none of them guessed. RoPE is that of
+    /// the length they reach.
+    pub fn new(context_len: usize, query_len: usize, block_table: Vec<u32>) -> Self {
+        Self { query_len, context_len, rope_len: context_len + query_len, block_table, state_slot: 0, draft_len: 0 }
+    }
+
     /// Positions of the tokens in the batch.
     pub fn positions(&self) -> Range<usize> {
         self.context_len..self.context_len + self.query_len
@@ -89,6 +100,17 @@ impl Batch {
         self.validate_slots(kv_cache.block_size)
     }
 
+    /// Where layers keep states, no two sequences of one batch may have one slot.
+    pub fn validate_state_slots(&self) -> Result<()> {
+        let mut seen = HashSet::with_capacity(self.sequences.len());
+        match self.sequences.iter().find(|sequence| !seen.insert(sequence.state_slot)) {
+            Some(sequence) => {
+                Err(Error::bad_request("state slot", "one that no other sequence has", sequence.state_slot))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// No two tokens of one batch may be stored in one place.
     fn validate_slots(&self, block_size: usize) -> Result<()> {
         let mut written = HashSet::with_capacity(self.token_ids.len());
@@ -121,6 +143,10 @@ impl SequenceSlice {
             ));
         };
         let needed = len.div_ceil(kv_cache.block_size);
+        if self.draft_len >= self.query_len {
+            let expected = format!("fewer than the {} tokens", self.query_len);
+            return Err(Error::bad_request("draft_len", expected, self.draft_len));
+        }
         if self.rope_len < len {
             return Err(Error::bad_request("rope_len", format!("at least the length {len}"), self.rope_len));
         }

@@ -1,76 +1,26 @@
-//! Executors run the tokens of a [`Batch`] and return the [`Outputs`] that it asks for. They store keys and values; their
+//! A [`Decoder`] runs the tokens of a [`Batch`] and returns the [`Outputs`] that it asks for. It asks a table which
+//! [`LayerRunner`] computes which layer: the standard kernels, the fused ones, or others. Runners store keys and values; the
 //! caller decides which block holds what.
 
 mod batch;
+mod decoder;
 mod device;
 pub mod fused;
-mod layer_by_layer;
-mod mixed;
+mod plan;
 mod probe;
 mod report;
 mod rope_history;
+mod route;
+mod runner;
 pub mod standard;
 
-use std::sync::OnceLock;
-
-use braidinfer_model::DecoderSpec;
-
 pub use batch::{Batch, SequenceSlice};
+pub use decoder::Decoder;
 pub use device::DeviceChoice;
-pub use layer_by_layer::{LayerByLayer, Layers};
-pub(crate) use mixed::Mixed;
-pub use mixed::MixedExecutor;
+pub use plan::{KernelPlan, LevelCount, PlannedProjection};
 pub use probe::{Activation, NoProbe, Probe, Recorder};
 pub use report::ExecutorReport;
-
-use crate::{Error, Result};
-
-/// Computes logits. Standard and fused executors take the same [`Batch`].
-///
-/// Promises, for every architecture: the logits of a position do not depend on how its sequence was cut
-/// into batches, nor on the other sequences in the batch: to its last bit on fused kernels, and to the
-/// tolerance of its matrix library on standard ones.
-pub trait Executor: Send {
-    /// The decoder this executes.
-    fn spec(&self) -> &DecoderSpec;
-
-    /// Shape of the key/value storage.
-    fn kv_cache(&self) -> KvCacheConfig;
-
-    /// What computes, and how much memory it reads.
-    fn report(&self) -> ExecutorReport;
-
-    /// Reads the weights of one step as fast as memory gives them, and computes nothing: the least time that a step can
-    /// take. Returns whether there was anything to read so.
-    fn read_weights(&mut self) -> bool {
-        false
-    }
-
-    /// Runs every token of `batch`, stores its keys and values, and returns what the batch asks for.
-    ///
-    /// Fails with [`crate::Error::BadRequest`] on a batch that contradicts itself, the vocabulary or the
-    /// storage; the storage is then unchanged.
-    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Outputs>;
-}
-
-/// What [`set_threads`] was told.
-static THREADS: OnceLock<usize> = OnceLock::new();
-
-/// Limits the threads of every executor of this process; may be called once, before the first model is opened.
-pub fn set_threads(threads: usize) -> Result<()> {
-    const MOST: usize = 512;
-    if !(1..=MOST).contains(&threads) {
-        return Err(Error::bad_request("threads", format!("from 1 to {MOST}"), threads));
-    }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    pool.map_err(|error| Error::Unsupported(format!("the number of threads can no longer change: {error}")))?;
-    THREADS.set(threads).map_err(|_| Error::Unsupported("the number of threads can no longer change".into()))
-}
-
-/// Threads of a fused executor: what [`set_threads`] was told, or as many as this process has cores for itself.
-pub fn threads() -> usize {
-    THREADS.get().copied().unwrap_or_else(braidinfer_kernels::default_threads)
-}
+pub use runner::{Capabilities, LayerRunner, LayerState, Step, WantedRows};
 
 /// Which kernels are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -200,6 +150,11 @@ impl Logits {
     /// All rows, `[rows][vocab_size]`.
     pub fn values(&self) -> &[f32] {
         &self.values
+    }
+
+    /// All rows, `[rows][vocab_size]`.
+    pub fn into_values(self) -> Vec<f32> {
+        self.values
     }
 
     /// Logits of a row.

@@ -1,4 +1,4 @@
-//! Observing activations by name, in any executor.
+//! Observing activations by name, whoever computes them.
 
 /// Receives named activations during a forward pass.
 ///
@@ -6,8 +6,8 @@
 /// `attn.q`, `attn.k`, `attn.v` (projections), `attn.q_norm`, `attn.k_norm`, `attn.q_rope`, `attn.k_rope`,
 /// `attn.heads` (before the output projection), `attn.out`, `attn.residual` (the stream after attention),
 /// `ffn.norm`, `ffn.out`, `output` (the stream after the layer). `final_norm` and `logits` have rows only for the tokens whose
-/// logits are wanted, and do not come where there are none.
-pub trait Probe {
+/// logits are wanted; they do not come where there are none, and some rows at a time where there are many.
+pub trait Probe: Send {
     /// Whether any activation is wanted at all.
     fn is_active(&self) -> bool {
         true
@@ -55,14 +55,14 @@ pub struct Recorder<F> {
     pub activations: Vec<Activation>,
 }
 
-impl<F: Fn(&str) -> bool> Recorder<F> {
+impl<F: Fn(&str) -> bool + Send> Recorder<F> {
     /// Records what `filter` accepts.
     pub fn new(filter: F) -> Self {
         Self { filter, activations: Vec::new() }
     }
 }
 
-impl<F: Fn(&str) -> bool> Probe for Recorder<F> {
+impl<F: Fn(&str) -> bool + Send> Probe for Recorder<F> {
     fn wants(&self, name: &str) -> bool {
         (self.filter)(name)
     }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use braidinfer_kernels::NumericLevel;
 
-use super::fused::LevelCount;
-use super::{ActiveKernels, KvDtype};
+use super::{ActiveKernels, KvDtype, LevelCount};
 
 /// What computes, and how much memory it reads.
 #[derive(Debug, Clone, PartialEq, Eq)]

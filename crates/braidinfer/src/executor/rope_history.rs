@@ -32,8 +32,8 @@ impl RopeHistory {
     }
 
     /// Batches to run before `batch`, so that every key its sequences read is rotated for their length.
-    pub(super) fn pieces(&self, batch: &Batch) -> Result<Vec<Batch>> {
-        let mut pieces = Vec::new();
+    pub(super) fn stale(&self, batch: &Batch) -> Result<Vec<Batch>> {
+        let mut batches = Vec::new();
         for sequence in &batch.sequences {
             if !self.is_stale(sequence) {
                 continue;
@@ -42,12 +42,12 @@ impl RopeHistory {
             for (index, chunk) in tokens.chunks(MAX_TOKENS).enumerate() {
                 let slice =
                     SequenceSlice { context_len: index * MAX_TOKENS, query_len: chunk.len(), ..sequence.clone() };
-                let mut piece = Batch::default();
-                piece.push(chunk, slice, 0);
-                pieces.push(piece);
+                let mut replayed = Batch::default();
+                replayed.push(chunk, slice, 0);
+                batches.push(replayed);
             }
         }
-        Ok(pieces)
+        Ok(batches)
     }
 
     /// Notes which tokens `batch` stored and how their keys were rotated.

@@ -17,9 +17,10 @@ use crate::engine::{
     SamplingParams, SequenceId, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
-use crate::executor::{ActiveKernels, Batch, Executor, Logits, NoProbe, SequenceSlice};
+use crate::executor::{ActiveKernels, Batch, Decoder, Logits, NoProbe, SequenceSlice};
 use crate::loading::{BLOCK_SIZE, LoadOptions, Loaded, ModelParts};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
+use crate::threads::Threads;
 use crate::{Error, Result};
 
 pub use self::generate::{Completion, StreamEvent, Timings};
@@ -95,6 +96,7 @@ pub struct Llm {
     compat: Option<CompatReport>,
     text: Arc<ModelText>,
     notes: Vec<String>,
+    threads: Threads,
 }
 
 impl Llm {
@@ -107,9 +109,9 @@ impl Llm {
 
     /// What was read and what computes, together.
     pub(crate) fn assemble(parts: ModelParts, loaded: Loaded, options: &LoadOptions) -> Result<Self> {
-        let Loaded { executor, compat } = loaded;
+        let Loaded { decoder, compat } = loaded;
         // Standard kernels need not be compared with themselves.
-        let is_checked = options.shadow_check > 0.0 && executor.report().kernels != ActiveKernels::Standard;
+        let is_checked = options.shadow_check > 0.0 && decoder.report().kernels != ActiveKernels::Standard;
         let config = EngineConfig {
             context: parts.context,
             max_batched_tokens: MAX_BATCHED_TOKENS,
@@ -120,21 +122,21 @@ impl Llm {
             prompts_first: options.prompts_first,
             tapped: if is_checked { options.shadow_check } else { 0.0 },
         };
-        let engine = Engine::new(executor, config)?;
-        let ModelParts { spec, weights, tokenizer, chat_template, generation, label, notes, .. } = parts;
-        let shadow = is_checked.then(|| Shadow::new(spec, weights));
+        let engine = Engine::new(decoder, config)?;
+        let ModelParts { spec, weights, tokenizer, chat_template, generation, label, notes, threads, .. } = parts;
+        let shadow = is_checked.then(|| Shadow::new(spec, weights, threads.clone()));
         let text = Arc::new(ModelText { tokenizer, chat_template, generation, label });
-        Ok(Self { engine, answers: BTreeMap::new(), next_request: 0, shadow, compat, text, notes })
+        Ok(Self { engine, answers: BTreeMap::new(), next_request: 0, shadow, compat, text, notes, threads })
     }
 
     /// The decoder.
     pub fn spec(&self) -> &DecoderSpec {
-        self.engine.executor().spec()
+        self.engine.decoder().spec()
     }
 
     /// Which kernels compute.
     pub fn kernels(&self) -> ActiveKernels {
-        self.executor().report().kernels
+        self.decoder().report().kernels
     }
 
     /// The verdict that the kernels were chosen by, where there is one.
@@ -142,16 +144,21 @@ impl Llm {
         self.compat.as_ref()
     }
 
-    /// The executor.
-    pub fn executor(&self) -> &dyn Executor {
-        self.engine.executor()
+    /// What computes.
+    pub fn decoder(&self) -> &Decoder<'static> {
+        self.engine.decoder()
     }
 
-    /// The executor, to run batches directly. What it stored of prompts is forgotten.
+    /// The threads of everything but fused kernels.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
+    /// The decoder, to run batches directly. What it stored of prompts is forgotten.
     ///
     /// Fails while a request is unfinished, whose keys and values such batches could overwrite.
-    pub fn executor_mut(&mut self) -> Result<&mut dyn Executor> {
-        self.engine.executor_mut()
+    pub fn decoder_mut(&mut self) -> Result<&mut Decoder<'static>> {
+        self.engine.decoder_mut()
     }
 
     /// Reads the weights once and computes nothing, so that it can be timed how fast they are read. `false` where they
@@ -382,14 +389,10 @@ impl Llm {
 
     /// Reads a step of `ids`, whose tokens before it were read in the steps before; the logits of its last `wanted` tokens.
     pub(crate) fn read_step(&mut self, ids: &[u32], step: Range<usize>, wanted: usize) -> Result<Logits> {
-        let slice = SequenceSlice {
-            query_len: step.len(),
-            context_len: step.start,
-            rope_len: ids.len(),
-            block_table: (0..ids.len().div_ceil(BLOCK_SIZE) as u32).collect(),
-        };
+        let block_table = (0..ids.len().div_ceil(BLOCK_SIZE) as u32).collect();
+        let slice = SequenceSlice { rope_len: ids.len(), ..SequenceSlice::new(step.start, step.len(), block_table) };
         let mut batch = Batch::default();
         batch.push(&ids[step], slice, wanted);
-        Ok(self.engine.executor_mut()?.forward(&batch, &mut NoProbe)?.logits)
+        Ok(self.engine.decoder_mut()?.forward(&batch, &mut NoProbe)?.logits)
     }
 }

@@ -3,14 +3,14 @@
 use braidinfer_kernels::Isa;
 
 use super::{Finding, Size};
-use crate::executor::{KvDtype, threads};
+use crate::executor::KvDtype;
 use crate::loading::{LoadOptions, ModelParts};
 use crate::memory::{SLACK, available, kv_bytes_per_token};
 
 const AREA: &str = "machine";
 
 pub(super) fn findings(parts: &ModelParts, options: &LoadOptions) -> Vec<Finding> {
-    let mut findings = vec![memory(parts, options), cores()];
+    let mut findings = vec![memory(parts, options), cores(parts)];
     findings.extend(instructions());
     findings
 }
@@ -58,9 +58,9 @@ fn size(bytes: usize) -> String {
     }
 }
 
-fn cores() -> Finding {
+fn cores(parts: &ModelParts) -> Finding {
     const WHAT: &str = "threads";
-    let (threads, usable) = (threads(), braidinfer_kernels::default_threads());
+    let (threads, usable) = (parts.threads.count(), braidinfer_kernels::default_threads());
     let found = format!("{threads} threads for {usable} cores that this process may use");
     if threads > usable {
         return Finding::warn(

@@ -9,9 +9,8 @@ use serde::Serialize;
 use super::{Finding, TO_BE_EXACT};
 use crate::compat::{CompatReport, Status};
 use crate::engine::SamplingParams;
-use crate::executor::Kernels;
-use crate::executor::fused::FusedExecutor;
 use crate::executor::standard::{ComputeDtype, LoadProgress};
+use crate::executor::{Decoder, Kernels};
 use crate::llm::{Completion, Llm, Prompt};
 use crate::loading::{LoadOptions, Loaded, ModelParts};
 use crate::memory::available;
@@ -69,11 +68,11 @@ pub(super) fn answer(
     source: &ModelSource,
     options: &LoadOptions,
     parts: ModelParts,
-    fused: FusedExecutor,
+    fused: Decoder<'static>,
     compat: &CompatReport,
     progress: LoadProgress,
 ) -> Result<Answers> {
-    let loaded = Loaded { executor: Box::new(fused), compat: None };
+    let loaded = Loaded { decoder: fused, compat: None };
     let llm = Llm::assemble(parts, loaded, options)?;
     let prompts = prompts(&llm)?;
     let (fused, fused_speed) = generate(llm, &prompts)?;

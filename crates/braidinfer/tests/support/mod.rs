@@ -3,14 +3,16 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod planted;
+pub mod recurrent;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use braidinfer::executor::fused::{FusedExecutor, FusedOptions};
-use braidinfer::executor::standard::{ComputeDtype, QuantizedWeights, StandardExecutor, StandardOptions};
-use braidinfer::executor::{Batch, DeviceChoice, Executor, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
+use braidinfer::Threads;
+use braidinfer::executor::fused::{self, FusedOptions};
+use braidinfer::executor::standard::{self, ComputeDtype, QuantizedWeights, StandardOptions};
+use braidinfer::executor::{Batch, Decoder, DeviceChoice, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
 use braidinfer::kernels::{Isa, NumericLevel};
 use braidinfer::model::{DecoderSpec, Description, ModelSource, TensorNames, Weights, describe};
 use braidinfer::text::{Tokenizer, TokenizerSettings};
@@ -87,9 +89,9 @@ impl Fixture {
         &self.logits[prompt][position * vocab..(position + 1) * vocab]
     }
 
-    /// An executor in f32 with room for 16 sequences of 128 tokens.
-    pub fn executor(&self) -> StandardExecutor {
-        self.executor_with(ComputeDtype::F32, |_| {})
+    /// Standard kernels in f32 with room for 16 sequences of 128 tokens.
+    pub fn standard(&self) -> Decoder<'static> {
+        self.standard_with(ComputeDtype::F32, |_| {})
     }
 
     pub fn description(&self) -> Description {
@@ -97,30 +99,31 @@ impl Fixture {
     }
 
     /// An executor over a changed spec.
-    pub fn executor_with(&self, dtype: ComputeDtype, change: impl Fn(&mut DecoderSpec)) -> StandardExecutor {
-        self.executor_from(&self.description().names, dtype, change)
+    pub fn standard_with(&self, dtype: ComputeDtype, change: impl Fn(&mut DecoderSpec)) -> Decoder<'static> {
+        self.standard_from(&self.description().names, dtype, change)
     }
 
     /// An executor over a changed spec, with the weights that it finds under `names`.
-    pub fn executor_from(
+    pub fn standard_from(
         &self,
         names: &TensorNames,
         dtype: ComputeDtype,
         change: impl Fn(&mut DecoderSpec),
-    ) -> StandardExecutor {
+    ) -> Decoder<'static> {
         let mut spec = self.spec();
         change(&mut spec);
         let weights = Weights::open(&self.source, &spec, names);
-        self.executor_over(spec, &weights.unwrap_or_else(|error| panic!("{}: {error}", self.name)), dtype)
+        self.standard_over(spec, &weights.unwrap_or_else(|error| panic!("{}: {error}", self.name)), dtype)
     }
 
     /// An executor over given weights.
-    pub fn executor_over(&self, spec: DecoderSpec, weights: &Weights, dtype: ComputeDtype) -> StandardExecutor {
+    pub fn standard_over(&self, spec: DecoderSpec, weights: &Weights, dtype: ComputeDtype) -> Decoder<'static> {
         let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
         let kv_cache = KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype: kv_dtype };
         let quantized_weights = QuantizedWeights::Keep;
-        let options = StandardOptions { dtype, quantized_weights, device: DeviceChoice::Cpu, kv_cache };
-        let executor = StandardExecutor::load(spec, weights, options, &|_, _| {});
+        let threads = Threads::new(Some(2)).expect("threads can be had");
+        let options = StandardOptions { dtype, quantized_weights, device: DeviceChoice::Cpu, kv_cache, threads };
+        let executor = standard::load(spec, weights, options, &|_, _| {});
         executor.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 }
@@ -144,7 +147,7 @@ impl Fused {
 
 impl Fixture {
     /// A fused executor with room for 16 sequences of 128 tokens, over weights that `change` may replace.
-    pub fn fused_with(&self, fused: Fused, change: impl Fn(&DecoderSpec, &mut Weights)) -> FusedExecutor {
+    pub fn fused_with(&self, fused: Fused, change: impl Fn(&DecoderSpec, &mut Weights)) -> Decoder<'static> {
         let Description { spec, names } = self.description();
         let weights = Weights::open(&self.source, &spec, &names);
         let mut weights = weights.unwrap_or_else(|error| panic!("{}: {error}", self.name));
@@ -153,16 +156,16 @@ impl Fixture {
     }
 
     /// A fused executor over given weights.
-    pub fn fused_over(&self, fused: Fused, spec: DecoderSpec, weights: &Weights) -> FusedExecutor {
+    pub fn fused_over(&self, fused: Fused, spec: DecoderSpec, weights: &Weights) -> Decoder<'static> {
         let Fused { coarsest, threads, isa, kv_dtype } = fused;
         let kv_cache =
             KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype: kv_dtype };
         let options = FusedOptions { coarsest, kv_cache, threads, isa };
-        let executor = FusedExecutor::load(spec, weights, options, &|_, _| {});
+        let executor = fused::load(spec, weights, options, &|_, _| {});
         executor.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
-    pub fn fused(&self, fused: Fused) -> FusedExecutor {
+    pub fn fused(&self, fused: Fused) -> Decoder<'static> {
         self.fused_with(fused, |_, _| {})
     }
 }
@@ -178,7 +181,7 @@ pub fn block_table(index: usize) -> Vec<u32> {
 }
 
 /// Feeds `ids` of sequence `index` in chunks and returns the logits of every position.
-pub fn feed(executor: &mut dyn Executor, index: usize, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+pub fn feed(executor: &mut Decoder<'_>, index: usize, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
     let mut rows = Vec::new();
     for start in (0..ids.len()).step_by(chunk) {
         let tokens = &ids[start..ids.len().min(start + chunk)];
@@ -191,7 +194,11 @@ pub fn feed(executor: &mut dyn Executor, index: usize, ids: &[u32], chunk: usize
 }
 
 pub fn slice(index: usize, context_len: usize, query_len: usize, rope_len: usize) -> SequenceSlice {
-    SequenceSlice { query_len, context_len, rope_len, block_table: block_table(index) }
+    SequenceSlice {
+        rope_len,
+        state_slot: index as u32,
+        ..SequenceSlice::new(context_len, query_len, block_table(index))
+    }
 }
 
 /// The tokenizer of a model that has one.
@@ -234,7 +241,7 @@ pub fn json_files<T: DeserializeOwned>(folder: &str) -> BTreeMap<String, T> {
 
 /// Feeds all prompts of a fixture at once, in chunks of different sizes, so that sequences meet at every phase of each
 /// other; `check` is told each position's logits as (prompt, position, row).
-pub fn in_company(executor: &mut dyn Executor, fixture: &Fixture, mut check: impl FnMut(usize, usize, &[f32])) {
+pub fn in_company(executor: &mut Decoder<'_>, fixture: &Fixture, mut check: impl FnMut(usize, usize, &[f32])) {
     let chunk = |prompt: usize| [1, 5, 7, 4][prompt];
     let mut done = [0; 4];
     loop {
@@ -261,7 +268,7 @@ pub fn in_company(executor: &mut dyn Executor, fixture: &Fixture, mut check: imp
 }
 
 /// Whether greedy tokens of every prompt are those that `transformers` found.
-pub fn check_greedy(executor: &mut dyn Executor, fixture: &Fixture) {
+pub fn check_greedy(executor: &mut Decoder<'_>, fixture: &Fixture) {
     for (prompt, expected) in fixture.prompts.iter().enumerate() {
         let rows = feed(executor, prompt, &expected.ids, 16);
         let mut tokens = vec![argmax(&rows[rows.len() - 1])];

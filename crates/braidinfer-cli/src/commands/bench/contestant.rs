@@ -75,7 +75,7 @@ impl Contestant {
         Described {
             name: self.name.clone(),
             spec: self.llm.spec().clone(),
-            executor: self.llm.executor().report(),
+            executor: self.llm.decoder().report(),
             step_tokens: self.llm.max_batched_tokens(),
             load: self.load,
             first_token: self.first_token,
@@ -85,7 +85,7 @@ impl Contestant {
     }
 
     fn read_gb_s(&self) -> Option<f64> {
-        let bytes = self.llm.executor().report().weight_bytes as f64;
+        let bytes = self.llm.decoder().report().weight_bytes as f64;
         let rates: Vec<f64> = self.readings.iter().map(|time| bytes / time.as_secs_f64().max(1e-9) / 1e9).collect();
         Spread::of(&rates).map(|spread| spread.median)
     }
@@ -190,7 +190,7 @@ fn random_ids(rng: &mut Pcg64, vocab_size: usize, count: usize) -> Vec<u32> {
 
 /// Fails where not all sequences have room at once.
 fn check_room(llm: &Llm, plan: &Plan) -> anyhow::Result<()> {
-    let kv_cache = llm.executor().kv_cache();
+    let kv_cache = llm.decoder().kv_cache();
     let (blocks, batch) = (plan.context.div_ceil(kv_cache.block_size), plan.max_batch());
     let most = kv_cache.num_blocks / blocks;
     if batch > most {

@@ -3,7 +3,6 @@
 use std::fs;
 
 use anyhow::Context;
-use braidinfer::executor::threads;
 use braidinfer::kernels::{Isa, NumericLevel, Pool, ceilings};
 use serde::{Deserialize, Serialize};
 
@@ -22,13 +21,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn this() -> anyhow::Result<Self> {
-        Ok(Self {
-            cpu: cpu_name(),
-            isa: Isa::detect()?.name().into(),
-            threads: threads(),
-            os: std::env::consts::OS.into(),
-        })
+    pub fn this(threads: usize) -> anyhow::Result<Self> {
+        Ok(Self { cpu: cpu_name(), isa: Isa::detect()?.name().into(), threads, os: std::env::consts::OS.into() })
     }
 }
 
@@ -50,9 +44,9 @@ pub struct Ceilings {
 
 impl Ceilings {
     /// Measures with all threads, in some fractions of a second.
-    pub fn measure() -> anyhow::Result<Self> {
+    pub fn measure(threads: usize) -> anyhow::Result<Self> {
         let isa = Isa::detect()?;
-        let mut pool = Pool::new(threads()).with_context(|| format!("{} threads", threads()))?;
+        let mut pool = Pool::new(threads).with_context(|| format!("{threads} threads"))?;
         let read = ceilings::read_bandwidth(isa, &mut pool, READ_BYTES);
         let read = read.with_context(|| format!("{READ_BYTES} bytes of memory to measure how fast it is read"))?;
         let mut rate = |level| ceilings::multiply_rate(isa, &mut pool, level) / 1e9;

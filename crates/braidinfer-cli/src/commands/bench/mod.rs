@@ -23,7 +23,7 @@ use self::measure::{Sample, measure};
 use self::plan::Plan;
 use self::report::{ExecutorRow, Options, Report, spelled};
 use crate::args::{BenchArgs, BenchKernels};
-use crate::{model, output};
+use crate::{interrupt, model, output};
 
 /// Exit code when something became slower than the baseline.
 const REGRESSION: u8 = 1;
@@ -33,7 +33,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     // What cannot work should fail now and not after minutes of measuring.
     let baseline = args.baseline.as_deref().map(|path| Baseline::read(path, &plan)).transpose()?;
     args.save.as_deref().map_or(Ok(()), save::check)?;
-    model::prepare(&args.computing)?;
+    interrupt::install()?;
     let report = run_plan(&args, &plan)?;
     if let Some(path) = &args.save {
         save::write(path, &report)?;
@@ -50,14 +50,15 @@ fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
     let weights = weights_name(&source, args)?;
     let options = plan.kernels.iter().map(|kernels| load_options(*kernels, args, plan));
     let options = options.collect::<anyhow::Result<Vec<_>>>()?;
+    let threads = args.computing.threads.unwrap_or_else(braidinfer::kernels::default_threads);
     let on_cpu = options.iter().all(|options| options.device == DeviceChoice::Cpu);
-    let before = on_cpu.then(Ceilings::measure).transpose()?;
+    let before = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;
     let (samples, described) = measure_all(&source, &options, plan)?;
     // What disturbs the machine for a while can only make ceilings look lower.
-    let after = on_cpu.then(Ceilings::measure).transpose()?;
+    let after = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;
     let ceilings = before.zip(after).map(|(before, after)| before.or_better(&after));
     Ok(Report {
-        machine: Machine::this()?,
+        machine: Machine::this(threads)?,
         version: env!("CARGO_PKG_VERSION").into(),
         model: source.label(),
         weights,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use braidinfer::executor::fused::LevelCount;
+use braidinfer::executor::LevelCount;
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};

@@ -10,11 +10,11 @@ use braidinfer::{CheckDepth, LoadOptions};
 
 use crate::args::CheckArgs;
 use crate::report::Delivery;
-use crate::{model, output};
+use crate::{interrupt, model, output};
 
 pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.report.output)?;
-    model::prepare(&args.computing)?;
+    interrupt::install()?;
     let source = model::source(args.model.as_deref())?;
     let options =
         LoadOptions { precision: args.precision.precision.into(), ..model::options(Kernels::Auto, &args.computing)? };

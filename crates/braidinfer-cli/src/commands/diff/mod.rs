@@ -11,14 +11,14 @@ use braidinfer::validation::{IDS, PROMPTS};
 
 use self::endpoint::Endpoint;
 use crate::args::{ComputingArgs, DiffArgs};
-use crate::model;
+use crate::interrupt;
 use crate::report::{Delivery, Document, LinePlot, Mood, Series, Verdict, number};
 use crate::side::Local;
 
 pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.output)?;
     let (a, b) = (Named::parse(&args.a, &args.computing)?, Named::parse(&args.b, &args.computing)?);
-    model::prepare(&args.computing)?;
+    interrupt::install()?;
     let same = match (a, b) {
         (Named::Local(a), Named::Local(b)) => {
             let first = ask(&a, &args, None)?;

@@ -5,8 +5,7 @@ use braidinfer_model::{Dtype, LayerSlot, Slot};
 
 use crate::Result;
 use crate::compat::measure::Truth;
-use crate::executor::KvDtype;
-use crate::executor::fused::{FusedExecutor, KernelPlan, PlannedProjection};
+use crate::executor::{Decoder, KernelPlan, KvDtype, PlannedProjection};
 
 /// A context for which keys and values in f32 are paid, in tokens.
 const CONTEXT: usize = 1024;
@@ -35,16 +34,14 @@ pub(super) struct Contributions(Vec<Contribution>);
 /// their divergences add up. Each layer is made coarse alone, and each kind of part in all layers; a part has its layer's and
 /// its kind's share. That is as many runs as there are layers and kinds, and not one for each part.
 pub(super) fn measure(
-    fused: &mut FusedExecutor,
+    fused: &mut Decoder<'_>,
     truth: &Truth,
     coarse: &KernelPlan,
     fine: &KernelPlan,
 ) -> Result<Contributions> {
     let parts = differing(coarse, fine);
-    let mut run = |parts: &[Part]| -> Result<f64> {
-        fused.set_plan(with(fine, coarse, parts))?;
-        Ok(truth.run(fused)?.divergence.kl_mean)
-    };
+    let mut run =
+        |parts: &[Part]| -> Result<f64> { Ok(truth.run(fused, &with(fine, coarse, parts))?.divergence.kl_mean) };
     let least = run(&[])?;
     let mut added = |wanted: &dyn Fn(Part) -> bool| -> Result<f64> {
         let chosen: Vec<Part> = parts.iter().copied().filter(|part| wanted(*part)).collect();

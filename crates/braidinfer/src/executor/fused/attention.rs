@@ -9,35 +9,36 @@ use braidinfer_kernels::norm::{self, Row, Statistics};
 use braidinfer_kernels::{Buffer, Items, PerThread, Pool, Ranges};
 use braidinfer_model::spec::QkNormExtent;
 
-use super::FusedExecutor;
+use super::FusedRunner;
+use super::batch_layout::{BatchLayout, Piece};
 use super::each_row::each_row;
 use super::heads::{Heads, Part, Stage};
-use super::kv_cache::LayerSlabs;
 use super::packed::{PackedLayer, PackedNorm};
 #[cfg(test)]
 use super::planted::{Planted, to_bf16};
 use super::scratch::{AttentionScratch, Scratch};
-use super::step::{Piece, Step};
-use super::trace::Trace;
 
-impl FusedExecutor {
+use super::trace::Trace;
+use crate::executor::KvDtype;
+
+impl FusedRunner {
     /// Stores keys and values of every token, and fills `heads`.
-    pub(super) fn attend(&mut self, index: usize, trace: &mut Trace) {
+    pub(super) fn attend(&mut self, index: usize, kv_dtype: KvDtype, trace: &mut Trace) {
         let layer = &self.weights.layers[index];
         let Scratch { qkv, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
             &mut self.scratch;
-        let plain = Heads { isa: self.isa, layer, step: &self.step, qkv, statistics: &[] };
+        let plain = Heads { isa: self.isa, layer, layout: &self.layout, qkv, statistics: &[] };
         fill_statistics(&plain, &mut self.pool, qk_statistics);
         let source = Heads { statistics: qk_statistics, ..plain };
         record(&source, trace);
         let shape = attention_shape(layer);
-        let step = &self.step;
+        let layout = &self.layout;
         let groups = layer.attention.num_key_value_heads;
         let width = shape.per_group * shape.head_dim;
-        heads.resize(groups * step.rows * width);
+        heads.resize(groups * layout.rows * width);
         head_starts.clear();
         for group in 0..groups {
-            head_starts.extend(step.pieces.iter().map(|piece| (group * step.rows + piece.tokens.start) * width));
+            head_starts.extend(layout.pieces.iter().map(|piece| (group * layout.rows + piece.tokens.start) * width));
         }
         let mut work = Work {
             source,
@@ -51,9 +52,10 @@ impl FusedExecutor {
             #[cfg(test)]
             keys_in_bf16: self.planted == Some(Planted::KeysInBf16),
         };
-        match &mut self.kv_cache.layers[index] {
-            LayerSlabs::F32(slabs) => work.run(slabs, heads),
-            LayerSlabs::F16(slabs) => work.run(slabs, heads),
+        let slabs = &mut self.kv_cache.layers[index];
+        match kv_dtype {
+            KvDtype::F32 => work.run(&mut slabs.f32, heads),
+            KvDtype::F16 => work.run(&mut slabs.f16, heads),
         }
     }
 }
@@ -73,7 +75,7 @@ fn attention_shape(layer: &PackedLayer) -> AttentionShape {
 fn fill_statistics(heads: &Heads<'_>, pool: &mut Pool, statistics: &mut Vec<[Statistics; 2]>) {
     let extent = heads.layer.attention.qk_norm.map(|norm| norm.extent);
     let (Some(norms), Some(QkNormExtent::Projection)) = (&heads.layer.qk_norm, extent) else { return };
-    let rows = heads.step.rows;
+    let rows = heads.layout.rows;
     let of = |part: Part, norm: &PackedNorm, row: usize| {
         let width = if part == Part::Query { heads.layer.q_proj.rows } else { heads.layer.k_proj.rows };
         let row = Row { data: heads.panels(part), rows, row, width };
@@ -85,7 +87,7 @@ fn fill_statistics(heads: &Heads<'_>, pool: &mut Pool, statistics: &mut Vec<[Sta
 }
 
 fn record(heads: &Heads<'_>, trace: &mut Trace) {
-    let rows = heads.step.rows;
+    let rows = heads.layout.rows;
     for (name, part, stage) in [
         ("attn.q", Part::Query, Stage::Projected),
         ("attn.k", Part::Key, Stage::Projected),
@@ -131,8 +133,8 @@ impl Work<'_> {
 
     fn run<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>], heads: &mut [f32]) {
         self.store(slabs);
-        let step = self.source.step;
-        let longest = step.pieces.iter().map(Piece::context).max().unwrap_or(0);
+        let layout = self.source.layout;
+        let longest = layout.pieces.iter().map(Piece::context).max().unwrap_or(0);
         // Long contexts of few sequences are shared out by spans, too. That changes no sum.
         let few = self.starts.len() < 2 * self.pool.threads();
         if few && longest > SPAN {
@@ -145,9 +147,9 @@ impl Work<'_> {
     /// Keys, normed and rotated, and values of every token.
     fn store<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>]) {
         let source = self.source;
-        let (step, groups, width) = (source.step, self.groups(), self.shape.head_dim);
+        let (layout, groups, width) = (source.layout, self.groups(), self.shape.head_dim);
         self.items.clear();
-        for (slab, _) in &step.slabs {
+        for (slab, _) in &layout.slabs {
             self.items.extend((0..groups).map(|group| slab * groups + group));
         }
         #[cfg(test)]
@@ -157,7 +159,7 @@ impl Work<'_> {
             let group = item % groups;
             scratch.queries.resize(scratch.queries.len().max(2 * width));
             let (key, value) = scratch.queries[..2 * width].split_at_mut(width);
-            for write in &step.writes[step.slabs[item / groups].1.clone()] {
+            for write in &layout.writes[layout.slabs[item / groups].1.clone()] {
                 source.read(Part::Key, write.token, group, Stage::Rotated, key);
                 source.read(Part::Value, write.token, group, Stage::Rotated, value);
                 #[cfg(test)]
@@ -253,7 +255,7 @@ struct Query<'a> {
 impl<'a> Query<'a> {
     /// That of a task: pieces of the first group, then those of the second, and so on.
     fn of(source: &'a Heads<'a>, shape: &'a AttentionShape, index: usize) -> Self {
-        let pieces: &[Piece] = &source.step.pieces;
+        let pieces: &[Piece] = &source.layout.pieces;
         Self { source, shape, piece: &pieces[index % pieces.len()], group: index / pieces.len() }
     }
 
@@ -279,13 +281,13 @@ impl<'a> Query<'a> {
     }
 
     fn task<T>(&self, slabs: &'a [KvSlab<T>], queries: &'a [f32], span: Range<usize>) -> Attention<'a, T> {
-        let step: &Step = self.source.step;
+        let layout: &BatchLayout = self.source.layout;
         let heads = self.source.layer.attention.num_key_value_heads;
         Attention {
             shape: self.shape,
             queries: &queries[..self.rows() * self.shape.head_dim],
             first_position: self.piece.position,
-            kv: PagedHead { slabs, heads, head: self.group, tiles: step.tiles(self.piece) },
+            kv: PagedHead { slabs, heads, head: self.group, tiles: layout.tiles(self.piece) },
             span,
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use braidinfer_kernels::norm::{self, Row};
 use braidinfer_kernels::{Activations, BLOCK, Buffer, Isa, LANES, NumericLevel, PerThread, Pool, Ranges, encode_row};
 
-use super::packed::{PackedLinear, PackedNorm};
+use super::packed::PackedNorm;
 
 /// Rows encoded at every level that someone reads them at.
 #[derive(Debug, Default)]
@@ -87,18 +87,18 @@ impl Input<'_> {
 }
 
 impl Encoded {
-    /// Encodes `input` at the level of every projection in `readers`.
+    /// Encodes `input` at every one of `levels`, of which some may be named twice.
     pub(super) fn fill(
         &mut self,
         isa: Isa,
         pool: &mut Pool,
         scratch: &mut PerThread<Buffer>,
         input: Input<'_>,
-        readers: &[&PackedLinear],
+        levels: impl Iterator<Item = NumericLevel> + Clone,
     ) {
         (self.rows, self.columns) = (input.rows, input.width);
         for level in NumericLevel::ALL {
-            if readers.iter().any(|linear| linear.level == level) {
+            if levels.clone().any(|wanted| wanted == level) {
                 self.fill_level(isa, pool, scratch, input, level);
             }
         }

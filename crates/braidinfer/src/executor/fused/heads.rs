@@ -5,15 +5,15 @@ use braidinfer_kernels::rope::{Pairing, rotate};
 use braidinfer_kernels::{Isa, LANES, elementwise};
 use braidinfer_model::spec::{AttentionSpec, QkNormExtent, RopePairing};
 
+use super::batch_layout::BatchLayout;
 use super::packed::{PackedLayer, PackedNorm};
-use super::step::Step;
 
 /// Projections of one layer, and what is done to a head before attention.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a> {
     pub(super) isa: Isa,
     pub(super) layer: &'a PackedLayer,
-    pub(super) step: &'a Step,
+    pub(super) layout: &'a BatchLayout,
     /// Queries, keys and values, each `[panels][T][16]`.
     pub(super) qkv: &'a [f32],
     /// Of queries and keys `[T]`, where a norm runs over whole projections.
@@ -56,7 +56,7 @@ impl Heads<'_> {
         let AttentionSpec { num_attention_heads, num_key_value_heads, .. } = self.layer.attention;
         let heads = if part == Part::Query { num_attention_heads } else { num_key_value_heads };
         let width = self.layer.attention.head_dim;
-        let mut values = vec![0.0; self.step.rows * heads * width];
+        let mut values = vec![0.0; self.layout.rows * heads * width];
         for (index, out) in values.chunks_exact_mut(width).enumerate() {
             self.read(part, index / heads, index % heads, stage, out);
         }
@@ -65,7 +65,7 @@ impl Heads<'_> {
 
     /// The panels of a projection, `[panels][T][16]`.
     pub(super) fn panels(&self, part: Part) -> &[f32] {
-        let rows = self.step.rows * LANES;
+        let rows = self.layout.rows * LANES;
         let (query, key) = (self.layer.q_proj.panels() * rows, self.layer.k_proj.panels() * rows);
         match part {
             Part::Query => &self.qkv[..query],
@@ -76,7 +76,7 @@ impl Heads<'_> {
 
     fn gather(&self, part: Part, token: usize, column: usize, out: &mut [f32]) {
         let (panels, _) = self.panels(part).as_chunks::<LANES>();
-        let line = |column: usize| &panels[(column / LANES) * self.step.rows + token];
+        let line = |column: usize| &panels[(column / LANES) * self.layout.rows + token];
         // A head may begin within a panel where its width is no multiple of 16.
         let (first, rest) = out.split_at_mut(out.len().min(column.next_multiple_of(LANES) - column));
         if !first.is_empty() {
@@ -108,7 +108,7 @@ impl Heads<'_> {
 
     fn rotate(&self, part: Part, token: usize, out: &mut [f32]) {
         if let Some(table) = self.layer.rope {
-            let rotation = &self.step.rotations[table];
+            let rotation = &self.layout.rotations[table];
             let pairing = match rotation.pairing {
                 RopePairing::HalfSplit => Pairing::HalfSplit,
                 RopePairing::Interleaved => Pairing::Interleaved,
@@ -116,7 +116,7 @@ impl Heads<'_> {
             let (cos, sin) = rotation.of(token);
             rotate(self.isa, out, cos, sin, pairing);
         }
-        if let (Part::Query, Some(scale)) = (part, self.step.query_scales[self.layer.attention_index].get(token)) {
+        if let (Part::Query, Some(scale)) = (part, self.layout.query_scales[self.layer.attention_index].get(token)) {
             elementwise::scale(self.isa, out, *scale);
         }
     }

@@ -20,65 +20,44 @@ pub(super) struct KvCache {
     pub(super) layers: Vec<LayerSlabs>,
 }
 
-/// Slabs of one layer; that of slab `s` and head `g` is number `s * num_key_value_heads + g`.
-#[derive(Debug)]
-pub(super) enum LayerSlabs {
-    F32(Vec<KvSlab<f32>>),
-    F16(Vec<KvSlab<u16>>),
-}
-
-impl LayerSlabs {
-    fn dtype(&self) -> KvDtype {
-        match self {
-            Self::F32(_) => KvDtype::F32,
-            Self::F16(_) => KvDtype::F16,
-        }
-    }
-
-    fn new(dtype: KvDtype) -> Self {
-        match dtype {
-            KvDtype::F32 => Self::F32(Vec::new()),
-            KvDtype::F16 => Self::F16(Vec::new()),
-        }
-    }
+/// Slabs of one layer, by the type that a plan stores keys and values in; that of slab `s` and head `g` is number
+/// `s * num_key_value_heads + g`. What one plan stored is found by every plan with the same type.
+#[derive(Debug, Default)]
+pub(super) struct LayerSlabs {
+    pub(super) f32: Vec<KvSlab<f32>>,
+    pub(super) f16: Vec<KvSlab<u16>>,
 }
 
 impl KvCache {
-    /// `dtypes` has one for each layer.
-    pub(super) fn new(spec: &DecoderSpec, config: KvCacheConfig, dtypes: &[KvDtype]) -> Result<Self> {
+    pub(super) fn new(spec: &DecoderSpec, config: KvCacheConfig) -> Result<Self> {
         if config.block_size == 0 || !config.block_size.is_multiple_of(TILE) {
             return Err(Error::bad_request("block_size", format!("a multiple of {TILE}"), config.block_size));
         }
-        let layers = dtypes.iter().map(|dtype| LayerSlabs::new(*dtype)).collect();
-        let heads =
-            spec.layer_attentions().map(|attention| (attention.num_key_value_heads, attention.head_dim)).collect();
-        Ok(Self { config, heads, layers })
+        let heads = spec.layer_attentions().map(|attention| (attention.num_key_value_heads, attention.head_dim));
+        let layers = spec.layers.iter().map(|_| LayerSlabs::default()).collect();
+        Ok(Self { config, heads: heads.collect(), layers })
     }
 
-    /// Stores in other types from now on. Layers whose type stays keep their memory, and what is in it.
-    pub(super) fn set_dtypes(&mut self, dtypes: &[KvDtype]) {
-        for (layer, dtype) in self.layers.iter_mut().zip(dtypes) {
-            if layer.dtype() != *dtype {
-                *layer = LayerSlabs::new(*dtype);
-            }
-        }
+    /// Lets all memory go.
+    pub(super) fn clear(&mut self) {
+        self.layers.iter_mut().for_each(|layer| *layer = LayerSlabs::default());
     }
 
     pub(super) fn config(&self) -> KvCacheConfig {
         self.config
     }
 
-    /// Makes room for every block that `batch` names.
-    pub(super) fn reserve(&mut self, batch: &Batch) {
+    /// Makes room for every block that `batch` names, in the types of `dtypes`, one for each layer.
+    pub(super) fn reserve(&mut self, batch: &Batch, dtypes: &[KvDtype]) {
         let block_size = self.config.block_size;
         let used = |sequence: &SequenceSlice| sequence.positions().end.div_ceil(block_size);
         let blocks = batch.sequences.iter().flat_map(|sequence| &sequence.block_table[..used(sequence)]);
         let tokens = blocks.max().map_or(0, |block| (*block as usize + 1) * block_size);
         let slabs = tokens.div_ceil(SLAB_TOKENS);
-        for (layer, (heads, head_dim)) in self.layers.iter_mut().zip(&self.heads) {
-            match layer {
-                LayerSlabs::F32(layer) => grow(layer, slabs * heads, *head_dim),
-                LayerSlabs::F16(layer) => grow(layer, slabs * heads, *head_dim),
+        for ((layer, (heads, head_dim)), dtype) in self.layers.iter_mut().zip(&self.heads).zip(dtypes) {
+            match dtype {
+                KvDtype::F32 => grow(&mut layer.f32, slabs * heads, *head_dim),
+                KvDtype::F16 => grow(&mut layer.f16, slabs * heads, *head_dim),
             }
         }
     }

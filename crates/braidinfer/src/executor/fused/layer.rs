@@ -3,33 +3,34 @@
 use braidinfer_kernels::norm::{self, Row, Statistics};
 use braidinfer_kernels::{Chunks, Isa, LANES, Pool, elementwise};
 
-use super::FusedExecutor;
+use super::FusedRunner;
 use super::each_row::each_row;
 use super::encode::{Encoded, Input, Source};
 use super::packed::{PackedLayer, PackedLinear, PackedNorm};
 use super::product::Products;
 use super::scratch::{Scratch, panels};
 use super::trace::Trace;
+use crate::executor::KernelPlan;
 
-impl FusedExecutor {
+impl FusedRunner {
     /// Replaces the residual stream by what it is after a layer.
-    pub(super) fn decode_layer(&mut self, index: usize, trace: &mut Trace) {
-        self.project_qkv(index, trace);
+    pub(super) fn decode_layer(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+        self.project_qkv(index, plan, trace);
         #[cfg(test)]
         self.spoil_projections(index);
-        self.attend(index, trace);
+        self.attend(index, plan.kv_dtypes[index], trace);
         #[cfg(test)]
         self.spoil_heads(index);
-        self.add_attention(index, trace);
+        self.add_attention(index, plan, trace);
         if !self.spec.block.parallel {
-            self.normalize_for_feed_forward(index, trace);
+            self.normalize_for_feed_forward(index, plan, trace);
         }
-        self.add_feed_forward(index, trace);
+        self.add_feed_forward(index, plan, trace);
     }
 
     /// Norm and projections to `qkv`. Where both halves of a layer read one norm, it is encoded for both.
-    fn project_qkv(&mut self, index: usize, trace: &mut Trace) {
-        let (rows, width) = (self.step.rows, self.spec.hidden_size);
+    fn project_qkv(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+        let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
         let Scratch { hidden, normed, qkv, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: hidden, stride: rows, select: None };
@@ -42,24 +43,25 @@ impl FusedExecutor {
         if self.spec.block.parallel {
             trace.input("ffn.norm", self.isa, &input);
         }
-        normed.fill(self.isa, &mut self.pool, scratch, input, readers);
+        let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
+        normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(readers));
         let width = LANES * projections.iter().map(|linear| linear.panels()).sum::<usize>();
-        let products = Products { isa: self.isa, weights: &self.weights, threads: self.pool.threads() };
         products.all(&mut self.pool, &projections, normed, rows, panels(qkv, width, rows));
     }
 
     /// Output projection of `heads`, added to the residual stream.
-    fn add_attention(&mut self, index: usize, trace: &mut Trace) {
-        let (rows, width) = (self.step.rows, self.spec.hidden_size);
+    fn add_attention(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+        let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
         let Scratch { hidden, inner, heads, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Groups { data: heads, groups: layer.attention.num_key_value_heads };
         let input = Input { source, rows, width: layer.attention.query_width(), norm: None };
         trace.input("attn.heads", self.isa, &input);
-        inner.fill(self.isa, &mut self.pool, scratch, input, &[&layer.o_proj]);
+        let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
+        inner.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[&layer.o_proj]));
         let mut join = Join {
             isa: self.isa,
-            products: Products { isa: self.isa, weights: &self.weights, threads: self.pool.threads() },
+            products,
             pool: &mut self.pool,
             factor: self.spec.residual_multiplier as f32,
             rows,
@@ -72,27 +74,28 @@ impl FusedExecutor {
         trace.panels("attn.residual", hidden, rows, width);
     }
 
-    fn normalize_for_feed_forward(&mut self, index: usize, trace: &mut Trace) {
-        let (rows, width) = (self.step.rows, self.spec.hidden_size);
+    fn normalize_for_feed_forward(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+        let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
         let Scratch { hidden, normed, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: hidden, stride: rows, select: None };
         let input = Input { source, rows, width, norm: layer.feed_forward_norm.as_ref() };
         trace.input("ffn.norm", self.isa, &input);
         let gate_proj = layer.gate_proj.as_ref().unwrap_or(&layer.up_proj);
-        normed.fill(self.isa, &mut self.pool, scratch, input, &[gate_proj, &layer.up_proj]);
+        let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
+        normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[gate_proj, &layer.up_proj]));
     }
 
     /// The feed-forward part of what is in `normed`, added to the residual stream.
-    fn add_feed_forward(&mut self, index: usize, trace: &mut Trace) {
-        let (rows, width) = (self.step.rows, self.spec.hidden_size);
+    fn add_feed_forward(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+        let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
-        let products = Products { isa: self.isa, weights: &self.weights, threads: self.pool.threads() };
+        let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
         expand(&products, &mut self.pool, layer, &mut self.scratch, rows);
         let Scratch { hidden, inner, up, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: up, stride: rows, select: None };
         let input = Input { source, rows, width: layer.up_proj.rows, norm: None };
-        inner.fill(self.isa, &mut self.pool, scratch, input, &[&layer.down_proj]);
+        inner.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[&layer.down_proj]));
         let factor = self.spec.residual_multiplier as f32;
         let statistics = branch_statistics;
         let mut join = Join { isa: self.isa, products, pool: &mut self.pool, factor, rows, statistics };

@@ -5,14 +5,13 @@ use std::sync::Mutex;
 
 use braidinfer_kernels::norm::NormKind;
 use braidinfer_kernels::{
-    Chunks, LANES, NotFinite, NumericLevel, Pages, PanelFormat, Panels, Pool, WeightType, pack_panel, panel_bytes,
-    read_row,
+    Chunks, LANES, NotFinite, Pages, PanelFormat, Panels, Pool, WeightType, pack_panel, panel_bytes, read_row,
 };
 use braidinfer_model::quantization::dequantize;
 use braidinfer_model::spec::{self, Activation, AttentionSpec, FeedForward, Mixer, NormSpec};
 use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, TensorView, Weights};
 
-use super::plan::KernelPlan;
+use crate::executor::KernelPlan;
 use crate::executor::standard::LoadProgress;
 use crate::{Error, Result};
 
@@ -71,13 +70,14 @@ pub(super) struct PackedNorm {
     pub(super) bias: Option<Vec<f32>>,
 }
 
-/// A matrix in panels, its level, and a bias padded to whole lanes.
+/// A matrix in panels, and a bias padded to whole lanes.
 #[derive(Debug)]
 pub(super) struct PackedLinear {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) format: PanelFormat,
-    pub(super) level: NumericLevel,
+    /// Its index in the projections of a plan, which says at what level it is multiplied.
+    pub(super) planned: usize,
     pub(super) bias: Option<Vec<f32>>,
     data: Range<usize>,
 }
@@ -89,53 +89,15 @@ impl PackedLinear {
     }
 }
 
-impl PackedLayer {
-    fn projections(&self) -> impl Iterator<Item = &PackedLinear> {
-        let attention = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
-        attention.into_iter().chain(&self.gate_proj).chain([&self.up_proj, &self.down_proj])
-    }
-
-    fn projections_mut(&mut self) -> impl Iterator<Item = (LayerSlot, &mut PackedLinear)> {
-        let attention = [
-            (LayerSlot::QProj, &mut self.q_proj),
-            (LayerSlot::KProj, &mut self.k_proj),
-            (LayerSlot::VProj, &mut self.v_proj),
-            (LayerSlot::OProj, &mut self.o_proj),
-        ];
-        let gate_proj = self.gate_proj.iter_mut().map(|gate_proj| (LayerSlot::GateProj, gate_proj));
-        let rest = [(LayerSlot::UpProj, &mut self.up_proj), (LayerSlot::DownProj, &mut self.down_proj)];
-        attention.into_iter().chain(gate_proj).chain(rest)
-    }
-}
-
 impl PackedDecoder {
     /// Bytes of all panels.
     pub(super) fn bytes(&self) -> usize {
         self.panels.len()
     }
 
-    /// Multiplies at the levels of `plan` from now on.
-    pub(super) fn set_levels(&mut self, plan: &KernelPlan) {
-        self.lm_head.level = plan.level(Slot::LmHead);
-        for (index, layer) in self.layers.iter_mut().enumerate() {
-            for (slot, linear) in layer.projections_mut() {
-                linear.level = plan.level(Slot::Layer(index, slot));
-            }
-        }
-    }
-
     /// The bytes of all panels.
     pub(super) fn all_panels(&self) -> &[u8] {
         &self.panels
-    }
-
-    /// The level that multiplies most of the bytes.
-    pub(super) fn main_level(&self) -> NumericLevel {
-        let all = || self.layers.iter().flat_map(PackedLayer::projections).chain([&self.lm_head]);
-        let bytes = |level: &NumericLevel| -> usize {
-            all().filter(|linear| linear.level == *level).map(|linear| linear.data.len()).sum()
-        };
-        NumericLevel::ALL.into_iter().max_by_key(bytes).unwrap_or(NumericLevel::F32)
     }
 
     /// Some panels of a matrix, before those that begin at panel `next` of `following` are read.
@@ -299,7 +261,8 @@ impl<'a> Packer<'a> {
         self.weights.release(slot, Param::Weight);
         self.used += matrix_bytes(&view);
         let bias = self.vector(slot, Param::Bias)?;
-        Ok(PackedLinear { rows, columns, format, level: self.plan.level(slot), bias, data })
+        let planned = self.plan.index_of(slot).ok_or_else(|| absent(slot))?;
+        Ok(PackedLinear { rows, columns, format, planned, bias, data })
     }
 
     fn embedding(&self) -> Result<Embedding> {

@@ -2,7 +2,10 @@
 
 use half::bf16;
 
-use super::FusedExecutor;
+use super::{FusedOptions, FusedRunner};
+use crate::Result;
+use crate::executor::Decoder;
+use braidinfer_model::{DecoderSpec, Weights};
 
 /// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +18,19 @@ pub(crate) enum Planted {
     ScoreOverflow { layer: usize },
 }
 
-impl FusedExecutor {
+/// A decoder with a fault in its kernels, or none.
+pub(crate) fn load(
+    spec: DecoderSpec,
+    weights: &Weights,
+    options: FusedOptions,
+    planted: Option<Planted>,
+) -> Result<Decoder<'static>> {
+    let (plan, mut runner) = FusedRunner::load(&spec, weights, options, &|_, _| {})?;
+    runner.planted = planted;
+    Ok(Decoder::new(spec, options.kv_cache, plan, runner))
+}
+
+impl FusedRunner {
     pub(super) fn spoil_projections(&mut self, index: usize) {
         if self.planted == Some(Planted::SumsInBf16 { layer: index }) {
             to_bf16(&mut self.scratch.qkv);

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use braidinfer_kernels::{Activation, Chunks, Isa, LANES, Pool, elementwise, matmul};
+use braidinfer_kernels::{Activation, Chunks, Isa, LANES, NumericLevel, Pool, elementwise, matmul};
 
 use super::encode::Encoded;
 use super::packed::{PackedDecoder, PackedLinear};
+use crate::executor::KernelPlan;
 
 /// Panels of a piece of work: few, so that a slow core holds nobody up, and enough that taking a piece costs little.
 const PIECE: usize = 4;
@@ -14,10 +15,23 @@ const PIECE: usize = 4;
 pub(super) struct Products<'a> {
     pub(super) isa: Isa,
     pub(super) weights: &'a PackedDecoder,
+    pub(super) plan: &'a KernelPlan,
     pub(super) threads: usize,
 }
 
 impl Products<'_> {
+    /// At which levels some projections are multiplied.
+    pub(super) fn levels<'b>(
+        &'b self,
+        linears: &'b [&PackedLinear],
+    ) -> impl Iterator<Item = NumericLevel> + Clone + 'b {
+        linears.iter().map(|linear| self.level(linear))
+    }
+
+    fn level(&self, linear: &PackedLinear) -> NumericLevel {
+        self.plan.projections[linear.planned].level
+    }
+
     /// Projections of the same rows, one after the other in `out`: `[panels of all][rows][16]`.
     pub(super) fn all(&self, pool: &mut Pool, linears: &[&PackedLinear], x: &Encoded, rows: usize, out: &mut [f32]) {
         let width = rows * LANES;
@@ -108,7 +122,7 @@ impl Products<'_> {
         out: &mut [f32],
     ) {
         let first = panels.start;
-        let x = x.at(linear.level);
+        let x = x.at(self.level(linear));
         matmul(self.isa, self.weights.panels(linear, panels, following), &x, out);
         let Some(bias) = &linear.bias else { return };
         for (panel, out) in out.chunks_exact_mut(x.rows * LANES).enumerate() {

@@ -21,10 +21,6 @@ impl<'a> Trace<'a> {
         self.layer = Some(index);
     }
 
-    pub(super) fn leave_layers(&mut self) {
-        self.layer = None;
-    }
-
     /// Records `[rows, width]`, which is made only if it is wanted.
     pub(super) fn record(&mut self, part: &str, rows: usize, values: impl FnOnce() -> Vec<f32>) {
         if !self.active {

@@ -1,5 +1,7 @@
 //! Paged storage of keys and values.
 
+use std::collections::BTreeMap;
+
 use braidinfer_model::DecoderSpec;
 use candle_core::{DType, Device, Tensor};
 
@@ -10,8 +12,8 @@ use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
 #[derive(Debug)]
 pub(super) struct KvCache {
     config: KvCacheConfig,
-    /// Per layer: keys and values, each `[slots, G, d]`.
-    layers: Vec<(Tensor, Tensor)>,
+    /// By layer: keys and values, each `[slots, G, d]`.
+    layers: BTreeMap<usize, (Tensor, Tensor)>,
 }
 
 impl KvCache {
@@ -30,12 +32,22 @@ impl KvCache {
             let attention = spec.attention(layer);
             Tensor::zeros((0, attention.num_key_value_heads, attention.head_dim), dtype, device)
         };
-        let layers = layers.into_iter().map(|layer| Ok((empty(layer)?, empty(layer)?))).collect::<Result<_>>()?;
+        let layers =
+            layers.into_iter().map(|layer| Ok((layer, (empty(layer)?, empty(layer)?)))).collect::<Result<_>>()?;
         Ok(Self { config, layers })
     }
 
     pub(super) fn config(&self) -> KvCacheConfig {
         self.config
+    }
+
+    /// Lets all memory go.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        for store in self.layers.values_mut().flat_map(|(keys, values)| [keys, values]) {
+            let (_, heads, width) = store.dims3()?;
+            *store = Tensor::zeros((0, heads, width), store.dtype(), store.device())?;
+        }
+        Ok(())
     }
 
     /// Makes room for every block that `batch` names.
@@ -50,7 +62,7 @@ impl KvCache {
         }
         // Doubling keeps the copies of a growing sequence linear in its length.
         let slots = needed.max(2 * current).min(self.config.capacity());
-        for store in self.layers.iter_mut().flat_map(|(keys, values)| [keys, values]) {
+        for store in self.layers.values_mut().flat_map(|(keys, values)| [keys, values]) {
             // A store may have grown in an earlier attempt that then ran out of memory.
             if store.dims()[0] < slots {
                 *store = grown(store, slots)?;
@@ -62,12 +74,12 @@ impl KvCache {
     /// Slots for which every layer has room.
     fn slots(&self) -> usize {
         // Stores grow in order, so the last one tells.
-        self.layers.last().map_or(0, |(_, values)| values.dims()[0])
+        self.layers.values().next_back().map_or(0, |(_, values)| values.dims()[0])
     }
 
     /// Stores rows `[query_len, G, d]` of one sequence.
     pub(super) fn write(&self, layer: usize, sequence: &SequenceSlice, keys: &Tensor, values: &Tensor) -> Result<()> {
-        let (key_store, value_store) = &self.layers[layer];
+        let (key_store, value_store) = &self.layers[&layer];
         let block_size = self.config.block_size;
         let positions = sequence.positions();
         let mut position = positions.start;
@@ -85,7 +97,7 @@ impl KvCache {
 
     /// Keys and values of a sequence up to the end of its slice, each `[len, G, d]` in f32.
     pub(super) fn read(&self, layer: usize, sequence: &SequenceSlice) -> Result<(Tensor, Tensor)> {
-        let (keys, values) = &self.layers[layer];
+        let (keys, values) = &self.layers[&layer];
         Ok((self.gather(keys, sequence)?, self.gather(values, sequence)?))
     }
 

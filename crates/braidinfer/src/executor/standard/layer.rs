@@ -19,7 +19,7 @@ pub(super) struct Context<'a> {
     pub(super) rotations: &'a [Rotation],
     pub(super) kv_cache: &'a KvCache,
     pub(super) masks: &'a MaskCache,
-    /// The layer's place in the storage.
+    /// The layer's index.
     pub(super) index: usize,
 }
 

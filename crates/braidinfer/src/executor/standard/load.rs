@@ -1,24 +1,20 @@
 //! Weights to tensors.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use braidinfer_model::spec::{FeedForward, Mixer, NormSpec};
 use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, TensorView, WeightBytes, Weights};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
-use super::StandardExecutor;
 use super::attention::Attention;
 use super::feed_forward::DenseFeedForward;
-use super::kv_cache::KvCache;
 use super::layer::Layer;
 use super::linear::Linear;
 use super::matrix::{Matrix, StoredMatrix};
 use super::norm::Norm;
-use crate::executor::rope_history::RopeHistory;
 use crate::executor::{DeviceChoice, KvCacheConfig};
+use crate::threads::Threads;
 use crate::{Error, Result};
 
 /// The type of weights and of the residual stream.
@@ -71,7 +67,7 @@ pub enum QuantizedWeights {
 }
 
 /// How to load.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct StandardOptions {
     /// Type of weights and of the residual stream.
     pub dtype: ComputeDtype,
@@ -81,45 +77,12 @@ pub struct StandardOptions {
     pub device: DeviceChoice,
     /// Key/value storage.
     pub kv_cache: KvCacheConfig,
+    /// Threads that compute.
+    pub threads: Threads,
 }
 
 /// Called as layers are loaded, from several threads, with how many are done and how many there are.
 pub type LoadProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
-
-impl StandardExecutor {
-    /// Copies the weights into matrices, layers in parallel.
-    ///
-    /// Fails on a weight that is not finite (or not in the range of the compute type), naming tensor and index.
-    pub fn load(
-        spec: DecoderSpec,
-        weights: &Weights,
-        options: StandardOptions,
-        progress: LoadProgress,
-    ) -> Result<Self> {
-        let device = options.device.open()?;
-        let StandardOptions { dtype, quantized_weights, .. } = options;
-        let loader =
-            Loader { spec: &spec, weights, matrices: Matrices::Loaded(dtype, quantized_weights), device: &device };
-        let done = AtomicUsize::new(0);
-        let layer = |index: usize| {
-            let layer = loader.layer(index)?;
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1, spec.layers.len());
-            Ok(layer)
-        };
-        let layers = (0..spec.layers.len()).into_par_iter().map(layer).collect::<Result<_>>()?;
-        let embed_tokens = loader.matrix(Slot::EmbedTokens)?;
-        let lm_head = if weights.head_is_embedding() {
-            Linear::new(embed_tokens.clone(), loader.vector(Slot::LmHead, Param::Bias)?)
-        } else {
-            loader.linear(Slot::LmHead)?
-        };
-        let final_norm = loader.norm(Slot::FinalNorm, &spec.norm)?.ok_or_else(|| loader.absent(Slot::FinalNorm))?;
-        let kv_cache = KvCache::new(&spec, 0..spec.layers.len(), options.kv_cache, &device)?;
-        let rope_history = RopeHistory::new(&spec, options.kv_cache.block_size);
-        let dtype = dtype.candle();
-        Ok(Self { rope_history, dtype, embed_tokens, layers, final_norm, lm_head, kv_cache, device, spec })
-    }
-}
 
 /// What becomes of matrices.
 #[derive(Debug, Clone, Copy)]
@@ -196,6 +159,10 @@ impl Loader<'_> {
         Norm::new(spec, &weight, self.vector(slot, Param::Bias)?).map(Some)
     }
 
+    pub(super) fn final_norm(&self) -> Result<Norm> {
+        self.norm(Slot::FinalNorm, &self.spec.norm)?.ok_or_else(|| self.absent(Slot::FinalNorm))
+    }
+
     pub(super) fn linear(&self, slot: Slot) -> Result<Linear> {
         Ok(Linear::new(self.matrix(slot)?, self.vector(slot, Param::Bias)?))
     }
@@ -227,7 +194,7 @@ impl Loader<'_> {
     }
 
     /// A vector in f32, or `None` if the architecture has none there.
-    fn vector(&self, slot: Slot, param: Param) -> Result<Option<Tensor>> {
+    pub(super) fn vector(&self, slot: Slot, param: Param) -> Result<Option<Tensor>> {
         let Some(bytes) = self.bytes(slot, param) else { return Ok(None) };
         let data = bytes.part(0..bytes.size())?;
         let Some(view) = self.weights.get(slot, param) else { return Ok(None) };
@@ -243,7 +210,7 @@ impl Loader<'_> {
         }
     }
 
-    pub(super) fn absent(&self, slot: Slot) -> Error {
+    fn absent(&self, slot: Slot) -> Error {
         Error::Internal(format!("the architecture calls for {slot:?}, which the weights lack"))
     }
 }

@@ -1,6 +1,6 @@
-//! The standard executor: one decoder over [`DecoderSpec`] in Candle operations, on any Candle device.
+//! The standard kernels: one decoder over [`DecoderSpec`] in Candle operations, on any Candle device.
 //!
-//! Written to be obviously right; it is the reference for every other executor. Norms, rotations, scores,
+//! Written to be obviously right; it is the reference for all other kernels. Norms, rotations, scores,
 //! softmax and all sums are f32 whatever the compute type; the residual stream and what linear layers
 //! return have the compute type. Quantized weights become f32, exactly, whenever they are multiplied.
 
@@ -8,116 +8,226 @@ mod attention;
 mod feed_forward;
 mod kv_cache;
 mod layer;
-mod layers;
 mod linear;
 mod load;
 mod matrix;
 mod norm;
+mod parts;
 mod rotary;
-mod stream;
 mod trace;
 
+use std::collections::BTreeSet;
+
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::DecoderSpec;
+use braidinfer_model::{DecoderSpec, Weights};
 use candle_core::{DType, Device, Tensor};
 
 use self::attention::MaskCache;
 use self::kv_cache::KvCache;
-use self::layer::Layer;
-use self::linear::Linear;
-use self::matrix::Matrix;
-use self::norm::Norm;
+use self::layer::Context;
+use self::parts::{HeadParts, Parts};
 use self::rotary::Rotation;
 use self::trace::Trace;
-use super::rope_history::RopeHistory;
-use super::{ActiveKernels, Batch, Executor, ExecutorReport, KvCacheConfig, Logits, NoProbe, Outputs, Probe};
-use crate::Result;
+use super::{
+    ActiveKernels, Batch, Capabilities, Decoder, ExecutorReport, KernelPlan, KvCacheConfig, KvDtype, LayerRunner,
+    LayerState, Logits, Outputs, Probe, Step, WantedRows,
+};
+use crate::threads::Threads;
+use crate::{Error, Result};
 
-pub use layers::StandardLayers;
 pub use load::{ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
-pub use stream::StandardStream;
 
-/// A decoder in Candle operations.
-#[derive(Debug)]
-pub struct StandardExecutor {
+/// A decoder in Candle operations. Its weights are copied into matrices, layers in parallel.
+///
+/// Fails on a weight that is not finite (or not in the range of the compute type), naming tensor and index.
+pub fn load(
     spec: DecoderSpec,
+    weights: &Weights,
+    options: StandardOptions,
+    progress: LoadProgress,
+) -> Result<Decoder<'static>> {
+    let device = options.device.open()?;
+    let parts = options.threads.run(|| Parts::load_all(&spec, weights, &options, &device, progress))?;
+    let plan = KernelPlan::fastest(&spec, weights, NumericLevel::F32, options.kv_cache.dtype);
+    let (storage, layers) = (options.kv_cache, 0..spec.layers.len());
+    let runner = StandardRunner::new(&spec, parts, layers, options.dtype, storage, device, options.threads)?;
+    Ok(Decoder::new(spec, storage, plan, runner))
+}
+
+/// Some layers in f32 on the CPU, quantized weights as they are, keys and values in f32: for a decoder that computes the
+/// others otherwise. `storage` has the shape of its key/value storage.
+///
+/// Fails on a weight that is not finite, naming tensor and index.
+pub fn load_layers(
+    spec: &DecoderSpec,
+    weights: &Weights,
+    layers: &BTreeSet<usize>,
+    storage: KvCacheConfig,
+    threads: &Threads,
+) -> Result<impl LayerRunner + use<>> {
+    let storage = KvCacheConfig { dtype: KvDtype::F32, ..storage };
+    let parts = Parts::load_layers(spec, weights, layers)?;
+    let layers = layers.iter().copied();
+    StandardRunner::new(spec, parts, layers, ComputeDtype::F32, storage, Device::Cpu, threads.clone())
+}
+
+/// How to read weights while they are used.
+#[derive(Debug, Clone)]
+pub struct StreamOptions {
+    /// Type of the residual stream and of what linear layers return; with f32, keys and values are f32, too, and f16
+    /// otherwise.
+    pub dtype: ComputeDtype,
+    /// Tokens per block.
+    pub block_size: usize,
+    /// Blocks that may be named.
+    pub num_blocks: usize,
+    /// Read files instead of their maps: they may have been written to since the weights were opened, which is then an
+    /// error.
+    pub reread: bool,
+    /// Threads that compute.
+    pub threads: Threads,
+}
+
+/// A decoder on the CPU of which one layer at a time is in memory, over weights that stay in their files and that some other
+/// loader has checked. Memory that only caches a layer's part of the file is let go when another layer is asked for. Every
+/// product is in f32.
+pub fn stream<'a>(spec: &DecoderSpec, weights: &'a Weights, options: StreamOptions) -> Result<Decoder<'a>> {
+    let StreamOptions { dtype, block_size, num_blocks, reread, threads } = options;
+    let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
+    let storage = KvCacheConfig { block_size, num_blocks, dtype: kv_dtype };
+    let (parts, layers) = (Parts::stream(weights, reread), 0..spec.layers.len());
+    let runner = StandardRunner::new(spec, parts, layers, dtype, storage, Device::Cpu, threads)?;
+    let plan = KernelPlan::fastest(spec, weights, NumericLevel::F32, kv_dtype);
+    Ok(Decoder::new(spec.clone(), storage, plan, runner))
+}
+
+/// What computes layers in Candle operations. Everything runs on threads of its own.
+struct StandardRunner<'a> {
+    spec: DecoderSpec,
+    parts: Parts<'a>,
     device: Device,
     dtype: DType,
-    embed_tokens: Matrix,
-    layers: Vec<Layer>,
-    final_norm: Norm,
-    lm_head: Linear,
     kv_cache: KvCache,
-    /// Where RoPE depends on the length of the sequence.
-    rope_history: Option<RopeHistory>,
+    /// Of the step that began last.
+    shared: Shared,
+    /// The residual stream, `[T, h]`.
+    hidden: Option<Tensor>,
+    threads: Threads,
 }
 
-impl Executor for StandardExecutor {
-    fn spec(&self) -> &DecoderSpec {
-        &self.spec
-    }
-
-    fn kv_cache(&self) -> KvCacheConfig {
-        self.kv_cache.config()
-    }
-
-    fn report(&self) -> ExecutorReport {
-        let layers = self.layers.iter().flat_map(Layer::projections);
-        ExecutorReport {
-            kernels: ActiveKernels::Standard,
-            isa: "candle",
-            threads: rayon::current_num_threads(),
-            weight_bytes: layers.chain([&self.lm_head]).map(Linear::weight_bytes).sum(),
-            pack_time: None,
-            levels: Vec::new(),
-            main_level: NumericLevel::F32,
-            kv_dtypes: vec![self.kv_cache().dtype; self.spec.layers.len()],
-        }
-    }
-
-    fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Outputs> {
-        batch.validate(&self.spec, &self.kv_cache.config())?;
-        if batch.token_ids.is_empty() {
-            return Ok(Outputs::none(self.spec.vocab_size));
-        }
-        self.kv_cache.reserve(batch)?;
-        for piece in self.rope_history.as_ref().map_or(Ok(Vec::new()), |history| history.pieces(batch))? {
-            self.decode(&piece, &mut Trace::new(&mut NoProbe))?;
-            self.remember(&piece);
-        }
-        let outputs = self.decode(batch, &mut Trace::new(probe))?;
-        self.remember(batch);
-        Ok(outputs)
-    }
+/// What the layers of one step share.
+#[derive(Default)]
+struct Shared {
+    rotations: Vec<Rotation>,
+    masks: MaskCache,
 }
 
-impl StandardExecutor {
-    fn remember(&mut self, batch: &Batch) {
-        if let Some(history) = &mut self.rope_history {
-            history.remember(batch);
-        }
+impl<'a> StandardRunner<'a> {
+    fn new(
+        spec: &DecoderSpec,
+        parts: Parts<'a>,
+        layers: impl IntoIterator<Item = usize>,
+        dtype: ComputeDtype,
+        storage: KvCacheConfig,
+        device: Device,
+        threads: Threads,
+    ) -> Result<Self> {
+        let kv_cache = KvCache::new(spec, layers, storage, &device)?;
+        let (spec, dtype) = (spec.clone(), dtype.candle());
+        Ok(Self { spec, parts, device, dtype, kv_cache, shared: Shared::default(), hidden: None, threads })
     }
 
-    fn decode(&self, batch: &Batch, trace: &mut Trace) -> Result<Outputs> {
-        let rotations = Rotation::for_batch(&self.spec, batch, &self.device)?;
-        let masks = MaskCache::default();
-        let mut x = self.embed(&batch.token_ids)?;
-        trace.record("embed", &x)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            trace.enter_layer(index);
-            let context =
-                layer::Context { batch, rotations: &rotations, kv_cache: &self.kv_cache, masks: &masks, index };
-            x = layer.forward(&x, &context, trace)?;
-            trace.record("output", &x)?;
-        }
-        trace.leave_layers();
-        let head = Head { spec: &self.spec, final_norm: &self.final_norm, lm_head: &self.lm_head };
-        head.outputs(&x, batch, trace)
+    fn stream(&self) -> Result<&Tensor> {
+        self.hidden.as_ref().ok_or_else(|| Error::Internal("a step of standard kernels has no residual stream".into()))
     }
 
     /// The embedding of every token, `[T, h]`.
-    fn embed(&self, token_ids: &[u32]) -> Result<Tensor> {
-        multiplied(self.embed_tokens.select(token_ids, self.dtype)?, &self.spec)
+    fn embedding(&mut self, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
+        let embed_tokens = self.parts.embed_tokens(&self.spec, &self.device)?;
+        let x = multiplied(embed_tokens.select(&batch.token_ids, self.dtype)?, &self.spec)?;
+        trace.record("embed", &x)?;
+        Ok(x)
+    }
+
+    fn decode_layer(&mut self, index: usize, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
+        let x = self.stream()?.clone();
+        let layer = self.parts.layer(index, &self.spec, &self.device)?;
+        let Shared { rotations, masks } = &self.shared;
+        let context = Context { batch, rotations, kv_cache: &self.kv_cache, masks, index };
+        trace.enter_layer(index);
+        let x = layer.forward(&x, &context, trace)?;
+        trace.record("output", &x)?;
+        Ok(x)
+    }
+
+    fn outputs(&mut self, rows: WantedRows<'_>, trace: &mut Trace) -> Result<Outputs> {
+        let x = self.stream()?.clone();
+        let parts = self.parts.head(&self.spec, &self.device)?;
+        Head { spec: &self.spec, parts }.outputs(&x, rows, trace)
+    }
+}
+
+impl LayerRunner for StandardRunner<'_> {
+    fn capabilities(&self) -> Capabilities {
+        // A matrix library may sum a row otherwise beside other rows.
+        Capabilities { same_bits_in_company: false, shares_prefixes: true, takes_back_drafts: true }
+    }
+
+    fn report(&self, _plan: &KernelPlan) -> ExecutorReport {
+        ExecutorReport {
+            kernels: ActiveKernels::Standard,
+            isa: "candle",
+            threads: self.threads.count(),
+            weight_bytes: self.parts.weight_bytes(),
+            pack_time: None,
+            levels: Vec::new(),
+            main_level: NumericLevel::F32,
+            kv_dtypes: vec![self.kv_cache.config().dtype; self.spec.layers.len()],
+        }
+    }
+
+    fn layer_state(&self, layer: usize, _plan: &KernelPlan) -> LayerState {
+        let values = 2 * self.spec.attention(layer).key_value_width();
+        LayerState { bytes_per_token: values * self.kv_cache.config().dtype.size(), bytes_per_sequence: 0 }
+    }
+
+    fn begin(&mut self, step: Step<'_>) -> Result<()> {
+        self.kv_cache.reserve(step.batch)?;
+        let rotations = Rotation::for_batch(&self.spec, step.batch, &self.device)?;
+        self.shared = Shared { rotations, masks: MaskCache::default() };
+        Ok(())
+    }
+
+    fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
+        let threads = self.threads.clone();
+        self.hidden = Some(threads.run(|| self.embedding(step.batch, &mut Trace::new(probe)))?);
+        Ok(())
+    }
+
+    fn layer(&mut self, index: usize, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
+        let threads = self.threads.clone();
+        self.hidden = Some(threads.run(|| self.decode_layer(index, step.batch, &mut Trace::new(probe)))?);
+        Ok(())
+    }
+
+    fn head(&mut self, rows: WantedRows<'_>, _step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
+        let threads = self.threads.clone();
+        threads.run(|| self.outputs(rows, &mut Trace::new(probe)))
+    }
+
+    fn hidden(&self) -> Result<Vec<f32>> {
+        Ok(self.stream()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    }
+
+    fn set_hidden(&mut self, hidden: &[f32]) -> Result<()> {
+        let width = self.spec.hidden_size;
+        let x = Tensor::from_slice(hidden, (hidden.len() / width, width), &self.device)?;
+        self.hidden = Some(x.to_dtype(self.dtype)?);
+        Ok(())
+    }
+
+    fn release_storage(&mut self) -> Result<()> {
+        self.kv_cache.clear()
     }
 }
 
@@ -134,20 +244,19 @@ fn multiplied(x: Tensor, spec: &DecoderSpec) -> Result<Tensor> {
 /// What turns the residual stream into logits.
 struct Head<'a> {
     spec: &'a DecoderSpec,
-    final_norm: &'a Norm,
-    lm_head: &'a Linear,
+    parts: &'a HeadParts,
 }
 
 impl Head<'_> {
-    /// What `batch` asks for, from the residual stream `x`, `[T, h]`, after the last layer.
-    fn outputs(&self, x: &Tensor, batch: &Batch, trace: &mut Trace) -> Result<Outputs> {
-        let logits = match batch.logits_rows.is_empty() {
+    /// What is wanted, from the residual stream `x`, `[T, h]`, after the last layer.
+    fn outputs(&self, x: &Tensor, rows: WantedRows<'_>, trace: &mut Trace) -> Result<Outputs> {
+        let logits = match rows.logits.is_empty() {
             true => Vec::new(),
-            false => values_of(&self.logits(x, &batch.logits_rows, trace)?)?,
+            false => self.logits(x, rows.logits, trace)?.flatten_all()?.to_vec1()?,
         };
-        let hidden = match batch.hidden_rows.is_empty() {
+        let hidden = match rows.hidden.is_empty() {
             true => Vec::new(),
-            false => self.normed(x, &batch.hidden_rows)?.to_dtype(DType::F32)?.to_vec2()?,
+            false => self.normed(x, rows.hidden)?.to_dtype(DType::F32)?.to_vec2()?,
         };
         Ok(Outputs { logits: Logits::new(logits, self.spec.vocab_size), hidden })
     }
@@ -155,14 +264,14 @@ impl Head<'_> {
     /// What the last norm gives for some rows, at least one.
     fn normed(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        self.final_norm.forward(&x.index_select(&Tensor::new(rows, x.device())?, 0)?)
+        self.parts.final_norm.forward(&x.index_select(&Tensor::new(rows, x.device())?, 0)?)
     }
 
     /// Logits `[rows, V]` in f32 of some rows of `x`, at least one.
     fn logits(&self, x: &Tensor, rows: &[usize], trace: &mut Trace) -> Result<Tensor> {
         let x = self.normed(x, rows)?;
         trace.record("final_norm", &x)?;
-        let mut logits = self.lm_head.forward_f32(&x)?;
+        let mut logits = self.parts.lm_head.forward_f32(&x)?;
         if self.spec.logits_scaling != 1.0 {
             logits = (logits / self.spec.logits_scaling)?;
         }
@@ -172,11 +281,6 @@ impl Head<'_> {
         trace.record("logits", &logits)?;
         Ok(logits)
     }
-}
-
-/// Values in f32, row by row.
-fn values_of(x: &Tensor) -> Result<Vec<f32>> {
-    Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
 /// `cap * tanh(x / cap)`.

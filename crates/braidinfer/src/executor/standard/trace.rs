@@ -19,10 +19,6 @@ impl<'a> Trace<'a> {
         self.layer = Some(index);
     }
 
-    pub(super) fn leave_layers(&mut self) {
-        self.layer = None;
-    }
-
     /// Records `x`, whose first dimension is the tokens.
     pub(super) fn record(&mut self, part: &str, x: &Tensor) -> Result<()> {
         let name = match self.layer {

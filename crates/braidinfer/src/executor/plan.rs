@@ -5,7 +5,8 @@ use braidinfer_model::spec::AttentionSpec;
 use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, Weights};
 use serde::Serialize;
 
-use crate::executor::KvDtype;
+use super::KvDtype;
+use crate::{Error, Result};
 
 /// One projection and the level it is multiplied at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,7 @@ impl PlannedProjection {
     }
 
     /// Whether weights of this type can be multiplied at this level.
-    pub(super) fn is_possible(&self) -> bool {
+    fn is_possible(&self) -> bool {
         levels(self.dtype).contains(&self.level)
     }
 }
@@ -99,6 +100,37 @@ impl KernelPlan {
         self.projections.iter().any(|planned| planned.level.is_coarser(NumericLevel::Int16))
     }
 
+    /// Whether this is a plan for a model with `projections`, whose levels are all possible.
+    ///
+    /// Fails otherwise, and says which projection is in the way.
+    pub(super) fn check(&self, projections: &[(Slot, Dtype)], layers: usize) -> Result<()> {
+        let own = self.projections.iter().map(|planned| (planned.slot, planned.dtype));
+        if !own.eq(projections.iter().copied()) || self.kv_dtypes.len() != layers {
+            return Err(Error::bad_request("kernel plan", "one for this model", "one for another"));
+        }
+        match self.projections.iter().find(|planned| !planned.is_possible()) {
+            None => Ok(()),
+            Some(planned) => {
+                let found = format!("{} for {} weights in {:?}", planned.level.name(), planned.dtype, planned.slot);
+                Err(Error::bad_request("kernel plan", "a level that its weights can be multiplied at", found))
+            }
+        }
+    }
+
+    /// The projection in a slot, by its index in [`KernelPlan::projections`].
+    pub(super) fn index_of(&self, slot: Slot) -> Option<usize> {
+        self.projections.iter().position(|planned| planned.slot == slot)
+    }
+
+    /// The level that multiplies most of the bytes.
+    pub(super) fn main_level(&self) -> NumericLevel {
+        let bytes = |level: &NumericLevel| -> usize {
+            let of_level = self.projections.iter().filter(|planned| planned.level == *level);
+            of_level.map(|planned| planned.bytes).sum()
+        };
+        NumericLevel::ALL.into_iter().max_by_key(bytes).unwrap_or(NumericLevel::F32)
+    }
+
     /// Whether a layer is computed and stored as in another plan.
     pub fn same_layer(&self, other: &Self, layer: usize) -> bool {
         let of = |plan: &Self| -> Vec<PlannedProjection> {
@@ -106,12 +138,6 @@ impl KernelPlan {
             plan.projections.iter().filter(in_layer).copied().collect()
         };
         self.kv_dtypes.get(layer) == other.kv_dtypes.get(layer) && of(self) == of(other)
-    }
-
-    /// The level of a projection; the exact one if the plan does not know it.
-    pub fn level(&self, slot: Slot) -> NumericLevel {
-        let planned = self.projections.iter().find(|projection| projection.slot == slot);
-        planned.map_or(NumericLevel::F32, |projection| projection.level)
     }
 
     /// How many projections run at each level, coarsest first; levels without any are left out.

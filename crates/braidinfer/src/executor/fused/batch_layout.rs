@@ -1,4 +1,4 @@
-//! What one forward pass must know about its batch: positions, rotations, where keys go, and pieces of attention.
+//! How a batch lies: positions, rotations, where keys go, and pieces of attention.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ const ATTENTION_ROWS: usize = 128;
 
 /// Kept between passes, so that a step of the usual size asks for no memory.
 #[derive(Debug, Default)]
-pub(super) struct Step {
+pub(super) struct BatchLayout {
     /// Tokens.
     pub(super) rows: usize,
     /// One per rotary table.
@@ -90,7 +90,7 @@ impl Rotation {
     }
 }
 
-impl Step {
+impl BatchLayout {
     /// Sets everything for `batch`.
     pub(super) fn fill(&mut self, spec: &DecoderSpec, batch: &Batch, kv_cache: &KvCache) {
         self.rows = batch.token_ids.len();

@@ -1,0 +1,131 @@
+//! Where the weights of a step come from: from memory, or one layer at a time from their files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
+use candle_core::Device;
+use rayon::prelude::*;
+
+use super::layer::Layer;
+use super::linear::Linear;
+use super::load::{ComputeDtype, LoadProgress, Loader, Matrices, QuantizedWeights, StandardOptions};
+use super::matrix::Matrix;
+use super::norm::Norm;
+use crate::{Error, Result};
+
+/// The parts of a decoder.
+pub(super) enum Parts<'a> {
+    /// Layers by index, and what comes before and after them, if it is computed here.
+    Loaded { layers: BTreeMap<usize, Layer>, embed_tokens: Option<Matrix>, head: Option<HeadParts> },
+    /// The layer that was used last, and the output head once it was used.
+    Streamed { weights: &'a Weights, matrices: Matrices, layer: Option<(usize, Box<Layer>)>, head: Option<HeadParts> },
+}
+
+/// What turns the residual stream into logits.
+pub(super) struct HeadParts {
+    pub(super) final_norm: Norm,
+    pub(super) lm_head: Linear,
+}
+
+impl<'a> Parts<'a> {
+    /// Everything, copied in parallel.
+    pub(super) fn load_all(
+        spec: &DecoderSpec,
+        weights: &Weights,
+        options: &StandardOptions,
+        device: &Device,
+        progress: LoadProgress,
+    ) -> Result<Self> {
+        let matrices = Matrices::Loaded(options.dtype, options.quantized_weights);
+        let loader = Loader { spec, weights, matrices, device };
+        let done = AtomicUsize::new(0);
+        let layer = |index: usize| {
+            let layer = loader.layer(index)?;
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, spec.layers.len());
+            Ok((index, layer))
+        };
+        let layers = (0..spec.layers.len()).into_par_iter().map(layer).collect::<Result<_>>()?;
+        let embed_tokens = loader.matrix(Slot::EmbedTokens)?;
+        let lm_head = if weights.head_is_embedding() {
+            Linear::new(embed_tokens.clone(), loader.vector(Slot::LmHead, Param::Bias)?)
+        } else {
+            loader.linear(Slot::LmHead)?
+        };
+        let head = HeadParts { final_norm: loader.final_norm()?, lm_head };
+        Ok(Self::Loaded { layers, embed_tokens: Some(embed_tokens), head: Some(head) })
+    }
+
+    /// Some layers in f32, quantized weights as they are.
+    pub(super) fn load_layers(spec: &DecoderSpec, weights: &Weights, layers: &BTreeSet<usize>) -> Result<Self> {
+        let matrices = Matrices::Loaded(ComputeDtype::F32, QuantizedWeights::Keep);
+        let loader = Loader { spec, weights, matrices, device: &Device::Cpu };
+        let layers = layers.iter().map(|index| Ok((*index, loader.layer(*index)?))).collect::<Result<_>>()?;
+        Ok(Self::Loaded { layers, embed_tokens: None, head: None })
+    }
+
+    /// Whatever is asked for, from the files.
+    pub(super) fn stream(weights: &'a Weights, reread: bool) -> Self {
+        let matrices = if reread { Matrices::InFile } else { Matrices::Stored };
+        Self::Streamed { weights, matrices, layer: None, head: None }
+    }
+
+    pub(super) fn embed_tokens(&self, spec: &DecoderSpec, device: &Device) -> Result<Matrix> {
+        match self {
+            Self::Loaded { embed_tokens, .. } => embed_tokens.clone().ok_or_else(|| absent("the embedding")),
+            Self::Streamed { weights, matrices, .. } => {
+                Loader { spec, weights, matrices: *matrices, device }.matrix(Slot::EmbedTokens)
+            }
+        }
+    }
+
+    pub(super) fn layer(&mut self, index: usize, spec: &DecoderSpec, device: &Device) -> Result<&Layer> {
+        match self {
+            Self::Loaded { layers, .. } => layers.get(&index).ok_or_else(|| absent(&format!("layer {index}"))),
+            Self::Streamed { weights, matrices, layer, .. } => {
+                if layer.as_ref().is_none_or(|(loaded, _)| *loaded != index) {
+                    if let Some((before, _)) = layer.take() {
+                        release(weights, before);
+                    }
+                    let loader = Loader { spec, weights, matrices: *matrices, device };
+                    *layer = Some((index, Box::new(loader.layer(index)?)));
+                }
+                layer.as_ref().map(|(_, layer)| &**layer).ok_or_else(|| absent(&format!("layer {index}")))
+            }
+        }
+    }
+
+    pub(super) fn head(&mut self, spec: &DecoderSpec, device: &Device) -> Result<&HeadParts> {
+        match self {
+            Self::Loaded { head, .. } => head.as_ref().ok_or_else(|| absent("the output head")),
+            Self::Streamed { weights, matrices, head, .. } => {
+                if head.is_none() {
+                    let loader = Loader { spec, weights, matrices: *matrices, device };
+                    *head = Some(HeadParts { final_norm: loader.final_norm()?, lm_head: loader.linear(Slot::LmHead)? });
+                }
+                head.as_ref().ok_or_else(|| absent("the output head"))
+            }
+        }
+    }
+
+    /// Bytes of the matrices that are in memory, but for the embedding.
+    pub(super) fn weight_bytes(&self) -> usize {
+        let (layers, head): (Vec<&Layer>, _) = match self {
+            Self::Loaded { layers, head, .. } => (layers.values().collect(), head),
+            Self::Streamed { layer, head, .. } => (layer.iter().map(|(_, layer)| &**layer).collect(), head),
+        };
+        let matrices = layers.into_iter().flat_map(Layer::projections).chain(head.iter().map(|head| &head.lm_head));
+        matrices.map(Linear::weight_bytes).sum()
+    }
+}
+
+/// Lets memory go that only caches a layer's part of the files.
+fn release(weights: &Weights, layer: usize) {
+    let of_layer = |slot: &Slot| matches!(slot, Slot::Layer(index, _) if *index == layer);
+    let slots = weights.iter().map(|(slot, _, _)| slot).filter(of_layer);
+    slots.for_each(|slot| weights.release(slot, Param::Weight));
+}
+
+fn absent(what: &str) -> Error {
+    Error::Internal(format!("{what} is not among what these standard kernels compute"))
+}
