@@ -175,15 +175,17 @@ impl Found {
         // The last token is read by nobody.
         let read = &chunk[..chunk.len() - 1];
         let counted = chunk.len() / 2;
+        let reading = llm.begin_reading(read.len())?;
+        let other = against.as_ref().map(|against| against.begin_reading(read.len())).transpose()?;
         for start in (0..read.len()).step_by(STEP) {
             let step = start..read.len().min(start + STEP);
             let wanted = step.end - step.start.max(counted).min(step.end);
-            let own = llm.read_step(read, step.clone(), wanted)?;
+            let own = llm.read(&reading, read, step.clone(), wanted)?;
             let next: Vec<Option<u32>> = chunk[step.end - wanted + 1..step.end + 1].iter().copied().map(Some).collect();
-            match &mut against {
+            match against.as_mut().zip(other.as_ref()) {
                 None => add(&mut self.own, &own, &own, &next),
-                Some(against) => {
-                    let truth = against.read_step(read, step, wanted)?;
+                Some((against, other)) => {
+                    let truth = against.read(other, read, step, wanted)?;
                     add(&mut self.own, &truth, &own, &next);
                     add(&mut self.truth, &truth, &truth, &next);
                 }

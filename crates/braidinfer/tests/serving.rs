@@ -399,19 +399,40 @@ fn batches_of_ones_own_never_touch_an_answer() {
     let params = SamplingParams { max_tokens: Some(12), ignore_eos: true, ..SamplingParams::default() };
     let answer = |disturb: bool| {
         let mut llm = open(&demo(), LoadOptions::default());
+        let alone = llm.logits(&[9; 30], true).expect("nothing runs");
         llm.add((1..40).collect(), &params).expect("the request is sound");
         let mut said = Vec::new();
         while llm.has_unfinished() {
             said.extend(llm.step().expect("the step runs").into_iter().map(|event| token(event).id));
             if disturb && llm.has_unfinished() {
-                let error = llm.logits(&[9; 30], true).expect_err("a request is unfinished").to_string();
+                let rows = llm.logits(&[9; 30], true).expect("there is room beside the request");
+                assert_eq!(rows, alone, "the request does not change them");
+                let error = llm.decoder_mut().err().expect("a request is unfinished").to_string();
                 assert!(error.contains("expected no unfinished request"), "{error}");
             }
         }
-        assert_eq!(llm.logits(&[9; 30], true).expect("nothing is unfinished").len(), 30);
         said
     };
     assert_eq!(answer(true), answer(false));
+}
+
+#[test]
+fn tokens_are_not_read_where_requests_leave_no_room() {
+    let options = LoadOptions { context: Some(64), kv_cache: KvCacheRoom::Tokens(64), ..LoadOptions::default() };
+    let mut llm = open(&demo(), options);
+    llm.add((1..40).collect(), &SamplingParams { max_tokens: Some(4), ..SamplingParams::default() })
+        .expect("it is sound");
+    llm.step().expect("the step runs");
+    let error = llm.logits(&[9; 30], true).expect_err("one block is left").to_string();
+    assert_eq!(
+        error,
+        "tokens: expected 2 free blocks of keys and values for 30 tokens, found 1, as requests are running"
+    );
+    while llm.has_unfinished() {
+        llm.step().expect("the step runs");
+    }
+    assert_eq!(llm.logits(&[9; 30], true).expect("there is room").len(), 30);
+    nothing_is_left(&llm, "reading");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Blocks of the key/value storage: who owns them, and which of those that nobody owns still hold something of use.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
@@ -63,30 +63,43 @@ impl Drop for Block {
 
 /// The blocks of one sequence. They are given back last first, since the first ones are of use to most others.
 #[derive(Debug, Default)]
-pub(super) struct BlockTable(Vec<Block>);
+pub(super) struct BlockTable {
+    /// From the first that was not let go on.
+    blocks: VecDeque<Block>,
+    /// Blocks before them, which no query sees any more.
+    unseen: usize,
+}
 
 impl BlockTable {
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.unseen + self.blocks.len()
     }
 
     pub(super) fn push(&mut self, block: Block) {
-        self.0.push(block);
+        self.blocks.push_back(block);
     }
 
     /// Gives back all but the first `len`, last first.
     pub(super) fn truncate(&mut self, len: usize) {
-        while self.0.len() > len {
-            self.0.pop();
+        while self.len() > len && self.blocks.pop_back().is_some() {}
+        self.unseen = self.unseen.min(len);
+    }
+
+    /// Lets the first `len` go, which no query sees any more. They count on.
+    pub(super) fn release_first(&mut self, len: usize) {
+        while self.unseen < len && self.blocks.pop_front().is_some() {
+            self.unseen += 1;
         }
     }
 
+    /// A block that was not let go.
     pub(super) fn get(&self, index: usize) -> &Block {
-        &self.0[index]
+        &self.blocks[index - self.unseen]
     }
 
+    /// In order; those that were let go are named 0.
     pub(super) fn ids(&self) -> Vec<u32> {
-        self.0.iter().map(Block::id).collect()
+        std::iter::repeat_n(0, self.unseen).chain(self.blocks.iter().map(Block::id)).collect()
     }
 
     pub(super) fn clear(&mut self) {

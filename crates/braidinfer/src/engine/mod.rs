@@ -7,6 +7,7 @@ mod constraint;
 mod draft;
 mod logprobs;
 mod pace;
+mod reading;
 mod sampler;
 mod sampling_params;
 mod scheduler;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 pub use constraint::{Constraint, ConstraintFactory};
 pub use logprobs::TokenLogprobs;
+pub(crate) use reading::Reading;
 pub use sampler::argmax;
 pub use sampling_params::{MOST_LOGPROBS, SamplingParams};
 pub use sequence::FinishReason;
@@ -200,14 +202,13 @@ impl Engine {
         let Capabilities { same_bits_in_company, shares_prefixes, takes_back_drafts } = decoder.capabilities();
         // Where a row may be rounded otherwise beside other rows, a guess could change what is chosen.
         let may_guess = takes_back_drafts && same_bits_in_company;
-        let keeps_state = decoder.state().bytes_per_sequence > 0;
         let config = EngineConfig {
             prefix_cache: config.prefix_cache && shares_prefixes,
             prompt_lookup: config.prompt_lookup && may_guess,
             ..config
         };
         Ok(Self {
-            scheduler: Scheduler::new(kv_cache, decoder.spec().vocab_size, config, keeps_state),
+            scheduler: Scheduler::new(kv_cache, decoder.spec().vocab_size, config, decoder.state()),
             decoder,
             may_guess,
             next_id: 0,

@@ -6,12 +6,12 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::block_pool::{Block, BlockHash, BlockPool, block_hash};
+use super::block_pool::{Block, BlockHash, BlockPool, BlockTable, block_hash};
 use super::draft::ROWS;
 use super::pace::Pace;
 use super::sequence::{Sequence, SequenceState};
 use super::{EngineConfig, SequenceId};
-use crate::executor::{Batch, KvCacheConfig, SequenceSlice};
+use crate::executor::{Batch, KvCacheConfig, LayerState, SequenceSlice};
 use crate::{Error, Result};
 
 /// Logits of prompts that one step computes, in values: 64 MB. A prompt whose logits are all wanted is read in as many
@@ -23,6 +23,8 @@ pub(super) struct Scheduler {
     pub(super) config: EngineConfig,
     block_size: usize,
     num_blocks: usize,
+    /// Tokens that are all that is read of a sequence's blocks, up to the one that is computed; all if `None`.
+    window: Option<usize>,
     /// Tokens of a prompt whose logits are computed in one step.
     most_logits_rows: usize,
     pool: BlockPool,
@@ -118,12 +120,14 @@ impl Plan {
 }
 
 impl Scheduler {
-    /// `keeps_state` says that layers keep something of sequences besides their blocks. As many slots as there are for
-    /// running sequences hold what stands after prefixes.
-    pub(super) fn new(kv_cache: KvCacheConfig, vocab_size: usize, config: EngineConfig, keeps_state: bool) -> Self {
-        let slots = || BlockPool::new(config.max_sequences.saturating_mul(2));
+    /// Where layers keep something of sequences besides their blocks, as many slots as there are for running sequences
+    /// hold what stands after prefixes.
+    pub(super) fn new(kv_cache: KvCacheConfig, vocab_size: usize, config: EngineConfig, state: LayerState) -> Self {
+        // One more for tokens that are read beside requests.
+        let slots = || BlockPool::new(config.max_sequences.saturating_mul(2).saturating_add(1));
         Self {
-            states: keeps_state.then(|| StateSlots { slots: slots(), snapshots: Vec::new() }),
+            states: (state.bytes_per_sequence > 0).then(|| StateSlots { slots: slots(), snapshots: Vec::new() }),
+            window: state.window,
             most_logits_rows: (PROMPT_LOGITS / vocab_size).max(1),
             config,
             block_size: kv_cache.block_size,
@@ -148,6 +152,24 @@ impl Scheduler {
 
     pub(super) fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// Blocks that nobody owns.
+    pub(super) fn free_blocks(&self) -> usize {
+        self.pool.available()
+    }
+
+    /// Blocks, and a state slot where layers need one, for tokens that no sequence has. `None` if not so many are free.
+    pub(super) fn lend(&self, count: usize) -> Option<(BlockTable, Option<Block>)> {
+        let mut blocks = BlockTable::default();
+        for _ in 0..count {
+            blocks.push(self.pool.allocate()?);
+        }
+        let state = match &self.states {
+            Some(states) => Some(states.slots.allocate()?),
+            None => None,
+        };
+        Some((blocks, state))
     }
 
     /// Share of the blocks that someone owns.
@@ -291,6 +313,10 @@ impl Scheduler {
                 sequence.hashes.push(hash);
             }
         }
+        if let Some(window) = self.window {
+            // The next query is at `computed`, and sees itself and so many less one before it.
+            sequence.blocks.release_first((sequence.computed + 1).saturating_sub(window) / self.block_size);
+        }
         if read_prompt {
             self.snapshot(index);
         }
@@ -432,9 +458,12 @@ mod tests {
         tapped: 0.0,
     };
 
+    /// Keys and values of all tokens, and nothing else.
+    const PLAIN: LayerState = LayerState { bytes_per_token: 4, bytes_per_sequence: 0, window: None };
+
     fn scheduler(num_blocks: usize, max_batched_tokens: usize) -> Scheduler {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks, dtype: KvDtype::F32 };
-        Scheduler::new(kv_cache, 1000, EngineConfig { max_batched_tokens, ..CONFIG }, false)
+        Scheduler::new(kv_cache, 1000, EngineConfig { max_batched_tokens, ..CONFIG }, PLAIN)
     }
 
     fn request(prompt: Vec<u32>) -> Request {
@@ -480,7 +509,7 @@ mod tests {
     #[test]
     fn only_what_is_wanted_is_computed_and_not_too_much_at_once() {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks: 8, dtype: KvDtype::F16 };
-        let mut scheduler = Scheduler::new(kv_cache, PROMPT_LOGITS / 4, CONFIG, false);
+        let mut scheduler = Scheduler::new(kv_cache, PROMPT_LOGITS / 4, CONFIG, PLAIN);
         let wants = |scheduler: &mut Scheduler| {
             let plan = scheduler.schedule();
             plan.parts.iter().for_each(|part| scheduler.computed(part.sequence, part.positions.end));
@@ -610,6 +639,29 @@ mod tests {
         assert_eq!(scheduler.draft(0, 8).len(), 0);
         scheduler.remove(1);
         assert!(!scheduler.draft(0, 8).is_empty());
+    }
+
+    #[test]
+    fn blocks_that_no_query_sees_any_more_are_let_go() {
+        let kv_cache = KvCacheConfig { block_size: 4, num_blocks: 8, dtype: KvDtype::F32 };
+        let config = EngineConfig { context: 64, ..CONFIG };
+        let mut scheduler = Scheduler::new(kv_cache, 1000, config, LayerState { window: Some(5), ..PLAIN });
+        scheduler.add(sequence(0, 10));
+        step(&mut scheduler);
+        // The next query is at 10 and sees 6 to 10, in the blocks 1 and 2.
+        assert_eq!(scheduler.pool.used(), 2);
+        for computed in 11..40 {
+            step(&mut scheduler);
+            assert_eq!(scheduler.sequence_mut(0).expect("it runs").computed, computed);
+            assert_eq!(scheduler.pool.used(), (computed - 1) / 4 + 1 - (computed - 4) / 4, "{computed} tokens");
+        }
+        // What they held can be found until they are needed.
+        scheduler.add(of(1, request((0..10).collect())));
+        step(&mut scheduler);
+        assert_eq!(scheduler.sequence_mut(1).expect("it runs").cached, 0);
+        scheduler.remove(0);
+        scheduler.remove(1);
+        assert_eq!(scheduler.pool.available(), 8);
     }
 
     #[test]

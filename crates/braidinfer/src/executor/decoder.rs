@@ -109,9 +109,13 @@ impl<'a> Decoder<'a> {
     /// What is stored of sequences in all layers together.
     pub fn state(&self) -> LayerState {
         let of = |(layer, runner): (usize, &usize)| self.runners[*runner].layer_state(layer, &self.plan);
-        self.route.layers.iter().enumerate().map(of).fold(LayerState::default(), |sum, state| LayerState {
+        // Where RoPE depends on the length, everything may have to be computed again.
+        let window = if self.rope_history.is_none() { Some(0) } else { None };
+        let nothing = LayerState { bytes_per_token: 0, bytes_per_sequence: 0, window };
+        self.route.layers.iter().enumerate().map(of).fold(nothing, |sum, state| LayerState {
             bytes_per_token: sum.bytes_per_token + state.bytes_per_token,
             bytes_per_sequence: sum.bytes_per_sequence + state.bytes_per_sequence,
+            window: sum.window.zip(state.window).map(|(a, b)| a.max(b)),
         })
     }
 

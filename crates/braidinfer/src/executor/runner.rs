@@ -101,7 +101,7 @@ impl Capabilities {
 }
 
 /// What a layer keeps of sequences, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerState {
     /// For each token, in blocks: keys and values, of whatever widths.
     pub bytes_per_token: usize,
@@ -111,6 +111,9 @@ pub struct LayerState {
     /// on from there. It is computed in chunks that end at block boundaries of the sequence, so that its bits do not depend
     /// on how the sequence is cut into batches. A sequence may go on from any position from that boundary on, up to its end.
     pub bytes_per_sequence: usize,
+    /// So many tokens of a sequence, up to the one that is computed, are all that is read of its blocks; earlier ones may
+    /// be given to others. All if `None`.
+    pub window: Option<usize>,
 }
 
 /// A runner that is lent, so that a decoder can be made of it for a while.

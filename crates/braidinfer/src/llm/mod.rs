@@ -13,12 +13,12 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
 use crate::compat::CompatReport;
 use crate::engine::{
-    ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, ReadPrompt, Request, Said,
-    SamplingParams, SequenceId, StepOutput, TokenLogprobs,
+    ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, ReadPrompt, Reading,
+    Request, Said, SamplingParams, SequenceId, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
-use crate::executor::{ActiveKernels, Batch, Decoder, Logits, NoProbe, SequenceSlice};
-use crate::loading::{BLOCK_SIZE, LoadOptions, Loaded, ModelParts};
+use crate::executor::{ActiveKernels, Decoder, Logits};
+use crate::loading::{LoadOptions, Loaded, ModelParts};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::threads::Threads;
 use crate::{Error, Result};
@@ -366,9 +366,9 @@ impl Llm {
         self.engine.stats()
     }
 
-    /// Logits of the last token of `ids`, or of every one: one row each. What was stored of prompts is forgotten.
+    /// Logits of the last token of `ids`, or of every one: one row each. Requests that are unfinished do not notice.
     ///
-    /// Fails while a request is unfinished.
+    /// Fails if they leave no room for so many tokens.
     pub fn logits(&mut self, ids: &[u32], all: bool) -> Result<Vec<Vec<f32>>> {
         let context = self.context();
         if ids.len() > context {
@@ -377,22 +377,24 @@ impl Llm {
         if ids.is_empty() {
             return Err(Error::bad_request("ids", "at least one token", "none"));
         }
+        let reading = self.begin_reading(ids.len())?;
         let mut rows = Vec::new();
         for start in (0..ids.len()).step_by(MAX_BATCHED_TOKENS) {
             let step = start..ids.len().min(start + MAX_BATCHED_TOKENS);
             let wanted = if all { step.len() } else { usize::from(step.end == ids.len()) };
-            let logits = self.read_step(ids, step, wanted)?;
+            let logits = self.read(&reading, ids, step, wanted)?;
             rows.extend((0..logits.rows()).map(|row| logits.row(row).to_vec()));
         }
         Ok(rows)
     }
 
+    /// Room for a sequence of `len` tokens beside those of requests.
+    pub(crate) fn begin_reading(&self, len: usize) -> Result<Reading> {
+        self.engine.begin_reading(len)
+    }
+
     /// Reads a step of `ids`, whose tokens before it were read in the steps before; the logits of its last `wanted` tokens.
-    pub(crate) fn read_step(&mut self, ids: &[u32], step: Range<usize>, wanted: usize) -> Result<Logits> {
-        let block_table = (0..ids.len().div_ceil(BLOCK_SIZE) as u32).collect();
-        let slice = SequenceSlice { rope_len: ids.len(), ..SequenceSlice::new(step.start, step.len(), block_table) };
-        let mut batch = Batch::default();
-        batch.push(&ids[step], slice, wanted);
-        Ok(self.engine.decoder_mut()?.forward(&batch, &mut NoProbe)?.logits)
+    pub(crate) fn read(&mut self, reading: &Reading, ids: &[u32], step: Range<usize>, wanted: usize) -> Result<Logits> {
+        self.engine.read(reading, ids, step, wanted)
     }
 }

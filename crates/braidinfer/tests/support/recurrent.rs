@@ -66,7 +66,8 @@ impl LayerRunner for Recurrent {
 
     fn layer_state(&self, _layer: usize, _plan: &KernelPlan) -> LayerState {
         let inputs = 2 * self.block_size;
-        LayerState { bytes_per_token: 0, bytes_per_sequence: 4 * self.spec.hidden_size * (1 + inputs) }
+        let bytes_per_sequence = 4 * self.spec.hidden_size * (1 + inputs);
+        LayerState { bytes_per_token: 0, bytes_per_sequence, window: None }
     }
 
     fn begin(&mut self, _step: Step<'_>) -> Result<()> {

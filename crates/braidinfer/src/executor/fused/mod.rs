@@ -23,6 +23,7 @@ mod trace;
 use std::time::{Duration, Instant};
 
 use braidinfer_kernels::{Isa, LANES, NumericLevel, Pool, ceilings, elementwise};
+use braidinfer_model::spec::Mixer;
 use braidinfer_model::{DecoderSpec, Dtype, Slot, Weights};
 
 use self::batch_layout::BatchLayout;
@@ -132,7 +133,8 @@ impl LayerRunner for FusedRunner {
 
     fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState {
         let values = 2 * self.spec.attention(layer).key_value_width();
-        LayerState { bytes_per_token: values * plan.kv_dtypes[layer].size(), bytes_per_sequence: 0 }
+        let Mixer::Attention { sliding_window: window, .. } = self.spec.layers[layer].mixer;
+        LayerState { bytes_per_token: values * plan.kv_dtypes[layer].size(), bytes_per_sequence: 0, window }
     }
 
     fn begin(&mut self, step: Step<'_>) -> Result<()> {

@@ -188,7 +188,9 @@ impl LayerRunner for StandardRunner<'_> {
 
     fn layer_state(&self, layer: usize, _plan: &KernelPlan) -> LayerState {
         let values = 2 * self.spec.attention(layer).key_value_width();
-        LayerState { bytes_per_token: values * self.kv_cache.config().dtype.size(), bytes_per_sequence: 0 }
+        let bytes_per_token = values * self.kv_cache.config().dtype.size();
+        // Keys that a window hides are read, and masked.
+        LayerState { bytes_per_token, bytes_per_sequence: 0, window: None }
     }
 
     fn begin(&mut self, step: Step<'_>) -> Result<()> {

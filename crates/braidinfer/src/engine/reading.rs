@@ -1,0 +1,43 @@
+//! Tokens that are read for their logits, beside requests.
+
+use std::ops::Range;
+
+use super::Engine;
+use super::block_pool::{Block, BlockTable};
+use crate::executor::{Batch, Logits, NoProbe, SequenceSlice};
+use crate::{Error, Result};
+
+/// Room for a sequence that no request asked for: blocks, and a state slot, that are its own until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    blocks: BlockTable,
+    state: Option<Block>,
+    len: usize,
+}
+
+impl Engine {
+    /// Room for a sequence of `len` tokens.
+    ///
+    /// Fails if requests need so much room that it is not there.
+    pub(crate) fn begin_reading(&self, len: usize) -> Result<Reading> {
+        let (needed, free) = (len.div_ceil(self.decoder.kv_cache().block_size), self.scheduler.free_blocks());
+        let full = || {
+            let expected = format!("{needed} free blocks of keys and values for {len} tokens");
+            Error::bad_request("tokens", expected, format!("{free}, as requests are running"))
+        };
+        let (blocks, state) = self.scheduler.lend(needed).ok_or_else(full)?;
+        Ok(Reading { blocks, state, len })
+    }
+
+    /// Reads a step of `ids`, whose tokens before it were read in the steps before; the logits of its last `wanted` tokens.
+    pub(crate) fn read(&mut self, reading: &Reading, ids: &[u32], step: Range<usize>, wanted: usize) -> Result<Logits> {
+        let slice = SequenceSlice {
+            rope_len: reading.len,
+            state_slot: reading.state.as_ref().map_or(0, Block::id),
+            ..SequenceSlice::new(step.start, step.len(), reading.blocks.ids())
+        };
+        let mut batch = Batch::default();
+        batch.push(&ids[step], slice, wanted);
+        Ok(self.decoder.forward(&batch, &mut NoProbe)?.logits)
+    }
+}
