@@ -140,8 +140,8 @@ impl Metrics {
         raise(&self.prefix_cache_queries, stats.prefix_queries);
         raise(&self.prefix_cache_hits, stats.prefix_hits);
         raise(&self.preemptions, stats.preemptions);
-        raise(&self.guesses, stats.guesses);
-        raise(&self.right_guesses, stats.right_guesses);
+        raise(&self.guesses, stats.draft_tokens);
+        raise(&self.right_guesses, stats.accepted_tokens);
         raise(&self.not_finite, stats.not_finite);
     }
 

@@ -80,8 +80,8 @@ fn main() -> Result<()> {
         let [without, with] = ratios[ROUNDS / 2];
         let after = llm.stats();
         let each = |before: usize, after: usize| (after - before) / ROUNDS;
-        let guesses = each(before.guesses, after.guesses);
-        let right = each(before.right_guesses, after.right_guesses);
+        let guesses = each(before.draft_tokens, after.draft_tokens);
+        let right = each(before.accepted_tokens, after.accepted_tokens);
         println!("| {name} | {without:.1} | {with:.1} | {:.2} | {guesses} | {right} |", with / without);
     }
     Ok(())

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use braidinfer::Threads;
-use braidinfer::engine::{Engine, EngineConfig, Pooling, Request, Said};
+use braidinfer::engine::{Engine, EngineConfig, Pooling, Request, SequenceOutput};
 use braidinfer::executor::{ActiveKernels, Batch, Decoder, Recorder, standard};
 use braidinfer::model::{Description, Weights};
 use support::{Fixture, Fused, check_greedy, distance, feed};
@@ -63,16 +63,16 @@ fn embedding(executor: Decoder<'static>, prompt: &[u32], pooling: Pooling) -> Ve
         prefix_cache: true,
         prompt_lookup: true,
         prompts_first: false,
-        tapped: 0.0,
+        shadow_share: 0.0,
     };
     let mut engine = Engine::new(executor, config).expect("the context fits");
     let request = Request { prompt: prompt.to_vec(), pooling: Some(pooling), ..Request::default() };
     engine.add(request).expect("the request is sound");
     while engine.has_unfinished() {
         if let Some(output) = engine.step().expect("the step runs").into_iter().next() {
-            match output.said.expect("it is computed") {
-                Said::Embedding(embedding) => return embedding.values,
-                Said::Token(_) => panic!("nothing is written"),
+            match output.output.expect("it is computed") {
+                SequenceOutput::Embedding(embedding) => return embedding.values,
+                SequenceOutput::Token(_) => panic!("nothing is written"),
             }
         }
     }

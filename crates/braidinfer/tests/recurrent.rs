@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use braidinfer::compat::{Checked, Precision, Status, Subject, Thoroughness};
-use braidinfer::engine::{Engine, EngineConfig, Pooling, Request, Said, SamplingParams, SequenceId};
+use braidinfer::engine::{Engine, EngineConfig, Pooling, Request, SamplingParams, SequenceId, SequenceOutput};
 use braidinfer::executor::{KvCacheConfig, KvDtype};
 use braidinfer::model::{DecoderSpec, Description, Weights};
 use braidinfer::{Result, Threads};
@@ -21,7 +21,7 @@ const CONFIG: EngineConfig = EngineConfig {
     prefix_cache: true,
     prompt_lookup: true,
     prompts_first: false,
-    tapped: 0.0,
+    shadow_share: 0.0,
 };
 
 fn model() -> (DecoderSpec, Weights) {
@@ -56,12 +56,12 @@ fn run(engine: &mut Engine, steps: usize, answers: &mut BTreeMap<SequenceId, Ans
         }
         for output in engine.step().expect("the step runs") {
             let answer = answers.entry(output.sequence).or_default();
-            match output.said.expect("it is computed") {
-                Said::Token(token) => {
+            match output.output.expect("it is computed") {
+                SequenceOutput::Token(token) => {
                     let top = token.logprobs.expect("they are asked for").top;
                     answer.push((token.id, top.iter().map(|(_, logprob)| logprob.to_bits()).collect()));
                 }
-                Said::Embedding(embedding) => {
+                SequenceOutput::Embedding(embedding) => {
                     answer.push((0, embedding.values.iter().map(|value| value.to_bits()).collect()));
                 }
             }
@@ -102,7 +102,7 @@ fn bits_are_those_of_a_sequence_alone() {
             assert_eq!(answers[&id], alone(request(&prompt, 30)), "{what}");
         }
         let stats = engine.stats();
-        assert!(stats.guesses > 0 && stats.right_guesses > 0, "{stats:?}");
+        assert!(stats.draft_tokens > 0 && stats.accepted_tokens > 0, "{stats:?}");
         assert!(stats.prefix_hits > 0, "{stats:?}");
         match num_blocks {
             128 => assert_eq!(stats.preemptions, 0),

@@ -200,8 +200,8 @@ fn guesses_change_no_greedy_answer_of_any_fixture() {
             assert_eq!(alone(&mut guessing, &asked), alone(&mut plain, &asked), "{}", fixture.name);
         }
         let stats = guessing.stats();
-        (guesses, right) = (guesses + stats.guesses, right + stats.right_guesses);
-        assert_eq!(plain.stats().guesses, 0);
+        (guesses, right) = (guesses + stats.draft_tokens, right + stats.accepted_tokens);
+        assert_eq!(plain.stats().draft_tokens, 0);
     }
     assert!(0 < right && right < guesses, "{right} of {guesses} guesses were right");
 }
@@ -219,7 +219,7 @@ fn prefixes_are_found_and_said() {
                 first = first.or(token(event).prompt);
             }
         }
-        first.map(|prompt| (prompt.tokens, prompt.cached))
+        first.map(|prompt| (prompt.num_tokens, prompt.num_cached_tokens))
     };
     assert_eq!(cached(&mut llm, &prompt, &params), Some((50, 0)));
     assert_eq!(cached(&mut llm, &prompt, &params), Some((50, 48)));
@@ -288,7 +288,7 @@ fn several_answers_share_their_prompt_and_draw_apart() {
         for event in llm.step().expect("the step runs") {
             let choice = event.choice;
             let token = token(event);
-            cached.extend(token.prompt.as_ref().map(|prompt| (choice, prompt.cached)));
+            cached.extend(token.prompt.as_ref().map(|prompt| (choice, prompt.num_cached_tokens)));
             answers[choice].take(token);
         }
     }
@@ -467,7 +467,7 @@ fn vectors_are_those_of_the_last_norm() {
             }
         }
         let found = found.expect("a vector came");
-        assert_eq!((found.values.len(), found.prompt.tokens), (width, 59));
+        assert_eq!((found.values.len(), found.prompt.num_tokens), (width, 59));
         for (value, expected) in found.values.iter().zip(&expected) {
             assert!((f64::from(*value) - expected).abs() < 1e-5, "{pooling:?}: {value} {expected}");
         }

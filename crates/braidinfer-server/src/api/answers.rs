@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use braidinfer::engine::{FinishReason, ReadPrompt, TokenLogprobs};
+use braidinfer::engine::{FinishReason, PromptInfo, TokenLogprobs};
 use braidinfer::{Output, Token};
 use futures_util::stream;
 use serde::Serialize;
@@ -43,7 +43,7 @@ pub struct Answer {
     pub text: String,
     pub logprobs: Vec<TokenLogprobs>,
     pub finish_reason: Option<FinishReason>,
-    pub prompt: Option<ReadPrompt>,
+    pub prompt: Option<PromptInfo>,
 }
 
 /// Tokens that were read and written.
@@ -65,8 +65,8 @@ impl Usage {
     fn count(&mut self, choice: usize, n: usize, token: &Token) {
         self.completion_tokens += 1;
         if let Some(prompt) = token.prompt.as_ref().filter(|_| choice.is_multiple_of(n)) {
-            self.prompt_tokens += prompt.tokens;
-            self.prompt_tokens_details.cached_tokens += prompt.cached;
+            self.prompt_tokens += prompt.num_tokens;
+            self.prompt_tokens_details.cached_tokens += prompt.num_cached_tokens;
         }
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
     }

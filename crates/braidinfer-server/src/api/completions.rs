@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use braidinfer::engine::{ReadPrompt, TokenLogprobs};
+use braidinfer::engine::{PromptInfo, TokenLogprobs};
 use braidinfer::{ModelText, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -111,7 +111,7 @@ impl CompletionForm {
         decoded.unwrap_or_default()
     }
 
-    fn logprobs(&mut self, choice: usize, prompt: Option<&ReadPrompt>, found: &[TokenLogprobs]) -> Value {
+    fn logprobs(&mut self, choice: usize, prompt: Option<&PromptInfo>, found: &[TokenLogprobs]) -> Value {
         let Some(tokenizer) = self.text.tokenizer().filter(|_| self.with_logprobs) else { return Value::Null };
         let mut logprobs = CompletionLogprobs::default();
         let offset = &mut self.offsets[choice];

@@ -56,7 +56,7 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
     let count = prompts.len();
     let stream = served.worker.submit(prompts, Task::Embed(pooling), arrived).await?;
     let found = collected(stream, count).await?;
-    let tokens: usize = found.iter().map(|embedding| embedding.prompt.tokens).sum();
+    let tokens: usize = found.iter().map(|embedding| embedding.prompt.num_tokens).sum();
     let data: Vec<Value> =
         found.iter().enumerate().map(|(index, embedding)| entry(index, embedding, as_text)).collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});

@@ -1,56 +1,57 @@
-//! Guessing the next tokens of an answer from what was said before (prompt lookup; Saxena 2023,
-//! github.com/apoorvumang/prompt-lookup-decoding): where the last tokens stood before, the same ones may follow again.
+//! Draft tokens by prompt lookup (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding): where the last tokens of a
+//! sequence stood before, the tokens that followed there are drafted.
 //!
-//! Guesses are read in one step with the newest token, which costs little more than that alone, and each is kept only if
-//! it is the token that is chosen there anyway. So they change no answer, sampled or not; they only come sooner.
+//! Draft tokens are computed in one step with the newest token, which costs little more than that alone. Each is accepted
+//! only if it is the token that is chosen there anyway, so that drafts change no answer, sampled or not; they only save
+//! steps.
 
 use std::collections::HashMap;
 
-/// Most tokens that are looked for before those that are guessed; where so many did not stand together, fewer are.
+/// Length of the longest run of last tokens that is looked up; where it did not occur before, shorter ones are.
 const ALIKE: usize = 3;
-/// Hope to be right, by how many tokens stood alike, before anything is known.
-const FIRST_HOPE: [f64; ALIKE] = [0.2, 0.4, 0.5];
+/// Acceptance rates before any is known, by the length of the run that was found.
+const FIRST_RATES: [f64; ALIKE] = [0.2, 0.4, 0.5];
 /// Stands for tokens that are not looked for.
 const ANY: u32 = u32::MAX;
 
-/// Rows that one step reads about as fast as one row; guesses take what answers leave of them.
+/// Rows that one step computes about as fast as one row; drafts take what answers leave of them.
 pub(super) const ROWS: usize = 16;
 
-/// How much each guess that was right or wrong counts, and how fast hope comes back while none are made.
+/// How much each accepted or rejected draft token counts in a rate, and how fast a rate rises while nothing is drafted.
 const NEWEST: f64 = 0.2;
 const RECOVERY: f64 = 0.02;
 
-/// Guesses for one sequence.
+/// Drafts for one sequence.
 #[derive(Debug)]
 pub(super) struct Drafter {
     /// Where up to [`ALIKE`] tokens stood last: the position after them.
     after: HashMap<[u32; ALIKE], usize>,
     /// Tokens that are in `after`.
     seen: usize,
-    /// Share of guesses that were right, of late, by how many tokens stood alike.
-    right: [f64; ALIKE],
-    /// How many stood alike where the last guesses were made.
+    /// Recent acceptance rates, by the length of the run that was found.
+    rates: [f64; ALIKE],
+    /// Length of the run of the last draft.
     alike: usize,
 }
 
 impl Drafter {
     pub(super) fn new() -> Self {
-        Self { after: HashMap::new(), seen: 0, right: FIRST_HOPE, alike: ALIKE }
+        Self { after: HashMap::new(), seen: 0, rates: FIRST_RATES, alike: ALIKE }
     }
 
     /// At most `most` tokens that may follow `tokens`. `cost` is what reading one more token takes of the time of a step:
-    /// a guess is made as long as it is likelier to be right than that.
+    /// a token is drafted as long as it is likelier to be accepted than that.
     pub(super) fn draft(&mut self, tokens: &[u32], most: usize, cost: f64) -> Vec<u32> {
         self.remember(tokens);
         let found = (1..=ALIKE).rev().find_map(|alike| Some((alike, *self.after.get(&last(tokens, alike)?)?)));
         let Some((alike, place)) = found.filter(|_| most > 0) else { return Vec::new() };
         self.alike = alike;
-        let right = &mut self.right[alike - 1];
-        let worth = (1..=most).take_while(|count| right.powi(*count as i32) > cost).count();
+        let rate = &mut self.rates[alike - 1];
+        let worth = (1..=most).take_while(|count| rate.powi(*count as i32) > cost).count();
         if worth == 0 {
-            *right = (*right + RECOVERY * cost.min(0.5)).min(1.0);
+            *rate = (*rate + RECOVERY * cost.min(0.5)).min(1.0);
         }
-        // What repeats with a short period goes on with the guesses themselves.
+        // What repeats with a short period goes on with the draft itself.
         let mut drafted: Vec<u32> = Vec::with_capacity(worth);
         for position in place..place + worth {
             drafted.push(tokens.get(position).copied().unwrap_or_else(|| drafted[position - tokens.len()]));
@@ -68,13 +69,13 @@ impl Drafter {
         self.seen = tokens.len();
     }
 
-    /// Learns how many of the guesses were right: all up to the first that was not.
-    pub(super) fn judge(&mut self, drafted: usize, right: usize) {
-        let share = &mut self.right[self.alike - 1];
-        for _ in 0..right {
+    /// Learns how many of the last draft's tokens were accepted: all up to the first that was not.
+    pub(super) fn record(&mut self, drafted: usize, accepted: usize) {
+        let share = &mut self.rates[self.alike - 1];
+        for _ in 0..accepted {
             *share += NEWEST * (1.0 - *share);
         }
-        if right < drafted {
+        if accepted < drafted {
             *share -= NEWEST * *share;
         }
     }
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stood_before_is_guessed_again() {
+    fn what_followed_before_is_drafted_again() {
         let mut drafter = Drafter::new();
         let tokens = [1, 2, 3, 4, 5, 6, 9, 1, 2, 3];
         assert_eq!(drafter.draft(&tokens, 3, 0.01), [4, 5, 6]);
@@ -112,7 +113,7 @@ mod tests {
         assert_eq!(Drafter::new().draft(&[7, 7, 7, 7], 3, 0.001), [7, 7, 7]);
     }
 
-    /// Steps that `answer` takes after `prompt`, where each guess costs `cost` of a step.
+    /// Steps that `answer` takes after `prompt`, where each draft token costs `cost` of a step.
     fn steps_to_say(prompt: &[u32], answer: &[u32], cost: f64) -> usize {
         let (mut drafter, mut tokens, end) = (Drafter::new(), prompt.to_vec(), prompt.len() + answer.len());
         // The prompt's own step gives the first token.
@@ -121,9 +122,9 @@ mod tests {
         while tokens.len() < end {
             let rest = &answer[tokens.len() - prompt.len()..];
             let draft = drafter.draft(&tokens, (ROWS - 1).min(rest.len() - 1), cost);
-            let right = draft.iter().zip(rest).take_while(|(guess, token)| guess == token).count();
-            drafter.judge(draft.len(), right);
-            tokens.extend(&rest[..right + 1]);
+            let accepted = draft.iter().zip(rest).take_while(|(drafted, token)| drafted == token).count();
+            drafter.record(draft.len(), accepted);
+            tokens.extend(&rest[..accepted + 1]);
             steps += 1;
         }
         steps
@@ -138,24 +139,24 @@ mod tests {
         let steps = steps_to_say(&prompt, &half, 0.1);
         assert!(steps < half.len() * 7 / 10, "{steps} steps for {} tokens", half.len());
         let dear = steps_to_say(&prompt, &half, 0.9);
-        assert!(dear > half.len() * 9 / 10, "{dear} steps where a guess costs nearly a whole one");
+        assert!(dear > half.len() * 9 / 10, "{dear} steps where a draft token costs nearly a whole one");
     }
 
     #[test]
-    fn guesses_that_do_not_pay_are_not_made() {
+    fn drafts_that_do_not_pay_are_not_made() {
         let mut drafter = Drafter::new();
         let tokens = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3];
-        let guess = |drafter: &mut Drafter| drafter.draft(&tokens, 5, 0.1).len();
-        assert_eq!(guess(&mut drafter), 3, "a half, a quarter, an eighth");
+        let drafted = |drafter: &mut Drafter| drafter.draft(&tokens, 5, 0.1).len();
+        assert_eq!(drafted(&mut drafter), 3, "a half, a quarter, an eighth");
         for _ in 0..20 {
-            drafter.judge(5, 5);
+            drafter.record(5, 5);
         }
-        assert_eq!(guess(&mut drafter), 5);
+        assert_eq!(drafted(&mut drafter), 5);
         for _ in 0..40 {
-            drafter.judge(1, 0);
+            drafter.record(1, 0);
         }
-        assert_eq!(guess(&mut drafter), 0);
+        assert_eq!(drafted(&mut drafter), 0);
         // After a while it is tried again.
-        assert!((0..200).any(|_| guess(&mut drafter) > 0));
+        assert!((0..200).any(|_| drafted(&mut drafter) > 0));
     }
 }

@@ -12,7 +12,7 @@ mod sampler;
 mod sampling_params;
 mod scheduler;
 mod sequence;
-mod tap;
+mod shadow_sample;
 
 use std::time::{Duration, Instant};
 
@@ -22,12 +22,12 @@ pub(crate) use reading::Reading;
 pub use sampler::argmax;
 pub use sampling_params::{MOST_LOGPROBS, SamplingParams};
 pub use sequence::FinishReason;
-pub use tap::Tap;
+pub use shadow_sample::ShadowSample;
 
 use self::sampler::first_not_finite;
-use self::scheduler::{Part, Plan, Scheduler};
+use self::scheduler::{ScheduledSequence, ScheduledStep, Scheduler};
 use self::sequence::Sequence;
-use self::tap::Taps;
+use self::shadow_sample::ShadowSamples;
 use crate::executor::{Capabilities, Decoder, Logits, NoProbe, Outputs};
 use crate::{Error, Result};
 
@@ -47,20 +47,20 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Share blocks of sequences that begin alike.
     pub prefix_cache: bool,
-    /// Guess what answers say next from what was said before.
+    /// Draft the next tokens of answers by looking for the same tokens earlier in the sequence.
     pub prompt_lookup: bool,
     /// Write nothing while prompts are read, instead of reading them in small pieces beside what is written.
     pub prompts_first: bool,
-    /// Share of written tokens whose logits are kept for [`Engine::first_tap`], from 0 to 1.
-    pub tapped: f64,
+    /// Share of steps of answers whose logits are kept for [`Engine::first_shadow_sample`], from 0 to 1.
+    pub shadow_share: f64,
 }
 
-/// What becomes of the tokens of a prompt that is read for its meaning.
+/// How the hidden states of a prompt's tokens become one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
-    /// What the last norm gives for the last token.
+    /// That of the last token, after the last norm.
     Last,
-    /// The mean of what it gives for all.
+    /// The mean over all tokens, after the last norm.
     Mean,
 }
 
@@ -77,7 +77,7 @@ pub struct Request {
     pub leader: Option<SequenceId>,
     /// The form that the answer must have.
     pub constraint: Option<ConstraintFactory>,
-    /// Write nothing, and give a vector of length 1 instead.
+    /// Return a vector with a norm of 1 instead of an answer.
     pub pooling: Option<Pooling>,
 }
 
@@ -87,25 +87,25 @@ pub struct StepOutput {
     /// The sequence.
     pub sequence: SequenceId,
     /// What is new; after an error the sequence has ended.
-    pub said: Result<Said>,
+    pub output: Result<SequenceOutput>,
 }
 
-/// What a sequence gives.
+/// An output of a sequence.
 #[derive(Debug)]
-pub enum Said {
+pub enum SequenceOutput {
     /// Its next token.
     Token(SampledToken),
-    /// What was asked for instead of an answer; nothing comes after it.
+    /// The vector that was asked for instead of an answer. It is the last output.
     Embedding(Embedding),
 }
 
 /// A prompt as a vector.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
-    /// `[hidden_size]`, of length 1.
+    /// `[hidden_size]`, with a Euclidean norm of 1.
     pub values: Vec<f32>,
-    /// What there is to say of the prompt.
-    pub prompt: ReadPrompt,
+    /// About the prompt.
+    pub prompt: PromptInfo,
 }
 
 /// A new token.
@@ -117,29 +117,29 @@ pub struct SampledToken {
     pub logprobs: Option<TokenLogprobs>,
     /// Set when it is the last.
     pub finished: Option<FinishReason>,
-    /// Whether it stands for the end and is no part of the text.
+    /// Whether it stands for the end and is no scheduled of the text.
     pub is_end: bool,
     /// With the first token only.
-    pub prompt: Option<ReadPrompt>,
+    pub prompt: Option<PromptInfo>,
 }
 
-/// What there is to say of a prompt that was read.
+/// About a prompt that was processed.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ReadPrompt {
-    /// Its tokens.
-    pub tokens: usize,
-    /// Those of them whose keys and values were there already.
-    pub cached: usize,
-    /// How likely each token but the first was, if that was asked for.
+pub struct PromptInfo {
+    /// Number of its tokens.
+    pub num_tokens: usize,
+    /// Number of those whose keys and values were taken from the prefix cache.
+    pub num_cached_tokens: usize,
+    /// Log-probabilities of every token but the first, if they were asked for.
     pub logprobs: Option<Vec<TokenLogprobs>>,
-    /// How long it waited for its first step.
+    /// Time from its arrival to its first step.
     pub queued: Duration,
 }
 
 /// What an engine is doing, and what it did so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EngineStats {
-    /// Sequences that take part in steps.
+    /// Sequences that take scheduled in steps.
     pub running: usize,
     /// Sequences that wait for their first step, or for their next after they were preempted.
     pub waiting: usize,
@@ -151,10 +151,10 @@ pub struct EngineStats {
     pub prefix_hits: usize,
     /// How often a sequence lost its blocks to an earlier one.
     pub preemptions: usize,
-    /// Tokens that were guessed.
-    pub guesses: usize,
-    /// Those of them that were right.
-    pub right_guesses: usize,
+    /// Draft tokens that were computed.
+    pub draft_tokens: usize,
+    /// Those of them that were accepted.
+    pub accepted_tokens: usize,
     /// Sequences that ended because logits were not finite.
     pub not_finite: usize,
     /// The last step.
@@ -164,7 +164,7 @@ pub struct EngineStats {
 /// One step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepStats {
-    /// Sequences that took part.
+    /// Sequences that took scheduled.
     pub sequences: usize,
     /// Tokens of prompts that were read.
     pub prompt_tokens: usize,
@@ -177,16 +177,16 @@ pub struct StepStats {
 /// Continuous batching over one executor.
 pub struct Engine {
     decoder: Decoder<'static>,
-    /// Whether guessing changes no answer here.
-    may_guess: bool,
+    /// Whether drafts change no answer with this decoder.
+    may_draft: bool,
     scheduler: Scheduler,
     next_id: SequenceId,
     steps: usize,
-    guesses: usize,
-    right_guesses: usize,
+    draft_tokens: usize,
+    accepted_tokens: usize,
     not_finite: usize,
     last_step: StepStats,
-    taps: Taps,
+    shadow_samples: ShadowSamples,
 }
 
 impl Engine {
@@ -200,24 +200,24 @@ impl Engine {
             return Err(Error::bad_request("context", expected, config.context));
         }
         let Capabilities { same_bits_in_company, shares_prefixes, takes_back_drafts } = decoder.capabilities();
-        // Where a row may be rounded otherwise beside other rows, a guess could change what is chosen.
-        let may_guess = takes_back_drafts && same_bits_in_company;
+        // Where a row may be rounded otherwise beside other rows, a draft could change which token is chosen.
+        let may_draft = takes_back_drafts && same_bits_in_company;
         let config = EngineConfig {
             prefix_cache: config.prefix_cache && shares_prefixes,
-            prompt_lookup: config.prompt_lookup && may_guess,
+            prompt_lookup: config.prompt_lookup && may_draft,
             ..config
         };
         Ok(Self {
             scheduler: Scheduler::new(kv_cache, decoder.spec().vocab_size, config, decoder.state()),
             decoder,
-            may_guess,
+            may_draft,
             next_id: 0,
             steps: 0,
-            guesses: 0,
-            right_guesses: 0,
+            draft_tokens: 0,
+            accepted_tokens: 0,
             not_finite: 0,
             last_step: StepStats::default(),
-            taps: Taps::new(config.tapped),
+            shadow_samples: ShadowSamples::new(config.shadow_share),
         })
     }
 
@@ -244,9 +244,9 @@ impl Engine {
         self.decoder.read_weights()
     }
 
-    /// Whether to guess from now on; where guesses could change an answer, none are made.
+    /// Whether to draft tokens from now on; where drafts could change an answer, none are made.
     pub fn set_prompt_lookup(&mut self, wanted: bool) {
-        self.scheduler.config.prompt_lookup = wanted && self.may_guess;
+        self.scheduler.config.prompt_lookup = wanted && self.may_draft;
     }
 
     /// The limits.
@@ -264,8 +264,8 @@ impl Engine {
             prefix_queries: scheduler.prefix_queries,
             prefix_hits: scheduler.prefix_hits,
             preemptions: scheduler.preemptions,
-            guesses: self.guesses,
-            right_guesses: self.right_guesses,
+            draft_tokens: self.draft_tokens,
+            accepted_tokens: self.accepted_tokens,
             not_finite: self.not_finite,
             last_step: self.last_step,
         }
@@ -315,13 +315,13 @@ impl Engine {
     }
 
     /// The oldest step that was kept.
-    pub fn first_tap(&self) -> Option<&Tap> {
-        self.taps.first()
+    pub fn first_shadow_sample(&self) -> Option<&ShadowSample> {
+        self.shadow_samples.first()
     }
 
     /// Forgets it.
-    pub fn forget_first_tap(&mut self) {
-        self.taps.forget_first();
+    pub fn forget_first_shadow_sample(&mut self) {
+        self.shadow_samples.forget_first();
     }
 
     /// Whether any sequence is unfinished.
@@ -335,12 +335,12 @@ impl Engine {
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
         self.steps += 1;
         let started = Instant::now();
-        let plan = self.scheduler.schedule();
-        if plan.parts.is_empty() && self.has_unfinished() {
+        let step = self.scheduler.schedule();
+        if step.sequences.is_empty() && self.has_unfinished() {
             self.scheduler.clear();
             return Err(Error::Internal("sequences are waiting, but none can run".into()));
         }
-        let computed = match self.compute(&plan) {
+        let computed = match self.compute(&step) {
             Ok(computed) => computed,
             Err(error) => {
                 // No sequence of the batch may stay half computed.
@@ -348,7 +348,7 @@ impl Engine {
                 return Err(error);
             }
         };
-        let wanted = (plan.batch.logits_rows.len(), plan.batch.hidden_rows.len());
+        let wanted = (step.batch.logits_rows.len(), step.batch.hidden_rows.len());
         let found = (computed.logits.rows(), computed.hidden.len());
         if found != wanted {
             self.scheduler.clear();
@@ -357,31 +357,34 @@ impl Engine {
             )));
         }
         let (mut outputs, mut logits_row, mut hidden_row) = (Vec::new(), 0, 0);
-        for part in &plan.parts {
-            let row = if part.is_embedding { &mut hidden_row } else { &mut logits_row };
-            self.advance(part, &computed, *row, &mut outputs);
-            *row += part.wanted.len();
+        for scheduled in &step.sequences {
+            let row = if scheduled.is_embedding { &mut hidden_row } else { &mut logits_row };
+            self.advance(scheduled, &computed, *row, &mut outputs);
+            *row += scheduled.wanted.len();
         }
         if let Err(error) = self.take_snapshots() {
             self.scheduler.clear();
             return Err(error);
         }
         let took = started.elapsed();
-        self.scheduler.pace.observe(plan.prompt_tokens(), plan.has_answers(), plan.guesses(), took);
+        self.scheduler.pace.observe(step.prompt_tokens(), step.has_answers(), step.draft_tokens(), took);
         self.last_step = StepStats {
-            sequences: plan.parts.len(),
-            prompt_tokens: plan.prompt_tokens(),
-            written_tokens: outputs.iter().filter(|output| matches!(output.said, Ok(Said::Token(_)))).count(),
+            sequences: step.sequences.len(),
+            prompt_tokens: step.prompt_tokens(),
+            written_tokens: outputs
+                .iter()
+                .filter(|output| matches!(output.output, Ok(SequenceOutput::Token(_))))
+                .count(),
             took,
         };
         Ok(outputs)
     }
 
-    fn compute(&mut self, plan: &Plan) -> Result<Outputs> {
-        for copy in &plan.restored {
+    fn compute(&mut self, step: &ScheduledStep) -> Result<Outputs> {
+        for copy in &step.restored {
             self.decoder.copy_state(copy.from, copy.to)?;
         }
-        self.decoder.forward(&plan.batch, &mut NoProbe)
+        self.decoder.forward(&step.batch, &mut NoProbe)
     }
 
     fn take_snapshots(&mut self) -> Result<()> {
@@ -389,70 +392,87 @@ impl Engine {
         copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))
     }
 
-    /// Gives a sequence what was computed for it, from `row` on, and adds what it says to that. What is wrong with it ends
-    /// that sequence and no other.
-    fn advance(&mut self, part: &Part, computed: &Outputs, row: usize, outputs: &mut Vec<StepOutput>) {
-        let id = part.sequence;
+    /// Takes what was computed for a sequence, from `row` on, and adds its outputs. An error ends this sequence and no
+    /// other.
+    fn advance(
+        &mut self,
+        scheduled: &ScheduledSequence,
+        computed: &Outputs,
+        row: usize,
+        outputs: &mut Vec<StepOutput>,
+    ) {
+        let id = scheduled.sequence;
         let before = outputs.len();
         let mut ended = false;
-        let mut say = |said: Result<Said>| {
-            ended |= !matches!(&said, Ok(Said::Token(SampledToken { finished: None, .. })));
-            outputs.push(StepOutput { sequence: id, said });
+        let mut give = |output: Result<SequenceOutput>| {
+            ended |= !matches!(&output, Ok(SequenceOutput::Token(SampledToken { finished: None, .. })));
+            outputs.push(StepOutput { sequence: id, output });
         };
-        let read = match part.is_embedding {
-            true => self.read_hidden(part, &computed.hidden[row..], &mut |said| say(Ok(said))),
-            false => self.read_logits(part, &computed.logits, row, &mut |said| say(Ok(said))),
+        let read = match scheduled.is_embedding {
+            true => self.read_hidden(scheduled, &computed.hidden[row..], &mut |output| give(Ok(output))),
+            false => self.read_logits(scheduled, &computed.logits, row, &mut |output| give(Ok(output))),
         };
         if let Err(error) = read {
-            say(Err(error));
+            give(Err(error));
         }
         let written = outputs.len() - before;
-        // Of what was guessed only that is stored which was right.
-        let stored = if part.is_writing { part.positions.start + written } else { part.positions.end };
+        // Of draft tokens only the accepted ones stay stored.
+        let stored = if scheduled.is_writing { scheduled.positions.start + written } else { scheduled.positions.end };
         self.scheduler.computed(id, stored);
-        if let (Some(sequence), false) = (self.scheduler.sequence_mut(id), part.draft.is_empty()) {
-            let right = written.saturating_sub(1);
-            sequence.judge(part.draft.len(), right);
-            self.guesses += part.draft.len();
-            self.right_guesses += right;
+        if let (Some(sequence), false) = (self.scheduler.sequence_mut(id), scheduled.draft.is_empty()) {
+            let accepted = written.saturating_sub(1);
+            sequence.record_drafts(scheduled.draft.len(), accepted);
+            self.draft_tokens += scheduled.draft.len();
+            self.accepted_tokens += accepted;
         }
         if ended {
             self.scheduler.remove(id);
         }
     }
 
-    /// Adds the hidden states of a part to what its sequence pools; `states` begin with the first of them.
-    fn read_hidden(&mut self, part: &Part, states: &[Vec<f32>], say: &mut dyn FnMut(Said)) -> Result<()> {
-        for (position, state) in part.wanted.iter().zip(states) {
-            self.check_finite(part.sequence, state)?;
-            let sequence = self.scheduler.sequence_that_ran(part.sequence)?;
+    /// Adds the hidden states of a scheduled to what its sequence pools; `states` begin with the first of them.
+    fn read_hidden(
+        &mut self,
+        scheduled: &ScheduledSequence,
+        states: &[Vec<f32>],
+        give: &mut dyn FnMut(SequenceOutput),
+    ) -> Result<()> {
+        for (position, state) in scheduled.wanted.iter().zip(states) {
+            self.check_finite(scheduled.sequence, state)?;
+            let sequence = self.scheduler.sequence_that_ran(scheduled.sequence)?;
             sequence.pool(state);
             if position + 1 == sequence.tokens.len() {
-                let prompt = sequence.read_prompt();
-                say(Said::Embedding(Embedding { values: sequence.embedding(), prompt }));
+                let prompt = sequence.prompt_info();
+                give(SequenceOutput::Embedding(Embedding { values: sequence.embedding(), prompt }));
             }
         }
         Ok(())
     }
 
-    fn read_logits(&mut self, part: &Part, logits: &Logits, row: usize, say: &mut dyn FnMut(Said)) -> Result<()> {
+    fn read_logits(
+        &mut self,
+        scheduled: &ScheduledSequence,
+        logits: &Logits,
+        row: usize,
+        give: &mut dyn FnMut(SequenceOutput),
+    ) -> Result<()> {
         let context = self.scheduler.config.context;
-        for (index, position) in part.wanted.iter().enumerate() {
+        for (index, position) in scheduled.wanted.iter().enumerate() {
             let logits = logits.row(row + index);
-            self.check_finite(part.sequence, logits)?;
-            let sequence = self.scheduler.sequence_that_ran(part.sequence)?;
+            self.check_finite(scheduled.sequence, logits)?;
+            let sequence = self.scheduler.sequence_that_ran(scheduled.sequence)?;
             sequence.read_prompt_logits(*position, logits);
             if position + 1 < sequence.tokens.len() {
                 continue;
             }
-            let prompt = (sequence.tokens.len() == sequence.prompt_len).then(|| sequence.read_prompt());
-            self.taps.offer(&sequence.tokens, logits);
+            let prompt = (sequence.tokens.len() == sequence.prompt_len).then(|| sequence.prompt_info());
+            self.shadow_samples.offer(&sequence.tokens, logits);
             let (token, logprobs) = sequence.sample(logits)?;
             let finished = sequence.append(token, context);
             let is_end = finished == Some(FinishReason::Stop) && sequence.is_end(token);
-            say(Said::Token(SampledToken { id: token, logprobs, finished, is_end, prompt }));
-            // The logits after a guess mean something only if it was right.
-            if finished.is_some() || part.draft.get(index) != Some(&token) {
+            give(SequenceOutput::Token(SampledToken { id: token, logprobs, finished, is_end, prompt }));
+            // The logits after a draft token mean something only if it is accepted.
+            if finished.is_some() || scheduled.draft.get(index) != Some(&token) {
                 return Ok(());
             }
         }

@@ -20,22 +20,22 @@ pub(super) struct Pace {
     decode: Option<f64>,
     /// Seconds that each token of a prompt takes.
     prompt_token: Option<f64>,
-    /// Seconds that each guessed token takes.
-    guess: Option<f64>,
+    /// Seconds that each draft token takes.
+    draft_token: Option<f64>,
 }
 
-/// Share of a step that a guessed token takes, while nothing is known yet.
-const FIRST_GUESS: f64 = 0.1;
+/// Share of a step that a draft token takes, while nothing is known yet.
+const FIRST_DRAFT_COST: f64 = 0.1;
 /// Less than this is never believed: the next one may take more.
-const CHEAPEST_GUESS: f64 = 0.01;
+const LEAST_DRAFT_COST: f64 = 0.01;
 
 impl Pace {
-    /// Takes note of a step of so many tokens of prompts, beside answers with so many guesses or not.
-    pub(super) fn observe(&mut self, prompt_tokens: usize, with_answers: bool, guesses: usize, took: Duration) {
+    /// Takes note of a step of so many tokens of prompts, beside answers with so many draft tokens or not.
+    pub(super) fn observe(&mut self, prompt_tokens: usize, with_answers: bool, draft_tokens: usize, took: Duration) {
         let took = took.as_secs_f64();
-        if guesses > 0 {
+        if draft_tokens > 0 {
             if let (Some(decode), 0) = (self.decode, prompt_tokens) {
-                learn(&mut self.guess, (took - decode).max(0.0) / guesses as f64);
+                learn(&mut self.draft_token, (took - decode).max(0.0) / draft_tokens as f64);
             }
             return;
         }
@@ -47,10 +47,10 @@ impl Pace {
         }
     }
 
-    /// Share of a step that each guessed token takes.
-    pub(super) fn cost_of_guess(&self) -> f64 {
-        let (Some(decode), Some(guess)) = (self.decode, self.guess) else { return FIRST_GUESS };
-        (guess / decode.max(1e-9)).max(CHEAPEST_GUESS)
+    /// Share of a step that each draft token takes.
+    pub(super) fn cost_of_draft_token(&self) -> f64 {
+        let (Some(decode), Some(draft_token)) = (self.decode, self.draft_token) else { return FIRST_DRAFT_COST };
+        (draft_token / decode.max(1e-9)).max(LEAST_DRAFT_COST)
     }
 
     /// Most tokens of prompts in a step that also writes answers.
@@ -86,13 +86,13 @@ mod tests {
     }
 
     #[test]
-    fn guesses_cost_what_they_add_to_a_step() {
+    fn drafts_cost_what_they_add_to_a_step() {
         let mut pace = Pace::default();
-        assert_eq!(pace.cost_of_guess(), FIRST_GUESS);
+        assert_eq!(pace.cost_of_draft_token(), FIRST_DRAFT_COST);
         for _ in 0..50 {
             pace.observe(0, true, 0, Duration::from_millis(40));
             pace.observe(0, true, 5, Duration::from_millis(50));
         }
-        assert!((pace.cost_of_guess() - 0.05).abs() < 1e-6, "{pace:?}");
+        assert!((pace.cost_of_draft_token() - 0.05).abs() < 1e-6, "{pace:?}");
     }
 }

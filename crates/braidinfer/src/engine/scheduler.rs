@@ -59,19 +59,19 @@ pub(super) struct StateCopy {
 
 /// What the next step runs.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub(super) struct ScheduledStep {
     pub(super) batch: Batch,
     /// Copies of states that are due before the step.
     pub(super) restored: Vec<StateCopy>,
     /// One for each sequence of the batch.
-    pub(super) parts: Vec<Part>,
+    pub(super) sequences: Vec<ScheduledSequence>,
     /// Tokens of prompts whose logits may be wanted.
     prompt_logits_rows: usize,
 }
 
-/// The part of a sequence in a step.
+/// The tokens of a sequence that a step runs.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct ScheduledSequence {
     pub(super) sequence: SequenceId,
     /// Positions of its tokens.
     pub(super) positions: Range<usize>,
@@ -81,7 +81,7 @@ pub(super) struct Part {
     pub(super) is_writing: bool,
     /// Whether hidden states are wanted of it, and no logits.
     pub(super) is_embedding: bool,
-    /// Guesses of what comes after the newest token, whose positions are among these.
+    /// Draft tokens after the newest one, whose positions are among these.
     pub(super) draft: Vec<u32>,
 }
 
@@ -104,18 +104,18 @@ fn state_hash<'a>(sequence: &'a Sequence, state: &SequenceState) -> Option<&'a B
     sequence.hashes.get(state.blocks.checked_sub(1)?)
 }
 
-impl Plan {
+impl ScheduledStep {
     /// Tokens of prompts.
     pub(super) fn prompt_tokens(&self) -> usize {
-        self.parts.iter().filter(|part| !part.is_writing).map(|part| part.positions.len()).sum()
+        self.sequences.iter().filter(|scheduled| !scheduled.is_writing).map(|scheduled| scheduled.positions.len()).sum()
     }
 
-    pub(super) fn guesses(&self) -> usize {
-        self.parts.iter().map(|part| part.draft.len()).sum()
+    pub(super) fn draft_tokens(&self) -> usize {
+        self.sequences.iter().map(|scheduled| scheduled.draft.len()).sum()
     }
 
     pub(super) fn has_answers(&self) -> bool {
-        self.parts.iter().any(|part| part.is_writing)
+        self.sequences.iter().any(|scheduled| scheduled.is_writing)
     }
 }
 
@@ -212,68 +212,68 @@ impl Scheduler {
     }
 
     /// The next step.
-    pub(super) fn schedule(&mut self) -> Plan {
-        let mut plan = Plan::default();
-        self.admit(&mut plan);
+    pub(super) fn schedule(&mut self) -> ScheduledStep {
+        let mut step = ScheduledStep::default();
+        self.admit(&mut step);
         let running: Vec<SequenceId> = self.running.iter().map(|sequence| sequence.id).collect();
         let (mut writing, reading): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|id| self.find(*id).is_some_and(|index| self.running[index].is_writing()));
         if self.config.prompts_first && !reading.is_empty() {
             writing.clear();
         }
-        let guesses = match self.config.prompt_lookup {
+        let most_drafts = match self.config.prompt_lookup {
             true => (ROWS / writing.len().max(1)).saturating_sub(1),
             false => 0,
         };
         for id in writing {
-            let draft = self.draft(id, guesses);
-            self.push(&mut plan, id, 1, draft);
+            let draft = self.draft(id, most_drafts);
+            self.push(&mut step, id, 1, draft);
         }
-        let mut budget = self.config.max_batched_tokens.saturating_sub(plan.batch.token_ids.len());
-        if plan.has_answers() {
+        let mut budget = self.config.max_batched_tokens.saturating_sub(step.batch.token_ids.len());
+        if step.has_answers() {
             budget = budget.min(self.pace.prompt_tokens_beside_answers());
         }
         for id in reading {
             if budget == 0 {
                 break;
             }
-            let Some(taken) = self.push(&mut plan, id, budget, Vec::new()) else { break };
+            let Some(taken) = self.push(&mut step, id, budget, Vec::new()) else { break };
             budget -= taken;
         }
-        plan
+        step
     }
 
     fn find(&self, id: SequenceId) -> Option<usize> {
         self.running.iter().position(|sequence| sequence.id == id)
     }
 
-    /// Guesses of what a sequence says next, as far as it may go and there are blocks for them.
+    /// Draft tokens after a sequence's newest one, as far as it may go and there are blocks for them.
     fn draft(&mut self, id: SequenceId, most: usize) -> Vec<u32> {
         let Some(index) = self.find(id) else { return Vec::new() };
-        let cost = self.pace.cost_of_guess();
-        // The newest token is written after all that are guessed.
+        let cost = self.pace.cost_of_draft_token();
+        // One token more than the accepted drafts is written.
         let most = most.min(self.running[index].tokens_left(self.config.context).saturating_sub(1));
-        // The block that another answer may need next is worth more than a guess.
+        // The block that another answer may need next is worth more than a draft.
         let spare = self.pool.available().saturating_sub(self.running.len());
         let sequence = &mut self.running[index];
         let room = (sequence.blocks.len() + spare) * self.block_size;
         sequence.draft(most.min(room.saturating_sub(sequence.tokens.len())), cost)
     }
 
-    /// Adds at most `budget` of a sequence's next tokens to `plan`, and guesses of what follows them. `None` if there are no
+    /// Adds at most `budget` of a sequence's next tokens to `step`, and its draft tokens after them. `None` if there are no
     /// blocks for them, or if the sequence has lost its own to an earlier one.
-    fn push(&mut self, plan: &mut Plan, id: SequenceId, budget: usize, draft: Vec<u32>) -> Option<usize> {
+    fn push(&mut self, step: &mut ScheduledStep, id: SequenceId, budget: usize, draft: Vec<u32>) -> Option<usize> {
         let index = self.find(id)?;
         let mut chunk = self.running[index].pending().min(budget);
         if self.running[index].wants_prompt_logprobs() {
-            let room = self.most_logits_rows - plan.prompt_logits_rows;
+            let room = self.most_logits_rows - step.prompt_logits_rows;
             if room == 0 {
                 return None;
             }
             chunk = chunk.min(room);
-            plan.prompt_logits_rows += chunk;
+            step.prompt_logits_rows += chunk;
         }
-        if !self.reserve(index, chunk + draft.len(), plan) {
+        if !self.reserve(index, chunk + draft.len(), step) {
             return None;
         }
         let sequence = &mut self.running[index];
@@ -289,12 +289,12 @@ impl Scheduler {
             state_slot: sequence.state.as_ref().map_or(0, |state| state.slot.id()),
             ..SequenceSlice::new(sequence.computed, positions.len(), sequence.blocks.ids())
         };
-        let first_row = plan.batch.token_ids.len();
-        plan.batch.push(&[&sequence.tokens[known], &draft].concat(), slice, 0);
+        let first_row = step.batch.token_ids.len();
+        step.batch.push(&[&sequence.tokens[known], &draft].concat(), slice, 0);
         let (is_writing, is_embedding) = (sequence.is_writing(), sequence.is_embedding());
-        let rows = if is_embedding { &mut plan.batch.hidden_rows } else { &mut plan.batch.logits_rows };
+        let rows = if is_embedding { &mut step.batch.hidden_rows } else { &mut step.batch.logits_rows };
         rows.extend(wanted.iter().map(|position| first_row + position - positions.start));
-        plan.parts.push(Part { sequence: id, positions, wanted, is_writing, is_embedding, draft });
+        step.sequences.push(ScheduledSequence { sequence: id, positions, wanted, is_writing, is_embedding, draft });
         Some(chunk)
     }
 
@@ -348,7 +348,7 @@ impl Scheduler {
         }
     }
 
-    fn admit(&mut self, plan: &mut Plan) {
+    fn admit(&mut self, step: &mut ScheduledStep) {
         while self.running.len() < self.config.max_sequences {
             let Some(next) = self.waiting.front() else { break };
             let leader = next.leader.and_then(|leader| self.find(leader)).map(|index| &self.running[index]);
@@ -357,25 +357,25 @@ impl Scheduler {
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
             let restored = self.find_prefix(&mut sequence);
-            // Whoever begins a prompt that does not fit takes blocks from others, and loses its own.
+            // A prompt that was begun without room for it would take blocks from others, and lose its own.
             let needed = sequence.tokens.len().div_ceil(self.block_size) - sequence.blocks.len();
             if !self.running.is_empty() && self.pool.available() < needed {
                 sequence.give_back();
                 self.waiting.push_front(sequence);
                 break;
             }
-            self.begin_state(&mut sequence, restored, plan);
+            self.begin_state(&mut sequence, restored, step);
             self.begin(&mut sequence);
             self.running.push(sequence);
         }
     }
 
     /// Gives a sequence that is to run a state slot, into which `restored` is copied before the step.
-    fn begin_state(&mut self, sequence: &mut Sequence, restored: Option<Block>, plan: &mut Plan) {
+    fn begin_state(&mut self, sequence: &mut Sequence, restored: Option<Block>, step: &mut ScheduledStep) {
         let Some(states) = &self.states else { return };
         // There are more slots than sequences can run and be restored from.
         let Some(slot) = states.slots.allocate() else { return };
-        plan.restored.extend(restored.map(|from| StateCopy { from: from.id(), to: slot.id(), _owned: from }));
+        step.restored.extend(restored.map(|from| StateCopy { from: from.id(), to: slot.id(), _owned: from }));
         sequence.state = Some(SequenceState { slot, blocks: sequence.hashes.len() });
     }
 
@@ -409,9 +409,9 @@ impl Scheduler {
         state
     }
 
-    /// Blocks for the next `chunk` tokens of a running sequence. If they run out, the latest arrivals that are not in `plan`
+    /// Blocks for the next `chunk` tokens of a running sequence. If they run out, the latest arrivals that are not in `step`
     /// yet give theirs up and will be computed again.
-    fn reserve(&mut self, index: usize, chunk: usize, plan: &Plan) -> bool {
+    fn reserve(&mut self, index: usize, chunk: usize, step: &ScheduledStep) -> bool {
         let blocks = (self.running[index].computed + chunk).div_ceil(self.block_size);
         loop {
             let sequence = &mut self.running[index];
@@ -422,7 +422,8 @@ impl Scheduler {
             if sequence.blocks.len() >= blocks {
                 return true;
             }
-            let is_free = |sequence: &Sequence| plan.parts.iter().all(|part| part.sequence != sequence.id);
+            let is_free =
+                |sequence: &Sequence| step.sequences.iter().all(|scheduled| scheduled.sequence != sequence.id);
             let Some(latest) = self.running.last().filter(|latest| is_free(latest)) else { return false };
             if latest.id == self.running[index].id {
                 return false;
@@ -455,7 +456,7 @@ mod tests {
         prefix_cache: true,
         prompt_lookup: false,
         prompts_first: false,
-        tapped: 0.0,
+        shadow_share: 0.0,
     };
 
     /// Keys and values of all tokens, and nothing else.
@@ -481,29 +482,35 @@ mod tests {
 
     /// Runs a step, each sequence writing token 5; the sizes of its parts by sequence, and who wrote.
     fn step(scheduler: &mut Scheduler) -> (Vec<(SequenceId, usize)>, Vec<SequenceId>) {
-        let plan = scheduler.schedule();
+        let scheduled_step = scheduler.schedule();
         let mut wrote = Vec::new();
-        for part in &plan.parts {
-            scheduler.computed(part.sequence, part.positions.end);
-            let sequence = scheduler.sequence_mut(part.sequence).expect("it ran");
-            if part.wanted.last().is_some_and(|position| position + 1 == sequence.tokens.len()) {
+        for scheduled in &scheduled_step.sequences {
+            scheduler.computed(scheduled.sequence, scheduled.positions.end);
+            let sequence = scheduler.sequence_mut(scheduled.sequence).expect("it ran");
+            if scheduled.wanted.last().is_some_and(|position| position + 1 == sequence.tokens.len()) {
                 sequence.append(5, 1000);
-                wrote.push(part.sequence);
+                wrote.push(scheduled.sequence);
             }
         }
-        (plan.parts.iter().map(|part| (part.sequence, part.positions.len())).collect(), wrote)
+        (
+            scheduled_step.sequences.iter().map(|scheduled| (scheduled.sequence, scheduled.positions.len())).collect(),
+            wrote,
+        )
     }
 
     #[test]
     fn long_prompts_are_fed_in_chunks_and_sampled_once() {
         let mut scheduler = scheduler(8, 6);
         scheduler.add(sequence(0, 10));
-        let plan = scheduler.schedule();
-        assert_eq!((plan.batch.sequences[0].query_len, plan.batch.sequences[0].rope_len), (6, 10));
-        assert!(plan.batch.logits_rows.is_empty());
-        scheduler.computed(0, plan.parts[0].positions.end);
-        let plan = scheduler.schedule();
-        assert_eq!((plan.batch.sequences[0].query_len, plan.batch.logits_rows.as_slice()), (4, [3].as_slice()));
+        let scheduled_step = scheduler.schedule();
+        assert_eq!((scheduled_step.batch.sequences[0].query_len, scheduled_step.batch.sequences[0].rope_len), (6, 10));
+        assert!(scheduled_step.batch.logits_rows.is_empty());
+        scheduler.computed(0, scheduled_step.sequences[0].positions.end);
+        let scheduled_step = scheduler.schedule();
+        assert_eq!(
+            (scheduled_step.batch.sequences[0].query_len, scheduled_step.batch.logits_rows.as_slice()),
+            (4, [3].as_slice())
+        );
     }
 
     #[test]
@@ -511,9 +518,16 @@ mod tests {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks: 8, dtype: KvDtype::F16 };
         let mut scheduler = Scheduler::new(kv_cache, PROMPT_LOGITS / 4, CONFIG, PLAIN);
         let wants = |scheduler: &mut Scheduler| {
-            let plan = scheduler.schedule();
-            plan.parts.iter().for_each(|part| scheduler.computed(part.sequence, part.positions.end));
-            (plan.batch.token_ids.len(), plan.batch.logits_rows.len(), plan.batch.hidden_rows.len())
+            let scheduled_step = scheduler.schedule();
+            scheduled_step
+                .sequences
+                .iter()
+                .for_each(|scheduled| scheduler.computed(scheduled.sequence, scheduled.positions.end));
+            (
+                scheduled_step.batch.token_ids.len(),
+                scheduled_step.batch.logits_rows.len(),
+                scheduled_step.batch.hidden_rows.len(),
+            )
         };
         scheduler.add(of(0, Request { pooling: Some(Pooling::Mean), ..request((0..10).collect()) }));
         assert_eq!(wants(&mut scheduler), (10, 0, 10));
@@ -630,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn guesses_leave_every_answer_a_block() {
+    fn drafts_leave_every_answer_a_block() {
         let mut scheduler = scheduler(5, 64);
         scheduler.add(of(0, request(vec![5; 7])));
         scheduler.add(sequence(1, 4));

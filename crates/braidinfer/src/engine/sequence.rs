@@ -8,7 +8,7 @@ use super::constraint::Constraint;
 use super::draft::Drafter;
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
-use super::{Pooling, ReadPrompt, Request, SamplingParams, SequenceId};
+use super::{Pooling, PromptInfo, Request, SamplingParams, SequenceId};
 use crate::Result;
 
 /// Why an answer ended.
@@ -18,7 +18,7 @@ pub enum FinishReason {
     Stop,
     /// The token limit or the context's end.
     Length,
-    /// Whoever asked for it cancelled.
+    /// It was cancelled.
     Cancelled,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Sequence {
     constraint: Option<Box<dyn Constraint>>,
     drafter: Drafter,
     pooling: Option<Pooling>,
-    /// Sum of what the last norm gave so far.
+    /// Sum of the hidden states so far.
     pooled: Vec<f32>,
 }
 
@@ -144,14 +144,14 @@ impl Sequence {
         limit.min(context.saturating_sub(self.tokens.len()))
     }
 
-    /// Guesses of the next tokens.
+    /// Drafts of the next tokens.
     pub(super) fn draft(&mut self, most: usize, cost: f64) -> Vec<u32> {
         self.drafter.draft(&self.tokens, most, cost)
     }
 
-    /// Learns how many guesses were right.
-    pub(super) fn judge(&mut self, drafted: usize, right: usize) {
-        self.drafter.judge(drafted, right);
+    /// Learns how many of the last drafts were accepted.
+    pub(super) fn record_drafts(&mut self, drafted: usize, accepted: usize) {
+        self.drafter.record(drafted, accepted);
     }
 
     /// Whether logits are wanted for a token at `position`, or, of an embedding, the hidden state.
@@ -175,11 +175,11 @@ impl Sequence {
         self.params.prompt_logprobs.map(|_| std::mem::take(&mut self.prompt_logprobs))
     }
 
-    /// What there is to say of the prompt, once it is read.
-    pub(super) fn read_prompt(&mut self) -> ReadPrompt {
-        ReadPrompt {
-            tokens: self.prompt_len,
-            cached: self.cached,
+    /// About the prompt, once it is processed.
+    pub(super) fn prompt_info(&mut self) -> PromptInfo {
+        PromptInfo {
+            num_tokens: self.prompt_len,
+            num_cached_tokens: self.cached,
             logprobs: self.take_prompt_logprobs(),
             queued: self.queued,
         }
@@ -191,7 +191,7 @@ impl Sequence {
         self.pooled.iter_mut().zip(hidden).for_each(|(sum, value)| *sum += value);
     }
 
-    /// What was pooled, as a vector of length 1: the direction of a mean is that of the sum.
+    /// The pooled hidden state with a norm of 1: the direction of a mean is that of the sum.
     pub(super) fn embedding(&self) -> Vec<f32> {
         let length = self.pooled.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
         self.pooled.iter().map(|value| (f64::from(*value) / length.max(f64::MIN_POSITIVE)) as f32).collect()

@@ -13,8 +13,8 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
 use crate::compat::CompatReport;
 use crate::engine::{
-    ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, ReadPrompt, Reading,
-    Request, Said, SamplingParams, SequenceId, StepOutput, TokenLogprobs,
+    ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, PromptInfo, Reading,
+    Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
 use crate::executor::{ActiveKernels, Decoder, Logits};
@@ -82,7 +82,7 @@ pub struct Token {
     /// Set when the answer is complete.
     pub finished: Option<FinishReason>,
     /// With the first token only.
-    pub prompt: Option<ReadPrompt>,
+    pub prompt: Option<PromptInfo>,
 }
 
 /// A model ready to run.
@@ -120,7 +120,7 @@ impl Llm {
             prefix_cache: options.prefix_cache,
             prompt_lookup: options.prompt_lookup,
             prompts_first: options.prompts_first,
-            tapped: if is_checked { options.shadow_check } else { 0.0 },
+            shadow_share: if is_checked { options.shadow_check } else { 0.0 },
         };
         let engine = Engine::new(decoder, config)?;
         let ModelParts { spec, weights, tokenizer, chat_template, generation, label, notes, threads, .. } = parts;
@@ -327,9 +327,9 @@ impl Llm {
         let sequence = output.sequence;
         let answer = self.answers.get_mut(&sequence)?;
         let (request, choice) = (answer.request, answer.choice);
-        let output = output.said.and_then(|said| match said {
-            Said::Token(sampled) => answer.push(sampled, self.text.tokenizer()).map(Output::Token),
-            Said::Embedding(embedding) => Ok(Output::Embedding(embedding)),
+        let output = output.output.and_then(|said| match said {
+            SequenceOutput::Token(sampled) => answer.push(sampled, self.text.tokenizer()).map(Output::Token),
+            SequenceOutput::Embedding(embedding) => Ok(Output::Embedding(embedding)),
         });
         if !matches!(&output, Ok(Output::Token(Token { finished: None, .. }))) {
             self.answers.remove(&sequence);
@@ -340,16 +340,16 @@ impl Llm {
 
     /// Whether a step waits to be checked by [`Llm::shadow_check`].
     pub fn has_unchecked_step(&self) -> bool {
-        self.shadow.is_some() && self.engine.first_tap().is_some()
+        self.shadow.is_some() && self.engine.first_shadow_sample().is_some()
     }
 
     /// Computes the oldest step that waits again, on standard kernels in f32, which may take seconds. `keep_going` is asked
     /// before each layer; if it says no, the step waits on and there is no result.
     pub fn shadow_check(&mut self, keep_going: &mut dyn FnMut() -> bool) -> Result<Option<ShadowCheck>> {
-        let (Some(shadow), Some(tap)) = (&self.shadow, self.engine.first_tap()) else { return Ok(None) };
+        let (Some(shadow), Some(tap)) = (&self.shadow, self.engine.first_shadow_sample()) else { return Ok(None) };
         let checked = shadow.check(tap, keep_going);
         if !matches!(checked, Ok(None)) {
-            self.engine.forget_first_tap();
+            self.engine.forget_first_shadow_sample();
         }
         checked
     }

@@ -4,7 +4,7 @@ use braidinfer_model::{DecoderSpec, Weights};
 
 use crate::Result;
 use crate::divergence::Divergence;
-use crate::engine::Tap;
+use crate::engine::ShadowSample;
 use crate::executor::standard::{self, ComputeDtype, StreamOptions};
 use crate::executor::{Batch, NoProbe, SequenceSlice, Step};
 use crate::loading::BLOCK_SIZE;
@@ -34,7 +34,11 @@ impl Shadow {
     }
 
     /// Computes a step again. `None` if `keep_going` said no before the end.
-    pub(super) fn check(&self, tap: &Tap, keep_going: &mut dyn FnMut() -> bool) -> Result<Option<ShadowCheck>> {
+    pub(super) fn check(
+        &self,
+        tap: &ShadowSample,
+        keep_going: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<ShadowCheck>> {
         let tokens = tap.tokens.len();
         let blocks = tokens.div_ceil(BLOCK_SIZE);
         let options = StreamOptions {
