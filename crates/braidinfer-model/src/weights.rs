@@ -50,13 +50,13 @@ pub struct WeightBytes(Bytes);
 #[derive(Debug, Clone)]
 enum Bytes {
     Own(Arc<[u8]>),
-    Mapped(Place),
-    InFile(Place),
+    Mapped(FileRange),
+    InFile(FileRange),
 }
 
 /// Bytes of a file of a checkpoint.
 #[derive(Debug, Clone)]
-struct Place {
+struct FileRange {
     checkpoint: Arc<Checkpoint>,
     file: usize,
     range: Range<usize>,
@@ -78,7 +78,7 @@ impl WeightBytes {
     ///
     /// If there are fewer.
     pub fn part(&self, part: Range<usize>) -> Result<Cow<'_, [u8]>> {
-        let in_file = |place: &Place| {
+        let in_file = |place: &FileRange| {
             assert!(part.end <= place.range.len(), "{part:?} of {} bytes", place.range.len());
             place.range.start + part.start..place.range.start + part.end
         };
@@ -166,7 +166,7 @@ impl Weights {
         let (file, whole) = self.checkpoint.place(&entry.tensor)?;
         let part = entry.bytes(dtype)?;
         let range = whole.start + part.start..whole.start + part.end;
-        Some(WeightBytes(Bytes::Mapped(Place { checkpoint: Arc::clone(&self.checkpoint), file, range })))
+        Some(WeightBytes(Bytes::Mapped(FileRange { checkpoint: Arc::clone(&self.checkpoint), file, range })))
     }
 
     /// The same, read from the file whenever a part is asked for. Everything else here reads files through memory, where

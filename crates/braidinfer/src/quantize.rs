@@ -63,12 +63,13 @@ pub fn quantize(
     let generation = GenerationConfig::read(source, &config)?;
     notes.extend(complete(source, &spec, &generation, destination, file_type, &mut model.metadata)?);
     notes.extend(requantized(&weights));
-    let job = Job { spec: &spec, weights: &weights, model: &model, file_type, head_is_embedding, threads };
-    notes.extend(job.fallbacks());
-    let file_bytes = job.write(partial, progress)?;
+    let quantizer =
+        GgufQuantizer { spec: &spec, weights: &weights, model: &model, file_type, head_is_embedding, threads };
+    notes.extend(quantizer.fallbacks());
+    let file_bytes = quantizer.write(partial, progress)?;
     let mut tensors = BTreeMap::new();
     for stack in &model.tensors {
-        *tensors.entry(job.dtype(stack).name()).or_insert(0) += 1;
+        *tensors.entry(quantizer.dtype(stack).name()).or_insert(0) += 1;
     }
     Ok(QuantizeReport { source_bytes: weights.size(), file_bytes, tensors, notes })
 }
@@ -213,7 +214,7 @@ fn encode(tensor: &str, path: &str, dtype: Dtype, values: &[f32], first: usize) 
 }
 
 /// A file being written.
-struct Job<'a> {
+struct GgufQuantizer<'a> {
     spec: &'a DecoderSpec,
     weights: &'a Weights,
     model: &'a GgufModel,
@@ -222,7 +223,7 @@ struct Job<'a> {
     threads: &'a Threads,
 }
 
-impl Job<'_> {
+impl GgufQuantizer<'_> {
     fn dtype(&self, stack: &Stack) -> Dtype {
         self.file_type.dtype(self.spec, stack, self.head_is_embedding)
     }

@@ -26,7 +26,7 @@ pub(super) struct Tiles<'a, E> {
 }
 
 /// A block and the queries.
-pub(super) struct Block<'a, E> {
+pub(super) struct KeyBlock<'a, E> {
     pub(super) shape: &'a AttentionShape,
     /// `[rows][head_dim]`.
     queries: &'a [f32],
@@ -92,9 +92,9 @@ impl<'a, T: KvElement> Attention<'a, T> {
         (!rows.is_empty()).then_some((positions, rows))
     }
 
-    fn block<'b, E>(&'b self, positions: Range<usize>, tiles: Tiles<'b, E>, next: Tiles<'b, E>) -> Block<'b, E> {
+    fn block<'b, E>(&'b self, positions: Range<usize>, tiles: Tiles<'b, E>, next: Tiles<'b, E>) -> KeyBlock<'b, E> {
         let Self { shape, queries, first_position, .. } = *self;
-        Block { shape, queries, first_position, positions, tiles, next }
+        KeyBlock { shape, queries, first_position, positions, tiles, next }
     }
 }
 
@@ -157,7 +157,7 @@ fn widened<'a, S: Simd, T: KvElement>(
 #[inline(always)]
 fn attend_block<S: Simd, E: KvElement, const AHEAD: bool>(
     simd: S,
-    block: &Block<'_, E>,
+    block: &KeyBlock<'_, E>,
     rows: Range<usize>,
     strip: &mut Strip,
     out: &mut Partial<'_>,
@@ -193,7 +193,7 @@ fn attend_block<S: Simd, E: KvElement, const AHEAD: bool>(
 impl Strip {
     /// Scores of row `row` of the strip, row `of` of all, to weights: one step of the online softmax.
     #[inline(always)]
-    fn weigh<S: Simd, E>(&mut self, simd: S, block: &Block<'_, E>, row: usize, of: usize, out: &mut Partial<'_>) {
+    fn weigh<S: Simd, E>(&mut self, simd: S, block: &KeyBlock<'_, E>, row: usize, of: usize, out: &mut Partial<'_>) {
         let visible = block.visible(of);
         let (chunks, _) = self.weights[row].as_chunks_mut::<LANES>();
         let mut scores = [simd.splat(0.0); BLOCK_TILES];
@@ -226,7 +226,7 @@ impl Strip {
     }
 }
 
-impl<E> Block<'_, E> {
+impl<E> KeyBlock<'_, E> {
     /// The positions that a row sees, from the start of the block.
     fn visible(&self, row: usize) -> (usize, usize) {
         let visible = self.shape.visible(self.first_position + row / self.shape.per_group);

@@ -4,7 +4,7 @@
 //! row do not depend on how many rows and columns are computed together. Where keys and values are read from
 //! memory (`AHEAD`), the lines of the next block are asked for on the way.
 
-use super::block::Block;
+use super::block::KeyBlock;
 use super::kv::KvElement;
 use super::{BLOCK, BLOCK_TILES};
 use crate::simd::{LANES, Simd};
@@ -41,7 +41,7 @@ macro_rules! for_group {
 #[inline(always)]
 pub(super) fn score<S: Simd, E: KvElement, const AHEAD: bool>(
     simd: S,
-    block: &Block<'_, E>,
+    block: &KeyBlock<'_, E>,
     queries: &[f32],
     scores: &mut [[f32; BLOCK]],
 ) {
@@ -57,7 +57,7 @@ pub(super) fn score<S: Simd, E: KvElement, const AHEAD: bool>(
 #[inline(always)]
 fn score_rows<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, const C: usize>(
     simd: S,
-    block: &Block<'_, E>,
+    block: &KeyBlock<'_, E>,
     queries: &[f32],
     scores: &mut [[f32; BLOCK]],
 ) {
@@ -102,7 +102,7 @@ fn score_rows<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, const C:
 #[inline(always)]
 pub(super) fn accumulate<S: Simd, E: KvElement, const AHEAD: bool>(
     simd: S,
-    block: &Block<'_, E>,
+    block: &KeyBlock<'_, E>,
     visible: (usize, usize),
     weights: &[[f32; BLOCK]],
     corrections: &[f32],
@@ -125,7 +125,7 @@ pub(super) fn accumulate<S: Simd, E: KvElement, const AHEAD: bool>(
 #[inline(always)]
 fn accumulate_rows<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, const C: usize>(
     simd: S,
-    block: &Block<'_, E>,
+    block: &KeyBlock<'_, E>,
     visible: (usize, usize),
     weights: &[[f32; BLOCK]],
     corrections: &[f32],
@@ -150,7 +150,7 @@ fn accumulate_rows<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, con
 #[inline(always)]
 fn accumulate_columns<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, const C: usize>(
     simd: S,
-    block: &Block<'_, E>,
+    block: &KeyBlock<'_, E>,
     visible: (usize, usize),
     weights: &[[f32; BLOCK]],
     corrections: &[f32],

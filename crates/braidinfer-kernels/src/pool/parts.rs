@@ -33,16 +33,16 @@ mod sealed {
 }
 
 /// A mutable slice whose elements are handed out one by one, to any thread.
-struct Shared<'a, T> {
+struct SharedSlice<'a, T> {
     start: *mut T,
     len: usize,
     borrow: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: sharing the value lets other threads take disjoint `&mut T`, which is what `T: Send` allows.
-unsafe impl<T: Send> Sync for Shared<'_, T> {}
+unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 
-impl<'a, T> Shared<'a, T> {
+impl<'a, T> SharedSlice<'a, T> {
     fn new(data: &'a mut [T]) -> Self {
         Self { start: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
@@ -61,7 +61,7 @@ impl<'a, T> Shared<'a, T> {
 
 /// The chunks of a slice: each of the same length, the last one perhaps shorter.
 pub struct Chunks<'a, T> {
-    data: Shared<'a, T>,
+    data: SharedSlice<'a, T>,
     chunk: usize,
 }
 
@@ -73,7 +73,7 @@ impl<'a, T> Chunks<'a, T> {
     /// `chunk` is zero.
     pub fn new(data: &'a mut [T], chunk: usize) -> Self {
         assert!(chunk > 0, "a chunk has at least one element");
-        Self { data: Shared::new(data), chunk }
+        Self { data: SharedSlice::new(data), chunk }
     }
 }
 
@@ -94,7 +94,7 @@ impl<'a, T> Split for Chunks<'a, T> {
 
 /// The ranges of a slice between given offsets.
 pub struct Ranges<'a, T> {
-    data: Shared<'a, T>,
+    data: SharedSlice<'a, T>,
     starts: &'a [usize],
 }
 
@@ -106,7 +106,7 @@ impl<'a, T> Ranges<'a, T> {
     /// `starts` is not strictly increasing, or leaves the slice.
     pub fn new(data: &'a mut [T], starts: &'a [usize]) -> Self {
         assert_increasing("the starts of ranges", starts, data.len());
-        Self { data: Shared::new(data), starts }
+        Self { data: SharedSlice::new(data), starts }
     }
 }
 
@@ -126,7 +126,7 @@ impl<'a, T> Split for Ranges<'a, T> {
 
 /// Chosen elements of a slice.
 pub struct Items<'a, T> {
-    data: Shared<'a, T>,
+    data: SharedSlice<'a, T>,
     indices: &'a [usize],
 }
 
@@ -138,7 +138,7 @@ impl<'a, T> Items<'a, T> {
     /// `indices` is not strictly increasing, or leaves the slice.
     pub fn new(data: &'a mut [T], indices: &'a [usize]) -> Self {
         assert_increasing("the indices of items", indices, data.len());
-        Self { data: Shared::new(data), indices }
+        Self { data: SharedSlice::new(data), indices }
     }
 }
 
@@ -246,7 +246,7 @@ impl Pool {
     ) {
         let (values, threads) = (per_thread.slots.len(), self.threads());
         assert!(values >= threads, "{values} values for {threads} threads");
-        let slots = Shared::new(&mut per_thread.slots);
+        let slots = SharedSlice::new(&mut per_thread.slots);
         self.for_each(parts, |index, part, thread| {
             // SAFETY: thread indices are less than `threads()`, and the pool runs one task at a time under each, so
             // that the borrow of the previous task has ended.

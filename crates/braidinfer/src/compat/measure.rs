@@ -3,7 +3,7 @@
 use super::batches::{near_tokens, next_tokens};
 use crate::Result;
 use crate::divergence::{Divergence, Tally};
-use crate::executor::{Activation, Batch, Decoder, KernelPlan, NoProbe, Probe, Recorder, Step};
+use crate::executor::{Batch, Decoder, KernelPlan, NoProbe, Probe, RecordedActivation, Recorder, Step};
 use crate::threads::Threads;
 
 /// What the standard kernels compute in f32, kept for every comparison.
@@ -125,10 +125,10 @@ impl Probe for Drift<'_> {
     }
 }
 
-fn compare(truth: &[Activation], own: &[Activation]) -> Vec<(String, f64)> {
+fn compare(truth: &[RecordedActivation], own: &[RecordedActivation]) -> Vec<(String, f64)> {
     // What comes after `layer.N.`.
     let op = |name: &str| name.splitn(3, '.').nth(2).unwrap_or(name).to_owned();
-    let of = |truth: &Activation| {
+    let of = |truth: &RecordedActivation| {
         let own = own.iter().find(|own| own.name == truth.name)?;
         Some((op(&truth.name), relative_error(&truth.values, &own.values, truth.rows)))
     };

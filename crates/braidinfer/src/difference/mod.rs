@@ -17,11 +17,11 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Side {
     vocab_size: usize,
-    answers: Vec<Answer>,
+    answers: Vec<OneAnswer>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Answer {
+struct OneAnswer {
     /// Text, or token ids.
     prompt: String,
     prompt_ids: Vec<u32>,
@@ -73,7 +73,7 @@ impl Side {
         let mut answers = Vec::with_capacity(prompts.len());
         for (index, prompt) in prompts.iter().enumerate() {
             let forced = forced.map(|forced| &forced.answers[index]);
-            answers.push(Answer::of(llm, prompt, &params, forced)?);
+            answers.push(OneAnswer::of(llm, prompt, &params, forced)?);
         }
         Ok(Self { vocab_size, answers })
     }
@@ -92,7 +92,7 @@ impl Side {
     }
 }
 
-impl Answer {
+impl OneAnswer {
     fn of(llm: &mut Llm, prompt: &Prompt, params: &SamplingParams, forced: Option<&Self>) -> Result<Self> {
         let completion = llm.generate(std::slice::from_ref(prompt), params)?.remove(0);
         let (prompt_ids, ids) = (completion.prompt_ids, completion.ids);
@@ -115,7 +115,7 @@ impl Answer {
 }
 
 impl PromptDifference {
-    fn of(a: &Answer, b: &Answer, vocab_size: usize) -> Self {
+    fn of(a: &OneAnswer, b: &OneAnswer, vocab_size: usize) -> Self {
         let tokens = a.prompt_ids.iter().chain(&a.ids);
         let next: Vec<Option<u32>> = tokens.skip(1).copied().map(Some).collect();
         let longer = a.ids.len().max(b.ids.len());

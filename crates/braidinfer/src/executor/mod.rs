@@ -18,7 +18,7 @@ pub use batch::{Batch, SequenceSlice};
 pub use decoder::Decoder;
 pub use device::DeviceChoice;
 pub use plan::{KernelPlan, LevelCount, PlannedProjection};
-pub use probe::{Activation, NoProbe, Probe, Recorder};
+pub use probe::{NoProbe, Probe, RecordedActivation, Recorder};
 pub use report::ExecutorReport;
 pub use runner::{Capabilities, LayerRunner, LayerState, Step, WantedRows};
 

@@ -38,7 +38,7 @@ impl Probe for NoProbe {
 
 /// One recorded activation.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Activation {
+pub struct RecordedActivation {
     /// Its name.
     pub name: String,
     /// Tokens.
@@ -52,7 +52,7 @@ pub struct Activation {
 pub struct Recorder<F> {
     filter: F,
     /// What was recorded so far.
-    pub activations: Vec<Activation>,
+    pub activations: Vec<RecordedActivation>,
 }
 
 impl<F: Fn(&str) -> bool + Send> Recorder<F> {
@@ -68,6 +68,6 @@ impl<F: Fn(&str) -> bool + Send> Probe for Recorder<F> {
     }
 
     fn record(&mut self, name: &str, rows: usize, values: Vec<f32>) {
-        self.activations.push(Activation { name: name.to_owned(), rows, values });
+        self.activations.push(RecordedActivation { name: name.to_owned(), rows, values });
     }
 }

@@ -1,6 +1,6 @@
 //! The public face: open a model, generate text.
 
-mod answer;
+mod answer_text;
 mod generate;
 mod model_text;
 mod shadow;
@@ -27,7 +27,7 @@ pub use self::generate::{Completion, StreamEvent, Timings};
 pub use self::model_text::ModelText;
 pub use self::shadow::ShadowCheck;
 
-use self::answer::Answer;
+use self::answer_text::AnswerText;
 use self::shadow::Shadow;
 
 /// Tokens per engine step; bounds the scores of a long prompt.
@@ -89,7 +89,7 @@ pub struct Token {
 pub struct Llm {
     engine: Engine,
     /// Answers in the making.
-    answers: BTreeMap<SequenceId, Answer>,
+    answers: BTreeMap<SequenceId, AnswerText>,
     next_request: RequestId,
     /// What checks steps again, if that is wanted.
     shadow: Option<Shadow>,
@@ -263,7 +263,7 @@ impl Llm {
             match added {
                 Ok(sequence) => {
                     leader = leader.or(Some(sequence));
-                    self.answers.insert(sequence, Answer::new(request, choice, &prompt, &params.stop));
+                    self.answers.insert(sequence, AnswerText::new(request, choice, &prompt, &params.stop));
                 }
                 Err(error) => {
                     self.abort(request);
@@ -278,7 +278,7 @@ impl Llm {
     /// Queues a prompt of which a vector is wanted; it comes from [`Llm::step`].
     pub fn add_embedding(&mut self, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
         let request = self.next_request;
-        let answer = Answer::new(request, 0, &prompt, &[]);
+        let answer = AnswerText::new(request, 0, &prompt, &[]);
         let sequence = self.engine.add(Request { prompt, pooling: Some(pooling), ..Request::default() })?;
         self.answers.insert(sequence, answer);
         self.next_request += 1;

@@ -12,7 +12,7 @@ const CONTEXT: usize = 1024;
 
 /// A part of a plan that can be taken from a coarser one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum PlanPart {
     /// By its index in [`KernelPlan::projections`].
     Projection(usize),
     /// Keys and values of a layer.
@@ -22,7 +22,7 @@ enum Part {
 /// What a part adds to the divergence where it is coarse, and what its exactness costs, as bytes that are read in the same time.
 #[derive(Debug, Clone, Copy)]
 struct Contribution {
-    part: Part,
+    part: PlanPart,
     kl: f64,
     cost: f64,
 }
@@ -41,10 +41,10 @@ pub(super) fn measure(
 ) -> Result<Contributions> {
     let parts = differing(coarse, fine);
     let mut run =
-        |parts: &[Part]| -> Result<f64> { Ok(truth.run(fused, &with(fine, coarse, parts))?.divergence.kl_mean) };
+        |parts: &[PlanPart]| -> Result<f64> { Ok(truth.run(fused, &with(fine, coarse, parts))?.divergence.kl_mean) };
     let least = run(&[])?;
-    let mut added = |wanted: &dyn Fn(Part) -> bool| -> Result<f64> {
-        let chosen: Vec<Part> = parts.iter().copied().filter(|part| wanted(*part)).collect();
+    let mut added = |wanted: &dyn Fn(PlanPart) -> bool| -> Result<f64> {
+        let chosen: Vec<PlanPart> = parts.iter().copied().filter(|part| wanted(*part)).collect();
         // What is not a number must not look like nothing.
         let kl = run(&chosen)? - least;
         Ok(if kl.is_nan() { f64::INFINITY } else { kl.max(0.0) })
@@ -64,7 +64,7 @@ pub(super) fn measure(
         by_kind.push(added(&|part| Kind::of(part, fine) == *kind)?);
     }
     let all: f64 = by_layer.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-    let contribution = |part: &Part| {
+    let contribution = |part: &PlanPart| {
         let layer = layers.binary_search(&layer_of(*part, fine)).map_or(0.0, |index| by_layer[index]);
         let kind = kinds.binary_search(&Kind::of(*part, fine)).map_or(0.0, |index| by_kind[index]);
         Contribution { part: *part, kl: layer * kind / all, cost: cost(*part, coarse, fine) }
@@ -83,7 +83,7 @@ impl Contributions {
             left += part.kl;
             left <= allowed
         });
-        let kept: Vec<Part> = kept.map(|contribution| contribution.part).collect();
+        let kept: Vec<PlanPart> = kept.map(|contribution| contribution.part).collect();
         with(fine, coarse, &kept)
     }
 }
@@ -97,10 +97,10 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(part: Part, plan: &KernelPlan) -> Self {
+    fn of(part: PlanPart, plan: &KernelPlan) -> Self {
         match part {
-            Part::Storage(_) => Self::Storage,
-            Part::Projection(index) => match plan.projections[index].slot {
+            PlanPart::Storage(_) => Self::Storage,
+            PlanPart::Projection(index) => match plan.projections[index].slot {
                 Slot::Layer(_, slot) => Self::Projection(slot),
                 _ => Self::Head,
             },
@@ -108,42 +108,42 @@ impl Kind {
     }
 }
 
-fn layer_of(part: Part, plan: &KernelPlan) -> Option<usize> {
+fn layer_of(part: PlanPart, plan: &KernelPlan) -> Option<usize> {
     match part {
-        Part::Storage(layer) => Some(layer),
-        Part::Projection(index) => plan.projections[index].layer(),
+        PlanPart::Storage(layer) => Some(layer),
+        PlanPart::Projection(index) => plan.projections[index].layer(),
     }
 }
 
-fn differing(coarse: &KernelPlan, fine: &KernelPlan) -> Vec<Part> {
+fn differing(coarse: &KernelPlan, fine: &KernelPlan) -> Vec<PlanPart> {
     let pairs = coarse.projections.iter().zip(&fine.projections).enumerate();
-    let projections = pairs.filter(|(_, (a, b))| a.level != b.level).map(|(index, _)| Part::Projection(index));
+    let projections = pairs.filter(|(_, (a, b))| a.level != b.level).map(|(index, _)| PlanPart::Projection(index));
     let layers = coarse.kv_dtypes.iter().zip(&fine.kv_dtypes).enumerate();
-    let storage = layers.filter(|(_, (a, b))| a != b).map(|(layer, _)| Part::Storage(layer));
+    let storage = layers.filter(|(_, (a, b))| a != b).map(|(layer, _)| PlanPart::Storage(layer));
     projections.chain(storage).collect()
 }
 
 /// `plan` with some parts of another one.
-fn with(plan: &KernelPlan, other: &KernelPlan, parts: &[Part]) -> KernelPlan {
+fn with(plan: &KernelPlan, other: &KernelPlan, parts: &[PlanPart]) -> KernelPlan {
     let mut plan = plan.clone();
     for part in parts {
         match *part {
-            Part::Projection(index) => plan.projections[index].level = other.projections[index].level,
-            Part::Storage(layer) => plan.kv_dtypes[layer] = other.kv_dtypes[layer],
+            PlanPart::Projection(index) => plan.projections[index].level = other.projections[index].level,
+            PlanPart::Storage(layer) => plan.kv_dtypes[layer] = other.kv_dtypes[layer],
         }
     }
     plan
 }
 
 /// In bytes that one decoding step reads meanwhile.
-fn cost(part: Part, coarse: &KernelPlan, fine: &KernelPlan) -> f64 {
+fn cost(part: PlanPart, coarse: &KernelPlan, fine: &KernelPlan) -> f64 {
     match part {
-        Part::Projection(index) => {
+        PlanPart::Projection(index) => {
             let PlannedProjection { dtype, bytes, level, .. } = fine.projections[index];
             let more = level_cost(dtype, level) - level_cost(dtype, coarse.projections[index].level);
             bytes as f64 * more.max(0.01)
         }
-        Part::Storage(layer) => {
+        PlanPart::Storage(layer) => {
             (CONTEXT * fine.kv_widths[layer] * 2 * (KvDtype::F32.size() - KvDtype::F16.size())) as f64
         }
     }

@@ -10,9 +10,9 @@ use braidinfer_kernels::{Buffer, Items, PerThread, Pool, Ranges};
 use braidinfer_model::spec::QkNormExtent;
 
 use super::FusedRunner;
-use super::batch_layout::{BatchLayout, Piece};
+use super::batch_layout::{BatchLayout, QueryChunk};
 use super::each_row::each_row;
-use super::heads::{Heads, Part, Stage};
+use super::heads::{HeadKind, Heads, Stage};
 use super::packed::{PackedLayer, PackedNorm};
 #[cfg(test)]
 use super::planted::{Planted, to_bf16};
@@ -38,7 +38,7 @@ impl FusedRunner {
         heads.resize(groups * layout.rows * width);
         head_starts.clear();
         for group in 0..groups {
-            head_starts.extend(layout.pieces.iter().map(|piece| (group * layout.rows + piece.tokens.start) * width));
+            head_starts.extend(layout.chunks.iter().map(|chunk| (group * layout.rows + chunk.tokens.start) * width));
         }
         let mut work = Work {
             source,
@@ -76,28 +76,28 @@ fn fill_statistics(heads: &Heads<'_>, pool: &mut Pool, statistics: &mut Vec<[Sta
     let extent = heads.layer.attention.qk_norm.map(|norm| norm.extent);
     let (Some(norms), Some(QkNormExtent::Projection)) = (&heads.layer.qk_norm, extent) else { return };
     let rows = heads.layout.rows;
-    let of = |part: Part, norm: &PackedNorm, row: usize| {
-        let width = if part == Part::Query { heads.layer.q_proj.rows } else { heads.layer.k_proj.rows };
-        let row = Row { data: heads.panels(part), rows, row, width };
+    let of = |kind: HeadKind, norm: &PackedNorm, row: usize| {
+        let width = if kind == HeadKind::Query { heads.layer.q_proj.rows } else { heads.layer.k_proj.rows };
+        let row = Row { data: heads.panels(kind), rows, row, width };
         norm::statistics(heads.isa, norm.kind, row, norm.eps)
     };
     each_row(pool, statistics, rows, [Statistics { mean: 0.0, inverse: 0.0 }; 2], |row| {
-        [of(Part::Query, &norms[0], row), of(Part::Key, &norms[1], row)]
+        [of(HeadKind::Query, &norms[0], row), of(HeadKind::Key, &norms[1], row)]
     });
 }
 
 fn record(heads: &Heads<'_>, trace: &mut Trace) {
     let rows = heads.layout.rows;
-    for (name, part, stage) in [
-        ("attn.q", Part::Query, Stage::Projected),
-        ("attn.k", Part::Key, Stage::Projected),
-        ("attn.v", Part::Value, Stage::Projected),
-        ("attn.q_norm", Part::Query, Stage::Normed),
-        ("attn.k_norm", Part::Key, Stage::Normed),
-        ("attn.q_rope", Part::Query, Stage::Rotated),
-        ("attn.k_rope", Part::Key, Stage::Rotated),
+    for (name, kind, stage) in [
+        ("attn.q", HeadKind::Query, Stage::Projected),
+        ("attn.k", HeadKind::Key, Stage::Projected),
+        ("attn.v", HeadKind::Value, Stage::Projected),
+        ("attn.q_norm", HeadKind::Query, Stage::Normed),
+        ("attn.k_norm", HeadKind::Key, Stage::Normed),
+        ("attn.q_rope", HeadKind::Query, Stage::Rotated),
+        ("attn.k_rope", HeadKind::Key, Stage::Rotated),
     ] {
-        trace.record(name, rows, || heads.all(part, stage));
+        trace.record(name, rows, || heads.all(kind, stage));
     }
 }
 
@@ -110,7 +110,7 @@ struct Work<'a> {
     items: &'a mut Vec<usize>,
     partials: &'a mut Partials,
     merges: &'a mut Vec<usize>,
-    /// Where the queries of each group and piece begin in `heads`.
+    /// Where the queries of each group and chunk begin in `heads`.
     starts: &'a [usize],
     #[cfg(test)]
     keys_in_bf16: bool,
@@ -121,7 +121,7 @@ struct Work<'a> {
 pub(super) struct Partials {
     buffer: Buffer,
     starts: Vec<usize>,
-    /// Group and piece, and span, of each.
+    /// Group and chunk, and span, of each.
     of: Vec<(usize, usize)>,
 }
 
@@ -134,7 +134,7 @@ impl Work<'_> {
     fn run<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>], heads: &mut [f32]) {
         self.store(slabs);
         let layout = self.source.layout;
-        let longest = layout.pieces.iter().map(Piece::context).max().unwrap_or(0);
+        let longest = layout.chunks.iter().map(QueryChunk::context).max().unwrap_or(0);
         // Long contexts of few sequences are shared out by spans, too. That changes no sum.
         let few = self.starts.len() < 2 * self.pool.threads();
         if few && longest > SPAN {
@@ -160,8 +160,8 @@ impl Work<'_> {
             scratch.queries.resize(scratch.queries.len().max(2 * width));
             let (key, value) = scratch.queries[..2 * width].split_at_mut(width);
             for write in &layout.writes[layout.slabs[item / groups].1.clone()] {
-                source.read(Part::Key, write.token, group, Stage::Rotated, key);
-                source.read(Part::Value, write.token, group, Stage::Rotated, value);
+                source.read(HeadKind::Key, write.token, group, Stage::Rotated, key);
+                source.read(HeadKind::Value, write.token, group, Stage::Rotated, value);
                 #[cfg(test)]
                 if keys_in_bf16 {
                     to_bf16(key);
@@ -171,7 +171,7 @@ impl Work<'_> {
         });
     }
 
-    /// One task for each group and piece of queries.
+    /// One task for each group and chunk of queries.
     fn attend_whole<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
         let (source, shape) = (self.source, &self.shape);
         self.pool.for_each_with(self.scratch, Ranges::new(heads, self.starts), |index, out, scratch| {
@@ -194,7 +194,7 @@ impl Work<'_> {
         });
     }
 
-    /// One task for each group, piece and span; then the spans of each are merged.
+    /// One task for each group, chunk and span; then the spans of each are merged.
     fn attend_by_span<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
         let (source, shape) = (self.source, &self.shape);
         let Partials { buffer, starts, of } = &mut *self.partials;
@@ -210,8 +210,8 @@ impl Work<'_> {
             }
         }
         buffer.resize(len);
-        self.pool.for_each_with(self.scratch, Ranges::new(buffer, starts), |part, buffer, scratch| {
-            let (index, span) = of[part];
+        self.pool.for_each_with(self.scratch, Ranges::new(buffer, starts), |span_index, buffer, scratch| {
+            let (index, span) = of[span_index];
             let query = Query::of(&source, shape, index);
             query.read(scratch);
             let span = query.spans().nth(span).expect("spans were counted");
@@ -221,12 +221,12 @@ impl Work<'_> {
         self.merge_spans(heads);
     }
 
-    /// Adds up the spans of each group and piece, in ascending order.
+    /// Adds up the spans of each group and chunk, in ascending order.
     fn merge_spans(&mut self, heads: &mut [f32]) {
         let (source, shape) = (self.source, &self.shape);
         let Partials { buffer, starts, of } = &mut *self.partials;
         let (starts, of) = (&*starts, &*of);
-        // Where the spans of each group and piece begin.
+        // Where the spans of each group and chunk begin.
         let first = |index: usize| starts[of.partition_point(|(other, _)| *other < index)];
         self.merges.clear();
         self.merges.extend((0..self.starts.len()).map(first));
@@ -244,29 +244,29 @@ impl Work<'_> {
     }
 }
 
-/// The queries of one group in one piece.
+/// The queries of one group in one chunk.
 struct Query<'a> {
     source: &'a Heads<'a>,
     shape: &'a AttentionShape,
-    piece: &'a Piece,
+    chunk: &'a QueryChunk,
     group: usize,
 }
 
 impl<'a> Query<'a> {
-    /// That of a task: pieces of the first group, then those of the second, and so on.
+    /// That of a task: chunks of the first group, then those of the second, and so on.
     fn of(source: &'a Heads<'a>, shape: &'a AttentionShape, index: usize) -> Self {
-        let pieces: &[Piece] = &source.layout.pieces;
-        Self { source, shape, piece: &pieces[index % pieces.len()], group: index / pieces.len() }
+        let chunks: &[QueryChunk] = &source.layout.chunks;
+        Self { source, shape, chunk: &chunks[index % chunks.len()], group: index / chunks.len() }
     }
 
     fn rows(&self) -> usize {
-        self.piece.tokens.len() * self.shape.per_group
+        self.chunk.tokens.len() * self.shape.per_group
     }
 
     /// Spans of positions that some query sees.
     fn spans(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let end = self.piece.context();
-        let first = self.shape.window.map_or(0, |window| (self.piece.position + 1).saturating_sub(window));
+        let end = self.chunk.context();
+        let first = self.shape.window.map_or(0, |window| (self.chunk.position + 1).saturating_sub(window));
         (first / SPAN..end.div_ceil(SPAN)).map(move |span| span * SPAN..end.min((span + 1) * SPAN))
     }
 
@@ -275,8 +275,8 @@ impl<'a> Query<'a> {
         scratch.reserve(self.shape, self.rows());
         let AttentionShape { head_dim, per_group, .. } = *self.shape;
         for (row, out) in scratch.queries[..self.rows() * head_dim].chunks_exact_mut(head_dim).enumerate() {
-            let token = self.piece.tokens.start + row / per_group;
-            self.source.read(Part::Query, token, self.group * per_group + row % per_group, Stage::Rotated, out);
+            let token = self.chunk.tokens.start + row / per_group;
+            self.source.read(HeadKind::Query, token, self.group * per_group + row % per_group, Stage::Rotated, out);
         }
     }
 
@@ -286,8 +286,8 @@ impl<'a> Query<'a> {
         Attention {
             shape: self.shape,
             queries: &queries[..self.rows() * self.shape.head_dim],
-            first_position: self.piece.position,
-            kv: PagedHead { slabs, heads, head: self.group, tiles: layout.tiles(self.piece) },
+            first_position: self.chunk.position,
+            kv: PagedHead { slabs, heads, head: self.group, tiles: layout.tiles(self.chunk) },
             span,
         }
     }

@@ -1,4 +1,4 @@
-//! How a batch lies: positions, rotations, where keys go, and pieces of attention.
+//! How a batch lies: positions, rotations, where keys go, and chunks of attention.
 
 use std::ops::Range;
 
@@ -23,8 +23,8 @@ pub(super) struct BatchLayout {
     pub(super) query_scales: Vec<Vec<f32>>,
     /// Tile ids of all sequences.
     tiles: Vec<u32>,
-    /// Pieces of queries, in order of tokens.
-    pub(super) pieces: Vec<Piece>,
+    /// Chunks of queries, in order of tokens.
+    pub(super) chunks: Vec<QueryChunk>,
     /// New tokens in order of their slabs.
     pub(super) writes: Vec<Write>,
     /// Slabs that are written, and which of the writes are theirs.
@@ -43,7 +43,7 @@ pub(super) struct Rotation {
 
 /// Consecutive tokens of one sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct QueryChunk {
     /// Indices into the batch.
     pub(super) tokens: Range<usize>,
     /// Position of the first.
@@ -51,7 +51,7 @@ pub(super) struct Piece {
     tiles: Range<usize>,
 }
 
-impl Piece {
+impl QueryChunk {
     /// Keys up to the last query, itself included.
     pub(super) fn context(&self) -> usize {
         self.position + self.tokens.len()
@@ -98,13 +98,13 @@ impl BatchLayout {
         self.fill_query_scales(spec, batch);
         let per_group = |attention: &AttentionSpec| attention.num_attention_heads / attention.num_key_value_heads;
         let most = spec.attentions.iter().map(per_group).max().unwrap_or(1);
-        self.fill_pieces(batch, kv_cache, (ATTENTION_ROWS / most).max(1));
+        self.fill_chunks(batch, kv_cache, (ATTENTION_ROWS / most).max(1));
         self.fill_writes(batch, kv_cache.config().block_size);
     }
 
-    /// Tile ids of the sequence that a piece belongs to.
-    pub(super) fn tiles(&self, piece: &Piece) -> &[u32] {
-        &self.tiles[piece.tiles.clone()]
+    /// Tile ids of the sequence that a chunk belongs to.
+    pub(super) fn tiles(&self, chunk: &QueryChunk) -> &[u32] {
+        &self.tiles[chunk.tiles.clone()]
     }
 
     fn fill_query_scales(&mut self, spec: &DecoderSpec, batch: &Batch) {
@@ -133,16 +133,16 @@ impl BatchLayout {
         }
     }
 
-    fn fill_pieces(&mut self, batch: &Batch, kv_cache: &KvCache, len: usize) {
+    fn fill_chunks(&mut self, batch: &Batch, kv_cache: &KvCache, len: usize) {
         self.tiles.clear();
-        self.pieces.clear();
+        self.chunks.clear();
         for (range, sequence) in batch.ranges() {
             let first_tile = self.tiles.len();
             kv_cache.tiles(sequence, sequence.positions().end, &mut self.tiles);
             for start in range.clone().step_by(len) {
                 let tokens = start..range.end.min(start + len);
                 let position = sequence.context_len + start - range.start;
-                self.pieces.push(Piece { tokens, position, tiles: first_tile..self.tiles.len() });
+                self.chunks.push(QueryChunk { tokens, position, tiles: first_tile..self.tiles.len() });
             }
         }
     }

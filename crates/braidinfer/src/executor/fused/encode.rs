@@ -14,14 +14,14 @@ pub(super) struct Encoded {
     columns: usize,
     /// Words at each level.
     words: [Vec<u32>; NumericLevel::ALL.len()],
-    /// Where the parts begin that threads encode, and what they are.
+    /// Where the tasks begin that threads encode, and what they are.
     starts: Vec<usize>,
-    parts: Vec<Part>,
+    tasks: Vec<EncodeTask>,
 }
 
 /// Some columns of a tile.
 #[derive(Debug, Clone)]
-struct Part {
+struct EncodeTask {
     rows: Range<usize>,
     columns: Range<usize>,
 }
@@ -115,7 +115,7 @@ impl Encoded {
         let words = &mut self.words[level as usize];
         words.resize(level.words(input.rows, input.width), 0);
         self.starts.clear();
-        self.parts.clear();
+        self.tasks.clear();
         let tiles = isa.tiles(input.rows).count();
         // Whole blocks, whose words lie together in a tile.
         let columns = input.width.div_ceil(pool.threads().div_ceil(tiles)).next_multiple_of(BLOCK);
@@ -125,12 +125,12 @@ impl Encoded {
                 let columns = first..input.width.min(first + columns);
                 self.starts.push(start);
                 start += level.words(rows.len(), columns.len());
-                self.parts.push(Part { rows: rows.clone(), columns });
+                self.tasks.push(EncodeTask { rows: rows.clone(), columns });
             }
         }
-        let parts = &self.parts;
-        pool.for_each_with(scratch, Ranges::new(words, &self.starts), |part, words, values: &mut Buffer| {
-            let Part { rows, columns } = &parts[part];
+        let tasks = &self.tasks;
+        pool.for_each_with(scratch, Ranges::new(words, &self.starts), |task, words, values: &mut Buffer| {
+            let EncodeTask { rows, columns } = &tasks[task];
             let padded = columns.len().next_multiple_of(LANES);
             values.resize(rows.len() * padded);
             input.read(isa, rows.clone(), columns.clone(), values);

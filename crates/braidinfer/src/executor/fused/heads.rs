@@ -30,7 +30,7 @@ pub(super) enum Stage {
 
 /// Which of the projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum HeadKind {
     Query,
     Key,
     Value,
@@ -38,44 +38,44 @@ pub(super) enum Part {
 
 impl Heads<'_> {
     /// A head `[head_dim]` of one token.
-    pub(super) fn read(&self, part: Part, token: usize, head: usize, stage: Stage, out: &mut [f32]) {
-        self.gather(part, token, head * self.layer.attention.head_dim, out);
-        if part == Part::Value {
+    pub(super) fn read(&self, kind: HeadKind, token: usize, head: usize, stage: Stage, out: &mut [f32]) {
+        self.gather(kind, token, head * self.layer.attention.head_dim, out);
+        if kind == HeadKind::Value {
             return;
         }
         if stage >= Stage::Normed {
-            self.normalize(part, token, head, out);
+            self.normalize(kind, token, head, out);
         }
         if stage >= Stage::Rotated {
-            self.rotate(part, token, out);
+            self.rotate(kind, token, out);
         }
     }
 
     /// All heads `[T, heads * head_dim]` at a stage.
-    pub(super) fn all(&self, part: Part, stage: Stage) -> Vec<f32> {
+    pub(super) fn all(&self, kind: HeadKind, stage: Stage) -> Vec<f32> {
         let AttentionSpec { num_attention_heads, num_key_value_heads, .. } = self.layer.attention;
-        let heads = if part == Part::Query { num_attention_heads } else { num_key_value_heads };
+        let heads = if kind == HeadKind::Query { num_attention_heads } else { num_key_value_heads };
         let width = self.layer.attention.head_dim;
         let mut values = vec![0.0; self.layout.rows * heads * width];
         for (index, out) in values.chunks_exact_mut(width).enumerate() {
-            self.read(part, index / heads, index % heads, stage, out);
+            self.read(kind, index / heads, index % heads, stage, out);
         }
         values
     }
 
     /// The panels of a projection, `[panels][T][16]`.
-    pub(super) fn panels(&self, part: Part) -> &[f32] {
+    pub(super) fn panels(&self, kind: HeadKind) -> &[f32] {
         let rows = self.layout.rows * LANES;
         let (query, key) = (self.layer.q_proj.panels() * rows, self.layer.k_proj.panels() * rows);
-        match part {
-            Part::Query => &self.qkv[..query],
-            Part::Key => &self.qkv[query..query + key],
-            Part::Value => &self.qkv[query + key..],
+        match kind {
+            HeadKind::Query => &self.qkv[..query],
+            HeadKind::Key => &self.qkv[query..query + key],
+            HeadKind::Value => &self.qkv[query + key..],
         }
     }
 
-    fn gather(&self, part: Part, token: usize, column: usize, out: &mut [f32]) {
-        let (panels, _) = self.panels(part).as_chunks::<LANES>();
+    fn gather(&self, kind: HeadKind, token: usize, column: usize, out: &mut [f32]) {
+        let (panels, _) = self.panels(kind).as_chunks::<LANES>();
         let line = |column: usize| &panels[(column / LANES) * self.layout.rows + token];
         // A head may begin within a panel where its width is no multiple of 16.
         let (first, rest) = out.split_at_mut(out.len().min(column.next_multiple_of(LANES) - column));
@@ -92,9 +92,9 @@ impl Heads<'_> {
         }
     }
 
-    fn normalize(&self, part: Part, token: usize, head: usize, out: &mut [f32]) {
+    fn normalize(&self, kind: HeadKind, token: usize, head: usize, out: &mut [f32]) {
         let (Some(spec), Some(norms)) = (self.layer.attention.qk_norm, &self.layer.qk_norm) else { return };
-        let which = usize::from(part == Part::Key);
+        let which = usize::from(kind == HeadKind::Key);
         let PackedNorm { kind, eps, weight, bias } = &norms[which];
         match spec.extent {
             QkNormExtent::Head => norm::normalize_head(self.isa, *kind, out, weight, bias.as_deref(), *eps),
@@ -106,7 +106,7 @@ impl Heads<'_> {
         }
     }
 
-    fn rotate(&self, part: Part, token: usize, out: &mut [f32]) {
+    fn rotate(&self, kind: HeadKind, token: usize, out: &mut [f32]) {
         if let Some(table) = self.layer.rope {
             let rotation = &self.layout.rotations[table];
             let pairing = match rotation.pairing {
@@ -116,7 +116,8 @@ impl Heads<'_> {
             let (cos, sin) = rotation.of(token);
             rotate(self.isa, out, cos, sin, pairing);
         }
-        if let (Part::Query, Some(scale)) = (part, self.layout.query_scales[self.layer.attention_index].get(token)) {
+        if let (HeadKind::Query, Some(scale)) = (kind, self.layout.query_scales[self.layer.attention_index].get(token))
+        {
             elementwise::scale(self.isa, out, *scale);
         }
     }

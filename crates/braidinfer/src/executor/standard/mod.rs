@@ -5,6 +5,7 @@
 //! return have the compute type. Quantized weights become f32, exactly, whenever they are multiplied.
 
 mod attention;
+mod decoder_weights;
 mod feed_forward;
 mod kv_cache;
 mod layer;
@@ -12,7 +13,6 @@ mod linear;
 mod load;
 mod matrix;
 mod norm;
-mod parts;
 mod rotary;
 mod trace;
 
@@ -23,9 +23,9 @@ use braidinfer_model::{DecoderSpec, Weights};
 use candle_core::{DType, Device, Tensor};
 
 use self::attention::MaskCache;
+use self::decoder_weights::{DecoderWeights, HeadWeights};
 use self::kv_cache::KvCache;
 use self::layer::Context;
-use self::parts::{HeadParts, Parts};
 use self::rotary::Rotation;
 use self::trace::Trace;
 use super::{
@@ -47,10 +47,11 @@ pub fn load(
     progress: LoadProgress,
 ) -> Result<Decoder<'static>> {
     let device = options.device.open()?;
-    let parts = options.threads.run(|| Parts::load_all(&spec, weights, &options, &device, progress))?;
+    let decoder_weights =
+        options.threads.run(|| DecoderWeights::load_all(&spec, weights, &options, &device, progress))?;
     let plan = KernelPlan::fastest(&spec, weights, NumericLevel::F32, options.kv_cache.dtype);
     let (storage, layers) = (options.kv_cache, 0..spec.layers.len());
-    let runner = StandardRunner::new(&spec, parts, layers, options.dtype, storage, device, options.threads)?;
+    let runner = StandardRunner::new(&spec, decoder_weights, layers, options.dtype, storage, device, options.threads)?;
     Ok(Decoder::new(spec, storage, plan, runner))
 }
 
@@ -66,9 +67,9 @@ pub fn load_layers(
     threads: &Threads,
 ) -> Result<impl LayerRunner + use<>> {
     let storage = KvCacheConfig { dtype: KvDtype::F32, ..storage };
-    let parts = Parts::load_layers(spec, weights, layers)?;
+    let decoder_weights = DecoderWeights::load_layers(spec, weights, layers)?;
     let layers = layers.iter().copied();
-    StandardRunner::new(spec, parts, layers, ComputeDtype::F32, storage, Device::Cpu, threads.clone())
+    StandardRunner::new(spec, decoder_weights, layers, ComputeDtype::F32, storage, Device::Cpu, threads.clone())
 }
 
 /// How to read weights while they are used.
@@ -95,8 +96,8 @@ pub fn stream<'a>(spec: &DecoderSpec, weights: &'a Weights, options: StreamOptio
     let StreamOptions { dtype, block_size, num_blocks, reread, threads } = options;
     let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
     let storage = KvCacheConfig { block_size, num_blocks, dtype: kv_dtype };
-    let (parts, layers) = (Parts::stream(weights, reread), 0..spec.layers.len());
-    let runner = StandardRunner::new(spec, parts, layers, dtype, storage, Device::Cpu, threads)?;
+    let (decoder_weights, layers) = (DecoderWeights::stream(weights, reread), 0..spec.layers.len());
+    let runner = StandardRunner::new(spec, decoder_weights, layers, dtype, storage, Device::Cpu, threads)?;
     let plan = KernelPlan::fastest(spec, weights, NumericLevel::F32, kv_dtype);
     Ok(Decoder::new(spec.clone(), storage, plan, runner))
 }
@@ -104,12 +105,12 @@ pub fn stream<'a>(spec: &DecoderSpec, weights: &'a Weights, options: StreamOptio
 /// What computes layers in Candle operations. Everything runs on threads of its own.
 struct StandardRunner<'a> {
     spec: DecoderSpec,
-    parts: Parts<'a>,
+    weights: DecoderWeights<'a>,
     device: Device,
     dtype: DType,
     kv_cache: KvCache,
     /// Of the step that began last.
-    shared: Shared,
+    step_tensors: StepTensors,
     /// The residual stream, `[T, h]`.
     hidden: Option<Tensor>,
     threads: Threads,
@@ -117,7 +118,7 @@ struct StandardRunner<'a> {
 
 /// What the layers of one step share.
 #[derive(Default)]
-struct Shared {
+struct StepTensors {
     rotations: Vec<Rotation>,
     masks: MaskCache,
 }
@@ -125,7 +126,7 @@ struct Shared {
 impl<'a> StandardRunner<'a> {
     fn new(
         spec: &DecoderSpec,
-        parts: Parts<'a>,
+        weights: DecoderWeights<'a>,
         layers: impl IntoIterator<Item = usize>,
         dtype: ComputeDtype,
         storage: KvCacheConfig,
@@ -134,7 +135,7 @@ impl<'a> StandardRunner<'a> {
     ) -> Result<Self> {
         let kv_cache = KvCache::new(spec, layers, storage, &device)?;
         let (spec, dtype) = (spec.clone(), dtype.candle());
-        Ok(Self { spec, parts, device, dtype, kv_cache, shared: Shared::default(), hidden: None, threads })
+        Ok(Self { spec, weights, device, dtype, kv_cache, step_tensors: StepTensors::default(), hidden: None, threads })
     }
 
     fn stream(&self) -> Result<&Tensor> {
@@ -143,7 +144,7 @@ impl<'a> StandardRunner<'a> {
 
     /// The embedding of every token, `[T, h]`.
     fn embedding(&mut self, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
-        let embed_tokens = self.parts.embed_tokens(&self.spec, &self.device)?;
+        let embed_tokens = self.weights.embed_tokens(&self.spec, &self.device)?;
         let x = multiplied(embed_tokens.select(&batch.token_ids, self.dtype)?, &self.spec)?;
         trace.record("embed", &x)?;
         Ok(x)
@@ -151,8 +152,8 @@ impl<'a> StandardRunner<'a> {
 
     fn decode_layer(&mut self, index: usize, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
         let x = self.stream()?.clone();
-        let layer = self.parts.layer(index, &self.spec, &self.device)?;
-        let Shared { rotations, masks } = &self.shared;
+        let layer = self.weights.layer(index, &self.spec, &self.device)?;
+        let StepTensors { rotations, masks } = &self.step_tensors;
         let context = Context { batch, rotations, kv_cache: &self.kv_cache, masks, index };
         trace.enter_layer(index);
         let x = layer.forward(&x, &context, trace)?;
@@ -162,8 +163,8 @@ impl<'a> StandardRunner<'a> {
 
     fn outputs(&mut self, rows: WantedRows<'_>, trace: &mut Trace) -> Result<Outputs> {
         let x = self.stream()?.clone();
-        let parts = self.parts.head(&self.spec, &self.device)?;
-        Head { spec: &self.spec, parts }.outputs(&x, rows, trace)
+        let weights = self.weights.head(&self.spec, &self.device)?;
+        Head { spec: &self.spec, weights }.outputs(&x, rows, trace)
     }
 }
 
@@ -178,7 +179,7 @@ impl LayerRunner for StandardRunner<'_> {
             kernels: ActiveKernels::Standard,
             isa: "candle",
             threads: self.threads.count(),
-            weight_bytes: self.parts.weight_bytes(),
+            weight_bytes: self.weights.weight_bytes(),
             pack_time: None,
             levels: Vec::new(),
             main_level: NumericLevel::F32,
@@ -196,7 +197,7 @@ impl LayerRunner for StandardRunner<'_> {
     fn begin(&mut self, step: Step<'_>) -> Result<()> {
         self.kv_cache.reserve(step.batch)?;
         let rotations = Rotation::for_batch(&self.spec, step.batch, &self.device)?;
-        self.shared = Shared { rotations, masks: MaskCache::default() };
+        self.step_tensors = StepTensors { rotations, masks: MaskCache::default() };
         Ok(())
     }
 
@@ -246,7 +247,7 @@ fn multiplied(x: Tensor, spec: &DecoderSpec) -> Result<Tensor> {
 /// What turns the residual stream into logits.
 struct Head<'a> {
     spec: &'a DecoderSpec,
-    parts: &'a HeadParts,
+    weights: &'a HeadWeights,
 }
 
 impl Head<'_> {
@@ -266,14 +267,14 @@ impl Head<'_> {
     /// What the last norm gives for some rows, at least one.
     fn normed(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        self.parts.final_norm.forward(&x.index_select(&Tensor::new(rows, x.device())?, 0)?)
+        self.weights.final_norm.forward(&x.index_select(&Tensor::new(rows, x.device())?, 0)?)
     }
 
     /// Logits `[rows, V]` in f32 of some rows of `x`, at least one.
     fn logits(&self, x: &Tensor, rows: &[usize], trace: &mut Trace) -> Result<Tensor> {
         let x = self.normed(x, rows)?;
         trace.record("final_norm", &x)?;
-        let mut logits = self.parts.lm_head.forward_f32(&x)?;
+        let mut logits = self.weights.lm_head.forward_f32(&x)?;
         if self.spec.logits_scaling != 1.0 {
             logits = (logits / self.spec.logits_scaling)?;
         }

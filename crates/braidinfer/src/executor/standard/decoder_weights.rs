@@ -14,21 +14,21 @@ use super::matrix::Matrix;
 use super::norm::Norm;
 use crate::{Error, Result};
 
-/// The parts of a decoder.
-pub(super) enum Parts<'a> {
+/// The weights of a decoder.
+pub(super) enum DecoderWeights<'a> {
     /// Layers by index, and what comes before and after them, if it is computed here.
-    Loaded { layers: BTreeMap<usize, Layer>, embed_tokens: Option<Matrix>, head: Option<HeadParts> },
+    Loaded { layers: BTreeMap<usize, Layer>, embed_tokens: Option<Matrix>, head: Option<HeadWeights> },
     /// The layer that was used last, and the output head once it was used.
-    Streamed { weights: &'a Weights, matrices: Matrices, layer: Option<(usize, Box<Layer>)>, head: Option<HeadParts> },
+    Streamed { weights: &'a Weights, matrices: Matrices, layer: Option<(usize, Box<Layer>)>, head: Option<HeadWeights> },
 }
 
 /// What turns the residual stream into logits.
-pub(super) struct HeadParts {
+pub(super) struct HeadWeights {
     pub(super) final_norm: Norm,
     pub(super) lm_head: Linear,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> DecoderWeights<'a> {
     /// Everything, copied in parallel.
     pub(super) fn load_all(
         spec: &DecoderSpec,
@@ -52,7 +52,7 @@ impl<'a> Parts<'a> {
         } else {
             loader.linear(Slot::LmHead)?
         };
-        let head = HeadParts { final_norm: loader.final_norm()?, lm_head };
+        let head = HeadWeights { final_norm: loader.final_norm()?, lm_head };
         Ok(Self::Loaded { layers, embed_tokens: Some(embed_tokens), head: Some(head) })
     }
 
@@ -95,13 +95,14 @@ impl<'a> Parts<'a> {
         }
     }
 
-    pub(super) fn head(&mut self, spec: &DecoderSpec, device: &Device) -> Result<&HeadParts> {
+    pub(super) fn head(&mut self, spec: &DecoderSpec, device: &Device) -> Result<&HeadWeights> {
         match self {
             Self::Loaded { head, .. } => head.as_ref().ok_or_else(|| absent("the output head")),
             Self::Streamed { weights, matrices, head, .. } => {
                 if head.is_none() {
                     let loader = Loader { spec, weights, matrices: *matrices, device };
-                    *head = Some(HeadParts { final_norm: loader.final_norm()?, lm_head: loader.linear(Slot::LmHead)? });
+                    *head =
+                        Some(HeadWeights { final_norm: loader.final_norm()?, lm_head: loader.linear(Slot::LmHead)? });
                 }
                 head.as_ref().ok_or_else(|| absent("the output head"))
             }

@@ -6,14 +6,14 @@ use crate::engine::{FinishReason, SampledToken};
 use crate::text::{StopMatcher, StreamDecoder, Tokenizer};
 
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct AnswerText {
     pub(super) request: RequestId,
     pub(super) choice: usize,
     decoder: StreamDecoder,
     stop: StopMatcher,
 }
 
-impl Answer {
+impl AnswerText {
     pub(super) fn new(request: RequestId, choice: usize, prompt: &[u32], stop: &[String]) -> Self {
         Self { request, choice, decoder: StreamDecoder::after(prompt), stop: StopMatcher::new(stop.to_vec()) }
     }
