@@ -125,7 +125,7 @@ impl ModelParts {
         let tokenizer = Tokenizer::read(source, &settings)?;
         let chat_template = ChatTemplate::read(source, &settings)?;
         if !(0.0..=1.0).contains(&options.shadow_check) {
-            return Err(Error::bad_request("shadow-check", "a share from 0 to 1", options.shadow_check));
+            return Err(Error::bad_request("shadow_check", "a share from 0 to 1", options.shadow_check));
         }
         if options.max_sequences == 0 {
             return Err(Error::bad_request("max_sequences", "at least 1", 0));
@@ -152,7 +152,7 @@ impl ModelParts {
             Kernels::Auto if !has_fused(options) => {
                 self.notes.push("standard kernels: fused ones run on the CPU, and not in f16".into());
                 if options.precision != Precision::Auto {
-                    self.notes.push("--precision is for fused kernels: standard ones compute in --dtype".into());
+                    self.notes.push("`precision` is for fused kernels: standard ones compute in `dtype`".into());
                 }
                 self.load_standard(options, progress, None)
             }

@@ -235,7 +235,7 @@ impl Engine {
         if self.has_unfinished() {
             let unfinished = self.scheduler.running() + self.scheduler.waiting();
             let expected = "no unfinished request, whose keys and values it could overwrite";
-            return Err(Error::bad_request("direct batch", expected, unfinished));
+            return Err(Error::bad_request("direct_batch", expected, unfinished));
         }
         self.scheduler.forget_stored();
         Ok(&mut *self.executor)
@@ -281,7 +281,7 @@ impl Engine {
             return Err(Error::bad_request("prompt", "at least one token", "none"));
         }
         for (field, ids) in
-            [("token id", prompt), ("logit-bias", &params.logit_bias.keys().copied().collect::<Vec<_>>())]
+            [("token_id", prompt), ("logit_bias", &params.logit_bias.keys().copied().collect::<Vec<_>>())]
         {
             if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
                 return Err(Error::bad_request(field, format!("below the vocabulary size {vocab}"), id));

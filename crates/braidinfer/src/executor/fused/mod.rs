@@ -111,11 +111,11 @@ impl FusedExecutor {
             plan.projections.iter().map(|planned| (planned.slot, planned.dtype)).collect()
         };
         if slots(&plan) != slots(&self.plan) || plan.kv_dtypes.len() != self.plan.kv_dtypes.len() {
-            return Err(Error::bad_request("kernel plan", "one for this model", "one for another"));
+            return Err(Error::bad_request("kernel_plan", "one for this model", "one for another"));
         }
         if let Some(planned) = plan.projections.iter().find(|planned| !planned.is_possible()) {
             let found = format!("{} for {} weights in {:?}", planned.level.name(), planned.dtype, planned.slot);
-            return Err(Error::bad_request("kernel plan", "a level that its weights can be multiplied at", found));
+            return Err(Error::bad_request("kernel_plan", "a level that its weights can be multiplied at", found));
         }
         self.kv_cache.set_dtypes(&plan.kv_dtypes);
         self.rope_history = RopeHistory::new(&self.spec, self.kv_cache.config().block_size);
