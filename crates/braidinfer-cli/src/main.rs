@@ -9,6 +9,7 @@ mod model;
 mod output;
 mod report;
 mod side;
+mod wording;
 
 use std::process::ExitCode;
 

@@ -367,6 +367,7 @@ fn vectors_come_in_order_and_in_two_spellings() {
         (json!({"input": STORY, "encoding_format": "hex"}), "encoding_format"),
         (json!({"input": STORY, "dimensions": 8}), "dimensions"),
         (json!({"input": []}), "input"),
+        (json!({"input": [999_999]}), "input"),
     ] {
         assert_eq!(server.post("/v1/embeddings", &fields).error().1["param"], param);
     }

@@ -180,12 +180,8 @@ impl ModelParts {
         };
         self.notes.push(decision(&report, from_cache));
         if options.kernels == Kernels::Fused && report.kernels() != ActiveKernels::Fused {
-            return Err(Error::Unsupported(format!(
-                "{}: fused kernels are {} with this model: {}; use --kernels auto, or --force",
-                self.label,
-                report.status.as_str(),
-                report.reason
-            )));
+            let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason);
+            return Err(Error::FusedForbidden { model, status, reason });
         }
         match report.kernels() {
             ActiveKernels::Fused => Ok(Loaded { executor: Box::new(fused), compat: Some(report) }),

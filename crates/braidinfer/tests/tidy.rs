@@ -68,6 +68,39 @@ fn only_the_choice_of_a_device_depends_on_the_build() {
     check_absent("braidinfer/src", &["feature = \"cuda\"", "feature = \"metal\""], &["executor/device.rs"]);
 }
 
+/// What a file says outside comments and tests.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    let own = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    own.lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+/// Whether a line spells a flag of a command line.
+fn has_flag(line: &str) -> bool {
+    let mut after = line.match_indices("--").map(|(at, dashes)| &line[at + dashes.len()..]);
+    after.any(|rest| rest.starts_with(|first: char| first.is_ascii_lowercase()))
+}
+
+/// The field that a line refuses something of by a name with other letters than `a` to `z` and `_`.
+fn odd_field(line: &str) -> Option<&str> {
+    let field = line.split_once("bad_request(\"")?.1.split('"').next()?;
+    (!field.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_')).then_some(field)
+}
+
+#[test]
+fn the_library_leaves_it_to_faces_to_spell_settings() {
+    assert!(has_flag("\"use --kernels auto\"") && !has_flag("a -- b") && !has_flag("one---two"));
+    assert_eq!(odd_field("Error::bad_request(\"top-p\", expected, 3)"), Some("top-p"));
+    for folder in ["braidinfer/src", "braidinfer-model/src", "braidinfer-kernels/src"] {
+        for (path, text) in sources(&crates().join(folder)) {
+            for line in code(&text) {
+                assert!(!has_flag(line), "{}: a flag in `{line}`: say the setting", path.display());
+                let odd = odd_field(line);
+                assert!(odd.is_none(), "{}: `{odd:?}` is no name in snake_case", path.display());
+            }
+        }
+    }
+}
+
 #[test]
 fn no_vague_module_names() {
     for (path, _) in sources(&crates()) {

@@ -70,7 +70,7 @@ async fn begin(
         let message = format!("n: expected at most {MOST_ANSWERS} answers to all prompts together, found {answers}");
         return Err(ApiError::field("n", message));
     }
-    let prompts = prompts::encode_all(served, prompts).await?;
+    let prompts = prompts::encode_all(served, prompts, "prompt").await?;
     let echoed = if echo { prompts.clone() } else { Vec::new() };
     let (n, count, deadline) = (params.n, params.n * prompts.len(), app.deadline(arrived));
     let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;

@@ -52,7 +52,7 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
         Some("base64") => true,
         Some(other) => return Err(one_of("encoding_format", "float or base64", other)),
     };
-    let prompts = prompts::encode_all(served, prompts::listed(fields.input, "input")?).await?;
+    let prompts = prompts::encode_all(served, prompts::listed(fields.input, "input")?, "input").await?;
     let count = prompts.len();
     let stream = served.worker.submit(prompts, Task::Embed(pooling), arrived).await?;
     let found = collected(stream, count).await?;

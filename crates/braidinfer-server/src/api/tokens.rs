@@ -58,9 +58,6 @@ async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, Api
 
 async fn detokenized(app: &App, fields: DetokenizeFields) -> Result<Json<Value>, ApiError> {
     let served = app.served_as(fields.model.as_deref())?;
-    if let Some(id) = fields.tokens.iter().find(|id| **id as usize >= served.vocab_size) {
-        let message = format!("tokens: expected ids below the vocabulary size {}, found {id}", served.vocab_size);
-        return Err(ApiError::field("tokens", message));
-    }
+    prompts::check_ids(served, &fields.tokens, "tokens")?;
     Ok(Json(json!({"prompt": prompts::decode(served, fields.tokens).await?})))
 }

@@ -88,21 +88,21 @@ impl SamplingParams {
             if ok && value.is_finite() { Ok(()) } else { Err(Error::bad_request(field, range, value)) }
         };
         within("temperature", self.temperature, self.temperature >= 0.0, "a number of at least 0")?;
-        within("top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "a number above 0 and at most 1")?;
-        within("min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1")?;
+        within("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "a number above 0 and at most 1")?;
+        within("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1")?;
         let penalty = self.repetition_penalty;
         // Logits are f32: beyond this range they would vanish or overflow.
-        within("repetition-penalty", penalty, (1e-3..=1e3).contains(&penalty), "a number from 0.001 to 1000")?;
+        within("repetition_penalty", penalty, (1e-3..=1e3).contains(&penalty), "a number from 0.001 to 1000")?;
         for (field, value) in
-            [("presence-penalty", self.presence_penalty), ("frequency-penalty", self.frequency_penalty)]
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
         {
             within(field, value, (-2.0..=2.0).contains(&value), "a number from -2 to 2")?;
         }
         for bias in self.logit_bias.values() {
             let bias = f64::from(*bias);
-            within("logit-bias", bias, (-100.0..=100.0).contains(&bias), "numbers from -100 to 100")?;
+            within("logit_bias", bias, (-100.0..=100.0).contains(&bias), "numbers from -100 to 100")?;
         }
-        for (field, count) in [("logprobs", self.logprobs), ("prompt-logprobs", self.prompt_logprobs)] {
+        for (field, count) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
             if let Some(count) = count.filter(|count| *count > MOST_LOGPROBS) {
                 return Err(Error::bad_request(field, format!("at most {MOST_LOGPROBS} tokens"), count));
             }
@@ -110,11 +110,11 @@ impl SamplingParams {
         if !(1..=MOST_ANSWERS).contains(&self.n) {
             return Err(Error::bad_request("n", format!("from 1 to {MOST_ANSWERS} answers"), self.n));
         }
-        at_least_one("top-k", self.top_k)?;
-        at_least_one("max-tokens", self.max_tokens)?;
+        at_least_one("top_k", self.top_k)?;
+        at_least_one("max_tokens", self.max_tokens)?;
         if self.logit_bias.len() > MOST_BIASES {
             let expected = format!("at most {MOST_BIASES} tokens");
-            return Err(Error::bad_request("logit-bias", expected, self.logit_bias.len()));
+            return Err(Error::bad_request("logit_bias", expected, self.logit_bias.len()));
         }
         // Every token of every answer is searched for them.
         match self.stop.iter().map(String::len).find(|length| !(1..=LONGEST_STOP).contains(length)) {
