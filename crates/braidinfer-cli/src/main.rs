@@ -8,6 +8,7 @@ mod interrupt;
 mod model;
 mod output;
 mod report;
+mod sampling_args;
 mod side;
 mod wording;
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::messages::{self, Message};
 use super::prompts;
-use crate::http::{ApiError, Nothing, Strict};
+use crate::http::{ApiError, Strict};
 use crate::served::App;
 
 #[derive(Debug, Deserialize)]
@@ -32,11 +32,11 @@ pub struct DetokenizeFields {
     tokens: Vec<u32>,
 }
 
-pub async fn tokenize(State(app): State<Arc<App>>, request: Strict<TokenizeFields, Nothing>) -> Response {
+pub async fn tokenize(State(app): State<Arc<App>>, request: Strict<TokenizeFields>) -> Response {
     (request.ignored, app.in_time(Instant::now(), tokenized(&app, request.first)).await).into_response()
 }
 
-pub async fn detokenize(State(app): State<Arc<App>>, request: Strict<DetokenizeFields, Nothing>) -> Response {
+pub async fn detokenize(State(app): State<Arc<App>>, request: Strict<DetokenizeFields>) -> Response {
     (request.ignored, app.in_time(Instant::now(), detokenized(&app, request.first)).await).into_response()
 }
 

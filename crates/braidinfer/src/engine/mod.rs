@@ -7,20 +7,23 @@ mod constraint;
 mod draft;
 mod logprobs;
 mod pace;
+mod parameters;
 mod sampler;
 mod sampling_params;
 mod scheduler;
 mod sequence;
 mod tap;
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use braidinfer_model::spec::RopeSpec;
 
 pub use constraint::{Constraint, ConstraintFactory};
 pub use logprobs::TokenLogprobs;
+pub use parameters::{Kind, Parameter};
 pub use sampler::argmax;
-pub use sampling_params::{MOST_LOGPROBS, SamplingParams};
+pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
 pub use sequence::FinishReason;
 pub use tap::Tap;
 
@@ -280,9 +283,7 @@ impl Engine {
         if prompt.is_empty() {
             return Err(Error::bad_request("prompt", "at least one token", "none"));
         }
-        for (field, ids) in
-            [("token_id", prompt), ("logit_bias", &params.logit_bias.keys().copied().collect::<Vec<_>>())]
-        {
+        for (field, ids) in [("token_id", Cow::Borrowed(prompt))].into_iter().chain(params.tokens_by_field()) {
             if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
                 return Err(Error::bad_request(field, format!("below the vocabulary size {vocab}"), id));
             }
