@@ -39,6 +39,9 @@ impl SamplingArgs {
             Kind::Texts(set) => {
                 typed.get_many(name).into_iter().for_each(|texts| set(params, texts.cloned().collect()));
             }
+            Kind::TokenIds(set) => {
+                typed.get_many(name).into_iter().for_each(|ids| set(params, ids.copied().collect()));
+            }
             Kind::Switch(set) if typed.get_flag(name) => set(params, true),
             Kind::Switch(_) | Kind::Biases(_) => {}
         }
@@ -66,6 +69,7 @@ fn flag(parameter: &Parameter) -> Arg {
         Kind::Texts(_) | Kind::Biases(_) => with_value(value_parser!(String))
             .action(ArgAction::Append)
             .help(format!("{help}; may be given several times")),
+        Kind::TokenIds(_) => with_value(value_parser!(u32).into()).value_delimiter(',').action(ArgAction::Append),
         Kind::Switch(_) => flag.action(ArgAction::SetTrue),
     }
 }

@@ -130,6 +130,7 @@ impl<'de> DeserializeSeed<'de> for OfKind {
             Kind::Switch(set) => change(json, Ok, set),
             Kind::Texts(set) => change(json, texts, set),
             Kind::Biases(set) => change(json, biases, set),
+            Kind::TokenIds(set) => change(json, Ok, set),
         }
     }
 }

@@ -39,6 +39,8 @@ pub enum Kind {
     Texts(fn(&mut SamplingParams, Vec<String>)),
     /// A number for each of some token ids.
     Biases(fn(&mut SamplingParams, BTreeMap<u32, f32>)),
+    /// Some token ids.
+    TokenIds(fn(&mut SamplingParams, Vec<u32>)),
 }
 
 /// Why a value is refused.

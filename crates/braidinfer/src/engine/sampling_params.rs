@@ -247,7 +247,7 @@ mod tests {
             Kind::CountOrAll(set) => set(params, Some(0)),
             Kind::Texts(set) => set(params, vec!["fine".into(), String::new()]),
             Kind::Biases(set) => set(params, BTreeMap::from([(1, 1e3)])),
-            Kind::Seed(_) | Kind::Switch(_) => return false,
+            Kind::Seed(_) | Kind::Switch(_) | Kind::TokenIds(_) => return false,
         }
         true
     }
