@@ -18,6 +18,9 @@ const MOST_BIASES: usize = 1024;
 /// Bytes of a text that ends an answer.
 const LONGEST_STOP: usize = 1024;
 
+/// Tokens that a request has an answer end at.
+const MOST_STOP_TOKENS: usize = 64;
+
 /// Answers to one prompt.
 const MOST_ANSWERS: usize = 128;
 
@@ -49,6 +52,8 @@ pub struct SamplingParams {
     pub max_tokens: Option<usize>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// Tokens that end the answer beside those that end a text, with `ignore_eos` as well; they are not part of its text.
+    pub stop_token_ids: Vec<u32>,
     /// Go on past the tokens that end a text.
     pub ignore_eos: bool,
     /// Added to the logits of tokens before anything else.
@@ -75,6 +80,7 @@ impl Default for SamplingParams {
             seed: None,
             max_tokens: None,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
             ignore_eos: false,
             logit_bias: BTreeMap::new(),
             logprobs: None,
@@ -164,6 +170,16 @@ pub const PARAMETERS: &[Parameter] = &[
         check: |params| params.stop.iter().try_for_each(|text| stop(text)),
     },
     Parameter {
+        name: "stop_token_ids",
+        help: "End the answer at any of these tokens",
+        placeholder: "ID,..",
+        kind: Kind::TokenIds(|params, ids| params.stop_token_ids = ids),
+        check: |params| {
+            let count = params.stop_token_ids.len();
+            require(count <= MOST_STOP_TOKENS, || format!("at most {MOST_STOP_TOKENS} tokens"), count)
+        },
+    },
+    Parameter {
         name: "ignore_eos",
         help: "Go on past the tokens that end a text",
         placeholder: "",
@@ -197,7 +213,8 @@ impl SamplingParams {
 
     /// The tokens that fields name, which must be tokens of the model.
     pub(super) fn tokens_by_field(&self) -> impl Iterator<Item = (&'static str, Cow<'_, [u32]>)> {
-        [("logit_bias", self.logit_bias.keys().copied().collect())].into_iter()
+        let biased = self.logit_bias.keys().copied().collect();
+        [("logit_bias", biased), ("stop_token_ids", Cow::Borrowed(&*self.stop_token_ids))].into_iter()
     }
 
     /// Whether every setting is in its range.
@@ -247,7 +264,8 @@ mod tests {
             Kind::CountOrAll(set) => set(params, Some(0)),
             Kind::Texts(set) => set(params, vec!["fine".into(), String::new()]),
             Kind::Biases(set) => set(params, BTreeMap::from([(1, 1e3)])),
-            Kind::Seed(_) | Kind::Switch(_) | Kind::TokenIds(_) => return false,
+            Kind::TokenIds(set) => set(params, vec![1; 1000]),
+            Kind::Seed(_) | Kind::Switch(_) => return false,
         }
         true
     }
