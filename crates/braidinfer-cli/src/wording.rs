@@ -48,7 +48,7 @@ fn setting(setting: Setting) -> String {
     let Setting { name, value } = setting;
     let flag = format!("--{}", hyphenated(name));
     match (name, value) {
-        // What other commands than `check` take this setting to be is never full.
+        // With its command: whoever reads this may have run another one.
         ("thoroughness", Some("full")) => "`check --full`".into(),
         (_, None | Some("true")) => flag,
         (_, Some(value)) => format!("{flag} {value}"),
