@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use braidinfer::SamplingParams;
 use braidinfer::compat::Thoroughness;
 use braidinfer::model::quantization::FileType;
 use braidinfer_hub::HubId;
@@ -11,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::commands::perplexity::CONTEXT;
+use crate::sampling_args::SamplingArgs;
 
 /// Runs language models on your own machine, and shows that its answers are right.
 ///
@@ -467,65 +467,6 @@ pub struct ModelsArgs {
     /// Print a JSON list
     #[arg(long)]
     pub json: bool,
-}
-
-/// How to choose tokens. What is not given comes from the model's own generation_config.json.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Sampling (defaults: the model's generation_config.json)")]
-pub struct SamplingArgs {
-    /// Most tokens to generate; without it an answer ends with its end token or with the context
-    #[arg(long, short = 'n', value_name = "N")]
-    pub max_tokens: Option<usize>,
-    /// 0 always takes the likeliest token
-    #[arg(long, value_name = "T")]
-    pub temperature: Option<f64>,
-    /// Choose among the K likeliest tokens
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
-    /// Choose among the likeliest tokens that together have probability P
-    #[arg(long, value_name = "P")]
-    pub top_p: Option<f64>,
-    /// Choose among tokens at least P times as likely as the likeliest
-    #[arg(long, value_name = "P")]
-    pub min_p: Option<f64>,
-    /// Make tokens seen before less likely; 1 changes nothing
-    #[arg(long, value_name = "R")]
-    pub repetition_penalty: Option<f64>,
-    /// Subtract from the logits of tokens already in the answer
-    #[arg(long, value_name = "R")]
-    pub presence_penalty: Option<f64>,
-    /// Subtract from the logits of tokens for each time they are in the answer
-    #[arg(long, value_name = "R")]
-    pub frequency_penalty: Option<f64>,
-    /// Repeat the same choices
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// End the answer before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
-    pub stop: Vec<String>,
-    /// Go on past the tokens that end a text
-    #[arg(long)]
-    pub ignore_eos: bool,
-}
-
-impl SamplingArgs {
-    /// The model's settings with what was typed in their place.
-    pub fn over(&self, defaults: SamplingParams) -> SamplingParams {
-        SamplingParams {
-            temperature: self.temperature.unwrap_or(defaults.temperature),
-            top_k: self.top_k.or(defaults.top_k),
-            top_p: self.top_p.unwrap_or(defaults.top_p),
-            min_p: self.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
-            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
-            seed: self.seed,
-            max_tokens: self.max_tokens.or(defaults.max_tokens),
-            stop: self.stop.clone(),
-            ignore_eos: self.ignore_eos,
-            ..defaults
-        }
-    }
 }
 
 #[derive(Debug, Args)]

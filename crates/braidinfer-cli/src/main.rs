@@ -8,7 +8,9 @@ mod interrupt;
 mod model;
 mod output;
 mod report;
+mod sampling_args;
 mod side;
+mod wording;
 
 use std::process::ExitCode;
 

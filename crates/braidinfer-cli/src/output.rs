@@ -9,13 +9,19 @@ use comfy_table::{LineStyle, TableStyle};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use crate::wording;
+
 /// Tables with a header: columns kept apart by spaces, one line below the header.
 pub const TABLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// One failure, in one line: each cause that the one above it does not spell out itself.
 pub fn error(error: &anyhow::Error) {
     let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    let words = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
+        Some(error) => wording::error(error),
+        None => cause.to_string(),
+    };
+    for cause in error.chain().map(words) {
         if line.is_empty() {
             line = cause;
         } else if !line.contains(&cause) {

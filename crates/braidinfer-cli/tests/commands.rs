@@ -99,6 +99,10 @@ fn an_eos_list_ends_the_answer_and_can_be_ignored() {
     assert_eq!(answer["ids"].as_array().map(Vec::as_slice), Some(&greedy[..6]));
     let ignored = succeed_json(args.into_iter().chain(["--ignore-eos"]));
     assert_eq!(ignored["ids"], prompt["greedy"]);
+    let stop = greedy.iter().position(|id| *id == greedy[9]).expect("it is there");
+    let named = format!("0,{}", greedy[9]);
+    let stopped = succeed_json(args.into_iter().chain(["--ignore-eos", "--stop-token-ids", &named]));
+    assert_eq!(stopped["ids"].as_array().map(Vec::as_slice), Some(&greedy[..=stop]), "0 is not in it");
 }
 
 #[test]

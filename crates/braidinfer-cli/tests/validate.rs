@@ -120,6 +120,12 @@ fn a_context_beyond_what_the_model_is_meant_for_is_warned_of() {
     let output = braidinfer(["validate", &path, "--context", "100000", "--json"]).output().expect("the binary starts");
     let report: Value = serde_json::from_str(&stdout(&output)).expect("stdout is JSON");
     assert_eq!(finding(&report, "positions").0, "WARN");
+    let findings = report["findings"].as_array().expect("findings are a list");
+    let positions = findings.iter().find(|finding| finding["what"] == "positions").expect("it is looked at");
+    assert_eq!(
+        positions["fix"], "ask for no longer --context than the model is meant for",
+        "in flags, in JSON as well"
+    );
 }
 
 #[test]

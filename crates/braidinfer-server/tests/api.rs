@@ -39,6 +39,26 @@ fn completions_are_what_the_library_writes() {
 }
 
 #[test]
+fn answers_end_at_tokens_that_were_named() {
+    let server = TestServer::shared();
+    let params = SamplingParams { max_tokens: Some(30), ignore_eos: true, ..SamplingParams::default() };
+    let mut llm = demo(&LoadOptions::default());
+    let whole = llm.generate(&[Prompt::Text(STORY.into())], &params).expect("it runs").remove(0);
+    let stop = whole.ids[9];
+    let end = whole.ids.iter().position(|id| *id == stop).expect("it is there");
+    let answer = server.post("/v1/completions", &with(greedy(STORY, 30), json!({"stop_token_ids": [stop]}))).json();
+    let (choice, usage) = (&answer["choices"][0], &answer["usage"]["completion_tokens"]);
+    assert_eq!((&choice["finish_reason"], usage), (&json!("stop"), &json!(end + 1)));
+    let text = llm.tokenizer().expect("it has one").decode(&whole.ids[..end], true).expect("they are tokens");
+    assert_eq!(choice["text"].as_str().map(str::trim), Some(text.trim()), "without the token that ended it");
+    for (ids, says) in [(json!([999_999]), "below the vocabulary size"), (json!("x"), "invalid type")] {
+        let error = server.post("/v1/completions", &with(greedy(STORY, 1), json!({"stop_token_ids": ids}))).error().1;
+        assert_eq!(error["param"], "stop_token_ids");
+        assert!(error["message"].as_str().is_some_and(|message| message.contains(says)), "{error}");
+    }
+}
+
+#[test]
 fn streams_add_up_to_the_whole() {
     let server = TestServer::shared();
     for (path, body) in [
@@ -367,6 +387,7 @@ fn vectors_come_in_order_and_in_two_spellings() {
         (json!({"input": STORY, "encoding_format": "hex"}), "encoding_format"),
         (json!({"input": STORY, "dimensions": 8}), "dimensions"),
         (json!({"input": []}), "input"),
+        (json!({"input": [999_999]}), "input"),
     ] {
         assert_eq!(server.post("/v1/embeddings", &fields).error().1["param"], param);
     }

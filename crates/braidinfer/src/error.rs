@@ -4,6 +4,8 @@ use std::io;
 
 use braidinfer_model::ModelError;
 
+use crate::Advice;
+
 /// A failure of the library.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -27,7 +29,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file that would have to be overwritten.
-    #[error("{path}: expected no file of this name, found one; it can be overwritten with --force")]
+    #[error("{path}: expected no file of this name, found one")]
     AlreadyThere {
         /// File.
         path: String,
@@ -35,7 +37,8 @@ pub enum Error {
     /// Whoever asked for the work broke it off.
     #[error("cancelled; nothing was written")]
     Cancelled,
-    /// A setting or input outside its range.
+    /// A setting or input outside its range. The field has its neutral name, in snake_case: `top_p` is `--top-p` on a
+    /// command line.
     #[error("{field}: expected {expected}, found {found}")]
     BadRequest {
         /// Setting or input.
@@ -55,11 +58,29 @@ pub enum Error {
         /// Tokens the context holds.
         context: usize,
     },
+    /// The text does not fill one context.
+    #[error("text: expected at least one context of {context} tokens, found {tokens} tokens")]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of one context.
+        context: usize,
+    },
     /// Too much is asked at once.
     #[error("{waiting} answers are waiting already, and no more may; try again later")]
     QueueFull {
         /// Answers that wait.
         waiting: usize,
+    },
+    /// Fused kernels were asked for, and a check forbids them.
+    #[error("{model}: fused kernels are {status} with this model: {reason}")]
+    FusedForbidden {
+        /// Where the model came from.
+        model: String,
+        /// The verdict.
+        status: &'static str,
+        /// Why.
+        reason: String,
     },
     /// Not possible with this model, device or build.
     #[error("{0}")]
@@ -85,6 +106,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// What can be done about it, where that takes a setting. It is no part of the message, so that each face can word it.
+    pub fn advice(&self) -> Option<Advice> {
+        match self {
+            Self::AlreadyThere { .. } => Some(Advice::from("it can be overwritten with ").then_set("force", "true")),
+            Self::FusedForbidden { .. } => {
+                Some(Advice::from("use ").then_set("kernels", "auto").then(", or ").then_set("force", "true"))
+            }
+            Self::TextTooShort { .. } => Some(Advice::from("see ").then_name("context")),
+            _ => None,
+        }
+    }
+
     /// A [`Error::BadRequest`].
     pub fn bad_request(field: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
         Self::BadRequest { field: field.into(), expected: expected.into(), found: found.to_string() }

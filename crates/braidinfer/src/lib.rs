@@ -4,6 +4,7 @@
 //! values and knows no text; [`engine`] schedules sequences and samples, and knows no tensors; [`text`]
 //! turns strings into ids and back.
 
+mod advice;
 pub mod compat;
 pub mod difference;
 pub mod divergence;
@@ -20,6 +21,7 @@ pub mod text;
 mod threads;
 pub mod validation;
 
+pub use advice::{Advice, Setting};
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings, Token};

@@ -131,7 +131,7 @@ impl ModelParts {
         let tokenizer = Tokenizer::read(source, &settings)?;
         let chat_template = ChatTemplate::read(source, &settings)?;
         if !(0.0..=1.0).contains(&options.shadow_check) {
-            return Err(Error::bad_request("shadow-check", "a share from 0 to 1", options.shadow_check));
+            return Err(Error::bad_request("shadow_check", "a share from 0 to 1", options.shadow_check));
         }
         if options.max_sequences == 0 {
             return Err(Error::bad_request("max_sequences", "at least 1", 0));
@@ -158,7 +158,7 @@ impl ModelParts {
             Kernels::Auto if !has_fused(options) => {
                 self.notes.push("standard kernels: fused ones run on the CPU, and not in f16".into());
                 if options.precision != Precision::Auto {
-                    self.notes.push("--precision is for fused kernels: standard ones compute in --dtype".into());
+                    self.notes.push("`precision` is for fused kernels: standard ones compute in `dtype`".into());
                 }
                 self.load_standard(options, progress, None)
             }
@@ -185,12 +185,8 @@ impl ModelParts {
         let fused = fused.with_plan(plan);
         self.notes.push(decision(&report, from_cache));
         if options.kernels == Kernels::Fused && report.kernels() != ActiveKernels::Fused {
-            return Err(Error::Unsupported(format!(
-                "{}: fused kernels are {} with this model: {}; use --kernels auto, or --force",
-                self.label,
-                report.status.as_str(),
-                report.reason
-            )));
+            let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason);
+            return Err(Error::FusedForbidden { model, status, reason });
         }
         match report.kernels() {
             ActiveKernels::Fused => Ok(Loaded { decoder: fused, compat: Some(report) }),

@@ -113,7 +113,7 @@ pub fn perplexity(
     let ids = llm.encode(&reading.prompt)?;
     let vocab_size = llm.spec().vocab_size;
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
-        return Err(Error::bad_request("token id", format!("below the vocabulary size {vocab_size}"), id));
+        return Err(Error::bad_request("token_id", format!("below the vocabulary size {vocab_size}"), id));
     }
     let context = reading.context;
     check_context(llm, context)?;
@@ -122,8 +122,7 @@ pub fn perplexity(
         check_vocabulary(llm, against, reading, &ids)?;
     }
     if ids.len() < context {
-        let expected = format!("at least one context of {context} tokens (see --context)");
-        return Err(Error::bad_request("text", expected, format!("{} tokens", ids.len())));
+        return Err(Error::TextTooShort { tokens: ids.len(), context });
     }
     let first = llm.tokenizer().and_then(|tokenizer| tokenizer.first_token());
     let mut found =
@@ -150,11 +149,11 @@ fn check_vocabulary(llm: &Llm, against: &Llm, reading: &Reading, ids: &[u32]) ->
     let (own, other) = (llm.spec().vocab_size, against.spec().vocab_size);
     if own != other {
         let expected = format!("that of the first, {own} tokens");
-        return Err(Error::bad_request("vocabulary of the other model", expected, other));
+        return Err(Error::bad_request("vocabulary_of_the_other_model", expected, other));
     }
     // A model without a tokenizer takes the tokens of the first.
     if against.tokenizer().is_some() && against.encode(&reading.prompt)? != ids {
-        return Err(Error::bad_request("tokenizer of the other model", "the same tokens for the text", "others"));
+        return Err(Error::bad_request("tokenizer_of_the_other_model", "the same tokens for the text", "others"));
     }
     Ok(())
 }

@@ -185,15 +185,15 @@ fn contradictory_batches_are_refused() {
         let error = executor.forward(&batch, &mut braidinfer::executor::NoProbe).expect_err("the batch is wrong");
         assert!(error.to_string().contains(message), "{error}");
     };
-    refuse(&|batch| batch.token_ids[0] = 256, "token id: expected below the vocabulary size 256, found 256");
+    refuse(&|batch| batch.token_ids[0] = 256, "token_id: expected below the vocabulary size 256, found 256");
     refuse(&|batch| batch.token_ids.truncate(2), "batch: expected 3 token ids for its sequences, found 2");
-    refuse(&|batch| batch.logits_rows[0] = 3, "logits row: expected an index below 3, found 3");
-    refuse(&|batch| batch.hidden_rows.push(3), "hidden row: expected an index below 3, found 3");
+    refuse(&|batch| batch.logits_rows[0] = 3, "logits_row: expected an index below 3, found 3");
+    refuse(&|batch| batch.hidden_rows.push(3), "hidden_row: expected an index below 3, found 3");
     refuse(&|batch| batch.sequences[0].rope_len = 1, "rope_len: expected at least the length 2, found 1");
-    refuse(&|batch| batch.sequences[0].block_table.clear(), "block table: expected 1 blocks for 2 tokens, found 0");
-    refuse(&|batch| batch.sequences[0].block_table[0] = 99_999, "block id: expected below 256, found 99999");
+    refuse(&|batch| batch.sequences[0].block_table.clear(), "block_table: expected 1 blocks for 2 tokens, found 0");
+    refuse(&|batch| batch.sequences[0].block_table[0] = 99_999, "block_id: expected below 256, found 99999");
     refuse(
         &|batch| batch.sequences[1].block_table = support::block_table(0),
-        "block table: expected blocks that no other",
+        "block_table: expected blocks that no other",
     );
 }

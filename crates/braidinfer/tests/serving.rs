@@ -313,7 +313,7 @@ fn biases_are_added_before_anything_is_chosen() {
     assert_eq!(alone(&mut llm, &asked).ids, [77, 77, 77]);
     let beyond = SamplingParams { logit_bias: BTreeMap::from([(u32::MAX, 1.0)]), ..asked.params };
     let error = llm.add(vec![1], &beyond).expect_err("there is no such token");
-    assert!(error.to_string().contains("logit-bias: expected below"), "{error}");
+    assert!(error.to_string().contains("logit_bias: expected below"), "{error}");
 }
 
 #[test]

@@ -68,6 +68,38 @@ fn only_the_choice_of_a_device_depends_on_the_build() {
     check_absent("braidinfer/src", &["feature = \"cuda\"", "feature = \"metal\""], &["executor/device.rs"]);
 }
 
+/// What a file says outside comments and tests.
+fn code(text: &str) -> String {
+    let own = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    own.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// A flag of a command line that is spelled in some code.
+fn flag(code: &str) -> Option<&str> {
+    let mut after = code.match_indices("--").map(|(at, _)| code[at..].split(char::is_whitespace).next().unwrap_or(""));
+    after.find(|word| word[2..].starts_with(|first: char| first.is_ascii_lowercase()))
+}
+
+/// A field that something is refused of under a name that is not in snake_case.
+fn odd_field(code: &str) -> Option<&str> {
+    let calls = code.split("bad_request(").skip(1);
+    let mut fields = calls.filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next());
+    fields.find(|field| !field.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_'))
+}
+
+#[test]
+fn the_library_leaves_it_to_faces_to_spell_settings() {
+    assert_eq!((flag("\"use --kernels auto\""), flag("a -- b one---2")), (Some("--kernels"), None));
+    assert_eq!(odd_field("bad_request(name, 1) bad_request(\n  \"top-p\", 2)"), Some("top-p"));
+    for folder in ["braidinfer/src", "braidinfer-model/src", "braidinfer-kernels/src"] {
+        for (path, text) in sources(&crates().join(folder)) {
+            let (path, code) = (path.display(), code(&text));
+            assert_eq!(flag(&code), None, "{path}: a flag in a message: name the setting");
+            assert_eq!(odd_field(&code), None, "{path}: a field whose name is not in snake_case");
+        }
+    }
+}
+
 #[test]
 fn no_vague_module_names() {
     for (path, _) in sources(&crates()) {

@@ -10,7 +10,7 @@ use braidinfer::validation::{Outcome, Size, Speed, Speeds, ValidationReport, val
 use super::validate::exit_code;
 use crate::args::CompareArgs;
 use crate::report::{BarPlot, Delivery, Document, LinePlot, Series, number};
-use crate::{interrupt, model, output};
+use crate::{interrupt, model, output, wording};
 
 pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.report.output)?;
@@ -22,9 +22,9 @@ pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
     let sources = args.models.iter().map(|name| model::source(Some(name))).collect::<anyhow::Result<Vec<_>>>()?;
     let mut reports = Vec::new();
     for source in &sources {
-        reports.push(model::with_progress("validating", source, |progress| {
-            validate(source, &options, thoroughness, progress)
-        })?);
+        let report =
+            model::with_progress("validating", source, |progress| validate(source, &options, thoroughness, progress))?;
+        reports.push(wording::validation(report));
     }
     let document = document(&reports);
     delivery.deliver(&document, &document, &reports)?;

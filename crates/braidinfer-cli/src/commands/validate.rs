@@ -9,7 +9,7 @@ use braidinfer::validation::{Finding, Outcome, Sample, ValidationReport, validat
 use super::check::document as compat_document;
 use crate::args::ValidateArgs;
 use crate::report::{Block, Delivery, Document, Mood, Verdict};
-use crate::{interrupt, model};
+use crate::{interrupt, model, wording};
 
 pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.report.output)?;
@@ -20,6 +20,7 @@ pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     let thoroughness = args.report.thoroughness();
     let report =
         model::with_progress("validating", &source, |progress| validate(&source, &options, thoroughness, progress))?;
+    let report = wording::validation(report);
     delivery.deliver(&document(&report, true), &document(&report, false), &report)?;
     Ok(exit_code(report.outcome))
 }

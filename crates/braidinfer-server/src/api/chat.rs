@@ -16,7 +16,7 @@ use super::form;
 use super::logprobs::ChatToken;
 use super::messages::{self, Message};
 use super::prompts;
-use super::sampling::{Delivery, SamplingFields};
+use super::sampling::{Delivery, ParameterFields, SharedFields};
 use super::tools::{self, CallReader, Calls, Piece, Tool, ToolChoice};
 use crate::http::{ApiError, RequestName, Strict};
 use crate::served::App;
@@ -38,10 +38,10 @@ pub struct ChatFields {
 pub async fn complete(
     State(app): State<Arc<App>>,
     Extension(RequestName(name)): Extension<RequestName>,
-    request: Strict<SamplingFields, ChatFields>,
+    request: Strict<ParameterFields, SharedFields, ChatFields>,
 ) -> Response {
     let arrived = Instant::now();
-    let begun = begin(&app, &name, &request.first, request.second, arrived);
+    let begun = begin(&app, &name, (&request.first, &request.second), request.third, arrived);
     let begun = app.in_time(arrived, begun).await;
     answers::deliver(begun, request.ignored).await
 }
@@ -49,12 +49,12 @@ pub async fn complete(
 async fn begin(
     app: &App,
     name: &str,
-    sampling: &SamplingFields,
+    (parameters, shared): (&ParameterFields, &SharedFields),
     fields: ChatFields,
     arrived: Instant,
 ) -> Result<(Answers, ChatForm, Delivery), ApiError> {
-    let served = app.served_as(sampling.model.as_deref())?;
-    let delivery = sampling.delivery()?;
+    let served = app.served_as(shared.model.as_deref())?;
+    let delivery = shared.delivery()?;
     let logprobs = match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
         (true, Some(count)) if count > MOST_LOGPROBS => {
             let message = format!("top_logprobs: expected at most {MOST_LOGPROBS}, found {count}");
@@ -67,13 +67,13 @@ async fn begin(
             return Err(ApiError::field("top_logprobs", message));
         }
     };
-    let mut params = SamplingParams { logprobs, ..sampling.over(&served.default_sampling, None)? };
+    let mut params = SamplingParams { logprobs, ..shared.over(parameters, &served.default_sampling, None)? };
     let template = served.text.require_chat_template()?;
     let (mut variables, calls) = tools::offered(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
     let only_one_call = fields.parallel_tool_calls == Some(false);
     params.stop.extend(calls.end_of_first().filter(|_| only_one_call).map(str::to_owned));
     variables.extend(fields.chat_template_kwargs.unwrap_or_default());
-    let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;
+    let asked = form::asked_for(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
     let asked = match (&calls, asked) {
         (Calls::Forced(_), Some((_, field))) => {
             let message = format!("{field}: expected a free answer beside a tool that must be called");

@@ -16,7 +16,7 @@ use super::form;
 use super::logprobs::{CompletionLogprobs, Offset};
 use super::one_or_many::{PromptItem, TextOr};
 use super::prompts;
-use super::sampling::{Delivery, SamplingFields};
+use super::sampling::{Delivery, ParameterFields, SharedFields};
 use crate::http::{ApiError, RequestName, Strict};
 use crate::served::App;
 use crate::worker::Task;
@@ -36,10 +36,10 @@ pub struct CompletionFields {
 pub async fn complete(
     State(app): State<Arc<App>>,
     Extension(RequestName(name)): Extension<RequestName>,
-    request: Strict<SamplingFields, CompletionFields>,
+    request: Strict<ParameterFields, SharedFields, CompletionFields>,
 ) -> Response {
     let arrived = Instant::now();
-    let begun = begin(&app, &name, &request.first, request.second, arrived);
+    let begun = begin(&app, &name, (&request.first, &request.second), request.third, arrived);
     let begun = app.in_time(arrived, begun).await;
     answers::deliver(begun, request.ignored).await
 }
@@ -47,17 +47,17 @@ pub async fn complete(
 async fn begin(
     app: &App,
     name: &str,
-    sampling: &SamplingFields,
+    (parameters, shared): (&ParameterFields, &SharedFields),
     fields: CompletionFields,
     arrived: Instant,
 ) -> Result<(Answers, CompletionForm, Delivery), ApiError> {
-    let served = app.served_as(sampling.model.as_deref())?;
-    let delivery = sampling.delivery()?;
+    let served = app.served_as(shared.model.as_deref())?;
+    let delivery = shared.delivery()?;
     let echo = fields.echo.unwrap_or(false);
     let mut params = SamplingParams {
         logprobs: fields.logprobs,
         prompt_logprobs: fields.logprobs.filter(|_| echo),
-        ..sampling.over(&served.default_sampling, Some(MAX_TOKENS))?
+        ..shared.over(parameters, &served.default_sampling, Some(MAX_TOKENS))?
     };
     // Whoever wants a prompt scored and nothing written; a step writes a token all the same.
     let only_prompt = echo && params.max_tokens == Some(0);
@@ -70,10 +70,10 @@ async fn begin(
         let message = format!("n: expected at most {MOST_ANSWERS} answers to all prompts together, found {answers}");
         return Err(ApiError::field("n", message));
     }
-    let prompts = prompts::encode_all(served, prompts).await?;
+    let prompts = prompts::encode_all(served, prompts, "prompt").await?;
     let echoed = if echo { prompts.clone() } else { Vec::new() };
     let (n, count, deadline) = (params.n, params.n * prompts.len(), app.deadline(arrived));
-    let asked = form::asked_for(sampling.response_format.as_ref(), sampling.structured_outputs.as_ref())?;
+    let asked = form::asked_for(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
     let task = Task::Answer(Box::new(params), form::constraint(served, asked).await?);
     let stream = served.worker.submit(prompts, task, arrived).await?;
     let envelope = Envelope::new("cmpl", name, served, delivery);

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::one_or_many::{PromptItem, TextOr};
 use super::prompts;
-use crate::http::{ApiError, Nothing, Strict};
+use crate::http::{ApiError, Strict};
 use crate::served::App;
 use crate::worker::{AnswerStream, Task};
 
@@ -32,7 +32,7 @@ pub struct EmbeddingFields {
     _user: Option<String>,
 }
 
-pub async fn embed(State(app): State<Arc<App>>, request: Strict<EmbeddingFields, Nothing>) -> Response {
+pub async fn embed(State(app): State<Arc<App>>, request: Strict<EmbeddingFields>) -> Response {
     let arrived = Instant::now();
     (request.ignored, app.in_time(arrived, embedded(&app, request.first, arrived)).await).into_response()
 }
@@ -52,7 +52,7 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
         Some("base64") => true,
         Some(other) => return Err(one_of("encoding_format", "float or base64", other)),
     };
-    let prompts = prompts::encode_all(served, prompts::listed(fields.input, "input")?).await?;
+    let prompts = prompts::encode_all(served, prompts::listed(fields.input, "input")?, "input").await?;
     let count = prompts.len();
     let stream = served.worker.submit(prompts, Task::Embed(pooling), arrived).await?;
     let found = collected(stream, count).await?;

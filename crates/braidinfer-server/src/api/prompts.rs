@@ -44,10 +44,13 @@ pub fn listed(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, ApiE
     items.into_iter().map(prompt).collect()
 }
 
-/// Token ids of some prompts.
-pub async fn encode_all(served: &Arc<Served>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
+/// Token ids of the prompts of the field `name`.
+pub async fn encode_all(served: &Arc<Served>, prompts: Vec<Prompt>, name: &str) -> Result<Vec<Vec<u32>>, ApiError> {
     let mut ids = Vec::with_capacity(prompts.len());
     for prompt in prompts {
+        if let Prompt::Ids(ids) = &prompt {
+            check_ids(served, ids, name)?;
+        }
         ids.push(encode(served, prompt).await?);
     }
     Ok(ids)
@@ -59,6 +62,17 @@ pub async fn encode(served: &Arc<Served>, prompt: Prompt) -> Result<Vec<u32>, Ap
         served.check_length(text.len())?;
     }
     served.aside(move |served| served.text.encode(&prompt)).await
+}
+
+/// Refuses ids of the field `name` that are no tokens of the model.
+pub fn check_ids(served: &Served, ids: &[u32], name: &str) -> Result<(), ApiError> {
+    match ids.iter().find(|id| **id as usize >= served.vocab_size) {
+        Some(id) => {
+            let message = format!("{name}: expected ids below the vocabulary size {}, found {id}", served.vocab_size);
+            Err(ApiError::field(name, message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Token ids of a text as it is, without the tokens that are put around every text.

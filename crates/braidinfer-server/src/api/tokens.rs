@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::messages::{self, Message};
 use super::prompts;
-use crate::http::{ApiError, Nothing, Strict};
+use crate::http::{ApiError, Strict};
 use crate::served::App;
 
 #[derive(Debug, Deserialize)]
@@ -32,11 +32,11 @@ pub struct DetokenizeFields {
     tokens: Vec<u32>,
 }
 
-pub async fn tokenize(State(app): State<Arc<App>>, request: Strict<TokenizeFields, Nothing>) -> Response {
+pub async fn tokenize(State(app): State<Arc<App>>, request: Strict<TokenizeFields>) -> Response {
     (request.ignored, app.in_time(Instant::now(), tokenized(&app, request.first)).await).into_response()
 }
 
-pub async fn detokenize(State(app): State<Arc<App>>, request: Strict<DetokenizeFields, Nothing>) -> Response {
+pub async fn detokenize(State(app): State<Arc<App>>, request: Strict<DetokenizeFields>) -> Response {
     (request.ignored, app.in_time(Instant::now(), detokenized(&app, request.first)).await).into_response()
 }
 
@@ -58,9 +58,6 @@ async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, Api
 
 async fn detokenized(app: &App, fields: DetokenizeFields) -> Result<Json<Value>, ApiError> {
     let served = app.served_as(fields.model.as_deref())?;
-    if let Some(id) = fields.tokens.iter().find(|id| **id as usize >= served.vocab_size) {
-        let message = format!("tokens: expected ids below the vocabulary size {}, found {id}", served.vocab_size);
-        return Err(ApiError::field("tokens", message));
-    }
+    prompts::check_ids(served, &fields.tokens, "tokens")?;
     Ok(Json(json!({"prompt": prompts::decode(served, fields.tokens).await?})))
 }

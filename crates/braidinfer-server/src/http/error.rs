@@ -108,14 +108,13 @@ impl ApiError {
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
-        let message = error.to_string();
+        let message = match error.advice() {
+            Some(advice) => format!("{error}; {advice}"),
+            None => error.to_string(),
+        };
         match error {
-            // Settings have hyphens as flags, and underscores as fields.
-            Error::BadRequest { field, expected, found } => {
-                let field = if field == "token id" { "prompt".into() } else { field.replace('-', "_") };
-                let message = format!("{field}: expected {expected}, found {found}");
-                Self::field(field, message)
-            }
+            // The library's names of settings are those of fields.
+            Error::BadRequest { field, .. } => Self::field(field, message),
             Error::PromptTooLong { .. } => Self { code: Some("context_length_exceeded"), ..Self::bad_request(message) },
             Error::QueueFull { .. } => {
                 Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }

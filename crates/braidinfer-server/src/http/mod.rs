@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use error::ApiError;
 pub use guard::{Keys, REQUEST_ID, RequestName, authenticate, name_and_log, require_model, require_own_name};
 pub use listener::Listener;
-pub use strict::{IGNORED, Ignored, Nothing, Strict};
+pub use strict::{IGNORED, Ignored, Strict};
 
 /// How a server answers.
 #[derive(Debug, Clone)]

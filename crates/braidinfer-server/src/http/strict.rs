@@ -17,10 +17,11 @@ use crate::served::App;
 
 pub const IGNORED: HeaderName = HeaderName::from_static("x-braidinfer-ignored");
 
-/// A body, read as an `A` and as a `B`: each of its fields must belong to one of them.
-pub struct Strict<A, B> {
+/// A body, read as an `A`, as a `B` and as a `C`: each of its fields must belong to one of them.
+pub struct Strict<A, B = Nothing, C = Nothing> {
     pub first: A,
     pub second: B,
+    pub third: C,
     pub ignored: Ignored,
 }
 
@@ -28,7 +29,7 @@ pub struct Strict<A, B> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ignored(Vec<String>);
 
-/// A type without fields, for bodies that are read as one type only.
+/// A type without fields, for bodies that are read as fewer types.
 #[derive(Debug, Clone, Copy, serde::Deserialize)]
 pub struct Nothing {}
 
@@ -44,7 +45,7 @@ impl IntoResponseParts for Ignored {
     }
 }
 
-impl<A: DeserializeOwned, B: DeserializeOwned> FromRequest<Arc<App>> for Strict<A, B> {
+impl<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned> FromRequest<Arc<App>> for Strict<A, B, C> {
     type Rejection = Response;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Response> {
@@ -65,18 +66,24 @@ impl<A: DeserializeOwned, B: DeserializeOwned> FromRequest<Arc<App>> for Strict<
     }
 }
 
-/// Reads a body as two types.
-fn read<A: DeserializeOwned, B: DeserializeOwned>(body: &[u8], lenient: bool) -> Result<Strict<A, B>, ApiError> {
-    let (first, unknown_to_first) = read_one(body)?;
-    let (second, unknown_to_second) = read_one(body)?;
-    let to_both = |field: &&String| is_within(&unknown_to_first, field) && is_within(&unknown_to_second, field);
-    let unknown: Vec<String> = unknown_to_first.union(&unknown_to_second).filter(to_both).cloned().collect();
+/// Reads a body as three types.
+fn read<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
+    body: &[u8],
+    lenient: bool,
+) -> Result<Strict<A, B, C>, ApiError> {
+    let (first, to_first) = read_one(body)?;
+    let (second, to_second) = read_one(body)?;
+    let (third, to_third) = read_one(body)?;
+    let unknown_to = [to_first, to_second, to_third];
+    let all: BTreeSet<&String> = unknown_to.iter().flatten().collect();
+    let to_all = |field: &&String| unknown_to.iter().all(|unknown| is_within(unknown, field));
+    let unknown: Vec<String> = all.into_iter().filter(to_all).cloned().collect();
     let unknown = if unknown.is_empty() { unknown } else { without_harmless(unknown, body) };
     match unknown.first() {
         Some(field) if !lenient => {
             Err(ApiError::field(field.clone(), format!("{field}: this server knows no such field")))
         }
-        _ => Ok(Strict { first, second, ignored: Ignored(unknown) }),
+        _ => Ok(Strict { first, second, third, ignored: Ignored(unknown) }),
     }
 }
 

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::passages::Passages;
 use super::report::CompatReport;
-use super::{Precision, Subject, Thoroughness, batches};
+use super::{Precision, Subject, Thoroughness, batches, judge};
 use crate::executor::Decoder;
 
 /// Changed whenever reports change in meaning.
@@ -69,7 +69,12 @@ impl VerdictCache {
     pub(crate) fn read(&self) -> Option<CompatReport> {
         let entry: Entry = serde_json::from_slice(&fs::read(self.path.as_ref()?).ok()?).ok()?;
         let whole = entry.checksum == hex(&Sha256::digest(entry.report.as_bytes()));
-        (whole && entry.format == FORMAT && entry.key == self.key).then(|| serde_json::from_str(&entry.report).ok())?
+        if !whole || entry.format != FORMAT || entry.key != self.key {
+            return None;
+        }
+        let mut report: CompatReport = serde_json::from_str(&entry.report).ok()?;
+        judge::recommend(&mut report);
+        Some(report)
     }
 
     /// Keeps a verdict, whole or not at all, unless one that was measured more thoroughly is kept. An error is one line for

@@ -9,6 +9,7 @@ use super::plan_words::plan_in_words;
 use super::precision::{Holds, Target};
 use super::report::{CompatReport, RunKind, RunReport, Status};
 use super::{Precision, Predicted};
+use crate::Advice;
 use crate::divergence::{Divergence, NEAR_TIE};
 use crate::executor::ActiveKernels;
 
@@ -128,9 +129,7 @@ impl Judgement {
             Precision::Fast if divergence.disagreements > 0 && adapted.plan.rounds_activations() => {
                 match status_of(divergence) {
                     Status::Incompatible => "; that is more than rounding activations usually does",
-                    _ => {
-                        "; rounding activations does that in every engine, and --precision exact asks for f32's answers"
-                    }
+                    _ => "; rounding activations does that in every engine, and precision exact asks for f32's answers",
                 }
             }
             _ if !adapted.holds => "; that is the nearest that fused kernels come to what was asked for",
@@ -230,21 +229,32 @@ pub(super) fn recommend(report: &mut CompatReport) {
     let mut lines = Vec::new();
     match report.kernels() {
         ActiveKernels::Fused => {}
-        ActiveKernels::Standard => lines
-            .push("run with --kernels standard, which auto does; please report the model and this result".to_owned()),
-        ActiveKernels::Mixed => lines.push(
-            "keep --kernels auto, which leaves the layers that fused kernels get wrong to standard ones; please report \
-             the model and this result"
-                .to_owned(),
+        ActiveKernels::Standard => lines.push(
+            Advice::from("run with ")
+                .then_set("kernels", "standard")
+                .then(", which auto does; please report the model and this result"),
         ),
+        ActiveKernels::Mixed => lines.push(Advice::from("keep ").then_set("kernels", "auto").then(
+            ", which leaves the layers that fused kernels get wrong to standard ones; please report the model and this \
+             result",
+        )),
     }
     let changes = report.measured_divergence().is_some_and(|divergence| divergence.disagreements > 0);
     if report.same_answers {
-        lines.push("nothing".to_owned());
+        lines.push("nothing".into());
     } else if report.status == Status::Compatible && !changes {
-        lines.push("nothing, or `check --full`, to read more: no token changed at the positions read".to_owned());
+        lines.push(
+            Advice::from("nothing, or ")
+                .then_set("thoroughness", "full")
+                .then(", to read more: no token changed at the positions read"),
+        );
     } else if report.kernels() == ActiveKernels::Fused {
-        lines.push("where answers must be those of f32, run with --precision exact or --kernels standard".to_owned());
+        lines.push(
+            Advice::from("where answers must be those of f32, run with ")
+                .then_set("precision", "exact")
+                .then(" or ")
+                .then_set("kernels", "standard"),
+        );
     }
     let measured = report.measured.as_ref().filter(|_| report.text_is_lost());
     lines.extend(measured.map(|measured| {
@@ -254,10 +264,12 @@ pub(super) fn recommend(report: &mut CompatReport) {
              comparing kernels cannot show",
             measured.loss, measured.uniform_loss
         )
+        .into()
     }));
     let far = |run: &&RunReport| run.divergence.is_finite() && status_of(&run.divergence) != Status::Compatible;
     lines.extend(report.run(RunKind::Checkpoint).filter(far).map(|run| {
         format!("beware of {} elsewhere: it is {:.1e} nats from f32 on this model", run.name, run.divergence.kl_mean)
+            .into()
     }));
     report.recommendations = lines;
 }

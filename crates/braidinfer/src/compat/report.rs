@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Thoroughness;
 use super::precision::Precision;
 use super::prescreen::Predicted;
+use crate::Advice;
 use crate::divergence::{Divergence, null_is_nan, nulls_are_nan};
 use crate::executor::ActiveKernels;
 
@@ -74,8 +75,9 @@ pub struct CompatReport {
     pub layers: Vec<LayerReport>,
     /// What `auto` runs: one entry for each layer, and a last one for the output head.
     pub plan: Vec<PlanEntry>,
-    /// What to do about it.
-    pub recommendations: Vec<String>,
+    /// What to do about it. It follows from the rest, so it is not read but made anew.
+    #[serde(skip_deserializing)]
+    pub recommendations: Vec<Advice>,
 }
 
 impl OpError {

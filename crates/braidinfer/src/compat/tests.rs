@@ -123,6 +123,10 @@ fn a_verdict_for_some_layers_is_run_as_it_says() {
     let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, Precision::Auto);
     let checked = parts.subject().check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
     cache.write(&checked.report).expect("the verdict can be kept");
+    let kept = cache.read().expect("the verdict was kept");
+    assert!(!kept.recommendations.is_empty());
+    let recommended = checked.report.recommendations;
+    assert_eq!(kept.recommendations, recommended, "advice that is read again still names its settings");
     let loaded = parts.load(&options, &|_, _| {}).expect("auto loads the model");
     assert_eq!(loaded.decoder.report().kernels, ActiveKernels::Mixed);
     let note = parts.notes.last().expect("the choice is said");
@@ -131,8 +135,10 @@ fn a_verdict_for_some_layers_is_run_as_it_says() {
     }
     // Whoever asks for fused kernels gets no others.
     let asked = LoadOptions { kernels: Kernels::Fused, ..options };
-    let refused = parts.load(&asked, &|_, _| {}).err().expect("fused kernels are wrong here").to_string();
-    assert!(refused.contains("INCOMPATIBLE") && refused.contains("--force"), "{refused}");
+    let refused = parts.load(&asked, &|_, _| {}).err().expect("fused kernels are wrong here");
+    let advice = refused.advice().expect("there is a way out");
+    assert!(refused.to_string().contains("INCOMPATIBLE"), "{refused}");
+    assert_eq!(advice.to_string(), "use kernels=auto, or force=true");
 }
 
 #[test]

@@ -67,7 +67,7 @@ impl Side {
         let vocab_size = llm.spec().vocab_size;
         if let Some(forced) = forced.filter(|forced| forced.vocab_size != vocab_size) {
             let expected = format!("that of the first, {} tokens", forced.vocab_size);
-            return Err(Error::bad_request("vocabulary of the second model", expected, vocab_size));
+            return Err(Error::bad_request("vocabulary_of_the_second_model", expected, vocab_size));
         }
         let params = SamplingParams { temperature: 0.0, max_tokens: Some(max_tokens), ..SamplingParams::default() };
         let mut answers = Vec::with_capacity(prompts.len());
@@ -98,7 +98,7 @@ impl OneAnswer {
         let (prompt_ids, ids) = (completion.prompt_ids, completion.ids);
         if let Some(forced) = forced.filter(|forced| forced.prompt_ids != prompt_ids) {
             let expected = format!("the token ids of the first side, {:?}", forced.prompt_ids);
-            return Err(Error::bad_request("tokenizer of the second model", expected, format!("{prompt_ids:?}")));
+            return Err(Error::bad_request("tokenizer_of_the_second_model", expected, format!("{prompt_ids:?}")));
         }
         let mut read = prompt_ids.clone();
         read.extend_from_slice(forced.map_or(&ids, |forced| &forced.ids));

@@ -7,6 +7,7 @@ mod constraint;
 mod draft;
 mod logprobs;
 mod pace;
+mod parameters;
 mod reading;
 mod sampler;
 mod sampling_params;
@@ -14,13 +15,15 @@ mod scheduler;
 mod sequence;
 mod shadow_sample;
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 pub use constraint::{Constraint, ConstraintFactory};
 pub use logprobs::TokenLogprobs;
+pub use parameters::{Kind, Parameter};
 pub(crate) use reading::Reading;
 pub use sampler::argmax;
-pub use sampling_params::{MOST_LOGPROBS, SamplingParams};
+pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
 pub use sequence::FinishReason;
 pub use shadow_sample::ShadowSample;
 
@@ -233,7 +236,7 @@ impl Engine {
         if self.has_unfinished() {
             let unfinished = self.scheduler.running() + self.scheduler.waiting();
             let expected = "no unfinished request, whose keys and values it could overwrite";
-            return Err(Error::bad_request("direct batch", expected, unfinished));
+            return Err(Error::bad_request("direct_batch", expected, unfinished));
         }
         self.scheduler.forget_stored();
         Ok(&mut self.decoder)
@@ -278,9 +281,7 @@ impl Engine {
         if prompt.is_empty() {
             return Err(Error::bad_request("prompt", "at least one token", "none"));
         }
-        for (field, ids) in
-            [("token id", prompt), ("logit-bias", &params.logit_bias.keys().copied().collect::<Vec<_>>())]
-        {
+        for (field, ids) in [("token_id", Cow::Borrowed(prompt))].into_iter().chain(params.tokens_by_field()) {
             if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
                 return Err(Error::bad_request(field, format!("below the vocabulary size {vocab}"), id));
             }

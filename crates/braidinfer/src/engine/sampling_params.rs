@@ -1,8 +1,12 @@
 //! How to choose tokens, and when to stop.
+//!
+//! A parameter of requests is a field of [`SamplingParams`] with its default, and a row of [`PARAMETERS`], which the command line
+//! and the server read. What it does is up to whoever uses the field.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 
+use super::parameters::{Kind, Parameter, Refusal, number, require};
 use crate::{Error, Result};
 
 /// Likeliest tokens that may be asked for at each position, as in the OpenAI API.
@@ -14,10 +18,17 @@ const MOST_BIASES: usize = 1024;
 /// Bytes of a text that ends an answer.
 const LONGEST_STOP: usize = 1024;
 
+/// Tokens that a request has an answer end at.
+const MOST_STOP_TOKENS: usize = 64;
+
 /// Answers to one prompt.
 const MOST_ANSWERS: usize = 128;
 
 /// Settings of one request. The default is greedy.
+///
+/// Say only what you want: `SamplingParams { temperature: 0.8, ..SamplingParams::default() }`. Such code goes on compiling when a
+/// field is added, which is why the type is not `#[non_exhaustive]`: that would forbid it. [`PARAMETERS`] has a row for each
+/// field that a request can set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Divisor of the logits; 0 takes the likeliest token.
@@ -41,6 +52,8 @@ pub struct SamplingParams {
     pub max_tokens: Option<usize>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// Tokens that end the answer beside those that end a text, with `ignore_eos` as well; they are not part of its text.
+    pub stop_token_ids: Vec<u32>,
     /// Go on past the tokens that end a text.
     pub ignore_eos: bool,
     /// Added to the logits of tokens before anything else.
@@ -67,6 +80,7 @@ impl Default for SamplingParams {
             seed: None,
             max_tokens: None,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
             ignore_eos: false,
             logit_bias: BTreeMap::new(),
             logprobs: None,
@@ -76,61 +90,206 @@ impl Default for SamplingParams {
     }
 }
 
+/// Every parameter, in the order of the help.
+pub const PARAMETERS: &[Parameter] = &[
+    Parameter {
+        name: "max_tokens",
+        help: "Most tokens to generate; without it an answer ends with its end token or with the context",
+        placeholder: "N",
+        kind: Kind::Count(|params, count| params.max_tokens = Some(count)),
+        check: |params| at_least_one(params.max_tokens),
+    },
+    Parameter {
+        name: "temperature",
+        help: "0 always takes the likeliest token",
+        placeholder: "T",
+        kind: Kind::Number(|params, value| params.temperature = value),
+        check: |params| number(params.temperature, params.temperature >= 0.0, "a number of at least 0"),
+    },
+    Parameter {
+        name: "top_k",
+        help: "Choose among the K likeliest tokens",
+        placeholder: "K",
+        kind: Kind::CountOrAll(|params, count| params.top_k = count),
+        check: |params| at_least_one(params.top_k),
+    },
+    Parameter {
+        name: "top_p",
+        help: "Choose among the likeliest tokens that together have probability P",
+        placeholder: "P",
+        kind: Kind::Number(|params, value| params.top_p = value),
+        check: |params| {
+            let is_share = params.top_p > 0.0 && params.top_p <= 1.0;
+            number(params.top_p, is_share, "a number above 0 and at most 1")
+        },
+    },
+    Parameter {
+        name: "min_p",
+        help: "Choose among tokens at least P times as likely as the likeliest",
+        placeholder: "P",
+        kind: Kind::Number(|params, value| params.min_p = value),
+        check: |params| number(params.min_p, (0.0..=1.0).contains(&params.min_p), "a number from 0 to 1"),
+    },
+    Parameter {
+        name: "repetition_penalty",
+        help: "Make tokens seen before less likely; 1 changes nothing",
+        placeholder: "R",
+        kind: Kind::Number(|params, value| params.repetition_penalty = value),
+        check: |params| {
+            let penalty = params.repetition_penalty;
+            // Logits are f32: beyond this range they would vanish or overflow.
+            number(penalty, (1e-3..=1e3).contains(&penalty), "a number from 0.001 to 1000")
+        },
+    },
+    Parameter {
+        name: "presence_penalty",
+        help: "Subtract from the logits of tokens already in the answer",
+        placeholder: "R",
+        kind: Kind::Number(|params, value| params.presence_penalty = value),
+        check: |params| subtracted(params.presence_penalty),
+    },
+    Parameter {
+        name: "frequency_penalty",
+        help: "Subtract from the logits of tokens for each time they are in the answer",
+        placeholder: "R",
+        kind: Kind::Number(|params, value| params.frequency_penalty = value),
+        check: |params| subtracted(params.frequency_penalty),
+    },
+    Parameter {
+        name: "seed",
+        help: "Repeat the same choices",
+        placeholder: "N",
+        kind: Kind::Seed(|params, seed| params.seed = Some(seed)),
+        check: |_| Ok(()),
+    },
+    Parameter {
+        name: "stop",
+        help: "End the answer before this text",
+        placeholder: "TEXT",
+        kind: Kind::Texts(|params, texts| params.stop = texts),
+        check: |params| params.stop.iter().try_for_each(|text| stop(text)),
+    },
+    Parameter {
+        name: "stop_token_ids",
+        help: "End the answer at any of these tokens",
+        placeholder: "ID,..",
+        kind: Kind::TokenIds(|params, ids| params.stop_token_ids = ids),
+        check: |params| {
+            let count = params.stop_token_ids.len();
+            require(count <= MOST_STOP_TOKENS, || format!("at most {MOST_STOP_TOKENS} tokens"), count)
+        },
+    },
+    Parameter {
+        name: "ignore_eos",
+        help: "Go on past the tokens that end a text",
+        placeholder: "",
+        kind: Kind::Switch(|params, wanted| params.ignore_eos = wanted),
+        check: |_| Ok(()),
+    },
+    Parameter {
+        name: "logit_bias",
+        help: "Add to the logits of tokens before anything else",
+        placeholder: "ID:R",
+        kind: Kind::Biases(|params, biases| params.logit_bias = biases),
+        check: |params| biases(&params.logit_bias),
+    },
+    Parameter {
+        name: "n",
+        help: "How many answers to give; with a seed, each next one has the next seed",
+        placeholder: "N",
+        kind: Kind::Count(|params, count| params.n = count),
+        check: |params| {
+            let expected = || format!("from 1 to {MOST_ANSWERS} answers");
+            require((1..=MOST_ANSWERS).contains(&params.n), expected, params.n)
+        },
+    },
+];
+
 impl SamplingParams {
     /// Whether tokens that were there before are to be less likely, or likelier.
     pub(super) fn has_penalties(&self) -> bool {
         (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
     }
 
+    /// The tokens that fields name, which must be tokens of the model.
+    pub(super) fn tokens_by_field(&self) -> impl Iterator<Item = (&'static str, Cow<'_, [u32]>)> {
+        let biased = self.logit_bias.keys().copied().collect();
+        [("logit_bias", biased), ("stop_token_ids", Cow::Borrowed(&*self.stop_token_ids))].into_iter()
+    }
+
     /// Whether every setting is in its range.
     pub fn validate(&self) -> Result<()> {
-        let within = |field: &str, value: f64, ok: bool, range: &str| {
-            if ok && value.is_finite() { Ok(()) } else { Err(Error::bad_request(field, range, value)) }
-        };
-        within("temperature", self.temperature, self.temperature >= 0.0, "a number of at least 0")?;
-        within("top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "a number above 0 and at most 1")?;
-        within("min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1")?;
-        let penalty = self.repetition_penalty;
-        // Logits are f32: beyond this range they would vanish or overflow.
-        within("repetition-penalty", penalty, (1e-3..=1e3).contains(&penalty), "a number from 0.001 to 1000")?;
-        for (field, value) in
-            [("presence-penalty", self.presence_penalty), ("frequency-penalty", self.frequency_penalty)]
-        {
-            within(field, value, (-2.0..=2.0).contains(&value), "a number from -2 to 2")?;
-        }
-        for bias in self.logit_bias.values() {
-            let bias = f64::from(*bias);
-            within("logit-bias", bias, (-100.0..=100.0).contains(&bias), "numbers from -100 to 100")?;
-        }
-        for (field, count) in [("logprobs", self.logprobs), ("prompt-logprobs", self.prompt_logprobs)] {
+        PARAMETERS.iter().try_for_each(|parameter| parameter.validate(self))?;
+        for (field, count) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
             if let Some(count) = count.filter(|count| *count > MOST_LOGPROBS) {
                 return Err(Error::bad_request(field, format!("at most {MOST_LOGPROBS} tokens"), count));
             }
         }
-        if !(1..=MOST_ANSWERS).contains(&self.n) {
-            return Err(Error::bad_request("n", format!("from 1 to {MOST_ANSWERS} answers"), self.n));
-        }
-        at_least_one("top-k", self.top_k)?;
-        at_least_one("max-tokens", self.max_tokens)?;
-        if self.logit_bias.len() > MOST_BIASES {
-            let expected = format!("at most {MOST_BIASES} tokens");
-            return Err(Error::bad_request("logit-bias", expected, self.logit_bias.len()));
-        }
-        // Every token of every answer is searched for them.
-        match self.stop.iter().map(String::len).find(|length| !(1..=LONGEST_STOP).contains(length)) {
-            Some(0) => Err(Error::bad_request("stop", "a text of at least one character", "an empty text")),
-            Some(length) => {
-                let expected = format!("texts of at most {LONGEST_STOP} bytes");
-                Err(Error::bad_request("stop", expected, format!("one of {length}")))
-            }
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
-fn at_least_one(field: &str, value: Option<impl fmt::Display + PartialEq<usize>>) -> Result<()> {
-    match value {
-        Some(value) if value == 0 => Err(Error::bad_request(field, "a whole number of at least 1", value)),
-        _ => Ok(()),
+/// What is subtracted from logits, as in the OpenAI API.
+fn subtracted(value: f64) -> Result<(), Refusal> {
+    number(value, (-2.0..=2.0).contains(&value), "a number from -2 to 2")
+}
+
+fn at_least_one(count: Option<usize>) -> Result<(), Refusal> {
+    require(count != Some(0), || "a whole number of at least 1".into(), 0)
+}
+
+/// Every token of every answer is searched for these texts.
+fn stop(text: &str) -> Result<(), Refusal> {
+    require(!text.is_empty(), || "a text of at least one character".into(), "an empty text")?;
+    let found = format!("one of {}", text.len());
+    require(text.len() <= LONGEST_STOP, || format!("texts of at most {LONGEST_STOP} bytes"), found)
+}
+
+fn biases(biases: &BTreeMap<u32, f32>) -> Result<(), Refusal> {
+    for bias in biases.values().copied().map(f64::from) {
+        number(bias, (-100.0..=100.0).contains(&bias), "numbers from -100 to 100")?;
+    }
+    require(biases.len() <= MOST_BIASES, || format!("at most {MOST_BIASES} tokens"), biases.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sets a parameter to a value that it refuses, if there is one of its kind.
+    fn spoil(kind: Kind, params: &mut SamplingParams) -> bool {
+        match kind {
+            Kind::Number(set) => set(params, f64::NAN),
+            Kind::Count(set) => set(params, 0),
+            Kind::CountOrAll(set) => set(params, Some(0)),
+            Kind::Texts(set) => set(params, vec!["fine".into(), String::new()]),
+            Kind::Biases(set) => set(params, BTreeMap::from([(1, 1e3)])),
+            Kind::TokenIds(set) => set(params, vec![1; 1000]),
+            Kind::Seed(_) | Kind::Switch(_) => return false,
+        }
+        true
+    }
+
+    #[test]
+    fn each_row_sets_and_checks_its_own_field() {
+        SamplingParams::default().validate().expect("the default is right");
+        for parameter in PARAMETERS {
+            let mut params = SamplingParams::default();
+            if spoil(parameter.kind, &mut params) {
+                let error = params.validate().expect_err(parameter.name).to_string();
+                assert!(error.starts_with(&format!("{}: expected ", parameter.name)), "{error}");
+                let field = format!("{}: ", parameter.name);
+                assert!(format!("{params:?}").contains(&field), "{field} is no field");
+            }
+            assert!(!parameter.help.ends_with('.') && parameter.name.is_ascii(), "{}", parameter.name);
+        }
+    }
+
+    #[test]
+    fn names_are_given_once() {
+        let mut names: Vec<&str> = PARAMETERS.iter().map(|parameter| parameter.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), PARAMETERS.len());
     }
 }

@@ -215,7 +215,8 @@ impl Sequence {
 
     /// Whether a token ends the answer by itself.
     pub(super) fn is_end(&self, token: u32) -> bool {
-        !self.params.ignore_eos && self.stop_token_ids.contains(&token)
+        let ends_texts = !self.params.ignore_eos && self.stop_token_ids.contains(&token);
+        ends_texts || self.params.stop_token_ids.contains(&token)
     }
 
     /// Takes a new token and says whether it is the last.

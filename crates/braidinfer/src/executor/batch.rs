@@ -81,7 +81,7 @@ impl Batch {
     pub fn validate(&self, spec: &DecoderSpec, kv_cache: &KvCacheConfig) -> Result<()> {
         let vocab = spec.vocab_size;
         if let Some(id) = self.token_ids.iter().find(|id| **id as usize >= vocab) {
-            return Err(Error::bad_request("token id", format!("below the vocabulary size {vocab}"), id));
+            return Err(Error::bad_request("token_id", format!("below the vocabulary size {vocab}"), id));
         }
         let tokens: usize = self.sequences.iter().map(|sequence| sequence.query_len).sum();
         if tokens != self.token_ids.len() {
@@ -91,7 +91,7 @@ impl Batch {
                 self.token_ids.len(),
             ));
         }
-        for (name, rows) in [("logits row", &self.logits_rows), ("hidden row", &self.hidden_rows)] {
+        for (name, rows) in [("logits_row", &self.logits_rows), ("hidden_row", &self.hidden_rows)] {
             if let Some(row) = rows.iter().find(|row| **row >= tokens) {
                 return Err(Error::bad_request(name, format!("an index below {tokens}"), row));
             }
@@ -105,7 +105,7 @@ impl Batch {
         let mut seen = HashSet::with_capacity(self.sequences.len());
         match self.sequences.iter().find(|sequence| !seen.insert(sequence.state_slot)) {
             Some(sequence) => {
-                Err(Error::bad_request("state slot", "one that no other sequence has", sequence.state_slot))
+                Err(Error::bad_request("state_slot", "one that no other sequence has", sequence.state_slot))
             }
             None => Ok(()),
         }
@@ -118,7 +118,7 @@ impl Batch {
             for position in sequence.positions() {
                 if !written.insert(sequence.slot(position, block_size)) {
                     return Err(Error::bad_request(
-                        "block table",
+                        "block_table",
                         "blocks that no other sequence writes",
                         "a shared slot",
                     ));
@@ -152,10 +152,10 @@ impl SequenceSlice {
         }
         if self.block_table.len() < needed {
             let expected = format!("{needed} blocks for {len} tokens");
-            return Err(Error::bad_request("block table", expected, self.block_table.len()));
+            return Err(Error::bad_request("block_table", expected, self.block_table.len()));
         }
         match self.block_table[..needed].iter().find(|block| **block as usize >= kv_cache.num_blocks) {
-            Some(block) => Err(Error::bad_request("block id", format!("below {}", kv_cache.num_blocks), block)),
+            Some(block) => Err(Error::bad_request("block_id", format!("below {}", kv_cache.num_blocks), block)),
             None => Ok(()),
         }
     }

@@ -106,13 +106,13 @@ impl KernelPlan {
     pub(super) fn check(&self, projections: &[(Slot, Dtype)], layers: usize) -> Result<()> {
         let own = self.projections.iter().map(|planned| (planned.slot, planned.dtype));
         if !own.eq(projections.iter().copied()) || self.kv_dtypes.len() != layers {
-            return Err(Error::bad_request("kernel plan", "one for this model", "one for another"));
+            return Err(Error::bad_request("kernel_plan", "one for this model", "one for another"));
         }
         match self.projections.iter().find(|planned| !planned.is_possible()) {
             None => Ok(()),
             Some(planned) => {
                 let found = format!("{} for {} weights in {:?}", planned.level.name(), planned.dtype, planned.slot);
-                Err(Error::bad_request("kernel plan", "a level that its weights can be multiplied at", found))
+                Err(Error::bad_request("kernel_plan", "a level that its weights can be multiplied at", found))
             }
         }
     }

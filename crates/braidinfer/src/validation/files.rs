@@ -4,6 +4,7 @@ use braidinfer_model::arch::REGISTRY;
 use braidinfer_model::spec::RopeScaling;
 
 use super::Finding;
+use crate::Advice;
 use crate::loading::ModelParts;
 
 const AREA: &str = "files";
@@ -67,7 +68,8 @@ fn rope(parts: &ModelParts) -> Finding {
     let (meant, context) = (parts.spec.context_length(), parts.context);
     let found = format!("RoPE {}; context {context} of {meant}", tables.collect::<Vec<_>>().join("; "));
     if context > meant {
-        return Finding::warn(AREA, WHAT, found, "ask for no longer --context than the model is meant for");
+        let fix = Advice::from("ask for no longer ").then_name("context").then(" than the model is meant for");
+        return Finding::warn(AREA, WHAT, found, fix);
     }
     Finding::pass(AREA, WHAT, found)
 }

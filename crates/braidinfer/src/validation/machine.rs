@@ -3,6 +3,7 @@
 use braidinfer_kernels::Isa;
 
 use super::{Finding, Size};
+use crate::Advice;
 use crate::executor::KvDtype;
 use crate::loading::{LoadOptions, ModelParts};
 use crate::memory::{SLACK, available, kv_bytes_per_token};
@@ -40,11 +41,13 @@ fn memory(parts: &ModelParts, options: &LoadOptions) -> Finding {
         size(available)
     );
     if need > available {
-        return Finding::fail(AREA, WHAT, found, "quantize the model, ask for less --context, or add memory");
+        let fix = Advice::from("quantize the model, ask for less ").then_name("context").then(", or add memory");
+        return Finding::fail(AREA, WHAT, found, fix);
     }
     if need.saturating_add(all) - one > available {
-        let fix =
-            "fewer sequences at once or less --context; memory is taken as it is used, and then it may be too late";
+        let fix = Advice::from("fewer sequences at once or less ")
+            .then_name("context")
+            .then("; memory is taken as it is used, and then it may be too late");
         return Finding::warn(AREA, WHAT, found, fix);
     }
     Finding::pass(AREA, WHAT, found)
@@ -67,7 +70,9 @@ fn cores(parts: &ModelParts) -> Finding {
             AREA,
             WHAT,
             found,
-            "give --threads no more than the cores, or raise the quota: threads wait for each other",
+            Advice::from("give ")
+                .then_name("threads")
+                .then(" no more than the cores, or raise the quota: threads wait for each other"),
         );
     }
     Finding::pass(AREA, WHAT, found)

@@ -13,10 +13,15 @@ pub use self::samples::{IDS, PROMPTS, Sample, Speed, Speeds};
 use crate::compat::{CompatReport, Status, Thoroughness};
 use crate::executor::standard::LoadProgress;
 use crate::loading::{LoadOptions, ModelParts};
-use crate::{Error, Result};
+use crate::{Advice, Error, Result};
 
 /// What to do where answers must not differ from those of f32.
-const TO_BE_EXACT: &str = "--precision exact or --kernels standard where answers must be those of f32";
+fn to_be_exact() -> Advice {
+    Advice::set("precision", "exact")
+        .then(" or ")
+        .then_set("kernels", "standard")
+        .then(" where answers must be those of f32")
+}
 
 /// How one thing turned out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -53,7 +58,7 @@ pub struct Finding {
     /// What was found.
     pub found: String,
     /// What to do about it, unless it passed.
-    pub fix: Option<String>,
+    pub fix: Option<Advice>,
 }
 
 impl Finding {
@@ -61,12 +66,12 @@ impl Finding {
         Self { area, what, outcome: Outcome::Pass, found: found.into(), fix: None }
     }
 
-    fn warn(area: &'static str, what: &'static str, found: impl Into<String>, fix: &str) -> Self {
-        Self { area, what, outcome: Outcome::Warn, found: found.into(), fix: Some(fix.to_owned()) }
+    fn warn(area: &'static str, what: &'static str, found: impl Into<String>, fix: impl Into<Advice>) -> Self {
+        Self { area, what, outcome: Outcome::Warn, found: found.into(), fix: Some(fix.into()) }
     }
 
-    fn fail(area: &'static str, what: &'static str, found: impl Into<String>, fix: &str) -> Self {
-        Self { area, what, outcome: Outcome::Fail, found: found.into(), fix: Some(fix.to_owned()) }
+    fn fail(area: &'static str, what: &'static str, found: impl Into<String>, fix: impl Into<Advice>) -> Self {
+        Self { area, what, outcome: Outcome::Fail, found: found.into(), fix: Some(fix.into()) }
     }
 }
 
@@ -166,12 +171,14 @@ fn kernels(compat: &CompatReport) -> Vec<Finding> {
     let found = format!("{}: {}", compat.status.as_str(), compat.reason);
     let mut findings = vec![match compat.status {
         Status::Compatible => Finding::pass(AREA, WHAT, found),
-        Status::Warning => Finding::warn(AREA, WHAT, found, TO_BE_EXACT),
+        Status::Warning => Finding::warn(AREA, WHAT, found, to_be_exact()),
         Status::Incompatible => Finding::fail(
             AREA,
             WHAT,
             found,
-            "keep --kernels auto, which leaves what is wrong to standard ones; please report it",
+            Advice::from("keep ")
+                .then_set("kernels", "auto")
+                .then(", which leaves what is wrong to standard ones; please report it"),
         ),
     }];
     let Some(measured) = compat.measured.as_ref() else { return findings };

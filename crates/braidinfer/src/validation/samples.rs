@@ -6,7 +6,7 @@ use std::time::Instant;
 use braidinfer_model::ModelSource;
 use serde::Serialize;
 
-use super::{Finding, TO_BE_EXACT};
+use super::{Finding, to_be_exact};
 use crate::compat::{CompatReport, Status};
 use crate::engine::SamplingParams;
 use crate::executor::standard::{ComputeDtype, LoadProgress};
@@ -14,7 +14,7 @@ use crate::executor::{Decoder, Kernels};
 use crate::llm::{Completion, Llm, Prompt};
 use crate::loading::{LoadOptions, Loaded, ModelParts};
 use crate::memory::available;
-use crate::{Error, Result};
+use crate::{Advice, Error, Result};
 
 /// What models are asked where nobody says what to ask.
 pub const PROMPTS: [&str; 3] =
@@ -187,8 +187,10 @@ fn agreement(samples: &[Sample], compat: &CompatReport) -> Finding {
         // Where answers are nearly as likely, the smallest difference chooses another one.
         _ if differ.is_empty() => Finding::pass(AREA, WHAT, found),
         Status::Compatible => Finding::pass(AREA, WHAT, found),
-        Status::Warning => Finding::warn(AREA, WHAT, found, TO_BE_EXACT),
-        Status::Incompatible => Finding::fail(AREA, WHAT, found, "--kernels standard, which auto takes"),
+        Status::Warning => Finding::warn(AREA, WHAT, found, to_be_exact()),
+        Status::Incompatible => {
+            Finding::fail(AREA, WHAT, found, Advice::set("kernels", "standard").then(", which auto takes"))
+        }
     }
 }
 
@@ -202,7 +204,7 @@ fn speed(standard: Speed, fused: Speed) -> Finding {
             "answers",
             "speed",
             found,
-            "--kernels standard; please report a model on which fused kernels are slower",
+            Advice::set("kernels", "standard").then("; please report a model on which fused kernels are slower"),
         );
     }
     Finding::pass("answers", "speed", found)

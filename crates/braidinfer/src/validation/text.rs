@@ -1,6 +1,7 @@
 //! Tokenizer and chat template.
 
 use super::Finding;
+use crate::Advice;
 use crate::loading::ModelParts;
 use crate::text::{ChatMessage, Tokenizer};
 
@@ -70,7 +71,9 @@ fn end_tokens(parts: &ModelParts, tokenizer: &Tokenizer) -> Finding {
     const WHAT: &str = "tokens that end an answer";
     let ids = &parts.generation.eos_token_id;
     if ids.is_empty() {
-        let fix = "set eos_token_id in generation_config.json, or answers end only with --max-tokens or the context";
+        let fix = Advice::from("set eos_token_id in generation_config.json, or answers end only with ")
+            .then_name("max_tokens")
+            .then(" or the context");
         return Finding::warn(AREA, WHAT, "none", fix);
     }
     match ids.iter().find(|id| **id as usize >= parts.spec.vocab_size || tokenizer.id_to_token(**id).is_none()) {

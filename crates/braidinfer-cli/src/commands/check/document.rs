@@ -35,7 +35,7 @@ pub fn of(report: &CompatReport, detail: bool) -> Document {
     }
     add_weights(&mut document, &report.predicted, detail);
     document.heading("What to do");
-    document.list(report.recommendations.iter().map(|line| capitalised(line)).collect());
+    document.list(report.recommendations.iter().map(|line| capitalised(&line.to_string())).collect());
     if detail && report.measured.is_some() {
         document.heading("What this cannot show");
         document.paragraph(LIMITS);

@@ -10,7 +10,7 @@ use braidinfer::{CheckDepth, LoadOptions};
 
 use crate::args::CheckArgs;
 use crate::report::Delivery;
-use crate::{interrupt, model, output};
+use crate::{interrupt, model, output, wording};
 
 pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.report.output)?;
@@ -23,6 +23,7 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let (report, notes) =
         model::with_progress("checking", &source, |progress| braidinfer::check(&source, &options, depth, progress))?;
     notes.iter().for_each(output::note);
+    let report = wording::compat(report);
     delivery.deliver(&document::of(&report, true), &document::of(&report, args.verbose), &report)?;
     Ok(exit_code(&report))
 }
