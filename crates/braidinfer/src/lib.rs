@@ -1,8 +1,8 @@
 //! Braidinfer, the library: runs decoder models from their published files.
 //!
-//! [`Llm`] opens a model and generates text. Below it: [`executor`] computes logits over paged keys and
-//! values and knows no text; [`engine`] schedules sequences and samples, and knows no tensors; [`text`]
-//! turns strings into ids and back.
+//! [`Llm`] opens a model and generates text; with a [`Handle`] many threads and tasks do so at once. Below them:
+//! [`executor`] computes logits over paged keys and values and knows no text; [`engine`] schedules sequences and
+//! samples, and knows no tensors; [`text`] turns strings into ids and back.
 
 pub mod compat;
 pub mod difference;
@@ -10,6 +10,7 @@ pub mod divergence;
 pub mod engine;
 mod error;
 pub mod executor;
+pub mod handle;
 mod llm;
 mod loading;
 mod memory;
@@ -21,6 +22,7 @@ pub mod validation;
 
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
+pub use handle::Handle;
 pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings, Token};
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
 
