@@ -10,6 +10,15 @@ pub enum Error {
     /// The model's files.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A name that is no path, of a model that cannot be had from the Hub.
+    #[cfg(feature = "hub")]
+    #[error("{name}: no such file or directory, so taken for a model of the Hub: {source}")]
+    Hub {
+        /// What the model was called.
+        name: String,
+        /// Why it cannot be had.
+        source: Box<braidinfer_hub::HubError>,
+    },
     /// A tokenizer or chat template that cannot be read or used.
     #[error("{path}: {message}")]
     Text {
@@ -85,6 +94,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Makes an [`Error::Hub`] about the model that is called `name`.
+    #[cfg(feature = "hub")]
+    pub(crate) fn hub(name: impl ToString) -> impl FnOnce(braidinfer_hub::HubError) -> Self {
+        move |error| Self::Hub { name: name.to_string(), source: Box::new(error) }
+    }
+
     /// A [`Error::BadRequest`].
     pub fn bad_request(field: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
         Self::BadRequest { field: field.into(), expected: expected.into(), found: found.to_string() }

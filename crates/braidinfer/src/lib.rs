@@ -14,11 +14,14 @@ pub mod handle;
 mod llm;
 mod loading;
 mod memory;
+#[cfg(feature = "hub")]
+mod model_name;
 pub mod perplexity;
 mod quantize;
 mod structured;
 pub mod text;
 pub mod validation;
+mod verdict_folder;
 
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
@@ -26,10 +29,16 @@ pub use handle::Handle;
 pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings, Token};
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
 
+#[cfg(feature = "hub")]
+pub use model_name::{ModelName, ResolveOptions, resolve};
+pub use verdict_folder::default_verdict_folder;
+
 pub use structured::{AnswerForm, StructuredOutput};
 
 pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};
 
+#[cfg(feature = "hub")]
+pub use braidinfer_hub as hub;
 pub use braidinfer_kernels as kernels;
 pub use braidinfer_model as model;
 
