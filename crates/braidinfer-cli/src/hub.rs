@@ -12,12 +12,19 @@ use crate::{interrupt, output};
 pub fn fetch(id: &HubId) -> anyhow::Result<PathBuf> {
     interrupt::install()?;
     let hub = Hub::from_env()?;
-    Ok(hub.fetch(id, &mut Bars { bar: ProgressBar::hidden() })?)
+    Ok(hub.fetch(id, &mut Bars::new())?)
 }
 
 /// One bar for each file that is not there yet.
-struct Bars {
+pub struct Bars {
     bar: ProgressBar,
+}
+
+impl Bars {
+    /// Shows nothing until a file is fetched.
+    pub fn new() -> Self {
+        Self { bar: ProgressBar::hidden() }
+    }
 }
 
 impl Progress for Bars {

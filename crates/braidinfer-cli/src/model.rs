@@ -9,24 +9,20 @@ use braidinfer::compat::Precision;
 use braidinfer::executor::Kernels;
 use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
 use braidinfer::model::ModelSource;
-use braidinfer::{Llm, LoadOptions};
-use braidinfer_hub::HubId;
+use braidinfer::{Llm, LoadOptions, ModelName, ResolveOptions, default_verdict_folder};
 
 use crate::args::{ComputingArgs, DtypeArg, KernelsArg, LoadArgs, PrecisionArg};
-use crate::{demo, hub, interrupt, output};
+use crate::hub::Bars;
+use crate::{demo, interrupt, output};
 
 /// The files of MODEL; the built-in model if there is none.
 pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
     let Some(model) = model else { return Ok(demo::SOURCE) };
-    // What looks like an id may be a relative path.
-    let file = model.ends_with(".gguf") && !model.contains(':');
-    if Path::new(model).exists() || file || !HubId::looks_like(model) {
-        return Ok(ModelSource::open(model)?);
+    let name = ModelName::parse(model)?;
+    if let ModelName::Hub(_) = name {
+        interrupt::install()?;
     }
-    let fetched = model.parse().map_err(anyhow::Error::from).and_then(|id| hub::fetch(&id));
-    let path =
-        fetched.with_context(|| format!("{model}: no such file or directory, so taken for a model of the Hub"))?;
-    Ok(ModelSource::open(path)?)
+    Ok(name.resolve(&ResolveOptions::default(), &mut Bars::new())?)
 }
 
 /// Sorts up to two positional arguments into MODEL and text. `has_text` says that the text comes from elsewhere.
@@ -130,15 +126,9 @@ pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOpt
         device: args.device.parse()?,
         threads: args.threads,
         context: args.context,
-        verdicts: verdicts(),
+        verdicts: default_verdict_folder(),
         ..LoadOptions::default()
     })
-}
-
-/// Where verdicts of checks are kept: in the folder that BRAIDINFER_CACHE names, or in that of the system for caches.
-fn verdicts() -> Option<PathBuf> {
-    let named = std::env::var_os("BRAIDINFER_CACHE").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-    Some(named.or_else(|| Some(dirs::cache_dir()?.join("braidinfer")))?.join("verdicts"))
 }
 
 /// Opens a model with a progress bar.

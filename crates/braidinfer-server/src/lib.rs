@@ -1,13 +1,12 @@
 //! An OpenAI-compatible server over one model.
 //!
-//! One thread owns the model and runs its steps ([`worker`]); handlers turn requests into prompts for it and what it says
-//! into answers. Only `api/` knows the wire format.
+//! A [`Handle`](braidinfer::Handle) owns the model and runs its steps on a thread of its own; handlers turn requests into
+//! prompts for it and its outputs into answers. Only `api/` knows the wire format.
 
 mod api;
 mod http;
 mod metrics;
 mod served;
-mod worker;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

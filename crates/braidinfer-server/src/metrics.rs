@@ -1,10 +1,10 @@
-//! What is counted and measured, for Prometheus.
+//! What is counted and measured, for Prometheus; what the engine does that someone should know goes to the log.
 
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
 
 use braidinfer::engine::{EngineStats, StepStats};
-use braidinfer::{ShadowCheck, Token};
+use braidinfer::handle::{AnswerEnd, EngineObserver, TokenTimes};
+use braidinfer::{Error, FinishReason, ShadowCheck, Token};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -73,8 +73,9 @@ impl Metrics {
         metrics.register_engine();
         metrics.register_times();
         // So that rates can be taken from the first answer on.
-        for reason in ["stop", "length", "abort", "error"] {
-            let _ = metrics.requests.get_or_create(&[("finish_reason", reason)]);
+        let complete = [FinishReason::Stop, FinishReason::Length].map(AnswerEnd::Finished);
+        for end in complete.into_iter().chain([AnswerEnd::Cancelled, AnswerEnd::Failed]) {
+            let _ = metrics.requests.get_or_create(&[("finish_reason", end.as_str())]);
         }
         metrics
     }
@@ -132,8 +133,17 @@ impl Metrics {
         let _ = encode(&mut text, &self.registry);
         text
     }
+}
 
-    pub fn observe_engine(&self, stats: &EngineStats) {
+impl EngineObserver for Metrics {
+    fn step(&self, step: &StepStats) {
+        self.batch_size.observe(step.sequences as f64);
+        self.step_time.observe(step.took.as_secs_f64());
+        self.prompt_tokens.inc_by(step.prompt_tokens as u64);
+        self.generation_tokens.inc_by(step.written_tokens as u64);
+    }
+
+    fn engine_stats(&self, stats: &EngineStats) {
         self.requests_running.set(stats.running as i64);
         self.requests_waiting.set(stats.waiting as i64);
         self.kv_cache_usage.set(stats.kv_cache_usage);
@@ -145,61 +155,49 @@ impl Metrics {
         raise(&self.not_finite, stats.not_finite);
     }
 
-    pub fn observe_step(&self, step: &StepStats) {
-        self.batch_size.observe(step.sequences as f64);
-        self.step_time.observe(step.took.as_secs_f64());
-        self.prompt_tokens.inc_by(step.prompt_tokens as u64);
-        self.generation_tokens.inc_by(step.written_tokens as u64);
-    }
-
-    pub fn observe_shadow(&self, check: &ShadowCheck) {
-        // A sum with something in it that is no number would never be one again; the log tells of those.
-        if check.kl.is_finite() {
-            self.shadow_kl.observe(check.kl);
+    fn token(&self, token: &Token, times: &TokenTimes) {
+        if times.index == 0 {
+            self.time_to_first_token.observe(times.since_arrival.as_secs_f64());
         }
-        self.shadow_disagreements.inc_by(u64::from(check.disagrees));
+        if let Some(prompt) = &token.prompt {
+            self.queue_time.observe(prompt.queued.as_secs_f64());
+        }
+        if token.finished.is_some() && times.index > 0 {
+            self.time_per_output_token.observe(times.since_first_token.as_secs_f64() / times.index as f64);
+        }
     }
 
-    /// Counts answers that ended.
-    pub fn count_finished(&self, reason: &'static str, answers: usize) {
-        self.requests.get_or_create(&[("finish_reason", reason)]).inc_by(answers as u64);
+    fn answers_ended(&self, end: AnswerEnd, answers: usize) {
+        self.requests.get_or_create(&[("finish_reason", end.as_str())]).inc_by(answers as u64);
+    }
+
+    fn answer_failed(&self, error: &Error) {
+        tracing::error!(%error, "an answer failed");
+    }
+
+    fn step_failed(&self, error: &Error) {
+        tracing::error!(%error, "a step failed; every answer was ended");
+    }
+
+    fn shadow_checked(&self, check: &ShadowCheck, bound: f64) {
+        let ShadowCheck { tokens, kl, disagrees } = *check;
+        // A sum with something in it that is no number would never be one again; the log tells of those.
+        if kl.is_finite() {
+            self.shadow_kl.observe(kl);
+        }
+        self.shadow_disagreements.inc_by(u64::from(disagrees));
+        // What is not a number is beyond every bound.
+        if kl.is_nan() || kl > bound || disagrees {
+            tracing::warn!(kl, bound, tokens, disagrees, "a step was far from standard kernels");
+        }
+    }
+
+    fn shadow_check_failed(&self, error: &Error) {
+        tracing::error!(%error, "a step could not be checked");
     }
 }
 
 /// Lets a counter follow a sum that only grows.
 fn raise(counter: &Counter, sum: usize) {
     counter.inc_by((sum as u64).saturating_sub(counter.get()));
-}
-
-/// When things happened to one request.
-pub struct RequestTimes {
-    arrived: Instant,
-    /// Of each answer: its first token, and how many came after it.
-    answers: Vec<Option<(Instant, u32)>>,
-}
-
-impl RequestTimes {
-    pub fn new(arrived: Instant, n: usize) -> Self {
-        Self { arrived, answers: vec![None; n] }
-    }
-
-    pub fn observe(&mut self, choice: usize, token: &Token, metrics: &Metrics) {
-        let answer = &mut self.answers[choice];
-        match answer {
-            None => {
-                metrics.time_to_first_token.observe(self.arrived.elapsed().as_secs_f64());
-                *answer = Some((Instant::now(), 0));
-            }
-            Some((_, more)) => *more += 1,
-        }
-        if let Some(prompt) = &token.prompt {
-            metrics.queue_time.observe(prompt.queued.as_secs_f64());
-        }
-        if let Some(reason) = token.finished {
-            metrics.count_finished(reason.as_str(), 1);
-            if let Some((first, more)) = answer.filter(|(_, more)| *more > 0) {
-                metrics.time_per_output_token.observe(first.elapsed().as_secs_f64() / f64::from(more));
-            }
-        }
-    }
 }

@@ -7,12 +7,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use braidinfer::compat::CompatReport;
 use braidinfer::engine::ConstraintFactory;
 use braidinfer::executor::ActiveKernels;
-use braidinfer::{AnswerForm, Error, Llm, ModelText, SamplingParams, StructuredOutput};
+use braidinfer::{AnswerForm, Error, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
 use tokio::time::timeout_at;
 
 use crate::http::{ApiError, ServerConfig};
 use crate::metrics::Metrics;
-use crate::worker::Worker;
 
 /// Normalizing makes a text shorter by less than this factor.
 const SHRINKS: usize = 4;
@@ -33,7 +32,7 @@ pub struct Served {
     /// Seconds since 1970.
     pub created: u64,
     pub text: Arc<ModelText>,
-    pub worker: Worker,
+    pub engine: Handle,
     pub metrics: Arc<Metrics>,
     pub default_sampling: SamplingParams,
     pub context: usize,
@@ -58,7 +57,7 @@ impl Served {
             longest_token: llm.text().longest_token(),
             kernels: llm.kernels(),
             compat: llm.compat().cloned(),
-            worker: Worker::start(llm, Arc::clone(&metrics))?,
+            engine: Handle::start(llm, Arc::<Metrics>::clone(&metrics))?,
             metrics,
             structured: OnceLock::new(),
         })

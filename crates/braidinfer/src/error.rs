@@ -12,6 +12,15 @@ pub enum Error {
     /// The model's files.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A name that is no path, of a model that cannot be had from the Hub.
+    #[cfg(feature = "hub")]
+    #[error("{name}: no such file or directory, so taken for a model of the Hub: {source}")]
+    Hub {
+        /// What the model was called.
+        name: String,
+        /// Why it cannot be had.
+        source: Box<braidinfer_hub::HubError>,
+    },
     /// A tokenizer or chat template that cannot be read or used.
     #[error("{path}: {message}")]
     Text {
@@ -116,6 +125,12 @@ impl Error {
             Self::TextTooShort { .. } => Some(Advice::from("see ").then_name("context")),
             _ => None,
         }
+    }
+
+    /// Makes an [`Error::Hub`] about the model that is called `name`.
+    #[cfg(feature = "hub")]
+    pub(crate) fn hub(name: impl ToString) -> impl FnOnce(braidinfer_hub::HubError) -> Self {
+        move |error| Self::Hub { name: name.to_string(), source: Box::new(error) }
     }
 
     /// A [`Error::BadRequest`].

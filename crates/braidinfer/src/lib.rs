@@ -1,8 +1,8 @@
 //! Braidinfer, the library: runs decoder models from their published files.
 //!
-//! [`Llm`] opens a model and generates text. Below it: [`executor`] computes logits over paged keys and
-//! values and knows no text; [`engine`] schedules sequences and samples, and knows no tensors; [`text`]
-//! turns strings into ids and back.
+//! [`Llm`] opens a model and generates text; with a [`Handle`] many threads and tasks do so at once. Below them:
+//! [`executor`] computes logits over paged keys and values and knows no text; [`engine`] schedules sequences and
+//! samples, and knows no tensors; [`text`] turns strings into ids and back.
 
 mod advice;
 pub mod compat;
@@ -11,27 +11,38 @@ pub mod divergence;
 pub mod engine;
 mod error;
 pub mod executor;
+pub mod handle;
 mod llm;
 mod loading;
 mod memory;
+#[cfg(feature = "hub")]
+mod model_name;
 pub mod perplexity;
 mod quantize;
 mod structured;
 pub mod text;
 mod threads;
 pub mod validation;
+mod verdict_folder;
 
 pub use advice::{Advice, Setting};
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
+pub use handle::Handle;
 pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings, Token};
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
+
+#[cfg(feature = "hub")]
+pub use model_name::{ModelName, ResolveOptions, resolve};
+pub use verdict_folder::default_verdict_folder;
 
 pub use structured::{AnswerForm, StructuredOutput};
 pub use threads::Threads;
 
 pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};
 
+#[cfg(feature = "hub")]
+pub use braidinfer_hub as hub;
 pub use braidinfer_kernels as kernels;
 pub use braidinfer_model as model;
 

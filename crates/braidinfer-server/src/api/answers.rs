@@ -1,4 +1,4 @@
-//! From what the worker says to bodies and streams of answers.
+//! From the engine's outputs to bodies and streams of answers.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -8,6 +8,7 @@ use axum::Json;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use braidinfer::engine::{FinishReason, PromptInfo, TokenLogprobs};
+use braidinfer::handle::{OutputStream, RequestOutput};
 use braidinfer::{Output, Token};
 use futures_util::stream;
 use serde::Serialize;
@@ -17,7 +18,6 @@ use tokio::time::{Instant, timeout_at};
 use super::sampling::Delivery;
 use crate::http::{ApiError, Ignored};
 use crate::served::{Served, seconds_since_1970};
-use crate::worker::{AnswerStream, Said};
 
 /// Between signs of life, while nothing is said.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -80,7 +80,7 @@ impl Usage {
 
 /// Answers that are being written, to one request.
 pub struct Answers {
-    pub stream: AnswerStream,
+    pub stream: OutputStream,
     /// All of them.
     pub count: usize,
     /// To each prompt.
@@ -103,7 +103,7 @@ impl Answers {
     async fn next(&mut self) -> Option<Result<(usize, Token), ApiError>> {
         match timeout_at(self.deadline, self.stream.next()).await {
             Err(_) => Some(Err(ApiError::slow_answer())),
-            Ok(said) => said.map(|Said { choice, output }| match output? {
+            Ok(received) => received.map(|RequestOutput { choice, output }| match output? {
                 Output::Token(token) => Ok((choice, token)),
                 Output::Embedding(_) => Err(ApiError::internal("a vector came where a token was asked for")),
             }),
@@ -113,8 +113,8 @@ impl Answers {
     async fn whole(mut self, mut form: impl Form) -> Result<Json<Value>, ApiError> {
         let mut answers: Vec<Answer> = (0..self.count).map(|_| Answer::default()).collect();
         let mut usage = Usage::default();
-        while let Some(said) = self.next().await {
-            let (choice, token) = said?;
+        while let Some(received) = self.next().await {
+            let (choice, token) = received?;
             usage.count(choice, self.n, &token);
             let answer = &mut answers[choice];
             answer.text += &token.text;
@@ -122,15 +122,11 @@ impl Answers {
             answer.finish_reason = token.finished;
             answer.prompt = answer.prompt.take().or(token.prompt);
         }
-        if answers.iter().any(|answer| answer.finish_reason.is_none()) {
-            return Err(ApiError::internal("the engine stopped before the answer was complete"));
-        }
         Ok(Json(form.whole(answers, usage)))
     }
 
     fn streamed(self, form: impl Form, with_usage: bool) -> Response {
         let streaming = Streaming {
-            unfinished: self.count,
             answers: self,
             form,
             with_usage,
@@ -152,8 +148,6 @@ struct Streaming<F> {
     form: F,
     with_usage: bool,
     usage: Usage,
-    /// Answers that are not complete.
-    unfinished: usize,
     /// What is ready to be sent.
     parts: VecDeque<Event>,
     has_begun: bool,
@@ -177,13 +171,9 @@ impl<F: Form> Streaming<F> {
                         self.parts.extend(openings.map(sent));
                     }
                     self.usage.count(choice, self.answers.n, &token);
-                    self.unfinished -= usize::from(token.finished.is_some());
                     self.parts.extend(self.form.part(choice, token).into_iter().map(sent));
                 }
                 Some(Err(error)) => self.end(Some(error)),
-                None if self.unfinished > 0 => {
-                    self.end(Some(ApiError::internal("the engine stopped before the answer was complete")));
-                }
                 None => self.end(None),
             }
         }

@@ -7,6 +7,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use braidinfer::engine::{FinishReason, MOST_LOGPROBS, TokenLogprobs};
+use braidinfer::handle::Task;
 use braidinfer::{ModelText, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -20,7 +21,6 @@ use super::sampling::{Delivery, ParameterFields, SharedFields};
 use super::tools::{self, CallReader, Calls, Piece, Tool, ToolChoice};
 use crate::http::{ApiError, RequestName, Strict};
 use crate::served::App;
-use crate::worker::Task;
 
 #[derive(Debug, Deserialize)]
 pub struct ChatFields {
@@ -85,8 +85,8 @@ async fn begin(
     let constraint = form::constraint(served, asked).await?;
     let prompt = prompts::encode_chat(served, messages::fields(fields.messages)?, variables).await?;
     let (count, n, deadline) = (params.n, params.n, app.deadline(arrived));
-    let task = Task::Answer(Box::new(params), constraint);
-    let stream = served.worker.submit(vec![prompt], task, arrived).await?;
+    let task = Task::Generate(Box::new(params), constraint);
+    let stream = served.engine.submit(vec![prompt], task, arrived).await?;
     let envelope = Envelope::new("chatcmpl", name, served, delivery);
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
     let readers = (0..n).map(|_| CallReader::new(&calls, only_one_call)).collect();

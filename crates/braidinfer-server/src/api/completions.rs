@@ -7,6 +7,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use braidinfer::engine::{PromptInfo, TokenLogprobs};
+use braidinfer::handle::Task;
 use braidinfer::{ModelText, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -19,7 +20,6 @@ use super::prompts;
 use super::sampling::{Delivery, ParameterFields, SharedFields};
 use crate::http::{ApiError, RequestName, Strict};
 use crate::served::App;
-use crate::worker::Task;
 
 /// Tokens of an answer if none are asked for, as in the OpenAI API.
 const MAX_TOKENS: usize = 16;
@@ -74,8 +74,8 @@ async fn begin(
     let echoed = if echo { prompts.clone() } else { Vec::new() };
     let (n, count, deadline) = (params.n, params.n * prompts.len(), app.deadline(arrived));
     let asked = form::asked_for(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
-    let task = Task::Answer(Box::new(params), form::constraint(served, asked).await?);
-    let stream = served.worker.submit(prompts, task, arrived).await?;
+    let task = Task::Generate(Box::new(params), form::constraint(served, asked).await?);
+    let stream = served.engine.submit(prompts, task, arrived).await?;
     let envelope = Envelope::new("cmpl", name, served, delivery);
     let form = CompletionForm {
         envelope,

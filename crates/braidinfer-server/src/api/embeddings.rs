@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use braidinfer::Output;
 use braidinfer::engine::{Embedding, Pooling};
+use braidinfer::handle::{OutputStream, Task};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -17,7 +18,6 @@ use super::one_or_many::{PromptItem, TextOr};
 use super::prompts;
 use crate::http::{ApiError, Strict};
 use crate::served::App;
-use crate::worker::{AnswerStream, Task};
 
 #[derive(Debug, Deserialize)]
 pub struct EmbeddingFields {
@@ -54,7 +54,7 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
     };
     let prompts = prompts::encode_all(served, prompts::listed(fields.input, "input")?, "input").await?;
     let count = prompts.len();
-    let stream = served.worker.submit(prompts, Task::Embed(pooling), arrived).await?;
+    let stream = served.engine.submit(prompts, Task::Embed(pooling), arrived).await?;
     let found = collected(stream, count).await?;
     let tokens: usize = found.iter().map(|embedding| embedding.prompt.num_tokens).sum();
     let data: Vec<Value> =
@@ -64,11 +64,11 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
 }
 
 /// The vectors in the order of their prompts.
-async fn collected(mut stream: AnswerStream, count: usize) -> Result<Vec<Embedding>, ApiError> {
+async fn collected(mut stream: OutputStream, count: usize) -> Result<Vec<Embedding>, ApiError> {
     let mut found: Vec<Option<Embedding>> = vec![None; count];
-    while let Some(said) = stream.next().await {
-        match said.output? {
-            Output::Embedding(embedding) => found[said.choice] = Some(embedding),
+    while let Some(output) = stream.next().await {
+        match output.output? {
+            Output::Embedding(embedding) => found[output.choice] = Some(embedding),
             Output::Token(_) => return Err(ApiError::internal("a token came where a vector was asked for")),
         }
     }

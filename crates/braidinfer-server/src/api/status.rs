@@ -17,7 +17,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Whether the process does its work.
 pub async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     match app.served() {
-        Some(served) if !served.worker.is_alive() => Err(ApiError::not_ready("the engine has stopped")),
+        Some(served) if !served.engine.is_alive() => Err(ApiError::not_ready("the engine has stopped")),
         _ => Ok(Json(json!({"status": "ok"}))),
     }
 }
@@ -28,7 +28,7 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
         return Err(ApiError::not_ready("the server stops"));
     }
     let served = app.served_as(None)?;
-    if !served.worker.is_alive() {
+    if !served.engine.is_alive() {
         return Err(ApiError::not_ready("the engine has stopped"));
     }
     Ok(Json(json!({"status": "ready", "model": served.name})))

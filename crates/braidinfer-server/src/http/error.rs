@@ -5,9 +5,8 @@ use axum::http::header::{HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use braidinfer::Error;
+use braidinfer::handle::{RequestError, SubmitError};
 use serde_json::{Value, json};
-
-use crate::worker::{Fault, SubmitError};
 
 /// Seconds after which a request that found no room may be tried again.
 const RETRY_AFTER_SECONDS: u32 = 1;
@@ -129,16 +128,18 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Refused(error) => error.into(),
-            SubmitError::Stopped => Self::internal("the engine has stopped; the server must be started anew"),
+            SubmitError::EngineStopped => Self::internal("the engine has stopped; the server must be started anew"),
         }
     }
 }
 
-impl From<Fault> for ApiError {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Model(message) => Self::internal(message),
-            Fault::ShuttingDown => Self::not_ready("the server stops; the answer was ended"),
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::ShuttingDown => Self::not_ready("the server stops; the answer was ended"),
+            RequestError::Failed(_) | RequestError::Cancelled | RequestError::EngineStopped => {
+                Self::internal(error.to_string())
+            }
         }
     }
 }

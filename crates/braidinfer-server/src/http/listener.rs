@@ -88,7 +88,7 @@ async fn finished(graceful: GracefulShutdown, app: &App) {
     if timeout(enough, &mut all).await.is_err() {
         tracing::warn!("answers are cut short: they did not end in time");
         if let Some(served) = app.served() {
-            served.worker.end_all();
+            served.engine.end_all();
         }
         all.await;
     }

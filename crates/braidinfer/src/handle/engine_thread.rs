@@ -1,0 +1,251 @@
+//! The thread that owns the model: takes commands, runs steps, hands out what they give.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{AnswerEnd, EngineObserver, RequestError, RequestOutput, StreamId, Task, TokenTimes};
+use crate::{Event, FinishReason, Llm, Output, RequestId, Result};
+
+/// What a [`Handle`](super::Handle) asks of the thread.
+pub(super) enum Command {
+    Submit(Box<Submission>),
+    Cancel(StreamId),
+    /// Ends every answer.
+    EndAll,
+    /// Nobody has a handle any more.
+    Stop,
+}
+
+/// Prompts that are to be queued.
+pub(super) struct Submission {
+    pub(super) stream: StreamId,
+    pub(super) prompts: Vec<Vec<u32>>,
+    pub(super) task: Task,
+    pub(super) arrived: Instant,
+    pub(super) outputs: mpsc::UnboundedSender<RequestOutput>,
+    /// Told whether they were.
+    pub(super) accept: oneshot::Sender<Result<()>>,
+}
+
+/// What the thread works with.
+pub(super) struct EngineThread {
+    llm: Llm,
+    observer: Arc<dyn EngineObserver>,
+    commands: Receiver<Command>,
+    unfinished: BTreeMap<RequestId, UnfinishedRequest>,
+    /// A command that came while a step was checked.
+    interruption: Option<Command>,
+}
+
+impl EngineThread {
+    pub(super) fn new(llm: Llm, observer: Arc<dyn EngineObserver>, commands: Receiver<Command>) -> Self {
+        Self { llm, observer, commands, unfinished: BTreeMap::new(), interruption: None }
+    }
+
+    /// Runs steps until nobody has a handle any more.
+    pub(super) fn run(mut self) {
+        while self.take_commands().is_continue() {
+            self.cancel_dropped();
+            if self.llm.has_unfinished() {
+                self.step();
+            }
+            self.observer.engine_stats(&self.llm.stats());
+        }
+        self.end_all(&RequestError::ShuttingDown);
+    }
+
+    /// Carries out all commands that are there, so that cancelling takes one step at most. Waits for one only when there is
+    /// nothing else to do.
+    fn take_commands(&mut self) -> ControlFlow<()> {
+        self.check_steps();
+        let mut next = self.interruption.take();
+        if next.is_none() && !self.llm.has_unfinished() {
+            next = Some(self.commands.recv().unwrap_or(Command::Stop));
+        }
+        while let Some(command) = next.take().or_else(|| next_command(&self.commands)) {
+            match command {
+                Command::Submit(submission) => self.submit(*submission),
+                Command::Cancel(stream) => self.cancel(|request| request.stream == stream),
+                Command::EndAll => self.end_all(&RequestError::ShuttingDown),
+                Command::Stop => return ControlFlow::Break(()),
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Computes steps again while there is nothing else to do.
+    fn check_steps(&mut self) {
+        while !self.llm.has_unfinished() && self.interruption.is_none() && self.llm.has_unchecked_step() {
+            self.check_step();
+        }
+    }
+
+    /// Computes a step again, until there is something else to do.
+    fn check_step(&mut self) {
+        let (commands, interruption) = (&self.commands, &mut self.interruption);
+        let checked = self.llm.shadow_check(&mut || {
+            *interruption = next_command(commands);
+            interruption.is_none()
+        });
+        match checked {
+            Ok(None) => {}
+            Ok(Some(check)) => self.observer.shadow_checked(&check, self.llm.shadow_bound()),
+            Err(error) => self.observer.shadow_check_failed(&error),
+        }
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let Submission { stream, prompts, task, arrived, outputs, accept } = submission;
+        let mut requests = Vec::with_capacity(prompts.len());
+        let queued = self.queue_all(prompts, &task, &mut requests);
+        for (index, request) in requests.into_iter().enumerate() {
+            if queued.is_err() {
+                // All prompts, or none.
+                self.llm.abort(request);
+                continue;
+            }
+            let answers = vec![Progress::default(); task.n()];
+            let first_choice = index * task.n();
+            let unfinished = UnfinishedRequest { stream, outputs: outputs.clone(), first_choice, arrived, answers };
+            self.unfinished.insert(request, unfinished);
+        }
+        // That nobody waits for this any more is noticed before the next step.
+        let _ = accept.send(queued);
+    }
+
+    fn queue_all(&mut self, prompts: Vec<Vec<u32>>, task: &Task, requests: &mut Vec<RequestId>) -> Result<()> {
+        self.llm.check_room()?;
+        for prompt in prompts {
+            requests.push(self.queue(prompt, task)?);
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, prompt: Vec<u32>, task: &Task) -> Result<RequestId> {
+        match task {
+            Task::Generate(params, constraint) => self.llm.add_constrained(prompt, params, constraint.clone()),
+            Task::Embed(pooling) => self.llm.add_embedding(prompt, *pooling),
+        }
+    }
+
+    /// Ends the requests whose streams were dropped.
+    fn cancel_dropped(&mut self) {
+        self.cancel(|request| request.outputs.is_closed());
+    }
+
+    /// Ends the requests of which `is_unwanted` is true.
+    fn cancel(&mut self, is_unwanted: impl Fn(&UnfinishedRequest) -> bool) {
+        let unwanted = self.unfinished.iter().filter(|(_, request)| is_unwanted(request)).map(|(id, _)| *id);
+        for id in unwanted.collect::<Vec<_>>() {
+            self.end(id, AnswerEnd::Cancelled, &RequestError::Cancelled);
+        }
+    }
+
+    /// Ends all requests.
+    fn end_all(&mut self, error: &RequestError) {
+        for id in self.unfinished.keys().copied().collect::<Vec<_>>() {
+            self.end(id, AnswerEnd::Failed, error);
+        }
+    }
+
+    /// Ends the answers to one request that have not ended.
+    fn end(&mut self, id: RequestId, end: AnswerEnd, error: &RequestError) {
+        self.llm.abort(id);
+        let Some(request) = self.unfinished.remove(&id) else { return };
+        self.observer.answers_ended(end, request.unfinished().count());
+        request.unfinished().for_each(|choice| request.send(choice, Err(error.clone())));
+    }
+
+    fn step(&mut self) {
+        match self.llm.step() {
+            Ok(events) => {
+                self.observer.step(&self.llm.stats().last_step);
+                events.into_iter().for_each(|event| self.hand_out(event));
+            }
+            Err(error) => {
+                self.observer.step_failed(&error);
+                self.end_all(&RequestError::Failed(Arc::new(error)));
+            }
+        }
+    }
+
+    fn hand_out(&mut self, event: Event) {
+        let Event { request: id, choice, output } = event;
+        let Some(request) = self.unfinished.get_mut(&id) else { return };
+        let observer = &self.observer;
+        let end = match &output {
+            Ok(Output::Token(token)) => {
+                observer.token(token, &request.answers[choice].next_token(request.arrived));
+                token.finished.map(AnswerEnd::Finished)
+            }
+            Ok(Output::Embedding(_)) => Some(AnswerEnd::Finished(FinishReason::Stop)),
+            Err(error) => {
+                observer.answer_failed(error);
+                Some(AnswerEnd::Failed)
+            }
+        };
+        if let Some(end) = end {
+            request.answers[choice].has_ended = true;
+            observer.answers_ended(end, 1);
+        }
+        request.send(choice, output.map_err(|error| RequestError::Failed(Arc::new(error))));
+        if request.unfinished().next().is_none() {
+            self.unfinished.remove(&id);
+        }
+    }
+}
+
+/// The next command, if there is one.
+fn next_command(commands: &Receiver<Command>) -> Option<Command> {
+    match commands.try_recv() {
+        Ok(command) => Some(command),
+        Err(TryRecvError::Empty) => None,
+        Err(TryRecvError::Disconnected) => Some(Command::Stop),
+    }
+}
+
+/// A request that is waiting or running.
+struct UnfinishedRequest {
+    stream: StreamId,
+    outputs: mpsc::UnboundedSender<RequestOutput>,
+    /// Of its answers, among all that the stream gives.
+    first_choice: usize,
+    arrived: Instant,
+    answers: Vec<Progress>,
+}
+
+impl UnfinishedRequest {
+    /// Its answers that have not ended.
+    fn unfinished(&self) -> impl Iterator<Item = usize> {
+        self.answers.iter().enumerate().filter(|(_, answer)| !answer.has_ended).map(|(choice, _)| choice)
+    }
+
+    fn send(&self, choice: usize, output: Result<Output, RequestError>) {
+        // That the stream was dropped is noticed before the next step.
+        let _ = self.outputs.send(RequestOutput { choice: self.first_choice + choice, output });
+    }
+}
+
+/// How far an answer is.
+#[derive(Debug, Clone, Default)]
+struct Progress {
+    tokens: usize,
+    first_token: Option<Instant>,
+    has_ended: bool,
+}
+
+impl Progress {
+    /// Counts a token that has just come.
+    fn next_token(&mut self, arrived: Instant) -> TokenTimes {
+        let index = self.tokens;
+        self.tokens += 1;
+        let since_first_token = self.first_token.map_or(Duration::ZERO, |first| first.elapsed());
+        self.first_token.get_or_insert_with(Instant::now);
+        TokenTimes { index, since_arrival: arrived.elapsed(), since_first_token }
+    }
+}
