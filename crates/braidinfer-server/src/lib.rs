@@ -1,6 +1,6 @@
 //! An OpenAI-compatible server over one model.
 //!
-//! One thread owns the model and runs its steps ([`worker`]); handlers turn requests into prompts for it and what it says
+//! One thread owns the model and runs its steps (`worker`); handlers turn requests into prompts for it and what it says
 //! into answers. Only `api/` knows the wire format.
 
 mod api;
