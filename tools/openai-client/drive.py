@@ -60,6 +60,14 @@ def require_equal(found, expected, what):
     require(found == expected, f"{what}: expected {expected!r}, found {found!r}")
 
 
+def wait_until(is_so, seconds, otherwise):
+    """Looks until it is so. The only sleep here: whatever else is waited for is waited for with this."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        require(time.monotonic() < deadline, f"{otherwise} after {seconds} s")
+        time.sleep(0.02)
+
+
 class Server:
     """The server under test, as the client sees it, and what the OpenAI API has no word for."""
 
@@ -103,11 +111,11 @@ class Server:
         with urllib.request.urlopen(urllib.request.Request(self.address + path, data, headers), timeout=60) as reply:
             return reply.read().decode()
 
+    def running(self):
+        return self.metric("vllm:num_requests_running")
+
     def wait_until_idle(self, seconds):
-        deadline = time.monotonic() + seconds
-        while self.metric("vllm:num_requests_running") + self.metric("vllm:num_requests_waiting") > 0:
-            require(time.monotonic() < deadline, f"requests still run after {seconds} s")
-            time.sleep(0.02)
+        wait_until(lambda: self.running() + self.metric("vllm:num_requests_waiting") == 0, seconds, "requests still run")
 
 
 @dataclass
@@ -605,7 +613,7 @@ def cancelled_task(server):
         async with openai.AsyncOpenAI(**server.settings) as client:
             asked = client.chat.completions.create(model=server.model, messages=CHAT, **MUCH)
             task = asyncio.create_task(asked)
-            await asyncio.sleep(0.2)
+            await asyncio.to_thread(wait_until, lambda: server.running() > 0, 30, "the request does not run")
             require(not task.done(), "the answer was complete before it could be cancelled")
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

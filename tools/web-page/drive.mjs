@@ -77,6 +77,7 @@ function slowStreams(milliseconds) {
         } catch (error) {
           controller.error(error);
         }
+        window.endedStreams = (window.endedStreams ?? 0) + 1;
       },
     });
     return new Response(body, { status: response.status, headers: response.headers });
@@ -127,7 +128,6 @@ const figures = (page) => page.locator(".turn").last().locator(".figures");
 const failure = (page) => page.locator(".turn").last().locator(".failure");
 const button = (page, name) => page.getByRole("button", { name, exact: true }).last();
 const length = async (locator) => (await locator.textContent()).length;
-const pause = (page, milliseconds = 300) => page.waitForTimeout(milliseconds);
 
 async function servedModel(page) {
   return (await (await page.request.get(`${origin}/v1/models`)).json()).data[0].id;
@@ -188,7 +188,8 @@ for (const [way, stop] of [
     await answered(page);
     const kept = await length(said(page));
     assert.ok(kept > 0 && kept < LONG.length);
-    await pause(page);
+    // The stream has tried to bring another word.
+    await page.waitForFunction(() => window.endedStreams === 1);
     assert.equal(await length(said(page)), kept);
     assert.match(await figures(page).textContent(), /about \d+ tokens.*stopped/);
     assert.equal(await page.textContent("#send"), "Send");
@@ -344,7 +345,7 @@ await step("401 asks for a key, sends it, and keeps it over a reload", async (pa
   assert.equal(await failure(page).isHidden(), true);
   assert.ok((await length(said(page))) > 0);
   await page.reload();
-  await pause(page);
+  await page.locator("#model").getByText(await servedModel(page)).waitFor();
   assert.equal(await page.locator("#key-dialog[open]").count(), 0);
 }, TROUBLE);
 
@@ -421,19 +422,20 @@ await step("the end is followed until the reader goes up", async (page) => {
   await playAnswers(page, streamOf(LONG.replaceAll(" word", "\n\nword")));
   await ask(page, "Count.");
   await page.getByText("word60").waitFor();
-  const distance = () => page.locator("#scroller").evaluate((it) => it.scrollHeight - it.scrollTop - it.clientHeight);
-  await pause(page, 50);
-  assert.ok((await distance()) < 60);
+  const isNearEnd = (distance) => {
+    const { scrollHeight, scrollTop, clientHeight } = document.querySelector("#scroller");
+    return scrollHeight - scrollTop - clientHeight < distance;
+  };
+  await page.waitForFunction(isNearEnd, 60);
   await page.mouse.move(640, 400);
   await page.mouse.wheel(0, -600);
   await page.locator("#to-end").waitFor();
   const top = await page.locator("#scroller").evaluate((it) => it.scrollTop);
-  await pause(page);
+  await page.getByText("word200").waitFor();
   assert.equal(await page.locator("#scroller").evaluate((it) => it.scrollTop), top);
   await page.click("#to-end");
   await answered(page);
-  await pause(page, 100);
-  assert.ok((await distance()) < 2);
+  await page.waitForFunction(isNearEnd, 2);
 }, { slow: 10 });
 
 await step("a new chat can be taken back", async (page) => {
@@ -493,9 +495,11 @@ await step("metrics: figures, plots, and polling only while they are open", asyn
   assert.match(facts, /Requests finished7/);
   await page.click("#close-panel");
   const before = polls;
-  await pause(page, 2600);
+  await page.clock.fastForward(60_000);
+  // Asked last, so that whatever the timers asked for has been asked when this is answered.
+  await page.evaluate(() => fetch("/v1/models"));
   assert.equal(polls, before);
-});
+}, { prepare: (page) => page.clock.install() });
 
 await step("metrics of the server, and what is said when they cannot be read", async (page) => {
   await page.route("**/metrics", (route) => route.fulfill(refusal(503, "later")));
@@ -550,9 +554,11 @@ for (const colorScheme of ["light", "dark"]) {
     await answered(page);
     await hasNoSidewaysScroll(page);
     await shot(page, `phone-answer-${colorScheme}`);
-    for (const name of ["Settings", "Report", "Metrics"]) {
+    for (const [name, content] of [["Settings", "#system-prompt"], ["Report", ".verdict"], ["Metrics", "polyline >> nth=2"]]) {
       await button(page, name).click();
-      await pause(page, name === "Metrics" ? 4500 : 300);
+      await page.locator(`#${name.toLowerCase()}`).waitFor();
+      // A line without ups and downs has no height, and counts as hidden.
+      await page.locator(`#${name.toLowerCase()} ${content}`).waitFor({ state: "attached" });
       await hasNoSidewaysScroll(page);
       await shot(page, `phone-${name.toLowerCase()}-${colorScheme}`);
     }

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 
 use serde_json::Value;
-use support::{braidinfer, model, output, refuse, stdout, succeed, succeed_json};
+use support::{model, output, refuse, stdout, succeed, succeed_json};
 
 fn path(name: &str) -> String {
     model(name).display().to_string()
@@ -126,19 +126,23 @@ fn one_prediction_has_no_standard_error() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_leaves_no_figure() {
-    let demo = demo();
-    let mut child = braidinfer(["perplexity", &demo, "--against", "kernels=standard", "--json"])
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("the binary starts");
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let interrupted = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(interrupted.expect("kill starts").success());
-    let status = child.wait().expect("the program ends");
-    let mut printed = String::new();
-    std::io::Read::read_to_string(&mut child.stdout.take().expect("stdout is piped"), &mut printed)
-        .expect("it is text");
-    assert!(status.code() == Some(130) && printed.is_empty() || status.success(), "{status}: {printed}");
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let text = folder.path().join("long.txt");
+    // So long that nobody waits for its end.
+    fs::write(&text, "Once upon a time, there was a little fox. ".repeat(20_000)).expect("a file can be written");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_braidinfer"));
+    command
+        .args(["perplexity", &demo(), "--against", "kernels=standard", "--json", "--context", "64", "--file"])
+        .arg(text);
+    // On a terminal a bar shows the perplexity of what was read so far.
+    let mut session = rexpect::session::spawn_command(command, Some(60_000)).expect("the program starts");
+    session.exp_string("perplexity ").expect("the first chunk is read");
+    session.send_control('c').expect("the key is taken");
+    let bar = session.exp_string("cancelled: nothing was measured").expect("it says so");
+    let rest = session.exp_eof().expect("it ends");
+    assert!(!bar.contains('{') && !rest.contains('{'), "{bar}{rest}");
+    let status = session.process().wait().expect("it has ended");
+    assert!(format!("{status:?}").contains("130"), "{status:?}");
 }
 
 #[test]

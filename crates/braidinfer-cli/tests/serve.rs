@@ -5,9 +5,9 @@ mod support;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use support::{braidinfer, refuse};
+use support::{braidinfer, refuse, wait_until};
 
 /// A server that listens, and its address.
 fn start(args: &[&str]) -> (Child, BufReader<std::process::ChildStderr>, String) {
@@ -48,15 +48,11 @@ fn signal(child: &Child, name: &str) {
 }
 
 fn ends_with(mut child: Child) -> Option<i32> {
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(30) {
-        if let Some(status) = child.try_wait().expect("it can be waited for") {
-            return status.code();
-        }
-        std::thread::sleep(Duration::from_millis(10));
+    if !wait_until(|| child.try_wait().expect("it can be waited for").is_some()) {
+        child.kill().expect("it can be killed");
+        panic!("the server does not end");
     }
-    child.kill().expect("it can be killed");
-    panic!("the server does not end");
+    child.wait().expect("it has ended").code()
 }
 
 #[test]
@@ -83,10 +79,7 @@ fn clients_that_go_away_before_they_are_answered_are_in_the_log() {
     let is_running = |metrics: &str| {
         metrics.lines().any(|line| line.starts_with("vllm:num_requests_running") && !line.ends_with(" 0"))
     };
-    let begun = Instant::now();
-    while !is_running(&get(&address, "/metrics")) {
-        assert!(begun.elapsed() < Duration::from_secs(30), "the request never runs");
-    }
+    assert!(wait_until(|| is_running(&get(&address, "/metrics"))), "the request never runs");
     drop(stream);
     let line = line_with(&mut lines, "the client went away");
     assert!(line.contains("gone") && line.contains("/v1/completions"), "{line}");

@@ -8,13 +8,12 @@
 //! .locks/models--org--name/<etag>.lock               held by whoever downloads the blob
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fs4::{FileExt, TryLockError};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use crate::id::is_commit;
@@ -119,11 +118,11 @@ impl RepoCache {
         loop {
             let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
             let lock = lock.map_err(HubError::io("open", &path))?;
-            match FileExt::try_lock(&lock) {
+            match lock.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     progress.note(&format!("{file}: waiting for another process that downloads it"));
-                    FileExt::lock(&lock).map_err(HubError::io("lock", &path))?;
+                    lock.lock().map_err(HubError::io("lock", &path))?;
                 }
                 Err(TryLockError::Error(error)) => {
                     progress

@@ -2,13 +2,12 @@
 
 mod support;
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use braidinfer::{LoadOptions, Prompt, SamplingParams};
 use braidinfer_server::ServerConfig;
 use serde_json::{Value, json};
-use support::{Connection, Model, TestServer, config, demo, demo_with_template, greedy, with};
+use support::{Connection, Model, TestServer, config, demo, demo_with_template, greedy, wait_until, with};
 
 const STORY: &str = "Once upon a time";
 
@@ -510,10 +509,7 @@ fn a_full_queue_is_429_and_says_when_to_try_again() {
         connection
     };
     let running = open();
-    let begun = Instant::now();
-    while server.metric("vllm:num_requests_running") < 1.0 && begun.elapsed() < Duration::from_secs(10) {
-        thread::sleep(Duration::from_millis(1));
-    }
+    server.wait_for("vllm:num_requests_running", |running| running >= 1.0, "the first request never runs");
     let waiting: Vec<Connection> = (0..4).map(|_| open()).collect();
     let statuses: Vec<u16> = waiting
         .into_iter()
@@ -563,8 +559,9 @@ fn clients_that_read_nothing_lose_their_connection() {
     let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
     // More than the system keeps of what nobody reads.
     let mut client = asking(&server, &with(greedy(STORY, 100), json!({"n": 100, "logprobs": 20, "stream": true})));
-    server.wait_for("braidinfer_generation_tokens_total", |tokens| tokens >= 1.0, "nothing is written");
-    thread::sleep(Duration::from_secs(2));
+    let of_abort = |line: &&str| line.contains("finish_reason=\"abort\"");
+    let was_ended = || server.get("/metrics").text.lines().find(of_abort).is_some_and(|line| !line.ends_with(" 0"));
+    assert!(wait_until(was_ended), "the request goes on");
     assert!(client.reply().is_none(), "the connection ends before the answer does");
 }
 

@@ -1,6 +1,9 @@
 //! Running the real binary on fixtures and on broken copies of them.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
+
+#[path = "../../../braidinfer/tests/support/waiting.rs"]
+mod waiting;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
+pub use waiting::wait_until;
 
 /// `tests/fixtures` of the repository.
 pub fn fixtures() -> PathBuf {

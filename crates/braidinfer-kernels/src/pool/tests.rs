@@ -101,12 +101,31 @@ fn meet(pool: &mut Pool) {
     });
 }
 
+/// Comes back so much later, in order to meet a worker at another point of its way to sleep.
+fn later(microseconds: u64) {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_micros(microseconds) {
+        std::hint::spin_loop();
+    }
+}
+
+/// Comes back when a worker has gone to sleep since the last ring, which the worker says itself.
+fn wait_until_asleep(pool: &Pool) {
+    while !pool.shared.bell.0.sleeping.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn workers_that_sleep_wake_up() {
     for threads in [2, 4] {
         let mut pool = pool(threads);
-        for pause in [0, 50, 100, 150, 1_000, 20_000] {
-            std::thread::sleep(Duration::from_micros(pause));
+        for pause in [0, 50, 100, 150, 1_000] {
+            later(pause);
+            meet(&mut pool);
+        }
+        for _ in 0..3 {
+            wait_until_asleep(&pool);
             meet(&mut pool);
         }
     }
@@ -131,10 +150,7 @@ fn idle_workers_go_to_sleep() {
     let mut pool = pool(2);
     pool.run(4, &|_, _| ());
     assert_eq!(pool.workers[0].thread().name(), Some("braidinfer-1"));
-    // Set by the worker as it goes to sleep.
-    while !pool.shared.bell.0.sleeping.load(Ordering::SeqCst) {
-        std::thread::yield_now();
-    }
+    wait_until_asleep(&pool);
 }
 
 #[test]
@@ -174,12 +190,22 @@ fn of_many_panics_one_resumes() {
 #[test]
 fn no_thread_is_in_the_closure_when_a_panic_resumes() {
     let mut pool = pool(4);
-    let inside = AtomicU32::new(0);
+    let (inside, panics) = (AtomicU32::new(0), AtomicBool::new(false));
+    let wait_for = |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            std::thread::yield_now();
+        }
+    };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         pool.run(8, &|index, _| {
             inside.fetch_add(1, Ordering::Relaxed);
-            if index > 0 {
-                std::thread::sleep(Duration::from_millis(2));
+            // The first task is the caller's. It panics while another one runs, which goes on for a while.
+            if index == 0 {
+                wait_for(&|| inside.load(Ordering::Relaxed) > 1);
+                panics.store(true, Ordering::Relaxed);
+            } else {
+                wait_for(&|| panics.load(Ordering::Relaxed));
+                later(2_000);
             }
             inside.fetch_sub(1, Ordering::Relaxed);
             assert!(index > 0);
@@ -196,7 +222,7 @@ fn pools_of_no_threads_are_refused_and_stop_at_any_moment() {
         for threads in THREADS {
             let mut pool = pool(threads);
             pool.run(3, &|_, _| ());
-            std::thread::sleep(Duration::from_micros(pause));
+            later(pause);
         }
     }
     assert!(default_threads() >= 1);

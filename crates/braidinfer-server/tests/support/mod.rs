@@ -1,13 +1,16 @@
 //! A server with the demo model on a port of its own, and clients.
 // Not every test file uses all of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
+
+#[path = "../../../braidinfer/tests/support/waiting.rs"]
+mod waiting;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use braidinfer::model::ModelSource;
 use braidinfer::{Llm, LoadOptions};
@@ -15,6 +18,7 @@ use braidinfer_server::{Server, ServerConfig};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
+pub use waiting::wait_until;
 
 pub const MODEL: &str = "demo";
 
@@ -127,11 +131,7 @@ impl TestServer {
 
     /// Waits until a metric is as it should be; `otherwise` says what is wrong if it never is.
     pub fn wait_for(&self, metric: &str, is_so: impl Fn(f64) -> bool, otherwise: &str) {
-        let begun = Instant::now();
-        while !is_so(self.metric(metric)) {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{otherwise}");
-            thread::sleep(Duration::from_millis(5));
-        }
+        assert!(wait_until(|| is_so(self.metric(metric))), "{otherwise}");
     }
 
     /// A value of a metric.
