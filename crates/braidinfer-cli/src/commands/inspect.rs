@@ -7,7 +7,7 @@ use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, TensorView, Weight
 use braidinfer::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::args::InspectArgs;
@@ -16,6 +16,7 @@ use crate::{model, output};
 #[derive(Serialize)]
 struct Inspection {
     model: String,
+    #[serde(serialize_with = "with_sizes_of_config")]
     spec: DecoderSpec,
     context_length: usize,
     parameters: usize,
@@ -28,6 +29,21 @@ struct Inspection {
     tokenizer: Option<TokenizerJson>,
     chat_template: bool,
     notes: Vec<String>,
+}
+
+/// The spec with the sizes of its heads beside its other sizes, as in `config.json`, where all layers have the same.
+fn with_sizes_of_config<S: Serializer>(spec: &DecoderSpec, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct WithSizes<'a> {
+        #[serde(flatten)]
+        spec: &'a DecoderSpec,
+        num_attention_heads: usize,
+        num_key_value_heads: usize,
+        head_dim: usize,
+    }
+    let [attention] = spec.attentions[..] else { return spec.serialize(serializer) };
+    let AttentionSpec { num_attention_heads, num_key_value_heads, head_dim, .. } = attention;
+    WithSizes { spec, num_attention_heads, num_key_value_heads, head_dim }.serialize(serializer)
 }
 
 #[derive(Serialize)]

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use braidinfer::compat::Precision;
 use braidinfer::executor::{DeviceChoice, Kernels};
 use braidinfer::model::{ModelSource, Weights, describe};
-use braidinfer::{Llm, LoadOptions};
+use braidinfer::{Llm, LoadOptions, Threads};
 
 use self::baseline::{Baseline, Comparison};
 use self::contestant::{Contestant, Described};
@@ -50,7 +50,7 @@ fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
     let weights = weights_name(&source, args)?;
     let options = plan.kernels.iter().map(|kernels| load_options(*kernels, args, plan));
     let options = options.collect::<anyhow::Result<Vec<_>>>()?;
-    let threads = args.computing.threads.unwrap_or_else(braidinfer::kernels::default_threads);
+    let threads = Threads::new(args.computing.threads)?.count();
     let on_cpu = options.iter().all(|options| options.device == DeviceChoice::Cpu);
     let before = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;
     let (samples, described) = measure_all(&source, &options, plan)?;
