@@ -1,11 +1,11 @@
-//! One repository's folder in the Hugging Face cache, laid out as Python's `huggingface_hub` does it:
+//! The cache folder of one repository, in the layout of Python's `huggingface_hub`:
 //!
 //! ```text
-//! models--org--name/refs/main                        the commit that a branch or tag stood at
-//! models--org--name/blobs/<etag>                     contents, by entity tag
-//! models--org--name/blobs/<etag>.incomplete          contents on their way
+//! models--org--name/refs/main                        the commit of a branch or tag
+//! models--org--name/blobs/<etag>                     file contents, by entity tag
+//! models--org--name/blobs/<etag>.incomplete          a partial download
 //! models--org--name/snapshots/<commit>/<path>        link to a blob, ../../blobs/<etag>
-//! .locks/models--org--name/<etag>.lock               held by whoever downloads the blob
+//! .locks/models--org--name/<etag>.lock               held by the process that downloads the blob
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -19,7 +19,7 @@ use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use crate::id::is_commit;
 use crate::{HubError, HubId, Progress, Result};
 
-/// Where one repository is kept, at the revision that an id names.
+/// The cache folder of one repository, for the revision of an id.
 pub(crate) struct RepoCache {
     folder: PathBuf,
     locks: PathBuf,
@@ -40,7 +40,7 @@ impl RepoCache {
         }
     }
 
-    /// Names in the Hub's API.
+    /// The repository, for `hf-hub`'s API paths.
     pub fn repo(&self) -> &Repo {
         &self.repo
     }
@@ -49,7 +49,7 @@ impl RepoCache {
         self.folder.join("refs").join(self.repo.revision())
     }
 
-    /// The commit that the revision is, or that it was when it was last fetched.
+    /// The revision's commit as of the last fetch, or the revision itself if it is a commit.
     pub fn commit(&self) -> Option<String> {
         if is_commit(self.repo.revision()) {
             return Some(self.repo.revision().to_owned());
@@ -58,14 +58,14 @@ impl RepoCache {
         is_commit(&commit).then_some(commit)
     }
 
-    /// Says where the revision stands now. A commit is its own revision.
+    /// Records the revision's current commit. Nothing is recorded if the revision is a commit.
     pub fn set_commit(&self, commit: &str) -> Result<()> {
         if self.commit().as_deref() == Some(commit) {
             return Ok(());
         }
         let path = self.reference();
         create_parent(&path)?;
-        // Other programs must not see a part of a hash.
+        // Written to a temporary file first, so that other programs never see part of a hash.
         let unfinished = beside(&path, &format!(".{}.tmp", unique()));
         fs::write(&unfinished, commit).map_err(HubError::io("write", &unfinished))?;
         fs::rename(&unfinished, &path).map_err(HubError::io("write", &path))
@@ -75,12 +75,12 @@ impl RepoCache {
         self.paths.pointer_path(commit)
     }
 
-    /// Where `file` of a commit is, if it is there. Links to blobs that are gone do not count.
+    /// Path of `file` in a snapshot, if it exists. Dangling links do not count.
     pub fn find(&self, commit: &str, file: &str) -> Option<PathBuf> {
         Some(self.snapshot(commit).join(file)).filter(|path| path.is_file())
     }
 
-    /// All files of a commit that are there, as the Hub would list them.
+    /// All existing files of a snapshot, as the Hub would list them.
     pub fn files(&self, commit: &str) -> Vec<String> {
         let mut files = Vec::new();
         collect(&self.snapshot(commit), "", 0, &mut files);
@@ -92,7 +92,7 @@ impl RepoCache {
         self.paths.blob_path(etag)
     }
 
-    /// Puts the blob into the snapshot under its name. What is there is left alone: another process may be reading it.
+    /// Links the blob into the snapshot. An existing file is not replaced, because another process may be reading it.
     pub fn link(&self, etag: &str, commit: &str, file: &str, progress: &mut dyn Progress) -> Result<()> {
         let (blob, path) = (self.blob(etag), self.snapshot(commit).join(file));
         if path.is_file() {
@@ -105,13 +105,13 @@ impl RepoCache {
         let up = "../".repeat(2 + file.matches('/').count());
         match symlink(&format!("{up}blobs/{etag}"), &path) {
             Ok(()) => Ok(()),
-            // Another process was faster.
+            // Another process has created the link.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_file() => Ok(()),
             Err(_) => duplicate(&blob, &path, progress),
         }
     }
 
-    /// Waits until no other process downloads this blob.
+    /// Locks the blob, waiting until no other process downloads it.
     pub fn lock(&self, etag: &str, file: &str, progress: &mut dyn Progress) -> Result<Lock> {
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
@@ -130,21 +130,21 @@ impl RepoCache {
                     return Ok(Lock { held: None });
                 }
             }
-            // A lock on a file that was removed while we waited keeps nobody out.
+            // A lock on a file that was deleted meanwhile excludes nobody.
             if has_name(&lock) {
                 return Ok(Lock { held: Some(lock) });
             }
         }
     }
 
-    /// Where to download a blob to. Without a lock the name is used once, and the file cannot be resumed.
+    /// Path to which a blob is downloaded. Without a lock, the name is unique, and the download cannot be resumed.
     pub fn incomplete(&self, etag: &str, lock: &Lock) -> PathBuf {
         let own = if lock.held.is_some() { String::new() } else { format!(".{}", unique()) };
         beside(&self.blob(etag), &format!("{own}.incomplete"))
     }
 }
 
-/// Held while a blob is downloaded. Given back when it is dropped.
+/// Held while a blob is downloaded, and released when dropped.
 pub(crate) struct Lock {
     held: Option<File>,
 }
@@ -155,19 +155,19 @@ fn has_name(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
 }
 
-/// Elsewhere files that are open cannot be removed.
+/// On other systems, open files cannot be deleted.
 #[cfg(not(unix))]
 fn has_name(_: &File) -> bool {
     true
 }
 
-/// For names that no other thread or process uses at this time.
+/// A suffix that no other running thread or process uses.
 fn unique() -> String {
     static USED: AtomicU64 = AtomicU64::new(0);
     format!("{}-{}", process::id(), USED.fetch_add(1, Ordering::Relaxed))
 }
 
-/// `path` with `suffix` behind its name.
+/// `path` with `suffix` appended to its name.
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -179,14 +179,14 @@ pub(crate) fn create_parent(path: &Path) -> Result<()> {
     fs::create_dir_all(parent).map_err(HubError::io("create", parent))
 }
 
-/// Adds the files below `folder` under `prefix`. What cannot be read is not there.
+/// Appends the files below `folder`, with `prefix`. Unreadable entries are skipped.
 fn collect(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<String>) {
     const DEEPEST: usize = 8;
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
         let path = format!("{prefix}{name}");
-        // Links to folders are not followed: they could lead round in circles.
+        // Links to folders are not followed, because they could be cyclic.
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             if depth < DEEPEST {
                 collect(&entry.path(), &format!("{path}/"), depth + 1, files);
@@ -212,7 +212,7 @@ fn symlink(_: &str, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Where there are no symbolic links, as mostly on Windows: a second name for the blob, or else a copy.
+/// Without symbolic links, as usual on Windows: a hard link to the blob, or else a copy.
 fn duplicate(blob: &Path, path: &Path, progress: &mut dyn Progress) -> Result<()> {
     if fs::hard_link(blob, path).is_ok() {
         return Ok(());
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_are_no_links_files_are_kept_twice() {
+    fn without_links_files_are_copied() {
         let folder = tempfile::tempdir().expect("a folder");
         let (blob, path) = (folder.path().join("blob"), folder.path().join("file"));
         fs::write(&blob, "text").expect("written");
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_to_nothing_is_replaced() {
+    fn a_dangling_link_is_replaced() {
         let folder = tempfile::tempdir().expect("a folder");
         let cache = cache(folder.path(), "a/b");
         cache.link("e1", COMMIT, "sub/file", &mut ()).expect("a link");

@@ -1,9 +1,9 @@
-//! The checksum that an entity tag of the Hub is.
+//! Checksums of files, given by the Hub's entity tags.
 
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
-/// How the bytes of a file are checked. The Hub's entity tag is the SHA-256 of a file in LFS or Xet, and git's own
-/// hash of any other file; other servers may send something that is neither.
+/// How the bytes of a file are checked. The Hub's entity tag is the SHA-256 of a file in LFS or Xet, and the git hash
+/// of any other file; other servers may send a tag that is neither.
 #[derive(Clone)]
 pub(crate) enum Checksum {
     Sha256(Context),
@@ -12,7 +12,7 @@ pub(crate) enum Checksum {
 }
 
 impl Checksum {
-    /// For a file of `size` bytes with this entity tag.
+    /// The checksum for a file of `size` bytes with this entity tag.
     pub fn new(etag: &str, size: u64) -> Self {
         let hex = etag.bytes().all(|b| b.is_ascii_hexdigit());
         match etag.len() {
@@ -41,7 +41,7 @@ impl Checksum {
         }
     }
 
-    /// The checksum of all bytes so far, in hexadecimal; `None` if there is nothing to compare one with.
+    /// The checksum of all bytes so far, in hexadecimal; `None` if the entity tag is no checksum.
     pub fn finish(self) -> Option<String> {
         match self {
             Self::Sha256(context) | Self::GitBlob(context) => Some(hexadecimal(context.finish().as_ref())),

@@ -1,4 +1,4 @@
-//! Which files of a repository a run needs.
+//! Selecting the required files of a repository.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
 const SENTENCEPIECE: &str = "tokenizer.model";
-/// What may stand beside the weights. Anything else, such as copies of the weights in other formats, is left alone.
+/// Small files to download with the weights. Anything else, such as weights in other formats, is not downloaded.
 const SMALL_FILES: [&str; 9] = [
     CONFIG,
     "generation_config.json",
@@ -28,21 +28,21 @@ const SMALL_FILES: [&str; 9] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
-/// How many names a message lists.
+/// Maximum number of names in a message.
 const LISTED: usize = 40;
 
-/// The model that a run takes from a repository.
+/// The model to use from a repository.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
-    /// A directory with safetensors. `weights` is the one file or the index of the shards. Small files come first, so
-    /// that weights in the cache mean that the rest is there too.
+    /// A directory with safetensors. `weights` is the only weight file, or the index of the shards. Small files are
+    /// downloaded first, so that if the weights are in the cache, the rest is there too.
     Directory { small: Vec<&'static str>, weights: &'static str },
-    /// A GGUF file, or all parts of a split one in order.
+    /// A GGUF file, or all parts of a split model in order.
     Gguf(GgufSet),
 }
 
 impl Choice {
-    /// The files whose names are known without reading another one.
+    /// The files whose names are known without reading the index.
     pub fn named(&self) -> Vec<&str> {
         match self {
             Self::Directory { small, weights } if self.index().is_none() => {
@@ -53,7 +53,7 @@ impl Choice {
         }
     }
 
-    /// The file that names the shards, if there are any.
+    /// The index of the shards, if there is one.
     pub fn index(&self) -> Option<&'static str> {
         match self {
             Self::Directory { weights, .. } if weights.ends_with(".index.json") => Some(weights),
@@ -68,7 +68,7 @@ impl Choice {
         }
     }
 
-    /// Whether a tokenizer is among the files; GGUF files have theirs inside.
+    /// Whether there is a tokenizer; GGUF files contain one.
     pub fn has_tokenizer(&self) -> bool {
         match self {
             Self::Directory { small, .. } => {
@@ -78,7 +78,7 @@ impl Choice {
         }
     }
 
-    /// What `id` means in a repository of these `files`. `files` may come from a server.
+    /// The model that `id` selects in a repository with these `files`, whose names are untrusted.
     pub fn new(id: &HubId, files: &[String]) -> Result<Self> {
         let choice = Self::unchecked(id, files)?;
         if let Self::Gguf(set) = &choice {
@@ -152,7 +152,7 @@ fn available(sets: &[GgufSet]) -> String {
     listed(handles.into_iter())
 }
 
-/// What a repository without a usable model holds: its weights in other formats if there are any, else whatever.
+/// What a repository without a supported model contains: weights in other formats, or else any files.
 fn summary(files: &[String]) -> String {
     const WEIGHTS_OF_OTHERS: [&str; 9] =
         [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz"];
@@ -174,7 +174,7 @@ fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     text
 }
 
-/// The shards that the index at `path` names, sorted.
+/// The shards that the index at `path` lists, sorted.
 pub(crate) fn shards(id: &HubId, path: &Path) -> Result<Vec<String>> {
     const LARGEST: u64 = 256 << 20;
     let fail = |expected: &str, found: String| HubError::NoModel {
@@ -199,7 +199,7 @@ pub(crate) fn shards(id: &HubId, path: &Path) -> Result<Vec<String>> {
     Ok(shards.into_iter().collect())
 }
 
-/// A file name of a repository must not lead anywhere but below the snapshot's folder, on any system.
+/// Checks that a file name cannot be a path out of the snapshot's folder, on any operating system.
 fn check_name(id: &HubId, name: &str) -> Result<()> {
     const LONGEST: usize = 1000;
     let bad_part = |part: &str| part.is_empty() || part == "." || part == ".." || part.len() > 255;
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn safetensors_come_first_and_only_what_is_needed() {
+    fn safetensors_are_preferred_and_only_required_files_are_chosen() {
         let files = [
             "README.md",
             "config.json",
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn sentencepiece_where_there_is_no_other_tokenizer() {
+    fn sentencepiece_is_the_fallback_tokenizer() {
         let expected = Choice::Directory {
             small: vec!["config.json", "tokenizer.model", "chat_template.jinja"],
             weights: "model.safetensors.index.json",
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_without_a_model_is_told_what_it_has() {
+    fn a_repository_without_a_model_is_an_error_that_lists_its_files() {
         let error = refusal("a/b", &["config.json", "pytorch_model.bin", "flax_model.msgpack"]);
         assert!(error.contains("GGUF") && error.contains("found pytorch_model.bin, flax_model.msgpack"), "{error}");
         assert!(refusal("a/b", &["README.md"]).contains("no weights among: README.md"));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_choice_among_gguf_files_is_the_users() {
+    fn several_gguf_files_require_a_choice() {
         let files = ["m-Q4_0.gguf", "m-Q8_0.gguf", "mmproj-F16.gguf"];
         let error = refusal("a/b", &files);
         assert!(
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn file_names_outside_the_snapshot_are_rejected() {
         for name in [
             "../m-Q4_0.gguf",
             "/etc/m-Q4_0.gguf",

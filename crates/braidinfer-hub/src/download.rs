@@ -1,4 +1,4 @@
-//! One file: what the Hub says about it, and its bytes into a blob.
+//! Downloading one file: its metadata from the Hub, and its bytes to a blob.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -7,7 +7,9 @@ use std::path::Path;
 use crate::cache::{RepoCache, create_parent};
 use crate::checksum::Checksum;
 use crate::error::shown;
-use crate::http::{Answer, Attempts, Client, Fault, Method, Subject, escaped, no_answer, wrong};
+use crate::http::{
+    Attempts, Client, FetchError, HttpResponse, Method, Subject, connection_failed, escaped, invalid_response,
+};
 use crate::{HubError, HubId, Progress, Result};
 
 const BUFFER: usize = 1 << 18;
@@ -20,7 +22,7 @@ pub(crate) struct RemoteFile<'a> {
     pub name: &'a str,
 }
 
-/// What the Hub says about a file.
+/// The Hub's metadata of a file.
 struct Metadata {
     url: String,
     etag: String,
@@ -28,7 +30,7 @@ struct Metadata {
 }
 
 impl<'a> RemoteFile<'a> {
-    /// Brings the file into the cache: its blob if that is missing, and its name in the snapshot.
+    /// Downloads the file's blob, if it is missing, and links it into the snapshot.
     pub fn fetch(self, client: &Client, cache: &RepoCache, progress: &mut dyn Progress) -> Result<()> {
         let metadata = client.attempts().run(progress, || self.metadata(client, cache))?;
         let lock = cache.lock(&metadata.etag, self.name, progress)?;
@@ -50,27 +52,26 @@ impl<'a> RemoteFile<'a> {
         Subject { id: self.id, file: Some(self.name) }
     }
 
-    fn metadata(self, client: &Client, cache: &RepoCache) -> Result<Metadata, Fault> {
+    fn metadata(self, client: &Client, cache: &RepoCache) -> Result<Metadata, FetchError> {
         let url =
             format!("{}/{}/resolve/{}/{}", client.endpoint(), cache.repo().url(), self.commit, escaped(self.name));
-        let answer = client.ask(Method::Head, &url, self.subject())?;
-        let etag = etag(&answer)?;
-        let size = match size(&answer)? {
+        let response = client.request(Method::Head, &url, self.subject())?;
+        let etag = etag(&response)?;
+        let size = match size(&response)? {
             Some(size) => size,
             None => self.size_of_download(client, &url)?,
         };
         Ok(Metadata { url, etag, size })
     }
 
-    /// The length that a download announces, for servers that do not tell it before.
-    fn size_of_download(self, client: &Client, url: &str) -> Result<u64, Fault> {
-        let answer = client.ask(Method::Get(0), url, self.subject())?;
-        let length = number(&answer, "content-length", answer.header("content-length"))?;
-        length.ok_or_else(|| wrong(&answer.url, "Content-Length", "the length of the file", "none").into())
+    /// The length that a download response has, for servers that do not send it in response to HEAD.
+    fn size_of_download(self, client: &Client, url: &str) -> Result<u64, FetchError> {
+        let response = client.request(Method::Get(0), url, self.subject())?;
+        let length = number(&response, "content-length", response.header("content-length"))?;
+        length.ok_or_else(|| invalid_response(&response.url, "Content-Length", "the length of the file", "none").into())
     }
 
-    /// Whether the blob is there. One of the wrong length came from something that broke off; a whole one will take its
-    /// place.
+    /// Whether the blob exists. A blob of the wrong length is from an interrupted program, and will be replaced.
     fn has_blob(self, blob: &Path, size: u64, progress: &mut dyn Progress) -> Result<bool> {
         match fs::metadata(blob) {
             Ok(found) if found.len() == size => Ok(true),
@@ -98,7 +99,7 @@ impl<'a> RemoteFile<'a> {
             let text = format!("{}: the server sends no checksum; only the length was checked", self.name);
             progress.note(&text);
         }
-        // The blob's name must not outlive its bytes.
+        // The data must be on disk before the blob gets its name.
         download.file.sync_all().map_err(|error| download.write_error(error))
     }
 }
@@ -109,13 +110,13 @@ struct Download<'a> {
     metadata: &'a Metadata,
     path: &'a Path,
     file: File,
-    /// Of the first `position` bytes, which are in the file.
+    /// Checksum of the first `position` bytes, which are in the file.
     checksum: Checksum,
     position: u64,
 }
 
 impl<'a> Download<'a> {
-    /// Opens the file and takes up what is in it.
+    /// Opens the file, and resumes after the bytes that it already has.
     fn open(
         remote: RemoteFile<'a>,
         metadata: &'a Metadata,
@@ -159,31 +160,31 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    /// Gets all bytes that are missing, with as many requests as it takes.
+    /// Downloads all missing bytes, with as many requests as needed.
     fn receive(&mut self, client: &Client, progress: &mut dyn Progress) -> Result<()> {
         let mut attempts: Attempts = client.attempts();
         let mut furthest = self.position;
         while self.position < self.metadata.size {
-            let fault = match self.receive_some(client, progress) {
+            let failure = match self.receive_some(client, progress) {
                 Ok(()) => continue,
-                Err(fault) => fault,
+                Err(failure) => failure,
             };
-            // A server that begins anew each time gets nowhere, however much it sends.
+            // Compared with the furthest position, because a server that restarts each time makes no progress.
             if self.position > furthest {
                 furthest = self.position;
                 attempts.reset();
             }
-            attempts.after(fault, progress).map_err(|error| self.broken_off(error))?;
+            attempts.after(failure, progress).map_err(|error| self.broken_off(error))?;
         }
         Ok(())
     }
 
-    /// One request. Success means that the file is whole.
-    fn receive_some(&mut self, client: &Client, progress: &mut dyn Progress) -> Result<(), Fault> {
-        let answer = client.ask(Method::Get(self.position), &self.metadata.url, self.remote.subject())?;
-        match answer.status() {
-            206 if self.position > 0 => self.check_range(&answer)?,
-            416 => return Err(self.wrong_range(&answer, "status", "206", "416")),
+    /// Sends one request. Success means that the file is complete.
+    fn receive_some(&mut self, client: &Client, progress: &mut dyn Progress) -> Result<(), FetchError> {
+        let response = client.request(Method::Get(self.position), &self.metadata.url, self.remote.subject())?;
+        match response.status() {
+            206 if self.position > 0 => self.check_range(&response)?,
+            416 => return Err(self.wrong_range(&response, "status", "206", "416")),
             _ if self.position > 0 => {
                 progress.note(&format!("{}: the server cannot go on in the middle; beginning again", self.remote.name));
                 self.restart()?;
@@ -191,50 +192,52 @@ impl<'a> Download<'a> {
             }
             _ => {}
         }
-        self.check_length(&answer)?;
-        self.copy(answer, progress)
+        self.check_length(&response)?;
+        self.copy(response, progress)
     }
 
-    /// `Content-Range: bytes 100-199/200` must fit what is here.
-    fn check_range(&mut self, answer: &Answer) -> Result<(), Fault> {
-        let range = answer.header("content-range").unwrap_or("none");
+    /// Checks that `Content-Range: bytes 100-199/200` continues the bytes on disk.
+    fn check_range(&mut self, response: &HttpResponse) -> Result<(), FetchError> {
+        let range = response.header("content-range").unwrap_or("none");
         let expected = format!("bytes {}-{}/{}", self.position, self.metadata.size - 1, self.metadata.size);
         match range.strip_suffix('*') {
             _ if range == expected => Ok(()),
             Some(known) if expected.starts_with(known) => Ok(()),
-            _ => Err(self.wrong_range(answer, "Content-Range", &expected, range)),
+            _ => Err(self.wrong_range(response, "Content-Range", &expected, range)),
         }
     }
 
-    /// The server has something else behind the part that is here. The next try asks for everything.
-    fn wrong_range(&mut self, answer: &Answer, field: &str, expected: &str, found: &str) -> Fault {
+    /// The server's range does not continue the bytes on disk. The next attempt downloads everything.
+    fn wrong_range(&mut self, response: &HttpResponse, field: &str, expected: &str, found: &str) -> FetchError {
         match self.restart() {
-            Ok(()) => Fault::passing(wrong(&answer.url, field, expected, found)),
+            Ok(()) => FetchError::transient(invalid_response(&response.url, field, expected, found)),
             Err(error) => error.into(),
         }
     }
 
-    /// An announced length must be that of the missing bytes. A cut connection is something else.
-    fn check_length(&self, answer: &Answer) -> Result<()> {
-        let length = number(answer, "content-length", answer.header("content-length"))?;
+    /// Checks that a `Content-Length` is that of the missing bytes. Interrupted connections are detected elsewhere.
+    fn check_length(&self, response: &HttpResponse) -> Result<()> {
+        let length = number(response, "content-length", response.header("content-length"))?;
         match length.filter(|length| *length != self.metadata.size - self.position) {
             Some(length) => Err(self.wrong_size(format!("{} announced", length.saturating_add(self.position)))),
             None => Ok(()),
         }
     }
 
-    fn copy(&mut self, answer: Answer, progress: &mut dyn Progress) -> Result<(), Fault> {
-        let mut body = answer.response.into_body().into_reader();
+    fn copy(&mut self, response: HttpResponse, progress: &mut dyn Progress) -> Result<(), FetchError> {
+        let mut body = response.inner.into_body().into_reader();
         let mut buffer = vec![0; BUFFER];
         loop {
             let read = match body.read(&mut buffer) {
                 Ok(0) if self.position == self.metadata.size => return Ok(()),
-                Ok(0) => return Err(Fault::passing(no_answer(&answer.url, &"the connection was closed"))),
+                Ok(0) => {
+                    return Err(FetchError::transient(connection_failed(&response.url, &"the connection was closed")));
+                }
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // All bytes are here, however the connection ended.
+                // All bytes have arrived, so an error at the end of the connection does not matter.
                 Err(_) if self.position == self.metadata.size => return Ok(()),
-                Err(error) => return Err(Fault::passing(no_answer(&answer.url, &error))),
+                Err(error) => return Err(FetchError::transient(connection_failed(&response.url, &error))),
             };
             if read as u64 > self.metadata.size - self.position {
                 let _ = fs::remove_file(self.path);
@@ -247,7 +250,7 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Compares the checksum of all bytes.
+    /// Compares the checksum of the whole file.
     fn verify(&self) -> Result<()> {
         let algorithm = self.checksum.algorithm();
         match self.checksum.clone().finish().filter(|found| !found.eq_ignore_ascii_case(&self.metadata.etag)) {
@@ -263,19 +266,19 @@ impl<'a> Download<'a> {
         HubError::Size { file: self.remote.subject_name(), expected: self.metadata.size, found }
     }
 
-    /// What a failed write means. The part that is here stays for the next run.
+    /// The error for a failed write. The bytes on disk stay for the next run.
     fn write_error(&self, source: io::Error) -> HubError {
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
         if !full.contains(&source.kind()) {
             return HubError::io("write", self.path)(source);
         }
-        // The last write may have succeeded in part.
+        // Part of the last write may have succeeded.
         let present = self.file.metadata().map_or(self.position, |metadata| metadata.len());
         let missing = self.metadata.size.saturating_sub(present);
         HubError::DiskFull { path: self.path.display().to_string(), file: self.remote.name.into(), missing, source }
     }
 
-    /// The last of too many failures, with what there is to know about the download.
+    /// Adds the state of the download to the last error.
     fn broken_off(&self, error: HubError) -> HubError {
         let HubError::Unreachable { reason, .. } = error else { return error };
         let advice =
@@ -296,27 +299,28 @@ impl RemoteFile<'_> {
     }
 }
 
-/// The entity tag, fit for a file name.
-fn etag(answer: &Answer) -> Result<String> {
+/// The entity tag, checked to be a safe file name.
+fn etag(response: &HttpResponse) -> Result<String> {
     const LONGEST: usize = 128;
-    let header = answer.last_header("x-linked-etag").or_else(|| answer.header("etag"));
-    let header = header.ok_or_else(|| wrong(&answer.url, "ETag", "one that identifies the file", "none"))?;
+    let header = response.last_header("x-linked-etag").or_else(|| response.header("etag"));
+    let header =
+        header.ok_or_else(|| invalid_response(&response.url, "ETag", "one that identifies the file", "none"))?;
     let etag = header.strip_prefix("W/").unwrap_or(header).trim_matches('"');
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if etag.is_empty() || etag.len() > LONGEST || etag.starts_with('.') || !etag.bytes().all(plain) {
-        return Err(wrong(&answer.url, "ETag", "up to 128 letters, digits and any of -_.", header));
+        return Err(invalid_response(&response.url, "ETag", "up to 128 letters, digits and any of -_.", header));
     }
     Ok(etag.to_owned())
 }
 
-/// The length of the file. That of a redirect's own body says nothing.
-fn size(answer: &Answer) -> Result<Option<u64>> {
-    let linked = answer.last_header("x-linked-size");
-    let own = answer.header("content-length").filter(|_| answer.status() == 200);
-    number(answer, "X-Linked-Size or Content-Length", linked.or(own))
+/// The length of the file. The length of a redirect's own body is ignored.
+fn size(response: &HttpResponse) -> Result<Option<u64>> {
+    let linked = response.last_header("x-linked-size");
+    let own = response.header("content-length").filter(|_| response.status() == 200);
+    number(response, "X-Linked-Size or Content-Length", linked.or(own))
 }
 
-fn number(answer: &Answer, field: &str, text: Option<&str>) -> Result<Option<u64>> {
+fn number(response: &HttpResponse, field: &str, text: Option<&str>) -> Result<Option<u64>> {
     let Some(text) = text else { return Ok(None) };
-    text.trim().parse().map(Some).map_err(|_| wrong(&answer.url, field, "a number of bytes", text))
+    text.trim().parse().map(Some).map_err(|_| invalid_response(&response.url, field, "a number of bytes", text))
 }

@@ -1,13 +1,13 @@
-//! What can go wrong between the Hub and the cache.
+//! Errors of downloads and the cache.
 
 use std::io;
 use std::path::Path;
 
-/// A failure to fetch a model. Each message names the repository, file, URL or setting, what was expected and what was
-/// found, and what to do about it.
+/// Why a model could not be fetched. Each message names the repository, file, URL or setting, what was expected and
+/// what was found, and what the user can do.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// A text that is no Hub id.
+    /// A malformed Hub id.
     #[error("`{text}`: expected a Hub id like org/name, org/name@revision or org/name:QUANT; {found}")]
     Id {
         /// The text.
@@ -15,89 +15,89 @@ pub enum HubError {
         /// What is wrong with it.
         found: String,
     },
-    /// A setting, mostly an environment variable, that cannot be used.
+    /// An invalid setting, usually an environment variable.
     #[error("{name}: expected {expected}, found {found}")]
     Setting {
         /// Name of the variable or the file.
         name: String,
-        /// What would be right.
+        /// The allowed values.
         expected: String,
-        /// What is there.
+        /// The actual value.
         found: String,
     },
-    /// Without a network, and the cache does not hold the model whole.
+    /// Offline, and the model is not complete in the cache.
     #[error("{id} is not whole in the cache: {missing}. {advice}")]
     NotCached {
         /// The model.
         id: String,
-        /// The first thing that is missing, with its place.
+        /// Path of the first missing file.
         missing: String,
         /// How to get it.
         advice: String,
     },
-    /// No answer: no route, no such host, refused, cut off or silent.
+    /// No response: no route, unknown host, connection refused, interrupted or timed out.
     #[error("{url}: no connection ({reason}); check the network, a proxy, or HF_ENDPOINT")]
     Unreachable {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
-        /// The reason of the operating system or the HTTP client.
+        /// The error of the operating system or the HTTP client.
         reason: String,
     },
-    /// The server will not give this to us: status 401 or 403.
+    /// Access denied: status 401 or 403.
     #[error("{what}: the Hub answered {status}{message}. {advice}")]
     Denied {
-        /// Repository, or file of it.
+        /// The repository, or a file in it.
         what: String,
         /// HTTP status.
         status: u16,
-        /// The server's own words.
+        /// The server's message.
         message: String,
-        /// What may be the cause, and what to do.
+        /// Possible causes and remedies.
         advice: String,
     },
     /// Status 404.
     #[error("{what}: the Hub answered 404{message}. {advice}")]
     NotFound {
-        /// Repository, revision or file.
+        /// The repository, revision or file.
         what: String,
-        /// The server's own words.
+        /// The server's message.
         message: String,
         /// What to check.
         advice: String,
     },
-    /// Status 429, again and again or with a long wait.
+    /// Status 429, repeatedly or with a long delay.
     #[error("{url}: the server says there were too many requests (429){message}; {advice}")]
     RateLimited {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
-        /// The server's own words.
+        /// The server's message.
         message: String,
         /// What to do.
         advice: String,
     },
-    /// Any other status that is no success.
+    /// Any other unsuccessful status.
     #[error("{url}: expected a success, found status {status}{message}")]
     Status {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
         /// HTTP status.
         status: u16,
-        /// The server's own words.
+        /// The server's message.
         message: String,
     },
-    /// An answer that a Hub would not give.
+    /// A response that a Hub would not send.
     #[error("{url}: {field}: expected {expected}, found {found}. If HF_ENDPOINT is set, check that it is a Hub")]
-    Answer {
-        /// What was asked for.
+    InvalidResponse {
+        /// The requested URL.
         url: String,
-        /// Header, field or part of the answer.
+        /// The header, field or part of the response.
         field: String,
-        /// What would be right.
+        /// The allowed values.
         expected: String,
-        /// What stands there.
+        /// The actual value.
         found: String,
     },
-    /// A file name that could lead out of the cache.
+    /// A file name that could be a path out of the cache.
     #[error("{repo}: file name `{name}`: expected a relative path of plain parts; nothing was fetched")]
     FileName {
         /// The repository.
@@ -105,39 +105,39 @@ pub enum HubError {
         /// The name.
         name: String,
     },
-    /// A repository without a model that can be run.
+    /// A repository without a supported model.
     #[error("{repo}: expected {expected}, found {found}")]
     NoModel {
         /// The repository.
         repo: String,
-        /// What would be right.
+        /// What was expected.
         expected: String,
-        /// What the repository holds.
+        /// What the repository contains.
         found: String,
     },
-    /// Several GGUF models answer to what was asked for.
+    /// The id does not select exactly one GGUF model.
     #[error("{repo}: {problem}. It has: {available}. {advice}")]
     Quant {
         /// The repository.
         repo: String,
-        /// What is wrong with the choice.
+        /// What is wrong with the selection.
         problem: String,
-        /// What could be chosen.
+        /// The available models.
         available: String,
-        /// How to choose.
+        /// How to select one.
         advice: String,
     },
-    /// A download of the wrong length.
+    /// A download with the wrong length.
     #[error("{file}: expected {expected} bytes, found {found}; try again later")]
     Size {
         /// The file.
         file: String,
-        /// What the Hub promised.
+        /// Length according to the Hub.
         expected: u64,
-        /// What came.
+        /// Actual length.
         found: String,
     },
-    /// A download whose bytes are not those the Hub promised.
+    /// A download with the wrong checksum.
     #[error(
         "{file}: expected {algorithm} {expected}, found {found}. The download was deleted; try again, and if that \
          does not help, something between here and the Hub changes the bytes"
@@ -145,63 +145,63 @@ pub enum HubError {
     Checksum {
         /// The file.
         file: String,
-        /// Kind of checksum.
+        /// The checksum algorithm.
         algorithm: &'static str,
-        /// What the Hub promised.
+        /// Checksum according to the Hub.
         expected: String,
-        /// What came.
+        /// Actual checksum.
         found: String,
     },
-    /// A download that kept breaking off.
+    /// A download that was interrupted too often.
     #[error("{file}: the download broke off after {got} of {size} bytes ({reason}). {advice}")]
     BrokenOff {
         /// The file.
         file: String,
-        /// Bytes on disk.
+        /// Number of bytes on disk.
         got: u64,
-        /// Bytes in all.
+        /// Size of the file in bytes.
         size: u64,
-        /// What the last try ended with.
+        /// The last error.
         reason: String,
-        /// How to go on.
+        /// How to continue.
         advice: String,
     },
-    /// No space left.
+    /// The disk is full.
     #[error(
         "{path}: the disk is full ({source}); {missing} bytes of {file} are missing. Make room, or set HF_HOME to \
          another disk; the next run goes on where this one stopped"
     )]
     DiskFull {
-        /// The file that was written.
+        /// Path of the file on disk.
         path: String,
-        /// The model's file.
+        /// Name of the model's file.
         file: String,
-        /// Bytes still to come.
+        /// Number of missing bytes.
         missing: u64,
-        /// The system's own reason.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The operating system refused.
+    /// An operating system error.
     #[error("cannot {action} {path}: {source}. The cache is set by HF_HOME or HF_HUB_CACHE")]
     Io {
-        /// What was tried.
+        /// The failed operation.
         action: &'static str,
-        /// File or directory.
+        /// Path of the file or directory.
         path: String,
-        /// The system's own reason.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
 impl HubError {
-    /// Wraps an error of the operating system: `.map_err(HubError::io("create", &path))`.
+    /// Converts an operating system error: `.map_err(HubError::io("create", &path))`.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.display().to_string();
         move |source| Self::Io { action, path, source }
     }
 }
 
-/// Text of a server, fit for a message: without control characters, and not long.
+/// Untrusted text, made suitable for a message: shortened, without control characters.
 pub(crate) fn shown(text: &str) -> String {
     const LONGEST: usize = 200;
     let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();

@@ -1,13 +1,13 @@
-//! What the name of a GGUF file says: its quantization, and its place in a split set.
+//! Parsing names of GGUF files: quantization, and position in a split model.
 
 use std::collections::BTreeMap;
 
-/// A model in GGUF: one file, or the parts of a split one in order.
+/// A GGUF model: one file, or the parts of a split model in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GgufSet {
     /// Paths in the repository.
     pub files: Vec<String>,
-    /// How many files the names promise.
+    /// The number of parts according to the file names.
     pub promised: usize,
     /// File name without folder, `.gguf` and part number.
     stem: String,
@@ -15,7 +15,7 @@ pub(crate) struct GgufSet {
 }
 
 impl GgufSet {
-    /// The models among `files`: split ones put together, projectors and importance matrices left out.
+    /// The models in `files`: parts of split models are grouped; projectors and importance matrices are skipped.
     pub fn all(files: &[String]) -> Vec<Self> {
         let mut sets: BTreeMap<(String, String, usize), Vec<(usize, String)>> = BTreeMap::new();
         for file in files {
@@ -34,13 +34,13 @@ impl GgufSet {
         sets.into_iter().map(set).collect()
     }
 
-    /// The quantization that the file's name carries, or else its folder's name.
+    /// The quantization in the file's name, or else in its folder's name.
     pub fn label(&self) -> Option<&str> {
         let folder = self.folder.rsplit('/').next().unwrap_or_default();
         label_in(&self.stem).or_else(|| label_in(folder))
     }
 
-    /// What a user can write to choose this one.
+    /// What a user can write to select this model.
     pub fn handle(&self) -> &str {
         self.label().unwrap_or(&self.stem)
     }
@@ -50,8 +50,8 @@ impl GgufSet {
         &self.stem
     }
 
-    /// Those of `sets` that `quant` means. The whole quantization comes first, then a name without the prefix of
-    /// dynamic ones, then a whole file name, then a part of a name that carries no known quantization.
+    /// Those of `sets` that `quant` selects, in this order of precedence: the exact quantization, a quantization
+    /// without the prefix of dynamic ones, a whole file name, a part of a name without a known quantization.
     pub fn matching<'a>(sets: &'a [Self], quant: &str) -> Vec<&'a Self> {
         let same = |text: &str| text.eq_ignore_ascii_case(quant);
         let by_label = |set: &Self| set.label().is_some_and(same);
@@ -70,13 +70,13 @@ fn folder_and_stem(path: &str) -> Option<(&str, &str)> {
     extension.eq_ignore_ascii_case("gguf").then_some((folder, stem))
 }
 
-/// Projectors of multimodal models and importance matrices are GGUF files too, but not models to run.
+/// Whether this is a projector of a multimodal model or an importance matrix, which are GGUF files but no models.
 fn is_companion(stem: &str) -> bool {
     let stem = stem.to_ascii_lowercase();
     has_tag(&stem, "mmproj") || stem.starts_with("imatrix") || stem.ends_with("imatrix")
 }
 
-/// `name-00002-of-00005` as (`name`, 2, 5), the way llama.cpp splits files.
+/// Parses `name-00002-of-00005`, llama.cpp's naming of split files, as (`name`, 2, 5).
 fn split_part(stem: &str) -> Option<(&str, usize, usize)> {
     const DIGITS: usize = 5;
     let number = |text: &str| (text.len() == DIGITS).then(|| text.parse::<usize>().ok()).flatten();
@@ -86,11 +86,11 @@ fn split_part(stem: &str) -> Option<(&str, usize, usize)> {
     (1..=promised).contains(&part).then_some((name, part, promised))
 }
 
-/// The last piece of `name` that reads like a quantization: `Q4_K_M`, `IQ2_XXS`, `BF16`, `UD-Q4_K_XL`.
+/// The last part of `name` that looks like a quantization: `Q4_K_M`, `IQ2_XXS`, `BF16`, `UD-Q4_K_XL`.
 fn label_in(name: &str) -> Option<&str> {
     let starts = name.char_indices().filter(|&(at, _)| at == 0 || name[..at].ends_with(['-', '.', '_']));
     let (start, end) = starts.filter_map(|(at, _)| Some((at, at + label_length(&name[at..])?))).next_back()?;
-    // Dynamic quantizations of the same name are other files.
+    // Dynamic quantizations with the same name are different files.
     let dynamic = name[..start].len().checked_sub(3).filter(|&at| {
         name.get(at..start).is_some_and(|prefix| prefix.eq_ignore_ascii_case("UD-"))
             && (at == 0 || name[..at].ends_with(['-', '.', '_']))
@@ -102,7 +102,7 @@ fn without_dynamic(label: &str) -> &str {
     label.get(..3).filter(|prefix| prefix.eq_ignore_ascii_case("UD-")).map_or(label, |_| &label[3..])
 }
 
-/// How much of the beginning of `text` is a quantization, with everything that `_` joins to it: the types of ggml.
+/// Length of the quantization (a ggml type) at the beginning of `text`, including everything joined to it by `_`.
 fn label_length(text: &str) -> Option<usize> {
     let end = text.find(['-', '.']).unwrap_or(text.len());
     let label = &text[..end];
@@ -114,8 +114,8 @@ fn label_length(text: &str) -> Option<usize> {
     (known || counted("Q") || counted("IQ") || counted("TQ")).then_some(end)
 }
 
-/// Whether `tag` stands in `name` between delimiters. An underscore behind it would make it the beginning of a longer
-/// tag, as `Q4_0` is of `Q4_0_4_4`.
+/// Whether `name` contains `tag` between delimiters. An underscore after it is no delimiter, because `Q4_0` is not
+/// `Q4_0_4_4`.
 fn has_tag(name: &str, tag: &str) -> bool {
     let (name, tag) = (name.to_ascii_lowercase(), tag.to_ascii_lowercase());
     name.match_indices(&tag).any(|(at, _)| {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quant_means_itself_and_not_its_neighbours() {
+    fn a_quantization_does_not_match_similar_names() {
         let files = ["m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "m-Q4_0.gguf", "m-Q4_0_4_4.gguf", "m-F16.gguf", "m-BF16.gguf"];
         assert_eq!(chosen(&files, "q4_k_m"), ["m-Q4_K_M.gguf"]);
         assert_eq!(chosen(&files, "Q4_0"), ["m-Q4_0.gguf"]);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn dynamic_quantizations_stand_beside_plain_ones() {
+    fn dynamic_quantizations_differ_from_plain_ones() {
         let files = ["m-Q4_K_M.gguf", "m-UD-Q4_K_M.gguf", "m-UD-Q4_K_XL.gguf"];
         assert_eq!(chosen(&files, "Q4_K_M"), ["m-Q4_K_M.gguf"]);
         assert_eq!(chosen(&files, "UD-Q4_K_M"), ["m-UD-Q4_K_M.gguf"]);
@@ -182,14 +182,14 @@ mod tests {
     }
 
     #[test]
-    fn names_without_a_known_quantization_are_chosen_by_a_part() {
+    fn names_without_a_known_quantization_are_matched_by_a_part() {
         assert_eq!(chosen(&["m-turbo.gguf", "m-best.gguf"], "Turbo"), ["m-turbo.gguf"]);
         assert_eq!(chosen(&["a-Q4_0.gguf", "b-Q4_0.gguf"], "Q4_0").len(), 2);
         assert_eq!(chosen(&["a-Q4_0.gguf", "b-Q4_0.gguf"], "b-q4_0"), ["b-Q4_0.gguf"]);
     }
 
     #[test]
-    fn split_files_are_one_model_and_a_folder_can_carry_the_name() {
+    fn split_files_are_one_model_and_the_folder_may_name_the_quantization() {
         let files = ["Q8_0/m-00002-of-00002.gguf", "Q8_0/m-00001-of-00002.gguf", "m-Q4_0.gguf", "README.md"];
         let all = sets(&files);
         assert_eq!(all.len(), 2);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn companions_are_no_models() {
+    fn projectors_and_importance_matrices_are_skipped() {
         let files = ["mmproj-F16.gguf", "m-mmproj-f16.gguf", "imatrix_x.gguf", "m-F16.gguf", "m-imatrix-Q4_0.gguf"];
         assert_eq!(chosen(&files, "F16"), ["m-F16.gguf"]);
         assert_eq!(chosen(&files, "Q4_0"), ["m-imatrix-Q4_0.gguf"]);

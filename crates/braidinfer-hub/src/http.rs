@@ -1,4 +1,5 @@
-//! Requests: redirects followed by hand so that the token stays with the Hub, failures sorted, and tried again.
+//! HTTP requests: redirects are followed here, so that only the Hub receives the token; errors are classified as
+//! transient or permanent, and transient ones are retried.
 
 use std::io::{self, Read};
 use std::thread;
@@ -12,31 +13,31 @@ use crate::{HubError, HubId, Progress, Result, Retry, Settings};
 
 const MAX_REDIRECTS: usize = 10;
 const USER_AGENT: &str = concat!("braidinfer/", env!("CARGO_PKG_VERSION"));
-/// For the headers of an answer, and for the whole body of one that is kept in memory.
-const WHOLE_ANSWER: Duration = Duration::from_secs(120);
+/// Timeout for the headers of a response, and for the whole body of a response that is read into memory.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Why one try did not do what it was for.
+/// Why an attempt failed.
 #[derive(Debug)]
-pub(crate) enum Fault {
-    /// It may pass. `wait` is what the server asked for.
-    Passing { error: HubError, wait: Option<Duration> },
-    /// Another try would end the same way.
-    Final(HubError),
+pub(crate) enum FetchError {
+    /// The error may go away. `wait` is the delay that the server asked for.
+    Transient { error: HubError, wait: Option<Duration> },
+    /// Another attempt would fail the same way.
+    Permanent(HubError),
 }
 
-impl Fault {
-    pub fn passing(error: HubError) -> Self {
-        Self::Passing { error, wait: None }
+impl FetchError {
+    pub fn transient(error: HubError) -> Self {
+        Self::Transient { error, wait: None }
     }
 }
 
-impl From<HubError> for Fault {
+impl From<HubError> for FetchError {
     fn from(error: HubError) -> Self {
-        Self::Final(error)
+        Self::Permanent(error)
     }
 }
 
-/// What a request is about, for messages.
+/// The repository or file that a request is for, for messages.
 #[derive(Clone, Copy)]
 pub(crate) struct Subject<'a> {
     pub id: &'a HubId,
@@ -55,36 +56,36 @@ impl Subject<'_> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
     Head,
-    /// From this byte on.
+    /// Requests the bytes from this offset on.
     Get(u64),
 }
 
-/// An answer with what the redirects before it said.
-pub(crate) struct Answer {
-    /// Where the answer came from, fit for a message.
+/// A response, with the headers of the redirects that led to it.
+pub(crate) struct HttpResponse {
+    /// The URL of the response, without its query, for messages.
     pub url: String,
-    pub response: Response<Body>,
-    /// Headers of the redirects on the way, in order.
+    pub inner: Response<Body>,
+    /// Headers of the redirects, in order.
     pub redirects: Vec<HeaderMap>,
 }
 
-impl Answer {
-    /// A header of the answer itself, as text.
+impl HttpResponse {
+    /// A header of the response itself, as text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        text(self.response.headers(), name)
+        text(self.inner.headers(), name)
     }
 
-    /// A header of the answer or, where that has none, of the last redirect before it that has one.
+    /// A header of the response or, if it has none, of the last redirect that has it.
     pub fn last_header(&self, name: &str) -> Option<&str> {
         self.header(name).or_else(|| self.redirects.iter().rev().find_map(|headers| text(headers, name)))
     }
 
     pub fn status(&self) -> u16 {
-        self.response.status().as_u16()
+        self.inner.status().as_u16()
     }
 }
 
-/// Speaks to one Hub.
+/// An HTTP client for one Hub.
 #[derive(Debug)]
 pub(crate) struct Client {
     agent: Agent,
@@ -104,13 +105,13 @@ impl Client {
         })?;
         let config = Agent::config_builder()
             .user_agent(USER_AGENT)
-            // Compressed answers have other lengths than the files.
+            // A compressed body would have another length than the file.
             .accept_encoding("identity")
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_resolve(Some(settings.timeouts.connect))
             .timeout_connect(Some(settings.timeouts.connect))
-            .timeout_recv_response(Some(WHOLE_ANSWER))
+            .timeout_recv_response(Some(RESPONSE_TIMEOUT))
             .timeout_per_read(Some(settings.timeouts.stall))
             .timeout_per_write(Some(settings.timeouts.stall))
             .build();
@@ -122,65 +123,70 @@ impl Client {
         &self.endpoint
     }
 
-    /// Begins a row of tries.
+    /// A counter for the attempts of one operation.
     pub fn attempts(&self) -> Attempts {
         Attempts { retry: self.retry, failures: 0 }
     }
 
-    /// The body of `url`, at most `limit` bytes.
-    pub fn fetch(&self, url: &str, limit: u64, subject: Subject) -> Result<Vec<u8>, Fault> {
-        let mut answer = self.ask(Method::Get(0), url, subject)?;
+    /// Downloads the body of `url`, at most `limit` bytes.
+    pub fn fetch(&self, url: &str, limit: u64, subject: Subject) -> Result<Vec<u8>, FetchError> {
+        let mut response = self.request(Method::Get(0), url, subject)?;
         let mut body = Vec::new();
         let (started, mut buffer) = (Instant::now(), [0; 1 << 14]);
-        let mut reader = answer.response.body_mut().as_reader();
+        let mut reader = response.inner.body_mut().as_reader();
         loop {
-            let read = reader.read(&mut buffer).map_err(|error| Fault::passing(no_answer(&answer.url, &error)))?;
+            let read = reader
+                .read(&mut buffer)
+                .map_err(|error| FetchError::transient(connection_failed(&response.url, &error)))?;
             if read == 0 {
                 return Ok(body);
             }
             body.extend_from_slice(&buffer[..read]);
             if body.len() as u64 > limit {
-                return Err(wrong(&answer.url, "length", &format!("at most {limit} bytes"), "more").into());
+                return Err(invalid_response(&response.url, "length", &format!("at most {limit} bytes"), "more").into());
             }
-            // A body that trickles in never stalls.
-            if started.elapsed() > WHOLE_ANSWER {
-                return Err(Fault::passing(no_answer(&answer.url, &io::Error::from(io::ErrorKind::TimedOut))));
+            // A body that arrives slowly but steadily never triggers the stall timeout.
+            if started.elapsed() > RESPONSE_TIMEOUT {
+                return Err(FetchError::transient(connection_failed(
+                    &response.url,
+                    &io::Error::from(io::ErrorKind::TimedOut),
+                )));
             }
         }
     }
 
-    /// Sends a request and follows redirects. A [`Method::Head`] stops at a redirect that tells all there is to know
-    /// about the file, since what lies behind it knows less. Any other answer than a success (or 416, which is about
-    /// the range asked for) is a fault.
-    pub fn ask(&self, method: Method, url: &str, subject: Subject) -> Result<Answer, Fault> {
+    /// Sends a request and follows redirects. A [`Method::Head`] stops at a redirect whose headers already describe the
+    /// file, because the target's headers say less. Any other response than a success (or 416, which concerns the
+    /// requested range) is an error.
+    pub fn request(&self, method: Method, url: &str, subject: Subject) -> Result<HttpResponse, FetchError> {
         let mut url = url.to_owned();
         let mut redirects = Vec::new();
         loop {
             let response = self.send(method, &url)?;
             let status = response.status().as_u16();
             if !matches!(status, 301 | 302 | 303 | 307 | 308) {
-                let answer = Answer { url: without_query(&url), response, redirects };
+                let response = HttpResponse { url: without_query(&url), inner: response, redirects };
                 return if matches!(status, 200 | 206 | 416) {
-                    Ok(answer)
+                    Ok(response)
                 } else {
-                    Err(self.refusal(&answer, subject))
+                    Err(self.refusal(&response, subject))
                 };
             }
             let next = next_url(&url, response.headers())?;
             redirects.push(response.headers().clone());
-            if method == Method::Head && tells_all(response.headers()) {
-                return Ok(Answer { url: without_query(&url), response, redirects });
+            if method == Method::Head && describes_file(response.headers()) {
+                return Ok(HttpResponse { url: without_query(&url), inner: response, redirects });
             }
             drain(response);
             if redirects.len() > MAX_REDIRECTS {
                 let expected = format!("at most {MAX_REDIRECTS} redirects");
-                return Err(wrong(&without_query(&url), "Location", &expected, "more").into());
+                return Err(invalid_response(&without_query(&url), "Location", &expected, "more").into());
             }
             url = next;
         }
     }
 
-    fn send(&self, method: Method, url: &str) -> Result<Response<Body>, Fault> {
+    fn send(&self, method: Method, url: &str) -> Result<Response<Body>, FetchError> {
         let mut request = match method {
             Method::Head => self.agent.head(url),
             Method::Get(_) => self.agent.get(url),
@@ -191,44 +197,48 @@ impl Client {
         if let Some(authorization) = self.authorization.as_ref().filter(|_| self.origin.is_of(url)) {
             request = request.header("Authorization", authorization);
         }
-        request.call().map_err(|error| transport_fault(&without_query(url), error))
+        request.call().map_err(|error| transport_error(&without_query(url), error))
     }
 
-    /// What an answer that is no success means.
-    fn refusal(&self, answer: &Answer, subject: Subject) -> Fault {
-        let status = answer.status();
-        let url = answer.url.clone();
-        let message = answer.header("x-error-message").map(|text| format!(" ({})", shown(text))).unwrap_or_default();
+    /// The error for an unsuccessful response.
+    fn refusal(&self, response: &HttpResponse, subject: Subject) -> FetchError {
+        let status = response.status();
+        let url = response.url.clone();
+        let message = response.header("x-error-message").map(|text| format!(" ({})", shown(text))).unwrap_or_default();
         let foreign = !self.origin.is_of(&url);
         match status {
-            // A store behind the Hub, to which the way in may have expired. The next try gets a new one.
-            401 | 403 if foreign && answer.header("x-error-code").is_none() => {
-                Fault::passing(HubError::Status { url, status, message })
+            // A storage server behind the Hub, whose signed URL may have expired. The next attempt gets a new URL.
+            401 | 403 if foreign && response.header("x-error-code").is_none() => {
+                FetchError::transient(HubError::Status { url, status, message })
             }
             401 | 403 => {
-                let advice = self.advice_on_denial(answer, subject);
+                let advice = self.advice_on_denial(response, subject);
                 HubError::Denied { what: subject.name(), status, message, advice }.into()
             }
-            404 => not_found(answer, subject, message).into(),
+            404 => not_found(response, subject, message).into(),
             429 => {
                 let advice = match self.authorization {
                     Some(_) => "try again later".into(),
                     None => "try again later, or set HF_TOKEN: known users may ask more often".into(),
                 };
-                Fault::Passing { error: HubError::RateLimited { url, message, advice }, wait: requested_wait(answer) }
+                FetchError::Transient {
+                    error: HubError::RateLimited { url, message, advice },
+                    wait: requested_wait(response),
+                }
             }
-            408 | 500..=599 => {
-                Fault::Passing { error: HubError::Status { url, status, message }, wait: requested_wait(answer) }
-            }
+            408 | 500..=599 => FetchError::Transient {
+                error: HubError::Status { url, status, message },
+                wait: requested_wait(response),
+            },
             _ => HubError::Status { url, status, message }.into(),
         }
     }
 
-    fn advice_on_denial(&self, answer: &Answer, subject: Subject) -> String {
+    fn advice_on_denial(&self, response: &HttpResponse, subject: Subject) -> String {
         let repo = subject.id.repo();
         let endpoint = &self.endpoint;
-        let gated = answer.header("x-error-code") == Some("GatedRepo");
-        match (gated, self.authorization.is_some(), self.origin.is_of(&answer.url)) {
+        let gated = response.header("x-error-code") == Some("GatedRepo");
+        match (gated, self.authorization.is_some(), self.origin.is_of(&response.url)) {
             (_, _, false) => format!(
                 "{endpoint} redirects to another Hub, which does not get the token: set HF_ENDPOINT to that one"
             ),
@@ -251,10 +261,10 @@ impl Client {
     }
 }
 
-fn not_found(answer: &Answer, subject: Subject, message: String) -> HubError {
+fn not_found(response: &HttpResponse, subject: Subject, message: String) -> HubError {
     let id = subject.id;
     let revision = id.revision().unwrap_or("main");
-    let (what, advice) = match (answer.header("x-error-code"), subject.file) {
+    let (what, advice) = match (response.header("x-error-code"), subject.file) {
         (Some("RevisionNotFound"), _) => {
             (format!("revision {revision} of {}", id.repo()), "Check the name of the branch, tag or commit".to_owned())
         }
@@ -268,32 +278,32 @@ fn not_found(answer: &Answer, subject: Subject, message: String) -> HubError {
     HubError::NotFound { what, message, advice }
 }
 
-/// One row of tries, with the waits between them.
+/// The attempts of one operation, with the delays between them.
 pub(crate) struct Attempts {
     retry: Retry,
     failures: u32,
 }
 
 impl Attempts {
-    /// Calls `attempt` until it succeeds or fails for good.
+    /// Calls `attempt` until it succeeds or fails permanently.
     pub fn run<T>(
         mut self,
         progress: &mut dyn Progress,
-        mut attempt: impl FnMut() -> Result<T, Fault>,
+        mut attempt: impl FnMut() -> Result<T, FetchError>,
     ) -> Result<T, HubError> {
         loop {
             match attempt() {
                 Ok(value) => return Ok(value),
-                Err(fault) => self.after(fault, progress)?,
+                Err(failure) => self.after(failure, progress)?,
             }
         }
     }
 
-    /// Waits before the next try, or gives the error back if there is to be none.
-    pub fn after(&mut self, fault: Fault, progress: &mut dyn Progress) -> Result<()> {
-        let (error, wait) = match fault {
-            Fault::Final(error) => return Err(error),
-            Fault::Passing { error, wait } => (error, wait),
+    /// Waits before the next attempt, or returns the error if there is to be none.
+    pub fn after(&mut self, failure: FetchError, progress: &mut dyn Progress) -> Result<()> {
+        let (error, wait) = match failure {
+            FetchError::Permanent(error) => return Err(error),
+            FetchError::Transient { error, wait } => (error, wait),
         };
         self.failures += 1;
         if self.failures >= self.retry.attempts {
@@ -313,13 +323,13 @@ impl Attempts {
         Ok(())
     }
 
-    /// Something worked, so that failures count from zero again.
+    /// Resets the number of failures, after progress was made.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
-/// The server wants a longer wait than anyone should sit through.
+/// The error if the server asks for a longer delay than allowed.
 fn too_long(error: HubError, delay: Duration) -> HubError {
     match error {
         HubError::RateLimited { url, message, .. } => {
@@ -330,54 +340,59 @@ fn too_long(error: HubError, delay: Duration) -> HubError {
     }
 }
 
-/// `Retry-After` in seconds. The other form, a date, is rare; the usual wait does for it.
-fn requested_wait(answer: &Answer) -> Option<Duration> {
-    answer.header("retry-after").and_then(|text| text.trim().parse().ok()).map(Duration::from_secs)
+/// `Retry-After` in seconds. Its other form, a date, is rare; then the usual delay applies.
+fn requested_wait(response: &HttpResponse) -> Option<Duration> {
+    response.header("retry-after").and_then(|text| text.trim().parse().ok()).map(Duration::from_secs)
 }
 
-/// Sorts the HTTP client's errors: what may be the network's fault passes, the rest does not.
-fn transport_fault(url: &str, error: ureq::Error) -> Fault {
+/// Classifies the HTTP client's errors: possible network problems are transient, the rest is permanent.
+fn transport_error(url: &str, error: ureq::Error) -> FetchError {
     use ureq::Error;
     match error {
-        // Faults in certificates come as this kind, and they do not go away.
+        // Certificate errors have this kind, and are permanent.
         Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-            wrong(url, "connection", "one that can be trusted", &error.to_string()).into()
+            invalid_response(url, "connection", "one that can be trusted", &error.to_string()).into()
         }
         Error::Io(_)
         | Error::Timeout(_)
         | Error::HostNotFound
         | Error::ConnectionFailed
-        | Error::ConnectProxyFailed(_) => Fault::passing(no_answer(url, &error)),
-        error => wrong(url, "answer", "one that follows HTTP", &error.to_string()).into(),
+        | Error::ConnectProxyFailed(_) => FetchError::transient(connection_failed(url, &error)),
+        error => invalid_response(url, "answer", "one that follows HTTP", &error.to_string()).into(),
     }
 }
 
-/// The connection could not be made, or did not last.
-pub(crate) fn no_answer(url: &str, error: &dyn std::fmt::Display) -> HubError {
+/// The connection failed or was interrupted.
+pub(crate) fn connection_failed(url: &str, error: &dyn std::fmt::Display) -> HubError {
     HubError::Unreachable { url: url.to_owned(), reason: shown(&error.to_string()) }
 }
 
-/// An answer that cannot be right.
-pub(crate) fn wrong(url: &str, field: &str, expected: &str, found: &str) -> HubError {
-    HubError::Answer { url: url.to_owned(), field: field.into(), expected: expected.into(), found: shown(found) }
+/// A response that a Hub would not send.
+pub(crate) fn invalid_response(url: &str, field: &str, expected: &str, found: &str) -> HubError {
+    HubError::InvalidResponse {
+        url: url.to_owned(),
+        field: field.into(),
+        expected: expected.into(),
+        found: shown(found),
+    }
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Whether a redirect already says what identifies the file and how long it is.
-fn tells_all(headers: &HeaderMap) -> bool {
+/// Whether the headers of a redirect already have the file's entity tag and length.
+fn describes_file(headers: &HeaderMap) -> bool {
     headers.contains_key("x-linked-etag") && headers.contains_key("x-linked-size")
 }
 
-/// Reads what is left of a short body, so that the connection can be used again. It does not matter if that fails.
+/// Reads the rest of a short body, so that the connection can be reused. Errors do not matter.
 fn drain(mut response: Response<Body>) {
     const SHORT: u64 = 1 << 16;
     let _ = io::copy(&mut response.body_mut().as_reader().take(SHORT), &mut io::sink());
 }
 
-/// Where a redirect of `url` leads.
+/// The target of a redirect from `url`.
 fn next_url(url: &str, headers: &HeaderMap) -> Result<String> {
     let location = text(headers, "location").unwrap_or_default();
     let origin = Origin::of(url).map(|origin| origin.to_string()).unwrap_or_default();
@@ -388,16 +403,16 @@ fn next_url(url: &str, headers: &HeaderMap) -> Result<String> {
     };
     match Origin::of(&next) {
         Some(_) => Ok(next),
-        None => Err(wrong(&without_query(url), "Location", "an http or https address", location)),
+        None => Err(invalid_response(&without_query(url), "Location", "an http or https address", location)),
     }
 }
 
-/// `url` without its query, which can hold a signature.
+/// `url` without its query, which may contain a signature.
 fn without_query(url: &str) -> String {
     url.split(['?', '#']).next().unwrap_or_default().to_owned()
 }
 
-/// Scheme, host and port: what a token is bound to.
+/// Scheme, host and port, to which a token is bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Origin {
     scheme: String,
@@ -433,7 +448,7 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// `path` as part of a URL, with its slashes.
+/// Percent-encodes `path`, except for its slashes.
 pub(crate) fn escaped(path: &str) -> String {
     let escape = |byte: u8| match byte {
         b'/' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
@@ -454,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn redirects_lead_to_addresses() {
+    fn redirect_targets_are_validated() {
         let from = "https://hub.example/a/b?c=/d";
         assert_eq!(location(from, "/x/y").expect("a path"), "https://hub.example:443/x/y");
         assert_eq!(location(from, "//cdn.example/y").expect("a host"), "https://cdn.example/y");

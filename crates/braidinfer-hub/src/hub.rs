@@ -1,4 +1,4 @@
-//! Fetching a model, or finding it in the cache.
+//! Fetching a model from the Hub or the cache.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,11 +8,11 @@ use hf_hub::api::RepoInfo;
 use crate::cache::RepoCache;
 use crate::choice::{Choice, shards};
 use crate::download::RemoteFile;
-use crate::http::{Client, Fault, Subject, wrong};
+use crate::http::{Client, FetchError, Subject, invalid_response};
 use crate::id::is_commit;
 use crate::{HubError, HubId, Progress, Result, Settings};
 
-/// The Hugging Face Hub, or what stands in for it, with its cache on this machine.
+/// The Hugging Face Hub or a compatible server, with the local cache.
 #[derive(Debug)]
 pub struct Hub {
     settings: Settings,
@@ -20,25 +20,26 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Fails if the endpoint is no address.
+    /// Fails if the endpoint is not a valid URL.
     pub fn new(settings: Settings) -> Result<Self> {
         let client = Client::new(&settings)?;
         Ok(Self { settings, client })
     }
 
-    /// As the environment says, see [`Settings::from_env`].
+    /// A Hub with settings from the environment, see [`Settings::from_env`].
     pub fn from_env() -> Result<Self> {
         Self::new(Settings::from_env()?)
     }
 
-    /// Brings a model into the cache, unless it is there. Returns the folder with its `config.json` and safetensors,
-    /// or the `.gguf` file, of a split one the first part.
+    /// Downloads a model to the cache, unless it is already there. Returns the folder with its `config.json` and
+    /// safetensors, or the path of the `.gguf` file; of a split file, the first part.
     ///
-    /// Only files that a run needs are fetched. A model that is whole in the cache costs one request, which asks
-    /// whether the revision has moved, and none if the revision is a commit (and a tokenizer is there, which other tools
-    /// that share the cache may have left out) or the settings say offline. If the Hub cannot be reached, a model that is whole in the cache will do, and a note says so.
+    /// Only required files are downloaded. If the cache has the complete model, a single request checks whether the
+    /// revision has moved. No request is needed if the settings say offline, or if the revision is a commit and the
+    /// cache has a tokenizer (other tools that share the cache may not have downloaded one). If the Hub cannot be
+    /// reached, a complete model in the cache is used, with a note.
     ///
-    /// When this fails, what was downloaded stays for the next run, under names that nobody takes for the whole.
+    /// After an error, partial downloads stay for the next run, under names that cannot be mistaken for complete files.
     pub fn fetch(&self, id: &HubId, progress: &mut dyn Progress) -> Result<PathBuf> {
         let cache = RepoCache::new(&self.settings.cache, id);
         let cached = find_cached(&cache, id);
@@ -81,25 +82,31 @@ impl Hub {
         Ok(cached.path)
     }
 
-    /// What the repository holds at the revision. With `impatient` an unreachable Hub is asked only once.
+    /// The repository's files at the revision. With `impatient`, an unreachable Hub is not retried.
     fn listing(&self, cache: &RepoCache, id: &HubId, impatient: bool, progress: &mut dyn Progress) -> Result<RepoInfo> {
         const LARGEST: u64 = 64 << 20;
         let url = format!("{}/api/{}", self.client.endpoint(), cache.repo().api_url());
         let body = self.client.attempts().run(progress, || {
             match self.client.fetch(&url, LARGEST, Subject { id, file: None }) {
-                Err(Fault::Passing { error: error @ HubError::Unreachable { .. }, .. }) if impatient => {
+                Err(FetchError::Transient { error: error @ HubError::Unreachable { .. }, .. }) if impatient => {
                     Err(error.into())
                 }
                 body => body,
             }
         })?;
-        let listing: RepoInfo = serde_json::from_slice(&body)
-            .map_err(|error| wrong(&url, "answer", "a listing with `sha` and `siblings`", &error.to_string()))?;
+        let listing: RepoInfo = serde_json::from_slice(&body).map_err(|error| {
+            invalid_response(&url, "answer", "a listing with `sha` and `siblings`", &error.to_string())
+        })?;
         if !is_commit(&listing.sha) {
-            return Err(wrong(&url, "sha", "a commit of 40 hexadecimal digits", &listing.sha));
+            return Err(invalid_response(&url, "sha", "a commit of 40 hexadecimal digits", &listing.sha));
         }
         if let Some(commit) = id.revision().filter(|revision| is_commit(revision) && *revision != listing.sha) {
-            return Err(wrong(&url, "sha", &format!("the commit that was asked for, {commit}"), &listing.sha));
+            return Err(invalid_response(
+                &url,
+                "sha",
+                &format!("the commit that was asked for, {commit}"),
+                &listing.sha,
+            ));
         }
         Ok(listing)
     }
@@ -135,27 +142,27 @@ impl Hub {
                 bring(&shard)?;
             }
         }
-        // Only now, so that a run without network never finds a revision in pieces where it had a whole one.
+        // Last, so that an offline run never finds an incomplete revision instead of a complete older one.
         cache.set_commit(commit)?;
         Ok(choice.path(cache, commit))
     }
 }
 
-/// A model that the cache holds whole.
+/// A model that is complete in the cache.
 struct Cached {
     choice: Choice,
     path: PathBuf,
 }
 
-/// Why the cache does not do.
+/// Why the cache cannot provide the model.
 enum Missing {
-    /// Something is not there.
+    /// A file is missing.
     File(String),
-    /// What is there does not answer to the id.
+    /// The cached files do not match the id.
     Choice(HubError),
 }
 
-/// Looks for `id` without any request. What a snapshot holds stands for what the repository holds.
+/// Looks for `id` without any request, as if the files of the snapshot were all files of the repository.
 fn find_cached(cache: &RepoCache, id: &HubId) -> Result<Cached, Missing> {
     let missing = |path: PathBuf| Missing::File(format!("{} is missing", path.display()));
     let commit = cache.commit().ok_or_else(|| missing(cache.reference()))?;
@@ -179,7 +186,7 @@ fn find_cached(cache: &RepoCache, id: &HubId) -> Result<Cached, Missing> {
     Ok(Cached { choice, path })
 }
 
-/// A shard that the repository does not list cannot be fetched.
+/// Fails if the repository does not list a shard.
 fn check_listed(id: &HubId, index: &str, shard: &str, files: &[String]) -> Result<()> {
     if files.iter().any(|file| file == shard) {
         return Ok(());

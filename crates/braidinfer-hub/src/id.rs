@@ -1,11 +1,11 @@
-//! How a user names a model of the Hub.
+//! Identifiers of models on the Hub.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::{HubError, Result};
 
-/// A model of the Hub: `org/name`, optionally at a revision, optionally one quantization of its GGUF files.
+/// A model on the Hub: `org/name`, optionally with a revision, and optionally with the quantization of a GGUF file.
 ///
 /// Parsed from `org/name`, `org/name@revision`, `org/name:QUANT` or `org/name@revision:QUANT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,18 +21,18 @@ impl HubId {
         &self.repo
     }
 
-    /// Branch, tag or commit; `None` stands for `main`.
+    /// Branch, tag or commit; `None` means `main`.
     pub fn revision(&self) -> Option<&str> {
         self.revision.as_deref()
     }
 
-    /// The quantization of the GGUF file that is wanted, as the user wrote it.
+    /// The requested quantization of the GGUF file, as the user wrote it.
     pub fn quant(&self) -> Option<&str> {
         self.quant.as_deref()
     }
 
-    /// Whether `text` has the shape of a Hub id, right or wrong in detail: two parts with one slash between them, and
-    /// nothing that marks a path. A relative path `a/b` has that shape too, so look for a file first.
+    /// Whether `text` has the form of a Hub id, even if an invalid one: two parts with one slash between them, and
+    /// nothing that marks a path. A relative path `a/b` has that form too, so check for a file first.
     pub fn looks_like(text: &str) -> bool {
         let repo = text.split(['@', ':']).next().unwrap_or_default();
         let Some((org, name)) = repo.split_once('/') else { return false };
@@ -49,7 +49,7 @@ impl FromStr for HubId {
 
     fn from_str(text: &str) -> Result<Self> {
         let (rest, quant) = split(text, ':');
-        // A whole file name will do, too.
+        // A whole file name is also accepted.
         let quant = quant.map(|quant| quant.strip_suffix(".gguf").unwrap_or(quant));
         let (repo, revision) = split(rest, '@');
         check_repo(repo)
@@ -74,7 +74,7 @@ fn split(text: &str, at: char) -> (&str, Option<&str>) {
     text.split_once(at).map_or((text, None), |(head, tail)| (head, Some(tail)))
 }
 
-/// The Hub's rules for names, which also keep the names of the cache's folders unambiguous.
+/// The Hub's rules for names, which also make the names of cache folders unambiguous.
 fn check_repo(repo: &str) -> Result<(), String> {
     const LONGEST: usize = 96;
     let parts: Vec<&str> = repo.split('/').collect();
@@ -102,7 +102,7 @@ fn check_repo(repo: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A part of git's rules: what is left cannot lead out of the cache's `refs` folder.
+/// A subset of git's rules, which ensures that the revision is no path out of the cache's `refs` folder.
 fn check_revision(revision: &str) -> Result<(), String> {
     const LONGEST: usize = 200;
     check_characters("revision", revision, "-_./")?;
@@ -133,7 +133,7 @@ fn check_characters(kind: &str, part: &str, extra: &str) -> Result<(), String> {
     }
 }
 
-/// Whether `text` is a full commit hash, which never moves.
+/// Whether `text` is a full commit hash, which always means the same commit.
 pub(crate) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_four_forms() {
+    fn ids_have_four_forms() {
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(parts("Qwen/Qwen3-0.6B"), ("Qwen/Qwen3-0.6B".into(), None, None));
         assert_eq!(parts("a_b/c.d@refs/pr/4"), ("a_b/c.d".into(), some("refs/pr/4"), None));
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_and_why() {
+    fn invalid_ids_are_rejected_with_a_reason() {
         for (text, why) in [
             ("gpt2", "1 part(s)"),
             ("a/b/c", "3 part(s)"),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_and_paths_can_be_told_apart() {
+    fn ids_are_distinguished_from_paths() {
         for text in ["a/b", "a/b@main", "a/b:Q4_0", "a/b c", "org/name@refs/pr/1"] {
             assert!(HubId::looks_like(text), "{text}");
         }

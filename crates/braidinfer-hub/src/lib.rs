@@ -1,21 +1,22 @@
-//! Fetches models from the Hugging Face Hub into the standard Hugging Face cache, which Python tools share.
+//! Downloads models from the Hugging Face Hub to the standard Hugging Face cache, which is shared with Python tools.
 //!
-//! [`HubId`] says what is wanted, [`Settings`] where from and where to, and [`Hub::fetch`] brings it. A model that the
-//! cache holds whole runs with no network.
+//! [`HubId`] names a model, [`Settings`] has the server and the cache, and [`Hub::fetch`] downloads. A model that is
+//! complete in the cache needs no network.
 //!
-//! # What is `hf-hub`'s and what is ours
+//! # What is from `hf-hub`
 //!
-//! The `hf-hub` crate gives the names of the cache's folders, the paths of the Hub's API and the form of its answers.
-//! Its downloader (version 0.5) is not used: it appends to a partial file without looking whether the server honoured
-//! the range, checks neither size nor checksum, tries again without regard to `Retry-After`, keeps its partial files
-//! under names that no other tool looks for, and reads `HF_HOME` but not `HF_HUB_CACHE`, `HF_TOKEN` or
-//! `HF_HUB_OFFLINE`. Version 1.0 needs an async runtime and the Xet stack. So requests, resuming, checking, locking
-//! and the environment are here, on the `ureq` that `hf-hub` brings along.
+//! The `hf-hub` crate provides the names of cache folders, the paths of the Hub's API and the format of its responses.
+//! Its downloader (version 0.5) is not used: it appends to a partial file without checking that the server honoured the
+//! range, checks neither size nor checksum, ignores `Retry-After` when retrying, uses names for partial files that no
+//! other tool knows, and reads `HF_HOME` but not `HF_HUB_CACHE`, `HF_TOKEN` or `HF_HUB_OFFLINE`. Version 1.0 needs an
+//! async runtime and the Xet stack. So requests, resuming, checksums, locking and environment variables are implemented
+//! here, on the `ureq` crate, which `hf-hub` depends on.
 //!
-//! Files come over plain HTTP, one after the other. The Hub offers that for files up to 50 GB.
+//! Files are downloaded over plain HTTP, one after the other. The Hub supports that for files up to 50 GB.
 //!
-//! Everything a server says is hostile: names of files, entity tags, commit hashes and redirects are checked before
-//! they touch the disk or the token, and what is downloaded gets its final name only after its checksum is right.
+//! Everything from a server is untrusted: file names, entity tags, commit hashes and redirects are checked before they
+//! are used for paths or requests with the token, and a download gets its final name only after its checksum was
+//! verified.
 
 mod cache;
 mod checksum;

@@ -1,4 +1,4 @@
-//! Where models come from and go to: the environment variables of the Hugging Face tools, with the same meaning.
+//! Settings from the environment variables of the Hugging Face tools, with the same meaning.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,31 +12,31 @@ use crate::{HubError, Result};
 
 const PUBLIC_HUB: &str = "https://huggingface.co";
 
-/// How to reach the Hub and where its cache is.
+/// Access to the Hub, and the location of the cache.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The Hub's address, `https://huggingface.co` or what stands in for it.
+    /// URL of the Hub, `https://huggingface.co` or that of a compatible server.
     pub endpoint: String,
-    /// The cache directory, which holds `models--org--name` folders.
+    /// The cache directory, which contains `models--org--name` folders.
     pub cache: PathBuf,
-    /// Sent to the endpoint, and to no other host.
+    /// Sent only to the endpoint, never to another host.
     pub token: Option<Token>,
-    /// No request at all.
+    /// Send no requests at all.
     pub offline: bool,
-    /// What to do about failures that may pass.
+    /// Retries after transient errors.
     pub retry: Retry,
-    /// When to stop waiting.
+    /// Timeouts of requests.
     pub timeouts: Timeouts,
 }
 
-/// When to try again.
+/// When to retry.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
-    /// How often in a row a request may fail. Bytes that arrive begin a new row.
+    /// Maximum number of consecutive failures of a request. Received bytes reset the count.
     pub attempts: u32,
-    /// The wait after the first failure, doubled after each further one.
+    /// Delay after the first failure; doubled after each further one.
     pub first_delay: Duration,
-    /// No wait is longer, and a server that asks for a longer one ends the run.
+    /// Maximum delay. If a server asks for a longer one, the error is returned.
     pub longest_delay: Duration,
 }
 
@@ -46,12 +46,12 @@ impl Default for Retry {
     }
 }
 
-/// When silence counts as a failure.
+/// Timeouts of requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// For the name look-up, and again for the connection with its encryption.
+    /// For the DNS lookup, and again for the connection including TLS.
     pub connect: Duration,
-    /// For the next bytes of an answer.
+    /// For the next bytes of a response.
     pub stall: Duration,
 }
 
@@ -61,13 +61,13 @@ impl Default for Timeouts {
     }
 }
 
-/// A secret that no message shows.
+/// A secret that is never shown in messages.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
-    /// Checks that `text`, which comes from `name`, can be a token. White space around it is dropped, and nothing is
-    /// left of an empty one.
+    /// Checks that `text`, which comes from `name`, is a possible token. Surrounding white space is removed; an empty
+    /// token is `None`.
     pub fn new(name: &str, text: &str) -> Result<Option<Self>> {
         let text = text.trim();
         if !text.bytes().all(|b| b.is_ascii_graphic()) {
@@ -90,7 +90,7 @@ impl fmt::Debug for Token {
 }
 
 impl Settings {
-    /// The public Hub without a token, and `cache` as the cache directory.
+    /// The public Hub without a token, with `cache` as cache directory.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             endpoint: PUBLIC_HUB.into(),
@@ -102,15 +102,15 @@ impl Settings {
         }
     }
 
-    /// What the environment says:
+    /// Settings from the environment:
     ///
     /// - cache: `HF_HUB_CACHE` (or the older `HUGGINGFACE_HUB_CACHE`), else `hub` in `HF_HOME`, else
     ///   `huggingface/hub` in `XDG_CACHE_HOME`, else in `~/.cache`;
     /// - token: `HF_TOKEN`, else `HUGGING_FACE_HUB_TOKEN`, else the file `HF_TOKEN_PATH`, else `token` in `HF_HOME`;
     /// - endpoint: `HF_ENDPOINT`;
-    /// - no network: `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`, as `1`, `true`, `yes` or `on`.
+    /// - offline: `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`, as `1`, `true`, `yes` or `on`.
     ///
-    /// Fails if a variable cannot be understood, or the token file is there and cannot be read.
+    /// Fails on an invalid variable, or if the token file exists but cannot be read.
     pub fn from_env() -> Result<Self> {
         Self::from_variables(&|name| env::var_os(name), env::home_dir())
     }
@@ -127,7 +127,7 @@ impl Settings {
         if let Some((_, endpoint)) = variables.text(&["HF_ENDPOINT"])? {
             settings.endpoint = endpoint;
         }
-        // Without requests no token is needed, and a fault in it is no reason to fail.
+        // Offline, no token is needed, so an invalid one must not be an error.
         if !settings.offline {
             settings.token = variables.token(&home)?;
         }
@@ -141,7 +141,7 @@ struct Variables<'a> {
 }
 
 impl Variables<'_> {
-    /// The first of `names` that is set to anything, with its name.
+    /// The first of `names` that is set and not empty, with its name.
     fn text(&self, names: &[&str]) -> Result<Option<(String, String)>> {
         let Some((name, value)) = self.first(names) else { return Ok(None) };
         match value.into_string() {
@@ -150,7 +150,7 @@ impl Variables<'_> {
         }
     }
 
-    /// The first of `names` that is set to anything, as a path with a leading `~` replaced.
+    /// The first of `names` that is set and not empty, as a path with a leading `~` expanded.
     fn path(&self, names: &[&str]) -> Result<Option<PathBuf>> {
         let Some((name, value)) = self.first(names) else { return Ok(None) };
         let path = PathBuf::from(value);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn offline_is_yes_or_no() {
+    fn offline_flags_are_parsed() {
         for (value, offline) in [("1", true), ("TRUE", true), ("on", true), ("Yes", true), ("0", false), ("off", false)]
         {
             assert_eq!(settings(&[("HF_HUB_OFFLINE", value)]).expect("settings").offline, offline, "{value}");
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_none_is_named_but_not_shown() {
+    fn an_invalid_token_is_not_shown_in_the_error() {
         let error = settings(&[("HF_TOKEN", "hf_a\nb")]).expect_err("a line break").to_string();
         assert!(error.contains("HF_TOKEN") && !error.contains("hf_a"), "{error}");
         let folder = tempfile::tempdir().expect("a folder");

@@ -534,7 +534,7 @@ fn a_length_that_comes_late_or_never() {
     hub.fail("cdn HEAD", "/blob/", 3, Fault::Chunked(Vec::new()));
     hub.fail("cdn GET", "/blob/", 1, Fault::Chunked(weights().content));
     let (error, message) = failure(&hub, REPO);
-    assert!(matches!(error, HubError::Answer { .. }), "{error:?}");
+    assert!(matches!(error, HubError::InvalidResponse { .. }), "{error:?}");
     assert_contains(&message, &["/blob/", "Content-Length", "found none"]);
     assert!(!message.contains("signature"));
     hub.fail("cdn GET", "/blob/", 1, Fault::Headers(vec![("content-length", "x".into())]));
@@ -635,7 +635,7 @@ fn entity_tags_and_commits_that_lead_out_of_the_cache() {
         let hub = FakeHub::serving(single());
         hub.fail("hub HEAD", "config.json", 1, Fault::Headers(vec![("etag", etag.to_owned())]));
         let (error, message) = failure(&hub, REPO);
-        assert!(matches!(error, HubError::Answer { .. }), "{error:?}");
+        assert!(matches!(error, HubError::InvalidResponse { .. }), "{error:?}");
         assert_contains(&message, &["ETag"]);
         assert!(!hub.folder().exists());
     }
@@ -650,7 +650,7 @@ fn answers_that_are_none() {
     for body in ["", "<html>", "[]", "{}", r#"{"sha":1,"siblings":[]}"#, r#"{"sha":"x","siblings":[{}]}"#] {
         hub.fail("hub GET", "/api/", 1, Fault::Body(body.as_bytes().to_vec()));
         let (error, message) = failure(&hub, REPO);
-        assert!(matches!(error, HubError::Answer { .. }), "{error:?}");
+        assert!(matches!(error, HubError::InvalidResponse { .. }), "{error:?}");
         assert_contains(&message, &["/api/models/org/model", "HF_ENDPOINT"]);
     }
     for (name, location) in

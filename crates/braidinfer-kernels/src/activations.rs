@@ -1,7 +1,8 @@
-//! Rows of activations in the form that panels are multiplied with.
+//! Encoding rows of activations for multiplication with weight panels.
 //!
-//! Rows go in tiles of at most [`Isa::tile_rows`] rows, a tile's values of one column side by side, so that one
-//! pointer reaches all of them and each is one broadcast. Columns go in blocks of [`BLOCK`].
+//! Rows are grouped in tiles of at most [`Isa::tile_rows`] rows. A tile stores the values of one column for all of its
+//! rows next to each other, so that one pointer reaches all of them and each is one broadcast. Columns are grouped in
+//! blocks of [`BLOCK`].
 
 use std::ops::Range;
 
@@ -9,22 +10,23 @@ use crate::format::BLOCK;
 use crate::isa::{Isa, dispatched};
 use crate::simd::{LANES, Simd};
 
-/// How activations are rounded before they are multiplied. All sums are f32 but those inside a block of `Int8` and
-/// `Int16`, which are exact.
+/// How activations are rounded before the multiplication. All sums are f32, except those within a block of `Int8` and
+/// `Int16`, which are exact integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NumericLevel {
-    /// Not at all.
+    /// No rounding.
     F32,
-    /// To 16 bits, from -32512 to 32512, with an f32 scale per 32 values: a high and a low byte that are multiplied apart.
+    /// 16-bit integers, from -32512 to 32512, with an f32 scale per 32 values: a high and a low byte, multiplied
+    /// separately.
     Int16,
-    /// To bf16, nearest even. Values and sums below 1.2e-38 may count as zeros.
+    /// bf16, rounded to nearest even. Values and sums below 1.2e-38 may be flushed to zero.
     Bf16,
-    /// To 8 bits, from -127 to 127, with an f32 scale per 32 values.
+    /// 8-bit integers, from -127 to 127, with an f32 scale per 32 values.
     Int8,
 }
 
 impl NumericLevel {
-    /// From exact to coarse.
+    /// All levels, from exact to coarse.
     pub const ALL: [Self; 4] = [Self::F32, Self::Int16, Self::Bf16, Self::Int8];
 
     /// The name in reports and flags.
@@ -42,7 +44,7 @@ impl NumericLevel {
         self as usize > other as usize
     }
 
-    /// 32-bit words that a block of one row takes.
+    /// 32-bit words per block of one row.
     pub(crate) const fn block_words(self) -> usize {
         match self {
             Self::F32 => f32_words::LEN,
@@ -52,57 +54,57 @@ impl NumericLevel {
         }
     }
 
-    /// Words that `rows` rows of `columns` values take.
+    /// Number of words for `rows` rows of `columns` values.
     pub fn words(self, rows: usize, columns: usize) -> usize {
         rows * columns.div_ceil(BLOCK) * self.block_words()
     }
 }
 
-/// Where the words of a block stand at level `F32`; each entry is one word per row of the tile.
+/// Layout of a block at level `F32`: offsets of its words; each entry is one word per row of the tile.
 pub(crate) mod f32_words {
     /// The sum of the 32 values, in f32.
     pub(crate) const SUM: usize = 32;
-    /// The sums of the two halves.
+    /// The sums of the two halves of the block.
     pub(crate) const HALF_SUMS: usize = 33;
     pub(crate) const LEN: usize = 35;
 }
 
-/// Where the words of a block stand at levels `Int8` and `Int16`. First come the rounded values, four bytes in a word: the
-/// values themselves, or their high bytes and then their low ones. What is named here follows them.
+/// Layout of a block at levels `Int8` and `Int16`. First come the rounded values, four bytes per word: the values
+/// themselves, or all high bytes and then all low bytes. The offsets below are relative to the end of these.
 pub(crate) mod integer_words {
-    /// Words of 32 bytes.
+    /// Number of words for 32 bytes.
     pub(crate) const BYTES: usize = 8;
     /// The scale, f32.
     pub(crate) const SCALE: usize = 0;
-    /// -128 times the sum of the 32 rounded values, i32: what codes that are 128 too large add to a dot product.
+    /// -128 times the sum of the 32 rounded values, i32: corrects dot products with codes that are 128 too large.
     pub(crate) const OFFSET: usize = 1;
-    /// The scale times the sum of the rounded values, f32: what a minimum of the weights is multiplied with.
+    /// The scale times the sum of the rounded values, f32: to be multiplied by the minimum of the weights.
     pub(crate) const SUM: usize = 2;
-    /// As `OFFSET`, for the two halves.
+    /// Like `OFFSET`, for each half of the block.
     pub(crate) const HALF_OFFSETS: usize = 3;
-    /// As `SUM`, for the two halves.
+    /// Like `SUM`, for each half of the block.
     pub(crate) const HALF_SUMS: usize = 5;
 
-    /// Words of a block whose values take `bytes` bytes each.
+    /// Words per block if each value takes `bytes` bytes.
     pub(crate) const fn len(bytes: usize) -> usize {
         bytes * BYTES + 7
     }
 }
 
-/// What the high byte of a value at level `Int16` counts. An odd base has digits that are balanced around zero, from -127
-/// to 127, which is what every instruction set multiplies exactly.
+/// Weight of the high byte of a value at level `Int16`. With an odd base, both digits are balanced around zero, from
+/// -127 to 127, which every instruction set multiplies exactly.
 pub(crate) const HIGH_BYTE: i32 = 255;
 
-/// The largest value whose digits both fit: 127 times 255, and 127.
+/// The largest value with both digits in range: 127 times 255, plus 127.
 const LARGEST_INT16: i32 = 127 * (HIGH_BYTE + 1);
 
 impl Isa {
-    /// Most rows of a tile.
+    /// Maximum number of rows per tile.
     pub fn tile_rows(self) -> usize {
         tile_rows(self)
     }
 
-    /// The tiles of `rows` rows: as many of the largest size as fit, then halves of it.
+    /// Splits `rows` rows into tiles: as many of the largest size as fit, then halves of it.
     pub fn tiles(self, rows: usize) -> impl Iterator<Item = Range<usize>> {
         tiles(self.tile_rows(), rows)
     }
@@ -130,16 +132,16 @@ pub(crate) fn tiles(largest: usize, rows: usize) -> impl Iterator<Item = Range<u
     })
 }
 
-/// Encoded rows, to multiply with.
+/// Encoded rows of activations.
 #[derive(Debug, Clone, Copy)]
 pub struct Activations<'a> {
-    /// How they are rounded.
+    /// The level at which they are encoded.
     pub level: NumericLevel,
     /// Number of rows.
     pub rows: usize,
     /// Values per row.
     pub columns: usize,
-    /// [`NumericLevel::words`] words.
+    /// The encoded values, [`NumericLevel::words`] words.
     pub words: &'a [u32],
 }
 
@@ -151,9 +153,9 @@ impl Activations<'_> {
 }
 
 dispatched! {
-    /// Writes one row of a tile of `tile_rows` rows: `values` is `[columns]`, `words` those of the whole tile.
+    /// Encodes one row of a tile of `tile_rows` rows: `values` is `[columns]`, `words` is the whole tile.
     ///
-    /// Columns beyond the last stand for zeros up to a whole block.
+    /// Missing columns of the last block are encoded as zeros.
     pub fn encode_row(level: NumericLevel, values: &[f32], row: usize, tile_rows: usize, words: &mut [u32]) = encode;
 }
 
@@ -227,35 +229,35 @@ fn bf16_pairs<S: Simd>(simd: S, x: &[f32; BLOCK]) -> [u32; BLOCK / 2] {
     pairs
 }
 
-/// 32 values as whole numbers with a common scale.
+/// 32 values as integers with a common scale.
 struct IntegerBlock<S: Simd> {
     values: [S::I32; 2],
     scale: f32,
 }
 
 impl<S: Simd> IntegerBlock<S> {
-    /// The largest magnitude becomes `largest`.
+    /// Rounds so that the largest magnitude becomes `largest`.
     #[inline(always)]
     fn round(simd: S, x: &[f32; BLOCK], largest: i32) -> Self {
         let (halves, _) = x.as_chunks::<LANES>();
         let (low, high) = (simd.load(&halves[0]), simd.load(&halves[1]));
-        // Bits without the sign order as magnitudes do, and a NaN is the largest of all, so it is not lost.
+        // Without the sign bit, float bits are ordered like magnitudes, and NaN is the largest, so it is not lost.
         let bits = simd.splat_i32(i32::MAX);
         let magnitudes = simd.max_i32(simd.and(simd.bits_of(low), bits), simd.and(simd.bits_of(high), bits));
         let magnitude = f32::from_bits(simd.largest_i32(magnitudes) as u32);
         let largest = largest as f32;
-        // Blocks of zeros, and of values so small that the inverse is not finite, are zeros.
+        // Blocks of zeros become zeros, and so do values so small that the inverse is infinite.
         let inverse = largest / magnitude;
         let (scale, inverse) = if inverse == f32::INFINITY { (0.0, 0.0) } else { (magnitude / largest, inverse) };
         let inverse = simd.splat(inverse);
         Self { values: [simd.round(simd.mul(low, inverse)), simd.round(simd.mul(high, inverse))], scale }
     }
 
-    /// Scale, offsets and sums, which follow the values.
+    /// Writes scale, offsets and sums, which follow the values.
     #[inline(always)]
     fn write_sums(self, simd: S, words: &mut [u32], row: usize, rows: usize) {
         let sums = [simd.sum_i32(self.values[0]), simd.sum_i32(self.values[1])];
-        // What is not finite makes sums of any size; the scale is then not finite either.
+        // Non-finite values may make any integer sum; but then the scale is not finite either.
         let sum = sums[0].wrapping_add(sums[1]);
         let mut own = [0; 7];
         own[integer_words::SCALE] = self.scale.to_bits();
@@ -269,13 +271,13 @@ impl<S: Simd> IntegerBlock<S> {
     }
 }
 
-/// The digit that counts [`HIGH_BYTE`]. Halfway between two there is no whole number, so rounding is never in doubt.
+/// The high digits, in units of [`HIGH_BYTE`]. The base is odd, so no integer lies halfway between two digits.
 #[inline(always)]
 fn high_bytes<S: Simd>(simd: S, values: S::I32) -> S::I32 {
     simd.round(simd.mul(simd.to_f32(values), simd.splat(1.0 / HIGH_BYTE as f32)))
 }
 
-/// What is left beside the high digits.
+/// The low digits: what remains of the values without the high digits.
 #[inline(always)]
 fn low_bytes<S: Simd>(simd: S, values: S::I32, high: S::I32) -> S::I32 {
     simd.sub_i32(values, times_high_byte(simd, high))

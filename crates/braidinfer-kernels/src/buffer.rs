@@ -1,4 +1,4 @@
-//! Activations in memory of their own.
+//! Cache-line aligned buffers for activations.
 
 #![allow(unsafe_code, reason = "one of the two homes of `unsafe`: lines of 16 values as one slice of values")]
 
@@ -6,8 +6,8 @@ use std::ops::{Deref, DerefMut};
 
 use crate::simd::LANES;
 
-/// Values that begin at a cache line. A vector that lies across two lines costs two loads, and a sum that is kept
-/// there, twice as much again.
+/// Values that begin at a cache line. A vector that crosses a cache line costs two loads, and a sum kept there also two
+/// stores.
 #[derive(Debug, Clone, Default)]
 pub struct Buffer {
     lines: Vec<Line>,
@@ -24,7 +24,7 @@ impl Buffer {
         Self { lines: Vec::new(), len: 0 }
     }
 
-    /// Sets the number of values. What was there stays as far as it goes; new values are zeros or old ones.
+    /// Sets the number of values. Existing values up to `len` stay; further values are zeros or earlier ones.
     pub fn resize(&mut self, len: usize) {
         let lines = len.div_ceil(LANES);
         if self.lines.len() < lines {
@@ -38,14 +38,14 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: lines lie side by side without padding and hold at least `len` values.
+        // SAFETY: lines are contiguous without padding and hold at least `len` values.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above, and they are borrowed mutably.
+        // SAFETY: as above, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_begin_at_a_cache_line_and_stay() {
+    fn values_begin_at_a_cache_line_and_survive_resizing() {
         let mut buffer = Buffer::new();
         assert!(buffer.is_empty());
         buffer.resize(17);

@@ -1,6 +1,6 @@
-//! What the machine can do at most, measured on the spot: how fast it reads memory, and how fast it multiplies.
+//! Measured limits of the machine: memory bandwidth and multiplication rate.
 //!
-//! Both are the best of several passes: whatever else the machine is doing lowers a pass and never raises it.
+//! Both are the best of several passes, because other load on the machine can only slow a pass down.
 
 use std::hint::black_box;
 use std::io;
@@ -12,66 +12,66 @@ use crate::pages::Pages;
 use crate::pool::{Chunks, Pool};
 use crate::simd::{LANES, Simd};
 
-/// How long a ceiling is measured, after the memory or the loop is prepared.
+/// How long a limit is measured, after the memory or the loop is prepared.
 const BUDGET: Duration = Duration::from_millis(100);
 
-/// Bytes that a thread takes at a time: some ten microseconds of reading.
-const PIECE: usize = 1 << 20;
+/// Bytes per task: some ten microseconds of reading.
+const TASK_BYTES: usize = 1 << 20;
 
-/// Bytes that a thread takes at a time of weights, as large as the pieces of a product.
-const SHARE: usize = 128 << 10;
+/// Bytes per task when reading weights, like the tasks of a matrix product.
+const WEIGHT_TASK_BYTES: usize = 128 << 10;
 
-/// Parts of a piece that are read side by side, which keeps several requests to memory in flight.
+/// Number of parts of a task that are read in parallel, which keeps several memory requests in flight.
 const STREAMS: usize = 4;
 
-/// Lines that are asked for ahead of their turn in each stream, as kernels do.
+/// Prefetch distance in each stream, in cache lines, as in the kernels.
 const AHEAD: usize = 64;
 
-/// Pieces of a pass: few enough to end, with luck, before another process takes a core.
-const PIECES_PER_PASS: usize = 128;
+/// Tasks per pass: few, so that a pass is likely to end before another process takes a core.
+const TASKS_PER_PASS: usize = 128;
 
-/// A multiplication pass takes at least this long, so that starting it does not count; and not much longer, as above.
+/// Minimum duration of a multiplication pass, so that its start does not count; not much longer, for the same reason.
 const PASS: Duration = Duration::from_millis(2);
 
-/// Pieces of a multiplication pass per thread: a thread that loses its core for a moment does not hold up the pass.
-const PIECES_PER_THREAD: usize = 4;
+/// Tasks per thread in a multiplication pass: if a thread briefly loses its core, others take over its tasks.
+const TASKS_PER_THREAD: usize = 4;
 
-/// Bytes per second that all threads of `pool` together read from memory, from one buffer of `bytes` bytes (rounded
-/// up to whole MiB), which must be larger than the caches for the figure to mean memory.
+/// Memory bandwidth of all threads of `pool` together, in bytes per second, for reading a buffer of `bytes` bytes
+/// (rounded up to whole MiB). The buffer must be larger than the CPU caches.
 ///
 /// # Errors
 ///
-/// The system has no room for the buffer.
+/// The system is out of memory.
 pub fn read_bandwidth(isa: Isa, pool: &mut Pool, bytes: usize) -> io::Result<f64> {
-    let len = bytes.max(1).checked_next_multiple_of(PIECE).ok_or(io::ErrorKind::OutOfMemory)?;
+    let len = bytes.max(1).checked_next_multiple_of(TASK_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
     let mut memory = Pages::zeroed(len)?;
-    // Untouched pages all stand for the same page of zeros.
-    pool.for_each(Chunks::new(&mut memory, PIECE), |index, piece, _| piece.fill(index as u8 | 1));
-    let pieces = PIECES_PER_PASS.min(len / PIECE);
-    let (passes, mut next) = (len / PIECE / pieces, 0);
+    // Untouched pages would all be mapped to the same zero page.
+    pool.for_each(Chunks::new(&mut memory, TASK_BYTES), |index, piece, _| piece.fill(index as u8 | 1));
+    let pieces = TASKS_PER_PASS.min(len / TASK_BYTES);
+    let (passes, mut next) = (len / TASK_BYTES / pieces, 0);
     let best = best_pass(|| {
-        let memory = &memory[next * pieces * PIECE..];
+        let memory = &memory[next * pieces * TASK_BYTES..];
         pool.run(pieces, &|index, _| {
-            black_box(read(isa, &memory[index * PIECE..(index + 1) * PIECE]));
+            black_box(read(isa, &memory[index * TASK_BYTES..(index + 1) * TASK_BYTES]));
         });
         next = (next + 1) % passes;
     });
-    Ok((pieces * PIECE) as f64 / best.as_secs_f64())
+    Ok((pieces * TASK_BYTES) as f64 / best.as_secs_f64())
 }
 
-/// Reads `memory` once, shared out among all threads as weights are, and computes nothing.
+/// Reads `memory` once, distributed over all threads like weights, and computes nothing.
 pub fn read_once(isa: Isa, pool: &mut Pool, memory: &[u8]) {
-    let piece = |index: usize| &memory[index * SHARE..memory.len().min((index + 1) * SHARE)];
-    pool.run(memory.len().div_ceil(SHARE), &|index, _| {
+    let piece = |index: usize| &memory[index * WEIGHT_TASK_BYTES..memory.len().min((index + 1) * WEIGHT_TASK_BYTES)];
+    pool.run(memory.len().div_ceil(WEIGHT_TASK_BYTES), &|index, _| {
         black_box(read(isa, piece(index)));
     });
 }
 
-/// Operations per second, two for each multiplication with its addition, that all threads of `pool` together do at
-/// `level`, with operands from the nearest cache.
+/// Multiplication rate of all threads of `pool` together, in operations per second (a multiply-add counts as two), at
+/// `level`, with operands from the L1 cache.
 pub fn multiply_rate(isa: Isa, pool: &mut Pool, level: NumericLevel) -> f64 {
     let operands = Operands::new(level);
-    let pieces = pool.threads() * PIECES_PER_THREAD;
+    let pieces = pool.threads() * TASKS_PER_THREAD;
     let mut rounds = 1;
     let mut pass = |rounds: usize| {
         pool.run(pieces, &|_, _| {
@@ -85,7 +85,7 @@ pub fn multiply_rate(isa: Isa, pool: &mut Pool, level: NumericLevel) -> f64 {
     operations as f64 / best_pass(|| pass(rounds)).as_secs_f64()
 }
 
-/// The shortest of the passes that fit the time, three at least.
+/// The shortest of the passes that fit in the time budget, of at least three.
 fn best_pass(mut pass: impl FnMut()) -> Duration {
     let started = Instant::now();
     let mut best = Duration::MAX;
@@ -94,7 +94,7 @@ fn best_pass(mut pass: impl FnMut()) -> Duration {
         best = best.min(timed(&mut pass));
         passes += 1;
     }
-    // A clock that stands still must not make the rate infinite.
+    // Guards against a division by zero if the clock does not advance.
     best.max(Duration::from_nanos(1))
 }
 
@@ -105,7 +105,7 @@ fn timed(work: impl FnOnce()) -> Duration {
 }
 
 dispatched! {
-    /// Reads every byte of a piece; what it returns depends on all of them.
+    /// Reads every byte of `piece`; the result depends on all of them.
     fn read(piece: &[u8]) -> i32 = read_streams;
 }
 
@@ -125,13 +125,13 @@ fn read_streams<S: Simd>(simd: S, piece: &[u8]) -> i32 {
     simd.sum_i32(simd.or(simd.or(a, b), simd.or(c, d)))
 }
 
-/// Steps of a round: what they read stays in the nearest cache.
+/// Steps per round; their operands fit in the L1 cache.
 const STEPS: usize = 32;
-/// Vectors and broadcast words of a step: those of the largest tile.
+/// Vectors and broadcast words per step: those of the largest tile.
 const VECTORS: usize = 2;
 const WORDS: usize = 8;
 
-/// What is multiplied, different in every step, so that no product is known before its turn.
+/// Operands that differ in every step, so that no product can be computed in advance.
 struct Operands {
     vectors: [[[u8; 64]; VECTORS]; STEPS],
     words: [[u32; WORDS]; STEPS],
@@ -141,7 +141,7 @@ impl Operands {
     fn new(level: NumericLevel) -> Self {
         let mut state = 1_u32;
         let mut word = || {
-            // A linear congruential generator (Numerical Recipes); its upper bits are the good ones.
+            // A linear congruential generator (Numerical Recipes), whose upper bits are the more random ones.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             plain_value(level, state >> 8)
         };
@@ -156,7 +156,7 @@ impl Operands {
     }
 }
 
-/// Bits that make no processor hesitate: small bytes, or floats of either sign between 1 and 2.
+/// Values that no processor handles slowly: small bytes, or floats of either sign between 1 and 2.
 fn plain_value(level: NumericLevel, random: u32) -> u32 {
     match level {
         NumericLevel::Int8 | NumericLevel::Int16 => random & 0x3f3f_3f3f,
@@ -165,9 +165,9 @@ fn plain_value(level: NumericLevel, random: u32) -> u32 {
     }
 }
 
-/// One multiplication with addition of vectors, at some level.
+/// A multiply-add of vectors at some numeric level.
 trait MultiplyAdd {
-    /// Operations per lane: two for each product.
+    /// Operations per lane; each product counts as two.
     const OPERATIONS: usize;
     type Sum<S: Simd>: Copy;
 
@@ -235,7 +235,7 @@ impl MultiplyAdd for F32 {
 }
 
 dispatched! {
-    /// `rounds` times every step; what it returns depends on every product.
+    /// Multiplies the operands of every step, `rounds` times; the result depends on every product.
     fn multiply_add(level: NumericLevel, operands: &Operands, rounds: usize) -> i32 = multiply_add_at;
 }
 
@@ -248,7 +248,7 @@ fn multiply_add_at<S: Simd>(simd: S, level: NumericLevel, operands: &Operands, r
     }
 }
 
-/// As many sums as an instruction set has registers for.
+/// Uses as many sums as the instruction set has registers for.
 #[inline(always)]
 fn largest_tile<S: Simd, M: MultiplyAdd>(simd: S, operands: &Operands, rounds: usize) -> i32 {
     if (S::PANELS, S::TILE) == (VECTORS, WORDS) {
@@ -285,7 +285,7 @@ fn operations_per_round(isa: Isa, level: NumericLevel) -> usize {
     let sums = if isa.tile_rows() == WORDS { VECTORS * WORDS } else { 4 };
     let per_lane = match level {
         NumericLevel::Int8 => Int8::OPERATIONS,
-        // High and low bytes are multiplied one after the other.
+        // High and low bytes are multiplied separately.
         NumericLevel::Int16 => Int8::OPERATIONS / 2,
         NumericLevel::Bf16 => Bf16::OPERATIONS,
         NumericLevel::F32 => F32::OPERATIONS,
@@ -301,7 +301,7 @@ mod tests {
     fn every_instruction_set_does_the_same_products() {
         for level in NumericLevel::ALL {
             let operands = Operands::new(level);
-            // Those that multiply one panel by four rows at once.
+            // The instruction sets that multiply one panel by four rows at a time.
             let small_tiles = |isa: &Isa| isa.tile_rows() != WORDS;
             let results =
                 Isa::available().into_iter().filter(small_tiles).map(|isa| multiply_add(isa, level, &operands, 3));
@@ -311,10 +311,10 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_of_a_piece_counts() {
+    fn every_byte_of_a_task_is_read() {
         for isa in Isa::available() {
-            for changed in [0, 63, PIECE / 4 - 1, PIECE / 2, PIECE - 1] {
-                let mut piece = vec![0; PIECE];
+            for changed in [0, 63, TASK_BYTES / 4 - 1, TASK_BYTES / 2, TASK_BYTES - 1] {
+                let mut piece = vec![0; TASK_BYTES];
                 assert_eq!(read(isa, &piece), 0);
                 piece[changed] = 1;
                 assert_ne!(read(isa, &piece), 0, "{} byte {changed}", isa.name());
@@ -326,7 +326,7 @@ mod tests {
     fn ceilings_are_positive() {
         let mut pool = Pool::new(2).unwrap();
         for isa in Isa::available() {
-            assert!(read_bandwidth(isa, &mut pool, 3 * PIECE + 1).unwrap() > 0.0);
+            assert!(read_bandwidth(isa, &mut pool, 3 * TASK_BYTES + 1).unwrap() > 0.0);
             for level in NumericLevel::ALL {
                 assert!(multiply_rate(isa, &mut pool, level) > 0.0, "{} {level:?}", isa.name());
             }

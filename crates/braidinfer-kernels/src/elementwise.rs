@@ -1,14 +1,14 @@
-//! Values one by one: gates of feed-forward layers, residual sums, soft caps.
+//! Elementwise kernels: activation functions, residual sums, soft caps.
 //!
-//! Slices have any length; what is left over after whole vectors is computed in a padded copy.
+//! Slices may have any length; the remainder after whole vectors is computed in a padded copy.
 
 use crate::isa::dispatched;
 use crate::math::{erf, exp, tanh};
 use crate::simd::{LANES, Simd};
 
-/// What a gate does to a value.
+/// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
+pub enum ActivationFunction {
     /// `x / (1 + e^-x)`.
     Silu,
     /// `x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) / 2`.
@@ -21,11 +21,11 @@ pub enum Activation {
 
 dispatched! {
     /// `up = activation(gate) * up`; both have the same length.
-    pub fn gated(activation: Activation, gate: &[f32], up: &mut [f32]) = gate_lanes;
+    pub fn gated(activation: ActivationFunction, gate: &[f32], up: &mut [f32]) = gate_lanes;
 }
 dispatched! {
     /// `x = activation(x)`.
-    pub fn activate(activation: Activation, x: &mut [f32]) = activate_lanes;
+    pub fn activate(activation: ActivationFunction, x: &mut [f32]) = activate_lanes;
 }
 dispatched! {
     /// `x = x + factor * y`, rounded once; both have the same length.
@@ -40,7 +40,7 @@ dispatched! {
     pub fn scale(x: &mut [f32], factor: f32) = scale_lanes;
 }
 
-/// Up to sixteen values, the rest zeros.
+/// Up to sixteen values, padded with zeros.
 #[inline(always)]
 pub(crate) fn padded(values: &[f32]) -> [f32; LANES] {
     let mut lanes = [0.0; LANES];
@@ -69,12 +69,12 @@ macro_rules! for_lanes {
 }
 
 #[inline(always)]
-fn gate_lanes<S: Simd>(simd: S, activation: Activation, gate: &[f32], up: &mut [f32]) {
+fn gate_lanes<S: Simd>(simd: S, activation: ActivationFunction, gate: &[f32], up: &mut [f32]) {
     for_lanes!(simd, up, gate => simd.mul(activated(simd, activation, gate), up));
 }
 
 #[inline(always)]
-fn activate_lanes<S: Simd>(simd: S, activation: Activation, x: &mut [f32]) {
+fn activate_lanes<S: Simd>(simd: S, activation: ActivationFunction, x: &mut [f32]) {
     for_lanes!(simd, x => activated(simd, activation, x));
 }
 
@@ -103,12 +103,12 @@ pub(crate) fn capped<S: Simd>(simd: S, x: S::F32, cap: f32) -> S::F32 {
 }
 
 #[inline(always)]
-fn activated<S: Simd>(simd: S, activation: Activation, x: S::F32) -> S::F32 {
+fn activated<S: Simd>(simd: S, activation: ActivationFunction, x: S::F32) -> S::F32 {
     match activation {
-        Activation::Silu => silu(simd, x, x),
-        Activation::GeluTanh => gelu_tanh(simd, x),
-        Activation::GeluErf => gelu_erf(simd, x),
-        Activation::Relu => simd.max(simd.splat(0.0), x),
+        ActivationFunction::Silu => silu(simd, x, x),
+        ActivationFunction::GeluTanh => gelu_tanh(simd, x),
+        ActivationFunction::GeluErf => gelu_erf(simd, x),
+        ActivationFunction::Relu => simd.max(simd.splat(0.0), x),
     }
 }
 
@@ -142,18 +142,18 @@ mod tests {
     use crate::isa::Isa;
     use crate::math::tests::{erf_by_series, hostile};
 
-    const ACTIVATIONS: [Activation; 4] =
-        [Activation::Silu, Activation::GeluTanh, Activation::GeluErf, Activation::Relu];
+    const ACTIVATIONS: [ActivationFunction; 4] =
+        [ActivationFunction::Silu, ActivationFunction::GeluTanh, ActivationFunction::GeluErf, ActivationFunction::Relu];
 
-    fn exact(activation: Activation, x: f64) -> f64 {
+    fn exact(activation: ActivationFunction, x: f64) -> f64 {
         match activation {
-            Activation::Silu => x / (1.0 + (-x).exp()),
-            Activation::GeluTanh => {
+            ActivationFunction::Silu => x / (1.0 + (-x).exp()),
+            ActivationFunction::GeluTanh => {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
                 0.5 * x * (1.0 + inner.tanh())
             }
-            Activation::GeluErf => 0.5 * x * (1.0 + erf_by_series(x / 2.0_f64.sqrt())),
-            Activation::Relu => x.max(0.0),
+            ActivationFunction::GeluErf => 0.5 * x * (1.0 + erf_by_series(x / 2.0_f64.sqrt())),
+            ActivationFunction::Relu => x.max(0.0),
         }
     }
 

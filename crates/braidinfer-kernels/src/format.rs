@@ -1,10 +1,10 @@
-//! How weights are stored: in files, and packed into panels.
+//! Storage formats of weights: the types in files, and packed panels.
 //!
-//! A matrix of `rows` outputs by `cols` inputs is packed into panels of [`LANES`] rows, the last one padded with
-//! rows of zeros. A panel holds its columns in chunks of [`CHUNK`], of which the last may be shorter, and a chunk
-//! holds blocks of [`BLOCK`] columns. Every chunk is a multiple of 64 bytes.
+//! A matrix of `rows` outputs by `cols` inputs is packed into panels of [`LANES`] rows; the last panel is padded with
+//! zero rows. A panel stores its columns in chunks of [`CHUNK`], the last of which may be shorter, and a chunk consists
+//! of blocks of [`BLOCK`] columns. The size of every chunk is a multiple of 64 bytes.
 //!
-//! A chunk of `n` blocks of [`PanelFormat::Int`] holds first its scales, padded with zeros to a multiple of 64 bytes:
+//! A chunk of `n` blocks of [`PanelFormat::Int`] begins with its scales, padded with zeros to a multiple of 64 bytes:
 //!
 //! - [`Scales::F16`]: `[n][16 rows]` f16 scales.
 //! - [`Scales::F16Min`]: the same, then `[n][16 rows]` f16 minima.
@@ -12,7 +12,7 @@
 //! - [`Scales::SuperMin`]: `[16 rows]` f16 `d`, `[16 rows]` f16 `dmin`, then `[groups][16 rows]` u8 `sc` and as
 //!   many u8 `m`.
 //!
-//! Then its codes, in vectors of 64 bytes, of which the bytes `4r..4r + 4` belong to row `r`. For each block:
+//! Then come its codes, in vectors of 64 bytes; bytes `4r..4r + 4` belong to row `r`. For each block:
 //!
 //! - [`CodeBits::Eight`]: vector `j` of 8 has the codes of columns `4j..4j + 4`.
 //! - [`CodeBits::Four`]: vector `j` of 4 has the codes of columns `4j..4j + 4` in the low halves of its bytes and those
@@ -27,19 +27,19 @@
 
 use crate::LANES;
 
-/// Columns of a block: what all codes and scales come in multiples of.
+/// Columns per block; the number of columns per scale divides it.
 pub const BLOCK: usize = 32;
 
-/// Blocks of a chunk.
+/// Blocks per chunk.
 pub const CHUNK_BLOCKS: usize = CHUNK / BLOCK;
 
-/// Columns of a chunk; the last one of a panel may have fewer.
+/// Columns per chunk; the last chunk of a panel may have fewer.
 pub const CHUNK: usize = 256;
 
-/// What the parts of a chunk are aligned to, in bytes.
+/// Alignment of the parts of a chunk, in bytes.
 pub(crate) const VECTOR: usize = 64;
 
-/// How a file stores the values of a matrix. Names and layouts of the block types are llama.cpp's.
+/// Data type of a matrix in a file. Names and layouts of the block types are llama.cpp's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightType {
     /// IEEE binary32.
@@ -75,7 +75,7 @@ pub enum WeightType {
 }
 
 impl WeightType {
-    /// All of them.
+    /// All types.
     pub const ALL: [Self; 15] = [
         Self::F32,
         Self::F16,
@@ -122,14 +122,14 @@ impl WeightType {
         }
     }
 
-    /// Bytes of a row of `cols` values, which are whole blocks.
+    /// Bytes per row of `cols` values, which must be whole blocks.
     pub const fn row_bytes(self, cols: usize) -> usize {
         assert!(cols.is_multiple_of(self.block_len()), "rows of whole blocks");
         cols / self.block_len() * self.block_size()
     }
 }
 
-/// How the values of a panel are stored.
+/// Storage format of a panel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PanelFormat {
     /// Small integers with scales.
@@ -142,27 +142,27 @@ pub enum PanelFormat {
     F32,
 }
 
-/// Values `scale[row][group] * (code - zero) + min[row][group]` with unsigned codes.
+/// A format with values `scale[row][group] * (code - zero) + min[row][group]`, where codes are unsigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IntFormat {
-    /// How codes are stored.
+    /// Bits per code.
     pub(crate) bits: CodeBits,
     /// Columns that share a scale in each row.
     pub(crate) group: GroupLen,
     /// How scales are stored, and whether there are minima.
     pub(crate) scales: Scales,
-    /// The code of zero: 0 where there are minima, else 4, 8, 16, 32 or 128.
+    /// The code that represents zero: 0 in formats with minima, otherwise 4, 8, 16, 32 or 128.
     pub(crate) zero: u8,
 }
 
-/// Bits that a code takes in a panel; it may have fewer.
+/// Bits per code in a panel; the code may have fewer in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CodeBits {
     /// Two codes in a byte.
     Four,
     /// Four codes in three bytes.
     Six,
-    /// A byte each.
+    /// One byte per code.
     Eight,
 }
 
@@ -175,7 +175,7 @@ pub enum GroupLen {
     ThirtyTwo,
 }
 
-/// Scales of the groups of a chunk, for each row.
+/// How the scales of the groups of a chunk are stored, for each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scales {
     /// f16 scales.
@@ -189,7 +189,7 @@ pub enum Scales {
 }
 
 impl PanelFormat {
-    /// The format that holds every value of a type exactly.
+    /// The format that represents every value of a type exactly.
     pub const fn of(weight_type: WeightType) -> Self {
         use CodeBits::{Eight, Four, Six};
         use GroupLen::{Sixteen, ThirtyTwo};
@@ -214,7 +214,7 @@ impl PanelFormat {
 }
 
 impl IntFormat {
-    /// Groups in `blocks32` blocks.
+    /// Number of groups in `blocks32` blocks.
     pub const fn groups(self, blocks32: usize) -> usize {
         match self.group {
             GroupLen::Sixteen => 2 * blocks32,
@@ -227,7 +227,7 @@ impl IntFormat {
         matches!(self.scales, Scales::F16Min | Scales::SuperMin)
     }
 
-    /// Bytes of the scales of a chunk, with their padding.
+    /// Bytes of the scales of a chunk, including padding.
     pub const fn scale_bytes(self, blocks32: usize) -> usize {
         let bytes = match self.scales {
             Scales::F16 => 2 * LANES * blocks32,
@@ -238,7 +238,7 @@ impl IntFormat {
         bytes.next_multiple_of(VECTOR)
     }
 
-    /// Vectors of 64 bytes that the codes of a block take.
+    /// Number of 64-byte vectors for the codes of a block.
     pub const fn code_vectors(self) -> usize {
         match self.bits {
             CodeBits::Four => 4,
@@ -248,7 +248,7 @@ impl IntFormat {
     }
 }
 
-/// Bytes of a chunk of `blocks32` blocks, from 1 to [`CHUNK_BLOCKS`].
+/// Size in bytes of a chunk of `blocks32` blocks, from 1 to [`CHUNK_BLOCKS`].
 pub const fn chunk_bytes(format: PanelFormat, blocks32: usize) -> usize {
     match format {
         PanelFormat::Int(format) => format.scale_bytes(blocks32) + blocks32 * format.code_vectors() * VECTOR,
@@ -257,23 +257,23 @@ pub const fn chunk_bytes(format: PanelFormat, blocks32: usize) -> usize {
     }
 }
 
-/// Chunks of a panel.
+/// Number of chunks in a panel.
 pub const fn chunks(cols: usize) -> usize {
     cols.div_ceil(CHUNK)
 }
 
-/// Blocks of chunk `chunk` of a panel of `cols` columns.
+/// Number of blocks in chunk `chunk` of a panel of `cols` columns.
 pub const fn chunk_blocks(cols: usize, chunk: usize) -> usize {
     let left = cols.div_ceil(BLOCK) - CHUNK_BLOCKS * chunk;
     if left < CHUNK_BLOCKS { left } else { CHUNK_BLOCKS }
 }
 
-/// Where chunk `chunk` of a panel begins, in bytes.
+/// Offset of chunk `chunk` in a panel, in bytes.
 pub const fn chunk_start(format: PanelFormat, chunk: usize) -> usize {
     chunk * chunk_bytes(format, CHUNK_BLOCKS)
 }
 
-/// Bytes of a panel of `cols` columns.
+/// Size in bytes of a panel of `cols` columns.
 pub const fn panel_bytes(format: PanelFormat, cols: usize) -> usize {
     let tail = cols.div_ceil(BLOCK) % CHUNK_BLOCKS;
     let whole = cols.div_ceil(BLOCK) / CHUNK_BLOCKS;
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_make_up_a_panel() {
+    fn chunk_sizes_add_up_to_the_panel_size() {
         for weight_type in WeightType::ALL {
             let format = PanelFormat::of(weight_type);
             for cols in [1, 32, 255, 256, 257, 288, 512, 1000] {
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn minima_go_with_codes_from_zero() {
+    fn formats_with_minima_have_zero_point_zero() {
         for weight_type in WeightType::ALL {
             if let PanelFormat::Int(format) = PanelFormat::of(weight_type) {
                 assert_eq!(format.has_mins(), format.zero == 0, "{weight_type:?}");
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_chunks_are_as_laid_out() {
+    fn chunk_sizes_match_the_documented_layout() {
         let bytes = |weight_type, blocks32| chunk_bytes(PanelFormat::of(weight_type), blocks32);
         assert_eq!(bytes(WeightType::Q8_0, 8), 256 + 4096);
         assert_eq!(bytes(WeightType::Q8_0, 1), 64 + 512);

@@ -1,4 +1,4 @@
-//! Which instruction set runs: found once, carried in a value.
+//! Selecting the instruction set, once per process.
 
 use std::env::VarError;
 use std::fmt;
@@ -12,7 +12,7 @@ use crate::simd::{Avx2, Avx2Vnni, Avx512};
 /// The environment variable that forces an instruction set.
 pub const ISA_VARIABLE: &str = "BRAIDINFER_ISA";
 
-/// An instruction set that this processor has. All of them give the same bits, but for denormals at
+/// An instruction set that this processor has. All give bitwise equal results, except for denormals at
 /// [`crate::NumericLevel::Bf16`].
 #[derive(Debug, Clone, Copy)]
 pub struct Isa(pub(crate) Level);
@@ -45,10 +45,10 @@ impl fmt::Display for IsaError {
 impl std::error::Error for IsaError {}
 
 impl Isa {
-    /// The definition of every kernel, in plain Rust.
+    /// The reference implementation of every kernel, in plain Rust.
     pub const SCALAR: Self = Self(Level::Scalar(Scalar));
 
-    /// Every instruction set of this processor, best first.
+    /// Every instruction set of this processor, fastest first.
     pub fn available() -> Vec<Self> {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -61,7 +61,7 @@ impl Isa {
         levels.into_iter().map(Self).collect()
     }
 
-    /// The best one, or the one that `BRAIDINFER_ISA` names. Found once per process.
+    /// The fastest one, or the one that `BRAIDINFER_ISA` names. Detected once per process.
     pub fn detect() -> Result<Self, IsaError> {
         static FOUND: OnceLock<Result<Isa, IsaError>> = OnceLock::new();
         FOUND
@@ -90,7 +90,7 @@ impl Isa {
 impl FromStr for Isa {
     type Err = IsaError;
 
-    /// `scalar`, `avx2` (with VNNI where the processor has it) or `avx512`.
+    /// Parses `scalar`, `avx2` (with VNNI if the processor has it) or `avx512`.
     fn from_str(name: &str) -> Result<Self, IsaError> {
         let available = Self::available();
         let found = available.iter().find(|isa| isa.name().split('+').next() == Some(name));
@@ -102,9 +102,10 @@ impl FromStr for Isa {
     }
 }
 
-/// Defines a public function that runs a generic one, compiled for the instruction set it is given.
+/// Defines a public function that dispatches to a generic one, compiled for the instruction set that it is given.
 ///
-/// `pub fn name(args) -> result = path;` where `path` is `fn(simd: impl Simd, args) -> result`, inlined always.
+/// `pub fn name(args) -> result = path;` where `path` is `fn(simd: impl Simd, args) -> result` with
+/// `#[inline(always)]`.
 macro_rules! dispatched {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $generic:path;) => {
         $(#[$attribute])*

@@ -1,8 +1,9 @@
-//! Kernels: slices to slices.
+//! CPU kernels: functions that compute on slices.
 //!
-//! Every kernel is written once over sixteen lanes and compiled for several instruction sets, of which one is
-//! chosen at run time. All of them give the same bits (but that AVX-512 takes denormals as zeros at level bf16): the order of every sum is fixed by the kernel and by the
-//! shapes of one row, never by the other rows, the instruction set or the number of threads.
+//! Every kernel is written once over sixteen lanes and compiled for several instruction sets, one of which is selected
+//! at run time. All instruction sets give bitwise equal results (except that AVX-512 flushes denormals to zero at level
+//! bf16). The order of every sum depends only on the kernel and on the shapes of one row, never on the other rows, the
+//! instruction set or the number of threads.
 
 mod activations;
 pub mod attention;
@@ -25,7 +26,7 @@ mod simd;
 
 pub use activations::{Activations, NumericLevel, encode_row};
 pub use buffer::Buffer;
-pub use elementwise::Activation;
+pub use elementwise::ActivationFunction;
 pub use format::{BLOCK, PanelFormat, WeightType, panel_bytes};
 pub use isa::{ISA_VARIABLE, Isa, IsaError};
 pub use matmul::{Panels, matmul};

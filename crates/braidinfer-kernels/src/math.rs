@@ -1,7 +1,7 @@
-//! Functions of sixteen values in binary32.
+//! Functions of sixteen f32 values.
 //!
-//! Polynomials were fitted to the functions in 40-digit arithmetic: weighted least squares at Chebyshev nodes,
-//! reweighted (Lawson) towards the smallest largest relative error, which each constant's comment states.
+//! The polynomials were fitted in 40-digit arithmetic: weighted least squares at Chebyshev nodes, reweighted (Lawson)
+//! to minimise the largest relative error. The comment of each constant states that error.
 
 use crate::simd::Simd;
 
@@ -12,27 +12,27 @@ const MAGNITUDE: i32 = i32::MAX;
 const EXP_LARGEST: f32 = 88.722_83;
 /// The smallest argument whose exponential is a normal number, rounded up.
 const EXP_SMALLEST: f32 = -87.336_5;
-/// ln 2 in two parts: multiples of the first by whole numbers below 2^9 are exact.
+/// ln 2 in two parts: products of the first part with integers below 2^9 are exact.
 const LN_2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6];
-/// `(exp(r) - 1 - r) / r²` for `|r| <= ln(2) / 2`; exp is off by 3e-9.
+/// `(exp(r) - 1 - r) / r²` for `|r| <= ln(2) / 2`; relative error of exp: 3e-9.
 const EXP: [f32; 5] = [0.499_999_94, 0.166_665_2, 0.041_668_393, 0.008_368_746, 0.001_381_452_8];
 
 /// Below this magnitude tanh is a polynomial, above it a quotient.
 const TANH_SPLIT: f32 = 0.625;
-/// `(tanh(x) / x - 1) / x²` as a function of `x²`, below the split; tanh is off by 4e-9.
+/// `(tanh(x) / x - 1) / x²` as a function of `x²`, below the split; relative error of tanh: 4e-9.
 const TANH: [f32; 5] = [-0.333_332_8, 0.133_314_4, -0.053_739_585, 0.020_638_647, -0.005_704_482];
 
 /// Below this magnitude erf is a polynomial, above it 1 - exp of a polynomial.
 const ERF_SPLIT: f32 = 0.875;
-/// `erf(x) / x - 1` as a function of `x²`, below the split; erf is off by 9e-9.
+/// `erf(x) / x - 1` as a function of `x²`, below the split; relative error of erf: 9e-9.
 const ERF_INNER: [f32; 6] = [0.128_379_15, -0.376_125_5, 0.112_824_544, -0.026_791_43, 0.005_032_131, -0.000_620_299_4];
-/// `-ln(1 - erf(x)) / x` from the split to 4; erf is off by 1e-9.
+/// `-ln(1 - erf(x)) / x` from the split to 4; relative error of erf: 1e-9.
 const ERF_OUTER: [f32; 7] =
     [1.128_622_4, 0.635_259_2, 0.106_055_71, -0.023_603_741, 0.003_566_587_6, -0.000_303_908_83, 9.321_541e-6];
-/// From here on erf is 1 in binary32.
+/// From here on erf is 1 in f32.
 const ERF_ONE: f32 = 4.0;
 
-/// `coefficients[0] + coefficients[1] x + ..`, innermost first.
+/// `coefficients[0] + coefficients[1] x + ..`, by Horner's scheme.
 #[inline(always)]
 fn polynomial<S: Simd, const N: usize>(simd: S, x: S::F32, coefficients: &[f32; N]) -> S::F32 {
     let mut sum = simd.splat(coefficients[N - 1]);
@@ -59,9 +59,9 @@ fn below<S: Simd>(simd: S, x: S::F32, limit: f32, a: S::F32, b: S::F32) -> S::F3
     simd.select_less(x, simd.splat(limit), a, b)
 }
 
-/// e^x where it is finite, off by less than 2^-23 of itself (NaN stays NaN); 0 where it would be denormal.
+/// e^x for arguments with a finite result, with a relative error below 2^-23; NaN stays NaN; denormal results become 0.
 ///
-/// Cody and Waite: `x = n ln 2 + r` with a whole `n`, a polynomial in `r`, and `n` added to the exponent.
+/// Cody and Waite: `x = n ln 2 + r` with an integer `n`, a polynomial in `r`, and `n` added to the exponent.
 #[inline(always)]
 pub(crate) fn exp_in_range<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let reduced = simd.max(simd.splat(EXP_SMALLEST), x);
@@ -75,7 +75,7 @@ pub(crate) fn exp_in_range<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     below(simd, x, EXP_SMALLEST, simd.splat(0.0), scaled)
 }
 
-/// e^x, off by less than 2^-23 of itself: 0 where it would be denormal, infinite where it is too large; NaN stays NaN.
+/// e^x with a relative error below 2^-23; denormal results become 0, too large ones infinite; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let largest = simd.splat(EXP_LARGEST);
@@ -83,7 +83,7 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     simd.select_less(largest, x, simd.splat(f32::INFINITY), finite)
 }
 
-/// The hyperbolic tangent: odd polynomial near zero, elsewhere `1 - 2 / (e^2x + 1)`, which loses nothing there.
+/// The hyperbolic tangent: an odd polynomial near zero, elsewhere `1 - 2 / (e^2x + 1)`, where no digits cancel.
 #[inline(always)]
 pub(crate) fn tanh<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let (one, two) = (simd.splat(1.0), simd.splat(2.0));
@@ -94,7 +94,7 @@ pub(crate) fn tanh<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     with_sign(simd, below(simd, size, TANH_SPLIT, inner, outer), x)
 }
 
-/// The error function: odd polynomial near zero, elsewhere `1 - e^-p(x)` with a polynomial of its logarithm.
+/// The error function: an odd polynomial near zero, elsewhere `1 - e^-p(x)` with a polynomial for its logarithm.
 #[inline(always)]
 pub(crate) fn erf<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let size = magnitude(simd, x);
@@ -115,7 +115,7 @@ pub(crate) mod tests {
     use crate::isa::{Isa, dispatched};
     use crate::simd::LANES;
 
-    /// Values of every magnitude, signs and zeros included.
+    /// Values of every magnitude, of both signs, including zeros.
     pub(crate) fn hostile() -> impl Strategy<Value = f32> {
         prop_oneof![
             4 => -4.0_f32..4.0,

@@ -1,13 +1,13 @@
 //! Norms of rows and heads.
 //!
-//! Sums run over chunks of sixteen values in four accumulators, chunk `i` in accumulator `i % 4`, which are then
-//! added in pairs and lane by lane: the order depends on the width alone.
+//! Sums run over chunks of sixteen values in four accumulators, chunk `i` in accumulator `i % 4`. The accumulators are
+//! then added in pairs, and their lanes summed: the order depends only on the width.
 
 use crate::elementwise::padded;
 use crate::isa::dispatched;
 use crate::simd::{LANES, Simd};
 
-/// What a norm subtracts and divides by.
+/// The kind of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
     /// `w x / sqrt(mean(x²) + eps)`.
@@ -16,32 +16,31 @@ pub enum NormKind {
     Layer,
 }
 
-/// What one row is normalised with: `(x - mean) * inverse`.
+/// The parameters for normalising one row: `(x - mean) * inverse`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Statistics {
     /// The mean; 0 for RMS norms.
     pub mean: f32,
-    /// `1 / sqrt(mean square deviation + eps)`.
+    /// `1 / sqrt(mean square deviation + eps)`; for RMS norms, the deviation from 0.
     pub inverse: f32,
 }
 
-/// A row of `width` values among `rows`, in panels of sixteen: value `i` is
-/// `data[((i / 16) * rows + row) * 16 + i % 16]`. A contiguous row, padded to a multiple of 16, is row 0 of 1.
-/// What the padding holds does not matter.
+/// One of `rows` rows of `width` values, in panels of sixteen: value `i` is `data[((i / 16) * rows + row) * 16 + i %
+/// 16]`. A contiguous row, padded to a multiple of 16, is row 0 of 1. The contents of the padding do not matter.
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
     /// `[panels][rows][16]`.
     pub data: &'a [f32],
-    /// Rows of every panel.
+    /// Number of rows in every panel.
     pub rows: usize,
-    /// Which of them.
+    /// Index of this row.
     pub row: usize,
-    /// Values of the row without padding.
+    /// Number of values in the row, without padding.
     pub width: usize,
 }
 
 impl<'a> Row<'a> {
-    /// Values `16 i` to `16 i + 15`, padding included.
+    /// Values `16 i` to `16 i + 15`, including padding.
     #[inline(always)]
     pub fn chunk(&self, i: usize) -> &'a [f32; LANES] {
         &self.data.as_chunks::<LANES>().0[i * self.rows + self.row]
@@ -49,24 +48,24 @@ impl<'a> Row<'a> {
 }
 
 dispatched! {
-    /// Replaces one head by its norm. The head has any width; `weight` and `bias` have at least that.
+    /// Normalises one head in place. The head may have any width; `weight` and `bias` must be at least as long.
     pub fn normalize_head(kind: NormKind, x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) =
         normalize_slice;
 }
 dispatched! {
-    /// The statistics of a row, for [`apply`] to do the rest later or part by part.
+    /// The statistics of a row, to be passed to [`apply`] for the row or parts of it.
     pub fn statistics(kind: NormKind, x: Row<'_>, eps: f32) -> Statistics = statistics_of;
 }
 dispatched! {
-    /// Normalises a slice of a row in place, given the statistics of the row. `weight` and `bias` begin where the
-    /// slice begins and are at least as long.
+    /// Normalises a slice of a row in place, given the statistics of the row. `weight` and `bias` begin at the same
+    /// column as the slice and are at least as long.
     pub fn apply(x: &mut [f32], statistics: Statistics, weight: &[f32], bias: Option<&[f32]>) = apply_to_slice;
 }
 
-/// Where statistics read their values.
+/// A source of values for statistics.
 trait Chunks {
     fn width(&self) -> usize;
-    /// Values `16 i` to `16 i + 15`; anything beyond the width.
+    /// Values `16 i` to `16 i + 15`; unspecified values beyond the width.
     fn load<S: Simd>(&self, simd: S, i: usize) -> S::F32;
 }
 
@@ -96,7 +95,7 @@ impl Chunks for [f32] {
     }
 }
 
-/// The sum over chunk `i` of `term!(i)`, which leaves out what lies beyond the width.
+/// The sum over chunk `i` of `term!(i)`; the term must exclude values beyond the width.
 macro_rules! sum_of_chunks {
     ($simd:ident, $width:expr, $i:ident => $term:expr) => {{
         let chunks = $width.div_ceil(LANES);
@@ -117,7 +116,7 @@ macro_rules! sum_of_chunks {
     }};
 }
 
-/// Zeros instead of the values of chunk `i` that lie beyond the width.
+/// Replaces the values of chunk `i` beyond the width by zeros.
 #[inline(always)]
 fn within<S: Simd>(simd: S, value: S::F32, i: usize, width: usize) -> S::F32 {
     let left = width - i * LANES;
@@ -200,7 +199,7 @@ mod tests {
     const KINDS: [NormKind; 2] = [NormKind::Rms, NormKind::Layer];
     const EPS: f32 = 1e-5;
 
-    /// `[panels][rows][16]` with the row in its place and `filling` everywhere else.
+    /// `[panels][rows][16]` with `x` in its row and `filling` everywhere else.
     fn panels(x: &[f32], rows: usize, row: usize, filling: f32) -> Vec<f32> {
         let mut data = vec![filling; x.len().div_ceil(LANES) * rows * LANES];
         for (i, value) in x.iter().enumerate() {
@@ -265,7 +264,7 @@ mod tests {
                 apply(isa, &mut out, statistics(isa, kind, view, EPS), &weight, bias);
                 let mut head = x.clone();
                 normalize_head(isa, kind, &mut head, &weight, bias, EPS);
-                // Infinite sums make NaN of some values; which NaN is no promise.
+                // Infinite sums turn some values into NaN, whose bits are not specified.
                 let values = out.iter().chain(&head).map(|value| if value.is_nan() { f32::NAN } else { *value });
                 bits(&values.collect::<Vec<_>>())
             };

@@ -1,6 +1,7 @@
-//! Blocks of a file to panels, every value exactly. The layout of panels is that of [`crate::format`].
+//! Packing the quantized blocks of a file into panels, without changing any value. [`crate::format`] has the layout of
+//! panels.
 //!
-//! Rows are taken a chunk at a time, so that the vectors of the panel in which they meet stay in the core's cache.
+//! All rows of a panel are packed one chunk at a time, so that the vectors that they share stay in the CPU cache.
 
 mod blocks;
 mod floats;
@@ -14,19 +15,19 @@ use blocks::pack_blocks;
 use floats::{Exponents, pack_floats};
 use layouts::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 
-/// The first value that is not finite, by rows and then by columns.
+/// Position of the first non-finite value, in row-major order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotFinite {
-    /// Row in the panel.
+    /// Row within the panel.
     pub row: usize,
-    /// Column; the first one of a block of the file whose scale or minimum is not finite.
+    /// Column; for a non-finite scale or minimum, the first column of its block.
     pub column: usize,
 }
 
-/// Packs `rows`, from 1 to 16 whole rows of `cols` values in blocks of the file, into a panel of
-/// `panel_bytes(PanelFormat::of(weight_type), cols)` bytes. Rows that are missing become zeros.
+/// Packs `rows`, 1 to 16 whole rows of `cols` values in the file's blocks, into a panel of
+/// `panel_bytes(PanelFormat::of(weight_type), cols)` bytes. Missing rows are filled with zeros.
 ///
-/// If a value is not finite, returns its place; what the panel then holds is not specified.
+/// Returns the position of a non-finite value, if there is one; the content of the panel is then unspecified.
 pub fn pack_panel(weight_type: WeightType, rows: &[u8], cols: usize, panel: &mut [u8]) -> Option<NotFinite> {
     let row_bytes = weight_type.row_bytes(cols);
     assert!(cols > 0 && rows.len().is_multiple_of(row_bytes), "{} bytes of rows of {row_bytes} each", rows.len());

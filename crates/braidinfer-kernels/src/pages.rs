@@ -10,20 +10,20 @@ use std::ptr::NonNull;
 /// The size of a huge page, and the alignment of buffers of at least this length.
 const HUGE: usize = 2 << 20;
 
-/// The alignment of shorter buffers: a cache line, and the widest vector.
+/// The alignment of shorter buffers: a cache line, which is also the widest vector.
 const LINE: usize = 64;
 
 /// A zeroed buffer of a fixed length.
 ///
-/// It begins at a multiple of 2 MiB if it is at least that long, and at a multiple of 64 otherwise. On Linux the
-/// untouched parts of a long one take no memory, and huge pages back the touched ones where the system has them.
+/// It begins at a multiple of 2 MiB if it is at least that long, and at a multiple of 64 otherwise. On Linux, untouched
+/// parts of a long buffer take no memory, and touched parts are backed by huge pages if the system has them.
 pub struct Pages {
     start: NonNull<u8>,
     len: usize,
     reserved: Reserved,
 }
 
-/// What is given back when the buffer is dropped.
+/// What to free when the buffer is dropped.
 enum Reserved {
     #[cfg(all(target_os = "linux", not(miri)))]
     Mapping {
@@ -40,14 +40,14 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// `len` zeros.
+    /// A buffer of `len` zeros.
     ///
     /// # Errors
     ///
-    /// The system has no room for them.
+    /// The system is out of memory.
     pub fn zeroed(len: usize) -> io::Result<Self> {
         let align = if len >= HUGE { HUGE } else { LINE };
-        // An allocation of nothing is not allowed, so that the empty buffer takes a line.
+        // Zero-sized allocations are not allowed, so an empty buffer takes one line.
         let layout = Layout::from_size_align(len.max(LINE), align).map_err(|_| out_of_memory())?;
         #[cfg(all(target_os = "linux", not(miri)))]
         if len >= HUGE {
@@ -63,7 +63,7 @@ impl Pages {
         Ok(Self { start, len, reserved: Reserved::Heap(layout) })
     }
 
-    /// A mapping that is longer by up to two huge pages, so that the last bytes too can lie in a huge page.
+    /// A mapping that is longer by up to two huge pages, so that even the last bytes can be in a huge page.
     #[cfg(all(target_os = "linux", not(miri)))]
     fn mapped(layout: Layout) -> io::Result<Self> {
         let len = layout.size();
@@ -80,8 +80,8 @@ impl Pages {
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(out_of_memory)?;
         // SAFETY: the offset is less than one huge page, and the mapping is longer than that.
         let start = unsafe { base.add(base.align_offset(HUGE)) };
-        // SAFETY: the range lies in the mapping, and the advice changes no contents. Where it is refused, the buffer
-        // has small pages, and that is all.
+        // SAFETY: the range lies in the mapping, and the advice changes no contents. If it is refused, the buffer has
+        // small pages, which is harmless.
         unsafe { libc::madvise(start.as_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
         Ok(Self { start, len, reserved: Reserved::Mapping { base, size } })
     }

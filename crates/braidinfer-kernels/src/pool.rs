@@ -1,11 +1,11 @@
-//! The threads of the kernels.
+//! The thread pool of the kernels.
 //!
-//! A decode step is some hundred short phases that wait for each other, so that what counts is how fast a phase
-//! starts and ends. The caller publishes a job with one atomic store and works on it itself. Workers that are awake
-//! join by claiming a task, whoever comes late finds nothing to claim, and the caller waits only for claimed tasks:
-//! a worker that sleeps or was descheduled holds nobody up.
+//! A decode step is some hundred short phases, each of which waits for the previous one, so what counts is how fast a
+//! phase starts and ends. The caller publishes a parallel run with one atomic store and executes tasks of it itself.
+//! Awake workers join by claiming a task; a late worker finds nothing to claim. The caller waits only for claimed
+//! tasks, so a worker that sleeps or was descheduled delays nobody.
 
-#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: a job on other threads borrows from the caller")]
+#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: a run on other threads borrows from the caller")]
 
 mod parts;
 #[cfg(test)]
@@ -23,29 +23,29 @@ use std::time::{Duration, Instant};
 
 pub use parts::{Chunks, Items, Parts, PerThread, Ranges};
 
-/// How long a worker looks for the next job before it sleeps: longer than the serial work between two phases, and
-/// short enough to cost little after the last one.
+/// How long a worker polls for the next run before it sleeps: longer than the serial work between two phases, and short
+/// enough to cost little after the last one.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// Looks at memory for each look at the clock, each some 20 to 50 ns.
-const LOOKS_PER_CLOCK: u32 = 32;
+/// Polls per reading of the clock, which takes some 20 to 50 ns.
+const POLLS_PER_CLOCK: u32 = 32;
 
-/// Looks at memory before a waiting thread makes way for others.
-const LOOKS_PER_YIELD: u32 = 256;
+/// Polls before a waiting thread yields the core to other threads.
+const POLLS_PER_YIELD: u32 = 256;
 
 type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-/// Threads that run the tasks of one job at a time, together with the caller.
+/// A thread pool that executes the tasks of one parallel run at a time, together with the calling thread.
 ///
-/// Workers stay awake for a moment after each job, then sleep until the next one.
+/// Workers poll for a moment after each run, then sleep until the next one.
 pub struct Pool {
-    shared: Arc<Shared>,
+    state: Arc<PoolState>,
     workers: Vec<JoinHandle<()>>,
-    /// What `Shared::finished` is between jobs.
+    /// The value of `PoolState::finished` between runs.
     finished: usize,
 }
 
-/// As many threads as cores can be used: the physical cores, or fewer where affinity or a quota allows fewer.
+/// The number of threads to use: the physical cores, or fewer if affinity or a CPU quota allows fewer.
 pub fn default_threads() -> usize {
     usable_threads().min(num_cpus::get_physical()).max(1)
 }
@@ -55,7 +55,7 @@ fn usable_threads() -> usize {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller of [`Pool::run`] being one of them.
+    /// A pool of `threads` threads, including the caller of [`Pool::run`].
     ///
     /// # Errors
     ///
@@ -68,49 +68,50 @@ impl Pool {
         if threads == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a pool has at least one thread"));
         }
-        let mut pool = Self { shared: Arc::new(Shared::new(spin)), workers: Vec::new(), finished: 0 };
+        let mut pool = Self { state: Arc::new(PoolState::new(spin)), workers: Vec::new(), finished: 0 };
         for thread in 1..threads {
-            let shared = Arc::clone(&pool.shared);
+            let state = Arc::clone(&pool.state);
             let builder = std::thread::Builder::new().name(format!("braidinfer-{thread}"));
-            pool.workers.push(builder.spawn(move || shared.serve(thread))?);
+            pool.workers.push(builder.spawn(move || state.worker_loop(thread))?);
         }
         Ok(pool)
     }
 
-    /// The number of threads, the caller included.
+    /// The number of threads, including the caller.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
     /// Runs `task(index, thread)` once for each index in `0..tasks`, and returns when all have ended.
     ///
-    /// `thread` is less than [`Pool::threads`], and no two tasks run under the same one at a time; the caller is 0.
-    /// Which thread runs a task differs from call to call. Taking a task costs some 50 ns: a task should take a
-    /// microsecond, and there should be several for each thread, so that none waits long for the slowest.
+    /// `thread` is less than [`Pool::threads`], and no two tasks run at the same time with the same `thread`; the
+    /// caller is 0. Which thread runs a task differs from call to call. Claiming a task costs some 50 ns: a task should
+    /// take at least a microsecond, and there should be several tasks per thread, so that no thread waits long for the
+    /// slowest.
     ///
     /// # Panics
     ///
-    /// A panic of a task resumes here once no thread is in `task` any more, the first of several. The other tasks
-    /// may or may not have run. The pool can be used again.
+    /// If tasks panic, the first panic is resumed here, once no thread runs `task` any more. The other tasks may or may
+    /// not have run. The pool can be used again.
     pub fn run(&mut self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         if tasks <= 1 || self.workers.is_empty() {
             return (0..tasks).for_each(|index| task(index, 0));
         }
-        // Nothing from here to the end of the wait unwinds: workers may be in `task` until then.
-        self.shared.publish(task, tasks);
-        let done = self.shared.perform(task, 0, 0) + self.shared.work(0);
+        // Nothing from here to the end of the wait may unwind: until then, workers may be running `task`.
+        self.state.publish(task, tasks);
+        let done = self.state.run_task(task, 0, 0) + self.state.run_claimed_tasks(0);
         self.finished = self.finished.wrapping_add(tasks - done);
-        self.shared.wait_for_workers(self.finished);
-        self.shared.resume_panic();
+        self.state.wait_for_workers(self.finished);
+        self.state.resume_panic();
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.ring();
+        self.state.stop.store(true, Ordering::Relaxed);
+        self.state.notify_workers();
         for worker in self.workers.drain(..) {
-            // A worker catches the panics of tasks, and has none of its own.
+            // Workers catch the panics of tasks, and do not panic themselves.
             let _ = worker.join();
         }
     }
@@ -122,61 +123,62 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-/// What the threads of a pool share.
+/// State shared by the threads of a pool.
 ///
-/// `unclaimed` both publishes a job and hands out its tasks. It is positive only while tasks of the current job are
-/// unclaimed, and whoever takes it down from a positive value owns one task. The caller sets it again only after all
-/// tasks of the previous job are finished, so that who owns a task may read the job and call its closure until it
-/// counts the task in `finished`.
-struct Shared {
-    board: Padded<Board>,
-    /// Tasks that workers have finished in all jobs so far, wrapping; the caller counts its own.
+/// `unclaimed` both publishes a run and hands out its tasks. It is positive only while the current run has unclaimed
+/// tasks, and the thread that decrements it from a positive value owns one task. The caller sets it again only after
+/// all tasks of the previous run are finished. Therefore the owner of a task may read the run and call its closure
+/// until it counts the task in `finished`.
+struct PoolState {
+    counter: Padded<TaskCounter>,
+    /// Number of tasks that workers have finished in all runs so far, wrapping; the caller counts its own separately.
     finished: Padded<AtomicUsize>,
-    bell: Padded<Bell>,
+    wakeup: Padded<Wakeup>,
     panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
     spin: Duration,
 }
 
-/// On cache lines of its own; two, since processors fetch them in pairs.
+/// Aligned to cache lines of its own; two lines, because processors prefetch them in pairs.
 #[repr(align(128))]
 struct Padded<T>(T);
 
-/// The current job. Its counter is next to it, since who claims a task reads the job next.
-struct Board {
+/// The current run. The counter is stored next to it, because a thread that claims a task reads the run next.
+struct TaskCounter {
     unclaimed: AtomicIsize,
-    job: UnsafeCell<Option<Job>>,
+    run: UnsafeCell<Option<ParallelRun>>,
 }
 
 #[derive(Clone, Copy)]
-struct Job {
+struct ParallelRun {
     task: *const Task<'static>,
     tasks: usize,
 }
 
-/// Where workers sleep.
-struct Bell {
-    /// Some worker may sleep. Set by workers and cleared by the caller, both under the lock.
+/// How sleeping workers are woken.
+struct Wakeup {
+    /// Whether some worker may be asleep. Set by workers and cleared by the caller, both under the lock.
     sleeping: AtomicBool,
-    rings: Mutex<u64>,
-    rung: Condvar,
+    notifications: Mutex<u64>,
+    notified: Condvar,
 }
 
-// SAFETY: all fields but the job are `Send` and `Sync`. The job is written by the caller while no task is claimed,
+// SAFETY: all fields except the run are `Send` and `Sync`. The run is written by the caller while no task is claimed,
 // and read by owners of tasks; its closure is `Sync`, and is called only while `Pool::run` borrows it.
-unsafe impl Send for Shared {}
+unsafe impl Send for PoolState {}
 
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for PoolState {}
 
-impl Shared {
+impl PoolState {
     fn new(spin: Duration) -> Self {
-        let bell = Bell { sleeping: AtomicBool::new(false), rings: Mutex::new(0), rung: Condvar::new() };
+        let wakeup =
+            Wakeup { sleeping: AtomicBool::new(false), notifications: Mutex::new(0), notified: Condvar::new() };
         Self {
-            board: Padded(Board { unclaimed: AtomicIsize::new(0), job: UnsafeCell::new(None) }),
+            counter: Padded(TaskCounter { unclaimed: AtomicIsize::new(0), run: UnsafeCell::new(None) }),
             finished: Padded(AtomicUsize::new(0)),
-            bell: Padded(bell),
+            wakeup: Padded(wakeup),
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -184,65 +186,67 @@ impl Shared {
         }
     }
 
-    /// Makes all tasks but the first claimable: that one is the caller's.
+    /// Makes all tasks except the first claimable; the caller runs the first one.
     fn publish(&self, task: &Task<'_>, tasks: usize) {
-        let claimable = isize::try_from(tasks - 1).expect("a job has at most isize::MAX tasks");
-        // SAFETY: this changes only the lifetime. The closure is called only by owners of tasks, and `Pool::run`,
-        // which borrows it, does not return before all of them have finished.
+        let claimable = isize::try_from(tasks - 1).expect("a run has at most isize::MAX tasks");
+        // SAFETY: this changes only the lifetime. The closure is called only by owners of tasks, and `Pool::run`, which
+        // borrows it, does not return before all of them have finished.
         let task = unsafe { std::mem::transmute::<&Task<'_>, &Task<'static>>(task) };
-        // SAFETY: the caller is alone here (`Pool::run` takes `&mut self`), and no worker reads the job: all tasks of
-        // the previous one are finished, which `wait_for_workers` saw with `Acquire`, and none of this is claimable.
-        unsafe { *self.board.0.job.get() = Some(Job { task, tasks }) };
-        // `Release` publishes the job and all that the caller wrote before; a claim is a read-modify-write, and so
-        // continues the release sequence for the next claim. `SeqCst`, because either this thread sees that a worker
-        // went to sleep, or that worker sees the tasks, see `sleep`.
-        self.board.0.unclaimed.swap(claimable, Ordering::SeqCst);
-        if self.bell.0.sleeping.load(Ordering::SeqCst) {
-            self.ring();
+        // SAFETY: only one caller can be here (`Pool::run` takes `&mut self`), and no worker reads the run: all tasks
+        // of the previous run are finished, which `wait_for_workers` observed with `Acquire`, and no task of this one
+        // is claimable.
+        unsafe { *self.counter.0.run.get() = Some(ParallelRun { task, tasks }) };
+        // `Release` publishes the run and everything that the caller wrote before; a claim is a read-modify-write, and
+        // so continues the release sequence for the next claim. `SeqCst`, so that either this thread sees that a worker
+        // went to sleep, or that worker sees the tasks; see `sleep`.
+        self.counter.0.unclaimed.swap(claimable, Ordering::SeqCst);
+        if self.wakeup.0.sleeping.load(Ordering::SeqCst) {
+            self.notify_workers();
         }
     }
 
-    /// Claims a task, and tells how many there were. `Acquire` pairs with the release in `publish`.
+    /// Claims a task, and returns how many tasks were unclaimed. `Acquire` pairs with the release in `publish`.
     fn claim(&self) -> Option<usize> {
-        // A look first: it leaves the line with those who need it, and the counter never falls further below zero
-        // than there are threads. A late thread may look at one job and claim from the next: the claim counts.
-        if self.board.0.unclaimed.load(Ordering::Relaxed) <= 0 {
+        // The load first: it does not take the cache line from threads that write to it, and it limits how far below
+        // zero the counter falls to the number of threads. A late thread may load during one run and claim in the next:
+        // only the claim counts.
+        if self.counter.0.unclaimed.load(Ordering::Relaxed) <= 0 {
             return None;
         }
-        usize::try_from(self.board.0.unclaimed.fetch_sub(1, Ordering::Acquire)).ok().filter(|&left| left > 0)
+        usize::try_from(self.counter.0.unclaimed.fetch_sub(1, Ordering::Acquire)).ok().filter(|&left| left > 0)
     }
 
-    /// Runs tasks until none is unclaimed, and returns how many.
-    fn work(&self, thread: usize) -> usize {
+    /// Runs tasks until none is unclaimed, and returns how many this thread ran.
+    fn run_claimed_tasks(&self, thread: usize) -> usize {
         let mut done = 0;
         while let Some(left) = self.claim() {
-            // SAFETY: this thread owns a task and has not counted it as finished: nobody writes the job.
-            let job = unsafe { *self.board.0.job.get() }.expect("a claimed task has a job");
-            // SAFETY: for the same reason `Pool::run` still borrows the closure.
-            let task = unsafe { &*job.task };
-            done += self.perform(task, job.tasks - left, thread);
+            // SAFETY: this thread owns a task and has not counted it as finished, so nobody writes the run.
+            let run = unsafe { *self.counter.0.run.get() }.expect("a claimed task has a run");
+            // SAFETY: for the same reason, `Pool::run` still borrows the closure.
+            let task = unsafe { &*run.task };
+            done += self.run_task(task, run.tasks - left, thread);
         }
         done
     }
 
-    /// Runs one task, and counts it even if it panics.
-    fn perform(&self, task: &Task<'_>, index: usize, thread: usize) -> usize {
-        // Unwind safe, since the caller's panic resumes.
+    /// Runs one task. Returns 1 even if it panics, so that it is counted.
+    fn run_task(&self, task: &Task<'_>, index: usize, thread: usize) -> usize {
+        // Unwind safe, because the panic is resumed in the caller.
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(index, thread))) {
-            self.keep_panic(payload);
+            self.store_panic(payload);
         }
         1
     }
 
     #[cold]
-    fn keep_panic(&self, payload: Box<dyn Any + Send>) {
+    fn store_panic(&self, payload: Box<dyn Any + Send>) {
         let mut first = lock(&self.panic);
         match *first {
             None => *first = Some(payload),
-            // To drop it could panic, here where nothing may unwind.
+            // Dropping the payload could panic, and nothing may unwind here.
             Some(_) => std::mem::forget(payload),
         }
-        // Read after the task is counted as finished, which orders it.
+        // The load in `resume_panic` comes after the task is counted as finished, which orders it after this store.
         self.panicked.store(true, Ordering::Relaxed);
     }
 
@@ -255,36 +259,37 @@ impl Shared {
         }
     }
 
-    /// Waits until workers have finished so many tasks in all. `Acquire` sees all that they did: each `fetch_add`
-    /// releases, and continues the release sequences of those before it.
+    /// Waits until workers have finished `finished` tasks in total. `Acquire` makes all their writes visible: each
+    /// `fetch_add` releases, and continues the release sequences of those before it.
     fn wait_for_workers(&self, finished: usize) {
         let mut spin = Spin::new(self.spin);
         while self.finished.0.load(Ordering::Acquire) != finished {
-            if !spin.again() {
+            if !spin.poll_again() {
                 std::thread::yield_now();
             }
         }
     }
 
-    /// The life of a worker.
-    fn serve(&self, thread: usize) {
-        while self.wait_for_job() {
-            let done = self.work(thread);
+    /// The main loop of a worker.
+    fn worker_loop(&self, thread: usize) {
+        while self.wait_for_run() {
+            let done = self.run_claimed_tasks(thread);
             if done > 0 {
-                // These tasks keep their job open, so that they are all of one job. Nothing of it is used after this.
+                // The run cannot end before these tasks are counted, so they all belong to one run. After this, the
+                // worker does not access the run any more.
                 self.finished.0.fetch_add(done, Ordering::Release);
             }
         }
     }
 
     /// Returns true when there is a task to claim, and false when the pool stops.
-    fn wait_for_job(&self) -> bool {
+    fn wait_for_run(&self) -> bool {
         let mut spin = Spin::new(self.spin);
-        while self.board.0.unclaimed.load(Ordering::Relaxed) <= 0 {
+        while self.counter.0.unclaimed.load(Ordering::Relaxed) <= 0 {
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }
-            if !spin.again() {
+            if !spin.poll_again() {
                 self.sleep();
                 spin = Spin::new(self.spin);
             }
@@ -292,63 +297,64 @@ impl Shared {
         true
     }
 
-    /// Sleeps until the bell rings, unless there is something to do.
+    /// Sleeps until notified, unless there are tasks or the pool stops.
     ///
-    /// No ring is missed. Of the store and the load here and the swap and the load in `publish`, all `SeqCst`, one
-    /// load comes last and sees the other thread's write: either this worker sees the tasks, or the caller sees the
-    /// sleeper and rings; and it rings under the lock, hence when this worker waits already.
+    /// No notification is missed. Of the store and the load here and the swap and the load in `publish`, all `SeqCst`,
+    /// one load comes last and sees the other thread's write: either this worker sees the tasks, or the caller sees the
+    /// sleeper and notifies it; and it notifies under the lock, hence when this worker is already waiting.
     fn sleep(&self) {
-        let rings = lock(&self.bell.0.rings);
-        let heard = *rings;
-        self.bell.0.sleeping.store(true, Ordering::SeqCst);
-        // `stop` is set before the lock is taken to ring for it, so that it is seen here or rung for.
-        if self.board.0.unclaimed.load(Ordering::SeqCst) > 0 || self.stop.load(Ordering::Relaxed) {
+        let notifications = lock(&self.wakeup.0.notifications);
+        let seen = *notifications;
+        self.wakeup.0.sleeping.store(true, Ordering::SeqCst);
+        // `stop` is set before the lock is taken to notify, so that it is either seen here or its notification is
+        // received.
+        if self.counter.0.unclaimed.load(Ordering::SeqCst) > 0 || self.stop.load(Ordering::Relaxed) {
             return;
         }
-        let woken = self.bell.0.rung.wait_while(rings, |rings| *rings == heard);
+        let woken = self.wakeup.0.notified.wait_while(notifications, |notifications| *notifications == seen);
         drop(woken.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Wakes all workers that sleep.
+    /// Wakes all sleeping workers.
     #[cold]
-    fn ring(&self) {
-        let mut rings = lock(&self.bell.0.rings);
-        *rings = rings.wrapping_add(1);
-        // Cleared by the ringer, so that the next job does not ring for workers that are waking up.
-        self.bell.0.sleeping.store(false, Ordering::SeqCst);
-        drop(rings);
-        self.bell.0.rung.notify_all();
+    fn notify_workers(&self) {
+        let mut notifications = lock(&self.wakeup.0.notifications);
+        *notifications = notifications.wrapping_add(1);
+        // Cleared here and not by the workers, so that the next run does not notify workers that are already waking up.
+        self.wakeup.0.sleeping.store(false, Ordering::SeqCst);
+        drop(notifications);
+        self.wakeup.0.notified.notify_all();
     }
 }
 
-/// Nothing here panics under a lock.
+/// Ignores poisoning: nothing in this file panics under a lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waiting that is worth its processor time.
+/// A busy wait with a time limit.
 struct Spin {
     limit: Duration,
-    looks: u32,
+    polls: u32,
     start: Option<Instant>,
 }
 
 impl Spin {
     fn new(limit: Duration) -> Self {
-        Self { limit, looks: 0, start: None }
+        Self { limit, polls: 0, start: None }
     }
 
-    /// Pauses, and tells whether to look again.
+    /// Pauses, and returns whether to poll again.
     ///
-    /// Most waits end before the first look at the clock. One that does not makes way now and then: where there are
-    /// more threads than cores, or the system put two on one core, the other may be the one that is waited for.
-    fn again(&mut self) -> bool {
+    /// Most waits end before the first reading of the clock. Longer waits yield now and then: if there are more threads
+    /// than cores, or the system put two threads on one core, the other thread may be the one that is waited for.
+    fn poll_again(&mut self) -> bool {
         std::hint::spin_loop();
-        self.looks = self.looks.wrapping_add(1);
-        if !self.looks.is_multiple_of(LOOKS_PER_CLOCK) {
+        self.polls = self.polls.wrapping_add(1);
+        if !self.polls.is_multiple_of(POLLS_PER_CLOCK) {
             return true;
         }
-        if self.looks.is_multiple_of(LOOKS_PER_YIELD) {
+        if self.polls.is_multiple_of(POLLS_PER_YIELD) {
             std::thread::yield_now();
         }
         self.start.get_or_insert_with(Instant::now).elapsed() < self.limit

@@ -1,4 +1,4 @@
-//! Panels to what kernels multiply: f32 scales and a byte for each code. And to plain values, the definition.
+//! Preparing panels for multiplication: f32 scales, and codes expanded to bytes. Also reading panels as plain values.
 
 #[cfg(test)]
 mod tests;
@@ -12,7 +12,7 @@ use crate::format::{
 };
 use crate::simd::Simd;
 
-/// The scales of a chunk of a panel of integers, ready to multiply.
+/// The expanded scales of one chunk of an integer panel.
 #[repr(align(64))]
 pub(crate) struct ChunkScales {
     /// `[groups][16 rows]`.
@@ -22,21 +22,21 @@ pub(crate) struct ChunkScales {
 }
 
 impl ChunkScales {
-    /// To be filled.
+    /// Zeros, to be overwritten.
     pub(crate) const ZERO: Self =
         Self { scales: [[0.0; LANES]; 2 * CHUNK_BLOCKS], mins: [[0.0; LANES]; 2 * CHUNK_BLOCKS] };
 }
 
-/// The codes of a chunk, laid out as [`CodeBits::Eight`]: `[blocks][8]` vectors.
+/// The codes of a chunk in the layout of [`CodeBits::Eight`]: `[blocks][8]` vectors.
 #[repr(align(64))]
 pub(crate) struct ChunkCodes(pub [[u8; VECTOR]; 8 * CHUNK_BLOCKS]);
 
 impl ChunkCodes {
-    /// To be filled.
+    /// Zeros, to be overwritten.
     pub(crate) const ZERO: Self = Self([[0; VECTOR]; 8 * CHUNK_BLOCKS]);
 }
 
-/// Expands the codes of a chunk of `blocks32` blocks to a byte each.
+/// Expands the codes of a chunk of `blocks32` blocks to one byte each.
 #[inline(always)]
 pub(crate) fn prepare_codes<S: Simd>(
     simd: S,
@@ -53,7 +53,7 @@ pub(crate) fn prepare_codes<S: Simd>(
     }
 }
 
-/// Codes of `BITS` bits to bytes.
+/// Expands codes of `BITS` bits to bytes.
 #[inline(always)]
 fn widen_codes<S: Simd, const BITS: usize>(simd: S, packed: &[[u8; VECTOR]], codes: &mut [[u8; VECTOR]]) {
     for (packed, codes) in packed.as_chunks::<BITS>().0.iter().zip(codes.as_chunks_mut::<8>().0) {
@@ -68,13 +68,13 @@ fn widen_codes<S: Simd, const BITS: usize>(simd: S, packed: &[[u8; VECTOR]], cod
     }
 }
 
-/// The codes of a chunk as they are stored: [`IntFormat::code_vectors`] for each block.
+/// The codes of a chunk as stored: [`IntFormat::code_vectors`] for each block.
 #[inline(always)]
 pub(crate) fn chunk_codes(format: IntFormat, chunk: &[u8], blocks32: usize) -> &[[u8; VECTOR]] {
     split_chunk(format, chunk, blocks32).1
 }
 
-/// Scales, and vectors of codes.
+/// Splits a chunk into scales and vectors of codes.
 #[inline(always)]
 fn split_chunk(format: IntFormat, chunk: &[u8], blocks32: usize) -> (&[u8], &[[u8; VECTOR]]) {
     assert!((1..=CHUNK_BLOCKS).contains(&blocks32));
@@ -82,7 +82,8 @@ fn split_chunk(format: IntFormat, chunk: &[u8], blocks32: usize) -> (&[u8], &[[u
     (scales, &codes.as_chunks().0[..blocks32 * format.code_vectors()])
 }
 
-/// Expands the scales of a chunk of `blocks32` blocks. What it does not have (minima, further groups) stays.
+/// Expands the scales of a chunk of `blocks32` blocks. Entries that the chunk lacks (minima, further groups) stay
+/// unchanged.
 #[inline(always)]
 pub(crate) fn prepare_scales<S: Simd>(
     simd: S,
@@ -110,7 +111,7 @@ pub(crate) fn prepare_scales<S: Simd>(
             let (dmin, groups) = half_vector(simd, rest.as_flattened());
             let (scales, mins) = groups.split_at(format.groups(blocks32));
             scale_groups(simd, d, scales, &mut out.scales);
-            // Products of the negated factor are those negated, zeros included.
+            // Multiplying by the negated factor negates the products, including the signs of zeros.
             let minus = simd.mul(dmin, simd.splat(-1.0));
             scale_groups(simd, minus, &mins[..format.groups(blocks32)], &mut out.mins);
         }
@@ -131,15 +132,15 @@ fn scale_groups<S: Simd>(simd: S, factor: S::F32, groups: &[[u8; LANES]], out: &
     }
 }
 
-/// The first f16 of each row, and what follows them in bytes for each row.
+/// The first f16 of each row, and the remaining bytes.
 #[inline(always)]
 fn half_vector<S: Simd>(simd: S, bytes: &[u8]) -> (S::F32, &[[u8; LANES]]) {
     let (first, rest) = bytes.split_first_chunk().expect("chunks begin with an f16 for each row");
     (simd.load_f16_bytes(first), rest.as_chunks().0)
 }
 
-/// The codes of columns `4 * J..4 * J + 4` of a block, a byte each. A block is stored in `BITS` vectors: so many come of
-/// 16 rows of 32 codes.
+/// Expands the codes of columns `4 * J..4 * J + 4` of a block to bytes. 16 rows of 32 codes of `BITS` bits fill `BITS`
+/// vectors.
 #[inline(always)]
 pub(crate) fn code_vector<S: Simd, const BITS: usize, const J: usize>(
     simd: S,
@@ -164,7 +165,7 @@ pub(crate) fn code_vector<S: Simd, const BITS: usize, const J: usize>(
     simd.or(lower, simd.and(pairs, simd.splat_i32(0x3030_3030)))
 }
 
-/// The values of one row, from 0 to 15, of a panel of `out.len()` columns, to the last bit those of the file: the
+/// Reads one row, from 0 to 15, of a panel of `out.len()` columns. The values are bitwise those of the file: the
 /// product of scale and code is rounded, then its sum with the minimum.
 pub fn read_row(format: PanelFormat, panel: &[u8], cols: usize, row: usize, out: &mut [f32]) {
     assert_eq!(panel.len(), panel_bytes(format, cols), "bytes of a panel of {cols} columns");
@@ -213,7 +214,7 @@ fn read_integers(format: IntFormat, panel: &[u8], row: usize, out: &mut [f32]) {
 fn read_group(format: IntFormat, (scale, min): (f32, Option<f32>), codes: &[u8], out: &mut [f32]) {
     for (out, code) in out.iter_mut().zip(codes) {
         let product = scale * f32::from(i16::from(*code) - i16::from(format.zero));
-        // Without a minimum nothing is added: a negative zero stays one.
+        // Without a minimum nothing is added, so that negative zeros are kept.
         *out = min.map_or(product, |min| product + min);
     }
 }

@@ -4,7 +4,7 @@ use crate::elementwise::padded;
 use crate::isa::dispatched;
 use crate::simd::{LANES, Simd};
 
-/// Which dimensions turn together, for a table of `pairs` angles.
+/// Which dimensions are rotated together, for `pairs` angles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairing {
     /// `j` and `j + pairs`.
@@ -14,9 +14,9 @@ pub enum Pairing {
 }
 
 dispatched! {
-    /// Turns the leading `2 * cos.len()` values of a head: each pair (a, b) becomes
-    /// `(a cos - b sin, b cos + a sin)`, where the second product is rounded and the sum is fused with the first.
-    /// The rest of the head stays. Cosines and sines are `[pairs]`, for one position.
+    /// Rotates the first `2 * cos.len()` values of a head: each pair (a, b) becomes `(a cos - b sin, b cos + a sin)`,
+    /// where the second product is rounded and the sum is fused with the first. The rest of the head is unchanged.
+    /// Cosines and sines are `[pairs]`, for one position.
     pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], pairing: Pairing) = rotate_lanes;
 }
 
@@ -48,7 +48,7 @@ fn half_split<S: Simd>(simd: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Sixteen pairs at a time are taken apart, turned and put together.
+/// Deinterleaves sixteen pairs at a time, rotates them and interleaves them again.
 #[inline(always)]
 fn interleaved<S: Simd>(simd: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (pairs, _) = head.as_chunks_mut::<2>();
@@ -93,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pairs_turn_and_the_rest_stays(
+        fn pairs_are_rotated_and_the_rest_is_unchanged(
             angles in prop::collection::vec(-10.0_f32..10.0, 1..40),
             rest in 0_usize..20,
             values in prop::collection::vec(-5.0_f32..5.0, 100),

@@ -1,4 +1,4 @@
-//! Random matrices in the blocks of files, for tests: every code, and scales of any finite kind.
+//! Random matrices in the block types of files, for tests: all codes, and all kinds of finite scales.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::LANES;
 use crate::format::{PanelFormat, WeightType, panel_bytes};
 use crate::pack::pack_panel;
 
-/// Up to 16 rows in blocks of a file.
+/// Up to 16 rows of quantized blocks.
 pub(crate) struct Matrix {
     pub weight_type: WeightType,
     pub rows: usize,
@@ -18,7 +18,7 @@ pub(crate) struct Matrix {
     pub bytes: Vec<u8>,
 }
 
-/// What a matrix of any type is made from.
+/// Random seed of a matrix of any type.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seed {
     rows: usize,
@@ -30,7 +30,7 @@ pub(crate) fn seeds() -> impl Strategy<Value = Seed> {
     (1..=LANES, 0..4_usize, any::<u64>()).prop_map(|(rows, size, state)| Seed { rows, size, state })
 }
 
-/// Bits of what decides about finiteness: an f16, or a whole float.
+/// Format of the floats that decide whether a block is finite: f16, or the floats of a plain type.
 #[derive(Clone, Copy)]
 pub(crate) struct Float {
     pub bytes: usize,
@@ -50,7 +50,7 @@ impl Float {
     }
 }
 
-/// The numbers that decide whether a block is finite, and where they are in it.
+/// The floats that decide whether a block is finite: their format and their offsets in the block.
 pub(crate) fn floats(weight_type: WeightType) -> (Float, &'static [usize]) {
     let half = Float { bytes: 2, exponent: 0x7c00 };
     match weight_type {
@@ -65,7 +65,7 @@ pub(crate) fn floats(weight_type: WeightType) -> (Float, &'static [usize]) {
     }
 }
 
-/// The same type in the crate that reads files.
+/// The same type in `braidinfer_model`.
 pub(crate) fn dtype(weight_type: WeightType) -> Dtype {
     match weight_type {
         WeightType::F32 => Dtype::F32,
@@ -87,7 +87,7 @@ pub(crate) fn dtype(weight_type: WeightType) -> Dtype {
 }
 
 impl Seed {
-    /// Uniform below `end`, by splitmix64.
+    /// Uniform below `end`, from splitmix64.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
@@ -113,7 +113,7 @@ impl Seed {
         let mut bytes = vec![0; self.rows * weight_type.row_bytes(cols)];
         let (float, places) = floats(weight_type);
         for block in bytes.chunks_exact_mut(weight_type.block_size()) {
-            // A block in four is of extreme codes.
+            // A quarter of the blocks has extreme codes.
             let extreme = [0, 0xff, 0x7f, 0x80][self.below(4)];
             let random = self.below(4) > 0;
             block.fill_with(|| if random { self.next() as u8 } else { extreme });
@@ -125,7 +125,7 @@ impl Seed {
         Matrix { weight_type, rows: self.rows, cols, bytes }
     }
 
-    /// Zero, the least or the largest of either sign, or any.
+    /// Zero, the smallest or largest number of either sign, or any number.
     fn finite(&mut self, float: Float) -> u32 {
         let sign = (self.next() as u32 & 1) << (8 * float.bytes - 1);
         match self.below(12) {
@@ -142,7 +142,7 @@ impl Matrix {
         PanelFormat::of(self.weight_type)
     }
 
-    /// The exact values of a row, by the crate that reads files.
+    /// The exact values of a row, from `braidinfer_model`.
     pub(crate) fn row(&self, row: usize) -> Vec<f32> {
         let len = self.weight_type.row_bytes(self.cols);
         let mut values = vec![f32::NAN; self.cols];
@@ -150,7 +150,7 @@ impl Matrix {
         values
     }
 
-    /// Packed into memory that was full of `before`.
+    /// The packed panel, in memory that was filled with `before`.
     pub(crate) fn packed(&self, before: u8) -> Vec<u8> {
         let mut panel = vec![before; panel_bytes(self.format(), self.cols)];
         assert_eq!(pack_panel(self.weight_type, &self.bytes, self.cols, &mut panel), None);

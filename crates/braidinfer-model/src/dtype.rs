@@ -1,4 +1,4 @@
-//! Number types of checkpoints, and checked reading of a tensor's values.
+//! Data types of checkpoints, and checked reading of tensor values.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use crate::quantization::dequantize;
 use crate::{ModelError, Result};
 
-/// How a tensor's values are stored: each as a float, or in blocks that share scales.
+/// Data type of a tensor: plain floats, or quantized blocks whose values share scales.
 ///
 /// Names and layouts of the block types are llama.cpp's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -101,7 +101,7 @@ impl Dtype {
         self.block_len() > 1
     }
 
-    /// Bytes that this many values take, or `None` if they are not whole blocks (or more than memory can hold).
+    /// Size of this many values in bytes, or `None` if they are not whole blocks (or exceed the address space).
     pub const fn bytes(self, values: usize) -> Option<usize> {
         if values.is_multiple_of(self.block_len()) {
             (values / self.block_len()).checked_mul(self.block_size())
@@ -123,13 +123,13 @@ impl Serialize for Dtype {
     }
 }
 
-/// A number type that tensor values can be read into.
+/// A float type as which tensor values can be read.
 pub trait Element: Copy + Send + Sync + 'static {
     /// The type's name.
     const DTYPE: Dtype;
     /// Rounds to nearest even.
     fn from_f32(value: f32) -> Self;
-    /// Exact.
+    /// Converts exactly.
     fn to_f32(self) -> f32;
 }
 
@@ -168,17 +168,17 @@ impl Element for bf16 {
 pub struct TensorView<'a> {
     /// Name in the checkpoint.
     pub name: &'a str,
-    /// File it stands in, for messages.
+    /// Path of its file, for messages.
     pub path: &'a str,
     /// Type of its values.
     pub dtype: Dtype,
     /// Extent of each dimension, outermost first.
     pub shape: Vec<usize>,
-    /// Its bytes: what `dtype` takes for the product of `shape`.
+    /// Its bytes, as many as `dtype` needs for the product of `shape`.
     pub data: &'a [u8],
 }
 
-/// Values converted at a time: whole blocks of every type, and few enough to stay in a core's cache.
+/// Number of values converted at a time: whole blocks of every type, and few enough for the CPU cache.
 const CHUNK: usize = 1024;
 
 impl TensorView<'_> {
@@ -192,14 +192,14 @@ impl TensorView<'_> {
         self.len() == 0
     }
 
-    /// All values as `T`, in order.
+    /// All values converted to `T`, in order.
     ///
     /// Fails on a NaN or an infinity, in the file or after rounding to `T`, naming the tensor and the index.
     pub fn read<T: Element>(&self) -> Result<Vec<T>> {
         self.read_blocks(0..self.data.len() / self.dtype.block_size())
     }
 
-    /// The values of some rows of a matrix, as [`TensorView::read`]. The rows lie inside the matrix.
+    /// The values of some rows of a matrix, like [`TensorView::read`]. The rows must be inside the matrix.
     pub fn read_rows<T: Element>(&self, rows: Range<usize>) -> Result<Vec<T>> {
         let row = self.shape[1..].iter().product::<usize>() / self.dtype.block_len();
         self.read_blocks(rows.start * row..rows.end * row)
@@ -218,7 +218,7 @@ impl TensorView<'_> {
         Ok(values)
     }
 
-    /// Fails on a NaN or an infinity as [`TensorView::read`] does, keeping nothing.
+    /// Fails on a NaN or an infinity like [`TensorView::read`], without storing the values.
     pub fn check(&self) -> Result<()> {
         let blocks = 0..self.data.len() / self.dtype.block_size();
         self.decode(blocks, |start, exact| match exact.iter().position(|value| !value.is_finite()) {
@@ -227,7 +227,7 @@ impl TensorView<'_> {
         })
     }
 
-    /// Hands over the exact values a few at a time, with the index of the first.
+    /// Passes the exact values to `take` in chunks, each with the index of its first value.
     fn decode(&self, blocks: Range<usize>, mut take: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         let len = self.shape.iter().try_fold(1, |len: usize, extent| len.checked_mul(*extent));
         if len.and_then(|len| self.dtype.bytes(len)) != Some(self.data.len()) {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_those_of_whole_blocks() {
+    fn sizes_are_those_of_whole_blocks() {
         assert_eq!(Dtype::Q4K.bytes(512), Some(288));
         assert_eq!(Dtype::Q4K.bytes(128), None);
         assert_eq!(Dtype::BF16.bytes(3), Some(6));
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_named() {
+    fn non_finite_values_are_named_in_errors() {
         let mut blocks = vec![1; 34 * 64];
         blocks[34 * 40..][..2].copy_from_slice(&f16::INFINITY.to_le_bytes());
         let error = view(Dtype::Q8_0, &[64, 32], &blocks).expect_err("a scale is infinite").to_string();
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn data_of_another_size_is_refused() {
+    fn data_of_the_wrong_size_is_rejected() {
         for shape in [&[3, 32][..], &[33], &[usize::MAX, 32]] {
             let error = view(Dtype::Q8_0, shape, &[0; 68]).expect_err("the shape has another size").to_string();
             assert!(error.contains("of q8_0 in 68 bytes"), "{error}");

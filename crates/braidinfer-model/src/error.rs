@@ -1,80 +1,80 @@
-//! What can be wrong with model files.
+//! Errors in model files.
 
 use std::io;
 
-/// A fault in a model's files. Each variant names the place, what was expected and what was found.
+/// An error in a model's files. Each variant names the place, what was expected and what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The operating system refused.
+    /// An operating system error.
     #[error("{path}: {source}")]
     Io {
-        /// File or directory.
+        /// Path of the file or directory.
         path: String,
-        /// The system's own reason.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A file or directory that must exist does not, or is of the wrong kind.
+    /// A required file or directory is missing or of the wrong kind.
     #[error("{path}: expected {expected}, found {found}")]
     Missing {
-        /// File or directory.
+        /// Path of the file or directory.
         path: String,
         /// What should be there.
         expected: String,
         /// What is there.
         found: String,
     },
-    /// A file whose bytes do not follow its format.
+    /// A file that violates its format.
     #[error("{path}: expected {expected}, found {found}")]
     Malformed {
-        /// File.
+        /// Path of the file.
         path: String,
-        /// What the format asks for.
+        /// What the format requires.
         expected: String,
-        /// What the bytes say.
+        /// What the file contains.
         found: String,
     },
-    /// A field of a JSON file with a wrong, missing or contradictory value.
+    /// A JSON field with a wrong, missing or contradictory value.
     #[error("{path}: field `{field}`: expected {expected}, found {found}")]
     Field {
-        /// File.
+        /// Path of the file.
         path: String,
-        /// Field, dotted where nested.
+        /// Name of the field, as a dotted path if nested.
         field: String,
-        /// What would be right.
+        /// The allowed values.
         expected: String,
-        /// What stands there.
+        /// The actual value.
         found: String,
     },
     /// A tensor that is missing or has the wrong shape, type or values.
     #[error("{path}: tensor `{tensor}`: expected {expected}, found {found}")]
     Tensor {
-        /// File (or directory, when the tensor is in no file).
+        /// Path of the file, or of the directory if the tensor is in no file.
         path: String,
         /// Tensor name in the checkpoint.
         tensor: String,
-        /// What would be right.
+        /// The allowed values.
         expected: String,
-        /// What was found.
+        /// The actual value.
         found: String,
     },
-    /// A quantization that is not known.
+    /// An unknown quantization type.
     #[error("expected a quantization type ({known}), found `{found}`")]
     UnknownFileType {
-        /// What was asked for.
+        /// The requested type.
         found: String,
-        /// The names that work.
+        /// The names of the known types.
         known: String,
     },
-    /// An architecture this engine does not run.
+    /// An architecture that this engine does not support.
     #[error("{path}: model_type `{model_type}` {reason}; supported: {supported}")]
     UnsupportedArchitecture {
-        /// Configuration file.
+        /// Path of the configuration file.
         path: String,
-        /// The name found there.
+        /// The architecture's name.
         model_type: String,
-        /// Why it is refused.
+        /// Why it is not supported.
         reason: String,
-        /// The names that work.
+        /// The names of the supported architectures.
         supported: String,
     },
 }

@@ -1,40 +1,42 @@
-//! `generation_config.json`, or what GGUF has of it: where a text ends and how the authors would sample it.
+//! `generation_config.json`, or the equivalent GGUF keys: end-of-sequence tokens and recommended sampling parameters.
 
 use crate::format::gguf::{Array, Metadata, Scalar};
 use crate::{JsonFile, ModelSource, Result};
 
-/// What stands before the names of sampling settings in GGUF.
+/// Prefix of the sampling parameters' keys in GGUF.
 const SAMPLING: &str = "general.sampling.";
-/// Ours: all ids that end a text, for which GGUF's own keys have too little room, and nothing else.
+/// Key of this project: all end-of-sequence token ids, because GGUF's own keys hold too few.
 const EOS_TOKEN_IDS: &str = "braidinfer.eos_token_ids";
-/// Ours: most tokens of an answer.
+/// Key of this project: maximum number of output tokens.
 const MAX_NEW_TOKENS: &str = "braidinfer.max_new_tokens";
 
-/// Generation defaults a checkpoint ships with. Absent settings are `None`.
+/// A checkpoint's generation defaults. Absent settings are `None`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
-    /// Ids that end a text.
+    /// End-of-sequence token ids.
     pub eos_token_id: Vec<u32>,
-    /// Id that begins a text.
+    /// Beginning-of-sequence token id.
     pub bos_token_id: Option<u32>,
-    /// Whether to sample; greedy when false or absent, as in `transformers`.
+    /// Whether to sample; greedy if false or absent, as in `transformers`.
     pub do_sample: bool,
     /// Softmax temperature.
     pub temperature: Option<f64>,
-    /// Keep this many most likely tokens; 50 where the file samples and does not say, as in `transformers`.
+    /// Sample from this many most likely tokens; 50 if the file enables sampling without this field, as in
+    /// `transformers`.
     pub top_k: Option<usize>,
-    /// Keep the smallest set of tokens with this much probability.
+    /// Sample from the smallest set of tokens with at least this total probability.
     pub top_p: Option<f64>,
-    /// Keep tokens at least this likely relative to the likeliest.
+    /// Sample from tokens with at least this fraction of the most likely token's probability.
     pub min_p: Option<f64>,
-    /// Divide (or multiply) the logits of seen tokens by this.
+    /// Divisor of positive logits, and factor of negative logits, of tokens that already occurred.
     pub repetition_penalty: Option<f64>,
-    /// Most tokens of an answer.
+    /// Maximum number of output tokens.
     pub max_new_tokens: Option<usize>,
 }
 
 impl GenerationConfig {
-    /// Reads `generation_config.json`, or the keys of a GGUF file; ids it lacks come from `config`, the model's `config.json`.
+    /// Reads `generation_config.json`, or the keys of a GGUF file; missing token ids come from `config`, the model's
+    /// `config.json`.
     pub fn read(source: &ModelSource, config: &JsonFile) -> Result<Self> {
         let mut settings = match (source.gguf(), JsonFile::read(source, "generation_config.json")?) {
             (Some(gguf), _) => Self::from_metadata(gguf.metadata())?,
@@ -50,7 +52,7 @@ impl GenerationConfig {
         Ok(settings)
     }
 
-    /// The sampling that a GGUF file asks for; without one the answer is greedy.
+    /// The sampling parameters of a GGUF file; greedy if it has none.
     fn from_metadata(metadata: &Metadata) -> Result<Self> {
         let number = |name: &str| metadata.number(&format!("{SAMPLING}{name}"));
         let (temperature, top_k) = (number("temp")?, number("top_k")?);
@@ -70,7 +72,7 @@ impl GenerationConfig {
         })
     }
 
-    /// Writes the settings into the metadata of a GGUF file, some of them under keys of ours.
+    /// Writes the settings into the metadata of a GGUF file, some of them with this project's own keys.
     pub fn write(&self, metadata: &mut Metadata) {
         let ends: Vec<i32> = self.eos_token_id.iter().filter_map(|id| i32::try_from(*id).ok()).collect();
         metadata.insert(EOS_TOKEN_IDS, &ends[..]);
@@ -115,6 +117,6 @@ fn top_k(file: &JsonFile) -> Result<Option<usize>> {
     if samples && !file.has("top_k") {
         return Ok(Some(CLASS_DEFAULT));
     }
-    // Zero, or less, says "no limit".
+    // Zero and negative numbers mean "no limit".
     Ok(file.number("top_k")?.filter(|k| *k >= 1.0).map(|k| k as usize))
 }

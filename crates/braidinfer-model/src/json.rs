@@ -1,4 +1,4 @@
-//! Typed access to a JSON object whose errors name the file and the field.
+//! Typed access to JSON objects, with errors that name the file and the field.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 
 use crate::{ModelError, ModelSource, Result};
 
-/// A JSON object from a model file, or an object nested in one.
+/// The JSON object of a model file, or an object nested in it.
 #[derive(Debug, Clone)]
 pub struct JsonFile {
     path: String,
-    /// Dotted path of this object inside the file; empty for the file's own object.
+    /// Dotted path of this object within the file; empty for the root object.
     at: String,
     map: Map<String, Value>,
-    /// What the file calls a field, by its dotted path, where that is not its path.
+    /// For fields whose name in the file is not their dotted path, the name in the file, by dotted path.
     names: Arc<BTreeMap<String, String>>,
 }
 
@@ -25,7 +25,7 @@ impl JsonFile {
         source.read(file)?.map(|bytes| Self::parse(path, &bytes)).transpose()
     }
 
-    /// Parses `bytes` as the JSON object that stands in `path`.
+    /// Parses `bytes`, the content of the file `path`, as a JSON object.
     pub fn parse(path: String, bytes: &[u8]) -> Result<Self> {
         let malformed =
             |found: String| ModelError::Malformed { path: path.clone(), expected: "a JSON object".into(), found };
@@ -36,7 +36,7 @@ impl JsonFile {
         }
     }
 
-    /// An object made from a file of another format, which calls the fields by other `names`.
+    /// An object converted from a file of another format; `names` are the field names in that file.
     pub(crate) fn from_fields(path: String, map: Map<String, Value>, names: BTreeMap<String, String>) -> Self {
         Self { path, at: String::new(), map, names: Arc::new(names) }
     }
@@ -85,10 +85,10 @@ impl JsonFile {
         }
     }
 
-    /// A positive whole number; `None` if absent or null.
+    /// A positive integer; `None` if absent or null.
     pub fn size(&self, field: &str) -> Result<Option<usize>> {
         let Some(value) = self.value(field) else { return Ok(None) };
-        // No checkpoint reaches this, and sums of a few products of two such sizes do not overflow.
+        // No checkpoint has larger sizes, and sums of a few products of two such sizes do not overflow.
         const LIMIT: u64 = 1 << 31;
         match value.as_u64() {
             Some(number) if (1..LIMIT).contains(&number) => Ok(Some(number as usize)),
@@ -96,12 +96,12 @@ impl JsonFile {
         }
     }
 
-    /// A positive whole number, or `absent` if the key is not there; an explicit null is an error.
+    /// A positive integer, or `absent` if the field is missing; an explicit null is an error.
     pub fn size_or(&self, field: &str, absent: usize) -> Result<usize> {
         if self.has(field) { self.required_size(field) } else { Ok(absent) }
     }
 
-    /// This object with those of `fields` that it lacks taken from `other`.
+    /// This object, with missing ones of `fields` copied from `other`.
     pub fn or_fields_of(mut self, other: &Self, fields: &[&str]) -> Self {
         for field in fields {
             if let Some(value) = other.value(field).filter(|_| self.value(field).is_none()) {
@@ -111,7 +111,7 @@ impl JsonFile {
         self
     }
 
-    /// This object with the fields of `other` over its own.
+    /// This object, overwritten with the fields of `other`.
     pub fn overlaid(mut self, other: &Self) -> Self {
         self.map.extend(other.map.iter().map(|(field, value)| (field.clone(), value.clone())));
         self
@@ -122,7 +122,7 @@ impl JsonFile {
         self.map.is_empty()
     }
 
-    /// A positive whole number that must be there.
+    /// A required positive integer.
     pub fn required_size(&self, field: &str) -> Result<usize> {
         self.size(field)?.ok_or_else(|| self.error(field, "a positive whole number", self.absence(field)))
     }
@@ -144,7 +144,7 @@ impl JsonFile {
         }
     }
 
-    /// A finite number above zero that must be there.
+    /// A required finite number above zero.
     pub fn required_positive(&self, field: &str) -> Result<f64> {
         self.positive(field)?.ok_or_else(|| self.error(field, "a number above zero", self.absence(field)))
     }
@@ -158,7 +158,7 @@ impl JsonFile {
         }
     }
 
-    /// A text; `None` if absent or null.
+    /// A string; `None` if absent or null.
     pub fn text(&self, field: &str) -> Result<Option<&str>> {
         match self.value(field) {
             None => Ok(None),
@@ -176,7 +176,7 @@ impl JsonFile {
         }
     }
 
-    /// A list of finite numbers that must be there and have `len` entries.
+    /// A required list of `len` finite numbers.
     pub fn required_numbers(&self, field: &str, len: usize) -> Result<Vec<f64>> {
         let expected = || format!("a list of {len} numbers above zero");
         let values = self.list(field)?.ok_or_else(|| self.error(field, expected(), self.absence(field)))?;
@@ -188,8 +188,8 @@ impl JsonFile {
         Ok(numbers)
     }
 
-    /// Token ids given as one number or a list of numbers; empty if absent or null. Negative numbers, which some
-    /// converters write for "none", are left out.
+    /// Token ids as one number or a list of numbers; empty if absent or null. Negative numbers, which some converters
+    /// write for "none", are skipped.
     pub fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
         let one = |value: &Value| match value.as_i64() {
             Some(id) if id < 0 => Ok(None),
@@ -207,7 +207,7 @@ impl JsonFile {
         if self.has(field) { "null" } else { "nothing" }
     }
 
-    /// What the file calls `field`.
+    /// The name of `field` in the file.
     fn name_of(&self, field: &str) -> String {
         let dotted = self.dotted(field);
         self.names.get(&dotted).cloned().unwrap_or(dotted)
@@ -218,7 +218,7 @@ impl JsonFile {
     }
 }
 
-/// What kind of JSON value this is, in words.
+/// The type of a JSON value, in words.
 fn kind(value: &Value) -> String {
     match value {
         Value::Null => "null",

@@ -1,4 +1,4 @@
-//! Which parameters a [`DecoderSpec`] needs, with their shapes, and what checkpoints call them.
+//! The parameters that a [`DecoderSpec`] needs, their shapes, and their tensor names in checkpoints.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,8 +18,7 @@ pub enum Slot {
     Layer(usize, LayerSlot),
 }
 
-/// A module inside a layer. The order matters: modules that a checkpoint stacks into one tensor are
-/// stacked in this order.
+/// A module inside a layer. The order of the variants is the order in which a checkpoint stacks modules in one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LayerSlot {
     /// Norm before attention.
@@ -32,13 +31,13 @@ pub enum LayerSlot {
     VProj,
     /// Attention output projection.
     OProj,
-    /// Norm on queries.
+    /// Query norm.
     QNorm,
-    /// Norm on keys.
+    /// Key norm.
     KNorm,
-    /// Norm on what attention returns.
+    /// Norm of the attention output.
     AttentionOutputNorm,
-    /// Norm before the feed-forward part.
+    /// Norm before the feed-forward network.
     FeedForwardNorm,
     /// Gate projection.
     GateProj,
@@ -46,16 +45,16 @@ pub enum LayerSlot {
     UpProj,
     /// Down projection.
     DownProj,
-    /// Norm on what the feed-forward part returns.
+    /// Norm of the feed-forward network's output.
     FeedForwardOutputNorm,
 }
 
-/// Which parameter of a module.
+/// A kind of parameter of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Param {
-    /// The matrix or scale.
+    /// The matrix, or the scale of a norm.
     Weight,
-    /// The offset.
+    /// The bias vector.
     Bias,
 }
 
@@ -68,18 +67,18 @@ impl fmt::Display for Param {
     }
 }
 
-/// One parameter that a spec calls for.
+/// A parameter that a spec needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
     /// Its module.
     pub slot: Slot,
-    /// Which of the module's parameters.
+    /// Weight or bias.
     pub param: Param,
     /// `[out, in]` or `[width]`.
     pub shape: Vec<usize>,
 }
 
-/// All parameters `spec` calls for, the output head included even where it is tied.
+/// All parameters of `spec`, including a tied output head.
 pub fn parameters(spec: &DecoderSpec) -> Vec<Parameter> {
     let mut list = ParameterList(Vec::new());
     let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
@@ -175,12 +174,12 @@ impl Slot {
     }
 }
 
-/// A tensor and the parameters whose rows are stacked in it; most hold one.
+/// A tensor and the parameters whose rows are stacked in it, usually only one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stack {
     /// The tensor's name.
     pub tensor: String,
-    /// From the first row on, in slot order; never empty.
+    /// The parameters in the order of their rows, which is slot order; never empty.
     pub parameters: Vec<Parameter>,
 }
 
@@ -193,8 +192,8 @@ impl Stack {
     }
 }
 
-/// The parameters of `spec` by the tensor that `name` gives each. `head_is_embedding` says that the weight of the output
-/// head is not stored.
+/// The parameters of `spec`, grouped by the tensor name that `name` returns. If `head_is_embedding`, the output head's
+/// weight is not stored.
 pub fn stacks(spec: &DecoderSpec, head_is_embedding: bool, name: impl Fn(Slot, Param) -> String) -> Vec<Stack> {
     let head = (Slot::LmHead, Param::Weight);
     let stored = |parameter: &Parameter| !(head_is_embedding && (parameter.slot, parameter.param) == head);
@@ -209,9 +208,9 @@ pub fn stacks(spec: &DecoderSpec, head_is_embedding: bool, name: impl Fn(Slot, P
     stacks.into_iter().map(sorted).collect()
 }
 
-/// What a checkpoint calls each module, relative to its prefixes.
+/// Tensor names of modules in a checkpoint, relative to their prefixes.
 ///
-/// Two slots with one name share a tensor: their rows are stacked in slot order.
+/// Two slots with the same name share a tensor: their rows are stacked in slot order.
 #[derive(Debug, Clone)]
 pub struct TensorNames {
     embed_tokens: &'static str,
@@ -219,7 +218,7 @@ pub struct TensorNames {
     lm_head: &'static str,
     layers: &'static str,
     layer: BTreeMap<LayerSlot, &'static str>,
-    /// Modules whose biases stand under another name.
+    /// Modules whose bias has another name than their weight.
     layer_bias: BTreeMap<LayerSlot, &'static str>,
 }
 
@@ -253,7 +252,7 @@ impl Default for TensorNames {
 }
 
 impl TensorNames {
-    /// The names of GGUF files, where layers have modules of these names.
+    /// The names in GGUF files, with these names of layer modules.
     pub fn gguf(layer: &[(LayerSlot, &'static str)]) -> Self {
         Self {
             embed_tokens: "token_embd",
@@ -271,7 +270,7 @@ impl TensorNames {
         self
     }
 
-    /// Replaces the names of some layer modules for their biases only.
+    /// Replaces the names of the biases of some layer modules.
     pub fn with_bias(mut self, names: &[(LayerSlot, &'static str)]) -> Self {
         self.layer_bias.extend(names.iter().copied());
         self
@@ -283,13 +282,13 @@ impl TensorNames {
         self
     }
 
-    /// The name of a layer's module below the layer's own prefix.
+    /// The name of a layer's module, relative to the layer's prefix.
     pub fn layer_module(&self, slot: LayerSlot) -> &'static str {
         self.layer[&slot]
     }
 
-    /// The name of `slot`'s module below `prefix`, which is what precedes `embed_tokens` and `layers` (often `model.`);
-    /// the output head stands beside the decoder, at `head_prefix`.
+    /// The name of a module. `prefix` precedes `embed_tokens` and `layers` (often `model.`); the output head is outside
+    /// the decoder, with prefix `head_prefix`.
     pub fn module(&self, slot: Slot, prefix: &str, head_prefix: &str) -> String {
         match slot {
             Slot::EmbedTokens => format!("{prefix}{}", self.embed_tokens),

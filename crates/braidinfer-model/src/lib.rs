@@ -1,9 +1,9 @@
-//! Model files to plain data: configuration to [`DecoderSpec`], checkpoint files to named, typed tensors, and back to
+//! Reading model files: configuration to [`DecoderSpec`], and checkpoint files to named, typed tensors. Also writing
 //! GGUF.
 //!
-//! Every file is treated as hostile: sizes, offsets, names and shapes are checked before use, and every
-//! failure is a [`ModelError`] that names the file and the field or tensor. This crate knows nothing of
-//! tensor libraries, kernels or tokenizers.
+//! Every file is treated as untrusted input: sizes, offsets, names and shapes are checked before use, and every error
+//! is a [`ModelError`] that names the file and the field or tensor. This crate does not depend on tensor libraries,
+//! kernels or tokenizers.
 
 pub mod arch;
 pub mod dtype;

@@ -1,4 +1,4 @@
-//! The one place of this crate with `unsafe`: mapping a file into memory.
+//! Memory mapping of files: the only place in this crate with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::fs::{self, File};
@@ -12,21 +12,21 @@ use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{ModelError, Result};
 
-/// A file in memory, which can be read without touching that memory, too: a process that maps a file that gets shorter
-/// is killed where it ends, and one that reads it is told.
+/// A mapped file that can also be read with system calls: if a file was truncated, accessing its map kills the process,
+/// while reading it returns an error.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     map: Mmap,
-    /// Reading moves its position.
+    /// In a mutex, because reading moves the file position.
     file: Mutex<File>,
     state: FileState,
 }
 
-/// What tells that a file was written to.
+/// File metadata that changes when the file is written to.
 #[derive(Debug, PartialEq, Eq)]
 struct FileState {
     len: u64,
-    /// `None` where the system does not say.
+    /// `None` if the system does not provide it.
     modified: Option<SystemTime>,
 }
 
@@ -45,9 +45,9 @@ impl Deref for MappedFile {
 }
 
 impl MappedFile {
-    /// Some bytes, read from the file; `path` is named where that fails.
+    /// Reads a range of bytes from the file; `path` is for errors.
     ///
-    /// Fails on a file that was written to since it was mapped. One that another file has replaced is the old one here.
+    /// Fails if the file was written to since it was mapped. If the file was replaced, this still reads the old one.
     pub(crate) fn read(&self, path: &str, range: Range<usize>) -> Result<Vec<u8>> {
         let io_error = |source| ModelError::Io { path: path.to_owned(), source };
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,18 +64,18 @@ impl MappedFile {
         Ok(bytes)
     }
 
-    /// Tells the system that the pages wholly inside `range` will not be read again soon, so that a copied tensor
-    /// does not stay in memory twice.
+    /// Tells the system that the pages that are completely inside `range` will not be read again soon, so that a tensor
+    /// that was copied does not occupy memory twice.
     pub(crate) fn release(&self, range: Range<usize>) {
         let page = 4096;
         let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);
         if start >= end {
             return;
         }
-        // SAFETY: the map is of a file and read-only, so dropped pages hold no changes and are read again from the
-        // file if touched; the range lies inside the map.
+        // SAFETY: the map is of a file and read-only, so dropped pages hold no changes and are read again from the file
+        // if touched; the range lies inside the map.
         let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
-        // Advice only: where the system does not take it, memory is used a little longer.
+        // Only advice: if the system ignores it, the memory is used a little longer.
         drop(advised);
     }
 }
@@ -85,7 +85,7 @@ impl MappedFile {
 /// An empty file cannot be mapped on every system and holds no model, so it is refused as malformed.
 pub(crate) fn map_file(path: &Path) -> Result<MappedFile> {
     let io_error = |source| ModelError::Io { path: path.display().to_string(), source };
-    // Asked before the file is opened: opening a pipe would wait for a writer.
+    // Checked before opening the file: opening a pipe would block until there is a writer.
     let metadata = fs::metadata(path).map_err(io_error)?;
     if !metadata.is_file() || metadata.len() == 0 {
         return Err(ModelError::Malformed {
@@ -100,10 +100,9 @@ pub(crate) fn map_file(path: &Path) -> Result<MappedFile> {
     }
     let file = File::open(path).map_err(io_error)?;
     let state = FileState::of(&file.metadata().map_err(io_error)?);
-    // SAFETY: the map is read-only and private to this process. The contract that no one truncates or
-    // rewrites a checkpoint while it is being loaded is the user's, as with every engine that maps its
-    // weights. A running model does not read the map: what it computes with was copied out of it at load, and what it
-    // looks up later, to check its answers, it reads from the file.
+    // SAFETY: the map is read-only and private to this process. As in every engine that maps its weights, the user must
+    // not truncate or rewrite a checkpoint while it is being loaded. A running model does not access the map: its
+    // weights were copied at load, and later checks of its answers read from the file.
     let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
     Ok(MappedFile { map, file: Mutex::new(file), state })
 }

@@ -1,23 +1,23 @@
 //! Rotary frequencies of a [`RopeSpec`], in the f32 arithmetic that models were trained with.
 //!
-//! Angles computed in f64 differ by 1e-3 rad at position 32k from what checkpoints saw, so frequencies
-//! are powers and quotients in f32 and an angle is `position as f32 * frequency`. The formulas are those
-//! of `transformers` 5, `modeling_rope_utils.py`, and of the papers named in [`RopeScaling`].
+//! Frequencies are computed as powers and quotients in f32, and an angle is `position as f32 * frequency`: angles
+//! computed in f64 would differ by 1e-3 rad at position 32k from those used in training. The formulas are those of
+//! `transformers` 5, `modeling_rope_utils.py`, and of the papers named in [`RopeScaling`].
 
 use std::f64::consts::PI;
 
 use crate::spec::{DecoderSpec, QueryPositionScale, RopeScaling, RopeSpec};
 
-/// Which of a table's frequency sets applies at a length. Keys rotated under one regime must not meet
-/// queries of another.
+/// Identifies which of a table's frequency sets applies at a sequence length. Queries may only meet keys that were
+/// rotated in the same regime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct RopeRegime(u64);
 
 impl DecoderSpec {
-    /// Longest sequence the model is meant for, in tokens: RoPE scaling by a factor may stretch it beyond
-    /// `max_position_embeddings`, which some configs leave at the length before scaling.
+    /// The model's context length, in tokens: RoPE scaling by a factor may extend it beyond `max_position_embeddings`,
+    /// which is the length before scaling in some configs.
     pub fn context_length(&self) -> usize {
-        // Keeps a corrupt factor from overflowing what is computed from this.
+        // Prevents overflow in later computations if the factor is corrupt.
         const LIMIT: usize = 1 << 31;
         let stretched = |table: &RopeSpec| match table.scaling {
             RopeScaling::Dynamic { factor, original_max_position_embeddings: original }
@@ -31,7 +31,7 @@ impl DecoderSpec {
 }
 
 impl QueryPositionScale {
-    /// The factor on a query at `position`.
+    /// The factor of a query at `position`.
     pub fn factor(&self, position: usize) -> f32 {
         let whole = (position / self.original_max_position_embeddings) as f64;
         (1.0 + self.beta * (1.0 + whole).ln()) as f32
@@ -39,7 +39,7 @@ impl QueryPositionScale {
 }
 
 impl RopeSpec {
-    /// Whether frequencies depend on the length of the sequence.
+    /// Whether the frequencies depend on the length of the sequence.
     pub fn depends_on_length(&self) -> bool {
         matches!(self.scaling, RopeScaling::Dynamic { .. } | RopeScaling::Longrope { .. })
     }
@@ -93,7 +93,7 @@ impl RopeSpec {
         }
     }
 
-    /// Factor on cosines and sines.
+    /// The factor of cosines and sines.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Longrope { attention_factor, .. } => {
@@ -118,7 +118,7 @@ impl RopeSpec {
         self.rope_theta * (factor * len / original - (factor - 1.0)).powf(rotary_dim / (rotary_dim - 2.0))
     }
 
-    /// The dimension that turns `rotations` times over the `original` length.
+    /// The dimension (possibly fractional) that makes `rotations` full turns over the `original` length.
     fn yarn_dim(&self, rotations: f64, original: f64) -> f64 {
         self.rotary_dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.rope_theta.ln())
     }
@@ -138,7 +138,7 @@ impl RopeSpec {
     }
 }
 
-/// YaRN's factor on cosines and sines for frequencies divided by `factor` (arXiv:2309.00071, where the strength is 1).
+/// YaRN's factor of cosines and sines for frequencies divided by `factor` (arXiv:2309.00071, where `strength` is 1).
 pub(crate) fn yarn_mscale(factor: f64, strength: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * strength * factor.ln() + 1.0 }
 }

@@ -1,4 +1,4 @@
-//! Where a model's files come from: a directory, a GGUF file, or memory.
+//! Sources of model files: a directory, a GGUF file, or memory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,30 +11,30 @@ use crate::format::gguf::Gguf;
 use crate::mmap::{MappedFile, map_file};
 use crate::{ModelError, Result};
 
-/// A model's files, addressed by their Hugging Face file names, or the one GGUF file that stands for them all.
+/// A model's files, addressed by their Hugging Face file names, or a GGUF file that replaces all of them.
 #[derive(Debug, Clone)]
 pub enum ModelSource {
-    /// A directory in Hub layout.
+    /// A directory with files as on the Hugging Face Hub.
     Directory(PathBuf),
     /// Files compiled into the program, as `(file name, contents)`.
     Embedded {
-        /// Shown where a path would be.
+        /// Used instead of a path in messages.
         label: &'static str,
         /// The files.
         files: &'static [(&'static str, &'static [u8])],
     },
     /// Files in memory, by name.
     Memory {
-        /// Shown where a path would be.
+        /// Used instead of a path in messages.
         label: String,
         /// The files.
         files: Arc<BTreeMap<String, Arc<[u8]>>>,
     },
-    /// A GGUF model, which is all in one place.
+    /// A GGUF model.
     Gguf(Arc<Gguf>),
 }
 
-/// The bytes of one file: mapped, or part of the program.
+/// The bytes of one file: memory-mapped, or in memory.
 #[derive(Debug)]
 pub(crate) enum FileBytes {
     Mapped(MappedFile),
@@ -51,14 +51,14 @@ impl FileBytes {
         }
     }
 
-    /// Lets go of memory that only caches this part of a file.
+    /// Releases the memory that caches this part of a mapped file.
     pub(crate) fn release(&self, range: Range<usize>) {
         if let Self::Mapped(file) = self {
             file.release(range);
         }
     }
 
-    /// A copy of some bytes, which fails where the file at `path` has changed.
+    /// A copy of some bytes. Fails if the file at `path` has changed.
     pub(crate) fn copy(&self, path: &str, range: Range<usize>) -> Result<Vec<u8>> {
         match self {
             Self::Mapped(file) => file.read(path, range),
@@ -68,7 +68,7 @@ impl FileBytes {
 }
 
 impl ModelSource {
-    /// A model directory or a GGUF file; an error if there is neither at `path`.
+    /// Opens a model directory or a GGUF file. Fails if there is neither at `path`.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let found = match fs::metadata(&path) {
@@ -82,7 +82,7 @@ impl ModelSource {
         Err(ModelError::Missing { path: path.display().to_string(), expected, found })
     }
 
-    /// The GGUF model, if it is one.
+    /// The GGUF model, if this is one.
     pub fn gguf(&self) -> Option<&Gguf> {
         match self {
             Self::Gguf(gguf) => Some(gguf),
@@ -90,7 +90,7 @@ impl ModelSource {
         }
     }
 
-    /// Names of the GGUF files in a directory, for a message to someone who named the directory.
+    /// Names of the GGUF files in a directory, for an error message.
     pub(crate) fn gguf_files(&self) -> Vec<String> {
         let Self::Directory(path) = self else { return Vec::new() };
         let entries = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -101,18 +101,18 @@ impl ModelSource {
         names
     }
 
-    /// How to name `file` of this model in a message.
+    /// The path of `file`, for messages.
     pub fn path_of(&self, file: &str) -> String {
         match self {
             Self::Directory(dir) => dir.join(file).display().to_string(),
             Self::Embedded { label, .. } => format!("{label}/{file}"),
             Self::Memory { label, .. } => format!("{label}/{file}"),
-            // Whatever is said of such a model's parts is said of its one file.
+            // All parts of a GGUF model are in one file.
             Self::Gguf(gguf) => gguf.metadata().path().to_owned(),
         }
     }
 
-    /// How to name the model itself in a message.
+    /// The path or label of the model, for messages.
     pub fn label(&self) -> String {
         match self {
             Self::Directory(dir) => dir.display().to_string(),
@@ -169,7 +169,7 @@ fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
 }
 
-/// Whether there is anything at `path`. A link to nothing, as a broken download leaves it, is there and cannot be read.
+/// Whether anything exists at `path`, including a dangling link, as a broken download may leave.
 fn is_there(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
@@ -183,7 +183,7 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
         return Ok(None);
     }
     let io_error = |source| ModelError::Io { path: path.display().to_string(), source };
-    // Devices and pipes may never end.
+    // Reading a device or pipe may never end.
     if !fs::metadata(path).map_err(io_error)?.is_file() {
         let (expected, found) = ("a plain file".into(), "something else".into());
         return Err(ModelError::Malformed { path: path.display().to_string(), expected, found });

@@ -1,11 +1,11 @@
-//! [`DecoderSpec`]: everything an executor must know about an architecture, as plain data.
+//! [`DecoderSpec`]: everything that an executor needs to know about an architecture, as plain data.
 //!
-//! Field names follow Hugging Face `config.json` where that has one. Nothing behind this type may depend
-//! on a model's name: new mathematics becomes a new field here.
+//! Field names follow Hugging Face `config.json` if that has the field. No code that uses this type may depend on a
+//! model's name: new mathematics becomes a new field here.
 
 use serde::Serialize;
 
-/// A decoder-only transformer, described.
+/// Description of a decoder-only transformer.
 ///
 /// Notation of the shapes in this project: `T` tokens, `h` `hidden_size`, `H` `num_attention_heads`,
 /// `G` `num_key_value_heads`, `d` `head_dim`, `V` `vocab_size`. Weights are `[out, in]`.
@@ -17,27 +17,27 @@ pub struct DecoderSpec {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Longest sequence the model was made for, in tokens.
+    /// Longest sequence in tokens, as in `config.json`.
     pub max_position_embeddings: usize,
-    /// Whether the output head is the embedding itself.
+    /// Whether the output head shares the embedding's weights.
     pub tie_word_embeddings: bool,
-    /// Factor on the embedding (not on a tied head).
+    /// Factor of the embeddings (not of a tied output head).
     pub embedding_multiplier: f64,
-    /// Factor on what attention and feed-forward add to the residual stream.
+    /// Factor of the outputs of attention and feed-forward network when they are added to the residual stream.
     pub residual_multiplier: f64,
     /// Divisor of the logits.
     pub logits_scaling: f64,
-    /// `cap * tanh(logit / cap)` on the logits.
+    /// Softcap of the logits: `cap * tanh(logit / cap)`.
     pub final_logit_softcapping: Option<f64>,
     /// Whether the output head has a bias.
     pub lm_head_bias: bool,
-    /// Every norm of the model but those on queries and keys.
+    /// All norms of the model except query/key norms.
     pub norm: NormSpec,
-    /// Which norms a layer has, and how its parts are joined.
+    /// The norms of a layer, and how its parts are connected.
     pub block: BlockSpec,
-    /// Kinds of attention; layers name theirs by index.
+    /// Kinds of attention; layers refer to them by index.
     pub attentions: Vec<AttentionSpec>,
-    /// Rotary tables; layers name theirs by index.
+    /// Rotary tables; layers refer to them by index.
     pub rope: Vec<RopeSpec>,
     /// One entry per layer, in order.
     pub layers: Vec<LayerSpec>,
@@ -50,13 +50,13 @@ pub struct NormSpec {
     pub kind: NormKind,
     /// Added to the mean square or variance.
     pub eps: f64,
-    /// Added to the stored weight: 1 where checkpoints store `w - 1`.
+    /// Added to the stored weight: 1 if checkpoints store `w - 1`.
     pub weight_offset: f32,
     /// Whether it has a bias.
     pub bias: bool,
 }
 
-/// Which statistics a norm takes.
+/// Kinds of norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
@@ -66,23 +66,23 @@ pub enum NormKind {
     Layer,
 }
 
-/// Norms of a layer and how its two halves join the residual stream.
+/// The norms of a layer, and how attention and feed-forward network are added to the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct BlockSpec {
-    /// `x + attention(n) + feed_forward(n)` with one shared input norm, instead of one after the other.
+    /// `x + attention(n) + feed_forward(n)` with a shared input norm, instead of sequentially.
     pub parallel: bool,
-    /// A norm before attention.
+    /// Norm before attention.
     pub input_norm: bool,
-    /// A norm on what attention returns.
+    /// Norm of the attention output.
     pub attention_output_norm: bool,
-    /// A norm before the feed-forward part.
+    /// Norm before the feed-forward network.
     pub feed_forward_norm: bool,
-    /// A norm on what the feed-forward part returns.
+    /// Norm of the feed-forward network's output.
     pub feed_forward_output_norm: bool,
 }
 
 impl BlockSpec {
-    /// Norms before each half: most architectures.
+    /// Norms before attention and feed-forward network: most architectures.
     pub const PRE_NORM: Self = Self {
         parallel: false,
         input_norm: true,
@@ -90,47 +90,47 @@ impl BlockSpec {
         feed_forward_norm: true,
         feed_forward_output_norm: false,
     };
-    /// Norms before and after each half.
+    /// Norms before and after both.
     pub const SANDWICH: Self = Self { attention_output_norm: true, feed_forward_output_norm: true, ..Self::PRE_NORM };
-    /// Norms only after each half.
+    /// Norms only after both.
     pub const POST_NORM: Self = Self { input_norm: false, feed_forward_norm: false, ..Self::SANDWICH };
-    /// Both halves read one norm.
+    /// Attention and feed-forward network in parallel, with a shared norm.
     pub const PARALLEL: Self = Self { parallel: true, feed_forward_norm: false, ..Self::PRE_NORM };
 }
 
-/// Attention: projections, query/key norms, score arithmetic.
+/// Attention: heads, query/key norms, score computation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct AttentionSpec {
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key/value heads; query head `t` reads key/value head `t / (H / G)`.
+    /// Number of key/value heads; query head `t` uses key/value head `t / (H / G)`.
     pub num_key_value_heads: usize,
-    /// Width of a head; independent of `hidden_size / num_attention_heads`.
+    /// Width of a head; not necessarily `hidden_size / num_attention_heads`.
     pub head_dim: usize,
-    /// Factor on `q . k`.
+    /// Factor of `q . k`.
     pub scale: f64,
-    /// `cap * tanh(score / cap)`, after scaling and before masking.
+    /// Softcap of scores, `cap * tanh(score / cap)`, after scaling and before masking.
     pub logit_softcapping: Option<f64>,
-    /// Norm on queries and keys before RoPE.
+    /// Norm of queries and keys before RoPE.
     pub qk_norm: Option<QkNormSpec>,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
     pub output_bias: bool,
-    /// Position-dependent factor on rotated queries.
+    /// Position-dependent factor of rotated queries.
     pub query_position_scale: Option<QueryPositionScale>,
 }
 
-/// A norm on queries and keys.
+/// A norm of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct QkNormSpec {
-    /// Over which values the statistics run.
+    /// The values over which the statistics are computed.
     pub extent: QkNormExtent,
     /// The norm.
     pub norm: NormSpec,
 }
 
-/// Over which values a query/key norm takes its statistics.
+/// The values over which a query/key norm computes its statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QkNormExtent {
@@ -140,25 +140,25 @@ pub enum QkNormExtent {
     Projection,
 }
 
-/// `1 + beta * ln(1 + floor(position / original_max_position_embeddings))` on queries after RoPE.
+/// The factor `1 + beta * ln(1 + floor(position / original_max_position_embeddings))` of queries after RoPE.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct QueryPositionScale {
     /// Strength (`llama_4_scaling_beta`).
     pub beta: f64,
-    /// Positions up to here are not scaled.
+    /// Positions below this are not scaled.
     pub original_max_position_embeddings: usize,
 }
 
 /// One rotary table (Su et al. 2021, arXiv:2104.09864).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RopeSpec {
-    /// Which dimensions turn together.
+    /// Which dimensions are rotated together.
     pub pairing: RopePairing,
-    /// How many leading dimensions of a head turn; the rest pass through.
+    /// Number of leading dimensions of a head that are rotated; the rest is unchanged.
     pub rotary_dim: usize,
     /// Base of the frequencies.
     pub rope_theta: f64,
-    /// Change of the frequencies for long contexts.
+    /// Scaling of the frequencies for long contexts.
     pub scaling: RopeScaling,
 }
 
@@ -172,25 +172,25 @@ pub enum RopePairing {
     Interleaved,
 }
 
-/// Long-context change of the rotary frequencies; formulas in [`crate::rope`].
+/// Scaling of the rotary frequencies for long contexts; formulas in [`crate::rope`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "rope_type", rename_all = "snake_case")]
 pub enum RopeScaling {
-    /// None.
+    /// No scaling.
     Default,
-    /// Every frequency divided by `factor`.
+    /// Divides every frequency by `factor`.
     Linear {
         /// Divisor.
         factor: f64,
     },
-    /// The base grows with the current length.
+    /// Increases the base with the current sequence length.
     Dynamic {
-        /// Growth per length beyond the original.
+        /// Growth per multiple of the original length.
         factor: f64,
-        /// Length up to which nothing changes.
+        /// Length up to which nothing is scaled.
         original_max_position_embeddings: usize,
     },
-    /// Low frequencies divided, high ones kept, a ramp between (Llama 3.1).
+    /// Divides low frequencies and keeps high ones, with a ramp in between (Llama 3.1).
     Llama3 {
         /// Divisor of the low frequencies.
         factor: f64,
@@ -201,47 +201,48 @@ pub enum RopeScaling {
         /// Context length before scaling.
         original_max_position_embeddings: usize,
     },
-    /// A ramp over dimensions between kept and divided (Peng et al. 2023, arXiv:2309.00071).
+    /// Divides low frequencies and keeps high ones, with a ramp over dimensions (Peng et al. 2023, arXiv:2309.00071).
     Yarn {
         /// Divisor of the low frequencies.
         factor: f64,
         /// Context length before scaling.
         original_max_position_embeddings: usize,
-        /// Rotations at which the ramp begins.
+        /// Number of rotations at which the ramp begins.
         beta_fast: f64,
-        /// Rotations at which the ramp ends.
+        /// Number of rotations at which the ramp ends.
         beta_slow: f64,
-        /// Whether the ramp's ends are rounded to whole dimensions.
+        /// Whether the ends of the ramp are rounded to whole dimensions.
         truncate: bool,
-        /// Factor on cosines and sines.
+        /// Factor of cosines and sines.
         attention_factor: f64,
     },
-    /// Every frequency divided by a number of its own.
+    /// Divides every frequency by its own factor.
     FrequencyFactors {
-        /// One per rotated pair.
+        /// One divisor per rotated pair.
         factors: Vec<f64>,
     },
-    /// One divisor per dimension, from one of two lists by the current length (Ding et al. 2024, arXiv:2402.13753).
+    /// One divisor per pair, from one of two lists depending on the current length (Ding et al. 2024,
+    /// arXiv:2402.13753).
     Longrope {
         /// Divisors up to the original length.
         short_factor: Vec<f64>,
         /// Divisors beyond it.
         long_factor: Vec<f64>,
-        /// Where the lists change.
+        /// Length up to which `short_factor` applies.
         original_max_position_embeddings: usize,
-        /// Factor on cosines and sines.
+        /// Factor of cosines and sines.
         attention_factor: f64,
     },
 }
 
-/// One layer: how it mixes positions, and how it transforms each.
+/// A layer: how it mixes positions, and how it transforms each position.
 ///
-/// Both are enums so that state-space mixers and expert mixtures become variants, chosen per layer.
+/// Both are enums, so that state-space layers and mixtures of experts can become variants, chosen per layer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LayerSpec {
-    /// Mixes positions.
+    /// How positions are mixed.
     pub mixer: Mixer,
-    /// Transforms each position.
+    /// How each position is transformed.
     pub feed_forward: FeedForward,
 }
 
@@ -253,7 +254,7 @@ pub enum Mixer {
     Attention {
         /// Index into [`DecoderSpec::attentions`].
         attention: usize,
-        /// Keys visible to a query, itself included; all if `None`.
+        /// Number of keys visible to a query, including its own; all if `None`.
         sliding_window: Option<usize>,
         /// Index into [`DecoderSpec::rope`]; no rotation if `None`.
         rope: Option<usize>,
@@ -264,12 +265,12 @@ pub enum Mixer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum FeedForward {
-    /// `down(act(gate x) * up x)`, or `down(act(up x))` where not gated.
+    /// `down(act(gate x) * up x)`, or `down(act(up x))` if not gated.
     Dense {
         /// Inner width.
         intermediate_size: usize,
-        /// Nonlinearity.
-        hidden_act: Activation,
+        /// ActivationFunction function.
+        hidden_act: ActivationFunction,
         /// Whether there is a gate projection.
         gated: bool,
         /// Whether the projections have biases.
@@ -277,10 +278,10 @@ pub enum FeedForward {
     },
 }
 
-/// Nonlinearity of the feed-forward part.
+/// ActivationFunction function of the feed-forward network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Activation {
+pub enum ActivationFunction {
     /// `x * sigmoid(x)`.
     Silu,
     /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.

@@ -1,4 +1,4 @@
-//! The parameters of a spec, found and checked in a checkpoint.
+//! Finding and checking a spec's parameters in a checkpoint.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,14 +11,14 @@ use crate::layout::{Param, Parameter, Slot, Stack, TensorNames, stacks};
 use crate::spec::DecoderSpec;
 use crate::{ModelError, ModelSource, Result, arch};
 
-/// What may precede `embed_tokens` and `layers`: plain text models first, then text models nested in
-/// multimodal checkpoints, then bare decoders.
+/// Possible prefixes of `embed_tokens` and `layers`: plain text models first, then text models in multimodal
+/// checkpoints, then decoders without a prefix.
 const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.model.", ""];
-/// What may precede the output head.
+/// Possible prefixes of the output head.
 const HEAD_PREFIXES: [&str; 2] = ["", "language_model."];
 
-/// Every parameter a [`DecoderSpec`] calls for, by slot. Shapes and types are checked; values are
-/// checked when they are read.
+/// Every parameter that a [`DecoderSpec`] needs, by slot. Shapes and types are already checked; values are checked when
+/// they are read.
 #[derive(Debug)]
 pub struct Weights {
     checkpoint: Arc<Checkpoint>,
@@ -27,7 +27,7 @@ pub struct Weights {
     notes: Vec<String>,
 }
 
-/// A parameter as rows of a stored tensor.
+/// A parameter, as rows of a stored tensor.
 #[derive(Debug, Clone)]
 struct Entry {
     tensor: String,
@@ -36,14 +36,14 @@ struct Entry {
 }
 
 impl Entry {
-    /// Where the parameter lies in the data of its tensor, or `None` if that is not at the edges of blocks.
+    /// Byte range of the parameter in the tensor's data, or `None` if it does not begin and end at block boundaries.
     fn bytes(&self, dtype: Dtype) -> Option<Range<usize>> {
         let row = self.shape[1..].iter().product::<usize>();
         Some(dtype.bytes(self.first_row * row)?..dtype.bytes((self.first_row + self.shape[0]) * row)?)
     }
 }
 
-/// The data of a parameter, without a copy. Clones share it.
+/// The data of a parameter without a copy. Clones share it.
 #[derive(Debug, Clone)]
 pub struct WeightBytes(Bytes);
 
@@ -54,7 +54,7 @@ enum Bytes {
     InFile(FileRange),
 }
 
-/// Bytes of a file of a checkpoint.
+/// A byte range of a checkpoint file.
 #[derive(Debug, Clone)]
 struct FileRange {
     checkpoint: Arc<Checkpoint>,
@@ -63,7 +63,7 @@ struct FileRange {
 }
 
 impl WeightBytes {
-    /// How many there are.
+    /// Number of bytes.
     pub fn size(&self) -> usize {
         match &self.0 {
             Bytes::Own(bytes) => bytes.len(),
@@ -71,12 +71,12 @@ impl WeightBytes {
         }
     }
 
-    /// Some of them. Those of [`Weights::bytes_in_file`] are read now, which fails, naming the file, where that was
+    /// Part of the bytes. Those from [`Weights::bytes_in_file`] are read now, which fails, naming the file, if it was
     /// written to since it was opened.
     ///
     /// # Panics
     ///
-    /// If there are fewer.
+    /// If the range is out of bounds.
     pub fn part(&self, part: Range<usize>) -> Result<Cow<'_, [u8]>> {
         let in_file = |place: &FileRange| {
             assert!(part.end <= place.range.len(), "{part:?} of {} bytes", place.range.len());
@@ -91,7 +91,7 @@ impl WeightBytes {
 }
 
 impl From<&[u8]> for WeightBytes {
-    /// A copy.
+    /// Copies the bytes.
     fn from(bytes: &[u8]) -> Self {
         Self(Bytes::Own(bytes.into()))
     }
@@ -120,7 +120,7 @@ impl Weights {
         Ok(Self { checkpoint, entries, quantized: BTreeMap::new(), notes })
     }
 
-    /// The parameter in `slot`, or `None` if the spec calls for none there.
+    /// The parameter in `slot`, or `None` if the spec has none there.
     pub fn get(&self, slot: Slot, param: Param) -> Option<TensorView<'_>> {
         let entry = self.entries.get(&(slot, param))?;
         let whole = self.checkpoint.tensor(&entry.tensor).ok().flatten()?;
@@ -132,8 +132,8 @@ impl Weights {
         Some(TensorView { shape, data, ..whole })
     }
 
-    /// Says that the parameter in `slot` has been copied: memory that only caches its part of the file is let go.
-    /// It may still be read again.
+    /// To be called after a parameter has been copied: releases the memory that caches its part of the file. The
+    /// parameter may still be read again.
     pub fn release(&self, slot: Slot, param: Param) {
         let Some(entry) = self.entries.get(&(slot, param)) else { return };
         let Ok(Some(whole)) = self.checkpoint.tensor(&entry.tensor) else { return };
@@ -142,8 +142,7 @@ impl Weights {
         }
     }
 
-    /// Puts `data`, blocks of `dtype`, in the place of a parameter; in that of an embedding also for the output head
-    /// that reads it.
+    /// Replaces a parameter by `data`, blocks of `dtype`; if it is the embedding, a tied output head as well.
     pub fn replace(&mut self, slot: Slot, param: Param, dtype: Dtype, data: Arc<[u8]>) {
         if slot == Slot::EmbedTokens && self.head_is_embedding() {
             self.quantized.insert((Slot::LmHead, param), Quantized { dtype, data: Arc::clone(&data) });
@@ -151,12 +150,12 @@ impl Weights {
         self.quantized.insert((slot, param), Quantized { dtype, data });
     }
 
-    /// The data of a parameter that was replaced.
+    /// The data of a parameter, if it was replaced.
     pub fn replaced(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
         self.quantized.get(&(slot, param)).map(|quantized| WeightBytes(Bytes::Own(Arc::clone(&quantized.data))))
     }
 
-    /// The data of the parameter in `slot`, wherever it lies: in memory, or in the file of the checkpoint.
+    /// The data of the parameter in `slot`, in memory or in the mapped checkpoint file.
     pub fn bytes(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
         if let Some(replaced) = self.replaced(slot, param) {
             return Some(replaced);
@@ -169,8 +168,8 @@ impl Weights {
         Some(WeightBytes(Bytes::Mapped(FileRange { checkpoint: Arc::clone(&self.checkpoint), file, range })))
     }
 
-    /// The same, read from the file whenever a part is asked for. Everything else here reads files through memory, where
-    /// one that gets shorter ends the process; here that is an error.
+    /// Like [`Weights::bytes`], but reads from the file on each access. All other methods access the memory map, which
+    /// kills the process if the file was truncated; here that is an error.
     pub fn bytes_in_file(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
         match self.bytes(slot, param)?.0 {
             Bytes::Mapped(place) => Some(WeightBytes(Bytes::InFile(place))),
@@ -178,19 +177,19 @@ impl Weights {
         }
     }
 
-    /// Whether the output head reads the embedding.
+    /// Whether the output head shares the embedding's weights.
     pub fn head_is_embedding(&self) -> bool {
         let name = |slot| self.entries.get(&(slot, Param::Weight)).map(|entry| &entry.tensor);
         name(Slot::LmHead) == name(Slot::EmbedTokens)
     }
 
-    /// The type that most of the weights' bytes have.
+    /// The data type of most of the weight bytes.
     pub fn dtype(&self) -> Dtype {
         let bytes = self.sizes();
         bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(Dtype::F32, |(dtype, _)| dtype)
     }
 
-    /// Bytes of each type, shared parameters counted once.
+    /// Number of bytes per data type, counting shared parameters once.
     pub fn sizes(&self) -> Vec<(Dtype, usize)> {
         let mut sizes: Vec<(Dtype, usize)> = Vec::new();
         for view in self.distinct() {
@@ -202,35 +201,35 @@ impl Weights {
         sizes
     }
 
-    /// Every parameter once, however many modules share it.
+    /// Every parameter once, even if several modules share it.
     fn distinct(&self) -> impl Iterator<Item = TensorView<'_>> {
         let mut seen = BTreeSet::new();
         let entries = self.entries.iter().filter(move |(_, entry)| seen.insert((&entry.tensor, entry.first_row)));
         entries.filter_map(|((slot, param), _)| self.get(*slot, *param))
     }
 
-    /// Number of parameter values, shared ones counted once.
+    /// Number of parameter values, counting shared parameters once.
     pub fn parameter_count(&self) -> usize {
         self.distinct().map(|view| view.len()).sum()
     }
 
-    /// Every parameter's slot and tensor, in slot order.
+    /// Slot and tensor view of every parameter, in slot order.
     pub fn iter(&self) -> impl Iterator<Item = (Slot, Param, TensorView<'_>)> {
         self.entries.keys().filter_map(|(slot, param)| Some((*slot, *param, self.get(*slot, *param)?)))
     }
 
-    /// The tensors that hold the parameters, as they are stored, by name.
+    /// The stored tensors that contain the parameters, by name.
     pub fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
         let names: BTreeSet<&str> = self.entries.values().map(|entry| entry.tensor.as_str()).collect();
         names.into_iter().filter_map(|name| self.checkpoint.tensor(name).ok().flatten())
     }
 
-    /// Bytes of tensor data in the checkpoint.
+    /// Size of the checkpoint's tensor data in bytes.
     pub fn size(&self) -> usize {
         self.checkpoint.size()
     }
 
-    /// What was ignored or decided while resolving, one line each, for the user.
+    /// Remarks for the user on ignored tensors and decisions, one line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -250,7 +249,7 @@ impl<'a> Resolver<'a> {
         let present = |slot, prefix: &str, head_prefix: &str| {
             checkpoint.contains(&names.tensor(slot, Param::Weight, prefix, head_prefix))
         };
-        // The names of a GGUF file are all there is to them.
+        // Names in GGUF files have no prefix.
         let fallback = if source.gguf().is_some() { "" } else { PREFIXES[0] };
         let prefix = PREFIXES.into_iter().find(|prefix| present(Slot::EmbedTokens, prefix, "")).unwrap_or(fallback);
         let head_prefix = HEAD_PREFIXES.into_iter().find(|head| present(Slot::LmHead, "", head)).unwrap_or("");
@@ -280,7 +279,7 @@ impl<'a> Resolver<'a> {
         Ok(entries)
     }
 
-    /// Whether the tensor of `stack` exists with the rows of all its parameters.
+    /// Checks that the tensor of `stack` exists and has the rows of all its parameters.
     fn check(&self, stack: &Stack) -> Result<()> {
         let shape = stack.shape();
         let Some(view) = self.checkpoint.tensor(&stack.tensor)? else {
@@ -303,8 +302,8 @@ impl<'a> Resolver<'a> {
         Ok(())
     }
 
-    /// A tied checkpoint may still store a head. If it differs from the embedding, the stored one is used,
-    /// as `transformers` 5 does.
+    /// A tied checkpoint may still store an output head. If it differs from the embedding, the stored head is used, as
+    /// in `transformers` 5.
     fn head_is_embedding(&self, notes: &mut Vec<String>) -> Result<bool> {
         if !self.spec.tie_word_embeddings {
             return Ok(false);
@@ -326,7 +325,7 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// One line naming the tensors no slot reads, or nothing.
+/// A line that names the tensors that no slot uses, if there are any.
 fn unused(checkpoint: &Checkpoint, entries: &BTreeMap<(Slot, Param), Entry>) -> Option<String> {
     const NAMED: usize = 6;
     let used: BTreeSet<&str> = entries.values().map(|entry| entry.tensor.as_str()).collect();

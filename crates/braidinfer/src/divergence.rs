@@ -1,4 +1,5 @@
-//! How far the logits of a run are from the true ones: one measure for `check`, `diff`, `perplexity` and the server's checks.
+//! Divergence of a run's logits from the true ones: one measure for `check`, `diff`, `perplexity` and the server's
+//! checks.
 
 mod tally;
 #[cfg(test)]
@@ -8,11 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::tally::Tally;
 
-/// Tokens that the truth finds as likely within this many nats are nearly tied: that one takes the other's place is no
-/// change of an answer, since 5 % of a probability is less than sampling, hardware or a comma in the prompt make.
+/// Tokens whose log-probabilities under the truth differ by at most this, in nats, are a near tie. If one takes the
+/// other's place, that does not count as a changed answer: 5 % of a probability is less than the effect of sampling, of
+/// other hardware, or of a comma in the prompt.
 pub const NEAR_TIE: f64 = 0.05;
 
-/// JSON has no word for what is not a number, and says `null`; so it is read back.
+/// Deserializes `null`, which JSON writes for NaN, as NaN.
 pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
@@ -23,71 +25,71 @@ pub(crate) fn nulls_are_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
     Ok(values.into_iter().map(|value| value.unwrap_or(f64::NAN)).collect())
 }
 
-/// Distance of the logits of a run from the true ones, over some positions.
+/// Divergence of the logits of a run from the true ones, over some positions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Divergence {
-    /// Positions compared.
+    /// Number of positions compared.
     pub positions: usize,
     /// Mean Kullback-Leibler divergence of the run from the truth, in nats.
     #[serde(deserialize_with = "null_is_nan")]
     pub kl_mean: f64,
-    /// Standard error of that mean, if positions were independent of each other.
+    /// Standard error of that mean, assuming independent positions.
     #[serde(deserialize_with = "null_is_nan")]
     pub kl_standard_error: f64,
-    /// Median.
+    /// Median divergence.
     #[serde(deserialize_with = "null_is_nan")]
     pub kl_median: f64,
-    /// 99th percentile.
+    /// 99th percentile of the divergences.
     #[serde(deserialize_with = "null_is_nan")]
     pub kl_p99: f64,
-    /// Largest.
+    /// Largest divergence.
     #[serde(deserialize_with = "null_is_nan")]
     pub kl_max: f64,
-    /// Share of positions with the same likeliest token.
+    /// Fraction of positions with the same most likely token.
     pub top1_agreement: f64,
-    /// Positions where another token is likeliest that the truth finds as likely within [`NEAR_TIE`].
+    /// Positions with another most likely token that is a near tie under the truth: within [`NEAR_TIE`].
     pub near_ties: usize,
-    /// Positions where another token is likeliest that the truth finds clearly less likely.
+    /// Positions with another most likely token that is clearly less likely under the truth.
     pub disagreements: usize,
-    /// Positions at which a change shows: the two likeliest tokens are no near tie in the truth, or the run finds one likeliest
-    /// that is clearly less likely than both.
+    /// Positions that could show a change: the two most likely tokens under the truth are no near tie, or the run's
+    /// most likely token is clearly less likely than both.
     pub decided: usize,
-    /// How far a token that the truth finds within 3 nats of the likeliest came nearer to it or moved away, in nats: the
-    /// largest such shift of each position; its median.
+    /// Median over positions of the shift, in nats. The shift of a position is the largest change of the margin between
+    /// the most likely token under the truth and any token within 3 nats of it.
     #[serde(deserialize_with = "null_is_nan")]
     pub shift_median: f64,
-    /// The largest of all positions. Nothing but near ties can change below [`NEAR_TIE`].
+    /// Largest shift of all positions. If it is below [`NEAR_TIE`], only near ties can change.
     #[serde(deserialize_with = "null_is_nan")]
     pub shift_max: f64,
     /// Mean negative log-likelihood of the next token, in nats.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
-    /// Standard error of that mean, if positions were independent of each other.
+    /// Standard error of that mean, assuming independent positions.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss_standard_error: f64,
-    /// Divergence at each position.
+    /// Divergence of each position, in nats.
     #[serde(deserialize_with = "nulls_are_nan")]
     pub kl: Vec<f64>,
 }
 
-/// A share that was counted, and the interval that contains the true one in 95 of 100 measurements.
+/// A measured fraction with its 95 % confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rate {
-    /// As counted.
+    /// The measured fraction.
     pub share: f64,
     /// Lower end of the interval.
     pub low: f64,
-    /// Upper end.
+    /// Upper end of the interval.
     pub high: f64,
 }
 
 impl Rate {
-    /// Of `count` in `all`, with the score interval of Wilson (1927), which is sound for few and for none.
+    /// `count` of `all`, with the score interval of Wilson (1927), which is valid for small counts and for zero.
     pub fn of(count: usize, all: usize) -> Self {
         if all == 0 {
             return Self { share: 0.0, low: 0.0, high: 1.0 };
         }
-        // Two-sided, 95 %.
+        // Quantile of the normal distribution for a two-sided 95 % interval.
         const Z: f64 = 1.959_964;
         let (n, share) = (all as f64, count as f64 / all as f64);
         let middle = share + Z * Z / (2.0 * n);
@@ -98,8 +100,8 @@ impl Rate {
 }
 
 impl Divergence {
-    /// Of `logits` from `truth`, both `[positions][vocab_size]`; `next` has the token after each position, where there
-    /// is one.
+    /// Divergence of `logits` from `truth`, both `[positions][vocab_size]`; `next` has the token that follows each
+    /// position, if there is one.
     pub(crate) fn of(truth: &[f32], logits: &[f32], vocab_size: usize, next: &[Option<u32>]) -> Self {
         let mut tally = Tally::default();
         tally.add(truth, logits, vocab_size, next);
@@ -111,13 +113,13 @@ impl Divergence {
         self.kl.iter().all(|kl| kl.is_finite()) && self.loss.is_finite()
     }
 
-    /// How often another token is clearly likeliest, of the positions at which that shows.
+    /// Fraction of positions with a clearly different most likely token, among those that could show it.
     pub fn changed(&self) -> Rate {
         Rate::of(self.disagreements, self.decided)
     }
 }
 
-/// Log-probabilities, in binary64.
+/// Log-probabilities, computed in f64.
 pub(crate) fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();

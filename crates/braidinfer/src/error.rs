@@ -1,4 +1,4 @@
-//! What can go wrong, in the kinds that faces tell apart.
+//! The library's errors, as far as callers need to distinguish them.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::Advice;
 /// A failure of the library.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The model's files.
+    /// An error in the model's files.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// A name that is no path, of a model that cannot be had from the Hub.
@@ -24,7 +24,7 @@ pub enum Error {
     /// A tokenizer or chat template that cannot be read or used.
     #[error("{path}: {message}")]
     Text {
-        /// File.
+        /// Path of the file.
         path: String,
         /// What is wrong with it.
         message: String,
@@ -32,90 +32,90 @@ pub enum Error {
     /// A file that cannot be written.
     #[error("{path}: {source}")]
     File {
-        /// File.
+        /// Path of the file.
         path: String,
-        /// The system's own reason.
+        /// The operating system's error.
         source: io::Error,
     },
     /// A file that would have to be overwritten.
     #[error("{path}: expected no file of this name, found one")]
     AlreadyThere {
-        /// File.
+        /// Path of the file.
         path: String,
     },
-    /// Whoever asked for the work broke it off.
+    /// The caller cancelled the work.
     #[error("cancelled; nothing was written")]
     Cancelled,
     /// A setting or input outside its range. The field has its neutral name, in snake_case: `top_p` is `--top-p` on a
     /// command line.
     #[error("{field}: expected {expected}, found {found}")]
     BadRequest {
-        /// Setting or input.
+        /// Name of the setting or input.
         field: String,
-        /// What would be right.
+        /// The allowed values.
         expected: String,
-        /// What was given.
+        /// The actual value.
         found: String,
     },
-    /// The prompt does not fit.
+    /// The prompt does not fit in the context.
     #[error(
         "the prompt has {prompt} tokens, but the context holds {context}: nothing was cut; shorten it or raise the context"
     )]
     PromptTooLong {
-        /// Tokens of the prompt.
+        /// Number of tokens in the prompt.
         prompt: usize,
-        /// Tokens the context holds.
+        /// Context length in tokens.
         context: usize,
     },
-    /// The text does not fill one context.
+    /// The text is shorter than one context.
     #[error("text: expected at least one context of {context} tokens, found {tokens} tokens")]
     TextTooShort {
-        /// Tokens of the text.
+        /// Number of tokens in the text.
         tokens: usize,
-        /// Tokens of one context.
+        /// Context length in tokens.
         context: usize,
     },
-    /// Too much is asked at once.
+    /// Too many requests are waiting.
     #[error("{waiting} answers are waiting already, and no more may; try again later")]
     QueueFull {
-        /// Answers that wait.
+        /// Number of waiting sequences.
         waiting: usize,
     },
-    /// Fused kernels were asked for, and a check forbids them.
+    /// Fused kernels were requested, but a check found their results wrong.
     #[error("{model}: fused kernels are {status} with this model: {reason}")]
     FusedForbidden {
         /// Where the model came from.
         model: String,
         /// The verdict.
         status: &'static str,
-        /// Why.
+        /// The reason for the verdict.
         reason: String,
     },
     /// Not possible with this model, device or build.
     #[error("{0}")]
     Unsupported(String),
-    /// A fault of this library's own bookkeeping.
+    /// An inconsistency in this library's own state: a bug.
     #[error("internal error, please report it: {0}")]
     Internal(String),
-    /// A logit, or a value of a hidden state, that is not a number or not finite.
+    /// A logit or hidden state value that is not finite.
     #[error("step {step}: what was computed for sequence {sequence} is not finite (row index {index}: {value})")]
     NotFinite {
-        /// Engine step.
+        /// Number of the engine step.
         step: usize,
         /// Sequence number.
         sequence: usize,
-        /// Place of the first such value in its row: the token id, of a logit.
+        /// Index of the first such value in its row; for logits, the token id.
         index: usize,
         /// Its value.
         value: f32,
     },
-    /// The tensor library.
+    /// An error of the tensor library.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
 }
 
 impl Error {
-    /// What can be done about it, where that takes a setting. It is no part of the message, so that each face can word it.
+    /// The setting that may help, if there is one. It is not part of the message, so that each interface can word it.
     pub fn advice(&self) -> Option<Advice> {
         match self {
             Self::AlreadyThere { .. } => Some(Advice::from("it can be overwritten with ").then_set("force", "true")),

@@ -1,8 +1,8 @@
 //! Braidinfer, the library: runs decoder models from their published files.
 //!
 //! [`Llm`] opens a model and generates text; with a [`Handle`] many threads and tasks do so at once. Below them:
-//! [`executor`] computes logits over paged keys and values and knows no text; [`engine`] schedules sequences and
-//! samples, and knows no tensors; [`text`] turns strings into ids and back.
+//! [`executor`] computes logits with a paged KV cache and does not deal with text; [`engine`] schedules sequences and
+//! samples tokens, and does not deal with tensors; [`text`] converts between text and token ids.
 
 mod advice;
 pub mod compat;
@@ -46,7 +46,7 @@ pub use braidinfer_hub as hub;
 pub use braidinfer_kernels as kernels;
 pub use braidinfer_model as model;
 
-/// Holds the README's Rust example to what compiles.
+/// Compiles the README's Rust example as a documentation test.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

@@ -1,4 +1,4 @@
-//! From files to an executor: which kernels, and how exactly they compute.
+//! Loading a model from its files: choosing the kernels and their precision.
 
 use std::path::PathBuf;
 
@@ -19,48 +19,49 @@ use crate::{Error, Result};
 /// Tokens per key/value block.
 pub(crate) const BLOCK_SIZE: usize = 16;
 
-/// Longest context that may be asked for.
+/// Longest context that can be requested.
 const MAX_CONTEXT: usize = 1 << 31;
 
-/// Block ids are 32-bit; sequences that find no block wait for one.
+/// Block ids are 32-bit; sequences that find no free block wait.
 const MAX_BLOCKS: usize = u32::MAX as usize;
 
-/// How to open a model.
+/// Options for opening a model.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// Which kernels compute.
+    /// The kernels to use.
     pub kernels: Kernels,
-    /// With [`Kernels::Fused`]: at the fastest level, whatever a check says.
+    /// With [`Kernels::Fused`]: use the fastest level, even if a check finds the results wrong.
     pub force: bool,
     /// How close to f32 the answers of fused kernels must be.
     pub precision: Precision,
-    /// Where verdicts of checks are kept; if `None`, nowhere.
+    /// Directory for cached verdicts of checks; if `None`, verdicts are not cached.
     pub verdicts: Option<PathBuf>,
-    /// With standard kernels the type of weights and of the residual stream; if `None`, f32 on a CPU, where quantized
-    /// weights stay quantized, and the checkpoint's own type elsewhere. With fused kernels, which keep the weights as
-    /// they are, the coarsest type that activations may be rounded to for a product; if `None`, 8 bits.
+    /// Standard kernels: data type of weights and of the residual stream. If `None`, f32 on a CPU, where quantized
+    /// weights stay quantized, and the checkpoint's data type on other devices. Fused kernels, which keep the data type
+    /// of the weights: the coarsest type that activations may be rounded to in products; if `None`, 8 bits.
     pub dtype: Option<ComputeDtype>,
-    /// Quantize the weights in memory.
+    /// Quantize the weights in memory to this type.
     pub quantize: Option<FileType>,
-    /// Where to compute.
+    /// The device to compute on.
     pub device: DeviceChoice,
-    /// Threads that compute; as many as this process has cores for itself if `None`.
+    /// Number of compute threads; if `None`, the number of cores available to this process.
     pub threads: Option<usize>,
-    /// Longest sequence in tokens; what the model is meant for if `None`.
+    /// Longest sequence in tokens; if `None`, the model's own context length.
     pub context: Option<usize>,
-    /// Most sequences in flight.
+    /// Maximum number of running sequences.
     pub max_sequences: usize,
-    /// As soon as so many wait beside them, [`crate::Llm::check_room`] says that there is no room.
+    /// If this many sequences are waiting, [`crate::Llm::check_room`] fails.
     pub max_waiting: usize,
-    /// How many tokens there is room for in the key/value storage. Memory is taken as they are first stored.
+    /// Size of the KV cache. Memory is allocated as tokens are first stored.
     pub kv_cache: KvCacheRoom,
-    /// Share what is stored of prompts that begin alike, as long as there is room for it.
+    /// Reuse the KV cache blocks of common prompt prefixes (prefix caching), as long as they are not evicted.
     pub prefix_cache: bool,
-    /// Guess what answers say next from what was said before, where that pays. It changes no answer.
+    /// Propose draft tokens from repetitions in the text (prompt lookup decoding) where that is faster. Outputs do not
+    /// change.
     pub prompt_lookup: bool,
-    /// Write nothing while prompts are read, instead of reading them in small pieces beside what is written.
+    /// Pause decoding during prefill, instead of mixing chunked prefill with decode steps.
     pub prompts_first: bool,
-    /// Share of written tokens whose logits are kept for [`crate::Llm::shadow_check`], from 0 to 1.
+    /// Fraction of output tokens, from 0 to 1, whose logits are kept for [`crate::Llm::shadow_check`].
     pub shadow_check: f64,
 }
 
@@ -87,19 +88,19 @@ impl Default for LoadOptions {
     }
 }
 
-/// Tokens that there is room for in the key/value storage.
+/// Size of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvCacheRoom {
-    /// All sequences in flight at their longest.
+    /// Room for the maximum number of running sequences at their longest.
     #[default]
     AllSequences,
-    /// So many, if all sequences together can have as many.
+    /// This many tokens, but not more than all running sequences can use.
     Tokens(usize),
-    /// As many as half of the memory holds that the weights leave, and one sequence at its longest in any case.
+    /// Half of the memory that the weights leave free, but room for at least one sequence at its longest.
     Fitting,
 }
 
-/// What a model's files say, before kernels are chosen.
+/// A model before its kernels are chosen: description, weights and text processing.
 pub(crate) struct ModelParts {
     pub(crate) spec: DecoderSpec,
     pub(crate) weights: Weights,
@@ -110,18 +111,18 @@ pub(crate) struct ModelParts {
     pub(crate) notes: Vec<String>,
     /// Longest sequence in tokens.
     pub(crate) context: usize,
-    /// Threads that compute.
+    /// The compute threads.
     pub(crate) threads: Threads,
 }
 
-/// A model that computes.
+/// A model that is ready to run.
 pub(crate) struct Loaded {
     pub(crate) decoder: Decoder<'static>,
     pub(crate) compat: Option<CompatReport>,
 }
 
 impl ModelParts {
-    /// Reads everything but the weights, and finds those.
+    /// Reads all files; weights are only mapped.
     pub(crate) fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
         let (description, config) = describe(source)?;
         let spec = description.spec;
@@ -147,7 +148,7 @@ impl ModelParts {
         Ok(Self { spec, weights, tokenizer, chat_template, generation, label: source.label(), notes, context, threads })
     }
 
-    /// Loads the weights for the kernels that are asked for, or that a check picks.
+    /// Loads the weights for the requested kernels, or for those that a check chooses.
     pub(crate) fn load(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         match options.kernels {
             Kernels::Standard => self.load_standard(options, progress, None),
@@ -166,11 +167,11 @@ impl ModelParts {
         }
     }
 
-    /// Fused kernels by the plan of a check, if it lets them.
+    /// Loads fused kernels with the plan of a check, if it finds one.
     fn load_checked(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         let mut fused = self.fused(options, progress)?;
         let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused, options.precision);
-        // A plan that does not fit is no verdict about this model.
+        // A cached plan for other projections is ignored.
         let fitting = |report| Some(Checked { plan: compat::plan_of(&report, fused.plan())?, report });
         let known = cache.read().and_then(fitting);
         let from_cache = known.is_some();
@@ -202,7 +203,7 @@ impl ModelParts {
         }
     }
 
-    /// What a check looks at.
+    /// This model, as the subject of a check.
     pub(crate) fn subject(&self) -> Subject<'_> {
         Subject {
             label: self.label.clone(),
@@ -226,13 +227,14 @@ impl ModelParts {
         KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks.min(MAX_BLOCKS), dtype }
     }
 
-    /// Tokens that half of the memory holds that the weights leave. A check may ask for keys and values in f32.
+    /// Tokens whose keys and values fill half of the memory that the weights leave free, in f32, which a check may
+    /// choose.
     fn fitting_tokens(&self) -> usize {
         let left = available().saturating_sub(self.weight_bytes() + SLACK);
         left / 2 / kv_bytes_per_token(&self.spec, KvDtype::F32).max(1)
     }
 
-    /// Bytes of the weights in their files.
+    /// Size of the weights in their files, in bytes.
     pub(crate) fn weight_bytes(&self) -> usize {
         self.weights.sizes().iter().map(|(_, bytes)| bytes).sum()
     }
@@ -250,7 +252,7 @@ impl ModelParts {
         let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
         let standard = StandardOptions {
             dtype,
-            // Whoever names a type wants the weights in it.
+            // A requested data type applies to quantized weights, too.
             quantized_weights: if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand },
             device: options.device,
             kv_cache: self.kv_cache(options, kv_dtype),
@@ -260,7 +262,7 @@ impl ModelParts {
         Ok(Loaded { decoder, compat })
     }
 
-    /// Fused kernels at the fastest levels that the options allow.
+    /// Loads fused kernels at the fastest levels that the options allow.
     pub(crate) fn fused(&self, options: &LoadOptions, progress: LoadProgress) -> Result<Decoder<'static>> {
         fused::load(self.spec.clone(), &self.weights, self.fused_options(options)?, progress)
     }
@@ -284,22 +286,22 @@ impl ModelParts {
     }
 }
 
-/// Whether there are fused kernels for what is asked.
+/// Whether fused kernels support the requested device and data type.
 fn has_fused(options: &LoadOptions) -> bool {
     options.device == DeviceChoice::Cpu && options.dtype != Some(ComputeDtype::F16)
 }
 
-/// How far a check goes.
+/// Extent of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckDepth {
-    /// Weights only.
+    /// Only inspect the weights.
     Static,
-    /// Measurements.
+    /// Measure by running the model.
     Measured(Thoroughness),
 }
 
-/// Checks whether fused kernels change the answers of a model; what `options` say of kernels is left aside. A verdict of
-/// a measurement is kept where the options say.
+/// Checks whether fused kernels change the answers of a model. The kernels in `options` are ignored. A measured verdict
+/// is cached where the options say.
 pub fn check(
     source: &ModelSource,
     options: &LoadOptions,
@@ -318,7 +320,7 @@ pub fn check(
     Ok((report, parts.notes))
 }
 
-/// One line on what was chosen, and why.
+/// One line with the choice and the reason.
 fn decision(report: &CompatReport, from_cache: bool) -> String {
     let kernels = report.kernels().as_str();
     let measured = report.measured.as_ref().filter(|_| !from_cache).map(|measured| {

@@ -1,9 +1,9 @@
-//! How well a model predicts a text, and how far its predictions are from those of another one.
+//! Perplexity of a model on a text, and the divergence of its predictions from another model's.
 //!
-//! Reading choices are those of llama.cpp's tool, so that figures compare: the text becomes tokens once, with the model's
-//! first token if it has one; it is cut into chunks of one context length that do not overlap, of which the last one is left
-//! out if it is shorter; each chunk is read by itself, its first token replaced by the model's first one; and only the
-//! second half of a chunk counts, where every token has at least half a context before it.
+//! The procedure is that of llama.cpp's tool, so that results are comparable. The text is tokenized once, with the BOS
+//! token if the model has one. It is split into chunks of one context length without overlap; a shorter last chunk is
+//! dropped. Each chunk is evaluated separately, with its first token replaced by BOS. Only the second half of a chunk
+//! counts, in which every token has at least half a context before it.
 
 use serde::Serialize;
 
@@ -13,65 +13,65 @@ use crate::executor::Logits;
 use crate::llm::{Llm, Prompt};
 use crate::{Error, Result};
 
-/// Tokens of a step: few, since all of their logits are in memory, and enough for products of many rows.
+/// Tokens per step: few, because all their logits are in memory, and enough for efficient matrix multiplication.
 const STEP: usize = 64;
 
-/// Shortest chunk of which anything counts.
+/// Shortest chunk in which any token counts.
 pub const SHORTEST: usize = 4;
 
-/// What to read.
+/// The text to evaluate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
-    /// Text or token ids.
+    /// The text or its token ids.
     pub prompt: Prompt,
-    /// Tokens of a chunk.
+    /// Tokens per chunk.
     pub context: usize,
 }
 
-/// What was found.
+/// The result.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Perplexity {
     /// Exponential of the mean negative log-likelihood.
     pub perplexity: f64,
-    /// Its standard error, to first order, if positions were independent of each other; not a number where there is one
+    /// Standard error of the perplexity, to first order, assuming independent positions; NaN if there is only one
     /// position.
     pub standard_error: f64,
-    /// Mean negative log-likelihood of a token, in nats.
+    /// Mean negative log-likelihood per token, in nats.
     pub loss: f64,
-    /// Tokens of the text.
+    /// Number of tokens in the text.
     pub tokens: usize,
-    /// Tokens of a chunk.
+    /// Tokens per chunk.
     pub context: usize,
-    /// Chunks read so far.
+    /// Number of chunks evaluated so far.
     pub chunks: usize,
-    /// Chunks of the text.
+    /// Number of chunks in the text.
     pub all_chunks: usize,
-    /// Tokens that were predicted and counted.
+    /// Number of predicted tokens that were counted.
     pub positions: usize,
-    /// How far it is from the model that it is compared with, if there is one.
+    /// Comparison with another model, if there is one.
     pub against: Option<Against>,
 }
 
-/// A model beside the one it is compared with.
+/// Comparison with another model, which is taken as the truth.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Against {
-    /// Perplexity of the other one, the truth here.
+    /// Perplexity of the other model.
     pub perplexity: f64,
-    /// Its standard error.
+    /// Standard error of that perplexity.
     pub standard_error: f64,
-    /// Mean divergence from the other one's predictions, in nats.
+    /// Mean KL divergence from the other model's predictions, in nats.
     pub kl_mean: f64,
-    /// Its standard error, if positions were independent of each other.
+    /// Standard error of that mean, assuming independent positions.
     pub kl_standard_error: f64,
-    /// Median.
+    /// Median divergence.
     pub kl_median: f64,
-    /// 99th percentile.
+    /// 99th percentile of the divergences.
     pub kl_p99: f64,
-    /// Largest.
+    /// Largest divergence.
     pub kl_max: f64,
-    /// Share of positions with the same likeliest token.
+    /// Fraction of positions with the same most likely token.
     pub top1_agreement: f64,
-    /// How often another one is likeliest beyond near ties, of the positions at which that shows.
+    /// Fraction of positions with a clearly different most likely token, among those that could show it.
     pub changed: Rate,
 }
 
@@ -82,7 +82,7 @@ impl Against {
             perplexity,
             standard_error,
             kl_mean: own.kl_mean,
-            kl_standard_error: known(own.kl_standard_error, own),
+            kl_standard_error: nan_if_single(own.kl_standard_error, own),
             kl_median: own.kl_median,
             kl_p99: own.kl_p99,
             kl_max: own.kl_max,
@@ -93,17 +93,17 @@ impl Against {
 }
 
 impl Reading {
-    /// The built-in text: prose, code, numbers and several scripts, some 2,500 tokens.
+    /// The built-in text: prose, code, numbers and several scripts, about 2,500 tokens.
     pub fn built_in(context: usize) -> Self {
         Self { prompt: Prompt::Text(plain_text()), context }
     }
 }
 
-/// Reads a text with `llm`, and with `against` beside it, which is then taken for the truth. `keep_going` is told what is known
-/// after each chunk; if it says no, there is no result.
+/// Evaluates `llm` on a text, and compares it with `against`, if given. `keep_going` receives the intermediate result
+/// after each chunk; if it returns false, there is no result.
 ///
-/// Fails on a text shorter than a chunk, a chunk longer than the context that a model was opened with, and on models with
-/// different vocabularies or different tokens for the text.
+/// Fails on a text shorter than a chunk, on a chunk longer than the context that a model was opened with, and on models
+/// with different vocabularies or different tokens for the text.
 pub fn perplexity(
     llm: &mut Llm,
     mut against: Option<&mut Llm>,
@@ -125,8 +125,13 @@ pub fn perplexity(
         return Err(Error::TextTooShort { tokens: ids.len(), context });
     }
     let first = llm.tokenizer().and_then(|tokenizer| tokenizer.first_token());
-    let mut found =
-        Found { tokens: ids.len(), context, chunks: 0, own: Tally::on(llm.threads()), truth: Tally::on(llm.threads()) };
+    let mut found = Totals {
+        tokens: ids.len(),
+        context,
+        chunks: 0,
+        own: Tally::on(llm.threads()),
+        truth: Tally::on(llm.threads()),
+    };
     for chunk in ids.chunks_exact(context) {
         let mut chunk = chunk.to_vec();
         chunk[0] = first.unwrap_or(chunk[0]);
@@ -151,27 +156,27 @@ fn check_vocabulary(llm: &Llm, against: &Llm, reading: &Reading, ids: &[u32]) ->
         let expected = format!("that of the first, {own} tokens");
         return Err(Error::bad_request("vocabulary_of_the_other_model", expected, other));
     }
-    // A model without a tokenizer takes the tokens of the first.
+    // A model without a tokenizer uses the token ids of the first.
     if against.tokenizer().is_some() && against.encode(&reading.prompt)? != ids {
         return Err(Error::bad_request("tokenizer_of_the_other_model", "the same tokens for the text", "others"));
     }
     Ok(())
 }
 
-/// Positions read so far.
-struct Found {
+/// Results so far.
+struct Totals {
     tokens: usize,
     context: usize,
     chunks: usize,
-    /// Beside the truth, or beside itself where there is none.
+    /// The model against the truth, or against itself if there is none.
     own: Tally,
-    /// Of the truth itself.
+    /// The truth against itself.
     truth: Tally,
 }
 
-impl Found {
+impl Totals {
     fn read(&mut self, llm: &mut Llm, mut against: Option<&mut Llm>, chunk: &[u32]) -> Result<()> {
-        // The last token is read by nobody.
+        // The last token is only predicted, not run.
         let read = &chunk[..chunk.len() - 1];
         let counted = chunk.len() / 2;
         let reading = llm.begin_reading(read.len())?;
@@ -215,13 +220,13 @@ fn add(tally: &mut Tally, truth: &Logits, own: &Logits, next: &[Option<u32>]) {
     tally.add(truth.values(), own.values(), own.vocab_size(), next);
 }
 
-/// Perplexity and its standard error.
+/// Perplexity and its standard error, from the loss.
 fn of_loss(divergence: &Divergence) -> (f64, f64) {
     let perplexity = divergence.loss.exp();
-    (perplexity, perplexity * known(divergence.loss_standard_error, divergence))
+    (perplexity, perplexity * nan_if_single(divergence.loss_standard_error, divergence))
 }
 
-/// A standard error, which nobody knows of a single prediction.
-fn known(standard_error: f64, divergence: &Divergence) -> f64 {
+/// A standard error, or NaN if there is only one position.
+fn nan_if_single(standard_error: f64, divergence: &Divergence) -> f64 {
     if divergence.positions < 2 { f64::NAN } else { standard_error }
 }

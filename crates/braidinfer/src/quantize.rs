@@ -1,4 +1,4 @@
-//! Making models smaller: in memory at load, or as a GGUF file.
+//! Quantizing models: in memory while loading, or into a GGUF file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,29 +21,29 @@ use crate::text::{Tokenizer, TokenizerSettings, write_tokenizer};
 use crate::threads::Threads;
 use crate::{Error, Result};
 
-/// Values quantized by one thread at a time.
+/// Number of values that a thread quantizes at a time.
 const GROUP: usize = 1 << 20;
 
-/// Called with how many tensors are done and how many there are; breaking ends the work.
+/// Called with the number of finished tensors and of all tensors; `Break` cancels the quantization.
 pub type QuantizeProgress<'a> = &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>;
 
-/// What [`quantize`] wrote.
+/// The result of [`quantize`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuantizeReport {
-    /// Bytes of the weights as they were.
+    /// Size of the original weights in bytes.
     pub source_bytes: usize,
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub file_bytes: u64,
-    /// Tensors of each type.
+    /// Number of tensors of each type.
     pub tensors: BTreeMap<&'static str, usize>,
-    /// What the reader of the file should know, one line each.
+    /// Remarks for the user of the file, one line each.
     pub notes: Vec<String>,
 }
 
-/// Writes the model as a GGUF file at `destination`, with matrices of `file_type`.
+/// Writes the model as a GGUF file at `destination`, with matrices quantized to `file_type`.
 ///
-/// The file appears whole or not at all. Fails if there is one already, unless `overwrite`; if GGUF cannot describe the
-/// decoder or its tokenizer; and with [`Error::Cancelled`] if `progress` breaks.
+/// The file is created atomically. Fails if it exists, unless `overwrite`; if GGUF cannot describe the decoder or its
+/// tokenizer; and with [`Error::Cancelled`] if `progress` breaks.
 pub fn quantize(
     source: &ModelSource,
     destination: &Path,
@@ -52,7 +52,7 @@ pub fn quantize(
     threads: &Threads,
     progress: QuantizeProgress,
 ) -> Result<QuantizeReport> {
-    let partial = Partial::create(destination, overwrite)?;
+    let partial = PartialFile::create(destination, overwrite)?;
     let (description, config) = describe(source)?;
     let spec = description.spec;
     let weights = Weights::open(source, &spec, &description.names)?;
@@ -74,8 +74,8 @@ pub fn quantize(
     Ok(QuantizeReport { source_bytes: weights.size(), file_bytes, tensors, notes })
 }
 
-/// Quantizes the matrices of `weights` in memory, as [`quantize`] would in a file; `progress` is told the share that is
-/// done in layers. Returns notes, one line each.
+/// Quantizes the matrices of `weights` in memory, as [`quantize`] would in a file. `progress` receives the finished
+/// fraction, in layers. Returns notes, one line each.
 pub fn quantize_weights(
     spec: &DecoderSpec,
     weights: &mut Weights,
@@ -88,7 +88,7 @@ pub fn quantize_weights(
     let model = gguf_model("", spec, head_is_embedding);
     let tensors = match model {
         Ok(model) => model.tensors,
-        // Without a GGUF form nothing is stacked.
+        // Architectures without a GGUF form have no stacked tensors.
         Err(_) => stacks(spec, head_is_embedding, |slot, param| TensorNames::default().tensor(slot, param, "", "")),
     };
     notes.extend(fallbacks(spec, tensors.iter(), file_type, head_is_embedding));
@@ -108,7 +108,7 @@ pub fn quantize_weights(
     Ok(notes)
 }
 
-/// A whole matrix as blocks of `dtype`, rows in parallel.
+/// Quantizes a whole matrix to blocks of `dtype`, rows in parallel.
 fn encode_matrix(view: &TensorView, dtype: Dtype) -> Result<Arc<[u8]>> {
     let columns = view.shape[1];
     let row = dtype.bytes(columns).ok_or_else(|| Error::Internal(format!("{columns} values as {dtype}")))?;
@@ -123,7 +123,7 @@ fn encode_matrix(view: &TensorView, dtype: Dtype) -> Result<Arc<[u8]>> {
     Ok(data.into())
 }
 
-/// Adds everything but the architecture's keys: name, type, tokenizer. Returns notes, one line each.
+/// Adds all metadata except the architecture's: name, type, tokenizer. Returns notes, one line each.
 fn complete(
     source: &ModelSource,
     spec: &DecoderSpec,
@@ -156,7 +156,7 @@ fn complete(
     Ok(notes)
 }
 
-/// What to call the model: its directory or its repository in the Hugging Face cache, or else the file.
+/// The model's name: its directory, its repository in the Hugging Face cache, or the output file.
 fn name(source: &ModelSource, destination: &Path) -> String {
     let path = match source {
         ModelSource::Directory(path) => fs::canonicalize(path).unwrap_or_else(|_| path.clone()),
@@ -170,14 +170,14 @@ fn name(source: &ModelSource, destination: &Path) -> String {
     cached.unwrap_or_else(|| part(&path))
 }
 
-/// A note if the weights had been quantized before.
+/// A note if the weights were already quantized.
 fn requantized(weights: &Weights) -> Option<String> {
     let types: Vec<&str> =
         weights.sizes().into_iter().filter(|(dtype, _)| dtype.is_quantized()).map(|(dtype, _)| dtype.name()).collect();
     (!types.is_empty()).then(|| format!("the weights were quantized before ({}): errors add up", types.join(", ")))
 }
 
-/// A note on tensors whose rows do not fit the type they should have.
+/// A note on tensors whose rows do not fit the intended type.
 fn fallbacks<'a>(
     spec: &DecoderSpec,
     tensors: impl ExactSizeIterator<Item = &'a Stack>,
@@ -190,14 +190,14 @@ fn fallbacks<'a>(
     (count > 0).then(|| format!("{count} of {all} tensors cannot be what {file_type} asks for: {reason}"))
 }
 
-/// Rows of a matrix in groups of about [`GROUP`] values, each a multiple of `step` rows.
+/// Splits the rows of a matrix into groups of about [`GROUP`] values, each a multiple of `step` rows.
 fn groups(shape: &[usize], step: usize) -> Vec<Range<usize>> {
     let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>().max(1));
     let size = (GROUP / columns).next_multiple_of(step).max(step);
     (0..rows).step_by(size).map(|start| start..rows.min(start + size)).collect()
 }
 
-/// Values as blocks; `first` is the index of the first one in its tensor.
+/// Encodes values as blocks; `first` is the index of the first value in its tensor, for errors.
 fn encode(tensor: &str, path: &str, dtype: Dtype, values: &[f32], first: usize) -> Result<Vec<u8>> {
     let mut blocks = Vec::new();
     quantization::quantize(dtype, values, &mut blocks).map_err(|fault| {
@@ -213,7 +213,7 @@ fn encode(tensor: &str, path: &str, dtype: Dtype, values: &[f32], first: usize) 
     Ok(blocks)
 }
 
-/// A file being written.
+/// Writes one GGUF file.
 struct GgufQuantizer<'a> {
     spec: &'a DecoderSpec,
     weights: &'a Weights,
@@ -233,7 +233,7 @@ impl GgufQuantizer<'_> {
     }
 
     /// Writes all tensors and returns the size of the file.
-    fn write(&self, partial: Partial, progress: QuantizeProgress) -> Result<u64> {
+    fn write(&self, partial: PartialFile, progress: QuantizeProgress) -> Result<u64> {
         let stacks = &self.model.tensors;
         let header =
             |stack: &Stack| TensorHeader { name: stack.tensor.clone(), shape: stack.shape(), dtype: self.dtype(stack) };
@@ -256,13 +256,13 @@ impl GgufQuantizer<'_> {
         partial.keep()
     }
 
-    /// Quantizes in parallel, a few groups of rows at a time, and writes them in order. `going_on` is asked between them.
+    /// Quantizes in parallel, a few groups of rows at a time, and writes them in order. Calls `going_on` between them.
     fn write_stack<W: Write>(
         &self,
         stack: &Stack,
         writer: &mut GgufWriter<W>,
         going_on: &mut dyn FnMut() -> ControlFlow<()>,
-    ) -> Result<(), WriteFault> {
+    ) -> Result<(), WriteError> {
         let (dtype, spec) = (self.dtype(stack), self.spec);
         let mut work = Vec::new();
         for parameter in &stack.parameters {
@@ -270,7 +270,7 @@ impl GgufQuantizer<'_> {
             work.extend(rows.into_iter().map(|rows| (parameter, rows)));
         }
         let at_once = self.threads.count() * 2;
-        let part = |(parameter, rows): &(&Parameter, Range<usize>)| -> Result<Vec<u8>, WriteFault> {
+        let part = |(parameter, rows): &(&Parameter, Range<usize>)| -> Result<Vec<u8>, WriteError> {
             Ok(self.part(parameter, rows.clone(), dtype)?)
         };
         let parts = work.chunks(at_once).flat_map(|work| match going_on() {
@@ -296,41 +296,41 @@ impl GgufQuantizer<'_> {
     }
 }
 
-/// What can go wrong between reading a tensor and writing it.
-enum WriteFault {
-    Reading(Error),
-    Writing(io::Error),
+/// An error while reading or writing a tensor.
+enum WriteError {
+    Read(Error),
+    Write(io::Error),
 }
 
-impl From<Error> for WriteFault {
+impl From<Error> for WriteError {
     fn from(error: Error) -> Self {
-        Self::Reading(error)
+        Self::Read(error)
     }
 }
 
-impl From<io::Error> for WriteFault {
+impl From<io::Error> for WriteError {
     fn from(error: io::Error) -> Self {
-        Self::Writing(error)
+        Self::Write(error)
     }
 }
 
-impl WriteFault {
-    fn at(self, partial: &Partial) -> Error {
+impl WriteError {
+    fn at(self, partial: &PartialFile) -> Error {
         match self {
-            Self::Reading(error) => error,
-            Self::Writing(source) => partial.error(source),
+            Self::Read(error) => error,
+            Self::Write(source) => partial.error(source),
         }
     }
 }
 
-/// A file that does not have its name yet; dropped, it vanishes.
-struct Partial {
+/// A temporary file that is renamed when it is complete, and deleted if dropped before.
+struct PartialFile {
     file: tempfile::NamedTempFile,
     destination: PathBuf,
     overwrite: bool,
 }
 
-impl Partial {
+impl PartialFile {
     fn create(destination: &Path, overwrite: bool) -> Result<Self> {
         let error = |source| Error::File { path: destination.display().to_string(), source };
         if !destination.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
@@ -351,7 +351,7 @@ impl Partial {
         let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         builder.prefix(".braidinfer-").suffix(".partial");
-        // A temporary file is for its owner only; a model is for whom the user lets read files.
+        // Temporary files are private by default; a model gets the user's usual file permissions.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder).map_err(error)?;
@@ -365,7 +365,7 @@ impl Partial {
         Error::File { path: self.destination.display().to_string(), source }
     }
 
-    /// Gives the file its name, with the permissions of the one it replaces, and returns its size.
+    /// Renames the file, with the permissions of the file that it replaces, and returns its size.
     fn keep(self) -> Result<u64> {
         let Self { file, destination, overwrite } = self;
         let error = |source| Error::File { path: destination.display().to_string(), source };

@@ -1,4 +1,4 @@
-//! Answers that follow a JSON schema, a regular expression or a grammar.
+//! Structured output: outputs that follow a JSON schema, a regular expression or a grammar.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -15,33 +15,33 @@ use crate::llm::ModelText;
 use crate::{Error, Result};
 
 /// White space between the parts of JSON: none, a space, or a new line with indentation. Without a limit, a model that
-/// does not know how to go on may write it for ever.
+/// does not know how to continue may generate white space forever.
 const WHITE_SPACE: &str = r" |\n {0,16}";
-/// Each takes one to two kilobytes, and a stranger's expression may ask for as many as there may be.
-const MOST_LEXER_STATES: usize = 50_000;
-/// Where the library takes options of a schema from.
+/// Limit for untrusted expressions: each lexer state takes one to two kilobytes.
+const MAX_LEXER_STATES: usize = 50_000;
+/// The schema key from which the library reads options.
 const OPTIONS: &str = "x-guidance";
 
-/// The form of an answer.
+/// The required form of an output.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AnswerForm {
     /// Any JSON object.
     JsonObject,
-    /// JSON that a schema describes.
+    /// JSON that matches a schema.
     JsonSchema(Value),
-    /// Text that a regular expression matches as a whole.
+    /// Text that matches a regular expression as a whole.
     Regex(String),
-    /// Text of a grammar in the Lark dialect of `llguidance`.
+    /// Text that matches a grammar in the Lark dialect of `llguidance`.
     Lark(String),
 }
 
-/// Makes constraints for the answers of one model.
+/// Creates constraints for the outputs of one model.
 pub struct StructuredOutput {
     parsers: ParserFactory,
 }
 
 impl StructuredOutput {
-    /// For a model with `vocab_size` logits.
+    /// A factory for a model with `vocab_size` logits.
     ///
     /// Fails without a tokenizer.
     pub fn new(text: &ModelText, vocab_size: usize) -> Result<Self> {
@@ -50,7 +50,7 @@ impl StructuredOutput {
             text.generation().eos_token_id.iter().copied().filter(|id| (*id as usize) < vocab_size).collect();
         let word = |id: u32| {
             let bytes = tokenizer.token_bytes(id).unwrap_or_default();
-            // No text of an answer is a special token, whatever its spelling.
+            // The spelling of a special token is not output text.
             if tokenizer.is_special(id) || ends.contains(&id) {
                 [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes.as_slice()].concat()
             } else {
@@ -58,7 +58,7 @@ impl StructuredOutput {
             }
         };
         let words: Vec<Vec<u8>> = (0..vocab_size as u32).map(word).collect();
-        // Where no token ends a text, an answer ends when nothing may follow.
+        // Without an end token, an output ends when the grammar allows no further token.
         let end = ends.first().copied().unwrap_or(u32::MAX);
         let mut trie = TokTrie::from(&TokRxInfo::new(vocab_size as u32, end), &words);
         if !ends.is_empty() {
@@ -69,17 +69,17 @@ impl StructuredOutput {
             |error| Error::Unsupported(format!("the vocabulary cannot be used for structured answers: {error}"));
         let mut parsers = ParserFactory::new_simple(&environment).map_err(failed)?;
         parsers.quiet();
-        parsers.limits_mut().max_lexer_states = MOST_LEXER_STATES;
+        parsers.limits_mut().max_lexer_states = MAX_LEXER_STATES;
         Ok(Self { parsers })
     }
 
-    /// What holds answers to a form; `field` is for messages.
+    /// A constraint for outputs of this form; `field` is the request field for error messages.
     ///
-    /// Fails on a schema, expression or grammar that cannot be used, and says why.
+    /// Fails on an invalid schema, expression or grammar, with the reason.
     pub fn constraint(&self, form: &AnswerForm, field: &str) -> Result<ConstraintFactory> {
         let refused = |message: String| Error::bad_request(field, "a form that answers can be held to", message);
         let grammar = grammar(form).map_err(refused)?;
-        // What a stranger wrote must not end the program, whatever the parser makes of it.
+        // An untrusted grammar must not end the program, even if the parser panics.
         let made = catch_unwind(AssertUnwindSafe(|| Matcher::new(self.parsers.create_parser(grammar))));
         let matcher = made.map_err(|panic| refused(describe(&*panic)))?;
         if let Some(error) = matcher.get_error() {
@@ -88,7 +88,7 @@ impl StructuredOutput {
         let matcher = Mutex::new(matcher);
         Ok(ConstraintFactory::new(move || {
             let matcher = matcher.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
-            Ok(Box::new(Guided { matcher }))
+            Ok(Box::new(GrammarConstraint { matcher }))
         }))
     }
 }
@@ -108,7 +108,7 @@ fn with_options(mut schema: Value) -> Result<Value, String> {
             fields.insert(OPTIONS.into(), json!({"whitespace_pattern": WHITE_SPACE}));
             Ok(schema)
         }
-        // Anything is allowed.
+        // The schema `true` allows any JSON.
         Value::Bool(true) => with_options(json!({})),
         other => Err(format!("{other}, which is no schema")),
     }
@@ -119,8 +119,8 @@ fn describe(panic: &(dyn Any + Send)) -> String {
     format!("one that its parser cannot take ({})", text.unwrap_or("no reason given"))
 }
 
-/// Holds one answer to a form.
-struct Guided {
+/// Constrains one output.
+struct GrammarConstraint {
     matcher: Matcher,
 }
 
@@ -128,7 +128,7 @@ fn failed(error: impl Display) -> Error {
     Error::Internal(format!("the form of the answer: {error}"))
 }
 
-impl Constraint for Guided {
+impl Constraint for GrammarConstraint {
     fn restrict(&mut self, logits: &mut [f32]) -> Result<()> {
         let allowed = self.matcher.compute_mask_or_eos().map_err(failed)?;
         let mut any = false;
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_have_the_form_that_was_asked_for() {
+    fn outputs_have_the_requested_form() {
         let mut llm = demo();
         let schema = json!({
             "type": "object", "additionalProperties": false, "required": ["kind", "count", "on"],
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_that_cannot_be_used_are_refused() {
+    fn invalid_forms_are_rejected() {
         let llm = demo();
         let structured = StructuredOutput::new(llm.text(), llm.spec().vocab_size).expect("there is a tokenizer");
         for form in [

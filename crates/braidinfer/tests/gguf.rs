@@ -174,7 +174,7 @@ impl Rewritten {
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
 #[test]
-fn keys_that_change_the_decoder_are_heeded_or_refused() {
+fn keys_that_change_the_decoder_are_supported_or_refused() {
     let windowed = Rewritten::new("models/olmo2.gguf").set("olmo2.attention.sliding_window", 8u32);
     assert!(windowed.error().contains("`olmo2.attention.sliding_window`: expected no window"), "{}", windowed.error());
     let unrotated = Rewritten::new("models/granite.gguf").set("granite.rope.scaling.finetuned", false).spec();

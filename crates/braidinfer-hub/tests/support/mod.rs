@@ -1,4 +1,4 @@
-//! A server that plays the Hub and its CDN, with faults on demand; and what tests ask of a cache.
+//! A fake server for the Hub and its CDN, with injected faults, and assertions on the cache.
 // Not every test file uses all of it.
 #![allow(dead_code)]
 
@@ -36,26 +36,26 @@ impl RepoFile {
     }
 }
 
-/// What goes wrong with one answer.
+/// An injected fault of one response.
 #[derive(Clone)]
 pub enum Fault {
-    /// This status with these headers and no body.
+    /// Responds with this status and these headers, without a body.
     Status(u16, Vec<(&'static str, String)>),
-    /// The connection ends after so many bytes of the body.
+    /// Closes the connection after so many bytes of the body.
     Cut(usize),
-    /// The body stops after so many bytes, and the connection stays open.
+    /// Stops sending after so many bytes of the body, and keeps the connection open.
     Stall(usize),
-    /// The connection ends without an answer.
+    /// Closes the connection without a response.
     Silence,
-    /// The whole file, whatever range was asked for.
+    /// Sends the whole file, ignoring the requested range.
     IgnoreRange,
-    /// Another range than that asked for.
+    /// Sends another range than requested.
     WrongRange,
-    /// Other contents of whatever length, with an honest length.
+    /// Sends another body, with its correct length.
     Body(Vec<u8>),
-    /// Other contents, whatever range was asked for, without a length beforehand.
+    /// Sends another body, ignoring the requested range, without `Content-Length`.
     Chunked(Vec<u8>),
-    /// These headers instead of, or beside, the usual ones; an empty value removes one.
+    /// Replaces or adds these headers; an empty value removes one.
     Headers(Vec<(&'static str, String)>),
 }
 
@@ -71,18 +71,18 @@ pub struct Request {
 
 #[derive(Default)]
 struct State {
-    /// By commit.
+    /// Files by commit.
     files: BTreeMap<String, BTreeMap<String, RepoFile>>,
-    /// From revision to commit.
+    /// Commit by revision.
     revisions: BTreeMap<String, String>,
-    /// Host and method, part of the path, how often still, what.
+    /// Host and method, part of the path, remaining count, fault.
     faults: Vec<(String, String, usize, Fault)>,
     requests: Vec<Request>,
     token: Option<String>,
     cdn: String,
 }
 
-/// The server. Two ports of the loopback device: the Hub, and the CDN that it redirects to.
+/// The fake server, on two ports of the loopback device: the Hub, and the CDN that it redirects to.
 pub struct FakeHub {
     state: Arc<Mutex<State>>,
     pub endpoint: String,
@@ -109,7 +109,7 @@ pub fn large(seed: u32, size: usize) -> RepoFile {
     RepoFile { content: (0..size).map(byte).collect(), large: true }
 }
 
-/// A model with two shards, and much that no run needs.
+/// A model with two shards, and many files that are not required.
 pub fn sharded() -> Vec<(&'static str, RepoFile)> {
     let index = r#"{"metadata":{},"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
     vec![
@@ -129,7 +129,7 @@ pub fn sharded() -> Vec<(&'static str, RepoFile)> {
     ]
 }
 
-/// The files of [`sharded`] that a run needs.
+/// The required files of [`sharded`].
 pub const NEEDED: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -139,7 +139,7 @@ pub const NEEDED: [&str; 6] = [
     "tokenizer.json",
 ];
 
-/// The least that is a model.
+/// A minimal model.
 pub fn single() -> Vec<(&'static str, RepoFile)> {
     vec![("config.json", small("{}")), ("model.safetensors", large(7, 1_000_000))]
 }
@@ -147,7 +147,7 @@ pub fn single() -> Vec<(&'static str, RepoFile)> {
 pub const WEIGHTS: &str = "model.safetensors";
 
 impl FakeHub {
-    /// Serves `files` as the only commit, on `main`, to everyone.
+    /// Serves `files` as the only commit, on `main`, without authentication.
     pub fn serving(files: Vec<(&str, RepoFile)>) -> Self {
         let (hub, cdn) = (listen(), listen());
         let address = |listener: &TcpListener| format!("http://{}", listener.local_addr().expect("an address"));
@@ -183,12 +183,12 @@ impl FakeHub {
         self.state().token = Some(TOKEN.to_owned());
     }
 
-    /// The next `times` requests `where_what`, as `"hub GET"`, whose path contains `path` go wrong.
+    /// Makes the next `times` requests to `where_what`, such as `"hub GET"`, with `path` in their path fail.
     pub fn fail(&self, where_what: &str, path: &str, times: usize, fault: Fault) {
         self.state().faults.push((where_what.to_owned(), path.to_owned(), times, fault));
     }
 
-    /// Nothing goes wrong any more.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.state().faults.clear();
     }
@@ -215,7 +215,7 @@ impl FakeHub {
         fetch(self.settings(), id)
     }
 
-    /// Without any network: the address leads nowhere, too.
+    /// Fetches offline; the endpoint is unreachable as well.
     pub fn fetch_offline(&self, id: &str) -> (Result<PathBuf>, Log) {
         fetch(Settings { offline: true, endpoint: "http://127.0.0.1:1".into(), ..self.settings() }, id)
     }
@@ -232,13 +232,13 @@ impl FakeHub {
         self.folder().join("blobs").join(format!("{}.incomplete", file.etag()))
     }
 
-    /// Puts a part of `file` where a download that broke off leaves it.
+    /// Writes a part of `file` as an interrupted download would leave it.
     pub fn leave_part(&self, file: &RepoFile, part: &[u8]) {
         fs::create_dir_all(self.folder().join("blobs")).expect("created");
         fs::write(self.incomplete(file), part).expect("written");
     }
 
-    /// Nothing in the cache may look like the whole of `file`, called `name`, nor like a whole model.
+    /// Asserts that nothing in the cache looks like a complete `file`, called `name`, nor like a complete model.
     pub fn assert_nothing_looks_whole(&self, name: &str, file: &RepoFile) {
         assert!(fs::symlink_metadata(self.blob(file)).is_err(), "there is a blob of {name}");
         let entry = self.folder().join("snapshots").join(commit(1)).join(name);
@@ -247,7 +247,7 @@ impl FakeHub {
         assert!(self.fetch_offline(REPO).0.is_err());
     }
 
-    /// The snapshot holds `file` as a relative link to its blob, with the right bytes.
+    /// Asserts that the snapshot has `file` as a relative link to its blob, with the right bytes.
     pub fn assert_whole(&self, commit: &str, name: &str, file: &RepoFile) {
         let entry = self.folder().join("snapshots").join(commit).join(name);
         let up = "../".repeat(2 + name.matches('/').count());
@@ -264,10 +264,10 @@ pub fn fetch(settings: Settings, id: &str) -> (Result<PathBuf>, Log) {
     (result, log)
 }
 
-/// What a fetch told.
+/// The recorded progress of a fetch.
 #[derive(Default, Debug)]
 pub struct Log {
-    /// Name, size, bytes there already.
+    /// Name, size, bytes already present.
     pub started: Vec<(String, u64, u64)>,
     pub advanced: Vec<u64>,
     pub finished: Vec<String>,
@@ -302,7 +302,7 @@ fn listen() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").expect("a free port")
 }
 
-/// An answer before faults are applied.
+/// A response before faults are applied.
 struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
@@ -367,7 +367,7 @@ fn answer(state: &State, request: &Request) -> Answer {
             .map_or_else(|| missing("EntryNotFound"), |file| content(file, request, &[("etag", "\"s3\"".into())]));
     }
     if state.token.as_ref().is_some_and(|token| request.token.as_deref() != Some(&format!("Bearer {token}"))) {
-        // The Hub says the same whether there is no such repository or none for you.
+        // The Hub responds the same way whether a repository is missing or private.
         return Answer::new(
             401,
             &[("x-error-code", "RepoNotFound".into()), ("x-error-message", "Invalid username or password.".into())],
@@ -402,7 +402,7 @@ fn listing(state: &State, revision: &str) -> Answer {
     Answer::new(200, &[("content-type", "application/json".into())], listing.to_string().into_bytes())
 }
 
-/// What Python asks for instead.
+/// The file listing that Python requests.
 fn tree(state: &State, revision: &str) -> Answer {
     let Some((_, files)) = commit_of(state, revision) else { return missing("RevisionNotFound") };
     let entry = |(name, file): (&String, &RepoFile)| {
@@ -485,7 +485,7 @@ fn send(stream: &mut TcpStream, request: &Request, mut answer: Answer, fault: Op
         stream.write_all(&answer.body[..sent.min(length)])?;
     }
     if stall {
-        // Until the other side gives up.
+        // Wait until the client gives up.
         let _ = stream.read(&mut [0]);
     }
     Ok(())

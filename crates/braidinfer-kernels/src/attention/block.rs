@@ -1,4 +1,4 @@
-//! Attention of many rows to one block of keys after another.
+//! Attention of many rows, one block of keys after another.
 
 use std::ops::Range;
 
@@ -10,13 +10,14 @@ use crate::elementwise::capped;
 use crate::math::exp_in_range;
 use crate::simd::{LANES, Simd};
 
-/// Up to so many rows read keys and values where they lie; more of them have blocks converted first.
+/// Up to this many rows read keys and values directly; for more rows, blocks are first converted to f32.
 pub(super) const DIRECT_ROWS: usize = 8;
 
-/// Rows whose scores are held at once: a multiple of the rows of every microkernel, few enough for the cache.
+/// Rows whose scores are computed together: a multiple of the rows of every microkernel, and few enough for the CPU
+/// cache.
 const STRIP: usize = 24;
 
-/// Keys and values of [`BLOCK`] positions.
+/// Keys and values of one block of [`BLOCK`] positions.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles<'a, E> {
     /// `[head_dim][16 positions]` each.
@@ -25,25 +26,25 @@ pub(super) struct Tiles<'a, E> {
     pub(super) values: [&'a [E]; BLOCK_TILES],
 }
 
-/// A block and the queries.
+/// The queries and one block of keys and values.
 pub(super) struct KeyBlock<'a, E> {
     pub(super) shape: &'a AttentionShape,
     /// `[rows][head_dim]`.
     queries: &'a [f32],
     first_position: usize,
-    /// Those that exist: starts at a multiple of [`BLOCK`].
+    /// The existing positions of the block, which starts at a multiple of [`BLOCK`].
     positions: Range<usize>,
     pub(super) tiles: Tiles<'a, E>,
-    /// Those of the block that follows, if there is one, to ask memory for meanwhile.
+    /// The tiles of the next block, if there is one, for prefetching.
     pub(super) next: Tiles<'a, E>,
 }
 
-/// Scores, then weights, of some rows.
+/// Scores, later softmax weights, of some rows.
 struct Strip {
     weights: [[f32; BLOCK]; STRIP],
-    /// What sums so far are multiplied by.
+    /// Factors that rescale the running sums.
     corrections: [f32; STRIP],
-    /// Positions of the block that each row sees, from the start of the block.
+    /// Range of positions visible to each row, relative to the start of the block.
     visible: [(usize, usize); STRIP],
 }
 
@@ -63,17 +64,17 @@ impl<'a, T: KvElement> Attention<'a, T> {
         assert_eq!(out.acc.len(), rows * shape.padded_dim());
     }
 
-    /// The rows that see a key among `positions`, which is not empty.
+    /// The rows to which any key of `positions`, which must not be empty, is visible.
     fn rows_that_see(&self, positions: &Range<usize>) -> Range<usize> {
         let tokens = self.rows() / self.shape.per_group;
-        // A key `j` is seen by the positions from `j` to below `j + window`.
+        // Key `j` is visible to positions from `j` to `j + window - 1`.
         let token = |position: usize| position.saturating_sub(self.first_position).min(tokens);
         let first = token(positions.start);
         let last = self.shape.window.map_or(tokens, |window| token(positions.end - 1 + window));
         first * self.shape.per_group..last * self.shape.per_group
     }
 
-    /// The tiles of a block. Those that none of the rows sees may not exist and are replaced by others.
+    /// The tiles of a block. Tiles that are visible to no row may not exist, and are replaced by others.
     fn tiles(&self, positions: &Range<usize>, rows: &Range<usize>) -> Tiles<'a, T> {
         let position = |row: usize| self.first_position + row / self.shape.per_group;
         let first = self.shape.visible(position(rows.start)).start.max(positions.start);
@@ -85,7 +86,7 @@ impl<'a, T: KvElement> Attention<'a, T> {
         Tiles { keys: indices.map(|index| self.kv.keys(index)), values: indices.map(|index| self.kv.values(index)) }
     }
 
-    /// Positions of the block that starts at `start`, and the rows that see any of them.
+    /// Positions of the block that starts at `start`, and the rows to which any of them is visible.
     fn block_at(&self, start: usize) -> Option<(Range<usize>, Range<usize>)> {
         let positions = start..self.span.end.min(start + BLOCK);
         let rows = if positions.is_empty() { 0..0 } else { self.rows_that_see(&positions) };
@@ -98,7 +99,7 @@ impl<'a, T: KvElement> Attention<'a, T> {
     }
 }
 
-/// [`super::attend`].
+/// Implementation of [`super::attend`].
 #[inline(always)]
 pub(super) fn attend_span<S: Simd, T: KvElement>(
     simd: S,
@@ -125,7 +126,7 @@ pub(super) fn attend_span<S: Simd, T: KvElement>(
     }
 }
 
-/// Keys, then values, in binary32 in `scratch`.
+/// The keys and values of a block, converted to f32 in `scratch`.
 #[inline(always)]
 fn converted<'a, S: Simd, T: KvElement>(
     simd: S,
@@ -137,7 +138,7 @@ fn converted<'a, S: Simd, T: KvElement>(
     Tiles { keys: widened(simd, tiles.keys, keys), values: widened(simd, tiles.values, values) }
 }
 
-/// Tiles in binary32, one after another.
+/// Tiles converted to f32, one after another.
 #[inline(always)]
 fn widened<'a, S: Simd, T: KvElement>(
     simd: S,
@@ -191,7 +192,8 @@ fn attend_block<S: Simd, E: KvElement, const AHEAD: bool>(
 }
 
 impl Strip {
-    /// Scores of row `row` of the strip, row `of` of all, to weights: one step of the online softmax.
+    /// Turns the scores of row `row` of the strip (row `of` of the task) into softmax weights: one step of online
+    /// softmax.
     #[inline(always)]
     fn weigh<S: Simd, E>(&mut self, simd: S, block: &KeyBlock<'_, E>, row: usize, of: usize, out: &mut Partial<'_>) {
         let visible = block.visible(of);
@@ -227,7 +229,7 @@ impl Strip {
 }
 
 impl<E> KeyBlock<'_, E> {
-    /// The positions that a row sees, from the start of the block.
+    /// The positions visible to a row, relative to the start of the block.
     fn visible(&self, row: usize) -> (usize, usize) {
         let visible = self.shape.visible(self.first_position + row / self.shape.per_group);
         let start = self.positions.start;
@@ -235,7 +237,7 @@ impl<E> KeyBlock<'_, E> {
     }
 }
 
-/// Minus infinity outside of the visible positions; the first lane is position `first`.
+/// The scores, with minus infinity at masked positions; the first lane is position `first`.
 #[inline(always)]
 fn masked<S: Simd>(simd: S, score: S::F32, first: usize, visible: (usize, usize)) -> S::F32 {
     let lanes = simd.widen_u8(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);

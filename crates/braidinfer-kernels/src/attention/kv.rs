@@ -1,4 +1,4 @@
-//! Where keys and values of past positions lie.
+//! Storage of keys and values of past positions.
 
 use half::f16;
 
@@ -7,10 +7,10 @@ use super::{Attention, Partial};
 use crate::isa::{Isa, dispatched};
 use crate::simd::{LANES, Simd};
 
-/// Tiles of one slab.
+/// Tiles per slab.
 pub const SLAB_TILES: usize = 64;
 
-/// What keys and values are stored as: `f32`, or `u16` for the bits of binary16.
+/// The data type of stored keys and values: `f32`, or `u16` for the bits of f16.
 #[expect(private_bounds, reason = "how elements are loaded is this crate's own")]
 pub trait KvElement: Lanes {
     /// [`super::attend`], compiled for this element.
@@ -36,16 +36,16 @@ dispatched! {
     fn attend_f16(task: &Attention<'_, u16>, scratch: &mut [f32], out: &mut Partial<'_>) = attend_span;
 }
 
-/// Conversion to and from binary32.
+/// Conversion to and from f32.
 pub(crate) trait Lanes: Copy + Send + Sync + 'static {
-    /// All bits zero, so that zeroed memory comes from the system untouched.
+    /// Must have all bits zero, so that memory zeroed by the system can be used untouched.
     const ZERO: Self;
-    /// Whether loading costs more than from binary32.
+    /// Whether loading needs a conversion.
     const NARROW: bool;
 
-    /// To nearest even; infinite beyond the range.
+    /// Rounds to nearest even; infinite beyond the range.
     fn from_f32(value: f32) -> Self;
-    /// Sixteen elements in binary32.
+    /// Loads sixteen elements as f32.
     fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F32;
 }
 
@@ -86,7 +86,7 @@ pub struct KvSlab<T> {
 }
 
 impl<T: KvElement> KvSlab<T> {
-    /// Zeros, whose memory is touched only when it is written.
+    /// A slab of zeros, whose memory the system commits when it is first written.
     pub fn new(head_dim: usize) -> Self {
         let positions = SLAB_TILES * LANES;
         Self {
@@ -96,7 +96,7 @@ impl<T: KvElement> KvSlab<T> {
         }
     }
 
-    /// Stores the key and the value `[head_dim]` of the position in `lane` of `tile`.
+    /// Writes the key and the value, each `[head_dim]`, of the position in `lane` of `tile`.
     pub fn write(&mut self, tile: usize, lane: usize, key: &[f32], value: &[f32]) {
         let head_dim = self.head_dim;
         assert!(tile < SLAB_TILES && lane < LANES, "no lane {lane} of tile {tile}");
@@ -127,16 +127,16 @@ fn part<T>(tiles: &[T], tile: usize) -> &[T] {
     &tiles[tile * len..][..len]
 }
 
-/// What one sequence has stored for one head.
+/// The cached keys and values of one sequence for one key/value head.
 #[derive(Debug)]
 pub struct PagedHead<'a, T> {
     /// `[slabs][heads]`.
     pub slabs: &'a [KvSlab<T>],
-    /// Heads of keys and values.
+    /// Number of key/value heads.
     pub heads: usize,
-    /// Which of them.
+    /// Index of this head.
     pub head: usize,
-    /// Position `p` of the sequence lies in lane `p % 16` of tile `tiles[p / 16]`, and tile `t` in slab
+    /// Position `p` of the sequence is in lane `p % 16` of tile `tiles[p / 16]`, and tile `t` is in slab
     /// `t / SLAB_TILES`.
     pub tiles: &'a [u32],
 }

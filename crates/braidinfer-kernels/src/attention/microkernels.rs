@@ -1,18 +1,18 @@
 //! The two matrix products of attention, on as many rows and columns at once as registers hold.
 //!
-//! Every sum is one chain of fused multiply-adds in the order of dimensions or positions, so that the bits of a
-//! row do not depend on how many rows and columns are computed together. Where keys and values are read from
-//! memory (`AHEAD`), the lines of the next block are asked for on the way.
+//! Every sum is one chain of fused multiply-adds in the order of dimensions or positions, so that results of a row are
+//! bitwise independent of how many rows and columns are computed together. If keys and values are read from memory
+//! (`AHEAD`), the cache lines of the next block are prefetched meanwhile.
 
 use super::block::KeyBlock;
 use super::kv::KvElement;
 use super::{BLOCK, BLOCK_TILES};
 use crate::simd::{LANES, Simd};
 
-/// How many of `left` rows to compute together: 6, 4, 2 or 1.
+/// How many of `left` remaining rows to compute together: 6, 4, 2 or 1.
 const fn group(left: usize) -> usize {
     match left {
-        // Two fours are better than a six and a two, which has too few independent chains.
+        // Two groups of four are faster than a six and a two, because two rows have too few independent chains.
         8 => 4,
         6.. => 6,
         4.. => 4,
@@ -21,7 +21,7 @@ const fn group(left: usize) -> usize {
     }
 }
 
-/// Calls `$function::<.., rows, columns>` with `$rows` from [`group`] and as many columns as registers hold.
+/// Calls `$function::<.., rows, columns>` with `$rows` from [`group`] and as many columns as fit in registers.
 macro_rules! for_group {
     ($simd:ident: $S:ty, $rows:expr, $function:ident::<$E:ty, $ahead:ident>($($arg:expr),*)) => {
         match ($rows, <$S>::PANELS > 1) {

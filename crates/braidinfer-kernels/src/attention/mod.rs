@@ -1,9 +1,9 @@
 //! Causal attention over paged keys and values.
 //!
-//! Softmax is computed online over blocks of 64 positions. Every row (one query head of one token) takes the
-//! same steps whatever other rows are computed with it: only blocks that hold a key visible to it, in ascending
-//! order, and only positions visible to it. Contexts longer than [`SPAN`] are computed span by span, possibly by
-//! different threads, and merged in ascending order.
+//! Softmax is computed online over blocks of 64 positions. Every row (one query head of one token) takes the same
+//! steps, whichever rows are computed with it: only blocks with a key visible to it, in ascending order, and only
+//! positions visible to it. Contexts longer than [`SPAN`] are computed span by span, possibly by different threads, and
+//! merged in ascending order.
 
 mod block;
 mod kv;
@@ -21,55 +21,55 @@ use crate::isa::Isa;
 use crate::simd::LANES;
 use block::DIRECT_ROWS;
 
-/// Key positions of one partial result.
+/// Key positions per partial result.
 pub const SPAN: usize = 1024;
 
-/// Key positions between two updates of the running softmax.
+/// Key positions per update of the running softmax.
 const BLOCK: usize = 64;
 
-/// Tiles of a block.
+/// Tiles per block.
 const BLOCK_TILES: usize = BLOCK / LANES;
 
-/// What all queries of one head of keys and values have in common.
+/// Attention parameters of a layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
-    /// Values per head.
+    /// Width of a head.
     pub head_dim: usize,
-    /// Query heads that share a head of keys and values.
+    /// Query heads that share a key/value head.
     pub per_group: usize,
-    /// Factor of query times key.
+    /// Factor of the dot product of query and key.
     pub scale: f32,
     /// `cap * tanh(score / cap)` after scaling.
     pub softcap: Option<f32>,
-    /// A query at position `p` sees keys `j <= p`, and under a window `w` only those with `j > p - w`.
+    /// A query at position `p` sees keys `j <= p`, and with a window `w` only those with `j > p - w`.
     pub window: Option<usize>,
 }
 
 impl AttentionShape {
-    /// The head padded to a multiple of 16.
+    /// Width of a head, padded to a multiple of 16.
     pub fn padded_dim(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// The positions that a query at `position` sees.
+    /// The positions visible to a query at `position`.
     fn visible(&self, position: usize) -> Range<usize> {
         let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
         first..position + 1
     }
 }
 
-/// One piece of work: consecutive tokens of one sequence, one head of keys and values, one span of keys.
+/// An attention task: consecutive tokens of one sequence, one key/value head, one span of keys.
 #[derive(Debug)]
 pub struct Attention<'a, T> {
-    /// What all queries have in common.
+    /// Attention parameters.
     pub shape: &'a AttentionShape,
-    /// `[tokens][per_group][head_dim]`, normed and rotated, not scaled.
+    /// Queries `[tokens][per_group][head_dim]`, normed and rotated, not scaled.
     pub queries: &'a [f32],
     /// Position of the first token.
     pub first_position: usize,
-    /// Keys and values, those of the tokens themselves included.
+    /// Keys and values of the sequence, including those of the tokens themselves.
     pub kv: PagedHead<'a, T>,
-    /// Key positions: starts at a multiple of [`SPAN`] and is at most as long. Later keys are not read.
+    /// Key positions: begins at a multiple of [`SPAN`] and is at most [`SPAN`] long. Later keys are not read.
     pub span: Range<usize>,
 }
 
@@ -78,11 +78,11 @@ pub fn scratch_len(shape: &AttentionShape, rows: usize) -> usize {
     if rows > DIRECT_ROWS { BLOCK * (shape.head_dim + shape.padded_dim()) } else { 0 }
 }
 
-/// Attention of tokens to a span of keys, scores being `scale (q · k)`, capped and masked: for every row `out`
-/// gets the largest score `m`, the sum of `exp(score - m)`, and the sum of those times values.
+/// Attention of tokens to a span of keys, with scores `scale (q · k)`, softcapped and masked. For every row, writes to
+/// `out` the largest score `m`, the sum of `exp(score - m)`, and the sum of `exp(score - m)` times values.
 ///
-/// Row `token * per_group + head` of `out` belongs to that query. Rows that see no key of the span get minus
-/// infinity, 0 and zeros. `scratch` has at least [`scratch_len`] values.
+/// Row `token * per_group + head` of `out` belongs to that query. Rows that see no key of the span get minus infinity,
+/// 0 and zeros. `scratch` must have at least [`scratch_len`] values.
 pub fn attend<T: KvElement>(isa: Isa, task: &Attention<'_, T>, scratch: &mut [f32], out: &mut Partial<'_>) {
     T::attend(isa, task, scratch, out);
 }

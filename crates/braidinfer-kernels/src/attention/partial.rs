@@ -1,4 +1,4 @@
-//! Results over some of the keys, and how they become results over all of them.
+//! Partial attention results over some of the keys, and merging them.
 
 use super::AttentionShape;
 use crate::elementwise::padded;
@@ -11,7 +11,7 @@ use crate::simd::{LANES, Simd};
 pub struct Partial<'a> {
     /// `[rows][padded_dim]`: sums of `exp(score - max)` times values.
     pub acc: &'a mut [f32],
-    /// `[rows]`: the largest score, minus infinity where no key was seen.
+    /// `[rows]`: the largest score, or minus infinity if no key was seen.
     pub max: &'a mut [f32],
     /// `[rows]`: sums of `exp(score - max)`.
     pub sum: &'a mut [f32],
@@ -23,7 +23,7 @@ impl<'a> Partial<'a> {
         rows * (shape.padded_dim() + 2)
     }
 
-    /// The parts of a buffer of [`Partial::len`] values.
+    /// Splits a buffer of [`Partial::len`] values.
     pub fn new(shape: &AttentionShape, rows: usize, buffer: &'a mut [f32]) -> Self {
         assert_eq!(buffer.len(), Self::len(shape, rows));
         let (acc, rest) = buffer.split_at_mut(rows * shape.padded_dim());
@@ -31,7 +31,7 @@ impl<'a> Partial<'a> {
         Self { acc, max, sum }
     }
 
-    /// No keys seen.
+    /// Resets to the result without keys.
     pub(super) fn clear(&mut self) {
         self.acc.fill(0.0);
         self.max.fill(f32::NEG_INFINITY);
@@ -40,7 +40,7 @@ impl<'a> Partial<'a> {
 }
 
 dispatched! {
-    /// Adds the result over the keys that follow. Rows that saw no key in `next` keep their bits.
+    /// Merges the result over the next keys into `into`. Rows that saw no key in `next` stay bitwise unchanged.
     pub fn merge(into: &mut Partial<'_>, next: &Partial<'_>) = merge_rows;
 }
 dispatched! {
@@ -48,7 +48,7 @@ dispatched! {
     pub fn finish(partial: &Partial<'_>, head_dim: usize, out: &mut [f32]) = finish_rows;
 }
 
-/// What scores are measured from: the largest, or 0 where all are minus infinity, whose difference would be NaN.
+/// The offset of scores: the largest score, or 0 if all are minus infinity, since their difference would be NaN.
 #[inline(always)]
 pub(super) fn base(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
@@ -69,14 +69,14 @@ fn merge_rows<S: Simd>(simd: S, into: &mut Partial<'_>, next: &Partial<'_>) {
     assert_eq!(into.acc.len(), next.acc.len());
     let stride = into.acc.len().checked_div(rows * LANES).unwrap_or(0);
     for row in 0..rows {
-        // A row that saw a key has a sum of at least 1, or one that is not a number and must not be lost.
+        // A row that saw a key has a sum of at least 1, or a NaN, which must not be lost.
         if next.sum[row] == 0.0 {
             continue;
         }
         let to = &mut into.acc.as_chunks_mut::<LANES>().0[row * stride..][..stride];
         let from = &next.acc.as_chunks::<LANES>().0[row * stride..][..stride];
         if into.sum[row] == 0.0 {
-            // As if the spans that this row does not see had never been: zeros keep their signs, too.
+            // Exactly as if the spans that are invisible to this row had been skipped, including the signs of zeros.
             to.copy_from_slice(from);
             (into.max[row], into.sum[row]) = (next.max[row], next.sum[row]);
             continue;

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::math::tests::hostile;
 
-/// Keys, values and queries of one sequence, and where they are stored.
+/// Keys, values and queries of one sequence, and its tiles.
 struct Sequence {
     shape: AttentionShape,
     /// Position of the first query; keys run to the last query.
@@ -14,11 +14,11 @@ struct Sequence {
     queries: Vec<f32>,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
-    /// Tile ids in no order.
+    /// Tile ids in random order.
     tiles: Vec<u32>,
 }
 
-/// Heads of keys and values in storage, of which the sequence uses the last.
+/// Number of key/value heads in storage; the sequence uses the last one.
 const HEADS: usize = 2;
 
 impl fmt::Debug for Sequence {
@@ -27,7 +27,7 @@ impl fmt::Debug for Sequence {
     }
 }
 
-/// Numbers between -1 and 1 that look random.
+/// Pseudorandom numbers between -1 and 1.
 fn noise(seed: u64, index: usize) -> f32 {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index as u64 + 1).wrapping_mul(0xd6e8_feb8_6659_fd93);
     x = (x ^ (x >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
@@ -61,7 +61,7 @@ impl Sequence {
         self.first + self.tokens
     }
 
-    /// Storage that holds the sequence, and `junk` wherever it does not.
+    /// Storage that holds the sequence, filled with `junk` everywhere else.
     fn store<T: KvElement>(&self, junk: f32) -> Vec<KvSlab<T>> {
         let slabs = *self.tiles.iter().max().unwrap() as usize / SLAB_TILES + 1;
         let mut slabs: Vec<_> = (0..slabs * HEADS).map(|_| KvSlab::new(self.shape.head_dim)).collect();
@@ -110,7 +110,7 @@ impl Sequence {
         self.run(isa, &self.store::<T>(junk), 0..self.tokens)
     }
 
-    /// The definition in binary64, of elements rounded as `T`.
+    /// The definition in f64, with elements rounded by `round`.
     fn exact(&self, round: fn(f32) -> f64) -> Vec<f64> {
         let shape = &self.shape;
         let mut out = Vec::new();
@@ -148,7 +148,7 @@ fn half(value: f32) -> f64 {
     half::f16::from_f32(value).to_f64()
 }
 
-/// Shapes and places that matter: head widths with padding, odd groups, blocks and windows cut anywhere.
+/// Relevant shapes and positions: head widths with padding, odd group sizes, blocks and windows cut anywhere.
 fn sequences() -> impl Strategy<Value = Sequence> {
     let heads = prop::sample::select(vec![1, 6, 8, 16, 20, 48, 64, 80]);
     let softcap = prop::option::of(Just(5.0_f32));
@@ -181,7 +181,7 @@ proptest! {
     }
 
     #[test]
-    fn a_token_does_not_depend_on_its_company(sequence in sequences()) {
+    fn results_do_not_depend_on_the_other_tokens(sequence in sequences()) {
         let per_token = sequence.shape.per_group * sequence.shape.head_dim;
         for isa in Isa::available() {
             let slabs = sequence.store::<u16>(0.0);
@@ -194,7 +194,7 @@ proptest! {
     }
 
     #[test]
-    fn what_lies_after_the_last_position_does_not_matter(sequence in sequences()) {
+    fn memory_after_the_last_position_does_not_matter(sequence in sequences()) {
         let isa = Isa::available()[0];
         let expected = sequence.all::<f32>(isa, 0.0);
         for junk in [f32::NAN, f32::INFINITY, -3e38] {
@@ -203,7 +203,7 @@ proptest! {
     }
 
     #[test]
-    fn hidden_positions_do_not_matter(mut sequence in sequences(), token in any::<prop::sample::Index>()) {
+    fn masked_positions_do_not_matter(mut sequence in sequences(), token in any::<prop::sample::Index>()) {
         let (isa, token) = (Isa::available()[0], token.index(sequence.tokens));
         let per_token = sequence.shape.per_group * sequence.shape.head_dim;
         let row = token * per_token..(token + 1) * per_token;
@@ -227,7 +227,7 @@ proptest! {
             let query = index.index(sequence.queries.len());
             sequence.queries[query] = value;
         }
-        // Infinite scores make NaN; which NaN is no promise.
+        // Infinite scores make NaN, whose bits are not specified.
         let run = |isa| {
             let bits = sequence.all::<f32>(isa, 0.0).into_iter().map(f32::from_bits);
             bits.map(|value| if value.is_nan() { None } else { Some(value.to_bits()) }).collect::<Vec<_>>()
@@ -248,7 +248,7 @@ fn several_spans_are_merged() {
         let error = largest_difference(&found, &sequence.exact(f64::from));
         assert!(error < 5e-6, "{error:e}");
         assert_eq!(found, sequence.all::<f32>(Isa::SCALAR, 0.0));
-        // The first tokens see nothing of the last span, alone they do not even compute it.
+        // The last span is invisible to the first tokens; computed alone, they skip it.
         let slabs = sequence.store::<f32>(0.0);
         let per_token = sequence.shape.per_group * sequence.shape.head_dim;
         for token in 0..sequence.tokens {
@@ -258,9 +258,9 @@ fn several_spans_are_merged() {
     }
 }
 
-/// Merging keeps ascending order: later spans are added to earlier ones, whatever their maxima.
+/// Merging is in ascending order: later spans are added to earlier ones, whichever maximum is larger.
 #[test]
-fn merging_weighs_both_sides() {
+fn merging_rescales_both_sides() {
     let shape = shape(1, 1, None, None);
     let [mut first, mut second, mut empty] =
         [(2.0_f32, 1.0, 4.0), (5.0, 2.0, 3.0), (f32::NEG_INFINITY, 0.0, 0.0)].map(|(max, sum, acc)| {
@@ -279,11 +279,11 @@ fn merging_weighs_both_sides() {
     let before = (into.max[0], into.sum[0], into.acc[0]);
     merge(Isa::SCALAR, &mut into, &empty);
     assert_eq!((into.max[0], into.sum[0], into.acc[0]), before);
-    // Not even the sign of a zero changes.
+    // Even the sign of a zero is kept.
     into.acc.fill(-0.0);
     merge(Isa::SCALAR, &mut into, &empty);
     assert!(into.acc.iter().all(|value| value.to_bits() == (-0.0_f32).to_bits()));
-    // Nothing seen so far: the next span is the result.
+    // If no key was seen before, the next span is the result.
     merge(Isa::SCALAR, &mut empty, &next);
     assert_eq!((empty.max[0], empty.sum[0], empty.acc[0]), (5.0, 2.0, 3.0));
     let mut out = [7.0];
@@ -293,7 +293,7 @@ fn merging_weighs_both_sides() {
     assert_eq!(out, [0.0], "a row that saw nothing");
 }
 
-/// Exactly `window` keys are seen, the query's own included.
+/// Exactly `window` keys are visible, including the query's own.
 #[test]
 fn window_and_mask_end_where_they_should() {
     for window in [1, 2, 63, 64, 65] {

@@ -1,19 +1,19 @@
-//! Panels of plain numbers.
+//! Multiplication of float panels.
 
 use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile};
 use crate::activations::{Activations, NumericLevel, f32_words};
 use crate::format::{BLOCK, CHUNK};
 use crate::simd::{LANES, Simd};
 
-/// How a run of columns of a panel is multiplied.
+/// How a few columns of a panel are multiplied.
 pub(super) trait Weights: Copy + Default {
-    /// Columns of a step.
+    /// Columns per step.
     const COLUMNS: usize;
-    /// Bytes of a step: those columns of 16 rows.
+    /// Bytes per step: these columns of 16 rows.
     const BYTES: usize;
-    /// The words of activations it reads.
+    /// The level of the activations.
     const LEVEL: NumericLevel;
-    /// Words that a step reads per row.
+    /// Words of activations per step and row.
     const WORDS: usize;
 
     /// The weights of a step.
@@ -21,7 +21,7 @@ pub(super) trait Weights: Copy + Default {
 
     fn load<S: Simd>(self, simd: S, bytes: &[u8]) -> Self::Loaded<S>;
 
-    /// Adds the products of a step; `x` gives the word of each column or pair of columns.
+    /// Adds the products of a step; `x` has the word of each column or pair of columns.
     fn add<S: Simd>(self, simd: S, weights: Self::Loaded<S>, x: [u32; 2], sum: S::F32) -> S::F32;
 }
 
@@ -31,7 +31,7 @@ pub(super) struct F32;
 pub(super) struct F16;
 #[derive(Clone, Copy, Default)]
 pub(super) struct Bf16;
-/// Both weights and activations in bf16.
+/// bf16 weights with bf16 activations.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Bf16Dot;
 

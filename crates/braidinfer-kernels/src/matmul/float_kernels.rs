@@ -1,4 +1,4 @@
-//! The kernels of weights that are floats.
+//! The instantiated kernels for float weights.
 
 use super::float;
 

@@ -1,20 +1,21 @@
-//! Panels of codes with scales.
+//! Multiplication of integer panels: codes with scales.
 
-use super::{Ahead, ChunkKernel, GroupKernel, Nothing, Panels, for_each_group, for_each_tile};
+use super::{Ahead, ChunkKernel, GroupKernel, NoPrefetch, Panels, for_each_group, for_each_tile};
 use crate::activations::{Activations, NumericLevel, f32_words, integer_words, times_high_byte};
 use crate::format::{BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks};
 use crate::isa::{Isa, dispatched};
 use crate::prepare::{ChunkCodes, ChunkScales, chunk_codes, code_vector, prepare_codes, prepare_scales};
 use crate::simd::{LANES, Simd};
 
-/// Vectors of codes in a block: four columns in each lane.
+/// Vectors of codes per block: four columns in each lane.
 const VECTORS: usize = BLOCK / 4;
 
-/// Codes of fewer than 8 bits are widened in registers for each tile up to this many rows, and beyond it once for all
-/// tiles, through the cache. Not at all where bytes are multiplied in another way than smaller codes.
+/// Up to this many rows, codes of fewer than 8 bits are unpacked in registers for each tile; for more rows they are
+/// unpacked once for all tiles, through the CPU cache. Instruction sets that multiply bytes differently from smaller
+/// codes always unpack in registers.
 const FEW_ROWS: usize = 8;
 
-/// How many bits the codes of `format` have when they are multiplied: as many as in the panels, or 8.
+/// Bits per code when codes of `format` are multiplied: as in the panels, or 8.
 pub(super) fn bits(isa: Isa, format: IntFormat, x: &Activations<'_>) -> CodeBits {
     let in_registers = x.level != NumericLevel::F32 && (x.rows <= FEW_ROWS || has_signed_bytes(isa));
     if in_registers { format.bits } else { CodeBits::Eight }
@@ -31,8 +32,8 @@ fn signed_bytes<S: Simd>(_: S) -> bool {
 
 /// `[panels][rows][16]`.
 ///
-/// `BITS`: those of [`bits`]. `BYTES`: what an activation is rounded to, 1 or 2; 0 if it is not. `MIN`: weights have
-/// minima, and no zero point. `HALVES`: a group of weights is half a block.
+/// `BITS`: result of [`bits`]. `BYTES`: bytes per rounded activation, 1 or 2; 0 if activations are not rounded. `MIN`:
+/// weights have minima instead of a zero point. `HALVES`: a group of weights is half a block.
 #[inline(always)]
 pub(super) fn multiply<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>(
     simd: S,
@@ -52,7 +53,7 @@ pub(super) fn multiply<S: Simd, const BITS: usize, const BYTES: usize, const MIN
     for_each_group(simd, kernel, panels, x, out);
 }
 
-/// Multiplies codes of `BITS` bits: those of the panels, or what they become in `widened`.
+/// Multiplies codes of `BITS` bits: those in the panels, or those unpacked to `widened`.
 struct IntKernel<'a, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool> {
     panels: Panels<'a>,
     format: IntFormat,
@@ -102,7 +103,7 @@ impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALV
     }
 }
 
-/// One chunk of some panels.
+/// One chunk of `P` panels.
 struct Codes<'a, const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool> {
     /// [`BITS`] vectors for each block.
     codes: [&'a [[u8; 64]]; P],
@@ -124,7 +125,7 @@ impl<S: Simd, const P: usize, const BITS: usize, const BYTES: usize, const MIN: 
         let words = if BYTES > 0 { integer_words::len(BYTES) } else { f32_words::LEN };
         let mut codes = self.codes.map(|codes| codes.as_chunks::<BITS>().0.iter());
         for (block, x) in x.chunks_exact(words * N).enumerate() {
-            // A line for each of those that the codes take, and one for the scales.
+            // Prefetch a line for each line of codes, and one for the scales.
             ahead.next(simd);
             let mut vectors = [&[[0; 64]; BITS]; P];
             for (vectors, codes) in vectors.iter_mut().zip(&mut codes) {
@@ -143,11 +144,11 @@ impl<S: Simd, const P: usize, const BITS: usize, const BYTES: usize, const MIN: 
 impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>
     Codes<'_, P, BITS, BYTES, MIN, HALVES>
 {
-    /// Vectors of codes in a group.
+    /// Vectors of codes per group.
     const LEN: usize = if HALVES { VECTORS / 2 } else { VECTORS };
 
-    /// Adds the products of one group, which is half `HALF` of its block or a whole one. `codes` and `x` are those of
-    /// the block.
+    /// Adds the products of one group: half `HALF` of its block, or the whole block. `codes` and `x` cover the whole
+    /// block.
     #[inline(always)]
     fn group<S: Simd, const N: usize, const HALF: usize>(
         &self,
@@ -165,11 +166,12 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         }
     }
 
-    /// Words before the scale of a block.
+    /// Offset of the scale of a block, in words.
     const SCALE: usize = BYTES * integer_words::BYTES + integer_words::SCALE;
 
-    /// Products of codes and rounded activations are summed exactly, then scaled. Of activations of two bytes the products
-    /// of the high ones come first, in the same registers: more sums there is no room for, and codes are near.
+    /// Sums the products of codes and rounded activations exactly, then scales. With two-byte activations the products
+    /// of the high bytes are summed first, in the same registers: there are no registers for a second set of sums, and
+    /// the codes are still in the CPU cache.
     #[inline(always)]
     fn integer_group<S: Simd, const N: usize, const HALF: usize>(
         &self,
@@ -192,7 +194,8 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
             }
         }
         if !(MIN || S::SIGNED_BYTES && BITS == 8) {
-            // Codes are `zero` too large; the activations know what 128 too much would add.
+            // Codes are `zero` too large. The activations have the correction for 128, which is shifted to that for
+            // `zero`.
             let by = 7 - self.zero.trailing_zeros();
             let offsets = if HALVES { integer_words::HALF_OFFSETS + HALF } else { integer_words::OFFSET };
             for row in 0..N {
@@ -204,8 +207,8 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         }
         let low = &bytes[(BYTES - 1) * integer_words::BYTES * N..];
         if BYTES == 2 {
-            // Every line was asked for meanwhile.
-            Self::dot_group::<S, N, HALF, false>(simd, codes, low, &mut Nothing, &mut dots);
+            // Every line was already prefetched with the high bytes.
+            Self::dot_group::<S, N, HALF, false>(simd, codes, low, &mut NoPrefetch, &mut dots);
         } else {
             Self::dot_group::<S, N, HALF, false>(simd, codes, low, ahead, &mut dots);
         }
@@ -216,8 +219,8 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         }
     }
 
-    /// Adds the products of a group to `dots`: all of them, or all but those of the last four columns. `x` holds one byte of
-    /// each activation of the block.
+    /// Adds the products of a group to `dots`: all of them, or all except those of the last four columns. `x` has one
+    /// byte of each activation of the block.
     #[inline(always)]
     fn dot_group<S: Simd, const N: usize, const HALF: usize, const ALL: bool>(
         simd: S,
@@ -227,7 +230,8 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         dots: &mut [[S::I32; N]; P],
     ) {
         if BITS == 8 {
-            // Nothing to unpack, and in a loop the compiler does not mix the steps, which costs 2 to 5 % with AVX2.
+            // NoPrefetch to unpack. In a loop the compiler does not interleave the steps; interleaving costs 2 to 5 % with
+            // AVX2.
             for vector in HALF * Self::LEN..(HALF + 1) * Self::LEN - usize::from(!ALL) {
                 ahead.next(simd);
                 let mut vectors = [simd.splat_i32(0); P];
@@ -259,8 +263,8 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         }
     }
 
-    /// Adds the last four columns of a group to `dots`, row by row, and each row, scaled, to its sum: with these between
-    /// them, multiplications wait less than before a block of scaling.
+    /// Adds the last four columns of a group to `dots` row by row, and adds each row, scaled, to its sum. Interleaved
+    /// with these products, the scaling stalls less than in a block of its own.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "a part of the function above")]
     fn scale_last<S: Simd, const N: usize, const HALF: usize, const VECTOR: usize>(
@@ -299,7 +303,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         }
     }
 
-    /// Codes, a byte each, less the zero point are multiplied as they are; the sum of a group is scaled once.
+    /// Multiplies codes, expanded to bytes, minus the zero point by f32 activations; the sum of a group is scaled once.
     #[inline(always)]
     fn f32_group<S: Simd, const N: usize, const HALF: usize>(
         &self,
@@ -348,8 +352,8 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
     }
 }
 
-/// Adds the products of four columns of a block. `VECTOR` is a constant, so that every way of storing codes is a few
-/// instructions and no decision.
+/// Adds the products of four columns of a block. `VECTOR` is a constant, so that unpacking codes takes a few
+/// instructions without branches.
 #[inline(always)]
 fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const VECTOR: usize>(
     simd: S,
@@ -358,11 +362,11 @@ fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const 
     ahead: &mut impl Ahead<S>,
     dots: &mut [[S::I32; N]; P],
 ) {
-    // `BITS` times in a block.
+    // True `BITS` times per block.
     if VECTOR * BITS / 8 != (VECTOR + 1) * BITS / 8 {
         ahead.next(simd);
     }
-    // A closure would not be compiled for the instruction set.
+    // A plain loop, because a closure would not be compiled for the instruction set.
     let mut vectors = [simd.splat_i32(0); P];
     for (vector, codes) in vectors.iter_mut().zip(codes) {
         *vector = code_vector::<S, BITS, VECTOR>(simd, codes);

@@ -1,10 +1,10 @@
-//! Which kernel multiplies which codes.
+//! The instantiated kernels for integer weights.
 
 use super::{Kernel, integer};
 use crate::activations::NumericLevel;
 use crate::format::{CodeBits, GroupLen, IntFormat};
 
-/// What multiplies codes of `format`, widened to `bits` bits, with activations at `level`.
+/// The kernel that multiplies codes of `format`, unpacked to `bits` bits, by activations at `level`.
 pub(super) fn kernel(format: IntFormat, bits: CodeBits, level: NumericLevel) -> Option<Kernel> {
     let of = match (level, bits) {
         (NumericLevel::F32, CodeBits::Eight) => f32_8::of,
@@ -19,7 +19,7 @@ pub(super) fn kernel(format: IntFormat, bits: CodeBits, level: NumericLevel) -> 
     Some(of(format))
 }
 
-/// Kernels for activations of some bytes and codes of some bits, a module each.
+/// Defines a module of kernels for each number of bytes per activation and bits per code.
 macro_rules! modules {
     ($($module:ident: $bytes:literal, $bits:literal;)*) => {
         $(mod $module {

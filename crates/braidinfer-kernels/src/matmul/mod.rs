@@ -1,9 +1,9 @@
-//! Panels times rows of activations.
+//! Matrix multiplication: weight panels times rows of activations.
 //!
-//! One lane is one row of the weights, so no sum crosses lanes; the columns of a row are summed in order. Several
-//! panels and rows of activations go at once, which changes nothing in the sum of any one of them.
+//! Each lane is one row of the weights, so no sum crosses lanes; the columns of a row are summed in order. Several
+//! panels and several rows of activations are computed together, which does not change the order of any sum.
 
-/// Functions of type [`Kernel`] from generic ones, `pub(super)` where they are defined.
+/// Defines functions of type [`Kernel`] from generic ones, visible in the parent module.
 macro_rules! kernels {
     ($($name:ident = $generic:path;)*) => {
         $($crate::isa::dispatched! {
@@ -28,26 +28,26 @@ use crate::format::{CHUNK, PanelFormat, panel_bytes};
 use crate::isa::Isa;
 use crate::simd::{LANES, Simd};
 
-/// How many bytes before their use weights are asked for, in all panels that go together: more do not help, and
-/// fewer come too late where a chunk is small.
+/// Prefetch distance of weights in bytes, over all panels that are computed together: more does not help, and less is
+/// too late if a chunk is small.
 const LOOKAHEAD: usize = 9 << 10;
 
-/// A run of panels of one matrix.
+/// Consecutive panels of one matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Panels<'a> {
-    /// How they are stored.
+    /// Their storage format.
     pub format: PanelFormat,
     /// Columns of the matrix.
     pub columns: usize,
     /// Whole panels, one after the other.
     pub data: &'a [u8],
-    /// What this thread will probably read next; it is asked for ahead of time, and may be empty.
+    /// The panels that this thread will probably read next, for prefetching; may be empty.
     pub ahead: &'a [u8],
 }
 
 impl<'a> Panels<'a> {
-    /// The bytes to ask for while a chunk of `len` bytes is multiplied that ends at `end` of panel `panel`: the chunk
-    /// that is [`LOOKAHEAD`] away, in that panel or in the one that comes `group` panels later.
+    /// The bytes to prefetch while a chunk of `len` bytes that ends at `end` of panel `panel` is multiplied: the chunk
+    /// that is [`LOOKAHEAD`] away, in the same panel or in the one `group` panels later.
     fn next_lines(&self, panel: usize, end: usize, len: usize, group: usize) -> &'a [[u8; 64]] {
         let panel_bytes = panel_bytes(self.format, self.columns);
         let chunks = (LOOKAHEAD / group + len / 2) / len;
@@ -64,14 +64,15 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// One kind of weights at one level, compiled apart from every other: the compiler's time grows faster than a function.
+/// A kernel for one kind of weights at one level. Each is a function of its own, because compile time grows
+/// superlinearly with the size of a function.
 type Kernel = fn(Isa, Panels<'_>, &Activations<'_>, &mut [f32]);
 
-/// The product of every panel with every row of `x`, `[panels][rows][16]`.
+/// Multiplies every panel by every row of `x`: `[panels][rows][16]`.
 ///
 /// # Panics
 ///
-/// If the format cannot be multiplied at the level, or a size does not fit the others.
+/// If the format cannot be multiplied at the level, or the sizes do not match.
 pub fn matmul(isa: Isa, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) {
     assert_eq!(panels.columns, x.columns, "as many columns in the weights as in the activations");
     assert_eq!(x.words.len(), x.level.words(x.rows, x.columns), "every row is encoded");
@@ -87,9 +88,9 @@ pub fn matmul(isa: Isa, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]
     kernel(isa, panels, x, out);
 }
 
-/// What multiplies panels with rows.
+/// Multiplies a group of panels by all rows.
 trait GroupKernel<S: Simd> {
-    /// Adds the products of `P` panels to `out`, `[rows][16]` for each of them. `first` is the number of the first.
+    /// Adds the products of `P` panels to `out`, `[rows][16]` for each panel. `first` is the index of the first panel.
     fn multiply<const P: usize>(
         &mut self,
         simd: S,
@@ -100,7 +101,7 @@ trait GroupKernel<S: Simd> {
     );
 }
 
-/// Runs a kernel over all panels and rows, as many panels at once as its instruction set has registers for.
+/// Runs a kernel over all panels and rows, with as many panels at once as the instruction set has registers for.
 #[inline(always)]
 fn for_each_group<S: Simd>(
     simd: S,
@@ -113,7 +114,7 @@ fn for_each_group<S: Simd>(
     let (out, _) = out.as_chunks_mut::<LANES>();
     assert_eq!(out.len() * panel_bytes, x.rows * panels.data.len(), "one output per panel and row");
     out.fill([0.0; LANES]);
-    // One row is bound by memory, and one panel at a time is one stream from it.
+    // With one row the product is memory-bound, and one panel at a time makes one sequential memory stream.
     let together = if x.rows == 1 { 1 } else { S::PANELS };
     let groups = panels.data.chunks(together * panel_bytes).zip(out.chunks_mut(together * x.rows));
     for (group, (data, out)) in groups.enumerate() {
@@ -128,9 +129,9 @@ fn for_each_group<S: Simd>(
     }
 }
 
-/// What multiplies one chunk of columns of `P` panels with one tile of `N` rows.
+/// Multiplies one chunk of columns of `P` panels by one tile of `N` rows.
 trait ChunkKernel<S: Simd, const P: usize> {
-    /// Adds the products to `sums`. `x` holds the words of the tile's chunk, `ahead` what to ask for meanwhile.
+    /// Adds the products to `sums`. `x` has the words of the tile's chunk; `ahead` prefetches meanwhile.
     fn accumulate<const N: usize>(
         &self,
         simd: S,
@@ -140,8 +141,8 @@ trait ChunkKernel<S: Simd, const P: usize> {
     );
 }
 
-/// Runs a kernel over every tile of rows. `chunk` counts from the left; `out` holds `[rows][16]` for each panel.
-/// The first tile asks for what lies `ahead`; further ones of full size are compiled without.
+/// Runs a kernel over every tile of rows. `chunk` counts from the left; `out` has `[rows][16]` for each panel. The
+/// first tile prefetches the lines of `ahead`; further tiles of full size are compiled without prefetching.
 #[inline(always)]
 fn for_each_tile<S: Simd, const P: usize>(
     simd: S,
@@ -155,7 +156,7 @@ fn for_each_tile<S: Simd, const P: usize>(
     let row_words = x.row_words();
     let first = chunk * (CHUNK / 32) * block_words;
     let last = (first + CHUNK / 32 * block_words).min(row_words);
-    let mut lines = Lines(ahead.map(<[_]>::iter));
+    let mut lines = PrefetchLines(ahead.map(<[_]>::iter));
     for tile in tiles(S::TILE, x.rows) {
         let rows = tile.len();
         let words = &x.words[tile.start * row_words + first * rows..tile.start * row_words + last * rows];
@@ -164,11 +165,11 @@ fn for_each_tile<S: Simd, const P: usize>(
             1 => kernel.accumulate::<1>(simd, words, &mut lines, sums(out, sums_from)),
             2 => kernel.accumulate::<2>(simd, words, &mut lines, sums(out, sums_from)),
             4 if S::TILE == 4 && sums_from > 0 => {
-                kernel.accumulate::<4>(simd, words, &mut Nothing, sums(out, sums_from))
+                kernel.accumulate::<4>(simd, words, &mut NoPrefetch, sums(out, sums_from))
             }
             4 if S::TILE >= 4 => kernel.accumulate::<4>(simd, words, &mut lines, sums(out, sums_from)),
             8 if S::TILE == 8 && sums_from > 0 => {
-                kernel.accumulate::<8>(simd, words, &mut Nothing, sums(out, sums_from))
+                kernel.accumulate::<8>(simd, words, &mut NoPrefetch, sums(out, sums_from))
             }
             8 if S::TILE == 8 => kernel.accumulate::<8>(simd, words, &mut lines, sums(out, sums_from)),
             _ => unreachable!("tiles have at most {} rows", S::TILE),
@@ -176,17 +177,17 @@ fn for_each_tile<S: Simd, const P: usize>(
     }
 }
 
-/// What is asked for while a tile is multiplied.
+/// Prefetching while a tile is multiplied.
 trait Ahead<S: Simd> {
-    /// Asks for a line of each panel. One by one between multiplications: many at once would hold up the weights that
-    /// are needed now.
+    /// Prefetches one line of each panel. Called between multiplications: many prefetches at once would delay the
+    /// weights that are needed now.
     fn next(&mut self, simd: S);
 }
 
-/// Cache lines of each panel.
-struct Lines<'a, const P: usize>([std::slice::Iter<'a, [u8; 64]>; P]);
+/// Cache lines of each panel to prefetch.
+struct PrefetchLines<'a, const P: usize>([std::slice::Iter<'a, [u8; 64]>; P]);
 
-impl<S: Simd, const P: usize> Ahead<S> for Lines<'_, P> {
+impl<S: Simd, const P: usize> Ahead<S> for PrefetchLines<'_, P> {
     #[inline(always)]
     fn next(&mut self, simd: S) {
         for lines in &mut self.0 {
@@ -197,9 +198,9 @@ impl<S: Simd, const P: usize> Ahead<S> for Lines<'_, P> {
     }
 }
 
-struct Nothing;
+struct NoPrefetch;
 
-impl<S: Simd> Ahead<S> for Nothing {
+impl<S: Simd> Ahead<S> for NoPrefetch {
     #[inline(always)]
     fn next(&mut self, _: S) {}
 }

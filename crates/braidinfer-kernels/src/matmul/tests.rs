@@ -8,7 +8,7 @@ use crate::format::{BLOCK, WeightType};
 use crate::prepare::read_row;
 use crate::samples::{Matrix, Seed, bits, seeds};
 
-/// Largest error of a sum in relation to the largest weight times the sum of all activations.
+/// Largest error of a sum, relative to the largest weight times the sum of the activations' magnitudes.
 const TOLERANCE: f64 = 1e-5;
 
 fn can_multiply(format: PanelFormat, level: NumericLevel) -> bool {
@@ -19,7 +19,7 @@ fn can_multiply(format: PanelFormat, level: NumericLevel) -> bool {
     }
 }
 
-/// Rows of activations, `[rows][columns]`, of either sign and of very different size.
+/// Activations `[rows][columns]` of both signs and very different magnitudes.
 fn activations(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
     let mut state = seed | 1;
     let mut next = || {
@@ -61,7 +61,7 @@ fn product(
     (0..rows).flat_map(|row| (0..panels).flat_map(move |panel| line(row, panel).to_vec())).collect()
 }
 
-/// What a level makes of a row.
+/// A row as rounded at a level.
 fn rounded(level: NumericLevel, row: &[f32]) -> Vec<f64> {
     let round = |block: &[f32]| -> Vec<f64> {
         let largest = block.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
@@ -75,7 +75,7 @@ fn rounded(level: NumericLevel, row: &[f32]) -> Vec<f64> {
     row.chunks(BLOCK).flat_map(round).collect()
 }
 
-/// Whole numbers up to `most`, scaled.
+/// Rounds to integers up to `most`, and scales back.
 fn to_integers(block: &[f32], largest: f32, most: f32) -> Vec<f64> {
     if largest == 0.0 {
         return vec![0.0; block.len()];
@@ -84,7 +84,7 @@ fn to_integers(block: &[f32], largest: f32, most: f32) -> Vec<f64> {
     block.iter().map(|x| f64::from((x * (most / largest)).round_ties_even()) * scale).collect()
 }
 
-/// A matrix without denormals, whose products differ between instruction sets.
+/// A matrix without denormals, because products of denormals differ between instruction sets.
 fn sample(seed: Seed, weight_type: WeightType) -> Matrix {
     let mut matrix = seed.matrix(weight_type);
     if weight_type == WeightType::Bf16 {
@@ -103,7 +103,7 @@ fn check_definition(format: PanelFormat, level: NumericLevel, panel: &[u8], valu
         let mut weights = vec![0.0; columns];
         read_row(format, panel, columns, lane, &mut weights);
         let largest = weights.iter().fold(0.0_f64, |largest, weight| largest.max(f64::from(weight.abs())));
-        // Sums of these would leave the range of f32.
+        // Other magnitudes would overflow or underflow f32 sums.
         if !(1e-30..1e30).contains(&largest) {
             continue;
         }
@@ -121,7 +121,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn products_are_those_of_the_definition(seed in seeds(), rows in 1..4_usize, state in any::<u64>()) {
+    fn products_are_close_to_their_definition(seed in seeds(), rows in 1..4_usize, state in any::<u64>()) {
         for weight_type in WeightType::ALL {
             let matrix = sample(seed, weight_type);
             let values = activations(rows, matrix.cols, state);
@@ -132,7 +132,7 @@ proptest! {
     }
 
     #[test]
-    fn every_instruction_set_and_any_company_give_the_same_bits(
+    fn results_are_independent_of_instruction_set_and_other_rows(
         seed in seeds(),
         rows in 1..20_usize,
         panels in 1..4_usize,
@@ -157,7 +157,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_not_finite_is_not_lost() {
+fn non_finite_activations_are_not_lost() {
     let columns = 64;
     for weight_type in [WeightType::Q8_0, WeightType::Q4_1, WeightType::Bf16, WeightType::F32] {
         let format = PanelFormat::of(weight_type);
@@ -181,7 +181,7 @@ fn what_is_not_finite_is_not_lost() {
 }
 
 #[test]
-fn tiny_and_huge_activations_are_encoded_alike() {
+fn tiny_and_huge_activations_are_encoded_equally_on_all_instruction_sets() {
     let sizes = [0.0, 1e-45, 1e-38, 3e-37, 4e-37, 1e-30, 1.0, 1e38];
     for isa in Isa::available() {
         for size in sizes {

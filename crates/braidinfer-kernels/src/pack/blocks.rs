@@ -1,7 +1,7 @@
-//! Panels of small integers, whatever the blocks they come from.
+//! Packing quantized blocks of any type into integer panels.
 //!
-//! The codes of a row go through eight words of 32 bits for each block of 32 columns, four codes in each: what a type
-//! adds is how its blocks spell them ([`super::layouts`]).
+//! The codes of a row are unpacked to eight 32-bit words for each block of 32 columns, four codes in each. Only this
+//! unpacking depends on the type ([`super::layouts`]).
 
 use std::array::from_fn;
 
@@ -9,10 +9,10 @@ use super::NotFinite;
 use crate::LANES;
 use crate::format::{BLOCK, CHUNK_BLOCKS, IntFormat, PanelFormat, Scales, WeightType, chunk_bytes};
 
-/// Codes of 32 columns, those of columns `4j..4j + 4` in word `j`, from its lowest byte on.
+/// Codes of 32 columns; word `j` has those of columns `4j..4j + 4`, from its lowest byte upwards.
 pub(super) type Codes = [u32; 8];
 
-/// What a block of a file has besides codes; what a type lacks is zero.
+/// The scales and minima of a block; fields that a type lacks are zero.
 #[derive(Default)]
 pub(super) struct Header {
     /// f16 scale and minimum: of all values, or of the scales and minima of groups.
@@ -23,7 +23,7 @@ pub(super) struct Header {
     pub mins: [u8; LANES],
 }
 
-/// A type whose blocks have `SIZE` bytes.
+/// A block type of `SIZE` bytes.
 pub(super) trait Layout<const SIZE: usize> {
     const TYPE: WeightType;
 
@@ -31,16 +31,16 @@ pub(super) trait Layout<const SIZE: usize> {
         PanelFormat::Int(format) => format,
         _ => panic!("blocks are packed as integers"),
     };
-    /// Blocks of 32 columns in a block of the file.
+    /// Number of 32-column blocks in a block of the file.
     const PARTS: usize = Self::TYPE.block_len() / BLOCK;
 
     fn header(block: &[u8; SIZE]) -> Header;
 
-    /// Codes as the panel has them, unsigned, of 32 columns: part `part` of [`Layout::PARTS`].
+    /// Unsigned codes of 32 columns, as in the panel: part `part` of [`Layout::PARTS`].
     fn codes(block: &[u8; SIZE], part: usize) -> Codes;
 }
 
-/// Packs rows of blocks, into `VECTORS` vectors for the codes of 32 columns.
+/// Packs rows of blocks; the codes of 32 columns take `VECTORS` vectors.
 pub(super) fn pack_blocks<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usize>(
     rows: &[u8],
     cols: usize,
@@ -54,7 +54,7 @@ pub(super) fn pack_blocks<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usi
         let first = chunk * chunk_len;
         let len = chunk_len.min(row_blocks - first);
         let (scales, codes) = out.split_at_mut(L::FORMAT.scale_bytes(len * L::PARTS));
-        // The padding, too.
+        // Including the padding.
         scales.fill(0);
         let codes = codes.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut::<VECTORS>().0;
         for (row, blocks) in rows.as_chunks().0.chunks_exact(row_blocks).enumerate() {
@@ -64,7 +64,7 @@ pub(super) fn pack_blocks<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usi
     (overflow & 0x8000 != 0).then(|| first_not_finite::<L, SIZE>(rows, row_blocks))
 }
 
-/// Packs the blocks of one row into a chunk. Has the sign bit set if a scale or a minimum is not finite.
+/// Packs the blocks of one row into a chunk. The result has the sign bit set if a scale or minimum is not finite.
 #[inline(always)]
 fn pack_row<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usize>(
     blocks: &[[u8; SIZE]],
@@ -84,13 +84,13 @@ fn pack_row<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usize>(
     overflow
 }
 
-/// Has the sign bit set if the f16 is not finite: one more than the largest exponent runs over into it.
+/// Has the sign bit set if the f16 is not finite: adding one to the largest exponent carries into the sign bit.
 #[inline(always)]
 fn half_overflow(half: [u8; 2]) -> u16 {
     (u16::from_le_bytes(half) & 0x7c00) + 0x400
 }
 
-/// Puts the scales of a row in block `i` of `len` of the file in their places.
+/// Writes the scales of a row for file block `i` of `len`.
 #[inline(always)]
 fn put_header(format: IntFormat, header: &Header, out: &mut [u8], (i, len): (usize, usize), row: usize) {
     let [first, second] = header.halves;
@@ -114,7 +114,7 @@ fn put_header(format: IntFormat, header: &Header, out: &mut [u8], (i, len): (usi
     }
 }
 
-/// One byte for each group of a chunk.
+/// Writes one byte for each group of a chunk.
 #[inline(always)]
 fn put_groups(format: IntFormat, bytes: &[u8; LANES], out: &mut [u8], row: usize) {
     let bytes = &bytes[..format.groups(CHUNK_BLOCKS)];
@@ -130,7 +130,7 @@ fn put_codes<const VECTORS: usize>(codes: Codes, vectors: &mut [[[u8; 4]; LANES]
     }
 }
 
-/// Codes in as many bits as the vectors have: 8, 6 or 4.
+/// Packs codes to 8, 6 or 4 bits, depending on the number of vectors.
 #[inline(always)]
 fn folded<const VECTORS: usize>(codes: Codes) -> [u32; VECTORS] {
     let upper = |j: usize| codes[j] >> 4 & 0x0303_0303;

@@ -1,10 +1,11 @@
-//! Panels of floats: a transposition.
+//! Packing floats into panels: a transposition.
 
 use super::NotFinite;
 use crate::LANES;
 use crate::format::{BLOCK, CHUNK};
 
-/// The bits of 32 that are the exponents of one or two floats. All of them are set in what is not finite.
+/// Mask of the exponent bits of the one or two floats in a 32-bit word. Non-finite values have all of their exponent
+/// bits set.
 #[derive(Clone, Copy)]
 pub(super) struct Exponents(u32);
 
@@ -13,7 +14,8 @@ impl Exponents {
     pub(super) const F16: Self = Self(0x7c00_7c00);
     pub(super) const BF16: Self = Self(0x7f80_7f80);
 
-    /// Has a sign bit set if a float of `word` is not finite: one more than the largest exponent runs over into it.
+    /// Has a sign bit set if a float of `word` is not finite: adding one to the largest exponent carries into the sign
+    /// bit.
     #[inline(always)]
     fn overflow(self, word: u32) -> u32 {
         let lowest = self.0 & !(self.0 << 1);
@@ -33,7 +35,7 @@ impl Exponents {
     }
 }
 
-/// Packs rows of floats in `GRANULE` bytes that stay together, `WIDTH` bytes for each block of columns.
+/// Packs rows of floats in units of `GRANULE` bytes; a block of columns has `WIDTH` bytes per row.
 pub(super) fn pack_floats<const GRANULE: usize, const WIDTH: usize>(
     exponents: Exponents,
     rows: &[u8],
@@ -65,7 +67,7 @@ pub(super) fn pack_floats<const GRANULE: usize, const WIDTH: usize>(
     })
 }
 
-/// Puts a block of one row in its place, and says whether a value is not finite.
+/// Writes a block of one row, and returns whether a value is not finite.
 #[inline(always)]
 fn put_block<const GRANULE: usize, const WIDTH: usize>(
     exponents: Exponents,

@@ -1,4 +1,4 @@
-//! How the blocks of every type spell codes and scales (llama.cpp's `ggml-common.h`).
+//! Layouts of codes and scales in the block types (llama.cpp's `ggml-common.h`).
 
 use std::array::from_fn;
 
@@ -14,7 +14,7 @@ const ONE: u32 = 0x0101_0101;
 /// Levels of `iq4_nl` and `iq4_xs`, in units of the scale (llama.cpp's `kvalues_iq4nl`).
 const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// `d`, then a byte for the columns `i` and `16 + i`.
+/// `d`, then one byte for each pair of columns `i` and `16 + i`.
 pub(super) struct Q4_0;
 
 impl Layout<18> for Q4_0 {
@@ -31,7 +31,7 @@ impl Layout<18> for Q4_0 {
     }
 }
 
-/// `d` and `m`, then as `q4_0`.
+/// `d` and `m`, then codes as in `q4_0`.
 pub(super) struct Q4_1;
 
 impl Layout<20> for Q4_1 {
@@ -48,7 +48,7 @@ impl Layout<20> for Q4_1 {
     }
 }
 
-/// `d`, the fifth bits of all columns, then as `q4_0`.
+/// `d`, the fifth bits of all columns, then codes as in `q4_0`.
 pub(super) struct Q5_0;
 
 impl Layout<22> for Q5_0 {
@@ -65,7 +65,7 @@ impl Layout<22> for Q5_0 {
     }
 }
 
-/// `d` and `m`, then as `q5_0`.
+/// `d` and `m`, then codes as in `q5_0`.
 pub(super) struct Q5_1;
 
 impl Layout<24> for Q5_1 {
@@ -82,7 +82,7 @@ impl Layout<24> for Q5_1 {
     }
 }
 
-/// `d`, then signed bytes.
+/// `d`, then signed byte codes.
 pub(super) struct Q8_0;
 
 impl Layout<34> for Q8_0 {
@@ -99,9 +99,9 @@ impl Layout<34> for Q8_0 {
     }
 }
 
-/// Scale and minimum of each group in a byte, codes of 2 bits, `d` and `dmin`.
+/// Scale and minimum of each group in one byte, 2-bit codes, `d` and `dmin`.
 ///
-/// A byte of codes has columns `i`, `32 + i`, `64 + i` and `96 + i` of a half of the block.
+/// A byte of codes has columns `i`, `32 + i`, `64 + i` and `96 + i` of one half of the block.
 pub(super) struct Q2K;
 
 impl Layout<84> for Q2K {
@@ -124,9 +124,9 @@ impl Layout<84> for Q2K {
     }
 }
 
-/// Third bits, low bits as in `q2_k`, scales of 6 bits, and `d`.
+/// Third bits of the codes, low bits as in `q2_k`, 6-bit scales, and `d`.
 ///
-/// A byte of third bits has those of column `i` of the eight blocks of 32.
+/// A byte of third bits has those of column `i` of all eight 32-column blocks.
 pub(super) struct Q3K;
 
 impl Layout<110> for Q3K {
@@ -151,9 +151,9 @@ impl Layout<110> for Q3K {
     }
 }
 
-/// `d` and `dmin`, scales and minima of 6 bits, then codes.
+/// `d` and `dmin`, 6-bit scales and minima, then codes.
 ///
-/// A byte of codes has column `i` of two blocks of 32 after one another.
+/// A byte of codes has column `i` of two consecutive 32-column blocks.
 pub(super) struct Q4K;
 
 impl Layout<144> for Q4K {
@@ -170,7 +170,7 @@ impl Layout<144> for Q4K {
     }
 }
 
-/// As `q4_k`, with the fifth bits as the third ones of `q3_k`.
+/// Like `q4_k`, with the fifth bits stored like the third bits of `q3_k`.
 pub(super) struct Q5K;
 
 impl Layout<176> for Q5K {
@@ -188,10 +188,10 @@ impl Layout<176> for Q5K {
     }
 }
 
-/// Low halves of codes, upper two bits, signed scales and `d`.
+/// Low halves of the codes, upper two bits, signed scales and `d`.
 ///
-/// In a half of the block a byte of low halves has columns `i` and `64 + i`, a byte of upper bits `i`, `32 + i`,
-/// `64 + i` and `96 + i`.
+/// In one half of the block, a byte of low halves has columns `i` and `64 + i`; a byte of upper bits has columns `i`,
+/// `32 + i`, `64 + i` and `96 + i`.
 pub(super) struct Q6K;
 
 impl Layout<210> for Q6K {
@@ -211,7 +211,7 @@ impl Layout<210> for Q6K {
     }
 }
 
-/// `d`, then indices of levels as the codes of `q4_0`.
+/// `d`, then indices into the level table, stored like the codes of `q4_0`.
 pub(super) struct Iq4Nl;
 
 impl Layout<18> for Iq4Nl {
@@ -228,7 +228,7 @@ impl Layout<18> for Iq4Nl {
     }
 }
 
-/// `d`, high and low parts of the scales, then indices of levels as the codes of `q4_0`.
+/// `d`, high and low parts of the scales, then indices into the level table, stored like the codes of `q4_0`.
 pub(super) struct Iq4Xs;
 
 impl Layout<136> for Iq4Xs {
@@ -250,8 +250,9 @@ impl Layout<136> for Iq4Xs {
     }
 }
 
-/// `d`, `dmin`, and twelve bytes of scales and minima of 6 bits: the first four of each in the low bits of eight
-/// bytes, of the last four the low halves in four more and the upper two bits on top of the eight.
+/// `d`, `dmin`, and twelve bytes with 6-bit scales and minima. The first four of each are in the low bits of eight
+/// bytes. Of the last four, the low halves are in the other four bytes, and the upper two bits on top of the first
+/// eight.
 #[inline(always)]
 fn affine_header(bytes: [u8; 16]) -> Header {
     let [d0, d1, min0, min1, packed @ ..] = bytes;
@@ -264,20 +265,20 @@ fn affine_header(bytes: [u8; 16]) -> Header {
     Header { halves: [[d0, d1], [min0, min1]], scales, mins }
 }
 
-/// Low halves of all bytes, then high halves.
+/// The low halves of all bytes, then the high halves.
 #[inline(always)]
 fn nibbles(words: [u32; 4]) -> Codes {
     from_fn(|j| words[j % 4] >> (4 * (j / 4)) & LOW)
 }
 
-/// Sets bit 4 of the codes of the columns whose bit is set.
+/// Sets bit 4 of the codes of those columns whose bit in `fifth` is set.
 #[inline(always)]
 fn with_fifth_bits(codes: Codes, [fifth]: [u32; 1]) -> Codes {
-    // Bit k of four, times 1 + 2^7 + 2^14 + 2^21, is bit 8k; others are cut off.
+    // Bit k of four, times 1 + 2^7 + 2^14 + 2^21, moves to bit 8k; the other bits are masked out.
     from_fn(|j| codes[j] | ((((fifth >> (4 * j)) & 15) * 0x0020_4081) & ONE) << 4)
 }
 
-/// What the low halves of all bytes index, then what the high halves do.
+/// The levels that the low halves of all bytes index, then those of the high halves.
 #[inline(always)]
 fn levels(indices: [u8; 16]) -> Codes {
     let pair = |j: usize, b: usize| LEVEL_PAIRS[usize::from(indices[4 * (j % 4) + b])];
@@ -287,8 +288,8 @@ fn levels(indices: [u8; 16]) -> Codes {
     })
 }
 
-/// For every byte the codes of its low half, from bit 0 on, and of its high half, from bit 16 on: half as many look-ups
-/// as there are codes.
+/// For every byte, the code of its low half, from bit 0 on, and that of its high half, from bit 16 on: half as many
+/// lookups as codes.
 const LEVEL_PAIRS: [u32; 256] = {
     let mut pairs = [0; 256];
     let mut byte = 0;
@@ -300,13 +301,13 @@ const LEVEL_PAIRS: [u32; 256] = {
     pairs
 };
 
-/// The `N` bytes from `at` on, which every layout has.
+/// The `N` bytes at offset `at`, which every layout has.
 #[inline(always)]
 fn part<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     *block[at..].first_chunk().expect("the layout of the block has bytes here")
 }
 
-/// The `N` words of 32 bits from `at` on.
+/// The `N` 32-bit words at offset `at`.
 #[inline(always)]
 fn words<const N: usize>(block: &[u8], at: usize) -> [u32; N] {
     let (words, _) = block[at..].as_chunks();

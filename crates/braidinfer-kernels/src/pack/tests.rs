@@ -9,7 +9,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn packed_values_are_those_of_the_file(seed in seeds()) {
+    fn packing_preserves_values(seed in seeds()) {
         for weight_type in WeightType::ALL {
             let matrix = seed.matrix(weight_type);
             let panel = matrix.packed(0xa5);
@@ -75,7 +75,7 @@ fn packed(weight_type: WeightType, cols: usize, byte: impl Fn(usize, usize) -> u
 }
 
 #[test]
-fn floats_lie_as_laid_out() {
+fn floats_have_the_documented_layout() {
     let byte = |row: usize, at: usize| (16 * (at % 8) + row) as u8 & 0x3f;
     let (f32s, f16s) = (packed(WeightType::F32, 40, byte), packed(WeightType::F16, 40, byte));
     let pairs = packed(WeightType::Bf16, 40, byte);
@@ -92,7 +92,7 @@ fn floats_lie_as_laid_out() {
 }
 
 #[test]
-fn bytes_of_q8_0_lie_as_laid_out() {
+fn bytes_of_q8_0_have_the_documented_layout() {
     let byte = |row: usize, at: usize| (3 * at + 7 * row) as u8 & 0x3f;
     let panel = packed(WeightType::Q8_0, 288, byte);
     let (chunk, codes) = (256 + 8 * 512, 64);
@@ -111,7 +111,7 @@ fn bytes_of_q8_0_lie_as_laid_out() {
 }
 
 #[test]
-fn scales_of_q2_k_lie_as_laid_out() {
+fn scales_of_q2_k_have_the_documented_layout() {
     let byte = |row: usize, at: usize| (5 * at + 11 * row) as u8 & 0x7b;
     let panel = packed(WeightType::Q2K, 512, byte);
     let second = format_of(WeightType::Q2K).scale_bytes(8) + 8 * 256;
@@ -128,7 +128,7 @@ fn scales_of_q2_k_lie_as_laid_out() {
 }
 
 #[test]
-fn codes_of_q5_1_lie_as_laid_out() {
+fn codes_of_q5_1_have_the_documented_layout() {
     // The blocks of row r have fifth bits in columns r and r + 16, and low halves r and 15 - r.
     let byte = |row: usize, at: usize| match at {
         0..4 => 0,

@@ -1,4 +1,4 @@
-//! Slices that tasks share out among themselves, and memory that each thread has for itself.
+//! Splitting slices into disjoint parts for tasks, and per-thread values.
 
 #![allow(unsafe_code, reason = "one of the two homes of `unsafe`: disjoint parts of one slice on several threads")]
 
@@ -15,24 +15,24 @@ impl<P: Sync + Split> Parts for P {}
 use sealed::Split;
 
 mod sealed {
-    /// The half of `Parts` that only this crate calls and implements.
+    /// The part of the `Parts` interface that only this crate may call and implement.
     pub trait Split {
-        /// What one task gets.
+        /// What a task receives.
         type Part;
 
-        /// How many parts there are, always the same number.
+        /// The number of parts; always the same.
         fn count(&self) -> usize;
 
-        /// The part of an index.
+        /// The part with this index.
         ///
         /// # Safety
         ///
-        /// The index is less than `count()`, and no index is asked for twice in the life of the value.
+        /// `index` must be less than `count()`, and each index may be requested only once in the lifetime of the value.
         unsafe fn part(&self, index: usize) -> Self::Part;
     }
 }
 
-/// A mutable slice whose elements are handed out one by one, to any thread.
+/// A mutable slice from which threads take disjoint parts.
 struct SharedSlice<'a, T> {
     start: *mut T,
     len: usize,
@@ -51,7 +51,7 @@ impl<'a, T> SharedSlice<'a, T> {
     ///
     /// # Safety
     ///
-    /// `begin <= end <= len`, and no element is handed out twice while the first borrow is in use.
+    /// `begin <= end <= len`, and no element may be borrowed again while its first borrow is in use.
     unsafe fn range(&self, begin: usize, end: usize) -> &'a mut [T] {
         debug_assert!(begin <= end && end <= self.len);
         // SAFETY: the range lies in the slice, which is borrowed for `'a`, and the caller hands out no element twice.
@@ -59,7 +59,7 @@ impl<'a, T> SharedSlice<'a, T> {
     }
 }
 
-/// The chunks of a slice: each of the same length, the last one perhaps shorter.
+/// The chunks of a slice: all of the same length, except that the last one may be shorter.
 pub struct Chunks<'a, T> {
     data: SharedSlice<'a, T>,
     chunk: usize,
@@ -99,7 +99,8 @@ pub struct Ranges<'a, T> {
 }
 
 impl<'a, T> Ranges<'a, T> {
-    /// Range `i` is `starts[i]..starts[i + 1]`, the last one goes to the end. What lies before the first is in none.
+    /// Range `i` is `starts[i]..starts[i + 1]`; the last one extends to the end. Elements before the first start are in
+    /// none.
     ///
     /// # Panics
     ///
@@ -124,7 +125,7 @@ impl<'a, T> Split for Ranges<'a, T> {
     }
 }
 
-/// Chosen elements of a slice.
+/// Selected elements of a slice.
 pub struct Items<'a, T> {
     data: SharedSlice<'a, T>,
     indices: &'a [usize],
@@ -173,7 +174,7 @@ impl<A: Split, B: Split> Split for (A, B) {
     }
 
     unsafe fn part(&self, index: usize) -> Self::Part {
-        // SAFETY: both have the same count, and each is asked for the indices that this is asked for.
+        // SAFETY: both have the same count, and each is asked only for the indices that this is asked for.
         unsafe { (self.0.part(index), self.1.part(index)) }
     }
 }
@@ -186,7 +187,7 @@ impl<A: Split, B: Split, C: Split> Split for (A, B, C) {
     }
 
     unsafe fn part(&self, index: usize) -> Self::Part {
-        // SAFETY: all have the same count, and each is asked for the indices that this is asked for.
+        // SAFETY: all have the same count, and each is asked only for the indices that this is asked for.
         unsafe { (self.0.part(index), self.1.part(index), self.2.part(index)) }
     }
 }
@@ -201,12 +202,12 @@ pub struct PerThread<T> {
     slots: Box<[Slot<T>]>,
 }
 
-/// Two lines, since processors fetch them in pairs.
+/// Aligned to two cache lines, because processors prefetch them in pairs.
 #[repr(align(128))]
 struct Slot<T>(T);
 
 impl<T> PerThread<T> {
-    /// One value from `init` for each of `threads` threads.
+    /// A value from `init` for each of `threads` threads.
     pub fn new(threads: usize, mut init: impl FnMut() -> T) -> Self {
         Self { slots: (0..threads).map(|_| Slot(init())).collect() }
     }
@@ -220,7 +221,7 @@ impl<T> PerThread<T> {
 impl Pool {
     /// Runs `task(index, part, thread)` once for every part, each on some thread.
     ///
-    /// Which thread that is differs from call to call; see [`Pool::run`] for panics.
+    /// The assignment to threads differs from call to call; see [`Pool::run`] for panics.
     ///
     /// # Panics
     ///
@@ -233,7 +234,7 @@ impl Pool {
         });
     }
 
-    /// Like [`Pool::for_each`], and every task gets the value of the thread that it runs on.
+    /// Like [`Pool::for_each`], but every task also receives the value of the thread that runs it.
     ///
     /// # Panics
     ///
@@ -248,8 +249,8 @@ impl Pool {
         assert!(values >= threads, "{values} values for {threads} threads");
         let slots = SharedSlice::new(&mut per_thread.slots);
         self.for_each(parts, |index, part, thread| {
-            // SAFETY: thread indices are less than `threads()`, and the pool runs one task at a time under each, so
-            // that the borrow of the previous task has ended.
+            // SAFETY: thread indices are less than `threads()`, and the pool runs one task at a time with each of them,
+            // so that the borrow of the previous task has ended.
             let slot = unsafe { &mut slots.range(thread, thread + 1)[0] };
             task(index, part, &mut slot.0);
         });

@@ -6,7 +6,7 @@ use super::*;
 
 const THREADS: [usize; 3] = [1, 2, 4];
 
-/// Fewer rounds where every access is interpreted.
+/// Fewer rounds under Miri, which interprets every access.
 const STRESS: u32 = if cfg!(miri) { 50 } else { 100_000 };
 
 const CASES: u32 = if cfg!(miri) { 2 } else { 64 };
@@ -55,7 +55,7 @@ fn a_thread_index_belongs_to_one_task_at_a_time() {
     }
 }
 
-/// Plain writes by the tasks are read by the caller, and the caller's by the tasks; each round is another closure.
+/// The caller must see plain writes of the tasks, and the tasks those of the caller; each round has another closure.
 fn stress(mut pool: Pool, rounds: u32, tasks: usize) {
     let mut sums = vec![0u32; tasks];
     let mut expected = 0;
@@ -71,24 +71,24 @@ fn stress(mut pool: Pool, rounds: u32, tasks: usize) {
 }
 
 #[test]
-fn many_tiny_jobs_on_two_threads() {
+fn many_tiny_runs_on_two_threads() {
     stress(pool(2), STRESS, 2);
 }
 
 #[test]
-fn many_tiny_jobs_on_more_threads_than_cores() {
+fn many_tiny_runs_on_more_threads_than_cores() {
     stress(pool(4), STRESS, 7);
 }
 
 #[test]
-fn workers_that_always_go_to_sleep_miss_no_job() {
+fn workers_that_always_go_to_sleep_miss_no_run() {
     for threads in [2, 4] {
         stress(Pool::with_spin(threads, Duration::ZERO).unwrap(), STRESS / 5, 3);
     }
 }
 
-/// The first task ends only when another thread has run the second.
-fn meet(pool: &mut Pool) {
+/// The first task ends only when another thread has run the second one.
+fn run_tasks_on_two_threads(pool: &mut Pool) {
     let met = AtomicBool::new(false);
     pool.run(2, &|_, thread| {
         if thread == 0 {
@@ -111,7 +111,7 @@ fn later(microseconds: u64) {
 
 /// Comes back when a worker has gone to sleep since the last ring, which the worker says itself.
 fn wait_until_asleep(pool: &Pool) {
-    while !pool.shared.bell.0.sleeping.load(Ordering::SeqCst) {
+    while !pool.state.wakeup.0.sleeping.load(Ordering::SeqCst) {
         std::thread::yield_now();
     }
 }
@@ -122,25 +122,25 @@ fn workers_that_sleep_wake_up() {
         let mut pool = pool(threads);
         for pause in [0, 50, 100, 150, 1_000] {
             later(pause);
-            meet(&mut pool);
+            run_tasks_on_two_threads(&mut pool);
         }
         for _ in 0..3 {
             wait_until_asleep(&pool);
-            meet(&mut pool);
+            run_tasks_on_two_threads(&mut pool);
         }
     }
 }
 
-/// Rings at every point of a worker's way to sleep: a missed ring would hang this.
+/// Notifies at every point of a worker's way to sleep: the test would hang if a notification were missed.
 #[test]
-fn no_ring_is_missed() {
+fn no_notification_is_missed() {
     for (threads, rounds) in [(2, STRESS / 5), (4, STRESS / 20)] {
         let mut pool = Pool::with_spin(threads, Duration::from_micros(1)).unwrap();
         for round in 0..rounds {
             for _ in 0..round % 97 {
                 std::hint::spin_loop();
             }
-            meet(&mut pool);
+            run_tasks_on_two_threads(&mut pool);
         }
     }
 }
@@ -154,7 +154,7 @@ fn idle_workers_go_to_sleep() {
 }
 
 #[test]
-fn a_panic_resumes_on_the_caller_and_the_pool_goes_on() {
+fn a_panic_resumes_on_the_caller_and_the_pool_stays_usable() {
     for threads in THREADS {
         let mut pool = pool(threads);
         for bad in [0, 1, 7, 19] {
@@ -170,8 +170,8 @@ fn a_panic_resumes_on_the_caller_and_the_pool_goes_on() {
 }
 
 #[test]
-fn of_many_panics_one_resumes() {
-    /// To drop this is a panic too.
+fn only_one_of_many_panics_resumes() {
+    /// A payload that panics when it is dropped.
     struct Awkward;
     impl Drop for Awkward {
         fn drop(&mut self) {
@@ -184,7 +184,7 @@ fn of_many_panics_one_resumes() {
         let payload = outcome.unwrap_err().downcast::<Awkward>();
         std::mem::forget(payload);
     }
-    meet(&mut pool);
+    run_tasks_on_two_threads(&mut pool);
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn no_thread_is_in_the_closure_when_a_panic_resumes() {
 }
 
 #[test]
-fn pools_of_no_threads_are_refused_and_stop_at_any_moment() {
+fn pools_without_threads_are_rejected_and_pools_can_be_dropped_at_any_time() {
     assert_eq!(Pool::new(0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     for pause in [0, 10, 100, 300] {
         for threads in THREADS {
@@ -231,14 +231,14 @@ fn pools_of_no_threads_are_refused_and_stop_at_any_moment() {
 #[test]
 fn a_pool_moves_between_threads() {
     let mut pool = pool(2);
-    meet(&mut pool);
+    run_tasks_on_two_threads(&mut pool);
     let mut pool = std::thread::spawn(move || {
-        meet(&mut pool);
+        run_tasks_on_two_threads(&mut pool);
         pool
     })
     .join()
     .unwrap();
-    meet(&mut pool);
+    run_tasks_on_two_threads(&mut pool);
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn slices_are_split_together() {
 }
 
 #[test]
-fn each_thread_has_a_value_for_itself() {
+fn each_thread_has_its_own_value() {
     for threads in THREADS {
         let mut pool = pool(threads);
         let mut seen = PerThread::new(threads, Vec::new);
@@ -293,7 +293,7 @@ fn each_thread_has_a_value_for_itself() {
 }
 
 #[test]
-fn what_cannot_be_split_is_refused() {
+fn invalid_splits_panic() {
     let mut data = [0; 8];
     let mut other = [0; 8];
     let starts = "the starts of ranges";
@@ -320,7 +320,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn ranges_and_items_are_those_of_a_loop(
+    fn ranges_and_items_match_a_sequential_loop(
         chosen in prop::collection::btree_set(0usize..60, 0..30),
         tail in 1usize..10,
         threads in prop::sample::select(&THREADS[..]),

@@ -5,7 +5,7 @@ use crate::format::{WeightType, chunks};
 use crate::isa::{Isa, dispatched};
 use crate::samples::{bits, seeds};
 
-/// Scales, and codes of a byte each.
+/// Scales, and codes expanded to bytes.
 struct Prepared {
     scales: ChunkScales,
     codes: ChunkCodes,
@@ -25,7 +25,7 @@ fn prepare<S: Simd>(simd: S, format: IntFormat, chunk: &[u8], blocks32: usize, o
     prepare_codes(simd, format, chunk, blocks32, &mut out.codes);
 }
 
-/// Every integer chunk of a panel, with its blocks and its first column.
+/// Calls `take` for every chunk of an integer panel, with its number of blocks and its first column.
 fn each_chunk(format: IntFormat, panel: &[u8], cols: usize, mut take: impl FnMut(&[u8], usize, usize)) {
     let panel_format = PanelFormat::Int(format);
     for chunk in 0..chunks(cols) {
@@ -35,7 +35,7 @@ fn each_chunk(format: IntFormat, panel: &[u8], cols: usize, mut take: impl FnMut
     }
 }
 
-/// The value of a row and a column of a chunk.
+/// The value at a row and column of a chunk.
 fn value(format: IntFormat, prepared: &Prepared, codes: &[[u8; VECTOR]], row: usize, column: usize) -> f32 {
     let group = column * format.groups(CHUNK_BLOCKS) / (CHUNK_BLOCKS * BLOCK);
     let code = codes[column / 4][4 * row + column % 4];
@@ -92,6 +92,6 @@ proptest! {
 
 #[test]
 #[should_panic(expected = "bytes of a panel")]
-fn panels_of_another_size_are_bugs() {
+fn panels_of_the_wrong_size_panic() {
     read_row(PanelFormat::F32, &[0; 64], 32, 0, &mut [0.0; 32]);
 }

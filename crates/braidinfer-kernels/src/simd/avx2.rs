@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C, and the same with AVX-VNNI. A vector is two registers.
+//! AVX2 with FMA and F16C, with and without AVX-VNNI. A vector of 16 lanes is two registers.
 
 #![allow(unsafe_code, reason = "one of the two homes of `unsafe`: vector instructions")]
 
@@ -11,7 +11,7 @@ use super::{LANES, Simd};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Proof that it has AVX-VNNI besides.
+/// Proof that the processor also has AVX-VNNI.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2Vnni(());
 
@@ -29,7 +29,7 @@ impl Avx2Vnni {
     }
 }
 
-/// The pair of registers that `$op` makes of each half.
+/// Applies `$op` to each half, giving a pair of registers.
 macro_rules! halves {
     ($op:ident($($arg:ident),*)) => { [$op($($arg[0]),*), $op($($arg[1]),*)] };
 }
@@ -146,7 +146,8 @@ macro_rules! methods {
             fn largest(self, a: [__m256; 2]) -> f32 = largest_256(_mm256_max_ps(a[0], a[1]));
         }
 
-        /// No such instruction: products of bf16 are exact in binary32, so a fused multiply-add rounds as the sum.
+        /// AVX2 has no such instruction. Products of bf16 values are exact in f32, so a fused multiply-add rounds only
+        /// the sum.
         #[inline(always)]
         fn dot_bf16(self, acc: [__m256; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256; 2] {
             let upper = |value| self.float_of(self.and(value, self.splat_i32(0xffff_0000_u32 as i32)));
@@ -175,7 +176,8 @@ impl Simd for Avx2 {
 
 impl Avx2 {
     instructions! {
-        /// Pairs of 16-bit products: bytes widen first, because a sum of two products of bytes may not fit 16 bits.
+        /// Sums pairs of 16-bit products. Bytes are widened first, because a sum of two byte products may overflow 16
+        /// bits.
         fn dot_half(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i = {
             let low = _mm256_set1_epi16(0xff);
             // Even bytes in one register, odd bytes in another, each as 16-bit values.
@@ -183,8 +185,8 @@ impl Avx2 {
             let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
             _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
         };
-        /// A sum of two products fits 16 bits where codes have fewer than 8 bits, or 8 with a sign: it is at most
-        /// 128 * 127 * 2 in magnitude.
+        /// A sum of two products fits in 16 bits if codes have fewer than 8 bits, or 8 bits with a sign: its magnitude
+        /// is at most 128 * 127 * 2.
         fn dot_codes_half<const BITS: usize>(self, a: __m256i, b: __m256i) -> __m256i = {
             let pairs = if BITS < 8 {
                 _mm256_maddubs_epi16(a, b)

@@ -27,7 +27,7 @@ impl Avx512 {
     }
 }
 
-/// Defines a function that combines the lanes of a register: 4 and 4, 2 and 2, 1 and 1, the lower ones first.
+/// Defines a function that reduces the lanes of a register: 4 and 4, 2 and 2, 1 and 1, the lower ones first.
 macro_rules! reduction {
     ($name:ident, $packed:ident, $single:ident) => {
         #[inline]
@@ -43,14 +43,14 @@ macro_rules! reduction {
 reduction!(sum_256, _mm_add_ps, _mm_add_ss);
 reduction!(largest_256, _mm_max_ps, _mm_max_ss);
 
-/// One vector of codes of two panels with eight words.
+/// Multiplies one vector of codes of two panels by eight words.
 ///
-/// In assembly because the compiler, left to itself, unrolls the steps of a block and reorders them until sixteen sums
-/// no longer fit the registers, or makes each use of a word a load of its own; either costs a third of the speed.
+/// In assembly, because the compiler unrolls and reorders the steps of a block until sixteen sums no longer fit in
+/// registers, or loads each word again for every use; either costs a third of the speed.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn dot_pair_by_eight(dots: &mut [[__m512i; 8]; 2], codes: [__m512i; 2], x: &[u32; 8]) {
-    // A register without a type would get another name in the text.
+    // An untyped operand would be printed with another register name in the assembly text.
     let mut _scratch = _mm512_setzero_si512();
     // SAFETY: the instructions read the 32 bytes of `x`, and change the named
     // registers only.
@@ -105,7 +105,7 @@ fn dot_pair_by_eight(dots: &mut [[__m512i; 8]; 2], codes: [__m512i; 2], x: &[u32
     }
 }
 
-/// Defines methods that are one intrinsic each.
+/// Defines methods that consist of one intrinsic each.
 macro_rules! instructions {
     ($($(#[$attribute:meta])* fn $name:ident$(<const $by:ident: $of:ty>)?($self:ident $(, $arg:ident: $type:ty)*) $(-> $result:ty)? = $body:expr;)*) => {
         $(

@@ -1,7 +1,7 @@
-//! Sixteen lanes at a time: what the algorithms are written over.
+//! The SIMD abstraction: sixteen lanes, over which all kernels are written.
 //!
-//! Every instruction set does the same IEEE operations on the same lanes in the same order, so that every one
-//! gives the same bits; the one exception is at [`Simd::dot_bf16`]. [`Scalar`] is the definition.
+//! Every instruction set does the same IEEE operations on the same lanes in the same order, so that results are bitwise
+//! equal; the one exception is [`Simd::dot_bf16`]. [`Scalar`] is the reference implementation.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -15,10 +15,10 @@ pub(crate) use avx2::{Avx2, Avx2Vnni};
 pub(crate) use avx512::Avx512;
 pub(crate) use scalar::Scalar;
 
-/// Lanes of a vector, and rows of a panel.
+/// Lanes per vector, and rows per panel.
 pub const LANES: usize = 16;
 
-/// An instruction set that this processor has: a value exists only where it was found.
+/// An instruction set that this processor has: values exist only after detection.
 ///
 /// Implementations and everything generic over this trait must be inlined into a function compiled for the
 /// instruction set, see [`crate::isa::dispatched`].
@@ -28,20 +28,20 @@ pub(crate) trait Simd: Copy {
     /// 16 values of 32 bits.
     type I32: Copy;
 
-    /// Panels multiplied at once.
+    /// Number of panels multiplied at once.
     const PANELS: usize;
-    /// Most rows of activations multiplied at once: with [`Simd::PANELS`], at most as many sums as there are registers for.
+    /// Most rows of activations multiplied at once: `PANELS * TILE` sums must fit in the registers.
     const TILE: usize;
-    /// Whether [`Simd::dot_codes`] takes codes of 8 bits as what they are above 128.
+    /// Whether [`Simd::dot_codes`] treats 8-bit codes above 127 as signed.
     const SIGNED_BYTES: bool = false;
 
     fn splat(self, value: f32) -> Self::F32;
     fn load(self, values: &[f32; LANES]) -> Self::F32;
     fn store(self, value: Self::F32, to: &mut [f32; LANES]);
-    /// Asks for the cache line of a value that is needed soon; computes nothing.
+    /// Prefetches the cache line of a value.
     fn prefetch<T>(self, value: &T);
     fn load_f16(self, values: &[u16; LANES]) -> Self::F32;
-    /// 16 values of binary16, little-endian.
+    /// Loads 16 values of f16, little-endian.
     fn load_f16_bytes(self, bytes: &[u8; 32]) -> Self::F32;
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
@@ -55,18 +55,18 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `if x < y { a } else { b }`.
     fn select_less(self, x: Self::F32, y: Self::F32, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// To the nearest whole number, even in the middle; values are within the range of `i32`.
+    /// Rounds to the nearest integer, ties to even; values must be in the range of `i32`.
     fn round(self, a: Self::F32) -> Self::I32;
     fn bits_of(self, a: Self::F32) -> Self::I32;
 
     fn splat_i32(self, value: i32) -> Self::I32;
     fn load_i32(self, bytes: &[u8; 64]) -> Self::I32;
     fn store_i32(self, value: Self::I32, to: &mut [u8; 64]);
-    /// Bytes to lanes, unsigned.
+    /// Zero-extends bytes to lanes.
     fn widen_u8(self, bytes: &[u8; LANES]) -> Self::I32;
-    /// Bytes to lanes, signed.
+    /// Sign-extends bytes to lanes.
     fn widen_i8(self, bytes: &[u8; LANES]) -> Self::I32;
-    /// The lowest byte of each lane.
+    /// Stores the lowest byte of each lane.
     fn store_i8(self, value: Self::I32, to: &mut [u8; LANES]);
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn sub_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
@@ -74,23 +74,23 @@ pub(crate) trait Simd: Copy {
     fn and(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn or(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn shl<const BY: u32>(self, a: Self::I32) -> Self::I32;
-    /// Shifts in zeros.
+    /// Logical shift right.
     fn shr<const BY: u32>(self, a: Self::I32) -> Self::I32;
-    /// Shifts in the sign.
+    /// Arithmetic shift right.
     fn sar(self, a: Self::I32, by: u32) -> Self::I32;
-    /// Values below 2^24 in magnitude stay exact.
+    /// Exact for magnitudes below 2^24.
     fn to_f32(self, a: Self::I32) -> Self::F32;
     fn float_of(self, a: Self::I32) -> Self::F32;
 
-    /// Adds to each lane of `acc` the four products of its unsigned bytes in `a` and its signed bytes in `b`,
-    /// which are at least -127.
+    /// Adds to each lane of `acc` the four products of its unsigned bytes in `a` and its signed bytes in `b`, which
+    /// must be at least -127.
     fn dot_u8_i8(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32;
-    /// [`Simd::dot_u8_i8`] where the bytes of `a` are below 2^`BITS`.
+    /// [`Simd::dot_u8_i8`] for bytes of `a` below 2^`BITS`.
     #[inline(always)]
     fn dot_codes<const BITS: usize>(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32 {
         self.dot_u8_i8(acc, a, b)
     }
-    /// [`Simd::dot_codes`] of a vector of codes of each panel with each word of `x`.
+    /// [`Simd::dot_codes`] of one vector of codes of each panel with each word of `x`.
     #[inline(always)]
     fn dot_tile<const P: usize, const N: usize, const BITS: usize>(
         self,
@@ -100,11 +100,11 @@ pub(crate) trait Simd: Copy {
     ) {
         dot_each::<_, P, N, BITS>(self, dots, codes, x);
     }
-    /// Adds to each lane of `acc` the products of its two bf16 values in `a` and `b`: the upper ones first, each
-    /// sum rounded to nearest even. The one operation that is not the same everywhere: AVX-512 takes and gives
-    /// denormals, below 1.2e-38, as zeros.
+    /// Adds to each lane of `acc` the products of its two bf16 values in `a` and `b`: the upper ones first, each sum
+    /// rounded to nearest even. The only operation that differs between instruction sets: AVX-512 flushes denormal
+    /// inputs and results, below 1.2e-38, to zero.
     fn dot_bf16(self, acc: Self::F32, a: Self::I32, b: Self::I32) -> Self::F32;
-    /// Two bf16 per lane: `low` in the lower half; rounded to nearest even.
+    /// Packs two bf16 per lane, `low` in the lower half, rounded to nearest even.
     #[inline(always)]
     fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::I32 {
         let round = |value: Self::F32| {
@@ -152,7 +152,7 @@ pub(crate) trait Simd: Copy {
     }
 }
 
-/// [`Simd::dot_tile`] one product at a time.
+/// [`Simd::dot_tile`], one product at a time.
 #[inline(always)]
 fn dot_each<S: Simd, const P: usize, const N: usize, const BITS: usize>(
     simd: S,

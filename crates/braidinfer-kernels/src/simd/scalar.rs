@@ -1,4 +1,4 @@
-//! The definition of every operation, in plain Rust.
+//! The reference implementation of every operation, in plain Rust.
 
 use std::array::from_fn;
 
@@ -28,7 +28,7 @@ impl Simd for Scalar {
     type I32 = [i32; LANES];
 
     const PANELS: usize = 1;
-    // Larger tiles would be no faster, and take the compiler longer.
+    // Larger tiles are not faster, and take longer to compile.
     const TILE: usize = 2;
 
     fn splat(self, value: f32) -> Self::F32 {

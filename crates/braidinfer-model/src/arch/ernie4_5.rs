@@ -1,4 +1,4 @@
-//! ERNIE 4.5, dense: LLaMA whose RoPE turns neighbouring dimensions.
+//! ERNIE 4.5, dense: LLaMA with interleaved RoPE.
 
 use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, read_attention_bias, read_mlp_bias};

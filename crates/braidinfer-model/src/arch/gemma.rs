@@ -3,7 +3,7 @@
 use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, Sizes, decoder, read_attention_bias};
 use crate::arch::{Architecture, Description};
-use crate::spec::{Activation, FeedForward};
+use crate::spec::{ActivationFunction, FeedForward};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -28,17 +28,18 @@ fn describe(config: &JsonFile) -> Result<Description> {
     family(config, &DEFAULTS)
 }
 
-/// What all Gemma generations share.
+/// The common parts of all Gemma generations.
 pub(super) fn family(config: &JsonFile, defaults: &Defaults) -> Result<Description> {
     let mut description = decoder(config, defaults)?;
     let spec = &mut description.spec;
     spec.embedding_multiplier = (spec.hidden_size as f64).sqrt();
     spec.norm.weight_offset = 1.0;
     read_attention_bias(config, "attention_bias", spec)?;
-    // Configs disagree on the name (`hidden_act: gelu`, `hidden_activation: gelu_pytorch_tanh`); all mean this one.
+    // Configs have different values here (`hidden_act: gelu`, `hidden_activation: gelu_pytorch_tanh`); all mean this
+    // one.
     for layer in &mut spec.layers {
         let FeedForward::Dense { hidden_act, .. } = &mut layer.feed_forward;
-        *hidden_act = Activation::GeluTanh;
+        *hidden_act = ActivationFunction::GeluTanh;
     }
     Ok(description)
 }

@@ -1,4 +1,5 @@
-//! Gemma 2: Gemma with norms around both halves, soft caps and a window on even layers.
+//! Gemma 2: Gemma with norms before and after attention and feed-forward network, softcaps, and a window on even
+//! layers.
 
 use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, set_windows, sliding_window};
@@ -38,12 +39,12 @@ fn describe(config: &JsonFile) -> Result<Description> {
     Ok(description)
 }
 
-/// The score scale of Gemma 2 and 3, which is not tied to the head's width.
+/// The score scale of Gemma 2 and 3, which is independent of the head width.
 pub(super) fn query_pre_attn_scale(config: &JsonFile) -> Result<f64> {
     Ok(config.positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5))
 }
 
-/// A soft cap: an explicit null means none, unlike an absent key.
+/// A softcap: an explicit null means none, unlike an absent key.
 pub(super) fn cap(config: &JsonFile, field: &str, absent: Option<f64>) -> Result<Option<f64>> {
     if config.has(field) { config.positive(field) } else { Ok(absent) }
 }

@@ -32,7 +32,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let spec = &mut description.spec;
     spec.block = BlockSpec::SANDWICH;
     spec.attentions[0].scale = gemma2::query_pre_attn_scale(config)?;
-    // `attn_logit_softcapping` stands in published configs and has no effect in transformers.
+    // Published configs have `attn_logit_softcapping`, but transformers ignores it.
     spec.final_logit_softcapping = gemma2::cap(config, "final_logit_softcapping", None)?;
     spec.attentions[0].qk_norm = per_head_norm(spec.norm);
     let window = sliding_window(config, Some(4096))?;
@@ -68,10 +68,10 @@ fn nested_settings(config: &JsonFile, layers: &str) -> Result<Option<JsonFile>> 
     parameters.map(|parameters| parameters.object(layers)).transpose().map(Option::flatten)
 }
 
-/// Settings of full layers: those of the new style, with `rope_scaling` of the old style over them.
+/// RoPE settings of full-attention layers: the new-style settings, overwritten by an old-style `rope_scaling`.
 ///
-/// In the old style only the key `rope_type` counts; an older `type` alone has no effect in transformers, and
-/// published models that rely on scaling write `rope_type`.
+/// In the old style only the key `rope_type` counts: transformers ignores an older `type` key alone, and published
+/// models that rely on scaling have `rope_type`.
 fn full_settings(config: &JsonFile) -> Result<Option<JsonFile>> {
     let nested = nested_settings(config, "full_attention")?;
     match (config.object("rope_scaling")?, nested) {

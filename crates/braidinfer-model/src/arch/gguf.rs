@@ -1,7 +1,7 @@
-//! Architectures as llama.cpp's GGUF files hold them: from the keys of a file to a [`Description`], and back.
+//! Architectures in llama.cpp's GGUF files: converting keys to a [`Description`], and back.
 //!
-//! The keys are turned into the `config.json` that says the same, so that each architecture is read in one place; what
-//! llama.cpp stores differently (rotated rows, norm weights, names) is then changed in the description.
+//! The keys are converted to an equivalent `config.json`, so that there is only one reader per architecture. Then the
+//! description is adapted to what llama.cpp stores differently (permuted rows, norm weights, names).
 
 mod config;
 mod keys;
@@ -17,54 +17,55 @@ use crate::{JsonFile, ModelError, Result};
 
 pub use keys::{GgufModel, gguf_model};
 
-/// How llama.cpp's files hold an architecture.
+/// How llama.cpp's files store an architecture.
 #[derive(Debug, Clone, Copy)]
 pub struct GgufForm {
     /// `general.architecture`.
     pub architecture: &'static str,
-    /// Whether the rows of queries and keys are stored such that RoPE turns neighbours.
+    /// Whether query and key rows are permuted so that RoPE is interleaved.
     pub neighbours: bool,
-    /// Whether norm weights are stored with the offset that `transformers` adds when it runs.
+    /// Whether stored norm weights include the offset that `transformers` adds at run time.
     pub offset_included: bool,
-    /// Whether projections of one input are stacked in one tensor.
+    /// Whether projections with the same input are stacked in one tensor.
     pub stacked: bool,
-    /// Whether files have keys for the multipliers of embedding, residual stream, scores and logits.
+    /// Whether files have keys for the multipliers of embeddings, residual stream, scores and logits.
     pub multipliers: bool,
-    /// How files made before they said so cut a text for byte-level BPE, as `tokenizer.ggml.pre` would call it.
+    /// For files older than the key `tokenizer.ggml.pre`, the pre-tokenizer of byte-level BPE: the value that key would
+    /// have.
     pub pre_tokenizer: Option<&'static str>,
-    /// Whether control tokens swallow the white space behind them, which files have no key for.
+    /// Whether control tokens strip the white space after them, for which files have no key.
     pub control_tokens_strip: bool,
-    /// What llama.cpp makes of such a file.
+    /// What llama.cpp supports in such files.
     pub llama_cpp: LlamaCpp,
 }
 
-/// What llama.cpp heeds in files of an architecture; we heed all of it. What it does not goes into a note when such a
-/// file is written.
+/// What llama.cpp supports in files of an architecture; this engine supports all of it. When a file is written with
+/// features that llama.cpp does not support, a note says so.
 #[derive(Debug, Clone, Copy)]
 pub struct LlamaCpp {
     /// Sliding windows.
     pub windows: bool,
-    /// Where YaRN's ramp begins and ends.
+    /// Begin and end of YaRN's ramp.
     pub yarn_ramp: bool,
-    /// Biases of the attention's output.
+    /// Biases of attention output projections.
     pub output_bias: bool,
-    /// Biases of the feed-forward part.
+    /// Biases of the feed-forward network.
     pub mlp_bias: bool,
-    /// Divisors of RoPE's frequencies.
+    /// Divisors of RoPE frequencies.
     pub rope_freqs: bool,
 }
 
 impl LlamaCpp {
     pub(super) const PLAIN: Self =
         Self { windows: false, yarn_ramp: false, output_bias: false, mlp_bias: false, rope_freqs: false };
-    /// What it heeds in the llama family.
+    /// What it supports in the llama family.
     pub(super) const LLAMA: Self = Self { output_bias: true, mlp_bias: true, rope_freqs: true, ..Self::PLAIN };
     /// Sliding windows.
     pub(super) const WINDOWS: Self = Self { windows: true, ..Self::PLAIN };
 }
 
 impl GgufForm {
-    /// Everything stored as in a Hugging Face checkpoint.
+    /// A form with everything stored as in Hugging Face checkpoints.
     pub(super) const fn named(architecture: &'static str) -> Self {
         Self {
             architecture,
@@ -78,7 +79,7 @@ impl GgufForm {
         }
     }
 
-    /// Changes a description of a Hugging Face checkpoint to one of the rows and norm weights that files have.
+    /// Adapts a description of a Hugging Face checkpoint to the row order and norm weights of GGUF files.
     fn adjust(&self, spec: &mut DecoderSpec) {
         if self.neighbours {
             spec.rope.iter_mut().for_each(|table| table.pairing = RopePairing::Interleaved);
@@ -92,7 +93,7 @@ impl GgufForm {
     }
 }
 
-/// Names in GGUF, with nothing stacked.
+/// Tensor names in GGUF, without stacked tensors.
 fn tensor_names() -> TensorNames {
     use LayerSlot::*;
     TensorNames::gguf(&[
@@ -118,15 +119,15 @@ const SEPARATE_QKV: [(LayerSlot, &str); 3] =
     [(LayerSlot::QProj, "attn_q"), (LayerSlot::KProj, "attn_k"), (LayerSlot::VProj, "attn_v")];
 const STACKED_GATE_UP: [(LayerSlot, &str); 2] = [(LayerSlot::GateProj, "ffn_up"), (LayerSlot::UpProj, "ffn_up")];
 
-/// How queries grow with the position.
+/// Key for the position-dependent factor of queries.
 const TEMPERATURE_SCALE: &str = "attention.temperature_scale";
 
-/// Tensors that hold RoPE settings.
+/// Tensors with RoPE settings.
 const ROPE_FREQS: &str = "rope_freqs.weight";
 const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
 const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
 
-/// Describes the decoder of a GGUF model; also returns what a `config.json` would say.
+/// Describes the decoder of a GGUF model; also returns the equivalent `config.json`.
 pub(super) fn describe(gguf: &Gguf) -> Result<(Description, JsonFile)> {
     let (architecture, form) = architecture(gguf.metadata())?;
     let file = File { metadata: gguf.metadata(), checkpoint: gguf.checkpoint(), form };
@@ -138,13 +139,13 @@ pub(super) fn describe(gguf: &Gguf) -> Result<(Description, JsonFile)> {
     Ok((description, config))
 }
 
-/// The architecture a file names.
+/// The architecture that a file names.
 fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)> {
     const KEY: &str = "general.architecture";
     let name = metadata.text(KEY)?.ok_or_else(|| metadata.error(KEY, "the name of an architecture", "nothing"))?;
     let experts = metadata.unsigned(&format!("{name}.expert_count"))?.unwrap_or(0);
     let forms = || REGISTRY.iter().filter_map(|arch| Some((arch, arch.gguf?)));
-    // Several architectures share llama's form; they differ from it in the window.
+    // Several architectures use the form of llama; they differ in their sliding windows.
     let windowed = metadata.unsigned(&format!("{name}.attention.sliding_window"))?.unwrap_or(0) > 0;
     let patterned = metadata.get(&format!("{name}.attention.sliding_window_pattern")).is_some();
     let wanted = match (name, windowed, patterned) {
@@ -169,15 +170,16 @@ fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)
     }
 }
 
-/// The form of the architecture that a file names; `None` if there is none of this name.
+/// The form of the architecture that a file names; `None` if that is unknown.
 pub fn form_of(metadata: &Metadata) -> Result<Option<GgufForm>> {
     let name = metadata.text("general.architecture")?;
     let mut forms = REGISTRY.iter().filter_map(|architecture| architecture.gguf);
     Ok(forms.find(|form| Some(form.architecture) == name))
 }
 
-/// Whether a token of this spelling ends a text. Files name at most three such tokens; llama.cpp knows the others by the
-/// same spellings, and takes them for control tokens whatever kind the file gives them.
+/// Whether a token with this spelling is an end-of-sequence token. Files name at most three such tokens; llama.cpp
+/// recognizes further ones by the same spellings, and treats them as control tokens regardless of their type in the
+/// file.
 pub fn ends_text(token: &str) -> bool {
     const ENDS: [&str; 18] = [
         "<|eot_id|>",
@@ -202,7 +204,7 @@ pub fn ends_text(token: &str) -> bool {
     ENDS.contains(&token)
 }
 
-/// A file being described.
+/// A GGUF file that is being described.
 struct File<'a> {
     metadata: &'a Metadata,
     checkpoint: &'a Checkpoint,
@@ -210,7 +212,7 @@ struct File<'a> {
 }
 
 impl File<'_> {
-    /// `suffix` behind the architecture's name.
+    /// The key `suffix`, prefixed with the architecture's name.
     fn key(&self, suffix: &str) -> String {
         format!("{}.{suffix}", self.form.architecture)
     }
@@ -219,7 +221,7 @@ impl File<'_> {
         self.checkpoint.contains(&format!("blk.0.{tensor}"))
     }
 
-    /// Changes what llama.cpp stores differently from a Hugging Face checkpoint.
+    /// Adapts a description to what llama.cpp stores differently from Hugging Face checkpoints.
     fn adjust(&self, description: &mut Description) -> Result<()> {
         let spec = &mut description.spec;
         self.form.adjust(spec);
@@ -232,7 +234,7 @@ impl File<'_> {
         Ok(())
     }
 
-    /// A window that the description did not take up would change answers in silence.
+    /// Fails on a sliding window that the description lacks: ignoring it would silently change outputs.
     fn check_window(&self, spec: &DecoderSpec) -> Result<()> {
         let key = self.key("attention.sliding_window");
         let window = self.metadata.unsigned(&key)?.unwrap_or(0);
@@ -243,7 +245,7 @@ impl File<'_> {
         Err(self.metadata.error(&key, expected, window.to_string()))
     }
 
-    /// Llama 3.1's scaling is a tensor of divisors.
+    /// Reads Llama 3.1's RoPE scaling, which is stored as a tensor of divisors.
     fn read_factors(&self, spec: &mut DecoderSpec) -> Result<()> {
         let Some(factors) = self.vector(ROPE_FREQS)? else { return Ok(()) };
         for table in &mut spec.rope {
@@ -253,7 +255,7 @@ impl File<'_> {
         Ok(())
     }
 
-    /// Biases are where the file has them; those an architecture always has must be there.
+    /// Adds the biases that the file has; biases that the architecture always has are required.
     fn adjust_biases(&self, spec: &mut DecoderSpec) {
         spec.attentions[0].qkv_bias |= self.first_layer_has("attn_q.bias") || self.first_layer_has("attn_qkv.bias");
         spec.attentions[0].output_bias |= self.first_layer_has("attn_output.bias");
@@ -265,7 +267,7 @@ impl File<'_> {
         }
     }
 
-    /// Projections of one input may stand in one tensor, in a file of any architecture.
+    /// Tensor names. In files of any architecture, projections with the same input may be stacked in one tensor.
     fn names(&self, spec: &DecoderSpec) -> TensorNames {
         let mut names = tensor_names();
         if self.first_layer_has("attn_qkv.weight") {
@@ -282,9 +284,9 @@ impl File<'_> {
         names
     }
 
-    /// The values of a small tensor; `None` if the file has none of this name.
+    /// The values of a small tensor; `None` if the file has no such tensor.
     fn vector(&self, tensor: &str) -> Result<Option<Vec<f64>>> {
-        // One factor per rotated pair: no head is wider than this.
+        // One factor per rotated pair; no head is wider than this.
         const MOST: usize = 1 << 16;
         let Some(view) = self.checkpoint.tensor(tensor)? else { return Ok(None) };
         if view.len() > MOST {
@@ -311,12 +313,12 @@ impl File<'_> {
     }
 }
 
-/// Names of tensors that no module holds: they were read with the description.
+/// Whether a tensor holds settings, which are read with the description, and no parameters.
 pub(crate) fn is_setting(tensor: &str) -> bool {
     [ROPE_FREQS, ROPE_FACTORS_SHORT, ROPE_FACTORS_LONG].contains(&tensor)
 }
 
-/// Which rotary tables the layers of `spec` use, and with which windows: what GGUF derives from the architecture.
+/// Rotary table and sliding window of each layer, which GGUF derives from the architecture.
 fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = (Option<usize>, Option<usize>)> {
     spec.layers.iter().map(|layer| {
         let Mixer::Attention { sliding_window, rope, .. } = layer.mixer;
@@ -324,7 +326,7 @@ fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = (Option<usize>, Option<usi
     })
 }
 
-/// Slots of one layer whose rows llama.cpp stores in another order.
+/// Whether llama.cpp permutes the rows of this slot.
 fn is_rotated(slot: Slot) -> bool {
     matches!(slot, Slot::Layer(_, LayerSlot::QProj | LayerSlot::KProj))
 }

@@ -1,23 +1,23 @@
-//! What almost all decoders share: the reading of sizes, biases, RoPE and layers. Architecture files
-//! state their defaults, take the result, and change what is different.
+//! The common parts of almost all decoders: reading sizes, biases, RoPE and layers. Architecture files provide their
+//! defaults and modify the result where they differ.
 
 use crate::arch::rope_config::{RopeDefaults, rope};
 use crate::arch::{Description, MAX_LAYERS};
 use crate::layout::TensorNames;
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, DecoderSpec, FeedForward, LayerSpec, Mixer, NormKind, NormSpec, QkNormExtent,
-    QkNormSpec, RopePairing,
+    ActivationFunction, AttentionSpec, BlockSpec, DecoderSpec, FeedForward, LayerSpec, Mixer, NormKind, NormSpec,
+    QkNormExtent, QkNormSpec, RopePairing,
 };
 use crate::{JsonFile, Result};
 
-/// What applies when `config.json` lacks a key: the class defaults of `transformers` 5. Configs of text models inside
-/// multimodal ones leave out whatever equals the default, even the main sizes.
+/// Values for missing `config.json` keys: the class defaults of `transformers` 5. Text configs inside multimodal
+/// configs omit all values that equal the default, even the main sizes.
 pub(super) struct Defaults {
     pub sizes: Sizes,
     pub rms_norm_eps: f64,
     /// Width of a head; `hidden_size / num_attention_heads` if `None`.
     pub head_dim: Option<usize>,
-    /// Key/value heads; as many as query heads if `None`.
+    /// Number of key/value heads; as many as query heads if `None`.
     pub num_key_value_heads: Option<usize>,
     pub max_position_embeddings: usize,
     pub tie_word_embeddings: bool,
@@ -34,7 +34,7 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// In the order of the fields.
+    /// Arguments are in the order of the fields.
     pub(super) const fn new(vocab: usize, hidden: usize, intermediate: usize, layers: usize, heads: usize) -> Self {
         Self {
             vocab_size: vocab,
@@ -136,13 +136,13 @@ fn head_dim(config: &JsonFile, defaults: &Defaults, hidden_size: usize, heads: u
     }
 }
 
-/// The nonlinearity named by `hidden_act`; SiLU if absent.
-fn activation(config: &JsonFile) -> Result<Activation> {
+/// The activation function named by `hidden_act`; SiLU if absent.
+fn activation(config: &JsonFile) -> Result<ActivationFunction> {
     match config.text("hidden_act")? {
-        None | Some("silu" | "swish") => Ok(Activation::Silu),
-        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
-        Some("gelu" | "gelu_python") => Ok(Activation::GeluErf),
-        Some("relu") => Ok(Activation::Relu),
+        None | Some("silu" | "swish") => Ok(ActivationFunction::Silu),
+        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(ActivationFunction::GeluTanh),
+        Some("gelu" | "gelu_python") => Ok(ActivationFunction::GeluErf),
+        Some("relu") => Ok(ActivationFunction::Relu),
         Some(other) => Err(config.error(
             "hidden_act",
             "silu, swish, gelu, gelu_new, gelu_pytorch_tanh or relu",
@@ -151,14 +151,14 @@ fn activation(config: &JsonFile) -> Result<Activation> {
     }
 }
 
-/// Whether a layer sees all keys or a window.
+/// Full or sliding-window attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LayerKind {
     Full,
     Sliding,
 }
 
-/// An explicit `layer_types` list; `None` if the config has none.
+/// The list `layer_types`; `None` if the config has none.
 fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec<LayerKind>>> {
     let Some(values) = config.list("layer_types")? else { return Ok(None) };
     if values.len() != layers {
@@ -176,7 +176,8 @@ fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec<LayerKind>
     values.iter().map(kind).collect::<Result<_>>().map(Some)
 }
 
-/// Gives the sliding layers of `spec` a window: those an explicit `layer_types` names, else those `rule` names.
+/// Sets the window of the sliding layers of `spec`: those in `layer_types` if present, otherwise those that `rule`
+/// selects.
 pub(super) fn set_windows(
     config: &JsonFile,
     spec: &mut DecoderSpec,
@@ -203,7 +204,7 @@ pub(super) fn sliding_window(config: &JsonFile, absent: Option<usize>) -> Result
     if config.has("sliding_window") { config.size("sliding_window") } else { Ok(absent) }
 }
 
-/// Gives every layer of `spec` a window, whatever a list of layer types says.
+/// Sets the window of every layer of `spec`, regardless of `layer_types`.
 pub(super) fn set_all_windows(spec: &mut DecoderSpec, window: Option<usize>) {
     for layer in &mut spec.layers {
         let Mixer::Attention { sliding_window, .. } = &mut layer.mixer;
@@ -211,7 +212,7 @@ pub(super) fn set_all_windows(spec: &mut DecoderSpec, window: Option<usize>) {
     }
 }
 
-/// Reads one flag for the biases of all attention projections; false if absent.
+/// Reads a flag for the biases of all attention projections; false if absent.
 pub(super) fn read_attention_bias(config: &JsonFile, field: &str, spec: &mut DecoderSpec) -> Result<()> {
     let bias = config.flag(field)?.unwrap_or(false);
     for attention in &mut spec.attentions {
@@ -220,7 +221,7 @@ pub(super) fn read_attention_bias(config: &JsonFile, field: &str, spec: &mut Dec
     Ok(())
 }
 
-/// Reads one flag for the biases of all feed-forward projections; false if absent.
+/// Reads a flag for the biases of all feed-forward projections; false if absent.
 pub(super) fn read_mlp_bias(config: &JsonFile, field: &str, spec: &mut DecoderSpec) -> Result<()> {
     let value = config.flag(field)?.unwrap_or(false);
     for layer in &mut spec.layers {
@@ -230,7 +231,7 @@ pub(super) fn read_mlp_bias(config: &JsonFile, field: &str, spec: &mut DecoderSp
     Ok(())
 }
 
-/// A norm over each query and key head, like the model's other norms.
+/// A norm of each query and key head, of the same kind as the model's other norms.
 pub(super) fn per_head_norm(norm: NormSpec) -> Option<QkNormSpec> {
     Some(QkNormSpec { extent: QkNormExtent::Head, norm })
 }

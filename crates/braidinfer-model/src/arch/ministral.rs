@@ -1,4 +1,4 @@
-//! Ministral: Mistral with full and sliding layers by an explicit pattern.
+//! Ministral: Mistral with an explicit pattern of full and sliding layers.
 
 use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{decoder, set_windows, sliding_window};

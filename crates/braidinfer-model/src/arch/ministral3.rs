@@ -1,4 +1,4 @@
-//! Ministral 3: Mistral with YaRN and queries that grow with the position.
+//! Ministral 3: Mistral with YaRN and a position-dependent query scale.
 
 use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, set_all_windows, sliding_window};
@@ -30,7 +30,7 @@ const DEFAULTS: Defaults = Defaults {
     ..Defaults::LLAMA
 };
 
-/// What applies without `rope_parameters`, whatever stands at the top level.
+/// Applies if there are no `rope_parameters`, regardless of top-level fields.
 const CLASS_SCALING: RopeScaling = RopeScaling::Yarn {
     factor: 16.0,
     original_max_position_embeddings: 16_384,

@@ -1,7 +1,7 @@
-//! Architectures: each file turns a `config.json` into a [`DecoderSpec`] and tensor names.
+//! Architectures: each file converts a `config.json` to a [`DecoderSpec`] and tensor names.
 //!
-//! Adding one is a file here, a line in [`REGISTRY`] and a fixture. If an executor needs an edit too,
-//! the spec lacked a field.
+//! Adding one takes a file here, a line in [`REGISTRY`] and a fixture. If an executor needs an edit too, the spec
+//! lacked a field.
 
 mod ernie4_5;
 mod gemma;
@@ -27,32 +27,32 @@ use crate::layout::TensorNames;
 use crate::spec::{DecoderSpec, Mixer};
 use crate::{JsonFile, ModelError, ModelSource, Result};
 
-/// An architecture this engine runs.
+/// An architecture that this engine supports.
 #[derive(Debug, Clone, Copy)]
 pub struct Architecture {
     /// Its name in `config.json`.
     pub model_type: &'static str,
-    /// Other names of the same thing.
+    /// Other names of the same architecture.
     pub aliases: &'static [&'static str],
     /// Published models it covers.
     pub models: &'static str,
-    /// How GGUF files hold it, if they do.
+    /// How GGUF files store it, if they support it.
     pub gguf: Option<GgufForm>,
-    /// Fixtures that hold it to the logits and text of `transformers`: folders of `tests/fixtures/models`.
+    /// Test fixtures with logits and text of `transformers`: folders of `tests/fixtures/models`.
     pub fixtures: &'static [&'static str],
     describe: fn(&JsonFile) -> Result<Description>,
 }
 
-/// What an architecture file makes of a config.
+/// The result of reading a config.
 #[derive(Debug, Clone)]
 pub struct Description {
     /// The decoder.
     pub spec: DecoderSpec,
-    /// What its checkpoints call the parts.
+    /// Tensor names in its checkpoints.
     pub names: TensorNames,
 }
 
-/// Every architecture, in the order the support matrix shows.
+/// Every architecture, in the order of the support matrix.
 pub const REGISTRY: &[Architecture] = &[
     llama::ARCHITECTURE,
     mistral::ARCHITECTURE,
@@ -71,11 +71,11 @@ pub const REGISTRY: &[Architecture] = &[
     granite::ARCHITECTURE,
 ];
 
-/// The largest published decoders have 128 layers; a corrupt count must not become a huge allocation.
+/// Limit against huge allocations from a corrupt count; the largest published decoders have 128 layers.
 const MAX_LAYERS: usize = 4096;
 const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
 const LINEAR_ATTENTION: &str = "has gated-delta-net layers, which are not supported yet";
-/// Architectures that are known and refused, with the reason.
+/// Known architectures that are not supported, with the reason.
 pub const REFUSED: &[(&str, &str)] = &[
     ("mixtral", MIXTURE_OF_EXPERTS),
     ("qwen2_moe", MIXTURE_OF_EXPERTS),
@@ -91,8 +91,8 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("qwen3_5_text", LINEAR_ATTENTION),
 ];
 
-/// Reads `config.json` of a model, or the keys of a GGUF file, and describes its decoder; also returns the decoder's
-/// part of the config, for what the description leaves out.
+/// Reads `config.json` of a model, or the keys of a GGUF file, and describes its decoder. Also returns the decoder's
+/// part of the config, which has fields that are not in the description.
 pub fn describe(source: &ModelSource) -> Result<(Description, JsonFile)> {
     if let Some(gguf) = source.gguf() {
         return gguf::describe(gguf);
@@ -109,7 +109,7 @@ pub fn describe(source: &ModelSource) -> Result<(Description, JsonFile)> {
     Ok((description, decoder_config(&config)?))
 }
 
-/// Describes the decoder of a parsed `config.json`. Multimodal wrappers are followed into `text_config`.
+/// Describes the decoder of a parsed `config.json`. For multimodal models, that is the one in `text_config`.
 pub fn describe_config(config: &JsonFile) -> Result<Description> {
     if let Some(quantization) = config.object("quantization_config")? {
         let method = quantization.text("quant_method")?.unwrap_or("an unnamed method");
@@ -135,8 +135,8 @@ fn find(model_type: &str) -> Option<&'static Architecture> {
     REGISTRY.iter().find(|arch| arch.model_type == model_type || arch.aliases.contains(&model_type))
 }
 
-/// The part of a config that describes the decoder: the file itself, or `text_config` of a multimodal model with what
-/// only the outer object says.
+/// The part of a config that describes the decoder: the root object, or `text_config` of a multimodal model, completed
+/// with fields that only the outer object has.
 fn decoder_config(config: &JsonFile) -> Result<JsonFile> {
     const OUTER: [&str; 4] = ["model_type", "tie_word_embeddings", "eos_token_id", "bos_token_id"];
     Ok(match config.object("text_config")? {
@@ -155,7 +155,7 @@ fn unsupported(config: &JsonFile, model_type: &str) -> ModelError {
     }
 }
 
-/// Width of the narrowest head that a rotary table turns; that of any, if no layer names the table.
+/// Smallest head width in layers that use a rotary table, or in all layers if none uses it.
 fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
     let turned = spec.layers.iter().filter_map(|layer| match layer.mixer {
         Mixer::Attention { attention, rope: Some(rope), .. } if rope == table => Some(attention),
@@ -164,7 +164,7 @@ fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
     turned.map(|attention| spec.attentions[attention].head_dim).min().unwrap_or(spec.attentions[0].head_dim)
 }
 
-/// Relations between sizes that every executor relies on.
+/// Checks relations between sizes that executors rely on.
 fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
     for attention in &spec.attentions {
         let (heads, kv_heads) = (attention.num_attention_heads, attention.num_key_value_heads);

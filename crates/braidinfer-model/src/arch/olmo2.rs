@@ -1,4 +1,4 @@
-//! OLMo 2: norms only after each half, and on whole query and key projections.
+//! OLMo 2: norms only after attention and feed-forward network, and query/key norms over whole projections.
 
 use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, read_attention_bias};

@@ -1,11 +1,11 @@
-//! Phi 1, 1.5 and 2: attention and a plain MLP side by side after one LayerNorm, biases everywhere, partial RoPE.
+//! Phi 1, 1.5 and 2: attention and an ungated MLP in parallel after one LayerNorm, biases everywhere, partial RoPE.
 
 use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, per_head_norm};
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description};
 use crate::layout::{LayerSlot, TensorNames};
-use crate::spec::{Activation, BlockSpec, FeedForward, NormKind, NormSpec};
+use crate::spec::{ActivationFunction, BlockSpec, FeedForward, NormKind, NormSpec};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -40,7 +40,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
         let FeedForward::Dense { hidden_act, gated, bias, .. } = &mut layer.feed_forward;
         (*gated, *bias) = (false, true);
         if absent {
-            *hidden_act = Activation::GeluTanh;
+            *hidden_act = ActivationFunction::GeluTanh;
         }
     }
     if config.flag("qk_layernorm")?.unwrap_or(false) {

@@ -1,4 +1,4 @@
-//! Qwen 2 and 2.5: LLaMA with biases on queries, keys and values.
+//! Qwen 2 and 2.5: LLaMA with biases of queries, keys and values.
 
 use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, Sizes, decoder, set_windows, sliding_window};
@@ -29,11 +29,11 @@ fn describe(config: &JsonFile) -> Result<Description> {
     Ok(description)
 }
 
-/// Qwen's window is opt-in and starts at layer `max_window_layers`; `sliding_window` alone means nothing.
+/// Qwen's window is opt-in and starts at layer `max_window_layers`; `sliding_window` alone has no effect.
 pub(super) fn set_upper_windows(config: &JsonFile, spec: &mut DecoderSpec) -> Result<()> {
     let enabled = config.flag("use_sliding_window")?.unwrap_or(false);
     let window = if enabled { sliding_window(config, Some(4096))? } else { None };
-    // Zero is a valid value here: every layer slides.
+    // Zero is valid: then all layers have a window.
     let first = config.number("max_window_layers")?.map_or(28, |layers| layers.max(0.0) as usize);
     if window.is_none() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Qwen 3, dense: norms on queries and keys, a head width of its own, no embedding scale.
+//! Qwen 3, dense: query/key norms, and a head width independent of the hidden size.
 
 use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, decoder, per_head_norm, read_attention_bias};

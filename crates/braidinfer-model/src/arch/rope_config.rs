@@ -1,23 +1,23 @@
-//! RoPE settings in the old style of `config.json` (top-level `rope_theta` and `rope_scaling`) and in the
-//! new one (`rope_parameters`).
+//! RoPE settings of `config.json` in the old style (top-level `rope_theta` and `rope_scaling`) and in the new one
+//! (`rope_parameters`).
 
 use crate::rope::yarn_mscale;
 use crate::spec::{RopePairing, RopeScaling, RopeSpec};
 use crate::{JsonFile, Result};
 
-/// What applies when the config is silent.
+/// Values for missing config fields.
 pub(super) struct RopeDefaults {
     pub rope_theta: f64,
     pub partial_rotary_factor: f64,
     pub pairing: RopePairing,
-    /// Length before scaling, where the class itself has one; it then wins over a nested value.
+    /// Length before scaling, if the class has one; it takes precedence over a nested value.
     pub original_max_position_embeddings: Option<usize>,
 }
 
-/// The model's one rotary table.
+/// The model's only rotary table.
 ///
-/// A non-null `rope_scaling` replaces `rope_parameters` wholesale; inside the one that counts, its own
-/// values win over those at the top level.
+/// A non-null `rope_scaling` replaces `rope_parameters` as a whole; fields of the one that is used take precedence over
+/// top-level fields.
 pub(super) fn rope(
     config: &JsonFile,
     defaults: &RopeDefaults,
@@ -28,7 +28,7 @@ pub(super) fn rope(
     rope_from(config, settings.as_ref(), defaults, head_dim, max_position_embeddings)
 }
 
-/// The settings object that counts: an empty `rope_scaling` is none.
+/// The settings object that is used; an empty `rope_scaling` counts as absent.
 pub(super) fn settings(config: &JsonFile) -> Result<Option<JsonFile>> {
     match config.object("rope_scaling")?.filter(|settings| !settings.is_empty()) {
         Some(settings) => Ok(Some(settings)),
@@ -36,7 +36,7 @@ pub(super) fn settings(config: &JsonFile) -> Result<Option<JsonFile>> {
     }
 }
 
-/// A rotary table from one settings object, with the config's top level behind it.
+/// A rotary table from a settings object, with top-level fields of the config as fallback.
 pub(super) fn rope_from(
     config: &JsonFile,
     settings: Option<&JsonFile>,
@@ -89,7 +89,7 @@ fn scaling(
             high_freq_factor: settings.required_positive("high_freq_factor")?,
             original_max_position_embeddings: original,
         }),
-        // Early Phi-3 configs call longrope `su`, or `yarn` beside the two lists.
+        // Early Phi-3 configs call longrope `su`, or `yarn` together with the two lists.
         Some("yarn") if !settings.has("short_factor") => yarn(settings, original, max_position_embeddings),
         Some("longrope" | "su" | "yarn") => longrope(settings, rotary_dim, original, max_position_embeddings),
         Some(other) => {
@@ -125,7 +125,7 @@ fn longrope(
     original: usize,
     max_position_embeddings: usize,
 ) -> Result<RopeScaling> {
-    // As in transformers, the ratio of lengths is used where no factor is given.
+    // As in transformers, the ratio of lengths is the default factor.
     let factor = settings.positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
     let derived = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
     Ok(RopeScaling::Longrope {

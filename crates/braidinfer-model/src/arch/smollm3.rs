@@ -45,7 +45,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     Ok(description)
 }
 
-/// `no_rope_layers` is named backwards: 1 means rotate.
+/// The name `no_rope_layers` is misleading: 1 means that the layer has RoPE.
 fn rotated_layers(config: &JsonFile, layers: usize) -> Result<Vec<bool>> {
     let interval = config.size("no_rope_layer_interval")?.unwrap_or(4);
     let Some(flags) = config.list("no_rope_layers")? else {

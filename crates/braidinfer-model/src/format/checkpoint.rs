@@ -1,4 +1,4 @@
-//! The tensors of a checkpoint, whatever files they stand in.
+//! The tensors of a checkpoint, which may be in several files.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,8 +7,8 @@ use crate::dtype::{Dtype, TensorView};
 use crate::source::FileBytes;
 use crate::{ModelError, Result};
 
-/// All tensors of a checkpoint, from one file or many. Whoever adds a file has checked that every tensor lies inside
-/// it and has as many bytes as its shape and type need.
+/// All tensors of a checkpoint, from one or several files. Before a file is added, the caller must have checked that
+/// every tensor lies inside it and has as many bytes as its shape and type need.
 #[derive(Debug, Default)]
 pub struct Checkpoint {
     files: Vec<CheckpointFile>,
@@ -21,23 +21,23 @@ struct CheckpointFile {
     bytes: FileBytes,
 }
 
-/// Where a tensor stands in its file.
+/// Description of a stored tensor.
 #[derive(Debug)]
 pub(super) struct Record {
-    /// The type of its values.
+    /// Data type.
     pub(super) dtype: Result<Dtype, UnsupportedType>,
     /// Outermost dimension first.
     pub(super) shape: Vec<usize>,
-    /// Bytes of the file.
+    /// Byte range in the file.
     pub(super) range: Range<usize>,
 }
 
-/// A type we do not read.
+/// A data type that is not supported.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct UnsupportedType {
-    /// What the format calls it.
+    /// The type's name in the format.
     pub(super) name: String,
-    /// The types of this format that we read.
+    /// Names of the supported types of this format.
     pub(super) supported: &'static str,
 }
 
@@ -53,12 +53,12 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether a tensor of this name exists.
+    /// Whether a tensor with this name exists.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// The tensor called `name`, or `None`; an error if its values are not of a supported type.
+    /// The tensor called `name`, or `None`; fails if its data type is not supported.
     pub fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>> {
         let Some((name, Stored { file, record })) = self.tensors.get_key_value(name) else { return Ok(None) };
         let file = &self.files[*file];
@@ -72,23 +72,23 @@ impl Checkpoint {
         Ok(Some(TensorView { name, path: &file.path, dtype: *dtype, shape: record.shape.clone(), data }))
     }
 
-    /// File and bytes of the tensor called `name`.
+    /// File index and byte range of the tensor called `name`.
     pub(crate) fn place(&self, name: &str) -> Option<(usize, Range<usize>)> {
         self.tensors.get(name).map(|stored| (stored.file, stored.record.range.clone()))
     }
 
-    /// Bytes of a file, as [`Checkpoint::place`] names them.
+    /// Bytes of a file, addressed as in [`Checkpoint::place`].
     pub(crate) fn bytes(&self, file: usize, range: Range<usize>) -> &[u8] {
         &self.files[file].bytes.as_slice()[range]
     }
 
-    /// A copy of them, which fails where the file has changed.
+    /// A copy of these bytes; fails if the file has changed.
     pub(crate) fn copy(&self, file: usize, range: Range<usize>) -> Result<Vec<u8>> {
         let CheckpointFile { path, bytes } = &self.files[file];
         bytes.copy(path, range)
     }
 
-    /// Lets go of memory that only caches a part of the tensor called `name`, given in bytes of its data.
+    /// Releases the memory that caches a part of the tensor called `name`, given as a byte range of its data.
     pub(crate) fn release(&self, name: &str, part: Range<usize>) {
         if let Some(Stored { file, record }) = self.tensors.get(name) {
             let start = record.range.start;
@@ -101,7 +101,7 @@ impl Checkpoint {
         self.tensors.values().map(|stored| stored.record.range.len()).sum()
     }
 
-    /// Adds a file and the tensors in it. Fails on a name that an earlier file or the same one has, too.
+    /// Adds a file and its tensors. Fails on a duplicate tensor name.
     pub(super) fn add_file(
         &mut self,
         path: String,

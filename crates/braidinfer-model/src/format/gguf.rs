@@ -2,7 +2,7 @@
 //!
 //! The layout is that of ggml's `docs/gguf.md`, versions 2 and 3: a magic number, counts, key-value pairs, one
 //! description per tensor, then aligned data. Every count, length and offset is checked against the file before it is
-//! used, and nothing is allocated that the file's own size does not bear out.
+//! used, and no allocation is larger than the file's size justifies.
 
 mod metadata;
 mod reader;
@@ -22,7 +22,7 @@ use crate::{Dtype, ModelError, Result};
 pub use self::metadata::{Array, Metadata, Scalar, Value};
 pub use self::writer::{GgufWriter, TensorHeader};
 
-/// A GGUF model: what its metadata says, and its tensors.
+/// A GGUF model: metadata and tensors.
 #[derive(Debug)]
 pub struct Gguf {
     metadata: Metadata,
@@ -30,7 +30,7 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens the file at `path`; if it is the first of several shards, the others too.
+    /// Opens the file at `path` and, if it is the first of several shards, the others.
     pub fn open(path: &Path) -> Result<Self> {
         let label = path.display().to_string();
         let mut gguf = Builder::new(label, FileBytes::Mapped(map_file(path)?))?;
@@ -40,7 +40,7 @@ impl Gguf {
         gguf.finish()
     }
 
-    /// Reads a file that is already in memory; `label` stands for its path in messages.
+    /// Reads a file that is already in memory; `label` replaces its path in messages.
     pub fn from_bytes(label: &str, bytes: Arc<[u8]>) -> Result<Self> {
         let gguf = Builder::new(label.to_owned(), FileBytes::Shared(bytes))?;
         match shards::count(&gguf.metadata)? {
@@ -49,7 +49,8 @@ impl Gguf {
         }
     }
 
-    /// A file that has not been written: its pairs and shapes, and the data of small tensors only.
+    /// An in-memory model of a file that is not written: its key-value pairs and shapes, and the data of small tensors
+    /// only.
     pub(crate) fn sketch(
         metadata: &Metadata,
         tensors: &[TensorHeader],
@@ -71,7 +72,7 @@ impl Gguf {
         Ok(Self { metadata: metadata.clone(), checkpoint: Arc::new(checkpoint) })
     }
 
-    /// The key-value pairs; those of the first shard where there are several.
+    /// The key-value pairs; of the first shard if there are several.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
@@ -82,7 +83,7 @@ impl Gguf {
     }
 }
 
-/// A model whose shards are being added.
+/// A model that is being assembled from shards.
 struct Builder {
     metadata: Metadata,
     checkpoint: Checkpoint,
@@ -118,7 +119,7 @@ impl Builder {
     }
 }
 
-/// The header of a file, and where each of its tensors lies.
+/// The header of a file, and a record of each tensor.
 fn read_file(path: &str, bytes: &FileBytes) -> Result<(Header, Vec<(String, Record)>)> {
     let header = reader::read(path, bytes.as_slice())?;
     let len = bytes.as_slice().len();
@@ -143,7 +144,8 @@ fn record(path: &str, tensor: &TensorInfo, data_start: usize, file_len: usize) -
     let start = usize::try_from(tensor.offset).ok().and_then(|offset| data_start.checked_add(offset));
     let dtype = match tensor_type::dtype(tensor.type_id) {
         Ok(dtype) => dtype,
-        // How long an unknown type is cannot be said; whoever asks for the tensor gets its type named.
+        // The size of an unknown type is unknown. The error with the type's name is returned when the tensor is
+        // accessed.
         Err(unsupported) => return Ok(Record { dtype: Err(unsupported), shape: tensor.shape.clone(), range: 0..0 }),
     };
     let row = tensor.shape.last().copied().unwrap_or(1);
@@ -164,7 +166,7 @@ fn record(path: &str, tensor: &TensorInfo, data_start: usize, file_len: usize) -
     Ok(Record { dtype: Ok(dtype), shape: tensor.shape.clone(), range })
 }
 
-/// Tensors that share bytes would let a small file ask for a large memory.
+/// Rejects overlapping tensors, with which a small file could require much memory.
 fn check_overlaps(path: &str, records: &[(String, Record)]) -> Result<()> {
     let mut sorted: Vec<_> = records.iter().filter(|(_, record)| !record.range.is_empty()).collect();
     sorted.sort_by_key(|(_, record)| record.range.start);

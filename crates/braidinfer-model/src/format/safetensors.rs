@@ -1,4 +1,4 @@
-//! safetensors: one file, or shards with an index.
+//! safetensors: a single file, or shards with an index.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{JsonFile, ModelError, ModelSource, Result};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Opens `model.safetensors`, or every shard that `model.safetensors.index.json` names.
+/// Opens `model.safetensors`, or all shards that `model.safetensors.index.json` names.
 pub fn open(source: &ModelSource) -> Result<Checkpoint> {
     let mut checkpoint = Checkpoint::default();
     if let Some(bytes) = source.map(SINGLE)? {
@@ -38,7 +38,7 @@ fn add_shards(checkpoint: &mut Checkpoint, source: &ModelSource, index: &JsonFil
     let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for name in map.fields() {
         let shard = map.text(name)?.ok_or_else(|| map.error(name, "a file name", "null"))?;
-        // A name with a separator could point anywhere on the disk.
+        // A name with a separator could refer to any file on the disk.
         if shard.contains(['/', '\\']) {
             return Err(map.error(name, "a file name without a path", format!("`{shard}`")));
         }
@@ -81,7 +81,7 @@ fn read_header(path: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
     SafeTensors::read_metadata(bytes).map_err(|error| explain(path, bytes, error))
 }
 
-/// Says what is wrong in terms of the file: the library's errors lack sizes.
+/// Describes an error in terms of the file, because the library's errors lack sizes.
 fn explain(path: &str, bytes: &[u8], error: SafeTensorError) -> ModelError {
     let malformed = |expected: String, found: String| ModelError::Malformed { path: path.to_owned(), expected, found };
     let tensor = |tensor: String, expected: &str, found: String| ModelError::Tensor {
@@ -126,7 +126,7 @@ fn declared_header_len(bytes: &[u8]) -> u64 {
     bytes.first_chunk::<8>().map_or(0, |len| u64::from_le_bytes(*len))
 }
 
-/// The header as loose JSON, for messages only.
+/// The header as unchecked JSON, for messages only.
 fn loose_header(bytes: &[u8]) -> Option<serde_json::Map<String, Value>> {
     let end = usize::try_from(declared_header_len(bytes)).ok()?.checked_add(8)?;
     serde_json::from_slice(bytes.get(8..end)?).ok()

@@ -1,8 +1,8 @@
 //! Encoding of `q4_k` and `q5_k`: `x ≈ d·scale·q − dmin·min` with a `scale` and a `min` from 0 to 63 per 32 values.
 //!
-//! The sum of squared errors of a super-block is lowered in turns: for given `d` and `dmin` every sub-block tries the
-//! pairs of `scale` and `min` in a window, each with the codes that round best; for given codes, `scale` and `min`,
-//! least squares gives `d` and `dmin`. Wider windows lower the error by less than 1 % and double the time
+//! The sum of squared errors of a super-block is minimised by alternation: for given `d` and `dmin`, every sub-block
+//! tries the pairs of `scale` and `min` in a window, each with the best rounded codes; for given codes, `scale` and
+//! `min`, least squares gives `d` and `dmin`. Wider windows reduce the error by less than 1 % and double the time
 //! (measured with `tools/quantization/against_llama_cpp.py`).
 
 use std::array;
@@ -18,12 +18,12 @@ const SUB_LEN: usize = LEN / SUBS;
 type Sub = [f32; SUB_LEN];
 /// Largest `scale` and `min`.
 const REACH: f32 = 63.0;
-/// The largest `scale` at first, so that a sub-block which needs a larger one has room.
+/// Initial value of the largest `scale`, so that a sub-block that needs a larger one has room.
 const START: u8 = 60;
-/// Turns after which even super-blocks with outliers have settled.
+/// Number of alternations after which even super-blocks with outliers have converged.
 const TURNS: usize = 8;
 
-/// 256 values in blocks of 144 bytes, or `None` if a scale does not fit f16.
+/// Quantizes 256 values to a 144-byte block. `None` if a scale exceeds the range of f16.
 pub fn quantize_q4_k(values: &[f32; LEN]) -> Option<[u8; 144]> {
     let values = SuperBlock::new(values, 15.0);
     let fit = values.fit()?;
@@ -36,7 +36,7 @@ pub fn quantize_q4_k(values: &[f32; LEN]) -> Option<[u8; 144]> {
     Some(block)
 }
 
-/// 256 values in blocks of 176 bytes, or `None` if a scale does not fit f16.
+/// Quantizes 256 values to a 176-byte block. `None` if a scale exceeds the range of f16.
 pub fn quantize_q5_k(values: &[f32; LEN]) -> Option<[u8; 176]> {
     let values = SuperBlock::new(values, 31.0);
     let fit = values.fit()?;
@@ -52,7 +52,7 @@ pub fn quantize_q5_k(values: &[f32; LEN]) -> Option<[u8; 176]> {
     Some(block)
 }
 
-/// Values to encode.
+/// The values to quantize.
 struct SuperBlock {
     subs: [Sub; SUBS],
     /// Largest code.
@@ -70,14 +70,14 @@ struct Fit {
     error: f32,
 }
 
-/// Unrounded `step·q − offset` for one sub-block.
+/// Unrounded step and offset of one sub-block: `x ≈ step·q − offset`.
 #[derive(Clone, Copy)]
 struct Line {
     step: f32,
     offset: f32,
 }
 
-/// Sums over a sub-block, of codes `q` and of `y = x + offset`.
+/// Sums over a sub-block, of the codes `q` and of `y = x + offset`.
 struct Sums {
     q: f64,
     qq: f64,
@@ -90,12 +90,12 @@ impl SuperBlock {
         Self { subs: array::from_fn(|j| array::from_fn(|i| values[SUB_LEN * j + i])), top }
     }
 
-    /// The best of the starts, `None` if a scale does not fit f16.
+    /// The best result of several initial values. `None` if a scale exceeds the range of f16.
     fn fit(&self) -> Option<Fit> {
         let lines = self.lines();
         let flat = lines.iter().all(|line| line.step == 0.0);
-        // A constant is `dmin·min`, which has the precision of f16, and a small rest. The products of all these minima
-        // with an f16 differ, and that of 32 is exact if the constant is an f16.
+        // A constant is represented by `dmin·min`, with the precision of f16, plus a small remainder. Each `min` gives
+        // other representable constants, and `min` 32 is exact if the constant is an f16.
         let starts = if flat { 32..=63 } else { START..=START };
         let mut best: Option<Fit> = None;
         for start in starts {
@@ -108,11 +108,11 @@ impl SuperBlock {
                 break;
             }
         }
-        // Squares of values far beyond f16 overflow, and lines through them need not be numbers.
+        // Squares of values far beyond f16 overflow, and lines fitted to them may be NaN.
         best.filter(|fit| fit.error.is_finite())
     }
 
-    /// Makes up with `d·scale·q` for what the offsets of `fit` lack of the constant of each sub-block.
+    /// Represents by `d·scale·q` the remainder of each sub-block's constant that the offsets of `fit` leave.
     fn rest(&self, fit: &Fit) -> Option<Fit> {
         let steps: [f32; SUBS] = array::from_fn(|j| (self.subs[j][0] + fit.line(j).1).max(0.0) / self.top);
         let d = super_scale(largest(steps), f32::from(START), REACH)?;
@@ -123,10 +123,10 @@ impl SuperBlock {
         }))
     }
 
-    /// A line for each sub-block: least squares for the codes that span its values.
+    /// A line for each sub-block: the least squares fit for codes that span its values.
     ///
-    /// Offsets are not negative, as `min` cannot be; but if all values are positive then none is positive, as `dmin`
-    /// can be negative.
+    /// `min` cannot be negative, so offsets are not negative either. But if all values are positive, all offsets may be
+    /// negative, because `dmin` can be negative.
     fn lines(&self) -> [Line; SUBS] {
         let lows = self.subs.map(|x| x.into_iter().fold(f32::MAX, f32::min));
         let sign = if lows.iter().all(|low| *low > 0.0) { -1.0 } else { 1.0 };
@@ -149,7 +149,7 @@ impl SuperBlock {
         })
     }
 
-    /// Searches near the given lines, with the largest `scale` and `min` about `divisor`.
+    /// Searches near the given lines, with a largest `scale` and `min` of about `divisor`.
     fn start(&self, lines: &[Line; SUBS], divisor: f32) -> Option<Fit> {
         let d = super_scale(largest(lines.map(|line| line.step)), divisor, REACH)?;
         let dmin = super_scale(largest(lines.map(|line| line.offset)), divisor, REACH)?;
@@ -157,14 +157,14 @@ impl SuperBlock {
         Some(self.search(d, dmin, |j| {
             let (scale, min) = (lines[j].step * per_d, lines[j].offset * per_dmin);
             let (below, above) = ((0.04 * scale).max(1.0), (0.1 * scale).max(1.0));
-            // Half a step to both sides: codes may fall into place anywhere there.
+            // Half a step in both directions, because the best offset may be anywhere in that range.
             let stride = nearest((lines[j].step * per_dmin / 6.0).abs(), 1.0, REACH);
             let mins = [-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0].map(|strides| six_bits(min + strides * stride));
             (six_bits(scale - below)..=six_bits(scale + above), mins)
         }))
     }
 
-    /// Takes turns until the error stays.
+    /// Alternates until the error no longer decreases.
     fn settle(&self, mut fit: Fit) -> Fit {
         for _ in 0..TURNS {
             let (d, dmin) = self.least_squares(&fit);
@@ -180,7 +180,7 @@ impl SuperBlock {
         fit
     }
 
-    /// The best `scale` and `min` for each sub-block among those of its windows.
+    /// The best `scale` and `min` of each sub-block within its windows.
     fn search<const N: usize>(
         &self,
         d: f16,
@@ -205,8 +205,8 @@ impl SuperBlock {
         fit
     }
 
-    /// The `d` and `dmin` of least error for the codes, scales and minima of `fit`, from the normal equations of
-    /// `x = d·a − dmin·b` with `a = scale·q` and `b = min`.
+    /// The `d` and `dmin` with the least squared error for the codes, scales and minima of `fit`, from the normal
+    /// equations of `x = d·a − dmin·b` with `a = scale·q` and `b = min`.
     fn least_squares(&self, fit: &Fit) -> (f16, f16) {
         let [mut aa, mut ab, mut bb, mut ax, mut bx] = [0.0; 5];
         for (j, x) in self.subs.iter().enumerate() {
@@ -220,14 +220,15 @@ impl SuperBlock {
             bx += min * (sums.y - offset * SUB_LEN as f64);
         }
         let determinant = aa * bb - ab * ab;
-        // Nearly parallel `a` and `b` do not tell `d` from `dmin`. Sums of squares are integers: 1 only replaces 0.
+        // Nearly parallel `a` and `b` do not determine both. The sums of squares are integers, so `max(1.0)` only
+        // replaces 0.
         let d = if determinant > 1e-6 * aa * bb {
             (ax * bb - ab * bx) / determinant
         } else {
             (ax + f64::from(fit.dmin.to_f32()) * ab) / aa.max(1.0)
         };
         let d = saturating_f16(d.max(0.0));
-        // `dmin` makes up for the rounding of `d`.
+        // `dmin` is fitted to the rounded `d`, to compensate its rounding.
         (d, saturating_f16((f64::from(d.to_f32()) * ab - bx) / bb.max(1.0)))
     }
 
@@ -260,12 +261,12 @@ impl SuperBlock {
 }
 
 impl Fit {
-    /// Step and offset of a sub-block, rounded as decoders round them.
+    /// Step and offset of a sub-block, rounded as in decoders.
     fn line(&self, j: usize) -> (f32, f32) {
         (self.d.to_f32() * f32::from(self.scales[j]), self.dmin.to_f32() * f32::from(self.mins[j]))
     }
 
-    /// What both types begin with.
+    /// The common header of both types.
     fn header(&self) -> [u8; 16] {
         let mut header = [0; 16];
         header[..2].copy_from_slice(&self.d.to_le_bytes());
@@ -275,12 +276,12 @@ impl Fit {
     }
 }
 
-/// The nearest of the integers that six bits hold.
+/// Rounds to the nearest 6-bit integer.
 fn six_bits(value: f32) -> u8 {
     nearest(value, 0.0, REACH) as u8
 }
 
-/// `scale`, one less and one more, within six bits.
+/// `scale` and its two neighbours, limited to six bits.
 fn around(scale: u8) -> [u8; 3] {
     [-1.0, 0.0, 1.0].map(|steps| six_bits(f32::from(scale) + steps))
 }

@@ -1,4 +1,4 @@
-//! Named mixtures: which tensor of a model gets which type.
+//! Quantization mixtures: the data type of each tensor of a model.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,9 +7,9 @@ use crate::layout::{LayerSlot, Param, Slot, Stack};
 use crate::spec::DecoderSpec;
 use crate::{Dtype, ModelError};
 
-/// A mixture of types, as llama.cpp names and composes it (`llama-quant.cpp`, without an importance matrix): norms and
-/// biases stay f32, the output head gets more bits than the rest, and so do the values and down projections of the
-/// first, the last and every third layer between in the `_m` mixtures.
+/// A mixture of data types, with the names and rules of llama.cpp (`llama-quant.cpp`, without an importance matrix):
+/// norms and biases stay f32; the output head gets more bits than the rest; in the `_m` mixtures, value and down
+/// projections of the first and last layers and of every third layer in between get more bits, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileType {
     /// Every tensor in f32.
@@ -31,7 +31,7 @@ pub enum FileType {
 }
 
 impl FileType {
-    /// All of them, largest files first.
+    /// All mixtures, largest files first.
     pub const ALL: [Self; 8] =
         [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q6K, Self::Q5KM, Self::Q4KM, Self::Q4_0];
 
@@ -49,7 +49,7 @@ impl FileType {
         }
     }
 
-    /// llama.cpp's number (`enum llama_ftype` in `llama.h`), which files carry as `general.file_type`.
+    /// llama.cpp's number (`enum llama_ftype` in `llama.h`), stored in files as `general.file_type`.
     pub const fn number(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -63,13 +63,13 @@ impl FileType {
         }
     }
 
-    /// The type of a tensor of `spec`. `head_is_embedding` says that the output head is not stored.
+    /// The data type of a tensor of `spec`. If `head_is_embedding`, the output head is not stored.
     pub fn dtype(self, spec: &DecoderSpec, stack: &Stack, head_is_embedding: bool) -> Dtype {
         let wanted = self.wanted(spec, stack, head_is_embedding);
         fitting(wanted, stack.shape().last().copied().unwrap_or(1))
     }
 
-    /// Whether the rows of a tensor are not whole blocks of the type it should have.
+    /// Whether a tensor gets a fallback type, because its rows are not whole blocks of the intended type.
     pub fn falls_back(self, spec: &DecoderSpec, stack: &Stack, head_is_embedding: bool) -> bool {
         self.wanted(spec, stack, head_is_embedding) != self.dtype(spec, stack, head_is_embedding)
     }
@@ -103,13 +103,13 @@ impl FileType {
         }
     }
 
-    /// The type of a value projection.
+    /// The data type of a value projection.
     fn values(self, spec: &DecoderSpec, layer: usize) -> Dtype {
         if self.more_bits(layer, spec.layers.len()) {
             return Dtype::Q6K;
         }
         let attention = spec.attention(layer);
-        // 70B models have so few values for each query that more bits cost next to nothing.
+        // In 70B models the value projections are so small that more bits cost next to nothing.
         let large = spec.layers.len() == 80 && attention.num_attention_heads != attention.num_key_value_heads;
         if large && self.base() == Dtype::Q4K { Dtype::Q5K } else { self.base() }
     }
@@ -120,12 +120,12 @@ impl FileType {
     }
 }
 
-/// Whether the rows of a value projection are in the tensor, alone or behind those of queries and keys.
+/// Whether the tensor contains a value projection, alone or stacked after queries and keys.
 fn holds_values(stack: &Stack) -> bool {
     stack.parameters.iter().any(|parameter| matches!(parameter.slot, Slot::Layer(_, LayerSlot::VProj)))
 }
 
-/// `wanted`, or what takes its place where rows of `columns` values are not whole blocks of it.
+/// `wanted`, or its fallback if rows of `columns` values are not whole blocks of it.
 fn fitting(wanted: Dtype, columns: usize) -> Dtype {
     let smaller = match wanted {
         Dtype::Q4K => Dtype::Q5_0,

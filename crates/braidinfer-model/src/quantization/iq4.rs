@@ -1,4 +1,4 @@
-//! Blocks whose 4-bit codes index a table of levels that are denser near zero.
+//! Blocks with 4-bit indices into a table of levels that are denser near zero.
 
 use half::f16;
 
@@ -11,8 +11,8 @@ pub fn dequantize_iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
     look_up(f16::from_le_bytes([*d0, *d1]).to_f32(), qs, out);
 }
 
-/// 256 values `d·(scale − 32)·level`, a 6-bit scale for each 32: low halves of 4 bits in four bytes, high ones of
-/// 2 bits in a 16-bit number.
+/// 256 values `d·(scale − 32)·level` with a 6-bit scale per 32 values: its lower 4 bits are packed in four bytes, its
+/// upper 2 bits in a 16-bit number.
 pub fn dequantize_iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
     let [d0, d1, high0, high1, l0, l1, l2, l3, qs @ ..] = block;
     let d = f16::from_le_bytes([*d0, *d1]).to_f32();
@@ -24,7 +24,7 @@ pub fn dequantize_iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
     }
 }
 
-/// Low halves of all bytes, then high halves.
+/// Looks up the low halves of all bytes, then the high halves.
 fn look_up(step: f32, qs: &[u8; 16], out: &mut [f32; 32]) {
     let values = LEVELS.map(|level| step * f32::from(level));
     for (i, byte) in qs.iter().enumerate() {

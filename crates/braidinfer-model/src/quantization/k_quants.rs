@@ -1,8 +1,8 @@
-//! Decoding of super-blocks: 256 values in sub-blocks of 16 or 32, whose small integer scales are multiples of f16
+//! Decoding of super-blocks: 256 values in sub-blocks of 16 or 32, whose small integer scales are multiplied by f16
 //! scales of the super-block.
 //!
-//! Products are taken in the order of the `gguf` Python package: super-block scale times sub-block scale, times
-//! code, minus the offset; each step rounded to f32.
+//! The order of operations is that of the `gguf` Python package: super-block scale times sub-block scale, times code,
+//! minus the offset; each step is rounded to f32.
 
 use half::f16;
 
@@ -88,8 +88,8 @@ pub fn dequantize_q6_k(block: &[u8; 210], out: &mut [f32; LEN]) {
     }
 }
 
-/// Eight 6-bit scales and eight 6-bit minima. The first four of each fill the low bits of eight bytes; the last four
-/// have their low halves in four more, and their upper two bits on top of the eight.
+/// Unpacks eight 6-bit scales and eight 6-bit minima. The first four of each are in the low bits of eight bytes. The
+/// last four have their low halves in four more bytes, and their upper two bits in the high bits of the first eight.
 pub fn unpacked_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let [scales, mins, low] = [part::<4>(packed, 0), part::<4>(packed, 4), part::<4>(packed, 8)];
     let unpacked = |first: &[u8; 4], shift: usize| {
@@ -101,7 +101,7 @@ pub fn unpacked_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     (unpacked(scales, 0), unpacked(mins, 4))
 }
 
-/// Undoes [`unpacked_scales`]; all are below 64.
+/// The inverse of [`unpacked_scales`]; all values must be below 64.
 pub fn packed_scales(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     let mut packed = [0; 12];
     for j in 0..4 {
@@ -112,7 +112,7 @@ pub fn packed_scales(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     packed
 }
 
-/// Sixteen 6-bit scales less 32: low halves in eight bytes, upper two bits in four.
+/// Sixteen 6-bit scales minus 32: low halves in eight bytes, upper two bits in four.
 fn q3_k_scales(packed: &[u8; 12]) -> [i8; 16] {
     std::array::from_fn(|j| {
         let low = packed[j % 8] >> (4 * (j / 8)) & 15;
@@ -125,7 +125,7 @@ fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes(*part(block, at)).to_f32()
 }
 
-/// The `N` bytes from `at` on, which every caller's block has.
+/// The `N` bytes at offset `at`, which the callers' blocks have.
 fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..].first_chunk().expect("the layout of the block has bytes here")
 }

@@ -1,7 +1,7 @@
-//! Blocks of 32 values with an f16 scale, and a minimum in the `_1` types.
+//! Blocks of 32 values with an f16 scale, and in the `_1` types a minimum.
 //!
-//! Every encoder takes the scale from the extremes of the block and gives the bytes that the `gguf` Python
-//! package gives (`gguf/quants.py`, version 0.19.0).
+//! Every encoder derives the scale from the extreme values of the block, and its output is byte-identical to that of
+//! the `gguf` Python package (`gguf/quants.py`, version 0.19.0).
 
 use half::f16;
 
@@ -54,7 +54,7 @@ pub fn dequantize_q8_0(block: &[u8; 34], out: &mut [f32; LEN]) {
     }
 }
 
-/// Four bits per value with the value of largest magnitude at code 0, or `None` if the scale does not fit f16.
+/// Four bits per value, with the value of largest magnitude at code 0. `None` if the scale exceeds the range of f16.
 pub fn quantize_q4_0(values: &[f32; LEN]) -> Option<[u8; 18]> {
     let d = largest(values) / -8.0;
     let q = codes(values, 0.0, d, 8.5, 15);
@@ -64,7 +64,7 @@ pub fn quantize_q4_0(values: &[f32; LEN]) -> Option<[u8; 18]> {
     Some(block)
 }
 
-/// Four bits per value from the smallest to the largest, or `None` if a scale does not fit f16.
+/// Four bits per value, from the smallest to the largest value. `None` if a scale exceeds the range of f16.
 pub fn quantize_q4_1(values: &[f32; LEN]) -> Option<[u8; 20]> {
     let (min, max) = extremes(values);
     let d = (max - min) / 15.0;
@@ -76,7 +76,7 @@ pub fn quantize_q4_1(values: &[f32; LEN]) -> Option<[u8; 20]> {
     Some(block)
 }
 
-/// Five bits per value with the value of largest magnitude at code 0, or `None` if the scale does not fit f16.
+/// Five bits per value, with the value of largest magnitude at code 0. `None` if the scale exceeds the range of f16.
 pub fn quantize_q5_0(values: &[f32; LEN]) -> Option<[u8; 22]> {
     let d = largest(values) / -16.0;
     let q = codes(values, 0.0, d, 16.5, 31);
@@ -87,7 +87,7 @@ pub fn quantize_q5_0(values: &[f32; LEN]) -> Option<[u8; 22]> {
     Some(block)
 }
 
-/// Five bits per value from the smallest to the largest, or `None` if a scale does not fit f16.
+/// Five bits per value, from the smallest to the largest value. `None` if a scale exceeds the range of f16.
 pub fn quantize_q5_1(values: &[f32; LEN]) -> Option<[u8; 24]> {
     let (min, max) = extremes(values);
     let d = (max - min) / 31.0;
@@ -100,8 +100,8 @@ pub fn quantize_q5_1(values: &[f32; LEN]) -> Option<[u8; 24]> {
     Some(block)
 }
 
-/// Eight bits per value with the largest magnitude at 127, halves rounded away from zero, or `None` if the scale
-/// does not fit f16.
+/// Eight bits per value, with the largest magnitude at 127, halves rounded away from zero. `None` if the scale exceeds
+/// the range of f16.
 pub fn quantize_q8_0(values: &[f32; LEN]) -> Option<[u8; 34]> {
     let d = largest(values).abs() / 127.0;
     let inverse = inverse(d);
@@ -130,13 +130,13 @@ fn scale_bytes(scale: f32) -> Option<[u8; 2]> {
 
 /// `1/d`, or 0 for 0.
 ///
-/// Infinite for the least subnormal numbers. There every code would do, as the scale is 0 in f16, but the reference's
-/// are 0 (it converts infinities to integers).
+/// Infinite for the smallest subnormal numbers. In that case any code would do, because the scale is 0 in f16, but the
+/// reference has code 0 (it converts infinities to integers).
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// The first of the values with the largest magnitude.
+/// The first value with the largest magnitude.
 fn largest(values: &[f32; LEN]) -> f32 {
     let (first, rest) = values.split_first().expect("blocks have values");
     *rest.iter().fold(first, |largest, value| if value.abs() > largest.abs() { value } else { largest })
@@ -148,7 +148,7 @@ fn extremes(values: &[f32; LEN]) -> (f32, f32) {
     })
 }
 
-/// `(value − min)/d + bias`, cut to an integer from 0 to `top`.
+/// `(value − min)/d + bias`, truncated and clamped to an integer from 0 to `top`.
 fn codes(values: &[f32; LEN], min: f32, d: f32, bias: f32, top: i32) -> [u8; LEN] {
     let inverse = inverse(d);
     if inverse.is_infinite() {
@@ -157,7 +157,7 @@ fn codes(values: &[f32; LEN], min: f32, d: f32, bias: f32, top: i32) -> [u8; LEN
     values.map(|value| (((value - min) * inverse + bias) as i32).clamp(0, top) as u8)
 }
 
-/// Low halves of all bytes, then high halves.
+/// The low halves of all bytes, then the high halves.
 fn nibbles(qs: &[u8; LEN / 2]) -> [u8; LEN] {
     let mut nibbles = [0; LEN];
     for (i, byte) in qs.iter().enumerate() {
@@ -171,7 +171,7 @@ fn packed_nibbles(q: &[u8; LEN]) -> [u8; LEN / 2] {
     std::array::from_fn(|i| q[i] & 15 | q[i + LEN / 2] << 4)
 }
 
-/// 16 where the bit of the value is set, else 0.
+/// 16 for each set bit, otherwise 0.
 fn fifth_bits(high: [u8; LEN / 8]) -> [u8; LEN] {
     const BITS: [u8; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
     let mut fifth = [0; LEN];

@@ -1,4 +1,4 @@
-//! Blocks of quantized values to f32 and back.
+//! Quantization and dequantization of blocks.
 
 mod affine_k;
 mod file_type;
@@ -13,7 +13,7 @@ pub use file_type::FileType;
 
 use crate::Dtype;
 
-/// Types that [`quantize`] writes.
+/// Data types that [`quantize`] can write.
 pub const QUANTIZABLE: &[Dtype] = &[
     Dtype::F32,
     Dtype::F16,
@@ -28,19 +28,19 @@ pub const QUANTIZABLE: &[Dtype] = &[
     Dtype::Q6K,
 ];
 
-/// Why values cannot be written as blocks.
+/// Why values cannot be quantized.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum QuantizeError {
-    /// There is no encoder, see [`QUANTIZABLE`].
+    /// There is no encoder for the type, see [`QUANTIZABLE`].
     #[error("{dtype} can be read but not written")]
     NotWritten {
-        /// The type asked for.
+        /// The requested type.
         dtype: Dtype,
     },
-    /// The last block would not be full.
+    /// The number of values is not a multiple of the block length.
     #[error("{len} values are not whole blocks of {dtype}, which have {} values each", dtype.block_len())]
     PartialBlock {
-        /// The type asked for.
+        /// The requested type.
         dtype: Dtype,
         /// Number of values.
         len: usize,
@@ -48,23 +48,24 @@ pub enum QuantizeError {
     /// A value is not finite, or needs a scale beyond the range of f16 (65504).
     #[error("{value} at index {index} is beyond the range of {dtype}")]
     OutOfRange {
-        /// The type asked for.
+        /// The requested type.
         dtype: Dtype,
-        /// First value that is not finite, or the largest magnitude in the first block whose scale does not fit.
+        /// Index of the first non-finite value, or of the largest magnitude in the first block whose scale does not
+        /// fit.
         index: usize,
-        /// The value there.
+        /// The value at that index.
         value: f32,
     },
 }
 
-/// The exact values of whole blocks.
+/// Dequantizes whole blocks exactly.
 ///
-/// Equal to the last bit to `gguf.quants.dequantize` of the `gguf` Python package: one rounding to f32 after each
-/// operation. llama.cpp's C has the same order, but a compiler may fuse its products and sums, rounding once less.
+/// Bitwise equal to `gguf.quants.dequantize` of the `gguf` Python package: one rounding to f32 after each operation.
+/// llama.cpp's C code has the same order, but a compiler may fuse its products and sums, which saves a rounding.
 ///
 /// # Panics
 ///
-/// If `blocks` are not as many bytes as `out.len()` values of this type take.
+/// If `blocks` does not have the size of `out.len()` values of this type.
 pub fn dequantize(dtype: Dtype, blocks: &[u8], out: &mut [f32]) {
     assert_eq!(dtype.bytes(out.len()), Some(blocks.len()), "bytes of {} values of {dtype}", out.len());
     match dtype {
@@ -86,11 +87,11 @@ pub fn dequantize(dtype: Dtype, blocks: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Appends the blocks of `values` to `out`.
+/// Appends `values`, quantized to blocks, to `out`.
 ///
-/// Floats are rounded to nearest even. `q4_0`, `q4_1`, `q5_0`, `q5_1` and `q8_0` are to the byte those of
-/// `gguf.quants.quantize` of the `gguf` Python package. `q4_k`, `q5_k` and `q6_k` seek the least sum of squared
-/// errors of each super-block. After an error `out` holds the blocks before the faulty one.
+/// Floats are rounded to nearest even. `q4_0`, `q4_1`, `q5_0`, `q5_1` and `q8_0` are byte-identical to
+/// `gguf.quants.quantize` of the `gguf` Python package. `q4_k`, `q5_k` and `q6_k` minimise the sum of squared errors of
+/// each super-block. After an error, `out` contains the blocks before the failed one.
 pub fn quantize(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<(), QuantizeError> {
     let bytes = dtype.bytes(values.len()).ok_or(QuantizeError::PartialBlock { dtype, len: values.len() })?;
     out.reserve(bytes);
@@ -137,7 +138,7 @@ fn encode_each<const LEN: usize, const SIZE: usize>(
     Ok(())
 }
 
-/// The first value that is not finite, else the one of largest magnitude.
+/// Index of the first non-finite value, or else of the value of largest magnitude.
 fn culprit(values: &[f32]) -> usize {
     let largest = || (0..values.len()).max_by(|a, b| values[*a].abs().total_cmp(&values[*b].abs()));
     values.iter().position(|value| !value.is_finite()).or_else(largest).unwrap_or(0)

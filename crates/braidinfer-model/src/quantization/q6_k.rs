@@ -1,6 +1,6 @@
 //! Encoding of `q6_k`: `x ≈ d·scale·q` with `q` from −32 to 31 and a signed 8-bit `scale` per 16 values.
 //!
-//! As in `affine_k`: for a given `d` every sub-block tries the scales in a window, then least squares gives `d`.
+//! As in `affine_k`: for a given `d`, every sub-block tries the scales in a window; then least squares gives `d`.
 
 use std::array;
 use std::ops::RangeInclusive;
@@ -14,11 +14,11 @@ const SUBS: usize = 16;
 const SUB_LEN: usize = LEN / SUBS;
 const LOW: f32 = -32.0;
 const HIGH: f32 = 31.0;
-/// The scale of largest magnitude, which code −32 makes as exact as f16.
+/// The scale of largest magnitude; its product with code −32 is a power of two, hence exact.
 const REACH: f32 = -128.0;
 const TURNS: usize = 4;
 
-/// 256 values in blocks of 210 bytes, or `None` if the scale does not fit f16.
+/// Quantizes 256 values to a 210-byte block. `None` if the scale exceeds the range of f16.
 pub fn quantize_q6_k(values: &[f32; LEN]) -> Option<[u8; 210]> {
     let values = SuperBlock { subs: array::from_fn(|j| array::from_fn(|i| values[SUB_LEN * j + i])) };
     let fit = values.fit()?;
@@ -37,7 +37,7 @@ pub fn quantize_q6_k(values: &[f32; LEN]) -> Option<[u8; 210]> {
     Some(block)
 }
 
-/// Values to encode.
+/// The values to quantize.
 struct SuperBlock {
     subs: [[f32; SUB_LEN]; SUBS],
 }
@@ -52,12 +52,12 @@ struct Fit {
 }
 
 impl SuperBlock {
-    /// The best of the starts, `None` if the scale does not fit f16.
+    /// The best result of several initial values. `None` if the scale exceeds the range of f16.
     fn fit(&self) -> Option<Fit> {
         let level = self.subs[0][0].abs();
         let flat = self.subs.as_flattened().iter().all(|x| x.abs() == level);
-        // 128 is exact for an f16 and 120 leaves room for larger scales. Other constants are as exact as the best of
-        // many products with an f16.
+        // 128 is exact for a constant that is an f16, and 120 leaves room for larger scales. Other constants are
+        // represented by the best of many products with an f16.
         let (first, apart) = if flat { (97, 1) } else { (120, 8) };
         let mut best: Option<Fit> = None;
         for start in (first..=128u8).step_by(apart) {
@@ -72,7 +72,7 @@ impl SuperBlock {
         best
     }
 
-    /// Searches near the scales that put the largest value of each sub-block at code −32.
+    /// Searches near the scales that map the largest value of each sub-block to code −32.
     fn start(&self, divisor: f32) -> Option<Fit> {
         let steps = self.subs.map(|x| largest(x) / LOW);
         let d = super_scale(largest(steps), divisor, REACH)?;
@@ -84,7 +84,7 @@ impl SuperBlock {
         }))
     }
 
-    /// Takes turns until the error stays.
+    /// Alternates until the error no longer decreases.
     fn settle(&self, mut fit: Fit) -> Fit {
         for _ in 0..TURNS {
             let near = |scale: i8| window(f32::from(scale) - 2.0, f32::from(scale) + 2.0);
@@ -97,11 +97,11 @@ impl SuperBlock {
         fit
     }
 
-    /// The best scale for each sub-block among those of its window.
+    /// The best scale of each sub-block within its window.
     fn search(&self, d: f16, windows: impl Fn(usize) -> RangeInclusive<i8>) -> Fit {
         let mut fit = Fit { d, scales: [0; SUBS], error: 0.0 };
         for (j, x) in self.subs.iter().enumerate() {
-            // Where no scale is better than 0, as in zeros, it stays 0.
+            // If no scale is better than 0, as for zeros, it stays 0.
             let mut least = squared_error(x, 0.0);
             for scale in windows(j) {
                 let error = squared_error(x, d.to_f32() * f32::from(scale));
@@ -114,7 +114,7 @@ impl SuperBlock {
         fit
     }
 
-    /// The `d` of least error for the codes and scales of `fit`: `Σ x·scale·q / Σ (scale·q)²`.
+    /// The `d` with the least squared error for the codes and scales of `fit`: `Σ x·scale·q / Σ (scale·q)²`.
     fn least_squares(&self, fit: &Fit) -> f16 {
         let (mut products, mut squares) = (0.0, 0.0);
         for (j, x) in self.subs.iter().enumerate() {
@@ -124,7 +124,7 @@ impl SuperBlock {
             products += scale * f64::from(sum(x, |x| q(x) * x));
             squares += scale * scale * f64::from(sum(x, |x| q(x) * q(x)));
         }
-        // An integer, so 1 only replaces 0.
+        // The sum is an integer, so `max(1.0)` only replaces 0.
         saturating_f16(products / squares.max(1.0))
     }
 
@@ -138,13 +138,13 @@ impl SuperBlock {
 }
 
 impl Fit {
-    /// Step of a sub-block, rounded as decoders round it.
+    /// Step of a sub-block, rounded as in decoders.
     fn step(&self, j: usize) -> f32 {
         self.d.to_f32() * f32::from(self.scales[j])
     }
 }
 
-/// Integers from about `first` to about `last`, cut to what eight bits hold.
+/// Integers from about `first` to about `last`, limited to eight bits.
 fn window(first: f32, last: f32) -> RangeInclusive<i8> {
     nearest(first, REACH, 127.0) as i8..=nearest(last, REACH, 127.0) as i8
 }

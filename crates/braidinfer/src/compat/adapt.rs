@@ -1,4 +1,4 @@
-//! Choosing a plan: exactness where it takes most of the divergence away for what it costs, until the target holds.
+//! Choosing a plan: precision is raised where it reduces the divergence most for its cost, until the target is met.
 
 mod contributions;
 
@@ -7,29 +7,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::judge::{self, Judgement};
 use super::measure::{Run, Truth};
 use super::plan_words::layer_in_words;
-use super::precision::{Holds, Target};
+use super::precision::{Target, TargetStatus};
 use super::reading::Reader;
 use super::{Measurements, Status};
 use crate::executor::{Decoder, KernelPlan};
 use crate::{Error, Result};
 
-/// Between a plan that is so many times as far from the truth as it may be and one that holds, nearly all of the exactness
-/// is needed, and it does not pay to find out which part is not.
-const HOPELESS: f64 = 20.0;
+/// If the divergence of a plan exceeds the target by this factor, nearly all of the higher precision of the next plan
+/// is needed, and searching for the part that is not needed does not pay.
+const TOO_FAR: f64 = 20.0;
 
-/// Shares of what a target leaves room for that plans in between are tried with, one after the other.
-const SHARES: [f64; 3] = [0.5, 0.1, 0.02];
+/// Fractions of the target's divergence that intermediate plans aim for, tried in this order.
+const TARGET_FRACTIONS: [f64; 3] = [0.5, 0.1, 0.02];
 
-/// The plan that was settled on.
+/// The chosen plan.
 #[derive(Debug)]
 pub(super) struct Adapted {
     pub(super) plan: KernelPlan,
     pub(super) run: Run,
-    /// How layers are computed that depart from the fastest plan.
+    /// Descriptions of the layers that deviate from the fastest plan.
     pub(super) raised: BTreeMap<usize, String>,
-    /// Layers that standard kernels compute, because fused ones are wrong there; `run` is one with them.
+    /// Layers that use the standard kernels because fused kernels are wrong there; `run` includes them.
     pub(super) standard: BTreeSet<usize>,
-    /// Whether it holds what was asked for.
+    /// Whether the plan meets the target.
     pub(super) holds: bool,
 }
 
@@ -41,8 +41,9 @@ impl Adapted {
     }
 }
 
-/// Starts from the fastest plan and takes the first of ever more exact ones that holds the target; between the last that does
-/// not and the first that does, it raises only what it must, if `search_between` says that there is time to find out what.
+/// Tries plans of increasing precision, beginning with the fastest, and takes the first that meets the target. With
+/// `search_between`, it then searches for a cheaper plan between the last that misses the target and the first that
+/// meets it.
 pub(super) fn adapt(
     fused: &mut Decoder<'_>,
     found: &Measurements,
@@ -56,15 +57,15 @@ pub(super) fn adapt(
         return Ok(Adapted::new(found, fastest, found.fastest.clone(), false));
     }
     let Some(target) = target else {
-        return fastest_that_serves(fused, found, reader);
+        return fastest_usable(fused, found, reader);
     };
     let mut below: Option<(KernelPlan, Run)> = None;
     for plan in fastest.ladder() {
         let run = reader.read(fused, &plan, Some(target))?;
-        if target.judge(&run.divergence) != Holds::No {
+        if target.judge(&run.divergence) != TargetStatus::Missed {
             let between = match &below {
-                Some((coarse, far)) if search_between && far.divergence.kl_mean < HOPELESS * target.kl_mean => {
-                    between(fused, found, reader, target, [coarse, &plan], far)?
+                Some((coarse, far)) if search_between && far.divergence.kl_mean < TOO_FAR * target.kl_mean => {
+                    cheapest_between(fused, found, reader, target, [coarse, &plan], far)?
                 }
                 _ => None,
             };
@@ -73,13 +74,13 @@ pub(super) fn adapt(
         }
         below = Some((plan, run));
     }
-    // Nothing that the fused kernels can do holds it: the most exact plan is the nearest.
+    // No plan of the fused kernels meets the target: the most exact plan comes closest.
     let (plan, run) = below.ok_or_else(|| Error::Internal("a ladder has a first plan".into()))?;
     Ok(Adapted::new(found, plan, run, false))
 }
 
-/// The fastest plan whose answers are of use: one that rounds so coarsely that they are not is no plan to be fast with.
-fn fastest_that_serves(fused: &mut Decoder<'_>, found: &Measurements, reader: &mut Reader<'_, '_>) -> Result<Adapted> {
+/// The fastest plan whose answers are usable. Plans that round so coarsely that the answers are useless are skipped.
+fn fastest_usable(fused: &mut Decoder<'_>, found: &Measurements, reader: &mut Reader<'_, '_>) -> Result<Adapted> {
     let mut adapted = None;
     for plan in found.fastest_plan.ladder() {
         let run = reader.read(fused, &plan, None)?;
@@ -92,8 +93,9 @@ fn fastest_that_serves(fused: &mut Decoder<'_>, found: &Measurements, reader: &m
     adapted.ok_or_else(|| Error::Internal("a ladder has a first plan".into()))
 }
 
-/// A plan that takes from `fine` only what it needs to hold the target, and the rest from `coarse`, which does not hold it.
-fn between(
+/// A plan with the precision of `fine` only where it is needed to meet the target, and otherwise that of `coarse`,
+/// which misses it.
+fn cheapest_between(
     fused: &mut Decoder<'_>,
     found: &Measurements,
     reader: &mut Reader<'_, '_>,
@@ -102,25 +104,25 @@ fn between(
     far: &Run,
 ) -> Result<Option<(KernelPlan, Run)>> {
     let contributions = contributions::measure(fused, &found.truth, coarse, fine)?;
-    // To first order shifts are as the root of the divergence.
+    // To first order, shifts are proportional to the square root of the divergence.
     let by_shift = (target.shift / far.divergence.shift_max.max(f64::MIN_POSITIVE)).powi(2) * far.divergence.kl_mean;
-    for share in SHARES {
+    for share in TARGET_FRACTIONS {
         let plan = contributions.cheapest(coarse, fine, share * target.kl_mean.min(by_shift));
         if plan == *fine {
             break;
         }
         let run = reader.read(fused, &plan, Some(target))?;
-        // Nothing is gained by what only just holds.
-        if target.judge(&run.divergence) == Holds::Yes {
+        // A plan that barely meets the target is not worth it.
+        if target.judge(&run.divergence) == TargetStatus::Met {
             return Ok(Some((plan, run)));
         }
     }
     Ok(None)
 }
 
-/// Leaves `faulty` layers to standard kernels, if the model is then close to the truth: by the first plan for the other layers
-/// that holds the target, or at least by one that is close.
-pub(super) fn around(
+/// Assigns `faulty` layers to the standard kernels, if the model is then close to the truth: with the first plan for
+/// the other layers that meets the target, or else with one that is close.
+pub(super) fn with_standard_layers(
     fused: &mut Decoder<'_>,
     standard: &mut Decoder<'_>,
     found: &Measurements,
@@ -130,7 +132,7 @@ pub(super) fn around(
     let mut close = None;
     for plan in found.fastest_plan.ladder() {
         let run = mixed_run(fused, standard, &found.truth, &plan, faulty)?;
-        let holds = target.is_none_or(|target| target.judge(&run.divergence) != Holds::No);
+        let holds = target.is_none_or(|target| target.judge(&run.divergence) != TargetStatus::Missed);
         if Judgement::is_close(&run) {
             let mut adapted = Adapted::new(found, plan, run, holds);
             adapted.raised.retain(|layer, _| !faulty.contains(layer));

@@ -1,4 +1,4 @@
-//! Passages as batches: some to compare layer by layer, with a few tokens far into a context, and the rest.
+//! Passages as batches: one that is compared layer by layer, with a few tokens at far positions, and the rest.
 
 use braidinfer_model::DecoderSpec;
 use braidinfer_model::spec::{AttentionSpec, Mixer, RopeScaling};
@@ -7,29 +7,29 @@ use super::Thoroughness;
 use super::passages::{BEGINNING, Passages};
 use crate::executor::{Batch, KvCacheConfig, SequenceSlice};
 
-/// Tokens of a stage of reading: enough that products of many rows are as fast as they get.
+/// Tokens per stage: enough for full matrix multiplication speed.
 const STAGE: usize = 64;
 
-/// Where the fused kernels' first span of keys has ended, and block tables are longer than 64 entries.
+/// A position beyond the first span of keys of the fused attention kernels, with block tables longer than 64 entries.
 const SECOND_SPAN: usize = 1040;
 
-/// Values of keys, over all heads, that a far context may take in the reference, which copies them for each layer.
+/// Most key values, over all heads, in a far context: the reference copies them for each layer.
 const FAR_VALUES: [usize; 2] = [1 << 21, 1 << 24];
 
-/// Hands out blocks of the key/value storage from the first one on.
-struct Blocks {
+/// Allocates KV cache blocks in ascending order.
+struct BlockAllocator {
     storage: KvCacheConfig,
     next: usize,
-    /// Blocks whose every slot is written.
+    /// BlockAllocator in which every slot is written.
     full: Vec<u32>,
 }
 
-impl Blocks {
+impl BlockAllocator {
     fn new(storage: KvCacheConfig) -> Self {
         Self { storage, next: 0, full: Vec::new() }
     }
 
-    /// Tokens that there is still room for.
+    /// Number of tokens that still fit.
     fn room(&self) -> usize {
         (self.storage.num_blocks - self.next).saturating_mul(self.storage.block_size)
     }
@@ -40,8 +40,8 @@ impl Blocks {
         (first..self.next as u32).collect()
     }
 
-    /// Adds a sequence from its beginning, of which the logits of all but the first `known` tokens are wanted.
-    fn near(&mut self, batch: &mut Batch, ids: &[u32], known: usize) {
+    /// Adds a sequence from its beginning, and requests the logits of all but its first `known` tokens.
+    fn add_sequence(&mut self, batch: &mut Batch, ids: &[u32], known: usize) {
         let block_table = self.take(ids.len());
         self.full.extend(&block_table[..ids.len() / self.storage.block_size]);
         let state_slot = batch.sequences.len() as u32;
@@ -49,10 +49,10 @@ impl Blocks {
         batch.push(ids, slice, ids.len().saturating_sub(known));
     }
 
-    /// Adds tokens at a position that is far into a context, whose keys and values are those of near sequences, over and
-    /// over. Both kernels see the same context, and nothing has to be read to get there; but no text has such a one, so that
-    /// it shows faults, and not how often tokens change.
-    fn far(&mut self, batch: &mut Batch, ids: &[u32], position: usize) {
+    /// Adds tokens at a far position, on a context made of the blocks of near sequences, repeated. Both kernels see the
+    /// same context, and no prefill is needed to get there. But no text has such a context, so the result shows faults,
+    /// and not how often tokens change.
+    fn add_far_tokens(&mut self, batch: &mut Batch, ids: &[u32], position: usize) {
         let before = position / self.storage.block_size;
         let mut block_table: Vec<u32> = self.full.iter().copied().cycle().take(before).collect();
         block_table.extend(self.take(ids.len()));
@@ -62,8 +62,8 @@ impl Blocks {
     }
 }
 
-/// What is compared layer by layer: the beginnings of some passages, and, `with_far`, tokens at far positions, whose context
-/// is blocks of other sequences. Layers that keep more than blocks have nothing to go on from there.
+/// The batch that is compared layer by layer: the beginnings of some passages and, if `with_far`, tokens at far
+/// positions on blocks of other sequences. Layers with per-sequence state have no state for far positions.
 pub(super) fn first(
     passages: &Passages,
     spec: &DecoderSpec,
@@ -73,7 +73,7 @@ pub(super) fn first(
 ) -> Batch {
     let limit = storage.capacity().min(spec.context_length());
     let mut batch = Batch::default();
-    let mut blocks = Blocks::new(storage);
+    let mut blocks = BlockAllocator::new(storage);
     let joined = passages.joined(LONG);
     let near: Vec<&[u32]> = match how {
         Thoroughness::Brief | Thoroughness::Normal => beginnings(passages, first_lens(how)),
@@ -82,7 +82,7 @@ pub(super) fn first(
     for ids in near {
         let ids = &ids[..ids.len().min(limit).min(blocks.room())];
         if !ids.is_empty() {
-            blocks.near(&mut batch, ids, 0);
+            blocks.add_sequence(&mut batch, ids, 0);
         }
     }
     let (most, rows, values) = match how {
@@ -95,13 +95,13 @@ pub(super) fn first(
     let positions = if with_far { far_positions(spec, storage.block_size, how) } else { Vec::new() };
     for position in positions.into_iter().filter(|position| position + ids.len() <= limit).take(most) {
         if !blocks.full.is_empty() && blocks.room() >= ids.len() {
-            blocks.far(&mut batch, ids, position);
+            blocks.add_far_tokens(&mut batch, ids, position);
         }
     }
     batch
 }
 
-/// How much of the first passages is compared layer by layer.
+/// Number of tokens of each of the first passages that are compared layer by layer.
 fn first_lens(how: Thoroughness) -> &'static [usize] {
     match how {
         Thoroughness::Brief => &[16],
@@ -110,15 +110,16 @@ fn first_lens(how: Thoroughness) -> &'static [usize] {
     }
 }
 
-/// Tokens of the one long sequence that a full check reads.
+/// Tokens of the long sequence that a full check reads.
 const LONG: usize = 512;
 
 fn beginnings<'a>(passages: &'a Passages, lens: &[usize]) -> Vec<&'a [u32]> {
     passages.ids.iter().zip(lens).map(|(ids, len)| &ids[..ids.len().min(*len)]).collect()
 }
 
-/// Positions at which something changes, most telling first, rounded up to whole blocks: the ends of windows, and twice as
-/// far, where leaving one out weighs more; where RoPE changes; a second span of keys; the end of the context.
+/// Positions at which the computation changes, most informative first, rounded up to whole blocks: the ends of sliding
+/// windows, and twice as far, where ignoring the window matters more; thresholds of RoPE; a second span of keys; the
+/// end of the context.
 fn far_positions(spec: &DecoderSpec, block_size: usize, how: Thoroughness) -> Vec<usize> {
     let mut positions = Vec::new();
     for layer in &spec.layers {
@@ -141,8 +142,8 @@ fn far_positions(spec: &DecoderSpec, block_size: usize, how: Thoroughness) -> Ve
     rounded.filter(|position| *position > 0 && seen.insert(*position)).collect()
 }
 
-/// What [`first`] leaves of all passages, some at a time: the beginnings of the others, then the rest of each. Only logits of
-/// tokens that were not compared before are wanted.
+/// The tokens that [`first`] leaves out, in stages: the beginnings of the other passages, then the rest of each.
+/// Requests logits only of tokens that were not compared before.
 pub(super) fn stages(passages: &Passages, spec: &DecoderSpec, storage: KvCacheConfig, how: Thoroughness) -> Vec<Batch> {
     let limit = storage.capacity().min(spec.context_length());
     let lens = first_lens(how);
@@ -150,15 +151,15 @@ pub(super) fn stages(passages: &Passages, spec: &DecoderSpec, storage: KvCacheCo
     let others = passages.ids.iter().skip(lens.len()).map(|ids| (&ids[..ids.len().min(BEGINNING)], 0));
     let rests = passages.ids.iter().enumerate().map(|(index, ids)| (&ids[..], known(index)));
     let mut stages = Vec::new();
-    let (mut batch, mut blocks) = (Batch::default(), Blocks::new(storage));
+    let (mut batch, mut blocks) = (Batch::default(), BlockAllocator::new(storage));
     for (ids, known) in others.chain(rests) {
         let ids = &ids[..ids.len().min(limit)];
         if batch.logits_rows.len() >= STAGE || blocks.room() < ids.len() {
             stages.push(std::mem::take(&mut batch));
-            blocks = Blocks::new(storage);
+            blocks = BlockAllocator::new(storage);
         }
         if ids.len() > known {
-            blocks.near(&mut batch, ids, known);
+            blocks.add_sequence(&mut batch, ids, known);
         }
     }
     stages.push(batch);
@@ -166,12 +167,12 @@ pub(super) fn stages(passages: &Passages, spec: &DecoderSpec, storage: KvCacheCo
     stages
 }
 
-/// Tokens of sequences that were read from their beginning; those at far positions come after them.
+/// Number of tokens in sequences that begin at position 0; tokens at far positions come after them in the batch.
 pub(super) fn near_tokens(batch: &Batch) -> usize {
     batch.ranges().filter(|(_, sequence)| sequence.context_len == 0).map(|(range, _)| range.len()).sum()
 }
 
-/// The token after each one whose logits are wanted, in sequences that were read from their beginning.
+/// For each requested row of logits, the next token of the text, in sequences that begin at position 0.
 pub(super) fn next_tokens(batch: &Batch) -> Vec<Option<u32>> {
     let ids = &batch.token_ids;
     let of = |(range, sequence): (std::ops::Range<usize>, &SequenceSlice)| -> Vec<Option<u32>> {
@@ -195,7 +196,7 @@ mod tests {
         Passages::new(None, None, 100).expect("ids can be drawn")
     }
 
-    /// Windows of 4 and of none, and a context of 512 tokens.
+    /// A model with a sliding window of 4 in some layers, and a context of 512 tokens.
     fn spec() -> DecoderSpec {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/models/gemma3");
         let source = braidinfer_model::ModelSource::open(dir).expect("the fixture is there");
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_fit_their_storage() {
+    fn batches_fit_the_kv_cache() {
         for how in [Thoroughness::Brief, Thoroughness::Normal, Thoroughness::Full] {
             for num_blocks in [1, 2, 3, 5, 40, 4096] {
                 let (spec, storage) = (spec(), storage(num_blocks));
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn no_position_is_compared_twice_and_none_is_left() {
+    fn every_position_is_compared_exactly_once() {
         let (passages, spec, storage) = (passages(), spec(), storage(4096));
         for how in [Thoroughness::Brief, Thoroughness::Normal] {
             let mut batches = vec![first(&passages, &spec, storage, how, true)];
@@ -227,20 +228,20 @@ mod tests {
             for batch in &batches {
                 for (range, _) in batch.ranges().filter(|(_, sequence)| sequence.context_len == 0) {
                     for row in batch.logits_rows.iter().filter(|row| range.contains(row)) {
-                        // Eight tokens tell passages apart.
+                        // Eight tokens identify a passage.
                         let passage = batch.token_ids[range.start..range.start + 8].to_vec();
                         assert!(seen.insert((passage, row - range.start)), "{how:?}");
                     }
                 }
             }
             assert_eq!(seen.len(), passages.ids.iter().map(Vec::len).sum::<usize>());
-            // What loading reads is of several passages.
+            // The first stage, which a brief check reads, covers several passages.
             assert!(batches[1].sequences.len() >= 3);
         }
     }
 
     #[test]
-    fn far_positions_are_reached_with_a_few_tokens() {
+    fn far_positions_need_few_tokens() {
         let mut spec = spec();
         spec.max_position_embeddings = 1 << 17;
         for layer in &mut spec.layers {
@@ -254,11 +255,11 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_next_is_known_within_a_sequence_only() {
+    fn next_tokens_are_known_within_a_sequence_only() {
         let mut batch = Batch::default();
-        let mut blocks = Blocks::new(storage(4));
-        blocks.near(&mut batch, &(0..20).collect::<Vec<u32>>(), 0);
-        blocks.far(&mut batch, &[7, 8], 160);
+        let mut blocks = BlockAllocator::new(storage(4));
+        blocks.add_sequence(&mut batch, &(0..20).collect::<Vec<u32>>(), 0);
+        blocks.add_far_tokens(&mut batch, &[7, 8], 160);
         let next = next_tokens(&batch);
         assert_eq!((next[0], next[19], next[20]), (Some(1), None, None));
     }

@@ -1,4 +1,4 @@
-//! Verdicts kept between runs.
+//! Cached verdicts.
 
 use std::fs;
 use std::io::Write;
@@ -13,14 +13,14 @@ use super::report::CompatReport;
 use super::{Precision, Subject, Thoroughness, batches, judge};
 use crate::executor::Decoder;
 
-/// Changed whenever reports change in meaning.
+/// Incremented whenever the meaning of reports changes.
 const FORMAT: u32 = 3;
 
-/// Of larger tensors only so many parts of [`SAMPLE_BYTES`] are read, evenly spread.
+/// Of larger tensors, this many evenly spaced samples of [`SAMPLE_BYTES`] are hashed.
 const SAMPLES: usize = 8;
 const SAMPLE_BYTES: usize = 4096;
 
-/// Where the verdict about one model, read by one build on one kind of machine, is kept.
+/// The cache file of the verdict about one model, for one build and one kind of machine.
 pub(crate) struct VerdictCache {
     path: Option<PathBuf>,
     key: String,
@@ -30,14 +30,14 @@ pub(crate) struct VerdictCache {
 struct Entry {
     format: u32,
     key: String,
-    /// SHA-256 of the report's text.
+    /// SHA-256 of `report`.
     checksum: String,
-    /// JSON.
+    /// The report as JSON.
     report: String,
 }
 
 impl VerdictCache {
-    /// A verdict is about these weights, what they are asked, precision, levels, instruction set and build of the engine.
+    /// The key covers weights, test tokens, precision, numeric levels, instruction set and build of the engine.
     pub(crate) fn new(folder: Option<&Path>, subject: &Subject, fused: &Decoder<'_>, precision: Precision) -> Self {
         let Subject { spec, weights, .. } = subject;
         let mut hash = Sha256::new();
@@ -48,24 +48,24 @@ impl VerdictCache {
         for (slot, param, view) in weights.iter() {
             field(&mut hash, format!("{slot:?} {param} {} {:?}", view.dtype, view.shape).as_bytes());
             sample(&mut hash, view.data);
-            // A page that is read brings its neighbours along.
+            // Reading a page of the file maps its neighbours, too.
             weights.release(slot, param);
         }
-        // Another tokenizer or chat template makes other tokens of what a check reads. One that fails fails the check as well.
+        // Another tokenizer or chat template yields other test tokens. If it fails, the check fails, too.
         let passages = subject.passages().ok();
         field(&mut hash, &passages.as_ref().map(Passages::fingerprint).unwrap_or_default());
-        // A small context leaves room for few tokens to measure with, and no far positions.
+        // A small context leaves room for few test tokens and no far positions.
         let with_far = fused.state().bytes_per_sequence == 0;
         let first = passages.map(|read| batches::first(&read, spec, fused.kv_cache(), Thoroughness::Brief, with_far));
         field(&mut hash, format!("{:?}", first.unwrap_or_default()).as_bytes());
         let name = hex(&hash.clone().finalize());
         field(&mut hash, &FORMAT.to_le_bytes());
         field(&mut hash, build().as_bytes());
-        // A program that was built anew writes over what the one before it found.
+        // The build is part of the key and not of the name: a new build overwrites the verdict of the previous one.
         Self { path: folder.map(|folder| folder.join(format!("{name}.json"))), key: hex(&hash.finalize()) }
     }
 
-    /// The verdict, unless there is none or its file is not whole, of another format, or about something else.
+    /// The cached verdict. `None` if there is none, or if its file is corrupt, has another format, or has another key.
     pub(crate) fn read(&self) -> Option<CompatReport> {
         let entry: Entry = serde_json::from_slice(&fs::read(self.path.as_ref()?).ok()?).ok()?;
         let whole = entry.checksum == hex(&Sha256::digest(entry.report.as_bytes()));
@@ -77,8 +77,8 @@ impl VerdictCache {
         Some(report)
     }
 
-    /// Keeps a verdict, whole or not at all, unless one that was measured more thoroughly is kept. An error is one line for
-    /// the user: nothing depends on the file.
+    /// Writes a verdict atomically, unless a more thorough one is cached. The error is one line for the user; nothing
+    /// else depends on the file.
     pub(crate) fn write(&self, report: &CompatReport) -> Result<(), String> {
         let Some(path) = &self.path else { return Ok(()) };
         if self.read().is_some_and(|kept| kept.thoroughness > report.thoroughness) {
@@ -102,7 +102,7 @@ impl VerdictCache {
     }
 }
 
-/// Version of the engine, and the program that runs: one that was built anew may compute otherwise.
+/// Version of the engine, and size and time of the running program: a new build may compute differently.
 fn build() -> String {
     let program = std::env::current_exe().and_then(fs::metadata).ok().map(|file| {
         let modified = file.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
@@ -111,13 +111,13 @@ fn build() -> String {
     format!("{} {program:?}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Hashes `bytes` with their length, so that fields cannot run into each other.
+/// Hashes `bytes` with their length, so that the boundaries of fields are unambiguous.
 fn field(hash: &mut Sha256, bytes: &[u8]) {
     hash.update((bytes.len() as u64).to_le_bytes());
     hash.update(bytes);
 }
 
-/// Small tensors whole, parts of larger ones.
+/// Hashes small tensors completely, and samples of larger ones.
 fn sample(hash: &mut Sha256, data: &[u8]) {
     if data.len() <= 2 * SAMPLES * SAMPLE_BYTES {
         return field(hash, data);

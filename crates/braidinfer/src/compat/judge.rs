@@ -1,4 +1,4 @@
-//! From measurements to a verdict.
+//! Deriving the verdict from the measurements.
 
 use std::collections::BTreeSet;
 
@@ -6,44 +6,45 @@ use super::adapt::Adapted;
 use super::measure::{Errors, LayerErrors, Run};
 use super::plan_entries::{self, Computed};
 use super::plan_words::plan_in_words;
-use super::precision::{Holds, Target};
+use super::precision::{Target, TargetStatus};
 use super::report::{CompatReport, RunKind, RunReport, Status};
 use super::{Precision, Predicted};
 use crate::Advice;
 use crate::divergence::{Divergence, NEAR_TIE};
 use crate::executor::ActiveKernels;
 
-/// Largest relative error of an activation where nothing is rounded but sums.
+/// Largest relative error of an activation under the exact plan.
 const EXACT_ERROR: f64 = 1e-4;
 
-/// Mean divergences, in nats, and the scores they get; in between, scores fall with the logarithm.
+/// Scores by mean KL divergence, in nats; between the entries, the score is linear in the logarithm.
 const BY_DIVERGENCE: [(f64, f64); 4] = [(1e-3, 1.0), (1e-2, 0.8), (1e-1, 0.5), (1.0, 0.0)];
 
-/// The same for the share of positions, of those that are no near tie, at which another token is likeliest.
+/// Scores by the fraction of positions, without near ties, at which the most likely token changed.
 const BY_CHANGES: [(f64, f64); 4] = [(2e-3, 1.0), (2e-2, 0.8), (1e-1, 0.5), (0.5, 0.0)];
 
-/// Answers are called the same only where margins move by no more than a quarter of what changes one.
+/// Answers are reported as unchanged only if no margin shifts by more than a quarter of what changes a token...
 const SAME: Target = Target { kl_mean: 1e-5, shift: NEAR_TIE / 4.0 };
 
-/// And where no more than this share of positions can change, at 95 %: some 75 positions without a change.
+/// ...and if the rate of changed positions is below this with 95 % confidence, which takes some 75 positions without a
+/// change.
 const SAME_RATE: f64 = 0.05;
 
-/// What the measurements mean.
+/// The interpretation of the measurements.
 #[derive(Debug)]
 pub(super) struct Judgement {
-    /// The first error that rounding of sums does not explain.
-    fault: Option<Fault>,
+    /// The first error that the rounding of sums does not explain.
+    fault: Option<KernelFault>,
     /// First fault of each layer.
     faults: Vec<Option<String>>,
-    /// Whether what comes before the first layer and after the last is as it should be.
+    /// Whether embedding and output head are right.
     ends_are_right: bool,
-    /// Mean divergence of what most people run.
+    /// Mean KL divergence in the checkpoint's data type (what most people run).
     usual: Option<f64>,
 }
 
 #[derive(Debug, Clone)]
-struct Fault {
-    /// `None` before the first layer and after the last.
+struct KernelFault {
+    /// The layer; `None` for embedding and output head.
     layer: Option<usize>,
     op: String,
     error: f64,
@@ -52,17 +53,17 @@ struct Fault {
 impl Judgement {
     pub(super) fn of(exact: &Errors, run: &Run, checkpoint: Option<&Run>) -> Self {
         let bad = |layer: Option<usize>, op: &str, error: f64| {
-            (error.is_nan() || error > EXACT_ERROR).then(|| Fault { layer, op: op.to_owned(), error })
+            (error.is_nan() || error > EXACT_ERROR).then(|| KernelFault { layer, op: op.to_owned(), error })
         };
         let in_layer = |(layer, errors): (usize, &LayerErrors)| {
             errors.ops.iter().find_map(|(op, error)| bad(Some(layer), op, *error))
         };
-        let in_layers: Vec<Option<Fault>> = exact.layers.iter().enumerate().map(in_layer).collect();
+        let in_layers: Vec<Option<KernelFault>> = exact.layers.iter().enumerate().map(in_layer).collect();
         let whole = || {
             let apart =
                 [&run.divergence, &run.far].map(|found| if found.is_finite() { found.kl_mean } else { f64::NAN });
             let wrong = |kl: &f64| kl.is_nan() || by_table(&BY_DIVERGENCE, *kl) <= 0.8;
-            apart.into_iter().find(wrong).map(|error| Fault { layer: None, op: "the whole".into(), error })
+            apart.into_iter().find(wrong).map(|error| KernelFault { layer: None, op: "the whole".into(), error })
         };
         let (before, after) = (bad(None, "embed", exact.embed), bad(None, "logits", exact.logits));
         let ends_are_right = before.is_none() && after.is_none();
@@ -75,12 +76,12 @@ impl Judgement {
         }
     }
 
-    /// Whether kernels compute something else than they should.
+    /// Whether the kernels compute something wrong.
     pub(super) fn has_fault(&self) -> bool {
         self.fault.is_some()
     }
 
-    /// Layers that compute something else than they should, if the others and all around them do not.
+    /// The layers with faults, if the rest of the model has none.
     pub(super) fn faulty_layers(&self) -> Option<BTreeSet<usize>> {
         let faulty: BTreeSet<usize> = (0..self.faults.len()).filter(|layer| self.faults[*layer].is_some()).collect();
         (self.ends_are_right && !faulty.is_empty() && faulty.len() < self.faults.len()).then_some(faulty)
@@ -90,12 +91,12 @@ impl Judgement {
         self.faults.get(layer).cloned().flatten()
     }
 
-    /// Whether a run is no worse than what most people run.
+    /// Whether a run is close enough to the truth to count as compatible.
     pub(super) fn is_close(run: &Run) -> bool {
         status_of(&run.divergence) == Status::Compatible
     }
 
-    /// Fills in verdict and plan.
+    /// Sets verdict and plan of the report.
     pub(super) fn conclude(&self, adapted: &Adapted, precision: Precision, report: &mut CompatReport) {
         report.score = if self.has_fault() { 0.0 } else { score_of(&adapted.run.divergence) };
         report.status = Status::of(report.score);
@@ -138,8 +139,8 @@ impl Judgement {
         format!("{}: {answers}; {distance}{usual}{why}", plan_in_words(&adapted.plan))
     }
 
-    fn fault_in_words(&self, fault: &Fault, adapted: &Adapted) -> String {
-        let Fault { layer, op, error } = fault;
+    fn fault_in_words(&self, fault: &KernelFault, adapted: &Adapted) -> String {
+        let KernelFault { layer, op, error } = fault;
         let place = layer.map_or(String::new(), |layer| format!(" in layer {layer}"));
         let mended = match adapted.standard.len() {
             0 => String::new(),
@@ -155,7 +156,7 @@ impl Judgement {
     }
 }
 
-/// What a divergence means for answers, in no more words than were measured.
+/// Describes what a divergence means for answers, claiming no more than was measured.
 fn answers_in_words(divergence: &Divergence) -> String {
     let (positions, changed) = (divergence.positions, divergence.changed());
     let bound = format!("95 %: at most {}", percent(changed.high));
@@ -179,21 +180,21 @@ fn answers_in_words(divergence: &Divergence) -> String {
     )
 }
 
-/// What a divergence alone makes of a run without faults.
+/// The status of a run without faults.
 pub(super) fn status_of(divergence: &Divergence) -> Status {
     Status::of(score_of(divergence))
 }
 
-/// Whether answers may be called the same.
+/// Whether answers may be reported as unchanged.
 fn are_the_same(divergence: &Divergence) -> bool {
-    SAME.judge(divergence) != Holds::No && divergence.changed().high <= SAME_RATE
+    SAME.judge(divergence) != TargetStatus::Missed && divergence.changed().high <= SAME_RATE
 }
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-/// By how often tokens change, and by how far logits are from the truth.
+/// The score: the lower of those for changed tokens and for divergence.
 fn score_of(divergence: &Divergence) -> f64 {
     if !divergence.is_finite() {
         return 0.0;
@@ -213,7 +214,7 @@ fn by_table(table: &[(f64, f64); 4], value: f64) -> f64 {
     })
 }
 
-/// What the weights alone say, in one sentence.
+/// The prediction from the weights, in one sentence.
 pub(super) fn predicted_reason(predicted: &Predicted) -> String {
     match (predicted.max_weight, predicted.max_ratio) {
         (Some(weight), Some(ratio)) => format!(
@@ -224,7 +225,7 @@ pub(super) fn predicted_reason(predicted: &Predicted) -> String {
     }
 }
 
-/// What to do, by what was found.
+/// Recommendations for what was found.
 pub(super) fn recommend(report: &mut CompatReport) {
     let mut lines = Vec::new();
     match report.kernels() {
@@ -291,7 +292,8 @@ mod tests {
         }
     }
 
-    /// `positions` of which `changed` have another likeliest token; the others are moved by `shift`.
+    /// A divergence over `positions`, of which `changed` have another most likely token; the other margins shift by
+    /// `shift`.
     fn divergence(positions: usize, changed: usize, shift: f32) -> Divergence {
         let truth = [2.0, 1.0, -20.0].repeat(positions);
         let row = |position: usize| if position < changed { [1.0, 2.0, -20.0] } else { [2.0, 1.0 + shift, -20.0] };
@@ -299,15 +301,15 @@ mod tests {
     }
 
     #[test]
-    fn changes_enter_the_score_however_small_the_divergence_is() {
+    fn changed_tokens_lower_the_score_even_with_a_small_divergence() {
         assert_eq!(score_of(&divergence(100, 0, 0.0)), 1.0);
-        // 5 of 96 is no COMPATIBLE.
+        // 5 changed positions of 96 are too many for COMPATIBLE.
         assert_eq!(Status::of(score_of(&divergence(96, 5, 0.0))), Status::Warning);
         assert_eq!(Status::of(score_of(&divergence(96, 30, 0.0))), Status::Incompatible);
     }
 
     #[test]
-    fn the_same_is_said_only_of_what_hardly_moved_at_many_positions() {
+    fn unchanged_answers_need_small_shifts_at_many_positions() {
         let same = |positions, changed, shift| {
             answers_in_words(&divergence(positions, changed, shift)).starts_with("the same answers")
         };

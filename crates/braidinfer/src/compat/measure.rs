@@ -1,4 +1,4 @@
-//! The same tokens through the standard kernels in f32 and through others, layer by layer.
+//! Comparing other kernels with the standard kernels in f32 on the same tokens, layer by layer.
 
 use super::batches::{near_tokens, next_tokens};
 use crate::Result;
@@ -6,26 +6,26 @@ use crate::divergence::{Divergence, Tally};
 use crate::executor::{Batch, Decoder, KernelPlan, NoProbe, Probe, RecordedActivation, Recorder, Step};
 use crate::threads::Threads;
 
-/// What the standard kernels compute in f32, kept for every comparison.
+/// The results of the standard kernels in f32, with which everything is compared.
 pub(super) struct Truth {
     batch: Batch,
     vocab_size: usize,
-    /// The residual stream before every layer, and after the last one.
+    /// The residual stream before every layer and after the last one.
     streams: Vec<Vec<f32>>,
     /// `[T][vocab_size]`.
     logits: Vec<f32>,
-    /// What counts divergences.
+    /// Threads for computing divergences.
     threads: Threads,
 }
 
-/// Errors of one layer that was given the true residual stream.
+/// Errors of one layer, run on the true residual stream.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct LayerErrors {
     /// Relative error of every activation, in the order of computation.
     pub(super) ops: Vec<(String, f64)>,
 }
 
-/// Every part of a decoder, each on its true input.
+/// Errors of every part of a decoder, each run on its true input.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Errors {
     /// Relative error of the embeddings.
@@ -35,22 +35,22 @@ pub(super) struct Errors {
     pub(super) logits: f64,
 }
 
-/// A whole run, on its own residual stream.
+/// A run of the whole model, on its own residual stream.
 #[derive(Debug, Clone)]
 pub(super) struct Run {
     pub(super) divergence: Divergence,
-    /// Of the first measurement alone, which every run is part of.
+    /// Divergence in the first measurement, which every run includes.
     pub(super) first: Divergence,
-    /// At far positions, whose contexts are no text.
+    /// Divergence at far positions, whose contexts are not text.
     pub(super) far: Divergence,
-    /// The positions that it is about.
+    /// Per-position data from which `divergence` was computed.
     pub(super) tally: Tally,
     /// Relative error of the residual stream after each layer.
     pub(super) drift: Vec<f64>,
 }
 
 impl Truth {
-    /// Runs `standard`, and beside every part of it the same one of `fused` by each of the plans, on the true input.
+    /// Runs `standard` and, on the same true inputs, every part of `fused` with each of the plans.
     pub(super) fn observe(
         standard: &mut Decoder<'_>,
         fused: &mut Decoder<'_>,
@@ -88,12 +88,12 @@ impl Truth {
         Ok((Self { batch, vocab_size, streams, logits: true_logits, threads: threads.clone() }, errors))
     }
 
-    /// What was read, and what was found, as a run of the truth itself.
-    pub(super) fn itself(&self) -> Divergence {
+    /// The divergence of the truth from itself: the number of positions and the loss.
+    pub(super) fn self_divergence(&self) -> Divergence {
         Divergence::of(&self.logits, &self.logits, self.vocab_size, &next_tokens(&self.batch))
     }
 
-    /// Runs a decoder by a plan, from the tokens to the logits.
+    /// Runs the whole model with a plan.
     pub(super) fn run(&self, decoder: &mut Decoder<'_>, plan: &KernelPlan) -> Result<Run> {
         let mut drift = Drift { truth: self, of_layers: Vec::with_capacity(self.streams.len()) };
         let step = Step { batch: &self.batch, plan };
@@ -107,7 +107,7 @@ impl Truth {
     }
 }
 
-/// How far the residual stream after each layer is from the true one.
+/// Records the relative error of the residual stream after each layer.
 struct Drift<'a> {
     truth: &'a Truth,
     of_layers: Vec<f64>,
@@ -119,14 +119,14 @@ impl Probe for Drift<'_> {
     }
 
     fn record(&mut self, _name: &str, rows: usize, values: Vec<f32>) {
-        // Layers come in order.
+        // Layers are recorded in ascending order.
         let truth = &self.truth.streams[self.of_layers.len() + 1];
         self.of_layers.push(relative_error(truth, &values, rows));
     }
 }
 
 fn compare(truth: &[RecordedActivation], own: &[RecordedActivation]) -> Vec<(String, f64)> {
-    // What comes after `layer.N.`.
+    // The part of the name after `layer.N.`.
     let op = |name: &str| name.splitn(3, '.').nth(2).unwrap_or(name).to_owned();
     let of = |truth: &RecordedActivation| {
         let own = own.iter().find(|own| own.name == truth.name)?;
@@ -135,8 +135,8 @@ fn compare(truth: &[RecordedActivation], own: &[RecordedActivation]) -> Vec<(Str
     truth.iter().filter_map(of).collect()
 }
 
-/// Relative error of `values` from `truth`, both `[rows][width]`: the root of the mean, over rows, of the squared ratio
-/// of the error's length to the row's. Not finite if a value is not.
+/// Relative error of `values` with respect to `truth`, both `[rows][width]`: the root mean square, over rows, of the
+/// norm of the error divided by the norm of the row. Not finite if a value is not.
 pub(super) fn relative_error(truth: &[f32], values: &[f32], rows: usize) -> f64 {
     if truth.len() != values.len() || rows == 0 {
         return f64::NAN;
@@ -148,7 +148,7 @@ pub(super) fn relative_error(truth: &[f32], values: &[f32], rows: usize) -> f64 
             truth.iter().zip(values).map(error).sum::<f64>(),
             truth.iter().map(|truth| f64::from(*truth).powi(2)).sum::<f64>(),
         );
-        // Rows of zeros have no direction to be wrong in, unless something appears there.
+        // The relative error of a zero row is zero if the row is reproduced, otherwise huge.
         if error == 0.0 { 0.0 } else { error / length.max(f64::from(f32::MIN_POSITIVE)) }
     };
     let sum: f64 = truth.chunks_exact(width).zip(values.chunks_exact(width)).map(|(a, b)| squares(a, b)).sum();
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_count_alike_however_long_they_are() {
+    fn rows_have_equal_weight_regardless_of_their_norm() {
         let truth = [1000.0, 0.0, 1.0, 0.0];
         let values = [1000.0, 0.0, 0.0, 0.0];
         assert!((relative_error(&truth, &values, 2) - 0.5_f64.sqrt()).abs() < 1e-6);

@@ -1,13 +1,15 @@
-//! Does the fast path change the answers? Measured on the model and machine at hand.
+//! Do the fast kernels change a model's answers? This is measured with the actual model on the actual machine.
 //!
-//! The same tokens go through the standard kernels in f32 (the truth), through them in the type of the checkpoint (what
-//! most people run), and through the fused kernels: layer by layer on the true residual stream, so that an error shows
-//! in the layer that makes it, and whole. With nothing rounded but sums, fused kernels must agree with the truth to the
-//! rounding of sums, or there is a fault. At the fastest level they may differ by what rounding explains; exactness is then
-//! given where it takes most of the divergence away, until the whole model is as close as the precision that was asked for.
-//! The verdict is about how often answers change, on text of many kinds, and more is read where it is in doubt.
+//! The same tokens are run through the standard kernels in f32 (the truth), through the standard kernels in the
+//! checkpoint's data type (what most people run), and through the fused kernels. The fused kernels are compared twice:
+//! each layer alone, on the true residual stream, so that an error shows in the layer that causes it; and as a whole
+//! model. With f32 activations, keys and values, fused kernels must agree with the truth up to the rounding of sums,
+//! otherwise they have a fault. At the fastest level, differences that rounding explains are allowed. Precision is then
+//! raised where that reduces the divergence most, until the whole model is as close to the truth as the requested
+//! precision demands. The verdict is about how often generated tokens change, on text of many kinds; if the result is
+//! uncertain, more text is read.
 //!
-//! `docs/numerics.md` has the thresholds with the measurements behind them, and what a check cannot see.
+//! `docs/numerics.md` has the thresholds with the measurements behind them, and the limits of the check.
 
 mod adapt;
 mod batches;
@@ -52,49 +54,48 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Thoroughness {
-    /// What loading can wait for: some hundred positions, the type of the checkpoint only if fused kernels are not close to the
-    /// truth, and one of a few uniform plans.
+    /// Fast enough to run while a model loads: about a hundred positions; the checkpoint's data type only if the fused
+    /// kernels are not close to the truth; a choice of a few uniform plans.
     Brief,
-    /// Several hundred positions, and exactness only where it is needed.
+    /// Several hundred positions; precision is raised per layer and projection.
     #[default]
     Normal,
-    /// Every passage on standard kernels, and a long one.
+    /// Every passage on the standard kernels, including a long one.
     Full,
 }
 
-/// What is checked.
+/// The model to check.
 pub struct Subject<'a> {
     /// Where the model came from, for the report.
     pub label: String,
-    /// The decoder.
+    /// The model's description.
     pub spec: &'a DecoderSpec,
-    /// Its weights, which standard kernels read a layer at a time.
+    /// Its weights, which the standard kernels stream one layer at a time.
     pub weights: &'a Weights,
-    /// The tokenizer, if there is one; random token ids are read otherwise.
+    /// The tokenizer, if there is one; without it, random token ids are read.
     pub tokenizer: Option<&'a Tokenizer>,
-    /// The chat template, if there is one: a chat is read, too.
+    /// The chat template, if there is one; with it, a chat is also read.
     pub chat_template: Option<&'a ChatTemplate>,
-    /// Threads of what is compared with.
+    /// Threads of the reference decoder.
     pub threads: &'a Threads,
-    /// What is compared with; standard kernels that read the weights if `None`.
+    /// Creates the reference decoder; if `None`, the standard kernels read `weights`.
     pub reference: Option<Reference<'a>>,
 }
 
-/// Makes a decoder in a type, with key/value storage of a shape, that others are compared with.
+/// Creates a reference decoder with the given compute type and KV cache size.
 pub type Reference<'a> = &'a dyn Fn(ComputeDtype, KvCacheConfig) -> Result<Decoder<'a>>;
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug, Clone)]
 pub struct Checked {
     /// The verdict.
     pub report: CompatReport,
-    /// The plan it is about: where [`CompatReport::kernels`] leaves something to the kernels that were checked, they
-    /// compute by it.
+    /// The plan that the verdict is about, for those layers that [`CompatReport::kernels`] leaves to the fused kernels.
     pub plan: KernelPlan,
 }
 
 impl Subject<'_> {
-    /// Looks at the weights only.
+    /// Predicts from the weights alone, without running the model.
     pub fn predict(&self, isa: &str) -> Result<CompatReport> {
         let predicted = Predicted::of(self.spec, self.weights)?;
         let reason = judge::predicted_reason(&predicted);
@@ -116,8 +117,9 @@ impl Subject<'_> {
         })
     }
 
-    /// Measures `fused` against the standard kernels, from its own plan, which is the fastest, to the plan that `precision`
-    /// picks; where that is standard kernels, [`CompatReport::kernels`] says so. Nothing of what was read stays stored.
+    /// Measures `fused` against the standard kernels, beginning with its own plan, which is the fastest, and chooses a
+    /// plan for `precision`. If layers need the standard kernels, [`CompatReport::kernels`] says so. The KV cache is
+    /// released afterwards.
     pub fn check(&self, fused: &mut Decoder<'_>, thoroughness: Thoroughness, precision: Precision) -> Result<Checked> {
         let started = Instant::now();
         let mut report = self.predict(fused.report().isa)?;
@@ -134,7 +136,7 @@ impl Subject<'_> {
         let between = thoroughness != Thoroughness::Brief;
         let adapted = self.adapt(fused, &found, &judgement, &mut reader, precision, between)?;
         let speed = match thoroughness {
-            // Whoever waits for a model to load does not wait for this.
+            // A model that is being loaded should not wait for this.
             Thoroughness::Brief => None,
             _ if judgement.has_fault() => None,
             _ => speed::compare(fused, &found.fastest_plan, &adapted.plan)?,
@@ -150,7 +152,7 @@ impl Subject<'_> {
             more_than_usual,
             beyond_first,
             text: passages.text,
-            loss: found.truth.itself().loss,
+            loss: found.truth.self_divergence().loss,
             uniform_loss: (self.spec.vocab_size as f64).ln(),
             runs: found.runs(&adapted),
             speed,
@@ -160,15 +162,15 @@ impl Subject<'_> {
         Ok(Checked { report, plan: adapted.plan })
     }
 
-    /// What is read.
+    /// The tokens to read.
     fn passages(&self) -> Result<Passages> {
         let chat = [ChatMessage::new("user", "Which is longer, the Rhine or the Rhône? Answer in one sentence.")];
-        // A template that fails is a finding of `validate`, and no reason to measure nothing.
+        // `validate` reports a failing template; the measurement goes on without it.
         let turn = self.chat_template.and_then(|template| template.render(&chat, true).ok());
         Passages::new(self.tokenizer, turn.as_deref(), self.spec.vocab_size)
     }
 
-    /// The plan that is as fast as the precision allows.
+    /// Chooses the fastest plan that the precision allows.
     fn adapt(
         &self,
         fused: &mut Decoder<'_>,
@@ -180,14 +182,16 @@ impl Subject<'_> {
     ) -> Result<Adapted> {
         if let Some(faulty) = judgement.faulty_layers() {
             let mut standard = self.standard(ComputeDtype::F32, fused.kv_cache())?;
-            if let Some(adapted) = adapt::around(fused, &mut standard, found, &faulty, precision.target())? {
+            if let Some(adapted) =
+                adapt::with_standard_layers(fused, &mut standard, found, &faulty, precision.target())?
+            {
                 return Ok(adapted);
             }
         }
         adapt::adapt(fused, found, judgement, reader, precision.target(), search_between)
     }
 
-    /// Every run but those of plans in between.
+    /// All runs except those of candidate plans.
     fn measure(&self, fused: &mut Decoder<'_>, batch: Batch, thoroughness: Thoroughness) -> Result<Measurements> {
         let storage = fused.kv_cache();
         let fastest_plan = fused.plan().clone();
@@ -220,7 +224,7 @@ impl Subject<'_> {
         standard::stream(self.spec, self.weights, options)
     }
 
-    /// What most people run, unless that is the truth itself.
+    /// The run in the checkpoint's data type (what most people run), unless that is f32, the truth itself.
     fn checkpoint_run(&self, truth: &Truth, storage: KvCacheConfig) -> Result<Option<(String, Run)>> {
         let dtype = ComputeDtype::from(self.weights.dtype());
         if dtype == ComputeDtype::F32 {
@@ -233,21 +237,21 @@ impl Subject<'_> {
     }
 }
 
-/// What was measured before any plan was chosen.
+/// Measurements made before a plan is chosen.
 struct Measurements {
     truth: Truth,
     fastest_plan: KernelPlan,
     exact_errors: Errors,
-    /// Unless someone waits for a model to load.
+    /// `None` in a brief check, which runs while a model loads.
     fastest_errors: Option<Errors>,
     exact: Run,
     fastest: Run,
-    /// With its name.
+    /// The run in the checkpoint's data type, with its name.
     checkpoint: Option<(String, Run)>,
 }
 
 impl Measurements {
-    /// All runs, with that of the plan.
+    /// All runs, including that of the chosen plan.
     fn runs(self, adapted: &Adapted) -> Vec<RunReport> {
         let report = |kind, name, run: Run| RunReport { kind, name, divergence: run.divergence, drift: run.drift };
         let mut runs: Vec<RunReport> =
@@ -255,7 +259,7 @@ impl Measurements {
         runs.push(report(RunKind::Exact, "fused, nothing rounded but sums".into(), self.exact));
         let fastest = format!("fused, fastest ({})", plan_in_words(&self.fastest_plan));
         if adapted.plan == self.fastest_plan && adapted.standard.is_empty() {
-            // With what was read beyond the first measurement.
+            // This run includes the text read after the first measurement.
             runs.push(report(RunKind::Fastest, fastest, adapted.run.clone()));
             return runs;
         }
@@ -271,7 +275,8 @@ impl Measurements {
     }
 }
 
-/// The plan of a report made earlier, for a model with the projections of `plan`; `None` if it is about others.
+/// The plan of an earlier report, for a model with the projections of `plan`; `None` if the report has other
+/// projections.
 pub fn plan_of(report: &CompatReport, plan: &KernelPlan) -> Option<KernelPlan> {
     plan_entries::planned(plan, &report.plan)
 }

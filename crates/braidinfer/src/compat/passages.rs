@@ -1,4 +1,5 @@
-//! What a check reads: short passages of many kinds for models with a tokenizer, seeded token ids for others.
+//! The tokens that a check reads: short passages of many kinds for models with a tokenizer, seeded random ids for
+//! others.
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -7,51 +8,53 @@ use sha2::{Digest, Sha256};
 use crate::Result;
 use crate::text::Tokenizer;
 
-/// Prose, code, tables, numbers, lists, several scripts, repetition. Written for this purpose, so that no model was trained
-/// on it; a line of three hyphens ends a passage. The first ones are read first, so that they differ most.
+/// Prose, code, tables, numbers, lists, several scripts, repetition. Written for this purpose, so that no model was
+/// trained on it. A line of three hyphens separates passages. The first passages, which are read first, differ most
+/// from each other.
 const TEXT: &str = include_str!("passages.txt");
 
 /// Seed of the ids for models without a tokenizer.
 const SEED: u64 = 5;
 
-/// Passages of random ids, and how long each one is.
+/// Number of random passages, and their length.
 const RANDOM: (usize, usize) = (48, 64);
 
-/// Most tokens of a passage: enough for what attention does, few enough that many passages are read.
-const LONGEST: usize = 96;
+/// Longest passage in tokens: long enough to exercise attention, short enough that many passages are read.
+const MAX_PASSAGE_TOKENS: usize = 96;
 
-/// Tokens of a passage that are read before any passage is read on, so that little text is of many kinds.
+/// Tokens of every passage that are read before the rest of any passage, so that a short check covers many kinds of
+/// text.
 pub(super) const BEGINNING: usize = 24;
 
 /// Token ids to compare kernels on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Passages {
-    /// Each a sequence of its own.
+    /// Token ids; each passage is a sequence of its own.
     pub(super) ids: Vec<Vec<u32>>,
-    /// Whether they are text, so that a loss says something.
+    /// Whether the tokens are text, so that their loss is meaningful.
     pub(super) text: bool,
 }
 
-/// All passages as one text.
+/// All passages concatenated.
 pub(crate) fn plain_text() -> String {
     TEXT.replace("\n---\n", "\n\n")
 }
 
 impl Passages {
-    /// `turn` is a chat that the model's template has written, if it has one.
+    /// `turn` is a chat rendered by the model's chat template, if it has one.
     pub(super) fn new(tokenizer: Option<&Tokenizer>, turn: Option<&str>, vocab_size: usize) -> Result<Self> {
         let known = |ids: &Vec<u32>| !ids.is_empty() && ids.iter().all(|id| (*id as usize) < vocab_size);
         let Some(tokenizer) = tokenizer else { return Ok(Self::random(vocab_size)) };
         let mut passages = Vec::new();
         for (index, text) in TEXT.trim_end().split("\n---\n").enumerate() {
             passages.push(tokenizer.encode_prompt(text)?);
-            // After some plain text, and within what even the shortest check reads.
+            // The chat comes second, after some plain text, so that even the shortest check reads it.
             if let (0, Some(turn)) = (index, turn) {
                 passages.push(tokenizer.encode_chat(turn)?);
             }
         }
         passages.retain(known);
-        passages.iter_mut().for_each(|ids| ids.truncate(LONGEST));
+        passages.iter_mut().for_each(|ids| ids.truncate(MAX_PASSAGE_TOKENS));
         if passages.is_empty() {
             return Ok(Self::random(vocab_size));
         }
@@ -65,14 +68,14 @@ impl Passages {
         Self { ids: (0..passages).map(&mut passage).collect(), text: false }
     }
 
-    /// All of them in one sequence of at most `most` tokens, without the beginning of the first: no token has the context that
-    /// it has in its own passage.
+    /// All passages as one sequence of at most `most` tokens, without the first passage's first token, so that no token
+    /// has the context that it has in its own passage.
     pub(super) fn joined(&self, most: usize) -> Vec<u32> {
         let first = self.ids.iter().flatten().take(1);
         first.chain(self.ids.iter().flatten().skip(BEGINNING)).copied().take(most).collect()
     }
 
-    /// A fingerprint: another tokenizer or template makes other passages.
+    /// A hash of the tokens, which depend on tokenizer and template.
     pub(super) fn fingerprint(&self) -> [u8; 32] {
         Sha256::digest(format!("{:?}", self.ids)).into()
     }

@@ -1,4 +1,4 @@
-//! Kernel plans to what reports and the cache say of them, and back.
+//! Converting kernel plans to report entries and back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,16 +8,16 @@ use braidinfer_model::{LayerSlot, Slot};
 use super::report::PlanEntry;
 use crate::executor::{ActiveKernels, KernelPlan, KvDtype};
 
-/// What standard kernels compute.
+/// The parts of the model that use standard kernels.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Computed<'a> {
     /// The whole model.
     All,
-    /// Some layers, or none.
+    /// These layers, possibly none.
     Some(&'a BTreeSet<usize>),
 }
 
-/// One entry for each layer and one for the output head.
+/// One entry per layer, and one for the output head.
 pub(super) fn entries(plan: &KernelPlan, standard: Computed) -> Vec<PlanEntry> {
     let is_standard = |layer: Option<usize>| match standard {
         Computed::All => true,
@@ -41,7 +41,7 @@ pub(super) fn entries(plan: &KernelPlan, standard: Computed) -> Vec<PlanEntry> {
     layers.chain([entry(None, None)]).collect()
 }
 
-/// `plan` with the levels and storage that `entries` have for fused kernels, or `None` if they are not about the same
+/// `plan` with the levels and KV data types of `entries` for fused kernels, or `None` if `entries` has other
 /// projections.
 pub(super) fn planned(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<KernelPlan> {
     let mut plan = plan.clone();
@@ -64,7 +64,7 @@ pub(super) fn planned(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<Kernel
     Some(plan)
 }
 
-/// What Hugging Face checkpoints call it.
+/// The projection's name in Hugging Face checkpoints.
 fn name(slot: Slot) -> &'static str {
     match slot {
         Slot::Layer(_, LayerSlot::QProj) => "q_proj",

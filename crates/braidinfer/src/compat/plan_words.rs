@@ -1,10 +1,10 @@
-//! Kernel plans in a few words.
+//! Short descriptions of kernel plans.
 
 use braidinfer_kernels::NumericLevel;
 
 use crate::executor::KernelPlan;
 
-/// Levels and storage of a plan: "16-bit activations, K/V f16".
+/// Levels and KV data type of a plan: "16-bit activations, K/V f16".
 pub(super) fn plan_in_words(plan: &KernelPlan) -> String {
     let mut storage: Vec<&str> = plan.kv_dtypes.iter().map(|kv| kv.name()).collect();
     storage.sort_unstable();
@@ -12,12 +12,12 @@ pub(super) fn plan_in_words(plan: &KernelPlan) -> String {
     format!("{}, K/V {}", levels_in_words(plan, |_| true), storage.join(" and "))
 }
 
-/// The same for one layer.
+/// The same for a single layer.
 pub(super) fn layer_in_words(plan: &KernelPlan, layer: usize) -> String {
     format!("{}, K/V {}", levels_in_words(plan, |of| of == Some(layer)), plan.kv_dtypes[layer].name())
 }
 
-/// Each level once, coarsest first.
+/// Each level in use once, coarsest first.
 fn levels_in_words(plan: &KernelPlan, wanted: impl Fn(Option<usize>) -> bool) -> String {
     let has = |level: &NumericLevel| plan.projections.iter().any(|p| p.level == *level && wanted(p.layer()));
     let levels: Vec<&str> = NumericLevel::ALL.into_iter().rev().filter(has).map(bits).collect();

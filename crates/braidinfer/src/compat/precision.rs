@@ -4,16 +4,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::divergence::{Divergence, NEAR_TIE};
 
-/// What matters more: that answers are those of f32, or speed.
+/// The trade-off between closeness to f32 and speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// As close to f32 as to leave greedy text as f32 has it, at the least cost.
+    /// Close enough to f32 that greedy decoding generates the same text, at the least cost.
     #[default]
     Auto,
-    /// The likeliest token of f32 at every position that is no near tie, with a wide margin.
+    /// The most likely token is that of f32 at every position that is no near tie, with a wide margin.
     Exact,
-    /// The fastest level wherever it is no fault.
+    /// The fastest level that causes no fault.
     Fast,
 }
 
@@ -27,7 +27,7 @@ impl Precision {
         }
     }
 
-    /// What a plan has to hold; `None` if nothing.
+    /// The target that a plan must meet; `None` if there is none.
     pub(super) fn target(self) -> Option<Target> {
         match self {
             Self::Auto => Some(Target { kl_mean: 1e-5, shift: NEAR_TIE / 2.0 }),
@@ -37,27 +37,27 @@ impl Precision {
     }
 }
 
-/// The largest divergence that a plan may have. Shifts of margins decide, because they are seen at every position, and
-/// changes of a token only at some: a token that is no near tie changes from [`NEAR_TIE`] on.
+/// The largest allowed divergence of a plan. Shifts of margins decide, because every position has one, while only some
+/// positions change their token: a token that is no near tie can change if its margin shifts by [`NEAR_TIE`] or more.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Target {
-    /// Mean divergence, in nats.
+    /// Mean KL divergence, in nats.
     pub(super) kl_mean: f64,
     /// Largest shift of a margin at any position read, in nats.
     pub(super) shift: f64,
 }
 
-/// Whether what was read so far holds a target.
+/// Whether the divergence measured so far meets a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Holds {
-    Yes,
-    /// So far, but not by so much that a little more text could not change it.
-    Barely,
-    No,
+pub(super) enum TargetStatus {
+    Met,
+    /// Met so far, but so narrowly that a little more text could change the result.
+    BarelyMet,
+    Missed,
 }
 
 impl Target {
-    pub(super) fn judge(&self, divergence: &Divergence) -> Holds {
+    pub(super) fn judge(&self, divergence: &Divergence) -> TargetStatus {
         let within = |share: f64| {
             divergence.is_finite()
                 && divergence.disagreements == 0
@@ -65,9 +65,9 @@ impl Target {
                 && divergence.shift_max <= share * self.shift
         };
         match (within(1.0), within(0.5)) {
-            (_, true) => Holds::Yes,
-            (true, false) => Holds::Barely,
-            (false, false) => Holds::No,
+            (_, true) => TargetStatus::Met,
+            (true, false) => TargetStatus::BarelyMet,
+            (false, false) => TargetStatus::Missed,
         }
     }
 }
@@ -77,13 +77,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_held_by_shifts_and_divergence() {
+    fn a_target_limits_shift_and_divergence() {
         let target = Target { kl_mean: 1e-3, shift: 0.02 };
         let of = |shift: f32| Divergence::of(&[3.0, 2.0, 0.0], &[3.0, 2.0 + shift, 0.0], 3, &[]);
         let found = [0.0, 0.009, 0.015, 0.03, f32::NAN].map(|shift| target.judge(&of(shift)));
-        assert_eq!(found, [Holds::Yes, Holds::Yes, Holds::Barely, Holds::No, Holds::No]);
-        // The same divergence counts for less where less is allowed.
-        assert_eq!(Target { kl_mean: 1e-9, ..target }.judge(&of(0.009)), Holds::No);
-        assert_eq!(target.judge(&Divergence::of(&[1.0, 0.9], &[0.9, 1.0], 2, &[])), Holds::No);
+        assert_eq!(
+            found,
+            [TargetStatus::Met, TargetStatus::Met, TargetStatus::BarelyMet, TargetStatus::Missed, TargetStatus::Missed]
+        );
+        // With a smaller limit the same divergence misses the target.
+        assert_eq!(Target { kl_mean: 1e-9, ..target }.judge(&of(0.009)), TargetStatus::Missed);
+        assert_eq!(target.judge(&Divergence::of(&[1.0, 0.9], &[0.9, 1.0], 2, &[])), TargetStatus::Missed);
     }
 }

@@ -1,7 +1,7 @@
-//! What the weights alone let expect: the score that the project inherited, reported beside what is measured.
+//! Prediction from the weights alone: the score that the project inherited, reported beside the measurement.
 //!
-//! Large weights of the norm on keys amplify every rounding before the softmax. The score was once the
-//! whole verdict, and called models incompatible that kernels with accurate keys run well; so it only predicts.
+//! Large key norm weights amplify every rounding before the softmax. The score was once the whole verdict, and called
+//! models incompatible that run well on kernels with accurate keys; so it is only a prediction.
 
 use braidinfer_model::spec::NormSpec;
 use braidinfer_model::{DecoderSpec, LayerSlot, Param, Slot, Weights};
@@ -10,51 +10,51 @@ use serde::{Deserialize, Serialize};
 use super::Status;
 use crate::Result;
 
-/// Ratio of the largest weight to the median one from which a layer counts as extreme.
+/// Ratio of the largest to the median weight above which a layer counts as extreme.
 const EXTREME_RATIO: f64 = 10.0;
-/// Up to here nothing is to be feared of a ratio or a largest weight, and from the second on everything.
+/// A ratio or largest weight up to the first value is harmless; the risk rises linearly up to the second.
 const RAMP: [f64; 2] = [15.0, 20.0];
 
-/// What the weights of norms let expect.
+/// The prediction from the norm weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Predicted {
-    /// By the score alone.
+    /// Status for the score.
     pub status: Status,
-    /// 0.4 for ratios, 0.3 for extreme layers, 0.3 for the largest weight; 1 without norms on keys.
+    /// 0.4 for ratios, 0.3 for extreme layers, 0.3 for the largest weight; 1 without key norms.
     pub score: f64,
-    /// Largest magnitude of a weight in a norm on keys; `None` without such norms.
+    /// Largest magnitude of a key norm weight; `None` without key norms.
     pub max_weight: Option<f64>,
-    /// Largest ratio, in a norm on keys, of the largest magnitude to the median one.
+    /// Largest ratio, within a key norm, of the largest to the median magnitude.
     pub max_ratio: Option<f64>,
-    /// Layers whose norm on keys has a ratio above 10.
+    /// Number of layers whose key norm has a ratio above 10.
     pub extreme_layers: usize,
-    /// Largest error of an attention score, in nats, for a relative rounding error of 1 in every key.
+    /// Bound for the error of an attention score, in nats, per unit of relative rounding error in the keys.
     pub amplification: Option<f64>,
-    /// Every norm.
+    /// Statistics of every norm.
     pub norms: Vec<NormStatistics>,
 }
 
-/// Weights of one norm, as they multiply: offsets added.
+/// Statistics of the effective weights of one norm, with offsets added.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NormStatistics {
-    /// The layer; `None` for the final norm.
+    /// Index of the layer; `None` for the final norm.
     pub layer: Option<usize>,
     /// `input_norm`, `q_norm` and so on.
     pub norm: String,
     /// Largest magnitude.
     pub max: f64,
-    /// Magnitude that 95 % of the weights are not above.
+    /// 95th percentile of the magnitudes.
     pub high: f64,
     /// Median magnitude.
     pub median: f64,
-    /// Magnitude that 5 % of the weights are not above.
+    /// 5th percentile of the magnitudes.
     pub low: f64,
-    /// The largest by the median.
+    /// Ratio of the largest to the median magnitude.
     pub ratio: f64,
 }
 
 impl Predicted {
-    /// Reads the weights of all norms.
+    /// Computes the prediction from the weights of all norms.
     pub fn of(spec: &DecoderSpec, weights: &Weights) -> Result<Self> {
         let mut norms = Vec::new();
         let mut amplification = None;
@@ -102,15 +102,15 @@ fn is_query_or_key(slot: LayerSlot) -> bool {
     matches!(slot, LayerSlot::QNorm | LayerSlot::KNorm)
 }
 
-/// The weights of a norm as they multiply, or `None` if the architecture has none there.
+/// The effective weights of a norm, or `None` if the architecture has none there.
 fn values(weights: &Weights, slot: Slot, norm: NormSpec) -> Result<Option<Vec<f64>>> {
     let Some(view) = weights.get(slot, Param::Weight) else { return Ok(None) };
     let values = view.read::<f32>()?;
     Ok(Some(values.into_iter().map(|weight| f64::from(weight + norm.weight_offset)).collect()))
 }
 
-/// A score is a sum over the head of `q̂ k̂ w_q w_k` with `q̂` and `k̂` of root mean square 1, so that independent relative
-/// errors of size 1 in the keys add up to the length of `w_q w_k`, times the scale.
+/// A score is a sum over the head of `q̂ k̂ w_q w_k`, where `q̂` and `k̂` have root mean square 1. Independent relative
+/// errors of size 1 in the keys therefore add up to the Euclidean norm of `w_q w_k`, times the scale.
 fn amplification_of(spec: &DecoderSpec, weights: &Weights, layer: usize) -> Result<Option<f64>> {
     let attention = spec.attention(layer);
     let Some(qk_norm) = attention.qk_norm else { return Ok(None) };
@@ -118,7 +118,8 @@ fn amplification_of(spec: &DecoderSpec, weights: &Weights, layer: usize) -> Resu
     let (Some(q), Some(k)) = (read(LayerSlot::QNorm)?, read(LayerSlot::KNorm)?) else { return Ok(None) };
     let per_group = attention.num_attention_heads / attention.num_key_value_heads;
     let length = |(head, k): (usize, &[f64])| {
-        // A norm of one head serves all; norms of whole projections have a part for each.
+        // A per-head norm has one weight vector for all heads; a norm of the whole projection has a section for each
+        // head.
         let queries = (0..per_group).filter_map(|i| q.chunks_exact(attention.head_dim).nth(head * per_group + i));
         let all = queries.map(|q| q.iter().zip(k).map(|(q, k)| (q * k).powi(2)).sum::<f64>().sqrt());
         all.fold(0.0, f64::max)
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn medians_are_of_the_middle() {
+    fn medians_of_odd_and_even_counts() {
         let norm = NormStatistics::of(None, "final_norm", &[-4.0, 1.0, 2.0, 3.0]);
         assert_eq!((norm.max, norm.median, norm.ratio), (4.0, 2.5, 1.6));
         let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
@@ -159,13 +160,13 @@ mod tests {
     }
 
     #[test]
-    fn the_inherited_score_is_that_of_its_three_parts() {
+    fn the_score_is_the_sum_of_its_three_parts() {
         let of = |weights: &[&[f64]]| Predicted::from_norms(norms(weights), None, weights.len());
         assert_eq!((of(&[]).score, of(&[]).status), (1.0, Status::Compatible));
         assert_eq!(of(&[&[1.0, 1.0, 2.0]]).score, 1.0);
-        // A ratio of 12 makes one of two layers extreme and is below the ramp.
+        // A ratio of 12 makes one of the two layers extreme, and is below the ramp.
         assert!((of(&[&[1.0, 1.0, 12.0], &[1.0, 1.0, 1.0]]).score - 0.85).abs() < 1e-12);
-        // Halfway up both ramps, in every layer.
+        // In the middle of both ramps, in every layer.
         assert!((of(&[&[1.0, 1.0, 17.5]]).score - 0.35).abs() < 1e-12);
         let worst = of(&[&[2.3, 2.3, 96.5]]);
         assert_eq!((worst.score, worst.status, worst.extreme_layers), (0.0, Status::Incompatible, 1));

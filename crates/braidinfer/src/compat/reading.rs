@@ -1,50 +1,50 @@
-//! Reading on, until a plan's divergence is known well enough.
+//! Reading more text until the divergence of a plan is known well enough.
 
 use super::batches::{next_tokens, stages};
 use super::measure::{Run, Truth};
 use super::passages::Passages;
-use super::precision::{Holds, Target};
+use super::precision::{Target, TargetStatus};
 use super::{Measurements, Subject, Thoroughness};
 use crate::Result;
 use crate::divergence::{Divergence, NEAR_TIE};
 use crate::executor::standard::ComputeDtype;
 use crate::executor::{Batch, Decoder, KernelPlan, NoProbe, Step};
 
-/// Logits of the reference that are kept for the next plan, in values.
-const KEPT: usize = 64 << 20;
+/// Most reference logits that are cached for the next plan, as a number of values.
+const MAX_CACHED_VALUES: usize = 64 << 20;
 
-/// Fused kernels that round nothing but sums stand for standard ones where they are as close as this: a tenth of what the most
-/// exact plan is asked for.
+/// If fused kernels with exact arithmetic are this close to the truth, they serve as the reference instead of the
+/// standard kernels: a tenth of the target of `Precision::Exact`.
 const AS_GOOD_AS_TRUTH: Target = Target { kl_mean: 2.5e-8, shift: 1.25e-3 };
 
-/// Positions to read before a verdict.
+/// Number of positions to read before a verdict.
 #[derive(Debug, Clone, Copy)]
-struct Amount {
-    /// What it takes where weights let expect nothing.
-    begun: usize,
-    /// What it takes with these weights, where nothing turns out to be in doubt.
+struct PositionCounts {
+    /// The usual number if the weights look harmless.
+    usual_if_harmless: usize,
+    /// The usual number for these weights, if no result is uncertain.
     usual: usize,
-    /// Where something is.
+    /// The number if a result is uncertain.
     most: usize,
 }
 
-/// Reads passages that the first measurement left.
+/// Reads the passages that the first measurement did not cover.
 pub(super) struct Reader<'a, 's> {
     subject: &'a Subject<'s>,
     truth: &'a Truth,
     stages: Vec<Batch>,
     exact: KernelPlan,
-    /// Runs of the first measurement that are known already.
+    /// Plans whose first measurement is already known.
     known: Vec<(KernelPlan, Run)>,
-    /// Where fused kernels cannot stand for the truth, or certainty is asked for.
+    /// Set if fused kernels cannot serve as the reference, or in a full check.
     standard: Option<Decoder<'a>>,
-    /// Of the first stages, of the reference.
-    kept: Vec<Vec<f32>>,
-    amount: Amount,
+    /// Cached logits of the reference, one entry for each of the first stages.
+    cached: Vec<Vec<f32>>,
+    counts: PositionCounts,
 }
 
 impl<'a, 's> Reader<'a, 's> {
-    /// `doubtful` says that the weights let expect trouble.
+    /// `doubtful`: the weights suggest numerical trouble.
     pub(super) fn new(
         subject: &'a Subject<'s>,
         passages: &Passages,
@@ -59,7 +59,7 @@ impl<'a, 's> Reader<'a, 's> {
             Thoroughness::Full => (usize::MAX, usize::MAX),
         };
         let exact = found.fastest_plan.exact();
-        let verified = AS_GOOD_AS_TRUTH.judge(&found.exact.divergence) != Holds::No;
+        let verified = AS_GOOD_AS_TRUTH.judge(&found.exact.divergence) != TargetStatus::Missed;
         let storage = fused.kv_cache();
         let standard = match how {
             Thoroughness::Brief | Thoroughness::Normal if verified => None,
@@ -72,12 +72,12 @@ impl<'a, 's> Reader<'a, 's> {
             known: vec![(found.fastest_plan.clone(), found.fastest.clone()), (exact.clone(), found.exact.clone())],
             exact,
             standard,
-            kept: Vec::new(),
-            amount: Amount { begun: usual, usual: if doubtful { most } else { usual }, most },
+            cached: Vec::new(),
+            counts: PositionCounts { usual_if_harmless: usual, usual: if doubtful { most } else { usual }, most },
         })
     }
 
-    /// What positions beyond the first measurement were compared with.
+    /// Name of the reference for positions after the first measurement.
     pub(super) fn reference(&self) -> &'static str {
         match self.standard {
             Some(_) => "standard kernels in f32",
@@ -85,19 +85,19 @@ impl<'a, 's> Reader<'a, 's> {
         }
     }
 
-    /// Whether so many positions are more than usual.
+    /// Whether this number of positions is more than usual.
     pub(super) fn is_more_than_usual(&self, positions: usize) -> bool {
-        // A stage may be longer than what was left to read.
-        positions > self.amount.begun.saturating_mul(2)
+        // Factor two: a stage may be longer than what was left to read.
+        positions > self.counts.usual_if_harmless.saturating_mul(2)
     }
 
-    /// Runs a plan until it is known whether it holds `target`. Where there is none, on the usual amount of text, or on more
-    /// if tokens may change.
+    /// Runs a plan until it is known whether it meets `target`. Without a target, on the usual counts of text, or on
+    /// more if tokens may change.
     pub(super) fn read(&mut self, fused: &mut Decoder<'_>, plan: &KernelPlan, target: Option<Target>) -> Result<Run> {
         if *plan == self.exact && self.standard.is_none() {
-            // It must not be compared with itself.
+            // The exact fused plan is the reference, and must not be compared with itself.
             self.standard = Some(self.subject.standard(ComputeDtype::F32, fused.kv_cache())?);
-            self.kept.clear();
+            self.cached.clear();
         }
         let mut run = match self.known.iter().find(|(known, _)| known == plan) {
             Some((_, run)) => run.clone(),
@@ -108,9 +108,9 @@ impl<'a, 's> Reader<'a, 's> {
             if !self.needs_more(&run.divergence, target) {
                 break;
             }
-            self.keep_reference(fused, stage)?;
+            self.cache_reference(fused, stage)?;
             let own = logits(fused, &self.stages[stage], plan)?;
-            run.tally.add(&self.kept[stage], &own, vocab_size, &next_tokens(&self.stages[stage]));
+            run.tally.add(&self.cached[stage], &own, vocab_size, &next_tokens(&self.stages[stage]));
             self.drop_large(stage);
             run.divergence = run.tally.divergence();
         }
@@ -118,24 +118,24 @@ impl<'a, 's> Reader<'a, 's> {
     }
 
     fn needs_more(&self, found: &Divergence, target: Option<Target>) -> bool {
-        let Amount { usual, most, .. } = self.amount;
+        let PositionCounts { usual, most, .. } = self.counts;
         match target.map(|target| target.judge(found)) {
-            Some(Holds::No) => false,
-            Some(Holds::Barely) => found.positions < most,
-            Some(Holds::Yes) => found.positions < usual,
-            // How often tokens change is all there is to say then, so that it is read on where they may.
+            Some(TargetStatus::Missed) => false,
+            Some(TargetStatus::BarelyMet) => found.positions < most,
+            Some(TargetStatus::Met) => found.positions < usual,
+            // Without a target only the rate of changed tokens is reported, so more is read where tokens may change.
             None if found.shift_max > NEAR_TIE => found.is_finite() && found.positions < most,
             None => found.is_finite() && found.positions < usual,
         }
     }
 
-    /// Sees to it that the logits of the reference for a stage are kept.
-    fn keep_reference(&mut self, fused: &mut Decoder<'_>, stage: usize) -> Result<()> {
-        self.kept.resize(self.kept.len().max(stage + 1), Vec::new());
-        if !self.kept[stage].is_empty() {
+    /// Computes and caches the reference logits of a stage, if they are not cached yet.
+    fn cache_reference(&mut self, fused: &mut Decoder<'_>, stage: usize) -> Result<()> {
+        self.cached.resize(self.cached.len().max(stage + 1), Vec::new());
+        if !self.cached[stage].is_empty() {
             return Ok(());
         }
-        self.kept[stage] = match &mut self.standard {
+        self.cached[stage] = match &mut self.standard {
             Some(standard) => {
                 let plan = standard.plan().clone();
                 logits(standard, &self.stages[stage], &plan)?
@@ -145,10 +145,10 @@ impl<'a, 's> Reader<'a, 's> {
         Ok(())
     }
 
-    /// Lets the logits of a stage go, if those of all that are kept are too large.
+    /// Drops the cached logits of a stage if the cache is too large.
     fn drop_large(&mut self, stage: usize) {
-        if self.kept.iter().map(Vec::len).sum::<usize>() > KEPT {
-            self.kept[stage] = Vec::new();
+        if self.cached.iter().map(Vec::len).sum::<usize>() > MAX_CACHED_VALUES {
+            self.cached[stage] = Vec::new();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a check found, as data: for people, for `--json`, and for the cache.
+//! The result of a check as data: for printing, for `--json`, and for the cache.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +11,10 @@ use crate::Advice;
 use crate::divergence::{Divergence, null_is_nan, nulls_are_nan};
 use crate::executor::ActiveKernels;
 
-/// Loss from which a text was not understood: this share of what knowing nothing gives.
+/// A loss above this fraction of the uniform distribution's loss means that the model did not understand the text.
 const LOST: f64 = 0.8;
 
-/// Whether fused kernels give the right answers.
+/// Whether the fused kernels give the right answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
@@ -27,7 +27,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// By a score from 0 to 1; what is not a number is incompatible.
+    /// The status for a score from 0 to 1; NaN is incompatible.
     pub fn of(score: f64) -> Self {
         match score {
             score if score > 0.8 => Self::Compatible,
@@ -59,51 +59,51 @@ pub struct CompatReport {
     pub precision: Option<Precision>,
     /// How thorough the measurement was.
     pub thoroughness: Option<Thoroughness>,
-    /// Whether it was measured that answers do not change: see `docs/numerics.md` for what that takes.
+    /// Whether the measurement shows that answers do not change; `docs/numerics.md` has the criteria.
     pub same_answers: bool,
-    /// The verdict; of the weights alone if nothing was measured.
+    /// The verdict; predicted from the weights alone if nothing was measured.
     pub status: Status,
-    /// From 0 to 1.
+    /// Score from 0 to 1.
     pub score: f64,
-    /// Why, in one sentence.
+    /// Reason for the verdict, in one sentence.
     pub reason: String,
-    /// What the weights let expect.
+    /// The prediction from the weights.
     pub predicted: Predicted,
-    /// What the kernels do; `None` if only weights were looked at.
+    /// The measurements; `None` if only the weights were inspected.
     pub measured: Option<Measured>,
-    /// One for each layer; empty if nothing was measured.
+    /// One entry per layer; empty if nothing was measured.
     pub layers: Vec<LayerReport>,
-    /// What `auto` runs: one entry for each layer, and a last one for the output head.
+    /// The kernels that `auto` runs: one entry per layer, and a last one for the output head.
     pub plan: Vec<PlanEntry>,
-    /// What to do about it. It follows from the rest, so it is not read but made anew.
+    /// Recommendations. They follow from the other fields, so they are computed anew and not deserialized.
     #[serde(skip_deserializing)]
     pub recommendations: Vec<Advice>,
 }
 
 impl OpError {
-    /// The largest of some errors; what is not a number is larger than any.
+    /// The largest error; NaN counts as larger than any number.
     pub fn worst(errors: &[Self]) -> Option<&Self> {
         errors.iter().max_by(|a, b| a.error.abs().total_cmp(&b.error.abs()))
     }
 }
 
 impl CompatReport {
-    /// The run that a name of [`Measured::runs`] stands for.
+    /// The run of a kind, if it was made.
     pub fn run(&self, kind: RunKind) -> Option<&RunReport> {
         self.measured.as_ref()?.runs.iter().find(|run| run.kind == kind)
     }
 
-    /// Whether plain text was read and not understood.
+    /// Whether text was read that the model did not understand.
     pub fn text_is_lost(&self) -> bool {
         self.measured.as_ref().is_some_and(|measured| measured.text && measured.loss > LOST * measured.uniform_loss)
     }
 
-    /// How far what `auto` runs was from the truth, if it was measured and is not the truth itself.
+    /// Divergence from the truth of what `auto` runs, if it was measured and is not the truth itself.
     pub fn measured_divergence(&self) -> Option<&Divergence> {
         self.run(RunKind::Plan).or_else(|| self.run(RunKind::Fastest)).map(|run| &run.divergence)
     }
 
-    /// What `auto` runs.
+    /// The kernels that `auto` runs.
     pub fn kernels(&self) -> ActiveKernels {
         match self.plan.iter().filter(|entry| entry.is_standard()).count() {
             0 => ActiveKernels::Fused,
@@ -112,117 +112,117 @@ impl CompatReport {
         }
     }
 
-    /// Layers that `auto` runs on standard kernels.
+    /// The layers that `auto` runs on standard kernels.
     pub fn standard_layers(&self) -> BTreeSet<usize> {
         self.plan.iter().filter(|entry| entry.is_standard()).filter_map(|entry| entry.layer).collect()
     }
 }
 
-/// Measurements over some tokens.
+/// What was measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Positions that the verdict rests on.
+    /// Number of positions that the verdict is based on.
     pub tokens: usize,
-    /// Whether that is more than it takes where nothing is in doubt.
+    /// Whether more positions were read than usual, because a result was uncertain.
     pub more_than_usual: bool,
-    /// What positions beyond those of the first measurement were compared with.
+    /// The reference for positions after the first measurement.
     pub beyond_first: String,
-    /// Whether they are text; otherwise random ids, whose loss says nothing.
+    /// Whether the tokens were text; otherwise they were random ids, whose loss is meaningless.
     pub text: bool,
-    /// Mean negative log-likelihood of the next token in the true run, in nats.
+    /// Mean negative log-likelihood of the next token under the truth, in nats.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
-    /// That of a model that knows nothing: the logarithm of the vocabulary's size.
+    /// Loss of a uniform distribution: the logarithm of the vocabulary size.
     pub uniform_loss: f64,
-    /// Every run beside the truth.
+    /// All runs, each compared with the truth.
     pub runs: Vec<RunReport>,
-    /// What the plan costs, where it is not the fastest.
+    /// Speed of the plan, if it is not the fastest one.
     pub speed: Option<Speed>,
-    /// How long it took, in seconds.
+    /// Duration of the check, in seconds.
     pub seconds: f64,
 }
 
-/// Tokens per second: medians of one sequence that decodes, and of a prompt.
+/// Tokens per second: medians for decoding one sequence and for prefill.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
-    /// At the fastest level throughout.
+    /// Decoding, fastest plan.
     pub fastest_tok_s: f64,
-    /// By the plan.
+    /// Decoding, chosen plan.
     pub plan_tok_s: f64,
-    /// Of a prompt, at the fastest level throughout.
+    /// Prefill, fastest plan.
     pub fastest_prefill_tok_s: f64,
-    /// Of a prompt, by the plan.
+    /// Prefill, chosen plan.
     pub plan_prefill_tok_s: f64,
 }
 
 impl Measured {
-    /// The loss beside what knowing nothing gives.
+    /// The loss, with that of a uniform distribution for comparison.
     pub fn loss_in_words(&self) -> String {
         format!("{:.2} nats per token, {:.2} when knowing nothing", self.loss, self.uniform_loss)
     }
 }
 
-/// Which run it is.
+/// Kinds of runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunKind {
-    /// Standard kernels in the type of the checkpoint: what most people run.
+    /// Standard kernels in the checkpoint's data type: what most people run.
     Checkpoint,
-    /// Fused kernels that round nothing but sums.
+    /// Fused kernels with f32 activations, keys and values.
     Exact,
     /// Fused kernels at the fastest level.
     Fastest,
-    /// Fused kernels by the plan that `auto` picks, where it is not the fastest.
+    /// Fused kernels with the plan that `auto` chose, if it is not the fastest.
     Plan,
 }
 
 /// A run, compared with standard kernels in f32.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunReport {
-    /// Which one.
+    /// Kind of the run.
     pub kind: RunKind,
-    /// For people.
+    /// Name for printing.
     pub name: String,
-    /// Distance of its logits.
+    /// Divergence of its logits.
     pub divergence: Divergence,
     /// Relative error of the residual stream after each layer.
     #[serde(deserialize_with = "nulls_are_nan")]
     pub drift: Vec<f64>,
 }
 
-/// One layer on the true residual stream: errors of its own making.
+/// Errors that one layer itself makes, measured on the true residual stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
-    /// Which one.
+    /// Index of the layer.
     pub layer: usize,
-    /// Relative error of each activation with nothing rounded but sums, in the order of computation.
+    /// Relative error of each activation under the exact plan, in the order of computation.
     pub exact: Vec<OpError>,
-    /// The same at the fastest level.
+    /// The same under the fastest plan.
     pub fastest: Vec<OpError>,
-    /// The first activation whose error rounding does not explain.
+    /// The first activation with an error that rounding does not explain.
     pub fault: Option<String>,
-    /// How the layer is computed, if that is not by the fastest plan.
+    /// Description of the layer's plan, if it is not the fastest one.
     pub raised: Option<String>,
 }
 
 /// Relative error of an activation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OpError {
-    /// Its name, as probes know it.
+    /// Name of the activation, as in [`crate::executor::Probe`].
     pub op: String,
-    /// Relative.
+    /// Relative error.
     #[serde(deserialize_with = "null_is_nan")]
     pub error: f64,
 }
 
-/// How one layer, or the output head, is computed.
+/// The kernels and numeric levels of one layer or of the output head.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanEntry {
-    /// Which layer; `None` for the output head.
+    /// Index of the layer; `None` for the output head.
     pub layer: Option<usize>,
     /// `fused` or `standard`.
     pub kernels: String,
-    /// How keys and values are stored: `f16` or `f32`.
+    /// KV data type: `f16` or `f32`.
     pub kv: Option<String>,
     /// The numeric level of every projection; empty for standard kernels, which have no levels.
     pub levels: BTreeMap<String, String>,

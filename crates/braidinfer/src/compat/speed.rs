@@ -1,4 +1,4 @@
-//! What a plan costs.
+//! The speed of a plan, compared with the fastest one.
 
 use std::time::Instant;
 
@@ -6,16 +6,16 @@ use super::report::Speed;
 use crate::Result;
 use crate::executor::{Batch, Decoder, KernelPlan, NoProbe, SequenceSlice, Step};
 
-/// How often both plans decode in turn, and how many tokens each time.
+/// How often the two plans take turns decoding, and the number of tokens each time.
 const REPETITIONS: usize = 5;
 const TOKENS: usize = 4;
 
-/// Tokens of a prompt.
+/// Number of prompt tokens.
 const PROMPT: usize = 128;
 
-/// Decodes and reads a prompt by both plans in turn.
+/// Times decoding and prefill with both plans in turn.
 pub(super) fn compare(fused: &mut Decoder<'_>, fastest: &KernelPlan, plan: &KernelPlan) -> Result<Option<Speed>> {
-    // Some tokens stand before those that are timed.
+    // Some tokens are decoded before the timed ones.
     let tokens = 2 * TOKENS;
     let storage = fused.kv_cache();
     if fastest == plan || storage.capacity() < tokens {
@@ -48,7 +48,7 @@ pub(super) fn compare(fused: &mut Decoder<'_>, fastest: &KernelPlan, plan: &Kern
     Ok(Some(Speed { fastest_tok_s, plan_tok_s, fastest_prefill_tok_s, plan_prefill_tok_s }))
 }
 
-/// Reads token 0 at some positions at once, and asks for what follows the last.
+/// Runs token 0 at all `positions` in one batch, and requests the logits of the last.
 fn read(fused: &mut Decoder<'_>, plan: &KernelPlan, positions: std::ops::Range<usize>) -> Result<()> {
     let block_table = (0..positions.end.div_ceil(fused.kv_cache().block_size) as u32).collect();
     let slice = SequenceSlice::new(positions.start, positions.len(), block_table);

@@ -1,4 +1,4 @@
-//! Faults of arithmetic that no description can hold, planted in the executor. `tests/compat.rs` has the others.
+//! Arithmetic errors that no model description can express, planted in the executor. `tests/compat.rs` has the others.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -28,12 +28,12 @@ fn fixture(name: &str) -> ModelSource {
     ModelSource::open(models.join(name)).expect("the fixture is there")
 }
 
-/// The verdict with a fault in the fused kernels; `spoil` may replace weights that only they read.
+/// The report for fused kernels with an error; `spoil` may modify the weights of the fused kernels only.
 fn check(name: &str, quantize: Option<FileType>, planted: Option<Planted>, spoil: fn(&mut ModelParts)) -> CompatReport {
     check_seed(0, name, quantize, planted, spoil)
 }
 
-/// The same on the weights in another order, which is another model of the same kind; seed 0 leaves them as they are.
+/// Like `check`, on shuffled weights, which are another model of the same kind; seed 0 leaves them unchanged.
 fn check_seed(
     seed: u64,
     name: &str,
@@ -57,13 +57,13 @@ fn check_seed(
     parts.subject().check(&mut fused, Thoroughness::Normal, Precision::Auto).expect("the check runs").report
 }
 
-/// Fused kernels with a fault in them, or none.
+/// Fused kernels with an error, or without.
 fn fused(parts: &ModelParts, options: &LoadOptions, fault: Option<Planted>) -> Decoder<'static> {
     let options = parts.fused_options(options).expect("there are fused kernels");
     planted::load(parts.spec.clone(), &parts.weights, options, fault).expect("the weights can be packed")
 }
 
-/// Puts the entries of each matrix in another order.
+/// Shuffles the entries of each matrix.
 fn shuffle(parts: &mut ModelParts, seed: u64) {
     if seed == 0 {
         return;
@@ -81,7 +81,7 @@ fn shuffle(parts: &mut ModelParts, seed: u64) {
     }
 }
 
-/// Seeds of the models that faults of arithmetic are planted in.
+/// Seeds of the models in which arithmetic errors are planted.
 const SEEDS: [u64; 3] = [0, 41, 42];
 
 /// Layer and activation of the first fault.
@@ -90,17 +90,17 @@ fn found(report: &CompatReport) -> Option<(usize, &str)> {
 }
 
 #[test]
-fn without_a_fault_nothing_is_found() {
+fn correct_kernels_have_no_fault() {
     let report = check("llama-bias", None, None, |_| {});
     assert_eq!((report.status, found(&report)), (Status::Compatible, None));
 }
 
 #[test]
-fn sums_rounded_to_bf16_are_found_in_their_layer() {
+fn sums_rounded_to_bf16_are_reported_in_their_layer() {
     for (seed, quantize) in SEEDS.into_iter().flat_map(|seed| [(seed, None), (seed, Some(FileType::Q8_0))]) {
         let report = check_seed(seed, "llama-yarn", quantize, Some(Planted::SumsInBf16 { layer: 1 }), |_| {});
         assert_eq!((report.status, found(&report)), (Status::Incompatible, Some((1, "attn.q"))), "{}", report.reason);
-        // The other layers are right, so that they stay fused.
+        // The other layers are right, so they stay fused.
         assert_eq!(report.kernels(), ActiveKernels::Mixed);
         assert_eq!(report.standard_layers(), BTreeSet::from([1]));
         let run = report.run(RunKind::Plan).expect("what auto runs is measured");
@@ -109,13 +109,13 @@ fn sums_rounded_to_bf16_are_found_in_their_layer() {
 }
 
 #[test]
-fn a_fault_in_every_layer_leaves_nothing_to_fused_kernels() {
+fn a_fault_in_every_layer_selects_standard_kernels() {
     let report = check("qwen3-extreme", None, Some(Planted::KeysInBf16), |_| {});
     assert_eq!((report.kernels(), report.run(RunKind::Plan)), (ActiveKernels::Standard, None));
 }
 
 #[test]
-fn a_verdict_for_some_layers_is_run_as_it_says() {
+fn a_verdict_with_standard_layers_loads_a_mixed_decoder() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let options = LoadOptions { verdicts: Some(folder.path().to_owned()), ..LoadOptions::default() };
     let mut parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
@@ -133,7 +133,7 @@ fn a_verdict_for_some_layers_is_run_as_it_says() {
     for part in ["mixed kernels: INCOMPATIBLE (measured earlier)", "in layer 1", "standard: layers 1"] {
         assert!(note.contains(part), "{part}: {note}");
     }
-    // Whoever asks for fused kernels gets no others.
+    // A request for fused kernels only fails.
     let asked = LoadOptions { kernels: Kernels::Fused, ..options };
     let refused = parts.load(&asked, &|_, _| {}).err().expect("fused kernels are wrong here");
     let advice = refused.advice().expect("there is a way out");
@@ -142,7 +142,7 @@ fn a_verdict_for_some_layers_is_run_as_it_says() {
 }
 
 #[test]
-fn keys_in_bf16_are_found_on_the_extreme_model() {
+fn keys_in_bf16_are_reported_on_the_extreme_model() {
     for seed in SEEDS {
         let report = check_seed(seed, "qwen3-extreme", None, Some(Planted::KeysInBf16), |_| {});
         let expected = (Status::Incompatible, Some((0, "attn.heads")));
@@ -151,7 +151,7 @@ fn keys_in_bf16_are_found_on_the_extreme_model() {
 }
 
 #[test]
-fn scores_out_of_range_are_found_in_their_layer() {
+fn overflowing_scores_are_reported_in_their_layer() {
     let overflowing = |seed| check_seed(seed, "qwen3-bias", None, Some(Planted::ScoreOverflow { layer: 1 }), |_| {});
     for seed in SEEDS {
         let report = overflowing(seed);
@@ -160,7 +160,7 @@ fn scores_out_of_range_are_found_in_their_layer() {
         assert_eq!(report.score, 0.0);
     }
     let report = overflowing(0);
-    // A verdict is kept and found again, whatever it says.
+    // A verdict with a NaN can be serialized and deserialized.
     let text = serde_json::to_string(&report).expect("reports are JSON");
     let read: CompatReport = serde_json::from_str(&text).expect("and can be read");
     assert_eq!((read.status, &read.plan, found(&read)), (report.status, &report.plan, found(&report)));
@@ -169,7 +169,7 @@ fn scores_out_of_range_are_found_in_their_layer() {
 }
 
 #[test]
-fn a_transposed_scale_is_found_in_its_layer() {
+fn swapped_scales_are_reported_in_their_layer() {
     let swap_scales = |parts: &mut ModelParts| {
         let slot = Slot::Layer(1, LayerSlot::UpProj);
         let view = parts.weights.get(slot, Param::Weight).expect("the projection exists");
@@ -188,18 +188,18 @@ fn a_transposed_scale_is_found_in_its_layer() {
     }
 }
 
-/// What is rounded in a run, and nothing else.
+/// The only thing that is rounded in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rounded {
-    /// Fused kernels: another order of sums.
+    /// Fused kernels: sums in another order.
     Sums,
     Keys(KvDtype),
     KeysInBf16,
-    /// Activations of every projection, on weights that are stored so.
+    /// Activations of every projection, with weights of this type.
     Activations(NumericLevel, Option<FileType>),
     /// The weights themselves, on standard kernels.
     Weights(FileType),
-    /// Standard kernels with a residual stream in bf16.
+    /// Standard kernels with a bf16 residual stream.
     Everything,
 }
 
@@ -221,7 +221,7 @@ const ROUNDINGS: [(&str, Rounded); 9] = [
     ("all activations in bf16, K/V f16: the checkpoint's own type", Rounded::Everything),
 ];
 
-/// A model with the weights of its norms on keys limited, if `limit` is given.
+/// A model; with `limit`, its key norm weights are clipped.
 fn extreme(quantize: Option<FileType>, limit: Option<f32>) -> ModelParts {
     let options = LoadOptions { quantize, ..LoadOptions::default() };
     let mut parts = ModelParts::open(&fixture("qwen3-extreme"), &options, &|_, _| {}).expect("the fixture opens");
@@ -237,7 +237,7 @@ fn extreme(quantize: Option<FileType>, limit: Option<f32>) -> ModelParts {
     parts
 }
 
-/// Mean divergence of a run in which one thing is rounded.
+/// Mean KL divergence of a run in which only `rounded` is rounded.
 fn cost(rounded: Rounded, limit: Option<f32>) -> f64 {
     let options = LoadOptions::default();
     let quantize = match rounded {
@@ -272,7 +272,7 @@ fn planned(mut plan: KernelPlan, rounded: Rounded) -> KernelPlan {
     match rounded {
         Rounded::Keys(dtype) => plan.kv_dtypes.fill(dtype),
         Rounded::Activations(level, _) => {
-            // What has another type, such as rows that are no whole blocks, stays exact.
+            // Projections of another type, such as those whose rows are no whole blocks, stay exact.
             let stored = |dtype: Dtype| match level {
                 NumericLevel::Int8 | NumericLevel::Int16 => dtype.is_quantized(),
                 _ => dtype == Dtype::BF16,
@@ -286,10 +286,10 @@ fn planned(mut plan: KernelPlan, rounded: Rounded) -> KernelPlan {
     plan
 }
 
-/// What the ancestors of this project took for a limit of tiled computation. `BRAIDINFER_BLESS=1` writes the table of
-/// `docs/numerics.md`.
+/// The predecessors of this project took reordered sums for a limit of tiled computation. `BRAIDINFER_BLESS=1` writes
+/// the table of `docs/numerics.md`.
 #[test]
-fn reordering_costs_nothing_and_rounding_keys_does() {
+fn reordering_sums_is_harmless_and_rounding_keys_is_not() {
     let costs: Vec<[f64; 2]> =
         ROUNDINGS.iter().map(|(_, rounded)| [cost(*rounded, None), cost(*rounded, Some(CLIPPED))]).collect();
     let of =
@@ -303,7 +303,7 @@ fn reordering_costs_nothing_and_rounding_keys_does() {
     }
 }
 
-/// Where the norms on keys are clipped: some twice their median.
+/// Limit for key norm weights: about twice their median.
 const CLIPPED: f32 = 5.0;
 
 fn write_table(costs: &[[f64; 2]]) {

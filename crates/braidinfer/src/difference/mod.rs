@@ -1,4 +1,4 @@
-//! The same prompts through two models, or through one in two ways.
+//! Comparing two models, or one model with two settings, on the same prompts.
 
 mod transcript;
 
@@ -13,56 +13,56 @@ use crate::engine::SamplingParams;
 use crate::llm::{Llm, Prompt};
 use crate::{Error, Result};
 
-/// What one side makes of the prompts.
+/// The outputs of one of the two models for all prompts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Side {
     vocab_size: usize,
-    answers: Vec<OneAnswer>,
+    answers: Vec<PromptOutput>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct OneAnswer {
-    /// Text, or token ids.
+struct PromptOutput {
+    /// The prompt's text, or its token ids.
     prompt: String,
     prompt_ids: Vec<u32>,
-    /// The greedy answer.
+    /// The greedy output.
     ids: Vec<u32>,
     text: String,
-    /// `[positions][vocab_size]`, after every token of the prompt and of the answer that was read, but the last.
+    /// `[positions][vocab_size]`: logits after every token of the prompt and of the output, except the last.
     logits: Vec<f32>,
 }
 
-/// How two sides differ.
+/// The difference between two models.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
-    /// One for each prompt.
+    /// One entry per prompt.
     pub prompts: Vec<PromptDifference>,
-    /// Mean divergence over all positions, in nats.
+    /// Mean KL divergence over all positions, in nats.
     pub kl_mean: f64,
-    /// Share of positions with the same likeliest token.
+    /// Fraction of positions with the same most likely token.
     pub top1_agreement: f64,
 }
 
-/// How two sides differ on one prompt.
+/// The difference between two models on one prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PromptDifference {
-    /// Its text, or its token ids.
+    /// The prompt's text, or its token ids.
     pub prompt: String,
-    /// The greedy answer of the first side.
+    /// The greedy output of the first model.
     pub a: String,
-    /// That of the second.
+    /// The greedy output of the second model.
     pub b: String,
-    /// The first token of the answers, counted from 0, that differs.
+    /// Index of the first output token that differs.
     pub first_difference: Option<usize>,
-    /// Distance of the second side's logits from the first's, over the prompt and the first side's answer.
+    /// Divergence of the second model's logits from the first's, over the prompt and the first model's output.
     pub divergence: Divergence,
 }
 
 impl Side {
-    /// Answers every prompt greedily with at most `max_tokens` tokens, and gives the logits along the prompt and the
-    /// answer that `forced` gave, or its own.
+    /// Generates a greedy output of at most `max_tokens` tokens for every prompt, and computes the logits along the
+    /// prompt and the output in `forced`, if given, or its own output (teacher forcing).
     ///
-    /// Fails on a prompt that leaves no room for an answer, and on one of which `forced` has other tokens.
+    /// Fails on a prompt that leaves no room for an output, and if a prompt has other tokens than in `forced`.
     pub fn of(llm: &mut Llm, prompts: &[Prompt], max_tokens: usize, forced: Option<&Self>) -> Result<Self> {
         let vocab_size = llm.spec().vocab_size;
         if let Some(forced) = forced.filter(|forced| forced.vocab_size != vocab_size) {
@@ -73,12 +73,12 @@ impl Side {
         let mut answers = Vec::with_capacity(prompts.len());
         for (index, prompt) in prompts.iter().enumerate() {
             let forced = forced.map(|forced| &forced.answers[index]);
-            answers.push(OneAnswer::of(llm, prompt, &params, forced)?);
+            answers.push(PromptOutput::of(llm, prompt, &params, forced)?);
         }
         Ok(Self { vocab_size, answers })
     }
 
-    /// Compares a side with the one whose answers it was forced along.
+    /// Compares this side with the one whose outputs it was forced along.
     pub fn difference(&self, first: &Self) -> Difference {
         let pairs = first.answers.iter().zip(&self.answers);
         let prompts: Vec<PromptDifference> = pairs.map(|(a, b)| PromptDifference::of(a, b, self.vocab_size)).collect();
@@ -92,7 +92,7 @@ impl Side {
     }
 }
 
-impl OneAnswer {
+impl PromptOutput {
     fn of(llm: &mut Llm, prompt: &Prompt, params: &SamplingParams, forced: Option<&Self>) -> Result<Self> {
         let completion = llm.generate(std::slice::from_ref(prompt), params)?.remove(0);
         let (prompt_ids, ids) = (completion.prompt_ids, completion.ids);
@@ -102,20 +102,20 @@ impl OneAnswer {
         }
         let mut read = prompt_ids.clone();
         read.extend_from_slice(forced.map_or(&ids, |forced| &forced.ids));
-        // Nothing follows the last token.
+        // The logits after the last token predict nothing.
         read.pop();
         let logits = llm.logits(&read, true)?.concat();
         Ok(Self { prompt: spelled(prompt), prompt_ids, ids, text: completion.text, logits })
     }
 
-    /// The answer as text, or as token ids where there is no tokenizer.
+    /// The output as text, or as token ids if there is no tokenizer.
     fn spelled(&self) -> String {
         if self.text.is_empty() { format!("{:?}", self.ids) } else { self.text.clone() }
     }
 }
 
 impl PromptDifference {
-    fn of(a: &OneAnswer, b: &OneAnswer, vocab_size: usize) -> Self {
+    fn of(a: &PromptOutput, b: &PromptOutput, vocab_size: usize) -> Self {
         let tokens = a.prompt_ids.iter().chain(&a.ids);
         let next: Vec<Option<u32>> = tokens.skip(1).copied().map(Some).collect();
         let longer = a.ids.len().max(b.ids.len());

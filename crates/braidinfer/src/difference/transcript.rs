@@ -1,4 +1,4 @@
-//! Answers token by token, with how likely each token was: what an engine behind an endpoint tells of itself.
+//! Outputs token by token with log-probabilities, as engines behind an HTTP endpoint report them.
 
 use serde::Serialize;
 
@@ -8,44 +8,44 @@ use crate::llm::{Llm, Prompt};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
-/// Tokens named at each position of a transcript of our own, likeliest first; endpoints give 5 at most.
+/// Number of alternatives recorded per position of our own transcripts, most likely first; endpoints return at most 5.
 const TOP: usize = 20;
 
-/// One greedy answer.
+/// One greedy output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transcript {
-    /// Its text, or its token ids.
+    /// The prompt's text, or its token ids.
     pub prompt: String,
-    /// Tokens that were read, if known.
+    /// Number of prompt tokens, if known.
     pub prompt_tokens: Option<usize>,
-    /// The answer.
+    /// The output text.
     pub text: String,
-    /// The answer, token by token, without one that only ends it.
+    /// The output tokens, without a final end-of-sequence token.
     pub tokens: Vec<SpokenToken>,
 }
 
-/// One token of an answer.
+/// One output token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpokenToken {
-    /// Which one.
+    /// The token.
     pub token: NamedToken,
-    /// Natural logarithm of its probability.
+    /// Its natural log-probability.
     pub logprob: f64,
-    /// Likely tokens in its place, with theirs.
+    /// The most likely tokens at its position, with their log-probabilities.
     pub top: Vec<(NamedToken, f64)>,
 }
 
-/// A token as far as it is known.
+/// A token, identified by text and, if known, by id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedToken {
-    /// The text that it adds, with U+FFFD where that is no whole character.
+    /// The text that it adds, with U+FFFD for incomplete characters.
     pub text: String,
-    /// Its id.
+    /// Its token id, if known.
     pub id: Option<u32>,
 }
 
 impl NamedToken {
-    /// Whether two sides mean one token: by text, or by id where the text does not tell.
+    /// Whether both mean the same token: by text, or by id if the text is ambiguous.
     fn is(&self, other: &Self) -> bool {
         let tells = |text: &str| !text.is_empty() && !text.contains('\u{FFFD}');
         match (self.id, other.id) {
@@ -56,7 +56,7 @@ impl NamedToken {
 }
 
 impl SpokenToken {
-    /// How much likelier this side found its own token than `other`, in nats, if it told.
+    /// Log-probability of the chosen token minus that of `other`, in nats, if the latter was reported.
     fn margin(&self, other: &NamedToken) -> Option<f64> {
         let told = self.top.iter().find(|(token, _)| token.is(other));
         told.map(|(_, logprob)| self.logprob - logprob)
@@ -64,9 +64,9 @@ impl SpokenToken {
 }
 
 impl Transcript {
-    /// Answers `prompt` greedily with at most `max_tokens` tokens.
+    /// Generates a greedy output of at most `max_tokens` tokens for `prompt`.
     ///
-    /// Fails without a tokenizer, and on a prompt that leaves no room for an answer.
+    /// Fails without a tokenizer, and on a prompt that leaves no room for an output.
     pub fn of(llm: &mut Llm, prompt: &Prompt, max_tokens: usize) -> Result<Self> {
         let params = SamplingParams { temperature: 0.0, max_tokens: Some(max_tokens), ..SamplingParams::default() };
         let completion = llm.generate(std::slice::from_ref(prompt), &params)?.remove(0);
@@ -89,7 +89,7 @@ impl Transcript {
     }
 }
 
-/// A prompt for people.
+/// The prompt as text for printing.
 pub fn spelled(prompt: &Prompt) -> String {
     match prompt {
         Prompt::Text(text) => text.clone(),
@@ -109,7 +109,7 @@ fn spoken_token(tokenizer: &Tokenizer, before: &[u32], token: u32, logits: &[f32
     Ok(SpokenToken { token: named(token)?, logprob: logprobs[token as usize], top: top.collect::<Result<_>>()? })
 }
 
-/// What a token adds to the text before it, so that a leading space is not lost.
+/// The text that a token adds after `before`. Decoding both together keeps a leading space.
 fn added_text(tokenizer: &Tokenizer, before: &[u32], token: u32) -> Result<String> {
     let anchor = &before[before.len().saturating_sub(1)..];
     let both = tokenizer.decode(&[anchor, &[token]].concat(), false)?;
@@ -119,54 +119,54 @@ fn added_text(tokenizer: &Tokenizer, before: &[u32], token: u32) -> Result<Strin
     }
 }
 
-/// How the answers of two sides differ. Probabilities are compared as long as both said the same tokens, since they
-/// depend on all that was said before.
+/// The difference between two sides' outputs. Log-probabilities are compared up to the first different token, because
+/// they depend on all tokens before.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TranscriptDifference {
-    /// One for each prompt.
+    /// One entry per prompt.
     pub prompts: Vec<PromptTranscripts>,
-    /// Tokens whose probabilities could be compared.
+    /// Number of tokens whose log-probabilities were compared.
     pub tokens: usize,
-    /// Mean absolute difference of the logarithms of their probabilities, in nats.
+    /// Mean absolute difference of their log-probabilities, in nats.
     pub logprob_difference_mean: f64,
-    /// The largest one.
+    /// Largest absolute difference.
     pub logprob_difference_max: f64,
 }
 
-/// How two sides answered one prompt.
+/// The two outputs for one prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PromptTranscripts {
-    /// Its text, or its token ids.
+    /// The prompt's text, or its token ids.
     pub prompt: String,
-    /// Tokens that each side read, where it says so; if they differ, so do the tokenizers.
+    /// Number of prompt tokens on each side, if reported; a difference means different tokenizers.
     pub prompt_tokens: [Option<usize>; 2],
-    /// The answer of the first side.
+    /// Output of the first side.
     pub a: String,
-    /// That of the second.
+    /// Output of the second side.
     pub b: String,
-    /// The first token of the answers, counted from 0, that differs.
+    /// Index of the first output token that differs.
     pub first_difference: Option<usize>,
-    /// What each side says there; `None` if one side had ended.
+    /// The two tokens there; `None` if one output had ended.
     pub parting: Option<Parting>,
-    /// Absolute difference of the logarithms of the probabilities of each token before it, in nats.
+    /// Absolute difference of the log-probabilities of each token before it, in nats.
     pub logprob_differences: Vec<f64>,
 }
 
-/// Two tokens in one place.
+/// The two tokens at the first difference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Parting {
     /// Text of the first side's token.
     pub a: String,
-    /// Text of the second side's.
+    /// Text of the second side's token.
     pub b: String,
-    /// How much likelier the first side finds its own token than the other, in nats, if it told.
+    /// On the first side, log-probability of its token minus that of the other side's token, in nats, if reported.
     pub a_margin: Option<f64>,
-    /// The same of the second side.
+    /// The same on the second side.
     pub b_margin: Option<f64>,
 }
 
 impl TranscriptDifference {
-    /// Of the answers to the same prompts.
+    /// Compares outputs for the same prompts.
     pub fn of(first: &[Transcript], second: &[Transcript]) -> Self {
         let prompts: Vec<PromptTranscripts> =
             first.iter().zip(second).map(|(a, b)| PromptTranscripts::of(a, b)).collect();

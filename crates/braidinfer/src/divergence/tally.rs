@@ -1,4 +1,5 @@
-//! Counting positions one by one, so that any length of text can be compared without keeping its logits.
+//! Accumulating the divergence position by position, so that texts of any length can be compared without storing
+//! logits.
 
 use rayon::prelude::*;
 
@@ -6,17 +7,17 @@ use super::{Divergence, NEAR_TIE, log_softmax};
 use crate::engine::argmax;
 use crate::threads::Threads;
 
-/// Tokens that the truth finds this much less likely than the likeliest, in nats, compete with it.
+/// Tokens whose log-probability under the truth is within this of the most likely token's, in nats, compete with it.
 const COMPETES: f64 = 3.0;
 
-/// Divergences of positions read so far.
+/// Statistics of the positions read so far.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     positions: Vec<Position>,
     threads: Option<Threads>,
 }
 
-/// One position.
+/// Statistics of one position.
 #[derive(Debug, Clone)]
 struct Position {
     kl: f64,
@@ -34,13 +35,13 @@ enum Agreement {
 }
 
 impl Tally {
-    /// Counts on several threads.
+    /// An empty tally that computes on these threads.
     pub fn on(threads: &Threads) -> Self {
         Self { positions: Vec::new(), threads: Some(threads.clone()) }
     }
 
-    /// Adds positions: `truth` and `logits` are `[positions][vocab_size]`, `next` has the token after each position, where
-    /// there is one.
+    /// Adds positions: `truth` and `logits` are `[positions][vocab_size]`, `next` has the token that follows each
+    /// position, if there is one.
     pub fn add(&mut self, truth: &[f32], logits: &[f32], vocab_size: usize, next: &[Option<u32>]) {
         let of = |(row, (truth, logits)): (usize, (&[f32], &[f32]))| {
             Position::of(truth, logits, next.get(row).copied().flatten())
@@ -58,17 +59,17 @@ impl Tally {
         }
     }
 
-    /// Positions read so far.
+    /// Number of positions added.
     pub fn len(&self) -> usize {
         self.positions.len()
     }
 
-    /// Whether nothing was read yet.
+    /// Whether no position was added yet.
     pub fn is_empty(&self) -> bool {
         self.positions.is_empty()
     }
 
-    /// What they amount to.
+    /// The divergence over all positions.
     pub fn divergence(&self) -> Divergence {
         let positions = &self.positions;
         let kl: Vec<f64> = positions.iter().map(|position| position.kl).collect();
@@ -101,7 +102,7 @@ impl Position {
         let chosen = argmax(logits) as usize;
         let (truth, own) = (log_softmax(truth), log_softmax(logits));
         let kl: f64 = truth.iter().zip(&own).map(|(truth, own)| truth.exp() * (truth - own)).sum();
-        let best = likeliest(&truth);
+        let best = most_likely(&truth);
         let agreement = match best {
             best if best == chosen => Agreement::Same,
             best if truth[best] - truth[chosen] <= NEAR_TIE => Agreement::NearTie,
@@ -113,7 +114,7 @@ impl Position {
             |(_, (truth_of, own_of)): (usize, (&f64, &f64))| ((own_of - own[best]) - (truth_of - truth[best])).abs();
         let competing = others().filter(|(_, (of, _))| **of >= truth[best] - COMPETES);
         Self {
-            // A sum of rounded terms may come out a little below zero; what is not a number stays so.
+            // Rounding may make the sum slightly negative; NaN is kept.
             kl: if kl < 0.0 { 0.0 } else { kl },
             shift: competing.map(moved).fold(if kl.is_nan() { f64::NAN } else { 0.0 }, larger),
             loss: next.and_then(|id| own.get(id as usize)).map(|of_next| -of_next),
@@ -123,13 +124,13 @@ impl Position {
     }
 }
 
-/// Index of the largest value, the first of equals.
-fn likeliest(values: &[f64]) -> usize {
+/// Index of the largest value, the first if there are several.
+fn most_likely(values: &[f64]) -> usize {
     let better = |best: usize, index: usize| if values[index] > values[best] { index } else { best };
     (0..values.len()).reduce(better).unwrap_or(0)
 }
 
-/// The larger one; what is not a number is larger than anything.
+/// The larger value; NaN counts as larger than any number.
 fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || a > b { a } else { b }
 }
@@ -147,14 +148,14 @@ fn standard_error(values: &[f64]) -> f64 {
     (squares / (n - 1.0) / n).sqrt()
 }
 
-/// Ascending; what is not a number comes last, whatever its sign.
+/// Sorts in ascending order; NaN comes last, whatever its sign.
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
     sorted
 }
 
-/// The value that a share of all is not above.
+/// The smallest value that at least a fraction `share` of all values does not exceed.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let index = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(index.saturating_sub(1)).copied().unwrap_or(0.0)

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn the_same_logits_diverge_by_nothing() {
+fn equal_logits_have_no_divergence() {
     let logits = [0.5, 2.0, -1.0, 3.0, 0.0, 1.0];
     let divergence = Divergence::of(&logits, &logits, 3, &[Some(1), None]);
     assert_eq!((divergence.kl_max, divergence.top1_agreement, divergence.disagreements), (0.0, 1.0, 0));
@@ -12,7 +12,7 @@ fn the_same_logits_diverge_by_nothing() {
 }
 
 #[test]
-fn near_ties_are_told_from_disagreements() {
+fn near_ties_are_distinguished_from_disagreements() {
     let truth = [1.0, 0.96, 0.0, 3.0, 0.0, 0.0];
     let other = [0.96, 1.0, 0.0, 0.0, 3.0, 0.0];
     let divergence = Divergence::of(&truth, &other, 3, &[]);
@@ -22,24 +22,24 @@ fn near_ties_are_told_from_disagreements() {
 }
 
 #[test]
-fn shifts_are_those_of_tokens_that_compete() {
-    // The second token comes 0.25 nearer, and one that is 7 nats away 2.
+fn shifts_are_measured_on_competing_tokens() {
+    // The margin of the second token shrinks by 0.25; that of the third, which is 7 nats away, by 2.
     let (truth, own) = ([2.0, 1.0, -5.0], [2.0, 1.25, -3.0]);
     let divergence = Divergence::of(&truth, &own, 3, &[]);
     assert!((divergence.shift_max - 0.25).abs() < 1e-6, "{}", divergence.shift_max);
-    // A likeliest token changes by no less than its margin.
+    // If the most likely token changes, the shift is at least its margin.
     let changed = Divergence::of(&[2.0, 1.0], &[1.0, 2.0], 2, &[]);
     assert!(changed.shift_max > 1.0 && changed.disagreements == 1);
 }
 
 #[test]
-fn what_is_not_finite_is_not_hidden() {
+fn non_finite_logits_are_not_hidden() {
     let divergence = Divergence::of(&[0.0, 1.0], &[f32::NAN, 1.0], 2, &[]);
     assert!(!divergence.is_finite() && divergence.kl_max.is_nan() && divergence.shift_max.is_nan());
 }
 
 #[test]
-fn parts_add_up_to_the_whole() {
+fn tallies_do_not_depend_on_how_positions_are_split() {
     let truth: Vec<f32> = (0..60).map(|i| ((i * 37) % 11) as f32 / 3.0).collect();
     let own: Vec<f32> = (0..60).map(|i| ((i * 37) % 11) as f32 / 3.0 + ((i * 5) % 7) as f32 / 50.0).collect();
     let next: Vec<Option<u32>> = (0..10).map(|i| Some(i % 6)).collect();
@@ -51,9 +51,9 @@ fn parts_add_up_to_the_whole() {
     assert_eq!(tally.divergence(), Divergence::of(&truth, &own, 6, &next));
 }
 
-/// Computed apart from the formula.
+/// Expected values were computed independently of this implementation.
 #[test]
-fn rates_carry_their_uncertainty() {
+fn rates_have_confidence_intervals() {
     for (count, all, low, high) in
         [(0, 100, 0.0, 0.036_993_5), (5, 96, 0.022_449_6, 0.116_184_8), (3, 3, 0.438_503, 1.0)]
     {

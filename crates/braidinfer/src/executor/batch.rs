@@ -1,4 +1,4 @@
-//! What an executor is asked to run.
+//! The input of a forward pass.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -8,41 +8,41 @@ use braidinfer_model::DecoderSpec;
 use super::KvCacheConfig;
 use crate::{Error, Result};
 
-/// Tokens of several sequences, flattened. Prefill, chunks of it and decode all look the same.
+/// Tokens of several sequences, flattened. Prefill, chunked prefill and decode steps all have this form.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Token ids `[T]`: those of the first sequence, then those of the second, and so on.
+    /// Token ids `[T]`: the tokens of the first sequence, then those of the second, and so on.
     pub token_ids: Vec<u32>,
-    /// One entry per sequence, in the order of its tokens.
+    /// One entry per sequence, in the order in which their tokens are in `token_ids`.
     pub sequences: Vec<SequenceSlice>,
-    /// Indices into `token_ids` of the tokens whose logits are wanted.
+    /// Indices into `token_ids` of the tokens whose logits to return.
     pub logits_rows: Vec<usize>,
-    /// Indices of the tokens whose hidden state is wanted, as the last norm gives it.
+    /// Indices into `token_ids` of the tokens whose hidden state after the final norm to return.
     pub hidden_rows: Vec<usize>,
 }
 
-/// The part of one sequence that is in a batch. Positions and storage slots of its tokens follow from this.
+/// The tokens of one sequence in a batch. Their positions and KV cache slots follow from these fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SequenceSlice {
-    /// Tokens of this sequence in the batch.
+    /// Number of tokens of this sequence in the batch.
     pub query_len: usize,
-    /// Tokens before them, whose keys and values are stored.
+    /// Number of tokens before them, whose keys and values are in the KV cache.
     pub context_len: usize,
-    /// Length that governs RoPE where frequencies depend on it: at least `context_len + query_len`, and
-    /// the whole prompt's length while a prompt is fed in chunks, so that chunks rotate as the whole would.
+    /// Sequence length from which length-dependent RoPE frequencies are computed: at least `context_len + query_len`.
+    /// In chunked prefill it is the length of the whole prompt, so that every chunk is rotated as in one prefill.
     pub rope_len: usize,
     /// Block ids; position `p` is stored in block `block_table[p / block_size]`.
     pub block_table: Vec<u32>,
-    /// Where layers keep what they know of the sequence besides its blocks ([`super::LayerState::bytes_per_sequence`]). Means
-    /// nothing where no layer does.
+    /// Slot of the state that layers keep per sequence besides KV cache blocks
+    /// ([`super::LayerState::bytes_per_sequence`]). Unused if no layer has such state.
     pub state_slot: u32,
-    /// So many of the tokens, the last ones, are guesses: the sequence may go on from before them.
+    /// How many of the last tokens are draft tokens: the sequence may be continued from before them.
     pub draft_len: usize,
 }
 
 impl SequenceSlice {
-    /// The next `query_len` tokens of a sequence of which `context_len` are stored, none of them guessed. RoPE is that of
-    /// the length they reach.
+    /// The next `query_len` tokens of a sequence with `context_len` cached tokens, without draft tokens. `rope_len` is
+    /// the length after these tokens.
     pub fn new(context_len: usize, query_len: usize, block_table: Vec<u32>) -> Self {
         Self { query_len, context_len, rope_len: context_len + query_len, block_table, state_slot: 0, draft_len: 0 }
     }
@@ -52,7 +52,7 @@ impl SequenceSlice {
         self.context_len..self.context_len + self.query_len
     }
 
-    /// Storage slot of `position`.
+    /// KV cache slot of `position`.
     pub fn slot(&self, position: usize, block_size: usize) -> usize {
         self.block_table[position / block_size] as usize * block_size + position % block_size
     }
@@ -77,7 +77,7 @@ impl Batch {
         })
     }
 
-    /// Whether this batch agrees with itself, the vocabulary and the storage.
+    /// Checks that this batch is consistent and fits the vocabulary and the KV cache.
     pub fn validate(&self, spec: &DecoderSpec, kv_cache: &KvCacheConfig) -> Result<()> {
         let vocab = spec.vocab_size;
         if let Some(id) = self.token_ids.iter().find(|id| **id as usize >= vocab) {
@@ -100,7 +100,7 @@ impl Batch {
         self.validate_slots(kv_cache.block_size)
     }
 
-    /// Where layers keep states, no two sequences of one batch may have one slot.
+    /// Fails if two sequences have the same state slot. Only needed if layers keep state per sequence.
     pub fn validate_state_slots(&self) -> Result<()> {
         let mut seen = HashSet::with_capacity(self.sequences.len());
         match self.sequences.iter().find(|sequence| !seen.insert(sequence.state_slot)) {
@@ -111,7 +111,7 @@ impl Batch {
         }
     }
 
-    /// No two tokens of one batch may be stored in one place.
+    /// Fails if two tokens would be written to the same KV cache slot.
     fn validate_slots(&self, block_size: usize) -> Result<()> {
         let mut written = HashSet::with_capacity(self.token_ids.len());
         for sequence in &self.sequences {

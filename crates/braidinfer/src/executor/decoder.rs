@@ -1,4 +1,4 @@
-//! The one driver of a forward pass, whoever computes its layers.
+//! The forward pass over all layers, independent of the kernels that compute them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,26 +13,26 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Rows that the output head computes at once, which bounds the memory for logits.
+/// Rows of logits computed at once, which bounds the memory for logits.
 const HEAD_ROWS: usize = 64;
 
-/// A decoder: runners, a table that says which of them computes which layer, and the plan they compute by.
+/// A model: its layer runners, the table that assigns layers to runners, and the numeric plan.
 ///
-/// Promises, for every architecture: the logits of a position do not depend on how its sequence was cut into batches, nor
-/// on the other sequences in the batch: to the last bit where [`Capabilities::same_bits_in_company`] says so, and within
-/// rounding elsewhere.
+/// Guaranteed for every architecture: the logits of a position depend neither on how its sequence was split into
+/// batches nor on the other sequences in the batch. They are bitwise equal if [`Capabilities::same_bits_in_company`] is
+/// set, and equal within rounding otherwise.
 pub struct Decoder<'a> {
     spec: DecoderSpec,
     storage: KvCacheConfig,
     plan: Arc<KernelPlan>,
     runners: Vec<Box<dyn LayerRunner + 'a>>,
     route: Route,
-    /// Where RoPE depends on the length of the sequence.
+    /// Set if RoPE depends on the length of the sequence.
     rope_history: Option<RopeHistory>,
 }
 
 impl<'a> Decoder<'a> {
-    /// A decoder of which one runner computes everything by `plan`; `storage` is what the runner was made for.
+    /// A decoder with one runner for everything. `storage` is the KV cache size that the runner was built with.
     pub fn new(spec: DecoderSpec, storage: KvCacheConfig, plan: KernelPlan, runner: impl LayerRunner + 'a) -> Self {
         Self {
             route: Route::whole(spec.layers.len()),
@@ -44,9 +44,9 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Leaves some layers to another runner.
+    /// Assigns some layers to another runner.
     ///
-    /// Fails on a layer that the decoder does not have.
+    /// Fails if a layer index is out of range.
     pub fn with_layers(mut self, layers: &BTreeSet<usize>, runner: impl LayerRunner + 'a) -> Result<Self> {
         let count = self.spec.layers.len();
         if let Some(layer) = layers.iter().find(|layer| **layer >= count) {
@@ -57,29 +57,29 @@ impl<'a> Decoder<'a> {
         Ok(self)
     }
 
-    /// Computes by another plan from now on. What was stored before under other types of keys and values is not found any
-    /// more, so sequences begin anew.
+    /// Replaces the plan. Keys and values that were cached in another data type are not found under the new plan, so
+    /// running sequences must be computed anew.
     pub fn with_plan(self, plan: KernelPlan) -> Self {
         let rope_history = RopeHistory::new(&self.spec, self.storage.block_size);
         Self { rope_history, plan: Arc::new(plan), ..self }
     }
 
-    /// What is decoded.
+    /// The description of the model.
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
     }
 
-    /// Shape of the key/value storage.
+    /// Size of the KV cache.
     pub fn kv_cache(&self) -> KvCacheConfig {
         self.storage
     }
 
-    /// At which level each projection is multiplied.
+    /// The numeric level of each projection and the KV data type of each layer.
     pub fn plan(&self) -> &KernelPlan {
         &self.plan
     }
 
-    /// What computes, and how much memory it reads.
+    /// The kernels in use and the memory they read.
     pub fn report(&self) -> ExecutorReport {
         let reports: Vec<ExecutorReport> = self.runners.iter().map(|runner| runner.report(&self.plan)).collect();
         let mut report = reports[self.route.head].clone();
@@ -92,11 +92,11 @@ impl<'a> Decoder<'a> {
         report
     }
 
-    /// What all runners promise together.
+    /// The capabilities that all runners have in common.
     pub fn capabilities(&self) -> Capabilities {
         let mut promised = Capabilities {
             same_bits_in_company: true,
-            // What is stored for a prefix is rotated for the length of the sequence that it was computed in.
+            // The cached keys of a prefix are rotated for the length of the sequence that they were computed for.
             shares_prefixes: self.rope_history.is_none(),
             takes_back_drafts: self.rope_history.is_none(),
         };
@@ -106,10 +106,10 @@ impl<'a> Decoder<'a> {
         promised
     }
 
-    /// What is stored of sequences in all layers together.
+    /// Bytes stored per token and per sequence, summed over all layers.
     pub fn state(&self) -> LayerState {
         let of = |(layer, runner): (usize, &usize)| self.runners[*runner].layer_state(layer, &self.plan);
-        // Where RoPE depends on the length, everything may have to be computed again.
+        // With length-dependent RoPE the whole sequence may have to be recomputed.
         let window = if self.rope_history.is_none() { Some(0) } else { None };
         let nothing = LayerState { bytes_per_token: 0, bytes_per_sequence: 0, window };
         self.route.layers.iter().enumerate().map(of).fold(nothing, |sum, state| LayerState {
@@ -119,16 +119,16 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// Runs every token of `batch`, stores what its layers keep, and returns what the batch asks for.
+    /// Runs every token of `batch`, updates the KV cache, and returns the outputs that the batch asks for.
     ///
-    /// Fails with [`Error::BadRequest`] on a batch that contradicts itself, the vocabulary or the storage; what is stored
-    /// is then unchanged.
+    /// Fails with [`Error::BadRequest`] on a batch that is inconsistent or does not fit the vocabulary or the KV cache,
+    /// which is then unchanged.
     pub fn forward(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<Outputs> {
         let plan = Arc::clone(&self.plan);
         self.forward_by(Step { batch, plan: &plan }, probe)
     }
 
-    /// The same by another plan than the decoder's own.
+    /// Like [`Decoder::forward`], with another plan than the decoder's own.
     pub fn forward_by(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
         let Step { batch, plan } = step;
         self.validate(batch)?;
@@ -144,8 +144,8 @@ impl<'a> Decoder<'a> {
         Ok(outputs)
     }
 
-    /// The same on what is stored as it is: where RoPE depends on the length of a sequence, its keys may be rotated for
-    /// another one.
+    /// Like [`Decoder::forward_by`], but without recomputing stale keys: with length-dependent RoPE, cached keys may be
+    /// rotated for another length.
     pub(crate) fn forward_as_stored(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
         self.validate(step.batch)?;
         self.pass(step, probe)
@@ -160,7 +160,7 @@ impl<'a> Decoder<'a> {
         runner.hidden()
     }
 
-    /// One layer alone: the residual stream after it, from that before it, both `[T, hidden_size]`.
+    /// Runs a single layer: takes and returns the residual stream, `[T, hidden_size]`.
     pub(crate) fn layer(
         &mut self,
         index: usize,
@@ -176,7 +176,7 @@ impl<'a> Decoder<'a> {
         runner.hidden()
     }
 
-    /// What the batch asks for, from the residual stream after the last layer.
+    /// The outputs that the batch asks for, from the residual stream after the last layer.
     pub(crate) fn head(&mut self, step: Step<'_>, hidden: &[f32], probe: &mut dyn Probe) -> Result<Outputs> {
         self.validate(step.batch)?;
         let runner = &mut self.runners[self.route.head];
@@ -185,12 +185,12 @@ impl<'a> Decoder<'a> {
         self.outputs(step, probe)
     }
 
-    /// The runner that computes everything but what was left to others.
+    /// The runner of everything that is not assigned to another runner.
     pub(crate) fn runner_mut(&mut self) -> &mut (dyn LayerRunner + 'a) {
         &mut *self.runners[0]
     }
 
-    /// Copies what is kept of a sequence in one state slot to another one.
+    /// Copies the per-sequence state from one slot to another.
     pub fn copy_state(&mut self, from: u32, to: u32) -> Result<()> {
         let (runners, plan) = (&mut self.runners, &self.plan);
         for (index, runner) in runners.iter_mut().enumerate() {
@@ -203,13 +203,13 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    /// Reads the weights of one step as fast as memory gives them, and computes nothing: the least time that a step can
-    /// take. Returns whether every runner could.
+    /// Reads the weights of one step at full memory bandwidth without computing: the lower bound for the time of a
+    /// decode step. Returns whether every runner supports this.
     pub fn read_weights(&mut self) -> bool {
         self.runners.iter_mut().all(|runner| runner.read_weights())
     }
 
-    /// Lets the memory of all that is stored of sequences go.
+    /// Frees the KV cache memory and all per-sequence state.
     pub fn release_storage(&mut self) -> Result<()> {
         self.rope_history = RopeHistory::new(&self.spec, self.storage.block_size);
         self.runners.iter_mut().try_for_each(|runner| runner.release_storage())
@@ -226,7 +226,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// One pass through all parts. The residual stream stays with a runner until another one needs it.
+    /// Embedding, all layers and output head. The residual stream stays with a runner until another runner needs it.
     fn pass(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
         for (index, runner) in self.runners.iter_mut().enumerate() {
             if self.route.uses(index) {
@@ -243,7 +243,7 @@ impl<'a> Decoder<'a> {
         self.outputs(step, probe)
     }
 
-    /// Gives the residual stream to another runner.
+    /// Copies the residual stream to another runner.
     fn hand_over(&mut self, at: &mut usize, next: usize) -> Result<()> {
         if *at != next {
             let hidden = self.runners[*at].hidden()?;
@@ -253,7 +253,7 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    /// What the batch asks for, some rows at a time.
+    /// The outputs that the batch asks for, computed in chunks of rows.
     fn outputs(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
         let (runner, vocab_size) = (&mut self.runners[self.route.head], self.spec.vocab_size);
         let Batch { logits_rows, hidden_rows, .. } = step.batch;

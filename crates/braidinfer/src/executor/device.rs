@@ -1,4 +1,4 @@
-//! Choosing a device. The only place that depends on which devices this build knows.
+//! Device selection. Only this file depends on the devices that the build supports.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// A device by name: `cpu`, `cuda`, `cuda:N` or `metal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// The processor.
+    /// The CPU.
     #[default]
     Cpu,
     /// An NVIDIA GPU by index.
@@ -47,7 +47,7 @@ impl fmt::Display for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Devices this build can open.
+    /// Names of the devices that this build supports.
     pub fn available() -> Vec<&'static str> {
         let mut names = vec!["cpu"];
         if cfg!(feature = "cuda") {
@@ -59,7 +59,7 @@ impl DeviceChoice {
         names
     }
 
-    /// Opens the device, or says that this build or machine has none.
+    /// Opens the device. Fails if this build or machine does not have it.
     pub(crate) fn open(self) -> Result<Device> {
         let opened = match self {
             Self::Cpu => return Ok(Device::Cpu),

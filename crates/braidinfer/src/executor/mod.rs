@@ -1,6 +1,6 @@
-//! A [`Decoder`] runs the tokens of a [`Batch`] and returns the [`Outputs`] that it asks for. It asks a table which
-//! [`LayerRunner`] computes which layer: the standard kernels, the fused ones, or others. Runners store keys and values; the
-//! caller decides which block holds what.
+//! A [`Decoder`] runs the tokens of a [`Batch`] through the model and returns the requested [`Outputs`]. A table
+//! assigns each layer to a [`LayerRunner`]: the standard kernels, the fused kernels, or another implementation. Runners
+//! own the KV cache memory; the caller decides which sequence uses which block.
 
 mod batch;
 mod decoder;
@@ -22,15 +22,15 @@ pub use probe::{NoProbe, Probe, RecordedActivation, Recorder};
 pub use report::ExecutorReport;
 pub use runner::{Capabilities, LayerRunner, LayerState, Step, WantedRows};
 
-/// Which kernels are asked for.
+/// The kernels that the user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kernels {
-    /// Fused ones where a check has measured that they give the right answers, and standard ones elsewhere.
+    /// Fused kernels where a check has measured that their results are right, standard kernels elsewhere.
     #[default]
     Auto,
-    /// Candle operations, the reference.
+    /// Candle operations, the reference implementation.
     Standard,
-    /// Our own, on the CPU.
+    /// This crate's own CPU kernels.
     Fused,
 }
 
@@ -45,14 +45,14 @@ impl Kernels {
     }
 }
 
-/// Which kernels compute.
+/// The kernels that a loaded model uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ActiveKernels {
-    /// Candle operations, the reference.
+    /// Candle operations, the reference implementation.
     Standard,
-    /// Our own, on the CPU.
+    /// This crate's own CPU kernels.
     Fused,
-    /// Our own, but for layers where a check found them wrong.
+    /// Fused kernels, except in layers where a check found their results wrong.
     Mixed,
 }
 
@@ -67,14 +67,14 @@ impl ActiveKernels {
     }
 }
 
-/// Key/value storage: blocks of a fixed number of tokens.
+/// Size of the paged KV cache: blocks with a fixed number of tokens each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvCacheConfig {
     /// Tokens per block.
     pub block_size: usize,
-    /// Blocks that may be named; memory is taken as they are first used.
+    /// Number of blocks; block ids are below it. Memory is allocated when a block is first used.
     pub num_blocks: usize,
-    /// How keys and values are stored.
+    /// Data type of stored keys and values.
     pub dtype: KvDtype,
 }
 
@@ -85,7 +85,7 @@ impl KvCacheConfig {
     }
 }
 
-/// How keys and values are stored. Never bf16: its rounding of keys is what large key norms amplify.
+/// Data type of stored keys and values. bf16 is not offered: large key norms amplify its rounding of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvDtype {
     /// 4 bytes.
@@ -103,7 +103,7 @@ impl KvDtype {
         }
     }
 
-    /// Bytes of a value.
+    /// Bytes per value.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -112,23 +112,23 @@ impl KvDtype {
     }
 }
 
-/// What a batch asked for.
+/// The results of one batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outputs {
-    /// A row for each of [`Batch::logits_rows`].
+    /// One row for each of [`Batch::logits_rows`].
     pub logits: Logits,
-    /// `[hidden_size]`, as the last norm gives it, for each of [`Batch::hidden_rows`].
+    /// The hidden state after the final norm, `[hidden_size]`, for each of [`Batch::hidden_rows`].
     pub hidden: Vec<Vec<f32>>,
 }
 
 impl Outputs {
-    /// Of a batch without tokens.
+    /// The outputs of a batch without tokens.
     fn none(vocab_size: usize) -> Self {
         Self { logits: Logits::new(Vec::new(), vocab_size), hidden: Vec::new() }
     }
 }
 
-/// Rows of logits, in the order the batch asked for them.
+/// Rows of logits, in the order of [`Batch::logits_rows`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logits {
     values: Vec<f32>,
@@ -157,7 +157,7 @@ impl Logits {
         self.values
     }
 
-    /// Logits of a row.
+    /// Number of logits per row.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }

@@ -1,4 +1,4 @@
-//! Which numeric level multiplies each projection.
+//! The numeric level of each projection and the KV data type of each layer.
 
 use braidinfer_kernels::NumericLevel;
 use braidinfer_model::spec::AttentionSpec;
@@ -8,21 +8,21 @@ use serde::Serialize;
 use super::KvDtype;
 use crate::{Error, Result};
 
-/// One projection and the level it is multiplied at.
+/// A projection and the numeric level at which it is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedProjection {
-    /// The module.
+    /// The module that the weights belong to.
     pub slot: Slot,
-    /// How its weights are stored.
+    /// Data type of its weights.
     pub dtype: Dtype,
-    /// Bytes of its weights in their file.
+    /// Size of its weights in the checkpoint, in bytes.
     pub bytes: usize,
-    /// How activations are rounded for it.
+    /// How activations are rounded before the multiplication.
     pub level: NumericLevel,
 }
 
 impl PlannedProjection {
-    /// The layer it belongs to; `None` for the output head.
+    /// Index of its layer; `None` for the output head.
     pub fn layer(&self) -> Option<usize> {
         match self.slot {
             Slot::Layer(layer, _) => Some(layer),
@@ -36,19 +36,19 @@ impl PlannedProjection {
     }
 }
 
-/// A level for every projection, and how each layer stores keys and values.
+/// A numeric level for every projection, and the data type of keys and values in each layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelPlan {
-    /// In slot order.
+    /// The projections, in the order of their slots.
     pub projections: Vec<PlannedProjection>,
-    /// One for each layer.
+    /// KV data type of each layer.
     pub kv_dtypes: Vec<KvDtype>,
-    /// Values of a token's keys in each layer, over all heads.
+    /// Width of a token's keys in each layer, over all heads.
     pub kv_widths: Vec<usize>,
 }
 
 impl KernelPlan {
-    /// The fastest level for every projection that is no coarser than `coarsest`.
+    /// The plan with the fastest level for every projection that is not coarser than `coarsest`.
     pub fn fastest(spec: &DecoderSpec, weights: &Weights, coarsest: NumericLevel, kv_dtype: KvDtype) -> Self {
         let projection = |(slot, param, dtype, bytes): (Slot, Param, Dtype, usize)| {
             let is_matrix = param == Param::Weight && is_projection(slot);
@@ -62,13 +62,13 @@ impl KernelPlan {
         }
     }
 
-    /// The same with nothing rounded but sums.
+    /// This plan with f32 activations, keys and values: only sums are rounded.
     pub fn exact(&self) -> Self {
         self.no_coarser(NumericLevel::F32, KvDtype::F32)
     }
 
-    /// Ever more exact plans, from this one to the exact one: activations in 16 bits where weights are blocks of codes, and
-    /// as they are elsewhere; then keys and values in f32; then all activations as they are.
+    /// Plans of increasing precision, from this one to the exact one: first 16-bit activations for block-quantized
+    /// weights and f32 activations for others, then also f32 keys and values, then f32 activations everywhere.
     pub fn ladder(&self) -> Vec<Self> {
         let mut plans = vec![self.clone()];
         for (level, kv_dtype) in [
@@ -82,7 +82,7 @@ impl KernelPlan {
         plans
     }
 
-    /// Levels and storage no coarser than these.
+    /// This plan, with every level and KV data type at least as precise as the given ones.
     fn no_coarser(&self, level: NumericLevel, kv_dtype: KvDtype) -> Self {
         let mut plan = self.clone();
         for planned in &mut plan.projections {
@@ -95,14 +95,14 @@ impl KernelPlan {
         plan
     }
 
-    /// Whether any projection multiplies activations that were rounded to 8 bits or bf16.
+    /// Whether any projection rounds its activations to 8 bits or bf16.
     pub fn rounds_activations(&self) -> bool {
         self.projections.iter().any(|planned| planned.level.is_coarser(NumericLevel::Int16))
     }
 
-    /// Whether this is a plan for a model with `projections`, whose levels are all possible.
+    /// Checks that this plan is for a model with these `projections`, and that every level is possible.
     ///
-    /// Fails otherwise, and says which projection is in the way.
+    /// Fails otherwise, naming the projection.
     pub(super) fn check(&self, projections: &[(Slot, Dtype)], layers: usize) -> Result<()> {
         let own = self.projections.iter().map(|planned| (planned.slot, planned.dtype));
         if !own.eq(projections.iter().copied()) || self.kv_dtypes.len() != layers {
@@ -117,12 +117,12 @@ impl KernelPlan {
         }
     }
 
-    /// The projection in a slot, by its index in [`KernelPlan::projections`].
+    /// The index in [`KernelPlan::projections`] of the projection in a slot.
     pub(super) fn index_of(&self, slot: Slot) -> Option<usize> {
         self.projections.iter().position(|planned| planned.slot == slot)
     }
 
-    /// The level that multiplies most of the bytes.
+    /// The level of the projections that hold most of the weight bytes.
     pub(super) fn main_level(&self) -> NumericLevel {
         let bytes = |level: &NumericLevel| -> usize {
             let of_level = self.projections.iter().filter(|planned| planned.level == *level);
@@ -131,7 +131,7 @@ impl KernelPlan {
         NumericLevel::ALL.into_iter().max_by_key(bytes).unwrap_or(NumericLevel::F32)
     }
 
-    /// Whether a layer is computed and stored as in another plan.
+    /// Whether a layer has the same levels and KV data type in another plan.
     pub fn same_layer(&self, other: &Self, layer: usize) -> bool {
         let of = |plan: &Self| -> Vec<PlannedProjection> {
             let in_layer = |planned: &&PlannedProjection| planned.layer() == Some(layer);
@@ -140,7 +140,7 @@ impl KernelPlan {
         self.kv_dtypes.get(layer) == other.kv_dtypes.get(layer) && of(self) == of(other)
     }
 
-    /// How many projections run at each level, coarsest first; levels without any are left out.
+    /// Number of projections per level, coarsest first, without unused levels.
     pub fn summary(&self) -> Vec<LevelCount> {
         let count = |level: NumericLevel| {
             let projections = self.projections.iter().filter(|projection| projection.level == level).count();
@@ -151,12 +151,12 @@ impl KernelPlan {
     }
 }
 
-/// Projections at one level.
+/// The number of projections at one level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct LevelCount {
     /// The level's name.
     pub level: &'static str,
-    /// How many.
+    /// Number of projections.
     pub projections: usize,
 }
 
@@ -169,8 +169,8 @@ fn is_projection(slot: Slot) -> bool {
     }
 }
 
-/// What weights of a type can be multiplied at, exact levels first: blocks of codes with activations in 8 and 16 bits, bf16
-/// weights with bf16 ones, and everything with f32.
+/// The levels at which weights of a type can be multiplied, most precise first: block-quantized weights with 8-bit and
+/// 16-bit activations, bf16 weights with bf16 activations, and all weights with f32 activations.
 fn levels(dtype: Dtype) -> &'static [NumericLevel] {
     match dtype {
         dtype if dtype.is_quantized() => &[NumericLevel::F32, NumericLevel::Int16, NumericLevel::Int8],
@@ -179,7 +179,7 @@ fn levels(dtype: Dtype) -> &'static [NumericLevel] {
     }
 }
 
-/// The coarsest level that is no coarser than `coarsest`.
+/// The fastest level for weights of a type that is not coarser than `coarsest`.
 fn fastest_level(dtype: Dtype, coarsest: NumericLevel) -> NumericLevel {
     let allowed = |level: &&NumericLevel| !level.is_coarser(coarsest);
     levels(dtype).iter().rfind(allowed).copied().unwrap_or(NumericLevel::F32)

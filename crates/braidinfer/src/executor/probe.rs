@@ -1,26 +1,27 @@
-//! Observing activations by name, whoever computes them.
+//! Recording intermediate activations by name, from any kernels.
 
 /// Receives named activations during a forward pass.
 ///
 /// Names are `embed`, `layer.N.<part>`, `final_norm` and `logits`, where a part is one of `input_norm`,
 /// `attn.q`, `attn.k`, `attn.v` (projections), `attn.q_norm`, `attn.k_norm`, `attn.q_rope`, `attn.k_rope`,
-/// `attn.heads` (before the output projection), `attn.out`, `attn.residual` (the stream after attention),
-/// `ffn.norm`, `ffn.out`, `output` (the stream after the layer). `final_norm` and `logits` have rows only for the tokens whose
-/// logits are wanted; they do not come where there are none, and some rows at a time where there are many.
+/// `attn.heads` (before the output projection), `attn.out`, `attn.residual` (the residual stream after attention),
+/// `ffn.norm`, `ffn.out`, `output` (the residual stream after the layer). `final_norm` and `logits` have rows only for
+/// the tokens whose logits are requested: they are not recorded without such tokens, and come in several chunks if
+/// there are many.
 pub trait Probe: Send {
-    /// Whether any activation is wanted at all.
+    /// Whether the probe records anything.
     fn is_active(&self) -> bool {
         true
     }
 
-    /// Whether to hand over the activation called `name`.
+    /// Whether to record the activation called `name`.
     fn wants(&self, name: &str) -> bool;
 
-    /// Takes the activation `[rows, width]`, one row per token of the batch, in f32.
+    /// Receives the activation `[rows, width]` in f32, one row per token of the batch.
     fn record(&mut self, name: &str, rows: usize, values: Vec<f32>);
 }
 
-/// Observes nothing.
+/// Records nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoProbe;
 
@@ -39,24 +40,24 @@ impl Probe for NoProbe {
 /// One recorded activation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordedActivation {
-    /// Its name.
+    /// Name of the activation.
     pub name: String,
-    /// Tokens.
+    /// Number of tokens.
     pub rows: usize,
     /// `[rows, width]`, row-major.
     pub values: Vec<f32>,
 }
 
-/// Keeps every activation whose name a filter accepts, in the order of computation.
+/// Records every activation whose name passes a filter, in the order of computation.
 #[derive(Debug)]
 pub struct Recorder<F> {
     filter: F,
-    /// What was recorded so far.
+    /// The activations recorded so far.
     pub activations: Vec<RecordedActivation>,
 }
 
 impl<F: Fn(&str) -> bool + Send> Recorder<F> {
-    /// Records what `filter` accepts.
+    /// A recorder of the activations whose names `filter` accepts.
     pub fn new(filter: F) -> Self {
         Self { filter, activations: Vec::new() }
     }

@@ -1,4 +1,4 @@
-//! What an executor says about itself, for reports.
+//! What reports say about the executor.
 
 use std::time::Duration;
 
@@ -6,24 +6,24 @@ use braidinfer_kernels::NumericLevel;
 
 use super::{ActiveKernels, KvDtype, LevelCount};
 
-/// What computes, and how much memory it reads.
+/// The kernels in use, their threads, and the memory they read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecutorReport {
-    /// Standard, fused, or some of each.
+    /// Standard, fused, or a mix of both.
     pub kernels: ActiveKernels,
-    /// The instruction set of our own kernels, or `candle`.
+    /// The instruction set of the fused kernels, or `candle`.
     pub isa: &'static str,
-    /// Threads that compute, the caller included.
+    /// Number of compute threads, including the calling thread.
     pub threads: usize,
-    /// Bytes of the projections of all layers and of the output head, as they lie in memory: what one decode step
-    /// reads, but for keys, values and vectors.
+    /// In-memory size of the projections of all layers and of the output head, in bytes: what one decode step reads,
+    /// apart from keys, values and vectors.
     pub weight_bytes: usize,
-    /// How long the weights were repacked, where they are.
+    /// Time spent repacking the weights, if they are repacked.
     pub pack_time: Option<Duration>,
-    /// How many projections are multiplied at each numeric level; empty for standard kernels, which have no levels.
+    /// Number of projections per numeric level; empty for standard kernels, which have no levels.
     pub levels: Vec<LevelCount>,
-    /// The numeric level that multiplies most of the weight bytes; f32 for standard kernels.
+    /// The numeric level of the projections that hold most of the weight bytes; f32 for standard kernels.
     pub main_level: NumericLevel,
-    /// How each layer stores keys and values.
+    /// KV data type of each layer.
     pub kv_dtypes: Vec<KvDtype>,
 }

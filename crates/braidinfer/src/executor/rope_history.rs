@@ -1,10 +1,10 @@
-//! RoPE that depends on the current length.
+//! RoPE whose frequencies depend on the current sequence length.
 //!
-//! When a sequence crosses a boundary (longrope) or grows past the original length (dynamic), every one
-//! of its keys turns by other angles than it was stored with, and every later layer saw the difference.
-//! The text must be that of a model run without a cache, so what is stored is computed again, from the
-//! tokens that the slots remember. Under dynamic scaling that happens at every step past the boundary.
-//! Why this and nothing less: `docs/length-dependent-rope.md`.
+//! When a sequence crosses a threshold (longrope) or grows beyond the original length (dynamic), all of its cached keys
+//! were rotated by the wrong angles, and the inputs of all later layers were computed from them. The output must equal
+//! that of a model without a KV cache, so the cached tokens are recomputed, from the token ids that are recorded for
+//! each slot. With dynamic scaling that happens in every step beyond the threshold. Why nothing cheaper is enough:
+//! `docs/length-dependent-rope.md`.
 
 use braidinfer_model::DecoderSpec;
 use braidinfer_model::rope::RopeRegime;
@@ -13,10 +13,10 @@ use braidinfer_model::spec::RopeSpec;
 use super::{Batch, SequenceSlice};
 use crate::{Error, Result};
 
-/// Tokens run again at once; bounds the scores of a long sequence.
+/// Tokens recomputed per batch, which bounds the memory for attention scores of a long sequence.
 const MAX_TOKENS: usize = 512;
 
-/// Which token each slot of the key/value storage holds, and how its key was rotated.
+/// For each KV cache slot, its token and the RoPE regimes that its keys were rotated with.
 #[derive(Debug)]
 pub(super) struct RopeHistory {
     tables: Vec<RopeSpec>,
@@ -25,13 +25,13 @@ pub(super) struct RopeHistory {
 }
 
 impl RopeHistory {
-    /// A history for a decoder whose RoPE depends on the length, `None` for any other.
+    /// A history if the model's RoPE depends on the length, otherwise `None`.
     pub(super) fn new(spec: &DecoderSpec, block_size: usize) -> Option<Self> {
         let by_length = spec.rope.iter().any(RopeSpec::depends_on_length);
         by_length.then(|| Self { tables: spec.rope.clone(), block_size, slots: Vec::new() })
     }
 
-    /// Batches to run before `batch`, so that every key its sequences read is rotated for their length.
+    /// Batches to run before `batch` so that all keys its sequences read are rotated for their current length.
     pub(super) fn stale(&self, batch: &Batch) -> Result<Vec<Batch>> {
         let mut batches = Vec::new();
         for sequence in &batch.sequences {
@@ -50,7 +50,7 @@ impl RopeHistory {
         Ok(batches)
     }
 
-    /// Notes which tokens `batch` stored and how their keys were rotated.
+    /// Records the tokens that `batch` stored and how their keys were rotated.
     pub(super) fn remember(&mut self, batch: &Batch) {
         for (range, sequence) in batch.ranges() {
             let regimes = self.regimes(sequence.rope_len);
@@ -64,7 +64,7 @@ impl RopeHistory {
         }
     }
 
-    /// The regime of every table of the spec at a length.
+    /// The RoPE regime of each rotary table at a length.
     fn regimes(&self, rope_len: usize) -> Vec<RopeRegime> {
         self.tables.iter().map(|table| table.regime(rope_len)).collect()
     }

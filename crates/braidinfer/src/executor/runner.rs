@@ -1,96 +1,97 @@
-//! What computes the layers of a decoder.
+//! The interface of the implementations that compute layers.
 
 use super::{Batch, ExecutorReport, KernelPlan, Outputs, Probe};
 use crate::{Error, Result};
 
-/// One step: what runs, and how exactly.
+/// One forward step: the batch and the numeric plan.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
-    /// The tokens.
+    /// The tokens to run.
     pub batch: &'a Batch,
-    /// At which level each projection is multiplied, and how each layer stores keys and values. Runners that know one way
-    /// only, such as the standard kernels, leave it aside.
+    /// The numeric level of each projection and the KV data type of each layer. Runners with a fixed precision, such as
+    /// the standard kernels, ignore it.
     pub plan: &'a KernelPlan,
 }
 
-/// Rows of a batch whose outputs are wanted.
+/// Row indices of a batch whose outputs are requested.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WantedRows<'a> {
-    /// Of which the logits.
+    /// Rows whose logits are requested.
     pub logits: &'a [usize],
-    /// Of which the hidden state, as the last norm gives it.
+    /// Rows whose hidden state after the final norm is requested.
     pub hidden: &'a [usize],
 }
 
-/// Computes the embedding, any layer and the output head of a decoder, on a residual stream that it keeps as suits it: in
-/// panels, in the memory of a device, or on another machine. [`super::Decoder`] calls it, and checks every batch before.
+/// Computes the embedding, any layer and the output head of a decoder. The runner keeps the residual stream in its own
+/// format: in panels, in device memory, or on another machine. [`super::Decoder`] calls it, and validates every batch
+/// before.
 ///
-/// A step begins with [`LayerRunner::begin`]. The residual stream of the step is then set by [`LayerRunner::embed`] or
-/// [`LayerRunner::set_hidden`], and changed by each [`LayerRunner::layer`]. A layer stores what it keeps of its tokens in
-/// the blocks and the state slots that the batch names, and leaves nothing else behind. Where RoPE depends on the length of
-/// a sequence, the caller sees to it that what was stored before is rotated as the batch needs it.
+/// A step begins with [`LayerRunner::begin`]. Then [`LayerRunner::embed`] or [`LayerRunner::set_hidden`] sets the
+/// residual stream of the step, and each [`LayerRunner::layer`] updates it. A layer stores its state only in the KV
+/// cache blocks and state slots that the batch names. With length-dependent RoPE, the caller ensures that cached keys
+/// are rotated as the batch needs them.
 pub trait LayerRunner: Send {
-    /// What it promises.
+    /// What this runner guarantees.
     fn capabilities(&self) -> Capabilities;
 
-    /// What computes under `plan`, and how much memory it reads.
+    /// The kernels and the memory they read under `plan`.
     fn report(&self, plan: &KernelPlan) -> ExecutorReport;
 
-    /// What it stores of sequences for a layer under `plan`.
+    /// The state that a layer stores per token and per sequence under `plan`.
     fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState;
 
-    /// Makes room for what the step stores, and computes what its layers share, such as rotations.
+    /// Allocates the KV cache blocks of the step, and computes what all layers share, such as rotations.
     ///
-    /// Fails on a plan for another model, or with a level that weights of a type cannot be multiplied at.
+    /// Fails on a plan for another model, or with a level that is impossible for the type of some weights.
     fn begin(&mut self, step: Step<'_>) -> Result<()>;
 
-    /// The residual stream becomes the embedding of every token.
+    /// Sets the residual stream to the embedding of every token.
     fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<()>;
 
-    /// The residual stream becomes what it is after layer `index`.
+    /// Runs layer `index` on the residual stream.
     fn layer(&mut self, index: usize, step: Step<'_>, probe: &mut dyn Probe) -> Result<()>;
 
-    /// What is wanted, from the residual stream after the last layer, which stays as it is.
+    /// The requested outputs, from the residual stream after the last layer, which is left unchanged.
     fn head(&mut self, rows: WantedRows<'_>, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs>;
 
     /// A copy of the residual stream, `[T, hidden_size]`.
     fn hidden(&self) -> Result<Vec<f32>>;
 
-    /// The residual stream becomes `hidden`, `[T, hidden_size]`.
+    /// Sets the residual stream to `hidden`, `[T, hidden_size]`.
     fn set_hidden(&mut self, hidden: &[f32]) -> Result<()>;
 
-    /// Copies what it keeps of a sequence in one state slot to another one. Runners whose layers keep nothing but what lies
-    /// in blocks have nothing to copy.
+    /// Copies the per-sequence state from one state slot to another. Runners that keep state only in KV cache blocks
+    /// need not implement it.
     fn copy_state(&mut self, from: u32, to: u32) -> Result<()> {
         Err(Error::Internal(format!("state slot {from} was to be copied to {to}, but nothing is kept in slots")))
     }
 
-    /// Reads the weights of one step as fast as memory gives them, and computes nothing: the least time that a step can
-    /// take. Returns whether there was anything to read so.
+    /// Reads the weights of one step at full memory bandwidth without computing: the lower bound for the time of a
+    /// decode step. Returns whether this runner supports it.
     fn read_weights(&mut self) -> bool {
         false
     }
 
-    /// Lets the memory of all that is stored of sequences go.
+    /// Frees the KV cache memory and all per-sequence state.
     fn release_storage(&mut self) -> Result<()> {
         Ok(())
     }
 }
 
-/// What a runner promises.
+/// What a runner guarantees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
-    /// The bits of a sequence depend on nothing but the sequence: not on the others in its batches, nor on how it is cut
-    /// into batches. Without this, they may differ within rounding.
+    /// Batch invariance: results of a sequence are bitwise independent of the other sequences in its batches and of how
+    /// it is split into batches. Without this, they may differ by rounding.
     pub same_bits_in_company: bool,
-    /// What is stored for the beginning of a sequence serves every sequence that begins so.
+    /// The state stored for a prefix can be reused by every sequence that begins with it (prefix caching).
     pub shares_prefixes: bool,
-    /// The last [`super::SequenceSlice::draft_len`] tokens of a sequence can be taken back after a step.
+    /// After a step, the last [`super::SequenceSlice::draft_len`] tokens of a sequence can be rolled back.
     pub takes_back_drafts: bool,
 }
 
 impl Capabilities {
-    /// What runners promise that compute one decoder together.
+    /// What two runners guarantee if they compute one decoder together.
     pub fn and(self, other: Self) -> Self {
         Self {
             same_bits_in_company: self.same_bits_in_company && other.same_bits_in_company,
@@ -100,23 +101,24 @@ impl Capabilities {
     }
 }
 
-/// What a layer keeps of sequences, in bytes.
+/// The state that a layer keeps of sequences, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerState {
-    /// For each token, in blocks: keys and values, of whatever widths.
+    /// State per token, in KV cache blocks: keys and values of any width.
     pub bytes_per_token: usize,
-    /// For each sequence, in a state slot, however long it is: windows of convolutions, matrices of recurrences.
+    /// State per sequence, in a state slot, independent of its length: convolution windows, recurrent state matrices.
     ///
-    /// A runner keeps the state at the last block boundary before the tokens that may be taken back, and what it needs to go
-    /// on from there. It is computed in chunks that end at block boundaries of the sequence, so that its bits do not depend
-    /// on how the sequence is cut into batches. A sequence may go on from any position from that boundary on, up to its end.
+    /// A runner keeps the state at the last block boundary before the draft tokens, and what it needs to continue from
+    /// there. The state is computed in chunks that end at block boundaries of the sequence, so that it is bitwise
+    /// independent of how the sequence is split into batches. A sequence may continue from any position between that
+    /// boundary and its end.
     pub bytes_per_sequence: usize,
-    /// So many tokens of a sequence, up to the one that is computed, are all that is read of its blocks; earlier ones may
-    /// be given to others. All if `None`.
+    /// Sliding window: the layer reads only this many of the last tokens, including the current one, so blocks with
+    /// earlier tokens only may be freed. `None` if it reads all tokens.
     pub window: Option<usize>,
 }
 
-/// A runner that is lent, so that a decoder can be made of it for a while.
+/// A borrowed runner, so that a decoder can be built from it temporarily.
 impl LayerRunner for &mut (dyn LayerRunner + '_) {
     fn capabilities(&self) -> Capabilities {
         (**self).capabilities()

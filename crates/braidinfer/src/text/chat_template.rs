@@ -1,4 +1,4 @@
-//! Chat templates: Jinja, with what `transformers` adds and what Python does differently.
+//! Chat templates: Jinja with the extensions of `transformers`, and with Python's behaviour.
 
 mod json;
 mod python;
@@ -18,20 +18,20 @@ use crate::{Error, Result};
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const TEMPLATE_JSON: &str = "chat_template.json";
 const TEMPLATE_FIELD: &str = "chat_template";
-/// Steps a rendering may take; long chats need some ten thousand, endless loops all of them.
+/// Limit of steps per rendering, against endless loops; long chats need some ten thousand.
 const FUEL: u64 = 20_000_000;
 
-/// One turn of a chat.
+/// One message of a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// What was said.
+    /// Text of the message.
     pub content: String,
 }
 
 impl ChatMessage {
-    /// A turn of `role`.
+    /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
     }
@@ -52,7 +52,7 @@ pub enum TemplateClock {
     Fixed(NaiveDateTime),
 }
 
-/// A chat template with the special tokens it may name.
+/// A chat template, with the special tokens that it may use.
 #[derive(Debug)]
 pub struct ChatTemplate {
     path: String,
@@ -62,7 +62,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Reads `chat_template.jinja`, `chat_template.json`, or the template in `tokenizer_config.json`; `None` if the
-    /// model has none of them. `settings` are the model's.
+    /// model has no template. `settings` are the model's.
     pub fn read(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<Self>> {
         let Some((path, template)) = find_template(source, settings)? else { return Ok(None) };
         let mut special_tokens = BTreeMap::new();
@@ -93,18 +93,18 @@ impl ChatTemplate {
         }
     }
 
-    /// Whether `text` stands in the template: what a model is meant to write can be told by what its template writes.
+    /// Whether the template's source contains `text`, which hints at the output format that the model was trained on.
     pub fn mentions(&self, text: &str) -> bool {
         self.environment.get_template("chat").is_ok_and(|template| template.source().contains(text))
     }
 
-    /// Renders `messages`; with `add_generation_prompt` the text ends where the answer begins.
+    /// Renders `messages`; with `add_generation_prompt`, the text ends where the model's output begins.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
         let messages: Vec<Map<String, Json>> = messages.iter().map(ChatMessage::fields).collect();
         self.render_fields(&messages, add_generation_prompt, &Map::new())
     }
 
-    /// As [`ChatTemplate::render`], for messages with any fields and with further template variables.
+    /// Like [`ChatTemplate::render`], for messages with any fields, and with additional template variables.
     pub fn render_fields(
         &self,
         messages: &[Map<String, Json>],
@@ -125,8 +125,8 @@ impl ChatTemplate {
     }
 }
 
-/// A message as templates expect it: fields that are null are left out, and what a model thought stands in
-/// `reasoning_content` whichever of its names was used.
+/// A message as templates expect it: null fields are removed, and reasoning content is in `reasoning_content`,
+/// whichever field name was used.
 fn prepared(message: &Map<String, Json>) -> Map<String, Json> {
     const REASONING: &str = "reasoning_content";
     let present = message.iter().filter(|(_, value)| !value.is_null());
@@ -138,7 +138,7 @@ fn prepared(message: &Map<String, Json>) -> Map<String, Json> {
     message
 }
 
-/// The model's template, and where it stands.
+/// The model's template, and the path of its file.
 pub(super) fn find_template(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<(String, String)>> {
     if let Some(template) = source.read_text(TEMPLATE_FILE)? {
         return Ok(Some((source.path_of(TEMPLATE_FILE), template)));
@@ -152,7 +152,7 @@ pub(super) fn find_template(source: &ModelSource, settings: &TokenizerSettings) 
     Ok(None)
 }
 
-/// The template in a JSON file: a text, or a list of named ones of which `default` is the one for plain chats.
+/// The template in a JSON file: a string, or a list of named templates, of which `default` is for plain chats.
 fn template_in(file: &JsonFile) -> Result<Option<String>> {
     match file.value(TEMPLATE_FIELD) {
         Some(Json::Array(templates)) => {
@@ -181,7 +181,7 @@ fn environment(clock: TemplateClock) -> Result<Environment<'static>, minijinja::
     Ok(environment)
 }
 
-/// Marks the message a template raised itself.
+/// Marks an error that the template raised itself.
 #[derive(Debug)]
 struct Raised;
 
@@ -199,7 +199,7 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 
 fn strftime(clock: TemplateClock, format: &str) -> Result<String, minijinja::Error> {
     use std::fmt::Write;
-    // Python's local time has no zone of its own, so these print nothing.
+    // Python's naive local time has no time zone, so these print nothing.
     let format = &format.replace("%Z", "").replace("%z", "");
     let mut text = String::new();
     let written = match clock {
@@ -213,7 +213,7 @@ fn strftime(clock: TemplateClock, format: &str) -> Result<String, minijinja::Err
     written.map(|()| text).map_err(error)
 }
 
-/// `template` in this engine's dialect: blocks that only mark training text become plain ones.
+/// `template` in this Jinja engine's dialect: blocks that only mark training text become plain ones.
 fn adapted(template: &str) -> String {
     let template = &template.replace("\r\n", "\n");
     let mut adapted = String::with_capacity(template.len());
@@ -233,7 +233,7 @@ fn adapted(template: &str) -> String {
     adapted
 }
 
-/// What went wrong, in one line.
+/// Describes an error in one line.
 fn describe(error: &minijinja::Error) -> String {
     let detail = error.detail().unwrap_or_default();
     if std::error::Error::source(error).is_some_and(|source| source.is::<Raised>()) {

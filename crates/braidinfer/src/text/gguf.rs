@@ -1,7 +1,7 @@
 //! Tokenizers from the metadata of GGUF files.
 //!
-//! `tokenizer.ggml.model` names the kind: `llama` is SentencePiece BPE by score, `t5` a SentencePiece unigram model,
-//! `gpt2` byte-level BPE. Whole files of the original tokenizer, which a file may carry, go before all of them.
+//! `tokenizer.ggml.model` names the kind: `llama` is SentencePiece BPE by score, `t5` is a SentencePiece unigram model,
+//! and `gpt2` is byte-level BPE. If the file contains the original tokenizer files, those take precedence.
 
 mod byte_level;
 mod pre_tokenizer;
@@ -20,7 +20,7 @@ use self::vocabulary::Vocabulary;
 use super::SentencePiece;
 use crate::{Error, Result};
 
-/// Which key names the kind of tokenizer.
+/// Key for the kind of tokenizer.
 const MODEL: &str = "tokenizer.ggml.model";
 /// Kinds: SentencePiece BPE by score, a SentencePiece unigram model, byte-level BPE, and none.
 const SENTENCEPIECE_BPE: &str = "llama";
@@ -29,22 +29,22 @@ const BYTE_LEVEL_BPE: &str = "gpt2";
 const NONE: &str = "none";
 /// A whole `tokenizer.json`.
 pub(super) const HUGGING_FACE: &str = "tokenizer.huggingface.json";
-/// Ours: what stands before the name of an original file of the tokenizer, which goes with a GGUF file whose other keys
-/// would give other ids.
+/// Key of this project: prefix of the names of original tokenizer files. They are stored in GGUF files whose other keys
+/// would yield other token ids.
 const ORIGINAL_FILE: &str = "braidinfer.tokenizer.file.";
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-/// A tokenizer as a file has it.
+/// A tokenizer as stored in a file.
 pub(super) enum Read {
     ByteLevel(Box<tokenizers::Tokenizer>),
     SentencePiece(Box<SentencePiece>),
     /// The text of a `tokenizer.json`.
     HuggingFace(String),
-    /// The files it was made from.
+    /// The original tokenizer files.
     Original(ModelSource),
 }
 
-/// The tokenizer of a file, with notes on what had to be assumed; `None` if the file has none.
+/// The tokenizer of a file, with notes on assumptions; `None` if the file has none.
 pub(super) fn read(metadata: &Metadata) -> Result<Option<(Read, Vec<String>)>> {
     if let Some(original) = original(metadata) {
         return Ok(Some((Read::Original(original), Vec::new())));
@@ -67,7 +67,7 @@ pub(super) fn read(metadata: &Metadata) -> Result<Option<(Read, Vec<String>)>> {
     Ok(Some((read, notes)))
 }
 
-/// The original files of the tokenizer, if they go with the file.
+/// The original tokenizer files, if the file contains them.
 fn original(metadata: &Metadata) -> Option<ModelSource> {
     let file = |(key, value): (&str, &Value)| match value {
         Value::Array(Array::Numbers { bytes, .. }) => {
@@ -79,7 +79,7 @@ fn original(metadata: &Metadata) -> Option<ModelSource> {
     (!files.is_empty()).then(|| ModelSource::Memory { label: metadata.path().to_owned(), files: Arc::new(files) })
 }
 
-/// What `tokenizer_config.json` would say.
+/// The fields of an equivalent `tokenizer_config.json`.
 pub(super) fn config(metadata: &Metadata) -> Result<Map<String, Json>> {
     let mut fields = Map::new();
     let tokens = metadata.texts(vocabulary::TOKENS)?.unwrap_or_default();
@@ -88,7 +88,7 @@ pub(super) fn config(metadata: &Metadata) -> Result<Map<String, Json>> {
     {
         let key = format!("tokenizer.ggml.{name}_token_id");
         let Some(id) = metadata.unsigned(&key)? else { continue };
-        // Some files name an id beyond the vocabulary for a token they do not have.
+        // Some files have an id beyond the vocabulary for a missing token.
         if let Some(token) = usize::try_from(id).ok().and_then(|id| tokens.get(id)) {
             fields.insert(field.to_owned(), json!(token));
         }
@@ -99,18 +99,22 @@ pub(super) fn config(metadata: &Metadata) -> Result<Map<String, Json>> {
     Ok(fields)
 }
 
-/// Whether a token is put before and after every text, where the file does not say.
+/// Defaults for BOS and EOS tokens, for files without these keys.
 #[derive(Debug, Clone, Copy)]
-struct Around {
+struct BosEosDefaults {
     bos: bool,
     eos: bool,
-    /// Which they are where the file does not say that either.
+    /// Their default ids.
     bos_id: u64,
     eos_id: u64,
 }
 
-/// Ids put before and after every text.
-fn around(metadata: &Metadata, defaults: Around, vocabulary: &Vocabulary) -> Result<(Option<u32>, Option<u32>)> {
+/// BOS and EOS token ids to add to every text.
+fn bos_eos_ids(
+    metadata: &Metadata,
+    defaults: BosEosDefaults,
+    vocabulary: &Vocabulary,
+) -> Result<(Option<u32>, Option<u32>)> {
     let one = |flag: &str, default: bool, id: &str, default_id: u64| -> Result<Option<u32>> {
         if !metadata.flag(&format!("tokenizer.ggml.{flag}"))?.unwrap_or(default) {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! Strings to token ids and back: tokenizers, chat templates, streaming, stop texts.
+//! Text processing: tokenizers, chat templates, incremental detokenization, stop strings.
 
 mod chat_template;
 mod gguf;

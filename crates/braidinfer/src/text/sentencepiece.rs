@@ -1,7 +1,7 @@
 //! SentencePiece models (`tokenizer.model`): the algorithm of Kudo and Richardson 2018, arXiv:1808.06226.
 //!
-//! Own code because ids must equal those of the `sentencepiece` package: conversions to other tokenizers
-//! change the order of equal merges, normalisation around user symbols and leading spaces.
+//! Implemented here, because ids must equal those of the `sentencepiece` package: conversions to other tokenizers
+//! change the order of equal merges, the normalization around user-defined symbols, and leading spaces.
 
 mod bpe;
 mod normalizer;
@@ -20,9 +20,9 @@ use self::spellings::Spellings;
 use super::settings::{AddedToken, TokenizerSettings};
 use crate::{Error, Result};
 
-/// The space inside pieces.
+/// The character for a space in pieces.
 const SPACE: char = '\u{2581}';
-/// How the reference spells an unknown piece when decoding.
+/// The reference's text for an unknown piece when decoding.
 const UNKNOWN_SURFACE: &str = " \u{2047} ";
 
 /// A SentencePiece tokenizer with the special tokens of its `tokenizer_config.json`.
@@ -33,21 +33,21 @@ pub struct SentencePiece {
     algorithm: ModelType,
     byte_fallback: bool,
     strip_leading_space: StripLeadingSpace,
-    /// Special tokens recognised in text.
+    /// The spellings of special tokens, for finding them in text.
     special_spellings: Spellings,
-    /// The tokens, in the same order.
+    /// The special tokens, in the order of `special_spellings`.
     specials: Vec<Special>,
-    /// Spelling of ids beyond the model's own.
+    /// Added tokens, by id.
     added: HashMap<u32, AddedToken>,
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
     add_eos: bool,
-    /// Whether text after a special token gets the space that begins a text, too.
+    /// Whether text after a special token also gets the dummy prefix space.
     legacy: bool,
 }
 
-/// A special token that is recognised in text.
+/// A special token that is recognized in text.
 #[derive(Debug, Clone, Copy)]
 struct Special {
     id: u32,
@@ -61,7 +61,7 @@ impl Special {
     }
 }
 
-/// What decoding removes at the start of a text.
+/// What decoding removes at the beginning of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StripLeadingSpace {
     No,
@@ -83,22 +83,22 @@ impl StripLeadingSpace {
 #[derive(Debug)]
 struct Vocabulary {
     pieces: Vec<Piece>,
-    /// Pieces that may appear in text.
+    /// Pieces that text may be encoded to.
     ids: HashMap<String, u32>,
-    /// Every spelling, control and byte pieces included.
+    /// Every spelling, including control and byte pieces.
     spellings: HashMap<String, u32>,
     bytes: Vec<Option<u32>>,
     unknown: u32,
-    /// Ids of the pieces that may appear in text, in order of their bytes.
+    /// Ids of the pieces that text may be encoded to, sorted by their bytes.
     sorted: Vec<u32>,
 }
 
-/// What the pieces of a model may be.
+/// Requirements on the pieces of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pieces {
-    /// No two alike, and none empty.
+    /// No duplicates and no empty pieces.
     Distinct,
-    /// As they come; of two alike the later one counts.
+    /// No requirements; of duplicates, the last one counts.
     Any,
 }
 
@@ -153,8 +153,8 @@ impl SentencePiece {
         })
     }
 
-    /// Adds what the files beside the model say: special tokens in text, and those around every text. Without them a
-    /// text gets the first token the model names, as Llama's own code does.
+    /// Applies the settings from the files next to the model: special tokens in text, and those added to every text. By
+    /// default, BOS is added to every text, as in Llama's own code.
     pub fn configured(mut self, settings: &TokenizerSettings) -> Result<Self> {
         self.add_bos = settings.flag("add_bos_token")?.unwrap_or(true);
         self.add_eos = settings.flag("add_eos_token")?.unwrap_or(false);
@@ -175,7 +175,7 @@ impl SentencePiece {
                 specials.entry(token).or_insert(Special::plain(id));
             }
         }
-        // A config that lists special tokens lists all of them; other control pieces are then plain text.
+        // If a config lists special tokens, the list is complete; other control pieces are then plain text.
         let listed = settings.lists_special_tokens();
         for (id, piece) in self.vocabulary.of_kind(PieceType::Control) {
             if !listed || [bos, eos].contains(&Some(id)) {
@@ -191,7 +191,7 @@ impl SentencePiece {
         Ok(self)
     }
 
-    /// Number of ids, added tokens included.
+    /// Size of the vocabulary, including added tokens.
     pub fn vocab_size(&self) -> usize {
         let beyond = self.added.keys().map(|id| *id as usize + 1).max().unwrap_or(0);
         self.vocabulary.pieces.len().max(beyond)
@@ -209,7 +209,7 @@ impl SentencePiece {
         added.or_else(|| self.vocabulary.pieces.get(id as usize).map(|piece| piece.text.as_str()))
     }
 
-    /// Whether a token stands for something else than text.
+    /// Whether a token is special, that is, has no text.
     pub fn is_special(&self, id: u32) -> bool {
         let of_model = self.vocabulary.pieces.get(id as usize).map(|piece| piece.kind);
         match self.added.get(&id) {
@@ -218,7 +218,7 @@ impl SentencePiece {
         }
     }
 
-    /// Ids of `text`, special tokens in it recognised; `add_special` adds those around every text.
+    /// Token ids of `text`, in which special tokens are recognized; `add_special` adds BOS and EOS as configured.
     pub fn encode(&self, text: &str, add_special: bool) -> Vec<u32> {
         let mut ids = Vec::new();
         if add_special && self.add_bos {
@@ -233,7 +233,7 @@ impl SentencePiece {
             };
             let Special { id, lstrip, rstrip } = self.specials[index];
             let (before, after) = (&rest[..start], &rest[start + len..]);
-            // Only the first segment gets the space that begins a text: the tokens after a special one go on.
+            // Only the first segment gets the dummy prefix space; text after a special token continues without it.
             self.encode_plain(if lstrip { before.trim_end() } else { before }, at_start, &mut ids);
             at_start = self.legacy;
             ids.push(id);
@@ -285,7 +285,7 @@ impl SentencePiece {
         text
     }
 
-    /// Appends one piece and returns what is still to be removed from the start of the text.
+    /// Appends the text of one token, and returns what is still to be removed from the beginning of the text.
     fn decode_piece(
         &self,
         id: u32,
@@ -294,7 +294,7 @@ impl SentencePiece {
         text: &mut String,
     ) -> StripLeadingSpace {
         if let Some(added) = self.added.get(&id) {
-            // A symbol of the model spells spaces as its pieces do, even where a config lists it, too.
+            // A user-defined symbol of the model has the model's character for spaces, even if a config lists it, too.
             let own = self.vocabulary.pieces.get(id as usize).is_some_and(|piece| piece.kind == PieceType::UserDefined);
             if own {
                 text.push_str(&added.content.replace(SPACE, " "));
@@ -324,7 +324,7 @@ impl SentencePiece {
     }
 }
 
-/// Appends collected bytes as text.
+/// Appends the collected bytes to the text.
 fn flush(bytes: &mut Vec<u8>, text: &mut String) {
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
@@ -352,7 +352,7 @@ impl Vocabulary {
                     let text = &piece.text;
                     return Err(format!("expected distinct pieces that are not empty, found `{text}` as piece {id}"));
                 }
-                // An empty piece is nowhere in a text, and a user-defined one goes before any other.
+                // An empty piece never occurs in a text, and a user-defined piece takes precedence over others.
                 if piece.text.is_empty() || same == Some(PieceType::UserDefined) {
                     continue;
                 }
@@ -394,7 +394,7 @@ impl Vocabulary {
             let first = candidates.partition_point(|id| self.piece(*id).text.as_str() < prefix);
             let count = candidates[first..].partition_point(|id| self.piece(*id).text.starts_with(prefix));
             candidates = &candidates[first..first + count];
-            // Of the pieces with this prefix the shortest comes first.
+            // The shortest piece with this prefix is sorted first.
             candidates.first().map(|id| (end, *id))
         });
         narrowed.filter(|(end, id)| self.piece(*id).text.len() == *end)

@@ -1,4 +1,4 @@
-//! What stands beside a tokenizer: `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`.
+//! Tokenizer settings: `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,14 +11,14 @@ use crate::{Error, Result};
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
-/// Files with settings of a tokenizer.
+/// Files with tokenizer settings.
 pub(super) const SETTINGS_FILES: [&str; 3] = [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS];
 const ADDITIONAL: &str = "additional_special_tokens";
-/// Special tokens that have a name.
+/// Names of special tokens.
 pub(super) const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// Settings of a tokenizer, from whichever of the files a model has.
+/// Settings of a tokenizer, from those of the files that a model has.
 #[derive(Debug)]
 pub struct TokenizerSettings {
     label: String,
@@ -27,21 +27,21 @@ pub struct TokenizerSettings {
     added_tokens: Option<JsonFile>,
 }
 
-/// A token beyond a tokenizer's own vocabulary.
+/// An added token: one beyond the tokenizer's own vocabulary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AddedToken {
     pub(super) id: u32,
     pub(super) content: String,
-    /// Whether it has no text in an answer.
+    /// Whether it is skipped in output text.
     pub(super) special: bool,
-    /// Whether it swallows white space before it.
+    /// Whether it strips white space before it.
     pub(super) lstrip: bool,
-    /// Whether it swallows white space after it.
+    /// Whether it strips white space after it.
     pub(super) rstrip: bool,
 }
 
 impl TokenizerSettings {
-    /// Reads the files a model has, or what a GGUF file says.
+    /// Reads the files that a model has, or the metadata of a GGUF file.
     pub fn read(source: &ModelSource) -> Result<Self> {
         if let Some(gguf) = source.gguf() {
             return Self::of_gguf(gguf.metadata());
@@ -54,7 +54,7 @@ impl TokenizerSettings {
         })
     }
 
-    /// What the metadata of a GGUF file says.
+    /// Settings from the metadata of a GGUF file.
     pub(super) fn of_gguf(metadata: &Metadata) -> Result<Self> {
         let label = metadata.path().to_owned();
         let config = Value::Object(super::gguf::config(metadata)?).to_string();
@@ -62,12 +62,12 @@ impl TokenizerSettings {
         Ok(Self { label, config, special_tokens_map: None, added_tokens: None })
     }
 
-    /// The chat templates of `tokenizer_config.json` are there.
+    /// `tokenizer_config.json`, which may also contain chat templates.
     pub(super) fn config(&self) -> Option<&JsonFile> {
         self.config.as_ref()
     }
 
-    /// Whether there are chat templates beside the default one.
+    /// Whether there are other chat templates than the default one.
     pub(super) fn has_named_templates(&self) -> bool {
         let templates = self.config.as_ref().and_then(|config| config.value("chat_template"));
         templates.and_then(Value::as_array).is_some_and(|templates| templates.len() > 1)
@@ -77,7 +77,7 @@ impl TokenizerSettings {
         Ok(self.config.as_ref().map(|config| config.flag(field)).transpose()?.flatten())
     }
 
-    /// A special token by name: a text, or an object with its `content`. An empty one is none.
+    /// A special token by name: a string, or an object with `content`. An empty string counts as absent.
     pub(super) fn special_token(&self, field: &str) -> Result<Option<String>> {
         for file in self.config.iter().chain(&self.special_tokens_map) {
             let content = match file.value(field) {
@@ -94,12 +94,12 @@ impl TokenizerSettings {
         Ok(None)
     }
 
-    /// Whether the files list special tokens beyond the named ones.
+    /// Whether the files list additional special tokens.
     pub(super) fn lists_special_tokens(&self) -> bool {
         self.config.iter().chain(&self.special_tokens_map).any(|file| file.value(ADDITIONAL).is_some())
     }
 
-    /// Every special token the files name or list.
+    /// All special tokens in the files, named or listed.
     pub(super) fn special_tokens(&self) -> Result<BTreeSet<String>> {
         let mut tokens = BTreeSet::new();
         for field in SPECIAL_TOKENS {
@@ -116,7 +116,7 @@ impl TokenizerSettings {
         Ok(tokens)
     }
 
-    /// Tokens of `added_tokens_decoder`, and those of `added_tokens.json` that it lacks.
+    /// Tokens of `added_tokens_decoder`, and those that only `added_tokens.json` has.
     pub(super) fn added_tokens(&self) -> Result<Vec<AddedToken>> {
         let mut tokens = BTreeMap::new();
         if let Some(file) = &self.added_tokens {
@@ -138,7 +138,7 @@ impl TokenizerSettings {
         Ok(tokens.into_values().collect())
     }
 
-    /// An error about these settings as a whole.
+    /// An error in these settings.
     pub(super) fn error(&self, message: String) -> Error {
         Error::Text { path: self.label.clone(), message }
     }

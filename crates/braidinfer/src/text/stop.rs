@@ -1,6 +1,6 @@
-//! Stop texts that may arrive in pieces.
+//! Stop strings in streamed text.
 
-/// Passes text on until one of the stop texts appears, holding back whatever might be the start of one.
+/// Passes text on until a stop string appears. Text that may be the beginning of a stop string is held back.
 #[derive(Debug, Clone)]
 pub struct StopMatcher {
     stops: Vec<String>,
@@ -9,12 +9,12 @@ pub struct StopMatcher {
 }
 
 impl StopMatcher {
-    /// Watches for any of `stops`; none of them may be empty.
+    /// A matcher for `stops`, which must not be empty strings.
     pub fn new(stops: Vec<String>) -> Self {
         Self { stops, held: String::new(), stopped: false }
     }
 
-    /// Takes the next text and returns what may be shown now.
+    /// Takes the next text, and returns the text that may be shown.
     pub fn push(&mut self, text: &str) -> String {
         if self.stopped {
             return String::new();
@@ -30,12 +30,12 @@ impl StopMatcher {
         std::mem::replace(&mut self.held, rest)
     }
 
-    /// Whether a stop text has appeared.
+    /// Whether a stop string has appeared.
     pub fn stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Ends the text: returns what was held back and turned out not to be a stop text.
+    /// Ends the text: returns text that was held back and is no stop string.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_text_split_over_chunks_never_shows() {
+    fn a_stop_string_split_over_chunks_is_never_shown() {
         assert_eq!(feed(&["</end>"], &["one <", "/e", "nd> two"]), ("one ".into(), true));
         assert_eq!(feed(&["</end>"], &["one </e", "x"]), ("one </ex".into(), false));
         assert_eq!(feed(&["ab", "b"], &["xa", "b"]), ("x".into(), true));

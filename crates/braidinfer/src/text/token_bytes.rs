@@ -6,19 +6,19 @@ use std::sync::OnceLock;
 use serde_json::Value as Json;
 use tokenizers::Tokenizer;
 
-/// How a vocabulary of the `tokenizers` crate spells bytes.
+/// How the tokens of the `tokenizers` crate represent bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spelling {
-    /// Each byte is a character of the alphabet of GPT-2.
+    /// Each byte is a character of GPT-2's alphabet.
     ByteLevel,
     /// U+2581 is a space, and `<0xAB>` a byte.
     SentencePiece,
-    /// Tokens are text.
+    /// Tokens are plain text.
     Plain,
 }
 
 impl Spelling {
-    /// By the parts of the decoder.
+    /// Derived from the components of the decoder.
     pub(super) fn of(tokenizer: &Tokenizer) -> Self {
         let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
         let has = |kind: &str| mentions(&decoder, kind);
@@ -33,7 +33,7 @@ impl Spelling {
 
     pub(super) fn bytes(self, token: &str) -> Vec<u8> {
         match self {
-            // A token with other characters was added as it is.
+            // A token with characters outside the alphabet is an added token, in plain text.
             Self::ByteLevel => {
                 let bytes: Option<Vec<u8>> = token.chars().map(|letter| alphabet().get(&letter).copied()).collect();
                 bytes.unwrap_or_else(|| token.as_bytes().to_vec())
@@ -47,7 +47,7 @@ impl Spelling {
     }
 }
 
-/// Whether a decoder, or a part of it, is of a kind.
+/// Whether a decoder, or a component of it, is of a kind.
 fn mentions(decoder: &Json, kind: &str) -> bool {
     match decoder {
         Json::Object(fields) => {
@@ -58,14 +58,14 @@ fn mentions(decoder: &Json, kind: &str) -> bool {
     }
 }
 
-/// `<0xAB>`.
+/// Parses `<0xAB>`.
 fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// The alphabet of GPT-2 (`bytes_to_unicode` in openai/gpt-2, `encoder.py`): bytes that are visible in Latin-1 stand for
-/// themselves, and the others for the characters from U+0100 on.
+/// GPT-2's alphabet (`bytes_to_unicode` in openai/gpt-2, `encoder.py`): bytes that are visible characters in Latin-1
+/// represent themselves, and the others are mapped to characters from U+0100 on.
 fn alphabet() -> &'static HashMap<char, u8> {
     static ALPHABET: OnceLock<HashMap<char, u8>> = OnceLock::new();
     ALPHABET.get_or_init(|| {
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_has_a_letter() {
+    fn every_byte_is_in_the_alphabet() {
         assert_eq!(alphabet().len(), 256);
         assert_eq!(Spelling::ByteLevel.bytes("Ġthe"), b" the");
         assert_eq!(Spelling::ByteLevel.bytes("Ã©Ċ"), "é\n".as_bytes());

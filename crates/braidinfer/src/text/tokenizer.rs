@@ -1,4 +1,4 @@
-//! One tokenizer over the kinds of files that checkpoints ship.
+//! A common interface to the tokenizers of all kinds of checkpoint files.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 pub(super) const TOKENIZER_JSON: &str = "tokenizer.json";
 pub(super) const TOKENIZER_MODEL: &str = "tokenizer.model";
 
-/// Turns text into ids and back.
+/// Converts between text and token ids.
 #[derive(Debug)]
 pub struct Tokenizer {
     path: String,
@@ -26,7 +26,7 @@ pub struct Tokenizer {
     spelling: Spelling,
     bos_token: Option<String>,
     eos_token: Option<String>,
-    /// The first of the tokens put around every text.
+    /// The token that is added before every text (usually BOS).
     first_token: Option<u32>,
     notes: Vec<String>,
 }
@@ -46,18 +46,18 @@ impl Backend {
     }
 }
 
-/// A token as shown to people.
+/// A token for display.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Piece {
-    /// Its id.
+    /// Token id.
     pub id: u32,
-    /// How the vocabulary spells it.
+    /// Its spelling in the vocabulary.
     pub piece: String,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, or else `tokenizer.model`, or what a GGUF file says; `None` if the model has none of them.
-    /// `settings` are the model's.
+    /// Reads `tokenizer.json`, or else `tokenizer.model`, or the metadata of a GGUF file; `None` if the model has no
+    /// tokenizer. `settings` are the model's.
     pub fn read(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<Self>> {
         if let Some(gguf) = source.gguf() {
             return Self::read_gguf(gguf.metadata(), settings);
@@ -70,7 +70,7 @@ impl Tokenizer {
         Ok(None)
     }
 
-    /// Reads one tokenizer file, with the settings that stand beside it.
+    /// Reads one tokenizer file, with the settings files next to it.
     pub fn read_file(path: &Path) -> Result<Self> {
         let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
         let source = ModelSource::Directory(folder.to_owned());
@@ -80,7 +80,7 @@ impl Tokenizer {
         Self::parse(path.display().to_string(), &bytes, &TokenizerSettings::read(&source)?)
     }
 
-    /// A path that ends in `.json` holds a tokenizer of the `tokenizers` crate, any other a SentencePiece model.
+    /// Parses a file: `.json` is a tokenizer of the `tokenizers` crate, anything else a SentencePiece model.
     fn parse(path: String, bytes: &[u8], settings: &TokenizerSettings) -> Result<Self> {
         let backend = if path.ends_with(".json") {
             Backend::HuggingFace(Box::new(parse_tokenizer_json(&path, bytes)?))
@@ -91,7 +91,7 @@ impl Tokenizer {
         Self::new(path, kind, backend, settings)
     }
 
-    /// What the metadata of a GGUF file says; `None` if it has no tokenizer.
+    /// The tokenizer in the metadata of a GGUF file; `None` if it has none.
     pub(super) fn from_gguf_metadata(metadata: &Metadata) -> Result<Option<Self>> {
         Self::read_gguf(metadata, &TokenizerSettings::of_gguf(metadata)?)
     }
@@ -123,22 +123,22 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// What had to be assumed, one line each.
+    /// Remarks on assumptions, one line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Where it was read from.
+    /// Path of the file that it was read from.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// What it was read from, in words.
+    /// The kind of file that it was read from, in words.
     pub fn kind(&self) -> &'static str {
         self.kind
     }
 
-    /// Number of ids, added tokens included.
+    /// Size of the vocabulary, including added tokens.
     pub fn vocab_size(&self) -> usize {
         match &self.backend {
             Backend::HuggingFace(tokenizer) => tokenizer.get_vocab_size(true),
@@ -146,17 +146,17 @@ impl Tokenizer {
         }
     }
 
-    /// The text that begins a sequence, if the tokenizer names one.
+    /// Spelling of the BOS token, if the tokenizer names one.
     pub fn bos_token(&self) -> Option<&str> {
         self.bos_token.as_deref()
     }
 
-    /// The text that ends a sequence, if the tokenizer names one.
+    /// Spelling of the EOS token, if the tokenizer names one.
     pub fn eos_token(&self) -> Option<&str> {
         self.eos_token.as_deref()
     }
 
-    /// The token that stands before every text, if there is one.
+    /// The token that is added before every text, if there is one.
     pub fn first_token(&self) -> Option<u32> {
         self.first_token
     }
@@ -177,8 +177,8 @@ impl Tokenizer {
         }
     }
 
-    /// The bytes that a token adds to a text, which may be a part of a character; `None` if the vocabulary has no such id.
-    /// What decoders do to the beginning of a text, such as removing a space, is left out.
+    /// The bytes of a token's text, which may be part of a character; `None` if the vocabulary has no such id. What
+    /// decoders do at the beginning of a text, such as removing a space, is not applied.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         let is_added = match &self.backend {
             Backend::HuggingFace(tokenizer) => added(tokenizer).contains_key(&id),
@@ -188,7 +188,7 @@ impl Tokenizer {
         Some(if is_added { token.into_owned().into_bytes() } else { self.spelling.bytes(&token) })
     }
 
-    /// Whether a token stands for something else than text, such as the end of an answer.
+    /// Whether a token is special, such as an end-of-sequence token, and has no text.
     pub fn is_special(&self, id: u32) -> bool {
         match &self.backend {
             Backend::HuggingFace(tokenizer) => added(tokenizer).get(&id).is_some_and(|token| token.special),
@@ -196,8 +196,8 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of `text`. Special tokens spelled out in the text are recognised; `add_special` adds those the
-    /// tokenizer puts around every text (usually a first one).
+    /// Token ids of `text`. Special tokens spelled out in the text are recognized; `add_special` adds those that the
+    /// tokenizer adds to every text (usually BOS).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         match &self.backend {
             Backend::HuggingFace(tokenizer) => {
@@ -209,13 +209,14 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of a rendered chat. Templates write the special tokens themselves, so none are added; where the
-    /// template leaves out the first one that this tokenizer adds to every text, it stays out, as in `transformers`.
+    /// Token ids of a rendered chat. Templates contain the special tokens themselves, so none are added. If a template
+    /// lacks the BOS token, none is added either, as in `transformers`.
     pub fn encode_chat(&self, rendered: &str) -> Result<Vec<u32>> {
         self.encode(rendered, false)
     }
 
-    /// Ids of a plain prompt: special tokens are added, but a first token the text already spells is not doubled.
+    /// Token ids of a plain prompt: special tokens are added, but a BOS token that the text already begins with is not
+    /// doubled.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode(text, true)?;
         if ids.len() > 1 && self.first_token == Some(ids[0]) && ids[0] == ids[1] {
@@ -224,7 +225,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Text of `ids`; broken characters become U+FFFD. Ids outside the vocabulary have no text.
+    /// Text of `ids`; incomplete characters become U+FFFD. Ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         match &self.backend {
             Backend::HuggingFace(tokenizer) => {
@@ -245,7 +246,7 @@ impl Tokenizer {
     }
 }
 
-/// Added tokens by id; the tokenizer's own method copies them all.
+/// Added tokens by id, borrowed, because the crate's own method copies them.
 fn added(tokenizer: &tokenizers::Tokenizer) -> &AHashMap<u32, tokenizers::AddedToken> {
     tokenizer.get_added_vocabulary().get_added_tokens_decoder()
 }
@@ -255,7 +256,7 @@ fn parse_tokenizer_json(path: &str, bytes: &[u8]) -> Result<tokenizers::Tokenize
     let text = std::str::from_utf8(bytes).map_err(|fault| error(format!("expected UTF-8 text, found {fault}")))?;
     let mut tokenizer =
         tokenizers::Tokenizer::from_str(text).map_err(|fault| error(format!("not a usable tokenizer: {fault}")))?;
-    // Files saved during training may cut or pad every text: a prompt must reach the model whole.
+    // Files saved during training may truncate or pad texts, but a prompt must reach the model unchanged.
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|fault| error(fault.to_string()))?;
     Ok(tokenizer)

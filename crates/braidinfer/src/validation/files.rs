@@ -1,4 +1,4 @@
-//! The description and the weights.
+//! Checks of the model description and the weights.
 
 use braidinfer_model::arch::REGISTRY;
 use braidinfer_model::spec::RopeScaling;
@@ -22,7 +22,7 @@ pub(super) fn findings(parts: &ModelParts) -> Vec<Finding> {
     findings
 }
 
-/// Whether fixtures from `transformers` guard the architecture.
+/// Whether the architecture is tested against fixtures from `transformers`.
 fn architecture(parts: &ModelParts) -> Finding {
     let model_type = &parts.spec.model_type;
     let known = REGISTRY.iter().find(|known| known.model_type == model_type || known.aliases.contains(&&**model_type));
@@ -39,7 +39,7 @@ fn weights(parts: &ModelParts) -> Finding {
     const WHAT: &str = "every weight is finite";
     let bad = parts.weights.iter().find_map(|(slot, param, view)| {
         let error = view.check().err();
-        // The pages need not stay in memory.
+        // The checked pages need not stay in memory.
         parts.weights.release(slot, param);
         error
     });

@@ -1,4 +1,4 @@
-//! Whether the machine is right for the model.
+//! Checks of whether the machine suits the model.
 
 use braidinfer_kernels::Isa;
 
@@ -16,7 +16,7 @@ pub(super) fn findings(parts: &ModelParts, options: &LoadOptions) -> Vec<Finding
     findings
 }
 
-/// How large a model is.
+/// Size of the model.
 pub(super) fn size_of(parts: &ModelParts) -> Size {
     Size {
         parameters: parts.weights.parameter_count(),
@@ -53,7 +53,7 @@ fn memory(parts: &ModelParts, options: &LoadOptions) -> Finding {
     Finding::pass(AREA, WHAT, found)
 }
 
-/// In megabytes or gigabytes.
+/// Formats a size in megabytes or gigabytes.
 fn size(bytes: usize) -> String {
     match bytes as f64 / 1e9 {
         small if small < 0.1 => format!("{:.1} MB", 1e3 * small),

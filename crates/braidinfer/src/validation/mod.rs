@@ -1,4 +1,4 @@
-//! What to look at before a model is deployed: files, text, machine, kernels, answers, each with an outcome and a fix.
+//! Checks before a model is deployed: files, text, machine, kernels and answers, each with an outcome and advice.
 
 mod files;
 mod machine;
@@ -15,7 +15,7 @@ use crate::executor::standard::LoadProgress;
 use crate::loading::{LoadOptions, ModelParts};
 use crate::{Advice, Error, Result};
 
-/// What to do where answers must not differ from those of f32.
+/// Advice for those whose answers must equal those of f32.
 fn to_be_exact() -> Advice {
     Advice::set("precision", "exact")
         .then(" or ")
@@ -23,15 +23,15 @@ fn to_be_exact() -> Advice {
         .then(" where answers must be those of f32")
 }
 
-/// How one thing turned out.
+/// The outcome of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Outcome {
-    /// As it should be.
+    /// Good.
     Pass,
-    /// It works, but look at it.
+    /// Works, but deserves attention.
     Warn,
-    /// Do not deploy it so.
+    /// Should not be deployed.
     Fail,
 }
 
@@ -46,18 +46,18 @@ impl Outcome {
     }
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// `files`, `text`, `machine`, `kernels` or `answers`.
     pub area: &'static str,
-    /// What was looked at.
+    /// What was checked.
     pub what: &'static str,
-    /// How it turned out.
+    /// The outcome.
     pub outcome: Outcome,
     /// What was found.
     pub found: String,
-    /// What to do about it, unless it passed.
+    /// Advice, unless it passed.
     pub fix: Option<Advice>,
 }
 
@@ -75,37 +75,37 @@ impl Finding {
     }
 }
 
-/// Everything that was found.
+/// The results of all checks.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ValidationReport {
     /// Where the model came from.
     pub model: String,
-    /// The worst of all findings.
+    /// The worst outcome of all findings.
     pub outcome: Outcome,
-    /// In the order they were made. What comes after a model that cannot be read at all is missing.
+    /// In the order of the checks. If the model cannot be read at all, the later checks are missing.
     pub findings: Vec<Finding>,
-    /// Answers on standard and fused kernels, side by side.
+    /// Outputs of standard and fused kernels for the same prompts.
     pub samples: Vec<Sample>,
-    /// How fast both were.
+    /// Speed of both.
     pub speeds: Option<Speeds>,
-    /// The verdict on fused kernels.
+    /// The verdict on the fused kernels.
     pub compat: Option<CompatReport>,
-    /// How large it is.
+    /// Size of the model.
     pub size: Option<Size>,
 }
 
-/// How large a model is.
+/// Size of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Size {
-    /// Values of all parameters.
+    /// Number of parameters.
     pub parameters: usize,
-    /// Bytes of the weights.
+    /// Size of the weights in bytes.
     pub weight_bytes: usize,
-    /// Bytes of keys and values for one token, in f16.
+    /// KV cache bytes per token, in f16.
     pub kv_bytes_per_token: usize,
 }
 
-/// Looks at everything. What is wrong with the model is a finding, not an error.
+/// Runs all checks. A problem of the model is a finding, not an error.
 pub fn validate(
     source: &ModelSource,
     options: &LoadOptions,
@@ -136,7 +136,7 @@ impl ValidationReport {
     ) -> Result<()> {
         let parts = match ModelParts::open(source, options, progress) {
             Ok(parts) => parts,
-            // A setting that was typed is not the model's fault.
+            // An invalid option is not a finding about the model.
             Err(error @ Error::BadRequest { .. }) => return Err(error),
             Err(error) => {
                 let fix = "fetch the files again, or correct what the message names";
@@ -148,7 +148,7 @@ impl ValidationReport {
         self.findings.extend(files::findings(&parts));
         self.findings.extend(text::findings(&parts));
         self.findings.extend(machine::findings(&parts, options));
-        // Weights that are not finite stop every kind of kernels.
+        // No kernels can run non-finite weights.
         if self.findings.iter().any(|finding| finding.outcome == Outcome::Fail && finding.area == "files") {
             return Ok(());
         }
@@ -163,7 +163,7 @@ impl ValidationReport {
     }
 }
 
-/// The verdict and the loss.
+/// Findings about the verdict and the loss.
 fn kernels(compat: &CompatReport) -> Vec<Finding> {
     const AREA: &str = "kernels";
     const LOSS: &str = "loss on plain text";

@@ -1,4 +1,4 @@
-//! The same prompts on standard and fused kernels.
+//! Comparing standard and fused kernels on the same prompts.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -16,44 +16,44 @@ use crate::loading::{LoadOptions, Loaded, ModelParts};
 use crate::memory::available;
 use crate::{Advice, Error, Result};
 
-/// What models are asked where nobody says what to ask.
+/// Default prompts.
 pub const PROMPTS: [&str; 3] =
     ["Once upon a time", "The capital of France is", "To make a cup of tea, first boil the water. Then"];
-/// The same for models without a tokenizer.
+/// Default prompts for models without a tokenizer, as token ids.
 pub const IDS: [[u32; 4]; 3] = [[1, 2, 3, 4], [4, 3, 2, 1], [2, 4, 2, 4]];
-/// Tokens of an answer.
+/// Number of output tokens.
 const TOKENS: usize = 24;
-/// Tokens of the prompt whose reading is timed.
+/// Number of prompt tokens for timing prefill.
 const PREFILL_TOKENS: usize = 256;
 
-/// One prompt, answered greedily.
+/// One prompt with its greedy outputs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Sample {
-    /// Text, or token ids.
+    /// The prompt's text, or its token ids.
     pub prompt: String,
-    /// The answer of standard kernels.
+    /// Output of the standard kernels.
     pub standard: String,
-    /// The answer of fused kernels, by the plan of the check.
+    /// Output of the fused kernels, with the plan that the check chose.
     pub fused: String,
-    /// The first token, counted from 0, that differs.
+    /// Index of the first output token that differs.
     pub first_difference: Option<usize>,
 }
 
-/// How fast both kernels were.
+/// Speed of both kinds of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Speeds {
-    /// On standard kernels.
+    /// Standard kernels.
     pub standard: Speed,
-    /// On fused ones, by the plan.
+    /// Fused kernels, with the plan that the check chose.
     pub fused: Speed,
 }
 
-/// Tokens per second of one sequence.
+/// Speed of a single sequence, in tokens per second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Speed {
-    /// Reading a prompt of some hundred tokens.
+    /// Prefill of a prompt of some hundred tokens.
     pub prefill_tok_s: f64,
-    /// Answering the samples.
+    /// Decoding of the samples.
     pub decode_tok_s: f64,
 }
 
@@ -63,7 +63,7 @@ pub(super) struct Answers {
     pub(super) findings: Vec<Finding>,
 }
 
-/// Answers the prompts on `fused`, which is then let go, and on standard kernels.
+/// Runs the prompts on `fused`, which is then dropped, and on standard kernels.
 pub(super) fn answer(
     source: &ModelSource,
     options: &LoadOptions,
@@ -86,7 +86,7 @@ pub(super) fn answer(
     Ok(Answers { samples, speeds, findings })
 }
 
-/// Token ids of the prompts, each no longer than leaves room for an answer.
+/// Token ids of the prompts, truncated to leave room for an output.
 fn prompts(llm: &Llm) -> Result<Vec<Prompt>> {
     let room = llm.context().saturating_sub(1);
     let vocab = llm.spec().vocab_size as u32;
@@ -100,7 +100,7 @@ fn prompts(llm: &Llm) -> Result<Vec<Prompt>> {
     Ok(fitting.filter(|ids| !ids.is_empty()).map(Prompt::Ids).collect())
 }
 
-/// In f32, or in the checkpoint's own type where f32 does not fit.
+/// Standard kernels in f32, or in the checkpoint's data type if f32 does not fit in memory.
 fn standard(
     source: &ModelSource,
     options: &LoadOptions,
@@ -125,7 +125,7 @@ fn standard(
     Llm::assemble(parts, loaded, &options)
 }
 
-/// Greedy answers with their prompts, as text where there is a tokenizer, and how fast they came.
+/// Greedy outputs with their prompts, as text if there is a tokenizer, and the decoding speed.
 fn generate(mut llm: Llm, prompts: &[Prompt]) -> Result<(Vec<(String, Completion)>, Speed)> {
     let params = SamplingParams { max_tokens: Some(TOKENS), ignore_eos: true, ..SamplingParams::default() };
     let (mut completions, mut tokens, mut seconds) = (Vec::new(), 0, 0.0);
@@ -149,7 +149,7 @@ fn generate(mut llm: Llm, prompts: &[Prompt]) -> Result<(Vec<(String, Completion
     Ok((completions, Speed { prefill_tok_s: prefill_speed(&mut llm)?, decode_tok_s }))
 }
 
-/// Tokens per second of a prompt that is as long as the context allows.
+/// Prefill speed in tokens per second, with a prompt as long as the context allows.
 fn prefill_speed(llm: &mut Llm) -> Result<f64> {
     let count = PREFILL_TOKENS.min(llm.context().saturating_sub(1)).max(1);
     let vocab = llm.spec().vocab_size;
@@ -161,7 +161,7 @@ fn prefill_speed(llm: &mut Llm) -> Result<f64> {
 
 impl Sample {
     fn of((prompt, standard): &(String, Completion), (_, fused): &(String, Completion)) -> Self {
-        // Without a tokenizer answers have no text.
+        // Without a tokenizer, outputs have no text.
         let spelled = |completion: &Completion| match &completion.text {
             text if text.is_empty() => format!("{:?}", completion.ids),
             text => text.clone(),
@@ -184,7 +184,7 @@ fn agreement(samples: &[Sample], compat: &CompatReport) -> Finding {
         Some(first) => format!("{} of {} differ, the earliest from token {first} on", differ.len(), samples.len()),
     };
     match compat.status {
-        // Where answers are nearly as likely, the smallest difference chooses another one.
+        // Where two tokens are almost equally likely, a tiny difference selects the other one.
         _ if differ.is_empty() => Finding::pass(AREA, WHAT, found),
         Status::Compatible => Finding::pass(AREA, WHAT, found),
         Status::Warning => Finding::warn(AREA, WHAT, found, to_be_exact()),

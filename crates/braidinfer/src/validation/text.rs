@@ -1,4 +1,4 @@
-//! Tokenizer and chat template.
+//! Checks of tokenizer and chat template.
 
 use super::Finding;
 use crate::Advice;
@@ -7,7 +7,7 @@ use crate::text::{ChatMessage, Tokenizer};
 
 const AREA: &str = "text";
 
-/// What must come back from ids as it went in.
+/// Text that must survive encoding and decoding unchanged.
 const ROUND_TRIP: &str = "Two lines,\nwith 3 numbers: 12.5, 7 and 1000; and words like naïve, Straße, 東京.";
 
 pub(super) fn findings(parts: &ModelParts) -> Vec<Finding> {
@@ -42,7 +42,7 @@ fn round_trip(tokenizer: &Tokenizer) -> Finding {
     let back = tokenizer.encode(ROUND_TRIP, false).and_then(|ids| tokenizer.decode(&ids, true));
     match back {
         Err(error) => Finding::fail(AREA, WHAT, error.to_string(), "correct the tokenizer's files"),
-        // Some tokenizers begin every text with a space.
+        // Some tokenizers add a space at the beginning of every text.
         Ok(back) if back.trim_start() == ROUND_TRIP => Finding::pass(AREA, WHAT, "it does"),
         Ok(back) => {
             let fix = "nothing if the tokenizer is meant to normalise text, or to know few characters";
@@ -51,7 +51,7 @@ fn round_trip(tokenizer: &Tokenizer) -> Finding {
     }
 }
 
-/// How often a prompt begins with the first token.
+/// Checks that a prompt begins with exactly one BOS token.
 fn first_token(parts: &ModelParts, tokenizer: &Tokenizer) -> Option<Finding> {
     const WHAT: &str = "prompts begin with one first token";
     let bos = parts.generation.bos_token_id?;

@@ -1,6 +1,8 @@
 //! Faults in the description of a model.
 
-use braidinfer::model::spec::{Activation, FeedForward, Mixer, NormKind, NormSpec, RopePairing, RopeScaling, RopeSpec};
+use braidinfer::model::spec::{
+    ActivationFunction, FeedForward, Mixer, NormKind, NormSpec, RopePairing, RopeScaling, RopeSpec,
+};
 use braidinfer::model::{DecoderSpec, LayerSlot, Slot, TensorNames, parameters};
 
 use super::Fixture;
@@ -60,8 +62,10 @@ pub const FAULTS: &[Fault] = &[
     ("bias of the attention output left out", |spec| spec.attentions[0].output_bias = false),
     ("biases of the feed-forward part left out", |spec| each_feed_forward(spec, |_, bias| *bias = false)),
     ("bias of the output head left out", |spec| spec.lm_head_bias = false),
-    ("erf instead of tanh GELU", |spec| swap_activation(spec, Activation::GeluTanh, Activation::GeluErf)),
-    ("tanh GELU instead of SiLU", |spec| swap_activation(spec, Activation::Silu, Activation::GeluTanh)),
+    ("erf instead of tanh GELU", |spec| {
+        swap_activation(spec, ActivationFunction::GeluTanh, ActivationFunction::GeluErf)
+    }),
+    ("tanh GELU instead of SiLU", |spec| swap_activation(spec, ActivationFunction::Silu, ActivationFunction::GeluTanh)),
     ("halves one after the other instead of side by side", |spec| spec.block.parallel = false),
     ("halves side by side instead of one after the other", |spec| spec.block.parallel = true),
     ("norm on the attention output left out", |spec| spec.block.attention_output_norm = false),
@@ -160,14 +164,14 @@ fn each_norm(spec: &mut DecoderSpec, change: impl Fn((&mut f32, &mut f64))) {
     }
 }
 
-fn each_feed_forward(spec: &mut DecoderSpec, change: impl Fn(&mut Activation, &mut bool)) {
+fn each_feed_forward(spec: &mut DecoderSpec, change: impl Fn(&mut ActivationFunction, &mut bool)) {
     for layer in &mut spec.layers {
         let FeedForward::Dense { hidden_act, bias, .. } = &mut layer.feed_forward;
         change(hidden_act, bias);
     }
 }
 
-fn swap_activation(spec: &mut DecoderSpec, from: Activation, to: Activation) {
+fn swap_activation(spec: &mut DecoderSpec, from: ActivationFunction, to: ActivationFunction) {
     each_feed_forward(spec, |activation, _| {
         if *activation == from {
             *activation = to;

@@ -1,4 +1,4 @@
-//! From the keys of a GGUF file to the `config.json` that says the same.
+//! Converting the keys of a GGUF file to an equivalent `config.json`.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ use crate::format::gguf::Scalar;
 use crate::rope::yarn_mscale;
 use crate::{JsonFile, Result};
 
-/// Whole numbers: field of `config.json`, key of the file.
+/// Integers: field of `config.json`, key of the file.
 const SIZES: [(&str, &str); 4] = [
     ("max_position_embeddings", "context_length"),
     ("hidden_size", "embedding_length"),
     ("num_hidden_layers", "block_count"),
     ("sliding_window", "attention.sliding_window"),
 ];
-/// Whole numbers that a file may give once or for each layer.
+/// Integers for which a file may have one value or one per layer.
 const LAYER_SIZES: [(&str, &str); 3] = [
     ("intermediate_size", "feed_forward_length"),
     ("num_attention_heads", "attention.head_count"),
     ("num_key_value_heads", "attention.head_count_kv"),
 ];
-/// Numbers.
+/// Floating-point numbers.
 const NUMBERS: [(&str, &str); 10] = [
     ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
     ("layer_norm_eps", "attention.layer_norm_epsilon"),
@@ -36,21 +36,21 @@ const NUMBERS: [(&str, &str); 10] = [
     ("residual_multiplier", "residual_scale"),
     ("logits_scaling", "logit_scale"),
 ];
-/// The length before RoPE was scaled.
+/// Field for the length before RoPE scaling.
 const ORIGINAL_LENGTH: &str = "original_max_position_embeddings";
-/// Fields that zero leaves to the architecture.
+/// Fields whose value 0 means the architecture's default.
 const SCALES: [&str; 4] = ["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"];
-/// What llama.cpp takes where a file has no `rope.freq_base`.
+/// llama.cpp's default for files without `rope.freq_base`.
 const DEFAULT_THETA: f64 = 10_000.0;
-/// Layers of the largest Gemma 2 and 3, which scale scores by another width than the others.
+/// Layer counts of the largest Gemma 2 and 3, whose scores are scaled by another width than in smaller ones.
 const WIDE_SCALE_LAYERS: [(&str, u64); 2] = [("gemma2", 46), ("gemma3", 62)];
 
-/// The width whose root llama.cpp divides scores by.
+/// The width by whose square root llama.cpp divides scores.
 pub(super) fn scaled_width(form: GgufForm, layers: u64, head_dim: f64, width_by_heads: f64) -> f64 {
     if WIDE_SCALE_LAYERS.contains(&(form.architecture, layers)) { width_by_heads } else { head_dim }
 }
 
-/// The config of a file of `model_type`.
+/// The config equivalent to a file of `model_type`.
 pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     let mut config = Config { file, fields: Map::new(), keys: BTreeMap::new() };
     config.set("model_type", "general.architecture", json!(model_type));
@@ -67,7 +67,7 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
         let key = file.key(suffix);
         match file.metadata.number(&key)? {
             None => {}
-            // Zero says "none": no soft cap, and for the scales what llama.cpp derives.
+            // Zero means "none": no softcap, and for scales llama.cpp's derived value.
             Some(0.0) if field.ends_with("softcapping") => config.set(field, &key, Value::Null),
             Some(0.0) if SCALES.contains(&field) => {}
             Some(number) if number <= 0.0 => {
@@ -94,7 +94,7 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
 struct Config<'a> {
     file: &'a File<'a>,
     fields: Map<String, Value>,
-    /// What the file calls each field, for messages.
+    /// The GGUF key of each field, for messages.
     keys: BTreeMap<String, String>,
 }
 
@@ -108,7 +108,7 @@ impl Config<'_> {
         self.fields.get(field)?.as_f64()
     }
 
-    /// A number that may be a list with one entry per layer; all must be equal.
+    /// A number that may be a list with one entry per layer; all entries must be equal.
     fn layer_size(&mut self, field: &str, key: &str) -> Result<()> {
         let metadata = self.file.metadata;
         let Ok(list) = metadata.scalars(key) else {
@@ -126,7 +126,7 @@ impl Config<'_> {
         Ok(())
     }
 
-    /// GGUF has no class defaults: what says how large the model is must be there.
+    /// Requires the main sizes, because GGUF has no class defaults.
     fn require(&self) -> Result<()> {
         let required = SIZES[..3].iter().chain(&LAYER_SIZES[..2]);
         match required.into_iter().find(|(field, _)| !self.fields.contains_key(*field)) {
@@ -154,7 +154,7 @@ impl Config<'_> {
         {
             return Err(metadata.error(&value_key, format!("{keys}, as `{key}`"), values.to_string()));
         }
-        // An explicit null is the embedding's width divided by the heads.
+        // An explicit null means `hidden_size / num_attention_heads`.
         self.set("head_dim", &key, keys.map_or(Value::Null, |keys| json!(keys)));
         Ok(())
     }
@@ -170,11 +170,11 @@ impl Config<'_> {
         Ok(())
     }
 
-    /// Which layers slide: a list of truth values, or every layer but each `n`-th; else the architecture's own rule.
+    /// Sliding layers: a list of flags, or all layers except every `n`-th; otherwise the architecture's own rule.
     fn windows(&mut self) -> Result<()> {
         let window = self.fields.get("sliding_window").and_then(Value::as_u64).unwrap_or(0);
         if window == 0 {
-            // Unlike an absent key, null is no window for every architecture but Gemma 2, where llama.cpp has one.
+            // Null, unlike an absent key, means no window. Without the key, llama.cpp uses a window only for Gemma 2.
             let absent = !self.fields.contains_key("sliding_window");
             let default = absent && self.file.form.architecture == "gemma2";
             if !default {
@@ -227,7 +227,7 @@ impl Config<'_> {
         Ok(())
     }
 
-    /// `rope_scaling` of the config; `None` if nothing is scaled.
+    /// `rope_scaling` of the config; `None` if there is no scaling.
     fn rope_scaling(&self) -> Result<Option<Value>> {
         let key = self.file.key("rope.scaling.type");
         let error = |expected: String, found: &str| self.file.metadata.error(&key, expected, format!("`{found}`"));
@@ -246,11 +246,11 @@ impl Config<'_> {
         }
     }
 
-    /// Every dimension turns unless the file says how many do.
+    /// All dimensions are rotated unless the file has a number.
     fn rotary_dim(&mut self) -> Result<()> {
         let key = self.file.key("rope.dimension_count");
         let factor = match self.file.metadata.unsigned(&key)? {
-            // Half a dimension more, since a config's factor times the width of a head is rounded down.
+            // Half a dimension is added, because readers of the config round factor times head width down.
             Some(dim) => (dim as f64 + 0.5) / self.width_of_head(),
             None => 1.0,
         };
@@ -262,7 +262,7 @@ impl Config<'_> {
         self.number("head_dim").unwrap_or_else(|| self.width_by_heads())
     }
 
-    /// The embedding's width divided by the heads.
+    /// `hidden_size / num_attention_heads`.
     fn width_by_heads(&self) -> f64 {
         let heads = self.number("num_attention_heads").unwrap_or(1.0).max(1.0);
         (self.number("hidden_size").unwrap_or(0.0) / heads).floor()
@@ -282,8 +282,8 @@ impl Config<'_> {
         Ok(None)
     }
 
-    /// The factor on cosines and sines is llama.cpp's: that of the paper times `attn_factor`; `yarn_attn_factor`, which
-    /// converters copy from `config.json`, stands for the whole.
+    /// The factor of cosines and sines is llama.cpp's: the paper's times `attn_factor`. `yarn_attn_factor`, which
+    /// converters copy from `config.json`, replaces the whole factor.
     fn yarn(&self, factor: f64) -> Result<Value> {
         let number = |suffix: &str| self.file.metadata.number(&self.file.key(suffix));
         let mscale = |strength: f64| yarn_mscale(factor, strength);
@@ -316,7 +316,7 @@ impl Config<'_> {
         }))
     }
 
-    /// Scales that llama.cpp derives from the architecture.
+    /// Sets scales that llama.cpp derives from the architecture.
     fn scales(&mut self) {
         let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0);
         let width = scaled_width(self.file.form, layers, self.width_of_head(), self.width_by_heads());
@@ -326,7 +326,7 @@ impl Config<'_> {
         }
     }
 
-    /// Ids that begin and end a text.
+    /// Beginning- and end-of-sequence token ids.
     fn end_tokens(&mut self) -> Result<()> {
         let metadata = self.file.metadata;
         if let Some(bos) = metadata.unsigned("tokenizer.ggml.bos_token_id")? {
@@ -344,7 +344,7 @@ impl Config<'_> {
     }
 }
 
-/// Files name one token that ends a text; chat models have more, known by their spelling.
+/// Further end-of-sequence tokens of chat models, recognized by spelling; files name only one.
 fn spelled_ends(file: &File) -> Result<Vec<u64>> {
     let tokens = file.metadata.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
     Ok(tokens.iter().enumerate().filter(|(_, token)| ends_text(token)).map(|(id, _)| id as u64).collect())

@@ -1,4 +1,4 @@
-//! From a description to what a GGUF file of it holds.
+//! Converting a description to the contents of a GGUF file.
 
 use serde_json::Value as Json;
 
@@ -14,26 +14,26 @@ use crate::rope::yarn_mscale;
 use crate::spec::{AttentionSpec, DecoderSpec, FeedForward, NormKind, RopePairing, RopeScaling, RopeSpec};
 use crate::{Dtype, ModelError, Result};
 
-/// What a GGUF file of a decoder holds: all but the tokenizer, and values as they come from a checkpoint.
+/// Contents of a decoder's GGUF file, except the tokenizer and the values of parameters.
 #[derive(Debug)]
 pub struct GgufModel {
-    /// The architecture's keys.
+    /// Keys of the architecture.
     pub metadata: Metadata,
-    /// Tensors that hold parameters, in the order of the file.
+    /// Tensors with parameters, in the order of the file.
     pub tensors: Vec<Stack>,
-    /// Small tensors that hold RoPE settings.
+    /// Small tensors with RoPE settings.
     pub settings: Vec<(&'static str, Vec<f32>)>,
-    /// What llama.cpp would compute differently, one line each.
+    /// Remarks on what llama.cpp computes differently, one line each.
     pub notes: Vec<String>,
-    /// How many leading rows of a head are to change places, and the width of a head.
+    /// Number of leading rows of each head to permute, and the head width.
     rotated: Option<(usize, usize)>,
     norm_offset: f32,
 }
 
-/// Says what a GGUF file of `spec` holds. `head_is_embedding` says that the output head is not stored.
+/// The contents of a GGUF file for `spec`. If `head_is_embedding`, the output head is not stored.
 ///
-/// Fails if GGUF has no form for the architecture, or if reading the file back would give another decoder: nothing is
-/// written that does not come back.
+/// Fails if GGUF does not support the architecture, or if reading the file back would give another decoder: a file that
+/// does not round-trip is never written.
 pub fn gguf_model(label: &str, spec: &DecoderSpec, head_is_embedding: bool) -> Result<GgufModel> {
     let refused = |found: String| ModelError::Malformed {
         path: label.to_owned(),
@@ -55,8 +55,7 @@ pub fn gguf_model(label: &str, spec: &DecoderSpec, head_is_embedding: bool) -> R
 }
 
 impl GgufModel {
-    /// Changes the values of a parameter from how the checkpoint has them to how the file has them. `columns` is the
-    /// width of a row.
+    /// Converts the values of a parameter from the checkpoint's form to the file's. `columns` is the width of a row.
     pub fn transform(&self, slot: Slot, param: Param, columns: usize, values: &mut [f32]) {
         if let Some((rotary_dim, head_dim)) = self.rotated
             && is_rotated(slot)
@@ -68,7 +67,7 @@ impl GgufModel {
         }
     }
 
-    /// The description that a reader of the file would come to.
+    /// The description that a reader of the file would get.
     fn read_back(&self) -> Result<DecoderSpec> {
         let header =
             |stack: &Stack| TensorHeader { name: stack.tensor.clone(), shape: stack.shape(), dtype: Dtype::F32 };
@@ -78,7 +77,7 @@ impl GgufModel {
     }
 }
 
-/// Puts row `j` and row `j + rotary_dim / 2` of a head side by side.
+/// Permutes the rows of a head so that row `j` is next to row `j + rotary_dim / 2`.
 fn interleave(head: &mut [f32], rotary_dim: usize, columns: usize) {
     let (half, original) = (rotary_dim / 2, head[..rotary_dim * columns].to_vec());
     let row = |index: usize| &original[index * columns..(index + 1) * columns];
@@ -113,7 +112,7 @@ impl Writer<'_> {
         Ok(model)
     }
 
-    /// The one kind of attention that the keys can describe; a decoder of several does not read back.
+    /// The only kind of attention, because keys can describe only one; a decoder with several does not round-trip.
     fn attention(&self) -> &AttentionSpec {
         &self.spec.attentions[0]
     }
@@ -122,7 +121,7 @@ impl Writer<'_> {
         format!("{}.{suffix}", self.form.architecture)
     }
 
-    /// Whether rows of queries and keys have to change places.
+    /// Whether query and key rows must be permuted.
     fn rotates(&self) -> bool {
         self.form.neighbours && self.spec.rope.iter().all(|table| table.pairing == RopePairing::HalfSplit)
     }
@@ -153,7 +152,7 @@ impl Writer<'_> {
             ("attention.key_length", attention.head_dim),
             ("attention.value_length", attention.head_dim),
         ] {
-            // Sizes in configs are below 2^31.
+            // Sizes in configs are below 2^31, so the cast is lossless.
             model.metadata.insert(self.key(suffix), size as u32);
         }
     }
@@ -203,11 +202,11 @@ impl Writer<'_> {
         }
     }
 
-    /// Biases are tensors, and what has no place in llama.cpp keeps it from loading the file.
+    /// Biases are stored as tensors. llama.cpp does not load files with biases that it does not support.
     fn biases(&self, model: &mut GgufModel) {
-        let (spec, heeds) = (self.spec, self.form.llama_cpp);
+        let (spec, supports) = (self.spec, self.form.llama_cpp);
         let FeedForward::Dense { bias: mlp, .. } = spec.layers[0].feed_forward;
-        if (self.attention().output_bias && !heeds.output_bias) || (mlp && !heeds.mlp_bias) {
+        if (self.attention().output_bias && !supports.output_bias) || (mlp && !supports.mlp_bias) {
             let architecture = self.form.architecture;
             model.notes.push(format!("llama.cpp does not load a {architecture} model with these biases"));
         }
@@ -225,7 +224,7 @@ impl Writer<'_> {
         }
         let kind = self.key("rope.scaling.type");
         match &table.scaling {
-            // The last has no form; reading back will show it.
+            // Dynamic scaling has no GGUF form; reading back detects that.
             RopeScaling::Default | RopeScaling::Dynamic { .. } => {}
             RopeScaling::Linear { factor } => {
                 metadata.insert(kind, "linear");
@@ -283,7 +282,7 @@ impl Writer<'_> {
         }
     }
 
-    /// The description a reader must come to.
+    /// The description that a reader must get.
     fn expected(&self) -> DecoderSpec {
         let mut spec = self.spec.clone();
         for table in &mut spec.rope {
@@ -297,7 +296,7 @@ impl Writer<'_> {
     }
 }
 
-/// What scaling divides each frequency by.
+/// The scaling's divisor of each frequency.
 fn divisors(table: &RopeSpec) -> Vec<f32> {
     let plain = RopeSpec { scaling: RopeScaling::Default, ..table.clone() };
     plain.inv_freq(0).iter().zip(table.inv_freq(0)).map(|(plain, scaled)| plain / scaled).collect()
@@ -307,11 +306,11 @@ fn narrow(values: &[f64]) -> Vec<f32> {
     values.iter().map(|value| *value as f32).collect()
 }
 
-/// The first field in which two descriptions differ by more than f32 rounds, with both values.
+/// The first field in which two descriptions differ by more than f32 rounding, with both values.
 fn first_difference(expected: &DecoderSpec, found: &DecoderSpec) -> Option<(String, String, String)> {
     let json = |spec: &DecoderSpec| serde_json::to_value(spec).unwrap_or_default();
     let (mut expected, mut found) = (json(expected), json(found));
-    // Several names describe the same decoder.
+    // Several names describe the same decoder, so names are not compared.
     for spec in [&mut expected, &mut found] {
         spec["model_type"] = Json::Null;
     }

@@ -6,19 +6,19 @@ use serde_json::Value as Json;
 
 use crate::{ModelError, Result};
 
-/// The value of a key. Texts are bytes until someone asks for text: files hold keys that nobody reads, and those need
-/// not be UTF-8.
+/// The value of a key. Strings are stored as bytes and decoded on access: files contain keys that are never read, and
+/// those need not be UTF-8.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// One number or truth value.
+    /// A number or boolean.
     Scalar(Scalar),
-    /// A text.
+    /// A string.
     Text(Vec<u8>),
-    /// A list of values of one kind.
+    /// A list of values of one type.
     Array(Array),
 }
 
-/// One number or truth value.
+/// A number or boolean.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(missing_docs)]
 pub enum Scalar {
@@ -35,14 +35,14 @@ pub enum Scalar {
     F64(f64),
 }
 
-/// A list of values of one kind. GGUF allows lists of lists; no model has them, and they are refused.
+/// A list of values of one type. GGUF allows nested lists, but no model has them, and they are rejected.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Array {
-    /// Texts, not necessarily UTF-8.
+    /// Strings, not necessarily UTF-8.
     Texts(Vec<Vec<u8>>),
-    /// Numbers of the kind of `kind`, little-endian.
+    /// Numbers of the type of `kind`, little-endian.
     Numbers {
-        /// A value of the same kind; only its kind counts.
+        /// A value of the same type; only its type matters.
         kind: Scalar,
         /// The numbers' bytes.
         bytes: Vec<u8>,
@@ -50,7 +50,7 @@ pub enum Array {
 }
 
 impl Scalar {
-    /// Bytes of a value of this kind.
+    /// Size of a value of this type in bytes.
     pub(super) fn size(self) -> usize {
         match self {
             Self::U8(_) | Self::I8(_) | Self::Bool(_) => 1,
@@ -60,7 +60,7 @@ impl Scalar {
         }
     }
 
-    /// The value of the kind of `self` that `bytes` hold, which are as many as it needs.
+    /// Decodes `bytes`, which must have the right length, as a value of the same type as `self`.
     pub(super) fn decode(self, bytes: &[u8]) -> Self {
         let mut wide = [0; 8];
         wide[..bytes.len()].copy_from_slice(bytes);
@@ -97,7 +97,7 @@ impl Scalar {
         }
     }
 
-    /// The value of an f32 or f64 as it is; `None` for other kinds.
+    /// The value of an f32 or f64; `None` for other types.
     pub fn as_float(self) -> Option<f64> {
         match self {
             Self::F32(value) => Some(f64::from(value)),
@@ -106,8 +106,8 @@ impl Scalar {
         }
     }
 
-    /// The value as JSON, an f32 as the shortest decimal that rounds to it, which is what a config said before it was
-    /// written as f32; a float that is not finite is null.
+    /// The value as JSON. An f32 becomes the shortest decimal that rounds to it, which is probably what the config had
+    /// before conversion; a non-finite float becomes null.
     pub fn to_json(self) -> Json {
         match self {
             Self::U8(value) => value.into(),
@@ -139,14 +139,14 @@ impl Array {
         self.len() == 0
     }
 
-    /// The number in one place; `None` beyond the end, and in a list of texts.
+    /// The number at `index`; `None` if out of bounds or in a list of strings.
     pub fn scalar(&self, index: usize) -> Option<Scalar> {
         let Self::Numbers { kind, bytes } = self else { return None };
         let start = index.checked_mul(kind.size())?;
         Some(kind.decode(bytes.get(start..)?.get(..kind.size())?))
     }
 
-    /// The numbers; none in a list of texts.
+    /// The numbers; empty for a list of strings.
     pub fn scalars(&self) -> impl Iterator<Item = Scalar> {
         let (kind, bytes): (_, &[u8]) = match self {
             Self::Texts(_) => (Scalar::U8(0), &[]),
@@ -227,7 +227,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// No pairs yet; `path` is for messages.
+    /// Empty metadata; `path` is for messages.
     pub fn new(path: String) -> Self {
         Self { path, entries: BTreeMap::new() }
     }
@@ -247,12 +247,12 @@ impl Metadata {
         self.entries.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Sets `key`; returns what it was.
+    /// Sets `key`; returns the previous value.
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<Value>) -> Option<Value> {
         self.entries.insert(key.into(), value.into())
     }
 
-    /// Drops the keys that `keep` does not want.
+    /// Removes the keys for which `keep` is false.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.entries.retain(|key, _| keep(key));
     }
@@ -267,7 +267,7 @@ impl Metadata {
         }
     }
 
-    /// A whole number that is not negative; `None` if absent.
+    /// A non-negative integer; `None` if absent.
     pub fn unsigned(&self, key: &str) -> Result<Option<u64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let number = match value {
@@ -296,7 +296,7 @@ impl Metadata {
         }
     }
 
-    /// A text; `None` if absent.
+    /// A string; `None` if absent.
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         match self.get(key) {
             None => Ok(None),
@@ -305,7 +305,7 @@ impl Metadata {
         }
     }
 
-    /// A list of texts; `None` if absent.
+    /// A list of strings; `None` if absent.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
         match self.get(key) {
             None => Ok(None),
@@ -316,7 +316,8 @@ impl Metadata {
         }
     }
 
-    /// A list of numbers or truth values; `None` if absent. Taken apart it needs several times its size in the file.
+    /// A list of numbers or booleans; `None` if absent. Returned encoded, because decoded it takes several times the
+    /// memory.
     pub fn scalars(&self, key: &str) -> Result<Option<&Array>> {
         match self.get(key) {
             None => Ok(None),
@@ -332,7 +333,7 @@ impl Metadata {
     }
 }
 
-/// A value in few words.
+/// A short description of a value.
 fn describe(value: &Value) -> String {
     match value {
         Value::Scalar(Scalar::F32(number)) => number.to_string(),

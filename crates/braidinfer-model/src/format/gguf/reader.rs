@@ -1,4 +1,4 @@
-//! From bytes to the header of a GGUF file.
+//! Parsing the header of a GGUF file.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,30 +10,30 @@ const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 20;
 const MAX_DIMENSIONS: u32 = 4;
-/// Fewest bytes of a pair: an empty key, a kind and one byte.
+/// Minimum size of a key-value pair: an empty key, a type and one byte.
 const SMALLEST_PAIR: usize = 8 + 4 + 1;
-/// Fewest bytes of a tensor's description: an empty name, no dimensions, a type and an offset.
+/// Minimum size of a tensor description: an empty name, no dimensions, a type and an offset.
 const SMALLEST_TENSOR: usize = 8 + 4 + 4 + 8;
 
-/// What stands before the data of a file.
+/// Everything before the tensor data.
 pub(super) struct Header {
     pub(super) metadata: Metadata,
     pub(super) tensors: Vec<TensorInfo>,
-    /// Where offsets count from.
+    /// Base of the tensor offsets.
     pub(super) data_start: usize,
 }
 
 /// The description of a tensor.
 pub(super) struct TensorInfo {
     pub(super) name: String,
-    /// Outermost dimension first; the file has it the other way round.
+    /// Outermost dimension first; reversed with respect to the file.
     pub(super) shape: Vec<usize>,
     pub(super) type_id: u32,
-    /// From the start of the data.
+    /// Relative to the start of the data.
     pub(super) offset: u64,
 }
 
-/// Reads the header of a whole file.
+/// Reads the header; `bytes` is the whole file.
 pub(super) fn read(path: &str, bytes: &[u8]) -> Result<Header> {
     let mut reader = Reader { path, bytes, at: 0 };
     reader.magic_and_version()?;
@@ -69,7 +69,7 @@ fn alignment(metadata: &Metadata) -> Result<u64> {
     }
 }
 
-/// How messages name the value of a key.
+/// Displays "the value of `key`" in messages.
 #[derive(Clone, Copy)]
 struct ValueOf<'a>(&'a str);
 
@@ -81,8 +81,8 @@ impl fmt::Display for ValueOf<'_> {
 
 /// A position in the bytes of a file.
 ///
-/// What is being read is passed on unformatted: it is needed in messages only, and a long key before a long list would
-/// otherwise be copied for every entry.
+/// The name of what is being read is passed unformatted: it is only needed in messages, and formatting would copy a
+/// long key for every entry of a long list.
 struct Reader<'a> {
     path: &'a str,
     bytes: &'a [u8],
@@ -98,7 +98,7 @@ impl<'a> Reader<'a> {
         self.bytes.len() - self.at
     }
 
-    /// The next `len` bytes; `what` names them in the message if the file ends before.
+    /// The next `len` bytes; `what` names them in the error if the file ends before.
     fn take(&mut self, len: u64, what: impl fmt::Display) -> Result<&'a [u8]> {
         let within = usize::try_from(len).ok().filter(|len| *len <= self.remaining());
         let Some(len) = within else {
@@ -139,7 +139,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number of things that take at least `smallest` bytes each.
+    /// A count of items that take at least `smallest` bytes each.
     fn count(&mut self, what: impl fmt::Display, smallest: usize) -> Result<u64> {
         let count = self.u64(&what)?;
         let most = (self.remaining() / smallest) as u64;
@@ -187,7 +187,7 @@ impl<'a> Reader<'a> {
                 }
                 let kind = self.scalar_kind(key, entry_kind)?;
                 let count = self.count(format_args!("entries in `{key}`"), kind.size())?;
-                // The count is borne out by the file, so the product does not overflow.
+                // The count is limited by the file's size, so the product does not overflow.
                 let bytes = self.take(count * kind.size() as u64, what)?.to_vec();
                 Ok(Value::Array(Array::Numbers { kind, bytes }))
             }

@@ -1,4 +1,4 @@
-//! Models cut into numbered files, as `gguf-split` writes them: `name-00001-of-00003.gguf`. The first has the metadata.
+//! Models split into numbered files, as by `gguf-split`: `name-00001-of-00003.gguf`. The first file has the metadata.
 
 use std::path::{Path, PathBuf};
 
@@ -7,19 +7,19 @@ use crate::{ModelError, Result};
 
 const NUMBER: &str = "split.no";
 const COUNT: &str = "split.count";
-/// No published model comes near; a corrupt count must not become a long search.
+/// Limit against a long search due to a corrupt count; no published model has nearly as many shards.
 const MOST: u64 = 1000;
 
 /// A shard after the first.
 pub(super) struct Shard {
     pub(super) path: PathBuf,
-    /// From zero.
+    /// Counted from zero.
     number: u64,
     count: u64,
 }
 
 impl Shard {
-    /// Whether the file calls itself this shard.
+    /// Checks that the file's metadata match this shard.
     pub(super) fn check(&self, metadata: &Metadata) -> Result<()> {
         let (number, count) = (metadata.unsigned(NUMBER)?, count(metadata)?);
         if number != Some(self.number) {
@@ -33,7 +33,7 @@ impl Shard {
     }
 }
 
-/// How many shards the model has, this file included.
+/// Number of shards of the model, including this file.
 pub(super) fn count(metadata: &Metadata) -> Result<u64> {
     match metadata.unsigned(COUNT)?.unwrap_or(1) {
         0 => Ok(1),
@@ -42,7 +42,7 @@ pub(super) fn count(metadata: &Metadata) -> Result<u64> {
     }
 }
 
-/// The shards beside the first, which stands at `path`.
+/// The other shards of a model whose first shard is at `path`.
 pub(super) fn others(path: &Path, metadata: &Metadata) -> Result<Vec<Shard>> {
     let count = count(metadata)?;
     if count == 1 {
@@ -74,7 +74,7 @@ pub(super) fn others(path: &Path, metadata: &Metadata) -> Result<Vec<Shard>> {
     Ok((1..count).map(shard).collect())
 }
 
-/// How the name of shard `number`, from zero, ends.
+/// The end of the file name of shard `number`, counted from zero.
 fn suffix(number: u64, count: u64) -> String {
     format!("-{:05}-of-{count:05}.gguf", number + 1)
 }

@@ -3,7 +3,7 @@
 use crate::Dtype;
 use crate::format::checkpoint::UnsupportedType;
 
-/// Types we read, with ggml's number.
+/// Supported types, with ggml's number.
 const SUPPORTED: [(u32, Dtype); 15] = [
     (0, Dtype::F32),
     (1, Dtype::F16),
@@ -25,7 +25,7 @@ const SUPPORTED: [(u32, Dtype); 15] = [
 const SUPPORTED_NAMES: &str =
     "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL or IQ4_XS";
 
-/// Names of the others, for messages.
+/// Names of unsupported types, for messages.
 const UNSUPPORTED: [(u32, &str); 21] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -50,7 +50,7 @@ const UNSUPPORTED: [(u32, &str); 21] = [
     (40, "NVFP4"),
 ];
 
-/// The type of number `id`.
+/// The type with number `id`.
 pub(super) fn dtype(id: u32) -> Result<Dtype, UnsupportedType> {
     if let Some((_, dtype)) = SUPPORTED.iter().find(|(number, _)| *number == id) {
         return Ok(*dtype);

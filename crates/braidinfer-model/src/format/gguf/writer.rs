@@ -15,19 +15,19 @@ pub struct TensorHeader {
     pub name: String,
     /// Outermost dimension first; rows are whole blocks of `dtype`.
     pub shape: Vec<usize>,
-    /// How its values are stored.
+    /// Data type.
     pub dtype: Dtype,
 }
 
 impl TensorHeader {
-    /// Bytes of its data.
+    /// Size of its data in bytes.
     pub fn size(&self) -> u64 {
         let values: usize = self.shape.iter().product();
         self.dtype.bytes(values).unwrap_or(0) as u64
     }
 }
 
-/// Writes the header at once, then tensors in the order of their headers.
+/// Writes a GGUF file: first the header, then the tensors in the order of the header.
 #[derive(Debug)]
 pub struct GgufWriter<W: Write> {
     out: W,
@@ -35,14 +35,14 @@ pub struct GgufWriter<W: Write> {
 }
 
 impl<W: Write> GgufWriter<W> {
-    /// Writes the header of a file that has these pairs and will have these tensors.
+    /// Writes the header of a file with these key-value pairs and tensors.
     pub fn begin(mut out: W, metadata: &Metadata, tensors: &[TensorHeader]) -> io::Result<Self> {
         let mut header = Vec::new();
         header.extend(b"GGUF");
         header.extend(3u32.to_le_bytes());
         header.extend((tensors.len() as u64).to_le_bytes());
         header.extend((metadata.iter().count() as u64).to_le_bytes());
-        // Readers that list keys show the general ones first.
+        // General keys come first, because tools list keys in the order of the file.
         let general = |key: &str| key.starts_with("general.");
         for (key, value) in metadata.iter().filter(|(key, _)| general(key)) {
             push_pair(&mut header, key, value);
@@ -61,7 +61,7 @@ impl<W: Write> GgufWriter<W> {
         Ok(Self { out, sizes: sizes.into_iter() })
     }
 
-    /// Writes the data of the next tensor, a part at a time.
+    /// Writes the data of the next tensor, in parts.
     pub fn tensor<E: From<io::Error>>(&mut self, parts: impl IntoIterator<Item = Result<Vec<u8>, E>>) -> Result<(), E> {
         let size = self.sizes.next().ok_or_else(|| io::Error::other("a tensor beyond those of the header"))?;
         let mut written = 0;
@@ -77,7 +77,7 @@ impl<W: Write> GgufWriter<W> {
         Ok(self.out.write_all(&[0; ALIGNMENT as usize][..padding])?)
     }
 
-    /// What was written to, once all tensors are there.
+    /// Returns the underlying writer after all tensors are written.
     pub fn finish(mut self) -> io::Result<W> {
         match self.sizes.next() {
             None => self.out.flush().map(|()| self.out),
@@ -135,7 +135,7 @@ fn push_tensor(out: &mut Vec<u8>, tensor: &TensorHeader, offset: u64) {
     out.extend(offset.to_le_bytes());
 }
 
-/// GGUF's number for the kind of a scalar.
+/// GGUF's number for the type of a scalar.
 fn kind(scalar: Scalar) -> u32 {
     match scalar {
         Scalar::U8(_) => 0,

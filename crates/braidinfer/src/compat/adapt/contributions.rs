@@ -1,4 +1,5 @@
-//! What each projection and each layer's storage adds to the final divergence, and what it costs to take that away.
+//! How much each projection and each layer's KV data type adds to the divergence, and what higher precision costs
+//! there.
 
 use braidinfer_kernels::NumericLevel;
 use braidinfer_model::{Dtype, LayerSlot, Slot};
@@ -7,19 +8,19 @@ use crate::Result;
 use crate::compat::measure::Truth;
 use crate::executor::{Decoder, KernelPlan, KvDtype, PlannedProjection};
 
-/// A context for which keys and values in f32 are paid, in tokens.
+/// Context length, in tokens, at which the cost of f32 keys and values is counted.
 const CONTEXT: usize = 1024;
 
-/// A part of a plan that can be taken from a coarser one.
+/// A part of a plan whose precision can be chosen separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PlanPart {
-    /// By its index in [`KernelPlan::projections`].
+    /// Index in [`KernelPlan::projections`].
     Projection(usize),
-    /// Keys and values of a layer.
+    /// KV data type of a layer.
     Storage(usize),
 }
 
-/// What a part adds to the divergence where it is coarse, and what its exactness costs, as bytes that are read in the same time.
+/// The divergence that a coarse part adds, and the cost of the fine one, in bytes that are read in the same time.
 #[derive(Debug, Clone, Copy)]
 struct Contribution {
     part: PlanPart,
@@ -27,12 +28,13 @@ struct Contribution {
     cost: f64,
 }
 
-/// Of every part in which two plans differ.
+/// One entry for each part in which two plans differ.
 pub(super) struct Contributions(Vec<Contribution>);
 
-/// Measures what `coarse` adds to the divergence of `fine`. To first order errors of different parts are independent, so that
-/// their divergences add up. Each layer is made coarse alone, and each kind of part in all layers; a part has its layer's and
-/// its kind's share. That is as many runs as there are layers and kinds, and not one for each part.
+/// Measures how much divergence `coarse` adds to that of `fine`. To first order, the errors of different parts are
+/// independent, so that their divergences add up. Each layer is made coarse alone, and each kind of part in all layers
+/// at once; a part is credited with its fraction of both. This needs as many runs as there are layers and kinds,
+/// instead of one per part.
 pub(super) fn measure(
     fused: &mut Decoder<'_>,
     truth: &Truth,
@@ -40,12 +42,13 @@ pub(super) fn measure(
     fine: &KernelPlan,
 ) -> Result<Contributions> {
     let parts = differing(coarse, fine);
-    let mut run =
-        |parts: &[PlanPart]| -> Result<f64> { Ok(truth.run(fused, &with(fine, coarse, parts))?.divergence.kl_mean) };
+    let mut run = |parts: &[PlanPart]| -> Result<f64> {
+        Ok(truth.run(fused, &with_parts(fine, coarse, parts))?.divergence.kl_mean)
+    };
     let least = run(&[])?;
     let mut added = |wanted: &dyn Fn(PlanPart) -> bool| -> Result<f64> {
         let chosen: Vec<PlanPart> = parts.iter().copied().filter(|part| wanted(*part)).collect();
-        // What is not a number must not look like nothing.
+        // NaN must not count as no contribution.
         let kl = run(&chosen)? - least;
         Ok(if kl.is_nan() { f64::INFINITY } else { kl.max(0.0) })
     };
@@ -56,25 +59,25 @@ pub(super) fn measure(
     for layer in &layers {
         by_layer.push(added(&|part| layer_of(part, fine) == *layer)?);
     }
-    let mut kinds: Vec<Kind> = parts.iter().map(|part| Kind::of(*part, fine)).collect();
+    let mut kinds: Vec<PlanPartKind> = parts.iter().map(|part| PlanPartKind::of(*part, fine)).collect();
     kinds.sort_unstable();
     kinds.dedup();
     let mut by_kind = Vec::with_capacity(kinds.len());
     for kind in &kinds {
-        by_kind.push(added(&|part| Kind::of(part, fine) == *kind)?);
+        by_kind.push(added(&|part| PlanPartKind::of(part, fine) == *kind)?);
     }
     let all: f64 = by_layer.iter().sum::<f64>().max(f64::MIN_POSITIVE);
     let contribution = |part: &PlanPart| {
         let layer = layers.binary_search(&layer_of(*part, fine)).map_or(0.0, |index| by_layer[index]);
-        let kind = kinds.binary_search(&Kind::of(*part, fine)).map_or(0.0, |index| by_kind[index]);
+        let kind = kinds.binary_search(&PlanPartKind::of(*part, fine)).map_or(0.0, |index| by_kind[index]);
         Contribution { part: *part, kl: layer * kind / all, cost: cost(*part, coarse, fine) }
     };
     Ok(Contributions(parts.iter().map(contribution).collect()))
 }
 
 impl Contributions {
-    /// `coarse` with those parts of `fine` that take most divergence away for what they cost, until what is left adds no
-    /// more than `allowed`.
+    /// `coarse` with those parts of `fine` that reduce the divergence most for their cost, until the remaining coarse
+    /// parts add no more than `allowed`.
     pub(super) fn cheapest(&self, coarse: &KernelPlan, fine: &KernelPlan, allowed: f64) -> KernelPlan {
         let mut parts = self.0.clone();
         parts.sort_by(|a, b| (a.kl / a.cost).total_cmp(&(b.kl / b.cost)));
@@ -84,19 +87,19 @@ impl Contributions {
             left <= allowed
         });
         let kept: Vec<PlanPart> = kept.map(|contribution| contribution.part).collect();
-        with(fine, coarse, &kept)
+        with_parts(fine, coarse, &kept)
     }
 }
 
-/// Parts of one kind are alike in every layer.
+/// Kinds of parts; parts of the same kind are comparable across layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum PlanPartKind {
     Storage,
     Projection(LayerSlot),
     Head,
 }
 
-impl Kind {
+impl PlanPartKind {
     fn of(part: PlanPart, plan: &KernelPlan) -> Self {
         match part {
             PlanPart::Storage(_) => Self::Storage,
@@ -123,8 +126,8 @@ fn differing(coarse: &KernelPlan, fine: &KernelPlan) -> Vec<PlanPart> {
     projections.chain(storage).collect()
 }
 
-/// `plan` with some parts of another one.
-fn with(plan: &KernelPlan, other: &KernelPlan, parts: &[PlanPart]) -> KernelPlan {
+/// `plan` with some parts replaced by those of `other`.
+fn with_parts(plan: &KernelPlan, other: &KernelPlan, parts: &[PlanPart]) -> KernelPlan {
     let mut plan = plan.clone();
     for part in parts {
         match *part {
@@ -135,7 +138,7 @@ fn with(plan: &KernelPlan, other: &KernelPlan, parts: &[PlanPart]) -> KernelPlan
     plan
 }
 
-/// In bytes that one decoding step reads meanwhile.
+/// Cost of the fine part, in bytes that a decode step could read in the same time.
 fn cost(part: PlanPart, coarse: &KernelPlan, fine: &KernelPlan) -> f64 {
     match part {
         PlanPart::Projection(index) => {
@@ -149,7 +152,8 @@ fn cost(part: PlanPart, coarse: &KernelPlan, fine: &KernelPlan) -> f64 {
     }
 }
 
-/// How much longer a step takes than reading the weights, as a share of that: one row, two threads, by `matmul_speed`.
+/// Extra time of a level, as a fraction of the time for reading the weights: one row, two threads, measured by
+/// `matmul_speed`.
 fn level_cost(dtype: Dtype, level: NumericLevel) -> f64 {
     let bytes = matches!(dtype, Dtype::Q8_0 | Dtype::Iq4Nl | Dtype::Iq4Xs);
     match level {

@@ -1,4 +1,4 @@
-//! Storing keys and values, and attention over them.
+//! Writing keys and values to the KV cache, and attention over them.
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ use super::trace::Trace;
 use crate::executor::KvDtype;
 
 impl FusedRunner {
-    /// Stores keys and values of every token, and fills `heads`.
+    /// Stores the keys and values of every token, and writes the attention output to `heads`.
     pub(super) fn attend(&mut self, index: usize, kv_dtype: KvDtype, trace: &mut Trace) {
         let layer = &self.weights.layers[index];
         let Scratch { qkv, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
@@ -40,7 +40,7 @@ impl FusedRunner {
         for group in 0..groups {
             head_starts.extend(layout.chunks.iter().map(|chunk| (group * layout.rows + chunk.tokens.start) * width));
         }
-        let mut work = Work {
+        let mut pass = AttentionPass {
             source,
             shape,
             pool: &mut self.pool,
@@ -54,8 +54,8 @@ impl FusedRunner {
         };
         let slabs = &mut self.kv_cache.layers[index];
         match kv_dtype {
-            KvDtype::F32 => work.run(&mut slabs.f32, heads),
-            KvDtype::F16 => work.run(&mut slabs.f16, heads),
+            KvDtype::F32 => pass.run(&mut slabs.f32, heads),
+            KvDtype::F16 => pass.run(&mut slabs.f16, heads),
         }
     }
 }
@@ -71,7 +71,7 @@ fn attention_shape(layer: &PackedLayer) -> AttentionShape {
     }
 }
 
-/// Statistics of queries and keys, where a norm runs over whole projections.
+/// Norm statistics of queries and keys, if a norm runs over whole projections.
 fn fill_statistics(heads: &Heads<'_>, pool: &mut Pool, statistics: &mut Vec<[Statistics; 2]>) {
     let extent = heads.layer.attention.qk_norm.map(|norm| norm.extent);
     let (Some(norms), Some(QkNormExtent::Projection)) = (&heads.layer.qk_norm, extent) else { return };
@@ -101,8 +101,8 @@ fn record(heads: &Heads<'_>, trace: &mut Trace) {
     }
 }
 
-/// Attention of one layer.
-struct Work<'a> {
+/// Attention of one layer over a batch.
+struct AttentionPass<'a> {
     source: Heads<'a>,
     shape: AttentionShape,
     pool: &'a mut Pool,
@@ -110,23 +110,23 @@ struct Work<'a> {
     items: &'a mut Vec<usize>,
     partials: &'a mut Partials,
     merges: &'a mut Vec<usize>,
-    /// Where the queries of each group and chunk begin in `heads`.
+    /// Offset in `heads` of the output of each (group, chunk).
     starts: &'a [usize],
     #[cfg(test)]
     keys_in_bf16: bool,
 }
 
-/// Results over parts of long contexts.
+/// Partial attention results over spans of long contexts.
 #[derive(Debug, Default)]
 pub(super) struct Partials {
     buffer: Buffer,
     starts: Vec<usize>,
-    /// Group and chunk, and span, of each.
-    of: Vec<(usize, usize)>,
+    /// For each partial result, its (group, chunk) index and its span.
+    tasks: Vec<(usize, usize)>,
 }
 
-impl Work<'_> {
-    /// Key/value heads.
+impl AttentionPass<'_> {
+    /// Number of key/value heads.
     fn groups(&self) -> usize {
         self.source.layer.attention.num_key_value_heads
     }
@@ -135,7 +135,7 @@ impl Work<'_> {
         self.store(slabs);
         let layout = self.source.layout;
         let longest = layout.chunks.iter().map(QueryChunk::context).max().unwrap_or(0);
-        // Long contexts of few sequences are shared out by spans, too. That changes no sum.
+        // With few sequences, long contexts are also parallelised over spans. The order of sums stays the same.
         let few = self.starts.len() < 2 * self.pool.threads();
         if few && longest > SPAN {
             self.attend_by_span(slabs, heads);
@@ -144,7 +144,7 @@ impl Work<'_> {
         }
     }
 
-    /// Keys, normed and rotated, and values of every token.
+    /// Stores the keys, normed and rotated, and the values of every token.
     fn store<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>]) {
         let source = self.source;
         let (layout, groups, width) = (source.layout, self.groups(), self.shape.head_dim);
@@ -171,7 +171,7 @@ impl Work<'_> {
         });
     }
 
-    /// One task for each group and chunk of queries.
+    /// One task per (group, chunk).
     fn attend_whole<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
         let (source, shape) = (self.source, &self.shape);
         self.pool.for_each_with(self.scratch, Ranges::new(heads, self.starts), |index, out, scratch| {
@@ -194,24 +194,24 @@ impl Work<'_> {
         });
     }
 
-    /// One task for each group, chunk and span; then the spans of each are merged.
+    /// One task per (group, chunk, span), followed by merging the spans of each (group, chunk).
     fn attend_by_span<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
         let (source, shape) = (self.source, &self.shape);
-        let Partials { buffer, starts, of } = &mut *self.partials;
+        let Partials { buffer, starts, tasks } = &mut *self.partials;
         starts.clear();
-        of.clear();
+        tasks.clear();
         let mut len = 0;
         for index in 0..self.starts.len() {
             let query = Query::of(&source, shape, index);
             for span in 0..query.spans().count() {
                 starts.push(len);
-                of.push((index, span));
+                tasks.push((index, span));
                 len += Partial::len(shape, query.rows());
             }
         }
         buffer.resize(len);
         self.pool.for_each_with(self.scratch, Ranges::new(buffer, starts), |span_index, buffer, scratch| {
-            let (index, span) = of[span_index];
+            let (index, span) = tasks[span_index];
             let query = Query::of(&source, shape, index);
             query.read(scratch);
             let span = query.spans().nth(span).expect("spans were counted");
@@ -221,13 +221,13 @@ impl Work<'_> {
         self.merge_spans(heads);
     }
 
-    /// Adds up the spans of each group and chunk, in ascending order.
+    /// Merges the spans of each (group, chunk), in ascending order.
     fn merge_spans(&mut self, heads: &mut [f32]) {
         let (source, shape) = (self.source, &self.shape);
-        let Partials { buffer, starts, of } = &mut *self.partials;
-        let (starts, of) = (&*starts, &*of);
-        // Where the spans of each group and chunk begin.
-        let first = |index: usize| starts[of.partition_point(|(other, _)| *other < index)];
+        let Partials { buffer, starts, tasks } = &mut *self.partials;
+        let (starts, tasks) = (&*starts, &*tasks);
+        // Index in `starts` of the first span of each (group, chunk).
+        let first = |index: usize| starts[tasks.partition_point(|(other, _)| *other < index)];
         self.merges.clear();
         self.merges.extend((0..self.starts.len()).map(first));
         let parts = (Ranges::new(heads, self.starts), Ranges::new(buffer, self.merges));
@@ -253,7 +253,7 @@ struct Query<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// That of a task: chunks of the first group, then those of the second, and so on.
+    /// The query of task `index`: tasks are ordered by group, then by chunk.
     fn of(source: &'a Heads<'a>, shape: &'a AttentionShape, index: usize) -> Self {
         let chunks: &[QueryChunk] = &source.layout.chunks;
         Self { source, shape, chunk: &chunks[index % chunks.len()], group: index / chunks.len() }
@@ -263,14 +263,14 @@ impl<'a> Query<'a> {
         self.chunk.tokens.len() * self.shape.per_group
     }
 
-    /// Spans of positions that some query sees.
+    /// The spans of positions that at least one of the queries attends to.
     fn spans(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let end = self.chunk.context();
         let first = self.shape.window.map_or(0, |window| (self.chunk.position + 1).saturating_sub(window));
         (first / SPAN..end.div_ceil(SPAN)).map(move |span| span * SPAN..end.min((span + 1) * SPAN))
     }
 
-    /// Normed and rotated queries `[tokens][per_group][head_dim]`.
+    /// Reads the queries, normed and rotated, into the scratch buffer: `[tokens][per_group][head_dim]`.
     fn read(&self, scratch: &mut AttentionScratch) {
         scratch.reserve(self.shape, self.rows());
         let AttentionShape { head_dim, per_group, .. } = *self.shape;

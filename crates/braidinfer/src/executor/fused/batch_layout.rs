@@ -1,4 +1,4 @@
-//! How a batch lies: positions, rotations, where keys go, and chunks of attention.
+//! What all layers need to know about a batch: positions, rotations, KV cache locations, and chunks of queries.
 
 use std::ops::Range;
 
@@ -9,29 +9,29 @@ use super::kv_cache::{KvCache, TILE};
 use crate::executor::{Batch, SequenceSlice};
 use braidinfer_kernels::attention::SLAB_TILES;
 
-/// Query rows that attention takes at once: enough that reading keys and values pays, few enough to share out.
+/// Query rows per attention task: enough to amortise reading keys and values, few enough to balance the load.
 const ATTENTION_ROWS: usize = 128;
 
-/// Kept between passes, so that a step of the usual size asks for no memory.
+/// Reused between passes, so that a step of the usual size allocates nothing.
 #[derive(Debug, Default)]
 pub(super) struct BatchLayout {
-    /// Tokens.
+    /// Number of tokens in the batch.
     pub(super) rows: usize,
-    /// One per rotary table.
+    /// One entry per rotary table.
     pub(super) rotations: Vec<Rotation>,
-    /// Factors on rotated queries `[T]`, by kind of attention; empty where there are none.
+    /// Position-dependent factors of the rotated queries `[T]`, per attention spec; empty if it has none.
     pub(super) query_scales: Vec<Vec<f32>>,
-    /// Tile ids of all sequences.
+    /// KV cache tile ids of all sequences.
     tiles: Vec<u32>,
-    /// Chunks of queries, in order of tokens.
+    /// Chunks of queries, in token order.
     pub(super) chunks: Vec<QueryChunk>,
-    /// New tokens in order of their slabs.
+    /// KV cache writes of the new tokens, ordered by slab.
     pub(super) writes: Vec<Write>,
-    /// Slabs that are written, and which of the writes are theirs.
+    /// The slabs that are written, each with its range of `writes`.
     pub(super) slabs: Vec<(usize, Range<usize>)>,
 }
 
-/// Cosines and sines of one rotary table.
+/// Cosines and sines of one rotary table for every token of the batch.
 #[derive(Debug)]
 pub(super) struct Rotation {
     pub(super) pairing: RopePairing,
@@ -41,24 +41,24 @@ pub(super) struct Rotation {
     sin: Vec<f32>,
 }
 
-/// Consecutive tokens of one sequence.
+/// Queries of consecutive tokens of one sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct QueryChunk {
-    /// Indices into the batch.
+    /// Token indices in the batch.
     pub(super) tokens: Range<usize>,
-    /// Position of the first.
+    /// Position of the first token.
     pub(super) position: usize,
     tiles: Range<usize>,
 }
 
 impl QueryChunk {
-    /// Keys up to the last query, itself included.
+    /// Number of keys up to and including the position of the last query.
     pub(super) fn context(&self) -> usize {
         self.position + self.tokens.len()
     }
 }
 
-/// Where the key and value of a token go.
+/// Where in the KV cache a token's key and value are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Write {
     pub(super) token: usize,
@@ -91,7 +91,7 @@ impl Rotation {
 }
 
 impl BatchLayout {
-    /// Sets everything for `batch`.
+    /// Recomputes everything for `batch`.
     pub(super) fn fill(&mut self, spec: &DecoderSpec, batch: &Batch, kv_cache: &KvCache) {
         self.rows = batch.token_ids.len();
         self.fill_rotations(spec, batch);

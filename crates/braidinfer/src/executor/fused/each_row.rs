@@ -2,10 +2,10 @@
 
 use braidinfer_kernels::{Chunks, Pool};
 
-/// Rows that make a piece of work.
-const ROWS: usize = 8;
+/// Rows per task.
+const ROWS_PER_TASK: usize = 8;
 
-/// Replaces `values` by what `of` says of every row.
+/// Sets `values` to the results of `of` for every row.
 pub(super) fn each_row<T: Clone + Send>(
     pool: &mut Pool,
     values: &mut Vec<T>,
@@ -14,9 +14,9 @@ pub(super) fn each_row<T: Clone + Send>(
     of: impl Fn(usize) -> T + Sync,
 ) {
     values.resize(rows, empty);
-    pool.for_each(Chunks::new(values, ROWS), |piece, values, _| {
+    pool.for_each(Chunks::new(values, ROWS_PER_TASK), |task, values, _| {
         for (row, value) in values.iter_mut().enumerate() {
-            *value = of(piece * ROWS + row);
+            *value = of(task * ROWS_PER_TASK + row);
         }
     });
 }

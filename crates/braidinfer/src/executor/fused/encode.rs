@@ -1,4 +1,4 @@
-//! Rows of activations into the forms that projections multiply.
+//! Encoding activations for matrix multiplication.
 
 use std::ops::Range;
 
@@ -7,35 +7,35 @@ use braidinfer_kernels::{Activations, BLOCK, Buffer, Isa, LANES, NumericLevel, P
 
 use super::packed::PackedNorm;
 
-/// Rows encoded at every level that someone reads them at.
+/// Rows encoded at every numeric level that some projection needs.
 #[derive(Debug, Default)]
 pub(super) struct Encoded {
     rows: usize,
     columns: usize,
-    /// Words at each level.
+    /// The encoded rows for each level.
     words: [Vec<u32>; NumericLevel::ALL.len()],
-    /// Where the tasks begin that threads encode, and what they are.
+    /// The encoding tasks, and where the output of each begins.
     starts: Vec<usize>,
     tasks: Vec<EncodeTask>,
 }
 
-/// Some columns of a tile.
+/// A task: some columns of a row tile.
 #[derive(Debug, Clone)]
 struct EncodeTask {
     rows: Range<usize>,
     columns: Range<usize>,
 }
 
-/// Where rows come from.
+/// Where the rows to encode are read from.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Source<'a> {
-    /// `[panels][stride][16]`; the rows are those that `select` names, or all.
+    /// `[panels][stride][16]`; either the rows in `select` or all rows.
     Panels { data: &'a [f32], stride: usize, select: Option<&'a [usize]> },
     /// `[groups][rows][width / groups]`.
     Groups { data: &'a [f32], groups: usize },
 }
 
-/// What is encoded.
+/// The rows to encode.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Input<'a> {
     pub(super) source: Source<'a>,
@@ -45,14 +45,14 @@ pub(super) struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Some columns of some rows, normed, each padded to a multiple of 16: `[rows][columns]`. The first column is a
-    /// multiple of 16.
+    /// Reads some columns of some rows, normed, each padded to a multiple of 16: `[rows][columns]`. The first column
+    /// must be a multiple of 16.
     pub(super) fn read(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let padded = columns.len().next_multiple_of(LANES);
         match self.source {
             Source::Panels { data, stride, select } => {
                 let at = |row: usize| select.map_or(row, |rows| rows[row]);
-                // Panel by panel: the lines of one row are so far apart that they would share few places of a cache.
+                // Panel by panel: the parts of one row lie at a stride that maps them to few cache sets.
                 for (panel, first) in columns.clone().step_by(LANES).enumerate() {
                     let lines = &data[first * stride..];
                     for (row, out) in rows.clone().zip(out.chunks_exact_mut(padded)) {
@@ -87,7 +87,7 @@ impl Input<'_> {
 }
 
 impl Encoded {
-    /// Encodes `input` at every one of `levels`, of which some may be named twice.
+    /// Encodes `input` at each of `levels`, which may contain duplicates.
     pub(super) fn fill(
         &mut self,
         isa: Isa,
@@ -117,7 +117,7 @@ impl Encoded {
         self.starts.clear();
         self.tasks.clear();
         let tiles = isa.tiles(input.rows).count();
-        // Whole blocks, whose words lie together in a tile.
+        // Whole quantization blocks, whose words are contiguous in a tile.
         let columns = input.width.div_ceil(pool.threads().div_ceil(tiles)).next_multiple_of(BLOCK);
         let mut start = 0;
         for rows in isa.tiles(input.rows) {
@@ -140,7 +140,7 @@ impl Encoded {
         });
     }
 
-    /// The rows at a level they were encoded at.
+    /// The rows encoded at a level.
     pub(super) fn at(&self, level: NumericLevel) -> Activations<'_> {
         let words = &self.words[level as usize];
         Activations { level, rows: self.rows, columns: self.columns, words }

@@ -1,4 +1,4 @@
-//! Heads of queries, keys and values, read from the projections.
+//! Heads of queries, keys and values, read from the projections' outputs.
 
 use braidinfer_kernels::norm::{self, Statistics};
 use braidinfer_kernels::rope::{Pairing, rotate};
@@ -8,7 +8,7 @@ use braidinfer_model::spec::{AttentionSpec, QkNormExtent, RopePairing};
 use super::batch_layout::BatchLayout;
 use super::packed::{PackedLayer, PackedNorm};
 
-/// Projections of one layer, and what is done to a head before attention.
+/// Query, key and value projections of one layer, and the norms and rotations applied before attention.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a> {
     pub(super) isa: Isa,
@@ -16,11 +16,11 @@ pub(super) struct Heads<'a> {
     pub(super) layout: &'a BatchLayout,
     /// Queries, keys and values, each `[panels][T][16]`.
     pub(super) qkv: &'a [f32],
-    /// Of queries and keys `[T]`, where a norm runs over whole projections.
+    /// Norm statistics of queries and keys `[T]`, if a norm runs over whole projections.
     pub(super) statistics: &'a [[Statistics; 2]],
 }
 
-/// How far a head has come.
+/// The stage of processing of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
     Projected,
@@ -28,7 +28,7 @@ pub(super) enum Stage {
     Rotated,
 }
 
-/// Which of the projections.
+/// Query, key or value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HeadKind {
     Query,
@@ -37,7 +37,7 @@ pub(super) enum HeadKind {
 }
 
 impl Heads<'_> {
-    /// A head `[head_dim]` of one token.
+    /// Reads one head `[head_dim]` of one token.
     pub(super) fn read(&self, kind: HeadKind, token: usize, head: usize, stage: Stage, out: &mut [f32]) {
         self.gather(kind, token, head * self.layer.attention.head_dim, out);
         if kind == HeadKind::Value {
@@ -63,7 +63,7 @@ impl Heads<'_> {
         values
     }
 
-    /// The panels of a projection, `[panels][T][16]`.
+    /// The output of a projection, `[panels][T][16]`.
     pub(super) fn panels(&self, kind: HeadKind) -> &[f32] {
         let rows = self.layout.rows * LANES;
         let (query, key) = (self.layer.q_proj.panels() * rows, self.layer.k_proj.panels() * rows);
@@ -77,7 +77,7 @@ impl Heads<'_> {
     fn gather(&self, kind: HeadKind, token: usize, column: usize, out: &mut [f32]) {
         let (panels, _) = self.panels(kind).as_chunks::<LANES>();
         let line = |column: usize| &panels[(column / LANES) * self.layout.rows + token];
-        // A head may begin within a panel where its width is no multiple of 16.
+        // If the head width is no multiple of 16, a head may begin within a panel.
         let (first, rest) = out.split_at_mut(out.len().min(column.next_multiple_of(LANES) - column));
         if !first.is_empty() {
             first.copy_from_slice(&line(column)[column % LANES..][..first.len()]);

@@ -1,4 +1,4 @@
-//! Paged storage of keys and values, in the layout that attention reads.
+//! Paged KV cache, in the layout that the attention kernels read.
 
 use braidinfer_kernels::attention::{KvElement, KvSlab, SLAB_TILES};
 use braidinfer_model::DecoderSpec;
@@ -6,22 +6,22 @@ use braidinfer_model::DecoderSpec;
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
 use crate::{Error, Result};
 
-/// Tokens of a tile, the unit that attention reads.
+/// Tokens per tile, the unit that the attention kernels read.
 pub(super) const TILE: usize = 16;
-/// Tokens of a slab, the unit in which memory is asked for; it is taken as tokens are first stored.
+/// Tokens per slab, the unit of allocation. The system commits its memory when tokens are first written.
 pub(super) const SLAB_TOKENS: usize = TILE * SLAB_TILES;
 
 /// Keys and values of every layer.
 #[derive(Debug)]
 pub(super) struct KvCache {
     config: KvCacheConfig,
-    /// Key/value heads of each layer, and their width.
+    /// Number of key/value heads and head width of each layer.
     heads: Vec<(usize, usize)>,
     pub(super) layers: Vec<LayerSlabs>,
 }
 
-/// Slabs of one layer, by the type that a plan stores keys and values in; that of slab `s` and head `g` is number
-/// `s * num_key_value_heads + g`. What one plan stored is found by every plan with the same type.
+/// Slabs of one layer, for each KV data type; slab `s` of head `g` has index `s * num_key_value_heads + g`. Plans with
+/// the same data type share the stored keys and values.
 #[derive(Debug, Default)]
 pub(super) struct LayerSlabs {
     pub(super) f32: Vec<KvSlab<f32>>,
@@ -38,7 +38,7 @@ impl KvCache {
         Ok(Self { config, heads: heads.collect(), layers })
     }
 
-    /// Lets all memory go.
+    /// Frees all memory.
     pub(super) fn clear(&mut self) {
         self.layers.iter_mut().for_each(|layer| *layer = LayerSlabs::default());
     }
@@ -47,7 +47,7 @@ impl KvCache {
         self.config
     }
 
-    /// Makes room for every block that `batch` names, in the types of `dtypes`, one for each layer.
+    /// Allocates every block that `batch` names, in the data type that `dtypes` has for each layer.
     pub(super) fn reserve(&mut self, batch: &Batch, dtypes: &[KvDtype]) {
         let block_size = self.config.block_size;
         let used = |sequence: &SequenceSlice| sequence.positions().end.div_ceil(block_size);
@@ -62,7 +62,7 @@ impl KvCache {
         }
     }
 
-    /// The tiles of a sequence's first `len` positions.
+    /// Appends the tiles of a sequence's first `len` positions to `tiles`.
     pub(super) fn tiles(&self, sequence: &SequenceSlice, len: usize, tiles: &mut Vec<u32>) {
         let per_block = self.config.block_size / TILE;
         let tile =

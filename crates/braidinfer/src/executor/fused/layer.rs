@@ -1,4 +1,4 @@
-//! One layer.
+//! One decoder layer.
 
 use braidinfer_kernels::norm::{self, Row, Statistics};
 use braidinfer_kernels::{Chunks, Isa, LANES, Pool, elementwise};
@@ -13,7 +13,7 @@ use super::trace::Trace;
 use crate::executor::KernelPlan;
 
 impl FusedRunner {
-    /// Replaces the residual stream by what it is after a layer.
+    /// Runs one layer on the residual stream.
     pub(super) fn decode_layer(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         self.project_qkv(index, plan, trace);
         #[cfg(test)]
@@ -28,7 +28,8 @@ impl FusedRunner {
         self.add_feed_forward(index, plan, trace);
     }
 
-    /// Norm and projections to `qkv`. Where both halves of a layer read one norm, it is encoded for both.
+    /// Input norm and query, key and value projections, into `qkv`. If attention and feed-forward network share a norm,
+    /// its output is encoded for both.
     fn project_qkv(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
@@ -49,7 +50,7 @@ impl FusedRunner {
         products.all(&mut self.pool, &projections, normed, rows, panels(qkv, width, rows));
     }
 
-    /// Output projection of `heads`, added to the residual stream.
+    /// Applies the output projection to `heads` and adds the result to the residual stream.
     fn add_attention(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
@@ -59,7 +60,7 @@ impl FusedRunner {
         trace.input("attn.heads", self.isa, &input);
         let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
         inner.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[&layer.o_proj]));
-        let mut join = Join {
+        let mut residual_add = ResidualAdd {
             isa: self.isa,
             products,
             pool: &mut self.pool,
@@ -68,9 +69,9 @@ impl FusedRunner {
             statistics: branch_statistics,
         };
         let branch = panels(branch, width, rows);
-        join.product(&layer.o_proj, inner, [branch, hidden], layer.attention_output_norm.as_ref());
+        residual_add.product(&layer.o_proj, inner, [branch, hidden], layer.attention_output_norm.as_ref());
         trace.panels("attn.out", branch, rows, width);
-        join.norm(layer.attention_output_norm.as_ref(), width, [branch, hidden]);
+        residual_add.norm(layer.attention_output_norm.as_ref(), width, [branch, hidden]);
         trace.panels("attn.residual", hidden, rows, width);
     }
 
@@ -86,7 +87,7 @@ impl FusedRunner {
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[gate_proj, &layer.up_proj]));
     }
 
-    /// The feed-forward part of what is in `normed`, added to the residual stream.
+    /// Runs the feed-forward network on `normed` and adds the result to the residual stream.
     fn add_feed_forward(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
@@ -98,15 +99,15 @@ impl FusedRunner {
         inner.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[&layer.down_proj]));
         let factor = self.spec.residual_multiplier as f32;
         let statistics = branch_statistics;
-        let mut join = Join { isa: self.isa, products, pool: &mut self.pool, factor, rows, statistics };
+        let mut residual_add = ResidualAdd { isa: self.isa, products, pool: &mut self.pool, factor, rows, statistics };
         let branch = panels(branch, width, rows);
-        join.product(&layer.down_proj, inner, [branch, hidden], layer.feed_forward_output_norm.as_ref());
-        join.norm(layer.feed_forward_output_norm.as_ref(), width, [branch, hidden]);
+        residual_add.product(&layer.down_proj, inner, [branch, hidden], layer.feed_forward_output_norm.as_ref());
+        residual_add.norm(layer.feed_forward_output_norm.as_ref(), width, [branch, hidden]);
         trace.panels("ffn.out", branch, rows, width);
     }
 }
 
-/// The inner activations of the feed-forward part, in `up`.
+/// Computes the inner activations of the feed-forward network, in `up`.
 fn expand(products: &Products<'_>, pool: &mut Pool, layer: &PackedLayer, scratch: &mut Scratch, rows: usize) {
     let Scratch { normed, gate, up, .. } = scratch;
     let (linear, activation) = (&layer.up_proj, layer.hidden_act);
@@ -120,8 +121,8 @@ fn expand(products: &Products<'_>, pool: &mut Pool, layer: &PackedLayer, scratch
     }
 }
 
-/// How a half of a layer joins the residual stream.
-struct Join<'a> {
+/// Adding the output of attention or of the feed-forward network to the residual stream.
+struct ResidualAdd<'a> {
     isa: Isa,
     products: Products<'a>,
     pool: &'a mut Pool,
@@ -130,8 +131,8 @@ struct Join<'a> {
     statistics: &'a mut Vec<Statistics>,
 }
 
-impl Join<'_> {
-    /// The product in `branch`, and added to `hidden` unless a norm comes first.
+impl ResidualAdd<'_> {
+    /// Computes the product in `branch`, and adds it to `hidden` unless a norm is applied first.
     fn product(
         &mut self,
         linear: &PackedLinear,
@@ -140,12 +141,12 @@ impl Join<'_> {
         norm: Option<&PackedNorm>,
     ) {
         match norm {
-            None => self.products.onto(self.pool, linear, x, self.rows, self.factor, [branch, hidden]),
+            None => self.products.add_product(self.pool, linear, x, self.rows, self.factor, [branch, hidden]),
             Some(_) => self.products.all(self.pool, &[linear], x, self.rows, branch),
         }
     }
 
-    /// Norms `branch` and adds it to `hidden`, where there is a norm.
+    /// Norms `branch` and adds it to `hidden`, if there is a norm.
     fn norm(&mut self, norm: Option<&PackedNorm>, width: usize, [branch, hidden]: [&mut [f32]; 2]) {
         let Some(norm) = norm else { return };
         let (isa, rows, factor) = (self.isa, self.rows, self.factor);

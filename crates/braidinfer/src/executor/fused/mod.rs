@@ -1,9 +1,10 @@
-//! The decoder of a [`DecoderSpec`] in our own kernels.
+//! The decoder of a [`DecoderSpec`] in this crate's own CPU kernels.
 //!
-//! The steps of a layer are few: norm and encoding; query, key and value projections; query/key norms, RoPE and
-//! storing; attention; output projection with the residual sum; norm and encoding; gate and up projections with the
-//! activation; down projection with the residual sum. Each is cut into small pieces that threads take in turn, and
-//! no sum depends on how: a row has the same bits whatever else is in the batch and however many threads run.
+//! A layer has few steps: norm and activation encoding; query, key and value projections; query/key norms, RoPE and KV
+//! cache writes; attention; output projection with the residual add; norm and encoding; gate and up projections with
+//! the activation function; down projection with the residual add. Each step is split into small tasks that threads
+//! claim dynamically. The order of sums does not depend on the split: results of a row are bitwise independent of the
+//! other rows in the batch and of the number of threads.
 
 mod attention;
 mod batch_layout;
@@ -40,22 +41,22 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// How to load.
+/// Options for loading a decoder.
 #[derive(Debug, Clone, Copy)]
 pub struct FusedOptions {
-    /// The coarsest level that projections may be multiplied at.
+    /// The coarsest numeric level that projections may use.
     pub coarsest: NumericLevel,
-    /// Key/value storage; the block size is a multiple of 16.
+    /// Size of the KV cache; the block size must be a multiple of 16.
     pub kv_cache: KvCacheConfig,
-    /// Threads, the caller included.
+    /// Number of threads, including the calling thread.
     pub threads: usize,
-    /// The instruction set.
+    /// The instruction set of the kernels.
     pub isa: Isa,
 }
 
-/// A decoder in our own kernels, on the CPU. Its plan is the fastest that the options allow.
+/// Loads a decoder with fused CPU kernels. Its plan is the fastest that the options allow.
 ///
-/// Fails on a weight that is not finite, naming tensor and index, and on a block size that is no multiple of 16.
+/// Fails on a non-finite weight, naming tensor and index, and if the block size is not a multiple of 16.
 pub fn load(
     spec: DecoderSpec,
     weights: &Weights,
@@ -66,11 +67,11 @@ pub fn load(
     Ok(Decoder::new(spec, options.kv_cache, plan, runner))
 }
 
-/// What computes a decoder in our own kernels.
+/// Runs layers with the fused CPU kernels.
 struct FusedRunner {
     spec: DecoderSpec,
     isa: Isa,
-    /// Matrices that plans name levels for, and how they are stored.
+    /// The projections that plans have levels for, and their data types.
     projections: Vec<(Slot, Dtype)>,
     weights: PackedDecoder,
     pool: Pool,
@@ -83,7 +84,7 @@ struct FusedRunner {
 }
 
 impl FusedRunner {
-    /// Packs the weights, and gives the fastest plan for them.
+    /// Packs the weights, and returns the fastest plan for them.
     fn load(
         spec: &DecoderSpec,
         weights: &Weights,
@@ -191,7 +192,7 @@ impl LayerRunner for FusedRunner {
 }
 
 impl FusedRunner {
-    /// What the last norm gives for some rows.
+    /// The hidden state after the final norm, for some rows.
     fn hidden_states(&self, wanted: &[usize]) -> Vec<Vec<f32>> {
         if wanted.is_empty() {
             return Vec::new();
@@ -202,7 +203,7 @@ impl FusedRunner {
         trace::from_input(self.isa, &input).chunks_exact(width).map(<[f32]>::to_vec).collect()
     }
 
-    /// The embedding of every token into the residual stream.
+    /// Sets the residual stream to the embedding of every token.
     fn embed_tokens(&mut self, token_ids: &[u32]) {
         let (rows, width) = (token_ids.len(), self.spec.hidden_size);
         let multiplier = self.spec.embedding_multiplier as f32;
@@ -219,7 +220,7 @@ impl FusedRunner {
         }
     }
 
-    /// Logits of the wanted rows.
+    /// Logits of some rows.
     fn logits(&mut self, wanted: &[usize], plan: &KernelPlan, trace: &mut Trace) -> Logits {
         let (vocab, width) = (self.spec.vocab_size, self.spec.hidden_size);
         if wanted.is_empty() {
@@ -235,7 +236,7 @@ impl FusedRunner {
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[lm_head]));
         products.all(&mut self.pool, &[lm_head], normed, rows, scratch::panels(logits, vocab, rows));
         if self.spec.logits_scaling != 1.0 {
-            // A division, as in the reference, and not a product with the rounded inverse.
+            // A division, as in the reference: a product with the rounded inverse would differ.
             let scaling = self.spec.logits_scaling as f32;
             logits.iter_mut().for_each(|logit| *logit /= scaling);
         }

@@ -1,4 +1,4 @@
-//! The parameters of a decoder as the kernels read them: every matrix repacked once, in one run of memory.
+//! The parameters of a decoder in the kernels' layout: every matrix is repacked once, into one contiguous buffer.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -8,17 +8,17 @@ use braidinfer_kernels::{
     Chunks, LANES, NotFinite, Pages, PanelFormat, Panels, Pool, WeightType, pack_panel, panel_bytes, read_row,
 };
 use braidinfer_model::quantization::dequantize;
-use braidinfer_model::spec::{self, Activation, AttentionSpec, FeedForward, Mixer, NormSpec};
+use braidinfer_model::spec::{self, ActivationFunction, AttentionSpec, FeedForward, Mixer, NormSpec};
 use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, TensorView, Weights};
 
 use crate::executor::KernelPlan;
 use crate::executor::standard::LoadProgress;
 use crate::{Error, Result};
 
-/// Matrices start at whole cache lines.
+/// Matrices start at cache line boundaries.
 const ALIGNMENT: usize = 64;
 
-/// Every parameter.
+/// All parameters of a decoder.
 #[derive(Debug)]
 pub(super) struct PackedDecoder {
     panels: Pages,
@@ -30,28 +30,28 @@ pub(super) struct PackedDecoder {
 
 #[derive(Debug)]
 enum Embedding {
-    /// Rows as the checkpoint has them.
+    /// Rows in the data type of the checkpoint.
     Stored { dtype: Dtype, rows: Vec<u8>, row_bytes: usize },
-    /// The output head's panels.
+    /// Shares the panels of the output head.
     Head,
 }
 
-/// One layer. Norms that the architecture lacks are `None`.
+/// The parameters of one layer. Norms that the architecture lacks are `None`.
 #[derive(Debug)]
 pub(super) struct PackedLayer {
     pub(super) attention: AttentionSpec,
-    /// Its index in the spec.
+    /// Index of the attention spec in the decoder spec.
     pub(super) attention_index: usize,
     pub(super) sliding_window: Option<usize>,
-    /// Index of the rotary table.
+    /// Index of the rotary table in the decoder spec.
     pub(super) rope: Option<usize>,
-    pub(super) hidden_act: braidinfer_kernels::Activation,
+    pub(super) hidden_act: braidinfer_kernels::ActivationFunction,
     pub(super) input_norm: Option<PackedNorm>,
     pub(super) q_proj: PackedLinear,
     pub(super) k_proj: PackedLinear,
     pub(super) v_proj: PackedLinear,
     pub(super) o_proj: PackedLinear,
-    /// Norms on queries and keys.
+    /// Norms of queries and keys.
     pub(super) qk_norm: Option<[PackedNorm; 2]>,
     pub(super) attention_output_norm: Option<PackedNorm>,
     pub(super) feed_forward_norm: Option<PackedNorm>,
@@ -61,7 +61,7 @@ pub(super) struct PackedLayer {
     pub(super) feed_forward_output_norm: Option<PackedNorm>,
 }
 
-/// A norm with the weight offset already added; vectors are padded to whole lanes.
+/// A norm, with the weight offset already added; vectors are padded to a multiple of 16.
 #[derive(Debug)]
 pub(super) struct PackedNorm {
     pub(super) kind: NormKind,
@@ -70,37 +70,37 @@ pub(super) struct PackedNorm {
     pub(super) bias: Option<Vec<f32>>,
 }
 
-/// A matrix in panels, and a bias padded to whole lanes.
+/// A matrix in panels, and a bias padded to a multiple of 16.
 #[derive(Debug)]
 pub(super) struct PackedLinear {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) format: PanelFormat,
-    /// Its index in the projections of a plan, which says at what level it is multiplied.
+    /// Its index in [`KernelPlan::projections`], which has its numeric level.
     pub(super) planned: usize,
     pub(super) bias: Option<Vec<f32>>,
     data: Range<usize>,
 }
 
 impl PackedLinear {
-    /// Panels of 16 rows.
+    /// Number of 16-row panels.
     pub(super) fn panels(&self) -> usize {
         self.rows.div_ceil(LANES)
     }
 }
 
 impl PackedDecoder {
-    /// Bytes of all panels.
+    /// Size of all panels in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.panels.len()
     }
 
-    /// The bytes of all panels.
+    /// All panels.
     pub(super) fn all_panels(&self) -> &[u8] {
         &self.panels
     }
 
-    /// Some panels of a matrix, before those that begin at panel `next` of `following` are read.
+    /// Some panels of a matrix; panel `next` of `following` is named as the place from which to prefetch.
     pub(super) fn panels(
         &self,
         linear: &PackedLinear,
@@ -109,7 +109,7 @@ impl PackedDecoder {
     ) -> Panels<'_> {
         let at = |linear: &PackedLinear, panel| linear.data.start + panel * panel_bytes(linear.format, linear.columns);
         let data = &self.panels[at(linear, panels.start)..at(linear, panels.end)];
-        // Matrices lie in the order of their use, so that what comes after one belongs to the next.
+        // Matrices are stored in order of use, so the bytes after a matrix belong to the next one.
         let ahead = self.panels.get(at(following, next)..).unwrap_or_default();
         Panels { format: linear.format, columns: linear.columns, data, ahead }
     }
@@ -129,9 +129,9 @@ impl PackedDecoder {
         }
     }
 
-    /// Packs the weights, several panels at a time. Parts of the source that were packed are released.
+    /// Packs the weights, several panels in parallel. Packed parts of the memory-mapped checkpoint are released.
     ///
-    /// Fails on a weight that is not finite, naming tensor and index.
+    /// Fails on a non-finite weight, naming tensor and index.
     pub(super) fn load(
         spec: &DecoderSpec,
         weights: &Weights,
@@ -176,7 +176,7 @@ fn weight_type(dtype: Dtype) -> WeightType {
     }
 }
 
-/// Bytes that the panels of a matrix take.
+/// Size of a matrix in panels, in bytes.
 fn matrix_bytes(view: &TensorView<'_>) -> usize {
     let format = PanelFormat::of(weight_type(view.dtype));
     (view.shape[0].div_ceil(LANES) * panel_bytes(format, view.shape[1])).next_multiple_of(ALIGNMENT)
@@ -243,7 +243,7 @@ impl<'a> Packer<'a> {
         Ok(Some(PackedNorm { kind, eps: spec.eps as f32, weight, bias: self.vector(slot, Param::Bias)? }))
     }
 
-    /// A vector in f32, padded to whole lanes, or `None` if the architecture has none there.
+    /// A vector in f32, padded to a multiple of 16, or `None` if the architecture has none there.
     fn vector(&self, slot: Slot, param: Param) -> Result<Option<Vec<f32>>> {
         let Some(view) = self.weights.get(slot, param) else { return Ok(None) };
         let mut values = view.read::<f32>()?;
@@ -274,12 +274,12 @@ impl<'a> Packer<'a> {
     }
 }
 
-fn activation(activation: Activation) -> braidinfer_kernels::Activation {
+fn activation(activation: ActivationFunction) -> braidinfer_kernels::ActivationFunction {
     match activation {
-        Activation::Silu => braidinfer_kernels::Activation::Silu,
-        Activation::GeluTanh => braidinfer_kernels::Activation::GeluTanh,
-        Activation::GeluErf => braidinfer_kernels::Activation::GeluErf,
-        Activation::Relu => braidinfer_kernels::Activation::Relu,
+        ActivationFunction::Silu => braidinfer_kernels::ActivationFunction::Silu,
+        ActivationFunction::GeluTanh => braidinfer_kernels::ActivationFunction::GeluTanh,
+        ActivationFunction::GeluErf => braidinfer_kernels::ActivationFunction::GeluErf,
+        ActivationFunction::Relu => braidinfer_kernels::ActivationFunction::Relu,
     }
 }
 
@@ -304,7 +304,7 @@ fn pack_matrix(view: &TensorView<'_>, panels: &mut [u8], pool: &mut Pool) -> Res
         None => Ok(()),
         Some((row, column)) => {
             let index = row * columns + column;
-            // Reading it again names the value.
+            // `check` names the value in its error.
             view.check()?;
             Err(view.error("finite values", format!("a value that is not, at index {index}")).into())
         }

@@ -1,4 +1,4 @@
-//! Faults of arithmetic, planted to see a check find them.
+//! Deliberate arithmetic errors, for testing that the check finds them.
 
 use half::bf16;
 
@@ -7,18 +7,18 @@ use crate::Result;
 use crate::executor::Decoder;
 use braidinfer_model::{DecoderSpec, Weights};
 
-/// A fault.
+/// A deliberate error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Planted {
-    /// What projections to queries, keys and values of a layer sum up is rounded to bf16.
+    /// The outputs of a layer's query, key and value projections are rounded to bf16.
     SumsInBf16 { layer: usize },
     /// Keys are stored in bf16, in every layer.
     KeysInBf16,
-    /// A score of a layer is beyond the range of its type, so that the softmax is not a number.
+    /// An attention score of a layer overflows, so that the softmax returns NaN.
     ScoreOverflow { layer: usize },
 }
 
-/// A decoder with a fault in its kernels, or none.
+/// Loads a decoder with an error in its kernels, or without.
 pub(crate) fn load(
     spec: DecoderSpec,
     weights: &Weights,
@@ -39,7 +39,7 @@ impl FusedRunner {
 
     pub(super) fn spoil_heads(&mut self, index: usize) {
         if self.planted == Some(Planted::ScoreOverflow { layer: index }) {
-            // As the processor makes it of infinities.
+            // The sign that x86 processors give the NaN of infinity minus infinity.
             self.scratch.heads[0] = -f32::NAN;
         }
     }

@@ -1,17 +1,17 @@
-//! Projections: panels shared out among threads in small pieces.
+//! Projections: the panels of a matrix are distributed over threads in small tasks.
 
 use std::ops::Range;
 
-use braidinfer_kernels::{Activation, Chunks, Isa, LANES, NumericLevel, Pool, elementwise, matmul};
+use braidinfer_kernels::{ActivationFunction, Chunks, Isa, LANES, NumericLevel, Pool, elementwise, matmul};
 
 use super::encode::Encoded;
 use super::packed::{PackedDecoder, PackedLinear};
 use crate::executor::KernelPlan;
 
-/// Panels of a piece of work: few, so that a slow core holds nobody up, and enough that taking a piece costs little.
-const PIECE: usize = 4;
+/// Panels per task: few, so that no thread waits long for a slow core, and enough that claiming a task costs little.
+const PANELS_PER_TASK: usize = 4;
 
-/// What every product needs.
+/// What all products of a pass need.
 pub(super) struct Products<'a> {
     pub(super) isa: Isa,
     pub(super) weights: &'a PackedDecoder,
@@ -20,7 +20,7 @@ pub(super) struct Products<'a> {
 }
 
 impl Products<'_> {
-    /// At which levels some projections are multiplied.
+    /// The numeric levels of some projections.
     pub(super) fn levels<'b>(
         &'b self,
         linears: &'b [&PackedLinear],
@@ -32,11 +32,12 @@ impl Products<'_> {
         self.plan.projections[linear.planned].level
     }
 
-    /// Projections of the same rows, one after the other in `out`: `[panels of all][rows][16]`.
+    /// Multiplies several projections by the same rows, writing their outputs one after the other: `[all
+    /// panels][rows][16]`.
     pub(super) fn all(&self, pool: &mut Pool, linears: &[&PackedLinear], x: &Encoded, rows: usize, out: &mut [f32]) {
         let width = rows * LANES;
-        pool.for_each(Chunks::new(out, PIECE * width), |piece, out, _| {
-            let (start, end) = (piece * PIECE, piece * PIECE + out.len() / width);
+        pool.for_each(Chunks::new(out, PANELS_PER_TASK * width), |task, out, _| {
+            let (start, end) = (task * PANELS_PER_TASK, task * PANELS_PER_TASK + out.len() / width);
             let mut first = 0;
             for linear in linears {
                 let (from, to) = (start.max(first), end.min(first + linear.panels()));
@@ -55,16 +56,16 @@ impl Products<'_> {
         &self,
         pool: &mut Pool,
         linears: [&PackedLinear; 2],
-        activation: Activation,
+        activation: ActivationFunction,
         x: &Encoded,
         rows: usize,
         [gate, up]: [&mut [f32]; 2],
     ) {
-        let chunk = PIECE * rows * LANES;
-        pool.for_each((Chunks::new(gate, chunk), Chunks::new(up, chunk)), |piece, (gate, up), _| {
-            let panels = piece * PIECE..piece * PIECE + up.len() / (rows * LANES);
+        let chunk = PANELS_PER_TASK * rows * LANES;
+        pool.for_each((Chunks::new(gate, chunk), Chunks::new(up, chunk)), |task, (gate, up), _| {
+            let panels = task * PANELS_PER_TASK..task * PANELS_PER_TASK + up.len() / (rows * LANES);
             let next = self.next(&panels);
-            // Both have as many panels; what comes after them begins where the second ends.
+            // Both matrices have the same number of panels; the bytes to read after them follow the second one.
             let following = if next < linears[0].panels() { linears[0] } else { linears[1] };
             self.panels(linears[0], panels.clone(), (linears[1], panels.start), x, gate);
             self.panels(linears[1], panels, (following, next), x, up);
@@ -77,20 +78,20 @@ impl Products<'_> {
         &self,
         pool: &mut Pool,
         linear: &PackedLinear,
-        activation: Activation,
+        activation: ActivationFunction,
         x: &Encoded,
         rows: usize,
         up: &mut [f32],
     ) {
-        pool.for_each(Chunks::new(up, PIECE * rows * LANES), |piece, up, _| {
-            let panels = piece * PIECE..piece * PIECE + up.len() / (rows * LANES);
+        pool.for_each(Chunks::new(up, PANELS_PER_TASK * rows * LANES), |task, up, _| {
+            let panels = task * PANELS_PER_TASK..task * PANELS_PER_TASK + up.len() / (rows * LANES);
             self.panels(linear, panels.clone(), (linear, self.next(&panels)), x, up);
             elementwise::activate(self.isa, activation, up);
         });
     }
 
     /// Adds `factor * (W x + b)` to `sum`; `out` keeps the product.
-    pub(super) fn onto(
+    pub(super) fn add_product(
         &self,
         pool: &mut Pool,
         linear: &PackedLinear,
@@ -99,20 +100,21 @@ impl Products<'_> {
         factor: f32,
         [out, sum]: [&mut [f32]; 2],
     ) {
-        let chunk = PIECE * rows * LANES;
-        pool.for_each((Chunks::new(out, chunk), Chunks::new(sum, chunk)), |piece, (out, sum), _| {
-            let panels = piece * PIECE..piece * PIECE + out.len() / (rows * LANES);
+        let chunk = PANELS_PER_TASK * rows * LANES;
+        pool.for_each((Chunks::new(out, chunk), Chunks::new(sum, chunk)), |task, (out, sum), _| {
+            let panels = task * PANELS_PER_TASK..task * PANELS_PER_TASK + out.len() / (rows * LANES);
             self.panels(linear, panels.clone(), (linear, self.next(&panels)), x, out);
             elementwise::add_scaled(self.isa, sum, out, factor);
         });
     }
 
-    /// The panel at which the piece begins that a thread will probably take after `panels`.
+    /// First panel of the task that the thread will probably claim after `panels`.
     fn next(&self, panels: &Range<usize>) -> usize {
-        panels.end + (self.threads - 1) * PIECE
+        panels.end + (self.threads - 1) * PANELS_PER_TASK
     }
 
-    /// Some panels of one projection, with its bias. `following` is what the thread will probably read next.
+    /// Multiplies some panels of one projection and adds its bias. `following` is what the thread will probably read
+    /// next.
     fn panels(
         &self,
         linear: &PackedLinear,

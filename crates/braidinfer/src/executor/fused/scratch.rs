@@ -1,4 +1,4 @@
-//! Buffers of a forward pass. They grow to the largest batch seen and are then used again.
+//! Buffers of a forward pass. They grow to the size of the largest batch and are reused.
 
 use braidinfer_kernels::attention::{AttentionShape, Partial, scratch_len};
 use braidinfer_kernels::norm::Statistics;
@@ -7,48 +7,49 @@ use braidinfer_kernels::{Buffer, LANES, PerThread};
 use super::attention::Partials;
 use super::encode::Encoded;
 
-/// Activations between kernels. `[panels][T][16]` holds a matrix with its columns in panels of 16.
+/// Activations between kernels. The layout `[panels][T][16]` splits the columns of a matrix into panels of 16.
 pub(super) struct Scratch {
     /// The residual stream `[panels][T][16]`.
     pub(super) hidden: Buffer,
-    /// What projections of the normed stream read.
+    /// The normed residual stream, encoded as input of projections.
     pub(super) normed: Encoded,
-    /// What output projections read.
+    /// Encoded inputs of the attention output and down projections.
     pub(super) inner: Encoded,
     /// Queries, then keys, then values, each `[panels][T][16]`.
     pub(super) qkv: Buffer,
-    /// Of queries and keys `[T]`, where a norm runs over whole projections.
+    /// Norm statistics of queries and keys `[T]`, if a norm runs over whole projections.
     pub(super) qk_statistics: Vec<[Statistics; 2]>,
-    /// What attention returns, `[G][T][H/G * d]`.
+    /// Attention output, `[G][T][H/G * d]`.
     pub(super) heads: Buffer,
-    /// Where the parts of `heads` begin.
+    /// Offset in `heads` of each attention task's output.
     pub(super) head_starts: Vec<usize>,
-    /// `[panels][T][16]` of the feed-forward part's inner width.
+    /// Gate activations of the feed-forward network, `[panels][T][16]` of its inner width.
     pub(super) gate: Buffer,
     pub(super) up: Buffer,
-    /// What attention or the feed-forward part adds to the stream, `[panels][T][16]`.
+    /// Output of attention or of the feed-forward network, before it is added to the residual stream:
+    /// `[panels][T][16]`.
     pub(super) branch: Buffer,
-    /// Of `branch` `[T]`, where a norm follows it.
+    /// Norm statistics of `branch` `[T]`, if it is normed.
     pub(super) branch_statistics: Vec<Statistics>,
-    /// `[panels][rows][16]`.
+    /// Logits, `[panels][rows][16]`.
     pub(super) logits: Buffer,
-    /// Indices of slabs.
+    /// Indices of the slabs to write.
     pub(super) items: Vec<usize>,
-    /// Attention over parts of long contexts, and where those of each piece begin.
+    /// Partial attention results over spans of long contexts, and the offset of each task's first one.
     pub(super) partials: Partials,
     pub(super) merges: Vec<usize>,
-    /// One row for each thread.
+    /// One row per thread.
     pub(super) rows: PerThread<Buffer>,
     pub(super) attention: PerThread<AttentionScratch>,
 }
 
-/// What one thread needs for a piece of attention.
+/// Buffers of one thread for an attention task.
 #[derive(Debug, Default)]
 pub(super) struct AttentionScratch {
     pub(super) queries: Buffer,
-    /// Two partial results: of all spans so far, and of one.
+    /// Two partial results: the sum of all spans so far, and that of the current span.
     pub(super) sums: [Buffer; 2],
-    /// Blocks of keys and values in f32.
+    /// Blocks of keys and values, converted to f32.
     pub(super) blocks: Buffer,
 }
 
@@ -77,7 +78,7 @@ impl Scratch {
 }
 
 impl AttentionScratch {
-    /// Makes room for `rows` queries.
+    /// Allocates for `rows` queries.
     pub(super) fn reserve(&mut self, shape: &AttentionShape, rows: usize) {
         grow(&mut self.queries, rows * shape.head_dim);
         grow(&mut self.blocks, scratch_len(shape, rows));
@@ -91,7 +92,7 @@ fn grow(buffer: &mut Buffer, len: usize) {
     buffer.resize(buffer.len().max(len));
 }
 
-/// Sets the length of a buffer of `panels` panels and returns it.
+/// Resizes a buffer to `[panels][rows][16]` for `width` columns and returns it.
 pub(super) fn panels(buffer: &mut Buffer, width: usize, rows: usize) -> &mut [f32] {
     buffer.resize(width.div_ceil(LANES) * rows * LANES);
     buffer

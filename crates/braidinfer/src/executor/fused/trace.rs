@@ -1,4 +1,4 @@
-//! Handing activations to a probe.
+//! Passing activations to a probe.
 
 use braidinfer_kernels::{Isa, LANES};
 
@@ -7,7 +7,7 @@ use crate::executor::Probe;
 
 pub(super) struct Trace<'a> {
     probe: &'a mut dyn Probe,
-    /// Whether the probe observes anything; without one a step makes no names.
+    /// Whether the probe records anything; if not, no names are built.
     active: bool,
     layer: Option<usize>,
 }
@@ -21,7 +21,7 @@ impl<'a> Trace<'a> {
         self.layer = Some(index);
     }
 
-    /// Records `[rows, width]`, which is made only if it is wanted.
+    /// Records `[rows, width]`; `values` is only called if the probe wants the activation.
     pub(super) fn record(&mut self, part: &str, rows: usize, values: impl FnOnce() -> Vec<f32>) {
         if !self.active {
             return;
@@ -40,13 +40,13 @@ impl<'a> Trace<'a> {
         self.record(part, rows, || from_panels(data, rows, width));
     }
 
-    /// Records what is about to be encoded.
+    /// Records the rows that are about to be encoded.
     pub(super) fn input(&mut self, part: &str, isa: Isa, input: &Input<'_>) {
         self.record(part, input.rows, || from_input(isa, input));
     }
 }
 
-/// What is about to be encoded, `[rows, width]`.
+/// The rows that are about to be encoded, `[rows, width]`.
 pub(super) fn from_input(isa: Isa, input: &Input<'_>) -> Vec<f32> {
     let mut padded = vec![0.0; input.width.next_multiple_of(LANES)];
     let mut values = Vec::with_capacity(input.rows * input.width);
@@ -57,7 +57,7 @@ pub(super) fn from_input(isa: Isa, input: &Input<'_>) -> Vec<f32> {
     values
 }
 
-/// `[panels][rows][16]` to `[rows, width]`.
+/// Converts `[panels][rows][16]` to `[rows, width]`.
 pub(super) fn from_panels(data: &[f32], rows: usize, width: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(rows * width);
     for row in 0..rows {

@@ -1,4 +1,4 @@
-//! Causal attention over paged keys and values.
+//! Causal attention over the paged KV cache.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use super::trace::Trace;
 use crate::Result;
 use crate::executor::SequenceSlice;
 
-/// The attention half of a layer.
+/// The attention part of a layer.
 #[derive(Debug)]
 pub(super) struct Attention {
     pub(super) spec: AttentionSpec,
@@ -26,7 +26,7 @@ pub(super) struct Attention {
     pub(super) k_proj: Linear,
     pub(super) v_proj: Linear,
     pub(super) o_proj: Linear,
-    /// Norms on queries and keys.
+    /// Norms of queries and keys.
     pub(super) qk_norm: Option<(QkNormExtent, Norm, Norm)>,
 }
 
@@ -47,7 +47,7 @@ impl Attention {
         Ok(out)
     }
 
-    /// Its linear layers.
+    /// The query, key, value and output projections.
     pub(super) fn projections(&self) -> [&Linear; 4] {
         [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
     }
@@ -77,7 +77,7 @@ impl Attention {
         Ok((q, k, v))
     }
 
-    /// `[T, heads * d]` to `[T, heads, d]` in f32, normed where there is a norm.
+    /// `[T, heads * d]` to `[T, heads, d]` in f32, normed if there is a norm.
     fn split_heads(&self, x: &Tensor, heads: usize, norm: Option<(QkNormExtent, &Norm)>) -> Result<Tensor> {
         let x = x.to_dtype(DType::F32)?;
         let split = |x: &Tensor| x.reshape((x.dim(0)?, heads, self.spec.head_dim));
@@ -102,7 +102,7 @@ impl Attention {
         let (groups, width) = (self.spec.num_key_value_heads, self.spec.head_dim);
         let per_group = self.spec.num_attention_heads / groups;
         let (k, v) = context.kv_cache.read(context.index, sequence)?;
-        // The query heads of a group share keys, so they are rows of one matrix product: [G, H/G * t, d].
+        // The query heads of a group share keys, so they form the rows of one matrix product: [G, H/G * t, d].
         let q = q.reshape((t, groups, per_group, width))?.permute((1, 2, 0, 3))?;
         let q = q.contiguous()?.reshape((groups, per_group * t, width))?;
         let k = k.permute((1, 2, 0))?.contiguous()?;
@@ -119,11 +119,11 @@ impl Attention {
     }
 }
 
-/// Masks of one batch, shared by its layers.
+/// Attention masks of one batch, shared by its layers.
 #[derive(Debug, Default)]
 pub(super) struct MaskCache(RefCell<HashMap<MaskShape, Tensor>>);
 
-/// Context length, query length and window: all that a mask depends on.
+/// Context length, query length and window, which determine a mask.
 type MaskShape = (usize, usize, Option<usize>);
 
 impl MaskCache {
@@ -139,7 +139,7 @@ impl MaskCache {
     }
 }
 
-/// Key `j` is visible to query `i` if `j <= i`, and under a window `w` also `j > i - w`.
+/// Key `j` is visible to query `i` if `j <= i`, and with a window `w` also `j > i - w`.
 fn mask(sequence: &SequenceSlice, window: Option<usize>) -> Vec<f32> {
     let len = sequence.positions().end;
     let first = |query: usize| window.map_or(0, |window| (query + 1).saturating_sub(window));

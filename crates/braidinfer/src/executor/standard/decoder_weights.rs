@@ -1,4 +1,4 @@
-//! Where the weights of a step come from: from memory, or one layer at a time from their files.
+//! The weights of a step: all in memory, or streamed from their files one layer at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,20 +16,20 @@ use crate::{Error, Result};
 
 /// The weights of a decoder.
 pub(super) enum DecoderWeights<'a> {
-    /// Layers by index, and what comes before and after them, if it is computed here.
+    /// Layers by index, and embedding and output head if this runner computes them.
     Loaded { layers: BTreeMap<usize, Layer>, embed_tokens: Option<Matrix>, head: Option<HeadWeights> },
-    /// The layer that was used last, and the output head once it was used.
+    /// The most recently used layer, and the output head after its first use.
     Streamed { weights: &'a Weights, matrices: Matrices, layer: Option<(usize, Box<Layer>)>, head: Option<HeadWeights> },
 }
 
-/// What turns the residual stream into logits.
+/// The weights that turn the residual stream into logits.
 pub(super) struct HeadWeights {
     pub(super) final_norm: Norm,
     pub(super) lm_head: Linear,
 }
 
 impl<'a> DecoderWeights<'a> {
-    /// Everything, copied in parallel.
+    /// All weights, copied in parallel.
     pub(super) fn load_all(
         spec: &DecoderSpec,
         weights: &Weights,
@@ -56,7 +56,7 @@ impl<'a> DecoderWeights<'a> {
         Ok(Self::Loaded { layers, embed_tokens: Some(embed_tokens), head: Some(head) })
     }
 
-    /// Some layers in f32, quantized weights as they are.
+    /// Some layers in f32, without expanding quantized weights.
     pub(super) fn load_layers(spec: &DecoderSpec, weights: &Weights, layers: &BTreeSet<usize>) -> Result<Self> {
         let matrices = Matrices::Loaded(ComputeDtype::F32, QuantizedWeights::Keep);
         let loader = Loader { spec, weights, matrices, device: &Device::Cpu };
@@ -64,7 +64,7 @@ impl<'a> DecoderWeights<'a> {
         Ok(Self::Loaded { layers, embed_tokens: None, head: None })
     }
 
-    /// Whatever is asked for, from the files.
+    /// Weights that are read from the files when needed.
     pub(super) fn stream(weights: &'a Weights, reread: bool) -> Self {
         let matrices = if reread { Matrices::InFile } else { Matrices::Stored };
         Self::Streamed { weights, matrices, layer: None, head: None }
@@ -109,7 +109,7 @@ impl<'a> DecoderWeights<'a> {
         }
     }
 
-    /// Bytes of the matrices that are in memory, but for the embedding.
+    /// Size of the matrices in memory without the embedding, in bytes.
     pub(super) fn weight_bytes(&self) -> usize {
         let (layers, head): (Vec<&Layer>, _) = match self {
             Self::Loaded { layers, head, .. } => (layers.values().collect(), head),
@@ -120,7 +120,7 @@ impl<'a> DecoderWeights<'a> {
     }
 }
 
-/// Lets memory go that only caches a layer's part of the files.
+/// Releases the memory that caches a layer's weight files.
 fn release(weights: &Weights, layer: usize) {
     let of_layer = |slot: &Slot| matches!(slot, Slot::Layer(index, _) if *index == layer);
     let slots = weights.iter().map(|(slot, _, _)| slot).filter(of_layer);

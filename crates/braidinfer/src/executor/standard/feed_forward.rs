@@ -1,6 +1,6 @@
-//! The dense feed-forward half of a layer.
+//! The dense feed-forward part of a layer.
 
-use braidinfer_model::spec::Activation;
+use braidinfer_model::spec::ActivationFunction;
 use candle_core::{DType, Tensor};
 
 use super::linear::Linear;
@@ -9,7 +9,7 @@ use crate::Result;
 /// `down(act(gate x) * up x)`, or `down(act(up x))` without a gate.
 #[derive(Debug)]
 pub(super) struct DenseFeedForward {
-    pub(super) hidden_act: Activation,
+    pub(super) hidden_act: ActivationFunction,
     pub(super) gate_proj: Option<Linear>,
     pub(super) up_proj: Linear,
     pub(super) down_proj: Linear,
@@ -33,10 +33,10 @@ impl DenseFeedForward {
 
     fn activate(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self.hidden_act {
-            Activation::Silu => x.silu()?,
-            Activation::GeluTanh => x.gelu()?,
-            Activation::GeluErf => x.gelu_erf()?,
-            Activation::Relu => x.relu()?,
+            ActivationFunction::Silu => x.silu()?,
+            ActivationFunction::GeluTanh => x.gelu()?,
+            ActivationFunction::GeluErf => x.gelu_erf()?,
+            ActivationFunction::Relu => x.relu()?,
         })
     }
 }

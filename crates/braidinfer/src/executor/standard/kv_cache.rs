@@ -1,4 +1,4 @@
-//! Paged storage of keys and values.
+//! Paged KV cache.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use candle_core::{DType, Device, Tensor};
 use crate::Result;
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
 
-/// Keys and values of layers, by slot. Grows as blocks are first used.
+/// Keys and values of some layers, indexed by slot. Grows when blocks are first used.
 #[derive(Debug)]
 pub(super) struct KvCache {
     config: KvCacheConfig,
-    /// By layer: keys and values, each `[slots, G, d]`.
+    /// For each layer index, keys and values, each `[slots, G, d]`.
     layers: BTreeMap<usize, (Tensor, Tensor)>,
 }
 
 impl KvCache {
-    /// For some layers, by index.
+    /// A cache for the layers with these indices.
     pub(super) fn new(
         spec: &DecoderSpec,
         layers: impl IntoIterator<Item = usize>,
@@ -41,7 +41,7 @@ impl KvCache {
         self.config
     }
 
-    /// Lets all memory go.
+    /// Frees all memory.
     pub(super) fn clear(&mut self) -> Result<()> {
         for store in self.layers.values_mut().flat_map(|(keys, values)| [keys, values]) {
             let (_, heads, width) = store.dims3()?;
@@ -50,7 +50,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Makes room for every block that `batch` names.
+    /// Allocates every block that `batch` names.
     pub(super) fn reserve(&mut self, batch: &Batch) -> Result<()> {
         let block_size = self.config.block_size;
         let used = |sequence: &SequenceSlice| sequence.positions().end.div_ceil(block_size);
@@ -60,10 +60,10 @@ impl KvCache {
         if needed <= current {
             return Ok(());
         }
-        // Doubling keeps the copies of a growing sequence linear in its length.
+        // Doubling the size makes the total cost of copying linear in the length of a growing sequence.
         let slots = needed.max(2 * current).min(self.config.capacity());
         for store in self.layers.values_mut().flat_map(|(keys, values)| [keys, values]) {
-            // A store may have grown in an earlier attempt that then ran out of memory.
+            // A tensor may have been grown by an earlier call that then ran out of memory.
             if store.dims()[0] < slots {
                 *store = grown(store, slots)?;
             }
@@ -71,13 +71,13 @@ impl KvCache {
         Ok(())
     }
 
-    /// Slots for which every layer has room.
+    /// Number of slots that every layer has.
     fn slots(&self) -> usize {
-        // Stores grow in order, so the last one tells.
+        // The tensors grow in order, so the last one is never larger than the others.
         self.layers.values().next_back().map_or(0, |(_, values)| values.dims()[0])
     }
 
-    /// Stores rows `[query_len, G, d]` of one sequence.
+    /// Stores the keys and values of one sequence's new tokens, each `[query_len, G, d]`.
     pub(super) fn write(&self, layer: usize, sequence: &SequenceSlice, keys: &Tensor, values: &Tensor) -> Result<()> {
         let (key_store, value_store) = &self.layers[&layer];
         let block_size = self.config.block_size;
@@ -95,7 +95,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Keys and values of a sequence up to the end of its slice, each `[len, G, d]` in f32.
+    /// Keys and values of a sequence up to and including its tokens in the batch, each `[len, G, d]` in f32.
     pub(super) fn read(&self, layer: usize, sequence: &SequenceSlice) -> Result<(Tensor, Tensor)> {
         let (keys, values) = &self.layers[&layer];
         Ok((self.gather(keys, sequence)?, self.gather(values, sequence)?))
@@ -115,7 +115,7 @@ impl KvCache {
     }
 }
 
-/// `store` with room for `slots` rows, the old ones kept.
+/// A copy of `store` with room for `slots` rows.
 fn grown(store: &Tensor, slots: usize) -> Result<Tensor> {
     let (old, heads, width) = store.dims3()?;
     let larger = Tensor::zeros((slots, heads, width), store.dtype(), store.device())?;

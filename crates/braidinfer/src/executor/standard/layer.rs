@@ -1,4 +1,4 @@
-//! One layer: attention and feed-forward, joined to the residual stream.
+//! One layer: attention and feed-forward network, added to the residual stream.
 
 use candle_core::Tensor;
 
@@ -12,14 +12,14 @@ use super::trace::Trace;
 use crate::Result;
 use crate::executor::Batch;
 
-/// What the layers of one forward pass share.
+/// What the layers of one forward pass need.
 pub(super) struct Context<'a> {
     pub(super) batch: &'a Batch,
-    /// One per rotary table.
+    /// One entry per rotary table.
     pub(super) rotations: &'a [Rotation],
     pub(super) kv_cache: &'a KvCache,
     pub(super) masks: &'a MaskCache,
-    /// The layer's index.
+    /// Index of the current layer.
     pub(super) index: usize,
 }
 
@@ -39,19 +39,19 @@ pub(super) struct Layer {
 impl Layer {
     /// The residual stream `[T, h]` after this layer.
     pub(super) fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
-        let normed = through(&self.input_norm, x)?;
+        let normed = apply_norm(&self.input_norm, x)?;
         trace.record("input_norm", &normed)?;
-        let mixed = through(&self.attention_output_norm, &self.attention.forward(&normed, context, trace)?)?;
+        let mixed = apply_norm(&self.attention_output_norm, &self.attention.forward(&normed, context, trace)?)?;
         let after_attention = self.add(x, &mixed)?;
         trace.record("attn.residual", &after_attention)?;
-        let normed = if self.parallel { normed } else { through(&self.feed_forward_norm, &after_attention)? };
+        let normed = if self.parallel { normed } else { apply_norm(&self.feed_forward_norm, &after_attention)? };
         trace.record("ffn.norm", &normed)?;
-        let transformed = through(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed)?)?;
+        let transformed = apply_norm(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed)?)?;
         trace.record("ffn.out", &transformed)?;
         self.add(&after_attention, &transformed)
     }
 
-    /// Its linear layers.
+    /// All projections of the layer.
     pub(super) fn projections(&self) -> impl Iterator<Item = &Linear> {
         self.attention.projections().into_iter().chain(self.feed_forward.projections())
     }
@@ -64,7 +64,7 @@ impl Layer {
     }
 }
 
-fn through(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
+fn apply_norm(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
     match norm {
         Some(norm) => norm.forward(x),
         None => Ok(x.clone()),

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::matrix::Matrix;
 use crate::Result;
 
-/// `y = W x + b`, with sums in f32 whatever the types of `W` and `x`.
+/// `y = W x + b`, with sums in f32 for all data types of `W` and `x`.
 #[derive(Debug)]
 pub(super) struct Linear {
     /// `[out, in]`.
@@ -20,19 +20,20 @@ impl Linear {
         Self { weight, bias }
     }
 
-    /// Bytes of the weight.
+    /// Size of the weight in bytes.
     pub(super) fn weight_bytes(&self) -> usize {
         self.weight.bytes()
     }
 
-    /// `[T, in]` to `[T, out]`, rounded once to the type of `x`.
+    /// `[T, in]` to `[T, out]`, rounded once to the data type of `x`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(self.forward_f32(x)?.to_dtype(x.dtype())?)
     }
 
     /// `[T, in]` to `[T, out]` in f32.
     pub(super) fn forward_f32(&self, x: &Tensor) -> Result<Tensor> {
-        // Below this many tokens a product is bound by reading the weights, which one thread cannot do fast enough.
+        // Below this many tokens a product is limited by reading the weights, and one thread cannot saturate the
+        // memory.
         const FEW: usize = 8;
         let y = match &self.weight {
             Matrix::Dense(weight) if !weight.device().is_cpu() => x.matmul(&weight.t()?)?.to_dtype(DType::F32)?,
@@ -47,10 +48,10 @@ impl Linear {
         }
     }
 
-    /// A few rows of the weight at a time, in parallel. Candle's CPU matmul has no bf16 and sums f16 in its own way, so
-    /// such rows are widened to f32, as quantized ones are: few enough to stay in the cache, and never a second copy of
-    /// the matrix. The weight comes first, `W x^T`, which takes half the time of `x W^T` with 25 tokens,
-    /// and five sixths with 72.
+    /// Multiplies a few rows of the weight at a time, in parallel. Candle's CPU matmul has no bf16 and its own way of
+    /// summing f16, so such rows are converted to f32, as quantized rows are: few enough to stay in the CPU cache, and
+    /// without a second copy of the matrix. The weight is the left operand, `W x^T`, which takes half the time of `x
+    /// W^T` with 25 tokens, and five sixths with 72.
     fn matmul_by_rows(&self, x: &Tensor) -> Result<Tensor> {
         const ROWS: usize = 256;
         let x = x.to_dtype(DType::F32)?.t()?.contiguous()?;

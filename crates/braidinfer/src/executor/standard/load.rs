@@ -1,4 +1,4 @@
-//! Weights to tensors.
+//! Loading weights as tensors.
 
 use std::fmt;
 
@@ -17,10 +17,10 @@ use crate::executor::{DeviceChoice, KvCacheConfig};
 use crate::threads::Threads;
 use crate::{Error, Result};
 
-/// The type of weights and of the residual stream.
+/// The data type of weights and of the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ComputeDtype {
-    /// 4 bytes; what the fixtures are held to.
+    /// 4 bytes; the fixtures are compared in this type.
     F32,
     /// 2 bytes, with the range of f32.
     BF16,
@@ -50,52 +50,52 @@ impl From<Dtype> for ComputeDtype {
             Dtype::F32 => Self::F32,
             Dtype::BF16 => Self::BF16,
             Dtype::F16 => Self::F16,
-            // The range of f32 in half the memory.
+            // bf16 has the range of f32 in half the memory.
             _ => Self::BF16,
         }
     }
 }
 
-/// What becomes of weights that the checkpoint has in quantized blocks. Either way they have their exact values.
+/// How to keep block-quantized weights. Both ways compute with their exact values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuantizedWeights {
-    /// They stay in their blocks, and become f32 whenever they are multiplied: least memory. Only on the CPU; other
-    /// devices expand them.
+    /// Keep the quantized blocks, and dequantize to f32 in every multiplication: least memory. Only on the CPU; on
+    /// other devices they are expanded.
     Keep,
-    /// They become the compute type once: more memory, and faster.
+    /// Dequantize to the compute type when loading: more memory, and faster.
     Expand,
 }
 
-/// How to load.
+/// Options for loading a decoder.
 #[derive(Debug, Clone)]
 pub struct StandardOptions {
-    /// Type of weights and of the residual stream.
+    /// Data type of weights and of the residual stream.
     pub dtype: ComputeDtype,
-    /// Whether quantized weights stay quantized.
+    /// Whether to keep quantized weights in blocks.
     pub quantized_weights: QuantizedWeights,
-    /// Where to compute.
+    /// The device to compute on.
     pub device: DeviceChoice,
-    /// Key/value storage.
+    /// Size of the KV cache.
     pub kv_cache: KvCacheConfig,
-    /// Threads that compute.
+    /// The compute threads.
     pub threads: Threads,
 }
 
-/// Called as layers are loaded, from several threads, with how many are done and how many there are.
+/// Called after each layer is loaded, from several threads, with the number of loaded layers and of all layers.
 pub type LoadProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
-/// What becomes of matrices.
+/// How to load matrices.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Matrices {
-    /// They are checked and copied, in the compute type or in quantized blocks.
+    /// Check and copy them, in the compute type or as quantized blocks.
     Loaded(ComputeDtype, QuantizedWeights),
-    /// They stay where and what they are; whoever asks for this has checked them.
+    /// Use them in the mapped file, in its data type. The caller has checked them.
     Stored,
-    /// The same, but they are read from their files whenever they are multiplied.
+    /// Like `Stored`, but read them from the file in every multiplication, instead of through the mapping.
     InFile,
 }
 
-/// Reads parts of a decoder.
+/// Loads parts of a decoder.
 pub(super) struct Loader<'a> {
     pub(super) spec: &'a DecoderSpec,
     pub(super) weights: &'a Weights,
@@ -167,7 +167,7 @@ impl Loader<'_> {
         Ok(Linear::new(self.matrix(slot)?, self.vector(slot, Param::Bias)?))
     }
 
-    /// A matrix in the compute type, or as the checkpoint has it where that is smaller.
+    /// A matrix in the compute type, or in the data type of the checkpoint if that is smaller.
     pub(super) fn matrix(&self, slot: Slot) -> Result<Matrix> {
         let view = self.weights.get(slot, Param::Weight).ok_or_else(|| self.absent(slot))?;
         let shape = view.shape.clone();
@@ -202,7 +202,7 @@ impl Loader<'_> {
         Ok(Some(Tensor::from_vec(view.read::<f32>()?, view.shape.clone(), self.device)?))
     }
 
-    /// The data of a parameter, from where it is to be read.
+    /// The bytes of a parameter.
     fn bytes(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
         match self.matrices {
             Matrices::InFile => self.weights.bytes_in_file(slot, param),

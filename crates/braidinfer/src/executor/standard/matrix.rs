@@ -1,4 +1,4 @@
-//! Weight matrices: tensors in the compute type, or bytes of the checkpoint that become f32 a few rows at a time.
+//! Weight matrices: tensors in the compute type, or checkpoint bytes that are converted to f32 a few rows at a time.
 
 use braidinfer_model::quantization::dequantize;
 use braidinfer_model::{Dtype, WeightBytes};
@@ -6,16 +6,16 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
 
-/// A matrix `[rows, columns]`. Clones share its memory.
+/// A matrix `[rows, columns]`. Clones share memory.
 #[derive(Debug, Clone)]
 pub(super) enum Matrix {
     /// In the compute type, on any device.
     Dense(Tensor),
-    /// As the checkpoint has it, on the CPU.
+    /// In the data type of the checkpoint, on the CPU.
     Stored(StoredMatrix),
 }
 
-/// Rows of whole blocks, or of plain values.
+/// Rows of quantized blocks, or of plain values.
 #[derive(Debug, Clone)]
 pub(super) struct StoredMatrix {
     dtype: Dtype,
@@ -25,12 +25,12 @@ pub(super) struct StoredMatrix {
 }
 
 impl StoredMatrix {
-    /// `blocks` are those of `rows` rows of `columns` values.
+    /// `blocks` has `rows` rows of `columns` values.
     pub(super) fn new(dtype: Dtype, rows: usize, columns: usize, blocks: WeightBytes) -> Self {
         Self { dtype, rows, columns, blocks }
     }
 
-    /// The exact values of `count` rows from `start` on.
+    /// The exact values of `count` rows, beginning at row `start`.
     fn values(&self, start: usize, count: usize) -> Result<Vec<f32>> {
         let row = self.blocks.size() / self.rows;
         let mut values = vec![0.0; count * self.columns];
@@ -48,7 +48,7 @@ impl Matrix {
         }
     }
 
-    /// Bytes that it takes.
+    /// Size in bytes.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
@@ -56,7 +56,7 @@ impl Matrix {
         }
     }
 
-    /// The whole matrix in f32, if it is stored so.
+    /// The whole matrix, if its data type is f32.
     pub(super) fn as_f32(&self) -> Option<&Tensor> {
         match self {
             Self::Dense(tensor) if tensor.dtype() == DType::F32 => Some(tensor),
@@ -64,7 +64,7 @@ impl Matrix {
         }
     }
 
-    /// `count` rows from `start` on, in f32.
+    /// `count` rows in f32, beginning at row `start`.
     pub(super) fn rows_f32(&self, start: usize, count: usize) -> Result<Tensor> {
         Ok(match self {
             Self::Dense(tensor) => tensor.narrow(0, start, count)?.to_dtype(DType::F32)?,
@@ -74,7 +74,7 @@ impl Matrix {
         })
     }
 
-    /// The rows named by `indices`, in `dtype`; all lie inside the matrix.
+    /// The rows `indices` in `dtype`; all must be inside the matrix.
     pub(super) fn select(&self, indices: &[u32], dtype: DType) -> Result<Tensor> {
         match self {
             Self::Dense(tensor) => {

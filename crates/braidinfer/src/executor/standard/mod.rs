@@ -1,8 +1,8 @@
-//! The standard kernels: one decoder over [`DecoderSpec`] in Candle operations, on any Candle device.
+//! The standard kernels: a decoder for a [`DecoderSpec`] in Candle operations, on any Candle device.
 //!
-//! Written to be obviously right; it is the reference for all other kernels. Norms, rotations, scores,
-//! softmax and all sums are f32 whatever the compute type; the residual stream and what linear layers
-//! return have the compute type. Quantized weights become f32, exactly, whenever they are multiplied.
+//! Written to be obviously right; it is the reference for all other kernels. Norms, rotations, scores, softmax and all
+//! sums are f32 in every compute type; the residual stream and the outputs of linear layers have the compute type.
+//! Quantized weights are dequantized exactly, to f32, in every multiplication.
 
 mod attention;
 mod decoder_weights;
@@ -37,9 +37,9 @@ use crate::{Error, Result};
 
 pub use load::{ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 
-/// A decoder in Candle operations. Its weights are copied into matrices, layers in parallel.
+/// Loads a decoder in Candle operations. Its weights are copied into matrices, several layers in parallel.
 ///
-/// Fails on a weight that is not finite (or not in the range of the compute type), naming tensor and index.
+/// Fails on a weight that is not finite (or outside the range of the compute type), naming tensor and index.
 pub fn load(
     spec: DecoderSpec,
     weights: &Weights,
@@ -55,10 +55,10 @@ pub fn load(
     Ok(Decoder::new(spec, storage, plan, runner))
 }
 
-/// Some layers in f32 on the CPU, quantized weights as they are, keys and values in f32: for a decoder that computes the
-/// others otherwise. `storage` has the shape of its key/value storage.
+/// Loads some layers in f32 on the CPU, without expanding quantized weights, with keys and values in f32: for a decoder
+/// whose other layers use other kernels. `storage` is the size of that decoder's KV cache.
 ///
-/// Fails on a weight that is not finite, naming tensor and index.
+/// Fails on a non-finite weight, naming tensor and index.
 pub fn load_layers(
     spec: &DecoderSpec,
     weights: &Weights,
@@ -72,26 +72,26 @@ pub fn load_layers(
     StandardRunner::new(spec, decoder_weights, layers, ComputeDtype::F32, storage, Device::Cpu, threads.clone())
 }
 
-/// How to read weights while they are used.
+/// Options for reading weights while they are used.
 #[derive(Debug, Clone)]
 pub struct StreamOptions {
-    /// Type of the residual stream and of what linear layers return; with f32, keys and values are f32, too, and f16
-    /// otherwise.
+    /// Data type of the residual stream and of the outputs of linear layers. Keys and values are f32 if this is f32,
+    /// and f16 otherwise.
     pub dtype: ComputeDtype,
     /// Tokens per block.
     pub block_size: usize,
-    /// Blocks that may be named.
+    /// Number of blocks.
     pub num_blocks: usize,
-    /// Read files instead of their maps: they may have been written to since the weights were opened, which is then an
-    /// error.
+    /// Read the files instead of their memory maps: the files may have been written to since they were opened, which is
+    /// then reported as an error.
     pub reread: bool,
-    /// Threads that compute.
+    /// The compute threads.
     pub threads: Threads,
 }
 
-/// A decoder on the CPU of which one layer at a time is in memory, over weights that stay in their files and that some other
-/// loader has checked. Memory that only caches a layer's part of the file is let go when another layer is asked for. Every
-/// product is in f32.
+/// A decoder on the CPU that holds one layer at a time in memory. The weights stay in their files and must have been
+/// checked by another loader. When the next layer is loaded, the memory that caches the previous layer's part of the
+/// file is released. All products are in f32.
 pub fn stream<'a>(spec: &DecoderSpec, weights: &'a Weights, options: StreamOptions) -> Result<Decoder<'a>> {
     let StreamOptions { dtype, block_size, num_blocks, reread, threads } = options;
     let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
@@ -102,21 +102,21 @@ pub fn stream<'a>(spec: &DecoderSpec, weights: &'a Weights, options: StreamOptio
     Ok(Decoder::new(spec.clone(), storage, plan, runner))
 }
 
-/// What computes layers in Candle operations. Everything runs on threads of its own.
+/// Runs layers in Candle operations, on its own threads.
 struct StandardRunner<'a> {
     spec: DecoderSpec,
     weights: DecoderWeights<'a>,
     device: Device,
     dtype: DType,
     kv_cache: KvCache,
-    /// Of the step that began last.
+    /// Tensors of the current step.
     step_tensors: StepTensors,
     /// The residual stream, `[T, h]`.
     hidden: Option<Tensor>,
     threads: Threads,
 }
 
-/// What the layers of one step share.
+/// Tensors that the layers of one step share.
 #[derive(Default)]
 struct StepTensors {
     rotations: Vec<Rotation>,
@@ -145,7 +145,7 @@ impl<'a> StandardRunner<'a> {
     /// The embedding of every token, `[T, h]`.
     fn embedding(&mut self, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
         let embed_tokens = self.weights.embed_tokens(&self.spec, &self.device)?;
-        let x = multiplied(embed_tokens.select(&batch.token_ids, self.dtype)?, &self.spec)?;
+        let x = scale_embeddings(embed_tokens.select(&batch.token_ids, self.dtype)?, &self.spec)?;
         trace.record("embed", &x)?;
         Ok(x)
     }
@@ -170,7 +170,7 @@ impl<'a> StandardRunner<'a> {
 
 impl LayerRunner for StandardRunner<'_> {
     fn capabilities(&self) -> Capabilities {
-        // A matrix library may sum a row otherwise beside other rows.
+        // A matrix library may sum a row in another order when the batch has other rows.
         Capabilities { same_bits_in_company: false, shares_prefixes: true, takes_back_drafts: true }
     }
 
@@ -190,7 +190,7 @@ impl LayerRunner for StandardRunner<'_> {
     fn layer_state(&self, layer: usize, _plan: &KernelPlan) -> LayerState {
         let values = 2 * self.spec.attention(layer).key_value_width();
         let bytes_per_token = values * self.kv_cache.config().dtype.size();
-        // Keys that a window hides are read, and masked.
+        // Keys outside the sliding window are read and then masked, so they must stay.
         LayerState { bytes_per_token, bytes_per_sequence: 0, window: None }
     }
 
@@ -234,24 +234,24 @@ impl LayerRunner for StandardRunner<'_> {
     }
 }
 
-/// Embeddings as the first layer takes them.
-fn multiplied(x: Tensor, spec: &DecoderSpec) -> Result<Tensor> {
+/// Multiplies embeddings by the model's embedding multiplier.
+fn scale_embeddings(x: Tensor, spec: &DecoderSpec) -> Result<Tensor> {
     if spec.embedding_multiplier == 1.0 {
         return Ok(x);
     }
-    // The multiplier is rounded to the compute type before use, as Gemma was trained.
+    // The multiplier is rounded to the compute type before use, as in the training of Gemma.
     let multiplier = Tensor::new(spec.embedding_multiplier as f32, x.device())?.to_dtype(x.dtype())?;
     Ok(x.broadcast_mul(&multiplier)?)
 }
 
-/// What turns the residual stream into logits.
+/// The output head.
 struct Head<'a> {
     spec: &'a DecoderSpec,
     weights: &'a HeadWeights,
 }
 
 impl Head<'_> {
-    /// What is wanted, from the residual stream `x`, `[T, h]`, after the last layer.
+    /// The requested outputs, from the residual stream `x`, `[T, h]`, after the last layer.
     fn outputs(&self, x: &Tensor, rows: WantedRows<'_>, trace: &mut Trace) -> Result<Outputs> {
         let logits = match rows.logits.is_empty() {
             true => Vec::new(),
@@ -264,13 +264,13 @@ impl Head<'_> {
         Ok(Outputs { logits: Logits::new(logits, self.spec.vocab_size), hidden })
     }
 
-    /// What the last norm gives for some rows, at least one.
+    /// The hidden states of some rows (at least one) after the final norm.
     fn normed(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         self.weights.final_norm.forward(&x.index_select(&Tensor::new(rows, x.device())?, 0)?)
     }
 
-    /// Logits `[rows, V]` in f32 of some rows of `x`, at least one.
+    /// Logits `[rows, V]` in f32 of some rows of `x` (at least one).
     fn logits(&self, x: &Tensor, rows: &[usize], trace: &mut Trace) -> Result<Tensor> {
         let x = self.normed(x, rows)?;
         trace.record("final_norm", &x)?;

@@ -1,4 +1,4 @@
-//! Handing activations to a probe.
+//! Passing activations to a probe.
 
 use candle_core::{DType, Tensor};
 

@@ -1,4 +1,4 @@
-//! `tojson` as `transformers` defines it: Python's `json.dumps`, nothing escaped for HTML.
+//! The filter `tojson` as in `transformers`: Python's `json.dumps`, without HTML escaping.
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
@@ -40,7 +40,7 @@ pub(super) fn to_json(
     Ok(writer.out)
 }
 
-/// What stands before a line, once per level: a text, or that many spaces.
+/// Indentation per level: a string, or a number of spaces.
 fn indent_text(indent: &Value) -> Result<String, Error> {
     const WIDEST: i64 = 64;
     match (indent.as_str(), indent.as_i64()) {

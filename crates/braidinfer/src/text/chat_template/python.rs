@@ -1,4 +1,4 @@
-//! Where Python's values print or behave unlike this engine's.
+//! Python's behaviour where it differs from this Jinja engine's.
 
 use minijinja::value::{ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Output, State, Value};
@@ -8,7 +8,7 @@ pub(super) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Err
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
-/// Levels of nesting that are printed; what is deeper is shown as dots.
+/// Printed levels of nesting; deeper values are printed as dots.
 pub(super) const DEEPEST: usize = 100;
 
 /// Prints `{{ value }}` as Python's `str` would.
@@ -70,7 +70,7 @@ fn quoted(text: &str) -> String {
     out
 }
 
-/// Python's shortest form of a float; `None` if the value is no float.
+/// A float as Python prints it; `None` if the value is no float.
 pub(super) fn float(value: &Value) -> Option<String> {
     if value.is_integer() {
         return None;
@@ -87,7 +87,7 @@ pub(super) fn float(value: &Value) -> Option<String> {
     Some(if plain.contains('.') { plain } else { format!("{plain}.0") })
 }
 
-/// Methods of Python's values that templates call.
+/// Methods of Python values that templates call.
 pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         match name {
@@ -136,7 +136,7 @@ pub(super) fn trim_filter(value: &Value, characters: Option<&str>) -> String {
     }
 }
 
-/// Python counts the information separators as white space.
+/// Python's `str.strip`, which counts the information separators as white space.
 fn strip<'a>(text: &'a str, side: &str) -> &'a str {
     let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
     match side {
@@ -151,7 +151,7 @@ pub(super) fn title_filter(text: &str) -> String {
     title(text, |c| !(c.is_whitespace() || "-({[<".contains(c)))
 }
 
-/// Upper case where a word begins, lower case inside it.
+/// Upper-cases the first letter of each word, and lower-cases the others.
 fn title(text: &str, inside_word: impl Fn(char) -> bool) -> String {
     let mut inside = false;
     let mut out = String::with_capacity(text.len());

@@ -1,4 +1,4 @@
-//! Byte-level BPE from tokens and merges.
+//! Byte-level BPE from the tokens and merges of a GGUF file.
 
 use ahash::AHashMap;
 use braidinfer_model::arch::gguf::form_of;
@@ -12,15 +12,15 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use super::pre_tokenizer::{self, KNOWN, PreTokenizer};
 use super::vocabulary::{TokenKind, Vocabulary};
-use super::{Around, around};
+use super::{BosEosDefaults, bos_eos_ids};
 use crate::{Error, Result};
 
 pub(super) const PRE: &str = "tokenizer.ggml.pre";
-/// The name that says nothing.
+/// The name for an unknown pre-tokenizer.
 pub(super) const DEFAULT: &str = "default";
 pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 
-/// The tokenizer of a file; `notes` takes what had to be assumed.
+/// The tokenizer of a file. Appends assumptions to `notes`.
 pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Result<Tokenizer> {
     let error = |message: String| Error::Text { path: metadata.path().to_owned(), message };
     let pre_tokenizer = pre_tokenizer(metadata, notes)?;
@@ -37,8 +37,11 @@ pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mu
     let refused = |fault: tokenizers::Error| error(fault.to_string());
     tokenizer.add_special_tokens(added(TokenKind::Control, true)).map_err(refused)?;
     tokenizer.add_tokens(added(TokenKind::UserDefined, false)).map_err(refused)?;
-    let (bos, eos) =
-        around(metadata, Around { bos: pre_tokenizer.add_bos, eos: false, bos_id: 11, eos_id: 11 }, vocabulary)?;
+    let (bos, eos) = bos_eos_ids(
+        metadata,
+        BosEosDefaults { bos: pre_tokenizer.add_bos, eos: false, bos_id: 11, eos_id: 11 },
+        vocabulary,
+    )?;
     if let Some(template) = template(vocabulary, bos, eos) {
         tokenizer.with_post_processor(Some(template.map_err(error)?));
     }
@@ -47,7 +50,7 @@ pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mu
 
 fn pre_tokenizer(metadata: &Metadata, notes: &mut Vec<String>) -> Result<PreTokenizer> {
     let known = || KNOWN.iter().flat_map(|known| known.names).copied().collect::<Vec<_>>().join(", ");
-    // `default` is what converters wrote that did not know the tokenizer.
+    // Converters wrote `default` if they did not recognize the tokenizer.
     if let Some(name) = metadata.text(PRE)?.filter(|name| *name != DEFAULT) {
         return pre_tokenizer::named(name).ok_or_else(|| metadata.error(PRE, known(), format!("`{name}`")).into());
     }
@@ -69,7 +72,7 @@ fn bpe(
     let lines = lines.ok_or_else(|| metadata.error(MERGES, "a list of merges", "nothing"))?;
     let mut merges = Vec::with_capacity(lines.len());
     for (index, line) in lines.into_iter().enumerate() {
-        // A token may begin with the separator itself only in files that no byte-level tokenizer made.
+        // A token that begins with the separator cannot come from a byte-level tokenizer.
         let Some((left, right)) = line.split_once(' ') else {
             let found = format!("`{line}` as merge {index}");
             return Err(metadata.error(MERGES, "two tokens with a space between them", found).into());
@@ -78,7 +81,7 @@ fn bpe(
     }
     let known = vocabulary.iter().filter(|(_, token)| token.kind != TokenKind::Unused);
     let vocab: AHashMap<String, u32> = known.map(|(id, token)| (token.text.clone(), id)).collect();
-    // The builder panics at a merge that is longer than every token.
+    // Longer merges are removed, because the builder panics at a merge that is longer than every token.
     let before = merges.len();
     merges.retain(|(left, right)| {
         [left, right, &format!("{left}{right}")].into_iter().all(|token| vocab.contains_key(token.as_str()))
@@ -93,13 +96,14 @@ fn bpe(
         .map_err(|fault| metadata.error(MERGES, "merges whose tokens are in the vocabulary", fault.to_string()).into())
 }
 
-/// What is put around every text; `None` if nothing is.
+/// Adds BOS and EOS tokens to every text; `None` if there are none.
 fn template(vocabulary: &Vocabulary, bos: Option<u32>, eos: Option<u32>) -> Option<Result<TemplateProcessing, String>> {
     if bos.is_none() && eos.is_none() {
         return None;
     }
     let spelling = |id: u32| vocabulary.tokens[id as usize].text.as_str();
-    // Not the builder of the `tokenizers` crate: it would read a token such as `$B` or `a:1` as an instruction.
+    // Built from JSON, because the builder of the `tokenizers` crate would parse a token such as `$B` or `a:1` as an
+    // instruction.
     let token = |id: u32| json!({"SpecialToken": {"id": spelling(id), "type_id": 0}});
     let text = json!({"Sequence": {"id": "A", "type_id": 0}});
     let single: Vec<Json> = bos.map(token).into_iter().chain([text]).chain(eos.map(token)).collect();

@@ -1,4 +1,4 @@
-//! How byte-level BPE cuts a text before it merges: what each name of `tokenizer.ggml.pre` stands for.
+//! Pre-tokenizers of byte-level BPE, by their names in `tokenizer.ggml.pre`.
 //!
 //! The expressions are those of the models' published `tokenizer.json` files.
 
@@ -11,20 +11,20 @@ use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::{Error, Result};
 
-/// A way to cut.
+/// A pre-tokenizer: how a text is split before merging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PreTokenizer {
-    /// Its names; the first is the one we write.
+    /// Its names; the first is used for writing.
     pub(super) names: &'static [&'static str],
-    /// What one part of a text looks like; GPT-2's expression if `None`.
+    /// Regular expression of one part of the text; GPT-2's if `None`.
     pattern: Option<&'static str>,
-    /// Whether each digit stands alone before anything else is cut.
+    /// Whether digits are first split off one by one.
     digits: bool,
-    /// Whether composed characters come first (Unicode's form NFC).
+    /// Whether the text is first normalized to NFC.
     pub(super) nfc: bool,
-    /// Whether a part that is a token is taken as it is.
+    /// Whether a part that is a token is used directly, without merging.
     pub(super) ignore_merges: bool,
-    /// Whether the first token is added to every text where a file does not say.
+    /// Whether a BOS token is added if the file does not say.
     pub(super) add_bos: bool,
 }
 
@@ -37,14 +37,14 @@ const GPT2: PreTokenizer = PreTokenizer {
     add_bos: false,
 };
 
-/// Letters, numbers of up to three digits, and signs (OpenAI's cl100k).
+/// Letters, numbers of up to three digits, and punctuation (OpenAI's cl100k).
 const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// The same with single digits.
+/// Like `CL100K`, with single digits.
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Words split where small letters become large ones (OpenAI's o200k).
+/// Also splits words at changes from lower to upper case (OpenAI's o200k).
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// The same with single digits and no contractions (Mistral's Tekken).
+/// Like `O200K`, with single digits and without contractions (Mistral's Tekken).
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 pub(super) const KNOWN: [PreTokenizer; 7] = [
@@ -63,12 +63,12 @@ pub(super) const KNOWN: [PreTokenizer; 7] = [
     PreTokenizer { names: &["tekken"], pattern: Some(TEKKEN), ignore_merges: true, add_bos: true, ..GPT2 },
 ];
 
-/// The way a name stands for.
+/// The pre-tokenizer with this name.
 pub(super) fn named(name: &str) -> Option<PreTokenizer> {
     KNOWN.into_iter().find(|known| known.names.contains(&name))
 }
 
-/// The way that the `pre_tokenizer` of a `tokenizer.json` stands for: the same steps, however they are nested.
+/// The pre-tokenizer with the same steps as `pre_tokenizer` in a `tokenizer.json`, regardless of their nesting.
 pub(super) fn of_json(json: &Json, ignore_merges: bool) -> Option<PreTokenizer> {
     let mut found = PreTokenizer { ignore_merges, ..GPT2 };
     let mut pattern = None;
@@ -85,7 +85,8 @@ pub(super) fn of_json(json: &Json, ignore_merges: bool) -> Option<PreTokenizer> 
         let cut = known.pattern == pattern.as_deref() && known.pattern.is_none() == gpt2;
         cut && known.digits == found.digits && known.ignore_merges == found.ignore_merges
     };
-    // One that always takes the merges gives other ids only for tokens that no merge makes; reading back decides.
+    // Another `ignore_merges` only matters for tokens that no merge produces; whether it does is checked by reading
+    // back.
     let close = |known: &PreTokenizer| known.pattern == pattern.as_deref() && known.digits == found.digits;
     KNOWN.into_iter().find(same).or_else(|| KNOWN.into_iter().find(close))
 }
@@ -98,7 +99,7 @@ fn steps(json: &Json) -> Vec<&Json> {
 }
 
 impl PreTokenizer {
-    /// The steps in the `tokenizers` crate.
+    /// The equivalent pre-tokenizer of the `tokenizers` crate.
     pub(super) fn build(self) -> Result<PreTokenizerWrapper> {
         let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
         if self.digits {

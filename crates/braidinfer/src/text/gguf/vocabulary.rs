@@ -1,4 +1,4 @@
-//! The tokens of a GGUF file.
+//! The vocabulary of a GGUF file.
 
 use braidinfer_model::arch::gguf::ends_text;
 use braidinfer_model::format::gguf::{Array, Metadata};
@@ -9,7 +9,7 @@ pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(super) const KINDS: &str = "tokenizer.ggml.token_type";
 pub(super) const SCORES: &str = "tokenizer.ggml.scores";
 
-/// What a token is for (`enum llama_token_type` in `llama.h`, which is SentencePiece's).
+/// The kind of a token (`enum llama_token_type` in `llama.h`, which is SentencePiece's).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenKind {
     Normal,
@@ -33,7 +33,7 @@ impl TokenKind {
         }
     }
 
-    /// What a token without a kind is: a byte if it is spelled like one.
+    /// The kind of a token if the file does not say: a byte if it is spelled like one.
     pub(super) fn by_spelling(text: &str) -> Self {
         let byte = text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
         if byte { Self::Byte } else { Self::Normal }
@@ -66,7 +66,7 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Tokens that end a text are control tokens whatever the file says; scores are 0 where there are none.
+    /// Reads the vocabulary. End-of-sequence tokens are control tokens regardless of the file; missing scores are 0.
     pub(super) fn read(metadata: &Metadata) -> Result<Self> {
         let texts = metadata.texts(TOKENS)?;
         let texts = texts.ok_or_else(|| metadata.error(TOKENS, "a list of texts", "nothing"))?;
@@ -94,7 +94,7 @@ impl Vocabulary {
     }
 }
 
-/// The kind that a file gives a token.
+/// The kind of a token according to the file.
 fn kind(metadata: &Metadata, id: usize, number: Option<i64>) -> Result<TokenKind> {
     number.and_then(TokenKind::from_number).ok_or_else(|| {
         let found = number.map_or("no whole number".into(), |number| number.to_string());
@@ -102,7 +102,7 @@ fn kind(metadata: &Metadata, id: usize, number: Option<i64>) -> Result<TokenKind
     })
 }
 
-/// A list of numbers that, if it is there, has one for each token.
+/// A list of numbers that must have one entry per token, if it exists.
 fn same_length<'a>(metadata: &'a Metadata, key: &str, len: usize) -> Result<Option<&'a Array>> {
     let Some(numbers) = metadata.scalars(key)? else { return Ok(None) };
     if numbers.len() != len {

@@ -1,7 +1,7 @@
-//! From the tokenizer of a model directory to the metadata of a GGUF file.
+//! Converting the tokenizer of a model directory to the metadata of a GGUF file.
 //!
-//! What is written is read back, and has to give the ids of the original on texts chosen to be hard; where llama.cpp's
-//! own keys cannot say enough, the original's files go with them.
+//! The result is read back, and must yield the same token ids as the original on texts chosen to be hard. If
+//! llama.cpp's keys are not sufficient for that, the original tokenizer files are stored as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,18 +15,18 @@ use super::{
     pre_tokenizer,
 };
 use crate::text::chat_template::find_template;
-use crate::text::sentencepiece::parts::PartKind;
+use crate::text::sentencepiece::parts::PieceKind;
 use crate::text::settings::SETTINGS_FILES;
 use crate::text::tokenizer::{TOKENIZER_JSON, TOKENIZER_MODEL};
 use crate::text::{SentencePiece, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
 
-/// Hard texts: white space, digits, signs, scripts, composed and decomposed letters, emoji, code, contractions.
+/// Hard texts: white space, digits, punctuation, scripts, composed and decomposed letters, emoji, code, contractions.
 const PROBES: &str = include_str!("probes.txt");
 
-/// Adds the tokenizer and chat template of `source` to `metadata`, for an embedding of `rows` rows. `ends` are ids that
-/// end a text, `first` is the one that begins it, by the model's own settings. Returns what would be different
-/// for a reader that knows llama.cpp's keys only, one line each.
+/// Adds the tokenizer and chat template of `source` to `metadata`, for an embedding of `rows` rows. `ends` are the
+/// end-of-sequence token ids and `first` is the BOS token id, according to the model's settings. Returns the
+/// differences for a reader that only knows llama.cpp's keys, one line each.
 pub(crate) fn write(
     source: &ModelSource,
     rows: usize,
@@ -71,7 +71,7 @@ pub(crate) fn write(
     Ok(notes)
 }
 
-/// Which ids begin and end a text.
+/// Writes BOS and end-of-sequence token ids.
 fn write_ends(metadata: &mut Metadata, bos: Option<u32>, ends: &[u32], eos: Option<u32>) {
     let mut ends: Vec<u32> = eos.into_iter().chain(ends.iter().copied()).collect();
     let mut seen = BTreeSet::new();
@@ -79,13 +79,13 @@ fn write_ends(metadata: &mut Metadata, bos: Option<u32>, ends: &[u32], eos: Opti
     if let Some(bos) = bos {
         metadata.insert("tokenizer.ggml.bos_token_id", bos);
     }
-    // Files have room for three; all of them stand in a key of ours.
+    // GGUF has keys for three of them; this project's own key has all.
     for (name, id) in ["eos", "eot", "eom"].into_iter().zip(ends) {
         metadata.insert(format!("tokenizer.ggml.{name}_token_id"), id);
     }
 }
 
-/// Whether tokens are put around every text, by what the tokenizer does with an empty one.
+/// Writes whether BOS and EOS tokens are added, determined by encoding an empty text.
 fn write_around(tokenizer: &Tokenizer, bos: Option<u32>, metadata: &mut Metadata) -> Result<()> {
     let around = tokenizer.encode("", true)?;
     let eos = metadata.unsigned("tokenizer.ggml.eos_token_id")?.map(|id| id as u32);
@@ -96,7 +96,7 @@ fn write_around(tokenizer: &Tokenizer, bos: Option<u32>, metadata: &mut Metadata
     Ok(())
 }
 
-/// Reads the metadata back; if it does not give the ids of the original, the original's files go with it.
+/// Reads the metadata back; if token ids differ from the original's, adds the original files.
 fn make_faithful(
     source: &ModelSource,
     original: &Tokenizer,
@@ -119,9 +119,9 @@ fn make_faithful(
     }
 }
 
-/// A text that the written tokenizer reads differently.
+/// A text that the written tokenizer encodes differently.
 fn first_difference(original: &Tokenizer, metadata: &Metadata) -> Result<Option<String>> {
-    // Whatever the keys cannot say shows in the ids, or keeps the tokenizer from being read at all.
+    // What the keys cannot express shows in the ids, or makes reading fail.
     let Ok(Some(written)) = Tokenizer::from_gguf_metadata(metadata) else {
         return Ok(PROBES.lines().next().map(str::to_owned));
     };
@@ -138,7 +138,7 @@ fn first_difference(original: &Tokenizer, metadata: &Metadata) -> Result<Option<
     Ok(None)
 }
 
-/// A tokenizer in llama.cpp's terms.
+/// A tokenizer in the form of llama.cpp's keys.
 struct Form {
     model: &'static str,
     pre: String,
@@ -152,7 +152,7 @@ struct Form {
 }
 
 impl Form {
-    /// Ids without a token get one that nothing produces.
+    /// Ids without a token get a placeholder that no text encodes to.
     fn write(self, rows: usize, metadata: &mut Metadata) {
         let (mut texts, mut kinds, mut scores) = (Vec::new(), Vec::new(), Vec::new());
         for id in 0..rows as u32 {
@@ -227,7 +227,7 @@ impl HuggingFace {
         })
     }
 
-    /// BPE that was converted from SentencePiece: the rank of a merge is the order of its result's score.
+    /// BPE that was converted from SentencePiece: the rank of a merge corresponds to the score of its result.
     fn sentencepiece(&self) -> Result<Form> {
         let mut ranks: BTreeMap<String, usize> = BTreeMap::new();
         for (rank, (left, right)) in self.merges()?.into_iter().enumerate() {
@@ -238,7 +238,7 @@ impl HuggingFace {
         let mut tokens = self.tokens(score);
         let unknown = self.json["model"]["unk_token"].as_str().or(Some("<unk>"));
         let unknown = tokens.iter().find(|(_, token)| Some(token.text.as_str()) == unknown).map(|(id, _)| *id);
-        // A special token has no text in an answer, which its kind says; a key says that it is the unknown one.
+        // Its kind must be "control", so that it has no output text; that it is the unknown token is in a key.
         if let Some(token) = unknown.and_then(|id| tokens.get_mut(&id)).filter(|token| token.kind == TokenKind::Normal)
         {
             token.kind = TokenKind::Unknown;
@@ -258,7 +258,7 @@ impl HuggingFace {
         })
     }
 
-    /// Every token by id, added ones over the model's own.
+    /// All tokens by id; added tokens replace the model's own.
     fn tokens(&self, score: impl Fn(&str) -> f32) -> BTreeMap<u32, Token> {
         let id_of = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let mut tokens = BTreeMap::new();
@@ -275,7 +275,7 @@ impl HuggingFace {
         tokens
     }
 
-    /// Pairs in order; a file has them as lists or as texts with a space between.
+    /// Merges in order; a file has them as lists, or as strings separated by a space.
     fn merges(&self) -> Result<Vec<(String, String)>> {
         let pair = |merge: &Json| match merge {
             Json::String(line) => line.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())),
@@ -292,12 +292,12 @@ impl HuggingFace {
 fn sentencepiece_form(tokenizer: &SentencePiece, rows: usize) -> Form {
     let parts = tokenizer.to_parts(rows);
     let kind = |kind| match kind {
-        PartKind::Normal => TokenKind::Normal,
-        PartKind::Unknown => TokenKind::Unknown,
-        PartKind::Unused => TokenKind::Unused,
-        PartKind::Byte => TokenKind::Byte,
-        PartKind::Added { special: true, .. } => TokenKind::Control,
-        PartKind::Added { special: false, .. } => TokenKind::UserDefined,
+        PieceKind::Normal => TokenKind::Normal,
+        PieceKind::Unknown => TokenKind::Unknown,
+        PieceKind::Unused => TokenKind::Unused,
+        PieceKind::Byte => TokenKind::Byte,
+        PieceKind::Added { special: true, .. } => TokenKind::Control,
+        PieceKind::Added { special: false, .. } => TokenKind::UserDefined,
     };
     let tokens = parts.pieces.into_iter().zip(0..);
     let tokens: BTreeMap<u32, Token> = tokens

@@ -1,4 +1,4 @@
-//! Byte-pair encoding by score: the best-scored pair of neighbours merges first, the leftmost of equals.
+//! Byte-pair encoding by score: the adjacent pair with the best score is merged first, and among equals the leftmost.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
@@ -7,7 +7,8 @@ use super::Vocabulary;
 use super::normalizer::Normalizer;
 use super::proto::PieceType;
 
-/// A stretch of text that may still grow. Neighbours are linked by index; a merged-away symbol is empty.
+/// A segment of the text during merging. Neighbours are linked by index; a symbol that was merged into another is
+/// empty.
 #[derive(Debug, Clone, Copy)]
 struct Symbol {
     start: usize,
@@ -18,13 +19,13 @@ struct Symbol {
     frozen: bool,
 }
 
-/// A possible merge of two neighbours.
+/// A candidate merge of two neighbours.
 #[derive(Debug)]
 struct Merge {
     score: f32,
     left: usize,
     right: usize,
-    /// Length of both when this was noted; if it has changed, the merge is void.
+    /// Length of both when the candidate was created; if it has changed, the candidate is obsolete.
     len: usize,
 }
 
@@ -54,13 +55,13 @@ pub(super) fn encode<'a>(text: &'a str, vocabulary: &Vocabulary, normalizer: &No
         text,
         vocabulary,
         symbols: symbols(text, normalizer),
-        agenda: BinaryHeap::new(),
+        candidates: BinaryHeap::new(),
         unused: HashMap::new(),
     };
     for right in 1..merger.symbols.len() {
-        merger.note(right - 1, right);
+        merger.add_candidate(right - 1, right);
     }
-    while let Some(merge) = merger.agenda.pop() {
+    while let Some(merge) = merger.candidates.pop() {
         merger.apply(&merge);
     }
     let mut pieces = Vec::new();
@@ -94,14 +95,14 @@ struct Merger<'a, 'v> {
     text: &'a str,
     vocabulary: &'v Vocabulary,
     symbols: Vec<Symbol>,
-    agenda: BinaryHeap<Merge>,
-    /// Where a merge gave an unused piece: the length of its left part. Such pieces are taken apart again.
+    candidates: BinaryHeap<Merge>,
+    /// Unused pieces that resulted from merges, with the length of their left part. They are split again at the end.
     unused: HashMap<&'a str, usize>,
 }
 
 impl<'a> Merger<'a, '_> {
-    /// Notes the merge of two neighbours if the vocabulary has it.
-    fn note(&mut self, left: usize, right: usize) {
+    /// Adds a candidate merge of two neighbours if the vocabulary has the result.
+    fn add_candidate(&mut self, left: usize, right: usize) {
         let (a, b) = (self.symbols[left], self.symbols[right]);
         if a.frozen || b.frozen {
             return;
@@ -113,7 +114,7 @@ impl<'a> Merger<'a, '_> {
         if found.kind == PieceType::Unused {
             self.unused.insert(piece, a.len);
         }
-        self.agenda.push(Merge { score: found.score, left, right, len });
+        self.candidates.push(Merge { score: found.score, left, right, len });
     }
 
     fn apply(&mut self, merge: &Merge) {
@@ -126,14 +127,14 @@ impl<'a> Merger<'a, '_> {
         self.symbols[merge.right].len = 0;
         if let Some(next) = right.next {
             self.symbols[next].previous = Some(merge.left);
-            self.note(merge.left, next);
+            self.add_candidate(merge.left, next);
         }
         if let Some(previous) = left.previous {
-            self.note(previous, merge.left);
+            self.add_candidate(previous, merge.left);
         }
     }
 
-    /// Takes unused pieces apart as they were merged. Not by recursion: a vocabulary can nest them without end.
+    /// Splits unused pieces the way they were merged. Not recursive, because a vocabulary can nest them to any depth.
     fn resegment(&self, piece: &'a str, pieces: &mut Vec<(&'a str, u32)>) {
         let mut rest = vec![piece];
         while let Some(piece) = rest.pop() {

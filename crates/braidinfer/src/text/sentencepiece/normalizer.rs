@@ -1,4 +1,4 @@
-//! Text before it is cut into pieces: character rules, then spaces.
+//! Normalization of text before segmentation: character rules, then spaces.
 
 use super::SPACE;
 use super::proto::NormalizerSpec;
@@ -7,7 +7,7 @@ use super::spellings::Spellings;
 #[derive(Debug)]
 pub(super) struct Normalizer {
     charsmap: Option<Charsmap>,
-    /// As the model has them.
+    /// The rules as stored in the model.
     charsmap_bytes: Vec<u8>,
     add_dummy_prefix: bool,
     remove_extra_whitespaces: bool,
@@ -36,7 +36,7 @@ impl Normalizer {
         &self.charsmap_bytes
     }
 
-    /// Whether a text gets a space before it.
+    /// Whether a space is added before a text.
     pub(super) fn add_dummy_prefix(&self) -> bool {
         self.add_dummy_prefix
     }
@@ -50,7 +50,7 @@ impl Normalizer {
         self.symbols.prefix(text).map(|(_, len)| &text[..len])
     }
 
-    /// `text` as the pieces spell it. `at_start` is false for text that follows a special token.
+    /// The normalized text. `at_start` is false for text after a special token.
     pub(super) fn normalize(&self, text: &str, at_start: bool) -> String {
         let mut rest = text;
         if self.remove_extra_whitespaces {
@@ -93,7 +93,7 @@ impl Normalizer {
         }
     }
 
-    /// What the start of `text` becomes, and how many bytes of it that covers.
+    /// The normalized form of the beginning of `text`, and the number of bytes that it replaces.
     fn prefix<'a>(&'a self, text: &'a str) -> (&'a str, usize) {
         if let Some(symbol) = self.symbol(text) {
             return (symbol, symbol.len());
@@ -115,7 +115,7 @@ struct Charsmap {
 }
 
 impl Charsmap {
-    /// Little-endian: the trie's size in bytes, the trie, the replacements.
+    /// Parses the little-endian format: the trie's size in bytes, the trie, the replacements.
     fn parse(bytes: &[u8]) -> Result<Self, String> {
         let cut = || "expected whole character rules, found a shorter map".to_owned();
         let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut)?;
@@ -130,7 +130,7 @@ impl Charsmap {
         Ok(Self { units, replacements: replacements.to_owned() })
     }
 
-    /// The replacement of the longest rule that `text` begins with, and its length.
+    /// The replacement of the longest rule that matches at the beginning of `text`, and the length of the match.
     fn longest(&self, text: &str) -> Option<(&str, usize)> {
         let mut found = None;
         let mut position = offset(self.units[0]);

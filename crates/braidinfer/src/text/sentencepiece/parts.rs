@@ -1,4 +1,4 @@
-//! SentencePiece models without their file: to and from what GGUF keeps of one.
+//! Converting SentencePiece models from and to the form in GGUF metadata.
 
 use std::collections::HashMap;
 
@@ -8,39 +8,39 @@ use super::spellings::Spellings;
 use super::{Piece, Pieces, SPACE, SentencePiece, Special, StripLeadingSpace, Vocabulary};
 use crate::text::settings::AddedToken;
 
-/// A model that did not come in a file of its own.
-pub(in crate::text) struct Parts {
-    pub(in crate::text) pieces: Vec<PartPiece>,
-    /// The piece for text that has none; it may be an added one at the same time.
+/// A SentencePiece model without a model file.
+pub(in crate::text) struct SentencePieceParts {
+    pub(in crate::text) pieces: Vec<PieceSpec>,
+    /// The unknown piece; it may also be an added token.
     pub(in crate::text) unknown: u32,
-    /// The most probable cut instead of BPE by score.
+    /// Unigram segmentation instead of BPE by score.
     pub(in crate::text) unigram: bool,
     /// Compiled character rules; empty if there are none.
     pub(in crate::text) charsmap: Vec<u8>,
-    /// Whether every stretch of text gets a space before it.
+    /// Whether a space is added before every segment of text.
     pub(in crate::text) add_dummy_prefix: bool,
     pub(in crate::text) remove_extra_whitespaces: bool,
-    /// Put before every text.
+    /// Token added before every text.
     pub(in crate::text) bos: Option<u32>,
-    /// Put after every text.
+    /// Token added after every text.
     pub(in crate::text) eos: Option<u32>,
 }
 
-/// One piece of [`Parts`]; its id is its place.
-pub(in crate::text) struct PartPiece {
+/// One piece of [`SentencePieceParts`]; its id is its index.
+pub(in crate::text) struct PieceSpec {
     pub(in crate::text) text: String,
     pub(in crate::text) score: f32,
-    pub(in crate::text) kind: PartKind,
+    pub(in crate::text) kind: PieceKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::text) enum PartKind {
+pub(in crate::text) enum PieceKind {
     Normal,
     Unknown,
     Unused,
     Byte,
-    /// Cut out of a text before anything else; a special one has no text in an answer.
-    /// `rstrip`: with the white space behind it.
+    /// Found in the text before anything else; a special token has no output text. `rstrip`: strips the white space
+    /// after it.
     Added {
         special: bool,
         rstrip: bool,
@@ -48,15 +48,15 @@ pub(in crate::text) enum PartKind {
 }
 
 impl SentencePiece {
-    /// A model from its parts. Text after an added token gets the space that begins a text, as in llama.cpp.
-    pub(in crate::text) fn from_parts(parts: Parts) -> Result<Self, String> {
+    /// Builds a model. As in llama.cpp, text after an added token gets the dummy prefix space, too.
+    pub(in crate::text) fn from_parts(parts: SentencePieceParts) -> Result<Self, String> {
         let settings = NormalizerSpec {
             precompiled_charsmap: Some(parts.charsmap),
             add_dummy_prefix: Some(parts.add_dummy_prefix),
             remove_extra_whitespaces: Some(parts.remove_extra_whitespaces),
             escape_whitespaces: Some(true),
         };
-        let mut sorted = Sorted::default();
+        let mut sorted = PieceGroups::default();
         for (piece, id) in parts.pieces.into_iter().zip(0..) {
             sorted.push(piece, id, id == parts.unknown);
         }
@@ -79,31 +79,31 @@ impl SentencePiece {
         })
     }
 
-    /// The model in at most so many parts, added tokens in their places. Ids that nothing has are unused pieces.
-    pub(in crate::text) fn to_parts(&self, most: usize) -> Parts {
+    /// Converts the model to at most `most` pieces, including added tokens. Ids without a token become unused pieces.
+    pub(in crate::text) fn to_parts(&self, most: usize) -> SentencePieceParts {
         let listed = |id: u32| {
             let added = self.added.get(&id);
-            added.map(|added| PartKind::Added { special: added.special, rstrip: added.rstrip })
+            added.map(|added| PieceKind::Added { special: added.special, rstrip: added.rstrip })
         };
         let own = |kind: PieceType| match kind {
-            PieceType::Normal => PartKind::Normal,
-            PieceType::Unknown => PartKind::Unknown,
-            PieceType::Unused => PartKind::Unused,
-            PieceType::Byte => PartKind::Byte,
-            PieceType::Control => PartKind::Added { special: true, rstrip: false },
-            PieceType::UserDefined => PartKind::Added { special: false, rstrip: false },
+            PieceType::Normal => PieceKind::Normal,
+            PieceType::Unknown => PieceKind::Unknown,
+            PieceType::Unused => PieceKind::Unused,
+            PieceType::Byte => PieceKind::Byte,
+            PieceType::Control => PieceKind::Added { special: true, rstrip: false },
+            PieceType::UserDefined => PieceKind::Added { special: false, rstrip: false },
         };
         let piece = |id: u32| {
             let piece = self.vocabulary.pieces.get(id as usize);
-            let kind = listed(id).or(piece.map(|piece| own(piece.kind))).unwrap_or(PartKind::Unused);
+            let kind = listed(id).or(piece.map(|piece| own(piece.kind))).unwrap_or(PieceKind::Unused);
             let mut text = self.id_to_token(id).map_or_else(|| format!("[PAD{id}]"), str::to_owned);
-            // Files spell what is cut out of a text as the text does.
-            if matches!(kind, PartKind::Added { special: false, .. }) {
+            // In files, added tokens are spelled as in the text, with plain spaces.
+            if matches!(kind, PieceKind::Added { special: false, .. }) {
                 text = text.replace(SPACE, " ");
             }
-            PartPiece { text, score: piece.map_or(0.0, |piece| piece.score), kind }
+            PieceSpec { text, score: piece.map_or(0.0, |piece| piece.score), kind }
         };
-        Parts {
+        SentencePieceParts {
             pieces: (0..self.vocab_size().min(most) as u32).map(piece).collect(),
             unknown: self.vocabulary.unknown,
             unigram: self.algorithm == ModelType::Unigram,
@@ -116,41 +116,41 @@ impl SentencePiece {
     }
 }
 
-/// Pieces by what they are for.
+/// Pieces, grouped by how they are handled.
 #[derive(Default)]
-struct Sorted {
+struct PieceGroups {
     pieces: Vec<Piece>,
     added: HashMap<u32, AddedToken>,
-    /// Cut out of a text.
+    /// Special tokens that are found in the text.
     specials: HashMap<String, Special>,
-    /// Found in a text after spaces have become what pieces have for them.
+    /// User-defined symbols, found after spaces were replaced.
     symbols: Vec<String>,
 }
 
-impl Sorted {
-    fn push(&mut self, piece: PartPiece, id: u32, unknown: bool) {
+impl PieceGroups {
+    fn push(&mut self, piece: PieceSpec, id: u32, unknown: bool) {
         let mut kind = match piece.kind {
             _ if unknown => PieceType::Unknown,
-            PartKind::Normal => PieceType::Normal,
-            PartKind::Unknown => PieceType::Unknown,
-            PartKind::Unused => PieceType::Unused,
-            PartKind::Byte => PieceType::Byte,
-            PartKind::Added { .. } => PieceType::Control,
+            PieceKind::Normal => PieceType::Normal,
+            PieceKind::Unknown => PieceType::Unknown,
+            PieceKind::Unused => PieceType::Unused,
+            PieceKind::Byte => PieceType::Byte,
+            PieceKind::Added { .. } => PieceType::Control,
         };
         let mut text = piece.text;
         let mut special = Special::plain(id);
-        if let PartKind::Added { special: hidden, rstrip } = piece.kind {
+        if let PieceKind::Added { special: hidden, rstrip } = piece.kind {
             special.rstrip = rstrip;
             let content = text.clone();
             self.added.insert(id, AddedToken { id, content, special: hidden, lstrip: false, rstrip });
-            // Runs of spaces are symbols of the model.
+            // Runs of spaces are user-defined symbols of the model.
             if !hidden && text.contains(' ') {
                 text = text.replace(' ', &SPACE.to_string());
                 kind = PieceType::UserDefined;
                 self.symbols.push(text.clone());
             }
         }
-        let cut = matches!(piece.kind, PartKind::Added { .. } | PartKind::Unknown);
+        let cut = matches!(piece.kind, PieceKind::Added { .. } | PieceKind::Unknown);
         if cut && !text.is_empty() {
             self.specials.insert(text.clone(), special);
         }

@@ -1,8 +1,8 @@
-//! Finding one of many spellings in a text, in one pass however many there are.
+//! Finding any of many spellings in a text, in a single pass.
 
 use aho_corasick::{AhoCorasick, Anchored, Input, MatchKind, StartKind};
 
-/// Spellings by index; the longest wins where several begin at one place.
+/// A set of spellings, identified by index; if several match at one position, the longest wins.
 #[derive(Debug)]
 pub(super) struct Spellings(Option<AhoCorasick>);
 
@@ -16,7 +16,7 @@ impl Spellings {
         builder.map(|automaton| Self(Some(automaton))).map_err(|error| format!("too many special spellings: {error}"))
     }
 
-    /// Index and length of the longest spelling that `text` begins with.
+    /// Index and length of the longest spelling at the beginning of `text`.
     pub(super) fn prefix(&self, text: &str) -> Option<(usize, usize)> {
         let found = self.0.as_ref()?.find(Input::new(text).anchored(Anchored::Yes))?;
         Some((found.pattern().as_usize(), found.len()))

@@ -1,12 +1,12 @@
-//! Unigram segmentation: the most probable cut into pieces (Kudo 2018, arXiv:1804.10959), by Viterbi search.
+//! Unigram segmentation: the most probable segmentation into pieces (Kudo 2018, arXiv:1804.10959), by Viterbi search.
 
 use super::Vocabulary;
 use super::proto::PieceType;
 
-/// How much less likely an unknown character is than the least likely piece.
+/// Difference between the score of an unknown character and the lowest score of a piece.
 const UNKNOWN_PENALTY: f32 = 10.0;
 
-/// The best cut known that ends at some byte.
+/// The best segmentation of a prefix of the text.
 #[derive(Debug, Clone, Copy)]
 struct Best {
     score: f32,
@@ -14,8 +14,8 @@ struct Best {
     id: u32,
 }
 
-/// Pieces of `text` with their ids; a character without a piece has the unknown id. Sums are in f32 and the
-/// first of equal cuts wins, as in the reference.
+/// Pieces of `text` with their ids; a character without a piece has the unknown id. As in the reference, sums are in
+/// f32, and among equal segmentations the first wins.
 pub(super) fn encode<'a>(text: &'a str, vocabulary: &Vocabulary) -> Vec<(&'a str, u32)> {
     let scores = Scores::new(vocabulary);
     let mut best: Vec<Option<Best>> = vec![None; text.len() + 1];
@@ -42,7 +42,7 @@ pub(super) fn encode<'a>(text: &'a str, vocabulary: &Vocabulary) -> Vec<(&'a str
     trace(text, &best)
 }
 
-/// Walks back from the end of the text.
+/// Follows the best segmentation back from the end of the text.
 fn trace<'a>(text: &'a str, best: &[Option<Best>]) -> Vec<(&'a str, u32)> {
     let mut pieces = Vec::new();
     let mut end = text.len();
@@ -67,12 +67,12 @@ impl<'v> Scores<'v> {
         Self { vocabulary, largest: normal().fold(f32::NEG_INFINITY, f32::max), unknown: smallest - UNKNOWN_PENALTY }
     }
 
-    /// The score of a piece of `len` bytes, or `None` if it may not be used.
+    /// The score of a piece of `len` bytes, or `None` if it is unused.
     fn of(&self, id: u32, len: usize) -> Option<f32> {
         let piece = self.vocabulary.piece(id);
         match piece.kind {
             PieceType::Unused => None,
-            // High enough that a user-defined symbol is never cut.
+            // High enough that a user-defined symbol is never split.
             PieceType::UserDefined => Some((f64::from(len as f32 * self.largest) - 0.1) as f32),
             _ => Some(piece.score),
         }
