@@ -23,7 +23,8 @@ pub(super) struct Scheduler {
     pub(super) config: EngineConfig,
     block_size: usize,
     num_blocks: usize,
-    /// Sliding window in tokens, including the token that is computed, if every layer has one.
+    /// Number of last tokens whose blocks are still read (sliding window), including the token that is computed; `None`
+    /// means all.
     window: Option<usize>,
     /// Most prompt tokens whose logits are computed in one step.
     most_logits_rows: usize,
