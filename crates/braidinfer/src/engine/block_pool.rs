@@ -1,4 +1,4 @@
-//! Blocks of the key/value storage: who owns them, and which of those that nobody owns still hold something of use.
+//! Blocks of the key/value cache: reference counts, free blocks, and free blocks that still hold a cached prefix.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use sha2::{Digest, Sha256};
 
-/// Names what a full block holds: its tokens and all before them. SHA-256, so that nobody can make one prompt pass for
-/// another.
+/// Identifies the contents of a full block: its tokens and all tokens before them. SHA-256, so that nobody can craft two
+/// prompts with the same hash.
 pub(super) type BlockHash = [u8; 32];
 
-/// The hash of a full block, from that of the block before it.
+/// The hash of a full block with `tokens`, chained to the hash of the block `before` it.
 pub(super) fn block_hash(before: Option<&BlockHash>, tokens: &[u32]) -> BlockHash {
     let mut hash = Sha256::new();
     hash.update(before.unwrap_or(&[0; 32]));
@@ -19,20 +19,21 @@ pub(super) fn block_hash(before: Option<&BlockHash>, tokens: &[u32]) -> BlockHas
     hash.finalize().into()
 }
 
-/// Hands out blocks. A block that nobody owns any more is free; if its contents were registered they can be found, until
-/// the block is needed for something else, the longest unused first.
+/// Allocates blocks. A block without owners is free. If its contents were registered, [`BlockPool::find`] still finds them
+/// until the block is reused; the least recently used block is reused first.
 #[derive(Debug, Clone)]
 pub(super) struct BlockPool(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     num_blocks: usize,
-    /// Blocks that were handed out, by id; those from here on never were, so that storage grows no further than it must.
+    /// Every block that was ever allocated, by id. Higher ids are used only when these are taken, so that the storage stays
+    /// as small as possible.
     blocks: Vec<Contents>,
-    /// Blocks without owner and contents, lowest first.
+    /// Free blocks without registered contents, lowest id first.
     empty: BinaryHeap<Reverse<u32>>,
-    /// Blocks without owner that hold something.
-    idle: LruCache<u32, ()>,
+    /// Free blocks with registered contents.
+    cached: LruCache<u32, ()>,
     by_hash: HashMap<BlockHash, u32>,
 }
 
@@ -42,7 +43,7 @@ struct Contents {
     hash: Option<BlockHash>,
 }
 
-/// An owned block; dropping it gives it back.
+/// One reference to a block; dropping the last one frees the block.
 #[derive(Debug)]
 pub(super) struct Block {
     id: u32,
@@ -61,45 +62,46 @@ impl Drop for Block {
     }
 }
 
-/// The blocks of one sequence. They are given back last first, since the first ones are of use to most others.
+/// The blocks of one sequence. They are freed from the last to the first, so that the first blocks, which most other
+/// sequences can share, stay cached longest.
 #[derive(Debug, Default)]
 pub(super) struct BlockTable {
-    /// From the first that was not let go on.
+    /// The blocks from index `released` on.
     blocks: VecDeque<Block>,
-    /// Blocks before them, which no query sees any more.
-    unseen: usize,
+    /// Number of leading blocks that were released because they are outside of every attention window.
+    released: usize,
 }
 
 impl BlockTable {
     pub(super) fn len(&self) -> usize {
-        self.unseen + self.blocks.len()
+        self.released + self.blocks.len()
     }
 
     pub(super) fn push(&mut self, block: Block) {
         self.blocks.push_back(block);
     }
 
-    /// Gives back all but the first `len`, last first.
+    /// Frees all but the first `len` blocks, the last one first.
     pub(super) fn truncate(&mut self, len: usize) {
         while self.len() > len && self.blocks.pop_back().is_some() {}
-        self.unseen = self.unseen.min(len);
+        self.released = self.released.min(len);
     }
 
-    /// Lets the first `len` go, which no query sees any more. They count on.
+    /// Frees the first `len` blocks, which are outside of every attention window. They still count in [`BlockTable::len`].
     pub(super) fn release_first(&mut self, len: usize) {
-        while self.unseen < len && self.blocks.pop_front().is_some() {
-            self.unseen += 1;
+        while self.released < len && self.blocks.pop_front().is_some() {
+            self.released += 1;
         }
     }
 
-    /// A block that was not let go.
+    /// The block at `index`, which must not be released.
     pub(super) fn get(&self, index: usize) -> &Block {
-        &self.blocks[index - self.unseen]
+        &self.blocks[index - self.released]
     }
 
-    /// In order; those that were let go are named 0.
+    /// Block ids in order, with 0 for released blocks.
     pub(super) fn ids(&self) -> Vec<u32> {
-        std::iter::repeat_n(0, self.unseen).chain(self.blocks.iter().map(Block::id)).collect()
+        std::iter::repeat_n(0, self.released).chain(self.blocks.iter().map(Block::id)).collect()
     }
 
     pub(super) fn clear(&mut self) {
@@ -114,40 +116,40 @@ impl Drop for BlockTable {
 }
 
 impl BlockPool {
-    /// Of blocks, or of state slots, which are counted alike.
+    /// A pool of `num_blocks` blocks, or of as many state slots.
     pub(super) fn new(num_blocks: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
             num_blocks,
             blocks: Vec::new(),
             empty: BinaryHeap::new(),
-            idle: LruCache::unbounded(),
+            cached: LruCache::unbounded(),
             by_hash: HashMap::new(),
         })))
     }
 
-    /// Every change leaves the state whole, so that it is of use even after a panic elsewhere.
+    /// A poisoned lock is ignored: every change leaves the state consistent, even if another thread panicked.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Blocks that can be handed out.
+    /// Number of free blocks.
     pub(super) fn available(&self) -> usize {
         self.state().available()
     }
 
-    /// Blocks that someone owns.
+    /// Number of blocks with at least one owner.
     pub(super) fn used(&self) -> usize {
         let state = self.state();
         state.num_blocks - state.available()
     }
 
-    /// A block to write to, or `None` if all are owned.
+    /// A free block to write to, or `None` if there is none.
     pub(super) fn allocate(&self) -> Option<Block> {
         let id = self.state().take()?;
         Some(Block { id, pool: self.clone() })
     }
 
-    /// The block that holds what `hash` names, to read from.
+    /// The block with the contents `hash`, to read from.
     pub(super) fn find(&self, hash: &BlockHash) -> Option<Block> {
         let mut state = self.state();
         let id = *state.by_hash.get(hash)?;
@@ -156,15 +158,15 @@ impl BlockPool {
         Some(Block { id, pool: self.clone() })
     }
 
-    /// Whether a block holds what `hash` names.
+    /// Whether a block has the contents `hash`.
     pub(super) fn has(&self, hash: &BlockHash) -> bool {
         self.state().by_hash.contains_key(hash)
     }
 
-    /// Notes what a block holds, so that it can be found; from now on nobody may write to it.
+    /// Records the contents of a block so that [`BlockPool::find`] finds it. Nobody may write to the block afterwards.
     pub(super) fn register(&self, block: &Block, hash: BlockHash) {
         let mut state = self.state();
-        // Two sequences may have computed the same side by side; one of them is enough.
+        // Two sequences may have computed the same block at the same time; one copy is enough.
         if state.by_hash.contains_key(&hash) {
             return;
         }
@@ -174,12 +176,12 @@ impl BlockPool {
         state.by_hash.insert(hash, block.id);
     }
 
-    /// Forgets what blocks hold.
+    /// Forgets the contents of all blocks.
     pub(super) fn forget(&self) {
         let mut state = self.state();
         state.by_hash.clear();
         state.blocks.iter_mut().for_each(|block| block.hash = None);
-        while let Some((id, ())) = state.idle.pop_lru() {
+        while let Some((id, ())) = state.cached.pop_lru() {
             state.empty.push(Reverse(id));
         }
     }
@@ -187,7 +189,7 @@ impl BlockPool {
 
 impl State {
     fn available(&self) -> usize {
-        self.num_blocks - self.blocks.len() + self.empty.len() + self.idle.len()
+        self.num_blocks - self.blocks.len() + self.empty.len() + self.cached.len()
     }
 
     fn take(&mut self) -> Option<u32> {
@@ -197,7 +199,7 @@ impl State {
             self.blocks.push(Contents::default());
             (self.blocks.len() - 1) as u32
         } else {
-            let (id, ()) = self.idle.pop_lru()?;
+            let (id, ()) = self.cached.pop_lru()?;
             if let Some(hash) = self.blocks[id as usize].hash.take() {
                 self.by_hash.remove(&hash);
             }
@@ -209,7 +211,7 @@ impl State {
 
     fn own(&mut self, id: u32) {
         self.blocks[id as usize].owners += 1;
-        self.idle.pop(&id);
+        self.cached.pop(&id);
     }
 
     fn disown(&mut self, id: u32) {
@@ -217,7 +219,7 @@ impl State {
         block.owners -= 1;
         match (block.owners, block.hash) {
             (0, Some(_)) => {
-                self.idle.put(id, ());
+                self.cached.put(id, ());
             }
             (0, None) => self.empty.push(Reverse(id)),
             _ => {}
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_come_back_by_themselves() {
+    fn dropped_blocks_are_free_again() {
         let pool = BlockPool::new(2);
         let (first, second) = (pool.allocate().expect("is free"), pool.allocate().expect("is free"));
         assert!(pool.allocate().is_none());
@@ -246,19 +248,19 @@ mod tests {
     }
 
     #[test]
-    fn contents_are_found_until_the_block_is_needed() {
+    fn contents_are_found_until_the_block_is_reused() {
         let pool = BlockPool::new(2);
         for name in [1, 2] {
             pool.register(&pool.allocate().expect("is free"), hash(name));
         }
         assert_eq!(pool.available(), 2);
-        // Found again, the first one is now the last that would be let go.
+        // Finding the first block makes it the most recently used one, so the other one is reused.
         drop(pool.find(&hash(1)).expect("is held"));
         let new = pool.allocate().expect("is free");
         assert!(pool.find(&hash(2)).is_none());
         let shared = [pool.find(&hash(1)), pool.find(&hash(1))];
         assert!(shared.iter().flatten().all(|block| block.id() != new.id()));
-        assert!(pool.allocate().is_none(), "what is owned is not let go");
+        assert!(pool.allocate().is_none(), "blocks with owners are not reused");
         drop(shared);
         pool.forget();
         assert!(pool.find(&hash(1)).is_none());
@@ -266,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_tell_tokens_and_what_was_before_them() {
+    fn hashes_depend_on_tokens_and_the_block_before() {
         let first = block_hash(None, &[1, 2]);
         let all = [first, block_hash(None, &[2, 1]), block_hash(Some(&first), &[1, 2]), block_hash(None, &[1])];
         for (index, hash) in all.iter().enumerate() {

@@ -1,28 +1,28 @@
-//! Answers that must have a form.
+//! Constrained decoding (structured outputs).
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::Result;
 
-/// Says which tokens may come next in one answer.
+/// Restricts which tokens may come next in one answer, for example to follow a grammar.
 pub trait Constraint: Send {
-    /// Sets the logits of tokens that may not come next to negative infinity. At least one may.
+    /// Sets the logits of tokens that are not allowed next to negative infinity. At least one token is always allowed.
     fn restrict(&mut self, logits: &mut [f32]) -> Result<()>;
 
-    /// Takes the token that came.
+    /// Advances the constraint by the token that was chosen.
     fn take(&mut self, token: u32) -> Result<()>;
 
-    /// Whether nothing can come after what was taken.
+    /// Whether no token is allowed after those taken so far.
     fn is_complete(&self) -> bool;
 }
 
-/// Begins a constraint for each answer.
+/// Creates a new constraint for each answer.
 #[derive(Clone)]
 pub struct ConstraintFactory(Arc<dyn Fn() -> Result<Box<dyn Constraint>> + Send + Sync>);
 
 impl ConstraintFactory {
-    /// From a function that begins one.
+    /// Wraps a function that creates a constraint in its initial state.
     pub fn new(begin: impl Fn() -> Result<Box<dyn Constraint>> + Send + Sync + 'static) -> Self {
         Self(Arc::new(begin))
     }

@@ -1,20 +1,20 @@
-//! How likely tokens were.
+//! Log-probabilities of tokens.
 
 use super::argmax;
 
-/// A token of a prompt or an answer, and what else could have stood there.
+/// The log-probability of one token of a prompt or an answer, and the likeliest alternatives at its position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
     /// The token.
     pub token: u32,
-    /// Natural logarithm of its probability, before temperature, penalties and everything else that changes choices.
+    /// Natural logarithm of its probability under the model's own logits, before temperature, penalties and biases.
     pub logprob: f32,
-    /// The likeliest tokens with theirs, likeliest first.
+    /// The likeliest tokens with their log-probabilities, likeliest first.
     pub top: Vec<(u32, f32)>,
 }
 
 impl TokenLogprobs {
-    /// Of `token` after a position with `logits`, beside the `count` likeliest ones.
+    /// Computes them from the `logits` at the position before `token`; `top` gets the `count` likeliest tokens.
     pub(super) fn of(logits: &[f32], token: u32, count: usize) -> Self {
         let largest = f64::from(logits[argmax(logits) as usize]);
         let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probabilities_add_up_and_come_in_order() {
+    fn probabilities_sum_to_one_and_are_sorted() {
         let of = TokenLogprobs::of(&[0.0, 2.0, 1.0, 2.0], 2, 4);
         assert_eq!(of.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3, 2, 0]);
         let sum: f32 = of.top.iter().map(|(_, logprob)| logprob.exp()).sum();

@@ -1,12 +1,12 @@
 //! The engine: schedules sequences over an executor and samples their next tokens.
 //!
-//! It sees integers and logits only: blocks are ids, and the executor owns what they hold.
+//! It handles only token ids, block ids and logits; the executor owns the contents of the blocks.
 
 mod block_pool;
 mod constraint;
 mod draft;
 mod logprobs;
-mod pace;
+
 mod parameters;
 mod reading;
 mod sampler;
@@ -14,7 +14,7 @@ mod sampling_params;
 mod scheduler;
 mod sequence;
 mod shadow_sample;
-
+mod step_costs;
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ use self::shadow_sample::ShadowSamples;
 use crate::executor::{Capabilities, Decoder, Logits, NoProbe, Outputs};
 use crate::{Error, Result};
 
-/// Names a sequence for as long as the engine knows it.
+/// Identifies a sequence; ids are not reused.
 pub type SequenceId = usize;
 
 /// Limits of an engine.
@@ -46,28 +46,28 @@ pub struct EngineConfig {
     pub max_batched_tokens: usize,
     /// Most sequences in one step.
     pub max_sequences: usize,
-    /// As soon as so many sequences wait, nothing more is taken.
+    /// New requests are rejected while this many sequences are waiting.
     pub max_waiting: usize,
-    /// Share blocks of sequences that begin alike.
+    /// Reuse the key/value blocks of sequences with the same prefix.
     pub prefix_cache: bool,
-    /// Draft the next tokens of answers by looking for the same tokens earlier in the sequence.
+    /// Draft the next tokens of answers by looking up the last tokens earlier in the sequence.
     pub prompt_lookup: bool,
-    /// Write nothing while prompts are read, instead of reading them in small pieces beside what is written.
+    /// Do not decode while prompts are pending, instead of mixing small chunks of prompts into decode steps.
     pub prompts_first: bool,
-    /// Share of steps of answers whose logits are kept for [`Engine::first_shadow_sample`], from 0 to 1.
+    /// Share of generated tokens whose logits are kept for [`Engine::first_shadow_sample`], from 0 to 1.
     pub shadow_share: f64,
 }
 
-/// How the hidden states of a prompt's tokens become one vector.
+/// How the hidden states of a prompt's tokens are pooled into one embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
-    /// That of the last token, after the last norm.
+    /// The hidden state of the last token, after the last norm.
     Last,
-    /// The mean over all tokens, after the last norm.
+    /// The mean of the hidden states of all tokens, after the last norm.
     Mean,
 }
 
-/// One sequence to run.
+/// A request for one sequence.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     /// Token ids of the prompt.
@@ -76,20 +76,20 @@ pub struct Request {
     pub params: SamplingParams,
     /// Tokens that end the answer.
     pub stop_token_ids: Vec<u32>,
-    /// A sequence with the same prompt that was added before; this one waits until that has read it.
+    /// A sequence with the same prompt that was added earlier; this one waits until that prompt is computed, to share it.
     pub leader: Option<SequenceId>,
-    /// The form that the answer must have.
+    /// Constraint that every token of the answer must satisfy.
     pub constraint: Option<ConstraintFactory>,
-    /// Return a vector with a norm of 1 instead of an answer.
+    /// Return a pooled embedding with norm 1 instead of generating an answer.
     pub pooling: Option<Pooling>,
 }
 
-/// What one step did for one sequence.
+/// The output of one step for one sequence.
 #[derive(Debug)]
 pub struct StepOutput {
     /// The sequence.
     pub sequence: SequenceId,
-    /// What is new; after an error the sequence has ended.
+    /// The new output; an error ends the sequence.
     pub output: Result<SequenceOutput>,
 }
 
@@ -98,89 +98,89 @@ pub struct StepOutput {
 pub enum SequenceOutput {
     /// Its next token.
     Token(SampledToken),
-    /// The vector that was asked for instead of an answer. It is the last output.
+    /// The embedding that was requested instead of an answer; always the last output.
     Embedding(Embedding),
 }
 
-/// A prompt as a vector.
+/// The embedding of a prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
-    /// `[hidden_size]`, with a Euclidean norm of 1.
+    /// The vector, `[hidden_size]`, scaled to a Euclidean norm of 1.
     pub values: Vec<f32>,
-    /// About the prompt.
+    /// Information about the prompt.
     pub prompt: PromptInfo,
 }
 
 /// A new token.
 #[derive(Debug)]
 pub struct SampledToken {
-    /// Its id.
+    /// The token id.
     pub id: u32,
-    /// How likely it was, if that was asked for.
+    /// Its log-probability, if requested.
     pub logprobs: Option<TokenLogprobs>,
-    /// Set when it is the last.
+    /// Why the sequence ended, if this is its last token.
     pub finished: Option<FinishReason>,
-    /// Whether it stands for the end and is no scheduled of the text.
+    /// Whether it is an end token, which is not part of the text.
     pub is_end: bool,
-    /// With the first token only.
+    /// Information about the prompt, with the first token only.
     pub prompt: Option<PromptInfo>,
 }
 
-/// About a prompt that was processed.
+/// Information about a prompt that was computed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptInfo {
-    /// Number of its tokens.
+    /// Number of tokens of the prompt.
     pub num_tokens: usize,
-    /// Number of those whose keys and values were taken from the prefix cache.
+    /// Number of prompt tokens whose keys and values were taken from the prefix cache.
     pub num_cached_tokens: usize,
-    /// Log-probabilities of every token but the first, if they were asked for.
+    /// Log-probabilities of every token but the first, if requested.
     pub logprobs: Option<Vec<TokenLogprobs>>,
-    /// Time from its arrival to its first step.
+    /// Time from the arrival of the sequence to its first step.
     pub queued: Duration,
 }
 
-/// What an engine is doing, and what it did so far.
+/// Current state and totals of an engine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EngineStats {
-    /// Sequences that take scheduled in steps.
+    /// Number of running sequences, which can be scheduled in every step.
     pub running: usize,
-    /// Sequences that wait for their first step, or for their next after they were preempted.
+    /// Number of sequences that wait for their first step, or were preempted and wait to be resumed.
     pub waiting: usize,
     /// Share of the key/value storage in use, from 0 to 1.
     pub kv_cache_usage: f64,
-    /// Tokens of prompts that were looked for in the prefix cache.
+    /// Number of prompt tokens that were looked up in the prefix cache.
     pub prefix_queries: usize,
-    /// Those of them that were found.
+    /// Number of prompt tokens that were found in the prefix cache.
     pub prefix_hits: usize,
     /// How often a sequence lost its blocks to an earlier one.
     pub preemptions: usize,
-    /// Draft tokens that were computed.
+    /// Number of draft tokens that were computed.
     pub draft_tokens: usize,
-    /// Those of them that were accepted.
+    /// Number of draft tokens that were accepted.
     pub accepted_tokens: usize,
-    /// Sequences that ended because logits were not finite.
+    /// Number of sequences that ended because logits or hidden states were not finite.
     pub not_finite: usize,
     /// The last step.
     pub last_step: StepStats,
 }
 
-/// One step.
+/// Counts and time of one step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepStats {
-    /// Sequences that took scheduled.
+    /// Number of sequences that were scheduled.
     pub sequences: usize,
-    /// Tokens of prompts that were read.
+    /// Number of prompt tokens that were computed.
     pub prompt_tokens: usize,
-    /// Tokens that were written.
+    /// Number of tokens that were generated.
     pub written_tokens: usize,
-    /// How long it took.
+    /// Duration of the step.
     pub took: Duration,
 }
 
 /// Continuous batching over one executor.
 pub struct Engine {
     decoder: Decoder<'static>,
-    /// Whether drafts change no answer with this decoder.
+    /// Whether drafts cannot change an output with this decoder.
     may_draft: bool,
     scheduler: Scheduler,
     next_id: SequenceId,
@@ -193,9 +193,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over `decoder`, whose storage must hold at least one sequence of the longest length.
+    /// Creates an engine over `decoder`, whose key/value storage must hold at least one sequence of `config.context` tokens.
     ///
-    /// Prefixes are shared, and drafts made, only where the decoder's [`Capabilities`] let answers stay the same.
+    /// Prefix caching and drafts are turned off where the decoder's [`Capabilities`] do not guarantee unchanged outputs.
     pub fn new(decoder: Decoder<'static>, config: EngineConfig) -> Result<Self> {
         let kv_cache = decoder.kv_cache();
         if kv_cache.capacity() < config.context {
@@ -203,7 +203,7 @@ impl Engine {
             return Err(Error::bad_request("context", expected, config.context));
         }
         let Capabilities { same_bits_in_company, shares_prefixes, takes_back_drafts } = decoder.capabilities();
-        // Where a row may be rounded otherwise beside other rows, a draft could change which token is chosen.
+        // If the rounding of a row depends on the other rows of its batch, a draft could change which token is chosen.
         let may_draft = takes_back_drafts && same_bits_in_company;
         let config = EngineConfig {
             prefix_cache: config.prefix_cache && shares_prefixes,
@@ -229,35 +229,35 @@ impl Engine {
         &self.decoder
     }
 
-    /// The decoder, to run batches directly. What it stored is forgotten.
+    /// The decoder, to run batches directly. Clears the prefix cache.
     ///
-    /// Fails while any sequence is unfinished: such batches write where its keys and values are.
+    /// Fails while any sequence is unfinished, because such batches overwrite its keys and values.
     pub fn decoder_mut(&mut self) -> Result<&mut Decoder<'static>> {
         if self.has_unfinished() {
             let unfinished = self.scheduler.running() + self.scheduler.waiting();
             let expected = "no unfinished request, whose keys and values it could overwrite";
             return Err(Error::bad_request("direct_batch", expected, unfinished));
         }
-        self.scheduler.forget_stored();
+        self.scheduler.forget_cached();
         Ok(&mut self.decoder)
     }
 
-    /// Has the decoder read its weights once and compute nothing. `false` where that cannot be timed.
+    /// Reads all weights once without computing, to measure memory bandwidth. `false` if the decoder does not support it.
     pub fn read_weights(&mut self) -> bool {
         self.decoder.read_weights()
     }
 
-    /// Whether to draft tokens from now on; where drafts could change an answer, none are made.
+    /// Turns drafting by prompt lookup on or off. It stays off with a decoder whose outputs drafts could change.
     pub fn set_prompt_lookup(&mut self, wanted: bool) {
         self.scheduler.config.prompt_lookup = wanted && self.may_draft;
     }
 
-    /// The limits.
+    /// The configuration in effect.
     pub fn config(&self) -> EngineConfig {
         self.scheduler.config
     }
 
-    /// What it is doing.
+    /// Current state and totals.
     pub fn stats(&self) -> EngineStats {
         let scheduler = &self.scheduler;
         EngineStats {
@@ -274,7 +274,7 @@ impl Engine {
         }
     }
 
-    /// Whether a prompt can be run at all.
+    /// Fails if a request with this prompt and these parameters is invalid.
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<()> {
         params.validate()?;
         let vocab = self.decoder.spec().vocab_size;
@@ -292,7 +292,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Fails with [`Error::QueueFull`] if as many sequences wait as may.
+    /// Fails with [`Error::QueueFull`] if [`EngineConfig::max_waiting`] sequences are waiting.
     pub fn check_room(&self) -> Result<()> {
         match self.scheduler.waiting() {
             waiting if waiting >= self.scheduler.config.max_waiting => Err(Error::QueueFull { waiting }),
@@ -300,8 +300,9 @@ impl Engine {
         }
     }
 
-    /// Queues a prompt, whether there is room in the queue or not: whoever asks for several answers at once asks for all or
-    /// none. A sequence ends at a token of its `stop_token_ids`, at its token limit, or at the context's end.
+    /// Queues a sequence without checking for room in the queue: a caller that wants several answers checks once, with
+    /// [`Engine::check_room`], and then adds all of them. A sequence ends at a token of its `stop_token_ids`, at its token
+    /// limit, or at the context's end.
     pub fn add(&mut self, request: Request) -> Result<SequenceId> {
         self.check(&request.prompt, &request.params)?;
         let id = self.next_id;
@@ -310,17 +311,17 @@ impl Engine {
         Ok(id)
     }
 
-    /// Forgets a sequence and frees its blocks.
+    /// Removes a sequence and frees its blocks.
     pub fn abort(&mut self, id: SequenceId) {
         self.scheduler.remove(id);
     }
 
-    /// The oldest step that was kept.
+    /// The oldest sample that waits for its comparison with the standard kernels.
     pub fn first_shadow_sample(&self) -> Option<&ShadowSample> {
         self.shadow_samples.first()
     }
 
-    /// Forgets it.
+    /// Drops the sample of [`Engine::first_shadow_sample`].
     pub fn forget_first_shadow_sample(&mut self) {
         self.shadow_samples.forget_first();
     }
@@ -330,9 +331,9 @@ impl Engine {
         self.scheduler.running() + self.scheduler.waiting() > 0
     }
 
-    /// Schedules, runs and samples once. A step that only reads prompts returns nothing.
+    /// Runs one step: schedules, computes and samples. A step that only computes parts of prompts returns no outputs.
     ///
-    /// After an error no sequence is left.
+    /// An error removes all sequences.
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
         self.steps += 1;
         let started = Instant::now();
@@ -368,7 +369,7 @@ impl Engine {
             return Err(error);
         }
         let took = started.elapsed();
-        self.scheduler.pace.observe(step.prompt_tokens(), step.has_answers(), step.draft_tokens(), took);
+        self.scheduler.step_costs.observe(step.prompt_tokens(), step.has_decodes(), step.draft_tokens(), took);
         self.last_step = StepStats {
             sequences: step.sequences.len(),
             prompt_tokens: step.prompt_tokens(),
@@ -393,8 +394,8 @@ impl Engine {
         copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))
     }
 
-    /// Takes what was computed for a sequence, from `row` on, and adds its outputs. An error ends this sequence and no
-    /// other.
+    /// Processes the results of one sequence, which begin at `row`, and appends its outputs. An error ends only this
+    /// sequence.
     fn advance(
         &mut self,
         scheduled: &ScheduledSequence,
@@ -405,23 +406,24 @@ impl Engine {
         let id = scheduled.sequence;
         let before = outputs.len();
         let mut ended = false;
-        let mut give = |output: Result<SequenceOutput>| {
+        let mut emit = |output: Result<SequenceOutput>| {
             ended |= !matches!(&output, Ok(SequenceOutput::Token(SampledToken { finished: None, .. })));
             outputs.push(StepOutput { sequence: id, output });
         };
-        let read = match scheduled.is_embedding {
-            true => self.read_hidden(scheduled, &computed.hidden[row..], &mut |output| give(Ok(output))),
-            false => self.read_logits(scheduled, &computed.logits, row, &mut |output| give(Ok(output))),
+        let processed = match scheduled.is_embedding {
+            true => self.process_hidden(scheduled, &computed.hidden[row..], &mut |output| emit(Ok(output))),
+            false => self.process_logits(scheduled, &computed.logits, row, &mut |output| emit(Ok(output))),
         };
-        if let Err(error) = read {
-            give(Err(error));
+        if let Err(error) = processed {
+            emit(Err(error));
         }
-        let written = outputs.len() - before;
-        // Of draft tokens only the accepted ones stay stored.
-        let stored = if scheduled.is_writing { scheduled.positions.start + written } else { scheduled.positions.end };
-        self.scheduler.computed(id, stored);
+        let generated = outputs.len() - before;
+        // Keys and values of rejected draft tokens do not count as computed.
+        let computed =
+            if scheduled.is_decoding { scheduled.positions.start + generated } else { scheduled.positions.end };
+        self.scheduler.record_computed(id, computed);
         if let (Some(sequence), false) = (self.scheduler.sequence_mut(id), scheduled.draft.is_empty()) {
-            let accepted = written.saturating_sub(1);
+            let accepted = generated.saturating_sub(1);
             sequence.record_drafts(scheduled.draft.len(), accepted);
             self.draft_tokens += scheduled.draft.len();
             self.accepted_tokens += accepted;
@@ -431,12 +433,12 @@ impl Engine {
         }
     }
 
-    /// Adds the hidden states of a scheduled to what its sequence pools; `states` begin with the first of them.
-    fn read_hidden(
+    /// Pools the hidden states of a scheduled sequence, which are the first elements of `states`.
+    fn process_hidden(
         &mut self,
         scheduled: &ScheduledSequence,
         states: &[Vec<f32>],
-        give: &mut dyn FnMut(SequenceOutput),
+        emit: &mut dyn FnMut(SequenceOutput),
     ) -> Result<()> {
         for (position, state) in scheduled.wanted.iter().zip(states) {
             self.check_finite(scheduled.sequence, state)?;
@@ -444,25 +446,25 @@ impl Engine {
             sequence.pool(state);
             if position + 1 == sequence.tokens.len() {
                 let prompt = sequence.prompt_info();
-                give(SequenceOutput::Embedding(Embedding { values: sequence.embedding(), prompt }));
+                emit(SequenceOutput::Embedding(Embedding { values: sequence.embedding(), prompt }));
             }
         }
         Ok(())
     }
 
-    fn read_logits(
+    fn process_logits(
         &mut self,
         scheduled: &ScheduledSequence,
         logits: &Logits,
         row: usize,
-        give: &mut dyn FnMut(SequenceOutput),
+        emit: &mut dyn FnMut(SequenceOutput),
     ) -> Result<()> {
         let context = self.scheduler.config.context;
         for (index, position) in scheduled.wanted.iter().enumerate() {
             let logits = logits.row(row + index);
             self.check_finite(scheduled.sequence, logits)?;
             let sequence = self.scheduler.sequence_that_ran(scheduled.sequence)?;
-            sequence.read_prompt_logits(*position, logits);
+            sequence.record_prompt_logprobs(*position, logits);
             if position + 1 < sequence.tokens.len() {
                 continue;
             }
@@ -471,8 +473,8 @@ impl Engine {
             let (token, logprobs) = sequence.sample(logits)?;
             let finished = sequence.append(token, context);
             let is_end = finished == Some(FinishReason::Stop) && sequence.is_end(token);
-            give(SequenceOutput::Token(SampledToken { id: token, logprobs, finished, is_end, prompt }));
-            // The logits after a draft token mean something only if it is accepted.
+            emit(SequenceOutput::Token(SampledToken { id: token, logprobs, finished, is_end, prompt }));
+            // The logits after a draft token are valid only if it was accepted.
             if finished.is_some() || scheduled.draft.get(index) != Some(&token) {
                 return Ok(());
             }

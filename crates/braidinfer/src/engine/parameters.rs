@@ -1,5 +1,4 @@
-//! What there is to say of a parameter of requests, so that every face can offer it: the command line as a flag, the server as
-//! a field.
+//! Descriptions of request parameters, from which the command line makes flags and the server makes request fields.
 
 use std::collections::BTreeMap;
 
@@ -9,37 +8,37 @@ use crate::{Error, Result};
 /// One parameter of requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Parameter {
-    /// Its name in snake_case, which is that of its field in [`SamplingParams`].
+    /// Name in snake_case, the same as its field in [`SamplingParams`].
     pub name: &'static str,
-    /// What it is for, in one line without a full stop.
+    /// Help text, one line without a full stop.
     pub help: &'static str,
-    /// What stands for its value in the help, such as `N`.
+    /// Placeholder for the value in the help, such as `N`.
     pub placeholder: &'static str,
-    /// Which values it takes, and how to set them.
+    /// Type of its values, with a function that sets them.
     pub kind: Kind,
-    /// Whether the value that is set is in its range.
+    /// Fails if the value that is set is out of range.
     pub(super) check: fn(&SamplingParams) -> Result<(), Refusal>,
 }
 
-/// What a parameter takes, with what sets it. Faces know how to read each kind, so that a new parameter of a known kind needs
-/// nothing of them.
+/// Type of a parameter's values, with the function that sets one. The command line and the server can parse every kind, so
+/// a new parameter of an existing kind needs no change there.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
     /// A number.
     Number(fn(&mut SamplingParams, f64)),
     /// A whole number.
     Count(fn(&mut SamplingParams, usize)),
-    /// A whole number, or all there are. Where numbers can be negative, -1 and 0 are all, as in vLLM.
+    /// A whole number, or no limit. Where numbers can be negative, -1 and 0 mean no limit, as in vLLM.
     CountOrAll(fn(&mut SamplingParams, Option<usize>)),
-    /// 64 bits. Where numbers can be negative, a negative one stands for the same bits.
+    /// A 64-bit seed. Where numbers can be negative, a negative number is taken as the same bits.
     Seed(fn(&mut SamplingParams, u64)),
     /// On or off.
     Switch(fn(&mut SamplingParams, bool)),
     /// One text or several.
     Texts(fn(&mut SamplingParams, Vec<String>)),
-    /// A number for each of some token ids.
+    /// Numbers by token id.
     Biases(fn(&mut SamplingParams, BTreeMap<u32, f32>)),
-    /// Some token ids.
+    /// A list of token ids.
     TokenIds(fn(&mut SamplingParams, Vec<u32>)),
 }
 
@@ -58,12 +57,12 @@ impl Parameter {
     }
 }
 
-/// Refuses what was `found` unless it `is_right`.
+/// Fails with what was `expected` and `found` unless `is_right`.
 pub(super) fn require(is_right: bool, expected: impl FnOnce() -> String, found: impl ToString) -> Result<(), Refusal> {
     if is_right { Ok(()) } else { Err(Refusal { expected: expected(), found: found.to_string() }) }
 }
 
-/// A number that is finite and `in_range`.
+/// Requires a finite number that is `in_range`.
 pub(super) fn number(value: f64, in_range: bool, expected: &str) -> Result<(), Refusal> {
     require(in_range && value.is_finite(), || expected.to_owned(), value)
 }

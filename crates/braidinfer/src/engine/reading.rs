@@ -1,4 +1,4 @@
-//! Tokens that are read for their logits, beside requests.
+//! Forward passes that only compute logits, outside of any request.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use super::block_pool::{Block, BlockTable};
 use crate::executor::{Batch, Logits, NoProbe, SequenceSlice};
 use crate::{Error, Result};
 
-/// Room for a sequence that no request asked for: blocks, and a state slot, that are its own until it is dropped.
+/// Key/value blocks and a state slot for a sequence that belongs to no request; dropping it frees them.
 #[derive(Debug)]
 pub(crate) struct Reading {
     blocks: BlockTable,
@@ -16,20 +16,21 @@ pub(crate) struct Reading {
 }
 
 impl Engine {
-    /// Room for a sequence of `len` tokens.
+    /// Reserves blocks for a sequence of `len` tokens.
     ///
-    /// Fails if requests need so much room that it is not there.
+    /// Fails if running requests leave too few free blocks.
     pub(crate) fn begin_reading(&self, len: usize) -> Result<Reading> {
         let (needed, free) = (len.div_ceil(self.decoder.kv_cache().block_size), self.scheduler.free_blocks());
         let full = || {
             let expected = format!("{needed} free blocks of keys and values for {len} tokens");
             Error::bad_request("tokens", expected, format!("{free}, as requests are running"))
         };
-        let (blocks, state) = self.scheduler.lend(needed).ok_or_else(full)?;
+        let (blocks, state) = self.scheduler.allocate(needed).ok_or_else(full)?;
         Ok(Reading { blocks, state, len })
     }
 
-    /// Reads a step of `ids`, whose tokens before it were read in the steps before; the logits of its last `wanted` tokens.
+    /// Computes the tokens `ids[step]` and returns the logits of the last `wanted` of them. Earlier calls must have
+    /// computed all tokens before `step`.
     pub(crate) fn read(&mut self, reading: &Reading, ids: &[u32], step: Range<usize>, wanted: usize) -> Result<Logits> {
         let slice = SequenceSlice {
             rope_len: reading.len,

@@ -1,4 +1,4 @@
-//! From logits to a token.
+//! Sampling: chooses a token from logits.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -9,10 +9,10 @@ use rand_pcg::Pcg64;
 
 use super::SamplingParams;
 
-/// Logits that are compared at once.
+/// Number of logits that are compared at once.
 const LANES: usize = 16;
 
-/// Candidates that are sorted before it is asked whether they are enough.
+/// Number of candidates that are sorted first; more are sorted only if these do not reach top-p.
 const FIRST_SORTED: usize = 64;
 
 /// Chooses the tokens of one sequence. The same seed and logits give the same choices.
@@ -26,11 +26,11 @@ impl Sampler {
         Self { rng: Pcg64::seed_from_u64(seed.unwrap_or_else(rand::random)) }
     }
 
-    /// The next token after `prompt` and `answer`.
+    /// Samples the next token after `prompt` and `answer`.
     pub(super) fn sample(&mut self, logits: &[f32], prompt: &[u32], answer: &[u32], params: &SamplingParams) -> u32 {
         let mut logits = Cow::Borrowed(logits);
         if !params.logit_bias.is_empty() {
-            favour(logits.to_mut(), &params.logit_bias);
+            add_bias(logits.to_mut(), &params.logit_bias);
         }
         if params.has_penalties() {
             penalize(logits.to_mut(), prompt, answer, params);
@@ -55,22 +55,22 @@ pub fn argmax(logits: &[f32]) -> u32 {
     logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
 }
 
-/// Keeps the larger of each two.
+/// Raises each element of `largest` to the value in `values` if that is larger.
 fn raise(largest: &mut [f32; LANES], values: &[f32]) {
     for (largest, value) in largest.iter_mut().zip(values) {
-        // Unlike `f32::max` this is one instruction.
+        // This compiles to one instruction, unlike `f32::max`.
         *largest = if *value > *largest { *value } else { *largest };
     }
 }
 
-/// The first logit that is not finite.
+/// Index of the first value that is not finite.
 pub(super) fn first_not_finite(logits: &[f32]) -> Option<usize> {
-    // Without a way out of the loop it is many times faster, and almost always there is nothing to be found.
+    // A loop without an early exit is vectorized and many times faster, and almost always all values are finite.
     let are_finite = logits.iter().fold(true, |so_far, logit| so_far & logit.is_finite());
     if are_finite { None } else { logits.iter().position(|logit| !logit.is_finite()) }
 }
 
-fn favour(logits: &mut [f32], bias: &BTreeMap<u32, f32>) {
+fn add_bias(logits: &mut [f32], bias: &BTreeMap<u32, f32>) {
     for (token, bias) in bias {
         logits.get_mut(*token as usize).into_iter().for_each(|logit| *logit += bias);
     }
@@ -91,7 +91,7 @@ fn penalize(logits: &mut [f32], prompt: &[u32], answer: &[u32], params: &Samplin
     }
 }
 
-/// Tokens that may be chosen, with weights proportional to their probabilities; the likeliest has weight 1.
+/// Tokens that may be chosen, with weights proportional to their probabilities; the likeliest token has weight 1.
 struct Candidates(Vec<(u32, f64)>);
 
 impl Candidates {
@@ -100,7 +100,7 @@ impl Candidates {
         let largest = f64::from(logits[argmax(logits) as usize]);
         let weight = |logit: &f32| ((f64::from(*logit) - largest) / params.temperature).exp();
         let weights = (0..).zip(logits.iter().map(weight));
-        // What may not come, or cannot, is no candidate, not even where rounding leaves only the last one.
+        // Tokens with probability 0 must be removed: `choose` falls back to the last candidate because of rounding.
         let mut candidates: Vec<(u32, f64)> = weights.filter(|(_, weight)| *weight > 0.0).collect();
         if let Some(keep) = params.top_k.filter(|keep| *keep < candidates.len()) {
             candidates.select_nth_unstable_by(keep.max(1) - 1, likelier_first);
@@ -113,7 +113,7 @@ impl Candidates {
         Self(candidates)
     }
 
-    /// The token at `point` of the cumulative distribution, `point` in `[0, 1)`.
+    /// The token at `point` of the cumulative distribution; `point` is in `[0, 1)`.
     fn choose(&self, point: f64) -> u32 {
         let total: f64 = self.0.iter().map(|(_, weight)| weight).sum();
         let mut left = point * total;
@@ -123,21 +123,21 @@ impl Candidates {
                 return *token;
             }
         }
-        // Only rounding can bring us here.
+        // Reached only because of rounding.
         self.0[self.0.len() - 1].0
     }
 }
 
-/// Sorts candidates, and equals by id.
+/// Orders candidates by decreasing weight, and those of equal weight by id.
 fn likelier_first(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// Keeps the likeliest candidates up to the one that reaches a share `top_p` of all weight, likeliest first.
+/// Keeps the fewest likeliest candidates whose weights sum to at least `top_p` of the total, likeliest first.
 fn keep_top_p(candidates: &mut Vec<(u32, f64)>, top_p: f64) {
     let enough = top_p * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
     let (mut sum, mut sorted) = (0.0, 0);
-    // A few are most of the weight as a rule, and to sort all of a vocabulary takes longer than all the rest.
+    // Usually a few candidates have most of the weight, and sorting the whole vocabulary would dominate the sampling time.
     while sorted < candidates.len() {
         let rest = &mut candidates[sorted..];
         let next = (7 * sorted).max(FIRST_SORTED).min(rest.len());
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_first_of_the_largest() {
+    fn argmax_takes_the_first_of_equal_logits() {
         assert_eq!(argmax(&LOGITS), 1);
         assert_eq!(argmax(&[2.0, 2.0]), 0);
         assert_eq!((argmax(&[]), argmax(&[f32::NEG_INFINITY; 40])), (0, 0));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_found() {
+    fn the_first_value_that_is_not_finite_is_found() {
         assert_eq!(first_not_finite(&[0.0; 70]), None);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut logits = vec![1.0; 70];
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_keep_what_they_promise() {
+    fn top_k_top_p_and_min_p_keep_the_right_tokens() {
         assert_eq!(sampled(&warm()), [0, 1, 2, 3, 4]);
         assert_eq!(sampled(&SamplingParams { top_k: Some(2), ..warm() }), [1, 2]);
         // Probabilities are 0.64, 0.23, 0.09, 0.03, 0.01.
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn top_p_keeps_what_sorting_all_would_keep() {
+    fn top_p_keeps_the_same_tokens_as_a_full_sort() {
         let mut rng = Pcg64::seed_from_u64(5);
         for len in [1, 63, 64, 65, 600, 5000] {
             // Few different weights, so that many are equal.
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn same_seed_same_choices() {
+    fn the_same_seed_gives_the_same_choices() {
         let draw = |seed| {
             let mut sampler = Sampler::new(Some(seed));
             (0..50).map(|_| sampler.sample(&LOGITS, &[], &[], &warm())).collect::<Vec<_>>()

@@ -1,7 +1,7 @@
-//! How to choose tokens, and when to stop.
+//! Parameters for sampling tokens and for ending answers.
 //!
-//! A parameter of requests is a field of [`SamplingParams`] with its default, and a row of [`PARAMETERS`], which the command line
-//! and the server read. What it does is up to whoever uses the field.
+//! A request parameter is a field of [`SamplingParams`] with its default, and a row of [`PARAMETERS`], from which the command
+//! line and the server take its name, help, type and range. Its effect is implemented where the field is used.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,61 +9,61 @@ use std::collections::BTreeMap;
 use super::parameters::{Kind, Parameter, Refusal, number, require};
 use crate::{Error, Result};
 
-/// Likeliest tokens that may be asked for at each position, as in the OpenAI API.
+/// Most top log-probabilities per position, as in the OpenAI API.
 pub const MOST_LOGPROBS: usize = 20;
 
-/// Biases of one request.
+/// Most token biases in one request.
 const MOST_BIASES: usize = 1024;
 
-/// Bytes of a text that ends an answer.
+/// Longest stop text, in bytes.
 const LONGEST_STOP: usize = 1024;
 
-/// Tokens that a request has an answer end at.
+/// Most stop token ids in one request.
 const MOST_STOP_TOKENS: usize = 64;
 
-/// Answers to one prompt.
+/// Most answers to one prompt.
 const MOST_ANSWERS: usize = 128;
 
-/// Settings of one request. The default is greedy.
+/// Sampling parameters of one request. The default is greedy sampling.
 ///
-/// Say only what you want: `SamplingParams { temperature: 0.8, ..SamplingParams::default() }`. Such code goes on compiling when a
-/// field is added, which is why the type is not `#[non_exhaustive]`: that would forbid it. [`PARAMETERS`] has a row for each
-/// field that a request can set.
+/// Set only the fields you need: `SamplingParams { temperature: 0.8, ..SamplingParams::default() }`. Such code still compiles
+/// when a field is added. The type is not `#[non_exhaustive]`, because that would forbid this syntax. [`PARAMETERS`] has a row
+/// for each field that a request can set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Divisor of the logits; 0 takes the likeliest token.
     pub temperature: f64,
-    /// Keep this many most likely tokens.
+    /// Keep only this many of the likeliest tokens.
     pub top_k: Option<usize>,
-    /// Keep the fewest tokens whose probabilities sum to this.
+    /// Keep the fewest likeliest tokens whose probabilities sum to at least this.
     pub top_p: f64,
-    /// Keep tokens with at least this share of the largest probability.
+    /// Keep tokens whose probability is at least this share of the largest probability.
     pub min_p: f64,
     /// Logits of tokens seen in prompt or answer are divided (if positive) or multiplied by this (Keskar et
     /// al. 2019, arXiv:1909.05858).
     pub repetition_penalty: f64,
     /// Subtracted from the logit of every token of the answer so far.
     pub presence_penalty: f64,
-    /// Subtracted once per occurrence in the answer so far.
+    /// Subtracted from the logit of a token once for each of its occurrences in the answer so far.
     pub frequency_penalty: f64,
     /// Seed of the random choices; drawn at random if `None`.
     pub seed: Option<u64>,
-    /// Most tokens to generate; up to the context's end if `None`.
+    /// Most tokens to generate; if `None`, up to the end of the context.
     pub max_tokens: Option<usize>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
-    /// Tokens that end the answer beside those that end a text, with `ignore_eos` as well; they are not part of its text.
+    /// Tokens that end the answer in addition to the model's end tokens, even with `ignore_eos`; they are not part of its text.
     pub stop_token_ids: Vec<u32>,
-    /// Go on past the tokens that end a text.
+    /// Continue after the model's end tokens.
     pub ignore_eos: bool,
-    /// Added to the logits of tokens before anything else.
+    /// Added to the logits of these tokens, before penalties and temperature.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// Tell how likely each token of the answer was, and so many of the likeliest in its place.
+    /// Return the log-probability of each token of the answer, and this many of the likeliest tokens at its position.
     pub logprobs: Option<usize>,
-    /// The same of each token of the prompt but the first, which follows nothing. Nothing of such a prompt is taken from
-    /// the prefix cache.
+    /// The same for each token of the prompt but the first, which has no preceding token. Such a prompt does not use the
+    /// prefix cache.
     pub prompt_logprobs: Option<usize>,
-    /// How many answers to give to each prompt. With a seed, each next one has the next seed.
+    /// Number of answers to each prompt. If `seed` is set, answer `i` uses `seed + i`.
     pub n: usize,
 }
 
@@ -90,7 +90,7 @@ impl Default for SamplingParams {
     }
 }
 
-/// Every parameter, in the order of the help.
+/// Every request parameter, in the order of the help.
 pub const PARAMETERS: &[Parameter] = &[
     Parameter {
         name: "max_tokens",
@@ -137,7 +137,7 @@ pub const PARAMETERS: &[Parameter] = &[
         kind: Kind::Number(|params, value| params.repetition_penalty = value),
         check: |params| {
             let penalty = params.repetition_penalty;
-            // Logits are f32: beyond this range they would vanish or overflow.
+            // Logits are f32, which could underflow or overflow with a penalty outside of this range.
             number(penalty, (1e-3..=1e3).contains(&penalty), "a number from 0.001 to 1000")
         },
     },
@@ -146,14 +146,14 @@ pub const PARAMETERS: &[Parameter] = &[
         help: "Subtract from the logits of tokens already in the answer",
         placeholder: "R",
         kind: Kind::Number(|params, value| params.presence_penalty = value),
-        check: |params| subtracted(params.presence_penalty),
+        check: |params| penalty_in_range(params.presence_penalty),
     },
     Parameter {
         name: "frequency_penalty",
         help: "Subtract from the logits of tokens for each time they are in the answer",
         placeholder: "R",
         kind: Kind::Number(|params, value| params.frequency_penalty = value),
-        check: |params| subtracted(params.frequency_penalty),
+        check: |params| penalty_in_range(params.frequency_penalty),
     },
     Parameter {
         name: "seed",
@@ -167,7 +167,7 @@ pub const PARAMETERS: &[Parameter] = &[
         help: "End the answer before this text",
         placeholder: "TEXT",
         kind: Kind::Texts(|params, texts| params.stop = texts),
-        check: |params| params.stop.iter().try_for_each(|text| stop(text)),
+        check: |params| params.stop.iter().try_for_each(|text| stop_text(text)),
     },
     Parameter {
         name: "stop_token_ids",
@@ -206,18 +206,18 @@ pub const PARAMETERS: &[Parameter] = &[
 ];
 
 impl SamplingParams {
-    /// Whether tokens that were there before are to be less likely, or likelier.
+    /// Whether any penalty changes the logits of earlier tokens.
     pub(super) fn has_penalties(&self) -> bool {
         (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
     }
 
-    /// The tokens that fields name, which must be tokens of the model.
+    /// Token ids in the fields, by the name of the field; they must be in the vocabulary.
     pub(super) fn tokens_by_field(&self) -> impl Iterator<Item = (&'static str, Cow<'_, [u32]>)> {
         let biased = self.logit_bias.keys().copied().collect();
         [("logit_bias", biased), ("stop_token_ids", Cow::Borrowed(&*self.stop_token_ids))].into_iter()
     }
 
-    /// Whether every setting is in its range.
+    /// Fails if a parameter is out of range.
     pub fn validate(&self) -> Result<()> {
         PARAMETERS.iter().try_for_each(|parameter| parameter.validate(self))?;
         for (field, count) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
@@ -229,8 +229,8 @@ impl SamplingParams {
     }
 }
 
-/// What is subtracted from logits, as in the OpenAI API.
-fn subtracted(value: f64) -> Result<(), Refusal> {
+/// Range of presence and frequency penalties, as in the OpenAI API.
+fn penalty_in_range(value: f64) -> Result<(), Refusal> {
     number(value, (-2.0..=2.0).contains(&value), "a number from -2 to 2")
 }
 
@@ -238,8 +238,8 @@ fn at_least_one(count: Option<usize>) -> Result<(), Refusal> {
     require(count != Some(0), || "a whole number of at least 1".into(), 0)
 }
 
-/// Every token of every answer is searched for these texts.
-fn stop(text: &str) -> Result<(), Refusal> {
+/// Stop texts are limited in length, because the text of every new token is searched for them.
+fn stop_text(text: &str) -> Result<(), Refusal> {
     require(!text.is_empty(), || "a text of at least one character".into(), "an empty text")?;
     let found = format!("one of {}", text.len());
     require(text.len() <= LONGEST_STOP, || format!("texts of at most {LONGEST_STOP} bytes"), found)
@@ -256,8 +256,8 @@ fn biases(biases: &BTreeMap<u32, f32>) -> Result<(), Refusal> {
 mod tests {
     use super::*;
 
-    /// Sets a parameter to a value that it refuses, if there is one of its kind.
-    fn spoil(kind: Kind, params: &mut SamplingParams) -> bool {
+    /// Sets a parameter to an invalid value; `false` if every value of its kind is valid.
+    fn set_invalid(kind: Kind, params: &mut SamplingParams) -> bool {
         match kind {
             Kind::Number(set) => set(params, f64::NAN),
             Kind::Count(set) => set(params, 0),
@@ -275,7 +275,7 @@ mod tests {
         SamplingParams::default().validate().expect("the default is right");
         for parameter in PARAMETERS {
             let mut params = SamplingParams::default();
-            if spoil(parameter.kind, &mut params) {
+            if set_invalid(parameter.kind, &mut params) {
                 let error = params.validate().expect_err(parameter.name).to_string();
                 assert!(error.starts_with(&format!("{}: expected ", parameter.name)), "{error}");
                 let field = format!("{}: ", parameter.name);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_given_once() {
+    fn names_are_unique() {
         let mut names: Vec<&str> = PARAMETERS.iter().map(|parameter| parameter.name).collect();
         names.sort_unstable();
         names.dedup();

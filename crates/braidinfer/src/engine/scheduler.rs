@@ -1,21 +1,21 @@
-//! Which tokens run in the next step.
+//! Chooses the tokens of the next step.
 //!
-//! First come, first served. Answers that are being written come first in every step, since each needs one token; prompts
-//! take what is left of the step's tokens, and beside answers only what [`Pace`] lets them, in order of arrival.
+//! First come, first served. Decoding sequences come first in every step, with one token each. Prompts get the rest of the
+//! token budget in order of arrival; in a step that also decodes, [`StepCosts`] limits how many prompt tokens run.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::block_pool::{Block, BlockHash, BlockPool, BlockTable, block_hash};
-use super::draft::ROWS;
-use super::pace::Pace;
+use super::draft::MAX_DECODE_ROWS;
 use super::sequence::{Sequence, SequenceState};
+use super::step_costs::StepCosts;
 use super::{EngineConfig, SequenceId};
 use crate::executor::{Batch, KvCacheConfig, LayerState, SequenceSlice};
 use crate::{Error, Result};
 
-/// Logits of prompts that one step computes, in values: 64 MB. A prompt whose logits are all wanted is read in as many
-/// steps as that takes.
+/// Most logits of prompt tokens in one step, as a number of f32 values: 64 MB. A prompt with log-probabilities is computed
+/// in as many steps as that takes.
 const PROMPT_LOGITS: usize = 1 << 24;
 
 #[derive(Debug)]
@@ -23,33 +23,34 @@ pub(super) struct Scheduler {
     pub(super) config: EngineConfig,
     block_size: usize,
     num_blocks: usize,
-    /// Tokens that are all that is read of a sequence's blocks, up to the one that is computed; all if `None`.
+    /// Number of last tokens whose blocks are still read (sliding window), including the token that is computed; `None`
+    /// means all.
     window: Option<usize>,
-    /// Tokens of a prompt whose logits are computed in one step.
+    /// Most prompt tokens whose logits are computed in one step.
     most_logits_rows: usize,
     pool: BlockPool,
-    /// Where layers keep something of sequences besides their blocks: of running ones, and of prefixes.
+    /// Slots for recurrent states of running sequences and of cached prefixes, if layers have such states.
     states: Option<StateSlots>,
-    pub(super) pace: Pace,
-    /// In order of arrival.
+    pub(super) step_costs: StepCosts,
+    /// Waiting sequences in order of arrival.
     waiting: VecDeque<Sequence>,
-    /// In order of arrival.
+    /// Running sequences in order of arrival.
     running: Vec<Sequence>,
-    /// Tokens of prompts that were looked for in the prefix cache, and those of them that were found.
+    /// Prompt tokens that were looked up in the prefix cache, and those that were found.
     pub(super) prefix_queries: usize,
     pub(super) prefix_hits: usize,
     pub(super) preemptions: usize,
 }
 
-/// Slots for what layers keep of sequences besides their blocks.
+/// Slots for the recurrent states of sequences, which layers keep in addition to blocks.
 #[derive(Debug)]
 struct StateSlots {
     slots: BlockPool,
-    /// Copies that are due after the step that runs.
+    /// Copies of states to make after the current step.
     snapshots: Vec<StateCopy>,
 }
 
-/// A copy from one state slot to another one. It owns what must not be handed out meanwhile.
+/// A copy from one state slot to another. It owns one of the slots, so that it is not reused before the copy is made.
 #[derive(Debug)]
 pub(super) struct StateCopy {
     pub(super) from: u32,
@@ -57,37 +58,38 @@ pub(super) struct StateCopy {
     _owned: Block,
 }
 
-/// What the next step runs.
+/// The work of one step.
 #[derive(Debug, Default)]
 pub(super) struct ScheduledStep {
     pub(super) batch: Batch,
-    /// Copies of states that are due before the step.
+    /// Copies of states to make before the step.
     pub(super) restored: Vec<StateCopy>,
-    /// One for each sequence of the batch.
+    /// One entry for each sequence of the batch.
     pub(super) sequences: Vec<ScheduledSequence>,
-    /// Tokens of prompts whose logits may be wanted.
+    /// Number of prompt tokens whose logits may be wanted.
     prompt_logits_rows: usize,
 }
 
-/// The tokens of a sequence that a step runs.
+/// The tokens of one sequence in a step.
 #[derive(Debug)]
 pub(super) struct ScheduledSequence {
     pub(super) sequence: SequenceId,
     /// Positions of its tokens.
     pub(super) positions: Range<usize>,
-    /// Positions whose logits are wanted, or, of an embedding, whose hidden states are, in the order of the batch's
+    /// Positions whose logits are wanted (for an embedding, whose hidden states are wanted), in the order of the batch's
     /// rows.
     pub(super) wanted: Vec<usize>,
-    pub(super) is_writing: bool,
-    /// Whether hidden states are wanted of it, and no logits.
+    pub(super) is_decoding: bool,
+    /// Whether hidden states are wanted and no logits.
     pub(super) is_embedding: bool,
-    /// Draft tokens after the newest one, whose positions are among these.
+    /// Draft tokens after the newest token; `positions` includes theirs.
     pub(super) draft: Vec<u32>,
 }
 
 impl StateSlots {
-    /// The state after the longest prefix of a sequence that has one; the sequence gives back what it found beyond that.
-    fn longest(&self, sequence: &mut Sequence) -> Option<Block> {
+    /// The cached state of the longest prefix of a sequence that has one. Releases the sequence's cached blocks after that
+    /// prefix, which cannot be used without a state.
+    fn longest_prefix_state(&self, sequence: &mut Sequence) -> Option<Block> {
         let found = (1..=sequence.hashes.len()).rev().find_map(|blocks| {
             let state = self.slots.find(&sequence.hashes[blocks - 1])?;
             Some((blocks, state))
@@ -99,31 +101,35 @@ impl StateSlots {
     }
 }
 
-/// The name of the prefix that a sequence's state stands after; `None` after no whole block.
+/// The hash of the prefix that a sequence's state covers; `None` if that is less than one whole block.
 fn state_hash<'a>(sequence: &'a Sequence, state: &SequenceState) -> Option<&'a BlockHash> {
     sequence.hashes.get(state.blocks.checked_sub(1)?)
 }
 
 impl ScheduledStep {
-    /// Tokens of prompts.
+    /// Number of prompt tokens.
     pub(super) fn prompt_tokens(&self) -> usize {
-        self.sequences.iter().filter(|scheduled| !scheduled.is_writing).map(|scheduled| scheduled.positions.len()).sum()
+        self.sequences
+            .iter()
+            .filter(|scheduled| !scheduled.is_decoding)
+            .map(|scheduled| scheduled.positions.len())
+            .sum()
     }
 
     pub(super) fn draft_tokens(&self) -> usize {
         self.sequences.iter().map(|scheduled| scheduled.draft.len()).sum()
     }
 
-    pub(super) fn has_answers(&self) -> bool {
-        self.sequences.iter().any(|scheduled| scheduled.is_writing)
+    /// Whether any sequence decodes.
+    pub(super) fn has_decodes(&self) -> bool {
+        self.sequences.iter().any(|scheduled| scheduled.is_decoding)
     }
 }
 
 impl Scheduler {
-    /// Where layers keep something of sequences besides their blocks, as many slots as there are for running sequences
-    /// hold what stands after prefixes.
+    /// If layers have recurrent states, as many slots as for running sequences are added for the states of cached prefixes.
     pub(super) fn new(kv_cache: KvCacheConfig, vocab_size: usize, config: EngineConfig, state: LayerState) -> Self {
-        // One more for tokens that are read beside requests.
+        // One more for a sequence outside of any request.
         let slots = || BlockPool::new(config.max_sequences.saturating_mul(2).saturating_add(1));
         Self {
             states: (state.bytes_per_sequence > 0).then(|| StateSlots { slots: slots(), snapshots: Vec::new() }),
@@ -133,7 +139,7 @@ impl Scheduler {
             block_size: kv_cache.block_size,
             num_blocks: kv_cache.num_blocks,
             pool: BlockPool::new(kv_cache.num_blocks),
-            pace: Pace::default(),
+            step_costs: StepCosts::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             prefix_queries: 0,
@@ -154,13 +160,13 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Blocks that nobody owns.
+    /// Number of free blocks.
     pub(super) fn free_blocks(&self) -> usize {
         self.pool.available()
     }
 
-    /// Blocks, and a state slot where layers need one, for tokens that no sequence has. `None` if not so many are free.
-    pub(super) fn lend(&self, count: usize) -> Option<(BlockTable, Option<Block>)> {
+    /// Allocates `count` blocks, and a state slot if layers need one, outside of any sequence. `None` if too few are free.
+    pub(super) fn allocate(&self, count: usize) -> Option<(BlockTable, Option<Block>)> {
         let mut blocks = BlockTable::default();
         for _ in 0..count {
             blocks.push(self.pool.allocate()?);
@@ -172,13 +178,13 @@ impl Scheduler {
         Some((blocks, state))
     }
 
-    /// Share of the blocks that someone owns.
+    /// Share of the blocks that have an owner.
     pub(super) fn kv_cache_usage(&self) -> f64 {
         self.pool.used() as f64 / self.num_blocks.max(1) as f64
     }
 
-    /// Forgets what was stored, so that others may write to the storage.
-    pub(super) fn forget_stored(&mut self) {
+    /// Empties the prefix cache, so that blocks and states may be overwritten.
+    pub(super) fn forget_cached(&mut self) {
         if let Some(states) = &mut self.states {
             states.snapshots.clear();
             states.slots.forget();
@@ -190,12 +196,12 @@ impl Scheduler {
         self.running.iter_mut().chain(&mut self.waiting).find(|sequence| sequence.id == id)
     }
 
-    /// A sequence that was part of a step.
+    /// A sequence that was part of a step; fails if it is unknown.
     pub(super) fn sequence_that_ran(&mut self, id: SequenceId) -> Result<&mut Sequence> {
         self.sequence_mut(id).ok_or_else(|| Error::Internal(format!("sequence {id} was run but is not known")))
     }
 
-    /// Drops a sequence, and with it what it owns.
+    /// Removes a sequence and frees what it owns.
     pub(super) fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|sequence| sequence.id != id);
         if let Some(index) = self.find(id) {
@@ -204,36 +210,36 @@ impl Scheduler {
         }
     }
 
-    /// Drops all sequences, and what blocks hold: after a step that failed nobody knows what that is.
+    /// Removes all sequences and empties the prefix cache, because after a failed step the contents of blocks are unknown.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
         self.running.clear();
-        self.forget_stored();
+        self.forget_cached();
     }
 
-    /// The next step.
+    /// Schedules the next step.
     pub(super) fn schedule(&mut self) -> ScheduledStep {
         let mut step = ScheduledStep::default();
         self.admit(&mut step);
         let running: Vec<SequenceId> = self.running.iter().map(|sequence| sequence.id).collect();
-        let (mut writing, reading): (Vec<_>, Vec<_>) =
-            running.into_iter().partition(|id| self.find(*id).is_some_and(|index| self.running[index].is_writing()));
-        if self.config.prompts_first && !reading.is_empty() {
-            writing.clear();
+        let (mut decoding, prefilling): (Vec<_>, Vec<_>) =
+            running.into_iter().partition(|id| self.find(*id).is_some_and(|index| self.running[index].is_decoding()));
+        if self.config.prompts_first && !prefilling.is_empty() {
+            decoding.clear();
         }
         let most_drafts = match self.config.prompt_lookup {
-            true => (ROWS / writing.len().max(1)).saturating_sub(1),
+            true => (MAX_DECODE_ROWS / decoding.len().max(1)).saturating_sub(1),
             false => 0,
         };
-        for id in writing {
+        for id in decoding {
             let draft = self.draft(id, most_drafts);
             self.push(&mut step, id, 1, draft);
         }
         let mut budget = self.config.max_batched_tokens.saturating_sub(step.batch.token_ids.len());
-        if step.has_answers() {
-            budget = budget.min(self.pace.prompt_tokens_beside_answers());
+        if step.has_decodes() {
+            budget = budget.min(self.step_costs.max_prompt_tokens_beside_decodes());
         }
-        for id in reading {
+        for id in prefilling {
             if budget == 0 {
                 break;
             }
@@ -247,21 +253,21 @@ impl Scheduler {
         self.running.iter().position(|sequence| sequence.id == id)
     }
 
-    /// Draft tokens after a sequence's newest one, as far as it may go and there are blocks for them.
+    /// Draft tokens after the newest token of a sequence, within its token limit and the free blocks.
     fn draft(&mut self, id: SequenceId, most: usize) -> Vec<u32> {
         let Some(index) = self.find(id) else { return Vec::new() };
-        let cost = self.pace.cost_of_draft_token();
-        // One token more than the accepted drafts is written.
+        let cost = self.step_costs.cost_of_draft_token();
+        // A step generates one token more than it accepts draft tokens.
         let most = most.min(self.running[index].tokens_left(self.config.context).saturating_sub(1));
-        // The block that another answer may need next is worth more than a draft.
+        // Keep one free block for each running sequence, which may need it for its next token.
         let spare = self.pool.available().saturating_sub(self.running.len());
         let sequence = &mut self.running[index];
         let room = (sequence.blocks.len() + spare) * self.block_size;
         sequence.draft(most.min(room.saturating_sub(sequence.tokens.len())), cost)
     }
 
-    /// Adds at most `budget` of a sequence's next tokens to `step`, and its draft tokens after them. `None` if there are no
-    /// blocks for them, or if the sequence has lost its own to an earlier one.
+    /// Adds at most `budget` of a sequence's next tokens to `step`, followed by its draft tokens. Returns how many tokens
+    /// were added besides drafts. `None` if there are no blocks for them, or if the sequence was preempted.
     fn push(&mut self, step: &mut ScheduledStep, id: SequenceId, budget: usize, draft: Vec<u32>) -> Option<usize> {
         let index = self.find(id)?;
         let mut chunk = self.running[index].pending().min(budget);
@@ -291,18 +297,19 @@ impl Scheduler {
         };
         let first_row = step.batch.token_ids.len();
         step.batch.push(&[&sequence.tokens[known], &draft].concat(), slice, 0);
-        let (is_writing, is_embedding) = (sequence.is_writing(), sequence.is_embedding());
+        let (is_decoding, is_embedding) = (sequence.is_decoding(), sequence.is_embedding());
         let rows = if is_embedding { &mut step.batch.hidden_rows } else { &mut step.batch.logits_rows };
         rows.extend(wanted.iter().map(|position| first_row + position - positions.start));
-        step.sequences.push(ScheduledSequence { sequence: id, positions, wanted, is_writing, is_embedding, draft });
+        step.sequences.push(ScheduledSequence { sequence: id, positions, wanted, is_decoding, is_embedding, draft });
         Some(chunk)
     }
 
-    /// Takes note that the first `computed` tokens of a sequence are stored, and of what full blocks now hold.
-    pub(super) fn computed(&mut self, id: SequenceId, computed: usize) {
+    /// Records that the first `computed` tokens of a sequence are computed, and registers its full blocks in the prefix
+    /// cache.
+    pub(super) fn record_computed(&mut self, id: SequenceId, computed: usize) {
         let Some(index) = self.find(id) else { return };
         let sequence = &mut self.running[index];
-        let read_prompt = sequence.computed < sequence.prompt_len;
+        let was_prefilling = sequence.computed < sequence.prompt_len;
         sequence.computed = computed;
         if self.config.prefix_cache {
             while (sequence.hashes.len() + 1) * self.block_size <= sequence.computed {
@@ -314,15 +321,15 @@ impl Scheduler {
             }
         }
         if let Some(window) = self.window {
-            // The next query is at `computed`, and sees itself and so many less one before it.
+            // The next query is at position `computed` and sees `window` tokens up to and including itself.
             sequence.blocks.release_first((sequence.computed + 1).saturating_sub(window) / self.block_size);
         }
-        if read_prompt {
+        if was_prefilling {
             self.snapshot(index);
         }
     }
 
-    /// Sees to it that the state of a sequence is copied after the step, so that others can begin with it.
+    /// Schedules a copy of a sequence's state after the step, so that other sequences can start from it.
     fn snapshot(&mut self, index: usize) {
         let (Some(states), Some(state)) = (&mut self.states, &self.running[index].state) else { return };
         let Some(hash) = state_hash(&self.running[index], state) else { return };
@@ -335,12 +342,12 @@ impl Scheduler {
         }
     }
 
-    /// Copies of states that are due now that the step has run.
+    /// Copies of states to make now that the step has run.
     pub(super) fn take_snapshots(&mut self) -> Vec<StateCopy> {
         self.states.as_mut().map(|states| std::mem::take(&mut states.snapshots)).unwrap_or_default()
     }
 
-    /// Lets the state slot of a sequence go, so that others can begin with what it holds until the slot is needed.
+    /// Frees the state slot of a sequence; other sequences can start from its state until the slot is reused.
     fn release_state(&self, sequence: &mut Sequence) {
         let (Some(states), Some(state)) = (&self.states, sequence.state.take()) else { return };
         if let Some(hash) = state_hash(sequence, &state) {
@@ -348,6 +355,7 @@ impl Scheduler {
         }
     }
 
+    /// Moves waiting sequences to the running ones as long as there is room for them.
     fn admit(&mut self, step: &mut ScheduledStep) {
         while self.running.len() < self.config.max_sequences {
             let Some(next) = self.waiting.front() else { break };
@@ -357,42 +365,42 @@ impl Scheduler {
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
             let restored = self.find_prefix(&mut sequence);
-            // A prompt that was begun without room for it would take blocks from others, and lose its own.
+            // A prompt that starts without enough free blocks would run out of them, preempt others or be preempted.
             let needed = sequence.tokens.len().div_ceil(self.block_size) - sequence.blocks.len();
             if !self.running.is_empty() && self.pool.available() < needed {
-                sequence.give_back();
+                sequence.release();
                 self.waiting.push_front(sequence);
                 break;
             }
-            self.begin_state(&mut sequence, restored, step);
-            self.begin(&mut sequence);
+            self.allocate_state(&mut sequence, restored, step);
+            self.record_start(&mut sequence);
             self.running.push(sequence);
         }
     }
 
-    /// Gives a sequence that is to run a state slot, into which `restored` is copied before the step.
-    fn begin_state(&mut self, sequence: &mut Sequence, restored: Option<Block>, step: &mut ScheduledStep) {
+    /// Allocates the state slot of a sequence that starts; `restored` is copied into it before the step.
+    fn allocate_state(&mut self, sequence: &mut Sequence, restored: Option<Block>, step: &mut ScheduledStep) {
         let Some(states) = &self.states else { return };
-        // There are more slots than sequences can run and be restored from.
+        // Never `None`: there are more slots than running sequences and the states they are restored from.
         let Some(slot) = states.slots.allocate() else { return };
         step.restored.extend(restored.map(|from| StateCopy { from: from.id(), to: slot.id(), _owned: from }));
         sequence.state = Some(SequenceState { slot, blocks: sequence.hashes.len() });
     }
 
-    /// Takes note that a sequence runs; one that was preempted is noted already.
-    fn begin(&mut self, sequence: &mut Sequence) {
+    /// Records the start of a sequence in the statistics; a preempted one was recorded at its first start.
+    fn record_start(&mut self, sequence: &mut Sequence) {
         if sequence.was_preempted {
             return;
         }
-        sequence.begin();
+        sequence.record_start();
         if self.config.prefix_cache && !sequence.wants_every_position() {
             self.prefix_queries += sequence.prompt_len;
             self.prefix_hits += sequence.cached;
         }
     }
 
-    /// Gives a new sequence the blocks that hold the beginning of its tokens. The last token is always computed, for its
-    /// logits. Where layers keep more than blocks, it begins where a state is known, which is returned.
+    /// Gives a new sequence the cached blocks of its longest prefix. The last token is always computed, for its logits. If
+    /// layers have recurrent states, the prefix ends where a state is cached, which is returned.
     fn find_prefix(&mut self, sequence: &mut Sequence) -> Option<Block> {
         if !self.config.prefix_cache || sequence.wants_every_position() {
             return None;
@@ -404,13 +412,13 @@ impl Scheduler {
             sequence.blocks.push(block);
             sequence.hashes.push(hash);
         }
-        let state = self.states.as_ref().and_then(|states| states.longest(sequence));
+        let state = self.states.as_ref().and_then(|states| states.longest_prefix_state(sequence));
         sequence.computed = sequence.hashes.len() * self.block_size;
         state
     }
 
-    /// Blocks for the next `chunk` tokens of a running sequence. If they run out, the latest arrivals that are not in `step`
-    /// yet give theirs up and will be computed again.
+    /// Allocates blocks for the next `chunk` tokens of a running sequence. If they run out, preempts the latest arrivals that
+    /// are not in `step` yet; they will be computed again. `false` if there are still too few.
     fn reserve(&mut self, index: usize, chunk: usize, step: &ScheduledStep) -> bool {
         let blocks = (self.running[index].computed + chunk).div_ceil(self.block_size);
         loop {
@@ -459,7 +467,7 @@ mod tests {
         shadow_share: 0.0,
     };
 
-    /// Keys and values of all tokens, and nothing else.
+    /// Layers with full attention and no recurrent state.
     const PLAIN: LayerState = LayerState { bytes_per_token: 4, bytes_per_sequence: 0, window: None };
 
     fn scheduler(num_blocks: usize, max_batched_tokens: usize) -> Scheduler {
@@ -471,30 +479,30 @@ mod tests {
         Request { prompt, ..Request::default() }
     }
 
-    fn of(id: SequenceId, request: Request) -> Sequence {
+    fn sequence_of(id: SequenceId, request: Request) -> Sequence {
         Sequence::new(id, request).expect("there is no constraint")
     }
 
-    /// A sequence whose prompt begins as no other's does.
+    /// A sequence whose prompt shares no prefix with any other.
     fn sequence(id: SequenceId, len: usize) -> Sequence {
-        of(id, request((0..len as u32).map(|token| 100 * id as u32 + token).collect()))
+        sequence_of(id, request((0..len as u32).map(|token| 100 * id as u32 + token).collect()))
     }
 
-    /// Runs a step, each sequence writing token 5; the sizes of its parts by sequence, and who wrote.
+    /// Runs a step in which every sampled token is 5. Returns the number of tokens by sequence, and which sequences sampled.
     fn step(scheduler: &mut Scheduler) -> (Vec<(SequenceId, usize)>, Vec<SequenceId>) {
         let scheduled_step = scheduler.schedule();
-        let mut wrote = Vec::new();
+        let mut sampled = Vec::new();
         for scheduled in &scheduled_step.sequences {
-            scheduler.computed(scheduled.sequence, scheduled.positions.end);
+            scheduler.record_computed(scheduled.sequence, scheduled.positions.end);
             let sequence = scheduler.sequence_mut(scheduled.sequence).expect("it ran");
             if scheduled.wanted.last().is_some_and(|position| position + 1 == sequence.tokens.len()) {
                 sequence.append(5, 1000);
-                wrote.push(scheduled.sequence);
+                sampled.push(scheduled.sequence);
             }
         }
         (
             scheduled_step.sequences.iter().map(|scheduled| (scheduled.sequence, scheduled.positions.len())).collect(),
-            wrote,
+            sampled,
         )
     }
 
@@ -505,7 +513,7 @@ mod tests {
         let scheduled_step = scheduler.schedule();
         assert_eq!((scheduled_step.batch.sequences[0].query_len, scheduled_step.batch.sequences[0].rope_len), (6, 10));
         assert!(scheduled_step.batch.logits_rows.is_empty());
-        scheduler.computed(0, scheduled_step.sequences[0].positions.end);
+        scheduler.record_computed(0, scheduled_step.sequences[0].positions.end);
         let scheduled_step = scheduler.schedule();
         assert_eq!(
             (scheduled_step.batch.sequences[0].query_len, scheduled_step.batch.logits_rows.as_slice()),
@@ -514,34 +522,34 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_wanted_is_computed_and_not_too_much_at_once() {
+    fn logits_and_hidden_rows_are_computed_only_where_needed() {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks: 8, dtype: KvDtype::F16 };
         let mut scheduler = Scheduler::new(kv_cache, PROMPT_LOGITS / 4, CONFIG, PLAIN);
-        let wants = |scheduler: &mut Scheduler| {
+        let rows_of_step = |scheduler: &mut Scheduler| {
             let scheduled_step = scheduler.schedule();
             scheduled_step
                 .sequences
                 .iter()
-                .for_each(|scheduled| scheduler.computed(scheduled.sequence, scheduled.positions.end));
+                .for_each(|scheduled| scheduler.record_computed(scheduled.sequence, scheduled.positions.end));
             (
                 scheduled_step.batch.token_ids.len(),
                 scheduled_step.batch.logits_rows.len(),
                 scheduled_step.batch.hidden_rows.len(),
             )
         };
-        scheduler.add(of(0, Request { pooling: Some(Pooling::Mean), ..request((0..10).collect()) }));
-        assert_eq!(wants(&mut scheduler), (10, 0, 10));
+        scheduler.add(sequence_of(0, Request { pooling: Some(Pooling::Mean), ..request((0..10).collect()) }));
+        assert_eq!(rows_of_step(&mut scheduler), (10, 0, 10));
         scheduler.remove(0);
         let params = SamplingParams { prompt_logprobs: Some(0), ..SamplingParams::default() };
-        scheduler.add(of(1, Request { params: params.clone(), ..request((0..10).collect()) }));
-        scheduler.add(of(2, Request { params: params.clone(), ..request((20..23).collect()) }));
-        assert_eq!([(); 3].map(|()| wants(&mut scheduler)), [(4, 4, 0), (4, 4, 0), (4, 4, 0)]);
+        scheduler.add(sequence_of(1, Request { params: params.clone(), ..request((0..10).collect()) }));
+        scheduler.add(sequence_of(2, Request { params: params.clone(), ..request((20..23).collect()) }));
+        assert_eq!([(); 3].map(|()| rows_of_step(&mut scheduler)), [(4, 4, 0), (4, 4, 0), (4, 4, 0)]);
         scheduler.remove(1);
-        assert_eq!(wants(&mut scheduler), (1, 1, 0));
+        assert_eq!(rows_of_step(&mut scheduler), (1, 1, 0));
     }
 
     #[test]
-    fn out_of_blocks_the_latest_waits_and_is_recomputed() {
+    fn without_free_blocks_the_latest_sequence_is_preempted() {
         let mut scheduler = scheduler(3, 64);
         scheduler.add(sequence(0, 8));
         scheduler.add(sequence(1, 4));
@@ -556,25 +564,25 @@ mod tests {
     }
 
     #[test]
-    fn answers_go_on_while_a_prompt_is_read_in_pieces() {
+    fn decoding_continues_while_a_prompt_is_computed_in_chunks() {
         let mut scheduler = scheduler(64, 128);
         scheduler.add(sequence(0, 4));
         step(&mut scheduler);
         scheduler.add(sequence(1, 100));
         scheduler.add(sequence(2, 20));
-        let first = scheduler.pace.prompt_tokens_beside_answers();
+        let first = scheduler.step_costs.max_prompt_tokens_beside_decodes();
         assert_eq!(step(&mut scheduler), (vec![(0, 1), (1, first)], vec![0]));
         for _ in 0..100 {
-            // A step of 50 ms beside 1 ms for each token of a prompt.
-            scheduler.pace.observe(0, true, 0, std::time::Duration::from_millis(50));
-            scheduler.pace.observe(40, false, 0, std::time::Duration::from_millis(40));
+            // A decode step takes 50 ms, and each prompt token 1 ms.
+            scheduler.step_costs.observe(0, true, 0, std::time::Duration::from_millis(50));
+            scheduler.step_costs.observe(40, false, 0, std::time::Duration::from_millis(40));
         }
-        let (parts, wrote) = step(&mut scheduler);
-        assert_eq!((parts[0], parts[1], parts[2].0, wrote), ((0, 1), (1, 68), 2, vec![0, 1]));
+        let (chunks, sampled) = step(&mut scheduler);
+        assert_eq!((chunks[0], chunks[1], chunks[2].0, sampled), ((0, 1), (1, 68), 2, vec![0, 1]));
     }
 
     #[test]
-    fn answers_wait_for_prompts_where_those_come_first() {
+    fn with_prompts_first_decoding_waits_for_prompts() {
         let mut scheduler = scheduler(64, 64);
         scheduler.config.prompts_first = true;
         scheduler.add(sequence(0, 4));
@@ -586,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn more_answers_than_a_step_has_tokens_for_are_written_all_the_same() {
+    fn decoding_sequences_may_exceed_the_token_budget() {
         let mut scheduler = scheduler(64, 2);
         for id in 0..4 {
             scheduler.add(sequence(id, 1));
@@ -603,39 +611,39 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_that_is_stored_is_not_computed_again() {
+    fn a_cached_prefix_is_not_computed_again() {
         let mut scheduler = scheduler(16, 64);
         let prompt: Vec<u32> = (0..12).collect();
-        scheduler.add(of(0, request(prompt.clone())));
+        scheduler.add(sequence_of(0, request(prompt.clone())));
         step(&mut scheduler);
-        // The same prompt while the first one is still written: all but its last block, which must give logits.
-        scheduler.add(of(1, request(prompt.clone())));
+        // The same prompt while the first sequence still decodes: all but its last block is cached; that one gives logits.
+        scheduler.add(sequence_of(1, request(prompt.clone())));
         assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 4)]);
         assert_eq!(scheduler.sequence_mut(1).expect("it runs").cached, 8);
         scheduler.remove(0);
         scheduler.remove(1);
         assert_eq!(scheduler.pool.available(), 16);
-        // Longer, and another one after the first block.
+        // A longer prompt, and one that differs after the first block.
         let longer: Vec<u32> = prompt.iter().copied().chain(50..60).collect();
-        scheduler.add(of(2, request(longer)));
-        scheduler.add(of(3, request(vec![0, 1, 2, 3, 9, 9, 9, 9, 9])));
+        scheduler.add(sequence_of(2, request(longer)));
+        scheduler.add(sequence_of(3, request(vec![0, 1, 2, 3, 9, 9, 9, 9, 9])));
         assert_eq!(step(&mut scheduler).0, [(2, 10), (3, 5)]);
         assert_eq!((scheduler.prefix_queries, scheduler.prefix_hits), (12 + 12 + 22 + 9, 8 + 12 + 4));
     }
 
     #[test]
-    fn a_prompt_needs_room_only_for_what_is_not_stored() {
+    fn a_prompt_needs_free_blocks_only_for_uncached_tokens() {
         let mut scheduler = scheduler(8, 64);
         let prompt: Vec<u32> = (0..16).collect();
-        scheduler.add(of(0, request(prompt.clone())));
+        scheduler.add(sequence_of(0, request(prompt.clone())));
         step(&mut scheduler);
         step(&mut scheduler);
-        // Six blocks, of which three are left and three are there already.
-        scheduler.add(of(1, request(prompt[..12].iter().copied().chain(90..99).collect())));
+        // It needs six blocks: three are cached and three are free.
+        scheduler.add(sequence_of(1, request(prompt[..12].iter().copied().chain(90..99).collect())));
         assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 9)]);
         scheduler.add(sequence(2, 4));
         for _ in 0..2 {
-            assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 1)], "it waits, and owns nothing");
+            assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 1)], "it waits and owns no blocks");
         }
         scheduler.remove(0);
         scheduler.remove(1);
@@ -644,33 +652,33 @@ mod tests {
     }
 
     #[test]
-    fn drafts_leave_every_answer_a_block() {
+    fn drafts_leave_a_free_block_for_every_sequence() {
         let mut scheduler = scheduler(5, 64);
-        scheduler.add(of(0, request(vec![5; 7])));
+        scheduler.add(sequence_of(0, request(vec![5; 7])));
         scheduler.add(sequence(1, 4));
         step(&mut scheduler);
-        // Two blocks are left, and two answers may each need one.
+        // Two blocks are free, and each of the two sequences may need one.
         assert_eq!(scheduler.draft(0, 8).len(), 0);
         scheduler.remove(1);
         assert!(!scheduler.draft(0, 8).is_empty());
     }
 
     #[test]
-    fn blocks_that_no_query_sees_any_more_are_let_go() {
+    fn blocks_outside_the_sliding_window_are_freed() {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks: 8, dtype: KvDtype::F32 };
         let config = EngineConfig { context: 64, ..CONFIG };
         let mut scheduler = Scheduler::new(kv_cache, 1000, config, LayerState { window: Some(5), ..PLAIN });
         scheduler.add(sequence(0, 10));
         step(&mut scheduler);
-        // The next query is at 10 and sees 6 to 10, in the blocks 1 and 2.
+        // The next query is at position 10 and sees positions 6 to 10, in blocks 1 and 2.
         assert_eq!(scheduler.pool.used(), 2);
         for computed in 11..40 {
             step(&mut scheduler);
             assert_eq!(scheduler.sequence_mut(0).expect("it runs").computed, computed);
             assert_eq!(scheduler.pool.used(), (computed - 1) / 4 + 1 - (computed - 4) / 4, "{computed} tokens");
         }
-        // What they held can be found until they are needed.
-        scheduler.add(of(1, request((0..10).collect())));
+        // The freed block 0 was reused, so the prompt is not cached any more.
+        scheduler.add(sequence_of(1, request((0..10).collect())));
         step(&mut scheduler);
         assert_eq!(scheduler.sequence_mut(1).expect("it runs").cached, 0);
         scheduler.remove(0);
@@ -679,11 +687,11 @@ mod tests {
     }
 
     #[test]
-    fn choices_of_one_prompt_wait_for_the_first_to_read_it() {
+    fn further_choices_wait_until_the_first_has_computed_the_prompt() {
         let mut scheduler = scheduler(16, 6);
         let prompt: Vec<u32> = (0..9).collect();
-        scheduler.add(of(0, request(prompt.clone())));
-        scheduler.add(of(1, Request { leader: Some(0), ..request(prompt) }));
+        scheduler.add(sequence_of(0, request(prompt.clone())));
+        scheduler.add(sequence_of(1, Request { leader: Some(0), ..request(prompt) }));
         assert_eq!(step(&mut scheduler).0, [(0, 6)]);
         assert_eq!(step(&mut scheduler).0, [(0, 3)]);
         assert_eq!(step(&mut scheduler).0, [(0, 1), (1, 1)]);

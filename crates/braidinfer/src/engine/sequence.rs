@@ -1,4 +1,4 @@
-//! One request's tokens.
+//! One sequence: a prompt, the tokens generated so far, and their state in the engine.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -14,11 +14,11 @@ use crate::Result;
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// A token or text that ends it.
+    /// An end token or a stop text was generated, or the constraint was complete.
     Stop,
-    /// The token limit or the context's end.
+    /// The token limit or the end of the context was reached.
     Length,
-    /// It was cancelled.
+    /// The request was cancelled.
     Cancelled,
 }
 
@@ -33,35 +33,35 @@ impl FinishReason {
     }
 }
 
-/// What layers keep of a running sequence besides its blocks.
+/// Recurrent state of a running sequence, which layers keep in addition to its key/value blocks.
 #[derive(Debug)]
 pub(super) struct SequenceState {
     pub(super) slot: Block,
-    /// Whole blocks of tokens that the state in the slot stands after, once the step has run.
+    /// Number of whole blocks of tokens that the state in the slot covers after the current step.
     pub(super) blocks: usize,
 }
 
-/// A prompt and the answer so far.
+/// A prompt and the tokens generated so far.
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) tokens: Vec<u32>,
     pub(super) prompt_len: usize,
-    /// Tokens whose keys and values are stored.
+    /// Number of tokens whose keys and values are stored.
     pub(super) computed: usize,
     pub(super) blocks: BlockTable,
-    /// What layers keep of it besides its blocks, where they do.
+    /// Recurrent state, if the model has any.
     pub(super) state: Option<SequenceState>,
-    /// Of the full blocks whose contents are known, from the first one on.
+    /// Hashes of the full blocks, from the first block on.
     pub(super) hashes: Vec<BlockHash>,
-    /// A sequence with the same prompt, which is read first.
+    /// A sequence with the same prompt, whose prompt is computed first.
     pub(super) leader: Option<SequenceId>,
-    /// Tokens of the prompt that did not have to be computed.
+    /// Number of prompt tokens that were found in the prefix cache.
     pub(super) cached: usize,
     pub(super) was_preempted: bool,
     added: Instant,
     /// How long it waited for its first step.
     pub(super) queued: Duration,
-    /// Of the prompt's tokens from the second on, as they are computed.
+    /// Log-probabilities of the prompt's tokens from the second on, as far as they are computed.
     prompt_logprobs: Vec<TokenLogprobs>,
     params: SamplingParams,
     stop_token_ids: Vec<u32>,
@@ -80,7 +80,7 @@ impl fmt::Debug for Sequence {
 }
 
 impl Sequence {
-    /// Fails where its constraint cannot begin.
+    /// Fails if its constraint cannot be created.
     pub(super) fn new(id: SequenceId, request: Request) -> Result<Self> {
         let Request { prompt, params, stop_token_ids, leader, constraint, pooling } = request;
         Ok(Self {
@@ -107,75 +107,75 @@ impl Sequence {
         })
     }
 
-    /// Tokens that are not computed yet: the rest of the prompt, or the newest token.
+    /// Number of tokens that are not computed yet: the rest of the prompt, or the newest token.
     pub(super) fn pending(&self) -> usize {
         self.tokens.len() - self.computed
     }
 
-    /// Whether all but the newest token is computed, so that a step writes the next one.
-    pub(super) fn is_writing(&self) -> bool {
+    /// Whether all tokens but the newest generated one are computed, so that the next step generates a token.
+    pub(super) fn is_decoding(&self) -> bool {
         self.pending() == 1 && self.tokens.len() > self.prompt_len
     }
 
-    /// Whether the prompt is stored and can be shared.
+    /// Whether the whole prompt is computed and can be shared.
     pub(super) fn has_read_prompt(&self) -> bool {
         self.computed >= self.prompt_len
     }
 
-    /// Whether every token of the prompt must be computed, for what it gives.
+    /// Whether every token of the prompt must be computed, because its logits or hidden state are needed.
     pub(super) fn wants_every_position(&self) -> bool {
         self.wants_prompt_logprobs() || self.pooling == Some(Pooling::Mean)
     }
 
-    /// Whether the prompt's tokens are to be told how likely they were: until the first token of the answer tells it.
+    /// Whether log-probabilities of the prompt are still to be collected: they are returned with the first generated token.
     pub(super) fn wants_prompt_logprobs(&self) -> bool {
         self.params.prompt_logprobs.is_some() && self.tokens.len() == self.prompt_len
     }
 
-    /// Whether hidden states are wanted, and nothing is written.
+    /// Whether hidden states are pooled and no tokens are generated.
     pub(super) fn is_embedding(&self) -> bool {
         self.pooling.is_some()
     }
 
-    /// Tokens that may still be written.
+    /// Number of tokens that may still be generated.
     pub(super) fn tokens_left(&self, context: usize) -> usize {
-        let written = self.tokens.len() - self.prompt_len;
-        let limit = self.params.max_tokens.map_or(usize::MAX, |limit| limit.saturating_sub(written));
+        let generated = self.tokens.len() - self.prompt_len;
+        let limit = self.params.max_tokens.map_or(usize::MAX, |limit| limit.saturating_sub(generated));
         limit.min(context.saturating_sub(self.tokens.len()))
     }
 
-    /// Drafts of the next tokens.
+    /// Drafts at most `most` of the next tokens; see [`Drafter::draft`].
     pub(super) fn draft(&mut self, most: usize, cost: f64) -> Vec<u32> {
         self.drafter.draft(&self.tokens, most, cost)
     }
 
-    /// Learns how many of the last drafts were accepted.
+    /// Records how many tokens of the last draft were accepted.
     pub(super) fn record_drafts(&mut self, drafted: usize, accepted: usize) {
         self.drafter.record(drafted, accepted);
     }
 
-    /// Whether logits are wanted for a token at `position`, or, of an embedding, the hidden state.
+    /// Whether the logits after the token at `position` are needed, or its hidden state if this is an embedding.
     pub(super) fn wants_output(&self, position: usize) -> bool {
-        // What was given before is not asked for again when a sequence is computed again.
+        // A sequence that is computed again after a preemption keeps the log-probabilities it already has.
         let of_prompt = self.wants_prompt_logprobs() && position >= self.prompt_logprobs.len();
         let of_all = self.pooling == Some(Pooling::Mean) || of_prompt;
         position + 1 >= self.tokens.len() || (of_all && position + 1 < self.prompt_len)
     }
 
-    /// Takes the logits after a token of the prompt that another one follows.
-    pub(super) fn read_prompt_logits(&mut self, position: usize, logits: &[f32]) {
+    /// Records the log-probability of the prompt token after `position`, if requested; does nothing at later positions.
+    pub(super) fn record_prompt_logprobs(&mut self, position: usize, logits: &[f32]) {
         let wanted = self.wants_prompt_logprobs() && position + 1 < self.prompt_len;
         if let Some(count) = self.params.prompt_logprobs.filter(|_| wanted) {
             self.prompt_logprobs.push(TokenLogprobs::of(logits, self.tokens[position + 1], count));
         }
     }
 
-    /// Gives what is known of the prompt's tokens, once.
+    /// Moves out the collected log-probabilities of the prompt, if they were requested.
     fn take_prompt_logprobs(&mut self) -> Option<Vec<TokenLogprobs>> {
         self.params.prompt_logprobs.map(|_| std::mem::take(&mut self.prompt_logprobs))
     }
 
-    /// About the prompt, once it is processed.
+    /// Information about the prompt; called once, when it is computed.
     pub(super) fn prompt_info(&mut self) -> PromptInfo {
         PromptInfo {
             num_tokens: self.prompt_len,
@@ -185,19 +185,19 @@ impl Sequence {
         }
     }
 
-    /// Adds the hidden state of a token.
+    /// Adds the hidden state of a token to the pooled sum.
     pub(super) fn pool(&mut self, hidden: &[f32]) {
         self.pooled.resize(hidden.len(), 0.0);
         self.pooled.iter_mut().zip(hidden).for_each(|(sum, value)| *sum += value);
     }
 
-    /// The pooled hidden state with a norm of 1: the direction of a mean is that of the sum.
+    /// The pooled hidden state scaled to norm 1. For the mean the sum suffices, since it has the same direction.
     pub(super) fn embedding(&self) -> Vec<f32> {
-        let length = self.pooled.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-        self.pooled.iter().map(|value| (f64::from(*value) / length.max(f64::MIN_POSITIVE)) as f32).collect()
+        let norm = self.pooled.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        self.pooled.iter().map(|value| (f64::from(*value) / norm.max(f64::MIN_POSITIVE)) as f32).collect()
     }
 
-    /// The next token, and how likely it was, if that is wanted.
+    /// Samples the next token, with its log-probabilities if requested.
     pub(super) fn sample(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>)> {
         let (prompt, answer) = self.tokens.split_at(self.prompt_len);
         let token = match &mut self.constraint {
@@ -213,13 +213,13 @@ impl Sequence {
         Ok((token, self.params.logprobs.map(|count| TokenLogprobs::of(logits, token, count))))
     }
 
-    /// Whether a token ends the answer by itself.
+    /// Whether a token is an end token of this sequence.
     pub(super) fn is_end(&self, token: u32) -> bool {
         let ends_texts = !self.params.ignore_eos && self.stop_token_ids.contains(&token);
         ends_texts || self.params.stop_token_ids.contains(&token)
     }
 
-    /// Takes a new token and says whether it is the last.
+    /// Appends a generated token; returns the reason if the sequence ends with it.
     pub(super) fn append(&mut self, token: u32, context: usize) -> Option<FinishReason> {
         self.tokens.push(token);
         if self.is_end(token) || self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete()) {
@@ -230,21 +230,21 @@ impl Sequence {
         (limit || self.tokens.len() >= context).then_some(FinishReason::Length)
     }
 
-    /// Takes note that it runs for the first time, and of what is stored of it.
-    pub(super) fn begin(&mut self) {
+    /// Records the time of the first step and the number of cached prompt tokens.
+    pub(super) fn record_start(&mut self) {
         self.cached = self.computed;
         self.queued = self.added.elapsed();
     }
 
-    /// Gives up what is stored; it will be computed again.
+    /// Frees everything that is computed; it will be computed again.
     pub(super) fn preempt(&mut self) {
         self.was_preempted = true;
         self.pooled.clear();
-        self.give_back();
+        self.release();
     }
 
-    /// Gives up its blocks.
-    pub(super) fn give_back(&mut self) {
+    /// Frees its blocks and its state.
+    pub(super) fn release(&mut self) {
         self.state = None;
         self.blocks.clear();
         self.hashes.clear();

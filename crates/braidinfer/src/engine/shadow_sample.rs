@@ -1,25 +1,25 @@
-//! Steps whose logits are kept, to be compared with standard kernels later.
+//! A random sample of steps whose logits are kept, to be compared with the standard kernels later.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::VecDeque;
 
-/// Steps that wait for their comparison; while there are so many, no other is kept.
-const MOST: usize = 4;
+/// Most samples that may wait for their comparison; further steps are not kept.
+const MAX_PENDING: usize = 4;
 
-/// Longer sequences are not kept: standard kernels hold scores of every token with every other one.
-const LONGEST: usize = 1024;
+/// Longest sequence that is kept, in tokens: standard kernels hold the attention scores of every pair of tokens.
+const MAX_TOKENS: usize = 1024;
 
 /// The tokens of one sequence and the logits after them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShadowSample {
     /// Token ids.
     pub tokens: Vec<u32>,
-    /// After the last of them, `[vocab_size]`.
+    /// Logits after the last token, `[vocab_size]`.
     pub logits: Vec<f32>,
 }
 
-/// Keeps a share of all steps.
+/// Keeps a random share of all steps.
 #[derive(Debug)]
 pub(super) struct ShadowSamples {
     share: f64,
@@ -33,7 +33,7 @@ impl ShadowSamples {
     }
 
     pub(super) fn offer(&mut self, tokens: &[u32], logits: &[f32]) {
-        let has_room = tokens.len() <= LONGEST && self.kept.len() < MOST;
+        let has_room = tokens.len() <= MAX_TOKENS && self.kept.len() < MAX_PENDING;
         if self.share > 0.0 && has_room && self.rng.random_bool(self.share) {
             self.kept.push_back(ShadowSample { tokens: tokens.to_vec(), logits: logits.to_vec() });
         }

@@ -1,4 +1,4 @@
-//! The thread that owns the model: takes commands, runs steps, hands out what they give.
+//! The thread that owns the model: receives commands, runs steps, and sends their outputs to the streams.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,34 +11,34 @@ use tokio::sync::{mpsc, oneshot};
 use super::{AnswerEnd, EngineObserver, RequestError, RequestOutput, StreamId, Task, TokenTimes};
 use crate::{Event, FinishReason, Llm, Output, RequestId, Result};
 
-/// What a [`Handle`](super::Handle) asks of the thread.
+/// A command from a [`Handle`](super::Handle) to the thread.
 pub(super) enum Command {
     Submit(Box<Submission>),
     Cancel(StreamId),
     /// Ends every answer.
     EndAll,
-    /// Nobody has a handle any more.
+    /// The last handle was dropped.
     Stop,
 }
 
-/// Prompts that are to be queued.
+/// Prompts to queue.
 pub(super) struct Submission {
     pub(super) stream: StreamId,
     pub(super) prompts: Vec<Vec<u32>>,
     pub(super) task: Task,
     pub(super) arrived: Instant,
     pub(super) outputs: mpsc::UnboundedSender<RequestOutput>,
-    /// Told whether they were.
+    /// Receives whether the prompts were queued.
     pub(super) accept: oneshot::Sender<Result<()>>,
 }
 
-/// What the thread works with.
+/// The state of the thread.
 pub(super) struct EngineThread {
     llm: Llm,
     observer: Arc<dyn EngineObserver>,
     commands: Receiver<Command>,
     unfinished: BTreeMap<RequestId, UnfinishedRequest>,
-    /// A command that came while a step was checked.
+    /// A command that interrupted a shadow check.
     interruption: Option<Command>,
 }
 
@@ -47,7 +47,7 @@ impl EngineThread {
         Self { llm, observer, commands, unfinished: BTreeMap::new(), interruption: None }
     }
 
-    /// Runs steps until nobody has a handle any more.
+    /// Runs steps until the last handle is dropped.
     pub(super) fn run(mut self) {
         while self.take_commands().is_continue() {
             self.cancel_dropped();
@@ -59,10 +59,10 @@ impl EngineThread {
         self.end_all(&RequestError::ShuttingDown);
     }
 
-    /// Carries out all commands that are there, so that cancelling takes one step at most. Waits for one only when there is
-    /// nothing else to do.
+    /// Executes all pending commands before each step, so that cancelling takes one step at most. Blocks for a command only
+    /// if there is no unfinished request.
     fn take_commands(&mut self) -> ControlFlow<()> {
-        self.check_steps();
+        self.shadow_checks();
         let mut next = self.interruption.take();
         if next.is_none() && !self.llm.has_unfinished() {
             next = Some(self.commands.recv().unwrap_or(Command::Stop));
@@ -78,15 +78,15 @@ impl EngineThread {
         ControlFlow::Continue(())
     }
 
-    /// Computes steps again while there is nothing else to do.
-    fn check_steps(&mut self) {
+    /// Runs shadow checks while the engine is idle.
+    fn shadow_checks(&mut self) {
         while !self.llm.has_unfinished() && self.interruption.is_none() && self.llm.has_unchecked_step() {
-            self.check_step();
+            self.shadow_check();
         }
     }
 
-    /// Computes a step again, until there is something else to do.
-    fn check_step(&mut self) {
+    /// Runs one shadow check, which the next command interrupts.
+    fn shadow_check(&mut self) {
         let (commands, interruption) = (&self.commands, &mut self.interruption);
         let checked = self.llm.shadow_check(&mut || {
             *interruption = next_command(commands);
@@ -105,7 +105,7 @@ impl EngineThread {
         let queued = self.queue_all(prompts, &task, &mut requests);
         for (index, request) in requests.into_iter().enumerate() {
             if queued.is_err() {
-                // All prompts, or none.
+                // Either all prompts are queued or none.
                 self.llm.abort(request);
                 continue;
             }
@@ -114,7 +114,7 @@ impl EngineThread {
             let unfinished = UnfinishedRequest { stream, outputs: outputs.clone(), first_choice, arrived, answers };
             self.unfinished.insert(request, unfinished);
         }
-        // That nobody waits for this any more is noticed before the next step.
+        // If the caller no longer waits, its stream is closed and `cancel_dropped` removes the requests before the next step.
         let _ = accept.send(queued);
     }
 
@@ -133,12 +133,12 @@ impl EngineThread {
         }
     }
 
-    /// Ends the requests whose streams were dropped.
+    /// Cancels the requests whose streams were dropped.
     fn cancel_dropped(&mut self) {
         self.cancel(|request| request.outputs.is_closed());
     }
 
-    /// Ends the requests of which `is_unwanted` is true.
+    /// Cancels the requests for which `is_unwanted` is true.
     fn cancel(&mut self, is_unwanted: impl Fn(&UnfinishedRequest) -> bool) {
         let unwanted = self.unfinished.iter().filter(|(_, request)| is_unwanted(request)).map(|(id, _)| *id);
         for id in unwanted.collect::<Vec<_>>() {
@@ -153,7 +153,7 @@ impl EngineThread {
         }
     }
 
-    /// Ends the answers to one request that have not ended.
+    /// Ends the unfinished answers to one request.
     fn end(&mut self, id: RequestId, end: AnswerEnd, error: &RequestError) {
         self.llm.abort(id);
         let Some(request) = self.unfinished.remove(&id) else { return };
@@ -165,7 +165,7 @@ impl EngineThread {
         match self.llm.step() {
             Ok(events) => {
                 self.observer.step(&self.llm.stats().last_step);
-                events.into_iter().for_each(|event| self.hand_out(event));
+                events.into_iter().for_each(|event| self.deliver(event));
             }
             Err(error) => {
                 self.observer.step_failed(&error);
@@ -174,7 +174,8 @@ impl EngineThread {
         }
     }
 
-    fn hand_out(&mut self, event: Event) {
+    /// Sends an output to its stream.
+    fn deliver(&mut self, event: Event) {
         let Event { request: id, choice, output } = event;
         let Some(request) = self.unfinished.get_mut(&id) else { return };
         let observer = &self.observer;
@@ -213,25 +214,25 @@ fn next_command(commands: &Receiver<Command>) -> Option<Command> {
 struct UnfinishedRequest {
     stream: StreamId,
     outputs: mpsc::UnboundedSender<RequestOutput>,
-    /// Of its answers, among all that the stream gives.
+    /// Index of its first answer among all answers of the stream.
     first_choice: usize,
     arrived: Instant,
     answers: Vec<Progress>,
 }
 
 impl UnfinishedRequest {
-    /// Its answers that have not ended.
+    /// Indices of its unfinished answers.
     fn unfinished(&self) -> impl Iterator<Item = usize> {
         self.answers.iter().enumerate().filter(|(_, answer)| !answer.has_ended).map(|(choice, _)| choice)
     }
 
     fn send(&self, choice: usize, output: Result<Output, RequestError>) {
-        // That the stream was dropped is noticed before the next step.
+        // If the stream was dropped, `cancel_dropped` removes the request before the next step.
         let _ = self.outputs.send(RequestOutput { choice: self.first_choice + choice, output });
     }
 }
 
-/// How far an answer is.
+/// Progress of one answer.
 #[derive(Debug, Clone, Default)]
 struct Progress {
     tokens: usize,
@@ -240,7 +241,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// Counts a token that has just come.
+    /// Counts a new token and returns its times.
     fn next_token(&mut self, arrived: Instant) -> TokenTimes {
         let index = self.tokens;
         self.tokens += 1;

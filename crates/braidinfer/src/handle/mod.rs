@@ -1,8 +1,8 @@
-//! A model that many callers use at once, from synchronous and from asynchronous code.
+//! A model on its own thread that many callers use at once, from synchronous and asynchronous code.
 //!
-//! [`Handle::start`] gives an [`Llm`] to a thread of its own, which runs its steps. Whoever has the handle, or a clone of
-//! it, submits prompts and reads what comes from an [`OutputStream`]. Requests of all callers take part in the same
-//! steps. No async runtime is needed, and any will do.
+//! [`Handle::start`] moves an [`Llm`] to a new thread, which runs its steps. Callers submit prompts through the handle or a
+//! clone of it and read outputs from an [`OutputStream`]. Requests of all callers are batched into the same steps. No async
+//! runtime is needed, and any runtime works.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -47,17 +47,17 @@ pub use self::stream::{OutputStream, RequestError, RequestOutput, StreamId};
 
 use self::engine_thread::{Command, EngineThread, Submission};
 
-/// What is wanted of prompts.
+/// What to compute for prompts.
 #[derive(Debug, Clone)]
 pub enum Task {
-    /// Answers, which may have to have a form.
+    /// Generated answers, optionally with a constraint.
     Generate(Box<SamplingParams>, Option<ConstraintFactory>),
-    /// Vectors.
+    /// Embeddings.
     Embed(Pooling),
 }
 
 impl Task {
-    /// Answers to each prompt; a vector counts as one.
+    /// Number of answers to each prompt; an embedding counts as one.
     pub fn n(&self) -> usize {
         match self {
             Self::Generate(params, _) => params.n,
@@ -69,18 +69,18 @@ impl Task {
 /// Why prompts were not queued.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
-    /// The engine cannot or will not run one of them: none was queued. [`Error::QueueFull`] says that there is no room now.
+    /// The engine rejected one of the prompts, and none was queued. With [`Error::QueueFull`] the caller may retry later.
     #[error(transparent)]
     Refused(#[from] Error),
-    /// The thread that owns the model has ended, because something in it is broken.
+    /// The thread that owns the model has ended unexpectedly, for example because of a panic.
     #[error("the engine has stopped")]
     EngineStopped,
 }
 
-/// A model on its own thread. Clones are cheap and stand for the same model.
+/// A model on its own thread. Clones are cheap and refer to the same model.
 ///
-/// When the last clone is dropped, answers that are unfinished end with [`RequestError::ShuttingDown`] after the step that
-/// runs, and the thread drops the model and ends.
+/// When the last clone is dropped, unfinished answers end with [`RequestError::ShuttingDown`] after the current step, and the
+/// thread drops the model and ends.
 #[derive(Clone)]
 pub struct Handle {
     commands: Sender<Command>,
@@ -89,9 +89,10 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Gives a model to a new thread. `observer` is told there what the engine does; `Arc::new(())` ignores it.
+    /// Moves a model to a new thread. `observer` is called on that thread with what the engine does; `Arc::new(())` ignores
+    /// everything.
     ///
-    /// Fails where the system gives no thread.
+    /// Fails if the thread cannot be created.
     pub fn start(llm: Llm, observer: Arc<dyn EngineObserver>) -> io::Result<Self> {
         let (commands, received) = channel();
         let text = Arc::clone(llm.text());
@@ -105,15 +106,15 @@ impl Handle {
         &self.text
     }
 
-    /// Whether the thread runs. It ends before the last handle is dropped only if something in it is broken.
+    /// Whether the thread runs. It ends before the last handle is dropped only after a panic.
     pub fn is_alive(&self) -> bool {
         !self.thread.is_finished()
     }
 
-    /// Queues prompts, given as token ids: all of them, or none. `arrived` is when they were asked for, from which times
-    /// are counted.
+    /// Queues prompts, given as token ids: either all of them or none. Latencies are measured from `arrived`, the arrival of
+    /// the request.
     ///
-    /// Waits for the end of the step that runs. If the future is dropped before it is ready, nothing stays queued.
+    /// Waits for the end of the current step. If the future is dropped before it is ready, no prompt stays queued.
     pub async fn submit(
         &self,
         prompts: Vec<Vec<u32>>,
@@ -124,11 +125,11 @@ impl Handle {
         submitted.stream(accepted.await)
     }
 
-    /// As [`Handle::submit`], for synchronous code.
+    /// Like [`Handle::submit`], for synchronous code.
     ///
     /// # Panics
     ///
-    /// Within an asynchronous task of Tokio, which must not be blocked.
+    /// If called within an asynchronous task of Tokio, which must not be blocked.
     pub fn submit_blocking(
         &self,
         prompts: Vec<Vec<u32>>,
@@ -154,17 +155,17 @@ impl Handle {
         Ok((accepted, submitted))
     }
 
-    /// Ends the unfinished answers of a stream with [`RequestError::Cancelled`] before the next step, from wherever; to
-    /// drop the stream does the same. A stream that has ended is left as it is.
+    /// Ends the unfinished answers of a stream with [`RequestError::Cancelled`] before the next step. Dropping the stream
+    /// does the same. Does nothing if the stream has ended.
     pub fn cancel(&self, stream: StreamId) {
-        // A thread that is gone has ended it already.
+        // If the thread has ended, so has the stream.
         let _ = self.commands.send(Command::Cancel(stream));
     }
 
-    /// Ends every unfinished answer with [`RequestError::ShuttingDown`] before the next step. What is submitted later is
-    /// answered.
+    /// Ends every unfinished answer with [`RequestError::ShuttingDown`] before the next step. Prompts submitted later are
+    /// still answered.
     pub fn end_all(&self) {
-        // A thread that is gone has ended them already.
+        // If the thread has ended, so have all answers.
         let _ = self.commands.send(Command::EndAll);
     }
 }
@@ -175,12 +176,12 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// Prompts that were sent to the thread and may be refused by it.
+/// Prompts that were sent to the thread, which has not accepted or rejected them yet.
 struct Submitted {
     id: StreamId,
     outputs: mpsc::UnboundedReceiver<RequestOutput>,
     prompts: usize,
-    /// Answers to each prompt.
+    /// Number of answers to each prompt.
     n: usize,
 }
 

@@ -1,34 +1,34 @@
-//! What the engine does, for whoever counts, measures or logs it.
+//! Callbacks for metrics and logs of what the engine does.
 
 use std::time::Duration;
 
 use crate::engine::{EngineStats, StepStats};
 use crate::{Error, FinishReason, ShadowCheck, Token};
 
-/// When a token of an answer came.
+/// Timing of one token of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenTimes {
-    /// Tokens of the answer before this one.
+    /// Index of the token in the answer, counted from 0.
     pub index: usize,
-    /// Since the request arrived.
+    /// Time since the request arrived.
     pub since_arrival: Duration,
-    /// Since the first token of the answer; zero for the first one.
+    /// Time since the first token of the answer; zero for the first token.
     pub since_first_token: Duration,
 }
 
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerEnd {
-    /// It is complete.
+    /// The answer is complete.
     Finished(FinishReason),
-    /// Its stream was cancelled or dropped.
+    /// The stream was cancelled or dropped.
     Cancelled,
-    /// An error ended it.
+    /// An error ended the answer.
     Failed,
 }
 
 impl AnswerEnd {
-    /// What vLLM's metrics call it: `stop`, `length`, `abort` or `error`.
+    /// The finish reason in vLLM's metrics: `stop`, `length`, `abort` or `error`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Finished(FinishReason::Cancelled) | Self::Cancelled => "abort",
@@ -38,25 +38,25 @@ impl AnswerEnd {
     }
 }
 
-/// Told what the engine of a [`Handle`](super::Handle) does, on the engine's own thread: steps wait until a call returns.
-/// `()` ignores everything.
+/// Receives what the engine of a [`Handle`](super::Handle) does. Called on the engine's own thread, so a slow call delays the
+/// next step. `()` ignores everything.
 pub trait EngineObserver: Send + Sync {
-    /// A step was run. Called before its tokens are handed out.
+    /// A step was run. Called before its outputs are sent to the streams.
     fn step(&self, step: &StepStats) {
         let _ = step;
     }
 
-    /// What the engine is doing, after each step and each time that something was submitted or ended.
+    /// State and totals of the engine, after each step and each time requests were submitted or ended.
     fn engine_stats(&self, stats: &EngineStats) {
         let _ = stats;
     }
 
-    /// A token of an answer. Called before the token is handed out.
+    /// A new token of an answer. Called before the token is sent to the stream.
     fn token(&self, token: &Token, times: &TokenTimes) {
         let _ = (token, times);
     }
 
-    /// So many answers of one request have ended; a vector counts as an answer that is finished.
+    /// A number of `answers` of one request have ended. An embedding counts as a finished answer.
     fn answers_ended(&self, end: AnswerEnd, answers: usize) {
         let _ = (end, answers);
     }
@@ -66,17 +66,17 @@ pub trait EngineObserver: Send + Sync {
         let _ = error;
     }
 
-    /// A step could not be run, which ended all answers.
+    /// A step failed, which ended all answers.
     fn step_failed(&self, error: &Error) {
         let _ = error;
     }
 
-    /// A step was computed again on standard kernels. `bound` is [`Llm::shadow_bound`](crate::Llm::shadow_bound), in nats.
+    /// A shadow check has finished. `bound` is [`Llm::shadow_bound`](crate::Llm::shadow_bound), in nats.
     fn shadow_checked(&self, check: &ShadowCheck, bound: f64) {
         let _ = (check, bound);
     }
 
-    /// A step could not be computed again.
+    /// A shadow check failed.
     fn shadow_check_failed(&self, error: &Error) {
         let _ = error;
     }

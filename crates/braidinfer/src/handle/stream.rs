@@ -1,4 +1,4 @@
-//! What the engine says to those who submitted prompts.
+//! The stream of outputs for submitted prompts.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::{Error, Output, Token};
 
-/// What one step did for one answer.
+/// The output of one step for one answer.
 #[derive(Debug)]
 pub struct RequestOutput {
-    /// Which of the answers, counted from 0: all answers to the first prompt, then those to the second, and so on.
+    /// Index of the answer: all answers to the first prompt come first, then those to the second, and so on.
     pub choice: usize,
-    /// What is new; after an error the answer has ended.
+    /// The new output; an error ends the answer.
     pub output: Result<Output, RequestError>,
 }
 
 impl RequestOutput {
-    /// Whether nothing comes after it for the same answer.
+    /// Whether this is the last output of its answer.
     pub fn is_last(&self) -> bool {
         !matches!(&self.output, Ok(Output::Token(Token { finished: None, .. })))
     }
@@ -27,21 +27,21 @@ impl RequestOutput {
 /// Why an answer ended before it was complete.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RequestError {
-    /// The model could not be run, or gave no number that can be chosen from.
+    /// A step failed, or the logits were not finite.
     #[error("{0}")]
     Failed(Arc<Error>),
-    /// [`Handle::cancel`](super::Handle::cancel) ended it.
+    /// The answer was cancelled by [`Handle::cancel`](super::Handle::cancel).
     #[error("the answer was cancelled")]
     Cancelled,
-    /// [`Handle::end_all`](super::Handle::end_all) ended it, or the last handle was dropped.
+    /// The answer was ended by [`Handle::end_all`](super::Handle::end_all), or the last handle was dropped.
     #[error("the engine shuts down; the answer was ended")]
     ShuttingDown,
-    /// The thread that owns the model has ended, because something in it is broken.
+    /// The thread that owns the model has ended unexpectedly, for example because of a panic.
     #[error("the engine stopped before the answer was complete")]
     EngineStopped,
 }
 
-/// Names an [`OutputStream`]; no two of a process have the same.
+/// Identifies an [`OutputStream`]; unique within the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId(u64);
 
@@ -52,15 +52,15 @@ impl StreamId {
     }
 }
 
-/// The answers to some prompts, token by token, in the order in which they are written.
+/// The answers to the submitted prompts, token by token, in the order of generation.
 ///
-/// For each answer the last output is a token that says why it is finished, a vector, or an error. When this is dropped,
-/// unfinished answers are cancelled before the next step.
+/// The last output of each answer is a token with a finish reason, an embedding, or an error. Dropping the stream cancels
+/// unfinished answers before the next step.
 #[derive(Debug)]
 pub struct OutputStream {
     id: StreamId,
     outputs: UnboundedReceiver<RequestOutput>,
-    /// Answers that have not ended.
+    /// Indices of the unfinished answers.
     unfinished: BTreeSet<usize>,
 }
 
@@ -69,30 +69,30 @@ impl OutputStream {
         Self { id, outputs, unfinished: (0..answers).collect() }
     }
 
-    /// What to call it when [`Handle::cancel`](super::Handle::cancel) shall end it.
+    /// The id for [`Handle::cancel`](super::Handle::cancel).
     pub fn id(&self) -> StreamId {
         self.id
     }
 
-    /// The next token or vector of any answer; `None` when all have ended.
+    /// The next token or embedding of any answer; `None` when all answers have ended.
     ///
-    /// Nothing is lost if the future is dropped before it is ready.
+    /// No output is lost if the future is dropped before it is ready.
     pub async fn next(&mut self) -> Option<RequestOutput> {
         let received = self.outputs.recv().await;
         self.or_stopped(received)
     }
 
-    /// As [`OutputStream::next`], for synchronous code.
+    /// Like [`OutputStream::next`], for synchronous code.
     ///
     /// # Panics
     ///
-    /// Within an asynchronous task of Tokio, which must not be blocked.
+    /// If called within an asynchronous task of Tokio, which must not be blocked.
     pub fn next_blocking(&mut self) -> Option<RequestOutput> {
         let received = self.outputs.blocking_recv();
         self.or_stopped(received)
     }
 
-    /// Takes note of answers that end. If the thread is gone and owes the end of an answer, this is the end.
+    /// Records answers that end. If the thread has ended without ending an answer, returns an error that ends it.
     fn or_stopped(&mut self, received: Option<RequestOutput>) -> Option<RequestOutput> {
         let stopped = |&choice| RequestOutput { choice, output: Err(RequestError::EngineStopped) };
         let output = received.or_else(|| self.unfinished.first().map(stopped))?;

@@ -1,10 +1,11 @@
-//! An answer in the making: from tokens to the text that may be shown.
+//! Incremental detokenization of one answer, up to its stop text.
 
 use super::{RequestId, Token};
 use crate::Result;
 use crate::engine::{FinishReason, SampledToken};
 use crate::text::{StopMatcher, StreamDecoder, Tokenizer};
 
+/// Decodes the tokens of one answer and searches its text for stop texts.
 #[derive(Debug)]
 pub(super) struct AnswerText {
     pub(super) request: RequestId,
@@ -18,12 +19,12 @@ impl AnswerText {
         Self { request, choice, decoder: StreamDecoder::after(prompt), stop: StopMatcher::new(stop.to_vec()) }
     }
 
-    /// Takes a token and adds the text to show. With the last token comes all that was held back.
+    /// Decodes a new token and adds the text that is now certain. With the last token, this includes all text held back.
     pub(super) fn push(&mut self, sampled: SampledToken, tokenizer: Option<&Tokenizer>) -> Result<Token> {
         let SampledToken { id, logprobs, mut finished, is_end, prompt } = sampled;
         let mut text = String::new();
         if let Some(tokenizer) = tokenizer {
-            // The token that ends a text is not part of it, even where the tokenizer calls it an ordinary one.
+            // An end token is not part of the text, even if the tokenizer does not treat it as a special token.
             if !is_end {
                 let decoded = self.decoder.push(id, tokenizer)?;
                 text = self.stop.push(&decoded);
@@ -38,7 +39,7 @@ impl AnswerText {
         Ok(Token { id, text, logprobs, finished, prompt })
     }
 
-    /// What was held back, when no more tokens come.
+    /// The text that is held back, for an answer that gets no more tokens.
     pub(super) fn flush(&mut self, tokenizer: &Tokenizer) -> Result<String> {
         let rest = self.decoder.finish(tokenizer)?;
         let mut shown = self.stop.push(&rest);

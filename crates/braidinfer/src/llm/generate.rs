@@ -1,4 +1,4 @@
-//! Prompts that are answered while the caller waits.
+//! Blocking generation: complete prompts, or stream their tokens to a callback.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -7,53 +7,54 @@ use super::{Event, Llm, Output, Prompt, RequestId};
 use crate::engine::{FinishReason, SamplingParams};
 use crate::{Error, Result};
 
-/// An answer.
+/// A completed answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
-    /// Ids of the prompt.
+    /// Token ids of the prompt.
     pub prompt_ids: Vec<u32>,
-    /// Ids of the answer, a token that ended it included.
+    /// Token ids of the answer, including the end token.
     pub ids: Vec<u32>,
     /// Text of the answer, without special tokens and without the stop text; empty if the model has no tokenizer.
     pub text: String,
-    /// Why it ended.
+    /// Why the answer ended.
     pub finish_reason: FinishReason,
 }
 
 /// How long a call took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timings {
-    /// From the call to the first token of every prompt.
+    /// Time from the call until every answer has its first token.
     pub prefill: Duration,
-    /// Prompt tokens.
+    /// Number of prompt tokens.
     pub prefill_tokens: usize,
-    /// From then to the end.
+    /// Time from the end of the prefill to the end of the call.
     pub decode: Duration,
-    /// Tokens generated in that time.
+    /// Number of tokens generated in the decode time.
     pub decode_tokens: usize,
 }
 
 /// A new token of one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamEvent<'a> {
-    /// Which completion, in the order in which they are returned.
+    /// Index of the completion among those that are returned.
     pub completion: usize,
-    /// The token.
+    /// The token id.
     pub token: u32,
-    /// The text that is now certain; often empty, sometimes of several tokens.
+    /// The text that is now certain; often empty, sometimes the text of several tokens.
     pub text: &'a str,
 }
 
 impl Llm {
-    /// Completes several prompts at once: as many answers for each as `params` ask for, one prompt after the other.
+    /// Completes several prompts at once. Returns `params.n` completions for the first prompt, then those for the second, and
+    /// so on.
     pub fn generate(&mut self, prompts: &[Prompt], params: &SamplingParams) -> Result<Vec<Completion>> {
         self.stream(prompts, params, &mut |_| ControlFlow::Continue(())).map(|(completions, _)| completions)
     }
 
-    /// Completes several prompts at once, handing over each token as it comes. Breaking from `on_event` ends
-    /// every answer that is still running.
+    /// Completes several prompts at once and calls `on_event` for each new token. If `on_event` breaks, every unfinished
+    /// answer is cancelled.
     ///
-    /// With one seed for several prompts, each prompt draws from its own generator with that seed.
+    /// If a seed is set, each prompt has its own random generator with that seed.
     pub fn stream(
         &mut self,
         prompts: &[Prompt],
@@ -62,7 +63,7 @@ impl Llm {
     ) -> Result<(Vec<Completion>, Timings)> {
         let mut generation = Generation::begin();
         let result = generation.run(self, prompts, params, on_event);
-        // Also after an error or a break nothing may stay behind in the engine.
+        // After an error or a break, no request may stay in the engine.
         generation.requests.iter().for_each(|request| self.abort(*request));
         result?;
         Ok(generation.finish())
@@ -72,7 +73,7 @@ impl Llm {
 /// One call of [`Llm::stream`].
 struct Generation {
     requests: Vec<RequestId>,
-    /// Answers to one prompt.
+    /// Number of answers to each prompt.
     n: usize,
     completions: Vec<Completion>,
     timings: Timings,
@@ -115,14 +116,14 @@ impl Generation {
             }
             for event in events {
                 if self.take(event, on_event)?.is_break() {
-                    return self.hand_over_rest(llm);
+                    return self.append_held_back(llm);
                 }
             }
         }
         Ok(())
     }
 
-    /// Adds a token to its completion.
+    /// Adds a token to its completion and passes it to `on_event`.
     fn take(
         &mut self,
         event: Event,
@@ -141,8 +142,8 @@ impl Generation {
         Ok(on_event(StreamEvent { completion, token: token.id, text: &token.text }))
     }
 
-    /// Ends answers that someone cancelled; what was held back still belongs to them.
-    fn hand_over_rest(&mut self, llm: &mut Llm) -> Result<()> {
+    /// Adds the text that was held back to the completions, after a cancellation.
+    fn append_held_back(&mut self, llm: &mut Llm) -> Result<()> {
         for (prompt, request) in self.requests.iter().enumerate() {
             for (choice, rest) in llm.held_back(*request)? {
                 self.completions[prompt * self.n + choice].text += &rest;

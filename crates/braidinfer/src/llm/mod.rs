@@ -1,4 +1,4 @@
-//! The public face: open a model, generate text.
+//! The main public API: open a model, generate text.
 
 mod answer_text;
 mod generate;
@@ -28,71 +28,71 @@ pub use self::model_text::ModelText;
 pub use self::shadow::ShadowCheck;
 
 use self::answer_text::AnswerText;
-use self::shadow::Shadow;
+use self::shadow::ShadowChecker;
 
-/// Tokens per engine step; bounds the scores of a long prompt.
+/// Most tokens per engine step; limits the memory for the attention scores of a long prompt.
 const MAX_BATCHED_TOKENS: usize = 512;
 
 /// Mean divergence up to which a model is compatible, in nats.
 const LEAST_BOUND: f64 = 1e-2;
 
-/// What to continue.
+/// A prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
-    /// Text, tokenized with the model's own first token.
+    /// Text, tokenized with the special tokens that the tokenizer adds, such as BOS.
     Text(String),
-    /// Token ids, taken as they are.
+    /// Token ids, used unchanged.
     Ids(Vec<u32>),
-    /// A chat, rendered with the model's template.
+    /// A chat, rendered with the model's chat template.
     Chat(Vec<ChatMessage>),
 }
 
-/// Names a request for as long as it is unfinished.
+/// Identifies a request; ids are not reused.
 pub type RequestId = usize;
 
-/// What one step did for one answer.
+/// The output of one step for one answer.
 #[derive(Debug)]
 pub struct Event {
     /// The request.
     pub request: RequestId,
-    /// Which of its answers, counted from 0.
+    /// Index of the answer among those to the request, counted from 0.
     pub choice: usize,
-    /// What is new; after an error the answer has ended.
+    /// The new output; an error ends the answer.
     pub output: Result<Output>,
 }
 
-/// What a request gives.
+/// An output of a request.
 #[derive(Debug)]
 pub enum Output {
     /// The next token of an answer.
     Token(Token),
-    /// What [`Llm::add_embedding`] asked for; nothing comes after it.
+    /// The embedding for [`Llm::add_embedding`]; always the last output of its request.
     Embedding(Embedding),
 }
 
 /// A new token of an answer.
 #[derive(Debug)]
 pub struct Token {
-    /// Its id.
+    /// The token id.
     pub id: u32,
-    /// The text that is now certain; often empty, sometimes of several tokens.
+    /// The text that is now certain; often empty, sometimes the text of several tokens.
     pub text: String,
-    /// How likely it was, if that was asked for.
+    /// Its log-probability, if requested.
     pub logprobs: Option<TokenLogprobs>,
-    /// Set when the answer is complete.
+    /// Why the answer ended, if this is its last token.
     pub finished: Option<FinishReason>,
-    /// With the first token only.
+    /// Information about the prompt, with the first token only.
     pub prompt: Option<PromptInfo>,
 }
 
 /// A model ready to run.
 pub struct Llm {
     engine: Engine,
-    /// Answers in the making.
+    /// Text of the unfinished answers.
     answers: BTreeMap<SequenceId, AnswerText>,
     next_request: RequestId,
-    /// What checks steps again, if that is wanted.
-    shadow: Option<Shadow>,
+    /// Checks sampled steps, if enabled.
+    shadow: Option<ShadowChecker>,
     compat: Option<CompatReport>,
     text: Arc<ModelText>,
     notes: Vec<String>,
@@ -100,17 +100,17 @@ pub struct Llm {
 }
 
 impl Llm {
-    /// Opens a model. `progress` is told how many layers are loaded.
+    /// Opens a model. `progress` is called with the number of layers loaded so far.
     pub fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
         let mut parts = ModelParts::open(source, options, progress)?;
         let loaded = parts.load(options, progress)?;
         Self::assemble(parts, loaded, options)
     }
 
-    /// What was read and what computes, together.
+    /// Builds the engine and the model's text from the opened files and the loaded decoder.
     pub(crate) fn assemble(parts: ModelParts, loaded: Loaded, options: &LoadOptions) -> Result<Self> {
         let Loaded { decoder, compat } = loaded;
-        // Standard kernels need not be compared with themselves.
+        // With the standard kernels there is nothing to compare.
         let is_checked = options.shadow_check > 0.0 && decoder.report().kernels != ActiveKernels::Standard;
         let config = EngineConfig {
             context: parts.context,
@@ -124,45 +124,44 @@ impl Llm {
         };
         let engine = Engine::new(decoder, config)?;
         let ModelParts { spec, weights, tokenizer, chat_template, generation, label, notes, threads, .. } = parts;
-        let shadow = is_checked.then(|| Shadow::new(spec, weights, threads.clone()));
+        let shadow = is_checked.then(|| ShadowChecker::new(spec, weights, threads.clone()));
         let text = Arc::new(ModelText { tokenizer, chat_template, generation, label });
         Ok(Self { engine, answers: BTreeMap::new(), next_request: 0, shadow, compat, text, notes, threads })
     }
 
-    /// The decoder.
+    /// The specification of the decoder.
     pub fn spec(&self) -> &DecoderSpec {
         self.engine.decoder().spec()
     }
 
-    /// Which kernels compute.
+    /// The kernels in use.
     pub fn kernels(&self) -> ActiveKernels {
         self.decoder().report().kernels
     }
 
-    /// The verdict that the kernels were chosen by, where there is one.
+    /// The compatibility report by which the kernels were chosen, if there was a check.
     pub fn compat(&self) -> Option<&CompatReport> {
         self.compat.as_ref()
     }
 
-    /// What computes.
+    /// The decoder.
     pub fn decoder(&self) -> &Decoder<'static> {
         self.engine.decoder()
     }
 
-    /// The threads of everything but fused kernels.
+    /// The threads used by everything except the fused kernels.
     pub fn threads(&self) -> &Threads {
         &self.threads
     }
 
-    /// The decoder, to run batches directly. What it stored of prompts is forgotten.
+    /// The decoder, to run batches directly. Clears the prefix cache.
     ///
-    /// Fails while a request is unfinished, whose keys and values such batches could overwrite.
+    /// Fails while any request is unfinished, because such batches overwrite its keys and values.
     pub fn decoder_mut(&mut self) -> Result<&mut Decoder<'static>> {
         self.engine.decoder_mut()
     }
 
-    /// Reads the weights once and computes nothing, so that it can be timed how fast they are read. `false` where they
-    /// cannot be read for nothing.
+    /// Reads all weights once without computing, to measure memory bandwidth. `false` if the decoder does not support it.
     pub fn read_weights(&mut self) -> bool {
         self.engine.read_weights()
     }
@@ -177,7 +176,7 @@ impl Llm {
         self.text.chat_template()
     }
 
-    /// Tokenizer, chat template and settings, to be used beside whatever the model computes.
+    /// Tokenizer, chat template and generation settings, which other threads can use while the engine runs.
     pub fn text(&self) -> &Arc<ModelText> {
         &self.text
     }
@@ -197,12 +196,12 @@ impl Llm {
         self.engine.config().max_batched_tokens
     }
 
-    /// What was ignored or decided while loading, one line each.
+    /// Notes on what was ignored or decided while loading, one line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Sampling as the model's authors set it; greedy unless they ask for sampling, as in `transformers`.
+    /// Sampling parameters from the model's generation settings; greedy unless these enable sampling, as in `transformers`.
     pub fn default_sampling(&self) -> SamplingParams {
         let (defaults, own) = (SamplingParams::default(), &self.text.generation);
         SamplingParams {
@@ -221,7 +220,7 @@ impl Llm {
         self.text.encode(prompt)
     }
 
-    /// Whether a prompt can be run at all, however busy the engine is.
+    /// Fails if a request with this prompt and these parameters is invalid. Does not depend on the load of the engine.
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<()> {
         self.engine.check(prompt, params)?;
         if !params.stop.is_empty() {
@@ -230,7 +229,7 @@ impl Llm {
         Ok(())
     }
 
-    /// Fails with [`Error::QueueFull`] if as many answers wait as may. What is added all the same waits, too.
+    /// Fails with [`Error::QueueFull`] if the queue of waiting answers is full. The `add` methods do not check this.
     pub fn check_room(&self) -> Result<()> {
         self.engine.check_room()
     }
@@ -240,7 +239,7 @@ impl Llm {
         self.add_constrained(prompt, params, None)
     }
 
-    /// As [`Llm::add`], for answers that must have a form.
+    /// Like [`Llm::add`], with a constraint that the answers must satisfy.
     pub fn add_constrained(
         &mut self,
         prompt: Vec<u32>,
@@ -275,7 +274,7 @@ impl Llm {
         Ok(request)
     }
 
-    /// Queues a prompt of which a vector is wanted; it comes from [`Llm::step`].
+    /// Queues a prompt to compute its embedding, which comes from [`Llm::step`].
     pub fn add_embedding(&mut self, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
         let request = self.next_request;
         let answer = AnswerText::new(request, 0, &prompt, &[]);
@@ -285,7 +284,7 @@ impl Llm {
         Ok(request)
     }
 
-    /// Forgets a request and frees what it owns.
+    /// Removes a request and frees its blocks.
     pub fn abort(&mut self, request: RequestId) {
         let engine = &mut self.engine;
         self.answers.retain(|sequence, answer| {
@@ -297,13 +296,13 @@ impl Llm {
         });
     }
 
-    /// Whether to guess what answers say next from now on, as [`LoadOptions::prompt_lookup`] does from the beginning.
+    /// Turns drafting by prompt lookup on or off; see [`LoadOptions::prompt_lookup`].
     pub fn set_prompt_lookup(&mut self, wanted: bool) {
         self.engine.set_prompt_lookup(wanted);
     }
 
-    /// Text of the answers to a request, by choice, that was held back because it might have become part of a character or a
-    /// stop text.
+    /// The text that is held back in each answer to a request, with the index of the answer: it could still become part of a
+    /// character or of a stop text.
     pub fn held_back(&mut self, request: RequestId) -> Result<Vec<(usize, String)>> {
         let Some(tokenizer) = self.text.tokenizer() else { return Ok(Vec::new()) };
         let answers = self.answers.values_mut().filter(|answer| answer.request == request);
@@ -317,7 +316,7 @@ impl Llm {
 
     /// Runs one step of all requests together.
     ///
-    /// After an error no request is left.
+    /// An error removes all requests.
     pub fn step(&mut self) -> Result<Vec<Event>> {
         let outputs = self.engine.step().inspect_err(|_| self.answers.clear())?;
         Ok(outputs.into_iter().filter_map(|output| self.event(output)).collect())
@@ -327,7 +326,7 @@ impl Llm {
         let sequence = output.sequence;
         let answer = self.answers.get_mut(&sequence)?;
         let (request, choice) = (answer.request, answer.choice);
-        let output = output.output.and_then(|said| match said {
+        let output = output.output.and_then(|output| match output {
             SequenceOutput::Token(sampled) => answer.push(sampled, self.text.tokenizer()).map(Output::Token),
             SequenceOutput::Embedding(embedding) => Ok(Output::Embedding(embedding)),
         });
@@ -338,37 +337,38 @@ impl Llm {
         Some(Event { request, choice, output })
     }
 
-    /// Whether a step waits to be checked by [`Llm::shadow_check`].
+    /// Whether a sampled step is waiting for [`Llm::shadow_check`].
     pub fn has_unchecked_step(&self) -> bool {
         self.shadow.is_some() && self.engine.first_shadow_sample().is_some()
     }
 
-    /// Computes the oldest step that waits again, on standard kernels in f32, which may take seconds. `keep_going` is asked
-    /// before each layer; if it says no, the step waits on and there is no result.
+    /// Computes the oldest waiting step again on the standard kernels in f32, which may take seconds. `keep_going` is called
+    /// before each layer; if it returns false, the result is `None` and the step stays in the queue.
     pub fn shadow_check(&mut self, keep_going: &mut dyn FnMut() -> bool) -> Result<Option<ShadowCheck>> {
-        let (Some(shadow), Some(tap)) = (&self.shadow, self.engine.first_shadow_sample()) else { return Ok(None) };
-        let checked = shadow.check(tap, keep_going);
+        let (Some(shadow), Some(sample)) = (&self.shadow, self.engine.first_shadow_sample()) else { return Ok(None) };
+        let checked = shadow.check(sample, keep_going);
         if !matches!(checked, Ok(None)) {
             self.engine.forget_first_shadow_sample();
         }
         checked
     }
 
-    /// Divergence of a single step, in nats, that the verdict leaves room for: ten times the largest that was measured, and at
-    /// least what a compatible model may have in the mean.
+    /// Largest divergence of a single step that is acceptable, in nats: ten times the largest divergence of the compatibility
+    /// check, and at least the mean divergence that a compatible model may have.
     pub fn shadow_bound(&self) -> f64 {
         let measured = self.compat.as_ref().and_then(CompatReport::measured_divergence);
         measured.map_or(LEAST_BOUND, |divergence| (10.0 * divergence.kl_max).max(LEAST_BOUND))
     }
 
-    /// What the engine is doing.
+    /// Current state and totals of the engine.
     pub fn stats(&self) -> EngineStats {
         self.engine.stats()
     }
 
-    /// Logits of the last token of `ids`, or of every one: one row each. Requests that are unfinished do not notice.
+    /// Logits after the last token of `ids`, or with `all` after every token, one row each. Does not affect unfinished
+    /// requests.
     ///
-    /// Fails if they leave no room for so many tokens.
+    /// Fails if unfinished requests leave too few free blocks.
     pub fn logits(&mut self, ids: &[u32], all: bool) -> Result<Vec<Vec<f32>>> {
         let context = self.context();
         if ids.len() > context {
@@ -388,12 +388,13 @@ impl Llm {
         Ok(rows)
     }
 
-    /// Room for a sequence of `len` tokens beside those of requests.
+    /// Reserves blocks for a sequence of `len` tokens outside of any request.
     pub(crate) fn begin_reading(&self, len: usize) -> Result<Reading> {
         self.engine.begin_reading(len)
     }
 
-    /// Reads a step of `ids`, whose tokens before it were read in the steps before; the logits of its last `wanted` tokens.
+    /// Computes the tokens `ids[step]` and returns the logits of the last `wanted` of them. Earlier calls must have
+    /// computed all tokens before `step`.
     pub(crate) fn read(&mut self, reading: &Reading, ids: &[u32], step: Range<usize>, wanted: usize) -> Result<Logits> {
         self.engine.read(reading, ids, step, wanted)
     }

@@ -1,4 +1,4 @@
-//! What turns text into the tokens of one model, apart from what computes: it can be shared between threads.
+//! The text side of a model (tokenizer, chat template, generation settings), which threads can share without the engine.
 
 use braidinfer_model::GenerationConfig;
 
@@ -47,7 +47,7 @@ impl ModelText {
         &self.generation
     }
 
-    /// Bytes of the longest token, if there is a tokenizer: a text of many times more than a context of those cannot fit.
+    /// Length of the longest token in bytes, if there is a tokenizer. It bounds how long a text can be that fits the context.
     pub fn longest_token(&self) -> Option<usize> {
         let tokenizer = self.tokenizer()?;
         let lengths = (0..tokenizer.vocab_size() as u32).filter_map(|id| tokenizer.token_bytes(id));
@@ -60,7 +60,7 @@ impl ModelText {
             Prompt::Ids(ids) => Ok(ids.clone()),
             Prompt::Text(text) => {
                 let mut ids = self.require_tokenizer()?.encode_prompt(text)?;
-                // From nothing a model begins with its first token, as in transformers.
+                // For an empty prompt the model starts from its BOS token, as in transformers.
                 if ids.is_empty() {
                     ids.extend(self.generation.bos_token_id);
                 }

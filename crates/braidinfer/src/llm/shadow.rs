@@ -1,4 +1,4 @@
-//! Checking answers while they are given: some steps are computed again on standard kernels when nothing else is to do.
+//! ShadowChecker checks: while the engine is idle, sampled steps are computed again on the standard kernels and compared.
 
 use braidinfer_model::{DecoderSpec, Weights};
 
@@ -10,36 +10,36 @@ use crate::executor::{Batch, NoProbe, SequenceSlice, Step};
 use crate::loading::BLOCK_SIZE;
 use crate::threads::Threads;
 
-/// What computes steps again: the weights stay in their files, and one layer at a time is read from them.
-pub(super) struct Shadow {
+/// Recomputes sampled steps on the standard kernels. Reads the weights from their files, one layer at a time.
+pub(super) struct ShadowChecker {
     spec: DecoderSpec,
     weights: Weights,
     threads: Threads,
 }
 
-/// How far a step was from standard kernels in f32.
+/// How far the logits of a step were from those of the standard kernels in f32.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ShadowCheck {
-    /// Tokens of the sequence.
+    /// Number of tokens of the sequence.
     pub tokens: usize,
-    /// Kullback-Leibler divergence of its logits, in nats.
+    /// Kullback-Leibler divergence from the standard kernels, in nats.
     pub kl: f64,
-    /// Whether another token is likeliest, and clearly so.
+    /// Whether the standard kernels clearly give another token as the likeliest.
     pub disagrees: bool,
 }
 
-impl Shadow {
+impl ShadowChecker {
     pub(super) fn new(spec: DecoderSpec, weights: Weights, threads: Threads) -> Self {
         Self { spec, weights, threads }
     }
 
-    /// Computes a step again. `None` if `keep_going` said no before the end.
+    /// Computes a step again. `None` if `keep_going` returned false before a layer.
     pub(super) fn check(
         &self,
-        tap: &ShadowSample,
+        sample: &ShadowSample,
         keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<ShadowCheck>> {
-        let tokens = tap.tokens.len();
+        let tokens = sample.tokens.len();
         let blocks = tokens.div_ceil(BLOCK_SIZE);
         let options = StreamOptions {
             dtype: ComputeDtype::F32,
@@ -50,7 +50,7 @@ impl Shadow {
         };
         let mut standard = standard::stream(&self.spec, &self.weights, options)?;
         let mut batch = Batch::default();
-        batch.push(&tap.tokens, SequenceSlice::new(0, tokens, (0..blocks as u32).collect()), 1);
+        batch.push(&sample.tokens, SequenceSlice::new(0, tokens, (0..blocks as u32).collect()), 1);
         let plan = standard.plan().clone();
         let step = Step { batch: &batch, plan: &plan };
         let mut hidden = standard.embed(step, &mut NoProbe)?;
@@ -61,7 +61,7 @@ impl Shadow {
             hidden = standard.layer(index, step, &hidden, &mut NoProbe)?;
         }
         let truth = standard.head(step, &hidden, &mut NoProbe)?.logits;
-        let divergence = Divergence::of(truth.row(0), &tap.logits, self.spec.vocab_size, &[]);
+        let divergence = Divergence::of(truth.row(0), &sample.logits, self.spec.vocab_size, &[]);
         Ok(Some(ShadowCheck { tokens, kl: divergence.kl_max, disagrees: divergence.disagreements > 0 }))
     }
 }
