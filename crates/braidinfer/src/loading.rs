@@ -183,7 +183,7 @@ impl ModelParts {
                 checked
             }
         };
-        let fused = fused.with_plan(plan);
+        let fused = fused.with_plan(plan)?;
         self.notes.push(decision(&report, from_cache));
         if options.kernels == Kernels::Fused && report.kernels() != ActiveKernels::Fused {
             let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason);

@@ -11,8 +11,8 @@ use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
 use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::quantization::{self, FileType};
 use braidinfer_model::{
-    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Stack, TensorNames, TensorView,
-    Weights, describe, stacks,
+    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Slot, Stack, TensorNames,
+    TensorView, Weights, describe, stacks,
 };
 use rayon::prelude::*;
 
@@ -191,6 +191,14 @@ fn fallbacks<'a>(
 }
 
 /// Splits the rows of a matrix into groups of about [`GROUP`] values, each a multiple of `step` rows.
+/// Rows that a file may reorder together: those of a head, in a layer.
+fn head_dim(spec: &DecoderSpec, slot: Slot) -> usize {
+    match slot {
+        Slot::Layer(layer, _) => spec.attention(layer).head_dim,
+        Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => 1,
+    }
+}
+
 fn groups(shape: &[usize], step: usize) -> Vec<Range<usize>> {
     let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>().max(1));
     let size = (GROUP / columns).next_multiple_of(step).max(step);
@@ -266,7 +274,7 @@ impl GgufQuantizer<'_> {
         let (dtype, spec) = (self.dtype(stack), self.spec);
         let mut work = Vec::new();
         for parameter in &stack.parameters {
-            let rows = groups(&parameter.shape, spec.attentions[0].head_dim);
+            let rows = groups(&parameter.shape, head_dim(spec, parameter.slot));
             work.extend(rows.into_iter().map(|rows| (parameter, rows)));
         }
         let at_once = self.threads.count() * 2;

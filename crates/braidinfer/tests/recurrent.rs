@@ -35,9 +35,12 @@ fn storage(num_blocks: usize) -> KvCacheConfig {
     KvCacheConfig { block_size: BLOCK_SIZE, num_blocks, dtype: KvDtype::F32 }
 }
 
+/// Where there are many blocks, they are given back as soon as they are full; otherwise the decoder says that it needs them.
 fn engine(config: EngineConfig, num_blocks: usize) -> Engine {
     let (spec, weights) = model();
-    Engine::new(recurrent::decoder(&spec, &weights, storage(num_blocks), None), config).expect("the context fits")
+    let window = if num_blocks < 64 { None } else { Some(0) };
+    Engine::new(recurrent::decoder(&spec, &weights, storage(num_blocks), None, window), config)
+        .expect("the context fits")
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> Request {
@@ -147,7 +150,7 @@ fn vectors_are_those_of_a_prompt_alone() {
 /// The verdict on recurrent layers, one of which may be wrong.
 fn check(wrong: Option<usize>) -> Checked {
     let (spec, weights) = model();
-    let reference = |_, storage| -> Result<_> { Ok(recurrent::decoder(&spec, &weights, storage, None)) };
+    let reference = |_, storage| -> Result<_> { Ok(recurrent::decoder(&spec, &weights, storage, None, Some(0))) };
     let threads = Threads::new(Some(1)).expect("a thread can be had");
     let subject = Subject {
         label: "recurrent".into(),
@@ -158,7 +161,7 @@ fn check(wrong: Option<usize>) -> Checked {
         threads: &threads,
         reference: Some(&reference),
     };
-    let mut checked = recurrent::decoder(&spec, &weights, storage(4096), wrong);
+    let mut checked = recurrent::decoder(&spec, &weights, storage(4096), wrong, Some(0));
     subject.check(&mut checked, Thoroughness::Normal, Precision::Exact).expect("the check runs")
 }
 

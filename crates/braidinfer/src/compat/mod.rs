@@ -121,6 +121,18 @@ impl Subject<'_> {
     /// plan for `precision`. If layers need the standard kernels, [`CompatReport::kernels`] says so. The KV cache is
     /// released afterwards.
     pub fn check(&self, fused: &mut Decoder<'_>, thoroughness: Thoroughness, precision: Precision) -> Result<Checked> {
+        let checked = self.check_and_keep(fused, thoroughness, precision);
+        fused.release_storage()?;
+        checked
+    }
+
+    /// The same, with the KV cache left as it is.
+    fn check_and_keep(
+        &self,
+        fused: &mut Decoder<'_>,
+        thoroughness: Thoroughness,
+        precision: Precision,
+    ) -> Result<Checked> {
         let started = Instant::now();
         let mut report = self.predict(fused.report().isa)?;
         report.precision = Some(precision);
@@ -141,7 +153,6 @@ impl Subject<'_> {
             _ if judgement.has_fault() => None,
             _ => speed::compare(fused, &found.fastest_plan, &adapted.plan)?,
         };
-        fused.release_storage()?;
         report.layers = layer_reports(&found.exact_errors, &found.fastest_errors, &judgement, &adapted);
         judgement.conclude(&adapted, precision, &mut report);
         let read = adapted.run.divergence.positions;

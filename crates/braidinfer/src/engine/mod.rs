@@ -8,7 +8,7 @@ mod draft;
 mod logprobs;
 
 mod parameters;
-mod reading;
+mod raw_sequence;
 mod sampler;
 mod sampling_params;
 mod scheduler;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 pub use constraint::{Constraint, ConstraintFactory};
 pub use logprobs::TokenLogprobs;
 pub use parameters::{Kind, Parameter};
-pub(crate) use reading::Reading;
+pub(crate) use raw_sequence::RawSequence;
 pub use sampler::argmax;
 pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
 pub use sequence::FinishReason;
@@ -390,6 +390,7 @@ impl Engine {
     }
 
     fn take_snapshots(&mut self) -> Result<()> {
+        // In this order: the slot that one copy reads may be the one that a later copy writes.
         let copies = self.scheduler.take_snapshots();
         copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))
     }

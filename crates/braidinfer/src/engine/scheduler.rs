@@ -133,7 +133,8 @@ impl Scheduler {
         let slots = || BlockPool::new(config.max_sequences.saturating_mul(2).saturating_add(1));
         Self {
             states: (state.bytes_per_sequence > 0).then(|| StateSlots { slots: slots(), snapshots: Vec::new() }),
-            window: state.window,
+            // Whatever is read, the block that is being filled is needed.
+            window: state.window.map(|window| window.max(1)),
             most_logits_rows: (PROMPT_LOGITS / vocab_size).max(1),
             config,
             block_size: kv_cache.block_size,
@@ -270,7 +271,7 @@ impl Scheduler {
     /// were added besides drafts. `None` if there are no blocks for them, or if the sequence was preempted.
     fn push(&mut self, step: &mut ScheduledStep, id: SequenceId, budget: usize, draft: Vec<u32>) -> Option<usize> {
         let index = self.find(id)?;
-        let mut chunk = self.running[index].pending().min(budget);
+        let mut chunk = self.prompt_chunk(&self.running[index]).min(budget);
         if self.running[index].wants_prompt_logprobs() {
             let room = self.most_logits_rows - step.prompt_logits_rows;
             if room == 0 {
@@ -324,8 +325,19 @@ impl Scheduler {
             // The next query is at position `computed` and sees `window` tokens up to and including itself.
             sequence.blocks.release_first((sequence.computed + 1).saturating_sub(window) / self.block_size);
         }
-        if was_prefilling {
+        // A state takes much memory, so only that of the longest prefix is kept.
+        if was_prefilling && computed + self.block_size >= self.running[index].prompt_len {
             self.snapshot(index);
+        }
+    }
+
+    /// Pending tokens that one step may compute. Where layers keep states, the last tokens of a prompt are computed in a step
+    /// of their own: the state before them is that of the longest prefix that the same prompt can start from.
+    fn prompt_chunk(&self, sequence: &Sequence) -> usize {
+        let last = (sequence.tokens.len() - 1) / self.block_size * self.block_size;
+        match last.checked_sub(sequence.computed) {
+            Some(before) if before > 0 && self.states.is_some() => before,
+            _ => sequence.pending(),
         }
     }
 
@@ -372,19 +384,24 @@ impl Scheduler {
                 self.waiting.push_front(sequence);
                 break;
             }
-            self.allocate_state(&mut sequence, restored, step);
+            if !self.allocate_state(&mut sequence, restored, step) {
+                sequence.release();
+                self.waiting.push_front(sequence);
+                break;
+            }
             self.record_start(&mut sequence);
             self.running.push(sequence);
         }
     }
 
-    /// Allocates the state slot of a sequence that starts; `restored` is copied into it before the step.
-    fn allocate_state(&mut self, sequence: &mut Sequence, restored: Option<Block>, step: &mut ScheduledStep) {
-        let Some(states) = &self.states else { return };
-        // Never `None`: there are more slots than running sequences and the states they are restored from.
-        let Some(slot) = states.slots.allocate() else { return };
+    /// Allocates the state slot of a sequence that starts, where layers need one; `restored` is copied into it before the
+    /// step. Returns false if all slots are owned.
+    fn allocate_state(&mut self, sequence: &mut Sequence, restored: Option<Block>, step: &mut ScheduledStep) -> bool {
+        let Some(states) = &self.states else { return true };
+        let Some(slot) = states.slots.allocate() else { return false };
         step.restored.extend(restored.map(|from| StateCopy { from: from.id(), to: slot.id(), _owned: from }));
         sequence.state = Some(SequenceState { slot, blocks: sequence.hashes.len() });
+        true
     }
 
     /// Records the start of a sequence in the statistics; a preempted one was recorded at its first start.

@@ -31,7 +31,8 @@ pub struct SequenceSlice {
     /// Sequence length from which length-dependent RoPE frequencies are computed: at least `context_len + query_len`.
     /// In chunked prefill it is the length of the whole prompt, so that every chunk is rotated as in one prefill.
     pub rope_len: usize,
-    /// Block ids; position `p` is stored in block `block_table[p / block_size]`.
+    /// Block ids; position `p` is stored in block `block_table[p / block_size]`. Entries for positions that no layer reads
+    /// any more ([`super::LayerState::window`]) mean nothing.
     pub block_table: Vec<u32>,
     /// Slot of the state that layers keep per sequence besides KV cache blocks
     /// ([`super::LayerState::bytes_per_sequence`]). Unused if no layer has such state.

@@ -58,10 +58,14 @@ impl<'a> Decoder<'a> {
     }
 
     /// Replaces the plan. Keys and values that were cached in another data type are not found under the new plan, so
-    /// running sequences must be computed anew.
-    pub fn with_plan(self, plan: KernelPlan) -> Self {
+    /// sequences must be computed anew from their first token.
+    ///
+    /// Fails on a plan for another model, or with a level that is impossible for the type of the weights.
+    pub fn with_plan(self, plan: KernelPlan) -> Result<Self> {
+        let projections: Vec<_> = self.plan.projections.iter().map(|planned| (planned.slot, planned.dtype)).collect();
+        plan.check(&projections, self.spec.layers.len())?;
         let rope_history = RopeHistory::new(&self.spec, self.storage.block_size);
-        Self { rope_history, plan: Arc::new(plan), ..self }
+        Ok(Self { rope_history, plan: Arc::new(plan), ..self })
     }
 
     /// The description of the model.
@@ -128,7 +132,8 @@ impl<'a> Decoder<'a> {
         self.forward_by(Step { batch, plan: &plan }, probe)
     }
 
-    /// Like [`Decoder::forward`], with another plan than the decoder's own.
+    /// Like [`Decoder::forward`], with another plan than the decoder's own. A sequence must be computed under plans with the
+    /// same data types of keys and values from its first token on.
     pub fn forward_by(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
         let Step { batch, plan } = step;
         self.validate(batch)?;
@@ -215,9 +220,14 @@ impl<'a> Decoder<'a> {
         self.runners.iter_mut().try_for_each(|runner| runner.release_storage())
     }
 
+    fn keeps_state(&self) -> bool {
+        let mut layers = self.route.layers.iter().enumerate();
+        layers.any(|(layer, runner)| self.runners[*runner].layer_state(layer, &self.plan).bytes_per_sequence > 0)
+    }
+
     fn validate(&self, batch: &Batch) -> Result<()> {
         batch.validate(&self.spec, &self.storage)?;
-        if self.state().bytes_per_sequence > 0 { batch.validate_state_slots() } else { Ok(()) }
+        if self.keeps_state() { batch.validate_state_slots() } else { Ok(()) }
     }
 
     fn remember(&mut self, batch: &Batch) {

@@ -105,7 +105,7 @@ impl KernelPlan {
     /// Fails otherwise, naming the projection.
     pub(super) fn check(&self, projections: &[(Slot, Dtype)], layers: usize) -> Result<()> {
         let own = self.projections.iter().map(|planned| (planned.slot, planned.dtype));
-        if !own.eq(projections.iter().copied()) || self.kv_dtypes.len() != layers {
+        if !own.eq(projections.iter().copied()) || [self.kv_dtypes.len(), self.kv_widths.len()] != [layers; 2] {
             return Err(Error::bad_request("kernel_plan", "one for this model", "one for another"));
         }
         match self.projections.iter().find(|planned| !planned.is_possible()) {

@@ -111,10 +111,10 @@ pub struct LayerState {
     /// A runner keeps the state at the last block boundary before the draft tokens, and what it needs to continue from
     /// there. The state is computed in chunks that end at block boundaries of the sequence, so that it is bitwise
     /// independent of how the sequence is split into batches. A sequence may continue from any position between that
-    /// boundary and its end.
+    /// boundary and its end. A slice whose `context_len` is 0 begins a new sequence, whatever its slot holds.
     pub bytes_per_sequence: usize,
     /// Sliding window: the layer reads only this many of the last tokens, including the current one, so blocks with
-    /// earlier tokens only may be freed. `None` if it reads all tokens.
+    /// earlier tokens only may be freed. 0 if it reads nothing of its blocks, `None` if it reads all tokens.
     pub window: Option<usize>,
 }
 

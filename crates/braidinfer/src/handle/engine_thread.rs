@@ -57,6 +57,7 @@ impl EngineThread {
             self.observer.engine_stats(&self.llm.stats());
         }
         self.end_all(&RequestError::ShuttingDown);
+        self.observer.engine_stats(&self.llm.stats());
     }
 
     /// Executes all pending commands before each step, so that cancelling takes one step at most. Blocks for a command only

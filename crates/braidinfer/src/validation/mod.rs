@@ -154,7 +154,7 @@ impl ValidationReport {
         }
         let mut fused = parts.fused(options, progress)?;
         let checked = parts.subject().check(&mut fused, thoroughness, options.precision)?;
-        let (compat, fused) = (checked.report, fused.with_plan(checked.plan));
+        let (compat, fused) = (checked.report, fused.with_plan(checked.plan)?);
         self.findings.extend(kernels(&compat));
         let answers = samples::answer(source, options, parts, fused, &compat, progress)?;
         self.findings.extend(answers.findings);

@@ -18,6 +18,8 @@ pub struct Recurrent {
     hidden: Vec<Vec<f32>>,
     /// A layer that forgets nothing, which is wrong.
     wrong: Option<usize>,
+    /// How far back it says that blocks are read, which are not read at all.
+    window: Option<usize>,
 }
 
 /// The state at a block boundary, and what came after it.
@@ -34,10 +36,11 @@ pub fn decoder(
     weights: &Weights,
     storage: KvCacheConfig,
     wrong: Option<usize>,
+    window: Option<usize>,
 ) -> Decoder<'static> {
     let plan = KernelPlan::fastest(spec, weights, NumericLevel::F32, KvDtype::F32);
     let (states, hidden) = (HashMap::new(), Vec::new());
-    let runner = Recurrent { spec: spec.clone(), block_size: storage.block_size, states, hidden, wrong };
+    let runner = Recurrent { spec: spec.clone(), block_size: storage.block_size, states, hidden, wrong, window };
     Decoder::new(spec.clone(), storage, plan, runner)
 }
 
@@ -67,7 +70,7 @@ impl LayerRunner for Recurrent {
     fn layer_state(&self, _layer: usize, _plan: &KernelPlan) -> LayerState {
         let inputs = 2 * self.block_size;
         let bytes_per_sequence = 4 * self.spec.hidden_size * (1 + inputs);
-        LayerState { bytes_per_token: 0, bytes_per_sequence, window: None }
+        LayerState { bytes_per_token: 0, bytes_per_sequence, window: self.window }
     }
 
     fn begin(&mut self, _step: Step<'_>) -> Result<()> {

@@ -17,7 +17,6 @@ use super::packed::{PackedLayer, PackedNorm};
 #[cfg(test)]
 use super::planted::{Planted, to_bf16};
 use super::scratch::{AttentionScratch, Scratch};
-
 use super::trace::Trace;
 use crate::executor::KvDtype;
 

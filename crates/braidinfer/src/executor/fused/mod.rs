@@ -18,7 +18,6 @@ mod packed;
 pub(crate) mod planted;
 mod product;
 mod scratch;
-
 mod trace;
 
 use std::time::{Duration, Instant};

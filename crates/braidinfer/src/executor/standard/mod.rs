@@ -102,7 +102,7 @@ pub fn stream<'a>(spec: &DecoderSpec, weights: &'a Weights, options: StreamOptio
     Ok(Decoder::new(spec.clone(), storage, plan, runner))
 }
 
-/// Runs layers in Candle operations, on its own threads.
+/// Runs layers in Candle operations; products and attention run on its own threads.
 struct StandardRunner<'a> {
     spec: DecoderSpec,
     weights: DecoderWeights<'a>,
