@@ -52,6 +52,13 @@ fn the_executor_knows_neither_engine_nor_text() {
     check_absent("braidinfer/src/executor", &["crate::engine", "crate::text", "crate::llm"], &[]);
 }
 
+/// Whoever needs fused kernels takes a `Decoder`.
+#[test]
+fn only_its_folder_names_the_fused_runner() {
+    let except = ["braidinfer/src/executor/fused", "braidinfer/tests/tidy.rs"];
+    check_absent("", &["FusedRunner", "FusedExecutor"], &except);
+}
+
 #[test]
 fn the_engine_knows_neither_tensors_nor_text() {
     check_absent("braidinfer/src/engine", &["candle", "crate::text", "executor::standard"], &[]);
@@ -88,7 +95,7 @@ fn tests_wait_for_what_they_need() {
         // Between two attempts to reach the Hub, and while there is no room for another connection.
         "braidinfer-hub/src/http.rs",
         "braidinfer-server/src/http/listener.rs",
-        // Has a function of this name, which waits for a bell.
+        // Has a function of this name, which waits for a notification.
         "braidinfer-kernels/src/pool.rs",
         // Measures how long it takes to wake a thread that has been asleep for a while.
         "braidinfer-kernels/examples/pool_overhead.rs",
