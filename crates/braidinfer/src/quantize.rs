@@ -100,7 +100,7 @@ pub fn quantize_weights(
             else {
                 continue;
             };
-            let data = threads.run(|| encode_matrix(&view, dtype))?;
+            let data = encode_matrix(&view, dtype, threads)?;
             weights.release(*slot, *param);
             weights.replace(*slot, *param, dtype, data);
         }
@@ -109,17 +109,19 @@ pub fn quantize_weights(
 }
 
 /// Quantizes a whole matrix to blocks of `dtype`, rows in parallel.
-fn encode_matrix(view: &TensorView, dtype: Dtype) -> Result<Arc<[u8]>> {
+fn encode_matrix(view: &TensorView, dtype: Dtype, threads: &Threads) -> Result<Arc<[u8]>> {
     let columns = view.shape[1];
     let row = dtype.bytes(columns).ok_or_else(|| Error::Internal(format!("{columns} values as {dtype}")))?;
     let groups = groups(&view.shape, 1);
     let mut data = vec![0; view.shape[0] * row];
+    // Large buffers are allocated here, by the caller: those that a worker frees would stay with its thread.
     let parts = data.par_chunks_mut(groups.first().map_or(1, ExactSizeIterator::len) * row);
-    parts.zip(groups).try_for_each(|(part, rows)| {
+    let encode_part = |(part, rows): (&mut [u8], Range<usize>)| -> Result<()> {
         let values = view.read_rows::<f32>(rows.clone())?;
         part.copy_from_slice(&encode(view.name, view.path, dtype, &values, rows.start * columns)?);
-        Ok::<_, Error>(())
-    })?;
+        Ok(())
+    };
+    threads.run(|| parts.zip(groups).try_for_each(encode_part))?;
     Ok(data.into())
 }
 
