@@ -179,17 +179,17 @@ impl Totals {
         // The last token is only predicted, not run.
         let read = &chunk[..chunk.len() - 1];
         let counted = chunk.len() / 2;
-        let own_sequence = llm.begin_raw(read.len())?;
-        let other = against.as_ref().map(|against| against.begin_raw(read.len())).transpose()?;
+        let own_sequence = llm.engine_mut().begin_raw(read.len())?;
+        let other = against.as_mut().map(|against| against.engine_mut().begin_raw(read.len())).transpose()?;
         for start in (0..read.len()).step_by(STEP) {
             let step = start..read.len().min(start + STEP);
             let wanted = step.end - step.start.max(counted).min(step.end);
-            let own = llm.read_raw(&own_sequence, read, step.clone(), wanted)?;
+            let own = llm.engine_mut().read_raw(&own_sequence, read, step.clone(), wanted)?;
             let next: Vec<Option<u32>> = chunk[step.end - wanted + 1..step.end + 1].iter().copied().map(Some).collect();
             match against.as_mut().zip(other.as_ref()) {
                 None => add(&mut self.own, &own, &own, &next),
                 Some((against, other)) => {
-                    let truth = against.read_raw(other, read, step, wanted)?;
+                    let truth = against.engine_mut().read_raw(other, read, step, wanted)?;
                     add(&mut self.own, &truth, &own, &next);
                     add(&mut self.truth, &truth, &truth, &next);
                 }

@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 pub use constraint::{Constraint, ConstraintFactory};
 pub use logprobs::TokenLogprobs;
 pub use parameters::{Kind, Parameter};
-pub(crate) use raw_sequence::RawSequence;
 pub use sampler::argmax;
 pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
 pub use sequence::FinishReason;

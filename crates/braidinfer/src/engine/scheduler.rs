@@ -331,12 +331,12 @@ impl Scheduler {
         }
     }
 
-    /// Pending tokens that one step may compute. Where layers keep states, the last tokens of a prompt are computed in a step
+    /// Pending tokens that one step may compute. If the prefix cache keeps states of layers, the last tokens of a prompt are computed in a step
     /// of their own: the state before them is that of the longest prefix that the same prompt can start from.
     fn prompt_chunk(&self, sequence: &Sequence) -> usize {
         let last = (sequence.tokens.len() - 1) / self.block_size * self.block_size;
         match last.checked_sub(sequence.computed) {
-            Some(before) if before > 0 && self.states.is_some() => before,
+            Some(before) if before > 0 && self.config.prefix_cache && self.states.is_some() => before,
             _ => sequence.pending(),
         }
     }
@@ -379,12 +379,8 @@ impl Scheduler {
             let restored = self.find_prefix(&mut sequence);
             // A prompt that starts without enough free blocks would run out of them, preempt others or be preempted.
             let needed = sequence.tokens.len().div_ceil(self.block_size) - sequence.blocks.len();
-            if !self.running.is_empty() && self.pool.available() < needed {
-                sequence.release();
-                self.waiting.push_front(sequence);
-                break;
-            }
-            if !self.allocate_state(&mut sequence, restored, step) {
+            let has_blocks = self.running.is_empty() || self.pool.available() >= needed;
+            if !has_blocks || !self.allocate_state(&mut sequence, restored, step) {
                 sequence.release();
                 self.waiting.push_front(sequence);
                 break;

@@ -69,6 +69,13 @@ impl Batch {
         self.logits_rows.extend(end - wanted.min(token_ids.len())..end);
     }
 
+    /// Number of blocks that storage must have for all that the sequences use: one more than the largest id.
+    pub(super) fn blocks_needed(&self, block_size: usize) -> usize {
+        let used = |sequence: &SequenceSlice| sequence.positions().end.div_ceil(block_size);
+        let blocks = self.sequences.iter().flat_map(|sequence| &sequence.block_table[..used(sequence)]);
+        blocks.max().map_or(0, |block| *block as usize + 1)
+    }
+
     /// Each sequence with the range of its tokens in [`Batch::token_ids`].
     pub fn ranges(&self) -> impl Iterator<Item = (Range<usize>, &SequenceSlice)> {
         self.sequences.iter().scan(0, |start, sequence| {

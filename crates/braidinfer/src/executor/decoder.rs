@@ -197,15 +197,11 @@ impl<'a> Decoder<'a> {
 
     /// Copies the per-sequence state from one slot to another.
     pub fn copy_state(&mut self, from: u32, to: u32) -> Result<()> {
-        let (runners, plan) = (&mut self.runners, &self.plan);
-        for (index, runner) in runners.iter_mut().enumerate() {
-            let keeps_state =
-                |(layer, of): (usize, &usize)| *of == index && runner.layer_state(layer, plan).bytes_per_sequence > 0;
-            if self.route.layers.iter().enumerate().any(keeps_state) {
-                runner.copy_state(from, to)?;
-            }
-        }
-        Ok(())
+        let mut runners = 0..self.runners.len();
+        runners.try_for_each(|runner| match self.keeps_state(runner) {
+            true => self.runners[runner].copy_state(from, to),
+            false => Ok(()),
+        })
     }
 
     /// Reads the weights of one step at full memory bandwidth without computing: the lower bound for the time of a
@@ -220,14 +216,17 @@ impl<'a> Decoder<'a> {
         self.runners.iter_mut().try_for_each(|runner| runner.release_storage())
     }
 
-    fn keeps_state(&self) -> bool {
-        let mut layers = self.route.layers.iter().enumerate();
-        layers.any(|(layer, runner)| self.runners[*runner].layer_state(layer, &self.plan).bytes_per_sequence > 0)
+    /// Whether a runner keeps state per sequence for one of its layers.
+    fn keeps_state(&self, runner: usize) -> bool {
+        let state = |layer| self.runners[runner].layer_state(layer, &self.plan);
+        let mut layers = self.route.layers.iter().enumerate().filter(|(_, of)| **of == runner);
+        layers.any(|(layer, _)| state(layer).bytes_per_sequence > 0)
     }
 
     fn validate(&self, batch: &Batch) -> Result<()> {
         batch.validate(&self.spec, &self.storage)?;
-        if self.keeps_state() { batch.validate_state_slots() } else { Ok(()) }
+        let keeps_state = (0..self.runners.len()).any(|runner| self.keeps_state(runner));
+        if keeps_state { batch.validate_state_slots() } else { Ok(()) }
     }
 
     fn remember(&mut self, batch: &Batch) {
@@ -263,22 +262,21 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    /// The outputs that the batch asks for, computed in chunks of rows.
+    /// The outputs that the batch asks for; many rows of logits are computed in chunks.
     fn outputs(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
-        let (runner, vocab_size) = (&mut self.runners[self.route.head], self.spec.vocab_size);
+        let runner = &mut self.runners[self.route.head];
         let Batch { logits_rows, hidden_rows, .. } = step.batch;
-        let mut logits = Vec::with_capacity(logits_rows.len() * vocab_size);
-        for rows in logits_rows.chunks(HEAD_ROWS) {
-            let part = runner.head(WantedRows { logits: rows, hidden: &[] }, step, probe)?;
-            match logits_rows.len() == rows.len() {
-                true => logits = part.logits.into_values(),
-                false => logits.extend_from_slice(part.logits.values()),
-            }
+        let (first, more) = logits_rows.split_at(logits_rows.len().min(HEAD_ROWS));
+        let outputs = runner.head(WantedRows { logits: first, hidden: hidden_rows }, step, probe)?;
+        if more.is_empty() {
+            return Ok(outputs);
         }
-        let hidden = match hidden_rows.is_empty() {
-            true => Vec::new(),
-            false => runner.head(WantedRows { logits: &[], hidden: hidden_rows }, step, probe)?.hidden,
-        };
-        Ok(Outputs { logits: Logits::new(logits, vocab_size), hidden })
+        let mut logits = outputs.logits.into_values();
+        logits.reserve_exact(more.len() * self.spec.vocab_size);
+        for rows in more.chunks(HEAD_ROWS) {
+            let part = runner.head(WantedRows { logits: rows, hidden: &[] }, step, probe)?;
+            logits.extend_from_slice(part.logits.values());
+        }
+        Ok(Outputs { logits: Logits::new(logits, self.spec.vocab_size), hidden: outputs.hidden })
     }
 }

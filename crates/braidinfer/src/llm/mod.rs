@@ -6,18 +6,17 @@ mod model_text;
 mod shadow;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
 use crate::compat::CompatReport;
 use crate::engine::{
-    ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, PromptInfo, RawSequence,
-    Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
+    ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, PromptInfo, Request,
+    SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
-use crate::executor::{ActiveKernels, Decoder, Logits};
+use crate::executor::{ActiveKernels, Decoder};
 use crate::loading::{LoadOptions, Loaded, ModelParts};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::threads::Threads;
@@ -377,31 +376,19 @@ impl Llm {
         if ids.is_empty() {
             return Err(Error::bad_request("ids", "at least one token", "none"));
         }
-        let sequence = self.begin_raw(ids.len())?;
+        let sequence = self.engine.begin_raw(ids.len())?;
         let mut rows = Vec::new();
         for start in (0..ids.len()).step_by(MAX_BATCHED_TOKENS) {
             let step = start..ids.len().min(start + MAX_BATCHED_TOKENS);
             let wanted = if all { step.len() } else { usize::from(step.end == ids.len()) };
-            let logits = self.read_raw(&sequence, ids, step, wanted)?;
+            let logits = self.engine.read_raw(&sequence, ids, step, wanted)?;
             rows.extend((0..logits.rows()).map(|row| logits.row(row).to_vec()));
         }
         Ok(rows)
     }
 
-    /// Reserves blocks for a sequence of `len` tokens outside of any request.
-    pub(crate) fn begin_raw(&self, len: usize) -> Result<RawSequence> {
-        self.engine.begin_raw(len)
-    }
-
-    /// Computes the tokens `ids[step]` and returns the logits of the last `wanted` of them. Earlier calls must have
-    /// computed all tokens before `step`.
-    pub(crate) fn read_raw(
-        &mut self,
-        sequence: &RawSequence,
-        ids: &[u32],
-        step: Range<usize>,
-        wanted: usize,
-    ) -> Result<Logits> {
-        self.engine.read_raw(sequence, ids, step, wanted)
+    /// The engine, for tokens that are read outside of any request.
+    pub(crate) fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
     }
 }

@@ -49,11 +49,7 @@ impl KvCache {
 
     /// Allocates every block that `batch` names, in the data type that `dtypes` has for each layer.
     pub(super) fn reserve(&mut self, batch: &Batch, dtypes: &[KvDtype]) {
-        let block_size = self.config.block_size;
-        let used = |sequence: &SequenceSlice| sequence.positions().end.div_ceil(block_size);
-        let blocks = batch.sequences.iter().flat_map(|sequence| &sequence.block_table[..used(sequence)]);
-        let tokens = blocks.max().map_or(0, |block| (*block as usize + 1) * block_size);
-        let slabs = tokens.div_ceil(SLAB_TOKENS);
+        let slabs = (batch.blocks_needed(self.config.block_size) * self.config.block_size).div_ceil(SLAB_TOKENS);
         for ((layer, (heads, head_dim)), dtype) in self.layers.iter_mut().zip(&self.heads).zip(dtypes) {
             match dtype {
                 KvDtype::F32 => grow(&mut layer.f32, slabs * heads, *head_dim),

@@ -44,7 +44,7 @@ impl FusedRunner {
         if self.spec.block.parallel {
             trace.input("ffn.norm", self.isa, &input);
         }
-        let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
+        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(readers));
         let width = LANES * projections.iter().map(|linear| linear.panels()).sum::<usize>();
         products.all(&mut self.pool, &projections, normed, rows, panels(qkv, width, rows));
@@ -58,7 +58,7 @@ impl FusedRunner {
         let source = Source::Groups { data: heads, groups: layer.attention.num_key_value_heads };
         let input = Input { source, rows, width: layer.attention.query_width(), norm: None };
         trace.input("attn.heads", self.isa, &input);
-        let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
+        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         inner.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[&layer.o_proj]));
         let mut residual_add = ResidualAdd {
             isa: self.isa,
@@ -83,7 +83,7 @@ impl FusedRunner {
         let input = Input { source, rows, width, norm: layer.feed_forward_norm.as_ref() };
         trace.input("ffn.norm", self.isa, &input);
         let gate_proj = layer.gate_proj.as_ref().unwrap_or(&layer.up_proj);
-        let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
+        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[gate_proj, &layer.up_proj]));
     }
 
@@ -91,7 +91,7 @@ impl FusedRunner {
     fn add_feed_forward(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
-        let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
+        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         expand(&products, &mut self.pool, layer, &mut self.scratch, rows);
         let Scratch { hidden, inner, up, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: up, stride: rows, select: None };

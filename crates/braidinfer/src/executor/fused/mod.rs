@@ -230,7 +230,7 @@ impl FusedRunner {
         let source = Source::Panels { data: hidden, stride: self.layout.rows, select: Some(wanted) };
         let input = Input { source, rows, width, norm: Some(&self.weights.final_norm) };
         trace.input("final_norm", self.isa, &input);
-        let products = Products { isa: self.isa, weights: &self.weights, plan, threads: self.pool.threads() };
+        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         let lm_head = &self.weights.lm_head;
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[lm_head]));
         products.all(&mut self.pool, &[lm_head], normed, rows, scratch::panels(logits, vocab, rows));

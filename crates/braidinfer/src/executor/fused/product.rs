@@ -13,10 +13,16 @@ const PANELS_PER_TASK: usize = 4;
 
 /// What all products of a pass need.
 pub(super) struct Products<'a> {
-    pub(super) isa: Isa,
-    pub(super) weights: &'a PackedDecoder,
-    pub(super) plan: &'a KernelPlan,
-    pub(super) threads: usize,
+    isa: Isa,
+    weights: &'a PackedDecoder,
+    plan: &'a KernelPlan,
+    threads: usize,
+}
+
+impl<'a> Products<'a> {
+    pub(super) fn new(isa: Isa, weights: &'a PackedDecoder, plan: &'a KernelPlan, pool: &Pool) -> Self {
+        Self { isa, weights, plan, threads: pool.threads() }
+    }
 }
 
 impl Products<'_> {

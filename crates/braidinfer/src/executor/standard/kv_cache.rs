@@ -52,10 +52,7 @@ impl KvCache {
 
     /// Allocates every block that `batch` names.
     pub(super) fn reserve(&mut self, batch: &Batch) -> Result<()> {
-        let block_size = self.config.block_size;
-        let used = |sequence: &SequenceSlice| sequence.positions().end.div_ceil(block_size);
-        let blocks = batch.sequences.iter().flat_map(|sequence| &sequence.block_table[..used(sequence)]);
-        let needed = blocks.max().map_or(0, |block| *block as usize + 1) * block_size;
+        let needed = batch.blocks_needed(self.config.block_size) * self.config.block_size;
         let current = self.slots();
         if needed <= current {
             return Ok(());
