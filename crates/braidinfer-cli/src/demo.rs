@@ -1,4 +1,4 @@
-//! The built-in demo model: a small story teller, trained as `tools/demo-model/` says.
+//! The built-in demo model: a small model of children's stories, trained by `tools/demo-model/`.
 
 use braidinfer::model::ModelSource;
 
@@ -8,7 +8,7 @@ macro_rules! embedded {
     };
 }
 
-/// The files, as they stand in `crates/braidinfer-cli/demo-model/`.
+/// The files of `crates/braidinfer-cli/demo-model/`, compiled into the program.
 pub const SOURCE: ModelSource = ModelSource::Embedded {
     label: "the built-in demo model",
     files: embedded!(

@@ -1,4 +1,4 @@
-//! Fetching from the Hub, with bars.
+//! Downloads from the Hugging Face Hub, with progress bars.
 
 use std::path::PathBuf;
 
@@ -7,21 +7,21 @@ use indicatif::ProgressBar;
 
 use crate::{interrupt, output};
 
-/// Brings a model into the Hugging Face cache and returns its directory or GGUF file. What is there is not fetched
-/// again.
+/// Downloads a model into the Hugging Face cache and returns its directory or GGUF file. Files in the cache are not
+/// downloaded again.
 pub fn fetch(id: &HubId) -> anyhow::Result<PathBuf> {
     interrupt::install()?;
     let hub = Hub::from_env()?;
     Ok(hub.fetch(id, &mut Bars::new())?)
 }
 
-/// One bar for each file that is not there yet.
+/// One progress bar for each file that is downloaded.
 pub struct Bars {
     bar: ProgressBar,
 }
 
 impl Bars {
-    /// Shows nothing until a file is fetched.
+    /// Shows nothing until a download starts.
     pub fn new() -> Self {
         Self { bar: ProgressBar::hidden() }
     }
@@ -34,7 +34,7 @@ impl Progress for Bars {
         }
         self.bar = output::download_bar(file, size);
         self.bar.set_position(present);
-        // The rate is that of this run, not of what an earlier one brought.
+        // The rate must not include bytes of an earlier, resumed download.
         self.bar.reset_eta();
     }
 

@@ -1,4 +1,4 @@
-//! Ctrl-C: ends an answer or a file cleanly while one is being made, and the program at any other time.
+//! Ctrl-C: stops generation or the writing of a file cleanly, and ends the program at any other time.
 
 use std::process;
 use std::sync::Once;
@@ -9,7 +9,7 @@ use anyhow::Context;
 static WORKING: AtomicBool = AtomicBool::new(false);
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Catches Ctrl-C from now on; may be called again.
+/// Installs the handler for Ctrl-C; may be called repeatedly.
 pub fn install() -> anyhow::Result<()> {
     static INSTALLED: Once = Once::new();
     let mut result = Ok(());
@@ -32,12 +32,12 @@ pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// As [`requested`], and forgets it.
+/// Like [`requested`], and resets it.
 pub fn take() -> bool {
     REQUESTED.swap(false, Ordering::SeqCst)
 }
 
-/// Something that can be ended cleanly is being made for as long as this lives.
+/// Guard: while it lives, Ctrl-C does not end the program but makes [`requested`] true.
 pub struct Working(());
 
 impl Working {

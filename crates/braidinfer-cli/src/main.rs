@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(_) if interrupt::requested() => ExitCode::from(INTERRUPTED),
         Ok(code) => code,
-        // Whoever reads our output has had enough; that is no failure.
+        // The reader of our output closed the pipe, as `head` does; that is not a failure.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(&error);
@@ -64,7 +64,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Prints help to stdout and usage errors to stderr.
 fn report_usage(error: &clap::Error) -> ExitCode {
-    // Nothing is left to say if the terminal itself is gone.
+    // If the terminal is gone, the error cannot be reported anyway.
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS }
 }

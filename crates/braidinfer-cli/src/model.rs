@@ -1,4 +1,4 @@
-//! From arguments to an open model.
+//! Opens the model that the arguments ask for.
 
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::args::{ComputingArgs, DtypeArg, KernelsArg, LoadArgs, PrecisionArg};
 use crate::hub::Bars;
 use crate::{demo, interrupt, output};
 
-/// The files of MODEL; the built-in model if there is none.
+/// The files of the argument MODEL, or the built-in model if it is absent.
 pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
     let Some(model) = model else { return Ok(demo::SOURCE) };
     let name = ModelName::parse(model)?;
@@ -41,7 +41,7 @@ pub fn split_positional(
     }
 }
 
-/// Whether a lone argument means a model: it exists, or it is a path or an id and not a sentence.
+/// Whether a single argument is a model and not text: it is an existing path, or looks like a path or a Hub id.
 fn looks_like_path(argument: &str) -> bool {
     let path_like = argument.contains('/') || argument.ends_with(".gguf");
     Path::new(argument).exists() || (path_like && !argument.contains(char::is_whitespace))
@@ -67,19 +67,19 @@ pub fn read_text(file: Option<&PathBuf>, what: &str) -> anyhow::Result<String> {
     })
 }
 
-/// Opens a model with a progress bar, prints what there is to know, and returns how long it took.
+/// Opens a model with a progress bar, prints its notes, and returns the time it took.
 pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Duration)> {
     let started = Instant::now();
     interrupt::install()?;
     let source = source(model)?;
-    // One answer at a time.
+    // The command runs one sequence at a time.
     let options = LoadOptions { max_sequences: 1, ..load_options(args)? };
     let llm = load(&source, &options)?;
     llm.notes().iter().for_each(output::note);
     Ok((llm, started.elapsed()))
 }
 
-/// What was asked for, kernels included, as the library takes it.
+/// The library's load options for the arguments, including kernels.
 pub fn load_options(args: &LoadArgs) -> anyhow::Result<LoadOptions> {
     let kernels = Kernels::from(args.kernels);
     if args.force && kernels != Kernels::Fused {
@@ -117,7 +117,7 @@ impl From<KernelsArg> for Kernels {
     }
 }
 
-/// What was asked for, as the library takes it.
+/// The library's load options for the arguments, with the given kernels.
 pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOptions> {
     Ok(LoadOptions {
         kernels,
@@ -136,7 +136,7 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> anyhow::Result<Llm> 
     with_progress("loading", source, |progress| Llm::open(source, options, progress))
 }
 
-/// Does something to a model that counts layers, with a progress bar.
+/// Runs work that reports its progress in layers, with a progress bar.
 pub fn with_progress<T>(
     doing: &str,
     source: &ModelSource,
@@ -152,7 +152,7 @@ pub fn with_progress<T>(
     Ok(result?)
 }
 
-/// What `--dtype` asks for; `None` leaves the choice to the library.
+/// The type for `--dtype`; `None` leaves the choice to the library.
 fn compute_dtype(asked: DtypeArg) -> Option<ComputeDtype> {
     match asked {
         DtypeArg::Auto => None,

@@ -1,4 +1,4 @@
-//! What the user sees: answers on stdout, everything else on stderr.
+//! Output to the user: results on stdout, everything else on stderr.
 #![allow(clippy::print_stderr, reason = "the one place that writes to stderr")]
 
 use std::fmt::Display;
@@ -14,7 +14,7 @@ use crate::wording;
 /// Tables with a header: columns kept apart by spaces, one line below the header.
 pub const TABLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
-/// One failure, in one line: each cause that the one above it does not spell out itself.
+/// Prints an error in one line, with each cause that is not already part of the message above it.
 pub fn error(error: &anyhow::Error) {
     let mut line = String::new();
     let words = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
@@ -31,12 +31,12 @@ pub fn error(error: &anyhow::Error) {
     eprintln!("{} {}", label("error:", "31"), harmless(&line));
 }
 
-/// Something the user should know.
+/// Prints a note on stderr.
 pub fn note(note: impl Display) {
     eprintln!("{} {}", label("note:", "33"), harmless(&note.to_string()));
 }
 
-/// `text` without characters that would steer the terminal: names in files may hold anything.
+/// `text` without terminal control characters, since text from model files may contain any.
 fn harmless(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
@@ -45,7 +45,7 @@ fn label(text: &str, colour: &str) -> String {
     if colours(&io::stderr()) { format!("\x1b[1;{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-/// `text` in a quieter colour, where stdout shows colours.
+/// `text` dimmed, if stdout shows colours.
 pub fn dim(text: &str) -> String {
     if colours(&io::stdout()) { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
 }
@@ -72,7 +72,7 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print_line(serde_json::to_string(value)?)
 }
 
-/// Whether `error` means that nobody reads stdout any more.
+/// Whether `error` is a broken pipe on stdout.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
@@ -80,7 +80,7 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(broken)
 }
 
-/// Whether stderr is a terminal, where bars can be seen.
+/// Whether stderr is a terminal, which shows progress bars.
 pub fn shows_progress() -> bool {
     io::stderr().is_terminal()
 }

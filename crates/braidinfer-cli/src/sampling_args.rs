@@ -1,4 +1,4 @@
-//! Flags for the parameters of requests, made of the library's table of them.
+//! Flags for request parameters, generated from the library's table of parameters.
 
 use braidinfer::SamplingParams;
 use braidinfer::engine::{Kind, PARAMETERS, Parameter};
@@ -7,19 +7,19 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_pars
 
 const HEADING: &str = "Sampling (defaults: the model's generation_config.json)";
 
-/// Flags of one letter.
+/// Parameters with a one-letter flag.
 const SHORT: [(&str, char); 1] = [("max_tokens", 'n')];
 
-/// Parameters without a flag: commands give one answer to a prompt.
+/// Parameters without a flag: commands generate one answer per prompt.
 const NO_FLAG: [&str; 1] = ["n"];
 
-/// How to choose tokens. What is not given comes from the model's own generation_config.json.
+/// The sampling flags. Parameters that are not given come from the model's generation_config.json.
 #[derive(Debug, Clone)]
 pub struct SamplingArgs(ArgMatches);
 
 impl SamplingArgs {
-    /// The model's settings with what was typed in their place.
-    pub fn over(&self, defaults: SamplingParams) -> SamplingParams {
+    /// The model's `defaults`, overridden by the flags that are given.
+    pub fn override_defaults(&self, defaults: SamplingParams) -> SamplingParams {
         let mut params = defaults;
         PARAMETERS
             .iter()
@@ -28,7 +28,7 @@ impl SamplingArgs {
         params
     }
 
-    /// Sets a parameter, if it was typed.
+    /// Sets a parameter if its flag is given.
     fn set(&self, parameter: &Parameter, params: &mut SamplingParams) {
         let (typed, name) = (&self.0, parameter.name);
         match parameter.kind {
@@ -49,7 +49,7 @@ impl SamplingArgs {
 }
 
 fn has_flag(parameter: &Parameter) -> bool {
-    // Nobody types a table of numbers.
+    // A map of biases is impractical as a flag.
     !matches!(parameter.kind, Kind::Biases(_)) && !NO_FLAG.contains(&parameter.name)
 }
 
@@ -103,11 +103,11 @@ mod tests {
         let command = SamplingArgs::augment_args(Command::new("test").no_binary_name(true));
         let matches = command.try_get_matches_from(arguments).expect("they are flags");
         let defaults = SamplingParams { temperature: 0.5, top_k: Some(7), ..SamplingParams::default() };
-        SamplingArgs::from_arg_matches(&matches).expect("they can be read").over(defaults)
+        SamplingArgs::from_arg_matches(&matches).expect("they can be read").override_defaults(defaults)
     }
 
     #[test]
-    fn what_is_typed_stands_in_place_of_the_models_own() {
+    fn flags_override_the_defaults_of_the_model() {
         let own = typed(&[]);
         assert_eq!((own.temperature, own.top_k, own.ignore_eos), (0.5, Some(7), false));
         let params = typed(&["-n", "3", "--top-k", "2", "--seed", "9", "--stop", "a", "--stop", "b", "--ignore-eos"]);

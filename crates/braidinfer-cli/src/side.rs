@@ -1,4 +1,4 @@
-//! A model and how to run it, as one argument.
+//! A model with load options in one argument, for commands that compare two sides.
 
 use anyhow::{Context, anyhow, bail};
 use braidinfer::compat::Precision;
@@ -9,35 +9,35 @@ use clap::ValueEnum;
 use crate::args::{ComputingArgs, DtypeArg, KernelsArg, PrecisionArg};
 use crate::{model, output};
 
-/// What can be said of how to run a model.
-const WAYS: [&str; 4] = ["kernels", "precision", "dtype", "quantize"];
+/// Names of the options in such an argument.
+const OPTIONS: [&str; 4] = ["kernels", "precision", "dtype", "quantize"];
 
-/// A model and how to run it.
-pub struct Local {
+/// A local model with its load options.
+pub struct LocalModel {
     pub model: String,
     pub options: LoadOptions,
 }
 
-impl Local {
-    /// `MODEL[,NAME=VALUE]..`.
+impl LocalModel {
+    /// Parses `MODEL[,NAME=VALUE]..`.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         Self::parse_over(text, &ComputingArgs::default())
     }
 
-    /// Another side, as one of its own or as another way to run this model: `NAME=VALUE[,NAME=VALUE]..`.
+    /// Parses the other side: another model, or `NAME=VALUE[,NAME=VALUE]..` for this model with other options.
     pub fn other(&self, text: &str) -> anyhow::Result<Self> {
-        let is_way = text.split(',').all(|part| part.split_once('=').is_some_and(|(name, _)| WAYS.contains(&name)));
+        let is_way = text.split(',').all(|part| part.split_once('=').is_some_and(|(name, _)| OPTIONS.contains(&name)));
         if is_way { Self::parse(&format!("{},{text}", self.model)) } else { Self::parse(text) }
     }
 
-    /// `MODEL[,NAME=VALUE]..`, over what holds for both sides.
+    /// Parses `MODEL[,NAME=VALUE]..`, whose options override those of both sides.
     pub fn parse_over(text: &str, computing: &ComputingArgs) -> anyhow::Result<Self> {
         let mut parts = text.split(',');
         let model = parts.next().unwrap_or_default().to_owned();
         let (mut kernels, mut precision, mut computing) = (KernelsArg::Auto, None, computing.clone());
         let mut seen = Vec::new();
         for part in parts {
-            let Some((key, name)) = part.split_once('=').filter(|(key, _)| WAYS.contains(key)) else {
+            let Some((key, name)) = part.split_once('=').filter(|(key, _)| OPTIONS.contains(key)) else {
                 bail!("{text}: expected kernels=, precision=, dtype= or quantize= after the model, found `{part}`");
             };
             if seen.contains(&key) {
@@ -58,13 +58,13 @@ impl Local {
             bail!("{text}: expected precision= with fused kernels only, found kernels=standard");
         }
         let options = model::options(kernels.into(), &computing)?;
-        // Fused kernels by name, without a precision: the fastest level, whatever a check says.
+        // `kernels=fused` without a precision means the fastest level, whatever the compatibility check says.
         let force = options.kernels == Kernels::Fused && precision.is_none();
         let precision = precision.map_or(Precision::Auto, Precision::from);
         Ok(Self { model, options: LoadOptions { force, precision, ..options } })
     }
 
-    /// Opens it, and prints what there is to know.
+    /// Opens the model and prints its notes.
     pub fn load(&self) -> anyhow::Result<Llm> {
         let source = model::source(Some(&self.model))?;
         let llm = model::load(&source, &self.options)?;

@@ -1,4 +1,4 @@
-//! How the command line words what the library says neutrally: the field `top_p` is `--top-p` here.
+//! Turns the library's messages into those of the command line, where the field `top_p` is the flag `--top-p`.
 
 use braidinfer::compat::CompatReport;
 use braidinfer::validation::{Finding, ValidationReport};
@@ -7,10 +7,10 @@ use clap::CommandFactory;
 
 use crate::args::Cli;
 
-/// Fields that are typed in more ways than by the flag of their name.
+/// Fields that can be given in other ways besides the flag of the same name.
 const NOT_ONLY_FLAGS: [&str; 1] = ["prompt"];
 
-/// A failure of the library, with what can be done about it.
+/// An error of the library, with advice in terms of flags.
 pub fn error(error: &Error) -> String {
     let problem = match error {
         Error::BadRequest { field, expected, found } => {
@@ -24,13 +24,13 @@ pub fn error(error: &Error) -> String {
     }
 }
 
-/// A report of a check with its advice in flags.
+/// A compatibility report with its advice in terms of flags.
 pub fn compat(report: CompatReport) -> CompatReport {
     let recommendations = report.recommendations.iter().map(in_flags).collect();
     CompatReport { recommendations, ..report }
 }
 
-/// A report of a validation with its advice in flags.
+/// A validation report with its advice in terms of flags.
 pub fn validation(report: ValidationReport) -> ValidationReport {
     let finding = |finding: Finding| Finding { fix: finding.fix.as_ref().map(in_flags), ..finding };
     ValidationReport {
@@ -48,14 +48,14 @@ fn setting(setting: Setting) -> String {
     let Setting { name, value } = setting;
     let flag = format!("--{}", hyphenated(name));
     match (name, value) {
-        // With its command: whoever reads this may have run another one.
+        // Names the command, because the user may have run another one.
         ("thoroughness", Some("full")) => "`check --full`".into(),
         (_, None | Some("true")) => flag,
         (_, Some(value)) => format!("{flag} {value}"),
     }
 }
 
-/// A flag, where some command has one for the field, or a few words.
+/// The flag for a field, if a command has one; otherwise a few words.
 fn field_name(field: &str) -> String {
     let name = hyphenated(field);
     let is_flag = Cli::command()

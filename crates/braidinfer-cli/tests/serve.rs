@@ -75,7 +75,7 @@ fn clients_that_go_away_before_they_are_answered_are_in_the_log() {
         "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nx-request-id: gone";
     let mut stream = TcpStream::connect(&address).expect("it listens");
     write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("it takes requests");
-    // Whoever leaves before the request is looked at has asked nothing.
+    // A client that disconnects before its request is scheduled starts none, so wait until it runs.
     let is_running = |metrics: &str| {
         metrics.lines().any(|line| line.starts_with("vllm:num_requests_running") && !line.ends_with(" 0"))
     };

@@ -1,7 +1,7 @@
 //! An OpenAI-compatible server over one model.
 //!
-//! A [`Handle`](braidinfer::Handle) owns the model and runs its steps on a thread of its own; handlers turn requests into
-//! prompts for it and its outputs into answers. Only `api/` knows the wire format.
+//! A [`Handle`](braidinfer::Handle) owns the model and runs its steps on a separate thread. HTTP handlers turn requests into
+//! prompts and the outputs of the engine into responses. Only `api/` knows the wire format.
 
 mod api;
 mod http;
@@ -18,7 +18,7 @@ pub use self::http::{Listener, ServerConfig, StartError, TlsFiles};
 use self::metrics::Metrics;
 use self::served::{App, Served};
 
-/// A server that listens, and has a model as soon as it is given one. Until then it answers that it is not ready.
+/// A listening server. Until it is given a model through a [`ModelSlot`], it responds that it is not ready.
 pub struct Server {
     app: Arc<App>,
     listener: Listener,
@@ -27,38 +27,37 @@ pub struct Server {
 impl Server {
     /// Binds the address of `config`. Call it within a Tokio runtime.
     ///
-    /// Fails where the address is taken, or reachable from other machines without a key, and on TLS files that cannot be
-    /// used.
+    /// Fails if the address is in use, if other machines can reach it and no API key is set, or if the TLS files are invalid.
     pub async fn bind(config: ServerConfig) -> Result<Self, StartError> {
         let listener = Listener::bind(&config).await?;
         Ok(Self { app: Arc::new(App::new(config)), listener })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.listener.address()
     }
 
-    /// Hands over what a model is given to the server with.
-    pub fn door(&self) -> Door {
-        Door(Arc::clone(&self.app))
+    /// The slot through which the server is given its model.
+    pub fn model_slot(&self) -> ModelSlot {
+        ModelSlot(Arc::clone(&self.app))
     }
 
-    /// Answers requests until `stop` is done; then finishes the answers that are being written, for as long as the
-    /// configuration allows, and tells the others.
+    /// Serves requests until `stop` completes. Then waits for unfinished answers, up to the configured shutdown timeout, and
+    /// ends the remaining ones with an error.
     pub async fn run(self, stop: impl Future<Output = ()> + Send) {
         self.listener.run(self.app, stop).await;
     }
 }
 
-/// Where a model enters a server.
+/// The place for the one model of a server.
 #[derive(Clone)]
-pub struct Door(Arc<App>);
+pub struct ModelSlot(Arc<App>);
 
-impl Door {
-    /// Serves a model from now on, under a name. A server takes one model; returns whether this was it.
+impl ModelSlot {
+    /// Serves a model under a name from now on. Returns `false` if the server already has a model.
     ///
-    /// Fails where the system gives no thread for it.
+    /// Fails if the thread for the model cannot be created.
     pub fn serve(&self, llm: Llm, name: String) -> std::io::Result<bool> {
         let metrics = Arc::new(Metrics::new(&name));
         Ok(self.0.serve(Served::begin(llm, name, metrics)?))

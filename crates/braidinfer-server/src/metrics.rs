@@ -1,4 +1,4 @@
-//! What is counted and measured, for Prometheus; what the engine does that someone should know goes to the log.
+//! Prometheus metrics. Errors of the engine and suspicious shadow checks also go to the log.
 
 use std::sync::atomic::AtomicU64;
 
@@ -15,13 +15,13 @@ use prometheus_client::registry::{Registry, Unit};
 type Share = Gauge<f64, AtomicU64>;
 type Label = [(&'static str, &'static str); 1];
 
-/// Seconds, from a cached token on a small model to a prompt that waits for minutes.
+/// Histogram buckets in seconds, from a cached token on a small model to a prompt that waits for minutes.
 const SECONDS: [f64; 18] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0];
 const NATS: [f64; 9] = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 const SEQUENCES: [f64; 9] = [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
 
-/// Metrics of one served model. The names that begin with `vllm:` are those that routers of requests look for.
+/// Metrics of one served model. Names that begin with `vllm:` are those that request routers read.
 pub struct Metrics {
     registry: Registry,
     requests_running: Gauge,
@@ -72,7 +72,7 @@ impl Metrics {
         };
         metrics.register_engine();
         metrics.register_times();
-        // So that rates can be taken from the first answer on.
+        // Export every label with value 0, so that rates are right from the first answer on.
         let complete = [FinishReason::Stop, FinishReason::Length].map(AnswerEnd::Finished);
         for end in complete.into_iter().chain([AnswerEnd::Cancelled, AnswerEnd::Failed]) {
             let _ = metrics.requests.get_or_create(&[("finish_reason", end.as_str())]);
@@ -126,10 +126,10 @@ impl Metrics {
         }
     }
 
-    /// The text that Prometheus reads.
+    /// All metrics in OpenMetrics text format.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        // Only the string could fail, and strings do not.
+        // Writing to a `String` does not fail.
         let _ = encode(&mut text, &self.registry);
         text
     }
@@ -181,12 +181,12 @@ impl EngineObserver for Metrics {
 
     fn shadow_checked(&self, check: &ShadowCheck, bound: f64) {
         let ShadowCheck { tokens, kl, disagrees } = *check;
-        // A sum with something in it that is no number would never be one again; the log tells of those.
+        // One NaN or infinity would spoil the sum of the histogram for good; such values are only logged.
         if kl.is_finite() {
             self.shadow_kl.observe(kl);
         }
         self.shadow_disagreements.inc_by(u64::from(disagrees));
-        // What is not a number is beyond every bound.
+        // NaN counts as above every bound.
         if kl.is_nan() || kl > bound || disagrees {
             tracing::warn!(kl, bound, tokens, disagrees, "a step was far from standard kernels");
         }
@@ -197,7 +197,7 @@ impl EngineObserver for Metrics {
     }
 }
 
-/// Lets a counter follow a sum that only grows.
+/// Raises a counter to `sum`, a total that only grows.
 fn raise(counter: &Counter, sum: usize) {
     counter.inc_by((sum as u64).saturating_sub(counter.get()));
 }

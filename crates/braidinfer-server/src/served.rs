@@ -1,4 +1,4 @@
-//! What handlers share.
+//! State that all HTTP handlers share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,20 +13,20 @@ use tokio::time::timeout_at;
 use crate::http::{ApiError, ServerConfig};
 use crate::metrics::Metrics;
 
-/// Normalizing makes a text shorter by less than this factor.
-const SHRINKS: usize = 4;
+/// Text normalization shortens a text by less than this factor.
+const MAX_SHRINK: usize = 4;
 
-/// The server, with or without its model.
+/// State of the server, with its model once that is loaded.
 pub struct App {
     pub config: ServerConfig,
     served: OnceLock<Arc<Served>>,
     is_stopping: AtomicBool,
     requests: AtomicU64,
-    /// Tells the requests of one server from those of another in logs.
+    /// Random prefix of request ids, which distinguishes the requests of different servers in logs.
     salt: u32,
 }
 
-/// A model that is served.
+/// The model that is served.
 pub struct Served {
     pub name: String,
     /// Seconds since 1970.
@@ -37,11 +37,11 @@ pub struct Served {
     pub default_sampling: SamplingParams,
     pub context: usize,
     pub vocab_size: usize,
-    /// Bytes, if there is a tokenizer.
+    /// Length of the longest token in bytes, if there is a tokenizer.
     longest_token: Option<usize>,
     pub kernels: ActiveKernels,
     pub compat: Option<CompatReport>,
-    /// Made when it is first asked for: large vocabularies take their time.
+    /// Created on first use, because that takes long for large vocabularies.
     structured: OnceLock<StructuredOutput>,
 }
 
@@ -63,8 +63,8 @@ impl Served {
         })
     }
 
-    /// Does something that takes its time, which is not taken from other requests.
-    pub async fn aside<T: Send + 'static>(
+    /// Runs work that may take long on a blocking thread, so that it does not delay other requests.
+    pub async fn run_blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> braidinfer::Result<T> + Send + 'static,
     ) -> Result<T, ApiError> {
@@ -73,17 +73,17 @@ impl Served {
         Ok(done.map_err(|error| ApiError::internal(format!("the request could not be read: {error}")))??)
     }
 
-    /// Refuses a text that cannot fit into the context, before it is cut into tokens.
+    /// Rejects a text that is certainly longer than the context, before it is tokenized.
     pub fn check_length(&self, bytes: usize) -> braidinfer::Result<()> {
         match self.longest_token.map(|longest| bytes / longest.max(1)) {
-            Some(tokens) if tokens > self.context.saturating_mul(SHRINKS) => {
+            Some(tokens) if tokens > self.context.saturating_mul(MAX_SHRINK) => {
                 Err(Error::PromptTooLong { prompt: tokens, context: self.context })
             }
             _ => Ok(()),
         }
     }
 
-    /// What holds answers to a form; `field` is for messages.
+    /// The constraint that makes answers follow `form`; `field` is the request field for error messages.
     pub fn constraint(&self, form: &AnswerForm, field: &str) -> braidinfer::Result<ConstraintFactory> {
         let structured = match self.structured.get() {
             Some(structured) => structured,
@@ -115,7 +115,7 @@ impl App {
         self.served.get()
     }
 
-    /// What is served, if that is what was asked for; whoever names no model means it.
+    /// The served model. Fails if `model` names another one; `None` means the served model.
     pub fn served_as(&self, model: Option<&str>) -> Result<&Arc<Served>, ApiError> {
         let served = self.served().ok_or_else(|| ApiError::not_ready("the model is being loaded"))?;
         match model {
@@ -124,13 +124,13 @@ impl App {
         }
     }
 
-    /// When a request must be answered that arrived then.
+    /// Deadline for the response to a request that arrived at `arrived`.
     pub fn deadline(&self, arrived: Instant) -> tokio::time::Instant {
         (arrived + self.config.request_timeout).into()
     }
 
-    /// Does something for a request that arrived then, or says that it took too long.
-    pub async fn in_time<T>(
+    /// Runs `work` for a request that arrived at `arrived`; fails at the deadline of the request.
+    pub async fn with_deadline<T>(
         &self,
         arrived: Instant,
         work: impl Future<Output = Result<T, ApiError>>,
@@ -146,7 +146,7 @@ impl App {
         self.is_stopping.store(true, Ordering::Relaxed);
     }
 
-    /// A name for the next request.
+    /// A new request id.
     pub fn next_id(&self) -> String {
         format!("{:08x}{:08x}", self.salt, self.requests.fetch_add(1, Ordering::Relaxed))
     }

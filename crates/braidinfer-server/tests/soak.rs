@@ -80,7 +80,7 @@ fn length() -> Option<Duration> {
 #[test]
 fn nothing_leaks_and_nothing_hangs() {
     let Some(length) = length() else {
-        // Not by `println`, which is kept from whoever runs all tests.
+        // Not `println`, which the test harness captures.
         let _ = writeln!(
             std::io::stderr(),
             "skipped, since BRAIDINFER_SOAK_SECONDS is not set: nothing_leaks_and_nothing_hangs"

@@ -94,7 +94,7 @@ fn requests(vocab: usize, context: usize, rng: &mut SmallRng) -> Vec<Asked> {
 
 /// The answer to a request that has the engine for itself.
 fn alone(llm: &mut Llm, asked: &Asked) -> Said {
-    // Whoever takes the executor makes the engine forget what is stored.
+    // Taking the decoder empties the prefix cache.
     llm.decoder_mut().expect("nothing runs");
     llm.add(asked.prompt.clone(), &asked.params).expect("the request is sound");
     let mut said = Said::default();

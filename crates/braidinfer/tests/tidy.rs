@@ -52,7 +52,7 @@ fn the_executor_knows_neither_engine_nor_text() {
     check_absent("braidinfer/src/executor", &["crate::engine", "crate::text", "crate::llm"], &[]);
 }
 
-/// Whoever needs fused kernels takes a `Decoder`.
+/// Other code uses fused kernels through a `Decoder`.
 #[test]
 fn only_its_folder_names_the_fused_runner() {
     let except = ["braidinfer/src/executor/fused", "braidinfer/tests/tidy.rs"];

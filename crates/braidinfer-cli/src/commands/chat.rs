@@ -22,7 +22,7 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
     if llm.chat_template().is_none() {
         bail!("chat: the model has no chat template; use `braidinfer run` to continue plain text");
     }
-    let params = args.sampling.over(llm.default_sampling());
+    let params = args.sampling.override_defaults(llm.default_sampling());
     params.validate()?;
     let mut chat = Chat { llm, params, system: args.system, messages: Vec::new() };
     chat.begin();
@@ -33,13 +33,13 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
 struct Chat {
     llm: Llm,
     params: SamplingParams,
-    /// Instructions that stand before every chat.
+    /// System prompt at the beginning of every chat.
     system: Option<String>,
     messages: Vec<ChatMessage>,
 }
 
 impl Chat {
-    /// Forgets everything but the instructions.
+    /// Starts a new chat, which keeps only the system prompt.
     fn begin(&mut self) {
         self.messages = self.system.iter().map(|text| ChatMessage::new("system", text)).collect();
     }
@@ -49,7 +49,7 @@ impl Chat {
         loop {
             let line = match editor.readline("> ") {
                 Ok(line) => line,
-                // At the prompt, Ctrl-C drops the line and Ctrl-D leaves.
+                // While a line is edited, Ctrl-C discards it and Ctrl-D ends the program.
                 Err(ReadlineError::Interrupted) => continue,
                 Err(ReadlineError::Eof) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -71,7 +71,7 @@ impl Chat {
         }
     }
 
-    /// Answers one line; a failure of the model's ends the answer, not the chat.
+    /// Answers one line. An error of the model ends the answer, not the chat.
     fn answer(&mut self, line: String) -> anyhow::Result<()> {
         self.messages.push(ChatMessage::new("user", line));
         let prompt = Prompt::Chat(self.messages.clone());

@@ -18,7 +18,7 @@ pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
     let options =
         LoadOptions { precision: args.precision.precision.into(), ..model::options(Kernels::Auto, &args.computing)? };
     let thoroughness = args.report.thoroughness();
-    // Every name first: the last one should not be found missing after an hour.
+    // Resolve all names first, so that a missing model does not show only after an hour.
     let sources = args.models.iter().map(|name| model::source(Some(name))).collect::<anyhow::Result<Vec<_>>>()?;
     let mut reports = Vec::new();
     for source in &sources {
@@ -84,7 +84,7 @@ fn add_speeds(document: &mut Document, reports: &[ValidationReport]) {
     document.bars(bars(reports, "Answering", |speed| speed.decode_tok_s));
 }
 
-/// One rate of every model that was measured, on both kernels.
+/// A bar chart of one rate of every measured model, on both kinds of kernels.
 fn bars(reports: &[ValidationReport], title: &str, rate: fn(&Speed) -> f64) -> BarPlot {
     let measured: Vec<(&String, Speeds)> =
         reports.iter().filter_map(|report| Some((&report.model, report.speeds?))).collect();

@@ -1,4 +1,4 @@
-//! `braidinfer inspect`: what a model's files say, without loading its weights.
+//! `braidinfer inspect`: metadata of a model's files, without loading the weights.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ struct Inspection {
     parameters: usize,
     bytes: usize,
     dtype: Dtype,
-    /// Bytes of each type.
+    /// Size of all tensors of each type, in bytes.
     bytes_by_dtype: BTreeMap<&'static str, usize>,
     tensors: Vec<TensorRow>,
     generation: GenerationJson,
@@ -140,7 +140,7 @@ fn section(title: &str, rows: &Rows) -> anyhow::Result<()> {
     table.lines().try_for_each(|line| output::print_line(line.trim_end()))
 }
 
-/// The decoder in the terms of `config.json`. What most architectures lack is shown only where it is set.
+/// The decoder in the terms of `config.json`. Fields that most architectures lack are shown only if they are set.
 fn decoder_rows(inspection: &Inspection) -> Rows {
     let (spec, attention) = (&inspection.spec, &inspection.spec.attentions[0]);
     let FeedForward::Dense { intermediate_size, hidden_act, gated, bias } = spec.layers[0].feed_forward;
@@ -173,7 +173,7 @@ fn row(name: &str, value: impl ToString) -> (String, String) {
     (name.to_owned(), value.to_string())
 }
 
-/// How a plain enum spells itself in JSON.
+/// The JSON name of an enum variant without data.
 fn json_text(value: impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
@@ -227,7 +227,7 @@ fn rope_rows(spec: &DecoderSpec) -> anyhow::Result<Rows> {
     Ok(rows)
 }
 
-/// Runs of equal layers.
+/// Layers, with consecutive equal ones in one row.
 fn layer_rows(spec: &DecoderSpec) -> Rows {
     let mut runs: Vec<(usize, usize, &LayerSpec)> = vec![];
     for (index, layer) in spec.layers.iter().enumerate() {
@@ -260,7 +260,7 @@ fn weight_rows(inspection: &Inspection) -> Rows {
     ]
 }
 
-/// The type of all weights, or how many bytes have which.
+/// The type of the weights, or the size of the weights of each type if there are several.
 fn dtypes(inspection: &Inspection) -> String {
     let sizes = &inspection.bytes_by_dtype;
     if sizes.len() < 2 {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::args::{Ids, LogitsArgs};
 use crate::{model, output};
 
-/// Tokens shown per position.
+/// Number of tokens shown per position.
 const SHOWN: usize = 10;
 
 #[derive(Serialize)]

@@ -54,7 +54,7 @@ pub fn run(args: ModelsArgs) -> anyhow::Result<()> {
     output::print_line(format!("known and refused, for now: {refused}"))
 }
 
-/// The formats it can be read from; `quantize` writes the second.
+/// The file formats of an architecture. `quantize` can write those with GGUF.
 fn formats(architecture: &Architecture) -> Vec<&'static str> {
     let gguf = architecture.gguf.is_some().then_some("GGUF");
     ["safetensors"].into_iter().chain(gguf).collect()

@@ -13,7 +13,7 @@ use comfy_table::Table;
 
 use crate::args::{ComputingArgs, Ids, PerplexityArgs};
 use crate::report::number;
-use crate::side::Local;
+use crate::side::LocalModel;
 use crate::{interrupt, model, output};
 
 pub fn run(args: PerplexityArgs) -> anyhow::Result<()> {
@@ -25,12 +25,12 @@ pub fn run(args: PerplexityArgs) -> anyhow::Result<()> {
         Some(Ids(ids)) => Reading { prompt: Prompt::Ids(ids), context: args.context },
         None => reading(args.file.as_ref(), args.context)?,
     };
-    let own = Local::parse_over(&args.model, &computing(args.threads))?;
+    let own = LocalModel::parse_over(&args.model, &computing(args.threads))?;
     let against = args.against.map(|against| own.other(&against)).transpose()?;
     print(measure(&own, against.as_ref(), &reading)?.as_ref(), args.json)
 }
 
-/// A text from a file, or the built-in one.
+/// The text to measure: from a file, or the built-in text.
 pub fn reading(file: Option<&PathBuf>, context: usize) -> anyhow::Result<Reading> {
     match file {
         Some(path) => {
@@ -44,10 +44,10 @@ pub fn reading(file: Option<&PathBuf>, context: usize) -> anyhow::Result<Reading
     }
 }
 
-/// Tokens of a chunk where nobody says how many, as in llama.cpp's tool.
+/// Default number of tokens per chunk, as in llama.cpp's tool.
 pub const CONTEXT: usize = 512;
 
-/// What will be measured of a file that is yet to be written: whatever stands in the way of that shows now.
+/// The text to measure on a file that is yet to be written. Called first, so that errors show before quantizing.
 pub fn before_quantizing(source: &ModelSource, file: Option<&PathBuf>) -> anyhow::Result<Reading> {
     let (description, _) = describe(source)?;
     let settings = TokenizerSettings::read(source)?;
@@ -57,10 +57,10 @@ pub fn before_quantizing(source: &ModelSource, file: Option<&PathBuf>) -> anyhow
     reading(file, CONTEXT.min(description.spec.context_length()))
 }
 
-/// What was written, beside where it comes from.
+/// Measures the quantized file against its source.
 pub fn after_quantizing(source: &str, written: &str, reading: &Reading, threads: Option<usize>) -> anyhow::Result<()> {
     let options = model::options(Kernels::Auto, &computing(threads))?;
-    let exact = |model: &str| Local {
+    let exact = |model: &str| LocalModel {
         model: model.to_owned(),
         options: LoadOptions { precision: Precision::Exact, ..options.clone() },
     };
@@ -72,11 +72,11 @@ fn computing(threads: Option<usize>) -> ComputingArgs {
     ComputingArgs { threads, ..ComputingArgs::default() }
 }
 
-fn measure(own: &Local, against: Option<&Local>, reading: &Reading) -> anyhow::Result<Option<Perplexity>> {
+fn measure(own: &LocalModel, against: Option<&LocalModel>, reading: &Reading) -> anyhow::Result<Option<Perplexity>> {
     let mut llm = own.load()?;
-    let mut other = against.map(Local::load).transpose()?;
+    let mut other = against.map(LocalModel::load).transpose()?;
     let bar = output::progress_bar("reading", "chunks");
-    // Ctrl-C ends the measurement between two chunks, without a figure of less text than was asked for.
+    // Ctrl-C ends the measurement between two chunks, without a result for only part of the text.
     let working = interrupt::Working::begin();
     let found = perplexity(&mut llm, other.as_mut(), reading, &mut |so_far| {
         bar.set_length(so_far.all_chunks as u64);
@@ -97,7 +97,7 @@ fn print(found: Option<&Perplexity>, json: bool) -> anyhow::Result<()> {
     if json { output::print_json(found) } else { output::print_line(table(found)) }
 }
 
-/// A mean with its standard error, which nobody knows of a single prediction.
+/// A mean with its standard error, which is undefined for a single prediction.
 fn mean(value: f64, standard_error: f64, number: fn(f64) -> String) -> String {
     let error = if standard_error.is_finite() { number(standard_error) } else { "unknown".to_owned() };
     format!("{} ± {error}", number(value))

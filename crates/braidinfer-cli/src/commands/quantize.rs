@@ -17,7 +17,7 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
         false => None,
     };
     let bar = output::progress_bar(&format!("quantizing {}", source.label()), "tensors");
-    // Ctrl-C ends the work between two tensors, so that nothing half-written stays behind.
+    // Ctrl-C ends the work between two tensors, so that no incomplete file is left.
     let working = interrupt::Working::begin();
     let report =
         braidinfer::quantize(&source, &args.destination, args.file_type, args.force, &threads, &mut |done, tensors| {
@@ -41,7 +41,7 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
     })
 }
 
-/// What was written, in one line.
+/// A summary of the written file, in one line.
 fn summary(args: &QuantizeArgs, report: &QuantizeReport) -> String {
     let tensors: Vec<String> = report.tensors.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
     format!(

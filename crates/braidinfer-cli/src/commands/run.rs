@@ -42,12 +42,12 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         output::note("no MODEL given: the built-in demo model answers");
     }
     let (mut llm, load) = model::open(model_arg.as_deref(), &args.load)?;
-    let params = args.sampling.over(llm.default_sampling());
-    let spelled = llm.tokenizer().is_some();
-    if !spelled {
+    let params = args.sampling.override_defaults(llm.default_sampling());
+    let has_text = llm.tokenizer().is_some();
+    if !has_text {
         output::note("the model has no tokenizer: the answer is token ids");
     }
-    let mut printer = Printer { silent: args.json, spelled, result: Ok(()), started: false };
+    let mut printer = Printer { silent: args.json, has_text, result: Ok(()), started: false };
     if let Prompt::Text(text) = &prompt
         && !args.json
         && io::stdout().is_terminal()
@@ -62,11 +62,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     if args.json { print_json(completion, llm.kernels(), load, timings) } else { output::print("\n") }
 }
 
-/// Prints an answer as it comes; ends it when printing fails or Ctrl-C is pressed.
+/// Prints an answer while it is generated; stops it if printing fails or Ctrl-C is pressed.
 struct Printer {
     silent: bool,
-    /// Whether tokens have text; ids are printed otherwise.
-    spelled: bool,
+    /// Whether the model has a tokenizer; otherwise token ids are printed.
+    has_text: bool,
     started: bool,
     result: anyhow::Result<()>,
 }
@@ -77,7 +77,7 @@ impl Printer {
             return ControlFlow::Break(());
         }
         let ids = || format!("{}{}", if self.started { "," } else { "" }, event.token);
-        let text = if self.spelled { event.text.to_owned() } else { ids() };
+        let text = if self.has_text { event.text.to_owned() } else { ids() };
         self.started = true;
         if !self.silent && !text.is_empty() {
             self.result = output::print(&text);
@@ -107,7 +107,7 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Tokens per second; 0 where there were none.
+/// Tokens per second; 0 if there are no tokens.
 fn rate(tokens: usize, duration: Duration) -> f64 {
     if tokens == 0 || duration.is_zero() { 0.0 } else { (tokens as f64 / duration.as_secs_f64() * 1e3).round() / 1e3 }
 }

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::args::{EngineArgs, LogFormat, NetworkArgs, ServeArgs};
 use crate::{INTERRUPTED, model, output};
 
-/// A key that does not show among the arguments of the process.
+/// Environment variable for an API key, which unlike a flag is not visible in the process list.
 const API_KEY: &str = "BRAIDINFER_API_KEY";
 
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
@@ -24,7 +24,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = config(&args.network)?;
     let runtime = Runtime::new().context("threads for the server")?;
     let result = runtime.block_on(serve(config, args));
-    // A model that is still being loaded keeps nobody waiting.
+    // Does not wait for a model that is still loading.
     runtime.shutdown_background();
     result
 }
@@ -35,12 +35,12 @@ async fn serve(config: ServerConfig, args: ServeArgs) -> anyhow::Result<()> {
     let server = Server::bind(config).await?;
     let address = format!("{scheme}://{}", server.address());
     output::note(format!("listening at {address}, while the model is being loaded"));
-    let door = server.door();
+    let model_slot = server.model_slot();
     let loading = tokio::task::spawn_blocking(move || {
         let name = name(&args);
         let llm = load(&args)?;
         let (kernels, context) = (llm.kernels().as_str(), llm.context());
-        door.serve(llm, name.clone()).context("a thread for the engine")?;
+        model_slot.serve(llm, name.clone()).context("a thread for the engine")?;
         output::note(format!("{name} is served at {address}: {kernels} kernels, {context} tokens of context"));
         anyhow::Ok(())
     });
@@ -54,7 +54,7 @@ async fn serve(config: ServerConfig, args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Done at the first Ctrl-C or SIGTERM; the second one ends the program.
+/// Completes at the first Ctrl-C or SIGTERM; the second one ends the program.
 fn stop() -> anyhow::Result<impl Future<Output = ()>> {
     let catch = |kind| signal(kind).context("signals cannot be caught");
     let (mut interrupt, mut terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
@@ -91,7 +91,7 @@ fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
     Ok(llm)
 }
 
-/// What requests call the model.
+/// The name of the model in requests.
 fn name(args: &ServeArgs) -> String {
     let of_file = |model: &str| model.trim_end_matches('/').rsplit('/').next().unwrap_or(model).to_owned();
     let named = args.engine.served_model_name.clone();
@@ -116,7 +116,7 @@ fn config(args: &NetworkArgs) -> anyhow::Result<ServerConfig> {
     })
 }
 
-/// Keys from the command line, the environment and a file.
+/// API keys from the command line, the environment and a file.
 fn keys(args: &NetworkArgs) -> anyhow::Result<Vec<String>> {
     let mut keys = args.api_key.clone();
     keys.extend(env::var(API_KEY).ok().filter(|key| !key.is_empty()));
@@ -131,7 +131,7 @@ fn keys(args: &NetworkArgs) -> anyhow::Result<Vec<String>> {
     Ok(keys)
 }
 
-/// A line on standard error for each thing that happens.
+/// Starts logging to stderr, one line per event.
 fn log(format: LogFormat) -> anyhow::Result<()> {
     let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO);
     let begun = match format {

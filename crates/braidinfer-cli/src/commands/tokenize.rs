@@ -34,7 +34,7 @@ pub fn run(args: TokenizeArgs) -> anyhow::Result<()> {
     pieces.iter().try_for_each(|Piece { id, piece }| output::print_line(format!("{id:>8}  {piece:?}")))
 }
 
-/// The tokenizer of a model, or one in a file of its own.
+/// The tokenizer of a model, or of a separate tokenizer file.
 fn open(model_arg: Option<&str>) -> anyhow::Result<Tokenizer> {
     let path = model_arg.map(Path::new).filter(|path| path.is_file());
     if let Some(path) = path.filter(|path| path.extension().is_some_and(|kind| kind == "json" || kind == "model")) {

@@ -8,7 +8,7 @@ use braidinfer::validation::{Finding, Outcome, Sample, ValidationReport, validat
 
 use super::check::document as compat_document;
 use crate::args::ValidateArgs;
-use crate::report::{Block, Delivery, Document, Mood, Verdict};
+use crate::report::{Delivery, Document, DocumentBlock, Rating, Verdict};
 use crate::{interrupt, model, wording};
 
 pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
@@ -33,17 +33,17 @@ pub fn exit_code(outcome: Outcome) -> ExitCode {
     })
 }
 
-/// The whole report, or, without `detail`, what fits a terminal.
+/// The full report, or without `detail` a summary that fits a terminal.
 fn document(report: &ValidationReport, detail: bool) -> Document {
     let count = |outcome| report.findings.iter().filter(|finding| finding.outcome == outcome).count();
     let mut document = Document {
         title: format!("Is {} ready?", report.model),
         verdict: Some(Verdict {
             word: report.outcome.as_str().to_owned(),
-            mood: match report.outcome {
-                Outcome::Pass => Mood::Good,
-                Outcome::Warn => Mood::Doubtful,
-                Outcome::Fail => Mood::Bad,
+            rating: match report.outcome {
+                Outcome::Pass => Rating::Good,
+                Outcome::Warn => Rating::Doubtful,
+                Outcome::Fail => Rating::Bad,
             },
             sentence: format!(
                 "{} passed, {} to look at, {} failed.",
@@ -71,7 +71,7 @@ fn document(report: &ValidationReport, detail: bool) -> Document {
     if let Some(compat) = report.compat.as_ref().filter(|_| detail) {
         let compat = compat_document::of(compat, true);
         document.heading(compat.title);
-        document.blocks.extend(compat.verdict.map(|verdict| Block::Paragraph(verdict.sentence)));
+        document.blocks.extend(compat.verdict.map(|verdict| DocumentBlock::Paragraph(verdict.sentence)));
         document.blocks.extend(compat.blocks);
     }
     document

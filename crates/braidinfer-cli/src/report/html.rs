@@ -1,4 +1,4 @@
-//! One self-contained page, light and dark.
+//! HTML: one self-contained page with a light and a dark theme.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,17 @@ use plotters::style::RGBColor;
 use serde::Serialize;
 
 use super::plot::{SERIES_COLOURS, svg};
-use super::{BarPlot, Block, Document, Mood, number};
+use super::{BarPlot, Document, DocumentBlock, Rating, number};
 
-/// Tables with more rows are shown when they are asked for.
+/// Tables with more rows are collapsed.
 const LONG: usize = 12;
 
 const PAGE: &str = include_str!("page.html");
 
+/// A block of the document as the template `page.html` takes it.
 #[derive(Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-enum Part<'a> {
+enum HtmlBlock<'a> {
     Heading { text: &'a str },
     Paragraph { text: &'a str },
     List { items: &'a [String] },
@@ -26,7 +27,7 @@ enum Part<'a> {
     Bars { title: String, legend: Vec<&'a str>, groups: Vec<Group<'a>> },
 }
 
-/// The bars of one thing.
+/// The bars of one group, one for each series.
 #[derive(Serialize)]
 struct Group<'a> {
     thing: &'a str,
@@ -36,7 +37,7 @@ struct Group<'a> {
 #[derive(Serialize)]
 struct Bar {
     value: String,
-    /// Of the largest, in per cent.
+    /// Width relative to the largest bar, in per cent.
     width: f64,
 }
 
@@ -44,17 +45,17 @@ struct Bar {
 struct Headline<'a> {
     word: &'a str,
     sentence: &'a str,
-    mood: Mood,
+    mood: Rating,
 }
 
 #[derive(Serialize)]
 struct Page<'a> {
     title: &'a str,
     verdict: Option<Headline<'a>>,
-    parts: Vec<Part<'a>>,
+    parts: Vec<HtmlBlock<'a>>,
     colours: Vec<String>,
-    /// Cells that are shown in the colour of a mood.
-    moods: BTreeMap<&'static str, Mood>,
+    /// Ratings by the text of a table cell, which set its colour.
+    moods: BTreeMap<&'static str, Rating>,
     version: &'static str,
 }
 
@@ -65,11 +66,11 @@ pub fn render(document: &Document) -> anyhow::Result<String> {
         verdict: document.verdict.as_ref().map(|verdict| Headline {
             word: &verdict.word,
             sentence: &verdict.sentence,
-            mood: verdict.mood,
+            mood: verdict.rating,
         }),
-        parts: document.blocks.iter().map(part).collect::<anyhow::Result<_>>()?,
+        parts: document.blocks.iter().map(html_block).collect::<anyhow::Result<_>>()?,
         colours: SERIES_COLOURS.iter().map(colour).collect(),
-        moods: BTreeMap::from([("PASS", Mood::Good), ("WARN", Mood::Doubtful), ("FAIL", Mood::Bad)]),
+        moods: BTreeMap::from([("PASS", Rating::Good), ("WARN", Rating::Doubtful), ("FAIL", Rating::Bad)]),
         version: env!("CARGO_PKG_VERSION"),
     };
     let mut environment = Environment::new();
@@ -77,23 +78,23 @@ pub fn render(document: &Document) -> anyhow::Result<String> {
     Ok(environment.get_template("page.html")?.render(Serde(&page))?)
 }
 
-fn part(block: &Block) -> anyhow::Result<Part<'_>> {
+fn html_block(block: &DocumentBlock) -> anyhow::Result<HtmlBlock<'_>> {
     Ok(match block {
-        Block::Heading(text) => Part::Heading { text },
-        Block::Paragraph(text) => Part::Paragraph { text },
-        Block::List(items) => Part::List { items },
-        Block::Table(table) => Part::Table {
+        DocumentBlock::Heading(text) => HtmlBlock::Heading { text },
+        DocumentBlock::Paragraph(text) => HtmlBlock::Paragraph { text },
+        DocumentBlock::List(items) => HtmlBlock::List { items },
+        DocumentBlock::Table(table) => HtmlBlock::Table {
             header: table.has_header().then_some(&table.header),
             rows: &table.rows,
             prose: (0..table.header.len()).map(|column| table.is_prose(column)).collect(),
             long: table.rows.len() > LONG,
         },
-        Block::Lines(plot) => Part::Lines {
+        DocumentBlock::Lines(plot) => HtmlBlock::Lines {
             title: &plot.title,
             svg: svg(plot)?,
             legend: plot.series.iter().map(|series| series.name.as_str()).collect(),
         },
-        Block::Bars(plot) => Part::Bars {
+        DocumentBlock::Bars(plot) => HtmlBlock::Bars {
             title: format!("{}, {}", plot.title, plot.unit),
             legend: plot.series.iter().map(|series| series.name.as_str()).collect(),
             groups: groups(plot),

@@ -1,6 +1,6 @@
 //! Markdown, as GitHub shows it.
 
-use super::{Block, Document, LinePlot, Table, number};
+use super::{Document, DocumentBlock, LinePlot, Table, number};
 
 pub fn render(document: &Document) -> String {
     let mut text = format!("# {}\n", document.title);
@@ -10,12 +10,12 @@ pub fn render(document: &Document) -> String {
     for block in &document.blocks {
         text.push('\n');
         text += &match block {
-            Block::Heading(heading) => format!("## {heading}\n"),
-            Block::Paragraph(paragraph) => format!("{paragraph}\n"),
-            Block::List(items) => items.iter().map(|item| format!("- {item}\n")).collect(),
-            Block::Table(rows) => table(rows),
-            Block::Lines(plot) => lines(plot),
-            Block::Bars(plot) => table(&plot.as_table()),
+            DocumentBlock::Heading(heading) => format!("## {heading}\n"),
+            DocumentBlock::Paragraph(paragraph) => format!("{paragraph}\n"),
+            DocumentBlock::List(items) => items.iter().map(|item| format!("- {item}\n")).collect(),
+            DocumentBlock::Table(rows) => table(rows),
+            DocumentBlock::Lines(plot) => lines(plot),
+            DocumentBlock::Bars(plot) => table(&plot.as_table()),
         };
     }
     text

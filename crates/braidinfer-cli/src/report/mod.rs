@@ -1,4 +1,4 @@
-//! Reports for people: one document, shown on a terminal or written as text, Markdown, HTML or JSON.
+//! Reports for human readers: a document that is rendered as text, Markdown or HTML, with its data as JSON.
 
 mod html;
 mod markdown;
@@ -17,34 +17,35 @@ use crate::output;
 
 pub use plot::{BarPlot, LinePlot, Series};
 
-/// What a report says, in order.
+/// The contents of a report.
 #[derive(Debug, Default)]
 pub struct Document {
     pub title: String,
-    /// What the reader wants to know first.
+    /// The overall result, shown first.
     pub verdict: Option<Verdict>,
-    pub blocks: Vec<Block>,
+    pub blocks: Vec<DocumentBlock>,
 }
 
-/// One word and one sentence.
+/// An overall result: one word and one sentence.
 #[derive(Debug)]
 pub struct Verdict {
     pub word: String,
-    pub mood: Mood,
+    pub rating: Rating,
     pub sentence: String,
 }
 
-/// How a verdict or a cell looks.
+/// How good a result is; sets the colour of a verdict or a table cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mood {
+pub enum Rating {
     Good,
     Doubtful,
     Bad,
 }
 
+/// A block of a document.
 #[derive(Debug)]
-pub enum Block {
+pub enum DocumentBlock {
     Heading(String),
     Paragraph(String),
     List(Vec<String>),
@@ -53,7 +54,7 @@ pub enum Block {
     Bars(BarPlot),
 }
 
-/// Cells by row; every row is as long as the header, whose cells may all be empty.
+/// A table. Every row has as many cells as the header; without a header its cells are all empty.
 #[derive(Debug, Default)]
 pub struct Table {
     pub header: Vec<String>,
@@ -66,7 +67,7 @@ impl Table {
         self.header.iter().any(|cell| !cell.is_empty())
     }
 
-    /// Whether a column is to be read, and not compared as numbers are: the first, and those with long cells.
+    /// Whether a column holds prose, which is not aligned like numbers: the first column, and those with long cells.
     fn is_prose(&self, column: usize) -> bool {
         const LONG: usize = 20;
         column == 0 || !self.has_header() || self.rows.iter().any(|row| row[column].chars().count() > LONG)
@@ -75,33 +76,33 @@ impl Table {
 
 impl Document {
     pub fn heading(&mut self, text: impl Into<String>) {
-        self.blocks.push(Block::Heading(text.into()));
+        self.blocks.push(DocumentBlock::Heading(text.into()));
     }
 
     pub fn paragraph(&mut self, text: impl Into<String>) {
-        self.blocks.push(Block::Paragraph(text.into()));
+        self.blocks.push(DocumentBlock::Paragraph(text.into()));
     }
 
     pub fn list(&mut self, items: Vec<String>) {
-        self.blocks.push(Block::List(items));
+        self.blocks.push(DocumentBlock::List(items));
     }
 
     pub fn table<const N: usize>(&mut self, header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
         let header = header.map(str::to_owned).to_vec();
-        self.blocks.push(Block::Table(Table { header, rows: rows.into_iter().map(Vec::from).collect() }));
+        self.blocks.push(DocumentBlock::Table(Table { header, rows: rows.into_iter().map(Vec::from).collect() }));
     }
 
     pub fn bars(&mut self, plot: BarPlot) {
-        self.blocks.push(Block::Bars(plot));
+        self.blocks.push(DocumentBlock::Bars(plot));
     }
 
     pub fn lines(&mut self, plot: LinePlot) {
-        self.blocks.push(Block::Lines(plot));
+        self.blocks.push(DocumentBlock::Lines(plot));
     }
 }
 
 impl BarPlot {
-    /// The same as text: a column for each series.
+    /// The plot as a table with a column for each series.
     fn as_table(&self) -> Table {
         let title = format!("{}, {}", self.title, self.unit);
         let header = [title].into_iter().chain(self.series.iter().map(|series| series.name.clone())).collect();
@@ -113,7 +114,7 @@ impl BarPlot {
     }
 }
 
-/// What a report is written as.
+/// File format of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Text,
@@ -130,8 +131,8 @@ struct Export {
 }
 
 impl Export {
-    /// The format that the name of the file ends in; known before hours of measuring begin, as is whether its folder
-    /// takes files.
+    /// Takes the format from the file extension. Fails if that is unknown or the folder is not writable, so that this shows
+    /// before hours of measuring.
     fn to(path: &Path) -> anyhow::Result<Self> {
         let format = match path.extension().and_then(|extension| extension.to_str()) {
             Some("txt") => Format::Text,
@@ -148,7 +149,7 @@ impl Export {
         Ok(export)
     }
 
-    /// Writes the whole report or nothing. `data` is what JSON holds.
+    /// Writes the report atomically: completely or not at all. `data` is what a JSON file contains.
     fn write(&self, document: &Document, data: &impl Serialize) -> anyhow::Result<()> {
         let text = match self.format {
             Format::Text => text::render(document),
@@ -165,14 +166,14 @@ impl Export {
     fn temporary(&self) -> anyhow::Result<tempfile::NamedTempFile> {
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
-        // What anybody may read is what a report is for; tempfile's own choice is the owner alone.
+        // Reports are readable by everybody; tempfile's default is readable by the owner only.
         #[cfg(unix)]
         builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644));
         builder.tempfile_in(folder).with_context(|| format!("--export {}", self.path.display()))
     }
 }
 
-/// Where a report goes: to a file, and to stdout as tables or JSON.
+/// Where a report is written: to a file, if requested, and to stdout as tables or JSON.
 #[derive(Debug)]
 pub struct Delivery {
     export: Option<Export>,
@@ -180,7 +181,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Fails where a file cannot be written; so before anything is measured.
+    /// Fails if the file cannot be written. Called before anything is measured.
     pub fn of(args: &OutputArgs) -> anyhow::Result<Self> {
         Ok(Self { export: args.export.as_deref().map(Export::to).transpose()?, json: args.json })
     }
@@ -194,7 +195,7 @@ impl Delivery {
     }
 }
 
-/// A number in as few characters as say enough: small and large ones with an exponent.
+/// A number with two or three digits, with an exponent if it is small or large.
 pub fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),

@@ -1,9 +1,9 @@
-//! Plots as SVG that takes its colours from the page.
+//! Plots as SVG. Colours are set by the style sheet of the page.
 
 use anyhow::anyhow;
 use plotters::prelude::*;
 
-/// Values over their index, on a logarithmic axis; values of zero stand at its lower edge.
+/// A line plot of values over their index, on a logarithmic y axis; zero is drawn at its lower edge.
 #[derive(Debug)]
 pub struct LinePlot {
     pub title: String,
@@ -18,7 +18,7 @@ pub struct Series {
     pub values: Vec<f64>,
 }
 
-/// Values of some things, side by side: each series has one for each of them. The page draws it without SVG.
+/// A grouped bar chart: each series has one value for each of `things`. The page draws it without SVG.
 #[derive(Debug)]
 pub struct BarPlot {
     pub title: String,
@@ -28,23 +28,23 @@ pub struct BarPlot {
 }
 
 impl BarPlot {
-    /// The largest value, to which bars are drawn.
+    /// The largest value, which has the longest bar.
     pub fn largest(&self) -> f64 {
         self.series.iter().flat_map(|series| series.values.iter().copied()).fold(0.0, f64::max)
     }
 }
 
-/// Placeholders: the page's style sheet gives elements with them their real colours, in light and dark.
+/// Placeholder colours, which the style sheet of the page replaces for the light and the dark theme.
 pub const SERIES_COLOURS: [RGBColor; 5] =
     [RGBColor(1, 1, 1), RGBColor(1, 1, 2), RGBColor(1, 1, 3), RGBColor(1, 1, 4), RGBColor(1, 1, 5)];
 const AXIS: RGBColor = RGBColor(2, 1, 1);
 const GRID: RGBColor = RGBColor(2, 1, 2);
 
 const SIZE: (u32, u32) = (760, 300);
-/// The axis where no value is above zero.
+/// Bounds of the y axis if no value is above zero.
 const EMPTY: [f64; 2] = [1e-9, 1.0];
 
-/// The plot without title and legend, which the page writes itself.
+/// The plot as SVG, without title and legend, which are part of the page.
 pub fn svg(plot: &LinePlot) -> anyhow::Result<String> {
     let mut text = String::new();
     draw(plot, &mut text).map_err(|error| anyhow!("{}: {error}", plot.title))?;
@@ -71,7 +71,7 @@ fn draw(plot: &LinePlot, text: &mut String) -> Result<(), Box<dyn std::error::Er
         let points = points.map(|(x, y)| (x as f64, y.clamp(low, high)));
         chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
     }
-    // The chart holds on to the text.
+    // The chart borrows the text.
     drop(chart);
     root.present()?;
     drop(root);

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement};
 
-use super::{Block, Document, LinePlot, Table, number};
+use super::{Document, DocumentBlock, LinePlot, Table, number};
 use crate::output;
 
 pub fn render(document: &Document) -> String {
@@ -12,12 +12,12 @@ pub fn render(document: &Document) -> String {
     }
     for block in &document.blocks {
         text += &match block {
-            Block::Heading(heading) => format!("\n{heading}\n"),
-            Block::Paragraph(paragraph) => format!("{paragraph}\n"),
-            Block::List(items) => items.iter().map(|item| format!("- {item}\n")).collect(),
-            Block::Table(rows) => table(rows),
-            Block::Lines(plot) => lines(plot),
-            Block::Bars(plot) => format!("\n{}", table(&plot.as_table())),
+            DocumentBlock::Heading(heading) => format!("\n{heading}\n"),
+            DocumentBlock::Paragraph(paragraph) => format!("{paragraph}\n"),
+            DocumentBlock::List(items) => items.iter().map(|item| format!("- {item}\n")).collect(),
+            DocumentBlock::Table(rows) => table(rows),
+            DocumentBlock::Lines(plot) => lines(plot),
+            DocumentBlock::Bars(plot) => format!("\n{}", table(&plot.as_table())),
         };
     }
     text
@@ -28,7 +28,7 @@ fn table(rows: &Table) -> String {
     if rows.has_header() {
         table.set_header(&rows.header);
     }
-    // Long cells are broken where a terminal ends.
+    // Long cells are wrapped at the width of the terminal.
     table.load_style(output::TABLE).set_content_arrangement(ContentArrangement::Dynamic).add_rows(&rows.rows);
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_cell_alignment(if rows.is_prose(index) { CellAlignment::Left } else { CellAlignment::Right });

@@ -1,4 +1,4 @@
-//! From the engine's outputs to bodies and streams of answers.
+//! Turns the outputs of the engine into response bodies and event streams.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -19,34 +19,34 @@ use super::sampling::Delivery;
 use crate::http::{ApiError, Ignored};
 use crate::served::{Served, seconds_since_1970};
 
-/// Between signs of life, while nothing is said.
+/// Interval of keep-alive comments while a stream has no events.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// How one kind of answers is written.
-pub trait Form: Send + 'static {
-    /// Parts of a stream that come before anything is said, one for each answer.
-    fn opening(&mut self, choice: usize) -> Vec<Value>;
+/// Writes the responses of one endpoint.
+pub trait ResponseWriter: Send + 'static {
+    /// Chunks of a stream that come before the first token of a choice.
+    fn opening_chunks(&mut self, choice: usize) -> Vec<Value>;
 
-    /// The part of a stream that a token makes, if it makes one.
-    fn part(&mut self, choice: usize, token: Token) -> Vec<Value>;
+    /// Chunks of a stream for one token; there may be none.
+    fn token_chunks(&mut self, choice: usize, token: Token) -> Vec<Value>;
 
-    /// The part of a stream that tells what was used.
-    fn usage_part(&self, usage: Usage) -> Value;
+    /// The chunk of a stream with the token usage.
+    fn usage_chunk(&self, usage: Usage) -> Value;
 
-    /// A whole body.
-    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value;
+    /// The body of a response that is not streamed.
+    fn body(&mut self, choices: Vec<Choice>, usage: Usage) -> Value;
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug, Default)]
-pub struct Answer {
+pub struct Choice {
     pub text: String,
     pub logprobs: Vec<TokenLogprobs>,
     pub finish_reason: Option<FinishReason>,
     pub prompt: Option<PromptInfo>,
 }
 
-/// Tokens that were read and written.
+/// Token usage of a request.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Usage {
     prompt_tokens: usize,
@@ -61,7 +61,8 @@ struct PromptTokensDetails {
 }
 
 impl Usage {
-    /// Counts a token. Prompts with several answers count once.
+    /// Counts a generated token, and with the first token of the first choice its prompt. `n` is the number of choices per
+    /// prompt.
     fn count(&mut self, choice: usize, n: usize, token: &Token) {
         self.completion_tokens += 1;
         if let Some(prompt) = token.prompt.as_ref().filter(|_| choice.is_multiple_of(n)) {
@@ -71,35 +72,38 @@ impl Usage {
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
     }
 
-    /// Forgets tokens that were only written because every step writes one.
-    pub fn without_answers(mut self) -> Self {
+    /// Without completion tokens, for prompts that were only scored: the engine generates at least one token anyway.
+    pub fn without_completion(mut self) -> Self {
         (self.completion_tokens, self.total_tokens) = (0, self.prompt_tokens);
         self
     }
 }
 
-/// Answers that are being written, to one request.
-pub struct Answers {
+/// The choices of one request that are being generated.
+pub struct ChoiceStream {
     pub stream: OutputStream,
-    /// All of them.
+    /// Number of choices.
     pub count: usize,
-    /// To each prompt.
+    /// Number of choices for each prompt.
     pub n: usize,
     pub deadline: Instant,
 }
 
-/// Hands over answers as they were asked for, or what is wrong with the request.
-pub async fn deliver<F: Form>(begun: Result<(Answers, F, Delivery), ApiError>, ignored: Ignored) -> Response {
+/// The response to a request: one body or a stream as requested, or an error.
+pub async fn deliver<W: ResponseWriter>(
+    begun: Result<(ChoiceStream, W, Delivery), ApiError>,
+    ignored: Ignored,
+) -> Response {
     match begun {
         Err(error) => (ignored, error).into_response(),
-        Ok((answers, form, Delivery::Whole)) => (ignored, answers.whole(form).await).into_response(),
-        Ok((answers, form, Delivery::Streamed { with_usage })) => {
-            (ignored, answers.streamed(form, with_usage)).into_response()
+        Ok((choices, writer, Delivery::Whole)) => (ignored, choices.collect(writer).await).into_response(),
+        Ok((choices, writer, Delivery::Streamed { with_usage })) => {
+            (ignored, choices.into_events(writer, with_usage)).into_response()
         }
     }
 }
 
-impl Answers {
+impl ChoiceStream {
     async fn next(&mut self) -> Option<Result<(usize, Token), ApiError>> {
         match timeout_at(self.deadline, self.stream.next()).await {
             Err(_) => Some(Err(ApiError::slow_answer())),
@@ -110,68 +114,68 @@ impl Answers {
         }
     }
 
-    async fn whole(mut self, mut form: impl Form) -> Result<Json<Value>, ApiError> {
-        let mut answers: Vec<Answer> = (0..self.count).map(|_| Answer::default()).collect();
+    async fn collect(mut self, mut writer: impl ResponseWriter) -> Result<Json<Value>, ApiError> {
+        let mut choices: Vec<Choice> = (0..self.count).map(|_| Choice::default()).collect();
         let mut usage = Usage::default();
         while let Some(received) = self.next().await {
             let (choice, token) = received?;
             usage.count(choice, self.n, &token);
-            let answer = &mut answers[choice];
-            answer.text += &token.text;
-            answer.logprobs.extend(token.logprobs);
-            answer.finish_reason = token.finished;
-            answer.prompt = answer.prompt.take().or(token.prompt);
+            let choice = &mut choices[choice];
+            choice.text += &token.text;
+            choice.logprobs.extend(token.logprobs);
+            choice.finish_reason = token.finished;
+            choice.prompt = choice.prompt.take().or(token.prompt);
         }
-        Ok(Json(form.whole(answers, usage)))
+        Ok(Json(writer.body(choices, usage)))
     }
 
-    fn streamed(self, form: impl Form, with_usage: bool) -> Response {
-        let streaming = Streaming {
-            answers: self,
-            form,
+    fn into_events(self, writer: impl ResponseWriter, with_usage: bool) -> Response {
+        let stream = EventStream {
+            choices: self,
+            writer,
             with_usage,
             usage: Usage::default(),
-            parts: VecDeque::new(),
+            ready: VecDeque::new(),
             has_begun: false,
             is_over: false,
         };
-        let events = stream::unfold(streaming, |mut streaming| async move {
-            let event = streaming.next().await?;
-            Some((Ok::<_, Infallible>(event), streaming))
+        let events = stream::unfold(stream, |mut stream| async move {
+            let event = stream.next().await?;
+            Some((Ok::<_, Infallible>(event), stream))
         });
         Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
     }
 }
 
-struct Streaming<F> {
-    answers: Answers,
-    form: F,
+struct EventStream<W> {
+    choices: ChoiceStream,
+    writer: W,
     with_usage: bool,
     usage: Usage,
-    /// What is ready to be sent.
-    parts: VecDeque<Event>,
+    /// Events that are ready to be sent.
+    ready: VecDeque<Event>,
     has_begun: bool,
     is_over: bool,
 }
 
-impl<F: Form> Streaming<F> {
+impl<W: ResponseWriter> EventStream<W> {
     async fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some(part) = self.parts.pop_front() {
-                return Some(part);
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
             }
             if self.is_over {
                 return None;
             }
-            match self.answers.next().await {
+            match self.choices.next().await {
                 Some(Ok((choice, token))) => {
-                    // Not before there is something to say: whoever measures the time to it looks at the first part.
+                    // Sent only with the first token: clients measure the time to first token by the first chunk.
                     if !std::mem::replace(&mut self.has_begun, true) {
-                        let openings = (0..self.answers.count).flat_map(|choice| self.form.opening(choice));
-                        self.parts.extend(openings.map(sent));
+                        let openings = (0..self.choices.count).flat_map(|choice| self.writer.opening_chunks(choice));
+                        self.ready.extend(openings.map(event_of));
                     }
-                    self.usage.count(choice, self.answers.n, &token);
-                    self.parts.extend(self.form.part(choice, token).into_iter().map(sent));
+                    self.usage.count(choice, self.choices.n, &token);
+                    self.ready.extend(self.writer.token_chunks(choice, token).into_iter().map(event_of));
                 }
                 Some(Err(error)) => self.end(Some(error)),
                 None => self.end(None),
@@ -179,34 +183,34 @@ impl<F: Form> Streaming<F> {
         }
     }
 
-    /// Sends what comes last.
+    /// Queues the last events: an error or the usage, and `[DONE]`.
     fn end(&mut self, error: Option<ApiError>) {
         self.is_over = true;
         match error {
-            Some(error) => self.parts.push_back(sent(error.json())),
-            None if self.with_usage => self.parts.push_back(sent(self.form.usage_part(self.usage))),
+            Some(error) => self.ready.push_back(event_of(error.json())),
+            None if self.with_usage => self.ready.push_back(event_of(self.writer.usage_chunk(self.usage))),
             None => {}
         }
-        self.parts.push_back(Event::default().data("[DONE]"));
+        self.ready.push_back(Event::default().data("[DONE]"));
     }
 }
 
-fn sent(part: Value) -> Event {
-    Event::default().data(part.to_string())
+fn event_of(chunk: Value) -> Event {
+    Event::default().data(chunk.to_string())
 }
 
-/// What every body and every part of a stream begins with.
+/// The fields that every body and every chunk of a stream has.
 #[derive(Debug, Clone)]
 pub struct Envelope {
     id: String,
     created: u64,
     model: String,
-    /// Parts of a stream say that they do not tell what was used, if the last one will.
+    /// Whether chunks have the field `usage`: it is null in all but the last one.
     with_usage: bool,
 }
 
 impl Envelope {
-    /// Of the answer to a request called `name`; `kind` stands before that in its id.
+    /// For the response to the request with the id `name`; the id of the response is `kind-name`.
     pub fn new(kind: &str, name: &str, served: &Served, delivery: Delivery) -> Self {
         Self {
             id: format!("{kind}-{name}"),
@@ -216,7 +220,7 @@ impl Envelope {
         }
     }
 
-    /// A body, or a part of a stream.
+    /// A body, or a chunk of a stream.
     pub fn around(&self, object: &str, choices: Value, usage: Option<Usage>) -> Value {
         let mut body = json!({
             "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,

@@ -12,14 +12,14 @@ use braidinfer::{ModelText, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answers::{self, Answer, Answers, Envelope, Form, Usage};
+use super::answers::{self, Choice, ChoiceStream, Envelope, ResponseWriter, Usage};
 use super::form;
 use super::logprobs::ChatToken;
 use super::messages::{self, Message};
 use super::prompts;
 use super::sampling::{Delivery, ParameterFields, SharedFields};
-use super::tools::{self, CallReader, Calls, Piece, Tool, ToolChoice};
-use crate::http::{ApiError, RequestName, Strict};
+use super::tools::{self, OutputItem, Tool, ToolCallMode, ToolCallParser, ToolChoice};
+use crate::http::{ApiError, HttpRequestId, Strict};
 use crate::served::App;
 
 #[derive(Debug, Deserialize)]
@@ -29,20 +29,20 @@ pub struct ChatFields {
     top_logprobs: Option<usize>,
     tools: Option<Vec<Tool>>,
     tool_choice: Option<ToolChoice>,
-    /// Whether an answer may have several calls; true if absent.
+    /// Whether an answer may have several tool calls; true if absent.
     parallel_tool_calls: Option<bool>,
-    /// Further variables of the chat template.
+    /// Additional variables for the chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
 }
 
 pub async fn complete(
     State(app): State<Arc<App>>,
-    Extension(RequestName(name)): Extension<RequestName>,
+    Extension(HttpRequestId(name)): Extension<HttpRequestId>,
     request: Strict<ParameterFields, SharedFields, ChatFields>,
 ) -> Response {
     let arrived = Instant::now();
     let begun = begin(&app, &name, (&request.first, &request.second), request.third, arrived);
-    let begun = app.in_time(arrived, begun).await;
+    let begun = app.with_deadline(arrived, begun).await;
     answers::deliver(begun, request.ignored).await
 }
 
@@ -52,7 +52,7 @@ async fn begin(
     (parameters, shared): (&ParameterFields, &SharedFields),
     fields: ChatFields,
     arrived: Instant,
-) -> Result<(Answers, ChatForm, Delivery), ApiError> {
+) -> Result<(ChoiceStream, ChatWriter, Delivery), ApiError> {
     let served = app.served_as(shared.model.as_deref())?;
     let delivery = shared.delivery()?;
     let logprobs = match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
@@ -67,67 +67,67 @@ async fn begin(
             return Err(ApiError::field("top_logprobs", message));
         }
     };
-    let mut params = SamplingParams { logprobs, ..shared.over(parameters, &served.default_sampling, None)? };
+    let mut params = SamplingParams { logprobs, ..shared.sampling_params(parameters, &served.default_sampling, None)? };
     let template = served.text.require_chat_template()?;
-    let (mut variables, calls) = tools::offered(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
+    let (mut variables, calls) = tools::prepare(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
     let only_one_call = fields.parallel_tool_calls == Some(false);
-    params.stop.extend(calls.end_of_first().filter(|_| only_one_call).map(str::to_owned));
+    params.stop.extend(calls.first_call_stop().filter(|_| only_one_call).map(str::to_owned));
     variables.extend(fields.chat_template_kwargs.unwrap_or_default());
-    let asked = form::asked_for(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
-    let asked = match (&calls, asked) {
-        (Calls::Forced(_), Some((_, field))) => {
+    let form = form::requested(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
+    let form = match (&calls, form) {
+        (ToolCallMode::Forced(_), Some((_, field))) => {
             let message = format!("{field}: expected a free answer beside a tool that must be called");
             return Err(ApiError::field(field, message));
         }
-        (Calls::Forced(form), None) => Some((form.clone(), "tools")),
-        (Calls::None | Calls::Free(_), asked) => asked,
+        (ToolCallMode::Forced(form), None) => Some((form.clone(), "tools")),
+        (ToolCallMode::None | ToolCallMode::Free(_), form) => form,
     };
-    let constraint = form::constraint(served, asked).await?;
-    let prompt = prompts::encode_chat(served, messages::fields(fields.messages)?, variables).await?;
+    let constraint = form::constraint(served, form).await?;
+    let prompt = prompts::encode_chat(served, messages::template_fields(fields.messages)?, variables).await?;
     let (count, n, deadline) = (params.n, params.n, app.deadline(arrived));
     let task = Task::Generate(Box::new(params), constraint);
     let stream = served.engine.submit(vec![prompt], task, arrived).await?;
     let envelope = Envelope::new("chatcmpl", name, served, delivery);
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
-    let readers = (0..n).map(|_| CallReader::new(&calls, only_one_call)).collect();
-    let form = ChatForm { envelope, text, readers, calls: vec![0; n] };
-    Ok((Answers { stream, count, n, deadline }, form, delivery))
+    let parsers = (0..n).map(|_| ToolCallParser::new(&calls, only_one_call)).collect();
+    let writer = ChatWriter { envelope, text, parsers, num_calls: vec![0; n] };
+    Ok((ChoiceStream { stream, count, n, deadline }, writer, delivery))
 }
 
-struct ChatForm {
+struct ChatWriter {
     envelope: Envelope,
-    /// With probabilities: what spells tokens.
+    /// Tokenizer for log-probabilities, if they are requested.
     text: Option<Arc<ModelText>>,
-    /// Of each answer, where it may call tools.
-    readers: Vec<Option<CallReader>>,
-    /// Calls of each answer so far.
-    calls: Vec<usize>,
+    /// Tool call parser of each choice, if it may call tools.
+    parsers: Vec<Option<ToolCallParser>>,
+    /// Number of tool calls of each choice so far.
+    num_calls: Vec<usize>,
 }
 
-impl ChatForm {
-    /// What a text adds to an answer; with `is_last` also what was not decided before.
-    fn pieces(&mut self, choice: usize, text: &str, is_last: bool) -> Vec<Piece> {
-        let Some(reader) = &mut self.readers[choice] else {
-            return if text.is_empty() { Vec::new() } else { vec![Piece::Content(text.to_owned())] };
+impl ChatWriter {
+    /// Parses new text of a choice; with `is_last` also the text that was held back.
+    fn parse(&mut self, choice: usize, text: &str, is_last: bool) -> Vec<OutputItem> {
+        let Some(parser) = &mut self.parsers[choice] else {
+            return if text.is_empty() { Vec::new() } else { vec![OutputItem::Content(text.to_owned())] };
         };
-        let mut pieces = reader.push(text);
+        let mut items = parser.push(text);
         if is_last {
-            pieces.extend(reader.finish());
+            items.extend(parser.finish());
         }
-        self.calls[choice] += pieces.iter().filter(|piece| matches!(piece, Piece::Call(_))).count();
-        pieces
+        self.num_calls[choice] += items.iter().filter(|item| matches!(item, OutputItem::ToolCall(_))).count();
+        items
     }
 
     fn finish_reason(&self, choice: usize, reason: FinishReason) -> &'static str {
-        if self.calls[choice] > 0 && reason == FinishReason::Stop { "tool_calls" } else { reason.as_str() }
+        if self.num_calls[choice] > 0 && reason == FinishReason::Stop { "tool_calls" } else { reason.as_str() }
     }
 
     fn message(&mut self, choice: usize, text: &str) -> Value {
         let (mut content, mut calls) = (String::new(), Vec::new());
-        for piece in self.pieces(choice, text, true) {
-            match piece {
-                Piece::Content(text) => content += &text,
-                Piece::Call(call) => calls.push(call.wire()),
+        for item in self.parse(choice, text, true) {
+            match item {
+                OutputItem::Content(text) => content += &text,
+                OutputItem::ToolCall(call) => calls.push(call.to_json()),
             }
         }
         let mut message = json!({"role": "assistant", "content": content, "refusal": null});
@@ -156,46 +156,46 @@ impl ChatForm {
     }
 }
 
-impl Form for ChatForm {
-    fn opening(&mut self, choice: usize) -> Vec<Value> {
+impl ResponseWriter for ChatWriter {
+    fn opening_chunks(&mut self, choice: usize) -> Vec<Value> {
         vec![self.chunk(choice, json!({"role": "assistant", "content": ""}), Value::Null, None)]
     }
 
-    fn part(&mut self, choice: usize, token: Token) -> Vec<Value> {
-        let first_call = self.calls[choice];
-        let pieces = self.pieces(choice, &token.text, token.finished.is_some());
+    fn token_chunks(&mut self, choice: usize, token: Token) -> Vec<Value> {
+        let first_call = self.num_calls[choice];
+        let items = self.parse(choice, &token.text, token.finished.is_some());
         let mut logprobs =
             token.logprobs.as_ref().map_or(Value::Null, |found| self.logprobs(std::slice::from_ref(found)));
-        let mut parts = Vec::new();
+        let mut chunks = Vec::new();
         let mut call_index = first_call;
-        for piece in pieces {
-            let delta = match piece {
-                Piece::Content(text) => json!({"content": text}),
-                Piece::Call(call) => {
-                    let mut wire = call.wire();
-                    wire["index"] = json!(call_index);
+        for item in items {
+            let delta = match item {
+                OutputItem::Content(text) => json!({"content": text}),
+                OutputItem::ToolCall(call) => {
+                    let mut call = call.to_json();
+                    call["index"] = json!(call_index);
                     call_index += 1;
-                    json!({"tool_calls": [wire]})
+                    json!({"tool_calls": [call]})
                 }
             };
-            parts.push(self.chunk(choice, delta, logprobs.take(), None));
+            chunks.push(self.chunk(choice, delta, logprobs.take(), None));
         }
-        // A token whose text is held back has nothing to tell but its probability.
+        // A token whose text is held back is sent with its log-probability and empty content.
         if !logprobs.is_null() {
-            parts.push(self.chunk(choice, json!({"content": ""}), logprobs, None));
+            chunks.push(self.chunk(choice, json!({"content": ""}), logprobs, None));
         }
         if let Some(reason) = token.finished {
-            parts.push(self.chunk(choice, json!({}), Value::Null, Some(self.finish_reason(choice, reason))));
+            chunks.push(self.chunk(choice, json!({}), Value::Null, Some(self.finish_reason(choice, reason))));
         }
-        parts
+        chunks
     }
 
-    fn usage_part(&self, usage: Usage) -> Value {
+    fn usage_chunk(&self, usage: Usage) -> Value {
         self.envelope.around("chat.completion.chunk", json!([]), Some(usage))
     }
 
-    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
-        let mut choice = |(index, answer): (usize, &Answer)| {
+    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Value {
+        let mut choice = |(index, answer): (usize, &Choice)| {
             json!({
                 "index": index,
                 "message": self.message(index, &answer.text),

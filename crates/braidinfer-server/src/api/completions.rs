@@ -12,18 +12,18 @@ use braidinfer::{ModelText, SamplingParams, Token};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answers::{self, Answer, Answers, Envelope, Form, Usage};
+use super::answers::{self, Choice, ChoiceStream, Envelope, ResponseWriter, Usage};
 use super::form;
-use super::logprobs::{CompletionLogprobs, Offset};
+use super::logprobs::{CompletionLogprobs, TextOffset};
 use super::one_or_many::{PromptItem, TextOr};
 use super::prompts;
 use super::sampling::{Delivery, ParameterFields, SharedFields};
-use crate::http::{ApiError, RequestName, Strict};
+use crate::http::{ApiError, HttpRequestId, Strict};
 use crate::served::App;
 
-/// Tokens of an answer if none are asked for, as in the OpenAI API.
+/// Default of `max_tokens`, as in the OpenAI API.
 const MAX_TOKENS: usize = 16;
-/// Answers to one request.
+/// Most answers in one request.
 const MOST_ANSWERS: usize = 2048;
 
 #[derive(Debug, Deserialize)]
@@ -35,12 +35,12 @@ pub struct CompletionFields {
 
 pub async fn complete(
     State(app): State<Arc<App>>,
-    Extension(RequestName(name)): Extension<RequestName>,
+    Extension(HttpRequestId(name)): Extension<HttpRequestId>,
     request: Strict<ParameterFields, SharedFields, CompletionFields>,
 ) -> Response {
     let arrived = Instant::now();
     let begun = begin(&app, &name, (&request.first, &request.second), request.third, arrived);
-    let begun = app.in_time(arrived, begun).await;
+    let begun = app.with_deadline(arrived, begun).await;
     answers::deliver(begun, request.ignored).await
 }
 
@@ -50,21 +50,21 @@ async fn begin(
     (parameters, shared): (&ParameterFields, &SharedFields),
     fields: CompletionFields,
     arrived: Instant,
-) -> Result<(Answers, CompletionForm, Delivery), ApiError> {
+) -> Result<(ChoiceStream, CompletionWriter, Delivery), ApiError> {
     let served = app.served_as(shared.model.as_deref())?;
     let delivery = shared.delivery()?;
     let echo = fields.echo.unwrap_or(false);
     let mut params = SamplingParams {
         logprobs: fields.logprobs,
         prompt_logprobs: fields.logprobs.filter(|_| echo),
-        ..shared.over(parameters, &served.default_sampling, Some(MAX_TOKENS))?
+        ..shared.sampling_params(parameters, &served.default_sampling, Some(MAX_TOKENS))?
     };
-    // Whoever wants a prompt scored and nothing written; a step writes a token all the same.
+    // `echo` with `max_tokens` 0 only scores the prompt. The engine generates at least one token, which is left out below.
     let only_prompt = echo && params.max_tokens == Some(0);
     if only_prompt {
         params.max_tokens = Some(1);
     }
-    let prompts = prompts::listed(fields.prompt, "prompt")?;
+    let prompts = prompts::prompts_in(fields.prompt, "prompt")?;
     let answers = prompts.len().saturating_mul(params.n);
     if answers > MOST_ANSWERS {
         let message = format!("n: expected at most {MOST_ANSWERS} answers to all prompts together, found {answers}");
@@ -73,38 +73,38 @@ async fn begin(
     let prompts = prompts::encode_all(served, prompts, "prompt").await?;
     let echoed = if echo { prompts.clone() } else { Vec::new() };
     let (n, count, deadline) = (params.n, params.n * prompts.len(), app.deadline(arrived));
-    let asked = form::asked_for(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
-    let task = Task::Generate(Box::new(params), form::constraint(served, asked).await?);
+    let form = form::requested(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
+    let task = Task::Generate(Box::new(params), form::constraint(served, form).await?);
     let stream = served.engine.submit(prompts, task, arrived).await?;
     let envelope = Envelope::new("cmpl", name, served, delivery);
-    let form = CompletionForm {
+    let writer = CompletionWriter {
         envelope,
         text: Arc::clone(&served.text),
         with_logprobs: fields.logprobs.is_some(),
         echoed,
         only_prompt,
         n,
-        offsets: vec![Offset::default(); count],
+        offsets: vec![TextOffset::default(); count],
     };
-    Ok((Answers { stream, count, n, deadline }, form, delivery))
+    Ok((ChoiceStream { stream, count, n, deadline }, writer, delivery))
 }
 
-struct CompletionForm {
+struct CompletionWriter {
     envelope: Envelope,
     text: Arc<ModelText>,
     with_logprobs: bool,
-    /// Prompts that are repeated before their answers; none if that is not asked for.
+    /// Prompts to repeat before their answers; empty without `echo`.
     echoed: Vec<Vec<u32>>,
-    /// Prompts are repeated, and nothing else is said.
+    /// Whether the response repeats only the prompts, without generated text.
     only_prompt: bool,
-    /// Answers to each prompt.
+    /// Number of answers to each prompt.
     n: usize,
-    /// How far each answer has come.
-    offsets: Vec<Offset>,
+    /// TextOffset at the end of the text of each answer so far.
+    offsets: Vec<TextOffset>,
 }
 
-impl CompletionForm {
-    /// The prompt of an answer as text, if it is repeated.
+impl CompletionWriter {
+    /// The text of the prompt of an answer, if it is to be repeated.
     fn echo(&self, choice: usize) -> String {
         let Some(ids) = self.echoed.get(choice / self.n) else { return String::new() };
         let decoded = self.text.tokenizer().and_then(|tokenizer| tokenizer.decode(ids, true).ok());
@@ -118,7 +118,7 @@ impl CompletionForm {
         if let (Some(ids), Some(of_prompt)) =
             (self.echoed.get(choice / self.n), prompt.and_then(|p| p.logprobs.as_ref()))
         {
-            // Ids were checked before they were read, and only unknown ones could not be decoded.
+            // Decoding fails only for ids outside of the vocabulary, which were rejected before.
             *offset = logprobs.begin(ids, of_prompt, tokenizer).unwrap_or_default();
         }
         if !self.only_prompt {
@@ -132,12 +132,12 @@ impl CompletionForm {
     }
 }
 
-impl Form for CompletionForm {
-    fn opening(&mut self, _choice: usize) -> Vec<Value> {
+impl ResponseWriter for CompletionWriter {
+    fn opening_chunks(&mut self, _choice: usize) -> Vec<Value> {
         Vec::new()
     }
 
-    fn part(&mut self, choice: usize, token: Token) -> Vec<Value> {
+    fn token_chunks(&mut self, choice: usize, token: Token) -> Vec<Value> {
         let echo = if token.prompt.is_some() { self.echo(choice) } else { String::new() };
         let text = if self.only_prompt { echo } else { echo + &token.text };
         if text.is_empty() && token.logprobs.is_none() && token.finished.is_none() {
@@ -148,13 +148,13 @@ impl Form for CompletionForm {
         vec![self.envelope.around("text_completion", json!([choice]), None)]
     }
 
-    fn usage_part(&self, usage: Usage) -> Value {
-        let usage = if self.only_prompt { usage.without_answers() } else { usage };
+    fn usage_chunk(&self, usage: Usage) -> Value {
+        let usage = if self.only_prompt { usage.without_completion() } else { usage };
         self.envelope.around("text_completion", json!([]), Some(usage))
     }
 
-    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
-        let usage = if self.only_prompt { usage.without_answers() } else { usage };
+    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Value {
+        let usage = if self.only_prompt { usage.without_completion() } else { usage };
         let mut choices = Vec::with_capacity(answers.len());
         for (index, answer) in answers.iter().enumerate() {
             let text = self.echo(index) + if self.only_prompt { "" } else { &answer.text };

@@ -25,16 +25,16 @@ pub struct EmbeddingFields {
     input: TextOr<PromptItem>,
     /// `float` or `base64`: little-endian f32.
     encoding_format: Option<String>,
-    /// `last` (the default) or `mean`: what becomes of the tokens' vectors.
+    /// How the tokens' hidden states are pooled: `last` (the default) or `mean`.
     pooling: Option<String>,
-    /// Says who asks, to services that watch over that; means nothing here.
+    /// Ignored: an id of the end user.
     #[serde(rename = "user")]
     _user: Option<String>,
 }
 
 pub async fn embed(State(app): State<Arc<App>>, request: Strict<EmbeddingFields>) -> Response {
     let arrived = Instant::now();
-    (request.ignored, app.in_time(arrived, embedded(&app, request.first, arrived)).await).into_response()
+    (request.ignored, app.with_deadline(arrived, embedded(&app, request.first, arrived)).await).into_response()
 }
 
 async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Result<Json<Value>, ApiError> {
@@ -52,7 +52,7 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
         Some("base64") => true,
         Some(other) => return Err(one_of("encoding_format", "float or base64", other)),
     };
-    let prompts = prompts::encode_all(served, prompts::listed(fields.input, "input")?, "input").await?;
+    let prompts = prompts::encode_all(served, prompts::prompts_in(fields.input, "input")?, "input").await?;
     let count = prompts.len();
     let stream = served.engine.submit(prompts, Task::Embed(pooling), arrived).await?;
     let found = collected(stream, count).await?;
@@ -63,7 +63,7 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
     Ok(Json(json!({"object": "list", "data": data, "model": served.name, "usage": usage})))
 }
 
-/// The vectors in the order of their prompts.
+/// Waits for all embeddings; returns them in the order of their prompts.
 async fn collected(mut stream: OutputStream, count: usize) -> Result<Vec<Embedding>, ApiError> {
     let mut found: Vec<Option<Embedding>> = vec![None; count];
     while let Some(output) = stream.next().await {

@@ -1,4 +1,4 @@
-//! The form that an answer must have.
+//! Structured outputs: the request fields that constrain the form of an answer.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::http::ApiError;
 use crate::served::Served;
 
-/// As the OpenAI API has it.
+/// The field `response_format` of the OpenAI API.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ResponseFormat {
     #[serde(rename = "type")]
@@ -21,17 +21,17 @@ pub struct ResponseFormat {
 #[derive(Debug, Clone, Deserialize)]
 struct NamedSchema {
     schema: Option<Value>,
-    /// For people.
+    /// Ignored; for human readers.
     #[serde(rename = "name")]
     _name: Option<String>,
     #[serde(rename = "description")]
     _description: Option<String>,
-    /// Schemas are always kept to.
+    /// Ignored: schemas are always enforced.
     #[serde(rename = "strict")]
     _strict: Option<bool>,
 }
 
-/// As vLLM has it; one of them.
+/// The field `structured_outputs` of vLLM; exactly one of its fields must be set.
 #[derive(Debug, Clone, Deserialize)]
 pub struct StructuredOutputs {
     json: Option<Value>,
@@ -77,9 +77,9 @@ impl StructuredOutputs {
     }
 }
 
-/// One of some texts, as it is.
+/// A grammar for exactly one of the texts.
 fn one_of(texts: &[String]) -> AnswerForm {
-    // The grammar quotes texts as JSON does.
+    // Lark grammars quote strings like JSON.
     let texts: Vec<String> = texts.iter().map(|text| json!(text).to_string()).collect();
     AnswerForm::Lark(format!("start: {}", texts.join(" | ")))
 }
@@ -88,8 +88,8 @@ fn refused(field: &str, expected: &str, found: &str) -> ApiError {
     ApiError::field(field, format!("{field}: expected {expected}, found {found}"))
 }
 
-/// The field that asks for a form, and the form.
-pub fn asked_for(
+/// The requested form of the answer, and the request field that asks for it.
+pub fn requested(
     response_format: Option<&ResponseFormat>,
     structured_outputs: Option<&StructuredOutputs>,
 ) -> Result<Option<(AnswerForm, &'static str)>, ApiError> {
@@ -107,11 +107,11 @@ pub fn asked_for(
     }
 }
 
-/// What holds answers to a form. Large schemas take their time, which is not taken from other requests.
+/// The constraint for a requested form. Compiled on a blocking thread, because large schemas take long.
 pub async fn constraint(
     served: &Arc<Served>,
-    asked: Option<(AnswerForm, &'static str)>,
+    requested: Option<(AnswerForm, &'static str)>,
 ) -> Result<Option<ConstraintFactory>, ApiError> {
-    let Some((form, field)) = asked else { return Ok(None) };
-    served.aside(move |served| served.constraint(&form, field)).await.map(Some)
+    let Some((form, field)) = requested else { return Ok(None) };
+    served.run_blocking(move |served| served.constraint(&form, field)).await.map(Some)
 }

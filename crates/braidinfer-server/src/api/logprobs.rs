@@ -1,21 +1,21 @@
-//! Probabilities of tokens, as chats and as completions write them.
+//! Log-probabilities in the formats of chats and completions.
 
 use braidinfer::engine::TokenLogprobs;
 use braidinfer::text::{StreamDecoder, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 
-/// A token of a chat.
+/// A token in the log-probabilities of a chat.
 #[derive(Debug, Serialize)]
 pub struct ChatToken {
     token: String,
     logprob: f32,
     bytes: Vec<u8>,
-    top_logprobs: Vec<Likely>,
+    top_logprobs: Vec<TopToken>,
 }
 
 #[derive(Debug, Serialize)]
-struct Likely {
+struct TopToken {
     token: String,
     logprob: f32,
     bytes: Vec<u8>,
@@ -23,32 +23,36 @@ struct Likely {
 
 impl ChatToken {
     pub fn of(found: &TokenLogprobs, tokenizer: &Tokenizer) -> Self {
-        let likely = |(id, logprob): &(u32, f32)| {
+        let top_token = |(id, logprob): &(u32, f32)| {
             let bytes = bytes_of(tokenizer, *id);
-            Likely { token: text_of(&bytes), logprob: *logprob, bytes }
+            TopToken { token: text_of(&bytes), logprob: *logprob, bytes }
         };
-        let Likely { token, logprob, bytes } = likely(&(found.token, found.logprob));
-        Self { token, logprob, bytes, top_logprobs: found.top.iter().map(likely).collect() }
+        let TopToken { token, logprob, bytes } = top_token(&(found.token, found.logprob));
+        Self { token, logprob, bytes, top_logprobs: found.top.iter().map(top_token).collect() }
     }
 }
 
-/// The tokens of a completion, side by side.
+/// The log-probabilities of a completion, as parallel lists with one element per token.
 #[derive(Debug, Default, Serialize)]
 pub struct CompletionLogprobs {
     tokens: Vec<String>,
-    /// `None` for the first token of a prompt, which follows nothing.
+    /// `None` for the first token of a prompt, which has no preceding token.
     token_logprobs: Vec<Option<f32>>,
-    /// Of tokens with the same text the likelier one is listed.
+    /// Log-probabilities by the text of the token; of several tokens with the same text, that of the likeliest.
     top_logprobs: Vec<Option<Map<String, Value>>>,
-    /// Where each token begins in the text, in characters.
+    /// TextOffset of each token in the text, in characters.
     text_offset: Vec<usize>,
 }
 
 impl CompletionLogprobs {
-    /// Adds the tokens of a prompt, of which the first has no probability; returns where its text ends.
-    pub fn begin(&mut self, ids: &[u32], found: &[TokenLogprobs], tokenizer: &Tokenizer) -> braidinfer::Result<Offset> {
-        // What stands in the text of a prompt depends on the tokens around: special ones are left out, and a first space
-        // may be.
+    /// Adds the tokens of a prompt, the first one without a log-probability. Returns the offset at the end of its text.
+    pub fn begin(
+        &mut self,
+        ids: &[u32],
+        found: &[TokenLogprobs],
+        tokenizer: &Tokenizer,
+    ) -> braidinfer::Result<TextOffset> {
+        // The offsets in the text of a prompt depend on the decoder: it leaves out special tokens and may drop a leading space.
         let mut decoder = StreamDecoder::default();
         let mut characters = 0;
         let found = std::iter::once(None).chain(found.iter().map(Some));
@@ -57,20 +61,20 @@ impl CompletionLogprobs {
             characters += decoder.push(*id, tokenizer)?.chars().count();
         }
         characters += decoder.finish(tokenizer)?.chars().count();
-        Ok(Offset { characters, begun: Vec::new() })
+        Ok(TextOffset { characters, incomplete: Vec::new() })
     }
 
-    /// Adds a token of an answer; `offset` is where it begins, and afterwards where it ends.
-    pub fn push(&mut self, found: &TokenLogprobs, tokenizer: &Tokenizer, offset: &mut Offset) {
+    /// Adds a token of an answer and moves `offset` from its beginning to its end.
+    pub fn push(&mut self, found: &TokenLogprobs, tokenizer: &Tokenizer, offset: &mut TextOffset) {
         self.add(found.token, Some(found), offset.characters, tokenizer);
-        // These are not part of a text.
+        // Special tokens are not part of the text.
         if !tokenizer.is_special(found.token) {
-            offset.pass(&bytes_of(tokenizer, found.token));
+            offset.advance(&bytes_of(tokenizer, found.token));
         }
     }
 
-    fn add(&mut self, id: u32, found: Option<&TokenLogprobs>, place: usize, tokenizer: &Tokenizer) {
-        self.text_offset.push(place);
+    fn add(&mut self, id: u32, found: Option<&TokenLogprobs>, at: usize, tokenizer: &Tokenizer) {
+        self.text_offset.push(at);
         self.tokens.push(text_of(&bytes_of(tokenizer, id)));
         self.token_logprobs.push(found.map(|found| found.logprob));
         self.top_logprobs.push(found.map(|found| top(found, tokenizer)));
@@ -80,42 +84,43 @@ impl CompletionLogprobs {
 fn top(found: &TokenLogprobs, tokenizer: &Tokenizer) -> Map<String, Value> {
     let mut top = Map::new();
     for (id, logprob) in &found.top {
-        // Logits are checked to be finite, and so are these.
+        // Never null in practice: logits are finite, and so are their log-probabilities.
         let number = Number::from_f64(f64::from(*logprob)).map_or(Value::Null, Value::Number);
         top.entry(text_of(&bytes_of(tokenizer, *id))).or_insert(number);
     }
     top
 }
 
-/// A place in a text of which tokens may hold parts of characters.
+/// An offset in a text whose tokens may end within a UTF-8 character.
 #[derive(Debug, Clone, Default)]
-pub struct Offset {
-    /// Whole characters before it.
+pub struct TextOffset {
+    /// Number of complete characters before the offset.
     characters: usize,
-    /// The beginning of the next one.
-    begun: Vec<u8>,
+    /// Bytes of the incomplete character after them.
+    incomplete: Vec<u8>,
 }
 
-impl Offset {
-    fn pass(&mut self, bytes: &[u8]) {
-        self.begun.extend_from_slice(bytes);
-        while let Some(chunk) = self.begun.utf8_chunks().next() {
+impl TextOffset {
+    /// Moves the offset past `bytes`.
+    fn advance(&mut self, bytes: &[u8]) {
+        self.incomplete.extend_from_slice(bytes);
+        while let Some(chunk) = self.incomplete.utf8_chunks().next() {
             let (valid, invalid) = (chunk.valid(), chunk.invalid());
             let passed = valid.len() + invalid.len();
-            // What may still become a character waits for the rest of it.
-            if passed == self.begun.len() && !invalid.is_empty() && may_go_on(invalid) {
+            // Bytes that may be the beginning of a character wait for the rest of it.
+            if passed == self.incomplete.len() && !invalid.is_empty() && is_incomplete(invalid) {
                 self.characters += valid.chars().count();
-                self.begun.drain(..valid.len());
+                self.incomplete.drain(..valid.len());
                 return;
             }
             self.characters += valid.chars().count() + usize::from(!invalid.is_empty());
-            self.begun.drain(..passed);
+            self.incomplete.drain(..passed);
         }
     }
 }
 
-/// Whether bytes are the beginning of a character.
-fn may_go_on(bytes: &[u8]) -> bool {
+/// Whether bytes are the beginning of a UTF-8 character.
+fn is_incomplete(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }
 
@@ -132,20 +137,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_characters_have_the_place_of_the_whole() {
-        let mut offset = Offset::default();
+    fn bytes_of_one_character_share_its_offset() {
+        let mut offset = TextOffset::default();
         let text = "aé日\u{1F600}b".as_bytes();
         let places: Vec<usize> = text
             .iter()
             .map(|byte| {
-                let place = offset.characters;
-                offset.pass(&[*byte]);
-                place
+                let at = offset.characters;
+                offset.advance(&[*byte]);
+                at
             })
             .collect();
         assert_eq!((places, offset.characters), (vec![0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4], 5));
-        // What is no character counts as what stands for it.
-        offset.pass(b"\xFFx");
+        // An invalid byte counts as one replacement character.
+        offset.advance(b"\xFFx");
         assert_eq!(offset.characters, 7);
     }
 }

@@ -1,4 +1,4 @@
-//! The wire format: what requests ask for, and how answers are written.
+//! The wire format of requests and responses.
 
 mod answers;
 mod chat;
@@ -26,15 +26,15 @@ use axum::routing::{get, post};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::http::{
-    ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, authenticate, name_and_log, require_model,
-    require_own_name,
+    ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, assign_id_and_log, authenticate, require_local_host,
+    require_model,
 };
 use crate::served::App;
 
-/// What of the configuration is settled before the first request.
+/// The validated part of the configuration that the router needs.
 pub struct RouterConfig {
     keys: Keys,
-    /// Only this machine may ask, and needs no key.
+    /// Whether only this machine can connect, without a key.
     is_private: bool,
     cors: Option<CorsLayer>,
     max_body_bytes: usize,
@@ -56,7 +56,7 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>, StartError> {
     if origins.is_empty() {
         return Ok(None);
     }
-    // A star would leave out the header that keys come in.
+    // Headers are listed because `*` does not cover `Authorization`.
     let any = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
         .allow_headers([AUTHORIZATION, CONTENT_TYPE, REQUEST_ID])
@@ -88,7 +88,7 @@ pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
         .route("/metrics", get(status::metrics))
         .layer(from_fn_with_state(Arc::clone(&app), require_model))
         .layer(from_fn_with_state(keys, authenticate));
-    let of_model = if is_private { of_model.layer(from_fn(require_own_name)) } else { of_model };
+    let of_model = if is_private { of_model.layer(from_fn(require_local_host)) } else { of_model };
     let router = Router::new()
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))
@@ -97,11 +97,11 @@ pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
         .fallback(async || ApiError::not_found("there is nothing at this address"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(max_body_bytes))
-        .layer(map_response(page::guarded));
-    // Whoever asks whether a page of another origin may ask has no key yet.
+        .layer(map_response(page::with_security_headers));
+    // Outside of the authentication layer, because browsers send CORS preflight requests without a key.
     let router = match cors {
         Some(cors) => router.layer(cors),
         None => router,
     };
-    router.layer(from_fn_with_state(Arc::clone(&app), name_and_log)).with_state(app)
+    router.layer(from_fn_with_state(Arc::clone(&app), assign_id_and_log)).with_state(app)
 }

@@ -1,4 +1,5 @@
-//! Fields that hold a thing or a list of them. Read by hand: what is wrong in them is then named by its place.
+//! Fields with alternative types, such as one item or a list. Implemented by hand instead of with `#[serde(untagged)]`, so
+//! that errors name the path of the invalid element.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,7 +8,7 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A text, or a list of something.
+/// A text, or a list of `T`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TextOr<T> {
     Text(String),

@@ -1,4 +1,4 @@
-//! The web page, which is part of the program.
+//! The web page, whose files are compiled into the program.
 
 use std::sync::Arc;
 
@@ -12,21 +12,21 @@ use axum::routing::get;
 
 use crate::served::App;
 
-/// Nothing from elsewhere, and nothing that is not in a file of its own.
+/// Content security policy: only resources of this server, and no inline scripts or styles.
 const POLICY: &str = "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'";
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// A file of the page by its name.
+/// Entry of [`FILES`] for a script of the page.
 macro_rules! script {
     ($name:literal) => {
         (concat!("/", $name), SCRIPT, include_str!(concat!("../../page/", $name)))
     };
 }
 
-/// Path, type and content.
+/// Files of the page: path, content type and content.
 const FILES: [(&str, &str, &str); 15] = [
     ("/", HTML, include_str!("../../page/index.html")),
     ("/style.css", CSS, include_str!("../../page/style.css")),
@@ -51,8 +51,8 @@ pub fn routes() -> Router<Arc<App>> {
     })
 }
 
-/// Headers of every answer, which keep browsers from doing more with it than they should.
-pub async fn guarded(mut response: Response) -> Response {
+/// Adds security headers for browsers to every response.
+pub async fn with_security_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

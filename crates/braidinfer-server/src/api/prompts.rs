@@ -1,4 +1,4 @@
-//! From what requests ask to token ids. Long texts take their time, which is not taken from other requests.
+//! Tokenizes the prompts of requests, on blocking threads so that long texts do not delay other requests.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use super::one_or_many::{PromptItem, TextOr};
 use crate::http::ApiError;
 use crate::served::Served;
 
-/// Prompts of one request, as in the OpenAI API.
+/// Most prompts in one request, as in the OpenAI API.
 const MOST_PROMPTS: usize = 2048;
 
-/// The prompts of a field that may hold one or more, as texts or as token ids.
-pub fn listed(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, ApiError> {
+/// The prompts in a field that holds one or several, as texts or token ids.
+pub fn prompts_in(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, ApiError> {
     let items = match field {
         TextOr::Text(text) => return Ok(vec![Prompt::Text(text)]),
         TextOr::Many(items) => items,
@@ -29,7 +29,7 @@ pub fn listed(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, ApiE
         PromptItem::Id(id) => Some(*id),
         PromptItem::Text(_) | PromptItem::Ids(_) => None,
     };
-    // A list of numbers is one prompt.
+    // A list of token ids is one prompt.
     if let Some(ids) = items.iter().map(id).collect() {
         return Ok(vec![Prompt::Ids(ids)]);
     }
@@ -61,10 +61,10 @@ pub async fn encode(served: &Arc<Served>, prompt: Prompt) -> Result<Vec<u32>, Ap
     if let Prompt::Text(text) = &prompt {
         served.check_length(text.len())?;
     }
-    served.aside(move |served| served.text.encode(&prompt)).await
+    served.run_blocking(move |served| served.text.encode(&prompt)).await
 }
 
-/// Refuses ids of the field `name` that are no tokens of the model.
+/// Rejects ids in the field `name` that are not in the model's vocabulary.
 pub fn check_ids(served: &Served, ids: &[u32], name: &str) -> Result<(), ApiError> {
     match ids.iter().find(|id| **id as usize >= served.vocab_size) {
         Some(id) => {
@@ -75,10 +75,10 @@ pub fn check_ids(served: &Served, ids: &[u32], name: &str) -> Result<(), ApiErro
     }
 }
 
-/// Token ids of a text as it is, without the tokens that are put around every text.
+/// Token ids of a text without special tokens such as BOS.
 pub async fn encode_bare(served: &Arc<Served>, text: String) -> Result<Vec<u32>, ApiError> {
     served.check_length(text.len())?;
-    served.aside(move |served| served.text.require_tokenizer()?.encode(&text, false)).await
+    served.run_blocking(move |served| served.text.require_tokenizer()?.encode(&text, false)).await
 }
 
 /// Token ids of a chat.
@@ -88,7 +88,7 @@ pub async fn encode_chat(
     variables: Map<String, Value>,
 ) -> Result<Vec<u32>, ApiError> {
     served
-        .aside(move |served| {
+        .run_blocking(move |served| {
             let rendered = served.text.require_chat_template()?.render_fields(&messages, true, &variables)?;
             served.check_length(rendered.len())?;
             served.text.require_tokenizer()?.encode_chat(&rendered)
@@ -96,7 +96,7 @@ pub async fn encode_chat(
         .await
 }
 
-/// The text of token ids, special ones included.
+/// The text of token ids, including special tokens.
 pub async fn decode(served: &Arc<Served>, ids: Vec<u32>) -> Result<String, ApiError> {
-    served.aside(move |served| served.text.require_tokenizer()?.decode(&ids, false)).await
+    served.run_blocking(move |served| served.text.require_tokenizer()?.decode(&ids, false)).await
 }

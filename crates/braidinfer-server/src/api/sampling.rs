@@ -1,4 +1,4 @@
-//! The fields that chats and completions share.
+//! Request fields that chats and completions share.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,26 +12,26 @@ use super::form::{ResponseFormat, StructuredOutputs};
 use super::one_or_many::TextOr;
 use crate::http::ApiError;
 
-/// Texts of one field.
+/// Most texts in one field.
 const MOST_TEXTS: usize = 16;
 
-/// Fields of the library's table of parameters.
-pub struct ParameterFields(Vec<Change>);
+/// The request fields that are parameters in the library's table [`PARAMETERS`].
+pub struct ParameterFields(Vec<Setter>);
 
-/// What a field sets.
-type Change = Box<dyn Fn(&mut SamplingParams) + Send + Sync>;
+/// Sets one parameter to the value of its field.
+type Setter = Box<dyn Fn(&mut SamplingParams) + Send + Sync>;
 
-/// What chats and completions ask for beside parameters.
+/// The other fields that chats and completions share.
 #[derive(Debug, Clone, Deserialize)]
 pub struct SharedFields {
     pub model: Option<String>,
-    /// Another name of `max_tokens`.
+    /// Alias of `max_tokens`.
     max_completion_tokens: Option<usize>,
     pub response_format: Option<ResponseFormat>,
     pub structured_outputs: Option<StructuredOutputs>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    /// Says who asks, to services that watch over that; means nothing here.
+    /// Ignored: an id of the end user.
     #[serde(rename = "user")]
     _user: Option<String>,
 }
@@ -41,7 +41,7 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// How answers are handed over.
+/// Whether answers are sent as one body or as a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
     Whole,
@@ -62,15 +62,15 @@ impl SharedFields {
         }
     }
 
-    /// Settings over those of the model; `max_tokens` is what an absent limit means.
-    pub fn over(
+    /// The sampling parameters of a request: its fields override the model's `defaults`. `max_tokens` is the default limit.
+    pub fn sampling_params(
         &self,
         parameters: &ParameterFields,
         defaults: &SamplingParams,
         max_tokens: Option<usize>,
     ) -> Result<SamplingParams, ApiError> {
         let mut params = SamplingParams { max_tokens: None, ..defaults.clone() };
-        parameters.0.iter().for_each(|change| change(&mut params));
+        parameters.0.iter().for_each(|set| set(&mut params));
         params.max_tokens = match (params.max_tokens, self.max_completion_tokens) {
             (Some(a), Some(b)) if a != b => {
                 let message = format!("max_completion_tokens: expected the {a} of max_tokens, found {b}");
@@ -84,14 +84,14 @@ impl SharedFields {
 
 impl<'de> Deserialize<'de> for ParameterFields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Fields)
+        deserializer.deserialize_map(ParameterVisitor)
     }
 }
 
-/// Reads the fields of a body that are parameters, and leaves the others alone.
-struct Fields;
+/// Reads the fields of a body that are parameters and skips the others.
+struct ParameterVisitor;
 
-impl<'de> Visitor<'de> for Fields {
+impl<'de> Visitor<'de> for ParameterVisitor {
     type Value = ParameterFields;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -99,7 +99,7 @@ impl<'de> Visitor<'de> for Fields {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ParameterFields, A::Error> {
-        let (mut changes, mut seen) = (Vec::new(), Vec::new());
+        let (mut setters, mut seen) = (Vec::new(), Vec::new());
         while let Some(name) = map.next_key::<String>()? {
             let Some(parameter) = PARAMETERS.iter().find(|parameter| parameter.name == name) else {
                 map.next_value::<IgnoredAny>()?;
@@ -109,38 +109,38 @@ impl<'de> Visitor<'de> for Fields {
                 return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
             }
             seen.push(parameter.name);
-            changes.extend(map.next_value_seed(OfKind(parameter.kind))?);
+            setters.extend(map.next_value_seed(OfKind(parameter.kind))?);
         }
-        Ok(ParameterFields(changes))
+        Ok(ParameterFields(setters))
     }
 }
 
-/// Reads the value of a parameter; null is no value.
+/// Reads the value of a parameter of this kind; null counts as absent.
 struct OfKind(Kind);
 
 impl<'de> DeserializeSeed<'de> for OfKind {
-    type Value = Option<Change>;
+    type Value = Option<Setter>;
 
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Option<Change>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Option<Setter>, D::Error> {
         match self.0 {
-            Kind::Number(set) => change(json, Ok, set),
-            Kind::Count(set) => change(json, Ok, set),
-            Kind::CountOrAll(set) => change(json, count_or_all, set),
-            Kind::Seed(set) => change(json, |seed| Ok(i64::cast_unsigned(seed)), set),
-            Kind::Switch(set) => change(json, Ok, set),
-            Kind::Texts(set) => change(json, texts, set),
-            Kind::Biases(set) => change(json, biases, set),
-            Kind::TokenIds(set) => change(json, Ok, set),
+            Kind::Number(set) => setter(json, Ok, set),
+            Kind::Count(set) => setter(json, Ok, set),
+            Kind::CountOrAll(set) => setter(json, count_or_all, set),
+            Kind::Seed(set) => setter(json, |seed| Ok(i64::cast_unsigned(seed)), set),
+            Kind::Switch(set) => setter(json, Ok, set),
+            Kind::Texts(set) => setter(json, texts, set),
+            Kind::Biases(set) => setter(json, biases, set),
+            Kind::TokenIds(set) => setter(json, Ok, set),
         }
     }
 }
 
-/// What sets a parameter to the value in `json`, which stands there as a `T`.
-fn change<'de, D: Deserializer<'de>, T: Deserialize<'de>, V: Clone + Send + Sync + 'static>(
+/// Reads a `T` from `json`, converts it with `read`, and returns the setter for that value.
+fn setter<'de, D: Deserializer<'de>, T: Deserialize<'de>, V: Clone + Send + Sync + 'static>(
     json: D,
     read: impl FnOnce(T) -> Result<V, String>,
     set: fn(&mut SamplingParams, V),
-) -> Result<Option<Change>, D::Error> {
+) -> Result<Option<Setter>, D::Error> {
     let Some(found) = Option::<T>::deserialize(json)? else { return Ok(None) };
     let value = read(found).map_err(D::Error::custom)?;
     Ok(Some(Box::new(move |params| set(params, value.clone()))))
@@ -181,23 +181,23 @@ mod tests {
         SamplingParams { temperature: 0.5, top_k: Some(7), max_tokens: Some(9), ..SamplingParams::default() }
     }
 
-    fn asked(body: Value) -> Result<SamplingParams, String> {
+    fn params_of(body: Value) -> Result<SamplingParams, String> {
         let parameters = ParameterFields::deserialize(&body).map_err(|error| error.to_string())?;
         let shared = SharedFields::deserialize(body).map_err(|error| error.to_string())?;
-        shared.over(&parameters, &defaults(), Some(16)).map_err(|error| error.json().to_string())
+        shared.sampling_params(&parameters, &defaults(), Some(16)).map_err(|error| error.json().to_string())
     }
 
     #[test]
-    fn what_is_absent_or_null_is_as_the_model_has_it() {
+    fn absent_and_null_fields_keep_the_defaults_of_the_model() {
         let own = SamplingParams { max_tokens: Some(16), ..defaults() };
-        assert_eq!(asked(json!({})), Ok(own.clone()));
+        assert_eq!(params_of(json!({})), Ok(own.clone()));
         for parameter in PARAMETERS {
-            assert_eq!(asked(json!({parameter.name: null})), Ok(own.clone()), "{}", parameter.name);
+            assert_eq!(params_of(json!({parameter.name: null})), Ok(own.clone()), "{}", parameter.name);
         }
     }
 
     #[test]
-    fn fields_set_what_they_name() {
+    fn fields_set_their_parameters() {
         let body = json!({"temperature": 0, "top_k": -1, "seed": -1, "stop": "a", "ignore_eos": true, "max_tokens": 3,
             "max_completion_tokens": 3, "logit_bias": {"5": 2.5}, "n": 2, "unknown": {"temperature": 3}});
         let expected = SamplingParams {
@@ -211,11 +211,11 @@ mod tests {
             n: 2,
             ..SamplingParams::default()
         };
-        assert_eq!(asked(body), Ok(expected));
+        assert_eq!(params_of(body), Ok(expected));
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused() {
+    fn invalid_values_are_rejected() {
         for (body, says) in [
             (json!({"top_k": -2}), "expected -1 or more, found -2"),
             (json!({"stop": vec!["x"; 17]}), "expected at most 16 texts, found 17"),
@@ -223,7 +223,7 @@ mod tests {
             (json!({"ignore_eos": 1}), "invalid type"),
             (json!({"max_tokens": 2, "max_completion_tokens": 3}), "expected the 2 of max_tokens, found 3"),
         ] {
-            let error = asked(body).expect_err(says);
+            let error = params_of(body).expect_err(says);
             assert!(error.contains(says), "{error}");
         }
         let twice = serde_json::from_str::<ParameterFields>(r#"{"n": 1, "n": 2}"#).err().expect("it is there twice");

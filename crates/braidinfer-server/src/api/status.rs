@@ -1,4 +1,4 @@
-//! What is served, how it is, and what it counts.
+//! Status endpoints: health, readiness, models, compatibility report and metrics.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use crate::http::ApiError;
 use crate::served::{App, Served};
 
-/// Of the text that [`crate::metrics::Metrics::text`] writes.
+/// Content type of [`crate::metrics::Metrics::text`].
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Whether the process does its work.
+/// Liveness: fails only if the engine has stopped.
 pub async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     match app.served() {
         Some(served) if !served.engine.is_alive() => Err(ApiError::not_ready("the engine has stopped")),
@@ -22,7 +22,7 @@ pub async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError
     }
 }
 
-/// Whether requests are answered.
+/// Readiness: whether the server accepts requests for the model.
 pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     if app.is_stopping() {
         return Err(ApiError::not_ready("the server stops"));
@@ -54,7 +54,7 @@ fn described(served: &Served) -> Value {
     })
 }
 
-/// The verdict that the kernels were chosen by.
+/// The compatibility report by which the kernels were chosen.
 pub async fn compat(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let served = app.served_as(None)?;
     match &served.compat {

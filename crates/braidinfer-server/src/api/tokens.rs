@@ -18,11 +18,11 @@ use crate::served::App;
 #[derive(Debug, Deserialize)]
 pub struct TokenizeFields {
     model: Option<String>,
-    /// A text, with the tokens that are put around every text,
+    /// A text; exactly one of `prompt` and `messages` must be present.
     prompt: Option<String>,
-    /// or a chat.
+    /// A chat.
     messages: Option<Vec<Message>>,
-    /// Put them around it; true if absent.
+    /// Whether to add special tokens such as BOS to the text; true if absent.
     add_special_tokens: Option<bool>,
 }
 
@@ -33,11 +33,11 @@ pub struct DetokenizeFields {
 }
 
 pub async fn tokenize(State(app): State<Arc<App>>, request: Strict<TokenizeFields>) -> Response {
-    (request.ignored, app.in_time(Instant::now(), tokenized(&app, request.first)).await).into_response()
+    (request.ignored, app.with_deadline(Instant::now(), tokenized(&app, request.first)).await).into_response()
 }
 
 pub async fn detokenize(State(app): State<Arc<App>>, request: Strict<DetokenizeFields>) -> Response {
-    (request.ignored, app.in_time(Instant::now(), detokenized(&app, request.first)).await).into_response()
+    (request.ignored, app.with_deadline(Instant::now(), detokenized(&app, request.first)).await).into_response()
 }
 
 async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, ApiError> {
@@ -45,7 +45,9 @@ async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, Api
     let tokens = match (fields.prompt, fields.messages, fields.add_special_tokens) {
         (Some(text), None, Some(false)) => prompts::encode_bare(served, text).await?,
         (Some(text), None, _) => prompts::encode(served, Prompt::Text(text)).await?,
-        (None, Some(messages), None) => prompts::encode_chat(served, messages::fields(messages)?, Map::new()).await?,
+        (None, Some(messages), None) => {
+            prompts::encode_chat(served, messages::template_fields(messages)?, Map::new()).await?
+        }
         (None, Some(_), Some(_)) => {
             let message =
                 "add_special_tokens: expected a prompt beside it; a chat template writes special tokens itself";

@@ -1,4 +1,4 @@
-//! Tool calls: what a chat offers, and how models of different families call it.
+//! Tool calls: the tools that a chat offers, and a parser for the calls of different model families.
 
 use braidinfer::text::ChatTemplate;
 use braidinfer::{AnswerForm, text};
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::one_or_many::WordOr;
 use crate::http::ApiError;
 
-/// Letters and digits of a call's name; templates of Mistral take no other length.
+/// Length of a tool call id, in letters and digits; Mistral's templates accept no other length.
 const ID_LENGTH: usize = 9;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -26,7 +26,7 @@ struct Function {
     name: String,
     description: Option<String>,
     parameters: Option<Value>,
-    /// Arguments are held to their schema wherever a call is.
+    /// Ignored: where a call is forced, its arguments always follow the schema.
     #[serde(rename = "strict")]
     _strict: Option<bool>,
 }
@@ -43,21 +43,21 @@ struct NamedFunction {
     name: String,
 }
 
-/// `none`, `auto`, `required`, or one tool.
+/// `none`, `auto`, `required`, or one named tool.
 pub type ToolChoice = WordOr<NamedTool>;
 
-/// What of an answer may be calls.
+/// Whether an answer may or must call tools.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Calls {
-    /// Nothing is.
+pub enum ToolCallMode {
+    /// It may not: the answer is only text.
     None,
-    /// What looks like one, in the words of the model's family.
+    /// It may: text in the syntax of the model family is parsed as calls.
     Free(Syntax),
-    /// The whole answer is one.
+    /// It must: the whole answer is one call of this form.
     Forced(AnswerForm),
 }
 
-/// How a family of models writes calls.
+/// How a model family writes tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Syntax {
     /// `<tool_call>{"name": .., "arguments": ..}</tool_call>` anywhere: Hermes, Qwen.
@@ -67,7 +67,7 @@ pub enum Syntax {
 }
 
 impl Syntax {
-    /// By what the template writes for calls of earlier turns.
+    /// Detects the syntax from how the template renders the calls of earlier turns.
     fn of(template: &ChatTemplate) -> Option<Self> {
         let mentions = |texts: &[&str]| texts.iter().any(|text| template.mentions(text));
         if !mentions(&["tools"]) {
@@ -83,12 +83,12 @@ impl Syntax {
     }
 }
 
-/// What a chat offers: template variables, and what is made of the answer.
-pub fn offered(
+/// Validates the tools of a request. Returns variables for the chat template and how the answer may call tools.
+pub fn prepare(
     tools: Option<&Vec<Tool>>,
     choice: Option<&ToolChoice>,
     template: &ChatTemplate,
-) -> Result<(Map<String, Value>, Calls), ApiError> {
+) -> Result<(Map<String, Value>, ToolCallMode), ApiError> {
     let refused = |field: &str, message: String| Err(ApiError::field(field, format!("{field}: {message}")));
     let Some(tools) = tools.filter(|tools| !tools.is_empty()) else {
         return match choice {
@@ -96,7 +96,7 @@ pub fn offered(
             Some(WordOr::Word(word)) if word == "required" => {
                 refused("tool_choice", "expected tools beside it, found none".into())
             }
-            _ => Ok((Map::new(), Calls::None)),
+            _ => Ok((Map::new(), ToolCallMode::None)),
         };
     };
     if let Some(tool) = tools.iter().find(|tool| tool.kind != "function") {
@@ -106,11 +106,11 @@ pub fn offered(
         return refused("tools", "the chat template of this model has no place for tools".into());
     };
     let calls = match choice {
-        None => Calls::Free(syntax),
+        None => ToolCallMode::Free(syntax),
         Some(WordOr::Word(word)) => match word.as_str() {
-            "auto" => Calls::Free(syntax),
-            "none" => return Ok((Map::new(), Calls::None)),
-            "required" => Calls::Forced(form_of(tools.iter())),
+            "auto" => ToolCallMode::Free(syntax),
+            "none" => return Ok((Map::new(), ToolCallMode::None)),
+            "required" => ToolCallMode::Forced(call_form(tools.iter())),
             other => {
                 return refused("tool_choice", format!("expected none, auto, required or a tool, found `{other}`"));
             }
@@ -121,14 +121,14 @@ pub fn offered(
             if named.kind != "function" || wanted.is_empty() {
                 return refused("tool_choice", format!("expected one of the tools, found `{name}`"));
             }
-            Calls::Forced(form_of(wanted.into_iter()))
+            ToolCallMode::Forced(call_form(wanted.into_iter()))
         }
     };
     let described: Vec<Value> = tools.iter().map(described).collect();
     Ok((Map::from_iter([("tools".to_owned(), json!(described))]), calls))
 }
 
-/// As templates take it.
+/// A tool in the format that chat templates use.
 fn described(tool: &Tool) -> Value {
     let Function { name, description, parameters, .. } = &tool.function;
     let parameters = parameters.clone().unwrap_or_else(|| json!({"type": "object", "properties": {}}));
@@ -136,8 +136,8 @@ fn described(tool: &Tool) -> Value {
     json!({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}})
 }
 
-/// A call of one of some tools.
-fn form_of<'a>(tools: impl Iterator<Item = &'a Tool>) -> AnswerForm {
+/// The JSON schema of a call of one of the tools.
+fn call_form<'a>(tools: impl Iterator<Item = &'a Tool>) -> AnswerForm {
     let call = |(index, tool): (usize, &Tool)| {
         let mut arguments = tool.function.parameters.clone().unwrap_or_else(|| json!({"type": "object"}));
         move_references(&mut arguments, &format!("#/anyOf/{index}/properties/arguments"));
@@ -151,53 +151,53 @@ fn form_of<'a>(tools: impl Iterator<Item = &'a Tool>) -> AnswerForm {
     AnswerForm::JsonSchema(json!({"anyOf": tools.enumerate().map(call).collect::<Vec<_>>()}))
 }
 
-/// Lets a schema that is now part of another one find its own parts.
-fn move_references(schema: &mut Value, place: &str) {
+/// Makes the references of a schema that was moved to `path` within another schema point to their targets again.
+fn move_references(schema: &mut Value, path: &str) {
     match schema {
         Value::Object(fields) => {
             for (name, value) in fields.iter_mut() {
                 match value {
                     Value::String(target) if name == "$ref" && target.starts_with('#') => {
-                        *target = format!("{place}{}", &target[1..]);
+                        *target = format!("{path}{}", &target[1..]);
                     }
-                    value => move_references(value, place),
+                    value => move_references(value, path),
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| move_references(item, place)),
+        Value::Array(items) => items.iter_mut().for_each(|item| move_references(item, path)),
         _ => {}
     }
 }
 
-/// A piece of an answer.
+/// A parsed item of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
+pub enum OutputItem {
     Content(String),
-    Call(Call),
+    ToolCall(ToolCall),
 }
 
-/// A call of a tool.
+/// A tool call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub struct ToolCall {
     pub name: String,
-    /// JSON.
+    /// Arguments as JSON.
     pub arguments: String,
 }
 
-impl Call {
-    /// As chats write it, under a new name of its own.
-    pub fn wire(&self) -> Value {
+impl ToolCall {
+    /// The call as in chat messages, with a new id.
+    pub fn to_json(&self) -> Value {
         let id: String = rand::rng().sample_iter(Alphanumeric).take(ID_LENGTH).map(char::from).collect();
         json!({"id": id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}})
     }
 
-    /// A JSON object with a name and arguments.
+    /// Parses a JSON object with a name and arguments.
     fn parse(text: &str) -> Option<Self> {
-        // Fields by their places in a list would be taken as well, and a list of three things is no call.
+        // Serde would also accept a list of the fields in order, which is not a call.
         let written: WrittenCall = serde_json::from_str(text).ok().filter(|_| is_object(text))?;
         let arguments = written.arguments.or(written.parameters)?.get();
         let arguments = match serde_json::from_str::<String>(arguments) {
-            // Some models write the arguments as the text that they are for others.
+            // Some models write the arguments as a JSON string that contains the object.
             Ok(text) => text,
             Err(_) if is_object(arguments) => arguments.to_owned(),
             Err(_) => return None,
@@ -206,12 +206,12 @@ impl Call {
     }
 }
 
-/// Whether a text that is JSON is an object.
+/// Whether a JSON text is an object.
 fn is_object(json: &str) -> bool {
     json.trim_start().starts_with('{')
 }
 
-/// A call as models write it. Arguments stay as they were written: a number that is read and written again may be another.
+/// A tool call as models write it. Arguments are kept as raw JSON, since parsing and writing a number could change it.
 #[derive(Deserialize)]
 struct WrittenCall<'a> {
     name: String,
@@ -221,26 +221,26 @@ struct WrittenCall<'a> {
     parameters: Option<&'a RawValue>,
 }
 
-/// Tells calls from content while an answer comes.
+/// Parses a streamed answer into text and tool calls.
 #[derive(Debug)]
-pub struct CallReader {
+pub struct ToolCallParser {
     syntax: Syntax,
-    /// Tell the first call and no other.
+    /// Whether to return only the first call.
     only_one: bool,
-    /// What is not decided yet.
+    /// Text that is held back because it may belong to a call.
     held: String,
-    /// Whether it is inside of a tag.
+    /// Whether `held` begins after an opening tag.
     inside: bool,
-    /// Whether something was told, so that what comes now cannot be the beginning.
+    /// Whether text was returned, so that the whole answer cannot be a call any more.
     begun: bool,
 }
 
-impl Calls {
-    /// The text after which an answer ends that may have one call only.
-    pub fn end_of_first(&self) -> Option<&'static str> {
+impl ToolCallMode {
+    /// The stop text after the first call, for an answer that may have only one call.
+    pub fn first_call_stop(&self) -> Option<&'static str> {
         match self {
             Self::Free(Syntax::Tagged) => Some(CLOSING),
-            // The whole answer is one call, or a list that ends with it.
+            // Not needed: the whole answer is one call or one list of calls.
             Self::None | Self::Free(Syntax::Whole) | Self::Forced(_) => None,
         }
     }
@@ -249,18 +249,18 @@ impl Calls {
 const OPENING: &str = "<tool_call>";
 const CLOSING: &str = "</tool_call>";
 
-impl CallReader {
-    pub fn new(calls: &Calls, only_one: bool) -> Option<Self> {
+impl ToolCallParser {
+    pub fn new(calls: &ToolCallMode, only_one: bool) -> Option<Self> {
         let syntax = match calls {
-            Calls::None => return None,
-            Calls::Free(syntax) => *syntax,
-            Calls::Forced(_) => Syntax::Whole,
+            ToolCallMode::None => return None,
+            ToolCallMode::Free(syntax) => *syntax,
+            ToolCallMode::Forced(_) => Syntax::Whole,
         };
         Some(Self { syntax, only_one, held: String::new(), inside: false, begun: false })
     }
 
-    /// Takes the next text and returns what is decided.
-    pub fn push(&mut self, text: &str) -> Vec<Piece> {
+    /// Adds the next text and returns the items that are now certain.
+    pub fn push(&mut self, text: &str) -> Vec<OutputItem> {
         self.held += text;
         match self.syntax {
             Syntax::Tagged => self.tagged(),
@@ -268,15 +268,15 @@ impl CallReader {
         }
     }
 
-    /// Decides about the rest.
-    pub fn finish(&mut self) -> Vec<Piece> {
+    /// Parses the text that is held back at the end of the answer.
+    pub fn finish(&mut self) -> Vec<OutputItem> {
         let rest = std::mem::take(&mut self.held);
         if self.syntax == Syntax::Whole
             && !self.begun
             && let Some(calls) = calls_in(&rest)
         {
             let most = if self.only_one { 1 } else { calls.len() };
-            return calls.into_iter().take(most).map(Piece::Call).collect();
+            return calls.into_iter().take(most).map(OutputItem::ToolCall).collect();
         }
         if self.inside {
             return vec![call_or_text(&rest, "")];
@@ -284,7 +284,7 @@ impl CallReader {
         content(rest)
     }
 
-    fn whole(&mut self) -> Vec<Piece> {
+    fn whole(&mut self) -> Vec<OutputItem> {
         let may_be_calls = self.held.trim_start().chars().next().is_none_or(|first| first == '{' || first == '[');
         if !self.begun && may_be_calls {
             return Vec::new();
@@ -293,8 +293,8 @@ impl CallReader {
         content(std::mem::take(&mut self.held))
     }
 
-    fn tagged(&mut self) -> Vec<Piece> {
-        let mut pieces = Vec::new();
+    fn tagged(&mut self) -> Vec<OutputItem> {
+        let mut items = Vec::new();
         loop {
             let tag = if self.inside { CLOSING } else { OPENING };
             let Some(at) = self.held.find(tag) else { break };
@@ -302,10 +302,10 @@ impl CallReader {
             let mut before = std::mem::replace(&mut self.held, after);
             before.truncate(at);
             if self.inside {
-                pieces.push(call_or_text(&before, CLOSING));
+                items.push(call_or_text(&before, CLOSING));
             } else {
-                // White space around calls is not part of what is said.
-                pieces.extend(content(before.trim_end().to_owned()));
+                // White space around calls is not part of the content.
+                items.extend(content(before.trim_end().to_owned()));
             }
             self.inside = !self.inside;
         }
@@ -313,27 +313,28 @@ impl CallReader {
             let undecided = text::overlap(&self.held, OPENING);
             let decided = self.held[..self.held.len() - undecided].trim_end().len();
             let rest = self.held.split_off(decided);
-            pieces.extend(content(std::mem::replace(&mut self.held, rest)));
+            items.extend(content(std::mem::replace(&mut self.held, rest)));
         }
-        pieces
+        items
     }
 }
 
-fn content(text: String) -> Vec<Piece> {
-    if text.is_empty() { Vec::new() } else { vec![Piece::Content(text)] }
+fn content(text: String) -> Vec<OutputItem> {
+    if text.is_empty() { Vec::new() } else { vec![OutputItem::Content(text)] }
 }
 
-/// What stands inside of a tag: a call, or else text as it was written.
-fn call_or_text(inside: &str, closing: &str) -> Piece {
-    Call::parse(inside).map_or_else(|| Piece::Content(format!("{OPENING}{inside}{closing}")), Piece::Call)
+/// The text between tags as a call, or unchanged as content if it is not a valid call.
+fn call_or_text(inside: &str, closing: &str) -> OutputItem {
+    ToolCall::parse(inside)
+        .map_or_else(|| OutputItem::Content(format!("{OPENING}{inside}{closing}")), OutputItem::ToolCall)
 }
 
-/// The calls that a text consists of.
-fn calls_in(text: &str) -> Option<Vec<Call>> {
+/// The calls in a text that is one call or a list of calls; `None` if it is anything else.
+fn calls_in(text: &str) -> Option<Vec<ToolCall>> {
     match serde_json::from_str::<Vec<&RawValue>>(text) {
         Ok(items) if items.is_empty() => None,
-        Ok(items) => items.into_iter().map(|item| Call::parse(item.get())).collect(),
-        Err(_) => Call::parse(text).map(|call| vec![call]),
+        Ok(items) => items.into_iter().map(|item| ToolCall::parse(item.get())).collect(),
+        Err(_) => ToolCall::parse(text).map(|call| vec![call]),
     }
 }
 
@@ -341,68 +342,68 @@ fn calls_in(text: &str) -> Option<Vec<Call>> {
 mod tests {
     use super::*;
 
-    fn read(calls: &Calls, chunks: &[&str]) -> Vec<Piece> {
-        read_by(CallReader::new(calls, false), chunks)
+    fn read(calls: &ToolCallMode, chunks: &[&str]) -> Vec<OutputItem> {
+        read_by(ToolCallParser::new(calls, false), chunks)
     }
 
-    fn read_by(reader: Option<CallReader>, chunks: &[&str]) -> Vec<Piece> {
+    fn read_by(reader: Option<ToolCallParser>, chunks: &[&str]) -> Vec<OutputItem> {
         let mut reader = reader.expect("there may be calls");
-        let mut pieces: Vec<Piece> = chunks.iter().flat_map(|chunk| reader.push(chunk)).collect();
-        pieces.extend(reader.finish());
-        // Content comes in as many pieces as it was decided in.
-        pieces.into_iter().fold(Vec::new(), |mut all, piece| {
-            match (all.last_mut(), piece) {
-                (Some(Piece::Content(before)), Piece::Content(text)) => before.push_str(&text),
-                (_, piece) => all.push(piece),
+        let mut items: Vec<OutputItem> = chunks.iter().flat_map(|chunk| reader.push(chunk)).collect();
+        items.extend(reader.finish());
+        // Adjacent content is joined, because how it is split depends on the chunks.
+        items.into_iter().fold(Vec::new(), |mut all, item| {
+            match (all.last_mut(), item) {
+                (Some(OutputItem::Content(before)), OutputItem::Content(text)) => before.push_str(&text),
+                (_, item) => all.push(item),
             }
             all
         })
     }
 
-    fn call(name: &str, arguments: &str) -> Piece {
-        Piece::Call(Call { name: name.into(), arguments: arguments.into() })
+    fn call(name: &str, arguments: &str) -> OutputItem {
+        OutputItem::ToolCall(ToolCall { name: name.into(), arguments: arguments.into() })
     }
 
-    fn said(text: &str) -> Piece {
-        Piece::Content(text.into())
+    fn text_item(text: &str) -> OutputItem {
+        OutputItem::Content(text.into())
     }
 
     #[test]
-    fn tagged_calls_are_found_however_they_are_cut() {
+    fn tagged_calls_are_found_for_every_chunk_size() {
         let text = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1.0}}\n</tool_call>\n<tool_call>\n\
                     {\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
-        let expected = vec![said("Let me see."), call("f", "{\"a\": 1.0}"), call("g", "{}")];
+        let expected = vec![text_item("Let me see."), call("f", "{\"a\": 1.0}"), call("g", "{}")];
         for size in [1, 2, 3, 7, text.len()] {
             let chunks: Vec<&str> =
                 text.as_bytes().chunks(size).map(|chunk| std::str::from_utf8(chunk).expect("it is ASCII")).collect();
-            assert_eq!(read(&Calls::Free(Syntax::Tagged), &chunks), expected, "{size}");
+            assert_eq!(read(&ToolCallMode::Free(Syntax::Tagged), &chunks), expected, "{size}");
         }
     }
 
     #[test]
-    fn what_is_no_call_stays_text() {
-        let tagged = Calls::Free(Syntax::Tagged);
-        assert_eq!(read(&tagged, &["a < b", " <tool", "s> c"]), [said("a < b <tools> c")]);
-        assert_eq!(read(&tagged, &["<tool_call>no</tool_call>"]), [said("<tool_call>no</tool_call>")]);
-        assert_eq!(read(&tagged, &["<tool_call>{\"name\": \"f\""]), [said("<tool_call>{\"name\": \"f\"")]);
-        // Cut at the limit, but whole.
+    fn text_that_is_not_a_call_stays_content() {
+        let tagged = ToolCallMode::Free(Syntax::Tagged);
+        assert_eq!(read(&tagged, &["a < b", " <tool", "s> c"]), [text_item("a < b <tools> c")]);
+        assert_eq!(read(&tagged, &["<tool_call>no</tool_call>"]), [text_item("<tool_call>no</tool_call>")]);
+        assert_eq!(read(&tagged, &["<tool_call>{\"name\": \"f\""]), [text_item("<tool_call>{\"name\": \"f\"")]);
+        // A complete call without its closing tag, as at the token limit.
         assert_eq!(read(&tagged, &["<tool_call>{\"name\": \"f\", \"arguments\": {}}"]), [call("f", "{}")]);
-        let whole = Calls::Free(Syntax::Whole);
-        assert_eq!(read(&whole, &["{", "not JSON"]), [said("{not JSON")]);
+        let whole = ToolCallMode::Free(Syntax::Whole);
+        assert_eq!(read(&whole, &["{", "not JSON"]), [text_item("{not JSON")]);
         for text in ["{\"a\": 1}", "[\"f\", {}, {}]", "[[\"f\", {}, {}]]", "[]", "{\"name\": \"f\", \"arguments\": 5}"]
         {
-            assert_eq!(read(&whole, &[text]), [said(text)]);
+            assert_eq!(read(&whole, &[text]), [text_item(text)]);
         }
         assert_eq!(read(&whole, &["Hello ", "{\"name\": \"f\", \"arguments\": {}}"]).len(), 1);
     }
 
     #[test]
-    fn whole_answers_may_be_calls() {
-        let whole = Calls::Free(Syntax::Whole);
+    fn an_answer_may_be_one_or_several_calls() {
+        let whole = ToolCallMode::Free(Syntax::Whole);
         let llama = read(&whole, &[" {\"name\": \"f\", ", "\"parameters\": {\"a\": \"b\"}}"]);
         assert_eq!(llama, [call("f", "{\"a\": \"b\"}")]);
         let mistral = "[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\", \"arguments\": \"{\\\"x\\\": 1}\"}]";
         assert_eq!(read(&whole, &[mistral]), [call("f", "{}"), call("g", "{\"x\": 1}")]);
-        assert_eq!(read_by(CallReader::new(&whole, true), &[mistral]), [call("f", "{}")]);
+        assert_eq!(read_by(ToolCallParser::new(&whole, true), &[mistral]), [call("f", "{}")]);
     }
 }

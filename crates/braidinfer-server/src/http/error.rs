@@ -8,18 +8,18 @@ use braidinfer::Error;
 use braidinfer::handle::{RequestError, SubmitError};
 use serde_json::{Value, json};
 
-/// Seconds after which a request that found no room may be tried again.
+/// Seconds after which a client may retry when the server is busy or not ready.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
-/// Read by the official clients of the API.
+/// Header that the official OpenAI clients read.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
-/// What a client is told.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
     status: StatusCode,
     message: String,
-    /// The field that is wrong.
+    /// The invalid request field.
     param: Option<String>,
     code: Option<&'static str>,
 }
@@ -29,12 +29,12 @@ impl ApiError {
         Self { status, message: message.into(), param: None, code: None }
     }
 
-    /// A request that cannot be answered, because of one of its fields.
+    /// An invalid request, because of one of its fields.
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
 
-    /// A request that cannot be answered.
+    /// An invalid request.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
@@ -99,7 +99,7 @@ impl ApiError {
         }
     }
 
-    /// The body.
+    /// The response body.
     pub fn json(&self) -> Value {
         json!({"error": {"message": self.message, "type": self.kind(), "param": self.param, "code": self.code}})
     }
@@ -112,7 +112,7 @@ impl From<Error> for ApiError {
             None => error.to_string(),
         };
         match error {
-            // The library's names of settings are those of fields.
+            // The library's names of parameters are the names of request fields.
             Error::BadRequest { field, .. } => Self::field(field, message),
             Error::PromptTooLong { .. } => Self { code: Some("context_length_exceeded"), ..Self::bad_request(message) },
             Error::QueueFull { .. } => {
@@ -152,7 +152,7 @@ impl IntoResponse for ApiError {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
             }
-            // What took too long or broke once would do so again; clients ask three times if nobody tells them.
+            // A retry would probably fail again; without this header, clients try three times.
             StatusCode::GATEWAY_TIMEOUT | StatusCode::INTERNAL_SERVER_ERROR => {
                 headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
             }

@@ -1,4 +1,4 @@
-//! Accepts connections, and lets them end when the server stops.
+//! Accepts connections, and shuts them down gracefully when the server stops.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use super::{ServerConfig, StartError, tls};
 use crate::api;
 use crate::served::App;
 
-/// Before the next try, where the system has no room for another connection.
-const NO_ROOM: Duration = Duration::from_millis(100);
-/// For clients to take the last words of answers that were ended.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Delay before the next attempt after a connection could not be accepted.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// Time for clients to receive the last events of answers that the shutdown ended.
+const FINAL_EVENTS: Duration = Duration::from_secs(2);
 
 /// A bound address.
 pub struct Listener {
@@ -47,7 +47,7 @@ impl Listener {
         Ok(Self { socket, address, tls, router_config })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -74,18 +74,18 @@ impl Listener {
         }
         drop(socket);
         app.stop();
-        if timeout(app.config.shutdown_timeout, finished(graceful, &app)).await.is_err() {
+        if timeout(app.config.shutdown_timeout, drain(graceful, &app)).await.is_err() {
             tracing::warn!("answers were cut short: connections that did not end in time are closed");
         }
     }
 }
 
-/// Waits for all connections to end; shortly before there is no more time, answers that are still written are ended.
-async fn finished(graceful: GracefulShutdown, app: &App) {
-    let enough = app.config.shutdown_timeout.saturating_sub(LAST_WORDS);
+/// Waits for all connections to end. Shortly before the shutdown timeout, ends the unfinished answers.
+async fn drain(graceful: GracefulShutdown, app: &App) {
+    let until_end_all = app.config.shutdown_timeout.saturating_sub(FINAL_EVENTS);
     let all = graceful.shutdown();
     tokio::pin!(all);
-    if timeout(enough, &mut all).await.is_err() {
+    if timeout(until_end_all, &mut all).await.is_err() {
         tracing::warn!("answers are cut short: they did not end in time");
         if let Some(served) = app.served() {
             served.engine.end_all();
@@ -94,16 +94,16 @@ async fn finished(graceful: GracefulShutdown, app: &App) {
     }
 }
 
-/// The next connection for which there is room.
+/// Accepts the next connection, once there are fewer than the maximum.
 async fn accept(socket: &TcpListener, room: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    // The semaphore is never closed, so that there always is a permit.
+    // Never `None`, because the semaphore is never closed.
     let permit = Arc::clone(room).acquire_owned().await.ok();
     loop {
         match socket.accept().await {
             Ok((stream, _)) => return (stream, permit),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                sleep(NO_ROOM).await;
+                sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
@@ -119,22 +119,22 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
-        // Tokens are small and must not wait for each other.
+        // Tokens are small packets, which Nagle's algorithm would delay.
         let _ = stream.set_nodelay(true);
-        // Whoever reads nothing any more must not hold the connection, and what is computed for it.
+        // A client that stops reading must not keep its connection and its requests alive.
         let mut stream = Box::pin(TimeoutStream::new(stream));
         stream.as_mut().set_write_timeout_pinned(Some(self.write_timeout));
         match tls {
-            None => self.speak(stream).await,
+            None => self.serve_http(stream).await,
             Some(tls) => match timeout(self.read_timeout, tls.accept(stream)).await {
-                Ok(Ok(stream)) => self.speak(stream).await,
+                Ok(Ok(stream)) => self.serve_http(stream).await,
                 Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
                 Err(_) => tracing::debug!("a TLS handshake took too long"),
             },
         }
     }
 
-    async fn speak(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(self.read_timeout);
         let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.router));

@@ -1,4 +1,4 @@
-//! Connections, and what every request passes on its way.
+//! Connections and middleware.
 
 mod error;
 mod guard;
@@ -12,80 +12,80 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use error::ApiError;
-pub use guard::{Keys, REQUEST_ID, RequestName, authenticate, name_and_log, require_model, require_own_name};
+pub use guard::{HttpRequestId, Keys, REQUEST_ID, assign_id_and_log, authenticate, require_local_host, require_model};
 pub use listener::Listener;
 pub use strict::{IGNORED, Ignored, Strict};
 
-/// How a server answers.
+/// Configuration of a server.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// Where it listens.
+    /// Address to listen on.
     pub address: SocketAddr,
-    /// Keys, one of which a request must bring; if there is none, anybody may ask.
+    /// API keys, one of which a request must have; if empty, no key is needed.
     pub api_keys: Vec<String>,
-    /// Listen where other machines can reach it, without a key.
+    /// Allow an address that other machines can reach although no key is set.
     pub public_without_key: bool,
-    /// Origins of web pages that may ask; `*` is any.
+    /// Origins of web pages that may send requests (CORS); `*` allows any.
     pub cors_origins: Vec<String>,
-    /// Speak TLS.
+    /// Certificate and key for TLS; plain HTTP if `None`.
     pub tls: Option<TlsFiles>,
-    /// Ignore fields of requests that mean nothing here, and name them in a header, instead of refusing the request.
+    /// Ignore unknown request fields and list them in a response header, instead of rejecting the request.
     pub lenient: bool,
-    /// Largest body of a request, in bytes.
+    /// Largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// Connections at once; others wait.
+    /// Most open connections; others wait.
     pub max_connections: usize,
-    /// For a request to arrive: its head, and then its body.
+    /// Most time to receive the head of a request, and then its body.
     pub read_timeout: Duration,
-    /// For a client to take some of what is sent to it.
+    /// Most time for which a client may accept no data.
     pub write_timeout: Duration,
-    /// For an answer, from the arrival of the request on.
+    /// Most time for an answer, from the arrival of the request.
     pub request_timeout: Duration,
-    /// For answers that are being written when the server stops.
+    /// Most time for unfinished answers when the server stops.
     pub shutdown_timeout: Duration,
 }
 
-/// PEM files.
+/// PEM files for TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The certificate, and those that vouch for it.
+    /// The certificate chain.
     pub certificates: PathBuf,
     /// The private key.
     pub key: PathBuf,
 }
 
-/// Why a server could not begin.
+/// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address.
+    /// The address could not be bound.
     #[error("{address}: {source}")]
     Bind {
-        /// Where it should listen.
+        /// The address to listen on.
         address: SocketAddr,
-        /// The system's own reason.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// Everybody could use it.
+    /// Other machines could use the server without a key.
     #[error(
         "{0} can be reached from other machines, and no API key is set: expected a key, an address of this machine alone such as 127.0.0.1, or leave to serve everybody"
     )]
     Public(SocketAddr),
-    /// A setting that cannot be used.
+    /// An invalid setting.
     #[error("{setting}: expected {expected}, found {found}")]
     Setting {
-        /// Its name.
+        /// Name of the setting.
         setting: &'static str,
         /// What was expected.
         expected: &'static str,
         /// What was found.
         found: String,
     },
-    /// A TLS file.
+    /// An invalid TLS file.
     #[error("{path}: {message}")]
     Tls {
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// What is wrong with it.
+        /// The error.
         message: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Bodies of requests, of which every field must mean something here.
+//! JSON request bodies in which unknown fields are rejected, or ignored by a lenient server.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,29 +15,30 @@ use tokio::time::timeout;
 use super::ApiError;
 use crate::served::App;
 
+/// Response header that lists ignored fields.
 pub const IGNORED: HeaderName = HeaderName::from_static("x-braidinfer-ignored");
 
-/// A body, read as an `A`, as a `B` and as a `C`: each of its fields must belong to one of them.
-pub struct Strict<A, B = Nothing, C = Nothing> {
+/// A JSON body that is deserialized as `A`, as `B` and as `C`; each of its fields must belong to at least one of them.
+pub struct Strict<A, B = NoFields, C = NoFields> {
     pub first: A,
     pub second: B,
     pub third: C,
     pub ignored: Ignored,
 }
 
-/// Fields that mean nothing here, for a header of the answer; there are none unless the server is lenient.
+/// Unknown fields that were ignored, for a response header; always empty unless the server is lenient.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ignored(Vec<String>);
 
-/// A type without fields, for bodies that are read as fewer types.
+/// A type without fields, for bodies with fewer than three types.
 #[derive(Debug, Clone, Copy, serde::Deserialize)]
-pub struct Nothing {}
+pub struct NoFields {}
 
 impl IntoResponseParts for Ignored {
     type Error = std::convert::Infallible;
 
     fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Self::Error> {
-        // A name that no header can hold is left out; the client sent it and knows.
+        // If the names are not valid in a header, it is left out.
         if let Some(names) = (!self.0.is_empty()).then(|| self.0.join(", ").parse().ok()).flatten() {
             parts.headers_mut().insert(IGNORED, names);
         }
@@ -62,12 +63,12 @@ impl<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned> FromRequest<
             Ok(Err(rejection)) => return Err(ApiError::bad_request(rejection.body_text()).into_response()),
             Err(_) => return Err(ApiError::slow_request().into_response()),
         };
-        read(&body, app.config.lenient).map_err(IntoResponse::into_response)
+        parse_body(&body, app.config.lenient).map_err(IntoResponse::into_response)
     }
 }
 
-/// Reads a body as three types.
-fn read<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
+/// Parses a body as three types.
+fn parse_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
     body: &[u8],
     lenient: bool,
 ) -> Result<Strict<A, B, C>, ApiError> {
@@ -87,8 +88,8 @@ fn read<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
     }
 }
 
-/// What is wrong with a field, without the names that types have here and the place that the path says already.
-fn in_words(error: &serde_json::Error) -> String {
+/// The message of a JSON error without Rust type names, and without the line and column, since the path is reported.
+fn plain_message(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or_default();
     let whole = ["usize", "u64", "u32", "i64"].iter().fold(text.to_owned(), |text, name| {
@@ -97,10 +98,10 @@ fn in_words(error: &serde_json::Error) -> String {
     ["f64", "f32"].iter().fold(whole, |text, name| text.replace(&format!("expected {name}"), "expected a number"))
 }
 
-/// The path of a field, as the other errors spell theirs: `messages[0].name`.
-fn spelled(path: &serde_ignored::Path) -> String {
+/// The path of a field in the format of the other errors: `messages[0].name`.
+fn field_path(path: &serde_ignored::Path) -> String {
     let mut spelled = String::new();
-    // An optional field is a step of its own in these paths.
+    // `serde_ignored` adds a step `?` for each optional field.
     for step in path.to_string().split('.').filter(|step| *step != "?") {
         match step.parse::<usize>() {
             Ok(index) => spelled += &format!("[{index}]"),
@@ -111,13 +112,13 @@ fn spelled(path: &serde_ignored::Path) -> String {
     spelled
 }
 
-/// Whether a field is one of `unknown`, or part of one: of an object that is not read, no field is named.
+/// Whether a field is in `unknown` or within one of them: the fields of an unknown object are not listed one by one.
 fn is_within(unknown: &BTreeSet<String>, field: &str) -> bool {
     let ends = field.match_indices(['.', '[']).map(|(end, _)| end).chain([field.len()]);
     ends.into_iter().any(|end| unknown.contains(&field[..end]))
 }
 
-/// Fields that every server may leave aside: they say nothing about the answer, or only what is so anyway.
+/// Fields of the OpenAI API that are accepted and ignored, with the values for which that is right (empty: any value).
 const HARMLESS: [(&str, &[&str]); 7] = [
     ("store", &["false"]),
     ("service_tier", &["\"auto\"", "\"default\""]),
@@ -128,12 +129,12 @@ const HARMLESS: [(&str, &[&str]); 7] = [
     ("prompt_cache_key", &[]),
 ];
 
-/// `unknown` without fields that are null or empty, which clients send for what they do not ask for, and without harmless
-/// ones.
+/// Removes harmless fields from `unknown`: those in [`HARMLESS`], and null or empty ones, which clients send for unset
+/// options.
 fn without_harmless(unknown: Vec<String>, body: &[u8]) -> Vec<String> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let matters = |field: &String| {
-        // A name with a dot in it leads nowhere, and says something all the same.
+        // A field whose name contains a dot is not found by its path; it counts as unknown.
         let Some(value) = value_at(&body, field) else { return true };
         let says_nothing = match value {
             Value::Null => true,
@@ -156,20 +157,20 @@ fn value_at<'a>(body: &'a Value, field: &str) -> Option<&'a Value> {
     })
 }
 
-/// Reads a body, and names the fields that were not read.
+/// Parses a body as one type; returns it with the paths of unknown fields.
 fn read_one<T: DeserializeOwned>(body: &[u8]) -> Result<(T, BTreeSet<String>), ApiError> {
     let mut unknown = BTreeSet::new();
     let mut track = serde_path_to_error::Track::new();
     let mut json = serde_json::Deserializer::from_slice(body);
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let value = serde_ignored::deserialize(tracked, |path| {
-        unknown.insert(spelled(&path));
+        unknown.insert(field_path(&path));
     });
     let value: T = value.map_err(|error: serde_json::Error| {
         let path = track.path().to_string();
         match path.as_str() {
             "." | "" | "?" => ApiError::bad_request(format!("body: {error}")),
-            _ => ApiError::field(path.clone(), format!("{path}: {}", in_words(&error))),
+            _ => ApiError::field(path.clone(), format!("{path}: {}", plain_message(&error))),
         }
     })?;
     json.end().map_err(|error| ApiError::bad_request(format!("body: {error}")))?;
@@ -198,11 +199,11 @@ mod tests {
     }
 
     fn both(body: &str, lenient: bool) -> Result<Strict<Sampling, Options>, String> {
-        read(body.as_bytes(), lenient).map_err(|error| error.json()["error"].to_string())
+        parse_body(body.as_bytes(), lenient).map_err(|error| error.json()["error"].to_string())
     }
 
     #[test]
-    fn every_field_belongs_to_one_of_both() {
+    fn every_field_must_belong_to_one_of_the_types() {
         let read = both(r#"{"temperature": 1, "options": {"usage": true}}"#, false).expect("all is known");
         assert_eq!((read.first.temperature, read.second.options.map(|inner| inner.usage)), (Some(1.0), Some(true)));
         for (body, field) in [
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_asks_for_nothing_is_taken() {
+    fn harmless_fields_are_accepted() {
         both(
             r#"{"a": null, "options": {"usage": true, "b": null}, "c": [], "store": false, "metadata": {"x": 1}}"#,
             false,
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn lenient_servers_name_what_they_ignore() {
+    fn lenient_servers_list_ignored_fields() {
         let read = both(r#"{"a": 1, "options": {"usage": true, "b": 2}}"#, true).expect("all is taken");
         assert_eq!(read.ignored, Ignored(vec!["a".into(), "options.b".into()]));
     }

@@ -86,7 +86,7 @@ impl TestServer {
                     Model::Given(llm) => Some(*llm),
                 };
                 if let Some(llm) = llm {
-                    assert!(server.door().serve(llm, MODEL.into()).expect("there is a thread for it"));
+                    assert!(server.model_slot().serve(llm, MODEL.into()).expect("there is a thread for it"));
                 }
                 sender.send(server.address()).expect("the test waits");
                 server.run(async move { stopped.notified().await }).await;

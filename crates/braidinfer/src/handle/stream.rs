@@ -27,7 +27,7 @@ impl RequestOutput {
 /// Why an answer ended before it was complete.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RequestError {
-    /// A step failed, or the logits were not finite.
+    /// The engine failed, for example because logits were not finite.
     #[error("{0}")]
     Failed(Arc<Error>),
     /// The answer was cancelled by [`Handle::cancel`](super::Handle::cancel).

@@ -3,10 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Long enough for a busy machine: whoever waits so long waits for what never comes.
+/// A deadline that even a busy machine meets, so that missing it means that the condition never holds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Looks until it is so. Says whether it became so in time.
+/// Polls a condition until it holds or the deadline has passed. Returns whether it holds.
 pub fn wait_until(mut is_so: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !is_so() {

@@ -1,4 +1,4 @@
-//! Comparing with an earlier report.
+//! Comparison with an earlier report.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use super::measure::Spread;
 use super::plan::{Case, Plan};
 use super::report::{CASE_HEADER, Options, Report, ResultRow, align_right, case_cells, new_table, number, spelled};
 
-/// Largest file that is read; reports have some kilobytes.
+/// Largest report file that is read; reports have a few kilobytes.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// Medians closer than this are the same, however little the runs differed among themselves.
+/// Relative difference of medians that still counts as the same, however small the spread of the runs is.
 const MARGIN: f64 = 0.03;
 
 /// An earlier report.
@@ -25,7 +25,7 @@ pub struct Baseline {
     saved: Saved,
 }
 
-/// What is needed of its JSON.
+/// The fields of its JSON that the comparison needs.
 #[derive(Debug, Deserialize)]
 struct Saved {
     machine: Machine,
@@ -36,7 +36,7 @@ struct Saved {
 }
 
 impl Baseline {
-    /// Fails on a file that is no report, and on one that has no row of the plan.
+    /// Fails if the file is not a report or has no row in common with the plan.
     pub fn read(path: &Path, plan: &Plan) -> anyhow::Result<Self> {
         let file = path.display().to_string();
         let saved = parse(path).with_context(|| file.clone())?;
@@ -49,7 +49,7 @@ impl Baseline {
         Ok(Self { file, saved })
     }
 
-    /// Compares the rows that both have.
+    /// Compares the rows that both reports have.
     pub fn compare(self, report: &Report) -> Comparison {
         let then = |row: &ResultRow| self.saved.results.iter().find(|then| same_run(row, then));
         let row = |row: &ResultRow| Some(ComparedRow::new(row, then(row)?));
@@ -58,7 +58,7 @@ impl Baseline {
         Comparison { file: self.file, rows, notes }
     }
 
-    /// What makes the comparison less than one of equals.
+    /// Notes on differences that make the comparison less meaningful.
     fn notes(&self, report: &Report, common: usize) -> Vec<String> {
         let (then, file) = (&self.saved, &self.file);
         let mut notes = Vec::new();
@@ -128,12 +128,12 @@ struct ComparedRow {
     case: Case,
     now: Spread,
     then: Spread,
-    /// Median now over median then.
+    /// Current median divided by the earlier median.
     ratio: f64,
     verdict: Verdict,
 }
 
-/// Whether a rate changed by more than the runs differ among themselves.
+/// Whether a rate changed by more than the spread of the runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
@@ -176,7 +176,7 @@ impl ComparedRow {
 }
 
 impl Comparison {
-    /// How many rows became slower.
+    /// Number of rows that became slower.
     pub fn regressions(&self) -> usize {
         self.rows.iter().filter(|row| row.verdict == Verdict::Regression).count()
     }
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_regression_is_slower_than_every_earlier_run_and_by_more_than_the_margin() {
+    fn a_regression_is_slower_than_all_earlier_runs_and_beyond_the_margin() {
         assert_eq!(verdict([90.0, 92.0, 94.0], [98.0, 100.0, 102.0]), Verdict::Regression);
         assert_eq!(verdict([90.0, 92.0, 98.0], [98.0, 100.0, 102.0]), Verdict::Same, "one run was as fast");
         assert_eq!(verdict([98.0, 98.0, 98.0], [100.0, 100.0, 100.0]), Verdict::Same, "within the margin");

@@ -1,4 +1,4 @@
-//! A model on one kind of kernels, ready to be timed: it is asked as anyone would ask it, by the same engine.
+//! A model on one kind of kernels that is timed, through the same engine as every other command.
 
 use std::time::{Duration, Instant};
 
@@ -14,43 +14,43 @@ use super::measure::Spread;
 use super::plan::{Case, Phase, Plan};
 use crate::{model, output};
 
-/// Every kind of kernels reads the same tokens.
+/// Seed of the prompts: every kind of kernels gets the same tokens.
 const SEED: u64 = 0;
 
-/// A model and the tokens it reads.
+/// A model on one kind of kernels, with the tokens of its prompts.
 pub struct Contestant {
-    /// Of its kernels, as they are asked for.
+    /// Name of its kernels as in the arguments.
     name: String,
     llm: Llm,
-    /// Makes prompts that were never read before.
+    /// Generates prompts that are not in the prefix cache.
     rng: Pcg64,
-    /// What every context begins with, after tokens of its own.
+    /// Tokens of every context, after a few tokens that differ between sequences.
     ids: Vec<u32>,
     load: Duration,
     first_token: Duration,
     peak_memory: Option<usize>,
-    /// How long it took each time to only read the weights.
-    readings: Vec<Duration>,
+    /// Times to only read the weights.
+    read_times: Vec<Duration>,
 }
 
-/// What is left to say when the model is gone.
+/// Description of a contestant, kept after its model is dropped.
 pub struct Described {
-    /// Of its kernels, as they are asked for.
+    /// Name of its kernels as in the arguments.
     pub name: String,
     pub spec: DecoderSpec,
     pub executor: ExecutorReport,
-    /// Tokens of a prompt that one step has room for.
+    /// Most prompt tokens in one step.
     pub step_tokens: usize,
     pub load: Duration,
     pub first_token: Duration,
     pub peak_memory: Option<usize>,
-    /// How fast its own weights can be read, in GB/s, where that can be measured: the median of readings between the
-    /// runs. The same machine reads different memory at different speed.
+    /// Bandwidth of reading its own weights, in GB/s, if that can be measured: the median of measurements between the runs.
+    /// The same machine reads different memory at different speeds.
     pub read_gb_s: Option<f64>,
 }
 
 impl Contestant {
-    /// Loads the model, reads one prompt, and the contexts that cases begin after.
+    /// Loads the model and computes one prompt and the contexts of all cases.
     pub fn open(source: &ModelSource, name: String, options: &LoadOptions, plan: &Plan) -> anyhow::Result<Self> {
         let memory = PeakMemory::begin();
         let started = Instant::now();
@@ -59,11 +59,11 @@ impl Contestant {
         check_room(&llm, plan)?;
         let mut rng = Pcg64::seed_from_u64(SEED);
         let ids = random_ids(&mut rng, llm.spec().vocab_size, plan.max_depth());
-        let (first_token, peak_memory, readings) = (Duration::ZERO, None, Vec::new());
-        let mut contestant = Self { name, llm, rng, ids, load, first_token, peak_memory, readings };
+        let (first_token, peak_memory, read_times) = (Duration::ZERO, None, Vec::new());
+        let mut contestant = Self { name, llm, rng, ids, load, first_token, peak_memory, read_times };
         contestant.first_token = load + contestant.prefill(plan.prompt_tokens)?;
         contestant.peak_memory = memory.and_then(PeakMemory::end);
-        contestant.read_contexts(plan)?;
+        contestant.cache_contexts(plan)?;
         Ok(contestant)
     }
 
@@ -86,19 +86,19 @@ impl Contestant {
 
     fn read_gb_s(&self) -> Option<f64> {
         let bytes = self.llm.decoder().report().weight_bytes as f64;
-        let rates: Vec<f64> = self.readings.iter().map(|time| bytes / time.as_secs_f64().max(1e-9) / 1e9).collect();
+        let rates: Vec<f64> = self.read_times.iter().map(|time| bytes / time.as_secs_f64().max(1e-9) / 1e9).collect();
         Spread::of(&rates).map(|spread| spread.median)
     }
 
-    /// Reads the weights once and computes nothing.
+    /// Reads all weights once without computing, and records the time.
     pub fn read_weights(&mut self) {
         let started = Instant::now();
         if self.llm.read_weights() {
-            self.readings.push(started.elapsed());
+            self.read_times.push(started.elapsed());
         }
     }
 
-    /// Runs a case once, and says how long the part of it took that is timed.
+    /// Runs a case once; returns the time of its timed part.
     pub fn run(&mut self, case: Case) -> anyhow::Result<Duration> {
         match case.phase {
             Phase::Prefill => self.prefill(case.tokens),
@@ -106,7 +106,7 @@ impl Contestant {
         }
     }
 
-    /// Reads a new prompt of `tokens` tokens and chooses the token after it.
+    /// Times a new prompt of `tokens` tokens, including its first generated token.
     fn prefill(&mut self, tokens: usize) -> anyhow::Result<Duration> {
         let prompt = random_ids(&mut self.rng, self.llm.spec().vocab_size, tokens);
         let started = Instant::now();
@@ -115,7 +115,7 @@ impl Contestant {
         Ok(started.elapsed())
     }
 
-    /// Generates for every sequence of the case, from its context on. What writes the first token is not timed.
+    /// Times decoding for every sequence of the case, from its context on. The step with the first token is not timed.
     fn decode(&mut self, case: Case) -> anyhow::Result<Duration> {
         for sequence in 0..case.batch {
             let prompt = self.context(sequence, case.context);
@@ -134,8 +134,8 @@ impl Contestant {
         Ok(took)
     }
 
-    /// Reads the deepest context of every sequence, so that it is found again when a case begins after it.
-    fn read_contexts(&mut self, plan: &Plan) -> anyhow::Result<()> {
+    /// Computes the longest context of every sequence, so that cases find their contexts in the prefix cache.
+    fn cache_contexts(&mut self, plan: &Plan) -> anyhow::Result<()> {
         if plan.max_depth() == 0 {
             return Ok(());
         }
@@ -151,8 +151,8 @@ impl Contestant {
         Ok(())
     }
 
-    /// What a sequence reads before a case: with the token that is written then it has `depth` tokens, or two at least.
-    /// No two sequences begin alike, so that none of them shares what is stored.
+    /// The prompt of a sequence for a case: with the first generated token it has `depth` tokens, and at least two. Sequences
+    /// have different first tokens, so that they share no cached blocks.
     fn context(&self, sequence: usize, depth: usize) -> Vec<u32> {
         let vocab_size = self.llm.spec().vocab_size;
         let own = [sequence % vocab_size, sequence / vocab_size % vocab_size].map(|id| id as u32);
@@ -166,7 +166,7 @@ impl Contestant {
         Ok(())
     }
 
-    /// Runs steps until nothing is left, and says how many tokens they wrote.
+    /// Runs steps until all requests are finished; returns the number of generated tokens.
     fn finish(&mut self) -> anyhow::Result<usize> {
         let mut written = 0;
         while self.llm.has_unfinished() {
@@ -175,7 +175,7 @@ impl Contestant {
         Ok(written)
     }
 
-    /// Runs a step, and says how many tokens it wrote.
+    /// Runs a step; returns the number of generated tokens.
     fn step(&mut self) -> anyhow::Result<usize> {
         let events = self.llm.step()?;
         let written = events.len();
@@ -188,7 +188,7 @@ fn random_ids(rng: &mut Pcg64, vocab_size: usize, count: usize) -> Vec<u32> {
     (0..count).map(|_| rng.random_range(0..vocab_size) as u32).collect()
 }
 
-/// Fails where not all sequences have room at once.
+/// Fails if there are too few blocks for all sequences at once.
 fn check_room(llm: &Llm, plan: &Plan) -> anyhow::Result<()> {
     let kv_cache = llm.decoder().kv_cache();
     let (blocks, batch) = (plan.context.div_ceil(kv_cache.block_size), plan.max_batch());

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// More than the caches of any processor hold.
 const READ_BYTES: usize = 512 << 20;
 
-/// What ran the measurement.
+/// The machine that ran the measurement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// The processor's name, where the system tells it.
@@ -33,7 +33,7 @@ fn cpu_name() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// What the machine can do at most, in units of 10^9 per second.
+/// Peak memory bandwidth and arithmetic throughput of the machine, in units of 10^9 per second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Ceilings {
     pub read_gb_s: f64,
@@ -43,7 +43,7 @@ pub struct Ceilings {
 }
 
 impl Ceilings {
-    /// Measures with all threads, in some fractions of a second.
+    /// Measures with all threads; takes a fraction of a second.
     pub fn measure(threads: usize) -> anyhow::Result<Self> {
         let isa = Isa::detect()?;
         let mut pool = Pool::new(threads).with_context(|| format!("{threads} threads"))?;
@@ -58,7 +58,7 @@ impl Ceilings {
         })
     }
 
-    /// The larger of each.
+    /// The larger of each value.
     pub fn or_better(&self, other: &Self) -> Self {
         Self {
             read_gb_s: self.read_gb_s.max(other.read_gb_s),
@@ -68,11 +68,11 @@ impl Ceilings {
         }
     }
 
-    /// Operations at a level.
+    /// Arithmetic throughput at a level.
     pub fn multiply(&self, level: NumericLevel) -> f64 {
         match level {
             NumericLevel::Int8 => self.int8_gop_s,
-            // Two products of bytes for each.
+            // Each 16-bit product takes two 8-bit products.
             NumericLevel::Int16 => self.int8_gop_s / 2.0,
             NumericLevel::Bf16 => self.bf16_gflop_s,
             NumericLevel::F32 => self.f32_gflop_s,
@@ -80,26 +80,26 @@ impl Ceilings {
     }
 }
 
-/// The largest resident size of this process while something is done, beyond what it held before. Linux only.
+/// Measures the peak of the resident memory of this process over what it used before. Linux only.
 pub struct PeakMemory {
     before: usize,
 }
 
 impl PeakMemory {
-    /// Starts over with the peak; `None` where the system has no such thing.
+    /// Resets the peak and starts measuring; `None` if the system does not support it.
     pub fn begin() -> Option<Self> {
         // See proc(5): "5" resets the peak to the current size.
         fs::write("/proc/self/clear_refs", "5").ok()?;
         Some(Self { before: status_bytes("VmRSS")? })
     }
 
-    /// Bytes.
+    /// The peak since [`PeakMemory::begin`] over the earlier size, in bytes.
     pub fn end(self) -> Option<usize> {
         Some(status_bytes("VmHWM")?.saturating_sub(self.before))
     }
 }
 
-/// A size of `/proc/self/status`.
+/// A size in `/proc/self/status`, in bytes.
 fn status_bytes(field: &str) -> Option<usize> {
     let text = fs::read_to_string("/proc/self/status").ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;

@@ -1,4 +1,4 @@
-//! Timing, in rounds.
+//! Timing of all cases, in rounds.
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,7 @@ impl Spread {
     }
 }
 
-/// What was measured of one case on one kind of kernels.
+/// The measured rates of one case on one kind of kernels.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     pub case: Case,
@@ -38,8 +38,8 @@ pub struct Sample {
     pub rate: Spread,
 }
 
-/// Runs every case on every contestant once untimed, and then in rounds, so that what disturbs the machine for a
-/// while disturbs all alike.
+/// Runs every case on every contestant, first once untimed and then in rounds, so that temporary disturbances of the
+/// machine affect all of them alike.
 pub fn measure(contestants: &mut [Contestant], plan: &Plan) -> anyhow::Result<Vec<Sample>> {
     let pairs = plan.cases.iter().flat_map(|case| (0..contestants.len()).map(move |index| (*case, index)));
     let pairs: Vec<(Case, usize)> = pairs.collect();
@@ -51,10 +51,10 @@ pub fn measure(contestants: &mut [Contestant], plan: &Plan) -> anyhow::Result<Ve
             if case.phase == Phase::Decode {
                 contestants[*index].read_weights();
             }
-            // Each has read its first prompt when it was opened.
+            // Prefill needs no untimed run: every contestant computed a prompt when it was opened.
             if round > 0 || case.phase == Phase::Decode {
                 let seconds = contestants[*index].run(*case)?.as_secs_f64();
-                // A clock that stands still must not make the rate infinite.
+                // `max` avoids an infinite rate if the clock did not advance.
                 rates.extend((round > 0).then_some((case.batch * case.tokens) as f64 / seconds.max(1e-9)));
             }
             bar.inc(1);
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_or_between_the_middle_two() {
+    fn the_median_is_the_middle_value_or_the_mean_of_the_middle_two() {
         let spread = |values: &[f64]| Spread::of(values).map(|spread| (spread.median, spread.min, spread.max));
         assert_eq!(spread(&[]), None);
         assert_eq!(spread(&[3.0]), Some((3.0, 3.0, 3.0)));

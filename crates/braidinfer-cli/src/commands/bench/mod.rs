@@ -1,12 +1,12 @@
-//! `braidinfer bench`: speed, beside what the machine can do at most.
+//! `braidinfer bench`: speed, compared with the limits of the machine.
 
 mod baseline;
 mod contestant;
 mod machine;
 mod measure;
-mod physics;
 mod plan;
 mod report;
+mod roofline;
 mod save;
 
 use std::process::ExitCode;
@@ -25,12 +25,12 @@ use self::report::{ExecutorRow, Options, Report, spelled};
 use crate::args::{BenchArgs, BenchKernels};
 use crate::{interrupt, model, output};
 
-/// Exit code when something became slower than the baseline.
+/// Exit code if a rate is lower than in the baseline.
 const REGRESSION: u8 = 1;
 
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let plan = Plan::new(&args)?;
-    // What cannot work should fail now and not after minutes of measuring.
+    // Check the arguments first, so that errors do not show only after minutes of measuring.
     let baseline = args.baseline.as_deref().map(|path| Baseline::read(path, &plan)).transpose()?;
     args.save.as_deref().map_or(Ok(()), save::check)?;
     interrupt::install()?;
@@ -44,7 +44,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(if slower > 0 { ExitCode::from(REGRESSION) } else { ExitCode::SUCCESS })
 }
 
-/// Everything that takes time.
+/// Runs all measurements of the plan.
 fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
     let source = model::source(args.model.as_deref())?;
     let weights = weights_name(&source, args)?;
@@ -54,7 +54,7 @@ fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
     let on_cpu = options.iter().all(|options| options.device == DeviceChoice::Cpu);
     let before = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;
     let (samples, described) = measure_all(&source, &options, plan)?;
-    // What disturbs the machine for a while can only make ceilings look lower.
+    // Measure ceilings twice and keep the higher value, since disturbances of the machine only lower them.
     let after = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;
     let ceilings = before.zip(after).map(|(before, after)| before.or_better(&after));
     Ok(Report {
@@ -69,7 +69,7 @@ fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
     })
 }
 
-/// Opens the model on every kind of kernels, and times all in turn.
+/// Opens the model on every kind of kernels and times them in turn.
 fn measure_all(
     source: &ModelSource,
     options: &[LoadOptions],
@@ -84,7 +84,7 @@ fn measure_all(
     Ok((samples, contestants.iter().map(Contestant::described).collect()))
 }
 
-/// Each note once, however many executors have it.
+/// Prints the notes of all models, each one once.
 fn print_notes<'a>(models: impl Iterator<Item = &'a Llm>) {
     let mut printed: Vec<&String> = Vec::new();
     for note in models.flat_map(Llm::notes) {
@@ -95,7 +95,7 @@ fn print_notes<'a>(models: impl Iterator<Item = &'a Llm>) {
     }
 }
 
-/// The type that most weights have, or are quantized to.
+/// The type of most weights, after quantization if that is requested.
 fn weights_name(source: &ModelSource, args: &BenchArgs) -> anyhow::Result<String> {
     if let Some(file_type) = args.computing.quantize {
         return Ok(file_type.to_string());
@@ -116,13 +116,13 @@ fn load_options(measured: BenchKernels, args: &BenchArgs, plan: &Plan) -> anyhow
     Ok(LoadOptions {
         precision,
         context: Some(plan.context),
-        // One more, so that prompts that are read in between leave the contexts of all sequences where they are.
+        // One more, so that prefill cases do not evict the cached contexts of the sequences.
         max_sequences: plan.max_batch() + 1,
-        // Every sequence shall be at the depth that it is timed at.
+        // All sequences must have finished their prefill, so that decoding is timed at the right depth.
         prompts_first: true,
-        // Random weights repeat themselves, and what can be looked up says nothing of what kernels can do.
+        // Drafts would measure how repetitive the text is and not how fast the kernels are.
         prompt_lookup: false,
-        // That is measured whatever a check would say of it.
+        // Fused kernels are measured whatever the compatibility check says.
         force: measured == BenchKernels::Fused,
         ..options
     })

@@ -1,4 +1,4 @@
-//! What is measured, checked before anything is loaded.
+//! The plan of the measurements, checked before anything is loaded.
 
 use std::fmt::Debug;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{BenchArgs, BenchKernels};
 
-/// A sequence begins with one token and writes the next one before anything is timed.
+/// Shortest context: a prompt of one token, and one generated token before the timed part.
 const LEAST_CONTEXT: usize = 2;
 /// Most tokens of a prompt, an answer or a context.
 const MOST_TOKENS: usize = 1 << 20;
@@ -20,7 +20,7 @@ const MOST_REPETITIONS: usize = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// A prompt is read.
+    /// A prompt is computed.
     Prefill,
     /// Tokens are generated one by one.
     Decode,
@@ -36,41 +36,41 @@ impl Phase {
     }
 }
 
-/// One kind of run.
+/// One case to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Case {
     pub phase: Phase,
-    /// Sequences at once.
+    /// Number of sequences that run at once.
     pub batch: usize,
-    /// Tokens of each sequence before the first one that is timed.
+    /// Number of tokens of each sequence before the timed ones.
     pub context: usize,
-    /// Tokens that are timed, of each sequence.
+    /// Number of timed tokens of each sequence.
     pub tokens: usize,
 }
 
 impl Case {
-    /// Length of each sequence after every step of a run, when a step has room for `most` tokens of a prompt.
+    /// Length of each sequence after every step of a run, if a step takes at most `most` prompt tokens.
     pub fn steps(self, most: usize) -> impl Iterator<Item = usize> {
         let size = if self.phase == Phase::Prefill { most } else { 1 };
         (0..self.tokens).step_by(size).map(move |start| self.context + (start + size).min(self.tokens))
     }
 }
 
-/// All runs.
+/// All cases to measure.
 #[derive(Debug)]
 pub struct Plan {
     pub kernels: Vec<BenchKernels>,
-    /// Each is timed on all kernels in turn.
+    /// Cases, each of which is timed on all kinds of kernels in turn.
     pub cases: Vec<Case>,
     pub repetitions: usize,
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Longest sequence.
+    /// Length of the longest sequence, in tokens.
     pub context: usize,
 }
 
 impl Plan {
-    /// Fails on a number outside its range, naming the flag.
+    /// Fails if a number is out of range; the error names the flag.
     pub fn new(args: &BenchArgs) -> anyhow::Result<Self> {
         check("prompt-tokens", args.prompt_tokens, 1, MOST_TOKENS)?;
         check("gen-tokens", args.gen_tokens, 1, MOST_TOKENS)?;
@@ -107,7 +107,7 @@ fn cases(args: &BenchArgs) -> Vec<Case> {
     [prefill].into_iter().chain(decodes).collect()
 }
 
-/// The longest sequence, or what was asked for if that is longer.
+/// The length of the longest sequence, or the requested context if that is longer.
 fn context(args: &BenchArgs) -> anyhow::Result<usize> {
     let deepest = args.depth.iter().max().copied().unwrap_or(0);
     let needed = args.prompt_tokens.max(deepest.max(LEAST_CONTEXT) + args.gen_tokens);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_read_in_chunks_and_answers_token_by_token() {
+    fn prompts_run_in_chunks_and_decoding_token_by_token() {
         let prefill = Case { phase: Phase::Prefill, batch: 1, context: 0, tokens: 1025 };
         assert_eq!(ends(prefill), [512, 1024, 1025]);
         let decode = Case { phase: Phase::Decode, batch: 2, context: 100, tokens: 3 };

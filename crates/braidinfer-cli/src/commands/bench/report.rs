@@ -1,4 +1,4 @@
-//! The report: JSON fields and tables.
+//! The report of a benchmark: JSON fields and tables.
 
 use std::time::Duration;
 
@@ -11,27 +11,27 @@ use super::baseline::Comparison;
 use super::contestant::Described;
 use super::machine::{Ceilings, Machine};
 use super::measure::{Sample, Spread};
-use super::physics::{Bound, Work};
 use super::plan::Case;
+use super::roofline::{Bound, Workload};
 use crate::args::BenchArgs;
 use crate::output;
 
-/// Everything, as `--json` prints it and `--save` writes it.
+/// The whole report, as `--json` prints it and `--save` writes it.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub machine: Machine,
     pub version: String,
     pub model: String,
-    /// The type that most weights have.
+    /// The type of most weights.
     pub weights: String,
     pub options: Options,
-    /// `None` where the model is not on the CPU.
+    /// `None` if the model is not on the CPU.
     pub ceilings: Option<Ceilings>,
     pub executors: Vec<ExecutorRow>,
     pub results: Vec<ResultRow>,
 }
 
-/// What was asked for.
+/// The options of the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     pub prompt_tokens: usize,
@@ -63,12 +63,12 @@ impl Options {
     }
 }
 
-/// How a value is typed.
+/// The name of a value on the command line.
 pub fn spelled(value: &impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-/// One kind of kernels.
+/// Results for one kind of kernels, apart from cases.
 #[derive(Debug, Serialize)]
 pub struct ExecutorRow {
     pub kernels: String,
@@ -79,7 +79,7 @@ pub struct ExecutorRow {
     pub time_to_first_token_ms: f64,
     pub peak_memory_bytes: Option<usize>,
     pub weight_bytes: usize,
-    /// How fast these weights can be read, where that can be measured.
+    /// Bandwidth of reading these weights, in GB/s, if that can be measured.
     pub read_gb_s: Option<f64>,
 }
 
@@ -110,10 +110,10 @@ pub struct ResultRow {
     pub kernels: String,
     #[serde(flatten)]
     pub case: Case,
-    /// Of all sequences together.
+    /// Tokens per second of all sequences together.
     pub tok_s: Spread,
     pub gb_s: f64,
-    /// Of the ceiling that bounds the case; `None` without ceilings.
+    /// Share of the ceiling that limits the case; `None` without ceilings.
     pub share_of_ceiling: Option<f64>,
     pub ceiling: Option<Bound>,
 }
@@ -126,7 +126,7 @@ pub fn results(samples: &[Sample], described: &[Described], ceilings: Option<&Ce
 fn result(sample: &Sample, described: &Described, ceilings: Option<&Ceilings>) -> ResultRow {
     let (case, executor) = (sample.case, &described.executor);
     let seconds = (case.batch * case.tokens) as f64 / sample.rate.median;
-    let work = Work::of(case, described);
+    let work = Workload::of(case, described);
     let own =
         |ceilings: &Ceilings| Ceilings { read_gb_s: described.read_gb_s.unwrap_or(ceilings.read_gb_s), ..*ceilings };
     let share = ceilings.map(|ceilings| work.share(case, seconds, executor.main_level, &own(ceilings)));
@@ -149,7 +149,7 @@ struct Printed<'a> {
     baseline: Option<&'a Comparison>,
 }
 
-/// Prints everything to stdout, and what needs an explanation as notes.
+/// Prints the report to stdout, and explanations as notes on stderr.
 pub fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> anyhow::Result<()> {
     if report.ceilings.is_none() {
         output::note("ceilings are those of the CPU: not measured for a model on another device");
@@ -238,14 +238,14 @@ fn executors_table(report: &Report) -> Table {
     table
 }
 
-/// A table of the house with a header.
+/// A table in the style of this program, with a header.
 pub fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(output::TABLE).set_header(header);
     table
 }
 
-/// Aligns those of the columns that the table has.
+/// Aligns columns to the right; ignores columns that the table does not have.
 pub fn align_right(table: &mut Table, columns: &[usize]) {
     for column in columns {
         if let Some(column) = table.column_mut(*column) {
@@ -254,7 +254,7 @@ pub fn align_right(table: &mut Table, columns: &[usize]) {
     }
 }
 
-/// What names a row.
+/// Header of the columns that identify a case.
 pub const CASE_HEADER: [&str; 5] = ["phase", "batch", "context", "tokens", "kernels"];
 
 /// The cells below [`CASE_HEADER`].
@@ -268,7 +268,7 @@ fn spread(rate: &Spread) -> String {
     format!("{} to {}", number(rate.min), number(rate.max))
 }
 
-/// Three digits, or all before the point.
+/// A number with three digits, or more if its integer part has more.
 pub fn number(value: f64) -> String {
     let decimals = if value >= 100.0 {
         0
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_reads_back_as_it_was_written() {
+    fn a_row_survives_a_json_round_trip() {
         let case = Case { phase: Phase::Decode, batch: 8, context: 1024, tokens: 64 };
         let tok_s = Spread { median: 2.0, min: 1.0, max: 3.0 };
         let ceiling = Some(Bound::Read);

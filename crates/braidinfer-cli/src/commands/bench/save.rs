@@ -1,4 +1,4 @@
-//! Writing a report to a file, whole or not at all.
+//! Writes a report to a file atomically.
 
 use std::fs;
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-/// Fails now if the file could not be written later.
+/// Fails if the file cannot be written; called before the measurements.
 pub fn check(path: &Path) -> anyhow::Result<()> {
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => {
@@ -18,12 +18,12 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Writes `value` as one line of JSON; what is there is replaced.
+/// Writes `value` as one line of JSON, replacing an existing file.
 pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let text = format!("{}\n", serde_json::to_string(value)?);
     let mut builder = tempfile::Builder::new();
     builder.prefix(".braidinfer-").suffix(".partial");
-    // A temporary file is for its owner only; a report is for whom the user lets read files.
+    // Temporary files are readable by the owner only; a report gets the user's usual permissions.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let target = target(path);
@@ -35,7 +35,7 @@ pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     written.map(|_| ()).with_context(|| shown(path))
 }
 
-/// Where a link leads: it stays, and what it points to is replaced.
+/// The target of a symbolic link: the link stays, and its target is replaced.
 fn target(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }

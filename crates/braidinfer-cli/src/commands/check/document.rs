@@ -1,4 +1,4 @@
-//! A verdict for people.
+//! The compatibility report as a document.
 
 use braidinfer::compat::{
     CompatReport, LayerReport, Measured, NormStatistics, OpError, PlanEntry, Predicted, RunReport, Status,
@@ -7,14 +7,14 @@ use braidinfer::compat::{
 use braidinfer::divergence::Divergence;
 use braidinfer::executor::ActiveKernels;
 
-use crate::report::{Block, Document, LinePlot, Mood, Series, Verdict, number};
+use crate::report::{Document, DocumentBlock, LinePlot, Rating, Series, Verdict, number};
 
-/// What a measurement within one engine cannot show.
+/// What a check within one engine cannot detect.
 const LIMITS: &str = "All runs share one reading of the architecture: what they have in common, such as a wrong RoPE base, \
 no comparison of kernels can show; nor what happens beyond the tokens that were read. The tests of the engine compare every architecture with transformers for that, and the \
 loss on plain text, which such faults raise far above what a trained model has, stands above.";
 
-/// The whole report, or, without `detail`, what fits a terminal.
+/// The full report, or without `detail` a summary that fits a terminal.
 pub fn of(report: &CompatReport, detail: bool) -> Document {
     let mut document = Document {
         title: format!("Do fused kernels change the answers of {}?", report.model),
@@ -23,7 +23,7 @@ pub fn of(report: &CompatReport, detail: bool) -> Document {
                 Some(_) => report.status.as_str().to_owned(),
                 None => format!("PREDICTED {}", report.status.as_str()),
             },
-            mood: mood(report.status),
+            rating: rating(report.status),
             sentence: format!("{}.", capitalised(&report.reason)),
         }),
         ..Document::default()
@@ -43,11 +43,11 @@ pub fn of(report: &CompatReport, detail: bool) -> Document {
     document
 }
 
-fn mood(status: Status) -> Mood {
+fn rating(status: Status) -> Rating {
     match status {
-        Status::Compatible => Mood::Good,
-        Status::Warning => Mood::Doubtful,
-        Status::Incompatible => Mood::Bad,
+        Status::Compatible => Rating::Good,
+        Status::Warning => Rating::Doubtful,
+        Status::Incompatible => Rating::Bad,
     }
 }
 
@@ -128,7 +128,7 @@ fn add_runs(document: &mut Document, measured: &Measured, detail: bool) {
     }
 }
 
-/// How many tokens changed beyond near ties, and how often that is.
+/// How many likeliest tokens changed, apart from near ties, and the rate of changes with its confidence interval.
 fn changed(divergence: &Divergence) -> String {
     let rate = divergence.changed();
     let percent = |share: f64| format!("{:.1}", 100.0 * share);
@@ -179,7 +179,7 @@ fn layer_row(layer: &LayerReport, plan: Option<&PlanEntry>) -> [String; 8] {
     [layer.layer.to_string(), exact, exact_op, fastest, fastest_op, plan.map(levels).unwrap_or_default(), kv, note]
 }
 
-/// Levels of an entry, each once.
+/// The distinct levels of a plan entry.
 fn levels(entry: &PlanEntry) -> String {
     let mut levels: Vec<&str> = entry.levels.values().map(String::as_str).collect();
     levels.sort_unstable();
@@ -187,7 +187,7 @@ fn levels(entry: &PlanEntry) -> String {
     if entry.kernels == "fused" { levels.join(", ") } else { entry.kernels.clone() }
 }
 
-/// How most of the model is computed.
+/// A summary of the plan: how most of the model is computed.
 fn plan_in_short(report: &CompatReport) -> String {
     if report.kernels() == ActiveKernels::Standard {
         return "standard kernels throughout".into();
@@ -224,15 +224,15 @@ fn add_weights(document: &mut Document, predicted: &Predicted, detail: bool) {
     names.iter().for_each(|name| document.blocks.extend(distribution(predicted, name)));
 }
 
-/// Magnitudes of the weights of one norm in each layer, if more layers than one have it.
-fn distribution(predicted: &Predicted, name: &str) -> Option<Block> {
+/// A plot of the weight magnitudes of one norm over all layers, if more than one layer has it.
+fn distribution(predicted: &Predicted, name: &str) -> Option<DocumentBlock> {
     let layers: Vec<_> = predicted.norms.iter().filter(|norm| norm.norm == name && norm.layer.is_some()).collect();
     let series = |what: &str, of: fn(&NormStatistics) -> f64| Series {
         name: what.to_owned(),
         values: layers.iter().map(|norm| of(norm)).collect(),
     };
     (layers.len() > 1).then(|| {
-        Block::Lines(LinePlot {
+        DocumentBlock::Lines(LinePlot {
             title: format!("Weights of {name} in each layer"),
             x: "layer".into(),
             y: "magnitude".into(),

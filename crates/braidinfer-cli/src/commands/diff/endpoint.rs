@@ -1,4 +1,4 @@
-//! Another engine, behind an endpoint that speaks the OpenAI API.
+//! Another engine behind an OpenAI-compatible endpoint.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,18 +10,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::Agent;
 
-/// Likely tokens asked for at each position: what the API gives at most.
+/// Number of top log-probabilities requested per position, the maximum of the completions API.
 const TOP: usize = 5;
 const CONNECT: Duration = Duration::from_secs(10);
-/// For one whole answer, of an engine that may be slow.
-const ANSWER: Duration = Duration::from_secs(600);
-/// As the API's own clients read it.
+/// Timeout for one complete answer of an engine that may be slow.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// Environment variable with the key, the same as for the official clients of the API.
 const API_KEY: &str = "OPENAI_API_KEY";
 
-/// Where answers are asked for.
+/// An endpoint that generates answers.
 pub struct Endpoint {
     agent: Agent,
-    /// Without a slash at its end.
+    /// Base URL without a trailing slash.
     url: String,
     authorization: Option<String>,
     model: String,
@@ -54,7 +54,7 @@ struct Choice {
     logprobs: Option<Logprobs>,
 }
 
-/// Engines answer completions in the form of completions or in that of chats.
+/// Log-probabilities of a completion: some engines use the format of completions, others that of chats.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Logprobs {
@@ -78,12 +78,12 @@ struct ChatToken {
 }
 
 impl Endpoint {
-    /// Whether a side is an endpoint and no model.
-    pub fn is_meant(side: &str) -> bool {
+    /// Whether a side is a URL and not a model.
+    pub fn is_url(side: &str) -> bool {
         side.starts_with("http://") || side.starts_with("https://")
     }
 
-    /// `URL[,model=NAME]`; without a name the endpoint must serve a single model.
+    /// Parses `URL[,model=NAME]`; without a name the endpoint must serve a single model.
     pub fn open(side: &str) -> anyhow::Result<Self> {
         let (url, model) = match side.split_once(',') {
             None => (side, None),
@@ -95,7 +95,7 @@ impl Endpoint {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT))
-            .timeout_global(Some(ANSWER))
+            .timeout_global(Some(ANSWER_TIMEOUT))
             .build();
         let key = std::env::var(API_KEY).ok().filter(|key| !key.is_empty());
         let mut endpoint = Self {
@@ -169,7 +169,7 @@ impl Endpoint {
     }
 }
 
-/// What an error says, or its beginning where it is not in the form of the API.
+/// The message of an error response, or the beginning of the text if it is not in the API's format.
 fn message(text: &str) -> String {
     const SHOWN: usize = 200;
     let parsed: Option<Value> = serde_json::from_str(text).ok();
@@ -211,7 +211,7 @@ impl ChatToken {
     }
 }
 
-/// Some engines list the token that ended the answer, which is no part of its text.
+/// Removes the end token, which some engines list although it is not part of the text.
 fn without_end(mut tokens: Vec<SpokenToken>, text: &str) -> Vec<SpokenToken> {
     if let Some((_, before)) = tokens.split_last() {
         let spoken: String = before.iter().map(|spoken| spoken.token.text.as_str()).collect();

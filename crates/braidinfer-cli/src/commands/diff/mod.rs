@@ -12,15 +12,15 @@ use braidinfer::validation::{IDS, PROMPTS};
 use self::endpoint::Endpoint;
 use crate::args::{ComputingArgs, DiffArgs};
 use crate::interrupt;
-use crate::report::{Delivery, Document, LinePlot, Mood, Series, Verdict, number};
-use crate::side::Local;
+use crate::report::{Delivery, Document, LinePlot, Rating, Series, Verdict, number};
+use crate::side::LocalModel;
 
 pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
     let delivery = Delivery::of(&args.output)?;
-    let (a, b) = (Named::parse(&args.a, &args.computing)?, Named::parse(&args.b, &args.computing)?);
+    let (a, b) = (SideArg::parse(&args.a, &args.computing)?, SideArg::parse(&args.b, &args.computing)?);
     interrupt::install()?;
     let same = match (a, b) {
-        (Named::Local(a), Named::Local(b)) => {
+        (SideArg::Local(a), SideArg::Local(b)) => {
             let first = ask(&a, &args, None)?;
             let second = ask(&b, &args, Some(&first))?;
             let difference = second.difference(&first);
@@ -39,21 +39,21 @@ pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!same)))
 }
 
-/// A side as it was typed.
-enum Named {
-    Local(Local),
+/// One side of the comparison.
+enum SideArg {
+    Local(LocalModel),
     Endpoint(Endpoint),
 }
 
-impl Named {
+impl SideArg {
     fn parse(text: &str, computing: &ComputingArgs) -> anyhow::Result<Self> {
-        if Endpoint::is_meant(text) {
+        if Endpoint::is_url(text) {
             return Endpoint::open(text).map(Self::Endpoint);
         }
-        Local::parse_over(text, computing).map(Self::Local)
+        LocalModel::parse_over(text, computing).map(Self::Local)
     }
 
-    /// Answers with their probabilities, which is all that an endpoint tells.
+    /// Greedy answers with log-probabilities, which endpoints can provide as well.
     fn transcripts(&self, args: &DiffArgs) -> anyhow::Result<Vec<Transcript>> {
         let prompts = prompts(args, true);
         match self {
@@ -66,7 +66,7 @@ impl Named {
     }
 }
 
-/// What is asked: what was typed, or prompts of our own.
+/// The prompts: those given by the user, or the built-in ones.
 fn prompts(args: &DiffArgs, has_text: bool) -> Vec<Prompt> {
     match (args.prompt.as_slice(), args.ids.as_slice()) {
         ([], []) if has_text => PROMPTS.map(|text| Prompt::Text(text.to_owned())).to_vec(),
@@ -76,7 +76,7 @@ fn prompts(args: &DiffArgs, has_text: bool) -> Vec<Prompt> {
     }
 }
 
-fn ask(local: &Local, args: &DiffArgs, forced: Option<&Side>) -> anyhow::Result<Side> {
+fn ask(local: &LocalModel, args: &DiffArgs, forced: Option<&Side>) -> anyhow::Result<Side> {
     let mut llm = local.load()?;
     let prompts = prompts(args, llm.tokenizer().is_some());
     Ok(Side::of(&mut llm, &prompts, args.max_tokens, forced)?)
@@ -118,14 +118,14 @@ fn document(args: &DiffArgs, difference: &Difference) -> Document {
     document
 }
 
-/// Title and verdict, whatever was compared; `distance` says how far the sides are apart.
+/// A document with title and verdict; `distance` is a sentence on how far the sides are apart.
 fn headline(args: &DiffArgs, differ: usize, prompts: usize, distance: &str) -> Document {
-    let (word, mood) = if differ == 0 { ("SAME", Mood::Good) } else { ("DIFFERENT", Mood::Doubtful) };
+    let (word, rating) = if differ == 0 { ("SAME", Rating::Good) } else { ("DIFFERENT", Rating::Doubtful) };
     Document {
         title: format!("{} beside {}", args.b, args.a),
         verdict: Some(Verdict {
             word: word.to_owned(),
-            mood,
+            rating,
             sentence: format!("{differ} of {prompts} greedy answers differ; {distance}."),
         }),
         ..Document::default()

@@ -1,4 +1,4 @@
-//! What two transcripts say of each other, for people.
+//! The report on the differences between two lists of transcripts.
 
 use braidinfer::difference::{PromptTranscripts, TranscriptDifference};
 

@@ -1,4 +1,4 @@
-//! What a run must at least read and multiply.
+//! Roofline: the least memory traffic and arithmetic of a run, compared with what the machine can do.
 
 use braidinfer::executor::KvDtype;
 use braidinfer::kernels::NumericLevel;
@@ -10,22 +10,22 @@ use super::contestant::Described;
 use super::machine::Ceilings;
 use super::plan::{Case, Phase};
 
-/// Bytes and operations of one run.
+/// Memory traffic and arithmetic of one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Work {
-    /// Weights once per step, and the keys and values that every sequence sees in it.
+pub struct Workload {
+    /// Bytes read: all weights once per step, and the keys and values that every sequence attends to.
     pub bytes: f64,
-    /// Two for each weight that a token is multiplied with; attention is left out.
+    /// Two operations per token and weight of a projection; attention is left out.
     pub operations: f64,
 }
 
-/// What bounds a run.
+/// The ceiling that limits a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bound {
-    /// Reading memory.
+    /// Memory bandwidth.
     Read,
-    /// Multiplying.
+    /// Arithmetic throughput.
     Multiply,
 }
 
@@ -39,7 +39,7 @@ impl Bound {
     }
 }
 
-impl Work {
+impl Workload {
     pub fn of(case: Case, described: &Described) -> Self {
         let (spec, executor) = (&described.spec, &described.executor);
         let steps: Vec<_> = case.steps(described.step_tokens).collect();
@@ -52,8 +52,8 @@ impl Work {
         }
     }
 
-    /// The share of the ceiling that the run reached in `seconds`, and which one that is: multiplying for prefill,
-    /// reading for one sequence, and whichever is nearer for several.
+    /// The share of the ceiling that the run reached in `seconds`, and which ceiling that is: arithmetic for prefill, memory
+    /// bandwidth for decoding one sequence, and the one with the larger share for several sequences.
     pub fn share(&self, case: Case, seconds: f64, level: NumericLevel, ceilings: &Ceilings) -> (f64, Bound) {
         let read = (self.bytes / seconds / 1e9 / ceilings.read_gb_s, Bound::Read);
         let multiply = (self.operations / seconds / 1e9 / ceilings.multiply(level), Bound::Multiply);
@@ -65,7 +65,7 @@ impl Work {
     }
 }
 
-/// Bytes of keys and values that the last token of a sequence of `len` tokens sees, in all layers.
+/// Size of the keys and values that the last token of a sequence of `len` tokens attends to, in all layers, in bytes.
 fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize {
     let of_layer = |(layer, dtype): (&LayerSpec, &KvDtype)| {
         let Mixer::Attention { attention, sliding_window, .. } = layer.mixer;
@@ -76,7 +76,7 @@ fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize
     spec.layers.iter().zip(kv_dtypes).map(of_layer).sum()
 }
 
-/// Weights of the projections of all layers.
+/// Number of weights in the projections of all layers.
 fn layer_weights(spec: &DecoderSpec) -> f64 {
     let of_layer = |(layer, attention): (&LayerSpec, &AttentionSpec)| {
         let FeedForward::Dense { intermediate_size, gated, .. } = layer.feed_forward;
@@ -140,18 +140,18 @@ mod tests {
         let norms = (2 * spec.layers.len() + 1) * spec.hidden_size;
         let matrices = (weights.parameter_count() - norms) as f64;
         let model = demo_model();
-        let work = |case| Work::of(case, &model).operations;
+        let work = |case| Workload::of(case, &model).operations;
         assert_eq!(work(case(Phase::Decode, 3, 10, 5)), 2.0 * 3.0 * 5.0 * matrices);
         let head = (spec.vocab_size * spec.hidden_size) as f64;
         assert_eq!(work(case(Phase::Prefill, 1, 0, 700)), 2.0 * (700.0 * (matrices - head) + head));
     }
 
     #[test]
-    fn weights_are_read_once_a_step_and_the_context_by_every_sequence() {
+    fn weights_are_read_once_per_step_and_keys_and_values_per_sequence() {
         let mut model = demo_model();
-        // 4 layers of keys and values of 2 heads of 32 values of 2 bytes.
+        // 4 layers, keys and values, 2 heads, 32 values of 2 bytes.
         let position = 4 * 2 * 2 * 32 * 2;
-        let bytes = |model: &Described, case| Work::of(case, model).bytes as usize;
+        let bytes = |model: &Described, case| Workload::of(case, model).bytes as usize;
         assert_eq!(bytes(&model, case(Phase::Decode, 3, 10, 2)), 2 * 1_000_000 + 3 * (11 + 12) * position);
         assert_eq!(bytes(&model, case(Phase::Prefill, 1, 0, 700)), 2 * 1_000_000 + (512 + 700) * position);
         let Mixer::Attention { sliding_window, .. } = &mut model.spec.layers[0].mixer;
@@ -161,10 +161,10 @@ mod tests {
     }
 
     #[test]
-    fn the_ceiling_is_the_one_that_bounds() {
+    fn the_ceiling_is_that_of_the_bottleneck() {
         let ceilings = Ceilings { read_gb_s: 10.0, int8_gop_s: 400.0, bf16_gflop_s: 200.0, f32_gflop_s: 100.0 };
         let share = |bytes, operations, phase, batch, level| {
-            let work = Work { bytes, operations };
+            let work = Workload { bytes, operations };
             work.share(case(phase, batch, 0, 1), 2.0, level, &ceilings)
         };
         let level = NumericLevel::F32;
