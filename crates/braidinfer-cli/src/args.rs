@@ -55,6 +55,9 @@ pub enum Command {
     Bench(BenchArgs),
     /// List the supported architectures and how each is verified
     Models(ModelsArgs),
+    /// Do work on untrusted input for another process of this program
+    #[command(hide = true)]
+    Worker,
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -487,6 +490,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub network: NetworkArgs,
     #[command(flatten)]
+    pub forms: FormArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
     pub load: LoadArgs,
@@ -548,6 +553,34 @@ pub struct NetworkArgs {
     /// How to write a line for each request to standard error; text of prompts and answers is never in it
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// What the form of an answer may cost: a schema, an expression or a grammar.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Forms of answers (schemas, expressions, grammars)")]
+pub struct FormArgs {
+    /// Longest form
+    #[arg(long, value_name = "BYTES", default_value_t = 524_288, value_parser = at_least_one())]
+    pub form_bytes: u64,
+    /// Deepest nesting of a schema as it is written
+    #[arg(long, value_name = "LEVELS", default_value_t = 64, value_parser = at_least_one())]
+    pub form_depth: u64,
+    /// Most values of a schema, or lines of a grammar
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = at_least_one())]
+    pub form_parts: u64,
+    /// Seconds to compile a form
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
+    pub form_timeout: u64,
+    /// Memory for a form
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub form_memory: u64,
+    /// Milliseconds to find which tokens may come next
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1000 * MOST_SECONDS))]
+    pub mask_timeout: u64,
+}
+
+fn at_least_one() -> clap::builder::RangedU64ValueParser<u64> {
+    clap::value_parser!(u64).range(1..=1 << 40)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

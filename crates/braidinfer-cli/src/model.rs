@@ -9,7 +9,7 @@ use braidinfer::compat::Precision;
 use braidinfer::executor::Kernels;
 use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
 use braidinfer::model::ModelSource;
-use braidinfer::{Llm, LoadOptions, ModelName, ResolveOptions, default_verdict_folder};
+use braidinfer::{Llm, LoadOptions, ModelName, ResolveOptions, WorkerProgram, default_verdict_folder};
 
 use crate::args::{ComputingArgs, DtypeArg, KernelsArg, LoadArgs, PrecisionArg};
 use crate::hub::Bars;
@@ -127,8 +127,14 @@ pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOpt
         threads: args.threads,
         context: args.context,
         verdicts: default_verdict_folder(),
+        worker: Some(worker()?),
         ..LoadOptions::default()
     })
+}
+
+/// This program as its own worker, for untrusted input.
+pub fn worker() -> anyhow::Result<WorkerProgram> {
+    WorkerProgram::this(["worker"]).context("the path of this program")
 }
 
 /// Opens a model with a progress bar.

@@ -4,6 +4,7 @@
 //! prompts and the outputs of the engine into responses. Only `api/` knows the wire format.
 
 mod api;
+mod fair_slots;
 mod http;
 mod metrics;
 mod served;
@@ -60,6 +61,6 @@ impl ModelSlot {
     /// Fails if the thread for the model cannot be created.
     pub fn serve(&self, llm: Llm, name: String) -> std::io::Result<bool> {
         let metrics = Arc::new(Metrics::new(&name));
-        Ok(self.0.serve(Served::begin(llm, name, metrics)?))
+        Ok(self.0.serve(Served::begin(llm, name, metrics, self.0.config.form_limits)?))
     }
 }

@@ -1,20 +1,29 @@
 //! State that all HTTP handlers share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use braidinfer::compat::CompatReport;
 use braidinfer::engine::ConstraintFactory;
 use braidinfer::executor::ActiveKernels;
-use braidinfer::{AnswerForm, Error, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
+use braidinfer::{AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
 use tokio::time::timeout_at;
 
+use crate::fair_slots::{FairSlots, Slot};
 use crate::http::{ApiError, ServerConfig};
 use crate::metrics::Metrics;
 
 /// Text normalization shortens a text by less than this factor.
 const MAX_SHRINK: usize = 4;
+
+/// Requests whose answers have a required form at once. Each may need a process of its own; others wait.
+const FORM_SLOTS: usize = 16;
+
+/// Whom a slot belongs to.
+pub type ClientKey = u64;
+/// A slot of [`Served::form_slots`].
+pub type FormSlot = Slot<ClientKey>;
 
 /// State of the server, with its model once that is loaded.
 pub struct App {
@@ -41,12 +50,14 @@ pub struct Served {
     longest_token: Option<usize>,
     pub kernels: ActiveKernels,
     pub compat: Option<CompatReport>,
-    /// Created on first use, because that takes long for large vocabularies.
-    structured: OnceLock<StructuredOutput>,
+    structured: Mutex<Option<Arc<StructuredOutput>>>,
+    form_limits: FormLimits,
+    /// Room for requests that constrain the form of their answers.
+    pub form_slots: FairSlots<ClientKey>,
 }
 
 impl Served {
-    pub fn begin(llm: Llm, name: String, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+    pub fn begin(llm: Llm, name: String, metrics: Arc<Metrics>, form_limits: FormLimits) -> std::io::Result<Self> {
         Ok(Self {
             name,
             created: seconds_since_1970(),
@@ -59,7 +70,9 @@ impl Served {
             compat: llm.compat().cloned(),
             engine: Handle::start(llm, Arc::<Metrics>::clone(&metrics))?,
             metrics,
-            structured: OnceLock::new(),
+            structured: Mutex::new(None),
+            form_limits,
+            form_slots: FairSlots::new(FORM_SLOTS),
         })
     }
 
@@ -83,16 +96,25 @@ impl Served {
         }
     }
 
-    /// The constraint that makes answers follow `form`; `field` is the request field for error messages.
-    pub fn constraint(&self, form: &AnswerForm, field: &str) -> braidinfer::Result<ConstraintFactory> {
-        let structured = match self.structured.get() {
-            Some(structured) => structured,
-            None => {
-                let made = StructuredOutput::new(&self.text, self.vocab_size)?;
-                self.structured.get_or_init(|| made)
-            }
-        };
-        structured.constraint(form, field)
+    /// The constraint that makes answers follow `form`; `field` is the request field for error messages. `cancel` ends the
+    /// work if nobody waits for it any more.
+    pub fn constraint(
+        &self,
+        form: &AnswerForm,
+        field: &str,
+        cancel: &CancelFlag,
+    ) -> braidinfer::Result<ConstraintFactory> {
+        self.structured()?.constraint(form, field, cancel)
+    }
+
+    /// Created on first use, because that takes long for large vocabularies; others wait for it meanwhile.
+    fn structured(&self) -> braidinfer::Result<Arc<StructuredOutput>> {
+        let mut structured = self.structured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(structured) = &*structured {
+            return Ok(Arc::clone(structured));
+        }
+        let made = Arc::new(StructuredOutput::new(&self.text, self.vocab_size, self.form_limits)?);
+        Ok(Arc::clone(structured.insert(made)))
     }
 }
 

@@ -4,9 +4,11 @@
 //! with half of them standing in the prompt, in runs of some length with new ones between them, and with none.
 #![allow(clippy::print_stdout, reason = "this prints a table")]
 
+#[path = "../tests/support/forced.rs"]
+mod forced;
+
 use std::time::{Duration, Instant};
 
-use braidinfer::engine::{Constraint, ConstraintFactory};
 use braidinfer::executor::Kernels;
 use braidinfer::model::ModelSource;
 use braidinfer::{Event, Llm, LoadOptions, Output, Result, SamplingParams};
@@ -18,31 +20,6 @@ const PROMPT: usize = 400;
 const RUNS: [usize; 3] = [20, 40, 80];
 const SAID: usize = 320;
 const ROUNDS: usize = 5;
-
-/// Allows one token after the other.
-struct Forced {
-    tokens: Vec<u32>,
-    said: usize,
-}
-
-impl Constraint for Forced {
-    fn restrict(&mut self, logits: &mut [f32]) -> Result<()> {
-        let next = self.tokens[self.said] as usize;
-        let wanted = logits[next];
-        logits.fill(f32::NEG_INFINITY);
-        logits[next] = wanted;
-        Ok(())
-    }
-
-    fn take(&mut self, _token: u32) -> Result<()> {
-        self.said += 1;
-        Ok(())
-    }
-
-    fn is_complete(&self) -> bool {
-        self.said == self.tokens.len()
-    }
-}
 
 fn main() -> Result<()> {
     let path = std::env::args().nth(1).unwrap_or_else(|| "crates/braidinfer-cli/demo-model".into());
@@ -89,10 +66,8 @@ fn main() -> Result<()> {
 
 /// How long it takes to say `tokens`, from the first of them on.
 fn say(llm: &mut Llm, prompt: &[u32], tokens: &[u32]) -> Result<Duration> {
-    let forced = tokens.to_vec();
-    let factory = ConstraintFactory::new(move || Ok(Box::new(Forced { tokens: forced.clone(), said: 0 })));
     let params = SamplingParams { ignore_eos: true, ..SamplingParams::default() };
-    llm.add_constrained(prompt.to_vec(), &params, Some(factory))?;
+    llm.add_constrained(prompt.to_vec(), &params, Some(forced::forced(tokens, 0)))?;
     let mut first = None;
     while llm.has_unfinished() {
         for Event { output, .. } in llm.step()? {

@@ -6,6 +6,7 @@
 
 mod advice;
 pub mod compat;
+mod containment;
 pub mod difference;
 pub mod divergence;
 pub mod engine;
@@ -24,8 +25,10 @@ pub mod text;
 mod threads;
 pub mod validation;
 mod verdict_folder;
+mod worker;
 
 pub use advice::{Advice, Setting};
+pub use containment::{CancelFlag, WorkLimits, WorkerProgram, WorkerStats};
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use handle::Handle;
@@ -36,8 +39,9 @@ pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
 pub use model_name::{ModelName, ResolveOptions, resolve};
 pub use verdict_folder::default_verdict_folder;
 
-pub use structured::{AnswerForm, StructuredOutput};
+pub use structured::{AnswerForm, FormLimits, StructuredOutput};
 pub use threads::Threads;
+pub use worker::run_worker;
 
 pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};
 

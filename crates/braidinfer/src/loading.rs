@@ -7,6 +7,7 @@ use braidinfer_model::quantization::FileType;
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
 
 use crate::compat::{self, Checked, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
+use crate::containment::WorkerProgram;
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::{self, ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 use crate::executor::{ActiveKernels, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype};
@@ -61,6 +62,9 @@ pub struct LoadOptions {
     pub prompt_lookup: bool,
     /// Pause decoding during prefill, instead of mixing chunked prefill with decode steps.
     pub prompts_first: bool,
+    /// A program that does the work on untrusted input (chat templates, schemas, grammars) in processes of its own, with limits
+    /// of time and memory. If `None`, this process does it, and only size and nesting are limited.
+    pub worker: Option<WorkerProgram>,
     /// Fraction of output tokens, from 0 to 1, whose logits are kept for [`crate::Llm::shadow_check`].
     pub shadow_check: f64,
 }
@@ -83,6 +87,7 @@ impl Default for LoadOptions {
             prefix_cache: true,
             prompt_lookup: true,
             prompts_first: false,
+            worker: None,
             shadow_check: 0.0,
         }
     }
@@ -130,7 +135,7 @@ impl ModelParts {
         let generation = GenerationConfig::read(source, &config)?;
         let settings = TokenizerSettings::read(source)?;
         let tokenizer = Tokenizer::read(source, &settings)?;
-        let chat_template = ChatTemplate::read(source, &settings)?;
+        let chat_template = ChatTemplate::read(source, &settings, options.worker.as_ref())?;
         if !(0.0..=1.0).contains(&options.shadow_check) {
             return Err(Error::bad_request("shadow_check", "a share from 0 to 1", options.shadow_check));
         }

@@ -1,17 +1,20 @@
 //! Many requests at once: the same answers as one at a time, to the bit, whatever the company, the order of arrival, the
 //! prefix cache and the room for keys and values.
 
+#[path = "support/forced.rs"]
+mod forced;
 mod support;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use braidinfer::engine::{Constraint, ConstraintFactory, Pooling, TokenLogprobs};
+use braidinfer::engine::{Pooling, TokenLogprobs};
 use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::executor::{ActiveKernels, Batch, Kernels, Recorder, SequenceSlice};
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
 use braidinfer::{Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, Output, RequestId, SamplingParams, Token};
+use forced::forced;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use support::Fixture;
@@ -333,37 +336,10 @@ fn a_full_queue_says_so() {
     nothing_is_left(&llm, "a full queue");
 }
 
-/// Makes an answer say given tokens.
-struct Forced {
-    tokens: Vec<u32>,
-    said: usize,
-}
-
-impl Constraint for Forced {
-    fn restrict(&mut self, logits: &mut [f32]) -> braidinfer::Result<()> {
-        let next = self.tokens[self.said] as usize;
-        let others = logits.iter_mut().enumerate().filter(|(id, _)| *id != next);
-        others.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
-        Ok(())
-    }
-
-    fn take(&mut self, token: u32) -> braidinfer::Result<()> {
-        assert_eq!(token, self.tokens[self.said], "only one token is allowed");
-        self.said += 1;
-        Ok(())
-    }
-
-    fn is_complete(&self) -> bool {
-        self.said == self.tokens.len()
-    }
-}
-
 /// Steps that it takes to say `tokens`, all of which must come.
 fn steps_to_say(llm: &mut Llm, prompt: &[u32], tokens: &[u32]) -> usize {
-    let forced = tokens.to_vec();
-    let factory = ConstraintFactory::new(move || Ok(Box::new(Forced { tokens: forced.clone(), said: 0 })));
     let params = SamplingParams { ignore_eos: true, ..SamplingParams::default() };
-    llm.add_constrained(prompt.to_vec(), &params, Some(factory)).expect("the request is sound");
+    llm.add_constrained(prompt.to_vec(), &params, Some(forced(tokens, 0))).expect("the request is sound");
     let (mut said, mut steps, mut finished) = (Vec::new(), 0, None);
     while llm.has_unfinished() {
         steps += 1;
@@ -392,6 +368,56 @@ fn guesses_change_no_token_of_an_answer() {
     assert_eq!(steps_to_say(&mut plain, &prompt, &half), half.len());
     assert!(steps_to_say(&mut llm, &prompt, &other) <= other.len());
     nothing_is_left(&llm, "guesses");
+}
+
+/// Tokens of answers whose constraints may be late, with others beside them that are free. Returns each answer, and in how many
+/// steps the free ones got a token.
+fn beside_late_constraints(options: LoadOptions, lateness: &[usize]) -> (Vec<Said>, usize) {
+    let mut llm = open(&demo(), options);
+    let params = SamplingParams {
+        max_tokens: Some(40),
+        temperature: 1.0,
+        seed: Some(4),
+        logprobs: Some(2),
+        ignore_eos: true,
+        ..SamplingParams::default()
+    };
+    let free = llm.add((1..20).collect(), &params).expect("the request is sound");
+    let mut requests = vec![free];
+    for (index, late) in (0..).zip(lateness) {
+        let prompt: Vec<u32> = (100 + index..150 + index).collect();
+        // What is said repeats the prompt, so that drafts are made and accepted.
+        let tokens: Vec<u32> = (0..30).map(|token| 100 + index + token).collect();
+        let added = llm.add_constrained(prompt, &params, Some(forced(&tokens, *late)));
+        requests.push(added.expect("the request is sound"));
+    }
+    let (mut said, mut steps) = (vec![Said::default(); requests.len()], 0);
+    while llm.has_unfinished() {
+        let events = llm.step().expect("the step runs");
+        steps += usize::from(events.iter().any(|event| event.request == free));
+        for event in events {
+            let index = requests.iter().position(|request| *request == event.request).expect("it was asked");
+            said[index].take(token(event));
+        }
+    }
+    nothing_is_left(&llm, "late constraints");
+    (said, steps)
+}
+
+#[test]
+fn a_late_constraint_delays_its_own_answer_only() {
+    // With the memory of few sequences, those that sit out are preempted, too.
+    for kv_cache in [KvCacheRoom::AllSequences, KvCacheRoom::Tokens(160)] {
+        for prompt_lookup in [false, true] {
+            let options = || LoadOptions { context: Some(128), kv_cache, prompt_lookup, ..LoadOptions::default() };
+            let (prompt, _) = beside_late_constraints(options(), &[0, 0, 0]);
+            let (late, steps) = beside_late_constraints(options(), &[1, 3, 17]);
+            assert_eq!(prompt, late);
+            if kv_cache == KvCacheRoom::AllSequences && !prompt_lookup {
+                assert_eq!(steps, late[0].ids.len(), "the free answer gets a token in each step");
+            }
+        }
+    }
 }
 
 #[test]

@@ -175,7 +175,7 @@ fn many_special_tokens_and_long_texts_take_no_time_to_speak_of() {
 
 fn check_chats(tokenizer: &Tokenizer, source: &ModelSource, chats: &[ChatCase]) {
     let template =
-        ChatTemplate::read(source, &settings(source)).expect("the template reads").expect("there is a template");
+        ChatTemplate::read(source, &settings(source), None).expect("the template reads").expect("there is a template");
     for case in chats {
         let rendered = template.render_fields(&case.messages, case.add_generation_prompt, &Map::new());
         let rendered = rendered.expect("the chat renders");

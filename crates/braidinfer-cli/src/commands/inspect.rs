@@ -124,7 +124,7 @@ fn inspect(model: Option<&str>) -> anyhow::Result<Inspection> {
             top_p: generation.top_p,
         },
         tokenizer,
-        chat_template: ChatTemplate::read(&source, &settings)?.is_some(),
+        chat_template: ChatTemplate::read(&source, &settings, Some(&model::worker()?))?.is_some(),
         notes,
         spec: description.spec,
     })

@@ -8,12 +8,12 @@ use std::process;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use braidinfer::{KvCacheRoom, Llm, LoadOptions};
+use braidinfer::{FormLimits, KvCacheRoom, Llm, LoadOptions, WorkLimits};
 use braidinfer_server::{Server, ServerConfig, TlsFiles};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::{EngineArgs, LogFormat, NetworkArgs, ServeArgs};
+use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ServeArgs};
 use crate::{INTERRUPTED, model, output};
 
 /// Environment variable for an API key, which unlike a flag is not visible in the process list.
@@ -21,7 +21,7 @@ const API_KEY: &str = "BRAIDINFER_API_KEY";
 
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     log(args.network.log_format)?;
-    let config = config(&args.network)?;
+    let config = config(&args.network, &args.forms)?;
     let runtime = Runtime::new().context("threads for the server")?;
     let result = runtime.block_on(serve(config, args));
     // Does not wait for a model that is still loading.
@@ -98,7 +98,7 @@ fn name(args: &ServeArgs) -> String {
     named.unwrap_or_else(|| args.model.as_deref().map_or_else(|| "demo".to_owned(), of_file))
 }
 
-fn config(args: &NetworkArgs) -> anyhow::Result<ServerConfig> {
+fn config(args: &NetworkArgs, forms: &FormArgs) -> anyhow::Result<ServerConfig> {
     let tls = args.tls_cert.clone().zip(args.tls_key.clone());
     Ok(ServerConfig {
         address: SocketAddr::new(args.host, args.port),
@@ -113,7 +113,23 @@ fn config(args: &NetworkArgs) -> anyhow::Result<ServerConfig> {
         write_timeout: Duration::from_secs(args.write_timeout),
         request_timeout: Duration::from_secs(args.request_timeout),
         shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
+        form_limits: form_limits(forms),
     })
+}
+
+fn form_limits(args: &FormArgs) -> FormLimits {
+    // What does not fit is more than any machine has.
+    let number = |asked: u64| usize::try_from(asked).unwrap_or(usize::MAX);
+    FormLimits {
+        max_bytes: number(args.form_bytes),
+        max_depth: number(args.form_depth),
+        max_parts: number(args.form_parts),
+        compile: WorkLimits {
+            time: Duration::from_secs(args.form_timeout),
+            memory: number(args.form_memory).saturating_mul(1 << 20),
+        },
+        mask_time: Duration::from_millis(args.mask_timeout),
+    }
 }
 
 /// API keys from the command line, the environment and a file.

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::sampling::Delivery;
 use crate::http::{ApiError, Ignored};
-use crate::served::{Served, seconds_since_1970};
+use crate::served::{FormSlot, Served, seconds_since_1970};
 
 /// Interval of keep-alive comments while a stream has no events.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -87,6 +87,9 @@ pub struct ChoiceStream {
     /// Number of choices for each prompt.
     pub n: usize,
     pub deadline: Instant,
+    /// Room for the required form of the answers, until they have ended.
+    #[expect(dead_code, reason = "it is held, not read")]
+    pub form_slot: Option<FormSlot>,
 }
 
 /// The response to a request: one body or a stream as requested, or an error.

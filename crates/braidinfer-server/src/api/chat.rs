@@ -82,7 +82,7 @@ async fn begin(
         (ToolCallMode::Forced(form), None) => Some((form.clone(), "tools")),
         (ToolCallMode::None | ToolCallMode::Free(_), form) => form,
     };
-    let constraint = form::constraint(served, form).await?;
+    let (constraint, form_slot) = form::constraint(served, form, 0).await?.unzip();
     let prompt = prompts::encode_chat(served, messages::template_fields(fields.messages)?, variables).await?;
     let (count, n, deadline) = (params.n, params.n, app.deadline(arrived));
     let task = Task::Generate(Box::new(params), constraint);
@@ -91,7 +91,7 @@ async fn begin(
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
     let parsers = (0..n).map(|_| ToolCallParser::new(&calls, only_one_call)).collect();
     let writer = ChatWriter { envelope, text, parsers, num_calls: vec![0; n] };
-    Ok((ChoiceStream { stream, count, n, deadline }, writer, delivery))
+    Ok((ChoiceStream { stream, count, n, deadline, form_slot }, writer, delivery))
 }
 
 struct ChatWriter {

@@ -74,7 +74,8 @@ async fn begin(
     let echoed = if echo { prompts.clone() } else { Vec::new() };
     let (n, count, deadline) = (params.n, params.n * prompts.len(), app.deadline(arrived));
     let form = form::requested(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
-    let task = Task::Generate(Box::new(params), form::constraint(served, form).await?);
+    let (constraint, form_slot) = form::constraint(served, form, 0).await?.unzip();
+    let task = Task::Generate(Box::new(params), constraint);
     let stream = served.engine.submit(prompts, task, arrived).await?;
     let envelope = Envelope::new("cmpl", name, served, delivery);
     let writer = CompletionWriter {
@@ -86,7 +87,7 @@ async fn begin(
         n,
         offsets: vec![TextOffset::default(); count],
     };
-    Ok((ChoiceStream { stream, count, n, deadline }, writer, delivery))
+    Ok((ChoiceStream { stream, count, n, deadline, form_slot }, writer, delivery))
 }
 
 struct CompletionWriter {

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use braidinfer::AnswerForm;
 use braidinfer::engine::ConstraintFactory;
+use braidinfer::{AnswerForm, CancelFlag};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::http::ApiError;
-use crate::served::Served;
+use crate::served::{ClientKey, FormSlot, Served};
 
 /// The field `response_format` of the OpenAI API.
 #[derive(Debug, Clone, Deserialize)]
@@ -107,11 +107,28 @@ pub fn requested(
     }
 }
 
-/// The constraint for a requested form. Compiled on a blocking thread, because large schemas take long.
+/// The constraint for a requested form, and the slot that it needs until the answers have ended.
+///
+/// Compiled on a blocking thread, because large forms take long; ended if the client leaves.
 pub async fn constraint(
     served: &Arc<Served>,
     requested: Option<(AnswerForm, &'static str)>,
-) -> Result<Option<ConstraintFactory>, ApiError> {
+    client: ClientKey,
+) -> Result<Option<(ConstraintFactory, FormSlot)>, ApiError> {
     let Some((form, field)) = requested else { return Ok(None) };
-    served.run_blocking(move |served| served.constraint(&form, field)).await.map(Some)
+    let slot = served.form_slots.acquire(client).await;
+    let slot = slot.ok_or_else(|| ApiError::not_ready("the server stops"))?;
+    let wanted = CancelOnDrop(CancelFlag::default());
+    let cancel = wanted.0.clone();
+    let constraint = served.run_blocking(move |served| served.constraint(&form, field, &cancel)).await?;
+    Ok(Some((constraint, slot)))
+}
+
+/// Cancels work when the future that waits for it is dropped.
+struct CancelOnDrop(CancelFlag);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }

@@ -137,9 +137,12 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::ShuttingDown => Self::not_ready("the server stops; the answer was ended"),
-            RequestError::Failed(_) | RequestError::Cancelled | RequestError::EngineStopped => {
-                Self::internal(error.to_string())
-            }
+            // Some of what a request asks for is only found to be impossible while it is answered.
+            RequestError::Failed(error) => match &*error {
+                Error::BadRequest { field, .. } => Self::field(field.clone(), error.to_string()),
+                _ => Self::internal(error.to_string()),
+            },
+            RequestError::Cancelled | RequestError::EngineStopped => Self::internal(error.to_string()),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use braidinfer::FormLimits;
 pub use error::ApiError;
 pub use guard::{HttpRequestId, Keys, REQUEST_ID, assign_id_and_log, authenticate, require_local_host, require_model};
 pub use listener::Listener;
@@ -41,6 +42,8 @@ pub struct ServerConfig {
     pub write_timeout: Duration,
     /// Most time for an answer, from the arrival of the request.
     pub request_timeout: Duration,
+    /// What a schema, expression or grammar may cost.
+    pub form_limits: FormLimits,
     /// Most time for unfinished answers when the server stops.
     pub shutdown_timeout: Duration,
 }

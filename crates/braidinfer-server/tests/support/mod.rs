@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use braidinfer::model::ModelSource;
-use braidinfer::{Llm, LoadOptions};
+use braidinfer::{FormLimits, Llm, LoadOptions};
 use braidinfer_server::{Server, ServerConfig};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -35,6 +35,7 @@ pub fn config() -> ServerConfig {
         read_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(10),
         request_timeout: Duration::from_secs(120),
+        form_limits: FormLimits::default(),
         shutdown_timeout: Duration::from_secs(10),
     }
 }

@@ -6,8 +6,8 @@ mod block_pool;
 mod constraint;
 mod draft;
 mod logprobs;
-
 mod parameters;
+mod pending_sample;
 mod raw_sequence;
 mod sampler;
 mod sampling_params;
@@ -15,10 +15,12 @@ mod scheduler;
 mod sequence;
 mod shadow_sample;
 mod step_costs;
+
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-pub use constraint::{Constraint, ConstraintFactory};
+pub use constraint::{Constraint, ConstraintFactory, TokenMask};
 pub use logprobs::TokenLogprobs;
 pub use parameters::{Kind, Parameter};
 pub use sampler::argmax;
@@ -26,15 +28,21 @@ pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
 pub use sequence::FinishReason;
 pub use shadow_sample::ShadowSample;
 
+use self::pending_sample::{Chosen, PendingSample};
 use self::sampler::first_not_finite;
 use self::scheduler::{ScheduledSequence, ScheduledStep, Scheduler};
 use self::sequence::Sequence;
 use self::shadow_sample::ShadowSamples;
-use crate::executor::{Capabilities, Decoder, Logits, NoProbe, Outputs};
+use crate::executor::{Capabilities, Decoder, NoProbe, Outputs};
 use crate::{Error, Result};
 
 /// Identifies a sequence; ids are not reused.
 pub type SequenceId = usize;
+
+/// How long all constraints of a step together are waited for after its forward pass, before their sequences sit out.
+const CONSTRAINT_PATIENCE: Duration = Duration::from_millis(2);
+/// How long constraints are waited for if nothing else can be done.
+const IDLE_PATIENCE: Duration = Duration::from_millis(10);
 
 /// Limits of an engine.
 #[derive(Debug, Clone, Copy)]
@@ -176,6 +184,17 @@ pub struct StepStats {
     pub took: Duration,
 }
 
+/// How the choice of a sequence's next tokens ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// The constraint is not ready.
+    Waits,
+    /// All tokens of this step are chosen.
+    Over,
+    /// The last token of the sequence is chosen, or an error ended it.
+    Ended,
+}
+
 /// Continuous batching over one executor.
 pub struct Engine {
     decoder: Decoder<'static>,
@@ -189,6 +208,8 @@ pub struct Engine {
     not_finite: usize,
     last_step: StepStats,
     shadow_samples: ShadowSamples,
+    /// Sequences that sit out steps because their constraints are not ready.
+    parked: BTreeMap<SequenceId, PendingSample>,
 }
 
 impl Engine {
@@ -220,6 +241,7 @@ impl Engine {
             not_finite: 0,
             last_step: StepStats::default(),
             shadow_samples: ShadowSamples::new(config.shadow_share),
+            parked: BTreeMap::new(),
         })
     }
 
@@ -313,6 +335,13 @@ impl Engine {
     /// Removes a sequence and frees its blocks.
     pub fn abort(&mut self, id: SequenceId) {
         self.scheduler.remove(id);
+        self.parked.remove(&id);
+    }
+
+    /// Removes all sequences.
+    fn clear(&mut self) {
+        self.scheduler.clear();
+        self.parked.clear();
     }
 
     /// The oldest sample that waits for its comparison with the standard kernels.
@@ -330,55 +359,70 @@ impl Engine {
         self.scheduler.running() + self.scheduler.waiting() > 0
     }
 
-    /// Runs one step: schedules, computes and samples. A step that only computes parts of prompts returns no outputs.
+    /// Runs one step: schedules, computes and samples. A step that only computes parts of prompts returns no outputs, nor does
+    /// one that only waits for constraints.
     ///
     /// An error removes all sequences.
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
+        let result = self.try_step();
+        if result.is_err() {
+            // No sequence of a batch may stay half computed.
+            self.clear();
+        }
+        result
+    }
+
+    fn try_step(&mut self) -> Result<Vec<StepOutput>> {
         self.steps += 1;
         let started = Instant::now();
-        let step = self.scheduler.schedule();
-        if step.sequences.is_empty() && self.has_unfinished() {
-            self.scheduler.clear();
-            return Err(Error::Internal("sequences are waiting, but none can run".into()));
-        }
-        let computed = match self.compute(&step) {
-            Ok(computed) => computed,
-            Err(error) => {
-                // No sequence of the batch may stay half computed.
-                self.scheduler.clear();
-                return Err(error);
+        let mut outputs = Vec::new();
+        self.resume_parked(started, &mut outputs);
+        let mut step = self.scheduler.schedule();
+        if step.sequences.is_empty() {
+            if outputs.is_empty() && self.has_unfinished() {
+                self.wait_for_parked(&mut outputs)?;
             }
-        };
+            self.last_step = StepStats::default();
+            return Ok(outputs);
+        }
+        self.ask_masks(&step);
+        let computed = self.compute(&step)?;
         let wanted = (step.batch.logits_rows.len(), step.batch.hidden_rows.len());
         let found = (computed.logits.rows(), computed.hidden.len());
         if found != wanted {
-            self.scheduler.clear();
             return Err(Error::Internal(format!(
                 "{wanted:?} rows of logits and hidden states were wanted, {found:?} came"
             )));
         }
-        let (mut outputs, mut logits_row, mut hidden_row) = (Vec::new(), 0, 0);
-        for scheduled in &step.sequences {
+        let (mut logits_row, mut hidden_row) = (0, 0);
+        let until = Instant::now() + CONSTRAINT_PATIENCE;
+        let (prompt_tokens, draft_tokens, has_decodes) =
+            (step.prompt_tokens(), step.draft_tokens(), step.has_decodes());
+        let sequences = step.sequences.len();
+        for scheduled in std::mem::take(&mut step.sequences) {
             let row = if scheduled.is_embedding { &mut hidden_row } else { &mut logits_row };
-            self.advance(scheduled, &computed, *row, &mut outputs);
+            let first = *row;
             *row += scheduled.wanted.len();
+            self.advance(scheduled, &computed, first, until, &mut outputs);
         }
-        if let Err(error) = self.take_snapshots() {
-            self.scheduler.clear();
-            return Err(error);
-        }
+        self.take_snapshots()?;
         let took = started.elapsed();
-        self.scheduler.step_costs.observe(step.prompt_tokens(), step.has_decodes(), step.draft_tokens(), took);
-        self.last_step = StepStats {
-            sequences: step.sequences.len(),
-            prompt_tokens: step.prompt_tokens(),
-            written_tokens: outputs
-                .iter()
-                .filter(|output| matches!(output.output, Ok(SequenceOutput::Token(_))))
-                .count(),
-            took,
-        };
+        self.scheduler.step_costs.observe(prompt_tokens, has_decodes, draft_tokens, took);
+        let is_token = |output: &&StepOutput| matches!(output.output, Ok(SequenceOutput::Token(_)));
+        self.last_step =
+            StepStats { sequences, prompt_tokens, written_tokens: outputs.iter().filter(is_token).count(), took };
         Ok(outputs)
+    }
+
+    /// Lets the constraints of a step's sequences compute their masks while the forward pass runs.
+    fn ask_masks(&mut self, step: &ScheduledStep) {
+        for scheduled in &step.sequences {
+            let Some(sequence) = self.scheduler.sequence_mut(scheduled.sequence) else { continue };
+            let samples = scheduled.wanted.iter().any(|position| position + 1 >= sequence.tokens.len());
+            if let (true, Some(constraint)) = (samples, sequence.constraint()) {
+                constraint.ask_masks(&scheduled.draft);
+            }
+        }
     }
 
     fn compute(&mut self, step: &ScheduledStep) -> Result<Outputs> {
@@ -395,91 +439,168 @@ impl Engine {
     }
 
     /// Processes the results of one sequence, which begin at `row`, and appends its outputs. An error ends only this
-    /// sequence.
+    /// sequence. If its constraint is not ready by `until`, the sequence sits out.
     fn advance(
         &mut self,
-        scheduled: &ScheduledSequence,
+        scheduled: ScheduledSequence,
         computed: &Outputs,
         row: usize,
+        until: Instant,
         outputs: &mut Vec<StepOutput>,
     ) {
-        let id = scheduled.sequence;
-        let before = outputs.len();
-        let mut ended = false;
-        let mut emit = |output: Result<SequenceOutput>| {
-            ended |= !matches!(&output, Ok(SequenceOutput::Token(SampledToken { finished: None, .. })));
-            outputs.push(StepOutput { sequence: id, output });
-        };
-        let processed = match scheduled.is_embedding {
-            true => self.process_hidden(scheduled, &computed.hidden[row..], &mut |output| emit(Ok(output))),
-            false => self.process_logits(scheduled, &computed.logits, row, &mut |output| emit(Ok(output))),
-        };
-        if let Err(error) = processed {
-            emit(Err(error));
+        if scheduled.is_embedding {
+            return self.advance_embedding(&scheduled, &computed.hidden[row..], outputs);
         }
-        let generated = outputs.len() - before;
-        // Keys and values of rejected draft tokens do not count as computed.
-        let computed =
-            if scheduled.is_decoding { scheduled.positions.start + generated } else { scheduled.positions.end };
+        let mut pending = PendingSample::new(scheduled);
+        match self.choose(&mut pending, &|index| computed.logits.row(row + index), until, outputs) {
+            Choice::Waits => {
+                pending.keep(&computed.logits, row);
+                self.park(pending);
+            }
+            choice => self.finish(&pending, choice, true),
+        }
+    }
+
+    /// Lets a sequence sit out until its constraint is ready. All of its tokens are computed.
+    fn park(&mut self, pending: PendingSample) {
+        let id = pending.scheduled.sequence;
+        let Some(sequence) = self.scheduler.sequence_mut(id) else { return };
+        sequence.is_parked = true;
+        let computed = sequence.tokens.len();
         self.scheduler.record_computed(id, computed);
-        if let (Some(sequence), false) = (self.scheduler.sequence_mut(id), scheduled.draft.is_empty()) {
+        self.parked.insert(id, pending);
+    }
+
+    /// Goes on with the sequences that sit out, as far as their constraints are ready by `until`.
+    fn resume_parked(&mut self, until: Instant, outputs: &mut Vec<StepOutput>) {
+        for (id, mut pending) in std::mem::take(&mut self.parked) {
+            let Some(sequence) = self.scheduler.sequence_mut(id) else { continue };
+            // If it was preempted, nothing of it is computed any more.
+            let is_computed = sequence.pending() == 0;
+            let (rows, first) = (pending.take_kept(), pending.next);
+            let choice = self.choose(&mut pending, &|index| &rows[index - first], until, outputs);
+            if choice != Choice::Waits {
+                self.finish(&pending, choice, is_computed);
+                continue;
+            }
+            pending.put_back(rows);
+            if is_computed && let Some(sequence) = self.scheduler.sequence_mut(id) {
+                let computed = sequence.tokens.len();
+                self.scheduler.record_computed(id, computed);
+            }
+            self.parked.insert(id, pending);
+        }
+    }
+
+    /// Waits a little for the sequences that sit out, when there is nothing else to do.
+    fn wait_for_parked(&mut self, outputs: &mut Vec<StepOutput>) -> Result<()> {
+        if self.parked.is_empty() {
+            return Err(Error::Internal("sequences are waiting, but none can run".into()));
+        }
+        self.resume_parked(Instant::now() + IDLE_PATIENCE, outputs);
+        Ok(())
+    }
+
+    /// Records what a step has computed for a sequence, if it is still there, and removes the sequence if it has ended.
+    fn finish(&mut self, pending: &PendingSample, choice: Choice, is_computed: bool) {
+        let PendingSample { scheduled, generated, .. } = pending;
+        let id = scheduled.sequence;
+        if is_computed {
+            // Keys and values of rejected draft tokens do not count as computed.
+            let computed =
+                if scheduled.is_decoding { scheduled.positions.start + generated } else { scheduled.positions.end };
+            self.scheduler.record_computed(id, computed);
+        }
+        let Some(sequence) = self.scheduler.sequence_mut(id) else { return };
+        sequence.is_parked = false;
+        if !scheduled.draft.is_empty() {
             let accepted = generated.saturating_sub(1);
             sequence.record_drafts(scheduled.draft.len(), accepted);
             self.draft_tokens += scheduled.draft.len();
             self.accepted_tokens += accepted;
         }
-        if ended {
+        if choice == Choice::Ended {
             self.scheduler.remove(id);
         }
     }
 
-    /// Pools the hidden states of a scheduled sequence, which are the first elements of `states`.
-    fn process_hidden(
-        &mut self,
-        scheduled: &ScheduledSequence,
-        states: &[Vec<f32>],
-        emit: &mut dyn FnMut(SequenceOutput),
-    ) -> Result<()> {
+    fn advance_embedding(&mut self, scheduled: &ScheduledSequence, states: &[Vec<f32>], outputs: &mut Vec<StepOutput>) {
+        let id = scheduled.sequence;
+        let processed = self.process_hidden(scheduled, states);
+        self.scheduler.record_computed(id, scheduled.positions.end);
+        if let Some(output) = processed.transpose() {
+            outputs.push(StepOutput { sequence: id, output });
+            self.scheduler.remove(id);
+        }
+    }
+
+    /// Pools the hidden states of a scheduled sequence, which are the first elements of `states`. Returns the embedding if
+    /// that was the last token.
+    fn process_hidden(&mut self, scheduled: &ScheduledSequence, states: &[Vec<f32>]) -> Result<Option<SequenceOutput>> {
         for (position, state) in scheduled.wanted.iter().zip(states) {
             self.check_finite(scheduled.sequence, state)?;
             let sequence = self.scheduler.sequence_that_ran(scheduled.sequence)?;
             sequence.pool(state);
             if position + 1 == sequence.tokens.len() {
                 let prompt = sequence.prompt_info();
-                emit(SequenceOutput::Embedding(Embedding { values: sequence.embedding(), prompt }));
+                return Ok(Some(SequenceOutput::Embedding(Embedding { values: sequence.embedding(), prompt })));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn process_logits(
+    /// Chooses tokens by the logits of the positions from `pending.next` on, and appends outputs. An error ends the sequence.
+    fn choose<'a>(
         &mut self,
-        scheduled: &ScheduledSequence,
-        logits: &Logits,
-        row: usize,
-        emit: &mut dyn FnMut(SequenceOutput),
-    ) -> Result<()> {
-        let context = self.scheduler.config.context;
-        for (index, position) in scheduled.wanted.iter().enumerate() {
-            let logits = logits.row(row + index);
-            self.check_finite(scheduled.sequence, logits)?;
-            let sequence = self.scheduler.sequence_that_ran(scheduled.sequence)?;
-            sequence.record_prompt_logprobs(*position, logits);
+        pending: &mut PendingSample,
+        row: &dyn Fn(usize) -> &'a [f32],
+        until: Instant,
+        outputs: &mut Vec<StepOutput>,
+    ) -> Choice {
+        let id = pending.scheduled.sequence;
+        let mut emit = |output| outputs.push(StepOutput { sequence: id, output });
+        let chosen = self.choose_tokens(pending, row, until, &mut |token| emit(Ok(SequenceOutput::Token(token))));
+        chosen.unwrap_or_else(|error| {
+            emit(Err(error));
+            Choice::Ended
+        })
+    }
+
+    fn choose_tokens<'a>(
+        &mut self,
+        pending: &mut PendingSample,
+        row: &dyn Fn(usize) -> &'a [f32],
+        until: Instant,
+        emit: &mut dyn FnMut(SampledToken),
+    ) -> Result<Choice> {
+        let (context, id) = (self.scheduler.config.context, pending.scheduled.sequence);
+        while let Some(position) = pending.scheduled.wanted.get(pending.next).copied() {
+            let index = pending.next;
+            let logits = row(index);
+            self.check_finite(id, logits)?;
+            let sequence = self.scheduler.sequence_that_ran(id)?;
             if position + 1 < sequence.tokens.len() {
+                sequence.record_prompt_logprobs(position, logits);
+                pending.next += 1;
                 continue;
             }
+            let Some(chosen) = pending.choose(sequence, logits, until)? else { return Ok(Choice::Waits) };
             let prompt = (sequence.tokens.len() == sequence.prompt_len).then(|| sequence.prompt_info());
             self.shadow_samples.offer(&sequence.tokens, logits);
-            let (token, logprobs) = sequence.sample(logits)?;
-            let finished = sequence.append(token, context);
+            let Chosen { id: token, logprobs, is_complete } = chosen;
+            let finished = sequence.append(token, is_complete, context);
             let is_end = finished == Some(FinishReason::Stop) && sequence.is_end(token);
-            emit(SequenceOutput::Token(SampledToken { id: token, logprobs, finished, is_end, prompt }));
+            emit(SampledToken { id: token, logprobs, finished, is_end, prompt });
+            (pending.next, pending.generated) = (index + 1, pending.generated + 1);
+            if finished.is_some() {
+                return Ok(Choice::Ended);
+            }
             // The logits after a draft token are valid only if it was accepted.
-            if finished.is_some() || scheduled.draft.get(index) != Some(&token) {
-                return Ok(());
+            if pending.scheduled.draft.get(pending.generated - 1) != Some(&token) {
+                return Ok(Choice::Over);
             }
         }
-        Ok(())
+        Ok(Choice::Over)
     }
 
     fn check_finite(&mut self, sequence: SequenceId, values: &[f32]) -> Result<()> {

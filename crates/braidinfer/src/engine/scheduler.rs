@@ -222,7 +222,8 @@ impl Scheduler {
     pub(super) fn schedule(&mut self) -> ScheduledStep {
         let mut step = ScheduledStep::default();
         self.admit(&mut step);
-        let running: Vec<SequenceId> = self.running.iter().map(|sequence| sequence.id).collect();
+        let running: Vec<SequenceId> =
+            self.running.iter().filter(|sequence| !sequence.is_parked).map(|sequence| sequence.id).collect();
         let (mut decoding, prefilling): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|id| self.find(*id).is_some_and(|index| self.running[index].is_decoding()));
         if self.config.prompts_first && !prefilling.is_empty() {
@@ -509,7 +510,7 @@ mod tests {
             scheduler.record_computed(scheduled.sequence, scheduled.positions.end);
             let sequence = scheduler.sequence_mut(scheduled.sequence).expect("it ran");
             if scheduled.wanted.last().is_some_and(|position| position + 1 == sequence.tokens.len()) {
-                sequence.append(5, 1000);
+                sequence.append(5, false, 1000);
                 sampled.push(scheduled.sequence);
             }
         }

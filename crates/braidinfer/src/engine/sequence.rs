@@ -4,12 +4,12 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::block_pool::{Block, BlockHash, BlockTable};
-use super::constraint::Constraint;
+use super::constraint::{Constraint, TokenMask};
 use super::draft::Drafter;
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
 use super::{Pooling, PromptInfo, Request, SamplingParams, SequenceId};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +58,8 @@ pub(super) struct Sequence {
     /// Number of prompt tokens that were found in the prefix cache.
     pub(super) cached: usize,
     pub(super) was_preempted: bool,
+    /// Whether the choice of its next token waits for its constraint, so that it sits out steps.
+    pub(super) is_parked: bool,
     added: Instant,
     /// How long it waited for its first step.
     pub(super) queued: Duration,
@@ -98,6 +100,7 @@ impl Sequence {
             leader,
             cached: 0,
             was_preempted: false,
+            is_parked: false,
             added: Instant::now(),
             queued: Duration::ZERO,
             prompt_logprobs: Vec::new(),
@@ -197,17 +200,25 @@ impl Sequence {
         self.pooled.iter().map(|value| (f64::from(*value) / norm.max(f64::MIN_POSITIVE)) as f32).collect()
     }
 
-    /// Samples the next token, with its log-probabilities if requested.
-    pub(super) fn sample(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>)> {
+    /// Its constraint, if it has one.
+    pub(super) fn constraint(&mut self) -> Option<&mut dyn Constraint> {
+        match &mut self.constraint {
+            Some(constraint) => Some(constraint.as_mut()),
+            None => None,
+        }
+    }
+
+    /// Samples the next token among those that `mask` allows, with its log-probabilities if requested.
+    pub(super) fn sample(&mut self, logits: &[f32], mask: Option<&TokenMask>) -> Result<(u32, Option<TokenLogprobs>)> {
         let (prompt, answer) = self.tokens.split_at(self.prompt_len);
-        let token = match &mut self.constraint {
+        let token = match mask {
             None => self.sampler.sample(logits, prompt, answer, &self.params),
-            Some(constraint) => {
+            Some(mask) => {
                 let mut allowed = logits.to_vec();
-                constraint.restrict(&mut allowed)?;
-                let token = self.sampler.sample(&allowed, prompt, answer, &self.params);
-                constraint.take(token)?;
-                token
+                if !mask.apply(&mut allowed) {
+                    return Err(Error::Internal("a constraint allows no token".into()));
+                }
+                self.sampler.sample(&allowed, prompt, answer, &self.params)
             }
         };
         Ok((token, self.params.logprobs.map(|count| TokenLogprobs::of(logits, token, count))))
@@ -219,10 +230,11 @@ impl Sequence {
         ends_texts || self.params.stop_token_ids.contains(&token)
     }
 
-    /// Appends a generated token; returns the reason if the sequence ends with it.
-    pub(super) fn append(&mut self, token: u32, context: usize) -> Option<FinishReason> {
+    /// Appends a generated token; returns the reason if the sequence ends with it. `is_complete` says that its constraint
+    /// allows no further one.
+    pub(super) fn append(&mut self, token: u32, is_complete: bool, context: usize) -> Option<FinishReason> {
         self.tokens.push(token);
-        if self.is_end(token) || self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete()) {
+        if self.is_end(token) || is_complete {
             return Some(FinishReason::Stop);
         }
         let generated = self.tokens.len() - self.prompt_len;

@@ -124,7 +124,7 @@ impl Llm {
         let engine = Engine::new(decoder, config)?;
         let ModelParts { spec, weights, tokenizer, chat_template, generation, label, notes, threads, .. } = parts;
         let shadow = is_checked.then(|| ShadowChecker::new(spec, weights, threads.clone()));
-        let text = Arc::new(ModelText { tokenizer, chat_template, generation, label });
+        let text = Arc::new(ModelText { tokenizer, chat_template, generation, label, worker: options.worker.clone() });
         Ok(Self { engine, answers: BTreeMap::new(), next_request: 0, shadow, compat, text, notes, threads })
     }
 

@@ -3,6 +3,7 @@
 use braidinfer_model::GenerationConfig;
 
 use super::Prompt;
+use crate::containment::WorkerProgram;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
@@ -13,6 +14,8 @@ pub struct ModelText {
     pub(super) chat_template: Option<ChatTemplate>,
     pub(super) generation: GenerationConfig,
     pub(super) label: String,
+    /// Worker processes for untrusted input, if the model was opened with them.
+    pub(super) worker: Option<WorkerProgram>,
 }
 
 impl ModelText {
@@ -45,6 +48,11 @@ impl ModelText {
     /// The model's own generation settings.
     pub fn generation(&self) -> &GenerationConfig {
         &self.generation
+    }
+
+    /// The program that does work on untrusted input in processes of its own, if the model was opened with one.
+    pub fn worker(&self) -> Option<&WorkerProgram> {
+        self.worker.as_ref()
     }
 
     /// Length of the longest token in bytes, if there is a tokenizer. It bounds how long a text can be that fits the context.

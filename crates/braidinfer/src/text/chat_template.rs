@@ -2,18 +2,22 @@
 
 mod json;
 mod python;
+mod renderer;
 
 use std::collections::BTreeMap;
 
 use braidinfer_model::{JsonFile, ModelSource};
 use chrono::{DateTime, Local, NaiveDateTime};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
+use self::renderer::{Context, Renderer};
 use super::settings::{SPECIAL_TOKENS, TokenizerSettings};
+use crate::containment::WorkerProgram;
 use crate::{Error, Result};
+
+pub(crate) use self::renderer::template_service;
 
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const TEMPLATE_JSON: &str = "chat_template.json";
@@ -56,46 +60,56 @@ pub enum TemplateClock {
 #[derive(Debug)]
 pub struct ChatTemplate {
     path: String,
-    environment: Environment<'static>,
+    source: String,
+    renderer: Renderer,
     special_tokens: BTreeMap<String, String>,
 }
 
 impl ChatTemplate {
     /// Reads `chat_template.jinja`, `chat_template.json`, or the template in `tokenizer_config.json`; `None` if the
-    /// model has no template. `settings` are the model's.
-    pub fn read(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<Self>> {
+    /// model has no template. `settings` are the model's. Templates are programs of whoever made the model: with a
+    /// `worker`, they run in processes of their own, with limits of time and memory; without one, only their size,
+    /// nesting and number of steps are limited.
+    pub fn read(
+        source: &ModelSource,
+        settings: &TokenizerSettings,
+        worker: Option<&WorkerProgram>,
+    ) -> Result<Option<Self>> {
         let Some((path, template)) = find_template(source, settings)? else { return Ok(None) };
         let mut special_tokens = BTreeMap::new();
         for name in SPECIAL_TOKENS {
             special_tokens.extend(settings.special_token(name)?.map(|token| (name.to_owned(), token)));
         }
-        Self::parse(path, &template, special_tokens, TemplateClock::Local).map(Some)
+        Self::new(path, &template, special_tokens, TemplateClock::Local, worker).map(Some)
     }
 
-    /// Parses a template; `path` is for messages.
+    /// Parses a template that is rendered in this process; `path` is for messages.
     pub fn parse(
         path: String,
         template: &str,
         special_tokens: BTreeMap<String, String>,
         clock: TemplateClock,
     ) -> Result<Self> {
+        Self::new(path, template, special_tokens, clock, None)
+    }
+
+    fn new(
+        path: String,
+        template: &str,
+        special_tokens: BTreeMap<String, String>,
+        clock: TemplateClock,
+        worker: Option<&WorkerProgram>,
+    ) -> Result<Self> {
         let source = adapted(template);
-        let environment = environment(clock).and_then(|mut environment| {
-            environment.add_template_owned("chat", source)?;
-            Ok(environment)
-        });
-        match environment {
-            Ok(environment) => Ok(Self { path, environment, special_tokens }),
-            Err(error) => {
-                let message = format!("expected a Jinja template, found {}", describe(&error));
-                Err(Error::Text { path, message })
-            }
+        match Renderer::new(&source, clock, worker) {
+            Ok(renderer) => Ok(Self { path, source, renderer, special_tokens }),
+            Err(message) => Err(Error::Text { path, message }),
         }
     }
 
     /// Whether the template's source contains `text`, which hints at the output format that the model was trained on.
     pub fn mentions(&self, text: &str) -> bool {
-        self.environment.get_template("chat").is_ok_and(|template| template.source().contains(text))
+        self.source.contains(text)
     }
 
     /// Renders `messages`; with `add_generation_prompt`, the text ends where the model's output begins.
@@ -111,17 +125,13 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         variables: &Map<String, Json>,
     ) -> Result<String> {
-        let messages: Vec<Map<String, Json>> = messages.iter().map(prepared).collect();
-        let mut context: BTreeMap<&str, Value> = BTreeMap::from([
-            ("messages", Value::from(Serde(messages))),
-            ("add_generation_prompt", add_generation_prompt.into()),
-            ("tools", ().into()),
-            ("documents", ().into()),
-        ]);
-        context.extend(self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str().into())));
-        context.extend(variables.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
-        let rendered = self.environment.get_template("chat").and_then(|template| template.render(context));
-        rendered.map_err(|error| Error::Text { path: self.path.clone(), message: describe(&error) })
+        let rendered = self.renderer.render(Context {
+            messages: messages.iter().map(prepared).collect(),
+            add_generation_prompt,
+            special_tokens: self.special_tokens.clone(),
+            variables: variables.clone(),
+        });
+        rendered.map_err(|message| Error::Text { path: self.path.clone(), message })
     }
 }
 
@@ -219,8 +229,8 @@ fn adapted(template: &str) -> String {
     let mut adapted = String::with_capacity(template.len());
     let mut rest = template.as_str();
     while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}") else { break };
-        let (tag, after) = rest[start..].split_at(len + 2);
+        let Some(len) = rest[start + 2..].find("%}") else { break };
+        let (tag, after) = rest[start..].split_at(len + 4);
         adapted.push_str(&rest[..start]);
         match tag[2..tag.len() - 2].trim_matches(['-', '+']).trim() {
             "generation" => adapted.push_str(&tag.replace("generation", "if true")),

@@ -11,6 +11,7 @@ mod tokenizer;
 
 pub(crate) use gguf::write::write as write_tokenizer;
 
+pub(crate) use chat_template::template_service;
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateClock};
 pub use sentencepiece::SentencePiece;
 pub use settings::TokenizerSettings;

@@ -1,0 +1,293 @@
+//! Forms in worker processes: one process for each form, so that what one form does stays with those who asked for it.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lru::LruCache;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::compile::Progress;
+use super::vocabulary::Vocabulary;
+use super::{AnswerForm, FormLimits, refused};
+use crate::containment::{CancelFlag, Failure, Pending, Process, Service, WorkKind, WorkerProgram};
+use crate::engine::{Constraint, TokenMask};
+use crate::{Error, Result};
+
+/// Forms that are kept compiled when no answer needs them.
+const KEPT: NonZeroUsize = NonZeroUsize::new(4).expect("it is not zero");
+/// How often a request that waits for another one's compilation looks whether it is still wanted.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// A request to the worker of a form.
+#[derive(Debug, Serialize, Deserialize)]
+enum Ask {
+    /// Compile the form; the first request.
+    Compile(AnswerForm),
+    /// The masks of an answer after its tokens so far and after each of the draft.
+    Masks { answer: u64, draft: Vec<u32> },
+    /// Advance an answer by a token.
+    Take { answer: u64, token: u32 },
+    /// Forget an answer.
+    Forget { answer: u64 },
+}
+
+/// What the worker replies if all is well.
+#[derive(Debug, Serialize, Deserialize)]
+enum Reply {
+    Done,
+    /// The words of each mask, in little-endian order.
+    Masks(Vec<ByteBuf>),
+    /// Whether nothing may come after the token.
+    Taken(bool),
+}
+
+fn pack<T: Serialize>(message: &T) -> Result<Vec<u8>, Failure> {
+    rmp_serde::to_vec(message).map_err(|error| Failure::Worker(error.to_string()))
+}
+
+fn unpack(reply: Result<Vec<u8>, Failure>) -> Result<Reply, String> {
+    let reply = reply.map_err(|failure| failure.to_string())?;
+    rmp_serde::from_slice::<Result<Reply, String>>(&reply).map_err(|error| error.to_string())?
+}
+
+/// The worker processes for the forms of one model.
+pub(super) struct FormProcesses {
+    program: WorkerProgram,
+    setup: Vec<u8>,
+    limits: FormLimits,
+    forms: Mutex<LruCache<String, Arc<Slot>>>,
+    /// A process that has read the vocabulary and waits for a form.
+    spare: Mutex<Option<(Process, Pending)>>,
+}
+
+/// The place of one form.
+#[derive(Default)]
+struct Slot {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default, Clone)]
+enum State {
+    #[default]
+    Empty,
+    /// A request compiles it.
+    Building,
+    Ready(Arc<FormProcess>),
+    /// It cannot be compiled, whoever asks.
+    Refused(String),
+}
+
+/// A process that has compiled a form.
+pub(super) struct FormProcess {
+    process: Process,
+    limits: FormLimits,
+    next_answer: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FormProcesses {
+    pub(super) fn new(program: WorkerProgram, vocabulary: &Vocabulary, limits: FormLimits) -> Result<Self> {
+        let setup = pack(vocabulary).and_then(|setup| pack(&(WorkKind::Form, ByteBuf::from(setup))));
+        let setup = setup.map_err(|failure| Error::Internal(failure.to_string()))?;
+        Ok(Self { program, setup, limits, forms: Mutex::new(LruCache::new(KEPT)), spare: Mutex::new(None) })
+    }
+
+    /// The process of a form, which is compiled if that has not been done yet. Requests for the same form wait for the one
+    /// that compiles it.
+    pub(super) fn compiled(&self, form: &AnswerForm, field: &str, cancel: &CancelFlag) -> Result<Arc<FormProcess>> {
+        let key = serde_json::to_string(form).map_err(|error| refused(field, error.to_string()))?;
+        loop {
+            let slot = Arc::clone(lock(&self.forms).get_or_insert(key.clone(), Arc::default));
+            let mut state = lock(&slot.state);
+            match &*state {
+                State::Ready(process) if process.is_alive() => return Ok(Arc::clone(process)),
+                State::Refused(message) => return Err(refused(field, message.clone())),
+                State::Empty | State::Ready(_) => {
+                    *state = State::Building;
+                    drop(state);
+                    let built = self.build(form, cancel);
+                    let (next, result) = match built {
+                        Ok(process) => (State::Ready(Arc::clone(&process)), Ok(process)),
+                        Err(Fault::OfForm(message)) => (State::Refused(message.clone()), Err(message)),
+                        // With more time, or on a quieter machine, it may succeed.
+                        Err(Fault::OfWork(failure)) => (State::Empty, Err(failure.to_string())),
+                    };
+                    *lock(&slot.state) = next;
+                    slot.changed.notify_all();
+                    return result.map_err(|message| refused(field, message));
+                }
+                State::Building if cancel.is_cancelled() => return Err(refused(field, Failure::Cancelled.to_string())),
+                State::Building => {
+                    drop(slot.changed.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner));
+                }
+            }
+        }
+    }
+
+    fn build(&self, form: &AnswerForm, cancel: &CancelFlag) -> Result<Arc<FormProcess>, Fault> {
+        let taken = lock(&self.spare).take();
+        let (process, ready) = match taken {
+            Some(spare) => spare,
+            None => self.start()?,
+        };
+        unpack(ready.wait()).map_err(Fault::OfForm)?;
+        // The next form does not have to wait for a process to read the vocabulary.
+        let next = self.start()?;
+        lock(&self.spare).get_or_insert(next);
+        let compiled = process.submit(pack(&Ask::Compile(form.clone()))?, self.limits.compile.time, cancel.clone());
+        unpack(Ok(compiled.wait()?)).map_err(Fault::OfForm)?;
+        Ok(Arc::new(FormProcess { process, limits: self.limits, next_answer: AtomicU64::new(0) }))
+    }
+
+    fn start(&self) -> Result<(Process, Pending), Failure> {
+        Process::start(&self.program, self.setup.clone(), self.limits.compile, CancelFlag::default())
+    }
+}
+
+/// Why a form was not compiled.
+enum Fault {
+    /// It is no usable form.
+    OfForm(String),
+    OfWork(Failure),
+}
+
+impl From<Failure> for Fault {
+    fn from(failure: Failure) -> Self {
+        Self::OfWork(failure)
+    }
+}
+
+impl FormProcess {
+    fn is_alive(&self) -> bool {
+        self.process.is_alive()
+    }
+
+    fn ask(&self, ask: &Ask) -> Option<Pending> {
+        let request = pack(ask).ok()?;
+        Some(self.process.submit(request, self.limits.mask_time, CancelFlag::default()))
+    }
+}
+
+/// Constrains one answer by a form in a worker process.
+pub(super) struct RemoteConstraint {
+    form: Arc<FormProcess>,
+    answer: u64,
+    field: String,
+    /// The reply that is waited for.
+    pending: Option<Pending>,
+}
+
+impl RemoteConstraint {
+    pub(super) fn new(form: Arc<FormProcess>, field: String) -> Self {
+        let answer = form.next_answer.fetch_add(1, Ordering::Relaxed);
+        Self { form, answer, field, pending: None }
+    }
+
+    /// The reply to the last request, if it comes within `patience`.
+    fn reply(&mut self, patience: Duration) -> Option<Result<Reply>> {
+        let reply = match &self.pending {
+            Some(pending) => pending.within(patience)?,
+            None => Err(Failure::Worker("nothing was asked".into())),
+        };
+        self.pending = None;
+        Some(unpack(reply).map_err(|message| refused(&self.field, message)))
+    }
+
+    fn unexpected(&self) -> Error {
+        refused(&self.field, "an unexpected reply of its worker".into())
+    }
+}
+
+impl Constraint for RemoteConstraint {
+    fn ask_masks(&mut self, draft: &[u32]) {
+        self.pending = self.form.ask(&Ask::Masks { answer: self.answer, draft: draft.to_vec() });
+    }
+
+    fn masks(&mut self, patience: Duration) -> Option<Result<Vec<TokenMask>>> {
+        let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
+        let mask = |bytes: &ByteBuf| TokenMask::from_bits(bytes.as_chunks().0.iter().map(word).collect());
+        Some(self.reply(patience)?.and_then(|reply| match reply {
+            Reply::Masks(masks) => Ok(masks.iter().map(mask).collect()),
+            Reply::Done | Reply::Taken(_) => Err(self.unexpected()),
+        }))
+    }
+
+    fn take(&mut self, token: u32) {
+        self.pending = self.form.ask(&Ask::Take { answer: self.answer, token });
+    }
+
+    fn is_complete(&mut self, patience: Duration) -> Option<Result<bool>> {
+        Some(self.reply(patience)?.and_then(|reply| match reply {
+            Reply::Taken(complete) => Ok(complete),
+            Reply::Done | Reply::Masks(_) => Err(self.unexpected()),
+        }))
+    }
+}
+
+impl Drop for RemoteConstraint {
+    fn drop(&mut self) {
+        drop(self.form.ask(&Ask::Forget { answer: self.answer }));
+    }
+}
+
+/// The service of a worker process for one form.
+struct FormService {
+    vocabulary: llguidance::ParserFactory,
+    /// The beginning of an answer.
+    begin: Option<Progress>,
+    answers: HashMap<u64, Progress>,
+}
+
+impl FormService {
+    fn reply(&mut self, request: &[u8]) -> Result<Reply, String> {
+        match rmp_serde::from_slice(request).map_err(|error| error.to_string())? {
+            Ask::Compile(form) => {
+                self.begin = Some(Progress::begin(&self.vocabulary, &form)?);
+                Ok(Reply::Done)
+            }
+            Ask::Masks { answer, draft } => {
+                let masks = self.answer_to(answer)?.masks(&draft)?;
+                Ok(Reply::Masks(masks.iter().map(|mask| ByteBuf::from(mask.to_le_bytes())).collect()))
+            }
+            Ask::Take { answer, token } => self.answer_to(answer)?.take(token).map(Reply::Taken),
+            Ask::Forget { answer } => {
+                self.answers.remove(&answer);
+                Ok(Reply::Done)
+            }
+        }
+    }
+
+    fn answer_to(&mut self, answer: u64) -> Result<&mut Progress, String> {
+        let begin = self.begin.as_ref().ok_or("no form was compiled")?;
+        Ok(self.answers.entry(answer).or_insert_with(|| begin.fork()))
+    }
+}
+
+impl Service for FormService {
+    fn answer(&mut self, request: &[u8]) -> Vec<u8> {
+        let reply = self.reply(request);
+        // Replies of these types can always be written.
+        rmp_serde::to_vec(&reply).unwrap_or_default()
+    }
+}
+
+/// The service of a worker process for a form over a vocabulary, and the reply whether the vocabulary can be used.
+pub(crate) fn form_service(setup: &[u8]) -> (Option<Box<dyn Service>>, Vec<u8>) {
+    let vocabulary = rmp_serde::from_slice::<Vocabulary>(setup).map_err(|error| error.to_string());
+    let (service, reply) = match vocabulary.and_then(|vocabulary| vocabulary.parsers()) {
+        Ok(vocabulary) => {
+            let service: Box<dyn Service> = Box::new(FormService { vocabulary, begin: None, answers: HashMap::new() });
+            (Some(service), Ok(Reply::Done))
+        }
+        Err(error) => (None, Err(error)),
+    };
+    (service, rmp_serde::to_vec(&reply).unwrap_or_default())
+}
