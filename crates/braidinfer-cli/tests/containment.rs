@@ -1,16 +1,20 @@
 //! Untrusted templates, schemas, expressions and grammars in worker processes: whatever they say, they end in an error that
 //! names them, and this process goes on.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use braidinfer::model::ModelSource;
-use braidinfer::text::ChatMessage;
+use braidinfer::text::{ChatMessage, ChatTemplate, TokenizerSettings};
 use braidinfer::{
     AnswerForm, CancelFlag, Event, FinishReason, FormLimits, Llm, LoadOptions, Output, SamplingParams,
     StructuredOutput, WorkLimits, WorkerProgram,
 };
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
 fn worker() -> WorkerProgram {
@@ -336,4 +340,88 @@ fn forms_with_the_same_text_share_a_process_and_cancelled_ones_end_theirs() {
         assert!(asked.join().expect("it does not panic").is_err());
     });
     forms.answer(&form, 9).expect("others go on");
+}
+
+/// How many random templates are tried: few in every run, more by `BRAIDINFER_MUTATIONS`.
+fn rounds() -> usize {
+    std::env::var("BRAIDINFER_MUTATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(150)
+}
+
+/// A number up to `most`, as often small as large.
+fn size(rng: &mut SmallRng, most: usize) -> usize {
+    2_f64.powf(rng.random_range(0.0..(most as f64).log2())) as usize
+}
+
+/// A hostile template of a random kind and size.
+fn random_template(rng: &mut SmallRng) -> String {
+    let pick = |rng: &mut SmallRng, choices: &[&'static str]| *choices.choose(rng).expect("there are some");
+    let count = size(rng, 60_000);
+    let shown = pick(rng, &["", "|tojson", "|string", "|length", "|join", "|list", "|upper", "|indent(9)", "|title", "|sort"]);
+    match rng.random_range(0..6) {
+        0 => {
+            let (open, inner, close) = *[
+                ("not ", "true", ""), ("(", "1", ")"), ("[", "1", "]"), ("-", "1", ""), ("1 + ", "1", ""),
+                ("1 if 1 else ", "1", ""), ("{'a': ", "1", "}"), ("a|", "b", ""), ("x(", "", ")"), ("a.", "b", ""), ("1 ~ ", "1", ""),
+                ("a[", "0", "]"), ("1 in ", "[]", ""), ("1 ** ", "2", ""), ("a and ", "b", ""), ("1 < ", "2", ""),
+            ]
+            .choose(rng)
+            .expect("there are some");
+            format!("{{{{ {}{inner}{} }}}}", open.repeat(count), close.repeat(count))
+        }
+        1 => {
+            let step = pick(rng, &[
+                "ns.x ~ ns.x", "ns.x + ns.x", "[ns.x, ns.x]", "ns.x|list + ns.x|list", "(ns.x, ns.x)", "ns.x|join(ns.x)",
+                "ns.x.replace('a', ns.x)", "ns.x * 9", "{'a': ns.x, 'b': ns.x}", "(ns.x|string) ~ (ns.x|tojson)", "[ns.x]",
+                "ns.x.split('a')", "namespace(x=ns.x)", "dict(a=ns.x)", "ns.x|map('string')", "ns.x|batch(2)|list",
+            ]);
+            let turns = size(rng, 50_000);
+            format!("{{% set ns = namespace(x='ab') %}}{{% for i in range({turns}) %}}{{% set ns.x = {step} %}}{{% endfor %}}{{{{ ns.x{shown} }}}}")
+        }
+        2 => {
+            let (open, close) = *[
+                ("{% if 1 %}", "{% endif %}"), ("{% for a in [1] %}", "{% endfor %}"), ("{% set a %}", "{% endset %}"),
+                ("{% filter upper %}", "{% endfilter %}"), ("{% macro m() %}", "{% endmacro %}"), ("{% call m() %}", "{% endcall %}"),
+                ("{% with a=1 %}", "{% endwith %}"), ("{% if 1 %}{% else %}", ""), ("{% if 1 %}{% elif 1 %}", ""), ("{# ", "#}"),
+            ]
+            .choose(rng)
+            .expect("there are some");
+            open.repeat(count) + "x" + &close.repeat(count)
+        }
+        3 => {
+            let parts = ["{%", "%}", "{{", "}}", "{#", "#}", "-", " ", "if", "for", "x", "raw", "'", "|", "(", "generation", "\u{e9}", "endif", "in", "\n", "0x", "1e", "."];
+            (0..count.min(400)).map(|_| pick(rng, &parts)).collect()
+        }
+        4 => {
+            let number = 10_u64.pow(rng.random_range(3..19)).to_string();
+            let work = pick(rng, &[
+                "'%{n}d' % 1", "'a' * {n}", "[1] * {n}", "[1]|batch({n}, 0)|list", "[1]|slice({n}, 0)|list", "'a'|indent({n})",
+                "range({n})|list", "range({n})|join('x' * 99999)", "'a'.ljust({n})", "'a'|center({n})", "'%.{n}f' % 1.5",
+                "'a'.zfill({n})", "10 ** {n}", "'{:>{n}}'.format(1)", "[3]|tojson(indent={n})", "'abc'|truncate({n})",
+                "'a b'.split(' ', {n})", "'a'[{n}:]", "messages|map(attribute='x' * {n})|list", "'%c' % {n}", "{n}|filesizeformat",
+            ]);
+            format!("{{{{ ({}){shown} }}}}", work.replace("{n}", &number))
+        }
+        _ => "{% macro m(a) %}{{ m(a ~ a) }}{% endmacro %}{% for a in range(99999) %}{% for b in range(99999) %}{{ m('ab') }}{% endfor %}{% endfor %}".into(),
+    }
+}
+
+#[test]
+fn random_hostile_templates_end_in_an_error_or_a_text() {
+    let worker = worker();
+    let seed = 17;
+    let mut rng = SmallRng::seed_from_u64(seed);
+    for round in 0..rounds() {
+        let template = random_template(&mut rng);
+        let files = BTreeMap::from([("chat_template.jinja".to_owned(), Arc::from(template.clone().into_bytes()))]);
+        let source = ModelSource::Memory { label: "hostile".into(), files: Arc::new(files) };
+        let settings = TokenizerSettings::read(&source).expect("there are none");
+        let read = ChatTemplate::read(&source, &settings, Some(&worker));
+        let rendered = read.map(|template| template.expect("it is there").render(&[ChatMessage::new("user", "a")], true));
+        if let Err(error) | Ok(Err(error)) = rendered {
+            let error = error.to_string();
+            assert!(error.contains("chat_template.jinja: "), "seed {seed}, round {round}: {error:.300} for {template:.200}");
+            assert!(!error.contains("panic") || error.len() < 2000, "seed {seed}, round {round}: {error:.300}");
+        }
+    }
+    assert_eq!(worker.stats().alive, 0);
 }
