@@ -17,8 +17,8 @@ use crate::metrics::Metrics;
 /// Text normalization shortens a text by less than this factor.
 const MAX_SHRINK: usize = 4;
 
-/// Requests whose answers have a required form at once. Each may need a process of its own; others wait.
-const FORM_SLOTS: usize = 16;
+/// Requests at once whose answers have a form that is not compiled yet. Each needs a process of its own; others wait.
+const FORM_SLOTS: usize = 8;
 
 /// Whom a slot belongs to.
 pub type ClientKey = u64;
@@ -94,6 +94,11 @@ impl Served {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a form can be used without another process.
+    pub fn is_compiled(&self, form: &AnswerForm) -> bool {
+        self.structured().is_ok_and(|structured| structured.is_compiled(form))
     }
 
     /// The constraint that makes answers follow `form`; `field` is the request field for error messages. `cancel` ends the

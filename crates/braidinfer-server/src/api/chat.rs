@@ -91,7 +91,7 @@ async fn begin(
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
     let parsers = (0..n).map(|_| ToolCallParser::new(&calls, only_one_call)).collect();
     let writer = ChatWriter { envelope, text, parsers, num_calls: vec![0; n] };
-    Ok((ChoiceStream { stream, count, n, deadline, form_slot }, writer, delivery))
+    Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten() }, writer, delivery))
 }
 
 struct ChatWriter {

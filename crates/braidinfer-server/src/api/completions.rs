@@ -87,7 +87,7 @@ async fn begin(
         n,
         offsets: vec![TextOffset::default(); count],
     };
-    Ok((ChoiceStream { stream, count, n, deadline, form_slot }, writer, delivery))
+    Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten() }, writer, delivery))
 }
 
 struct CompletionWriter {

@@ -107,17 +107,24 @@ pub fn requested(
     }
 }
 
-/// The constraint for a requested form, and the slot that it needs until the answers have ended.
+/// The constraint for a requested form, and the slot that it needs until the answers have ended, unless it was compiled before.
 ///
 /// Compiled on a blocking thread, because large forms take long; ended if the client leaves.
 pub async fn constraint(
     served: &Arc<Served>,
     requested: Option<(AnswerForm, &'static str)>,
     client: ClientKey,
-) -> Result<Option<(ConstraintFactory, FormSlot)>, ApiError> {
+) -> Result<Option<(ConstraintFactory, Option<FormSlot>)>, ApiError> {
     let Some((form, field)) = requested else { return Ok(None) };
-    let slot = served.form_slots.acquire(client).await;
-    let slot = slot.ok_or_else(|| ApiError::not_ready("the server stops"))?;
+    let looked = served.run_blocking(move |served| Ok((served.is_compiled(&form), form))).await;
+    let (is_compiled, form) = looked?;
+    let slot = match is_compiled {
+        true => None,
+        false => {
+            let slot = served.form_slots.acquire(client).await;
+            Some(slot.ok_or_else(|| ApiError::not_ready("the server stops"))?)
+        }
+    };
     let wanted = CancelOnDrop(CancelFlag::default());
     let cancel = wanted.0.clone();
     let constraint = served.run_blocking(move |served| served.constraint(&form, field, &cancel)).await?;

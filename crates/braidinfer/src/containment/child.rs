@@ -53,17 +53,18 @@ pub(crate) fn serve(
         }
         process::exit(0);
     })?;
-    let work = thread::Builder::new().stack_size(STACK).spawn(move || work(&setup.service, begin, &requests))?;
+    let work = thread::Builder::new().stack_size(STACK).spawn(move || work(setup.service, begin, &requests))?;
     work.join().unwrap_or_else(|_| Err(io::Error::other("the work ended in a panic")))
 }
 
 fn work(
-    setup: &[u8],
+    setup: Vec<u8>,
     begin: impl FnOnce(&[u8]) -> (Option<Box<dyn Service>>, Vec<u8>),
     requests: &Receiver<Vec<u8>>,
 ) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    let (service, reply) = begin(setup);
+    let (service, reply) = begin(&setup);
+    drop(setup);
     frames::write(&mut stdout, &reply)?;
     let Some(mut service) = service else { return Ok(()) };
     while let Ok(request) = requests.recv() {

@@ -54,7 +54,7 @@ pub struct StructuredOutput {
 /// Where forms are compiled.
 enum Place {
     Here(Box<ParserFactory>),
-    Workers(FormProcesses),
+    Workers(Arc<FormProcesses>),
 }
 
 impl StructuredOutput {
@@ -64,10 +64,18 @@ impl StructuredOutput {
     pub fn new(text: &ModelText, vocab_size: usize, limits: FormLimits) -> Result<Self> {
         let vocabulary = Vocabulary::new(text, vocab_size)?;
         let place = match text.worker() {
-            Some(program) => Place::Workers(FormProcesses::new(program.clone(), &vocabulary, limits)?),
+            Some(program) => Place::Workers(Arc::new(FormProcesses::new(program.clone(), &vocabulary, limits)?)),
             None => Place::Here(Box::new(vocabulary.parsers().map_err(Error::Unsupported)?)),
         };
         Ok(Self { limits, place })
+    }
+
+    /// Whether a form can be used without another worker process.
+    pub fn is_compiled(&self, form: &AnswerForm) -> bool {
+        match &self.place {
+            Place::Here(_) => true,
+            Place::Workers(workers) => workers.is_compiled(form),
+        }
     }
 
     /// A constraint for outputs of this form; `field` is the request field for error messages. A large form takes seconds;
@@ -93,7 +101,7 @@ impl StructuredOutput {
                 }))
             }
             Place::Workers(workers) => {
-                let process = workers.compiled(form, &field, cancel)?;
+                let process = Arc::new(workers.compiled(form, &field, cancel)?);
                 Ok(ConstraintFactory::new(move || {
                     Ok(Box::new(RemoteConstraint::new(Arc::clone(&process), field.clone())))
                 }))

@@ -1,7 +1,6 @@
-//! Forms in worker processes: one process for each form, so that what one form does stays with those who asked for it.
+//! Forms in worker processes: one process for each form at a time, so that what a form does stays with those who asked for it.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +17,11 @@ use crate::engine::{Constraint, TokenMask};
 use crate::{Error, Result};
 
 /// Forms that are kept compiled when no answer needs them.
-const KEPT: NonZeroUsize = NonZeroUsize::new(4).expect("it is not zero");
+const KEPT: usize = 3;
+/// Forms that are remembered, those that were refused among them.
+const REMEMBERED: usize = 64;
+/// Processes without a form that are kept.
+const SPARE: usize = 1;
 /// How often a request that waits for another one's compilation looks whether it is still wanted.
 const PATIENCE: Duration = Duration::from_millis(20);
 
@@ -55,13 +58,16 @@ fn unpack(reply: Result<Vec<u8>, Failure>) -> Result<Reply, String> {
 }
 
 /// The worker processes for the forms of one model.
+///
+/// A process takes a while to read a large vocabulary, so one whose form nobody needs any more gets the next form.
 pub(super) struct FormProcesses {
     program: WorkerProgram,
     setup: Vec<u8>,
     limits: FormLimits,
+    /// The least recently used form is the last.
     forms: Mutex<LruCache<String, Arc<Slot>>>,
-    /// A process that has read the vocabulary and waits for a form.
-    spare: Mutex<Option<(Process, Pending)>>,
+    /// Processes that have no form, with the reply that they have read the vocabulary.
+    spare: Mutex<Vec<(Process, Option<Pending>)>>,
 }
 
 /// The place of one form.
@@ -97,15 +103,20 @@ impl FormProcesses {
     pub(super) fn new(program: WorkerProgram, vocabulary: &Vocabulary, limits: FormLimits) -> Result<Self> {
         let setup = pack(vocabulary).and_then(|setup| pack(&(WorkKind::Form, ByteBuf::from(setup))));
         let setup = setup.map_err(|failure| Error::Internal(failure.to_string()))?;
-        Ok(Self { program, setup, limits, forms: Mutex::new(LruCache::new(KEPT)), spare: Mutex::new(None) })
+        Ok(Self { program, setup, limits, forms: Mutex::new(LruCache::unbounded()), spare: Mutex::default() })
     }
 
     /// The process of a form, which is compiled if that has not been done yet. Requests for the same form wait for the one
     /// that compiles it.
-    pub(super) fn compiled(&self, form: &AnswerForm, field: &str, cancel: &CancelFlag) -> Result<Arc<FormProcess>> {
+    pub(super) fn compiled(self: &Arc<Self>, form: &AnswerForm, field: &str, cancel: &CancelFlag) -> Result<FormInUse> {
+        let form = self.process_of(form, field, cancel)?;
+        Ok(FormInUse { form, owner: Arc::clone(self) })
+    }
+
+    fn process_of(&self, form: &AnswerForm, field: &str, cancel: &CancelFlag) -> Result<Arc<FormProcess>> {
         let key = serde_json::to_string(form).map_err(|error| refused(field, error.to_string()))?;
         loop {
-            let slot = Arc::clone(lock(&self.forms).get_or_insert(key.clone(), Arc::default));
+            let slot = self.slot(&key);
             let mut state = lock(&slot.state);
             match &*state {
                 State::Ready(process) if process.is_alive() => return Ok(Arc::clone(process)),
@@ -132,19 +143,102 @@ impl FormProcesses {
         }
     }
 
+    /// Whether a form is compiled, so that it needs no other process.
+    pub(super) fn is_compiled(&self, form: &AnswerForm) -> bool {
+        let Ok(key) = serde_json::to_string(form) else { return false };
+        let slot = lock(&self.forms).peek(&key).cloned();
+        slot.is_some_and(|slot| matches!(&*lock(&slot.state), State::Ready(process) if process.is_alive()))
+    }
+
+    fn slot(&self, key: &str) -> Arc<Slot> {
+        let mut forms = lock(&self.forms);
+        let slot = Arc::clone(forms.get_or_insert(key.to_owned(), Arc::default));
+        while forms.len() > REMEMBERED && forms.pop_lru().is_some() {}
+        slot
+    }
+
     fn build(&self, form: &AnswerForm, cancel: &CancelFlag) -> Result<Arc<FormProcess>, Fault> {
-        let taken = lock(&self.spare).take();
-        let (process, ready) = match taken {
+        let spare = lock(&self.spare).pop();
+        if spare.is_none()
+            && let Some(process) = self.recycled()
+        {
+            match self.compile(process, form, cancel) {
+                // What the forms before it left may have been in its way.
+                Err(Fault::OfWork(Failure::Memory(_))) => {}
+                compiled => return compiled,
+            }
+        }
+        let (process, ready) = match spare {
             Some(spare) => spare,
-            None => self.start()?,
+            None => self.start().map(|(process, ready)| (process, Some(ready)))?,
         };
-        unpack(ready.wait()).map_err(Fault::OfForm)?;
+        if let Some(ready) = ready {
+            unpack(ready.wait()).map_err(Fault::OfForm)?;
+        }
         // The next form does not have to wait for a process to read the vocabulary.
-        let next = self.start()?;
-        lock(&self.spare).get_or_insert(next);
+        if lock(&self.spare).is_empty() && self.idle_forms().len() < KEPT {
+            let (process, ready) = self.start()?;
+            self.keep_spare(process, Some(ready));
+        }
+        self.compile(process, form, cancel)
+    }
+
+    fn compile(&self, process: Process, form: &AnswerForm, cancel: &CancelFlag) -> Result<Arc<FormProcess>, Fault> {
         let compiled = process.submit(pack(&Ask::Compile(form.clone()))?, self.limits.compile.time, cancel.clone());
-        unpack(Ok(compiled.wait()?)).map_err(Fault::OfForm)?;
+        if let Err(message) = unpack(Ok(compiled.wait()?)) {
+            self.keep_spare(process, None);
+            return Err(Fault::OfForm(message));
+        }
         Ok(Arc::new(FormProcess { process, limits: self.limits, next_answer: AtomicU64::new(0) }))
+    }
+
+    fn keep_spare(&self, process: Process, ready: Option<Pending>) {
+        let mut spare = lock(&self.spare);
+        if spare.len() < SPARE {
+            spare.push((process, ready));
+        }
+    }
+
+    /// The forms that are compiled and that no answer needs, the least recently used one first.
+    fn idle_forms(&self) -> Vec<Arc<Slot>> {
+        let is_idle =
+            |slot: &Slot| matches!(&*lock(&slot.state), State::Ready(process) if Arc::strong_count(process) == 1);
+        lock(&self.forms).iter().rev().map(|(_, slot)| slot).filter(|slot| is_idle(slot)).cloned().collect()
+    }
+
+    /// Ends processes whose forms nobody needs, but for those that are kept.
+    fn end_idle(&self) {
+        let idle = self.idle_forms();
+        for slot in idle.iter().take(idle.len().saturating_sub(KEPT)) {
+            let mut state = lock(&slot.state);
+            if matches!(&*state, State::Ready(process) if Arc::strong_count(process) == 1) {
+                *state = State::Empty;
+            }
+        }
+    }
+
+    /// The process of a form that nobody needs, if more of them are kept than have to be.
+    fn recycled(&self) -> Option<Process> {
+        let idle = self.idle_forms();
+        if idle.len() < KEPT {
+            return None;
+        }
+        let forget = |slot: &Arc<Slot>| match std::mem::take(&mut *lock(&slot.state)) {
+            State::Ready(process) => match Arc::try_unwrap(process) {
+                Ok(form) if form.is_alive() => Some(form.process),
+                Ok(_) => None,
+                // An answer needs it after all.
+                Err(process) => {
+                    *lock(&slot.state) = State::Ready(process);
+                    None
+                }
+            },
+            other => {
+                *lock(&slot.state) = other;
+                None
+            }
+        };
+        idle.iter().find_map(forget)
     }
 
     fn start(&self) -> Result<(Process, Pending), Failure> {
@@ -176,9 +270,21 @@ impl FormProcess {
     }
 }
 
+/// A form that answers need.
+pub(super) struct FormInUse {
+    form: Arc<FormProcess>,
+    owner: Arc<FormProcesses>,
+}
+
+impl Drop for FormInUse {
+    fn drop(&mut self) {
+        self.owner.end_idle();
+    }
+}
+
 /// Constrains one answer by a form in a worker process.
 pub(super) struct RemoteConstraint {
-    form: Arc<FormProcess>,
+    form: Arc<FormInUse>,
     answer: u64,
     field: String,
     /// The reply that is waited for.
@@ -186,8 +292,8 @@ pub(super) struct RemoteConstraint {
 }
 
 impl RemoteConstraint {
-    pub(super) fn new(form: Arc<FormProcess>, field: String) -> Self {
-        let answer = form.next_answer.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn new(form: Arc<FormInUse>, field: String) -> Self {
+        let answer = form.form.next_answer.fetch_add(1, Ordering::Relaxed);
         Self { form, answer, field, pending: None }
     }
 
@@ -208,7 +314,7 @@ impl RemoteConstraint {
 
 impl Constraint for RemoteConstraint {
     fn ask_masks(&mut self, draft: &[u32]) {
-        self.pending = self.form.ask(&Ask::Masks { answer: self.answer, draft: draft.to_vec() });
+        self.pending = self.form.form.ask(&Ask::Masks { answer: self.answer, draft: draft.to_vec() });
     }
 
     fn masks(&mut self, patience: Duration) -> Option<Result<Vec<TokenMask>>> {
@@ -221,7 +327,7 @@ impl Constraint for RemoteConstraint {
     }
 
     fn take(&mut self, token: u32) {
-        self.pending = self.form.ask(&Ask::Take { answer: self.answer, token });
+        self.pending = self.form.form.ask(&Ask::Take { answer: self.answer, token });
     }
 
     fn is_complete(&mut self, patience: Duration) -> Option<Result<bool>> {
@@ -234,7 +340,7 @@ impl Constraint for RemoteConstraint {
 
 impl Drop for RemoteConstraint {
     fn drop(&mut self) {
-        drop(self.form.ask(&Ask::Forget { answer: self.answer }));
+        drop(self.form.form.ask(&Ask::Forget { answer: self.answer }));
     }
 }
 
@@ -250,6 +356,8 @@ impl FormService {
     fn reply(&mut self, request: &[u8]) -> Result<Reply, String> {
         match rmp_serde::from_slice(request).map_err(|error| error.to_string())? {
             Ask::Compile(form) => {
+                // What was there before must not take memory from it.
+                (self.begin, self.answers) = (None, HashMap::new());
                 self.begin = Some(Progress::begin(&self.vocabulary, &form)?);
                 Ok(Reply::Done)
             }
