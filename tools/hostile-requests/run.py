@@ -50,8 +50,7 @@ class Server:
     def memory(self):
         """Resident MiB of the server, and of it with its workers."""
         own = resident(self.process.pid)
-        children = subprocess.run(["ps", "-o", "rss=", "--ppid", str(self.process.pid)], capture_output=True, text=True).stdout
-        return own, own + sum(int(kib) for kib in children.split()) / 1024
+        return own, own + sum(resident(pid) for pid in children(self.process.pid))
 
     def ask(self, path, body, client=1, timeout=TIMEOUT):
         """Status, text, and seconds to the first part and to the end."""
@@ -75,8 +74,23 @@ class Server:
 
 
 def resident(pid):
-    with open(f"/proc/{pid}/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize() / 2**20
+    try:
+        with open(f"/proc/{pid}/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize() / 2**20
+    except OSError:  # It has ended.
+        return 0
+
+
+def children(parent):
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                if int(stat.read().rpartition(")")[2].split()[1]) == parent:
+                    found.append(int(pid))
+        except OSError:
+            pass
+    return found
 
 
 def questions():

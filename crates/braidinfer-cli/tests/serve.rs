@@ -61,6 +61,13 @@ fn a_server_serves_and_ends_at_a_signal() {
         let (child, mut lines, address) = start(&["--log-format", "json"]);
         assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
         assert!(get(&address, "/v1/models").contains("\"id\":\"demo\""));
+        // The chat template is in a worker process.
+        let metrics = get(&address, "/metrics");
+        assert!(metrics.contains("braidinfer_workers{model_name=\"demo\"} 1\n"), "{metrics}");
+        assert!(
+            metrics.contains("braidinfer_workers_ended_total{model_name=\"demo\",reason=\"memory\"} 0\n"),
+            "{metrics}"
+        );
         assert!(line_with(&mut lines, "\"path\":\"/ready\"").contains("\"status\":200"));
         signal(&child, name);
         assert_eq!(ends_with(child), Some(0), "{name}");

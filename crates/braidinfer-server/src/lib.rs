@@ -8,6 +8,7 @@ mod fair_slots;
 mod http;
 mod metrics;
 mod served;
+mod worker_metrics;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,7 +61,7 @@ impl ModelSlot {
     ///
     /// Fails if the thread for the model cannot be created.
     pub fn serve(&self, llm: Llm, name: String) -> std::io::Result<bool> {
-        let metrics = Arc::new(Metrics::new(&name));
+        let metrics = Arc::new(Metrics::new(&name, llm.text().worker()));
         Ok(self.0.serve(Served::begin(llm, name, metrics, self.0.config.form_limits)?))
     }
 }

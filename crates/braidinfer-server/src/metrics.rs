@@ -4,13 +4,15 @@ use std::sync::atomic::AtomicU64;
 
 use braidinfer::engine::{EngineStats, StepStats};
 use braidinfer::handle::{AnswerEnd, EngineObserver, TokenTimes};
-use braidinfer::{Error, FinishReason, ShadowCheck, Token};
+use braidinfer::{Error, FinishReason, ShadowCheck, Token, WorkerProgram};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::worker_metrics::WorkerMetrics;
 
 type Share = Gauge<f64, AtomicU64>;
 type Label = [(&'static str, &'static str); 1];
@@ -46,7 +48,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new(model: &str) -> Self {
+    /// For a model, and the program of its workers if it has any.
+    pub fn new(model: &str, worker: Option<&WorkerProgram>) -> Self {
         let seconds = || Histogram::new(SECONDS);
         let mut metrics = Self {
             registry: Registry::with_labels([("model_name".into(), model.to_owned().into())].into_iter()),
@@ -72,6 +75,9 @@ impl Metrics {
         };
         metrics.register_engine();
         metrics.register_times();
+        if let Some(worker) = worker {
+            metrics.registry.register_collector(Box::new(WorkerMetrics(worker.clone())));
+        }
         // Export every label with value 0, so that rates are right from the first answer on.
         let complete = [FinishReason::Stop, FinishReason::Length].map(AnswerEnd::Finished);
         for end in complete.into_iter().chain([AnswerEnd::Cancelled, AnswerEnd::Failed]) {
