@@ -6,6 +6,7 @@
 
 mod advice;
 pub mod compat;
+mod contained;
 pub mod difference;
 pub mod divergence;
 pub mod engine;
