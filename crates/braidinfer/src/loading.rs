@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use braidinfer_kernels::{Isa, NumericLevel};
 use braidinfer_model::quantization::FileType;
-use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
+use braidinfer_model::{DecoderSpec, GenerationConfig, ModelError, ModelSource, Weights, describe};
 
 use crate::compat::{self, Checked, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
+use crate::engine::SamplingParams;
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::{self, ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 use crate::executor::{ActiveKernels, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype};
@@ -128,6 +129,7 @@ impl ModelParts {
         let spec = description.spec;
         // Small files first: a broken tokenizer should not wait for gigabytes of weights.
         let generation = GenerationConfig::read(source, &config)?;
+        check_generation(source, &generation)?;
         let settings = TokenizerSettings::read(source)?;
         let tokenizer = Tokenizer::read(source, &settings)?;
         let chat_template = ChatTemplate::read(source, &settings)?;
@@ -170,7 +172,7 @@ impl ModelParts {
     /// Loads fused kernels with the plan of a check, if it finds one.
     fn load_checked(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         let mut fused = self.fused(options, progress)?;
-        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused, options.precision);
+        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused, options.precision)?;
         // A cached plan for other projections is ignored.
         let fitting = |report| Some(Checked { plan: compat::plan_of(&report, fused.plan())?, report });
         let known = cache.read().and_then(fitting);
@@ -314,7 +316,7 @@ pub fn check(
         return Ok((parts.subject().predict(isa.name())?, parts.notes));
     };
     let mut fused = parts.fused(options, progress)?;
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, options.precision);
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, options.precision)?;
     let Checked { report, .. } = parts.subject().check(&mut fused, thoroughness, options.precision)?;
     parts.notes.extend(cache.write(&report).err());
     Ok((report, parts.notes))
@@ -336,6 +338,17 @@ fn decision(report: &CompatReport, from_cache: bool) -> String {
         ActiveKernels::Standard | ActiveKernels::Fused => String::new(),
     };
     format!("{kernels} kernels: {} ({when}): {}{standard}", report.status.as_str(), report.reason)
+}
+
+/// Fails on a sampling parameter of the model's own that no request could have.
+fn check_generation(source: &ModelSource, generation: &GenerationConfig) -> Result<()> {
+    SamplingParams::of_model(generation).validate().map_err(|error| match error {
+        Error::BadRequest { field, expected, found } => {
+            let field = if field == "max_tokens" { "max_new_tokens".to_owned() } else { field };
+            ModelError::Field { path: source.path_of("generation_config.json"), field, expected, found }.into()
+        }
+        other => other,
+    })
 }
 
 fn context(spec: &DecoderSpec, asked: Option<usize>, notes: &mut Vec<String>) -> Result<usize> {

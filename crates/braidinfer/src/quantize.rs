@@ -101,7 +101,6 @@ pub fn quantize_weights(
                 continue;
             };
             let data = encode_matrix(&view, dtype, threads)?;
-            weights.release(*slot, *param);
             weights.replace(*slot, *param, dtype, data);
         }
     }
@@ -288,9 +287,6 @@ impl GgufQuantizer<'_> {
             ControlFlow::Continue(()) => self.threads.run(|| work.par_iter().map(part).collect()),
         });
         writer.tensor(parts)?;
-        for Parameter { slot, param, .. } in &stack.parameters {
-            self.weights.release(*slot, *param);
-        }
         Ok(())
     }
 

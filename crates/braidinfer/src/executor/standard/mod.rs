@@ -82,21 +82,17 @@ pub struct StreamOptions {
     pub block_size: usize,
     /// Number of blocks.
     pub num_blocks: usize,
-    /// Read the files instead of their memory maps: the files may have been written to since they were opened, which is
-    /// then reported as an error.
-    pub reread: bool,
     /// The compute threads.
     pub threads: Threads,
 }
 
 /// A decoder on the CPU that holds one layer at a time in memory. The weights stay in their files and must have been
-/// checked by another loader. When the next layer is loaded, the memory that caches the previous layer's part of the
-/// file is released. All products are in f32.
+/// checked by another loader; if they were written to since they were opened, that is an error. All products are in f32.
 pub fn stream<'a>(spec: &DecoderSpec, weights: &'a Weights, options: StreamOptions) -> Result<Decoder<'a>> {
-    let StreamOptions { dtype, block_size, num_blocks, reread, threads } = options;
+    let StreamOptions { dtype, block_size, num_blocks, threads } = options;
     let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
     let storage = KvCacheConfig { block_size, num_blocks, dtype: kv_dtype };
-    let (decoder_weights, layers) = (DecoderWeights::stream(weights, reread), 0..spec.layers.len());
+    let (decoder_weights, layers) = (DecoderWeights::stream(weights), 0..spec.layers.len());
     let runner = StandardRunner::new(spec, decoder_weights, layers, dtype, storage, Device::Cpu, threads)?;
     let plan = KernelPlan::fastest(spec, weights, NumericLevel::F32, kv_dtype);
     Ok(Decoder::new(spec.clone(), storage, plan, runner))
