@@ -64,7 +64,7 @@ impl Sequence {
     /// Storage that holds the sequence, filled with `junk` everywhere else.
     fn store<T: KvElement>(&self, junk: f32) -> Vec<KvSlab<T>> {
         let slabs = *self.tiles.iter().max().unwrap() as usize / SLAB_TILES + 1;
-        let mut slabs: Vec<_> = (0..slabs * HEADS).map(|_| KvSlab::new(self.shape.head_dim)).collect();
+        let mut slabs: Vec<_> = (0..slabs * HEADS).map(|_| KvSlab::new(self.shape.head_dim).expect("there is memory")).collect();
         let junk = vec![junk; self.shape.head_dim];
         for (i, tile) in self.tiles.iter().enumerate() {
             let slab = &mut slabs[*tile as usize / SLAB_TILES * HEADS + 1];

@@ -118,6 +118,9 @@ impl From<Error> for ApiError {
             Error::QueueFull { .. } => {
                 Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
             }
+            Error::TooLittleMemory { .. } => {
+                Self { code: Some("too_little_memory"), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+            }
             Error::Unsupported(_) | Error::Text { .. } => Self::bad_request(message),
             _ => Self::internal(message),
         }

@@ -313,6 +313,7 @@ impl Engine {
     /// Removes a sequence and frees its blocks.
     pub fn abort(&mut self, id: SequenceId) {
         self.scheduler.remove(id);
+        self.rest();
     }
 
     /// The oldest sample that waits for its comparison with the standard kernels.
@@ -336,7 +337,8 @@ impl Engine {
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
         self.steps += 1;
         let started = Instant::now();
-        let step = self.scheduler.schedule();
+        let mut failed = Vec::new();
+        let step = self.schedule(&mut failed);
         if step.sequences.is_empty() && self.has_unfinished() {
             self.scheduler.clear();
             return Err(Error::Internal("sequences are waiting, but none can run".into()));
@@ -357,7 +359,7 @@ impl Engine {
                 "{wanted:?} rows of logits and hidden states were wanted, {found:?} came"
             )));
         }
-        let (mut outputs, mut logits_row, mut hidden_row) = (Vec::new(), 0, 0);
+        let (mut outputs, mut logits_row, mut hidden_row) = (failed, 0, 0);
         for scheduled in &step.sequences {
             let row = if scheduled.is_embedding { &mut hidden_row } else { &mut logits_row };
             self.advance(scheduled, &computed, *row, &mut outputs);
@@ -381,6 +383,38 @@ impl Engine {
         Ok(outputs)
     }
 
+    /// The next step, with memory for it. A sequence for which there is none ends, with an error in `failed`; the others go on.
+    fn schedule(&mut self, failed: &mut Vec<StepOutput>) -> ScheduledStep {
+        let mut restored = Vec::new();
+        loop {
+            let mut step = self.scheduler.schedule();
+            restored.append(&mut step.restored);
+            let refused = match self.decoder.reserve(&step.batch) {
+                Ok(()) if step.sequences.is_empty() => self.scheduler.starved(),
+                Ok(()) => None,
+                Err(error) => {
+                    // Sequences wait for blocks that there is memory for, as they would in a smaller cache.
+                    self.scheduler.limit_blocks(self.decoder.reserved_blocks());
+                    step.largest().map(|sequence| (sequence, error))
+                }
+            };
+            let Some((sequence, error)) = refused else {
+                step.restored = restored;
+                return step;
+            };
+            self.scheduler.remove(sequence);
+            failed.push(StepOutput { sequence, output: Err(error) });
+        }
+    }
+
+    /// Gives back what only a running step needs, if nothing is left to do.
+    fn rest(&mut self) {
+        if !self.has_unfinished() {
+            self.scheduler.unlimit_blocks();
+            self.decoder.release_scratch();
+        }
+    }
+
     fn compute(&mut self, step: &ScheduledStep) -> Result<Outputs> {
         for copy in &step.restored {
             self.decoder.copy_state(copy.from, copy.to)?;
@@ -391,7 +425,9 @@ impl Engine {
     fn take_snapshots(&mut self) -> Result<()> {
         // In this order: the slot that one copy reads may be the one that a later copy writes.
         let copies = self.scheduler.take_snapshots();
-        copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))
+        copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))?;
+        self.rest();
+        Ok(())
     }
 
     /// Processes the results of one sequence, which begin at `row`, and appends its outputs. An error ends only this

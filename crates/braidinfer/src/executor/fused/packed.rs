@@ -182,6 +182,18 @@ fn matrix_bytes(view: &TensorView<'_>) -> usize {
     (view.shape[0].div_ceil(LANES) * panel_bytes(format, view.shape[1])).next_multiple_of(ALIGNMENT)
 }
 
+/// Size of all parameters once they are packed, in bytes.
+pub(super) fn weight_bytes(weights: &Weights) -> usize {
+    let tied = weights.head_is_embedding();
+    let bytes = weights.iter().map(|(slot, param, view)| match (slot, param, view.shape.len()) {
+        (Slot::EmbedTokens, Param::Weight, _) if tied => 0,
+        (Slot::EmbedTokens, Param::Weight, _) => view.data.len(),
+        (_, Param::Weight, 2) => matrix_bytes(&view),
+        _ => view.len().next_multiple_of(LANES) * size_of::<f32>(),
+    });
+    bytes.fold(0, usize::saturating_add)
+}
+
 struct Packer<'a> {
     spec: &'a DecoderSpec,
     weights: &'a Weights,

@@ -19,7 +19,7 @@ mod trace;
 use std::collections::BTreeSet;
 
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::{DecoderSpec, Weights};
+use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
 
 use self::attention::MaskCache;
@@ -30,10 +30,10 @@ use self::rotary::Rotation;
 use self::trace::Trace;
 use super::{
     ActiveKernels, Batch, Capabilities, Decoder, ExecutorReport, KernelPlan, KvCacheConfig, KvDtype, LayerRunner,
-    LayerState, Logits, Outputs, Probe, Step, WantedRows,
+    LayerState, Logits, Outputs, Probe, SequenceSlice, Step, WantedRows,
 };
 use crate::threads::Threads;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 pub use load::{ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 
@@ -70,6 +70,19 @@ pub fn load_layers(
     let decoder_weights = DecoderWeights::load_layers(spec, weights, layers)?;
     let layers = layers.iter().copied();
     StandardRunner::new(spec, decoder_weights, layers, ComputeDtype::F32, storage, Device::Cpu, threads.clone())
+}
+
+/// Size of the parameters in memory, in bytes.
+pub(crate) fn weight_bytes(weights: &Weights, dtype: ComputeDtype, quantized: QuantizedWeights) -> usize {
+    let value = dtype.candle().size_in_bytes();
+    let tied = weights.head_is_embedding();
+    let bytes = weights.iter().map(|(slot, param, view)| match (slot, param, view.shape.len()) {
+        (Slot::LmHead, Param::Weight, _) if tied => 0,
+        (_, Param::Weight, 2) if view.dtype.is_quantized() && quantized == QuantizedWeights::Keep => view.data.len(),
+        (_, Param::Weight, 2) => view.len().saturating_mul(value),
+        _ => view.len() * size_of::<f32>(),
+    });
+    bytes.fold(0, usize::saturating_add)
 }
 
 /// Options for reading weights while they are used.
@@ -190,6 +203,19 @@ impl LayerRunner for StandardRunner<'_> {
         LayerState { bytes_per_token, bytes_per_sequence: 0, window: None }
     }
 
+    fn reserve(&mut self, step: Step<'_>) -> Result<()> {
+        self.kv_cache.reserve(step.batch)?;
+        let bytes = scratch_bytes(&self.spec, step.batch);
+        if bytes < UNCHECKED_SCRATCH {
+            return Ok(());
+        }
+        memory::can_grow(bytes, || memory::of_step(step.batch.token_ids.len()))
+    }
+
+    fn reserved_blocks(&self, _plan: &KernelPlan) -> usize {
+        self.kv_cache.reserved_blocks()
+    }
+
     fn begin(&mut self, step: Step<'_>) -> Result<()> {
         self.kv_cache.reserve(step.batch)?;
         let rotations = Rotation::for_batch(&self.spec, step.batch, &self.device)?;
@@ -228,6 +254,21 @@ impl LayerRunner for StandardRunner<'_> {
     fn release_storage(&mut self) -> Result<()> {
         self.kv_cache.clear()
     }
+}
+
+/// Steps that need no more bytes than this are run without looking for room.
+const UNCHECKED_SCRATCH: usize = 8 << 20;
+
+/// Activations of a step, in bytes: those of any kernels, and for the longest sequence its keys and values in f32, twice, and
+/// its scores, which are masked and made probabilities.
+fn scratch_bytes(spec: &DecoderSpec, batch: &Batch) -> usize {
+    let (rows, logits) = (batch.token_ids.len(), batch.logits_rows.len());
+    let attentions = || spec.layer_attentions();
+    let heads = attentions().map(|attention| attention.num_attention_heads).max().unwrap_or(0);
+    let width = attentions().map(|attention| 4 * attention.key_value_width()).max().unwrap_or(0);
+    let of = |sequence: &SequenceSlice| sequence.positions().end * (3 * heads * sequence.query_len + width);
+    let longest = batch.sequences.iter().map(of).max().unwrap_or(0);
+    memory::scratch_bytes(spec, rows, logits).saturating_add(longest.saturating_mul(size_of::<f32>()))
 }
 
 /// Multiplies embeddings by the model's embedding multiplier.
