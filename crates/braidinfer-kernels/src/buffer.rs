@@ -1,6 +1,6 @@
 //! Cache-line aligned buffers for activations.
 
-#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: lines of 16 values as one slice of values")]
+#![allow(unsafe_code, reason = "the home of `unsafe`: lines of 16 values as one slice of values")]
 
 use std::alloc::Layout;
 use std::io;

@@ -1,6 +1,6 @@
 //! Large zeroed buffers: weights, caches and activations.
 
-#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: memory from the operating system")]
+#![allow(unsafe_code, reason = "the home of `unsafe`: memory from the operating system")]
 
 use std::alloc::Layout;
 use std::io;

@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::format::gguf::Gguf;
 use crate::file::FileBytes;
+use crate::format::gguf::Gguf;
 use crate::{ModelError, Result};
 
 /// A model's files, addressed by their Hugging Face file names, or a GGUF file that replaces all of them.

@@ -165,18 +165,8 @@ impl ModelParts {
         let context = context(&spec, options.context, &mut notes)?;
         let label = source.label();
         let room_for_kv = usize::MAX;
-        let mut parts = Self {
-            spec,
-            weights,
-            tokenizer,
-            chat_template,
-            generation,
-            label,
-            notes,
-            context,
-            room_for_kv,
-            threads,
-        };
+        let mut parts =
+            Self { spec, weights, tokenizer, chat_template, generation, label, notes, context, room_for_kv, threads };
         parts.fit(options, Room::now());
         Ok(parts)
     }
@@ -313,7 +303,8 @@ impl ModelParts {
             KvCacheRoom::AllSequences => all.min(blocks(self.fitting_tokens().max(self.context))),
             KvCacheRoom::Tokens(tokens) => {
                 let room = Room { bytes: self.room_for_kv, ..Room::now() };
-                let bytes = kv_bytes_per_token(&self.spec, dtype).saturating_mul(tokens.min(all.saturating_mul(BLOCK_SIZE)));
+                let bytes =
+                    kv_bytes_per_token(&self.spec, dtype).saturating_mul(tokens.min(all.saturating_mul(BLOCK_SIZE)));
                 room.hold(bytes, || format!("{}: keys and values of {tokens} tokens", self.label))?;
                 blocks(tokens).min(all)
             }

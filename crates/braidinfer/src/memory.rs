@@ -7,7 +7,7 @@ use braidinfer_model::DecoderSpec;
 use braidinfer_model::spec::{FeedForward, LayerSpec};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-use crate::executor::KvDtype;
+use crate::executor::{HEAD_ROWS, KvDtype};
 use crate::{Error, Result};
 
 #[cfg(target_os = "linux")]
@@ -30,6 +30,10 @@ pub(crate) struct Room {
 impl Room {
     /// The least of what the machine has available, and of what the limits of the control groups and of the process leave.
     pub(crate) fn now() -> Self {
+        #[cfg(test)]
+        if let Some(bytes) = tests::PRETENDED.get() {
+            return Self { bytes, limit: "of the test" };
+        }
         let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
         let machine = System::new_with_specifics(memory).available_memory();
         let machine = Self { bytes: usize::try_from(machine).unwrap_or(usize::MAX), limit: "of the machine" };
@@ -114,7 +118,8 @@ pub(crate) fn scratch_bytes(spec: &DecoderSpec, rows: usize, logits: usize) -> u
     };
     let inner = spec.layers.iter().map(inner).max().unwrap_or(0);
     let row = 6 * spec.hidden_size + 3 * widest.max().unwrap_or(0) + 4 * inner;
-    let logits = logits.saturating_mul(3).saturating_mul(spec.vocab_size);
+    // All of them are kept, and some are computed at a time.
+    let logits = logits.saturating_add(2 * logits.min(HEAD_ROWS)).saturating_mul(spec.vocab_size);
     rows.saturating_mul(row).saturating_add(logits).saturating_mul(size_of::<f32>())
 }
 
@@ -132,17 +137,32 @@ pub(crate) fn size(bytes: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// What [`Room::now`] finds on this thread.
+        pub(super) static PRETENDED: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// Pretends that this thread may take this many bytes.
+    pub(crate) fn pretend(bytes: Option<usize>) {
+        PRETENDED.set(bytes);
+    }
 
     #[test]
     fn what_does_not_fit_is_refused_with_both_figures() {
         let need = Need { weights: 3 << 30, kv: 1 << 30, context: 4096, scratch: 100 << 20 };
         let whole = need.fixed() + need.kv;
         need.check("a.gguf", Room { bytes: whole, limit: "of the machine" }).expect("it fits exactly");
-        let error = need.check("a.gguf", Room { bytes: whole - 1, limit: "of the machine" }).expect_err("a byte is missing");
+        let error =
+            need.check("a.gguf", Room { bytes: whole - 1, limit: "of the machine" }).expect_err("a byte is missing");
         let text = error.to_string();
-        for part in ["a.gguf: weights 3.2 GB", "1.1 GB for a sequence of 4096 tokens", "4.5 GB of memory", "of the machine"] {
+        for part in
+            ["a.gguf: weights 3.2 GB", "1.1 GB for a sequence of 4096 tokens", "4.5 GB of memory", "of the machine"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(error.advice().expect("there is something to do").to_string().contains("quantize"));

@@ -11,8 +11,8 @@ use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
 use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::quantization::{self, FileType};
 use braidinfer_model::{
-    DecoderSpec, Dtype, GenerationConfig, LayerSlot, ModelError, ModelSource, Param, Parameter, Slot, Stack, TensorNames,
-    TensorView, Weights, describe, stacks,
+    DecoderSpec, Dtype, GenerationConfig, LayerSlot, ModelError, ModelSource, Param, Parameter, Slot, Stack,
+    TensorNames, TensorView, Weights, describe, stacks,
 };
 use rayon::prelude::*;
 
@@ -113,10 +113,9 @@ pub fn quantize_weights(
 /// Size of the matrices in memory once [`quantize_weights`] has quantized them, in bytes.
 pub(crate) fn quantized_bytes(spec: &DecoderSpec, weights: &Weights, file_type: FileType) -> usize {
     let tied = weights.head_is_embedding();
-    let tensors =
-        stacks(spec, tied, |slot, param| TensorNames::default().tensor(slot, param, "", "")).into_iter().filter(|stack| {
-            stack.shape().len() > 1
-        });
+    let tensors = stacks(spec, tied, |slot, param| TensorNames::default().tensor(slot, param, "", ""))
+        .into_iter()
+        .filter(|stack| stack.shape().len() > 1);
     let bytes = tensors.map(|stack| {
         let dtype = file_type.dtype(spec, &stack, tied);
         let values = stack.shape().iter().fold(1, |product: usize, extent| product.saturating_mul(*extent));
@@ -129,7 +128,8 @@ pub(crate) fn quantized_bytes(spec: &DecoderSpec, weights: &Weights, file_type: 
 /// f32 and quantized. The weights stay in their files.
 fn streaming_bytes(spec: &DecoderSpec, threads: &Threads) -> usize {
     let widest = spec.layer_attentions().map(|attention| attention.query_width()).max().unwrap_or(0);
-    let group = GROUP.max(widest.max(spec.hidden_size).saturating_mul(head_dim(spec, Slot::Layer(0, LayerSlot::QProj))));
+    let group =
+        GROUP.max(widest.max(spec.hidden_size).saturating_mul(head_dim(spec, Slot::Layer(0, LayerSlot::QProj))));
     group.saturating_mul(12).saturating_mul(2 * threads.count())
 }
 

@@ -123,7 +123,8 @@ impl Header {
     /// Describes an error in terms of the file, because the library's errors lack sizes.
     fn explain(&self, path: &str, error: SafeTensorError) -> ModelError {
         let Self { bytes, file_len } = self;
-        let malformed = |expected: String, found: String| ModelError::Malformed { path: path.to_owned(), expected, found };
+        let malformed =
+            |expected: String, found: String| ModelError::Malformed { path: path.to_owned(), expected, found };
         let tensor = |tensor: String, expected: &str, found: String| ModelError::Tensor {
             path: path.to_owned(),
             tensor,
@@ -156,7 +157,9 @@ impl Header {
             }
             SafeTensorError::TensorInvalidInfo => match first_size_mismatch(bytes) {
                 Some((name, found)) => tensor(name, "as many bytes as its shape and type need", found),
-                None => malformed("tensors with as many bytes as their shape and type need".into(), "another size".into()),
+                None => {
+                    malformed("tensors with as many bytes as their shape and type need".into(), "another size".into())
+                }
             },
             other => malformed("a valid safetensors file".into(), other.to_string()),
         }

@@ -39,7 +39,12 @@ struct Entry {
 
 impl VerdictCache {
     /// The key covers weights, test tokens, precision, numeric levels, instruction set and build of the engine.
-    pub(crate) fn new(folder: Option<&Path>, subject: &Subject, fused: &Decoder<'_>, precision: Precision) -> crate::Result<Self> {
+    pub(crate) fn new(
+        folder: Option<&Path>,
+        subject: &Subject,
+        fused: &Decoder<'_>,
+        precision: Precision,
+    ) -> crate::Result<Self> {
         let Subject { spec, weights, .. } = subject;
         let mut hash = Sha256::new();
         field(&mut hash, fused.report().isa.as_bytes());

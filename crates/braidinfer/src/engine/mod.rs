@@ -15,6 +15,8 @@ mod scheduler;
 mod sequence;
 mod shadow_sample;
 mod step_costs;
+#[cfg(test)]
+mod tests;
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 

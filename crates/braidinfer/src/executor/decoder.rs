@@ -14,7 +14,7 @@ use super::{
 use crate::{Error, Result};
 
 /// Rows of logits computed at once, which bounds the memory for logits.
-const HEAD_ROWS: usize = 64;
+pub(crate) const HEAD_ROWS: usize = 64;
 
 /// A model: its layer runners, the table that assigns layers to runners, and the numeric plan.
 ///
@@ -148,8 +148,10 @@ impl<'a> Decoder<'a> {
 
     /// Frees the large buffers of earlier steps, for a time in which nothing is computed.
     pub fn release_scratch(&mut self) {
-        self.runners.iter_mut().for_each(|runner| runner.release_scratch());
-        braidinfer_kernels::return_freed();
+        let released = self.runners.iter_mut().map(|runner| runner.release_scratch());
+        if released.fold(false, |any, large| any | large) {
+            braidinfer_kernels::return_freed();
+        }
     }
 
     /// Like [`Decoder::forward`], with another plan than the decoder's own. A sequence must be computed under plans with the

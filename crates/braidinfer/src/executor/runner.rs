@@ -52,8 +52,10 @@ pub trait LayerRunner: Send {
         usize::MAX
     }
 
-    /// Frees large buffers that only a running step needs.
-    fn release_scratch(&mut self) {}
+    /// Frees large buffers that only a running step needs. Returns whether there were any since the last call.
+    fn release_scratch(&mut self) -> bool {
+        false
+    }
 
     /// Allocates the KV cache blocks of the step, and computes what all layers share, such as rotations.
     ///
@@ -155,8 +157,8 @@ impl LayerRunner for &mut (dyn LayerRunner + '_) {
         (**self).reserved_blocks(plan)
     }
 
-    fn release_scratch(&mut self) {
-        (**self).release_scratch();
+    fn release_scratch(&mut self) -> bool {
+        (**self).release_scratch()
     }
 
     fn begin(&mut self, step: Step<'_>) -> Result<()> {

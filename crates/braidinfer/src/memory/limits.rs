@@ -25,7 +25,8 @@ fn of_process(process: &Process) -> Vec<Room> {
         LimitValue::Unlimited => None,
         LimitValue::Value(most) => Some(room(most.saturating_sub(kilobytes.unwrap_or(0).saturating_mul(1024)), words)),
     };
-    let space = left(limits.max_address_space.soft_limit, status.vmsize, "within the limit of the address space, ulimit -v");
+    let space =
+        left(limits.max_address_space.soft_limit, status.vmsize, "within the limit of the address space, ulimit -v");
     let data = left(limits.max_data_size.soft_limit, status.vmdata, "within the limit of the data size, ulimit -d");
     space.into_iter().chain(data).collect()
 }

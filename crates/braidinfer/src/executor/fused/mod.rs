@@ -162,11 +162,13 @@ impl LayerRunner for FusedRunner {
         self.kv_cache.reserved_blocks(&plan.kv_dtypes)
     }
 
-    fn release_scratch(&mut self) {
-        if self.scratch_bytes > KEPT_SCRATCH {
+    fn release_scratch(&mut self) -> bool {
+        let large = self.scratch_bytes > KEPT_SCRATCH;
+        if large {
             self.scratch = Scratch::new(self.pool.threads());
             self.scratch_bytes = 0;
         }
+        large
     }
 
     fn begin(&mut self, step: Step<'_>) -> Result<()> {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use braidinfer_model::DecoderSpec;
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Result, memory};
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
+use crate::{Result, memory};
 
 /// Keys and values of some layers, indexed by slot. Grows when blocks are first used.
 #[derive(Debug)]

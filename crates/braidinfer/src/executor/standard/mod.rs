@@ -122,6 +122,8 @@ struct StandardRunner<'a> {
     step_tensors: StepTensors,
     /// The residual stream, `[T, h]`.
     hidden: Option<Tensor>,
+    /// Whether a step since the last rest needed much memory.
+    ran_large: bool,
     threads: Threads,
 }
 
@@ -144,7 +146,8 @@ impl<'a> StandardRunner<'a> {
     ) -> Result<Self> {
         let kv_cache = KvCache::new(spec, layers, storage, &device)?;
         let (spec, dtype) = (spec.clone(), dtype.candle());
-        Ok(Self { spec, weights, device, dtype, kv_cache, step_tensors: StepTensors::default(), hidden: None, threads })
+        let step_tensors = StepTensors::default();
+        Ok(Self { spec, weights, device, dtype, kv_cache, step_tensors, hidden: None, ran_large: false, threads })
     }
 
     fn stream(&self) -> Result<&Tensor> {
@@ -209,7 +212,14 @@ impl LayerRunner for StandardRunner<'_> {
         if bytes < UNCHECKED_SCRATCH {
             return Ok(());
         }
+        self.ran_large = true;
         memory::can_grow(bytes, || memory::of_step(step.batch.token_ids.len()))
+    }
+
+    fn release_scratch(&mut self) -> bool {
+        self.step_tensors = StepTensors::default();
+        self.hidden = None;
+        std::mem::take(&mut self.ran_large)
     }
 
     fn reserved_blocks(&self, _plan: &KernelPlan) -> usize {
