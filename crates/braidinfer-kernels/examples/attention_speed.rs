@@ -13,7 +13,8 @@ const ROUNDS: usize = 15;
 
 /// Keys and values of one head for every position of a sequence.
 fn slabs<T: KvElement>(head_dim: usize, positions: usize) -> Vec<KvSlab<T>> {
-    let mut slabs: Vec<_> = (0..positions.div_ceil(LANES * SLAB_TILES)).map(|_| KvSlab::new(head_dim)).collect();
+    let mut slabs: Vec<_> =
+        (0..positions.div_ceil(LANES * SLAB_TILES)).map(|_| KvSlab::new(head_dim).expect("there is memory")).collect();
     for position in 0..positions {
         let key: Vec<f32> = (0..head_dim).map(|d| ((position * 31 + d * 17) % 101) as f32 / 101.0 - 0.5).collect();
         let tile = position / LANES;

@@ -1,7 +1,9 @@
 //! Cache-line aligned buffers for activations.
 
-#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: lines of 16 values as one slice of values")]
+#![allow(unsafe_code, reason = "the home of `unsafe`: lines of 16 values as one slice of values")]
 
+use std::alloc::Layout;
+use std::io;
 use std::ops::{Deref, DerefMut};
 
 use crate::simd::LANES;
@@ -50,9 +52,45 @@ impl DerefMut for Buffer {
     }
 }
 
+/// Values whose zero has all bits zero.
+pub(crate) trait Zeroed: Copy {}
+
+impl Zeroed for f32 {}
+impl Zeroed for u16 {}
+
+/// `len` zeros, whose memory the system commits when it is first written.
+///
+/// # Errors
+///
+/// The system is out of memory.
+pub(crate) fn zeros<T: Zeroed>(len: usize) -> io::Result<Vec<T>> {
+    let out_of_memory = || io::Error::from(io::ErrorKind::OutOfMemory);
+    let layout = Layout::array::<T>(len).map_err(|_| out_of_memory())?;
+    if layout.size() == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the size of the layout is not zero.
+    let start = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<T>();
+    if start.is_null() {
+        return Err(out_of_memory());
+    }
+    // SAFETY: the global allocator gave memory for `len` values with the layout of an array, as a vector has it, and all of
+    // them are initialised: their zero has all bits zero.
+    Ok(unsafe { Vec::from_raw_parts(start, len, len) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zeros_that_do_not_fit_are_an_error() {
+        assert_eq!(zeros::<u16>(3).expect("there is memory"), [0; 3]);
+        assert_eq!(zeros::<f32>(0).expect("nothing is needed"), [0.0; 0]);
+        for len in [usize::MAX, usize::MAX / 8, isize::MAX as usize / 4] {
+            assert_eq!(zeros::<f32>(len).expect_err("nobody has that much").kind(), io::ErrorKind::OutOfMemory);
+        }
+    }
 
     #[test]
     fn values_begin_at_a_cache_line_and_survive_resizing() {

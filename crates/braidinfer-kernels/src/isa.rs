@@ -110,7 +110,7 @@ macro_rules! dispatched {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $generic:path;) => {
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
-        #[allow(unsafe_code, reason = "one of the two homes of `unsafe`: calls of functions compiled for more features")]
+        #[allow(unsafe_code, reason = "the home of `unsafe`: calls of functions compiled for more features")]
         $visibility fn $name(isa: $crate::isa::Isa, $($arg: $type),*) $(-> $result)? {
             use $crate::isa::Level;
             #[cfg(target_arch = "x86_64")]

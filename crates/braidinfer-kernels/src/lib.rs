@@ -31,7 +31,7 @@ pub use format::{BLOCK, PanelFormat, WeightType, panel_bytes};
 pub use isa::{ISA_VARIABLE, Isa, IsaError};
 pub use matmul::{Panels, matmul};
 pub use pack::{NotFinite, pack_panel};
-pub use pages::Pages;
+pub use pages::{Pages, return_freed};
 pub use pool::{Chunks, Items, Parts, PerThread, Pool, Ranges, default_threads};
 pub use prepare::read_row;
 pub use simd::LANES;

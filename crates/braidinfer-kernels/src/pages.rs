@@ -1,6 +1,6 @@
 //! Large zeroed buffers: weights, caches and activations.
 
-#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: memory from the operating system")]
+#![allow(unsafe_code, reason = "the home of `unsafe`: memory from the operating system")]
 
 use std::alloc::Layout;
 use std::io;
@@ -84,6 +84,15 @@ impl Pages {
         // small pages, which is harmless.
         unsafe { libc::madvise(start.as_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
         Ok(Self { start, len, reserved: Reserved::Mapping { base, size } })
+    }
+}
+
+/// Gives memory that was freed back to the system, as far as the allocator kept it for later.
+pub fn return_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu", not(miri)))]
+    // SAFETY: it frees only memory that nothing owns, and other threads may allocate meanwhile.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

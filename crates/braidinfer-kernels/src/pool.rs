@@ -5,7 +5,7 @@
 //! Awake workers join by claiming a task; a late worker finds nothing to claim. The caller waits only for claimed
 //! tasks, so a worker that sleeps or was descheduled delays nobody.
 
-#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: a run on other threads borrows from the caller")]
+#![allow(unsafe_code, reason = "the home of `unsafe`: a run on other threads borrows from the caller")]
 
 mod parts;
 #[cfg(test)]

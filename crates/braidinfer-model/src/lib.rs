@@ -8,11 +8,11 @@
 pub mod arch;
 pub mod dtype;
 mod error;
+mod file;
 pub mod format;
 mod generation_config;
 mod json;
 mod layout;
-mod mmap;
 pub mod quantization;
 pub mod rope;
 mod source;
@@ -20,7 +20,7 @@ pub mod spec;
 mod weights;
 
 pub use arch::{Architecture, Description, describe};
-pub use dtype::{Dtype, Element, TensorView};
+pub use dtype::{Dtype, Element, TensorData, TensorView};
 pub use error::ModelError;
 pub use generation_config::GenerationConfig;
 pub use json::JsonFile;

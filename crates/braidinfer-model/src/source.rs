@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::ops::Range;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::file::FileBytes;
 use crate::format::gguf::Gguf;
-use crate::mmap::{MappedFile, map_file};
 use crate::{ModelError, Result};
 
 /// A model's files, addressed by their Hugging Face file names, or a GGUF file that replaces all of them.
@@ -34,38 +33,8 @@ pub enum ModelSource {
     Gguf(Arc<Gguf>),
 }
 
-/// The bytes of one file: memory-mapped, or in memory.
-#[derive(Debug)]
-pub(crate) enum FileBytes {
-    Mapped(MappedFile),
-    Static(&'static [u8]),
-    Shared(Arc<[u8]>),
-}
-
-impl FileBytes {
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Static(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
-        }
-    }
-
-    /// Releases the memory that caches this part of a mapped file.
-    pub(crate) fn release(&self, range: Range<usize>) {
-        if let Self::Mapped(file) = self {
-            file.release(range);
-        }
-    }
-
-    /// A copy of some bytes. Fails if the file at `path` has changed.
-    pub(crate) fn copy(&self, path: &str, range: Range<usize>) -> Result<Vec<u8>> {
-        match self {
-            Self::Mapped(file) => file.read(path, range),
-            Self::Static(_) | Self::Shared(_) => Ok(self.as_slice()[range].to_vec()),
-        }
-    }
-}
+/// Most bytes of a file that is read whole: settings, tokenizers and templates. The largest ones have some tens of megabytes.
+const MOST_READ: u64 = 512 << 20;
 
 impl ModelSource {
     /// Opens a model directory or a GGUF file. Fails if there is neither at `path`.
@@ -126,7 +95,10 @@ impl ModelSource {
     pub fn read(&self, file: &str) -> Result<Option<Vec<u8>>> {
         match self {
             Self::Directory(dir) => read_optional(&dir.join(file)),
-            _ => Ok(self.in_memory(file).map(|bytes| bytes.as_slice().to_vec())),
+            _ => match self.in_memory(file) {
+                Some(bytes) => Ok(Some(bytes.read(0..bytes.len())?.into_owned())),
+                None => Ok(None),
+            },
         }
     }
 
@@ -140,15 +112,15 @@ impl ModelSource {
         })
     }
 
-    /// Maps `file`, or `None` if the model has no such file.
-    pub(crate) fn map(&self, file: &str) -> Result<Option<FileBytes>> {
+    /// Opens `file`, or `None` if the model has no such file.
+    pub(crate) fn open_file(&self, file: &str) -> Result<Option<FileBytes>> {
         match self {
             Self::Directory(dir) => {
                 let path = dir.join(file);
                 if !is_there(&path)? {
                     return Ok(None);
                 }
-                map_file(&path).map(|map| Some(FileBytes::Mapped(map)))
+                FileBytes::open(&path).map(Some)
             }
             _ => Ok(self.in_memory(file)),
         }
@@ -183,10 +155,17 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
         return Ok(None);
     }
     let io_error = |source| ModelError::Io { path: path.display().to_string(), source };
+    let malformed = |expected: String, found: String| {
+        Err(ModelError::Malformed { path: path.display().to_string(), expected, found })
+    };
     // Reading a device or pipe may never end.
     if !fs::metadata(path).map_err(io_error)?.is_file() {
-        let (expected, found) = ("a plain file".into(), "something else".into());
-        return Err(ModelError::Malformed { path: path.display().to_string(), expected, found });
+        return malformed("a plain file".into(), "something else".into());
     }
-    fs::read(path).map(Some).map_err(io_error)
+    let mut bytes = Vec::new();
+    fs::File::open(path).and_then(|file| file.take(MOST_READ + 1).read_to_end(&mut bytes)).map_err(io_error)?;
+    if bytes.len() as u64 > MOST_READ {
+        return malformed(format!("at most {} MiB", MOST_READ >> 20), "a larger file".into());
+    }
+    Ok(Some(bytes))
 }

@@ -50,7 +50,6 @@ pub struct WeightBytes(Bytes);
 #[derive(Debug, Clone)]
 enum Bytes {
     Own(Arc<[u8]>),
-    Mapped(FileRange),
     InFile(FileRange),
 }
 
@@ -67,12 +66,11 @@ impl WeightBytes {
     pub fn size(&self) -> usize {
         match &self.0 {
             Bytes::Own(bytes) => bytes.len(),
-            Bytes::Mapped(place) | Bytes::InFile(place) => place.range.len(),
+            Bytes::InFile(place) => place.range.len(),
         }
     }
 
-    /// Part of the bytes. Those from [`Weights::bytes_in_file`] are read now, which fails, naming the file, if it was
-    /// written to since it was opened.
+    /// Part of the bytes. Those in a file are read now, which fails, naming the file, if it was written to since it was opened.
     ///
     /// # Panics
     ///
@@ -84,16 +82,14 @@ impl WeightBytes {
         };
         Ok(match &self.0 {
             Bytes::Own(bytes) => Cow::Borrowed(&bytes[part]),
-            Bytes::Mapped(place) => Cow::Borrowed(place.checkpoint.bytes(place.file, in_file(place))),
-            Bytes::InFile(place) => Cow::Owned(place.checkpoint.copy(place.file, in_file(place))?),
+            Bytes::InFile(place) => place.checkpoint.read(place.file, in_file(place))?,
         })
     }
 }
 
-impl From<&[u8]> for WeightBytes {
-    /// Copies the bytes.
-    fn from(bytes: &[u8]) -> Self {
-        Self(Bytes::Own(bytes.into()))
+impl From<Arc<[u8]>> for WeightBytes {
+    fn from(bytes: Arc<[u8]>) -> Self {
+        Self(Bytes::Own(bytes))
     }
 }
 
@@ -126,20 +122,10 @@ impl Weights {
         let whole = self.checkpoint.tensor(&entry.tensor).ok().flatten()?;
         let shape = entry.shape.clone();
         if let Some(Quantized { dtype, data }) = self.quantized.get(&(slot, param)) {
-            return Some(TensorView { shape, dtype: *dtype, data, ..whole });
+            return Some(TensorView { shape, dtype: *dtype, data: (&**data).into(), ..whole });
         }
-        let data = whole.data.get(entry.bytes(whole.dtype)?)?;
+        let data = whole.data.part(entry.bytes(whole.dtype)?)?;
         Some(TensorView { shape, data, ..whole })
-    }
-
-    /// To be called after a parameter has been copied: releases the memory that caches its part of the file. The
-    /// parameter may still be read again.
-    pub fn release(&self, slot: Slot, param: Param) {
-        let Some(entry) = self.entries.get(&(slot, param)) else { return };
-        let Ok(Some(whole)) = self.checkpoint.tensor(&entry.tensor) else { return };
-        if let Some(part) = entry.bytes(whole.dtype) {
-            self.checkpoint.release(&entry.tensor, part);
-        }
     }
 
     /// Replaces a parameter by `data`, blocks of `dtype`; if it is the embedding, a tied output head as well.
@@ -155,7 +141,7 @@ impl Weights {
         self.quantized.get(&(slot, param)).map(|quantized| WeightBytes(Bytes::Own(Arc::clone(&quantized.data))))
     }
 
-    /// The data of the parameter in `slot`, in memory or in the mapped checkpoint file.
+    /// The data of the parameter in `slot`, in memory or in the checkpoint file, which is read on each access.
     pub fn bytes(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
         if let Some(replaced) = self.replaced(slot, param) {
             return Some(replaced);
@@ -165,16 +151,7 @@ impl Weights {
         let (file, whole) = self.checkpoint.place(&entry.tensor)?;
         let part = entry.bytes(dtype)?;
         let range = whole.start + part.start..whole.start + part.end;
-        Some(WeightBytes(Bytes::Mapped(FileRange { checkpoint: Arc::clone(&self.checkpoint), file, range })))
-    }
-
-    /// Like [`Weights::bytes`], but reads from the file on each access. All other methods access the memory map, which
-    /// kills the process if the file was truncated; here that is an error.
-    pub fn bytes_in_file(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
-        match self.bytes(slot, param)?.0 {
-            Bytes::Mapped(place) => Some(WeightBytes(Bytes::InFile(place))),
-            own => Some(WeightBytes(own)),
-        }
+        Some(WeightBytes(Bytes::InFile(FileRange { checkpoint: Arc::clone(&self.checkpoint), file, range })))
     }
 
     /// Whether the output head shares the embedding's weights.
@@ -314,7 +291,7 @@ impl<'a> Resolver<'a> {
         else {
             return Ok(true);
         };
-        if (head.dtype, head.data) == (embedding.dtype, embedding.data) {
+        if head.dtype == embedding.dtype && head.data.same(&embedding.data)? {
             return Ok(true);
         }
         notes.push(format!(

@@ -75,6 +75,18 @@ pub enum Error {
         /// Context length in tokens.
         context: usize,
     },
+    /// There is less memory than something needs.
+    #[error("{what}: expected {needed} of memory, found {found} {limit}")]
+    TooLittleMemory {
+        /// What needs it.
+        what: String,
+        /// How much is needed.
+        needed: String,
+        /// How much there is.
+        found: String,
+        /// What limits it.
+        limit: &'static str,
+    },
     /// Too many requests are waiting.
     #[error("{waiting} answers are waiting already, and no more may; try again later")]
     QueueFull {
@@ -122,6 +134,11 @@ impl Error {
             Self::FusedForbidden { .. } => {
                 Some(Advice::from("use ").then_set("kernels", "auto").then(", or ").then_set("force", "true"))
             }
+            Self::TooLittleMemory { .. } => Some(
+                Advice::from("use a smaller quantization of the model (`quantize` makes one without holding it in memory), a shorter ")
+                    .then_name("context")
+                    .then(", or a higher limit"),
+            ),
             Self::TextTooShort { .. } => Some(Advice::from("see ").then_name("context")),
             _ => None,
         }

@@ -6,6 +6,7 @@
 
 mod advice;
 pub mod compat;
+mod contained;
 mod containment;
 pub mod difference;
 pub mod divergence;

@@ -4,15 +4,16 @@ use std::path::PathBuf;
 
 use braidinfer_kernels::{Isa, NumericLevel};
 use braidinfer_model::quantization::FileType;
-use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights, describe};
+use braidinfer_model::{DecoderSpec, GenerationConfig, ModelError, ModelSource, Weights, describe};
 
 use crate::compat::{self, Checked, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
 use crate::containment::WorkerProgram;
+use crate::engine::SamplingParams;
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::{self, ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 use crate::executor::{ActiveKernels, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype};
-use crate::memory::{SLACK, available, kv_bytes_per_token};
-use crate::quantize::quantize_weights;
+use crate::memory::{self, Need, Room, kv_bytes_per_token};
+use crate::quantize::{quantize_weights, quantized_bytes};
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use crate::threads::Threads;
 use crate::{Error, Result};
@@ -22,6 +23,13 @@ pub(crate) const BLOCK_SIZE: usize = 16;
 
 /// Longest context that can be requested.
 const MAX_CONTEXT: usize = 1 << 31;
+
+/// Shortest context that a model's own is limited to for lack of memory.
+const LEAST_CONTEXT: usize = 128;
+
+/// Most tokens of a step, and most rows of logits that are kept in memory at a time.
+const MOST_ROWS: usize = 512;
+const MOST_LOGITS_ROWS: usize = 64;
 
 /// Block ids are 32-bit; sequences that find no free block wait.
 const MAX_BLOCKS: usize = u32::MAX as usize;
@@ -116,6 +124,8 @@ pub(crate) struct ModelParts {
     pub(crate) notes: Vec<String>,
     /// Longest sequence in tokens.
     pub(crate) context: usize,
+    /// Memory that keys and values may take, in bytes.
+    room_for_kv: usize,
     /// The compute threads.
     pub(crate) threads: Threads,
 }
@@ -127,12 +137,13 @@ pub(crate) struct Loaded {
 }
 
 impl ModelParts {
-    /// Reads all files; weights are only mapped.
+    /// Reads all files, but of the weights only what describes them.
     pub(crate) fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
         let (description, config) = describe(source)?;
         let spec = description.spec;
         // Small files first: a broken tokenizer should not wait for gigabytes of weights.
         let generation = GenerationConfig::read(source, &config)?;
+        check_generation(source, &generation)?;
         let settings = TokenizerSettings::read(source)?;
         let tokenizer = Tokenizer::read(source, &settings)?;
         let chat_template = ChatTemplate::read(source, &settings, options.worker.as_ref())?;
@@ -146,11 +157,80 @@ impl ModelParts {
         let mut weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();
         if let Some(file_type) = options.quantize {
+            let bytes = quantized_bytes(&spec, &weights, file_type);
+            // Fused kernels repack them.
+            let copies = if options.kernels == Kernels::Standard { 1 } else { 2 };
+            let need = Need { weights: bytes.saturating_mul(copies), kv: 0, context: 0, scratch: 0 };
+            need.check(&source.label(), Room::now())?;
+        }
+        if let Some(file_type) = options.quantize {
             notes.extend(quantize_weights(&spec, &mut weights, file_type, &threads, progress)?);
         }
         notes.extend(tokenizer.iter().flat_map(Tokenizer::notes).cloned());
         let context = context(&spec, options.context, &mut notes)?;
-        Ok(Self { spec, weights, tokenizer, chat_template, generation, label: source.label(), notes, context, threads })
+        let label = source.label();
+        let room_for_kv = usize::MAX;
+        let mut parts =
+            Self { spec, weights, tokenizer, chat_template, generation, label, notes, context, room_for_kv, threads };
+        parts.fit(options, Room::now());
+        Ok(parts)
+    }
+
+    /// Adapts what nobody asked for to the memory that there is: a context that is the model's own, and the room for keys
+    /// and values of several sequences.
+    fn fit(&mut self, options: &LoadOptions, room: Room) {
+        self.room_for_kv = room.bytes.saturating_sub(self.need(options).fixed());
+        // In f32, which a check may choose.
+        let token = kv_bytes_per_token(&self.spec, KvDtype::F32).max(1);
+        let fitting = self.room_for_kv / token / BLOCK_SIZE * BLOCK_SIZE;
+        if options.context.is_none() && fitting < self.context {
+            // Less is no use: what there is too little memory for is refused when it is loaded.
+            if fitting >= LEAST_CONTEXT {
+                self.notes.push(format!(
+                    "the context is limited to {fitting} tokens: keys and values of all {} tokens that the model is meant for may \
+                     take {}, and there is memory for {} of them",
+                    self.context,
+                    memory::size(token.saturating_mul(self.context)),
+                    memory::size(self.room_for_kv)
+                ));
+                self.context = fitting;
+            }
+        }
+        let all = self.context.saturating_mul(options.max_sequences);
+        if options.kv_cache == KvCacheRoom::AllSequences && options.max_sequences > 1 && fitting < all {
+            self.notes.push(format!(
+                "keys and values of {} sequences of {} tokens may take {}, and there is memory for {} of them: sequences wait for it",
+                options.max_sequences,
+                self.context,
+                memory::size(token.saturating_mul(all)),
+                memory::size(self.room_for_kv)
+            ));
+        }
+    }
+
+    /// The memory that these options need, with one sequence at a time.
+    fn need(&self, options: &LoadOptions) -> Need {
+        let standard = options.kernels == Kernels::Standard || !has_fused(options);
+        let (weights, dtype) = match (standard, options.device) {
+            (false, _) => (fused::weight_bytes(&self.weights), self.fused_kv_dtype(options)),
+            (true, DeviceChoice::Cpu) => {
+                let (dtype, quantized) = self.standard_types(options);
+                (standard::weight_bytes(&self.weights, dtype, quantized), kv_dtype(dtype))
+            }
+            // They lie in the memory of the device.
+            (true, DeviceChoice::Cuda(_) | DeviceChoice::Metal) => (0, KvDtype::F16),
+        };
+        let kv = match (standard, options.device) {
+            (true, DeviceChoice::Cuda(_) | DeviceChoice::Metal) => 0,
+            _ => kv_bytes_per_token(&self.spec, dtype).saturating_mul(self.context),
+        };
+        let rows = self.context.min(MOST_ROWS);
+        Need { weights, kv, context: self.context, scratch: memory::scratch_bytes(&self.spec, rows, MOST_LOGITS_ROWS) }
+    }
+
+    /// Fails if there is too little memory for loading with these options.
+    fn check_memory(&self, options: &LoadOptions) -> Result<()> {
+        self.need(options).check(&self.label, Room::now())
     }
 
     /// Loads the weights for the requested kernels, or for those that a check chooses.
@@ -175,7 +255,7 @@ impl ModelParts {
     /// Loads fused kernels with the plan of a check, if it finds one.
     fn load_checked(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         let mut fused = self.fused(options, progress)?;
-        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused, options.precision);
+        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused, options.precision)?;
         // A cached plan for other projections is ignored.
         let fitting = |report| Some(Checked { plan: compat::plan_of(&report, fused.plan())?, report });
         let known = cache.read().and_then(fitting);
@@ -221,22 +301,26 @@ impl ModelParts {
         }
     }
 
-    fn kv_cache(&self, options: &LoadOptions, dtype: KvDtype) -> KvCacheConfig {
+    fn kv_cache(&self, options: &LoadOptions, dtype: KvDtype) -> Result<KvCacheConfig> {
         let blocks = |tokens: usize| tokens.div_ceil(BLOCK_SIZE);
         let all = blocks(self.context).saturating_mul(options.max_sequences);
         let num_blocks = match options.kv_cache {
-            KvCacheRoom::AllSequences => all,
-            KvCacheRoom::Tokens(tokens) => blocks(tokens).min(all),
-            KvCacheRoom::Fitting => blocks(self.fitting_tokens().max(self.context)).min(all),
+            KvCacheRoom::AllSequences => all.min(blocks(self.fitting_tokens().max(self.context))),
+            KvCacheRoom::Tokens(tokens) => {
+                let room = Room { bytes: self.room_for_kv, ..Room::now() };
+                let bytes =
+                    kv_bytes_per_token(&self.spec, dtype).saturating_mul(tokens.min(all.saturating_mul(BLOCK_SIZE)));
+                room.hold(bytes, || format!("{}: keys and values of {tokens} tokens", self.label))?;
+                blocks(tokens).min(all)
+            }
+            KvCacheRoom::Fitting => blocks((self.fitting_tokens() / 2).max(self.context)).min(all),
         };
-        KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks.min(MAX_BLOCKS), dtype }
+        Ok(KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks.min(MAX_BLOCKS), dtype })
     }
 
-    /// Tokens whose keys and values fill half of the memory that the weights leave free, in f32, which a check may
-    /// choose.
+    /// Tokens whose keys and values fill the memory that the weights leave free, in f32, which a check may choose.
     fn fitting_tokens(&self) -> usize {
-        let left = available().saturating_sub(self.weight_bytes() + SLACK);
-        left / 2 / kv_bytes_per_token(&self.spec, KvDtype::F32).max(1)
+        self.room_for_kv / kv_bytes_per_token(&self.spec, KvDtype::F32).max(1)
     }
 
     /// Size of the weights in their files, in bytes.
@@ -250,25 +334,37 @@ impl ModelParts {
         progress: LoadProgress,
         compat: Option<CompatReport>,
     ) -> Result<Loaded> {
-        let dtype = options.dtype.unwrap_or(match options.device {
-            DeviceChoice::Cpu => ComputeDtype::F32,
-            DeviceChoice::Cuda(_) | DeviceChoice::Metal => self.weights.dtype().into(),
-        });
-        let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
+        self.check_memory(&LoadOptions { kernels: Kernels::Standard, ..options.clone() })?;
+        let (dtype, quantized_weights) = self.standard_types(options);
         let standard = StandardOptions {
             dtype,
-            // A requested data type applies to quantized weights, too.
-            quantized_weights: if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand },
+            quantized_weights,
             device: options.device,
-            kv_cache: self.kv_cache(options, kv_dtype),
+            kv_cache: self.kv_cache(options, kv_dtype(dtype))?,
             threads: self.threads.clone(),
         };
         let decoder = standard::load(self.spec.clone(), &self.weights, standard, progress)?;
         Ok(Loaded { decoder, compat })
     }
 
+    /// The data type of standard kernels, and how they keep quantized weights.
+    fn standard_types(&self, options: &LoadOptions) -> (ComputeDtype, QuantizedWeights) {
+        let dtype = options.dtype.unwrap_or(match options.device {
+            DeviceChoice::Cpu => ComputeDtype::F32,
+            DeviceChoice::Cuda(_) | DeviceChoice::Metal => self.weights.dtype().into(),
+        });
+        // A requested data type applies to quantized weights, too.
+        (dtype, if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand })
+    }
+
+    /// The data type of keys and values that fused kernels begin with.
+    fn fused_kv_dtype(&self, options: &LoadOptions) -> KvDtype {
+        if options.dtype == Some(ComputeDtype::F32) { KvDtype::F32 } else { KvDtype::F16 }
+    }
+
     /// Loads fused kernels at the fastest levels that the options allow.
     pub(crate) fn fused(&self, options: &LoadOptions, progress: LoadProgress) -> Result<Decoder<'static>> {
+        self.check_memory(&LoadOptions { kernels: Kernels::Fused, ..options.clone() })?;
         fused::load(self.spec.clone(), &self.weights, self.fused_options(options)?, progress)
     }
 
@@ -287,8 +383,13 @@ impl ModelParts {
             }
         };
         let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
-        Ok(FusedOptions { coarsest, kv_cache: self.kv_cache(options, kv_dtype), threads: self.threads.count(), isa })
+        Ok(FusedOptions { coarsest, kv_cache: self.kv_cache(options, kv_dtype)?, threads: self.threads.count(), isa })
     }
+}
+
+/// The data type of keys and values of standard kernels that compute in `dtype`.
+fn kv_dtype(dtype: ComputeDtype) -> KvDtype {
+    if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 }
 }
 
 /// Whether fused kernels support the requested device and data type.
@@ -319,7 +420,7 @@ pub fn check(
         return Ok((parts.subject().predict(isa.name())?, parts.notes));
     };
     let mut fused = parts.fused(options, progress)?;
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, options.precision);
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, options.precision)?;
     let Checked { report, .. } = parts.subject().check(&mut fused, thoroughness, options.precision)?;
     parts.notes.extend(cache.write(&report).err());
     Ok((report, parts.notes))
@@ -341,6 +442,17 @@ fn decision(report: &CompatReport, from_cache: bool) -> String {
         ActiveKernels::Standard | ActiveKernels::Fused => String::new(),
     };
     format!("{kernels} kernels: {} ({when}): {}{standard}", report.status.as_str(), report.reason)
+}
+
+/// Fails on a sampling parameter of the model's own that no request could have.
+fn check_generation(source: &ModelSource, generation: &GenerationConfig) -> Result<()> {
+    SamplingParams::of_model(generation).validate().map_err(|error| match error {
+        Error::BadRequest { field, expected, found } => {
+            let field = if field == "max_tokens" { "max_new_tokens".to_owned() } else { field };
+            ModelError::Field { path: source.path_of("generation_config.json"), field, expected, found }.into()
+        }
+        other => other,
+    })
 }
 
 fn context(spec: &DecoderSpec, asked: Option<usize>, notes: &mut Vec<String>) -> Result<usize> {

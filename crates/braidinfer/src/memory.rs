@@ -1,23 +1,179 @@
-//! Available memory, and the memory that models need.
+//! Memory: what this process may still take, and what models need.
+//!
+//! A process that takes more than there is does not get an error from Linux: it is killed, or ends when a small allocation
+//! fails. So what is large is compared with what there is before it is taken.
 
 use braidinfer_model::DecoderSpec;
+use braidinfer_model::spec::{FeedForward, LayerSpec};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-use crate::executor::KvDtype;
+use crate::executor::{HEAD_ROWS, KvDtype};
+use crate::{Error, Result};
 
-/// Memory reserved for the rest of the process, in bytes.
-pub(crate) const SLACK: usize = 150 << 20;
+#[cfg(target_os = "linux")]
+mod limits;
 
-/// Available memory in bytes: that of the system, or what the limit of the control group leaves.
+/// Memory for the rest of the process, in bytes: the program, its threads, texts and tokens.
+pub(crate) const SLACK: usize = 64 << 20;
+
+/// Kept free when storage grows while the model runs: for what is small and cannot fail.
+const MARGIN: usize = 16 << 20;
+
+/// Memory that this process may still take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Room {
+    pub(crate) bytes: usize,
+    /// What limits it, in words.
+    pub(crate) limit: &'static str,
+}
+
+impl Room {
+    /// The least of what the machine has available, and of what the limits of the control groups and of the process leave.
+    pub(crate) fn now() -> Self {
+        #[cfg(test)]
+        if let Some(bytes) = tests::PRETENDED.get() {
+            return Self { bytes, limit: "of the test" };
+        }
+        let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
+        let machine = System::new_with_specifics(memory).available_memory();
+        let machine = Self { bytes: usize::try_from(machine).unwrap_or(usize::MAX), limit: "of the machine" };
+        #[cfg(target_os = "linux")]
+        let machine = limits::rooms().into_iter().fold(machine, Self::min);
+        machine
+    }
+
+    /// Fails if `what` needs more than this.
+    pub(crate) fn hold(self, needed: usize, what: impl FnOnce() -> String) -> Result<()> {
+        match needed <= self.bytes {
+            true => Ok(()),
+            false => Err(Error::TooLittleMemory {
+                what: what(),
+                needed: size(needed),
+                found: size(self.bytes),
+                limit: self.limit,
+            }),
+        }
+    }
+}
+
+/// Available memory in bytes.
 pub(crate) fn available() -> usize {
-    let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
-    let system = System::new_with_specifics(memory);
-    // The group's own figure for free memory counts the page cache as used.
-    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
-    usize::try_from(system.available_memory().min(group)).unwrap_or(usize::MAX)
+    Room::now().bytes
+}
+
+/// Fails if the process cannot take `bytes` more for `what` while it runs.
+pub(crate) fn can_grow(bytes: usize, what: impl FnOnce() -> String) -> Result<()> {
+    Room::now().hold(bytes.saturating_add(MARGIN), what)
+}
+
+/// The error of an allocation of `bytes` that failed although there seemed to be room.
+pub(crate) fn exhausted(bytes: usize, what: String) -> Error {
+    let Room { bytes: found, limit } = Room::now();
+    Error::TooLittleMemory { what, needed: size(bytes), found: size(found), limit }
+}
+
+/// The memory that a model needs, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Need {
+    /// The weights, as the kernels keep them.
+    pub(crate) weights: usize,
+    /// Keys and values of one sequence that is as long as the context.
+    pub(crate) kv: usize,
+    pub(crate) context: usize,
+    /// Activations and logits of the largest step.
+    pub(crate) scratch: usize,
+}
+
+impl Need {
+    /// All but keys and values.
+    pub(crate) fn fixed(self) -> usize {
+        self.weights.saturating_add(self.scratch).saturating_add(SLACK)
+    }
+
+    /// Fails, with both figures, if there is less than this.
+    pub(crate) fn check(self, model: &str, room: Room) -> Result<()> {
+        room.hold(self.fixed().saturating_add(self.kv), || {
+            format!(
+                "{model}: weights {}, keys and values {} for a sequence of {} tokens, and {} beside them",
+                size(self.weights),
+                size(self.kv),
+                self.context,
+                size(self.scratch + SLACK)
+            )
+        })
+    }
 }
 
 /// KV cache bytes per token, over all layers.
 pub(crate) fn kv_bytes_per_token(spec: &DecoderSpec, dtype: KvDtype) -> usize {
     spec.layer_attentions().map(|attention| 2 * attention.key_value_width() * dtype.size()).sum()
+}
+
+/// Activations and logits of a step with `rows` tokens, `logits` of them with logits, in bytes: an upper estimate for both
+/// kinds of kernels.
+pub(crate) fn scratch_bytes(spec: &DecoderSpec, rows: usize, logits: usize) -> usize {
+    let widest = spec.layer_attentions().map(|attention| attention.query_width() + 2 * attention.key_value_width());
+    let inner = |layer: &LayerSpec| match layer.feed_forward {
+        FeedForward::Dense { intermediate_size, .. } => intermediate_size,
+    };
+    let inner = spec.layers.iter().map(inner).max().unwrap_or(0);
+    let row = 6 * spec.hidden_size + 3 * widest.max().unwrap_or(0) + 4 * inner;
+    // All of them are kept, and some are computed at a time.
+    let logits = logits.saturating_add(2 * logits.min(HEAD_ROWS)).saturating_mul(spec.vocab_size);
+    rows.saturating_mul(row).saturating_add(logits).saturating_mul(size_of::<f32>())
+}
+
+/// What a step needs memory for, in words.
+pub(crate) fn of_step(tokens: usize) -> String {
+    format!("activations of a step of {tokens} tokens")
+}
+
+/// A size in megabytes or gigabytes.
+pub(crate) fn size(bytes: usize) -> String {
+    match bytes as f64 / 1e9 {
+        small if small < 0.1 => format!("{:.1} MB", 1e3 * small),
+        large => format!("{large:.1} GB"),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local! {
+        /// What [`Room::now`] finds on this thread.
+        pub(super) static PRETENDED: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// Pretends that this thread may take this many bytes.
+    pub(crate) fn pretend(bytes: Option<usize>) {
+        PRETENDED.set(bytes);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_both_figures() {
+        let need = Need { weights: 3 << 30, kv: 1 << 30, context: 4096, scratch: 100 << 20 };
+        let whole = need.fixed() + need.kv;
+        need.check("a.gguf", Room { bytes: whole, limit: "of the machine" }).expect("it fits exactly");
+        let error =
+            need.check("a.gguf", Room { bytes: whole - 1, limit: "of the machine" }).expect_err("a byte is missing");
+        let text = error.to_string();
+        for part in
+            ["a.gguf: weights 3.2 GB", "1.1 GB for a sequence of 4096 tokens", "4.5 GB of memory", "of the machine"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(error.advice().expect("there is something to do").to_string().contains("quantize"));
+        let absurd = Need { kv: usize::MAX, ..need };
+        absurd.check("a.gguf", Room { bytes: usize::MAX - 1, limit: "" }).expect_err("sums do not wrap");
+    }
+
+    #[test]
+    fn there_is_memory_now() {
+        let room = Room::now();
+        assert!(room.bytes > 0, "{room:?}");
+        can_grow(usize::MAX, || "everything".into()).expect_err("nobody has that much");
+    }
 }

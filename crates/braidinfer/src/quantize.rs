@@ -11,12 +11,13 @@ use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
 use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::quantization::{self, FileType};
 use braidinfer_model::{
-    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Slot, Stack, TensorNames,
-    TensorView, Weights, describe, stacks,
+    DecoderSpec, Dtype, GenerationConfig, LayerSlot, ModelError, ModelSource, Param, Parameter, Slot, Stack,
+    TensorNames, TensorView, Weights, describe, stacks,
 };
 use rayon::prelude::*;
 
 use crate::executor::standard::LoadProgress;
+use crate::memory::{Room, SLACK};
 use crate::text::{Tokenizer, TokenizerSettings, write_tokenizer};
 use crate::threads::Threads;
 use crate::{Error, Result};
@@ -56,6 +57,8 @@ pub fn quantize(
     let (description, config) = describe(source)?;
     let spec = description.spec;
     let weights = Weights::open(source, &spec, &description.names)?;
+    let needed = streaming_bytes(&spec, threads).saturating_add(SLACK);
+    Room::now().hold(needed, || format!("{}: quantizing into a file", source.label()))?;
     let head_is_embedding = weights.head_is_embedding();
     let mut model = gguf_model(&source.label(), &spec, head_is_embedding)?;
     let mut notes = weights.notes().to_vec();
@@ -101,11 +104,33 @@ pub fn quantize_weights(
                 continue;
             };
             let data = encode_matrix(&view, dtype, threads)?;
-            weights.release(*slot, *param);
             weights.replace(*slot, *param, dtype, data);
         }
     }
     Ok(notes)
+}
+
+/// Size of the matrices in memory once [`quantize_weights`] has quantized them, in bytes.
+pub(crate) fn quantized_bytes(spec: &DecoderSpec, weights: &Weights, file_type: FileType) -> usize {
+    let tied = weights.head_is_embedding();
+    let tensors = stacks(spec, tied, |slot, param| TensorNames::default().tensor(slot, param, "", ""))
+        .into_iter()
+        .filter(|stack| stack.shape().len() > 1);
+    let bytes = tensors.map(|stack| {
+        let dtype = file_type.dtype(spec, &stack, tied);
+        let values = stack.shape().iter().fold(1, |product: usize, extent| product.saturating_mul(*extent));
+        dtype.bytes(values).unwrap_or(usize::MAX)
+    });
+    bytes.fold(0, usize::saturating_add)
+}
+
+/// Memory for quantizing into a file, in bytes: the groups of rows that are worked on at the same time, as they are read, in
+/// f32 and quantized. The weights stay in their files.
+fn streaming_bytes(spec: &DecoderSpec, threads: &Threads) -> usize {
+    let widest = spec.layer_attentions().map(|attention| attention.query_width()).max().unwrap_or(0);
+    let group =
+        GROUP.max(widest.max(spec.hidden_size).saturating_mul(head_dim(spec, Slot::Layer(0, LayerSlot::QProj))));
+    group.saturating_mul(12).saturating_mul(2 * threads.count())
 }
 
 /// Quantizes a whole matrix to blocks of `dtype`, rows in parallel.
@@ -288,9 +313,6 @@ impl GgufQuantizer<'_> {
             ControlFlow::Continue(()) => self.threads.run(|| work.par_iter().map(part).collect()),
         });
         writer.tensor(parts)?;
-        for Parameter { slot, param, .. } in &stack.parameters {
-            self.weights.release(*slot, *param);
-        }
         Ok(())
     }
 

@@ -1,9 +1,12 @@
 //! Storage of keys and values of past positions.
 
+use std::io;
+
 use half::f16;
 
 use super::block::attend_span;
 use super::{Attention, Partial};
+use crate::buffer::{Zeroed, zeros};
 use crate::isa::{Isa, dispatched};
 use crate::simd::{LANES, Simd};
 
@@ -37,9 +40,7 @@ dispatched! {
 }
 
 /// Conversion to and from f32.
-pub(crate) trait Lanes: Copy + Send + Sync + 'static {
-    /// Must have all bits zero, so that memory zeroed by the system can be used untouched.
-    const ZERO: Self;
+pub(crate) trait Lanes: Zeroed + Send + Sync + 'static {
     /// Whether loading needs a conversion.
     const NARROW: bool;
 
@@ -50,7 +51,6 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
 }
 
 impl Lanes for f32 {
-    const ZERO: Self = 0.0;
     const NARROW: bool = false;
 
     fn from_f32(value: f32) -> Self {
@@ -63,7 +63,6 @@ impl Lanes for f32 {
 }
 
 impl Lanes for u16 {
-    const ZERO: Self = 0;
     const NARROW: bool = true;
 
     fn from_f32(value: f32) -> Self {
@@ -87,13 +86,14 @@ pub struct KvSlab<T> {
 
 impl<T: KvElement> KvSlab<T> {
     /// A slab of zeros, whose memory the system commits when it is first written.
-    pub fn new(head_dim: usize) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// The system is out of memory.
+    pub fn new(head_dim: usize) -> io::Result<Self> {
         let positions = SLAB_TILES * LANES;
-        Self {
-            head_dim,
-            keys: vec![T::ZERO; positions * head_dim],
-            values: vec![T::ZERO; positions * head_dim.next_multiple_of(LANES)],
-        }
+        let values = zeros(positions * head_dim.next_multiple_of(LANES))?;
+        Ok(Self { head_dim, keys: zeros(positions * head_dim)?, values })
     }
 
     /// Writes the key and the value, each `[head_dim]`, of the position in `lane` of `tile`.

@@ -64,7 +64,8 @@ impl Sequence {
     /// Storage that holds the sequence, filled with `junk` everywhere else.
     fn store<T: KvElement>(&self, junk: f32) -> Vec<KvSlab<T>> {
         let slabs = *self.tiles.iter().max().unwrap() as usize / SLAB_TILES + 1;
-        let mut slabs: Vec<_> = (0..slabs * HEADS).map(|_| KvSlab::new(self.shape.head_dim)).collect();
+        let mut slabs: Vec<_> =
+            (0..slabs * HEADS).map(|_| KvSlab::new(self.shape.head_dim).expect("there is memory")).collect();
         let junk = vec![junk; self.shape.head_dim];
         for (i, tile) in self.tiles.iter().enumerate() {
             let slab = &mut slabs[*tile as usize / SLAB_TILES * HEADS + 1];
@@ -324,7 +325,7 @@ fn scores_of_minus_infinity_make_no_nan() {
 
 #[test]
 fn elements_are_rounded_to_nearest_even() {
-    let mut slab = KvSlab::<u16>::new(3);
+    let mut slab = KvSlab::<u16>::new(3).expect("there is memory");
     slab.write(5, 7, &[1.0 + 1.0 / 2048.0, 1e6, -1e-7], &[1.0 + 3.0 / 2048.0, -0.0, 65504.0]);
     let kv = PagedHead { slabs: &[slab], heads: 1, head: 0, tiles: &[5] };
     let key: Vec<u16> = (0..3).map(|d| kv.keys(0)[d * LANES + 7]).collect();

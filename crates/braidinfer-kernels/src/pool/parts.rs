@@ -1,6 +1,6 @@
 //! Splitting slices into disjoint parts for tasks, and per-thread values.
 
-#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: disjoint parts of one slice on several threads")]
+#![allow(unsafe_code, reason = "the home of `unsafe`: disjoint parts of one slice on several threads")]
 
 use std::marker::PhantomData;
 

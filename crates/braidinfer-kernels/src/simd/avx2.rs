@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C, with and without AVX-VNNI. A vector of 16 lanes is two registers.
 
-#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: vector instructions")]
+#![allow(unsafe_code, reason = "the home of `unsafe`: vector instructions")]
 
 use std::arch::x86_64::*;
 

@@ -1,6 +1,6 @@
 //! AVX-512: F, BW, DQ, VL, VNNI and BF16.
 
-#![allow(unsafe_code, reason = "one of the two homes of `unsafe`: vector instructions")]
+#![allow(unsafe_code, reason = "the home of `unsafe`: vector instructions")]
 
 use std::arch::asm;
 use std::arch::x86_64::*;

@@ -1,10 +1,11 @@
 //! The tensors of a checkpoint, which may be in several files.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::dtype::{Dtype, TensorView};
-use crate::source::FileBytes;
+use crate::dtype::{Dtype, TensorData, TensorView};
+use crate::file::FileBytes;
 use crate::{ModelError, Result};
 
 /// All tensors of a checkpoint, from one or several files. Before a file is added, the caller must have checked that
@@ -68,7 +69,7 @@ impl Checkpoint {
             expected: format!("values of type {}", unsupported.supported),
             found: unsupported.name.clone(),
         })?;
-        let data = &file.bytes.as_slice()[record.range.clone()];
+        let data = TensorData::in_file(&file.bytes, record.range.clone());
         Ok(Some(TensorView { name, path: &file.path, dtype: *dtype, shape: record.shape.clone(), data }))
     }
 
@@ -77,23 +78,9 @@ impl Checkpoint {
         self.tensors.get(name).map(|stored| (stored.file, stored.record.range.clone()))
     }
 
-    /// Bytes of a file, addressed as in [`Checkpoint::place`].
-    pub(crate) fn bytes(&self, file: usize, range: Range<usize>) -> &[u8] {
-        &self.files[file].bytes.as_slice()[range]
-    }
-
-    /// A copy of these bytes; fails if the file has changed.
-    pub(crate) fn copy(&self, file: usize, range: Range<usize>) -> Result<Vec<u8>> {
-        let CheckpointFile { path, bytes } = &self.files[file];
-        bytes.copy(path, range)
-    }
-
-    /// Releases the memory that caches a part of the tensor called `name`, given as a byte range of its data.
-    pub(crate) fn release(&self, name: &str, part: Range<usize>) {
-        if let Some(Stored { file, record }) = self.tensors.get(name) {
-            let start = record.range.start;
-            self.files[*file].bytes.release(start + part.start..start + part.end);
-        }
+    /// Bytes of a file, addressed as in [`Checkpoint::place`]; fails if the file has changed.
+    pub(crate) fn read(&self, file: usize, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        self.files[file].bytes.read(range)
     }
 
     /// Total bytes of tensor data.

@@ -15,8 +15,7 @@ use std::sync::Arc;
 
 use self::reader::{Header, TensorInfo};
 use super::checkpoint::{Checkpoint, Record};
-use crate::mmap::map_file;
-use crate::source::FileBytes;
+use crate::file::FileBytes;
 use crate::{Dtype, ModelError, Result};
 
 pub use self::metadata::{Array, Metadata, Scalar, Value};
@@ -33,7 +32,7 @@ impl Gguf {
     /// Opens the file at `path` and, if it is the first of several shards, the others.
     pub fn open(path: &Path) -> Result<Self> {
         let label = path.display().to_string();
-        let mut gguf = Builder::new(label, FileBytes::Mapped(map_file(path)?))?;
+        let mut gguf = Builder::new(label, FileBytes::open(path)?)?;
         for shard in shards::others(path, &gguf.metadata)? {
             gguf.add_shard(&shard)?;
         }
@@ -101,7 +100,7 @@ impl Builder {
 
     fn add_shard(&mut self, shard: &shards::Shard) -> Result<()> {
         let label = shard.path.display().to_string();
-        let bytes = FileBytes::Mapped(map_file(&shard.path)?);
+        let bytes = FileBytes::open(&shard.path)?;
         let (header, records) = read_file(&label, &bytes)?;
         shard.check(&header.metadata)?;
         self.tensors += records.len();
@@ -121,8 +120,8 @@ impl Builder {
 
 /// The header of a file, and a record of each tensor.
 fn read_file(path: &str, bytes: &FileBytes) -> Result<(Header, Vec<(String, Record)>)> {
-    let header = reader::read(path, bytes.as_slice())?;
-    let len = bytes.as_slice().len();
+    let header = reader::read(path, bytes)?;
+    let len = bytes.len();
     let mut records = Vec::with_capacity(header.tensors.len());
     for tensor in &header.tensors {
         records.push((tensor.name.clone(), record(path, tensor, header.data_start, len)?));

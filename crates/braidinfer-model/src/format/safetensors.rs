@@ -7,16 +7,18 @@ use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Record, UnsupportedType};
 use crate::dtype::Dtype;
-use crate::source::FileBytes;
+use crate::file::FileBytes;
 use crate::{JsonFile, ModelError, ModelSource, Result};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// Longest header that the format allows.
+const LARGEST_HEADER: usize = 100_000_000;
 
 /// Opens `model.safetensors`, or all shards that `model.safetensors.index.json` names.
 pub fn open(source: &ModelSource) -> Result<Checkpoint> {
     let mut checkpoint = Checkpoint::default();
-    if let Some(bytes) = source.map(SINGLE)? {
+    if let Some(bytes) = source.open_file(SINGLE)? {
         add_file(&mut checkpoint, source.path_of(SINGLE), bytes)?;
         return Ok(checkpoint);
     }
@@ -46,7 +48,7 @@ fn add_shards(checkpoint: &mut Checkpoint, source: &ModelSource, index: &JsonFil
     }
     for (shard, names) in shards {
         let path = source.path_of(shard);
-        let Some(bytes) = source.map(shard)? else {
+        let Some(bytes) = source.open_file(shard)? else {
             let expected = format!("the shard that `{INDEX}` names for `{}`", names[0]);
             return Err(ModelError::Missing { path, expected, found: "no such file".into() });
         };
@@ -61,8 +63,9 @@ fn add_shards(checkpoint: &mut Checkpoint, source: &ModelSource, index: &JsonFil
 }
 
 fn add_file(checkpoint: &mut Checkpoint, path: String, bytes: FileBytes) -> Result<()> {
-    let (header_len, metadata) = read_header(&path, bytes.as_slice())?;
-    let data_start = header_len + size_of::<u64>();
+    let header = Header::read(&bytes)?;
+    let metadata = header.parse().map_err(|error| header.explain(&path, error))?;
+    let data_start = header.bytes.len();
     let records = metadata.tensors().into_iter().map(|(name, info)| {
         let (begin, end) = info.data_offsets;
         let dtype = match info.dtype {
@@ -73,52 +76,93 @@ fn add_file(checkpoint: &mut Checkpoint, path: String, bytes: FileBytes) -> Resu
         };
         (name, Record { dtype, shape: info.shape.clone(), range: data_start + begin..data_start + end })
     });
-    checkpoint.add_file(path, bytes, records.collect::<Vec<_>>())
+    let records = records.collect::<Vec<_>>();
+    checkpoint.add_file(path, bytes, records)
 }
 
-/// Header length and checked metadata of a safetensors file.
-fn read_header(path: &str, bytes: &[u8]) -> Result<(usize, Metadata)> {
-    SafeTensors::read_metadata(bytes).map_err(|error| explain(path, bytes, error))
+/// The length of the header, and the header.
+struct Header {
+    /// Less than the whole header if that is longer than the file, or than it may be.
+    bytes: Vec<u8>,
+    file_len: usize,
 }
 
-/// Describes an error in terms of the file, because the library's errors lack sizes.
-fn explain(path: &str, bytes: &[u8], error: SafeTensorError) -> ModelError {
-    let malformed = |expected: String, found: String| ModelError::Malformed { path: path.to_owned(), expected, found };
-    let tensor = |tensor: String, expected: &str, found: String| ModelError::Tensor {
-        path: path.to_owned(),
-        tensor,
-        expected: expected.into(),
-        found,
-    };
-    let header = "a safetensors header".to_owned();
-    match error {
-        SafeTensorError::HeaderTooSmall => malformed(header, format!("a file of {} bytes", bytes.len())),
-        SafeTensorError::HeaderTooLarge => malformed(
-            "a safetensors header of at most 100 MB".into(),
-            format!("a header length of {} bytes", declared_header_len(bytes)),
-        ),
-        SafeTensorError::InvalidHeaderLength => malformed(
-            "a header that ends inside the file".into(),
-            format!("a header length of {} bytes in a file of {} bytes", declared_header_len(bytes), bytes.len()),
-        ),
-        SafeTensorError::MetadataIncompleteBuffer => {
-            let data = bytes.len().saturating_sub(8 + declared_header_len(bytes) as usize);
-            let expected = match declared_data_len(bytes) {
-                Some(len) => format!("{len} bytes of tensor data after the header"),
-                None => "tensor data that the header covers exactly".into(),
-            };
-            let hint = "the file is cut short, or has bytes that no tensor owns";
-            malformed(expected, format!("{data} bytes ({hint})"))
+impl Header {
+    fn read(file: &FileBytes) -> Result<Self> {
+        let file_len = file.len();
+        let start = file.read(0..file_len.min(size_of::<u64>()))?;
+        let end = usize::try_from(declared_header_len(&start)).ok().and_then(|len| len.checked_add(start.len()));
+        let whole = end.filter(|end| *end <= file_len && *end <= LARGEST_HEADER + start.len());
+        let bytes = match whole {
+            Some(end) => file.read(0..end)?.into_owned(),
+            None => start.into_owned(),
+        };
+        Ok(Self { bytes, file_len })
+    }
+
+    /// The tensors, which have been checked to fill the file exactly, without gaps.
+    fn parse(&self) -> Result<Metadata, SafeTensorError> {
+        match SafeTensors::read_metadata(&self.bytes) {
+            // The library checks the tensors and then compares their end with that of the buffer, which is the header only.
+            Err(SafeTensorError::MetadataIncompleteBuffer) => {}
+            Err(other) => return Err(other),
+            Ok((_, metadata)) => return self.filled(metadata),
         }
-        SafeTensorError::InvalidOffset(name) => {
-            let found = declared_offsets(bytes, &name).unwrap_or_else(|| "others".into());
-            tensor(name, "data offsets that begin where the tensor before ends", found)
+        let json = self.bytes.get(size_of::<u64>()..).unwrap_or_default();
+        let metadata = serde_json::from_slice(json).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+        self.filled(metadata)
+    }
+
+    fn filled(&self, metadata: Metadata) -> Result<Metadata, SafeTensorError> {
+        match self.bytes.len().checked_add(metadata.data_len()) == Some(self.file_len) {
+            true => Ok(metadata),
+            false => Err(SafeTensorError::MetadataIncompleteBuffer),
         }
-        SafeTensorError::TensorInvalidInfo => match first_size_mismatch(bytes) {
-            Some((name, found)) => tensor(name, "as many bytes as its shape and type need", found),
-            None => malformed("tensors with as many bytes as their shape and type need".into(), "another size".into()),
-        },
-        other => malformed("a valid safetensors file".into(), other.to_string()),
+    }
+
+    /// Describes an error in terms of the file, because the library's errors lack sizes.
+    fn explain(&self, path: &str, error: SafeTensorError) -> ModelError {
+        let Self { bytes, file_len } = self;
+        let malformed =
+            |expected: String, found: String| ModelError::Malformed { path: path.to_owned(), expected, found };
+        let tensor = |tensor: String, expected: &str, found: String| ModelError::Tensor {
+            path: path.to_owned(),
+            tensor,
+            expected: expected.into(),
+            found,
+        };
+        let header = "a safetensors header".to_owned();
+        match error {
+            SafeTensorError::HeaderTooSmall => malformed(header, format!("a file of {file_len} bytes")),
+            SafeTensorError::HeaderTooLarge => malformed(
+                "a safetensors header of at most 100 MB".into(),
+                format!("a header length of {} bytes", declared_header_len(bytes)),
+            ),
+            SafeTensorError::InvalidHeaderLength => malformed(
+                "a header that ends inside the file".into(),
+                format!("a header length of {} bytes in a file of {file_len} bytes", declared_header_len(bytes)),
+            ),
+            SafeTensorError::MetadataIncompleteBuffer => {
+                let data = file_len.saturating_sub(bytes.len());
+                let expected = match declared_data_len(bytes) {
+                    Some(len) => format!("{len} bytes of tensor data after the header"),
+                    None => "tensor data that the header covers exactly".into(),
+                };
+                let hint = "the file is cut short, or has bytes that no tensor owns";
+                malformed(expected, format!("{data} bytes ({hint})"))
+            }
+            SafeTensorError::InvalidOffset(name) => {
+                let found = declared_offsets(bytes, &name).unwrap_or_else(|| "others".into());
+                tensor(name, "data offsets that begin where the tensor before ends", found)
+            }
+            SafeTensorError::TensorInvalidInfo => match first_size_mismatch(bytes) {
+                Some((name, found)) => tensor(name, "as many bytes as its shape and type need", found),
+                None => {
+                    malformed("tensors with as many bytes as their shape and type need".into(), "another size".into())
+                }
+            },
+            other => malformed("a valid safetensors file".into(), other.to_string()),
+        }
     }
 }
 

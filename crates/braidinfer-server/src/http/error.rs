@@ -99,6 +99,11 @@ impl ApiError {
         }
     }
 
+    /// There is too little memory for what a request asks for, at least now.
+    fn too_little_memory(message: String) -> Self {
+        Self { code: Some("too_little_memory"), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
     /// The response body.
     pub fn json(&self) -> Value {
         json!({"error": {"message": self.message, "type": self.kind(), "param": self.param, "code": self.code}})
@@ -118,6 +123,7 @@ impl From<Error> for ApiError {
             Error::QueueFull { .. } => {
                 Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
             }
+            Error::TooLittleMemory { .. } => Self::too_little_memory(message),
             Error::Unsupported(_) | Error::Text { .. } => Self::bad_request(message),
             _ => Self::internal(message),
         }
@@ -140,6 +146,7 @@ impl From<RequestError> for ApiError {
             // Some of what a request asks for is only found to be impossible while it is answered.
             RequestError::Failed(error) => match &*error {
                 Error::BadRequest { field, .. } => Self::field(field.clone(), error.to_string()),
+                Error::TooLittleMemory { .. } => Self::too_little_memory(error.to_string()),
                 _ => Self::internal(error.to_string()),
             },
             RequestError::Cancelled | RequestError::EngineStopped => Self::internal(error.to_string()),

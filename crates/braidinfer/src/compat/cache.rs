@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use braidinfer_model::TensorData;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -38,7 +39,12 @@ struct Entry {
 
 impl VerdictCache {
     /// The key covers weights, test tokens, precision, numeric levels, instruction set and build of the engine.
-    pub(crate) fn new(folder: Option<&Path>, subject: &Subject, fused: &Decoder<'_>, precision: Precision) -> Self {
+    pub(crate) fn new(
+        folder: Option<&Path>,
+        subject: &Subject,
+        fused: &Decoder<'_>,
+        precision: Precision,
+    ) -> crate::Result<Self> {
         let Subject { spec, weights, .. } = subject;
         let mut hash = Sha256::new();
         field(&mut hash, fused.report().isa.as_bytes());
@@ -47,9 +53,7 @@ impl VerdictCache {
         field(&mut hash, format!("{:?}", fused.plan()).as_bytes());
         for (slot, param, view) in weights.iter() {
             field(&mut hash, format!("{slot:?} {param} {} {:?}", view.dtype, view.shape).as_bytes());
-            sample(&mut hash, view.data);
-            // Reading a page of the file maps its neighbours, too.
-            weights.release(slot, param);
+            sample(&mut hash, &view.data)?;
         }
         // Another tokenizer or chat template yields other test tokens. If it fails, the check fails, too.
         let passages = subject.passages().ok();
@@ -62,7 +66,7 @@ impl VerdictCache {
         field(&mut hash, &FORMAT.to_le_bytes());
         field(&mut hash, build().as_bytes());
         // The build is part of the key and not of the name: a new build overwrites the verdict of the previous one.
-        Self { path: folder.map(|folder| folder.join(format!("{name}.json"))), key: hex(&hash.finalize()) }
+        Ok(Self { path: folder.map(|folder| folder.join(format!("{name}.json"))), key: hex(&hash.finalize()) })
     }
 
     /// The cached verdict. `None` if there is none, or if its file is corrupt, has another format, or has another key.
@@ -118,15 +122,17 @@ fn field(hash: &mut Sha256, bytes: &[u8]) {
 }
 
 /// Hashes small tensors completely, and samples of larger ones.
-fn sample(hash: &mut Sha256, data: &[u8]) {
+fn sample(hash: &mut Sha256, data: &TensorData) -> crate::Result<()> {
     if data.len() <= 2 * SAMPLES * SAMPLE_BYTES {
-        return field(hash, data);
+        field(hash, &data.read()?);
+        return Ok(());
     }
     let last = data.len() - SAMPLE_BYTES;
     for part in 0..SAMPLES {
         let start = last / (SAMPLES - 1) * part;
-        field(hash, &data[start..start + SAMPLE_BYTES]);
+        field(hash, &data.read_part(start..start + SAMPLE_BYTES)?);
     }
+    Ok(())
 }
 
 fn hex(bytes: &[u8]) -> String {

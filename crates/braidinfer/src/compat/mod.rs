@@ -231,7 +231,7 @@ impl Subject<'_> {
             return reference(dtype, storage);
         }
         let KvCacheConfig { block_size, num_blocks, .. } = storage;
-        let options = StreamOptions { dtype, block_size, num_blocks, reread: false, threads: self.threads.clone() };
+        let options = StreamOptions { dtype, block_size, num_blocks, threads: self.threads.clone() };
         standard::stream(self.spec, self.weights, options)
     }
 

@@ -73,7 +73,7 @@ fn shuffle(parts: &mut ModelParts, seed: u64) {
     for (slot, param) in slots {
         let view = parts.weights.get(slot, param).expect("it was listed");
         if view.shape.len() == 2 && view.dtype == Dtype::BF16 {
-            let mut values: Vec<[u8; 2]> = view.data.as_chunks().0.to_vec();
+            let mut values: Vec<[u8; 2]> = view.data.read().expect("the file is as it was").as_chunks().0.to_vec();
             values.shuffle(&mut rng);
             let data: Vec<u8> = values.into_flattened();
             parts.weights.replace(slot, param, Dtype::BF16, Arc::from(data));
@@ -120,7 +120,8 @@ fn a_verdict_with_standard_layers_loads_a_mixed_decoder() {
     let options = LoadOptions { verdicts: Some(folder.path().to_owned()), ..LoadOptions::default() };
     let mut parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
     let mut fused = fused(&parts, &options, Some(Planted::SumsInBf16 { layer: 1 }));
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, Precision::Auto);
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, Precision::Auto)
+        .expect("the file is as it was");
     let checked = parts.subject().check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
     cache.write(&checked.report).expect("the verdict can be kept");
     let kept = cache.read().expect("the verdict was kept");
@@ -174,7 +175,7 @@ fn swapped_scales_are_reported_in_their_layer() {
         let slot = Slot::Layer(1, LayerSlot::UpProj);
         let view = parts.weights.get(slot, Param::Weight).expect("the projection exists");
         assert_eq!(view.dtype, Dtype::Q8_0);
-        let mut data = view.data.to_vec();
+        let mut data = view.data.read().expect("the file is as it was").into_owned();
         let block = Dtype::Q8_0.bytes(32).expect("a block is whole");
         // The f16 scales of the first two blocks of the first row.
         let (first, second) = data.split_at_mut(block);

@@ -140,7 +140,7 @@ impl BlockPool {
     /// Number of blocks with at least one owner.
     pub(super) fn used(&self) -> usize {
         let state = self.state();
-        state.num_blocks - state.available()
+        state.num_blocks.saturating_sub(state.available())
     }
 
     /// A free block to write to, or `None` if there is none.
@@ -176,6 +176,16 @@ impl BlockPool {
         state.by_hash.insert(hash, block.id);
     }
 
+    /// Number of blocks that may be allocated.
+    pub(super) fn limited(&self) -> usize {
+        self.state().num_blocks
+    }
+
+    /// Allocates only the first `most` blocks from now on. Blocks after them that have owners stay with them.
+    pub(super) fn limit(&self, most: usize) {
+        self.state().limit(most);
+    }
+
     /// Forgets the contents of all blocks.
     pub(super) fn forget(&self) {
         let mut state = self.state();
@@ -189,7 +199,30 @@ impl BlockPool {
 
 impl State {
     fn available(&self) -> usize {
-        self.num_blocks - self.blocks.len() + self.empty.len() + self.cached.len()
+        self.num_blocks.saturating_sub(self.blocks.len()) + self.empty.len() + self.cached.len()
+    }
+
+    fn limit(&mut self, most: usize) {
+        let before = std::mem::replace(&mut self.num_blocks, most);
+        let (first, known) = (most.min(before), self.blocks.len());
+        if most > before {
+            let unowned = (before..most.min(known)).filter(|id| self.blocks[*id].owners == 0);
+            self.empty.extend(unowned.map(|id| Reverse(id as u32)));
+            return;
+        }
+        self.empty.retain(|Reverse(id)| (*id as usize) < most);
+        for id in first..known {
+            if self.cached.pop(&(id as u32)).is_some() {
+                self.forget(id as u32);
+            }
+        }
+    }
+
+    /// Forgets the contents of a block.
+    fn forget(&mut self, id: u32) {
+        if let Some(hash) = self.blocks[id as usize].hash.take() {
+            self.by_hash.remove(&hash);
+        }
     }
 
     fn take(&mut self) -> Option<u32> {
@@ -217,6 +250,9 @@ impl State {
     fn disown(&mut self, id: u32) {
         let block = &mut self.blocks[id as usize];
         block.owners -= 1;
+        if block.owners == 0 && id as usize >= self.num_blocks {
+            return self.forget(id);
+        }
         match (block.owners, block.hash) {
             (0, Some(_)) => {
                 self.cached.put(id, ());
@@ -245,6 +281,23 @@ mod tests {
         assert_eq!(pool.allocate().map(|block| block.id()), Some(0));
         drop(second);
         assert_eq!(pool.available(), 2);
+    }
+
+    #[test]
+    fn a_limit_takes_blocks_away_and_gives_them_back() {
+        let pool = BlockPool::new(4);
+        let held: Vec<_> = (0..4).filter_map(|_| pool.allocate()).collect();
+        pool.register(&held[3], hash(3));
+        pool.limit(2);
+        assert_eq!((pool.available(), pool.used(), pool.limited()), (0, 2, 2));
+        drop(held);
+        assert_eq!(pool.available(), 2);
+        assert!(pool.find(&hash(3)).is_none(), "there may be no memory behind it");
+        let some: Vec<_> = (0..2).filter_map(|_| pool.allocate()).collect();
+        assert_eq!(some.iter().map(Block::id).collect::<Vec<_>>(), [0, 1]);
+        assert!(pool.allocate().is_none());
+        pool.limit(4);
+        assert_eq!((pool.available(), pool.allocate().map(|block| block.id())), (2, Some(2)));
     }
 
     #[test]

@@ -16,6 +16,8 @@ mod sequence;
 mod shadow_sample;
 mod step_costs;
 
+#[cfg(test)]
+mod tests;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -336,6 +338,7 @@ impl Engine {
     pub fn abort(&mut self, id: SequenceId) {
         self.scheduler.remove(id);
         self.parked.remove(&id);
+        self.rest();
     }
 
     /// Removes all sequences.
@@ -377,12 +380,13 @@ impl Engine {
         let started = Instant::now();
         let mut outputs = Vec::new();
         self.resume_parked(started, &mut outputs);
-        let mut step = self.scheduler.schedule();
+        let mut step = self.schedule(&mut outputs);
         if step.sequences.is_empty() {
             if outputs.is_empty() && self.has_unfinished() {
                 self.wait_for_parked(&mut outputs)?;
             }
             self.last_step = StepStats::default();
+            self.rest();
             return Ok(outputs);
         }
         self.ask_masks(&step);
@@ -414,6 +418,38 @@ impl Engine {
         Ok(outputs)
     }
 
+    /// The next step, with memory for it. A sequence for which there is none ends, with an error in `failed`; the others go on.
+    fn schedule(&mut self, failed: &mut Vec<StepOutput>) -> ScheduledStep {
+        let mut restored = Vec::new();
+        loop {
+            let mut step = self.scheduler.schedule();
+            restored.append(&mut step.restored);
+            let refused = match self.decoder.reserve(&step.batch) {
+                Ok(()) if step.sequences.is_empty() && self.parked.is_empty() => self.scheduler.starved(),
+                Ok(()) => None,
+                Err(error) => {
+                    // Sequences wait for blocks that there is memory for, as they would in a smaller cache.
+                    self.scheduler.limit_blocks(self.decoder.reserved_blocks());
+                    step.largest().map(|sequence| (sequence, error))
+                }
+            };
+            let Some((sequence, error)) = refused else {
+                step.restored = restored;
+                return step;
+            };
+            self.scheduler.remove(sequence);
+            failed.push(StepOutput { sequence, output: Err(error) });
+        }
+    }
+
+    /// Gives back what only a running step needs, if nothing is left to do.
+    fn rest(&mut self) {
+        if !self.has_unfinished() {
+            self.scheduler.unlimit_blocks();
+            self.decoder.release_scratch();
+        }
+    }
+
     /// Lets the constraints of a step's sequences compute their masks while the forward pass runs.
     fn ask_masks(&mut self, step: &ScheduledStep) {
         for scheduled in &step.sequences {
@@ -435,7 +471,9 @@ impl Engine {
     fn take_snapshots(&mut self) -> Result<()> {
         // In this order: the slot that one copy reads may be the one that a later copy writes.
         let copies = self.scheduler.take_snapshots();
-        copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))
+        copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))?;
+        self.rest();
+        Ok(())
     }
 
     /// Processes the results of one sequence, which begin at `row`, and appends its outputs. An error ends only this

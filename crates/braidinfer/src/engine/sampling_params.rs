@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use braidinfer_model::GenerationConfig;
+
 use super::parameters::{Kind, Parameter, Refusal, number, require};
 use crate::{Error, Result};
 
@@ -206,6 +208,20 @@ pub const PARAMETERS: &[Parameter] = &[
 ];
 
 impl SamplingParams {
+    /// Those of a model's own generation settings; greedy unless these enable sampling, as in `transformers`.
+    pub fn of_model(own: &GenerationConfig) -> Self {
+        let defaults = Self::default();
+        Self {
+            temperature: if own.do_sample { own.temperature.unwrap_or(1.0) } else { 0.0 },
+            top_k: own.top_k,
+            top_p: own.top_p.unwrap_or(defaults.top_p),
+            min_p: own.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: own.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            max_tokens: own.max_new_tokens,
+            ..defaults
+        }
+    }
+
     /// Whether any penalty changes the logits of earlier tokens.
     pub(super) fn has_penalties(&self) -> bool {
         (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)

@@ -116,6 +116,13 @@ impl ScheduledStep {
             .sum()
     }
 
+    /// The sequence that needs the most memory: the one with the highest block.
+    pub(super) fn largest(&self) -> Option<SequenceId> {
+        let highest = |slice: &SequenceSlice| slice.block_table.iter().max().copied();
+        let slices = self.sequences.iter().zip(&self.batch.sequences);
+        slices.max_by_key(|(_, slice)| highest(slice)).map(|(scheduled, _)| scheduled.sequence)
+    }
+
     pub(super) fn draft_tokens(&self) -> usize {
         self.sequences.iter().map(|scheduled| scheduled.draft.len()).sum()
     }
@@ -177,6 +184,26 @@ impl Scheduler {
             None => None,
         };
         Some((blocks, state))
+    }
+
+    /// Allocates only the first `most` blocks from now on, because there is no memory for more.
+    pub(super) fn limit_blocks(&mut self, most: usize) {
+        self.pool.limit(most.min(self.num_blocks));
+    }
+
+    /// Allocates all blocks again.
+    pub(super) fn unlimit_blocks(&mut self) {
+        self.pool.limit(self.num_blocks);
+    }
+
+    /// The oldest sequence, with an error, if none can run because there is memory for too few blocks.
+    pub(super) fn starved(&self) -> Option<(SequenceId, Error)> {
+        let most = self.pool.limited();
+        let oldest = self.running.first().or(self.waiting.front()).filter(|_| most < self.num_blocks)?;
+        let what = format!("keys and values of a sequence of {} tokens", oldest.tokens.len() + 1);
+        let tokens = |count: usize| format!("room for {count} tokens");
+        let (needed, found) = (tokens(oldest.tokens.len() + 1), tokens(most * self.block_size));
+        Some((oldest.id, Error::TooLittleMemory { what, needed, found, limit: "in what could be allocated" }))
     }
 
     /// Share of the blocks that have an owner.

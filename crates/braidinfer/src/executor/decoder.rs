@@ -14,7 +14,7 @@ use super::{
 use crate::{Error, Result};
 
 /// Rows of logits computed at once, which bounds the memory for logits.
-const HEAD_ROWS: usize = 64;
+pub(crate) const HEAD_ROWS: usize = 64;
 
 /// A model: its layer runners, the table that assigns layers to runners, and the numeric plan.
 ///
@@ -132,6 +132,28 @@ impl<'a> Decoder<'a> {
         self.forward_by(Step { batch, plan: &plan }, probe)
     }
 
+    /// Makes sure of memory for keys, values and activations of `batch`, so that running it does not end the process.
+    ///
+    /// Fails with [`Error::TooLittleMemory`]; other batches can still be run.
+    pub fn reserve(&mut self, batch: &Batch) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let step = Step { batch, plan: &plan };
+        self.runners.iter_mut().try_for_each(|runner| runner.reserve(step))
+    }
+
+    /// Number of KV cache blocks that there is memory for already.
+    pub fn reserved_blocks(&self) -> usize {
+        self.runners.iter().map(|runner| runner.reserved_blocks(&self.plan)).min().unwrap_or(0)
+    }
+
+    /// Frees the large buffers of earlier steps, for a time in which nothing is computed.
+    pub fn release_scratch(&mut self) {
+        let released = self.runners.iter_mut().map(|runner| runner.release_scratch());
+        if released.fold(false, |any, large| any | large) {
+            braidinfer_kernels::return_freed();
+        }
+    }
+
     /// Like [`Decoder::forward`], with another plan than the decoder's own. A sequence must be computed under plans with the
     /// same data types of keys and values from its first token on.
     pub fn forward_by(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
@@ -239,6 +261,7 @@ impl<'a> Decoder<'a> {
     fn pass(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
         for (index, runner) in self.runners.iter_mut().enumerate() {
             if self.route.uses(index) {
+                runner.reserve(step)?;
                 runner.begin(step)?;
             }
         }

@@ -16,6 +16,7 @@ pub mod standard;
 
 pub use batch::{Batch, SequenceSlice};
 pub use decoder::Decoder;
+pub(crate) use decoder::HEAD_ROWS;
 pub use device::DeviceChoice;
 pub use plan::{KernelPlan, LevelCount, PlannedProjection};
 pub use probe::{NoProbe, Probe, RecordedActivation, Recorder};

@@ -40,6 +40,23 @@ pub trait LayerRunner: Send {
     /// The state that a layer stores per token and per sequence under `plan`.
     fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState;
 
+    /// Allocates the KV cache blocks of the step, and makes sure of memory for its activations.
+    ///
+    /// Fails with [`Error::TooLittleMemory`]. The step must then not be run; everything else goes on.
+    fn reserve(&mut self, _step: Step<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Number of KV cache blocks that there is memory for already.
+    fn reserved_blocks(&self, _plan: &KernelPlan) -> usize {
+        usize::MAX
+    }
+
+    /// Frees large buffers that only a running step needs. Returns whether there were any since the last call.
+    fn release_scratch(&mut self) -> bool {
+        false
+    }
+
     /// Allocates the KV cache blocks of the step, and computes what all layers share, such as rotations.
     ///
     /// Fails on a plan for another model, or with a level that is impossible for the type of some weights.
@@ -130,6 +147,18 @@ impl LayerRunner for &mut (dyn LayerRunner + '_) {
 
     fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState {
         (**self).layer_state(layer, plan)
+    }
+
+    fn reserve(&mut self, step: Step<'_>) -> Result<()> {
+        (**self).reserve(step)
+    }
+
+    fn reserved_blocks(&self, plan: &KernelPlan) -> usize {
+        (**self).reserved_blocks(plan)
+    }
+
+    fn release_scratch(&mut self) -> bool {
+        (**self).release_scratch()
     }
 
     fn begin(&mut self, step: Step<'_>) -> Result<()> {

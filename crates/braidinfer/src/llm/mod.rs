@@ -202,16 +202,7 @@ impl Llm {
 
     /// Sampling parameters from the model's generation settings; greedy unless these enable sampling, as in `transformers`.
     pub fn default_sampling(&self) -> SamplingParams {
-        let (defaults, own) = (SamplingParams::default(), &self.text.generation);
-        SamplingParams {
-            temperature: if own.do_sample { own.temperature.unwrap_or(1.0) } else { 0.0 },
-            top_k: own.top_k,
-            top_p: own.top_p.unwrap_or(defaults.top_p),
-            min_p: own.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty: own.repetition_penalty.unwrap_or(defaults.repetition_penalty),
-            max_tokens: own.max_new_tokens,
-            ..defaults
-        }
+        SamplingParams::of_model(&self.text.generation)
     }
 
     /// Token ids of a prompt.

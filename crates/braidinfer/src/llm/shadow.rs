@@ -45,7 +45,6 @@ impl ShadowChecker {
             dtype: ComputeDtype::F32,
             block_size: BLOCK_SIZE,
             num_blocks: blocks,
-            reread: true,
             threads: self.threads.clone(),
         };
         let mut standard = standard::stream(&self.spec, &self.weights, options)?;

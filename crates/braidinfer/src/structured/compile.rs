@@ -1,13 +1,11 @@
 //! Compiles forms with the grammar library, and follows answers through them.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
 use super::AnswerForm;
+use crate::contained::contained;
 use crate::engine::TokenMask;
 
 /// White space between the parts of JSON: none, a space, or a new line with indentation. Without a limit, a model that
@@ -65,14 +63,14 @@ impl Progress {
 
     /// Advances by a token. Returns whether nothing may come after it.
     pub(super) fn take(&mut self, token: u32) -> Result<bool, String> {
-        contained(|| self.0.consume_token(token).map_err(|error| plain(&error.to_string())))?;
+        run(|| self.0.consume_token(token).map_err(|error| plain(&error.to_string())))?;
         Ok(self.0.is_stopped())
     }
 }
 
 fn try_begin(parsers: &ParserFactory, form: &AnswerForm) -> Result<Progress, String> {
     let grammar = grammar(form)?;
-    let mut matcher = contained(|| Ok(Matcher::new(parsers.create_parser(grammar))))?;
+    let mut matcher = run(|| Ok(Matcher::new(parsers.create_parser(grammar))))?;
     if let Some(error) = matcher.get_error() {
         return Err(plain(&error));
     }
@@ -82,7 +80,7 @@ fn try_begin(parsers: &ParserFactory, form: &AnswerForm) -> Result<Progress, Str
 }
 
 fn mask(matcher: &mut Matcher) -> Result<TokenMask, String> {
-    let allowed = contained(|| matcher.compute_mask_or_eos().map_err(|error| plain(&error.to_string())))?;
+    let allowed = run(|| matcher.compute_mask_or_eos().map_err(|error| plain(&error.to_string())))?;
     if allowed.num_set() == 0 {
         return Err("one that no further text can match".into());
     }
@@ -90,13 +88,9 @@ fn mask(matcher: &mut Matcher) -> Result<TokenMask, String> {
 }
 
 /// Runs the library; a panic becomes an error.
-fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(describe(&*panic)))
-}
-
-fn describe(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    format!("one that its parser cannot take ({})", plain(text.unwrap_or("no reason given")))
+fn run<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let panicked = |panic: String| Err(format!("one that its parser cannot take ({})", plain(&panic)));
+    contained(work).unwrap_or_else(panicked)
 }
 
 /// The first line of an error of the library, which may go on with a backtrace or its state.

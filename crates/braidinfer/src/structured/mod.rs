@@ -6,13 +6,13 @@ mod processes;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use llguidance::ParserFactory;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::contained::contained_on_large_stack;
 use crate::containment::CancelFlag;
 use crate::engine::{Constraint, ConstraintFactory, TokenMask};
 use crate::llm::ModelText;
@@ -24,9 +24,6 @@ pub(crate) use self::processes::form_service;
 use self::compile::Progress;
 use self::processes::{FormProcesses, RemoteConstraint};
 use self::vocabulary::Vocabulary;
-
-/// Stack for compiling in this process; pages that are not touched cost nothing.
-const STACK: usize = 256 << 20;
 
 /// The required form of an output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,8 +84,8 @@ impl StructuredOutput {
         let field = field.to_owned();
         match &self.place {
             Place::Here(parsers) => {
-                let begin =
-                    on_large_stack(|| Progress::begin(parsers, form)).map_err(|message| refused(&field, message))?;
+                let begin = contained_on_large_stack(|| Progress::begin(parsers, form)).unwrap_or_else(Err);
+                let begin = begin.map_err(|message| refused(&field, message))?;
                 let begin = Mutex::new(begin);
                 Ok(ConstraintFactory::new(move || {
                     let progress = begin.lock().unwrap_or_else(PoisonError::into_inner).fork();
@@ -113,15 +110,6 @@ impl StructuredOutput {
 /// The error for a form that cannot be used, with what it is instead.
 fn refused(field: &str, found: String) -> Error {
     Error::bad_request(field, "a form that answers can be held to", found)
-}
-
-/// Runs work on a thread with a large stack; a panic becomes an error.
-fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
-        let thread = thread.map_err(|error| format!("one for which there is no thread ({error})"))?;
-        thread.join().unwrap_or_else(|_| Err("one that its parser cannot take".into()))
-    })
 }
 
 /// Constrains one output in this process.

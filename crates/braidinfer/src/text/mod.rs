@@ -2,6 +2,7 @@
 
 mod chat_template;
 mod gguf;
+mod growth;
 mod sentencepiece;
 mod settings;
 mod stop;

@@ -9,9 +9,11 @@ use braidinfer_model::ModelSource;
 use braidinfer_model::format::gguf::Metadata;
 use serde::Serialize;
 
+use super::growth;
 use super::settings::TokenizerSettings;
 use super::token_bytes::Spelling;
 use super::{SentencePiece, gguf};
+use crate::contained::contained;
 use crate::{Error, Result};
 
 pub(super) const TOKENIZER_JSON: &str = "tokenizer.json";
@@ -199,14 +201,14 @@ impl Tokenizer {
     /// Token ids of `text`. Special tokens spelled out in the text are recognized; `add_special` adds those that the
     /// tokenizer adds to every text (usually BOS).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        match &self.backend {
+        let encode = || match &self.backend {
             Backend::HuggingFace(tokenizer) => {
-                let encoding =
-                    tokenizer.encode_fast(text, add_special).map_err(|error| self.error(error.to_string()))?;
+                let encoding = tokenizer.encode_fast(text, add_special).map_err(|error| error.to_string())?;
                 Ok(encoding.get_ids().to_vec())
             }
             Backend::SentencePiece(tokenizer) => Ok(tokenizer.encode(text, add_special)),
-        }
+        };
+        self.tried("cutting a text into tokens", encode)
     }
 
     /// Token ids of a rendered chat. Templates contain the special tokens themselves, so none are added. If a template
@@ -227,12 +229,11 @@ impl Tokenizer {
 
     /// Text of `ids`; incomplete characters become U+FFFD. Ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        match &self.backend {
-            Backend::HuggingFace(tokenizer) => {
-                tokenizer.decode(ids, skip_special).map_err(|error| self.error(error.to_string()))
-            }
+        let decode = || match &self.backend {
+            Backend::HuggingFace(tokenizer) => tokenizer.decode(ids, skip_special).map_err(|error| error.to_string()),
             Backend::SentencePiece(tokenizer) => Ok(tokenizer.decode(ids, skip_special)),
-        }
+        };
+        self.tried("turning tokens into text", decode)
     }
 
     /// Each id with its spelling.
@@ -241,9 +242,16 @@ impl Tokenizer {
         ids.iter().map(|id| Piece { id: *id, piece: spelling(*id) }).collect()
     }
 
-    fn error(&self, message: String) -> Error {
-        Error::Text { path: self.path.clone(), message }
+    /// The outcome of `call`, with the tokenizer's file in errors.
+    fn tried<T>(&self, doing: &str, call: impl FnOnce() -> Result<T, String>) -> Result<T> {
+        tried(&self.path, doing, call)
     }
+}
+
+/// The outcome of `call`, with the file at `path` in errors. The `tokenizers` crate panics on some files.
+fn tried<T>(path: &str, doing: &str, call: impl FnOnce() -> Result<T, String>) -> Result<T> {
+    let outcome = contained(call).unwrap_or_else(|panic| Err(format!("its settings made {doing} fail: {panic}")));
+    outcome.map_err(|message| Error::Text { path: path.to_owned(), message })
 }
 
 /// Added tokens by id, borrowed, because the crate's own method copies them.
@@ -254,8 +262,9 @@ fn added(tokenizer: &tokenizers::Tokenizer) -> &AHashMap<u32, tokenizers::AddedT
 fn parse_tokenizer_json(path: &str, bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
     let error = |message: String| Error::Text { path: path.to_owned(), message };
     let text = std::str::from_utf8(bytes).map_err(|fault| error(format!("expected UTF-8 text, found {fault}")))?;
-    let mut tokenizer =
-        tokenizers::Tokenizer::from_str(text).map_err(|fault| error(format!("not a usable tokenizer: {fault}")))?;
+    growth::check(text).map_err(error)?;
+    let parse = || tokenizers::Tokenizer::from_str(text).map_err(|fault| format!("not a usable tokenizer: {fault}"));
+    let mut tokenizer = tried(path, "reading it", parse)?;
     // Files saved during training may truncate or pad texts, but a prompt must reach the model unchanged.
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|fault| error(fault.to_string()))?;

@@ -6,7 +6,7 @@ use super::{Finding, Size};
 use crate::Advice;
 use crate::executor::KvDtype;
 use crate::loading::{LoadOptions, ModelParts};
-use crate::memory::{SLACK, available, kv_bytes_per_token};
+use crate::memory::{SLACK, available, kv_bytes_per_token, size};
 
 const AREA: &str = "machine";
 
@@ -30,7 +30,7 @@ fn memory(parts: &ModelParts, options: &LoadOptions) -> Finding {
     let Size { weight_bytes: weights, kv_bytes_per_token, .. } = size_of(parts);
     let one = kv_bytes_per_token.saturating_mul(parts.context);
     let all = one.saturating_mul(options.max_sequences);
-    let (need, available) = (weights + one + SLACK, available());
+    let (need, available) = (weights.saturating_add(one).saturating_add(SLACK), available());
     let found = format!(
         "weights {}, keys and values {} for one sequence of {} tokens and {} for {}; {} available",
         size(weights),
@@ -51,14 +51,6 @@ fn memory(parts: &ModelParts, options: &LoadOptions) -> Finding {
         return Finding::warn(AREA, WHAT, found, fix);
     }
     Finding::pass(AREA, WHAT, found)
-}
-
-/// Formats a size in megabytes or gigabytes.
-fn size(bytes: usize) -> String {
-    match bytes as f64 / 1e9 {
-        small if small < 0.1 => format!("{:.1} MB", 1e3 * small),
-        large => format!("{large:.1} GB"),
-    }
 }
 
 fn cores(parts: &ModelParts) -> Finding {

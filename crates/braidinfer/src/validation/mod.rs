@@ -152,7 +152,15 @@ impl ValidationReport {
         if self.findings.iter().any(|finding| finding.outcome == Outcome::Fail && finding.area == "files") {
             return Ok(());
         }
-        let mut fused = parts.fused(options, progress)?;
+        let mut fused = match parts.fused(options, progress) {
+            Ok(fused) => fused,
+            Err(error @ Error::TooLittleMemory { .. }) => {
+                let fix = error.advice().unwrap_or_else(|| "add memory".into());
+                self.findings.push(Finding::fail("machine", "the model can be loaded", error.to_string(), fix));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let checked = parts.subject().check(&mut fused, thoroughness, options.precision)?;
         let (compat, fused) = (checked.report, fused.with_plan(checked.plan)?);
         self.findings.extend(kernels(&compat));

@@ -1,9 +1,12 @@
 //! Parsing the header of a GGUF file.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 
 use super::metadata::{Array, Metadata, Scalar, Value};
+use crate::file::FileBytes;
 use crate::{ModelError, Result};
 
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -14,6 +17,11 @@ const MAX_DIMENSIONS: u32 = 4;
 const SMALLEST_PAIR: usize = 8 + 4 + 1;
 /// Minimum size of a tensor description: an empty name, no dimensions, a type and an offset.
 const SMALLEST_TENSOR: usize = 8 + 4 + 4 + 8;
+/// Bytes read at a time.
+const WINDOW: usize = 1 << 20;
+/// Largest header. That of a model with a large vocabulary and a `tokenizer.json` has some tens of megabytes; a file that is
+/// mostly holes could claim more than fits in memory.
+const MOST_HEADER: usize = 256 << 20;
 
 /// Everything before the tensor data.
 pub(super) struct Header {
@@ -33,9 +41,9 @@ pub(super) struct TensorInfo {
     pub(super) offset: u64,
 }
 
-/// Reads the header; `bytes` is the whole file.
-pub(super) fn read(path: &str, bytes: &[u8]) -> Result<Header> {
-    let mut reader = Reader { path, bytes, at: 0 };
+/// Reads the header of a file.
+pub(super) fn read(path: &str, file: &FileBytes) -> Result<Header> {
+    let mut reader = Reader { path, file, window: Cow::Borrowed(&[]), start: 0, at: 0 };
     reader.magic_and_version()?;
     let tensor_count = reader.count("tensors", SMALLEST_TENSOR)?;
     let pair_count = reader.count("key-value pairs", SMALLEST_PAIR)?;
@@ -85,7 +93,10 @@ impl fmt::Display for ValueOf<'_> {
 /// long key for every entry of a long list.
 struct Reader<'a> {
     path: &'a str,
-    bytes: &'a [u8],
+    file: &'a FileBytes,
+    /// Some bytes of the file, and the offset of the first.
+    window: Cow<'a, [u8]>,
+    start: usize,
     at: usize,
 }
 
@@ -95,19 +106,34 @@ impl<'a> Reader<'a> {
     }
 
     fn remaining(&self) -> usize {
-        self.bytes.len() - self.at
+        self.file.len() - self.at
     }
 
     /// The next `len` bytes; `what` names them in the error if the file ends before.
-    fn take(&mut self, len: u64, what: impl fmt::Display) -> Result<&'a [u8]> {
+    fn take(&mut self, len: u64, what: impl fmt::Display) -> Result<&[u8]> {
         let within = usize::try_from(len).ok().filter(|len| *len <= self.remaining());
         let Some(len) = within else {
             let found = format!("{} bytes from byte {} to the end of the file", self.remaining(), self.at);
             return Err(self.error(format!("{len} bytes of {what}"), found));
         };
-        let taken = &self.bytes[self.at..self.at + len];
-        self.at += len;
-        Ok(taken)
+        let taken = self.at..self.at + len;
+        if taken.end > MOST_HEADER {
+            let expected = format!("a header of at most {} MiB", MOST_HEADER >> 20);
+            return Err(self.error(expected, format!("{len} bytes of {what} from byte {} on", self.at)));
+        }
+        self.load(taken.clone())?;
+        self.at = taken.end;
+        Ok(&self.window[taken.start - self.start..taken.end - self.start])
+    }
+
+    /// Moves the window so that it holds these bytes, which lie in the file.
+    fn load(&mut self, bytes: Range<usize>) -> Result<()> {
+        if bytes.start < self.start || bytes.end > self.start + self.window.len() {
+            let end = bytes.end.max(bytes.start + WINDOW).min(self.file.len());
+            self.window = self.file.read(bytes.start..end)?;
+            self.start = bytes.start;
+        }
+        Ok(())
     }
 
     fn array<const N: usize>(&mut self, what: impl fmt::Display) -> Result<[u8; N]> {
@@ -150,7 +176,7 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
-    fn text(&mut self, what: impl fmt::Display) -> Result<&'a [u8]> {
+    fn text(&mut self, what: impl fmt::Display) -> Result<&[u8]> {
         let len = self.u64(format_args!("the length of {what}"))?;
         self.take(len, what)
     }
@@ -158,8 +184,8 @@ impl<'a> Reader<'a> {
     /// A key or a tensor's name.
     fn name(&mut self, what: &str) -> Result<String> {
         let at = self.at;
-        let bytes = self.text(what)?;
-        String::from_utf8(bytes.to_vec())
+        let bytes = self.text(what)?.to_vec();
+        String::from_utf8(bytes)
             .map_err(|_| self.error(format!("{what} in UTF-8"), format!("other bytes at byte {at}")))
     }
 
@@ -233,31 +259,29 @@ impl<'a> Reader<'a> {
 
     fn tensor(&mut self, alignment: u64) -> Result<TensorInfo> {
         let name = self.name("a tensor name")?;
+        let path = self.path;
         let error = |expected: String, found: String| ModelError::Tensor {
-            path: self.path.to_owned(),
+            path: path.to_owned(),
             tensor: name.clone(),
             expected,
             found,
         };
         let what = format!("the description of tensor `{name}`");
-        let (path, bytes, at) = (self.path, self.bytes, self.at);
-        let mut reader = Reader { path, bytes, at };
-        let dimensions = reader.u32(&what)?;
+        let dimensions = self.u32(&what)?;
         if dimensions > MAX_DIMENSIONS {
             return Err(error(format!("at most {MAX_DIMENSIONS} dimensions"), dimensions.to_string()));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
-            let extent = reader.u64(&what)?;
+            let extent = self.u64(&what)?;
             let extent = usize::try_from(extent).ok().filter(|extent| *extent > 0);
             shape.push(extent.ok_or_else(|| error("extents above zero".into(), "another one".into()))?);
         }
         shape.reverse();
-        let (type_id, offset) = (reader.u32(&what)?, reader.u64(&what)?);
+        let (type_id, offset) = (self.u32(&what)?, self.u64(&what)?);
         if offset % alignment != 0 {
             return Err(error(format!("an offset that is a multiple of {alignment}"), offset.to_string()));
         }
-        self.at = reader.at;
         Ok(TensorInfo { name, shape, type_id, offset })
     }
 }

@@ -1,10 +1,12 @@
 //! Paged KV cache, in the layout that the attention kernels read.
 
+use std::io;
+
 use braidinfer_kernels::attention::{KvElement, KvSlab, SLAB_TILES};
 use braidinfer_model::DecoderSpec;
 
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Tokens per tile, the unit that the attention kernels read.
 pub(super) const TILE: usize = 16;
@@ -48,14 +50,41 @@ impl KvCache {
     }
 
     /// Allocates every block that `batch` names, in the data type that `dtypes` has for each layer.
-    pub(super) fn reserve(&mut self, batch: &Batch, dtypes: &[KvDtype]) {
+    ///
+    /// Fails if there is too little memory; what it got before is kept for later.
+    pub(super) fn reserve(&mut self, batch: &Batch, dtypes: &[KvDtype]) -> Result<()> {
         let slabs = (batch.blocks_needed(self.config.block_size) * self.config.block_size).div_ceil(SLAB_TOKENS);
+        let bytes = self.missing_bytes(slabs, dtypes);
+        if bytes == 0 {
+            return Ok(());
+        }
+        let what = || format!("keys and values of {} tokens", slabs * SLAB_TOKENS);
+        memory::can_grow(bytes, what)?;
         for ((layer, (heads, head_dim)), dtype) in self.layers.iter_mut().zip(&self.heads).zip(dtypes) {
             match dtype {
                 KvDtype::F32 => grow(&mut layer.f32, slabs * heads, *head_dim),
                 KvDtype::F16 => grow(&mut layer.f16, slabs * heads, *head_dim),
             }
+            .map_err(|_| memory::exhausted(bytes, what()))?;
         }
+        Ok(())
+    }
+
+    /// Bytes of the slabs that are yet to be allocated so that every layer has this many for each head.
+    fn missing_bytes(&self, slabs: usize, dtypes: &[KvDtype]) -> usize {
+        let layers = self.layers.iter().zip(&self.heads).zip(dtypes);
+        let missing = layers.map(|((layer, (heads, head_dim)), dtype)| {
+            let slab = SLAB_TOKENS * (head_dim + head_dim.next_multiple_of(TILE)) * dtype.size();
+            (slabs * heads).saturating_sub(layer.count(*dtype)) * slab
+        });
+        missing.sum()
+    }
+
+    /// Number of blocks that every layer has memory for.
+    pub(super) fn reserved_blocks(&self, dtypes: &[KvDtype]) -> usize {
+        let layers = self.layers.iter().zip(&self.heads).zip(dtypes);
+        let slabs = layers.map(|((layer, (heads, _)), dtype)| layer.count(*dtype) / (*heads).max(1));
+        slabs.min().unwrap_or(0) * SLAB_TOKENS / self.config.block_size
     }
 
     /// Appends the tiles of a sequence's first `len` positions to `tiles`.
@@ -67,8 +96,18 @@ impl KvCache {
     }
 }
 
-fn grow<T: KvElement>(layer: &mut Vec<KvSlab<T>>, slabs: usize, head_dim: usize) {
-    while layer.len() < slabs {
-        layer.push(KvSlab::new(head_dim));
+impl LayerSlabs {
+    fn count(&self, dtype: KvDtype) -> usize {
+        match dtype {
+            KvDtype::F32 => self.f32.len(),
+            KvDtype::F16 => self.f16.len(),
+        }
     }
+}
+
+fn grow<T: KvElement>(layer: &mut Vec<KvSlab<T>>, slabs: usize, head_dim: usize) -> io::Result<()> {
+    while layer.len() < slabs {
+        layer.push(KvSlab::new(head_dim)?);
+    }
+    Ok(())
 }

@@ -38,7 +38,10 @@ use super::{
     ActiveKernels, Capabilities, Decoder, ExecutorReport, KernelPlan, KvCacheConfig, LayerRunner, LayerState, Logits,
     Outputs, Probe, Step, WantedRows,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
+
+/// Activations of no more bytes than this are kept while nothing is computed.
+const KEPT_SCRATCH: usize = 16 << 20;
 
 /// Options for loading a decoder.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +69,11 @@ pub fn load(
     Ok(Decoder::new(spec, options.kv_cache, plan, runner))
 }
 
+/// Size of the parameters once they are packed, in bytes.
+pub(crate) fn weight_bytes(weights: &Weights) -> usize {
+    packed::weight_bytes(weights)
+}
+
 /// Runs layers with the fused CPU kernels.
 struct FusedRunner {
     spec: DecoderSpec,
@@ -76,6 +84,8 @@ struct FusedRunner {
     pool: Pool,
     kv_cache: KvCache,
     scratch: Scratch,
+    /// What the largest step so far needed, by an upper estimate.
+    scratch_bytes: usize,
     layout: BatchLayout,
     pack_time: Duration,
     #[cfg(test)]
@@ -99,6 +109,7 @@ impl FusedRunner {
         let runner = Self {
             pack_time: started.elapsed(),
             scratch: Scratch::new(options.threads),
+            scratch_bytes: 0,
             layout: BatchLayout::default(),
             isa: options.isa,
             projections: plan.projections.iter().map(|planned| (planned.slot, planned.dtype)).collect(),
@@ -137,9 +148,32 @@ impl LayerRunner for FusedRunner {
         LayerState { bytes_per_token: values * plan.kv_dtypes[layer].size(), bytes_per_sequence: 0, window }
     }
 
+    fn reserve(&mut self, step: Step<'_>) -> Result<()> {
+        self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes)?;
+        let bytes = memory::scratch_bytes(&self.spec, step.batch.token_ids.len(), step.batch.logits_rows.len());
+        if bytes > self.scratch_bytes {
+            memory::can_grow(bytes - self.scratch_bytes, || memory::of_step(step.batch.token_ids.len()))?;
+            self.scratch_bytes = bytes;
+        }
+        Ok(())
+    }
+
+    fn reserved_blocks(&self, plan: &KernelPlan) -> usize {
+        self.kv_cache.reserved_blocks(&plan.kv_dtypes)
+    }
+
+    fn release_scratch(&mut self) -> bool {
+        let large = self.scratch_bytes > KEPT_SCRATCH;
+        if large {
+            self.scratch = Scratch::new(self.pool.threads());
+            self.scratch_bytes = 0;
+        }
+        large
+    }
+
     fn begin(&mut self, step: Step<'_>) -> Result<()> {
         step.plan.check(&self.projections, self.spec.layers.len())?;
-        self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes);
+        self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes)?;
         self.layout.fill(&self.spec, step.batch, &self.kv_cache);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The parameters of a decoder in the kernels' layout: every matrix is repacked once, into one contiguous buffer.
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use braidinfer_kernels::norm::NormKind;
 use braidinfer_kernels::{
@@ -129,7 +129,7 @@ impl PackedDecoder {
         }
     }
 
-    /// Packs the weights, several panels in parallel. Packed parts of the memory-mapped checkpoint are released.
+    /// Packs the weights, several panels in parallel, each read from the checkpoint when it is packed.
     ///
     /// Fails on a non-finite weight, naming tensor and index.
     pub(super) fn load(
@@ -180,6 +180,18 @@ fn weight_type(dtype: Dtype) -> WeightType {
 fn matrix_bytes(view: &TensorView<'_>) -> usize {
     let format = PanelFormat::of(weight_type(view.dtype));
     (view.shape[0].div_ceil(LANES) * panel_bytes(format, view.shape[1])).next_multiple_of(ALIGNMENT)
+}
+
+/// Size of all parameters once they are packed, in bytes.
+pub(super) fn weight_bytes(weights: &Weights) -> usize {
+    let tied = weights.head_is_embedding();
+    let bytes = weights.iter().map(|(slot, param, view)| match (slot, param, view.shape.len()) {
+        (Slot::EmbedTokens, Param::Weight, _) if tied => 0,
+        (Slot::EmbedTokens, Param::Weight, _) => view.data.len(),
+        (_, Param::Weight, 2) => matrix_bytes(&view),
+        _ => view.len().next_multiple_of(LANES) * size_of::<f32>(),
+    });
+    bytes.fold(0, usize::saturating_add)
 }
 
 struct Packer<'a> {
@@ -258,7 +270,6 @@ impl<'a> Packer<'a> {
         let start = self.used;
         let data = start..start + rows.div_ceil(LANES) * panel_bytes(format, columns);
         pack_matrix(&view, &mut self.panels[data.clone()], pool)?;
-        self.weights.release(slot, Param::Weight);
         self.used += matrix_bytes(&view);
         let bias = self.vector(slot, Param::Bias)?;
         let planned = self.plan.index_of(slot).ok_or_else(|| absent(slot))?;
@@ -268,8 +279,7 @@ impl<'a> Packer<'a> {
     fn embedding(&self) -> Result<Embedding> {
         let view = self.weights.get(Slot::EmbedTokens, Param::Weight).ok_or_else(|| absent(Slot::EmbedTokens))?;
         view.check()?;
-        let rows = view.data.to_vec();
-        self.weights.release(Slot::EmbedTokens, Param::Weight);
+        let rows = view.data.read()?.into_owned();
         Ok(Embedding::Stored { dtype: view.dtype, row_bytes: rows.len() / view.shape[0], rows })
     }
 }
@@ -290,17 +300,27 @@ fn pack_matrix(view: &TensorView<'_>, panels: &mut [u8], pool: &mut Pool) -> Res
     let panel_bytes = panel_bytes(PanelFormat::of(weight_type), columns);
     let row_bytes = view.data.len() / rows;
     let first_bad: Mutex<Option<(usize, usize)>> = Mutex::new(None);
+    let unread = Mutex::new(None);
     pool.for_each(Chunks::new(panels, panel_bytes), |panel, out, _| {
         let first = panel * LANES;
         let count = LANES.min(rows - first);
-        let source = &view.data[first * row_bytes..(first + count) * row_bytes];
-        if let Some(NotFinite { row, column }) = pack_panel(weight_type, source, columns, out) {
-            let mut found = first_bad.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let source = match view.data.read_part(first * row_bytes..(first + count) * row_bytes) {
+            Ok(source) => source,
+            Err(error) => {
+                *unread.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                return;
+            }
+        };
+        if let Some(NotFinite { row, column }) = pack_panel(weight_type, &source, columns, out) {
+            let mut found = first_bad.lock().unwrap_or_else(PoisonError::into_inner);
             let at = (first + row, column);
             *found = Some(found.map_or(at, |other| other.min(at)));
         }
     });
-    match first_bad.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+    if let Some(error) = unread.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error.into());
+    }
+    match first_bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
         None => Ok(()),
         Some((row, column)) => {
             let index = row * columns + column;

@@ -19,7 +19,7 @@ pub(super) enum DecoderWeights<'a> {
     /// Layers by index, and embedding and output head if this runner computes them.
     Loaded { layers: BTreeMap<usize, Layer>, embed_tokens: Option<Matrix>, head: Option<HeadWeights> },
     /// The most recently used layer, and the output head after its first use.
-    Streamed { weights: &'a Weights, matrices: Matrices, layer: Option<(usize, Box<Layer>)>, head: Option<HeadWeights> },
+    Streamed { weights: &'a Weights, layer: Option<(usize, Box<Layer>)>, head: Option<HeadWeights> },
 }
 
 /// The weights that turn the residual stream into logits.
@@ -65,16 +65,15 @@ impl<'a> DecoderWeights<'a> {
     }
 
     /// Weights that are read from the files when needed.
-    pub(super) fn stream(weights: &'a Weights, reread: bool) -> Self {
-        let matrices = if reread { Matrices::InFile } else { Matrices::Stored };
-        Self::Streamed { weights, matrices, layer: None, head: None }
+    pub(super) fn stream(weights: &'a Weights) -> Self {
+        Self::Streamed { weights, layer: None, head: None }
     }
 
     pub(super) fn embed_tokens(&self, spec: &DecoderSpec, device: &Device) -> Result<Matrix> {
         match self {
             Self::Loaded { embed_tokens, .. } => embed_tokens.clone().ok_or_else(|| absent("the embedding")),
-            Self::Streamed { weights, matrices, .. } => {
-                Loader { spec, weights, matrices: *matrices, device }.matrix(Slot::EmbedTokens)
+            Self::Streamed { weights, .. } => {
+                Loader { spec, weights, matrices: Matrices::InFile, device }.matrix(Slot::EmbedTokens)
             }
         }
     }
@@ -82,12 +81,10 @@ impl<'a> DecoderWeights<'a> {
     pub(super) fn layer(&mut self, index: usize, spec: &DecoderSpec, device: &Device) -> Result<&Layer> {
         match self {
             Self::Loaded { layers, .. } => layers.get(&index).ok_or_else(|| absent(&format!("layer {index}"))),
-            Self::Streamed { weights, matrices, layer, .. } => {
+            Self::Streamed { weights, layer, .. } => {
                 if layer.as_ref().is_none_or(|(loaded, _)| *loaded != index) {
-                    if let Some((before, _)) = layer.take() {
-                        release(weights, before);
-                    }
-                    let loader = Loader { spec, weights, matrices: *matrices, device };
+                    *layer = None;
+                    let loader = Loader { spec, weights, matrices: Matrices::InFile, device };
                     *layer = Some((index, Box::new(loader.layer(index)?)));
                 }
                 layer.as_ref().map(|(_, layer)| &**layer).ok_or_else(|| absent(&format!("layer {index}")))
@@ -98,9 +95,9 @@ impl<'a> DecoderWeights<'a> {
     pub(super) fn head(&mut self, spec: &DecoderSpec, device: &Device) -> Result<&HeadWeights> {
         match self {
             Self::Loaded { head, .. } => head.as_ref().ok_or_else(|| absent("the output head")),
-            Self::Streamed { weights, matrices, head, .. } => {
+            Self::Streamed { weights, head, .. } => {
                 if head.is_none() {
-                    let loader = Loader { spec, weights, matrices: *matrices, device };
+                    let loader = Loader { spec, weights, matrices: Matrices::InFile, device };
                     *head =
                         Some(HeadWeights { final_norm: loader.final_norm()?, lm_head: loader.linear(Slot::LmHead)? });
                 }
@@ -118,13 +115,6 @@ impl<'a> DecoderWeights<'a> {
         let matrices = layers.into_iter().flat_map(Layer::projections).chain(head.iter().map(|head| &head.lm_head));
         matrices.map(Linear::weight_bytes).sum()
     }
-}
-
-/// Releases the memory that caches a layer's weight files.
-fn release(weights: &Weights, layer: usize) {
-    let of_layer = |slot: &Slot| matches!(slot, Slot::Layer(index, _) if *index == layer);
-    let slots = weights.iter().map(|(slot, _, _)| slot).filter(of_layer);
-    slots.for_each(|slot| weights.release(slot, Param::Weight));
 }
 
 fn absent(what: &str) -> Error {

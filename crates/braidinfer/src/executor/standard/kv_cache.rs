@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use braidinfer_model::DecoderSpec;
 use candle_core::{DType, Device, Tensor};
 
-use crate::Result;
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
+use crate::{Result, memory};
 
 /// Keys and values of some layers, indexed by slot. Grows when blocks are first used.
 #[derive(Debug)]
@@ -59,6 +59,12 @@ impl KvCache {
         }
         // Doubling the size makes the total cost of copying linear in the length of a growing sequence.
         let slots = needed.max(2 * current).min(self.config.capacity());
+        // The tensor library ends the process if there is no memory. While a tensor is copied there are two of it.
+        let row = |store: &Tensor| store.dims()[1..].iter().product::<usize>() * store.dtype().size_in_bytes();
+        let rows: Vec<usize> = self.layers.values().flat_map(|(keys, values)| [row(keys), row(values)]).collect();
+        let copied = current * rows.iter().max().unwrap_or(&0);
+        let bytes = (slots - current).saturating_mul(rows.iter().sum()).saturating_add(copied);
+        memory::can_grow(bytes, || format!("keys and values of {slots} tokens"))?;
         for store in self.layers.values_mut().flat_map(|(keys, values)| [keys, values]) {
             // A tensor may have been grown by an earlier call that then ran out of memory.
             if store.dims()[0] < slots {
@@ -66,6 +72,11 @@ impl KvCache {
             }
         }
         Ok(())
+    }
+
+    /// Number of blocks that every layer has memory for.
+    pub(super) fn reserved_blocks(&self) -> usize {
+        self.slots() / self.config.block_size.max(1)
     }
 
     /// Number of slots that every layer has.

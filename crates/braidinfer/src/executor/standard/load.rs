@@ -3,7 +3,7 @@
 use std::fmt;
 
 use braidinfer_model::spec::{FeedForward, Mixer, NormSpec};
-use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, TensorView, WeightBytes, Weights};
+use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
@@ -89,9 +89,7 @@ pub type LoadProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 pub(super) enum Matrices {
     /// Check and copy them, in the compute type or as quantized blocks.
     Loaded(ComputeDtype, QuantizedWeights),
-    /// Use them in the mapped file, in its data type. The caller has checked them.
-    Stored,
-    /// Like `Stored`, but read them from the file in every multiplication, instead of through the mapping.
+    /// Read them from the file in every multiplication, in its data type. The caller has checked them.
     InFile,
 }
 
@@ -174,14 +172,16 @@ impl Loader<'_> {
         let stored = |blocks| Matrix::Stored(StoredMatrix::new(view.dtype, shape[0], shape[1], blocks));
         let (dtype, quantized_weights) = match self.matrices {
             Matrices::Loaded(dtype, quantized_weights) => (dtype, quantized_weights),
-            Matrices::Stored | Matrices::InFile => {
-                return self.bytes(slot, Param::Weight).map(stored).ok_or_else(|| self.absent(slot));
+            Matrices::InFile => {
+                return self.weights.bytes(slot, Param::Weight).map(stored).ok_or_else(|| self.absent(slot));
             }
         };
         if quantized_weights == QuantizedWeights::Keep && view.dtype.is_quantized() && self.device.is_cpu() {
             view.check()?;
-            let blocks = self.weights.replaced(slot, Param::Weight).unwrap_or_else(|| view.data.into());
-            self.weights.release(slot, Param::Weight);
+            let blocks = match self.weights.replaced(slot, Param::Weight) {
+                Some(blocks) => blocks,
+                None => view.data.to_shared()?.into(),
+            };
             return Ok(stored(blocks));
         }
         let tensor = match dtype {
@@ -189,25 +189,13 @@ impl Loader<'_> {
             ComputeDtype::BF16 => Tensor::from_vec(view.read::<bf16>()?, shape, self.device),
             ComputeDtype::F16 => Tensor::from_vec(view.read::<f16>()?, shape, self.device),
         }?;
-        self.weights.release(slot, Param::Weight);
         Ok(Matrix::Dense(tensor))
     }
 
     /// A vector in f32, or `None` if the architecture has none there.
     pub(super) fn vector(&self, slot: Slot, param: Param) -> Result<Option<Tensor>> {
-        let Some(bytes) = self.bytes(slot, param) else { return Ok(None) };
-        let data = bytes.part(0..bytes.size())?;
         let Some(view) = self.weights.get(slot, param) else { return Ok(None) };
-        let view = TensorView { data: &data, ..view };
         Ok(Some(Tensor::from_vec(view.read::<f32>()?, view.shape.clone(), self.device)?))
-    }
-
-    /// The bytes of a parameter.
-    fn bytes(&self, slot: Slot, param: Param) -> Option<WeightBytes> {
-        match self.matrices {
-            Matrices::InFile => self.weights.bytes_in_file(slot, param),
-            Matrices::Loaded(..) | Matrices::Stored => self.weights.bytes(slot, param),
-        }
     }
 
     fn absent(&self, slot: Slot) -> Error {

@@ -19,7 +19,7 @@ mod trace;
 use std::collections::BTreeSet;
 
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::{DecoderSpec, Weights};
+use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
 
 use self::attention::MaskCache;
@@ -30,10 +30,10 @@ use self::rotary::Rotation;
 use self::trace::Trace;
 use super::{
     ActiveKernels, Batch, Capabilities, Decoder, ExecutorReport, KernelPlan, KvCacheConfig, KvDtype, LayerRunner,
-    LayerState, Logits, Outputs, Probe, Step, WantedRows,
+    LayerState, Logits, Outputs, Probe, SequenceSlice, Step, WantedRows,
 };
 use crate::threads::Threads;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 pub use load::{ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 
@@ -72,6 +72,19 @@ pub fn load_layers(
     StandardRunner::new(spec, decoder_weights, layers, ComputeDtype::F32, storage, Device::Cpu, threads.clone())
 }
 
+/// Size of the parameters in memory, in bytes.
+pub(crate) fn weight_bytes(weights: &Weights, dtype: ComputeDtype, quantized: QuantizedWeights) -> usize {
+    let value = dtype.candle().size_in_bytes();
+    let tied = weights.head_is_embedding();
+    let bytes = weights.iter().map(|(slot, param, view)| match (slot, param, view.shape.len()) {
+        (Slot::LmHead, Param::Weight, _) if tied => 0,
+        (_, Param::Weight, 2) if view.dtype.is_quantized() && quantized == QuantizedWeights::Keep => view.data.len(),
+        (_, Param::Weight, 2) => view.len().saturating_mul(value),
+        _ => view.len() * size_of::<f32>(),
+    });
+    bytes.fold(0, usize::saturating_add)
+}
+
 /// Options for reading weights while they are used.
 #[derive(Debug, Clone)]
 pub struct StreamOptions {
@@ -82,21 +95,17 @@ pub struct StreamOptions {
     pub block_size: usize,
     /// Number of blocks.
     pub num_blocks: usize,
-    /// Read the files instead of their memory maps: the files may have been written to since they were opened, which is
-    /// then reported as an error.
-    pub reread: bool,
     /// The compute threads.
     pub threads: Threads,
 }
 
 /// A decoder on the CPU that holds one layer at a time in memory. The weights stay in their files and must have been
-/// checked by another loader. When the next layer is loaded, the memory that caches the previous layer's part of the
-/// file is released. All products are in f32.
+/// checked by another loader; if they were written to since they were opened, that is an error. All products are in f32.
 pub fn stream<'a>(spec: &DecoderSpec, weights: &'a Weights, options: StreamOptions) -> Result<Decoder<'a>> {
-    let StreamOptions { dtype, block_size, num_blocks, reread, threads } = options;
+    let StreamOptions { dtype, block_size, num_blocks, threads } = options;
     let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
     let storage = KvCacheConfig { block_size, num_blocks, dtype: kv_dtype };
-    let (decoder_weights, layers) = (DecoderWeights::stream(weights, reread), 0..spec.layers.len());
+    let (decoder_weights, layers) = (DecoderWeights::stream(weights), 0..spec.layers.len());
     let runner = StandardRunner::new(spec, decoder_weights, layers, dtype, storage, Device::Cpu, threads)?;
     let plan = KernelPlan::fastest(spec, weights, NumericLevel::F32, kv_dtype);
     Ok(Decoder::new(spec.clone(), storage, plan, runner))
@@ -113,6 +122,8 @@ struct StandardRunner<'a> {
     step_tensors: StepTensors,
     /// The residual stream, `[T, h]`.
     hidden: Option<Tensor>,
+    /// Whether a step since the last rest needed much memory.
+    ran_large: bool,
     threads: Threads,
 }
 
@@ -135,7 +146,8 @@ impl<'a> StandardRunner<'a> {
     ) -> Result<Self> {
         let kv_cache = KvCache::new(spec, layers, storage, &device)?;
         let (spec, dtype) = (spec.clone(), dtype.candle());
-        Ok(Self { spec, weights, device, dtype, kv_cache, step_tensors: StepTensors::default(), hidden: None, threads })
+        let step_tensors = StepTensors::default();
+        Ok(Self { spec, weights, device, dtype, kv_cache, step_tensors, hidden: None, ran_large: false, threads })
     }
 
     fn stream(&self) -> Result<&Tensor> {
@@ -194,6 +206,26 @@ impl LayerRunner for StandardRunner<'_> {
         LayerState { bytes_per_token, bytes_per_sequence: 0, window: None }
     }
 
+    fn reserve(&mut self, step: Step<'_>) -> Result<()> {
+        self.kv_cache.reserve(step.batch)?;
+        let bytes = scratch_bytes(&self.spec, step.batch);
+        if bytes < UNCHECKED_SCRATCH {
+            return Ok(());
+        }
+        self.ran_large = true;
+        memory::can_grow(bytes, || memory::of_step(step.batch.token_ids.len()))
+    }
+
+    fn release_scratch(&mut self) -> bool {
+        self.step_tensors = StepTensors::default();
+        self.hidden = None;
+        std::mem::take(&mut self.ran_large)
+    }
+
+    fn reserved_blocks(&self, _plan: &KernelPlan) -> usize {
+        self.kv_cache.reserved_blocks()
+    }
+
     fn begin(&mut self, step: Step<'_>) -> Result<()> {
         self.kv_cache.reserve(step.batch)?;
         let rotations = Rotation::for_batch(&self.spec, step.batch, &self.device)?;
@@ -232,6 +264,21 @@ impl LayerRunner for StandardRunner<'_> {
     fn release_storage(&mut self) -> Result<()> {
         self.kv_cache.clear()
     }
+}
+
+/// Steps that need no more bytes than this are run without looking for room.
+const UNCHECKED_SCRATCH: usize = 8 << 20;
+
+/// Activations of a step, in bytes: those of any kernels, and for the longest sequence its keys and values in f32, twice, and
+/// its scores, which are masked and made probabilities.
+fn scratch_bytes(spec: &DecoderSpec, batch: &Batch) -> usize {
+    let (rows, logits) = (batch.token_ids.len(), batch.logits_rows.len());
+    let attentions = || spec.layer_attentions();
+    let heads = attentions().map(|attention| attention.num_attention_heads).max().unwrap_or(0);
+    let width = attentions().map(|attention| 4 * attention.key_value_width()).max().unwrap_or(0);
+    let of = |sequence: &SequenceSlice| sequence.positions().end * (3 * heads * sequence.query_len + width);
+    let longest = batch.sequences.iter().map(of).max().unwrap_or(0);
+    memory::scratch_bytes(spec, rows, logits).saturating_add(longest.saturating_mul(size_of::<f32>()))
 }
 
 /// Multiplies embeddings by the model's embedding multiplier.

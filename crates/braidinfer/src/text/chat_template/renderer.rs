@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use chrono::NaiveDateTime;
@@ -13,6 +12,7 @@ use serde_bytes::ByteBuf;
 use serde_json::{Map, Value as Json};
 
 use super::{TemplateClock, describe, environment};
+use crate::contained::{contained, contained_on_large_stack};
 use crate::containment::{CancelFlag, Failure, Process, Service, WorkKind, WorkLimits, WorkerProgram};
 
 /// Longest template, in bytes. Real ones have up to some 30,000.
@@ -21,8 +21,6 @@ const LONGEST_TEMPLATE: usize = 1 << 20;
 const LONGEST_TAG: usize = 1 << 16;
 /// Deepest nesting of blocks.
 const DEEPEST_BLOCKS: usize = 100;
-/// Stack for parsing and rendering in this process; pages that are not touched cost nothing.
-const STACK: usize = 256 << 20;
 /// Most worker processes for one template, which is also how many renderings can run at once.
 const MOST_PROCESSES: usize = 2;
 /// What one rendering may take in a worker process.
@@ -50,14 +48,14 @@ impl Renderer {
     pub(super) fn new(source: &str, clock: TemplateClock, worker: Option<&WorkerProgram>) -> Result<Self, String> {
         check_size(source)?;
         match worker {
-            None => on_large_stack(|| Parsed::new(source, clock)).map(|parsed| Self::Here(Box::new(parsed))),
+            None => run(|| Parsed::new(source, clock)).map(|parsed| Self::Here(Box::new(parsed))),
             Some(program) => Workers::start(source, clock, program.clone()).map(Self::Workers),
         }
     }
 
     pub(super) fn render(&self, context: Context) -> Result<String, String> {
         match self {
-            Self::Here(parsed) => on_large_stack(|| parsed.render(context)),
+            Self::Here(parsed) => run(|| parsed.render(context)),
             Self::Workers(workers) => workers.render(&context),
         }
     }
@@ -99,13 +97,18 @@ fn check_size(source: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs work on a thread with a large stack; a panic becomes an error.
-fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
-        let thread = thread.map_err(|error| format!("expected a thread for the template, found none ({error})"))?;
-        thread.join().unwrap_or_else(|_| Err("expected a template that its parser can take, found another one".into()))
-    })
+/// Runs the library in this process; a panic becomes an error.
+fn run<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    contained_on_large_stack(work).unwrap_or_else(panicked)
+}
+
+/// Runs the library on this thread, whose stack is large already.
+fn in_worker<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    contained(work).unwrap_or_else(panicked)
+}
+
+fn panicked<T>(panic: String) -> Result<T, String> {
+    Err(format!("expected a template that its parser can take, found one that it cannot ({panic})"))
 }
 
 /// A template that is rendered in this process.
@@ -232,7 +235,7 @@ struct Rendering(Parsed);
 impl Service for Rendering {
     fn answer(&mut self, request: &[u8]) -> Vec<u8> {
         let context = rmp_serde::from_slice(request).map_err(|error| error.to_string());
-        reply(&context.and_then(|context| self.0.render(context)))
+        reply(&context.and_then(|context| in_worker(|| self.0.render(context))))
     }
 }
 
