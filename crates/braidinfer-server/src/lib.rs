@@ -4,6 +4,7 @@
 //! prompts and the outputs of the engine into responses. Only `api/` knows the wire format.
 
 mod api;
+mod budget;
 mod http;
 mod metrics;
 mod served;
@@ -59,7 +60,7 @@ impl ModelSlot {
     ///
     /// Fails if the thread for the model cannot be created.
     pub fn serve(&self, llm: Llm, name: String) -> std::io::Result<bool> {
-        let metrics = Arc::new(Metrics::new(&name));
+        let metrics = Arc::new(Metrics::new(&name, &self.0.metrics));
         Ok(self.0.serve(Served::begin(llm, name, metrics)?))
     }
 }

@@ -10,8 +10,9 @@ use braidinfer::executor::ActiveKernels;
 use braidinfer::{AnswerForm, Error, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
 use tokio::time::timeout_at;
 
-use crate::http::{ApiError, ServerConfig};
-use crate::metrics::Metrics;
+use crate::budget::Budget;
+use crate::http::{ApiError, Clients, Connections, ServerConfig};
+use crate::metrics::{Metrics, ServerMetrics};
 
 /// Text normalization shortens a text by less than this factor.
 const MAX_SHRINK: usize = 4;
@@ -19,6 +20,11 @@ const MAX_SHRINK: usize = 4;
 /// State of the server, with its model once that is loaded.
 pub struct App {
     pub config: ServerConfig,
+    pub connections: Arc<Connections>,
+    pub clients: Clients,
+    /// What requests hold in memory.
+    pub budget: Arc<Budget>,
+    pub metrics: ServerMetrics,
     served: OnceLock<Arc<Served>>,
     is_stopping: AtomicBool,
     requests: AtomicU64,
@@ -37,6 +43,7 @@ pub struct Served {
     pub default_sampling: SamplingParams,
     pub context: usize,
     pub vocab_size: usize,
+    pub hidden_size: usize,
     /// Length of the longest token in bytes, if there is a tokenizer.
     longest_token: Option<usize>,
     pub kernels: ActiveKernels,
@@ -54,6 +61,7 @@ impl Served {
             default_sampling: llm.default_sampling(),
             context: llm.context(),
             vocab_size: llm.spec().vocab_size,
+            hidden_size: llm.spec().hidden_size,
             longest_token: llm.text().longest_token(),
             kernels: llm.kernels(),
             compat: llm.compat().cloned(),
@@ -99,6 +107,10 @@ impl Served {
 impl App {
     pub fn new(config: ServerConfig) -> Self {
         Self {
+            connections: Connections::new(config.max_connections, config.max_connections_per_client),
+            clients: Clients::default(),
+            budget: Budget::new(config.max_request_memory),
+            metrics: ServerMetrics::default(),
             config,
             served: OnceLock::new(),
             is_stopping: AtomicBool::new(false),

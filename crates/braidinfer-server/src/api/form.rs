@@ -7,7 +7,7 @@ use braidinfer::engine::ConstraintFactory;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::http::ApiError;
+use crate::http::{ApiError, shown};
 use crate::served::Served;
 
 /// The field `response_format` of the OpenAI API.
@@ -85,7 +85,7 @@ fn one_of(texts: &[String]) -> AnswerForm {
 }
 
 fn refused(field: &str, expected: &str, found: &str) -> ApiError {
-    ApiError::field(field, format!("{field}: expected {expected}, found {found}"))
+    ApiError::field(field, format!("{field}: expected {expected}, found {}", shown(found)))
 }
 
 /// The requested form of the answer, and the request field that asks for it.
