@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use braidinfer::compat::Thoroughness;
 use braidinfer::model::quantization::FileType;
 use braidinfer_hub::HubId;
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -533,19 +534,28 @@ pub struct NetworkArgs {
     #[arg(long)]
     pub lenient: bool,
     /// Largest request, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 8)]
+    #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = count(1, MOST_MIB))]
     pub max_body: usize,
-    /// Connections at once
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    /// Most memory for the answers to one request, in MiB; one that could take more is refused
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = count(1, MOST_MIB))]
+    pub max_answer: usize,
+    /// Most memory for all requests with their prompts and answers, in MiB; one client may take half of it
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = count(1, MOST_MIB))]
+    pub max_request_memory: usize,
+    /// Connections at once; when all are taken, idle ones give way, and probes of /health, /ready and /metrics are answered
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = count(1, MOST_CONNECTIONS))]
     pub max_connections: usize,
+    /// Connections of one address; half of all if left out
+    #[arg(long, value_name = "N", value_parser = count(1, MOST_CONNECTIONS))]
+    pub max_connections_per_client: Option<usize>,
     /// Seconds for a request to arrive
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     pub read_timeout: u64,
     /// Seconds for a client to take some of what is sent to it
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     pub write_timeout: u64,
     /// Seconds for an answer, waiting included
-    #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     pub request_timeout: u64,
     /// Seconds for running answers when the server stops
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
@@ -579,7 +589,7 @@ pub struct FormArgs {
     pub mask_timeout: u64,
 }
 
-fn at_least_one() -> clap::builder::RangedU64ValueParser<u64> {
+fn at_least_one() -> RangedU64ValueParser<u64> {
     clap::value_parser!(u64).range(1..=1 << 40)
 }
 
@@ -590,6 +600,17 @@ pub enum LogFormat {
     None,
 }
 
+/// Most of what is counted in MiB.
+const MOST_MIB: u64 = 1 << 24;
+const MOST_CONNECTIONS: u64 = 1_000_000;
+/// Most answers at once, running or waiting.
+const MOST_ANSWERS: u64 = 1_000_000;
+
+/// Reads a number in a range.
+fn count(least: u64, most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..=most)
+}
+
 /// How many answers at once.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
@@ -598,11 +619,14 @@ pub struct EngineArgs {
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Option<String>,
     /// Answers that are written at once
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = count(1, MOST_ANSWERS))]
     pub max_sequences: usize,
-    /// Answers that wait beside them; more are refused with 429
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    /// Answers that wait beside them; a request that asks for more is refused with 429
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = count(0, MOST_ANSWERS))]
     pub max_waiting: usize,
+    /// Waiting answers of one client, which is an API key or, without one, an address; half of all if left out
+    #[arg(long, value_name = "N", value_parser = count(0, MOST_ANSWERS))]
+    pub max_waiting_per_client: Option<usize>,
     /// Tokens whose keys and values there is room for; what half of the free memory holds if left out
     #[arg(long, value_name = "N")]
     pub kv_cache_tokens: Option<usize>,

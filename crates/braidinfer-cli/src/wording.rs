@@ -3,6 +3,7 @@
 use braidinfer::compat::CompatReport;
 use braidinfer::validation::{Finding, ValidationReport};
 use braidinfer::{Advice, Error, Setting};
+use braidinfer_server::StartError;
 use clap::CommandFactory;
 
 use crate::args::Cli;
@@ -21,6 +22,22 @@ pub fn error(error: &Error) -> String {
     match error.advice() {
         Some(advice) => format!("{problem}; {}", advice.worded(setting)),
         None => problem,
+    }
+}
+
+/// Why a server cannot start, with its settings as flags.
+pub fn start(error: &StartError) -> String {
+    match error {
+        StartError::Setting { setting, expected, found } => {
+            let setting = match *setting {
+                "max_body_bytes" => "--max-body".into(),
+                "max_answer_bytes" => "--max-answer".into(),
+                other => field_name(other),
+            };
+            let expected = expected.replace("max_request_memory", "--max-request-memory");
+            format!("{setting}: expected {expected}, found {found}")
+        }
+        other => other.to_string(),
     }
 }
 

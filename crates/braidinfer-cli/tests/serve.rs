@@ -57,7 +57,7 @@ fn ends_with(mut child: Child) -> Option<i32> {
 
 #[test]
 fn a_server_serves_and_ends_at_a_signal() {
-    for name in ["TERM", "INT"] {
+    for name in ["TERM", "INT", "HUP"] {
         let (child, mut lines, address) = start(&["--log-format", "json"]);
         assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
         assert!(get(&address, "/v1/models").contains("\"id\":\"demo\""));
@@ -115,6 +115,22 @@ fn settings_that_cannot_be_used_are_refused_before_anything_is_loaded() {
     refuse(serve(&["--api-key-file", "/no/such/file"]), &["/no/such/file"]);
     refuse(serve(&["--tls-cert", &empty, "--tls-key", &empty]), &[&empty, "expected a certificate"]);
     refuse(serve(&["--cors-origin", "example.org"]), &["CORS origin", "example.org"]);
+    for flag in [
+        "--max-body",
+        "--max-answer",
+        "--max-request-memory",
+        "--max-connections",
+        "--max-connections-per-client",
+        "--max-sequences",
+        "--read-timeout",
+        "--write-timeout",
+        "--request-timeout",
+    ] {
+        refuse(serve(&[flag, "0"]), &[flag, "0 is not in 1..="]);
+        refuse(serve(&[flag, "99999999999999999"]), &[flag, "is not in 1..="]);
+    }
+    let memory = serve(&["--max-body", "600"]);
+    refuse(memory, &["--max-body", "half of --max-request-memory", "536870912", "629145600"]);
     refuse(serve(&["--force"]), &["--force", "--kernels fused"]);
     refuse(serve(&["/no/such/model"]), &["/no/such/model"]);
     refuse(serve(&["--shadow-check", "2"]), &["shadow-check", "from 0 to 1"]);

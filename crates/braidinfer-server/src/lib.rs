@@ -4,6 +4,7 @@
 //! prompts and the outputs of the engine into responses. Only `api/` knows the wire format.
 
 mod api;
+mod budget;
 mod fair_slots;
 mod http;
 mod metrics;
@@ -61,7 +62,7 @@ impl ModelSlot {
     ///
     /// Fails if the thread for the model cannot be created.
     pub fn serve(&self, llm: Llm, name: String) -> std::io::Result<bool> {
-        let metrics = Arc::new(Metrics::new(&name, llm.text().worker()));
+        let metrics = Arc::new(Metrics::new(&name, &self.0.metrics, llm.text().worker()));
         Ok(self.0.serve(Served::begin(llm, name, metrics, self.0.config.form_limits)?))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use axum::response::Response;
 use braidinfer::engine::{EngineStats, StepStats};
 use braidinfer::handle::{AnswerEnd, EngineObserver, TokenTimes};
 use braidinfer::{Error, FinishReason, ShadowCheck, Token, WorkerProgram};
@@ -12,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::budget::{Budget, Held};
+use crate::http::Refusal;
 use crate::worker_metrics::WorkerMetrics;
 
 type Share = Gauge<f64, AtomicU64>;
@@ -23,11 +26,37 @@ const SECONDS: [f64; 18] =
 const NATS: [f64; 9] = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 const SEQUENCES: [f64; 9] = [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
 
+/// Metrics of the server itself, whatever it serves.
+#[derive(Default)]
+pub struct ServerMetrics {
+    refused: Family<Label, Counter>,
+    held: [Gauge; Held::ALL.len()],
+    connections: Gauge,
+}
+
+impl ServerMetrics {
+    /// Counts a response that refuses work.
+    pub fn refused(&self, response: &Response) {
+        if let Some(Refusal(reason)) = response.extensions().get() {
+            self.refused.get_or_create(&[("reason", *reason)]).inc();
+        }
+    }
+
+    /// Sets what is not counted as it happens.
+    pub fn update(&self, budget: &Budget, connections: usize) {
+        for (gauge, kind) in self.held.iter().zip(Held::ALL) {
+            gauge.set(budget.held(kind) as i64);
+        }
+        self.connections.set(connections as i64);
+    }
+}
+
 /// Metrics of one served model. Names that begin with `vllm:` are those that request routers read.
 pub struct Metrics {
     registry: Registry,
     requests_running: Gauge,
     requests_waiting: Gauge,
+    clients: Gauge,
     kv_cache_usage: Share,
     requests: Family<Label, Counter>,
     prompt_tokens: Counter,
@@ -48,13 +77,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// For a model, and the program of its workers if it has any.
-    pub fn new(model: &str, worker: Option<&WorkerProgram>) -> Self {
+    /// For a model, the server around it, and the program of its workers if it has any.
+    pub fn new(model: &str, server: &ServerMetrics, worker: Option<&WorkerProgram>) -> Self {
         let seconds = || Histogram::new(SECONDS);
         let mut metrics = Self {
             registry: Registry::with_labels([("model_name".into(), model.to_owned().into())].into_iter()),
             requests_running: Gauge::default(),
             requests_waiting: Gauge::default(),
+            clients: Gauge::default(),
             kv_cache_usage: Share::default(),
             requests: Family::default(),
             prompt_tokens: Counter::default(),
@@ -75,6 +105,7 @@ impl Metrics {
         };
         metrics.register_engine();
         metrics.register_times();
+        metrics.register_server(server);
         if let Some(worker) = worker {
             metrics.registry.register_collector(Box::new(WorkerMetrics(worker.clone())));
         }
@@ -100,6 +131,7 @@ impl Metrics {
             self.kv_cache_usage.clone(),
         );
         let braidinfer = registry.sub_registry_with_prefix("braidinfer");
+        braidinfer.register("clients", "Clients with a running or waiting answer", self.clients.clone());
         braidinfer.register("prompt_tokens", "Tokens of prompts that were read", self.prompt_tokens.clone());
         braidinfer.register("generation_tokens", "Tokens that were written", self.generation_tokens.clone());
         let queries = "Tokens of prompts that were looked for in the prefix cache";
@@ -132,6 +164,20 @@ impl Metrics {
         }
     }
 
+    fn register_server(&mut self, server: &ServerMetrics) {
+        let braidinfer = self.registry.sub_registry_with_prefix("braidinfer");
+        braidinfer.register("refused", "Requests for which there was no room or time", server.refused.clone());
+        braidinfer.register("connections", "Open connections", server.connections.clone());
+        for (gauge, kind) in server.held.iter().zip(Held::ALL) {
+            let (name, help) = match kind {
+                Held::Body => ("body_bytes", "Bytes of requests that are being received"),
+                Held::Prompt => ("prompt_bytes", "Bytes that are reserved for prompts"),
+                Held::Answer => ("answer_bytes", "Bytes that are reserved for answers"),
+            };
+            braidinfer.register(name, help, gauge.clone());
+        }
+    }
+
     /// All metrics in OpenMetrics text format.
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -152,6 +198,7 @@ impl EngineObserver for Metrics {
     fn engine_stats(&self, stats: &EngineStats) {
         self.requests_running.set(stats.running as i64);
         self.requests_waiting.set(stats.waiting as i64);
+        self.clients.set(stats.clients as i64);
         self.kv_cache_usage.set(stats.kv_cache_usage);
         raise(&self.prefix_cache_queries, stats.prefix_queries);
         raise(&self.prefix_cache_hits, stats.prefix_hits);

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use braidinfer::compat::CompatReport;
-use braidinfer::engine::ConstraintFactory;
+use braidinfer::engine::{ClientId, ConstraintFactory};
 use braidinfer::executor::ActiveKernels;
 use braidinfer::{AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
 use tokio::time::timeout_at;
 
+use crate::budget::Budget;
 use crate::fair_slots::{FairSlots, Slot};
-use crate::http::{ApiError, ServerConfig};
-use crate::metrics::Metrics;
+use crate::http::{ApiError, Clients, Connections, ServerConfig};
+use crate::metrics::{Metrics, ServerMetrics};
 
 /// Text normalization shortens a text by less than this factor.
 const MAX_SHRINK: usize = 4;
@@ -20,14 +21,17 @@ const MAX_SHRINK: usize = 4;
 /// Requests at once whose answers have a form that is not compiled yet. Each needs a process of its own; others wait.
 const FORM_SLOTS: usize = 8;
 
-/// Whom a slot belongs to.
-pub type ClientKey = u64;
 /// A slot of [`Served::form_slots`].
-pub type FormSlot = Slot<ClientKey>;
+pub type FormSlot = Slot<ClientId>;
 
 /// State of the server, with its model once that is loaded.
 pub struct App {
     pub config: ServerConfig,
+    pub connections: Arc<Connections>,
+    pub clients: Clients,
+    /// What requests hold in memory.
+    pub budget: Arc<Budget>,
+    pub metrics: ServerMetrics,
     served: OnceLock<Arc<Served>>,
     is_stopping: AtomicBool,
     requests: AtomicU64,
@@ -46,6 +50,7 @@ pub struct Served {
     pub default_sampling: SamplingParams,
     pub context: usize,
     pub vocab_size: usize,
+    pub hidden_size: usize,
     /// Length of the longest token in bytes, if there is a tokenizer.
     longest_token: Option<usize>,
     pub kernels: ActiveKernels,
@@ -53,7 +58,7 @@ pub struct Served {
     structured: Mutex<Option<Arc<StructuredOutput>>>,
     form_limits: FormLimits,
     /// Room for requests that constrain the form of their answers.
-    pub form_slots: FairSlots<ClientKey>,
+    pub form_slots: FairSlots<ClientId>,
 }
 
 impl Served {
@@ -65,6 +70,7 @@ impl Served {
             default_sampling: llm.default_sampling(),
             context: llm.context(),
             vocab_size: llm.spec().vocab_size,
+            hidden_size: llm.spec().hidden_size,
             longest_token: llm.text().longest_token(),
             kernels: llm.kernels(),
             compat: llm.compat().cloned(),
@@ -126,6 +132,10 @@ impl Served {
 impl App {
     pub fn new(config: ServerConfig) -> Self {
         Self {
+            connections: Connections::new(config.max_connections, config.max_connections_per_client),
+            clients: Clients::default(),
+            budget: Budget::new(config.max_request_memory),
+            metrics: ServerMetrics::default(),
             config,
             served: OnceLock::new(),
             is_stopping: AtomicBool::new(false),

@@ -87,11 +87,30 @@ pub enum Error {
         /// What limits it.
         limit: &'static str,
     },
-    /// Too many requests are waiting.
-    #[error("{waiting} answers are waiting already, and no more may; try again later")]
+    /// There is no room for the answers to a request now.
+    #[error(
+        "{waiting} answers{} are waiting already, and {answers} more would be too many: {limit} may wait; try again later",
+        if *of_client { " of this client" } else { "" }
+    )]
     QueueFull {
-        /// Number of waiting sequences.
+        /// Number of waiting sequences, of all clients or of one.
         waiting: usize,
+        /// Number of sequences of the request.
+        answers: usize,
+        /// How many may wait beside the running ones.
+        limit: usize,
+        /// Whether that is the limit of one client.
+        of_client: bool,
+    },
+    /// A request asks for more answers than can ever run and wait at once.
+    #[error(
+        "the request asks for {answers} answers, and at most {most} of one client may run and wait: ask for fewer at once"
+    )]
+    TooManyAnswers {
+        /// Number of sequences of the request.
+        answers: usize,
+        /// How many there is room for.
+        most: usize,
     },
     /// Fused kernels were requested, but a check found their results wrong.
     #[error("{model}: fused kernels are {status} with this model: {reason}")]

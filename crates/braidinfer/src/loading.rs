@@ -59,8 +59,10 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// Maximum number of running sequences.
     pub max_sequences: usize,
-    /// If this many sequences are waiting, [`crate::Llm::check_room`] fails.
+    /// Most sequences that may wait beside the running ones; [`crate::Llm::check_room`] fails if there would be more.
     pub max_waiting: usize,
+    /// Most of them that may belong to one client.
+    pub max_waiting_per_client: usize,
     /// Size of the KV cache. Memory is allocated as tokens are first stored.
     pub kv_cache: KvCacheRoom,
     /// Reuse the KV cache blocks of common prompt prefixes (prefix caching), as long as they are not evicted.
@@ -91,6 +93,7 @@ impl Default for LoadOptions {
             context: None,
             max_sequences: 16,
             max_waiting: usize::MAX,
+            max_waiting_per_client: usize::MAX,
             kv_cache: KvCacheRoom::AllSequences,
             prefix_cache: true,
             prompt_lookup: true,

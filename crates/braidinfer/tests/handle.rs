@@ -334,7 +334,7 @@ fn a_full_queue_takes_no_prompt() {
     begin(submitting.as_mut());
     drop(keeper.open);
     let refused = block_on(submitting).expect_err("one answer waits already");
-    assert!(matches!(refused, SubmitError::Refused(Error::QueueFull { waiting: 1 })), "{refused}");
+    assert!(matches!(refused, SubmitError::Refused(Error::QueueFull { waiting: 1, .. })), "{refused}");
     read(first, 2);
     assert_eq!(keeper.told.lock().expect("nothing panicked").written_tokens, 2 * 10);
 }

@@ -60,6 +60,7 @@ fn embedding(executor: Decoder<'static>, prompt: &[u32], pooling: Pooling) -> Ve
         max_batched_tokens: 8,
         max_sequences: 2,
         max_waiting: 2,
+        max_waiting_per_client: 2,
         prefix_cache: true,
         prompt_lookup: true,
         prompts_first: false,

@@ -20,6 +20,7 @@ const CONFIG: EngineConfig = EngineConfig {
     max_batched_tokens: 32,
     max_sequences: 4,
     max_waiting: 64,
+    max_waiting_per_client: 64,
     prefix_cache: true,
     prompt_lookup: true,
     prompts_first: false,

@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use braidinfer::engine::{Pooling, TokenLogprobs};
+use braidinfer::engine::{ClientId, Pooling, TokenLogprobs};
 use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::executor::{ActiveKernels, Batch, Kernels, Recorder, SequenceSlice};
 use braidinfer::model::ModelSource;
@@ -324,12 +324,17 @@ fn a_full_queue_says_so() {
     let options = LoadOptions { max_sequences: 1, max_waiting: 2, ..LoadOptions::default() };
     let mut llm = open(&demo(), options);
     let params = SamplingParams { max_tokens: Some(2), ..SamplingParams::default() };
+    let room = |llm: &Llm, answers| llm.check_room(ClientId::default(), answers);
+    let error = room(&llm, 4).expect_err("one runs, and two may wait");
+    assert!(matches!(error, Error::TooManyAnswers { answers: 4, most: 3 }), "{error}");
     llm.add(vec![1], &params).expect("there is room");
-    llm.check_room().expect("one waits, and two may");
+    room(&llm, 2).expect("one runs soon, and two may wait");
     // All answers to one request are taken, or none.
-    llm.add(vec![2], &SamplingParams { n: 3, ..params.clone() }).expect("there is room");
-    let error = llm.check_room().expect_err("four wait");
-    assert!(matches!(error, Error::QueueFull { waiting: 4 }), "{error}");
+    let error = room(&llm, 3).expect_err("one too many");
+    assert!(matches!(error, Error::QueueFull { waiting: 1, answers: 3, limit: 2, of_client: false }), "{error}");
+    llm.add(vec![2], &SamplingParams { n: 2, ..params.clone() }).expect("there is room");
+    let error = room(&llm, 1).expect_err("all places are taken");
+    assert!(matches!(error, Error::QueueFull { waiting: 3, .. }), "{error}");
     while llm.has_unfinished() {
         llm.step().expect("the step runs");
     }

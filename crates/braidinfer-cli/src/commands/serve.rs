@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ServeArgs};
-use crate::{INTERRUPTED, model, output};
+use crate::{INTERRUPTED, model, output, wording};
 
 /// Environment variable for an API key, which unlike a flag is not visible in the process list.
 const API_KEY: &str = "BRAIDINFER_API_KEY";
@@ -32,7 +32,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
 async fn serve(config: ServerConfig, args: ServeArgs) -> anyhow::Result<()> {
     let stop = stop()?;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
-    let server = Server::bind(config).await?;
+    let server = Server::bind(config).await.map_err(|error| anyhow::Error::msg(wording::start(&error)))?;
     let address = format!("{scheme}://{}", server.address());
     output::note(format!("listening at {address}, while the model is being loaded"));
     let model_slot = server.model_slot();
@@ -54,24 +54,25 @@ async fn serve(config: ServerConfig, args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Completes at the first Ctrl-C or SIGTERM; the second one ends the program.
+/// Completes at the first Ctrl-C, SIGTERM or SIGHUP (the end of the terminal); the second one ends the program.
 fn stop() -> anyhow::Result<impl Future<Output = ()>> {
     let catch = |kind| signal(kind).context("signals cannot be caught");
-    let (mut interrupt, mut terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
+    let mut signals = [catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?, catch(SignalKind::hangup())?];
     Ok(async move {
-        either(&mut interrupt, &mut terminate).await;
+        any(&mut signals).await;
         output::note("stopping: running answers are finished first; once more to end at once");
         tokio::spawn(async move {
-            either(&mut interrupt, &mut terminate).await;
+            any(&mut signals).await;
             process::exit(i32::from(INTERRUPTED));
         });
     })
 }
 
-async fn either(a: &mut Signal, b: &mut Signal) {
+async fn any([a, b, c]: &mut [Signal; 3]) {
     tokio::select! {
         _ = a.recv() => {}
         _ = b.recv() => {}
+        _ = c.recv() => {}
     }
 }
 
@@ -80,6 +81,7 @@ fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
     let options = LoadOptions {
         max_sequences,
         max_waiting,
+        max_waiting_per_client: args.engine.max_waiting_per_client.unwrap_or(max_waiting.div_ceil(2)),
         kv_cache: kv_cache_tokens.map_or(KvCacheRoom::Fitting, KvCacheRoom::Tokens),
         prefix_cache: !no_prefix_cache,
         shadow_check,
@@ -108,7 +110,10 @@ fn config(args: &NetworkArgs, forms: &FormArgs) -> anyhow::Result<ServerConfig> 
         tls: tls.map(|(certificates, key)| TlsFiles { certificates, key }),
         lenient: args.lenient,
         max_body_bytes: args.max_body.saturating_mul(1 << 20),
-        max_connections: args.max_connections.max(1),
+        max_answer_bytes: args.max_answer.saturating_mul(1 << 20),
+        max_request_memory: args.max_request_memory.saturating_mul(1 << 20),
+        max_connections: args.max_connections,
+        max_connections_per_client: args.max_connections_per_client.unwrap_or(args.max_connections.div_ceil(2)),
         read_timeout: Duration::from_secs(args.read_timeout),
         write_timeout: Duration::from_secs(args.write_timeout),
         request_timeout: Duration::from_secs(args.request_timeout),

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::Json;
+use axum::body::Body;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use braidinfer::engine::{FinishReason, PromptInfo, TokenLogprobs};
@@ -15,12 +16,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
+use super::logprobs::AnswerLogprobs;
+use super::reservation::Reservation;
 use super::sampling::Delivery;
-use crate::http::{ApiError, Ignored};
+use crate::http::{ApiError, Ignored, Kept};
 use crate::served::{FormSlot, Served, seconds_since_1970};
 
-/// Interval of keep-alive comments while a stream has no events.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Interval of keep-alive comments while a stream has no events. They also tell whether the client is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Writes the responses of one endpoint.
 pub trait ResponseWriter: Send + 'static {
@@ -33,17 +36,31 @@ pub trait ResponseWriter: Send + 'static {
     /// The chunk of a stream with the token usage.
     fn usage_chunk(&self, usage: Usage) -> Value;
 
-    /// The body of a response that is not streamed.
-    fn body(&mut self, choices: Vec<Choice>, usage: Usage) -> Value;
+    /// The body of a response that is not streamed, as JSON.
+    fn body(&mut self, choices: Vec<Choice>, usage: Usage) -> Result<String, ApiError>;
 }
 
 /// A complete answer.
 #[derive(Debug, Default)]
 pub struct Choice {
     pub text: String,
-    pub logprobs: Vec<TokenLogprobs>,
+    pub logprobs: AnswerLogprobs,
     pub finish_reason: Option<FinishReason>,
     pub prompt: Option<PromptInfo>,
+}
+
+impl Choice {
+    /// Adds a token; returns how many bytes that takes.
+    fn push(&mut self, token: Token) -> usize {
+        let of_prompt = token.prompt.iter().flat_map(|prompt| prompt.logprobs.iter().flatten());
+        let logprobs = of_prompt.chain(&token.logprobs).map(TokenLogprobs::bytes).sum::<usize>();
+        let bytes = token.text.len() + logprobs;
+        self.text += &token.text;
+        token.logprobs.iter().for_each(|found| self.logprobs.push(found));
+        self.finish_reason = token.finished;
+        self.prompt = self.prompt.take().or(token.prompt);
+        bytes
+    }
 }
 
 /// Token usage of a request.
@@ -90,6 +107,8 @@ pub struct ChoiceStream {
     /// Room for the required form of the answers, until they have ended.
     #[expect(dead_code, reason = "it is held, not read")]
     pub form_slot: Option<FormSlot>,
+    /// Memory for the prompts and answers.
+    pub reservation: Reservation,
 }
 
 /// The response to a request: one body or a stream as requested, or an error.
@@ -117,19 +136,21 @@ impl ChoiceStream {
         }
     }
 
-    async fn collect(mut self, mut writer: impl ResponseWriter) -> Result<Json<Value>, ApiError> {
+    async fn collect(mut self, mut writer: impl ResponseWriter) -> Result<Response, ApiError> {
         let mut choices: Vec<Choice> = (0..self.count).map(|_| Choice::default()).collect();
-        let mut usage = Usage::default();
+        let (mut usage, mut bytes) = (Usage::default(), 0);
         while let Some(received) = self.next().await {
             let (choice, token) = received?;
             usage.count(choice, self.n, &token);
-            let choice = &mut choices[choice];
-            choice.text += &token.text;
-            choice.logprobs.extend(token.logprobs);
-            choice.finish_reason = token.finished;
-            choice.prompt = choice.prompt.take().or(token.prompt);
+            bytes += choices[choice].push(token);
+            self.reservation.require(bytes)?;
         }
-        Ok(Json(writer.body(choices, usage)))
+        let Self { stream, mut reservation, .. } = self;
+        drop(stream);
+        let text = writer.body(choices, usage)?;
+        reservation.require(text.len())?;
+        reservation.answers.shrink_to(text.len());
+        Ok(json_response(text, reservation))
     }
 
     fn into_events(self, writer: impl ResponseWriter, with_usage: bool) -> Response {
@@ -148,6 +169,11 @@ impl ChoiceStream {
         });
         Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
     }
+}
+
+/// A response with a JSON text, which keeps the reservation until it is sent.
+pub fn json_response(text: String, reservation: Reservation) -> Response {
+    ([(CONTENT_TYPE, "application/json")], Kept::within(Body::from(text), reservation)).into_response()
 }
 
 struct EventStream<W> {
@@ -223,7 +249,14 @@ impl Envelope {
         }
     }
 
-    /// A body, or a chunk of a stream.
+    /// The JSON of a body.
+    pub fn body(&self, object: &'static str, choices: &impl Serialize, usage: Usage) -> Result<String, ApiError> {
+        let Self { id, created, model, .. } = self;
+        let body = WholeBody { id, object, created: *created, model, choices, usage };
+        serde_json::to_string(&body).map_err(|error| ApiError::internal(format!("the answer is no JSON: {error}")))
+    }
+
+    /// A chunk of a stream.
     pub fn around(&self, object: &str, choices: Value, usage: Option<Usage>) -> Value {
         let mut body = json!({
             "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
@@ -233,4 +266,14 @@ impl Envelope {
         }
         body
     }
+}
+
+#[derive(Serialize)]
+struct WholeBody<'a, T> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: &'a T,
+    usage: Usage,
 }

@@ -9,17 +9,18 @@ use axum::response::Response;
 use braidinfer::engine::{FinishReason, MOST_LOGPROBS, TokenLogprobs};
 use braidinfer::handle::Task;
 use braidinfer::{ModelText, SamplingParams, Token};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::answers::{self, Choice, ChoiceStream, Envelope, ResponseWriter, Usage};
 use super::form;
-use super::logprobs::ChatToken;
+use super::logprobs::{ChatLogprobs, ChatToken};
 use super::messages::{self, Message};
 use super::prompts;
+use super::reservation;
 use super::sampling::{Delivery, ParameterFields, SharedFields};
 use super::tools::{self, OutputItem, Tool, ToolCallMode, ToolCallParser, ToolChoice};
-use crate::http::{ApiError, HttpRequestId, Strict};
+use crate::http::{ApiError, Client, HttpRequestId, Strict, shown};
 use crate::served::App;
 
 #[derive(Debug, Deserialize)]
@@ -41,7 +42,7 @@ pub async fn complete(
     request: Strict<ParameterFields, SharedFields, ChatFields>,
 ) -> Response {
     let arrived = Instant::now();
-    let begun = begin(&app, &name, (&request.first, &request.second), request.third, arrived);
+    let begun = begin(&app, &name, request.client, (&request.first, &request.second), request.third, arrived);
     let begun = app.with_deadline(arrived, begun).await;
     answers::deliver(begun, request.ignored).await
 }
@@ -49,6 +50,7 @@ pub async fn complete(
 async fn begin(
     app: &App,
     name: &str,
+    Client(client): Client,
     (parameters, shared): (&ParameterFields, &SharedFields),
     fields: ChatFields,
     arrived: Instant,
@@ -72,7 +74,7 @@ async fn begin(
     let (mut variables, calls) = tools::prepare(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
     let only_one_call = fields.parallel_tool_calls == Some(false);
     params.stop.extend(calls.first_call_stop().filter(|_| only_one_call).map(str::to_owned));
-    variables.extend(fields.chat_template_kwargs.unwrap_or_default());
+    variables.extend(template_variables(fields.chat_template_kwargs.unwrap_or_default())?);
     let form = form::requested(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
     let form = match (&calls, form) {
         (ToolCallMode::Forced(_), Some((_, field))) => {
@@ -82,16 +84,46 @@ async fn begin(
         (ToolCallMode::Forced(form), None) => Some((form.clone(), "tools")),
         (ToolCallMode::None | ToolCallMode::Free(_), form) => form,
     };
-    let (constraint, form_slot) = form::constraint(served, form, 0).await?.unzip();
+    let (constraint, form_slot) = form::constraint(served, form, client).await?.unzip();
     let prompt = prompts::encode_chat(served, messages::template_fields(fields.messages)?, variables).await?;
     let (count, n, deadline) = (params.n, params.n, app.deadline(arrived));
+    let prompts = vec![prompt];
+    let reservation = reservation::reserve(app, served, client, &prompts, &params, delivery)?;
     let task = Task::Generate(Box::new(params), constraint);
-    let stream = served.engine.submit(vec![prompt], task, arrived).await?;
+    let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
+    let stream = engine.submit(prompts, task, arrived).await?;
     let envelope = Envelope::new("chatcmpl", name, served, delivery);
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
     let parsers = (0..n).map(|_| ToolCallParser::new(&calls, only_one_call)).collect();
     let writer = ChatWriter { envelope, text, parsers, num_calls: vec![0; n] };
-    Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten() }, writer, delivery))
+    Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation }, writer, delivery))
+}
+
+/// Variables that a template gets from the messages, the tools and the model; a request has other fields for them, or none.
+const OWN_VARIABLES: [&str; 4] = ["messages", "tools", "add_generation_prompt", "continue_final_message"];
+
+/// Additional variables for the template. Refuses those that would replace what the server says.
+fn template_variables(variables: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+    let is_own = |name: &&String| {
+        let is_function = ["raise_exception", "strftime_now", "range", "dict", "namespace", "debug", "loop", "self"];
+        OWN_VARIABLES.contains(&name.as_str()) || is_function.contains(&name.as_str()) || name.ends_with("_token")
+    };
+    match variables.keys().find(is_own) {
+        Some(name) => {
+            let field = format!("chat_template_kwargs.{name}");
+            let message = format!("{}: expected a variable that the server does not set itself", shown(&field));
+            Err(ApiError::field(field, message))
+        }
+        None => Ok(variables),
+    }
+}
+
+#[derive(Serialize)]
+struct WholeChoice<'a> {
+    index: usize,
+    message: Value,
+    logprobs: Option<ChatLogprobs<'a>>,
+    finish_reason: Option<&'static str>,
 }
 
 struct ChatWriter {
@@ -140,14 +172,9 @@ impl ChatWriter {
         message
     }
 
-    fn logprobs(&self, found: &[TokenLogprobs]) -> Value {
+    fn logprobs(&self, found: &TokenLogprobs) -> Value {
         let tokenizer = self.text.as_ref().and_then(|text| text.tokenizer());
-        match tokenizer {
-            Some(tokenizer) => {
-                json!({"content": found.iter().map(|found| ChatToken::of(found, tokenizer)).collect::<Vec<_>>()})
-            }
-            None => Value::Null,
-        }
+        tokenizer.map_or(Value::Null, |tokenizer| json!({"content": [ChatToken::of(found.into(), tokenizer)]}))
     }
 
     fn chunk(&self, choice: usize, delta: Value, logprobs: Value, finish_reason: Option<&str>) -> Value {
@@ -164,8 +191,7 @@ impl ResponseWriter for ChatWriter {
     fn token_chunks(&mut self, choice: usize, token: Token) -> Vec<Value> {
         let first_call = self.num_calls[choice];
         let items = self.parse(choice, &token.text, token.finished.is_some());
-        let mut logprobs =
-            token.logprobs.as_ref().map_or(Value::Null, |found| self.logprobs(std::slice::from_ref(found)));
+        let mut logprobs = token.logprobs.as_ref().map_or(Value::Null, |found| self.logprobs(found));
         let mut chunks = Vec::new();
         let mut call_index = first_call;
         for item in items {
@@ -194,16 +220,22 @@ impl ResponseWriter for ChatWriter {
         self.envelope.around("chat.completion.chunk", json!([]), Some(usage))
     }
 
-    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Value {
-        let mut choice = |(index, answer): (usize, &Choice)| {
-            json!({
-                "index": index,
-                "message": self.message(index, &answer.text),
-                "logprobs": self.logprobs(&answer.logprobs),
-                "finish_reason": answer.finish_reason.map(|reason| self.finish_reason(index, reason)),
-            })
+    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Result<String, ApiError> {
+        let messages: Vec<Value> =
+            answers.iter().enumerate().map(|(index, answer)| self.message(index, &answer.text)).collect();
+        let tokenizer = self.text.as_ref().and_then(|text| text.tokenizer());
+        let choice = |(index, (answer, message)): (usize, (&Choice, Value))| WholeChoice {
+            index,
+            message,
+            logprobs: None,
+            finish_reason: answer.finish_reason.map(|reason| self.finish_reason(index, reason)),
         };
-        let choices: Vec<Value> = answers.iter().enumerate().map(&mut choice).collect();
-        self.envelope.around("chat.completion", json!(choices), Some(usage))
+        let mut choices: Vec<WholeChoice> = answers.iter().zip(messages).enumerate().map(choice).collect();
+        if let Some(tokenizer) = tokenizer {
+            for (choice, answer) in choices.iter_mut().zip(&answers) {
+                choice.logprobs = Some(ChatLogprobs::new(&answer.logprobs, tokenizer));
+            }
+        }
+        self.envelope.body("chat.completion", &choices, usage)
     }
 }

@@ -6,19 +6,21 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use braidinfer::engine::{PromptInfo, TokenLogprobs};
+use braidinfer::engine::PromptInfo;
 use braidinfer::handle::Task;
 use braidinfer::{ModelText, SamplingParams, Token};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use super::answers::{self, Choice, ChoiceStream, Envelope, ResponseWriter, Usage};
 use super::form;
-use super::logprobs::{CompletionLogprobs, TextOffset};
+use super::logprobs::{CompletionLogprobs, TextOffset, TokenChoice};
 use super::one_or_many::{PromptItem, TextOr};
 use super::prompts;
+use super::reservation;
 use super::sampling::{Delivery, ParameterFields, SharedFields};
-use crate::http::{ApiError, HttpRequestId, Strict};
+use crate::http::{ApiError, Client, HttpRequestId, Strict};
 use crate::served::App;
 
 /// Default of `max_tokens`, as in the OpenAI API.
@@ -39,7 +41,7 @@ pub async fn complete(
     request: Strict<ParameterFields, SharedFields, CompletionFields>,
 ) -> Response {
     let arrived = Instant::now();
-    let begun = begin(&app, &name, (&request.first, &request.second), request.third, arrived);
+    let begun = begin(&app, &name, request.client, (&request.first, &request.second), request.third, arrived);
     let begun = app.with_deadline(arrived, begun).await;
     answers::deliver(begun, request.ignored).await
 }
@@ -47,6 +49,7 @@ pub async fn complete(
 async fn begin(
     app: &App,
     name: &str,
+    Client(client): Client,
     (parameters, shared): (&ParameterFields, &SharedFields),
     fields: CompletionFields,
     arrived: Instant,
@@ -74,9 +77,11 @@ async fn begin(
     let echoed = if echo { prompts.clone() } else { Vec::new() };
     let (n, count, deadline) = (params.n, params.n * prompts.len(), app.deadline(arrived));
     let form = form::requested(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
-    let (constraint, form_slot) = form::constraint(served, form, 0).await?.unzip();
+    let (constraint, form_slot) = form::constraint(served, form, client).await?.unzip();
+    let reservation = reservation::reserve(app, served, client, &prompts, &params, delivery)?;
     let task = Task::Generate(Box::new(params), constraint);
-    let stream = served.engine.submit(prompts, task, arrived).await?;
+    let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
+    let stream = engine.submit(prompts, task, arrived).await?;
     let envelope = Envelope::new("cmpl", name, served, delivery);
     let writer = CompletionWriter {
         envelope,
@@ -87,7 +92,7 @@ async fn begin(
         n,
         offsets: vec![TextOffset::default(); count],
     };
-    Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten() }, writer, delivery))
+    Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation }, writer, delivery))
 }
 
 struct CompletionWriter {
@@ -112,8 +117,15 @@ impl CompletionWriter {
         decoded.unwrap_or_default()
     }
 
-    fn logprobs(&mut self, choice: usize, prompt: Option<&PromptInfo>, found: &[TokenLogprobs]) -> Value {
-        let Some(tokenizer) = self.text.tokenizer().filter(|_| self.with_logprobs) else { return Value::Null };
+    /// Writes the log-probabilities of tokens, and of the prompt before them, with `write`.
+    fn logprobs<'a, T>(
+        &mut self,
+        choice: usize,
+        prompt: Option<&PromptInfo>,
+        found: impl Iterator<Item = TokenChoice<'a>>,
+        write: impl FnOnce(&CompletionLogprobs) -> T,
+    ) -> Option<T> {
+        let tokenizer = self.text.tokenizer().filter(|_| self.with_logprobs)?;
         let mut logprobs = CompletionLogprobs::default();
         let offset = &mut self.offsets[choice];
         if let (Some(ids), Some(of_prompt)) =
@@ -123,14 +135,18 @@ impl CompletionWriter {
             *offset = logprobs.begin(ids, of_prompt, tokenizer).unwrap_or_default();
         }
         if !self.only_prompt {
-            found.iter().for_each(|found| logprobs.push(found, tokenizer, offset));
+            found.for_each(|found| logprobs.push(found, tokenizer, offset));
         }
-        json!(logprobs)
+        Some(write(&logprobs))
     }
+}
 
-    fn choice(choice: usize, text: &str, logprobs: Value, finish_reason: Option<&str>) -> Value {
-        json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish_reason})
-    }
+#[derive(Serialize)]
+struct WholeChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<Box<RawValue>>,
+    finish_reason: Option<&'static str>,
 }
 
 impl ResponseWriter for CompletionWriter {
@@ -144,8 +160,10 @@ impl ResponseWriter for CompletionWriter {
         if text.is_empty() && token.logprobs.is_none() && token.finished.is_none() {
             return Vec::new();
         }
-        let logprobs = self.logprobs(choice, token.prompt.as_ref(), token.logprobs.as_slice());
-        let choice = Self::choice(choice, &text, logprobs, token.finished.map(|reason| reason.as_str()));
+        let found = token.logprobs.iter().map(TokenChoice::from);
+        let logprobs = self.logprobs(choice, token.prompt.as_ref(), found, |logprobs| json!(logprobs));
+        let finish_reason = token.finished.map(|reason| reason.as_str());
+        let choice = json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish_reason});
         vec![self.envelope.around("text_completion", json!([choice]), None)]
     }
 
@@ -154,14 +172,17 @@ impl ResponseWriter for CompletionWriter {
         self.envelope.around("text_completion", json!([]), Some(usage))
     }
 
-    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Value {
+    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Result<String, ApiError> {
         let usage = if self.only_prompt { usage.without_completion() } else { usage };
         let mut choices = Vec::with_capacity(answers.len());
-        for (index, answer) in answers.iter().enumerate() {
+        for (index, answer) in answers.into_iter().enumerate() {
             let text = self.echo(index) + if self.only_prompt { "" } else { &answer.text };
-            let logprobs = self.logprobs(index, answer.prompt.as_ref(), &answer.logprobs);
-            choices.push(Self::choice(index, &text, logprobs, answer.finish_reason.map(|reason| reason.as_str())));
+            let logprobs =
+                self.logprobs(index, answer.prompt.as_ref(), answer.logprobs.iter(), |logprobs| to_raw_value(logprobs));
+            let logprobs = logprobs.transpose().map_err(|error| ApiError::internal(error.to_string()))?;
+            let finish_reason = answer.finish_reason.map(|reason| reason.as_str());
+            choices.push(WholeChoice { index, text, logprobs, finish_reason });
         }
-        self.envelope.around("text_completion", json!(choices), Some(usage))
+        self.envelope.body("text_completion", &choices, usage)
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -11,12 +10,14 @@ use base64::prelude::BASE64_STANDARD;
 use braidinfer::Output;
 use braidinfer::engine::{Embedding, Pooling};
 use braidinfer::handle::{OutputStream, Task};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::answers::json_response;
 use super::one_or_many::{PromptItem, TextOr};
 use super::prompts;
-use crate::http::{ApiError, Strict};
+use super::reservation;
+use crate::http::{ApiError, Client, Strict, shown};
 use crate::served::App;
 
 #[derive(Debug, Deserialize)]
@@ -34,13 +35,19 @@ pub struct EmbeddingFields {
 
 pub async fn embed(State(app): State<Arc<App>>, request: Strict<EmbeddingFields>) -> Response {
     let arrived = Instant::now();
-    (request.ignored, app.with_deadline(arrived, embedded(&app, request.first, arrived)).await).into_response()
+    let embedded = embedded(&app, request.client, request.first, arrived);
+    (request.ignored, app.with_deadline(arrived, embedded).await).into_response()
 }
 
-async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Result<Json<Value>, ApiError> {
+async fn embedded(
+    app: &App,
+    Client(client): Client,
+    fields: EmbeddingFields,
+    arrived: Instant,
+) -> Result<Response, ApiError> {
     let served = app.served_as(fields.model.as_deref())?;
     let one_of = |field: &str, expected: &str, found: &str| {
-        ApiError::field(field, format!("{field}: expected {expected}, found `{found}`"))
+        ApiError::field(field, format!("{field}: expected {expected}, found `{}`", shown(found)))
     };
     let pooling = match fields.pooling.as_deref() {
         None | Some("last") => Pooling::Last,
@@ -54,13 +61,39 @@ async fn embedded(app: &App, fields: EmbeddingFields, arrived: Instant) -> Resul
     };
     let prompts = prompts::encode_all(served, prompts::prompts_in(fields.input, "input")?, "input").await?;
     let count = prompts.len();
-    let stream = served.engine.submit(prompts, Task::Embed(pooling), arrived).await?;
+    let mut reservation = reservation::reserve_embeddings(app, served, client, &prompts)?;
+    let stream = served.engine.for_client(client).submit(prompts, Task::Embed(pooling), arrived).await?;
     let found = collected(stream, count).await?;
     let tokens: usize = found.iter().map(|embedding| embedding.prompt.num_tokens).sum();
-    let data: Vec<Value> =
-        found.iter().enumerate().map(|(index, embedding)| entry(index, embedding, as_text)).collect();
+    let data = found.into_iter().enumerate().map(|(index, embedding)| entry(index, embedding, as_text)).collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
-    Ok(Json(json!({"object": "list", "data": data, "model": served.name, "usage": usage})))
+    let body = EmbeddingBody { object: "list", data, model: &served.name, usage };
+    let text = serde_json::to_string(&body).map_err(|error| ApiError::internal(error.to_string()))?;
+    reservation.require(text.len())?;
+    reservation.answers.shrink_to(text.len());
+    Ok(json_response(text, reservation))
+}
+
+#[derive(Serialize)]
+struct EmbeddingBody<'a> {
+    object: &'static str,
+    data: Vec<Entry>,
+    model: &'a str,
+    usage: Value,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    object: &'static str,
+    index: usize,
+    embedding: Values,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Values {
+    Numbers(Vec<f32>),
+    Base64(String),
 }
 
 /// Waits for all embeddings; returns them in the order of their prompts.
@@ -76,12 +109,13 @@ async fn collected(mut stream: OutputStream, count: usize) -> Result<Vec<Embeddi
     found.into_iter().collect::<Option<_>>().ok_or_else(missing)
 }
 
-fn entry(index: usize, embedding: &Embedding, as_text: bool) -> Value {
-    let values = if as_text {
-        let bytes: Vec<u8> = embedding.values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        json!(BASE64_STANDARD.encode(bytes))
+fn entry(index: usize, embedding: Embedding, as_text: bool) -> Entry {
+    let values = embedding.values;
+    let embedding = if as_text {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Values::Base64(BASE64_STANDARD.encode(bytes))
     } else {
-        json!(embedding.values)
+        Values::Numbers(values)
     };
-    json!({"object": "embedding", "index": index, "embedding": values})
+    Entry { object: "embedding", index, embedding }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use braidinfer::engine::ConstraintFactory;
+use braidinfer::engine::{ClientId, ConstraintFactory};
 use braidinfer::{AnswerForm, CancelFlag};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::http::ApiError;
-use crate::served::{ClientKey, FormSlot, Served};
+use crate::http::{ApiError, shown};
+use crate::served::{FormSlot, Served};
 
 /// The field `response_format` of the OpenAI API.
 #[derive(Debug, Clone, Deserialize)]
@@ -85,7 +85,7 @@ fn one_of(texts: &[String]) -> AnswerForm {
 }
 
 fn refused(field: &str, expected: &str, found: &str) -> ApiError {
-    ApiError::field(field, format!("{field}: expected {expected}, found {found}"))
+    ApiError::field(field, format!("{field}: expected {expected}, found {}", shown(found)))
 }
 
 /// The requested form of the answer, and the request field that asks for it.
@@ -113,7 +113,7 @@ pub fn requested(
 pub async fn constraint(
     served: &Arc<Served>,
     requested: Option<(AnswerForm, &'static str)>,
-    client: ClientKey,
+    client: ClientId,
 ) -> Result<Option<(ConstraintFactory, Option<FormSlot>)>, ApiError> {
     let Some((form, field)) = requested else { return Ok(None) };
     let looked = served.run_blocking(move |served| Ok((served.is_compiled(&form), form))).await;

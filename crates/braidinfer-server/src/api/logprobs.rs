@@ -1,15 +1,75 @@
-//! Log-probabilities in the formats of chats and completions.
+//! Log-probabilities in the formats of chats and completions. They are written as JSON token by token, because a whole
+//! answer's, with all their texts, would take much memory.
 
 use braidinfer::engine::TokenLogprobs;
 use braidinfer::text::{StreamDecoder, Tokenizer};
-use serde::Serialize;
-use serde_json::{Map, Number, Value};
+use serde::{Serialize, Serializer};
+
+/// The log-probabilities of an answer so far, without an allocation for each token.
+#[derive(Debug, Default)]
+pub struct AnswerLogprobs {
+    /// Each token with its log-probability and the number of its alternatives.
+    tokens: Vec<(u32, f32, usize)>,
+    /// The alternatives of all tokens.
+    top: Vec<(u32, f32)>,
+}
+
+impl AnswerLogprobs {
+    pub fn push(&mut self, found: &TokenLogprobs) {
+        self.tokens.push((found.token, found.logprob, found.top.len()));
+        self.top.extend_from_slice(&found.top);
+    }
+
+    /// The tokens in order.
+    pub fn iter(&self) -> impl Iterator<Item = TokenChoice<'_>> {
+        let mut rest = self.top.as_slice();
+        self.tokens.iter().map(move |&(token, logprob, count)| {
+            let (top, after) = rest.split_at(count);
+            rest = after;
+            TokenChoice { token, logprob, top }
+        })
+    }
+}
+
+/// A token with its log-probability and the likeliest alternatives.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenChoice<'a> {
+    token: u32,
+    logprob: f32,
+    top: &'a [(u32, f32)],
+}
+
+impl<'a> From<&'a TokenLogprobs> for TokenChoice<'a> {
+    fn from(found: &'a TokenLogprobs) -> Self {
+        Self { token: found.token, logprob: found.logprob, top: &found.top }
+    }
+}
+
+/// The log-probabilities of a whole chat answer.
+#[derive(Serialize)]
+pub struct ChatLogprobs<'a> {
+    content: ChatTokens<'a>,
+}
+
+struct ChatTokens<'a>(&'a AnswerLogprobs, &'a Tokenizer);
+
+impl<'a> ChatLogprobs<'a> {
+    pub fn new(found: &'a AnswerLogprobs, tokenizer: &'a Tokenizer) -> Self {
+        Self { content: ChatTokens(found, tokenizer) }
+    }
+}
+
+impl Serialize for ChatTokens<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|found| ChatToken::of(found, self.1)))
+    }
+}
 
 /// A token in the log-probabilities of a chat.
 #[derive(Debug, Serialize)]
 pub struct ChatToken {
     token: String,
-    logprob: f32,
+    logprob: f64,
     bytes: Vec<u8>,
     top_logprobs: Vec<TopToken>,
 }
@@ -17,15 +77,15 @@ pub struct ChatToken {
 #[derive(Debug, Serialize)]
 struct TopToken {
     token: String,
-    logprob: f32,
+    logprob: f64,
     bytes: Vec<u8>,
 }
 
 impl ChatToken {
-    pub fn of(found: &TokenLogprobs, tokenizer: &Tokenizer) -> Self {
+    pub fn of(found: TokenChoice, tokenizer: &Tokenizer) -> Self {
         let top_token = |(id, logprob): &(u32, f32)| {
             let bytes = bytes_of(tokenizer, *id);
-            TopToken { token: text_of(&bytes), logprob: *logprob, bytes }
+            TopToken { token: text_of(&bytes), logprob: f64::from(*logprob), bytes }
         };
         let TopToken { token, logprob, bytes } = top_token(&(found.token, found.logprob));
         Self { token, logprob, bytes, top_logprobs: found.top.iter().map(top_token).collect() }
@@ -33,29 +93,44 @@ impl ChatToken {
 }
 
 /// The log-probabilities of a completion, as parallel lists with one element per token.
-#[derive(Debug, Default, Serialize)]
-pub struct CompletionLogprobs {
+#[derive(Default, Serialize)]
+pub struct CompletionLogprobs<'a> {
     tokens: Vec<String>,
     /// `None` for the first token of a prompt, which has no preceding token.
-    token_logprobs: Vec<Option<f32>>,
-    /// Log-probabilities by the text of the token; of several tokens with the same text, that of the likeliest.
-    top_logprobs: Vec<Option<Map<String, Value>>>,
-    /// TextOffset of each token in the text, in characters.
+    token_logprobs: Vec<Option<f64>>,
+    top_logprobs: Vec<Option<TopByText<'a>>>,
+    /// Offset of each token in the text, in characters.
     text_offset: Vec<usize>,
 }
 
-impl CompletionLogprobs {
+/// Log-probabilities by the text of the token; of several tokens with the same text, that of the likeliest.
+struct TopByText<'a>(&'a [(u32, f32)], &'a Tokenizer);
+
+impl Serialize for TopByText<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut top: Vec<(String, f64)> = Vec::with_capacity(self.0.len());
+        for (id, logprob) in self.0 {
+            let text = text_of(&bytes_of(self.1, *id));
+            if top.iter().all(|(other, _)| *other != text) {
+                top.push((text, f64::from(*logprob)));
+            }
+        }
+        serializer.collect_map(top)
+    }
+}
+
+impl<'a> CompletionLogprobs<'a> {
     /// Adds the tokens of a prompt, the first one without a log-probability. Returns the offset at the end of its text.
     pub fn begin(
         &mut self,
         ids: &[u32],
-        found: &[TokenLogprobs],
-        tokenizer: &Tokenizer,
+        found: &'a [TokenLogprobs],
+        tokenizer: &'a Tokenizer,
     ) -> braidinfer::Result<TextOffset> {
         // The offsets in the text of a prompt depend on the decoder: it leaves out special tokens and may drop a leading space.
         let mut decoder = StreamDecoder::default();
         let mut characters = 0;
-        let found = std::iter::once(None).chain(found.iter().map(Some));
+        let found = std::iter::once(None).chain(found.iter().map(|found| Some(found.into())));
         for (id, found) in ids.iter().zip(found) {
             self.add(*id, found, characters, tokenizer);
             characters += decoder.push(*id, tokenizer)?.chars().count();
@@ -65,7 +140,7 @@ impl CompletionLogprobs {
     }
 
     /// Adds a token of an answer and moves `offset` from its beginning to its end.
-    pub fn push(&mut self, found: &TokenLogprobs, tokenizer: &Tokenizer, offset: &mut TextOffset) {
+    pub fn push(&mut self, found: TokenChoice<'a>, tokenizer: &'a Tokenizer, offset: &mut TextOffset) {
         self.add(found.token, Some(found), offset.characters, tokenizer);
         // Special tokens are not part of the text.
         if !tokenizer.is_special(found.token) {
@@ -73,22 +148,12 @@ impl CompletionLogprobs {
         }
     }
 
-    fn add(&mut self, id: u32, found: Option<&TokenLogprobs>, at: usize, tokenizer: &Tokenizer) {
+    fn add(&mut self, id: u32, found: Option<TokenChoice<'a>>, at: usize, tokenizer: &'a Tokenizer) {
         self.text_offset.push(at);
         self.tokens.push(text_of(&bytes_of(tokenizer, id)));
-        self.token_logprobs.push(found.map(|found| found.logprob));
-        self.top_logprobs.push(found.map(|found| top(found, tokenizer)));
+        self.token_logprobs.push(found.map(|found| f64::from(found.logprob)));
+        self.top_logprobs.push(found.map(|found| TopByText(found.top, tokenizer)));
     }
-}
-
-fn top(found: &TokenLogprobs, tokenizer: &Tokenizer) -> Map<String, Value> {
-    let mut top = Map::new();
-    for (id, logprob) in &found.top {
-        // Never null in practice: logits are finite, and so are their log-probabilities.
-        let number = Number::from_f64(f64::from(*logprob)).map_or(Value::Null, Value::Number);
-        top.entry(text_of(&bytes_of(tokenizer, *id))).or_insert(number);
-    }
-    top
 }
 
 /// An offset in a text whose tokens may end within a UTF-8 character.

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::one_or_many::TextOr;
-use crate::http::ApiError;
+use crate::http::{ApiError, shown};
 
 #[derive(Debug, Deserialize)]
 pub struct Message {
@@ -56,7 +56,8 @@ struct MessageIndex(usize);
 impl MessageIndex {
     fn error<T>(&self, field: &str, expected: &str, found: &str) -> Result<T, ApiError> {
         let field = format!("messages[{}].{field}", self.0);
-        Err(ApiError::field(field.clone(), format!("{field}: expected {expected}, found {found}")))
+        let message = format!("{field}: expected {expected}, found {}", shown(found));
+        Err(ApiError::field(field, message))
     }
 }
 

@@ -10,6 +10,7 @@ mod messages;
 mod one_or_many;
 mod page;
 mod prompts;
+mod reservation;
 mod sampling;
 mod status;
 mod tokens;
@@ -18,7 +19,6 @@ mod tools;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, Method};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
@@ -26,8 +26,8 @@ use axum::routing::{get, post};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::http::{
-    ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, assign_id_and_log, authenticate, require_local_host,
-    require_model,
+    ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, assign_id_and_log, authenticate,
+    refuse_doubled_headers, require_local_host, require_model,
 };
 use crate::served::App;
 
@@ -37,18 +37,17 @@ pub struct RouterConfig {
     /// Whether only this machine can connect, without a key.
     is_private: bool,
     cors: Option<CorsLayer>,
-    max_body_bytes: usize,
 }
 
 impl RouterConfig {
     pub fn of(config: &ServerConfig) -> Result<Self, StartError> {
-        let ServerConfig { api_keys, cors_origins, max_body_bytes, .. } = config;
+        let ServerConfig { api_keys, cors_origins, .. } = config;
         if api_keys.iter().any(|key| key.trim().is_empty()) {
             let (setting, expected) = ("API key", "a text of at least one character");
-            return Err(StartError::Setting { setting, expected, found: "an empty text".into() });
+            return Err(StartError::Setting { setting, expected: expected.into(), found: "an empty text".into() });
         }
         let is_private = api_keys.is_empty() && config.address.ip().is_loopback();
-        Ok(Self { keys: Keys::new(api_keys), is_private, cors: cors(cors_origins)?, max_body_bytes: *max_body_bytes })
+        Ok(Self { keys: Keys::new(api_keys), is_private, cors: cors(cors_origins)? })
     }
 }
 
@@ -68,14 +67,18 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>, StartError> {
         let is_origin = origin.starts_with("http://") || origin.starts_with("https://");
         let value = origin.parse::<HeaderValue>().ok().filter(|_| is_origin && !origin.ends_with('/'));
         let expected = "an origin such as https://example.org, or *";
-        value.ok_or(StartError::Setting { setting: "CORS origin", expected, found: format!("`{origin}`") })
+        value.ok_or(StartError::Setting {
+            setting: "CORS origin",
+            expected: expected.into(),
+            found: format!("`{origin}`"),
+        })
     };
     let origins: Vec<HeaderValue> = origins.iter().map(origin).collect::<Result<_, _>>()?;
     Ok(Some(any.allow_origin(AllowOrigin::list(origins))))
 }
 
 pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
-    let RouterConfig { keys, is_private, cors, max_body_bytes } = config;
+    let RouterConfig { keys, is_private, cors } = config;
     let of_model = Router::new()
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
@@ -87,7 +90,7 @@ pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
         .route("/detokenize", post(tokens::detokenize))
         .route("/metrics", get(status::metrics))
         .layer(from_fn_with_state(Arc::clone(&app), require_model))
-        .layer(from_fn_with_state(keys, authenticate));
+        .layer(from_fn_with_state((keys, Arc::clone(&app)), authenticate));
     let of_model = if is_private { of_model.layer(from_fn(require_local_host)) } else { of_model };
     let router = Router::new()
         .route("/health", get(status::health))
@@ -96,12 +99,12 @@ pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
         .merge(of_model)
         .fallback(async || ApiError::not_found("there is nothing at this address"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        .layer(DefaultBodyLimit::max(max_body_bytes))
         .layer(map_response(page::with_security_headers));
     // Outside of the authentication layer, because browsers send CORS preflight requests without a key.
     let router = match cors {
         Some(cors) => router.layer(cors),
         None => router,
     };
+    let router = router.layer(from_fn(refuse_doubled_headers));
     router.layer(from_fn_with_state(Arc::clone(&app), assign_id_and_log)).with_state(app)
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::form::{ResponseFormat, StructuredOutputs};
 use super::one_or_many::TextOr;
-use crate::http::ApiError;
+use crate::http::{ApiError, shown};
 
 /// Most texts in one field.
 const MOST_TEXTS: usize = 16;
@@ -165,7 +165,7 @@ fn texts(texts: TextOr<String>) -> Result<Vec<String>, String> {
 
 fn biases(biases: BTreeMap<String, f32>) -> Result<BTreeMap<u32, f32>, String> {
     let bias = |(id, bias): (String, f32)| {
-        let id = id.parse().map_err(|_| format!("expected token ids as names, found `{id}`"))?;
+        let id = id.parse().map_err(|_| format!("expected token ids as names, found `{}`", shown(&id)))?;
         Ok((id, bias))
     };
     biases.into_iter().map(bias).collect()

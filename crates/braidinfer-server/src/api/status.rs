@@ -68,5 +68,6 @@ pub async fn compat(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
 
 pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let served = app.served_as(None)?;
+    app.metrics.update(&app.budget, app.connections.len());
     Ok(([(CONTENT_TYPE, OPEN_METRICS)], served.metrics.text()).into_response())
 }

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::one_or_many::WordOr;
-use crate::http::ApiError;
+use crate::http::{ApiError, shown};
 
 /// Length of a tool call id, in letters and digits; Mistral's templates accept no other length.
 const ID_LENGTH: usize = 9;
@@ -100,7 +100,7 @@ pub fn prepare(
         };
     };
     if let Some(tool) = tools.iter().find(|tool| tool.kind != "function") {
-        return refused("tools", format!("expected tools of type function, found `{}`", tool.kind));
+        return refused("tools", format!("expected tools of type function, found `{}`", shown(&tool.kind)));
     }
     let Some(syntax) = Syntax::of(template) else {
         return refused("tools", "the chat template of this model has no place for tools".into());
@@ -112,14 +112,17 @@ pub fn prepare(
             "none" => return Ok((Map::new(), ToolCallMode::None)),
             "required" => ToolCallMode::Forced(call_form(tools.iter())),
             other => {
-                return refused("tool_choice", format!("expected none, auto, required or a tool, found `{other}`"));
+                return refused(
+                    "tool_choice",
+                    format!("expected none, auto, required or a tool, found `{}`", shown(other)),
+                );
             }
         },
         Some(WordOr::Object(named)) => {
             let name = &named.function.name;
             let wanted: Vec<&Tool> = tools.iter().filter(|tool| tool.function.name == *name).collect();
             if named.kind != "function" || wanted.is_empty() {
-                return refused("tool_choice", format!("expected one of the tools, found `{name}`"));
+                return refused("tool_choice", format!("expected one of the tools, found `{}`", shown(name)));
             }
             ToolCallMode::Forced(call_form(wanted.into_iter()))
         }

@@ -8,11 +8,25 @@ use braidinfer::Error;
 use braidinfer::handle::{RequestError, SubmitError};
 use serde_json::{Value, json};
 
+use super::shown::{cut, file_name, shown, without_folder};
+use crate::budget::OverBudget;
+
 /// Seconds after which a client may retry when the server is busy or not ready.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
+/// Code of a request that asks for more answers than there is ever room for.
+const TOO_MANY_ANSWERS: &str = "too_many_answers";
+
 /// Header that the official OpenAI clients read.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// Most characters of a message, and of the name of a field.
+const MOST_OF_MESSAGE: usize = 1000;
+const MOST_OF_FIELD: usize = 200;
+
+/// Why a response refuses work that the server has no room or time for, as an extension of it; the label of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal(pub &'static str);
 
 /// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,12 +40,52 @@ pub struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None }
+        Self { status, message: cut(&message.into(), MOST_OF_MESSAGE).into_owned(), param: None, code: None }
     }
 
     /// An invalid request, because of one of its fields.
-    pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    pub fn field(param: impl AsRef<str>, message: impl Into<String>) -> Self {
+        let param = cut(param.as_ref(), MOST_OF_FIELD).into_owned();
+        Self { param: Some(param), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    }
+
+    fn refusal(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { code: Some(code), ..Self::new(status, message) }
+    }
+
+    /// A header that a request has more than once.
+    pub fn doubled_header(name: &HeaderName) -> Self {
+        Self::bad_request(format!("{name}: expected this header once, found it several times"))
+    }
+
+    /// A request for another host than that of its `Host` header.
+    pub fn other_authority(target: &str) -> Self {
+        Self::bad_request(format!("host: expected that of the request target, which is `{}`", shown(target)))
+    }
+
+    pub fn answer_too_large(limit: usize) -> Self {
+        let message =
+            format!("max_tokens: expected answers of at most {limit} bytes, found more; ask for fewer or shorter ones");
+        Self {
+            param: Some("max_tokens".into()),
+            ..Self::refusal(StatusCode::PAYLOAD_TOO_LARGE, "answer_too_large", message)
+        }
+    }
+
+    pub fn encoded(found: &str) -> Self {
+        let message = format!("content-encoding: expected none, or identity, found `{}`", shown(found));
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+    }
+
+    pub fn no_connection(most: usize) -> Self {
+        let message = format!("all {most} connections of this server are taken; try again later");
+        Self::refusal(StatusCode::SERVICE_UNAVAILABLE, "connections", message)
+    }
+
+    pub fn no_connection_of_client(most: usize) -> Self {
+        let message =
+            format!("expected at most {most} connections of one client, found one more; use those, or end some");
+        Self::refusal(StatusCode::TOO_MANY_REQUESTS, "client_connections", message)
     }
 
     /// An invalid request.
@@ -45,7 +99,8 @@ impl ApiError {
     }
 
     pub fn foreign_host(found: &str) -> Self {
-        let message = format!("host: expected localhost or an address, found `{found}`; a key lets other names in");
+        let message =
+            format!("host: expected localhost or an address, found `{}`; a key lets other names in", shown(found));
         Self::new(StatusCode::FORBIDDEN, message)
     }
 
@@ -54,7 +109,7 @@ impl ApiError {
     }
 
     pub fn no_such_model(asked: &str, served: &str) -> Self {
-        let message = format!("model: expected `{served}`, found `{asked}`");
+        let message = format!("model: expected `{}`, found `{}`", shown(served), shown(asked));
         Self { param: Some("model".into()), code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) }
     }
 
@@ -63,16 +118,17 @@ impl ApiError {
     }
 
     pub fn too_large(limit: usize) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("body: expected at most {limit} bytes"))
+        let message = format!("body: expected at most {limit} bytes, found more");
+        Self::refusal(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     }
 
     pub fn not_json(found: &str) -> Self {
-        let message = format!("content-type: expected application/json, found {found}");
+        let message = format!("content-type: expected application/json, found {}", shown(found));
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
     }
 
     pub fn slow_request() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time")
+        Self::refusal(StatusCode::REQUEST_TIMEOUT, "slow_request", "the request did not arrive in time")
     }
 
     pub fn slow_answer() -> Self {
@@ -110,22 +166,66 @@ impl ApiError {
     }
 }
 
+/// What a client is told of an error. Paths of files are this server's own business: only the file's name is told.
+fn message_of(error: &Error) -> String {
+    let advised = |message: String| match error.advice() {
+        Some(advice) => format!("{message}; {advice}"),
+        None => message,
+    };
+    match error {
+        Error::BadRequest { field, expected, found } => advised(format!(
+            "{}: expected {}, found {}",
+            shown(field),
+            cut(expected, MOST_OF_MESSAGE / 2),
+            shown(found)
+        )),
+        Error::Text { path, message } => format!("{}: {message}", file_name(path)),
+        Error::Unsupported(message) => without_folder(message).into_owned(),
+        Error::PromptTooLong { .. } | Error::QueueFull { .. } | Error::TooManyAnswers { .. } => {
+            advised(error.to_string())
+        }
+        Error::Internal(_) | Error::NotFinite { .. } => error.to_string(),
+        // These name files, or come from elsewhere.
+        _ => "the server could not do this; its log says why".into(),
+    }
+}
+
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
-        let message = match error.advice() {
-            Some(advice) => format!("{error}; {advice}"),
-            None => error.to_string(),
-        };
+        Self::from(&error)
+    }
+}
+
+impl From<&Error> for ApiError {
+    fn from(error: &Error) -> Self {
+        let message = message_of(error);
         match error {
             // The library's names of parameters are the names of request fields.
             Error::BadRequest { field, .. } => Self::field(field, message),
             Error::PromptTooLong { .. } => Self { code: Some("context_length_exceeded"), ..Self::bad_request(message) },
-            Error::QueueFull { .. } => {
-                Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+            Error::QueueFull { of_client, .. } => {
+                let code = if *of_client { "client_queue_full" } else { "queue_full" };
+                Self::refusal(StatusCode::TOO_MANY_REQUESTS, code, message)
             }
             Error::TooLittleMemory { .. } => Self::too_little_memory(message),
-            Error::Unsupported(_) | Error::Text { .. } => Self::bad_request(message),
-            _ => Self::internal(message),
+            Error::TooManyAnswers { .. } => Self::refusal(StatusCode::TOO_MANY_REQUESTS, TOO_MANY_ANSWERS, message),
+            Error::Unsupported(_) | Error::Text { .. } => {
+                tracing::debug!(%error, "a request was refused");
+                Self::bad_request(message)
+            }
+            _ => {
+                tracing::error!(%error, "a request failed");
+                Self::internal(message)
+            }
+        }
+    }
+}
+
+impl From<OverBudget> for ApiError {
+    fn from(error: OverBudget) -> Self {
+        match error.of_client {
+            true => Self::refusal(StatusCode::TOO_MANY_REQUESTS, "client_memory", error.to_string()),
+            false => Self::refusal(StatusCode::TOO_MANY_REQUESTS, "memory", error.to_string()),
         }
     }
 }
@@ -143,12 +243,8 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::ShuttingDown => Self::not_ready("the server stops; the answer was ended"),
-            // Some of what a request asks for is only found to be impossible while it is answered.
-            RequestError::Failed(error) => match &*error {
-                Error::BadRequest { field, .. } => Self::field(field.clone(), error.to_string()),
-                Error::TooLittleMemory { .. } => Self::too_little_memory(error.to_string()),
-                _ => Self::internal(error.to_string()),
-            },
+            RequestError::Failed(error) => Self::from(&*error),
+            RequestError::Unread { .. } => Self::refusal(StatusCode::REQUEST_TIMEOUT, "unread", error.to_string()),
             RequestError::Cancelled | RequestError::EngineStopped => Self::internal(error.to_string()),
         }
     }
@@ -157,8 +253,20 @@ impl From<RequestError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.json())).into_response();
+        let is_refusal = match self.status {
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => true,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => true,
+            _ => false,
+        };
+        if let Some(code) = self.code.filter(|_| is_refusal) {
+            response.extensions_mut().insert(Refusal(code));
+        }
         let headers = response.headers_mut();
         match self.status {
+            // Will never do.
+            StatusCode::TOO_MANY_REQUESTS if self.code == Some(TOO_MANY_ANSWERS) => {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
             }
@@ -172,5 +280,35 @@ impl IntoResponse for ApiError {
             _ => {}
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(error: Error) -> String {
+        ApiError::from(error).message
+    }
+
+    #[test]
+    fn messages_are_short_and_name_no_folder() {
+        let long = "x".repeat(70_000);
+        for error in [
+            ApiError::no_such_model(&long, "demo"),
+            ApiError::not_json(&long),
+            ApiError::foreign_host(&long),
+            ApiError::encoded(&long),
+            ApiError::field(&long, long.clone()),
+            ApiError::from(Error::bad_request("stop", "something", &long)),
+            ApiError::from(Error::Text { path: "a".into(), message: long.clone() }),
+        ] {
+            assert!(error.json().to_string().len() < 2000, "{error:?}");
+            assert!(error.message.contains("(70000 characters)") || error.message.len() > 900, "{error:?}");
+        }
+        let text = Error::Text { path: "/srv/models/m/chat_template.jinja".into(), message: "no".into() };
+        assert_eq!(message(text), "chat_template.jinja: no");
+        let file = Error::File { path: "/srv/x".into(), source: std::io::ErrorKind::NotFound.into() };
+        assert!(!message(file).contains("/srv"));
     }
 }

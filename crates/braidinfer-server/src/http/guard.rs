@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, HOST, HeaderName};
+use axum::http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, ORIGIN};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use super::ApiError;
+use super::client::Peer;
 use crate::served::App;
 
 /// Header with the request id, in requests and responses.
@@ -32,23 +33,49 @@ impl Keys {
         Self(keys.iter().map(|key| Sha256::digest(key.trim().as_bytes()).into()).collect())
     }
 
-    fn authorizes(&self, request: &Request) -> bool {
+    /// The digest of the key that a request brings, if that is a key of the server. `Ok(None)` if no key is needed.
+    fn of(&self, request: &Request) -> Result<Option<[u8; 32]>, ApiError> {
         if self.0.is_empty() {
-            return true;
+            return Ok(None);
         }
         let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let key =
             header.and_then(|value| value.split_once(' ')).filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
-        key.is_some_and(|(_, key)| {
-            let digest: [u8; 32] = Sha256::digest(key.trim().as_bytes()).into();
-            self.0.contains(&digest)
-        })
+        let digest = key.map(|(_, key)| <[u8; 32]>::from(Sha256::digest(key.trim().as_bytes())));
+        match digest.filter(|digest| self.0.contains(digest)) {
+            Some(digest) => Ok(Some(digest)),
+            None => Err(ApiError::unauthorized()),
+        }
     }
 }
 
-/// Rejects a request without a valid API key.
-pub async fn authenticate(State(keys): State<Keys>, request: Request, next: Next) -> Response {
-    if keys.authorizes(&request) { next.run(request).await } else { ApiError::unauthorized().into_response() }
+/// Rejects a request without a valid API key, and says of others whose they are.
+pub async fn authenticate(State((keys, app)): State<(Keys, Arc<App>)>, mut request: Request, next: Next) -> Response {
+    let key = match keys.of(&request) {
+        Ok(key) => key,
+        Err(error) => return error.into_response(),
+    };
+    let client = app.clients.client(key.as_ref(), request.extensions().get::<Peer>());
+    request.extensions_mut().insert(client);
+    next.run(request).await
+}
+
+/// Headers that decide something: of two, it would be unclear which one counts.
+const SINGLE_HEADERS: [HeaderName; 6] = [HOST, AUTHORIZATION, CONTENT_TYPE, CONTENT_ENCODING, ORIGIN, REQUEST_ID];
+
+/// Rejects a request with two headers of which only one can count, or whose target names another host than its header.
+pub async fn refuse_doubled_headers(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    if let Some(name) = SINGLE_HEADERS.iter().find(|name| headers.get_all(*name).iter().nth(1).is_some()) {
+        return ApiError::doubled_header(name).into_response();
+    }
+    let host = headers.get(HOST).map(HeaderValue::as_bytes);
+    match request.uri().authority() {
+        Some(target) if host.is_some_and(|host| !host.eq_ignore_ascii_case(target.as_str().as_bytes())) => {
+            ApiError::other_authority(target.as_str()).into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 /// Protects a local server without keys against DNS rebinding, by which a page of another site could reach it under its own
@@ -79,7 +106,8 @@ pub async fn require_model(State(app): State<Arc<App>>, request: Request, next: 
 /// Assigns the request id, from the client or a new one, and logs the status of the response. Never logs the contents.
 pub async fn assign_id_and_log(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let given = request.headers().get(REQUEST_ID).filter(|id| is_valid_id(id)).cloned();
+    let mut ids = request.headers().get_all(REQUEST_ID).iter();
+    let given = ids.next().filter(|id| ids.next().is_none() && is_valid_id(id)).cloned();
     let id = given.or_else(|| app.next_id().parse().ok()).unwrap_or(HeaderValue::from_static("unnamed"));
     let method = request.method().clone();
     // Log the route pattern instead of the path, because the path of an unknown route may contain anything.
@@ -89,6 +117,7 @@ pub async fn assign_id_and_log(State(app): State<Arc<App>>, mut request: Request
     let mut line = LogLine { name, method, path, started, status: None };
     let mut response = next.run(request).await;
     line.status = Some(response.status());
+    app.metrics.refused(&response);
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }

@@ -1,21 +1,31 @@
 //! Accepts connections, and shuts them down gracefully when the server stops.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::header::{CONNECTION, HeaderValue};
+use axum::http::{Request, Response};
+use axum::response::IntoResponse;
+use futures_util::future::BoxFuture;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
 
+use super::client::Peer;
+use super::connections::{NoRoom, Place};
+use super::exchange::{Exchange, HalfOpen};
 use super::{ServerConfig, StartError, tls};
 use crate::api;
 use crate::served::App;
@@ -24,6 +34,10 @@ use crate::served::App;
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Time for clients to receive the last events of answers that the shutdown ended.
 const FINAL_EVENTS: Duration = Duration::from_secs(2);
+/// What spare connections are served: what orchestrators ask for.
+const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
+/// Most time for the head of a request on a spare connection.
+const SPARE_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A bound address.
 pub struct Listener {
@@ -35,6 +49,7 @@ pub struct Listener {
 
 impl Listener {
     pub(crate) async fn bind(config: &ServerConfig) -> Result<Self, StartError> {
+        config.validate()?;
         let asked = config.address;
         if !asked.ip().is_loopback() && config.api_keys.is_empty() && !config.public_without_key {
             return Err(StartError::Public(asked));
@@ -55,35 +70,37 @@ impl Listener {
     pub(crate) async fn run(self, app: Arc<App>, stop: impl Future<Output = ()> + Send) {
         let Self { socket, tls, router_config, .. } = self;
         let router = api::router(Arc::clone(&app), router_config);
-        let room = Arc::new(Semaphore::new(app.config.max_connections));
-        let graceful = GracefulShutdown::new();
+        let stopping = watch::Sender::new(false);
         tokio::pin!(stop);
         loop {
-            let (stream, permit) = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 () = &mut stop => break,
-                accepted = accept(&socket, &room) => accepted,
+                accepted = accept(&socket) => accepted,
             };
             let connection = Connection {
                 router: router.clone(),
+                peer,
+                place: app.connections.enter(peer),
                 read_timeout: app.config.read_timeout,
                 write_timeout: app.config.write_timeout,
-                watcher: graceful.watcher(),
-                _permit: permit,
+                stopping: stopping.subscribe(),
+                app: Arc::clone(&app),
             };
             tokio::spawn(connection.serve(stream, tls.clone()));
         }
         drop(socket);
         app.stop();
-        if timeout(app.config.shutdown_timeout, drain(graceful, &app)).await.is_err() {
+        if timeout(app.config.shutdown_timeout, drain(&stopping, &app)).await.is_err() {
             tracing::warn!("answers were cut short: connections that did not end in time are closed");
         }
     }
 }
 
 /// Waits for all connections to end. Shortly before the shutdown timeout, ends the unfinished answers.
-async fn drain(graceful: GracefulShutdown, app: &App) {
+async fn drain(stopping: &watch::Sender<bool>, app: &App) {
     let until_end_all = app.config.shutdown_timeout.saturating_sub(FINAL_EVENTS);
-    let all = graceful.shutdown();
+    stopping.send_replace(true);
+    let all = stopping.closed();
     tokio::pin!(all);
     if timeout(until_end_all, &mut all).await.is_err() {
         tracing::warn!("answers are cut short: they did not end in time");
@@ -94,13 +111,11 @@ async fn drain(graceful: GracefulShutdown, app: &App) {
     }
 }
 
-/// Accepts the next connection, once there are fewer than the maximum.
-async fn accept(socket: &TcpListener, room: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    // Never `None`, because the semaphore is never closed.
-    let permit = Arc::clone(room).acquire_owned().await.ok();
+/// Accepts the next connection.
+async fn accept(socket: &TcpListener) -> (TcpStream, Peer) {
     loop {
         match socket.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok((stream, address)) => return (stream, Peer::of(address.ip())),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 sleep(ACCEPT_RETRY_DELAY).await;
@@ -111,10 +126,13 @@ async fn accept(socket: &TcpListener, room: &Arc<Semaphore>) -> (TcpStream, Opti
 
 struct Connection {
     router: Router,
+    peer: Peer,
+    place: Place,
     read_timeout: Duration,
     write_timeout: Duration,
-    watcher: Watcher,
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Becomes true when the server stops.
+    stopping: watch::Receiver<bool>,
+    app: Arc<App>,
 }
 
 impl Connection {
@@ -124,22 +142,87 @@ impl Connection {
         // A client that stops reading must not keep its connection and its requests alive.
         let mut stream = Box::pin(TimeoutStream::new(stream));
         stream.as_mut().set_write_timeout_pinned(Some(self.write_timeout));
-        match tls {
-            None => self.serve_http(stream).await,
-            Some(tls) => match timeout(self.read_timeout, tls.accept(stream)).await {
-                Ok(Ok(stream)) => self.serve_http(stream).await,
-                Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                Err(_) => tracing::debug!("a TLS handshake took too long"),
-            },
+        let Some(tls) = tls else { return self.serve_http(stream).await };
+        let shaken = tokio::select! {
+            shaken = timeout(self.read_timeout(), tls.accept(stream)) => shaken,
+            () = self.place.gives_way() => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => self.serve_http(stream).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    fn read_timeout(&self) -> Duration {
+        match self.place.no_room {
+            Some(_) => self.read_timeout.min(SPARE_READ_TIMEOUT),
+            None => self.read_timeout,
         }
     }
 
     async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+        let read_timeout = self.read_timeout();
+        let Self { router, peer, place, mut stopping, app, .. } = self;
+        let exchange = Arc::clone(&place.exchange);
+        let service = ConnectionService { router, peer, exchange: Arc::clone(&exchange), no_room: place.no_room, app };
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(self.read_timeout);
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.router));
-        if let Err(error) = self.watcher.watch(connection).await {
+        http.timer(TokioTimer::new()).header_read_timeout(read_timeout);
+        let stream = TokioIo::new(HalfOpen::new(stream, Arc::clone(&exchange)));
+        let mut connection = std::pin::pin!(http.serve_connection(stream, service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = place.gives_way() => None,
+            _ = stopping.wait_for(|is_stopping| *is_stopping) => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            // Nothing was asked, or only a part of a question came.
+            None if exchange.idle_since().is_some() => return,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended early");
         }
+    }
+}
+
+/// Serves the requests of one connection.
+struct ConnectionService {
+    router: Router,
+    peer: Peer,
+    exchange: Arc<Exchange>,
+    no_room: Option<NoRoom>,
+    app: Arc<App>,
+}
+
+impl Service<Request<Incoming>> for ConnectionService {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let ongoing = self.exchange.begin(&request);
+        let mut request = request.map(|body| ongoing.receiving(body));
+        request.extensions_mut().insert(self.peer);
+        let is_refused = self.no_room.filter(|_| !PROBES.contains(&request.uri().path()));
+        let (router, app, is_spare) = (self.router.clone(), Arc::clone(&self.app), self.no_room.is_some());
+        Box::pin(async move {
+            let mut response = match is_refused {
+                Some(no_room) => {
+                    let refusal = no_room.error().into_response();
+                    app.metrics.refused(&refusal);
+                    refusal
+                }
+                None => router.oneshot(request).await?,
+            };
+            if is_spare {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response.map(|body| ongoing.answering(body)))
+        })
     }
 }

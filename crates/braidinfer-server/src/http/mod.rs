@@ -1,20 +1,33 @@
 //! Connections and middleware.
 
+mod client;
+mod connections;
 mod error;
+mod exchange;
 mod guard;
+mod limits;
 mod listener;
+mod shown;
 mod strict;
 mod tls;
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use braidinfer::FormLimits;
-pub use error::ApiError;
-pub use guard::{HttpRequestId, Keys, REQUEST_ID, assign_id_and_log, authenticate, require_local_host, require_model};
+pub use client::{Client, Clients};
+pub use connections::Connections;
+pub use error::{ApiError, Refusal};
+pub use exchange::Kept;
+pub use guard::{
+    HttpRequestId, Keys, REQUEST_ID, assign_id_and_log, authenticate, refuse_doubled_headers, require_local_host,
+    require_model,
+};
 pub use listener::Listener;
+pub use shown::shown;
 pub use strict::{IGNORED, Ignored, Strict};
 
 /// Configuration of a server.
@@ -34,8 +47,15 @@ pub struct ServerConfig {
     pub lenient: bool,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// Most open connections; others wait.
+    /// Most open connections. While all are taken, idle ones give way to new ones, and further ones are refused, except for
+    /// probes of `/health`, `/ready` and `/metrics`.
     pub max_connections: usize,
+    /// Most open connections of one address.
+    pub max_connections_per_client: usize,
+    /// Most memory for the answers to one request, in bytes.
+    pub max_answer_bytes: usize,
+    /// Most memory for the bodies, prompts and answers of all requests, in bytes; one client may hold half of it.
+    pub max_request_memory: usize,
     /// Most time to receive the head of a request, and then its body.
     pub read_timeout: Duration,
     /// Most time for which a client may accept no data.
@@ -79,7 +99,7 @@ pub enum StartError {
         /// Name of the setting.
         setting: &'static str,
         /// What was expected.
-        expected: &'static str,
+        expected: Cow<'static, str>,
         /// What was found.
         found: String,
     },

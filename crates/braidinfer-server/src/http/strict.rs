@@ -3,16 +3,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
-use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
-use bytes::Bytes;
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::ApiError;
+use super::client::Client;
+use super::shown::{cut, shown};
+use crate::budget::{Claim, Held};
 use crate::served::App;
 
 /// Response header that lists ignored fields.
@@ -24,7 +27,12 @@ pub struct Strict<A, B = NoFields, C = NoFields> {
     pub second: B,
     pub third: C,
     pub ignored: Ignored,
+    /// For whom it is.
+    pub client: Client,
 }
+
+/// Most characters of the list of ignored fields.
+const MOST_IGNORED: usize = 1000;
 
 /// Unknown fields that were ignored, for a response header; always empty unless the server is lenient.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,10 +46,14 @@ impl IntoResponseParts for Ignored {
     type Error = std::convert::Infallible;
 
     fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Self::Error> {
-        // If the names are not valid in a header, it is left out.
-        if let Some(names) = (!self.0.is_empty()).then(|| self.0.join(", ").parse().ok()).flatten() {
-            parts.headers_mut().insert(IGNORED, names);
+        if self.0.is_empty() {
+            return Ok(parts);
         }
+        // A header holds visible ASCII only.
+        let names: Vec<String> = self.0.iter().map(|name| shown(name).escape_default().to_string()).collect();
+        let names = cut(&names.join(", "), MOST_IGNORED).into_owned();
+        let fallback = HeaderValue::from_static("several");
+        parts.headers_mut().insert(IGNORED, HeaderValue::from_str(&names).unwrap_or(fallback));
         Ok(parts)
     }
 }
@@ -50,21 +62,56 @@ impl<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned> FromRequest<
     type Rejection = Response;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Response> {
-        let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("none").to_owned();
-        let is_json = kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
-        if !is_json {
-            return Err(ApiError::not_json(&kind).into_response());
-        }
-        let body = match timeout(app.config.read_timeout, Bytes::from_request(request, app)).await {
-            Ok(Ok(body)) => body,
-            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                return Err(ApiError::too_large(app.config.max_body_bytes).into_response());
-            }
-            Ok(Err(rejection)) => return Err(ApiError::bad_request(rejection.body_text()).into_response()),
-            Err(_) => return Err(ApiError::slow_request().into_response()),
-        };
-        parse_body(&body, app.config.lenient).map_err(IntoResponse::into_response)
+        read_body(request, app).await.map_err(IntoResponse::into_response)
     }
+}
+
+async fn read_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
+    request: Request,
+    app: &App,
+) -> Result<Strict<A, B, C>, ApiError> {
+    check_headers(request.headers())?;
+    let client = request.extensions().get::<Client>().copied();
+    let client = client.ok_or_else(|| ApiError::internal("a request without a client"))?;
+    let claim = app.budget.claim(client.0, Held::Body, 0)?;
+    let received = timeout(app.config.read_timeout, receive(request.into_body(), claim, app.config.max_body_bytes));
+    // The claim is kept until the body is parsed.
+    let (body, _claim) = received.await.map_err(|_| ApiError::slow_request())??;
+    let strict = parse_body(&body, app.config.lenient)?;
+    Ok(Strict { client, ..strict })
+}
+
+fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
+    let kind = headers.get(CONTENT_TYPE).map_or("none".into(), |kind| String::from_utf8_lossy(kind.as_bytes()));
+    let is_json = kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+    if !is_json {
+        return Err(ApiError::not_json(&kind));
+    }
+    let encoding =
+        headers.get(CONTENT_ENCODING).map_or("identity".into(), |name| String::from_utf8_lossy(name.as_bytes()));
+    if !encoding.trim().eq_ignore_ascii_case("identity") {
+        return Err(ApiError::encoded(&encoding));
+    }
+    Ok(())
+}
+
+/// Receives a body of at most `most` bytes, which are claimed as they come.
+async fn receive(mut body: Body, mut claim: Claim, most: usize) -> Result<(Vec<u8>, Claim), ApiError> {
+    // What the client says that it will send.
+    if body.size_hint().lower() > most as u64 {
+        return Err(ApiError::too_large(most));
+    }
+    let mut received = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ApiError::bad_request(format!("body: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if received.len() + data.len() > most {
+            return Err(ApiError::too_large(most));
+        }
+        claim.grow(data.len())?;
+        received.extend_from_slice(&data);
+    }
+    Ok((received, claim))
 }
 
 /// Parses a body as three types.
@@ -82,9 +129,9 @@ fn parse_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
     let unknown = if unknown.is_empty() { unknown } else { without_harmless(unknown, body) };
     match unknown.first() {
         Some(field) if !lenient => {
-            Err(ApiError::field(field.clone(), format!("{field}: this server knows no such field")))
+            Err(ApiError::field(field, format!("{}: this server knows no such field", shown(field))))
         }
-        _ => Ok(Strict { first, second, third, ignored: Ignored(unknown) }),
+        _ => Ok(Strict { first, second, third, ignored: Ignored(unknown), client: Client::default() }),
     }
 }
 
@@ -96,6 +143,15 @@ fn plain_message(error: &serde_json::Error) -> String {
         text.replace(&format!("expected {name}"), "expected a whole number in range")
     });
     ["f64", "f32"].iter().fold(whole, |text, name| text.replace(&format!("expected {name}"), "expected a number"))
+}
+
+/// A message of serde with what it quotes from the body cut: the quotation comes first, and what was expected last.
+fn shown_error(message: &str) -> String {
+    const MOST_OF_END: usize = 300;
+    match message.rfind(", expected ") {
+        Some(at) => format!("{}{}", shown(&message[..at]), cut(&message[at..], MOST_OF_END)),
+        None => cut(message, MOST_OF_END).into_owned(),
+    }
 }
 
 /// The path of a field in the format of the other errors: `messages[0].name`.
@@ -169,8 +225,8 @@ fn read_one<T: DeserializeOwned>(body: &[u8]) -> Result<(T, BTreeSet<String>), A
     let value: T = value.map_err(|error: serde_json::Error| {
         let path = track.path().to_string();
         match path.as_str() {
-            "." | "" | "?" => ApiError::bad_request(format!("body: {error}")),
-            _ => ApiError::field(path.clone(), format!("{path}: {}", plain_message(&error))),
+            "." | "" | "?" => ApiError::bad_request(format!("body: {}", shown_error(&error.to_string()))),
+            _ => ApiError::field(&path, format!("{}: {}", shown(&path), shown_error(&plain_message(&error)))),
         }
     })?;
     json.end().map_err(|error| ApiError::bad_request(format!("body: {error}")))?;

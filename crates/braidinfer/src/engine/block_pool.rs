@@ -104,6 +104,11 @@ impl BlockTable {
         std::iter::repeat_n(0, self.released).chain(self.blocks.iter().map(Block::id)).collect()
     }
 
+    /// Number of blocks that have no other owner, and so would be free without this table.
+    pub(super) fn unshared(&self) -> usize {
+        self.blocks.iter().filter(|block| block.pool.state().blocks[block.id as usize].owners == 1).count()
+    }
+
     pub(super) fn clear(&mut self) {
         self.truncate(0);
     }

@@ -14,6 +14,11 @@ pub struct TokenLogprobs {
 }
 
 impl TokenLogprobs {
+    /// How much memory it takes.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.top.capacity() * size_of::<(u32, f32)>()
+    }
+
     /// Computes them from the `logits` at the position before `token`; `top` gets the `count` likeliest tokens.
     pub(super) fn of(logits: &[f32], token: u32, count: usize) -> Self {
         let largest = f64::from(logits[argmax(logits) as usize]);

@@ -15,6 +15,7 @@ mod scheduler;
 mod sequence;
 mod shadow_sample;
 mod step_costs;
+mod waiting;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use sampler::argmax;
 pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
 pub use sequence::FinishReason;
 pub use shadow_sample::ShadowSample;
+pub use waiting::ClientId;
 
 use self::pending_sample::{Chosen, PendingSample};
 use self::sampler::first_not_finite;
@@ -55,8 +57,10 @@ pub struct EngineConfig {
     pub max_batched_tokens: usize,
     /// Most sequences in one step.
     pub max_sequences: usize,
-    /// New requests are rejected while this many sequences are waiting.
+    /// Most sequences that wait beside the running ones; see [`Engine::check_room`].
     pub max_waiting: usize,
+    /// Most of them that belong to one client.
+    pub max_waiting_per_client: usize,
     /// Reuse the key/value blocks of sequences with the same prefix.
     pub prefix_cache: bool,
     /// Draft the next tokens of answers by looking up the last tokens earlier in the sequence.
@@ -91,6 +95,8 @@ pub struct Request {
     pub constraint: Option<ConstraintFactory>,
     /// Return a pooled embedding with norm 1 instead of generating an answer.
     pub pooling: Option<Pooling>,
+    /// For whom it is computed; the engine takes turns between clients.
+    pub client: ClientId,
 }
 
 /// The output of one step for one sequence.
@@ -155,6 +161,8 @@ pub struct EngineStats {
     pub running: usize,
     /// Number of sequences that wait for their first step, or were preempted and wait to be resumed.
     pub waiting: usize,
+    /// Number of clients that have running or waiting sequences.
+    pub clients: usize,
     /// Share of the key/value storage in use, from 0 to 1.
     pub kv_cache_usage: f64,
     /// Number of prompt tokens that were looked up in the prefix cache.
@@ -286,6 +294,7 @@ impl Engine {
         EngineStats {
             running: scheduler.running(),
             waiting: scheduler.waiting(),
+            clients: scheduler.num_clients(),
             kv_cache_usage: scheduler.kv_cache_usage(),
             prefix_queries: scheduler.prefix_queries,
             prefix_hits: scheduler.prefix_hits,
@@ -315,12 +324,25 @@ impl Engine {
         Ok(())
     }
 
-    /// Fails with [`Error::QueueFull`] if [`EngineConfig::max_waiting`] sequences are waiting.
-    pub fn check_room(&self) -> Result<()> {
-        match self.scheduler.waiting() {
-            waiting if waiting >= self.scheduler.config.max_waiting => Err(Error::QueueFull { waiting }),
-            _ => Ok(()),
+    /// Fails if there is no room for `answers` more sequences of a client: with [`Error::QueueFull`] if more than
+    /// [`EngineConfig::max_waiting`] would wait beside the running ones, or more than
+    /// [`EngineConfig::max_waiting_per_client`] of this client; with [`Error::TooManyAnswers`] if there would never be room.
+    pub fn check_room(&self, client: ClientId, answers: usize) -> Result<()> {
+        let EngineConfig { max_sequences, max_waiting, max_waiting_per_client, .. } = self.scheduler.config;
+        let most = max_waiting.min(max_waiting_per_client).saturating_add(max_sequences);
+        if answers > most {
+            return Err(Error::TooManyAnswers { answers, most });
         }
+        let free = max_sequences.saturating_sub(self.scheduler.running());
+        for (waiting, limit, of_client) in [
+            (self.scheduler.waiting(), max_waiting, false),
+            (self.scheduler.waiting_of(client), max_waiting_per_client, true),
+        ] {
+            if waiting.saturating_add(answers) > limit.saturating_add(free) {
+                return Err(Error::QueueFull { waiting, answers, limit, of_client });
+            }
+        }
+        Ok(())
     }
 
     /// Queues a sequence without checking for room in the queue: a caller that wants several answers checks once, with

@@ -1,15 +1,19 @@
 //! Chooses the tokens of the next step.
 //!
-//! First come, first served. Decoding sequences come first in every step, with one token each. Prompts get the rest of the
-//! token budget in order of arrival; in a step that also decodes, [`StepCosts`] limits how many prompt tokens run.
+//! First come, first served for each client. Decoding sequences come first in every step, with one token each. Prompts get
+//! the rest of the token budget, in equal shares for clients and in order of arrival for the sequences of a client; in a
+//! step that also decodes, [`StepCosts`] limits how many prompt tokens run.
 
-use std::collections::VecDeque;
+mod admission;
+
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::block_pool::{Block, BlockHash, BlockPool, BlockTable, block_hash};
 use super::draft::MAX_DECODE_ROWS;
 use super::sequence::{Sequence, SequenceState};
 use super::step_costs::StepCosts;
+use super::waiting::{ClientId, Turns, WaitingQueue, equal_shares};
 use super::{EngineConfig, SequenceId};
 use crate::executor::{Batch, KvCacheConfig, LayerState, SequenceSlice};
 use crate::{Error, Result};
@@ -32,10 +36,10 @@ pub(super) struct Scheduler {
     /// Slots for recurrent states of running sequences and of cached prefixes, if layers have such states.
     states: Option<StateSlots>,
     pub(super) step_costs: StepCosts,
-    /// Waiting sequences in order of arrival.
-    waiting: VecDeque<Sequence>,
-    /// Running sequences in order of arrival.
+    waiting: WaitingQueue,
+    /// Running sequences in the order in which they started.
     running: Vec<Sequence>,
+    turns: Turns,
     /// Prompt tokens that were looked up in the prefix cache, and those that were found.
     pub(super) prefix_queries: usize,
     pub(super) prefix_hits: usize,
@@ -148,8 +152,9 @@ impl Scheduler {
             num_blocks: kv_cache.num_blocks,
             pool: BlockPool::new(kv_cache.num_blocks),
             step_costs: StepCosts::default(),
-            waiting: VecDeque::new(),
+            waiting: WaitingQueue::default(),
             running: Vec::new(),
+            turns: Turns::default(),
             prefix_queries: 0,
             prefix_hits: 0,
             preemptions: 0,
@@ -157,7 +162,18 @@ impl Scheduler {
     }
 
     pub(super) fn add(&mut self, sequence: Sequence) {
+        self.turns.arrive(sequence.client, &self.clients());
         self.waiting.push_back(sequence);
+    }
+
+    /// Number of sequences of a client that wait.
+    pub(super) fn waiting_of(&self, client: ClientId) -> usize {
+        self.waiting.len_of(client)
+    }
+
+    /// Number of clients that have sequences.
+    pub(super) fn num_clients(&self) -> usize {
+        self.clients().len()
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -199,7 +215,8 @@ impl Scheduler {
     /// The oldest sequence, with an error, if none can run because there is memory for too few blocks.
     pub(super) fn starved(&self) -> Option<(SequenceId, Error)> {
         let most = self.pool.limited();
-        let oldest = self.running.first().or(self.waiting.front()).filter(|_| most < self.num_blocks)?;
+        let waiting = || self.waiting.fronts().map(|(_, first)| first).min_by_key(|first| first.id);
+        let oldest = self.running.first().or_else(waiting).filter(|_| most < self.num_blocks)?;
         let what = format!("keys and values of a sequence of {} tokens", oldest.tokens.len() + 1);
         let tokens = |count: usize| format!("room for {count} tokens");
         let (needed, found) = (tokens(oldest.tokens.len() + 1), tokens(most * self.block_size));
@@ -221,7 +238,7 @@ impl Scheduler {
     }
 
     pub(super) fn sequence_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
-        self.running.iter_mut().chain(&mut self.waiting).find(|sequence| sequence.id == id)
+        self.running.iter_mut().chain(self.waiting.iter_mut()).find(|sequence| sequence.id == id)
     }
 
     /// A sequence that was part of a step; fails if it is unknown.
@@ -231,7 +248,7 @@ impl Scheduler {
 
     /// Removes a sequence and frees what it owns.
     pub(super) fn remove(&mut self, id: SequenceId) {
-        self.waiting.retain(|sequence| sequence.id != id);
+        self.waiting.remove(id);
         if let Some(index) = self.find(id) {
             let mut sequence = self.running.remove(index);
             self.release_state(&mut sequence);
@@ -248,6 +265,7 @@ impl Scheduler {
     /// Schedules the next step.
     pub(super) fn schedule(&mut self) -> ScheduledStep {
         let mut step = ScheduledStep::default();
+        self.turns.forget_absent(&self.clients());
         self.admit(&mut step);
         let running: Vec<SequenceId> =
             self.running.iter().filter(|sequence| !sequence.is_parked).map(|sequence| sequence.id).collect();
@@ -268,14 +286,32 @@ impl Scheduler {
         if step.has_decodes() {
             budget = budget.min(self.step_costs.max_prompt_tokens_beside_decodes());
         }
-        for id in prefilling {
-            if budget == 0 {
-                break;
+        for (sequences, mut share) in self.shared_by_clients(&prefilling, budget) {
+            for id in sequences {
+                if share == 0 {
+                    break;
+                }
+                let Some(taken) = self.push(&mut step, id, share, Vec::new()) else { break };
+                share -= taken;
             }
-            let Some(taken) = self.push(&mut step, id, budget, Vec::new()) else { break };
-            budget -= taken;
         }
         step
+    }
+
+    /// The sequences of each client, with its share of a `budget` of prompt tokens. The client for which the fewest tokens
+    /// were computed comes first.
+    fn shared_by_clients(&self, prefilling: &[SequenceId], budget: usize) -> Vec<(Vec<SequenceId>, usize)> {
+        let mut by_client: BTreeMap<ClientId, (Vec<SequenceId>, usize)> = BTreeMap::new();
+        for sequence in prefilling.iter().filter_map(|id| Some(&self.running[self.find(*id)?])) {
+            let (sequences, demand) = by_client.entry(sequence.client).or_default();
+            sequences.push(sequence.id);
+            *demand += self.prompt_chunk(sequence);
+        }
+        let mut clients: Vec<_> = by_client.into_iter().collect();
+        clients.sort_by_key(|(client, _)| self.turns.computed(*client));
+        let demands: Vec<usize> = clients.iter().map(|(_, (_, demand))| *demand).collect();
+        let shares = equal_shares(budget, &demands);
+        clients.into_iter().map(|(_, (sequences, _))| sequences).zip(shares).collect()
     }
 
     fn find(&self, id: SequenceId) -> Option<usize> {
@@ -312,6 +348,7 @@ impl Scheduler {
             return None;
         }
         let sequence = &mut self.running[index];
+        self.turns.charge(sequence.client, chunk + draft.len());
         let known = sequence.computed..sequence.computed + chunk;
         let positions = known.start..known.end + draft.len();
         if let Some(state) = &mut sequence.state {
@@ -395,29 +432,6 @@ impl Scheduler {
         }
     }
 
-    /// Moves waiting sequences to the running ones as long as there is room for them.
-    fn admit(&mut self, step: &mut ScheduledStep) {
-        while self.running.len() < self.config.max_sequences {
-            let Some(next) = self.waiting.front() else { break };
-            let leader = next.leader.and_then(|leader| self.find(leader)).map(|index| &self.running[index]);
-            if leader.is_some_and(|leader| !leader.has_read_prompt()) {
-                break;
-            }
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
-            let restored = self.find_prefix(&mut sequence);
-            // A prompt that starts without enough free blocks would run out of them, preempt others or be preempted.
-            let needed = sequence.tokens.len().div_ceil(self.block_size) - sequence.blocks.len();
-            let has_blocks = self.running.is_empty() || self.pool.available() >= needed;
-            if !has_blocks || !self.allocate_state(&mut sequence, restored, step) {
-                sequence.release();
-                self.waiting.push_front(sequence);
-                break;
-            }
-            self.record_start(&mut sequence);
-            self.running.push(sequence);
-        }
-    }
-
     /// Allocates the state slot of a sequence that starts, where layers need one; `restored` is copied into it before the
     /// step. Returns false if all slots are owned.
     fn allocate_state(&mut self, sequence: &mut Sequence, restored: Option<Block>, step: &mut ScheduledStep) -> bool {
@@ -477,17 +491,17 @@ impl Scheduler {
             if latest.id == self.running[index].id {
                 return false;
             }
-            self.preempt_latest();
+            self.preempt(self.running.len() - 1);
         }
     }
 
-    fn preempt_latest(&mut self) {
-        if let Some(mut latest) = self.running.pop() {
-            self.release_state(&mut latest);
-            latest.preempt();
-            self.preemptions += 1;
-            self.waiting.push_front(latest);
-        }
+    /// Preempts a running sequence, which then waits before the others of its client.
+    fn preempt(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
+        self.release_state(&mut sequence);
+        sequence.preempt();
+        self.preemptions += 1;
+        self.waiting.push_front(sequence);
     }
 }
 
@@ -502,6 +516,7 @@ mod tests {
         max_batched_tokens: 64,
         max_sequences: 4,
         max_waiting: 8,
+        max_waiting_per_client: 8,
         prefix_cache: true,
         prompt_lookup: false,
         prompts_first: false,
@@ -511,26 +526,26 @@ mod tests {
     /// Layers with full attention and no recurrent state.
     const PLAIN: LayerState = LayerState { bytes_per_token: 4, bytes_per_sequence: 0, window: None };
 
-    fn scheduler(num_blocks: usize, max_batched_tokens: usize) -> Scheduler {
+    pub(super) fn scheduler(num_blocks: usize, max_batched_tokens: usize) -> Scheduler {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks, dtype: KvDtype::F32 };
         Scheduler::new(kv_cache, 1000, EngineConfig { max_batched_tokens, ..CONFIG }, PLAIN)
     }
 
-    fn request(prompt: Vec<u32>) -> Request {
+    pub(super) fn request(prompt: Vec<u32>) -> Request {
         Request { prompt, ..Request::default() }
     }
 
-    fn sequence_of(id: SequenceId, request: Request) -> Sequence {
+    pub(super) fn sequence_of(id: SequenceId, request: Request) -> Sequence {
         Sequence::new(id, request).expect("there is no constraint")
     }
 
     /// A sequence whose prompt shares no prefix with any other.
-    fn sequence(id: SequenceId, len: usize) -> Sequence {
+    pub(super) fn sequence(id: SequenceId, len: usize) -> Sequence {
         sequence_of(id, request((0..len as u32).map(|token| 100 * id as u32 + token).collect()))
     }
 
     /// Runs a step in which every sampled token is 5. Returns the number of tokens by sequence, and which sequences sampled.
-    fn step(scheduler: &mut Scheduler) -> (Vec<(SequenceId, usize)>, Vec<SequenceId>) {
+    pub(super) fn step(scheduler: &mut Scheduler) -> (Vec<(SequenceId, usize)>, Vec<SequenceId>) {
         let scheduled_step = scheduler.schedule();
         let mut sampled = Vec::new();
         for scheduled in &scheduled_step.sequences {

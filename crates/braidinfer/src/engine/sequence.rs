@@ -8,6 +8,7 @@ use super::constraint::{Constraint, TokenMask};
 use super::draft::Drafter;
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
+use super::waiting::ClientId;
 use super::{Pooling, PromptInfo, Request, SamplingParams, SequenceId};
 use crate::{Error, Result};
 
@@ -44,6 +45,7 @@ pub(super) struct SequenceState {
 /// A prompt and the tokens generated so far.
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
+    pub(super) client: ClientId,
     pub(super) tokens: Vec<u32>,
     pub(super) prompt_len: usize,
     /// Number of tokens whose keys and values are stored.
@@ -84,13 +86,14 @@ impl fmt::Debug for Sequence {
 impl Sequence {
     /// Fails if its constraint cannot be created.
     pub(super) fn new(id: SequenceId, request: Request) -> Result<Self> {
-        let Request { prompt, params, stop_token_ids, leader, constraint, pooling } = request;
+        let Request { prompt, params, stop_token_ids, leader, constraint, pooling, client } = request;
         Ok(Self {
             constraint: constraint.map(|factory| factory.begin()).transpose()?,
             drafter: Drafter::new(),
             pooling,
             pooled: Vec::new(),
             id,
+            client,
             prompt_len: prompt.len(),
             tokens: prompt,
             computed: 0,

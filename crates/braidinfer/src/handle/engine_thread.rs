@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use super::stream::Outbox;
 use super::{AnswerEnd, EngineObserver, RequestError, RequestOutput, StreamId, Task, TokenTimes};
+use crate::engine::ClientId;
 use crate::{Event, FinishReason, Llm, Output, RequestId, Result};
 
 /// A command from a [`Handle`](super::Handle) to the thread.
@@ -24,10 +26,11 @@ pub(super) enum Command {
 /// Prompts to queue.
 pub(super) struct Submission {
     pub(super) stream: StreamId,
+    pub(super) client: ClientId,
     pub(super) prompts: Vec<Vec<u32>>,
     pub(super) task: Task,
     pub(super) arrived: Instant,
-    pub(super) outputs: mpsc::UnboundedSender<RequestOutput>,
+    pub(super) outbox: Outbox,
     /// Receives whether the prompts were queued.
     pub(super) accept: oneshot::Sender<Result<()>>,
 }
@@ -51,6 +54,7 @@ impl EngineThread {
     pub(super) fn run(mut self) {
         while self.take_commands().is_continue() {
             self.cancel_dropped();
+            self.cancel_because(|request| request.outbox.too_much_unread());
             if self.llm.has_unfinished() {
                 self.step();
             }
@@ -101,9 +105,9 @@ impl EngineThread {
     }
 
     fn submit(&mut self, submission: Submission) {
-        let Submission { stream, prompts, task, arrived, outputs, accept } = submission;
+        let Submission { stream, client, prompts, task, arrived, outbox, accept } = submission;
         let mut requests = Vec::with_capacity(prompts.len());
-        let queued = self.queue_all(prompts, &task, &mut requests);
+        let queued = self.queue_all(client, prompts, &task, &mut requests);
         for (index, request) in requests.into_iter().enumerate() {
             if queued.is_err() {
                 // Either all prompts are queued or none.
@@ -112,38 +116,50 @@ impl EngineThread {
             }
             let answers = vec![Progress::default(); task.n()];
             let first_choice = index * task.n();
-            let unfinished = UnfinishedRequest { stream, outputs: outputs.clone(), first_choice, arrived, answers };
+            let unfinished = UnfinishedRequest { stream, outbox: outbox.clone(), first_choice, arrived, answers };
             self.unfinished.insert(request, unfinished);
         }
         // If the caller no longer waits, its stream is closed and `cancel_dropped` removes the requests before the next step.
         let _ = accept.send(queued);
     }
 
-    fn queue_all(&mut self, prompts: Vec<Vec<u32>>, task: &Task, requests: &mut Vec<RequestId>) -> Result<()> {
-        self.llm.check_room()?;
+    /// Queues all prompts, if there is room for the answers to all of them.
+    fn queue_all(
+        &mut self,
+        client: ClientId,
+        prompts: Vec<Vec<u32>>,
+        task: &Task,
+        requests: &mut Vec<RequestId>,
+    ) -> Result<()> {
+        self.llm.check_room(client, prompts.len().saturating_mul(task.n()))?;
         for prompt in prompts {
-            requests.push(self.queue(prompt, task)?);
+            requests.push(self.queue(client, prompt, task)?);
         }
         Ok(())
     }
 
-    fn queue(&mut self, prompt: Vec<u32>, task: &Task) -> Result<RequestId> {
+    fn queue(&mut self, client: ClientId, prompt: Vec<u32>, task: &Task) -> Result<RequestId> {
         match task {
-            Task::Generate(params, constraint) => self.llm.add_constrained(prompt, params, constraint.clone()),
-            Task::Embed(pooling) => self.llm.add_embedding(prompt, *pooling),
+            Task::Generate(params, constraint) => self.llm.add_for(client, prompt, params, constraint.clone()),
+            Task::Embed(pooling) => self.llm.add_embedding_for(client, prompt, *pooling),
         }
     }
 
     /// Cancels the requests whose streams were dropped.
     fn cancel_dropped(&mut self) {
-        self.cancel(|request| request.outputs.is_closed());
+        self.cancel(|request| request.outbox.is_closed());
     }
 
     /// Cancels the requests for which `is_unwanted` is true.
     fn cancel(&mut self, is_unwanted: impl Fn(&UnfinishedRequest) -> bool) {
-        let unwanted = self.unfinished.iter().filter(|(_, request)| is_unwanted(request)).map(|(id, _)| *id);
-        for id in unwanted.collect::<Vec<_>>() {
-            self.end(id, AnswerEnd::Cancelled, &RequestError::Cancelled);
+        self.cancel_because(|request| is_unwanted(request).then_some(RequestError::Cancelled));
+    }
+
+    /// Cancels the requests for which there is a `reason`.
+    fn cancel_because(&mut self, reason: impl Fn(&UnfinishedRequest) -> Option<RequestError>) {
+        let unwanted = self.unfinished.iter().filter_map(|(id, request)| Some((*id, reason(request)?)));
+        for (id, error) in unwanted.collect::<Vec<_>>() {
+            self.end(id, AnswerEnd::Cancelled, &error);
         }
     }
 
@@ -214,7 +230,7 @@ fn next_command(commands: &Receiver<Command>) -> Option<Command> {
 /// A request that is waiting or running.
 struct UnfinishedRequest {
     stream: StreamId,
-    outputs: mpsc::UnboundedSender<RequestOutput>,
+    outbox: Outbox,
     /// Index of its first answer among all answers of the stream.
     first_choice: usize,
     arrived: Instant,
@@ -228,8 +244,7 @@ impl UnfinishedRequest {
     }
 
     fn send(&self, choice: usize, output: Result<Output, RequestError>) {
-        // If the stream was dropped, `cancel_dropped` removes the request before the next step.
-        let _ = self.outputs.send(RequestOutput { choice: self.first_choice + choice, output });
+        self.outbox.send(RequestOutput { choice: self.first_choice + choice, output });
     }
 }
 

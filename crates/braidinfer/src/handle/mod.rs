@@ -37,9 +37,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use crate::engine::{ConstraintFactory, Pooling, SamplingParams};
+use crate::engine::{ClientId, ConstraintFactory, Pooling, SamplingParams};
 use crate::{Error, Llm, ModelText};
 
 pub use self::observer::{AnswerEnd, EngineObserver, TokenTimes};
@@ -86,6 +86,8 @@ pub struct Handle {
     commands: Sender<Command>,
     thread: Arc<JoinHandle<()>>,
     text: Arc<ModelText>,
+    client: ClientId,
+    most_unread: usize,
 }
 
 impl Handle {
@@ -98,7 +100,20 @@ impl Handle {
         let text = Arc::clone(llm.text());
         let engine = EngineThread::new(llm, observer, received);
         let thread = thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
-        Ok(Self { commands, thread: Arc::new(thread), text })
+        let (client, most_unread) = (ClientId::default(), usize::MAX);
+        Ok(Self { commands, thread: Arc::new(thread), text, client, most_unread })
+    }
+
+    /// A handle to the same model that submits prompts for a client of its own. The engine takes turns between clients.
+    pub fn for_client(&self, client: ClientId) -> Self {
+        Self { client, ..self.clone() }
+    }
+
+    /// A handle to the same model whose streams keep no more than about `bytes` of outputs that nobody has read (see
+    /// [`RequestOutput::bytes`]). A stream that has more ends with [`RequestError::Unread`]. Without this, streams keep
+    /// everything until it is read.
+    pub fn with_most_unread(&self, bytes: usize) -> Self {
+        Self { most_unread: bytes, ..self.clone() }
     }
 
     /// The model's tokenizer, chat template and settings, which turn text into prompts.
@@ -147,10 +162,11 @@ impl Handle {
         task: Task,
         arrived: Instant,
     ) -> Result<(oneshot::Receiver<crate::Result<()>>, Submitted), SubmitError> {
-        let (sender, outputs) = mpsc::unbounded_channel();
+        let (outbox, outputs) = stream::channel(self.most_unread);
         let (accept, accepted) = oneshot::channel();
         let submitted = Submitted { id: StreamId::next(), outputs, prompts: prompts.len(), n: task.n() };
-        let submission = Submission { stream: submitted.id, prompts, task, arrived, outputs: sender, accept };
+        let (stream, client) = (submitted.id, self.client);
+        let submission = Submission { stream, client, prompts, task, arrived, outbox, accept };
         self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| SubmitError::EngineStopped)?;
         Ok((accepted, submitted))
     }
@@ -179,7 +195,7 @@ impl fmt::Debug for Handle {
 /// Prompts that were sent to the thread, which has not accepted or rejected them yet.
 struct Submitted {
     id: StreamId,
-    outputs: mpsc::UnboundedReceiver<RequestOutput>,
+    outputs: stream::Inbox,
     prompts: usize,
     /// Number of answers to each prompt.
     n: usize,

@@ -1,11 +1,13 @@
 //! The stream of outputs for submitted prompts.
 
 use std::collections::BTreeSet;
+use std::mem::size_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::engine::PromptInfo;
 use crate::{Error, Output, Token};
 
 /// The output of one step for one answer.
@@ -22,6 +24,22 @@ impl RequestOutput {
     pub fn is_last(&self) -> bool {
         !matches!(&self.output, Ok(Output::Token(Token { finished: None, .. })))
     }
+
+    /// About how much memory it takes.
+    pub fn bytes(&self) -> usize {
+        let of_prompt = |prompt: &PromptInfo| {
+            prompt.logprobs.iter().flatten().map(crate::engine::TokenLogprobs::bytes).sum::<usize>()
+        };
+        let more = match &self.output {
+            Ok(Output::Token(Token { text, logprobs, prompt, .. })) => {
+                let logprobs = logprobs.as_ref().map_or(0, |logprobs| logprobs.bytes());
+                text.capacity() + logprobs + prompt.as_ref().map_or(0, of_prompt)
+            }
+            Ok(Output::Embedding(embedding)) => embedding.values.len() * size_of::<f32>(),
+            Err(_) => 0,
+        };
+        size_of::<Self>() + more
+    }
 }
 
 /// Why an answer ended before it was complete.
@@ -36,6 +54,12 @@ pub enum RequestError {
     /// The answer was ended by [`Handle::end_all`](super::Handle::end_all), or the last handle was dropped.
     #[error("the engine shuts down; the answer was ended")]
     ShuttingDown,
+    /// Too much of the stream was unread; see [`Handle::with_most_unread`](super::Handle::with_most_unread).
+    #[error("the answer was ended, because its reader is too slow: expected at most {most} unread bytes")]
+    Unread {
+        /// How many bytes may be unread.
+        most: usize,
+    },
     /// The thread that owns the model has ended unexpectedly, for example because of a panic.
     #[error("the engine stopped before the answer was complete")]
     EngineStopped,
@@ -52,6 +76,65 @@ impl StreamId {
     }
 }
 
+/// Both ends of a stream whose outputs may take about `most` unread bytes.
+pub(super) fn channel(most: usize) -> (Outbox, Inbox) {
+    let (sender, receiver) = unbounded_channel();
+    let unread = Arc::new(AtomicUsize::new(0));
+    (Outbox { sender, unread: Arc::clone(&unread), most }, Inbox { receiver, unread })
+}
+
+/// The engine's end of a stream.
+#[derive(Debug, Clone)]
+pub(super) struct Outbox {
+    sender: UnboundedSender<RequestOutput>,
+    unread: Arc<AtomicUsize>,
+    most: usize,
+}
+
+impl Outbox {
+    /// Whether the other end was dropped.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// The error with which the stream must end, if too much of it is unread.
+    pub(super) fn too_much_unread(&self) -> Option<RequestError> {
+        let is_too_much = self.unread.load(Ordering::Relaxed) > self.most;
+        is_too_much.then_some(RequestError::Unread { most: self.most })
+    }
+
+    pub(super) fn send(&self, output: RequestOutput) {
+        self.unread.fetch_add(output.bytes(), Ordering::Relaxed);
+        // If the other end was dropped, the engine ends the request before its next step.
+        let _ = self.sender.send(output);
+    }
+}
+
+/// The reader's end of a stream.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    receiver: UnboundedReceiver<RequestOutput>,
+    unread: Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    async fn next(&mut self) -> Option<RequestOutput> {
+        let received = self.receiver.recv().await;
+        self.counted(received)
+    }
+
+    fn next_blocking(&mut self) -> Option<RequestOutput> {
+        let received = self.receiver.blocking_recv();
+        self.counted(received)
+    }
+
+    fn counted(&self, received: Option<RequestOutput>) -> Option<RequestOutput> {
+        received.inspect(|output| {
+            self.unread.fetch_sub(output.bytes(), Ordering::Relaxed);
+        })
+    }
+}
+
 /// The answers to the submitted prompts, token by token, in the order of generation.
 ///
 /// The last output of each answer is a token with a finish reason, an embedding, or an error. Dropping the stream cancels
@@ -59,13 +142,13 @@ impl StreamId {
 #[derive(Debug)]
 pub struct OutputStream {
     id: StreamId,
-    outputs: UnboundedReceiver<RequestOutput>,
+    outputs: Inbox,
     /// Indices of the unfinished answers.
     unfinished: BTreeSet<usize>,
 }
 
 impl OutputStream {
-    pub(super) fn new(id: StreamId, outputs: UnboundedReceiver<RequestOutput>, answers: usize) -> Self {
+    pub(super) fn new(id: StreamId, outputs: Inbox, answers: usize) -> Self {
         Self { id, outputs, unfinished: (0..answers).collect() }
     }
 
@@ -78,7 +161,7 @@ impl OutputStream {
     ///
     /// No output is lost if the future is dropped before it is ready.
     pub async fn next(&mut self) -> Option<RequestOutput> {
-        let received = self.outputs.recv().await;
+        let received = self.outputs.next().await;
         self.or_stopped(received)
     }
 
@@ -88,7 +171,7 @@ impl OutputStream {
     ///
     /// If called within an asynchronous task of Tokio, which must not be blocked.
     pub fn next_blocking(&mut self) -> Option<RequestOutput> {
-        let received = self.outputs.blocking_recv();
+        let received = self.outputs.next_blocking();
         self.or_stopped(received)
     }
 

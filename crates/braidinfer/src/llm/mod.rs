@@ -12,8 +12,8 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
 use crate::compat::CompatReport;
 use crate::engine::{
-    ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, PromptInfo, Request,
-    SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
+    ClientId, ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, PromptInfo,
+    Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
 use crate::executor::{ActiveKernels, Decoder};
@@ -116,6 +116,7 @@ impl Llm {
             max_batched_tokens: MAX_BATCHED_TOKENS,
             max_sequences: options.max_sequences,
             max_waiting: options.max_waiting,
+            max_waiting_per_client: options.max_waiting_per_client,
             prefix_cache: options.prefix_cache,
             prompt_lookup: options.prompt_lookup,
             prompts_first: options.prompts_first,
@@ -219,9 +220,10 @@ impl Llm {
         Ok(())
     }
 
-    /// Fails with [`Error::QueueFull`] if the queue of waiting answers is full. The `add` methods do not check this.
-    pub fn check_room(&self) -> Result<()> {
-        self.engine.check_room()
+    /// Fails if there is no room for so many more `answers` of a client; see [`Engine::check_room`]. The `add` methods do not
+    /// check this.
+    pub fn check_room(&self, client: ClientId, answers: usize) -> Result<()> {
+        self.engine.check_room(client, answers)
     }
 
     /// Queues a prompt; its answers come from [`Llm::step`].
@@ -232,6 +234,17 @@ impl Llm {
     /// Like [`Llm::add`], with a constraint that the answers must satisfy.
     pub fn add_constrained(
         &mut self,
+        prompt: Vec<u32>,
+        params: &SamplingParams,
+        constraint: Option<ConstraintFactory>,
+    ) -> Result<RequestId> {
+        self.add_for(ClientId::default(), prompt, params, constraint)
+    }
+
+    /// Like [`Llm::add_constrained`], for one of several clients, between which the engine takes turns.
+    pub fn add_for(
+        &mut self,
+        client: ClientId,
         prompt: Vec<u32>,
         params: &SamplingParams,
         constraint: Option<ConstraintFactory>,
@@ -248,6 +261,7 @@ impl Llm {
                 leader,
                 constraint: constraint.clone(),
                 pooling: None,
+                client,
             });
             match added {
                 Ok(sequence) => {
@@ -266,9 +280,14 @@ impl Llm {
 
     /// Queues a prompt to compute its embedding, which comes from [`Llm::step`].
     pub fn add_embedding(&mut self, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
+        self.add_embedding_for(ClientId::default(), prompt, pooling)
+    }
+
+    /// Like [`Llm::add_embedding`], for one of several clients, between which the engine takes turns.
+    pub fn add_embedding_for(&mut self, client: ClientId, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
         let request = self.next_request;
         let answer = AnswerText::new(request, 0, &prompt, &[]);
-        let sequence = self.engine.add(Request { prompt, pooling: Some(pooling), ..Request::default() })?;
+        let sequence = self.engine.add(Request { prompt, pooling: Some(pooling), client, ..Request::default() })?;
         self.answers.insert(sequence, answer);
         self.next_request += 1;
         Ok(request)

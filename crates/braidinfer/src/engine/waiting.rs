@@ -1,0 +1,203 @@
+//! The queue of waiting sequences, and turns between clients.
+//!
+//! Each client has a line of its own, first come, first served. Which line is next depends on how many tokens were computed
+//! for each client, as with the virtual token counters of "Fairness in Serving Large Language Models" (OSDI 2024): the client
+//! with the fewest goes first, so that one with many or long prompts gets no more than its share. With a single client there
+//! is a single line.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::SequenceId;
+use super::sequence::Sequence;
+
+/// The one for whom a sequence is computed, such as a user: the engine takes turns between clients. Callers choose the
+/// numbers; all requests without one belong to the same client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientId(pub u64);
+
+/// Waiting sequences, in a line for each client.
+#[derive(Debug, Default)]
+pub(super) struct WaitingQueue {
+    /// Lines with at least one sequence.
+    lines: BTreeMap<ClientId, VecDeque<Sequence>>,
+    len: usize,
+}
+
+impl WaitingQueue {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Number of waiting sequences of one client.
+    pub(super) fn len_of(&self, client: ClientId) -> usize {
+        self.lines.get(&client).map_or(0, VecDeque::len)
+    }
+
+    /// Clients with waiting sequences, each with the first of them.
+    pub(super) fn fronts(&self) -> impl Iterator<Item = (ClientId, &Sequence)> {
+        self.lines.iter().filter_map(|(client, line)| Some((*client, line.front()?)))
+    }
+
+    /// The first sequence of a client.
+    pub(super) fn front(&self, client: ClientId) -> Option<&Sequence> {
+        self.lines.get(&client)?.front()
+    }
+
+    /// Adds a sequence at the end of its client's line.
+    pub(super) fn push_back(&mut self, sequence: Sequence) {
+        self.len += 1;
+        self.lines.entry(sequence.client).or_default().push_back(sequence);
+    }
+
+    /// Puts a sequence before the others of its client.
+    pub(super) fn push_front(&mut self, sequence: Sequence) {
+        self.len += 1;
+        self.lines.entry(sequence.client).or_default().push_front(sequence);
+    }
+
+    /// Takes the first sequence of a client.
+    pub(super) fn pop_front(&mut self, client: ClientId) -> Option<Sequence> {
+        let line = self.lines.get_mut(&client)?;
+        let sequence = line.pop_front()?;
+        if line.is_empty() {
+            self.lines.remove(&client);
+        }
+        self.len -= 1;
+        Some(sequence)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.lines.values_mut().flatten()
+    }
+
+    pub(super) fn remove(&mut self, id: SequenceId) {
+        self.lines.retain(|_, line| {
+            line.retain(|sequence| sequence.id != id);
+            !line.is_empty()
+        });
+        self.len = self.lines.values().map(VecDeque::len).sum();
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.lines.clear();
+        self.len = 0;
+    }
+}
+
+/// How many tokens were computed for each client.
+#[derive(Debug, Default)]
+pub(super) struct Turns(BTreeMap<ClientId, u64>);
+
+impl Turns {
+    pub(super) fn computed(&self, client: ClientId) -> u64 {
+        self.0.get(&client).copied().unwrap_or(0)
+    }
+
+    /// Counts tokens that are computed for a client.
+    pub(super) fn charge(&mut self, client: ClientId, tokens: usize) {
+        let computed = self.0.entry(client).or_default();
+        *computed = computed.saturating_add(tokens as u64);
+    }
+
+    /// A client has its first sequence, beside the clients that are `present`. It begins at the fewest tokens of any of them:
+    /// that it asked for nothing before gives it no claim on what was computed meanwhile.
+    pub(super) fn arrive(&mut self, client: ClientId, present: &BTreeSet<ClientId>) {
+        if present.contains(&client) {
+            return;
+        }
+        let least = present.iter().map(|client| self.computed(*client)).min().unwrap_or(0);
+        let computed = self.0.entry(client).or_default();
+        *computed = least.max(*computed);
+    }
+
+    /// Forgets clients without a sequence that are not ahead of those that are `present`. Those ahead are kept, so that a
+    /// client gains nothing by leaving and coming back.
+    pub(super) fn forget_absent(&mut self, present: &BTreeSet<ClientId>) {
+        let least = present.iter().map(|client| self.computed(*client)).min().unwrap_or(u64::MAX);
+        self.0.retain(|client, computed| present.contains(client) || *computed > least);
+    }
+}
+
+/// Divides `budget` among clients that can use no more than their `demands`: equal parts, and what one leaves goes to the
+/// others. Of what cannot be divided, the first ones get one more.
+pub(super) fn equal_shares(budget: usize, demands: &[usize]) -> Vec<usize> {
+    let mut shares = vec![0; demands.len()];
+    let mut left = budget;
+    loop {
+        let open: Vec<usize> = (0..demands.len()).filter(|index| shares[*index] < demands[*index]).collect();
+        if open.is_empty() || left == 0 {
+            return shares;
+        }
+        let each = (left / open.len()).max(1);
+        for index in open {
+            let more = each.min(demands[index] - shares[index]).min(left);
+            shares[index] += more;
+            left -= more;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Request;
+
+    const A: ClientId = ClientId(1);
+    const B: ClientId = ClientId(2);
+
+    fn sequence(id: SequenceId, client: ClientId) -> Sequence {
+        Sequence::new(id, Request { prompt: vec![1], client, ..Request::default() }).expect("there is no constraint")
+    }
+
+    #[test]
+    fn lines_are_first_come_first_served() {
+        let mut queue = WaitingQueue::default();
+        for (id, client) in [(0, A), (1, B), (2, A), (3, A)] {
+            queue.push_back(sequence(id, client));
+        }
+        assert_eq!((queue.len(), queue.len_of(A), queue.len_of(B)), (4, 3, 1));
+        let first = queue.pop_front(A).expect("it waits");
+        queue.push_front(first);
+        queue.remove(2);
+        assert_eq!(queue.fronts().map(|(client, front)| (client, front.id)).collect::<Vec<_>>(), [(A, 0), (B, 1)]);
+        assert_eq!(
+            [A, A, A].map(|client| queue.pop_front(client).map(|sequence| sequence.id)),
+            [Some(0), Some(3), None]
+        );
+        assert_eq!((queue.len(), queue.len_of(A)), (1, 0));
+        queue.clear();
+        assert_eq!((queue.len(), queue.fronts().count()), (0, 0));
+    }
+
+    #[test]
+    fn who_comes_late_or_again_has_no_advantage() {
+        let mut turns = Turns::default();
+        turns.arrive(A, &BTreeSet::new());
+        turns.charge(A, 100);
+        turns.arrive(B, &BTreeSet::from([A]));
+        assert_eq!((turns.computed(A), turns.computed(B)), (100, 100));
+        turns.charge(B, 50);
+        // B leaves and comes back.
+        turns.forget_absent(&BTreeSet::from([A]));
+        turns.arrive(B, &BTreeSet::from([A]));
+        assert_eq!(turns.computed(B), 150);
+        // A has caught up, so nothing needs to be remembered of B.
+        turns.charge(A, 50);
+        turns.forget_absent(&BTreeSet::from([A]));
+        assert_eq!(turns.0.len(), 1);
+        turns.forget_absent(&BTreeSet::new());
+        assert!(turns.0.is_empty(), "nobody is left to be compared with");
+    }
+
+    #[test]
+    fn what_one_cannot_use_goes_to_the_others() {
+        assert_eq!(equal_shares(512, &[1000]), [512]);
+        assert_eq!(equal_shares(512, &[10_000, 100]), [412, 100]);
+        assert_eq!(equal_shares(512, &[10_000, 10_000, 2]), [255, 255, 2]);
+        assert_eq!(equal_shares(5, &[9, 9, 9]), [2, 2, 1]);
+        assert_eq!(equal_shares(2, &[9, 9, 9]), [1, 1, 0]);
+        assert_eq!(equal_shares(100, &[3, 4]), [3, 4]);
+        assert_eq!(equal_shares(0, &[3]), [0]);
+        assert_eq!(equal_shares(7, &[]), [0; 0]);
+    }
+}
