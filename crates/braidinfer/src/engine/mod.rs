@@ -30,7 +30,7 @@ pub use sampler::argmax;
 pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
 pub use sequence::FinishReason;
 pub use shadow_sample::ShadowSample;
-pub use waiting::ClientId;
+pub use waiting::{Caller, ClientId};
 
 use self::pending_sample::{Chosen, PendingSample};
 use self::sampler::first_not_finite;
@@ -43,6 +43,8 @@ use crate::{Error, Result};
 /// Identifies a sequence; ids are not reused.
 pub type SequenceId = usize;
 
+/// A queue of at least so many answers keeps room for clients with less than this fraction of it.
+const SHARED_QUEUE: usize = 64;
 /// How long all constraints of a step together are waited for after its forward pass, before their sequences sit out.
 const CONSTRAINT_PATIENCE: Duration = Duration::from_millis(2);
 /// How long constraints are waited for if nothing else can be done.
@@ -95,8 +97,8 @@ pub struct Request {
     pub constraint: Option<ConstraintFactory>,
     /// Return a pooled embedding with norm 1 instead of generating an answer.
     pub pooling: Option<Pooling>,
-    /// For whom it is computed; the engine takes turns between clients.
-    pub client: ClientId,
+    /// For whom it is computed; the engine takes turns between clients, and between the calls of each.
+    pub caller: Caller,
 }
 
 /// The output of one step for one sequence.
@@ -334,6 +336,10 @@ impl Engine {
             return Err(Error::TooManyAnswers { answers, most });
         }
         let free = max_sequences.saturating_sub(self.scheduler.running());
+        // The last quarter of a long queue is for clients with few answers, so that no others can fill it.
+        let of_client = self.scheduler.waiting_of(client).saturating_add(answers);
+        let is_large = max_waiting >= SHARED_QUEUE && of_client > max_waiting / SHARED_QUEUE;
+        let max_waiting = if is_large { max_waiting - max_waiting / 4 } else { max_waiting };
         for (waiting, limit, of_client) in [
             (self.scheduler.waiting(), max_waiting, false),
             (self.scheduler.waiting_of(client), max_waiting_per_client, true),

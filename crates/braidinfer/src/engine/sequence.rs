@@ -8,7 +8,7 @@ use super::constraint::{Constraint, TokenMask};
 use super::draft::Drafter;
 use super::logprobs::TokenLogprobs;
 use super::sampler::Sampler;
-use super::waiting::ClientId;
+use super::waiting::{Caller, ClientId};
 use super::{Pooling, PromptInfo, Request, SamplingParams, SequenceId};
 use crate::{Error, Result};
 
@@ -46,6 +46,8 @@ pub(super) struct SequenceState {
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) client: ClientId,
+    /// The call of the client that it belongs to.
+    pub(super) call: u64,
     pub(super) tokens: Vec<u32>,
     pub(super) prompt_len: usize,
     /// Number of tokens whose keys and values are stored.
@@ -86,7 +88,8 @@ impl fmt::Debug for Sequence {
 impl Sequence {
     /// Fails if its constraint cannot be created.
     pub(super) fn new(id: SequenceId, request: Request) -> Result<Self> {
-        let Request { prompt, params, stop_token_ids, leader, constraint, pooling, client } = request;
+        let Request { prompt, params, stop_token_ids, leader, constraint, pooling, caller } = request;
+        let Caller { client, call } = caller;
         Ok(Self {
             constraint: constraint.map(|factory| factory.begin()).transpose()?,
             drafter: Drafter::new(),
@@ -94,6 +97,7 @@ impl Sequence {
             pooled: Vec::new(),
             id,
             client,
+            call,
             prompt_len: prompt.len(),
             tokens: prompt,
             computed: 0,

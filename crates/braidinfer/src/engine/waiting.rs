@@ -1,11 +1,11 @@
 //! The queue of waiting sequences, and turns between clients.
 //!
-//! Each client has a line of its own, first come, first served. Which line is next depends on how many tokens were computed
+//! Each client has a line of its own, in which its calls take turns. Which line is next depends on how many tokens were computed
 //! for each client, as with the virtual token counters of "Fairness in Serving Large Language Models" (OSDI 2024): the client
 //! with the fewest goes first, so that one with many or long prompts gets no more than its share. With a single client there
 //! is a single line.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::SequenceId;
 use super::sequence::Sequence;
@@ -15,12 +15,50 @@ use super::sequence::Sequence;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
 
+/// Whose call a sequence belongs to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// The client; the engine takes turns between clients.
+    pub client: ClientId,
+    /// A number that the sequences of one call share, such as answers to several prompts of one request. Calls of a client take
+    /// turns, too, so that one with many sequences does not hold up the next.
+    pub call: u64,
+}
+
 /// Waiting sequences, in a line for each client.
 #[derive(Debug, Default)]
 pub(super) struct WaitingQueue {
     /// Lines with at least one sequence.
-    lines: BTreeMap<ClientId, VecDeque<Sequence>>,
+    lines: BTreeMap<ClientId, Line>,
     len: usize,
+}
+
+/// The waiting sequences of one client. Each call begins where the line is now, and its sequences take a place in every round
+/// (start-time fair queueing): one with many sequences is passed by later ones with few. With one sequence in each call it is
+/// first come, first served.
+#[derive(Debug, Default)]
+struct Line {
+    /// By round and arrival.
+    sequences: BTreeMap<(u64, SequenceId), Sequence>,
+    /// The round of the last sequence that was taken.
+    round: u64,
+    /// The round of the last sequence of each call.
+    last_of_call: HashMap<u64, u64>,
+}
+
+impl Line {
+    fn push_back(&mut self, sequence: Sequence) {
+        let next = self.last_of_call.get(&sequence.call).map_or(0, |last| last + 1);
+        let round = next.max(self.round);
+        self.last_of_call.insert(sequence.call, round);
+        self.sequences.insert((round, sequence.id), sequence);
+    }
+
+    fn pop_front(&mut self) -> Option<Sequence> {
+        let ((round, _), sequence) = self.sequences.pop_first()?;
+        self.round = self.round.max(round);
+        Some(sequence)
+    }
 }
 
 impl WaitingQueue {
@@ -30,36 +68,37 @@ impl WaitingQueue {
 
     /// Number of waiting sequences of one client.
     pub(super) fn len_of(&self, client: ClientId) -> usize {
-        self.lines.get(&client).map_or(0, VecDeque::len)
+        self.lines.get(&client).map_or(0, |line| line.sequences.len())
     }
 
     /// Clients with waiting sequences, each with the first of them.
     pub(super) fn fronts(&self) -> impl Iterator<Item = (ClientId, &Sequence)> {
-        self.lines.iter().filter_map(|(client, line)| Some((*client, line.front()?)))
+        self.lines.iter().filter_map(|(client, line)| Some((*client, line.sequences.first_key_value()?.1)))
     }
 
     /// The first sequence of a client.
     pub(super) fn front(&self, client: ClientId) -> Option<&Sequence> {
-        self.lines.get(&client)?.front()
+        Some(self.lines.get(&client)?.sequences.first_key_value()?.1)
     }
 
-    /// Adds a sequence at the end of its client's line.
+    /// Adds a sequence to its client's line, at the turn of its call.
     pub(super) fn push_back(&mut self, sequence: Sequence) {
         self.len += 1;
         self.lines.entry(sequence.client).or_default().push_back(sequence);
     }
 
-    /// Puts a sequence before the others of its client.
+    /// Puts a sequence before those of its client that have not run yet.
     pub(super) fn push_front(&mut self, sequence: Sequence) {
         self.len += 1;
-        self.lines.entry(sequence.client).or_default().push_front(sequence);
+        let line = self.lines.entry(sequence.client).or_default();
+        line.sequences.insert((0, sequence.id), sequence);
     }
 
     /// Takes the first sequence of a client.
     pub(super) fn pop_front(&mut self, client: ClientId) -> Option<Sequence> {
         let line = self.lines.get_mut(&client)?;
         let sequence = line.pop_front()?;
-        if line.is_empty() {
+        if line.sequences.is_empty() {
             self.lines.remove(&client);
         }
         self.len -= 1;
@@ -67,15 +106,15 @@ impl WaitingQueue {
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
-        self.lines.values_mut().flatten()
+        self.lines.values_mut().flat_map(|line| line.sequences.values_mut())
     }
 
     pub(super) fn remove(&mut self, id: SequenceId) {
         self.lines.retain(|_, line| {
-            line.retain(|sequence| sequence.id != id);
-            !line.is_empty()
+            line.sequences.retain(|(_, of), _| *of != id);
+            !line.sequences.is_empty()
         });
-        self.len = self.lines.values().map(VecDeque::len).sum();
+        self.len = self.lines.values().map(|line| line.sequences.len()).sum();
     }
 
     pub(super) fn clear(&mut self) {
@@ -146,7 +185,7 @@ mod tests {
     const B: ClientId = ClientId(2);
 
     fn sequence(id: SequenceId, client: ClientId) -> Sequence {
-        Sequence::new(id, Request { prompt: vec![1], client, ..Request::default() }).expect("there is no constraint")
+        Sequence::new(id, Request { prompt: vec![1], caller: Caller { client, call: id as u64 }, ..Request::default() }).expect("there is no constraint")
     }
 
     #[test]
@@ -167,6 +206,32 @@ mod tests {
         assert_eq!((queue.len(), queue.len_of(A)), (1, 0));
         queue.clear();
         assert_eq!((queue.len(), queue.fronts().count()), (0, 0));
+    }
+
+    #[test]
+    fn a_call_with_many_sequences_is_passed_by_one_with_few() {
+        let mut queue = WaitingQueue::default();
+        let add = |queue: &mut WaitingQueue, ids: std::ops::Range<usize>, call: u64| {
+            for id in ids {
+                let request =
+                    Request { prompt: vec![1], caller: Caller { client: A, call }, ..Request::default() };
+                queue.push_back(Sequence::new(id, request).expect("there is no constraint"));
+            }
+        };
+        let taken = |queue: &mut WaitingQueue, count: usize| -> Vec<SequenceId> {
+            (0..count).filter_map(|_| queue.pop_front(A).map(|sequence| sequence.id)).collect()
+        };
+        add(&mut queue, 0..100, 1);
+        assert_eq!(taken(&mut queue, 3), [0, 1, 2]);
+        add(&mut queue, 100..102, 2);
+        add(&mut queue, 102..103, 3);
+        // The new calls begin in the round of the last sequence that was taken.
+        assert_eq!(taken(&mut queue, 6), [100, 102, 3, 101, 4, 5]);
+        // What was preempted comes first.
+        let first = queue.pop_front(A).expect("it waits");
+        assert_eq!(first.id, 6);
+        queue.push_front(first);
+        assert_eq!(taken(&mut queue, 2), [6, 7]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::stream::Outbox;
 use super::{AnswerEnd, EngineObserver, RequestError, RequestOutput, StreamId, Task, TokenTimes};
-use crate::engine::ClientId;
+use crate::engine::{Caller, ClientId};
 use crate::{Event, FinishReason, Llm, Output, RequestId, Result};
 
 /// A command from a [`Handle`](super::Handle) to the thread.
@@ -107,7 +107,8 @@ impl EngineThread {
     fn submit(&mut self, submission: Submission) {
         let Submission { stream, client, prompts, task, arrived, outbox, accept } = submission;
         let mut requests = Vec::with_capacity(prompts.len());
-        let queued = self.queue_all(client, prompts, &task, &mut requests);
+        let caller = Caller { client, call: stream.number() };
+        let queued = self.queue_all(caller, prompts, &task, &mut requests);
         for (index, request) in requests.into_iter().enumerate() {
             if queued.is_err() {
                 // Either all prompts are queued or none.
@@ -126,22 +127,22 @@ impl EngineThread {
     /// Queues all prompts, if there is room for the answers to all of them.
     fn queue_all(
         &mut self,
-        client: ClientId,
+        caller: Caller,
         prompts: Vec<Vec<u32>>,
         task: &Task,
         requests: &mut Vec<RequestId>,
     ) -> Result<()> {
-        self.llm.check_room(client, prompts.len().saturating_mul(task.n()))?;
+        self.llm.check_room(caller.client, prompts.len().saturating_mul(task.n()))?;
         for prompt in prompts {
-            requests.push(self.queue(client, prompt, task)?);
+            requests.push(self.queue(caller, prompt, task)?);
         }
         Ok(())
     }
 
-    fn queue(&mut self, client: ClientId, prompt: Vec<u32>, task: &Task) -> Result<RequestId> {
+    fn queue(&mut self, caller: Caller, prompt: Vec<u32>, task: &Task) -> Result<RequestId> {
         match task {
-            Task::Generate(params, constraint) => self.llm.add_for(client, prompt, params, constraint.clone()),
-            Task::Embed(pooling) => self.llm.add_embedding_for(client, prompt, *pooling),
+            Task::Generate(params, constraint) => self.llm.add_for(caller, prompt, params, constraint.clone()),
+            Task::Embed(pooling) => self.llm.add_embedding_for(caller, prompt, *pooling),
         }
     }
 

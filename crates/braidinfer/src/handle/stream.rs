@@ -70,6 +70,10 @@ pub enum RequestError {
 pub struct StreamId(u64);
 
 impl StreamId {
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
     pub(super) fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))

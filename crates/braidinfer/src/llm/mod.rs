@@ -12,7 +12,7 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
 use crate::compat::CompatReport;
 use crate::engine::{
-    ClientId, ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, PromptInfo,
+    Caller, ClientId, ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, PromptInfo,
     Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
@@ -238,13 +238,14 @@ impl Llm {
         params: &SamplingParams,
         constraint: Option<ConstraintFactory>,
     ) -> Result<RequestId> {
-        self.add_for(ClientId::default(), prompt, params, constraint)
+        let call = self.next_request as u64;
+        self.add_for(Caller { call, ..Caller::default() }, prompt, params, constraint)
     }
 
-    /// Like [`Llm::add_constrained`], for one of several clients, between which the engine takes turns.
+    /// Like [`Llm::add_constrained`], for one of several callers, between which the engine takes turns.
     pub fn add_for(
         &mut self,
-        client: ClientId,
+        caller: Caller,
         prompt: Vec<u32>,
         params: &SamplingParams,
         constraint: Option<ConstraintFactory>,
@@ -261,7 +262,7 @@ impl Llm {
                 leader,
                 constraint: constraint.clone(),
                 pooling: None,
-                client,
+                caller,
             });
             match added {
                 Ok(sequence) => {
@@ -280,14 +281,15 @@ impl Llm {
 
     /// Queues a prompt to compute its embedding, which comes from [`Llm::step`].
     pub fn add_embedding(&mut self, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
-        self.add_embedding_for(ClientId::default(), prompt, pooling)
+        let call = self.next_request as u64;
+        self.add_embedding_for(Caller { call, ..Caller::default() }, prompt, pooling)
     }
 
-    /// Like [`Llm::add_embedding`], for one of several clients, between which the engine takes turns.
-    pub fn add_embedding_for(&mut self, client: ClientId, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
+    /// Like [`Llm::add_embedding`], for one of several callers, between which the engine takes turns.
+    pub fn add_embedding_for(&mut self, caller: Caller, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
         let request = self.next_request;
         let answer = AnswerText::new(request, 0, &prompt, &[]);
-        let sequence = self.engine.add(Request { prompt, pooling: Some(pooling), client, ..Request::default() })?;
+        let sequence = self.engine.add(Request { prompt, pooling: Some(pooling), caller, ..Request::default() })?;
         self.answers.insert(sequence, answer);
         self.next_request += 1;
         Ok(request)

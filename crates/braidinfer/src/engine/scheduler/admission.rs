@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ScheduledStep, Scheduler};
 use crate::engine::SequenceId;
-use crate::engine::waiting::ClientId;
+use crate::engine::waiting::{Caller, ClientId};
 
 /// Most clients in one step whose first sequence cannot start and that others pass.
 const MOST_PASSED: usize = 8;
@@ -120,7 +120,7 @@ mod tests {
     /// A sequence of a client, whose prompt shares no prefix with any other.
     fn sequence(id: SequenceId, client: ClientId, len: usize) -> Sequence {
         let prompt = (0..len as u32).map(|token| 1000 * id as u32 + token).collect();
-        sequence_of(id, Request { client, ..request(prompt) })
+        sequence_of(id, Request { caller: Caller { client, ..Caller::default() }, ..request(prompt) })
     }
 
     fn running(scheduler: &Scheduler) -> Vec<SequenceId> {
