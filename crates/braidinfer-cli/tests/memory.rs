@@ -75,10 +75,7 @@ fn a_model_larger_than_the_memory_is_refused_by_every_command() {
     ];
     for command in &commands {
         let output = within(500, command);
-        check_refused(
-            &output,
-            &[": weights ", " for a sequence of 128 tokens", "of memory, found ", "ulimit -v", "quantiz"],
-        );
+        check_refused(&output, &[": weights ", "of memory, found ", "ulimit -v", "quantiz"]);
     }
 }
 
@@ -138,6 +135,7 @@ fn a_long_prompt_for_which_there_is_no_memory_is_an_error() {
 
 /// Control groups can be made by the superuser only, on some machines.
 #[test]
+#[allow(clippy::print_stderr, reason = "a skipped test says so")]
 fn the_limit_of_a_control_group_counts() {
     let parent = PathBuf::from("/sys/fs/cgroup/memory");
     let group = parent.join(format!("braidinfer-test-{}", std::process::id()));

@@ -392,6 +392,17 @@ fn has_fused(options: &LoadOptions) -> bool {
     options.device == DeviceChoice::Cpu && options.dtype != Some(ComputeDtype::F16)
 }
 
+/// Fails with [`Error::TooLittleMemory`] if a model cannot be loaded with these options, without loading it.
+pub fn check_memory(source: &ModelSource, options: &LoadOptions) -> Result<()> {
+    let unquantized = LoadOptions { quantize: None, ..options.clone() };
+    let parts = ModelParts::open(source, &unquantized, &|_, _| {})?;
+    match options.quantize {
+        // Opening it quantized begins with this.
+        Some(_) => Ok(()),
+        None => parts.check_memory(options),
+    }
+}
+
 /// Extent of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckDepth {
