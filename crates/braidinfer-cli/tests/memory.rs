@@ -75,17 +75,17 @@ fn a_model_larger_than_the_memory_is_refused_by_every_command() {
     ];
     for command in &commands {
         let output = within(500, command);
-        check_refused(&output, &["weights 0.8 GB", "of memory, found ", "ulimit -v", "quantiz"]);
+        check_refused(&output, &[": weights ", "of memory, found ", "ulimit -v", "quantiz"]);
     }
 }
 
 #[test]
 fn quantizing_into_a_file_needs_no_memory_for_the_whole_model() {
-    let copy = with_vocabulary("llama-tied", 1 << 20);
+    let copy = with_vocabulary("llama-tied", 2 << 20);
     let (model, to) = (copy.path().display().to_string(), copy.file("small.gguf"));
     let to = to.to_str().expect("it is UTF-8").to_owned();
     let args = ["quantize", &model, &to, "--type", "q8_0", "--threads", "1"];
-    let output = within(190, &args);
+    let output = within(260, &args);
     assert!(output.status.success(), "{}", stderr(&output));
     fs::remove_file(&to).expect("the file was written");
     check_refused(&within(80, &args), &["quantizing into a file", "of memory, found ", "ulimit -v"]);
@@ -135,6 +135,7 @@ fn a_long_prompt_for_which_there_is_no_memory_is_an_error() {
 
 /// Control groups can be made by the superuser only, on some machines.
 #[test]
+#[allow(clippy::print_stderr, reason = "a skipped test says so")]
 fn the_limit_of_a_control_group_counts() {
     let parent = PathBuf::from("/sys/fs/cgroup/memory");
     let group = parent.join(format!("braidinfer-test-{}", std::process::id()));
@@ -150,5 +151,5 @@ fn the_limit_of_a_control_group_counts() {
     command.args(["-c", &script, env!("CARGO_BIN_EXE_braidinfer"), "run", &model, "--ids", "1,2,3"]);
     let output = command.env("HF_HUB_OFFLINE", "1").output().expect("a shell starts");
     fs::remove_dir(&group).expect("nobody is in it any more");
-    check_refused(&output, &["weights 0.8 GB", "within the limit of the control group"]);
+    check_refused(&output, &[": weights 1.1 GB", "within the limit of the control group"]);
 }

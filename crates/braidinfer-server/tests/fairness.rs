@@ -250,6 +250,7 @@ fn connections_can_be_cut_at_any_time() {
         let waits = |waiting| waiting > before + 20.0;
         server.wait_for("vllm:num_requests_waiting", waits, "the second request never waits");
         drop(second);
+        server.wait_for("vllm:num_requests_waiting", |waiting| waiting < 20.0, "it goes on waiting");
     }
     drop(first);
     everything_is_given_back(&server, "a stream");

@@ -34,7 +34,7 @@ pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use handle::Handle;
 pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings, Token};
-pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check};
+pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check, check_memory};
 
 #[cfg(feature = "hub")]
 pub use model_name::{ModelName, ResolveOptions, resolve};

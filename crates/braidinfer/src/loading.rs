@@ -27,9 +27,8 @@ const MAX_CONTEXT: usize = 1 << 31;
 /// Shortest context that a model's own is limited to for lack of memory.
 const LEAST_CONTEXT: usize = 128;
 
-/// Most tokens of a step, and most rows of logits that are kept in memory at a time.
+/// Most tokens of a step.
 const MOST_ROWS: usize = 512;
-const MOST_LOGITS_ROWS: usize = 64;
 
 /// Block ids are 32-bit; sequences that find no free block wait.
 const MAX_BLOCKS: usize = u32::MAX as usize;
@@ -228,7 +227,8 @@ impl ModelParts {
             _ => kv_bytes_per_token(&self.spec, dtype).saturating_mul(self.context),
         };
         let rows = self.context.min(MOST_ROWS);
-        Need { weights, kv, context: self.context, scratch: memory::scratch_bytes(&self.spec, rows, MOST_LOGITS_ROWS) }
+        let scratch = memory::scratch_bytes(&self.spec, rows, options.max_sequences);
+        Need { weights, kv, context: self.context, scratch }
     }
 
     /// Fails if there is too little memory for loading with these options.
@@ -398,6 +398,17 @@ fn kv_dtype(dtype: ComputeDtype) -> KvDtype {
 /// Whether fused kernels support the requested device and data type.
 fn has_fused(options: &LoadOptions) -> bool {
     options.device == DeviceChoice::Cpu && options.dtype != Some(ComputeDtype::F16)
+}
+
+/// Fails with [`Error::TooLittleMemory`] if a model cannot be loaded with these options, without loading it.
+pub fn check_memory(source: &ModelSource, options: &LoadOptions) -> Result<()> {
+    let unquantized = LoadOptions { quantize: None, ..options.clone() };
+    let parts = ModelParts::open(source, &unquantized, &|_, _| {})?;
+    match options.quantize {
+        // Opening it quantized begins with this.
+        Some(_) => Ok(()),
+        None => parts.check_memory(options),
+    }
 }
 
 /// Extent of a check.

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use braidinfer::compat::Precision;
-use braidinfer::engine::{EngineStats, Pooling, StepStats};
+use braidinfer::engine::{ClientId, EngineStats, Pooling, StepStats};
 use braidinfer::executor::Kernels;
 use braidinfer::handle::{
     AnswerEnd, EngineObserver, OutputStream, RequestError, RequestOutput, SubmitError, Task, TokenTimes,
@@ -461,4 +461,36 @@ fn steps_are_checked_while_there_is_nothing_else_to_do() {
     drop(handle);
     // What is not checked by then is left.
     checks.iter().for_each(drop);
+}
+
+#[test]
+fn streams_that_nobody_reads_end_when_they_hold_too_much() {
+    let llm = demo();
+    let prompt = ids(STORY, &llm);
+    let handle = Handle::start(llm, Arc::new(())).expect("a thread");
+    let unread = submit(&handle.with_most_unread(2000), &prompt, 400);
+    // The engine runs both in the same steps.
+    read(submit(&handle, &prompt, 300), 1);
+    let ends = errors(unread);
+    assert!(matches!(ends[..], [(0, RequestError::Unread { most: 2000 })]), "{ends:?}");
+}
+
+#[test]
+fn clients_take_turns() {
+    let llm = open(&demo_source(), LoadOptions { max_sequences: 2, ..LoadOptions::default() });
+    let prompt = ids(STORY, &llm);
+    let handle = Handle::start(llm, Arc::new(())).expect("a thread");
+    let many = vec![prompt.clone(); 200];
+    let mut many = handle
+        .for_client(ClientId(1))
+        .submit_blocking(many, generate(&greedy(100)), Instant::now())
+        .expect("there is room");
+    assert!(many.next_blocking().is_some(), "the first answer has begun");
+    read(submit(&handle.for_client(ClientId(2)), &prompt, 20), 1);
+    let mut ended = 0;
+    handle.cancel(many.id());
+    while let Some(output) = many.next_blocking() {
+        ended += usize::from(matches!(output.output, Ok(Output::Token(Token { finished: Some(_), .. }))));
+    }
+    assert!(ended < 10, "{ended} of 200 answers came before the other client's");
 }

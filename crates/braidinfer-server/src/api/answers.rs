@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
+use super::json_text::JsonText;
 use super::logprobs::AnswerLogprobs;
 use super::reservation::Reservation;
 use super::sampling::Delivery;
@@ -37,7 +38,7 @@ pub trait ResponseWriter: Send + 'static {
     fn usage_chunk(&self, usage: Usage) -> Value;
 
     /// The body of a response that is not streamed, as JSON.
-    fn body(&mut self, choices: Vec<Choice>, usage: Usage) -> Result<String, ApiError>;
+    fn body(&mut self, choices: Vec<Choice>, usage: Usage) -> Result<JsonText, ApiError>;
 }
 
 /// A complete answer.
@@ -145,12 +146,9 @@ impl ChoiceStream {
             bytes += choices[choice].push(token);
             self.reservation.require(bytes)?;
         }
-        let Self { stream, mut reservation, .. } = self;
+        let Self { stream, reservation, .. } = self;
         drop(stream);
-        let text = writer.body(choices, usage)?;
-        reservation.require(text.len())?;
-        reservation.answers.shrink_to(text.len());
-        Ok(json_response(text, reservation))
+        json_response(writer.body(choices, usage)?, reservation)
     }
 
     fn into_events(self, writer: impl ResponseWriter, with_usage: bool) -> Response {
@@ -171,9 +169,11 @@ impl ChoiceStream {
     }
 }
 
-/// A response with a JSON text, which keeps the reservation until it is sent.
-pub fn json_response(text: String, reservation: Reservation) -> Response {
-    ([(CONTENT_TYPE, "application/json")], Kept::within(Body::from(text), reservation)).into_response()
+/// A response with a JSON text, which keeps the memory for it reserved until it is sent.
+pub fn json_response(text: JsonText, mut reservation: Reservation) -> Result<Response, ApiError> {
+    reservation.require(text.len())?;
+    reservation.answers.shrink_to(text.len());
+    Ok(([(CONTENT_TYPE, "application/json")], Kept::within(Body::new(text), reservation)).into_response())
 }
 
 struct EventStream<W> {
@@ -250,10 +250,10 @@ impl Envelope {
     }
 
     /// The JSON of a body.
-    pub fn body(&self, object: &'static str, choices: &impl Serialize, usage: Usage) -> Result<String, ApiError> {
+    pub fn body(&self, object: &'static str, choices: &impl Serialize, usage: Usage) -> Result<JsonText, ApiError> {
         let Self { id, created, model, .. } = self;
         let body = WholeBody { id, object, created: *created, model, choices, usage };
-        serde_json::to_string(&body).map_err(|error| ApiError::internal(format!("the answer is no JSON: {error}")))
+        JsonText::of(&body)
     }
 
     /// A chunk of a stream.

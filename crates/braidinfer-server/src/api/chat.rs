@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::answers::{self, Choice, ChoiceStream, Envelope, ResponseWriter, Usage};
 use super::form;
+use super::json_text::JsonText;
 use super::logprobs::{ChatLogprobs, ChatToken};
 use super::messages::{self, Message};
 use super::prompts;
@@ -220,7 +221,7 @@ impl ResponseWriter for ChatWriter {
         self.envelope.around("chat.completion.chunk", json!([]), Some(usage))
     }
 
-    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Result<String, ApiError> {
+    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Result<JsonText, ApiError> {
         let messages: Vec<Value> =
             answers.iter().enumerate().map(|(index, answer)| self.message(index, &answer.text)).collect();
         let tokenizer = self.text.as_ref().and_then(|text| text.tokenizer());

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::answers::{self, Choice, ChoiceStream, Envelope, ResponseWriter, Usage};
 use super::form;
+use super::json_text::JsonText;
 use super::logprobs::{CompletionLogprobs, TextOffset, TokenChoice};
 use super::one_or_many::{PromptItem, TextOr};
 use super::prompts;
@@ -172,7 +173,7 @@ impl ResponseWriter for CompletionWriter {
         self.envelope.around("text_completion", json!([]), Some(usage))
     }
 
-    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Result<String, ApiError> {
+    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Result<JsonText, ApiError> {
         let usage = if self.only_prompt { usage.without_completion() } else { usage };
         let mut choices = Vec::with_capacity(answers.len());
         for (index, answer) in answers.into_iter().enumerate() {

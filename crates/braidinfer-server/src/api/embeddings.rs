@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::answers::json_response;
+use super::json_text::JsonText;
 use super::one_or_many::{PromptItem, TextOr};
 use super::prompts;
 use super::reservation;
@@ -61,17 +62,14 @@ async fn embedded(
     };
     let prompts = prompts::encode_all(served, prompts::prompts_in(fields.input, "input")?, "input").await?;
     let count = prompts.len();
-    let mut reservation = reservation::reserve_embeddings(app, served, client, &prompts)?;
+    let reservation = reservation::reserve_embeddings(app, served, client, &prompts)?;
     let stream = served.engine.for_client(client).submit(prompts, Task::Embed(pooling), arrived).await?;
     let found = collected(stream, count).await?;
     let tokens: usize = found.iter().map(|embedding| embedding.prompt.num_tokens).sum();
     let data = found.into_iter().enumerate().map(|(index, embedding)| entry(index, embedding, as_text)).collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
     let body = EmbeddingBody { object: "list", data, model: &served.name, usage };
-    let text = serde_json::to_string(&body).map_err(|error| ApiError::internal(error.to_string()))?;
-    reservation.require(text.len())?;
-    reservation.answers.shrink_to(text.len());
-    Ok(json_response(text, reservation))
+    json_response(JsonText::of(&body)?, reservation)
 }
 
 #[derive(Serialize)]

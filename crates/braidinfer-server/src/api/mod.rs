@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod form;
+mod json_text;
 mod logprobs;
 mod messages;
 mod one_or_many;

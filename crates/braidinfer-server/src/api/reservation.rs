@@ -41,7 +41,7 @@ impl Reservation {
 
 /// Most unread bytes of a stream of this server.
 pub fn most_unread(app: &App) -> usize {
-    MOST_UNREAD.min(app.config.max_answer_bytes)
+    MOST_UNREAD.min(app.config.max_answer_bytes / 2)
 }
 
 /// Reserves memory for the answers to prompts. Refuses a request whose answers could take more than
@@ -62,12 +62,11 @@ pub fn reserve(
         sum.saturating_add(written(prompt).saturating_mul(bytes_per_token(params.logprobs, delivery)))
     });
     let of_prompts = params.prompt_logprobs.map_or(0, |top| tokens.saturating_mul(bytes_of_logprobs(top)));
-    let mut of_answers = of_tokens.saturating_mul(params.n);
+    let mut of_answers = of_tokens.saturating_add(prompts.len().saturating_mul(ANSWER_BYTES)).saturating_mul(params.n);
     if delivery != Delivery::Whole {
         of_answers = of_answers.min(most_unread(app));
     }
-    let rest = of_prompts.saturating_add(prompts.len().saturating_mul(ANSWER_BYTES)).saturating_mul(params.n);
-    let estimate = of_answers.saturating_add(rest);
+    let estimate = of_answers.saturating_add(of_prompts.saturating_mul(params.n));
     let most = app.config.max_answer_bytes;
     if estimate > most {
         let answers = prompts.len().saturating_mul(params.n);

@@ -37,6 +37,8 @@ const WRITING: u8 = 3;
 #[derive(Debug, Default)]
 pub struct Exchange {
     state: AtomicU8,
+    /// Whether the service waits for more of the request's body, since this was last set to false.
+    is_starved: AtomicBool,
     /// Whether a part of the answer was written.
     has_answer: AtomicBool,
     /// Whether the client understands interim responses.
@@ -73,9 +75,20 @@ impl Exchange {
         let _ = self.state.compare_exchange(RECEIVING, RECEIVED, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// Whether the end of the client's side says nothing about the request.
+    /// Whether the end of the client's side says nothing about the request: it is complete, or what hyper has of it was not
+    /// read yet.
     fn hides_end(&self) -> bool {
-        self.state.load(Ordering::Acquire) >= RECEIVED
+        match self.state.load(Ordering::Acquire) {
+            IDLE => false,
+            RECEIVING => !self.is_starved.load(Ordering::Acquire),
+            _ => true,
+        }
+    }
+
+    /// The service waits for more of the body.
+    fn starves(&self) {
+        self.is_starved.store(true, Ordering::Release);
+        self.reader.wake();
     }
 
     fn wrote(&self) {
@@ -137,7 +150,10 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for RequestBody<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            self.exchange.starves();
+            return Poll::Pending;
+        };
         if frame.is_none() || self.body.is_end_stream() {
             self.exchange.received();
         }
@@ -150,6 +166,13 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for RequestBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl<B> Drop for RequestBody<B> {
+    /// Nobody reads the rest.
+    fn drop(&mut self) {
+        self.exchange.received();
     }
 }
 
@@ -237,6 +260,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for HalfOpen<S> {
                 return Poll::Ready(Ok(()));
             }
             this.ended = Some(interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY));
+            // hyper lets the service read what there is of the body, before it reads here again.
+            this.exchange.is_starved.store(false, Ordering::Release);
+            cx.waker().wake_by_ref();
         }
         this.poll_answered(cx)
     }

@@ -48,7 +48,7 @@ use crate::executor::standard::{self, ComputeDtype, StreamOptions};
 use crate::executor::{Batch, Decoder, KernelPlan, KvCacheConfig};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::threads::Threads;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// How thorough a check is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -123,6 +123,7 @@ impl Subject<'_> {
     pub fn check(&self, fused: &mut Decoder<'_>, thoroughness: Thoroughness, precision: Precision) -> Result<Checked> {
         let checked = self.check_and_keep(fused, thoroughness, precision);
         fused.release_storage()?;
+        fused.release_scratch();
         checked
     }
 
@@ -140,6 +141,8 @@ impl Subject<'_> {
         let passages = self.passages()?;
         let batch =
             batches::first(&passages, self.spec, fused.kv_cache(), thoroughness, fused.state().bytes_per_sequence == 0);
+        let bytes = check_bytes(batch.logits_rows.len(), self.spec.vocab_size);
+        memory::can_grow(bytes, || format!("{}: logits of a check of its kernels", self.label))?;
         let found = self.measure(fused, batch, thoroughness)?;
         let usual = found.checkpoint.as_ref().filter(|_| !self.weights.dtype().is_quantized()).map(|(_, run)| run);
         let judgement = Judgement::of(&found.exact_errors, &found.exact, usual);
@@ -246,6 +249,13 @@ impl Subject<'_> {
         let run = truth.run(&mut standard, &plan)?;
         Ok(Some((format!("standard, {dtype}"), run)))
     }
+}
+
+/// Logits that a check keeps, in bytes: those of the first batch for the truth and for three runs, and those of what is read
+/// further.
+fn check_bytes(rows: usize, vocab_size: usize) -> usize {
+    let further = vocab_size.saturating_mul(2 * rows).min(reading::MAX_CACHED_VALUES);
+    rows.saturating_mul(vocab_size).saturating_mul(4).saturating_add(further).saturating_mul(size_of::<f32>())
 }
 
 /// Measurements made before a plan is chosen.

@@ -11,7 +11,7 @@ use crate::executor::standard::ComputeDtype;
 use crate::executor::{Batch, Decoder, KernelPlan, NoProbe, Step};
 
 /// Most reference logits that are cached for the next plan, as a number of values.
-const MAX_CACHED_VALUES: usize = 64 << 20;
+pub(super) const MAX_CACHED_VALUES: usize = 64 << 20;
 
 /// If fused kernels with exact arithmetic are this close to the truth, they serve as the reference instead of the
 /// standard kernels: a tenth of the target of `Precision::Exact`.

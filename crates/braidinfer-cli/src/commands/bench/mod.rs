@@ -50,6 +50,8 @@ fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
     let weights = weights_name(&source, args)?;
     let options = plan.kernels.iter().map(|kernels| load_options(*kernels, args, plan));
     let options = options.collect::<anyhow::Result<Vec<_>>>()?;
+    // Measuring takes memory, too, and time.
+    options.iter().try_for_each(|options| braidinfer::check_memory(&source, options))?;
     let threads = Threads::new(args.computing.threads)?.count();
     let on_cpu = options.iter().all(|options| options.device == DeviceChoice::Cpu);
     let before = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;

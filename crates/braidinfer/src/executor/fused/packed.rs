@@ -13,7 +13,7 @@ use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, TensorView, W
 
 use crate::executor::KernelPlan;
 use crate::executor::standard::LoadProgress;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Matrices start at cache line boundaries.
 const ALIGNMENT: usize = 64;
@@ -206,8 +206,8 @@ impl<'a> Packer<'a> {
     fn new(spec: &'a DecoderSpec, weights: &'a Weights, plan: &'a KernelPlan) -> Result<Self> {
         let views = plan.projections.iter().filter_map(|projection| weights.get(projection.slot, Param::Weight));
         let bytes = views.map(|view| matrix_bytes(&view)).sum();
-        let memory = |error| Error::Unsupported(format!("{bytes} bytes of memory for packed weights: {error}"));
-        Ok(Self { spec, weights, plan, panels: Pages::zeroed(bytes).map_err(memory)?, used: 0 })
+        let panels = Pages::zeroed(bytes).map_err(|_| memory::exhausted(bytes, "packed weights".into()))?;
+        Ok(Self { spec, weights, plan, panels, used: 0 })
     }
 
     fn layer(&mut self, index: usize, pool: &mut Pool) -> Result<PackedLayer> {
