@@ -185,7 +185,8 @@ mod tests {
     const B: ClientId = ClientId(2);
 
     fn sequence(id: SequenceId, client: ClientId) -> Sequence {
-        Sequence::new(id, Request { prompt: vec![1], caller: Caller { client, call: id as u64 }, ..Request::default() }).expect("there is no constraint")
+        Sequence::new(id, Request { prompt: vec![1], caller: Caller { client, call: id as u64 }, ..Request::default() })
+            .expect("there is no constraint")
     }
 
     #[test]
@@ -213,8 +214,7 @@ mod tests {
         let mut queue = WaitingQueue::default();
         let add = |queue: &mut WaitingQueue, ids: std::ops::Range<usize>, call: u64| {
             for id in ids {
-                let request =
-                    Request { prompt: vec![1], caller: Caller { client: A, call }, ..Request::default() };
+                let request = Request { prompt: vec![1], caller: Caller { client: A, call }, ..Request::default() };
                 queue.push_back(Sequence::new(id, request).expect("there is no constraint"));
             }
         };

@@ -12,8 +12,8 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
 use crate::compat::CompatReport;
 use crate::engine::{
-    Caller, ClientId, ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling, PromptInfo,
-    Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
+    Caller, ClientId, ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling,
+    PromptInfo, Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
 use crate::executor::{ActiveKernels, Decoder};

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ScheduledStep, Scheduler};
 use crate::engine::SequenceId;
-use crate::engine::waiting::{Caller, ClientId};
+use crate::engine::waiting::ClientId;
 
 /// Most clients in one step whose first sequence cannot start and that others pass.
 const MOST_PASSED: usize = 8;
@@ -112,6 +112,7 @@ mod tests {
     use super::*;
     use crate::engine::Request;
     use crate::engine::sequence::Sequence;
+    use crate::engine::waiting::Caller;
 
     const A: ClientId = ClientId(1);
     const B: ClientId = ClientId(2);
