@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod form;
+pub mod fuzzing;
 mod logprobs;
 mod messages;
 mod one_or_many;

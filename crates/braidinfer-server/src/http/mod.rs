@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use error::ApiError;
 pub use guard::{HttpRequestId, Keys, REQUEST_ID, assign_id_and_log, authenticate, require_local_host, require_model};
 pub use listener::Listener;
-pub use strict::{IGNORED, Ignored, Strict};
+pub use strict::{IGNORED, Ignored, NoFields, Strict, parse_body};
 
 /// Configuration of a server.
 #[derive(Debug, Clone)]

@@ -68,7 +68,7 @@ impl<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned> FromRequest<
 }
 
 /// Parses a body as three types.
-fn parse_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
+pub fn parse_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
     body: &[u8],
     lenient: bool,
 ) -> Result<Strict<A, B, C>, ApiError> {
