@@ -1,8 +1,10 @@
 //! What can be typed.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use braidinfer::compat::Thoroughness;
 use braidinfer::model::quantization::FileType;
 use braidinfer_hub::HubId;
@@ -492,6 +494,9 @@ pub struct ServeArgs {
     pub load: LoadArgs,
 }
 
+/// Most tokens of a sequence that the library takes.
+pub const MOST_TOKENS: usize = 1 << 31;
+
 /// A year: clocks cannot count much further.
 const MOST_SECONDS: u64 = 31_536_000;
 
@@ -564,10 +569,10 @@ pub struct EngineArgs {
     /// Name of the model in requests; that of its file or folder if left out
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Option<String>,
-    /// Answers that are written at once
+    /// Answers that are written at once, at least 1
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub max_sequences: usize,
-    /// Answers that wait beside them; more are refused with 429
+    /// Answers that wait beside them, at least 1; more are refused with 429
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub max_waiting: usize,
     /// Tokens whose keys and values there is room for; what half of the free memory holds if left out
@@ -669,6 +674,14 @@ pub enum DtypeArg {
 /// Token ids typed as one argument.
 #[derive(Debug, Clone)]
 pub struct Ids(pub Vec<u32>);
+
+/// Fails if a number is out of range; the error names the flag. Called before anything is loaded.
+pub fn check_count(flag: &str, found: usize, range: RangeInclusive<usize>) -> anyhow::Result<()> {
+    if !range.contains(&found) {
+        bail!("--{flag}: expected from {} to {}, found {found}", range.start(), range.end());
+    }
+    Ok(())
+}
 
 fn parse_ids(text: &str) -> Result<Ids, String> {
     let one = |id: &str| id.trim().parse().map_err(|_| format!("expected token ids such as 1,2,3, found `{id}`"));

@@ -1,8 +1,10 @@
 //! `braidinfer serve`.
 
+use std::borrow::Cow;
 use std::env;
 use std::fs;
 use std::future::Future;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process;
 use std::time::Duration;
@@ -13,14 +15,15 @@ use braidinfer_server::{Server, ServerConfig, TlsFiles};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::{EngineArgs, LogFormat, NetworkArgs, ServeArgs};
-use crate::{INTERRUPTED, model, output};
+use crate::args::{EngineArgs, LogFormat, NetworkArgs, ServeArgs, check_count};
+use crate::{INTERRUPTED, model, output, stderr};
 
 /// Environment variable for an API key, which unlike a flag is not visible in the process list.
 const API_KEY: &str = "BRAIDINFER_API_KEY";
 
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     log(args.network.log_format)?;
+    check_engine(&args.engine)?;
     let config = config(&args.network)?;
     let runtime = Runtime::new().context("threads for the server")?;
     let result = runtime.block_on(serve(config, args));
@@ -63,6 +66,7 @@ fn stop() -> anyhow::Result<impl Future<Output = ()>> {
         output::note("stopping: running answers are finished first; once more to end at once");
         tokio::spawn(async move {
             either(&mut interrupt, &mut terminate).await;
+            stderr::flush();
             process::exit(i32::from(INTERRUPTED));
         });
     })
@@ -89,6 +93,18 @@ fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
     let llm = model::load(&source, &options)?;
     llm.notes().iter().for_each(output::note);
     Ok(llm)
+}
+
+/// Most answers that are written at once.
+const MOST_SEQUENCES: usize = 1 << 16;
+/// Most answers that wait beside them.
+const MOST_WAITING: usize = 1 << 20;
+
+fn check_engine(args: &EngineArgs) -> anyhow::Result<()> {
+    check_count("max-sequences", args.max_sequences, 1..=MOST_SEQUENCES)?;
+    // Every request waits before it runs, if only for a moment: with room for none, all would be refused.
+    check_count("max-waiting", args.max_waiting, 1..=MOST_WAITING)?;
+    args.kv_cache_tokens.map_or(Ok(()), |tokens| check_count("kv-cache-tokens", tokens, 1..=usize::MAX))
 }
 
 /// The name of the model in requests.
@@ -131,9 +147,26 @@ fn keys(args: &NetworkArgs) -> anyhow::Result<Vec<String>> {
     Ok(keys)
 }
 
+/// Takes one line of the log at a time, and never makes a request wait for a reader of stderr.
+struct LogLine(LogFormat);
+
+impl Write for LogLine {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes);
+        // What clients send may steer terminals; the other format is JSON, where that would be no JSON any more.
+        let line = if self.0 == LogFormat::Text { output::lines(&line) } else { Cow::Borrowed(&*line) };
+        stderr::write_soon(line.into_owned());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Starts logging to stderr, one line per event.
 fn log(format: LogFormat) -> anyhow::Result<()> {
-    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO);
+    let lines = tracing_subscriber::fmt().with_writer(move || LogLine(format)).with_max_level(tracing::Level::INFO);
     let begun = match format {
         LogFormat::Text => lines.with_target(false).with_ansi(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).with_target(false).try_init(),
