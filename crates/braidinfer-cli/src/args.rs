@@ -1,8 +1,10 @@
 //! What can be typed.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use braidinfer::compat::Thoroughness;
 use braidinfer::model::quantization::FileType;
 use braidinfer_hub::HubId;
@@ -498,6 +500,9 @@ pub struct ServeArgs {
     pub load: LoadArgs,
 }
 
+/// Most tokens of a sequence that the library takes.
+pub const MOST_TOKENS: usize = 1 << 31;
+
 /// A year: clocks cannot count much further.
 const MOST_SECONDS: u64 = 31_536_000;
 
@@ -628,7 +633,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", value_parser = count(0, MOST_ANSWERS))]
     pub max_waiting_per_client: Option<usize>,
     /// Tokens whose keys and values there is room for; what half of the free memory holds if left out
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count(1, 1 << 48))]
     pub kv_cache_tokens: Option<usize>,
     /// Compute every prompt from its first token on, even if another one began alike
     #[arg(long)]
@@ -726,6 +731,14 @@ pub enum DtypeArg {
 /// Token ids typed as one argument.
 #[derive(Debug, Clone)]
 pub struct Ids(pub Vec<u32>);
+
+/// Fails if a number is out of range; the error names the flag. Called before anything is loaded.
+pub fn check_count(flag: &str, found: usize, range: RangeInclusive<usize>) -> anyhow::Result<()> {
+    if !range.contains(&found) {
+        bail!("--{flag}: expected from {} to {}, found {found}", range.start(), range.end());
+    }
+    Ok(())
+}
 
 fn parse_ids(text: &str) -> Result<Ids, String> {
     let one = |id: &str| id.trim().parse().map_err(|_| format!("expected token ids such as 1,2,3, found `{id}`"));

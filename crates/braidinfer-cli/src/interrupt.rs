@@ -1,10 +1,12 @@
 //! Ctrl-C: stops generation or the writing of a file cleanly, and ends the program at any other time.
 
 use std::process;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 
 use anyhow::Context;
+
+use crate::stderr;
 
 static WORKING: AtomicBool = AtomicBool::new(false);
 static REQUESTED: AtomicBool = AtomicBool::new(false);
@@ -21,10 +23,19 @@ fn catch() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         let again = REQUESTED.swap(true, Ordering::SeqCst);
         if again || !WORKING.load(Ordering::SeqCst) {
+            stderr::flush();
             process::exit(i32::from(crate::INTERRUPTED));
         }
     })
     .context("Ctrl-C cannot be caught")
+}
+
+/// Makes a file that grows beyond the user's limit (`ulimit -f`) an error of the write, which names the file, and not the end
+/// of the program.
+#[cfg(unix)]
+pub fn outlive_file_limit() -> anyhow::Result<()> {
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).context("SIGXFSZ cannot be caught")?;
+    Ok(())
 }
 
 /// Whether Ctrl-C was pressed since the work began.

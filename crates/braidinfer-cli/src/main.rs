@@ -10,7 +10,13 @@ mod output;
 mod report;
 mod sampling_args;
 mod side;
+mod stderr;
+mod stdout_at_start;
 mod wording;
+
+#[cfg(test)]
+#[path = "../../braidinfer-model/tests/support/mutations.rs"]
+mod mutations;
 
 use std::process::ExitCode;
 
@@ -24,11 +30,17 @@ const FAILURE: u8 = 3;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return report_usage(&error),
+    stderr::tell_panics();
+    let code = match Cli::try_parse() {
+        Ok(cli) => code(interrupt::outlive_file_limit().and_then(|()| run(cli.command))),
+        Err(error) => code(output::usage(&error).map(|()| usage_code(&error))),
     };
-    match run(cli.command) {
+    stderr::flush();
+    code
+}
+
+fn code(result: anyhow::Result<ExitCode>) -> ExitCode {
+    match result {
         Ok(_) if interrupt::requested() => ExitCode::from(INTERRUPTED),
         Ok(code) => code,
         // The reader of our output closed the pipe, as `head` does; that is not a failure.
@@ -38,6 +50,10 @@ fn main() -> ExitCode {
             ExitCode::from(FAILURE)
         }
     }
+}
+
+fn usage_code(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS }
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -61,11 +77,4 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => commands::completions::run(shell)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prints help to stdout and usage errors to stderr.
-fn report_usage(error: &clap::Error) -> ExitCode {
-    // If the terminal is gone, the error cannot be reported anyway.
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS }
 }

@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 use braidinfer::Llm;
 
+#[doc(hidden)]
+pub use self::api::fuzzing::parse_request;
 pub use self::http::{Listener, ServerConfig, StartError, TlsFiles};
 
 use self::metrics::Metrics;

@@ -77,7 +77,7 @@ pub fn run(args: InspectArgs) -> anyhow::Result<()> {
         return output::print_json(&inspection);
     }
     inspection.notes.iter().for_each(output::note);
-    output::print_line(&inspection.model)?;
+    output::print_line(output::one_line(&inspection.model))?;
     section("decoder", &decoder_rows(&inspection))?;
     section("rope", &rope_rows(&inspection.spec)?)?;
     section("layers", &layer_rows(&inspection.spec))?;
@@ -133,10 +133,12 @@ fn inspect(model: Option<&str>) -> anyhow::Result<Inspection> {
 type Rows = Vec<(String, String)>;
 
 fn section(title: &str, rows: &Rows) -> anyhow::Result<()> {
-    output::print_line(format!("\n{}", output::dim(title)))?;
+    output::print_line("")?;
+    output::print_dim(title)?;
+    output::print_line("")?;
     let mut table = Table::new();
     table.load_style(NOTHING);
-    table.add_rows(rows.iter().map(|(name, value)| [name, value]));
+    table.add_rows(rows.iter().map(|(name, value)| [output::one_line(name), output::one_line(value)]));
     table.lines().try_for_each(|line| output::print_line(line.trim_end()))
 }
 

@@ -11,7 +11,7 @@ use braidinfer::text::{Tokenizer, TokenizerSettings};
 use braidinfer::{LoadOptions, Prompt};
 use comfy_table::Table;
 
-use crate::args::{ComputingArgs, Ids, PerplexityArgs};
+use crate::args::{ComputingArgs, Ids, MOST_TOKENS, PerplexityArgs, check_count};
 use crate::report::number;
 use crate::side::LocalModel;
 use crate::{interrupt, model, output};
@@ -21,6 +21,7 @@ pub fn run(args: PerplexityArgs) -> anyhow::Result<()> {
     if args.context < SHORTEST {
         bail!("--context: expected at least {SHORTEST} tokens, found {}", args.context);
     }
+    check_count("context", args.context, SHORTEST..=MOST_TOKENS)?;
     let reading = match args.ids {
         Some(Ids(ids)) => Reading { prompt: Prompt::Ids(ids), context: args.context },
         None => reading(args.file.as_ref(), args.context)?,

@@ -52,7 +52,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         && !args.json
         && io::stdout().is_terminal()
     {
-        output::print(&output::dim(text))?;
+        output::print_dim(text)?;
     }
     let streaming = interrupt::Working::begin();
     let (completions, timings) = llm.stream(&[prompt], &params, &mut |event| printer.show(event))?;

@@ -1,8 +1,10 @@
 //! `braidinfer serve`.
 
+use std::borrow::Cow;
 use std::env;
 use std::fs;
 use std::future::Future;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process;
 use std::time::Duration;
@@ -14,7 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ServeArgs};
-use crate::{INTERRUPTED, model, output, wording};
+use crate::{INTERRUPTED, model, output, stderr, wording};
 
 /// Environment variable for an API key, which unlike a flag is not visible in the process list.
 const API_KEY: &str = "BRAIDINFER_API_KEY";
@@ -63,6 +65,7 @@ fn stop() -> anyhow::Result<impl Future<Output = ()>> {
         output::note("stopping: running answers are finished first; once more to end at once");
         tokio::spawn(async move {
             any(&mut signals).await;
+            stderr::flush();
             process::exit(i32::from(INTERRUPTED));
         });
     })
@@ -152,9 +155,26 @@ fn keys(args: &NetworkArgs) -> anyhow::Result<Vec<String>> {
     Ok(keys)
 }
 
+/// Takes one line of the log at a time, and never makes a request wait for a reader of stderr.
+struct LogLine(LogFormat);
+
+impl Write for LogLine {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes);
+        // What clients send may steer terminals; the other format is JSON, where that would be no JSON any more.
+        let line = if self.0 == LogFormat::Text { output::lines(&line) } else { Cow::Borrowed(&*line) };
+        stderr::write_soon(line.into_owned());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Starts logging to stderr, one line per event.
 fn log(format: LogFormat) -> anyhow::Result<()> {
-    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO);
+    let lines = tracing_subscriber::fmt().with_writer(move || LogLine(format)).with_max_level(tracing::Level::INFO);
     let begun = match format {
         LogFormat::Text => lines.with_target(false).with_ansi(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).with_target(false).try_init(),

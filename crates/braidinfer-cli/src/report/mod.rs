@@ -75,6 +75,46 @@ impl Table {
 }
 
 impl Document {
+    /// The same without what steers a terminal or breaks a line, since names and texts of models may contain anything. Cells
+    /// keep their line breaks, except for the first of a row: nothing looks like a row but a row.
+    fn harmless(&self) -> Self {
+        let line = |text: &String| output::one_line(text).into_owned();
+        let row = |cells: &Vec<String>| {
+            let rest = cells.iter().skip(1).map(|cell| output::lines(cell).into_owned());
+            cells.iter().take(1).map(line).chain(rest).collect()
+        };
+        let series = |series: &[Series]| {
+            series.iter().map(|one| Series { name: line(&one.name), values: one.values.clone() }).collect()
+        };
+        let block = |block: &DocumentBlock| match block {
+            DocumentBlock::Heading(text) => DocumentBlock::Heading(line(text)),
+            DocumentBlock::Paragraph(text) => DocumentBlock::Paragraph(line(text)),
+            DocumentBlock::List(items) => DocumentBlock::List(items.iter().map(line).collect()),
+            DocumentBlock::Table(table) => DocumentBlock::Table(Table {
+                header: table.header.iter().map(line).collect(),
+                rows: table.rows.iter().map(row).collect(),
+            }),
+            DocumentBlock::Lines(plot) => {
+                let (title, x, y) = (line(&plot.title), line(&plot.x), line(&plot.y));
+                DocumentBlock::Lines(LinePlot { title, x, y, series: series(&plot.series) })
+            }
+            DocumentBlock::Bars(plot) => {
+                let (title, unit) = (line(&plot.title), line(&plot.unit));
+                let things = plot.things.iter().map(line).collect();
+                DocumentBlock::Bars(BarPlot { title, unit, things, series: series(&plot.series) })
+            }
+        };
+        Self {
+            title: line(&self.title),
+            verdict: self.verdict.as_ref().map(|verdict| Verdict {
+                word: line(&verdict.word),
+                rating: verdict.rating,
+                sentence: line(&verdict.sentence),
+            }),
+            blocks: self.blocks.iter().map(block).collect(),
+        }
+    }
+
     pub fn heading(&mut self, text: impl Into<String>) {
         self.blocks.push(DocumentBlock::Heading(text.into()));
     }
@@ -151,10 +191,11 @@ impl Export {
 
     /// Writes the report atomically: completely or not at all. `data` is what a JSON file contains.
     fn write(&self, document: &Document, data: &impl Serialize) -> anyhow::Result<()> {
+        let document = document.harmless();
         let text = match self.format {
-            Format::Text => text::render(document),
-            Format::Markdown => markdown::render(document),
-            Format::Html => html::render(document)?,
+            Format::Text => text::render(&document),
+            Format::Markdown => markdown::render(&document),
+            Format::Html => html::render(&document)?,
             Format::Json => serde_json::to_string_pretty(data)? + "\n",
         };
         let mut file = self.temporary()?;
@@ -191,7 +232,7 @@ impl Delivery {
         if let Some(export) = &self.export {
             export.write(whole, data)?;
         }
-        if self.json { output::print_json(data) } else { output::print(&text::render(short)) }
+        if self.json { output::print_json(data) } else { output::print(&text::render(&short.harmless())) }
     }
 }
 
@@ -203,5 +244,60 @@ pub fn number(value: f64) -> String {
         magnitude if magnitude < 10.0 => format!("{value:.2}"),
         magnitude if magnitude < 1e5 => format!("{value:.1}"),
         _ => format!("{value:.1e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTILE: &str = "<script>alert(1)</script>\x1b[2J | ![x](http://y)\n| forged | row |\n# heading\u{202e}";
+
+    /// A document with that text in each place that a model can reach.
+    fn hostile() -> Document {
+        let mut document = Document { title: HOSTILE.into(), ..Document::default() };
+        document.verdict = Some(Verdict { word: "PASS".into(), rating: Rating::Good, sentence: HOSTILE.into() });
+        document.heading(HOSTILE);
+        document.paragraph(HOSTILE);
+        document.list(vec![HOSTILE.into()]);
+        document.table([HOSTILE, "b"], [[HOSTILE.into(), HOSTILE.into()]]);
+        let series = || vec![Series { name: HOSTILE.into(), values: vec![1.0] }];
+        document.lines(LinePlot { title: HOSTILE.into(), x: HOSTILE.into(), y: HOSTILE.into(), series: series() });
+        let (title, unit) = (HOSTILE.into(), HOSTILE.into());
+        document.bars(BarPlot { title, unit, things: vec![HOSTILE.into()], series: series() });
+        document.harmless()
+    }
+
+    fn steers_nothing(rendered: &str) {
+        assert!(!rendered.contains(['\x1b', '\u{202e}']), "{rendered}");
+    }
+
+    #[test]
+    fn hostile_names_add_nothing_to_a_page() {
+        let page = html::render(&hostile()).expect("it is rendered");
+        steers_nothing(&page);
+        assert!(!page.contains("<script>alert"), "{page}");
+        assert!(page.contains("&lt;script&gt;alert"), "{page}");
+    }
+
+    #[test]
+    fn hostile_names_add_nothing_to_markdown() {
+        let page = markdown::render(&hostile());
+        steers_nothing(&page);
+        assert!(page.contains("\\<script\\>") && !page.replace("\\<", "").contains("<script"), "{page}");
+        assert!(!page.replace("\\[", "").contains('['), "{page}");
+        let lines: Vec<&str> = page.lines().collect();
+        assert!(!lines.iter().any(|line| line.contains("forged") && line.starts_with("| forged")), "{page}");
+        assert_eq!(lines.iter().filter(|line| line.starts_with('#')).count(), 2, "{page}");
+        let bars = |line: &&&str| line.replace("\\|", "").matches('|').count();
+        assert!(lines.iter().filter(|line| line.starts_with('|')).all(|line| bars(&line) == 3), "{page}");
+    }
+
+    #[test]
+    fn hostile_names_add_no_lines_to_text() {
+        let page = text::render(&hostile());
+        steers_nothing(&page);
+        let beginnings = |word: &str| page.lines().filter(|line| line.starts_with(word)).count();
+        assert_eq!((beginnings("# heading"), beginnings("| forged")), (0, 0), "{page}");
     }
 }

@@ -573,6 +573,30 @@ fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { rng_seed, failure_persistence: None, ..default }
 }
 
+/// Name of the variable that asks for this many cases in the place of the usual ones, for long runs.
+const CASES: &str = "BRAIDINFER_MUTATIONS";
+
+/// The number of cases: that of the variable, or the usual one.
+fn cases_or(usual: u32) -> u32 {
+    let asked = std::env::var(CASES).ok();
+    asked.map_or(usual, |count| count.parse().unwrap_or_else(|_| panic!("{CASES}: expected a number, found `{count}`")))
+}
+
+/// Passes `cases` changed things to `read`, and fails if it panics or says what is wrong with what it made of one.
+pub fn check_all<S: Strategy>(cases: u32, strategy: S, read: impl Fn(&S::Value) -> Result<(), String>)
+where
+    S::Value: Debug,
+{
+    let result = TestRunner::new(config(cases_or(cases))).run(&strategy, |value| {
+        let read = read(&value);
+        prop_assert!(read.is_ok(), "{read:?}");
+        Ok(())
+    });
+    if let Err(fault) = result {
+        panic!("{fault}");
+    }
+}
+
 /// Opens `cases` changed files, and fails if one panics, or is refused for a reason that does not begin with `label`
 /// or does not say what was found. Some must open and some must not: else the changes are too rough or too gentle to
 /// test anything.
@@ -584,6 +608,7 @@ pub fn check_changed<S: Strategy, E: Display>(
 ) where
     S::Value: Debug,
 {
+    let cases = cases_or(cases);
     let (opened, refused) = (Cell::new(0), Cell::new(0));
     let result = TestRunner::new(config(cases)).run(&strategy, |value| {
         let Err(error) = open(&value).map_err(|error| error.to_string()) else {

@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod form;
+pub mod fuzzing;
 mod json_text;
 mod logprobs;
 mod messages;

@@ -109,12 +109,12 @@ pub fn reserve_embeddings(
 
 fn bytes_per_token(logprobs: Option<usize>, delivery: Delivery) -> usize {
     let text = if delivery == Delivery::Whole { TEXT_BYTES } else { UNREAD_BYTES };
-    text + logprobs.map_or(0, bytes_of_logprobs)
+    logprobs.map_or(0, bytes_of_logprobs).saturating_add(text)
 }
 
 /// For a token with its log-probability and those of `top` others.
 fn bytes_of_logprobs(top: usize) -> usize {
-    (top + 1) * LOGPROB_BYTES
+    top.saturating_add(1).saturating_mul(LOGPROB_BYTES)
 }
 
 fn too_large(params: &SamplingParams, answers: usize, estimate: usize, most: usize) -> ApiError {

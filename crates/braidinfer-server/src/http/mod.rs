@@ -28,7 +28,7 @@ pub use guard::{
 };
 pub use listener::Listener;
 pub use shown::shown;
-pub use strict::{IGNORED, Ignored, Strict};
+pub use strict::{IGNORED, Ignored, NoFields, Strict, parse_body};
 
 /// Configuration of a server.
 #[derive(Debug, Clone)]

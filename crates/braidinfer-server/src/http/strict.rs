@@ -115,7 +115,7 @@ async fn receive(mut body: Body, mut claim: Claim, most: usize) -> Result<(Vec<u
 }
 
 /// Parses a body as three types.
-fn parse_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
+pub fn parse_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>(
     body: &[u8],
     lenient: bool,
 ) -> Result<Strict<A, B, C>, ApiError> {

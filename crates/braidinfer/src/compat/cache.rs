@@ -17,6 +17,9 @@ use crate::executor::Decoder;
 /// Incremented whenever the meaning of reports changes.
 const FORMAT: u32 = 3;
 
+/// Largest file that is read; verdicts on models of many layers have some hundred kilobytes.
+const MOST_BYTES: u64 = 64 << 20;
+
 /// Of larger tensors, this many evenly spaced samples of [`SAMPLE_BYTES`] are hashed.
 const SAMPLES: usize = 8;
 const SAMPLE_BYTES: usize = 4096;
@@ -71,14 +74,13 @@ impl VerdictCache {
 
     /// The cached verdict. `None` if there is none, or if its file is corrupt, has another format, or has another key.
     pub(crate) fn read(&self) -> Option<CompatReport> {
-        let entry: Entry = serde_json::from_slice(&fs::read(self.path.as_ref()?).ok()?).ok()?;
-        let whole = entry.checksum == hex(&Sha256::digest(entry.report.as_bytes()));
-        if !whole || entry.format != FORMAT || entry.key != self.key {
+        let path = self.path.as_ref()?;
+        let file = fs::metadata(path).ok()?;
+        // Nobody may ever write to a pipe in its place.
+        if !file.is_file() || file.len() > MOST_BYTES {
             return None;
         }
-        let mut report: CompatReport = serde_json::from_str(&entry.report).ok()?;
-        judge::recommend(&mut report);
-        Some(report)
+        verdict(&fs::read(path).ok()?, &self.key)
     }
 
     /// Writes a verdict atomically, unless a more thorough one is cached. The error is one line for the user; nothing
@@ -94,16 +96,32 @@ impl VerdictCache {
     }
 
     fn try_write(&self, path: &Path, report: &CompatReport) -> std::io::Result<()> {
-        let report = serde_json::to_string(report)?;
-        let checksum = hex(&Sha256::digest(report.as_bytes()));
-        let entry = Entry { format: FORMAT, key: self.key.clone(), checksum, report };
+        let entry = entry(serde_json::to_string(report)?, &self.key)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(serde_json::to_string(&entry)?.as_bytes())?;
+        file.write_all(entry.as_bytes())?;
         file.persist(path)?;
         Ok(())
     }
+}
+
+/// The contents of a cache file, for a report as JSON.
+pub(super) fn entry(report: String, key: &str) -> serde_json::Result<String> {
+    let checksum = hex(&Sha256::digest(report.as_bytes()));
+    serde_json::to_string(&Entry { format: FORMAT, key: key.to_owned(), checksum, report })
+}
+
+/// The verdict in a cache file, if it is whole and about what `key` stands for.
+pub(super) fn verdict(file: &[u8], key: &str) -> Option<CompatReport> {
+    let entry: Entry = serde_json::from_slice(file).ok()?;
+    let whole = entry.checksum == hex(&Sha256::digest(entry.report.as_bytes()));
+    if !whole || entry.format != FORMAT || entry.key != key {
+        return None;
+    }
+    let mut report: CompatReport = serde_json::from_str(&entry.report).ok()?;
+    judge::recommend(&mut report);
+    Some(report)
 }
 
 /// Version of the engine, and size and time of the running program: a new build may compute differently.

@@ -1,5 +1,8 @@
 //! Arithmetic errors that no model description can express, planted in the executor. `tests/compat.rs` has the others.
 
+#[path = "../../../braidinfer-model/tests/support/mutations.rs"]
+mod mutations;
+
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -13,10 +16,10 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_pcg::Pcg64;
 
-use super::batches;
 use super::measure::Truth;
 use super::passages::Passages;
 use super::{CompatReport, Precision, RunKind, Status, Thoroughness, VerdictCache};
+use super::{batches, cache};
 use crate::executor::fused::planted::{self, Planted};
 use crate::executor::standard::ComputeDtype;
 use crate::executor::{ActiveKernels, Decoder, KernelPlan, Kernels, KvDtype};
@@ -140,6 +143,34 @@ fn a_verdict_with_standard_layers_loads_a_mixed_decoder() {
     let advice = refused.advice().expect("there is a way out");
     assert!(refused.to_string().contains("INCOMPATIBLE"), "{refused}");
     assert_eq!(advice.to_string(), "use kernels=auto, or force=true");
+}
+
+/// Whoever can write to the folder of verdicts can also write a checksum that is right.
+#[test]
+fn changed_verdicts_never_panic() {
+    let options = LoadOptions::default();
+    let parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
+    let mut fused = fused(&parts, &options, Some(Planted::SumsInBf16 { layer: 1 }));
+    let checked = parts.subject().check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
+    let report = serde_json::to_value(&checked.report).expect("reports are JSON");
+    let layers = parts.spec.layers.len();
+    let read = |bytes: &[u8]| {
+        let Some(report) = cache::verdict(bytes, "key") else { return Ok(()) };
+        // What loading does with it.
+        if super::plan_of(&report, fused.plan()).is_none() {
+            return Ok(());
+        }
+        let beyond = report.standard_layers().into_iter().find(|layer| *layer >= layers);
+        super::judge::recommend(&mut report.clone());
+        serde_json::to_string(&report).map_err(|error| error.to_string())?;
+        beyond.map_or(Ok(()), |layer| Err(format!("layer {layer} of {layers} is taken")))
+    };
+    let entry = |report: String| cache::entry(report, "key").expect("entries are JSON");
+    mutations::check_all(500, mutations::json_changes(), |changes| {
+        read(entry(mutations::changed_json(&report, changes).to_string()).as_bytes())
+    });
+    let file = mutations::File::json("verdict.json", entry(report.to_string()).into_bytes());
+    mutations::check_all(500, mutations::changes(), |changes| read(&file.changed(changes)));
 }
 
 #[test]

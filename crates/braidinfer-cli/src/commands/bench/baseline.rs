@@ -91,8 +91,11 @@ fn parse(path: &Path) -> anyhow::Result<Saved> {
         let found = if metadata.is_file() { format!("{} bytes", metadata.len()) } else { "something else".into() };
         bail!("expected a file of `braidinfer bench --save`, at most {MOST_BYTES} bytes, found {found}");
     }
-    let bytes = fs::read(path)?;
-    let saved: Saved = serde_json::from_slice(&bytes)
+    saved_in(&fs::read(path)?)
+}
+
+fn saved_in(bytes: &[u8]) -> anyhow::Result<Saved> {
+    let saved: Saved = serde_json::from_slice(bytes)
         .map_err(|error| anyhow::anyhow!("expected a file of `braidinfer bench --save`, found: {error}"))?;
     for (index, row) in saved.results.iter().enumerate() {
         let Spread { median, min, max } = row.tok_s;
@@ -199,7 +202,43 @@ impl Comparison {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::mutations::{File, changed_json, changes, check_all, json_changes};
+
+    #[test]
+    fn changed_baselines_never_panic() {
+        let row = |kernels: &str| {
+            json!({
+                "kernels": kernels, "phase": "decode", "batch": 1, "context": 0, "tokens": 64,
+                "tok_s": {"median": 2.0, "min": 1.0, "max": 3.0}, "gb_s": 1.5, "share_of_ceiling": 0.5, "ceiling": "read",
+            })
+        };
+        let options = json!({
+            "prompt_tokens": 512, "gen_tokens": 64, "batch": [1, 8], "depth": [0], "kernels": ["fused"],
+            "repetitions": 5, "dtype": "auto", "quantize": null, "device": "cpu", "context": null,
+        });
+        let machine = json!({"cpu": null, "isa": "avx2", "threads": 2, "os": "linux"});
+        let results = [row("fused"), row("standard")];
+        let saved = json!({
+            "machine": machine, "model": "m", "weights": "BF16", "options": options, "results": results,
+        });
+        let text = saved.to_string().into_bytes();
+        let own = saved_in(&text).expect("the unchanged baseline is one");
+        let read = |bytes: &[u8]| {
+            let Ok(then) = saved_in(bytes) else { return Ok(()) };
+            let rows: Vec<ComparedRow> =
+                own.results.iter().zip(&then.results).map(|(now, then)| ComparedRow::new(now, then)).collect();
+            let comparison =
+                Comparison { file: "before.json".into(), rows, notes: vec![super::machine(&then.machine)] };
+            let _ = comparison.table().to_string();
+            serde_json::to_string(&comparison).map(|_| ()).map_err(|error| error.to_string())
+        };
+        check_all(500, json_changes(), |changes| read(changed_json(&saved, changes).to_string().as_bytes()));
+        let file = File::json("before.json", text.clone());
+        check_all(500, changes(), |changes| read(&file.changed(changes)));
+    }
 
     fn verdict(now: [f64; 3], then: [f64; 3]) -> Verdict {
         let spread = |[min, median, max]: [f64; 3]| Spread { min, median, max };

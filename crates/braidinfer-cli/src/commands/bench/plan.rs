@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{BenchArgs, BenchKernels};
+use crate::args::{BenchArgs, BenchKernels, check_count};
 
 /// Shortest context: a prompt of one token, and one generated token before the timed part.
 const LEAST_CONTEXT: usize = 2;
@@ -72,11 +72,11 @@ pub struct Plan {
 impl Plan {
     /// Fails if a number is out of range; the error names the flag.
     pub fn new(args: &BenchArgs) -> anyhow::Result<Self> {
-        check("prompt-tokens", args.prompt_tokens, 1, MOST_TOKENS)?;
-        check("gen-tokens", args.gen_tokens, 1, MOST_TOKENS)?;
-        check("repetitions", args.repetitions, 1, MOST_REPETITIONS)?;
-        args.batch.iter().try_for_each(|batch| check("batch", *batch, 1, MOST_SEQUENCES))?;
-        args.depth.iter().try_for_each(|depth| check("depth", *depth, 0, MOST_TOKENS))?;
+        check_count("prompt-tokens", args.prompt_tokens, 1..=MOST_TOKENS)?;
+        check_count("gen-tokens", args.gen_tokens, 1..=MOST_TOKENS)?;
+        check_count("repetitions", args.repetitions, 1..=MOST_REPETITIONS)?;
+        args.batch.iter().try_for_each(|batch| check_count("batch", *batch, 1..=MOST_SEQUENCES))?;
+        args.depth.iter().try_for_each(|depth| check_count("depth", *depth, 0..=MOST_TOKENS))?;
         check_distinct("batch", &args.batch)?;
         check_distinct("depth", &args.depth)?;
         check_distinct("kernels", &args.kernels)?;
@@ -114,24 +114,17 @@ fn context(args: &BenchArgs) -> anyhow::Result<usize> {
     match args.computing.context {
         Some(asked) if asked < needed => {
             let reason = if needed == args.prompt_tokens { "--prompt-tokens" } else { "--depth and --gen-tokens" };
-            bail!("context: expected at least the {needed} tokens of {reason}, found {asked}")
+            bail!("--context: expected at least the {needed} tokens of {reason}, found {asked}")
         }
         asked => Ok(asked.unwrap_or(needed)),
     }
-}
-
-fn check(flag: &str, found: usize, least: usize, most: usize) -> anyhow::Result<()> {
-    if !(least..=most).contains(&found) {
-        bail!("{flag}: expected from {least} to {most}, found {found}");
-    }
-    Ok(())
 }
 
 fn check_distinct<T: PartialEq + Debug>(flag: &str, values: &[T]) -> anyhow::Result<()> {
     let twice = values.iter().enumerate().find(|(index, value)| values[..*index].contains(value));
     match twice {
         Some((_, value)) => {
-            bail!("{flag}: expected each value once, found {} twice", format!("{value:?}").to_lowercase())
+            bail!("--{flag}: expected each value once, found {} twice", format!("{value:?}").to_lowercase())
         }
         None => Ok(()),
     }

@@ -178,7 +178,7 @@ fn heading(report: &Report) -> String {
     let cpu = cpu.as_deref().unwrap_or("unknown processor");
     let plural = if *threads == 1 { "" } else { "s" };
     let machine = format!("{cpu}, {isa}, {threads} thread{plural}, {os}; braidinfer {}", report.version);
-    let model = format!("{}, {} weights", report.model, report.weights);
+    let model = format!("{}, {} weights", output::one_line(&report.model), report.weights);
     let Some(ceilings) = &report.ceilings else { return format!("{machine}\n{model}") };
     let [read, int8, bf16, f32] =
         [ceilings.read_gb_s, ceilings.int8_gop_s, ceilings.bf16_gflop_s, ceilings.f32_gflop_s].map(number);

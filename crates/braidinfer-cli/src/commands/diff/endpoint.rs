@@ -126,19 +126,7 @@ impl Endpoint {
         let body = json!({
             "model": self.model, "prompt": asked, "max_tokens": max_tokens, "temperature": 0, "logprobs": TOP,
         });
-        let completion: Completion = self.ask("completions", Some(&body))?;
-        let Some(choice) = completion.choices.into_iter().next() else {
-            bail!("{}: expected an answer, found none", self.url);
-        };
-        let Some(logprobs) = choice.logprobs else {
-            bail!("{}: expected `logprobs` beside the answer, found none: the engine does not tell", self.url);
-        };
-        Ok(Transcript {
-            prompt: spelled(prompt),
-            prompt_tokens: completion.usage.and_then(|usage| usage.prompt_tokens),
-            tokens: without_end(logprobs.into_tokens(), &choice.text),
-            text: choice.text,
-        })
+        transcript(self.ask("completions", Some(&body))?, prompt, &self.url)
     }
 
     fn ask<T: for<'de> Deserialize<'de>>(&self, path: &str, body: Option<&Value>) -> anyhow::Result<T> {
@@ -167,6 +155,21 @@ impl Endpoint {
             None => request,
         }
     }
+}
+
+fn transcript(completion: Completion, prompt: &Prompt, url: &str) -> anyhow::Result<Transcript> {
+    let Some(choice) = completion.choices.into_iter().next() else {
+        bail!("{url}: expected an answer, found none");
+    };
+    let Some(logprobs) = choice.logprobs else {
+        bail!("{url}: expected `logprobs` beside the answer, found none: the engine does not tell");
+    };
+    Ok(Transcript {
+        prompt: spelled(prompt),
+        prompt_tokens: completion.usage.and_then(|usage| usage.prompt_tokens),
+        tokens: without_end(logprobs.into_tokens(), &choice.text),
+        text: choice.text,
+    })
 }
 
 /// The message of an error response, or the beginning of the text if it is not in the API's format.
@@ -220,4 +223,38 @@ fn without_end(mut tokens: Vec<SpokenToken>, text: &str) -> Vec<SpokenToken> {
         }
     }
     tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use braidinfer::difference::TranscriptDifference;
+
+    use super::*;
+    use crate::mutations::{changed_json, check_all, json_changes};
+
+    fn transcript_of(completion: Value) -> Option<Transcript> {
+        let completion = serde_json::from_value(completion).ok()?;
+        transcript(completion, &Prompt::Text("Once".into()), "http://engine/v1").ok()
+    }
+
+    #[test]
+    fn changed_answers_of_an_engine_never_panic() {
+        let of_completion = json!({
+            "tokens": [" upon", " a", ""], "token_logprobs": [-0.5, -1.0, null],
+            "top_logprobs": [{" upon": -0.5, " in": -2.0}, null, {}],
+        });
+        let token = |text: &str| json!({"token": text, "id": 7, "logprob": -0.5, "top_logprobs": []});
+        let of_chat = json!({"content": [token(" upon"), token(" a"), token("</s>")]});
+        for logprobs in [of_completion, of_chat] {
+            let choice = json!({"text": " upon a", "logprobs": logprobs});
+            let answer = json!({"choices": [choice], "usage": {"prompt_tokens": 1}});
+            let unchanged = || vec![transcript_of(answer.clone()).expect("the unchanged answer is one")];
+            assert_eq!(unchanged()[0].tokens.len(), 2 + usize::from(unchanged()[0].text != " upon a"));
+            check_all(300, json_changes(), |changes| {
+                let Some(changed) = transcript_of(changed_json(&answer, changes)) else { return Ok(()) };
+                let difference = TranscriptDifference::of(&unchanged(), &[changed]);
+                serde_json::to_string(&difference).map(|_| ()).map_err(|error| error.to_string())
+            });
+        }
+    }
 }

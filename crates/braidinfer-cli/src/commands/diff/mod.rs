@@ -10,12 +10,13 @@ use braidinfer::difference::{Difference, PromptDifference, Side, Transcript, Tra
 use braidinfer::validation::{IDS, PROMPTS};
 
 use self::endpoint::Endpoint;
-use crate::args::{ComputingArgs, DiffArgs};
+use crate::args::{ComputingArgs, DiffArgs, MOST_TOKENS, check_count};
 use crate::interrupt;
 use crate::report::{Delivery, Document, LinePlot, Rating, Series, Verdict, number};
 use crate::side::LocalModel;
 
 pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
+    check_count("max-tokens", args.max_tokens, 1..=MOST_TOKENS)?;
     let delivery = Delivery::of(&args.output)?;
     let (a, b) = (SideArg::parse(&args.a, &args.computing)?, SideArg::parse(&args.b, &args.computing)?);
     interrupt::install()?;
