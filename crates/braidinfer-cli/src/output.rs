@@ -119,10 +119,11 @@ impl std::error::Error for StdoutError {}
 
 /// Prints help to stdout and usage errors to stderr.
 pub fn usage(error: &clap::Error) -> anyhow::Result<()> {
+    // An argument that is quoted may contain anything, which colours would hide from the look at the text.
+    let steers = |argument: std::ffi::OsString| matches!(one_line(&argument.to_string_lossy()), Cow::Owned(_));
+    let harmless = !std::env::args_os().any(steers);
     let styled = |text: &clap::builder::StyledStr, colours| {
-        // An argument that is quoted may contain anything.
-        let plain = text.to_string();
-        if colours && lines(&plain) == plain { text.ansi().to_string() } else { lines(&plain).into_owned() }
+        if colours && harmless { text.ansi().to_string() } else { lines(&text.to_string()).into_owned() }
     };
     let text = error.render();
     if error.use_stderr() {

@@ -151,17 +151,6 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn a_cache_of_the_hub_that_cannot_be_written_is_an_error() {
-    for cache in ["/proc/no/such/folder", "/dev/null/folder"] {
-        let mut command = below("", &["pull", "org/name"]);
-        command.env("HF_HUB_CACHE", cache).env("HF_HUB_OFFLINE", "0").env("HF_ENDPOINT", "http://127.0.0.1:1");
-        let output = command.output().expect("the shell starts");
-        assert_code(&output, 3, cache);
-        assert!(stderr(&output).contains("error: "), "{}", stderr(&output));
-    }
-}
-
-#[test]
 fn a_model_that_goes_away_or_is_a_device_is_an_error() {
     for path in ["/dev/zero", "/dev/full", "/proc/self/mem", "/dev/null"] {
         assert_code(&run("", &["inspect", path]), 3, path);

@@ -92,3 +92,14 @@ fn a_gated_model_asks_for_a_token() {
     assert_eq!(output.status.code(), Some(3));
     assert!(stderr(&output).contains("401") && stderr(&output).contains("HF_TOKEN"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_cache_that_cannot_be_written_is_an_error() {
+    let hub = gated();
+    for cache in ["/proc/no/such/folder", "/dev/null/folder"] {
+        let mut pull = command(&hub, &["pull", REPO]);
+        let output = pull.env("HF_HUB_CACHE", cache).output().expect("the binary starts");
+        assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+        assert!(stderr(&output).contains(cache), "{}", stderr(&output));
+    }
+}

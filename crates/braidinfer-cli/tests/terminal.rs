@@ -22,11 +22,15 @@ fn on_terminal(args: &[&str], with_stderr: bool) -> String {
     let plain = braidinfer(args);
     let mut command = Command::new("sh");
     let elsewhere = if with_stderr { "" } else { "2>/dev/null" };
-    command.arg("-c").arg(format!("exec \"$0\" \"$@\" {elsewhere}")).arg(plain.get_program()).args(args);
+    command.arg("-c").arg(format!("stty cols 400; exec \"$0\" \"$@\" {elsewhere}")).arg(plain.get_program()).args(args);
     for (name, value) in plain.get_envs() {
         command.env(name, value.expect("the environment of tests sets variables"));
     }
     command.env("NO_COLOR", "1");
+    sent_by(command)
+}
+
+fn sent_by(command: Command) -> String {
     let sent = spawn_command(command, Some(PATIENCE_MS)).expect("it starts").exp_eof().expect("it ends");
     // Each byte is a character there.
     let bytes = sent.chars().map(|c| u8::try_from(c).expect("bytes are read")).collect();
@@ -42,7 +46,7 @@ fn steers(c: char) -> bool {
 #[track_caller]
 fn shown_escaped(sent: &str) {
     assert!(!sent.contains(steers), "{sent:?}");
-    assert!(sent.contains("\\u{1b}") || sent.contains("\\x1b"), "the text is not there: {sent:?}");
+    assert!(sent.contains("\\u{"), "the text is not there: {sent:?}");
 }
 
 /// The built-in model with the byte that begins escape sequences in the place of the token for ` the`.
@@ -110,9 +114,20 @@ fn names_are_escaped_in_every_command() {
     }
     // Errors name them, too.
     let missing = format!("{evil}/missing");
-    for args in [["inspect", &missing], ["run", &missing], ["tokenize", &missing], ["serve", &missing]] {
-        shown_escaped(&on_terminal(&args, true));
+    let commands: [&[&str]; 4] =
+        [&["inspect", &missing], &["run", &missing, "Once"], &["tokenize", &missing, "Once"], &["serve", &missing]];
+    for args in commands {
+        shown_escaped(&on_terminal(args, true));
     }
-    shown_escaped(&on_terminal(&["run", &format!("--{HOSTILE}")], true));
-    shown_escaped(&on_terminal(&[HOSTILE], true));
+}
+
+#[test]
+fn wrong_arguments_are_escaped_with_colours_too() {
+    for args in [&["run", &format!("--{HOSTILE}")][..], &[HOSTILE]] {
+        shown_escaped(&on_terminal(args, true));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_braidinfer"));
+        command.args(args).env("TERM", "xterm").env_remove("NO_COLOR");
+        let sent = sent_by(command);
+        assert!(!sent.contains("\u{1b}[2J") && !sent.contains('\u{7}'), "{sent:?}");
+    }
 }

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{env, fs};
 
-use braidinfer::Error;
+use braidinfer::executor::Kernels;
 use braidinfer::model::{GenerationConfig, ModelSource, Weights, describe};
 use braidinfer::text::{ChatTemplate, Tokenizer, TokenizerSettings};
+use braidinfer::{Error, Llm, LoadOptions};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
@@ -97,6 +98,20 @@ fn replacements_that_multiply_a_text_are_refused() {
     for (field, list) in [("normalizer", "normalizers"), ("decoder", "decoders")] {
         let part = json!({"type": "Sequence", list: vec![double.clone(); 50]});
         check_refused(with_part(field, part), &format!("field `{field}`: expected replacements"));
+    }
+}
+
+/// They would be blamed on every request otherwise.
+#[test]
+fn sampling_values_of_the_model_name_their_file() {
+    let values = [("temperature", json!(-1.0)), ("top_p", json!(7)), ("repetition_penalty", json!(0))];
+    for (field, value) in values {
+        let mut files = files(&demo());
+        let config = json!({"do_sample": true, field: value}).to_string();
+        files.insert("generation_config.json".into(), config.into_bytes().into());
+        let options = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
+        let error = Llm::open(&source(files), &options, &|_, _| {}).err().expect(field).to_string();
+        assert!(error.starts_with(&format!("changed/generation_config.json: field `{field}`: expected ")), "{error}");
     }
 }
 
