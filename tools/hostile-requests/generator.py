@@ -178,8 +178,8 @@ def completion(rng, **fields):
                                "n": rng.choice([1, 1, 1, 2, 8]), **fields}
 
 
-def request(rng):
-    """A kind, a path and a body."""
+def request(rng, only=None):
+    """A kind, a path and a body; of the kinds in `only`, if there are any."""
     kinds = {
         "schema": lambda: completion(rng, response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": any_schema(rng)}}),
         "schema in a chat": lambda: chat(rng, response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": any_schema(rng)}}),
@@ -196,7 +196,9 @@ def request(rng):
         "embeddings": lambda: ("/v1/embeddings", {"input": [word(rng, 300)] * size(rng, 2000)}),
     }
     # Forms are what the limits are for.
-    kind = rng.choices(list(kinds), [5, 2, 5, 5, 1, 3, 1, 1, 1, 1, 1, 1])[0]
+    weights = dict(zip(kinds, [5, 2, 5, 5, 1, 3, 1, 1, 1, 1, 1, 1]))
+    chosen = [kind for kind in kinds if not only or kind in only]
+    kind = rng.choices(chosen, [weights[kind] for kind in chosen])[0]
     return kind, *kinds[kind]()
 
 

@@ -118,10 +118,10 @@ def said(text):
 class Load:
     """Clients that ask until they are told to stop."""
 
-    def __init__(self, server, answers):
-        self.server, self.answers = server, answers
+    def __init__(self, server, answers, kinds=None):
+        self.server, self.answers, self.kinds_sent = server, answers, kinds
         self.stopping, self.lock = threading.Event(), threading.Lock()
-        self.first, self.whole, self.faults = [], [], []
+        self.first, self.whole, self.faults, self.longest = [], [], [], (0, 0, 0, "")
         self.statuses, self.kinds = collections.Counter(), collections.Counter()
         self.slowest = collections.defaultdict(float)
 
@@ -137,13 +137,14 @@ class Load:
             with self.lock:
                 self.first.append(first)
                 self.whole.append(whole)
+                self.longest = max(self.longest, (whole, first, index, time.strftime("%T")))
                 if fault:
                     self.faults.append(fault)
 
     def hostile(self, client, seed, most=None):
         rng = random.Random(seed)
         while not self.stopping.is_set() and (most is None or most() > 0):
-            kind, path, body = generator.request(rng)
+            kind, path, body = generator.request(rng, self.kinds_sent)
             # Some leave before the answer is there.
             leaves = rng.random() < 0.05
             began = time.perf_counter()
@@ -192,7 +193,7 @@ def percentile(values, share):
 def times(name, load):
     print(f"{name}: {len(load.first)} honest answers; first token median {1000 * statistics.median(load.first):.0f} ms, "
           f"99 % {1000 * percentile(load.first, 0.99):.0f} ms, most {1000 * max(load.first):.0f} ms; whole median "
-          f"{1000 * statistics.median(load.whole):.0f} ms, 99 % {1000 * percentile(load.whole, 0.99):.0f} ms, most {1000 * max(load.whole):.0f} ms", flush=True)
+          f"{1000 * statistics.median(load.whole):.0f} ms, 99 % {1000 * percentile(load.whole, 0.99):.0f} ms, most {1000 * max(load.whole):.0f} ms (question {load.longest[2]}, first token after {1000 * load.longest[1]:.0f} ms)", flush=True)
 
 
 def main():
@@ -204,6 +205,7 @@ def main():
     parser.add_argument("--honest", type=int, default=4)
     parser.add_argument("--hostile", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", help="kinds of hostile requests, with commas between them; all if left out")
     parser.add_argument("--rest", type=float, default=60, help="seconds until memory is looked at again")
     args, more = parser.parse_known_args()
     server = Server(args.program, args.model, more)
@@ -214,7 +216,7 @@ def main():
     before.run(args.honest, 0, seconds=60 * args.minutes / 4 if args.minutes else 20)
     times("without hostile clients", before)
     start = server.memory()
-    load = Load(server, answers)
+    load = Load(server, answers, args.kinds and args.kinds.split(","))
     most = load.run(args.honest, args.hostile, 60 * args.minutes if args.minutes else None, args.requests, args.seed)
     if server.process.poll() is not None:
         sys.exit(f"the server ended with {server.process.returncode}: {open(server.log.name).read()[-3000:]}")
