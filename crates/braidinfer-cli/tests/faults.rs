@@ -164,15 +164,26 @@ fn a_model_that_goes_away_or_is_a_device_is_an_error() {
     assert!(stderr(&output).contains("config.json"), "{}", stderr(&output));
 }
 
+/// A server, which does not outlive a test that fails.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // After most tests it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A server that listens, and its address.
-fn start_below(setup: &str, args: &[&str]) -> (Child, BufReader<ChildStderr>, String) {
+fn start_below(setup: &str, args: &[&str]) -> (Server, BufReader<ChildStderr>, String) {
     let args: Vec<&str> = ["serve", "--port", "0"].iter().chain(args).copied().collect();
     let mut child = below(setup, &args).stderr(Stdio::piped()).spawn().expect("the shell starts");
     let mut lines = BufReader::new(child.stderr.take().expect("it is piped"));
     let line = line_with(&mut lines, "listening at http://");
     let address = line.split("http://").nth(1).and_then(|rest| rest.split(',').next()).expect("an address").to_owned();
     line_with(&mut lines, "is served at");
-    (child, lines, address)
+    (Server(child), lines, address)
 }
 
 fn line_with(lines: &mut impl BufRead, text: &str) -> String {
@@ -226,29 +237,26 @@ fn text_of(stream: &str) -> String {
     events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect()
 }
 
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+fn signal(server: &Server, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &server.0.id().to_string()]).status();
     assert!(sent.expect("kill is there").success());
 }
 
-fn code_of(mut child: Child) -> Option<i32> {
-    if !wait_until(|| child.try_wait().expect("it can be waited for").is_some()) {
-        child.kill().expect("it can be killed");
-        panic!("the server does not end");
-    }
-    child.wait().expect("it has ended").code()
+fn code_of(mut server: Server) -> Option<i32> {
+    assert!(wait_until(|| server.0.try_wait().expect("it can be waited for").is_some()), "the server does not end");
+    server.0.wait().expect("it has ended").code()
 }
 
 /// Ends a server as an operator does.
-fn stop(child: Child) {
-    signal(&child, "TERM");
-    assert_eq!(code_of(child), Some(0));
+fn stop(server: Server) {
+    signal(&server, "TERM");
+    assert_eq!(code_of(server), Some(0));
 }
 
 #[test]
 fn a_server_answers_while_nobody_reads_its_log() {
     for format in ["text", "json"] {
-        let (child, mut lines, address) = start_below("", &["--log-format", format, "--shutdown-timeout", "1"]);
+        let (server, mut lines, address) = start_below("", &["--log-format", format, "--shutdown-timeout", "1"]);
         // More than a pipe and the queue before it hold.
         for _ in 0..2_500 {
             assert!(get(&address, "/v1/models").starts_with("HTTP/1.1 200"));
@@ -263,18 +271,18 @@ fn a_server_answers_while_nobody_reads_its_log() {
         });
         let line = lost.recv_timeout(PATIENCE).expect("lost lines are told");
         assert!(line.starts_with("note: "), "{line}");
-        stop(child);
+        stop(server);
         reader.join().expect("the log is text");
     }
 }
 
 #[test]
 fn a_server_ends_while_nobody_reads_its_log() {
-    let (child, _lines, address) = start_below("", &[]);
+    let (server, _lines, address) = start_below("", &[]);
     for _ in 0..1_000 {
         assert!(get(&address, "/v1/models").starts_with("HTTP/1.1 200"));
     }
-    stop(child);
+    stop(server);
 }
 
 #[test]
@@ -282,12 +290,12 @@ fn a_server_serves_without_stderr() {
     for setup in ["|2>&-", "|2>/dev/full"] {
         let port = free_port();
         let args = ["serve", "--port", &port];
-        let child = below(setup, &args).spawn().expect("the shell starts");
+        let server = Server(below(setup, &args).spawn().expect("the shell starts"));
         let address = format!("127.0.0.1:{port}");
         let ready = || TcpStream::connect(&address).is_ok() && get(&address, "/ready").starts_with("HTTP/1.1 200");
         assert!(wait_until(ready), "{setup}: it is never ready");
         assert!(get(&address, "/v1/models").contains("demo"));
-        stop(child);
+        stop(server);
     }
 }
 
@@ -299,27 +307,27 @@ fn free_port() -> String {
 
 #[test]
 fn a_server_goes_on_after_it_ran_out_of_file_descriptors() {
-    let (child, _lines, address) = start_below("ulimit -n 40", &["--log-format", "none"]);
+    let (server, _lines, address) = start_below("ulimit -n 40", &["--log-format", "none"]);
     let connections: Vec<TcpStream> = (0..80).map(|_| connect(&address)).collect();
     drop(connections);
     assert!(get(&address, "/v1/models").contains("demo"));
-    stop(child);
+    stop(server);
 }
 
 #[test]
 fn an_answer_goes_on_after_the_server_was_stopped_for_a_while() {
-    let (child, _lines, address) = start_below("", &["--log-format", "none"]);
+    let (server, _lines, address) = start_below("", &["--log-format", "none"]);
     let (answer, beginning) = begin_answer(&address);
     let undisturbed = text_of(&(beginning + &rest(answer)));
     assert!(undisturbed.split_whitespace().count() > 20, "{undisturbed}");
     let (answer, beginning) = begin_answer(&address);
-    signal(&child, "STOP");
-    let stat = format!("/proc/{}/stat", child.id());
+    signal(&server, "STOP");
+    let stat = format!("/proc/{}/stat", server.0.id());
     let state = || fs::read_to_string(&stat).expect("it lives").rsplit(") ").next().map(|rest| rest.starts_with('T'));
     assert!(wait_until(|| state() == Some(true)), "it never stops");
-    signal(&child, "CONT");
+    signal(&server, "CONT");
     assert_eq!(text_of(&(beginning + &rest(answer))), undisturbed);
-    stop(child);
+    stop(server);
 }
 
 #[test]
@@ -328,26 +336,26 @@ fn a_server_ends_at_sigterm_in_each_state() {
     let mut child = below("", &["serve", "--port", "0"]).stderr(Stdio::piped()).spawn().expect("the shell starts");
     let mut lines = BufReader::new(child.stderr.take().expect("it is piped"));
     line_with(&mut lines, "listening at http://");
-    stop(child);
+    stop(Server(child));
     // With an answer that is being written, which is finished.
-    let (child, _lines, address) = start_below("", &["--log-format", "none"]);
+    let (server, _lines, address) = start_below("", &["--log-format", "none"]);
     let (answer, _) = begin_answer(&address);
-    signal(&child, "TERM");
+    signal(&server, "TERM");
     assert!(rest(answer).contains("[DONE]"));
-    assert_eq!(code_of(child), Some(0));
+    assert_eq!(code_of(server), Some(0));
     // With a request that never arrives.
-    let (child, _lines, address) = start_below("", &["--log-format", "none", "--shutdown-timeout", "1"]);
+    let (server, _lines, address) = start_below("", &["--log-format", "none", "--shutdown-timeout", "1"]);
     let half = send(&address, "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{");
-    stop(child);
+    stop(server);
     drop(half);
     // Twice: at once.
-    let (child, _lines, address) = start_below("", &["--log-format", "none", "--shutdown-timeout", "600"]);
+    let (server, _lines, address) = start_below("", &["--log-format", "none", "--shutdown-timeout", "600"]);
     let half = send(&address, "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{");
-    signal(&child, "TERM");
+    signal(&server, "TERM");
     let refuses = || TcpStream::connect(&address).is_err();
     assert!(wait_until(refuses), "it listens for ever");
-    signal(&child, "TERM");
-    assert!(matches!(code_of(child), Some(0 | 130)));
+    signal(&server, "TERM");
+    assert!(matches!(code_of(server), Some(0 | 130)));
     drop(half);
 }
 
