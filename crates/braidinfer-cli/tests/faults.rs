@@ -363,11 +363,17 @@ fn a_server_ends_at_sigterm_in_each_state() {
 fn numbers_that_mean_nothing_are_refused_by_name() {
     let llama = fixture("llama");
     let cases: [(&[&str], &str); 13] = [
-        (&["serve", "--max-sequences", "0"], "--max-sequences: expected from 1 to"),
-        (&["serve", "--max-sequences", "18446744073709551615"], "--max-sequences: expected from 1 to"),
-        (&["serve", "--max-waiting", "0"], "--max-waiting: expected from 1 to"),
-        (&["serve", "--max-waiting", "18446744073709551615"], "--max-waiting: expected from 1 to"),
-        (&["serve", "--kv-cache-tokens", "0"], "--kv-cache-tokens: expected from 1 to"),
+        (&["serve", "--max-sequences", "0"], "'--max-sequences <N>': 0 is not in 1..="),
+        (
+            &["serve", "--max-sequences", "18446744073709551615"],
+            "'--max-sequences <N>': 18446744073709551615 is not in 1..=",
+        ),
+        (
+            &["serve", "--max-waiting", "18446744073709551615"],
+            "'--max-waiting <N>': 18446744073709551615 is not in 0..=",
+        ),
+        (&["serve", "--kv-cache-tokens", "0"], "'--kv-cache-tokens <N>': 0 is not in 1..="),
+        (&["serve", "--form-depth", "0"], "'--form-depth <LEVELS>': 0 is not in 1..="),
         (&["serve", "--port", "0", "--threads", "0"], "--threads: expected from 1 to"),
         (&["serve", "--port", "0", "--threads", "100000"], "--threads: expected from 1 to"),
         (&["serve", "--port", "0", "--context", "0"], "--context: expected from 1 to"),
