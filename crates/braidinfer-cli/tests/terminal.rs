@@ -114,8 +114,12 @@ fn names_are_escaped_in_every_command() {
     }
     // Errors name them, too.
     let missing = format!("{evil}/missing");
-    let commands: [&[&str]; 4] =
-        [&["inspect", &missing], &["run", &missing, "Once"], &["tokenize", &missing, "Once"], &["serve", &missing]];
+    let commands: [&[&str]; 4] = [
+        &["inspect", &missing],
+        &["run", &missing, "Once"],
+        &["tokenize", &missing, "Once"],
+        &["serve", "--port", "0", &missing],
+    ];
     for args in commands {
         shown_escaped(&on_terminal(args, true));
     }
