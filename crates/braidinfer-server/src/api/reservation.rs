@@ -54,6 +54,8 @@ pub fn reserve(
     params: &SamplingParams,
     delivery: Delivery,
 ) -> Result<Reservation, ApiError> {
+    // A parameter out of range is refused as such, and not for what it would take.
+    params.validate()?;
     let tokens: usize = prompts.iter().map(Vec::len).sum();
     let lengths = prompts.iter().map(Vec::len);
     let written =
@@ -109,12 +111,12 @@ pub fn reserve_embeddings(
 
 fn bytes_per_token(logprobs: Option<usize>, delivery: Delivery) -> usize {
     let text = if delivery == Delivery::Whole { TEXT_BYTES } else { UNREAD_BYTES };
-    text + logprobs.map_or(0, bytes_of_logprobs)
+    logprobs.map_or(0, bytes_of_logprobs).saturating_add(text)
 }
 
 /// For a token with its log-probability and those of `top` others.
 fn bytes_of_logprobs(top: usize) -> usize {
-    (top + 1) * LOGPROB_BYTES
+    top.saturating_add(1).saturating_mul(LOGPROB_BYTES)
 }
 
 fn too_large(params: &SamplingParams, answers: usize, estimate: usize, most: usize) -> ApiError {
