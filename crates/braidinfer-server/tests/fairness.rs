@@ -169,6 +169,10 @@ fn answers_that_could_take_too_much_memory_are_refused_by_name() {
         let message = error["message"].as_str().expect("it says why");
         assert!(message.contains("at most 1048576 bytes") && message.contains("could take "), "{message}");
     }
+    for (fields, field) in [(json!({"logprobs": u64::MAX}), "logprobs"), (json!({"n": u64::MAX}), "n")] {
+        let (status, error) = server.post("/v1/completions", &with(greedy(STORY, 480), fields)).error();
+        assert_eq!((status, &error["param"]), (400, &json!(field)), "{error}");
+    }
     let chat = json!({"messages": [{"role": "user", "content": "x"}], "logprobs": true, "top_logprobs": 20, "n": 8});
     assert_eq!(server.post("/v1/chat/completions", &chat).error().0, 400);
     // What fits is answered, one after another, and given back.

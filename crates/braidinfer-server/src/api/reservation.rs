@@ -54,6 +54,8 @@ pub fn reserve(
     params: &SamplingParams,
     delivery: Delivery,
 ) -> Result<Reservation, ApiError> {
+    // A parameter out of range is refused as such, and not for what it would take.
+    params.validate()?;
     let tokens: usize = prompts.iter().map(Vec::len).sum();
     let lengths = prompts.iter().map(Vec::len);
     let written =
