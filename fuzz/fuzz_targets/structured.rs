@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use braidinfer::executor::Kernels;
 use braidinfer::model::ModelSource;
-use braidinfer::{AnswerForm, Llm, LoadOptions, StructuredOutput};
+use braidinfer::{AnswerForm, CancelFlag, FormLimits, Llm, LoadOptions, StructuredOutput};
 use libfuzzer_sys::fuzz_target;
 
 const FIELD: &str = "response_format";
@@ -24,7 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
         1 => AnswerForm::Regex(text.to_owned()),
         _ => AnswerForm::Lark(text.to_owned()),
     };
-    if let Err(error) = forms.constraint(&form, FIELD) {
+    if let Err(error) = forms.constraint(&form, FIELD, &CancelFlag::default()) {
         assert!(error.to_string().starts_with(FIELD), "{error}");
     }
 });
@@ -36,5 +36,5 @@ fn forms() -> StructuredOutput {
     let options = LoadOptions { kernels: Kernels::Standard, threads: Some(1), ..LoadOptions::default() };
     let llm = Llm::open(&source, &options, &|_, _| {}).expect("the model can be loaded");
     let size = llm.text().tokenizer().map_or(0, |tokenizer| tokenizer.vocab_size());
-    StructuredOutput::new(llm.text(), size).expect("the model has a tokenizer")
+    StructuredOutput::new(llm.text(), size, FormLimits::default()).expect("the model has a tokenizer")
 }
