@@ -54,7 +54,7 @@ fn exit_codes_do_not_depend_on_stderr() {
         (&["inspect", "/no/such/model"], 3),
         (&["run", "--no-such-flag"], 3),
         (&[], 3),
-        (&["serve", "--max-waiting", "0"], 3),
+        (&["serve", "--max-sequences", "0"], 3),
     ];
     for (args, code) in cases {
         for setup in ["", "|2>&-", "|2>/dev/full"] {
