@@ -5,17 +5,14 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read};
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{ChildStderr, Command, Output, Stdio};
 
+use support::server::{PATIENCE, Server, code_of, connect, get, line_with, rest, send, signal, start_server};
 use support::{Broken, braidinfer, model, stderr, stdout, wait_until};
 use tempfile::TempDir;
-
-/// Longest wait for anything that must happen.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The binary with `args` below a shell, which runs `setup` first: redirections and limits.
 fn below(setup: &str, args: &[&str]) -> Command {
@@ -164,60 +161,10 @@ fn a_model_that_goes_away_or_is_a_device_is_an_error() {
     assert!(stderr(&output).contains("config.json"), "{}", stderr(&output));
 }
 
-/// A server, which does not outlive a test that fails.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // After most tests it has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A server that listens, and its address.
 fn start_below(setup: &str, args: &[&str]) -> (Server, BufReader<ChildStderr>, String) {
     let args: Vec<&str> = ["serve", "--port", "0"].iter().chain(args).copied().collect();
-    let mut child = below(setup, &args).stderr(Stdio::piped()).spawn().expect("the shell starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("it is piped"));
-    let line = line_with(&mut lines, "listening at http://");
-    let address = line.split("http://").nth(1).and_then(|rest| rest.split(',').next()).expect("an address").to_owned();
-    line_with(&mut lines, "is served at");
-    (Server(child), lines, address)
-}
-
-fn line_with(lines: &mut impl BufRead, text: &str) -> String {
-    let mut seen = String::new();
-    loop {
-        let mut line = String::new();
-        assert!(lines.read_line(&mut line).expect("it is text") > 0, "{text} never came: {seen}");
-        if line.contains(text) {
-            return line;
-        }
-        seen += &line;
-    }
-}
-
-fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    stream
-}
-
-fn send(address: &str, request: &str) -> BufReader<TcpStream> {
-    let mut stream = connect(address);
-    stream.write_all(request.as_bytes()).expect("it takes requests");
-    BufReader::new(stream)
-}
-
-fn get(address: &str, path: &str) -> String {
-    rest(send(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")))
-}
-
-fn rest(mut answer: BufReader<TcpStream>) -> String {
-    let mut text = String::new();
-    answer.read_to_string(&mut text).expect("it answers");
-    text
+    start_server(below(setup, &args))
 }
 
 /// Begins a streamed answer and reads its first lines, so that it is being written.
@@ -235,16 +182,6 @@ fn text_of(stream: &str) -> String {
     let events = stream.lines().filter_map(|line| line.strip_prefix("data: "));
     let events: Vec<serde_json::Value> = events.filter_map(|event| serde_json::from_str(event).ok()).collect();
     events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect()
-}
-
-fn signal(server: &Server, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &server.0.id().to_string()]).status();
-    assert!(sent.expect("kill is there").success());
-}
-
-fn code_of(mut server: Server) -> Option<i32> {
-    assert!(wait_until(|| server.0.try_wait().expect("it can be waited for").is_some()), "the server does not end");
-    server.0.wait().expect("it has ended").code()
 }
 
 /// Ends a server as an operator does.

@@ -2,63 +2,22 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::ChildStderr;
 
+use support::server::{Server, code_of, get, line_with, signal, start_server};
 use support::{braidinfer, output, refuse, stderr, wait_until};
 
 /// A server that listens, and its address.
-fn start(args: &[&str]) -> (Child, BufReader<std::process::ChildStderr>, String) {
-    let mut command = braidinfer(["serve", "--port", "0"].iter().chain(args));
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("it is piped"));
-    let line = line_with(&mut lines, "listening at http://");
-    let address = line.split("http://").nth(1).and_then(|rest| rest.split(',').next()).expect("an address").to_owned();
-    line_with(&mut lines, "is served at");
-    (child, lines, address)
-}
-
-fn line_with(lines: &mut impl BufRead, text: &str) -> String {
-    let mut seen = String::new();
-    loop {
-        let mut line = String::new();
-        assert!(lines.read_line(&mut line).expect("it is text") > 0, "{text} never came: {seen}");
-        if line.contains(text) {
-            return line;
-        }
-        seen += &line;
-    }
-}
-
-fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout can be set");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("it takes requests");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
-    answer
-}
-
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
-    assert!(sent.expect("kill is there").success());
-}
-
-fn ends_with(mut child: Child) -> Option<i32> {
-    if !wait_until(|| child.try_wait().expect("it can be waited for").is_some()) {
-        child.kill().expect("it can be killed");
-        panic!("the server does not end");
-    }
-    child.wait().expect("it has ended").code()
+fn start(args: &[&str]) -> (Server, BufReader<ChildStderr>, String) {
+    start_server(braidinfer(["serve", "--port", "0"].iter().chain(args)))
 }
 
 #[test]
 fn a_server_serves_and_ends_at_a_signal() {
     for name in ["TERM", "INT", "HUP"] {
-        let (child, mut lines, address) = start(&["--log-format", "json"]);
+        let (server, mut lines, address) = start(&["--log-format", "json"]);
         assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
         assert!(get(&address, "/v1/models").contains("\"id\":\"demo\""));
         // The chat template is in a worker process.
@@ -69,14 +28,14 @@ fn a_server_serves_and_ends_at_a_signal() {
             "{metrics}"
         );
         assert!(line_with(&mut lines, "\"path\":\"/ready\"").contains("\"status\":200"));
-        signal(&child, name);
-        assert_eq!(ends_with(child), Some(0), "{name}");
+        signal(&server, name);
+        assert_eq!(code_of(server), Some(0), "{name}");
     }
 }
 
 #[test]
 fn clients_that_go_away_before_they_are_answered_are_in_the_log() {
-    let (child, mut lines, address) = start(&[]);
+    let (server, mut lines, address) = start(&[]);
     let body = r#"{"prompt": "Once", "max_tokens": 400, "ignore_eos": true, "n": 100, "logprobs": 20}"#;
     let head =
         "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nx-request-id: gone";
@@ -90,18 +49,18 @@ fn clients_that_go_away_before_they_are_answered_are_in_the_log() {
     drop(stream);
     let line = line_with(&mut lines, "the client went away");
     assert!(line.contains("gone") && line.contains("/v1/completions"), "{line}");
-    signal(&child, "TERM");
-    ends_with(child);
+    signal(&server, "TERM");
+    code_of(server);
 }
 
 #[test]
 fn what_others_can_reach_needs_a_key() {
     refuse(["serve", "--host", "0.0.0.0", "--port", "0"], &["0.0.0.0", "no API key is set"]);
-    let (child, _lines, address) = start(&["--host", "0.0.0.0", "--api-key", "secret"]);
+    let (server, _lines, address) = start(&["--host", "0.0.0.0", "--api-key", "secret"]);
     let local = address.replace("0.0.0.0", "127.0.0.1");
     assert!(get(&local, "/v1/models").starts_with("HTTP/1.1 401"));
-    signal(&child, "TERM");
-    ends_with(child);
+    signal(&server, "TERM");
+    code_of(server);
 }
 
 #[test]

@@ -5,6 +5,8 @@
 #[path = "../../../braidinfer/tests/support/waiting.rs"]
 mod waiting;
 
+pub mod server;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
