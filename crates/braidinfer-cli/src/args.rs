@@ -575,27 +575,23 @@ pub struct NetworkArgs {
 #[command(next_help_heading = "Forms of answers (schemas, expressions, grammars)")]
 pub struct FormArgs {
     /// Longest form
-    #[arg(long, value_name = "BYTES", default_value_t = 524_288, value_parser = at_least_one())]
-    pub form_bytes: u64,
+    #[arg(long, value_name = "BYTES", default_value_t = 524_288, value_parser = count(1, 1 << 40))]
+    pub form_bytes: usize,
     /// Deepest nesting of a schema as it is written
-    #[arg(long, value_name = "LEVELS", default_value_t = 64, value_parser = at_least_one())]
-    pub form_depth: u64,
+    #[arg(long, value_name = "LEVELS", default_value_t = 64, value_parser = count(1, 1 << 40))]
+    pub form_depth: usize,
     /// Most values of a schema, or lines of a grammar
-    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = at_least_one())]
-    pub form_parts: u64,
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = count(1, 1 << 40))]
+    pub form_parts: usize,
     /// Seconds to compile a form
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     pub form_timeout: u64,
     /// Memory for a form
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
-    pub form_memory: u64,
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = count(1, 1 << 20))]
+    pub form_memory: usize,
     /// Milliseconds to find which tokens may come next
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1000 * MOST_SECONDS))]
     pub mask_timeout: u64,
-}
-
-fn at_least_one() -> RangedU64ValueParser<u64> {
-    clap::value_parser!(u64).range(1..=1 << 40)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

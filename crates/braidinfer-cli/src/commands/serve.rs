@@ -126,15 +126,13 @@ fn config(args: &NetworkArgs, forms: &FormArgs) -> anyhow::Result<ServerConfig> 
 }
 
 fn form_limits(args: &FormArgs) -> FormLimits {
-    // What does not fit is more than any machine has.
-    let number = |asked: u64| usize::try_from(asked).unwrap_or(usize::MAX);
     FormLimits {
-        max_bytes: number(args.form_bytes),
-        max_depth: number(args.form_depth),
-        max_parts: number(args.form_parts),
+        max_bytes: args.form_bytes,
+        max_depth: args.form_depth,
+        max_parts: args.form_parts,
         compile: WorkLimits {
             time: Duration::from_secs(args.form_timeout),
-            memory: number(args.form_memory).saturating_mul(1 << 20),
+            memory: args.form_memory.saturating_mul(1 << 20),
         },
         mask_time: Duration::from_millis(args.mask_timeout),
     }
