@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::containment::{Service, WorkKind, serve};
+use crate::containment::{Service, WorkKind, message, serve};
 use crate::structured::form_service;
 use crate::text::template_service;
 
@@ -11,10 +11,10 @@ use crate::text::template_service;
 ///
 /// Fails if the messages cannot be read or written.
 pub fn run_worker() -> io::Result<()> {
-    serve(|setup| match rmp_serde::from_slice::<(WorkKind, serde_bytes::ByteBuf)>(setup) {
+    serve(|setup| match message::parts_of_setup(setup) {
         Ok((WorkKind::Template, setup)) => template_service(&setup),
         Ok((WorkKind::Form, setup)) => form_service(&setup),
         // The parent is of another version, or no parent of ours at all.
-        Err(error) => (None::<Box<dyn Service>>, error.to_string().into_bytes()),
+        Err(error) => (None::<Box<dyn Service>>, error.into_bytes()),
     })
 }

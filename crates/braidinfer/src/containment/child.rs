@@ -7,7 +7,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::frames;
+use super::{frames, message};
 
 /// Stack of the thread that works. Parsers of untrusted text recurse; pages that are not touched cost nothing.
 const STACK: usize = 256 << 20;
@@ -40,7 +40,7 @@ pub(crate) fn serve(
     begin: impl FnOnce(&[u8]) -> (Option<Box<dyn Service>>, Vec<u8>) + Send + 'static,
 ) -> io::Result<()> {
     let setup = frames::read(&mut io::stdin().lock())?;
-    let setup: Setup = rmp_serde::from_slice(&setup).map_err(io::Error::other)?;
+    let setup: Setup = message::unpack(&setup).map_err(io::Error::other)?;
     limit(setup.memory.saturating_add(setup.service.len().saturating_mul(PER_SETUP_BYTE)))?;
     let (sender, requests) = channel();
     // If the parent ends or gives this process up, its end of the pipe is closed, whatever is being computed here.

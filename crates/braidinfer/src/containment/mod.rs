@@ -10,6 +10,7 @@
 
 mod child;
 mod frames;
+pub(crate) mod message;
 mod process;
 
 use std::ffi::OsString;

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::child::Setup;
-use super::{CancelFlag, WorkLimits, WorkerProgram, frames};
+use super::{CancelFlag, WorkLimits, WorkerProgram, frames, message};
 
 /// How often it is looked whether a request is still wanted.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -100,7 +100,7 @@ impl Process {
         cancel: CancelFlag,
     ) -> Result<(Self, Pending), Failure> {
         let setup = Setup { memory: limits.memory, service };
-        let setup = rmp_serde::to_vec(&setup).map_err(|error| Failure::Worker(error.to_string()))?;
+        let setup = message::pack(&setup).map_err(Failure::Worker)?;
         let mut command = Command::new(&program.program);
         command.args(&program.args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C in a terminal is for the parent.

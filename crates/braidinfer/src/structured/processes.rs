@@ -12,7 +12,7 @@ use serde_bytes::ByteBuf;
 use super::compile::Progress;
 use super::vocabulary::Vocabulary;
 use super::{AnswerForm, FormLimits, refused};
-use crate::containment::{CancelFlag, Failure, Pending, Process, Service, WorkKind, WorkerProgram};
+use crate::containment::{CancelFlag, Failure, Pending, Process, Service, WorkKind, WorkerProgram, message};
 use crate::engine::{Constraint, TokenMask};
 use crate::{Error, Result};
 
@@ -48,15 +48,6 @@ enum Reply {
     Taken(bool),
 }
 
-fn pack<T: Serialize>(message: &T) -> Result<Vec<u8>, Failure> {
-    rmp_serde::to_vec(message).map_err(|error| Failure::Worker(error.to_string()))
-}
-
-fn unpack(reply: Result<Vec<u8>, Failure>) -> Result<Reply, String> {
-    let reply = reply.map_err(|failure| failure.to_string())?;
-    rmp_serde::from_slice::<Result<Reply, String>>(&reply).map_err(|error| error.to_string())?
-}
-
 /// The worker processes for the forms of one model.
 ///
 /// A process takes a while to read a large vocabulary, so one whose form nobody needs any more gets the next form.
@@ -84,8 +75,26 @@ enum State {
     /// A request compiles it.
     Building,
     Ready(Arc<FormProcess>),
-    /// It cannot be compiled, whoever asks.
+    /// It cannot be compiled, by any request.
     Refused(String),
+}
+
+impl State {
+    /// Whether the form is compiled and no answer needs it. Nobody can begin to need it while the state is locked.
+    fn is_idle(&self) -> bool {
+        matches!(self, Self::Ready(process) if Arc::strong_count(process) == 1)
+    }
+}
+
+impl Slot {
+    /// Forgets the form, if no answer needs it by now, and returns its process.
+    fn take_idle(&self) -> Option<FormProcess> {
+        let mut state = lock(&self.state);
+        match state.is_idle().then(|| std::mem::take(&mut *state)) {
+            Some(State::Ready(process)) => Arc::into_inner(process),
+            _ => None,
+        }
+    }
 }
 
 /// A process that has compiled a form.
@@ -101,8 +110,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl FormProcesses {
     pub(super) fn new(program: WorkerProgram, vocabulary: &Vocabulary, limits: FormLimits) -> Result<Self> {
-        let setup = pack(vocabulary).and_then(|setup| pack(&(WorkKind::Form, ByteBuf::from(setup))));
-        let setup = setup.map_err(|failure| Error::Internal(failure.to_string()))?;
+        let setup = message::setup(WorkKind::Form, vocabulary).map_err(Error::Internal)?;
         Ok(Self { program, setup, limits, forms: Mutex::new(LruCache::unbounded()), spare: Mutex::default() })
     }
 
@@ -173,7 +181,7 @@ impl FormProcesses {
             None => self.start().map(|(process, ready)| (process, Some(ready)))?,
         };
         if let Some(ready) = ready {
-            unpack(ready.wait()).map_err(Fault::OfForm)?;
+            message::reply::<Reply>(&ready.wait()?).map_err(Fault::OfForm)?;
         }
         // The next form does not have to wait for a process to read the vocabulary.
         if lock(&self.spare).is_empty() && self.idle_forms().len() < KEPT {
@@ -184,8 +192,9 @@ impl FormProcesses {
     }
 
     fn compile(&self, process: Process, form: &AnswerForm, cancel: &CancelFlag) -> Result<Arc<FormProcess>, Fault> {
-        let compiled = process.submit(pack(&Ask::Compile(form.clone()))?, self.limits.compile.time, cancel.clone());
-        if let Err(message) = unpack(Ok(compiled.wait()?)) {
+        let ask = message::pack(&Ask::Compile(form.clone())).map_err(Fault::OfForm)?;
+        let compiled = process.submit(ask, self.limits.compile.time, cancel.clone());
+        if let Err(message) = message::reply::<Reply>(&compiled.wait()?) {
             self.keep_spare(process, None);
             return Err(Fault::OfForm(message));
         }
@@ -201,20 +210,19 @@ impl FormProcesses {
 
     /// The forms that are compiled and that no answer needs, the least recently used one first.
     fn idle_forms(&self) -> Vec<Arc<Slot>> {
-        let is_idle =
-            |slot: &Slot| matches!(&*lock(&slot.state), State::Ready(process) if Arc::strong_count(process) == 1);
-        lock(&self.forms).iter().rev().map(|(_, slot)| slot).filter(|slot| is_idle(slot)).cloned().collect()
+        lock(&self.forms)
+            .iter()
+            .rev()
+            .map(|(_, slot)| slot)
+            .filter(|slot| lock(&slot.state).is_idle())
+            .cloned()
+            .collect()
     }
 
     /// Ends processes whose forms nobody needs, but for those that are kept.
     fn end_idle(&self) {
         let idle = self.idle_forms();
-        for slot in idle.iter().take(idle.len().saturating_sub(KEPT)) {
-            let mut state = lock(&slot.state);
-            if matches!(&*state, State::Ready(process) if Arc::strong_count(process) == 1) {
-                *state = State::Empty;
-            }
-        }
+        idle.iter().take(idle.len().saturating_sub(KEPT)).for_each(|slot| drop(slot.take_idle()));
     }
 
     /// The process of a form that nobody needs, if more of them are kept than have to be.
@@ -223,22 +231,7 @@ impl FormProcesses {
         if idle.len() < KEPT {
             return None;
         }
-        let forget = |slot: &Arc<Slot>| match std::mem::take(&mut *lock(&slot.state)) {
-            State::Ready(process) => match Arc::try_unwrap(process) {
-                Ok(form) if form.is_alive() => Some(form.process),
-                Ok(_) => None,
-                // An answer needs it after all.
-                Err(process) => {
-                    *lock(&slot.state) = State::Ready(process);
-                    None
-                }
-            },
-            other => {
-                *lock(&slot.state) = other;
-                None
-            }
-        };
-        idle.iter().find_map(forget)
+        idle.iter().filter_map(|slot| slot.take_idle()).find(FormProcess::is_alive).map(|form| form.process)
     }
 
     fn start(&self) -> Result<(Process, Pending), Failure> {
@@ -265,7 +258,7 @@ impl FormProcess {
     }
 
     fn ask(&self, ask: &Ask) -> Option<Pending> {
-        let request = pack(ask).ok()?;
+        let request = message::pack(ask).ok()?;
         Some(self.process.submit(request, self.limits.mask_time, CancelFlag::default()))
     }
 }
@@ -304,7 +297,8 @@ impl RemoteConstraint {
             None => Err(Failure::Worker("nothing was asked".into())),
         };
         self.pending = None;
-        Some(unpack(reply).map_err(|message| refused(&self.field, message)))
+        let reply = reply.map_err(|failure| failure.to_string()).and_then(|reply| message::reply(&reply));
+        Some(reply.map_err(|message| refused(&self.field, message)))
     }
 
     fn unexpected(&self) -> Error {
@@ -354,7 +348,7 @@ struct FormService {
 
 impl FormService {
     fn reply(&mut self, request: &[u8]) -> Result<Reply, String> {
-        match rmp_serde::from_slice(request).map_err(|error| error.to_string())? {
+        match message::unpack(request)? {
             Ask::Compile(form) => {
                 // What was there before must not take memory from it.
                 (self.begin, self.answers) = (None, HashMap::new());
@@ -381,15 +375,13 @@ impl FormService {
 
 impl Service for FormService {
     fn answer(&mut self, request: &[u8]) -> Vec<u8> {
-        let reply = self.reply(request);
-        // Replies of these types can always be written.
-        rmp_serde::to_vec(&reply).unwrap_or_default()
+        message::of_reply(&self.reply(request))
     }
 }
 
 /// The service of a worker process for a form over a vocabulary, and the reply whether the vocabulary can be used.
 pub(crate) fn form_service(setup: &[u8]) -> (Option<Box<dyn Service>>, Vec<u8>) {
-    let vocabulary = rmp_serde::from_slice::<Vocabulary>(setup).map_err(|error| error.to_string());
+    let vocabulary = message::unpack::<Vocabulary>(setup);
     let (service, reply) = match vocabulary.and_then(|vocabulary| vocabulary.parsers()) {
         Ok(vocabulary) => {
             let service: Box<dyn Service> = Box::new(FormService { vocabulary, begin: None, answers: HashMap::new() });
@@ -397,5 +389,21 @@ pub(crate) fn form_service(setup: &[u8]) -> (Option<Box<dyn Service>>, Vec<u8>) 
         }
         Err(error) => (None, Err(error)),
     };
-    (service, rmp_serde::to_vec(&reply).unwrap_or_default())
+    (service, message::of_reply(&reply))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_that_cannot_be_forgotten_keeps_its_place() {
+        let slot = Slot::default();
+        for state in [State::Building, State::Refused("no form".into()), State::Empty] {
+            *lock(&slot.state) = state.clone();
+            assert!(slot.take_idle().is_none());
+            let left = slot.state.try_lock().expect("nobody holds it");
+            assert_eq!(std::mem::discriminant(&*left), std::mem::discriminant(&state));
+        }
+    }
 }

@@ -65,7 +65,7 @@ impl Vocabulary {
         parsers.quiet();
         let limits = parsers.limits_mut();
         limits.max_lexer_states = MAX_LEXER_STATES;
-        // Errors go to whoever sent the form, who knows it.
+        // Errors go to the client, who knows the form.
         limits.verbose_errors = false;
         Ok(parsers)
     }

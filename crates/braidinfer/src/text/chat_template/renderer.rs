@@ -8,12 +8,11 @@ use chrono::NaiveDateTime;
 use minijinja::value::Serde;
 use minijinja::{Environment, Value};
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
 use serde_json::{Map, Value as Json};
 
 use super::{TemplateClock, describe, environment};
 use crate::contained::{contained, contained_on_large_stack};
-use crate::containment::{CancelFlag, Failure, Process, Service, WorkKind, WorkLimits, WorkerProgram};
+use crate::containment::{CancelFlag, Failure, Process, Service, WorkKind, WorkLimits, WorkerProgram, message};
 
 /// Longest template, in bytes. Real ones have up to some 30,000.
 const LONGEST_TEMPLATE: usize = 1 << 20;
@@ -166,9 +165,7 @@ impl Workers {
             TemplateClock::Fixed(time) => Some(time),
         };
         let setup: TemplateSetup = (source.to_owned(), fixed);
-        let setup = rmp_serde::to_vec(&setup).map_err(|error| error.to_string())?;
-        let setup =
-            rmp_serde::to_vec(&(WorkKind::Template, ByteBuf::from(setup))).map_err(|error| error.to_string())?;
+        let setup = message::setup(WorkKind::Template, &setup)?;
         let workers = Self { program, setup, state: Mutex::default(), freed: Condvar::new() };
         // A template that cannot be parsed is an error now, and not of the first chat.
         let first = workers.process()?;
@@ -185,12 +182,12 @@ impl Workers {
         let started = Process::start(&self.program, self.setup.clone(), LIMITS, CancelFlag::default());
         let (process, ready) = started.map_err(|failure| found(&failure))?;
         let parsed = ready.wait().map_err(|failure| found(&failure))?;
-        read_reply::<()>(&parsed)?;
+        message::reply::<()>(&parsed)?;
         Ok(process)
     }
 
     fn render(&self, context: &Context) -> Result<String, String> {
-        let request = rmp_serde::to_vec_named(context).map_err(|error| error.to_string())?;
+        let request = message::pack(context)?;
         let mut state = self.state();
         while state.running >= MOST_PROCESSES {
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -217,7 +214,7 @@ impl Workers {
             None => self.process()?,
         };
         let reply = process.submit(request, LIMITS.time, CancelFlag::default()).wait();
-        Ok((process, read_reply(&reply.map_err(|failure| found(&failure))?)))
+        Ok((process, message::reply(&reply.map_err(|failure| found(&failure))?)))
     }
 }
 
@@ -225,32 +222,23 @@ fn found(failure: &Failure) -> String {
     format!("expected a template that can be parsed and rendered within limits, found {failure}")
 }
 
-fn read_reply<T: for<'a> Deserialize<'a>>(reply: &[u8]) -> Result<T, String> {
-    rmp_serde::from_slice::<Result<T, String>>(reply).map_err(|error| error.to_string())?
-}
-
 /// The service of a worker process that renders one template.
 struct Rendering(Parsed);
 
 impl Service for Rendering {
     fn answer(&mut self, request: &[u8]) -> Vec<u8> {
-        let context = rmp_serde::from_slice(request).map_err(|error| error.to_string());
-        reply(&context.and_then(|context| in_worker(|| self.0.render(context))))
+        let context = message::unpack(request);
+        message::of_reply(&context.and_then(|context| in_worker(|| self.0.render(context))))
     }
-}
-
-fn reply<T: Serialize>(result: &Result<T, String>) -> Vec<u8> {
-    // Texts and errors can always be written.
-    rmp_serde::to_vec(result).unwrap_or_default()
 }
 
 /// The service for a template, and the reply whether it could be parsed.
 pub(crate) fn template_service(setup: &[u8]) -> (Option<Box<dyn Service>>, Vec<u8>) {
-    let setup = rmp_serde::from_slice::<TemplateSetup>(setup).map_err(|error| error.to_string());
+    let setup = message::unpack::<TemplateSetup>(setup);
     let parsed = setup
         .and_then(|(source, fixed)| Parsed::new(&source, fixed.map_or(TemplateClock::Local, TemplateClock::Fixed)));
     match parsed {
-        Ok(parsed) => (Some(Box::new(Rendering(parsed))), reply(&Ok(()))),
-        Err(error) => (None, reply::<()>(&Err(error))),
+        Ok(parsed) => (Some(Box::new(Rendering(parsed))), message::of_reply(&Ok(()))),
+        Err(error) => (None, message::of_reply::<()>(&Err(error))),
     }
 }
