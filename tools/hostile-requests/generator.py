@@ -7,7 +7,7 @@ a logarithmic scale, so that limits are met from both sides. The same seed gives
 import random
 import string
 
-MODEL_CONTEXT_TEXT = "Once upon a time"
+PROMPT = "Once upon a time"
 
 
 def size(rng, most):
@@ -174,7 +174,7 @@ def chat(rng, **fields):
 
 
 def completion(rng, **fields):
-    return "/v1/completions", {"prompt": MODEL_CONTEXT_TEXT, "max_tokens": rng.randint(1, 24), "stream": rng.random() < 0.3,
+    return "/v1/completions", {"prompt": PROMPT, "max_tokens": rng.randint(1, 24), "stream": rng.random() < 0.3,
                                "n": rng.choice([1, 1, 1, 2, 8]), **fields}
 
 

@@ -1,7 +1,7 @@
 //! The account of the memory that requests hold: their bodies, prompts and answers.
 //!
-//! Whoever is about to keep something for a request makes a [`Claim`] first and drops it with what it stands for. All claims
-//! together stay within one limit, and those of one client within half of it, so that no client can hold everything.
+//! Code that keeps bytes for a request makes a [`Claim`] of as many first, and drops both together. All claims together stay
+//! within one limit, and those of one client within half of it, so that no client can hold everything.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_stops_waiting_takes_no_slot() {
+    fn a_client_that_stops_waiting_takes_no_slot() {
         let slots = FairSlots::new(1);
         let first = ready(poll(pin!(slots.acquire("a"))));
         {

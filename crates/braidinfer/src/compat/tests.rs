@@ -145,7 +145,7 @@ fn a_verdict_with_standard_layers_loads_a_mixed_decoder() {
     assert_eq!(advice.to_string(), "use kernels=auto, or force=true");
 }
 
-/// Whoever can write to the folder of verdicts can also write a checksum that is right.
+/// A program that can write to the folder of verdicts can also write a right checksum.
 #[test]
 fn changed_verdicts_never_panic() {
     let options = LoadOptions::default();

@@ -67,7 +67,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Reads `chat_template.jinja`, `chat_template.json`, or the template in `tokenizer_config.json`; `None` if the
-    /// model has no template. `settings` are the model's. Templates are programs of whoever made the model: with a
+    /// model has no template. `settings` are the model's. Templates are programs by the model's maker: with a
     /// `worker`, they run in processes of their own, with limits of time and memory; without one, only their size,
     /// nesting and number of steps are limited.
     pub fn read(
