@@ -29,8 +29,11 @@ import generator
 
 QUESTIONS = 12
 TOKENS = 32
-# How long an honest client waits for the rest of an answer before it is a failure.
+# How long a client waits for a part of an answer before it is a failure.
 TIMEOUT = 300
+# Hostile requests that may ask for hours of work: their clients leave after this time.
+ENDLESS = {"prompts", "a long prompt", "embeddings"}
+PATIENCE = 60
 
 
 class Server:
@@ -59,7 +62,10 @@ class Server:
         try:
             connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
             answer = connection.getresponse()
-            first = answer.read(1)
+            first = answer.readline()
+            # Comments keep a connection alive while there is nothing to say.
+            while first.strip() == b"" and not answer.isclosed() or first.startswith(b":"):
+                first = answer.readline()
             to_first = time.perf_counter() - began
             text = first + answer.read()
             return answer.status, text.decode("utf-8", "replace"), to_first, time.perf_counter() - began
@@ -146,10 +152,11 @@ class Load:
         while not self.stopping.is_set() and (most is None or most() > 0):
             kind, path, body = generator.request(rng, self.kinds_sent)
             # Some leave before the answer is there.
-            leaves = rng.random() < 0.05
+            leaves = kind in ENDLESS or rng.random() < 0.05
+            patience = TIMEOUT if not leaves else PATIENCE if kind in ENDLESS else rng.uniform(0.05, 2)
             began = time.perf_counter()
             try:
-                status, text, _, _ = self.server.ask(path, body, client, timeout=rng.uniform(0.05, 2) if leaves else TIMEOUT)
+                status, text, _, _ = self.server.ask(path, body, client, timeout=patience)
             except (OSError, http.client.HTTPException) as error:
                 status, text = ("left" if leaves else "cut"), repr(error)
             with self.lock:

@@ -5,8 +5,10 @@
 //! step that also decodes, [`StepCosts`] limits how many prompt tokens run.
 
 mod admission;
+#[cfg(test)]
+mod fairness;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::block_pool::{Block, BlockHash, BlockPool, BlockTable, block_hash};
@@ -40,6 +42,8 @@ pub(super) struct Scheduler {
     /// Running sequences in the order in which they started.
     running: Vec<Sequence>,
     turns: Turns,
+    /// Clients whose first waiting sequences found too few blocks in the last step.
+    short_of_blocks: BTreeSet<ClientId>,
     /// Prompt tokens that were looked up in the prefix cache, and those that were found.
     pub(super) prefix_queries: usize,
     pub(super) prefix_hits: usize,
@@ -155,6 +159,7 @@ impl Scheduler {
             waiting: WaitingQueue::default(),
             running: Vec::new(),
             turns: Turns::default(),
+            short_of_blocks: BTreeSet::new(),
             prefix_queries: 0,
             prefix_hits: 0,
             preemptions: 0,
@@ -162,7 +167,7 @@ impl Scheduler {
     }
 
     pub(super) fn add(&mut self, sequence: Sequence) {
-        self.turns.arrive(sequence.client, &self.clients());
+        self.begin_to_wait(sequence.client);
         self.waiting.push_back(sequence);
     }
 
@@ -265,7 +270,7 @@ impl Scheduler {
     /// Schedules the next step.
     pub(super) fn schedule(&mut self) -> ScheduledStep {
         let mut step = ScheduledStep::default();
-        self.turns.forget_absent(&self.clients());
+        self.turns.forget_absent(&self.contending());
         self.admit(&mut step);
         let running: Vec<SequenceId> =
             self.running.iter().filter(|sequence| !sequence.is_parked).map(|sequence| sequence.id).collect();
@@ -501,6 +506,7 @@ impl Scheduler {
         self.release_state(&mut sequence);
         sequence.preempt();
         self.preemptions += 1;
+        self.begin_to_wait(sequence.client);
         self.waiting.push_front(sequence);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Each client has a line of its own, in which its calls take turns. Which line is next depends on how many tokens were computed
 //! for each client, as with the virtual token counters of "Fairness in Serving Large Language Models" (OSDI 2024): the client
-//! with the fewest goes first, so that one with many or long prompts gets no more than its share. With a single client there
-//! is a single line.
+//! with the fewest goes first, so that one with many or long prompts gets no more than its share. Only what is computed while
+//! others wait counts. With a single client there is a single line.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -81,6 +81,7 @@ impl WaitingQueue {
         Some(self.lines.get(&client)?.sequences.first_key_value()?.1)
     }
 
+
     /// Adds a sequence to its client's line, at the turn of its call.
     pub(super) fn push_back(&mut self, sequence: Sequence) {
         self.len += 1;
@@ -123,7 +124,7 @@ impl WaitingQueue {
     }
 }
 
-/// How many tokens were computed for each client.
+/// How many tokens were computed for each client, while others had to wait for theirs. Clients that are not known have none.
 #[derive(Debug, Default)]
 pub(super) struct Turns(BTreeMap<ClientId, u64>);
 
@@ -138,22 +139,22 @@ impl Turns {
         *computed = computed.saturating_add(tokens as u64);
     }
 
-    /// A client has its first sequence, beside the clients that are `present`. It begins at the fewest tokens of any of them:
-    /// that it asked for nothing before gives it no claim on what was computed meanwhile.
-    pub(super) fn arrive(&mut self, client: ClientId, present: &BTreeSet<ClientId>) {
-        if present.contains(&client) {
-            return;
-        }
-        let least = present.iter().map(|client| self.computed(*client)).min().unwrap_or(0);
+    /// A client begins to wait for its turn, beside `others` that wait.
+    ///
+    /// It begins at the fewest tokens of any of them: that it asked for nothing before gives it no claim on what was computed
+    /// meanwhile. If it had more, it waits until the others have caught up, but for no more than `most_ahead` tokens of each. If
+    /// there are no others, nobody has to wait, and what was computed is forgotten: that took nothing from anybody.
+    pub(super) fn arrive(&mut self, client: ClientId, others: &BTreeSet<ClientId>, most_ahead: usize) {
+        let Some(least) = others.iter().map(|client| self.computed(*client)).min() else { return self.0.clear() };
         let computed = self.0.entry(client).or_default();
-        *computed = least.max(*computed);
+        *computed = (*computed).clamp(least, least.saturating_add(most_ahead as u64));
     }
 
-    /// Forgets clients without a sequence that are not ahead of those that are `present`. Those ahead are kept, so that a
-    /// client gains nothing by leaving and coming back.
-    pub(super) fn forget_absent(&mut self, present: &BTreeSet<ClientId>) {
-        let least = present.iter().map(|client| self.computed(*client)).min().unwrap_or(u64::MAX);
-        self.0.retain(|client, computed| present.contains(client) || *computed > least);
+    /// Forgets clients that do not wait for a turn and are not ahead of those that are `waiting`. Those ahead are kept, so that
+    /// a client gains nothing by leaving and coming back.
+    pub(super) fn forget_absent(&mut self, waiting: &BTreeSet<ClientId>) {
+        let least = waiting.iter().map(|client| self.computed(*client)).min().unwrap_or(u64::MAX);
+        self.0.retain(|client, computed| waiting.contains(client) || *computed > least);
     }
 }
 
@@ -237,14 +238,13 @@ mod tests {
     #[test]
     fn who_comes_late_or_again_has_no_advantage() {
         let mut turns = Turns::default();
-        turns.arrive(A, &BTreeSet::new());
         turns.charge(A, 100);
-        turns.arrive(B, &BTreeSet::from([A]));
+        turns.arrive(B, &BTreeSet::from([A]), 1000);
         assert_eq!((turns.computed(A), turns.computed(B)), (100, 100));
         turns.charge(B, 50);
         // B leaves and comes back.
         turns.forget_absent(&BTreeSet::from([A]));
-        turns.arrive(B, &BTreeSet::from([A]));
+        turns.arrive(B, &BTreeSet::from([A]), 1000);
         assert_eq!(turns.computed(B), 150);
         // A has caught up, so nothing needs to be remembered of B.
         turns.charge(A, 50);
@@ -252,6 +252,17 @@ mod tests {
         assert_eq!(turns.0.len(), 1);
         turns.forget_absent(&BTreeSet::new());
         assert!(turns.0.is_empty(), "nobody is left to be compared with");
+    }
+
+    #[test]
+    fn what_was_computed_while_nobody_waited_is_forgotten_and_other_debts_are_limited() {
+        let mut turns = Turns::default();
+        turns.charge(A, 100_000);
+        turns.arrive(A, &BTreeSet::new(), 1000);
+        assert_eq!(turns.computed(A), 0);
+        turns.charge(A, 100_000);
+        turns.arrive(A, &BTreeSet::from([B]), 1000);
+        assert_eq!(turns.computed(A), 1000);
     }
 
     #[test]

@@ -20,6 +20,7 @@ impl Scheduler {
     /// Moves waiting sequences to the running ones as long as there is room for them.
     pub(super) fn admit(&mut self, step: &mut ScheduledStep) {
         let (mut passed, mut started) = (Vec::new(), Vec::new());
+        self.short_of_blocks.clear();
         while passed.len() < MOST_PASSED {
             let Some((client, id)) = self.next(&passed) else { break };
             let is_full = self.running.len() >= self.config.max_sequences;
@@ -32,6 +33,25 @@ impl Scheduler {
                 passed.push(client);
             }
         }
+    }
+
+    /// A client begins to wait, if it does not wait already. Those that find no blocks for long do not count as others: what is
+    /// computed for them stays behind, and so would those that begin where they are.
+    pub(super) fn begin_to_wait(&mut self, client: ClientId) {
+        let contending = self.contending();
+        if contending.contains(&client) {
+            return;
+        }
+        let moving: BTreeSet<ClientId> = contending.difference(&self.short_of_blocks).copied().collect();
+        let others = if moving.is_empty() { &contending } else { &moving };
+        self.turns.arrive(client, others, self.config.max_batched_tokens);
+    }
+
+    /// The clients that wait for slots or for prompt tokens of a step. Those that only decode wait for nobody.
+    pub(super) fn contending(&self) -> BTreeSet<ClientId> {
+        let waiting = self.waiting.fronts().map(|(client, _)| client);
+        let prefilling = self.running.iter().filter(|sequence| !sequence.has_read_prompt());
+        waiting.chain(prefilling.map(|sequence| sequence.client)).collect()
     }
 
     /// The clients that have sequences.
@@ -81,6 +101,7 @@ impl Scheduler {
         let has_blocks = self.running.is_empty() || self.pool.available() >= needed;
         if !has_blocks || !self.allocate_state(&mut sequence, restored, step) {
             sequence.release();
+            self.short_of_blocks.insert(client);
             self.waiting.push_front(sequence);
             return false;
         }
@@ -98,7 +119,11 @@ impl Scheduler {
         let Some(index) = self.running.iter().rposition(|sequence| sequence.client == *holder) else { return false };
         let (Some(front), latest) = (self.waiting.front(client), &self.running[index]) else { return false };
         let freed = self.pool.available() + latest.blocks.unshared();
-        if started.contains(&latest.id) || freed < front.tokens.len().div_ceil(self.block_size) {
+        if started.contains(&latest.id) {
+            return false;
+        }
+        if freed < front.tokens.len().div_ceil(self.block_size) {
+            self.short_of_blocks.insert(client);
             return false;
         }
         self.preempt(index);

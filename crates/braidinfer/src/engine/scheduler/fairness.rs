@@ -1,0 +1,206 @@
+//! Clients that ask again and again: how long the patient ones wait beside those that ask for much.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::tests::{request, scheduler, sequence_of};
+use super::*;
+use crate::engine::waiting::Caller;
+use crate::engine::{Request, SamplingParams};
+
+const CONTEXT: usize = 1024;
+const VOCAB: u32 = 1000;
+
+/// What a client asks for, again and again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Habit {
+    /// Short prompts with answers of 32 tokens.
+    Short,
+    /// Hundreds of prompts at once.
+    ManyPrompts,
+    /// Sixteen answers to one prompt.
+    Choices,
+    /// Prompts as long as the context.
+    LongPrompts,
+    /// Answers as long as the context.
+    LongAnswers,
+    /// Answers whose constraint is often late.
+    LateConstraint,
+}
+
+const HOSTILE: [Habit; 5] =
+    [Habit::ManyPrompts, Habit::Choices, Habit::LongPrompts, Habit::LongAnswers, Habit::LateConstraint];
+
+/// What one client waits for.
+#[derive(Debug)]
+struct Asked {
+    client: ClientId,
+    habit: Habit,
+    /// Sequences that have not ended.
+    open: Vec<SequenceId>,
+    /// When it asked, while it waits for the first token.
+    since: Option<Duration>,
+}
+
+/// A scheduler whose steps take a pretended time.
+struct Load {
+    scheduler: Scheduler,
+    rng: StdRng,
+    next_id: SequenceId,
+    joined: u64,
+    now: Duration,
+    clients: Vec<Asked>,
+    /// Sequences that sit out until a time.
+    parked: Vec<(SequenceId, Duration)>,
+    /// Longest time that a client with short prompts waited for its first token.
+    longest: Duration,
+}
+
+impl Load {
+    fn new(seed: u64) -> Self {
+        let mut scheduler = scheduler(4 * 16 * CONTEXT / 4, 512);
+        scheduler.config = EngineConfig { context: CONTEXT, max_sequences: 16, ..scheduler.config };
+        let rng = StdRng::seed_from_u64(seed);
+        Self {
+            scheduler,
+            rng,
+            next_id: 0,
+            joined: 0,
+            now: Duration::ZERO,
+            clients: Vec::new(),
+            parked: Vec::new(),
+            longest: Duration::ZERO,
+        }
+    }
+
+    fn join(&mut self, habit: Habit) {
+        let client = ClientId(self.joined);
+        self.joined += 1;
+        self.clients.push(Asked { client, habit, open: Vec::new(), since: None });
+    }
+
+    /// A client goes away.
+    fn leave(&mut self, index: usize) -> Asked {
+        let mut asked = self.clients.remove(index);
+        asked.open.drain(..).for_each(|id| self.scheduler.remove(id));
+        asked.since = None;
+        asked
+    }
+
+    /// Lets each client without an open sequence ask.
+    fn ask(&mut self) {
+        for index in 0..self.clients.len() {
+            if !self.clients[index].open.is_empty() {
+                continue;
+            }
+            let (prompt, max_tokens, count, leads) = match self.clients[index].habit {
+                Habit::Short => (self.rng.random_range(8..120), 32, 1, false),
+                Habit::ManyPrompts => (self.rng.random_range(2..20), 16, 300, false),
+                Habit::Choices => (self.rng.random_range(2..100), 24, 16, true),
+                Habit::LongPrompts => (self.rng.random_range(CONTEXT / 2..CONTEXT - 2), 2, 1, false),
+                Habit::LongAnswers => (8, CONTEXT, 1, false),
+                Habit::LateConstraint => (20, 24, 1, false),
+            };
+            let caller = Caller { client: self.clients[index].client, call: self.next_id as u64 };
+            let first = self.next_id;
+            for id in first..first + count {
+                let leader = (leads && id > first).then_some(first);
+                let salt = if leads { first } else { id } as u32;
+                let prompt = (0..prompt as u32).map(|token| (token * 31 + salt * 7919) % VOCAB).collect();
+                let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
+                self.scheduler.add(sequence_of(id, Request { params, leader, caller, ..request(prompt) }));
+            }
+            self.next_id += count;
+            self.clients[index].open = (first..first + count).collect();
+            self.clients[index].since = Some(self.now);
+        }
+    }
+
+    fn step(&mut self) {
+        self.ask();
+        let (now, scheduler) = (self.now, &mut self.scheduler);
+        self.parked.retain(|(id, until)| {
+            let is_over = *until <= now;
+            scheduler.sequence_mut(*id).into_iter().for_each(|sequence| sequence.is_parked = !is_over);
+            !is_over
+        });
+        let step = self.scheduler.schedule();
+        // A decoding sequence costs little beside the weights that every step reads.
+        let (prompt, decodes) = (step.prompt_tokens(), step.sequences.iter().filter(|one| one.is_decoding).count());
+        let took = Duration::from_micros((10_000 + 1000 * prompt + 1000 * decodes) as u64);
+        self.now += took;
+        self.scheduler.step_costs.observe(prompt, step.has_decodes(), 0, took);
+        for scheduled in &step.sequences {
+            self.scheduler.record_computed(scheduled.sequence, scheduled.positions.end);
+            let Some(sequence) = self.scheduler.sequence_mut(scheduled.sequence) else { continue };
+            if scheduled.wanted.last().is_some_and(|position| position + 1 == sequence.tokens.len()) {
+                let token = sequence.tokens.len() as u32 * 17 % VOCAB;
+                let has_ended = sequence.append(token, false, CONTEXT).is_some();
+                self.took_token(scheduled.sequence, has_ended);
+            }
+        }
+    }
+
+    fn took_token(&mut self, id: SequenceId, has_ended: bool) {
+        let Some(asked) = self.clients.iter_mut().find(|asked| asked.open.contains(&id)) else { return };
+        if let Some(since) = asked.since.take().filter(|_| asked.habit == Habit::Short) {
+            self.longest = self.longest.max(self.now - since);
+        }
+        if asked.habit == Habit::LateConstraint && !has_ended && self.rng.random_bool(0.2) {
+            self.parked.push((id, self.now + Duration::from_millis(self.rng.random_range(1..3000))));
+        }
+        if has_ended {
+            asked.open.retain(|open| *open != id);
+            self.scheduler.remove(id);
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.step();
+        }
+        // Those that wait still count, too.
+        let waiting = self.clients.iter().filter(|asked| asked.habit == Habit::Short).filter_map(|asked| asked.since);
+        let longest = waiting.map(|since| self.now - since).max().unwrap_or_default();
+        self.longest = self.longest.max(longest);
+    }
+}
+
+/// The longest wait of clients with short prompts: 24 of them beside four others, one of which asked `alone` for a time before,
+/// and newcomers now and then.
+fn longest_wait(seed: u64, others: [Habit; 4], alone: Duration) -> Duration {
+    let mut load = Load::new(seed);
+    load.join(Habit::Short);
+    load.run(alone);
+    let first = load.leave(0);
+    (0..23).for_each(|_| load.join(Habit::Short));
+    load.step();
+    load.clients.push(first);
+    load.run(Duration::from_secs(30));
+    others.into_iter().for_each(|habit| load.join(habit));
+    for _ in 0..6 {
+        load.run(Duration::from_secs(15));
+        (0..8).for_each(|_| load.join(Habit::Short));
+        load.run(Duration::from_secs(5));
+        (0..8).for_each(|_| drop(load.leave(load.clients.len() - 1)));
+    }
+    load.longest
+}
+
+#[test]
+fn nobody_waits_long_beside_those_that_ask_for_much() {
+    for seed in 0..3 {
+        let usual = longest_wait(seed, [Habit::Short; 4], Duration::ZERO);
+        let check = |others, alone| {
+            let longest = longest_wait(seed, others, alone);
+            assert!(longest < 2 * usual, "seed {seed}, {others:?}, alone for {alone:?}: {longest:?}, usually {usual:?}");
+        };
+        check([Habit::Short; 4], Duration::from_secs(60));
+        HOSTILE.iter().for_each(|habit| check([*habit; 4], Duration::ZERO));
+        let mut rng = StdRng::seed_from_u64(seed);
+        check([(); 4].map(|()| HOSTILE[rng.random_range(0..HOSTILE.len())]), Duration::from_secs(10));
+    }
+}
