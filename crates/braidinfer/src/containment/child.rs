@@ -16,7 +16,7 @@ const SLACK: usize = 192 << 20;
 /// Memory for what is made of the first message, such as a vocabulary, as a multiple of its size.
 const PER_SETUP_BYTE: usize = 64;
 /// Other processes come first: the forward pass of those who wait for tokens, above all.
-const NICENESS: i32 = 5;
+const NICENESS: i32 = 10;
 
 /// The first message to a worker.
 #[derive(Debug, Serialize, Deserialize)]

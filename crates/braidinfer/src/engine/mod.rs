@@ -400,6 +400,7 @@ impl Engine {
             // No sequence of a batch may stay half computed.
             self.clear();
         }
+        self.rest();
         result
     }
 
@@ -414,7 +415,6 @@ impl Engine {
                 self.wait_for_parked(&mut outputs)?;
             }
             self.last_step = StepStats::default();
-            self.rest();
             return Ok(outputs);
         }
         self.ask_masks(&step);
@@ -428,8 +428,7 @@ impl Engine {
         }
         let (mut logits_row, mut hidden_row) = (0, 0);
         let until = Instant::now() + CONSTRAINT_PATIENCE;
-        let (prompt_tokens, draft_tokens, has_decodes) =
-            (step.prompt_tokens(), step.draft_tokens(), step.has_decodes());
+        let tokens = step.tokens();
         let sequences = step.sequences.len();
         for scheduled in std::mem::take(&mut step.sequences) {
             let row = if scheduled.is_embedding { &mut hidden_row } else { &mut logits_row };
@@ -439,10 +438,14 @@ impl Engine {
         }
         self.take_snapshots()?;
         let took = started.elapsed();
-        self.scheduler.step_costs.observe(prompt_tokens, has_decodes, draft_tokens, took);
+        self.scheduler.step_costs.observe(tokens, took);
         let is_token = |output: &&StepOutput| matches!(output.output, Ok(SequenceOutput::Token(_)));
-        self.last_step =
-            StepStats { sequences, prompt_tokens, written_tokens: outputs.iter().filter(is_token).count(), took };
+        self.last_step = StepStats {
+            sequences,
+            prompt_tokens: tokens.prompt,
+            written_tokens: outputs.iter().filter(is_token).count(),
+            took,
+        };
         Ok(outputs)
     }
 
@@ -499,9 +502,7 @@ impl Engine {
     fn take_snapshots(&mut self) -> Result<()> {
         // In this order: the slot that one copy reads may be the one that a later copy writes.
         let copies = self.scheduler.take_snapshots();
-        copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))?;
-        self.rest();
-        Ok(())
+        copies.iter().try_for_each(|copy| self.decoder.copy_state(copy.from, copy.to))
     }
 
     /// Processes the results of one sequence, which begin at `row`, and appends its outputs. An error ends only this

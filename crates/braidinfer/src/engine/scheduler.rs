@@ -1,21 +1,24 @@
 //! Chooses the tokens of the next step.
 //!
-//! First come, first served for each client. Decoding sequences come first in every step, with one token each. Prompts get
-//! the rest of the token budget, in equal shares for clients and in order of arrival for the sequences of a client; in a
-//! step that also decodes, [`StepCosts`] limits how many prompt tokens run.
+//! First come, first served for each client. Decoding sequences come first in every step, with one token each, unless clients
+//! have so many of them that others would be slowed down. Prompts get the rest of the token budget, in equal shares for clients
+//! and in order of arrival for the sequences of a client; in a step that also decodes, [`StepCosts`] limits how many prompt
+//! tokens run.
 
 mod admission;
+mod decoding;
 #[cfg(test)]
 mod fairness;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use self::decoding::Decoding;
 use super::block_pool::{Block, BlockHash, BlockPool, BlockTable, block_hash};
 use super::draft::MAX_DECODE_ROWS;
 use super::sequence::{Sequence, SequenceState};
-use super::step_costs::StepCosts;
-use super::waiting::{ClientId, Turns, WaitingQueue, equal_shares};
+use super::step_costs::{StepCosts, StepTokens};
+use super::waiting::{ClientId, Turns, WaitingQueue, level_shares};
 use super::{EngineConfig, SequenceId};
 use crate::executor::{Batch, KvCacheConfig, LayerState, SequenceSlice};
 use crate::{Error, Result};
@@ -38,6 +41,8 @@ pub(super) struct Scheduler {
     /// Slots for recurrent states of running sequences and of cached prefixes, if layers have such states.
     states: Option<StateSlots>,
     pub(super) step_costs: StepCosts,
+    /// Number of steps that were scheduled.
+    steps: u64,
     waiting: WaitingQueue,
     /// Running sequences in the order in which they started.
     running: Vec<Sequence>,
@@ -115,13 +120,15 @@ fn state_hash<'a>(sequence: &'a Sequence, state: &SequenceState) -> Option<&'a B
 }
 
 impl ScheduledStep {
-    /// Number of prompt tokens.
-    pub(super) fn prompt_tokens(&self) -> usize {
-        self.sequences
-            .iter()
-            .filter(|scheduled| !scheduled.is_decoding)
-            .map(|scheduled| scheduled.positions.len())
-            .sum()
+    /// The tokens by kind.
+    pub(super) fn tokens(&self) -> StepTokens {
+        let decoding = |scheduled: &&ScheduledSequence| scheduled.is_decoding;
+        let prompts = self.sequences.iter().filter(|scheduled| !scheduled.is_decoding);
+        StepTokens {
+            prompt: prompts.map(|scheduled| scheduled.positions.len()).sum(),
+            decodes: self.sequences.iter().filter(decoding).count(),
+            draft: self.sequences.iter().map(|scheduled| scheduled.draft.len()).sum(),
+        }
     }
 
     /// The sequence that needs the most memory: the one with the highest block.
@@ -129,10 +136,6 @@ impl ScheduledStep {
         let highest = |slice: &SequenceSlice| slice.block_table.iter().max().copied();
         let slices = self.sequences.iter().zip(&self.batch.sequences);
         slices.max_by_key(|(_, slice)| highest(slice)).map(|(scheduled, _)| scheduled.sequence)
-    }
-
-    pub(super) fn draft_tokens(&self) -> usize {
-        self.sequences.iter().map(|scheduled| scheduled.draft.len()).sum()
     }
 
     /// Whether any sequence decodes.
@@ -156,6 +159,7 @@ impl Scheduler {
             num_blocks: kv_cache.num_blocks,
             pool: BlockPool::new(kv_cache.num_blocks),
             step_costs: StepCosts::default(),
+            steps: 0,
             waiting: WaitingQueue::default(),
             running: Vec::new(),
             turns: Turns::default(),
@@ -270,27 +274,34 @@ impl Scheduler {
     /// Schedules the next step.
     pub(super) fn schedule(&mut self) -> ScheduledStep {
         let mut step = ScheduledStep::default();
-        self.turns.forget_absent(&self.contending());
+        self.steps += 1;
+        self.turns.forget_absent(&self.contending(), self.turn_limits());
         self.admit(&mut step);
         let running: Vec<SequenceId> =
             self.running.iter().filter(|sequence| !sequence.is_parked).map(|sequence| sequence.id).collect();
-        let (mut decoding, prefilling): (Vec<_>, Vec<_>) =
+        let (mut ready, prefilling): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|id| self.find(*id).is_some_and(|index| self.running[index].is_decoding()));
         if self.config.prompts_first && !prefilling.is_empty() {
-            decoding.clear();
+            ready.clear();
         }
+        let Decoding { sequences: decoding, equal } = self.choose_decoding(ready, &prefilling);
         let most_drafts = match self.config.prompt_lookup {
             true => (MAX_DECODE_ROWS / decoding.len().max(1)).saturating_sub(1),
             false => 0,
         };
+        let decodes = decoding.len();
         for id in decoding {
-            let draft = self.draft(id, most_drafts);
+            let draft = self.draft(id, most_drafts, decodes);
             self.push(&mut step, id, 1, draft);
         }
         let mut budget = self.config.max_batched_tokens.saturating_sub(step.batch.token_ids.len());
-        if step.has_decodes() {
-            budget = budget.min(self.step_costs.max_prompt_tokens_beside_decodes());
-        }
+        budget = budget.min(match (equal, step.has_decodes()) {
+            (Some(equal), true) => self.step_costs.max_prompt_tokens_beside_clients(decodes, equal),
+            (None, true) => self.step_costs.max_prompt_tokens_beside_decodes(decodes),
+            // A short prompt should not wait for much of the long ones of others.
+            (Some(_), false) => self.config.max_batched_tokens / 2,
+            (None, false) => budget,
+        });
         for (sequences, mut share) in self.shared_by_clients(&prefilling, budget) {
             for id in sequences {
                 if share == 0 {
@@ -314,8 +325,9 @@ impl Scheduler {
         }
         let mut clients: Vec<_> = by_client.into_iter().collect();
         clients.sort_by_key(|(client, _)| self.turns.computed(*client));
-        let demands: Vec<usize> = clients.iter().map(|(_, (_, demand))| *demand).collect();
-        let shares = equal_shares(budget, &demands);
+        let demands: Vec<_> =
+            clients.iter().map(|(client, (_, demand))| (self.turns.computed(*client), *demand)).collect();
+        let shares = level_shares(budget, &demands);
         clients.into_iter().map(|(_, (sequences, _))| sequences).zip(shares).collect()
     }
 
@@ -323,10 +335,11 @@ impl Scheduler {
         self.running.iter().position(|sequence| sequence.id == id)
     }
 
-    /// Draft tokens after the newest token of a sequence, within its token limit and the free blocks.
-    fn draft(&mut self, id: SequenceId, most: usize) -> Vec<u32> {
+    /// Draft tokens after the newest token of a sequence, one of `decodes` in the step, within its token limit and the free
+    /// blocks.
+    fn draft(&mut self, id: SequenceId, most: usize, decodes: usize) -> Vec<u32> {
         let Some(index) = self.find(id) else { return Vec::new() };
-        let cost = self.step_costs.cost_of_draft_token();
+        let cost = self.step_costs.cost_of_draft_token(decodes);
         // A step generates one token more than it accepts draft tokens.
         let most = most.min(self.running[index].tokens_left(self.config.context).saturating_sub(1));
         // Keep one free block for each running sequence, which may need it for its next token.
@@ -369,6 +382,9 @@ impl Scheduler {
         let first_row = step.batch.token_ids.len();
         step.batch.push(&[&sequence.tokens[known], &draft].concat(), slice, 0);
         let (is_decoding, is_embedding) = (sequence.is_decoding(), sequence.is_embedding());
+        if is_decoding {
+            sequence.decoded_in = self.steps;
+        }
         let rows = if is_embedding { &mut step.batch.hidden_rows } else { &mut step.batch.logits_rows };
         rows.extend(wanted.iter().map(|position| first_row + position - positions.start));
         step.sequences.push(ScheduledSequence { sequence: id, positions, wanted, is_decoding, is_embedding, draft });
@@ -513,6 +529,8 @@ impl Scheduler {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::engine::{Pooling, Request, SamplingParams};
     use crate::executor::KvDtype;
@@ -632,12 +650,13 @@ mod tests {
         step(&mut scheduler);
         scheduler.add(sequence(1, 100));
         scheduler.add(sequence(2, 20));
-        let first = scheduler.step_costs.max_prompt_tokens_beside_decodes();
+        let first = scheduler.step_costs.max_prompt_tokens_beside_decodes(1);
         assert_eq!(step(&mut scheduler), (vec![(0, 1), (1, first)], vec![0]));
         for _ in 0..100 {
             // A decode step takes 50 ms, and each prompt token 1 ms.
-            scheduler.step_costs.observe(0, true, 0, std::time::Duration::from_millis(50));
-            scheduler.step_costs.observe(40, false, 0, std::time::Duration::from_millis(40));
+            let costs = &mut scheduler.step_costs;
+            costs.observe(StepTokens { decodes: 1, ..StepTokens::default() }, Duration::from_millis(50));
+            costs.observe(StepTokens { prompt: 40, ..StepTokens::default() }, Duration::from_millis(40));
         }
         let (chunks, sampled) = step(&mut scheduler);
         assert_eq!((chunks[0], chunks[1], chunks[2].0, sampled), ((0, 1), (1, 68), 2, vec![0, 1]));
@@ -720,9 +739,9 @@ mod tests {
         scheduler.add(sequence(1, 4));
         step(&mut scheduler);
         // Two blocks are free, and each of the two sequences may need one.
-        assert_eq!(scheduler.draft(0, 8).len(), 0);
+        assert_eq!(scheduler.draft(0, 8, 2).len(), 0);
         scheduler.remove(1);
-        assert!(!scheduler.draft(0, 8).is_empty());
+        assert!(!scheduler.draft(0, 8, 1).is_empty());
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub(super) struct Sequence {
     pub(super) was_preempted: bool,
     /// Whether the choice of its next token waits for its constraint, so that it sits out steps.
     pub(super) is_parked: bool,
+    /// The last step in which it decoded.
+    pub(super) decoded_in: u64,
     added: Instant,
     /// How long it waited for its first step.
     pub(super) queued: Duration,
@@ -108,6 +110,7 @@ impl Sequence {
             cached: 0,
             was_preempted: false,
             is_parked: false,
+            decoded_in: 0,
             added: Instant::now(),
             queued: Duration::ZERO,
             prompt_logprobs: Vec::new(),

@@ -81,7 +81,6 @@ impl WaitingQueue {
         Some(self.lines.get(&client)?.sequences.first_key_value()?.1)
     }
 
-
     /// Adds a sequence to its client's line, at the turn of its call.
     pub(super) fn push_back(&mut self, sequence: Sequence) {
         self.len += 1;
@@ -128,6 +127,15 @@ impl WaitingQueue {
 #[derive(Debug, Default)]
 pub(super) struct Turns(BTreeMap<ClientId, u64>);
 
+/// How far a client that begins to wait may be from those that wait, in tokens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TurnLimits {
+    /// How many fewer it may have had.
+    pub(super) credit: u64,
+    /// How many more.
+    pub(super) debt: u64,
+}
+
 impl Turns {
     pub(super) fn computed(&self, client: ClientId) -> u64 {
         self.0.get(&client).copied().unwrap_or(0)
@@ -141,36 +149,45 @@ impl Turns {
 
     /// A client begins to wait for its turn, beside `others` that wait.
     ///
-    /// It begins at the fewest tokens of any of them: that it asked for nothing before gives it no claim on what was computed
-    /// meanwhile. If it had more, it waits until the others have caught up, but for no more than `most_ahead` tokens of each. If
-    /// there are no others, nobody has to wait, and what was computed is forgotten: that took nothing from anybody.
-    pub(super) fn arrive(&mut self, client: ClientId, others: &BTreeSet<ClientId>, most_ahead: usize) {
-        let Some(least) = others.iter().map(|client| self.computed(*client)).min() else { return self.0.clear() };
+    /// It comes at most `credit` tokens before the one of them that had the fewest: that it asked for nothing before gives it no
+    /// claim on all that was computed meanwhile. If it had more, it waits until the others have caught up, but for at most
+    /// `debt` tokens of each. If there are no others, nobody has to wait, and what was computed is forgotten: that took nothing
+    /// from anybody.
+    pub(super) fn arrive(&mut self, client: ClientId, others: &BTreeSet<ClientId>, limits: TurnLimits) {
+        let Some(least) = self.least(others) else { return self.0.clear() };
         let computed = self.0.entry(client).or_default();
-        *computed = (*computed).clamp(least, least.saturating_add(most_ahead as u64));
+        *computed = (*computed).clamp(least.saturating_sub(limits.credit), least.saturating_add(limits.debt));
     }
 
-    /// Forgets clients that do not wait for a turn and are not ahead of those that are `waiting`. Those ahead are kept, so that
-    /// a client gains nothing by leaving and coming back.
-    pub(super) fn forget_absent(&mut self, waiting: &BTreeSet<ClientId>) {
-        let least = waiting.iter().map(|client| self.computed(*client)).min().unwrap_or(u64::MAX);
-        self.0.retain(|client, computed| waiting.contains(client) || *computed > least);
+    /// The fewest tokens of any of these clients.
+    fn least(&self, clients: &BTreeSet<ClientId>) -> Option<u64> {
+        clients.iter().map(|client| self.computed(*client)).min()
+    }
+
+    /// Forgets clients that are not `waiting`, as far as nothing changes by that when they wait again. So a client gains nothing
+    /// by leaving and coming back.
+    pub(super) fn forget_absent(&mut self, waiting: &BTreeSet<ClientId>, limits: TurnLimits) {
+        let least = self.least(waiting).unwrap_or(u64::MAX);
+        self.0.retain(|client, computed| waiting.contains(client) || *computed > least.saturating_sub(limits.credit));
     }
 }
 
-/// Divides `budget` among clients that can use no more than their `demands`: equal parts, and what one leaves goes to the
-/// others. Of what cannot be divided, the first ones get one more.
-pub(super) fn equal_shares(budget: usize, demands: &[usize]) -> Vec<usize> {
-    let mut shares = vec![0; demands.len()];
+/// Divides `budget` among clients, each with the tokens computed for it and a demand that its share does not exceed: whoever
+/// had the fewest comes first, until all have had the same. Of what cannot be divided, the first ones get one more.
+pub(super) fn level_shares(budget: usize, clients: &[(u64, usize)]) -> Vec<usize> {
+    let mut shares = vec![0; clients.len()];
     let mut left = budget;
     loop {
-        let open: Vec<usize> = (0..demands.len()).filter(|index| shares[*index] < demands[*index]).collect();
-        if open.is_empty() || left == 0 {
-            return shares;
-        }
-        let each = (left / open.len()).max(1);
-        for index in open {
-            let more = each.min(demands[index] - shares[index]).min(left);
+        let had = |index: usize| clients[index].0.saturating_add(shares[index] as u64);
+        let open: Vec<usize> = (0..clients.len()).filter(|index| shares[*index] < clients[*index].1).collect();
+        let Some(least) = open.iter().map(|index| had(*index)).min().filter(|_| left > 0) else { return shares };
+        let (lowest, higher): (Vec<usize>, Vec<usize>) = open.into_iter().partition(|index| had(*index) == least);
+        // Until the next ones have had no more, or the first of these has enough.
+        let next = higher.into_iter().map(|index| had(index) - least).min().unwrap_or(u64::MAX);
+        let demand = lowest.iter().map(|index| clients[*index].1 - shares[*index]).min().unwrap_or(0);
+        let each = demand.min(usize::try_from(next).unwrap_or(usize::MAX)).min(left / lowest.len()).max(1);
+        for index in lowest {
+            let more = each.min(left);
             shares[index] += more;
             left -= more;
         }
@@ -235,45 +252,56 @@ mod tests {
         assert_eq!(taken(&mut queue, 2), [6, 7]);
     }
 
+    const LIMITS: TurnLimits = TurnLimits { credit: 30, debt: 1000 };
+
     #[test]
-    fn who_comes_late_or_again_has_no_advantage() {
+    fn who_comes_late_or_again_has_little_advantage() {
         let mut turns = Turns::default();
         turns.charge(A, 100);
-        turns.arrive(B, &BTreeSet::from([A]), 1000);
-        assert_eq!((turns.computed(A), turns.computed(B)), (100, 100));
+        turns.arrive(B, &BTreeSet::from([A]), LIMITS);
+        assert_eq!((turns.computed(A), turns.computed(B)), (100, 70));
         turns.charge(B, 50);
         // B leaves and comes back.
-        turns.forget_absent(&BTreeSet::from([A]));
-        turns.arrive(B, &BTreeSet::from([A]), 1000);
-        assert_eq!(turns.computed(B), 150);
-        // A has caught up, so nothing needs to be remembered of B.
-        turns.charge(A, 50);
-        turns.forget_absent(&BTreeSet::from([A]));
+        turns.forget_absent(&BTreeSet::from([A]), LIMITS);
+        turns.arrive(B, &BTreeSet::from([A]), LIMITS);
+        assert_eq!(turns.computed(B), 120);
+        turns.charge(A, 49);
+        turns.forget_absent(&BTreeSet::from([A]), LIMITS);
+        assert_eq!(turns.0.len(), 2, "B would come a token earlier");
+        turns.charge(A, 1);
+        turns.forget_absent(&BTreeSet::from([A]), LIMITS);
         assert_eq!(turns.0.len(), 1);
-        turns.forget_absent(&BTreeSet::new());
-        assert!(turns.0.is_empty(), "nobody is left to be compared with");
     }
 
     #[test]
     fn what_was_computed_while_nobody_waited_is_forgotten_and_other_debts_are_limited() {
         let mut turns = Turns::default();
         turns.charge(A, 100_000);
-        turns.arrive(A, &BTreeSet::new(), 1000);
+        turns.arrive(A, &BTreeSet::new(), LIMITS);
         assert_eq!(turns.computed(A), 0);
         turns.charge(A, 100_000);
-        turns.arrive(A, &BTreeSet::from([B]), 1000);
+        turns.arrive(A, &BTreeSet::from([B]), LIMITS);
         assert_eq!(turns.computed(A), 1000);
     }
 
     #[test]
     fn what_one_cannot_use_goes_to_the_others() {
-        assert_eq!(equal_shares(512, &[1000]), [512]);
-        assert_eq!(equal_shares(512, &[10_000, 100]), [412, 100]);
-        assert_eq!(equal_shares(512, &[10_000, 10_000, 2]), [255, 255, 2]);
-        assert_eq!(equal_shares(5, &[9, 9, 9]), [2, 2, 1]);
-        assert_eq!(equal_shares(2, &[9, 9, 9]), [1, 1, 0]);
-        assert_eq!(equal_shares(100, &[3, 4]), [3, 4]);
-        assert_eq!(equal_shares(0, &[3]), [0]);
-        assert_eq!(equal_shares(7, &[]), [0; 0]);
+        let equal = |budget, demands: &[usize]| {
+            level_shares(budget, &demands.iter().map(|demand| (7, *demand)).collect::<Vec<_>>())
+        };
+        assert_eq!(equal(512, &[1000]), [512]);
+        assert_eq!(equal(512, &[10_000, 100]), [412, 100]);
+        assert_eq!(equal(512, &[10_000, 10_000, 2]), [255, 255, 2]);
+        assert_eq!(equal(5, &[9, 9, 9]), [2, 2, 1]);
+        assert_eq!(equal(0, &[1]), [0]);
+        assert!(equal(5, &[]).is_empty());
+    }
+
+    #[test]
+    fn who_had_less_catches_up_first() {
+        assert_eq!(level_shares(10, &[(0, 99), (100, 99)]), [10, 0]);
+        assert_eq!(level_shares(100, &[(0, 99), (40, 99)]), [70, 30]);
+        assert_eq!(level_shares(100, &[(0, 20), (40, 99)]), [20, 80]);
+        assert_eq!(level_shares(50, &[(10, 99), (20, 99), (u64::MAX, 99)]), [30, 20, 0]);
     }
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ScheduledStep, Scheduler};
 use crate::engine::SequenceId;
-use crate::engine::waiting::ClientId;
+use crate::engine::waiting::{ClientId, TurnLimits};
 
 /// Most clients in one step whose first sequence cannot start and that others pass.
 const MOST_PASSED: usize = 8;
@@ -44,7 +44,13 @@ impl Scheduler {
         }
         let moving: BTreeSet<ClientId> = contending.difference(&self.short_of_blocks).copied().collect();
         let others = if moving.is_empty() { &contending } else { &moving };
-        self.turns.arrive(client, others, self.config.max_batched_tokens);
+        self.turns.arrive(client, others, self.turn_limits());
+    }
+
+    /// A client may have as many tokens as half a step before others that had more, and waits for at most a step of each.
+    pub(super) fn turn_limits(&self) -> TurnLimits {
+        let step = self.config.max_batched_tokens as u64;
+        TurnLimits { credit: step / 2, debt: step }
     }
 
     /// The clients that wait for slots or for prompt tokens of a step. Those that only decode wait for nobody.
@@ -216,7 +222,8 @@ mod tests {
 
     #[test]
     fn clients_share_the_prompt_tokens_of_a_step() {
-        let mut scheduler = scheduler(64, 64);
+        // Half as many as one client alone would get.
+        let mut scheduler = scheduler(64, 128);
         scheduler.add(sequence(0, A, 100));
         scheduler.add(sequence(1, A, 10));
         scheduler.add(sequence(2, B, 20));
