@@ -2,11 +2,14 @@
 
     python run.py PROGRAM MODEL [--requests 10000] [--seed 1]
     python run.py PROGRAM MODEL --minutes 10 [--honest 24] [--hostile 4]
+    python run.py PROGRAM MODEL --kv-cache-tokens 32768 ...
 
 Starts `PROGRAM serve MODEL`. Honest clients ask a fixed set of questions, whose answers alone are known; first without, then
 with hostile clients beside them, which send what generator.py makes. Every client has a loopback address of its own. Fails if
 the server ends, answers with a 5xx, or says anything else to an honest client than it says alone; prints times, and the memory
-before, at most and a minute after. Only the standard library is used.
+before, at most and a minute after. Options that are not known here are given to the server. The room for keys and values fills
+up over time and stays; with `--kv-cache-tokens` it is filled before memory is looked at first. Only the standard library is
+used.
 """
 
 import argparse
@@ -121,6 +124,13 @@ def said(text):
     return "".join(choice["text"] for choice in choices), choices[-1]["finish_reason"]
 
 
+def fill(server, tokens):
+    """Asks until keys and values of so many tokens were stored."""
+    rng, length = random.Random(3), 200
+    for _ in range(0, tokens + 2 * length, length):
+        server.ask("/v1/completions", {"prompt": [rng.randint(5, 250) for _ in range(length)], "max_tokens": 1})
+
+
 class Load:
     """Clients that ask until they are told to stop."""
 
@@ -177,7 +187,7 @@ class Load:
         threads = [threading.Thread(target=self.honest, args=(client + 1,)) for client in range(honest)]
         foes = [threading.Thread(target=self.hostile, args=(100 + client, 1000 * seed + client, most if requests else None))
                 for client in range(hostile)]
-        most_memory = [0, 0]
+        most_memory, began = [0, 0], (time.time(), time.process_time())
         for thread in threads + foes:
             thread.start()
         end = time.time() + (seconds or 10**9)
@@ -189,6 +199,8 @@ class Load:
         self.stopping.set()
         for thread in threads + foes:
             thread.join()
+        # What the clients take from the server.
+        self.cores = (time.process_time() - began[1]) / (time.time() - began[0])
         return most_memory
 
 
@@ -200,7 +212,8 @@ def percentile(values, share):
 def times(name, load):
     print(f"{name}: {len(load.first)} honest answers; first token median {1000 * statistics.median(load.first):.0f} ms, "
           f"99 % {1000 * percentile(load.first, 0.99):.0f} ms, most {1000 * max(load.first):.0f} ms; whole median "
-          f"{1000 * statistics.median(load.whole):.0f} ms, 99 % {1000 * percentile(load.whole, 0.99):.0f} ms, most {1000 * max(load.whole):.0f} ms (question {load.longest[2]}, first token after {1000 * load.longest[1]:.0f} ms)", flush=True)
+          f"{1000 * statistics.median(load.whole):.0f} ms, 99 % {1000 * percentile(load.whole, 0.99):.0f} ms, most {1000 * max(load.whole):.0f} ms (question "
+          f"{load.longest[2]}, first token after {1000 * load.longest[1]:.0f} ms); the clients took {load.cores:.2f} cores", flush=True)
 
 
 def main():
@@ -214,14 +227,17 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", help="kinds of hostile requests, with commas between them; all if left out")
     parser.add_argument("--rest", type=float, default=60, help="seconds until memory is looked at again")
+    parser.add_argument("--kv-cache-tokens", type=int, help="room for keys and values")
     args, more = parser.parse_known_args()
-    server = Server(args.program, args.model, more)
+    room = args.kv_cache_tokens or 0
+    server = Server(args.program, args.model, more + ([f"--kv-cache-tokens={room}"] if room else []))
     answers = [said(server.ask("/v1/completions", body)[1]) for body in questions()]
     for answer in answers:
         assert isinstance(answer, tuple), answer
     before = Load(server, answers)
     before.run(args.honest, 0, seconds=60 * args.minutes / 4 if args.minutes else 20)
     times("without hostile clients", before)
+    fill(server, room)
     start = server.memory()
     load = Load(server, answers, args.kinds and args.kinds.split(","))
     most = load.run(args.honest, args.hostile, 60 * args.minutes if args.minutes else None, args.requests, args.seed)
@@ -236,7 +252,8 @@ def main():
           f"{most[1]:.0f} at most, {end[0]:.0f} and {end[1]:.0f} after {args.rest:.0f} s", flush=True)
     ratio = percentile(load.first, 0.99) / percentile(before.first, 0.99)
     print(f"first token of honest clients, 99 %: {ratio:.2f} times that without hostile ones; whole answers, median: "
-          f"{statistics.median(load.whole) / statistics.median(before.whole):.2f} times")
+          f"{statistics.median(load.whole) / statistics.median(before.whole):.2f} times, 99 %: "
+          f"{percentile(load.whole, 0.99) / percentile(before.whole, 0.99):.2f} times")
     for fault in (before.faults + load.faults)[:20]:
         print(f"FAULT: {fault}")
     server.stop()

@@ -144,12 +144,15 @@ struct Forms {
 
 impl Forms {
     fn new() -> Self {
-        let worker = worker();
-        let llm = open(demo_folder(), &worker).expect("the model opens");
-        let limits = FormLimits {
+        Self::with(FormLimits {
             compile: WorkLimits { time: Duration::from_secs(5), memory: 256 << 20 },
             ..FormLimits::default()
-        };
+        })
+    }
+
+    fn with(limits: FormLimits) -> Self {
+        let worker = worker();
+        let llm = open(demo_folder(), &worker).expect("the model opens");
         let structured =
             StructuredOutput::new(llm.text(), llm.spec().vocab_size, limits).expect("there is a tokenizer");
         Self { llm: Mutex::new(llm), structured, worker }
@@ -348,6 +351,17 @@ fn forms_with_the_same_text_share_a_process_and_cancelled_ones_end_theirs() {
         assert!(asked.join().expect("it does not panic").is_err());
     });
     forms.answer(&form, 9).expect("others go on");
+}
+
+#[test]
+fn processes_of_forms_end_when_nobody_has_needed_them_for_a_while() {
+    let forms = Forms::with(FormLimits { kept_for: Duration::ZERO, ..FormLimits::default() });
+    for count in 1..4 {
+        forms.answer(&AnswerForm::Regex(format!("[ab]{{{count}}}")), 1).expect("it is answered");
+    }
+    // One for the template and one that waits for the next form are left.
+    assert!(support::wait_until(|| forms.worker.stats().alive <= 2), "{:?}", forms.worker.stats());
+    forms.answer(&AnswerForm::Regex("[ab]{3}".into()), 1).expect("it is compiled again");
 }
 
 /// How many random templates are tried: few in every run, more by `BRAIDINFER_MUTATIONS`.

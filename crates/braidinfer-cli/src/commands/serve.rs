@@ -135,6 +135,7 @@ fn form_limits(args: &FormArgs) -> FormLimits {
             memory: args.form_memory.saturating_mul(1 << 20),
         },
         mask_time: Duration::from_millis(args.mask_timeout),
+        ..FormLimits::default()
     }
 }
 

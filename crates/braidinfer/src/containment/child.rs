@@ -1,6 +1,7 @@
 //! The side of the worker process: limits itself, then answers requests one after the other.
 
 use std::io;
+use std::panic::resume_unwind;
 use std::process;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -15,8 +16,9 @@ const STACK: usize = 256 << 20;
 const SLACK: usize = 192 << 20;
 /// Memory for what is made of the first message, such as a vocabulary, as a multiple of its size.
 const PER_SETUP_BYTE: usize = 64;
-/// Other processes come first: the forward pass of those who wait for tokens, above all.
+/// Other processes come first: the forward pass of those who wait for tokens, above all. Work without hurry comes last.
 const NICENESS: i32 = 10;
+const NICENESS_WITHOUT_HURRY: i32 = 9;
 
 /// The first message to a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -73,6 +75,21 @@ fn work(
     Ok(())
 }
 
+/// Does work for which nobody's tokens wait, on a thread with less priority than the rest of the process.
+pub(crate) fn without_hurry<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let worker = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || {
+            // On Linux this is the priority of the thread. Without the right to change it, the work only competes more.
+            #[cfg(target_os = "linux")]
+            let _ = rustix::process::nice(NICENESS_WITHOUT_HURRY);
+            work()
+        });
+        // Whoever started the process learns of either as of any other end of it.
+        let worker = worker.unwrap_or_else(|error| panic!("no thread could be started: {error}"));
+        worker.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
 /// Limits the memory of this process to what it has now and `memory` bytes more.
 #[cfg(target_os = "linux")]
 fn limit(memory: usize) -> io::Result<()> {
@@ -82,7 +99,7 @@ fn limit(memory: usize) -> io::Result<()> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages: usize = statm.split(' ').next().and_then(|pages| pages.parse().ok()).unwrap_or(0);
     let now = pages.saturating_mul(rustix::param::page_size());
-    let wanted = (now + STACK + SLACK).saturating_add(memory) as u64;
+    let wanted = (now + 2 * STACK + SLACK).saturating_add(memory) as u64;
     let allowed = getrlimit(Resource::As);
     let most = allowed.maximum.map_or(wanted, |maximum| maximum.min(wanted));
     let most = allowed.current.map_or(most, |current| current.min(most));

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-pub(crate) use child::{Service, serve};
+pub(crate) use child::{Service, serve, without_hurry};
 pub(crate) use process::{Failure, Pending, Process};
 
 /// How to start this program, or another one, as a worker: it must call [`run_worker`](crate::run_worker).

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -12,6 +12,9 @@ use super::stream::Outbox;
 use super::{AnswerEnd, EngineObserver, RequestError, RequestOutput, StreamId, Task, TokenTimes};
 use crate::engine::{Caller, ClientId};
 use crate::{Event, FinishReason, Llm, Output, RequestId, Result};
+
+/// How long nothing is asked until freed memory goes back to the system.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// A command from a [`Handle`](super::Handle) to the thread.
 pub(super) enum Command {
@@ -70,7 +73,7 @@ impl EngineThread {
         self.shadow_checks();
         let mut next = self.interruption.take();
         if next.is_none() && !self.llm.has_unfinished() {
-            next = Some(self.commands.recv().unwrap_or(Command::Stop));
+            next = Some(wait_for_command(&self.commands));
         }
         while let Some(command) = next.take().or_else(|| next_command(&self.commands)) {
             match command {
@@ -220,6 +223,18 @@ impl EngineThread {
 }
 
 /// The next command, if there is one.
+fn wait_for_command(commands: &Receiver<Command>) -> Command {
+    match commands.recv_timeout(IDLE) {
+        Ok(command) => command,
+        Err(RecvTimeoutError::Disconnected) => Command::Stop,
+        Err(RecvTimeoutError::Timeout) => {
+            // The allocator keeps what requests and answers took.
+            braidinfer_kernels::return_freed();
+            commands.recv().unwrap_or(Command::Stop)
+        }
+    }
+}
+
 fn next_command(commands: &Receiver<Command>) -> Option<Command> {
     match commands.try_recv() {
         Ok(command) => Some(command),

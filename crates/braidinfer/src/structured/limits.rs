@@ -23,6 +23,8 @@ pub struct FormLimits {
     pub compile: WorkLimits,
     /// Longest time to find which tokens may come next.
     pub mask_time: Duration,
+    /// How long a compiled form is kept that no answer needs.
+    pub kept_for: Duration,
 }
 
 impl Default for FormLimits {
@@ -33,6 +35,7 @@ impl Default for FormLimits {
             max_parts: 50_000,
             compile: WorkLimits { time: Duration::from_secs(10), memory: 512 << 20 },
             mask_time: Duration::from_secs(1),
+            kept_for: Duration::from_secs(30),
         }
     }
 }

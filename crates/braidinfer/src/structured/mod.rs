@@ -61,7 +61,7 @@ impl StructuredOutput {
     pub fn new(text: &ModelText, vocab_size: usize, limits: FormLimits) -> Result<Self> {
         let vocabulary = Vocabulary::new(text, vocab_size)?;
         let place = match text.worker() {
-            Some(program) => Place::Workers(Arc::new(FormProcesses::new(program.clone(), &vocabulary, limits)?)),
+            Some(program) => Place::Workers(FormProcesses::new(program.clone(), &vocabulary, limits)?),
             None => Place::Here(Box::new(vocabulary.parsers().map_err(Error::Unsupported)?)),
         };
         Ok(Self { limits, place })

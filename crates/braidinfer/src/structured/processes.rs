@@ -2,17 +2,19 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use sha2::{Digest, Sha256};
 
 use super::compile::Progress;
 use super::vocabulary::Vocabulary;
 use super::{AnswerForm, FormLimits, refused};
-use crate::containment::{CancelFlag, Failure, Pending, Process, Service, WorkKind, WorkerProgram, message};
+use crate::containment::{self, CancelFlag, Failure, Pending, Process, Service, WorkKind, WorkerProgram, message};
 use crate::engine::{Constraint, TokenMask};
 use crate::{Error, Result};
 
@@ -56,9 +58,17 @@ pub(super) struct FormProcesses {
     setup: Vec<u8>,
     limits: FormLimits,
     /// The least recently used form is the last.
-    forms: Mutex<LruCache<String, Arc<Slot>>>,
+    forms: Mutex<LruCache<FormHash, Arc<Slot>>>,
     /// Processes that have no form, with the reply that they have read the vocabulary.
     spare: Mutex<Vec<(Process, Option<Pending>)>>,
+}
+
+/// SHA-256 of a form as JSON: texts may be long, and nobody can craft two with the same hash.
+type FormHash = [u8; 32];
+
+fn hash_of(form: &AnswerForm) -> Result<FormHash, String> {
+    let json = serde_json::to_vec(form).map_err(|error| error.to_string())?;
+    Ok(Sha256::digest(json).into())
 }
 
 /// The place of one form.
@@ -80,17 +90,19 @@ enum State {
 }
 
 impl State {
-    /// Whether the form is compiled and no answer needs it. Nobody can begin to need it while the state is locked.
-    fn is_idle(&self) -> bool {
-        matches!(self, Self::Ready(process) if Arc::strong_count(process) == 1)
+    /// Whether the form is compiled and no answer has needed it for that long. Nobody can begin to need it while the state is
+    /// locked.
+    fn is_idle(&self, unused_for: Duration) -> bool {
+        let is_unused = |process: &FormProcess| lock(&process.last_used).elapsed() >= unused_for;
+        matches!(self, Self::Ready(process) if Arc::strong_count(process) == 1 && is_unused(process))
     }
 }
 
 impl Slot {
-    /// Forgets the form, if no answer needs it by now, and returns its process.
-    fn take_idle(&self) -> Option<FormProcess> {
+    /// Forgets the form, if no answer has needed it for that long by now, and returns its process.
+    fn take_idle(&self, unused_for: Duration) -> Option<FormProcess> {
         let mut state = lock(&self.state);
-        match state.is_idle().then(|| std::mem::take(&mut *state)) {
+        match state.is_idle(unused_for).then(|| std::mem::take(&mut *state)) {
             Some(State::Ready(process)) => Arc::into_inner(process),
             _ => None,
         }
@@ -102,6 +114,7 @@ pub(super) struct FormProcess {
     process: Process,
     limits: FormLimits,
     next_answer: AtomicU64,
+    last_used: Mutex<Instant>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -109,9 +122,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl FormProcesses {
-    pub(super) fn new(program: WorkerProgram, vocabulary: &Vocabulary, limits: FormLimits) -> Result<Self> {
+    pub(super) fn new(program: WorkerProgram, vocabulary: &Vocabulary, limits: FormLimits) -> Result<Arc<Self>> {
         let setup = message::setup(WorkKind::Form, vocabulary).map_err(Error::Internal)?;
-        Ok(Self { program, setup, limits, forms: Mutex::new(LruCache::unbounded()), spare: Mutex::default() })
+        let forms = Mutex::new(LruCache::unbounded());
+        let processes = Arc::new(Self { program, setup, limits, forms, spare: Mutex::default() });
+        let watched = Arc::downgrade(&processes);
+        let watch = thread::Builder::new().name("forms".into()).spawn(move || end_unused(&watched, limits.kept_for));
+        watch.map_err(|error| Error::Internal(format!("no thread could be started for forms: {error}")))?;
+        Ok(processes)
     }
 
     /// The process of a form, which is compiled if that has not been done yet. Requests for the same form wait for the one
@@ -122,7 +140,7 @@ impl FormProcesses {
     }
 
     fn process_of(&self, form: &AnswerForm, field: &str, cancel: &CancelFlag) -> Result<Arc<FormProcess>> {
-        let key = serde_json::to_string(form).map_err(|error| refused(field, error.to_string()))?;
+        let key = hash_of(form).map_err(|message| refused(field, message))?;
         loop {
             let slot = self.slot(&key);
             let mut state = lock(&slot.state);
@@ -153,14 +171,14 @@ impl FormProcesses {
 
     /// Whether a form is compiled, so that it needs no other process.
     pub(super) fn is_compiled(&self, form: &AnswerForm) -> bool {
-        let Ok(key) = serde_json::to_string(form) else { return false };
+        let Ok(key) = hash_of(form) else { return false };
         let slot = lock(&self.forms).peek(&key).cloned();
         slot.is_some_and(|slot| matches!(&*lock(&slot.state), State::Ready(process) if process.is_alive()))
     }
 
-    fn slot(&self, key: &str) -> Arc<Slot> {
+    fn slot(&self, key: &FormHash) -> Arc<Slot> {
         let mut forms = lock(&self.forms);
-        let slot = Arc::clone(forms.get_or_insert(key.to_owned(), Arc::default));
+        let slot = Arc::clone(forms.get_or_insert(*key, Arc::default));
         while forms.len() > REMEMBERED && forms.pop_lru().is_some() {}
         slot
     }
@@ -184,7 +202,7 @@ impl FormProcesses {
             message::reply::<Reply>(&ready.wait()?).map_err(Fault::OfForm)?;
         }
         // The next form does not have to wait for a process to read the vocabulary.
-        if lock(&self.spare).is_empty() && self.idle_forms().len() < KEPT {
+        if lock(&self.spare).is_empty() && self.idle_forms(Duration::ZERO).len() < KEPT {
             let (process, ready) = self.start()?;
             self.keep_spare(process, Some(ready));
         }
@@ -198,7 +216,8 @@ impl FormProcesses {
             self.keep_spare(process, None);
             return Err(Fault::OfForm(message));
         }
-        Ok(Arc::new(FormProcess { process, limits: self.limits, next_answer: AtomicU64::new(0) }))
+        let last_used = Mutex::new(Instant::now());
+        Ok(Arc::new(FormProcess { process, limits: self.limits, next_answer: AtomicU64::new(0), last_used }))
     }
 
     fn keep_spare(&self, process: Process, ready: Option<Pending>) {
@@ -208,34 +227,48 @@ impl FormProcesses {
         }
     }
 
-    /// The forms that are compiled and that no answer needs, the least recently used one first.
-    fn idle_forms(&self) -> Vec<Arc<Slot>> {
+    /// The forms that are compiled and that no answer has needed for that long, the least recently used one first.
+    fn idle_forms(&self, unused_for: Duration) -> Vec<Arc<Slot>> {
         lock(&self.forms)
             .iter()
             .rev()
             .map(|(_, slot)| slot)
-            .filter(|slot| lock(&slot.state).is_idle())
+            .filter(|slot| lock(&slot.state).is_idle(unused_for))
             .cloned()
             .collect()
     }
 
     /// Ends processes whose forms nobody needs, but for those that are kept.
     fn end_idle(&self) {
-        let idle = self.idle_forms();
-        idle.iter().take(idle.len().saturating_sub(KEPT)).for_each(|slot| drop(slot.take_idle()));
+        let idle = self.idle_forms(Duration::ZERO);
+        idle.iter().take(idle.len().saturating_sub(KEPT)).for_each(|slot| drop(slot.take_idle(Duration::ZERO)));
     }
 
     /// The process of a form that nobody needs, if more of them are kept than have to be.
     fn recycled(&self) -> Option<Process> {
-        let idle = self.idle_forms();
+        let idle = self.idle_forms(Duration::ZERO);
         if idle.len() < KEPT {
             return None;
         }
-        idle.iter().filter_map(|slot| slot.take_idle()).find(FormProcess::is_alive).map(|form| form.process)
+        idle.iter()
+            .filter_map(|slot| slot.take_idle(Duration::ZERO))
+            .find(FormProcess::is_alive)
+            .map(|form| form.process)
     }
 
     fn start(&self) -> Result<(Process, Pending), Failure> {
         Process::start(&self.program, self.setup.clone(), self.limits.compile, CancelFlag::default())
+    }
+}
+
+/// Ends processes whose forms nobody has needed for so long, until their owner is gone.
+fn end_unused(owner: &Weak<FormProcesses>, unused_for: Duration) {
+    // `kept_for` may be as short as zero, in tests.
+    let period = (unused_for / 2).max(Duration::from_millis(20));
+    loop {
+        thread::sleep(period);
+        let Some(owner) = owner.upgrade() else { return };
+        owner.idle_forms(unused_for).iter().for_each(|slot| drop(slot.take_idle(unused_for)));
     }
 }
 
@@ -271,6 +304,7 @@ pub(super) struct FormInUse {
 
 impl Drop for FormInUse {
     fn drop(&mut self) {
+        *lock(&self.form.last_used) = Instant::now();
         self.owner.end_idle();
     }
 }
@@ -352,7 +386,8 @@ impl FormService {
             Ask::Compile(form) => {
                 // What was there before must not take memory from it.
                 (self.begin, self.answers) = (None, HashMap::new());
-                self.begin = Some(Progress::begin(&self.vocabulary, &form)?);
+                braidinfer_kernels::return_freed();
+                self.begin = Some(containment::without_hurry(|| Progress::begin(&self.vocabulary, &form))?);
                 Ok(Reply::Done)
             }
             Ask::Masks { answer, draft } => {
@@ -401,7 +436,7 @@ mod tests {
         let slot = Slot::default();
         for state in [State::Building, State::Refused("no form".into()), State::Empty] {
             *lock(&slot.state) = state.clone();
-            assert!(slot.take_idle().is_none());
+            assert!(slot.take_idle(Duration::ZERO).is_none());
             let left = slot.state.try_lock().expect("nobody holds it");
             assert_eq!(std::mem::discriminant(&*left), std::mem::discriminant(&state));
         }
