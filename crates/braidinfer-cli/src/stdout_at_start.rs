@@ -12,6 +12,8 @@ pub fn was_closed() -> bool {
     CLOSED.load(Ordering::Relaxed)
 }
 
+// SAFETY: it runs before `main`, where Rust promises little of its library. It makes one system call and stores an atomic:
+// nothing that allocates, panics, or needs what `main` sets up.
 #[cfg(unix)]
 #[ctor::ctor(unsafe)]
 fn ask() {

@@ -20,6 +20,8 @@ pub struct Buffer {
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
+const _: () = assert!(size_of::<Line>() == LANES * size_of::<f32>(), "lines have no padding");
+
 impl Buffer {
     /// No values.
     pub const fn new() -> Self {
@@ -40,6 +42,7 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
+        debug_assert!(self.len <= self.lines.len() * LANES);
         // SAFETY: lines are contiguous without padding and hold at least `len` values.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
@@ -47,6 +50,7 @@ impl Deref for Buffer {
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
+        debug_assert!(self.len <= self.lines.len() * LANES);
         // SAFETY: as above, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
@@ -74,6 +78,7 @@ pub(crate) fn zeros<T: Zeroed>(len: usize) -> io::Result<Vec<T>> {
     if start.is_null() {
         return Err(out_of_memory());
     }
+    debug_assert!(start.is_aligned());
     // SAFETY: the global allocator gave memory for `len` values with the layout of an array, as a vector has it, and all of
     // them are initialised: their zero has all bits zero.
     Ok(unsafe { Vec::from_raw_parts(start, len, len) })

@@ -189,6 +189,7 @@ impl PoolState {
     /// Makes all tasks except the first claimable; the caller runs the first one.
     fn publish(&self, task: &Task<'_>, tasks: usize) {
         let claimable = isize::try_from(tasks - 1).expect("a run has at most isize::MAX tasks");
+        debug_assert!(self.counter.0.unclaimed.load(Ordering::Relaxed) <= 0, "the previous run is over");
         // SAFETY: this changes only the lifetime. The closure is called only by owners of tasks, and `Pool::run`, which
         // borrows it, does not return before all of them have finished.
         let task = unsafe { std::mem::transmute::<&Task<'_>, &Task<'static>>(task) };
@@ -222,6 +223,7 @@ impl PoolState {
         while let Some(left) = self.claim() {
             // SAFETY: this thread owns a task and has not counted it as finished, so nobody writes the run.
             let run = unsafe { *self.counter.0.run.get() }.expect("a claimed task has a run");
+            debug_assert!(left < run.tasks, "a claimed task is one of the run, and not its first");
             // SAFETY: for the same reason, `Pool::run` still borrows the closure.
             let task = unsafe { &*run.task };
             done += self.run_task(task, run.tasks - left, thread);

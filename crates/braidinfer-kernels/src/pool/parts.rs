@@ -85,6 +85,7 @@ impl<'a, T> Split for Chunks<'a, T> {
     }
 
     unsafe fn part(&self, index: usize) -> &'a mut [T] {
+        debug_assert!(index < self.count());
         let begin = index * self.chunk;
         let end = begin + self.chunk.min(self.data.len - begin);
         // SAFETY: `index < count()`, so that `begin` is in the slice, and chunks of different indices are disjoint.
@@ -119,6 +120,7 @@ impl<'a, T> Split for Ranges<'a, T> {
     }
 
     unsafe fn part(&self, index: usize) -> &'a mut [T] {
+        debug_assert!(index < self.count());
         let end = self.starts.get(index + 1).copied().unwrap_or(self.data.len);
         // SAFETY: `new` checked that the starts increase and lie in the slice, so that the ranges are disjoint.
         unsafe { self.data.range(self.starts[index], end) }
@@ -151,6 +153,7 @@ impl<'a, T> Split for Items<'a, T> {
     }
 
     unsafe fn part(&self, index: usize) -> &'a mut T {
+        debug_assert!(index < self.count());
         let at = self.indices[index];
         // SAFETY: `new` checked that the indices increase and lie in the slice, so that no element is in two parts.
         unsafe { &mut self.data.range(at, at + 1)[0] }
@@ -174,6 +177,7 @@ impl<A: Split, B: Split> Split for (A, B) {
     }
 
     unsafe fn part(&self, index: usize) -> Self::Part {
+        debug_assert!(index < self.count());
         // SAFETY: both have the same count, and each is asked only for the indices that this is asked for.
         unsafe { (self.0.part(index), self.1.part(index)) }
     }
@@ -187,6 +191,7 @@ impl<A: Split, B: Split, C: Split> Split for (A, B, C) {
     }
 
     unsafe fn part(&self, index: usize) -> Self::Part {
+        debug_assert!(index < self.count());
         // SAFETY: all have the same count, and each is asked only for the indices that this is asked for.
         unsafe { (self.0.part(index), self.1.part(index), self.2.part(index)) }
     }
@@ -249,6 +254,7 @@ impl Pool {
         assert!(values >= threads, "{values} values for {threads} threads");
         let slots = SharedSlice::new(&mut per_thread.slots);
         self.for_each(parts, |index, part, thread| {
+            debug_assert!(thread < threads);
             // SAFETY: thread indices are less than `threads()`, and the pool runs one task at a time with each of them,
             // so that the borrow of the previous task has ended.
             let slot = unsafe { &mut slots.range(thread, thread + 1)[0] };

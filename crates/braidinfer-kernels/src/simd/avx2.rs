@@ -29,6 +29,13 @@ impl Avx2Vnni {
     }
 }
 
+// What the methods below take as given of the arrays that they are passed: two registers are a whole array.
+const _: () =
+    assert!(size_of::<[f32; LANES]>() == 2 * size_of::<__m256>() && size_of::<[u8; 64]>() == 2 * size_of::<__m256i>());
+const _: () =
+    assert!(size_of::<[u16; LANES]>() == 2 * size_of::<__m128i>() && size_of::<[u8; 32]>() == 2 * size_of::<__m128i>());
+const _: () = assert!(size_of::<[u8; LANES]>() == 2 * size_of::<u64>());
+
 /// Applies `$op` to each half, giving a pair of registers.
 macro_rules! halves {
     ($op:ident($($arg:ident),*)) => { [$op($($arg[0]),*), $op($($arg[1]),*)] };

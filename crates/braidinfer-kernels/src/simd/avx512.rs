@@ -105,6 +105,13 @@ fn dot_pair_by_eight(dots: &mut [[__m512i; 8]; 2], codes: [__m512i; 2], x: &[u32
     }
 }
 
+// What the methods below take as given of the arrays that they are passed: one register of each width is a whole array.
+const _: () =
+    assert!(size_of::<[f32; LANES]>() == size_of::<__m512>() && size_of::<[u8; 64]>() == size_of::<__m512i>());
+const _: () =
+    assert!(size_of::<[u16; LANES]>() == size_of::<__m256i>() && size_of::<[u8; 32]>() == size_of::<__m256i>());
+const _: () = assert!(size_of::<[u8; LANES]>() == size_of::<__m128i>());
+
 /// Defines methods that consist of one intrinsic each.
 macro_rules! instructions {
     ($($(#[$attribute:meta])* fn $name:ident$(<const $by:ident: $of:ty>)?($self:ident $(, $arg:ident: $type:ty)*) $(-> $result:ty)? = $body:expr;)*) => {
@@ -142,6 +149,8 @@ impl Simd for Avx512 {
         x: &[u32; N],
     ) {
         if P == 2 && N == 8 {
+            debug_assert_eq!(size_of_val(dots), size_of::<[[__m512i; 8]; 2]>());
+            debug_assert_eq!(size_of_val(x), size_of::<[u32; 8]>());
             // SAFETY: the types are the same, and the processor has the instructions.
             unsafe {
                 let dots = &mut *std::ptr::from_mut(dots).cast::<[[__m512i; 8]; 2]>();
