@@ -155,16 +155,15 @@ mod tests {
 
     #[test]
     fn buffers_are_zeroed_aligned_and_writable_to_the_last_byte() {
-        // Miri interprets every access, so it looks at some bytes and the last one.
-        let step = if cfg!(miri) { 4099 } else { 1 };
-        let all = |pages: &[u8], value| pages.iter().step_by(step).chain(pages.last()).all(|&byte| byte == value);
-        for len in [0, 1, 63, 64, 65, 4096, HUGE - 1, HUGE, HUGE + 1, 3 * HUGE - 1, 5 * HUGE] {
+        let lengths = [0, 1, 63, 64, 65, 4096, HUGE - 1, HUGE, HUGE + 1, 3 * HUGE - 1, 5 * HUGE];
+        // Miri interprets every access.
+        for len in lengths.into_iter().take(if cfg!(miri) { 6 } else { lengths.len() }) {
             let mut pages = Pages::zeroed(len).unwrap();
             assert_eq!(pages.len(), len);
             assert_eq!(pages.as_ptr() as usize % if len >= HUGE { HUGE } else { LINE }, 0, "{len} bytes");
-            assert!(all(&pages, 0), "{len} bytes");
+            assert!(pages.iter().all(|&byte| byte == 0), "{len} bytes");
             pages.fill(0xA5);
-            assert!(all(&pages, 0xA5), "{len} bytes");
+            assert!(pages.iter().all(|&byte| byte == 0xA5), "{len} bytes");
         }
     }
 
@@ -191,13 +190,14 @@ mod tests {
 
     #[test]
     fn buffers_cross_threads() {
-        let mut pages = Pages::zeroed(2 * HUGE).unwrap();
+        let half = if cfg!(miri) { 100 } else { HUGE };
+        let mut pages = Pages::zeroed(2 * half).unwrap();
         std::thread::scope(|scope| {
-            let (front, back) = pages.split_at_mut(HUGE);
+            let (front, back) = pages.split_at_mut(half);
             scope.spawn(|| front.fill(1));
             scope.spawn(|| back.fill(2));
         });
         let pages = std::thread::spawn(move || pages).join().unwrap();
-        assert_eq!((pages[0], pages[HUGE]), (1, 2));
+        assert_eq!((pages[0], pages[half]), (1, 2));
     }
 }

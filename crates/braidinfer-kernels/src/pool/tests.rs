@@ -31,7 +31,8 @@ fn every_index_runs_exactly_once_under_a_thread_of_the_pool() {
     for threads in THREADS {
         let mut pool = pool(threads);
         assert_eq!(pool.threads(), threads);
-        for tasks in (0..40).chain([100, 257, 1000]) {
+        let counts = (0..40).chain([100, 257, 1000]);
+        for tasks in counts.filter(|tasks| !cfg!(miri) || tasks % 13 == 1) {
             let runs: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
             pool.run(tasks, &|index, thread| {
                 assert!(thread < threads);
