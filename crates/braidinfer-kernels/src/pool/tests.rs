@@ -7,7 +7,7 @@ use super::*;
 const THREADS: [usize; 3] = [1, 2, 4];
 
 /// Fewer rounds under Miri, which interprets every access.
-const STRESS: u32 = if cfg!(miri) { 50 } else { 100_000 };
+const STRESS: u32 = if cfg!(miri) { 20 } else { 100_000 };
 
 const CASES: u32 = if cfg!(miri) { 2 } else { 64 };
 

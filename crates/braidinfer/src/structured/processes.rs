@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -61,6 +62,8 @@ pub(super) struct FormProcesses {
     forms: Mutex<LruCache<FormHash, Arc<Slot>>>,
     /// Processes that have no form, with the reply that they have read the vocabulary.
     spare: Mutex<Vec<(Process, Option<Pending>)>>,
+    /// Ends the thread that ends unused processes.
+    _alive: Sender<()>,
 }
 
 /// SHA-256 of a form as JSON: texts may be long, and nobody can craft two with the same hash.
@@ -125,9 +128,11 @@ impl FormProcesses {
     pub(super) fn new(program: WorkerProgram, vocabulary: &Vocabulary, limits: FormLimits) -> Result<Arc<Self>> {
         let setup = message::setup(WorkKind::Form, vocabulary).map_err(Error::Internal)?;
         let forms = Mutex::new(LruCache::unbounded());
-        let processes = Arc::new(Self { program, setup, limits, forms, spare: Mutex::default() });
+        let (alive, ended) = mpsc::channel();
+        let processes = Arc::new(Self { program, setup, limits, forms, spare: Mutex::default(), _alive: alive });
         let watched = Arc::downgrade(&processes);
-        let watch = thread::Builder::new().name("forms".into()).spawn(move || end_unused(&watched, limits.kept_for));
+        let watch = move || end_unused(&watched, &ended, limits.kept_for);
+        let watch = thread::Builder::new().name("forms".into()).spawn(watch);
         watch.map_err(|error| Error::Internal(format!("no thread could be started for forms: {error}")))?;
         Ok(processes)
     }
@@ -262,11 +267,10 @@ impl FormProcesses {
 }
 
 /// Ends processes whose forms nobody has needed for so long, until their owner is gone.
-fn end_unused(owner: &Weak<FormProcesses>, unused_for: Duration) {
+fn end_unused(owner: &Weak<FormProcesses>, ended: &Receiver<()>, unused_for: Duration) {
     // `kept_for` may be as short as zero, in tests.
     let period = (unused_for / 2).max(Duration::from_millis(20));
-    loop {
-        thread::sleep(period);
+    while ended.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
         let Some(owner) = owner.upgrade() else { return };
         owner.idle_forms(unused_for).iter().for_each(|slot| drop(slot.take_idle(unused_for)));
     }
