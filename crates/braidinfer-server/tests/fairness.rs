@@ -79,6 +79,23 @@ fn an_honest_client_is_answered_while_another_has_two_thousand_prompts_queued() 
     assert_eq!(metric(&metrics, "braidinfer_clients"), 1.0);
 }
 
+/// Without keys.
+#[cfg(target_os = "linux")]
+#[test]
+fn addresses_take_turns() {
+    let server = TestServer::start(config(), Model::Demo(LoadOptions::default()));
+    let from = |last: u8| Connection::open_from([127, 0, 0, last].into(), server.address);
+    let many = with(greedy("", 200), json!({"prompt": vec![STORY; 2000], "stream": true}));
+    let mut greedy_one = from(2);
+    greedy_one.send(text_of(&many).as_bytes());
+    while !greedy_one.line().expect("the stream begins").starts_with("data: ") {}
+    let mut honest = from(3);
+    honest.send(text_of(&greedy(STORY, 20)).as_bytes());
+    assert_eq!(honest.reply().expect("it is answered").json()["usage"]["completion_tokens"], 20);
+    let metrics = server.get("/metrics").text;
+    assert!(metric(&metrics, "vllm:num_requests_waiting") > 1500.0, "the others wait: {metrics}");
+}
+
 #[test]
 fn all_answers_of_a_request_find_room_or_none() {
     let options = LoadOptions { max_sequences: 2, max_waiting: 6, max_waiting_per_client: 3, ..LoadOptions::default() };

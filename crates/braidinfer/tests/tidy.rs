@@ -52,6 +52,14 @@ fn the_executor_knows_neither_engine_nor_text() {
     check_absent("braidinfer/src/executor", &["crate::engine", "crate::text", "crate::llm"], &[]);
 }
 
+/// Whoever sets the clock of the machine changes no waiting time and no limit: they are measured with `Instant`. The date is read
+/// for what shows it, and to see that a file was written to.
+#[test]
+fn only_dates_depend_on_the_clock() {
+    let except = ["braidinfer-model/src/file.rs", "braidinfer-server/src/served.rs"];
+    programs().iter().for_each(|folder| check_absent(folder, &["SystemTime"], &except));
+}
+
 /// Other code uses fused kernels through a `Decoder`.
 #[test]
 fn only_its_folder_names_the_fused_runner() {

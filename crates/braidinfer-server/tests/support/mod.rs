@@ -6,7 +6,7 @@
 mod waiting;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -193,7 +193,24 @@ pub struct Connection(BufReader<TcpStream>);
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the server listens");
+        Self::of(TcpStream::connect(address).expect("the server listens"))
+    }
+
+    /// A connection from an address of its own, such as any of 127.0.0.0/8.
+    #[cfg(target_os = "linux")]
+    pub fn open_from(from: IpAddr, address: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime starts");
+        let stream = runtime.block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.bind((from, 0).into())?;
+            socket.connect(address).await?.into_std()
+        });
+        let stream = stream.expect("the server listens");
+        stream.set_nonblocking(false).expect("it can wait");
+        Self::of(stream)
+    }
+
+    fn of(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
         Self(BufReader::new(stream))
     }

@@ -112,8 +112,11 @@ impl Attention {
             scores = softcap(&scores, cap)?;
         }
         let mask = context.masks.get(sequence, self.sliding_window, q.device())?;
-        let scores = scores.reshape((groups, per_group, t, len))?.broadcast_add(&mask)?;
-        let probabilities = softmax_last_dim(&scores)?.reshape((groups, per_group * t, len))?;
+        // The largest tensors of a step: no more than two at a time.
+        let masked = scores.reshape((groups, per_group, t, len))?.broadcast_add(&mask)?;
+        drop(scores);
+        let probabilities = softmax_last_dim(&masked)?.reshape((groups, per_group * t, len))?;
+        drop(masked);
         let out = probabilities.matmul(&v)?.reshape((groups, per_group, t, width))?;
         Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((t, groups * per_group * width))?)
     }
@@ -145,5 +148,7 @@ fn mask(sequence: &SequenceSlice, window: Option<usize>) -> Vec<f32> {
     let first = |query: usize| window.map_or(0, |window| (query + 1).saturating_sub(window));
     let visible = |query: usize, key: usize| (first(query)..=query).contains(&key);
     let row = |query: usize| (0..len).map(move |key| if visible(query, key) { 0.0 } else { f32::NEG_INFINITY });
-    sequence.positions().flat_map(row).collect()
+    let mut mask = Vec::with_capacity(sequence.query_len * len);
+    sequence.positions().for_each(|query| mask.extend(row(query)));
+    mask
 }

@@ -269,14 +269,15 @@ impl LayerRunner for StandardRunner<'_> {
 /// Steps that need no more bytes than this are run without looking for room.
 const UNCHECKED_SCRATCH: usize = 8 << 20;
 
-/// Activations of a step, in bytes: those of any kernels, and for the longest sequence its keys and values in f32, twice, and
-/// its scores, which are masked and made probabilities.
+/// Activations of a step, in bytes: those of any kernels, and for the longest sequence its keys and values in f32, twice, its
+/// mask, and its scores, before and after they are masked or made probabilities. Scores of the step before were a little
+/// smaller, so that the allocator may not find room for these where those were: they are counted once more.
 fn scratch_bytes(spec: &DecoderSpec, batch: &Batch) -> usize {
     let (rows, logits) = (batch.token_ids.len(), batch.logits_rows.len());
     let attentions = || spec.layer_attentions();
     let heads = attentions().map(|attention| attention.num_attention_heads).max().unwrap_or(0);
     let width = attentions().map(|attention| 4 * attention.key_value_width()).max().unwrap_or(0);
-    let of = |sequence: &SequenceSlice| sequence.positions().end * (3 * heads * sequence.query_len + width);
+    let of = |sequence: &SequenceSlice| sequence.positions().end * ((3 * heads + 1) * sequence.query_len + width);
     let longest = batch.sequences.iter().map(of).max().unwrap_or(0);
     memory::scratch_bytes(spec, rows, logits).saturating_add(longest.saturating_mul(size_of::<f32>()))
 }
