@@ -52,8 +52,8 @@ fn the_executor_knows_neither_engine_nor_text() {
     check_absent("braidinfer/src/executor", &["crate::engine", "crate::text", "crate::llm"], &[]);
 }
 
-/// Whoever sets the clock of the machine changes no waiting time and no limit: they are measured with `Instant`. The date is read
-/// for what shows it, and to see that a file was written to.
+/// Waiting times and limits are measured with `Instant`, so that setting the clock of the machine does not change them. The date is
+/// read only to show it, and to notice that a file was written to.
 #[test]
 fn only_dates_depend_on_the_clock() {
     let except = ["braidinfer-model/src/file.rs", "braidinfer-server/src/served.rs"];

@@ -162,7 +162,7 @@ fn sequences() -> impl Strategy<Value = Sequence> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 48 }))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn attention_is_close_to_its_definition(sequence in sequences()) {

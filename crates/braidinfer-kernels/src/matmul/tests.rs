@@ -118,7 +118,7 @@ fn check_definition(format: PanelFormat, level: NumericLevel, panel: &[u8], valu
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 12 }))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn products_are_close_to_their_definition(seed in seeds(), rows in 1..4_usize, state in any::<u64>()) {

@@ -6,7 +6,7 @@ use crate::prepare::read_row;
 use crate::samples::{bits, dtype, floats, seeds};
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 48 }))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn packing_preserves_values(seed in seeds()) {

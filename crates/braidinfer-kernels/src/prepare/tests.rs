@@ -44,7 +44,7 @@ fn value(format: IntFormat, prepared: &Prepared, codes: &[[u8; VECTOR]], row: us
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 32 }))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn every_instruction_set_prepares_the_same(seed in seeds()) {

@@ -16,8 +16,9 @@ const STACK: usize = 256 << 20;
 const SLACK: usize = 192 << 20;
 /// Memory for what is made of the first message, such as a vocabulary, as a multiple of its size.
 const PER_SETUP_BYTE: usize = 64;
-/// Other processes come first: the forward pass of those who wait for tokens, above all. Work without hurry comes last.
+/// Other processes come first: the forward pass of those who wait for tokens, above all.
 const NICENESS: i32 = 10;
+/// What is added for work without hurry, which comes last of all.
 const NICENESS_WITHOUT_HURRY: i32 = 9;
 
 /// The first message to a worker.
@@ -84,7 +85,7 @@ pub(crate) fn without_hurry<T: Send>(work: impl FnOnce() -> T + Send) -> T {
             let _ = rustix::process::nice(NICENESS_WITHOUT_HURRY);
             work()
         });
-        // Whoever started the process learns of either as of any other end of it.
+        // A panic ends this process, which its parent reports as a failure of the work.
         let worker = worker.unwrap_or_else(|error| panic!("no thread could be started: {error}"));
         worker.join().unwrap_or_else(|panic| resume_unwind(panic))
     })

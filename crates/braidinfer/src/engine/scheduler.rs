@@ -1,9 +1,9 @@
 //! Chooses the tokens of the next step.
 //!
-//! First come, first served for each client. Decoding sequences come first in every step, with one token each, unless clients
-//! have so many of them that others would be slowed down. Prompts get the rest of the token budget, in equal shares for clients
-//! and in order of arrival for the sequences of a client; in a step that also decodes, [`StepCosts`] limits how many prompt
-//! tokens run.
+//! First come, first served for each client. Decoding sequences come first in every step, with one token each, unless a client
+//! has so many of them that others would be slowed down. Prompts get the rest of the token budget: clients for which fewer tokens
+//! were computed come first, and the sequences of a client in order of arrival. In a step that also decodes, [`StepCosts`] limits
+//! how many prompt tokens run.
 
 mod admission;
 mod decoding;
@@ -284,7 +284,7 @@ impl Scheduler {
         if self.config.prompts_first && !prefilling.is_empty() {
             ready.clear();
         }
-        let Decoding { sequences: decoding, equal } = self.choose_decoding(ready, &prefilling);
+        let Decoding { sequences: decoding, if_equal } = self.choose_decoding(ready, &prefilling);
         let most_drafts = match self.config.prompt_lookup {
             true => (MAX_DECODE_ROWS / decoding.len().max(1)).saturating_sub(1),
             false => 0,
@@ -294,14 +294,14 @@ impl Scheduler {
             let draft = self.draft(id, most_drafts, decodes);
             self.push(&mut step, id, 1, draft);
         }
-        let mut budget = self.config.max_batched_tokens.saturating_sub(step.batch.token_ids.len());
-        budget = budget.min(match (equal, step.has_decodes()) {
-            (Some(equal), true) => self.step_costs.max_prompt_tokens_beside_clients(decodes, equal),
+        let most = match (if_equal, step.has_decodes()) {
+            (Some(if_equal), true) => self.step_costs.max_prompt_tokens_beside_clients(decodes, if_equal),
             (None, true) => self.step_costs.max_prompt_tokens_beside_decodes(decodes),
             // A short prompt should not wait for much of the long ones of others.
             (Some(_), false) => self.config.max_batched_tokens / 2,
-            (None, false) => budget,
-        });
+            (None, false) => self.config.max_batched_tokens,
+        };
+        let budget = self.config.max_batched_tokens.saturating_sub(step.batch.token_ids.len()).min(most);
         for (sequences, mut share) in self.shared_by_clients(&prefilling, budget) {
             for id in sequences {
                 if share == 0 {
@@ -318,7 +318,7 @@ impl Scheduler {
     /// were computed comes first.
     fn shared_by_clients(&self, prefilling: &[SequenceId], budget: usize) -> Vec<(Vec<SequenceId>, usize)> {
         let mut by_client: BTreeMap<ClientId, (Vec<SequenceId>, usize)> = BTreeMap::new();
-        for sequence in prefilling.iter().filter_map(|id| Some(&self.running[self.find(*id)?])) {
+        for sequence in self.running_of(prefilling) {
             let (sequences, demand) = by_client.entry(sequence.client).or_default();
             sequences.push(sequence.id);
             *demand += self.prompt_chunk(sequence);
@@ -333,6 +333,11 @@ impl Scheduler {
 
     fn find(&self, id: SequenceId) -> Option<usize> {
         self.running.iter().position(|sequence| sequence.id == id)
+    }
+
+    /// The running sequences with these ids.
+    fn running_of(&self, ids: &[SequenceId]) -> impl Iterator<Item = &Sequence> {
+        ids.iter().filter_map(|id| Some(&self.running[self.find(*id)?]))
     }
 
     /// Draft tokens after the newest token of a sequence, one of `decodes` in the step, within its token limit and the free

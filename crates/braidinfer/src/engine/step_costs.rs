@@ -76,10 +76,10 @@ impl StepCosts {
         self.max_prompt_tokens(self.decode.of(decodes).map(|decode| (SLOWER - 1.0) * decode))
     }
 
-    /// The same in a step of several clients, where `equal` sequences would decode if each had as many as the others.
-    pub(super) fn max_prompt_tokens_beside_clients(&self, decodes: usize, equal: usize) -> usize {
-        let times = self.decode.of(decodes).zip(self.decode.of(equal));
-        self.max_prompt_tokens(times.map(|(decode, equal)| SLOWER_FOR_OTHERS * equal - decode))
+    /// The same in a step of several clients, where `if_equal` sequences would decode if each had as many as the others.
+    pub(super) fn max_prompt_tokens_beside_clients(&self, decodes: usize, if_equal: usize) -> usize {
+        let times = self.decode.of(decodes).zip(self.decode.of(if_equal));
+        self.max_prompt_tokens(times.map(|(decode, if_equal)| SLOWER_FOR_OTHERS * if_equal - decode))
     }
 
     /// The prompt tokens that take so many seconds.
@@ -89,12 +89,12 @@ impl StepCosts {
         ((seconds / token.max(1e-9)) as usize).max(MIN_PROMPT_TOKENS)
     }
 
-    /// How many of `most` sequences may decode in a step of several clients, where `equal` would decode if each had as many
+    /// How many of `most` sequences may decode in a step of several clients, where `if_equal` would decode if each had as many
     /// as the others.
-    pub(super) fn max_decodes_beside_clients(&self, equal: usize, most: usize) -> usize {
-        let Some(limit) = self.decode.of(equal).map(|time| SLOWER_BY_SEQUENCES * time) else { return most };
+    pub(super) fn max_decodes_beside_clients(&self, if_equal: usize, most: usize) -> usize {
+        let Some(limit) = self.decode.of(if_equal).map(|time| SLOWER_BY_SEQUENCES * time) else { return most };
         let fits = |decodes: &usize| self.decode.of(*decodes).is_some_and(|time| time <= limit);
-        (equal..=most).rev().find(fits).unwrap_or(equal)
+        (if_equal..=most).rev().find(fits).unwrap_or(if_equal)
     }
 }
 
@@ -102,9 +102,9 @@ fn learn(mean: &mut Option<f64>, newest: f64) {
     *mean = Some(mean.map_or(newest, |mean| mean + NEWEST * (newest - mean)));
 }
 
-/// Times of steps that only decode, as a line over the number of their sequences: the one with the least squared errors, where
-/// later steps count more. One more step without sequences, which took no time, is added: as long as all steps have the same
-/// number, time is assumed to be in proportion to it.
+/// Times of steps that only decode: a line over the number of their sequences, by least squares. Later steps count more. A step
+/// that had no sequences and took no time is added to those that were measured, so that time is assumed to be in proportion to
+/// the sequences as long as all steps had the same number of them.
 #[derive(Debug, Default)]
 struct DecodeTimes {
     /// Sum of the weights, and weighted sums of what they are named after.

@@ -172,8 +172,9 @@ impl Turns {
     }
 }
 
-/// Divides `budget` among clients, each with the tokens computed for it and a demand that its share does not exceed: whoever
-/// had the fewest comes first, until all have had the same. Of what cannot be divided, the first ones get one more.
+/// Divides a `budget` of tokens among clients. Each comes with the tokens that were computed for it, and with the most that it can
+/// use. Those with the fewest get theirs first, until all have had the same. Of what cannot be divided, the first ones get one
+/// more.
 pub(super) fn level_shares(budget: usize, clients: &[(u64, usize)]) -> Vec<usize> {
     let mut shares = vec![0; clients.len()];
     let mut left = budget;

@@ -222,7 +222,7 @@ impl EngineThread {
     }
 }
 
-/// The next command, if there is one.
+/// Waits for the next command. If none comes for a while, freed memory goes back to the system.
 fn wait_for_command(commands: &Receiver<Command>) -> Command {
     match commands.recv_timeout(IDLE) {
         Ok(command) => command,
@@ -235,6 +235,7 @@ fn wait_for_command(commands: &Receiver<Command>) -> Command {
     }
 }
 
+/// The next command, if there is one.
 fn next_command(commands: &Receiver<Command>) -> Option<Command> {
     match commands.try_recv() {
         Ok(command) => Some(command),

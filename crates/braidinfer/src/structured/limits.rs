@@ -23,7 +23,7 @@ pub struct FormLimits {
     pub compile: WorkLimits,
     /// Longest time to find which tokens may come next.
     pub mask_time: Duration,
-    /// How long a compiled form is kept that no answer needs.
+    /// How long a compiled form is kept at least that no answer needs; one and a half times as long at most.
     pub kept_for: Duration,
 }
 

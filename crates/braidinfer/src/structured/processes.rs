@@ -243,10 +243,10 @@ impl FormProcesses {
             .collect()
     }
 
-    /// Ends processes whose forms nobody needs, but for those that are kept.
-    fn end_idle(&self) {
-        let idle = self.idle_forms(Duration::ZERO);
-        idle.iter().take(idle.len().saturating_sub(KEPT)).for_each(|slot| drop(slot.take_idle(Duration::ZERO)));
+    /// Ends processes whose forms nobody has needed for that long, but for the `kept` ones that were used last.
+    fn end_idle(&self, unused_for: Duration, kept: usize) {
+        let idle = self.idle_forms(unused_for);
+        idle.iter().take(idle.len().saturating_sub(kept)).for_each(|slot| drop(slot.take_idle(unused_for)));
     }
 
     /// The process of a form that nobody needs, if more of them are kept than have to be.
@@ -272,7 +272,7 @@ fn end_unused(owner: &Weak<FormProcesses>, ended: &Receiver<()>, unused_for: Dur
     let period = (unused_for / 2).max(Duration::from_millis(20));
     while ended.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
         let Some(owner) = owner.upgrade() else { return };
-        owner.idle_forms(unused_for).iter().for_each(|slot| drop(slot.take_idle(unused_for)));
+        owner.end_idle(unused_for, 0);
     }
 }
 
@@ -309,7 +309,7 @@ pub(super) struct FormInUse {
 impl Drop for FormInUse {
     fn drop(&mut self) {
         *lock(&self.form.last_used) = Instant::now();
-        self.owner.end_idle();
+        self.owner.end_idle(Duration::ZERO, KEPT);
     }
 }
 

@@ -35,15 +35,15 @@ impl Scheduler {
         }
     }
 
-    /// A client begins to wait, if it does not wait already. Those that find no blocks for long do not count as others: what is
-    /// computed for them stays behind, and so would those that begin where they are.
+    /// A client begins to wait, if it does not wait already. It is compared with those that wait and can start. Those that find
+    /// too few blocks fall behind for as long as that lasts, and a client that began where they are would have an advantage.
     pub(super) fn begin_to_wait(&mut self, client: ClientId) {
         let contending = self.contending();
         if contending.contains(&client) {
             return;
         }
-        let moving: BTreeSet<ClientId> = contending.difference(&self.short_of_blocks).copied().collect();
-        let others = if moving.is_empty() { &contending } else { &moving };
+        let can_start: BTreeSet<ClientId> = contending.difference(&self.short_of_blocks).copied().collect();
+        let others = if can_start.is_empty() { &contending } else { &can_start };
         self.turns.arrive(client, others, self.turn_limits());
     }
 

@@ -14,39 +14,40 @@ use crate::engine::waiting::ClientId;
 pub(super) struct Decoding {
     pub(super) sequences: Vec<SequenceId>,
     /// How many of them there would be if every client had as many as the others; `None` if there is one client only.
-    pub(super) equal: Option<usize>,
+    pub(super) if_equal: Option<usize>,
 }
 
 impl Scheduler {
     /// Chooses from the sequences that could decode, beside those that read prompts.
-    pub(super) fn choose_decoding(&mut self, ready: Vec<SequenceId>, prefilling: &[SequenceId]) -> Decoding {
-        let client = |id: &SequenceId| self.find(*id).map(|index| self.running[index].client);
-        let clients: BTreeSet<ClientId> = ready.iter().chain(prefilling).filter_map(client).collect();
+    pub(super) fn choose_decoding(&self, ready: Vec<SequenceId>, prefilling: &[SequenceId]) -> Decoding {
+        let both = self.running_of(&ready).chain(self.running_of(prefilling));
+        let clients: BTreeSet<ClientId> = both.map(|sequence| sequence.client).collect();
         if clients.len() <= 1 {
-            return Decoding { sequences: ready, equal: None };
+            return Decoding { sequences: ready, if_equal: None };
         }
         let mut by_client: BTreeMap<ClientId, Vec<(u64, SequenceId)>> = BTreeMap::new();
-        for sequence in ready.iter().filter_map(|id| Some(&self.running[self.find(*id)?])) {
+        for sequence in self.running_of(&ready) {
             by_client.entry(sequence.client).or_default().push((sequence.decoded_in, sequence.id));
         }
-        let level = by_client.values().map(Vec::len).min().unwrap_or(0);
-        let equal = level * by_client.len();
-        let most = self.step_costs.max_decodes_beside_clients(equal, ready.len());
-        let sequences = if most < ready.len() { longest_ago(by_client, level, most - equal) } else { ready };
-        Decoding { sequences, equal: Some(equal) }
+        let fewest = by_client.values().map(Vec::len).min().unwrap_or(0);
+        let if_equal = fewest * by_client.len();
+        let most = self.step_costs.max_decodes_beside_clients(if_equal, ready.len());
+        let sequences = if most < ready.len() { longest_ago(by_client, fewest, most - if_equal) } else { ready };
+        Decoding { sequences, if_equal: Some(if_equal) }
     }
 }
 
-/// Of each client `level` sequences, and `more` of any: those that decoded longest ago.
-fn longest_ago(by_client: BTreeMap<ClientId, Vec<(u64, SequenceId)>>, level: usize, more: usize) -> Vec<SequenceId> {
+/// `each` sequences of every client, and `extra` ones of any client: those that decoded longest ago. Sequences come with the last
+/// step in which they decoded.
+fn longest_ago(by_client: BTreeMap<ClientId, Vec<(u64, SequenceId)>>, each: usize, extra: usize) -> Vec<SequenceId> {
     let (mut chosen, mut others) = (Vec::new(), Vec::new());
     for mut sequences in by_client.into_values() {
         sequences.sort_unstable();
-        others.extend(sequences.split_off(level));
+        others.extend(sequences.split_off(each));
         chosen.extend(sequences);
     }
     others.sort_unstable();
-    chosen.extend(others.into_iter().take(more));
+    chosen.extend(others.into_iter().take(extra));
     chosen.into_iter().map(|(_, id)| id).collect()
 }
 

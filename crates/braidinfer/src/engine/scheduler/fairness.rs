@@ -41,9 +41,9 @@ struct Asked {
     /// Sequences that have not ended.
     open: Vec<SequenceId>,
     /// When it asked.
-    asked_at: Duration,
-    /// The same while it waits for the first token.
-    since: Option<Duration>,
+    since: Duration,
+    /// Whether it waits for the first token.
+    waits: bool,
 }
 
 /// A scheduler whose steps take a pretended time.
@@ -86,14 +86,14 @@ impl Load {
     fn join(&mut self, habit: Habit) {
         let client = ClientId(self.joined);
         self.joined += 1;
-        self.clients.push(Asked { client, habit, open: Vec::new(), asked_at: Duration::ZERO, since: None });
+        self.clients.push(Asked { client, habit, open: Vec::new(), since: Duration::ZERO, waits: false });
     }
 
     /// A client goes away.
     fn leave(&mut self, index: usize) -> Asked {
         let mut asked = self.clients.remove(index);
         asked.open.drain(..).for_each(|id| self.scheduler.remove(id));
-        asked.since = None;
+        asked.waits = false;
         asked
     }
 
@@ -122,7 +122,7 @@ impl Load {
             }
             self.next_id += count;
             self.clients[index].open = (first..first + count).collect();
-            (self.clients[index].asked_at, self.clients[index].since) = (self.now, Some(self.now));
+            (self.clients[index].since, self.clients[index].waits) = (self.now, true);
         }
     }
 
@@ -153,14 +153,14 @@ impl Load {
 
     fn took_token(&mut self, id: SequenceId, has_ended: bool) {
         let Some(asked) = self.clients.iter_mut().find(|asked| asked.open.contains(&id)) else { return };
-        if let Some(since) = asked.since.take().filter(|_| asked.habit == Habit::Short) {
-            self.longest = self.longest.max(self.now - since);
+        if std::mem::take(&mut asked.waits) && asked.habit == Habit::Short {
+            self.longest = self.longest.max(self.now - asked.since);
         }
         if asked.habit == Habit::LateConstraint && !has_ended && self.rng.random_bool(0.2) {
             self.parked.push((id, self.now + Duration::from_millis(self.rng.random_range(1..3000))));
         }
         if has_ended {
-            let whole = (asked.habit == Habit::Short).then(|| self.now - asked.asked_at);
+            let whole = (asked.habit == Habit::Short).then(|| self.now - asked.since);
             self.whole.extend(whole);
             asked.open.retain(|open| *open != id);
             self.scheduler.remove(id);
@@ -173,8 +173,8 @@ impl Load {
             self.step();
         }
         // Those that wait still count, too.
-        let waiting = self.clients.iter().filter(|asked| asked.habit == Habit::Short).filter_map(|asked| asked.since);
-        let longest = waiting.map(|since| self.now - since).max().unwrap_or_default();
+        let waiting = self.clients.iter().filter(|asked| asked.habit == Habit::Short && asked.waits);
+        let longest = waiting.map(|asked| self.now - asked.since).max().unwrap_or_default();
         self.longest = self.longest.max(longest);
     }
 }
