@@ -10,7 +10,7 @@ mod decoding;
 #[cfg(test)]
 mod fairness;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use self::decoding::Decoding;
@@ -47,8 +47,6 @@ pub(super) struct Scheduler {
     /// Running sequences in the order in which they started.
     running: Vec<Sequence>,
     turns: Turns,
-    /// Clients whose first waiting sequences found too few blocks in the last step.
-    short_of_blocks: BTreeSet<ClientId>,
     /// Prompt tokens that were looked up in the prefix cache, and those that were found.
     pub(super) prefix_queries: usize,
     pub(super) prefix_hits: usize,
@@ -163,7 +161,6 @@ impl Scheduler {
             waiting: WaitingQueue::default(),
             running: Vec::new(),
             turns: Turns::default(),
-            short_of_blocks: BTreeSet::new(),
             prefix_queries: 0,
             prefix_hits: 0,
             preemptions: 0,
@@ -171,7 +168,10 @@ impl Scheduler {
     }
 
     pub(super) fn add(&mut self, sequence: Sequence) {
-        self.begin_to_wait(sequence.client);
+        let clients = self.clients();
+        if !clients.contains(&sequence.client) {
+            self.turns.arrive(sequence.client, clients.is_empty(), self.turn_limits());
+        }
         self.waiting.push_back(sequence);
     }
 
@@ -275,7 +275,7 @@ impl Scheduler {
     pub(super) fn schedule(&mut self) -> ScheduledStep {
         let mut step = ScheduledStep::default();
         self.steps += 1;
-        self.turns.forget_absent(&self.contending(), self.turn_limits());
+        self.turns.begin_step(self.clients(), self.turn_limits());
         self.admit(&mut step);
         let running: Vec<SequenceId> =
             self.running.iter().filter(|sequence| !sequence.is_parked).map(|sequence| sequence.id).collect();
@@ -285,7 +285,8 @@ impl Scheduler {
             ready.clear();
         }
         let Decoding { sequences: decoding, if_equal } = self.choose_decoding(ready, &prefilling);
-        let most_drafts = match self.config.prompt_lookup {
+        let only_decodes = self.step_costs.is_decode_time_wanted();
+        let most_drafts = match self.config.prompt_lookup && !only_decodes {
             true => (MAX_DECODE_ROWS / decoding.len().max(1)).saturating_sub(1),
             false => 0,
         };
@@ -295,6 +296,7 @@ impl Scheduler {
             self.push(&mut step, id, 1, draft);
         }
         let most = match (if_equal, step.has_decodes()) {
+            (_, true) if only_decodes => 0,
             (Some(if_equal), true) => self.step_costs.max_prompt_tokens_beside_clients(decodes, if_equal),
             (None, true) => self.step_costs.max_prompt_tokens_beside_decodes(decodes),
             // A short prompt should not wait for much of the long ones of others.
@@ -403,6 +405,9 @@ impl Scheduler {
         let sequence = &mut self.running[index];
         let was_prefilling = sequence.computed < sequence.prompt_len;
         sequence.computed = computed;
+        if was_prefilling && sequence.has_read_prompt() {
+            sequence.decoded_in = self.steps;
+        }
         if self.config.prefix_cache {
             while (sequence.hashes.len() + 1) * self.block_size <= sequence.computed {
                 let block = sequence.hashes.len();
@@ -527,7 +532,6 @@ impl Scheduler {
         self.release_state(&mut sequence);
         sequence.preempt();
         self.preemptions += 1;
-        self.begin_to_wait(sequence.client);
         self.waiting.push_front(sequence);
     }
 }
@@ -665,6 +669,28 @@ mod tests {
         }
         let (chunks, sampled) = step(&mut scheduler);
         assert_eq!((chunks[0], chunks[1], chunks[2].0, sampled), ((0, 1), (1, 68), 2, vec![0, 1]));
+    }
+
+    #[test]
+    fn a_step_leaves_out_prompts_when_the_time_of_decoding_was_not_measured_for_long() {
+        let mut scheduler = scheduler(256, 64);
+        scheduler.add(sequence(0, 4));
+        step(&mut scheduler);
+        scheduler.add(sequence(1, 900));
+        let mut decoded_alone = Vec::new();
+        for number in 0..40 {
+            let scheduled_step = scheduler.schedule();
+            let took = Duration::from_millis(50 * (1 + scheduled_step.tokens().prompt as u64));
+            scheduler.step_costs.observe(scheduled_step.tokens(), took);
+            if scheduled_step.tokens().prompt == 0 {
+                decoded_alone.push(number);
+            }
+            scheduled_step.sequences.iter().for_each(|scheduled| {
+                scheduler.record_computed(scheduled.sequence, scheduled.positions.end);
+            });
+            scheduler.sequence_mut(0).expect("it runs").append(5, false, 1000);
+        }
+        assert_eq!(decoded_alone, [1, 34], "after the first step, and after 32 more");
     }
 
     #[test]

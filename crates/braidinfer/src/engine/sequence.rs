@@ -64,7 +64,7 @@ pub(super) struct Sequence {
     pub(super) was_preempted: bool,
     /// Whether the choice of its next token waits for its constraint, so that it sits out steps.
     pub(super) is_parked: bool,
-    /// The last step in which it decoded.
+    /// The last step in which it decoded; at first, that in which its prompt was read.
     pub(super) decoded_in: u64,
     added: Instant,
     /// How long it waited for its first step.

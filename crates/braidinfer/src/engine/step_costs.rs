@@ -14,6 +14,9 @@ const SLOWER_BY_SEQUENCES: f64 = 1.25;
 const FIRST_PROMPT_TOKENS: usize = 32;
 const MIN_PROMPT_TOKENS: usize = 4;
 
+/// Most steps in a row with both decoding sequences and other tokens: after them, one only decodes, so that its time is known.
+const MOST_MIXED_STEPS: u32 = 32;
+
 /// Weight of the newest measurement in a moving average.
 const NEWEST: f64 = 0.25;
 /// What is left of the weight of earlier decode steps after each new one.
@@ -24,6 +27,8 @@ const KEPT: f64 = 0.98;
 #[derive(Debug, Default)]
 pub(super) struct StepCosts {
     decode: DecodeTimes,
+    /// Steps with decoding sequences and other tokens since the last one that only decoded.
+    mixed_steps: u32,
     /// Seconds per prompt token.
     prompt_token: Option<f64>,
     /// Seconds per draft token.
@@ -49,6 +54,11 @@ impl StepCosts {
     pub(super) fn observe(&mut self, tokens: StepTokens, took: Duration) {
         let took = took.as_secs_f64();
         let decode = self.decode.of(tokens.decodes);
+        match (tokens.decodes, tokens.prompt + tokens.draft) {
+            (0, _) => {}
+            (_, 0) => self.mixed_steps = 0,
+            _ => self.mixed_steps += 1,
+        }
         if tokens.draft > 0 {
             if let (Some(decode), 0) = (decode, tokens.prompt) {
                 learn(&mut self.draft_token, (took - decode).max(0.0) / tokens.draft as f64);
@@ -61,6 +71,11 @@ impl StepCosts {
             (prompt, _, Some(decode)) => learn(&mut self.prompt_token, (took - decode).max(0.0) / prompt as f64),
             (_, _, None) => {}
         }
+    }
+
+    /// Whether the next step should only decode, if any sequence can: what that takes is not known, or was measured long ago.
+    pub(super) fn is_decode_time_wanted(&self) -> bool {
+        self.mixed_steps >= if self.decode.of(1).is_none() { 1 } else { MOST_MIXED_STEPS }
     }
 
     /// Cost of each draft token as a share of a step that only decodes `decodes` sequences.
@@ -166,6 +181,21 @@ mod tests {
             costs.observe(tokens(10, 0, 0), Duration::from_secs(1));
         }
         assert_eq!(costs.max_prompt_tokens_beside_decodes(1), MIN_PROMPT_TOKENS);
+    }
+
+    #[test]
+    fn now_and_then_a_step_only_decodes_so_that_its_time_is_known() {
+        let mut costs = StepCosts::default();
+        costs.observe(tokens(100, 0, 0), millis(100));
+        assert!(!costs.is_decode_time_wanted(), "nothing has decoded");
+        costs.observe(tokens(10, 1, 0), millis(50));
+        assert!(costs.is_decode_time_wanted());
+        costs.observe(tokens(0, 1, 0), millis(40));
+        for step in 0..MOST_MIXED_STEPS {
+            assert!(!costs.is_decode_time_wanted(), "after {step} steps");
+            costs.observe(tokens(10, 1, step as usize % 2), millis(50));
+        }
+        assert!(costs.is_decode_time_wanted());
     }
 
     #[test]

@@ -125,50 +125,76 @@ impl WaitingQueue {
 
 /// How many tokens were computed for each client, while others had to wait for theirs. Clients that are not known have none.
 #[derive(Debug, Default)]
-pub(super) struct Turns(BTreeMap<ClientId, u64>);
+pub(super) struct Turns {
+    computed: BTreeMap<ClientId, u64>,
+    /// Clients with sequences in the current step.
+    active: BTreeSet<ClientId>,
+    /// The tokens of a client that had sequences all the time and got an equal part of what was computed: the virtual time of
+    /// fair queueing. It rises with what is computed, however many clients come and go.
+    equal_part: u64,
+    /// Tokens that are not divided among the active clients yet, fewer than there are clients.
+    undivided: u64,
+}
 
-/// How far a client that begins to wait may be from those that wait, in tokens.
+/// How far the tokens of a client may be from an equal part.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TurnLimits {
-    /// How many fewer it may have had.
+    /// How many fewer it may have had when it comes.
     pub(super) credit: u64,
     /// How many more.
     pub(super) debt: u64,
+    /// How many fewer it may have had while it has sequences.
+    pub(super) claim: u64,
 }
 
 impl Turns {
     pub(super) fn computed(&self, client: ClientId) -> u64 {
-        self.0.get(&client).copied().unwrap_or(0)
+        self.computed.get(&client).copied().unwrap_or(0)
     }
 
     /// Counts tokens that are computed for a client.
     pub(super) fn charge(&mut self, client: ClientId, tokens: usize) {
-        let computed = self.0.entry(client).or_default();
+        let computed = self.computed.entry(client).or_default();
         *computed = computed.saturating_add(tokens as u64);
+        if self.active.contains(&client) {
+            self.undivided += tokens as u64;
+            let clients = self.active.len() as u64;
+            self.equal_part = self.equal_part.saturating_add(self.undivided / clients);
+            self.undivided %= clients;
+        }
     }
 
-    /// A client begins to wait for its turn, beside `others` that wait.
+    /// A client without sequences gets one; `is_alone` says that no other client has any.
     ///
-    /// It comes at most `credit` tokens before the one of them that had the fewest: that it asked for nothing before gives it no
-    /// claim on all that was computed meanwhile. If it had more, it waits until the others have caught up, but for at most
-    /// `debt` tokens of each. If there are no others, nobody has to wait, and what was computed is forgotten: that took nothing
-    /// from anybody.
-    pub(super) fn arrive(&mut self, client: ClientId, others: &BTreeSet<ClientId>, limits: TurnLimits) {
-        let Some(least) = self.least(others) else { return self.0.clear() };
-        let computed = self.0.entry(client).or_default();
-        *computed = (*computed).clamp(least.saturating_sub(limits.credit), least.saturating_add(limits.debt));
+    /// It comes at most `credit` tokens before an equal part: that it asked for nothing before gives it no claim on all that was
+    /// computed meanwhile. If it had more, it waits until the others have caught up, but not longer than if it had had `debt`
+    /// more than an equal part. If there are no others, nobody has to wait, and what was computed is forgotten: that took
+    /// nothing from anybody.
+    pub(super) fn arrive(&mut self, client: ClientId, is_alone: bool, limits: TurnLimits) {
+        if is_alone {
+            return *self = Self::default();
+        }
+        let computed = self.computed.entry(client).or_default();
+        let (low, high) = (self.equal_part.saturating_sub(limits.credit), self.equal_part.saturating_add(limits.debt));
+        *computed = (*computed).clamp(low, high);
     }
 
-    /// The fewest tokens of any of these clients.
-    fn least(&self, clients: &BTreeSet<ClientId>) -> Option<u64> {
-        clients.iter().map(|client| self.computed(*client)).min()
-    }
-
-    /// Forgets clients that are not `waiting`, as far as nothing changes by that when they wait again. So a client gains nothing
-    /// by leaving and coming back.
-    pub(super) fn forget_absent(&mut self, waiting: &BTreeSet<ClientId>, limits: TurnLimits) {
-        let least = self.least(waiting).unwrap_or(u64::MAX);
-        self.0.retain(|client, computed| waiting.contains(client) || *computed > least.saturating_sub(limits.credit));
+    /// Begins a step in which these clients have sequences.
+    ///
+    /// What one of them had beyond its part because the others did not want it is no debt for ever, and what one did not want is
+    /// no claim for ever. Other clients are forgotten as far as nothing changes by that when they wait again, so a client gains
+    /// nothing by leaving and coming back.
+    pub(super) fn begin_step(&mut self, active: BTreeSet<ClientId>, limits: TurnLimits) {
+        let most = active.iter().map(|client| self.computed(*client)).max().unwrap_or(0);
+        self.equal_part = self.equal_part.max(most.saturating_sub(limits.debt));
+        let (newest, oldest) =
+            (self.equal_part.saturating_sub(limits.credit), self.equal_part.saturating_sub(limits.claim));
+        self.computed.retain(|client, computed| active.contains(client) || *computed > newest);
+        for client in &active {
+            let computed = self.computed.entry(*client).or_default();
+            *computed = oldest.max(*computed);
+        }
+        self.active = active;
     }
 }
 
@@ -253,36 +279,71 @@ mod tests {
         assert_eq!(taken(&mut queue, 2), [6, 7]);
     }
 
-    const LIMITS: TurnLimits = TurnLimits { credit: 30, debt: 1000 };
+    const LIMITS: TurnLimits = TurnLimits { credit: 30, debt: 1000, claim: 5000 };
 
-    #[test]
-    fn who_comes_late_or_again_has_little_advantage() {
+    /// Turns in a step in which these clients contend.
+    fn turns_of(clients: &[ClientId]) -> Turns {
         let mut turns = Turns::default();
-        turns.charge(A, 100);
-        turns.arrive(B, &BTreeSet::from([A]), LIMITS);
-        assert_eq!((turns.computed(A), turns.computed(B)), (100, 70));
-        turns.charge(B, 50);
-        // B leaves and comes back.
-        turns.forget_absent(&BTreeSet::from([A]), LIMITS);
-        turns.arrive(B, &BTreeSet::from([A]), LIMITS);
-        assert_eq!(turns.computed(B), 120);
-        turns.charge(A, 49);
-        turns.forget_absent(&BTreeSet::from([A]), LIMITS);
-        assert_eq!(turns.0.len(), 2, "B would come a token earlier");
-        turns.charge(A, 1);
-        turns.forget_absent(&BTreeSet::from([A]), LIMITS);
-        assert_eq!(turns.0.len(), 1);
+        turns.begin_step(clients.iter().copied().collect(), LIMITS);
+        turns
     }
 
     #[test]
-    fn what_was_computed_while_nobody_waited_is_forgotten_and_other_debts_are_limited() {
-        let mut turns = Turns::default();
+    fn who_comes_late_or_again_has_little_advantage() {
+        let mut turns = turns_of(&[A]);
+        turns.charge(A, 100);
+        turns.arrive(B, false, LIMITS);
+        assert_eq!((turns.computed(A), turns.computed(B)), (100, 70));
+        turns.begin_step(BTreeSet::from([A, B]), LIMITS);
+        turns.charge(B, 50);
+        assert_eq!((turns.computed(B), turns.equal_part), (120, 125));
+        // B leaves and comes back.
+        turns.begin_step(BTreeSet::from([A]), LIMITS);
+        turns.arrive(B, false, LIMITS);
+        assert_eq!(turns.computed(B), 120);
+        turns.charge(A, 24);
+        turns.begin_step(BTreeSet::from([A]), LIMITS);
+        assert_eq!(turns.computed.len(), 2, "B would come a token earlier");
+        turns.charge(A, 1);
+        turns.begin_step(BTreeSet::from([A]), LIMITS);
+        assert_eq!(turns.computed.len(), 1);
+    }
+
+    #[test]
+    fn many_newcomers_begin_at_the_same_place_and_do_not_hold_up_those_that_wait() {
+        let mut turns = turns_of(&[A]);
+        turns.charge(A, 100);
+        let mut first = 0;
+        for newcomer in (10..1000).map(ClientId) {
+            turns.arrive(newcomer, false, LIMITS);
+            first = turns.computed(newcomer);
+            turns.begin_step(BTreeSet::from([A, newcomer]), LIMITS);
+            turns.charge(newcomer, 20);
+            if first > 100 {
+                break;
+            }
+        }
+        assert_eq!(first, 110, "each second token is A's, and soon it is A's turn");
+        let beginnings = [B, ClientId(5), ClientId(6)].map(|client| {
+            turns.arrive(client, false, LIMITS);
+            turns.computed(client)
+        });
+        assert_eq!(beginnings, [120; 3]);
+    }
+
+    #[test]
+    fn what_was_computed_while_nobody_waited_is_forgotten_and_other_debts_and_claims_are_limited() {
+        let mut turns = turns_of(&[]);
         turns.charge(A, 100_000);
-        turns.arrive(A, &BTreeSet::new(), LIMITS);
+        turns.arrive(A, true, LIMITS);
         assert_eq!(turns.computed(A), 0);
         turns.charge(A, 100_000);
-        turns.arrive(A, &BTreeSet::from([B]), LIMITS);
+        turns.arrive(A, false, LIMITS);
         assert_eq!(turns.computed(A), 1000);
+        // B waits, and does not want more than it has.
+        turns.charge(A, 100_000);
+        turns.begin_step(BTreeSet::from([A, B]), LIMITS);
+        assert_eq!((turns.computed(A), turns.equal_part, turns.computed(B)), (101_000, 100_000, 95_000));
     }
 
     #[test]

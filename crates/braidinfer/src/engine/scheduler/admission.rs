@@ -20,7 +20,6 @@ impl Scheduler {
     /// Moves waiting sequences to the running ones as long as there is room for them.
     pub(super) fn admit(&mut self, step: &mut ScheduledStep) {
         let (mut passed, mut started) = (Vec::new(), Vec::new());
-        self.short_of_blocks.clear();
         while passed.len() < MOST_PASSED {
             let Some((client, id)) = self.next(&passed) else { break };
             let is_full = self.running.len() >= self.config.max_sequences;
@@ -35,29 +34,11 @@ impl Scheduler {
         }
     }
 
-    /// A client begins to wait, if it does not wait already. It is compared with those that wait and can start. Those that find
-    /// too few blocks fall behind for as long as that lasts, and a client that began where they are would have an advantage.
-    pub(super) fn begin_to_wait(&mut self, client: ClientId) {
-        let contending = self.contending();
-        if contending.contains(&client) {
-            return;
-        }
-        let can_start: BTreeSet<ClientId> = contending.difference(&self.short_of_blocks).copied().collect();
-        let others = if can_start.is_empty() { &contending } else { &can_start };
-        self.turns.arrive(client, others, self.turn_limits());
-    }
-
-    /// A client may have as many tokens as half a step before others that had more, and waits for at most a step of each.
+    /// A client may come half a step of tokens before its turn, and has to catch up with at most a step. While it waits, it may fall
+    /// behind by more than the others may be ahead of a prompt that finds no blocks.
     pub(super) fn turn_limits(&self) -> TurnLimits {
         let step = self.config.max_batched_tokens as u64;
-        TurnLimits { credit: step / 2, debt: step }
-    }
-
-    /// The clients that wait for slots or for prompt tokens of a step. Those that only decode wait for nobody.
-    pub(super) fn contending(&self) -> BTreeSet<ClientId> {
-        let waiting = self.waiting.fronts().map(|(client, _)| client);
-        let prefilling = self.running.iter().filter(|sequence| !sequence.has_read_prompt());
-        waiting.chain(prefilling.map(|sequence| sequence.client)).collect()
+        TurnLimits { credit: step / 2, debt: step, claim: step + self.config.context as u64 }
     }
 
     /// The clients that have sequences.
@@ -107,7 +88,6 @@ impl Scheduler {
         let has_blocks = self.running.is_empty() || self.pool.available() >= needed;
         if !has_blocks || !self.allocate_state(&mut sequence, restored, step) {
             sequence.release();
-            self.short_of_blocks.insert(client);
             self.waiting.push_front(sequence);
             return false;
         }
@@ -125,11 +105,7 @@ impl Scheduler {
         let Some(index) = self.running.iter().rposition(|sequence| sequence.client == *holder) else { return false };
         let (Some(front), latest) = (self.waiting.front(client), &self.running[index]) else { return false };
         let freed = self.pool.available() + latest.blocks.unshared();
-        if started.contains(&latest.id) {
-            return false;
-        }
-        if freed < front.tokens.len().div_ceil(self.block_size) {
-            self.short_of_blocks.insert(client);
+        if started.contains(&latest.id) || freed < front.tokens.len().div_ceil(self.block_size) {
             return false;
         }
         self.preempt(index);
