@@ -64,11 +64,12 @@ fn a_model_larger_than_the_memory_is_refused_by_every_command() {
     let copy = with_vocabulary("llama-tied", 4 << 20);
     let model = copy.path().display().to_string();
     let text = ["--ids", "1,2,3"];
-    let commands: [Vec<&str>; 9] = [
+    let commands: [Vec<&str>; 10] = [
         [&["run", &model], &text[..]].concat(),
         vec!["serve", &model, "--port", "0"],
         vec!["bench", &model],
         vec!["validate", &model],
+        vec!["compare", &model, &model],
         vec!["check", &model],
         [&["perplexity", &model, "--context", "64"], &text[..]].concat(),
         [&["run", &model, "--kernels", "standard"], &text[..]].concat(),

@@ -44,6 +44,7 @@ fn document(reports: &[ValidationReport]) -> Document {
         ]
     };
     document.table(["model", "outcome", "parameters", "weights", "K/V per token"], reports.iter().map(row));
+    add_findings(&mut document, reports);
     document.heading("Do fused kernels change the answers?");
     let compats: Vec<&CompatReport> = reports.iter().filter_map(|report| report.compat.as_ref()).collect();
     let header = ["model", "predicted", "measured", "mean KL", "checkpoint's own type", "largest key norm", "loss"];
@@ -57,6 +58,22 @@ fn document(reports: &[ValidationReport]) -> Document {
     });
     add_answers(&mut document, reports);
     document
+}
+
+/// Why a model did not pass.
+fn add_findings(document: &mut Document, reports: &[ValidationReport]) {
+    let mut rows = Vec::new();
+    for report in reports {
+        let noticed = report.findings.iter().filter(|finding| finding.outcome != Outcome::Pass);
+        rows.extend(noticed.map(|finding| {
+            let what = format!("{}: {}", finding.area, finding.what);
+            [report.model.clone(), finding.outcome.as_str().to_owned(), what, finding.found.clone()]
+        }));
+    }
+    if !rows.is_empty() {
+        document.heading("What to look at");
+        document.table(["model", "outcome", "what", "found"], rows);
+    }
 }
 
 fn compat_row(compat: &CompatReport) -> [String; 7] {

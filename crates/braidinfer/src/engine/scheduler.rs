@@ -10,7 +10,7 @@ mod decoding;
 #[cfg(test)]
 mod fairness;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use self::decoding::Decoding;
@@ -47,6 +47,8 @@ pub(super) struct Scheduler {
     /// Running sequences in the order in which they started.
     running: Vec<Sequence>,
     turns: Turns,
+    /// Clients whose first waiting sequences found too few blocks in the last step.
+    short_of_blocks: BTreeSet<ClientId>,
     /// Prompt tokens that were looked up in the prefix cache, and those that were found.
     pub(super) prefix_queries: usize,
     pub(super) prefix_hits: usize,
@@ -161,6 +163,7 @@ impl Scheduler {
             waiting: WaitingQueue::default(),
             running: Vec::new(),
             turns: Turns::default(),
+            short_of_blocks: BTreeSet::new(),
             prefix_queries: 0,
             prefix_hits: 0,
             preemptions: 0,
@@ -168,10 +171,7 @@ impl Scheduler {
     }
 
     pub(super) fn add(&mut self, sequence: Sequence) {
-        let clients = self.clients();
-        if !clients.contains(&sequence.client) {
-            self.turns.arrive(sequence.client, clients.is_empty(), self.turn_limits());
-        }
+        self.begin_to_contend(sequence.client);
         self.waiting.push_back(sequence);
     }
 
@@ -275,7 +275,7 @@ impl Scheduler {
     pub(super) fn schedule(&mut self) -> ScheduledStep {
         let mut step = ScheduledStep::default();
         self.steps += 1;
-        self.turns.begin_step(self.clients(), self.turn_limits());
+        self.turns.begin_step(self.contending(), &self.short_of_blocks, self.turn_limits());
         self.admit(&mut step);
         let running: Vec<SequenceId> =
             self.running.iter().filter(|sequence| !sequence.is_parked).map(|sequence| sequence.id).collect();
@@ -304,16 +304,31 @@ impl Scheduler {
             (None, false) => self.config.max_batched_tokens,
         };
         let budget = self.config.max_batched_tokens.saturating_sub(step.batch.token_ids.len()).min(most);
-        for (sequences, mut share) in self.shared_by_clients(&prefilling, budget) {
-            for id in sequences {
-                if share == 0 {
-                    break;
-                }
-                let Some(taken) = self.push(&mut step, id, share, Vec::new()) else { break };
+        self.read_prompts(&mut step, &prefilling, budget);
+        step
+    }
+
+    /// Adds at most `budget` tokens of prompts to a step.
+    fn read_prompts(&mut self, step: &mut ScheduledStep, prefilling: &[SequenceId], budget: usize) {
+        let (mut left_over, mut without_share) = (0, Vec::new());
+        for (sequences, mut share) in self.shared_by_clients(prefilling, budget) {
+            let mut sequences = sequences.into_iter();
+            while share > 0
+                && let Some(id) = sequences.next()
+                && let Some(taken) = self.push(step, id, share, Vec::new())
+            {
                 share -= taken;
             }
+            left_over += share;
+            without_share.extend(sequences);
         }
-        step
+        // Where a client finds no blocks for its share, the others must go on, so that there are some again.
+        for id in without_share {
+            if left_over == 0 {
+                return;
+            }
+            left_over -= self.push(step, id, left_over, Vec::new()).unwrap_or(0);
+        }
     }
 
     /// The sequences of each client, with its share of a `budget` of prompt tokens. The client for which the fewest tokens
@@ -532,6 +547,7 @@ impl Scheduler {
         self.release_state(&mut sequence);
         sequence.preempt();
         self.preemptions += 1;
+        self.begin_to_contend(sequence.client);
         self.waiting.push_front(sequence);
     }
 }

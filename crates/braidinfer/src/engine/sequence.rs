@@ -130,6 +130,11 @@ impl Sequence {
         self.pending() == 1 && self.tokens.len() > self.prompt_len
     }
 
+    /// Whether tokens have to be computed before one can be generated: a prompt, or those of a preempted sequence.
+    pub(super) fn is_prefilling(&self) -> bool {
+        self.pending() > 0 && !self.is_decoding()
+    }
+
     /// Whether the whole prompt is computed and can be shared.
     pub(super) fn has_read_prompt(&self) -> bool {
         self.computed >= self.prompt_len

@@ -2,8 +2,8 @@
 //!
 //! Each client has a line of its own, in which its calls take turns. Which line is next depends on how many tokens were computed
 //! for each client, as with the virtual token counters of "Fairness in Serving Large Language Models" (OSDI 2024): the client
-//! with the fewest goes first, so that one with many or long prompts gets no more than its share. Only what is computed while
-//! others wait counts. With a single client there is a single line.
+//! with the fewest goes first, so that one with many or long prompts gets no more than its share. The counts are kept near an
+//! equal part of what the clients got that wait, so neither idle times nor busy ones count for long.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -123,28 +123,30 @@ impl WaitingQueue {
     }
 }
 
-/// How many tokens were computed for each client, while others had to wait for theirs. Clients that are not known have none.
+/// How many tokens were computed for each client. Clients that are not known have none.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     computed: BTreeMap<ClientId, u64>,
-    /// Clients with sequences in the current step.
-    active: BTreeSet<ClientId>,
-    /// The tokens of a client that had sequences all the time and got an equal part of what was computed: the virtual time of
-    /// fair queueing. It rises with what is computed, however many clients come and go.
+    /// Clients that wait, or whose prompts are read, in the current step.
+    contending: BTreeSet<ClientId>,
+    /// The tokens of a client that contended all the time and got an equal part of what the contending ones got: the virtual
+    /// time of fair queueing. It rises with what is computed, however many clients come and go.
     equal_part: u64,
-    /// Tokens that are not divided among the active clients yet, fewer than there are clients.
+    /// Tokens that are not divided among the contending clients yet.
     undivided: u64,
 }
 
 /// How far the tokens of a client may be from an equal part.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TurnLimits {
-    /// How many fewer it may have had when it comes.
+    /// How many fewer it may have had when it begins to contend.
     pub(super) credit: u64,
     /// How many more.
     pub(super) debt: u64,
-    /// How many fewer it may have had while it has sequences.
+    /// How many fewer it may have had while it contends.
     pub(super) claim: u64,
+    /// The same while it finds too few blocks.
+    pub(super) claim_for_blocks: u64,
 }
 
 impl Turns {
@@ -156,20 +158,19 @@ impl Turns {
     pub(super) fn charge(&mut self, client: ClientId, tokens: usize) {
         let computed = self.computed.entry(client).or_default();
         *computed = computed.saturating_add(tokens as u64);
-        if self.active.contains(&client) {
+        if self.contending.contains(&client) {
             self.undivided += tokens as u64;
-            let clients = self.active.len() as u64;
+            let clients = self.contending.len() as u64;
             self.equal_part = self.equal_part.saturating_add(self.undivided / clients);
             self.undivided %= clients;
         }
     }
 
-    /// A client without sequences gets one; `is_alone` says that no other client has any.
+    /// A client begins to contend; `is_alone` says that no other does.
     ///
-    /// It comes at most `credit` tokens before an equal part: that it asked for nothing before gives it no claim on all that was
-    /// computed meanwhile. If it had more, it waits until the others have caught up, but not longer than if it had had `debt`
-    /// more than an equal part. If there are no others, nobody has to wait, and what was computed is forgotten: that took
-    /// nothing from anybody.
+    /// It comes at most `credit` tokens before an equal part: that it asked for nothing before, or only decoded, gives it no
+    /// claim on all that was computed meanwhile. If it had more, the others catch up, but not for longer than if it had had
+    /// `debt` more than an equal part. If no other contends, what was computed is forgotten: that took nothing from anybody.
     pub(super) fn arrive(&mut self, client: ClientId, is_alone: bool, limits: TurnLimits) {
         if is_alone {
             return *self = Self::default();
@@ -179,22 +180,27 @@ impl Turns {
         *computed = (*computed).clamp(low, high);
     }
 
-    /// Begins a step in which these clients have sequences.
+    /// Begins a step in which these clients contend. Some of them could not start in the last one for want of blocks.
     ///
     /// What one of them had beyond its part because the others did not want it is no debt for ever, and what one did not want is
-    /// no claim for ever. Other clients are forgotten as far as nothing changes by that when they wait again, so a client gains
-    /// nothing by leaving and coming back.
-    pub(super) fn begin_step(&mut self, active: BTreeSet<ClientId>, limits: TurnLimits) {
-        let most = active.iter().map(|client| self.computed(*client)).max().unwrap_or(0);
+    /// no claim for ever. Other clients are forgotten as far as nothing changes by that when they contend again, so a client
+    /// gains nothing by leaving and coming back.
+    pub(super) fn begin_step(
+        &mut self,
+        contending: BTreeSet<ClientId>,
+        short_of_blocks: &BTreeSet<ClientId>,
+        limits: TurnLimits,
+    ) {
+        let most = contending.iter().map(|client| self.computed(*client)).max().unwrap_or(0);
         self.equal_part = self.equal_part.max(most.saturating_sub(limits.debt));
-        let (newest, oldest) =
-            (self.equal_part.saturating_sub(limits.credit), self.equal_part.saturating_sub(limits.claim));
-        self.computed.retain(|client, computed| active.contains(client) || *computed > newest);
-        for client in &active {
+        let when_it_comes = self.equal_part.saturating_sub(limits.credit);
+        self.computed.retain(|client, computed| contending.contains(client) || *computed > when_it_comes);
+        for client in &contending {
+            let claim = if short_of_blocks.contains(client) { limits.claim_for_blocks } else { limits.claim };
             let computed = self.computed.entry(*client).or_default();
-            *computed = oldest.max(*computed);
+            *computed = self.equal_part.saturating_sub(claim).max(*computed);
         }
-        self.active = active;
+        self.contending = contending;
     }
 }
 
@@ -279,12 +285,14 @@ mod tests {
         assert_eq!(taken(&mut queue, 2), [6, 7]);
     }
 
-    const LIMITS: TurnLimits = TurnLimits { credit: 30, debt: 1000, claim: 5000 };
+    const LIMITS: TurnLimits = TurnLimits { credit: 30, debt: 1000, claim: 2000, claim_for_blocks: 5000 };
+
+    const NOBODY: &BTreeSet<ClientId> = &BTreeSet::new();
 
     /// Turns in a step in which these clients contend.
     fn turns_of(clients: &[ClientId]) -> Turns {
         let mut turns = Turns::default();
-        turns.begin_step(clients.iter().copied().collect(), LIMITS);
+        turns.begin_step(clients.iter().copied().collect(), NOBODY, LIMITS);
         turns
     }
 
@@ -294,18 +302,18 @@ mod tests {
         turns.charge(A, 100);
         turns.arrive(B, false, LIMITS);
         assert_eq!((turns.computed(A), turns.computed(B)), (100, 70));
-        turns.begin_step(BTreeSet::from([A, B]), LIMITS);
+        turns.begin_step(BTreeSet::from([A, B]), NOBODY, LIMITS);
         turns.charge(B, 50);
         assert_eq!((turns.computed(B), turns.equal_part), (120, 125));
         // B leaves and comes back.
-        turns.begin_step(BTreeSet::from([A]), LIMITS);
+        turns.begin_step(BTreeSet::from([A]), NOBODY, LIMITS);
         turns.arrive(B, false, LIMITS);
         assert_eq!(turns.computed(B), 120);
         turns.charge(A, 24);
-        turns.begin_step(BTreeSet::from([A]), LIMITS);
+        turns.begin_step(BTreeSet::from([A]), NOBODY, LIMITS);
         assert_eq!(turns.computed.len(), 2, "B would come a token earlier");
         turns.charge(A, 1);
-        turns.begin_step(BTreeSet::from([A]), LIMITS);
+        turns.begin_step(BTreeSet::from([A]), NOBODY, LIMITS);
         assert_eq!(turns.computed.len(), 1);
     }
 
@@ -317,7 +325,7 @@ mod tests {
         for newcomer in (10..1000).map(ClientId) {
             turns.arrive(newcomer, false, LIMITS);
             first = turns.computed(newcomer);
-            turns.begin_step(BTreeSet::from([A, newcomer]), LIMITS);
+            turns.begin_step(BTreeSet::from([A, newcomer]), NOBODY, LIMITS);
             turns.charge(newcomer, 20);
             if first > 100 {
                 break;
@@ -342,8 +350,11 @@ mod tests {
         assert_eq!(turns.computed(A), 1000);
         // B waits, and does not want more than it has.
         turns.charge(A, 100_000);
-        turns.begin_step(BTreeSet::from([A, B]), LIMITS);
-        assert_eq!((turns.computed(A), turns.equal_part, turns.computed(B)), (101_000, 100_000, 95_000));
+        turns.begin_step(BTreeSet::from([A, B]), NOBODY, LIMITS);
+        assert_eq!((turns.computed(A), turns.equal_part, turns.computed(B)), (101_000, 100_000, 98_000));
+        turns.charge(A, 50_000);
+        turns.begin_step(BTreeSet::from([A, B]), &BTreeSet::from([B]), LIMITS);
+        assert_eq!((turns.equal_part, turns.computed(B)), (150_000, 145_000));
     }
 
     #[test]

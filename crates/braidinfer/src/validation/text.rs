@@ -101,15 +101,11 @@ fn chat(parts: &ModelParts, tokenizer: &Tokenizer) -> Finding {
         Ok(ids) => ids,
         Err(error) => return Finding::fail(AREA, WHAT, error.to_string(), "correct chat_template"),
     };
-    let firsts = parts.generation.bos_token_id.map_or(0, |bos| ids.iter().filter(|id| **id == bos).count());
+    // Only at the beginning: where the first token is also the header of roles, it stands before each message.
+    let firsts = parts.generation.bos_token_id.map_or(0, |bos| ids.iter().take_while(|id| **id == bos).count());
     if firsts > 1 {
         let fix = "the template and the tokenizer both add the first token: remove it from one of them";
-        return Finding::warn(
-            AREA,
-            WHAT,
-            format!("the first token stands {firsts} times in a chat of one message"),
-            fix,
-        );
+        return Finding::warn(AREA, WHAT, format!("a chat begins with {firsts} first tokens"), fix);
     }
     Finding::pass(AREA, WHAT, format!("{} tokens for a chat of one word", ids.len()))
 }

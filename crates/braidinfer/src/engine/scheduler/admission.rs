@@ -20,6 +20,7 @@ impl Scheduler {
     /// Moves waiting sequences to the running ones as long as there is room for them.
     pub(super) fn admit(&mut self, step: &mut ScheduledStep) {
         let (mut passed, mut started) = (Vec::new(), Vec::new());
+        self.short_of_blocks.clear();
         while passed.len() < MOST_PASSED {
             let Some((client, id)) = self.next(&passed) else { break };
             let is_full = self.running.len() >= self.config.max_sequences;
@@ -34,11 +35,26 @@ impl Scheduler {
         }
     }
 
-    /// A client may come half a step of tokens before its turn, and has to catch up with at most a step. While it waits, it may fall
-    /// behind by more than the others may be ahead of a prompt that finds no blocks.
+    /// A client begins to contend, if it does not do so already.
+    pub(super) fn begin_to_contend(&mut self, client: ClientId) {
+        let contending = self.contending();
+        if !contending.contains(&client) {
+            self.turns.arrive(client, contending.is_empty(), self.turn_limits());
+        }
+    }
+
+    /// The clients that wait for slots, or for prompt tokens of a step. Those that only decode wait for nobody.
+    pub(super) fn contending(&self) -> BTreeSet<ClientId> {
+        let waiting = self.waiting.fronts().map(|(client, _)| client);
+        let prefilling = self.running.iter().filter(|sequence| sequence.is_prefilling());
+        waiting.chain(prefilling.map(|sequence| sequence.client)).collect()
+    }
+
+    /// A client may come half a step of tokens before its turn, and the others catch up with it for at most a step. It keeps its
+    /// turn for a step, too, but as long as it waits for blocks, others may pass it by a context.
     pub(super) fn turn_limits(&self) -> TurnLimits {
         let step = self.config.max_batched_tokens as u64;
-        TurnLimits { credit: step / 2, debt: step, claim: step + self.config.context as u64 }
+        TurnLimits { credit: step / 2, debt: step, claim: step, claim_for_blocks: step + self.config.context as u64 }
     }
 
     /// The clients that have sequences.
@@ -88,6 +104,7 @@ impl Scheduler {
         let has_blocks = self.running.is_empty() || self.pool.available() >= needed;
         if !has_blocks || !self.allocate_state(&mut sequence, restored, step) {
             sequence.release();
+            self.short_of_blocks.insert(client);
             self.waiting.push_front(sequence);
             return false;
         }
@@ -105,7 +122,11 @@ impl Scheduler {
         let Some(index) = self.running.iter().rposition(|sequence| sequence.client == *holder) else { return false };
         let (Some(front), latest) = (self.waiting.front(client), &self.running[index]) else { return false };
         let freed = self.pool.available() + latest.blocks.unshared();
-        if started.contains(&latest.id) || freed < front.tokens.len().div_ceil(self.block_size) {
+        if started.contains(&latest.id) {
+            return false;
+        }
+        if freed < front.tokens.len().div_ceil(self.block_size) {
+            self.short_of_blocks.insert(client);
             return false;
         }
         self.preempt(index);

@@ -272,16 +272,36 @@ fn answers_beside_those_that_ask_for_much_take_at_most_twice_as_long() {
 
 #[test]
 fn new_addresses_get_no_more_than_others() {
-    for (seed, streams) in [(0, 1), (1, 2), (2, 4), (3, 8)] {
+    for (seed, streams, others) in [(0, 1, 0), (1, 2, 0), (2, 4, 0), (3, 8, 0), (4, 2, 12), (5, 3, 12)] {
         let mut load = Load::new(seed);
         let patient = load.new_client();
-        load.join_as(patient, Habit::LongPrompts);
+        // Two, so that one of them always waits.
+        (0..2).for_each(|_| load.join_as(patient, Habit::LongPrompts));
+        let decoding: Vec<ClientId> = (0..others).map(|_| load.new_client()).collect();
+        decoding.iter().for_each(|client| load.join_as(*client, Habit::LongAnswers));
         (0..streams).for_each(|_| load.join(Habit::NewAddresses));
         load.run(Duration::from_secs(60));
-        let all: usize = load.computed.values().sum();
+        let readers = load.computed.iter().filter(|(client, _)| !decoding.contains(client));
+        let all: usize = readers.map(|(_, computed)| computed).sum();
         let share = load.computed[&patient] as f64 / all as f64;
         let equal = 1.0 / (streams + 1) as f64;
-        assert!(share > 0.9 * equal, "beside {streams} streams of new addresses: {share:.3} of the tokens");
+        assert!(share > 0.9 * equal, "beside {streams} streams of new addresses and {others} others: {share:.3}");
+    }
+}
+
+#[test]
+fn a_client_with_a_slow_answer_has_no_claim_to_what_was_computed_meanwhile() {
+    for habit in [Habit::LongAnswers, Habit::ManyPrompts] {
+        let mut load = Load::new(0);
+        let slow = load.new_client();
+        load.join_as(slow, habit);
+        load.join(Habit::LongPrompts);
+        load.run(Duration::from_secs(60));
+        (0..8).for_each(|_| load.join_as(slow, Habit::LongPrompts));
+        load.step();
+        load.join(Habit::Short);
+        load.run(Duration::from_secs(5));
+        assert!(load.longest < Duration::from_secs(1), "{habit:?}: {:?}", load.longest);
     }
 }
 
