@@ -291,18 +291,16 @@ fn new_addresses_get_no_more_than_others() {
 
 #[test]
 fn a_client_with_a_slow_answer_has_no_claim_to_what_was_computed_meanwhile() {
-    for habit in [Habit::LongAnswers, Habit::ManyPrompts] {
-        let mut load = Load::new(0);
-        let slow = load.new_client();
-        load.join_as(slow, habit);
-        load.join(Habit::LongPrompts);
-        load.run(Duration::from_secs(60));
-        (0..8).for_each(|_| load.join_as(slow, Habit::LongPrompts));
-        load.step();
-        load.join(Habit::Short);
-        load.run(Duration::from_secs(5));
-        assert!(load.longest < Duration::from_secs(1), "{habit:?}: {:?}", load.longest);
-    }
+    let mut load = Load::new(0);
+    let slow = load.new_client();
+    load.join_as(slow, Habit::LongAnswers);
+    (0..2).for_each(|_| load.join(Habit::LongPrompts));
+    load.run(Duration::from_secs(15));
+    (0..8).for_each(|_| load.join_as(slow, Habit::LongPrompts));
+    load.step();
+    load.join(Habit::Short);
+    load.run(Duration::from_secs(5));
+    assert!(load.longest < Duration::from_secs(1), "{:?}", load.longest);
 }
 
 #[test]
