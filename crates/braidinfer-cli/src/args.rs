@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use braidinfer::compat::Thoroughness;
+use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::model::quantization::FileType;
 use braidinfer_hub::HubId;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -49,7 +50,7 @@ pub enum Command {
     /// Put several models side by side: size, compatibility, speed, answers
     Compare(CompareArgs),
     /// Serve a model: the OpenAI API and a web page
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Compare the answers of two models, or of one model run in two ways
     Diff(DiffArgs),
     /// Measure how well a model predicts a text, and how far it is from another one
@@ -493,6 +494,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub network: NetworkArgs,
     #[command(flatten)]
+    pub conversation: ConversationArgs,
+    #[command(flatten)]
     pub forms: FormArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -568,6 +571,25 @@ pub struct NetworkArgs {
     /// How to write a line for each request to standard error; text of prompts and answers is never in it
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// How the parts of answers are told from each other.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Conversations")]
+pub struct ConversationArgs {
+    /// How the model marks its reasoning: `auto` looks into its chat template, `none` leaves it in the text
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = format_names(&["auto", "none"], ReasoningFormat::names()))]
+    pub reasoning_format: String,
+    /// Most tokens of reasoning before an answer, where a request does not say (`thinking_budget`)
+    #[arg(long, value_name = "N")]
+    pub reasoning_budget: Option<usize>,
+    /// How the model writes tool calls: `auto` looks into its chat template
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = format_names(&["auto"], ToolCallFormat::names()))]
+    pub tool_call_format: String,
+}
+
+fn format_names(words: &[&'static str], names: impl Iterator<Item = &'static str>) -> PossibleValuesParser {
+    PossibleValuesParser::new(words.iter().copied().chain(names))
 }
 
 /// What the form of an answer may cost: a schema, an expression or a grammar.

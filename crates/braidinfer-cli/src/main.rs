@@ -68,7 +68,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return commands::check::run(args),
         Command::Validate(args) => return commands::validate::run(args),
         Command::Compare(args) => return commands::compare::run(args),
-        Command::Serve(args) => commands::serve::run(args)?,
+        Command::Serve(args) => commands::serve::run(*args)?,
         Command::Diff(args) => return commands::diff::run(args),
         Command::Perplexity(args) => commands::perplexity::run(args)?,
         Command::Bench(args) => return commands::bench::run(args),

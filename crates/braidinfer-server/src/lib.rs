@@ -18,7 +18,7 @@ use braidinfer::Llm;
 
 #[doc(hidden)]
 pub use self::api::fuzzing::parse_request;
-pub use self::http::{Listener, ServerConfig, StartError, TlsFiles};
+pub use self::http::{FormatChoice, Listener, ServerConfig, StartError, TlsFiles};
 
 use self::metrics::Metrics;
 use self::served::{App, Served};
@@ -65,6 +65,6 @@ impl ModelSlot {
     /// Fails if the thread for the model cannot be created.
     pub fn serve(&self, llm: Llm, name: String) -> std::io::Result<bool> {
         let metrics = Arc::new(Metrics::new(&name, &self.0.metrics, llm.text().worker()));
-        Ok(self.0.serve(Served::begin(llm, name, metrics, self.0.config.form_limits)?))
+        Ok(self.0.serve(Served::begin(llm, name, metrics, &self.0.config)?))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use braidinfer::compat::CompatReport;
+use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::engine::{ClientId, ConstraintFactory};
 use braidinfer::executor::ActiveKernels;
 use braidinfer::{AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
@@ -12,7 +13,7 @@ use tokio::time::timeout_at;
 
 use crate::budget::Budget;
 use crate::fair_slots::{FairSlots, Slot};
-use crate::http::{ApiError, Clients, Connections, ServerConfig};
+use crate::http::{ApiError, Clients, Connections, FormatChoice, ServerConfig};
 use crate::metrics::{Metrics, ServerMetrics};
 
 /// Text normalization shortens a text by less than this factor.
@@ -55,6 +56,10 @@ pub struct Served {
     longest_token: Option<usize>,
     pub kernels: ActiveKernels,
     pub compat: Option<CompatReport>,
+    /// How the model marks its reasoning, if it does.
+    pub reasoning_format: Option<ReasoningFormat>,
+    /// How it writes tool calls.
+    pub tool_calls: ToolCallFormat,
     structured: Mutex<Option<Arc<StructuredOutput>>>,
     form_limits: FormLimits,
     /// Room for requests that constrain the form of their answers.
@@ -62,9 +67,18 @@ pub struct Served {
 }
 
 impl Served {
-    pub fn begin(llm: Llm, name: String, metrics: Arc<Metrics>, form_limits: FormLimits) -> std::io::Result<Self> {
+    pub fn begin(llm: Llm, name: String, metrics: Arc<Metrics>, config: &ServerConfig) -> std::io::Result<Self> {
+        let template = llm.chat_template();
+        let own_tool_calls =
+            || template.map_or_else(ToolCallFormat::default, |template| ToolCallFormat::of(template.for_tools()));
         Ok(Self {
             name,
+            reasoning_format: match config.reasoning_format {
+                FormatChoice::Own => template.and_then(ReasoningFormat::of),
+                FormatChoice::None => None,
+                FormatChoice::Named(format) => Some(format),
+            },
+            tool_calls: config.tool_call_format.unwrap_or_else(own_tool_calls),
             created: seconds_since_1970(),
             text: Arc::clone(llm.text()),
             default_sampling: llm.default_sampling(),
@@ -77,7 +91,7 @@ impl Served {
             engine: Handle::start(llm, Arc::<Metrics>::clone(&metrics))?,
             metrics,
             structured: Mutex::new(None),
-            form_limits,
+            form_limits: config.form_limits,
             form_slots: FairSlots::new(FORM_SLOTS),
         })
     }

@@ -197,8 +197,12 @@ fn tools_are_offered_called_and_answered() {
         let events = ask(json!({"tool_choice": choice, "stream": true})).events();
         let streamed: Vec<&Value> =
             events.iter().filter_map(|event| event["choices"][0]["delta"]["tool_calls"].get(0)).collect();
-        assert_eq!((streamed.len(), &streamed[0]["function"]), (1, &call["function"]));
-        assert_eq!((&streamed[0]["index"], streamed[0]["id"].as_str().map(str::len)), (&json!(0), Some(9)));
+        let first = json!({"name": call["function"]["name"], "arguments": ""});
+        assert_eq!((&streamed[0]["index"], &streamed[0]["function"]), (&json!(0), &first));
+        assert_eq!(streamed[0]["id"].as_str().map(str::len), Some(9));
+        let pieces: String = streamed.iter().filter_map(|call| call["function"]["arguments"].as_str()).collect();
+        assert_eq!(call["function"]["arguments"], pieces);
+        assert!(streamed.len() > 3 && streamed[1..].iter().all(|call| call["index"] == 0 && call["id"].is_null()));
         let reasons: Vec<&str> =
             events.iter().filter_map(|event| event["choices"][0]["finish_reason"].as_str()).collect();
         assert_eq!(reasons, ["tool_calls"]);
@@ -222,16 +226,6 @@ fn tools_are_offered_called_and_answered() {
     let encoded = server.post("/tokenize", &json!({"messages": messages})).json();
     let text = server.post("/detokenize", &json!({"tokens": encoded["tokens"]})).json();
     assert_eq!(text["prompt"], "user: xassistant: abcdefghi time Oslotool: 12 answers abcdefghi");
-    for (messages, param) in [
-        (json!([{"role": "tool", "content": "12"}]), "messages[0].tool_call_id"),
-        (json!([{"role": "user", "content": "x", "tool_calls": []}]), "messages[0].tool_calls"),
-        (
-            json!([{"role": "assistant", "tool_calls": [with(call.clone(), json!({"function": {"name": "f", "arguments": "{"}}))]}]),
-            "messages[0].tool_calls",
-        ),
-    ] {
-        assert_eq!(ask(json!({"messages": messages})).error().1["param"], param);
-    }
     let unknown = json!({"type": "function", "function": {"name": "fly"}});
     assert_eq!(ask(json!({"tool_choice": unknown})).error().1["param"], "tool_choice");
     assert_eq!(ask(json!({"tool_choice": "required", "response_format": {"type": "json_object"}})).status, 400);
@@ -252,7 +246,7 @@ fn what_means_nothing_here_is_refused_by_name() {
             "temperature",
             "expected a number",
         ),
-        ("/v1/completions", with(greedy(STORY, 1), json!({"max_tokens": -1})), 400, "max_tokens", "whole number"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"max_tokens": -2})), 400, "max_tokens", "-1 or more"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"n": 1000})), 400, "n", "from 1 to"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"max_tokens": 0})), 400, "max_tokens", "at least 1"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"stop": "x".repeat(2000)})), 400, "stop", "1024 bytes"),
@@ -303,7 +297,7 @@ fn what_means_nothing_here_is_refused_by_name() {
             json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}),
             400,
             "messages[0].content[0].image_url",
-            "no such field",
+            "reads nothing else",
         ),
         ("/v1/chat/completions", with(chat(&long), json!({})), 400, "", "context"),
         ("/detokenize", json!({"tokens": [999_999]}), 400, "tokens", "below"),

@@ -8,6 +8,7 @@ mod advice;
 pub mod compat;
 mod contained;
 mod containment;
+pub mod conversation;
 pub mod difference;
 pub mod divergence;
 pub mod engine;
@@ -33,7 +34,10 @@ pub use containment::{CancelFlag, WorkLimits, WorkerProgram, WorkerStats};
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use handle::Handle;
-pub use llm::{Completion, Event, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings, Token};
+pub use llm::{
+    Completion, Event, GenerateRequest, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings,
+    Token,
+};
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check, check_memory};
 
 #[cfg(feature = "hub")]

@@ -54,7 +54,7 @@ fn greedy(max_tokens: usize) -> SamplingParams {
 }
 
 fn generate(params: &SamplingParams) -> Task {
-    Task::Generate(Box::new(params.clone()), None)
+    Task::generate(params.clone())
 }
 
 fn ids(text: &str, llm: &Llm) -> Vec<u32> {

@@ -10,8 +10,9 @@ use std::process;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::{FormLimits, KvCacheRoom, Llm, LoadOptions, WorkLimits};
-use braidinfer_server::{Server, ServerConfig, TlsFiles};
+use braidinfer_server::{FormatChoice, Server, ServerConfig, TlsFiles};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -23,7 +24,7 @@ const API_KEY: &str = "BRAIDINFER_API_KEY";
 
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     log(args.network.log_format)?;
-    let config = config(&args.network, &args.forms)?;
+    let config = config(&args)?;
     let runtime = Runtime::new().context("threads for the server")?;
     let result = runtime.block_on(serve(config, args));
     // Does not wait for a model that is still loading.
@@ -103,7 +104,7 @@ fn name(args: &ServeArgs) -> String {
     named.unwrap_or_else(|| args.model.as_deref().map_or_else(|| "demo".to_owned(), of_file))
 }
 
-fn config(args: &NetworkArgs, forms: &FormArgs) -> anyhow::Result<ServerConfig> {
+fn config(ServeArgs { network: args, forms, conversation, .. }: &ServeArgs) -> anyhow::Result<ServerConfig> {
     let tls = args.tls_cert.clone().zip(args.tls_key.clone());
     Ok(ServerConfig {
         address: SocketAddr::new(args.host, args.port),
@@ -122,6 +123,15 @@ fn config(args: &NetworkArgs, forms: &FormArgs) -> anyhow::Result<ServerConfig> 
         request_timeout: Duration::from_secs(args.request_timeout),
         shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
         form_limits: form_limits(forms),
+        reasoning_format: match conversation.reasoning_format.as_str() {
+            "auto" => FormatChoice::Own,
+            "none" => FormatChoice::None,
+            name => {
+                FormatChoice::Named(ReasoningFormat::named(name).with_context(|| format!("--reasoning-format {name}"))?)
+            }
+        },
+        tool_call_format: ToolCallFormat::named(&conversation.tool_call_format),
+        thinking_budget: conversation.reasoning_budget,
     })
 }
 

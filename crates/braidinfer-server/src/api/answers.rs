@@ -45,6 +45,7 @@ pub trait ResponseWriter: Send + 'static {
 #[derive(Debug, Default)]
 pub struct Choice {
     pub text: String,
+    pub reasoning: String,
     pub logprobs: AnswerLogprobs,
     pub finish_reason: Option<FinishReason>,
     pub prompt: Option<PromptInfo>,
@@ -55,8 +56,9 @@ impl Choice {
     fn push(&mut self, token: Token) -> usize {
         let of_prompt = token.prompt.iter().flat_map(|prompt| prompt.logprobs.iter().flatten());
         let logprobs = of_prompt.chain(&token.logprobs).map(TokenLogprobs::bytes).sum::<usize>();
-        let bytes = token.text.len() + logprobs;
+        let bytes = token.text.len() + token.reasoning.len() + logprobs;
         self.text += &token.text;
+        self.reasoning += &token.reasoning;
         token.logprobs.iter().for_each(|found| self.logprobs.push(found));
         self.finish_reason = token.finished;
         self.prompt = self.prompt.take().or(token.prompt);
@@ -71,6 +73,8 @@ pub struct Usage {
     completion_tokens: usize,
     total_tokens: usize,
     prompt_tokens_details: PromptTokensDetails,
+    #[serde(skip_serializing_if = "CompletionTokensDetails::is_empty")]
+    completion_tokens_details: CompletionTokensDetails,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -78,11 +82,23 @@ struct PromptTokensDetails {
     cached_tokens: usize,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+struct CompletionTokensDetails {
+    reasoning_tokens: usize,
+}
+
+impl CompletionTokensDetails {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Usage {
     /// Counts a generated token, and with the first token of the first choice its prompt. `n` is the number of choices per
     /// prompt.
     fn count(&mut self, choice: usize, n: usize, token: &Token) {
         self.completion_tokens += 1;
+        self.completion_tokens_details.reasoning_tokens += usize::from(token.is_reasoning);
         if let Some(prompt) = token.prompt.as_ref().filter(|_| choice.is_multiple_of(n)) {
             self.prompt_tokens += prompt.num_tokens;
             self.prompt_tokens_details.cached_tokens += prompt.num_cached_tokens;

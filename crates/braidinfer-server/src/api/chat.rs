@@ -6,9 +6,10 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
+use braidinfer::conversation::{AnswerFormat, AnswerPart, Reasoning, ReasoningLimits, ToolCallParser};
 use braidinfer::engine::{FinishReason, MOST_LOGPROBS, TokenLogprobs};
 use braidinfer::handle::Task;
-use braidinfer::{ModelText, SamplingParams, Token};
+use braidinfer::{GenerateRequest, ModelText, SamplingParams, Token};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -17,10 +18,10 @@ use super::form;
 use super::json_text::JsonText;
 use super::logprobs::{ChatLogprobs, ChatToken};
 use super::messages::{self, Message};
-use super::prompts;
+use super::prompts::{self, PromptEnd};
 use super::reservation;
 use super::sampling::{Delivery, ParameterFields, SharedFields};
-use super::tools::{self, OutputItem, Tool, ToolCallMode, ToolCallParser, ToolChoice};
+use super::tools::{self, Tool, ToolChoice, new_call_id};
 use crate::http::{ApiError, Client, HttpRequestId, Strict, shown};
 use crate::served::App;
 
@@ -35,6 +36,16 @@ pub struct ChatFields {
     parallel_tool_calls: Option<bool>,
     /// Additional variables for the chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
+    /// Whether the prompt ends where an answer begins; true if absent.
+    add_generation_prompt: Option<bool>,
+    /// Whether the answer continues the last message.
+    continue_final_message: Option<bool>,
+    /// How much the model reasons, for templates that know it; `none` means not at all.
+    reasoning_effort: Option<String>,
+    /// Whether the model reasons, for templates that know it.
+    enable_thinking: Option<bool>,
+    /// Most tokens of reasoning.
+    thinking_budget: Option<usize>,
 }
 
 pub async fn complete(
@@ -72,39 +83,84 @@ async fn begin(
     };
     let mut params = SamplingParams { logprobs, ..shared.sampling_params(parameters, &served.default_sampling, None)? };
     let template = served.text.require_chat_template()?;
-    let (mut variables, calls) = tools::prepare(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
+    let tools = tools::prepare(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
     let only_one_call = fields.parallel_tool_calls == Some(false);
-    params.stop.extend(calls.first_call_stop().filter(|_| only_one_call).map(str::to_owned));
+    if let (true, None, Some(mark)) =
+        (only_one_call && !tools.offered.is_empty(), &tools.forced, served.tool_calls.closing())
+    {
+        params.stop.push(mark.to_owned());
+    }
+    let mut variables = tools.variables.clone();
+    variables.extend(reasoning_variables(&fields));
     variables.extend(template_variables(fields.chat_template_kwargs.unwrap_or_default())?);
-    let form = form::requested(shared.response_format.as_ref(), shared.structured_outputs.as_ref())?;
-    let form = match (&calls, form) {
-        (ToolCallMode::Forced(_), Some((_, field))) => {
+    let form = match (&tools.forced, form::requested(shared)?) {
+        (Some(_), Some((_, field))) => {
             let message = format!("{field}: expected a free answer beside a tool that must be called");
             return Err(ApiError::field(field, message));
         }
-        (ToolCallMode::Forced(form), None) => Some((form.clone(), "tools")),
-        (ToolCallMode::None | ToolCallMode::Free(_), form) => form,
+        (Some(form), None) => Some((form.clone(), "tools")),
+        (None, form) => form,
     };
-    let (constraint, form_slot) = form::constraint(served, form, client).await?.unzip();
-    let prompt = prompts::encode_chat(served, messages::template_fields(fields.messages)?, variables).await?;
+    let (answer, form_slot) = form::constraint(served, form, client).await?.unzip();
+    let end = prompt_end(fields.add_generation_prompt, fields.continue_final_message)?;
+    let prompt = prompts::encode_chat(served, messages::template_fields(fields.messages)?, variables, end).await?;
+    let reasoning = served.reasoning_format.map(|format| Reasoning { format, is_open: prompt.is_reasoning_open });
+    let constraint = match reasoning {
+        Some(reasoning) => {
+            let limits = ReasoningLimits { most_tokens: fields.thinking_budget.or(app.config.thinking_budget), answer };
+            limits.constraint(&served.text, served.vocab_size, reasoning)?
+        }
+        None => answer,
+    };
+    let mut marks: Vec<&str> = reasoning.iter().flat_map(|reasoning| reasoning.format.marks()).collect();
+    if !tools.offered.is_empty() {
+        marks.extend(served.tool_calls.marks());
+    }
+    let format = AnswerFormat { reasoning, special_tokens: shared.shown_tokens(&marks) };
     let (count, n, deadline) = (params.n, params.n, app.deadline(arrived));
-    let prompts = vec![prompt];
+    let prompts = vec![prompt.ids];
     let reservation = reservation::reserve(app, served, client, &prompts, &params, delivery)?;
-    let task = Task::Generate(Box::new(params), constraint);
+    let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format }));
     let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
     let stream = engine.submit(prompts, task, arrived).await?;
     let envelope = Envelope::new("chatcmpl", name, served, delivery);
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
-    let parsers = (0..n).map(|_| ToolCallParser::new(&calls, only_one_call)).collect();
-    let writer = ChatWriter { envelope, text, parsers, num_calls: vec![0; n] };
+    let parsers = (0..n).map(|_| tools.parser(served.tool_calls, only_one_call)).collect();
+    let writer = ChatWriter { envelope, text, parsers, calls: vec![CallCount::default(); n] };
     Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation }, writer, delivery))
+}
+
+/// How the prompt ends.
+pub fn prompt_end(add_generation_prompt: Option<bool>, continue_final: Option<bool>) -> Result<PromptEnd, ApiError> {
+    match (add_generation_prompt, continue_final.unwrap_or(false)) {
+        (Some(true), true) => {
+            let message = "continue_final_message: expected `add_generation_prompt` to be false beside it";
+            Err(ApiError::field("continue_final_message", message))
+        }
+        (_, true) => Ok(PromptEnd::WithinMessage),
+        (Some(false), false) => Ok(PromptEnd::Message),
+        (Some(true) | None, false) => Ok(PromptEnd::Answer),
+    }
+}
+
+/// Variables by which templates switch reasoning on and off.
+fn reasoning_variables(fields: &ChatFields) -> Map<String, Value> {
+    let mut variables = Map::new();
+    let is_none = fields.reasoning_effort.as_deref() == Some("none");
+    if let Some(effort) = fields.reasoning_effort.as_ref().filter(|_| !is_none) {
+        variables.insert("reasoning_effort".to_owned(), json!(effort));
+    }
+    if let Some(wanted) = fields.enable_thinking.or(is_none.then_some(false)) {
+        variables.extend(["enable_thinking", "thinking"].map(|name| (name.to_owned(), json!(wanted))));
+    }
+    variables
 }
 
 /// Variables that a template gets from the messages, the tools and the model; a request has other fields for them, or none.
 const OWN_VARIABLES: [&str; 4] = ["messages", "tools", "add_generation_prompt", "continue_final_message"];
 
 /// Additional variables for the template. Refuses those that would replace what the server says.
-fn template_variables(variables: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+pub fn template_variables(variables: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
     let is_own = |name: &&String| {
         let is_function = ["raise_exception", "strftime_now", "range", "dict", "namespace", "debug", "loop", "self"];
         OWN_VARIABLES.contains(&name.as_str()) || is_function.contains(&name.as_str()) || name.ends_with("_token")
@@ -133,44 +189,89 @@ struct ChatWriter {
     text: Option<Arc<ModelText>>,
     /// Tool call parser of each choice, if it may call tools.
     parsers: Vec<Option<ToolCallParser>>,
-    /// Number of tool calls of each choice so far.
-    num_calls: Vec<usize>,
+    calls: Vec<CallCount>,
+}
+
+/// Tool calls of one choice so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct CallCount {
+    begun: usize,
+    complete: usize,
+}
+
+/// A whole tool call.
+struct WholeCall {
+    name: String,
+    arguments: String,
 }
 
 impl ChatWriter {
     /// Parses new text of a choice; with `is_last` also the text that was held back.
-    fn parse(&mut self, choice: usize, text: &str, is_last: bool) -> Vec<OutputItem> {
+    fn parse(&mut self, choice: usize, text: &str, is_last: bool) -> Vec<AnswerPart> {
         let Some(parser) = &mut self.parsers[choice] else {
-            return if text.is_empty() { Vec::new() } else { vec![OutputItem::Content(text.to_owned())] };
+            return if text.is_empty() { Vec::new() } else { vec![AnswerPart::Text(text.to_owned())] };
         };
-        let mut items = parser.push(text);
+        let mut parts = parser.push(text);
         if is_last {
-            items.extend(parser.finish());
+            parts.extend(parser.finish());
         }
-        self.num_calls[choice] += items.iter().filter(|item| matches!(item, OutputItem::ToolCall(_))).count();
-        items
+        let count = |is_counted: fn(&AnswerPart) -> bool| parts.iter().filter(|part| is_counted(part)).count();
+        self.calls[choice].complete += count(|part| matches!(part, AnswerPart::CallEnd));
+        parts
     }
 
     fn finish_reason(&self, choice: usize, reason: FinishReason) -> &'static str {
-        if self.num_calls[choice] > 0 && reason == FinishReason::Stop { "tool_calls" } else { reason.as_str() }
+        if self.calls[choice].complete > 0 && reason == FinishReason::Stop { "tool_calls" } else { reason.as_str() }
     }
 
-    fn message(&mut self, choice: usize, text: &str) -> Value {
-        let (mut content, mut calls) = (String::new(), Vec::new());
-        for item in self.parse(choice, text, true) {
-            match item {
-                OutputItem::Content(text) => content += &text,
-                OutputItem::ToolCall(call) => calls.push(call.to_json()),
+    fn message(&mut self, choice: usize, answer: &Choice) -> Value {
+        let (mut content, mut calls) = (String::new(), Vec::<WholeCall>::new());
+        for part in self.parse(choice, &answer.text, true) {
+            match part {
+                AnswerPart::Text(text) => content += &text,
+                AnswerPart::Call { name } => calls.push(WholeCall { name, arguments: String::new() }),
+                AnswerPart::Arguments(more) => {
+                    calls.iter_mut().last().into_iter().for_each(|call| call.arguments += &more)
+                }
+                AnswerPart::CallEnd => {}
+                AnswerPart::NoCall(text) => {
+                    calls.pop();
+                    content += &text;
+                }
             }
         }
         let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+        if !answer.reasoning.is_empty() {
+            message["reasoning_content"] = json!(answer.reasoning);
+            message["reasoning"] = json!(answer.reasoning);
+        }
         if !calls.is_empty() {
             if content.is_empty() {
                 message["content"] = Value::Null;
             }
-            message["tool_calls"] = json!(calls);
+            let call = |WholeCall { name, arguments }: WholeCall| json!({"id": new_call_id(), "type": "function", "function": {"name": name, "arguments": arguments}});
+            message["tool_calls"] = calls.into_iter().map(call).collect();
         }
         message
+    }
+
+    /// The part of a streamed message for a part of its answer, if there is one.
+    fn delta(&mut self, choice: usize, part: AnswerPart) -> Option<Value> {
+        let calls = &mut self.calls[choice];
+        let call = match part {
+            AnswerPart::Text(text) | AnswerPart::NoCall(text) => return Some(json!({"content": text})),
+            AnswerPart::CallEnd => return None,
+            AnswerPart::Call { name } => {
+                calls.begun += 1;
+                json!({"id": new_call_id(), "type": "function", "function": {"name": name, "arguments": ""}})
+            }
+            AnswerPart::Arguments(more) => json!({"function": {"arguments": more}}),
+        };
+        let mut indexed = json!({"index": calls.begun - 1});
+        if let (Value::Object(indexed), Value::Object(call)) = (&mut indexed, call) {
+            indexed.extend(call);
+        }
+        Some(json!({"tool_calls": [indexed]}))
     }
 
     fn logprobs(&self, found: &TokenLogprobs) -> Value {
@@ -190,23 +291,15 @@ impl ResponseWriter for ChatWriter {
     }
 
     fn token_chunks(&mut self, choice: usize, token: Token) -> Vec<Value> {
-        let first_call = self.num_calls[choice];
-        let items = self.parse(choice, &token.text, token.finished.is_some());
-        let mut logprobs = token.logprobs.as_ref().map_or(Value::Null, |found| self.logprobs(found));
-        let mut chunks = Vec::new();
-        let mut call_index = first_call;
-        for item in items {
-            let delta = match item {
-                OutputItem::Content(text) => json!({"content": text}),
-                OutputItem::ToolCall(call) => {
-                    let mut call = call.to_json();
-                    call["index"] = json!(call_index);
-                    call_index += 1;
-                    json!({"tool_calls": [call]})
-                }
-            };
-            chunks.push(self.chunk(choice, delta, logprobs.take(), None));
+        let mut deltas = Vec::new();
+        if !token.reasoning.is_empty() {
+            deltas.push(json!({"reasoning_content": token.reasoning, "reasoning": token.reasoning}));
         }
+        let parts = self.parse(choice, &token.text, token.finished.is_some());
+        deltas.extend(parts.into_iter().filter_map(|part| self.delta(choice, part)).collect::<Vec<_>>());
+        let mut logprobs = token.logprobs.as_ref().map_or(Value::Null, |found| self.logprobs(found));
+        let mut chunks: Vec<Value> =
+            deltas.into_iter().map(|delta| self.chunk(choice, delta, logprobs.take(), None)).collect();
         // A token whose text is held back is sent with its log-probability and empty content.
         if !logprobs.is_null() {
             chunks.push(self.chunk(choice, json!({"content": ""}), logprobs, None));
@@ -223,7 +316,7 @@ impl ResponseWriter for ChatWriter {
 
     fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Result<JsonText, ApiError> {
         let messages: Vec<Value> =
-            answers.iter().enumerate().map(|(index, answer)| self.message(index, &answer.text)).collect();
+            answers.iter().enumerate().map(|(index, answer)| self.message(index, answer)).collect();
         let tokenizer = self.text.as_ref().and_then(|text| text.tokenizer());
         let choice = |(index, (answer, message)): (usize, (&Choice, Value))| WholeChoice {
             index,

@@ -7,6 +7,7 @@ use braidinfer::{AnswerForm, CancelFlag};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::sampling::SharedFields;
 use crate::http::{ApiError, shown};
 use crate::served::{FormSlot, Served};
 
@@ -89,21 +90,23 @@ fn refused(field: &str, expected: &str, found: &str) -> ApiError {
 }
 
 /// The requested form of the answer, and the request field that asks for it.
-pub fn requested(
-    response_format: Option<&ResponseFormat>,
-    structured_outputs: Option<&StructuredOutputs>,
-) -> Result<Option<(AnswerForm, &'static str)>, ApiError> {
-    let named = |form: AnswerForm, field| (form, field);
-    let first = match response_format {
-        Some(format) => format.form()?.map(|form| named(form, "response_format")),
-        None => None,
-    };
-    match (first, structured_outputs) {
-        (Some(_), Some(_)) => {
-            Err(refused("structured_outputs", "one form for the answer", "another one in response_format"))
-        }
-        (None, Some(outputs)) => Ok(Some(named(outputs.form()?, "structured_outputs"))),
-        (first, None) => Ok(first),
+pub fn requested(fields: &SharedFields) -> Result<Option<(AnswerForm, &'static str)>, ApiError> {
+    let mut forms = Vec::new();
+    if let Some(format) = &fields.response_format {
+        forms.extend(format.form()?.map(|form| (form, "response_format")));
+    }
+    if let Some(outputs) = &fields.structured_outputs {
+        forms.push((outputs.form()?, "structured_outputs"));
+    }
+    let schema = |schema: &Option<Value>| schema.clone().map(AnswerForm::JsonSchema);
+    forms.extend(schema(&fields.json_schema).map(|form| (form, "json_schema")));
+    forms.extend(schema(&fields.guided_json).map(|form| (form, "guided_json")));
+    forms.extend(fields.guided_regex.clone().map(|regex| (AnswerForm::Regex(regex), "guided_regex")));
+    forms.extend(fields.guided_choice.as_ref().map(|texts| (one_of(texts), "guided_choice")));
+    forms.extend(fields.guided_grammar.clone().map(|grammar| (AnswerForm::Lark(grammar), "guided_grammar")));
+    match forms.get(1) {
+        Some((_, field)) => Err(refused(field, "one form for the answer", &format!("another one in {}", forms[0].1))),
+        None => Ok(forms.pop()),
     }
 }
 

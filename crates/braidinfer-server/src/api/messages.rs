@@ -1,4 +1,6 @@
 //! Chat messages: reads them from requests and converts them for chat templates.
+//!
+//! What a server emits, its clients send back, and not all of them keep its form. So what cannot change a prompt is taken as it is.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -14,8 +16,14 @@ pub struct Message {
     name: Option<String>,
     tool_calls: Option<Vec<EarlierCall>>,
     tool_call_id: Option<String>,
-    /// A refusal of an earlier answer; not supported, must be absent or null.
+    /// The only call of a message in the API before tools.
+    function_call: Option<EarlierFunction>,
+    /// A refusal of an earlier answer, which is its text.
     refusal: Option<String>,
+    /// What an earlier answer was thought over with. Templates that know it say what becomes of it.
+    reasoning_content: Option<String>,
+    /// Another name of it.
+    reasoning: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -23,22 +31,28 @@ struct ContentPart {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
+    refusal: Option<String>,
+    /// What other models read; here only its place is named.
+    image_url: Option<Value>,
+    input_audio: Option<Value>,
+    video_url: Option<Value>,
+    file: Option<Value>,
 }
 
 /// A tool call in an earlier answer.
 #[derive(Debug, Deserialize)]
 struct EarlierCall {
-    id: String,
+    id: Option<String>,
     #[serde(rename = "type")]
-    kind: String,
+    kind: Option<String>,
     function: EarlierFunction,
 }
 
 #[derive(Debug, Deserialize)]
 struct EarlierFunction {
     name: String,
-    /// Arguments as JSON in a string.
-    arguments: String,
+    /// Arguments as JSON in a string, or as the JSON itself.
+    arguments: Option<Value>,
 }
 
 /// Converts messages to the fields that chat templates use.
@@ -65,68 +79,88 @@ impl Message {
     fn into_fields(self, index: &MessageIndex) -> Result<Map<String, Value>, ApiError> {
         let role = match self.role.as_str() {
             role @ ("system" | "user" | "assistant" | "tool") => role,
-            // The name of the role `system` in newer clients.
+            // The name of the role `system` in newer clients, and of `tool` in older ones.
             "developer" => "system",
+            "function" => "tool",
             other => {
                 return index.error("role", "system, developer, user, assistant or tool", &format!("`{other}`"));
             }
         };
-        if self.refusal.is_some() {
-            return index.error("refusal", "none", "one");
-        }
         let mut fields = Map::from_iter([("role".to_owned(), json!(role))]);
-        match (&self.content, &self.tool_calls) {
-            (None, None) => return index.error("content", "a text", "none"),
-            (None, Some(_)) => {}
-            (Some(content), _) => {
-                fields.insert("content".into(), json!(content_text(content, index)?));
-            }
+        let content = self.content.map(|content| content_text(content, index)).transpose()?.or(self.refusal);
+        if content.is_none() && !matches!(role, "assistant" | "tool") {
+            return index.error("content", "a text", "none");
         }
-        if let Some(calls) = &self.tool_calls {
+        fields.insert("content".into(), json!(content));
+        let calls = self.tool_calls.unwrap_or_default();
+        let calls = calls.into_iter().chain(self.function_call.map(EarlierCall::from)).collect::<Vec<_>>();
+        if !calls.is_empty() {
             if role != "assistant" {
                 return index.error("tool_calls", "the role assistant beside them", &format!("`{role}`"));
             }
             let calls: Vec<Value> = calls.iter().map(|call| call.template_field(index)).collect::<Result<_, _>>()?;
             fields.insert("tool_calls".into(), json!(calls));
         }
-        match (role, self.tool_call_id) {
-            ("tool", None) => return index.error("tool_call_id", "that of a call", "none"),
-            ("tool", Some(id)) => {
-                fields.insert("tool_call_id".into(), json!(id));
-                fields.extend(self.name.map(|name| ("name".to_owned(), json!(name))));
-            }
-            (_, Some(_)) => return index.error("tool_call_id", "the role tool beside it", &format!("`{role}`")),
-            (_, None) => {}
+        if self.tool_call_id.is_some() && role != "tool" {
+            return index.error("tool_call_id", "the role tool beside it", &format!("`{role}`"));
         }
+        let reasoning = self.reasoning_content.or(self.reasoning).filter(|_| role == "assistant");
+        let texts = [("tool_call_id", self.tool_call_id), ("name", self.name), ("reasoning_content", reasoning)];
+        fields.extend(texts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), json!(text?)))));
         Ok(fields)
     }
 }
 
-fn content_text(content: &TextOr<ContentPart>, index: &MessageIndex) -> Result<String, ApiError> {
+fn content_text(content: TextOr<ContentPart>, index: &MessageIndex) -> Result<String, ApiError> {
     let parts = match content {
-        TextOr::Text(text) => return Ok(text.clone()),
+        TextOr::Text(text) => return Ok(text),
         TextOr::Many(parts) => parts,
     };
     let mut text = String::new();
-    for part in parts {
-        match &part.text {
-            Some(own) if part.kind == "text" => text += own,
-            _ => return index.error("content", "parts of type text", &format!("one of type {}", part.kind)),
+    for (place, part) in parts.into_iter().enumerate() {
+        let media = [
+            ("image_url", part.image_url),
+            ("input_audio", part.input_audio),
+            ("video_url", part.video_url),
+            ("file", part.file),
+        ];
+        if let Some((name, _)) = media.into_iter().find(|(_, value)| value.is_some()) {
+            return index.error(&format!("content[{place}].{name}"), "text: this model reads nothing else", name);
+        }
+        match (part.kind.as_str(), part.text, part.refusal) {
+            ("text" | "input_text" | "output_text", Some(own), _) | ("refusal", _, Some(own)) => text += &own,
+            (kind, ..) => {
+                let field = format!("content[{place}].type");
+                return index.error(&field, "text, since this model reads nothing else", kind);
+            }
         }
     }
     Ok(text)
 }
 
+impl From<EarlierFunction> for EarlierCall {
+    fn from(function: EarlierFunction) -> Self {
+        Self { id: None, kind: None, function }
+    }
+}
+
 impl EarlierCall {
-    /// Converts the call for chat templates, which expect arguments as an object.
+    /// Converts the call for chat templates, which expect arguments as an object. Those that are no JSON stay the text that
+    /// they are: it is what the model wrote.
     fn template_field(&self, index: &MessageIndex) -> Result<Value, ApiError> {
-        if self.kind != "function" {
-            return index.error("tool_calls", "calls of type function", &format!("`{}`", self.kind));
+        if let Some(kind) = self.kind.as_ref().filter(|kind| *kind != "function") {
+            return index.error("tool_calls", "calls of type function", &format!("`{kind}`"));
         }
-        let written = self.function.arguments.trim();
-        let Ok(arguments) = serde_json::from_str::<Value>(if written.is_empty() { "{}" } else { written }) else {
-            return index.error("tool_calls", "arguments in JSON", &format!("`{}`", self.function.arguments));
+        let arguments = match &self.function.arguments {
+            None | Some(Value::Null) => json!({}),
+            Some(Value::String(written)) if written.trim().is_empty() => json!({}),
+            Some(Value::String(written)) => serde_json::from_str(written).unwrap_or_else(|_| json!(written)),
+            Some(written) => written.clone(),
         };
-        Ok(json!({"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}))
+        let mut call = json!({"type": "function", "function": {"name": self.function.name, "arguments": arguments}});
+        if let Some(id) = &self.id {
+            call["id"] = json!(id);
+        }
+        Ok(call)
     }
 }

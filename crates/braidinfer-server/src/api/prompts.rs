@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use braidinfer::Prompt;
+use braidinfer::conversation::ReasoningFormat;
 use serde_json::{Map, Value};
 
 use super::one_or_many::{PromptItem, TextOr};
@@ -81,19 +82,51 @@ pub async fn encode_bare(served: &Arc<Served>, text: String) -> Result<Vec<u32>,
     served.run_blocking(move |served| served.text.require_tokenizer()?.encode(&text, false)).await
 }
 
-/// Token ids of a chat.
+/// How the prompt of a chat ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromptEnd {
+    /// Where an answer begins.
+    Answer,
+    /// After the last message.
+    Message,
+    /// Within the last message, which the answer continues.
+    WithinMessage,
+}
+
+/// The prompt of a chat.
+pub struct ChatPrompt {
+    pub ids: Vec<u32>,
+    /// Whether an answer begins within its reasoning.
+    pub is_reasoning_open: bool,
+}
+
+/// The prompt of a chat.
 pub async fn encode_chat(
     served: &Arc<Served>,
     messages: Vec<Map<String, Value>>,
     variables: Map<String, Value>,
-) -> Result<Vec<u32>, ApiError> {
+    end: PromptEnd,
+) -> Result<ChatPrompt, ApiError> {
     served
         .run_blocking(move |served| {
-            let rendered = served.text.require_chat_template()?.render_fields(&messages, true, &variables)?;
+            let template = served.text.require_chat_template()?;
+            let mut rendered = template.render_conversation(&messages, end == PromptEnd::Answer, &variables)?;
+            if end == PromptEnd::WithinMessage {
+                let content = messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
+                rendered.truncate(end_of_last(&rendered, content));
+            }
             served.check_length(rendered.len())?;
-            served.text.require_tokenizer()?.encode_chat(&rendered)
+            let is_open = |format: ReasoningFormat| format.is_open_after(&rendered);
+            let is_reasoning_open = served.reasoning_format.is_some_and(is_open);
+            Ok(ChatPrompt { ids: served.text.require_tokenizer()?.encode_chat(&rendered)?, is_reasoning_open })
         })
         .await
+}
+
+/// Where in a prompt the last message with this content ends, without what the template adds. Templates may trim contents.
+fn end_of_last(prompt: &str, content: &str) -> usize {
+    let end_of = |content: &str| prompt.rfind(content).map(|start| start + content.len());
+    end_of(content).or_else(|| end_of(content.trim())).unwrap_or(prompt.len())
 }
 
 /// The text of token ids, including special tokens.

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use braidinfer::SamplingParams;
+use braidinfer::conversation::ShownTokens;
 use braidinfer::engine::{Kind, PARAMETERS};
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::form::{ResponseFormat, StructuredOutputs};
 use super::one_or_many::TextOr;
@@ -14,6 +16,10 @@ use crate::http::{ApiError, shown};
 
 /// Most texts in one field.
 const MOST_TEXTS: usize = 16;
+
+/// Names of parameters in other servers.
+const OTHER_NAMES: [(&str, &str); 3] =
+    [("repeat_penalty", "repetition_penalty"), ("n_predict", "max_tokens"), ("max_new_tokens", "max_tokens")];
 
 /// The request fields that are parameters in the library's table [`PARAMETERS`].
 pub struct ParameterFields(Vec<Setter>);
@@ -29,6 +35,15 @@ pub struct SharedFields {
     max_completion_tokens: Option<usize>,
     pub response_format: Option<ResponseFormat>,
     pub structured_outputs: Option<StructuredOutputs>,
+    /// Earlier names of the fields of `structured_outputs`, in vLLM.
+    pub guided_json: Option<Value>,
+    pub guided_regex: Option<String>,
+    pub guided_choice: Option<Vec<String>>,
+    pub guided_grammar: Option<String>,
+    /// The schema of `response_format`, in llama.cpp.
+    pub json_schema: Option<Value>,
+    /// Whether special tokens are left out of the text; true if absent.
+    skip_special_tokens: Option<bool>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     /// Ignored: an id of the end user.
@@ -49,6 +64,15 @@ pub enum Delivery {
 }
 
 impl SharedFields {
+    /// The special tokens that are part of the text: these marks, or all.
+    pub fn shown_tokens(&self, marks: &[&str]) -> ShownTokens {
+        match self.skip_special_tokens {
+            Some(false) => ShownTokens::All,
+            _ if marks.is_empty() => ShownTokens::None,
+            _ => ShownTokens::Marks(marks.iter().map(|mark| (*mark).to_owned()).collect()),
+        }
+    }
+
     pub fn delivery(&self) -> Result<Delivery, ApiError> {
         match (self.stream.unwrap_or(false), self.stream_options) {
             (false, None) => Ok(Delivery::Whole),
@@ -101,7 +125,8 @@ impl<'de> Visitor<'de> for ParameterVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ParameterFields, A::Error> {
         let (mut setters, mut seen) = (Vec::new(), Vec::new());
         while let Some(name) = map.next_key::<String>()? {
-            let Some(parameter) = PARAMETERS.iter().find(|parameter| parameter.name == name) else {
+            let own_name = OTHER_NAMES.iter().find(|(other, _)| *other == name).map_or(name.as_str(), |(_, own)| own);
+            let Some(parameter) = PARAMETERS.iter().find(|parameter| parameter.name == own_name) else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
@@ -109,9 +134,28 @@ impl<'de> Visitor<'de> for ParameterVisitor {
                 return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
             }
             seen.push(parameter.name);
+            if parameter.name == "max_tokens" {
+                setters.extend(map.next_value_seed(LimitOfTokens)?);
+                continue;
+            }
             setters.extend(map.next_value_seed(OfKind(parameter.kind))?);
         }
         Ok(ParameterFields(setters))
+    }
+}
+
+/// Reads `max_tokens`, in which -1 means no limit, as in llama.cpp.
+struct LimitOfTokens;
+
+impl<'de> DeserializeSeed<'de> for LimitOfTokens {
+    type Value = Option<Setter>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Option<Setter>, D::Error> {
+        let limit = |count: i64| match count {
+            -1 => Ok(None),
+            count => usize::try_from(count).map(Some).map_err(|_| format!("expected -1 or more, found {count}")),
+        };
+        setter(json, limit, |params, limit| params.max_tokens = limit)
     }
 }
 
@@ -173,7 +217,7 @@ fn biases(biases: BTreeMap<String, f32>) -> Result<BTreeMap<u32, f32>, String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

@@ -10,8 +10,10 @@ use braidinfer::Prompt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::chat;
 use super::messages::{self, Message};
 use super::prompts;
+use super::tools::{self, Tool};
 use crate::http::{ApiError, Strict};
 use crate::served::App;
 
@@ -22,8 +24,18 @@ pub struct TokenizeFields {
     prompt: Option<String>,
     /// A chat.
     messages: Option<Vec<Message>>,
+    /// Tools that the chat offers.
+    tools: Option<Vec<Tool>>,
+    /// Additional variables for the chat template.
+    chat_template_kwargs: Option<Map<String, Value>>,
+    /// Whether the prompt of a chat ends where an answer begins; true if absent.
+    add_generation_prompt: Option<bool>,
+    /// Whether the answer continues the last message.
+    continue_final_message: Option<bool>,
     /// Whether to add special tokens such as BOS to the text; true if absent.
     add_special_tokens: Option<bool>,
+    /// Whether to return the spelling of each token.
+    return_token_strs: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -42,20 +54,33 @@ pub async fn detokenize(State(app): State<Arc<App>>, request: Strict<DetokenizeF
 
 async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, ApiError> {
     let served = app.served_as(fields.model.as_deref())?;
+    let with_spellings = fields.return_token_strs == Some(true);
     let tokens = match (fields.prompt, fields.messages, fields.add_special_tokens) {
         (Some(text), None, Some(false)) => prompts::encode_bare(served, text).await?,
         (Some(text), None, _) => prompts::encode(served, Prompt::Text(text)).await?,
-        (None, Some(messages), None) => {
-            prompts::encode_chat(served, messages::template_fields(messages)?, Map::new()).await?
+        // A chat template writes special tokens itself.
+        (None, Some(messages), None | Some(false)) => {
+            let template = served.text.require_chat_template()?;
+            let mut variables = tools::prepare(fields.tools.as_ref(), None, template)?.variables;
+            variables.extend(chat::template_variables(fields.chat_template_kwargs.unwrap_or_default())?);
+            let end = chat::prompt_end(fields.add_generation_prompt, fields.continue_final_message)?;
+            prompts::encode_chat(served, messages::template_fields(messages)?, variables, end).await?.ids
         }
-        (None, Some(_), Some(_)) => {
+        (None, Some(_), Some(true)) => {
             let message =
                 "add_special_tokens: expected a prompt beside it; a chat template writes special tokens itself";
             return Err(ApiError::field("add_special_tokens", message));
         }
         _ => return Err(ApiError::field("prompt", "prompt: expected either a prompt or messages")),
     };
-    Ok(Json(json!({"count": tokens.len(), "max_model_len": served.context, "tokens": tokens})))
+    let spellings = served.text.tokenizer().filter(|_| with_spellings).map(|tokenizer| {
+        tokens.iter().map(|id| tokenizer.id_to_token(*id).map(std::borrow::Cow::into_owned)).collect::<Vec<_>>()
+    });
+    let mut found = json!({"count": tokens.len(), "max_model_len": served.context, "tokens": tokens});
+    if with_spellings {
+        found["token_strs"] = json!(spellings);
+    }
+    Ok(Json(found))
 }
 
 async fn detokenized(app: &App, fields: DetokenizeFields) -> Result<Json<Value>, ApiError> {

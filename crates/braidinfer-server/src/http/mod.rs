@@ -5,6 +5,7 @@ mod connections;
 mod error;
 mod exchange;
 mod guard;
+mod harmless;
 mod limits;
 mod listener;
 mod shown;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use braidinfer::FormLimits;
+use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 pub use client::{Client, Clients};
 pub use connections::Connections;
 pub use error::{ApiError, Refusal};
@@ -45,6 +47,12 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// Ignore unknown request fields and list them in a response header, instead of rejecting the request.
     pub lenient: bool,
+    /// How reasoning is told from answers.
+    pub reasoning_format: FormatChoice,
+    /// How tool calls are written; as the model's chat template writes them if `None`.
+    pub tool_call_format: Option<ToolCallFormat>,
+    /// Most tokens of reasoning where a request does not say.
+    pub thinking_budget: Option<usize>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// Most open connections. While all are taken, idle ones give way to new ones, and further ones are refused, except for
@@ -66,6 +74,18 @@ pub struct ServerConfig {
     pub form_limits: FormLimits,
     /// Most time for unfinished answers when the server stops.
     pub shutdown_timeout: Duration,
+}
+
+/// How reasoning is told from answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FormatChoice {
+    /// By the marks in the model's chat template, if there are any.
+    #[default]
+    Own,
+    /// Not at all.
+    None,
+    /// By these marks.
+    Named(ReasoningFormat),
 }
 
 /// PEM files for TLS.

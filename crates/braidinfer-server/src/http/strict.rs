@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::ApiError;
 use super::client::Client;
+use super::harmless::{self, Meaning};
 use super::shown::{cut, shown};
 use crate::budget::{Claim, Held};
 use crate::served::App;
@@ -34,7 +35,7 @@ pub struct Strict<A, B = NoFields, C = NoFields> {
 /// Most characters of the list of ignored fields.
 const MOST_IGNORED: usize = 1000;
 
-/// Unknown fields that were ignored, for a response header; always empty unless the server is lenient.
+/// Fields that were ignored, for a response header: hints that change no answer, and on a lenient server all that are unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ignored(Vec<String>);
 
@@ -126,12 +127,21 @@ pub fn parse_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>
     let all: BTreeSet<&String> = unknown_to.iter().flatten().collect();
     let to_all = |field: &&String| unknown_to.iter().all(|unknown| is_within(unknown, field));
     let unknown: Vec<String> = all.into_iter().filter(to_all).cloned().collect();
-    let unknown = if unknown.is_empty() { unknown } else { without_harmless(unknown, body) };
-    match unknown.first() {
-        Some(field) if !lenient => {
-            Err(ApiError::field(field, format!("{}: this server knows no such field", shown(field))))
+    let (mut refused, mut ignored) = (Vec::new(), Vec::new());
+    if !unknown.is_empty() {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        for field in unknown {
+            match harmless::meaning(&body, &field) {
+                Meaning::Nothing => {}
+                Meaning::Hint => ignored.push(field),
+                Meaning::Something if lenient => ignored.push(field),
+                Meaning::Something => refused.push(field),
+            }
         }
-        _ => Ok(Strict { first, second, third, ignored: Ignored(unknown), client: Client::default() }),
+    }
+    match refused.first() {
+        Some(field) => Err(ApiError::field(field, format!("{}: this server knows no such field", shown(field)))),
+        None => Ok(Strict { first, second, third, ignored: Ignored(ignored), client: Client::default() }),
     }
 }
 
@@ -172,45 +182,6 @@ fn field_path(path: &serde_ignored::Path) -> String {
 fn is_within(unknown: &BTreeSet<String>, field: &str) -> bool {
     let ends = field.match_indices(['.', '[']).map(|(end, _)| end).chain([field.len()]);
     ends.into_iter().any(|end| unknown.contains(&field[..end]))
-}
-
-/// Fields of the OpenAI API that are accepted and ignored, with the values for which that is right (empty: any value).
-const HARMLESS: [(&str, &[&str]); 7] = [
-    ("store", &["false"]),
-    ("service_tier", &["\"auto\"", "\"default\""]),
-    ("modalities", &["[\"text\"]"]),
-    ("best_of", &["1"]),
-    ("metadata", &[]),
-    ("safety_identifier", &[]),
-    ("prompt_cache_key", &[]),
-];
-
-/// Removes harmless fields from `unknown`: those in [`HARMLESS`], and null or empty ones, which clients send for unset
-/// options.
-fn without_harmless(unknown: Vec<String>, body: &[u8]) -> Vec<String> {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let matters = |field: &String| {
-        // A field whose name contains a dot is not found by its path; it counts as unknown.
-        let Some(value) = value_at(&body, field) else { return true };
-        let says_nothing = match value {
-            Value::Null => true,
-            Value::Array(items) => items.is_empty(),
-            _ => false,
-        };
-        let is_harmless = HARMLESS
-            .iter()
-            .any(|(name, values)| name == field && (values.is_empty() || values.contains(&value.to_string().as_str())));
-        !says_nothing && !is_harmless
-    };
-    unknown.into_iter().filter(matters).collect()
-}
-
-/// The value of a field by its path.
-fn value_at<'a>(body: &'a Value, field: &str) -> Option<&'a Value> {
-    field.split(['.', '[']).try_fold(body, |value, step| match step.strip_suffix(']').map(str::parse::<usize>) {
-        Some(Ok(index)) => value.get(index),
-        _ => value.get(step),
-    })
 }
 
 /// Parses a body as one type; returns it with the paths of unknown fields.
@@ -278,12 +249,17 @@ mod tests {
 
     #[test]
     fn harmless_fields_are_accepted() {
-        both(
-            r#"{"a": null, "options": {"usage": true, "b": null}, "c": [], "store": false, "metadata": {"x": 1}}"#,
+        let read = both(
+            r#"{"a": null, "options": {"usage": true, "b": null}, "c": [], "store": true, "metadata": {"x": 1}, "best_of": 1.0}"#,
             false,
-        )
-        .expect("nothing is asked for");
-        for body in [r#"{"store": true}"#, r#"{"best_of": 2}"#, r#"{"a": {}}"#, r#"{"a": [null]}"#, r#"{"a.b": 5}"#] {
+        );
+        let read = read.expect("nothing is asked for");
+        assert_eq!(
+            read.ignored,
+            Ignored(vec!["metadata".into(), "store".into()]),
+            "what could mean something is named"
+        );
+        for body in [r#"{"best_of": 2}"#, r#"{"a": {}}"#, r#"{"a": [null]}"#, r#"{"a.b": 5}"#] {
             assert!(both(body, false).is_err(), "{body}");
         }
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use braidinfer::model::ModelSource;
 use braidinfer::{FormLimits, Llm, LoadOptions};
-use braidinfer_server::{Server, ServerConfig};
+use braidinfer_server::{FormatChoice, Server, ServerConfig};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
@@ -39,6 +39,9 @@ pub fn config() -> ServerConfig {
         write_timeout: Duration::from_secs(10),
         request_timeout: Duration::from_secs(120),
         form_limits: FormLimits::default(),
+        reasoning_format: FormatChoice::Own,
+        tool_call_format: None,
+        thinking_budget: None,
         shutdown_timeout: Duration::from_secs(10),
     }
 }

@@ -26,6 +26,13 @@ impl TokenMask {
         self.0.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
     }
 
+    /// Allows one more token.
+    pub(crate) fn allow(&mut self, id: u32) {
+        if let Some(word) = self.0.get_mut(id as usize / 32) {
+            *word |= 1 << (id % 32);
+        }
+    }
+
     /// Sets the logits of tokens that are not allowed to negative infinity. Returns whether any is allowed.
     pub fn apply(&self, logits: &mut [f32]) -> bool {
         let mut any = false;
@@ -70,7 +77,7 @@ impl ConstraintFactory {
         Self(Arc::new(begin))
     }
 
-    pub(super) fn begin(&self) -> Result<Box<dyn Constraint>> {
+    pub(crate) fn begin(&self) -> Result<Box<dyn Constraint>> {
         (self.0)()
     }
 }

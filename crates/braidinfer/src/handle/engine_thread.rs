@@ -144,7 +144,7 @@ impl EngineThread {
 
     fn queue(&mut self, caller: Caller, prompt: Vec<u32>, task: &Task) -> Result<RequestId> {
         match task {
-            Task::Generate(params, constraint) => self.llm.add_for(caller, prompt, params, constraint.clone()),
+            Task::Generate(wanted) => self.llm.add_for(caller, prompt, wanted),
             Task::Embed(pooling) => self.llm.add_embedding_for(caller, prompt, *pooling),
         }
     }

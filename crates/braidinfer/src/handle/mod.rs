@@ -13,7 +13,7 @@
 //! use braidinfer::{Llm, LoadOptions, Output, Prompt};
 //!
 //! let llm = Llm::open(&ModelSource::open("path/to/model")?, &LoadOptions::default(), &|_, _| {})?;
-//! let task = Task::Generate(Box::new(llm.default_sampling()), None);
+//! let task = Task::generate(llm.default_sampling());
 //! let handle = Handle::start(llm, Arc::new(()))?;
 //! let prompt = handle.text().encode(&Prompt::Text("Once upon a time".into()))?;
 //! // In asynchronous code: `handle.submit(..).await?` and `outputs.next().await`.
@@ -39,8 +39,8 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use crate::engine::{ClientId, ConstraintFactory, Pooling, SamplingParams};
-use crate::{Error, Llm, ModelText};
+use crate::engine::{ClientId, Pooling, SamplingParams};
+use crate::{Error, GenerateRequest, Llm, ModelText};
 
 pub use self::observer::{AnswerEnd, EngineObserver, TokenTimes};
 pub use self::stream::{OutputStream, RequestError, RequestOutput, StreamId};
@@ -50,17 +50,22 @@ use self::engine_thread::{Command, EngineThread, Submission};
 /// What to compute for prompts.
 #[derive(Debug, Clone)]
 pub enum Task {
-    /// Generated answers, optionally with a constraint.
-    Generate(Box<SamplingParams>, Option<ConstraintFactory>),
+    /// Generated answers.
+    Generate(Box<GenerateRequest>),
     /// Embeddings.
     Embed(Pooling),
 }
 
 impl Task {
+    /// Generated answers without a constraint, as plain text.
+    pub fn generate(params: SamplingParams) -> Self {
+        Self::Generate(Box::new(GenerateRequest { params, ..GenerateRequest::default() }))
+    }
+
     /// Number of answers to each prompt; an embedding counts as one.
     pub fn n(&self) -> usize {
         match self {
-            Self::Generate(params, _) => params.n,
+            Self::Generate(wanted) => wanted.params.n,
             Self::Embed(_) => 1,
         }
     }

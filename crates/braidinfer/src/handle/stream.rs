@@ -31,9 +31,9 @@ impl RequestOutput {
             prompt.logprobs.iter().flatten().map(crate::engine::TokenLogprobs::bytes).sum::<usize>()
         };
         let more = match &self.output {
-            Ok(Output::Token(Token { text, logprobs, prompt, .. })) => {
+            Ok(Output::Token(Token { text, reasoning, logprobs, prompt, .. })) => {
                 let logprobs = logprobs.as_ref().map_or(0, |logprobs| logprobs.bytes());
-                text.capacity() + logprobs + prompt.as_ref().map_or(0, of_prompt)
+                text.capacity() + reasoning.capacity() + logprobs + prompt.as_ref().map_or(0, of_prompt)
             }
             Ok(Output::Embedding(embedding)) => embedding.values.len() * size_of::<f32>(),
             Err(_) => 0,

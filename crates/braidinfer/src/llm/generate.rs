@@ -146,7 +146,7 @@ impl Generation {
     fn append_held_back(&mut self, llm: &mut Llm) -> Result<()> {
         for (prompt, request) in self.requests.iter().enumerate() {
             for (choice, rest) in llm.held_back(*request)? {
-                self.completions[prompt * self.n + choice].text += &rest;
+                self.completions[prompt * self.n + choice].text += &rest.answer;
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 
 use crate::compat::CompatReport;
+use crate::conversation::{AnswerFormat, SplitText};
 use crate::engine::{
     Caller, ClientId, ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling,
     PromptInfo, Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
@@ -76,12 +77,27 @@ pub struct Token {
     pub id: u32,
     /// The text that is now certain; often empty, sometimes the text of several tokens.
     pub text: String,
+    /// The same of the reasoning before the answer, if the request says how to tell it.
+    pub reasoning: String,
+    /// Whether the token is part of the reasoning, its closing mark included.
+    pub is_reasoning: bool,
     /// Its log-probability, if requested.
     pub logprobs: Option<TokenLogprobs>,
     /// Why the answer ended, if this is its last token.
     pub finished: Option<FinishReason>,
     /// Information about the prompt, with the first token only.
     pub prompt: Option<PromptInfo>,
+}
+
+/// Answers to generate.
+#[derive(Debug, Clone, Default)]
+pub struct GenerateRequest {
+    /// How tokens are chosen.
+    pub params: SamplingParams,
+    /// What the answers must satisfy.
+    pub constraint: Option<ConstraintFactory>,
+    /// How tokens become text.
+    pub format: AnswerFormat,
 }
 
 /// A model ready to run.
@@ -239,17 +255,13 @@ impl Llm {
         constraint: Option<ConstraintFactory>,
     ) -> Result<RequestId> {
         let call = self.next_request as u64;
-        self.add_for(Caller { call, ..Caller::default() }, prompt, params, constraint)
+        let wanted = GenerateRequest { params: params.clone(), constraint, format: AnswerFormat::default() };
+        self.add_for(Caller { call, ..Caller::default() }, prompt, &wanted)
     }
 
     /// Like [`Llm::add_constrained`], for one of several callers, between which the engine takes turns.
-    pub fn add_for(
-        &mut self,
-        caller: Caller,
-        prompt: Vec<u32>,
-        params: &SamplingParams,
-        constraint: Option<ConstraintFactory>,
-    ) -> Result<RequestId> {
+    pub fn add_for(&mut self, caller: Caller, prompt: Vec<u32>, wanted: &GenerateRequest) -> Result<RequestId> {
+        let GenerateRequest { params, constraint, format } = wanted;
         self.check(&prompt, params)?;
         let request = self.next_request;
         let mut leader = None;
@@ -267,7 +279,7 @@ impl Llm {
             match added {
                 Ok(sequence) => {
                     leader = leader.or(Some(sequence));
-                    self.answers.insert(sequence, AnswerText::new(request, choice, &prompt, &params.stop));
+                    self.answers.insert(sequence, AnswerText::new(request, choice, &prompt, &params.stop, format));
                 }
                 Err(error) => {
                     self.abort(request);
@@ -288,7 +300,7 @@ impl Llm {
     /// Like [`Llm::add_embedding`], for one of several callers, between which the engine takes turns.
     pub fn add_embedding_for(&mut self, caller: Caller, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
         let request = self.next_request;
-        let answer = AnswerText::new(request, 0, &prompt, &[]);
+        let answer = AnswerText::new(request, 0, &prompt, &[], &AnswerFormat::default());
         let sequence = self.engine.add(Request { prompt, pooling: Some(pooling), caller, ..Request::default() })?;
         self.answers.insert(sequence, answer);
         self.next_request += 1;
@@ -314,7 +326,7 @@ impl Llm {
 
     /// The text that is held back in each answer to a request, with the index of the answer: it could still become part of a
     /// character or of a stop text.
-    pub fn held_back(&mut self, request: RequestId) -> Result<Vec<(usize, String)>> {
+    pub fn held_back(&mut self, request: RequestId) -> Result<Vec<(usize, SplitText)>> {
         let Some(tokenizer) = self.text.tokenizer() else { return Ok(Vec::new()) };
         let answers = self.answers.values_mut().filter(|answer| answer.request == request);
         answers.map(|answer| Ok((answer.choice, answer.flush(tokenizer)?))).collect()

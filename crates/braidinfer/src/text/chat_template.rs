@@ -1,10 +1,12 @@
 //! Chat templates: Jinja with the extensions of `transformers`, and with Python's behaviour.
 
+mod habits;
 mod json;
 mod python;
 mod renderer;
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use braidinfer_model::{JsonFile, ModelSource};
 use chrono::{DateTime, Local, NaiveDateTime};
@@ -12,6 +14,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
+use self::habits::{Habits, ToolsPlace};
 use self::renderer::{Context, Renderer};
 use super::settings::{SPECIAL_TOKENS, TokenizerSettings};
 use crate::containment::WorkerProgram;
@@ -20,6 +23,9 @@ use crate::{Error, Result};
 pub(crate) use self::renderer::template_service;
 
 const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// The name of templates for chats with tools.
+const WITH_TOOLS: &str = "tool_use";
+const TEMPLATE_FILE_WITH_TOOLS: &str = "additional_chat_templates/tool_use.jinja";
 const TEMPLATE_JSON: &str = "chat_template.json";
 const TEMPLATE_FIELD: &str = "chat_template";
 /// Limit of steps per rendering, against endless loops; long chats need some ten thousand.
@@ -63,6 +69,9 @@ pub struct ChatTemplate {
     source: String,
     renderer: Renderer,
     special_tokens: BTreeMap<String, String>,
+    habits: OnceLock<Habits>,
+    /// Another template of the model, for chats that offer tools.
+    with_tools: Option<Box<Self>>,
 }
 
 impl ChatTemplate {
@@ -80,7 +89,12 @@ impl ChatTemplate {
         for name in SPECIAL_TOKENS {
             special_tokens.extend(settings.special_token(name)?.map(|token| (name.to_owned(), token)));
         }
-        Self::new(path, &template, special_tokens, TemplateClock::Local, worker).map(Some)
+        let parse =
+            |path, template: &str| Self::new(path, template, special_tokens.clone(), TemplateClock::Local, worker);
+        let with_tools = find_template_with_tools(source, settings)?;
+        let with_tools = with_tools.map(|(path, template)| parse(path, &template)).transpose()?;
+        let main = parse(path, &template)?;
+        Ok(Some(Self { with_tools: with_tools.map(Box::new), ..main }))
     }
 
     /// Parses a template that is rendered in this process; `path` is for messages.
@@ -102,7 +116,9 @@ impl ChatTemplate {
     ) -> Result<Self> {
         let source = adapted(template);
         match Renderer::new(&source, clock, worker) {
-            Ok(renderer) => Ok(Self { path, source, renderer, special_tokens }),
+            Ok(renderer) => {
+                Ok(Self { path, source, renderer, special_tokens, habits: OnceLock::new(), with_tools: None })
+            }
             Err(message) => Err(Error::Text { path, message }),
         }
     }
@@ -118,20 +134,80 @@ impl ChatTemplate {
         self.render_fields(&messages, add_generation_prompt, &Map::new())
     }
 
-    /// Like [`ChatTemplate::render`], for messages with any fields, and with additional template variables.
+    /// The template for chats that offer tools.
+    pub fn for_tools(&self) -> &Self {
+        self.with_tools.as_deref().unwrap_or(self)
+    }
+
+    /// Whether prompts can name the tools of a chat. The first call tries the template.
+    pub fn has_place_for_tools(&self) -> bool {
+        self.for_tools().habits().tools != ToolsPlace::Nowhere
+    }
+
+    /// Like [`ChatTemplate::render`], for messages with any fields, and with additional template variables, as `transformers`
+    /// renders them.
     pub fn render_fields(
         &self,
         messages: &[Map<String, Json>],
         add_generation_prompt: bool,
         variables: &Map<String, Json>,
     ) -> Result<String> {
-        let rendered = self.renderer.render(Context {
-            messages: messages.iter().map(prepared).collect(),
-            add_generation_prompt,
-            special_tokens: self.special_tokens.clone(),
-            variables: variables.clone(),
-        });
+        let messages = messages.iter().map(prepared).collect();
+        let rendered = self.render_as_it_is(messages, add_generation_prompt, variables.clone());
         rendered.map_err(|message| Error::Text { path: self.path.clone(), message })
+    }
+
+    /// Like [`ChatTemplate::render_fields`], for a conversation with tools as clients send it: messages and tools are put as the
+    /// template reads them. With the variable `tools`, the model's template for chats with tools is taken, if it has one.
+    pub fn render_conversation(
+        &self,
+        messages: &[Map<String, Json>],
+        add_generation_prompt: bool,
+        variables: &Map<String, Json>,
+    ) -> Result<String> {
+        let template = if variables.contains_key("tools") { self.for_tools() } else { self };
+        let rendered = template.render_adapted(messages, add_generation_prompt, variables);
+        let rendered = match rendered {
+            Err(_) if habits::have_bad_arguments(messages) => {
+                template.render_adapted(&habits::with_wrapped_arguments(messages), add_generation_prompt, variables)
+            }
+            rendered => rendered,
+        };
+        rendered.map_err(|message| Error::Text { path: template.path.clone(), message })
+    }
+
+    fn render_adapted(
+        &self,
+        messages: &[Map<String, Json>],
+        add_generation_prompt: bool,
+        variables: &Map<String, Json>,
+    ) -> Result<String, String> {
+        let mut messages: Vec<_> = messages.iter().map(prepared).collect();
+        let mut variables = variables.clone();
+        let is_plain =
+            |message: &Map<String, Json>| message.contains_key("content") && !message.contains_key("tool_calls");
+        if variables.contains_key("tools") || !messages.iter().all(is_plain) {
+            let habits = self.habits();
+            messages = messages.into_iter().map(|message| habits.adapted(message)).collect();
+            habits.place_tools(&mut messages, &mut variables);
+        }
+        self.render_as_it_is(messages, add_generation_prompt, variables)
+    }
+
+    fn render_as_it_is(
+        &self,
+        messages: Vec<Map<String, Json>>,
+        add_generation_prompt: bool,
+        variables: Map<String, Json>,
+    ) -> Result<String, String> {
+        let special_tokens = self.special_tokens.clone();
+        self.renderer.render(Context { messages, add_generation_prompt, special_tokens, variables })
+    }
+
+    fn habits(&self) -> Habits {
+        *self
+            .habits
+            .get_or_init(|| Habits::of(|messages, variables| self.render_as_it_is(messages, true, variables).ok()))
     }
 }
 
@@ -162,15 +238,32 @@ pub(super) fn find_template(source: &ModelSource, settings: &TokenizerSettings) 
     Ok(None)
 }
 
+/// The model's template for chats with tools, if it is another one, and the path of its file.
+fn find_template_with_tools(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<(String, String)>> {
+    if let Some(template) = source.read_text(TEMPLATE_FILE_WITH_TOOLS)? {
+        return Ok(Some((source.path_of(TEMPLATE_FILE_WITH_TOOLS), template)));
+    }
+    let own_file = JsonFile::read(source, TEMPLATE_JSON)?;
+    let found = own_file.iter().chain(settings.config()).find_map(|file| {
+        let template = named_template(file, WITH_TOOLS)?;
+        Some((format!("{}: {TEMPLATE_FIELD} `{WITH_TOOLS}`", file.path()), template))
+    });
+    Ok(found)
+}
+
 /// The template in a JSON file: a string, or a list of named templates, of which `default` is for plain chats.
 fn template_in(file: &JsonFile) -> Result<Option<String>> {
     match file.value(TEMPLATE_FIELD) {
-        Some(Json::Array(templates)) => {
-            let default = templates.iter().find(|template| template["name"] == "default");
-            Ok(default.and_then(|template| template["template"].as_str()).map(str::to_owned))
-        }
+        Some(Json::Array(_)) => Ok(named_template(file, "default")),
         _ => Ok(file.text(TEMPLATE_FIELD)?.map(str::to_owned)),
     }
+}
+
+/// A template by its name, in a list of them.
+fn named_template(file: &JsonFile, name: &str) -> Option<String> {
+    let templates = file.value(TEMPLATE_FIELD)?.as_array()?;
+    let named = templates.iter().find(|template| template["name"] == name)?;
+    named["template"].as_str().map(str::to_owned)
 }
 
 /// The Jinja environment of `transformers`.
@@ -186,6 +279,7 @@ fn environment(clock: TemplateClock) -> Result<Environment<'static>, minijinja::
     environment.add_filter("string", python::to_string);
     environment.add_filter("title", python::title_filter);
     environment.add_filter("trim", python::trim_filter);
+    environment.add_test("sequence", python::is_sequence);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: String| strftime(clock, &format));
     Ok(environment)

@@ -33,6 +33,7 @@ pub(super) const HUGGING_FACE: &str = "tokenizer.huggingface.json";
 /// would yield other token ids.
 const ORIGINAL_FILE: &str = "braidinfer.tokenizer.file.";
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+const CHAT_TEMPLATE_WITH_TOOLS: &str = "tokenizer.chat_template.tool_use";
 
 /// A tokenizer as stored in a file.
 pub(super) enum Read {
@@ -94,7 +95,10 @@ pub(super) fn config(metadata: &Metadata) -> Result<Map<String, Json>> {
         }
     }
     if let Some(template) = metadata.text(CHAT_TEMPLATE)? {
-        fields.insert("chat_template".to_owned(), json!(template));
+        let with_tools = metadata.text(CHAT_TEMPLATE_WITH_TOOLS)?.map(|template| ("tool_use", template));
+        let named = [("default", template)].into_iter().chain(with_tools);
+        let templates: Vec<Json> = named.map(|(name, template)| json!({"name": name, "template": template})).collect();
+        fields.insert("chat_template".to_owned(), if templates.len() > 1 { json!(templates) } else { json!(template) });
     }
     Ok(fields)
 }

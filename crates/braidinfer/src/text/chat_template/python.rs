@@ -165,3 +165,7 @@ fn title(text: &str, inside_word: impl Fn(char) -> bool) -> String {
     }
     out
 }
+/// The test `sequence`: Python takes texts and maps for sequences, too.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Iterable)
+}

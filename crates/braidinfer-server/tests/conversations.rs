@@ -1,0 +1,276 @@
+//! Conversations as clients have them: reasoning, tool calls of every family, and what they send back.
+
+mod support;
+
+use braidinfer_server::{FormatChoice, ServerConfig};
+use serde_json::{Value, json};
+use support::{Model, TestServer, config, demo_with_template, with};
+
+/// A server whose model has this chat template.
+fn served(template: &str, config: ServerConfig) -> (tempfile::TempDir, TestServer) {
+    let (folder, llm) = demo_with_template(template);
+    (folder, TestServer::start(config, Model::Given(Box::new(llm))))
+}
+
+fn ask(server: &TestServer, fields: Value) -> Value {
+    let body = json!({"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 60});
+    let reply = server.post("/v1/chat/completions", &with(body, fields));
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    reply.json()
+}
+
+/// The parts of a streamed message, put together.
+fn streamed(server: &TestServer, fields: Value) -> (Value, Value) {
+    let body =
+        json!({"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 60, "stream": true});
+    let reply = server.post("/v1/chat/completions", &with(body, fields));
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::<Value>::new());
+    let mut reason = Value::Null;
+    for event in reply.events() {
+        let choice = &event["choices"][0];
+        let delta = &choice["delta"];
+        content += delta["content"].as_str().unwrap_or_default();
+        reasoning += delta["reasoning_content"].as_str().unwrap_or_default();
+        for call in delta["tool_calls"].as_array().into_iter().flatten() {
+            let index = call["index"].as_u64().expect("calls are numbered") as usize;
+            if index == calls.len() {
+                calls.push(json!({"name": call["function"]["name"], "arguments": ""}));
+            }
+            let more = call["function"]["arguments"].as_str().unwrap_or_default();
+            let whole = calls[index]["arguments"].as_str().unwrap_or_default().to_owned() + more;
+            calls[index]["arguments"] = json!(whole);
+        }
+        if !choice["finish_reason"].is_null() {
+            reason = choice["finish_reason"].clone();
+        }
+    }
+    (json!({"content": content, "reasoning": reasoning, "calls": calls}), reason)
+}
+
+const PLAIN: &str = "{%- for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}";
+
+#[test]
+fn reasoning_is_told_from_the_answer() {
+    let template = format!("{PLAIN}{{%- if add_generation_prompt %}}<think>{{% endif %}}{{# </think> #}}");
+    let (_folder, server) = served(&template, config());
+    let whole = ask(&server, json!({"thinking_budget": 6}));
+    let message = &whole["choices"][0]["message"];
+    let (reasoning, content) =
+        (message["reasoning_content"].as_str().expect("it thinks"), message["content"].as_str().expect("it answers"));
+    assert!(!reasoning.is_empty() && !content.is_empty() && message["reasoning"] == message["reasoning_content"]);
+    assert!(!content.contains("think>") && !reasoning.contains("think>"), "{message}");
+    let counted = whole["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64().expect("they are counted");
+    assert!((6..40).contains(&counted), "{whole}");
+    let (parts, reason) = streamed(&server, json!({"thinking_budget": 6}));
+    assert_eq!((&parts["content"], &parts["reasoning"]), (&json!(content), &json!(reasoning)));
+    assert_eq!(reason, whole["choices"][0]["finish_reason"]);
+    // Stop texts and forms are about the answer.
+    let word = reasoning.split_whitespace().next().expect("there is a word");
+    let stopped = ask(&server, json!({"thinking_budget": 6, "stop": [word]}));
+    assert_eq!(stopped["choices"][0]["message"]["reasoning_content"], reasoning);
+    let schema = json!({"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": false});
+    let form = json!({"type": "json_schema", "json_schema": {"name": "f", "schema": schema}});
+    let formed = ask(&server, json!({"thinking_budget": 6, "response_format": form}));
+    let message = &formed["choices"][0]["message"];
+    assert_eq!(message["reasoning_content"], reasoning);
+    let answer: Value = serde_json::from_str(message["content"].as_str().expect("a text")).expect("of JSON");
+    assert!(answer["a"] == "x" || answer["a"] == "y", "{formed}");
+    // What was thought may come back; a template that does not know it drops it.
+    let history = json!([{"role": "user", "content": "Hello"}, message, {"role": "user", "content": "And?"}]);
+    ask(&server, json!({"messages": history, "thinking_budget": 2}));
+    // Without a budget it may think as long as it may write.
+    let cut = ask(&server, json!({"max_tokens": 5}));
+    assert_eq!(
+        (&cut["choices"][0]["message"]["content"], &cut["choices"][0]["finish_reason"]),
+        (&json!(""), &json!("length"))
+    );
+}
+
+#[test]
+fn reasoning_can_be_left_in_the_text_and_switched_off() {
+    let template = format!(
+        "{PLAIN}{{%- if add_generation_prompt and enable_thinking is not false %}}<think>{{% endif %}}{{# </think> #}}"
+    );
+    let (_folder, server) = served(&template, config());
+    for switch in [
+        json!({"enable_thinking": false}),
+        json!({"reasoning_effort": "none"}),
+        json!({"chat_template_kwargs": {"enable_thinking": false}}),
+    ] {
+        let message = ask(&server, switch)["choices"][0]["message"].clone();
+        assert!(message["reasoning_content"].is_null() && message["content"] != "", "{message}");
+    }
+    let (_folder, server) = served(&template, ServerConfig { reasoning_format: FormatChoice::None, ..config() });
+    assert!(ask(&server, json!({}))["choices"][0]["message"]["reasoning_content"].is_null());
+}
+
+/// A template that writes tools and calls as most do, and mentions the marks of a family.
+fn template_of(marks: &str) -> String {
+    format!(
+        "{{%- if tools %}}{{{{ tools | tojson }}}}{{% endif -%}}{{# {marks} #}}\
+         {{%- for message in messages %}}{{{{ message.role + ': ' + message.content }}}}\
+         {{%- for call in message.tool_calls or [] %}}{{{{ call.function.name }}}} {{{{ call.function.arguments | tojson }}}}{{% endfor %}}\n{{% endfor %}}"
+    )
+}
+
+/// An expression that only this text matches.
+fn exactly(text: &str) -> String {
+    let escaped =
+        |next: char| if r"\.+*?()|[]{}^$#&-~".contains(next) { format!("\\{next}") } else { next.to_string() };
+    text.chars().map(escaped).collect()
+}
+
+const TOOLS: &str = r#"[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}}, {"type": "function", "function": {"name": "time"}}]"#;
+
+/// Names and arguments of calls.
+type Calls = Vec<(&'static str, &'static str)>;
+
+/// What a model of each family writes, with what its template mentions, and the calls that it means.
+fn families() -> Vec<(&'static str, String, Calls)> {
+    let args = r#"{"city": "Oslo", "days": 2}"#;
+    let object = format!(r#"{{"name": "weather", "arguments": {args}}}"#);
+    let other = r#"{"name": "time", "parameters": {}}"#;
+    let both = vec![("weather", args), ("time", "{}")];
+    let mut families = vec![
+        (
+            "<tool_call>",
+            format!("<tool_call>\n{object}\n</tool_call>\n<tool_call>\n{other}\n</tool_call>"),
+            both.clone(),
+        ),
+        ("<tool_call>", format!("```json\n[{object}, {other}]\n```"), both.clone()),
+        ("<|python_tag|>", format!("{object}; {other}"), both.clone()),
+        ("<|python_tag|>", format!("{object}\n{other}"), both.clone()),
+        ("[TOOL_CALLS]", format!("[TOOL_CALLS] [{object}, {other}]"), both.clone()),
+        ("[TOOL_CALLS]", format!("[TOOL_CALLS]weather[ARGS]{args}[TOOL_CALLS]time[ARGS]{{}}"), both.clone()),
+        ("<|tool_call|>", format!("<|tool_call|>[{object}, {other}]<|/tool_call|>"), both.clone()),
+        ("functools", format!("functools[{object}, {other}]"), both.clone()),
+        ("<function=", format!("<function=weather>{args}</function>\n<function=time>{{}}</function>"), both.clone()),
+        ("", format!("{object}\n{other}"), both.clone()),
+    ];
+    let elements = "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>";
+    families.push(("<tool_call>", elements.into(), vec![("weather", r#"{"city":"Oslo","days":2}"#)]));
+    families
+}
+
+#[test]
+fn every_family_calls_tools_and_reads_what_it_wrote() {
+    let tools: Value = serde_json::from_str(TOOLS).expect("it is JSON");
+    for (marks, written, calls) in families() {
+        let (_folder, server) = served(&template_of(marks), config());
+        let fields = json!({"tools": tools, "max_tokens": 400, "structured_outputs": {"regex": exactly(&written)}});
+        let answer = ask(&server, fields.clone())["choices"][0].clone();
+        let message = &answer["message"];
+        let expected: Vec<Value> =
+            calls.iter().map(|(name, arguments)| json!({"name": name, "arguments": arguments})).collect();
+        let found: Vec<Value> =
+            message["tool_calls"].as_array().into_iter().flatten().map(|call| call["function"].clone()).collect();
+        assert_eq!(found, expected, "{written}: {message}");
+        assert_eq!((&answer["finish_reason"], &message["content"]), (&json!("tool_calls"), &Value::Null), "{written}");
+        assert_eq!(
+            streamed(&server, fields).0,
+            json!({"content": "", "reasoning": "", "calls": expected}),
+            "{written}"
+        );
+        // The calls go back, with their results, in several manners.
+        let call = &message["tool_calls"][0];
+        let bare = json!({"role": "assistant", "content": null, "tool_calls": [{"function": call["function"]}]});
+        let odd = |arguments: Value| {
+            json!({"role": "assistant", "tool_calls": [with(call.clone(),
+            json!({"index": 0, "id": null, "type": null, "function": {"name": "time", "arguments": arguments}}))]})
+        };
+        for message in [
+            message.clone(),
+            bare,
+            odd(json!("not JSON {")),
+            odd(json!({"a": 1})),
+            odd(json!("")),
+            odd(json!("[1]")),
+            odd(Value::Null),
+        ] {
+            for result in [
+                json!({"role": "tool", "tool_call_id": call["id"], "content": "12"}),
+                json!({"role": "tool", "content": [{"type": "text", "text": "12"}], "name": "time"}),
+                json!({"role": "tool", "tool_call_id": "x", "content": null}),
+            ] {
+                let history = json!([{"role": "user", "content": "Hello"}, message, result]);
+                ask(&server, json!({"messages": history, "tools": tools, "max_tokens": 2}));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_only_looks_like_a_call_is_text() {
+    let tools: Value = serde_json::from_str(TOOLS).expect("it is JSON");
+    let (_folder, server) = served(&template_of("<tool_call>"), config());
+    for written in [
+        "<tool_call>{\"name\": \"time\", \"arguments\": {\"a\"</tool_call>",
+        "<tool_call>{\"name\": \"time\", \"arguments\": {\"a\": tru}}</tool_call>",
+        "{\"name\": \"Ada\", \"age\": 36}",
+        "<tool_call> is how calls begin",
+    ] {
+        let fields = json!({"tools": tools, "max_tokens": 400, "structured_outputs": {"regex": exactly(written)}});
+        let answer = ask(&server, fields)["choices"][0].clone();
+        let message = &answer["message"];
+        assert!(message["tool_calls"].is_null(), "{answer}");
+        assert_eq!((&message["content"], &answer["finish_reason"]), (&json!(written), &json!("stop")));
+    }
+}
+
+#[test]
+fn templates_are_taken_as_they_are_meant() {
+    // Phi-4-mini: tools are a field of the system message.
+    let phi = "{%- for message in messages %}{{ message.role }}: {{ message.content }}{% if message['tools'] %}<|tool|>{{ message['tools'] }}<|/tool|>{% endif %}\n{% endfor %}";
+    // One for which arguments are a text, and one that asks for null.
+    let text = "{%- if tools %}{{ tools | tojson }}{% endif %}{%- for message in messages %}{% if message.tool_calls %}{{ message.tool_calls[0].function.name + message.tool_calls[0].function.arguments }}{% else %}{{ message.role + message.content }}{% endif %}{% endfor %}";
+    let null = "{%- if tools %}{{ tools | tojson }}{% endif %}{%- for message in messages %}{% if message.content is none %}{{ message.tool_calls[0].function.name }}{{ message.tool_calls[0].function.arguments }}{% else %}{{ message.role + message.content }}{% endif %}{% endfor %}";
+    let tools: Value = serde_json::from_str(TOOLS).expect("it is JSON");
+    let call = json!({"id": "a", "type": "function", "function": {"name": "time", "arguments": "{\"zone\": \"UTC\"}"}});
+    let history = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [call]}, {"role": "tool", "content": "12"}]);
+    for (template, is_history_known) in [(phi, false), (text, true), (null, true)] {
+        let (_folder, server) = served(template, config());
+        let tokens = |body: Value| {
+            let reply = server.post("/tokenize", &body);
+            assert_eq!(reply.status, 200, "{}", reply.text);
+            server.post("/detokenize", &json!({"tokens": reply.json()["tokens"]})).json()["prompt"]
+                .as_str()
+                .expect("a text")
+                .to_owned()
+        };
+        let prompt = tokens(json!({"messages": [{"role": "user", "content": "x"}], "tools": tools}));
+        assert!(prompt.contains("weather") && prompt.contains("properties"), "{prompt}");
+        let prompt = tokens(json!({"messages": history}));
+        assert_eq!(prompt.contains("UTC"), is_history_known, "{prompt}");
+    }
+}
+
+#[test]
+fn an_answer_may_continue_the_last_message() {
+    let (_folder, server) =
+        served(&format!("{PLAIN}{{%- if add_generation_prompt %}}assistant:{{% endif %}}"), config());
+    let prompt = |fields: Value| {
+        let messages = json!([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Once upon"}]);
+        let tokens = server.post("/tokenize", &with(json!({"messages": messages}), fields)).json()["tokens"].clone();
+        server.post("/detokenize", &json!({"tokens": tokens})).json()["prompt"].as_str().expect("a text").to_owned()
+    };
+    assert!(prompt(json!({"continue_final_message": true, "add_generation_prompt": false})).ends_with("Once upon"));
+    assert!(prompt(json!({"continue_final_message": true})).ends_with("Once upon"));
+    assert!(!prompt(json!({"add_generation_prompt": false})).ends_with("assistant:"));
+    assert!(prompt(json!({})).ends_with("assistant:"));
+}
+
+#[test]
+fn hints_are_taken_and_named() {
+    let (_folder, server) = served(PLAIN, config());
+    let body = json!({"messages": [{"role": "user", "content": "Hello", "name": "Ada"}], "max_tokens": 2, "store": true, "user": "u",
+        "metadata": {"a": "b"}, "verbosity": "low", "no_stop_trim": false, "return_hidden_states": false, "stream": true,
+        "stream_options": {"include_usage": true, "continuous_usage_stats": false}});
+    let reply = server.post("/v1/chat/completions", &body);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(
+        reply.header("x-braidinfer-ignored"),
+        Some("metadata, store, stream_options.continuous_usage_stats, verbosity")
+    );
+}

@@ -1,0 +1,50 @@
+//! How model families write what an answer consists of: reasoning, text and tool calls.
+
+mod reasoning;
+mod reasoning_constraint;
+mod tool_calls;
+
+pub use self::reasoning::{ReasoningFormat, ReasoningSplitter, SplitText};
+pub use self::reasoning_constraint::ReasoningLimits;
+pub use self::tool_calls::{AnswerPart, OfferedTool, ToolCallFormat, ToolCallParser};
+
+/// How the tokens of an answer become text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AnswerFormat {
+    /// How reasoning is told from the answer. `None` leaves it in the text.
+    pub reasoning: Option<Reasoning>,
+    /// Which special tokens are written out.
+    pub special_tokens: ShownTokens,
+}
+
+/// The reasoning of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reasoning {
+    /// How it is marked.
+    pub format: ReasoningFormat,
+    /// Whether the prompt ends with the opening mark.
+    pub is_open: bool,
+}
+
+/// Which special tokens, which have no text of their own, are written out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ShownTokens {
+    /// None.
+    #[default]
+    None,
+    /// Those with these spellings, which mark the parts of an answer.
+    Marks(Vec<String>),
+    /// All but those that end an answer.
+    All,
+}
+
+impl ShownTokens {
+    /// Whether a special token with this spelling is written out.
+    pub fn includes(&self, spelling: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::Marks(marks) => marks.iter().any(|mark| mark == spelling),
+            Self::All => true,
+        }
+    }
+}

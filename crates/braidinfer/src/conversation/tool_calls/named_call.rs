@@ -1,0 +1,199 @@
+//! A call that begins with the name of its tool; its arguments are JSON, or elements with a key and a value each.
+
+use serde_json::{Map, Value};
+
+use super::json_call::JsonArguments;
+use super::{AnswerPart, CallReader, OfferedTool, Reading};
+
+/// Longest text before the arguments, in bytes.
+const LONGEST_HEAD: usize = 512;
+
+/// How arguments are written as elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Elements {
+    /// What the first of them begins with.
+    begin: &'static str,
+    /// What stands between key and value.
+    middle: &'static str,
+    /// What stands after a value.
+    after: &'static str,
+    /// The mark after all of them.
+    end: &'static str,
+}
+
+/// Qwen3-Coder, and GLM.
+const ELEMENTS: [Elements; 2] = [
+    Elements { begin: "<parameter=", middle: ">", after: "</parameter>", end: "</function>" },
+    Elements { begin: "<arg_key>", middle: "</arg_key>", after: "</arg_value>", end: "</tool_call>" },
+];
+
+/// FunctionGemma: `call:name{key:value,key:<escape>text<escape>}`.
+const ESCAPE: &str = "<escape>";
+
+/// Reads a call.
+#[derive(Debug)]
+pub(super) struct NamedCall {
+    tools: Vec<OfferedTool>,
+    head: String,
+    arguments: Arguments,
+}
+
+#[derive(Debug)]
+enum Arguments {
+    /// They have not begun.
+    None,
+    Json(JsonArguments),
+    /// Their text so far.
+    Elements(Elements, String),
+    /// Between braces.
+    Pairs(String),
+}
+
+impl NamedCall {
+    pub(super) fn new(tools: Vec<OfferedTool>) -> Self {
+        Self { tools, head: String::new(), arguments: Arguments::None }
+    }
+
+    fn read_head(&mut self, next: char, parts: &mut Vec<AnswerPart>) -> Reading {
+        if next == '{' {
+            let Some(name) = name_in(&self.head) else { return Reading::Broken };
+            if self.head.trim_start().starts_with("call:") {
+                self.arguments = Arguments::Pairs(String::new());
+                return Reading::More;
+            }
+            parts.push(AnswerPart::Call { name });
+            let mut arguments = JsonArguments::new();
+            let reading = arguments.push(next, parts);
+            self.arguments = Arguments::Json(arguments);
+            return reading;
+        }
+        self.head.push(next);
+        if self.head.len() > LONGEST_HEAD {
+            return Reading::Broken;
+        }
+        if let Some(elements) = ELEMENTS.into_iter().find(|elements| self.head.ends_with(elements.begin)) {
+            self.arguments = Arguments::Elements(elements, elements.begin.to_owned());
+        } else if let Some(elements) = ELEMENTS.into_iter().find(|elements| self.head.ends_with(elements.end)) {
+            return self.end(elements, "", parts);
+        }
+        Reading::More
+    }
+
+    /// Ends a call whose arguments are these elements.
+    fn end(&self, elements: Elements, written: &str, parts: &mut Vec<AnswerPart>) -> Reading {
+        let head =
+            self.head.strip_suffix(elements.begin).or(self.head.strip_suffix(elements.end)).unwrap_or(&self.head);
+        let Some(name) = name_in(head) else { return Reading::Broken };
+        let Some(pairs) = pairs_in(elements, written) else { return Reading::Broken };
+        // Without arguments, a name could be any text.
+        if pairs.is_empty() && !self.tools.iter().any(|tool| tool.name == name) {
+            return Reading::Broken;
+        }
+        self.call(&name, pairs, parts)
+    }
+
+    fn call(&self, name: &str, pairs: Vec<(String, String)>, parts: &mut Vec<AnswerPart>) -> Reading {
+        let tool = self.tools.iter().find(|tool| tool.name == name);
+        let value = |(key, written): (String, String)| {
+            let value = value_of(tool, &key, written);
+            (key, value)
+        };
+        let arguments: Map<String, Value> = pairs.into_iter().map(value).collect();
+        parts.push(AnswerPart::Call { name: name.to_owned() });
+        parts.push(AnswerPart::Arguments(Value::Object(arguments).to_string()));
+        parts.push(AnswerPart::CallEnd);
+        Reading::Done
+    }
+}
+
+/// The name in what is written before the arguments.
+fn name_in(head: &str) -> Option<String> {
+    let head = head.split_once("<function=").map_or(head, |(_, after)| after);
+    let head =
+        head.split_once("<｜tool▁sep｜>").filter(|(kind, _)| kind.trim() == "function").map_or(head, |(_, name)| name);
+    let head = head.trim_start();
+    let head = head.strip_prefix("call:").unwrap_or(head);
+    let head = head.strip_prefix("functions.").unwrap_or(head);
+    let is_of_name = |character: &char| character.is_alphanumeric() || "_-.".contains(*character);
+    let name: String = head.chars().take_while(is_of_name).collect();
+    (!name.is_empty()).then_some(name)
+}
+
+/// The keys and values of elements; `None` if one is not complete.
+fn pairs_in(elements: Elements, written: &str) -> Option<Vec<(String, String)>> {
+    let (mut pairs, mut rest) = (Vec::new(), written);
+    while let Some((_, element)) = rest.split_once(elements.begin) {
+        let (key, value) = element.split_once(elements.middle)?;
+        let (value, after) = value.split_once(elements.after)?;
+        let value = value.trim_start().strip_prefix("<arg_value>").unwrap_or(value);
+        // One line break on each side belongs to the layout.
+        let value = value.strip_prefix('\n').unwrap_or(value);
+        pairs.push((key.trim().to_owned(), value.strip_suffix('\n').unwrap_or(value).to_owned()));
+        rest = after;
+    }
+    Some(pairs)
+}
+
+/// The keys and values between braces; `None` if there is anything else.
+fn pairs_between_braces(written: &str) -> Option<Vec<(String, String)>> {
+    let (mut pairs, mut rest) = (Vec::new(), written.trim());
+    while !rest.is_empty() {
+        let (key, value) = rest.split_once(':')?;
+        let (value, after) = match value.strip_prefix(ESCAPE) {
+            Some(text) => text.split_once(ESCAPE)?,
+            None => value.split_at(value.find(',').unwrap_or(value.len())),
+        };
+        pairs.push((key.trim().to_owned(), value.to_owned()));
+        rest = after.trim_start().strip_prefix(',').unwrap_or(after).trim();
+    }
+    Some(pairs)
+}
+
+/// An argument with the type that the tool's schema asks for: anything but a text is JSON.
+fn value_of(tool: Option<&OfferedTool>, key: &str, written: String) -> Value {
+    let schema = tool.and_then(|tool| tool.parameters.get("properties")?.get(key));
+    if schema.is_some_and(|schema| schema["type"] == "string") {
+        return Value::String(written);
+    }
+    serde_json::from_str(written.trim()).unwrap_or(Value::String(written))
+}
+
+impl CallReader for NamedCall {
+    fn push(&mut self, next: char, parts: &mut Vec<AnswerPart>) -> Reading {
+        match &mut self.arguments {
+            Arguments::None => self.read_head(next, parts),
+            Arguments::Json(arguments) => arguments.push(next, parts),
+            Arguments::Elements(elements, written) => {
+                written.push(next);
+                if !written.ends_with(elements.end) {
+                    return Reading::More;
+                }
+                let (elements, written) = (*elements, std::mem::take(written));
+                self.end(elements, &written, parts)
+            }
+            Arguments::Pairs(written) => {
+                let is_text = written.matches(ESCAPE).count() % 2 == 1;
+                if next != '}' || is_text {
+                    written.push(next);
+                    return Reading::More;
+                }
+                let pairs = pairs_between_braces(written);
+                match (name_in(&self.head), pairs) {
+                    (Some(name), Some(pairs)) => self.call(&name, pairs, parts),
+                    _ => Reading::Broken,
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, parts: &mut Vec<AnswerPart>) -> Reading {
+        match &mut self.arguments {
+            // Only the mark at the end is missing.
+            Arguments::Elements(elements, written) if written.trim_end().ends_with(elements.after) => {
+                let (elements, written) = (*elements, std::mem::take(written));
+                self.end(elements, &written, parts)
+            }
+            _ => Reading::Broken,
+        }
+    }
+}

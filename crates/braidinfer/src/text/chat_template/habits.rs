@@ -1,0 +1,130 @@
+//! What a chat template expects, found by trying it: templates read the same history in different ways.
+
+use serde_json::{Map, Value as Json, json};
+
+/// How a template reads tools and calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Habits {
+    pub(super) tools: ToolsPlace,
+    /// Whether a message without content says so by null, where other templates want an empty text.
+    pub(super) null_content: bool,
+    /// Whether the arguments of a call are a text with JSON, where other templates want the object.
+    pub(super) text_arguments: bool,
+}
+
+/// Where a template looks for the tools of a chat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ToolsPlace {
+    Nowhere,
+    /// In its variable `tools`.
+    Variable,
+    /// In the field `tools` of the system message, as a text with JSON (Phi-4-mini).
+    SystemMessage,
+}
+
+/// Words of a chat that is tried, which are looked for in the prompt.
+const NAME: &str = "name_of_a_tool";
+const ARGUMENT: &str = "an_argument";
+const RESULT: &str = "result_of_the_tool";
+/// Mistral's templates take ids of nine letters and digits only.
+const ID: &str = "callid001";
+
+type Messages = Vec<Map<String, Json>>;
+
+impl Habits {
+    /// Finds out by `render`, which renders messages with variables; `None` where the template fails.
+    pub(super) fn of(render: impl Fn(Messages, Map<String, Json>) -> Option<String>) -> Self {
+        let mut habits = Self { tools: ToolsPlace::Nowhere, null_content: false, text_arguments: false };
+        let offers = |habits: &Self| {
+            let (mut messages, mut variables) =
+                (vec![message("user", "x")], Map::from_iter([("tools".to_owned(), json!([tool()]))]));
+            habits.place_tools(&mut messages, &mut variables);
+            render(messages, variables).is_some_and(|prompt| prompt.contains(NAME))
+        };
+        for place in [ToolsPlace::Variable, ToolsPlace::SystemMessage] {
+            if offers(&(Self { tools: place, ..habits })) {
+                habits.tools = place;
+                break;
+            }
+        }
+        // The first of the ways that says most.
+        let ways = [(false, false), (true, false), (false, true), (true, true)];
+        let tried = ways.map(|(null_content, text_arguments)| {
+            let tried = Self { null_content, text_arguments, ..habits };
+            let prompt = render(tried.history(), Map::new()).unwrap_or_default();
+            ([NAME, ARGUMENT, RESULT].iter().filter(|word| prompt.contains(**word)).count(), tried)
+        });
+        let most = tried.iter().map(|(said, _)| *said).max();
+        tried.into_iter().find(|(said, _)| Some(*said) == most).map_or(habits, |(_, tried)| tried)
+    }
+
+    /// A chat with a call and its result.
+    fn history(self) -> Messages {
+        let call = json!({"id": ID, "type": "function", "function": {"name": NAME, "arguments": {ARGUMENT: 1}}});
+        let mut calls = message("assistant", "");
+        calls.insert("content".to_owned(), Json::Null);
+        calls.insert("tool_calls".to_owned(), json!([call]));
+        let mut result = message("tool", RESULT);
+        result.extend([("name".to_owned(), json!(NAME)), ("tool_call_id".to_owned(), json!(ID))]);
+        let messages = vec![message("user", "x"), calls, result];
+        messages.into_iter().map(|message| self.adapted(message)).collect()
+    }
+
+    /// A message in the way in which the template reads it.
+    pub(super) fn adapted(self, mut message: Map<String, Json>) -> Map<String, Json> {
+        if message.get("content").is_none_or(Json::is_null) {
+            let content = if self.null_content { Json::Null } else { json!("") };
+            message.insert("content".to_owned(), content);
+        }
+        let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut);
+        for arguments in calls.into_iter().flatten().filter_map(|call| call.get_mut("function")?.get_mut("arguments")) {
+            if self.text_arguments && !arguments.is_string() {
+                *arguments = json!(arguments.to_string());
+            }
+        }
+        message
+    }
+
+    /// Moves the variable `tools` to where the template looks for it.
+    pub(super) fn place_tools(self, messages: &mut Messages, variables: &mut Map<String, Json>) {
+        if self.tools != ToolsPlace::SystemMessage {
+            return;
+        }
+        let Some(tools) = variables.remove("tools") else { return };
+        if messages.first().is_none_or(|first| first.get("role") != Some(&json!("system"))) {
+            messages.insert(0, message("system", ""));
+        }
+        messages[0].insert("tools".to_owned(), json!(tools.to_string()));
+    }
+}
+
+fn message(role: &str, content: &str) -> Map<String, Json> {
+    Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))])
+}
+
+fn tool() -> Json {
+    json!({"type": "function", "function": {"name": NAME, "description": "", "parameters": {"type": "object", "properties": {}}}})
+}
+
+/// Whether the arguments of a call in one of these messages are no JSON object.
+pub(super) fn have_bad_arguments(messages: &[Map<String, Json>]) -> bool {
+    calls_of(messages).any(|call| !call["function"]["arguments"].is_object())
+}
+
+fn calls_of(messages: &[Map<String, Json>]) -> impl Iterator<Item = &Json> {
+    messages.iter().filter_map(|message| message.get("tool_calls")?.as_array()).flatten()
+}
+
+/// The messages with arguments that are no object as the only value of one, for templates that need an object.
+pub(super) fn with_wrapped_arguments(messages: &[Map<String, Json>]) -> Messages {
+    let mut messages = messages.to_vec();
+    for message in &mut messages {
+        let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten();
+        for arguments in calls.filter_map(|call| call.get_mut("function")?.get_mut("arguments")) {
+            if !arguments.is_object() {
+                *arguments = json!({"arguments": arguments.take()});
+            }
+        }
+    }
+    messages
+}
