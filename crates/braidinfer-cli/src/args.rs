@@ -638,9 +638,13 @@ fn count(least: u64, most: u64) -> RangedU64ValueParser<usize> {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
-    /// Name of the model in requests; that of its file or folder if left out
+    /// Name of the model in requests; that of its file or folder if left out. May be given several times: all are taken, and
+    /// answers have the first
     #[arg(long, value_name = "NAME")]
-    pub served_model_name: Option<String>,
+    pub served_model_name: Vec<String>,
+    /// Take any name of a model in requests
+    #[arg(long)]
+    pub any_model_name: bool,
     /// Answers that are written at once
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = count(1, MOST_ANSWERS))]
     pub max_sequences: usize,

@@ -170,7 +170,9 @@ impl App {
     pub fn served_as(&self, model: Option<&str>) -> Result<&Arc<Served>, ApiError> {
         let served = self.served().ok_or_else(|| ApiError::not_ready("the model is being loaded"))?;
         match model {
-            Some(model) if model != served.name => Err(ApiError::no_such_model(model, &served.name)),
+            Some(model) if model != served.name && !self.config.model_names.include(model) => {
+                Err(ApiError::no_such_model(model, &served.name))
+            }
             _ => Ok(served),
         }
     }

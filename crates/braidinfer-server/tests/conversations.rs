@@ -2,7 +2,7 @@
 
 mod support;
 
-use braidinfer_server::{FormatChoice, ServerConfig};
+use braidinfer_server::{FormatChoice, ModelNames, ServerConfig};
 use serde_json::{Value, json};
 use support::{Model, TestServer, config, demo_with_template, with};
 
@@ -273,4 +273,47 @@ fn hints_are_taken_and_named() {
         reply.header("x-braidinfer-ignored"),
         Some("metadata, store, stream_options.continuous_usage_stats, verbosity")
     );
+}
+
+#[test]
+fn a_model_may_have_several_names() {
+    let names = ModelNames { listed: vec!["gpt-4o".into()], unlisted: Some("demo.gguf".into()), any: false };
+    let (_folder, server) = served(PLAIN, ServerConfig { model_names: names, ..config() });
+    for name in ["demo", "gpt-4o", "demo.gguf"] {
+        ask(&server, json!({"model": name, "max_tokens": 1}));
+    }
+    let ids: Vec<Value> = server.get("/v1/models").json()["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|model| model["id"].clone())
+        .collect();
+    assert_eq!(ids, ["demo", "gpt-4o"]);
+    let body = json!({"messages": [{"role": "user", "content": "x"}], "model": "other"});
+    assert_eq!(server.post("/v1/chat/completions", &body).status, 404);
+    let names = ModelNames { any: true, ..ModelNames::default() };
+    let (_folder, server) = served(PLAIN, ServerConfig { model_names: names, ..config() });
+    assert_eq!(server.post("/v1/chat/completions", &body).status, 200);
+    let info = server.get("/tokenizer_info").json();
+    assert!(info["vocab_size"].as_u64().is_some_and(|size| size > 100) && info["chat_template"] == PLAIN, "{info}");
+}
+
+#[test]
+fn an_answer_has_at_least_so_many_tokens() {
+    let (_folder, server) = served(PLAIN, config());
+    // The demo model's stories end by themselves.
+    let tokens = |fields: Value| {
+        let body = with(json!({"prompt": "Once upon a time", "temperature": 0, "max_tokens": 300}), fields);
+        let answer = server.post("/v1/completions", &body).json();
+        (
+            answer["usage"]["completion_tokens"].as_u64().expect("a number"),
+            answer["choices"][0]["finish_reason"].clone(),
+        )
+    };
+    let (usual, reason) = tokens(json!({}));
+    assert_eq!(reason, "stop");
+    let (longer, _) = tokens(json!({"min_tokens": usual + 20}));
+    assert!(longer >= usual + 20, "{longer} of {usual}");
+    let refused = server.post("/v1/completions", &json!({"prompt": "x", "min_tokens": 9, "max_tokens": 3})).error();
+    assert_eq!((refused.0, &refused.1["param"]), (400, &json!("min_tokens")));
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::{FormLimits, KvCacheRoom, Llm, LoadOptions, WorkLimits};
-use braidinfer_server::{FormatChoice, Server, ServerConfig, TlsFiles};
+use braidinfer_server::{FormatChoice, ModelNames, Server, ServerConfig, TlsFiles};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -40,7 +40,7 @@ async fn serve(config: ServerConfig, args: ServeArgs) -> anyhow::Result<()> {
     output::note(format!("listening at {address}, while the model is being loaded"));
     let model_slot = server.model_slot();
     let loading = tokio::task::spawn_blocking(move || {
-        let name = name(&args);
+        let name = names(&args).0.swap_remove(0);
         let llm = load(&args)?;
         let (kernels, context) = (llm.kernels().as_str(), llm.context());
         model_slot.serve(llm, name.clone()).context("a thread for the engine")?;
@@ -97,14 +97,22 @@ fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
     Ok(llm)
 }
 
-/// The name of the model in requests.
-fn name(args: &ServeArgs) -> String {
-    let of_file = |model: &str| model.trim_end_matches('/').rsplit('/').next().unwrap_or(model).to_owned();
-    let named = args.engine.served_model_name.clone();
-    named.unwrap_or_else(|| args.model.as_deref().map_or_else(|| "demo".to_owned(), of_file))
+/// The names of the model in requests, and those that are taken but not listed.
+fn names(args: &ServeArgs) -> (Vec<String>, Option<String>) {
+    if !args.engine.served_model_name.is_empty() {
+        return (args.engine.served_model_name.clone(), None);
+    }
+    let Some(model) = &args.model else { return (vec!["demo".to_owned()], None) };
+    let file = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
+    match file.strip_suffix(".gguf").filter(|name| !name.is_empty()) {
+        Some(name) => (vec![name.to_owned()], Some(file.to_owned())),
+        None => (vec![file.to_owned()], None),
+    }
 }
 
-fn config(ServeArgs { network: args, forms, conversation, .. }: &ServeArgs) -> anyhow::Result<ServerConfig> {
+fn config(all: &ServeArgs) -> anyhow::Result<ServerConfig> {
+    let ServeArgs { network: args, forms, conversation, engine, .. } = all;
+    let (mut listed, unlisted) = names(all);
     let tls = args.tls_cert.clone().zip(args.tls_key.clone());
     Ok(ServerConfig {
         address: SocketAddr::new(args.host, args.port),
@@ -132,6 +140,7 @@ fn config(ServeArgs { network: args, forms, conversation, .. }: &ServeArgs) -> a
         },
         tool_call_format: ToolCallFormat::named(&conversation.tool_call_format),
         thinking_budget: conversation.reasoning_budget,
+        model_names: ModelNames { listed: listed.split_off(1), unlisted, any: engine.any_model_name },
     })
 }
 

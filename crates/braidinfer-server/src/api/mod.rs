@@ -90,6 +90,7 @@ pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
         .route("/v1/compat", get(status::compat))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(status::tokenizer_info))
         .route("/metrics", get(status::metrics))
         .layer(from_fn_with_state(Arc::clone(&app), require_model))
         .layer(from_fn_with_state((keys, Arc::clone(&app)), authenticate));

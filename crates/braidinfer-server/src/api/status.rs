@@ -36,22 +36,43 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
 
 pub async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     let served = app.served_as(None)?;
-    Ok(Json(json!({"object": "list", "data": [described(served)]})))
+    let names = std::iter::once(&served.name).chain(&app.config.model_names.listed);
+    let data: Vec<Value> = names.map(|name| described(served, name)).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
 }
 
 pub async fn model(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(described(app.served_as(Some(&model))?)))
+    Ok(Json(described(app.served_as(Some(&model))?, &model)))
 }
 
-fn described(served: &Served) -> Value {
+fn described(served: &Served, name: &str) -> Value {
     json!({
-        "id": served.name,
+        "id": name,
         "object": "model",
         "created": served.created,
         "owned_by": "braidinfer",
         "max_model_len": served.context,
         "kernels": served.kernels.as_str(),
     })
+}
+
+/// What clients that cut texts themselves ask for.
+pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let served = app.served_as(None)?;
+    let tokenizer = served.text.require_tokenizer()?;
+    let first = tokenizer.first_token();
+    let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
+    Ok(Json(json!({
+        "tokenizer_class": tokenizer.kind(),
+        "vocab_size": tokenizer.vocab_size(),
+        "model_max_length": served.context,
+        "add_bos_token": first.is_some(),
+        "bos_token": bos,
+        "eos_token": eos,
+        "bos_token_id": bos.and_then(|token| tokenizer.token_to_id(token)),
+        "eos_token_id": eos.and_then(|token| tokenizer.token_to_id(token)),
+        "chat_template": served.text.chat_template().map(|template| template.source()),
+    })))
 }
 
 /// The compatibility report by which the kernels were chosen.

@@ -53,6 +53,8 @@ pub struct ServerConfig {
     pub tool_call_format: Option<ToolCallFormat>,
     /// Most tokens of reasoning where a request does not say.
     pub thinking_budget: Option<usize>,
+    /// Names of the model in requests, besides the one that it is served under.
+    pub model_names: ModelNames,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// Most open connections. While all are taken, idle ones give way to new ones, and further ones are refused, except for
@@ -74,6 +76,24 @@ pub struct ServerConfig {
     pub form_limits: FormLimits,
     /// Most time for unfinished answers when the server stops.
     pub shutdown_timeout: Duration,
+}
+
+/// Names of the model in requests, besides the one that it is served under.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelNames {
+    /// Names that `/v1/models` lists, too.
+    pub listed: Vec<String>,
+    /// A name that is taken, but not listed.
+    pub unlisted: Option<String>,
+    /// Whether any name is taken.
+    pub any: bool,
+}
+
+impl ModelNames {
+    /// Whether requests may use this name.
+    pub fn include(&self, name: &str) -> bool {
+        self.any || self.unlisted.as_deref() == Some(name) || self.listed.iter().any(|listed| listed == name)
+    }
 }
 
 /// How reasoning is told from answers.

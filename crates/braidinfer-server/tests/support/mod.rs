@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use braidinfer::model::ModelSource;
 use braidinfer::{FormLimits, Llm, LoadOptions};
-use braidinfer_server::{FormatChoice, Server, ServerConfig};
+use braidinfer_server::{FormatChoice, ModelNames, Server, ServerConfig};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
@@ -42,6 +42,7 @@ pub fn config() -> ServerConfig {
         reasoning_format: FormatChoice::Own,
         tool_call_format: None,
         thinking_budget: None,
+        model_names: ModelNames::default(),
         shutdown_timeout: Duration::from_secs(10),
     }
 }

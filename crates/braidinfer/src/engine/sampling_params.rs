@@ -52,6 +52,8 @@ pub struct SamplingParams {
     pub seed: Option<u64>,
     /// Most tokens to generate; if `None`, up to the end of the context.
     pub max_tokens: Option<usize>,
+    /// Fewest tokens before one of the model's end tokens or `stop_token_ids` may come.
+    pub min_tokens: usize,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
     /// Tokens that end the answer in addition to the model's end tokens, even with `ignore_eos`; they are not part of its text.
@@ -81,6 +83,7 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             seed: None,
             max_tokens: None,
+            min_tokens: 0,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             ignore_eos: false,
@@ -100,6 +103,16 @@ pub const PARAMETERS: &[Parameter] = &[
         placeholder: "N",
         kind: Kind::Count(|params, count| params.max_tokens = Some(count)),
         check: |params| at_least_one(params.max_tokens),
+    },
+    Parameter {
+        name: "min_tokens",
+        help: "Fewest tokens before an end token may come",
+        placeholder: "N",
+        kind: Kind::Count(|params, count| params.min_tokens = count),
+        check: |params| {
+            let most = params.max_tokens.unwrap_or(usize::MAX);
+            require(params.min_tokens <= most, || format!("at most max_tokens, which is {most}"), params.min_tokens)
+        },
     },
     Parameter {
         name: "temperature",

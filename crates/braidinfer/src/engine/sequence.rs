@@ -1,5 +1,6 @@
 //! One sequence: a prompt, the tokens generated so far, and their state in the engine.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -226,17 +227,30 @@ impl Sequence {
     /// Samples the next token among those that `mask` allows, with its log-probabilities if requested.
     pub(super) fn sample(&mut self, logits: &[f32], mask: Option<&TokenMask>) -> Result<(u32, Option<TokenLogprobs>)> {
         let (prompt, answer) = self.tokens.split_at(self.prompt_len);
-        let token = match mask {
-            None => self.sampler.sample(logits, prompt, answer, &self.params),
-            Some(mask) => {
-                let mut allowed = logits.to_vec();
-                if !mask.apply(&mut allowed) {
-                    return Err(Error::Internal("a constraint allows no token".into()));
-                }
-                self.sampler.sample(&allowed, prompt, answer, &self.params)
+        let mut allowed = Cow::Borrowed(logits);
+        if let Some(mask) = mask
+            && !mask.apply(allowed.to_mut())
+        {
+            return Err(Error::Internal("a constraint allows no token".into()));
+        }
+        if answer.len() < self.params.min_tokens {
+            let without_ends = self.without_ends(&allowed);
+            // A constraint may allow nothing but the end.
+            if without_ends.iter().any(|logit| *logit > f32::NEG_INFINITY) {
+                allowed = Cow::Owned(without_ends);
             }
-        };
+        }
+        let token = self.sampler.sample(&allowed, prompt, answer, &self.params);
         Ok((token, self.params.logprobs.map(|count| TokenLogprobs::of(logits, token, count))))
+    }
+
+    /// Logits in which no end token can be chosen.
+    fn without_ends(&self, logits: &[f32]) -> Vec<f32> {
+        let mut logits = logits.to_vec();
+        for end in self.stop_token_ids.iter().chain(&self.params.stop_token_ids) {
+            logits.get_mut(*end as usize).into_iter().for_each(|logit| *logit = f32::NEG_INFINITY);
+        }
+        logits
     }
 
     /// Whether a token is an end token of this sequence.

@@ -123,6 +123,11 @@ impl ChatTemplate {
         }
     }
 
+    /// The template.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether the template's source contains `text`, which hints at the output format that the model was trained on.
     pub fn mentions(&self, text: &str) -> bool {
         self.source.contains(text)
