@@ -676,6 +676,9 @@ pub struct LoadArgs {
     /// With --kernels fused: at the fastest level, without a check or against its verdict
     #[arg(long)]
     pub force: bool,
+    /// File with a chat template in Jinja, in place of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
     #[command(flatten)]
     pub precision: PrecisionArgs,
     #[command(flatten)]

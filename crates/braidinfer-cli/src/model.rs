@@ -94,7 +94,8 @@ pub fn load_options(args: &LoadArgs) -> anyhow::Result<LoadOptions> {
     if args.force && precision == Precision::Exact {
         bail!("--force: it takes the fastest level, so expected --precision fast or auto beside it, found exact");
     }
-    Ok(LoadOptions { force: args.force, precision, ..options(kernels, &args.computing)? })
+    let chat_template = args.chat_template.clone();
+    Ok(LoadOptions { force: args.force, precision, chat_template, ..options(kernels, &args.computing)? })
 }
 
 impl From<PrecisionArg> for Precision {

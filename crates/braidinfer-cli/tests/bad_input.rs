@@ -236,7 +236,22 @@ fn broken_tokenizers_and_templates() {
     let broken = Broken::copy_of("llama").write("tokenizer.model", "no protobuf at all");
     broken.refused(&["tokenizer.model: not a SentencePiece model"]);
     let broken = Broken::copy_of("llama").write("chat_template.jinja", "{% for m in messages %}\n{{ m.role }");
-    broken.refused(&["chat_template.jinja: expected a Jinja template, found syntax error", "in line 2"]);
+    // It stops only what needs it.
+    let output = support::output(broken.run_args());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for part in ["chat_template.jinja: expected a Jinja template, found syntax error", "in line 2", "chats are refused"]
+    {
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    }
+    let path = broken.path().display().to_string();
+    let validated = support::output(["validate", &path]);
+    assert!(support::stdout(&validated).contains("correct chat_template"), "{}", stderr(&validated));
+    let other = broken.file("other.jinja");
+    std::fs::write(&other, "{{ messages[0].content }}").expect("the file can be written");
+    let args = [broken.run_args(), vec!["--chat-template".into(), other.display().to_string()]].concat();
+    assert!(!stderr(&support::output(args)).contains("chats are refused"), "another template is taken");
+    let args = [broken.run_args(), vec!["--chat-template".into(), "/absent.jinja".into()]].concat();
+    assert!(stderr(&support::output(args)).contains("/absent.jinja: expected a chat template"), "an absent one is not");
     let broken = Broken::copy_of("llama").write("generation_config.json", "{\"eos_token_id\": 1.5}");
     broken.refused(&["generation_config.json: field `eos_token_id`: expected a token id", "found 1.5"]);
 }

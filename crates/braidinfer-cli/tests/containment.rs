@@ -46,7 +46,7 @@ fn with_template(template: &str, worker: &WorkerProgram) -> braidinfer::Result<L
 /// What the demo model says to a chat with a template: at load, or when it is rendered.
 fn rendered(template: &str, worker: &WorkerProgram) -> Result<String, String> {
     let llm = with_template(template, worker).map_err(|error| error.to_string())?;
-    let template = llm.chat_template().expect("there is a template");
+    let template = llm.text().require_chat_template().map_err(|error| error.to_string())?;
     template.render(&[ChatMessage::new("user", "Hello")], true).map_err(|error| error.to_string())
 }
 

@@ -12,6 +12,7 @@ use crate::engine::SamplingParams;
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::{self, ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 use crate::executor::{ActiveKernels, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype};
+use crate::llm::FoundTemplate;
 use crate::memory::{self, Need, Room, kv_bytes_per_token};
 use crate::quantize::{quantize_weights, quantized_bytes};
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSettings};
@@ -44,6 +45,8 @@ pub struct LoadOptions {
     pub precision: Precision,
     /// Directory for cached verdicts of checks; if `None`, verdicts are not cached.
     pub verdicts: Option<PathBuf>,
+    /// A file with a chat template, in place of the model's.
+    pub chat_template: Option<PathBuf>,
     /// Standard kernels: data type of weights and of the residual stream. If `None`, f32 on a CPU, where quantized
     /// weights stay quantized, and the checkpoint's data type on other devices. Fused kernels, which keep the data type
     /// of the weights: the coarsest type that activations may be rounded to in products; if `None`, 8 bits.
@@ -81,6 +84,7 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
+            chat_template: None,
             kernels: Kernels::Auto,
             force: false,
             precision: Precision::Auto,
@@ -120,7 +124,7 @@ pub(crate) struct ModelParts {
     pub(crate) spec: DecoderSpec,
     pub(crate) weights: Weights,
     pub(crate) tokenizer: Option<Tokenizer>,
-    pub(crate) chat_template: Option<ChatTemplate>,
+    pub(crate) chat_template: FoundTemplate,
     pub(crate) generation: GenerationConfig,
     pub(crate) label: String,
     pub(crate) notes: Vec<String>,
@@ -138,6 +142,20 @@ pub(crate) struct Loaded {
     pub(crate) compat: Option<CompatReport>,
 }
 
+/// The chat template that is asked for, or the model's own.
+fn chat_template(source: &ModelSource, settings: &TokenizerSettings, options: &LoadOptions) -> Result<FoundTemplate> {
+    let worker = options.worker.as_ref();
+    if let Some(path) = &options.chat_template {
+        return ChatTemplate::read_file(path, settings, worker).map(FoundTemplate::Usable);
+    }
+    match ChatTemplate::read(source, settings, worker) {
+        Ok(template) => Ok(template.map_or(FoundTemplate::None, FoundTemplate::Usable)),
+        // It stops only what needs it.
+        Err(Error::Text { path, message }) => Ok(FoundTemplate::Faulty { path, message }),
+        Err(error) => Err(error),
+    }
+}
+
 impl ModelParts {
     /// Reads all files, but of the weights only what describes them.
     pub(crate) fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
@@ -148,7 +166,7 @@ impl ModelParts {
         check_generation(source, &generation)?;
         let settings = TokenizerSettings::read(source)?;
         let tokenizer = Tokenizer::read(source, &settings)?;
-        let chat_template = ChatTemplate::read(source, &settings, options.worker.as_ref())?;
+        let chat_template = chat_template(source, &settings, options)?;
         if !(0.0..=1.0).contains(&options.shadow_check) {
             return Err(Error::bad_request("shadow_check", "a share from 0 to 1", options.shadow_check));
         }
@@ -169,6 +187,7 @@ impl ModelParts {
             notes.extend(quantize_weights(&spec, &mut weights, file_type, &threads, progress)?);
         }
         notes.extend(tokenizer.iter().flat_map(Tokenizer::notes).cloned());
+        notes.extend(chat_template.fault().map(|fault| format!("{fault}; chats are refused")));
         let context = context(&spec, options.context, &mut notes)?;
         let label = source.label();
         let room_for_kv = usize::MAX;
@@ -298,7 +317,7 @@ impl ModelParts {
             spec: &self.spec,
             weights: &self.weights,
             tokenizer: self.tokenizer.as_ref(),
-            chat_template: self.chat_template.as_ref(),
+            chat_template: self.chat_template.usable(),
             threads: &self.threads,
             reference: None,
         }

@@ -19,8 +19,8 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
         bail!("chat: expected a terminal for input and output, found a file or pipe; use `braidinfer run` in scripts");
     }
     let (llm, _) = model::open(args.model.as_deref(), &args.load)?;
-    if llm.chat_template().is_none() {
-        bail!("chat: the model has no chat template; use `braidinfer run` to continue plain text");
+    if let Err(error) = llm.text().require_chat_template() {
+        bail!("chat: {error}; use `braidinfer run` to continue plain text, or --chat-template FILE");
     }
     let params = args.sampling.override_defaults(llm.default_sampling());
     params.validate()?;

@@ -24,6 +24,7 @@ use crate::threads::Threads;
 use crate::{Error, Result};
 
 pub use self::generate::{Completion, StreamEvent, Timings};
+pub(crate) use self::model_text::FoundTemplate;
 pub use self::model_text::ModelText;
 pub use self::shadow::ShadowCheck;
 

@@ -7,11 +7,40 @@ use crate::containment::WorkerProgram;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
+/// What was found where a model's chat template could be.
+#[derive(Debug)]
+pub(crate) enum FoundTemplate {
+    None,
+    Usable(ChatTemplate),
+    /// One that cannot be used.
+    Faulty {
+        path: String,
+        message: String,
+    },
+}
+
+impl FoundTemplate {
+    pub(crate) fn usable(&self) -> Option<&ChatTemplate> {
+        match self {
+            Self::Usable(template) => Some(template),
+            Self::None | Self::Faulty { .. } => None,
+        }
+    }
+
+    /// Why it cannot be used.
+    pub(crate) fn fault(&self) -> Option<Error> {
+        match self {
+            Self::Faulty { path, message } => Some(Error::Text { path: path.clone(), message: message.clone() }),
+            Self::None | Self::Usable(_) => None,
+        }
+    }
+}
+
 /// A model's tokenizer, chat template and generation settings.
 #[derive(Debug)]
 pub struct ModelText {
     pub(super) tokenizer: Option<Tokenizer>,
-    pub(super) chat_template: Option<ChatTemplate>,
+    pub(super) chat_template: FoundTemplate,
     pub(super) generation: GenerationConfig,
     pub(super) label: String,
     /// Worker processes for untrusted input, if the model was opened with them.
@@ -36,13 +65,13 @@ impl ModelText {
 
     /// The chat template, if the model has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.chat_template.as_ref()
+        self.chat_template.usable()
     }
 
-    /// The chat template, or an error that says what is missing.
+    /// The chat template, or an error that says what is missing or wrong.
     pub fn require_chat_template(&self) -> Result<&ChatTemplate> {
         let missing = || Error::Unsupported(format!("{}: the model has no chat template", self.label));
-        self.chat_template.as_ref().ok_or_else(missing)
+        self.chat_template.usable().ok_or_else(|| self.chat_template.fault().unwrap_or_else(missing))
     }
 
     /// The model's own generation settings.

@@ -6,6 +6,7 @@ mod python;
 mod renderer;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use braidinfer_model::{JsonFile, ModelSource};
@@ -85,16 +86,23 @@ impl ChatTemplate {
         worker: Option<&WorkerProgram>,
     ) -> Result<Option<Self>> {
         let Some((path, template)) = find_template(source, settings)? else { return Ok(None) };
-        let mut special_tokens = BTreeMap::new();
-        for name in SPECIAL_TOKENS {
-            special_tokens.extend(settings.special_token(name)?.map(|token| (name.to_owned(), token)));
-        }
+        let special_tokens = special_tokens(settings)?;
         let parse =
             |path, template: &str| Self::new(path, template, special_tokens.clone(), TemplateClock::Local, worker);
         let with_tools = find_template_with_tools(source, settings)?;
         let with_tools = with_tools.map(|(path, template)| parse(path, &template)).transpose()?;
         let main = parse(path, &template)?;
         Ok(Some(Self { with_tools: with_tools.map(Box::new), ..main }))
+    }
+
+    /// Reads a template from a file of its own, in place of the model's.
+    pub fn read_file(path: &Path, settings: &TokenizerSettings, worker: Option<&WorkerProgram>) -> Result<Self> {
+        let label = path.display().to_string();
+        let template = std::fs::read_to_string(path).map_err(|error| Error::Text {
+            path: label.clone(),
+            message: format!("expected a chat template, found that it cannot be read: {error}"),
+        })?;
+        Self::new(label, &template, special_tokens(settings)?, TemplateClock::Local, worker)
     }
 
     /// Parses a template that is rendered in this process; `path` is for messages.
@@ -214,6 +222,15 @@ impl ChatTemplate {
             .habits
             .get_or_init(|| Habits::of(|messages, variables| self.render_as_it_is(messages, true, variables).ok()))
     }
+}
+
+/// The special tokens that templates may use, by name.
+fn special_tokens(settings: &TokenizerSettings) -> Result<BTreeMap<String, String>> {
+    let mut special_tokens = BTreeMap::new();
+    for name in SPECIAL_TOKENS {
+        special_tokens.extend(settings.special_token(name)?.map(|token| (name.to_owned(), token)));
+    }
+    Ok(special_tokens)
 }
 
 /// A message as templates expect it: null fields are removed, and reasoning content is in `reasoning_content`,

@@ -92,7 +92,10 @@ fn end_tokens(parts: &ModelParts, tokenizer: &Tokenizer) -> Finding {
 
 fn chat(parts: &ModelParts, tokenizer: &Tokenizer) -> Finding {
     const WHAT: &str = "chat template";
-    let Some(template) = &parts.chat_template else {
+    if let Some(fault) = parts.chat_template.fault() {
+        return Finding::fail(AREA, WHAT, fault.to_string(), "correct chat_template");
+    }
+    let Some(template) = parts.chat_template.usable() else {
         return Finding::pass(AREA, WHAT, "none: the model completes text");
     };
     let messages = [ChatMessage::new("user", "Hello")];
