@@ -247,7 +247,7 @@ fn broken_tokenizers_and_templates() {
     let validated = support::output(["validate", &path]);
     assert!(support::stdout(&validated).contains("correct chat_template"), "{}", stderr(&validated));
     let other = broken.file("other.jinja");
-    std::fs::write(&other, "{{ messages[0].content }}").expect("the file can be written");
+    fs::write(&other, "{{ messages[0].content }}").expect("the file can be written");
     let args = [broken.run_args(), vec!["--chat-template".into(), other.display().to_string()]].concat();
     assert!(!stderr(&support::output(args)).contains("chats are refused"), "another template is taken");
     let args = [broken.run_args(), vec!["--chat-template".into(), "/absent.jinja".into()]].concat();

@@ -13,7 +13,8 @@ const ROUND_TRIP: &str = "Two lines,\nwith 3 numbers: 12.5, 7 and 1000; and word
 pub(super) fn findings(parts: &ModelParts) -> Vec<Finding> {
     let Some(tokenizer) = &parts.tokenizer else {
         let fix = "add tokenizer.json or tokenizer.model; without them the model takes and gives token ids";
-        return vec![Finding::warn(AREA, "tokenizer", "none", fix)];
+        let missing = Finding::warn(AREA, "tokenizer", "none", fix);
+        return [missing].into_iter().chain(faulty_template(parts)).collect();
     };
     let mut findings = vec![size(parts, tokenizer), round_trip(tokenizer)];
     findings.extend(first_token(parts, tokenizer));
@@ -90,10 +91,18 @@ fn end_tokens(parts: &ModelParts, tokenizer: &Tokenizer) -> Finding {
     }
 }
 
+const CHAT_TEMPLATE: &str = "chat template";
+
+/// The finding about a chat template that cannot be used.
+fn faulty_template(parts: &ModelParts) -> Option<Finding> {
+    let fault = parts.chat_template.fault()?;
+    Some(Finding::fail(AREA, CHAT_TEMPLATE, fault.to_string(), "correct chat_template"))
+}
+
 fn chat(parts: &ModelParts, tokenizer: &Tokenizer) -> Finding {
-    const WHAT: &str = "chat template";
-    if let Some(fault) = parts.chat_template.fault() {
-        return Finding::fail(AREA, WHAT, fault.to_string(), "correct chat_template");
+    const WHAT: &str = CHAT_TEMPLATE;
+    if let Some(fault) = faulty_template(parts) {
+        return fault;
     }
     let Some(template) = parts.chat_template.usable() else {
         return Finding::pass(AREA, WHAT, "none: the model completes text");
