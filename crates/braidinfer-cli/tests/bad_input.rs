@@ -14,20 +14,17 @@ use tempfile::TempDir;
 fn a_missing_directory() {
     refuse(
         ["run", "/no/such/model", "--ids", "1"],
-        &["/no/such/model: expected a model directory or a file that ends in .gguf, found nothing"],
+        &["/no/such/model: expected a model directory or a GGUF file, found nothing"],
     );
     refuse(
         ["run", "org/name", "hi"],
         &["org/name: no such file or directory, so taken for a model of the Hub", "org/name is not whole in the cache"],
     );
     let file = model("llama").join("config.json").display().to_string();
-    refuse(
-        ["run", &file, "--ids", "1"],
-        &["expected a model directory or a file that ends in .gguf, found a file with another name"],
-    );
+    refuse(["run", &file, "--ids", "1"], &["expected a model directory or a GGUF file, found a file of another kind"]);
     refuse(
         ["run", "model.gguf", "--ids", "1"],
-        &["model.gguf: expected a model directory or a file that ends in .gguf, found nothing"],
+        &["model.gguf: expected a model directory or a GGUF file, found nothing"],
     );
 }
 
@@ -390,4 +387,67 @@ fn quantizing_what_cannot_be() {
     let output = braidinfer(["quantize", &llama, &to, "--type", "q3"]).output().expect("the binary starts");
     assert!(stderr(&output).contains("expected a quantization type (f32, f16, bf16, q8_0"), "{}", stderr(&output));
     assert_eq!(fs::read_dir(folder.path()).expect("the folder can be listed").count(), 0);
+}
+
+/// A GGUF file without tensors, with these texts.
+fn gguf_with(texts: &[(&str, &str)]) -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let mut bytes =
+        [b"GGUF".as_slice(), &3_u32.to_le_bytes(), &0_u64.to_le_bytes(), &(texts.len() as u64).to_le_bytes()].concat();
+    for (key, value) in texts {
+        bytes.extend([text(key), 8_u32.to_le_bytes().to_vec(), text(value)].concat());
+    }
+    bytes
+}
+
+#[test]
+fn what_is_no_model_is_named() {
+    const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n";
+    let weights = |broken: &Broken| fs::remove_file(broken.file("model.safetensors")).expect("they are there");
+    let pointer = Broken::copy_of("llama").write("model.safetensors", POINTER);
+    pointer.refused(&[
+        "model.safetensors: expected a file of a model, found a pointer of Git LFS for 12345 bytes",
+        "git lfs pull",
+    ]);
+    let page = Broken::copy_of("llama").write("config.json", "<!DOCTYPE html><html>");
+    page.refused(&["config.json: expected a file of a model, found a web page"]);
+    let pickle = Broken::copy_of("llama").write("pytorch_model.bin", "x");
+    weights(&pickle);
+    pickle.refused(&["expected weights as safetensors, found weights as a Python pickle", "save_pretrained"]);
+    let shards = Broken::copy_of("llama").write("model-00001-of-00002.safetensors", "x");
+    weights(&shards);
+    shards.refused(&[
+        "expected `model.safetensors.index.json`",
+        "found 1 shards such as model-00001-of-00002.safetensors",
+    ]);
+    let adapter = Broken::copy_of("llama").write("adapter_config.json", "{\"base_model_name_or_path\": \"org/base\"}");
+    adapter.refused(&["expected a model alone, found an adapter (adapter_config.json) beside it: merge"]);
+    fs::remove_file(adapter.file("config.json")).expect("it is there");
+    adapter.refused(&["found an adapter (adapter_config.json) alone: merge it into its base model, org/base"]);
+    let original = Broken::copy_of("llama").write("params.json", "{}").write("consolidated.safetensors", "x");
+    fs::remove_file(original.file("config.json")).expect("it is there");
+    original.refused(&["layout of transformers, found weights in the layout of their maker"]);
+    for (texts, says) in [
+        ([("general.type", "adapter"), ("general.architecture", "llama")], "found a LoRA adapter"),
+        ([("general.type", "mmproj"), ("general.architecture", "clip")], "found a projector"),
+        ([("general.type", "model"), ("general.architecture", "clip")], "found a projector"),
+        ([("general.type", "imatrix"), ("general.architecture", "")], "found an importance matrix"),
+        ([("general.type", "model"), ("general.architecture", "controlvector")], "found a control vector"),
+    ] {
+        let folder = Broken::copy_of("llama");
+        // Whatever its name is.
+        for name in ["x.gguf", "blob"] {
+            fs::write(folder.file(name), gguf_with(&texts)).expect("it can be written");
+            refuse(["run", &folder.file(name).display().to_string(), "--ids", "1"], &[says]);
+        }
+    }
+    let folder = Broken::copy_of("llama");
+    for (name, text, says) in [
+        ("p.gguf", POINTER, "found a pointer of Git LFS"),
+        ("w.gguf", "<html>", "found a web page"),
+        ("model.safetensors", "x", "name their directory"),
+    ] {
+        fs::write(folder.file(name), text).expect("it can be written");
+        refuse(["run", &folder.file(name).display().to_string(), "--ids", "1"], &[says]);
+    }
 }

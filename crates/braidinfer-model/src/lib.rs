@@ -13,6 +13,7 @@ pub mod format;
 mod generation_config;
 mod json;
 mod layout;
+mod look;
 pub mod quantization;
 pub mod rope;
 mod source;

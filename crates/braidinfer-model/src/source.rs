@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::file::FileBytes;
 use crate::format::gguf::Gguf;
+use crate::look;
 use crate::{ModelError, Result};
 
 /// A model's files, addressed by their Hugging Face file names, or a GGUF file that replaces all of them.
@@ -41,13 +42,27 @@ impl ModelSource {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let found = match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => return Ok(Self::Directory(path)),
-            Ok(_) if has_extension(&path, "gguf") => return Ok(Self::Gguf(Arc::new(Gguf::open(&path)?))),
-            Ok(_) => "a file with another name".to_owned(),
+            Ok(metadata) if metadata.is_dir() => {
+                look::check_directory(&path)?;
+                return Ok(Self::Directory(path));
+            }
+            Ok(_) if has_extension(&path, "gguf") || look::is_gguf(&path) => {
+                look::check_file(&path)?;
+                let gguf = Gguf::open(&path)?;
+                look::check_gguf(&gguf)?;
+                return Ok(Self::Gguf(Arc::new(gguf)));
+            }
+            Ok(_) if has_extension(&path, "safetensors") => {
+                "weights without their settings: name their directory".to_owned()
+            }
+            Ok(_) => {
+                look::check_file(&path)?;
+                "a file of another kind".to_owned()
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => "nothing at this path".to_owned(),
             Err(source) => return Err(ModelError::Io { path: path.display().to_string(), source }),
         };
-        let expected = "a model directory or a file that ends in .gguf".into();
+        let expected = "a model directory or a GGUF file".into();
         Err(ModelError::Missing { path: path.display().to_string(), expected, found })
     }
 
