@@ -8,6 +8,7 @@ use braidinfer::compat::CompatReport;
 use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::engine::{ClientId, ConstraintFactory};
 use braidinfer::executor::ActiveKernels;
+use braidinfer::text::ChatTemplate;
 use braidinfer::{AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
 use tokio::time::timeout_at;
 
@@ -69,6 +70,8 @@ pub struct Served {
 impl Served {
     pub fn begin(llm: Llm, name: String, metrics: Arc<Metrics>, config: &ServerConfig) -> std::io::Result<Self> {
         let template = llm.chat_template();
+        // Tried now, so that no request waits for it.
+        template.map(ChatTemplate::has_place_for_tools);
         let own_tool_calls =
             || template.map_or_else(ToolCallFormat::default, |template| ToolCallFormat::of(template.for_tools()));
         Ok(Self {

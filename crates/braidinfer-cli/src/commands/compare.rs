@@ -67,7 +67,8 @@ fn add_findings(document: &mut Document, reports: &[ValidationReport]) {
         let noticed = report.findings.iter().filter(|finding| finding.outcome != Outcome::Pass);
         rows.extend(noticed.map(|finding| {
             let what = format!("{}: {}", finding.area, finding.what);
-            [report.model.clone(), finding.outcome.as_str().to_owned(), what, finding.found.clone()]
+            let fix = finding.fix.as_ref().map_or_else(String::new, |fix| format!("; {fix}"));
+            [report.model.clone(), finding.outcome.as_str().to_owned(), what, finding.found.clone() + &fix]
         }));
     }
     if !rows.is_empty() {

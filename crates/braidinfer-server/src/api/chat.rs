@@ -234,6 +234,8 @@ impl ChatWriter {
                     calls.iter_mut().last().into_iter().for_each(|call| call.arguments += &more)
                 }
                 AnswerPart::CallEnd => {}
+                // A call that the limit of tokens cuts stays one, as in a stream.
+                AnswerPart::NoCall(_) if answer.finish_reason == Some(FinishReason::Length) => {}
                 AnswerPart::NoCall(text) => {
                     calls.pop();
                     content += &text;
@@ -295,7 +297,11 @@ impl ResponseWriter for ChatWriter {
         if !token.reasoning.is_empty() {
             deltas.push(json!({"reasoning_content": token.reasoning, "reasoning": token.reasoning}));
         }
-        let parts = self.parse(choice, &token.text, token.finished.is_some());
+        let mut parts = self.parse(choice, &token.text, token.finished.is_some());
+        if token.finished == Some(FinishReason::Length) {
+            // A call that the limit of tokens cuts was sent as far as it goes.
+            parts.retain(|part| !matches!(part, AnswerPart::NoCall(_)));
+        }
         deltas.extend(parts.into_iter().filter_map(|part| self.delta(choice, part)).collect::<Vec<_>>());
         let mut logprobs = token.logprobs.as_ref().map_or(Value::Null, |found| self.logprobs(found));
         let mut chunks: Vec<Value> =

@@ -103,17 +103,18 @@ pub struct ChatPrompt {
 /// The prompt of a chat.
 pub async fn encode_chat(
     served: &Arc<Served>,
-    messages: Vec<Map<String, Value>>,
+    mut messages: Vec<Map<String, Value>>,
     variables: Map<String, Value>,
     end: PromptEnd,
 ) -> Result<ChatPrompt, ApiError> {
     served
         .run_blocking(move |served| {
             let template = served.text.require_chat_template()?;
+            let continued = (end == PromptEnd::WithinMessage).then(|| take_last_content(&mut messages));
             let mut rendered = template.render_conversation(&messages, end == PromptEnd::Answer, &variables)?;
-            if end == PromptEnd::WithinMessage {
-                let content = messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
-                rendered.truncate(end_of_last(&rendered, content));
+            if let Some(content) = continued {
+                rendered.truncate(rendered.rfind(CONTENT).unwrap_or(rendered.len()));
+                rendered += &content;
             }
             served.check_length(rendered.len())?;
             let is_open = |format: ReasoningFormat| format.is_open_after(&rendered);
@@ -123,10 +124,13 @@ pub async fn encode_chat(
         .await
 }
 
-/// Where in a prompt the last message with this content ends, without what the template adds. Templates may trim contents.
-fn end_of_last(prompt: &str, content: &str) -> usize {
-    let end_of = |content: &str| prompt.rfind(content).map(|start| start + content.len());
-    end_of(content).or_else(|| end_of(content.trim())).unwrap_or(prompt.len())
+/// Stands for the content of a message, so that its place in the prompt is found.
+const CONTENT: &str = "CONTENT-OF-THE-LAST-MESSAGE-64c1e0b7";
+
+/// Takes the content of the last message, and leaves [`CONTENT`] in its place.
+fn take_last_content(messages: &mut [Map<String, Value>]) -> String {
+    let content = messages.last_mut().and_then(|message| message.insert("content".to_owned(), Value::from(CONTENT)));
+    content.and_then(|content| content.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// The text of token ids, including special tokens.

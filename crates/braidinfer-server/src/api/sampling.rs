@@ -22,7 +22,11 @@ const OTHER_NAMES: [(&str, &str); 3] =
     [("repeat_penalty", "repetition_penalty"), ("n_predict", "max_tokens"), ("max_new_tokens", "max_tokens")];
 
 /// The request fields that are parameters in the library's table [`PARAMETERS`].
-pub struct ParameterFields(Vec<Setter>);
+pub struct ParameterFields {
+    setters: Vec<Setter>,
+    /// Whether the number of tokens is unlimited, also where there is a default.
+    is_unlimited: bool,
+}
 
 /// Sets one parameter to the value of its field.
 type Setter = Box<dyn Fn(&mut SamplingParams) + Send + Sync>;
@@ -94,13 +98,13 @@ impl SharedFields {
         max_tokens: Option<usize>,
     ) -> Result<SamplingParams, ApiError> {
         let mut params = SamplingParams { max_tokens: None, ..defaults.clone() };
-        parameters.0.iter().for_each(|set| set(&mut params));
+        parameters.setters.iter().for_each(|set| set(&mut params));
         params.max_tokens = match (params.max_tokens, self.max_completion_tokens) {
             (Some(a), Some(b)) if a != b => {
                 let message = format!("max_completion_tokens: expected the {a} of max_tokens, found {b}");
                 return Err(ApiError::field("max_completion_tokens", message));
             }
-            (a, b) => a.or(b).or(max_tokens),
+            (a, b) => a.or(b).or(max_tokens.filter(|_| !parameters.is_unlimited)),
         };
         Ok(params)
     }
@@ -123,7 +127,7 @@ impl<'de> Visitor<'de> for ParameterVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ParameterFields, A::Error> {
-        let (mut setters, mut seen) = (Vec::new(), Vec::new());
+        let (mut setters, mut seen, mut is_unlimited) = (Vec::new(), Vec::new(), false);
         while let Some(name) = map.next_key::<String>()? {
             let own_name = OTHER_NAMES.iter().find(|(other, _)| *other == name).map_or(name.as_str(), |(_, own)| own);
             let Some(parameter) = PARAMETERS.iter().find(|parameter| parameter.name == own_name) else {
@@ -135,27 +139,43 @@ impl<'de> Visitor<'de> for ParameterVisitor {
             }
             seen.push(parameter.name);
             if parameter.name == "max_tokens" {
-                setters.extend(map.next_value_seed(LimitOfTokens)?);
+                let limit = map.next_value_seed(LimitOfTokens)?;
+                is_unlimited = matches!(limit, Limit::None);
+                if let Limit::Tokens(count) = limit {
+                    setters
+                        .push(Box::new(move |params: &mut SamplingParams| params.max_tokens = Some(count)) as Setter);
+                }
                 continue;
             }
             setters.extend(map.next_value_seed(OfKind(parameter.kind))?);
         }
-        Ok(ParameterFields(setters))
+        Ok(ParameterFields { setters, is_unlimited })
     }
 }
 
-/// Reads `max_tokens`, in which -1 means no limit, as in llama.cpp.
+/// A limit of tokens.
+enum Limit {
+    /// The request says nothing.
+    Default,
+    /// -1, as in llama.cpp.
+    None,
+    Tokens(usize),
+}
+
+/// Reads `max_tokens`.
 struct LimitOfTokens;
 
 impl<'de> DeserializeSeed<'de> for LimitOfTokens {
-    type Value = Option<Setter>;
+    type Value = Limit;
 
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Option<Setter>, D::Error> {
-        let limit = |count: i64| match count {
-            -1 => Ok(None),
-            count => usize::try_from(count).map(Some).map_err(|_| format!("expected -1 or more, found {count}")),
-        };
-        setter(json, limit, |params, limit| params.max_tokens = limit)
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Limit, D::Error> {
+        match Option::<i64>::deserialize(json)? {
+            None => Ok(Limit::Default),
+            Some(-1) => Ok(Limit::None),
+            Some(count) => usize::try_from(count)
+                .map(Limit::Tokens)
+                .map_err(|_| D::Error::custom(format_args!("expected -1 or more, found {count}"))),
+        }
     }
 }
 

@@ -158,6 +158,9 @@ fn described(tool: &Tool) -> Value {
 fn call_form<'a>(tools: impl Iterator<Item = &'a Tool>) -> AnswerForm {
     let call = |(index, tool): (usize, &Tool)| {
         let mut arguments = tool.function.parameters.clone().unwrap_or_else(|| json!({"type": "object"}));
+        if let Some(fields) = arguments.as_object_mut() {
+            fields.entry("type").or_insert(json!("object"));
+        }
         move_references(&mut arguments, &format!("#/anyOf/{index}/properties/arguments"));
         json!({
             "type": "object",

@@ -68,6 +68,9 @@ impl ReasoningFormat {
     }
 }
 
+/// Most bytes that are held back: much white space is text, and to hold it back would take time.
+const MOST_HELD: usize = 1024;
+
 /// The parts of a text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SplitText {
@@ -159,7 +162,7 @@ impl ReasoningSplitter {
         let begun = self.held.trim_start();
         if let Some(rest) = begun.strip_prefix(self.format.open) {
             (self.held, self.place) = (rest.to_owned(), Place::Opened);
-        } else if self.format.open.starts_with(begun) {
+        } else if self.format.open.starts_with(begun) && self.held.len() < MOST_HELD {
             return false;
         } else {
             self.place = Place::Answer;
@@ -185,7 +188,9 @@ impl ReasoningSplitter {
         }
         // White space at the end is left out if the closing mark comes next.
         let may_be_mark = self.held.len() - overlap(&self.held, close);
-        let rest = self.held.split_off(self.held[..may_be_mark].trim_end().len());
+        let without_space = self.held[..may_be_mark].trim_end().len();
+        let decided = if self.held.len() - without_space < MOST_HELD { without_space } else { may_be_mark };
+        let rest = self.held.split_off(decided);
         split.reasoning += &std::mem::replace(&mut self.held, rest);
         false
     }
@@ -218,6 +223,17 @@ mod tests {
         assert_eq!(split(true, &["a", " \n", "b\n", "</think>"]), parts("a \nb", ""));
         assert_eq!(split(true, &["cut <", "/think"]), parts("cut </think", ""));
         assert_eq!(split(true, &["</think>x"]), parts("", "x"));
+    }
+
+    #[test]
+    fn much_white_space_is_not_held_back() {
+        let space = " ".repeat(5000);
+        for is_open in [false, true] {
+            let mut splitter = ReasoningSplitter::new(THINK, is_open);
+            splitter.push(if is_open { "x" } else { "" });
+            let passed = splitter.push(&space);
+            assert!(passed.reasoning.len() + passed.answer.len() > 3000, "{is_open}");
+        }
     }
 
     #[test]

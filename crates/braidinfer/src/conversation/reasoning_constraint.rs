@@ -103,8 +103,8 @@ impl Progress {
             true => tokenizer.id_to_token(token).map(|spelling| spelling.into_owned()).unwrap_or_default(),
             false => self.decoder.push(token, tokenizer)?,
         };
+        self.tokens += usize::from(self.splitter.is_in_reasoning());
         self.splitter.push(&text);
-        self.tokens += 1;
         self.has_ended = !self.splitter.is_in_reasoning() && !self.splitter.is_undecided();
         Ok(())
     }

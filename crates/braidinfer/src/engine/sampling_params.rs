@@ -95,6 +95,9 @@ impl Default for SamplingParams {
     }
 }
 
+/// Most tokens that an answer may be asked to have at least.
+const MOST_MIN_TOKENS: usize = 1 << 31;
+
 /// Every request parameter, in the order of the help.
 pub const PARAMETERS: &[Parameter] = &[
     Parameter {
@@ -110,8 +113,8 @@ pub const PARAMETERS: &[Parameter] = &[
         placeholder: "N",
         kind: Kind::Count(|params, count| params.min_tokens = count),
         check: |params| {
-            let most = params.max_tokens.unwrap_or(usize::MAX);
-            require(params.min_tokens <= most, || format!("at most max_tokens, which is {most}"), params.min_tokens)
+            let most = params.max_tokens.unwrap_or(MOST_MIN_TOKENS);
+            require(params.min_tokens <= most, || format!("at most max_tokens, or {most}"), params.min_tokens)
         },
     },
     Parameter {
@@ -289,7 +292,12 @@ mod tests {
     fn set_invalid(kind: Kind, params: &mut SamplingParams) -> bool {
         match kind {
             Kind::Number(set) => set(params, f64::NAN),
-            Kind::Count(set) => set(params, 0),
+            Kind::Count(set) => {
+                set(params, 0);
+                if params.validate().is_ok() {
+                    set(params, usize::MAX);
+                }
+            }
             Kind::CountOrAll(set) => set(params, Some(0)),
             Kind::Texts(set) => set(params, vec!["fine".into(), String::new()]),
             Kind::Biases(set) => set(params, BTreeMap::from([(1, 1e3)])),

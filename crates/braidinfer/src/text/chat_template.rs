@@ -218,9 +218,14 @@ impl ChatTemplate {
     }
 
     fn habits(&self) -> Habits {
-        *self
-            .habits
-            .get_or_init(|| Habits::of(|messages, variables| self.render_as_it_is(messages, true, variables).ok()))
+        if let Some(habits) = self.habits.get() {
+            return *habits;
+        }
+        let render = |messages, variables| self.render_as_it_is(messages, true, variables).ok();
+        let habits = Habits::of(render);
+        // What was found by a process that was short of time is found again.
+        let works = render(vec![ChatMessage::new("user", "x").fields()], Map::new()).is_some();
+        if works { *self.habits.get_or_init(|| habits) } else { habits }
     }
 }
 

@@ -48,7 +48,7 @@ const FORMATS: &[ToolCallFormat] = &[
     ToolCallFormat {
         name: "phi",
         hints: &["<|tool_call|>", "<|/tool_call|>", "functools"],
-        openings: &["<|tool_call|>", "functools"],
+        openings: &["<|tool_call|>", "functools["],
         closings: &["<|/tool_call|>"],
     },
     // FunctionGemma.

@@ -45,8 +45,8 @@ enum Arguments {
     Json(JsonArguments),
     /// Their text so far.
     Elements(Elements, String),
-    /// Between braces.
-    Pairs(String),
+    /// Between braces, and whether the text within them ends within a value that is escaped.
+    Pairs(String, bool),
 }
 
 impl NamedCall {
@@ -56,9 +56,9 @@ impl NamedCall {
 
     fn read_head(&mut self, next: char, parts: &mut Vec<AnswerPart>) -> Reading {
         if next == '{' {
-            let Some(name) = name_in(&self.head) else { return Reading::Broken };
+            let Some(name) = self.offered_name(&self.head) else { return Reading::Broken };
             if self.head.trim_start().starts_with("call:") {
-                self.arguments = Arguments::Pairs(String::new());
+                self.arguments = Arguments::Pairs(String::new(), false);
                 return Reading::More;
             }
             parts.push(AnswerPart::Call { name });
@@ -83,13 +83,15 @@ impl NamedCall {
     fn end(&self, elements: Elements, written: &str, parts: &mut Vec<AnswerPart>) -> Reading {
         let head =
             self.head.strip_suffix(elements.begin).or(self.head.strip_suffix(elements.end)).unwrap_or(&self.head);
-        let Some(name) = name_in(head) else { return Reading::Broken };
-        let Some(pairs) = pairs_in(elements, written) else { return Reading::Broken };
-        // Without arguments, a name could be any text.
-        if pairs.is_empty() && !self.tools.iter().any(|tool| tool.name == name) {
-            return Reading::Broken;
+        match (self.offered_name(head), pairs_in(elements, written)) {
+            (Some(name), Some(pairs)) => self.call(&name, pairs, parts),
+            _ => Reading::Broken,
         }
-        self.call(&name, pairs, parts)
+    }
+
+    /// The name in what is written before the arguments. It must be that of a tool: any text could stand there.
+    fn offered_name(&self, head: &str) -> Option<String> {
+        name_in(head).filter(|name| self.tools.iter().any(|tool| tool.name == *name))
     }
 
     fn call(&self, name: &str, pairs: Vec<(String, String)>, parts: &mut Vec<AnswerPart>) -> Reading {
@@ -152,10 +154,19 @@ fn pairs_between_braces(written: &str) -> Option<Vec<(String, String)>> {
 /// An argument with the type that the tool's schema asks for: anything but a text is JSON.
 fn value_of(tool: Option<&OfferedTool>, key: &str, written: String) -> Value {
     let schema = tool.and_then(|tool| tool.parameters.get("properties")?.get(key));
-    if schema.is_some_and(|schema| schema["type"] == "string") {
+    if schema.is_some_and(is_text) {
         return Value::String(written);
     }
     serde_json::from_str(written.trim()).unwrap_or(Value::String(written))
+}
+
+/// Whether a schema takes texts.
+fn is_text(schema: &Value) -> bool {
+    let has_text = |kinds: &Value| kinds.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "string"));
+    let options = ["anyOf", "oneOf"].into_iter().filter_map(|key| schema.get(key)?.as_array()).flatten();
+    schema["type"] == "string"
+        || has_text(&schema["type"])
+        || options.into_iter().any(|schema| schema["type"] == "string")
 }
 
 impl CallReader for NamedCall {
@@ -165,20 +176,21 @@ impl CallReader for NamedCall {
             Arguments::Json(arguments) => arguments.push(next, parts),
             Arguments::Elements(elements, written) => {
                 written.push(next);
-                if !written.ends_with(elements.end) {
+                // A value may contain the mark.
+                if !written.ends_with(elements.end) || pairs_in(*elements, written).is_none() {
                     return Reading::More;
                 }
                 let (elements, written) = (*elements, std::mem::take(written));
                 self.end(elements, &written, parts)
             }
-            Arguments::Pairs(written) => {
-                let is_text = written.matches(ESCAPE).count() % 2 == 1;
-                if next != '}' || is_text {
+            Arguments::Pairs(written, is_escaped) => {
+                if next != '}' || *is_escaped {
                     written.push(next);
+                    *is_escaped ^= written.ends_with(ESCAPE);
                     return Reading::More;
                 }
                 let pairs = pairs_between_braces(written);
-                match (name_in(&self.head), pairs) {
+                match (self.offered_name(&self.head), pairs) {
                     (Some(name), Some(pairs)) => self.call(&name, pairs, parts),
                     _ => Reading::Broken,
                 }
@@ -193,6 +205,10 @@ impl CallReader for NamedCall {
                 let (elements, written) = (*elements, std::mem::take(written));
                 self.end(elements, &written, parts)
             }
+            Arguments::None => match self.offered_name(&self.head) {
+                Some(name) if name == self.head.trim() => self.call(&name, Vec::new(), parts),
+                _ => Reading::Broken,
+            },
             _ => Reading::Broken,
         }
     }

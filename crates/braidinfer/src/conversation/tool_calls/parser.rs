@@ -5,6 +5,12 @@ use super::named_call::NamedCall;
 use super::{AnswerPart, CallReader, OfferedTool, Reading, ToolCallFormat};
 use crate::text::overlap;
 
+/// Most bytes that are held back because white space before a call is no text.
+const MOST_WHITE_SPACE: usize = 256;
+
+/// Most bytes of what turned out to be no call that are read again, for a call that begins within them.
+const MOST_READ_AGAIN: usize = 1024;
+
 /// What may stand between calls besides white space.
 const BETWEEN: &str = "[],;";
 
@@ -64,7 +70,7 @@ impl ToolCallParser {
     pub fn push(&mut self, text: &str) -> Vec<AnswerPart> {
         let mut parts = Vec::new();
         text.chars().for_each(|next| self.take(next, &mut parts));
-        joined(parts)
+        parts
     }
 
     /// Ends the answer: returns what was held back.
@@ -84,15 +90,20 @@ impl ToolCallParser {
             }
             Place::Marked | Place::Unmarked => {}
         }
-        joined(parts)
+        parts
     }
 
-    /// Adds a part, unless there is one call already and no more are wanted.
+    /// Adds a part, unless there is one call already and no more are wanted. Texts, and pieces of arguments, that follow each
+    /// other are one part.
     fn add(&self, part: AnswerPart, parts: &mut Vec<AnswerPart>) {
-        let is_empty = matches!(&part, AnswerPart::Text(text) if text.is_empty());
-        let is_unwanted = self.only_one && self.calls > 0;
-        if !is_empty && !is_unwanted {
-            parts.push(part);
+        if self.only_one && self.calls > 0 {
+            return;
+        }
+        match (parts.last_mut(), part) {
+            (_, AnswerPart::Text(text)) if text.is_empty() => {}
+            (Some(AnswerPart::Text(text)), AnswerPart::Text(more))
+            | (Some(AnswerPart::Arguments(text)), AnswerPart::Arguments(more)) => text.push_str(&more),
+            (_, part) => parts.push(part),
         }
     }
 
@@ -134,8 +145,10 @@ impl ToolCallParser {
             return;
         }
         let undecided = self.format.openings.iter().map(|mark| overlap(&self.held, mark)).max().unwrap_or(0);
-        let decided = (self.held.len() - undecided).min(self.undecided_line());
-        let decided = self.held[..decided].trim_end().len();
+        let undecided = (self.held.len() - undecided).min(self.undecided_line());
+        let decided = self.held[..undecided].trim_end().len();
+        // Much white space is no layout, and to hold it back would take time.
+        let decided = if self.held.len() - decided > MOST_WHITE_SPACE { undecided } else { decided };
         let kept = self.held[decided..].to_owned();
         self.add_text(kept, parts);
     }
@@ -153,6 +166,9 @@ impl ToolCallParser {
         let start_of_line = |end: usize| held[..end].rfind('\n').map_or(0, |end| end + 1);
         let is_whole = |start: usize| start > 0 || !self.is_within_line;
         let start = start_of_line(held.len());
+        if held.len() - start > MOST_WHITE_SPACE {
+            return held.len();
+        }
         let line = held[start..].trim();
         if !is_whole(start) || !(line.is_empty() || FENCES.iter().any(|fence| fence.starts_with(line))) {
             return held.len();
@@ -215,6 +231,17 @@ impl ToolCallParser {
         self.calls > 0 && !self.format.openings.iter().any(|mark| self.written.contains(mark))
     }
 
+    /// Where in the text of what turned out to be no call another mark begins; its end if there is none.
+    fn next_mark(&self, written: &str) -> usize {
+        let openings = || self.format.openings.iter();
+        if written.len() > MOST_READ_AGAIN {
+            return written.len();
+        }
+        let own = openings().filter_map(|mark| Some(written.find(mark)? + mark.len())).min().unwrap_or(0);
+        let next = openings().filter_map(|mark| written[own..].find(mark)).min();
+        next.map_or(written.len(), |next| own + next)
+    }
+
     /// Goes on with text: what was written is no call, or follows one.
     fn leave(&mut self, parts: &mut Vec<AnswerPart>) {
         let is_after_call = self.written_is_after_call();
@@ -258,25 +285,13 @@ impl ToolCallParser {
         }
         self.place = Place::Text;
         if has_begun {
-            self.add(AnswerPart::NoCall(written), parts);
-        } else {
-            self.held = written;
-            self.add_text(String::new(), parts);
+            return self.add(AnswerPart::NoCall(written), parts);
         }
+        let next = self.next_mark(&written);
+        self.held = written[..next].to_owned();
+        self.add_text(String::new(), parts);
+        written[next..].chars().for_each(|next| self.take(next, parts));
     }
-}
-
-/// Parts in which texts, and pieces of arguments, that follow each other are one.
-fn joined(parts: Vec<AnswerPart>) -> Vec<AnswerPart> {
-    let mut joined: Vec<AnswerPart> = Vec::new();
-    for part in parts {
-        match (joined.last_mut(), part) {
-            (Some(AnswerPart::Text(text)), AnswerPart::Text(more)) => text.push_str(&more),
-            (Some(AnswerPart::Arguments(text)), AnswerPart::Arguments(more)) => text.push_str(&more),
-            (_, part) => joined.push(part),
-        }
-    }
-    joined
 }
 
 #[cfg(test)]
@@ -289,6 +304,14 @@ mod tests {
         let parameters =
             json!({"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}});
         ["weather", "time"].map(|name| OfferedTool { name: name.into(), parameters: parameters.clone() }).into()
+    }
+
+    /// Parts of several pushes, as if they had come at once.
+    fn joined(parts: Vec<AnswerPart>) -> Vec<AnswerPart> {
+        let parser = ToolCallParser::new(ToolCallFormat::default(), Vec::new(), false);
+        let mut joined = Vec::new();
+        parts.into_iter().for_each(|part| parser.add(part, &mut joined));
+        joined
     }
 
     fn read_in(format: &str, chunks: &[&str], only_one: bool) -> Vec<AnswerPart> {
@@ -419,6 +442,18 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_in_prose_hides_no_call() {
+        let written = "I use <tool_call> for it. <tool_call>{\"name\": \"time\", \"arguments\": {}}</tool_call>";
+        assert_eq!(read("tagged", written), [text("I use <tool_call> for it. "), call("time", "{}")].concat());
+        for (format, code) in [
+            ("phi", "@functools.lru_cache(maxsize=None)\ndef fib(n, memo={}): pass"),
+            ("json", "<|python_tag|>import json\nd = {\"a\": 1}"),
+        ] {
+            assert_eq!(read(format, code), text(code));
+        }
+    }
+
+    #[test]
     fn what_is_no_call_stays_text() {
         for written in [
             "a < b <tools> c <tool_cal",
@@ -459,6 +494,15 @@ mod tests {
         let mut parser = ToolCallParser::new(ToolCallFormat::named("json").expect("it is known"), tools(), false);
         assert_eq!(parser.push("{\"na"), []);
         assert_eq!(parser.push("mes\":"), text("{\"names\":"));
+    }
+
+    #[test]
+    fn much_white_space_is_not_held_back() {
+        let mut parser = ToolCallParser::new(ToolCallFormat::default(), tools(), false);
+        let space = " ".repeat(5000);
+        let passed = parser.push(&format!("x{space}"));
+        assert!(matches!(&passed[..], [AnswerPart::Text(text)] if text.len() > 4000), "{passed:?}");
+        assert_eq!(read("json", &format!("x{space}\n")), text(&format!("x{space}\n")));
     }
 
     #[test]

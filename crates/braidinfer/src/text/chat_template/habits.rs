@@ -72,8 +72,10 @@ impl Habits {
 
     /// A message in the way in which the template reads it.
     pub(super) fn adapted(self, mut message: Map<String, Json>) -> Map<String, Json> {
-        if message.get("content").is_none_or(Json::is_null) {
-            let content = if self.null_content { Json::Null } else { json!("") };
+        let content = message.get("content").and_then(Json::as_str).unwrap_or_default();
+        if content.is_empty() {
+            let is_call = message.contains_key("tool_calls");
+            let content = if self.null_content && is_call { Json::Null } else { json!("") };
             message.insert("content".to_owned(), content);
         }
         let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut);
