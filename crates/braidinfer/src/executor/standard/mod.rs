@@ -32,6 +32,7 @@ use super::{
     ActiveKernels, Batch, Capabilities, Decoder, ExecutorReport, KernelPlan, KvCacheConfig, KvDtype, LayerRunner,
     LayerState, Logits, Outputs, Probe, SequenceSlice, Step, WantedRows,
 };
+use crate::contained::contained;
 use crate::threads::Threads;
 use crate::{Error, Result, memory};
 
@@ -134,6 +135,18 @@ struct StepTensors {
     masks: MaskCache,
 }
 
+/// Starts the threads of Candle's quantized products now, while there is memory for their stacks: in the middle of a step it would
+/// panic.
+fn start_candle_threads() -> Result<()> {
+    let started = contained(|| candle_core::utils::barrier_pool().n_workers());
+    started.map(|_| ()).map_err(|_| Error::TooLittleMemory {
+        what: "threads of the standard kernels".into(),
+        needed: "2 MB for the stack of each".into(),
+        found: "less".into(),
+        limit: "in the limits of this process",
+    })
+}
+
 impl<'a> StandardRunner<'a> {
     fn new(
         spec: &DecoderSpec,
@@ -144,6 +157,7 @@ impl<'a> StandardRunner<'a> {
         device: Device,
         threads: Threads,
     ) -> Result<Self> {
+        start_candle_threads()?;
         let kv_cache = KvCache::new(spec, layers, storage, &device)?;
         let (spec, dtype) = (spec.clone(), dtype.candle());
         let step_tensors = StepTensors::default();
