@@ -573,7 +573,7 @@ pub struct NetworkArgs {
     pub log_format: LogFormat,
 }
 
-/// How the parts of answers are told from each other.
+/// How reasoning and tool calls are found in answers.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Conversations")]
 pub struct ConversationArgs {

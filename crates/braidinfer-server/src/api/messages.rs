@@ -20,7 +20,7 @@ pub struct Message {
     function_call: Option<EarlierFunction>,
     /// A refusal of an earlier answer, which is its text.
     refusal: Option<String>,
-    /// What an earlier answer was thought over with. Templates that know it say what becomes of it.
+    /// The reasoning of an earlier answer, which is passed to the chat template.
     reasoning_content: Option<String>,
     /// Another name of it.
     reasoning: Option<String>,

@@ -1,5 +1,7 @@
 //! Tool calls: the tools that a chat offers, and whether an answer may or must call them.
 
+use std::sync::Arc;
+
 use braidinfer::AnswerForm;
 use braidinfer::conversation::{OfferedTool, ToolCallFormat, ToolCallParser};
 use braidinfer::text::ChatTemplate;
@@ -52,7 +54,7 @@ pub struct ToolUse {
     /// Variables for the chat template.
     pub variables: Map<String, Value>,
     /// The tools that may be called; none if the answer is only text.
-    pub offered: Vec<OfferedTool>,
+    pub offered: Arc<[OfferedTool]>,
     /// The form of the answer, if it must be a call.
     pub forced: Option<AnswerForm>,
 }
@@ -60,7 +62,7 @@ pub struct ToolUse {
 impl ToolUse {
     /// A parser for the calls of an answer, if it may have any.
     pub fn parser(&self, format: ToolCallFormat, only_one: bool) -> Option<ToolCallParser> {
-        (!self.offered.is_empty()).then(|| ToolCallParser::new(format, self.offered.clone(), only_one))
+        (!self.offered.is_empty()).then(|| ToolCallParser::new(format, Arc::clone(&self.offered), only_one))
     }
 }
 

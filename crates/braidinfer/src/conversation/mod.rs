@@ -8,6 +8,9 @@ pub use self::reasoning::{ReasoningFormat, ReasoningSplitter, SplitText};
 pub use self::reasoning_constraint::ReasoningLimits;
 pub use self::tool_calls::{AnswerPart, OfferedTool, ToolCallFormat, ToolCallParser};
 
+use crate::Result;
+use crate::text::{StreamDecoder, Tokenizer};
+
 /// How the tokens of an answer become text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AnswerFormat {
@@ -39,8 +42,19 @@ pub enum ShownTokens {
 }
 
 impl ShownTokens {
+    /// Gives a decoder the next token, and returns the text that can no longer change.
+    pub(crate) fn decode(&self, decoder: &mut StreamDecoder, id: u32, tokenizer: &Tokenizer) -> Result<String> {
+        if *self != Self::None
+            && tokenizer.is_special(id)
+            && let Some(spelling) = tokenizer.id_to_token(id).filter(|spelling| self.includes(spelling))
+        {
+            return Ok(decoder.finish(tokenizer)? + &spelling);
+        }
+        decoder.push(id, tokenizer)
+    }
+
     /// Whether a special token with this spelling is written out.
-    pub fn includes(&self, spelling: &str) -> bool {
+    fn includes(&self, spelling: &str) -> bool {
         match self {
             Self::None => false,
             Self::Marks(marks) => marks.iter().any(|mark| mark == spelling),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Reasoning, ReasoningSplitter};
+use super::{Reasoning, ReasoningSplitter, ShownTokens};
 use crate::engine::{Constraint, ConstraintFactory, TokenMask};
 use crate::llm::ModelText;
 use crate::text::{StreamDecoder, Tokenizer};
@@ -99,10 +99,7 @@ struct Progress {
 
 impl Progress {
     fn take(&mut self, token: u32, tokenizer: &Tokenizer) -> Result<()> {
-        let text = match tokenizer.is_special(token) {
-            true => tokenizer.id_to_token(token).map(|spelling| spelling.into_owned()).unwrap_or_default(),
-            false => self.decoder.push(token, tokenizer)?,
-        };
+        let text = ShownTokens::All.decode(&mut self.decoder, token, tokenizer)?;
         self.tokens += usize::from(self.splitter.is_in_reasoning());
         self.splitter.push(&text);
         self.has_ended = !self.splitter.is_in_reasoning() && !self.splitter.is_undecided();

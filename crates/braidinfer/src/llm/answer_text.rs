@@ -43,7 +43,7 @@ impl AnswerText {
         if let Some(tokenizer) = tokenizer {
             // An end token is not part of the text, even if the tokenizer does not treat it as a special token.
             if !is_end {
-                let decoded = self.decode(id, tokenizer)?;
+                let decoded = self.special_tokens.decode(&mut self.decoder, id, tokenizer)?;
                 text = self.split(&decoded);
             }
             if finished.is_some() {
@@ -66,16 +66,6 @@ impl AnswerText {
         text.answer += &self.stop.push(&rest.answer);
         text.answer += &self.stop.finish();
         Ok(text)
-    }
-
-    fn decode(&mut self, id: u32, tokenizer: &Tokenizer) -> Result<String> {
-        if self.special_tokens != ShownTokens::None
-            && tokenizer.is_special(id)
-            && let Some(spelling) = tokenizer.id_to_token(id).filter(|spelling| self.special_tokens.includes(spelling))
-        {
-            return Ok(self.decoder.finish(tokenizer)? + &spelling);
-        }
-        self.decoder.push(id, tokenizer)
     }
 
     /// Splits new text into reasoning and the answer, in which stop texts are searched.

@@ -179,13 +179,9 @@ impl ChatTemplate {
         variables: &Map<String, Json>,
     ) -> Result<String> {
         let template = if variables.contains_key("tools") { self.for_tools() } else { self };
-        let rendered = template.render_adapted(messages, add_generation_prompt, variables);
-        let rendered = match rendered {
-            Err(_) if habits::have_bad_arguments(messages) => {
-                template.render_adapted(&habits::with_wrapped_arguments(messages), add_generation_prompt, variables)
-            }
-            rendered => rendered,
-        };
+        let render = |messages: &[_]| template.render_adapted(messages, add_generation_prompt, variables);
+        let again = || habits::with_wrapped_arguments(messages).map(|messages| render(&messages));
+        let rendered = render(messages).or_else(|error| again().unwrap_or(Err(error)));
         rendered.map_err(|message| Error::Text { path: template.path.clone(), message })
     }
 
@@ -253,29 +249,35 @@ fn prepared(message: &Map<String, Json>) -> Map<String, Json> {
 
 /// The model's template, and the path of its file.
 pub(super) fn find_template(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<(String, String)>> {
-    if let Some(template) = source.read_text(TEMPLATE_FILE)? {
-        return Ok(Some((source.path_of(TEMPLATE_FILE), template)));
-    }
-    let own_file = JsonFile::read(source, TEMPLATE_JSON)?;
-    for file in own_file.iter().chain(settings.config()) {
-        if let Some(template) = template_in(file)? {
-            return Ok(Some((format!("{}: {TEMPLATE_FIELD}", file.path()), template)));
-        }
-    }
-    Ok(None)
+    let found = find(source, settings, TEMPLATE_FILE, template_in)?;
+    Ok(found.map(|(path, template, _)| (path, template)))
 }
 
 /// The model's template for chats with tools, if it is another one, and the path of its file.
 fn find_template_with_tools(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<(String, String)>> {
-    if let Some(template) = source.read_text(TEMPLATE_FILE_WITH_TOOLS)? {
-        return Ok(Some((source.path_of(TEMPLATE_FILE_WITH_TOOLS), template)));
+    let found = find(source, settings, TEMPLATE_FILE_WITH_TOOLS, |file| Ok(named_template(file, WITH_TOOLS)))?;
+    let in_list = |path: String, is_field: bool| if is_field { format!("{path} `{WITH_TOOLS}`") } else { path };
+    Ok(found.map(|(path, template, is_field)| (in_list(path, is_field), template)))
+}
+
+/// A template in a file of its own, or in the field of a JSON file, where `pick` finds it; with its path, and whether it is in a
+/// field.
+fn find(
+    source: &ModelSource,
+    settings: &TokenizerSettings,
+    own_file: &str,
+    pick: impl Fn(&JsonFile) -> Result<Option<String>>,
+) -> Result<Option<(String, String, bool)>> {
+    if let Some(template) = source.read_text(own_file)? {
+        return Ok(Some((source.path_of(own_file), template, false)));
     }
-    let own_file = JsonFile::read(source, TEMPLATE_JSON)?;
-    let found = own_file.iter().chain(settings.config()).find_map(|file| {
-        let template = named_template(file, WITH_TOOLS)?;
-        Some((format!("{}: {TEMPLATE_FIELD} `{WITH_TOOLS}`", file.path()), template))
-    });
-    Ok(found)
+    let json = JsonFile::read(source, TEMPLATE_JSON)?;
+    for file in json.iter().chain(settings.config()) {
+        if let Some(template) = pick(file)? {
+            return Ok(Some((format!("{}: {TEMPLATE_FIELD}", file.path()), template, true)));
+        }
+    }
+    Ok(None)
 }
 
 /// The template in a JSON file: a string, or a list of named templates, of which `default` is for plain chats.

@@ -95,10 +95,12 @@ pub(super) fn config(metadata: &Metadata) -> Result<Map<String, Json>> {
         }
     }
     if let Some(template) = metadata.text(CHAT_TEMPLATE)? {
-        let with_tools = metadata.text(CHAT_TEMPLATE_WITH_TOOLS)?.map(|template| ("tool_use", template));
-        let named = [("default", template)].into_iter().chain(with_tools);
-        let templates: Vec<Json> = named.map(|(name, template)| json!({"name": name, "template": template})).collect();
-        fields.insert("chat_template".to_owned(), if templates.len() > 1 { json!(templates) } else { json!(template) });
+        let named = |name: &str, template: &str| json!({"name": name, "template": template});
+        let templates = match metadata.text(CHAT_TEMPLATE_WITH_TOOLS)? {
+            Some(with_tools) => json!([named("default", template), named("tool_use", with_tools)]),
+            None => json!(template),
+        };
+        fields.insert("chat_template".to_owned(), templates);
     }
     Ok(fields)
 }

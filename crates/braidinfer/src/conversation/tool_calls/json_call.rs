@@ -1,11 +1,13 @@
 //! A call as a JSON object with a name and arguments, or the arguments alone after a name.
 
+use std::sync::Arc;
+
 use actson::feeder::PushJsonFeeder;
 use actson::options::JsonParserOptionsBuilder;
 use actson::{JsonEvent, JsonParser};
 use serde_json::Value;
 
-use super::{AnswerPart, CallReader, Reading};
+use super::{AnswerPart, CallReader, OfferedTool, Reading};
 
 /// Keys of the name of a tool.
 const NAMES: [&str; 3] = ["name", "function", "tool_name"];
@@ -19,8 +21,8 @@ const DEEPEST: usize = 128;
 /// Reads a JSON object with the name of a tool and its arguments.
 pub(super) struct JsonCall {
     json: JsonReader,
-    /// Names of which the tool must be; `None` if any is good.
-    known: Option<Vec<String>>,
+    /// The tools of which it must be a call; `None` if any name is good.
+    known: Option<Arc<[OfferedTool]>>,
     /// The key whose value comes next.
     key: Key,
     /// How deep the keys of the call are: two if it is within the key `function`.
@@ -106,7 +108,7 @@ impl JsonReader {
 }
 
 impl JsonCall {
-    pub(super) fn new(known: Option<Vec<String>>) -> Self {
+    pub(super) fn new(known: Option<Arc<[OfferedTool]>>) -> Self {
         Self {
             json: JsonReader::new(),
             known,
@@ -160,7 +162,7 @@ impl JsonCall {
     }
 
     fn take_name(&mut self, name: String) -> bool {
-        let is_known = self.known.as_ref().is_none_or(|known| known.contains(&name));
+        let is_known = self.known.as_ref().is_none_or(|known| known.iter().any(|tool| tool.name == name));
         let is_first = self.name.is_none() && !self.has_begun;
         self.name = Some(name);
         is_known && is_first
@@ -245,10 +247,7 @@ impl CallReader for JsonArguments {
         if self.0.push(next).is_none() {
             return Reading::Broken;
         }
-        match parts.last_mut() {
-            Some(AnswerPart::Arguments(written)) => written.push(next),
-            _ => parts.push(AnswerPart::Arguments(next.to_string())),
-        }
+        parts.push(AnswerPart::Arguments(next.to_string()));
         if self.0.depth > 0 {
             return Reading::More;
         }

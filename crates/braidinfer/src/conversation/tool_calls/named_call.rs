@@ -1,5 +1,7 @@
 //! A call that begins with the name of its tool; its arguments are JSON, or elements with a key and a value each.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::json_call::JsonArguments;
@@ -33,7 +35,7 @@ const ESCAPE: &str = "<escape>";
 /// Reads a call.
 #[derive(Debug)]
 pub(super) struct NamedCall {
-    tools: Vec<OfferedTool>,
+    tools: Arc<[OfferedTool]>,
     head: String,
     arguments: Arguments,
 }
@@ -50,7 +52,7 @@ enum Arguments {
 }
 
 impl NamedCall {
-    pub(super) fn new(tools: Vec<OfferedTool>) -> Self {
+    pub(super) fn new(tools: Arc<[OfferedTool]>) -> Self {
         Self { tools, head: String::new(), arguments: Arguments::None }
     }
 
@@ -74,19 +76,16 @@ impl NamedCall {
         if let Some(elements) = ELEMENTS.into_iter().find(|elements| self.head.ends_with(elements.begin)) {
             self.arguments = Arguments::Elements(elements, elements.begin.to_owned());
         } else if let Some(elements) = ELEMENTS.into_iter().find(|elements| self.head.ends_with(elements.end)) {
-            return self.end(elements, "", parts);
+            return self.end(elements, Vec::new(), parts);
         }
         Reading::More
     }
 
-    /// Ends a call whose arguments are these elements.
-    fn end(&self, elements: Elements, written: &str, parts: &mut Vec<AnswerPart>) -> Reading {
+    /// Ends a call that has these arguments as elements.
+    fn end(&self, elements: Elements, pairs: Vec<(String, String)>, parts: &mut Vec<AnswerPart>) -> Reading {
         let head =
             self.head.strip_suffix(elements.begin).or(self.head.strip_suffix(elements.end)).unwrap_or(&self.head);
-        match (self.offered_name(head), pairs_in(elements, written)) {
-            (Some(name), Some(pairs)) => self.call(&name, pairs, parts),
-            _ => Reading::Broken,
-        }
+        self.offered_name(head).map_or(Reading::Broken, |name| self.call(&name, pairs, parts))
     }
 
     /// The name in what is written before the arguments. It must be that of a tool: any text could stand there.
@@ -176,12 +175,12 @@ impl CallReader for NamedCall {
             Arguments::Json(arguments) => arguments.push(next, parts),
             Arguments::Elements(elements, written) => {
                 written.push(next);
-                // A value may contain the mark.
-                if !written.ends_with(elements.end) || pairs_in(*elements, written).is_none() {
+                if !written.ends_with(elements.end) {
                     return Reading::More;
                 }
-                let (elements, written) = (*elements, std::mem::take(written));
-                self.end(elements, &written, parts)
+                // A value may contain the mark.
+                let elements = *elements;
+                pairs_in(elements, written).map_or(Reading::More, |pairs| self.end(elements, pairs, parts))
             }
             Arguments::Pairs(written, is_escaped) => {
                 if next != '}' || *is_escaped {
@@ -202,8 +201,8 @@ impl CallReader for NamedCall {
         match &mut self.arguments {
             // Only the mark at the end is missing.
             Arguments::Elements(elements, written) if written.trim_end().ends_with(elements.after) => {
-                let (elements, written) = (*elements, std::mem::take(written));
-                self.end(elements, &written, parts)
+                let elements = *elements;
+                pairs_in(elements, written).map_or(Reading::Broken, |pairs| self.end(elements, pairs, parts))
             }
             Arguments::None => match self.offered_name(&self.head) {
                 Some(name) if name == self.head.trim() => self.call(&name, Vec::new(), parts),

@@ -1,5 +1,7 @@
 //! Finds tool calls in a streamed answer.
 
+use std::sync::Arc;
+
 use super::json_call::JsonCall;
 use super::named_call::NamedCall;
 use super::{AnswerPart, CallReader, OfferedTool, Reading, ToolCallFormat};
@@ -21,7 +23,7 @@ const FENCES: [&str; 3] = ["```json", "```tool_call", "```"];
 #[derive(Debug)]
 pub struct ToolCallParser {
     format: ToolCallFormat,
-    tools: Vec<OfferedTool>,
+    tools: Arc<[OfferedTool]>,
     /// Whether to return only the first call.
     only_one: bool,
     place: Place,
@@ -51,7 +53,7 @@ enum Place {
 
 impl ToolCallParser {
     /// A parser for an answer to which these tools were offered.
-    pub fn new(format: ToolCallFormat, tools: Vec<OfferedTool>, only_one: bool) -> Self {
+    pub fn new(format: ToolCallFormat, tools: Arc<[OfferedTool]>, only_one: bool) -> Self {
         Self {
             format,
             tools,
@@ -208,7 +210,7 @@ impl ToolCallParser {
             return rest.chars().for_each(|next| self.take(next, parts));
         }
         if self.place == Place::Marked && !self.written_is_after_call() {
-            self.reader = Some(Box::new(NamedCall::new(self.tools.clone())));
+            self.reader = Some(Box::new(NamedCall::new(Arc::clone(&self.tools))));
             self.written.truncate(self.written.len() - held.len());
             held.chars().for_each(|next| self.take(next, parts));
         } else {
@@ -255,7 +257,7 @@ impl ToolCallParser {
     }
 
     fn begin_json(&mut self, parts: &mut Vec<AnswerPart>) {
-        let known = (self.place == Place::Unmarked).then(|| self.tools.iter().map(|tool| tool.name.clone()).collect());
+        let known = (self.place == Place::Unmarked).then(|| Arc::clone(&self.tools));
         self.reader = Some(Box::new(JsonCall::new(known)));
         // The bracket is in `written` already.
         self.written.pop();
@@ -300,7 +302,7 @@ mod tests {
 
     use super::*;
 
-    fn tools() -> Vec<OfferedTool> {
+    fn tools() -> Arc<[OfferedTool]> {
         let parameters =
             json!({"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}});
         ["weather", "time"].map(|name| OfferedTool { name: name.into(), parameters: parameters.clone() }).into()
@@ -308,7 +310,7 @@ mod tests {
 
     /// Parts of several pushes, as if they had come at once.
     fn joined(parts: Vec<AnswerPart>) -> Vec<AnswerPart> {
-        let parser = ToolCallParser::new(ToolCallFormat::default(), Vec::new(), false);
+        let parser = ToolCallParser::new(ToolCallFormat::default(), Arc::new([]), false);
         let mut joined = Vec::new();
         parts.into_iter().for_each(|part| parser.add(part, &mut joined));
         joined

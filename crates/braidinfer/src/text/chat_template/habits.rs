@@ -78,8 +78,7 @@ impl Habits {
             let content = if self.null_content && is_call { Json::Null } else { json!("") };
             message.insert("content".to_owned(), content);
         }
-        let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut);
-        for arguments in calls.into_iter().flatten().filter_map(|call| call.get_mut("function")?.get_mut("arguments")) {
+        for arguments in arguments_of(&mut message) {
             if self.text_arguments && !arguments.is_string() {
                 *arguments = json!(arguments.to_string());
             }
@@ -108,25 +107,20 @@ fn tool() -> Json {
     json!({"type": "function", "function": {"name": NAME, "description": "", "parameters": {"type": "object", "properties": {}}}})
 }
 
-/// Whether the arguments of a call in one of these messages are no JSON object.
-pub(super) fn have_bad_arguments(messages: &[Map<String, Json>]) -> bool {
-    calls_of(messages).any(|call| !call["function"]["arguments"].is_object())
+/// The arguments of the calls in a message.
+fn arguments_of(message: &mut Map<String, Json>) -> impl Iterator<Item = &mut Json> {
+    let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten();
+    calls.filter_map(|call| call.get_mut("function")?.get_mut("arguments"))
 }
 
-fn calls_of(messages: &[Map<String, Json>]) -> impl Iterator<Item = &Json> {
-    messages.iter().filter_map(|message| message.get("tool_calls")?.as_array()).flatten()
-}
-
-/// The messages with arguments that are no object as the only value of one, for templates that need an object.
-pub(super) fn with_wrapped_arguments(messages: &[Map<String, Json>]) -> Messages {
+/// The messages with arguments that are no object as the only value of one, for templates that need an object; `None` if all are
+/// objects.
+pub(super) fn with_wrapped_arguments(messages: &[Map<String, Json>]) -> Option<Messages> {
     let mut messages = messages.to_vec();
-    for message in &mut messages {
-        let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut).into_iter().flatten();
-        for arguments in calls.filter_map(|call| call.get_mut("function")?.get_mut("arguments")) {
-            if !arguments.is_object() {
-                *arguments = json!({"arguments": arguments.take()});
-            }
-        }
+    let mut is_changed = false;
+    for arguments in messages.iter_mut().flat_map(arguments_of).filter(|arguments| !arguments.is_object()) {
+        *arguments = json!({"arguments": arguments.take()});
+        is_changed = true;
     }
-    messages
+    is_changed.then_some(messages)
 }
