@@ -4,7 +4,7 @@ mod support;
 
 use braidinfer_server::{FormatChoice, ModelNames, ServerConfig};
 use serde_json::{Value, json};
-use support::{Model, TestServer, config, demo_with_template, with};
+use support::{Model, TestServer, config, demo_with_template, streamed_message, with};
 
 /// A server whose model has this chat template.
 fn served(template: &str, config: ServerConfig) -> (tempfile::TempDir, TestServer) {
@@ -23,29 +23,7 @@ fn ask(server: &TestServer, fields: Value) -> Value {
 fn streamed(server: &TestServer, fields: Value) -> (Value, Value) {
     let body =
         json!({"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 60, "stream": true});
-    let reply = server.post("/v1/chat/completions", &with(body, fields));
-    assert_eq!(reply.status, 200, "{}", reply.text);
-    let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::<Value>::new());
-    let mut reason = Value::Null;
-    for event in reply.events() {
-        let choice = &event["choices"][0];
-        let delta = &choice["delta"];
-        content += delta["content"].as_str().unwrap_or_default();
-        reasoning += delta["reasoning_content"].as_str().unwrap_or_default();
-        for call in delta["tool_calls"].as_array().into_iter().flatten() {
-            let index = call["index"].as_u64().expect("calls are numbered") as usize;
-            if index == calls.len() {
-                calls.push(json!({"name": call["function"]["name"], "arguments": ""}));
-            }
-            let more = call["function"]["arguments"].as_str().unwrap_or_default();
-            let whole = calls[index]["arguments"].as_str().unwrap_or_default().to_owned() + more;
-            calls[index]["arguments"] = json!(whole);
-        }
-        if !choice["finish_reason"].is_null() {
-            reason = choice["finish_reason"].clone();
-        }
-    }
-    (json!({"content": content, "reasoning": reasoning, "calls": calls}), reason)
+    streamed_message(server, &with(body, fields))
 }
 
 const PLAIN: &str = "{%- for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}";

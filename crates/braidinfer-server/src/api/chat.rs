@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use braidinfer::conversation::{AnswerFormat, AnswerPart, Reasoning, ReasoningLimits, ToolCallParser};
+use braidinfer::conversation::{AnswerFormat, AnswerPart, Reasoning, ReasoningLimits, ReasoningStart, ToolCallParser};
 use braidinfer::engine::{FinishReason, MOST_LOGPROBS, TokenLogprobs};
 use braidinfer::handle::Task;
 use braidinfer::{GenerateRequest, ModelText, SamplingParams, Token};
@@ -91,7 +91,8 @@ async fn begin(
         params.stop.push(mark.to_owned());
     }
     let mut variables = tools.variables.clone();
-    variables.extend(reasoning_variables(&fields));
+    let thinks = thinks(&fields);
+    variables.extend(reasoning_variables(fields.reasoning_effort.as_deref(), thinks));
     variables.extend(template_variables(fields.chat_template_kwargs.unwrap_or_default())?);
     let form = match (&tools.forced, form::requested(shared)?) {
         (Some(_), Some((_, field))) => {
@@ -104,7 +105,11 @@ async fn begin(
     let (answer, form_slot) = form::constraint(served, form, client).await?.unzip();
     let end = prompt_end(fields.add_generation_prompt, fields.continue_final_message)?;
     let prompt = prompts::encode_chat(served, messages::template_fields(fields.messages)?, variables, end).await?;
-    let reasoning = served.reasoning_format.map(|format| Reasoning { format, is_open: prompt.is_reasoning_open });
+    let reasoning_start = match prompt.reasoning_start {
+        ReasoningStart::Undecided if thinks == Some(false) => ReasoningStart::Closed,
+        start => start,
+    };
+    let reasoning = served.reasoning_format.map(|format| Reasoning { format, start: reasoning_start });
     let constraint = match reasoning {
         Some(reasoning) => {
             let limits = ReasoningLimits { most_tokens: fields.thinking_budget.or(app.config.thinking_budget), answer };
@@ -143,14 +148,21 @@ pub fn prompt_end(add_generation_prompt: Option<bool>, continue_final: Option<bo
     }
 }
 
-/// Variables by which templates switch reasoning on and off.
-fn reasoning_variables(fields: &ChatFields) -> Map<String, Value> {
-    let mut variables = Map::new();
+/// Whether the model shall reason, if the request says so.
+fn thinks(fields: &ChatFields) -> Option<bool> {
     let is_none = fields.reasoning_effort.as_deref() == Some("none");
-    if let Some(effort) = fields.reasoning_effort.as_ref().filter(|_| !is_none) {
+    let variables = fields.chat_template_kwargs.as_ref();
+    let in_variables = || ["enable_thinking", "thinking"].iter().find_map(|name| variables?.get(*name)?.as_bool());
+    fields.enable_thinking.or(is_none.then_some(false)).or_else(in_variables)
+}
+
+/// Variables by which templates switch reasoning on and off.
+fn reasoning_variables(effort: Option<&str>, thinks: Option<bool>) -> Map<String, Value> {
+    let mut variables = Map::new();
+    if let Some(effort) = effort.filter(|effort| *effort != "none") {
         variables.insert("reasoning_effort".to_owned(), json!(effort));
     }
-    if let Some(wanted) = fields.enable_thinking.or(is_none.then_some(false)) {
+    if let Some(wanted) = thinks {
         variables.extend(["enable_thinking", "thinking"].map(|name| (name.to_owned(), json!(wanted))));
     }
     variables

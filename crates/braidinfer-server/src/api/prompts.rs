@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use braidinfer::Prompt;
-use braidinfer::conversation::ReasoningFormat;
+use braidinfer::conversation::ReasoningStart;
 use serde_json::{Map, Value};
 
 use super::one_or_many::{PromptItem, TextOr};
@@ -96,8 +96,8 @@ pub enum PromptEnd {
 /// The prompt of a chat.
 pub struct ChatPrompt {
     pub ids: Vec<u32>,
-    /// Whether an answer begins within its reasoning.
-    pub is_reasoning_open: bool,
+    /// Where an answer begins, if the model reasons.
+    pub reasoning_start: ReasoningStart,
 }
 
 /// The prompt of a chat.
@@ -111,15 +111,23 @@ pub async fn encode_chat(
         .run_blocking(move |served| {
             let template = served.text.require_chat_template()?;
             let continued = (end == PromptEnd::WithinMessage).then(|| take_last_content(&mut messages));
-            let mut rendered = template.render_conversation(&messages, end == PromptEnd::Answer, &variables)?;
-            if let Some(content) = continued {
+            let render = |is_answer| template.render_conversation(&messages, is_answer, &variables);
+            let mut rendered = render(end == PromptEnd::Answer)?;
+            if let Some(content) = &continued {
                 rendered.truncate(rendered.rfind(CONTENT).unwrap_or(rendered.len()));
-                rendered += &content;
+                rendered += content;
             }
             served.check_length(rendered.len())?;
-            let is_open = |format: ReasoningFormat| format.is_open_after(&rendered);
-            let is_reasoning_open = served.reasoning_format.is_some_and(is_open);
-            Ok(ChatPrompt { ids: served.text.require_tokenizer()?.encode_chat(&rendered)?, is_reasoning_open })
+            let reasoning_start = match (served.reasoning_format, continued, end) {
+                (Some(format), Some(content), _) => format.start_after(&content),
+                (Some(format), None, PromptEnd::Answer) if format.may_be_begun_in(&rendered) => {
+                    // What a prompt has of the answer is what it has beyond the messages.
+                    let messages = render(false)?;
+                    format.start_after(rendered.strip_prefix(&messages).unwrap_or_default())
+                }
+                _ => ReasoningStart::Undecided,
+            };
+            Ok(ChatPrompt { ids: served.text.require_tokenizer()?.encode_chat(&rendered)?, reasoning_start })
         })
         .await
 }

@@ -5,6 +5,8 @@
 #[path = "../../../braidinfer/tests/support/waiting.rs"]
 mod waiting;
 
+pub mod scripted_model;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -285,4 +287,31 @@ pub fn with(mut body: Value, fields: Value) -> Value {
         body[name] = value.clone();
     }
     body
+}
+
+/// The parts of a streamed message, put together: content, reasoning and calls; and why it ended.
+pub fn streamed_message(server: &TestServer, body: &Value) -> (Value, Value) {
+    let reply = server.post("/v1/chat/completions", body);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::<Value>::new());
+    let mut reason = Value::Null;
+    for event in reply.events() {
+        let choice = &event["choices"][0];
+        let delta = &choice["delta"];
+        content += delta["content"].as_str().unwrap_or_default();
+        reasoning += delta["reasoning_content"].as_str().unwrap_or_default();
+        for call in delta["tool_calls"].as_array().into_iter().flatten() {
+            let index = call["index"].as_u64().expect("calls are numbered") as usize;
+            if index == calls.len() {
+                calls.push(json!({"name": call["function"]["name"], "arguments": ""}));
+            }
+            let more = call["function"]["arguments"].as_str().unwrap_or_default();
+            let whole = calls[index]["arguments"].as_str().unwrap_or_default().to_owned() + more;
+            calls[index]["arguments"] = json!(whole);
+        }
+        if !choice["finish_reason"].is_null() {
+            reason = choice["finish_reason"].clone();
+        }
+    }
+    (json!({"content": content, "reasoning": reasoning, "calls": calls}), reason)
 }

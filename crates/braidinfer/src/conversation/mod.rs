@@ -1,11 +1,9 @@
 //! How model families write what an answer consists of: reasoning, text and tool calls.
 
 mod reasoning;
-mod reasoning_constraint;
 mod tool_calls;
 
-pub use self::reasoning::{ReasoningFormat, ReasoningSplitter, SplitText};
-pub use self::reasoning_constraint::ReasoningLimits;
+pub use self::reasoning::{ReasoningFormat, ReasoningLimits, ReasoningSplitter, ReasoningStart, SplitText};
 pub use self::tool_calls::{AnswerPart, OfferedTool, ToolCallFormat, ToolCallParser};
 
 use crate::Result;
@@ -25,8 +23,8 @@ pub struct AnswerFormat {
 pub struct Reasoning {
     /// How it is marked.
     pub format: ReasoningFormat,
-    /// Whether the prompt ends with the opening mark.
-    pub is_open: bool,
+    /// Where the answer begins.
+    pub start: ReasoningStart,
 }
 
 /// Which special tokens, which have no text of their own, are written out.

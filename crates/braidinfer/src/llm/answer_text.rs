@@ -30,7 +30,7 @@ impl AnswerText {
             choice,
             decoder: StreamDecoder::after(prompt),
             special_tokens: format.special_tokens.clone(),
-            reasoning: format.reasoning.map(|found| ReasoningSplitter::new(found.format, found.is_open)),
+            reasoning: format.reasoning.map(|found| ReasoningSplitter::new(found.format, found.start)),
             stop: StopMatcher::new(stop.to_vec()),
         }
     }

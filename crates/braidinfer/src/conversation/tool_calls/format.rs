@@ -35,7 +35,12 @@ const FORMATS: &[ToolCallFormat] = &[
     ToolCallFormat {
         name: "channel",
         hints: &["<|channel|>commentary"],
-        openings: &["<|start|>assistant to=", "<|channel|>commentary to=", " to=functions."],
+        openings: &[
+            "<|start|>assistant to=",
+            "<|start|>assistant<|channel|>commentary to=",
+            "<|channel|>commentary to=",
+            " to=functions.",
+        ],
         closings: &["<|call|>"],
     },
     ToolCallFormat {
@@ -48,8 +53,8 @@ const FORMATS: &[ToolCallFormat] = &[
     ToolCallFormat {
         name: "phi",
         hints: &["<|tool_call|>", "<|/tool_call|>", "functools"],
-        openings: &["<|tool_call|>", "functools["],
-        closings: &["<|/tool_call|>"],
+        openings: &["<|tool_call|>", "functools[", "<tool_call>"],
+        closings: &["<|/tool_call|>", "</tool_call>"],
     },
     // FunctionGemma.
     ToolCallFormat {
@@ -106,8 +111,15 @@ impl ToolCallFormat {
 
     /// The marks, which may be special tokens.
     pub fn marks(&self) -> impl Iterator<Item = &'static str> {
-        const WITHIN: [&str; 6] =
-            ["[ARGS]", "[CALL_ID]", "<｜tool▁sep｜>", "<|tool_call_argument_begin|>", "<|message|>", "<|constrain|>"];
+        const WITHIN: [&str; 7] = [
+            "[ARGS]",
+            "[CALL_ID]",
+            "<｜tool▁sep｜>",
+            "<|tool_call_argument_begin|>",
+            "<|message|>",
+            "<|constrain|>",
+            "<escape>",
+        ];
         self.openings.iter().chain(self.closings).chain(&WITHIN).copied()
     }
 

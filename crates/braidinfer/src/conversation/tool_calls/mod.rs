@@ -4,6 +4,7 @@ mod format;
 mod json_call;
 mod named_call;
 mod parser;
+mod unquoted_json;
 
 use serde_json::Value;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::json_call::JsonArguments;
+use super::unquoted_json::UnquotedJson;
 use super::{AnswerPart, CallReader, OfferedTool, Reading};
 
 /// Longest text before the arguments, in bytes.
@@ -26,11 +27,11 @@ struct Elements {
 /// Qwen3-Coder, and GLM.
 const ELEMENTS: [Elements; 2] = [
     Elements { begin: "<parameter=", middle: ">", after: "</parameter>", end: "</function>" },
-    Elements { begin: "<arg_key>", middle: "</arg_key>", after: "</arg_value>", end: "</tool_call>" },
+    Elements { begin: "<arg_key>", middle: "</arg_key>", after: "</arg_value>", end: OUTER_END },
 ];
 
-/// FunctionGemma: `call:name{key:value,key:<escape>text<escape>}`.
-const ESCAPE: &str = "<escape>";
+/// The mark around a call, which other formats than Qwen3-Coder's have for themselves.
+const OUTER_END: &str = "</tool_call>";
 
 /// Reads a call.
 #[derive(Debug)]
@@ -47,8 +48,7 @@ enum Arguments {
     Json(JsonArguments),
     /// Their text so far.
     Elements(Elements, String),
-    /// Between braces, and whether the text within them ends within a value that is escaped.
-    Pairs(String, bool),
+    Unquoted(UnquotedJson),
 }
 
 impl NamedCall {
@@ -60,7 +60,7 @@ impl NamedCall {
         if next == '{' {
             let Some(name) = self.offered_name(&self.head) else { return Reading::Broken };
             if self.head.trim_start().starts_with("call:") {
-                self.arguments = Arguments::Pairs(String::new(), false);
+                self.arguments = Arguments::Unquoted(UnquotedJson::default());
                 return Reading::More;
             }
             parts.push(AnswerPart::Call { name });
@@ -85,7 +85,7 @@ impl NamedCall {
     fn end(&self, elements: Elements, pairs: Vec<(String, String)>, parts: &mut Vec<AnswerPart>) -> Reading {
         let head =
             self.head.strip_suffix(elements.begin).or(self.head.strip_suffix(elements.end)).unwrap_or(&self.head);
-        self.offered_name(head).map_or(Reading::Broken, |name| self.call(&name, pairs, parts))
+        self.offered_name(head).map_or(Reading::Broken, |name| self.call(&name, self.typed(&name, pairs), parts))
     }
 
     /// The name in what is written before the arguments. It must be that of a tool: any text could stand there.
@@ -93,13 +93,17 @@ impl NamedCall {
         name_in(head).filter(|name| self.tools.iter().any(|tool| tool.name == *name))
     }
 
-    fn call(&self, name: &str, pairs: Vec<(String, String)>, parts: &mut Vec<AnswerPart>) -> Reading {
+    /// The arguments that were written as texts, with the types of the tool's schema.
+    fn typed(&self, name: &str, pairs: Vec<(String, String)>) -> Map<String, Value> {
         let tool = self.tools.iter().find(|tool| tool.name == name);
         let value = |(key, written): (String, String)| {
             let value = value_of(tool, &key, written);
             (key, value)
         };
-        let arguments: Map<String, Value> = pairs.into_iter().map(value).collect();
+        pairs.into_iter().map(value).collect()
+    }
+
+    fn call(&self, name: &str, arguments: Map<String, Value>, parts: &mut Vec<AnswerPart>) -> Reading {
         parts.push(AnswerPart::Call { name: name.to_owned() });
         parts.push(AnswerPart::Arguments(Value::Object(arguments).to_string()));
         parts.push(AnswerPart::CallEnd);
@@ -122,10 +126,32 @@ fn name_in(head: &str) -> Option<String> {
 
 /// The keys and values of elements; `None` if one is not complete.
 fn pairs_in(elements: Elements, written: &str) -> Option<Vec<(String, String)>> {
+    pairs(elements, written, |value| value.split_once(elements.after))
+}
+
+/// Like [`pairs_in`], for a call that has certainly ended: a value without its end mark reaches as far as it can.
+fn pairs_without_ends(elements: Elements, written: &str) -> Option<Vec<(String, String)>> {
+    let ends = [OUTER_END, elements.end];
+    let written = ends.iter().fold(written.trim_end(), |rest, end| rest.strip_suffix(end).unwrap_or(rest).trim_end());
+    pairs(elements, written, |value| {
+        let next = value.find(elements.begin).unwrap_or(value.len());
+        match value[..next].split_once(elements.after) {
+            Some((text, _)) => Some((text, &value[text.len() + elements.after.len()..])),
+            None => Some(value.split_at(next)),
+        }
+    })
+}
+
+/// The keys and values of elements; `split` tells a value from what follows it.
+fn pairs<'a>(
+    elements: Elements,
+    written: &'a str,
+    split: impl Fn(&'a str) -> Option<(&'a str, &'a str)>,
+) -> Option<Vec<(String, String)>> {
     let (mut pairs, mut rest) = (Vec::new(), written);
     while let Some((_, element)) = rest.split_once(elements.begin) {
         let (key, value) = element.split_once(elements.middle)?;
-        let (value, after) = value.split_once(elements.after)?;
+        let (value, after) = split(value)?;
         let value = value.trim_start().strip_prefix("<arg_value>").unwrap_or(value);
         // One line break on each side belongs to the layout.
         let value = value.strip_prefix('\n').unwrap_or(value);
@@ -135,25 +161,20 @@ fn pairs_in(elements: Elements, written: &str) -> Option<Vec<(String, String)>> 
     Some(pairs)
 }
 
-/// The keys and values between braces; `None` if there is anything else.
-fn pairs_between_braces(written: &str) -> Option<Vec<(String, String)>> {
-    let (mut pairs, mut rest) = (Vec::new(), written.trim());
-    while !rest.is_empty() {
-        let (key, value) = rest.split_once(':')?;
-        let (value, after) = match value.strip_prefix(ESCAPE) {
-            Some(text) => text.split_once(ESCAPE)?,
-            None => value.split_at(value.find(',').unwrap_or(value.len())),
-        };
-        pairs.push((key.trim().to_owned(), value.to_owned()));
-        rest = after.trim_start().strip_prefix(',').unwrap_or(after).trim();
+/// Makes a value a text where the tool's schema asks for one.
+fn make_text(tool: Option<&OfferedTool>, key: &str, value: &mut Value) {
+    if !value.is_string() && takes_text(tool, key) {
+        *value = Value::String(value.to_string());
     }
-    Some(pairs)
+}
+
+fn takes_text(tool: Option<&OfferedTool>, key: &str) -> bool {
+    tool.and_then(|tool| tool.parameters.get("properties")?.get(key)).is_some_and(is_text)
 }
 
 /// An argument with the type that the tool's schema asks for: anything but a text is JSON.
 fn value_of(tool: Option<&OfferedTool>, key: &str, written: String) -> Value {
-    let schema = tool.and_then(|tool| tool.parameters.get("properties")?.get(key));
-    if schema.is_some_and(is_text) {
+    if takes_text(tool, key) {
         return Value::String(written);
     }
     serde_json::from_str(written.trim()).unwrap_or(Value::String(written))
@@ -175,22 +196,26 @@ impl CallReader for NamedCall {
             Arguments::Json(arguments) => arguments.push(next, parts),
             Arguments::Elements(elements, written) => {
                 written.push(next);
-                if !written.ends_with(elements.end) {
-                    return Reading::More;
-                }
-                // A value may contain the mark.
                 let elements = *elements;
-                pairs_in(elements, written).map_or(Reading::More, |pairs| self.end(elements, pairs, parts))
+                let is_end = written.ends_with(elements.end);
+                // A value may contain the mark at the end, but not both.
+                let is_certain_end = elements.end != OUTER_END
+                    && written.strip_suffix(OUTER_END).is_some_and(|call| call.trim_end().ends_with(elements.end));
+                let pairs = match (is_end, is_certain_end) {
+                    (true, _) => pairs_in(elements, written),
+                    (_, true) => pairs_without_ends(elements, written),
+                    _ => return Reading::More,
+                };
+                pairs.map_or(Reading::More, |pairs| self.end(elements, pairs, parts))
             }
-            Arguments::Pairs(written, is_escaped) => {
-                if next != '}' || *is_escaped {
-                    written.push(next);
-                    *is_escaped ^= written.ends_with(ESCAPE);
-                    return Reading::More;
-                }
-                let pairs = pairs_between_braces(written);
-                match (self.offered_name(&self.head), pairs) {
-                    (Some(name), Some(pairs)) => self.call(&name, pairs, parts),
+            Arguments::Unquoted(arguments) => {
+                let Some(arguments) = arguments.push(next) else { return Reading::More };
+                match (self.offered_name(&self.head), arguments) {
+                    (Some(name), Some(mut arguments)) => {
+                        let tool = self.tools.iter().find(|tool| tool.name == name);
+                        arguments.iter_mut().for_each(|(key, value)| make_text(tool, key, value));
+                        self.call(&name, arguments, parts)
+                    }
                     _ => Reading::Broken,
                 }
             }
@@ -199,13 +224,16 @@ impl CallReader for NamedCall {
 
     fn finish(&mut self, parts: &mut Vec<AnswerPart>) -> Reading {
         match &mut self.arguments {
-            // Only the mark at the end is missing.
-            Arguments::Elements(elements, written) if written.trim_end().ends_with(elements.after) => {
+            // Only marks at ends are missing.
+            Arguments::Elements(elements, written)
+                if [elements.after, elements.end, OUTER_END].iter().any(|end| written.trim_end().ends_with(end)) =>
+            {
                 let elements = *elements;
-                pairs_in(elements, written).map_or(Reading::Broken, |pairs| self.end(elements, pairs, parts))
+                let pairs = pairs_without_ends(elements, written);
+                pairs.map_or(Reading::Broken, |pairs| self.end(elements, pairs, parts))
             }
             Arguments::None => match self.offered_name(&self.head) {
-                Some(name) if name == self.head.trim() => self.call(&name, Vec::new(), parts),
+                Some(name) if name == self.head.trim() => self.call(&name, Map::new(), parts),
                 _ => Reading::Broken,
             },
             _ => Reading::Broken,

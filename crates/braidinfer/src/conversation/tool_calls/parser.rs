@@ -39,6 +39,8 @@ pub struct ToolCallParser {
     written: String,
     /// Number of complete calls.
     calls: usize,
+    /// Whether a fence was opened, which another one closes.
+    is_fenced: bool,
 }
 
 /// Where in an answer the next character is.
@@ -65,6 +67,7 @@ impl ToolCallParser {
             has_begun: false,
             written: String::new(),
             calls: 0,
+            is_fenced: false,
         }
     }
 
@@ -134,6 +137,7 @@ impl ToolCallParser {
             let before = self.held.split_off(self.undecided_line());
             self.held.truncate(self.held.trim_end().len());
             self.add_text(String::new(), parts);
+            self.is_fenced = !before.trim().is_empty();
             (self.place, self.written) = (Place::Unmarked, before);
             return self.take_between_calls(next, parts);
         }
@@ -220,9 +224,14 @@ impl ToolCallParser {
 
     /// Goes on after a mark before, between or after calls.
     fn take_mark(&mut self, mark: &str) {
+        let is_fence = FENCES.contains(&mark);
+        let closes_fence = is_fence && self.is_fenced && self.calls > 0;
+        if is_fence {
+            self.is_fenced = !closes_fence;
+        }
         if self.format.openings.contains(&mark) {
             self.place = Place::Marked;
-        } else if self.calls > 0 {
+        } else if self.calls > 0 && (closes_fence || !is_fence) {
             self.written.clear();
             self.place = Place::Unmarked;
         }
@@ -252,7 +261,7 @@ impl ToolCallParser {
             written.trim_start_matches(|next: char| next.is_whitespace() || "];".contains(next)).to_owned()
         };
         self.held = if is_after_call { after_list(&written) } else { written };
-        self.place = Place::Text;
+        (self.place, self.is_fenced) = (Place::Text, false);
         self.add_text(String::new(), parts);
     }
 
@@ -425,6 +434,17 @@ mod tests {
         ] {
             assert_eq!(read(format, written), expected, "{written}");
         }
+        // Marks at ends are left out at times.
+        for written in [
+            "<tool_call>\n<function=weather>\n<parameter=city>\n1 {Paris}\n<x>\n<parameter=days>\n2\n</function>\n</tool_call>",
+            "<tool_call>\n<function=weather>\n<parameter=city>\n1 {Paris}\n<x>\n</parameter>\n<parameter=days>\n2\n</function>",
+            "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>1 {Paris}\n<x>\n<arg_key>days</arg_key>\n<arg_value>2</tool_call>",
+        ] {
+            assert_eq!(read("tagged", written), expected, "{written}");
+        }
+        let nested = "<start_function_call>call:weather{city:<escape>a<escape>,at:{days:[1,<escape>},2<escape>],is:true},days:2}<end_function_call>";
+        let arguments = r#"{"city":"a","at":{"days":[1,"},2"],"is":true},"days":2}"#;
+        assert_eq!(read("gemma", nested), call("weather", arguments));
         assert_eq!(read("tagged", "<tool_call>\n<function=time>\n</function>\n</tool_call>"), call("time", "{}"));
         assert_eq!(read("tagged", "<tool_call>time\n</tool_call>"), call("time", "{}"));
     }
@@ -441,6 +461,15 @@ mod tests {
         ] {
             assert_eq!(read(format, &written), whole, "{format}: {written}");
         }
+        for code in ["```python\nprint(1)\n```\n", "```\ncode\n```"] {
+            for written in
+                [format!("<tool_call>{object}</tool_call>\n{code}"), format!("```json\n{object}\n```\n{code}")]
+            {
+                assert_eq!(read("tagged", &written), [call("time", "{}"), text(code)].concat(), "{written}");
+            }
+        }
+        let fenced = format!("```json\n{object}\n```\n");
+        assert_eq!(read("tagged", &format!("{fenced}{fenced}")), [call("time", "{}"), call("time", "{}")].concat());
     }
 
     #[test]
