@@ -676,8 +676,8 @@ pub struct LoadArgs {
     /// With --kernels fused: at the fastest level, without a check or against its verdict
     #[arg(long)]
     pub force: bool,
-    /// File with a chat template in Jinja, in place of the model's own
-    #[arg(long, value_name = "FILE")]
+    /// File with a chat template in Jinja, or the name of one of the model's, in place of its default
+    #[arg(long, value_name = "FILE|NAME")]
     pub chat_template: Option<PathBuf>,
     #[command(flatten)]
     pub precision: PrecisionArgs,

@@ -17,7 +17,7 @@ const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
 const SENTENCEPIECE: &str = "tokenizer.model";
 /// Small files to download with the weights. Anything else, such as weights in other formats, is not downloaded.
-const SMALL_FILES: [&str; 9] = [
+const SMALL_FILES: [&str; 10] = [
     CONFIG,
     "generation_config.json",
     TOKENIZER,
@@ -27,6 +27,7 @@ const SMALL_FILES: [&str; 9] = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
 ];
 /// Maximum number of names in a message.
 const LISTED: usize = 40;

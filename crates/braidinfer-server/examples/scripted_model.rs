@@ -7,14 +7,15 @@ mod scripted_model;
 
 use std::path::PathBuf;
 
-fn main() {
+fn main() -> Result<(), String> {
     let mut arguments = std::env::args().skip(1).map(PathBuf::from);
     let (Some(script), Some(folder)) = (arguments.next(), arguments.next()) else {
-        eprintln!("expected the path of a script and that of a folder");
-        std::process::exit(2);
+        return Err("expected the path of a script and that of a folder".to_owned());
     };
-    let script = std::fs::read_to_string(script).expect("the script can be read");
-    let script: scripted_model::Script = serde_json::from_str(&script).expect("it is a script");
-    std::fs::create_dir_all(&folder).expect("the folder can be made");
-    script.write(&folder);
+    let failed = |path: &PathBuf, error: &dyn std::error::Error| format!("{}: {error}", path.display());
+    let text = std::fs::read_to_string(&script).map_err(|error| failed(&script, &error))?;
+    let parsed: scripted_model::Script = serde_json::from_str(&text).map_err(|error| failed(&script, &error))?;
+    std::fs::create_dir_all(&folder).map_err(|error| failed(&folder, &error))?;
+    parsed.write(&folder);
+    Ok(())
 }

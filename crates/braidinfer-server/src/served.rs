@@ -73,7 +73,7 @@ impl Served {
         // Tried now, so that no request waits for it.
         template.map(ChatTemplate::has_place_for_tools);
         let own_tool_calls =
-            || template.map_or_else(ToolCallFormat::default, |template| ToolCallFormat::of(template.for_tools()));
+            || template.and_then(|template| template.for_tools().ok()).map(ToolCallFormat::of).unwrap_or_default();
         Ok(Self {
             name,
             reasoning_format: match config.reasoning_format {

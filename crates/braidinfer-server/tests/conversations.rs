@@ -2,9 +2,10 @@
 
 mod support;
 
+use braidinfer::LoadOptions;
 use braidinfer_server::{FormatChoice, ModelNames, ServerConfig};
 use serde_json::{Value, json};
-use support::{Model, TestServer, config, demo_with_template, streamed_message, with};
+use support::{Model, TestServer, config, demo_with_template, demo_with_templates, streamed_message, with};
 
 /// A server whose model has this chat template.
 fn served(template: &str, config: ServerConfig) -> (tempfile::TempDir, TestServer) {
@@ -294,4 +295,36 @@ fn an_answer_has_at_least_so_many_tokens() {
     assert!(longer >= usual + 20, "{longer} of {usual}");
     let refused = server.post("/v1/completions", &json!({"prompt": "x", "min_tokens": 9, "max_tokens": 3})).error();
     assert_eq!((refused.0, &refused.1["param"]), (400, &json!("min_tokens")));
+}
+
+#[test]
+fn named_templates_are_used_for_what_they_are() {
+    let tools: Value = serde_json::from_str(TOOLS).expect("it is JSON");
+    let with_tools = "{%- if tools %}{{ tools | tojson }}{% endif %}TOOLS:";
+    let prompt = |server: &TestServer, fields: Value| {
+        let body = with(json!({"messages": [{"role": "user", "content": "x"}]}), fields);
+        let reply = server.post("/tokenize", &body);
+        let text = || server.post("/detokenize", &json!({"tokens": reply.json()["tokens"]})).json()["prompt"].clone();
+        if reply.status == 200 { Ok(text().as_str().expect("a text").to_owned()) } else { Err(reply.error().1) }
+    };
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let serve = |templates: &[(&str, &str)], options: &LoadOptions| {
+        let llm = demo_with_templates(&folder, templates, options);
+        TestServer::start(config(), Model::Given(Box::new(llm)))
+    };
+    let (plain, named) = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja");
+    let original = format!("{PLAIN}{{% generation %}}\r\n{{% endgeneration %}}");
+    let server = serve(&[(plain, &original), (named, with_tools)], &LoadOptions::default());
+    assert!(prompt(&server, json!({})).expect("it is a prompt").starts_with("user: x"));
+    assert!(prompt(&server, json!({"tools": tools})).expect("it is a prompt").ends_with("TOOLS:"));
+    assert_eq!(server.get("/tokenizer_info").json()["chat_template"], original);
+    // One that cannot be used stops only what needs it.
+    let server = serve(&[(plain, PLAIN), (named, "{% if")], &LoadOptions::default());
+    assert!(prompt(&server, json!({})).is_ok());
+    let refused = prompt(&server, json!({"tools": tools})).expect_err("the template has no end");
+    assert!(refused["message"].as_str().is_some_and(|message| message.contains("tool_use")), "{refused}");
+    // Another one is chosen by name.
+    let options = LoadOptions { chat_template: Some("tool_use".into()), ..LoadOptions::default() };
+    let server = serve(&[(plain, PLAIN), (named, with_tools)], &options);
+    assert!(prompt(&server, json!({})).expect("it is a prompt").ends_with("TOOLS:"));
 }

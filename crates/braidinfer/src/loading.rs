@@ -45,7 +45,7 @@ pub struct LoadOptions {
     pub precision: Precision,
     /// Directory for cached verdicts of checks; if `None`, verdicts are not cached.
     pub verdicts: Option<PathBuf>,
-    /// A file with a chat template, in place of the model's.
+    /// A file with a chat template, or the name of one of the model's, in place of its default.
     pub chat_template: Option<PathBuf>,
     /// Standard kernels: data type of weights and of the residual stream. If `None`, f32 on a CPU, where quantized
     /// weights stay quantized, and the checkpoint's data type on other devices. Fused kernels, which keep the data type
@@ -145,8 +145,8 @@ pub(crate) struct Loaded {
 /// The chat template that is asked for, or the model's own.
 fn chat_template(source: &ModelSource, settings: &TokenizerSettings, options: &LoadOptions) -> Result<FoundTemplate> {
     let worker = options.worker.as_ref();
-    if let Some(path) = &options.chat_template {
-        return ChatTemplate::read_file(path, settings, worker).map(FoundTemplate::Usable);
+    if let Some(name) = &options.chat_template {
+        return ChatTemplate::read_other(name, source, settings, worker).map(FoundTemplate::Usable);
     }
     match ChatTemplate::read(source, settings, worker) {
         Ok(template) => Ok(template.map_or(FoundTemplate::None, FoundTemplate::Usable)),

@@ -95,7 +95,7 @@ pub fn prepare(
         Callable::None => return Ok(ToolUse::default()),
         callable => callable,
     };
-    if !template.has_place_for_tools() {
+    if !template.has_place_for_tools()? {
         return refused("tools", "the chat template of this model has no place for tools".into());
     }
     let described: Vec<Value> = tools.iter().map(described).collect();

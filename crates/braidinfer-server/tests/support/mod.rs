@@ -57,14 +57,24 @@ pub fn demo(options: &LoadOptions) -> Llm {
 /// The demo model with another chat template, in a folder that lives as long as the first of both.
 pub fn demo_with_template(template: &str) -> (tempfile::TempDir, Llm) {
     let folder = tempfile::tempdir().expect("a folder can be made");
+    let llm = demo_with_templates(&folder, &[("chat_template.jinja", template)], &LoadOptions::default());
+    (folder, llm)
+}
+
+/// The demo model in a folder, with these files of chat templates.
+pub fn demo_with_templates(folder: &tempfile::TempDir, templates: &[(&str, &str)], options: &LoadOptions) -> Llm {
     let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../braidinfer-cli/demo-model");
     for file in std::fs::read_dir(source).expect("the demo model is there") {
         let file = file.expect("its files can be listed");
         std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("and copied");
     }
-    std::fs::write(folder.path().join("chat_template.jinja"), template).expect("and another one added");
-    let model = Llm::open(&ModelSource::Directory(folder.path().to_owned()), &LoadOptions::default(), &|_, _| {});
-    (folder, model.expect("the model opens"))
+    for (name, template) in templates {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("it is in the folder")).expect("folders can be made");
+        std::fs::write(path, template).expect("and templates added");
+    }
+    let model = Llm::open(&ModelSource::Directory(folder.path().to_owned()), options, &|_, _| {});
+    model.expect("the model opens")
 }
 
 /// A server that stops when it is dropped.

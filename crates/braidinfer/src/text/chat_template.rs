@@ -26,7 +26,8 @@ pub(crate) use self::renderer::template_service;
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// The name of templates for chats with tools.
 const WITH_TOOLS: &str = "tool_use";
-const TEMPLATE_FILE_WITH_TOOLS: &str = "additional_chat_templates/tool_use.jinja";
+/// The folder of named templates.
+const OTHER_TEMPLATES: &str = "additional_chat_templates";
 const TEMPLATE_JSON: &str = "chat_template.json";
 const TEMPLATE_FIELD: &str = "chat_template";
 /// Limit of steps per rendering, against endless loops; long chats need some ten thousand.
@@ -71,8 +72,21 @@ pub struct ChatTemplate {
     renderer: Renderer,
     special_tokens: BTreeMap<String, String>,
     habits: OnceLock<Habits>,
-    /// Another template of the model, for chats that offer tools.
-    with_tools: Option<Box<Self>>,
+    /// Another template of the model, for chats that offer tools; a message if it cannot be used.
+    with_tools: Option<Result<Box<Self>, Fault>>,
+}
+
+/// Why a template cannot be used.
+#[derive(Debug, Clone)]
+struct Fault {
+    path: String,
+    message: String,
+}
+
+impl From<Fault> for Error {
+    fn from(Fault { path, message }: Fault) -> Self {
+        Self::Text { path, message }
+    }
 }
 
 impl ChatTemplate {
@@ -89,20 +103,37 @@ impl ChatTemplate {
         let special_tokens = special_tokens(settings)?;
         let parse =
             |path, template: &str| Self::new(path, template, special_tokens.clone(), TemplateClock::Local, worker);
-        let with_tools = find_template_with_tools(source, settings)?;
-        let with_tools = with_tools.map(|(path, template)| parse(path, &template)).transpose()?;
+        let with_tools = find_named_template(source, settings, WITH_TOOLS)?;
+        let with_tools = with_tools.map(|(path, template)| parse(path, &template).map(Box::new));
         let main = parse(path, &template)?;
-        Ok(Some(Self { with_tools: with_tools.map(Box::new), ..main }))
+        Ok(Some(Self { with_tools, ..main }))
     }
 
-    /// Reads a template from a file of its own, in place of the model's.
-    pub fn read_file(path: &Path, settings: &TokenizerSettings, worker: Option<&WorkerProgram>) -> Result<Self> {
-        let label = path.display().to_string();
-        let template = std::fs::read_to_string(path).map_err(|error| Error::Text {
-            path: label.clone(),
-            message: format!("expected a chat template, found that it cannot be read: {error}"),
-        })?;
-        Self::new(label, &template, special_tokens(settings)?, TemplateClock::Local, worker)
+    /// Reads the template with this name among those of the model, or the one in a file of its own, in place of the model's.
+    pub fn read_other(
+        name: &Path,
+        source: &ModelSource,
+        settings: &TokenizerSettings,
+        worker: Option<&WorkerProgram>,
+    ) -> Result<Self> {
+        let shown = name.display().to_string();
+        let new = |path, template: &str| {
+            Self::new(path, template, special_tokens(settings)?, TemplateClock::Local, worker).map_err(Error::from)
+        };
+        if !name.exists()
+            && let Some((path, template)) = find_named_template(source, settings, &shown)?
+        {
+            return new(path, &template);
+        }
+        match std::fs::read_to_string(name) {
+            Ok(template) => new(shown, &template),
+            Err(error) => {
+                let message = format!(
+                    "expected a file with a chat template, or the name of one of the model's, found neither: {error}"
+                );
+                Err(Fault { path: shown, message }.into())
+            }
+        }
     }
 
     /// Parses a template that is rendered in this process; `path` is for messages.
@@ -112,7 +143,7 @@ impl ChatTemplate {
         special_tokens: BTreeMap<String, String>,
         clock: TemplateClock,
     ) -> Result<Self> {
-        Self::new(path, template, special_tokens, clock, None)
+        Ok(Self::new(path, template, special_tokens, clock, None)?)
     }
 
     fn new(
@@ -121,13 +152,13 @@ impl ChatTemplate {
         special_tokens: BTreeMap<String, String>,
         clock: TemplateClock,
         worker: Option<&WorkerProgram>,
-    ) -> Result<Self> {
-        let source = adapted(template);
-        match Renderer::new(&source, clock, worker) {
+    ) -> Result<Self, Fault> {
+        let source = template.to_owned();
+        match Renderer::new(&adapted(template), clock, worker) {
             Ok(renderer) => {
                 Ok(Self { path, source, renderer, special_tokens, habits: OnceLock::new(), with_tools: None })
             }
-            Err(message) => Err(Error::Text { path, message }),
+            Err(message) => Err(Fault { path, message }),
         }
     }
 
@@ -147,14 +178,18 @@ impl ChatTemplate {
         self.render_fields(&messages, add_generation_prompt, &Map::new())
     }
 
-    /// The template for chats that offer tools.
-    pub fn for_tools(&self) -> &Self {
-        self.with_tools.as_deref().unwrap_or(self)
+    /// The template for chats that offer tools. Fails if the model has one for them that cannot be used.
+    pub fn for_tools(&self) -> Result<&Self> {
+        match &self.with_tools {
+            None => Ok(self),
+            Some(Ok(template)) => Ok(template),
+            Some(Err(fault)) => Err(fault.clone().into()),
+        }
     }
 
-    /// Whether prompts can name the tools of a chat. The first call tries the template.
-    pub fn has_place_for_tools(&self) -> bool {
-        self.for_tools().habits().tools != ToolsPlace::Nowhere
+    /// Whether prompts can name the tools of a chat. The first call tries the template. Fails like [`ChatTemplate::for_tools`].
+    pub fn has_place_for_tools(&self) -> Result<bool> {
+        Ok(self.for_tools()?.habits().tools != ToolsPlace::Nowhere)
     }
 
     /// Like [`ChatTemplate::render`], for messages with any fields, and with additional template variables, as `transformers`
@@ -178,7 +213,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         variables: &Map<String, Json>,
     ) -> Result<String> {
-        let template = if variables.contains_key("tools") { self.for_tools() } else { self };
+        let template = if variables.contains_key("tools") { self.for_tools()? } else { self };
         let render = |messages: &[_]| template.render_adapted(messages, add_generation_prompt, variables);
         let again = || habits::with_wrapped_arguments(messages).map(|messages| render(&messages));
         let rendered = render(messages).or_else(|error| again().unwrap_or(Err(error)));
@@ -253,11 +288,33 @@ pub(super) fn find_template(source: &ModelSource, settings: &TokenizerSettings) 
     Ok(found.map(|(path, template, _)| (path, template)))
 }
 
-/// The model's template for chats with tools, if it is another one, and the path of its file.
-fn find_template_with_tools(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<(String, String)>> {
-    let found = find(source, settings, TEMPLATE_FILE_WITH_TOOLS, |file| Ok(named_template(file, WITH_TOOLS)))?;
-    let in_list = |path: String, is_field: bool| if is_field { format!("{path} `{WITH_TOOLS}`") } else { path };
+/// A template of the model by its name, and the path of its file.
+fn find_named_template(
+    source: &ModelSource,
+    settings: &TokenizerSettings,
+    name: &str,
+) -> Result<Option<(String, String)>> {
+    // Names become paths within the model's folder.
+    if !name.chars().all(|next| next.is_alphanumeric() || "_-".contains(next)) {
+        return Ok(None);
+    }
+    let own_file = format!("{OTHER_TEMPLATES}/{name}.jinja");
+    let found = find(source, settings, &own_file, |file| Ok(named_template(file, name)))?;
+    let in_list = |path: String, is_field: bool| if is_field { format!("{path} `{name}`") } else { path };
     Ok(found.map(|(path, template, is_field)| (in_list(path, is_field), template)))
+}
+
+/// The templates beside the default one, with their names.
+pub(super) fn other_templates(source: &ModelSource, settings: &TokenizerSettings) -> Result<Vec<(String, String)>> {
+    let listed = settings.config().and_then(|file| file.value(TEMPLATE_FIELD)?.as_array()).into_iter().flatten();
+    let mut names: Vec<&str> = listed.filter_map(|template| template["name"].as_str()).collect();
+    names.retain(|name| !["default", WITH_TOOLS].contains(name));
+    names.push(WITH_TOOLS);
+    let mut templates = Vec::new();
+    for name in names {
+        templates.extend(find_named_template(source, settings, name)?.map(|(_, template)| (name.to_owned(), template)));
+    }
+    Ok(templates)
 }
 
 /// A template in a file of its own, or in the field of a JSON file, where `pick` finds it; with its path, and whether it is in a

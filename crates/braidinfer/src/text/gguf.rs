@@ -33,7 +33,8 @@ pub(super) const HUGGING_FACE: &str = "tokenizer.huggingface.json";
 /// would yield other token ids.
 const ORIGINAL_FILE: &str = "braidinfer.tokenizer.file.";
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
-const CHAT_TEMPLATE_WITH_TOOLS: &str = "tokenizer.chat_template.tool_use";
+/// Prefix of the keys of templates that have a name.
+const NAMED_CHAT_TEMPLATE: &str = "tokenizer.chat_template.";
 
 /// A tokenizer as stored in a file.
 pub(super) enum Read {
@@ -95,12 +96,15 @@ pub(super) fn config(metadata: &Metadata) -> Result<Map<String, Json>> {
         }
     }
     if let Some(template) = metadata.text(CHAT_TEMPLATE)? {
-        let named = |name: &str, template: &str| json!({"name": name, "template": template});
-        let templates = match metadata.text(CHAT_TEMPLATE_WITH_TOOLS)? {
-            Some(with_tools) => json!([named("default", template), named("tool_use", with_tools)]),
-            None => json!(template),
-        };
-        fields.insert("chat_template".to_owned(), templates);
+        let mut templates = vec![json!({"name": "default", "template": template})];
+        for (key, _) in metadata.iter() {
+            if let Some(name) = key.strip_prefix(NAMED_CHAT_TEMPLATE)
+                && let Some(template) = metadata.text(key)?
+            {
+                templates.push(json!({"name": name, "template": template}));
+            }
+        }
+        fields.insert("chat_template".to_owned(), json!(templates));
     }
     Ok(fields)
 }

@@ -67,12 +67,6 @@ impl TokenizerSettings {
         self.config.as_ref()
     }
 
-    /// Whether there are other chat templates than the default one.
-    pub(super) fn has_named_templates(&self) -> bool {
-        let templates = self.config.as_ref().and_then(|config| config.value("chat_template"));
-        templates.and_then(Value::as_array).is_some_and(|templates| templates.len() > 1)
-    }
-
     pub(super) fn flag(&self, field: &str) -> Result<Option<bool>> {
         Ok(self.config.as_ref().map(|config| config.flag(field)).transpose()?.flatten())
     }

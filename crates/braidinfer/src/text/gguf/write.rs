@@ -11,10 +11,10 @@ use serde_json::Value as Json;
 
 use super::vocabulary::{KINDS, SCORES, TOKENS, Token, TokenKind};
 use super::{
-    BYTE_LEVEL_BPE, CHAT_TEMPLATE, MODEL, NONE, ORIGINAL_FILE, SENTENCEPIECE_BPE, SENTENCEPIECE_UNIGRAM, byte_level,
-    pre_tokenizer,
+    BYTE_LEVEL_BPE, CHAT_TEMPLATE, MODEL, NAMED_CHAT_TEMPLATE, NONE, ORIGINAL_FILE, SENTENCEPIECE_BPE,
+    SENTENCEPIECE_UNIGRAM, byte_level, pre_tokenizer,
 };
-use crate::text::chat_template::find_template;
+use crate::text::chat_template::{find_template, other_templates};
 use crate::text::sentencepiece::parts::PieceKind;
 use crate::text::settings::SETTINGS_FILES;
 use crate::text::tokenizer::{TOKENIZER_JSON, TOKENIZER_MODEL};
@@ -39,8 +39,8 @@ pub(crate) fn write(
     if let Some((_, template)) = find_template(source, &settings)? {
         metadata.insert(CHAT_TEMPLATE, template.as_str());
     }
-    if settings.has_named_templates() {
-        notes.push("of several chat templates only the default one goes with the file".to_owned());
+    for (name, template) in other_templates(source, &settings)? {
+        metadata.insert(format!("{NAMED_CHAT_TEMPLATE}{name}"), template.as_str());
     }
     let Some(tokenizer) = Tokenizer::read(source, &settings)? else {
         metadata.insert(MODEL, NONE);
