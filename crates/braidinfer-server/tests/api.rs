@@ -236,7 +236,7 @@ fn what_means_nothing_here_is_refused_by_name() {
     let server = TestServer::shared();
     let long = "x ".repeat(3000);
     for (path, body, status, param, says) in [
-        ("/v1/completions", with(greedy(STORY, 1), json!({"suffix": "x"})), 400, "suffix", "no such field"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"suffix": "x"})), 400, "suffix", "to fill in the middle"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"best_of": 2})), 400, "best_of", "no such field"),
         ("/v1/completions", with(greedy(STORY, 1), json!({"top_p": 0})), 400, "top_p", "above 0"),
         (
@@ -315,9 +315,9 @@ fn what_means_nothing_here_is_refused_by_name() {
 #[test]
 fn lenient_servers_ignore_and_say_so() {
     let server = TestServer::start(ServerConfig { lenient: true, ..config() }, Model::Demo(LoadOptions::default()));
-    let body = with(greedy(STORY, 2), json!({"suffix": "x", "stream_options": {"usage": 1}, "stream": true}));
+    let body = with(greedy(STORY, 2), json!({"best_of": 2, "stream_options": {"usage": 1}, "stream": true}));
     let reply = server.post("/v1/completions", &body);
-    assert_eq!((reply.status, reply.header("x-braidinfer-ignored")), (200, Some("stream_options.usage, suffix")));
+    assert_eq!((reply.status, reply.header("x-braidinfer-ignored")), (200, Some("best_of, stream_options.usage")));
 }
 
 #[test]
@@ -375,10 +375,17 @@ fn vectors_come_in_order_and_in_two_spellings() {
     let text = text["data"][0]["embedding"].as_str().expect("a text").to_owned();
     // 192 values of 4 bytes, 3 bytes in each 4 letters.
     assert_eq!(text.len(), values.len() * 4 / 3 * 4);
+    let short = ask(json!({"input": STORY, "dimensions": 8}));
+    let short: Vec<f64> =
+        short["data"][0]["embedding"].as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
+    let first: f64 = values[..8].iter().map(|value| value * value).sum::<f64>().sqrt();
+    assert_eq!(short.len(), 8);
+    assert!(short.iter().zip(&values).all(|(short, whole)| (short - whole / first).abs() < 1e-6), "{short:?}");
     for (fields, param) in [
         (json!({"input": STORY, "pooling": "max"}), "pooling"),
         (json!({"input": STORY, "encoding_format": "hex"}), "encoding_format"),
-        (json!({"input": STORY, "dimensions": 8}), "dimensions"),
+        (json!({"input": STORY, "dimensions": 0}), "dimensions"),
+        (json!({"input": STORY, "dimensions": 193}), "dimensions"),
         (json!({"input": []}), "input"),
         (json!({"input": [999_999]}), "input"),
     ] {

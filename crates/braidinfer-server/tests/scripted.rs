@@ -300,3 +300,68 @@ fn every_family_reasons_before_a_form() {
         }
     }
 }
+
+#[test]
+fn a_suffix_is_filled_in_by_models_that_have_tokens_for_it() {
+    let special = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_pad|>"].map(str::to_owned).to_vec();
+    let answer = ScriptedAnswer { cue: "<|fim_middle|>".into(), text: "a + b<|fim_pad|>more".into() };
+    let template = "{{ messages[0].content }}".to_owned();
+    let (_folder, server) =
+        served(&Script { template, special_tokens: special, answers: vec![answer], seed: 1 }, config());
+    let complete =
+        |fields: Value| server.post("/v1/completions", &with(json!({"prompt": "return ", "max_tokens": 40}), fields));
+    let filled = complete(json!({"suffix": ";\n}"})).json();
+    assert_eq!(filled["choices"][0]["text"], "a + b", "{filled}");
+    // The bytes of both texts, and three tokens.
+    assert_eq!(filled["usage"]["prompt_tokens"], 7 + 3 + 3);
+    assert_eq!(complete(json!({"suffix": "x", "echo": true})).error().0, 400);
+    assert_eq!(complete(json!({"suffix": "x", "prompt": [1]})).error().0, 400);
+    assert_eq!(complete(json!({"suffix": ""})).status, 200);
+    let plain = TestServer::shared().post("/v1/completions", &json!({"prompt": "x", "suffix": "y"})).error();
+    assert_eq!((plain.0, &plain.1["param"]), (400, &json!("suffix")));
+}
+
+#[test]
+fn a_call_that_must_come_says_which_tool_cannot_be_held_to_its_schema() {
+    let (_folder, server) = served(&families()[0].script(2), config());
+    let ask = |parameters: Value, choice: Value| {
+        let tools = json!([{"type": "function", "function": {"name": "good"}},
+            {"type": "function", "function": {"name": "weather", "parameters": parameters}}]);
+        let body = json!({"messages": [{"role": "user", "content": "x"}], "tools": tools, "tool_choice": choice, "max_tokens": 300});
+        server.post("/v1/chat/completions", &body)
+    };
+    let named = json!({"type": "function", "function": {"name": "weather"}});
+    for choice in [json!("required"), named.clone()] {
+        let (status, error) = ask(json!({"properties": {"city": {"not": {"type": "string"}}}}), choice.clone()).error();
+        let message = error["message"].as_str().expect("a text");
+        assert_eq!((status, &error["param"]), (400, &json!("tools[1].function.parameters")), "{error}");
+        assert!(
+            ["\"not\"", "tools[1].function.parameters (weather)/properties/city"]
+                .iter()
+                .all(|part| message.contains(part)),
+            "{message}"
+        );
+        let (status, error) = ask(json!({"type": "string"}), choice).error();
+        assert!(status == 400 && error["message"].as_str().expect("a text").contains("weather"), "{error}");
+    }
+    // Escapes in references are read.
+    let schema = json!({"type": "object", "properties": {"city": {"$ref": "#/$defs/a~1b%20c"}}, "required": ["city"],
+        "additionalProperties": false, "$defs": {"a/b c": {"enum": ["Oslo"]}}});
+    let reply = ask(schema, named).json();
+    let arguments = &calls_of(&reply["choices"][0]["message"])[0]["arguments"];
+    let arguments: Value = serde_json::from_str(arguments.as_str().expect("a text")).expect("it is JSON");
+    assert_eq!(arguments, json!({"city": "Oslo"}), "{reply}");
+}
+
+#[test]
+fn a_cut_call_that_must_come_is_no_text() {
+    let (_folder, server) = served(&families()[4].script(2), config());
+    for most in 1..12 {
+        let choice = chat(
+            &server,
+            json!({"messages": [{"role": "user", "content": "x"}], "tools": tools(), "tool_choice": "required", "max_tokens": most}),
+        );
+        let content = choice["message"]["content"].as_str().unwrap_or_default();
+        assert_eq!((content, &choice["finish_reason"]), ("", &json!("length")), "{choice}");
+    }
+}

@@ -102,7 +102,9 @@ async fn begin(
         (Some(form), None) => Some((form.clone(), "tools")),
         (None, form) => form,
     };
-    let (answer, form_slot) = form::constraint(served, form, client).await?.unzip();
+    let constraint = form::constraint(served, form, client).await;
+    let named = |error| tools::naming_tool(error, fields.tools.as_ref(), fields.tool_choice.as_ref());
+    let (answer, form_slot) = constraint.map_err(named)?.unzip();
     let end = prompt_end(fields.add_generation_prompt, fields.continue_final_message)?;
     let prompt = prompts::encode_chat(served, messages::template_fields(fields.messages)?, variables, end).await?;
     let reasoning_start = match prompt.reasoning_start {
@@ -131,7 +133,8 @@ async fn begin(
     let envelope = Envelope::new("chatcmpl", name, served, delivery);
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
     let parsers = (0..n).map(|_| tools.parser(served.tool_calls, only_one_call)).collect();
-    let writer = ChatWriter { envelope, text, parsers, calls: vec![CallCount::default(); n] };
+    let is_call_forced = tools.forced.is_some();
+    let writer = ChatWriter { envelope, text, parsers, calls: vec![CallCount::default(); n], is_call_forced };
     Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation }, writer, delivery))
 }
 
@@ -202,6 +205,8 @@ struct ChatWriter {
     /// Tool call parser of each choice, if it may call tools.
     parsers: Vec<Option<ToolCallParser>>,
     calls: Vec<CallCount>,
+    /// Whether an answer must be a call, so that text can only be the beginning of one that was cut.
+    is_call_forced: bool,
 }
 
 /// Tool calls of one choice so far.
@@ -226,6 +231,9 @@ impl ChatWriter {
         let mut parts = parser.push(text);
         if is_last {
             parts.extend(parser.finish());
+        }
+        if self.is_call_forced {
+            parts.retain(|part| !matches!(part, AnswerPart::Text(_)));
         }
         let count = |is_counted: fn(&AnswerPart) -> bool| parts.iter().filter(|part| is_counted(part)).count();
         self.calls[choice].complete += count(|part| matches!(part, AnswerPart::CallEnd));

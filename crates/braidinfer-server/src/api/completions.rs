@@ -33,6 +33,8 @@ const MOST_ANSWERS: usize = 2048;
 #[derive(Debug, Deserialize)]
 pub struct CompletionFields {
     prompt: TextOr<PromptItem>,
+    /// Text after what is to be filled in.
+    suffix: Option<String>,
     echo: Option<bool>,
     logprobs: Option<usize>,
 }
@@ -75,7 +77,17 @@ async fn begin(
         let message = format!("n: expected at most {MOST_ANSWERS} answers to all prompts together, found {answers}");
         return Err(ApiError::field("n", message));
     }
-    let prompts = prompts::encode_all(served, prompts, "prompt").await?;
+    let prompts = match fields.suffix.filter(|suffix| !suffix.is_empty()) {
+        Some(_) if echo => {
+            return Err(ApiError::field("echo", "echo: expected false beside `suffix`, found true"));
+        }
+        Some(suffix) => {
+            let (prompts, ends) = prompts::encode_infill(served, prompts, suffix).await?;
+            params.stop_token_ids.extend(ends);
+            prompts
+        }
+        None => prompts::encode_all(served, prompts, "prompt").await?,
+    };
     let echoed = if echo { prompts.clone() } else { Vec::new() };
     let (n, count, deadline) = (params.n, params.n * prompts.len(), app.deadline(arrived));
     let form = form::requested(shared)?;

@@ -27,6 +27,8 @@ pub struct EmbeddingFields {
     input: TextOr<PromptItem>,
     /// `float` or `base64`: little-endian f32.
     encoding_format: Option<String>,
+    /// How many of the first values of each vector to return, with length one again.
+    dimensions: Option<usize>,
     /// How the tokens' hidden states are pooled: `last` (the default) or `mean`.
     pooling: Option<String>,
     /// Ignored: an id of the end user.
@@ -60,13 +62,22 @@ async fn embedded(
         Some("base64") => true,
         Some(other) => return Err(one_of("encoding_format", "float or base64", other)),
     };
+    if let Some(wanted) = fields.dimensions.filter(|wanted| !(1..=served.hidden_size).contains(wanted)) {
+        let message = format!("dimensions: expected 1 to {}, found {wanted}", served.hidden_size);
+        return Err(ApiError::field("dimensions", message));
+    }
     let prompts = prompts::encode_all(served, prompts::prompts_in(fields.input, "input")?, "input").await?;
     let count = prompts.len();
     let reservation = reservation::reserve_embeddings(app, served, client, &prompts)?;
     let stream = served.engine.for_client(client).submit(prompts, Task::Embed(pooling), arrived).await?;
     let found = collected(stream, count).await?;
     let tokens: usize = found.iter().map(|embedding| embedding.prompt.num_tokens).sum();
-    let data = found.into_iter().enumerate().map(|(index, embedding)| entry(index, embedding, as_text)).collect();
+    let shortened = |embedding: Embedding| match fields.dimensions {
+        Some(wanted) => first_values(embedding.values, wanted),
+        None => embedding.values,
+    };
+    let found = found.into_iter().map(shortened).enumerate();
+    let data = found.map(|(index, values)| entry(index, values, as_text)).collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
     let body = EmbeddingBody { object: "list", data, model: &served.name, usage };
     json_response(JsonText::of(&body)?, reservation)
@@ -107,8 +118,17 @@ async fn collected(mut stream: OutputStream, count: usize) -> Result<Vec<Embeddi
     found.into_iter().collect::<Option<_>>().ok_or_else(missing)
 }
 
-fn entry(index: usize, embedding: Embedding, as_text: bool) -> Entry {
-    let values = embedding.values;
+/// The first values of a vector, with length one.
+fn first_values(mut values: Vec<f32>, wanted: usize) -> Vec<f32> {
+    values.truncate(wanted);
+    let length = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    if length > 0.0 {
+        values.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
+    }
+    values
+}
+
+fn entry(index: usize, values: Vec<f32>, as_text: bool) -> Entry {
     let embedding = if as_text {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Values::Base64(BASE64_STANDARD.encode(bytes))

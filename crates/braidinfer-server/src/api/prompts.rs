@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use braidinfer::Prompt;
 use braidinfer::conversation::ReasoningStart;
+use braidinfer::text::InfillTokens;
 use serde_json::{Map, Value};
 
 use super::one_or_many::{PromptItem, TextOr};
@@ -63,6 +64,31 @@ pub async fn encode(served: &Arc<Served>, prompt: Prompt) -> Result<Vec<u32>, Ap
         served.check_length(text.len())?;
     }
     served.run_blocking(move |served| served.text.encode(&prompt)).await
+}
+
+/// Token ids of prompts for what stands between each of them and `suffix`, and the tokens that end it.
+pub async fn encode_infill(
+    served: &Arc<Served>,
+    prompts: Vec<Prompt>,
+    suffix: String,
+) -> Result<(Vec<Vec<u32>>, Vec<u32>), ApiError> {
+    let tokens = served.text.tokenizer().and_then(InfillTokens::of).ok_or_else(|| {
+        let message = "suffix: expected a model whose tokenizer has tokens to fill in the middle of a text, such as \
+                       `<|fim_middle|>`, found none";
+        ApiError::field("suffix", message)
+    })?;
+    let mut encoded = Vec::with_capacity(prompts.len());
+    let ends = tokens.ends.clone();
+    for prompt in prompts {
+        let Prompt::Text(before) = prompt else {
+            return Err(ApiError::field("prompt", "prompt: expected a text beside `suffix`, found token ids"));
+        };
+        served.check_length(before.len().saturating_add(suffix.len()))?;
+        let (tokens, suffix) = (tokens.clone(), suffix.clone());
+        let encode = move |served: &Served| served.text.require_tokenizer()?.encode_infill(&tokens, &before, &suffix);
+        encoded.push(served.run_blocking(encode).await?);
+    }
+    Ok((encoded, ends))
 }
 
 /// Rejects ids in the field `name` that are not in the model's vocabulary.

@@ -66,6 +66,23 @@ impl ToolUse {
     }
 }
 
+/// An error about the form of a forced call that says which tool it is about.
+pub fn naming_tool(error: ApiError, tools: Option<&Vec<Tool>>, choice: Option<&ToolChoice>) -> ApiError {
+    let tools = tools.map_or(&[][..], Vec::as_slice);
+    let Ok(Callable::OneOf(wanted)) = callable(tools, choice) else { return error };
+    let place = |(index, tool): (usize, &&Tool)| {
+        let at = tools.iter().position(|other| std::ptr::eq(other, *tool))?;
+        let field = format!("tools[{at}].function.parameters");
+        error.moved(&call_path(index), &format!("{field} ({})", shown(&tool.function.name)), &field)
+    };
+    wanted.iter().enumerate().find_map(place).unwrap_or(error)
+}
+
+/// Where the schema of a tool's arguments is in that of the call.
+fn call_path(index: usize) -> String {
+    format!("/anyOf/{index}/properties/arguments")
+}
+
 /// A new id of a call.
 pub fn new_call_id() -> String {
     rand::rng().sample_iter(Alphanumeric).take(ID_LENGTH).map(char::from).collect()
@@ -97,6 +114,12 @@ pub fn prepare(
     };
     if !template.has_place_for_tools()? {
         return refused("tools", "the chat template of this model has no place for tools".into());
+    }
+    if let Callable::OneOf(wanted) = &callable
+        && let Some(tool) = wanted.iter().find(|tool| !takes_object(tool))
+    {
+        let name = shown(&tool.function.name);
+        return refused("tools", format!("expected parameters of type object for {name}, found another schema"));
     }
     let described: Vec<Value> = tools.iter().map(described).collect();
     let offer = |tool: &Tool| OfferedTool {
@@ -156,14 +179,24 @@ fn described(tool: &Tool) -> Value {
     json!({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}})
 }
 
+/// Whether the arguments of a tool may be an object.
+fn takes_object(tool: &Tool) -> bool {
+    match tool.function.parameters.as_ref().map(|schema| (schema.is_object(), schema.get("type"))) {
+        None | Some((true, None)) => true,
+        Some((_, Some(Value::String(kind)))) => kind == "object",
+        Some((_, Some(Value::Array(kinds)))) => kinds.iter().any(|kind| kind == "object"),
+        Some(_) => false,
+    }
+}
+
 /// The JSON schema of a call of one of the tools.
 fn call_form<'a>(tools: impl Iterator<Item = &'a Tool>) -> AnswerForm {
     let call = |(index, tool): (usize, &Tool)| {
         let mut arguments = tool.function.parameters.clone().unwrap_or_else(|| json!({"type": "object"}));
         if let Some(fields) = arguments.as_object_mut() {
-            fields.entry("type").or_insert(json!("object"));
+            fields.insert("type".to_owned(), json!("object"));
         }
-        move_references(&mut arguments, &format!("#/anyOf/{index}/properties/arguments"));
+        move_references(&mut arguments, &format!("#{}", call_path(index)));
         json!({
             "type": "object",
             "properties": {"name": {"const": tool.function.name}, "arguments": arguments},

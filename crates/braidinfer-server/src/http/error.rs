@@ -49,6 +49,14 @@ impl ApiError {
         Self { param: Some(param), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
 
+    /// The same error about the field `param`, with the first of `from` in its message as `to`; `None` if it is not in there.
+    pub fn moved(&self, from: &str, to: &str, param: &str) -> Option<Self> {
+        let is_whole = |rest: &str| rest.is_empty() || rest.starts_with(['/', '\'', '.', ' ']);
+        let at = self.message.find(from).filter(|at| is_whole(&self.message[at + from.len()..]))?;
+        let message = format!("{}{to}{}", &self.message[..at], &self.message[at + from.len()..]);
+        Some(Self { param: Some(param.to_owned()), message, ..self.clone() })
+    }
+
     fn refusal(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { code: Some(code), ..Self::new(status, message) }
     }

@@ -69,7 +69,6 @@ const AS_IT_IS: &[(&str, &str)] = &[
     ("return_tokens_as_token_ids", "false"),
     ("separate_reasoning", "true"),
     ("spaces_between_special_tokens", "true"),
-    ("suffix", "\"\""),
     ("tfs_z", "1"),
     ("typical_p", "1"),
     ("use_beam_search", "false"),

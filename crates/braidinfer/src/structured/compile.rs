@@ -5,6 +5,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
 use super::AnswerForm;
+use super::references::with_plain_references;
 use crate::contained::contained;
 use crate::engine::TokenMask;
 
@@ -28,6 +29,10 @@ impl Progress {
     ///
     /// Fails with what the form is instead of a usable one.
     pub(super) fn begin(parsers: &ParserFactory, form: &AnswerForm) -> Result<Self, String> {
+        let form = match form {
+            AnswerForm::JsonSchema(schema) => &AnswerForm::JsonSchema(with_plain_references(schema.clone())),
+            form => form,
+        };
         let begun = try_begin(parsers, form);
         match (begun, form) {
             (Err(message), AnswerForm::JsonSchema(schema)) => {

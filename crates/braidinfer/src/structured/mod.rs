@@ -3,6 +3,7 @@
 mod compile;
 mod limits;
 mod processes;
+mod references;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, PoisonError};

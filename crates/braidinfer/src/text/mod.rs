@@ -3,6 +3,7 @@
 mod chat_template;
 mod gguf;
 mod growth;
+mod infill;
 mod sentencepiece;
 mod settings;
 mod stop;
@@ -14,6 +15,7 @@ pub(crate) use gguf::write::write as write_tokenizer;
 
 pub(crate) use chat_template::template_service;
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateClock};
+pub use infill::InfillTokens;
 pub use sentencepiece::SentencePiece;
 pub use settings::TokenizerSettings;
 pub use stop::{StopMatcher, overlap};
