@@ -146,10 +146,11 @@ pub(crate) struct Loaded {
 fn chat_template(source: &ModelSource, settings: &TokenizerSettings, options: &LoadOptions) -> Result<FoundTemplate> {
     let worker = options.worker.as_ref();
     if let Some(name) = &options.chat_template {
-        return ChatTemplate::read_other(name, source, settings, worker).map(FoundTemplate::Usable);
+        return ChatTemplate::read_other(name, source, settings, worker)
+            .map(|template| FoundTemplate::Usable(Box::new(template)));
     }
     match ChatTemplate::read(source, settings, worker) {
-        Ok(template) => Ok(template.map_or(FoundTemplate::None, FoundTemplate::Usable)),
+        Ok(template) => Ok(template.map_or(FoundTemplate::None, |template| FoundTemplate::Usable(Box::new(template)))),
         // It stops only what needs it.
         Err(Error::Text { path, message }) => Ok(FoundTemplate::Faulty { path, message }),
         Err(error) => Err(error),

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub(crate) enum FoundTemplate {
     None,
-    Usable(ChatTemplate),
+    Usable(Box<ChatTemplate>),
     /// One that cannot be used.
     Faulty {
         path: String,

@@ -213,7 +213,8 @@ impl HuggingFace {
 
     fn byte_level(&self) -> Result<Form> {
         let ignore_merges = self.json["model"]["ignore_merges"] == true;
-        let pre = pre_tokenizer::of_json(&self.json["pre_tokenizer"], ignore_merges);
+        let nfc = self.json["normalizer"]["type"] == "NFC";
+        let pre = pre_tokenizer::of_json(&self.json["pre_tokenizer"], nfc, ignore_merges);
         let merges = self.merges()?.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
         Ok(Form {
             model: BYTE_LEVEL_BPE,
