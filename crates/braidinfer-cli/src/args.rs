@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -86,7 +87,7 @@ Examples:
 pub struct RunArgs {
     /// A model directory, GGUF file or Hub id, then the text to continue; both may be left out
     #[arg(value_name = "MODEL|PROMPT", num_args = 0..=2)]
-    pub positional: Vec<String>,
+    pub positional: Vec<OsString>,
     /// Token ids to continue, instead of text
     #[arg(long, value_parser = parse_ids, value_name = "ID,..", conflicts_with = "file")]
     pub ids: Option<Ids>,
@@ -106,7 +107,7 @@ pub struct RunArgs {
 #[command(allow_negative_numbers = true)]
 pub struct ChatArgs {
     /// A model directory, GGUF file or Hub id; the built-in demo model if left out
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// Instructions that stand before the chat
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -119,7 +120,7 @@ pub struct ChatArgs {
 #[derive(Debug, Args)]
 pub struct LogitsArgs {
     /// A model directory, GGUF file or Hub id; the built-in demo model if left out
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// Token ids
     #[arg(
         long,
@@ -145,7 +146,7 @@ pub struct LogitsArgs {
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// A model directory, GGUF file or Hub id; the built-in demo model if left out
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// List every tensor
     #[arg(long)]
     pub tensors: bool,
@@ -162,7 +163,7 @@ pub struct InspectArgs {
 pub struct TokenizeArgs {
     /// A model directory, GGUF file or Hub id (or a tokenizer.json or tokenizer.model), then the text; both may be left out
     #[arg(value_name = "MODEL|TEXT", num_args = 0..=2)]
-    pub positional: Vec<String>,
+    pub positional: Vec<OsString>,
     /// Read the text from a file
     #[arg(long, short, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -200,7 +201,7 @@ Examples:
 pub struct QuantizeArgs {
     /// A model directory, a GGUF file or a Hub id
     #[arg(value_name = "SRC")]
-    pub source: String,
+    pub source: OsString,
     /// The file to write; its name ends in .gguf
     #[arg(value_name = "DST.gguf")]
     pub destination: PathBuf,
@@ -236,7 +237,7 @@ Examples:
   braidinfer check q.gguf --full --export report.html")]
 pub struct CheckArgs {
     /// A model directory, GGUF file or Hub id; the built-in demo model if left out
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// Show every layer
     #[arg(long, short)]
     pub verbose: bool,
@@ -263,7 +264,7 @@ Examples:
   braidinfer validate q.gguf --context 8192 --export report.html")]
 pub struct ValidateArgs {
     /// A model directory, GGUF file or Hub id; the built-in demo model if left out
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     #[command(flatten)]
     pub report: ReportArgs,
     #[command(flatten)]
@@ -283,7 +284,7 @@ Examples:
 pub struct CompareArgs {
     /// Model directories, GGUF files or Hub ids
     #[arg(value_name = "MODEL", required = true, num_args = 1..)]
-    pub models: Vec<String>,
+    pub models: Vec<OsString>,
     #[command(flatten)]
     pub report: ReportArgs,
     #[command(flatten)]
@@ -318,7 +319,7 @@ Examples:
 )]
 pub struct BenchArgs {
     /// A model directory, GGUF file or Hub id; the built-in demo model if left out
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub prompt_tokens: usize,
@@ -490,7 +491,7 @@ Examples:
   curl localhost:8080/v1/completions -H 'content-type: application/json' -d '{\"prompt\": \"Once upon\"}'")]
 pub struct ServeArgs {
     /// A model directory, GGUF file or Hub id; the built-in demo model if left out
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     #[command(flatten)]
     pub network: NetworkArgs,
     #[command(flatten)]
@@ -580,12 +581,23 @@ pub struct ConversationArgs {
     /// How the model marks its reasoning: `auto` looks into its chat template, `none` leaves it in the text
     #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = format_names(&["auto", "none"], ReasoningFormat::names()))]
     pub reasoning_format: String,
+    /// Names of reasoning in answers: some proxies refuse messages that have both
+    #[arg(long, value_enum, default_value_t = ReasoningFieldArg::Both)]
+    pub reasoning_field: ReasoningFieldArg,
     /// Most tokens of reasoning before an answer, where a request does not say (`thinking_budget`)
     #[arg(long, value_name = "N")]
     pub reasoning_budget: Option<usize>,
     /// How the model writes tool calls: `auto` looks into its chat template
     #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = format_names(&["auto"], ToolCallFormat::names()))]
     pub tool_call_format: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum ReasoningFieldArg {
+    Both,
+    ReasoningContent,
+    Reasoning,
 }
 
 fn format_names(words: &[&'static str], names: impl Iterator<Item = &'static str>) -> PossibleValuesParser {

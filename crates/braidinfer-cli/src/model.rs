@@ -1,10 +1,11 @@
 //! Opens the model that the arguments ask for.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use braidinfer::compat::Precision;
 use braidinfer::executor::Kernels;
 use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
@@ -16,9 +17,10 @@ use crate::hub::Bars;
 use crate::{demo, interrupt, output};
 
 /// The files of the argument MODEL, or the built-in model if it is absent.
-pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
+pub fn source(model: Option<&OsStr>) -> anyhow::Result<ModelSource> {
     let Some(model) = model else { return Ok(demo::SOURCE) };
-    let name = ModelName::parse(model)?;
+    // What is not UTF-8 is a path.
+    let name = model.to_str().map_or_else(|| Ok(ModelName::Path(model.into())), ModelName::parse)?;
     if let ModelName::Hub(_) = name {
         interrupt::install()?;
     }
@@ -27,24 +29,30 @@ pub fn source(model: Option<&str>) -> anyhow::Result<ModelSource> {
 
 /// Sorts up to two positional arguments into MODEL and text. `has_text` says that the text comes from elsewhere.
 pub fn split_positional(
-    mut positional: Vec<String>,
+    mut positional: Vec<OsString>,
     has_text: bool,
-) -> anyhow::Result<(Option<String>, Option<String>)> {
+) -> anyhow::Result<(Option<OsString>, Option<String>)> {
     let last = positional.pop();
     match (positional.pop(), last) {
         (Some(_), Some(text)) if has_text => {
+            let text = text.to_string_lossy();
             bail!("expected one source of text, found the argument `{text}` beside --ids or --file")
         }
-        (Some(model), text) => Ok((Some(model), text)),
+        (Some(model), text) => Ok((Some(model), text.map(utf8).transpose()?)),
         (None, Some(only)) if has_text || looks_like_path(&only) => Ok((Some(only), None)),
-        (None, text) => Ok((None, text)),
+        (None, text) => Ok((None, text.map(utf8).transpose()?)),
     }
 }
 
+fn utf8(text: OsString) -> anyhow::Result<String> {
+    text.into_string().map_err(|text| anyhow!("expected UTF-8 text, found `{}`", text.to_string_lossy()))
+}
+
 /// Whether a single argument is a model and not text: it is an existing path, or looks like a path or a Hub id.
-fn looks_like_path(argument: &str) -> bool {
-    let path_like = argument.contains('/') || argument.ends_with(".gguf");
-    Path::new(argument).exists() || (path_like && !argument.contains(char::is_whitespace))
+fn looks_like_path(argument: &OsStr) -> bool {
+    let text = argument.to_string_lossy();
+    let path_like = text.contains('/') || text.ends_with(".gguf");
+    Path::new(argument).exists() || (path_like && !text.contains(char::is_whitespace))
 }
 
 /// Text from a file, or from standard input if that is not a terminal; byte for byte.
@@ -68,7 +76,7 @@ pub fn read_text(file: Option<&PathBuf>, what: &str) -> anyhow::Result<String> {
 }
 
 /// Opens a model with a progress bar, prints its notes, and returns the time it took.
-pub fn open(model: Option<&str>, args: &LoadArgs) -> anyhow::Result<(Llm, Duration)> {
+pub fn open(model: Option<&OsStr>, args: &LoadArgs) -> anyhow::Result<(Llm, Duration)> {
     let started = Instant::now();
     interrupt::install()?;
     let source = source(model)?;

@@ -1,5 +1,7 @@
 //! A model with load options in one argument, for commands that compare two sides.
 
+use std::ffi::OsString;
+
 use anyhow::{Context, anyhow, bail};
 use braidinfer::compat::Precision;
 use braidinfer::executor::Kernels;
@@ -14,7 +16,7 @@ const OPTIONS: [&str; 4] = ["kernels", "precision", "dtype", "quantize"];
 
 /// A local model with its load options.
 pub struct LocalModel {
-    pub model: String,
+    pub model: OsString,
     pub options: LoadOptions,
 }
 
@@ -27,13 +29,13 @@ impl LocalModel {
     /// Parses the other side: another model, or `NAME=VALUE[,NAME=VALUE]..` for this model with other options.
     pub fn other(&self, text: &str) -> anyhow::Result<Self> {
         let is_way = text.split(',').all(|part| part.split_once('=').is_some_and(|(name, _)| OPTIONS.contains(&name)));
-        if is_way { Self::parse(&format!("{},{text}", self.model)) } else { Self::parse(text) }
+        if is_way { Self::parse(&format!("{},{text}", self.model.to_string_lossy())) } else { Self::parse(text) }
     }
 
     /// Parses `MODEL[,NAME=VALUE]..`, whose options override those of both sides.
     pub fn parse_over(text: &str, computing: &ComputingArgs) -> anyhow::Result<Self> {
         let mut parts = text.split(',');
-        let model = parts.next().unwrap_or_default().to_owned();
+        let model = parts.next().unwrap_or_default().into();
         let (mut kernels, mut precision, mut computing) = (KernelsArg::Auto, None, computing.clone());
         let mut seen = Vec::new();
         for part in parts {

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use serde_json::json;
-use support::{Broken, braidinfer, fixtures, model, refuse, stderr};
+use support::{Broken, braidinfer, fixtures, model, refuse, stderr, succeed};
 use tempfile::TempDir;
 
 #[test]
@@ -248,7 +248,10 @@ fn broken_tokenizers_and_templates() {
     let args = [broken.run_args(), vec!["--chat-template".into(), other.display().to_string()]].concat();
     assert!(!stderr(&support::output(args)).contains("chats are refused"), "another template is taken");
     let args = [broken.run_args(), vec!["--chat-template".into(), "/absent.jinja".into()]].concat();
-    assert!(stderr(&support::output(args)).contains("/absent.jinja: expected a chat template"), "an absent one is not");
+    assert!(
+        stderr(&support::output(args)).contains("/absent.jinja: expected a file with a chat template"),
+        "an absent one is not"
+    );
     let broken = Broken::copy_of("llama").write("generation_config.json", "{\"eos_token_id\": 1.5}");
     broken.refused(&["generation_config.json: field `eos_token_id`: expected a token id", "found 1.5"]);
 }
@@ -449,5 +452,46 @@ fn what_is_no_model_is_named() {
     ] {
         fs::write(folder.file(name), text).expect("it can be written");
         refuse(["run", &folder.file(name).display().to_string(), "--ids", "1"], &[says]);
+    }
+}
+
+#[test]
+fn other_tokenizers_and_encodings_are_named_and_marks_are_read() {
+    let refused = |broken: &Broken, texts: &[&str]| {
+        refuse(["run", &broken.path().display().to_string(), "some text"], texts);
+    };
+    let tekken = Broken::copy_of("llama").write("tekken.json", "{}");
+    refused(&tekken, &["found Mistral's own tokenizer in tekken.json: take tokenizer.json"]);
+    refused(
+        &Broken::copy_of("llama").write("qwen.tiktoken", "IQ== 0\n"),
+        &["a list of tokens for tiktoken in qwen.tiktoken"],
+    );
+    let original = Broken::copy_of("llama").write("tokenizer.model", "IQ== 0\nIg== 1\n");
+    refused(&original, &["tokenizer.model: expected a SentencePiece model, found a list of tokens for tiktoken"]);
+    let config = fs::read_to_string(model("llama").join("config.json")).expect("it can be read");
+    let wide: Vec<u8> = "\u{feff}".encode_utf16().chain(config.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    let broken = Broken::copy_of("llama");
+    fs::write(broken.file("config.json"), wide).expect("it can be written");
+    broken.refused(&["config.json: expected a file of a model, found text in UTF-16"]);
+    let marked = Broken::copy_of("llama").write("config.json", format!("\u{feff}{config}"));
+    succeed(marked.run_args());
+}
+
+#[cfg(unix)]
+#[test]
+fn paths_need_not_be_utf_8() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let odd = folder.path().join(OsStr::from_bytes(b"model \xff"));
+    std::os::unix::fs::symlink(model("llama"), &odd).expect("a link can be made");
+    let file = folder.path().join(OsStr::from_bytes(b"\xfe.gguf"));
+    let succeeds = |args: &[&OsStr]| _ = succeed(args);
+    let word = OsStr::new;
+    succeeds(&[word("quantize"), odd.as_ref(), file.as_ref(), word("--type"), word("q8_0")]);
+    for path in [&odd, &file] {
+        succeeds(&[word("run"), path.as_ref(), word("--ids"), word("1,2"), word("-n"), word("2")]);
+        succeeds(&[word("inspect"), path.as_ref()]);
+        succeeds(&[word("logits"), path.as_ref(), word("--ids"), word("1")]);
     }
 }

@@ -74,10 +74,40 @@ pub(crate) fn check_file(path: &Path) -> Result<()> {
         format!("a pointer of Git LFS{size}: fetch the file with `git lfs pull`")
     } else if text.starts_with("<!DOCTYPE") || text.starts_with("<!doctype") || text.starts_with("<html") {
         "a web page, which was saved in its place: download the file itself".to_owned()
+    } else if path.extension().is_some_and(|kind| kind == "json")
+        && (first.starts_with(&[0xff, 0xfe]) || first.starts_with(&[0xfe, 0xff]))
+    {
+        "text in UTF-16: save it as UTF-8".to_owned()
     } else {
         return Ok(());
     };
     Err(missing(path, "a file of a model", found))
+}
+
+/// What a directory has instead of a tokenizer that is read.
+pub(crate) fn other_tokenizer(path: &Path) -> Option<String> {
+    let names = names_in(path);
+    let has = |name: &str| names.iter().any(|found| found == name);
+    if has("tokenizer.json") {
+        return None;
+    }
+    let advice = "take tokenizer.json from a copy of the model in the layout of transformers";
+    if has("tokenizer.model") {
+        return is_tiktoken(&path.join("tokenizer.model"))
+            .then(|| format!("a list of tokens for tiktoken in tokenizer.model: {advice}"));
+    }
+    let file = names.iter().find(|name| *name == "tekken.json" || name.ends_with(".tiktoken"))?;
+    let kind = if file == "tekken.json" { "Mistral's own tokenizer" } else { "a list of tokens for tiktoken" };
+    Some(format!("{kind} in {file}: {advice}"))
+}
+
+/// Whether a file has lines of a token in base64 and a number.
+fn is_tiktoken(path: &Path) -> bool {
+    let first = first_bytes(path, FIRST_BYTES).unwrap_or_default();
+    let line = first.split(|byte| *byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+    line.and_then(|line| line.trim_end().split_once(' '))
+        .is_some_and(|(token, rank)| !token.is_empty() && token.bytes().all(is_base64) && rank.parse::<u32>().is_ok())
 }
 
 /// Whether a file begins as GGUF files do.

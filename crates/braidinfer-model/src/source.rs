@@ -37,6 +37,9 @@ pub enum ModelSource {
 /// Most bytes of a file that is read whole: settings, tokenizers and templates. The largest ones have some tens of megabytes.
 const MOST_READ: u64 = 512 << 20;
 
+/// Some editors write it at the beginning of UTF-8 text.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 impl ModelSource {
     /// Opens a model directory or a GGUF file. Fails if there is neither at `path`.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
@@ -106,14 +109,27 @@ impl ModelSource {
         }
     }
 
-    /// The whole contents of `file`, or `None` if the model has no such file.
+    /// The whole contents of `file` but for a byte order mark, or `None` if the model has no such file.
     pub fn read(&self, file: &str) -> Result<Option<Vec<u8>>> {
-        match self {
-            Self::Directory(dir) => read_optional(&dir.join(file)),
+        let contents = match self {
+            Self::Directory(dir) => read_optional(&dir.join(file))?,
             _ => match self.in_memory(file) {
-                Some(bytes) => Ok(Some(bytes.read(0..bytes.len())?.into_owned())),
-                None => Ok(None),
+                Some(bytes) => Some(bytes.read(0..bytes.len())?.into_owned()),
+                None => None,
             },
+        };
+        Ok(contents.map(|bytes| match bytes.strip_prefix(BYTE_ORDER_MARK) {
+            Some(text) => text.to_owned(),
+            None => bytes,
+        }))
+    }
+
+    /// What a directory has instead of a tokenizer that is read, and what to do, in words for a message; `None` if it has one
+    /// or nothing of the kind.
+    pub fn other_tokenizer(&self) -> Option<String> {
+        match self {
+            Self::Directory(dir) => look::other_tokenizer(dir),
+            Self::Embedded { .. } | Self::Memory { .. } | Self::Gguf(_) => None,
         }
     }
 

@@ -115,6 +115,16 @@ fn window_patterns_follow_their_architecture() {
     assert_eq!(of("gemma2", listed), [full, w, full, w, full, full], "a list wins over the rule");
     let message = describe(&config("gemma2", json!({"layer_types": ["mamba"]}))).expect_err("one entry").to_string();
     assert!(message.contains("field `layer_types`: expected 6 entries"), "{message}");
+    // Whether or not it decides anything.
+    for (name, changes) in [
+        ("llama", json!({"layer_types": ["full_attention"]})),
+        ("qwen2", json!({"layer_types": vec!["mamba"; 6], "use_sliding_window": false})),
+        ("qwen3", json!({"layer_types": vec!["linear_attention"; 6]})),
+        ("phi3", json!({"layer_types": [1, 2, 3, 4, 5, 6]})),
+    ] {
+        let message = describe(&config(name, changes)).expect_err("no such kinds").to_string();
+        assert!(message.contains("field `layer_types`"), "{name}: {message}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use braidinfer::Llm;
 
 #[doc(hidden)]
 pub use self::api::fuzzing::parse_request;
-pub use self::http::{FormatChoice, Listener, ModelNames, ServerConfig, StartError, TlsFiles};
+pub use self::http::{FormatChoice, Listener, ModelNames, ReasoningFields, ServerConfig, StartError, TlsFiles};
 
 use self::metrics::Metrics;
 use self::served::{App, Served};

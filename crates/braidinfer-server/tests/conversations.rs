@@ -3,7 +3,7 @@
 mod support;
 
 use braidinfer::LoadOptions;
-use braidinfer_server::{FormatChoice, ModelNames, ServerConfig};
+use braidinfer_server::{FormatChoice, ModelNames, ReasoningFields, ServerConfig};
 use serde_json::{Value, json};
 use support::{Model, TestServer, config, demo_with_template, demo_with_templates, streamed_message, with};
 
@@ -82,6 +82,10 @@ fn reasoning_can_be_left_in_the_text_and_switched_off() {
     }
     let (_folder, server) = served(&template, ServerConfig { reasoning_format: FormatChoice::None, ..config() });
     assert!(ask(&server, json!({}))["choices"][0]["message"]["reasoning_content"].is_null());
+    let fields = ReasoningFields::ReasoningContent;
+    let (_folder, server) = served(&template, ServerConfig { reasoning_fields: fields, ..config() });
+    let message = ask(&server, json!({}))["choices"][0]["message"].clone();
+    assert!(message["reasoning_content"].is_string() && message.get("reasoning").is_none(), "{message}");
 }
 
 /// A template that writes tools and calls as most do, and mentions the marks of a family.

@@ -124,6 +124,8 @@ pub(crate) struct ModelParts {
     pub(crate) spec: DecoderSpec,
     pub(crate) weights: Weights,
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// What the model has instead of a tokenizer.
+    pub(crate) other_tokenizer: Option<String>,
     pub(crate) chat_template: FoundTemplate,
     pub(crate) generation: GenerationConfig,
     pub(crate) label: String,
@@ -192,8 +194,20 @@ impl ModelParts {
         let context = context(&spec, options.context, &mut notes)?;
         let label = source.label();
         let room_for_kv = usize::MAX;
-        let mut parts =
-            Self { spec, weights, tokenizer, chat_template, generation, label, notes, context, room_for_kv, threads };
+        let other_tokenizer = source.other_tokenizer();
+        let mut parts = Self {
+            spec,
+            weights,
+            tokenizer,
+            other_tokenizer,
+            chat_template,
+            generation,
+            label,
+            notes,
+            context,
+            room_for_kv,
+            threads,
+        };
         parts.fit(options, Room::now());
         Ok(parts)
     }

@@ -1,6 +1,7 @@
 //! `braidinfer inspect`: metadata of a model's files, without loading the weights.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 
 use braidinfer::model::spec::{AttentionSpec, FeedForward, LayerSpec, Mixer, NormKind};
 use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, TensorView, Weights, describe};
@@ -90,7 +91,7 @@ pub fn run(args: InspectArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn inspect(model: Option<&str>) -> anyhow::Result<Inspection> {
+fn inspect(model: Option<&OsStr>) -> anyhow::Result<Inspection> {
     let source = model::source(model)?;
     let (description, config) = describe(&source)?;
     let weights = Weights::open(&source, &description.spec, &description.names)?;

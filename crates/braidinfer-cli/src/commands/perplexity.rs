@@ -1,5 +1,6 @@
 //! `braidinfer perplexity`.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -59,9 +60,14 @@ pub fn before_quantizing(source: &ModelSource, file: Option<&PathBuf>) -> anyhow
 }
 
 /// Measures the quantized file against its source.
-pub fn after_quantizing(source: &str, written: &str, reading: &Reading, threads: Option<usize>) -> anyhow::Result<()> {
+pub fn after_quantizing(
+    source: &OsStr,
+    written: &OsStr,
+    reading: &Reading,
+    threads: Option<usize>,
+) -> anyhow::Result<()> {
     let options = model::options(Kernels::Auto, &computing(threads))?;
-    let exact = |model: &str| LocalModel {
+    let exact = |model: &OsStr| LocalModel {
         model: model.to_owned(),
         options: LoadOptions { precision: Precision::Exact, ..options.clone() },
     };

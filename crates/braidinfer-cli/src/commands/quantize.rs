@@ -37,7 +37,7 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
     report.notes.iter().for_each(output::note);
     output::print_line(output::one_line(&summary(&args, &report)))?;
     reading.map_or(Ok(()), |reading| {
-        perplexity::after_quantizing(&args.source, &args.destination.display().to_string(), &reading, args.threads)
+        perplexity::after_quantizing(&args.source, args.destination.as_os_str(), &reading, args.threads)
     })
 }
 

@@ -12,11 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::{FormLimits, KvCacheRoom, Llm, LoadOptions, WorkLimits};
-use braidinfer_server::{FormatChoice, ModelNames, Server, ServerConfig, TlsFiles};
+use braidinfer_server::{FormatChoice, ModelNames, ReasoningFields, Server, ServerConfig, TlsFiles};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ServeArgs};
+use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ReasoningFieldArg, ServeArgs};
 use crate::{INTERRUPTED, model, output, stderr, wording};
 
 /// Environment variable for an API key, which unlike a flag is not visible in the process list.
@@ -103,7 +103,8 @@ fn names(args: &ServeArgs) -> (Vec<String>, Option<String>) {
         return (args.engine.served_model_name.clone(), None);
     }
     let Some(model) = &args.model else { return (vec!["demo".to_owned()], None) };
-    let file = model.trim_end_matches('/').rsplit('/').next().unwrap_or(model);
+    let model = model.to_string_lossy();
+    let file = model.trim_end_matches('/').rsplit('/').next().unwrap_or(&model);
     match file.strip_suffix(".gguf").filter(|name| !name.is_empty()) {
         Some(name) => (vec![name.to_owned()], Some(file.to_owned())),
         None => (vec![file.to_owned()], None),
@@ -140,6 +141,11 @@ fn config(all: &ServeArgs) -> anyhow::Result<ServerConfig> {
         },
         tool_call_format: ToolCallFormat::named(&conversation.tool_call_format),
         thinking_budget: conversation.reasoning_budget,
+        reasoning_fields: match conversation.reasoning_field {
+            ReasoningFieldArg::Both => ReasoningFields::Both,
+            ReasoningFieldArg::ReasoningContent => ReasoningFields::ReasoningContent,
+            ReasoningFieldArg::Reasoning => ReasoningFields::Reasoning,
+        },
         model_names: ModelNames { listed: listed.split_off(1), unlisted, any: engine.any_model_name },
     })
 }

@@ -1,5 +1,6 @@
 //! `braidinfer tokenize`.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::Context;
@@ -35,7 +36,7 @@ pub fn run(args: TokenizeArgs) -> anyhow::Result<()> {
 }
 
 /// The tokenizer of a model, or of a separate tokenizer file.
-fn open(model_arg: Option<&str>) -> anyhow::Result<Tokenizer> {
+fn open(model_arg: Option<&OsStr>) -> anyhow::Result<Tokenizer> {
     let path = model_arg.map(Path::new).filter(|path| path.is_file());
     if let Some(path) = path.filter(|path| path.extension().is_some_and(|kind| kind == "json" || kind == "model")) {
         return Ok(Tokenizer::read_file(path)?);

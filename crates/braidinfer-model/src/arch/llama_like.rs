@@ -153,13 +153,13 @@ fn activation(config: &JsonFile) -> Result<ActivationFunction> {
 
 /// Full or sliding-window attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LayerKind {
+pub(super) enum LayerKind {
     Full,
     Sliding,
 }
 
 /// The list `layer_types`; `None` if the config has none.
-fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec<LayerKind>>> {
+pub(super) fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec<LayerKind>>> {
     let Some(values) = config.list("layer_types")? else { return Ok(None) };
     if values.len() != layers {
         return Err(config.error(

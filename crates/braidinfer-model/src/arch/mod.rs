@@ -166,6 +166,8 @@ fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
 
 /// Checks relations between sizes that executors rely on.
 fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
+    // Also where a switch says that it is not used.
+    llama_like::layer_types(config, spec.layers.len())?;
     for attention in &spec.attentions {
         let (heads, kv_heads) = (attention.num_attention_heads, attention.num_key_value_heads);
         if kv_heads > heads || heads % kv_heads != 0 {

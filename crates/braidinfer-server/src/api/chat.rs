@@ -22,7 +22,7 @@ use super::prompts::{self, PromptEnd};
 use super::reservation;
 use super::sampling::{Delivery, ParameterFields, SharedFields};
 use super::tools::{self, Tool, ToolChoice, new_call_id};
-use crate::http::{ApiError, Client, HttpRequestId, Strict, shown};
+use crate::http::{ApiError, Client, HttpRequestId, ReasoningFields, Strict, shown};
 use crate::served::App;
 
 #[derive(Debug, Deserialize)]
@@ -134,7 +134,14 @@ async fn begin(
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
     let parsers = (0..n).map(|_| tools.parser(served.tool_calls, only_one_call)).collect();
     let is_call_forced = tools.forced.is_some();
-    let writer = ChatWriter { envelope, text, parsers, calls: vec![CallCount::default(); n], is_call_forced };
+    let writer = ChatWriter {
+        envelope,
+        text,
+        parsers,
+        calls: vec![CallCount::default(); n],
+        is_call_forced,
+        reasoning_fields: app.config.reasoning_fields,
+    };
     Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation }, writer, delivery))
 }
 
@@ -207,6 +214,7 @@ struct ChatWriter {
     calls: Vec<CallCount>,
     /// Whether an answer must be a call, so that text can only be the beginning of one that was cut.
     is_call_forced: bool,
+    reasoning_fields: ReasoningFields,
 }
 
 /// Tool calls of one choice so far.
@@ -264,8 +272,7 @@ impl ChatWriter {
         }
         let mut message = json!({"role": "assistant", "content": content, "refusal": null});
         if !answer.reasoning.is_empty() {
-            message["reasoning_content"] = json!(answer.reasoning);
-            message["reasoning"] = json!(answer.reasoning);
+            self.reasoning_fields.names().iter().for_each(|name| message[*name] = json!(answer.reasoning));
         }
         if !calls.is_empty() {
             if content.is_empty() {
@@ -315,7 +322,8 @@ impl ResponseWriter for ChatWriter {
     fn token_chunks(&mut self, choice: usize, token: Token) -> Vec<Value> {
         let mut deltas = Vec::new();
         if !token.reasoning.is_empty() {
-            deltas.push(json!({"reasoning_content": token.reasoning, "reasoning": token.reasoning}));
+            let fields = self.reasoning_fields.names().iter();
+            deltas.push(fields.map(|name| ((*name).to_owned(), json!(token.reasoning))).collect());
         }
         let mut parts = self.parse(choice, &token.text, token.finished.is_some());
         if token.finished == Some(FinishReason::Length) {

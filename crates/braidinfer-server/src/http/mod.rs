@@ -53,6 +53,8 @@ pub struct ServerConfig {
     pub tool_call_format: Option<ToolCallFormat>,
     /// Most tokens of reasoning where a request does not say.
     pub thinking_budget: Option<usize>,
+    /// Under which names reasoning is in answers.
+    pub reasoning_fields: ReasoningFields,
     /// Names of the model in requests, besides the one that it is served under.
     pub model_names: ModelNames,
     /// Largest request body, in bytes.
@@ -106,6 +108,28 @@ pub enum FormatChoice {
     None,
     /// By these marks.
     Named(ReasoningFormat),
+}
+
+/// Names of reasoning in answers: clients and proxies look for one or the other, and some refuse a message that has both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ReasoningFields {
+    /// `reasoning_content` and `reasoning`.
+    #[default]
+    Both,
+    /// `reasoning_content` alone.
+    ReasoningContent,
+    /// `reasoning` alone.
+    Reasoning,
+}
+
+impl ReasoningFields {
+    pub(crate) fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Both => &["reasoning_content", "reasoning"],
+            Self::ReasoningContent => &["reasoning_content"],
+            Self::Reasoning => &["reasoning"],
+        }
+    }
 }
 
 /// PEM files for TLS.

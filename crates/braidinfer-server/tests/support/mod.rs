@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use braidinfer::model::ModelSource;
 use braidinfer::{FormLimits, Llm, LoadOptions};
-use braidinfer_server::{FormatChoice, ModelNames, Server, ServerConfig};
+use braidinfer_server::{FormatChoice, ModelNames, ReasoningFields, Server, ServerConfig};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
@@ -44,6 +44,7 @@ pub fn config() -> ServerConfig {
         reasoning_format: FormatChoice::Own,
         tool_call_format: None,
         thinking_budget: None,
+        reasoning_fields: ReasoningFields::Both,
         model_names: ModelNames::default(),
         shutdown_timeout: Duration::from_secs(10),
     }

@@ -140,9 +140,22 @@ impl Llm {
             shadow_share: if is_checked { options.shadow_check } else { 0.0 },
         };
         let engine = Engine::new(decoder, config)?;
-        let ModelParts { spec, weights, tokenizer, chat_template, generation, label, notes, threads, .. } = parts;
+        let ModelParts {
+            spec,
+            weights,
+            tokenizer,
+            other_tokenizer,
+            chat_template,
+            generation,
+            label,
+            notes,
+            threads,
+            ..
+        } = parts;
         let shadow = is_checked.then(|| ShadowChecker::new(spec, weights, threads.clone()));
-        let text = Arc::new(ModelText { tokenizer, chat_template, generation, label, worker: options.worker.clone() });
+        let worker = options.worker.clone();
+        let text = ModelText { tokenizer, other_tokenizer, chat_template, generation, label, worker };
+        let text = Arc::new(text);
         Ok(Self { engine, answers: BTreeMap::new(), next_request: 0, shadow, compat, text, notes, threads })
     }
 

@@ -43,6 +43,8 @@ pub struct ModelText {
     pub(super) chat_template: FoundTemplate,
     pub(super) generation: GenerationConfig,
     pub(super) label: String,
+    /// What the model has instead of a tokenizer.
+    pub(super) other_tokenizer: Option<String>,
     /// Worker processes for untrusted input, if the model was opened with them.
     pub(super) worker: Option<WorkerProgram>,
 }
@@ -56,8 +58,9 @@ impl ModelText {
     /// The tokenizer, or an error that says what is missing.
     pub fn require_tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| {
+            let other = self.other_tokenizer.as_ref().map_or_else(String::new, |other| format!(", found {other}"));
             Error::Unsupported(format!(
-                "{}: the model has no tokenizer (expected `tokenizer.json` or `tokenizer.model`); give token ids instead of text",
+                "{}: the model has no tokenizer (expected `tokenizer.json` or `tokenizer.model`{other}); give token ids instead of text",
                 self.label
             ))
         })

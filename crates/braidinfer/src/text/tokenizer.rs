@@ -66,6 +66,10 @@ impl Tokenizer {
         }
         for file in [TOKENIZER_JSON, TOKENIZER_MODEL] {
             if let Some(bytes) = source.read(file)? {
+                if let Some(other) = source.other_tokenizer() {
+                    let message = format!("expected a SentencePiece model, found {other}");
+                    return Err(Error::Text { path: source.path_of(file), message });
+                }
                 return Self::parse(source.path_of(file), &bytes, settings).map(Some);
             }
         }

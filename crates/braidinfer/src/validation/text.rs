@@ -13,7 +13,8 @@ const ROUND_TRIP: &str = "Two lines,\nwith 3 numbers: 12.5, 7 and 1000; and word
 pub(super) fn findings(parts: &ModelParts) -> Vec<Finding> {
     let Some(tokenizer) = &parts.tokenizer else {
         let fix = "add tokenizer.json or tokenizer.model; without them the model takes and gives token ids";
-        let missing = Finding::warn(AREA, "tokenizer", "none", fix);
+        let found = parts.other_tokenizer.as_deref().unwrap_or("none");
+        let missing = Finding::warn(AREA, "tokenizer", found, fix);
         return [missing].into_iter().chain(faulty_template(parts)).collect();
     };
     let mut findings = vec![size(parts, tokenizer), round_trip(tokenizer)];
