@@ -397,6 +397,47 @@ print("<b>")
 \`\`\`
 The end.`;
 
+await step("reasoning that the server tells apart is folded and not sent back", async (page) => {
+  const delta = (fields) => `data: ${JSON.stringify({ choices: [{ index: 0, delta: fields, finish_reason: null }] })}\n\n`;
+  const body = delta({ reasoning_content: "Hm, </think> is " }) + delta({ reasoning_content: "a mark." }) + delta({ content: "It is a mark." });
+  const bodies = await playAnswers(page, { contentType: "text/event-stream", body: `${body}data: [DONE]\n\n` });
+  await ask(page, "What is </think>?");
+  await answered(page);
+  assert.equal(await said(page).textContent(), "It is a mark.");
+  assert.equal(await page.locator(".thoughts p").textContent(), "Hm, </think> is a mark.");
+  assert.equal(await page.getByText("Hm, </think>").isVisible(), false);
+  await ask(page, "Sure?");
+  await answered(page);
+  assert.deepEqual(bodies[1].messages.map(({ content }) => content), ["What is </think>?", "It is a mark.", "Sure?"]);
+  await page.reload();
+  assert.equal(await page.locator(".thoughts p").first().textContent(), "Hm, </think> is a mark.");
+});
+
+await step("a model without a chat template continues texts", async (page) => {
+  await page.getByText("it continues the text that you write").waitFor();
+  await shot(page, "continues-light");
+  await page.fill("#question", "Once upon a time");
+  const [request] = await Promise.all([page.waitForRequest("**/v1/completions"), page.click("#send")]);
+  assert.deepEqual([request.postDataJSON().prompt, request.postDataJSON().max_tokens], ["Once upon a time", 200]);
+  await answered(page);
+  const first = await page.locator(".turn").last().locator(".said").textContent();
+  assert.ok(first.length > 20, first);
+  assert.equal(await failure(page).textContent(), "");
+  await page.fill("#question", "The end");
+  const [next] = await Promise.all([page.waitForRequest("**/v1/completions"), page.click("#send")]);
+  assert.ok(next.postDataJSON().prompt.startsWith("Once upon a time") && next.postDataJSON().prompt.endsWith("\nThe end"));
+  await answered(page);
+}, {
+  prepare: async (page) => {
+    await page.route("**/v1/models", async (route) => {
+      const response = await route.fetch();
+      const models = await response.json();
+      models.data[0].has_chat_template = false;
+      await route.fulfill({ response, json: models });
+    });
+  },
+});
+
 await step("Markdown becomes elements, thoughts are folded, code can be copied", async (page) => {
   await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
   await playAnswers(page, streamOf(MARKDOWN));

@@ -43,3 +43,41 @@ fn commands_are_explained_and_limits_are_said() {
     session.send_control('d').expect("the key is taken");
     session.exp_eof().expect("it leaves");
 }
+
+/// The demo model with another chat template, or none.
+fn with_template(template: Option<&str>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("demo-model");
+    for file in std::fs::read_dir(demo).expect("the model is there") {
+        let file = file.expect("its files can be listed");
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("and copied");
+    }
+    let config = folder.path().join("tokenizer_config.json");
+    let text = std::fs::read_to_string(&config).expect("it can be read");
+    let mut settings: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    settings.as_object_mut().expect("it is an object").remove("chat_template");
+    std::fs::write(config, settings.to_string()).expect("it can be written");
+    if let Some(template) = template {
+        std::fs::write(folder.path().join("chat_template.jinja"), template).expect("it can be written");
+    }
+    folder
+}
+
+#[test]
+fn a_model_without_a_template_continues_what_is_written() {
+    let folder = with_template(None);
+    let mut session = chat(&[&folder.path().display().to_string(), "--seed", "1", "-n", "30"]);
+    let text = say(&mut session, "Once upon a time");
+    assert!(text.split_whitespace().count() > 15, "{text}");
+    assert!(!say(&mut session, "The next day").trim().is_empty());
+}
+
+#[test]
+fn reasoning_stands_apart() {
+    // The prompt says that the model thinks, and it never stops.
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}{# </think> #}";
+    let folder = with_template(Some(template));
+    let mut session = chat(&[&folder.path().display().to_string(), "--seed", "1", "-n", "30"]);
+    let text = say(&mut session, "Once upon a time");
+    assert!(text.contains("thinking: ") && !text.contains("think>"), "{text}");
+}

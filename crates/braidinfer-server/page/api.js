@@ -19,6 +19,9 @@ const MEANING = {
   503: "The server is not ready",
 };
 
+/** Models that only continue texts seldom come to an end. */
+const CONTINUATION_TOKENS = 200;
+
 let key = recall("sessionStorage", "key", null);
 let model = null;
 let askForKey = async () => null;
@@ -71,17 +74,31 @@ async function failureOf(response) {
   return new Failure(/[.!?]$/.test(message) ? message + advice : `${message}.${advice}`, response.status);
 }
 
-/** The name of the served model. */
-export async function modelName(signal) {
-  model ??= (await (await request("v1/models", { signal })).json()).data?.[0]?.id ?? null;
+/** The served model: its name, and whether it has a chat template. Models without one only continue texts. */
+export async function servedModel(signal) {
+  model ??= described((await (await request("v1/models", { signal })).json()).data?.[0]);
   if (model === null) throw new Failure("The server has no model.");
   return model;
 }
 
+function described(entry) {
+  return entry ? { name: entry.id, chats: entry.has_chat_template !== false } : null;
+}
+
 /** Chunks of an answer as they come; throws if it breaks off. */
 export async function* streamAnswer(messages, sampling, signal) {
-  const body = { model: await modelName(signal), messages, stream: true, stream_options: { include_usage: true }, ...sampling };
-  const response = await request("v1/chat/completions", {
+  yield* streamed("v1/chat/completions", { messages, ...sampling }, signal);
+}
+
+/** Chunks of what follows a text. */
+export async function* streamContinuation(prompt, { max_completion_tokens, ...sampling }, signal) {
+  yield* streamed("v1/completions", { prompt, max_tokens: max_completion_tokens ?? CONTINUATION_TOKENS, ...sampling }, signal);
+}
+
+async function* streamed(path, fields, signal) {
+  const { name } = await servedModel(signal);
+  const body = { model: name, stream: true, stream_options: { include_usage: true }, ...fields };
+  const response = await request(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),

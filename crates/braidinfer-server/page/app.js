@@ -1,6 +1,6 @@
 // Puts the page together: panels, the key, Escape, and who answers.
 
-import { modelName, onKeyNeeded } from "./api.js";
+import { onKeyNeeded, servedModel } from "./api.js";
 import { Chat } from "./chat.js";
 import { closeMetrics, openMetrics, startMetrics } from "./metrics.js";
 import { openReport } from "./report.js";
@@ -58,18 +58,25 @@ function askForKey(reason) {
   });
 }
 
-function showModel(name, failed = false) {
+function showModel({ name, chats }) {
+  showLine(name, false);
+  byId("continues").hidden = chats;
+  byId("empty-title").textContent = chats ? "Ask something" : "Begin a text";
+  byId("question").placeholder = chats ? "Write a message" : "Write the beginning of a text";
+}
+
+function showLine(text, failed) {
   const line = byId("model");
-  line.textContent = line.title = name;
+  line.textContent = line.title = text;
   line.classList.toggle("failed", failed);
 }
 
 /** A server may listen before it has loaded its model. */
 async function findModel() {
   try {
-    showModel(await modelName());
+    showModel(await servedModel());
   } catch (error) {
-    showModel(error.message, true);
+    showLine(error.message, true);
     if (error.status === 503) setTimeout(findModel, LOADING_PERIOD);
   }
 }

@@ -1,9 +1,9 @@
 // The conversation: sending, stopping, answering again, and what of it survives a reload.
 
-import { modelName, streamAnswer } from "./api.js";
+import { servedModel, streamAnswer, streamContinuation } from "./api.js";
 import { keep, recall } from "./memory.js";
 import { sampling, systemPrompt } from "./settings.js";
-import { TurnView, splitThought } from "./turn.js";
+import { TurnView, partsOf } from "./turn.js";
 
 /** Distance from the end, in pixels, at which a reader still counts as being there. */
 const NEAR_END = 40;
@@ -11,6 +11,10 @@ const NEAR_END = 40;
 const SHORTEST_STREAM = 0.005;
 
 const byId = (id) => document.getElementById(id);
+
+/** New text of an answer. */
+const saidIn = (choice) => choice?.delta?.content ?? choice?.text ?? "";
+const thoughtIn = (choice) => choice?.delta?.reasoning_content ?? choice?.delta?.reasoning ?? "";
 
 /** Measures one answer while it comes. */
 class Stopwatch {
@@ -26,7 +30,7 @@ class Stopwatch {
     const choice = chunk.choices?.[0];
     this.usage = chunk.usage ?? this.usage;
     this.finish = choice?.finish_reason ?? this.finish;
-    if (!choice?.delta?.content) return;
+    if (!saidIn(choice) && !thoughtIn(choice)) return;
     this.last = performance.now();
     this.first ??= this.last;
     this.pieces += 1;
@@ -48,7 +52,7 @@ class Stopwatch {
 }
 
 export class Chat {
-  /** `showModel(name)` is told who answers. */
+  /** `showModel(model)` is told who answers. */
   constructor(showModel) {
     this.showModel = showModel;
     this.question = byId("question");
@@ -89,7 +93,7 @@ export class Chat {
   send() {
     const question = this.question.value.trim();
     if (question === "") return;
-    this.views.push(this.addView({ question, answer: "", figures: null, failure: null }));
+    this.views.push(this.addView({ question, thought: "", answer: "", figures: null, failure: null }));
     this.question.value = "";
     keep("sessionStorage", "draft", "");
     this.fitQuestion();
@@ -106,34 +110,37 @@ export class Chat {
   async answerLast() {
     if (this.stopper) return;
     const view = this.views.at(-1);
-    const { answer, figures } = view.turn;
-    const messages = this.messages();
+    const { thought, answer, figures } = view.turn;
+    const asked = { messages: this.messages(), text: this.text() };
     const stopper = (this.stopper = new AbortController());
-    Object.assign(view.turn, { answer: "", figures: null, failure: null, arriving: true });
+    Object.assign(view.turn, { thought: "", answer: "", figures: null, failure: null, arriving: true });
     this.showState();
     view.show();
     this.follower.goToEnd();
     announce("Answering");
-    await this.read(view, messages, stopper.signal);
+    await this.read(view, asked, stopper.signal);
     this.stopper = null;
     view.turn.arriving = false;
-    if (view.turn.answer === "" && answer !== "") Object.assign(view.turn, { answer, figures });
+    if (view.turn.answer === "" && answer !== "") Object.assign(view.turn, { thought, answer, figures });
     view.show();
     this.save();
     this.showState();
-    if (!view.turn.failure) announce(splitThought(view.turn.answer).said);
+    if (!view.turn.failure) announce(partsOf(view.turn).said);
   }
 
-  async read(view, messages, signal) {
+  async read(view, { messages, text }, signal) {
     const { turn } = view;
     let stopwatch = new Stopwatch();
     try {
-      this.showModel(await modelName(signal));
+      const model = await servedModel(signal);
+      this.showModel(model);
       stopwatch = new Stopwatch();
-      for await (const chunk of streamAnswer(messages, sampling(), signal)) {
+      const chunks = model.chats ? streamAnswer(messages, sampling(), signal) : streamContinuation(text, sampling(), signal);
+      for await (const chunk of chunks) {
         if (signal.aborted) break;
         stopwatch.take(chunk);
-        turn.answer += chunk.choices?.[0]?.delta?.content ?? "";
+        turn.answer += saidIn(chunk.choices?.[0]);
+        turn.thought += thoughtIn(chunk.choices?.[0]);
         turn.figures = stopwatch.figures();
         view.showSoon();
       }
@@ -149,12 +156,18 @@ export class Chat {
     const system = systemPrompt();
     return [
       ...(system === "" ? [] : [{ role: "system", content: system }]),
-      ...answered.flatMap(({ turn: { question, answer } }) => [
-        { role: "user", content: question },
-        { role: "assistant", content: splitThought(answer).said || answer },
+      ...answered.flatMap(({ turn }) => [
+        { role: "user", content: turn.question },
+        { role: "assistant", content: partsOf(turn).said || turn.answer },
       ]),
       { role: "user", content: this.views.at(-1).turn.question },
     ];
+  }
+
+  /** The conversation as one text, which a model without a chat template continues. */
+  text() {
+    const turns = this.views.map(({ turn: { question, answer } }, at) => (at < this.views.length - 1 ? question + answer : question));
+    return [systemPrompt(), ...turns].filter((part) => part !== "").join("\n");
   }
 
   startAnew() {
@@ -189,7 +202,8 @@ export class Chat {
   }
 
   plainTurns() {
-    return this.views.map(({ turn: { question, answer, figures, failure } }) => ({ question, answer, figures, failure }));
+    const plain = ({ turn: { question, thought, answer, figures, failure } }) => ({ question, thought, answer, figures, failure });
+    return this.views.map(plain);
   }
 
   showState() {

@@ -7,14 +7,20 @@ import { rate, seconds } from "./numbers.js";
 /** Figures change this often while an answer arrives, in milliseconds: faster could not be read. */
 const CALM = 500;
 
-/** What a model thought, and what it said. Some chat templates open the thought themselves, before the answer begins. */
-export function splitThought(text) {
+/** What a model thought, and what it said, where the server does not tell them apart. Some chat templates open the thought
+ * themselves, before the answer begins. */
+function splitThought(text) {
   const found = /^\s*(?:<think>)?([^]*?)<\/think>([^]*)$/.exec(text) ?? /^\s*<think>([^]*)()$/.exec(text);
   return found === null ? { thought: "", said: text } : { thought: found[1].trim(), said: found[2].trimStart() };
 }
 
+/** What a model thought, and what it said. */
+export function partsOf({ thought, answer }) {
+  return thought ? { thought, said: answer } : splitThought(answer);
+}
+
 export class TurnView {
-  /** `turn` is { question, answer, figures, failure }; `again()` has it answered anew. */
+  /** `turn` is { question, thought, answer, figures, failure }; `again()` has it answered anew. */
   constructor(turn, again) {
     this.turn = turn;
     this.figuresShownAt = 0;
@@ -24,7 +30,7 @@ export class TurnView {
     this.said = create("div", { className: "said" });
     this.waiting = create("p", { className: "waiting", ariaLabel: "Waiting" }, create("i"), create("i"), create("i"));
     this.figures = create("span", { className: "figures" });
-    this.copy = copyButton(() => splitThought(turn.answer).said);
+    this.copy = copyButton(() => partsOf(turn).said);
     this.again = create("button", { type: "button", className: "quiet again", textContent: "Regenerate", onclick: again });
     this.foot = create("div", { className: "foot" }, this.figures, this.copy, this.again);
     this.failure = create("p", { className: "failure", role: "alert" });
@@ -49,13 +55,13 @@ export class TurnView {
 
   show() {
     const { answer, failure, arriving } = this.turn;
-    const { thought, said } = splitThought(answer);
+    const { thought, said } = partsOf(this.turn);
     this.element.ariaBusy = String(Boolean(arriving));
     this.thoughts.hidden = thought === "";
     this.thoughtTitle.textContent = arriving && said === "" ? "Thinking …" : "Thoughts";
     this.thought.textContent = thought;
     showMarkdown(this.said, said);
-    this.waiting.hidden = !arriving || answer !== "";
+    this.waiting.hidden = !arriving || answer + thought !== "";
     this.failure.hidden = !failure;
     this.failure.textContent = failure ?? "";
     this.copy.hidden = Boolean(arriving) || said === "";

@@ -4,8 +4,9 @@ use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 
 use anyhow::bail;
+use braidinfer::conversation::AnswerFormat;
 use braidinfer::text::ChatMessage;
-use braidinfer::{FinishReason, Llm, Prompt, SamplingParams};
+use braidinfer::{FinishReason, GenerateRequest, Llm, Prompt, SamplingParams, StreamEvent};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
@@ -19,20 +20,37 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
         bail!("chat: expected a terminal for input and output, found a file or pipe; use `braidinfer run` in scripts");
     }
     let (llm, _) = model::open(args.model.as_deref(), &args.load)?;
-    if let Err(error) = llm.text().require_chat_template() {
-        bail!("chat: {error}; use `braidinfer run` to continue plain text, or --chat-template FILE");
+    let continues = match llm.text().require_chat_template() {
+        Ok(_) => false,
+        // One that is faulty is not one that is missing.
+        Err(error) if llm.text().has_faulty_chat_template() => {
+            bail!("chat: {error}; --chat-template takes another one")
+        }
+        Err(_) => true,
+    };
+    let mut params = args.sampling.override_defaults(llm.default_sampling());
+    if continues {
+        llm.text().require_tokenizer()?;
+        let most = params.max_tokens.get_or_insert(CONTINUATION_TOKENS);
+        output::note(format!(
+            "the model has no chat template: it continues the text that you write, by {most} tokens at a time (--max-tokens)"
+        ));
     }
-    let params = args.sampling.override_defaults(llm.default_sampling());
     params.validate()?;
-    let mut chat = Chat { llm, params, system: args.system, messages: Vec::new() };
+    let mut chat = Chat { llm, params, continues, system: args.system, messages: Vec::new() };
     chat.begin();
     output::note(HELP);
     chat.talk()
 }
 
+/// Models that only continue texts seldom come to an end.
+const CONTINUATION_TOKENS: usize = 200;
+
 struct Chat {
     llm: Llm,
     params: SamplingParams,
+    /// Whether the model only continues the text of the chat, because it has no template for one.
+    continues: bool,
     /// System prompt at the beginning of every chat.
     system: Option<String>,
     messages: Vec<ChatMessage>,
@@ -71,14 +89,30 @@ impl Chat {
         }
     }
 
+    /// The prompt for the next answer, and how that becomes text.
+    fn prompt(&self) -> anyhow::Result<(Prompt, AnswerFormat)> {
+        if !self.continues {
+            return Ok((Prompt::Chat(self.messages.clone()), self.llm.text().chat_format(&self.messages)?));
+        }
+        let mut text = String::new();
+        for message in &self.messages {
+            // An answer goes on where the line ended.
+            let gap = if text.is_empty() || message.role == "assistant" { "" } else { "\n" };
+            text = text + gap + &message.content;
+        }
+        Ok((Prompt::Text(text), AnswerFormat::default()))
+    }
+
     /// Answers one line. An error of the model ends the answer, not the chat.
     fn answer(&mut self, line: String) -> anyhow::Result<()> {
         self.messages.push(ChatMessage::new("user", line));
-        let prompt = Prompt::Chat(self.messages.clone());
+        let (prompt, format) = self.prompt()?;
+        let wanted = GenerateRequest { params: self.params.clone(), format, ..GenerateRequest::default() };
         let mut printed = Ok(());
+        let mut has_reasoned = false;
         let streaming = interrupt::Working::begin();
-        let answered = self.llm.stream(&[prompt], &self.params, &mut |event| {
-            printed = output::print(event.text);
+        let answered = self.llm.stream_request(&[prompt], &wanted, &mut |event| {
+            printed = print(&event, &mut has_reasoned);
             if interrupt::requested() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         drop(streaming);
@@ -104,4 +138,18 @@ impl Chat {
         }
         Ok(())
     }
+}
+
+/// Prints new text of an answer; the reasoning before it is dimmed, or marked where there are no colours.
+fn print(event: &StreamEvent, has_reasoned: &mut bool) -> anyhow::Result<()> {
+    if !event.reasoning.is_empty() {
+        if !std::mem::replace(has_reasoned, true) {
+            output::print_dim("thinking: ")?;
+        }
+        output::print_dim(event.reasoning)?;
+    }
+    if !event.text.is_empty() && std::mem::take(has_reasoned) {
+        output::print("\n\n")?;
+    }
+    output::print(event.text)
 }

@@ -146,11 +146,7 @@ pub async fn encode_chat(
             served.check_length(rendered.len())?;
             let reasoning_start = match (served.reasoning_format, continued, end) {
                 (Some(format), Some(content), _) => format.start_after(&content),
-                (Some(format), None, PromptEnd::Answer) if format.may_be_begun_in(&rendered) => {
-                    // What a prompt has of the answer is what it has beyond the messages.
-                    let messages = render(false)?;
-                    format.start_after(rendered.strip_prefix(&messages).unwrap_or_default())
-                }
+                (Some(format), None, PromptEnd::Answer) => format.start_of_answer(&rendered, || render(false).ok()),
                 _ => ReasoningStart::Undecided,
             };
             Ok(ChatPrompt { ids: served.text.require_tokenizer()?.encode_chat(&rendered)?, reasoning_start })

@@ -53,6 +53,7 @@ fn described(served: &Served, name: &str) -> Value {
         "owned_by": "braidinfer",
         "max_model_len": served.context,
         "kernels": served.kernels.as_str(),
+        "has_chat_template": served.text.chat_template().is_some(),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::{Event, Llm, Output, Prompt, RequestId};
+use super::{Event, GenerateRequest, Llm, Output, Prompt, RequestId};
 use crate::engine::{FinishReason, SamplingParams};
 use crate::{Error, Result};
 
@@ -16,6 +16,8 @@ pub struct Completion {
     pub ids: Vec<u32>,
     /// Text of the answer, without special tokens and without the stop text; empty if the model has no tokenizer.
     pub text: String,
+    /// The reasoning before it, if the request says how to tell it.
+    pub reasoning: String,
     /// Why the answer ended.
     pub finish_reason: FinishReason,
 }
@@ -42,6 +44,8 @@ pub struct StreamEvent<'a> {
     pub token: u32,
     /// The text that is now certain; often empty, sometimes the text of several tokens.
     pub text: &'a str,
+    /// The same of the reasoning before the answer.
+    pub reasoning: &'a str,
 }
 
 impl Llm {
@@ -61,8 +65,19 @@ impl Llm {
         params: &SamplingParams,
         on_event: &mut dyn FnMut(StreamEvent) -> ControlFlow<()>,
     ) -> Result<(Vec<Completion>, Timings)> {
+        let wanted = GenerateRequest { params: params.clone(), ..GenerateRequest::default() };
+        self.stream_request(prompts, &wanted, on_event)
+    }
+
+    /// Like [`Llm::stream`], with a constraint or a format of the answers.
+    pub fn stream_request(
+        &mut self,
+        prompts: &[Prompt],
+        wanted: &GenerateRequest,
+        on_event: &mut dyn FnMut(StreamEvent) -> ControlFlow<()>,
+    ) -> Result<(Vec<Completion>, Timings)> {
         let mut generation = Generation::begin();
-        let result = generation.run(self, prompts, params, on_event);
+        let result = generation.run(self, prompts, wanted, on_event);
         // After an error or a break, no request may stay in the engine.
         generation.requests.iter().for_each(|request| self.abort(*request));
         result?;
@@ -90,21 +105,22 @@ impl Generation {
         &mut self,
         llm: &mut Llm,
         prompts: &[Prompt],
-        params: &SamplingParams,
+        wanted: &GenerateRequest,
         on_event: &mut dyn FnMut(StreamEvent) -> ControlFlow<()>,
     ) -> Result<()> {
-        self.n = params.n;
+        self.n = wanted.params.n;
         let prompts = prompts.iter().map(|prompt| llm.encode(prompt)).collect::<Result<Vec<_>>>()?;
         for ids in prompts {
-            self.requests.push(llm.add(ids.clone(), params)?);
+            self.requests.push(llm.add_request(ids.clone(), wanted)?);
             self.timings.prefill_tokens += ids.len();
             let completion = Completion {
                 prompt_ids: ids,
                 ids: Vec::new(),
                 text: String::new(),
+                reasoning: String::new(),
                 finish_reason: FinishReason::Cancelled,
             };
-            self.completions.extend(std::iter::repeat_n(completion, params.n));
+            self.completions.extend(std::iter::repeat_n(completion, self.n));
         }
         while llm.has_unfinished() {
             let reading_prompts = self.completions.iter().any(|completion| completion.ids.is_empty());
@@ -138,15 +154,18 @@ impl Generation {
         let answer = &mut self.completions[completion];
         answer.ids.push(token.id);
         answer.text += &token.text;
+        answer.reasoning += &token.reasoning;
         answer.finish_reason = token.finished.unwrap_or(FinishReason::Cancelled);
-        Ok(on_event(StreamEvent { completion, token: token.id, text: &token.text }))
+        Ok(on_event(StreamEvent { completion, token: token.id, text: &token.text, reasoning: &token.reasoning }))
     }
 
     /// Adds the text that was held back to the completions, after a cancellation.
     fn append_held_back(&mut self, llm: &mut Llm) -> Result<()> {
         for (prompt, request) in self.requests.iter().enumerate() {
             for (choice, rest) in llm.held_back(*request)? {
-                self.completions[prompt * self.n + choice].text += &rest.answer;
+                let completion = &mut self.completions[prompt * self.n + choice];
+                completion.text += &rest.answer;
+                completion.reasoning += &rest.reasoning;
             }
         }
         Ok(())

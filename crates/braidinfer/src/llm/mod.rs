@@ -268,9 +268,16 @@ impl Llm {
         params: &SamplingParams,
         constraint: Option<ConstraintFactory>,
     ) -> Result<RequestId> {
+        self.add_request(
+            prompt,
+            &GenerateRequest { params: params.clone(), constraint, format: AnswerFormat::default() },
+        )
+    }
+
+    /// Like [`Llm::add`], with all that a request may ask for.
+    pub fn add_request(&mut self, prompt: Vec<u32>, wanted: &GenerateRequest) -> Result<RequestId> {
         let call = self.next_request as u64;
-        let wanted = GenerateRequest { params: params.clone(), constraint, format: AnswerFormat::default() };
-        self.add_for(Caller { call, ..Caller::default() }, prompt, &wanted)
+        self.add_for(Caller { call, ..Caller::default() }, prompt, wanted)
     }
 
     /// Like [`Llm::add_constrained`], for one of several callers, between which the engine takes turns.

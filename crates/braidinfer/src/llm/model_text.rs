@@ -4,7 +4,8 @@ use braidinfer_model::GenerationConfig;
 
 use super::Prompt;
 use crate::containment::WorkerProgram;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::conversation::{AnswerFormat, Reasoning, ReasoningFormat, ShownTokens};
+use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
 /// What was found where a model's chat template could be.
@@ -75,6 +76,20 @@ impl ModelText {
     pub fn require_chat_template(&self) -> Result<&ChatTemplate> {
         let missing = || Error::Unsupported(format!("{}: the model has no chat template", self.label));
         self.chat_template.usable().ok_or_else(|| self.chat_template.fault().unwrap_or_else(missing))
+    }
+
+    /// Whether the model has a chat template that cannot be used.
+    pub fn has_faulty_chat_template(&self) -> bool {
+        self.chat_template.fault().is_some()
+    }
+
+    /// How the answer to a chat becomes text: by the marks of reasoning in the chat template, if there are any.
+    pub fn chat_format(&self, messages: &[ChatMessage]) -> Result<AnswerFormat> {
+        let template = self.require_chat_template()?;
+        let Some(format) = ReasoningFormat::of(template) else { return Ok(AnswerFormat::default()) };
+        let start = format.start_of_answer(&template.render(messages, true)?, || template.render(messages, false).ok());
+        let marks = format.marks().into_iter().map(str::to_owned).collect();
+        Ok(AnswerFormat { reasoning: Some(Reasoning { format, start }), special_tokens: ShownTokens::Marks(marks) })
     }
 
     /// The model's own generation settings.

@@ -121,9 +121,17 @@ impl ReasoningFormat {
         self.name == "channel"
     }
 
-    /// Whether a prompt may have something of the reasoning.
-    pub fn may_be_begun_in(&self, prompt: &str) -> bool {
-        self.has_channels() || prompt.contains(self.open) || prompt.contains(self.close)
+    /// Where an answer to this prompt begins. `messages` gives the prompt without what it has of the answer, if it can; it is
+    /// asked only where that can matter.
+    pub fn start_of_answer(&self, prompt: &str, messages: impl FnOnce() -> Option<String>) -> ReasoningStart {
+        if !self.has_channels() && !prompt.contains(self.open) && !prompt.contains(self.close) {
+            return ReasoningStart::Undecided;
+        }
+        let messages = messages();
+        let begun = messages.as_deref().and_then(|messages| prompt.strip_prefix(messages));
+        let at_end = || [self.open, self.close].into_iter().find(|mark| prompt.trim_end().ends_with(mark));
+        let begun = begun.or_else(at_end);
+        self.start_after(begun.unwrap_or_default())
     }
 
     /// Where an answer begins that continues this text, which is what a prompt has of the model's turn.
