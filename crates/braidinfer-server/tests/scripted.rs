@@ -244,6 +244,13 @@ fn every_family_reasons_calls_tools_and_answers_after_the_results() {
         let (parts, _) = streamed_message(&server, &body);
         let thought = if family.reasoning.is_some() { THOUGHT } else { "" };
         assert_eq!(parts, json!({"content": "", "reasoning": thought, "calls": expected}), "{name}");
+        let pieces = server.post("/v1/chat/completions", &body).events();
+        let has_arguments = |event: &&Value| {
+            let call = &event["choices"][0]["delta"]["tool_calls"][0];
+            call["index"] == 0 && call["function"]["arguments"] != ""
+        };
+        let pieces = pieces.iter().filter(has_arguments).count();
+        assert_eq!(pieces > 3, family.arguments[0] == PARIS, "{name}: {pieces} pieces of arguments");
         // Everything goes back, with the results.
         let result = |call: &Value| json!({"role": "tool", "tool_call_id": call["id"], "content": "18 degrees"});
         let results: Vec<Value> = message["tool_calls"].as_array().into_iter().flatten().map(result).collect();
@@ -259,6 +266,17 @@ fn every_family_reasons_calls_tools_and_answers_after_the_results() {
         // And the whole turn, as the beginning of the next.
         let longer: Vec<Value> = history.iter().cloned().chain([choice["message"].clone(), asked[0].clone()]).collect();
         chat(&server, json!({"messages": longer, "tools": tools(), "max_tokens": 3}));
+    }
+}
+
+#[test]
+fn the_families_are_those_of_the_documentation() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/server.md");
+    let page = std::fs::read_to_string(page).expect("the page is there");
+    let rows: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| ")?.split('|').next()).collect();
+    for family in families() {
+        let is_named = |row: &&str| row.split([',', ';', ':']).any(|name| name.trim() == family.name);
+        assert!(rows.iter().any(|row| is_named(&row)), "{} is not in the table", family.name);
     }
 }
 

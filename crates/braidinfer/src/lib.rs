@@ -39,6 +39,7 @@ pub use llm::{
     Token,
 };
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check, check_memory};
+pub use memory::size;
 
 #[cfg(feature = "hub")]
 pub use model_name::{ModelName, ResolveOptions, resolve};

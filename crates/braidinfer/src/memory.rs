@@ -128,12 +128,17 @@ pub(crate) fn of_step(tokens: usize) -> String {
     format!("activations of a step of {tokens} tokens")
 }
 
-/// A size in megabytes or gigabytes.
-pub(crate) fn size(bytes: usize) -> String {
-    match bytes as f64 / 1e9 {
-        small if small < 0.1 => format!("{:.1} MB", 1e3 * small),
-        large => format!("{large:.1} GB"),
+/// A number of bytes with a unit.
+pub fn size(bytes: usize) -> String {
+    const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    // What is rounded to a thousand is one of the next unit.
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
     }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 #[cfg(test)]

@@ -118,7 +118,7 @@ fn standard(
     if need > available() {
         let dtype = ComputeDtype::from(parts.weights.dtype());
         options.dtype = Some(dtype);
-        let found = format!("{dtype} on standard kernels: f32 would take {:.1} GB", need as f64 / 1e9);
+        let found = format!("{dtype} on standard kernels: f32 would take {}", crate::memory::size(need));
         findings.push(Finding::warn("answers", "reference", found, "compare on a machine with more memory"));
     }
     let loaded = parts.load(&options, progress)?;
