@@ -34,6 +34,25 @@ fn a_server_serves_and_ends_at_a_signal() {
 }
 
 #[test]
+fn how_conversations_are_read_is_said() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let template = folder.path().join("chat.jinja");
+    let text = "{{ tools }}{{ messages[0].content }}{# <think> </think> <tool_call> #}";
+    std::fs::write(&template, text).expect("it can be written");
+    let said = |args: &[&str]| {
+        let mut command = braidinfer(["serve", "--port", "0"].iter().chain(args));
+        let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("the program starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("it is piped"));
+        let _server = Server(child);
+        line_with(&mut lines, "is served at")
+    };
+    let line = said(&["--chat-template", &template.display().to_string()]);
+    assert!(line.contains("reasoning format think, tool call format tagged"), "{line}");
+    let line = said(&[]);
+    assert!(line.contains("reasoning format none, tool call format none"), "{line}");
+}
+
+#[test]
 fn clients_that_go_away_before_they_are_answered_are_in_the_log() {
     let (server, mut lines, address) = start(&[]);
     let body = r#"{"prompt": "Once", "max_tokens": 400, "ignore_eos": true, "n": 100, "logprobs": 20}"#;

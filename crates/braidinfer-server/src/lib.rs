@@ -59,6 +59,15 @@ impl Server {
 #[derive(Clone)]
 pub struct ModelSlot(Arc<App>);
 
+/// How conversations with a model are read, by the names of the formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conversations {
+    /// How reasoning is told from answers; `None` if it is not.
+    pub reasoning: Option<&'static str>,
+    /// How tool calls are written; `None` if the chat template has no place for tools.
+    pub tool_calls: Option<&'static str>,
+}
+
 impl ModelSlot {
     /// Serves a model under a name from now on. Returns `false` if the server already has a model.
     ///
@@ -66,5 +75,14 @@ impl ModelSlot {
     pub fn serve(&self, llm: Llm, name: String) -> std::io::Result<bool> {
         let metrics = Arc::new(Metrics::new(&name, &self.0.metrics, llm.text().worker()));
         Ok(self.0.serve(Served::begin(llm, name, metrics, &self.0.config)?))
+    }
+
+    /// How conversations with the served model are read; `None` if there is no model, or it has no chat template.
+    pub fn conversations(&self) -> Option<Conversations> {
+        let served = self.0.served().filter(|served| served.text.chat_template().is_some())?;
+        Some(Conversations {
+            reasoning: served.reasoning_format.map(|format| format.name),
+            tool_calls: served.takes_tools.then_some(served.tool_calls.name),
+        })
     }
 }

@@ -8,7 +8,6 @@ use braidinfer::compat::CompatReport;
 use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::engine::{ClientId, ConstraintFactory};
 use braidinfer::executor::ActiveKernels;
-use braidinfer::text::ChatTemplate;
 use braidinfer::{AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
 use tokio::time::timeout_at;
 
@@ -61,6 +60,8 @@ pub struct Served {
     pub reasoning_format: Option<ReasoningFormat>,
     /// How it writes tool calls.
     pub tool_calls: ToolCallFormat,
+    /// Whether the chat template has a place for tools.
+    pub takes_tools: bool,
     structured: Mutex<Option<Arc<StructuredOutput>>>,
     form_limits: FormLimits,
     /// Room for requests that constrain the form of their answers.
@@ -71,7 +72,7 @@ impl Served {
     pub fn begin(llm: Llm, name: String, metrics: Arc<Metrics>, config: &ServerConfig) -> std::io::Result<Self> {
         let template = llm.chat_template();
         // Tried now, so that no request waits for it.
-        template.map(ChatTemplate::has_place_for_tools);
+        let takes_tools = template.is_some_and(|template| template.has_place_for_tools().unwrap_or(false));
         let own_tool_calls =
             || template.and_then(|template| template.for_tools().ok()).map(ToolCallFormat::of).unwrap_or_default();
         Ok(Self {
@@ -82,6 +83,7 @@ impl Served {
                 FormatChoice::Named(format) => Some(format),
             },
             tool_calls: config.tool_call_format.unwrap_or_else(own_tool_calls),
+            takes_tools,
             created: seconds_since_1970(),
             text: Arc::clone(llm.text()),
             default_sampling: llm.default_sampling(),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::{FormLimits, KvCacheRoom, Llm, LoadOptions, WorkLimits};
-use braidinfer_server::{FormatChoice, ModelNames, ReasoningFields, Server, ServerConfig, TlsFiles};
+use braidinfer_server::{Conversations, FormatChoice, ModelNames, ReasoningFields, Server, ServerConfig, TlsFiles};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -24,15 +24,16 @@ const API_KEY: &str = "BRAIDINFER_API_KEY";
 
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     log(args.network.log_format)?;
-    let config = config(&args)?;
+    let (name, model_names) = names(&args);
+    let config = config(&args, model_names)?;
     let runtime = Runtime::new().context("threads for the server")?;
-    let result = runtime.block_on(serve(config, args));
+    let result = runtime.block_on(serve(config, name, args));
     // Does not wait for a model that is still loading.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: ServerConfig, args: ServeArgs) -> anyhow::Result<()> {
+async fn serve(config: ServerConfig, name: String, args: ServeArgs) -> anyhow::Result<()> {
     let stop = stop()?;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let server = Server::bind(config).await.map_err(|error| anyhow::Error::msg(wording::start(&error)))?;
@@ -40,11 +41,13 @@ async fn serve(config: ServerConfig, args: ServeArgs) -> anyhow::Result<()> {
     output::note(format!("listening at {address}, while the model is being loaded"));
     let model_slot = server.model_slot();
     let loading = tokio::task::spawn_blocking(move || {
-        let name = names(&args).0.swap_remove(0);
         let llm = load(&args)?;
         let (kernels, context) = (llm.kernels().as_str(), llm.context());
         model_slot.serve(llm, name.clone()).context("a thread for the engine")?;
-        output::note(format!("{name} is served at {address}: {kernels} kernels, {context} tokens of context"));
+        let conversations = in_words(model_slot.conversations());
+        output::note(format!(
+            "{name} is served at {address}: {kernels} kernels, {context} tokens of context, {conversations}"
+        ));
         anyhow::Ok(())
     });
     let running = server.run(stop);
@@ -97,23 +100,30 @@ fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
     Ok(llm)
 }
 
-/// The names of the model in requests, and those that are taken but not listed.
-fn names(args: &ServeArgs) -> (Vec<String>, Option<String>) {
-    if !args.engine.served_model_name.is_empty() {
-        return (args.engine.served_model_name.clone(), None);
-    }
-    let Some(model) = &args.model else { return (vec!["demo".to_owned()], None) };
-    let model = model.to_string_lossy();
-    let file = model.trim_end_matches('/').rsplit('/').next().unwrap_or(&model);
-    match file.strip_suffix(".gguf").filter(|name| !name.is_empty()) {
-        Some(name) => (vec![name.to_owned()], Some(file.to_owned())),
-        None => (vec![file.to_owned()], None),
-    }
+/// How conversations with the model are read.
+fn in_words(conversations: Option<Conversations>) -> String {
+    let Some(Conversations { reasoning, tool_calls }) = conversations else {
+        return "no chat template: completions only".to_owned();
+    };
+    let [reasoning, tool_calls] = [reasoning, tool_calls].map(|name| name.unwrap_or("none"));
+    format!("reasoning format {reasoning}, tool call format {tool_calls}")
 }
 
-fn config(all: &ServeArgs) -> anyhow::Result<ServerConfig> {
-    let ServeArgs { network: args, forms, conversation, engine, .. } = all;
-    let (mut listed, unlisted) = names(all);
+/// The name of the model in requests, and its other ones.
+fn names(args: &ServeArgs) -> (String, ModelNames) {
+    let any = args.engine.any_model_name;
+    if let Some((name, listed)) = args.engine.served_model_name.split_first() {
+        return (name.clone(), ModelNames { listed: listed.to_vec(), unlisted: None, any });
+    }
+    let model = args.model.as_ref().map_or("demo".into(), |model| model.to_string_lossy());
+    let file = model.trim_end_matches('/').rsplit('/').next().unwrap_or(&model);
+    let stem = file.strip_suffix(".gguf").filter(|name| !name.is_empty());
+    let unlisted = stem.map(|_| file.to_owned());
+    (stem.unwrap_or(file).to_owned(), ModelNames { listed: Vec::new(), unlisted, any })
+}
+
+fn config(all: &ServeArgs, model_names: ModelNames) -> anyhow::Result<ServerConfig> {
+    let ServeArgs { network: args, forms, conversation, .. } = all;
     let tls = args.tls_cert.clone().zip(args.tls_key.clone());
     Ok(ServerConfig {
         address: SocketAddr::new(args.host, args.port),
@@ -146,7 +156,7 @@ fn config(all: &ServeArgs) -> anyhow::Result<ServerConfig> {
             ReasoningFieldArg::ReasoningContent => ReasoningFields::ReasoningContent,
             ReasoningFieldArg::Reasoning => ReasoningFields::Reasoning,
         },
-        model_names: ModelNames { listed: listed.split_off(1), unlisted, any: engine.any_model_name },
+        model_names,
     })
 }
 
