@@ -81,15 +81,10 @@ async fn begin(
             return Err(ApiError::field("top_logprobs", message));
         }
     };
-    let mut params = SamplingParams { logprobs, ..shared.sampling_params(parameters, &served.default_sampling, None)? };
+    let params = SamplingParams { logprobs, ..shared.sampling_params(parameters, &served.default_sampling, None)? };
     let template = served.text.require_chat_template()?;
     let tools = tools::prepare(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
     let only_one_call = fields.parallel_tool_calls == Some(false);
-    if let (true, None, Some(mark)) =
-        (only_one_call && !tools.offered.is_empty(), &tools.forced, served.tool_calls.closing())
-    {
-        params.stop.push(mark.to_owned());
-    }
     let mut variables = tools.variables.clone();
     let thinks = thinks(&fields);
     variables.extend(reasoning_variables(fields.reasoning_effort.as_deref(), thinks));

@@ -115,7 +115,8 @@ impl Vocabulary {
             }
             piece.push(next);
             rest = &rest[next.len_utf8()..];
-            let ends = piece.chars().count() as u64 >= length || mark_follows(&self.special, rest);
+            // Tokens of real vocabularies seldom go on after the end of a mark.
+            let ends = piece.chars().count() as u64 >= length || next == '>' || mark_follows(&self.special, rest);
             let spelled: String = piece.bytes().map(symbol).collect();
             if ends && self.ids.get(&spelled).is_none_or(|id| !self.used.contains(id)) {
                 let id = self.add(spelled.clone());

@@ -42,6 +42,7 @@ impl ReasoningLimits {
                 answer,
                 has_answer: false,
                 own_masks: Vec::new(),
+                opens_with: None,
                 draft_reaches_answer: false,
                 failed: None,
             }))
@@ -124,11 +125,6 @@ impl Rules {
         })
     }
 
-    /// The opening mark, if it is one token and may stand where the answer may begin, too.
-    fn single_open(&self) -> Option<u32> {
-        single(&self.open)
-    }
-
     fn has_channels(&self) -> bool {
         self.end_of_message.is_some()
     }
@@ -173,8 +169,6 @@ impl Progress {
     fn new(reasoning: Reasoning, rules: &Rules) -> Self {
         let start = reasoning.start;
         let has_channels = rules.has_channels();
-        // A mark of several tokens cannot be allowed beside what the answer begins with.
-        let cannot_open = !has_channels && rules.single_open().is_none();
         let is_undecided = start == ReasoningStart::Undecided;
         let mut progress = Self {
             decoder: StreamDecoder::default(),
@@ -182,7 +176,7 @@ impl Progress {
             tokens: 0,
             last: VecDeque::new(),
             forced: VecDeque::new(),
-            has_ended: rules.has_form && (start == ReasoningStart::Closed || (is_undecided && cannot_open)),
+            has_ended: rules.has_form && start == ReasoningStart::Closed,
         };
         // An answer in channels begins with a channel; the model says which, unless a form needs to know it.
         if has_channels && rules.has_form && is_undecided {
@@ -235,7 +229,7 @@ impl Progress {
 
     /// Whether the answer may begin here although reasoning may, too.
     fn may_be_answer(&self, rules: &Rules) -> bool {
-        self.splitter.is_undecided() && !rules.has_channels()
+        self.splitter.is_undecided() && !rules.has_channels() && self.forced.is_empty()
     }
 
     fn mask(&self, rules: &Rules) -> TokenMask {
@@ -261,6 +255,8 @@ struct ReasoningConstraint {
     has_answer: bool,
     /// Masks that were asked for, for tokens of the reasoning.
     own_masks: Vec<TokenMask>,
+    /// The first token of the opening mark, where it may come next beside what may begin the answer.
+    opens_with: Option<u32>,
     /// Whether masks of the answer follow them.
     draft_reaches_answer: bool,
     failed: Option<Error>,
@@ -312,9 +308,11 @@ impl Constraint for ReasoningConstraint {
             }
             if !self.progress.has_ended
                 && self.progress.may_be_answer(&self.rules)
-                && let (Some(open), Some(first)) = (self.rules.single_open(), masks.first_mut())
+                && let (Some(open), Some(first)) = (self.rules.open.first(), masks.first_mut())
             {
-                first.allow(open);
+                // What may begin the answer is no mark.
+                self.opens_with = (!first.allows(*open)).then_some(*open);
+                first.allow(*open);
             }
         }
         Some(Ok(masks))
@@ -322,11 +320,15 @@ impl Constraint for ReasoningConstraint {
 
     fn take(&mut self, token: u32) {
         if !self.progress.has_ended {
-            let is_answer = self.progress.may_be_answer(&self.rules) && self.rules.single_open() != Some(token);
-            if is_answer && self.answer.is_some() {
+            let may_be_answer = self.progress.may_be_answer(&self.rules) && self.answer.is_some();
+            let opens = std::mem::take(&mut self.opens_with) == Some(token);
+            if may_be_answer && !opens {
                 self.progress.has_ended = true;
             } else {
                 let taken = self.progress.take(token, &self.rules);
+                if may_be_answer {
+                    self.progress.forced.extend(self.rules.open.iter().skip(1));
+                }
                 self.tried(taken);
                 return;
             }

@@ -46,6 +46,14 @@ const FORMATS: &[ReasoningFormat] = &[
         around_answer: None,
         hints: &["<|END_THINKING|>"],
     },
+    // Gemma 4.
+    ReasoningFormat {
+        name: "gemma",
+        open: "<|channel>thought",
+        close: "<channel|>",
+        around_answer: None,
+        hints: &["<|channel>", "<channel|>"],
+    },
     // Seed-OSS.
     ReasoningFormat {
         name: "seed",
@@ -111,7 +119,9 @@ impl ReasoningFormat {
             true => vec![channels::CHANNEL, channels::MESSAGE, channels::END, channels::START, channels::CALL],
             false => {
                 let around = self.around_answer.into_iter().flat_map(|(before, after)| [before, after]);
-                [self.open, self.close].into_iter().chain(around).collect()
+                // Gemma's opening mark is a token and a word.
+                let open = self.open.strip_suffix("thought").unwrap_or(self.open);
+                [open, self.close].into_iter().chain(around).collect()
             }
         }
     }

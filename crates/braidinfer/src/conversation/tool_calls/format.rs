@@ -56,12 +56,12 @@ const FORMATS: &[ToolCallFormat] = &[
         openings: &["<|tool_call|>", "functools[", "<tool_call>"],
         closings: &["<|/tool_call|>", "</tool_call>"],
     },
-    // FunctionGemma.
+    // FunctionGemma, and Gemma 4.
     ToolCallFormat {
         name: "gemma",
-        hints: &["<start_function_call>"],
-        openings: &["<start_function_call>"],
-        closings: &["<end_function_call>"],
+        hints: &["<start_function_call>", "<|tool_call>"],
+        openings: &["<start_function_call>", "<|tool_call>"],
+        closings: &["<end_function_call>", "<tool_call|>"],
     },
     // Hermes, Qwen, ERNIE, GLM: JSON, or parameters as elements.
     ToolCallFormat {
@@ -111,20 +111,20 @@ impl ToolCallFormat {
 
     /// The marks, which may be special tokens.
     pub fn marks(&self) -> impl Iterator<Item = &'static str> {
-        const WITHIN: [&str; 7] = [
+        const WITHIN: [&str; 12] = [
             "[ARGS]",
             "[CALL_ID]",
             "<｜tool▁sep｜>",
             "<|tool_call_argument_begin|>",
             "<|message|>",
             "<|constrain|>",
+            "<arg_key>",
+            "</arg_key>",
+            "<arg_value>",
+            "</arg_value>",
             "<escape>",
+            "<|\"|>",
         ];
         self.openings.iter().chain(self.closings).chain(&WITHIN).copied()
-    }
-
-    /// The mark after a call.
-    pub fn closing(&self) -> Option<&'static str> {
-        self.closings.first().copied()
     }
 }

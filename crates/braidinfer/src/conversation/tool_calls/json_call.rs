@@ -31,6 +31,8 @@ pub(super) struct JsonCall {
     name: Option<String>,
     arguments: Arguments,
     has_begun: bool,
+    /// Whether there is a key that calls do not have.
+    has_other_key: bool,
 }
 
 /// Reads an object of arguments, whose tool is named before it.
@@ -117,6 +119,7 @@ impl JsonCall {
             name: None,
             arguments: Arguments::None,
             has_begun: false,
+            has_other_key: false,
         }
     }
 
@@ -157,6 +160,7 @@ impl JsonCall {
             key if ARGUMENTS.contains(&key) => Key::Arguments,
             _ => Key::Other,
         };
+        self.has_other_key |= self.key == Key::Other && !OTHERS.contains(&key);
         let is_repeated = self.key == Key::Arguments && self.arguments != Arguments::None;
         !is_repeated && (self.key != Key::Other || self.known.is_none() || OTHERS.contains(&key))
     }
@@ -185,6 +189,10 @@ impl JsonCall {
     }
 
     fn end(&mut self, parts: &mut Vec<AnswerPart>) -> Reading {
+        // Arguments under another name would be lost.
+        if self.arguments == Arguments::None && self.has_other_key {
+            return Reading::Broken;
+        }
         if self.arguments == Arguments::None {
             self.arguments = Arguments::Whole("{}".to_owned());
         }

@@ -18,6 +18,8 @@ struct Elements {
     begin: &'static str,
     /// What stands between key and value.
     middle: &'static str,
+    /// What stands before a value besides that, if anything.
+    before_value: &'static str,
     /// What stands after a value.
     after: &'static str,
     /// The mark after all of them.
@@ -26,12 +28,37 @@ struct Elements {
 
 /// Qwen3-Coder, and GLM.
 const ELEMENTS: [Elements; 2] = [
-    Elements { begin: "<parameter=", middle: ">", after: "</parameter>", end: "</function>" },
-    Elements { begin: "<arg_key>", middle: "</arg_key>", after: "</arg_value>", end: OUTER_END },
+    Elements { begin: "<parameter=", middle: ">", before_value: "", after: "</parameter>", end: "</function>" },
+    Elements {
+        begin: "<arg_key>",
+        middle: "</arg_key>",
+        before_value: "<arg_value>",
+        after: "</arg_value>",
+        end: OUTER_END,
+    },
 ];
 
 /// The mark around a call, which other formats than Qwen3-Coder's have for themselves.
 const OUTER_END: &str = "</tool_call>";
+
+/// What tells that the text beside it is the name of a tool.
+const NAME_MARKS: [&str; 7] =
+    ["<function=", "[ARGS]", "<｜tool▁sep｜>", "<|tool_call_argument_begin|>", "<|message|>", "functions.", "call:"];
+
+/// What may stand between the name and the arguments.
+const LAYOUT: [&str; 11] = [
+    ">",
+    "[ARGS]",
+    "<｜tool▁sep｜>",
+    "<|tool_call_argument_begin|>",
+    "<|constrain|>",
+    "<|message|>",
+    "<|channel|>commentary",
+    "```json",
+    "```",
+    "json",
+    "code",
+];
 
 /// Reads a call.
 #[derive(Debug)]
@@ -58,7 +85,7 @@ impl NamedCall {
 
     fn read_head(&mut self, next: char, parts: &mut Vec<AnswerPart>) -> Reading {
         if next == '{' {
-            let Some(name) = self.offered_name(&self.head) else { return Reading::Broken };
+            let Some(name) = self.name(&self.head, false) else { return Reading::Broken };
             if self.head.trim_start().starts_with("call:") {
                 self.arguments = Arguments::Unquoted(UnquotedJson::default());
                 return Reading::More;
@@ -85,12 +112,15 @@ impl NamedCall {
     fn end(&self, elements: Elements, pairs: Vec<(String, String)>, parts: &mut Vec<AnswerPart>) -> Reading {
         let head =
             self.head.strip_suffix(elements.begin).or(self.head.strip_suffix(elements.end)).unwrap_or(&self.head);
-        self.offered_name(head).map_or(Reading::Broken, |name| self.call(&name, self.typed(&name, pairs), parts))
+        let name = self.name(head, !pairs.is_empty());
+        name.map_or(Reading::Broken, |name| self.call(&name, self.typed(&name, pairs), parts))
     }
 
-    /// The name in what is written before the arguments. It must be that of a tool: any text could stand there.
-    fn offered_name(&self, head: &str) -> Option<String> {
-        name_in(head).filter(|name| self.tools.iter().any(|tool| tool.name == *name))
+    /// The name in what is written before the arguments. Where no mark says that it is one, it must be that of a tool: any text
+    /// could stand there.
+    fn name(&self, head: &str, is_certain: bool) -> Option<String> {
+        let is_certain = is_certain || NAME_MARKS.iter().any(|mark| head.contains(mark));
+        name_in(head).filter(|name| is_certain || self.tools.iter().any(|tool| tool.name == *name))
     }
 
     /// The arguments that were written as texts, with the types of the tool's schema.
@@ -119,9 +149,24 @@ fn name_in(head: &str) -> Option<String> {
     let head = head.trim_start();
     let head = head.strip_prefix("call:").unwrap_or(head);
     let head = head.strip_prefix("functions.").unwrap_or(head);
-    let is_of_name = |character: &char| character.is_alphanumeric() || "_-.".contains(*character);
-    let name: String = head.chars().take_while(is_of_name).collect();
-    (!name.is_empty()).then_some(name)
+    let is_of_name = |character: char| character.is_alphanumeric() || "_-.".contains(character);
+    let (name, rest) = head.split_at(head.find(|next| !is_of_name(next)).unwrap_or(head.len()));
+    (!name.is_empty() && is_layout(rest)).then(|| name.to_owned())
+}
+
+/// Whether there are only marks between the name and the arguments.
+fn is_layout(mut rest: &str) -> bool {
+    loop {
+        rest = rest.trim_start();
+        if rest.is_empty() {
+            return true;
+        }
+        let number = rest.strip_prefix(':').map(|after| after.trim_start_matches(|next: char| next.is_ascii_digit()));
+        let id = rest.strip_prefix("[CALL_ID]").map(|after| after.trim_start_matches(char::is_alphanumeric));
+        let mark = LAYOUT.iter().find_map(|mark| rest.strip_prefix(mark));
+        let Some(after) = number.or(id).or(mark) else { return false };
+        rest = after;
+    }
 }
 
 /// The keys and values of elements; `None` if one is not complete.
@@ -152,7 +197,7 @@ fn pairs<'a>(
     while let Some((_, element)) = rest.split_once(elements.begin) {
         let (key, value) = element.split_once(elements.middle)?;
         let (value, after) = split(value)?;
-        let value = value.trim_start().strip_prefix("<arg_value>").unwrap_or(value);
+        let value = value.trim_start().strip_prefix(elements.before_value).unwrap_or(value);
         // One line break on each side belongs to the layout.
         let value = value.strip_prefix('\n').unwrap_or(value);
         pairs.push((key.trim().to_owned(), value.strip_suffix('\n').unwrap_or(value).to_owned()));
@@ -163,30 +208,30 @@ fn pairs<'a>(
 
 /// Makes a value a text where the tool's schema asks for one.
 fn make_text(tool: Option<&OfferedTool>, key: &str, value: &mut Value) {
-    if !value.is_string() && takes_text(tool, key) {
+    if !value.is_string() && takes(tool, key, "string") && !(value.is_null() && takes(tool, key, "null")) {
         *value = Value::String(value.to_string());
     }
 }
 
-fn takes_text(tool: Option<&OfferedTool>, key: &str) -> bool {
-    tool.and_then(|tool| tool.parameters.get("properties")?.get(key)).is_some_and(is_text)
+/// Whether an argument may have this type.
+fn takes(tool: Option<&OfferedTool>, key: &str, kind: &str) -> bool {
+    tool.and_then(|tool| tool.parameters.get("properties")?.get(key)).is_some_and(|schema| allows(schema, kind))
 }
 
 /// An argument with the type that the tool's schema asks for: anything but a text is JSON.
 fn value_of(tool: Option<&OfferedTool>, key: &str, written: String) -> Value {
-    if takes_text(tool, key) {
+    if takes(tool, key, "string") && !(written.trim() == "null" && takes(tool, key, "null")) {
         return Value::String(written);
     }
     serde_json::from_str(written.trim()).unwrap_or(Value::String(written))
 }
 
-/// Whether a schema takes texts.
-fn is_text(schema: &Value) -> bool {
-    let has_text = |kinds: &Value| kinds.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "string"));
+/// Whether a schema takes values of a type.
+fn allows(schema: &Value, kind: &str) -> bool {
+    let has =
+        |kinds: &Value| kinds == kind || kinds.as_array().is_some_and(|kinds| kinds.iter().any(|one| one == kind));
     let options = ["anyOf", "oneOf"].into_iter().filter_map(|key| schema.get(key)?.as_array()).flatten();
-    schema["type"] == "string"
-        || has_text(&schema["type"])
-        || options.into_iter().any(|schema| schema["type"] == "string")
+    has(&schema["type"]) || options.into_iter().any(|schema| has(&schema["type"]))
 }
 
 impl CallReader for NamedCall {
@@ -210,7 +255,7 @@ impl CallReader for NamedCall {
             }
             Arguments::Unquoted(arguments) => {
                 let Some(arguments) = arguments.push(next) else { return Reading::More };
-                match (self.offered_name(&self.head), arguments) {
+                match (self.name(&self.head, true), arguments) {
                     (Some(name), Some(mut arguments)) => {
                         let tool = self.tools.iter().find(|tool| tool.name == name);
                         arguments.iter_mut().for_each(|(key, value)| make_text(tool, key, value));
@@ -232,7 +277,7 @@ impl CallReader for NamedCall {
                 let pairs = pairs_without_ends(elements, written);
                 pairs.map_or(Reading::Broken, |pairs| self.end(elements, pairs, parts))
             }
-            Arguments::None => match self.offered_name(&self.head) {
+            Arguments::None => match self.name(&self.head, false) {
                 Some(name) if name == self.head.trim() => self.call(&name, Map::new(), parts),
                 _ => Reading::Broken,
             },

@@ -17,7 +17,8 @@ const MOST_READ_AGAIN: usize = 1024;
 const BETWEEN: &str = "[],;";
 
 /// What may stand on the line before a call in JSON without marks.
-const FENCES: [&str; 3] = ["```json", "```tool_call", "```"];
+const FENCES: [&str; 3] = ["```json", "```tool_call", FENCE];
+const FENCE: &str = "```";
 
 /// Tells the tool calls of one answer from its text. Text that may belong to a call is held back as long as that is possible.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub struct ToolCallParser {
     calls: usize,
     /// Whether a fence was opened, which another one closes.
     is_fenced: bool,
+    /// Whether there was any text.
+    has_text: bool,
 }
 
 /// Where in an answer the next character is.
@@ -68,6 +71,7 @@ impl ToolCallParser {
             written: String::new(),
             calls: 0,
             is_fenced: false,
+            has_text: false,
         }
     }
 
@@ -81,7 +85,8 @@ impl ToolCallParser {
     /// Ends the answer: returns what was held back.
     pub fn finish(&mut self) -> Vec<AnswerPart> {
         let mut parts = Vec::new();
-        if let Some(mut reader) = self.reader.take() {
+        // What is no call is read again, and may begin another one.
+        while let Some(mut reader) = self.reader.take() {
             let mut read = Vec::new();
             let reading = reader.finish(&mut read);
             read.into_iter().for_each(|part| self.add(part, &mut parts));
@@ -89,21 +94,20 @@ impl ToolCallParser {
         }
         match self.place {
             Place::Text => self.add_text(String::new(), &mut parts),
-            Place::Marked | Place::Unmarked if self.calls == 0 => {
-                let written = std::mem::take(&mut self.written);
-                self.add(AnswerPart::Text(written), &mut parts);
-            }
-            Place::Marked | Place::Unmarked => {}
+            // The fence around calls ends with the answer.
+            Place::Unmarked if self.is_fenced && self.calls > 0 && self.after_call(&self.written).trim() == FENCE => {}
+            Place::Marked | Place::Unmarked => self.leave(&mut parts),
         }
         parts
     }
 
     /// Adds a part, unless there is one call already and no more are wanted. Texts, and pieces of arguments, that follow each
     /// other are one part.
-    fn add(&self, part: AnswerPart, parts: &mut Vec<AnswerPart>) {
+    fn add(&mut self, part: AnswerPart, parts: &mut Vec<AnswerPart>) {
         if self.only_one && self.calls > 0 {
             return;
         }
+        self.has_text |= matches!(&part, AnswerPart::Text(text) if !text.trim().is_empty());
         match (parts.last_mut(), part) {
             (_, AnswerPart::Text(text)) if text.is_empty() => {}
             (Some(AnswerPart::Text(text)), AnswerPart::Text(more))
@@ -135,10 +139,10 @@ impl ToolCallParser {
     fn take_text(&mut self, next: char, parts: &mut Vec<AnswerPart>) {
         if matches!(next, '{' | '[') && self.is_line_for_call() {
             let before = self.held.split_off(self.undecided_line());
-            self.held.truncate(self.held.trim_end().len());
-            self.add_text(String::new(), parts);
             self.is_fenced = !before.trim().is_empty();
-            (self.place, self.written) = (Place::Unmarked, before);
+            let white_space = self.held.split_off(self.held.trim_end().len());
+            self.add_text(String::new(), parts);
+            (self.place, self.written) = (Place::Unmarked, white_space + &before);
             return self.take_between_calls(next, parts);
         }
         self.held.push(next);
@@ -226,9 +230,7 @@ impl ToolCallParser {
     fn take_mark(&mut self, mark: &str) {
         let is_fence = FENCES.contains(&mark);
         let closes_fence = is_fence && self.is_fenced && self.calls > 0;
-        if is_fence {
-            self.is_fenced = !closes_fence;
-        }
+        self.is_fenced = is_fence && !closes_fence;
         if self.format.openings.contains(&mark) {
             self.place = Place::Marked;
         } else if self.calls > 0 && (closes_fence || !is_fence) {
@@ -257,12 +259,16 @@ impl ToolCallParser {
     fn leave(&mut self, parts: &mut Vec<AnswerPart>) {
         let is_after_call = self.written_is_after_call();
         let written = std::mem::take(&mut self.written);
-        let after_list = |written: &str| {
-            written.trim_start_matches(|next: char| next.is_whitespace() || "];".contains(next)).to_owned()
-        };
-        self.held = if is_after_call { after_list(&written) } else { written };
+        self.held = if is_after_call { self.after_call(&written) } else { written };
         (self.place, self.is_fenced) = (Place::Text, false);
         self.add_text(String::new(), parts);
+    }
+
+    /// Text after a call, without what separates it; text before the call stays a line of its own.
+    fn after_call(&self, written: &str) -> String {
+        let text = written.trim_start_matches(|next: char| next.is_whitespace() || "];".contains(next));
+        let gap = if self.has_text && !text.is_empty() { "\n" } else { "" };
+        format!("{gap}{text}")
     }
 
     fn begin_json(&mut self, parts: &mut Vec<AnswerPart>) {
@@ -319,7 +325,7 @@ mod tests {
 
     /// Parts of several pushes, as if they had come at once.
     fn joined(parts: Vec<AnswerPart>) -> Vec<AnswerPart> {
-        let parser = ToolCallParser::new(ToolCallFormat::default(), Arc::new([]), false);
+        let mut parser = ToolCallParser::new(ToolCallFormat::default(), Arc::new([]), false);
         let mut joined = Vec::new();
         parts.into_iter().for_each(|part| parser.add(part, &mut joined));
         joined
@@ -434,6 +440,36 @@ mod tests {
         ] {
             assert_eq!(read(format, written), expected, "{written}");
         }
+        let optional: Arc<[OfferedTool]> = Arc::new([OfferedTool {
+            name: "time".into(),
+            parameters: json!({"properties": {"a": {"type": ["string", "null"]}, "b": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "c": {"type": "string"}}}),
+        }]);
+        for (format, written) in [
+            (
+                "tagged",
+                "<function=time><parameter=a>null</parameter><parameter=b>null</parameter><parameter=c>null</parameter></function>",
+            ),
+            ("gemma", "<start_function_call>call:time{a:null,b:null,c:null}<end_function_call>"),
+        ] {
+            let format = ToolCallFormat::named(format).expect("it is known");
+            let mut parser = ToolCallParser::new(format, Arc::clone(&optional), false);
+            let parts = joined([parser.push(written), parser.finish()].concat());
+            assert_eq!(parts, call("time", r#"{"a":null,"b":null,"c":"null"}"#));
+        }
+        // What begins like another family's mark is text.
+        let value =
+            "<tool_call>\n<function=weather>\n<parameter=city>\n<arg_value>\n</parameter>\n</function>\n</tool_call>";
+        assert_eq!(read("tagged", value), call("weather", r#"{"city":"<arg_value>"}"#));
+        // Names that marks tell need not be offered.
+        for (format, written) in [
+            ("kimi", "<|tool_call_begin|>functions.other:0<|tool_call_argument_begin|>{}<|tool_call_end|>"),
+            ("mistral", "[TOOL_CALLS]other[ARGS]{}"),
+            ("gemma", "<start_function_call>call:other{}<end_function_call>"),
+        ] {
+            assert_eq!(read(format, written), call("other", "{}"), "{written}");
+        }
+        let lost = "[TOOL_CALLS]time[ARGS]w10\n{\"name\": \"weather\"}";
+        assert_eq!(read("mistral", lost), text(lost));
         // Marks at ends are left out at times.
         for written in [
             "<tool_call>\n<function=weather>\n<parameter=city>\n1 {Paris}\n<x>\n<parameter=days>\n2\n</function>\n</tool_call>",
@@ -452,7 +488,7 @@ mod tests {
     #[test]
     fn text_beside_calls_is_text_and_white_space_is_not() {
         let object = r#"{"name": "time", "arguments": {}}"#;
-        let whole = [text("Let me see."), call("time", "{}"), text("Done.\n")].concat();
+        let whole = [text("Let me see."), call("time", "{}"), text("\nDone.\n")].concat();
         for (format, written) in [
             ("tagged", format!("Let me see.\n\n<tool_call>{object}</tool_call>\n\nDone.\n")),
             ("tagged", format!("Let me see.\n```json\n{object}\n```\nDone.\n")),
@@ -470,6 +506,32 @@ mod tests {
         }
         let fenced = format!("```json\n{object}\n```\n");
         assert_eq!(read("tagged", &format!("{fenced}{fenced}")), [call("time", "{}"), call("time", "{}")].concat());
+    }
+
+    #[test]
+    fn text_keeps_its_lines_and_its_end() {
+        for format in ["tagged", "json", "mistral", "deepseek", "function"] {
+            for written in [
+                "See:\n[link](http://x)\n[b](y)\nend",
+                "code:\n```json\n{\"a\": 1}\n```",
+                "int main(void)\n{\n    int a[] =\n    {\n  1 };",
+                "a\n\n\n[1]\n\n\n{}",
+            ] {
+                assert_eq!(read(format, written), text(written), "{format}");
+            }
+        }
+        let object = r#"{"name": "time", "arguments": {}}"#;
+        let rest = "Text mentions <tool_call> tags and <tool_call> again, all of this stays.";
+        let read_twice = read("tagged", &format!("<tool_call>{object}</tool_call>\n{rest}"));
+        assert_eq!(read_twice, [call("time", "{}"), text(rest)].concat());
+        let cut = "<tool_call>\n<function=weather>\n<parameter=city>\nLost text here";
+        let read_cut = read("tagged", &format!("<tool_call>{object}</tool_call>\n{cut}"));
+        assert_eq!(read_cut, [call("time", "{}"), text(&format!("\n{cut}"))].concat());
+        let code = "```python\nx = 1\n```\nDone.";
+        let call_in_fence = format!(
+            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n```json\n{{}}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>\n{code}"
+        );
+        assert_eq!(read("deepseek", &call_in_fence), [call("time", "{}"), text(code)].concat());
     }
 
     #[test]
@@ -499,6 +561,8 @@ mod tests {
             "{\"name\": \"time\", \"arguments\": 5}",
             "{\"name\": \"unknown\", \"arguments\": {}}",
             "{\"name\": \"Ada\", \"age\": 36}",
+            "<tool_call>{\"name\": \"time\", \"args\": {\"a\": 1}}</tool_call>",
+            "<tool_call>time of day {\"a\": 1}",
             "Hello {\"name\": \"time\", \"arguments\": {}}",
             "```json\n{\"a\": 1}\n```\n",
             "```\ncode {\n```",

@@ -1,8 +1,10 @@
-//! Arguments of FunctionGemma: JSON without quotes, whose texts stand between marks: `{key:<escape>text<escape>,other:[1,2]}`.
+//! Arguments of FunctionGemma and Gemma 4: JSON without quotes, whose texts stand between marks:
+//! `{key:<escape>text<escape>,other:[1,2]}`.
 
 use serde_json::{Map, Value};
 
-const ESCAPE: &str = "<escape>";
+/// What texts stand between: FunctionGemma's marks, and Gemma 4's.
+const ESCAPES: [&str; 2] = ["<escape>", "<|\"|>"];
 /// Deepest nesting of arguments.
 const DEEPEST: usize = 128;
 
@@ -14,7 +16,8 @@ pub(super) struct UnquotedJson {
     outer: Object,
     /// The word or text that is read.
     word: String,
-    is_escaped: bool,
+    /// The mark that ends the text that is read.
+    text_ends_with: Option<&'static str>,
     /// A whole value that was read.
     value: Option<Value>,
 }
@@ -35,11 +38,11 @@ impl UnquotedJson {
     /// Takes the next character. Returns `None` as long as more belongs to the object; then the object, or `None` within if it is
     /// none.
     pub(super) fn push(&mut self, next: char) -> Option<Option<Map<String, Value>>> {
-        if self.is_escaped {
+        if let Some(end) = self.text_ends_with {
             self.word.push(next);
-            if let Some(text) = self.word.strip_suffix(ESCAPE) {
+            if let Some(text) = self.word.strip_suffix(end) {
                 self.value = Some(Value::from(text));
-                (self.is_escaped, self.word) = (false, String::new());
+                (self.text_ends_with, self.word) = (None, String::new());
             }
             return None;
         }
@@ -55,13 +58,10 @@ impl UnquotedJson {
             '}' | ']' => self.end(next),
             next => {
                 self.word.push(next);
-                if let Some(before) = self.word.strip_suffix(ESCAPE) {
-                    self.is_escaped = before.trim().is_empty();
-                    self.word.clear();
-                    self.is_escaped
-                } else {
-                    true
-                }
+                let mark = ESCAPES.into_iter().find(|mark| self.word.ends_with(mark))?;
+                let is_at_start = self.word.trim_start() == mark;
+                (self.text_ends_with, self.word) = (Some(mark), String::new());
+                is_at_start
             }
         };
         (!is_good).then_some(None)
