@@ -143,7 +143,7 @@ fn missing(path: &Path, expected: &str, found: String) -> ModelError {
 }
 
 /// The names in a directory, in order. Names that are not UTF-8 are none of a model's.
-fn names_in(path: &Path) -> Vec<String> {
+pub(crate) fn names_in(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();

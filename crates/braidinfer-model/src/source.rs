@@ -124,6 +124,14 @@ impl ModelSource {
         }))
     }
 
+    /// The names of the files in a folder of the model, in order; none if it has no such folder.
+    pub fn names_in(&self, folder: &str) -> Vec<String> {
+        match self {
+            Self::Directory(dir) => look::names_in(&dir.join(folder)),
+            Self::Embedded { .. } | Self::Memory { .. } | Self::Gguf(_) => Vec::new(),
+        }
+    }
+
     /// What a directory has instead of a tokenizer that is read, and what to do, in words for a message; `None` if it has one
     /// or nothing of the kind.
     pub fn other_tokenizer(&self) -> Option<String> {

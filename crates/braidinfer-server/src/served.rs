@@ -58,6 +58,8 @@ pub struct Served {
     pub compat: Option<CompatReport>,
     /// How the model marks its reasoning, if it does.
     pub reasoning_format: Option<ReasoningFormat>,
+    /// The marks of the reasoning, which are shown where it is not told apart.
+    pub reasoning_marks: Vec<&'static str>,
     /// How it writes tool calls.
     pub tool_calls: ToolCallFormat,
     /// Whether the chat template has a place for tools.
@@ -73,12 +75,19 @@ impl Served {
         let template = llm.chat_template();
         // Tried now, so that no request waits for it.
         let takes_tools = template.is_some_and(|template| template.has_place_for_tools().unwrap_or(false));
-        let own_tool_calls =
-            || template.and_then(|template| template.for_tools().ok()).map(ToolCallFormat::of).unwrap_or_default();
+        let for_tools = template.and_then(|template| template.for_tools().ok());
+        let own_reasoning = [template, for_tools].into_iter().flatten().find_map(ReasoningFormat::of);
+        let own_tool_calls = || for_tools.map(ToolCallFormat::of).unwrap_or_default();
         Ok(Self {
             name,
+            reasoning_marks: match config.reasoning_format {
+                FormatChoice::Named(format) => Some(format),
+                FormatChoice::Own | FormatChoice::None => own_reasoning,
+            }
+            .map(|format| format.marks())
+            .unwrap_or_default(),
             reasoning_format: match config.reasoning_format {
-                FormatChoice::Own => template.and_then(ReasoningFormat::of),
+                FormatChoice::Own => own_reasoning,
                 FormatChoice::None => None,
                 FormatChoice::Named(format) => Some(format),
             },

@@ -256,6 +256,12 @@ fn hints_are_taken_and_named() {
         reply.header("x-braidinfer-ignored"),
         Some("metadata, store, stream_options.continuous_usage_stats, verbosity")
     );
+    // What the official client adds to messages that it parsed.
+    let call =
+        json!({"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}", "parsed_arguments": {}}});
+    let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "parsed": {"a": 1}, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "1"}]);
+    ask(&server, json!({"messages": messages, "max_tokens": 1, "suffix": ""}));
 }
 
 #[test]

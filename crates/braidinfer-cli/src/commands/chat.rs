@@ -106,7 +106,14 @@ impl Chat {
     /// Answers one line. An error of the model ends the answer, not the chat.
     fn answer(&mut self, line: String) -> anyhow::Result<()> {
         self.messages.push(ChatMessage::new("user", line));
-        let (prompt, format) = self.prompt()?;
+        let (prompt, format) = match self.prompt() {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                output::error(&error);
+                self.messages.pop();
+                return Ok(());
+            }
+        };
         let wanted = GenerateRequest { params: self.params.clone(), format, ..GenerateRequest::default() };
         let mut printed = Ok(());
         let mut has_reasoned = false;

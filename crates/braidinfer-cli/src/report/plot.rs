@@ -86,7 +86,10 @@ fn bounds(plot: &LinePlot) -> [f64; 2] {
         all.filter(|value| value.is_finite() && *value > 0.0).fold(None, |bounds: Option<[f64; 2]>, value| {
             Some(bounds.map_or([value; 2], |[low, high]| [low.min(value), high.max(value)]))
         });
-    positive.map_or(EMPTY, |[low, high]| [(low / 1.5).max(f64::MIN_POSITIVE), (high * 1.5).min(f64::MAX)])
+    positive.map_or(EMPTY, |[low, high]| {
+        let low = (low / 1.5).max(f64::MIN_POSITIVE);
+        [low, (high * 1.5).clamp(low * 2.0, f64::MAX)]
+    })
 }
 
 /// A vertical axis whose labels do not overlap; that of the library names too many values, or one, where the range is short.
@@ -185,6 +188,7 @@ mod tests {
             (1e-30, 1.0),
             (1e-300, 1e300),
             (5e-324, 1.0),
+            (5e-324, 1e-310),
             (96.0, 96.5),
             (1e-6, 1e-5),
             (1.0, 1.0),

@@ -6,8 +6,8 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use braidinfer::conversation::{AnswerFormat, AnswerPart, Reasoning, ReasoningLimits, ReasoningStart, ToolCallParser};
-use braidinfer::engine::{FinishReason, MOST_LOGPROBS, TokenLogprobs};
+use braidinfer::conversation::{AnswerFormat, AnswerPart, Reasoning, ReasoningLimits, ToolCallParser};
+use braidinfer::engine::{ClientId, FinishReason, MOST_LOGPROBS, TokenLogprobs};
 use braidinfer::handle::Task;
 use braidinfer::{GenerateRequest, ModelText, SamplingParams, Token};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ use super::reservation;
 use super::sampling::{Delivery, ParameterFields, SharedFields};
 use super::tools::{self, Tool, ToolChoice, new_call_id};
 use crate::http::{ApiError, Client, HttpRequestId, ReasoningFields, Strict, shown};
-use crate::served::App;
+use crate::served::{App, Served};
 
 #[derive(Debug, Deserialize)]
 pub struct ChatFields {
@@ -88,7 +88,7 @@ async fn begin(
     let mut variables = tools.variables.clone();
     let thinks = thinks(&fields);
     variables.extend(reasoning_variables(fields.reasoning_effort.as_deref(), thinks));
-    variables.extend(template_variables(fields.chat_template_kwargs.unwrap_or_default())?);
+    variables.extend(template_variables(fields.chat_template_kwargs.clone().unwrap_or_default())?);
     let form = match (&tools.forced, form::requested(shared)?) {
         (Some(_), Some((_, field))) => {
             let message = format!("{field}: expected a free answer beside a tool that must be called");
@@ -97,16 +97,16 @@ async fn begin(
         (Some(form), None) => Some((form.clone(), "tools")),
         (None, form) => form,
     };
+    let has_response_format = matches!(&form, Some((_, "response_format")));
     let constraint = form::constraint(served, form, client).await;
-    let named = |error| tools::naming_tool(error, fields.tools.as_ref(), fields.tool_choice.as_ref());
-    let (answer, form_slot) = constraint.map_err(named)?.unzip();
+    let (answer, form_slot) = match constraint {
+        Ok(constraint) => constraint.unzip(),
+        Err(error) => return Err(tool_at_fault(served, &fields, client).await.unwrap_or(error)),
+    };
     let end = prompt_end(fields.add_generation_prompt, fields.continue_final_message)?;
     let prompt = prompts::encode_chat(served, messages::template_fields(fields.messages)?, variables, end).await?;
-    let reasoning_start = match prompt.reasoning_start {
-        ReasoningStart::Undecided if thinks == Some(false) => ReasoningStart::Closed,
-        start => start,
-    };
-    let reasoning = served.reasoning_format.map(|format| Reasoning { format, start: reasoning_start });
+    let (start, is_off) = (prompt.reasoning_start, thinks == Some(false));
+    let reasoning = served.reasoning_format.map(|format| Reasoning { format, start, is_off });
     let constraint = match reasoning {
         Some(reasoning) => {
             let limits = ReasoningLimits { most_tokens: fields.thinking_budget.or(app.config.thinking_budget), answer };
@@ -114,7 +114,7 @@ async fn begin(
         }
         None => answer,
     };
-    let mut marks: Vec<&str> = reasoning.iter().flat_map(|reasoning| reasoning.format.marks()).collect();
+    let mut marks = served.reasoning_marks.clone();
     if !tools.offered.is_empty() {
         marks.extend(served.tool_calls.marks());
     }
@@ -127,7 +127,9 @@ async fn begin(
     let stream = engine.submit(prompts, task, arrived).await?;
     let envelope = Envelope::new("chatcmpl", name, served, delivery);
     let text = logprobs.is_some().then(|| Arc::clone(&served.text));
-    let parsers = (0..n).map(|_| tools.parser(served.tool_calls, only_one_call)).collect();
+    // An answer that is held to a response format is no call, whatever it looks like.
+    let parser = || tools.parser(served.tool_calls, only_one_call).filter(|_| !has_response_format);
+    let parsers = (0..n).map(|_| parser()).collect();
     let is_call_forced = tools.forced.is_some();
     let writer = ChatWriter {
         envelope,
@@ -138,6 +140,16 @@ async fn begin(
         reasoning_fields: app.config.reasoning_fields,
     };
     Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation }, writer, delivery))
+}
+
+/// What is wrong with the first tool that must be called and cannot be held to its schema, if there is one.
+async fn tool_at_fault(served: &Arc<Served>, fields: &ChatFields, client: ClientId) -> Option<ApiError> {
+    for (at, name, form) in tools::forced_one_by_one(fields.tools.as_ref(), fields.tool_choice.as_ref()) {
+        if let Err(error) = form::constraint(served, Some((form, "tools")), client).await {
+            return Some(tools::naming_tool(&error, at, &name));
+        }
+    }
+    None
 }
 
 /// How the prompt ends.
@@ -226,16 +238,17 @@ struct WholeCall {
 }
 
 impl ChatWriter {
-    /// Parses new text of a choice; with `is_last` also the text that was held back.
-    fn parse(&mut self, choice: usize, text: &str, is_last: bool) -> Vec<AnswerPart> {
+    /// Parses new text of a choice; at its `end` also the text that was held back.
+    fn parse(&mut self, choice: usize, text: &str, end: Option<FinishReason>) -> Vec<AnswerPart> {
         let Some(parser) = &mut self.parsers[choice] else {
             return if text.is_empty() { Vec::new() } else { vec![AnswerPart::Text(text.to_owned())] };
         };
         let mut parts = parser.push(text);
-        if is_last {
+        if end.is_some() {
             parts.extend(parser.finish());
         }
-        if self.is_call_forced {
+        // The beginning of a call that must come, and that the limit of tokens cut, is no text.
+        if self.is_call_forced && end == Some(FinishReason::Length) {
             parts.retain(|part| !matches!(part, AnswerPart::Text(_)));
         }
         let count = |is_counted: fn(&AnswerPart) -> bool| parts.iter().filter(|part| is_counted(part)).count();
@@ -249,7 +262,7 @@ impl ChatWriter {
 
     fn message(&mut self, choice: usize, answer: &Choice) -> Value {
         let (mut content, mut calls) = (String::new(), Vec::<WholeCall>::new());
-        for part in self.parse(choice, &answer.text, true) {
+        for part in self.parse(choice, &answer.text, answer.finish_reason.or(Some(FinishReason::Stop))) {
             match part {
                 AnswerPart::Text(text) => content += &text,
                 AnswerPart::Call { name } => calls.push(WholeCall { name, arguments: String::new() }),
@@ -320,7 +333,7 @@ impl ResponseWriter for ChatWriter {
             let fields = self.reasoning_fields.names().iter();
             deltas.push(fields.map(|name| ((*name).to_owned(), json!(token.reasoning))).collect());
         }
-        let mut parts = self.parse(choice, &token.text, token.finished.is_some());
+        let mut parts = self.parse(choice, &token.text, token.finished);
         if token.finished == Some(FinishReason::Length) {
             // A call that the limit of tokens cuts was sent as far as it goes.
             parts.retain(|part| !matches!(part, AnswerPart::NoCall(_)));

@@ -11,6 +11,9 @@ use super::one_or_many::{PromptItem, TextOr};
 use crate::http::ApiError;
 use crate::served::Served;
 
+/// Most tokens of all prompts of one request together, each with its own copy of the suffix.
+const MOST_INFILLED: usize = 1 << 22;
+
 /// Most prompts in one request, as in the OpenAI API.
 const MOST_PROMPTS: usize = 2048;
 
@@ -77,18 +80,31 @@ pub async fn encode_infill(
                        `<|fim_middle|>`, found none";
         ApiError::field("suffix", message)
     })?;
+    let after = encode_bare(served, suffix).await?;
+    let context = served.context;
     let mut encoded = Vec::with_capacity(prompts.len());
-    let ends = tokens.ends.clone();
     for prompt in prompts {
         let Prompt::Text(before) = prompt else {
             return Err(ApiError::field("prompt", "prompt: expected a text beside `suffix`, found token ids"));
         };
-        served.check_length(before.len().saturating_add(suffix.len()))?;
-        let (tokens, suffix) = (tokens.clone(), suffix.clone());
-        let encode = move |served: &Served| served.text.require_tokenizer()?.encode_infill(&tokens, &before, &suffix);
-        encoded.push(served.run_blocking(encode).await?);
+        let before = encode_bare(served, before).await?;
+        // Before the suffix is copied for all of them.
+        if before.len() + after.len() >= context {
+            let found = before.len() + after.len();
+            let message = format!(
+                "suffix: expected a prompt and a suffix that fit the context of {context} tokens, found {found}"
+            );
+            return Err(ApiError::field("suffix", message));
+        }
+        let leading = served.text.require_tokenizer()?.first_token().into_iter().collect();
+        encoded.push(tokens.prompt(leading, &before, &after));
+        let all: usize = encoded.iter().map(Vec::len).sum();
+        if all > MOST_INFILLED {
+            let message = format!("suffix: expected at most {MOST_INFILLED} tokens in all prompts with it, found more");
+            return Err(ApiError::field("suffix", message));
+        }
     }
-    Ok((encoded, ends))
+    Ok((encoded, tokens.ends))
 }
 
 /// Rejects ids in the field `name` that are not in the model's vocabulary.
@@ -145,7 +161,11 @@ pub async fn encode_chat(
             }
             served.check_length(rendered.len())?;
             let reasoning_start = match (served.reasoning_format, continued, end) {
-                (Some(format), Some(content), _) => format.start_after(&content),
+                (Some(format), Some(content), _) => match format.start_after(&content) {
+                    // The answer goes on.
+                    ReasoningStart::Undecided if !content.trim().is_empty() => ReasoningStart::Closed,
+                    start => start,
+                },
                 (Some(format), None, PromptEnd::Answer) => format.start_of_answer(&rendered, || render(false).ok()),
                 _ => ReasoningStart::Undecided,
             };

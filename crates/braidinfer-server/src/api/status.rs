@@ -53,7 +53,8 @@ fn described(served: &Served, name: &str) -> Value {
         "owned_by": "braidinfer",
         "max_model_len": served.context,
         "kernels": served.kernels.as_str(),
-        "has_chat_template": served.text.chat_template().is_some(),
+        // One that cannot be used is one: chats say what is wrong with it.
+        "has_chat_template": served.text.chat_template().is_some() || served.text.has_faulty_chat_template(),
     })
 }
 

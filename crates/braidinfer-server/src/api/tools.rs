@@ -13,6 +13,8 @@ use serde_json::{Map, Value, json};
 use super::one_or_many::WordOr;
 use crate::http::{ApiError, shown};
 
+/// Most tools of which each is tried by itself, to find the one whose schema cannot be kept.
+const MOST_TRIED: usize = 32;
 /// Length of a tool call id, in letters and digits; Mistral's templates accept no other length.
 const ID_LENGTH: usize = 9;
 
@@ -66,16 +68,22 @@ impl ToolUse {
     }
 }
 
-/// An error about the form of a forced call that says which tool it is about.
-pub fn naming_tool(error: ApiError, tools: Option<&Vec<Tool>>, choice: Option<&ToolChoice>) -> ApiError {
+/// The tools of which one must be called, each with its place among all and the form of its calls.
+pub fn forced_one_by_one(tools: Option<&Vec<Tool>>, choice: Option<&ToolChoice>) -> Vec<(usize, String, AnswerForm)> {
     let tools = tools.map_or(&[][..], Vec::as_slice);
-    let Ok(Callable::OneOf(wanted)) = callable(tools, choice) else { return error };
-    let place = |(index, tool): (usize, &&Tool)| {
-        let at = tools.iter().position(|other| std::ptr::eq(other, *tool))?;
-        let field = format!("tools[{at}].function.parameters");
-        error.moved(&call_path(index), &format!("{field} ({})", shown(&tool.function.name)), &field)
-    };
-    wanted.iter().enumerate().find_map(place).unwrap_or(error)
+    let Ok(Callable::OneOf(wanted)) = callable(tools, choice) else { return Vec::new() };
+    let place = |tool: &Tool| tools.iter().position(|other| std::ptr::eq(other, tool));
+    let forms = wanted
+        .into_iter()
+        .filter_map(|tool| Some((place(tool)?, tool.function.name.clone(), call_form(std::iter::once(tool)))));
+    forms.take(MOST_TRIED).collect()
+}
+
+/// An error about the form of the calls of this tool alone, with its name and place.
+pub fn naming_tool(error: &ApiError, at: usize, name: &str) -> ApiError {
+    let field = format!("tools[{at}].function.parameters");
+    let named = format!("{field} ({})", shown(name));
+    error.moved(&call_path(0), &named, &field).unwrap_or_else(|| error.about(&named, &field))
 }
 
 /// Where the schema of a tool's arguments is in that of the call.
@@ -216,6 +224,8 @@ fn move_references(schema: &mut Value, path: &str) {
                     Value::String(target) if name == "$ref" && target.starts_with('#') => {
                         *target = format!("{path}{}", &target[1..]);
                     }
+                    // Data, and no schemas.
+                    _ if ["const", "enum", "default", "examples"].contains(&name.as_str()) => {}
                     value => move_references(value, path),
                 }
             }

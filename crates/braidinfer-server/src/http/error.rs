@@ -57,6 +57,12 @@ impl ApiError {
         Some(Self { param: Some(param.to_owned()), message, ..self.clone() })
     }
 
+    /// The same error about the field `param`, with `what` before its message.
+    pub fn about(&self, what: &str, param: &str) -> Self {
+        let message = cut(&format!("{what}: {}", self.message), MOST_OF_MESSAGE).into_owned();
+        Self { param: Some(param.to_owned()), message, ..self.clone() }
+    }
+
     fn refusal(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { code: Some(code), ..Self::new(status, message) }
     }

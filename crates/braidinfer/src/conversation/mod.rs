@@ -25,6 +25,8 @@ pub struct Reasoning {
     pub format: ReasoningFormat,
     /// Where the answer begins.
     pub start: ReasoningStart,
+    /// Whether the model was asked not to reason.
+    pub is_off: bool,
 }
 
 /// Which special tokens, which have no text of their own, are written out.

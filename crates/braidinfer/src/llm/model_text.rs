@@ -89,7 +89,10 @@ impl ModelText {
         let Some(format) = ReasoningFormat::of(template) else { return Ok(AnswerFormat::default()) };
         let start = format.start_of_answer(&template.render(messages, true)?, || template.render(messages, false).ok());
         let marks = format.marks().into_iter().map(str::to_owned).collect();
-        Ok(AnswerFormat { reasoning: Some(Reasoning { format, start }), special_tokens: ShownTokens::Marks(marks) })
+        Ok(AnswerFormat {
+            reasoning: Some(Reasoning { format, start, is_off: false }),
+            special_tokens: ShownTokens::Marks(marks),
+        })
     }
 
     /// The model's own generation settings.

@@ -1,5 +1,7 @@
 //! Compiles forms with the grammar library, and follows answers through them.
 
+use std::collections::BTreeMap;
+
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
@@ -29,15 +31,21 @@ impl Progress {
     ///
     /// Fails with what the form is instead of a usable one.
     pub(super) fn begin(parsers: &ParserFactory, form: &AnswerForm) -> Result<Self, String> {
-        let form = match form {
-            AnswerForm::JsonSchema(schema) => &AnswerForm::JsonSchema(with_plain_references(schema.clone())),
-            form => form,
+        let mut copies = BTreeMap::new();
+        let form = &match form {
+            AnswerForm::JsonSchema(schema) => {
+                let (plain, names) = with_plain_references(schema.clone());
+                copies = names;
+                AnswerForm::JsonSchema(plain)
+            }
+            form => form.clone(),
         };
         let begun = try_begin(parsers, form);
         match (begun, form) {
             (Err(message), AnswerForm::JsonSchema(schema)) => {
                 let part =
                     part_at_fault(schema, &message, |part| try_begin(parsers, &AnswerForm::JsonSchema(part)).err());
+                let part = original(&part, &copies);
                 Err(if part.is_empty() { message } else { format!("{message} at {part}") })
             }
             (begun, _) => begun,
@@ -70,6 +78,16 @@ impl Progress {
     pub(super) fn take(&mut self, token: u32) -> Result<bool, String> {
         run(|| self.0.consume_token(token).map_err(|error| plain(&error.to_string())))?;
         Ok(self.0.is_stopped())
+    }
+}
+
+/// The place in the schema as it was given, of a place in one with copied definitions.
+fn original(part: &str, copies: &BTreeMap<String, String>) -> String {
+    let copied = part.strip_prefix("/$defs/").map(|rest| rest.split_once('/').unwrap_or((rest, "")));
+    match copied.and_then(|(name, rest)| Some((copies.get(name)?, rest))) {
+        Some((pointer, "")) => pointer.clone(),
+        Some((pointer, rest)) => format!("{pointer}/{rest}"),
+        None => part.to_owned(),
     }
 }
 

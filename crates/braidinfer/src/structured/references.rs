@@ -7,10 +7,14 @@ use serde_json::{Map, Value};
 
 const REFERENCE: &str = "$ref";
 const DEFINITIONS: &str = "$defs";
+/// Keys whose values are data.
+pub(super) const DATA: [&str; 4] = ["const", "enum", "default", "examples"];
 
 /// A schema without references that have escapes (RFC 6901, and percent signs as in URLs): their targets are copied to
 /// definitions with plain names. References without a target stay, and are refused later.
-pub(super) fn with_plain_references(schema: Value) -> Value {
+///
+/// Returns the pointers of the copied targets, too, by their names.
+pub(super) fn with_plain_references(schema: Value) -> (Value, BTreeMap<String, String>) {
     let mut names = BTreeMap::new();
     let mut plain = schema.clone();
     rename(&mut plain, &schema, &mut names);
@@ -32,11 +36,13 @@ pub(super) fn with_plain_references(schema: Value) -> Value {
     }
     if let (false, Some(fields)) = (definitions.is_empty(), plain.as_object_mut()) {
         let own = fields.entry(DEFINITIONS).or_insert_with(|| Value::Object(Map::new()));
-        if let Some(own) = own.as_object_mut() {
-            own.extend(definitions);
+        match own.as_object_mut() {
+            Some(own) => own.extend(definitions),
+            // Such a schema is refused as it is.
+            None => return (schema, BTreeMap::new()),
         }
     }
-    plain
+    (plain, names.into_iter().map(|(pointer, name)| (name, pointer)).collect())
 }
 
 /// Replaces the references with escapes in a part of `schema` by the names of their targets' copies, which are added to `names`
@@ -50,11 +56,13 @@ fn rename(part: &mut Value, schema: &Value, names: &mut BTreeMap<String, String>
                         if let Some(pointer) =
                             escaped_pointer(reference).filter(|pointer| schema.pointer(pointer).is_some())
                         {
-                            let next = format!("braidinfer-reference-{}", names.len());
+                            let next = free_name(schema, names.len());
                             let name = names.entry(pointer).or_insert(next);
                             *reference = format!("#/{DEFINITIONS}/{name}");
                         }
                     }
+                    // Data, and no schemas.
+                    _ if DATA.contains(&key.as_str()) => {}
                     value => rename(value, schema, names),
                 }
             }
@@ -62,6 +70,15 @@ fn rename(part: &mut Value, schema: &Value, names: &mut BTreeMap<String, String>
         Value::Array(items) => items.iter_mut().for_each(|item| rename(item, schema, names)),
         _ => {}
     }
+}
+
+/// A name that no definition of the schema has.
+fn free_name(schema: &Value, number: usize) -> String {
+    let mut name = format!("reference-{number}");
+    while schema[DEFINITIONS].get(&name).is_some() {
+        name.push('-');
+    }
+    name
 }
 
 /// The JSON pointer of a reference within the document that has escapes.
@@ -92,7 +109,7 @@ mod tests {
             },
             "$defs": {"x/y": {"items": {"$ref": "#/$defs/x~1y"}}, "x y": {"$ref": "#/$defs/%C3%A9"}, "~t": {}, "plain": {}, "é": {"type": "null"}},
         });
-        let plain = with_plain_references(schema);
+        let (plain, _) = with_plain_references(schema);
         let target =
             |reference: &Value| plain.pointer(&reference.as_str().expect("a text")[1..]).cloned().unwrap_or_default();
         let of = |key: &str| target(&plain["properties"][key]["$ref"]);
@@ -101,6 +118,14 @@ mod tests {
         assert_eq!((of("c"), of("d")), (json!({}), json!({})));
         assert_eq!(plain["properties"]["e"]["$ref"], "#/$defs/none~1there");
         let untouched = json!({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": true}});
-        assert_eq!(with_plain_references(untouched.clone()), untouched);
+        assert_eq!(with_plain_references(untouched.clone()).0, untouched);
+        let data = json!({"properties": {"a": {"const": {"$ref": "#/$defs/x~1y"}}, "b": {"$ref": "#/$defs/x~1y"}},
+            "$defs": {"x/y": true, "reference-0": false}});
+        let (plain, names) = with_plain_references(data.clone());
+        assert_eq!(
+            (&plain["properties"]["a"], &plain["$defs"]["reference-0"]),
+            (&data["properties"]["a"], &json!(false))
+        );
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), [("reference-0-".to_owned(), "/$defs/x~1y".to_owned())]);
     }
 }

@@ -5,7 +5,7 @@ mod json;
 mod python;
 mod renderer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -99,14 +99,20 @@ impl ChatTemplate {
         settings: &TokenizerSettings,
         worker: Option<&WorkerProgram>,
     ) -> Result<Option<Self>> {
-        let Some((path, template)) = find_template(source, settings)? else { return Ok(None) };
         let special_tokens = special_tokens(settings)?;
         let parse =
             |path, template: &str| Self::new(path, template, special_tokens.clone(), TemplateClock::Local, worker);
-        let with_tools = find_named_template(source, settings, WITH_TOOLS)?;
-        let with_tools = with_tools.map(|(path, template)| parse(path, &template).map(Box::new));
+        let unreadable = |error: Error| Fault { path: source.label(), message: error.to_string() };
+        let with_tools = find_named_template(source, settings, WITH_TOOLS).map_err(unreadable).transpose();
+        let parse_found =
+            |found: Result<(String, String), Fault>| found.and_then(|(path, template)| parse(path, &template));
+        let with_tools = with_tools.map(parse_found);
+        let Some((path, template)) = find_template(source, settings)? else {
+            // One for chats with tools alone is for all chats.
+            return Ok(with_tools.transpose()?);
+        };
         let main = parse(path, &template)?;
-        Ok(Some(Self { with_tools, ..main }))
+        Ok(Some(Self { with_tools: with_tools.map(|template| template.map(Box::new)), ..main }))
     }
 
     /// Reads the template with this name among those of the model, or the one in a file of its own, in place of the model's.
@@ -120,7 +126,7 @@ impl ChatTemplate {
         let new = |path, template: &str| {
             Self::new(path, template, special_tokens(settings)?, TemplateClock::Local, worker).map_err(Error::from)
         };
-        if !name.exists()
+        if !name.is_file()
             && let Some((path, template)) = find_named_template(source, settings, &shown)?
         {
             return new(path, &template);
@@ -284,7 +290,7 @@ fn prepared(message: &Map<String, Json>) -> Map<String, Json> {
 
 /// The model's template, and the path of its file.
 pub(super) fn find_template(source: &ModelSource, settings: &TokenizerSettings) -> Result<Option<(String, String)>> {
-    let found = find(source, settings, TEMPLATE_FILE, template_in)?;
+    let found = find(source, settings, Some(TEMPLATE_FILE), template_in)?;
     Ok(found.map(|(path, template, _)| (path, template)))
 }
 
@@ -295,11 +301,9 @@ fn find_named_template(
     name: &str,
 ) -> Result<Option<(String, String)>> {
     // Names become paths within the model's folder.
-    if !name.chars().all(|next| next.is_alphanumeric() || "_-".contains(next)) {
-        return Ok(None);
-    }
-    let own_file = format!("{OTHER_TEMPLATES}/{name}.jinja");
-    let found = find(source, settings, &own_file, |file| Ok(named_template(file, name)))?;
+    let is_file_name = !name.starts_with('.') && !name.contains(['/', '\\']);
+    let own_file = is_file_name.then(|| format!("{OTHER_TEMPLATES}/{name}.jinja"));
+    let found = find(source, settings, own_file.as_deref(), |file| Ok(named_template(file, name)))?;
     let in_list = |path: String, is_field: bool| if is_field { format!("{path} `{name}`") } else { path };
     Ok(found.map(|(path, template, is_field)| (in_list(path, is_field), template)))
 }
@@ -307,12 +311,15 @@ fn find_named_template(
 /// The templates beside the default one, with their names.
 pub(super) fn other_templates(source: &ModelSource, settings: &TokenizerSettings) -> Result<Vec<(String, String)>> {
     let listed = settings.config().and_then(|file| file.value(TEMPLATE_FIELD)?.as_array()).into_iter().flatten();
-    let mut names: Vec<&str> = listed.filter_map(|template| template["name"].as_str()).collect();
-    names.retain(|name| !["default", WITH_TOOLS].contains(name));
-    names.push(WITH_TOOLS);
+    let mut names: BTreeSet<String> =
+        listed.filter_map(|template| Some(template["name"].as_str()?.to_owned())).collect();
+    names.extend(
+        source.names_in(OTHER_TEMPLATES).iter().filter_map(|file| Some(file.strip_suffix(".jinja")?.to_owned())),
+    );
+    names.remove("default");
     let mut templates = Vec::new();
     for name in names {
-        templates.extend(find_named_template(source, settings, name)?.map(|(_, template)| (name.to_owned(), template)));
+        templates.extend(find_named_template(source, settings, &name)?.map(|(_, template)| (name, template)));
     }
     Ok(templates)
 }
@@ -322,10 +329,12 @@ pub(super) fn other_templates(source: &ModelSource, settings: &TokenizerSettings
 fn find(
     source: &ModelSource,
     settings: &TokenizerSettings,
-    own_file: &str,
+    own_file: Option<&str>,
     pick: impl Fn(&JsonFile) -> Result<Option<String>>,
 ) -> Result<Option<(String, String, bool)>> {
-    if let Some(template) = source.read_text(own_file)? {
+    if let Some(own_file) = own_file
+        && let Some(template) = source.read_text(own_file)?
+    {
         return Ok(Some((source.path_of(own_file), template, false)));
     }
     let json = JsonFile::read(source, TEMPLATE_JSON)?;

@@ -1,7 +1,6 @@
 //! Prompts of models that fill in the middle of a text: the text before it and the text after it, between tokens for that.
 
 use super::Tokenizer;
-use crate::Result;
 
 /// How a model family writes what it shall fill in.
 struct InfillFormat {
@@ -86,14 +85,6 @@ impl InfillTokens {
         }
         ids.extend(self.middle);
         ids
-    }
-}
-
-impl Tokenizer {
-    /// Token ids of an [`InfillTokens::prompt`] for texts.
-    pub fn encode_infill(&self, tokens: &InfillTokens, before: &str, after: &str) -> Result<Vec<u32>> {
-        let leading = self.first_token().into_iter().collect();
-        Ok(tokens.prompt(leading, &self.encode(before, false)?, &self.encode(after, false)?))
     }
 }
 

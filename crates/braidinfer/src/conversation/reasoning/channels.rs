@@ -10,6 +10,11 @@ pub(super) const MESSAGE: &str = "<|message|>";
 pub(super) const END: &str = "<|end|>";
 pub(super) const CALL: &str = "<|call|>";
 
+/// What begins the answer.
+pub(super) const ANSWER_HEADER: &str = "<|channel|>final<|message|>";
+/// What ends the reasoning and begins the next header.
+pub(super) const NEXT_HEADER: &str = "<|end|><|start|>assistant";
+
 /// What a header may begin with.
 const HEADERS: [&str; 4] = ["<|start|>assistant", CHANNEL, MESSAGE, "to="];
 /// What ends a message, and whether it belongs to it: some models leave out the end.

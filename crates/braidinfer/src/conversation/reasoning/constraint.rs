@@ -59,6 +59,8 @@ struct Rules {
     /// The marks as tokens.
     open: Vec<u32>,
     close: Vec<u32>,
+    /// With channels, what begins an answer.
+    answer_header: Vec<u32>,
     /// With channels, how many tokens of the closing mark end a message; what follows must be an answer.
     end_of_message: Option<usize>,
     /// The mask within the reasoning.
@@ -97,7 +99,11 @@ impl Rules {
         format: ReasoningFormat,
     ) -> Result<Self> {
         let tokenizer = text.require_tokenizer()?;
-        let close = tokenizer.encode(format.close, false)?;
+        let close = match format.has_channels() && !has_form {
+            // What comes next, a call or an answer, is the model's choice.
+            true => tokenizer.encode(channels::NEXT_HEADER, false)?,
+            false => tokenizer.encode(format.close, false)?,
+        };
         let mut any = TokenBits(vec![u32::MAX; vocab_size.div_ceil(32)]);
         if has_form {
             text.generation().eos_token_id.iter().for_each(|id| any.remove(*id));
@@ -120,6 +126,7 @@ impl Rules {
             open: tokenizer.encode(format.open, false)?,
             beyond_close: if may_go_beyond { tokens_beyond(format.close, tokenizer) } else { Vec::new() },
             close,
+            answer_header: tokenizer.encode(channels::ANSWER_HEADER, false)?,
             end_of_message,
             any,
         })
@@ -176,11 +183,11 @@ impl Progress {
             tokens: 0,
             last: VecDeque::new(),
             forced: VecDeque::new(),
-            has_ended: rules.has_form && start == ReasoningStart::Closed,
+            has_ended: rules.has_form && (start == ReasoningStart::Closed || (reasoning.is_off && !has_channels)),
         };
         // An answer in channels begins with a channel; the model says which, unless a form needs to know it.
         if has_channels && rules.has_form && is_undecided {
-            progress.forced.extend(&rules.open);
+            progress.forced.extend(if reasoning.is_off { &rules.answer_header } else { &rules.open });
         }
         progress.force_close(rules);
         progress

@@ -22,6 +22,8 @@ enum Place {
     Start,
     /// In white space after the opening mark.
     Opened,
+    /// Before the first text of the reasoning.
+    Begun,
     Reasoning,
     /// In white space after the closing mark.
     Closed,
@@ -43,7 +45,7 @@ impl MarkSplitter {
     }
 
     pub(super) fn is_in_reasoning(&self) -> bool {
-        matches!(self.place, Place::Opened | Place::Reasoning)
+        matches!(self.place, Place::Opened | Place::Begun | Place::Reasoning)
     }
 
     pub(super) fn is_undecided(&self) -> bool {
@@ -73,7 +75,15 @@ impl MarkSplitter {
     fn advance(&mut self, split: &mut SplitText) -> bool {
         match self.place {
             Place::Start => self.read_mark(self.format.open, Place::Opened),
-            Place::Opened => self.skip_white_space(Place::Reasoning),
+            Place::Opened => self.skip_white_space(Place::Begun),
+            // Some models write the mark that the prompt has once more.
+            Place::Begun => {
+                if let Some(rest) = self.held.strip_prefix(self.format.open) {
+                    self.held = rest.to_owned();
+                    return self.go_to(Place::Opened);
+                }
+                !self.format.open.starts_with(&self.held) && self.go_to(Place::Reasoning)
+            }
             Place::Reasoning => self.read_until(self.format.close, Place::Closed, &mut split.reasoning),
             Place::Closed => self.skip_white_space(Place::BeforeAnswer),
             Place::BeforeAnswer => match self.format.around_answer {
@@ -170,6 +180,8 @@ mod tests {
         assert_eq!(split(true, &["a", " \n", "b\n", "</think>"]), parts("a \nb", ""));
         assert_eq!(split(true, &["cut <", "/think"]), parts("cut </think", ""));
         assert_eq!(split(true, &["</think>x"]), parts("", "x"));
+        assert_eq!(split(true, &["\n<thi", "nk>\nHm</think>x"]), parts("Hm", "x"));
+        assert_eq!(split(true, &["<thing"]), parts("<thing", ""));
     }
 
     #[test]

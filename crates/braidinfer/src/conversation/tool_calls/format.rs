@@ -39,7 +39,6 @@ const FORMATS: &[ToolCallFormat] = &[
             "<|start|>assistant to=",
             "<|start|>assistant<|channel|>commentary to=",
             "<|channel|>commentary to=",
-            " to=functions.",
         ],
         closings: &["<|call|>"],
     },

@@ -74,8 +74,16 @@ enum Arguments {
     None,
     Json(JsonArguments),
     /// Their text so far.
-    Elements(Elements, String),
+    Elements(Elements, ElementText),
     Unquoted(UnquotedJson),
+}
+
+/// The text of elements so far.
+#[derive(Debug)]
+struct ElementText {
+    text: String,
+    /// Whether its last element has no end.
+    is_open: bool,
 }
 
 impl NamedCall {
@@ -101,7 +109,8 @@ impl NamedCall {
             return Reading::Broken;
         }
         if let Some(elements) = ELEMENTS.into_iter().find(|elements| self.head.ends_with(elements.begin)) {
-            self.arguments = Arguments::Elements(elements, elements.begin.to_owned());
+            let written = ElementText { text: elements.begin.to_owned(), is_open: true };
+            self.arguments = Arguments::Elements(elements, written);
         } else if let Some(elements) = ELEMENTS.into_iter().find(|elements| self.head.ends_with(elements.end)) {
             return self.end(elements, Vec::new(), parts);
         }
@@ -120,7 +129,18 @@ impl NamedCall {
     /// could stand there.
     fn name(&self, head: &str, is_certain: bool) -> Option<String> {
         let is_certain = is_certain || NAME_MARKS.iter().any(|mark| head.contains(mark));
+        if let Some(name) = self.offered_name(head) {
+            return Some(name);
+        }
         name_in(head).filter(|name| is_certain || self.tools.iter().any(|tool| tool.name == *name))
+    }
+
+    /// The longest name of a tool that the text before the arguments has, whatever characters it is made of.
+    fn offered_name(&self, head: &str) -> Option<String> {
+        let is_before_layout =
+            |name: &&str| starts_of_name(head).iter().any(|start| start.strip_prefix(*name).is_some_and(is_layout));
+        let names = self.tools.iter().map(|tool| tool.name.as_str()).filter(|name| !name.is_empty());
+        names.filter(is_before_layout).max_by_key(|name| name.len()).map(str::to_owned)
     }
 
     /// The arguments that were written as texts, with the types of the tool's schema.
@@ -141,14 +161,20 @@ impl NamedCall {
     }
 }
 
+/// Where in the text before the arguments the name may begin, the likeliest place last.
+fn starts_of_name(head: &str) -> [&str; 5] {
+    let marked = head.split_once("<function=").map_or(head, |(_, after)| after);
+    let is_kind = |(kind, _): &(&str, &str)| kind.trim() == "function";
+    let separated = marked.split_once("<｜tool▁sep｜>").filter(is_kind).map_or(marked, |(_, name)| name);
+    let called = separated.trim_start();
+    let called = called.strip_prefix("call:").unwrap_or(called);
+    let qualified = called.strip_prefix("functions.").unwrap_or(called);
+    [head.trim_start(), marked.trim_start(), separated.trim_start(), called, qualified]
+}
+
 /// The name in what is written before the arguments.
 fn name_in(head: &str) -> Option<String> {
-    let head = head.split_once("<function=").map_or(head, |(_, after)| after);
-    let head =
-        head.split_once("<｜tool▁sep｜>").filter(|(kind, _)| kind.trim() == "function").map_or(head, |(_, name)| name);
-    let head = head.trim_start();
-    let head = head.strip_prefix("call:").unwrap_or(head);
-    let head = head.strip_prefix("functions.").unwrap_or(head);
+    let [.., head] = starts_of_name(head);
     let is_of_name = |character: char| character.is_alphanumeric() || "_-.".contains(character);
     let (name, rest) = head.split_at(head.find(|next| !is_of_name(next)).unwrap_or(head.len()));
     (!name.is_empty() && is_layout(rest)).then(|| name.to_owned())
@@ -171,7 +197,16 @@ fn is_layout(mut rest: &str) -> bool {
 
 /// The keys and values of elements; `None` if one is not complete.
 fn pairs_in(elements: Elements, written: &str) -> Option<Vec<(String, String)>> {
-    pairs(elements, written, |value| value.split_once(elements.after))
+    pairs(elements, written, |value| {
+        let end = value.find(elements.after);
+        // A value whose end mark is left out reaches to the line of the next element.
+        let next = value.find(&format!("\n{}", elements.begin)).filter(|next| end.is_none_or(|end| *next < end));
+        match (next, end) {
+            (Some(next), _) => Some(value.split_at(next)),
+            (None, Some(end)) => Some((&value[..end], &value[end + elements.after.len()..])),
+            (None, None) => None,
+        }
+    })
 }
 
 /// Like [`pairs_in`], for a call that has certainly ended: a value without its end mark reaches as far as it can.
@@ -179,7 +214,8 @@ fn pairs_without_ends(elements: Elements, written: &str) -> Option<Vec<(String, 
     let ends = [OUTER_END, elements.end];
     let written = ends.iter().fold(written.trim_end(), |rest, end| rest.strip_suffix(end).unwrap_or(rest).trim_end());
     pairs(elements, written, |value| {
-        let next = value.find(elements.begin).unwrap_or(value.len());
+        let next_line = value.find(&format!("\n{}", elements.begin));
+        let next = next_line.or_else(|| value.find(elements.begin)).unwrap_or(value.len());
         match value[..next].split_once(elements.after) {
             Some((text, _)) => Some((text, &value[text.len() + elements.after.len()..])),
             None => Some(value.split_at(next)),
@@ -198,9 +234,11 @@ fn pairs<'a>(
         let (key, value) = element.split_once(elements.middle)?;
         let (value, after) = split(value)?;
         let value = value.trim_start().strip_prefix(elements.before_value).unwrap_or(value);
-        // One line break on each side belongs to the layout.
-        let value = value.strip_prefix('\n').unwrap_or(value);
-        pairs.push((key.trim().to_owned(), value.strip_suffix('\n').unwrap_or(value).to_owned()));
+        // In Qwen's format one line break on each side belongs to the layout.
+        let is_on_lines = elements.before_value.is_empty();
+        let value = value.strip_prefix('\n').filter(|_| is_on_lines).unwrap_or(value);
+        let value = value.strip_suffix('\n').filter(|_| is_on_lines).unwrap_or(value);
+        pairs.push((key.trim().to_owned(), value.to_owned()));
         rest = after;
     }
     Some(pairs)
@@ -208,30 +246,59 @@ fn pairs<'a>(
 
 /// Makes a value a text where the tool's schema asks for one.
 fn make_text(tool: Option<&OfferedTool>, key: &str, value: &mut Value) {
-    if !value.is_string() && takes(tool, key, "string") && !(value.is_null() && takes(tool, key, "null")) {
+    let kinds = kinds_of(tool, key);
+    if !value.is_string() && kinds.contains(&"string") && !(value.is_null() && kinds.contains(&"null")) {
         *value = Value::String(value.to_string());
     }
 }
 
-/// Whether an argument may have this type.
-fn takes(tool: Option<&OfferedTool>, key: &str, kind: &str) -> bool {
-    tool.and_then(|tool| tool.parameters.get("properties")?.get(key)).is_some_and(|schema| allows(schema, kind))
-}
-
-/// An argument with the type that the tool's schema asks for: anything but a text is JSON.
+/// An argument with the type that the tool's schema asks for: anything but a text is JSON. Constants may be spelled as in Python.
 fn value_of(tool: Option<&OfferedTool>, key: &str, written: String) -> Value {
-    if takes(tool, key, "string") && !(written.trim() == "null" && takes(tool, key, "null")) {
+    let kinds = kinds_of(tool, key);
+    match written.trim().to_ascii_lowercase().as_str() {
+        "null" | "none" if kinds.contains(&"null") => return Value::Null,
+        word @ ("true" | "false") if kinds.contains(&"boolean") && !kinds.contains(&"string") => {
+            return Value::Bool(word == "true");
+        }
+        _ => {}
+    }
+    if kinds.contains(&"string") {
         return Value::String(written);
     }
     serde_json::from_str(written.trim()).unwrap_or(Value::String(written))
 }
 
-/// Whether a schema takes values of a type.
-fn allows(schema: &Value, kind: &str) -> bool {
-    let has =
-        |kinds: &Value| kinds == kind || kinds.as_array().is_some_and(|kinds| kinds.iter().any(|one| one == kind));
-    let options = ["anyOf", "oneOf"].into_iter().filter_map(|key| schema.get(key)?.as_array()).flatten();
-    has(&schema["type"]) || options.into_iter().any(|schema| has(&schema["type"]))
+/// Most references and choices that are followed for the type of an argument.
+const MOST_FOLLOWED: usize = 64;
+
+/// The types that the schema of an argument names.
+fn kinds_of<'a>(tool: Option<&'a OfferedTool>, key: &str) -> Vec<&'a str> {
+    let Some(schema) = tool.and_then(|tool| tool.parameters.get("properties")?.get(key)) else { return Vec::new() };
+    let (mut kinds, mut waiting) = (Vec::new(), vec![schema]);
+    for _ in 0..MOST_FOLLOWED {
+        let Some(schema) = waiting.pop() else { break };
+        match &schema["type"] {
+            Value::Array(several) => kinds.extend(several.iter().filter_map(Value::as_str)),
+            one => kinds.extend(one.as_str()),
+        }
+        let values = schema["enum"].as_array().into_iter().flatten().chain(schema.get("const"));
+        kinds.extend(values.map(kind_of_value));
+        waiting.extend(["anyOf", "oneOf", "allOf"].iter().filter_map(|key| schema[*key].as_array()).flatten());
+        let reference = schema["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
+        waiting.extend(tool.zip(reference).and_then(|(tool, pointer)| tool.parameters.pointer(pointer)));
+    }
+    kinds
+}
+
+fn kind_of_value<'a>(value: &Value) -> &'a str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 impl CallReader for NamedCall {
@@ -239,16 +306,19 @@ impl CallReader for NamedCall {
         match &mut self.arguments {
             Arguments::None => self.read_head(next, parts),
             Arguments::Json(arguments) => arguments.push(next, parts),
-            Arguments::Elements(elements, written) => {
-                written.push(next);
+            Arguments::Elements(elements, ElementText { text, is_open }) => {
+                text.push(next);
                 let elements = *elements;
-                let is_end = written.ends_with(elements.end);
+                if text.ends_with(elements.begin) || text.ends_with(elements.after) {
+                    *is_open = text.ends_with(elements.begin);
+                }
+                let is_end = text.ends_with(elements.end) || text.ends_with(OUTER_END);
                 // A value may contain the mark at the end, but not both.
                 let is_certain_end = elements.end != OUTER_END
-                    && written.strip_suffix(OUTER_END).is_some_and(|call| call.trim_end().ends_with(elements.end));
-                let pairs = match (is_end, is_certain_end) {
-                    (true, _) => pairs_in(elements, written),
-                    (_, true) => pairs_without_ends(elements, written),
+                    && text.strip_suffix(OUTER_END).is_some_and(|call| call.trim_end().ends_with(elements.end));
+                let pairs = match (is_end && !*is_open, is_certain_end) {
+                    (true, _) => pairs_in(elements, text),
+                    (_, true) => pairs_without_ends(elements, text),
                     _ => return Reading::More,
                 };
                 pairs.map_or(Reading::More, |pairs| self.end(elements, pairs, parts))
@@ -270,11 +340,14 @@ impl CallReader for NamedCall {
     fn finish(&mut self, parts: &mut Vec<AnswerPart>) -> Reading {
         match &mut self.arguments {
             // Only marks at ends are missing.
-            Arguments::Elements(elements, written)
-                if [elements.after, elements.end, OUTER_END].iter().any(|end| written.trim_end().ends_with(end)) =>
+            Arguments::Elements(elements, ElementText { text, .. })
+                if [elements.after, elements.end, OUTER_END].iter().any(|end| text.trim_end().ends_with(end)) =>
             {
                 let elements = *elements;
-                let pairs = pairs_without_ends(elements, written);
+                // A value that goes on into another call is none.
+                let is_whole =
+                    |pairs: &Vec<(String, String)>| pairs.iter().all(|(_, value)| !value.contains(OUTER_END));
+                let pairs = pairs_without_ends(elements, text).filter(is_whole);
                 pairs.map_or(Reading::Broken, |pairs| self.end(elements, pairs, parts))
             }
             Arguments::None => match self.name(&self.head, false) {

@@ -456,6 +456,18 @@ mod tests {
             let parts = joined([parser.push(written), parser.finish()].concat());
             assert_eq!(parts, call("time", r#"{"a":null,"b":null,"c":"null"}"#));
         }
+        let typed: Arc<[OfferedTool]> = Arc::new([OfferedTool {
+            name: "ns:tool/$x".into(),
+            parameters: json!({"properties": {"flag": {"type": "boolean"}, "none": {"type": ["integer", "null"]}, "one": {"enum": ["1", "2"]},
+                "ref": {"$ref": "#/$defs/s"}, "city": {"type": "string"}}, "$defs": {"s": {"type": "string"}}}),
+        }]);
+        let written = "<tool_call>\n<function=ns:tool/$x>\n<parameter=flag>\nTrue\n</parameter>\n<parameter=none>\nNone\n</parameter>\n<parameter=one>\n1\n</parameter>\n<parameter=ref>\n12\n</parameter>\n<parameter=city>\nParis\n<parameter=days>\n2\n</parameter>\n</tool_call>\n<tool_call>\n<function=ns:tool/$x>\n</function>\n</tool_call>";
+        let mut parser = ToolCallParser::new(ToolCallFormat::named("tagged").expect("it is known"), typed, false);
+        let parts = joined([parser.push(written), parser.finish()].concat());
+        let arguments = r#"{"flag":true,"none":null,"one":"1","ref":"12","city":"Paris","days":2}"#;
+        assert_eq!(parts, [call("ns:tool/$x", arguments), call("ns:tool/$x", "{}")].concat());
+        let lost = "<start_function_call>call:weather{city:<escape>Paris<escape> or London,days:2}<end_function_call>";
+        assert_eq!(read("gemma", lost), text(lost));
         // What begins like another family's mark is text.
         let value =
             "<tool_call>\n<function=weather>\n<parameter=city>\n<arg_value>\n</parameter>\n</function>\n</tool_call>";

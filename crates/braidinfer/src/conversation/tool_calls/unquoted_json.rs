@@ -95,6 +95,10 @@ impl UnquotedJson {
     fn end_value(&mut self) -> bool {
         let word = std::mem::take(&mut self.word);
         let word = word.trim();
+        // Words beside a whole value would be lost.
+        if self.value.is_some() && !word.is_empty() {
+            return false;
+        }
         let of_word = || serde_json::from_str(word).unwrap_or(Value::from(word));
         let value = self.value.take().or_else(|| (!word.is_empty()).then(of_word));
         match (self.open.last_mut(), value) {
