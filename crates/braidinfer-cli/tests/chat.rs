@@ -81,3 +81,14 @@ fn reasoning_stands_apart() {
     let text = say(&mut session, "Once upon a time");
     assert!(text.contains("thinking: ") && !text.contains("think>"), "{text}");
 }
+
+#[test]
+fn a_template_that_refuses_messages_ends_the_answer_only() {
+    let template = "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ message.content }}{% endfor %}{# </think> #}";
+    let folder = with_template(Some(template));
+    let mut session = chat(&[&folder.path().display().to_string(), "--seed", "1", "-n", "5"]);
+    say(&mut session, "/system be nice");
+    assert!(say(&mut session, "Hello").contains("no system"));
+    say(&mut session, "/system");
+    assert!(!say(&mut session, "Hello").contains("no system"));
+}

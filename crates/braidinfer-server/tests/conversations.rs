@@ -2,7 +2,8 @@
 
 mod support;
 
-use braidinfer::LoadOptions;
+use braidinfer::model::ModelSource;
+use braidinfer::{Llm, LoadOptions};
 use braidinfer_server::{FormatChoice, ModelNames, ReasoningFields, ServerConfig};
 use serde_json::{Value, json};
 use support::{Model, TestServer, config, demo_with_template, demo_with_templates, streamed_message, with};
@@ -333,6 +334,13 @@ fn named_templates_are_used_for_what_they_are() {
     assert!(prompt(&server, json!({})).is_ok());
     let refused = prompt(&server, json!({"tools": tools})).expect_err("the template has no end");
     assert!(refused["message"].as_str().is_some_and(|message| message.contains("tool_use")), "{refused}");
+    std::fs::write(folder.path().join(named), [0xff, 0xfe]).expect("it can be written");
+    let options = LoadOptions::default();
+    let source = ModelSource::Directory(folder.path().to_owned());
+    let llm = Llm::open(&source, &options, &|_, _| {}).expect("the model opens");
+    let server = TestServer::start(config(), Model::Given(Box::new(llm)));
+    assert!(prompt(&server, json!({})).is_ok());
+    assert!(prompt(&server, json!({"tools": tools})).is_err());
     // Another one is chosen by name.
     let options = LoadOptions { chat_template: Some("tool_use".into()), ..LoadOptions::default() };
     let server = serve(&[(plain, PLAIN), (named, with_tools)], &options);

@@ -271,6 +271,10 @@ fn every_family_reasons_calls_tools_and_answers_after_the_results() {
             "{name}: {choice}"
         );
         assert!(choice["message"]["tool_calls"].is_null(), "{name}");
+        let off = chat(&server, json!({"messages": history, "tools": tools(), "enable_thinking": false}));
+        assert_eq!(off["message"]["content"], ANSWER, "{name}: {off}");
+        let one = chat(&server, json!({"messages": asked, "tools": tools(), "parallel_tool_calls": false}));
+        assert_eq!(calls_of(&one["message"]), expected[..1], "{name}: {one}");
         // And the whole turn, as the beginning of the next.
         let longer: Vec<Value> = history.iter().cloned().chain([choice["message"].clone(), asked[0].clone()]).collect();
         chat(&server, json!({"messages": longer, "tools": tools(), "max_tokens": 3}));
@@ -344,6 +348,10 @@ fn a_suffix_is_filled_in_by_models_that_have_tokens_for_it() {
     assert_eq!(complete(json!({"suffix": "x", "echo": true})).error().0, 400);
     assert_eq!(complete(json!({"suffix": "x", "prompt": [1]})).error().0, 400);
     assert_eq!(complete(json!({"suffix": ""})).status, 200);
+    // The suffix is read once, and refused before it is copied for every prompt.
+    let many = json!({"prompt": vec!["hi"; 500], "suffix": "ab ".repeat(30_000)});
+    let refused = server.post("/v1/completions", &many).error();
+    assert_eq!((refused.0, &refused.1["param"]), (400, &json!("suffix")), "{}", refused.1);
     let plain = TestServer::shared().post("/v1/completions", &json!({"prompt": "x", "suffix": "y"})).error();
     assert_eq!((plain.0, &plain.1["param"]), (400, &json!("suffix")));
 }
@@ -351,6 +359,17 @@ fn a_suffix_is_filled_in_by_models_that_have_tokens_for_it() {
 #[test]
 fn a_call_that_must_come_says_which_tool_cannot_be_held_to_its_schema() {
     let (_folder, server) = served(&families()[0].script(2), config());
+    // Text that looks like a call is none where another form was asked for.
+    let schema = json!({"properties": {"name": {"const": "time"}, "arguments": {"const": {"$ref": "#/a~1b"}}}, "required": ["name", "arguments"],
+        "additionalProperties": false, "type": "object"});
+    let form = json!({"type": "json_schema", "json_schema": {"name": "f", "schema": schema}});
+    let choice = chat(
+        &server,
+        json!({"messages": [{"role": "user", "content": "x"}], "tools": tools(), "response_format": form}),
+    );
+    let written: Value =
+        serde_json::from_str(choice["message"]["content"].as_str().unwrap_or_default()).unwrap_or_default();
+    assert_eq!(written, json!({"name": "time", "arguments": {"$ref": "#/a~1b"}}), "{choice}");
     let ask = |parameters: Value, choice: Value| {
         let tools = json!([{"type": "function", "function": {"name": "good"}},
             {"type": "function", "function": {"name": "weather", "parameters": parameters}}]);
@@ -368,6 +387,11 @@ fn a_call_that_must_come_says_which_tool_cannot_be_held_to_its_schema() {
                 .all(|part| message.contains(part)),
             "{message}"
         );
+        let behind = json!({"properties": {"city": {"$ref": "#/$defs/a~1b"}}, "$defs": {"a/b": {"uniqueItems": true, "type": "array"}}});
+        let (status, error) = ask(behind, choice.clone()).error();
+        let message = error["message"].as_str().expect("a text");
+        assert_eq!((status, &error["param"]), (400, &json!("tools[1].function.parameters")), "{error}");
+        assert!(message.contains("(weather)") && !message.contains("reference-"), "{message}");
         let (status, error) = ask(json!({"type": "string"}), choice).error();
         assert!(status == 400 && error["message"].as_str().expect("a text").contains("weather"), "{error}");
     }

@@ -242,3 +242,26 @@ fn generation_settings_go_with_the_file() {
 fn threads() -> Threads {
     Threads::new(Some(2)).expect("threads can be had")
 }
+
+#[test]
+fn named_chat_templates_go_with_the_file() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../braidinfer-cli/demo-model");
+    for file in fs::read_dir(demo).expect("the demo model is there") {
+        let file = file.expect("its files can be listed");
+        fs::copy(file.path(), folder.path().join(file.file_name())).expect("and copied");
+    }
+    let named = folder.path().join("additional_chat_templates");
+    fs::create_dir(&named).expect("a folder can be made");
+    for name in ["tool_use", "rag.v2"] {
+        fs::write(named.join(format!("{name}.jinja")), format!("{{# {name} #}}")).expect("it can be written");
+    }
+    let path = folder.path().join("demo.gguf");
+    write(&ModelSource::Directory(folder.path().to_owned()), &path, FileType::Q8_0).expect("it can be written");
+    let source = open(&path);
+    let metadata = source.gguf().expect("it is a GGUF file").metadata();
+    for name in ["tool_use", "rag.v2"] {
+        let template = metadata.text(&format!("tokenizer.chat_template.{name}")).expect("it is a text");
+        assert_eq!(template, Some(format!("{{# {name} #}}").as_str()));
+    }
+}

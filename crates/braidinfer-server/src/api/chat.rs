@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::answers::{self, Choice, ChoiceStream, Envelope, ResponseWriter, Usage};
-use super::form;
+use super::form::{self, RequestedForm};
 use super::json_text::JsonText;
 use super::logprobs::{ChatLogprobs, ChatToken};
 use super::messages::{self, Message};
 use super::prompts::{self, PromptEnd};
 use super::reservation;
 use super::sampling::{Delivery, ParameterFields, SharedFields};
-use super::tools::{self, Tool, ToolChoice, new_call_id};
+use super::tools::{self, Tool, ToolChoice, ToolUse, new_call_id};
 use crate::http::{ApiError, Client, HttpRequestId, ReasoningFields, Strict, shown};
 use crate::served::{App, Served};
 
@@ -69,18 +69,7 @@ async fn begin(
 ) -> Result<(ChoiceStream, ChatWriter, Delivery), ApiError> {
     let served = app.served_as(shared.model.as_deref())?;
     let delivery = shared.delivery()?;
-    let logprobs = match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
-        (true, Some(count)) if count > MOST_LOGPROBS => {
-            let message = format!("top_logprobs: expected at most {MOST_LOGPROBS}, found {count}");
-            return Err(ApiError::field("top_logprobs", message));
-        }
-        (true, count) => Some(count.unwrap_or(0)),
-        (false, None) => None,
-        (false, Some(_)) => {
-            let message = "top_logprobs: expected `logprobs` to be true beside it";
-            return Err(ApiError::field("top_logprobs", message));
-        }
-    };
+    let logprobs = wanted_logprobs(&fields)?;
     let params = SamplingParams { logprobs, ..shared.sampling_params(parameters, &served.default_sampling, None)? };
     let template = served.text.require_chat_template()?;
     let tools = tools::prepare(fields.tools.as_ref(), fields.tool_choice.as_ref(), template)?;
@@ -89,14 +78,7 @@ async fn begin(
     let thinks = thinks(&fields);
     variables.extend(reasoning_variables(fields.reasoning_effort.as_deref(), thinks));
     variables.extend(template_variables(fields.chat_template_kwargs.clone().unwrap_or_default())?);
-    let form = match (&tools.forced, form::requested(shared)?) {
-        (Some(_), Some((_, field))) => {
-            let message = format!("{field}: expected a free answer beside a tool that must be called");
-            return Err(ApiError::field(field, message));
-        }
-        (Some(form), None) => Some((form.clone(), "tools")),
-        (None, form) => form,
-    };
+    let form = wanted_form(&tools, form::requested(shared)?)?;
     let has_response_format = matches!(&form, Some((_, "response_format")));
     let constraint = form::constraint(served, form, client).await;
     let (answer, form_slot) = match constraint {
@@ -140,6 +122,34 @@ async fn begin(
         reasoning_fields: app.config.reasoning_fields,
     };
     Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation }, writer, delivery))
+}
+
+/// How many of the likeliest tokens to return beside each one; `None` for no log-probabilities.
+fn wanted_logprobs(fields: &ChatFields) -> Result<Option<usize>, ApiError> {
+    match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
+        (true, Some(count)) if count > MOST_LOGPROBS => {
+            let message = format!("top_logprobs: expected at most {MOST_LOGPROBS}, found {count}");
+            Err(ApiError::field("top_logprobs", message))
+        }
+        (true, count) => Ok(Some(count.unwrap_or(0))),
+        (false, None) => Ok(None),
+        (false, Some(_)) => {
+            let message = "top_logprobs: expected `logprobs` to be true beside it";
+            Err(ApiError::field("top_logprobs", message))
+        }
+    }
+}
+
+/// The form of the answer, and the request field that asks for it: that of a call that must come, or what was requested.
+fn wanted_form(tools: &ToolUse, requested: Option<RequestedForm>) -> Result<Option<RequestedForm>, ApiError> {
+    match (&tools.forced, requested) {
+        (Some(_), Some((_, field))) => {
+            let message = format!("{field}: expected a free answer beside a tool that must be called");
+            Err(ApiError::field(field, message))
+        }
+        (Some(form), None) => Ok(Some((form.clone(), "tools"))),
+        (None, form) => Ok(form),
+    }
 }
 
 /// What is wrong with the first tool that must be called and cannot be held to its schema, if there is one.

@@ -89,8 +89,11 @@ fn refused(field: &str, expected: &str, found: &str) -> ApiError {
     ApiError::field(field, format!("{field}: expected {expected}, found {}", shown(found)))
 }
 
-/// The requested form of the answer, and the request field that asks for it.
-pub fn requested(fields: &SharedFields) -> Result<Option<(AnswerForm, &'static str)>, ApiError> {
+/// A form of the answer, and the request field that asks for it.
+pub type RequestedForm = (AnswerForm, &'static str);
+
+/// The requested form of the answer.
+pub fn requested(fields: &SharedFields) -> Result<Option<RequestedForm>, ApiError> {
     let mut forms = Vec::new();
     if let Some(format) = &fields.response_format {
         forms.extend(format.form()?.map(|form| (form, "response_format")));
@@ -115,7 +118,7 @@ pub fn requested(fields: &SharedFields) -> Result<Option<(AnswerForm, &'static s
 /// Compiled on a blocking thread, because large forms take long; ended if the client leaves.
 pub async fn constraint(
     served: &Arc<Served>,
-    requested: Option<(AnswerForm, &'static str)>,
+    requested: Option<RequestedForm>,
     client: ClientId,
 ) -> Result<Option<(ConstraintFactory, Option<FormSlot>)>, ApiError> {
     let Some((form, field)) = requested else { return Ok(None) };
