@@ -26,6 +26,21 @@ struct Elements {
     end: &'static str,
 }
 
+impl Elements {
+    /// Where the next element begins on a line of its own.
+    fn next_of(self, value: &str) -> Option<usize> {
+        value.find(&format!("\n{}", self.begin))
+    }
+
+    /// Where the value that this text begins with ends. One that begins a line ends at one: it may contain the mark.
+    fn end_of(self, value: &str) -> Option<usize> {
+        let is_on_lines = self.before_value.is_empty() && value.starts_with('\n');
+        let on_line = is_on_lines.then(|| value.find(&format!("\n{}", self.after))).flatten();
+        let on_line = on_line.filter(|line| self.next_of(value).is_none_or(|next| *line < next));
+        on_line.map(|line| line + 1).or_else(|| value.find(self.after))
+    }
+}
+
 /// Qwen3-Coder, and GLM.
 const ELEMENTS: [Elements; 2] = [
     Elements { begin: "<parameter=", middle: ">", before_value: "", after: "</parameter>", end: "</function>" },
@@ -198,9 +213,9 @@ fn is_layout(mut rest: &str) -> bool {
 /// The keys and values of elements; `None` if one is not complete.
 fn pairs_in(elements: Elements, written: &str) -> Option<Vec<(String, String)>> {
     pairs(elements, written, |value| {
-        let end = value.find(elements.after);
+        let end = elements.end_of(value);
         // A value whose end mark is left out reaches to the line of the next element.
-        let next = value.find(&format!("\n{}", elements.begin)).filter(|next| end.is_none_or(|end| *next < end));
+        let next = elements.next_of(value).filter(|next| end.is_none_or(|end| *next < end));
         match (next, end) {
             (Some(next), _) => Some(value.split_at(next)),
             (None, Some(end)) => Some((&value[..end], &value[end + elements.after.len()..])),
@@ -214,10 +229,9 @@ fn pairs_without_ends(elements: Elements, written: &str) -> Option<Vec<(String, 
     let ends = [OUTER_END, elements.end];
     let written = ends.iter().fold(written.trim_end(), |rest, end| rest.strip_suffix(end).unwrap_or(rest).trim_end());
     pairs(elements, written, |value| {
-        let next_line = value.find(&format!("\n{}", elements.begin));
-        let next = next_line.or_else(|| value.find(elements.begin)).unwrap_or(value.len());
-        match value[..next].split_once(elements.after) {
-            Some((text, _)) => Some((text, &value[text.len() + elements.after.len()..])),
+        let next = elements.next_of(value).or_else(|| value.find(elements.begin)).unwrap_or(value.len());
+        match elements.end_of(&value[..next]) {
+            Some(end) => Some((&value[..end], &value[end + elements.after.len()..])),
             None => Some(value.split_at(next)),
         }
     })

@@ -472,6 +472,11 @@ mod tests {
         let value =
             "<tool_call>\n<function=weather>\n<parameter=city>\n<arg_value>\n</parameter>\n</function>\n</tool_call>";
         assert_eq!(read("tagged", value), call("weather", r#"{"city":"<arg_value>"}"#));
+        let value = "<tool_call>\n<function=weather>\n<parameter=city>\na </parameter> b\n</parameter>\n<parameter=days>2</parameter>\n</function>\n</tool_call>";
+        assert_eq!(read("tagged", value), call("weather", r#"{"city":"a </parameter> b","days":2}"#));
+        let inline =
+            "<function=weather>\n<parameter=city>\nx</parameter>\n<parameter=days>\n2\n</parameter>\n</function>";
+        assert_eq!(read("tagged", inline), call("weather", r#"{"city":"x","days":2}"#));
         // Names that marks tell need not be offered.
         for (format, written) in [
             ("kimi", "<|tool_call_begin|>functions.other:0<|tool_call_argument_begin|>{}<|tool_call_end|>"),
