@@ -81,6 +81,13 @@ fn reasoning_can_be_left_in_the_text_and_switched_off() {
         let message = ask(&server, switch)["choices"][0]["message"].clone();
         assert!(message["reasoning_content"].is_null() && message["content"] != "", "{message}");
     }
+    // A template that opens the reasoning all the same gets it closed before a form.
+    let always = format!("{PLAIN}{{%- if add_generation_prompt %}}<think>{{% endif %}}{{# </think> #}}");
+    let (_folder, server) = served(&always, config());
+    let form = json!({"type": "json_schema", "json_schema": {"name": "f", "schema": {"enum": ["x", "y"]}}});
+    let formed = ask(&server, json!({"enable_thinking": false, "thinking_budget": 2, "response_format": form}));
+    let content = formed["choices"][0]["message"]["content"].as_str().expect("a text");
+    assert!([r#""x""#, r#""y""#].contains(&content), "{formed}");
     let (_folder, server) = served(&template, ServerConfig { reasoning_format: FormatChoice::None, ..config() });
     assert!(ask(&server, json!({}))["choices"][0]["message"]["reasoning_content"].is_null());
     let fields = ReasoningFields::ReasoningContent;

@@ -183,7 +183,8 @@ impl Progress {
             tokens: 0,
             last: VecDeque::new(),
             forced: VecDeque::new(),
-            has_ended: rules.has_form && (start == ReasoningStart::Closed || (reasoning.is_off && !has_channels)),
+            has_ended: rules.has_form
+                && (start == ReasoningStart::Closed || (is_undecided && reasoning.is_off && !has_channels)),
         };
         // An answer in channels begins with a channel; the model says which, unless a form needs to know it.
         if has_channels && rules.has_form && is_undecided {

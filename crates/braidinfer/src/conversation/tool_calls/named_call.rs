@@ -19,7 +19,7 @@ struct Elements {
     /// What stands between key and value.
     middle: &'static str,
     /// What stands before a value besides that, if anything.
-    before_value: &'static str,
+    before_value: Option<&'static str>,
     /// What stands after a value.
     after: &'static str,
     /// The mark after all of them.
@@ -27,6 +27,17 @@ struct Elements {
 }
 
 impl Elements {
+    /// A value without what belongs to the layout: a mark before it, or one line break on each side.
+    fn without_layout(self, value: &str) -> &str {
+        match self.before_value {
+            Some(mark) => value.trim_start().strip_prefix(mark).unwrap_or(value),
+            None => {
+                let value = value.strip_prefix('\n').unwrap_or(value);
+                value.strip_suffix('\n').unwrap_or(value)
+            }
+        }
+    }
+
     /// Where the next element begins on a line of its own.
     fn next_of(self, value: &str) -> Option<usize> {
         value.find(&format!("\n{}", self.begin))
@@ -34,7 +45,7 @@ impl Elements {
 
     /// Where the value that this text begins with ends. One that begins a line ends at one: it may contain the mark.
     fn end_of(self, value: &str) -> Option<usize> {
-        let is_on_lines = self.before_value.is_empty() && value.starts_with('\n');
+        let is_on_lines = self.before_value.is_none() && value.starts_with('\n');
         let on_line = is_on_lines.then(|| value.find(&format!("\n{}", self.after))).flatten();
         let on_line = on_line.filter(|line| self.next_of(value).is_none_or(|next| *line < next));
         on_line.map(|line| line + 1).or_else(|| value.find(self.after))
@@ -43,11 +54,11 @@ impl Elements {
 
 /// Qwen3-Coder, and GLM.
 const ELEMENTS: [Elements; 2] = [
-    Elements { begin: "<parameter=", middle: ">", before_value: "", after: "</parameter>", end: "</function>" },
+    Elements { begin: "<parameter=", middle: ">", before_value: None, after: "</parameter>", end: "</function>" },
     Elements {
         begin: "<arg_key>",
         middle: "</arg_key>",
-        before_value: "<arg_value>",
+        before_value: Some("<arg_value>"),
         after: "</arg_value>",
         end: OUTER_END,
     },
@@ -247,12 +258,7 @@ fn pairs<'a>(
     while let Some((_, element)) = rest.split_once(elements.begin) {
         let (key, value) = element.split_once(elements.middle)?;
         let (value, after) = split(value)?;
-        let value = value.trim_start().strip_prefix(elements.before_value).unwrap_or(value);
-        // In Qwen's format one line break on each side belongs to the layout.
-        let is_on_lines = elements.before_value.is_empty();
-        let value = value.strip_prefix('\n').filter(|_| is_on_lines).unwrap_or(value);
-        let value = value.strip_suffix('\n').filter(|_| is_on_lines).unwrap_or(value);
-        pairs.push((key.trim().to_owned(), value.to_owned()));
+        pairs.push((key.trim().to_owned(), elements.without_layout(value).to_owned()));
         rest = after;
     }
     Some(pairs)

@@ -474,6 +474,9 @@ mod tests {
         assert_eq!(read("tagged", value), call("weather", r#"{"city":"<arg_value>"}"#));
         let value = "<tool_call>\n<function=weather>\n<parameter=city>\na </parameter> b\n</parameter>\n<parameter=days>2</parameter>\n</function>\n</tool_call>";
         assert_eq!(read("tagged", value), call("weather", r#"{"city":"a </parameter> b","days":2}"#));
+        // Indentation belongs to the value.
+        let indented = "<function=weather>\n<parameter=city>\n    if x:\n        y\n</parameter>\n</function>";
+        assert_eq!(read("tagged", indented), call("weather", r#"{"city":"    if x:\n        y"}"#));
         let inline =
             "<function=weather>\n<parameter=city>\nx</parameter>\n<parameter=days>\n2\n</parameter>\n</function>";
         assert_eq!(read("tagged", inline), call("weather", r#"{"city":"x","days":2}"#));
