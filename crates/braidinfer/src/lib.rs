@@ -45,7 +45,7 @@ pub use memory::size;
 pub use model_name::{ModelName, ResolveOptions, resolve};
 pub use verdict_folder::default_verdict_folder;
 
-pub use structured::{AnswerForm, FormLimits, StructuredOutput};
+pub use structured::{AnswerForm, DATA_KEYS, FormLimits, StructuredOutput};
 pub use threads::Threads;
 pub use worker::run_worker;
 

@@ -92,7 +92,8 @@ async fn begin(
     let constraint = match reasoning {
         Some(reasoning) => {
             let limits = ReasoningLimits { most_tokens: fields.thinking_budget.or(app.config.thinking_budget), answer };
-            limits.constraint(&served.text, served.vocab_size, reasoning)?
+            // It may look through the whole vocabulary.
+            served.run_blocking(move |served| limits.constraint(&served.text, served.vocab_size, reasoning)).await?
         }
         None => answer,
     };

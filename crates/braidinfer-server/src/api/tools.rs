@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use braidinfer::AnswerForm;
 use braidinfer::conversation::{OfferedTool, ToolCallFormat, ToolCallParser};
 use braidinfer::text::ChatTemplate;
+use braidinfer::{AnswerForm, DATA_KEYS};
 use rand::RngExt;
 use rand::distr::Alphanumeric;
 use serde::Deserialize;
@@ -224,8 +224,7 @@ fn move_references(schema: &mut Value, path: &str) {
                     Value::String(target) if name == "$ref" && target.starts_with('#') => {
                         *target = format!("{path}{}", &target[1..]);
                     }
-                    // Data, and no schemas.
-                    _ if ["const", "enum", "default", "examples"].contains(&name.as_str()) => {}
+                    _ if DATA_KEYS.contains(&name.as_str()) => {}
                     value => move_references(value, path),
                 }
             }

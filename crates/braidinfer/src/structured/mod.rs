@@ -6,6 +6,8 @@ mod processes;
 mod references;
 mod vocabulary;
 
+pub use self::references::DATA_KEYS;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 const REFERENCE: &str = "$ref";
 const DEFINITIONS: &str = "$defs";
-/// Keys whose values are data.
-pub(super) const DATA: [&str; 4] = ["const", "enum", "default", "examples"];
+/// Keys of schemas whose values are data, and no schemas.
+pub const DATA_KEYS: [&str; 4] = ["const", "enum", "default", "examples"];
 
 /// A schema without references that have escapes (RFC 6901, and percent signs as in URLs): their targets are copied to
 /// definitions with plain names. References without a target stay, and are refused later.
@@ -61,8 +61,7 @@ fn rename(part: &mut Value, schema: &Value, names: &mut BTreeMap<String, String>
                             *reference = format!("#/{DEFINITIONS}/{name}");
                         }
                     }
-                    // Data, and no schemas.
-                    _ if DATA.contains(&key.as_str()) => {}
+                    _ if DATA_KEYS.contains(&key.as_str()) => {}
                     value => rename(value, schema, names),
                 }
             }

@@ -310,18 +310,11 @@ fn without_header(text: &str) -> &str {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::{parts, split_pieces};
     use super::*;
 
-    fn split(start: ReasoningStart, chunks: &[&str]) -> (String, String) {
-        let mut splitter = ChannelSplitter::new(start);
-        let mut whole = SplitText::default();
-        chunks.iter().for_each(|chunk| whole.append(splitter.push(chunk)));
-        whole.append(splitter.finish());
-        (whole.reasoning, whole.answer)
-    }
-
-    fn parts(reasoning: &str, answer: &str) -> (String, String) {
-        (reasoning.into(), answer.into())
+    fn split(start: ReasoningStart, pieces: &[&str]) -> (String, String) {
+        split_pieces("channel", start, pieces)
     }
 
     #[test]

@@ -151,6 +151,7 @@ impl MarkSplitter {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::{ReasoningStart, parts, split_pieces};
     use super::*;
 
     fn format(name: &str) -> ReasoningFormat {
@@ -161,16 +162,9 @@ mod tests {
         split_as("think", is_open, chunks)
     }
 
-    fn split_as(name: &str, is_open: bool, chunks: &[&str]) -> (String, String) {
-        let mut splitter = MarkSplitter::new(format(name), is_open);
-        let mut whole = SplitText::default();
-        chunks.iter().for_each(|chunk| whole.append(splitter.push(chunk)));
-        whole.append(splitter.finish());
-        (whole.reasoning, whole.answer)
-    }
-
-    fn parts(reasoning: &str, answer: &str) -> (String, String) {
-        (reasoning.into(), answer.into())
+    fn split_as(name: &str, is_open: bool, pieces: &[&str]) -> (String, String) {
+        let start = if is_open { ReasoningStart::Open } else { ReasoningStart::Undecided };
+        split_pieces(name, start, pieces)
     }
 
     #[test]

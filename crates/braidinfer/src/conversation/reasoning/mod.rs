@@ -234,3 +234,19 @@ impl ReasoningSplitter {
         }
     }
 }
+
+/// Reasoning and answer of a text that comes in pieces.
+#[cfg(test)]
+fn split_pieces(name: &str, start: ReasoningStart, pieces: &[&str]) -> (String, String) {
+    let format = ReasoningFormat::named(name).expect("it is known");
+    let mut splitter = ReasoningSplitter::new(format, start);
+    let mut whole = SplitText::default();
+    pieces.iter().for_each(|piece| whole.append(splitter.push(piece)));
+    whole.append(splitter.finish());
+    (whole.reasoning, whole.answer)
+}
+
+#[cfg(test)]
+fn parts(reasoning: &str, answer: &str) -> (String, String) {
+    (reasoning.into(), answer.into())
+}
