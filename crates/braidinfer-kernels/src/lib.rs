@@ -20,6 +20,7 @@ mod pages;
 mod pool;
 mod prepare;
 pub mod rope;
+pub mod router;
 #[cfg(test)]
 mod samples;
 mod simd;

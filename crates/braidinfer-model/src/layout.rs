@@ -1,9 +1,9 @@
 //! The parameters that a [`DecoderSpec`] needs, their shapes, and their tensor names in checkpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::spec::{DecoderSpec, FeedForward, LayerSpec, NormSpec, QkNormExtent};
+use crate::spec::{DecoderSpec, ExpertsSpec, FeedForward, LayerSpec, NormSpec, QkNormExtent};
 
 /// A module that holds parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +16,24 @@ pub enum Slot {
     LmHead,
     /// A module of one layer.
     Layer(usize, LayerSlot),
+    /// A projection of one of a layer's experts: layer, expert, projection.
+    Expert(usize, usize, ExpertSlot),
+}
+
+/// A projection of an expert, in the order in which a checkpoint stacks them in one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ExpertSlot {
+    /// Gate projection.
+    GateProj,
+    /// Up projection.
+    UpProj,
+    /// Down projection.
+    DownProj,
+}
+
+impl ExpertSlot {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::GateProj, Self::UpProj, Self::DownProj];
 }
 
 /// A module inside a layer. The order of the variants is the order in which a checkpoint stacks modules in one tensor.
@@ -45,6 +63,18 @@ pub enum LayerSlot {
     UpProj,
     /// Down projection.
     DownProj,
+    /// Router of a mixture of experts, `[E, h]`.
+    Router,
+    /// What is added to the router's scores for the choice of experts: a bias `[E]` without a weight.
+    RouterCorrection,
+    /// Gate projection of the expert that serves every token.
+    SharedGateProj,
+    /// Up projection of the expert that serves every token.
+    SharedUpProj,
+    /// Down projection of the expert that serves every token.
+    SharedDownProj,
+    /// Gate of the expert that serves every token, `[1, h]`.
+    SharedExpertGate,
     /// Norm of the feed-forward network's output.
     FeedForwardOutputNorm,
 }
@@ -142,19 +172,45 @@ impl ParameterList {
     }
 
     fn feed_forward(&mut self, spec: &DecoderSpec, index: usize, layer: &LayerSpec) {
-        let FeedForward::Dense { intermediate_size, gated, bias, .. } = layer.feed_forward;
         let (hidden, block) = (spec.hidden_size, &spec.block);
         let slot = |slot| Slot::Layer(index, slot);
         if block.feed_forward_norm {
             self.norm(slot(LayerSlot::FeedForwardNorm), &spec.norm, hidden);
         }
-        if gated {
-            self.linear(slot(LayerSlot::GateProj), intermediate_size, hidden, bias);
+        match &layer.feed_forward {
+            FeedForward::Dense { intermediate_size, gated, bias, .. } => {
+                if *gated {
+                    self.linear(slot(LayerSlot::GateProj), *intermediate_size, hidden, *bias);
+                }
+                self.linear(slot(LayerSlot::UpProj), *intermediate_size, hidden, *bias);
+                self.linear(slot(LayerSlot::DownProj), hidden, *intermediate_size, *bias);
+            }
+            FeedForward::Experts(experts) => self.experts(experts, index, hidden),
         }
-        self.linear(slot(LayerSlot::UpProj), intermediate_size, hidden, bias);
-        self.linear(slot(LayerSlot::DownProj), hidden, intermediate_size, bias);
         if block.feed_forward_output_norm {
             self.norm(slot(LayerSlot::FeedForwardOutputNorm), &spec.norm, hidden);
+        }
+    }
+
+    fn experts(&mut self, experts: &ExpertsSpec, index: usize, hidden: usize) {
+        let slot = |slot| Slot::Layer(index, slot);
+        let ExpertsSpec { num_experts, intermediate_size, bias, router, shared_expert, .. } = experts;
+        self.linear(slot(LayerSlot::Router), *num_experts, hidden, router.bias);
+        if router.correction_bias {
+            self.bias(slot(LayerSlot::RouterCorrection), *num_experts);
+        }
+        if let Some(shared) = shared_expert {
+            self.linear(slot(LayerSlot::SharedGateProj), shared.intermediate_size, hidden, shared.bias);
+            self.linear(slot(LayerSlot::SharedUpProj), shared.intermediate_size, hidden, shared.bias);
+            self.linear(slot(LayerSlot::SharedDownProj), hidden, shared.intermediate_size, shared.bias);
+            if shared.gated {
+                self.linear(slot(LayerSlot::SharedExpertGate), 1, hidden, false);
+            }
+        }
+        for expert in 0..*num_experts {
+            self.linear(Slot::Expert(index, expert, ExpertSlot::GateProj), *intermediate_size, hidden, *bias);
+            self.linear(Slot::Expert(index, expert, ExpertSlot::UpProj), *intermediate_size, hidden, *bias);
+            self.linear(Slot::Expert(index, expert, ExpertSlot::DownProj), hidden, *intermediate_size, *bias);
         }
     }
 }
@@ -164,7 +220,7 @@ impl Slot {
     pub fn is_norm(self) -> bool {
         use LayerSlot::*;
         match self {
-            Self::EmbedTokens | Self::LmHead => false,
+            Self::EmbedTokens | Self::LmHead | Self::Expert(..) => false,
             Self::FinalNorm => true,
             Self::Layer(_, slot) => matches!(
                 slot,
@@ -184,10 +240,16 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// The tensor's shape.
+    /// The tensor's shape. Tensors with several experts have one more dimension, the outermost.
     pub fn shape(&self) -> Vec<usize> {
         let mut shape = self.parameters[0].shape.clone();
         shape[0] = self.parameters.iter().map(|parameter| parameter.shape[0]).sum();
+        let expert = |slot: Slot| if let Slot::Expert(_, expert, _) = slot { Some(expert) } else { None };
+        let experts: BTreeSet<usize> = self.parameters.iter().filter_map(|parameter| expert(parameter.slot)).collect();
+        if experts.len() > 1 {
+            shape[0] /= experts.len();
+            shape.insert(0, experts.len());
+        }
         shape
     }
 }
@@ -220,6 +282,59 @@ pub struct TensorNames {
     layer: BTreeMap<LayerSlot, &'static str>,
     /// Modules whose bias has another name than their weight.
     layer_bias: BTreeMap<LayerSlot, &'static str>,
+    /// Modules with a single parameter whose tensor has this name, without the parameter's.
+    layer_tensor: BTreeMap<LayerSlot, &'static str>,
+    /// How experts may be named; the first one is used.
+    experts: Vec<ExpertNames>,
+}
+
+/// How a checkpoint names the projections of the experts of a layer. Names are relative to the layer's prefix, and in
+/// the order of [`ExpertSlot`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertNames {
+    /// Each projection of each expert is a tensor: `{experts}.{index}.{name}.weight`.
+    Separate {
+        /// The module that holds the experts.
+        experts: &'static str,
+        /// Modules within an expert.
+        names: [&'static str; 3],
+    },
+    /// A tensor `[E, out, in]` holds all experts, `{name}.weight`; projections of the same name are stacked in it.
+    Stacked {
+        /// Modules.
+        names: [&'static str; 3],
+    },
+    /// Each projection of each expert is a tensor: `{name}.{index}.weight`.
+    Indexed {
+        /// Modules.
+        names: [&'static str; 3],
+    },
+    /// As with [`ExpertNames::Stacked`], but tensors have the names as they are, and biases have `_bias` after them.
+    Bare {
+        /// Tensors.
+        names: [&'static str; 3],
+    },
+}
+
+impl ExpertNames {
+    /// As most checkpoints name them.
+    pub const LLAMA: Self = Self::Separate { experts: "mlp.experts", names: ["gate_proj", "up_proj", "down_proj"] };
+    /// As `transformers` 5 keeps them in memory.
+    pub const FUSED: Self =
+        Self::Bare { names: ["mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"] };
+
+    /// The name of a tensor, relative to the layer's prefix.
+    fn tensor(self, expert: usize, slot: ExpertSlot, param: Param) -> String {
+        match self {
+            Self::Separate { experts, names } => format!("{experts}.{expert}.{}.{param}", names[slot as usize]),
+            Self::Stacked { names } => format!("{}.{param}", names[slot as usize]),
+            Self::Indexed { names } => format!("{}.{expert}.{param}", names[slot as usize]),
+            Self::Bare { names } => match param {
+                Param::Weight => names[slot as usize].to_owned(),
+                Param::Bias => format!("{}_bias", names[slot as usize]),
+            },
+        }
+    }
 }
 
 impl Default for TensorNames {
@@ -244,16 +359,23 @@ impl Default for TensorNames {
                 (GateProj, "mlp.gate_proj"),
                 (UpProj, "mlp.up_proj"),
                 (DownProj, "mlp.down_proj"),
+                (Router, "mlp.gate"),
+                (SharedGateProj, "mlp.shared_experts.gate_proj"),
+                (SharedUpProj, "mlp.shared_experts.up_proj"),
+                (SharedDownProj, "mlp.shared_experts.down_proj"),
+                (SharedExpertGate, "mlp.shared_expert_gate"),
                 (FeedForwardOutputNorm, "post_feedforward_layernorm"),
             ]),
             layer_bias: BTreeMap::new(),
+            layer_tensor: BTreeMap::from([(RouterCorrection, "mlp.gate.e_score_correction_bias")]),
+            experts: vec![ExpertNames::LLAMA, ExpertNames::FUSED],
         }
     }
 }
 
 impl TensorNames {
-    /// The names in GGUF files, with these names of layer modules.
-    pub fn gguf(layer: &[(LayerSlot, &'static str)]) -> Self {
+    /// The names in GGUF files, with these names of layer modules and experts.
+    pub fn gguf(layer: &[(LayerSlot, &'static str)], experts: &[ExpertNames]) -> Self {
         Self {
             embed_tokens: "token_embd",
             final_norm: "output_norm",
@@ -261,6 +383,8 @@ impl TensorNames {
             layers: "blk",
             layer: layer.iter().copied().collect(),
             layer_bias: BTreeMap::new(),
+            layer_tensor: BTreeMap::new(),
+            experts: experts.to_vec(),
         }
     }
 
@@ -276,6 +400,33 @@ impl TensorNames {
         self
     }
 
+    /// Replaces the tensor names of layer modules with a single parameter.
+    pub fn with_tensor(mut self, names: &[(LayerSlot, &'static str)]) -> Self {
+        self.layer_tensor.extend(names.iter().copied());
+        self
+    }
+
+    /// Replaces the ways in which experts may be named.
+    pub fn with_experts(mut self, experts: &[ExpertNames]) -> Self {
+        self.experts = experts.to_vec();
+        self
+    }
+
+    /// These names, with the way of naming the experts of `spec` for which `is_stored` finds a tensor.
+    pub(crate) fn with_stored_experts(
+        &self,
+        spec: &DecoderSpec,
+        mut is_stored: impl FnMut(&Self, Slot) -> bool,
+    ) -> Self {
+        let layer = (0..spec.layers.len()).find(|layer| spec.experts(*layer).is_some());
+        let found = layer.and_then(|layer| {
+            let slot = Slot::Expert(layer, 0, ExpertSlot::DownProj);
+            let mut ways = self.experts.iter().map(|way| Self { experts: vec![*way], ..self.clone() });
+            ways.find(|names| is_stored(names, slot))
+        });
+        found.unwrap_or_else(|| self.clone())
+    }
+
     /// Replaces the name of the final norm.
     pub fn with_final_norm(mut self, name: &'static str) -> Self {
         self.final_norm = name;
@@ -287,26 +438,23 @@ impl TensorNames {
         self.layer[&slot]
     }
 
-    /// The name of a module. `prefix` precedes `embed_tokens` and `layers` (often `model.`); the output head is outside
-    /// the decoder, with prefix `head_prefix`.
-    pub fn module(&self, slot: Slot, prefix: &str, head_prefix: &str) -> String {
-        match slot {
-            Slot::EmbedTokens => format!("{prefix}{}", self.embed_tokens),
-            Slot::FinalNorm => format!("{prefix}{}", self.final_norm),
-            Slot::LmHead => format!("{head_prefix}{}", self.lm_head),
-            Slot::Layer(index, slot) => format!("{prefix}{}.{index}.{}", self.layers, self.layer_module(slot)),
-        }
-    }
-
-    /// The name of a parameter's tensor.
+    /// The name of a parameter's tensor. `prefix` precedes `embed_tokens` and `layers` (often `model.`); the output head is
+    /// outside the decoder, with prefix `head_prefix`.
     pub fn tensor(&self, slot: Slot, param: Param, prefix: &str, head_prefix: &str) -> String {
-        let bias = match slot {
-            Slot::Layer(index, slot) if param == Param::Bias => self.layer_bias.get(&slot).map(|name| (index, name)),
-            _ => None,
-        };
-        match bias {
-            Some((index, name)) => format!("{prefix}{}.{index}.{name}.{param}", self.layers),
-            None => format!("{}.{param}", self.module(slot, prefix, head_prefix)),
+        let in_layer = |index: usize, name: &str| format!("{prefix}{}.{index}.{name}", self.layers);
+        match slot {
+            Slot::Layer(index, slot) => {
+                let bias = self.layer_bias.get(&slot).filter(|_| param == Param::Bias);
+                let module = || bias.copied().unwrap_or_else(|| self.layer_module(slot));
+                let tensor = self.layer_tensor.get(&slot);
+                tensor.map_or_else(|| in_layer(index, &format!("{}.{param}", module())), |name| in_layer(index, name))
+            }
+            Slot::Expert(index, expert, slot) => {
+                in_layer(index, &self.experts.first().unwrap_or(&ExpertNames::LLAMA).tensor(expert, slot, param))
+            }
+            Slot::EmbedTokens => format!("{prefix}{}.{param}", self.embed_tokens),
+            Slot::FinalNorm => format!("{prefix}{}.{param}", self.final_norm),
+            Slot::LmHead => format!("{head_prefix}{}.{param}", self.lm_head),
         }
     }
 }

@@ -25,7 +25,7 @@ pub use dtype::{Dtype, Element, TensorData, TensorView};
 pub use error::ModelError;
 pub use generation_config::GenerationConfig;
 pub use json::JsonFile;
-pub use layout::{LayerSlot, Param, Parameter, Slot, Stack, TensorNames, parameters, stacks};
+pub use layout::{ExpertNames, ExpertSlot, LayerSlot, Param, Parameter, Slot, Stack, TensorNames, parameters, stacks};
 pub use source::ModelSource;
 pub use spec::DecoderSpec;
 pub use weights::{WeightBytes, Weights};

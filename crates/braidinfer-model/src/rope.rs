@@ -93,9 +93,14 @@ impl RopeSpec {
         }
     }
 
-    /// The factor of cosines and sines.
-    pub fn attention_factor(&self) -> f32 {
+    /// The factor of cosines and sines, for a sequence of `len` tokens.
+    pub fn attention_factor(&self, len: usize) -> f32 {
         match self.scaling {
+            RopeScaling::Longrope { original_max_position_embeddings: original, long_attention_factor, .. }
+                if len > original =>
+            {
+                long_attention_factor as f32
+            }
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Longrope { attention_factor, .. } => {
                 attention_factor as f32
             }

@@ -230,14 +230,16 @@ pub enum RopeScaling {
         long_factor: Vec<f64>,
         /// Length up to which `short_factor` applies.
         original_max_position_embeddings: usize,
-        /// Factor of cosines and sines.
+        /// Factor of cosines and sines up to the original length.
         attention_factor: f64,
+        /// Factor of cosines and sines beyond it.
+        long_attention_factor: f64,
     },
 }
 
 /// A layer: how it mixes positions, and how it transforms each position.
 ///
-/// Both are enums, so that state-space layers and mixtures of experts can become variants, chosen per layer.
+/// Both are enums, chosen per layer, so that further kinds can become variants.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LayerSpec {
     /// How positions are mixed.
@@ -262,7 +264,7 @@ pub enum Mixer {
 }
 
 /// How a layer transforms each position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum FeedForward {
     /// `down(act(gate x) * up x)`, or `down(act(up x))` if not gated.
@@ -276,6 +278,97 @@ pub enum FeedForward {
         /// Whether the projections have biases.
         bias: bool,
     },
+    /// A mixture of experts.
+    Experts(ExpertsSpec),
+}
+
+/// A mixture of experts: the sum of the outputs of those gated networks `down(act(gate x) * up x)` that a router
+/// chooses for each token, times the router's weights, plus that of a network that serves every token.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ExpertsSpec {
+    /// Number of experts, `E`.
+    pub num_experts: usize,
+    /// Number of experts chosen for each token.
+    pub num_experts_per_tok: usize,
+    /// Inner width of each expert.
+    pub intermediate_size: usize,
+    /// Activation function of all of them, and of the shared one.
+    pub hidden_act: ActivationFunction,
+    /// Whether the projections of the experts have biases.
+    pub bias: bool,
+    /// How experts are chosen and weighted.
+    pub router: RouterSpec,
+    /// The network that serves every token.
+    pub shared_expert: Option<SharedExpertSpec>,
+}
+
+/// How a router chooses experts: a linear layer gives a logit for each, the logits become scores, the experts with the
+/// best scores are chosen, and their scores become weights.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RouterSpec {
+    /// How logits become scores.
+    pub scoring_func: ScoringFunction,
+    /// Whether the linear layer has a bias.
+    pub bias: bool,
+    /// Whether a stored number per expert is added to its score for the choice only, not for its weight.
+    pub correction_bias: bool,
+    /// Only experts of the best groups can be chosen.
+    pub groups: Option<ExpertGroups>,
+    /// Whether the weights of the chosen experts are divided by their sum.
+    pub norm_topk_prob: bool,
+    /// The least that they are divided by (`moe_norm_min`).
+    pub norm_min: f64,
+    /// Factor of the weights, after that.
+    pub routed_scaling_factor: f64,
+}
+
+/// How the logits of a router become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ScoringFunction {
+    /// Softmax over all experts, in f32.
+    Softmax,
+    /// Logistic function of each, in f32.
+    Sigmoid,
+    /// The best expert first, then the next best: each is weighted by a softmax over those whose logits are near its own
+    /// (SparseMixer, Liu et al. 2023, arXiv:2310.00811). Expert `j` is near the best remaining one `i` if
+    /// `(logit_i - logit_j) / max(|logit_j|, logit_i) <= 2 * router_jitter_noise`.
+    Sparsemixer {
+        /// How near.
+        router_jitter_noise: f64,
+    },
+}
+
+/// Equal groups of experts, in order, of which only some can be chosen from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ExpertGroups {
+    /// Number of groups.
+    pub n_group: usize,
+    /// Number of groups from which experts are chosen.
+    pub topk_group: usize,
+    /// What the groups are compared by.
+    pub score: GroupScore,
+}
+
+/// What groups of experts are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupScore {
+    /// Their best score.
+    Best,
+    /// The sum of their two best scores.
+    TwoBest,
+}
+
+/// A network like an expert that serves every token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SharedExpertSpec {
+    /// Inner width.
+    pub intermediate_size: usize,
+    /// Whether its output is multiplied by the logistic function of a linear layer with one output.
+    pub gated: bool,
+    /// Whether its projections have biases.
+    pub bias: bool,
 }
 
 /// ActivationFunction function of the feed-forward network.
@@ -292,6 +385,19 @@ pub enum ActivationFunction {
     GeluErf,
     /// `max(x, 0)`.
     Relu,
+}
+
+impl FeedForward {
+    /// The largest inner width, over what is computed for one token: that of all chosen experts together.
+    pub fn inner_width(&self) -> usize {
+        match self {
+            Self::Dense { intermediate_size, .. } => *intermediate_size,
+            Self::Experts(experts) => {
+                let routed = experts.intermediate_size.saturating_mul(experts.num_experts_per_tok);
+                routed.max(experts.shared_expert.map_or(0, |shared| shared.intermediate_size))
+            }
+        }
+    }
 }
 
 impl AttentionSpec {
@@ -311,6 +417,14 @@ impl DecoderSpec {
     pub fn attention(&self, layer: usize) -> &AttentionSpec {
         let Mixer::Attention { attention, .. } = self.layers[layer].mixer;
         &self.attentions[attention]
+    }
+
+    /// The mixture of experts of a layer, if it has one.
+    pub fn experts(&self, layer: usize) -> Option<&ExpertsSpec> {
+        match &self.layers[layer].feed_forward {
+            FeedForward::Dense { .. } => None,
+            FeedForward::Experts(experts) => Some(experts),
+        }
     }
 
     /// The attention of every layer, in order.

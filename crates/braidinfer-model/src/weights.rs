@@ -215,7 +215,7 @@ impl Weights {
 struct Resolver<'a> {
     source: &'a ModelSource,
     spec: &'a DecoderSpec,
-    names: &'a TensorNames,
+    names: TensorNames,
     checkpoint: &'a Checkpoint,
     prefix: &'static str,
     head_prefix: &'static str,
@@ -230,6 +230,9 @@ impl<'a> Resolver<'a> {
         let fallback = if source.gguf().is_some() { "" } else { PREFIXES[0] };
         let prefix = PREFIXES.into_iter().find(|prefix| present(Slot::EmbedTokens, prefix, "")).unwrap_or(fallback);
         let head_prefix = HEAD_PREFIXES.into_iter().find(|head| present(Slot::LmHead, "", head)).unwrap_or("");
+        let names = names.with_stored_experts(spec, |names, slot| {
+            checkpoint.contains(&names.tensor(slot, Param::Weight, prefix, head_prefix))
+        });
         Self { source, spec, names, checkpoint, prefix, head_prefix }
     }
 
@@ -253,7 +256,23 @@ impl<'a> Resolver<'a> {
             let embedding = entries[&(Slot::EmbedTokens, Param::Weight)].clone();
             entries.insert((Slot::LmHead, Param::Weight), embedding);
         }
+        self.check_experts(&entries)?;
         Ok(entries)
+    }
+
+    /// Checks that the experts of a layer have the same type, since they are planned and multiplied together.
+    fn check_experts(&self, entries: &BTreeMap<(Slot, Param), Entry>) -> Result<()> {
+        for ((slot, param), entry) in entries {
+            let Slot::Expert(layer, 1.., projection) = *slot else { continue };
+            let first = &entries[&(Slot::Expert(layer, 0, projection), *param)].tensor;
+            if let (Some(view), Some(first)) = (self.checkpoint.tensor(&entry.tensor)?, self.checkpoint.tensor(first)?)
+                && view.dtype != first.dtype
+            {
+                let expected = format!("{}, as `{}`, since experts are multiplied together", first.dtype, first.name);
+                return Err(view.error(expected, view.dtype.to_string()));
+            }
+        }
+        Ok(())
     }
 
     /// Checks that the tensor of `stack` exists and has the rows of all its parameters.
@@ -267,7 +286,9 @@ impl<'a> Resolver<'a> {
                 found: "no such tensor".into(),
             });
         };
-        if view.shape != shape {
+        // Dimensions of one value are often left out, or added.
+        let extents = |shape: &[usize]| shape.iter().copied().filter(|extent| *extent != 1).collect::<Vec<_>>();
+        if extents(&view.shape) != extents(&shape) {
             return Err(view.error(format!("shape {shape:?}"), format!("shape {:?}", view.shape)));
         }
         let whole_blocks = |parameter: &Parameter| view.dtype.bytes(parameter.shape.iter().product()).is_some();

@@ -1,7 +1,7 @@
 //! Reading `config.json`: styles, precedence, defaults, refusals.
 
 use braidinfer_model::arch::{REFUSED, REGISTRY, describe_config};
-use braidinfer_model::spec::{FeedForward, Mixer, RopePairing, RopeScaling};
+use braidinfer_model::spec::{ExpertsSpec, FeedForward, Mixer, RopePairing, RopeScaling};
 use braidinfer_model::{DecoderSpec, JsonFile, ModelError};
 use serde_json::{Value, json};
 
@@ -227,8 +227,61 @@ fn ministral3_scales_by_default() {
 #[test]
 fn gated_and_plain_feed_forward() {
     let gated = |name| {
-        let FeedForward::Dense { gated, bias, .. } = spec(&config(name, json!({}))).layers[0].feed_forward;
+        let FeedForward::Dense { gated, bias, .. } = spec(&config(name, json!({}))).layers[0].feed_forward else {
+            panic!("{name}: experts");
+        };
         (gated, bias)
     };
     assert_eq!((gated("llama"), gated("phi")), ((true, false), (false, true)));
+}
+
+fn experts(model_type: &str, fields: serde_json::Value, layer: usize) -> Option<ExpertsSpec> {
+    spec(&config(model_type, fields)).experts(layer).copied()
+}
+
+#[test]
+fn which_layers_have_experts() {
+    let sparse = |model_type: &str, fields: serde_json::Value| -> Vec<usize> {
+        let spec = spec(&config(model_type, fields));
+        (0..spec.layers.len()).filter(|layer| spec.experts(*layer).is_some()).collect()
+    };
+    let qwen = json!({"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]});
+    assert_eq!(sparse("qwen3_moe", qwen), [1, 5]);
+    assert_eq!(sparse("glm4_moe", json!({"num_hidden_layers": 4, "first_k_dense_replace": 2})), [2, 3]);
+    let ernie =
+        json!({"num_hidden_layers": 8, "moe_layer_start_index": 2, "moe_layer_end_index": 6, "moe_layer_interval": 2});
+    assert_eq!(sparse("ernie4_5_moe", ernie), [3, 5]);
+    assert_eq!(sparse("mixtral", json!({"num_hidden_layers": 2})), [0, 1]);
+}
+
+#[test]
+fn routers_are_those_of_their_classes() {
+    let qwen = experts("qwen3_moe", json!({"num_local_experts": 16}), 0).expect("all layers have experts");
+    assert_eq!((qwen.num_experts, qwen.num_experts_per_tok, qwen.router.norm_topk_prob), (16, 8, false));
+    let glm = experts("glm4_moe", json!({"n_group": 4, "topk_group": 2}), 1).expect("the second layer has experts");
+    assert!(glm.router.correction_bias && glm.router.norm_topk_prob && glm.router.groups.is_some());
+    assert_eq!(glm.shared_expert.map(|shared| shared.intermediate_size), Some(1408));
+    let none = experts("ernie4_5_moe", json!({"moe_num_shared_experts": 0}), 1).expect("the second layer has experts");
+    assert_eq!(none.shared_expert, None);
+}
+
+#[test]
+fn impossible_mixtures_are_refused() {
+    let message = |model_type: &str, fields: serde_json::Value| {
+        describe(&config(model_type, fields)).expect_err("it is impossible").to_string()
+    };
+    for (model_type, fields, field) in [
+        ("qwen3_moe", json!({"num_experts": 4}), "num_experts_per_tok"),
+        ("qwen3_moe", json!({"num_experts": 1 << 20}), "num_experts"),
+        ("mixtral", json!({"num_hidden_layers": 4096, "num_local_experts": 64}), "num_experts"),
+        ("glm4_moe", json!({"n_group": 3}), "n_group"),
+        ("glm4_moe", json!({"n_group": 128, "topk_group": 64}), "n_group"),
+        ("glm4_moe", json!({"n_group": 32, "topk_group": 1}), "topk_group"),
+        ("glm4_moe", json!({"n_group": 4, "topk_group": 5}), "topk_group"),
+        ("qwen2_moe", json!({"mlp_only_layers": [-1]}), "mlp_only_layers"),
+        ("olmoe", json!({"clip_qkv": 8.0}), "clip_qkv"),
+    ] {
+        let message = message(model_type, fields);
+        assert!(message.contains(&format!("`{field}`")), "{message}");
+    }
 }

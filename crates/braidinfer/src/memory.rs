@@ -113,14 +113,17 @@ pub(crate) fn kv_bytes_per_token(spec: &DecoderSpec, dtype: KvDtype) -> usize {
 /// kinds of kernels.
 pub(crate) fn scratch_bytes(spec: &DecoderSpec, rows: usize, logits: usize) -> usize {
     let widest = spec.layer_attentions().map(|attention| attention.query_width() + 2 * attention.key_value_width());
-    let inner = |layer: &LayerSpec| match layer.feed_forward {
-        FeedForward::Dense { intermediate_size, .. } => intermediate_size,
-    };
-    let inner = spec.layers.iter().map(inner).max().unwrap_or(0);
-    let row = 6 * spec.hidden_size + 3 * widest.max().unwrap_or(0) + 4 * inner;
+    let inner = spec.layers.iter().map(|layer| 4 * layer.feed_forward.inner_width() + mixture(spec, layer)).max();
+    let row = 6 * spec.hidden_size + 3 * widest.max().unwrap_or(0) + inner.unwrap_or(0);
     // All of them are kept, and some are computed at a time.
     let logits = logits.saturating_add(2 * logits.min(HEAD_ROWS)).saturating_mul(spec.vocab_size);
     rows.saturating_mul(row).saturating_add(logits).saturating_mul(size_of::<f32>())
+}
+
+/// Activations of a token that only a mixture of experts has: inputs and outputs of each chosen expert, and the scores of all.
+fn mixture(spec: &DecoderSpec, layer: &LayerSpec) -> usize {
+    let FeedForward::Experts(experts) = &layer.feed_forward else { return 0 };
+    2 * spec.hidden_size * (experts.num_experts_per_tok + 1) + 4 * experts.num_experts
 }
 
 /// What a step needs memory for, in words.

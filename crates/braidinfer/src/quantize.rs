@@ -222,7 +222,7 @@ fn fallbacks<'a>(
 fn head_dim(spec: &DecoderSpec, slot: Slot) -> usize {
     match slot {
         Slot::Layer(layer, _) => spec.attention(layer).head_dim,
-        Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => 1,
+        Slot::Expert(..) | Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => 1,
     }
 }
 

@@ -57,7 +57,10 @@ fn every_fixture_keeps_its_verdict() {
         let found = report.measured_divergence().expect("the plan was measured");
         assert!(found.disagreements == 0 && found.kl_mean <= 1e-5, "{what}");
         let exact = report.plan.iter().filter(|entry| entry.kv.as_deref() == Some("f32")).count();
-        assert!(if extreme { exact > report.layers.len() / 2 } else { exact < report.layers.len() }, "{what}");
+        // Where a small difference changes which experts run, everything may have to be exact.
+        let chooses = (0..report.layers.len()).any(|layer| fixture.spec().experts(layer).is_some());
+        let enough = if extreme { exact > report.layers.len() / 2 } else { chooses || exact < report.layers.len() };
+        assert!(enough, "{what}");
     }
 }
 
@@ -113,9 +116,16 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
         "norms after the halves swapped" => &["attn.residual"],
         "norms before the halves swapped" | "RMS instead of layer norm" => &["input_norm"],
         // Where a block has no norm before its halves, those on queries come first.
-        _ if fault.starts_with("norm weight") || fault.starts_with("norm eps") => &["input_norm", "attn.q_norm"],
+        _ if fault.starts_with("norm weight") => &["input_norm", "attn.q_norm"],
+        // Small enough in some models to show only where the softmax amplifies it.
+        _ if fault.starts_with("norm eps") => &["input_norm", "attn.q_norm", "attn.heads"],
         "norm on the feed-forward output left out" | "biases of the feed-forward part left out" => &["ffn.out"],
         "gate and up projection swapped" | "erf instead of tanh GELU" | "tanh GELU instead of SiLU" => &["ffn.out"],
+        "scores by another function" | "correction of the choice left out" => &["ffn.choice_scores", "ffn.routing"],
+        "one expert fewer" | "SparseMixer's noise of another model" => &["ffn.routing"],
+        _ if fault.starts_with("weights of experts") || fault.starts_with("factor of the experts") => &["ffn.routing"],
+        _ if fault.starts_with("groups of experts") => &["ffn.routing"],
+        _ if fault.contains("shared expert") => &["ffn.out"],
         _ => &[],
     }
 }
@@ -192,11 +202,14 @@ fn altered(fixture: &Fixture, folder: &Path, mut change: impl FnMut(&str, &mut [
     ModelSource::open(folder).expect("the copy is a model")
 }
 
-/// Hands every tensor of a safetensors file to `change`, which are all of 16-bit values.
+/// Hands every tensor of a safetensors file with 16-bit values to `change`. Corrections of routers have 32 bits.
 fn alter(file: &mut [u8], change: &mut impl FnMut(&str, &mut [u16])) {
     let (len, header) = safetensors::SafeTensors::read_metadata(file).expect("the file is safetensors");
     for (name, info) in header.tensors() {
-        assert_eq!(info.dtype.bitsize(), 16, "{name}");
+        if info.dtype.bitsize() != 16 {
+            assert!(name.contains("mlp.gate") || name.contains("correction_bias"), "{name}");
+            continue;
+        }
         let (start, end) = info.data_offsets;
         let data = &mut file[8 + len..][start..end];
         let mut values: Vec<u16> = data.as_chunks().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();

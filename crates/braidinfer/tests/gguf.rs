@@ -197,7 +197,9 @@ fn keys_that_change_the_decoder_are_supported_or_refused() {
     unscaled.tensors.retain(|(header, _)| !header.name.starts_with("rope_factors"));
     assert!(unscaled.error().contains("the file has no tensor `rope_factors_long.weight`"), "{}", unscaled.error());
     let experts = Rewritten::new("models/llama.gguf").set("llama.expert_count", 8u32).error();
-    assert!(experts.contains("`llama` is a mixture-of-experts model"), "{experts}");
+    assert!(experts.contains("`llama.expert_count`: expected none, since no layer has a tensor"), "{experts}");
+    let experts = Rewritten::new("models/qwen2.gguf").set("qwen2.expert_count", 8u32).error();
+    assert!(experts.contains("`qwen2` is a mixture-of-experts model"), "{experts}");
     let per_layer = Rewritten::new("models/llama.gguf").set("llama.attention.head_count", &[4i32, 4, 4][..]).spec();
     assert_eq!(per_layer.attentions[0].num_attention_heads, 4);
 }

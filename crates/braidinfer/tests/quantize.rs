@@ -21,7 +21,10 @@ use tempfile::TempDir;
 const SAME: f32 = 1e-4;
 
 /// Fixtures that GGUF cannot describe, with what the message has to say.
-const REFUSED: [(&str, &str); 4] = [
+const REFUSED: [(&str, &str); 7] = [
+    ("phimoe", "router_jitter_noise`"),
+    ("phimoe-longrope", "`rope[0].scaling.long_attention_factor`"),
+    ("ernie4_5_moe-bias", "`layers[1].feed_forward.router.norm_min`"),
     ("llama-dynamic", "`rope[0].scaling"),
     ("llama-yarn-mscale", "`rope[0].scaling.truncate`"),
     ("phi-qk-layernorm", "`attentions[0].qk_norm`"),

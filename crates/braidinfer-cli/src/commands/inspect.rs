@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
-use braidinfer::model::spec::{AttentionSpec, FeedForward, LayerSpec, Mixer, NormKind};
+use braidinfer::model::spec::{AttentionSpec, FeedForward, LayerSpec, Mixer, NormKind, ScoringFunction};
 use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, TensorView, Weights, describe};
 use braidinfer::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use comfy_table::Table;
@@ -146,7 +146,6 @@ fn section(title: &str, rows: &Rows) -> anyhow::Result<()> {
 /// The decoder in the terms of `config.json`. Fields that most architectures lack are shown only if they are set.
 fn decoder_rows(inspection: &Inspection) -> Rows {
     let (spec, attention) = (&inspection.spec, &inspection.spec.attentions[0]);
-    let FeedForward::Dense { intermediate_size, hidden_act, gated, bias } = spec.layers[0].feed_forward;
     let eps = match spec.norm.kind {
         NormKind::Rms => "rms_norm_eps",
         NormKind::Layer => "layer_norm_eps",
@@ -155,21 +154,78 @@ fn decoder_rows(inspection: &Inspection) -> Rows {
         row("model_type", &spec.model_type),
         row("vocab_size", spec.vocab_size),
         row("hidden_size", spec.hidden_size),
-        row("intermediate_size", intermediate_size),
         row("num_hidden_layers", spec.layers.len()),
         row("num_attention_heads", attention.num_attention_heads),
         row("num_key_value_heads", attention.num_key_value_heads),
         row("head_dim", attention.head_dim),
-        row("hidden_act", format!("{}{}", json_text(hidden_act), if gated { ", gated" } else { "" })),
         row(eps, format!("{:?}", spec.norm.eps)),
         row("tie_word_embeddings", spec.tie_word_embeddings),
         row("attention_bias", attention_bias(attention)),
-        row("mlp_bias", bias),
         row("max_position_embeddings", spec.max_position_embeddings),
         row("context", format!("{} tokens", inspection.context_length)),
     ];
+    let feed_forward = [dense_rows(spec), expert_rows(spec)].concat();
+    let after = rows.iter().position(|(name, _)| name == "head_dim").map_or(rows.len(), |index| index + 1);
+    rows.splice(after..after, feed_forward);
     rows.extend(rare_rows(spec));
     rows
+}
+
+/// The layers with one feed-forward network, if there are any.
+fn dense_rows(spec: &DecoderSpec) -> Rows {
+    let dense = |layer: &LayerSpec| match layer.feed_forward {
+        FeedForward::Dense { intermediate_size, hidden_act, gated, bias } => {
+            Some((intermediate_size, hidden_act, gated, bias))
+        }
+        FeedForward::Experts(_) => None,
+    };
+    let Some((intermediate_size, hidden_act, gated, bias)) = spec.layers.iter().find_map(dense) else {
+        return Rows::new();
+    };
+    vec![
+        row("intermediate_size", intermediate_size),
+        row("hidden_act", format!("{}{}", json_text(hidden_act), if gated { ", gated" } else { "" })),
+        row("mlp_bias", bias),
+    ]
+}
+
+/// The layers with a mixture of experts, if there are any.
+fn expert_rows(spec: &DecoderSpec) -> Rows {
+    let Some(experts) = (0..spec.layers.len()).find_map(|layer| spec.experts(layer)) else { return Rows::new() };
+    let layers = (0..spec.layers.len()).filter(|layer| spec.experts(*layer).is_some()).count();
+    let router = &experts.router;
+    let mut rows = vec![
+        row("expert layers", format!("{layers} of {}", spec.layers.len())),
+        row("num_experts", experts.num_experts),
+        row("num_experts_per_tok", experts.num_experts_per_tok),
+        row("moe_intermediate_size", experts.intermediate_size),
+        row("scoring_func", scoring_in_words(router.scoring_func)),
+        row("norm_topk_prob", router.norm_topk_prob),
+    ];
+    if router.routed_scaling_factor != 1.0 {
+        rows.push(row("routed_scaling_factor", router.routed_scaling_factor));
+    }
+    if router.correction_bias {
+        rows.push(row("e_score_correction_bias", true));
+    }
+    if let Some(groups) = router.groups {
+        rows.push(row("groups of experts", format!("{} of {}", groups.topk_group, groups.n_group)));
+    }
+    if let Some(shared) = experts.shared_expert {
+        let gate = if shared.gated { ", gated" } else { "" };
+        rows.push(row("shared expert", format!("{}{gate}", shared.intermediate_size)));
+    }
+    rows
+}
+
+fn scoring_in_words(scoring_func: ScoringFunction) -> String {
+    match scoring_func {
+        ScoringFunction::Softmax => "softmax".into(),
+        ScoringFunction::Sigmoid => "sigmoid".into(),
+        ScoringFunction::Sparsemixer { router_jitter_noise } => {
+            format!("sparsemixer, router_jitter_noise {router_jitter_noise}")
+        }
+    }
 }
 
 fn row(name: &str, value: impl ToString) -> (String, String) {

@@ -19,7 +19,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     fixtures: &["ernie4_5", "ernie4_5-bias"],
 };
 
-const DEFAULTS: Defaults = Defaults {
+pub(super) const DEFAULTS: Defaults = Defaults {
     sizes: Sizes::new(103_424, 1024, 3072, 18, 16),
     rms_norm_eps: 1e-5,
     head_dim: Some(128),

@@ -38,7 +38,7 @@ pub(super) fn family(config: &JsonFile, defaults: &Defaults) -> Result<Descripti
     // Configs have different values here (`hidden_act: gelu`, `hidden_activation: gelu_pytorch_tanh`); all mean this
     // one.
     for layer in &mut spec.layers {
-        let FeedForward::Dense { hidden_act, .. } = &mut layer.feed_forward;
+        let FeedForward::Dense { hidden_act, .. } = &mut layer.feed_forward else { continue };
         *hidden_act = ActivationFunction::GeluTanh;
     }
     Ok(description)

@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use crate::arch::{Architecture, Description, REGISTRY, check};
 use crate::format::Checkpoint;
 use crate::format::gguf::{Gguf, Metadata};
-use crate::layout::{LayerSlot, Slot, TensorNames};
-use crate::spec::{DecoderSpec, FeedForward, Mixer, RopePairing, RopeScaling};
+use crate::layout::{ExpertNames, LayerSlot, Slot, TensorNames};
+use crate::spec::{DecoderSpec, FeedForward, Mixer, RopePairing, RopeScaling, ScoringFunction, SharedExpertSpec};
 use crate::{JsonFile, ModelError, Result};
 
 pub use keys::{GgufModel, gguf_model};
@@ -35,8 +35,28 @@ pub struct GgufForm {
     pub pre_tokenizer: Option<&'static str>,
     /// Whether control tokens strip the white space after them, for which files have no key.
     pub control_tokens_strip: bool,
+    /// How files store a mixture of experts, if they have one.
+    pub experts: Option<GgufExperts>,
     /// What llama.cpp supports in such files.
     pub llama_cpp: LlamaCpp,
+}
+
+/// How llama.cpp's files store a mixture of experts.
+#[derive(Debug, Clone, Copy)]
+pub struct GgufExperts {
+    /// Whether the weights of the chosen experts are divided by their sum if the file does not say.
+    pub norm_topk_prob: bool,
+    /// Name of the norm before the feed-forward network.
+    pub feed_forward_norm: &'static str,
+    /// Whether llama.cpp supports first layers without experts.
+    pub leading_dense: bool,
+}
+
+impl GgufExperts {
+    /// Weights are the scores among all experts.
+    pub(super) const OF_ALL: Self = Self { norm_topk_prob: false, feed_forward_norm: "ffn_norm", leading_dense: false };
+    /// Weights are the scores among the chosen experts.
+    pub(super) const OF_CHOSEN: Self = Self { norm_topk_prob: true, ..Self::OF_ALL };
 }
 
 /// What llama.cpp supports in files of an architecture; this engine supports all of it. When a file is written with
@@ -75,6 +95,7 @@ impl GgufForm {
             multipliers: false,
             pre_tokenizer: None,
             control_tokens_strip: false,
+            experts: None,
             llama_cpp: LlamaCpp::PLAIN,
         }
     }
@@ -93,10 +114,11 @@ impl GgufForm {
     }
 }
 
-/// Tensor names in GGUF, without stacked tensors.
-fn tensor_names() -> TensorNames {
+/// Tensor names in GGUF, without stacked tensors (but experts are always stacked).
+fn tensor_names(form: GgufForm) -> TensorNames {
     use LayerSlot::*;
-    TensorNames::gguf(&[
+    let feed_forward_norm = form.experts.map_or("ffn_norm", |experts| experts.feed_forward_norm);
+    let layer = [
         (InputNorm, "attn_norm"),
         (QProj, "attn_q"),
         (KProj, "attn_k"),
@@ -105,13 +127,29 @@ fn tensor_names() -> TensorNames {
         (QNorm, "attn_q_norm"),
         (KNorm, "attn_k_norm"),
         (AttentionOutputNorm, "post_attention_norm"),
-        (FeedForwardNorm, "ffn_norm"),
+        (FeedForwardNorm, feed_forward_norm),
         (GateProj, "ffn_gate"),
         (UpProj, "ffn_up"),
         (DownProj, "ffn_down"),
+        (Router, ROUTER),
+        (SharedGateProj, "ffn_gate_shexp"),
+        (SharedUpProj, "ffn_up_shexp"),
+        (SharedDownProj, "ffn_down_shexp"),
+        (SharedExpertGate, "ffn_gate_inp_shexp"),
         (FeedForwardOutputNorm, "post_ffw_norm"),
-    ])
+    ];
+    let experts = [
+        ExpertNames::Stacked { names: ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] },
+        ExpertNames::Stacked { names: ["ffn_gate_up_exps", "ffn_gate_up_exps", "ffn_down_exps"] },
+        // Files of 2023 and early 2024.
+        ExpertNames::Indexed { names: ["ffn_gate", "ffn_up", "ffn_down"] },
+    ];
+    TensorNames::gguf(&layer, &experts).with_tensor(&[(RouterCorrection, ROUTER_CORRECTION)])
 }
+
+/// The router, and what corrects its choice.
+const ROUTER: &str = "ffn_gate_inp";
+const ROUTER_CORRECTION: &str = "exp_probs_b.bias";
 
 const STACKED_QKV: [(LayerSlot, &str); 3] =
     [(LayerSlot::QProj, "attn_qkv"), (LayerSlot::KProj, "attn_qkv"), (LayerSlot::VProj, "attn_qkv")];
@@ -154,9 +192,12 @@ fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)
         _ => "",
     };
     let mut candidates: Vec<_> = forms().filter(|(_, form)| form.architecture == name).collect();
-    candidates.sort_by_key(|(arch, _)| arch.model_type != wanted);
+    candidates.sort_by_key(|(arch, form)| (form.experts.is_some() != (experts > 0), arch.model_type != wanted));
     match candidates.first() {
-        Some(found) if experts == 0 => Ok(*found),
+        Some((_, form)) if experts == 0 && form.experts.is_some() => {
+            Err(metadata.error(&format!("{name}.expert_count"), "a number of experts above zero", "none"))
+        }
+        Some(found) if experts == 0 || found.1.experts.is_some() => Ok(*found),
         found => {
             let supported: BTreeSet<&str> = forms().map(|(_, form)| form.architecture).collect();
             let reason = if found.is_some() { super::MIXTURE_OF_EXPERTS } else { "is not a known architecture" };
@@ -229,9 +270,60 @@ impl File<'_> {
         if let Some(scale) = self.metadata.number(&self.key("attention.scale"))?.filter(|scale| *scale > 0.0) {
             spec.attentions[0].scale = scale;
         }
+        self.adjust_feed_forward(spec)?;
         self.adjust_biases(spec);
         description.names = self.names(spec);
         Ok(())
+    }
+
+    /// Which layers have experts, and what belongs to a mixture, is told by the tensors of each layer.
+    fn adjust_feed_forward(&self, spec: &mut DecoderSpec) -> Result<()> {
+        if self.form.experts.is_none() {
+            return Ok(());
+        }
+        let key = self.key("feed_forward_length");
+        let intermediate_size = self.metadata.unsigned(&key)?.and_then(|size| usize::try_from(size).ok());
+        for (index, layer) in spec.layers.iter_mut().enumerate() {
+            let FeedForward::Experts(experts) = &mut layer.feed_forward else { continue };
+            let tensor = |name: &str| self.checkpoint.tensor(&format!("blk.{index}.{name}"));
+            if tensor(&format!("{ROUTER}.weight"))?.is_none() {
+                let missing = || self.metadata.error(&key, "the width of layers without experts", "nothing");
+                layer.feed_forward = FeedForward::Dense {
+                    intermediate_size: intermediate_size.filter(|size| *size > 0).ok_or_else(missing)?,
+                    hidden_act: experts.hidden_act,
+                    gated: true,
+                    bias: tensor("ffn_down.bias")?.is_some(),
+                };
+                continue;
+            }
+            experts.router.bias = tensor(&format!("{ROUTER}.bias"))?.is_some();
+            experts.router.correction_bias = tensor(ROUTER_CORRECTION)?.is_some();
+            experts.bias = tensor("ffn_down_exps.bias")?.is_some();
+            let shared = tensor("ffn_up_shexp.weight")?.and_then(|view| view.shape.first().copied());
+            let gated = tensor("ffn_gate_inp_shexp.weight")?.is_some();
+            let bias = tensor("ffn_down_shexp.bias")?.is_some();
+            experts.shared_expert = shared.map(|intermediate_size| SharedExpertSpec { intermediate_size, gated, bias });
+        }
+        if !spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Experts(_))) {
+            let expected = format!("none, since no layer has a tensor `{ROUTER}.weight`");
+            let count = self.metadata.unsigned(&self.key("expert_count"))?.unwrap_or(0);
+            return Err(self.metadata.error(&self.key("expert_count"), expected, count.to_string()));
+        }
+        self.check_gating(spec)
+    }
+
+    /// Fails on another scoring function than the architecture's.
+    fn check_gating(&self, spec: &DecoderSpec) -> Result<()> {
+        let Some(experts) = (0..spec.layers.len()).find_map(|layer| spec.experts(layer)) else { return Ok(()) };
+        let key = self.key("expert_gating_func");
+        let (number, name) = gating_func(experts.router.scoring_func);
+        match self.metadata.unsigned(&key)? {
+            None | Some(0) => Ok(()),
+            // 3: a softmax over the chosen experts, which is one over all of them whose weights then sum to one.
+            Some(3) if number == 1 && experts.router.norm_topk_prob => Ok(()),
+            Some(found) if found == number => Ok(()),
+            Some(found) => Err(self.metadata.error(&key, format!("{number} ({name})"), found.to_string())),
+        }
     }
 
     /// Fails on a sliding window that the description lacks: ignoring it would silently change outputs.
@@ -262,14 +354,15 @@ impl File<'_> {
         spec.lm_head_bias |= self.checkpoint.contains("output.bias");
         let present = self.first_layer_has("ffn_down.bias");
         for layer in &mut spec.layers {
-            let FeedForward::Dense { bias, .. } = &mut layer.feed_forward;
-            *bias |= present;
+            if let FeedForward::Dense { bias, .. } = &mut layer.feed_forward {
+                *bias |= present;
+            }
         }
     }
 
     /// Tensor names. In files of any architecture, projections with the same input may be stacked in one tensor.
     fn names(&self, spec: &DecoderSpec) -> TensorNames {
-        let mut names = tensor_names();
+        let mut names = tensor_names(self.form);
         if self.first_layer_has("attn_qkv.weight") {
             names = names.with(&STACKED_QKV);
         }
@@ -278,7 +371,7 @@ impl File<'_> {
         }
         let gated =
             spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Dense { gated: true, .. }));
-        if gated && !self.first_layer_has("ffn_gate.weight") {
+        if gated && self.form.experts.is_none() && !self.first_layer_has("ffn_gate.weight") {
             names = names.with(&STACKED_GATE_UP);
         }
         names
@@ -310,6 +403,14 @@ impl File<'_> {
                 factors.iter().filter(|factor| **factor > 0.0).count()
             ),
         })
+    }
+}
+
+/// llama.cpp's number of a scoring function, and its name.
+fn gating_func(scoring_func: ScoringFunction) -> (u64, &'static str) {
+    match scoring_func {
+        ScoringFunction::Softmax | ScoringFunction::Sparsemixer { .. } => (1, "softmax"),
+        ScoringFunction::Sigmoid => (2, "sigmoid"),
     }
 }
 

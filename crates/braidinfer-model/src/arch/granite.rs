@@ -21,7 +21,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     fixtures: &["granite"],
 };
 
-fn describe(config: &JsonFile) -> Result<Description> {
+pub(super) fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &Defaults::LLAMA)?;
     let spec = &mut description.spec;
     let multiplier = |field: &str| Ok(config.positive(field)?.unwrap_or(1.0));

@@ -225,8 +225,10 @@ pub(super) fn read_attention_bias(config: &JsonFile, field: &str, spec: &mut Dec
 pub(super) fn read_mlp_bias(config: &JsonFile, field: &str, spec: &mut DecoderSpec) -> Result<()> {
     let value = config.flag(field)?.unwrap_or(false);
     for layer in &mut spec.layers {
-        let FeedForward::Dense { bias, .. } = &mut layer.feed_forward;
-        *bias = value;
+        match &mut layer.feed_forward {
+            FeedForward::Dense { bias, .. } => *bias = value,
+            FeedForward::Experts(experts) => experts.bias = value,
+        }
     }
     Ok(())
 }

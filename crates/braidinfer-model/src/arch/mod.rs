@@ -3,22 +3,32 @@
 //! Adding one takes a file here, a line in [`REGISTRY`] and a fixture. If an executor needs an edit too, the spec
 //! lacked a field.
 
+mod dots1;
 mod ernie4_5;
+mod ernie4_5_moe;
+mod expert_config;
 mod gemma;
 mod gemma2;
 mod gemma3;
 pub mod gguf;
+mod glm4_moe;
 mod granite;
+mod granitemoe;
 mod llama;
 mod llama_like;
 mod ministral;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod olmo2;
+mod olmoe;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod rope_config;
 mod smollm3;
 
@@ -69,23 +79,28 @@ pub const REGISTRY: &[Architecture] = &[
     smollm3::ARCHITECTURE,
     olmo2::ARCHITECTURE,
     granite::ARCHITECTURE,
+    qwen3_moe::ARCHITECTURE,
+    qwen2_moe::ARCHITECTURE,
+    mixtral::ARCHITECTURE,
+    olmoe::ARCHITECTURE,
+    granitemoe::ARCHITECTURE,
+    phimoe::ARCHITECTURE,
+    ernie4_5_moe::ARCHITECTURE,
+    glm4_moe::ARCHITECTURE,
+    dots1::ARCHITECTURE,
 ];
 
 /// Limit against huge allocations from a corrupt count; the largest published decoders have 128 layers.
 const MAX_LAYERS: usize = 4096;
 const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
+const LATENT_ATTENTION: &str = "has latent attention, which is not supported yet";
 const LINEAR_ATTENTION: &str = "has gated-delta-net layers, which are not supported yet";
 /// Known architectures that are not supported, with the reason.
 pub const REFUSED: &[(&str, &str)] = &[
-    ("mixtral", MIXTURE_OF_EXPERTS),
-    ("qwen2_moe", MIXTURE_OF_EXPERTS),
-    ("qwen3_moe", MIXTURE_OF_EXPERTS),
-    ("ernie4_5_moe", MIXTURE_OF_EXPERTS),
     ("gpt_oss", MIXTURE_OF_EXPERTS),
-    ("granitemoe", MIXTURE_OF_EXPERTS),
-    ("olmoe", MIXTURE_OF_EXPERTS),
-    ("phimoe", MIXTURE_OF_EXPERTS),
-    ("deepseek_v3", MIXTURE_OF_EXPERTS),
+    ("deepseek_v2", LATENT_ATTENTION),
+    ("deepseek_v3", LATENT_ATTENTION),
+    ("glm4_moe_lite", LATENT_ATTENTION),
     ("qwen3_next", LINEAR_ATTENTION),
     ("qwen3_5", LINEAR_ATTENTION),
     ("qwen3_5_text", LINEAR_ATTENTION),
@@ -168,6 +183,7 @@ fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
 fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
     // Also where a switch says that it is not used.
     llama_like::layer_types(config, spec.layers.len())?;
+    expert_config::check(config, spec)?;
     for attention in &spec.attentions {
         let (heads, kv_heads) = (attention.num_attention_heads, attention.num_key_value_heads);
         if kv_heads > heads || heads % kv_heads != 0 {

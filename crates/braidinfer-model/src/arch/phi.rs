@@ -37,7 +37,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     (spec.attentions[0].qkv_bias, spec.attentions[0].output_bias) = (true, true);
     let absent = config.text("hidden_act")?.is_none();
     for layer in &mut spec.layers {
-        let FeedForward::Dense { hidden_act, gated, bias, .. } = &mut layer.feed_forward;
+        let FeedForward::Dense { hidden_act, gated, bias, .. } = &mut layer.feed_forward else { continue };
         (*gated, *bias) = (false, true);
         if absent {
             *hidden_act = ActivationFunction::GeluTanh;

@@ -128,10 +128,13 @@ fn longrope(
     // As in transformers, the ratio of lengths is the default factor.
     let factor = settings.positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
     let derived = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+    let attention_factor = settings.positive("attention_factor")?.unwrap_or(derived);
     Ok(RopeScaling::Longrope {
         short_factor: settings.required_numbers("short_factor", rotary_dim / 2)?,
         long_factor: settings.required_numbers("long_factor", rotary_dim / 2)?,
         original_max_position_embeddings: original,
-        attention_factor: settings.positive("attention_factor")?.unwrap_or(derived),
+        // Phi-3.5-MoE has one for each list.
+        attention_factor: settings.positive("short_mscale")?.unwrap_or(attention_factor),
+        long_attention_factor: settings.positive("long_mscale")?.unwrap_or(attention_factor),
     })
 }

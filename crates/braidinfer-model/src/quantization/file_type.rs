@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::layout::{LayerSlot, Param, Slot, Stack};
+use crate::layout::{ExpertSlot, LayerSlot, Param, Slot, Stack};
 use crate::spec::DecoderSpec;
 use crate::{Dtype, ModelError};
 
@@ -79,12 +79,21 @@ impl FileType {
         if first.slot.is_norm() || first.param == Param::Bias || first.shape.len() < 2 {
             return Dtype::F32;
         }
+        // As llama.cpp's converter: a router is small, and decides.
+        if matches!(first.slot, Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate)) {
+            return Dtype::F32;
+        }
         let base = self.base();
         match first.slot {
             _ if !base.is_quantized() || base == Dtype::Q8_0 => base,
             Slot::LmHead => Dtype::Q6K,
             Slot::EmbedTokens if head_is_embedding => Dtype::Q6K,
-            Slot::Layer(index, LayerSlot::DownProj) if self.more_bits(index, spec.layers.len()) => Dtype::Q6K,
+            Slot::Layer(index, LayerSlot::DownProj | LayerSlot::SharedDownProj)
+            | Slot::Expert(index, _, ExpertSlot::DownProj)
+                if self.more_bits(index, spec.layers.len()) =>
+            {
+                Dtype::Q6K
+            }
             Slot::Layer(index, _) if holds_values(stack) => self.values(spec, index),
             _ => base,
         }

@@ -1,5 +1,7 @@
 //! Comparing other kernels with the standard kernels in f32 on the same tokens, layer by layer.
 
+use braidinfer_model::spec::{ExpertGroups, GroupScore};
+
 use super::batches::{near_tokens, next_tokens};
 use crate::Result;
 use crate::divergence::{Divergence, Tally};
@@ -69,12 +71,13 @@ impl Truth {
         let mut errors = vec![Errors { embed, layers: Vec::with_capacity(layers), logits: 0.0 }; plans.len()];
         let mut streams = Vec::with_capacity(layers + 1);
         for index in 0..layers {
+            let groups = standard.spec().experts(index).and_then(|experts| experts.router.groups);
             let mut truth = Recorder::new(|_: &str| true);
             let next = standard.layer(index, truly, &stream, &mut truth)?;
             for (plan, errors) in plans.iter().zip(&mut errors) {
                 let mut own = Recorder::new(|_: &str| true);
                 fused.layer(index, by(plan), &stream, &mut own)?;
-                let ops = compare(&truth.activations, &own.activations);
+                let ops = compare(&truth.activations, &own.activations, groups);
                 errors.layers.push(LayerErrors { ops });
             }
             streams.push(std::mem::replace(&mut stream, next));
@@ -125,14 +128,105 @@ impl Probe for Drift<'_> {
     }
 }
 
-fn compare(truth: &[RecordedActivation], own: &[RecordedActivation]) -> Vec<(String, f64)> {
+/// Relative error of every activation of a layer. Tokens for which a near tie between experts went the other way are left
+/// out of what is computed after the choice: the experts that ran are others.
+fn compare(
+    truth: &[RecordedActivation],
+    own: &[RecordedActivation],
+    groups: Option<ExpertGroups>,
+) -> Vec<(String, f64)> {
     // The part of the name after `layer.N.`.
     let op = |name: &str| name.splitn(3, '.').nth(2).unwrap_or(name).to_owned();
-    let of = |truth: &RecordedActivation| {
+    let tied = near_ties(truth, own, groups);
+    let mut after_choice = false;
+    let mut of = |truth: &RecordedActivation| {
         let own = own.iter().find(|own| own.name == truth.name)?;
-        Some((op(&truth.name), relative_error(&truth.values, &own.values, truth.rows)))
+        let op = op(&truth.name);
+        after_choice |= op == ROUTING;
+        let left_out = if after_choice { &tied[..] } else { &[] };
+        Some((op, relative_error_of_others(&truth.values, &own.values, truth.rows, left_out)))
     };
-    truth.iter().filter_map(of).collect()
+    truth.iter().filter_map(&mut of).collect()
+}
+
+/// What experts are chosen by, `[T][E]`, and the weights of the chosen ones, `[T][E]`.
+const CHOICE_SCORES: &str = "ffn.choice_scores";
+const ROUTING: &str = "ffn.routing";
+
+/// For each token, whether other experts were chosen than in truth, although no more than rounding tells them apart: the
+/// scores of those that changed places differ by no more than these scores themselves moved. Empty without experts. That
+/// scores move no more than rounding explains is checked where they are computed.
+fn near_ties(truth: &[RecordedActivation], own: &[RecordedActivation], groups: Option<ExpertGroups>) -> Vec<bool> {
+    let named = |activations: &[RecordedActivation], part: &str| {
+        activations.iter().position(|activation| activation.name.ends_with(part))
+    };
+    let [Some(a), Some(b), Some(c), Some(d)] =
+        [named(truth, CHOICE_SCORES), named(own, CHOICE_SCORES), named(truth, ROUTING), named(own, ROUTING)]
+    else {
+        return Vec::new();
+    };
+    let (rows, scores, weights) =
+        (truth[a].rows, [&truth[a].values, &own[b].values], [&truth[c].values, &own[d].values]);
+    let width = scores[0].len() / rows.max(1);
+    if [scores[1], weights[0], weights[1]].iter().any(|values| values.len() != scores[0].len()) || width == 0 {
+        return Vec::new();
+    }
+    let of_row = |row: usize| {
+        let part = row * width..(row + 1) * width;
+        let [scores, weights] = [scores, weights].map(|pair| pair.map(|values| &values[part.clone()]));
+        is_near_tie(scores, weights) || groups.is_some_and(|groups| is_near_tie_of_groups(groups, scores, weights))
+    };
+    (0..rows).map(of_row).collect()
+}
+
+/// Experts of one list of weights that the other lacks.
+fn only_in(a: &[f32], b: &[f32]) -> Vec<usize> {
+    (0..a.len()).filter(|index| a[*index] != 0.0 && b[*index] == 0.0).collect()
+}
+
+/// Whether what is `dropped` could as well have been kept: its scores are no further from those of what was `taken` than
+/// these scores moved.
+fn are_tied([truth, own]: [&[f32]; 2], dropped: &[usize], taken: &[usize]) -> bool {
+    let moved = |index: usize| (truth[index] - own[index]).abs();
+    let tied = |a: usize, b: usize| (truth[a] - truth[b]).abs() <= moved(a) + moved(b);
+    dropped.iter().all(|a| taken.iter().all(|b| tied(*a, *b)))
+}
+
+/// The same for one token; each pair is the truth and what is compared with it, `[E]`.
+fn is_near_tie(scores: [&[f32]; 2], [truth, own]: [&[f32]; 2]) -> bool {
+    let (dropped, taken) = (only_in(truth, own), only_in(own, truth));
+    !dropped.is_empty() && dropped.len() == taken.len() && are_tied(scores, &dropped, &taken)
+}
+
+/// Whether the choice between groups of experts was a near tie. Experts of the other groups then follow from that.
+fn is_near_tie_of_groups(groups: ExpertGroups, scores: [&[f32]; 2], [truth, own]: [&[f32]; 2]) -> bool {
+    let width = truth.len() / groups.n_group.max(1);
+    let score = |scores: &[f32]| {
+        let mut sorted = scores.to_vec();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        sorted.iter().take(if groups.score == GroupScore::TwoBest { 2 } else { 1 }).sum::<f32>()
+    };
+    let chosen = |weights: &[f32]| -> Vec<f32> {
+        weights.chunks(width.max(1)).map(|weights| weights.iter().map(|weight| weight.abs()).sum()).collect()
+    };
+    let of_groups = scores.map(|scores| scores.chunks(width.max(1)).map(score).collect::<Vec<f32>>());
+    let (truth, own) = (chosen(truth), chosen(own));
+    let (dropped, taken) = (only_in(&truth, &own), only_in(&own, &truth));
+    !dropped.is_empty() && !taken.is_empty() && are_tied([&of_groups[0], &of_groups[1]], &dropped, &taken)
+}
+
+/// Like [`relative_error`], without the rows that are `left_out`. If none are left, all of them count: then nothing was
+/// measured that could speak for the kernels.
+fn relative_error_of_others(truth: &[f32], values: &[f32], rows: usize, left_out: &[bool]) -> f64 {
+    let kept: Vec<usize> = (0..rows).filter(|row| !left_out.get(*row).copied().unwrap_or(false)).collect();
+    if kept.len() == rows || kept.is_empty() || truth.len() != values.len() {
+        return relative_error(truth, values, rows);
+    }
+    let width = truth.len() / rows;
+    let only = |values: &[f32]| -> Vec<f32> {
+        kept.iter().flat_map(|row| &values[row * width..(row + 1) * width]).copied().collect()
+    };
+    relative_error(&only(truth), &only(values), kept.len())
 }
 
 /// Relative error of `values` with respect to `truth`, both `[rows][width]`: the root mean square, over rows, of the
@@ -158,6 +252,47 @@ pub(super) fn relative_error(truth: &[f32], values: &[f32], rows: usize) -> f64 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn recorded(part: &str, values: &[f32]) -> RecordedActivation {
+        RecordedActivation { name: format!("layer.0.{part}"), rows: 1, values: values.to_vec() }
+    }
+
+    /// Errors of a token whose experts have these scores and weights, and whose outputs differ entirely.
+    fn errors(scores: [&[f32]; 2], weights: [&[f32]; 2]) -> Vec<f64> {
+        let all = |scores: &[f32], weights: &[f32], out: f32| {
+            // A second token is the same in both.
+            let twice = |part: &str, values: &[f32]| {
+                let values = [values, values].concat();
+                RecordedActivation { rows: 2, ..recorded(part, &values) }
+            };
+            let out = RecordedActivation { rows: 2, ..recorded("ffn.out", &[out, 1.0]) };
+            let mut all = vec![twice("ffn.choice_scores", scores), twice("ffn.routing", weights), out];
+            all[0].values.truncate(scores.len());
+            all[0].values.extend([0.5, 0.3, 0.2]);
+            all[1].values.truncate(weights.len());
+            all[1].values.extend([1.0, 0.0, 0.0]);
+            all
+        };
+        let (truth, own) = (all(scores[0], weights[0], 1.0), all(scores[1], weights[1], -1.0));
+        compare(&truth, &own, None).into_iter().map(|(_, error)| error).collect()
+    }
+
+    #[test]
+    fn a_near_tie_between_experts_that_goes_the_other_way_is_no_error_and_a_clear_choice_is() {
+        let first = [1.0, 0.0, 0.0];
+        let second = [0.0, 1.0, 0.0];
+        let tied = errors([&[0.400001, 0.4, 0.2], &[0.4, 0.400001, 0.2]], [&first, &second]);
+        assert!(tied[0] < 1e-5 && tied[1] == 0.0 && tied[2] == 0.0, "{tied:?}");
+        // The scores do not explain this choice.
+        let wrong = errors([&[0.41, 0.4, 0.2], &[0.41, 0.4, 0.2]], [&first, &second]);
+        assert!(wrong[0] == 0.0 && wrong[1] > 0.1 && wrong[2] > 0.1, "{wrong:?}");
+        // The scores themselves are wrong.
+        let moved = errors([&[0.41, 0.4, 0.2], &[0.40, 0.42, 0.2]], [&first, &second]);
+        assert!(moved[0] > 1e-3, "{moved:?}");
+        // The same experts with other weights.
+        let weighted = errors([&[0.4, 0.4, 0.2], &[0.4, 0.4, 0.2]], [&[1.0, 0.0, 0.0], &[0.5, 0.0, 0.0]]);
+        assert!(weighted[1] > 0.1 && weighted[2] > 0.1, "{weighted:?}");
+    }
 
     #[test]
     fn rows_have_equal_weight_regardless_of_their_norm() {

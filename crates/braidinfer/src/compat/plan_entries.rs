@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::{LayerSlot, Slot};
+use braidinfer_model::{ExpertSlot, LayerSlot, Slot};
 
 use super::report::PlanEntry;
 use crate::executor::{ActiveKernels, KernelPlan, KvDtype};
@@ -74,6 +74,14 @@ fn name(slot: Slot) -> &'static str {
         Slot::Layer(_, LayerSlot::GateProj) => "gate_proj",
         Slot::Layer(_, LayerSlot::UpProj) => "up_proj",
         Slot::Layer(_, LayerSlot::DownProj) => "down_proj",
+        Slot::Layer(_, LayerSlot::Router) => "router",
+        Slot::Layer(_, LayerSlot::SharedGateProj) => "shared_expert.gate_proj",
+        Slot::Layer(_, LayerSlot::SharedUpProj) => "shared_expert.up_proj",
+        Slot::Layer(_, LayerSlot::SharedDownProj) => "shared_expert.down_proj",
+        Slot::Layer(_, LayerSlot::SharedExpertGate) => "shared_expert_gate",
+        Slot::Expert(.., ExpertSlot::GateProj) => "experts.gate_proj",
+        Slot::Expert(.., ExpertSlot::UpProj) => "experts.up_proj",
+        Slot::Expert(.., ExpertSlot::DownProj) => "experts.down_proj",
         Slot::LmHead => "lm_head",
         Slot::Layer(..) | Slot::EmbedTokens | Slot::FinalNorm => "no projection",
     }

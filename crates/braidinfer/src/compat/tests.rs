@@ -201,6 +201,27 @@ fn overflowing_scores_are_reported_in_their_layer() {
 }
 
 #[test]
+fn faults_of_routers_are_reported_in_their_layer() {
+    let faults = [
+        (Planted::RouterLogits { layer: 1 }, "ffn.router"),
+        (Planted::WrongExpert { layer: 1 }, "ffn.routing"),
+        (Planted::EqualWeights { layer: 1 }, "ffn.routing"),
+    ];
+    for (fault, place) in faults {
+        for (seed, name) in SEEDS.into_iter().zip(["qwen3_moe-unnormed", "qwen2_moe", "glm4_moe"].into_iter().cycle()) {
+            let report = check_seed(seed, name, None, Some(fault), |_| {});
+            let expected = (Status::Incompatible, Some((1, place)));
+            assert_eq!(
+                (report.status, found(&report)),
+                expected,
+                "{fault:?} in {name}, seed {seed}: {}",
+                report.reason
+            );
+        }
+    }
+}
+
+#[test]
 fn swapped_scales_are_reported_in_their_layer() {
     let swap_scales = |parts: &mut ModelParts| {
         let slot = Slot::Layer(1, LayerSlot::UpProj);

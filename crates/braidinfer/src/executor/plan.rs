@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// A projection and the numeric level at which it is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedProjection {
-    /// The module that the weights belong to.
+    /// The module that the weights belong to; the first expert stands for all experts of its layer.
     pub slot: Slot,
     /// Data type of its weights.
     pub dtype: Dtype,
@@ -25,14 +25,14 @@ impl PlannedProjection {
     /// Index of its layer; `None` for the output head.
     pub fn layer(&self) -> Option<usize> {
         match self.slot {
-            Slot::Layer(layer, _) => Some(layer),
+            Slot::Layer(layer, _) | Slot::Expert(layer, ..) => Some(layer),
             Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => None,
         }
     }
 
     /// Whether weights of this type can be multiplied at this level.
     fn is_possible(&self) -> bool {
-        levels(self.dtype).contains(&self.level)
+        levels(self.slot, self.dtype).contains(&self.level)
     }
 }
 
@@ -51,8 +51,9 @@ impl KernelPlan {
     /// The plan with the fastest level for every projection that is not coarser than `coarsest`.
     pub fn fastest(spec: &DecoderSpec, weights: &Weights, coarsest: NumericLevel, kv_dtype: KvDtype) -> Self {
         let projection = |(slot, param, dtype, bytes): (Slot, Param, Dtype, usize)| {
-            let is_matrix = param == Param::Weight && is_projection(slot);
-            is_matrix.then(|| PlannedProjection { slot, dtype, bytes, level: fastest_level(dtype, coarsest) })
+            let planned = param == Param::Weight && is_projection(slot) && planned_slot(slot) == slot;
+            let bytes = bytes.saturating_mul(matrices_at(spec, slot));
+            planned.then(|| PlannedProjection { slot, dtype, bytes, level: fastest_level(slot, dtype, coarsest) })
         };
         let parameters = weights.iter().map(|(slot, param, view)| (slot, param, view.dtype, view.data.len()));
         Self {
@@ -86,8 +87,11 @@ impl KernelPlan {
     fn no_coarser(&self, level: NumericLevel, kv_dtype: KvDtype) -> Self {
         let mut plan = self.clone();
         for planned in &mut plan.projections {
-            planned.level =
-                fastest_level(planned.dtype, if planned.level.is_coarser(level) { level } else { planned.level });
+            planned.level = fastest_level(
+                planned.slot,
+                planned.dtype,
+                if planned.level.is_coarser(level) { level } else { planned.level },
+            );
         }
         if kv_dtype == KvDtype::F32 {
             plan.kv_dtypes.fill(KvDtype::F32);
@@ -119,6 +123,7 @@ impl KernelPlan {
 
     /// The index in [`KernelPlan::projections`] of the projection in a slot.
     pub(super) fn index_of(&self, slot: Slot) -> Option<usize> {
+        let slot = planned_slot(slot);
         self.projections.iter().position(|planned| planned.slot == slot)
     }
 
@@ -160,19 +165,43 @@ pub struct LevelCount {
     pub projections: usize,
 }
 
-fn is_projection(slot: Slot) -> bool {
-    use LayerSlot::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+/// Whether the weight in a slot is the matrix of a projection.
+pub(super) fn is_projection(slot: Slot) -> bool {
+    use LayerSlot::*;
     match slot {
-        Slot::LmHead => true,
+        Slot::LmHead | Slot::Expert(..) => true,
         Slot::EmbedTokens | Slot::FinalNorm => false,
-        Slot::Layer(_, slot) => matches!(slot, QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj),
+        Slot::Layer(_, slot) => match slot {
+            QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj => true,
+            Router | SharedGateProj | SharedUpProj | SharedDownProj | SharedExpertGate => true,
+            InputNorm | QNorm | KNorm | AttentionOutputNorm => false,
+            FeedForwardNorm | RouterCorrection | FeedForwardOutputNorm => false,
+        },
+    }
+}
+
+/// The slot that stands for a projection in plans: all experts of a layer have one level.
+fn planned_slot(slot: Slot) -> Slot {
+    match slot {
+        Slot::Expert(layer, _, projection) => Slot::Expert(layer, 0, projection),
+        slot => slot,
+    }
+}
+
+/// Number of matrices that a planned slot stands for.
+fn matrices_at(spec: &DecoderSpec, slot: Slot) -> usize {
+    match slot {
+        Slot::Expert(layer, ..) => spec.experts(layer).map_or(1, |experts| experts.num_experts),
+        _ => 1,
     }
 }
 
 /// The levels at which weights of a type can be multiplied, most precise first: block-quantized weights with 8-bit and
-/// 16-bit activations, bf16 weights with bf16 activations, and all weights with f32 activations.
-fn levels(dtype: Dtype) -> &'static [NumericLevel] {
+/// 16-bit activations, bf16 weights with bf16 activations, and all weights with f32 activations. Routers always get f32
+/// activations: they are small, and decide which experts run.
+fn levels(slot: Slot, dtype: Dtype) -> &'static [NumericLevel] {
     match dtype {
+        _ if matches!(slot, Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate)) => &[NumericLevel::F32],
         dtype if dtype.is_quantized() => &[NumericLevel::F32, NumericLevel::Int16, NumericLevel::Int8],
         Dtype::BF16 => &[NumericLevel::F32, NumericLevel::Bf16],
         _ => &[NumericLevel::F32],
@@ -180,7 +209,7 @@ fn levels(dtype: Dtype) -> &'static [NumericLevel] {
 }
 
 /// The fastest level for weights of a type that is not coarser than `coarsest`.
-fn fastest_level(dtype: Dtype, coarsest: NumericLevel) -> NumericLevel {
+fn fastest_level(slot: Slot, dtype: Dtype, coarsest: NumericLevel) -> NumericLevel {
     let allowed = |level: &&NumericLevel| !level.is_coarser(coarsest);
-    levels(dtype).iter().rfind(allowed).copied().unwrap_or(NumericLevel::F32)
+    levels(slot, dtype).iter().rfind(allowed).copied().unwrap_or(NumericLevel::F32)
 }

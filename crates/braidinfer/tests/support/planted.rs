@@ -1,7 +1,8 @@
 //! Faults in the description of a model.
 
 use braidinfer::model::spec::{
-    ActivationFunction, FeedForward, Mixer, NormKind, NormSpec, RopePairing, RopeScaling, RopeSpec,
+    ActivationFunction, ExpertsSpec, FeedForward, GroupScore, Mixer, NormKind, NormSpec, RopePairing, RopeScaling,
+    RopeSpec, ScoringFunction,
 };
 use braidinfer::model::{DecoderSpec, LayerSlot, Slot, TensorNames, parameters};
 
@@ -70,17 +71,79 @@ pub const FAULTS: &[Fault] = &[
     ("halves side by side instead of one after the other", |spec| spec.block.parallel = true),
     ("norm on the attention output left out", |spec| spec.block.attention_output_norm = false),
     ("norm on the feed-forward output left out", |spec| spec.block.feed_forward_output_norm = false),
+    ("one expert fewer", |spec| each_mixture(spec, |experts| experts.num_experts_per_tok -= 1)),
+    ("weights of experts normalised, or not", |spec| {
+        each_mixture(spec, |experts| experts.router.norm_topk_prob ^= true);
+    }),
+    ("weights of experts divided by their sum, however small", |spec| {
+        each_mixture(spec, |experts| {
+            if experts.router.norm_min > 1e-6 {
+                experts.router.norm_min = 1e-20;
+            }
+        });
+    }),
+    ("scores by another function", |spec| each_mixture(spec, other_scoring)),
+    ("SparseMixer's noise of another model", |spec| each_mixture(spec, other_noise)),
+    ("correction of the choice left out", |spec| each_mixture(spec, |experts| experts.router.correction_bias = false)),
+    ("factor of the experts' weights left out", |spec| {
+        each_mixture(spec, |experts| experts.router.routed_scaling_factor = 1.0);
+    }),
+    ("groups of experts ignored", |spec| each_mixture(spec, |experts| experts.router.groups = None)),
+    ("groups of experts by their best", |spec| {
+        each_mixture(spec, |experts| {
+            if let Some(groups) = &mut experts.router.groups {
+                groups.score = GroupScore::Best;
+            }
+        });
+    }),
+    ("shared expert left out", |spec| each_mixture(spec, |experts| experts.shared_expert = None)),
+    ("gate of the shared expert left out", |spec| {
+        each_mixture(spec, |experts| {
+            if let Some(shared) = &mut experts.shared_expert {
+                shared.gated = false;
+            }
+        });
+    }),
+    ("biases of the shared expert left out", |spec| {
+        each_mixture(spec, |experts| {
+            if let Some(shared) = &mut experts.shared_expert {
+                shared.bias = false;
+            }
+        });
+    }),
 ];
 
 /// Pairs of modules whose weights have one shape; swapping their names is a fault wherever both exist in tensors
 /// of their own.
 pub const SWAPS: &[(&str, LayerSlot, LayerSlot)] = &[
     ("gate and up projection swapped", LayerSlot::GateProj, LayerSlot::UpProj),
+    ("gate and up projection of the shared expert swapped", LayerSlot::SharedGateProj, LayerSlot::SharedUpProj),
     ("query and key norm swapped", LayerSlot::QNorm, LayerSlot::KNorm),
     ("key and value projection swapped", LayerSlot::KProj, LayerSlot::VProj),
     ("norms before the halves swapped", LayerSlot::InputNorm, LayerSlot::FeedForwardNorm),
     ("norms after the halves swapped", LayerSlot::AttentionOutputNorm, LayerSlot::FeedForwardOutputNorm),
 ];
+
+fn each_mixture(spec: &mut DecoderSpec, change: impl Fn(&mut ExpertsSpec)) {
+    for layer in &mut spec.layers {
+        if let FeedForward::Experts(experts) = &mut layer.feed_forward {
+            change(experts);
+        }
+    }
+}
+
+fn other_scoring(experts: &mut ExpertsSpec) {
+    experts.router.scoring_func = match experts.router.scoring_func {
+        ScoringFunction::Softmax => ScoringFunction::Sigmoid,
+        ScoringFunction::Sigmoid | ScoringFunction::Sparsemixer { .. } => ScoringFunction::Softmax,
+    };
+}
+
+fn other_noise(experts: &mut ExpertsSpec) {
+    if let ScoringFunction::Sparsemixer { router_jitter_noise } = &mut experts.router.scoring_func {
+        *router_jitter_noise /= 4.0;
+    }
+}
 
 fn each_rope(spec: &mut DecoderSpec, change: impl Fn(&mut RopeSpec)) {
     spec.rope.iter_mut().for_each(change);
@@ -98,6 +161,9 @@ fn drop_attention_factor(rope: &mut RopeSpec) {
         &mut rope.scaling
     {
         *attention_factor = 1.0;
+    }
+    if let RopeScaling::Longrope { long_attention_factor, .. } = &mut rope.scaling {
+        *long_attention_factor = 1.0;
     }
 }
 
@@ -166,8 +232,10 @@ fn each_norm(spec: &mut DecoderSpec, change: impl Fn((&mut f32, &mut f64))) {
 
 fn each_feed_forward(spec: &mut DecoderSpec, change: impl Fn(&mut ActivationFunction, &mut bool)) {
     for layer in &mut spec.layers {
-        let FeedForward::Dense { hidden_act, bias, .. } = &mut layer.feed_forward;
-        change(hidden_act, bias);
+        match &mut layer.feed_forward {
+            FeedForward::Dense { hidden_act, bias, .. } => change(hidden_act, bias),
+            FeedForward::Experts(experts) => change(&mut experts.hidden_act, &mut experts.bias),
+        }
     }
 }
 
@@ -183,7 +251,9 @@ fn swap_activation(spec: &mut DecoderSpec, from: ActivationFunction, to: Activat
 /// one tensor.
 pub fn swapped(fixture: &Fixture, a: LayerSlot, b: LayerSlot) -> Option<TensorNames> {
     let shape = |slot| {
-        let found = parameters(&fixture.spec()).into_iter().find(|parameter| parameter.slot == Slot::Layer(0, slot));
+        // The first layer may be dense where others have experts, or the reverse.
+        let found = parameters(&fixture.spec()).into_iter();
+        let found = found.into_iter().find(|found| matches!(found.slot, Slot::Layer(_, other) if other == slot));
         found.map(|parameter| parameter.shape)
     };
     let names = fixture.description().names;

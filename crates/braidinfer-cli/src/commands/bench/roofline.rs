@@ -3,7 +3,7 @@
 use braidinfer::executor::KvDtype;
 use braidinfer::kernels::NumericLevel;
 use braidinfer::model::DecoderSpec;
-use braidinfer::model::spec::{AttentionSpec, FeedForward, LayerSpec, Mixer};
+use braidinfer::model::spec::{AttentionSpec, ExpertsSpec, FeedForward, LayerSpec, Mixer};
 use serde::{Deserialize, Serialize};
 
 use super::contestant::Described;
@@ -13,7 +13,7 @@ use super::plan::{Case, Phase};
 /// Memory traffic and arithmetic of one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Workload {
-    /// Bytes read: all weights once per step, and the keys and values that every sequence attends to.
+    /// Bytes read: the weights that a step needs, once per step, and the keys and values that every sequence attends to.
     pub bytes: f64,
     /// Two operations per token and weight of a projection; attention is left out.
     pub operations: f64,
@@ -44,10 +44,12 @@ impl Workload {
         let (spec, executor) = (&described.spec, &described.executor);
         let steps: Vec<_> = case.steps(described.step_tokens).collect();
         let seen: usize = steps.iter().map(|len| visible_bytes(spec, &executor.kv_dtypes, *len)).sum();
+        let tokens = if case.phase == Phase::Prefill { case.tokens.min(described.step_tokens) } else { case.batch };
         let sampled = if case.phase == Phase::Prefill { 1 } else { case.tokens };
-        let products = case.tokens as f64 * layer_weights(spec) + sampled as f64 * head_weights(spec);
+        let products = case.tokens as f64 * layer_weights(spec, chosen) + sampled as f64 * head_weights(spec);
         Self {
-            bytes: (steps.len() * executor.weight_bytes) as f64 + (case.batch * seen) as f64,
+            bytes: steps.len() as f64 * executor.weight_bytes as f64 * share_read(spec, tokens)
+                + (case.batch * seen) as f64,
             operations: 2.0 * case.batch as f64 * products,
         }
     }
@@ -76,15 +78,39 @@ fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize
     spec.layers.iter().zip(kv_dtypes).map(of_layer).sum()
 }
 
-/// Number of weights in the projections of all layers.
-fn layer_weights(spec: &DecoderSpec) -> f64 {
+/// Number of weights in the projections of all layers; in layers with a mixture of experts, `used` of them count.
+fn layer_weights(spec: &DecoderSpec, used: impl Fn(&ExpertsSpec) -> f64) -> f64 {
     let of_layer = |(layer, attention): (&LayerSpec, &AttentionSpec)| {
-        let FeedForward::Dense { intermediate_size, gated, .. } = layer.feed_forward;
-        let heads = 2 * (attention.query_width() + attention.key_value_width());
-        let rows = heads + if gated { 3 } else { 2 } * intermediate_size;
-        (rows * spec.hidden_size) as f64
+        let heads = (2 * (attention.query_width() + attention.key_value_width())) as f64;
+        (heads + feed_forward_rows(&layer.feed_forward, &used)) * spec.hidden_size as f64
     };
     spec.layers.iter().zip(spec.layer_attentions()).map(of_layer).sum()
+}
+
+/// Rows of as many values as the residual stream has, in all matrices of a feed-forward part.
+fn feed_forward_rows(feed_forward: &FeedForward, used: impl Fn(&ExpertsSpec) -> f64) -> f64 {
+    match feed_forward {
+        FeedForward::Dense { intermediate_size, gated, .. } => (if *gated { 3 } else { 2 } * intermediate_size) as f64,
+        FeedForward::Experts(experts) => {
+            let shared =
+                experts.shared_expert.map_or(0, |shared| 3 * shared.intermediate_size + usize::from(shared.gated));
+            used(experts) * (3 * experts.intermediate_size) as f64 + (shared + experts.num_experts) as f64
+        }
+    }
+}
+
+fn chosen(experts: &ExpertsSpec) -> f64 {
+    experts.num_experts_per_tok as f64
+}
+
+/// The share of the weights that a step with this many tokens reads, if tokens choose experts independently of each other.
+fn share_read(spec: &DecoderSpec, tokens: usize) -> f64 {
+    let all = |experts: &ExpertsSpec| experts.num_experts as f64;
+    let used = |experts: &ExpertsSpec| {
+        let unused = (1.0 - chosen(experts) / all(experts)).powf(tokens as f64);
+        all(experts) * (1.0 - unused)
+    };
+    (layer_weights(spec, used) + head_weights(spec)) / (layer_weights(spec, all) + head_weights(spec))
 }
 
 fn head_weights(spec: &DecoderSpec) -> f64 {

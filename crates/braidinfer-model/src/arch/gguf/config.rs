@@ -36,6 +36,14 @@ const NUMBERS: [(&str, &str); 10] = [
     ("residual_multiplier", "residual_scale"),
     ("logits_scaling", "logit_scale"),
 ];
+/// Sizes of mixtures of experts: the names that architectures have for a field, key of the file.
+const EXPERT_SIZES: [(&[&str], &str); 5] = [
+    (&["num_experts", "num_local_experts", "moe_num_experts", "n_routed_experts"], "expert_count"),
+    (&["num_experts_per_tok", "moe_k"], "expert_used_count"),
+    (&["moe_intermediate_size"], "expert_feed_forward_length"),
+    (&["n_group"], "expert_group_count"),
+    (&["topk_group"], "expert_group_used_count"),
+];
 /// Field for the length before RoPE scaling.
 const ORIGINAL_LENGTH: &str = "original_max_position_embeddings";
 /// Fields whose value 0 means the architecture's default.
@@ -76,6 +84,7 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
             Some(number) => config.set(field, &key, json!(number)),
         }
     }
+    config.experts()?;
     config.require()?;
     if !config.fields.contains_key("num_key_value_heads") {
         let heads = config.fields["num_attention_heads"].clone();
@@ -126,6 +135,38 @@ impl Config<'_> {
         Ok(())
     }
 
+    /// Settings of a mixture of experts. Which layers have one is told by their tensors, so that here all have.
+    fn experts(&mut self) -> Result<()> {
+        let Some(form) = self.file.form.experts else { return Ok(()) };
+        let metadata = self.file.metadata;
+        for (fields, suffix) in EXPERT_SIZES {
+            let key = self.file.key(suffix);
+            let size = metadata.unsigned(&key)?.filter(|size| *size > 0);
+            let (Some(field), Some(size)) = (fields.first(), size) else { continue };
+            self.set(field, &key, json!(size));
+            for alias in &fields[1..] {
+                self.set(alias, &key, json!(size));
+            }
+        }
+        // Next-token heads are layers at the end of the file.
+        let heads = metadata.unsigned(&self.file.key("nextn_predict_layers"))?.unwrap_or(0);
+        if let Some(layers) = self.fields.get("num_hidden_layers").and_then(Value::as_u64) {
+            let key = self.file.key("block_count");
+            self.set("num_hidden_layers", &key, json!(layers.saturating_sub(heads)));
+        }
+        let key = self.file.key("expert_weights_norm");
+        let norm_topk_prob = metadata.flag(&key)?.unwrap_or(form.norm_topk_prob);
+        self.set("norm_topk_prob", &key, json!(norm_topk_prob));
+        let key = self.file.key("expert_weights_scale");
+        if let Some(scale) = metadata.number(&key)?.filter(|scale| *scale != 0.0) {
+            self.set("routed_scaling_factor", &key, json!(scale));
+        }
+        for (field, value) in [("first_k_dense_replace", 0), ("moe_layer_start_index", 0)] {
+            self.set(field, &self.file.key("leading_dense_block_count"), json!(value));
+        }
+        Ok(())
+    }
+
     /// Requires the main sizes, because GGUF has no class defaults.
     fn require(&self) -> Result<()> {
         let required = SIZES[..3].iter().chain(&LAYER_SIZES[..2]);
@@ -159,6 +200,7 @@ impl Config<'_> {
         Ok(())
     }
 
+    /// What tensors tell: the vocabulary, and what is there or not.
     fn vocabulary(&mut self) -> Result<()> {
         if let Some(embedding) = self.file.checkpoint.tensor("token_embd.weight")? {
             let rows = embedding.shape.first();
@@ -167,6 +209,8 @@ impl Config<'_> {
         }
         let tied = !self.file.checkpoint.contains("output.weight");
         self.set("tie_word_embeddings", "output.weight", json!(tied));
+        let normed = self.file.first_layer_has("attn_q_norm.weight");
+        self.set("use_qk_norm", "attn_q_norm.weight", json!(normed));
         Ok(())
     }
 

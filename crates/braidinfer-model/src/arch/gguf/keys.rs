@@ -5,13 +5,16 @@ use serde_json::Value as Json;
 use super::config::scaled_width;
 use super::{
     GgufForm, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE,
-    is_rotated, mixers, tensor_names,
+    gating_func, is_rotated, mixers, tensor_names,
 };
 use crate::arch::find;
 use crate::format::gguf::{Gguf, Metadata, TensorHeader};
 use crate::layout::{Param, Slot, Stack, TensorNames, stacks};
 use crate::rope::yarn_mscale;
-use crate::spec::{AttentionSpec, DecoderSpec, FeedForward, NormKind, RopePairing, RopeScaling, RopeSpec};
+use crate::spec::{
+    AttentionSpec, DecoderSpec, ExpertsSpec, FeedForward, LayerSpec, NormKind, RopePairing, RopeScaling, RopeSpec,
+    ScoringFunction,
+};
 use crate::{Dtype, ModelError, Result};
 
 /// Contents of a decoder's GGUF file, except the tokenizer and the values of parameters.
@@ -104,6 +107,7 @@ impl Writer<'_> {
         model.metadata.insert("general.architecture", self.form.architecture);
         self.sizes(&mut model);
         self.numbers(&mut model);
+        self.mixture(&mut model);
         self.windows(&mut model);
         self.biases(&mut model);
         if let Some(table) = self.spec.rope.first() {
@@ -121,13 +125,52 @@ impl Writer<'_> {
         format!("{}.{suffix}", self.form.architecture)
     }
 
+    /// The first mixture of experts; layers with others do not round-trip.
+    fn experts(&self) -> Option<&ExpertsSpec> {
+        (0..self.spec.layers.len()).find_map(|layer| self.spec.experts(layer))
+    }
+
+    /// Keys of a mixture of experts.
+    fn mixture(&self, model: &mut GgufModel) {
+        let (Some(experts), Some(form)) = (self.experts(), self.form.experts) else { return };
+        let router = &experts.router;
+        let mut size = |suffix: &str, size: usize| model.metadata.insert(self.key(suffix), size as u32);
+        size("expert_count", experts.num_experts);
+        size("expert_used_count", experts.num_experts_per_tok);
+        size("expert_feed_forward_length", experts.intermediate_size);
+        if let Some(shared) = experts.shared_expert {
+            size("expert_shared_feed_forward_length", shared.intermediate_size);
+            size("expert_shared_count", (shared.intermediate_size / experts.intermediate_size).max(1));
+        }
+        if let Some(groups) = router.groups {
+            size("expert_group_count", groups.n_group);
+            size("expert_group_used_count", groups.topk_group);
+        }
+        let is_sparse = |layer: usize| self.spec.experts(layer).is_some();
+        let dense = (0..self.spec.layers.len()).take_while(|layer| !is_sparse(*layer)).count();
+        size("leading_dense_block_count", dense);
+        size("expert_gating_func", gating_func(router.scoring_func).0 as usize);
+        model.metadata.insert(self.key("expert_weights_norm"), router.norm_topk_prob);
+        model.metadata.insert(self.key("expert_weights_scale"), router.routed_scaling_factor as f32);
+        let architecture = self.form.architecture;
+        let first = if form.leading_dense { dense } else { 0 };
+        if !(first..self.spec.layers.len()).all(is_sparse) {
+            model.notes.push(format!("llama.cpp expects experts in all layers of a {architecture} model"));
+        }
+        if matches!(router.scoring_func, ScoringFunction::Sparsemixer { .. }) {
+            model.notes.push("llama.cpp weights the chosen experts by a softmax, not one after the other".into());
+        } else if router.norm_topk_prob != form.norm_topk_prob {
+            model.notes.push(format!("llama.cpp may normalise the weights of experts of {architecture} as usual"));
+        }
+    }
+
     /// Whether query and key rows must be permuted.
     fn rotates(&self) -> bool {
         self.form.neighbours && self.spec.rope.iter().all(|table| table.pairing == RopePairing::HalfSplit)
     }
 
     fn names(&self) -> TensorNames {
-        let names = tensor_names();
+        let names = tensor_names(self.form);
         if self.form.stacked { names.with(&STACKED_QKV).with(&STACKED_GATE_UP) } else { names }
     }
 
@@ -140,7 +183,13 @@ impl Writer<'_> {
 
     fn sizes(&self, model: &mut GgufModel) {
         let (spec, attention) = (self.spec, self.attention());
-        let FeedForward::Dense { intermediate_size, .. } = spec.layers[0].feed_forward;
+        // A file without dense layers has the width of its experts there.
+        let dense = |layer: &LayerSpec| match layer.feed_forward {
+            FeedForward::Dense { intermediate_size, .. } => Some(intermediate_size),
+            FeedForward::Experts(_) => None,
+        };
+        let experts = self.experts().map_or(0, |experts| experts.intermediate_size);
+        let intermediate_size = spec.layers.iter().find_map(dense).unwrap_or(experts);
         for (suffix, size) in [
             ("vocab_size", spec.vocab_size),
             ("context_length", spec.max_position_embeddings),
@@ -205,7 +254,8 @@ impl Writer<'_> {
     /// Biases are stored as tensors. llama.cpp does not load files with biases that it does not support.
     fn biases(&self, model: &mut GgufModel) {
         let (spec, supports) = (self.spec, self.form.llama_cpp);
-        let FeedForward::Dense { bias: mlp, .. } = spec.layers[0].feed_forward;
+        let biased = |layer: &LayerSpec| matches!(layer.feed_forward, FeedForward::Dense { bias: true, .. });
+        let mlp = spec.layers.iter().any(biased);
         if (self.attention().output_bias && !supports.output_bias) || (mlp && !supports.mlp_bias) {
             let architecture = self.form.architecture;
             model.notes.push(format!("llama.cpp does not load a {architecture} model with these biases"));
@@ -233,7 +283,13 @@ impl Writer<'_> {
             RopeScaling::Yarn { .. } => self.yarn(&table.scaling, model),
             RopeScaling::Llama3 { .. } => self.rope_freqs(divisors(table), model),
             RopeScaling::FrequencyFactors { factors } => self.rope_freqs(narrow(factors), model),
-            RopeScaling::Longrope { short_factor, long_factor, original_max_position_embeddings, attention_factor } => {
+            RopeScaling::Longrope {
+                short_factor,
+                long_factor,
+                original_max_position_embeddings,
+                attention_factor,
+                ..
+            } => {
                 metadata.insert(kind, "longrope");
                 let original = *original_max_position_embeddings as u32;
                 metadata.insert(self.key("rope.scaling.original_context_length"), original);

@@ -2,7 +2,7 @@
 //! there.
 
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::{Dtype, LayerSlot, Slot};
+use braidinfer_model::{Dtype, ExpertSlot, LayerSlot, Slot};
 
 use crate::Result;
 use crate::compat::measure::Truth;
@@ -96,6 +96,7 @@ impl Contributions {
 enum PlanPartKind {
     Storage,
     Projection(LayerSlot),
+    Experts(ExpertSlot),
     Head,
 }
 
@@ -105,6 +106,7 @@ impl PlanPartKind {
             PlanPart::Storage(_) => Self::Storage,
             PlanPart::Projection(index) => match plan.projections[index].slot {
                 Slot::Layer(_, slot) => Self::Projection(slot),
+                Slot::Expert(.., slot) => Self::Experts(slot),
                 _ => Self::Head,
             },
         }

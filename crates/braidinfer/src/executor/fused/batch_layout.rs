@@ -78,8 +78,8 @@ impl Rotation {
     fn fill(&mut self, table: &RopeSpec, batch: &Batch) {
         self.cos.clear();
         self.sin.clear();
-        let factor = table.attention_factor();
         for sequence in &batch.sequences {
+            let factor = table.attention_factor(sequence.rope_len);
             let inv_freq = table.inv_freq(sequence.rope_len);
             for position in sequence.positions() {
                 let angles = inv_freq.iter().map(|frequency| position as f32 * frequency);

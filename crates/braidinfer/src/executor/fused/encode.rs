@@ -7,11 +7,10 @@ use braidinfer_kernels::{Activations, BLOCK, Buffer, Isa, LANES, NumericLevel, P
 
 use super::packed::PackedNorm;
 
-/// Rows encoded at every numeric level that some projection needs.
+/// Rows encoded at every numeric level that some projection needs, in groups: the rows of a group are multiplied together.
 #[derive(Debug, Default)]
 pub(super) struct Encoded {
-    rows: usize,
-    columns: usize,
+    groups: Vec<EncodedGroup>,
     /// The encoded rows for each level.
     words: [Vec<u32>; NumericLevel::ALL.len()],
     /// The encoding tasks, and where the output of each begins.
@@ -19,9 +18,19 @@ pub(super) struct Encoded {
     tasks: Vec<EncodeTask>,
 }
 
-/// A task: some columns of a row tile.
+/// Rows that are multiplied together.
+#[derive(Debug, Default, Clone, Copy)]
+struct EncodedGroup {
+    rows: usize,
+    columns: usize,
+    /// Where their words begin, for each level.
+    starts: [usize; NumericLevel::ALL.len()],
+}
+
+/// A task: some columns of a row tile of a group.
 #[derive(Debug, Clone)]
 struct EncodeTask {
+    group: usize,
     rows: Range<usize>,
     columns: Range<usize>,
 }
@@ -87,7 +96,7 @@ impl Input<'_> {
 }
 
 impl Encoded {
-    /// Encodes `input` at each of `levels`, which may contain duplicates.
+    /// Encodes `input` as the only group, at each of `levels`, which may contain duplicates.
     pub(super) fn fill(
         &mut self,
         isa: Isa,
@@ -96,7 +105,24 @@ impl Encoded {
         input: Input<'_>,
         levels: impl Iterator<Item = NumericLevel> + Clone,
     ) {
-        (self.rows, self.columns) = (input.rows, input.width);
+        self.fill_groups(isa, pool, scratch, (1, &|_| input), levels);
+    }
+
+    /// Encodes a number of groups, each with rows, at each of `levels`.
+    pub(super) fn fill_groups<'a>(
+        &mut self,
+        isa: Isa,
+        pool: &mut Pool,
+        scratch: &mut PerThread<Buffer>,
+        (groups, input): (usize, &(dyn Fn(usize) -> Input<'a> + Sync)),
+        levels: impl Iterator<Item = NumericLevel> + Clone,
+    ) {
+        self.groups.clear();
+        self.groups.extend((0..groups).map(input).map(|input| EncodedGroup {
+            rows: input.rows,
+            columns: input.width,
+            starts: [0; NumericLevel::ALL.len()],
+        }));
         for level in NumericLevel::ALL {
             if levels.clone().any(|wanted| wanted == level) {
                 self.fill_level(isa, pool, scratch, input, level);
@@ -104,45 +130,56 @@ impl Encoded {
         }
     }
 
-    fn fill_level(
+    fn fill_level<'a>(
         &mut self,
         isa: Isa,
         pool: &mut Pool,
         scratch: &mut PerThread<Buffer>,
-        input: Input<'_>,
+        input: &(dyn Fn(usize) -> Input<'a> + Sync),
         level: NumericLevel,
     ) {
+        let len = self.lay_out(isa, pool.threads(), level);
         let words = &mut self.words[level as usize];
-        words.resize(level.words(input.rows, input.width), 0);
-        self.starts.clear();
-        self.tasks.clear();
-        let tiles = isa.tiles(input.rows).count();
-        // Whole quantization blocks, whose words are contiguous in a tile.
-        let columns = input.width.div_ceil(pool.threads().div_ceil(tiles)).next_multiple_of(BLOCK);
-        let mut start = 0;
-        for rows in isa.tiles(input.rows) {
-            for first in (0..input.width).step_by(columns) {
-                let columns = first..input.width.min(first + columns);
-                self.starts.push(start);
-                start += level.words(rows.len(), columns.len());
-                self.tasks.push(EncodeTask { rows: rows.clone(), columns });
-            }
-        }
+        words.resize(len, 0);
         let tasks = &self.tasks;
         pool.for_each_with(scratch, Ranges::new(words, &self.starts), |task, words, values: &mut Buffer| {
-            let EncodeTask { rows, columns } = &tasks[task];
+            let EncodeTask { group, rows, columns } = &tasks[task];
             let padded = columns.len().next_multiple_of(LANES);
             values.resize(rows.len() * padded);
-            input.read(isa, rows.clone(), columns.clone(), values);
+            input(*group).read(isa, rows.clone(), columns.clone(), values);
             for (row, values) in values.chunks_exact(padded).enumerate() {
                 encode_row(isa, level, &values[..columns.len()], row, rows.len(), words);
             }
         });
     }
 
-    /// The rows encoded at a level.
-    pub(super) fn at(&self, level: NumericLevel) -> Activations<'_> {
-        let words = &self.words[level as usize];
-        Activations { level, rows: self.rows, columns: self.columns, words }
+    /// Decides where the words of all groups lie, and which tasks encode them. Returns the number of words.
+    fn lay_out(&mut self, isa: Isa, threads: usize, level: NumericLevel) -> usize {
+        self.starts.clear();
+        self.tasks.clear();
+        let tiles: usize = self.groups.iter().map(|group| isa.tiles(group.rows).count()).sum();
+        let mut start = 0;
+        for (index, group) in self.groups.iter_mut().enumerate() {
+            group.starts[level as usize] = start;
+            // Whole quantization blocks, whose words are contiguous in a tile.
+            let columns = group.columns.div_ceil(threads.div_ceil(tiles)).next_multiple_of(BLOCK);
+            for rows in isa.tiles(group.rows) {
+                for first in (0..group.columns).step_by(columns) {
+                    let columns = first..group.columns.min(first + columns);
+                    self.starts.push(start);
+                    start += level.words(rows.len(), columns.len());
+                    self.tasks.push(EncodeTask { group: index, rows: rows.clone(), columns });
+                }
+            }
+        }
+        start
+    }
+
+    /// The rows of a group encoded at a level.
+    pub(super) fn group(&self, index: usize, level: NumericLevel) -> Activations<'_> {
+        let EncodedGroup { rows, columns, starts } = self.groups[index];
+        let start = starts[level as usize];
+        let words = &self.words[level as usize][start..start + level.words(rows, columns)];
+        Activations { level, rows, columns, words }
     }
 }

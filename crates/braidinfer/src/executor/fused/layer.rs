@@ -6,7 +6,8 @@ use braidinfer_kernels::{Chunks, Isa, LANES, Pool, elementwise};
 use super::FusedRunner;
 use super::each_row::each_row;
 use super::encode::{Encoded, Input, Source};
-use super::packed::{PackedLayer, PackedLinear, PackedNorm};
+use super::mixture::MixturePass;
+use super::packed::{PackedFeedForward, PackedLinear, PackedNetwork, PackedNorm};
 use super::product::Products;
 use super::scratch::{Scratch, panels};
 use super::trace::Trace;
@@ -38,14 +39,13 @@ impl FusedRunner {
         let input = Input { source, rows, width, norm: layer.input_norm.as_ref() };
         trace.input("input_norm", self.isa, &input);
         let projections = [&layer.q_proj, &layer.k_proj, &layer.v_proj];
-        let gate_proj = layer.gate_proj.as_ref().unwrap_or(&layer.up_proj);
-        let all = [&layer.q_proj, &layer.k_proj, &layer.v_proj, gate_proj, &layer.up_proj];
-        let readers = if self.spec.block.parallel { &all[..] } else { &projections };
+        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let readers = if self.spec.block.parallel { layer.feed_forward.readers() } else { [None, None] };
         if self.spec.block.parallel {
             trace.input("ffn.norm", self.isa, &input);
         }
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
-        normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(readers));
+        let levels = products.levels(projections.iter()).chain(products.levels(readers.iter().flatten()));
+        normed.fill(self.isa, &mut self.pool, scratch, input, levels);
         let width = LANES * projections.iter().map(|linear| linear.panels()).sum::<usize>();
         products.all(&mut self.pool, &projections, normed, rows, panels(qkv, width, rows));
     }
@@ -59,7 +59,7 @@ impl FusedRunner {
         let input = Input { source, rows, width: layer.attention.query_width(), norm: None };
         trace.input("attn.heads", self.isa, &input);
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
-        inner.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[&layer.o_proj]));
+        inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&layer.o_proj].iter()));
         let mut residual_add = ResidualAdd {
             isa: self.isa,
             products,
@@ -82,37 +82,71 @@ impl FusedRunner {
         let source = Source::Panels { data: hidden, stride: rows, select: None };
         let input = Input { source, rows, width, norm: layer.feed_forward_norm.as_ref() };
         trace.input("ffn.norm", self.isa, &input);
-        let gate_proj = layer.gate_proj.as_ref().unwrap_or(&layer.up_proj);
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
-        normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[gate_proj, &layer.up_proj]));
+        let readers = layer.feed_forward.readers();
+        normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(readers.iter().flatten()));
     }
 
-    /// Runs the feed-forward network on `normed` and adds the result to the residual stream.
+    /// Runs the feed-forward part on `normed` and adds the result to the residual stream.
     fn add_feed_forward(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+        let weights = &self.weights;
+        match &weights.layers[index].feed_forward {
+            PackedFeedForward::Dense(_) => self.add_network(index, plan, trace),
+            PackedFeedForward::Experts(_) => self.add_mixture(index, plan, trace),
+        }
+    }
+
+    fn add_network(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
+        let PackedFeedForward::Dense(network) = &layer.feed_forward else { return };
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
-        expand(&products, &mut self.pool, layer, &mut self.scratch, rows);
+        expand(&products, &mut self.pool, network, &mut self.scratch, rows);
         let Scratch { hidden, inner, up, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: up, stride: rows, select: None };
-        let input = Input { source, rows, width: layer.up_proj.rows, norm: None };
-        inner.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[&layer.down_proj]));
+        let input = Input { source, rows, width: network.up_proj.rows, norm: None };
+        inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&network.down_proj].iter()));
         let factor = self.spec.residual_multiplier as f32;
         let statistics = branch_statistics;
         let mut residual_add = ResidualAdd { isa: self.isa, products, pool: &mut self.pool, factor, rows, statistics };
         let branch = panels(branch, width, rows);
-        residual_add.product(&layer.down_proj, inner, [branch, hidden], layer.feed_forward_output_norm.as_ref());
+        residual_add.product(&network.down_proj, inner, [branch, hidden], layer.feed_forward_output_norm.as_ref());
         residual_add.norm(layer.feed_forward_output_norm.as_ref(), width, [branch, hidden]);
+        trace.panels("ffn.out", branch, rows, width);
+    }
+
+    /// Runs the mixture of experts of a layer and adds the result to the residual stream.
+    fn add_mixture(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+        let (rows, width) = (self.layout.rows, self.spec.hidden_size);
+        let layer = &self.weights.layers[index];
+        let PackedFeedForward::Experts(mixture) = &layer.feed_forward else { return };
+        let mut pass = MixturePass {
+            isa: self.isa,
+            products: Products::new(self.isa, &self.weights, plan, &self.pool),
+            pool: &mut self.pool,
+            mixture,
+            norm: layer.feed_forward_norm.as_ref(),
+            rows,
+            width,
+            #[cfg(test)]
+            planted: self.planted.and_then(|planted| planted.in_layer(index)),
+        };
+        pass.run(&mut self.scratch, trace);
+        let MixturePass { isa, products, pool, .. } = pass;
+        let Scratch { hidden, branch, branch_statistics: statistics, .. } = &mut self.scratch;
+        let factor = self.spec.residual_multiplier as f32;
+        let mut residual_add = ResidualAdd { isa, products, pool, factor, rows, statistics };
+        residual_add.sum(layer.feed_forward_output_norm.as_ref(), width, [branch, hidden]);
         trace.panels("ffn.out", branch, rows, width);
     }
 }
 
-/// Computes the inner activations of the feed-forward network, in `up`.
-fn expand(products: &Products<'_>, pool: &mut Pool, layer: &PackedLayer, scratch: &mut Scratch, rows: usize) {
+/// Computes the inner activations of a network, in `up`.
+fn expand(products: &Products<'_>, pool: &mut Pool, network: &PackedNetwork, scratch: &mut Scratch, rows: usize) {
     let Scratch { normed, gate, up, .. } = scratch;
-    let (linear, activation) = (&layer.up_proj, layer.hidden_act);
+    let (linear, activation) = (&network.up_proj, network.hidden_act);
     let up = panels(up, linear.rows, rows);
-    match &layer.gate_proj {
+    match &network.gate_proj {
         Some(gate_proj) => {
             let gate = panels(gate, linear.rows, rows);
             products.gated(pool, [gate_proj, linear], activation, normed, rows, [gate, up]);
@@ -144,6 +178,17 @@ impl ResidualAdd<'_> {
             None => self.products.add_product(self.pool, linear, x, self.rows, self.factor, [branch, hidden]),
             Some(_) => self.products.all(self.pool, &[linear], x, self.rows, branch),
         }
+    }
+
+    /// Adds `branch` to `hidden`, through a norm if there is one.
+    fn sum(&mut self, norm: Option<&PackedNorm>, width: usize, [branch, hidden]: [&mut [f32]; 2]) {
+        if norm.is_some() {
+            return self.norm(norm, width, [branch, hidden]);
+        }
+        let (isa, factor, branch, panel) = (self.isa, self.factor, &*branch, self.rows * LANES);
+        self.pool.for_each(Chunks::new(hidden, panel), |index, hidden, _| {
+            elementwise::add_scaled(isa, hidden, &branch[index * panel..(index + 1) * panel], factor);
+        });
     }
 
     /// Norms `branch` and adds it to `hidden`, if there is a norm.

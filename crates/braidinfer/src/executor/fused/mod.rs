@@ -13,6 +13,7 @@ mod encode;
 mod heads;
 mod kv_cache;
 mod layer;
+mod mixture;
 mod packed;
 #[cfg(test)]
 pub(crate) mod planted;
@@ -266,7 +267,7 @@ impl FusedRunner {
         trace.input("final_norm", self.isa, &input);
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         let lm_head = &self.weights.lm_head;
-        normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(&[lm_head]));
+        normed.fill(self.isa, &mut self.pool, scratch, input, products.levels([lm_head].iter()));
         products.all(&mut self.pool, &[lm_head], normed, rows, scratch::panels(logits, vocab, rows));
         if self.spec.logits_scaling != 1.0 {
             // A division, as in the reference: a product with the rounded inverse would differ.

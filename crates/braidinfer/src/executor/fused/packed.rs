@@ -4,14 +4,19 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use braidinfer_kernels::norm::NormKind;
+use braidinfer_kernels::router::{Groups, Routing, Scoring};
 use braidinfer_kernels::{
     Chunks, LANES, NotFinite, Pages, PanelFormat, Panels, Pool, WeightType, pack_panel, panel_bytes, read_row,
 };
 use braidinfer_model::quantization::dequantize;
-use braidinfer_model::spec::{self, ActivationFunction, AttentionSpec, FeedForward, Mixer, NormSpec};
-use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, TensorView, Weights};
+use braidinfer_model::spec::{
+    self, ActivationFunction, AttentionSpec, ExpertGroups, ExpertsSpec, FeedForward, GroupScore, Mixer, NormSpec,
+    RouterSpec, ScoringFunction,
+};
+use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, TensorView, Weights};
 
 use crate::executor::KernelPlan;
+use crate::executor::plan::is_projection;
 use crate::executor::standard::LoadProgress;
 use crate::{Error, Result, memory};
 
@@ -45,7 +50,6 @@ pub(super) struct PackedLayer {
     pub(super) sliding_window: Option<usize>,
     /// Index of the rotary table in the decoder spec.
     pub(super) rope: Option<usize>,
-    pub(super) hidden_act: braidinfer_kernels::ActivationFunction,
     pub(super) input_norm: Option<PackedNorm>,
     pub(super) q_proj: PackedLinear,
     pub(super) k_proj: PackedLinear,
@@ -55,10 +59,57 @@ pub(super) struct PackedLayer {
     pub(super) qk_norm: Option<[PackedNorm; 2]>,
     pub(super) attention_output_norm: Option<PackedNorm>,
     pub(super) feed_forward_norm: Option<PackedNorm>,
+    pub(super) feed_forward: PackedFeedForward,
+    pub(super) feed_forward_output_norm: Option<PackedNorm>,
+}
+
+/// The feed-forward part of a layer.
+#[derive(Debug)]
+pub(super) enum PackedFeedForward {
+    Dense(Box<PackedNetwork>),
+    Experts(Box<PackedMixture>),
+}
+
+/// `down(act(gate x) * up x)`, or `down(act(up x))` without a gate.
+#[derive(Debug)]
+pub(super) struct PackedNetwork {
+    pub(super) hidden_act: braidinfer_kernels::ActivationFunction,
     pub(super) gate_proj: Option<PackedLinear>,
     pub(super) up_proj: PackedLinear,
     pub(super) down_proj: PackedLinear,
-    pub(super) feed_forward_output_norm: Option<PackedNorm>,
+}
+
+/// A mixture of experts.
+#[derive(Debug)]
+pub(super) struct PackedMixture {
+    pub(super) routing: Routing,
+    /// Number of experts chosen for each token.
+    pub(super) chosen: usize,
+    pub(super) router: PackedLinear,
+    /// Added to the scores for the choice, `[E]`.
+    pub(super) correction: Option<Vec<f32>>,
+    /// The experts, and after them the one that serves every token, if there is one.
+    pub(super) networks: Vec<PackedNetwork>,
+    pub(super) experts: usize,
+    /// Gate of the expert that serves every token, with one output.
+    pub(super) shared_gate: Option<PackedLinear>,
+}
+
+impl PackedFeedForward {
+    /// The projections that read the normed residual stream of all tokens.
+    pub(super) fn readers(&self) -> [Option<&PackedLinear>; 2] {
+        match self {
+            Self::Dense(network) => network.inputs().map(Some),
+            Self::Experts(mixture) => [Some(&mixture.router), mixture.shared_gate.as_ref()],
+        }
+    }
+}
+
+impl PackedNetwork {
+    /// The projections that read the network's input; without a gate, the same one twice.
+    pub(super) fn inputs(&self) -> [&PackedLinear; 2] {
+        [self.gate_proj.as_ref().unwrap_or(&self.up_proj), &self.up_proj]
+    }
 }
 
 /// A norm, with the weight offset already added; vectors are padded to a multiple of 16.
@@ -204,8 +255,9 @@ struct Packer<'a> {
 
 impl<'a> Packer<'a> {
     fn new(spec: &'a DecoderSpec, weights: &'a Weights, plan: &'a KernelPlan) -> Result<Self> {
-        let views = plan.projections.iter().filter_map(|projection| weights.get(projection.slot, Param::Weight));
-        let bytes = views.map(|view| matrix_bytes(&view)).sum();
+        let planned =
+            |(slot, param, _): &(Slot, Param, TensorView<'_>)| *param == Param::Weight && is_projection(*slot);
+        let bytes = weights.iter().filter(planned).map(|(.., view)| matrix_bytes(&view)).sum();
         let panels = Pages::zeroed(bytes).map_err(|_| memory::exhausted(bytes, "packed weights".into()))?;
         Ok(Self { spec, weights, plan, panels, used: 0 })
     }
@@ -214,7 +266,6 @@ impl<'a> Packer<'a> {
         let slot = |slot| Slot::Layer(index, slot);
         let Mixer::Attention { attention: attention_index, sliding_window, rope } = self.spec.layers[index].mixer;
         let attention = self.spec.attentions[attention_index];
-        let FeedForward::Dense { hidden_act, gated, .. } = self.spec.layers[index].feed_forward;
         let norm = self.spec.norm;
         let qk_norm = match attention.qk_norm {
             None => None,
@@ -228,7 +279,6 @@ impl<'a> Packer<'a> {
             attention_index,
             sliding_window,
             rope,
-            hidden_act: activation(hidden_act),
             qk_norm,
             input_norm: self.norm(slot(LayerSlot::InputNorm), &norm)?,
             q_proj: self.linear(slot(LayerSlot::QProj), pool)?,
@@ -237,10 +287,65 @@ impl<'a> Packer<'a> {
             o_proj: self.linear(slot(LayerSlot::OProj), pool)?,
             attention_output_norm: self.norm(slot(LayerSlot::AttentionOutputNorm), &norm)?,
             feed_forward_norm: self.norm(slot(LayerSlot::FeedForwardNorm), &norm)?,
-            gate_proj: if gated { Some(self.linear(slot(LayerSlot::GateProj), pool)?) } else { None },
-            up_proj: self.linear(slot(LayerSlot::UpProj), pool)?,
-            down_proj: self.linear(slot(LayerSlot::DownProj), pool)?,
+            feed_forward: self.feed_forward(index, pool)?,
             feed_forward_output_norm: self.norm(slot(LayerSlot::FeedForwardOutputNorm), &norm)?,
+        })
+    }
+
+    fn feed_forward(&mut self, index: usize, pool: &mut Pool) -> Result<PackedFeedForward> {
+        let slot = |slot| Slot::Layer(index, slot);
+        match self.spec.layers[index].feed_forward {
+            FeedForward::Dense { hidden_act, gated, .. } => {
+                let gate = gated.then_some(slot(LayerSlot::GateProj));
+                let slots = [slot(LayerSlot::UpProj), slot(LayerSlot::DownProj)];
+                self.network(hidden_act, gate, slots, pool).map(|network| PackedFeedForward::Dense(Box::new(network)))
+            }
+            FeedForward::Experts(experts) => {
+                self.mixture(index, &experts, pool).map(|mixture| PackedFeedForward::Experts(Box::new(mixture)))
+            }
+        }
+    }
+
+    fn network(
+        &mut self,
+        hidden_act: ActivationFunction,
+        gate: Option<Slot>,
+        [up, down]: [Slot; 2],
+        pool: &mut Pool,
+    ) -> Result<PackedNetwork> {
+        Ok(PackedNetwork {
+            hidden_act: activation(hidden_act),
+            gate_proj: gate.map(|gate| self.linear(gate, pool)).transpose()?,
+            up_proj: self.linear(up, pool)?,
+            down_proj: self.linear(down, pool)?,
+        })
+    }
+
+    fn mixture(&mut self, index: usize, spec: &ExpertsSpec, pool: &mut Pool) -> Result<PackedMixture> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let router = self.linear(slot(LayerSlot::Router), pool)?;
+        let mut networks = Vec::with_capacity(spec.num_experts + 1);
+        for expert in 0..spec.num_experts {
+            let [gate, up, down] = ExpertSlot::ALL.map(|slot| Slot::Expert(index, expert, slot));
+            networks.push(self.network(spec.hidden_act, Some(gate), [up, down], pool)?);
+        }
+        let mut shared_gate = None;
+        if let Some(shared) = &spec.shared_expert {
+            let slots = [LayerSlot::SharedUpProj, LayerSlot::SharedDownProj].map(slot);
+            networks.push(self.network(spec.hidden_act, Some(slot(LayerSlot::SharedGateProj)), slots, pool)?);
+            if shared.gated {
+                shared_gate = Some(self.linear(slot(LayerSlot::SharedExpertGate), pool)?);
+            }
+        }
+        let correction = self.vector(slot(LayerSlot::RouterCorrection), Param::Bias)?;
+        Ok(PackedMixture {
+            routing: routing(&spec.router),
+            chosen: spec.num_experts_per_tok,
+            router,
+            correction: correction.map(|correction| correction[..spec.num_experts].to_vec()),
+            networks,
+            experts: spec.num_experts,
+            shared_gate,
         })
     }
 
@@ -281,6 +386,24 @@ impl<'a> Packer<'a> {
         view.check()?;
         let rows = view.data.read()?.into_owned();
         Ok(Embedding::Stored { dtype: view.dtype, row_bytes: rows.len() / view.shape[0], rows })
+    }
+}
+
+fn routing(router: &RouterSpec) -> Routing {
+    let groups = |groups: ExpertGroups| Groups {
+        count: groups.n_group,
+        chosen: groups.topk_group,
+        by_two: groups.score == GroupScore::TwoBest,
+    };
+    Routing {
+        scoring: match router.scoring_func {
+            ScoringFunction::Softmax => Scoring::Softmax,
+            ScoringFunction::Sigmoid => Scoring::Sigmoid,
+            ScoringFunction::Sparsemixer { router_jitter_noise } => Scoring::Sparsemixer(router_jitter_noise as f32),
+        },
+        groups: router.groups.map(groups),
+        normalized: router.norm_topk_prob.then_some(router.norm_min as f32),
+        factor: router.routed_scaling_factor as f32,
     }
 }
 

@@ -2,9 +2,11 @@
 
 use half::bf16;
 
+use super::mixture::MixturePass;
 use super::{FusedOptions, FusedRunner};
 use crate::Result;
 use crate::executor::Decoder;
+use braidinfer_kernels::router::Choice;
 use braidinfer_model::{DecoderSpec, Weights};
 
 /// A deliberate error.
@@ -16,6 +18,53 @@ pub(crate) enum Planted {
     KeysInBf16,
     /// An attention score of a layer overflows, so that the softmax returns NaN.
     ScoreOverflow { layer: usize },
+    /// The logits of a layer's router are off by a hundredth.
+    RouterLogits { layer: usize },
+    /// The best expert of a layer's router gives its place to the one after it.
+    WrongExpert { layer: usize },
+    /// The experts of a layer all have the same weight.
+    EqualWeights { layer: usize },
+}
+
+impl Planted {
+    /// The error, if it is one of the mixture of experts in this layer.
+    pub(super) fn in_layer(self, index: usize) -> Option<Self> {
+        match self {
+            Self::RouterLogits { layer } | Self::WrongExpert { layer } | Self::EqualWeights { layer } => {
+                (layer == index).then_some(self)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl MixturePass<'_> {
+    pub(super) fn spoil_router(&self, logits: &mut [f32]) {
+        if let Some(Planted::RouterLogits { .. }) = self.planted {
+            logits.iter_mut().for_each(|logit| *logit *= 1.01);
+        }
+    }
+
+    pub(super) fn spoil_choices(&self, choices: &mut [Choice]) {
+        let (chosen, experts) = (self.mixture.chosen, self.mixture.experts);
+        for choices in choices.chunks_exact_mut(chosen) {
+            match self.planted {
+                Some(Planted::WrongExpert { .. }) => {
+                    let heaviest = (0..chosen).max_by(|a, b| choices[*a].weight.total_cmp(&choices[*b].weight));
+                    let free = (0..experts).find(|expert| choices.iter().all(|choice| choice.expert != *expert));
+                    if let (Some(heaviest), Some(free)) = (heaviest, free) {
+                        choices[heaviest].expert = free;
+                        choices.sort_by_key(|choice| choice.expert);
+                    }
+                }
+                Some(Planted::EqualWeights { .. }) => {
+                    let mean = choices.iter().map(|choice| choice.weight).sum::<f32>() / chosen as f32;
+                    choices.iter_mut().for_each(|choice| choice.weight = mean);
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 /// Loads a decoder with an error in its kernels, or without.

@@ -2,14 +2,60 @@
 
 use std::ops::Range;
 
-use braidinfer_kernels::{ActivationFunction, Chunks, Isa, LANES, NumericLevel, Pool, elementwise, matmul};
+use braidinfer_kernels::{ActivationFunction, Chunks, Isa, LANES, NumericLevel, Pool, Ranges, elementwise, matmul};
 
 use super::encode::Encoded;
-use super::packed::{PackedDecoder, PackedLinear};
+use super::packed::{PackedDecoder, PackedLinear, PackedNetwork};
 use crate::executor::KernelPlan;
 
 /// Panels per task: few, so that no thread waits long for a slow core, and enough that claiming a task costs little.
 const PANELS_PER_TASK: usize = 4;
+
+/// Tasks over the panels of the outputs of several networks, each on its own group of rows. The outputs of a group are
+/// `[panels][rows][16]`, and follow those of the group before.
+#[derive(Debug, Default)]
+pub(super) struct GroupTasks {
+    /// Group and panels of each task.
+    tasks: Vec<(usize, Range<usize>)>,
+    /// Where the output of each begins.
+    starts: Vec<usize>,
+    /// Where the output of each group begins.
+    groups: Vec<usize>,
+}
+
+impl GroupTasks {
+    /// Makes the tasks of groups with these numbers of panels and rows. Returns the length of all outputs.
+    pub(super) fn fill(&mut self, groups: impl Iterator<Item = (usize, usize)>) -> usize {
+        self.tasks.clear();
+        self.starts.clear();
+        self.groups.clear();
+        let mut start = 0;
+        for (group, (panels, rows)) in groups.enumerate() {
+            self.groups.push(start);
+            for first in (0..panels).step_by(PANELS_PER_TASK) {
+                let panels = first..panels.min(first + PANELS_PER_TASK);
+                self.starts.push(start);
+                start += panels.len() * rows * LANES;
+                self.tasks.push((group, panels));
+            }
+        }
+        start
+    }
+
+    /// Where the output of a group begins.
+    pub(super) fn start(&self, group: usize) -> usize {
+        self.groups[group]
+    }
+
+    fn at(&self, task: usize) -> (usize, Range<usize>) {
+        self.tasks[task].clone()
+    }
+
+    /// The task that the thread will probably claim next.
+    fn after(&self, task: usize, threads: usize) -> Option<(usize, Range<usize>)> {
+        self.tasks.get(task + threads).cloned()
+    }
+}
 
 /// What all products of a pass need.
 pub(super) struct Products<'a> {
@@ -29,12 +75,12 @@ impl Products<'_> {
     /// The numeric levels of some projections.
     pub(super) fn levels<'b>(
         &'b self,
-        linears: &'b [&PackedLinear],
-    ) -> impl Iterator<Item = NumericLevel> + Clone + 'b {
-        linears.iter().map(|linear| self.level(linear))
+        linears: impl Iterator<Item = &'b &'b PackedLinear> + Clone,
+    ) -> impl Iterator<Item = NumericLevel> + Clone {
+        linears.map(|linear| self.level(linear))
     }
 
-    fn level(&self, linear: &PackedLinear) -> NumericLevel {
+    pub(super) fn level(&self, linear: &PackedLinear) -> NumericLevel {
         self.plan.projections[linear.planned].level
     }
 
@@ -50,7 +96,7 @@ impl Products<'_> {
                 if from < to {
                     let out = &mut out[(from - start) * width..(to - start) * width];
                     let panels = from - first..to - first;
-                    self.panels(linear, panels.clone(), (linear, self.next(&panels)), x, out);
+                    self.panels(linear, panels.clone(), (linear, self.next(&panels)), (x, 0), out);
                 }
                 first += linear.panels();
             }
@@ -73,8 +119,8 @@ impl Products<'_> {
             let next = self.next(&panels);
             // Both matrices have the same number of panels; the bytes to read after them follow the second one.
             let following = if next < linears[0].panels() { linears[0] } else { linears[1] };
-            self.panels(linears[0], panels.clone(), (linears[1], panels.start), x, gate);
-            self.panels(linears[1], panels, (following, next), x, up);
+            self.panels(linears[0], panels.clone(), (linears[1], panels.start), (x, 0), gate);
+            self.panels(linears[1], panels, (following, next), (x, 0), up);
             elementwise::gated(self.isa, activation, gate, up);
         });
     }
@@ -91,7 +137,7 @@ impl Products<'_> {
     ) {
         pool.for_each(Chunks::new(up, PANELS_PER_TASK * rows * LANES), |task, up, _| {
             let panels = task * PANELS_PER_TASK..task * PANELS_PER_TASK + up.len() / (rows * LANES);
-            self.panels(linear, panels.clone(), (linear, self.next(&panels)), x, up);
+            self.panels(linear, panels.clone(), (linear, self.next(&panels)), (x, 0), up);
             elementwise::activate(self.isa, activation, up);
         });
     }
@@ -109,8 +155,49 @@ impl Products<'_> {
         let chunk = PANELS_PER_TASK * rows * LANES;
         pool.for_each((Chunks::new(out, chunk), Chunks::new(sum, chunk)), |task, (out, sum), _| {
             let panels = task * PANELS_PER_TASK..task * PANELS_PER_TASK + out.len() / (rows * LANES);
-            self.panels(linear, panels.clone(), (linear, self.next(&panels)), x, out);
+            self.panels(linear, panels.clone(), (linear, self.next(&panels)), (x, 0), out);
             elementwise::add_scaled(self.isa, sum, out, factor);
+        });
+    }
+
+    /// `activation(gate x) * (up x)` of the networks of a mixture, each on its own group of rows; `gate` is overwritten.
+    pub(super) fn gated_groups<'b>(
+        &self,
+        pool: &mut Pool,
+        tasks: &GroupTasks,
+        network: &(dyn Fn(usize) -> &'b PackedNetwork + Sync),
+        x: &Encoded,
+        [gate, up]: [&mut [f32]; 2],
+    ) {
+        let parts = (Ranges::new(gate, &tasks.starts), Ranges::new(up, &tasks.starts));
+        pool.for_each(parts, |task, (gate, up), _| {
+            let (group, panels) = tasks.at(task);
+            let PackedNetwork { hidden_act, .. } = network(group);
+            let [gate_proj, up_proj] = network(group).inputs();
+            let next =
+                tasks.after(task, self.threads).map(|(group, panels)| (network(group).inputs()[0], panels.start));
+            self.panels(gate_proj, panels.clone(), (up_proj, panels.start), (x, group), gate);
+            let following = next.unwrap_or((up_proj, panels.end));
+            self.panels(up_proj, panels, following, (x, group), up);
+            elementwise::gated(self.isa, *hidden_act, gate, up);
+        });
+    }
+
+    /// The down projections of the networks of a mixture, each of its own group of rows.
+    pub(super) fn down_groups<'b>(
+        &self,
+        pool: &mut Pool,
+        tasks: &GroupTasks,
+        network: &(dyn Fn(usize) -> &'b PackedNetwork + Sync),
+        x: &Encoded,
+        out: &mut [f32],
+    ) {
+        pool.for_each(Ranges::new(out, &tasks.starts), |task, out, _| {
+            let (group, panels) = tasks.at(task);
+            let linear = &network(group).down_proj;
+            let next = tasks.after(task, self.threads).map(|(group, panels)| (&network(group).down_proj, panels.start));
+            let following = next.unwrap_or((linear, panels.end));
+            self.panels(linear, panels, following, (x, group), out);
         });
     }
 
@@ -126,11 +213,11 @@ impl Products<'_> {
         linear: &PackedLinear,
         panels: Range<usize>,
         following: (&PackedLinear, usize),
-        x: &Encoded,
+        (x, group): (&Encoded, usize),
         out: &mut [f32],
     ) {
         let first = panels.start;
-        let x = x.at(self.level(linear));
+        let x = x.group(group, self.level(linear));
         matmul(self.isa, self.weights.panels(linear, panels, following), &x, out);
         let Some(bias) = &linear.bias else { return };
         for (panel, out) in out.chunks_exact_mut(x.rows * LANES).enumerate() {

@@ -6,6 +6,7 @@ use braidinfer_kernels::{Buffer, LANES, PerThread};
 
 use super::attention::Partials;
 use super::encode::Encoded;
+use super::mixture::MixtureScratch;
 
 /// Activations between kernels. The layout `[panels][T][16]` splits the columns of a matrix into panels of 16.
 pub(super) struct Scratch {
@@ -31,6 +32,7 @@ pub(super) struct Scratch {
     pub(super) branch: Buffer,
     /// Norm statistics of `branch` `[T]`, if it is normed.
     pub(super) branch_statistics: Vec<Statistics>,
+    pub(super) mixture: MixtureScratch,
     /// Logits, `[panels][rows][16]`.
     pub(super) logits: Buffer,
     /// Indices of the slabs to write.
@@ -67,6 +69,7 @@ impl Scratch {
             up: Buffer::new(),
             branch: Buffer::new(),
             branch_statistics: Vec::new(),
+            mixture: MixtureScratch::default(),
             logits: Buffer::new(),
             items: Vec::new(),
             partials: Partials::default(),

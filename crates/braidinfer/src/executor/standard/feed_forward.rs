@@ -1,10 +1,37 @@
-//! The dense feed-forward part of a layer.
+//! The feed-forward part of a layer: one network, or a mixture of experts.
 
 use braidinfer_model::spec::ActivationFunction;
 use candle_core::{DType, Tensor};
 
 use super::linear::Linear;
+use super::mixture::Mixture;
+use super::trace::Trace;
 use crate::Result;
+
+/// The feed-forward part of a layer.
+#[derive(Debug)]
+pub(super) enum FeedForward {
+    Dense(DenseFeedForward),
+    Experts(Box<Mixture>),
+}
+
+impl FeedForward {
+    /// `[T, h]` to `[T, h]`.
+    pub(super) fn forward(&self, x: &Tensor, trace: &mut Trace) -> Result<Tensor> {
+        match self {
+            Self::Dense(dense) => dense.forward(x),
+            Self::Experts(mixture) => mixture.forward(x, trace),
+        }
+    }
+
+    /// Its linear layers.
+    pub(super) fn projections(&self) -> Box<dyn Iterator<Item = &Linear> + '_> {
+        match self {
+            Self::Dense(dense) => Box::new(dense.projections()),
+            Self::Experts(mixture) => Box::new(mixture.projections()),
+        }
+    }
+}
 
 /// `down(act(gate x) * up x)`, or `down(act(up x))` without a gate.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::attention::{Attention, MaskCache};
-use super::feed_forward::DenseFeedForward;
+use super::feed_forward::FeedForward;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::norm::Norm;
@@ -32,7 +32,7 @@ pub(super) struct Layer {
     pub(super) attention: Attention,
     pub(super) attention_output_norm: Option<Norm>,
     pub(super) feed_forward_norm: Option<Norm>,
-    pub(super) feed_forward: DenseFeedForward,
+    pub(super) feed_forward: FeedForward,
     pub(super) feed_forward_output_norm: Option<Norm>,
 }
 
@@ -46,7 +46,7 @@ impl Layer {
         trace.record("attn.residual", &after_attention)?;
         let normed = if self.parallel { normed } else { apply_norm(&self.feed_forward_norm, &after_attention)? };
         trace.record("ffn.norm", &normed)?;
-        let transformed = apply_norm(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed)?)?;
+        let transformed = apply_norm(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed, trace)?)?;
         trace.record("ffn.out", &transformed)?;
         self.add(&after_attention, &transformed)
     }

@@ -2,16 +2,17 @@
 
 use std::fmt;
 
-use braidinfer_model::spec::{FeedForward, Mixer, NormSpec};
-use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, Weights};
+use braidinfer_model::spec::{self, ActivationFunction, ExpertsSpec, Mixer, NormSpec, SharedExpertSpec};
+use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
 use super::attention::Attention;
-use super::feed_forward::DenseFeedForward;
+use super::feed_forward::{DenseFeedForward, FeedForward};
 use super::layer::Layer;
 use super::linear::Linear;
 use super::matrix::{Matrix, StoredMatrix};
+use super::mixture::{Mixture, SharedExpert};
 use super::norm::Norm;
 use crate::executor::{DeviceChoice, KvCacheConfig};
 use crate::threads::Threads;
@@ -140,14 +141,50 @@ impl Loader<'_> {
         })
     }
 
-    fn feed_forward(&self, index: usize) -> Result<DenseFeedForward> {
-        let FeedForward::Dense { hidden_act, gated, .. } = self.spec.layers[index].feed_forward;
-        let linear = |slot| self.linear(Slot::Layer(index, slot));
-        Ok(DenseFeedForward {
-            hidden_act,
-            gate_proj: if gated { Some(linear(LayerSlot::GateProj)?) } else { None },
-            up_proj: linear(LayerSlot::UpProj)?,
-            down_proj: linear(LayerSlot::DownProj)?,
+    fn feed_forward(&self, index: usize) -> Result<FeedForward> {
+        let slot = |slot| Slot::Layer(index, slot);
+        match self.spec.layers[index].feed_forward {
+            spec::FeedForward::Dense { hidden_act, gated, .. } => {
+                let gate = gated.then_some(slot(LayerSlot::GateProj));
+                self.dense(hidden_act, gate, slot(LayerSlot::UpProj), slot(LayerSlot::DownProj)).map(FeedForward::Dense)
+            }
+            spec::FeedForward::Experts(experts) => {
+                self.mixture(index, experts).map(|mixture| FeedForward::Experts(Box::new(mixture)))
+            }
+        }
+    }
+
+    fn dense(
+        &self,
+        hidden_act: ActivationFunction,
+        gate: Option<Slot>,
+        up: Slot,
+        down: Slot,
+    ) -> Result<DenseFeedForward> {
+        let gate_proj = gate.map(|gate| self.linear(gate)).transpose()?;
+        Ok(DenseFeedForward { hidden_act, gate_proj, up_proj: self.linear(up)?, down_proj: self.linear(down)? })
+    }
+
+    fn mixture(&self, index: usize, spec: ExpertsSpec) -> Result<Mixture> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let expert = |expert: usize| {
+            let [gate, up, down] = ExpertSlot::ALL.map(|slot| Slot::Expert(index, expert, slot));
+            self.dense(spec.hidden_act, Some(gate), up, down)
+        };
+        let shared = |shared: SharedExpertSpec| -> Result<SharedExpert> {
+            let [gate, up, down] =
+                [LayerSlot::SharedGateProj, LayerSlot::SharedUpProj, LayerSlot::SharedDownProj].map(slot);
+            let network = self.dense(spec.hidden_act, Some(gate), up, down)?;
+            let gate = shared.gated.then(|| self.linear(slot(LayerSlot::SharedExpertGate))).transpose()?;
+            Ok(SharedExpert { network, gate })
+        };
+        let correction = self.vector(slot(LayerSlot::RouterCorrection), Param::Bias)?;
+        Ok(Mixture {
+            spec,
+            router: self.linear(slot(LayerSlot::Router))?,
+            correction: correction.map(|correction| correction.to_vec1()).transpose()?,
+            experts: (0..spec.num_experts).map(expert).collect::<Result<_>>()?,
+            shared_expert: spec.shared_expert.map(shared).transpose()?,
         })
     }
 

@@ -12,6 +12,7 @@ mod layer;
 mod linear;
 mod load;
 mod matrix;
+mod mixture;
 mod norm;
 mod rotary;
 mod trace;

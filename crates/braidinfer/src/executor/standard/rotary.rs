@@ -29,15 +29,16 @@ impl Rotation {
     fn new(table: &RopeSpec, batch: &Batch, device: &Device) -> Result<Self> {
         let pairs = table.rotary_dim / 2;
         let mut frequencies = HashMap::new();
-        let mut angles = Vec::with_capacity(batch.token_ids.len() * pairs);
+        let (mut angles, mut factors) = (Vec::with_capacity(batch.token_ids.len() * pairs), Vec::new());
         for sequence in &batch.sequences {
             let regime = table.regime(sequence.rope_len);
             let inv_freq = frequencies.entry(regime).or_insert_with(|| table.inv_freq(sequence.rope_len));
             angles.extend(sequence.positions().flat_map(|p| inv_freq.iter().map(move |f| p as f32 * f)));
+            factors.resize(angles.len(), table.attention_factor(sequence.rope_len));
         }
-        let factor = table.attention_factor();
         let tensor = |function: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|angle| function(*angle) * factor).collect();
+            let values: Vec<f32> =
+                angles.iter().zip(&factors).map(|(angle, factor)| function(*angle) * factor).collect();
             Tensor::from_vec(values, (batch.token_ids.len(), 1, pairs), device)
         };
         Ok(Self {

@@ -21,14 +21,27 @@ impl<'a> Trace<'a> {
 
     /// Records `x`, whose first dimension is the tokens.
     pub(super) fn record(&mut self, part: &str, x: &Tensor) -> Result<()> {
-        let name = match self.layer {
-            Some(layer) => format!("layer.{layer}.{part}"),
-            None => part.to_owned(),
-        };
+        let name = self.name(part);
         if self.probe.wants(&name) {
             let values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
             self.probe.record(&name, x.dim(0)?, values);
         }
         Ok(())
+    }
+
+    /// Records one row of values per token.
+    pub(super) fn rows(&mut self, part: &str, rows: impl ExactSizeIterator<Item = Vec<f32>>) {
+        let name = self.name(part);
+        if self.probe.wants(&name) {
+            let count = rows.len();
+            self.probe.record(&name, count, rows.flatten().collect());
+        }
+    }
+
+    fn name(&self, part: &str) -> String {
+        match self.layer {
+            Some(layer) => format!("layer.{layer}.{part}"),
+            None => part.to_owned(),
+        }
     }
 }

@@ -1,0 +1,78 @@
+//! GLM 4.5 and 4.6: partial RoPE, and a sigmoid router with corrected choice, groups, and experts for every token.
+
+use crate::arch::expert_config::{ExpertFields, experts, groups, set_experts};
+use crate::arch::gguf::{GgufExperts, GgufForm};
+use crate::arch::llama_like::{Defaults, Sizes, decoder, per_head_norm};
+use crate::arch::rope_config::RopeDefaults;
+use crate::arch::{Architecture, Description};
+use crate::spec::{DecoderSpec, ExpertsSpec, GroupScore, RouterSpec, ScoringFunction, SharedExpertSpec};
+use crate::{JsonFile, Result};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "glm4_moe",
+    aliases: &[],
+    models: "GLM 4.5, GLM 4.5 Air, GLM 4.6",
+    describe,
+    gguf: Some(GgufForm {
+        pre_tokenizer: Some("glm4"),
+        experts: Some(GgufExperts {
+            feed_forward_norm: "post_attention_norm",
+            leading_dense: true,
+            ..GgufExperts::OF_CHOSEN
+        }),
+        ..GgufForm::named("glm4moe")
+    }),
+    fixtures: &["glm4_moe", "glm4_moe-plain"],
+};
+
+const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(151_552, 4096, 10_944, 46, 96),
+    rms_norm_eps: 1e-5,
+    num_key_value_heads: Some(8),
+    max_position_embeddings: 131_072,
+    rope: RopeDefaults { partial_rotary_factor: 0.5, ..Defaults::LLAMA.rope },
+    ..Defaults::LLAMA
+};
+
+const FIELDS: ExpertFields = ExpertFields {
+    num_experts: ("n_routed_experts", 128),
+    num_experts_per_tok: ("num_experts_per_tok", 8),
+    intermediate_size: ("moe_intermediate_size", 1408),
+};
+
+fn describe(config: &JsonFile) -> Result<Description> {
+    let mut description = decoder(config, &DEFAULTS)?;
+    let spec = &mut description.spec;
+    spec.attentions[0].qkv_bias = config.flag("attention_bias")?.unwrap_or(false);
+    if config.flag("use_qk_norm")?.unwrap_or(false) {
+        spec.attentions[0].qk_norm = per_head_norm(spec.norm);
+    }
+    let experts = sigmoid_experts(config, spec, &FIELDS, true)?;
+    let dense = config.number("first_k_dense_replace")?.map_or(1, |layers| layers.max(0.0) as usize);
+    set_experts(spec, experts, |layer| layer >= dense);
+    Ok(description)
+}
+
+/// Experts with the router of DeepSeek V3; `norm_topk_prob` is the class default of the field.
+pub(super) fn sigmoid_experts(
+    config: &JsonFile,
+    spec: &DecoderSpec,
+    fields: &ExpertFields,
+    norm_topk_prob: bool,
+) -> Result<ExpertsSpec> {
+    let router = RouterSpec {
+        scoring_func: ScoringFunction::Sigmoid,
+        correction_bias: true,
+        groups: groups(config, GroupScore::TwoBest)?,
+        norm_topk_prob: config.flag("norm_topk_prob")?.unwrap_or(norm_topk_prob),
+        routed_scaling_factor: config.positive("routed_scaling_factor")?.unwrap_or(1.0),
+        ..RouterSpec::SOFTMAX
+    };
+    let mut experts = experts(config, spec, fields, router)?;
+    let shared = config.number("n_shared_experts")?.map_or(1, |count| count.max(0.0) as usize);
+    if shared > 0 {
+        let intermediate_size = experts.intermediate_size.saturating_mul(shared);
+        experts.shared_expert = Some(SharedExpertSpec { intermediate_size, gated: false, bias: false });
+    }
+    Ok(experts)
+}

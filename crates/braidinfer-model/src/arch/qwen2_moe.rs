@@ -1,0 +1,58 @@
+//! Qwen 1.5 and 2 with experts: the attention of Qwen 2, a softmax router, and a gated expert for every token.
+
+use crate::arch::expert_config::{ExpertFields, experts, set_experts, sparse_layers};
+use crate::arch::gguf::{GgufExperts, GgufForm};
+use crate::arch::llama_like::{Defaults, Sizes, decoder, set_windows, sliding_window};
+use crate::arch::{Architecture, Description};
+use crate::layout::LayerSlot;
+use crate::spec::{RouterSpec, SharedExpertSpec};
+use crate::{JsonFile, Result};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "qwen2_moe",
+    aliases: &[],
+    models: "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
+    describe,
+    gguf: Some(GgufForm {
+        pre_tokenizer: Some("qwen2"),
+        experts: Some(GgufExperts::OF_ALL),
+        ..GgufForm::named("qwen2moe")
+    }),
+    fixtures: &["qwen2_moe"],
+};
+
+const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(151_936, 2048, 5632, 24, 16),
+    num_key_value_heads: Some(16),
+    max_position_embeddings: 32_768,
+    ..Defaults::LLAMA
+};
+
+const FIELDS: ExpertFields = ExpertFields {
+    num_experts: ("num_experts", 60),
+    num_experts_per_tok: ("num_experts_per_tok", 4),
+    intermediate_size: ("moe_intermediate_size", 1408),
+};
+
+fn describe(config: &JsonFile) -> Result<Description> {
+    let mut description = decoder(config, &DEFAULTS)?;
+    let spec = &mut description.spec;
+    spec.attentions[0].qkv_bias = config.flag("qkv_bias")?.unwrap_or(true);
+    if config.flag("use_sliding_window")?.unwrap_or(false) {
+        // Unlike in the dense models, every second layer below `max_window_layers`.
+        let first_full = config.number("max_window_layers")?.map_or(28, |layers| layers.max(0.0) as usize);
+        let window = sliding_window(config, Some(4096))?;
+        set_windows(config, spec, window, |layer| (layer + 1) % 2 == 1 && layer < first_full)?;
+    }
+    let norm_topk_prob = config.flag("norm_topk_prob")?.unwrap_or(false);
+    let mut experts = experts(config, spec, &FIELDS, RouterSpec { norm_topk_prob, ..RouterSpec::SOFTMAX })?;
+    let intermediate_size = config.size_or("shared_expert_intermediate_size", 5632)?;
+    experts.shared_expert = Some(SharedExpertSpec { intermediate_size, gated: true, bias: false });
+    set_experts(spec, experts, sparse_layers(config)?);
+    description.names = description.names.with(&[
+        (LayerSlot::SharedGateProj, "mlp.shared_expert.gate_proj"),
+        (LayerSlot::SharedUpProj, "mlp.shared_expert.up_proj"),
+        (LayerSlot::SharedDownProj, "mlp.shared_expert.down_proj"),
+    ]);
+    Ok(description)
+}
