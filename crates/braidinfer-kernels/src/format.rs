@@ -11,6 +11,7 @@
 //! - [`Scales::Super`]: `[16 rows]` f16 `d`, then `[groups][16 rows]` i8 `sc`.
 //! - [`Scales::SuperMin`]: `[16 rows]` f16 `d`, `[16 rows]` f16 `dmin`, then `[groups][16 rows]` u8 `sc` and as
 //!   many u8 `m`.
+//! - [`Scales::E8m0`] and [`Scales::Ue4m3`]: `[groups][16 rows]` bytes.
 //!
 //! Then come its codes, in vectors of 64 bytes; bytes `4r..4r + 4` belong to row `r`. For each block:
 //!
@@ -72,11 +73,33 @@ pub enum WeightType {
     Iq4Nl,
     /// 256 values from the same table, 6-bit scale per 32.
     Iq4Xs,
+    /// 256 values near -1, 0 and 1 in groups from a grid of 2048, 3-bit scale per 32.
+    Iq1S,
+    /// 256 values from the same grid, 3-bit scale per 16.
+    Iq1M,
+    /// 256 values of three magnitudes in groups from a grid of 256, 4-bit scale per 32.
+    Iq2Xxs,
+    /// 256 values of three magnitudes in groups from a grid of 512, 4-bit scale per 16.
+    Iq2Xs,
+    /// 256 values of three magnitudes in groups from a grid of 1024, 4-bit scale per 16.
+    Iq2S,
+    /// 256 values of eight magnitudes in groups from a grid of 256, 4-bit scale per 32.
+    Iq3Xxs,
+    /// 256 values of eight magnitudes in groups from a grid of 512, 4-bit scale per 32.
+    Iq3S,
+    /// 256 values -1, 0 or 1, five in a byte, with a scale.
+    Tq1_0,
+    /// 256 values -1, 0, 1 or 2, four in a byte, with a scale.
+    Tq2_0,
+    /// 32 floats of 4 bits with a power of two as scale.
+    Mxfp4,
+    /// 64 floats of 4 bits with an 8-bit float as scale per 16.
+    Nvfp4,
 }
 
 impl WeightType {
     /// All types.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 26] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -92,6 +115,17 @@ impl WeightType {
         Self::Q6K,
         Self::Iq4Nl,
         Self::Iq4Xs,
+        Self::Iq1S,
+        Self::Iq1M,
+        Self::Iq2Xxs,
+        Self::Iq2Xs,
+        Self::Iq2S,
+        Self::Iq3Xxs,
+        Self::Iq3S,
+        Self::Tq1_0,
+        Self::Tq2_0,
+        Self::Mxfp4,
+        Self::Nvfp4,
     ];
 
     /// Values per block; 1 for floats.
@@ -99,7 +133,11 @@ impl WeightType {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl => 32,
+            Self::Mxfp4 => 32,
+            Self::Nvfp4 => 64,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
+            Self::Iq1S | Self::Iq1M | Self::Iq2Xxs | Self::Iq2Xs | Self::Iq2S | Self::Iq3Xxs | Self::Iq3S => 256,
+            Self::Tq1_0 | Self::Tq2_0 => 256,
         }
     }
 
@@ -113,8 +151,17 @@ impl WeightType {
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Mxfp4 => 17,
+            Self::Nvfp4 => 36,
+            Self::Iq1S => 50,
+            Self::Tq1_0 => 54,
+            Self::Iq1M => 56,
+            Self::Iq2Xxs | Self::Tq2_0 => 66,
+            Self::Iq2Xs => 74,
+            Self::Iq2S => 82,
             Self::Q2K => 84,
-            Self::Q3K => 110,
+            Self::Iq3Xxs => 98,
+            Self::Q3K | Self::Iq3S => 110,
             Self::Iq4Xs => 136,
             Self::Q4K => 144,
             Self::Q5K => 176,
@@ -142,16 +189,19 @@ pub enum PanelFormat {
     F32,
 }
 
-/// A format with values `scale[row][group] * (code - zero) + min[row][group]`, where codes are unsigned.
+/// A format with values `scale[row][group] * (level - zero) + min[row][group]`, where levels are unsigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IntFormat {
     /// Bits per code.
     pub(crate) bits: CodeBits,
+    /// Which level a code stands for.
+    pub(crate) levels: Levels,
     /// Columns that share a scale in each row.
     pub(crate) group: GroupLen,
     /// How scales are stored, and whether there are minima.
     pub(crate) scales: Scales,
-    /// The code that represents zero: 0 in formats with minima, otherwise 4, 8, 16, 32 or 128.
+    /// The level that represents zero: 0 in formats with minima, otherwise 4, 8, 16, 32, 64 or 128. Only levels of 8-bit
+    /// codes reach 128.
     pub(crate) zero: u8,
 }
 
@@ -164,6 +214,24 @@ pub enum CodeBits {
     Six,
     /// One byte per code.
     Eight,
+}
+
+/// Which levels codes stand for. The tables are looked up where codes are unpacked, so that weights take 4 bits in memory
+/// that would take 6 or 8 as plain numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Levels {
+    /// Codes are levels.
+    Even,
+    /// Twice the 4-bit floats of `mxfp4` and `nvfp4`.
+    E2m1,
+    /// -1, 0 and 1, plus an eighth (codes 0 to 2) or minus an eighth (from 4 on), in eighths.
+    Iq1,
+    /// 8, 25 and 43 (codes 0 to 2), and the same below zero (from 4 on), in eighths.
+    Iq2,
+    /// Eight magnitudes above zero, then below, in halves.
+    Iq3Xxs,
+    /// The odd numbers to 15, then those below zero.
+    Iq3S,
 }
 
 /// Columns that share a scale.
@@ -186,6 +254,10 @@ pub enum Scales {
     Super,
     /// `scale = d * sc` and `min = -(dmin * m)`, with f16 `d` and `dmin` and unsigned bytes.
     SuperMin,
+    /// `scale = 2^(e - 128)`, with a byte `e`: half of an E8M0 number, since levels are doubled.
+    E8m0,
+    /// Half of an unsigned 8-bit float, with four bits of exponent (bias 7) and three of fraction; all codes are numbers.
+    Ue4m3,
 }
 
 impl PanelFormat {
@@ -208,8 +280,52 @@ impl PanelFormat {
             WeightType::Q5K => (Six, ThirtyTwo, Scales::SuperMin, 0),
             WeightType::Q6K => (Six, Sixteen, Scales::Super, 32),
             WeightType::Iq4Xs => (Eight, ThirtyTwo, Scales::Super, 128),
+            WeightType::Tq1_0 | WeightType::Tq2_0 => (Four, ThirtyTwo, Scales::Super, 4),
+            WeightType::Iq1S => return Self::table(Levels::Iq1, ThirtyTwo, Scales::Super),
+            WeightType::Iq1M => return Self::table(Levels::Iq1, Sixteen, Scales::Super),
+            WeightType::Iq2Xxs => return Self::table(Levels::Iq2, ThirtyTwo, Scales::Super),
+            WeightType::Iq2Xs | WeightType::Iq2S => return Self::table(Levels::Iq2, Sixteen, Scales::Super),
+            WeightType::Iq3Xxs => return Self::table(Levels::Iq3Xxs, ThirtyTwo, Scales::Super),
+            WeightType::Iq3S => return Self::table(Levels::Iq3S, ThirtyTwo, Scales::Super),
+            WeightType::Mxfp4 => return Self::table(Levels::E2m1, ThirtyTwo, Scales::E8m0),
+            WeightType::Nvfp4 => return Self::table(Levels::E2m1, Sixteen, Scales::Ue4m3),
         };
-        Self::Int(IntFormat { bits, group, scales, zero })
+        Self::Int(IntFormat { bits, levels: Levels::Even, group, scales, zero })
+    }
+
+    /// A format of 4-bit codes that stand for levels of a table.
+    const fn table(levels: Levels, group: GroupLen, scales: Scales) -> Self {
+        let zero = match levels {
+            Levels::Even => 0,
+            Levels::E2m1 | Levels::Iq1 | Levels::Iq3S => 16,
+            Levels::Iq3Xxs => 32,
+            Levels::Iq2 => 64,
+        };
+        Self::Int(IntFormat { bits: CodeBits::Four, levels, group, scales, zero })
+    }
+}
+
+impl Levels {
+    /// The level of every 4-bit code, if codes are not levels. All are below 128, so that two products of a level with a
+    /// signed byte fit in 16 bits. Codes that no type has stand for zero.
+    pub(crate) const fn table(self) -> Option<&'static [u8; 16]> {
+        match self {
+            Self::Even => None,
+            Self::E2m1 => Some(&[16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4]),
+            Self::Iq1 => Some(&[9, 17, 25, 16, 7, 15, 23, 16, 16, 16, 16, 16, 16, 16, 16, 16]),
+            Self::Iq2 => Some(&[72, 89, 107, 64, 56, 39, 21, 64, 64, 64, 64, 64, 64, 64, 64, 64]),
+            Self::Iq3Xxs => Some(&[34, 38, 42, 46, 50, 54, 58, 63, 30, 26, 22, 18, 14, 10, 6, 1]),
+            Self::Iq3S => Some(&[17, 19, 21, 23, 25, 27, 29, 31, 15, 13, 11, 9, 7, 5, 3, 1]),
+        }
+    }
+
+    /// What a level of one is worth in units of the stored scale: a power of two.
+    pub(crate) const fn unit(self) -> f32 {
+        match self {
+            Self::Even | Self::E2m1 | Self::Iq3S => 1.0,
+            Self::Iq3Xxs => 0.5,
+            Self::Iq1 | Self::Iq2 => 0.125,
+        }
     }
 }
 
@@ -234,6 +350,7 @@ impl IntFormat {
             Scales::F16Min => 4 * LANES * blocks32,
             Scales::Super => 2 * LANES + LANES * self.groups(blocks32),
             Scales::SuperMin => 4 * LANES + 2 * LANES * self.groups(blocks32),
+            Scales::E8m0 | Scales::Ue4m3 => LANES * self.groups(blocks32),
         };
         bytes.next_multiple_of(VECTOR)
     }
@@ -323,5 +440,9 @@ mod tests {
         assert_eq!(bytes(WeightType::Q6K, 8), 320 + 8 * 384);
         assert_eq!(bytes(WeightType::Q4K, 8), 320 + 8 * 256);
         assert_eq!(bytes(WeightType::Bf16, 8), 256 * 32);
+        assert_eq!(bytes(WeightType::Mxfp4, 8), 128 + 8 * 256);
+        assert_eq!(bytes(WeightType::Mxfp4, 1), 64 + 256);
+        assert_eq!(bytes(WeightType::Nvfp4, 2), 64 + 2 * 256);
+        assert_eq!(bytes(WeightType::Iq2Xxs, 8), 192 + 8 * 256);
     }
 }

@@ -5,7 +5,12 @@
 
 mod blocks;
 mod floats;
+mod grid_layouts;
+// The one table that `braidinfer-model` and this crate share, neither of which uses the other.
+#[path = "../../braidinfer-model/src/quantization/iq_grids.rs"]
+mod iq_grids;
 mod layouts;
+mod small_layouts;
 #[cfg(test)]
 mod tests;
 
@@ -13,14 +18,16 @@ use crate::LANES;
 use crate::format::{PanelFormat, WeightType, panel_bytes};
 use blocks::pack_blocks;
 use floats::{Exponents, pack_floats};
+use grid_layouts::{Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 use layouts::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use small_layouts::{Mxfp4, Nvfp4, Tq1_0, Tq2_0};
 
 /// Position of the first non-finite value, in row-major order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotFinite {
     /// Row within the panel.
     pub row: usize,
-    /// Column; for a non-finite scale or minimum, the first column of its block.
+    /// Column; for a scale or minimum that is not finite or makes values that are not, the first column of its block.
     pub column: usize,
 }
 
@@ -53,5 +60,16 @@ pub fn pack_panel(weight_type: WeightType, rows: &[u8], cols: usize, panel: &mut
         WeightType::Q6K => pack_blocks::<Q6K, 210, 6>(rows, cols, panel),
         WeightType::Iq4Nl => pack_blocks::<Iq4Nl, 18, 8>(rows, cols, panel),
         WeightType::Iq4Xs => pack_blocks::<Iq4Xs, 136, 8>(rows, cols, panel),
+        WeightType::Iq1S => pack_blocks::<Iq1S, 50, 4>(rows, cols, panel),
+        WeightType::Iq1M => pack_blocks::<Iq1M, 56, 4>(rows, cols, panel),
+        WeightType::Iq2Xxs => pack_blocks::<Iq2Xxs, 66, 4>(rows, cols, panel),
+        WeightType::Iq2Xs => pack_blocks::<Iq2Xs, 74, 4>(rows, cols, panel),
+        WeightType::Iq2S => pack_blocks::<Iq2S, 82, 4>(rows, cols, panel),
+        WeightType::Iq3Xxs => pack_blocks::<Iq3Xxs, 98, 4>(rows, cols, panel),
+        WeightType::Iq3S => pack_blocks::<Iq3S, 110, 4>(rows, cols, panel),
+        WeightType::Tq1_0 => pack_blocks::<Tq1_0, 54, 4>(rows, cols, panel),
+        WeightType::Tq2_0 => pack_blocks::<Tq2_0, 66, 4>(rows, cols, panel),
+        WeightType::Mxfp4 => pack_blocks::<Mxfp4, 17, 4>(rows, cols, panel),
+        WeightType::Nvfp4 => pack_blocks::<Nvfp4, 36, 4>(rows, cols, panel),
     }
 }

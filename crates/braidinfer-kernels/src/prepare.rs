@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use crate::LANES;
 use crate::format::{
-    BLOCK, CHUNK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, Scales, VECTOR, chunk_blocks, chunk_bytes,
+    BLOCK, CHUNK, CHUNK_BLOCKS, CodeBits, IntFormat, Levels, PanelFormat, Scales, VECTOR, chunk_blocks, chunk_bytes,
     chunk_start, panel_bytes,
 };
 use crate::simd::Simd;
@@ -27,7 +27,7 @@ impl ChunkScales {
         Self { scales: [[0.0; LANES]; 2 * CHUNK_BLOCKS], mins: [[0.0; LANES]; 2 * CHUNK_BLOCKS] };
 }
 
-/// The codes of a chunk in the layout of [`CodeBits::Eight`]: `[blocks][8]` vectors.
+/// The levels of a chunk in the layout of [`CodeBits::Eight`]: `[blocks][8]` vectors.
 #[repr(align(64))]
 pub(crate) struct ChunkCodes(pub [[u8; VECTOR]; 8 * CHUNK_BLOCKS]);
 
@@ -36,7 +36,7 @@ impl ChunkCodes {
     pub(crate) const ZERO: Self = Self([[0; VECTOR]; 8 * CHUNK_BLOCKS]);
 }
 
-/// Expands the codes of a chunk of `blocks32` blocks to one byte each.
+/// Expands the codes of a chunk of `blocks32` blocks to levels, one byte each.
 #[inline(always)]
 pub(crate) fn prepare_codes<S: Simd>(
     simd: S,
@@ -46,25 +46,34 @@ pub(crate) fn prepare_codes<S: Simd>(
     ChunkCodes(out): &mut ChunkCodes,
 ) {
     let codes = chunk_codes(format, chunk, blocks32);
-    match format.bits {
-        CodeBits::Eight => out[..codes.len()].copy_from_slice(codes),
-        CodeBits::Four => widen_codes::<S, 4>(simd, codes, out),
-        CodeBits::Six => widen_codes::<S, 6>(simd, codes, out),
+    match (format.bits, format.levels.table()) {
+        (CodeBits::Eight, _) => out[..codes.len()].copy_from_slice(codes),
+        (CodeBits::Four, None) => widen_codes::<S, 4, false>(simd, codes, &IDENTITY, out),
+        (CodeBits::Four, Some(table)) => widen_codes::<S, 4, true>(simd, codes, table, out),
+        (CodeBits::Six, _) => widen_codes::<S, 6, false>(simd, codes, &IDENTITY, out),
     }
 }
 
+/// The table of codes that are levels.
+pub(crate) const IDENTITY: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
 /// Expands codes of `BITS` bits to bytes.
 #[inline(always)]
-fn widen_codes<S: Simd, const BITS: usize>(simd: S, packed: &[[u8; VECTOR]], codes: &mut [[u8; VECTOR]]) {
+fn widen_codes<S: Simd, const BITS: usize, const TABLE: bool>(
+    simd: S,
+    packed: &[[u8; VECTOR]],
+    table: &[u8; 16],
+    codes: &mut [[u8; VECTOR]],
+) {
     for (packed, codes) in packed.as_chunks::<BITS>().0.iter().zip(codes.as_chunks_mut::<8>().0) {
-        simd.store_i32(code_vector::<S, BITS, 0>(simd, packed), &mut codes[0]);
-        simd.store_i32(code_vector::<S, BITS, 1>(simd, packed), &mut codes[1]);
-        simd.store_i32(code_vector::<S, BITS, 2>(simd, packed), &mut codes[2]);
-        simd.store_i32(code_vector::<S, BITS, 3>(simd, packed), &mut codes[3]);
-        simd.store_i32(code_vector::<S, BITS, 4>(simd, packed), &mut codes[4]);
-        simd.store_i32(code_vector::<S, BITS, 5>(simd, packed), &mut codes[5]);
-        simd.store_i32(code_vector::<S, BITS, 6>(simd, packed), &mut codes[6]);
-        simd.store_i32(code_vector::<S, BITS, 7>(simd, packed), &mut codes[7]);
+        simd.store_i32(code_vector::<S, BITS, TABLE, 0>(simd, packed, table), &mut codes[0]);
+        simd.store_i32(code_vector::<S, BITS, TABLE, 1>(simd, packed, table), &mut codes[1]);
+        simd.store_i32(code_vector::<S, BITS, TABLE, 2>(simd, packed, table), &mut codes[2]);
+        simd.store_i32(code_vector::<S, BITS, TABLE, 3>(simd, packed, table), &mut codes[3]);
+        simd.store_i32(code_vector::<S, BITS, TABLE, 4>(simd, packed, table), &mut codes[4]);
+        simd.store_i32(code_vector::<S, BITS, TABLE, 5>(simd, packed, table), &mut codes[5]);
+        simd.store_i32(code_vector::<S, BITS, TABLE, 6>(simd, packed, table), &mut codes[6]);
+        simd.store_i32(code_vector::<S, BITS, TABLE, 7>(simd, packed, table), &mut codes[7]);
     }
 }
 
@@ -102,6 +111,7 @@ pub(crate) fn prepare_scales<S: Simd>(
         }
         Scales::Super => {
             let (d, groups) = half_vector(simd, bytes);
+            let d = simd.mul(d, simd.splat(format.levels.unit()));
             for (scale, bytes) in out.scales.iter_mut().zip(&groups[..format.groups(blocks32)]) {
                 simd.store(simd.mul(d, simd.to_f32(simd.widen_i8(bytes))), scale);
             }
@@ -115,8 +125,37 @@ pub(crate) fn prepare_scales<S: Simd>(
             let minus = simd.mul(dmin, simd.splat(-1.0));
             scale_groups(simd, minus, &mins[..format.groups(blocks32)], &mut out.mins);
         }
+        Scales::E8m0 => {
+            for (scale, bytes) in out.scales.iter_mut().zip(&bytes.as_chunks().0[..format.groups(blocks32)]) {
+                simd.store(half_powers(simd, simd.widen_u8(bytes)), scale);
+            }
+        }
+        Scales::Ue4m3 => {
+            for (scale, bytes) in out.scales.iter_mut().zip(&bytes.as_chunks().0[..format.groups(blocks32)]) {
+                simd.store(half_minifloats(simd, simd.widen_u8(bytes)), scale);
+            }
+        }
     }
 }
+
+/// 2^(e - 128), which is subnormal for `e` of 0 and 1.
+#[inline(always)]
+fn half_powers<S: Simd>(simd: S, e: S::I32) -> S::F32 {
+    let normal = simd.shl::<23>(simd.sub_i32(e, simd.splat_i32(1)));
+    // Exact for 0 and 1; for all others smaller than the normal numbers.
+    let subnormal = simd.shl::<21>(simd.add_i32(e, simd.splat_i32(1)));
+    simd.float_of(simd.max_i32(normal, subnormal))
+}
+
+/// Half of the numbers of [`Scales::Ue4m3`]. Taken as exponent and fraction of f32, their bits are numbers that are 2^120
+/// times too small, the subnormal ones, too.
+#[inline(always)]
+fn half_minifloats<S: Simd>(simd: S, codes: S::I32) -> S::F32 {
+    simd.mul(simd.float_of(simd.shl::<20>(codes)), simd.splat(HALF_MINIFLOAT))
+}
+
+/// 2^119.
+const HALF_MINIFLOAT: f32 = f32::from_bits((119 + 127) << 23);
 
 #[inline(always)]
 fn widen_halves<S: Simd>(simd: S, bytes: &[u8], out: &mut [[f32; LANES]]) {
@@ -139,12 +178,13 @@ fn half_vector<S: Simd>(simd: S, bytes: &[u8]) -> (S::F32, &[[u8; LANES]]) {
     (simd.load_f16_bytes(first), rest.as_chunks().0)
 }
 
-/// Expands the codes of columns `4 * J..4 * J + 4` of a block to bytes. 16 rows of 32 codes of `BITS` bits fill `BITS`
-/// vectors.
+/// Expands the codes of columns `4 * J..4 * J + 4` of a block to levels, one byte each. 16 rows of 32 codes of `BITS` bits
+/// fill `BITS` vectors. `TABLE`: codes of 4 bits are looked up in `table`, which is not used otherwise.
 #[inline(always)]
-pub(crate) fn code_vector<S: Simd, const BITS: usize, const J: usize>(
+pub(crate) fn code_vector<S: Simd, const BITS: usize, const TABLE: bool, const J: usize>(
     simd: S,
     packed: &[[u8; VECTOR]; BITS],
+    table: &[u8; 16],
 ) -> S::I32 {
     if BITS == 8 {
         return simd.load_i32(&packed[J]);
@@ -153,7 +193,7 @@ pub(crate) fn code_vector<S: Simd, const BITS: usize, const J: usize>(
     let nibbles = if J < 4 { nibbles } else { simd.shr::<4>(nibbles) };
     let lower = simd.and(nibbles, simd.splat_i32(0x0f0f_0f0f));
     if BITS == 4 {
-        return lower;
+        return if TABLE { simd.look_up(table, lower) } else { lower };
     }
     let pairs = simd.load_i32(&packed[4 + J % 2]);
     let pairs = match J / 2 {
@@ -200,20 +240,25 @@ fn read_integers(format: IntFormat, panel: &[u8], row: usize, out: &mut [f32]) {
         let (scales, codes) = split_chunk(format, bytes, blocks32);
         let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(codes.chunks_exact(format.code_vectors()));
         for (block, (out, vectors)) in blocks.enumerate() {
-            let codes = row_codes(format.bits, vectors, row);
+            let levels = row_codes(format.bits, vectors, row).map(|code| level(format.levels, code));
             let groups = format.groups(1);
-            let parts = out.chunks_mut(BLOCK / groups).zip(codes.chunks(BLOCK / groups));
-            for (i, (out, codes)) in parts.enumerate() {
+            let parts = out.chunks_mut(BLOCK / groups).zip(levels.chunks(BLOCK / groups));
+            for (i, (out, levels)) in parts.enumerate() {
                 let scale = row_scale(format, scales, blocks32, block * groups + i, row);
-                read_group(format, scale, codes, out);
+                read_group(format, scale, levels, out);
             }
         }
     }
 }
 
-fn read_group(format: IntFormat, (scale, min): (f32, Option<f32>), codes: &[u8], out: &mut [f32]) {
-    for (out, code) in out.iter_mut().zip(codes) {
-        let product = scale * f32::from(i16::from(*code) - i16::from(format.zero));
+/// The level that a code stands for.
+fn level(levels: Levels, code: u8) -> u8 {
+    levels.table().map_or(code, |table| table[usize::from(code)])
+}
+
+fn read_group(format: IntFormat, (scale, min): (f32, Option<f32>), levels: &[u8], out: &mut [f32]) {
+    for (out, level) in out.iter_mut().zip(levels) {
+        let product = scale * f32::from(i16::from(*level) - i16::from(format.zero));
         // Without a minimum nothing is added, so that negative zeros are kept.
         *out = min.map_or(product, |min| product + min);
     }
@@ -239,7 +284,12 @@ fn row_scale(format: IntFormat, scales: &[u8], blocks32: usize, group: usize, ro
     match format.scales {
         Scales::F16 => (half(group), None),
         Scales::F16Min => (half(group), Some(half(blocks32 + group))),
-        Scales::Super => (half(0) * f32::from(byte(1, group).cast_signed()), None),
+        Scales::Super => (half(0) * format.levels.unit() * f32::from(byte(1, group).cast_signed()), None),
+        Scales::E8m0 => match byte(0, group) {
+            e @ 0..=1 => (f32::from_bits(0x0020_0000 << e), None),
+            e => (f32::from_bits((u32::from(e) - 1) << 23), None),
+        },
+        Scales::Ue4m3 => (f32::from_bits(u32::from(byte(0, group)) << 20) * HALF_MINIFLOAT, None),
         Scales::SuperMin => {
             let min = half(1) * f32::from(byte(2, format.groups(blocks32) + group));
             (half(0) * f32::from(byte(2, group)), Some(-min))

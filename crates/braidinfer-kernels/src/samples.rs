@@ -30,38 +30,82 @@ pub(crate) fn seeds() -> impl Strategy<Value = Seed> {
     (1..=LANES, 0..4_usize, any::<u64>()).prop_map(|(rows, size, state)| Seed { rows, size, state })
 }
 
-/// Format of the floats that decide whether a block is finite: f16, or the floats of a plain type.
+/// A number that decides whether a block is finite: an f16, a float of a plain type, or an exponent.
 #[derive(Clone, Copy)]
-pub(crate) struct Float {
-    pub bytes: usize,
-    exponent: u32,
+pub(crate) enum Float {
+    /// So many bytes from an offset on, with the exponent bits of the mask.
+    Bytes { at: usize, bytes: usize, exponent: u32 },
+    /// An f16 of which each quarter is the upper half of the last byte of a 16-bit number, from an offset on.
+    Quarters { at: usize },
+    /// The exponent of `mxfp4`, the first byte: the largest three make large codes infinite.
+    Exponent,
 }
 
 impl Float {
-    /// Positive infinity.
+    const fn half(at: usize) -> Self {
+        Self::Bytes { at, bytes: 2, exponent: 0x7c00 }
+    }
+
+    fn bits(self) -> usize {
+        match self {
+            Self::Bytes { bytes, .. } => 8 * bytes,
+            Self::Quarters { .. } => 16,
+            Self::Exponent => 8,
+        }
+    }
+
+    /// Positive infinity, or the largest exponent.
     pub fn infinity(self) -> u32 {
-        self.exponent
+        match self {
+            Self::Bytes { exponent, .. } => exponent,
+            Self::Quarters { .. } => 0x7c00,
+            Self::Exponent => 0xff,
+        }
     }
 
     /// `bits`, with a smaller exponent if that is all ones.
     fn finite(self, bits: u32) -> u32 {
-        let lowest = self.exponent & !(self.exponent << 1);
-        if bits & self.exponent == self.exponent { bits ^ lowest } else { bits }
+        if matches!(self, Self::Exponent) {
+            return bits.min(252);
+        }
+        let exponent = self.infinity();
+        let lowest = exponent & !(exponent << 1);
+        if bits & exponent == exponent { bits ^ lowest } else { bits }
+    }
+
+    /// Writes the number into a block.
+    pub fn put(self, bits: u32, block: &mut [u8]) {
+        match self {
+            Self::Bytes { at, bytes, .. } => block[at..][..bytes].copy_from_slice(&bits.to_le_bytes()[..bytes]),
+            Self::Quarters { at } => {
+                for i in 0..4 {
+                    let byte = &mut block[at + 2 * i + 1];
+                    *byte = *byte & 15 | ((bits >> (4 * i)) as u8) << 4;
+                }
+            }
+            Self::Exponent => block[0] = bits as u8,
+        }
     }
 }
 
-/// The floats that decide whether a block is finite: their format and their offsets in the block.
-pub(crate) fn floats(weight_type: WeightType) -> (Float, &'static [usize]) {
-    let half = Float { bytes: 2, exponent: 0x7c00 };
+/// The numbers that decide whether a block is finite; `nvfp4` has none, because all of its blocks are.
+pub(crate) fn floats(weight_type: WeightType) -> &'static [Float] {
+    const FIRST: [Float; 2] = [Float::half(0), Float::half(2)];
     match weight_type {
-        WeightType::F32 => (Float { bytes: 4, exponent: 0x7f80_0000 }, &[0]),
-        WeightType::Bf16 => (Float { bytes: 2, exponent: 0x7f80 }, &[0]),
-        WeightType::F16 | WeightType::Q4_0 | WeightType::Q5_0 | WeightType::Q8_0 => (half, &[0]),
-        WeightType::Iq4Nl | WeightType::Iq4Xs => (half, &[0]),
-        WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => (half, &[0, 2]),
-        WeightType::Q2K => (half, &[80, 82]),
-        WeightType::Q3K => (half, &[108]),
-        WeightType::Q6K => (half, &[208]),
+        WeightType::F32 => &[Float::Bytes { at: 0, bytes: 4, exponent: 0x7f80_0000 }],
+        WeightType::Bf16 => &[Float::Bytes { at: 0, bytes: 2, exponent: 0x7f80 }],
+        WeightType::F16 | WeightType::Q4_0 | WeightType::Q5_0 | WeightType::Q8_0 => &FIRST[..1],
+        WeightType::Iq4Nl | WeightType::Iq4Xs | WeightType::Iq1S | WeightType::Iq2Xxs => &FIRST[..1],
+        WeightType::Iq2Xs | WeightType::Iq2S | WeightType::Iq3Xxs | WeightType::Iq3S => &FIRST[..1],
+        WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => &FIRST,
+        WeightType::Q2K => const { &[Float::half(80), Float::half(82)] },
+        WeightType::Q3K => const { &[Float::half(108)] },
+        WeightType::Q6K => const { &[Float::half(208)] },
+        WeightType::Tq1_0 => const { &[Float::half(52)] },
+        WeightType::Tq2_0 => const { &[Float::half(64)] },
+        WeightType::Iq1M => &[Float::Quarters { at: 48 }],
+        WeightType::Mxfp4 => &[Float::Exponent],
+        WeightType::Nvfp4 => &[],
     }
 }
 
@@ -83,6 +127,17 @@ pub(crate) fn dtype(weight_type: WeightType) -> Dtype {
         WeightType::Q6K => Dtype::Q6K,
         WeightType::Iq4Nl => Dtype::Iq4Nl,
         WeightType::Iq4Xs => Dtype::Iq4Xs,
+        WeightType::Iq1S => Dtype::Iq1S,
+        WeightType::Iq1M => Dtype::Iq1M,
+        WeightType::Iq2Xxs => Dtype::Iq2Xxs,
+        WeightType::Iq2Xs => Dtype::Iq2Xs,
+        WeightType::Iq2S => Dtype::Iq2S,
+        WeightType::Iq3Xxs => Dtype::Iq3Xxs,
+        WeightType::Iq3S => Dtype::Iq3S,
+        WeightType::Tq1_0 => Dtype::Tq1_0,
+        WeightType::Tq2_0 => Dtype::Tq2_0,
+        WeightType::Mxfp4 => Dtype::Mxfp4,
+        WeightType::Nvfp4 => Dtype::Nvfp4,
     }
 }
 
@@ -103,6 +158,7 @@ impl Seed {
         match weight_type.block_len() {
             1 => [1, 37, 255, 290][self.size],
             32 => [32, 96, 256, 288][self.size],
+            64 => [64, 192, 256, 320][self.size],
             _ => [256, 512, 512, 768][self.size],
         }
     }
@@ -111,15 +167,13 @@ impl Seed {
     pub(crate) fn matrix(mut self, weight_type: WeightType) -> Matrix {
         let cols = self.cols(weight_type);
         let mut bytes = vec![0; self.rows * weight_type.row_bytes(cols)];
-        let (float, places) = floats(weight_type);
         for block in bytes.chunks_exact_mut(weight_type.block_size()) {
             // A quarter of the blocks has extreme codes.
             let extreme = [0, 0xff, 0x7f, 0x80][self.below(4)];
             let random = self.below(4) > 0;
             block.fill_with(|| if random { self.next() as u8 } else { extreme });
-            for at in places {
-                let bits = self.finite(float).to_le_bytes();
-                block[*at..][..float.bytes].copy_from_slice(&bits[..float.bytes]);
+            for float in floats(weight_type) {
+                float.put(self.finite(*float), block);
             }
         }
         Matrix { weight_type, rows: self.rows, cols, bytes }
@@ -127,12 +181,12 @@ impl Seed {
 
     /// Zero, the smallest or largest number of either sign, or any number.
     fn finite(&mut self, float: Float) -> u32 {
-        let sign = (self.next() as u32 & 1) << (8 * float.bytes - 1);
+        let sign = (self.next() as u32 & 1) << (float.bits() - 1);
         match self.below(12) {
-            0 => sign,
-            1 => sign | 1,
-            2 => sign | (float.infinity() - 1),
-            _ => float.finite((self.next() >> (64 - 8 * float.bytes)) as u32),
+            0 => float.finite(sign),
+            1 => float.finite(sign | 1),
+            2 => float.finite(sign | (float.infinity() - 1)),
+            _ => float.finite((self.next() >> (64 - float.bits())) as u32),
         }
     }
 }

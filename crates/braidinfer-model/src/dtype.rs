@@ -47,6 +47,28 @@ pub enum Dtype {
     Iq4Nl,
     /// 256 values from the same table, 6-bit scale per 32: 4.25 bits per value.
     Iq4Xs,
+    /// 256 values near -1, 0 and 1 in groups from a grid of 2048, 3-bit scale per 32: 1.5625 bits per value.
+    Iq1S,
+    /// 256 values from the same grid, 3-bit scale per 16: 1.75 bits per value.
+    Iq1M,
+    /// 256 values of three magnitudes in groups from a grid of 256, 4-bit scale per 32: 2.0625 bits per value.
+    Iq2Xxs,
+    /// 256 values of three magnitudes in groups from a grid of 512, 4-bit scale per 16: 2.3125 bits per value.
+    Iq2Xs,
+    /// 256 values of three magnitudes in groups from a grid of 1024, 4-bit scale per 16: 2.5625 bits per value.
+    Iq2S,
+    /// 256 values of eight magnitudes in groups from a grid of 256, 4-bit scale per 32: 3.0625 bits per value.
+    Iq3Xxs,
+    /// 256 values of eight magnitudes in groups from a grid of 512, 4-bit scale per 32: 3.4375 bits per value.
+    Iq3S,
+    /// 256 values -1, 0 or 1, five in a byte, with a scale: 1.6875 bits per value.
+    Tq1_0,
+    /// 256 values -1, 0, 1 or 2, four in a byte, with a scale: 2.0625 bits per value.
+    Tq2_0,
+    /// 32 floats of 4 bits with a power of two as scale: 4.25 bits per value.
+    Mxfp4,
+    /// 64 floats of 4 bits with an 8-bit float as scale per 16: 4.5 bits per value.
+    Nvfp4,
 }
 
 impl Dtype {
@@ -68,6 +90,17 @@ impl Dtype {
             Self::Q6K => "q6_k",
             Self::Iq4Nl => "iq4_nl",
             Self::Iq4Xs => "iq4_xs",
+            Self::Iq1S => "iq1_s",
+            Self::Iq1M => "iq1_m",
+            Self::Iq2Xxs => "iq2_xxs",
+            Self::Iq2Xs => "iq2_xs",
+            Self::Iq2S => "iq2_s",
+            Self::Iq3Xxs => "iq3_xxs",
+            Self::Iq3S => "iq3_s",
+            Self::Tq1_0 => "tq1_0",
+            Self::Tq2_0 => "tq2_0",
+            Self::Mxfp4 => "mxfp4",
+            Self::Nvfp4 => "nvfp4",
         }
     }
 
@@ -76,7 +109,11 @@ impl Dtype {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl => 32,
+            Self::Mxfp4 => 32,
+            Self::Nvfp4 => 64,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
+            Self::Iq1S | Self::Iq1M | Self::Iq2Xxs | Self::Iq2Xs | Self::Iq2S | Self::Iq3Xxs | Self::Iq3S => 256,
+            Self::Tq1_0 | Self::Tq2_0 => 256,
         }
     }
 
@@ -90,8 +127,17 @@ impl Dtype {
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Mxfp4 => 17,
+            Self::Nvfp4 => 36,
+            Self::Iq1S => 50,
+            Self::Tq1_0 => 54,
+            Self::Iq1M => 56,
+            Self::Iq2Xxs | Self::Tq2_0 => 66,
+            Self::Iq2Xs => 74,
+            Self::Iq2S => 82,
             Self::Q2K => 84,
-            Self::Q3K => 110,
+            Self::Iq3Xxs => 98,
+            Self::Q3K | Self::Iq3S => 110,
             Self::Iq4Xs => 136,
             Self::Q4K => 144,
             Self::Q5K => 176,

@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
-const BLOCK_TYPES: [Dtype; 12] = [
+const BLOCK_TYPES: [Dtype; 23] = [
     Dtype::Q4_0,
     Dtype::Q4_1,
     Dtype::Q5_0,
@@ -25,8 +25,20 @@ const BLOCK_TYPES: [Dtype; 12] = [
     Dtype::Q6K,
     Dtype::Iq4Nl,
     Dtype::Iq4Xs,
+    Dtype::Iq1S,
+    Dtype::Iq1M,
+    Dtype::Iq2Xxs,
+    Dtype::Iq2Xs,
+    Dtype::Iq2S,
+    Dtype::Iq3Xxs,
+    Dtype::Iq3S,
+    Dtype::Tq1_0,
+    Dtype::Tq2_0,
+    Dtype::Mxfp4,
+    Dtype::Nvfp4,
 ];
-const ENCODED_BY_GGUF: [Dtype; 5] = [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0];
+const ENCODED_BY_GGUF: [Dtype; 8] =
+    [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Tq1_0, Dtype::Tq2_0, Dtype::Mxfp4];
 const K_TYPES: [Dtype; 3] = [Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
 
 fn fixture(name: &str) -> Vec<u8> {
@@ -82,14 +94,131 @@ fn values_encode_as_gguf_encodes_them() {
     let bytes = fixture("quantize.safetensors");
     let goldens = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
     let cases: Vec<_> = goldens.names().into_iter().filter_map(|name| name.strip_suffix(".values")).collect();
-    assert_eq!(cases.len(), 13);
+    assert_eq!(cases.len(), 15);
     for case in cases {
-        let tensor = |part: &str| goldens.tensor(&format!("{case}.{part}")).expect("the case has every type").data();
-        let values = decoded(Dtype::F32, tensor("values"));
-        for dtype in ENCODED_BY_GGUF {
+        let tensor = |name: &str| goldens.tensor(name).expect("the case has every type").data();
+        let values = decoded(Dtype::F32, tensor(&format!("{case}.values")));
+        // A case for one type only has the name of the type at its end.
+        let one = ENCODED_BY_GGUF.into_iter().find(|dtype| case.ends_with(&format!(".{dtype}")));
+        for dtype in ENCODED_BY_GGUF.into_iter().filter(|dtype| one.is_none_or(|one| one == *dtype)) {
+            let name = if one.is_some() { case.to_owned() } else { format!("{case}.{dtype}") };
             let blocks = encoded(dtype, &values).expect("the values are in range");
-            assert!(blocks == tensor(dtype.name()), "{case}: {dtype}");
+            let (found, expected) = (blocks.chunks(dtype.block_size()), tensor(&name).chunks(dtype.block_size()));
+            for (index, (found, expected)) in found.zip(expected).enumerate() {
+                assert_eq!(found, expected, "{case}: {dtype} block {index}");
+            }
+            assert_eq!(blocks.len(), tensor(&name).len());
         }
+    }
+}
+
+/// The last step of splitmix64.
+fn mixed(number: u64) -> u64 {
+    let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ number >> 31
+}
+
+/// Random numbers: those of `tools/quantization/goldens.py`.
+fn stream(start: u64) -> impl Iterator<Item = u64> {
+    (1..).map(move |i: u64| mixed(start.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15))))
+}
+
+/// A number for each of 20 runs of `values`: the sum of all values, each mixed with its place in the run.
+fn checksums(values: impl ExactSizeIterator<Item = u32>) -> Vec<u64> {
+    let run = values.len() / 20;
+    let mut sums = vec![0u64; 20];
+    for (i, value) in values.enumerate() {
+        let place = ((i % run) as u64) << 32;
+        sums[i / run] = sums[i / run].wrapping_add(mixed(u64::from(value) | place));
+    }
+    sums
+}
+
+fn expected_checksums(goldens: &SafeTensors<'_>, name: &str) -> Vec<u64> {
+    let tensor = goldens.tensor(name).expect("the fixture has every type");
+    tensor.data().as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect()
+}
+
+/// The number of a type in GGUF, and where its f16 numbers are in a block.
+fn stream_of(dtype: Dtype) -> (u64, &'static [usize]) {
+    match dtype {
+        Dtype::Q4_0 => (2, &[0]),
+        Dtype::Q4_1 => (3, &[0, 2]),
+        Dtype::Q5_0 => (6, &[0]),
+        Dtype::Q5_1 => (7, &[0, 2]),
+        Dtype::Q8_0 => (8, &[0]),
+        Dtype::Q2K => (10, &[80, 82]),
+        Dtype::Q3K => (11, &[108]),
+        Dtype::Q4K => (12, &[0, 2]),
+        Dtype::Q5K => (13, &[0, 2]),
+        Dtype::Q6K => (14, &[208]),
+        Dtype::Iq2Xxs => (16, &[0]),
+        Dtype::Iq2Xs => (17, &[0]),
+        Dtype::Iq3Xxs => (18, &[0]),
+        Dtype::Iq1S => (19, &[0]),
+        Dtype::Iq4Nl => (20, &[0]),
+        Dtype::Iq3S => (21, &[0]),
+        Dtype::Iq2S => (22, &[0]),
+        Dtype::Iq4Xs => (23, &[0]),
+        Dtype::Iq1M => (29, &[]),
+        Dtype::Tq1_0 => (34, &[52]),
+        Dtype::Tq2_0 => (35, &[64]),
+        Dtype::Mxfp4 => (39, &[]),
+        Dtype::Nvfp4 => (40, &[]),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => panic!("{dtype} has no blocks"),
+    }
+}
+
+/// Random blocks; f16 numbers that are not finite get another exponent.
+fn streamed_blocks(dtype: Dtype, count: usize) -> Vec<u8> {
+    let (start, halves) = stream_of(dtype);
+    let size = dtype.block_size();
+    let mut blocks: Vec<u8> = stream(start).take((count * size).div_ceil(8)).flat_map(u64::to_le_bytes).collect();
+    blocks.truncate(count * size);
+    for block in blocks.chunks_exact_mut(size) {
+        for at in halves {
+            if block[at + 1] & 0x7c == 0x7c {
+                block[at + 1] &= 0xbf;
+            }
+        }
+        if dtype == Dtype::Iq1M && block[55] & 0x70 == 0x70 && block[53] & 0xc0 == 0xc0 {
+            block[55] &= 0xbf;
+        }
+    }
+    blocks
+}
+
+#[test]
+fn ten_thousand_random_blocks_decode_as_gguf_decodes_them() {
+    let bytes = fixture("checksums.safetensors");
+    let goldens = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
+    for dtype in BLOCK_TYPES {
+        let values = decoded(dtype, &streamed_blocks(dtype, 10_000));
+        let found = checksums(values.iter().map(|value| value.to_bits()));
+        assert_eq!(found, expected_checksums(&goldens, &format!("{dtype}.decoded")), "{dtype}");
+    }
+}
+
+/// Values whose exponents differ by up to 7 from one that each block of 32 has to itself.
+fn streamed_values(count: usize) -> Vec<f32> {
+    let numbers: Vec<u64> = stream(1000).take(count).collect();
+    let value = |block: &[u64], number: u64| {
+        let exponent = 100 + (block[0] >> 32) % 30 + (number >> 40) % 8;
+        f32::from_bits(number as u32 & 0x807f_ffff | (exponent as u32) << 23)
+    };
+    numbers.chunks(32).flat_map(|block| block.iter().map(move |number| value(block, *number))).collect()
+}
+
+#[test]
+fn random_values_encode_as_gguf_encodes_them() {
+    let bytes = fixture("checksums.safetensors");
+    let goldens = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
+    let values = streamed_values(10_000 * 256);
+    for dtype in ENCODED_BY_GGUF {
+        let blocks = encoded(dtype, &values).expect("the values are in range");
+        let found = checksums(blocks.iter().map(|byte| u32::from(*byte)));
+        assert_eq!(found, expected_checksums(&goldens, &format!("{dtype}.encoded")), "{dtype}");
     }
 }
 
@@ -121,7 +250,8 @@ fn k_types_err_less_than_llama_cpp() {
 
 /// The largest error that a block can have in units of its largest magnitude, and how many steps span that magnitude.
 ///
-/// Half a step, but a whole one in `q4_0` and `q5_0`, which have one code less on the side opposite to the largest.
+/// Half a step, but a whole one in `q4_0` and `q5_0`, which have one code less on the side opposite to the largest, and
+/// in `mxfp4`, where the largest may have no level of its own.
 fn error_bound(dtype: Dtype, block: &[f32]) -> f32 {
     let largest = block.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
     let (low, high) = block.iter().fold((0.0, 0.0), |(low, high): (f32, f32), x| (low.min(*x), high.max(*x)));
@@ -131,6 +261,9 @@ fn error_bound(dtype: Dtype, block: &[f32]) -> f32 {
         Dtype::Q4_1 => ((high - low) / 30.0, 15.0),
         Dtype::Q5_1 => ((high - low) / 62.0, 31.0),
         Dtype::Q8_0 => (largest / 254.0, 127.0),
+        Dtype::Tq1_0 | Dtype::Tq2_0 => (largest / 2.0, 1.0),
+        // The largest level, 6, stands for magnitudes of up to 8.
+        Dtype::Mxfp4 => (largest / 4.0, 1.0),
         _ => (0.0, 1.0),
     };
     // Scales have 11 bits, or less below 2⁻¹⁴.
@@ -151,7 +284,8 @@ proptest! {
     fn errors_are_within_a_step(values in values(256)) {
         for dtype in ENCODED_BY_GGUF {
             let decoded = round_trip(dtype, &values);
-            for (block, decoded) in values.chunks(32).zip(decoded.chunks(32)) {
+            let len = dtype.block_len();
+            for (block, decoded) in values.chunks(len).zip(decoded.chunks(len)) {
                 let bound = error_bound(dtype, block);
                 for (value, decoded) in block.iter().zip(decoded) {
                     prop_assert!((value - decoded).abs() <= bound, "{}: {} for {}, bound {}", dtype, decoded, value, bound);
@@ -192,8 +326,9 @@ proptest! {
                 match encoded(*dtype, &values) {
                     Ok(blocks) => {
                         let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+                        let part = if matches!(dtype, Dtype::Tq1_0 | Dtype::Tq2_0) { 0.501 } else { 0.25 };
                         for (decoded, value) in decoded(*dtype, &blocks).iter().zip(&values) {
-                            let near = (decoded - value).abs() <= largest / 4.0 + 127.0 * 2f32.powi(-25);
+                            let near = (decoded - value).abs() <= largest * part + 127.0 * 2f32.powi(-25);
                             prop_assert!(near, "{}: {} for {}", dtype, decoded, value);
                         }
                     }
@@ -265,13 +400,33 @@ fn what_cannot_be_written_is_named() {
     for (value, types) in [(f32::INFINITY, QUANTIZABLE), (f32::MAX, &QUANTIZABLE[1..]), (3e8, &QUANTIZABLE[3..])] {
         values[401] = value;
         values[402..410].fill(if value.is_finite() { 0.9 * value } else { f32::NAN });
-        for dtype in types {
+        // `mxfp4` reaches as far as f32.
+        for dtype in types.iter().filter(|dtype| !value.is_finite() || **dtype != Dtype::Mxfp4) {
             let error = QuantizeError::OutOfRange { dtype: *dtype, index: 401, value };
             assert_eq!(encoded(*dtype, &values), Err(error));
         }
     }
     assert_eq!(encoded(Dtype::Q4K, &[0.0; 255]), Err(QuantizeError::PartialBlock { dtype: Dtype::Q4K, len: 255 }));
     assert_eq!(encoded(Dtype::Q2K, &[0.0; 256]), Err(QuantizeError::NotWritten { dtype: Dtype::Q2K }));
+    let error = encoded(Dtype::Iq2Xxs, &[0.0; 256]).expect_err("there is no encoder");
+    assert_eq!(error.to_string(), "iq2_xxs can be read but not written");
+}
+
+#[test]
+fn the_largest_numbers_fit_in_mxfp4() {
+    let decoded = round_trip(Dtype::Mxfp4, &[f32::MAX, -f32::MAX, 2f32.powi(127), 0.0].repeat(8));
+    let step = 2f32.powi(125);
+    assert_eq!(decoded[..4], [6.0 * step, -6.0 * step, 4.0 * step, 0.0]);
+}
+
+#[test]
+fn scales_of_mxfp4_are_every_power_of_two() {
+    let decoded = |exponent, codes| decoded(Dtype::Mxfp4, &[vec![exponent], vec![codes; 16]].concat())[0];
+    for exponent in 0..=255 {
+        let scale = 2f64.powi(i32::from(exponent) - 127);
+        assert_eq!(f64::from(decoded(exponent, 1)), 0.5 * scale, "{exponent}");
+        assert_eq!(f64::from(decoded(exponent, 15)), f64::from((-6.0 * scale) as f32), "{exponent}");
+    }
 }
 
 #[test]

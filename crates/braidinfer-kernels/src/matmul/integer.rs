@@ -4,7 +4,7 @@ use super::{Ahead, ChunkKernel, GroupKernel, NoPrefetch, Panels, for_each_group,
 use crate::activations::{Activations, NumericLevel, f32_words, integer_words, times_high_byte};
 use crate::format::{BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks};
 use crate::isa::{Isa, dispatched};
-use crate::prepare::{ChunkCodes, ChunkScales, chunk_codes, code_vector, prepare_codes, prepare_scales};
+use crate::prepare::{ChunkCodes, ChunkScales, IDENTITY, chunk_codes, code_vector, prepare_codes, prepare_scales};
 use crate::simd::{LANES, Simd};
 
 /// Vectors of codes per block: four columns in each lane.
@@ -33,9 +33,17 @@ fn signed_bytes<S: Simd>(_: S) -> bool {
 /// `[panels][rows][16]`.
 ///
 /// `BITS`: result of [`bits`]. `BYTES`: bytes per rounded activation, 1 or 2; 0 if activations are not rounded. `MIN`:
-/// weights have minima instead of a zero point. `HALVES`: a group of weights is half a block.
+/// weights have minima instead of a zero point. `HALVES`: a group of weights is half a block. `TABLE`: codes are indices
+/// into a table of levels (but for those unpacked to 8 bits, which are levels).
 #[inline(always)]
-pub(super) fn multiply<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>(
+pub(super) fn multiply<
+    S: Simd,
+    const BITS: usize,
+    const BYTES: usize,
+    const MIN: bool,
+    const HALVES: bool,
+    const TABLE: bool,
+>(
     simd: S,
     panels: Panels<'_>,
     x: &Activations<'_>,
@@ -49,20 +57,20 @@ pub(super) fn multiply<S: Simd, const BITS: usize, const BYTES: usize, const MIN
         codes = [ChunkCodes::ZERO, ChunkCodes::ZERO];
         widened = Some(&mut codes);
     }
-    let kernel = IntKernel::<'_, BITS, BYTES, MIN, HALVES> { panels, format, scales: &mut scales, widened };
+    let kernel = IntKernel::<'_, BITS, BYTES, MIN, HALVES, TABLE> { panels, format, scales: &mut scales, widened };
     for_each_group(simd, kernel, panels, x, out);
 }
 
 /// Multiplies codes of `BITS` bits: those in the panels, or those unpacked to `widened`.
-struct IntKernel<'a, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool> {
+struct IntKernel<'a, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const TABLE: bool> {
     panels: Panels<'a>,
     format: IntFormat,
     scales: &'a mut [ChunkScales; 2],
     widened: Option<&'a mut [ChunkCodes; 2]>,
 }
 
-impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool> GroupKernel<S>
-    for IntKernel<'_, BITS, BYTES, MIN, HALVES>
+impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const TABLE: bool>
+    GroupKernel<S> for IntKernel<'_, BITS, BYTES, MIN, HALVES, TABLE>
 {
     #[inline(always)]
     fn multiply<const P: usize>(
@@ -74,7 +82,7 @@ impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALV
         mut out: [&mut [[f32; LANES]]; P],
     ) {
         let format = self.format;
-        let zero = format.zero;
+        let (zero, table) = (format.zero, format.levels.table().unwrap_or(&IDENTITY));
         let full = chunk_bytes(PanelFormat::Int(format), CHUNK_BLOCKS);
         let scales: &mut [ChunkScales; P] = self.scales.first_chunk_mut().expect("there are scales for two panels");
         let mut start = 0;
@@ -97,22 +105,39 @@ impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALV
             for (panel, ahead) in ahead.iter_mut().enumerate() {
                 *ahead = self.panels.next_lines(first + panel, end, full, P);
             }
-            let codes = Codes::<P, BITS, BYTES, MIN, HALVES> { codes, scales: scales.each_ref(), zero };
+            let codes = Codes::<P, BITS, BYTES, MIN, HALVES, TABLE> { codes, table, scales: scales.each_ref(), zero };
             for_each_tile(simd, &codes, x, chunk, ahead, &mut out);
         }
     }
 }
 
 /// One chunk of `P` panels.
-struct Codes<'a, const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool> {
+struct Codes<
+    'a,
+    const P: usize,
+    const BITS: usize,
+    const BYTES: usize,
+    const MIN: bool,
+    const HALVES: bool,
+    const TABLE: bool,
+> {
     /// [`BITS`] vectors for each block.
     codes: [&'a [[u8; 64]]; P],
+    /// The levels of 4-bit codes.
+    table: &'a [u8; 16],
     scales: [&'a ChunkScales; P],
     zero: u8,
 }
 
-impl<S: Simd, const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>
-    ChunkKernel<S, P> for Codes<'_, P, BITS, BYTES, MIN, HALVES>
+impl<
+    S: Simd,
+    const P: usize,
+    const BITS: usize,
+    const BYTES: usize,
+    const MIN: bool,
+    const HALVES: bool,
+    const TABLE: bool,
+> ChunkKernel<S, P> for Codes<'_, P, BITS, BYTES, MIN, HALVES, TABLE>
 {
     #[inline(always)]
     fn accumulate<const N: usize>(
@@ -141,8 +166,8 @@ impl<S: Simd, const P: usize, const BITS: usize, const BYTES: usize, const MIN: 
     }
 }
 
-impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>
-    Codes<'_, P, BITS, BYTES, MIN, HALVES>
+impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const TABLE: bool>
+    Codes<'_, P, BITS, BYTES, MIN, HALVES, TABLE>
 {
     /// Vectors of codes per group.
     const LEN: usize = if HALVES { VECTORS / 2 } else { VECTORS };
@@ -186,7 +211,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         let (bytes, sums_of) = x.split_at(BYTES * integer_words::BYTES * N);
         if BYTES == 2 {
             let (high, _) = bytes.split_at(integer_words::BYTES * N);
-            Self::dot_group::<S, N, HALF, true>(simd, codes, high, ahead, &mut dots);
+            self.dot_group::<S, N, HALF, true>(simd, codes, high, ahead, &mut dots);
             for dots in &mut dots {
                 for dot in dots {
                     *dot = times_high_byte(simd, *dot);
@@ -194,7 +219,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
             }
         }
         if !(MIN || S::SIGNED_BYTES && BITS == 8) {
-            // Codes are `zero` too large. The activations have the correction for 128, which is shifted to that for
+            // Levels are `zero` too large. The activations have the correction for 128, which is shifted to that for
             // `zero`.
             let by = 7 - self.zero.trailing_zeros();
             let offsets = if HALVES { integer_words::HALF_OFFSETS + HALF } else { integer_words::OFFSET };
@@ -208,9 +233,9 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         let low = &bytes[(BYTES - 1) * integer_words::BYTES * N..];
         if BYTES == 2 {
             // Every line was already prefetched with the high bytes.
-            Self::dot_group::<S, N, HALF, false>(simd, codes, low, &mut NoPrefetch, &mut dots);
+            self.dot_group::<S, N, HALF, false>(simd, codes, low, &mut NoPrefetch, &mut dots);
         } else {
-            Self::dot_group::<S, N, HALF, false>(simd, codes, low, ahead, &mut dots);
+            self.dot_group::<S, N, HALF, false>(simd, codes, low, ahead, &mut dots);
         }
         if HALVES && HALF == 0 {
             self.scale_last::<S, N, HALF, 3>(simd, codes, group, x, dots, sums);
@@ -223,6 +248,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
     /// byte of each activation of the block.
     #[inline(always)]
     fn dot_group<S: Simd, const N: usize, const HALF: usize, const ALL: bool>(
+        &self,
         simd: S,
         codes: [&[[u8; 64]; BITS]; P],
         x: &[u32],
@@ -242,20 +268,20 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
             }
         } else {
             if !HALVES || HALF == 0 {
-                dot_vector::<S, P, N, BITS, 0>(simd, codes, x, ahead, dots);
-                dot_vector::<S, P, N, BITS, 1>(simd, codes, x, ahead, dots);
-                dot_vector::<S, P, N, BITS, 2>(simd, codes, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, TABLE, 0>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, TABLE, 1>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, TABLE, 2>(simd, codes, self.table, x, ahead, dots);
             }
             if !HALVES || ALL && HALF == 0 {
-                dot_vector::<S, P, N, BITS, 3>(simd, codes, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, TABLE, 3>(simd, codes, self.table, x, ahead, dots);
             }
             if !HALVES || HALF == 1 {
-                dot_vector::<S, P, N, BITS, 4>(simd, codes, x, ahead, dots);
-                dot_vector::<S, P, N, BITS, 5>(simd, codes, x, ahead, dots);
-                dot_vector::<S, P, N, BITS, 6>(simd, codes, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, TABLE, 4>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, TABLE, 5>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, TABLE, 6>(simd, codes, self.table, x, ahead, dots);
             }
             if ALL && (!HALVES || HALF == 1) {
-                dot_vector::<S, P, N, BITS, 7>(simd, codes, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, TABLE, 7>(simd, codes, self.table, x, ahead, dots);
             }
         }
         if !ALL {
@@ -278,7 +304,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
     ) {
         let (mut last, mut scales, mut mins) = ([simd.splat_i32(0); P], [simd.splat(0.0); P], [simd.splat(0.0); P]);
         for panel in 0..P {
-            last[panel] = code_vector::<S, BITS, VECTOR>(simd, codes[panel]);
+            last[panel] = code_vector::<S, BITS, TABLE, VECTOR>(simd, codes[panel], self.table);
             scales[panel] = simd.load(&self.scales[panel].scales[group]);
             if MIN {
                 mins[panel] = simd.load(&self.scales[panel].mins[group]);
@@ -303,7 +329,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         }
     }
 
-    /// Multiplies codes, expanded to bytes, minus the zero point by f32 activations; the sum of a group is scaled once.
+    /// Multiplies levels, expanded to bytes, minus the zero point by f32 activations; the sum of a group is scaled once.
     #[inline(always)]
     fn f32_group<S: Simd, const N: usize, const HALF: usize>(
         &self,
@@ -355,9 +381,10 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
 /// Adds the products of four columns of a block. `VECTOR` is a constant, so that unpacking codes takes a few
 /// instructions without branches.
 #[inline(always)]
-fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const VECTOR: usize>(
+fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const TABLE: bool, const VECTOR: usize>(
     simd: S,
     codes: [&[[u8; 64]; BITS]; P],
+    table: &[u8; 16],
     x: &[u32],
     ahead: &mut impl Ahead<S>,
     dots: &mut [[S::I32; N]; P],
@@ -369,7 +396,7 @@ fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const 
     // A plain loop, because a closure would not be compiled for the instruction set.
     let mut vectors = [simd.splat_i32(0); P];
     for (vector, codes) in vectors.iter_mut().zip(codes) {
-        *vector = code_vector::<S, BITS, VECTOR>(simd, codes);
+        *vector = code_vector::<S, BITS, TABLE, VECTOR>(simd, codes, table);
     }
     simd.dot_tile::<P, N, BITS>(dots, vectors, &x.as_chunks().0[VECTOR]);
 }

@@ -2,11 +2,13 @@
 
 use super::{Kernel, integer};
 use crate::activations::NumericLevel;
-use crate::format::{CodeBits, GroupLen, IntFormat};
+use crate::format::{CodeBits, GroupLen, IntFormat, Levels};
 
 /// The kernel that multiplies codes of `format`, unpacked to `bits` bits, by activations at `level`.
 pub(super) fn kernel(format: IntFormat, bits: CodeBits, level: NumericLevel) -> Option<Kernel> {
     let of = match (level, bits) {
+        (NumericLevel::Int8, CodeBits::Four) if format.levels != Levels::Even => int8_table::of,
+        (NumericLevel::Int16, CodeBits::Four) if format.levels != Levels::Even => int16_table::of,
         (NumericLevel::F32, CodeBits::Eight) => f32_8::of,
         (NumericLevel::Int8, CodeBits::Eight) => int8_8::of,
         (NumericLevel::Int8, CodeBits::Six) => int8_6::of,
@@ -26,10 +28,10 @@ macro_rules! modules {
             use super::{GroupLen, IntFormat, Kernel, integer};
 
             kernels! {
-                plain = integer::multiply::<_, $bits, $bytes, false, false>;
-                by_16 = integer::multiply::<_, $bits, $bytes, false, true>;
-                with_mins = integer::multiply::<_, $bits, $bytes, true, false>;
-                with_mins_by_16 = integer::multiply::<_, $bits, $bytes, true, true>;
+                plain = integer::multiply::<_, $bits, $bytes, false, false, false>;
+                by_16 = integer::multiply::<_, $bits, $bytes, false, true, false>;
+                with_mins = integer::multiply::<_, $bits, $bytes, true, false, false>;
+                with_mins_by_16 = integer::multiply::<_, $bits, $bytes, true, true, false>;
             }
 
             pub(super) fn of(format: IntFormat) -> Kernel {
@@ -52,4 +54,30 @@ modules! {
     int16_8: 2, 8;
     int16_6: 2, 6;
     int16_4: 2, 4;
+}
+
+/// Defines a module of kernels for 4-bit codes that are looked up, for each number of bytes per activation.
+macro_rules! table_modules {
+    ($($module:ident: $bytes:literal;)*) => {
+        $(mod $module {
+            use super::{GroupLen, IntFormat, Kernel, integer};
+
+            kernels! {
+                plain = integer::multiply::<_, 4, $bytes, false, false, true>;
+                by_16 = integer::multiply::<_, 4, $bytes, false, true, true>;
+            }
+
+            pub(super) fn of(format: IntFormat) -> Kernel {
+                match format.group {
+                    GroupLen::ThirtyTwo => plain,
+                    GroupLen::Sixteen => by_16,
+                }
+            }
+        })*
+    };
+}
+
+table_modules! {
+    int8_table: 1;
+    int16_table: 2;
 }

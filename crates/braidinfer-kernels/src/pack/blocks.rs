@@ -36,6 +36,12 @@ pub(super) trait Layout<const SIZE: usize> {
 
     fn header(block: &[u8; SIZE]) -> Header;
 
+    /// Has the sign bit set if a value is not finite.
+    #[inline(always)]
+    fn overflow(_: &[u8; SIZE], header: &Header) -> u16 {
+        half_overflow(header.halves[0]) | half_overflow(header.halves[1])
+    }
+
     /// Unsigned codes of 32 columns, as in the panel: part `part` of [`Layout::PARTS`].
     fn codes(block: &[u8; SIZE], part: usize) -> Codes;
 }
@@ -64,7 +70,7 @@ pub(super) fn pack_blocks<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usi
     (overflow & 0x8000 != 0).then(|| first_not_finite::<L, SIZE>(rows, row_blocks))
 }
 
-/// Packs the blocks of one row into a chunk. The result has the sign bit set if a scale or minimum is not finite.
+/// Packs the blocks of one row into a chunk. The result has the sign bit set if a value is not finite.
 #[inline(always)]
 fn pack_row<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usize>(
     blocks: &[[u8; SIZE]],
@@ -75,8 +81,8 @@ fn pack_row<L: Layout<SIZE>, const SIZE: usize, const VECTORS: usize>(
     let mut overflow = 0;
     for (i, (block, codes)) in blocks.iter().zip(codes.chunks_exact_mut(L::PARTS)).enumerate() {
         let header = L::header(block);
-        overflow |= half_overflow(header.halves[0]) | half_overflow(header.halves[1]);
-        put_header(L::FORMAT, &header, scales, (i, blocks.len()), row);
+        overflow |= L::overflow(block, &header);
+        put_header(L::FORMAT, &header, scales, (i, blocks.len(), L::PARTS), row);
         for (part, vectors) in codes.iter_mut().enumerate() {
             put_codes(L::codes(block, part), vectors, row);
         }
@@ -90,10 +96,11 @@ fn half_overflow(half: [u8; 2]) -> u16 {
     (u16::from_le_bytes(half) & 0x7c00) + 0x400
 }
 
-/// Writes the scales of a row for file block `i` of `len`.
+/// Writes the scales of a row for file block `i` of `len`, each of which has `parts` blocks.
 #[inline(always)]
-fn put_header(format: IntFormat, header: &Header, out: &mut [u8], (i, len): (usize, usize), row: usize) {
+fn put_header(format: IntFormat, header: &Header, out: &mut [u8], (i, len, parts): (usize, usize, usize), row: usize) {
     let [first, second] = header.halves;
+    let groups = format.groups(parts);
     let put_half = |out: &mut [u8], vector: usize, half| out.as_chunks_mut().0[vector * LANES + row] = half;
     match format.scales {
         Scales::F16 => put_half(out, i, first),
@@ -103,21 +110,21 @@ fn put_header(format: IntFormat, header: &Header, out: &mut [u8], (i, len): (usi
         }
         Scales::Super => {
             put_half(out, 0, first);
-            put_groups(format, &header.scales, &mut out[2 * LANES..], row);
+            put_groups(&header.scales[..groups], &mut out[2 * LANES..], row);
         }
         Scales::SuperMin => {
             put_half(out, 0, first);
             put_half(out, 1, second);
-            put_groups(format, &header.scales, &mut out[4 * LANES..], row);
-            put_groups(format, &header.mins, &mut out[4 * LANES + LANES * format.groups(CHUNK_BLOCKS)..], row);
+            put_groups(&header.scales[..groups], &mut out[4 * LANES..], row);
+            put_groups(&header.mins[..groups], &mut out[4 * LANES + LANES * groups..], row);
         }
+        Scales::E8m0 | Scales::Ue4m3 => put_groups(&header.scales[..groups], &mut out[LANES * groups * i..], row),
     }
 }
 
-/// Writes one byte for each group of a chunk.
+/// Writes one byte for each group.
 #[inline(always)]
-fn put_groups(format: IntFormat, bytes: &[u8; LANES], out: &mut [u8], row: usize) {
-    let bytes = &bytes[..format.groups(CHUNK_BLOCKS)];
+fn put_groups(bytes: &[u8], out: &mut [u8], row: usize) {
     for (byte, vector) in bytes.iter().zip(out.as_chunks_mut::<LANES>().0) {
         vector[row] = *byte;
     }
@@ -143,8 +150,8 @@ fn folded<const VECTORS: usize>(codes: Codes) -> [u32; VECTORS] {
 
 #[cold]
 fn first_not_finite<L: Layout<SIZE>, const SIZE: usize>(rows: &[u8], row_blocks: usize) -> NotFinite {
-    let finite = |block| L::header(block).halves.iter().all(|half| half_overflow(*half) & 0x8000 == 0);
+    let finite = |block| L::overflow(block, &L::header(block)) & 0x8000 == 0;
     let at = rows.as_chunks().0.iter().position(|block| !finite(block));
-    let at = at.expect("a scale has just been found not to be finite");
+    let at = at.expect("a block has just been found not to be finite");
     NotFinite { row: at / row_blocks, column: at % row_blocks * L::TYPE.block_len() }
 }

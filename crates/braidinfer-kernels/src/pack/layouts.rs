@@ -7,9 +7,9 @@ use crate::LANES;
 use crate::format::WeightType;
 
 /// The low half of every byte.
-const LOW: u32 = 0x0f0f_0f0f;
+pub(super) const LOW: u32 = 0x0f0f_0f0f;
 /// The lowest bit of every byte.
-const ONE: u32 = 0x0101_0101;
+pub(super) const ONE: u32 = 0x0101_0101;
 
 /// Levels of `iq4_nl` and `iq4_xs`, in units of the scale (llama.cpp's `kvalues_iq4nl`).
 const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -267,7 +267,7 @@ fn affine_header(bytes: [u8; 16]) -> Header {
 
 /// The low halves of all bytes, then the high halves.
 #[inline(always)]
-fn nibbles(words: [u32; 4]) -> Codes {
+pub(super) fn nibbles(words: [u32; 4]) -> Codes {
     from_fn(|j| words[j % 4] >> (4 * (j / 4)) & LOW)
 }
 
@@ -303,13 +303,13 @@ const LEVEL_PAIRS: [u32; 256] = {
 
 /// The `N` bytes at offset `at`, which every layout has.
 #[inline(always)]
-fn part<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+pub(super) fn part<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     *block[at..].first_chunk().expect("the layout of the block has bytes here")
 }
 
 /// The `N` 32-bit words at offset `at`.
 #[inline(always)]
-fn words<const N: usize>(block: &[u8], at: usize) -> [u32; N] {
+pub(super) fn words<const N: usize>(block: &[u8], at: usize) -> [u32; N] {
     let (words, _) = block[at..].as_chunks();
     from_fn(|j| u32::from_le_bytes(words[j]))
 }

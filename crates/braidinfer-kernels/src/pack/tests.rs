@@ -37,15 +37,23 @@ proptest! {
     fn the_first_value_that_is_not_finite_is_found(seed in seeds(), two in any::<bool>(), nan in any::<bool>()) {
         for weight_type in WeightType::ALL {
             let mut matrix = seed.matrix(weight_type);
-            let (float, places) = floats(weight_type);
+            let places = floats(weight_type);
+            if places.is_empty() {
+                continue;
+            }
             let row_blocks = matrix.cols / weight_type.block_len();
             let mut seed = seed;
             let mut first = usize::MAX;
             for _ in 0..=usize::from(two) {
                 let block = seed.below(matrix.rows * row_blocks);
-                let at = matrix.block(block).start + places[seed.below(places.len())];
-                let bits = (float.infinity() | u32::from(nan)).to_le_bytes();
-                matrix.bytes[at..][..float.bytes].copy_from_slice(&bits[..float.bytes]);
+                let float = places[seed.below(places.len())];
+                let block_bytes = matrix.block(block);
+                let block_bytes = &mut matrix.bytes[block_bytes];
+                if weight_type == WeightType::Mxfp4 {
+                    // The largest codes, which this exponent makes infinite.
+                    block_bytes.fill(0x77);
+                }
+                float.put(float.infinity() | u32::from(nan), block_bytes);
                 first = first.min(block);
             }
             let found = NotFinite { row: first / row_blocks, column: first % row_blocks * weight_type.block_len() };
@@ -123,6 +131,43 @@ fn scales_of_q2_k_have_the_documented_layout() {
         for group in 0..16 {
             assert_eq!(panel[second + 64 + 16 * group + row], byte(row, 84 + group) & 15);
             assert_eq!(panel[second + 320 + 16 * group + row], byte(row, 84 + group) >> 4);
+        }
+    }
+}
+
+#[test]
+fn exponents_and_codes_of_mxfp4_have_the_documented_layout() {
+    let byte = |row: usize, at: usize| (3 * at + 7 * row) as u8 & 0x7f;
+    let panel = packed(WeightType::Mxfp4, 288, byte);
+    // A whole chunk of eight blocks, then a chunk of one.
+    for (block, scales, codes) in [(5, 5 * 16, 128 + 5 * 256), (8, 128 + 8 * 256, 128 + 8 * 256 + 64)] {
+        for row in 0..LANES {
+            assert_eq!(panel[scales + row], byte(row, 17 * block));
+            for column in 0..16 {
+                let stored = panel[codes + 64 * (column / 4) + 4 * row + column % 4];
+                assert_eq!(stored, byte(row, 17 * block + 1 + column));
+            }
+        }
+    }
+}
+
+#[test]
+fn mxfp4_is_packed_unless_a_value_exceeds_f32() {
+    for exponent in 0..=255 {
+        for code in 0..16 {
+            let mut block = vec![0; 17];
+            (block[0], block[9]) = (exponent, code << 4);
+            let mut panel = vec![0; panel_bytes(PanelFormat::of(WeightType::Mxfp4), 32)];
+            let found = pack_panel(WeightType::Mxfp4, &block, 32, &mut panel);
+            let mut values = [0.0; 32];
+            braidinfer_model::quantization::dequantize(dtype(WeightType::Mxfp4), &block, &mut values);
+            let finite = values.iter().all(|value| value.is_finite());
+            assert_eq!(found, (!finite).then_some(NotFinite { row: 0, column: 0 }), "{exponent}, code {code}");
+            if finite {
+                let mut row = [f32::NAN; 32];
+                read_row(PanelFormat::of(WeightType::Mxfp4), &panel, 32, 0, &mut row);
+                assert_eq!(bits(&row), bits(&values), "{exponent}, code {code}");
+            }
         }
     }
 }

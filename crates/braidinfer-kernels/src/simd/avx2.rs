@@ -34,7 +34,8 @@ const _: () =
     assert!(size_of::<[f32; LANES]>() == 2 * size_of::<__m256>() && size_of::<[u8; 64]>() == 2 * size_of::<__m256i>());
 const _: () =
     assert!(size_of::<[u16; LANES]>() == 2 * size_of::<__m128i>() && size_of::<[u8; 32]>() == 2 * size_of::<__m128i>());
-const _: () = assert!(size_of::<[u8; LANES]>() == 2 * size_of::<u64>());
+const _: () =
+    assert!(size_of::<[u8; LANES]>() == 2 * size_of::<u64>() && size_of::<[u8; 16]>() == size_of::<__m128i>());
 
 /// Applies `$op` to each half, giving a pair of registers.
 macro_rules! halves {
@@ -147,6 +148,10 @@ macro_rules! methods {
                 let by = _mm_cvtsi32_si128(by as i32);
                 [_mm256_sra_epi32(a[0], by), _mm256_sra_epi32(a[1], by)]
             };
+            fn look_up(self, table: &[u8; 16], a: [__m256i; 2]) -> [__m256i; 2] = {
+                let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+                [_mm256_shuffle_epi8(table, a[0]), _mm256_shuffle_epi8(table, a[1])]
+            };
             fn to_f32(self, a: [__m256i; 2]) -> [__m256; 2] = halves!(_mm256_cvtepi32_ps(a));
             fn float_of(self, a: [__m256i; 2]) -> [__m256; 2] = halves!(_mm256_castsi256_ps(a));
             fn sum(self, a: [__m256; 2]) -> f32 = sum_256(_mm256_add_ps(a[0], a[1]));
@@ -192,8 +197,8 @@ impl Avx2 {
             let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
             _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
         };
-        /// A sum of two products fits in 16 bits if codes have fewer than 8 bits, or 8 bits with a sign: its magnitude
-        /// is at most 128 * 127 * 2.
+        /// A sum of two products fits in 16 bits if bytes are below 128, or have a sign: its magnitude is at most
+        /// 128 * 127 * 2.
         fn dot_codes_half<const BITS: usize>(self, a: __m256i, b: __m256i) -> __m256i = {
             let pairs = if BITS < 8 {
                 _mm256_maddubs_epi16(a, b)

@@ -197,6 +197,8 @@ impl Simd for Avx512 {
         fn shl<const BY: u32>(self, a: __m512i) -> __m512i = _mm512_slli_epi32::<BY>(a);
         fn shr<const BY: u32>(self, a: __m512i) -> __m512i = _mm512_srli_epi32::<BY>(a);
         fn sar(self, a: __m512i, by: u32) -> __m512i = _mm512_sra_epi32(a, _mm_cvtsi32_si128(by as i32));
+        fn look_up(self, table: &[u8; 16], a: __m512i) -> __m512i =
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), a);
         fn to_f32(self, a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
         fn float_of(self, a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
 

@@ -78,6 +78,8 @@ pub(crate) trait Simd: Copy {
     fn shr<const BY: u32>(self, a: Self::I32) -> Self::I32;
     /// Arithmetic shift right.
     fn sar(self, a: Self::I32, by: u32) -> Self::I32;
+    /// The entries of a table that the bytes of `a`, which must be below 16, are the indices of.
+    fn look_up(self, table: &[u8; 16], a: Self::I32) -> Self::I32;
     /// Exact for magnitudes below 2^24.
     fn to_f32(self, a: Self::I32) -> Self::F32;
     fn float_of(self, a: Self::I32) -> Self::F32;
@@ -85,7 +87,7 @@ pub(crate) trait Simd: Copy {
     /// Adds to each lane of `acc` the four products of its unsigned bytes in `a` and its signed bytes in `b`, which
     /// must be at least -127.
     fn dot_u8_i8(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32;
-    /// [`Simd::dot_u8_i8`] for bytes of `a` below 2^`BITS`.
+    /// [`Simd::dot_u8_i8`] for bytes of `a` that come from codes of `BITS` bits: below 128 if these are fewer than 8.
     #[inline(always)]
     fn dot_codes<const BITS: usize>(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32 {
         self.dot_u8_i8(acc, a, b)

@@ -131,6 +131,9 @@ impl Simd for Scalar {
     fn sar(self, a: Self::I32, by: u32) -> Self::I32 {
         a.map(|value| value >> by)
     }
+    fn look_up(self, table: &[u8; 16], a: Self::I32) -> Self::I32 {
+        a.map(|value| i32::from_le_bytes(bytes(value).map(|index| table[usize::from(index)])))
+    }
     fn to_f32(self, a: Self::I32) -> Self::F32 {
         a.map(|value| value as f32)
     }

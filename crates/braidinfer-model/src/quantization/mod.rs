@@ -4,10 +4,14 @@ mod affine_k;
 mod file_type;
 mod fitting;
 mod floats;
+mod fp4;
+mod iq;
 mod iq4;
+mod iq_grids;
 mod k_quants;
 mod legacy;
 mod q6_k;
+mod ternary;
 
 pub use file_type::FileType;
 
@@ -26,6 +30,9 @@ pub const QUANTIZABLE: &[Dtype] = &[
     Dtype::Q4K,
     Dtype::Q5K,
     Dtype::Q6K,
+    Dtype::Tq1_0,
+    Dtype::Tq2_0,
+    Dtype::Mxfp4,
 ];
 
 /// Why values cannot be quantized.
@@ -84,14 +91,25 @@ pub fn dequantize(dtype: Dtype, blocks: &[u8], out: &mut [f32]) {
         Dtype::Q6K => decode_each(blocks, out, k_quants::dequantize_q6_k),
         Dtype::Iq4Nl => decode_each(blocks, out, iq4::dequantize_iq4_nl),
         Dtype::Iq4Xs => decode_each(blocks, out, iq4::dequantize_iq4_xs),
+        Dtype::Iq1S => decode_each(blocks, out, iq::dequantize_iq1_s),
+        Dtype::Iq1M => decode_each(blocks, out, iq::dequantize_iq1_m),
+        Dtype::Iq2Xxs => decode_each(blocks, out, iq::dequantize_iq2_xxs),
+        Dtype::Iq2Xs => decode_each(blocks, out, iq::dequantize_iq2_xs),
+        Dtype::Iq2S => decode_each(blocks, out, iq::dequantize_iq2_s),
+        Dtype::Iq3Xxs => decode_each(blocks, out, iq::dequantize_iq3_xxs),
+        Dtype::Iq3S => decode_each(blocks, out, iq::dequantize_iq3_s),
+        Dtype::Tq1_0 => decode_each(blocks, out, ternary::dequantize_tq1_0),
+        Dtype::Tq2_0 => decode_each(blocks, out, ternary::dequantize_tq2_0),
+        Dtype::Mxfp4 => decode_each(blocks, out, fp4::dequantize_mxfp4),
+        Dtype::Nvfp4 => decode_each(blocks, out, fp4::dequantize_nvfp4),
     }
 }
 
 /// Appends `values`, quantized to blocks, to `out`.
 ///
-/// Floats are rounded to nearest even. `q4_0`, `q4_1`, `q5_0`, `q5_1` and `q8_0` are byte-identical to
-/// `gguf.quants.quantize` of the `gguf` Python package. `q4_k`, `q5_k` and `q6_k` minimise the sum of squared errors of
-/// each super-block. After an error, `out` contains the blocks before the failed one.
+/// Floats are rounded to nearest even. `q4_0`, `q4_1`, `q5_0`, `q5_1`, `q8_0`, `tq1_0`, `tq2_0` and `mxfp4` are
+/// byte-identical to `gguf.quants.quantize` of the `gguf` Python package. `q4_k`, `q5_k` and `q6_k` minimise the sum of
+/// squared errors of each super-block. After an error, `out` contains the blocks before the failed one.
 pub fn quantize(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<(), QuantizeError> {
     let bytes = dtype.bytes(values.len()).ok_or(QuantizeError::PartialBlock { dtype, len: values.len() })?;
     out.reserve(bytes);
@@ -107,7 +125,15 @@ pub fn quantize(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<(), Q
         Dtype::Q4K => encode_each(dtype, values, out, affine_k::quantize_q4_k),
         Dtype::Q5K => encode_each(dtype, values, out, affine_k::quantize_q5_k),
         Dtype::Q6K => encode_each(dtype, values, out, q6_k::quantize_q6_k),
-        Dtype::Q2K | Dtype::Q3K | Dtype::Iq4Nl | Dtype::Iq4Xs => Err(QuantizeError::NotWritten { dtype }),
+        Dtype::Tq1_0 => encode_each(dtype, values, out, ternary::quantize_tq1_0),
+        Dtype::Tq2_0 => encode_each(dtype, values, out, ternary::quantize_tq2_0),
+        Dtype::Mxfp4 => encode_each(dtype, values, out, fp4::quantize_mxfp4),
+        Dtype::Q2K | Dtype::Q3K | Dtype::Iq4Nl | Dtype::Iq4Xs | Dtype::Nvfp4 => {
+            Err(QuantizeError::NotWritten { dtype })
+        }
+        Dtype::Iq1S | Dtype::Iq1M | Dtype::Iq2Xxs | Dtype::Iq2Xs | Dtype::Iq2S | Dtype::Iq3Xxs | Dtype::Iq3S => {
+            Err(QuantizeError::NotWritten { dtype })
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::Dtype;
 use crate::format::checkpoint::UnsupportedType;
 
 /// Supported types, with ggml's number.
-const SUPPORTED: [(u32, Dtype); 15] = [
+const SUPPORTED: [(u32, Dtype); 26] = [
     (0, Dtype::F32),
     (1, Dtype::F16),
     (2, Dtype::Q4_0),
@@ -17,37 +17,38 @@ const SUPPORTED: [(u32, Dtype); 15] = [
     (12, Dtype::Q4K),
     (13, Dtype::Q5K),
     (14, Dtype::Q6K),
+    (16, Dtype::Iq2Xxs),
+    (17, Dtype::Iq2Xs),
+    (18, Dtype::Iq3Xxs),
+    (19, Dtype::Iq1S),
     (20, Dtype::Iq4Nl),
+    (21, Dtype::Iq3S),
+    (22, Dtype::Iq2S),
     (23, Dtype::Iq4Xs),
+    (29, Dtype::Iq1M),
     (30, Dtype::BF16),
+    (34, Dtype::Tq1_0),
+    (35, Dtype::Tq2_0),
+    (39, Dtype::Mxfp4),
+    (40, Dtype::Nvfp4),
 ];
 
-const SUPPORTED_NAMES: &str =
-    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL or IQ4_XS";
+const SUPPORTED_NAMES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, \
+     IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS, TQ1_0, TQ2_0, MXFP4 or NVFP4";
 
 /// Names of unsupported types, for messages.
-const UNSUPPORTED: [(u32, &str); 21] = [
+const UNSUPPORTED: [(u32, &str); 11] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
-    (16, "IQ2_XXS"),
-    (17, "IQ2_XS"),
-    (18, "IQ3_XXS"),
-    (19, "IQ1_S"),
-    (21, "IQ3_S"),
-    (22, "IQ2_S"),
     (24, "I8"),
     (25, "I16"),
     (26, "I32"),
     (27, "I64"),
     (28, "F64"),
-    (29, "IQ1_M"),
     (31, "Q4_0_4_4"),
     (32, "Q4_0_4_8"),
     (33, "Q4_0_8_8"),
-    (34, "TQ1_0"),
-    (35, "TQ2_0"),
-    (39, "MXFP4"),
-    (40, "NVFP4"),
+    (41, "Q1_0"),
 ];
 
 /// The type with number `id`.
@@ -75,7 +76,7 @@ mod tests {
             assert_eq!((dtype(number), id(supported)), (Ok(supported), number));
         }
         let name = |number| dtype(number).map_err(|unsupported| unsupported.name);
-        assert_eq!(name(39), Err("MXFP4".into()));
+        assert_eq!(name(15), Err("Q8_K".into()));
         assert_eq!(name(4_000_000_000), Err("type number 4000000000".into()));
     }
 }

@@ -224,6 +224,17 @@ fn weight_type(dtype: Dtype) -> WeightType {
         Dtype::Q6K => WeightType::Q6K,
         Dtype::Iq4Nl => WeightType::Iq4Nl,
         Dtype::Iq4Xs => WeightType::Iq4Xs,
+        Dtype::Iq1S => WeightType::Iq1S,
+        Dtype::Iq1M => WeightType::Iq1M,
+        Dtype::Iq2Xxs => WeightType::Iq2Xxs,
+        Dtype::Iq2Xs => WeightType::Iq2Xs,
+        Dtype::Iq2S => WeightType::Iq2S,
+        Dtype::Iq3Xxs => WeightType::Iq3Xxs,
+        Dtype::Iq3S => WeightType::Iq3S,
+        Dtype::Tq1_0 => WeightType::Tq1_0,
+        Dtype::Tq2_0 => WeightType::Tq2_0,
+        Dtype::Mxfp4 => WeightType::Mxfp4,
+        Dtype::Nvfp4 => WeightType::Nvfp4,
     }
 }
 
