@@ -72,6 +72,36 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// All types.
+    pub const ALL: [Self; 26] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+        Self::Iq1S,
+        Self::Iq1M,
+        Self::Iq2Xxs,
+        Self::Iq2Xs,
+        Self::Iq2S,
+        Self::Iq3Xxs,
+        Self::Iq3S,
+        Self::Tq1_0,
+        Self::Tq2_0,
+        Self::Mxfp4,
+        Self::Nvfp4,
+    ];
+
     /// The name in messages and JSON: llama.cpp's, in lower case.
     pub const fn name(self) -> &'static str {
         match self {

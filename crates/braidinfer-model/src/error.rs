@@ -58,12 +58,17 @@ pub enum ModelError {
         found: String,
     },
     /// An unknown quantization type.
-    #[error("expected a quantization type ({known}), found `{found}`")]
+    #[error(
+        "expected a quantization type ({known}), found `{found}`{}",
+        if *readable { ", which can be read but not written" } else { "" }
+    )]
     UnknownFileType {
         /// The requested type.
         found: String,
         /// The names of the known types.
         known: String,
+        /// Whether tensors of a file can have this type.
+        readable: bool,
     },
     /// An architecture that this engine does not support.
     #[error("{path}: model_type `{model_type}` {reason}; supported: {supported}")]

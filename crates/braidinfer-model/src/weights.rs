@@ -297,7 +297,21 @@ impl<'a> Resolver<'a> {
             let shapes: Vec<_> = stack.parameters.iter().map(|parameter| &parameter.shape).collect();
             return Err(view.error(expected, format!("{} in parts of shape {shapes:?}", view.dtype)));
         }
-        Ok(())
+        self.check_scale(&stack.tensor)
+    }
+
+    /// A GGUF file may have a factor of all values of a matrix as a tensor of its own, usually beside `nvfp4`. It is not
+    /// applied, so that it has to be 1.
+    fn check_scale(&self, tensor: &str) -> Result<()> {
+        let scale = tensor.strip_suffix(".weight").map(|name| format!("{name}.scale"));
+        let Some(scale) = scale.filter(|_| self.source.gguf().is_some()) else { return Ok(()) };
+        let Some(view) = self.checkpoint.tensor(&scale)? else { return Ok(()) };
+        match view.read::<f32>()?.into_iter().find(|scale| *scale != 1.0) {
+            None => Ok(()),
+            Some(other) => {
+                Err(view.error(format!("1, since factors of `{tensor}` are not applied"), other.to_string()))
+            }
+        }
     }
 
     /// A tied checkpoint may still store an output head. If it differs from the embedding, the stored head is used, as

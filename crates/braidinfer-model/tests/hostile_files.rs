@@ -8,8 +8,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use braidinfer_model::format::gguf::{Gguf, GgufWriter, Metadata, Value};
-use braidinfer_model::{ModelError, ModelSource, Weights, describe};
+use braidinfer_model::arch::describe_config;
+use braidinfer_model::arch::gguf::gguf_model;
+use braidinfer_model::format::gguf::{Gguf, GgufWriter, Metadata, TensorHeader, Value};
+use braidinfer_model::{Dtype, JsonFile, ModelError, ModelSource, Weights, describe};
 use mutations::{File, GgufParts, changed_json, changes, check_changed, gguf_changes, json_changes, with_index};
 
 const GGUF: &str = "changed.gguf";
@@ -40,6 +42,37 @@ fn read(source: &ModelSource) -> Result<(), ModelError> {
 
 fn read_gguf(bytes: Vec<u8>) -> Result<(), ModelError> {
     read(&ModelSource::Gguf(Arc::new(Gguf::from_bytes(GGUF, bytes.into())?)))
+}
+
+/// A file whose matrices have all block types, one after the other, and `extra` tensors.
+fn every_block_type(extra: &[TensorHeader], data: impl Fn(&TensorHeader) -> Vec<u8>) -> Vec<u8> {
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 8, "hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "tie_word_embeddings": false,
+    });
+    let config = JsonFile::parse(CONFIG.into(), config.to_string().as_bytes()).expect("an object");
+    let spec = describe_config(&config).expect("a llama").spec;
+    let model = gguf_model("types", &spec, false).expect("GGUF has llama");
+    let mut left: Vec<Dtype> = Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized()).collect();
+    let mut headers: Vec<TensorHeader> = Vec::new();
+    for stack in &model.tensors {
+        let shape = stack.shape();
+        let fits = |dtype: &Dtype| shape.len() == 2 && shape[1].is_multiple_of(dtype.block_len());
+        let dtype = left.iter().position(fits).map_or(Dtype::F32, |at| left.remove(at));
+        headers.push(TensorHeader { name: stack.tensor.clone(), shape, dtype });
+    }
+    assert_eq!(left, []);
+    headers.extend_from_slice(extra);
+    let mut writer = GgufWriter::begin(Vec::new(), &model.metadata, &headers).expect("memory can be written to");
+    for header in &headers {
+        writer.tensor([Ok::<_, std::io::Error>(data(header))]).expect("the data is as long as it must be");
+    }
+    writer.finish().expect("all tensors are there")
+}
+
+/// Data of which the scales of all types are small numbers.
+fn ones(header: &TensorHeader) -> Vec<u8> {
+    vec![0x11; header.size() as usize]
 }
 
 fn read_folder(config: Arc<[u8]>, weights: Arc<[u8]>) -> Result<(), ModelError> {
@@ -84,16 +117,18 @@ fn the_unchanged_files_open() {
     for name in GGUF_MODELS {
         read_gguf(fixture(&format!("gguf/models/{name}.gguf"))).unwrap_or_else(|error| panic!("{error}"));
     }
+    read_gguf(every_block_type(&[], ones)).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
 fn changed_gguf_files_never_panic() {
     let file = |name: &str| File::gguf(name, fixture(&format!("gguf/models/{name}.gguf")));
-    let files = GGUF_MODELS.map(file);
+    let mut files: Vec<File> = GGUF_MODELS.into_iter().map(file).collect();
+    files.push(File::gguf("every-block-type", every_block_type(&[], ones)));
     check_changed(GGUF, 35_000, with_index(files.len(), changes()), |(file, changes)| {
         read_gguf(files[*file].changed(changes))
     });
-    let parts = files.each_ref().map(GgufParts::of);
+    let parts: Vec<GgufParts> = files.iter().map(GgufParts::of).collect();
     check_changed(GGUF, 20_000, with_index(parts.len(), gguf_changes()), |(file, changes)| {
         read_gguf(parts[*file].changed(changes))
     });
@@ -153,6 +188,43 @@ fn files_that_did_harm_are_refused() {
 /// The file of `metadata` without tensors.
 fn written(metadata: &Metadata) -> Vec<u8> {
     GgufWriter::begin(Vec::new(), metadata, &[]).and_then(GgufWriter::finish).expect("memory can be written to")
+}
+
+#[test]
+fn factors_of_whole_tensors_are_not_ignored() {
+    let scale = TensorHeader { name: "blk.1.ffn_up.scale".into(), shape: vec![1], dtype: Dtype::F32 };
+    let file = |factor: f32| {
+        let is_scale = |header: &TensorHeader| header.name == scale.name;
+        let data = |header: &TensorHeader| if is_scale(header) { factor.to_le_bytes().into() } else { ones(header) };
+        read_gguf(every_block_type(std::slice::from_ref(&scale), data))
+    };
+    file(1.0).unwrap_or_else(|error| panic!("{error}"));
+    let error = file(0.5).expect_err("a factor is not applied").to_string();
+    let expected = "expected 1, since factors of `blk.1.ffn_up.weight` are not applied, found 0.5";
+    assert_eq!(error, format!("{GGUF}: tensor `blk.1.ffn_up.scale`: {expected}"));
+}
+
+/// With the largest scales of `mxfp4`, some of its values are beyond f32.
+#[test]
+fn values_beyond_f32_are_refused() {
+    let file = |exponent: u8, codes: u8| {
+        let data = |header: &TensorHeader| {
+            let mut data = ones(header);
+            if header.dtype == Dtype::Mxfp4 {
+                data[3 * 17] = exponent;
+                data[3 * 17 + 8] = codes;
+            }
+            data
+        };
+        read_gguf(every_block_type(&[], data)).map_err(|error| error.to_string())
+    };
+    assert_eq!(file(252, 0x70), Ok(()));
+    // The codes of columns 7 and 23.
+    assert_eq!(file(253, 0x50), Ok(()));
+    for (exponent, codes, found) in [(253, 0x70, "inf at index 119"), (255, 0x0f, "-inf at index 103")] {
+        let error = file(exponent, codes).expect_err("a value is infinite");
+        assert!(error.contains(&format!("`: expected finite values, found {found}")), "{error}");
+    }
 }
 
 #[test]

@@ -12,34 +12,13 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
-const BLOCK_TYPES: [Dtype; 23] = [
-    Dtype::Q4_0,
-    Dtype::Q4_1,
-    Dtype::Q5_0,
-    Dtype::Q5_1,
-    Dtype::Q8_0,
-    Dtype::Q2K,
-    Dtype::Q3K,
-    Dtype::Q4K,
-    Dtype::Q5K,
-    Dtype::Q6K,
-    Dtype::Iq4Nl,
-    Dtype::Iq4Xs,
-    Dtype::Iq1S,
-    Dtype::Iq1M,
-    Dtype::Iq2Xxs,
-    Dtype::Iq2Xs,
-    Dtype::Iq2S,
-    Dtype::Iq3Xxs,
-    Dtype::Iq3S,
-    Dtype::Tq1_0,
-    Dtype::Tq2_0,
-    Dtype::Mxfp4,
-    Dtype::Nvfp4,
-];
 const ENCODED_BY_GGUF: [Dtype; 8] =
     [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Tq1_0, Dtype::Tq2_0, Dtype::Mxfp4];
 const K_TYPES: [Dtype; 3] = [Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
+
+fn block_types() -> impl Iterator<Item = Dtype> {
+    Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized())
+}
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/quantization").join(name);
@@ -77,7 +56,7 @@ fn rms_error(dtype: Dtype, values: &[f32]) -> f64 {
 fn blocks_decode_as_gguf_decodes_them() {
     let bytes = fixture("dequantize.safetensors");
     let goldens = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
-    for dtype in BLOCK_TYPES {
+    for dtype in block_types() {
         let tensor =
             |part: &str| goldens.tensor(&format!("{dtype}.{part}")).expect("the fixture has every type").data();
         let values = decoded(dtype, tensor("blocks"));
@@ -193,7 +172,7 @@ fn streamed_blocks(dtype: Dtype, count: usize) -> Vec<u8> {
 fn ten_thousand_random_blocks_decode_as_gguf_decodes_them() {
     let bytes = fixture("checksums.safetensors");
     let goldens = SafeTensors::deserialize(&bytes).expect("the fixture is whole");
-    for dtype in BLOCK_TYPES {
+    for dtype in block_types() {
         let values = decoded(dtype, &streamed_blocks(dtype, 10_000));
         let found = checksums(values.iter().map(|value| value.to_bits()));
         assert_eq!(found, expected_checksums(&goldens, &format!("{dtype}.decoded")), "{dtype}");
@@ -344,7 +323,7 @@ proptest! {
 
     #[test]
     fn any_bytes_decode(bytes in prop::collection::vec(any::<u8>(), 210)) {
-        for dtype in BLOCK_TYPES {
+        for dtype in block_types() {
             prop_assert_eq!(decoded(dtype, &bytes[..dtype.block_size()]).len(), dtype.block_len());
         }
     }
@@ -468,10 +447,29 @@ fn mixtures_are_those_of_llama_cpp() {
     assert_eq!(mixture(FileType::Q8_0, plain()), BTreeMap::from([("f32", 45), ("q8_0", 156)]));
     assert_eq!(mixture(FileType::Q4_0, plain()), BTreeMap::from([("f32", 45), ("q4_0", 155), ("q6_k", 1)]));
     assert_eq!(mixture(FileType::F16, plain()), BTreeMap::from([("f16", 156), ("f32", 45)]));
+    // By its rules, which give `MXFP4_MOE` to experts only.
+    for (file_type, name) in [(FileType::Tq1_0, "tq1_0"), (FileType::Tq2_0, "tq2_0")] {
+        let expected = BTreeMap::from([("f32", 45), ("q4_k", 1), ("q6_k", 1), (name, 154)]);
+        assert_eq!(mixture(file_type, plain()), expected);
+    }
+    assert_eq!(mixture(FileType::Mxfp4, plain()), BTreeMap::from([("f32", 45), ("mxfp4", 66), ("q8_0", 90)]));
     // A tied embedding is the output head, and rows that are no multiple of 256 take smaller blocks.
     let tied = serde_json::json!({"tie_word_embeddings": true});
     assert_eq!(mixture(FileType::Q4_0, tied), BTreeMap::from([("f32", 45), ("q4_0", 154), ("q6_k", 1)]));
     let narrow = serde_json::json!({"hidden_size": 2080, "num_attention_heads": 32, "head_dim": 64});
     let expected = BTreeMap::from([("f32", 45), ("q4_k", 34), ("q5_0", 101), ("q6_k", 10), ("q8_0", 11)]);
-    assert_eq!(mixture(FileType::Q4KM, narrow), expected);
+    assert_eq!(mixture(FileType::Q4KM, narrow.clone()), expected);
+    let expected = BTreeMap::from([("f32", 45), ("q4_0", 110), ("q5_0", 1), ("q8_0", 1), ("tq1_0", 44)]);
+    assert_eq!(mixture(FileType::Tq1_0, narrow), expected);
+}
+
+#[test]
+fn types_that_are_only_read_are_told_from_unknown_ones() {
+    let error = |name: &str| name.parse::<FileType>().expect_err(name).to_string();
+    let known = "f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, tq2_0, tq1_0";
+    let expected =
+        format!("expected a quantization type ({known}), found `iq2_xxs`, which can be read but not written");
+    assert_eq!(error("iq2_xxs"), expected);
+    assert_eq!(error("q9_9"), format!("expected a quantization type ({known}), found `q9_9`"));
+    assert_eq!("MXFP4".parse::<FileType>().ok(), Some(FileType::Mxfp4));
 }

@@ -24,16 +24,34 @@ pub enum FileType {
     Q6K,
     /// Matrices in q5_k, some in q6_k.
     Q5KM,
+    /// Feed-forward matrices in mxfp4, all others in q8_0. llama.cpp's `MXFP4_MOE` has mxfp4 for experts only, which are
+    /// the feed-forward matrices of models that have any.
+    Mxfp4,
     /// Matrices in q4_k, some in q6_k.
     Q4KM,
     /// Matrices in q4_0, the output head in q6_k.
     Q4_0,
+    /// Matrices in tq2_0, the embedding in q4_k, the output head in q6_k: for models that were trained to be ternary.
+    Tq2_0,
+    /// Matrices in tq1_0, the embedding in q4_k, the output head in q6_k: for models that were trained to be ternary.
+    Tq1_0,
 }
 
 impl FileType {
     /// All mixtures, largest files first.
-    pub const ALL: [Self; 8] =
-        [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q6K, Self::Q5KM, Self::Q4KM, Self::Q4_0];
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q8_0,
+        Self::Q6K,
+        Self::Q5KM,
+        Self::Mxfp4,
+        Self::Q4KM,
+        Self::Q4_0,
+        Self::Tq2_0,
+        Self::Tq1_0,
+    ];
 
     /// The name, in lower case.
     pub const fn name(self) -> &'static str {
@@ -45,7 +63,10 @@ impl FileType {
             Self::Q6K => "q6_k",
             Self::Q5KM => "q5_k_m",
             Self::Q4KM => "q4_k_m",
+            Self::Mxfp4 => "mxfp4",
             Self::Q4_0 => "q4_0",
+            Self::Tq2_0 => "tq2_0",
+            Self::Tq1_0 => "tq1_0",
         }
     }
 
@@ -60,6 +81,9 @@ impl FileType {
             Self::Q5KM => 17,
             Self::Q6K => 18,
             Self::BF16 => 32,
+            Self::Tq1_0 => 36,
+            Self::Tq2_0 => 37,
+            Self::Mxfp4 => 38,
         }
     }
 
@@ -86,8 +110,13 @@ impl FileType {
         let base = self.base();
         match first.slot {
             _ if !base.is_quantized() || base == Dtype::Q8_0 => base,
+            Slot::Layer(_, LayerSlot::GateProj | LayerSlot::UpProj | LayerSlot::DownProj) if base == Dtype::Mxfp4 => {
+                base
+            }
+            _ if base == Dtype::Mxfp4 => Dtype::Q8_0,
             Slot::LmHead => Dtype::Q6K,
             Slot::EmbedTokens if head_is_embedding => Dtype::Q6K,
+            Slot::EmbedTokens if matches!(self, Self::Tq1_0 | Self::Tq2_0) => Dtype::Q4K,
             Slot::Layer(index, LayerSlot::DownProj | LayerSlot::SharedDownProj)
             | Slot::Expert(index, _, ExpertSlot::DownProj)
                 if self.more_bits(index, spec.layers.len()) =>
@@ -109,6 +138,9 @@ impl FileType {
             Self::Q5KM => Dtype::Q5K,
             Self::Q4KM => Dtype::Q4K,
             Self::Q4_0 => Dtype::Q4_0,
+            Self::Mxfp4 => Dtype::Mxfp4,
+            Self::Tq1_0 => Dtype::Tq1_0,
+            Self::Tq2_0 => Dtype::Tq2_0,
         }
     }
 
@@ -140,6 +172,7 @@ fn fitting(wanted: Dtype, columns: usize) -> Dtype {
         Dtype::Q4K => Dtype::Q5_0,
         Dtype::Q5K => Dtype::Q5_1,
         Dtype::Q6K => Dtype::Q8_0,
+        Dtype::Tq1_0 | Dtype::Tq2_0 => Dtype::Q4_0,
         other => other,
     };
     let fits = |dtype: &Dtype| columns.is_multiple_of(dtype.block_len());
@@ -159,7 +192,8 @@ impl FromStr for FileType {
         let found = Self::ALL.into_iter().find(|file_type| file_type.name().eq_ignore_ascii_case(name));
         found.ok_or_else(|| {
             let names: Vec<&str> = Self::ALL.iter().map(|file_type| file_type.name()).collect();
-            ModelError::UnknownFileType { found: name.to_owned(), known: names.join(", ") }
+            let readable = Dtype::ALL.iter().any(|dtype| dtype.name().eq_ignore_ascii_case(name));
+            ModelError::UnknownFileType { found: name.to_owned(), known: names.join(", "), readable }
         })
     }
 }

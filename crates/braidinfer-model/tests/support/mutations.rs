@@ -262,14 +262,13 @@ pub fn gguf_changes() -> impl Strategy<Value = Vec<GgufChange>> {
         &[1, 1, 1, 1],
     ];
     let shape = select(shapes.map(<[usize]>::to_vec).to_vec());
-    let dtypes = vec![Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4K, Dtype::Q2K, Dtype::Iq4Xs];
     let change = prop_oneof![
         6 => (index(), gguf_value()).prop_map(|(key, value)| GgufChange::Set { key, value }),
         1 => index().prop_map(|key| GgufChange::Drop { key }),
         2 => (index(), index()).prop_map(|(key, other)| GgufChange::Put { key, other }),
         6 => (index(), index(), entry()).prop_map(|(key, at, value)| GgufChange::Entry { key, at, value }),
         2 => (index(), shape).prop_map(|(tensor, shape)| GgufChange::Shape { tensor, shape }),
-        1 => (index(), select(dtypes)).prop_map(|(tensor, dtype)| GgufChange::Dtype { tensor, dtype }),
+        1 => (index(), select(Dtype::ALL.to_vec())).prop_map(|(tensor, dtype)| GgufChange::Dtype { tensor, dtype }),
         1 => (index(), index()).prop_map(|(tensor, other)| GgufChange::Rename { tensor, other }),
         1 => index().prop_map(|tensor| GgufChange::Forget { tensor }),
     ];
