@@ -343,7 +343,7 @@ fn gguf_files_that_say_what_we_cannot_run() {
     let tensor = broken().after("blk.0.ffn_down.weight") + 4 + 16;
     let type_number =
         |number: u32| broken().edit(|bytes| bytes[tensor..tensor + 4].copy_from_slice(&number.to_le_bytes()));
-    type_number(39).refused(&["tensor `blk.0.ffn_down.weight`: expected values of type F32, F16", "found MXFP4"]);
+    type_number(15).refused(&["tensor `blk.0.ffn_down.weight`: expected values of type F32, F16", "found Q8_K"]);
     type_number(12).refused(&["tensor `blk.0.ffn_down.weight`: expected rows of whole blocks of 256 values"]);
     let missing = broken().replace("blk.1.attn_k.weight", "blk.1.attn_z.weight");
     missing.refused(&["tensor `blk.1.attn_k.weight`: expected a tensor of shape", "found no such tensor"]);

@@ -321,7 +321,7 @@ fn a_file_tells_the_story_of_the_directory_it_was_made_from() {
 #[test]
 fn quantized_models_run_from_a_file_and_in_memory() {
     let folder = TempDir::new().expect("a temporary folder can be made");
-    for file_type in ["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] {
+    for file_type in ["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "mxfp4", "q4_k_m", "q4_0"] {
         let path = quantized_demo(folder.path(), file_type);
         let prompt = ["Once upon a time", "--temperature", "0", "--max-tokens", "24"];
         for kernels in [["--kernels", "auto"], ["--kernels", "standard"]] {

@@ -20,18 +20,24 @@ const MANY_BYTES: usize = 128 << 20;
 const PIECE: usize = 4;
 const REPETITIONS: usize = 9;
 
-const CASES: [(WeightType, NumericLevel); 13] = [
+const CASES: [(WeightType, NumericLevel); 19] = [
     (WeightType::Q8_0, NumericLevel::Int8),
     (WeightType::Q4_0, NumericLevel::Int8),
     (WeightType::Q4K, NumericLevel::Int8),
     (WeightType::Q6K, NumericLevel::Int8),
+    (WeightType::Mxfp4, NumericLevel::Int8),
+    (WeightType::Nvfp4, NumericLevel::Int8),
+    (WeightType::Iq2Xxs, NumericLevel::Int8),
     (WeightType::Q8_0, NumericLevel::Int16),
     (WeightType::Q4_0, NumericLevel::Int16),
     (WeightType::Q4K, NumericLevel::Int16),
     (WeightType::Q6K, NumericLevel::Int16),
+    (WeightType::Mxfp4, NumericLevel::Int16),
+    (WeightType::Nvfp4, NumericLevel::Int16),
     (WeightType::Bf16, NumericLevel::Bf16),
     (WeightType::Q8_0, NumericLevel::F32),
     (WeightType::Q4K, NumericLevel::F32),
+    (WeightType::Mxfp4, NumericLevel::F32),
     (WeightType::Bf16, NumericLevel::F32),
     (WeightType::F16, NumericLevel::F32),
 ];

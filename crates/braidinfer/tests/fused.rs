@@ -66,11 +66,12 @@ fn greedy_tokens_equal_transformers() {
 }
 
 /// The levels and storage whose bits are compared: the exact one, and the fastest of each kind of weights.
-const VARIANTS: [(NumericLevel, KvDtype, Option<FileType>); 4] = [
+const VARIANTS: [(NumericLevel, KvDtype, Option<FileType>); 5] = [
     (NumericLevel::F32, KvDtype::F32, None),
     (NumericLevel::Int8, KvDtype::F16, Some(FileType::BF16)),
     (NumericLevel::Int8, KvDtype::F16, Some(FileType::Q8_0)),
     (NumericLevel::Int8, KvDtype::F16, Some(FileType::Q4KM)),
+    (NumericLevel::Int8, KvDtype::F16, Some(FileType::Mxfp4)),
 ];
 
 fn quantized(file_type: Option<FileType>) -> impl Fn(&DecoderSpec, &mut Weights) {
