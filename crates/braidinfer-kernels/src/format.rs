@@ -200,8 +200,7 @@ pub struct IntFormat {
     pub(crate) group: GroupLen,
     /// How scales are stored, and whether there are minima.
     pub(crate) scales: Scales,
-    /// The level that represents zero: 0 in formats with minima, otherwise 4, 8, 16, 32, 64 or 128. Only levels of 8-bit
-    /// codes reach 128.
+    /// The level that represents zero: 0 in formats with minima, otherwise 4, 8, 16, 32, 64 or 128.
     pub(crate) zero: u8,
 }
 
@@ -228,6 +227,8 @@ pub enum Levels {
     Iq1,
     /// 8, 25 and 43 (codes 0 to 2), and the same below zero (from 4 on), in eighths.
     Iq2,
+    /// 16 uneven levels, denser near zero.
+    Iq4,
     /// Eight magnitudes above zero, then below, in halves.
     Iq3Xxs,
     /// The odd numbers to 15, then those below zero.
@@ -273,14 +274,15 @@ impl PanelFormat {
             WeightType::Q4_1 => (Four, ThirtyTwo, Scales::F16Min, 0),
             WeightType::Q5_0 => (Six, ThirtyTwo, Scales::F16, 16),
             WeightType::Q5_1 => (Six, ThirtyTwo, Scales::F16Min, 0),
-            WeightType::Q8_0 | WeightType::Iq4Nl => (Eight, ThirtyTwo, Scales::F16, 128),
+            WeightType::Q8_0 => (Eight, ThirtyTwo, Scales::F16, 128),
             WeightType::Q2K => (Four, Sixteen, Scales::SuperMin, 0),
             WeightType::Q3K => (Four, Sixteen, Scales::Super, 4),
             WeightType::Q4K => (Four, ThirtyTwo, Scales::SuperMin, 0),
             WeightType::Q5K => (Six, ThirtyTwo, Scales::SuperMin, 0),
             WeightType::Q6K => (Six, Sixteen, Scales::Super, 32),
-            WeightType::Iq4Xs => (Eight, ThirtyTwo, Scales::Super, 128),
             WeightType::Tq1_0 | WeightType::Tq2_0 => (Four, ThirtyTwo, Scales::Super, 4),
+            WeightType::Iq4Nl => return Self::table(Levels::Iq4, ThirtyTwo, Scales::F16),
+            WeightType::Iq4Xs => return Self::table(Levels::Iq4, ThirtyTwo, Scales::Super),
             WeightType::Iq1S => return Self::table(Levels::Iq1, ThirtyTwo, Scales::Super),
             WeightType::Iq1M => return Self::table(Levels::Iq1, Sixteen, Scales::Super),
             WeightType::Iq2Xxs => return Self::table(Levels::Iq2, ThirtyTwo, Scales::Super),
@@ -300,18 +302,21 @@ impl PanelFormat {
             Levels::E2m1 | Levels::Iq1 | Levels::Iq3S => 16,
             Levels::Iq3Xxs => 32,
             Levels::Iq2 => 64,
+            Levels::Iq4 => 128,
         };
         Self::Int(IntFormat { bits: CodeBits::Four, levels, group, scales, zero })
     }
 }
 
 impl Levels {
-    /// The level of every 4-bit code, if codes are not levels. All are below 128, so that two products of a level with a
-    /// signed byte fit in 16 bits. Codes that no type has stand for zero.
+    /// The level of every 4-bit code, if codes are not levels. All but those of `Iq4` are below 128, so that two products
+    /// of a level with a signed byte fit in 16 bits. Codes that no type has stand for zero.
     pub(crate) const fn table(self) -> Option<&'static [u8; 16]> {
         match self {
             Self::Even => None,
             Self::E2m1 => Some(&[16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4]),
+            // Those of llama.cpp's `kvalues_iq4nl`.
+            Self::Iq4 => Some(&[1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241]),
             Self::Iq1 => Some(&[9, 17, 25, 16, 7, 15, 23, 16, 16, 16, 16, 16, 16, 16, 16, 16]),
             Self::Iq2 => Some(&[72, 89, 107, 64, 56, 39, 21, 64, 64, 64, 64, 64, 64, 64, 64, 64]),
             Self::Iq3Xxs => Some(&[34, 38, 42, 46, 50, 54, 58, 63, 30, 26, 22, 18, 14, 10, 6, 1]),
@@ -322,7 +327,7 @@ impl Levels {
     /// What a level of one is worth in units of the stored scale: a power of two.
     pub(crate) const fn unit(self) -> f32 {
         match self {
-            Self::Even | Self::E2m1 | Self::Iq3S => 1.0,
+            Self::Even | Self::E2m1 | Self::Iq4 | Self::Iq3S => 1.0,
             Self::Iq3Xxs => 0.5,
             Self::Iq1 | Self::Iq2 => 0.125,
         }

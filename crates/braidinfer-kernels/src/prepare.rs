@@ -48,9 +48,9 @@ pub(crate) fn prepare_codes<S: Simd>(
     let codes = chunk_codes(format, chunk, blocks32);
     match (format.bits, format.levels.table()) {
         (CodeBits::Eight, _) => out[..codes.len()].copy_from_slice(codes),
-        (CodeBits::Four, None) => widen_codes::<S, 4, false>(simd, codes, &IDENTITY, out),
-        (CodeBits::Four, Some(table)) => widen_codes::<S, 4, true>(simd, codes, table, out),
-        (CodeBits::Six, _) => widen_codes::<S, 6, false>(simd, codes, &IDENTITY, out),
+        (CodeBits::Four, None) => widen_codes::<S, 4, 4>(simd, codes, &IDENTITY, out),
+        (CodeBits::Four, Some(table)) => widen_codes::<S, 4, 8>(simd, codes, table, out),
+        (CodeBits::Six, _) => widen_codes::<S, 6, 6>(simd, codes, &IDENTITY, out),
     }
 }
 
@@ -59,21 +59,21 @@ pub(crate) const IDENTITY: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
 
 /// Expands codes of `BITS` bits to bytes.
 #[inline(always)]
-fn widen_codes<S: Simd, const BITS: usize, const TABLE: bool>(
+fn widen_codes<S: Simd, const BITS: usize, const LEVELS: usize>(
     simd: S,
     packed: &[[u8; VECTOR]],
     table: &[u8; 16],
     codes: &mut [[u8; VECTOR]],
 ) {
     for (packed, codes) in packed.as_chunks::<BITS>().0.iter().zip(codes.as_chunks_mut::<8>().0) {
-        simd.store_i32(code_vector::<S, BITS, TABLE, 0>(simd, packed, table), &mut codes[0]);
-        simd.store_i32(code_vector::<S, BITS, TABLE, 1>(simd, packed, table), &mut codes[1]);
-        simd.store_i32(code_vector::<S, BITS, TABLE, 2>(simd, packed, table), &mut codes[2]);
-        simd.store_i32(code_vector::<S, BITS, TABLE, 3>(simd, packed, table), &mut codes[3]);
-        simd.store_i32(code_vector::<S, BITS, TABLE, 4>(simd, packed, table), &mut codes[4]);
-        simd.store_i32(code_vector::<S, BITS, TABLE, 5>(simd, packed, table), &mut codes[5]);
-        simd.store_i32(code_vector::<S, BITS, TABLE, 6>(simd, packed, table), &mut codes[6]);
-        simd.store_i32(code_vector::<S, BITS, TABLE, 7>(simd, packed, table), &mut codes[7]);
+        simd.store_i32(code_vector::<S, BITS, LEVELS, 0>(simd, packed, table), &mut codes[0]);
+        simd.store_i32(code_vector::<S, BITS, LEVELS, 1>(simd, packed, table), &mut codes[1]);
+        simd.store_i32(code_vector::<S, BITS, LEVELS, 2>(simd, packed, table), &mut codes[2]);
+        simd.store_i32(code_vector::<S, BITS, LEVELS, 3>(simd, packed, table), &mut codes[3]);
+        simd.store_i32(code_vector::<S, BITS, LEVELS, 4>(simd, packed, table), &mut codes[4]);
+        simd.store_i32(code_vector::<S, BITS, LEVELS, 5>(simd, packed, table), &mut codes[5]);
+        simd.store_i32(code_vector::<S, BITS, LEVELS, 6>(simd, packed, table), &mut codes[6]);
+        simd.store_i32(code_vector::<S, BITS, LEVELS, 7>(simd, packed, table), &mut codes[7]);
     }
 }
 
@@ -179,9 +179,9 @@ fn half_vector<S: Simd>(simd: S, bytes: &[u8]) -> (S::F32, &[[u8; LANES]]) {
 }
 
 /// Expands the codes of columns `4 * J..4 * J + 4` of a block to levels, one byte each. 16 rows of 32 codes of `BITS` bits
-/// fill `BITS` vectors. `TABLE`: codes of 4 bits are looked up in `table`, which is not used otherwise.
+/// fill `BITS` vectors. If `LEVELS` is more than `BITS`, codes of 4 bits are looked up in `table`, which is not used otherwise.
 #[inline(always)]
-pub(crate) fn code_vector<S: Simd, const BITS: usize, const TABLE: bool, const J: usize>(
+pub(crate) fn code_vector<S: Simd, const BITS: usize, const LEVELS: usize, const J: usize>(
     simd: S,
     packed: &[[u8; VECTOR]; BITS],
     table: &[u8; 16],
@@ -193,7 +193,7 @@ pub(crate) fn code_vector<S: Simd, const BITS: usize, const TABLE: bool, const J
     let nibbles = if J < 4 { nibbles } else { simd.shr::<4>(nibbles) };
     let lower = simd.and(nibbles, simd.splat_i32(0x0f0f_0f0f));
     if BITS == 4 {
-        return if TABLE { simd.look_up(table, lower) } else { lower };
+        return if LEVELS > BITS { simd.look_up(table, lower) } else { lower };
     }
     let pairs = simd.load_i32(&packed[4 + J % 2]);
     let pairs = match J / 2 {

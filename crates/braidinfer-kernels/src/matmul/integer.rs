@@ -33,8 +33,8 @@ fn signed_bytes<S: Simd>(_: S) -> bool {
 /// `[panels][rows][16]`.
 ///
 /// `BITS`: result of [`bits`]. `BYTES`: bytes per rounded activation, 1 or 2; 0 if activations are not rounded. `MIN`:
-/// weights have minima instead of a zero point. `HALVES`: a group of weights is half a block. `TABLE`: codes are indices
-/// into a table of levels (but for those unpacked to 8 bits, which are levels).
+/// weights have minima instead of a zero point. `HALVES`: a group of weights is half a block. `LEVELS`: bits of the
+/// levels that codes of `BITS` bits stand for; if they are more, codes are looked up in the table of the format.
 #[inline(always)]
 pub(super) fn multiply<
     S: Simd,
@@ -42,7 +42,7 @@ pub(super) fn multiply<
     const BYTES: usize,
     const MIN: bool,
     const HALVES: bool,
-    const TABLE: bool,
+    const LEVELS: usize,
 >(
     simd: S,
     panels: Panels<'_>,
@@ -57,20 +57,20 @@ pub(super) fn multiply<
         codes = [ChunkCodes::ZERO, ChunkCodes::ZERO];
         widened = Some(&mut codes);
     }
-    let kernel = IntKernel::<'_, BITS, BYTES, MIN, HALVES, TABLE> { panels, format, scales: &mut scales, widened };
+    let kernel = IntKernel::<'_, BITS, BYTES, MIN, HALVES, LEVELS> { panels, format, scales: &mut scales, widened };
     for_each_group(simd, kernel, panels, x, out);
 }
 
 /// Multiplies codes of `BITS` bits: those in the panels, or those unpacked to `widened`.
-struct IntKernel<'a, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const TABLE: bool> {
+struct IntKernel<'a, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const LEVELS: usize> {
     panels: Panels<'a>,
     format: IntFormat,
     scales: &'a mut [ChunkScales; 2],
     widened: Option<&'a mut [ChunkCodes; 2]>,
 }
 
-impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const TABLE: bool>
-    GroupKernel<S> for IntKernel<'_, BITS, BYTES, MIN, HALVES, TABLE>
+impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const LEVELS: usize>
+    GroupKernel<S> for IntKernel<'_, BITS, BYTES, MIN, HALVES, LEVELS>
 {
     #[inline(always)]
     fn multiply<const P: usize>(
@@ -105,7 +105,7 @@ impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALV
             for (panel, ahead) in ahead.iter_mut().enumerate() {
                 *ahead = self.panels.next_lines(first + panel, end, full, P);
             }
-            let codes = Codes::<P, BITS, BYTES, MIN, HALVES, TABLE> { codes, table, scales: scales.each_ref(), zero };
+            let codes = Codes::<P, BITS, BYTES, MIN, HALVES, LEVELS> { codes, table, scales: scales.each_ref(), zero };
             for_each_tile(simd, &codes, x, chunk, ahead, &mut out);
         }
     }
@@ -119,7 +119,7 @@ struct Codes<
     const BYTES: usize,
     const MIN: bool,
     const HALVES: bool,
-    const TABLE: bool,
+    const LEVELS: usize,
 > {
     /// [`BITS`] vectors for each block.
     codes: [&'a [[u8; 64]]; P],
@@ -136,8 +136,8 @@ impl<
     const BYTES: usize,
     const MIN: bool,
     const HALVES: bool,
-    const TABLE: bool,
-> ChunkKernel<S, P> for Codes<'_, P, BITS, BYTES, MIN, HALVES, TABLE>
+    const LEVELS: usize,
+> ChunkKernel<S, P> for Codes<'_, P, BITS, BYTES, MIN, HALVES, LEVELS>
 {
     #[inline(always)]
     fn accumulate<const N: usize>(
@@ -166,8 +166,8 @@ impl<
     }
 }
 
-impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const TABLE: bool>
-    Codes<'_, P, BITS, BYTES, MIN, HALVES, TABLE>
+impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const LEVELS: usize>
+    Codes<'_, P, BITS, BYTES, MIN, HALVES, LEVELS>
 {
     /// Vectors of codes per group.
     const LEN: usize = if HALVES { VECTORS / 2 } else { VECTORS };
@@ -218,7 +218,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
                 }
             }
         }
-        if !(MIN || S::SIGNED_BYTES && BITS == 8) {
+        if !(MIN || S::SIGNED_BYTES && LEVELS == 8) {
             // Levels are `zero` too large. The activations have the correction for 128, which is shifted to that for
             // `zero`.
             let by = 7 - self.zero.trailing_zeros();
@@ -264,24 +264,24 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
                 for (to, codes) in vectors.iter_mut().zip(codes) {
                     *to = simd.load_i32(&codes[vector]);
                 }
-                simd.dot_tile::<P, N, BITS>(dots, vectors, &x.as_chunks().0[vector]);
+                simd.dot_tile::<P, N, LEVELS>(dots, vectors, &x.as_chunks().0[vector]);
             }
         } else {
             if !HALVES || HALF == 0 {
-                dot_vector::<S, P, N, BITS, TABLE, 0>(simd, codes, self.table, x, ahead, dots);
-                dot_vector::<S, P, N, BITS, TABLE, 1>(simd, codes, self.table, x, ahead, dots);
-                dot_vector::<S, P, N, BITS, TABLE, 2>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, LEVELS, 0>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, LEVELS, 1>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, LEVELS, 2>(simd, codes, self.table, x, ahead, dots);
             }
             if !HALVES || ALL && HALF == 0 {
-                dot_vector::<S, P, N, BITS, TABLE, 3>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, LEVELS, 3>(simd, codes, self.table, x, ahead, dots);
             }
             if !HALVES || HALF == 1 {
-                dot_vector::<S, P, N, BITS, TABLE, 4>(simd, codes, self.table, x, ahead, dots);
-                dot_vector::<S, P, N, BITS, TABLE, 5>(simd, codes, self.table, x, ahead, dots);
-                dot_vector::<S, P, N, BITS, TABLE, 6>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, LEVELS, 4>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, LEVELS, 5>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, LEVELS, 6>(simd, codes, self.table, x, ahead, dots);
             }
             if ALL && (!HALVES || HALF == 1) {
-                dot_vector::<S, P, N, BITS, TABLE, 7>(simd, codes, self.table, x, ahead, dots);
+                dot_vector::<S, P, N, BITS, LEVELS, 7>(simd, codes, self.table, x, ahead, dots);
             }
         }
         if !ALL {
@@ -304,7 +304,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
     ) {
         let (mut last, mut scales, mut mins) = ([simd.splat_i32(0); P], [simd.splat(0.0); P], [simd.splat(0.0); P]);
         for panel in 0..P {
-            last[panel] = code_vector::<S, BITS, TABLE, VECTOR>(simd, codes[panel], self.table);
+            last[panel] = code_vector::<S, BITS, LEVELS, VECTOR>(simd, codes[panel], self.table);
             scales[panel] = simd.load(&self.scales[panel].scales[group]);
             if MIN {
                 mins[panel] = simd.load(&self.scales[panel].mins[group]);
@@ -315,7 +315,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         for row in 0..N {
             let quad = simd.splat_i32(x[last_bytes * N + row] as i32);
             for panel in 0..P {
-                dots[panel][row] = simd.dot_codes::<BITS>(dots[panel][row], last[panel], quad);
+                dots[panel][row] = simd.dot_codes::<LEVELS>(dots[panel][row], last[panel], quad);
             }
             for panel in 0..P {
                 let scale = simd.mul(scales[panel], simd.splat(f32::from_bits(x[Self::SCALE * N + row])));
@@ -381,7 +381,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
 /// Adds the products of four columns of a block. `VECTOR` is a constant, so that unpacking codes takes a few
 /// instructions without branches.
 #[inline(always)]
-fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const TABLE: bool, const VECTOR: usize>(
+fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const LEVELS: usize, const VECTOR: usize>(
     simd: S,
     codes: [&[[u8; 64]; BITS]; P],
     table: &[u8; 16],
@@ -396,7 +396,7 @@ fn dot_vector<S: Simd, const P: usize, const N: usize, const BITS: usize, const 
     // A plain loop, because a closure would not be compiled for the instruction set.
     let mut vectors = [simd.splat_i32(0); P];
     for (vector, codes) in vectors.iter_mut().zip(codes) {
-        *vector = code_vector::<S, BITS, TABLE, VECTOR>(simd, codes, table);
+        *vector = code_vector::<S, BITS, LEVELS, VECTOR>(simd, codes, table);
     }
-    simd.dot_tile::<P, N, BITS>(dots, vectors, &x.as_chunks().0[VECTOR]);
+    simd.dot_tile::<P, N, LEVELS>(dots, vectors, &x.as_chunks().0[VECTOR]);
 }

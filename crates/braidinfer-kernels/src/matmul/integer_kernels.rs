@@ -7,6 +7,8 @@ use crate::format::{CodeBits, GroupLen, IntFormat, Levels};
 /// The kernel that multiplies codes of `format`, unpacked to `bits` bits, by activations at `level`.
 pub(super) fn kernel(format: IntFormat, bits: CodeBits, level: NumericLevel) -> Option<Kernel> {
     let of = match (level, bits) {
+        (NumericLevel::Int8, CodeBits::Four) if format.levels == Levels::Iq4 => return Some(iq4::int8),
+        (NumericLevel::Int16, CodeBits::Four) if format.levels == Levels::Iq4 => return Some(iq4::int16),
         (NumericLevel::Int8, CodeBits::Four) if format.levels != Levels::Even => int8_table::of,
         (NumericLevel::Int16, CodeBits::Four) if format.levels != Levels::Even => int16_table::of,
         (NumericLevel::F32, CodeBits::Eight) => f32_8::of,
@@ -28,10 +30,10 @@ macro_rules! modules {
             use super::{GroupLen, IntFormat, Kernel, integer};
 
             kernels! {
-                plain = integer::multiply::<_, $bits, $bytes, false, false, false>;
-                by_16 = integer::multiply::<_, $bits, $bytes, false, true, false>;
-                with_mins = integer::multiply::<_, $bits, $bytes, true, false, false>;
-                with_mins_by_16 = integer::multiply::<_, $bits, $bytes, true, true, false>;
+                plain = integer::multiply::<_, $bits, $bytes, false, false, $bits>;
+                by_16 = integer::multiply::<_, $bits, $bytes, false, true, $bits>;
+                with_mins = integer::multiply::<_, $bits, $bytes, true, false, $bits>;
+                with_mins_by_16 = integer::multiply::<_, $bits, $bytes, true, true, $bits>;
             }
 
             pub(super) fn of(format: IntFormat) -> Kernel {
@@ -56,15 +58,15 @@ modules! {
     int16_4: 2, 4;
 }
 
-/// Defines a module of kernels for 4-bit codes that are looked up, for each number of bytes per activation.
+/// Defines a module of kernels for 4-bit codes that stand for levels of 7 bits, for each number of bytes per activation.
 macro_rules! table_modules {
     ($($module:ident: $bytes:literal;)*) => {
         $(mod $module {
             use super::{GroupLen, IntFormat, Kernel, integer};
 
             kernels! {
-                plain = integer::multiply::<_, 4, $bytes, false, false, true>;
-                by_16 = integer::multiply::<_, 4, $bytes, false, true, true>;
+                plain = integer::multiply::<_, 4, $bytes, false, false, 7>;
+                by_16 = integer::multiply::<_, 4, $bytes, false, true, 7>;
             }
 
             pub(super) fn of(format: IntFormat) -> Kernel {
@@ -80,4 +82,14 @@ macro_rules! table_modules {
 table_modules! {
     int8_table: 1;
     int16_table: 2;
+}
+
+/// Kernels for 4-bit codes that stand for levels of 8 bits, which have groups of 32 columns.
+mod iq4 {
+    use super::integer;
+
+    kernels! {
+        int8 = integer::multiply::<_, 4, 1, false, false, 8>;
+        int16 = integer::multiply::<_, 4, 2, false, false, 8>;
+    }
 }

@@ -11,9 +11,6 @@ pub(super) const LOW: u32 = 0x0f0f_0f0f;
 /// The lowest bit of every byte.
 pub(super) const ONE: u32 = 0x0101_0101;
 
-/// Levels of `iq4_nl` and `iq4_xs`, in units of the scale (llama.cpp's `kvalues_iq4nl`).
-const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
 /// `d`, then one byte for each pair of columns `i` and `16 + i`.
 pub(super) struct Q4_0;
 
@@ -211,7 +208,7 @@ impl Layout<210> for Q6K {
     }
 }
 
-/// `d`, then indices into the level table, stored like the codes of `q4_0`.
+/// `d`, then codes, stored like the codes of `q4_0`.
 pub(super) struct Iq4Nl;
 
 impl Layout<18> for Iq4Nl {
@@ -224,11 +221,11 @@ impl Layout<18> for Iq4Nl {
 
     #[inline(always)]
     fn codes(block: &[u8; 18], _: usize) -> Codes {
-        levels(part(block, 2))
+        nibbles(words(block, 2))
     }
 }
 
-/// `d`, high and low parts of the scales, then indices into the level table, stored like the codes of `q4_0`.
+/// `d`, high and low parts of the scales, then codes, stored like the codes of `q4_0`.
 pub(super) struct Iq4Xs;
 
 impl Layout<136> for Iq4Xs {
@@ -246,7 +243,7 @@ impl Layout<136> for Iq4Xs {
 
     #[inline(always)]
     fn codes(block: &[u8; 136], part: usize) -> Codes {
-        levels(self::part(block, 8 + 16 * part))
+        nibbles(words(block, 8 + 16 * part))
     }
 }
 
@@ -277,29 +274,6 @@ fn with_fifth_bits(codes: Codes, [fifth]: [u32; 1]) -> Codes {
     // Bit k of four, times 1 + 2^7 + 2^14 + 2^21, moves to bit 8k; the other bits are masked out.
     from_fn(|j| codes[j] | ((((fifth >> (4 * j)) & 15) * 0x0020_4081) & ONE) << 4)
 }
-
-/// The levels that the low halves of all bytes index, then those of the high halves.
-#[inline(always)]
-fn levels(indices: [u8; 16]) -> Codes {
-    let pair = |j: usize, b: usize| LEVEL_PAIRS[usize::from(indices[4 * (j % 4) + b])];
-    from_fn(|j| {
-        let (even, odd) = (pair(j, 0) | pair(j, 1) << 8, pair(j, 2) | pair(j, 3) << 8);
-        if j < 4 { even & 0xffff | odd << 16 } else { even >> 16 | odd & 0xffff_0000 }
-    })
-}
-
-/// For every byte, the code of its low half, from bit 0 on, and that of its high half, from bit 16 on: half as many
-/// lookups as codes.
-const LEVEL_PAIRS: [u32; 256] = {
-    let mut pairs = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let (low, high) = (LEVELS[byte % 16].cast_unsigned() ^ 0x80, LEVELS[byte / 16].cast_unsigned() ^ 0x80);
-        pairs[byte] = low as u32 | (high as u32) << 16;
-        byte += 1;
-    }
-    pairs
-};
 
 /// The `N` bytes at offset `at`, which every layout has.
 #[inline(always)]

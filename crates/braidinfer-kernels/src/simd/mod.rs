@@ -87,7 +87,7 @@ pub(crate) trait Simd: Copy {
     /// Adds to each lane of `acc` the four products of its unsigned bytes in `a` and its signed bytes in `b`, which
     /// must be at least -127.
     fn dot_u8_i8(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32;
-    /// [`Simd::dot_u8_i8`] for bytes of `a` that come from codes of `BITS` bits: below 128 if these are fewer than 8.
+    /// [`Simd::dot_u8_i8`] for levels of `BITS` bits in `a`.
     #[inline(always)]
     fn dot_codes<const BITS: usize>(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32 {
         self.dot_u8_i8(acc, a, b)

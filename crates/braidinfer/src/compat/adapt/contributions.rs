@@ -157,11 +157,10 @@ fn cost(part: PlanPart, coarse: &KernelPlan, fine: &KernelPlan) -> f64 {
 /// Extra time of a level, as a fraction of the time for reading the weights: one row, two threads, measured by
 /// `matmul_speed`.
 fn level_cost(dtype: Dtype, level: NumericLevel) -> f64 {
-    let bytes = matches!(dtype, Dtype::Q8_0 | Dtype::Iq4Nl | Dtype::Iq4Xs);
     match level {
         NumericLevel::Int8 | NumericLevel::Bf16 => 0.0,
         NumericLevel::Int16 => 0.04,
-        NumericLevel::F32 if dtype.is_quantized() && !bytes => 0.8,
+        NumericLevel::F32 if dtype.is_quantized() && dtype != Dtype::Q8_0 => 0.8,
         NumericLevel::F32 => 0.05,
     }
 }
