@@ -40,7 +40,7 @@ impl Layout<54> for Tq1_0 {
 #[inline(always)]
 fn ternary_digit(byte: u8, digit: usize) -> u8 {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
-    (u16::from(byte.wrapping_mul(POWERS[digit])) * 3 >> 8) as u8
+    ((u16::from(byte.wrapping_mul(POWERS[digit])) * 3) >> 8) as u8
 }
 
 /// 2-bit codes as in `q2_k`, then `d`.

@@ -23,7 +23,7 @@ pub fn dequantize_tq1_0(block: &[u8; 54], out: &mut [f32; LEN]) {
         for (i, power) in POWERS.iter().take(digits).enumerate() {
             for j in 0..bytes {
                 let rest = block[at + j].wrapping_mul(*power);
-                let digit = (u16::from(rest) * 3 >> 8) as u8;
+                let digit = ((u16::from(rest) * 3) >> 8) as u8;
                 out[first + i * bytes + j] = d * f32::from(digit as i8 - 1);
             }
         }
