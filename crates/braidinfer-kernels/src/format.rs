@@ -215,8 +215,8 @@ pub enum CodeBits {
     Eight,
 }
 
-/// Which levels codes stand for. The tables are looked up where codes are unpacked, so that weights take 4 bits in memory
-/// that would take 6 or 8 as plain numbers.
+/// Which levels codes stand for. The tables are looked up where codes are unpacked, so that weights take 4 bits in
+/// memory that would take 6 or 8 as plain numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Levels {
     /// Codes are levels.
@@ -257,7 +257,8 @@ pub enum Scales {
     SuperMin,
     /// `scale = 2^(e - 128)`, with a byte `e`: half of an E8M0 number, since levels are doubled.
     E8m0,
-    /// Half of an unsigned 8-bit float, with four bits of exponent (bias 7) and three of fraction; all codes are numbers.
+    /// Half of an unsigned 8-bit float, with four bits of exponent (bias 7) and three of fraction; all codes are
+    /// numbers.
     Ue4m3,
 }
 
@@ -309,8 +310,8 @@ impl PanelFormat {
 }
 
 impl Levels {
-    /// The level of every 4-bit code, if codes are not levels. All but those of `Iq4` are below 128, so that two products
-    /// of a level with a signed byte fit in 16 bits. Codes that no type has stand for zero.
+    /// The level of every 4-bit code, if codes are not levels. All but those of `Iq4` are below 128, so that two
+    /// products of a level with a signed byte fit in 16 bits. Codes that no type has stand for zero.
     pub(crate) const fn table(self) -> Option<&'static [u8; 16]> {
         match self {
             Self::Even => None,

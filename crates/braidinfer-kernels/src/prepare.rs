@@ -147,8 +147,8 @@ fn half_powers<S: Simd>(simd: S, e: S::I32) -> S::F32 {
     simd.float_of(simd.max_i32(normal, subnormal))
 }
 
-/// Half of the numbers of [`Scales::Ue4m3`]. Taken as exponent and fraction of f32, their bits are numbers that are 2^120
-/// times too small, the subnormal ones, too.
+/// Half of the numbers of [`Scales::Ue4m3`]. Taken as exponent and fraction of f32, their bits are numbers that are
+/// 2^120 times too small, the subnormal ones, too.
 #[inline(always)]
 fn half_minifloats<S: Simd>(simd: S, codes: S::I32) -> S::F32 {
     simd.mul(simd.float_of(simd.shl::<20>(codes)), simd.splat(HALF_MINIFLOAT))
@@ -178,8 +178,9 @@ fn half_vector<S: Simd>(simd: S, bytes: &[u8]) -> (S::F32, &[[u8; LANES]]) {
     (simd.load_f16_bytes(first), rest.as_chunks().0)
 }
 
-/// Expands the codes of columns `4 * J..4 * J + 4` of a block to levels, one byte each. 16 rows of 32 codes of `BITS` bits
-/// fill `BITS` vectors. If `LEVELS` is more than `BITS`, codes of 4 bits are looked up in `table`, which is not used otherwise.
+/// Expands the codes of columns `4 * J..4 * J + 4` of a block to levels, one byte each. 16 rows of 32 codes of `BITS`
+/// bits fill `BITS` vectors. If `LEVELS` is more than `BITS`, codes of 4 bits are looked up in `table`, which is not
+/// used otherwise.
 #[inline(always)]
 pub(crate) fn code_vector<S: Simd, const BITS: usize, const LEVELS: usize, const J: usize>(
     simd: S,

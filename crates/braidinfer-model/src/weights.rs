@@ -300,8 +300,8 @@ impl<'a> Resolver<'a> {
         self.check_scale(&stack.tensor)
     }
 
-    /// A GGUF file may have a factor of all values of a matrix as a tensor of its own, usually beside `nvfp4`. It is not
-    /// applied, so that it has to be 1.
+    /// A GGUF file may have a factor of all values of a matrix as a tensor of its own, usually beside `nvfp4`. It is
+    /// not applied, so that it has to be 1.
     fn check_scale(&self, tensor: &str) -> Result<()> {
         let scale = tensor.strip_suffix(".weight").map(|name| format!("{name}.scale"));
         let Some(scale) = scale.filter(|_| self.source.gguf().is_some()) else { return Ok(()) };

@@ -329,7 +329,8 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         }
     }
 
-    /// Multiplies levels, expanded to bytes, minus the zero point by f32 activations; the sum of a group is scaled once.
+    /// Multiplies levels, expanded to bytes, minus the zero point by f32 activations; the sum of a group is scaled
+    /// once.
     #[inline(always)]
     fn f32_group<S: Simd, const N: usize, const HALF: usize>(
         &self,

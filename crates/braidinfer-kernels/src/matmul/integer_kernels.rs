@@ -58,7 +58,8 @@ modules! {
     int16_4: 2, 4;
 }
 
-/// Defines a module of kernels for 4-bit codes that stand for levels of 7 bits, for each number of bytes per activation.
+/// Defines a module of kernels for 4-bit codes that stand for levels of 7 bits, for each number of bytes per
+/// activation.
 macro_rules! table_modules {
     ($($module:ident: $bytes:literal;)*) => {
         $(mod $module {

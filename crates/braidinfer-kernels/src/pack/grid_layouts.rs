@@ -192,7 +192,8 @@ fn signed_fours(points: [u16; 2], signs: u8) -> u64 {
 /// The lowest bit of every byte.
 const EVERY: u64 = ONE as u64 * 0x1_0000_0001;
 
-/// Eight pairs of bits in eight bytes. Each step moves the upper half of every part to the middle of a part twice as wide.
+/// Eight pairs of bits in eight bytes. Each step moves the upper half of every part to the middle of a part twice as
+/// wide.
 #[inline(always)]
 fn pairs(point: u16) -> u64 {
     let halves = u64::from(point);

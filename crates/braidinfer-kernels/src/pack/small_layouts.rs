@@ -35,8 +35,8 @@ impl Layout<54> for Tq1_0 {
     }
 }
 
-/// Digit `digit` of a fraction in units of 1/256, to base three: what a product with three carries over, after the digits
-/// before it were carried away.
+/// Digit `digit` of a fraction in units of 1/256, to base three: what a product with three carries over, after the
+/// digits before it were carried away.
 #[inline(always)]
 fn ternary_digit(byte: u8, digit: usize) -> u8 {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];

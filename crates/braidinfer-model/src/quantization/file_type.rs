@@ -24,8 +24,8 @@ pub enum FileType {
     Q6K,
     /// Matrices in q5_k, some in q6_k.
     Q5KM,
-    /// Feed-forward matrices in mxfp4, all others in q8_0. llama.cpp's `MXFP4_MOE` has mxfp4 for experts only, which are
-    /// the feed-forward matrices of models that have any.
+    /// Feed-forward matrices in mxfp4, all others in q8_0. llama.cpp's `MXFP4_MOE` has mxfp4 for experts only, which
+    /// are the feed-forward matrices of models that have any.
     Mxfp4,
     /// Matrices in q4_k, some in q6_k.
     Q4KM,

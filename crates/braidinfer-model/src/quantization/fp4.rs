@@ -1,15 +1,16 @@
 //! `mxfp4` and `nvfp4`: 4-bit floats (e2m1: a sign, two bits of exponent, one of fraction) with a small float as scale.
 //!
-//! The formats are those of the OCP Microscaling Formats specification (MXFP4) and of NVIDIA (NVFP4); the order of bytes
-//! is that of llama.cpp's files. As there, a code is twice the 4-bit float, and scales are halved to make up for it.
+//! The formats are those of the OCP Microscaling Formats specification (MXFP4) and of NVIDIA (NVFP4); the order of
+//! bytes is that of llama.cpp's files. As there, a code is twice the 4-bit float, and scales are halved to make up for
+//! it.
 
 /// Twice the numbers that the codes stand for; code 8 would be minus zero, but is zero.
 const LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// 32 values `2^(e − 128)·level`: the exponent, then the low halves of all bytes, and the high halves.
 ///
-/// Every exponent is a number here, also 255, which the specification calls no number. Large levels with exponents above
-/// 252 exceed the range of f32 and become infinite.
+/// Every exponent is a number here, also 255, which the specification calls no number. Large levels with exponents
+/// above 252 exceed the range of f32 and become infinite.
 pub fn dequantize_mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
     let [exponent, qs @ ..] = block;
     look_up(half_power(*exponent), qs, out);
@@ -24,8 +25,8 @@ pub fn dequantize_nvfp4(block: &[u8; 36], out: &mut [f32; 64]) {
     }
 }
 
-/// The exponent of the largest magnitude, minus two so that it becomes 4 to 8 (in doubled levels 8 to 16, of which 12 is
-/// the largest there is), and for each value the nearest level, the first of equally near ones.
+/// The exponent of the largest magnitude, minus two so that it becomes 4 to 8 (in doubled levels 8 to 16, of which 12
+/// is the largest there is), and for each value the nearest level, the first of equally near ones.
 ///
 /// Byte-identical to `gguf.quants.quantize` of the `gguf` Python package (version 0.19.0).
 pub fn quantize_mxfp4(values: &[f32; 32]) -> Option<[u8; 17]> {

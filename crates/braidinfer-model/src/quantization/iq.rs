@@ -46,8 +46,8 @@ pub fn dequantize_iq2_xs(block: &[u8; 74], out: &mut [f32; LEN]) {
     }
 }
 
-/// `d·(scale + ½)·¼·±level`: low bytes of the points, signs, upper two bits of the points, and a 4-bit scale for each 16
-/// values.
+/// `d·(scale + ½)·¼·±level`: low bytes of the points, signs, upper two bits of the points, and a 4-bit scale for each
+/// 16 values.
 pub fn dequantize_iq2_s(block: &[u8; 82], out: &mut [f32; LEN]) {
     let d = half_at(block, 0);
     for (j, out) in eights::<2>(out).enumerate() {
@@ -74,8 +74,8 @@ pub fn dequantize_iq3_xxs(block: &[u8; 98], out: &mut [f32; LEN]) {
     }
 }
 
-/// `d·(2·scale + 1)·±level`: low bytes of the points of four values, their upper bits, signs, and a 4-bit scale for each
-/// 32 values.
+/// `d·(2·scale + 1)·±level`: low bytes of the points of four values, their upper bits, signs, and a 4-bit scale for
+/// each 32 values.
 pub fn dequantize_iq3_s(block: &[u8; 110], out: &mut [f32; LEN]) {
     let d = half_at(block, 0);
     for (j, out) in eights::<4>(out).enumerate() {
@@ -104,8 +104,9 @@ pub fn dequantize_iq1_s(block: &[u8; 50], out: &mut [f32; LEN]) {
     }
 }
 
-/// As `iq1_s`, but with a scale for each 16 values and a sign of the eighth for each eight: low bytes of the points, half
-/// a byte with their upper bits and that sign, and four 16-bit numbers with four 3-bit scales and a quarter of `d` each.
+/// As `iq1_s`, but with a scale for each 16 values and a sign of the eighth for each eight: low bytes of the points,
+/// half a byte with their upper bits and that sign, and four 16-bit numbers with four 3-bit scales and a quarter of `d`
+/// each.
 pub fn dequantize_iq1_m(block: &[u8; 56], out: &mut [f32; LEN]) {
     let scales: [u16; 4] = [48, 50, 52, 54].map(|at| u16::from_le_bytes(part(block, at)));
     let d = (0..4).fold(0, |d, i| d | scales[i] >> 12 << (4 * i));

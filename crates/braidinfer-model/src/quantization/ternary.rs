@@ -11,12 +11,12 @@ const LEN: usize = 256;
 /// Powers of three, from that of the first value in a byte on.
 const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
 
-/// Parts of a `tq1_0` block: offset of its bytes and of its values, number of bytes, and values in each byte. The `i`-th
-/// value of byte `j` follows that of byte `j − 1`.
+/// Parts of a `tq1_0` block: offset of its bytes and of its values, number of bytes, and values in each byte. The
+/// `i`-th value of byte `j` follows that of byte `j − 1`.
 const PARTS: [(usize, usize, usize, usize); 3] = [(0, 0, 32, 5), (32, 160, 16, 5), (48, 240, 4, 4)];
 
-/// Five values in a byte, as digits of base three. A byte is the fraction `Σ digit·3⁻ⁱ` in units of 1/256, rounded up, so
-/// that a digit is what a product with three carries over, after the digits before it were carried away.
+/// Five values in a byte, as digits of base three. A byte is the fraction `Σ digit·3⁻ⁱ` in units of 1/256, rounded up,
+/// so that a digit is what a product with three carries over, after the digits before it were carried away.
 pub fn dequantize_tq1_0(block: &[u8; 54], out: &mut [f32; LEN]) {
     let d = scale(block[52], block[53]);
     for (at, first, bytes, digits) in PARTS {
@@ -30,7 +30,8 @@ pub fn dequantize_tq1_0(block: &[u8; 54], out: &mut [f32; LEN]) {
     }
 }
 
-/// Four values in a byte, two bits each: those of columns `i`, `32 + i`, `64 + i` and `96 + i` of one half of the block.
+/// Four values in a byte, two bits each: those of columns `i`, `32 + i`, `64 + i` and `96 + i` of one half of the
+/// block.
 pub fn dequantize_tq2_0(block: &[u8; 66], out: &mut [f32; LEN]) {
     let d = scale(block[64], block[65]);
     for (half, out) in out.as_chunks_mut::<128>().0.iter_mut().enumerate() {
