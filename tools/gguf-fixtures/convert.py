@@ -58,6 +58,11 @@ FIXTURES = [
     Fixture("smollm3"),
     Fixture("olmo2"),
     Fixture("granite"),
+    Fixture("mixtral"),
+    Fixture("olmoe"),
+    Fixture("granitemoe"),
+    Fixture("granitemoeshared"),
+    Fixture("ernie4_5_moe"),
 ]
 BY_NAME = {fixture.name: fixture for fixture in FIXTURES}
 

@@ -110,7 +110,9 @@ impl FileType {
         let base = self.base();
         match first.slot {
             _ if !base.is_quantized() || base == Dtype::Q8_0 => base,
-            Slot::Layer(_, LayerSlot::GateProj | LayerSlot::UpProj | LayerSlot::DownProj) if base == Dtype::Mxfp4 => {
+            Slot::Layer(_, LayerSlot::GateProj | LayerSlot::UpProj | LayerSlot::DownProj) | Slot::Expert(..)
+                if base == Dtype::Mxfp4 =>
+            {
                 base
             }
             _ if base == Dtype::Mxfp4 => Dtype::Q8_0,

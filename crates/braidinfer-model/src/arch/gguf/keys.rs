@@ -149,6 +149,8 @@ impl Writer<'_> {
         let is_sparse = |layer: usize| self.spec.experts(layer).is_some();
         let dense = (0..self.spec.layers.len()).take_while(|layer| !is_sparse(*layer)).count();
         size("leading_dense_block_count", dense);
+        // Other layers have experts all or none; this is read for ERNIE 4.5.
+        size("interleave_moe_layer_step", 1);
         size("expert_gating_func", gating_func(router.scoring_func).0 as usize);
         model.metadata.insert(self.key("expert_weights_norm"), router.norm_topk_prob);
         model.metadata.insert(self.key("expert_weights_scale"), router.routed_scaling_factor as f32);
