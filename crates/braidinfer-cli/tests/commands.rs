@@ -81,6 +81,8 @@ fn inspect_speaks_the_terms_of_config_json() {
         let json = succeed_json(["inspect", &dir, "--json"]);
         let config: Value = serde_json::from_slice(&fs::read(model(&name).join("config.json")).expect("it exists"))
             .expect("it is JSON");
+        // Of a multimodal model, the text part.
+        let config = config.get("text_config").unwrap_or(&config);
         for field in ["vocab_size", "hidden_size", "num_attention_heads", "model_type"] {
             assert_eq!(json["spec"][field], config[field], "{name}: {field}");
         }

@@ -24,6 +24,10 @@ dispatched! {
     pub fn gated(activation: ActivationFunction, gate: &[f32], up: &mut [f32]) = gate_lanes;
 }
 dispatched! {
+    /// `x = x / (1 + e^-gate)`; both have the same length.
+    pub fn gated_by_logistic(gate: &[f32], x: &mut [f32]) = logistic_gate_lanes;
+}
+dispatched! {
     /// `x = activation(x)`.
     pub fn activate(activation: ActivationFunction, x: &mut [f32]) = activate_lanes;
 }
@@ -74,6 +78,11 @@ fn gate_lanes<S: Simd>(simd: S, activation: ActivationFunction, gate: &[f32], up
 }
 
 #[inline(always)]
+fn logistic_gate_lanes<S: Simd>(simd: S, gate: &[f32], x: &mut [f32]) {
+    for_lanes!(simd, x, gate => silu(simd, x, gate));
+}
+
+#[inline(always)]
 fn activate_lanes<S: Simd>(simd: S, activation: ActivationFunction, x: &mut [f32]) {
     for_lanes!(simd, x => activated(simd, activation, x));
 }
@@ -103,7 +112,7 @@ pub(crate) fn capped<S: Simd>(simd: S, x: S::F32, cap: f32) -> S::F32 {
 }
 
 #[inline(always)]
-fn activated<S: Simd>(simd: S, activation: ActivationFunction, x: S::F32) -> S::F32 {
+pub(crate) fn activated<S: Simd>(simd: S, activation: ActivationFunction, x: S::F32) -> S::F32 {
     match activation {
         ActivationFunction::Silu => silu(simd, x, x),
         ActivationFunction::GeluTanh => gelu_tanh(simd, x),
@@ -172,6 +181,7 @@ mod tests {
             run(&|x| gated(isa, activation, y, x));
             run(&|x| activate(isa, activation, x));
         }
+        run(&|x| gated_by_logistic(isa, y, x));
         run(&|x| add_scaled(isa, x, y, 0.22));
         run(&|x| softcap(isa, x, 30.0));
         run(&|x| scale(isa, x, -0.7));
@@ -203,6 +213,11 @@ mod tests {
                     prop_assert!(error <= 4e-7 * size + 1e-37, "{:?} of {}: {}, not {}", activation, x, plain, exact);
                     prop_assert_eq!(up, 2.0 * plain);
                 }
+            }
+            let mut ones = vec![1.0; x.len()];
+            gated_by_logistic(Isa::SCALAR, &x, &mut ones);
+            for (x, gate) in x.iter().zip(ones) {
+                prop_assert!((f64::from(gate) - 1.0 / (1.0 + (-f64::from(*x)).exp())).abs() <= 4e-7);
             }
         }
 

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::spec::{DecoderSpec, ExpertsSpec, FeedForward, LayerSpec, NormSpec, QkNormExtent};
+use crate::spec::{
+    AttentionSpec, DecoderSpec, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, FeedForward, LayerSpec, Mixer,
+    NormSpec, QkNormExtent,
+};
 
 /// A module that holds parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +56,28 @@ pub enum LayerSlot {
     QNorm,
     /// Key norm.
     KNorm,
+    /// Queries, keys and values of a delta net.
+    InProjQkv,
+    /// Gate of a delta net's output.
+    InProjZ,
+    /// Strength of a delta net's updates, one per value head.
+    InProjB,
+    /// Decay of a delta net's state, one per value head.
+    InProjA,
+    /// Queries, keys, values and gate of a delta net, by key head.
+    InProjQkvz,
+    /// Strength and decay of a delta net, by key head.
+    InProjBa,
+    /// Convolution of a delta net, `[channels, 1, kernel]`.
+    Conv1d,
+    /// Bias of a delta net's decay, one per value head.
+    DtBias,
+    /// Logarithm of a delta net's rate of decay, one per value head.
+    ALog,
+    /// Norm of a delta net's output, over one value head.
+    DeltaNorm,
+    /// Output projection of a delta net.
+    OutProj,
     /// Norm of the attention output.
     AttentionOutputNorm,
     /// Norm before the feed-forward network.
@@ -114,7 +139,7 @@ pub fn parameters(spec: &DecoderSpec) -> Vec<Parameter> {
     let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
     list.weight(Slot::EmbedTokens, &[vocab, hidden]);
     for (index, layer) in spec.layers.iter().enumerate() {
-        list.attention(spec, index);
+        list.mixer(spec, index, layer);
         list.feed_forward(spec, index, layer);
     }
     list.norm(Slot::FinalNorm, &spec.norm, hidden);
@@ -147,14 +172,46 @@ impl ParameterList {
         }
     }
 
-    fn attention(&mut self, spec: &DecoderSpec, index: usize) {
-        let (block, attention) = (&spec.block, spec.attention(index));
-        let (hidden, q, kv) = (spec.hidden_size, attention.query_width(), attention.key_value_width());
-        let slot = |slot| Slot::Layer(index, slot);
+    fn mixer(&mut self, spec: &DecoderSpec, index: usize, layer: &LayerSpec) {
+        let (block, hidden) = (&spec.block, spec.hidden_size);
         if block.input_norm {
-            self.norm(slot(LayerSlot::InputNorm), &spec.norm, hidden);
+            self.norm(Slot::Layer(index, LayerSlot::InputNorm), &spec.norm, hidden);
         }
-        self.linear(slot(LayerSlot::QProj), q, hidden, attention.qkv_bias);
+        match layer.mixer {
+            Mixer::Attention { attention, .. } => self.attention(&spec.attentions[attention], index, hidden),
+            Mixer::DeltaNet { delta_net } => self.delta_net(&spec.delta_nets[delta_net], index, hidden),
+        }
+        if block.attention_output_norm {
+            self.norm(Slot::Layer(index, LayerSlot::AttentionOutputNorm), &spec.norm, hidden);
+        }
+    }
+
+    fn delta_net(&mut self, delta_net: &DeltaNetSpec, index: usize, hidden: usize) {
+        let slot = |slot| Slot::Layer(index, slot);
+        let (values, heads) = (delta_net.value_width(), delta_net.linear_num_value_heads);
+        match delta_net.projections {
+            DeltaNetProjections::ByKind => {
+                self.linear(slot(LayerSlot::InProjQkv), delta_net.conv_width(), hidden, false);
+                self.linear(slot(LayerSlot::InProjZ), values, hidden, false);
+                self.linear(slot(LayerSlot::InProjB), heads, hidden, false);
+                self.linear(slot(LayerSlot::InProjA), heads, hidden, false);
+            }
+            DeltaNetProjections::ByKeyHead => {
+                self.linear(slot(LayerSlot::InProjQkvz), delta_net.conv_width() + values, hidden, false);
+                self.linear(slot(LayerSlot::InProjBa), 2 * heads, hidden, false);
+            }
+        }
+        self.weight(slot(LayerSlot::Conv1d), &[delta_net.conv_width(), 1, delta_net.linear_conv_kernel_dim]);
+        self.weight(slot(LayerSlot::DtBias), &[heads]);
+        self.weight(slot(LayerSlot::ALog), &[heads]);
+        self.norm(slot(LayerSlot::DeltaNorm), &delta_net.norm, delta_net.linear_value_head_dim);
+        self.linear(slot(LayerSlot::OutProj), hidden, values, false);
+    }
+
+    fn attention(&mut self, attention: &AttentionSpec, index: usize, hidden: usize) {
+        let (q, kv) = (attention.query_width(), attention.key_value_width());
+        let slot = |slot| Slot::Layer(index, slot);
+        self.linear(slot(LayerSlot::QProj), attention.query_rows(), hidden, attention.qkv_bias);
         self.linear(slot(LayerSlot::KProj), kv, hidden, attention.qkv_bias);
         self.linear(slot(LayerSlot::VProj), kv, hidden, attention.qkv_bias);
         self.linear(slot(LayerSlot::OProj), hidden, q, attention.output_bias);
@@ -165,9 +222,6 @@ impl ParameterList {
             };
             self.norm(slot(LayerSlot::QNorm), &qk_norm.norm, q);
             self.norm(slot(LayerSlot::KNorm), &qk_norm.norm, kv);
-        }
-        if block.attention_output_norm {
-            self.norm(slot(LayerSlot::AttentionOutputNorm), &spec.norm, hidden);
         }
     }
 
@@ -224,7 +278,7 @@ impl Slot {
             Self::FinalNorm => true,
             Self::Layer(_, slot) => matches!(
                 slot,
-                InputNorm | QNorm | KNorm | AttentionOutputNorm | FeedForwardNorm | FeedForwardOutputNorm
+                InputNorm | QNorm | KNorm | DeltaNorm | AttentionOutputNorm | FeedForwardNorm | FeedForwardOutputNorm
             ),
         }
     }
@@ -365,9 +419,22 @@ impl Default for TensorNames {
                 (SharedDownProj, "mlp.shared_experts.down_proj"),
                 (SharedExpertGate, "mlp.shared_expert_gate"),
                 (FeedForwardOutputNorm, "post_feedforward_layernorm"),
+                (InProjQkv, "linear_attn.in_proj_qkv"),
+                (InProjZ, "linear_attn.in_proj_z"),
+                (InProjB, "linear_attn.in_proj_b"),
+                (InProjA, "linear_attn.in_proj_a"),
+                (InProjQkvz, "linear_attn.in_proj_qkvz"),
+                (InProjBa, "linear_attn.in_proj_ba"),
+                (Conv1d, "linear_attn.conv1d"),
+                (DeltaNorm, "linear_attn.norm"),
+                (OutProj, "linear_attn.out_proj"),
             ]),
             layer_bias: BTreeMap::new(),
-            layer_tensor: BTreeMap::from([(RouterCorrection, "mlp.gate.e_score_correction_bias")]),
+            layer_tensor: BTreeMap::from([
+                (RouterCorrection, "mlp.gate.e_score_correction_bias"),
+                (DtBias, "linear_attn.dt_bias"),
+                (ALog, "linear_attn.A_log"),
+            ]),
             experts: vec![ExpertNames::LLAMA, ExpertNames::FUSED],
         }
     }
@@ -433,9 +500,9 @@ impl TensorNames {
         self
     }
 
-    /// The name of a layer's module, relative to the layer's prefix.
+    /// The name of a layer's module, or of its only tensor, relative to the layer's prefix.
     pub fn layer_module(&self, slot: LayerSlot) -> &'static str {
-        self.layer[&slot]
+        self.layer_tensor.get(&slot).or_else(|| self.layer.get(&slot)).copied().unwrap_or("no such module")
     }
 
     /// The name of a parameter's tensor. `prefix` precedes `embed_tokens` and `layers` (often `model.`); the output head is

@@ -37,6 +37,9 @@ pub struct DecoderSpec {
     pub block: BlockSpec,
     /// Kinds of attention; layers refer to them by index.
     pub attentions: Vec<AttentionSpec>,
+    /// Kinds of gated delta nets; layers refer to them by index.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub delta_nets: Vec<DeltaNetSpec>,
     /// Rotary tables; layers refer to them by index.
     pub rope: Vec<RopeSpec>,
     /// One entry per layer, in order.
@@ -119,6 +122,45 @@ pub struct AttentionSpec {
     pub output_bias: bool,
     /// Position-dependent factor of rotated queries.
     pub query_position_scale: Option<QueryPositionScale>,
+    /// Whether the heads' outputs are multiplied by the logistic function of a gate before the output projection (Qiu et
+    /// al. 2025, arXiv:2505.06708). The rows of the query projection are then, for each head, those of the query and
+    /// after them those of the gate.
+    pub output_gate: bool,
+}
+
+/// A gated delta net (Yang et al. 2024, arXiv:2412.06464): recurrent layers that keep a matrix per value head.
+///
+/// Queries, keys and values pass through a causal depthwise convolution and SiLU; queries and keys are divided by
+/// `sqrt(sum of squares + 1e-6)`, and queries by `sqrt(d_k)` as well. With the decay `g = -exp(A_log) * softplus(a +
+/// dt_bias)` and `beta = sigmoid(b)`, the state `S` `[d_k, d_v]` of a value head becomes, at each token,
+/// `S' = e^g S`, then `S' + k (beta (v - S'^T k))^T`, and the output is `S^T q`. It is normed, and multiplied by
+/// `silu(z)`. Value head `t` uses key head `t / (value heads / key heads)`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct DeltaNetSpec {
+    /// Number of query heads, and of key heads.
+    pub linear_num_key_heads: usize,
+    /// Number of value heads; a multiple of the number of key heads.
+    pub linear_num_value_heads: usize,
+    /// Width of a query or key head, `d_k`.
+    pub linear_key_head_dim: usize,
+    /// Width of a value head, `d_v`.
+    pub linear_value_head_dim: usize,
+    /// Number of tokens, including the current one, that the convolution covers.
+    pub linear_conv_kernel_dim: usize,
+    /// Norm of each value head's output.
+    pub norm: NormSpec,
+    /// How the projections are stored.
+    pub projections: DeltaNetProjections,
+}
+
+/// How the input projections of a gated delta net are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeltaNetProjections {
+    /// One for queries, keys and values, with the rows of all heads of each kind together, and one each for `z`, `b`, `a`.
+    ByKind,
+    /// One with the rows of query, key, values and `z` of each key head together, and one with those of `b` and `a`.
+    ByKeyHead,
 }
 
 /// A norm of queries and keys.
@@ -260,6 +302,11 @@ pub enum Mixer {
         sliding_window: Option<usize>,
         /// Index into [`DecoderSpec::rope`]; no rotation if `None`.
         rope: Option<usize>,
+    },
+    /// A recurrence with a state of fixed size.
+    DeltaNet {
+        /// Index into [`DecoderSpec::delta_nets`].
+        delta_net: usize,
     },
 }
 
@@ -410,13 +457,47 @@ impl AttentionSpec {
     pub fn key_value_width(&self) -> usize {
         self.num_key_value_heads * self.head_dim
     }
+
+    /// Number of rows of a head in the query projection.
+    pub fn query_head_rows(&self) -> usize {
+        if self.output_gate { 2 * self.head_dim } else { self.head_dim }
+    }
+
+    /// Number of rows of the query projection.
+    pub fn query_rows(&self) -> usize {
+        self.num_attention_heads * self.query_head_rows()
+    }
+}
+
+impl DeltaNetSpec {
+    /// Width of all query heads, and of all key heads.
+    pub fn key_width(&self) -> usize {
+        self.linear_num_key_heads * self.linear_key_head_dim
+    }
+
+    /// Width of all value heads.
+    pub fn value_width(&self) -> usize {
+        self.linear_num_value_heads * self.linear_value_head_dim
+    }
+
+    /// Number of channels of the convolution: queries, keys and values.
+    pub fn conv_width(&self) -> usize {
+        2 * self.key_width() + self.value_width()
+    }
+
+    /// Number of value heads that use one key head.
+    pub fn values_per_key(&self) -> usize {
+        self.linear_num_value_heads / self.linear_num_key_heads
+    }
 }
 
 impl DecoderSpec {
-    /// The attention of a layer.
-    pub fn attention(&self, layer: usize) -> &AttentionSpec {
-        let Mixer::Attention { attention, .. } = self.layers[layer].mixer;
-        &self.attentions[attention]
+    /// The attention of a layer, if it has one.
+    pub fn attention(&self, layer: usize) -> Option<&AttentionSpec> {
+        match self.layers[layer].mixer {
+            Mixer::Attention { attention, .. } => Some(&self.attentions[attention]),
+            Mixer::DeltaNet { .. } => None,
+        }
     }
 
     /// The mixture of experts of a layer, if it has one.
@@ -427,8 +508,26 @@ impl DecoderSpec {
         }
     }
 
-    /// The attention of every layer, in order.
+    /// The gated delta net of a layer, if it has one.
+    pub fn delta_net(&self, layer: usize) -> Option<&DeltaNetSpec> {
+        match self.layers[layer].mixer {
+            Mixer::Attention { .. } => None,
+            Mixer::DeltaNet { delta_net } => Some(&self.delta_nets[delta_net]),
+        }
+    }
+
+    /// The attention of every layer that has one, in order.
     pub fn layer_attentions(&self) -> impl Iterator<Item = &AttentionSpec> {
-        (0..self.layers.len()).map(|layer| self.attention(layer))
+        (0..self.layers.len()).filter_map(|layer| self.attention(layer))
+    }
+
+    /// The gated delta net of every layer that has one, in order.
+    pub fn layer_delta_nets(&self) -> impl Iterator<Item = &DeltaNetSpec> {
+        (0..self.layers.len()).filter_map(|layer| self.delta_net(layer))
+    }
+
+    /// Width of the keys (or values) that a layer keeps of a token, over all heads; 0 if it has no attention.
+    pub fn key_value_width(&self, layer: usize) -> usize {
+        self.attention(layer).map_or(0, AttentionSpec::key_value_width)
     }
 }

@@ -32,6 +32,7 @@ fn windows(spec: &DecoderSpec) -> Vec<Option<usize>> {
         .iter()
         .map(|layer| match layer.mixer {
             Mixer::Attention { sliding_window, .. } => sliding_window,
+            Mixer::DeltaNet { .. } => None,
         })
         .collect()
 }
@@ -40,7 +41,9 @@ fn windows(spec: &DecoderSpec) -> Vec<Option<usize>> {
 fn every_registered_architecture_reads_a_minimal_config() {
     for architecture in REGISTRY {
         for name in std::iter::once(&architecture.model_type).chain(architecture.aliases) {
-            assert_eq!(spec(&config(name, json!({}))).layers.len(), 6, "{name}");
+            // Experts beside gated delta nets are refused.
+            let changes = if *name == "qwen3_next" { json!({"num_experts": 0}) } else { json!({}) };
+            assert_eq!(spec(&config(name, changes)).layers.len(), 6, "{name}");
         }
     }
 }
@@ -235,13 +238,13 @@ fn gated_and_plain_feed_forward() {
     assert_eq!((gated("llama"), gated("phi")), ((true, false), (false, true)));
 }
 
-fn experts(model_type: &str, fields: serde_json::Value, layer: usize) -> Option<ExpertsSpec> {
+fn experts(model_type: &str, fields: Value, layer: usize) -> Option<ExpertsSpec> {
     spec(&config(model_type, fields)).experts(layer).copied()
 }
 
 #[test]
 fn which_layers_have_experts() {
-    let sparse = |model_type: &str, fields: serde_json::Value| -> Vec<usize> {
+    let sparse = |model_type: &str, fields: Value| -> Vec<usize> {
         let spec = spec(&config(model_type, fields));
         (0..spec.layers.len()).filter(|layer| spec.experts(*layer).is_some()).collect()
     };
@@ -263,11 +266,16 @@ fn routers_are_those_of_their_classes() {
     assert_eq!(glm.shared_expert.map(|shared| shared.intermediate_size), Some(1408));
     let none = experts("ernie4_5_moe", json!({"moe_num_shared_experts": 0}), 1).expect("the second layer has experts");
     assert_eq!(none.shared_expert, None);
+    let hybrid = experts("qwen3_next", json!({}), 0).expect("all layers have experts");
+    assert_eq!((hybrid.num_experts, hybrid.num_experts_per_tok, hybrid.router.norm_topk_prob), (512, 10, true));
+    assert!(hybrid.shared_expert.is_some_and(|shared| shared.gated));
+    assert_eq!(experts("qwen3_next", json!({"num_experts": 0}), 0), None);
+    assert_eq!(experts("qwen3_5_moe", json!({}), 5).map(|experts| experts.num_experts_per_tok), Some(8));
 }
 
 #[test]
 fn impossible_mixtures_are_refused() {
-    let message = |model_type: &str, fields: serde_json::Value| {
+    let message = |model_type: &str, fields: Value| {
         describe(&config(model_type, fields)).expect_err("it is impossible").to_string()
     };
     for (model_type, fields, field) in [
@@ -284,4 +292,48 @@ fn impossible_mixtures_are_refused() {
         let message = message(model_type, fields);
         assert!(message.contains(&format!("`{field}`")), "{message}");
     }
+}
+
+#[test]
+fn layers_of_hybrids_are_listed_or_follow_the_interval() {
+    let recurrent = |changes| -> Vec<bool> {
+        let spec = spec(&config("qwen3_5_text", changes));
+        spec.layers.iter().map(|layer| matches!(layer.mixer, Mixer::DeltaNet { .. })).collect()
+    };
+    assert_eq!(recurrent(json!({})), [true, true, true, false, true, true]);
+    assert_eq!(recurrent(json!({"full_attention_interval": 2})), [true, false, true, false, true, false]);
+    let kinds = ["full_attention", "linear_attention"].repeat(3);
+    assert_eq!(recurrent(json!({"layer_types": kinds})), [false, true, false, true, false, true]);
+}
+
+#[test]
+fn hybrids_have_gates_and_centred_norms_and_rotate_a_quarter() {
+    let nested = json!({"text_config": config("qwen3_5_text", json!({})), "model_type": "qwen3_5"});
+    let spec = spec(&nested);
+    let attention = spec.attentions[0];
+    assert!(attention.output_gate);
+    assert_eq!((attention.query_width(), attention.query_rows()), (64, 128));
+    assert_eq!(attention.qk_norm.map(|norm| norm.norm.weight_offset), Some(1.0));
+    assert_eq!((spec.norm.weight_offset, spec.delta_nets[0].norm.weight_offset), (1.0, 0.0));
+    assert_eq!(spec.rope[0].rotary_dim, 4);
+    let delta_net = spec.delta_nets[0];
+    assert_eq!((delta_net.key_width(), delta_net.value_width(), delta_net.conv_width()), (2048, 4096, 8192));
+}
+
+#[test]
+fn what_hybrids_cannot_be_is_refused_by_name() {
+    for (field, changes) in [
+        ("layer_types", json!({"layer_types": vec!["sliding_attention"; 6]})),
+        ("linear_num_value_heads", json!({"linear_num_value_heads": 24})),
+        ("linear_num_value_heads", json!({"linear_num_value_heads": 1 << 20})),
+        ("linear_conv_kernel_dim", json!({"linear_conv_kernel_dim": 1 << 20})),
+        ("attn_output_gate", json!({"attn_output_gate": false})),
+        ("hidden_act", json!({"hidden_act": "gelu"})),
+    ] {
+        let message = describe(&config("qwen3_5_text", changes)).expect_err(field).to_string();
+        assert!(message.contains(&format!("`{field}`")), "{field}: {message}");
+    }
+    let linear = config("llama", json!({"layer_types": vec!["linear_attention"; 6]}));
+    let message = describe(&linear).expect_err("llama has no such layers").to_string();
+    assert!(message.contains("layer_types"), "{message}");
 }

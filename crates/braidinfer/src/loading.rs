@@ -8,7 +8,7 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelError, ModelSource, W
 
 use crate::compat::{self, Checked, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
 use crate::containment::WorkerProgram;
-use crate::engine::SamplingParams;
+use crate::engine::{SamplingParams, state_slots};
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::{self, ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 use crate::executor::{ActiveKernels, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype};
@@ -183,7 +183,7 @@ impl ModelParts {
             let bytes = quantized_bytes(&spec, &weights, file_type);
             // Fused kernels repack them.
             let copies = if options.kernels == Kernels::Standard { 1 } else { 2 };
-            let need = Need { weights: bytes.saturating_mul(copies), kv: 0, context: 0, scratch: 0 };
+            let need = Need { weights: bytes.saturating_mul(copies), kv: 0, states: 0, context: 0, scratch: 0 };
             need.check(&source.label(), Room::now())?;
         }
         if let Some(file_type) = options.quantize {
@@ -262,7 +262,9 @@ impl ModelParts {
         };
         let rows = self.context.min(MOST_ROWS);
         let scratch = memory::scratch_bytes(&self.spec, rows, options.max_sequences);
-        Need { weights, kv, context: self.context, scratch }
+        let slots = state_slots(options.max_sequences);
+        let states = memory::state_bytes(&self.spec, BLOCK_SIZE).saturating_mul(slots);
+        Need { weights, kv, states, context: self.context, scratch }
     }
 
     /// Fails if there is too little memory for loading with these options.

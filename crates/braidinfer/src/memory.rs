@@ -3,8 +3,9 @@
 //! A process that takes more than there is does not get an error from Linux: it is killed, or ends when a small allocation
 //! fails. So what is large is compared with what there is before it is taken.
 
+use braidinfer_kernels::LANES;
 use braidinfer_model::DecoderSpec;
-use braidinfer_model::spec::{FeedForward, LayerSpec};
+use braidinfer_model::spec::{DeltaNetSpec, FeedForward, LayerSpec};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::executor::{HEAD_ROWS, KvDtype};
@@ -79,6 +80,8 @@ pub(crate) struct Need {
     pub(crate) weights: usize,
     /// Keys and values of one sequence that is as long as the context.
     pub(crate) kv: usize,
+    /// What recurrent layers keep of all sequences, and of prefixes.
+    pub(crate) states: usize,
     pub(crate) context: usize,
     /// Activations and logits of the largest step.
     pub(crate) scratch: usize,
@@ -87,14 +90,16 @@ pub(crate) struct Need {
 impl Need {
     /// All but keys and values.
     pub(crate) fn fixed(self) -> usize {
-        self.weights.saturating_add(self.scratch).saturating_add(SLACK)
+        [self.scratch, self.states, SLACK].into_iter().fold(self.weights, usize::saturating_add)
     }
 
     /// Fails, with both figures, if there is less than this.
     pub(crate) fn check(self, model: &str, room: Room) -> Result<()> {
         room.hold(self.fixed().saturating_add(self.kv), || {
+            let states =
+                if self.states == 0 { String::new() } else { format!("recurrent states {}, ", size(self.states)) };
             format!(
-                "{model}: weights {}, keys and values {} for a sequence of {} tokens, and {} beside them",
+                "{model}: weights {}, keys and values {} for a sequence of {} tokens, {states}and {} beside them",
                 size(self.weights),
                 size(self.kv),
                 self.context,
@@ -109,10 +114,37 @@ pub(crate) fn kv_bytes_per_token(spec: &DecoderSpec, dtype: KvDtype) -> usize {
     spec.layer_attentions().map(|attention| 2 * attention.key_value_width() * dtype.size()).sum()
 }
 
+/// State that a gated delta net keeps of a sequence, in bytes: an upper estimate for both kinds of kernels. Besides the
+/// state matrices, the tokens since the last block boundary are kept, and drafts after them.
+pub(crate) fn delta_state_bytes(delta_net: &DeltaNetSpec, block_size: usize) -> usize {
+    let padded = |width: usize| width.next_multiple_of(LANES);
+    let (keys, values) = (delta_net.linear_num_key_heads, delta_net.linear_num_value_heads);
+    let (key_dim, value_dim) = (padded(delta_net.linear_key_head_dim), padded(delta_net.linear_value_head_dim));
+    let tokens = block_size.saturating_mul(2);
+    let (key_width, value_width) = (keys.saturating_mul(key_dim), values.saturating_mul(value_dim));
+    let channels = key_width.saturating_mul(2).saturating_add(value_width);
+    // Keys, updates, decays and strengths of updates.
+    let kept = key_width.saturating_add(value_width).saturating_add(values.saturating_mul(2));
+    let sizes = [
+        value_width.saturating_mul(key_dim),
+        channels.saturating_mul(delta_net.linear_conv_kernel_dim - 1 + tokens),
+        kept.saturating_mul(tokens),
+    ];
+    sizes.into_iter().fold(0, usize::saturating_add).saturating_mul(size_of::<f32>())
+}
+
+/// State that all layers keep of a sequence besides keys and values, in bytes.
+pub(crate) fn state_bytes(spec: &DecoderSpec, block_size: usize) -> usize {
+    spec.layer_delta_nets().map(|net| delta_state_bytes(net, block_size)).fold(0, usize::saturating_add)
+}
+
 /// Activations and logits of a step with `rows` tokens, `logits` of them with logits, in bytes: an upper estimate for both
 /// kinds of kernels.
 pub(crate) fn scratch_bytes(spec: &DecoderSpec, rows: usize, logits: usize) -> usize {
-    let widest = spec.layer_attentions().map(|attention| attention.query_width() + 2 * attention.key_value_width());
+    let attentions = spec.layer_attentions().map(|attention| attention.query_rows() + 2 * attention.key_value_width());
+    // Queries, keys, values and gates, and as many again, padded and convolved.
+    let delta_nets = spec.layer_delta_nets().map(|net| 2 * (net.conv_width() + net.value_width()));
+    let widest = attentions.chain(delta_nets);
     let inner = spec.layers.iter().map(|layer| 4 * layer.feed_forward.inner_width() + mixture(spec, layer)).max();
     let row = 6 * spec.hidden_size + 3 * widest.max().unwrap_or(0) + inner.unwrap_or(0);
     // All of them are kept, and some are computed at a time.
@@ -162,7 +194,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_both_figures() {
-        let need = Need { weights: 3 << 30, kv: 1 << 30, context: 4096, scratch: 100 << 20 };
+        let need = Need { weights: 3 << 30, kv: 1 << 30, states: 0, context: 4096, scratch: 100 << 20 };
         let whole = need.fixed() + need.kv;
         need.check("a.gguf", Room { bytes: whole, limit: "of the machine" }).expect("it fits exactly");
         let error =
@@ -174,6 +206,10 @@ pub(crate) mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(error.advice().expect("there is something to do").to_string().contains("quantize"));
+        let hybrid = Need { states: 1 << 30, ..need };
+        let error =
+            hybrid.check("a.gguf", Room { bytes: whole, limit: "" }).expect_err("there is no room for the states");
+        assert!(error.to_string().contains("recurrent states 1.1 GB"), "{error}");
         let absurd = Need { kv: usize::MAX, ..need };
         absurd.check("a.gguf", Room { bytes: usize::MAX - 1, limit: "" }).expect_err("sums do not wrap");
     }

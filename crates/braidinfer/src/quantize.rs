@@ -10,6 +10,7 @@ use std::sync::Arc;
 use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
 use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::quantization::{self, FileType};
+use braidinfer_model::spec::{AttentionSpec, DeltaNetSpec};
 use braidinfer_model::{
     DecoderSpec, Dtype, GenerationConfig, LayerSlot, ModelError, ModelSource, Param, Parameter, Slot, Stack,
     TensorNames, TensorView, Weights, describe, stacks,
@@ -99,7 +100,7 @@ pub fn quantize_weights(
         progress(done * spec.layers.len() / tensors.len(), spec.layers.len());
         let dtype = file_type.dtype(spec, stack, head_is_embedding);
         for Parameter { slot, param, .. } in &stack.parameters {
-            let Some(view) = weights.get(*slot, *param).filter(|view| view.shape.len() > 1 && view.dtype != dtype)
+            let Some(view) = weights.get(*slot, *param).filter(|view| view.shape.len() == 2 && view.dtype != dtype)
             else {
                 continue;
             };
@@ -127,7 +128,8 @@ pub(crate) fn quantized_bytes(spec: &DecoderSpec, weights: &Weights, file_type: 
 /// Memory for quantizing into a file, in bytes: the groups of rows that are worked on at the same time, as they are read, in
 /// f32 and quantized. The weights stay in their files.
 fn streaming_bytes(spec: &DecoderSpec, threads: &Threads) -> usize {
-    let widest = spec.layer_attentions().map(|attention| attention.query_width()).max().unwrap_or(0);
+    let of_values = spec.layer_delta_nets().map(DeltaNetSpec::value_width);
+    let widest = spec.layer_attentions().map(AttentionSpec::query_width).chain(of_values).max().unwrap_or(0);
     let group =
         GROUP.max(widest.max(spec.hidden_size).saturating_mul(head_dim(spec, Slot::Layer(0, LayerSlot::QProj))));
     group.saturating_mul(12).saturating_mul(2 * threads.count())
@@ -221,7 +223,7 @@ fn fallbacks<'a>(
 /// Rows that a file may reorder together: those of a head, in a layer.
 fn head_dim(spec: &DecoderSpec, slot: Slot) -> usize {
     match slot {
-        Slot::Layer(layer, _) => spec.attention(layer).head_dim,
+        Slot::Layer(layer, _) => spec.attention(layer).map_or(1, |attention| attention.head_dim),
         Slot::Expert(..) | Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => 1,
     }
 }
@@ -320,7 +322,7 @@ impl GgufQuantizer<'_> {
         let Parameter { slot, param, shape } = parameter;
         let view = self.weights.get(*slot, *param);
         let view = view.ok_or_else(|| Error::Internal(format!("the weights lack {slot:?}")))?;
-        let columns = if *param == Param::Weight && shape.len() > 1 { shape[1] } else { 1 };
+        let columns = if *param == Param::Weight { shape[1..].iter().product() } else { 1 };
         let first = rows.start * columns;
         let mut values = view.read_rows::<f32>(rows)?;
         self.model.transform(*slot, *param, columns, &mut values);

@@ -105,6 +105,7 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
         "query/key norm left out" | "query and key norm swapped" => &["attn.q_norm"],
         "biases of q, k, v left out" => &["attn.q"],
         "key and value projection swapped" => &["attn.k"],
+        "strength and decay of a delta net swapped" => &["delta.b"],
         "bias of the attention output left out" => &["attn.out"],
         "embedding scale left out" | "embedding scaled where it is not" => &["embed"],
         _ if fault.contains("logit soft cap") || fault.contains("logits_scaling") => &["logits"],

@@ -21,13 +21,18 @@ use tempfile::TempDir;
 const SAME: f32 = 1e-4;
 
 /// Fixtures that GGUF cannot describe, with what the message has to say.
-const REFUSED: [(&str, &str); 7] = [
+const REFUSED: [(&str, &str); 12] = [
+    ("qwen3_5_moe", "for which GGUF has no form here"),
+    ("qwen3_next", "for which GGUF has no form here"),
     ("phimoe", "router_jitter_noise`"),
     ("phimoe-longrope", "`rope[0].scaling.long_attention_factor`"),
     ("ernie4_5_moe-bias", "`layers[1].feed_forward.router.norm_min`"),
     ("llama-dynamic", "`rope[0].scaling"),
     ("llama-yarn-mscale", "`rope[0].scaling.truncate`"),
     ("phi-qk-layernorm", "`attentions[0].qk_norm`"),
+    ("qwen3_5", "qwen3_5_text"),
+    ("qwen3_5-vl", "qwen3_5_text"),
+    ("qwen3_next-dense", "qwen3_next"),
     ("smollm3-window", "`layers[1].mixer.rope`"),
 ];
 

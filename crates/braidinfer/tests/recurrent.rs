@@ -5,12 +5,13 @@ mod support;
 use std::collections::BTreeMap;
 
 use braidinfer::compat::{Checked, Precision, Status, Subject, Thoroughness};
-use braidinfer::engine::{Engine, EngineConfig, Pooling, Request, SamplingParams, SequenceId, SequenceOutput};
+use braidinfer::engine::{Engine, EngineConfig, Pooling, Request};
 use braidinfer::executor::{KvCacheConfig, KvDtype};
 use braidinfer::model::{DecoderSpec, Description, Weights};
 use braidinfer::{Result, Threads};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use support::answers::{Answer, request, run};
 use support::{Fixture, recurrent};
 
 const BLOCK_SIZE: usize = 4;
@@ -44,35 +45,6 @@ fn engine(config: EngineConfig, num_blocks: usize) -> Engine {
     let window = if num_blocks < 64 { None } else { Some(0) };
     Engine::new(recurrent::decoder(&spec, &weights, storage(num_blocks), None, window), config)
         .expect("the context fits")
-}
-
-fn request(prompt: &[u32], max_tokens: usize) -> Request {
-    let params = SamplingParams { max_tokens: Some(max_tokens), logprobs: Some(3), ..SamplingParams::default() };
-    Request { prompt: prompt.to_vec(), params, ..Request::default() }
-}
-
-/// What a sequence says: tokens with the bits of their log-probabilities, or a vector.
-type Answer = Vec<(u32, Vec<u32>)>;
-
-/// Runs steps until nothing is left, or so many times.
-fn run(engine: &mut Engine, steps: usize, answers: &mut BTreeMap<SequenceId, Answer>) {
-    for _ in 0..steps {
-        if !engine.has_unfinished() {
-            return;
-        }
-        for output in engine.step().expect("the step runs") {
-            let answer = answers.entry(output.sequence).or_default();
-            match output.output.expect("it is computed") {
-                SequenceOutput::Token(token) => {
-                    let top = token.logprobs.expect("they are asked for").top;
-                    answer.push((token.id, top.iter().map(|(_, logprob)| logprob.to_bits()).collect()));
-                }
-                SequenceOutput::Embedding(embedding) => {
-                    answer.push((0, embedding.values.iter().map(|value| value.to_bits()).collect()));
-                }
-            }
-        }
-    }
 }
 
 /// What a request says alone, one token of a prompt at a time, with nothing shared or guessed.

@@ -259,6 +259,7 @@ fn rare_rows(spec: &DecoderSpec) -> Rows {
     add(block.input_norm && block.attention_output_norm, "block", "norms before and after attention and mlp".into());
     let qk_norm = attention.qk_norm.map(|norm| json_text(norm.extent)).unwrap_or_default();
     add(attention.qk_norm.is_some(), "query/key norm", format!("over each {qk_norm}"));
+    add(attention.output_gate, "attn_output_gate", "true".into());
     add(attention.scale != plain, "attention scale", attention.scale.to_string());
     add(attention.logit_softcapping.is_some(), "attn_logit_softcapping", or_none(attention.logit_softcapping));
     add(spec.final_logit_softcapping.is_some(), "final_logit_softcapping", or_none(spec.final_logit_softcapping));
@@ -268,6 +269,17 @@ fn rare_rows(spec: &DecoderSpec) -> Rows {
     add(spec.lm_head_bias, "lm_head bias", "true".into());
     let beta = attention.query_position_scale.map(|scale| scale.beta);
     add(beta.is_some(), "llama_4_scaling_beta", or_none(beta));
+    if let Some(net) = spec.delta_nets.first() {
+        for (name, size) in [
+            ("linear_num_key_heads", net.linear_num_key_heads),
+            ("linear_num_value_heads", net.linear_num_value_heads),
+            ("linear_key_head_dim", net.linear_key_head_dim),
+            ("linear_value_head_dim", net.linear_value_head_dim),
+            ("linear_conv_kernel_dim", net.linear_conv_kernel_dim),
+        ] {
+            add(true, name, size.to_string());
+        }
+    }
     rows
 }
 
@@ -300,7 +312,7 @@ fn layer_rows(spec: &DecoderSpec) -> Rows {
 }
 
 fn layer_text(spec: &DecoderSpec, layer: &LayerSpec) -> String {
-    let Mixer::Attention { sliding_window, rope, .. } = layer.mixer;
+    let Mixer::Attention { sliding_window, rope, .. } = layer.mixer else { return "linear_attention".into() };
     let attention =
         sliding_window.map_or("full_attention".to_owned(), |keys| format!("sliding_attention, sliding_window {keys}"));
     match rope {

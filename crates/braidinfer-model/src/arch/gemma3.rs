@@ -40,8 +40,9 @@ fn describe(config: &JsonFile) -> Result<Description> {
     set_windows(config, spec, window, |layer| (layer + 1) % pattern != 0)?;
     spec.rope = tables(config, spec)?;
     for layer in &mut spec.layers {
-        let Mixer::Attention { sliding_window, rope, .. } = &mut layer.mixer;
-        *rope = Some(if sliding_window.is_some() { SLIDING_TABLE } else { FULL_TABLE });
+        if let Mixer::Attention { sliding_window, rope, .. } = &mut layer.mixer {
+            *rope = Some(if sliding_window.is_some() { SLIDING_TABLE } else { FULL_TABLE });
+        }
     }
     description.names = gemma2::tensor_names();
     Ok(description)

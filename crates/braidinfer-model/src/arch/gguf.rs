@@ -421,9 +421,9 @@ pub(crate) fn is_setting(tensor: &str) -> bool {
 
 /// Rotary table and sliding window of each layer, which GGUF derives from the architecture.
 fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = (Option<usize>, Option<usize>)> {
-    spec.layers.iter().map(|layer| {
-        let Mixer::Attention { sliding_window, rope, .. } = layer.mixer;
-        (sliding_window, rope)
+    spec.layers.iter().map(|layer| match layer.mixer {
+        Mixer::Attention { sliding_window, rope, .. } => (sliding_window, rope),
+        Mixer::DeltaNet { .. } => (None, None),
     })
 }
 

@@ -33,8 +33,9 @@ pub(super) fn describe(config: &JsonFile) -> Result<Description> {
     read_mlp_bias(config, "mlp_bias", spec)?;
     if config.text("position_embedding_type")? == Some("nope") {
         for layer in &mut spec.layers {
-            let Mixer::Attention { rope, .. } = &mut layer.mixer;
-            *rope = None;
+            if let Mixer::Attention { rope, .. } = &mut layer.mixer {
+                *rope = None;
+            }
         }
     }
     Ok(description)

@@ -103,7 +103,9 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
             qkv_bias: false,
             output_bias: false,
             query_position_scale: None,
+            output_gate: false,
         }],
+        delta_nets: Vec::new(),
         rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],
         layers: vec![layer; layer_count(config, sizes.num_hidden_layers)?],
     };
@@ -151,11 +153,12 @@ fn activation(config: &JsonFile) -> Result<ActivationFunction> {
     }
 }
 
-/// Full or sliding-window attention.
+/// Full or sliding-window attention, or a recurrence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LayerKind {
     Full,
     Sliding,
+    Linear,
 }
 
 /// The list `layer_types`; `None` if the config has none.
@@ -171,9 +174,20 @@ pub(super) fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec
     let kind = |value: &serde_json::Value| match value.as_str() {
         Some("full_attention" | "attention") => Ok(LayerKind::Full),
         Some("sliding_attention") => Ok(LayerKind::Sliding),
+        Some("linear_attention") => Ok(LayerKind::Linear),
         _ => Err(config.error("layer_types", "full_attention or sliding_attention", value.to_string())),
     };
     values.iter().map(kind).collect::<Result<_>>().map(Some)
+}
+
+/// Fails if `layer_types` names layers that the architecture does not have.
+pub(super) fn check_layer_types(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
+    let Some(kinds) = layer_types(config, spec.layers.len())? else { return Ok(()) };
+    let is_recurrent = |layer: usize| matches!(spec.layers[layer].mixer, Mixer::DeltaNet { .. });
+    match (0..kinds.len()).find(|layer| (kinds[*layer] == LayerKind::Linear) != is_recurrent(*layer)) {
+        None => Ok(()),
+        Some(_) => Err(config.error("layer_types", "full_attention or sliding_attention", "\"linear_attention\"")),
+    }
 }
 
 /// Sets the window of the sliding layers of `spec`: those in `layer_types` if present, otherwise those that `rule`
@@ -193,8 +207,9 @@ pub(super) fn set_windows(
         if explicit.is_some() && window.is_none() {
             return Err(config.error("sliding_window", "a window, since layer_types names sliding layers", "none"));
         }
-        let Mixer::Attention { sliding_window, .. } = &mut layer.mixer;
-        *sliding_window = window;
+        if let Mixer::Attention { sliding_window, .. } = &mut layer.mixer {
+            *sliding_window = window;
+        }
     }
     Ok(())
 }
@@ -207,8 +222,9 @@ pub(super) fn sliding_window(config: &JsonFile, absent: Option<usize>) -> Result
 /// Sets the window of every layer of `spec`, regardless of `layer_types`.
 pub(super) fn set_all_windows(spec: &mut DecoderSpec, window: Option<usize>) {
     for layer in &mut spec.layers {
-        let Mixer::Attention { sliding_window, .. } = &mut layer.mixer;
-        *sliding_window = window;
+        if let Mixer::Attention { sliding_window, .. } = &mut layer.mixer {
+            *sliding_window = window;
+        }
     }
 }
 

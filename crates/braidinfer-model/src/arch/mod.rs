@@ -3,6 +3,7 @@
 //! Adding one takes a file here, a line in [`REGISTRY`] and a fixture. If an executor needs an edit too, the spec
 //! lacked a field.
 
+mod delta_net_config;
 mod dots1;
 mod ernie4_5;
 mod ernie4_5_moe;
@@ -28,7 +29,10 @@ mod phimoe;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
+mod qwen3_5_moe;
 mod qwen3_moe;
+mod qwen3_next;
 mod rope_config;
 mod smollm3;
 
@@ -88,22 +92,21 @@ pub const REGISTRY: &[Architecture] = &[
     ernie4_5_moe::ARCHITECTURE,
     glm4_moe::ARCHITECTURE,
     dots1::ARCHITECTURE,
+    qwen3_5::ARCHITECTURE,
+    qwen3_5_moe::ARCHITECTURE,
+    qwen3_next::ARCHITECTURE,
 ];
 
 /// Limit against huge allocations from a corrupt count; the largest published decoders have 128 layers.
 const MAX_LAYERS: usize = 4096;
 const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
 const LATENT_ATTENTION: &str = "has latent attention, which is not supported yet";
-const LINEAR_ATTENTION: &str = "has gated-delta-net layers, which are not supported yet";
 /// Known architectures that are not supported, with the reason.
 pub const REFUSED: &[(&str, &str)] = &[
     ("gpt_oss", MIXTURE_OF_EXPERTS),
     ("deepseek_v2", LATENT_ATTENTION),
     ("deepseek_v3", LATENT_ATTENTION),
     ("glm4_moe_lite", LATENT_ATTENTION),
-    ("qwen3_next", LINEAR_ATTENTION),
-    ("qwen3_5", LINEAR_ATTENTION),
-    ("qwen3_5_text", LINEAR_ATTENTION),
 ];
 
 /// Reads `config.json` of a model, or the keys of a GGUF file, and describes its decoder. Also returns the decoder's
@@ -174,7 +177,7 @@ fn unsupported(config: &JsonFile, model_type: &str) -> ModelError {
 fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
     let turned = spec.layers.iter().filter_map(|layer| match layer.mixer {
         Mixer::Attention { attention, rope: Some(rope), .. } if rope == table => Some(attention),
-        Mixer::Attention { .. } => None,
+        Mixer::Attention { .. } | Mixer::DeltaNet { .. } => None,
     });
     turned.map(|attention| spec.attentions[attention].head_dim).min().unwrap_or(spec.attentions[0].head_dim)
 }
@@ -182,7 +185,7 @@ fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
 /// Checks relations between sizes that executors rely on.
 fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
     // Also where a switch says that it is not used.
-    llama_like::layer_types(config, spec.layers.len())?;
+    llama_like::check_layer_types(config, spec)?;
     expert_config::check(config, spec)?;
     for attention in &spec.attentions {
         let (heads, kv_heads) = (attention.num_attention_heads, attention.num_key_value_heads);

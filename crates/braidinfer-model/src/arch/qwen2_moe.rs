@@ -34,6 +34,13 @@ const FIELDS: ExpertFields = ExpertFields {
     intermediate_size: ("moe_intermediate_size", 1408),
 };
 
+/// The expert that serves every token.
+pub(super) const SHARED_EXPERT: [(LayerSlot, &str); 3] = [
+    (LayerSlot::SharedGateProj, "mlp.shared_expert.gate_proj"),
+    (LayerSlot::SharedUpProj, "mlp.shared_expert.up_proj"),
+    (LayerSlot::SharedDownProj, "mlp.shared_expert.down_proj"),
+];
+
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
@@ -49,10 +56,6 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let intermediate_size = config.size_or("shared_expert_intermediate_size", 5632)?;
     experts.shared_expert = Some(SharedExpertSpec { intermediate_size, gated: true, bias: false });
     set_experts(spec, experts, sparse_layers(config)?);
-    description.names = description.names.with(&[
-        (LayerSlot::SharedGateProj, "mlp.shared_expert.gate_proj"),
-        (LayerSlot::SharedUpProj, "mlp.shared_expert.up_proj"),
-        (LayerSlot::SharedDownProj, "mlp.shared_expert.down_proj"),
-    ]);
+    description.names = description.names.with(&SHARED_EXPERT);
     Ok(description)
 }

@@ -34,8 +34,9 @@ fn describe(config: &JsonFile) -> Result<Description> {
     read_mlp_bias(config, "mlp_bias", spec)?;
     let rotated = rotated_layers(config, spec.layers.len())?;
     for (layer, rotated) in spec.layers.iter_mut().zip(&rotated) {
-        let Mixer::Attention { rope, .. } = &mut layer.mixer;
-        *rope = rotated.then_some(0);
+        if let Mixer::Attention { rope, .. } = &mut layer.mixer {
+            *rope = rotated.then_some(0);
+        }
     }
     let enabled = config.flag("use_sliding_window")?.unwrap_or(false);
     let window = if enabled { sliding_window(config, None)? } else { None };

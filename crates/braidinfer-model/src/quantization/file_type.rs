@@ -103,8 +103,8 @@ impl FileType {
         if first.slot.is_norm() || first.param == Param::Bias || first.shape.len() < 2 {
             return Dtype::F32;
         }
-        // As llama.cpp's converter: a router is small, and decides.
-        if matches!(first.slot, Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate)) {
+        // As llama.cpp: a router is small, and decides; a convolution is small, and its rows are shorter than blocks.
+        if matches!(first.slot, Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate | LayerSlot::Conv1d)) {
             return Dtype::F32;
         }
         let base = self.base();
@@ -151,7 +151,7 @@ impl FileType {
         if self.more_bits(layer, spec.layers.len()) {
             return Dtype::Q6K;
         }
-        let attention = spec.attention(layer);
+        let Some(attention) = spec.attention(layer) else { return self.base() };
         // In 70B models the value projections are so small that more bits cost next to nothing.
         let large = spec.layers.len() == 80 && attention.num_attention_heads != attention.num_key_value_heads;
         if large && self.base() == Dtype::Q4K { Dtype::Q5K } else { self.base() }

@@ -123,8 +123,9 @@ fn beginnings<'a>(passages: &'a Passages, lens: &[usize]) -> Vec<&'a [u32]> {
 fn far_positions(spec: &DecoderSpec, block_size: usize, how: Thoroughness) -> Vec<usize> {
     let mut positions = Vec::new();
     for layer in &spec.layers {
-        let Mixer::Attention { sliding_window, .. } = layer.mixer;
-        positions.extend(sliding_window.into_iter().flat_map(|window| [window, 2 * window]));
+        if let Mixer::Attention { sliding_window, .. } = layer.mixer {
+            positions.extend(sliding_window.into_iter().flat_map(|window| [window, 2 * window]));
+        }
     }
     positions.extend(spec.rope.iter().filter_map(|table| match &table.scaling {
         RopeScaling::Dynamic { original_max_position_embeddings, .. }
@@ -245,8 +246,9 @@ mod tests {
         let mut spec = spec();
         spec.max_position_embeddings = 1 << 17;
         for layer in &mut spec.layers {
-            let Mixer::Attention { sliding_window, .. } = &mut layer.mixer;
-            *sliding_window = Some(4096);
+            if let Mixer::Attention { sliding_window, .. } = &mut layer.mixer {
+                *sliding_window = Some(4096);
+            }
         }
         let batch = first(&passages(), &spec, storage(8192), Thoroughness::Normal, true);
         let far: Vec<usize> = batch.sequences.iter().map(|s| s.context_len).filter(|len| *len > 0).collect();

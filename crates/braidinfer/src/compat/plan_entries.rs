@@ -37,7 +37,8 @@ pub(super) fn entries(plan: &KernelPlan, standard: Computed) -> Vec<PlanEntry> {
             levels: if standard { BTreeMap::new() } else { levels(layer) },
         }
     };
-    let layers = plan.kv_dtypes.iter().enumerate().map(|(layer, kv)| entry(Some(layer), Some(kv)));
+    let layers = plan.kv_dtypes.iter().zip(&plan.kv_widths).enumerate();
+    let layers = layers.map(|(layer, (kv, width))| entry(Some(layer), Some(kv).filter(|_| *width > 0)));
     layers.chain([entry(None, None)]).collect()
 }
 
@@ -57,7 +58,8 @@ pub(super) fn planned(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<Kernel
         let level = entry.levels.get(name(planned.slot))?;
         planned.level = NumericLevel::ALL.into_iter().find(|known| known.name() == level)?;
     }
-    for (layer, kv) in plan.kv_dtypes.iter_mut().enumerate() {
+    let with_keys = plan.kv_dtypes.iter_mut().zip(&plan.kv_widths).enumerate().filter(|(_, (_, width))| **width > 0);
+    for (layer, (kv, _)) in with_keys {
         let named = of(Some(layer))?.kv.as_deref()?;
         *kv = [KvDtype::F32, KvDtype::F16].into_iter().find(|known| known.name() == named)?;
     }
@@ -71,6 +73,13 @@ fn name(slot: Slot) -> &'static str {
         Slot::Layer(_, LayerSlot::KProj) => "k_proj",
         Slot::Layer(_, LayerSlot::VProj) => "v_proj",
         Slot::Layer(_, LayerSlot::OProj) => "o_proj",
+        Slot::Layer(_, LayerSlot::InProjQkv) => "in_proj_qkv",
+        Slot::Layer(_, LayerSlot::InProjZ) => "in_proj_z",
+        Slot::Layer(_, LayerSlot::InProjB) => "in_proj_b",
+        Slot::Layer(_, LayerSlot::InProjA) => "in_proj_a",
+        Slot::Layer(_, LayerSlot::InProjQkvz) => "in_proj_qkvz",
+        Slot::Layer(_, LayerSlot::InProjBa) => "in_proj_ba",
+        Slot::Layer(_, LayerSlot::OutProj) => "out_proj",
         Slot::Layer(_, LayerSlot::GateProj) => "gate_proj",
         Slot::Layer(_, LayerSlot::UpProj) => "up_proj",
         Slot::Layer(_, LayerSlot::DownProj) => "down_proj",

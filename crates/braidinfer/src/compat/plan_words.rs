@@ -6,15 +6,18 @@ use crate::executor::KernelPlan;
 
 /// Levels and KV data type of a plan: "16-bit activations, K/V f16".
 pub(super) fn plan_in_words(plan: &KernelPlan) -> String {
-    let mut storage: Vec<&str> = plan.kv_dtypes.iter().map(|kv| kv.name()).collect();
+    let with_keys = plan.kv_dtypes.iter().zip(&plan.kv_widths).filter(|(_, width)| **width > 0);
+    let mut storage: Vec<&str> = with_keys.map(|(kv, _)| kv.name()).collect();
     storage.sort_unstable();
     storage.dedup();
-    format!("{}, K/V {}", levels_in_words(plan, |_| true), storage.join(" and "))
+    let levels = levels_in_words(plan, |_| true);
+    if storage.is_empty() { levels } else { format!("{levels}, K/V {}", storage.join(" and ")) }
 }
 
 /// The same for a single layer.
 pub(super) fn layer_in_words(plan: &KernelPlan, layer: usize) -> String {
-    format!("{}, K/V {}", levels_in_words(plan, |of| of == Some(layer)), plan.kv_dtypes[layer].name())
+    let levels = levels_in_words(plan, |of| of == Some(layer));
+    if plan.kv_widths[layer] == 0 { levels } else { format!("{levels}, K/V {}", plan.kv_dtypes[layer].name()) }
 }
 
 /// Each level in use once, coarsest first.

@@ -61,7 +61,7 @@ impl Predicted {
         for layer in 0..spec.layers.len() {
             for (slot, name) in LAYER_NORMS {
                 let norm = if is_query_or_key(slot) {
-                    spec.attention(layer).qk_norm.map(|qk| qk.norm)
+                    spec.attention(layer).and_then(|attention| attention.qk_norm).map(|qk| qk.norm)
                 } else {
                     Some(spec.norm)
                 };
@@ -112,7 +112,7 @@ fn values(weights: &Weights, slot: Slot, norm: NormSpec) -> Result<Option<Vec<f6
 /// A score is a sum over the head of `q̂ k̂ w_q w_k`, where `q̂` and `k̂` have root mean square 1. Independent relative
 /// errors of size 1 in the keys therefore add up to the Euclidean norm of `w_q w_k`, times the scale.
 fn amplification_of(spec: &DecoderSpec, weights: &Weights, layer: usize) -> Result<Option<f64>> {
-    let attention = spec.attention(layer);
+    let Some(attention) = spec.attention(layer) else { return Ok(None) };
     let Some(qk_norm) = attention.qk_norm else { return Ok(None) };
     let read = |slot| values(weights, Slot::Layer(layer, slot), qk_norm.norm);
     let (Some(q), Some(k)) = (read(LayerSlot::QNorm)?, read(LayerSlot::KNorm)?) else { return Ok(None) };

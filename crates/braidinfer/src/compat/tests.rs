@@ -73,7 +73,9 @@ fn shuffle(parts: &mut ModelParts, seed: u64) {
     }
     let mut rng = Pcg64::seed_from_u64(seed);
     let slots: Vec<(Slot, Param)> = parts.weights.iter().map(|(slot, param, _)| (slot, param)).collect();
-    for (slot, param) in slots {
+    // A tied head is shuffled with the embedding.
+    let tied = parts.weights.head_is_embedding();
+    for (slot, param) in slots.into_iter().filter(|(slot, _)| !(tied && *slot == Slot::LmHead)) {
         let view = parts.weights.get(slot, param).expect("it was listed");
         if view.shape.len() == 2 && view.dtype == Dtype::BF16 {
             let mut values: Vec<[u8; 2]> = view.data.read().expect("the file is as it was").as_chunks().0.to_vec();
@@ -94,8 +96,10 @@ fn found(report: &CompatReport) -> Option<(usize, &str)> {
 
 #[test]
 fn correct_kernels_have_no_fault() {
-    let report = check("llama-bias", None, None, |_| {});
-    assert_eq!((report.status, found(&report)), (Status::Compatible, None));
+    for name in ["llama-bias", "qwen3_5", "qwen3_next-dense"] {
+        let report = check(name, None, None, |_| {});
+        assert_eq!((report.status, found(&report)), (Status::Compatible, None), "{name}: {}", report.reason);
+    }
 }
 
 #[test]
@@ -217,6 +221,24 @@ fn faults_of_routers_are_reported_in_their_layer() {
                 "{fault:?} in {name}, seed {seed}: {}",
                 report.reason
             );
+        }
+    }
+}
+
+#[test]
+fn wrong_recurrent_states_are_reported_in_their_layer() {
+    for (name, planted) in [
+        ("qwen3_5", Planted::StatesForgotten { layer: 1 }),
+        ("qwen3_5", Planted::StatesInBf16 { layer: 2 }),
+        ("qwen3_next-dense", Planted::StatesInBf16 { layer: 2 }),
+    ] {
+        let (Planted::StatesForgotten { layer } | Planted::StatesInBf16 { layer }) = planted else { continue };
+        for seed in SEEDS {
+            let report = check_seed(seed, name, None, Some(planted), |_| {});
+            let expected = (Status::Incompatible, Some((layer, "delta.heads")));
+            assert_eq!((report.status, found(&report)), expected, "{name} seed {seed}: {}", report.reason);
+            // The other layers are right, so they stay fused.
+            assert_eq!(report.standard_layers(), BTreeSet::from([layer]), "{name} seed {seed}: {}", report.reason);
         }
     }
 }

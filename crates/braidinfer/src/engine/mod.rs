@@ -28,6 +28,7 @@ pub use logprobs::TokenLogprobs;
 pub use parameters::{Kind, Parameter};
 pub use sampler::argmax;
 pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
+pub(crate) use scheduler::state_slots;
 pub use sequence::FinishReason;
 pub use shadow_sample::ShadowSample;
 pub use waiting::{Caller, ClientId};

@@ -55,6 +55,12 @@ pub(super) struct Scheduler {
     pub(super) preemptions: usize,
 }
 
+/// Number of slots for recurrent states: for running sequences, as many for cached prefixes, and one for a sequence outside
+/// of any request.
+pub(crate) fn state_slots(max_sequences: usize) -> usize {
+    max_sequences.saturating_mul(2).saturating_add(1)
+}
+
 /// Slots for the recurrent states of sequences, which layers keep in addition to blocks.
 #[derive(Debug)]
 struct StateSlots {
@@ -147,8 +153,7 @@ impl ScheduledStep {
 impl Scheduler {
     /// If layers have recurrent states, as many slots as for running sequences are added for the states of cached prefixes.
     pub(super) fn new(kv_cache: KvCacheConfig, vocab_size: usize, config: EngineConfig, state: LayerState) -> Self {
-        // One more for a sequence outside of any request.
-        let slots = || BlockPool::new(config.max_sequences.saturating_mul(2).saturating_add(1));
+        let slots = || BlockPool::new(state_slots(config.max_sequences));
         Self {
             states: (state.bytes_per_sequence > 0).then(|| StateSlots { slots: slots(), snapshots: Vec::new() }),
             // Whatever is read, the block that is being filled is needed.

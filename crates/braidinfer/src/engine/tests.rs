@@ -1,10 +1,13 @@
-//! Sequences for which there is no memory.
+//! Sequences for which there is no memory, and states of prefixes that get lost.
 
 use std::path::PathBuf;
 
 use braidinfer_model::ModelSource;
 
+use super::{Engine, EngineConfig, Request, SequenceOutput};
 use crate::executor::Kernels;
+use crate::executor::fused::planted::{self, Planted};
+use crate::loading::ModelParts;
 use crate::memory::tests::pretend;
 use crate::{Error, Event, KvCacheRoom, Llm, LoadOptions, Output, SamplingParams};
 
@@ -60,4 +63,49 @@ fn a_sequence_without_memory_ends_alone_and_later_ones_have_room_again() {
         let (tokens, errors) = answers(&mut llm, 4);
         assert_eq!((tokens[3], errors.len()), (8, 0), "{kernels:?}: {errors:?}");
     }
+}
+
+/// A sequence that begins like an earlier one, with what the log-probabilities are to the bit.
+fn second_answer(planted: Option<Planted>, prefix_cache: bool) -> (Vec<(u32, u32)>, usize) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/qwen3_5");
+    let options = LoadOptions { threads: Some(2), ..LoadOptions::default() };
+    let parts = ModelParts::open(&ModelSource::Directory(folder), &options, &|_, _| {}).expect("the fixture opens");
+    let fused = parts.fused_options(&options).expect("there are fused kernels");
+    let decoder = planted::load(parts.spec.clone(), &parts.weights, fused, planted).expect("the weights can be packed");
+    let config = EngineConfig {
+        context: 128,
+        max_batched_tokens: 64,
+        max_sequences: 2,
+        max_waiting: 8,
+        max_waiting_per_client: 8,
+        prefix_cache,
+        prompt_lookup: false,
+        prompts_first: false,
+        shadow_share: 0.0,
+    };
+    let mut engine = Engine::new(decoder, config).expect("the context fits");
+    let mut answer = Vec::new();
+    for last in [3, 4] {
+        let params = SamplingParams { max_tokens: Some(12), logprobs: Some(1), ..SamplingParams::default() };
+        let prompt = prompt(50).into_iter().chain([last]).collect();
+        engine.add(Request { prompt, params, ..Request::default() }).expect("it is sound");
+        answer.clear();
+        while engine.has_unfinished() {
+            for output in engine.step().expect("the step runs") {
+                let SequenceOutput::Token(token) = output.output.expect("it is computed") else { continue };
+                answer.push((token.id, token.logprobs.expect("they are asked for").top[0].1.to_bits()));
+            }
+        }
+    }
+    (answer, engine.stats().prefix_hits)
+}
+
+#[test]
+fn states_of_prefixes_are_needed_and_restored() {
+    let (cold, _) = second_answer(None, false);
+    let (warm, hits) = second_answer(None, true);
+    assert_eq!((&warm, hits), (&cold, 48));
+    // A state that is not the prefix's is noticed by what is said.
+    let (wrong, hits) = second_answer(Some(Planted::StatesCopiedWrong), true);
+    assert!(wrong != cold && hits == 48);
 }

@@ -8,6 +8,7 @@ mod device;
 pub mod fused;
 mod plan;
 mod probe;
+mod recurrence;
 mod report;
 mod rope_history;
 mod route;

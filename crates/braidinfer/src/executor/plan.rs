@@ -1,7 +1,6 @@
 //! The numeric level of each projection and the KV data type of each layer.
 
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::spec::AttentionSpec;
 use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, Weights};
 use serde::Serialize;
 
@@ -41,9 +40,9 @@ impl PlannedProjection {
 pub struct KernelPlan {
     /// The projections, in the order of their slots.
     pub projections: Vec<PlannedProjection>,
-    /// KV data type of each layer.
+    /// KV data type of each layer; f32 for layers without keys and values.
     pub kv_dtypes: Vec<KvDtype>,
-    /// Width of a token's keys in each layer, over all heads.
+    /// Width of a token's keys in each layer, over all heads; 0 for layers without.
     pub kv_widths: Vec<usize>,
 }
 
@@ -56,10 +55,13 @@ impl KernelPlan {
             planned.then(|| PlannedProjection { slot, dtype, bytes, level: fastest_level(slot, dtype, coarsest) })
         };
         let parameters = weights.iter().map(|(slot, param, view)| (slot, param, view.dtype, view.data.len()));
+        let kv_widths: Vec<usize> = (0..spec.layers.len()).map(|layer| spec.key_value_width(layer)).collect();
+        // Layers without keys and values have no choice of a type that would have to be measured.
+        let kv_dtype = |width: &usize| if *width == 0 { KvDtype::F32 } else { kv_dtype };
         Self {
             projections: parameters.filter_map(projection).collect(),
-            kv_dtypes: vec![kv_dtype; spec.layers.len()],
-            kv_widths: spec.layer_attentions().map(AttentionSpec::key_value_width).collect(),
+            kv_dtypes: kv_widths.iter().map(kv_dtype).collect(),
+            kv_widths,
         }
     }
 
@@ -173,9 +175,11 @@ pub(super) fn is_projection(slot: Slot) -> bool {
         Slot::EmbedTokens | Slot::FinalNorm => false,
         Slot::Layer(_, slot) => match slot {
             QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj => true,
+            InProjQkv | InProjZ | InProjB | InProjA | InProjQkvz | InProjBa | OutProj => true,
             Router | SharedGateProj | SharedUpProj | SharedDownProj | SharedExpertGate => true,
             InputNorm | QNorm | KNorm | AttentionOutputNorm => false,
             FeedForwardNorm | RouterCorrection | FeedForwardOutputNorm => false,
+            Conv1d | DtBias | ALog | DeltaNorm => false,
         },
     }
 }

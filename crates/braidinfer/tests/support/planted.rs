@@ -120,6 +120,7 @@ pub const SWAPS: &[(&str, LayerSlot, LayerSlot)] = &[
     ("gate and up projection of the shared expert swapped", LayerSlot::SharedGateProj, LayerSlot::SharedUpProj),
     ("query and key norm swapped", LayerSlot::QNorm, LayerSlot::KNorm),
     ("key and value projection swapped", LayerSlot::KProj, LayerSlot::VProj),
+    ("strength and decay of a delta net swapped", LayerSlot::InProjB, LayerSlot::InProjA),
     ("norms before the halves swapped", LayerSlot::InputNorm, LayerSlot::FeedForwardNorm),
     ("norms after the halves swapped", LayerSlot::AttentionOutputNorm, LayerSlot::FeedForwardOutputNorm),
 ];
@@ -193,8 +194,9 @@ fn flip_truncate(rope: &mut RopeSpec) {
 
 fn each_layer(spec: &mut DecoderSpec, change: impl Fn(&mut Option<usize>, &mut Option<usize>)) {
     for layer in &mut spec.layers {
-        let Mixer::Attention { sliding_window, rope, .. } = &mut layer.mixer;
-        change(sliding_window, rope);
+        if let Mixer::Attention { sliding_window, rope, .. } = &mut layer.mixer {
+            change(sliding_window, rope);
+        }
     }
 }
 
@@ -212,6 +214,7 @@ fn invert_windows(spec: &mut DecoderSpec) {
         .iter()
         .map(|layer| match layer.mixer {
             Mixer::Attention { sliding_window, .. } => sliding_window,
+            Mixer::DeltaNet { .. } => None,
         })
         .collect();
     let Some(size) = windows.iter().copied().flatten().next() else { return };
@@ -228,6 +231,7 @@ fn each_norm(spec: &mut DecoderSpec, change: impl Fn((&mut f32, &mut f64))) {
     if let Some(qk_norm) = &mut spec.attentions[0].qk_norm {
         change(&mut qk_norm.norm);
     }
+    spec.delta_nets.iter_mut().for_each(|delta_net| change(&mut delta_net.norm));
 }
 
 fn each_feed_forward(spec: &mut DecoderSpec, change: impl Fn(&mut ActivationFunction, &mut bool)) {

@@ -3,7 +3,7 @@
 use braidinfer::executor::KvDtype;
 use braidinfer::kernels::NumericLevel;
 use braidinfer::model::DecoderSpec;
-use braidinfer::model::spec::{AttentionSpec, ExpertsSpec, FeedForward, LayerSpec, Mixer};
+use braidinfer::model::spec::{ExpertsSpec, FeedForward, LayerSpec, Mixer};
 use serde::{Deserialize, Serialize};
 
 use super::contestant::Described;
@@ -70,7 +70,7 @@ impl Workload {
 /// Size of the keys and values that the last token of a sequence of `len` tokens attends to, in all layers, in bytes.
 fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize {
     let of_layer = |(layer, dtype): (&LayerSpec, &KvDtype)| {
-        let Mixer::Attention { attention, sliding_window, .. } = layer.mixer;
+        let Mixer::Attention { attention, sliding_window, .. } = layer.mixer else { return 0 };
         2 * spec.attentions[attention].key_value_width()
             * dtype.size()
             * sliding_window.map_or(len, |window| window.min(len))
@@ -80,11 +80,20 @@ fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize
 
 /// Number of weights in the projections of all layers; in layers with a mixture of experts, `used` of them count.
 fn layer_weights(spec: &DecoderSpec, used: impl Fn(&ExpertsSpec) -> f64) -> f64 {
-    let of_layer = |(layer, attention): (&LayerSpec, &AttentionSpec)| {
-        let heads = (2 * (attention.query_width() + attention.key_value_width())) as f64;
-        (heads + feed_forward_rows(&layer.feed_forward, &used)) * spec.hidden_size as f64
+    let of_layer = |layer: &LayerSpec| {
+        let mixer = match layer.mixer {
+            Mixer::Attention { attention, .. } => {
+                let attention = &spec.attentions[attention];
+                attention.query_rows() + attention.query_width() + 2 * attention.key_value_width()
+            }
+            Mixer::DeltaNet { delta_net } => {
+                let net = &spec.delta_nets[delta_net];
+                net.conv_width() + 2 * net.value_width() + 2 * net.linear_num_value_heads
+            }
+        };
+        (mixer as f64 + feed_forward_rows(&layer.feed_forward, &used)) * spec.hidden_size as f64
     };
-    spec.layers.iter().zip(spec.layer_attentions()).map(of_layer).sum()
+    spec.layers.iter().map(of_layer).sum()
 }
 
 /// Rows of as many values as the residual stream has, in all matrices of a feed-forward part.
@@ -180,8 +189,9 @@ mod tests {
         let bytes = |model: &Described, case| Workload::of(case, model).bytes as usize;
         assert_eq!(bytes(&model, case(Phase::Decode, 3, 10, 2)), 2 * 1_000_000 + 3 * (11 + 12) * position);
         assert_eq!(bytes(&model, case(Phase::Prefill, 1, 0, 700)), 2 * 1_000_000 + (512 + 700) * position);
-        let Mixer::Attention { sliding_window, .. } = &mut model.spec.layers[0].mixer;
-        *sliding_window = Some(8);
+        if let Mixer::Attention { sliding_window, .. } = &mut model.spec.layers[0].mixer {
+            *sliding_window = Some(8);
+        }
         let windowed = (3 * 11 + 8) * position / 4;
         assert_eq!(bytes(&model, case(Phase::Decode, 1, 10, 1)), 1_000_000 + windowed);
     }

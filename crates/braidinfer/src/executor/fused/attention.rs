@@ -12,8 +12,8 @@ use braidinfer_model::spec::QkNormExtent;
 use super::FusedRunner;
 use super::batch_layout::{BatchLayout, QueryChunk};
 use super::each_row::each_row;
-use super::heads::{HeadKind, Heads, Stage};
-use super::packed::{PackedLayer, PackedNorm};
+use super::heads::{HeadKind, Heads, Stage, gather};
+use super::packed::{PackedAttention, PackedMixer, PackedNorm};
 #[cfg(test)]
 use super::planted::{Planted, to_bf16};
 use super::scratch::{AttentionScratch, Scratch};
@@ -23,7 +23,7 @@ use crate::executor::KvDtype;
 impl FusedRunner {
     /// Stores the keys and values of every token, and writes the attention output to `heads`.
     pub(super) fn attend(&mut self, index: usize, kv_dtype: KvDtype, trace: &mut Trace) {
-        let layer = &self.weights.layers[index];
+        let PackedMixer::Attention(layer) = &self.weights.layers[index].mixer else { return };
         let Scratch { qkv, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
             &mut self.scratch;
         let plain = Heads { isa: self.isa, layer, layout: &self.layout, qkv, statistics: &[] };
@@ -59,7 +59,7 @@ impl FusedRunner {
     }
 }
 
-fn attention_shape(layer: &PackedLayer) -> AttentionShape {
+fn attention_shape(layer: &PackedAttention) -> AttentionShape {
     let attention = &layer.attention;
     AttentionShape {
         head_dim: attention.head_dim,
@@ -97,6 +97,14 @@ fn record(heads: &Heads<'_>, trace: &mut Trace) {
         ("attn.k_rope", HeadKind::Key, Stage::Rotated),
     ] {
         trace.record(name, rows, || heads.all(kind, stage));
+    }
+}
+
+impl PackedAttention {
+    /// The gates of a head's output for one token, from the output of the query projection.
+    pub(super) fn read_gate(&self, queries: &[f32], rows: usize, token: usize, head: usize, out: &mut [f32]) {
+        let column = head * self.attention.query_head_rows() + self.attention.head_dim;
+        gather(queries, rows, token, column, out);
     }
 }
 

@@ -6,13 +6,13 @@ use braidinfer_kernels::{Isa, LANES, elementwise};
 use braidinfer_model::spec::{AttentionSpec, QkNormExtent, RopePairing};
 
 use super::batch_layout::BatchLayout;
-use super::packed::{PackedLayer, PackedNorm};
+use super::packed::{PackedAttention, PackedNorm};
 
 /// Query, key and value projections of one layer, and the norms and rotations applied before attention.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a> {
     pub(super) isa: Isa,
-    pub(super) layer: &'a PackedLayer,
+    pub(super) layer: &'a PackedAttention,
     pub(super) layout: &'a BatchLayout,
     /// Queries, keys and values, each `[panels][T][16]`.
     pub(super) qkv: &'a [f32],
@@ -36,10 +36,33 @@ pub(super) enum HeadKind {
     Value,
 }
 
+/// Reads some columns of one token from `[panels][rows][16]`.
+pub(super) fn gather(panels: &[f32], rows: usize, token: usize, column: usize, out: &mut [f32]) {
+    let (panels, _) = panels.as_chunks::<LANES>();
+    let line = |column: usize| &panels[(column / LANES) * rows + token];
+    // If the head width is no multiple of 16, a head may begin within a panel.
+    let (first, rest) = out.split_at_mut(out.len().min(column.next_multiple_of(LANES) - column));
+    if !first.is_empty() {
+        first.copy_from_slice(&line(column)[column % LANES..][..first.len()]);
+    }
+    let column = column + first.len();
+    let (whole, last) = rest.as_chunks_mut::<LANES>();
+    for (index, out) in whole.iter_mut().enumerate() {
+        *out = *line(column + index * LANES);
+    }
+    if !last.is_empty() {
+        last.copy_from_slice(&line(column + whole.len() * LANES)[..last.len()]);
+    }
+}
+
 impl Heads<'_> {
     /// Reads one head `[head_dim]` of one token.
     pub(super) fn read(&self, kind: HeadKind, token: usize, head: usize, stage: Stage, out: &mut [f32]) {
-        self.gather(kind, token, head * self.layer.attention.head_dim, out);
+        let stride = match kind {
+            HeadKind::Query => self.layer.attention.query_head_rows(),
+            HeadKind::Key | HeadKind::Value => self.layer.attention.head_dim,
+        };
+        gather(self.panels(kind), self.layout.rows, token, head * stride, out);
         if kind == HeadKind::Value {
             return;
         }
@@ -71,24 +94,6 @@ impl Heads<'_> {
             HeadKind::Query => &self.qkv[..query],
             HeadKind::Key => &self.qkv[query..query + key],
             HeadKind::Value => &self.qkv[query + key..],
-        }
-    }
-
-    fn gather(&self, kind: HeadKind, token: usize, column: usize, out: &mut [f32]) {
-        let (panels, _) = self.panels(kind).as_chunks::<LANES>();
-        let line = |column: usize| &panels[(column / LANES) * self.layout.rows + token];
-        // If the head width is no multiple of 16, a head may begin within a panel.
-        let (first, rest) = out.split_at_mut(out.len().min(column.next_multiple_of(LANES) - column));
-        if !first.is_empty() {
-            first.copy_from_slice(&line(column)[column % LANES..][..first.len()]);
-        }
-        let column = column + first.len();
-        let (whole, last) = rest.as_chunks_mut::<LANES>();
-        for (index, out) in whole.iter_mut().enumerate() {
-            *out = *line(column + index * LANES);
-        }
-        if !last.is_empty() {
-            last.copy_from_slice(&line(column + whole.len() * LANES)[..last.len()]);
         }
     }
 

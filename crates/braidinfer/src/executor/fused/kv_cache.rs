@@ -17,7 +17,7 @@ pub(super) const SLAB_TOKENS: usize = TILE * SLAB_TILES;
 #[derive(Debug)]
 pub(super) struct KvCache {
     config: KvCacheConfig,
-    /// Number of key/value heads and head width of each layer.
+    /// Number of key/value heads and head width of each layer; 0 if it has none.
     heads: Vec<(usize, usize)>,
     pub(super) layers: Vec<LayerSlabs>,
 }
@@ -35,9 +35,11 @@ impl KvCache {
         if config.block_size == 0 || !config.block_size.is_multiple_of(TILE) {
             return Err(Error::bad_request("block_size", format!("a multiple of {TILE}"), config.block_size));
         }
-        let heads = spec.layer_attentions().map(|attention| (attention.num_key_value_heads, attention.head_dim));
+        let heads = |layer| {
+            spec.attention(layer).map_or((0, 0), |attention| (attention.num_key_value_heads, attention.head_dim))
+        };
         let layers = spec.layers.iter().map(|_| LayerSlabs::default()).collect();
-        Ok(Self { config, heads: heads.collect(), layers })
+        Ok(Self { config, heads: (0..spec.layers.len()).map(heads).collect(), layers })
     }
 
     /// Frees all memory.
@@ -83,8 +85,10 @@ impl KvCache {
     /// Number of blocks that every layer has memory for.
     pub(super) fn reserved_blocks(&self, dtypes: &[KvDtype]) -> usize {
         let layers = self.layers.iter().zip(&self.heads).zip(dtypes);
-        let slabs = layers.map(|((layer, (heads, _)), dtype)| layer.count(*dtype) / (*heads).max(1));
-        slabs.min().unwrap_or(0) * SLAB_TOKENS / self.config.block_size
+        let with_heads = layers.filter(|((_, (heads, _)), _)| *heads > 0);
+        let slabs = with_heads.map(|((layer, (heads, _)), dtype)| layer.count(*dtype) / heads);
+        // Where no layer keeps anything in blocks, nothing is short.
+        slabs.min().map_or(usize::MAX, |slabs| slabs * SLAB_TOKENS / self.config.block_size)
     }
 
     /// Appends the tiles of a sequence's first `len` positions to `tiles`.

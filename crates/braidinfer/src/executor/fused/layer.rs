@@ -1,65 +1,102 @@
 //! One decoder layer.
 
 use braidinfer_kernels::norm::{self, Row, Statistics};
-use braidinfer_kernels::{Chunks, Isa, LANES, Pool, elementwise};
+use braidinfer_kernels::{ActivationFunction, Buffer, Chunks, Isa, LANES, Pool, elementwise};
 
 use super::FusedRunner;
+use super::delta_net::DeltaInput;
 use super::each_row::each_row;
 use super::encode::{Encoded, Input, Source};
 use super::mixture::MixturePass;
-use super::packed::{PackedFeedForward, PackedLinear, PackedNetwork, PackedNorm};
+use super::packed::{PackedFeedForward, PackedLinear, PackedMixer, PackedNetwork, PackedNorm};
 use super::product::Products;
 use super::scratch::{Scratch, panels};
 use super::trace::Trace;
-use crate::executor::KernelPlan;
+use crate::Result;
+use crate::executor::{KernelPlan, Step};
+
+/// Rows of one group of heads per task.
+const ROWS_PER_TASK: usize = 8;
 
 impl FusedRunner {
     /// Runs one layer on the residual stream.
-    pub(super) fn decode_layer(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
-        self.project_qkv(index, plan, trace);
+    pub(super) fn decode_layer(&mut self, index: usize, step: Step<'_>, trace: &mut Trace) -> Result<()> {
+        let plan = step.plan;
+        self.project_inputs(index, plan, trace);
         #[cfg(test)]
         self.spoil_projections(index);
-        self.attend(index, plan.kv_dtypes[index], trace);
+        match &self.weights.layers[index].mixer {
+            PackedMixer::Attention(_) => self.attend(index, plan.kv_dtypes[index], trace),
+            PackedMixer::DeltaNet(_) => self.run_delta_net(index, step.batch, trace)?,
+        }
         #[cfg(test)]
         self.spoil_heads(index);
-        self.add_attention(index, plan, trace);
+        self.gate_heads(index, trace);
+        self.add_mixed(index, plan, trace);
         if !self.spec.block.parallel {
             self.normalize_for_feed_forward(index, plan, trace);
         }
         self.add_feed_forward(index, plan, trace);
+        Ok(())
     }
 
-    /// Input norm and query, key and value projections, into `qkv`. If attention and feed-forward network share a norm,
+    /// Input norm and the input projections of attention or of a delta net, into `qkv`. If attention and feed-forward network share a norm,
     /// its output is encoded for both.
-    fn project_qkv(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+    fn project_inputs(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
         let Scratch { hidden, normed, qkv, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: hidden, stride: rows, select: None };
         let input = Input { source, rows, width, norm: layer.input_norm.as_ref() };
         trace.input("input_norm", self.isa, &input);
-        let projections = [&layer.q_proj, &layer.k_proj, &layer.v_proj];
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let projections = layer.mixer.inputs();
         let readers = if self.spec.block.parallel { layer.feed_forward.readers() } else { [None, None] };
         if self.spec.block.parallel {
             trace.input("ffn.norm", self.isa, &input);
         }
+        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         let levels = products.levels(projections.iter()).chain(products.levels(readers.iter().flatten()));
         normed.fill(self.isa, &mut self.pool, scratch, input, levels);
         let width = LANES * projections.iter().map(|linear| linear.panels()).sum::<usize>();
         products.all(&mut self.pool, &projections, normed, rows, panels(qkv, width, rows));
     }
 
+    /// Applies the gates of the heads, and the norm of a delta net before them, to `heads`.
+    fn gate_heads(&mut self, index: usize, trace: &mut Trace) {
+        let (isa, rows) = (self.isa, self.layout.rows);
+        let mixer = &self.weights.layers[index].mixer;
+        let Scratch { qkv, heads, rows: scratch, .. } = &mut self.scratch;
+        let groups = mixer.groups();
+        let record = |heads: &[f32], stage: &str, trace: &mut Trace| {
+            let source = Source::Groups { data: heads, groups };
+            let input = Input { source, rows, width: mixer.output().columns, norm: None };
+            trace.input(&format!("{}.{stage}", mixer.name()), isa, &input);
+        };
+        record(heads, "heads", trace);
+        if matches!(mixer, PackedMixer::Attention(layer) if !layer.attention.output_gate) {
+            return;
+        }
+        let width = mixer.output().columns / groups;
+        let chunks = Chunks::new(heads, ROWS_PER_TASK * width);
+        self.pool.for_each_with(scratch, chunks, |task, heads, gate: &mut Buffer| {
+            for (row, heads) in heads.chunks_exact_mut(width).enumerate() {
+                let row = task * ROWS_PER_TASK + row;
+                gate_row(isa, mixer, qkv, [rows, row % rows, row / rows], heads, gate);
+            }
+        });
+        record(heads, "gated", trace);
+    }
+
     /// Applies the output projection to `heads` and adds the result to the residual stream.
-    fn add_attention(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+    fn add_mixed(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
         let Scratch { hidden, inner, heads, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
-        let source = Source::Groups { data: heads, groups: layer.attention.num_key_value_heads };
-        let input = Input { source, rows, width: layer.attention.query_width(), norm: None };
-        trace.input("attn.heads", self.isa, &input);
+        let output = layer.mixer.output();
+        let source = Source::Groups { data: heads, groups: layer.mixer.groups() };
+        let input = Input { source, rows, width: output.columns, norm: None };
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
-        inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&layer.o_proj].iter()));
+        inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&output].into_iter()));
         let mut residual_add = ResidualAdd {
             isa: self.isa,
             products,
@@ -69,8 +106,8 @@ impl FusedRunner {
             statistics: branch_statistics,
         };
         let branch = panels(branch, width, rows);
-        residual_add.product(&layer.o_proj, inner, [branch, hidden], layer.attention_output_norm.as_ref());
-        trace.panels("attn.out", branch, rows, width);
+        residual_add.product(output, inner, [branch, hidden], layer.attention_output_norm.as_ref());
+        trace.panels(&format!("{}.out", layer.mixer.name()), branch, rows, width);
         residual_add.norm(layer.attention_output_norm.as_ref(), width, [branch, hidden]);
         trace.panels("attn.residual", hidden, rows, width);
     }
@@ -138,6 +175,37 @@ impl FusedRunner {
         let mut residual_add = ResidualAdd { isa, products, pool, factor, rows, statistics };
         residual_add.sum(layer.feed_forward_output_norm.as_ref(), width, [branch, hidden]);
         trace.panels("ffn.out", branch, rows, width);
+    }
+}
+
+/// Applies the gates, and the norm of a delta net before them, to the heads of one group and token.
+fn gate_row(
+    isa: Isa,
+    mixer: &PackedMixer,
+    projected: &[f32],
+    [rows, token, group]: [usize; 3],
+    heads: &mut [f32],
+    gate: &mut Buffer,
+) {
+    match mixer {
+        PackedMixer::Attention(layer) => {
+            let per_group = layer.attention.num_attention_heads / layer.attention.num_key_value_heads;
+            gate.resize(layer.attention.head_dim);
+            for (head, values) in heads.chunks_exact_mut(layer.attention.head_dim).enumerate() {
+                layer.read_gate(projected, rows, token, group * per_group + head, gate);
+                elementwise::gated_by_logistic(isa, gate, values);
+            }
+        }
+        PackedMixer::DeltaNet(layer) => {
+            let per_key = layer.spec.values_per_key();
+            let PackedNorm { kind, eps, weight, bias } = &layer.norm;
+            gate.resize(layer.spec.linear_value_head_dim);
+            for (head, values) in heads.chunks_exact_mut(layer.spec.linear_value_head_dim).enumerate() {
+                norm::normalize_head(isa, *kind, values, weight, bias.as_deref(), *eps);
+                layer.read(DeltaInput::Gate, projected, [rows, token, group * per_key + head], gate);
+                elementwise::gated(isa, ActivationFunction::Silu, gate, values);
+            }
+        }
     }
 }
 

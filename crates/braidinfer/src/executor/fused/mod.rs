@@ -1,13 +1,15 @@
 //! The decoder of a [`DecoderSpec`] in this crate's own CPU kernels.
 //!
 //! A layer has few steps: norm and activation encoding; query, key and value projections; query/key norms, RoPE and KV
-//! cache writes; attention; output projection with the residual add; norm and encoding; gate and up projections with
+//! cache writes; attention (or, for both, convolution and the gated delta rule on a recurrent state); gates; output projection with the residual add; norm and encoding; gate and up projections with
 //! the activation function; down projection with the residual add. Each step is split into small tasks that threads
 //! claim dynamically. The order of sums does not depend on the split: results of a row are bitwise independent of the
 //! other rows in the batch and of the number of threads.
 
 mod attention;
 mod batch_layout;
+mod delta_net;
+mod delta_state;
 mod each_row;
 mod encode;
 mod heads;
@@ -28,6 +30,7 @@ use braidinfer_model::spec::Mixer;
 use braidinfer_model::{DecoderSpec, Dtype, Slot, Weights};
 
 use self::batch_layout::BatchLayout;
+use self::delta_state::DeltaStates;
 use self::encode::{Input, Source};
 use self::kv_cache::KvCache;
 use self::packed::PackedDecoder;
@@ -84,6 +87,7 @@ struct FusedRunner {
     weights: PackedDecoder,
     pool: Pool,
     kv_cache: KvCache,
+    delta_states: DeltaStates,
     scratch: Scratch,
     /// What the largest step so far needed, by an upper estimate.
     scratch_bytes: usize,
@@ -118,6 +122,7 @@ impl FusedRunner {
             spec: spec.clone(),
             pool,
             kv_cache,
+            delta_states: DeltaStates::new(spec, options.kv_cache.block_size),
             #[cfg(test)]
             planted: None,
         };
@@ -144,13 +149,23 @@ impl LayerRunner for FusedRunner {
     }
 
     fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState {
-        let values = 2 * self.spec.attention(layer).key_value_width();
-        let Mixer::Attention { sliding_window: window, .. } = self.spec.layers[layer].mixer;
-        LayerState { bytes_per_token: values * plan.kv_dtypes[layer].size(), bytes_per_sequence: 0, window }
+        let values = 2 * self.spec.key_value_width(layer);
+        let bytes_per_token = values * plan.kv_dtypes[layer].size();
+        match self.spec.layers[layer].mixer {
+            Mixer::Attention { sliding_window: window, .. } => {
+                LayerState { bytes_per_token, bytes_per_sequence: 0, window }
+            }
+            Mixer::DeltaNet { delta_net } => {
+                let delta_net = &self.spec.delta_nets[delta_net];
+                let bytes_per_sequence = memory::delta_state_bytes(delta_net, self.kv_cache.config().block_size);
+                LayerState { bytes_per_token, bytes_per_sequence, window: Some(0) }
+            }
+        }
     }
 
     fn reserve(&mut self, step: Step<'_>) -> Result<()> {
         self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes)?;
+        self.delta_states.reserve(step.batch)?;
         let bytes = memory::scratch_bytes(&self.spec, step.batch.token_ids.len(), step.batch.logits_rows.len());
         if bytes > self.scratch_bytes {
             memory::can_grow(bytes - self.scratch_bytes, || memory::of_step(step.batch.token_ids.len()))?;
@@ -188,7 +203,7 @@ impl LayerRunner for FusedRunner {
     fn layer(&mut self, index: usize, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
         let mut trace = Trace::new(probe);
         trace.enter_layer(index);
-        self.decode_layer(index, step.plan, &mut trace);
+        self.decode_layer(index, step, &mut trace)?;
         trace.panels("output", &self.scratch.hidden, self.layout.rows, self.spec.hidden_size);
         Ok(())
     }
@@ -219,8 +234,18 @@ impl LayerRunner for FusedRunner {
         true
     }
 
+    fn copy_state(&mut self, from: u32, to: u32) -> Result<()> {
+        self.delta_states.copy(from, to);
+        #[cfg(test)]
+        if self.planted == Some(planted::Planted::StatesCopiedWrong) {
+            self.delta_states.spoil(to);
+        }
+        Ok(())
+    }
+
     fn release_storage(&mut self) -> Result<()> {
         self.kv_cache.clear();
+        self.delta_states.clear();
         Ok(())
     }
 }

@@ -10,8 +10,8 @@ use braidinfer_kernels::{
 };
 use braidinfer_model::quantization::dequantize;
 use braidinfer_model::spec::{
-    self, ActivationFunction, AttentionSpec, ExpertGroups, ExpertsSpec, FeedForward, GroupScore, Mixer, NormSpec,
-    RouterSpec, ScoringFunction,
+    self, ActivationFunction, AttentionSpec, DeltaNetProjections, DeltaNetSpec, ExpertGroups, ExpertsSpec, FeedForward,
+    GroupScore, Mixer, NormSpec, RouterSpec, ScoringFunction,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, TensorView, Weights};
 
@@ -44,19 +44,8 @@ enum Embedding {
 /// The parameters of one layer. Norms that the architecture lacks are `None`.
 #[derive(Debug)]
 pub(super) struct PackedLayer {
-    pub(super) attention: AttentionSpec,
-    /// Index of the attention spec in the decoder spec.
-    pub(super) attention_index: usize,
-    pub(super) sliding_window: Option<usize>,
-    /// Index of the rotary table in the decoder spec.
-    pub(super) rope: Option<usize>,
     pub(super) input_norm: Option<PackedNorm>,
-    pub(super) q_proj: PackedLinear,
-    pub(super) k_proj: PackedLinear,
-    pub(super) v_proj: PackedLinear,
-    pub(super) o_proj: PackedLinear,
-    /// Norms of queries and keys.
-    pub(super) qk_norm: Option<[PackedNorm; 2]>,
+    pub(super) mixer: PackedMixer,
     pub(super) attention_output_norm: Option<PackedNorm>,
     pub(super) feed_forward_norm: Option<PackedNorm>,
     pub(super) feed_forward: PackedFeedForward,
@@ -109,6 +98,80 @@ impl PackedNetwork {
     /// The projections that read the network's input; without a gate, the same one twice.
     pub(super) fn inputs(&self) -> [&PackedLinear; 2] {
         [self.gate_proj.as_ref().unwrap_or(&self.up_proj), &self.up_proj]
+    }
+}
+
+/// How a layer mixes positions.
+#[derive(Debug)]
+pub(super) enum PackedMixer {
+    Attention(Box<PackedAttention>),
+    DeltaNet(Box<PackedDeltaNet>),
+}
+
+/// The parameters of attention.
+#[derive(Debug)]
+pub(super) struct PackedAttention {
+    pub(super) attention: AttentionSpec,
+    /// Index of the attention spec in the decoder spec.
+    pub(super) attention_index: usize,
+    pub(super) sliding_window: Option<usize>,
+    /// Index of the rotary table in the decoder spec.
+    pub(super) rope: Option<usize>,
+    pub(super) q_proj: PackedLinear,
+    pub(super) k_proj: PackedLinear,
+    pub(super) v_proj: PackedLinear,
+    pub(super) o_proj: PackedLinear,
+    /// Norms of queries and keys.
+    pub(super) qk_norm: Option<[PackedNorm; 2]>,
+}
+
+/// The parameters of a gated delta net.
+#[derive(Debug)]
+pub(super) struct PackedDeltaNet {
+    pub(super) spec: DeltaNetSpec,
+    /// The input projections, in the order of their slots.
+    pub(super) inputs: Vec<PackedLinear>,
+    pub(super) out_proj: PackedLinear,
+    /// For each key head, the weights of its query, key and values, each padded to a multiple of 16: `[kernel][width]`.
+    pub(super) conv1d: Vec<Vec<f32>>,
+    /// `[value heads]`, padded.
+    pub(super) dt_bias: Vec<f32>,
+    /// `[value heads]`, padded.
+    pub(super) a_log: Vec<f32>,
+    pub(super) norm: PackedNorm,
+}
+
+impl PackedMixer {
+    /// The projections of the normed residual stream.
+    pub(super) fn inputs(&self) -> Vec<&PackedLinear> {
+        match self {
+            Self::Attention(attention) => vec![&attention.q_proj, &attention.k_proj, &attention.v_proj],
+            Self::DeltaNet(delta_net) => delta_net.inputs.iter().collect(),
+        }
+    }
+
+    /// The projection to the residual stream.
+    pub(super) fn output(&self) -> &PackedLinear {
+        match self {
+            Self::Attention(attention) => &attention.o_proj,
+            Self::DeltaNet(delta_net) => &delta_net.out_proj,
+        }
+    }
+
+    /// Number of groups of heads whose outputs lie side by side.
+    pub(super) fn groups(&self) -> usize {
+        match self {
+            Self::Attention(attention) => attention.attention.num_key_value_heads,
+            Self::DeltaNet(delta_net) => delta_net.spec.linear_num_key_heads,
+        }
+    }
+
+    /// The first part of the names of its activations.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Attention(_) => "attn",
+            Self::DeltaNet(_) => "delta",
+        }
     }
 }
 
@@ -275,9 +338,34 @@ impl<'a> Packer<'a> {
 
     fn layer(&mut self, index: usize, pool: &mut Pool) -> Result<PackedLayer> {
         let slot = |slot| Slot::Layer(index, slot);
-        let Mixer::Attention { attention: attention_index, sliding_window, rope } = self.spec.layers[index].mixer;
-        let attention = self.spec.attentions[attention_index];
         let norm = self.spec.norm;
+        Ok(PackedLayer {
+            input_norm: self.norm(slot(LayerSlot::InputNorm), &norm)?,
+            mixer: match self.spec.layers[index].mixer {
+                Mixer::Attention { attention, sliding_window, rope } => {
+                    PackedMixer::Attention(Box::new(self.attention(index, attention, sliding_window, rope, pool)?))
+                }
+                Mixer::DeltaNet { delta_net } => {
+                    PackedMixer::DeltaNet(Box::new(self.delta_net(index, self.spec.delta_nets[delta_net], pool)?))
+                }
+            },
+            attention_output_norm: self.norm(slot(LayerSlot::AttentionOutputNorm), &norm)?,
+            feed_forward_norm: self.norm(slot(LayerSlot::FeedForwardNorm), &norm)?,
+            feed_forward: self.feed_forward(index, pool)?,
+            feed_forward_output_norm: self.norm(slot(LayerSlot::FeedForwardOutputNorm), &norm)?,
+        })
+    }
+
+    fn attention(
+        &mut self,
+        index: usize,
+        attention_index: usize,
+        sliding_window: Option<usize>,
+        rope: Option<usize>,
+        pool: &mut Pool,
+    ) -> Result<PackedAttention> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let attention = self.spec.attentions[attention_index];
         let qk_norm = match attention.qk_norm {
             None => None,
             Some(qk_norm) => {
@@ -285,21 +373,39 @@ impl<'a> Packer<'a> {
                 Some([norm(slot(LayerSlot::QNorm))?, norm(slot(LayerSlot::KNorm))?])
             }
         };
-        Ok(PackedLayer {
+        Ok(PackedAttention {
             attention,
             attention_index,
             sliding_window,
             rope,
             qk_norm,
-            input_norm: self.norm(slot(LayerSlot::InputNorm), &norm)?,
             q_proj: self.linear(slot(LayerSlot::QProj), pool)?,
             k_proj: self.linear(slot(LayerSlot::KProj), pool)?,
             v_proj: self.linear(slot(LayerSlot::VProj), pool)?,
             o_proj: self.linear(slot(LayerSlot::OProj), pool)?,
-            attention_output_norm: self.norm(slot(LayerSlot::AttentionOutputNorm), &norm)?,
-            feed_forward_norm: self.norm(slot(LayerSlot::FeedForwardNorm), &norm)?,
-            feed_forward: self.feed_forward(index, pool)?,
-            feed_forward_output_norm: self.norm(slot(LayerSlot::FeedForwardOutputNorm), &norm)?,
+        })
+    }
+
+    fn delta_net(&mut self, index: usize, spec: DeltaNetSpec, pool: &mut Pool) -> Result<PackedDeltaNet> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let required = |found: Option<Vec<f32>>, name| found.ok_or_else(|| absent(slot(name)));
+        let slots: &[LayerSlot] = match spec.projections {
+            DeltaNetProjections::ByKind => {
+                &[LayerSlot::InProjQkv, LayerSlot::InProjZ, LayerSlot::InProjB, LayerSlot::InProjA]
+            }
+            DeltaNetProjections::ByKeyHead => &[LayerSlot::InProjQkvz, LayerSlot::InProjBa],
+        };
+        let inputs = slots.iter().map(|name| self.linear(slot(*name), pool)).collect::<Result<_>>()?;
+        let vector = |name| required(self.vector(slot(name), Param::Weight)?, name);
+        let (conv1d, norm) = (vector(LayerSlot::Conv1d)?, slot(LayerSlot::DeltaNorm));
+        Ok(PackedDeltaNet {
+            conv1d: (0..spec.linear_num_key_heads).map(|head| conv_of_head(&spec, &conv1d, head)).collect(),
+            dt_bias: vector(LayerSlot::DtBias)?,
+            a_log: vector(LayerSlot::ALog)?,
+            norm: self.norm(norm, &spec.norm)?.ok_or_else(|| absent(norm))?,
+            spec,
+            inputs,
+            out_proj: self.linear(slot(LayerSlot::OutProj), pool)?,
         })
     }
 
@@ -416,6 +522,22 @@ fn routing(router: &RouterSpec) -> Routing {
         normalized: router.norm_topk_prob.then_some(router.norm_min as f32),
         factor: router.routed_scaling_factor as f32,
     }
+}
+
+/// The weights of a convolution, `[channels][kernel]`, for one key head and its values, `[kernel][width]`.
+fn conv_of_head(spec: &DeltaNetSpec, weights: &[f32], head: usize) -> Vec<f32> {
+    let (key, value, kernel) = (spec.linear_key_head_dim, spec.linear_value_head_dim, spec.linear_conv_kernel_dim);
+    let (keys, per_key) = (spec.key_width(), spec.values_per_key());
+    let values = (0..per_key).map(|index| (2 * keys + (head * per_key + index) * value, value));
+    let parts = [(head * key, key), (keys + head * key, key)].into_iter().chain(values);
+    let mut rows = vec![Vec::new(); kernel];
+    for (first, width) in parts {
+        for (tap, row) in rows.iter_mut().enumerate() {
+            row.extend((first..first + width).map(|channel| weights[channel * kernel + tap]));
+            row.resize(row.len().next_multiple_of(LANES), 0.0);
+        }
+    }
+    rows.concat()
 }
 
 fn activation(activation: ActivationFunction) -> braidinfer_kernels::ActivationFunction {

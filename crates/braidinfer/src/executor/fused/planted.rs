@@ -24,6 +24,12 @@ pub(crate) enum Planted {
     WrongExpert { layer: usize },
     /// The experts of a layer all have the same weight.
     EqualWeights { layer: usize },
+    /// The recurrent states of a layer are rounded to bf16 at every block boundary.
+    StatesInBf16 { layer: usize },
+    /// The recurrent states of a layer begin anew at every block boundary.
+    StatesForgotten { layer: usize },
+    /// What is copied between state slots is zero where matrices should be.
+    StatesCopiedWrong,
 }
 
 impl Planted {
@@ -33,6 +39,15 @@ impl Planted {
             Self::RouterLogits { layer } | Self::WrongExpert { layer } | Self::EqualWeights { layer } => {
                 (layer == index).then_some(self)
             }
+            _ => None,
+        }
+    }
+
+    /// How the states of a layer are spoiled.
+    pub(super) fn of_states(self, index: usize) -> Option<fn(&mut [f32])> {
+        match self {
+            Self::StatesInBf16 { layer } if layer == index => Some(to_bf16),
+            Self::StatesForgotten { layer } if layer == index => Some(|state| state.fill(0.0)),
             _ => None,
         }
     }

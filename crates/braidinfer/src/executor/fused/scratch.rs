@@ -5,6 +5,8 @@ use braidinfer_kernels::norm::Statistics;
 use braidinfer_kernels::{Buffer, LANES, PerThread};
 
 use super::attention::Partials;
+use super::delta_net::DeltaScratch;
+use super::delta_state::{HeadState, Moved};
 use super::encode::Encoded;
 use super::mixture::MixtureScratch;
 
@@ -16,11 +18,11 @@ pub(super) struct Scratch {
     pub(super) normed: Encoded,
     /// Encoded inputs of the attention output and down projections.
     pub(super) inner: Encoded,
-    /// Queries, then keys, then values, each `[panels][T][16]`.
+    /// Queries, then keys, then values, each `[panels][T][16]`; or the outputs of a delta net's input projections.
     pub(super) qkv: Buffer,
     /// Norm statistics of queries and keys `[T]`, if a norm runs over whole projections.
     pub(super) qk_statistics: Vec<[Statistics; 2]>,
-    /// Attention output, `[G][T][H/G * d]`.
+    /// Attention output, `[G][T][H/G * d]`, or that of a delta net, by key head.
     pub(super) heads: Buffer,
     /// Offset in `heads` of each attention task's output.
     pub(super) head_starts: Vec<usize>,
@@ -43,6 +45,11 @@ pub(super) struct Scratch {
     /// One row per thread.
     pub(super) rows: PerThread<Buffer>,
     pub(super) attention: PerThread<AttentionScratch>,
+    pub(super) delta: PerThread<DeltaScratch>,
+    /// How a delta net's state moves, for each sequence.
+    pub(super) moved: Vec<Moved>,
+    /// States that a step runs on, by key head and then by sequence.
+    pub(super) delta_heads: Vec<HeadState>,
 }
 
 /// Buffers of one thread for an attention task.
@@ -76,6 +83,9 @@ impl Scratch {
             merges: Vec::new(),
             rows: PerThread::new(threads, Buffer::new),
             attention: PerThread::new(threads, AttentionScratch::default),
+            delta: PerThread::new(threads, DeltaScratch::default),
+            moved: Vec::new(),
+            delta_heads: Vec::new(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use braidinfer_model::spec::{AttentionSpec, QkNormExtent};
 use candle_core::{DType, Device, IndexOp, Tensor};
-use candle_nn::ops::softmax_last_dim;
+use candle_nn::ops::{sigmoid, softmax_last_dim};
 
 use super::layer::Context;
 use super::linear::Linear;
@@ -33,7 +33,8 @@ pub(super) struct Attention {
 impl Attention {
     /// `[T, h]` to `[T, h]`; stores the keys and values of every token.
     pub(super) fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
-        let (q, k, v) = self.project(x, context, trace)?;
+        let (q, gate) = self.queries(x)?;
+        let (q, k, v) = self.project(q, x, context, trace)?;
         let mut heads = Vec::with_capacity(context.batch.sequences.len());
         for (range, sequence) in context.batch.ranges() {
             let (k, v) = (k.i(range.clone())?, v.i(range.clone())?);
@@ -42,6 +43,14 @@ impl Attention {
         }
         let heads = Tensor::cat(&heads, 0)?.to_dtype(x.dtype())?;
         trace.record("attn.heads", &heads)?;
+        let heads = match gate {
+            Some(gate) => {
+                let gated = (heads * sigmoid(&gate)?.to_dtype(x.dtype())?)?;
+                trace.record("attn.gated", &gated)?;
+                gated
+            }
+            None => heads,
+        };
         let out = self.o_proj.forward(&heads)?;
         trace.record("attn.out", &out)?;
         Ok(out)
@@ -52,9 +61,21 @@ impl Attention {
         [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
     }
 
+    /// Queries and, if there are any, gates, each `[T, H * d]`.
+    fn queries(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let q = self.q_proj.forward(x)?;
+        if !self.spec.output_gate {
+            return Ok((q, None));
+        }
+        let (rows, heads, width) = (x.dim(0)?, self.spec.num_attention_heads, self.spec.head_dim);
+        let pairs = q.reshape((rows, heads, 2 * width))?;
+        let part = |first| pairs.narrow(2, first, width)?.contiguous()?.reshape((rows, heads * width));
+        Ok((part(0)?, Some(part(width)?.to_dtype(DType::F32)?)))
+    }
+
     /// Queries `[T, H, d]`, keys and values `[T, G, d]`, normed and rotated, in f32.
-    fn project(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<(Tensor, Tensor, Tensor)> {
-        let (q, k, v) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
+    fn project(&self, q: Tensor, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<(Tensor, Tensor, Tensor)> {
+        let (k, v) = (self.k_proj.forward(x)?, self.v_proj.forward(x)?);
         trace.record("attn.q", &q)?;
         trace.record("attn.k", &k)?;
         trace.record("attn.v", &v)?;

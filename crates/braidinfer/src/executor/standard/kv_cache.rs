@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use braidinfer_model::DecoderSpec;
+use braidinfer_model::spec::AttentionSpec;
 use candle_core::{DType, Device, Tensor};
 
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
@@ -17,7 +18,7 @@ pub(super) struct KvCache {
 }
 
 impl KvCache {
-    /// A cache for the layers with these indices.
+    /// A cache for those of the layers with these indices that have attention.
     pub(super) fn new(
         spec: &DecoderSpec,
         layers: impl IntoIterator<Item = usize>,
@@ -28,13 +29,12 @@ impl KvCache {
             KvDtype::F32 => DType::F32,
             KvDtype::F16 => DType::F16,
         };
-        let empty = |layer| {
-            let attention = spec.attention(layer);
-            Tensor::zeros((0, attention.num_key_value_heads, attention.head_dim), dtype, device)
+        let attentions = layers.into_iter().filter_map(|layer| Some((layer, spec.attention(layer)?)));
+        let empty = |(layer, attention): (usize, &AttentionSpec)| {
+            let store = || Tensor::zeros((0, attention.num_key_value_heads, attention.head_dim), dtype, device);
+            Ok((layer, (store()?, store()?)))
         };
-        let layers =
-            layers.into_iter().map(|layer| Ok((layer, (empty(layer)?, empty(layer)?)))).collect::<Result<_>>()?;
-        Ok(Self { config, layers })
+        Ok(Self { config, layers: attentions.map(empty).collect::<Result<_>>()? })
     }
 
     pub(super) fn config(&self) -> KvCacheConfig {
@@ -81,8 +81,8 @@ impl KvCache {
 
     /// Number of slots that every layer has.
     fn slots(&self) -> usize {
-        // The tensors grow in order, so the last one is never larger than the others.
-        self.layers.values().next_back().map_or(0, |(_, values)| values.dims()[0])
+        // The tensors grow in order, so the last one is never larger than the others. Where there are none, nothing is short.
+        self.layers.values().next_back().map_or(usize::MAX, |(_, values)| values.dims()[0])
     }
 
     /// Stores the keys and values of one sequence's new tokens, each `[query_len, G, d]`.

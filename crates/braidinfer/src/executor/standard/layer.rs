@@ -1,8 +1,9 @@
-//! One layer: attention and feed-forward network, added to the residual stream.
+//! One layer: attention or a recurrence, and feed-forward network, added to the residual stream.
 
 use candle_core::Tensor;
 
 use super::attention::{Attention, MaskCache};
+use super::delta_net::{DeltaNet, DeltaStates};
 use super::feed_forward::FeedForward;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
@@ -19,8 +20,33 @@ pub(super) struct Context<'a> {
     pub(super) rotations: &'a [Rotation],
     pub(super) kv_cache: &'a KvCache,
     pub(super) masks: &'a MaskCache,
+    pub(super) delta_states: &'a DeltaStates,
     /// Index of the current layer.
     pub(super) index: usize,
+}
+
+/// How a layer mixes positions.
+#[derive(Debug)]
+pub(super) enum Mixer {
+    Attention(Attention),
+    DeltaNet(DeltaNet),
+}
+
+impl Mixer {
+    /// `[T, h]` to `[T, h]`.
+    fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
+        match self {
+            Self::Attention(attention) => attention.forward(x, context, trace),
+            Self::DeltaNet(delta_net) => delta_net.forward(x, context, trace),
+        }
+    }
+
+    fn projections(&self) -> Vec<&Linear> {
+        match self {
+            Self::Attention(attention) => attention.projections().to_vec(),
+            Self::DeltaNet(delta_net) => delta_net.projections(),
+        }
+    }
 }
 
 /// A layer. Norms that the architecture lacks are `None` and pass their input through.
@@ -29,7 +55,7 @@ pub(super) struct Layer {
     pub(super) parallel: bool,
     pub(super) residual_multiplier: f64,
     pub(super) input_norm: Option<Norm>,
-    pub(super) attention: Attention,
+    pub(super) mixer: Mixer,
     pub(super) attention_output_norm: Option<Norm>,
     pub(super) feed_forward_norm: Option<Norm>,
     pub(super) feed_forward: FeedForward,
@@ -41,7 +67,7 @@ impl Layer {
     pub(super) fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
         let normed = apply_norm(&self.input_norm, x)?;
         trace.record("input_norm", &normed)?;
-        let mixed = apply_norm(&self.attention_output_norm, &self.attention.forward(&normed, context, trace)?)?;
+        let mixed = apply_norm(&self.attention_output_norm, &self.mixer.forward(&normed, context, trace)?)?;
         let after_attention = self.add(x, &mixed)?;
         trace.record("attn.residual", &after_attention)?;
         let normed = if self.parallel { normed } else { apply_norm(&self.feed_forward_norm, &after_attention)? };
@@ -53,7 +79,7 @@ impl Layer {
 
     /// All projections of the layer.
     pub(super) fn projections(&self) -> impl Iterator<Item = &Linear> {
-        self.attention.projections().into_iter().chain(self.feed_forward.projections())
+        self.mixer.projections().into_iter().chain(self.feed_forward.projections())
     }
 
     fn add(&self, x: &Tensor, update: &Tensor) -> Result<Tensor> {

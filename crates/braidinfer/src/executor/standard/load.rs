@@ -2,14 +2,17 @@
 
 use std::fmt;
 
-use braidinfer_model::spec::{self, ActivationFunction, ExpertsSpec, Mixer, NormSpec, SharedExpertSpec};
+use braidinfer_model::spec::{
+    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, NormSpec, SharedExpertSpec,
+};
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
 use super::attention::Attention;
+use super::delta_net::{DeltaNet, Projections};
 use super::feed_forward::{DenseFeedForward, FeedForward};
-use super::layer::Layer;
+use super::layer::{Layer, Mixer};
 use super::linear::Linear;
 use super::matrix::{Matrix, StoredMatrix};
 use super::mixture::{Mixture, SharedExpert};
@@ -109,7 +112,7 @@ impl Loader<'_> {
             parallel: self.spec.block.parallel,
             residual_multiplier: self.spec.residual_multiplier,
             input_norm: norm(LayerSlot::InputNorm)?,
-            attention: self.attention(index)?,
+            mixer: self.mixer(index)?,
             attention_output_norm: norm(LayerSlot::AttentionOutputNorm)?,
             feed_forward_norm: norm(LayerSlot::FeedForwardNorm)?,
             feed_forward: self.feed_forward(index)?,
@@ -117,10 +120,55 @@ impl Loader<'_> {
         })
     }
 
-    fn attention(&self, index: usize) -> Result<Attention> {
-        let spec = self.spec;
-        let Mixer::Attention { attention, sliding_window, rope } = spec.layers[index].mixer;
-        let attention = spec.attentions[attention];
+    fn mixer(&self, index: usize) -> Result<Mixer> {
+        Ok(match self.spec.layers[index].mixer {
+            spec::Mixer::Attention { attention, sliding_window, rope } => {
+                Mixer::Attention(self.attention(index, attention, sliding_window, rope)?)
+            }
+            spec::Mixer::DeltaNet { delta_net } => {
+                Mixer::DeltaNet(self.delta_net(index, self.spec.delta_nets[delta_net])?)
+            }
+        })
+    }
+
+    fn delta_net(&self, index: usize, spec: DeltaNetSpec) -> Result<DeltaNet> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let linear = |name| self.linear(slot(name));
+        let values = |name| {
+            let view = self.weights.get(slot(name), Param::Weight).ok_or_else(|| self.absent(slot(name)))?;
+            Ok::<_, Error>(view.read::<f32>()?)
+        };
+        let projections = match spec.projections {
+            DeltaNetProjections::ByKind => Projections::ByKind {
+                qkv: linear(LayerSlot::InProjQkv)?,
+                z: linear(LayerSlot::InProjZ)?,
+                b: linear(LayerSlot::InProjB)?,
+                a: linear(LayerSlot::InProjA)?,
+            },
+            DeltaNetProjections::ByKeyHead => {
+                Projections::ByKeyHead { qkvz: linear(LayerSlot::InProjQkvz)?, ba: linear(LayerSlot::InProjBa)? }
+            }
+        };
+        let norm = slot(LayerSlot::DeltaNorm);
+        Ok(DeltaNet {
+            spec,
+            projections,
+            conv1d: values(LayerSlot::Conv1d)?,
+            dt_bias: values(LayerSlot::DtBias)?,
+            a_log: values(LayerSlot::ALog)?,
+            norm: self.norm(norm, &spec.norm)?.ok_or_else(|| self.absent(norm))?,
+            out_proj: linear(LayerSlot::OutProj)?,
+        })
+    }
+
+    fn attention(
+        &self,
+        index: usize,
+        attention: usize,
+        sliding_window: Option<usize>,
+        rope: Option<usize>,
+    ) -> Result<Attention> {
+        let attention = self.spec.attentions[attention];
         let slot = |slot| Slot::Layer(index, slot);
         let qk_norm = match &attention.qk_norm {
             None => None,

@@ -6,6 +6,7 @@
 
 mod attention;
 mod decoder_weights;
+mod delta_net;
 mod feed_forward;
 mod kv_cache;
 mod layer;
@@ -25,6 +26,7 @@ use candle_core::{DType, Device, Tensor};
 
 use self::attention::MaskCache;
 use self::decoder_weights::{DecoderWeights, HeadWeights};
+use self::delta_net::DeltaStates;
 use self::kv_cache::KvCache;
 use self::layer::Context;
 use self::rotary::Rotation;
@@ -120,6 +122,7 @@ struct StandardRunner<'a> {
     device: Device,
     dtype: DType,
     kv_cache: KvCache,
+    delta_states: DeltaStates,
     /// Tensors of the current step.
     step_tensors: StepTensors,
     /// The residual stream, `[T, h]`.
@@ -159,10 +162,13 @@ impl<'a> StandardRunner<'a> {
         threads: Threads,
     ) -> Result<Self> {
         start_candle_threads()?;
-        let kv_cache = KvCache::new(spec, layers, storage, &device)?;
+        let layers: Vec<usize> = layers.into_iter().collect();
+        let kv_cache = KvCache::new(spec, layers.iter().copied(), storage, &device)?;
+        let delta_states = DeltaStates::new(spec, &layers, storage.block_size);
         let (spec, dtype) = (spec.clone(), dtype.candle());
         let step_tensors = StepTensors::default();
-        Ok(Self { spec, weights, device, dtype, kv_cache, step_tensors, hidden: None, ran_large: false, threads })
+        let (hidden, ran_large) = (None, false);
+        Ok(Self { spec, weights, device, dtype, kv_cache, delta_states, step_tensors, hidden, ran_large, threads })
     }
 
     fn stream(&self) -> Result<&Tensor> {
@@ -181,7 +187,8 @@ impl<'a> StandardRunner<'a> {
         let x = self.stream()?.clone();
         let layer = self.weights.layer(index, &self.spec, &self.device)?;
         let StepTensors { rotations, masks } = &self.step_tensors;
-        let context = Context { batch, rotations, kv_cache: &self.kv_cache, masks, index };
+        let (kv_cache, delta_states) = (&self.kv_cache, &self.delta_states);
+        let context = Context { batch, rotations, kv_cache, masks, delta_states, index };
         trace.enter_layer(index);
         let x = layer.forward(&x, &context, trace)?;
         trace.record("output", &x)?;
@@ -215,14 +222,19 @@ impl LayerRunner for StandardRunner<'_> {
     }
 
     fn layer_state(&self, layer: usize, _plan: &KernelPlan) -> LayerState {
-        let values = 2 * self.spec.attention(layer).key_value_width();
-        let bytes_per_token = values * self.kv_cache.config().dtype.size();
+        let config = self.kv_cache.config();
+        if let Some(delta_net) = self.spec.delta_net(layer) {
+            let bytes_per_sequence = memory::delta_state_bytes(delta_net, config.block_size);
+            return LayerState { bytes_per_token: 0, bytes_per_sequence, window: Some(0) };
+        }
+        let bytes_per_token = 2 * self.spec.key_value_width(layer) * config.dtype.size();
         // Keys outside the sliding window are read and then masked, so they must stay.
         LayerState { bytes_per_token, bytes_per_sequence: 0, window: None }
     }
 
     fn reserve(&mut self, step: Step<'_>) -> Result<()> {
         self.kv_cache.reserve(step.batch)?;
+        self.delta_states.reserve(step.batch)?;
         let bytes = scratch_bytes(&self.spec, step.batch);
         if bytes < UNCHECKED_SCRATCH {
             return Ok(());
@@ -276,7 +288,13 @@ impl LayerRunner for StandardRunner<'_> {
         Ok(())
     }
 
+    fn copy_state(&mut self, from: u32, to: u32) -> Result<()> {
+        self.delta_states.copy(from, to);
+        Ok(())
+    }
+
     fn release_storage(&mut self) -> Result<()> {
+        self.delta_states.clear();
         self.kv_cache.clear()
     }
 }

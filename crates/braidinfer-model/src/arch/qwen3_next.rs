@@ -1,0 +1,60 @@
+//! Qwen3-Next: gated delta nets in three of four layers, gated attention in the fourth, and the experts of Qwen 2 and 3.
+
+use crate::arch::delta_net_config::hybrid;
+use crate::arch::expert_config::{ExpertFields, experts, set_experts, sparse_layers};
+use crate::arch::llama_like::{Defaults, Sizes};
+use crate::arch::rope_config::RopeDefaults;
+use crate::arch::{Architecture, Description, qwen2_moe};
+use crate::spec::{DecoderSpec, DeltaNetProjections, RouterSpec, SharedExpertSpec};
+use crate::{JsonFile, Result};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "qwen3_next",
+    aliases: &[],
+    models: "Qwen3-Next 80B-A3B",
+    describe,
+    gguf: None,
+    fixtures: &["qwen3_next", "qwen3_next-dense"],
+};
+
+pub(super) const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(151_936, 2048, 5632, 48, 16),
+    head_dim: Some(256),
+    num_key_value_heads: Some(2),
+    max_position_embeddings: 32_768,
+    rope: RopeDefaults { partial_rotary_factor: 0.25, ..Defaults::LLAMA.rope },
+    ..Defaults::LLAMA
+};
+
+const FIELDS: ExpertFields = ExpertFields {
+    num_experts: ("num_experts", 512),
+    num_experts_per_tok: ("num_experts_per_tok", 10),
+    intermediate_size: ("moe_intermediate_size", 512),
+};
+
+fn describe(config: &JsonFile) -> Result<Description> {
+    let mut description = hybrid(config, &DEFAULTS, DeltaNetProjections::ByKeyHead)?;
+    let norm_topk_prob = config.flag("norm_topk_prob")?.unwrap_or(true);
+    // Zero experts are none.
+    if config.number("num_experts")? != Some(0.0) {
+        let router = RouterSpec { norm_topk_prob, ..RouterSpec::SOFTMAX };
+        add_experts(config, &mut description.spec, &FIELDS, router, sparse_layers(config)?)?;
+    }
+    description.names = description.names.with(&qwen2_moe::SHARED_EXPERT);
+    Ok(description)
+}
+
+/// Experts beside a gated one that serves every token.
+pub(super) fn add_experts(
+    config: &JsonFile,
+    spec: &mut DecoderSpec,
+    fields: &ExpertFields,
+    router: RouterSpec,
+    is_sparse: impl Fn(usize) -> bool,
+) -> Result<()> {
+    let mut experts = experts(config, spec, fields, router)?;
+    let intermediate_size = config.size_or("shared_expert_intermediate_size", 512)?;
+    experts.shared_expert = Some(SharedExpertSpec { intermediate_size, gated: true, bias: false });
+    set_experts(spec, experts, is_sparse);
+    Ok(())
+}
