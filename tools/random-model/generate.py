@@ -60,6 +60,26 @@ SHAPES = {
         "hidden_act": "silu",
         "tie_word_embeddings": True,
     },
+    # The proportions of Qwen 3 30B-A3B: an eighth of the experts run for a token.
+    "qwen3-moe-2b-a0.4b": {
+        "model_type": "qwen3_moe",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "moe_intermediate_size": 512,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "num_hidden_layers": 20,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "vocab_size": 32000,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+    },
 }
 
 
@@ -76,13 +96,19 @@ def parameter_shapes(config):
         yield prefix + "self_attn.k_proj.weight", (key, hidden)
         yield prefix + "self_attn.v_proj.weight", (key, hidden)
         yield prefix + "self_attn.o_proj.weight", (hidden, query)
-        if config["model_type"] == "qwen3":
+        if config["model_type"] in ("qwen3", "qwen3_moe"):
             yield prefix + "self_attn.q_norm.weight", (head_dim,)
             yield prefix + "self_attn.k_norm.weight", (head_dim,)
         yield prefix + "post_attention_layernorm.weight", (hidden,)
-        yield prefix + "mlp.gate_proj.weight", (inner, hidden)
-        yield prefix + "mlp.up_proj.weight", (inner, hidden)
-        yield prefix + "mlp.down_proj.weight", (hidden, inner)
+        networks, width = ["mlp."], inner
+        if "num_experts" in config:
+            yield prefix + "mlp.gate.weight", (config["num_experts"], hidden)
+            networks = [f"mlp.experts.{expert}." for expert in range(config["num_experts"])]
+            width = config["moe_intermediate_size"]
+        for network in networks:
+            yield prefix + network + "gate_proj.weight", (width, hidden)
+            yield prefix + network + "up_proj.weight", (width, hidden)
+            yield prefix + network + "down_proj.weight", (hidden, width)
     yield "model.norm.weight", (hidden,)
     if not config["tie_word_embeddings"]:
         yield "lm_head.weight", (config["vocab_size"], hidden)

@@ -100,10 +100,11 @@ pub const REGISTRY: &[Architecture] = &[
 /// Limit against huge allocations from a corrupt count; the largest published decoders have 128 layers.
 const MAX_LAYERS: usize = 4096;
 const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
+const ATTENTION_SINKS: &str = "has attention sinks, which are not supported yet";
 const LATENT_ATTENTION: &str = "has latent attention, which is not supported yet";
 /// Known architectures that are not supported, with the reason.
 pub const REFUSED: &[(&str, &str)] = &[
-    ("gpt_oss", MIXTURE_OF_EXPERTS),
+    ("gpt_oss", ATTENTION_SINKS),
     ("deepseek_v2", LATENT_ATTENTION),
     ("deepseek_v3", LATENT_ATTENTION),
     ("glm4_moe_lite", LATENT_ATTENTION),
