@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -176,7 +177,9 @@ fn note_missed(fixture: &Fixture, seed: Option<u64>, missed: &mut Vec<String>) {
     for (fault, plant) in FAULTS {
         let mut faulty = spec.clone();
         plant(&mut faulty);
-        if faulty != spec {
+        // Fixtures are made so that groups matter; with other weights they need not change any choice.
+        let may_not_matter = seed.is_some() && fault.starts_with("groups of experts");
+        if faulty != spec && !may_not_matter {
             let weights = Weights::open(&fixture.source, &faulty, &names).expect("there is enough for the fault");
             note(fault, fixture.fused_over(fastest(), faulty, &weights));
         }
@@ -206,7 +209,9 @@ fn altered(fixture: &Fixture, folder: &Path, mut change: impl FnMut(&str, &mut [
 /// Hands every tensor of a safetensors file with 16-bit values to `change`. Corrections of routers have 32 bits.
 fn alter(file: &mut [u8], change: &mut impl FnMut(&str, &mut [u16])) {
     let (len, header) = safetensors::SafeTensors::read_metadata(file).expect("the file is safetensors");
-    for (name, info) in header.tensors() {
+    // In one order in every run, so that a seed gives one model.
+    let tensors: BTreeMap<_, _> = header.tensors().into_iter().collect();
+    for (name, info) in tensors {
         if info.dtype.bitsize() != 16 {
             assert!(name.contains("mlp.gate") || name.contains("correction_bias"), "{name}");
             continue;
