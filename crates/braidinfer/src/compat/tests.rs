@@ -212,7 +212,7 @@ fn faults_of_routers_are_reported_in_their_layer() {
         (Planted::EqualWeights { layer: 1 }, "ffn.routing"),
     ];
     for (fault, place) in faults {
-        for (seed, name) in SEEDS.into_iter().zip(["qwen3_moe-unnormed", "qwen2_moe", "glm4_moe"].into_iter().cycle()) {
+        for (seed, name) in SEEDS.into_iter().zip("qwen3_moe-unnormed qwen2_moe glm4_moe".split(' ').cycle()) {
             let report = check_seed(seed, name, None, Some(fault), |_| {});
             let expected = (Status::Incompatible, Some((1, place)));
             assert_eq!(
