@@ -12,6 +12,10 @@ use std::time::Duration;
 
 /// Lines that wait for a slow reader; later ones are lost and counted.
 const WAITING: usize = 1024;
+
+/// Stack of the thread that writes them: it does nothing else, and where memory is limited, the default of 2 MiB is missed
+/// by what matters.
+const STACK: usize = 256 << 10;
 /// How long the end of the program waits for a reader.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -81,7 +85,7 @@ impl Queue {
     fn to_stderr() -> Self {
         let (queue, lines) = Self::new(WAITING);
         let backlog = Arc::clone(&queue.backlog);
-        let writer = thread::Builder::new().name("standard error".to_owned());
+        let writer = thread::Builder::new().name("standard error".to_owned()).stack_size(STACK);
         // Without a thread all lines are lost, because the receiver is gone: no program fails for its notes.
         let _ = writer.spawn(move || backlog.write_all(&lines, &mut io::stderr()));
         queue

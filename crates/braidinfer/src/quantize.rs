@@ -125,14 +125,14 @@ pub(crate) fn quantized_bytes(spec: &DecoderSpec, weights: &Weights, file_type: 
     bytes.fold(0, usize::saturating_add)
 }
 
-/// Memory for quantizing into a file, in bytes: the groups of rows that are worked on at the same time, as they are read, in
-/// f32 and quantized. The weights stay in their files.
+/// Memory for quantizing into a file, in bytes: groups of rows in f32, one for each thread, and quantized, two for each, which
+/// are written together. A quantized value takes no more than 4 bytes. The weights stay in their files.
 fn streaming_bytes(spec: &DecoderSpec, threads: &Threads) -> usize {
     let of_values = spec.layer_delta_nets().map(DeltaNetSpec::value_width);
     let widest = spec.layer_attentions().map(AttentionSpec::query_width).chain(of_values).max().unwrap_or(0);
     let group =
         GROUP.max(widest.max(spec.hidden_size).saturating_mul(head_dim(spec, Slot::Layer(0, LayerSlot::QProj))));
-    group.saturating_mul(12).saturating_mul(2 * threads.count())
+    group.saturating_mul(4 + 2 * 4).saturating_mul(threads.count())
 }
 
 /// Quantizes a whole matrix to blocks of `dtype`, rows in parallel.
@@ -219,7 +219,6 @@ fn fallbacks<'a>(
     (count > 0).then(|| format!("{count} of {all} tensors cannot be what {file_type} asks for: {reason}"))
 }
 
-/// Splits the rows of a matrix into groups of about [`GROUP`] values, each a multiple of `step` rows.
 /// Rows that a file may reorder together: those of a head, in a layer.
 fn head_dim(spec: &DecoderSpec, slot: Slot) -> usize {
     match slot {
@@ -228,6 +227,7 @@ fn head_dim(spec: &DecoderSpec, slot: Slot) -> usize {
     }
 }
 
+/// Splits the rows of a matrix into groups of about [`GROUP`] values, each a multiple of `step` rows.
 fn groups(shape: &[usize], step: usize) -> Vec<Range<usize>> {
     let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>().max(1));
     let size = (GROUP / columns).next_multiple_of(step).max(step);
@@ -236,7 +236,7 @@ fn groups(shape: &[usize], step: usize) -> Vec<Range<usize>> {
 
 /// Encodes values as blocks; `first` is the index of the first value in its tensor, for errors.
 fn encode(tensor: &str, path: &str, dtype: Dtype, values: &[f32], first: usize) -> Result<Vec<u8>> {
-    let mut blocks = Vec::new();
+    let mut blocks = Vec::with_capacity(dtype.bytes(values.len()).unwrap_or(0));
     quantization::quantize(dtype, values, &mut blocks).map_err(|fault| {
         let found = match fault {
             quantization::QuantizeError::OutOfRange { index, value, .. } => {
