@@ -14,7 +14,7 @@ use braidinfer::kernels::{Isa, NumericLevel};
 use braidinfer::model::{Description, Weights};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use support::answers::{Answer, request, run};
+use support::answers::{Answer, RandomRequests, request, run};
 use support::{FUSED_BLOCK_SIZE, Fixture, Fused, argmax, block_table, distance, feed, slice};
 
 const FIXTURES: [&str; 2] = ["qwen3_5", "qwen3_next-dense"];
@@ -76,29 +76,12 @@ fn random_requests(fixture: &Fixture, seed: u64) -> EngineStats {
     let num_blocks = rng.random_range(8..30);
     let (max_batched_tokens, max_sequences) = (rng.random_range(1..50), rng.random_range(1..6));
     let config = EngineConfig { max_batched_tokens, max_sequences, ..CONFIG };
-    let mut engine = engine(fixture, Runner::Fused, config, num_blocks);
+    let engine = engine(fixture, Runner::Fused, config, num_blocks);
     let base: u32 = rng.random_range(1..60);
-    let (mut answers, mut asked) = (BTreeMap::new(), Vec::new());
-    for _ in 0..10 {
-        let mut prompt: Vec<u32> = (0..rng.random_range(1..90)).map(|index| index * base % 23 + 1).collect();
-        prompt.extend(rng.random_bool(0.5).then(|| rng.random_range(1..60)));
-        let max_tokens = rng.random_range(1..36);
-        let id = engine.add(request(&prompt, max_tokens)).expect("it is sound");
-        asked.push((id, prompt, max_tokens));
-        run(&mut engine, rng.random_range(0..12), &mut answers);
-        if rng.random_bool(0.2) {
-            let (cancelled, ..) = asked.swap_remove(rng.random_range(0..asked.len()));
-            engine.abort(cancelled);
-        }
-    }
-    run(&mut engine, usize::MAX, &mut answers);
-    for (id, prompt, max_tokens) in asked {
-        let same = answers[&id] == alone(fixture, request(&prompt, max_tokens));
-        assert!(same, "{} seed {seed}: {prompt:?}", fixture.name);
-    }
-    let stats = engine.stats();
-    assert_eq!((stats.running, stats.waiting, stats.kv_cache_usage), (0, 0, 0.0), "seed {seed}");
-    stats
+    let beginning = |rng: &mut SmallRng| (0..rng.random_range(1..90)).map(|index| index * base % 23 + 1).collect();
+    let requests = RandomRequests { count: 10, beginning, max_tokens: 1..36 };
+    let what = format!("{} seed {seed}", fixture.name);
+    requests.check(engine, &mut rng, &what, |request| alone(fixture, request))
 }
 
 #[test]

@@ -11,7 +11,7 @@ use braidinfer::model::{DecoderSpec, Description, Weights};
 use braidinfer::{Result, Threads};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use support::answers::{Answer, request, run};
+use support::answers::{Answer, RandomRequests, request, run};
 use support::{Fixture, recurrent};
 
 const BLOCK_SIZE: usize = 4;
@@ -96,28 +96,14 @@ fn random_requests_have_the_bits_of_each_alone() {
         let mut rng = SmallRng::seed_from_u64(seed);
         let num_blocks = rng.random_range(33..100);
         let (max_batched_tokens, max_sequences) = (rng.random_range(1..40), rng.random_range(1..6));
-        let mut engine = engine(EngineConfig { max_batched_tokens, max_sequences, ..CONFIG }, num_blocks);
+        let engine = engine(EngineConfig { max_batched_tokens, max_sequences, ..CONFIG }, num_blocks);
         let bases: [u32; 3] = [(); 3].map(|()| rng.random_range(1..60));
-        let (mut answers, mut asked) = (BTreeMap::new(), Vec::new());
-        for _ in 0..14 {
+        let beginning = |rng: &mut SmallRng| {
             let base = bases[rng.random_range(0..3)];
-            let mut prompt: Vec<u32> = (0..rng.random_range(1..70)).map(|index| index * base % 61 + 1).collect();
-            prompt.extend(rng.random_bool(0.5).then(|| rng.random_range(1..60)));
-            let max_tokens = rng.random_range(1..40);
-            let id = engine.add(request(&prompt, max_tokens)).expect("it is sound");
-            asked.push((id, prompt, max_tokens));
-            run(&mut engine, rng.random_range(0..12), &mut answers);
-            if rng.random_bool(0.2) {
-                let (cancelled, ..) = asked.swap_remove(rng.random_range(0..asked.len()));
-                engine.abort(cancelled);
-            }
-        }
-        run(&mut engine, usize::MAX, &mut answers);
-        for (id, prompt, max_tokens) in asked {
-            assert_eq!(answers[&id], alone(request(&prompt, max_tokens)), "seed {seed}: {prompt:?}");
-        }
-        let stats = engine.stats();
-        assert_eq!((stats.running, stats.waiting, stats.kv_cache_usage), (0, 0, 0.0), "seed {seed}");
+            (0..rng.random_range(1..70)).map(|index| index * base % 61 + 1).collect()
+        };
+        let requests = RandomRequests { count: 14, beginning, max_tokens: 1..40 };
+        requests.check(engine, &mut rng, &format!("seed {seed}"), alone);
     }
 }
 

@@ -204,6 +204,10 @@ fn overflowing_scores_are_reported_in_their_layer() {
     assert!(heads.error.is_nan());
 }
 
+/// Fixtures with experts in layer 1, by softmax and sigmoid, with and without experts for every token.
+const ROUTED: [&str; 5] =
+    ["qwen3_moe-unnormed", "glm4_moe-plain", "ernie4_5_moe-bias", "granitemoeshared", "qwen3_5_moe"];
+
 #[test]
 fn faults_of_routers_are_reported_in_their_layer() {
     let faults = [
@@ -212,15 +216,13 @@ fn faults_of_routers_are_reported_in_their_layer() {
         (Planted::EqualWeights { layer: 1 }, "ffn.routing"),
     ];
     for (fault, place) in faults {
-        for (seed, name) in SEEDS.into_iter().zip("qwen3_moe-unnormed qwen2_moe glm4_moe".split(' ').cycle()) {
-            let report = check_seed(seed, name, None, Some(fault), |_| {});
-            let expected = (Status::Incompatible, Some((1, place)));
-            assert_eq!(
-                (report.status, found(&report)),
-                expected,
-                "{fault:?} in {name}, seed {seed}: {}",
-                report.reason
-            );
+        for name in ROUTED {
+            for seed in SEEDS {
+                let report = check_seed(seed, name, None, Some(fault), |_| {});
+                let expected = (Status::Incompatible, Some((1, place)));
+                let what = format!("{fault:?} in {name}, seed {seed}: {}", report.reason);
+                assert_eq!((report.status, found(&report)), expected, "{what}");
+            }
         }
     }
 }
