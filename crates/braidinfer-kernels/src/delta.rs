@@ -59,11 +59,6 @@ pub fn log_decay(a: f32, a_log: f32, dt_bias: f32) -> f32 {
     if decay < LEAST_DECAY { LEAST_DECAY } else { decay }
 }
 
-/// `1 / (1 + e^-x)`.
-pub fn logistic(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
-
 dispatched! {
     /// A causal depthwise convolution for one token, followed by SiLU. `rows` are the inputs of the last tokens up to and
     /// including this one, `[kernel][width]`, as are `weights`; `out` is `[width]`.

@@ -19,6 +19,11 @@ pub enum ActivationFunction {
     Relu,
 }
 
+/// `1 / (1 + e^-x)`.
+pub fn logistic(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
 dispatched! {
     /// `up = activation(gate) * up`; both have the same length.
     pub fn gated(activation: ActivationFunction, gate: &[f32], up: &mut [f32]) = gate_lanes;

@@ -1,5 +1,7 @@
 //! Choosing experts: logits of a router to the experts of a token and the factors of their outputs.
 
+use crate::elementwise::logistic;
+
 /// How experts are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Routing {
@@ -62,7 +64,7 @@ pub fn route(
     assert!(choices.len() <= logits.len() && by.len() == logits.len(), "experts and choices");
     match routing.scoring {
         Scoring::Softmax => softmax(logits),
-        Scoring::Sigmoid => logits.iter_mut().for_each(|logit| *logit = 1.0 / (1.0 + (-*logit).exp())),
+        Scoring::Sigmoid => logits.iter_mut().for_each(|logit| *logit = logistic(*logit)),
         Scoring::Sparsemixer(jitter) => {
             by.copy_from_slice(logits);
             choose_in_turn(logits, jitter, by, choices);

@@ -136,6 +136,12 @@ impl JsonFile {
         }
     }
 
+    /// A number of things of which there may be none, or `absent` if the field is missing or null. Negative numbers mean
+    /// none, and fractions are cut.
+    pub fn count_or(&self, field: &str, absent: usize) -> Result<usize> {
+        Ok(self.number(field)?.map_or(absent, |count| count.max(0.0) as usize))
+    }
+
     /// A finite number above zero; `None` if absent or null.
     pub fn positive(&self, field: &str) -> Result<Option<f64>> {
         match self.number(field)? {

@@ -303,8 +303,10 @@ impl<'a> Resolver<'a> {
     /// A GGUF file may have a factor of all values of a matrix as a tensor of its own, usually beside `nvfp4`. It is
     /// not applied, so that it has to be 1.
     fn check_scale(&self, tensor: &str) -> Result<()> {
-        let scale = tensor.strip_suffix(".weight").map(|name| format!("{name}.scale"));
-        let Some(scale) = scale.filter(|_| self.source.gguf().is_some()) else { return Ok(()) };
+        let Some(module) = tensor.strip_suffix(".weight").filter(|_| self.source.gguf().is_some()) else {
+            return Ok(());
+        };
+        let scale = format!("{module}.scale");
         let Some(view) = self.checkpoint.tensor(&scale)? else { return Ok(()) };
         match view.read::<f32>()?.into_iter().find(|scale| *scale != 1.0) {
             None => Ok(()),

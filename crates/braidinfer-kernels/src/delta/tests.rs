@@ -1,4 +1,5 @@
 use super::*;
+use crate::elementwise::logistic;
 use crate::isa::Isa;
 use proptest::prelude::*;
 

@@ -36,11 +36,11 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let spec = &mut description.spec;
     spec.attentions[0].qk_norm = per_head_norm(spec.norm);
     read_attention_bias(config, "attention_bias", spec)?;
-    let first = config.number("max_window_layers")?.map_or(62, |layers| layers.max(0.0) as usize);
+    let first = config.count_or("max_window_layers", 62)?;
     let window = sliding_window(config, Some(4096))?;
     set_windows(config, spec, window, |layer| layer >= first)?;
     let experts = sigmoid_experts(config, spec, &FIELDS, false)?;
-    let dense = config.number("first_k_dense_replace")?.map_or(0, |layers| layers.max(0.0) as usize);
+    let dense = config.count_or("first_k_dense_replace", 0)?;
     set_experts(spec, experts, |layer| layer >= dense);
     Ok(description)
 }

@@ -1,11 +1,11 @@
 //! ERNIE 4.5 with experts: a softmax router whose choice is corrected by stored biases, and experts for every token.
 
-use crate::arch::expert_config::{ExpertFields, experts, set_experts};
+use crate::arch::expert_config::{ExpertFields, experts, set_experts, shared_experts};
 use crate::arch::gguf::{GgufExperts, GgufForm};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, read_attention_bias, read_mlp_bias};
 use crate::arch::{Architecture, Description, ernie4_5};
 use crate::layout::LayerSlot;
-use crate::spec::{RouterSpec, SharedExpertSpec};
+use crate::spec::RouterSpec;
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -44,11 +44,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let norm_min = config.positive("moe_norm_min")?.unwrap_or(1e-12);
     let router = RouterSpec { correction_bias: true, norm_min, ..RouterSpec::SOFTMAX_OF_CHOSEN };
     let mut experts = experts(config, spec, &FIELDS, router)?;
-    let shared = config.number("moe_num_shared_experts")?.map_or(2, |count| count.max(0.0) as usize);
-    if shared > 0 {
-        let intermediate_size = experts.intermediate_size.saturating_mul(shared);
-        experts.shared_expert = Some(SharedExpertSpec { intermediate_size, gated: false, bias });
-    }
+    experts.shared_expert = shared_experts(config, ("moe_num_shared_experts", 2), &experts, bias)?;
     set_experts(spec, experts, sparse_layers(config)?);
     description.names = description
         .names

@@ -2,6 +2,7 @@
 
 use crate::spec::{
     ActivationFunction, DecoderSpec, ExpertGroups, ExpertsSpec, FeedForward, GroupScore, RouterSpec, ScoringFunction,
+    SharedExpertSpec,
 };
 use crate::{JsonFile, Result};
 
@@ -52,6 +53,30 @@ pub(super) fn experts(
         router,
         shared_expert: None,
     })
+}
+
+/// A softmax over all experts; `norm_topk_prob` is the class default of the field.
+pub(super) fn softmax_router(config: &JsonFile, norm_topk_prob: bool) -> Result<RouterSpec> {
+    let norm_topk_prob = config.flag("norm_topk_prob")?.unwrap_or(norm_topk_prob);
+    Ok(RouterSpec { norm_topk_prob, ..RouterSpec::SOFTMAX })
+}
+
+/// A number of experts for every token, as wide as the others, which are one wider network; none if the number is zero.
+pub(super) fn shared_experts(
+    config: &JsonFile,
+    (field, absent): (&str, usize),
+    experts: &ExpertsSpec,
+    bias: bool,
+) -> Result<Option<SharedExpertSpec>> {
+    let count = config.count_or(field, absent)?;
+    let intermediate_size = experts.intermediate_size.saturating_mul(count);
+    Ok((count > 0).then_some(SharedExpertSpec { intermediate_size, gated: false, bias }))
+}
+
+/// Qwen's gated expert for every token; `absent` is the class default of its width.
+pub(super) fn gated_shared_expert(config: &JsonFile, absent: usize) -> Result<Option<SharedExpertSpec>> {
+    let intermediate_size = config.size_or("shared_expert_intermediate_size", absent)?;
+    Ok(Some(SharedExpertSpec { intermediate_size, gated: true, bias: false }))
 }
 
 fn dense_activation(spec: &DecoderSpec) -> ActivationFunction {

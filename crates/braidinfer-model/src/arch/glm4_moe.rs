@@ -1,11 +1,11 @@
 //! GLM 4.5 and 4.6: partial RoPE, and a sigmoid router with corrected choice, groups, and experts for every token.
 
-use crate::arch::expert_config::{ExpertFields, experts, groups, set_experts};
+use crate::arch::expert_config::{ExpertFields, experts, groups, set_experts, shared_experts};
 use crate::arch::gguf::{GgufExperts, GgufForm};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, per_head_norm};
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description};
-use crate::spec::{DecoderSpec, ExpertsSpec, GroupScore, RouterSpec, ScoringFunction, SharedExpertSpec};
+use crate::spec::{DecoderSpec, ExpertsSpec, GroupScore, RouterSpec, ScoringFunction};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -48,7 +48,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
         spec.attentions[0].qk_norm = per_head_norm(spec.norm);
     }
     let experts = sigmoid_experts(config, spec, &FIELDS, true)?;
-    let dense = config.number("first_k_dense_replace")?.map_or(1, |layers| layers.max(0.0) as usize);
+    let dense = config.count_or("first_k_dense_replace", 1)?;
     set_experts(spec, experts, |layer| layer >= dense);
     Ok(description)
 }
@@ -69,10 +69,6 @@ pub(super) fn sigmoid_experts(
         ..RouterSpec::SOFTMAX
     };
     let mut experts = experts(config, spec, fields, router)?;
-    let shared = config.number("n_shared_experts")?.map_or(1, |count| count.max(0.0) as usize);
-    if shared > 0 {
-        let intermediate_size = experts.intermediate_size.saturating_mul(shared);
-        experts.shared_expert = Some(SharedExpertSpec { intermediate_size, gated: false, bias: false });
-    }
+    experts.shared_expert = shared_experts(config, ("n_shared_experts", 1), &experts, false)?;
     Ok(experts)
 }

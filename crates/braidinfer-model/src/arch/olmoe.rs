@@ -1,10 +1,10 @@
 //! OLMoE: norms before attention and experts, query/key norms over whole projections, and a softmax router.
 
-use crate::arch::expert_config::{ExpertFields, experts, set_experts};
+use crate::arch::expert_config::{ExpertFields, experts, set_experts, softmax_router};
 use crate::arch::gguf::{GgufExperts, GgufForm};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, read_attention_bias};
 use crate::arch::{Architecture, Description};
-use crate::spec::{QkNormExtent, QkNormSpec, RouterSpec};
+use crate::spec::{QkNormExtent, QkNormSpec};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -46,8 +46,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     }
     spec.attentions[0].qk_norm = Some(QkNormSpec { extent: QkNormExtent::Projection, norm: spec.norm });
     read_attention_bias(config, "attention_bias", spec)?;
-    let norm_topk_prob = config.flag("norm_topk_prob")?.unwrap_or(false);
-    let experts = experts(config, spec, &FIELDS, RouterSpec { norm_topk_prob, ..RouterSpec::SOFTMAX })?;
+    let experts = experts(config, spec, &FIELDS, softmax_router(config, false)?)?;
     set_experts(spec, experts, |_| true);
     Ok(description)
 }

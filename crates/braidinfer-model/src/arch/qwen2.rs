@@ -34,7 +34,7 @@ pub(super) fn set_upper_windows(config: &JsonFile, spec: &mut DecoderSpec) -> Re
     let enabled = config.flag("use_sliding_window")?.unwrap_or(false);
     let window = if enabled { sliding_window(config, Some(4096))? } else { None };
     // Zero is valid: then all layers have a window.
-    let first = config.number("max_window_layers")?.map_or(28, |layers| layers.max(0.0) as usize);
+    let first = config.count_or("max_window_layers", 28)?;
     if window.is_none() {
         return Ok(());
     }

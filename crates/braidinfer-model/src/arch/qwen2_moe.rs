@@ -1,11 +1,12 @@
 //! Qwen 1.5 and 2 with experts: the attention of Qwen 2, a softmax router, and a gated expert for every token.
 
-use crate::arch::expert_config::{ExpertFields, experts, set_experts, sparse_layers};
+use crate::arch::expert_config::{
+    ExpertFields, experts, gated_shared_expert, set_experts, softmax_router, sparse_layers,
+};
 use crate::arch::gguf::{GgufExperts, GgufForm};
 use crate::arch::llama_like::{Defaults, Sizes, decoder, set_windows, sliding_window};
 use crate::arch::{Architecture, Description};
 use crate::layout::LayerSlot;
-use crate::spec::{RouterSpec, SharedExpertSpec};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -47,14 +48,12 @@ fn describe(config: &JsonFile) -> Result<Description> {
     spec.attentions[0].qkv_bias = config.flag("qkv_bias")?.unwrap_or(true);
     if config.flag("use_sliding_window")?.unwrap_or(false) {
         // Unlike in the dense models, every second layer below `max_window_layers`.
-        let first_full = config.number("max_window_layers")?.map_or(28, |layers| layers.max(0.0) as usize);
+        let first_full = config.count_or("max_window_layers", 28)?;
         let window = sliding_window(config, Some(4096))?;
         set_windows(config, spec, window, |layer| (layer + 1) % 2 == 1 && layer < first_full)?;
     }
-    let norm_topk_prob = config.flag("norm_topk_prob")?.unwrap_or(false);
-    let mut experts = experts(config, spec, &FIELDS, RouterSpec { norm_topk_prob, ..RouterSpec::SOFTMAX })?;
-    let intermediate_size = config.size_or("shared_expert_intermediate_size", 5632)?;
-    experts.shared_expert = Some(SharedExpertSpec { intermediate_size, gated: true, bias: false });
+    let mut experts = experts(config, spec, &FIELDS, softmax_router(config, false)?)?;
+    experts.shared_expert = gated_shared_expert(config, 5632)?;
     set_experts(spec, experts, sparse_layers(config)?);
     description.names = description.names.with(&SHARED_EXPERT);
     Ok(description)

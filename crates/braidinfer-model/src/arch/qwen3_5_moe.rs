@@ -1,7 +1,7 @@
 //! Qwen 3.5 and 3.6 with experts, text part: the hybrid of Qwen 3.5 with experts in every layer.
 
 use crate::arch::delta_net_config::hybrid;
-use crate::arch::expert_config::ExpertFields;
+use crate::arch::expert_config::{ExpertFields, experts, gated_shared_expert, set_experts};
 use crate::arch::llama_like::{Defaults, Sizes};
 use crate::arch::{Architecture, Description, qwen2_moe, qwen3_next};
 use crate::spec::{DeltaNetProjections, RouterSpec};
@@ -27,7 +27,10 @@ const FIELDS: ExpertFields = ExpertFields {
 
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = hybrid(config, &DEFAULTS, DeltaNetProjections::ByKind)?;
-    qwen3_next::add_experts(config, &mut description.spec, &FIELDS, RouterSpec::SOFTMAX_OF_CHOSEN, |_| true)?;
+    let spec = &mut description.spec;
+    let mut experts = experts(config, spec, &FIELDS, RouterSpec::SOFTMAX_OF_CHOSEN)?;
+    experts.shared_expert = gated_shared_expert(config, 512)?;
+    set_experts(spec, experts, |_| true);
     description.names = description.names.with(&qwen2_moe::SHARED_EXPERT);
     Ok(description)
 }

@@ -1,12 +1,11 @@
 //! Qwen 3 with experts: the attention of Qwen 3, and a softmax router.
 
-use crate::arch::expert_config::{ExpertFields, experts, set_experts, sparse_layers};
+use crate::arch::expert_config::{ExpertFields, experts, set_experts, softmax_router, sparse_layers};
 use crate::arch::gguf::{GgufExperts, GgufForm};
 use crate::arch::llama_like::{
     Defaults, Sizes, decoder, per_head_norm, read_attention_bias, set_all_windows, sliding_window,
 };
 use crate::arch::{Architecture, Description};
-use crate::spec::RouterSpec;
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -43,8 +42,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     if config.flag("use_sliding_window")?.unwrap_or(false) {
         set_all_windows(spec, sliding_window(config, Some(4096))?);
     }
-    let norm_topk_prob = config.flag("norm_topk_prob")?.unwrap_or(false);
-    let experts = experts(config, spec, &FIELDS, RouterSpec { norm_topk_prob, ..RouterSpec::SOFTMAX })?;
+    let experts = experts(config, spec, &FIELDS, softmax_router(config, false)?)?;
     set_experts(spec, experts, sparse_layers(config)?);
     Ok(description)
 }

@@ -1,11 +1,13 @@
 //! Qwen3-Next: gated delta nets in three of four layers, gated attention in the fourth, and the experts of Qwen 2 and 3.
 
 use crate::arch::delta_net_config::hybrid;
-use crate::arch::expert_config::{ExpertFields, experts, set_experts, sparse_layers};
+use crate::arch::expert_config::{
+    ExpertFields, experts, gated_shared_expert, set_experts, softmax_router, sparse_layers,
+};
 use crate::arch::llama_like::{Defaults, Sizes};
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description, qwen2_moe};
-use crate::spec::{DecoderSpec, DeltaNetProjections, RouterSpec, SharedExpertSpec};
+use crate::spec::DeltaNetProjections;
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -34,27 +36,13 @@ const FIELDS: ExpertFields = ExpertFields {
 
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = hybrid(config, &DEFAULTS, DeltaNetProjections::ByKeyHead)?;
-    let norm_topk_prob = config.flag("norm_topk_prob")?.unwrap_or(true);
+    let spec = &mut description.spec;
     // Zero experts are none.
     if config.number("num_experts")? != Some(0.0) {
-        let router = RouterSpec { norm_topk_prob, ..RouterSpec::SOFTMAX };
-        add_experts(config, &mut description.spec, &FIELDS, router, sparse_layers(config)?)?;
+        let mut experts = experts(config, spec, &FIELDS, softmax_router(config, true)?)?;
+        experts.shared_expert = gated_shared_expert(config, 512)?;
+        set_experts(spec, experts, sparse_layers(config)?);
     }
     description.names = description.names.with(&qwen2_moe::SHARED_EXPERT);
     Ok(description)
-}
-
-/// Experts beside a gated one that serves every token.
-pub(super) fn add_experts(
-    config: &JsonFile,
-    spec: &mut DecoderSpec,
-    fields: &ExpertFields,
-    router: RouterSpec,
-    is_sparse: impl Fn(usize) -> bool,
-) -> Result<()> {
-    let mut experts = experts(config, spec, fields, router)?;
-    let intermediate_size = config.size_or("shared_expert_intermediate_size", 512)?;
-    experts.shared_expert = Some(SharedExpertSpec { intermediate_size, gated: true, bias: false });
-    set_experts(spec, experts, is_sparse);
-    Ok(())
 }

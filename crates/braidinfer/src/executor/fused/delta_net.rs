@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use braidinfer_kernels::delta::{self, DeltaBlock, log_decay, logistic};
+use braidinfer_kernels::delta::{self, DeltaBlock, log_decay};
+use braidinfer_kernels::elementwise::logistic;
 use braidinfer_kernels::{Buffer, Chunks, Isa, LANES, Ranges};
 use braidinfer_model::spec::DeltaNetProjections;
 
@@ -262,6 +263,9 @@ impl HeadPass<'_> {
         outputs.resize(new * widths.value);
         let (values, betas) = (&values[value * new * widths.value..], &betas[value * new..]);
         let all = known + new;
+        // For the largest block, in either kernel.
+        let of_rule = delta::scratch_len(self.block_size, new.min(self.block_size), widths.value);
+        rule.resize(of_rule.max(self.block_size * widths.key));
         let mut is_ahead = false;
         for first in (0..all).step_by(self.block_size) {
             let last = all.min(first + self.block_size);
@@ -277,8 +281,6 @@ impl HeadPass<'_> {
                     values: &values[(from - known) * widths.value..(last - known) * widths.value],
                     betas: &betas[from - known..last - known],
                 };
-                let len = delta::scratch_len(last - first, last - from, widths.value);
-                rule.resize(len.max(self.block_size * widths.key));
                 let deltas = &mut deltas[first * widths.value..last * widths.value];
                 let out = &mut outputs[(from - known) * widths.value..(last - known) * widths.value];
                 delta::delta_rule(self.isa, block, deltas, rule, out);
@@ -293,7 +295,6 @@ impl HeadPass<'_> {
                 is_ahead = true;
             }
             let state = if is_ahead { &mut **ahead } else { &mut **matrix };
-            rule.resize(rule.len().max(self.block_size * widths.key));
             let (keys, deltas) =
                 (&keys[first * widths.key..last * widths.key], &deltas[first * widths.value..last * widths.value]);
             delta::advance(self.isa, state, keys, &decays[first..last], deltas, rule);

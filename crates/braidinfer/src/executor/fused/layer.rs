@@ -40,8 +40,8 @@ impl FusedRunner {
         Ok(())
     }
 
-    /// Input norm and the input projections of attention or of a delta net, into `qkv`. If attention and feed-forward network share a norm,
-    /// its output is encoded for both.
+    /// Input norm and the input projections of attention or of a delta net, into `qkv`. If attention and feed-forward
+    /// network share a norm, its output is encoded for both.
     fn project_inputs(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
@@ -67,12 +67,13 @@ impl FusedRunner {
         let mixer = &self.weights.layers[index].mixer;
         let Scratch { qkv, heads, rows: scratch, .. } = &mut self.scratch;
         let groups = mixer.groups();
-        let record = |heads: &[f32], stage: &str, trace: &mut Trace| {
+        let [plain, gated, _] = mixer.names();
+        let record = |heads: &[f32], name: &str, trace: &mut Trace| {
             let source = Source::Groups { data: heads, groups };
             let input = Input { source, rows, width: mixer.output().columns, norm: None };
-            trace.input(&format!("{}.{stage}", mixer.name()), isa, &input);
+            trace.input(name, isa, &input);
         };
-        record(heads, "heads", trace);
+        record(heads, plain, trace);
         if matches!(mixer, PackedMixer::Attention(layer) if !layer.attention.output_gate) {
             return;
         }
@@ -84,7 +85,7 @@ impl FusedRunner {
                 gate_row(isa, mixer, qkv, [rows, row % rows, row / rows], heads, gate);
             }
         });
-        record(heads, "gated", trace);
+        record(heads, gated, trace);
     }
 
     /// Applies the output projection to `heads` and adds the result to the residual stream.
@@ -107,7 +108,8 @@ impl FusedRunner {
         };
         let branch = panels(branch, width, rows);
         residual_add.product(output, inner, [branch, hidden], layer.attention_output_norm.as_ref());
-        trace.panels(&format!("{}.out", layer.mixer.name()), branch, rows, width);
+        let [.., out] = layer.mixer.names();
+        trace.panels(out, branch, rows, width);
         residual_add.norm(layer.attention_output_norm.as_ref(), width, [branch, hidden]);
         trace.panels("attn.residual", hidden, rows, width);
     }

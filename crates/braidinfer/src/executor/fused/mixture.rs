@@ -2,6 +2,7 @@
 //! matrices, which are read once per step. The outputs of a token are summed in the order of the experts, whatever other
 //! tokens are in the batch.
 
+use braidinfer_kernels::elementwise::logistic;
 use braidinfer_kernels::router::{Choice, Routing, route};
 use braidinfer_kernels::{Buffer, Chunks, Isa, LANES, Pool};
 
@@ -221,8 +222,7 @@ impl MixturePass<'_> {
         if self.mixture.shared_gate.is_none() {
             return 1.0;
         }
-        let logit = router[(self.mixture.router.panels() * self.rows + token) * LANES];
-        1.0 / (1.0 + (-logit).exp())
+        logistic(router[(self.mixture.router.panels() * self.rows + token) * LANES])
     }
 
     /// Sums the outputs for every token, in `branch`.

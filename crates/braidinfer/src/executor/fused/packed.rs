@@ -166,11 +166,11 @@ impl PackedMixer {
         }
     }
 
-    /// The first part of the names of its activations.
-    pub(super) fn name(&self) -> &'static str {
+    /// The names of its activations: of the heads, of the gated ones, and of the output.
+    pub(super) fn names(&self) -> [&'static str; 3] {
         match self {
-            Self::Attention(_) => "attn",
-            Self::DeltaNet(_) => "delta",
+            Self::Attention(_) => ["attn.heads", "attn.gated", "attn.out"],
+            Self::DeltaNet(_) => ["delta.heads", "delta.gated", "delta.out"],
         }
     }
 }

@@ -41,7 +41,10 @@ impl Mixture {
         trace.record("ffn.router", &logits)?;
         let rows = logits.to_vec2::<f32>()?;
         let choices: Vec<Vec<Choice>> = rows.iter().map(|logits| self.choose(logits)).collect();
-        trace.rows("ffn.choice_scores", rows.iter().map(|logits| self.choice_scores(logits)));
+        trace.rows(
+            "ffn.choice_scores",
+            rows.iter().map(|logits| self.choice_scores(&scores(&self.spec.router, logits))),
+        );
         trace.rows("ffn.routing", choices.iter().map(|choices| self.routing(choices)));
         let mut sum = Tensor::zeros(x.shape(), DType::F32, x.device())?;
         for (index, expert) in self.experts.iter().enumerate() {
@@ -70,12 +73,11 @@ impl Mixture {
         networks.flat_map(DenseFeedForward::projections).chain([&self.router]).chain(gate)
     }
 
-    /// What experts are chosen by, `[E]`.
-    fn choice_scores(&self, logits: &[f32]) -> Vec<f32> {
-        let scores = scores(&self.spec.router, logits);
+    /// What experts with these scores are chosen by, `[E]`.
+    fn choice_scores(&self, scores: &[f32]) -> Vec<f32> {
         match &self.correction {
             Some(correction) => scores.iter().zip(correction).map(|(score, correction)| score + correction).collect(),
-            None => scores,
+            None => scores.to_vec(),
         }
     }
 
@@ -106,7 +108,8 @@ impl Mixture {
 
     /// The experts with the best scores, each with its score as weight.
     fn best(&self, logits: &[f32]) -> Vec<Choice> {
-        let (scores, mut by) = (scores(&self.spec.router, logits), self.choice_scores(logits));
+        let scores = scores(&self.spec.router, logits);
+        let mut by = self.choice_scores(&scores);
         if let Some(groups) = self.spec.router.groups {
             exclude_groups(groups, &mut by);
         }
