@@ -63,6 +63,7 @@ FIXTURES = [
     Fixture("granitemoe"),
     Fixture("granitemoeshared"),
     Fixture("ernie4_5_moe"),
+    Fixture("gpt_oss-mxfp4"),
 ]
 BY_NAME = {fixture.name: fixture for fixture in FIXTURES}
 

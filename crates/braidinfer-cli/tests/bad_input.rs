@@ -44,7 +44,7 @@ fn an_unknown_or_refused_architecture() {
     with_type("mamba")
         .refused(&["config.json: model_type `mamba` is not a known architecture; supported: llama, mistral"]);
     with_type("deepseek_v3").refused(&["model_type `deepseek_v3` has latent attention", "supported: llama"]);
-    with_type("gpt_oss").refused(&["`gpt_oss` has attention sinks, which are not supported yet"]);
+    with_type("deepseek_v2").refused(&["`deepseek_v2` has latent attention, which is not supported yet"]);
     with_type("mixtral").refused(&["a tensor of shape"]);
     let nameless = Broken::copy_of("llama").edit_json("config.json", |config| {
         config.as_object_mut().expect("config is an object").remove("model_type");
@@ -66,7 +66,8 @@ fn wrong_config_values() {
     with("rope_scaling", json!({"type": "spiral"})).refused(&["field `rope_scaling.type`", "found `spiral`"]);
     with("rope_scaling", json!({"type": "linear"})).refused(&["field `rope_scaling.factor`", "found nothing"]);
     with("rms_norm_eps", json!(0)).refused(&["field `rms_norm_eps`: expected a number above zero, found 0"]);
-    with("quantization_config", json!({"quant_method": "gptq"})).refused(&["field `quantization_config`", "gptq"]);
+    let refused = ["field `quantization_config`", "one quantized by mxfp4, fp8", "found weights quantized by quanto"];
+    with("quantization_config", json!({"quant_method": "quanto"})).refused(&refused);
 }
 
 #[test]

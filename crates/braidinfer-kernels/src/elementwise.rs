@@ -7,7 +7,7 @@ use crate::math::{erf, exp, tanh};
 use crate::simd::{LANES, Simd};
 
 /// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ActivationFunction {
     /// `x / (1 + e^-x)`.
     Silu,
@@ -17,6 +17,13 @@ pub enum ActivationFunction {
     GeluErf,
     /// `max(x, 0)`.
     Relu,
+    /// `y / (1 + e^(-alpha y))` with `y = min(x, limit)`; in [`gated`], the other factor is clamped and increased, too.
+    ClampedSwiglu {
+        /// Slope of the logistic function.
+        alpha: f32,
+        /// Largest value.
+        limit: f32,
+    },
 }
 
 /// `1 / (1 + e^-x)`.
@@ -25,7 +32,8 @@ pub fn logistic(x: f32) -> f32 {
 }
 
 dispatched! {
-    /// `up = activation(gate) * up`; both have the same length.
+    /// `up = activation(gate) * up`; both have the same length. With [`ActivationFunction::ClampedSwiglu`],
+    /// `up = activation(gate) * (1 + max(-limit, min(up, limit)))`.
     pub fn gated(activation: ActivationFunction, gate: &[f32], up: &mut [f32]) = gate_lanes;
 }
 dispatched! {
@@ -79,6 +87,14 @@ macro_rules! for_lanes {
 
 #[inline(always)]
 fn gate_lanes<S: Simd>(simd: S, activation: ActivationFunction, gate: &[f32], up: &mut [f32]) {
+    if let ActivationFunction::ClampedSwiglu { limit, .. } = activation {
+        let (one, least, most) = (simd.splat(1.0), simd.splat(-limit), simd.splat(limit));
+        for_lanes!(simd, up, gate => {
+            let up = simd.add(one, simd.max(least, simd.min(most, up)));
+            simd.mul(activated(simd, activation, gate), up)
+        });
+        return;
+    }
     for_lanes!(simd, up, gate => simd.mul(activated(simd, activation, gate), up));
 }
 
@@ -123,6 +139,10 @@ pub(crate) fn activated<S: Simd>(simd: S, activation: ActivationFunction, x: S::
         ActivationFunction::GeluTanh => gelu_tanh(simd, x),
         ActivationFunction::GeluErf => gelu_erf(simd, x),
         ActivationFunction::Relu => simd.max(simd.splat(0.0), x),
+        ActivationFunction::ClampedSwiglu { alpha, limit } => {
+            let x = simd.min(simd.splat(limit), x);
+            silu(simd, x, simd.mul(simd.splat(alpha), x))
+        }
     }
 }
 
@@ -156,8 +176,13 @@ mod tests {
     use crate::isa::Isa;
     use crate::math::tests::{erf_by_series, hostile};
 
-    const ACTIVATIONS: [ActivationFunction; 4] =
-        [ActivationFunction::Silu, ActivationFunction::GeluTanh, ActivationFunction::GeluErf, ActivationFunction::Relu];
+    const ACTIVATIONS: [ActivationFunction; 5] = [
+        ActivationFunction::Silu,
+        ActivationFunction::GeluTanh,
+        ActivationFunction::GeluErf,
+        ActivationFunction::Relu,
+        ActivationFunction::ClampedSwiglu { alpha: 1.702, limit: 7.0 },
+    ];
 
     fn exact(activation: ActivationFunction, x: f64) -> f64 {
         match activation {
@@ -168,6 +193,10 @@ mod tests {
             }
             ActivationFunction::GeluErf => 0.5 * x * (1.0 + erf_by_series(x / 2.0_f64.sqrt())),
             ActivationFunction::Relu => x.max(0.0),
+            ActivationFunction::ClampedSwiglu { alpha, limit } => {
+                let x = x.min(f64::from(limit));
+                x / (1.0 + (-f64::from(alpha) * x).exp())
+            }
         }
     }
 
@@ -216,13 +245,25 @@ mod tests {
                     let error = (f64::from(plain) - exact).abs();
                     let size = f64::from(x.abs()).min(30.0).max(exact.abs());
                     prop_assert!(error <= 4e-7 * size + 1e-37, "{:?} of {}: {}, not {}", activation, x, plain, exact);
-                    prop_assert_eq!(up, 2.0 * plain);
+                    let clamped = matches!(activation, ActivationFunction::ClampedSwiglu { .. });
+                    prop_assert_eq!(up, if clamped { 3.0 } else { 2.0 } * plain);
                 }
             }
             let mut ones = vec![1.0; x.len()];
             gated_by_logistic(Isa::SCALAR, &x, &mut ones);
             for (x, gate) in x.iter().zip(ones) {
                 prop_assert!((f64::from(gate) - 1.0 / (1.0 + (-f64::from(*x)).exp())).abs() <= 4e-7);
+            }
+        }
+
+        #[test]
+        fn the_other_factor_of_clamped_swiglu_is_clamped(up in prop::collection::vec(hostile(), 1..40)) {
+            let activation = ActivationFunction::ClampedSwiglu { alpha: 1.702, limit: 2.5 };
+            let (mut found, gate) = (up.clone(), vec![1.0; up.len()]);
+            gated(Isa::SCALAR, activation, &gate, &mut found);
+            for (up, found) in up.into_iter().zip(found) {
+                let exact = exact(activation, 1.0) * (1.0 + f64::from(up).clamp(-2.5, 2.5));
+                prop_assert!((f64::from(found) - exact).abs() <= 1e-6, "{}: {}, not {}", up, found, exact);
             }
         }
 

@@ -1,15 +1,13 @@
 //! Data types of checkpoints, and checked reading of tensor values.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 
 use half::{bf16, f16};
 use serde::{Serialize, Serializer};
 
-use crate::file::FileBytes;
 use crate::quantization::dequantize;
+use crate::tensor_data::{READ, TensorData};
 use crate::{ModelError, Result};
 
 /// Data type of a tensor: plain floats, or quantized blocks whose values share scales.
@@ -256,99 +254,6 @@ pub struct TensorView<'a> {
     /// Its bytes, as many as `dtype` needs for the product of `shape`.
     pub data: TensorData<'a>,
 }
-
-/// The bytes of a tensor: in memory, or in a file, which is read when they are asked for.
-#[derive(Debug, Clone)]
-pub struct TensorData<'a>(Place<'a>);
-
-#[derive(Debug, Clone)]
-enum Place<'a> {
-    Memory(&'a [u8]),
-    File(&'a FileBytes, Range<usize>),
-}
-
-impl<'a> TensorData<'a> {
-    /// The bytes of `range`, which must lie in the file.
-    pub(crate) fn in_file(file: &'a FileBytes, range: Range<usize>) -> Self {
-        Self(Place::File(file, range))
-    }
-
-    /// Number of bytes.
-    pub fn len(&self) -> usize {
-        match &self.0 {
-            Place::Memory(bytes) => bytes.len(),
-            Place::File(_, range) => range.len(),
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// A part of them, not read yet; `None` if it is out of bounds.
-    pub fn part(&self, part: Range<usize>) -> Option<Self> {
-        if part.start > part.end || part.end > self.len() {
-            return None;
-        }
-        Some(Self(match &self.0 {
-            Place::Memory(bytes) => Place::Memory(&bytes[part]),
-            Place::File(file, range) => Place::File(file, range.start + part.start..range.start + part.end),
-        }))
-    }
-
-    /// The bytes. Fails, naming the file, if it was written to since it was opened.
-    pub fn read(&self) -> Result<Cow<'a, [u8]>> {
-        match &self.0 {
-            Place::Memory(bytes) => Ok(Cow::Borrowed(bytes)),
-            Place::File(file, range) => file.read(range.clone()),
-        }
-    }
-
-    /// Some of the bytes, like [`TensorData::read`].
-    ///
-    /// # Panics
-    ///
-    /// If the range is out of bounds.
-    pub fn read_part(&self, part: Range<usize>) -> Result<Cow<'a, [u8]>> {
-        let len = self.len();
-        self.part(part.clone()).unwrap_or_else(|| panic!("{part:?} of {len} bytes")).read()
-    }
-
-    /// All bytes in memory that clones share.
-    pub fn to_shared(&self) -> Result<Arc<[u8]>> {
-        let Place::File(file, range) = &self.0 else { return Ok((*self.read()?).into()) };
-        // Made in place: a copy of a large matrix would need its memory twice.
-        let mut shared: Arc<[u8]> = std::iter::repeat_n(0, range.len()).collect();
-        if let Some(bytes) = Arc::get_mut(&mut shared) {
-            file.read_into(range.start, bytes)?;
-        }
-        Ok(shared)
-    }
-
-    /// Whether both are the same bytes.
-    pub fn same(&self, other: &TensorData<'_>) -> Result<bool> {
-        if self.len() != other.len() {
-            return Ok(false);
-        }
-        for start in (0..self.len()).step_by(READ) {
-            let part = start..self.len().min(start + READ);
-            if self.read_part(part.clone())? != other.read_part(part)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-}
-
-impl<'a> From<&'a [u8]> for TensorData<'a> {
-    fn from(bytes: &'a [u8]) -> Self {
-        Self(Place::Memory(bytes))
-    }
-}
-
-/// About how many bytes are read at a time.
-const READ: usize = 1 << 18;
 
 /// Number of values converted at a time: whole blocks of every type, and few enough for the CPU cache.
 const CHUNK: usize = 1024;

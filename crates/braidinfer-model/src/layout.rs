@@ -56,6 +56,8 @@ pub enum LayerSlot {
     QNorm,
     /// Key norm.
     KNorm,
+    /// Scores without keys, one per query head.
+    Sinks,
     /// Queries, keys and values of a delta net.
     InProjQkv,
     /// Gate of a delta net's output.
@@ -223,6 +225,9 @@ impl ParameterList {
             self.norm(slot(LayerSlot::QNorm), &qk_norm.norm, q);
             self.norm(slot(LayerSlot::KNorm), &qk_norm.norm, kv);
         }
+        if attention.sinks {
+            self.weight(slot(LayerSlot::Sinks), &[attention.num_attention_heads]);
+        }
     }
 
     fn feed_forward(&mut self, spec: &DecoderSpec, index: usize, layer: &LayerSpec) {
@@ -368,6 +373,25 @@ pub enum ExpertNames {
         /// Tensors.
         names: [&'static str; 3],
     },
+    /// As with [`ExpertNames::Bare`], with `suffix` after the names of matrices, and with rows of the gate and the up
+    /// projection in turn where they share a tensor.
+    Alternating {
+        /// Tensors.
+        names: [&'static str; 3],
+        /// Further part of the names of matrices.
+        suffix: &'static str,
+        /// Whether matrices are stored as `[E, in, out]`.
+        transposed: bool,
+    },
+}
+
+/// The order of the values of several parameters in one tensor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ValueOrder {
+    /// Whether rows of gate and up projections of an expert alternate, instead of lying one projection after the other.
+    pub alternating: bool,
+    /// Whether the rows of an expert's matrix are stored as columns.
+    pub transposed: bool,
 }
 
 impl ExpertNames {
@@ -387,6 +411,22 @@ impl ExpertNames {
                 Param::Weight => names[slot as usize].to_owned(),
                 Param::Bias => format!("{}_bias", names[slot as usize]),
             },
+            Self::Alternating { names, suffix, .. } => match param {
+                Param::Weight => format!("{}{suffix}", names[slot as usize]),
+                Param::Bias => format!("{}_bias", names[slot as usize]),
+            },
+        }
+    }
+
+    fn order(self, slot: ExpertSlot, param: Param) -> ValueOrder {
+        match self {
+            Self::Alternating { names, transposed, .. } => ValueOrder {
+                alternating: slot != ExpertSlot::DownProj && names[0] == names[1],
+                transposed: transposed && param == Param::Weight,
+            },
+            Self::Separate { .. } | Self::Stacked { .. } | Self::Indexed { .. } | Self::Bare { .. } => {
+                ValueOrder::default()
+            }
         }
     }
 }
@@ -434,6 +474,7 @@ impl Default for TensorNames {
                 (RouterCorrection, "mlp.gate.e_score_correction_bias"),
                 (DtBias, "linear_attn.dt_bias"),
                 (ALog, "linear_attn.A_log"),
+                (Sinks, "self_attn.sinks"),
             ]),
             experts: vec![ExpertNames::LLAMA, ExpertNames::FUSED],
         }
@@ -500,6 +541,18 @@ impl TensorNames {
         self
     }
 
+    fn expert_names(&self) -> ExpertNames {
+        self.experts.first().copied().unwrap_or(ExpertNames::LLAMA)
+    }
+
+    /// The order of the values of a parameter and of those that share its tensor.
+    pub fn order(&self, slot: Slot, param: Param) -> ValueOrder {
+        match slot {
+            Slot::Expert(_, _, slot) => self.expert_names().order(slot, param),
+            Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead | Slot::Layer(..) => ValueOrder::default(),
+        }
+    }
+
     /// The name of a layer's module, or of its only tensor, relative to the layer's prefix.
     pub fn layer_module(&self, slot: LayerSlot) -> &'static str {
         self.layer_tensor.get(&slot).or_else(|| self.layer.get(&slot)).copied().unwrap_or("no such module")
@@ -516,9 +569,7 @@ impl TensorNames {
                 let tensor = self.layer_tensor.get(&slot);
                 tensor.map_or_else(|| in_layer(index, &format!("{}.{param}", module())), |name| in_layer(index, name))
             }
-            Slot::Expert(index, expert, slot) => {
-                in_layer(index, &self.experts.first().unwrap_or(&ExpertNames::LLAMA).tensor(expert, slot, param))
-            }
+            Slot::Expert(index, expert, slot) => in_layer(index, &self.expert_names().tensor(expert, slot, param)),
             Slot::EmbedTokens => format!("{prefix}{}.{param}", self.embed_tokens),
             Slot::FinalNorm => format!("{prefix}{}.{param}", self.final_norm),
             Slot::LmHead => format!("{head_prefix}{}.{param}", self.lm_head),

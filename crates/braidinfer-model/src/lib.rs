@@ -15,19 +15,24 @@ mod json;
 mod layout;
 mod look;
 pub mod quantization;
+mod rearranged;
 pub mod rope;
 mod source;
 pub mod spec;
+mod tensor_data;
 mod weights;
 
 pub use arch::{Architecture, Description, describe};
-pub use dtype::{Dtype, Element, TensorData, TensorView};
+pub use dtype::{Dtype, Element, TensorView};
 pub use error::ModelError;
 pub use generation_config::GenerationConfig;
 pub use json::JsonFile;
-pub use layout::{ExpertNames, ExpertSlot, LayerSlot, Param, Parameter, Slot, Stack, TensorNames, parameters, stacks};
+pub use layout::{
+    ExpertNames, ExpertSlot, LayerSlot, Param, Parameter, Slot, Stack, TensorNames, ValueOrder, parameters, stacks,
+};
 pub use source::ModelSource;
 pub use spec::DecoderSpec;
+pub use tensor_data::TensorData;
 pub use weights::{WeightBytes, Weights};
 
 /// Result of this crate.

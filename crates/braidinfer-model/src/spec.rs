@@ -126,6 +126,9 @@ pub struct AttentionSpec {
     /// al. 2025, arXiv:2505.06708). The rows of the query projection are then, for each head, those of the query and
     /// after them those of the gate.
     pub output_gate: bool,
+    /// Whether each query head has a stored score that takes part in the softmax as that of a further key, whose value is
+    /// zero (Xiao et al. 2023, arXiv:2309.17453).
+    pub sinks: bool,
 }
 
 /// A gated delta net (Yang et al. 2024, arXiv:2412.06464): recurrent layers that keep a matrix per value head.
@@ -318,7 +321,7 @@ pub enum FeedForward {
     Dense {
         /// Inner width.
         intermediate_size: usize,
-        /// ActivationFunction function.
+        /// Activation function.
         hidden_act: ActivationFunction,
         /// Whether there is a gate projection.
         gated: bool,
@@ -418,8 +421,8 @@ pub struct SharedExpertSpec {
     pub bias: bool,
 }
 
-/// ActivationFunction function of the feed-forward network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// Activation function of the feed-forward network.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActivationFunction {
     /// `x * sigmoid(x)`.
@@ -432,6 +435,14 @@ pub enum ActivationFunction {
     GeluErf,
     /// `max(x, 0)`.
     Relu,
+    /// `g * sigmoid(swiglu_alpha * g)` of the gate `g`, clamped to at most `swiglu_limit`. The other factor is 1 plus the up
+    /// projection, clamped to at most `swiglu_limit` in magnitude. Only in networks with a gate.
+    ClampedSwiglu {
+        /// Slope of the logistic function.
+        swiglu_alpha: f64,
+        /// Largest value of the gate, and magnitude of the other factor before 1 is added.
+        swiglu_limit: f64,
+    },
 }
 
 impl FeedForward {

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use crate::dtype::{Dtype, TensorView};
 use crate::format::{Checkpoint, safetensors};
-use crate::layout::{Param, Parameter, Slot, Stack, TensorNames, stacks};
+use crate::layout::{ExpertSlot, Param, Parameter, Slot, Stack, TensorNames, stacks};
+use crate::rearranged::{EveryRow, Transposed};
 use crate::spec::DecoderSpec;
+use crate::tensor_data::TensorData;
 use crate::{ModelError, ModelSource, Result, arch};
 
 /// Possible prefixes of `embed_tokens` and `layers`: plain text models first, then text models in multimodal
@@ -32,14 +34,41 @@ pub struct Weights {
 struct Entry {
     tensor: String,
     first_row: usize,
+    /// Distance of its rows.
+    step: usize,
+    /// For a transposed matrix, index and number of rows of the matrix in the tensor that has its rows.
+    transposed: Option<(usize, usize)>,
     shape: Vec<usize>,
 }
 
 impl Entry {
-    /// Byte range of the parameter in the tensor's data, or `None` if it does not begin and end at block boundaries.
-    fn bytes(&self, dtype: Dtype) -> Option<Range<usize>> {
-        let row = self.shape[1..].iter().product::<usize>();
-        Some(dtype.bytes(self.first_row * row)?..dtype.bytes((self.first_row + self.shape[0]) * row)?)
+    /// The parameter's part of the tensor's data, or `None` if it does not begin and end at block boundaries.
+    fn view<'a>(&self, checkpoint: &'a Checkpoint) -> Option<TensorView<'a>> {
+        let whole = checkpoint.tensor(&self.tensor).ok().flatten()?;
+        let width = self.shape[1..].iter().product::<usize>();
+        let (rows, row_bytes) = (self.shape[0], || whole.dtype.bytes(width));
+        let (tensor, first_row) = match self.transposed {
+            None => (whole.data.clone(), self.first_row),
+            Some((index, rows)) => {
+                let bytes = rows * row_bytes()?;
+                let (source, value_bytes) =
+                    (whole.data.part(index * bytes..(index + 1) * bytes)?, whole.dtype.bytes(1)?);
+                let (id, last) = ((self.tensor.clone(), index), checkpoint.last_matrix());
+                (
+                    TensorData::computed(Transposed { source, rows, value_bytes, id, last }),
+                    self.first_row - index * rows,
+                )
+            }
+        };
+        let bytes = |rows: usize| whole.dtype.bytes(rows * width);
+        let data = if self.step == 1 {
+            tensor.part(bytes(first_row)?..bytes(first_row + rows)?)?
+        } else {
+            let (row_bytes, step) = (row_bytes()?, self.step);
+            let source = tensor.part(first_row * row_bytes..(first_row + (rows - 1) * step + 1) * row_bytes)?;
+            TensorData::computed(EveryRow { source, row_bytes, step, rows })
+        };
+        Some(TensorView { shape: self.shape.clone(), data, ..whole })
     }
 }
 
@@ -50,15 +79,15 @@ pub struct WeightBytes(Bytes);
 #[derive(Debug, Clone)]
 enum Bytes {
     Own(Arc<[u8]>),
-    InFile(FileRange),
+    Stored(Arc<StoredParameter>),
 }
 
-/// A byte range of a checkpoint file.
-#[derive(Debug, Clone)]
-struct FileRange {
+/// A parameter in a checkpoint.
+#[derive(Debug)]
+struct StoredParameter {
     checkpoint: Arc<Checkpoint>,
-    file: usize,
-    range: Range<usize>,
+    entry: Entry,
+    size: usize,
 }
 
 impl WeightBytes {
@@ -66,7 +95,7 @@ impl WeightBytes {
     pub fn size(&self) -> usize {
         match &self.0 {
             Bytes::Own(bytes) => bytes.len(),
-            Bytes::InFile(place) => place.range.len(),
+            Bytes::Stored(stored) => stored.size,
         }
     }
 
@@ -76,14 +105,13 @@ impl WeightBytes {
     ///
     /// If the range is out of bounds.
     pub fn part(&self, part: Range<usize>) -> Result<Cow<'_, [u8]>> {
-        let in_file = |place: &FileRange| {
-            assert!(part.end <= place.range.len(), "{part:?} of {} bytes", place.range.len());
-            place.range.start + part.start..place.range.start + part.end
-        };
-        Ok(match &self.0 {
-            Bytes::Own(bytes) => Cow::Borrowed(&bytes[part]),
-            Bytes::InFile(place) => place.checkpoint.read(place.file, in_file(place))?,
-        })
+        match &self.0 {
+            Bytes::Own(bytes) => Ok(Cow::Borrowed(&bytes[part])),
+            Bytes::Stored(stored) => {
+                let view = stored.entry.view(&stored.checkpoint);
+                view.expect("it was found when its size was").data.read_part(part)
+            }
+        }
     }
 }
 
@@ -118,14 +146,11 @@ impl Weights {
 
     /// The parameter in `slot`, or `None` if the spec has none there.
     pub fn get(&self, slot: Slot, param: Param) -> Option<TensorView<'_>> {
-        let entry = self.entries.get(&(slot, param))?;
-        let whole = self.checkpoint.tensor(&entry.tensor).ok().flatten()?;
-        let shape = entry.shape.clone();
+        let view = self.entries.get(&(slot, param))?.view(&self.checkpoint)?;
         if let Some(Quantized { dtype, data }) = self.quantized.get(&(slot, param)) {
-            return Some(TensorView { shape, dtype: *dtype, data: (&**data).into(), ..whole });
+            return Some(TensorView { dtype: *dtype, data: (&**data).into(), ..view });
         }
-        let data = whole.data.part(entry.bytes(whole.dtype)?)?;
-        Some(TensorView { shape, data, ..whole })
+        Some(view)
     }
 
     /// Replaces a parameter by `data`, blocks of `dtype`; if it is the embedding, a tied output head as well.
@@ -146,12 +171,10 @@ impl Weights {
         if let Some(replaced) = self.replaced(slot, param) {
             return Some(replaced);
         }
-        let entry = self.entries.get(&(slot, param))?;
-        let dtype = self.checkpoint.tensor(&entry.tensor).ok().flatten()?.dtype;
-        let (file, whole) = self.checkpoint.place(&entry.tensor)?;
-        let part = entry.bytes(dtype)?;
-        let range = whole.start + part.start..whole.start + part.end;
-        Some(WeightBytes(Bytes::InFile(FileRange { checkpoint: Arc::clone(&self.checkpoint), file, range })))
+        let entry = self.entries.get(&(slot, param))?.clone();
+        let size = entry.view(&self.checkpoint)?.data.len();
+        let checkpoint = Arc::clone(&self.checkpoint);
+        Some(WeightBytes(Bytes::Stored(Arc::new(StoredParameter { checkpoint, entry, size }))))
     }
 
     /// Whether the output head shares the embedding's weights.
@@ -245,12 +268,7 @@ impl<'a> Resolver<'a> {
         let mut entries = BTreeMap::new();
         for stack in stacks(self.spec, head_is_embedding, |slot, param| self.tensor_name(slot, param)) {
             self.check(&stack)?;
-            let mut first_row = 0;
-            for Parameter { slot, param, shape } in stack.parameters {
-                let rows = shape[0];
-                entries.insert((slot, param), Entry { tensor: stack.tensor.clone(), first_row, shape });
-                first_row += rows;
-            }
+            self.place(stack, &mut entries);
         }
         if head_is_embedding {
             let embedding = entries[&(Slot::EmbedTokens, Param::Weight)].clone();
@@ -258,6 +276,21 @@ impl<'a> Resolver<'a> {
         }
         self.check_experts(&entries)?;
         Ok(entries)
+    }
+
+    /// Adds the parameters of a tensor.
+    fn place(&self, stack: Stack, entries: &mut BTreeMap<(Slot, Param), Entry>) {
+        let mut end = 0;
+        for Parameter { slot, param, shape } in stack.parameters {
+            let (rows, order) = (shape[0], self.names.order(slot, param));
+            let step = if order.alternating { 2 } else { 1 };
+            // Row `i` of a gate projection is followed by row `i` of the up projection.
+            let after = order.alternating && matches!(slot, Slot::Expert(_, _, ExpertSlot::UpProj));
+            let first_row = if after { end - rows + 1 } else { end };
+            let transposed = order.transposed.then(|| (end / (rows * step), rows * step));
+            entries.insert((slot, param), Entry { tensor: stack.tensor.clone(), first_row, step, transposed, shape });
+            end += rows;
+        }
     }
 
     /// Checks that the experts of a layer have the same type, since they are planned and multiplied together.
@@ -277,7 +310,12 @@ impl<'a> Resolver<'a> {
 
     /// Checks that the tensor of `stack` exists and has the rows of all its parameters.
     fn check(&self, stack: &Stack) -> Result<()> {
-        let shape = stack.shape();
+        let mut shape = stack.shape();
+        let order = stack.parameters.first().map(|first| self.names.order(first.slot, first.param)).unwrap_or_default();
+        if order.transposed {
+            let columns = shape.len() - 1;
+            shape.swap(columns - 1, columns);
+        }
         let Some(view) = self.checkpoint.tensor(&stack.tensor)? else {
             return Err(ModelError::Tensor {
                 path: self.source.label(),
@@ -290,6 +328,9 @@ impl<'a> Resolver<'a> {
         let extents = |shape: &[usize]| shape.iter().copied().filter(|extent| *extent != 1).collect::<Vec<_>>();
         if extents(&view.shape) != extents(&shape) {
             return Err(view.error(format!("shape {shape:?}"), format!("shape {:?}", view.shape)));
+        }
+        if order.transposed && view.dtype.is_quantized() {
+            return Err(view.error("plain numbers, since its rows are stored as columns", view.dtype.to_string()));
         }
         let whole_blocks = |parameter: &Parameter| view.dtype.bytes(parameter.shape.iter().product()).is_some();
         if !stack.parameters.iter().all(whole_blocks) {

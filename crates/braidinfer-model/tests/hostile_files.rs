@@ -19,11 +19,23 @@ const FOLDER: &str = "changed";
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 
-/// Folders whose configs differ: plain, two rotary tables, factors for each frequency, a list of layers, stacked tensors.
-const MODELS: [&str; 6] = ["llama-tied", "gemma3", "phi3-longrope", "llama3", "ministral", "qwen2-window"];
+/// Folders whose configs differ: plain, two rotary tables, factors for each frequency, a list of layers, stacked tensors,
+/// experts in rows, in columns and as codes and scales, recurrences.
+const MODELS: [&str; 10] = [
+    "llama-tied",
+    "gemma3",
+    "phi3-longrope",
+    "llama3",
+    "ministral",
+    "qwen2-window",
+    "qwen3_moe-stacked",
+    "gpt_oss",
+    "gpt_oss-mxfp4",
+    "qwen3_5",
+];
 /// Files that differ in the same way.
-const GGUF_MODELS: [&str; 9] =
-    ["gemma", "gemma3", "granite", "llama-yarn", "llama3", "phi", "phi3-longrope", "qwen2", "smollm3"];
+const GGUF_MODELS: [&str; 10] =
+    ["gemma", "gemma3", "granite", "llama-yarn", "llama3", "phi", "phi3-longrope", "qwen2", "smollm3", "gpt_oss-mxfp4"];
 
 fn fixture(path: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(path);

@@ -105,6 +105,7 @@ pub fn quantize_weights(
                 continue;
             };
             let data = encode_matrix(&view, dtype, threads)?;
+            drop(view);
             weights.replace(*slot, *param, dtype, data);
         }
     }

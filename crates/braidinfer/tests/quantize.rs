@@ -21,7 +21,8 @@ use tempfile::TempDir;
 const SAME: f32 = 1e-4;
 
 /// Fixtures that GGUF cannot describe, with what the message has to say.
-const REFUSED: [(&str, &str); 12] = [
+const REFUSED: [(&str, &str); 13] = [
+    ("gpt_oss", "swiglu_limit`"),
     ("qwen3_5_moe", "for which GGUF has no form here"),
     ("qwen3_next", "for which GGUF has no form here"),
     ("phimoe", "router_jitter_noise`"),

@@ -15,7 +15,7 @@ mod tests;
 use std::ops::Range;
 
 pub use kv::{KvElement, KvSlab, PagedHead, SLAB_TILES};
-pub use partial::{Partial, finish, merge};
+pub use partial::{Partial, add_sinks, finish, merge};
 
 use crate::isa::Isa;
 use crate::simd::LANES;

@@ -44,6 +44,10 @@ dispatched! {
     pub fn merge(into: &mut Partial<'_>, next: &Partial<'_>) = merge_rows;
 }
 dispatched! {
+    /// Merges a further key with a value of zeros and, for row `i`, the score `sinks[i % sinks.len()]`.
+    pub fn add_sinks(partial: &mut Partial<'_>, sinks: &[f32]) = add_sink_rows;
+}
+dispatched! {
     /// `acc / sum` for every row, as `[rows][head_dim]`; zeros for rows that saw no key.
     pub fn finish(partial: &Partial<'_>, head_dim: usize, out: &mut [f32]) = finish_rows;
 }
@@ -89,6 +93,23 @@ fn merge_rows<S: Simd>(simd: S, into: &mut Partial<'_>, next: &Partial<'_>) {
         for (to, from) in to.iter_mut().zip(from) {
             let kept = simd.mul(simd.load(to), simd.splat(old));
             simd.store(simd.fma(simd.load(from), simd.splat(new), kept), to);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_sink_rows<S: Simd>(simd: S, partial: &mut Partial<'_>, sinks: &[f32]) {
+    let rows = partial.max.len();
+    assert!(rows.is_multiple_of(sinks.len()), "{rows} rows with {} sinks", sinks.len());
+    let stride = partial.acc.len().checked_div(rows * LANES).unwrap_or(0);
+    for row in 0..rows {
+        let sink = sinks[row % sinks.len()];
+        let max = if sink > partial.max[row] { sink } else { partial.max[row] };
+        let old = exp_one(simd, partial.max[row] - base(max));
+        partial.sum[row] = partial.sum[row] * old + exp_one(simd, sink - base(max));
+        partial.max[row] = max;
+        for acc in &mut partial.acc.as_chunks_mut::<LANES>().0[row * stride..][..stride] {
+            simd.store(simd.mul(simd.load(acc), simd.splat(old)), acc);
         }
     }
 }

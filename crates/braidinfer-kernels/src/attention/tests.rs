@@ -14,6 +14,8 @@ struct Sequence {
     queries: Vec<f32>,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
+    /// One per query head, or none.
+    sinks: Vec<f32>,
     /// Tile ids in random order.
     tiles: Vec<u32>,
 }
@@ -49,6 +51,7 @@ impl Sequence {
             queries: (0..tokens * shape.per_group * head_dim).map(|i| 2.0 * noise(seed, i)).collect(),
             keys: vectors(seed + 1, 3.0),
             values: vectors(seed + 2, 1.0),
+            sinks: Vec::new(),
             tiles: (0..count).map(|tile| (tile * 7 + 3) % (count.next_multiple_of(7) + 8)).collect(),
         }
     }
@@ -102,6 +105,9 @@ impl Sequence {
                 merge(isa, &mut total, &next);
             }
         }
+        if !self.sinks.is_empty() {
+            add_sinks(isa, &mut total, &self.sinks);
+        }
         let mut out = vec![0.0; rows * shape.head_dim];
         finish(isa, &total, shape.head_dim, &mut out);
         out.iter().map(|value: &f32| value.to_bits()).collect()
@@ -126,8 +132,10 @@ impl Sequence {
             };
             let scores: Vec<(usize, f64)> =
                 (0..self.len()).filter(|key| sees(*key)).map(|key| (key, score(key))).collect();
-            let max = scores.iter().map(|(_, score)| *score).fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|(_, score)| (score - max).exp()).sum();
+            let sink = self.sinks.get(row % shape.per_group).map(|sink| f64::from(*sink));
+            let all = || scores.iter().map(|(_, score)| *score).chain(sink);
+            let max = all().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = all().map(|score| (score - max).exp()).sum();
             out.extend((0..shape.head_dim).map(|d| {
                 scores.iter().map(|(key, score)| (score - max).exp() / sum * round(self.values[*key][d])).sum::<f64>()
             }));
@@ -154,9 +162,13 @@ fn sequences() -> impl Strategy<Value = Sequence> {
     let heads = prop::sample::select(vec![1, 6, 8, 16, 20, 48, 64, 80]);
     let softcap = prop::option::of(Just(5.0_f32));
     let window = prop::option::of(1_usize..150);
-    (heads, 1_usize..9, softcap, window, 0_usize..150, 1_usize..12, any::<u64>()).prop_map(
-        |(head_dim, per_group, softcap, window, first, tokens, seed)| {
-            Sequence::new(shape(head_dim, per_group, softcap, window), first, tokens, seed >> 1)
+    // Scores are between -5 and 5 or so.
+    let sinks = prop::option::of(-90.0_f32..90.0);
+    (heads, 1_usize..9, softcap, window, 0_usize..150, 1_usize..12, any::<u64>(), sinks).prop_map(
+        |(head_dim, per_group, softcap, window, first, tokens, seed, sinks)| {
+            let sequence = Sequence::new(shape(head_dim, per_group, softcap, window), first, tokens, seed >> 1);
+            let sink = |head: usize| sinks.map(|size| size * noise(seed >> 1, head).powi(3));
+            Sequence { sinks: (0..per_group).filter_map(sink).collect(), ..sequence }
         },
     )
 }

@@ -35,6 +35,8 @@ pub struct GgufForm {
     pub pre_tokenizer: Option<&'static str>,
     /// Whether control tokens strip the white space after them, for which files have no key.
     pub control_tokens_strip: bool,
+    /// Whether the ends of YaRN's ramp are rounded to whole dimensions, for which files have no key.
+    pub yarn_truncate: bool,
     /// How files store a mixture of experts, if they have one.
     pub experts: Option<GgufExperts>,
     /// What llama.cpp supports in such files.
@@ -95,6 +97,7 @@ impl GgufForm {
             multipliers: false,
             pre_tokenizer: None,
             control_tokens_strip: false,
+            yarn_truncate: true,
             experts: None,
             llama_cpp: LlamaCpp::PLAIN,
         }
@@ -126,6 +129,7 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         (OProj, "attn_output"),
         (QNorm, "attn_q_norm"),
         (KNorm, "attn_k_norm"),
+        (Sinks, "attn_sinks"),
         (AttentionOutputNorm, "post_attention_norm"),
         (FeedForwardNorm, feed_forward_norm),
         (GateProj, "ffn_gate"),

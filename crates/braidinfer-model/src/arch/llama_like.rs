@@ -104,6 +104,7 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
             output_bias: false,
             query_position_scale: None,
             output_gate: false,
+            sinks: false,
         }],
         delta_nets: Vec::new(),
         rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],

@@ -13,6 +13,7 @@ mod gemma2;
 mod gemma3;
 pub mod gguf;
 mod glm4_moe;
+mod gpt_oss;
 mod granite;
 mod granitemoe;
 mod llama;
@@ -37,6 +38,7 @@ mod rope_config;
 mod smollm3;
 
 use self::gguf::GgufForm;
+use crate::format::quantized::METHODS;
 use crate::layout::TensorNames;
 use crate::spec::{DecoderSpec, Mixer};
 use crate::{JsonFile, ModelError, ModelSource, Result};
@@ -91,6 +93,7 @@ pub const REGISTRY: &[Architecture] = &[
     phimoe::ARCHITECTURE,
     ernie4_5_moe::ARCHITECTURE,
     glm4_moe::ARCHITECTURE,
+    gpt_oss::ARCHITECTURE,
     dots1::ARCHITECTURE,
     qwen3_5::ARCHITECTURE,
     qwen3_5_moe::ARCHITECTURE,
@@ -100,15 +103,10 @@ pub const REGISTRY: &[Architecture] = &[
 /// Limit against huge allocations from a corrupt count; the largest published decoders have 128 layers.
 const MAX_LAYERS: usize = 4096;
 const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
-const ATTENTION_SINKS: &str = "has attention sinks, which are not supported yet";
 const LATENT_ATTENTION: &str = "has latent attention, which is not supported yet";
 /// Known architectures that are not supported, with the reason.
-pub const REFUSED: &[(&str, &str)] = &[
-    ("gpt_oss", ATTENTION_SINKS),
-    ("deepseek_v2", LATENT_ATTENTION),
-    ("deepseek_v3", LATENT_ATTENTION),
-    ("glm4_moe_lite", LATENT_ATTENTION),
-];
+pub const REFUSED: &[(&str, &str)] =
+    &[("deepseek_v2", LATENT_ATTENTION), ("deepseek_v3", LATENT_ATTENTION), ("glm4_moe_lite", LATENT_ATTENTION)];
 
 /// Reads `config.json` of a model, or the keys of a GGUF file, and describes its decoder. Also returns the decoder's
 /// part of the config, which has fields that are not in the description.
@@ -132,11 +130,11 @@ pub fn describe(source: &ModelSource) -> Result<(Description, JsonFile)> {
 pub fn describe_config(config: &JsonFile) -> Result<Description> {
     if let Some(quantization) = config.object("quantization_config")? {
         let method = quantization.text("quant_method")?.unwrap_or("an unnamed method");
-        return Err(config.error(
-            "quantization_config",
-            "an unquantized checkpoint",
-            format!("weights quantized by {method}"),
-        ));
+        // Which tensors are quantized, and how, is told by the tensors.
+        if !METHODS.contains(&method) {
+            let expected = format!("an unquantized checkpoint, or one quantized by {}", METHODS.join(", "));
+            return Err(config.error("quantization_config", expected, format!("weights quantized by {method}")));
+        }
     }
     let decoder = decoder_config(config)?;
     let model_type = decoder.text("model_type")?;

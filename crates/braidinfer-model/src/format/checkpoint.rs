@@ -1,11 +1,13 @@
 //! The tensors of a checkpoint, which may be in several files.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::dtype::{Dtype, TensorData, TensorView};
+use super::quantized::Quantized;
+use crate::dtype::{Dtype, TensorView};
 use crate::file::FileBytes;
+use crate::rearranged::LastMatrix;
+use crate::tensor_data::TensorData;
 use crate::{ModelError, Result};
 
 /// All tensors of a checkpoint, from one or several files. Before a file is added, the caller must have checked that
@@ -14,12 +16,15 @@ use crate::{ModelError, Result};
 pub struct Checkpoint {
     files: Vec<CheckpointFile>,
     tensors: BTreeMap<String, Stored>,
+    last_matrix: LastMatrix,
 }
 
 #[derive(Debug)]
 struct CheckpointFile {
     path: String,
     bytes: FileBytes,
+    /// Bytes of tensors.
+    data_len: usize,
 }
 
 /// Description of a stored tensor.
@@ -46,6 +51,27 @@ pub(super) struct UnsupportedType {
 struct Stored {
     file: usize,
     record: Record,
+    /// What the values are computed from, if they are not stored as they are.
+    quantized: Option<Quantized>,
+}
+
+/// A byte range of one of the files.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    file: usize,
+    range: Range<usize>,
+}
+
+/// A tensor as it is stored, which may be of a type that only parts of quantized matrices have.
+pub(super) struct Part<'a> {
+    pub(super) name: &'a str,
+    pub(super) path: &'a str,
+    /// The type's name in the format.
+    pub(super) type_name: &'a str,
+    /// The type, if tensors may have it.
+    pub(super) dtype: Option<Dtype>,
+    pub(super) shape: &'a [usize],
+    pub(super) place: Place,
 }
 
 impl Checkpoint {
@@ -61,7 +87,9 @@ impl Checkpoint {
 
     /// The tensor called `name`, or `None`; fails if its data type is not supported.
     pub fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>> {
-        let Some((name, Stored { file, record })) = self.tensors.get_key_value(name) else { return Ok(None) };
+        let Some((name, Stored { file, record, quantized })) = self.tensors.get_key_value(name) else {
+            return Ok(None);
+        };
         let file = &self.files[*file];
         let dtype = record.dtype.as_ref().map_err(|unsupported| ModelError::Tensor {
             path: file.path.clone(),
@@ -70,22 +98,54 @@ impl Checkpoint {
             found: unsupported.name.clone(),
         })?;
         let data = TensorData::in_file(&file.bytes, record.range.clone());
+        let data = match quantized {
+            None => data,
+            Some(quantized) => quantized.data(self, (name.clone(), 0)),
+        };
         Ok(Some(TensorView { name, path: &file.path, dtype: *dtype, shape: record.shape.clone(), data }))
-    }
-
-    /// File index and byte range of the tensor called `name`.
-    pub(crate) fn place(&self, name: &str) -> Option<(usize, Range<usize>)> {
-        self.tensors.get(name).map(|stored| (stored.file, stored.record.range.clone()))
-    }
-
-    /// Bytes of a file, addressed as in [`Checkpoint::place`]; fails if the file has changed.
-    pub(crate) fn read(&self, file: usize, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
-        self.files[file].bytes.read(range)
     }
 
     /// Total bytes of tensor data.
     pub fn size(&self) -> usize {
-        self.tensors.values().map(|stored| stored.record.range.len()).sum()
+        self.files.iter().map(|file| file.data_len).sum()
+    }
+
+    /// The matrix that was put together last.
+    pub(crate) fn last_matrix(&self) -> &LastMatrix {
+        &self.last_matrix
+    }
+
+    /// A tensor as it is stored.
+    pub(super) fn part(&self, name: &str) -> Option<Part<'_>> {
+        let (name, Stored { file, record, quantized: None }) = self.tensors.get_key_value(name)? else { return None };
+        let (type_name, dtype) = match &record.dtype {
+            Ok(dtype) => (dtype.name(), Some(*dtype)),
+            Err(unsupported) => (unsupported.name.as_str(), None),
+        };
+        let place = Place { file: *file, range: record.range.clone() };
+        Some(Part { name, path: &self.files[*file].path, type_name, dtype, shape: &record.shape, place })
+    }
+
+    /// The bytes at a place.
+    pub(super) fn data(&self, place: &Place) -> TensorData<'_> {
+        TensorData::in_file(&self.files[place.file].bytes, place.range.clone())
+    }
+
+    /// Replaces the tensors called `parts` by a matrix that is computed from them.
+    pub(super) fn replace(
+        &mut self,
+        name: String,
+        parts: &[String],
+        dtype: Dtype,
+        shape: Vec<usize>,
+        matrix: Quantized,
+    ) {
+        let first = parts.first().and_then(|part| self.tensors.get(part)).or_else(|| self.tensors.get(&name));
+        let Some(Stored { file, record, .. }) = first else { return };
+        let (file, range) = (*file, record.range.clone());
+        parts.iter().for_each(|part| drop(self.tensors.remove(part)));
+        let record = Record { dtype: Ok(dtype), shape, range };
+        self.tensors.insert(name, Stored { file, record, quantized: Some(matrix) });
     }
 
     /// Adds a file and its tensors. Fails on a duplicate tensor name.
@@ -96,13 +156,17 @@ impl Checkpoint {
         records: impl IntoIterator<Item = (String, Record)>,
     ) -> Result<()> {
         let file = self.files.len();
+        let mut data_len = 0;
         for (name, record) in records {
-            let Some(earlier) = self.tensors.insert(name.clone(), Stored { file, record }) else { continue };
+            data_len += record.range.len();
+            let Some(earlier) = self.tensors.insert(name.clone(), Stored { file, record, quantized: None }) else {
+                continue;
+            };
             let first = self.files.get(earlier.file).map_or(&path, |file| &file.path);
             let found = format!("a second one, after that in {first}");
             return Err(ModelError::Tensor { path, tensor: name, expected: "one tensor of this name".into(), found });
         }
-        self.files.push(CheckpointFile { path, bytes });
+        self.files.push(CheckpointFile { path, bytes, data_len });
         Ok(())
     }
 }

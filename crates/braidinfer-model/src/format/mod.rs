@@ -2,6 +2,7 @@
 
 mod checkpoint;
 pub mod gguf;
+pub(crate) mod quantized;
 pub mod safetensors;
 
 pub use checkpoint::Checkpoint;

@@ -6,6 +6,7 @@ use safetensors::tensor::{Dtype as FileDtype, Metadata, SafeTensorError, SafeTen
 use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Record, UnsupportedType};
+use super::quantized;
 use crate::dtype::Dtype;
 use crate::file::FileBytes;
 use crate::{JsonFile, ModelError, ModelSource, Result};
@@ -17,6 +18,12 @@ const LARGEST_HEADER: usize = 100_000_000;
 
 /// Opens `model.safetensors`, or all shards that `model.safetensors.index.json` names.
 pub fn open(source: &ModelSource) -> Result<Checkpoint> {
+    let mut checkpoint = files(source)?;
+    quantized::join(&mut checkpoint, quantized::Method::read(source)?.as_ref())?;
+    Ok(checkpoint)
+}
+
+fn files(source: &ModelSource) -> Result<Checkpoint> {
     let mut checkpoint = Checkpoint::default();
     if let Some(bytes) = source.open_file(SINGLE)? {
         add_file(&mut checkpoint, source.path_of(SINGLE), bytes)?;

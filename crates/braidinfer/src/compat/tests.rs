@@ -80,6 +80,7 @@ fn shuffle(parts: &mut ModelParts, seed: u64) {
         if view.shape.len() == 2 && view.dtype == Dtype::BF16 {
             let mut values: Vec<[u8; 2]> = view.data.read().expect("the file is as it was").as_chunks().0.to_vec();
             values.shuffle(&mut rng);
+            drop(view);
             let data: Vec<u8> = values.into_flattened();
             parts.weights.replace(slot, param, Dtype::BF16, Arc::from(data));
         }
@@ -204,9 +205,20 @@ fn overflowing_scores_are_reported_in_their_layer() {
     assert!(heads.error.is_nan());
 }
 
+#[test]
+fn forgotten_sinks_are_reported_in_their_layer() {
+    for seed in SEEDS {
+        let report = check_seed(seed, "gpt_oss-mxfp4", None, Some(Planted::SinksForgotten { layer: 1 }), |_| {});
+        let expected = (Status::Incompatible, Some((1, "attn.heads")));
+        assert_eq!((report.status, found(&report)), expected, "seed {seed}: {}", report.reason);
+        // The other layers are right, so they stay fused.
+        assert_eq!(report.standard_layers(), BTreeSet::from([1]), "seed {seed}: {}", report.reason);
+    }
+}
+
 /// Fixtures with experts in layer 1, by softmax and sigmoid, with and without experts for every token.
-const ROUTED: [&str; 5] =
-    ["qwen3_moe-unnormed", "glm4_moe-plain", "ernie4_5_moe-bias", "granitemoeshared", "qwen3_5_moe"];
+const ROUTED: [&str; 6] =
+    ["qwen3_moe-unnormed", "glm4_moe-plain", "ernie4_5_moe-bias", "granitemoeshared", "qwen3_5_moe", "gpt_oss-mxfp4"];
 
 #[test]
 fn faults_of_routers_are_reported_in_their_layer() {
@@ -256,6 +268,7 @@ fn swapped_scales_are_reported_in_their_layer() {
         // The f16 scales of the first two blocks of the first row.
         let (first, second) = data.split_at_mut(block);
         first[..2].swap_with_slice(&mut second[..2]);
+        drop(view);
         parts.weights.replace(slot, Param::Weight, Dtype::Q8_0, Arc::from(data));
     };
     for seed in SEEDS {
@@ -309,6 +322,7 @@ fn extreme(quantize: Option<FileType>, limit: Option<f32>) -> ModelParts {
         let values = view.read::<f32>().expect("they are finite");
         let clipped = values.iter().flat_map(|value| bf16::from_f32(value.clamp(-limit, limit)).to_le_bytes());
         let data: Vec<u8> = clipped.collect();
+        drop(view);
         parts.weights.replace(slot, Param::Weight, Dtype::BF16, Arc::from(data));
     }
     parts

@@ -177,7 +177,7 @@ pub(super) fn is_projection(slot: Slot) -> bool {
             QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj => true,
             InProjQkv | InProjZ | InProjB | InProjA | InProjQkvz | InProjBa | OutProj => true,
             Router | SharedGateProj | SharedUpProj | SharedDownProj | SharedExpertGate => true,
-            InputNorm | QNorm | KNorm | AttentionOutputNorm => false,
+            InputNorm | QNorm | KNorm | Sinks | AttentionOutputNorm => false,
             FeedForwardNorm | RouterCorrection | FeedForwardOutputNorm => false,
             Conv1d | DtBias | ALog | DeltaNorm => false,
         },

@@ -71,6 +71,9 @@ pub const FAULTS: &[Fault] = &[
     ("halves side by side instead of one after the other", |spec| spec.block.parallel = true),
     ("norm on the attention output left out", |spec| spec.block.attention_output_norm = false),
     ("norm on the feed-forward output left out", |spec| spec.block.feed_forward_output_norm = false),
+    ("attention sinks left out", |spec| spec.attentions[0].sinks = false),
+    ("slope of clamped SwiGLU left out", |spec| clamped_swiglu(spec, |alpha, _| *alpha = 1.0)),
+    ("limit of clamped SwiGLU left out", |spec| clamped_swiglu(spec, |_, limit| *limit = 1e4)),
     ("one expert fewer", |spec| each_mixture(spec, |experts| experts.num_experts_per_tok -= 1)),
     ("weights of experts normalised, or not", |spec| {
         each_mixture(spec, |experts| experts.router.norm_topk_prob ^= true);
@@ -84,6 +87,7 @@ pub const FAULTS: &[Fault] = &[
     }),
     ("scores by another function", |spec| each_mixture(spec, other_scoring)),
     ("SparseMixer's noise of another model", |spec| each_mixture(spec, other_noise)),
+    ("bias of the router left out", |spec| each_mixture(spec, |experts| experts.router.bias = false)),
     ("correction of the choice left out", |spec| each_mixture(spec, |experts| experts.router.correction_bias = false)),
     ("factor of the experts' weights left out", |spec| {
         each_mixture(spec, |experts| experts.router.routed_scaling_factor = 1.0);
@@ -241,6 +245,14 @@ fn each_feed_forward(spec: &mut DecoderSpec, change: impl Fn(&mut ActivationFunc
             FeedForward::Experts(experts) => change(&mut experts.hidden_act, &mut experts.bias),
         }
     }
+}
+
+fn clamped_swiglu(spec: &mut DecoderSpec, change: impl Fn(&mut f64, &mut f64)) {
+    each_feed_forward(spec, |activation, _| {
+        if let ActivationFunction::ClampedSwiglu { swiglu_alpha, swiglu_limit } = activation {
+            change(swiglu_alpha, swiglu_limit);
+        }
+    });
 }
 
 fn swap_activation(spec: &mut DecoderSpec, from: ActivationFunction, to: ActivationFunction) {

@@ -338,6 +338,7 @@ impl Config<'_> {
             "rope_type": "yarn",
             "factor": factor,
             "attention_factor": attention_factor.unwrap_or(derived),
+            "truncate": self.file.form.yarn_truncate,
         });
         for (field, suffix) in
             [("beta_fast", "rope.scaling.yarn_beta_fast"), ("beta_slow", "rope.scaling.yarn_beta_slow")]

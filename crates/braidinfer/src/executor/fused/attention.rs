@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use braidinfer_kernels::attention::{
-    Attention, AttentionShape, KvElement, KvSlab, PagedHead, Partial, SPAN, attend, finish, merge,
+    Attention, AttentionShape, KvElement, KvSlab, PagedHead, Partial, SPAN, add_sinks, attend, finish, merge,
 };
 use braidinfer_kernels::norm::{self, Row, Statistics};
 use braidinfer_kernels::{Buffer, Items, PerThread, Pool, Ranges};
@@ -48,9 +48,14 @@ impl FusedRunner {
             partials,
             merges,
             starts: head_starts,
+            sinks: layer.sinks.as_deref(),
             #[cfg(test)]
             keys_in_bf16: self.planted == Some(Planted::KeysInBf16),
         };
+        #[cfg(test)]
+        if self.planted == Some(Planted::SinksForgotten { layer: index }) {
+            pass.sinks = None;
+        }
         let slabs = &mut self.kv_cache.layers[index];
         match kv_dtype {
             KvDtype::F32 => pass.run(&mut slabs.f32, heads),
@@ -119,6 +124,8 @@ struct AttentionPass<'a> {
     merges: &'a mut Vec<usize>,
     /// Offset in `heads` of the output of each (group, chunk).
     starts: &'a [usize],
+    /// One score per query head.
+    sinks: Option<&'a [f32]>,
     #[cfg(test)]
     keys_in_bf16: bool,
 }
@@ -180,7 +187,7 @@ impl AttentionPass<'_> {
 
     /// One task per (group, chunk).
     fn attend_whole<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
-        let (source, shape) = (self.source, &self.shape);
+        let (source, shape, sinks) = (self.source, &self.shape, self.sinks);
         self.pool.for_each_with(self.scratch, Ranges::new(heads, self.starts), |index, out, scratch| {
             let query = Query::of(&source, shape, index);
             query.read(scratch);
@@ -197,7 +204,7 @@ impl AttentionPass<'_> {
                     merge(source.isa, &mut all, &next);
                 }
             }
-            finish(source.isa, &all, shape.head_dim, out);
+            query.finish(&mut all, out, sinks);
         });
     }
 
@@ -230,7 +237,7 @@ impl AttentionPass<'_> {
 
     /// Merges the spans of each (group, chunk), in ascending order.
     fn merge_spans(&mut self, heads: &mut [f32]) {
-        let (source, shape) = (self.source, &self.shape);
+        let (source, shape, sinks) = (self.source, &self.shape, self.sinks);
         let Partials { buffer, starts, tasks } = &mut *self.partials;
         let (starts, tasks) = (&*starts, &*tasks);
         // Index in `starts` of the first span of each (group, chunk).
@@ -239,14 +246,15 @@ impl AttentionPass<'_> {
         self.merges.extend((0..self.starts.len()).map(first));
         let parts = (Ranges::new(heads, self.starts), Ranges::new(buffer, self.merges));
         self.pool.for_each(parts, |index, (out, spans), _| {
-            let rows = Query::of(&source, shape, index).rows();
+            let query = Query::of(&source, shape, index);
+            let rows = query.rows();
             let mut spans = spans.chunks_exact_mut(Partial::len(shape, rows));
             let first = spans.next().expect("every query sees a span");
             let mut all = Partial::new(shape, rows, first);
             for next in spans {
                 merge(source.isa, &mut all, &Partial::new(shape, rows, next));
             }
-            finish(source.isa, &all, shape.head_dim, out);
+            query.finish(&mut all, out, sinks);
         });
     }
 }
@@ -285,6 +293,16 @@ impl<'a> Query<'a> {
             let token = self.chunk.tokens.start + row / per_group;
             self.source.read(HeadKind::Query, token, self.group * per_group + row % per_group, Stage::Rotated, out);
         }
+    }
+
+    /// The outputs of all rows, from the result over all keys that they see.
+    fn finish(&self, all: &mut Partial<'_>, out: &mut [f32], sinks: Option<&[f32]>) {
+        let isa = self.source.isa;
+        if let Some(sinks) = sinks {
+            let AttentionShape { per_group, .. } = *self.shape;
+            add_sinks(isa, all, &sinks[self.group * per_group..][..per_group]);
+        }
+        finish(isa, all, self.shape.head_dim, out);
     }
 
     fn task<T>(&self, slabs: &'a [KvSlab<T>], queries: &'a [f32], span: Range<usize>) -> Attention<'a, T> {

@@ -123,6 +123,8 @@ pub(super) struct PackedAttention {
     pub(super) o_proj: PackedLinear,
     /// Norms of queries and keys.
     pub(super) qk_norm: Option<[PackedNorm; 2]>,
+    /// One score per query head, padded.
+    pub(super) sinks: Option<Vec<f32>>,
 }
 
 /// The parameters of a gated delta net.
@@ -379,6 +381,7 @@ impl<'a> Packer<'a> {
             sliding_window,
             rope,
             qk_norm,
+            sinks: self.vector(slot(LayerSlot::Sinks), Param::Weight)?,
             q_proj: self.linear(slot(LayerSlot::QProj), pool)?,
             k_proj: self.linear(slot(LayerSlot::KProj), pool)?,
             v_proj: self.linear(slot(LayerSlot::VProj), pool)?,
@@ -546,6 +549,10 @@ fn activation(activation: ActivationFunction) -> braidinfer_kernels::ActivationF
         ActivationFunction::GeluTanh => braidinfer_kernels::ActivationFunction::GeluTanh,
         ActivationFunction::GeluErf => braidinfer_kernels::ActivationFunction::GeluErf,
         ActivationFunction::Relu => braidinfer_kernels::ActivationFunction::Relu,
+        ActivationFunction::ClampedSwiglu { swiglu_alpha, swiglu_limit } => {
+            let (alpha, limit) = (swiglu_alpha as f32, swiglu_limit as f32);
+            braidinfer_kernels::ActivationFunction::ClampedSwiglu { alpha, limit }
+        }
     }
 }
 

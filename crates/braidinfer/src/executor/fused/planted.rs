@@ -18,6 +18,8 @@ pub(crate) enum Planted {
     KeysInBf16,
     /// An attention score of a layer overflows, so that the softmax returns NaN.
     ScoreOverflow { layer: usize },
+    /// A layer's attention sinks take no part in the softmax.
+    SinksForgotten { layer: usize },
     /// The logits of a layer's router are off by a hundredth.
     RouterLogits { layer: usize },
     /// The best expert of a layer's router gives its place to the one after it.

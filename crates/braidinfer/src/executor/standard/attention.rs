@@ -28,6 +28,8 @@ pub(super) struct Attention {
     pub(super) o_proj: Linear,
     /// Norms of queries and keys.
     pub(super) qk_norm: Option<(QkNormExtent, Norm, Norm)>,
+    /// Scores of a further key without a value, one per query head.
+    pub(super) sinks: Option<Tensor>,
 }
 
 impl Attention {
@@ -136,10 +138,20 @@ impl Attention {
         // The largest tensors of a step: no more than two at a time.
         let masked = scores.reshape((groups, per_group, t, len))?.broadcast_add(&mask)?;
         drop(scores);
-        let probabilities = softmax_last_dim(&masked)?.reshape((groups, per_group * t, len))?;
-        drop(masked);
+        let probabilities = self.probabilities(masked)?.reshape((groups, per_group * t, len))?;
         let out = probabilities.matmul(&v)?.reshape((groups, per_group, t, width))?;
         Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((t, groups * per_group * width))?)
+    }
+}
+
+impl Attention {
+    /// Softmax over the keys, `[G, H/G, t, keys]`, beside which a sink takes its part if there are any.
+    fn probabilities(&self, scores: Tensor) -> Result<Tensor> {
+        let Some(sinks) = &self.sinks else { return Ok(softmax_last_dim(&scores)?) };
+        let (groups, per_group, t, len) = scores.dims4()?;
+        let sinks = sinks.reshape((groups, per_group, 1, 1))?.expand((groups, per_group, t, 1))?.contiguous()?;
+        let with_sinks = Tensor::cat(&[scores, sinks], 3)?;
+        Ok(softmax_last_dim(&with_sinks)?.narrow(3, 0, len)?.contiguous()?)
     }
 }
 

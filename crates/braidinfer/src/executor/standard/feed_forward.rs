@@ -2,6 +2,7 @@
 
 use braidinfer_model::spec::ActivationFunction;
 use candle_core::{DType, Tensor};
+use candle_nn::ops::sigmoid;
 
 use super::linear::Linear;
 use super::mixture::Mixture;
@@ -47,7 +48,9 @@ impl DenseFeedForward {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let up = self.up_proj.forward(x)?.to_dtype(DType::F32)?;
         let inner = match &self.gate_proj {
-            Some(gate_proj) => (self.activate(&gate_proj.forward(x)?.to_dtype(DType::F32)?)? * up)?,
+            Some(gate_proj) => {
+                (self.activate(&gate_proj.forward(x)?.to_dtype(DType::F32)?)? * self.other_factor(up)?)?
+            }
             None => self.activate(&up)?,
         };
         self.down_proj.forward(&inner.to_dtype(x.dtype())?)
@@ -64,6 +67,21 @@ impl DenseFeedForward {
             ActivationFunction::GeluTanh => x.gelu()?,
             ActivationFunction::GeluErf => x.gelu_erf()?,
             ActivationFunction::Relu => x.relu()?,
+            ActivationFunction::ClampedSwiglu { swiglu_alpha, swiglu_limit } => {
+                let x = x.minimum(swiglu_limit)?;
+                let logistic = sigmoid(&(&x * swiglu_alpha)?)?;
+                (x * logistic)?
+            }
+        })
+    }
+
+    /// What the activated gate is multiplied by.
+    fn other_factor(&self, up: Tensor) -> Result<Tensor> {
+        Ok(match self.hidden_act {
+            ActivationFunction::ClampedSwiglu { swiglu_limit, .. } => {
+                (up.clamp(-swiglu_limit as f32, swiglu_limit as f32)? + 1.0)?
+            }
+            _ => up,
         })
     }
 }

@@ -186,6 +186,7 @@ impl Loader<'_> {
             v_proj: self.linear(slot(LayerSlot::VProj))?,
             o_proj: self.linear(slot(LayerSlot::OProj))?,
             qk_norm,
+            sinks: self.vector(slot(LayerSlot::Sinks), Param::Weight)?,
         })
     }
 

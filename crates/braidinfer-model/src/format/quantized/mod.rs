@@ -1,0 +1,166 @@
+//! Quantized matrices in safetensors, which are spread over several tensors: codes, scales, zero points.
+//!
+//! They are read as one tensor, with the values of the codes: in blocks of a type that holds them exactly if there is one,
+//! otherwise in f32. Only what a matrix is multiplied by matters here: activations are not rounded as the checkpoint may
+//! ask for.
+
+mod fp8;
+mod integers;
+mod mxfp4;
+mod scales;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use super::checkpoint::{Checkpoint, Part};
+use crate::dtype::Dtype;
+use crate::rearranged::MatrixId;
+use crate::tensor_data::TensorData;
+use crate::{JsonFile, ModelError, ModelSource, Result};
+use fp8::Fp8;
+use integers::{Columns, PackedRows};
+use mxfp4::Mxfp4;
+
+/// How a checkpoint is quantized, as its `config.json` says.
+#[derive(Debug)]
+pub(super) struct Method {
+    name: String,
+    /// Rows and columns that share a scale, where the tensors do not tell.
+    block: [usize; 2],
+    /// What is added to stored zero points.
+    zero_offset: u8,
+    /// Bits of a code, where the tensors do not tell.
+    bits: usize,
+    /// Columns that share a scale, where the tensors do not tell.
+    group_size: Option<usize>,
+}
+
+/// Methods whose tensors are read here.
+pub(crate) const METHODS: [&str; 5] = ["mxfp4", "fp8", "compressed-tensors", "gptq", "awq"];
+
+impl Method {
+    /// `None` if the checkpoint is not quantized.
+    pub(super) fn read(source: &ModelSource) -> Result<Option<Self>> {
+        let Some(config) = JsonFile::read(source, "config.json")? else { return Ok(None) };
+        let Some(settings) = config.object("quantization_config")? else { return Ok(None) };
+        let name = settings.text("quant_method")?.unwrap_or_default().to_owned();
+        let v1 = settings.text("checkpoint_format")?.is_none_or(|format| format == "gptq");
+        let bits = settings.size("bits")?.or(settings.size("w_bit")?).unwrap_or(4);
+        if name == "awq" && settings.text("version")?.is_some_and(|version| !version.eq_ignore_ascii_case("gemm")) {
+            let found = settings.text("version")?.unwrap_or_default().to_owned();
+            return Err(settings.error("version", "gemm", found));
+        }
+        // -1 means one group.
+        let group_size = settings.number("group_size")?.or(settings.number("q_group_size")?);
+        let group_size = group_size.filter(|size| *size >= 1.0).map(|size| size as usize);
+        let block = match settings.list("weight_block_size")? {
+            None => [128, 128],
+            Some(_) => settings.required_numbers("weight_block_size", 2)?.try_into().map_or([128, 128], whole),
+        };
+        Ok(Some(Self { zero_offset: u8::from(name == "gptq" && v1), name, block, bits, group_size }))
+    }
+}
+
+fn whole(numbers: [f64; 2]) -> [usize; 2] {
+    // Numbers in a list of sizes are above zero; a fraction is no size.
+    numbers.map(|number| (number as usize).max(1))
+}
+
+/// A matrix whose values are computed from several tensors.
+#[derive(Debug)]
+pub(super) enum Quantized {
+    Mxfp4(Mxfp4),
+    Fp8(Fp8),
+    PackedRows(PackedRows),
+    Columns(Columns),
+}
+
+impl Quantized {
+    /// The bytes of the values, of the type that was chosen for them.
+    pub(super) fn data<'a>(&'a self, checkpoint: &'a Checkpoint, id: MatrixId) -> TensorData<'a> {
+        match self {
+            Self::Mxfp4(matrix) => matrix.data(checkpoint),
+            Self::Fp8(matrix) => matrix.data(checkpoint),
+            Self::PackedRows(matrix) => matrix.data(checkpoint),
+            Self::Columns(matrix) => matrix.data(checkpoint, id),
+        }
+    }
+}
+
+/// A matrix that was found, the tensors it takes the place of, and its name, type and shape.
+struct Found {
+    name: String,
+    parts: Vec<String>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    matrix: Quantized,
+}
+
+/// Replaces the parts of quantized matrices by the matrices.
+pub(super) fn join(checkpoint: &mut Checkpoint, method: Option<&Method>) -> Result<()> {
+    let mut found = Vec::new();
+    let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
+    for name in &names {
+        found.extend(mxfp4::find(checkpoint, name)?);
+        if let Some(method) = method {
+            found.extend(match method.name.as_str() {
+                "fp8" => fp8::find(checkpoint, name, method)?,
+                "compressed-tensors" => match fp8::find(checkpoint, name, method)? {
+                    Some(found) => Some(found),
+                    None => integers::find_rows(checkpoint, name)?,
+                },
+                "gptq" | "awq" => integers::find_columns(checkpoint, name, method)?,
+                _ => None,
+            });
+        }
+    }
+    let blocks = types(&found);
+    for Found { name, parts, dtype, shape, mut matrix } in found {
+        let exact = blocks.contains(&kind_of(&name));
+        let dtype = if exact || !dtype.is_quantized() { dtype } else { matrix.decode(dtype) };
+        checkpoint.replace(name, &parts, dtype, shape, matrix);
+    }
+    Ok(())
+}
+
+impl Quantized {
+    /// Values in f32 instead of blocks, unless it is of a kind that always has blocks.
+    fn decode(&mut self, dtype: Dtype) -> Dtype {
+        match self {
+            Self::PackedRows(matrix) => matrix.dtype = Dtype::F32,
+            Self::Columns(matrix) => matrix.dtype = Dtype::F32,
+            Self::Mxfp4(_) | Self::Fp8(_) => return dtype,
+        }
+        Dtype::F32
+    }
+}
+
+/// The kinds of matrices of which all can be read as blocks: the experts of a layer are multiplied together, so that
+/// they have to be of one type.
+fn types(found: &[Found]) -> BTreeSet<String> {
+    let mut kinds: BTreeMap<String, bool> = BTreeMap::new();
+    for Found { name, dtype, .. } in found {
+        *kinds.entry(kind_of(name)).or_insert(true) &= dtype.is_quantized();
+    }
+    kinds.into_iter().filter_map(|(kind, exact)| exact.then_some(kind)).collect()
+}
+
+/// The name without numbers.
+fn kind_of(name: &str) -> String {
+    name.chars().filter(|char| !char.is_ascii_digit()).collect()
+}
+
+/// An error about a part of a matrix.
+fn error(part: &Part<'_>, expected: impl Into<String>) -> ModelError {
+    ModelError::Tensor {
+        path: part.path.to_owned(),
+        tensor: part.name.to_owned(),
+        expected: expected.into(),
+        found: format!("{} of shape {:?}", part.type_name, part.shape),
+    }
+}
+
+/// Rows `within` of a matrix of `row_bytes` bytes each.
+fn row_range(within: &Range<usize>, row_bytes: usize) -> Range<usize> {
+    within.start * row_bytes..within.end * row_bytes
+}

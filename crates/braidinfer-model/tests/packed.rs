@@ -1,0 +1,175 @@
+//! Quantized matrices of safetensors checkpoints: the values that `transformers`, compressed-tensors or the published
+//! description of GPTQ and AWQ give. `tools/quantization/packed.py` writes the files.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use braidinfer_model::format::safetensors as checkpoints;
+use braidinfer_model::{Dtype, ModelError, ModelSource};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/quantization/packed")
+}
+
+fn names() -> Vec<String> {
+    let entries = fs::read_dir(folder()).expect("the folder is there");
+    entries.map(|entry| entry.expect("it can be listed").file_name().into_string().expect("UTF-8")).collect()
+}
+
+/// The expected values, and the type they are read in.
+fn expected(name: &str) -> (Vec<f32>, String) {
+    let bytes = fs::read(folder().join(name).join("expected.safetensors")).expect("it is there");
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("it is a valid file");
+    let dtype = metadata.metadata().as_ref().and_then(|pairs| pairs.get("type")).expect("it names a type").clone();
+    let file = SafeTensors::deserialize(&bytes).expect("it is a valid file");
+    let data = file.tensor("proj.weight").expect("it is there").data();
+    (data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), dtype)
+}
+
+#[test]
+fn values_and_types_are_as_expected() {
+    let names = names();
+    assert!(names.len() >= 19, "{names:?}");
+    for name in names {
+        let source = ModelSource::open(folder().join(&name)).expect("it is a directory");
+        let checkpoint = checkpoints::open(&source).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["norm.weight", "proj.weight"], "{name}");
+        let view = checkpoint.tensor("proj.weight").expect("its type is known").expect("it is there");
+        let (values, dtype) = expected(&name);
+        assert_eq!(view.dtype.name().to_lowercase(), dtype.to_lowercase(), "{name}");
+        let found = view.read::<f32>().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(found.len(), values.len(), "{name}");
+        for (index, (found, value)) in found.iter().zip(&values).enumerate() {
+            assert_eq!(found, value, "{name}, index {index}");
+        }
+        // Rows are the same in any order.
+        for rows in [3..5, 0..1, view.shape[0] - 1..view.shape[0]] {
+            let width = view.shape[1];
+            let part = view.read_rows::<f32>(rows.clone()).expect("the rows exist");
+            assert_eq!(part, values[rows.start * width..rows.end * width], "{name}: {rows:?}");
+        }
+    }
+}
+
+/// A checkpoint with some tensors replaced, or removed where there is `None`.
+fn changed(
+    name: &str,
+    change: impl Fn(&mut BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>, &mut Value),
+) -> Result<(), ModelError> {
+    let read = |file: &str| fs::read(folder().join(name).join(file)).expect("it is there");
+    let bytes = read("model.safetensors");
+    let file = SafeTensors::deserialize(&bytes).expect("it is a valid file");
+    let mut tensors = file.tensors().into_iter();
+    let mut tensors = tensors
+        .by_ref()
+        .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
+        .collect::<BTreeMap<_, _>>();
+    let mut config: Value = serde_json::from_slice(&read("config.json")).expect("it is JSON");
+    change(&mut tensors, &mut config);
+    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), data).expect("as many bytes as the shape needs"))
+    });
+    let bytes = safetensors::serialize(views, None).expect("it can be written");
+    let files = BTreeMap::from([
+        ("model.safetensors".to_owned(), Arc::from(bytes)),
+        ("config.json".to_owned(), Arc::from(config.to_string().into_bytes())),
+    ]);
+    let source = ModelSource::Memory { label: "changed".into(), files: Arc::new(files) };
+    let checkpoint = checkpoints::open(&source)?;
+    for name in checkpoint.names() {
+        if let Some(view) = checkpoint.tensor(name)? {
+            view.read::<f32>()?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a change is refused with a message that has all `parts`.
+fn refused(name: &str, tensor: &str, parts: &[&str]) {
+    let error = changed(name, |tensors, _| {
+        let (_, shape, data) = tensors.get_mut(tensor).expect("it is there");
+        let row = data.len() / shape[0];
+        shape[0] -= 1;
+        data.truncate(row * shape[0]);
+    });
+    let message = error.expect_err(name).to_string();
+    parts.iter().for_each(|part| assert!(message.contains(part), "{name}: `{part}` in {message}"));
+}
+
+#[test]
+fn parts_that_do_not_fit_are_refused() {
+    refused("fp8-channels", "proj.weight_scale", &["proj.weight_scale", "[24, 128]", "[23, 1]"]);
+    refused("ct-int4", "proj.weight_scale", &["proj.weight_scale", "[24, 128]"]);
+    refused("ct-int4-zeros", "proj.weight_zero_point", &["proj.weight_zero_point", "I32 of shape [3, 2]"]);
+    refused("ct-int4", "proj.weight_shape", &["proj.weight_shape", "two I64 numbers"]);
+    refused("gptq", "proj.qweight", &["proj.g_idx", "one I32 per input"]);
+    refused("gptq-zeros", "proj.qzeros", &["proj.qweight", "zero points of 4 bits"]);
+    refused("gptq", "proj.g_idx", &["proj.g_idx", "one I32 per input"]);
+    refused("awq", "proj.qzeros", &["proj.qweight", "zero points of 4 bits"]);
+}
+
+#[test]
+fn missing_parts_and_other_methods_are_named() {
+    let without = |name: &str, tensor: &str| {
+        changed(name, |tensors, _| drop(tensors.remove(tensor))).expect_err(name).to_string()
+    };
+    assert!(without("fp8-blocks", "proj.weight_scale_inv").contains("scales in `proj.weight_scale_inv`"));
+    assert!(without("ct-int4", "proj.weight_scale").contains("scales in `proj.weight_scale`"));
+    assert!(without("ct-int4", "proj.weight_shape").contains("`proj.weight_shape`"));
+    assert!(without("gptq", "proj.qzeros").contains("`proj.qzeros`"));
+    let gemv = changed("awq", |_, config| config["quantization_config"]["version"] = json!("gemv"));
+    assert!(gemv.expect_err("another order").to_string().contains("found gemv"));
+    let bits = changed("gptq", |_, config| config["quantization_config"]["bits"] = json!(3));
+    assert!(bits.expect_err("another width").to_string().contains("not of 3"));
+    // Unordered groups that do not exist.
+    let order = changed("gptq-shuffled", |tensors, _| {
+        let (_, _, data) = tensors.get_mut("proj.g_idx").expect("it is there");
+        data[..4].copy_from_slice(&400u32.to_le_bytes());
+    });
+    assert!(order.expect_err("no such group").to_string().contains("each below 4"));
+}
+
+#[test]
+fn matrices_of_one_kind_have_one_type() {
+    // The scales of the second expert are no numbers of f16, so that neither is read in blocks.
+    let two = |spoiled: bool| {
+        let source = ModelSource::open(folder().join("ct-int4")).expect("it is a directory");
+        let bytes = source.read("model.safetensors").expect("it can be read").expect("it is there");
+        let file = SafeTensors::deserialize(&bytes).expect("it is a valid file");
+        let mut tensors = BTreeMap::new();
+        for (name, view) in file.tensors() {
+            for expert in 0..2 {
+                let mut data = view.data().to_vec();
+                if spoiled && expert == 1 && name.ends_with("weight_scale") {
+                    // The bf16 number 2^-30.
+                    data[..2].copy_from_slice(&half::bf16::from_f32(2.0f32.powi(-30)).to_le_bytes());
+                }
+                tensors.insert(format!("experts.{expert}.{name}"), (view.dtype(), view.shape().to_vec(), data));
+            }
+        }
+        let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+            (name.clone(), TensorView::new(*dtype, shape.clone(), data).expect("as many bytes as the shape needs"))
+        });
+        let config = source.read("config.json").expect("it can be read").expect("it is there");
+        let files = BTreeMap::from([
+            (
+                "model.safetensors".to_owned(),
+                Arc::from(safetensors::serialize(views, None).expect("it can be written")),
+            ),
+            ("config.json".to_owned(), Arc::from(config)),
+        ]);
+        let source = ModelSource::Memory { label: "two".into(), files: Arc::new(files) };
+        let checkpoint = checkpoints::open(&source).expect("it is valid");
+        [0, 1].map(|expert| {
+            let name = format!("experts.{expert}.proj.weight");
+            checkpoint.tensor(&name).expect("its type is known").expect("it is there").dtype
+        })
+    };
+    assert_eq!(two(false), [Dtype::Q4_0; 2]);
+    assert_eq!(two(true), [Dtype::F32; 2]);
+}
