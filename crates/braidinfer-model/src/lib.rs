@@ -8,6 +8,7 @@
 pub mod arch;
 pub mod dtype;
 mod error;
+mod features;
 mod file;
 pub mod format;
 mod generation_config;
@@ -25,6 +26,7 @@ mod weights;
 pub use arch::{Architecture, Description, describe};
 pub use dtype::{Dtype, Element, TensorView};
 pub use error::ModelError;
+pub use features::features;
 pub use generation_config::GenerationConfig;
 pub use json::JsonFile;
 pub use layout::{

@@ -15,6 +15,8 @@ struct Row {
     architecture: &'static str,
     aliases: &'static [&'static str],
     models: &'static str,
+    /// What the class's defaults have beside the usual.
+    features: Vec<&'static str>,
     formats: Vec<&'static str>,
     kernels: [&'static str; 2],
     devices: Vec<&'static str>,
@@ -34,7 +36,15 @@ pub fn run(args: ModelsArgs) -> anyhow::Result<()> {
     }
     let mut table = Table::new();
     table.load_style(output::TABLE).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["architecture", "models", "formats", "kernels", "devices", "verified against transformers"]);
+    table.set_header([
+        "architecture",
+        "models",
+        "beside the usual",
+        "formats",
+        "kernels",
+        "devices",
+        "verified against transformers",
+    ]);
     for row in &rows {
         let fixtures = row.verified.fixtures;
         let count = if fixtures.len() == 1 { "1 fixture".to_owned() } else { format!("{} fixtures", fixtures.len()) };
@@ -43,6 +53,7 @@ pub fn run(args: ModelsArgs) -> anyhow::Result<()> {
         table.add_row([
             row.architecture,
             row.models,
+            &row.features.join(", "),
             &row.formats.join(", "),
             &row.kernels.join(", "),
             &devices,
@@ -65,6 +76,7 @@ fn row(architecture: &Architecture) -> Row {
         architecture: architecture.model_type,
         aliases: architecture.aliases,
         models: architecture.models,
+        features: architecture.features(),
         formats: formats(architecture),
         kernels: KERNELS,
         devices: DeviceChoice::available(),

@@ -37,11 +37,13 @@ mod qwen3_next;
 mod rope_config;
 mod smollm3;
 
+use serde_json::json;
+
 use self::gguf::GgufForm;
 use crate::format::quantized::METHODS;
 use crate::layout::TensorNames;
 use crate::spec::{DecoderSpec, Mixer};
-use crate::{JsonFile, ModelError, ModelSource, Result};
+use crate::{JsonFile, ModelError, ModelSource, Result, features};
 
 /// An architecture that this engine supports.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +101,20 @@ pub const REGISTRY: &[Architecture] = &[
     qwen3_5_moe::ARCHITECTURE,
     qwen3_next::ARCHITECTURE,
 ];
+
+impl Architecture {
+    /// What a decoder with the class's defaults has beside the usual, see [`features`].
+    pub fn features(&self) -> Vec<&'static str> {
+        // Some classes have a default width of heads that does not follow from the others.
+        let settings =
+            [json!({"model_type": self.model_type}), json!({"model_type": self.model_type, "head_dim": 128})];
+        let described = settings.into_iter().find_map(|settings| {
+            let config = JsonFile::parse("class defaults".into(), settings.to_string().as_bytes()).ok()?;
+            (self.describe)(&config).ok()
+        });
+        described.map_or_else(Vec::new, |description| features(&description.spec))
+    }
+}
 
 /// Limit against huge allocations from a corrupt count; the largest published decoders have 128 layers.
 const MAX_LAYERS: usize = 4096;
