@@ -83,6 +83,15 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     simd.select_less(largest, x, simd.splat(f32::INFINITY), finite)
 }
 
+/// `e^x - 1 - x` for `x <= 0`: the polynomial of [`exp_in_range`] near zero, where the difference would cancel.
+/// Values above zero are unspecified.
+#[inline(always)]
+pub(crate) fn exp_minus_tangent<S: Simd>(simd: S, x: S::F32) -> S::F32 {
+    let near = simd.mul(simd.mul(x, x), polynomial(simd, x, &EXP));
+    let far = simd.sub(simd.sub(exp_in_range(simd, x), simd.splat(1.0)), x);
+    simd.select_less(x, simd.splat(-0.346_573_6), far, near)
+}
+
 /// The hyperbolic tangent: an odd polynomial near zero, elsewhere `1 - 2 / (e^2x + 1)`, where no digits cancel.
 #[inline(always)]
 pub(crate) fn tanh<S: Simd>(simd: S, x: S::F32) -> S::F32 {

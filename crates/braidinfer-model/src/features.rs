@@ -35,7 +35,7 @@ fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = &'static str> {
 
 fn attention(attention: &AttentionSpec) -> impl Iterator<Item = &'static str> + use<> {
     let norm = attention.qk_norm.map(|norm| match norm.extent {
-        QkNormExtent::Head => "norms of query and key heads",
+        QkNormExtent::Head | QkNormExtent::EachHead => "norms of query and key heads",
         QkNormExtent::Projection => "norms of queries and keys",
     });
     let all = [

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::spec::{
-    AttentionSpec, DecoderSpec, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, FeedForward, LayerSpec, Mixer,
-    NormSpec, QkNormExtent,
+    ActivationFunction, AttentionSpec, DecoderSpec, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, FeedForward,
+    LayerSpec, Mixer, NormSpec, QkNormExtent,
 };
 
 /// A module that holds parameters.
@@ -88,6 +88,8 @@ pub enum LayerSlot {
     GateProj,
     /// Up projection.
     UpProj,
+    /// Parameters of the activation function.
+    Activation,
     /// Down projection.
     DownProj,
     /// Router of a mixture of experts, `[E, h]`.
@@ -113,6 +115,10 @@ pub enum Param {
     Weight,
     /// The bias vector.
     Bias,
+    /// A parameter of an activation function for positive values.
+    AlphaP,
+    /// A parameter of an activation function for negative values.
+    AlphaN,
 }
 
 impl fmt::Display for Param {
@@ -120,6 +126,8 @@ impl fmt::Display for Param {
         f.write_str(match self {
             Self::Weight => "weight",
             Self::Bias => "bias",
+            Self::AlphaP => "alpha_p",
+            Self::AlphaN => "alpha_n",
         })
     }
 }
@@ -129,9 +137,9 @@ impl fmt::Display for Param {
 pub struct Parameter {
     /// Its module.
     pub slot: Slot,
-    /// Weight or bias.
+    /// Which of the module's parameters.
     pub param: Param,
-    /// `[out, in]` or `[width]`.
+    /// `[out, in]`, `[width]`, or `[heads, width]` of a norm with a weight for each head.
     pub shape: Vec<usize>,
 }
 
@@ -144,7 +152,7 @@ pub fn parameters(spec: &DecoderSpec) -> Vec<Parameter> {
         list.mixer(spec, index, layer);
         list.feed_forward(spec, index, layer);
     }
-    list.norm(Slot::FinalNorm, &spec.norm, hidden);
+    list.norm(Slot::FinalNorm, &spec.norm, &[hidden]);
     list.linear(Slot::LmHead, vocab, hidden, spec.lm_head_bias);
     list.0
 }
@@ -167,24 +175,24 @@ impl ParameterList {
         }
     }
 
-    fn norm(&mut self, slot: Slot, norm: &NormSpec, width: usize) {
-        self.weight(slot, &[width]);
+    fn norm(&mut self, slot: Slot, norm: &NormSpec, shape: &[usize]) {
+        self.weight(slot, shape);
         if norm.bias {
-            self.bias(slot, width);
+            self.0.push(Parameter { slot, param: Param::Bias, shape: shape.to_vec() });
         }
     }
 
     fn mixer(&mut self, spec: &DecoderSpec, index: usize, layer: &LayerSpec) {
         let (block, hidden) = (&spec.block, spec.hidden_size);
         if block.input_norm {
-            self.norm(Slot::Layer(index, LayerSlot::InputNorm), &spec.norm, hidden);
+            self.norm(Slot::Layer(index, LayerSlot::InputNorm), &spec.norm, &[hidden]);
         }
         match layer.mixer {
             Mixer::Attention { attention, .. } => self.attention(&spec.attentions[attention], index, hidden),
             Mixer::DeltaNet { delta_net } => self.delta_net(&spec.delta_nets[delta_net], index, hidden),
         }
         if block.attention_output_norm {
-            self.norm(Slot::Layer(index, LayerSlot::AttentionOutputNorm), &spec.norm, hidden);
+            self.norm(Slot::Layer(index, LayerSlot::AttentionOutputNorm), &spec.norm, &[hidden]);
         }
     }
 
@@ -206,7 +214,7 @@ impl ParameterList {
         self.weight(slot(LayerSlot::Conv1d), &[delta_net.conv_width(), 1, delta_net.linear_conv_kernel_dim]);
         self.weight(slot(LayerSlot::DtBias), &[heads]);
         self.weight(slot(LayerSlot::ALog), &[heads]);
-        self.norm(slot(LayerSlot::DeltaNorm), &delta_net.norm, delta_net.linear_value_head_dim);
+        self.norm(slot(LayerSlot::DeltaNorm), &delta_net.norm, &[delta_net.linear_value_head_dim]);
         self.linear(slot(LayerSlot::OutProj), hidden, values, false);
     }
 
@@ -218,12 +226,15 @@ impl ParameterList {
         self.linear(slot(LayerSlot::VProj), kv, hidden, attention.qkv_bias);
         self.linear(slot(LayerSlot::OProj), hidden, q, attention.output_bias);
         if let Some(qk_norm) = &attention.qk_norm {
+            let (heads, kv_heads, width) =
+                (attention.num_attention_heads, attention.num_key_value_heads, attention.head_dim);
             let (q, kv) = match qk_norm.extent {
-                QkNormExtent::Head => (attention.head_dim, attention.head_dim),
-                QkNormExtent::Projection => (q, kv),
+                QkNormExtent::Head => (vec![width], vec![width]),
+                QkNormExtent::EachHead => (vec![heads, width], vec![kv_heads, width]),
+                QkNormExtent::Projection => (vec![q], vec![kv]),
             };
-            self.norm(slot(LayerSlot::QNorm), &qk_norm.norm, q);
-            self.norm(slot(LayerSlot::KNorm), &qk_norm.norm, kv);
+            self.norm(slot(LayerSlot::QNorm), &qk_norm.norm, &q);
+            self.norm(slot(LayerSlot::KNorm), &qk_norm.norm, &kv);
         }
         if attention.sinks {
             self.weight(slot(LayerSlot::Sinks), &[attention.num_attention_heads]);
@@ -234,20 +245,25 @@ impl ParameterList {
         let (hidden, block) = (spec.hidden_size, &spec.block);
         let slot = |slot| Slot::Layer(index, slot);
         if block.feed_forward_norm {
-            self.norm(slot(LayerSlot::FeedForwardNorm), &spec.norm, hidden);
+            self.norm(slot(LayerSlot::FeedForwardNorm), &spec.norm, &[hidden]);
         }
         match &layer.feed_forward {
-            FeedForward::Dense { intermediate_size, gated, bias, .. } => {
+            FeedForward::Dense { intermediate_size, gated, bias, hidden_act } => {
                 if *gated {
                     self.linear(slot(LayerSlot::GateProj), *intermediate_size, hidden, *bias);
                 }
                 self.linear(slot(LayerSlot::UpProj), *intermediate_size, hidden, *bias);
+                if *hidden_act == ActivationFunction::Xielu {
+                    for param in [Param::AlphaP, Param::AlphaN] {
+                        self.0.push(Parameter { slot: slot(LayerSlot::Activation), param, shape: vec![1] });
+                    }
+                }
                 self.linear(slot(LayerSlot::DownProj), hidden, *intermediate_size, *bias);
             }
             FeedForward::Experts(experts) => self.experts(experts, index, hidden),
         }
         if block.feed_forward_output_norm {
-            self.norm(slot(LayerSlot::FeedForwardOutputNorm), &spec.norm, hidden);
+            self.norm(slot(LayerSlot::FeedForwardOutputNorm), &spec.norm, &[hidden]);
         }
     }
 
@@ -409,11 +425,11 @@ impl ExpertNames {
             Self::Indexed { names } => format!("{}.{expert}.{param}", names[slot as usize]),
             Self::Bare { names } => match param {
                 Param::Weight => names[slot as usize].to_owned(),
-                Param::Bias => format!("{}_bias", names[slot as usize]),
+                other => format!("{}_{other}", names[slot as usize]),
             },
             Self::Alternating { names, suffix, .. } => match param {
                 Param::Weight => format!("{}{suffix}", names[slot as usize]),
-                Param::Bias => format!("{}_bias", names[slot as usize]),
+                other => format!("{}_{other}", names[slot as usize]),
             },
         }
     }
@@ -452,6 +468,7 @@ impl Default for TensorNames {
                 (FeedForwardNorm, "post_attention_layernorm"),
                 (GateProj, "mlp.gate_proj"),
                 (UpProj, "mlp.up_proj"),
+                (Activation, "mlp.act_fn"),
                 (DownProj, "mlp.down_proj"),
                 (Router, "mlp.gate"),
                 (SharedGateProj, "mlp.shared_experts.gate_proj"),

@@ -72,7 +72,8 @@ pub enum NormKind {
 /// The norms of a layer, and how attention and feed-forward network are added to the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct BlockSpec {
-    /// `x + attention(n) + feed_forward(n)` with a shared input norm, instead of sequentially.
+    /// `x + attention(n(x)) + feed_forward(m(x))` instead of sequentially; `m` is the norm before the feed-forward
+    /// network if there is one, otherwise `n`.
     pub parallel: bool,
     /// Norm before attention.
     pub input_norm: bool,
@@ -114,7 +115,7 @@ pub struct AttentionSpec {
     pub scale: f64,
     /// Softcap of scores, `cap * tanh(score / cap)`, after scaling and before masking.
     pub logit_softcapping: Option<f64>,
-    /// Norm of queries and keys before RoPE.
+    /// Norm of queries and keys.
     pub qk_norm: Option<QkNormSpec>,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
@@ -173,6 +174,8 @@ pub struct QkNormSpec {
     pub extent: QkNormExtent,
     /// The norm.
     pub norm: NormSpec,
+    /// Whether it is applied after RoPE instead of before; not with statistics over the whole projection.
+    pub after_rope: bool,
 }
 
 /// The values over which a query/key norm computes its statistics.
@@ -181,6 +184,8 @@ pub struct QkNormSpec {
 pub enum QkNormExtent {
     /// One head; the weight `[d]` is shared by all heads.
     Head,
+    /// One head; every head has its own weight: `[H, d]` and `[G, d]`.
+    EachHead,
     /// The whole projection; weights `[H*d]` and `[G*d]`.
     Projection,
 }
@@ -443,6 +448,34 @@ pub enum ActivationFunction {
         /// Largest value of the gate, and magnitude of the other factor before 1 is added.
         swiglu_limit: f64,
     },
+    /// `max(x, 0)^2` (So et al. 2021, arXiv:2109.08668).
+    Relu2,
+    /// xIELU with the parameters of its layer, see [`Xielu`].
+    Xielu,
+}
+
+/// The activation function `positive x^2 + beta x` for positive `x` and `negative (e^x - 1 - x) + beta x` for others
+/// (Huang and Schlag 2024, arXiv:2411.13010). `transformers` lets negative values end at -1e-6, which changes results by
+/// less than that.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Xielu {
+    /// Curvature of positive values.
+    pub positive: f32,
+    /// Factor of the exponential of negative values.
+    pub negative: f32,
+    /// Slope at zero.
+    pub beta: f32,
+}
+
+impl Xielu {
+    /// From the stored parameters: the curvature is `ln(1 + e^alpha_p)`, the factor `beta + ln(1 + e^alpha_n)`, and the
+    /// slope is 1/2, as loading checks.
+    pub fn new(alpha_p: f32, alpha_n: f32) -> Self {
+        let beta = 0.5;
+        // Beyond this, 1 is below the rounding of e^x.
+        let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
+        Self { positive: softplus(alpha_p), negative: beta + softplus(alpha_n), beta }
+    }
 }
 
 impl FeedForward {

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::{bf16, f16};
+
 use crate::dtype::{Dtype, TensorView};
 use crate::format::{Checkpoint, safetensors};
 use crate::layout::{ExpertSlot, Param, Parameter, Slot, Stack, TensorNames, stacks};
@@ -18,6 +20,8 @@ use crate::{ModelError, ModelSource, Result, arch};
 const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.model.", ""];
 /// Possible prefixes of the output head.
 const HEAD_PREFIXES: [&str; 2] = ["", "language_model."];
+/// Stored constants of xIELU: the slope at zero, and where negative values end.
+const XIELU_CONSTANTS: [(&str, f32); 2] = [("beta", 0.5), ("eps", -1e-6)];
 
 /// Every parameter that a [`DecoderSpec`] needs, by slot. Shapes and types are already checked; values are checked when
 /// they are read.
@@ -338,7 +342,25 @@ impl<'a> Resolver<'a> {
             let shapes: Vec<_> = stack.parameters.iter().map(|parameter| &parameter.shape).collect();
             return Err(view.error(expected, format!("{} in parts of shape {shapes:?}", view.dtype)));
         }
-        self.check_scale(&stack.tensor)
+        self.check_scale(&stack.tensor)?;
+        let xielu = |parameter: &Parameter| parameter.param == Param::AlphaP;
+        if stack.parameters.iter().any(xielu) { self.check_xielu(&stack.tensor) } else { Ok(()) }
+    }
+
+    /// xIELU's constants are stored beside its parameters, and `transformers` reads them, except in its CUDA kernel. Here
+    /// they are those of every published model, so that files without them can be read, too.
+    fn check_xielu(&self, alpha_p: &str) -> Result<()> {
+        for (suffix, constant) in XIELU_CONSTANTS {
+            let Some(view) = self.checkpoint.tensor(&xielu_constant(alpha_p, suffix))? else { continue };
+            if view.shape.iter().any(|extent| *extent != 1) {
+                return Err(view.error("one value", format!("shape {:?}", view.shape)));
+            }
+            let value = view.read::<f32>()?[0];
+            if ![constant, bf16::from_f32(constant).to_f32(), f16::from_f32(constant).to_f32()].contains(&value) {
+                return Err(view.error(format!("{constant:e}, which is built in here"), format!("{value:e}")));
+            }
+        }
+        Ok(())
     }
 
     /// A GGUF file may have a factor of all values of a matrix as a tensor of its own, usually beside `nvfp4`. It is
@@ -380,12 +402,21 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// The name of a constant of xIELU beside its parameter `alpha_p`.
+fn xielu_constant(alpha_p: &str, suffix: &str) -> String {
+    alpha_p.replace("alpha_p", suffix)
+}
+
 /// A line that names the tensors that no slot uses, if there are any.
 fn unused(checkpoint: &Checkpoint, entries: &BTreeMap<(Slot, Param), Entry>) -> Option<String> {
     const NAMED: usize = 6;
     let used: BTreeSet<&str> = entries.values().map(|entry| entry.tensor.as_str()).collect();
     let redundant_head = |name: &str| name.ends_with("lm_head.weight");
-    let read = |name: &str| used.contains(name) || redundant_head(name) || arch::gguf::is_setting(name);
+    let alphas = entries.iter().filter(|((_, param), _)| *param == Param::AlphaP).map(|(_, entry)| &entry.tensor);
+    let constants: BTreeSet<String> =
+        alphas.flat_map(|alpha| XIELU_CONSTANTS.map(|(suffix, _)| xielu_constant(alpha, suffix))).collect();
+    let checked = |name: &str| constants.contains(name) || arch::gguf::is_setting(name);
+    let read = |name: &str| used.contains(name) || redundant_head(name) || checked(name);
     let unused: Vec<&str> = checkpoint.names().filter(|name| !read(name)).collect();
     let more = unused.len().saturating_sub(NAMED);
     let names = unused.iter().take(NAMED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");

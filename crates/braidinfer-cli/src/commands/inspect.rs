@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
-use braidinfer::model::spec::{AttentionSpec, FeedForward, LayerSpec, Mixer, NormKind, ScoringFunction};
+use braidinfer::model::spec::{
+    AttentionSpec, FeedForward, LayerSpec, Mixer, NormKind, QkNormExtent, QkNormSpec, ScoringFunction,
+};
 use braidinfer::model::{DecoderSpec, Dtype, GenerationConfig, TensorView, Weights, describe};
 use braidinfer::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use comfy_table::Table;
@@ -246,6 +248,15 @@ fn attention_bias(attention: &AttentionSpec) -> &'static str {
     }
 }
 
+fn qk_norm_text(norm: QkNormSpec) -> String {
+    let extent = match norm.extent {
+        QkNormExtent::Head => "over each head",
+        QkNormExtent::EachHead => "over each head, with weights of its own",
+        QkNormExtent::Projection => "over each projection",
+    };
+    format!("{extent}{}", if norm.after_rope { ", after rope" } else { "" })
+}
+
 /// Fields that few architectures set.
 fn rare_rows(spec: &DecoderSpec) -> Rows {
     let (attention, block) = (&spec.attentions[0], &spec.block);
@@ -254,11 +265,11 @@ fn rare_rows(spec: &DecoderSpec) -> Rows {
     let mut add = |set: bool, name: &str, value: String| rows.extend(set.then(|| (name.to_owned(), value)));
     let or_none = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     add(spec.norm.weight_offset != 0.0, "norm weight", format!("stored as w - {}", spec.norm.weight_offset));
-    add(block.parallel, "block", "attention and mlp side by side".into());
+    let norms = if block.feed_forward_norm { ", each with its own norm" } else { "" };
+    add(block.parallel, "block", format!("attention and mlp side by side{norms}"));
     add(!block.input_norm, "block", "norms only after attention and mlp".into());
     add(block.input_norm && block.attention_output_norm, "block", "norms before and after attention and mlp".into());
-    let qk_norm = attention.qk_norm.map(|norm| json_text(norm.extent)).unwrap_or_default();
-    add(attention.qk_norm.is_some(), "query/key norm", format!("over each {qk_norm}"));
+    add(attention.qk_norm.is_some(), "query/key norm", attention.qk_norm.map(qk_norm_text).unwrap_or_default());
     add(attention.output_gate, "attn_output_gate", "true".into());
     add(attention.scale != plain, "attention scale", attention.scale.to_string());
     add(attention.logit_softcapping.is_some(), "attn_logit_softcapping", or_none(attention.logit_softcapping));

@@ -28,8 +28,16 @@ pub struct GgufForm {
     pub offset_included: bool,
     /// Whether projections with the same input are stacked in one tensor.
     pub stacked: bool,
+    /// Whether gate and up projection are stacked in one tensor.
+    pub stacked_gate_up: bool,
+    /// Names of modules that differ from those of most architectures.
+    pub names: &'static [(LayerSlot, &'static str)],
     /// Whether files have keys for the multipliers of embeddings, residual stream, scores and logits.
     pub multipliers: bool,
+    /// Whether files have a key for the factor of logits, the inverse of `logits_scaling`.
+    pub logit_scale: bool,
+    /// Whether files have a key that says whether attention and feed-forward network are parallel.
+    pub parallel_residual: bool,
     /// For files older than the key `tokenizer.ggml.pre`, the pre-tokenizer of byte-level BPE: the value that key would
     /// have.
     pub pre_tokenizer: Option<&'static str>,
@@ -94,7 +102,11 @@ impl GgufForm {
             neighbours: false,
             offset_included: false,
             stacked: false,
+            stacked_gate_up: false,
+            names: &[],
             multipliers: false,
+            logit_scale: false,
+            parallel_residual: false,
             pre_tokenizer: None,
             control_tokens_strip: false,
             yarn_truncate: true,
@@ -148,7 +160,7 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         // Files of 2023 and early 2024.
         ExpertNames::Indexed { names: ["ffn_gate", "ffn_up", "ffn_down"] },
     ];
-    TensorNames::gguf(&layer, &experts).with_tensor(&[(RouterCorrection, ROUTER_CORRECTION)])
+    TensorNames::gguf(&layer, &experts).with(form.names).with_tensor(&[(RouterCorrection, ROUTER_CORRECTION)])
 }
 
 /// The router, and what corrects its choice.
@@ -163,6 +175,9 @@ const STACKED_GATE_UP: [(LayerSlot, &str); 2] = [(LayerSlot::GateProj, "ffn_up")
 
 /// Key for the position-dependent factor of queries.
 const TEMPERATURE_SCALE: &str = "attention.temperature_scale";
+
+/// Key for attention and feed-forward network in parallel.
+const PARALLEL_RESIDUAL: &str = "use_parallel_residual";
 
 /// Tensors with RoPE settings.
 const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -187,12 +202,13 @@ fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)
     let name = metadata.text(KEY)?.ok_or_else(|| metadata.error(KEY, "the name of an architecture", "nothing"))?;
     let experts = metadata.unsigned(&format!("{name}.expert_count"))?.unwrap_or(0);
     let forms = || REGISTRY.iter().filter_map(|arch| Some((arch, arch.gguf?)));
-    // Several architectures use the form of llama; they differ in their sliding windows.
+    // Several architectures use the form of llama, and two that of OLMo 2; they differ in their sliding windows.
     let windowed = metadata.unsigned(&format!("{name}.attention.sliding_window"))?.unwrap_or(0) > 0;
     let patterned = metadata.get(&format!("{name}.attention.sliding_window_pattern")).is_some();
     let wanted = match (name, windowed, patterned) {
         ("llama", true, true) => "ministral",
         ("llama", true, false) => "mistral",
+        ("olmo2", true, _) => "olmo3",
         _ => "",
     };
     let mut candidates: Vec<_> = forms().filter(|(_, form)| form.architecture == name).collect();

@@ -146,9 +146,11 @@ fn activation(config: &JsonFile) -> Result<ActivationFunction> {
         Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(ActivationFunction::GeluTanh),
         Some("gelu" | "gelu_python") => Ok(ActivationFunction::GeluErf),
         Some("relu") => Ok(ActivationFunction::Relu),
+        Some("relu2") => Ok(ActivationFunction::Relu2),
+        Some("xielu") => Ok(ActivationFunction::Xielu),
         Some(other) => Err(config.error(
             "hidden_act",
-            "silu, swish, gelu, gelu_new, gelu_pytorch_tanh or relu",
+            "silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu, relu2 or xielu",
             format!("`{other}`"),
         )),
     }
@@ -252,5 +254,5 @@ pub(super) fn read_mlp_bias(config: &JsonFile, field: &str, spec: &mut DecoderSp
 
 /// A norm of each query and key head, of the same kind as the model's other norms.
 pub(super) fn per_head_norm(norm: NormSpec) -> Option<QkNormSpec> {
-    Some(QkNormSpec { extent: QkNormExtent::Head, norm })
+    Some(QkNormSpec { extent: QkNormExtent::Head, norm, after_rope: false })
 }

@@ -15,14 +15,20 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     fixtures: &["olmo2"],
 };
 
-const DEFAULTS: Defaults =
+pub(super) const DEFAULTS: Defaults =
     Defaults { sizes: Sizes::new(50_304, 4096, 11_008, 32, 32), rms_norm_eps: 1e-5, ..Defaults::LLAMA };
 
 fn describe(config: &JsonFile) -> Result<Description> {
-    let mut description = decoder(config, &DEFAULTS)?;
+    family(config, &DEFAULTS)
+}
+
+/// The common parts of OLMo 2 and 3.
+pub(super) fn family(config: &JsonFile, defaults: &Defaults) -> Result<Description> {
+    let mut description = decoder(config, defaults)?;
     let spec = &mut description.spec;
     spec.block = BlockSpec::POST_NORM;
-    spec.attentions[0].qk_norm = Some(QkNormSpec { extent: QkNormExtent::Projection, norm: spec.norm });
+    spec.attentions[0].qk_norm =
+        Some(QkNormSpec { extent: QkNormExtent::Projection, norm: spec.norm, after_rope: false });
     read_attention_bias(config, "attention_bias", spec)?;
     Ok(description)
 }

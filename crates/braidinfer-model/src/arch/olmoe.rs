@@ -44,7 +44,8 @@ fn describe(config: &JsonFile) -> Result<Description> {
             limit.to_string(),
         ));
     }
-    spec.attentions[0].qk_norm = Some(QkNormSpec { extent: QkNormExtent::Projection, norm: spec.norm });
+    spec.attentions[0].qk_norm =
+        Some(QkNormSpec { extent: QkNormExtent::Projection, norm: spec.norm, after_rope: false });
     read_attention_bias(config, "attention_bias", spec)?;
     let experts = experts(config, spec, &FIELDS, softmax_router(config, false)?)?;
     set_experts(spec, experts, |_| true);

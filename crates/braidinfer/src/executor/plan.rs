@@ -178,7 +178,7 @@ pub(super) fn is_projection(slot: Slot) -> bool {
             InProjQkv | InProjZ | InProjB | InProjA | InProjQkvz | InProjBa | OutProj => true,
             Router | SharedGateProj | SharedUpProj | SharedDownProj | SharedExpertGate => true,
             InputNorm | QNorm | KNorm | Sinks | AttentionOutputNorm => false,
-            FeedForwardNorm | RouterCorrection | FeedForwardOutputNorm => false,
+            FeedForwardNorm | Activation | RouterCorrection | FeedForwardOutputNorm => false,
             Conv1d | DtBias | ALog | DeltaNorm => false,
         },
     }

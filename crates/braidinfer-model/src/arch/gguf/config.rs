@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{File, GgufForm, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, ends_text};
+use super::{File, GgufForm, PARALLEL_RESIDUAL, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, ends_text};
 use crate::arch::MAX_LAYERS;
 use crate::format::gguf::Scalar;
 use crate::rope::yarn_mscale;
@@ -24,7 +24,7 @@ const LAYER_SIZES: [(&str, &str); 3] = [
     ("num_key_value_heads", "attention.head_count_kv"),
 ];
 /// Floating-point numbers.
-const NUMBERS: [(&str, &str); 10] = [
+const NUMBERS: [(&str, &str); 11] = [
     ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
     ("layer_norm_eps", "attention.layer_norm_epsilon"),
     ("rope_theta", "rope.freq_base"),
@@ -34,7 +34,9 @@ const NUMBERS: [(&str, &str); 10] = [
     ("attention_multiplier", "attention.scale"),
     ("embedding_multiplier", "embedding_scale"),
     ("residual_multiplier", "residual_scale"),
+    // A divisor of logits in some architectures, a factor in others.
     ("logits_scaling", "logit_scale"),
+    ("logit_scale", "logit_scale"),
 ];
 /// Sizes of mixtures of experts: the names that architectures have for a field, key of the file.
 const EXPERT_SIZES: [(&[&str], &str); 5] = [
@@ -47,7 +49,8 @@ const EXPERT_SIZES: [(&[&str], &str); 5] = [
 /// Field for the length before RoPE scaling.
 const ORIGINAL_LENGTH: &str = "original_max_position_embeddings";
 /// Fields whose value 0 means the architecture's default.
-const SCALES: [&str; 4] = ["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"];
+const SCALES: [&str; 5] =
+    ["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"];
 /// llama.cpp's default for files without `rope.freq_base`.
 const DEFAULT_THETA: f64 = 10_000.0;
 /// Layer counts of the largest Gemma 2 and 3, whose scores are scaled by another width than in smaller ones.
@@ -254,6 +257,15 @@ impl Config<'_> {
         }
         if !self.fields.contains_key("rope_theta") {
             self.set("rope_theta", &self.file.key("rope.freq_base"), json!(DEFAULT_THETA));
+        }
+        // OLMo 3's layers have one theta there, whatever the default of its class.
+        if self.file.form.architecture == "olmo2" && !self.fields.contains_key("rope_local_base_freq") {
+            let theta = self.fields["rope_theta"].clone();
+            self.set("rope_local_base_freq", &self.file.key("rope.freq_base"), theta);
+        }
+        let parallel = self.file.key(PARALLEL_RESIDUAL);
+        if let Some(flag) = self.file.metadata.flag(&parallel)? {
+            self.set("use_parallel_residual", &parallel, json!(flag));
         }
         let original = self.file.key("rope.scaling.original_context_length");
         if let Some(length) = self.file.metadata.unsigned(&original)?.filter(|length| *length > 0) {

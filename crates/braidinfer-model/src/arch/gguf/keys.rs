@@ -4,8 +4,8 @@ use serde_json::Value as Json;
 
 use super::config::scaled_width;
 use super::{
-    GgufForm, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE,
-    gating_func, is_rotated, mixers, tensor_names,
+    GgufForm, PARALLEL_RESIDUAL, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV,
+    TEMPERATURE_SCALE, gating_func, is_rotated, mixers, tensor_names,
 };
 use crate::arch::find;
 use crate::format::gguf::{Gguf, Metadata, TensorHeader};
@@ -173,7 +173,8 @@ impl Writer<'_> {
 
     fn names(&self) -> TensorNames {
         let names = tensor_names(self.form);
-        if self.form.stacked { names.with(&STACKED_QKV).with(&STACKED_GATE_UP) } else { names }
+        let names = if self.form.stacked { names.with(&STACKED_QKV) } else { names };
+        if self.form.stacked || self.form.stacked_gate_up { names.with(&STACKED_GATE_UP) } else { names }
     }
 
     fn tensors(&self) -> Vec<Stack> {
@@ -214,6 +215,9 @@ impl Writer<'_> {
             NormKind::Rms => "attention.layer_norm_rms_epsilon",
             NormKind::Layer => "attention.layer_norm_epsilon",
         };
+        if self.form.parallel_residual {
+            model.metadata.insert(self.key(PARALLEL_RESIDUAL), spec.block.parallel);
+        }
         let mut number = |suffix: &str, value: f64| model.metadata.insert(self.key(suffix), value as f32);
         number(eps, spec.norm.eps);
         if let Some(cap) = attention.logit_softcapping {
@@ -228,6 +232,9 @@ impl Writer<'_> {
         let by_heads = (spec.hidden_size / attention.num_attention_heads) as f64;
         let width = scaled_width(self.form, spec.layers.len() as u64, attention.head_dim as f64, by_heads);
         let derived = width.powf(-0.5);
+        if self.form.logit_scale {
+            number("logit_scale", 1.0 / spec.logits_scaling);
+        }
         if self.form.multipliers {
             number("embedding_scale", spec.embedding_multiplier);
             number("residual_scale", spec.residual_multiplier);

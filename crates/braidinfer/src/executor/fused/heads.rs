@@ -66,11 +66,16 @@ impl Heads<'_> {
         if kind == HeadKind::Value {
             return;
         }
-        if stage >= Stage::Normed {
+        let after_rope = self.layer.attention.qk_norm.is_some_and(|norm| norm.after_rope);
+        if stage >= Stage::Normed && !after_rope {
             self.normalize(kind, token, head, out);
         }
         if stage >= Stage::Rotated {
-            self.rotate(kind, token, out);
+            self.rotate(token, out);
+            if after_rope {
+                self.normalize(kind, token, head, out);
+            }
+            self.scale_by_position(kind, token, out);
         }
     }
 
@@ -103,6 +108,11 @@ impl Heads<'_> {
         let PackedNorm { kind, eps, weight, bias } = &norms[which];
         match spec.extent {
             QkNormExtent::Head => norm::normalize_head(self.isa, *kind, out, weight, bias.as_deref(), *eps),
+            QkNormExtent::EachHead => {
+                let from = head * self.layer.attention.head_dim;
+                let bias = bias.as_ref().map(|bias| &bias[from..]);
+                norm::normalize_head(self.isa, *kind, out, &weight[from..], bias, *eps);
+            }
             QkNormExtent::Projection => {
                 let from = head * self.layer.attention.head_dim;
                 let bias = bias.as_ref().map(|bias| &bias[from..]);
@@ -111,7 +121,7 @@ impl Heads<'_> {
         }
     }
 
-    fn rotate(&self, kind: HeadKind, token: usize, out: &mut [f32]) {
+    fn rotate(&self, token: usize, out: &mut [f32]) {
         if let Some(table) = self.layer.rope {
             let rotation = &self.layout.rotations[table];
             let pairing = match rotation.pairing {
@@ -121,6 +131,9 @@ impl Heads<'_> {
             let (cos, sin) = rotation.of(token);
             rotate(self.isa, out, cos, sin, pairing);
         }
+    }
+
+    fn scale_by_position(&self, kind: HeadKind, token: usize, out: &mut [f32]) {
         if let (HeadKind::Query, Some(scale)) = (kind, self.layout.query_scales[self.layer.attention_index].get(token))
         {
             elementwise::scale(self.isa, out, *scale);

@@ -23,6 +23,11 @@ impl FusedRunner {
     pub(super) fn decode_layer(&mut self, index: usize, step: Step<'_>, trace: &mut Trace) -> Result<()> {
         let plan = step.plan;
         self.project_inputs(index, plan, trace);
+        let (parallel, own_norm) = (self.spec.block.parallel, self.spec.block.feed_forward_norm);
+        if parallel && own_norm {
+            // The residual stream is still the layer's input, and the input of the projections is no longer needed.
+            self.normalize_for_feed_forward(index, plan, trace);
+        }
         #[cfg(test)]
         self.spoil_projections(index);
         match &self.weights.layers[index].mixer {
@@ -33,7 +38,7 @@ impl FusedRunner {
         self.spoil_heads(index);
         self.gate_heads(index, trace);
         self.add_mixed(index, plan, trace);
-        if !self.spec.block.parallel {
+        if !parallel {
             self.normalize_for_feed_forward(index, plan, trace);
         }
         self.add_feed_forward(index, plan, trace);
@@ -50,8 +55,9 @@ impl FusedRunner {
         let input = Input { source, rows, width, norm: layer.input_norm.as_ref() };
         trace.input("input_norm", self.isa, &input);
         let projections = layer.mixer.inputs();
-        let readers = if self.spec.block.parallel { layer.feed_forward.readers() } else { [None, None] };
-        if self.spec.block.parallel {
+        let shared = self.spec.block.parallel && !self.spec.block.feed_forward_norm;
+        let readers = if shared { layer.feed_forward.readers() } else { [None, None] };
+        if shared {
             trace.input("ffn.norm", self.isa, &input);
         }
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use braidinfer_kernels::ActivationFunction as Activation;
 use braidinfer_kernels::norm::NormKind;
 use braidinfer_kernels::router::{Groups, Routing, Scoring};
 use braidinfer_kernels::{
@@ -62,7 +63,7 @@ pub(super) enum PackedFeedForward {
 /// `down(act(gate x) * up x)`, or `down(act(up x))` without a gate.
 #[derive(Debug)]
 pub(super) struct PackedNetwork {
-    pub(super) hidden_act: braidinfer_kernels::ActivationFunction,
+    pub(super) hidden_act: Activation,
     pub(super) gate_proj: Option<PackedLinear>,
     pub(super) up_proj: PackedLinear,
     pub(super) down_proj: PackedLinear,
@@ -434,7 +435,7 @@ impl<'a> Packer<'a> {
         pool: &mut Pool,
     ) -> Result<PackedNetwork> {
         Ok(PackedNetwork {
-            hidden_act: activation(hidden_act),
+            hidden_act: self.activation(down, hidden_act)?,
             gate_proj: gate.map(|gate| self.linear(gate, pool)).transpose()?,
             up_proj: self.linear(up, pool)?,
             down_proj: self.linear(down, pool)?,
@@ -501,6 +502,30 @@ impl<'a> Packer<'a> {
         Ok(PackedLinear { rows, columns, format, planned, bias, data })
     }
 
+    /// The activation function of the network whose down projection is in `down`, with its parameters if it has any.
+    fn activation(&self, down: Slot, activation: ActivationFunction) -> Result<Activation> {
+        let value = |param| {
+            let slot = activation_of(down);
+            let view = self.weights.get(slot, param).ok_or_else(|| absent(slot))?;
+            Ok::<f32, Error>(view.read::<f32>()?[0])
+        };
+        Ok(match activation {
+            ActivationFunction::Silu => Activation::Silu,
+            ActivationFunction::GeluTanh => Activation::GeluTanh,
+            ActivationFunction::GeluErf => Activation::GeluErf,
+            ActivationFunction::Relu => Activation::Relu,
+            ActivationFunction::ClampedSwiglu { swiglu_alpha, swiglu_limit } => {
+                Activation::ClampedSwiglu { alpha: swiglu_alpha as f32, limit: swiglu_limit as f32 }
+            }
+            ActivationFunction::Relu2 => Activation::Relu2,
+            ActivationFunction::Xielu => {
+                let xielu = spec::Xielu::new(value(Param::AlphaP)?, value(Param::AlphaN)?);
+                let spec::Xielu { positive, negative, beta } = xielu;
+                Activation::Xielu { positive, negative, beta }
+            }
+        })
+    }
+
     fn embedding(&self) -> Result<Embedding> {
         let view = self.weights.get(Slot::EmbedTokens, Param::Weight).ok_or_else(|| absent(Slot::EmbedTokens))?;
         view.check()?;
@@ -543,16 +568,11 @@ fn conv_of_head(spec: &DeltaNetSpec, weights: &[f32], head: usize) -> Vec<f32> {
     rows.concat()
 }
 
-fn activation(activation: ActivationFunction) -> braidinfer_kernels::ActivationFunction {
-    match activation {
-        ActivationFunction::Silu => braidinfer_kernels::ActivationFunction::Silu,
-        ActivationFunction::GeluTanh => braidinfer_kernels::ActivationFunction::GeluTanh,
-        ActivationFunction::GeluErf => braidinfer_kernels::ActivationFunction::GeluErf,
-        ActivationFunction::Relu => braidinfer_kernels::ActivationFunction::Relu,
-        ActivationFunction::ClampedSwiglu { swiglu_alpha, swiglu_limit } => {
-            let (alpha, limit) = (swiglu_alpha as f32, swiglu_limit as f32);
-            braidinfer_kernels::ActivationFunction::ClampedSwiglu { alpha, limit }
-        }
+/// The slot of the activation function beside a down projection.
+fn activation_of(down: Slot) -> Slot {
+    match down {
+        Slot::Layer(index, _) | Slot::Expert(index, ..) => Slot::Layer(index, LayerSlot::Activation),
+        other => other,
     }
 }
 

@@ -85,30 +85,31 @@ impl Attention {
             Some((extent, q, k)) => (Some((*extent, q)), Some((*extent, k))),
             None => (None, None),
         };
-        let q = self.split_heads(&q, self.spec.num_attention_heads, q_norm)?;
-        let k = self.split_heads(&k, self.spec.num_key_value_heads, k_norm)?;
-        let v = self.split_heads(&v, self.spec.num_key_value_heads, None)?;
+        let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
+        let (mut q, mut k) = (self.split_heads(&q)?, self.split_heads(&k)?);
+        let v = self.split_heads(&v)?;
+        if !after_rope {
+            (q, k) = (normalize(q, q_norm)?, normalize(k, k_norm)?);
+        }
         trace.record("attn.q_norm", &q)?;
         trace.record("attn.k_norm", &k)?;
-        let (q, k) = match self.rope {
-            Some(table) => (context.rotations[table].apply(&q)?, context.rotations[table].apply(&k)?),
-            None => (q, k),
-        };
+        if let Some(table) = self.rope {
+            (q, k) = (context.rotations[table].apply(&q)?, context.rotations[table].apply(&k)?);
+        }
+        if after_rope {
+            (q, k) = (normalize(q, q_norm)?, normalize(k, k_norm)?);
+        }
         let q = self.scale_by_position(q, context)?;
         trace.record("attn.q_rope", &q)?;
         trace.record("attn.k_rope", &k)?;
         Ok((q, k, v))
     }
 
-    /// `[T, heads * d]` to `[T, heads, d]` in f32, normed if there is a norm.
-    fn split_heads(&self, x: &Tensor, heads: usize, norm: Option<(QkNormExtent, &Norm)>) -> Result<Tensor> {
-        let x = x.to_dtype(DType::F32)?;
-        let split = |x: &Tensor| x.reshape((x.dim(0)?, heads, self.spec.head_dim));
-        match norm {
-            None => Ok(split(&x)?),
-            Some((QkNormExtent::Head, norm)) => norm.forward(&split(&x)?),
-            Some((QkNormExtent::Projection, norm)) => Ok(split(&norm.forward(&x)?)?),
-        }
+    /// `[T, heads * d]` to `[T, heads, d]` in f32.
+    fn split_heads(&self, x: &Tensor) -> Result<Tensor> {
+        let (tokens, width) = x.dims2()?;
+        let head_dim = self.spec.head_dim;
+        Ok(x.to_dtype(DType::F32)?.reshape((tokens, width / head_dim, head_dim))?)
     }
 
     fn scale_by_position(&self, q: Tensor, context: &Context) -> Result<Tensor> {
@@ -152,6 +153,16 @@ impl Attention {
         let sinks = sinks.reshape((groups, per_group, 1, 1))?.expand((groups, per_group, t, 1))?.contiguous()?;
         let with_sinks = Tensor::cat(&[scores, sinks], 3)?;
         Ok(softmax_last_dim(&with_sinks)?.narrow(3, 0, len)?.contiguous()?)
+    }
+}
+
+/// `[T, heads, d]` in f32, normed if there is a norm.
+fn normalize(x: Tensor, norm: Option<(QkNormExtent, &Norm)>) -> Result<Tensor> {
+    match norm {
+        None => Ok(x),
+        // The weight of a norm of each head is `[heads, d]`.
+        Some((QkNormExtent::Head | QkNormExtent::EachHead, norm)) => norm.forward(&x),
+        Some((QkNormExtent::Projection, norm)) => Ok(norm.forward(&x.flatten_from(1)?)?.reshape(x.shape())?),
     }
 }
 

@@ -1,18 +1,18 @@
 //! The feed-forward part of a layer: one network, or a mixture of experts.
 
-use braidinfer_model::spec::ActivationFunction;
+use braidinfer_model::spec::{ActivationFunction, Xielu};
 use candle_core::{DType, Tensor};
 use candle_nn::ops::sigmoid;
 
 use super::linear::Linear;
 use super::mixture::Mixture;
 use super::trace::Trace;
-use crate::Result;
+use crate::{Error, Result};
 
 /// The feed-forward part of a layer.
 #[derive(Debug)]
 pub(super) enum FeedForward {
-    Dense(DenseFeedForward),
+    Dense(Box<DenseFeedForward>),
     Experts(Box<Mixture>),
 }
 
@@ -38,6 +38,8 @@ impl FeedForward {
 #[derive(Debug)]
 pub(super) struct DenseFeedForward {
     pub(super) hidden_act: ActivationFunction,
+    /// The parameters of xIELU.
+    pub(super) xielu: Option<Xielu>,
     pub(super) gate_proj: Option<Linear>,
     pub(super) up_proj: Linear,
     pub(super) down_proj: Linear,
@@ -72,6 +74,11 @@ impl DenseFeedForward {
                 let logistic = sigmoid(&(&x * swiglu_alpha)?)?;
                 (x * logistic)?
             }
+            ActivationFunction::Relu2 => x.relu()?.sqr()?,
+            ActivationFunction::Xielu => match &self.xielu {
+                Some(parameters) => xielu(parameters, x)?,
+                None => return Err(Error::Internal("the parameters of xIELU were not loaded".into())),
+            },
         })
     }
 
@@ -84,4 +91,12 @@ impl DenseFeedForward {
             _ => up,
         })
     }
+}
+
+/// The two branches meet at zero, so each sees only the values of its sign.
+fn xielu(act: &Xielu, x: &Tensor) -> Result<Tensor> {
+    let positive = (x.relu()?.sqr()? * f64::from(act.positive))?;
+    let below = x.minimum(&x.zeros_like()?)?;
+    let negative = (((below.exp()? - 1.0)? - &below)? * f64::from(act.negative))?;
+    Ok(((positive + negative)? + (x * f64::from(act.beta))?)?)
 }

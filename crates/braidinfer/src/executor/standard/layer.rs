@@ -70,7 +70,11 @@ impl Layer {
         let mixed = apply_norm(&self.attention_output_norm, &self.mixer.forward(&normed, context, trace)?)?;
         let after_attention = self.add(x, &mixed)?;
         trace.record("attn.residual", &after_attention)?;
-        let normed = if self.parallel { normed } else { apply_norm(&self.feed_forward_norm, &after_attention)? };
+        let normed = match (self.parallel, &self.feed_forward_norm) {
+            (true, None) => normed,
+            (true, Some(norm)) => norm.forward(x)?,
+            (false, norm) => apply_norm(norm, &after_attention)?,
+        };
         trace.record("ffn.norm", &normed)?;
         let transformed = apply_norm(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed, trace)?)?;
         trace.record("ffn.out", &transformed)?;

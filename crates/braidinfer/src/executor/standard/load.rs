@@ -3,7 +3,7 @@
 use std::fmt;
 
 use braidinfer_model::spec::{
-    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, NormSpec, SharedExpertSpec,
+    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, NormSpec, SharedExpertSpec, Xielu,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
@@ -195,7 +195,8 @@ impl Loader<'_> {
         match self.spec.layers[index].feed_forward {
             spec::FeedForward::Dense { hidden_act, gated, .. } => {
                 let gate = gated.then_some(slot(LayerSlot::GateProj));
-                self.dense(hidden_act, gate, slot(LayerSlot::UpProj), slot(LayerSlot::DownProj)).map(FeedForward::Dense)
+                let dense = self.dense(hidden_act, gate, slot(LayerSlot::UpProj), slot(LayerSlot::DownProj))?;
+                Ok(FeedForward::Dense(Box::new(dense)))
             }
             spec::FeedForward::Experts(experts) => {
                 self.mixture(index, experts).map(|mixture| FeedForward::Experts(Box::new(mixture)))
@@ -211,7 +212,19 @@ impl Loader<'_> {
         down: Slot,
     ) -> Result<DenseFeedForward> {
         let gate_proj = gate.map(|gate| self.linear(gate)).transpose()?;
-        Ok(DenseFeedForward { hidden_act, gate_proj, up_proj: self.linear(up)?, down_proj: self.linear(down)? })
+        let (xielu, up_proj) = (self.xielu(hidden_act, down)?, self.linear(up)?);
+        Ok(DenseFeedForward { hidden_act, xielu, gate_proj, up_proj, down_proj: self.linear(down)? })
+    }
+
+    /// The parameters of the activation function of the network whose down projection is in `down`, if it has any.
+    fn xielu(&self, hidden_act: ActivationFunction, down: Slot) -> Result<Option<Xielu>> {
+        let (ActivationFunction::Xielu, Slot::Layer(index, _)) = (hidden_act, down) else { return Ok(None) };
+        let slot = Slot::Layer(index, LayerSlot::Activation);
+        let value = |param| {
+            let view = self.weights.get(slot, param).ok_or_else(|| self.absent(slot))?;
+            Ok::<f32, Error>(view.read::<f32>()?[0])
+        };
+        Ok(Some(Xielu::new(value(Param::AlphaP)?, value(Param::AlphaN)?)))
     }
 
     fn mixture(&self, index: usize, spec: ExpertsSpec) -> Result<Mixture> {
@@ -278,7 +291,7 @@ impl Loader<'_> {
         Ok(Matrix::Dense(tensor))
     }
 
-    /// A vector in f32, or `None` if the architecture has none there.
+    /// A vector, or the vectors of a norm of each head, in f32, or `None` if the architecture has none there.
     pub(super) fn vector(&self, slot: Slot, param: Param) -> Result<Option<Tensor>> {
         let Some(view) = self.weights.get(slot, param) else { return Ok(None) };
         Ok(Some(Tensor::from_vec(view.read::<f32>()?, view.shape.clone(), self.device)?))

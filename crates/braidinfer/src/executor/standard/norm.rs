@@ -15,7 +15,7 @@ pub(super) struct Norm {
 }
 
 impl Norm {
-    /// `weight` and `bias` are `[width]` in f32, as stored.
+    /// `weight` and `bias` are `[width]` in f32, as stored, or `[heads, width]` for `[.., heads, width]`.
     pub(super) fn new(spec: &NormSpec, weight: &Tensor, bias: Option<Tensor>) -> Result<Self> {
         let weight = (weight + f64::from(spec.weight_offset))?;
         Ok(Self { kind: spec.kind, eps: spec.eps, weight, bias })
