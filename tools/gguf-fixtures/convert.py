@@ -64,6 +64,18 @@ FIXTURES = [
     Fixture("granitemoeshared"),
     Fixture("ernie4_5_moe"),
     Fixture("gpt_oss-mxfp4"),
+    Fixture("olmo3"),
+    Fixture("seed_oss"),
+    Fixture("glm4"),
+    Fixture("exaone4"),
+    Fixture("cohere2"),
+    Fixture("hunyuan_v1_dense"),
+    Fixture("stablelm"),
+    # The converter writes no window, and llama.cpp has none for this architecture.
+    Fixture("starcoder2", as_if={"sliding_window": None}),
+    Fixture("arcee"),
+    Fixture("cohere"),
+    Fixture("nemotron"),
 ]
 BY_NAME = {fixture.name: fixture for fixture in FIXTURES}
 

@@ -1,7 +1,9 @@
 //! Reading `config.json`: styles, precedence, defaults, refusals.
 
 use braidinfer_model::arch::{REFUSED, REGISTRY, describe_config};
-use braidinfer_model::spec::{ExpertsSpec, FeedForward, Mixer, RopePairing, RopeScaling};
+use braidinfer_model::spec::{
+    ActivationFunction, ExpertsSpec, FeedForward, LayerSpec, Mixer, RopePairing, RopeScaling,
+};
 use braidinfer_model::{DecoderSpec, JsonFile, ModelError};
 use serde_json::{Value, json};
 
@@ -336,4 +338,72 @@ fn what_hybrids_cannot_be_is_refused_by_name() {
     let linear = config("llama", json!({"layer_types": vec!["linear_attention"; 6]}));
     let message = describe(&linear).expect_err("llama has no such layers").to_string();
     assert!(message.contains("layer_types"), "{message}");
+}
+
+#[test]
+fn dense_architectures_in_the_spelling_of_published_files() {
+    let of = |name: &str, changes: Value| spec(&config(name, changes));
+    let ropes = |spec: &DecoderSpec| -> Vec<Option<usize>> {
+        let rope = |layer: &LayerSpec| match layer.mixer {
+            Mixer::Attention { rope, .. } => rope,
+            _ => None,
+        };
+        spec.layers.iter().map(rope).collect()
+    };
+    let (w, full) = (Some(8), None);
+
+    // Scaling in the old style is that of the full layers; the others have the class's theta.
+    let yarn = json!({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64});
+    let olmo3 = of("olmo3", json!({"sliding_window": 8, "rope_theta": 1e6, "rope_scaling": yarn}));
+    assert_eq!(windows(&olmo3), [w, w, w, full, w, w]);
+    assert_eq!(ropes(&olmo3), [Some(1), Some(1), Some(1), Some(0), Some(1), Some(1)]);
+    assert!(matches!(olmo3.rope[0].scaling, RopeScaling::Yarn { factor: 8.0, .. }));
+    assert_eq!((olmo3.rope[0].rope_theta, olmo3.rope[1].rope_theta), (1e6, 5e5));
+    assert_eq!(olmo3.rope[1].scaling, RopeScaling::Default);
+
+    // Published files have letters here, and a list that decides.
+    let kinds = ["sliding_attention", "sliding_attention", "full_attention"].repeat(2);
+    let exaone = json!({"sliding_window": 8, "sliding_window_pattern": "LLLG", "layer_types": kinds});
+    let exaone = of("exaone4", exaone);
+    assert_eq!(windows(&exaone), [w, w, full, w, w, full]);
+    assert_eq!(ropes(&exaone), [Some(0), Some(0), None, Some(0), Some(0), None]);
+    let message = describe(&config("exaone4", json!({"sliding_window_pattern": "LLLG"}))).expect_err("no list");
+    assert!(message.to_string().contains("field `sliding_window_pattern`"), "{message}");
+    assert_eq!(ropes(&of("exaone4", json!({"sliding_window": null}))), [Some(0); 6]);
+
+    let cohere = of("cohere2", json!({"sliding_window": 8, "sliding_window_pattern": 3, "logit_scale": 0.25}));
+    assert_eq!(windows(&cohere), [w, w, full, w, w, full]);
+    assert_eq!((ropes(&cohere)[2], cohere.logits_scaling), (None, 4.0));
+    assert_eq!(of("cohere2", json!({})).logits_scaling, 16.0);
+    assert!(of("cohere", json!({})).tie_word_embeddings);
+
+    let dynamic = |settings: Value| of("hunyuan_v1_dense", json!({"rope_scaling": settings})).rope[0].clone();
+    let stretched = dynamic(json!({"type": "dynamic", "alpha": 1000.0, "factor": 1.0}));
+    assert_eq!(stretched.scaling, RopeScaling::Default);
+    assert!((stretched.rope_theta - 1e4 * 1000f64.powf(16.0 / 14.0)).abs() < 1.0, "{}", stretched.rope_theta);
+    let plain = dynamic(json!({"type": "dynamic", "factor": 2.0}));
+    assert!(matches!(plain.scaling, RopeScaling::Dynamic { factor: 2.0, .. }), "{plain:?}");
+
+    assert!(of("seed_oss", json!({})).attentions[0].qkv_bias && !of("seed_oss", json!({})).attentions[0].output_bias);
+    assert_eq!(of("glm4", json!({})).rope[0].rotary_dim, 8);
+    assert_eq!(of("stablelm", json!({})).rope[0].rotary_dim, 4);
+    assert_eq!(of("nemotron", json!({})).rope[0].rotary_dim, 8);
+    assert_eq!(of("starcoder2", json!({"norm_epsilon": 1e-4})).norm.eps, 1e-4);
+    assert!(matches!(of("apertus", json!({})).rope[0].scaling, RopeScaling::Llama3 { factor: 8.0, .. }));
+    for (name, field) in [("stablelm", "qk_layernorm"), ("phi", "qk_layernorm")] {
+        let read = describe(&config(name, json!({field: true})));
+        assert_eq!(read.is_err(), name == "stablelm", "{name}");
+    }
+    for (name, expected) in [
+        ("arcee", ActivationFunction::Relu2),
+        ("nemotron", ActivationFunction::Relu2),
+        ("apertus", ActivationFunction::Xielu),
+        ("starcoder2", ActivationFunction::GeluTanh),
+    ] {
+        let found = of(name, json!({})).layers[0].feed_forward;
+        let ungated = matches!(found, FeedForward::Dense { gated: false, hidden_act, .. } if hidden_act == expected);
+        assert!(ungated, "{name}: {found:?}");
+    }
+    let message = describe(&config("mixtral", json!({"hidden_act": "xielu"}))).expect_err("it has parameters");
+    assert!(message.to_string().contains("field `hidden_act`"), "{message}");
 }

@@ -103,7 +103,10 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
         }
         "dynamic: as if never longer than the original" | "NoPE layers inverted" => &["attn.q_rope"],
         "full instead of partial rotation" | "query scale by position left out" => &["attn.q_rope"],
-        "query/key norm left out" | "query and key norm swapped" => &["attn.q_norm"],
+        // After RoPE in some architectures.
+        "query/key norm left out" => &["attn.q_norm", "attn.q_rope"],
+        "query/key norm on the other side of RoPE" => &["attn.q_norm", "attn.q_rope"],
+        "query and key norm swapped" => &["attn.q_norm"],
         "biases of q, k, v left out" => &["attn.q"],
         "key and value projection swapped" => &["attn.k"],
         "strength and decay of a delta net swapped" => &["delta.b"],
@@ -122,7 +125,11 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
         // Small enough in some models to show only where the softmax amplifies it.
         _ if fault.starts_with("norm eps") => &["input_norm", "attn.q_norm", "attn.heads"],
         "norm on the feed-forward output left out" | "biases of the feed-forward part left out" => &["ffn.out"],
-        "gate and up projection swapped" | "erf instead of tanh GELU" | "tanh GELU instead of SiLU" => &["ffn.out"],
+        "gate and up projection swapped"
+        | "erf instead of tanh GELU"
+        | "tanh GELU instead of SiLU"
+        | "ReLU that is not squared"
+        | "tanh GELU instead of xIELU" => &["ffn.out"],
         "scores by another function" | "correction of the choice left out" => &["ffn.choice_scores", "ffn.routing"],
         "one expert fewer" | "SparseMixer's noise of another model" => &["ffn.routing"],
         _ if fault.starts_with("weights of experts") || fault.starts_with("factor of the experts") => &["ffn.routing"],

@@ -58,6 +58,26 @@ fn level_f32_equals_standard_kernels_on_quantized_weights() {
     }
 }
 
+/// No fixture has this block yet.
+#[test]
+fn parallel_blocks_with_two_norms_equal_standard_kernels() {
+    for name in ["llama", "stablelm", "exaone4"] {
+        let fixture = Fixture::open(name);
+        let Description { mut spec, names } = fixture.description();
+        let weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
+        spec.block.parallel = true;
+        let mut standard = fixture.standard_over(spec.clone(), &weights, ComputeDtype::F32);
+        let mut fused = fixture.fused_over(Fused::exact(), spec, &weights);
+        let ids = &fixture.prompts[2].ids;
+        let rows = feed(&mut standard, 2, ids, WHOLE);
+        for (position, (row, same)) in rows.iter().zip(feed(&mut fused, 2, ids, WHOLE)).enumerate() {
+            let (found, plain) = (distance(row, &same), distance(row, fixture.expected(2, position)));
+            assert!(found <= TOLERANCE, "{name} position {position}: logits differ by {found:e}");
+            assert!(position == 0 || plain > TOLERANCE, "{name} position {position}: the block changes nothing");
+        }
+    }
+}
+
 #[test]
 fn greedy_tokens_equal_transformers() {
     for fixture in Fixture::all() {

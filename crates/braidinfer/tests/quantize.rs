@@ -21,10 +21,12 @@ use tempfile::TempDir;
 const SAME: f32 = 1e-4;
 
 /// Fixtures that GGUF cannot describe, with what the message has to say.
-const REFUSED: [(&str, &str); 13] = [
+const REFUSED: [(&str, &str); 15] = [
     ("gpt_oss", "swiglu_limit`"),
     ("qwen3_5_moe", "for which GGUF has no form here"),
     ("qwen3_next", "for which GGUF has no form here"),
+    ("apertus", "a apertus model, for which GGUF has no form"),
+    ("helium", "a helium model, for which GGUF has no form"),
     ("phimoe", "router_jitter_noise`"),
     ("phimoe-longrope", "`rope[0].scaling.long_attention_factor`"),
     ("ernie4_5_moe-bias", "`layers[1].feed_forward.router.norm_min`"),

@@ -252,6 +252,19 @@ pub(super) fn read_mlp_bias(config: &JsonFile, field: &str, spec: &mut DecoderSp
     Ok(())
 }
 
+/// Removes the gates of all feed-forward networks, whose activation function is `absent` unless the config names one.
+pub(super) fn set_ungated(config: &JsonFile, spec: &mut DecoderSpec, absent: ActivationFunction) -> Result<()> {
+    let named = config.text("hidden_act")?.is_some();
+    for layer in &mut spec.layers {
+        let FeedForward::Dense { hidden_act, gated, .. } = &mut layer.feed_forward else { continue };
+        *gated = false;
+        if !named {
+            *hidden_act = absent;
+        }
+    }
+    Ok(())
+}
+
 /// A norm of each query and key head, of the same kind as the model's other norms.
 pub(super) fn per_head_norm(norm: NormSpec) -> Option<QkNormSpec> {
     Some(QkNormSpec { extent: QkNormExtent::Head, norm, after_rope: false })

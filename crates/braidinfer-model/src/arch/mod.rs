@@ -3,26 +3,36 @@
 //! Adding one takes a file here, a line in [`REGISTRY`] and a fixture. If an executor needs an edit too, the spec
 //! lacked a field.
 
+mod apertus;
+mod arcee;
+mod cohere;
+mod cohere2;
 mod delta_net_config;
 mod dots1;
 mod ernie4_5;
 mod ernie4_5_moe;
+mod exaone4;
 mod expert_config;
 mod gemma;
 mod gemma2;
 mod gemma3;
 pub mod gguf;
+mod glm4;
 mod glm4_moe;
 mod gpt_oss;
 mod granite;
 mod granitemoe;
+mod helium;
+mod hunyuan_v1_dense;
 mod llama;
 mod llama_like;
 mod ministral;
 mod ministral3;
 mod mistral;
 mod mixtral;
+mod nemotron;
 mod olmo2;
+mod olmo3;
 mod olmoe;
 mod phi;
 mod phi3;
@@ -35,14 +45,17 @@ mod qwen3_5_moe;
 mod qwen3_moe;
 mod qwen3_next;
 mod rope_config;
+mod seed_oss;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use serde_json::json;
 
 use self::gguf::GgufForm;
 use crate::format::quantized::METHODS;
 use crate::layout::TensorNames;
-use crate::spec::{DecoderSpec, Mixer};
+use crate::spec::{ActivationFunction, DecoderSpec, FeedForward, LayerSpec, Mixer, QkNormExtent};
 use crate::{JsonFile, ModelError, ModelSource, Result, features};
 
 /// An architecture that this engine supports.
@@ -87,6 +100,19 @@ pub const REGISTRY: &[Architecture] = &[
     smollm3::ARCHITECTURE,
     olmo2::ARCHITECTURE,
     granite::ARCHITECTURE,
+    olmo3::ARCHITECTURE,
+    seed_oss::ARCHITECTURE,
+    glm4::ARCHITECTURE,
+    exaone4::ARCHITECTURE,
+    cohere2::ARCHITECTURE,
+    hunyuan_v1_dense::ARCHITECTURE,
+    stablelm::ARCHITECTURE,
+    starcoder2::ARCHITECTURE,
+    arcee::ARCHITECTURE,
+    apertus::ARCHITECTURE,
+    cohere::ARCHITECTURE,
+    nemotron::ARCHITECTURE,
+    helium::ARCHITECTURE,
     qwen3_moe::ARCHITECTURE,
     qwen2_moe::ARCHITECTURE,
     mixtral::ARCHITECTURE,
@@ -202,6 +228,13 @@ fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
     // Also where a switch says that it is not used.
     llama_like::check_layer_types(config, spec)?;
     expert_config::check(config, spec)?;
+    let with_parameters = |layer: &LayerSpec| match layer.feed_forward {
+        FeedForward::Experts(experts) => experts.hidden_act == ActivationFunction::Xielu,
+        FeedForward::Dense { .. } => false,
+    };
+    if spec.layers.iter().any(with_parameters) {
+        return Err(config.error("hidden_act", "an activation function without parameters in experts", "xielu"));
+    }
     for attention in &spec.attentions {
         let (heads, kv_heads) = (attention.num_attention_heads, attention.num_key_value_heads);
         if kv_heads > heads || heads % kv_heads != 0 {
@@ -210,6 +243,10 @@ fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
                 format!("a divisor of {heads} attention heads"),
                 kv_heads.to_string(),
             ));
+        }
+        // Its statistics are taken from the projection, before anything is rotated.
+        if attention.qk_norm.is_some_and(|norm| norm.after_rope && norm.extent == QkNormExtent::Projection) {
+            return Err(config.error("qk_norm", "norms of whole projections before RoPE", "after RoPE"));
         }
     }
     for (index, table) in spec.rope.iter().enumerate() {

@@ -36,6 +36,33 @@ pub(super) fn settings(config: &JsonFile) -> Result<Option<JsonFile>> {
     }
 }
 
+/// The tables of full and of sliding layers, where only the full ones may be scaled: nested settings per kind of
+/// layer, or those of the old style, which are the full layers'.
+///
+/// Without nested settings the sliding layers have the class's theta, as in transformers, which reads a top-level
+/// `rope_theta` for full layers only.
+pub(super) fn two_tables(
+    config: &JsonFile,
+    defaults: &RopeDefaults,
+    head_dim: usize,
+    max_position_embeddings: usize,
+) -> Result<[RopeSpec; 2]> {
+    let nested = |layers: &str| {
+        let parameters = config.object("rope_parameters")?;
+        parameters.map(|parameters| parameters.object(layers)).transpose().map(Option::flatten)
+    };
+    let full = match (nested("full_attention")?, config.object("rope_scaling")?) {
+        (Some(nested), Some(scaling)) => Some(nested.overlaid(&scaling)),
+        (nested, scaling) => nested.or(scaling),
+    };
+    let sliding = nested("sliding_attention")?;
+    let table = |settings: Option<&JsonFile>| rope_from(config, settings, defaults, head_dim, max_position_embeddings);
+    let mut tables = [table(full.as_ref())?, table(sliding.as_ref())?];
+    let theta = sliding.map(|sliding| sliding.positive("rope_theta")).transpose()?.flatten();
+    tables[1].rope_theta = theta.or(config.positive("rope_local_base_freq")?).unwrap_or(defaults.rope_theta);
+    Ok(tables)
+}
+
 /// A rotary table from a settings object, with top-level fields of the config as fallback.
 pub(super) fn rope_from(
     config: &JsonFile,

@@ -1,8 +1,8 @@
 //! Faults in the description of a model.
 
 use braidinfer::model::spec::{
-    ActivationFunction, ExpertsSpec, FeedForward, GroupScore, Mixer, NormKind, NormSpec, RopePairing, RopeScaling,
-    RopeSpec, ScoringFunction,
+    ActivationFunction, ExpertsSpec, FeedForward, GroupScore, Mixer, NormKind, NormSpec, QkNormExtent, RopePairing,
+    RopeScaling, RopeSpec, ScoringFunction,
 };
 use braidinfer::model::{DecoderSpec, LayerSlot, Slot, TensorNames, parameters};
 
@@ -43,6 +43,7 @@ pub const FAULTS: &[Fault] = &[
         }
     }),
     ("query/key norm left out", |spec| spec.attentions[0].qk_norm = None),
+    ("query/key norm on the other side of RoPE", move_qk_norm),
     ("attention scale of hidden_size / heads", |spec| {
         spec.attentions[0].scale = (spec.hidden_size as f64 / spec.attentions[0].num_attention_heads as f64).powf(-0.5);
     }),
@@ -65,6 +66,10 @@ pub const FAULTS: &[Fault] = &[
     ("bias of the output head left out", |spec| spec.lm_head_bias = false),
     ("erf instead of tanh GELU", |spec| {
         swap_activation(spec, ActivationFunction::GeluTanh, ActivationFunction::GeluErf)
+    }),
+    ("ReLU that is not squared", |spec| swap_activation(spec, ActivationFunction::Relu2, ActivationFunction::Relu)),
+    ("tanh GELU instead of xIELU", |spec| {
+        swap_activation(spec, ActivationFunction::Xielu, ActivationFunction::GeluTanh)
     }),
     ("tanh GELU instead of SiLU", |spec| swap_activation(spec, ActivationFunction::Silu, ActivationFunction::GeluTanh)),
     ("halves one after the other instead of side by side", |spec| spec.block.parallel = false),
@@ -225,6 +230,14 @@ fn invert_windows(spec: &mut DecoderSpec) {
     each_layer(spec, |window, _| *window = if window.is_some() { None } else { Some(size) });
 }
 
+fn move_qk_norm(spec: &mut DecoderSpec) {
+    if let Some(qk_norm) = &mut spec.attentions[0].qk_norm
+        && qk_norm.extent != QkNormExtent::Projection
+    {
+        qk_norm.after_rope = !qk_norm.after_rope;
+    }
+}
+
 /// Changes weight offset and eps of every norm.
 fn each_norm(spec: &mut DecoderSpec, change: impl Fn((&mut f32, &mut f64))) {
     let change = |norm: &mut NormSpec| {
@@ -272,6 +285,11 @@ pub fn swapped(fixture: &Fixture, a: LayerSlot, b: LayerSlot) -> Option<TensorNa
         let found = found.into_iter().find(|found| matches!(found.slot, Slot::Layer(_, other) if other == slot));
         found.map(|parameter| parameter.shape)
     };
+    // Weights of rotated queries and keys are multiplied with each other, so a score has no order of them.
+    let rotated = fixture.spec().attentions[0].qk_norm.is_some_and(|norm| norm.after_rope);
+    if rotated && [a, b] == [LayerSlot::QNorm, LayerSlot::KNorm] {
+        return None;
+    }
     let names = fixture.description().names;
     let (name_a, name_b) = (names.layer_module(a), names.layer_module(b));
     if shape(a).is_none() || shape(a) != shape(b) || name_a == name_b {
