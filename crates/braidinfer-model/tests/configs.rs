@@ -361,6 +361,17 @@ fn dense_architectures_in_the_spelling_of_published_files() {
     assert_eq!((olmo3.rope[0].rope_theta, olmo3.rope[1].rope_theta), (1e6, 5e5));
     assert_eq!(olmo3.rope[1].scaling, RopeScaling::Default);
 
+    // `truncate` counts beside the kinds of layers only.
+    for name in ["olmo3", "gemma3_text"] {
+        for outer in [None, Some(true), Some(false)] {
+            let full = json!({"rope_type": "yarn", "factor": 8.0, "truncate": outer.is_some_and(|outer| outer)});
+            let parameters = json!({"full_attention": full, "truncate": outer});
+            let found = of(name, json!({"sliding_window": 8, "rope_parameters": parameters})).rope[0].scaling.clone();
+            let RopeScaling::Yarn { truncate, .. } = found else { panic!("{name}: {found:?}") };
+            assert_eq!(truncate, outer.unwrap_or(true), "{name}");
+        }
+    }
+
     // Published files have letters here, and a list that decides.
     let kinds = ["sliding_attention", "sliding_attention", "full_attention"].repeat(2);
     let exaone = json!({"sliding_window": 8, "sliding_window_pattern": "LLLG", "layer_types": kinds});

@@ -2,6 +2,10 @@
 
 mod support;
 
+use std::fs;
+
+use braidinfer::model::{Description, ModelSource, Weights, describe};
+use safetensors::SafeTensors;
 use support::{Fixture, check_greedy, distance, feed, in_company, kl};
 
 /// Largest allowed difference of a logit in f32.
@@ -66,5 +70,32 @@ fn company_changes_nothing() {
 fn greedy_tokens_equal_transformers() {
     for fixture in Fixture::all() {
         check_greedy(&mut fixture.standard(), &fixture);
+    }
+}
+
+/// xIELU's slope at zero and the end of its negative values are in files, but no model has others than these.
+#[test]
+fn other_constants_of_xielu_are_refused() {
+    let Fixture { source, .. } = Fixture::open("apertus");
+    let ModelSource::Directory(dir) = &source else { panic!("fixtures are directories") };
+    let folder = tempfile::tempdir().expect("there is room");
+    for (tensor, value) in [("beta", 0.25), ("eps", -1e-3), ("beta", 0.5)] {
+        let tensor = format!("model.layers.1.mlp.act_fn.{tensor}");
+        let mut bytes = fs::read(dir.join("model.safetensors")).expect("the fixture is whole");
+        let (len, header) = SafeTensors::read_metadata(&bytes).expect("the fixture is whole");
+        let (start, end) = header.info(&tensor).expect("it has the constant").data_offsets;
+        let stored = half::bf16::from_f32(value).to_le_bytes();
+        bytes[8 + len + start..8 + len + end].copy_from_slice(&stored);
+        fs::copy(dir.join("config.json"), folder.path().join("config.json")).expect("it can be copied");
+        fs::write(folder.path().join("model.safetensors"), bytes).expect("the copy can be written");
+        let copy = ModelSource::open(folder.path()).expect("the copy is a model");
+        let (Description { spec, names }, _) = describe(&copy).expect("the config is whole");
+        let found = Weights::open(&copy, &spec, &names);
+        if value == 0.5 {
+            assert!(found.expect("nothing was changed").notes().is_empty());
+            continue;
+        }
+        let message = found.expect_err("the constant is another").to_string();
+        assert!(message.contains(&tensor) && message.contains("built in"), "{message}");
     }
 }

@@ -181,6 +181,16 @@ fn keys_that_change_the_decoder_are_supported_or_refused() {
         "{}",
         windowed.error()
     );
+    // Older files of OLMo 3 have the whole factor of YaRN where others have a multiple of the paper's.
+    for (stored, expected) in [(None, 1.207_944), (Some(1.207_944_2_f32), 1.207_944), (Some(1.5), 1.811_916)] {
+        let olmo3 = Rewritten::new("models/olmo3.gguf").without("olmo2.rope.scaling.yarn_attn_factor");
+        let olmo3 = match stored {
+            Some(factor) => olmo3.set("olmo2.rope.scaling.attn_factor", factor),
+            None => olmo3,
+        };
+        let RopeScaling::Yarn { attention_factor, .. } = olmo3.spec().rope[0].scaling else { panic!("it has YaRN") };
+        assert!((attention_factor - expected).abs() < 1e-5, "{stored:?}: {attention_factor}");
+    }
     let unrotated = Rewritten::new("models/granite.gguf").set("granite.rope.scaling.finetuned", false).spec();
     assert!(unrotated.layers.iter().all(|layer| matches!(layer.mixer, Mixer::Attention { rope: None, .. })));
     let qwen2 = Rewritten::new("models/qwen2.gguf").without("qwen2.attention.head_count_kv").spec();

@@ -2,9 +2,9 @@
 
 use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, Sizes, per_head_norm, set_windows, sliding_window};
-use crate::arch::rope_config::{RopeDefaults, rope_from};
+use crate::arch::rope_config::{RopeDefaults, two_tables};
 use crate::arch::{Architecture, Description, gemma, gemma2};
-use crate::spec::{BlockSpec, DecoderSpec, Mixer, RopeSpec};
+use crate::spec::{BlockSpec, Mixer};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -16,9 +16,13 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     fixtures: &["gemma3", "gemma3-old-style", "gemma3-softcap"],
 };
 
-const DEFAULTS: Defaults =
-    Defaults { sizes: Sizes::new(262_208, 2304, 9216, 26, 8), max_position_embeddings: 131_072, ..gemma2::DEFAULTS };
-const FULL_THETA: f64 = 1_000_000.0;
+const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes::new(262_208, 2304, 9216, 26, 8),
+    max_position_embeddings: 131_072,
+    rope: RopeDefaults { rope_theta: 1_000_000.0, ..gemma2::DEFAULTS.rope },
+    ..gemma2::DEFAULTS
+};
+/// Theta of the sliding layers.
 const SLIDING_THETA: f64 = 10_000.0;
 /// Indices into [`DecoderSpec::rope`].
 const FULL_TABLE: usize = 0;
@@ -38,7 +42,8 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let window = sliding_window(config, Some(4096))?;
     let pattern = config.size("sliding_window_pattern")?.or(config.size("_sliding_window_pattern")?).unwrap_or(6);
     set_windows(config, spec, window, |layer| (layer + 1) % pattern != 0)?;
-    spec.rope = tables(config, spec)?;
+    let head_dim = spec.attentions[0].head_dim;
+    spec.rope = two_tables(config, &DEFAULTS.rope, SLIDING_THETA, head_dim, spec.max_position_embeddings)?.into();
     for layer in &mut spec.layers {
         if let Mixer::Attention { sliding_window, rope, .. } = &mut layer.mixer {
             *rope = Some(if sliding_window.is_some() { SLIDING_TABLE } else { FULL_TABLE });
@@ -46,39 +51,4 @@ fn describe(config: &JsonFile) -> Result<Description> {
     }
     description.names = gemma2::tensor_names();
     Ok(description)
-}
-
-fn tables(config: &JsonFile, spec: &DecoderSpec) -> Result<Vec<RopeSpec>> {
-    let (full, sliding) = (full_settings(config)?, nested_settings(config, "sliding_attention")?);
-    let table = |settings: Option<&JsonFile>, rope_theta| {
-        let defaults = RopeDefaults { rope_theta, ..DEFAULTS.rope };
-        rope_from(config, settings, &defaults, spec.attentions[0].head_dim, spec.max_position_embeddings)
-    };
-    let full_table = table(full.as_ref(), FULL_THETA)?;
-    let mut sliding_table = table(sliding.as_ref(), SLIDING_THETA)?;
-    let nested_theta = sliding.map(|sliding| sliding.positive("rope_theta")).transpose()?.flatten();
-    sliding_table.rope_theta = match nested_theta {
-        Some(theta) => theta,
-        None => config.positive("rope_local_base_freq")?.unwrap_or(SLIDING_THETA),
-    };
-    Ok(vec![full_table, sliding_table])
-}
-
-fn nested_settings(config: &JsonFile, layers: &str) -> Result<Option<JsonFile>> {
-    let parameters = config.object("rope_parameters")?;
-    parameters.map(|parameters| parameters.object(layers)).transpose().map(Option::flatten)
-}
-
-/// RoPE settings of full-attention layers: the new-style settings, overwritten by an old-style `rope_scaling`.
-///
-/// In the old style only the key `rope_type` counts: transformers ignores an older `type` key alone, and published
-/// models that rely on scaling have `rope_type`.
-fn full_settings(config: &JsonFile) -> Result<Option<JsonFile>> {
-    let nested = nested_settings(config, "full_attention")?;
-    match (config.object("rope_scaling")?, nested) {
-        (Some(scaling), Some(nested)) => Ok(Some(nested.overlaid(&scaling))),
-        (Some(scaling), None) if scaling.has("rope_type") => Ok(Some(scaling)),
-        (Some(_), None) => Ok(None),
-        (None, nested) => Ok(nested),
-    }
 }

@@ -145,10 +145,18 @@ impl Architecture {
 /// Limit against huge allocations from a corrupt count; the largest published decoders have 128 layers.
 const MAX_LAYERS: usize = 4096;
 const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
+const ATTENTION_SINKS: &str = "has attention sinks, which are not supported yet";
+const STACKED_BY_HEAD: &str = "stacks queries, keys and values head by head in one tensor, which is not supported yet";
 const LATENT_ATTENTION: &str = "has latent attention, which is not supported yet";
 /// Known architectures that are not supported, with the reason.
-pub const REFUSED: &[(&str, &str)] =
-    &[("deepseek_v2", LATENT_ATTENTION), ("deepseek_v3", LATENT_ATTENTION), ("glm4_moe_lite", LATENT_ATTENTION)];
+pub const REFUSED: &[(&str, &str)] = &[
+    ("granite_swa", ATTENTION_SINKS),
+    ("granitemoe_swa", ATTENTION_SINKS),
+    ("gpt_neox", STACKED_BY_HEAD),
+    ("deepseek_v2", LATENT_ATTENTION),
+    ("deepseek_v3", LATENT_ATTENTION),
+    ("glm4_moe_lite", LATENT_ATTENTION),
+];
 
 /// Reads `config.json` of a model, or the keys of a GGUF file, and describes its decoder. Also returns the decoder's
 /// part of the config, which has fields that are not in the description.

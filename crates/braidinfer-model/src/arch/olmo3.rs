@@ -20,8 +20,10 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     fixtures: &["olmo3"],
 };
 
+/// Theta of both kinds of layers.
+const THETA: f64 = 500_000.0;
 const DEFAULTS: Defaults =
-    Defaults { rope: RopeDefaults { rope_theta: 500_000.0, ..Defaults::LLAMA.rope }, ..olmo2::DEFAULTS };
+    Defaults { rope: RopeDefaults { rope_theta: THETA, ..Defaults::LLAMA.rope }, ..olmo2::DEFAULTS };
 
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = olmo2::family(config, &DEFAULTS)?;
@@ -29,7 +31,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let window = sliding_window(config, Some(4096))?;
     set_windows(config, spec, window, |layer| (layer + 1) % 4 != 0)?;
     let head_dim = spec.attentions[0].head_dim;
-    spec.rope = two_tables(config, &DEFAULTS.rope, head_dim, spec.max_position_embeddings)?.into();
+    spec.rope = two_tables(config, &DEFAULTS.rope, THETA, head_dim, spec.max_position_embeddings)?.into();
     for layer in &mut spec.layers {
         if let Mixer::Attention { sliding_window, rope, .. } = &mut layer.mixer {
             *rope = Some(usize::from(sliding_window.is_some()));

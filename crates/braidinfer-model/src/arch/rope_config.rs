@@ -36,31 +36,50 @@ pub(super) fn settings(config: &JsonFile) -> Result<Option<JsonFile>> {
     }
 }
 
-/// The tables of full and of sliding layers, where only the full ones may be scaled: nested settings per kind of
-/// layer, or those of the old style, which are the full layers'.
+/// The tables of full and of sliding layers, in this order: nested settings per kind of layer, or those of the old
+/// style, which are the full layers'. `sliding_theta` is the class's theta of sliding layers.
 ///
-/// Without nested settings the sliding layers have the class's theta, as in transformers, which reads a top-level
-/// `rope_theta` for full layers only.
+/// Without nested settings the sliding layers have `rope_local_base_freq` or the class's theta, as in transformers,
+/// which reads a top-level `rope_theta` for full layers only.
 pub(super) fn two_tables(
     config: &JsonFile,
     defaults: &RopeDefaults,
+    sliding_theta: f64,
     head_dim: usize,
     max_position_embeddings: usize,
 ) -> Result<[RopeSpec; 2]> {
-    let nested = |layers: &str| {
-        let parameters = config.object("rope_parameters")?;
-        parameters.map(|parameters| parameters.object(layers)).transpose().map(Option::flatten)
-    };
-    let full = match (nested("full_attention")?, config.object("rope_scaling")?) {
-        (Some(nested), Some(scaling)) => Some(nested.overlaid(&scaling)),
-        (nested, scaling) => nested.or(scaling),
-    };
-    let sliding = nested("sliding_attention")?;
+    let (full, sliding) = (full_settings(config)?, nested_settings(config, "sliding_attention")?);
     let table = |settings: Option<&JsonFile>| rope_from(config, settings, defaults, head_dim, max_position_embeddings);
     let mut tables = [table(full.as_ref())?, table(sliding.as_ref())?];
     let theta = sliding.map(|sliding| sliding.positive("rope_theta")).transpose()?.flatten();
-    tables[1].rope_theta = theta.or(config.positive("rope_local_base_freq")?).unwrap_or(defaults.rope_theta);
+    tables[1].rope_theta = theta.or(config.positive("rope_local_base_freq")?).unwrap_or(sliding_theta);
+    // transformers looks for this field beside the kinds of layers, and ignores it in their settings.
+    let outer = config.object("rope_parameters")?.map(|parameters| parameters.flag("truncate")).transpose()?.flatten();
+    for table in &mut tables {
+        if let RopeScaling::Yarn { truncate, .. } = &mut table.scaling {
+            *truncate = outer.unwrap_or(true);
+        }
+    }
     Ok(tables)
+}
+
+fn nested_settings(config: &JsonFile, layers: &str) -> Result<Option<JsonFile>> {
+    let parameters = config.object("rope_parameters")?;
+    parameters.map(|parameters| parameters.object(layers)).transpose().map(Option::flatten)
+}
+
+/// RoPE settings of full-attention layers: the new-style settings, overwritten by an old-style `rope_scaling`.
+///
+/// In the old style only the key `rope_type` counts: transformers ignores an older `type` key alone, and published
+/// models that rely on scaling have `rope_type`.
+fn full_settings(config: &JsonFile) -> Result<Option<JsonFile>> {
+    let nested = nested_settings(config, "full_attention")?;
+    match (config.object("rope_scaling")?, nested) {
+        (Some(scaling), Some(nested)) => Ok(Some(nested.overlaid(&scaling))),
+        (Some(scaling), None) if scaling.has("rope_type") => Ok(Some(scaling)),
+        (Some(_), None) => Ok(None),
+        (None, nested) => Ok(nested),
+    }
 }
 
 /// A rotary table from a settings object, with top-level fields of the config as fallback.

@@ -339,12 +339,15 @@ impl Config<'_> {
     }
 
     /// The factor of cosines and sines is llama.cpp's: the paper's times `attn_factor`. `yarn_attn_factor`, which
-    /// converters copy from `config.json`, replaces the whole factor.
+    /// converters copy from `config.json`, replaces the whole factor. Before they wrote that key, the one of OLMo 3 had
+    /// the whole factor in `attn_factor`, and llama.cpp applied it twice; here it counts once.
     fn yarn(&self, factor: f64) -> Result<Value> {
         let number = |suffix: &str| self.file.metadata.number(&self.file.key(suffix));
         let mscale = |strength: f64| yarn_mscale(factor, strength);
         let all_dims = number("rope.scaling.yarn_log_multiplier")?.filter(|multiplier| *multiplier != 0.0);
-        let derived = mscale(1.0) / all_dims.map_or(1.0, mscale) * number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        let is_whole = |times: &f64| self.file.form.architecture == "olmo2" && (times - mscale(1.0)).abs() < 1e-5;
+        let times = number("rope.scaling.attn_factor")?.filter(|times| !is_whole(times)).unwrap_or(1.0);
+        let derived = mscale(1.0) / all_dims.map_or(1.0, mscale) * times;
         let attention_factor = number("rope.scaling.yarn_attn_factor")?.filter(|factor| *factor > 0.0);
         let mut scaling = json!({
             "rope_type": "yarn",
