@@ -211,6 +211,10 @@ def compare(path, arguments):
             greedy = llama.greedy(prompt.ids, arguments.max_tokens)
             reference, other = theirs, ours
             same = same_continuation(greedy, tokens, llama.is_end)
+        if arguments.expected:
+            # Of long prompts, the last of every few positions may be stored.
+            every = len(other) // len(reference)
+            other = other[every - 1::every]
         if reference.shape != other.shape:
             raise SystemExit(f"{path}: logits {other.shape}, expected {reference.shape}")
         difference = float(np.abs(reference - other).max())
@@ -220,7 +224,7 @@ def compare(path, arguments):
         good &= fits
         print(
             f"{path.stem:20} {len(prompt.ids):4} tokens  max diff {difference:9.2e}  KL {kl:9.2e}  "
-            f"best {best:3}/{len(prompt.ids):<3}  greedy {'same' if same else 'DIFFERENT':9}"
+            f"best {best:3}/{len(reference):<3}  greedy {'same' if same else 'DIFFERENT':9}"
             f"{'' if fits else '  <--'}",
             flush=True,
         )

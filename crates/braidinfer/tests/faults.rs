@@ -22,8 +22,8 @@ fn change(fixture: &Fixture, executor: &mut Decoder<'_>) -> f32 {
     let prompts = fixture.prompts.iter().enumerate();
     let changes = prompts.map(|(prompt, expected)| {
         let rows = feed(executor, prompt, &expected.ids, 128);
-        let row = |(position, row): (usize, &Vec<f32>)| distance(row, fixture.expected(prompt, position));
-        rows.iter().enumerate().map(row).fold(0.0, f32::max)
+        let pairs = fixture.beside_expected(prompt, &rows);
+        pairs.iter().map(|(_, row, expected)| distance(row, expected)).fold(0.0, f32::max)
     });
     changes.fold(0.0, f32::max)
 }

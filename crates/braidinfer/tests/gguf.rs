@@ -58,8 +58,8 @@ fn files_of_llama_cpp_give_the_logits_of_transformers() {
         let mut original = directory.map(|fixture| fixture.standard_with(ComputeDtype::F32, |_| {}));
         for (prompt, expected) in fixture.prompts.iter().enumerate() {
             let rows = feed(&mut executor, prompt, &expected.ids, usize::MAX >> 1);
-            for (position, row) in rows.iter().enumerate() {
-                let distance = distance(row, fixture.expected(prompt, position));
+            for (position, row, wanted) in fixture.beside_expected(prompt, &rows) {
+                let distance = distance(row, wanted);
                 assert!(distance <= TOLERANCE, "{name} prompt {prompt} position {position}: {distance:e}");
             }
             assert_eq!(expected.greedy.first(), Some(&argmax(&rows[rows.len() - 1])), "{name} prompt {prompt}");
@@ -241,8 +241,8 @@ fn stacked_projections_are_found_with_their_biases_apart() {
     stacked.tensors.extend(rows.into_values());
     let fixture = Fixture { source: stacked.source(), ..Fixture::open("qwen2") };
     let rows = feed(&mut fixture.standard(), 0, &fixture.prompts[2].ids, usize::MAX >> 1);
-    for (position, row) in rows.iter().enumerate() {
-        let distance = distance(row, fixture.expected(2, position));
+    for (position, row, expected) in fixture.beside_expected(2, &rows) {
+        let distance = distance(row, expected);
         assert!(distance <= TOLERANCE, "position {position}: {distance:e}");
     }
 }

@@ -216,8 +216,8 @@ fn hybrids_on_both_kernels_at_once_say_the_same() {
         let mut mixed = fused.with_layers(&layers, runner).expect("the layers are there");
         for (prompt, expected) in fixture.prompts.iter().enumerate() {
             let rows = feed(&mut mixed, prompt, &expected.ids, 9);
-            for (position, row) in rows.iter().enumerate() {
-                let distance = distance(row, fixture.expected(prompt, position));
+            for (position, row, expected) in fixture.beside_expected(prompt, &rows) {
+                let distance = distance(row, expected);
                 assert!(distance <= 1e-3, "{layers:?} prompt {prompt} position {position}: {distance:e}");
             }
         }

@@ -35,8 +35,8 @@ fn any_layer_may_be_standard() {
             for chunk in [WHOLE, 3, 1] {
                 for (prompt, expected) in fixture.prompts.iter().enumerate() {
                     let rows = feed(&mut executor, prompt, &expected.ids, chunk);
-                    for (position, row) in rows.iter().enumerate() {
-                        let distance = distance(fixture.expected(prompt, position), row);
+                    for (position, row, expected) in fixture.beside_expected(prompt, &rows) {
+                        let distance = distance(expected, row);
                         let what = format!("{} prompt {prompt} position {position} chunks of {chunk}", fixture.name);
                         assert!(distance <= TOLERANCE, "{what}: logits differ by {distance:e}");
                     }

@@ -36,7 +36,8 @@ pub struct Fixture {
     pub name: String,
     pub source: ModelSource,
     pub prompts: Vec<ExpectedPrompt>,
-    pub logits: Vec<Vec<f32>>,
+    /// Of each prompt, the expected logits of every position, or of the last of every few.
+    pub logits: Vec<Vec<Vec<f32>>>,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +65,8 @@ impl Fixture {
         let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("expected logits are safetensors");
         let logits = (0..prompts.len()).map(|prompt| {
             let tensor = tensors.tensor(&format!("logits.{prompt}")).expect("every prompt has logits");
-            tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+            let values = tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            values.collect::<Vec<_>>().chunks(tensor.shape()[1]).map(<[f32]>::to_vec).collect()
         });
         Self { name: name.to_owned(), logits: logits.collect(), prompts, source }
     }
@@ -84,10 +86,23 @@ impl Fixture {
         self.description().spec
     }
 
-    /// Expected logits of `position` of a prompt.
-    pub fn expected(&self, prompt: usize, position: usize) -> &[f32] {
-        let vocab = self.logits[prompt].len() / self.prompts[prompt].ids.len();
-        &self.logits[prompt][position * vocab..(position + 1) * vocab]
+    /// Expected logits of `position` of a prompt, if they are stored.
+    pub fn expected(&self, prompt: usize, position: usize) -> Option<&[f32]> {
+        let rows = &self.logits[prompt];
+        let stride = self.prompts[prompt].ids.len() / rows.len();
+        (position + 1).is_multiple_of(stride).then(|| &*rows[position / stride])
+    }
+
+    /// Rows of logits of a whole prompt beside what is expected: position, row, expected row.
+    pub fn beside_expected<'a>(&'a self, prompt: usize, rows: &'a [Vec<f32>]) -> Vec<(usize, &'a [f32], &'a [f32])> {
+        assert_eq!(rows.len(), self.prompts[prompt].ids.len(), "rows of a whole prompt");
+        let pairs = rows
+            .iter()
+            .enumerate()
+            .filter_map(|(position, row)| self.expected(prompt, position).map(|expected| (position, &**row, expected)));
+        let pairs: Vec<_> = pairs.collect();
+        assert_eq!(pairs.len(), self.logits[prompt].len(), "{}: each stored row is compared", self.name);
+        pairs
     }
 
     /// Standard kernels in f32 with room for 16 sequences of 128 tokens.
