@@ -21,7 +21,9 @@ use tempfile::TempDir;
 const SAME: f32 = 1e-4;
 
 /// Fixtures that GGUF cannot describe, with what the message has to say.
-const REFUSED: [(&str, &str); 15] = [
+const REFUSED: [(&str, &str); 17] = [
+    ("granite_swa", "for which GGUF has no form here"),
+    ("granitemoe_swa", "for which GGUF has no form here"),
     ("gpt_oss", "swiglu_limit`"),
     ("qwen3_5_moe", "for which GGUF has no form here"),
     ("qwen3_next", "for which GGUF has no form here"),

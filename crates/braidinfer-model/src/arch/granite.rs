@@ -22,7 +22,12 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 };
 
 pub(super) fn describe(config: &JsonFile) -> Result<Description> {
-    let mut description = decoder(config, &Defaults::LLAMA)?;
+    decoder_with(config, &Defaults::LLAMA)
+}
+
+/// With other class defaults.
+pub(super) fn decoder_with(config: &JsonFile, defaults: &Defaults) -> Result<Description> {
+    let mut description = decoder(config, defaults)?;
     let spec = &mut description.spec;
     let multiplier = |field: &str| Ok(config.positive(field)?.unwrap_or(1.0));
     spec.embedding_multiplier = multiplier("embedding_multiplier")?;

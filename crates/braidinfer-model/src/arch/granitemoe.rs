@@ -34,7 +34,7 @@ const EXPERTS: ExpertNames = ExpertNames::Stacked {
     names: ["block_sparse_moe.input_linear", "block_sparse_moe.input_linear", "block_sparse_moe.output_linear"],
 };
 
-fn describe(config: &JsonFile) -> Result<Description> {
+pub(super) fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = granite::describe(config)?;
     let spec = &mut description.spec;
     let mut experts = experts(config, spec, &FIELDS, RouterSpec::SOFTMAX_OF_CHOSEN)?;

@@ -21,6 +21,7 @@ mod glm4;
 mod glm4_moe;
 mod gpt_oss;
 mod granite;
+mod granite_swa;
 mod granitemoe;
 mod helium;
 mod hunyuan_v1_dense;
@@ -118,6 +119,8 @@ pub const REGISTRY: &[Architecture] = &[
     mixtral::ARCHITECTURE,
     olmoe::ARCHITECTURE,
     granitemoe::ARCHITECTURE,
+    granite_swa::ARCHITECTURE,
+    granite_swa::WITH_EXPERTS,
     phimoe::ARCHITECTURE,
     ernie4_5_moe::ARCHITECTURE,
     glm4_moe::ARCHITECTURE,
@@ -145,13 +148,10 @@ impl Architecture {
 /// Limit against huge allocations from a corrupt count; the largest published decoders have 128 layers.
 const MAX_LAYERS: usize = 4096;
 const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
-const ATTENTION_SINKS: &str = "has attention sinks, which are not supported yet";
 const STACKED_BY_HEAD: &str = "stacks queries, keys and values head by head in one tensor, which is not supported yet";
 const LATENT_ATTENTION: &str = "has latent attention, which is not supported yet";
 /// Known architectures that are not supported, with the reason.
 pub const REFUSED: &[(&str, &str)] = &[
-    ("granite_swa", ATTENTION_SINKS),
-    ("granitemoe_swa", ATTENTION_SINKS),
     ("gpt_neox", STACKED_BY_HEAD),
     ("deepseek_v2", LATENT_ATTENTION),
     ("deepseek_v3", LATENT_ATTENTION),
