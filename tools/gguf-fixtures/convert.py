@@ -32,6 +32,8 @@ class Fixture:
     as_if: dict = field(default_factory=dict)
     # Keys the converter derives where it should read: written again with the right value.
     corrected: dict = field(default_factory=dict)
+    # Tensors that the converter knows of other architectures only, under the names that they have there.
+    more_tensors: tuple = ()
 
 
 FIXTURES = [
@@ -76,6 +78,10 @@ FIXTURES = [
     Fixture("arcee"),
     Fixture("cohere"),
     Fixture("nemotron"),
+    Fixture("qwen3_5"),
+    Fixture("qwen3_5_moe"),
+    # The converter expects experts in every layer.
+    Fixture("qwen3_next", more_tensors=("FFN_GATE", "FFN_UP", "FFN_DOWN")),
 ]
 BY_NAME = {fixture.name: fixture for fixture in FIXTURES}
 
@@ -111,6 +117,9 @@ def convert(fixture, out, outtype, split=False):
         copy_for_converter(fixture, directory)
         hparams = ModelBase.load_hparams(directory, False)
         model_class = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+        # The fixtures have no layers that predict a token after the next.
+        model_class.no_mtp = True
+        gguf.MODEL_TENSORS[model_class.model_arch] += [gguf.MODEL_TENSOR[name] for name in fixture.more_tensors]
         count = sum(1 for _ in safe_names(directory / "model.safetensors"))
         model = model_class(
             directory, file_type, out, model_name=fixture.name, eager=True,

@@ -49,12 +49,12 @@ pub fn scratch_len(tokens: usize, new: usize, value_dim: usize) -> usize {
     3 * tokens.next_multiple_of(LANES) + new * value_dim
 }
 
-/// The logarithm of a token's decay: `-exp(a_log) * softplus(a + dt_bias)`.
-pub fn log_decay(a: f32, a_log: f32, dt_bias: f32) -> f32 {
+/// The logarithm of a token's decay, `rate * softplus(a + dt_bias)`; `rate` is negative.
+pub fn log_decay(a: f32, rate: f32, dt_bias: f32) -> f32 {
     let x = a + dt_bias;
     // Above 20 the difference is below the precision.
     let softplus = if x > 20.0 { x } else { x.exp().ln_1p() };
-    let decay = -a_log.exp() * softplus;
+    let decay = rate * softplus;
     // A NaN must stay one.
     if decay < LEAST_DECAY { LEAST_DECAY } else { decay }
 }

@@ -74,7 +74,7 @@ pub enum LayerSlot {
     Conv1d,
     /// Bias of a delta net's decay, one per value head.
     DtBias,
-    /// Logarithm of a delta net's rate of decay, one per value head.
+    /// Logarithm of a delta net's rate of decay, or the negative rate, one per value head.
     ALog,
     /// Norm of a delta net's output, over one value head.
     DeltaNorm,
@@ -208,6 +208,11 @@ impl ParameterList {
             }
             DeltaNetProjections::ByKeyHead => {
                 self.linear(slot(LayerSlot::InProjQkvz), delta_net.conv_width() + values, hidden, false);
+                self.linear(slot(LayerSlot::InProjBa), 2 * heads, hidden, false);
+            }
+            DeltaNetProjections::StrengthByKeyHead => {
+                self.linear(slot(LayerSlot::InProjQkv), delta_net.conv_width(), hidden, false);
+                self.linear(slot(LayerSlot::InProjZ), values, hidden, false);
                 self.linear(slot(LayerSlot::InProjBa), 2 * heads, hidden, false);
             }
         }

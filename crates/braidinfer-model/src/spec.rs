@@ -138,7 +138,7 @@ pub struct AttentionSpec {
 /// `sqrt(sum of squares + 1e-6)`, and queries by `sqrt(d_k)` as well. With the decay `g = -exp(A_log) * softplus(a +
 /// dt_bias)` and `beta = sigmoid(b)`, the state `S` `[d_k, d_v]` of a value head becomes, at each token,
 /// `S' = e^g S`, then `S' + k (beta (v - S'^T k))^T`, and the output is `S^T q`. It is normed, and multiplied by
-/// `silu(z)`. Value head `t` uses key head `t / (value heads / key heads)`.
+/// `silu(z)`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct DeltaNetSpec {
     /// Number of query heads, and of key heads.
@@ -155,6 +155,40 @@ pub struct DeltaNetSpec {
     pub norm: NormSpec,
     /// How the projections are stored.
     pub projections: DeltaNetProjections,
+    /// Which value heads use which key head.
+    pub value_heads: ValueHeadOrder,
+    /// What is stored of `A_log`.
+    pub decay_rates: DecayRates,
+}
+
+/// Which value heads of a gated delta net use which key head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ValueHeadOrder {
+    /// Value head `t` uses key head `t / (value heads / key heads)`.
+    ByKeyHead,
+    /// Value head `t` uses key head `t % key heads`.
+    Tiled,
+}
+
+/// What is stored of the rates at which a gated delta net decays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecayRates {
+    /// `A_log`.
+    Logarithm,
+    /// `-exp(A_log)`.
+    Negative,
+}
+
+impl DecayRates {
+    /// `-exp(A_log)`, given what is stored.
+    pub fn negative(self, stored: f32) -> f32 {
+        match self {
+            Self::Logarithm => -stored.exp(),
+            Self::Negative => stored,
+        }
+    }
 }
 
 /// How the input projections of a gated delta net are stored.
@@ -165,6 +199,9 @@ pub enum DeltaNetProjections {
     ByKind,
     /// One with the rows of query, key, values and `z` of each key head together, and one with those of `b` and `a`.
     ByKeyHead,
+    /// One for queries, keys and values, and one for `z`, with the rows of all heads of each kind together, but one with
+    /// the rows of `b` and `a` of each key head together.
+    StrengthByKeyHead,
 }
 
 /// A norm of queries and keys.
@@ -532,6 +569,22 @@ impl DeltaNetSpec {
     /// Number of value heads that use one key head.
     pub fn values_per_key(&self) -> usize {
         self.linear_num_value_heads / self.linear_num_key_heads
+    }
+
+    /// The key head that a value head uses.
+    pub fn key_head(&self, value_head: usize) -> usize {
+        match self.value_heads {
+            ValueHeadOrder::ByKeyHead => value_head / self.values_per_key(),
+            ValueHeadOrder::Tiled => value_head % self.linear_num_key_heads,
+        }
+    }
+
+    /// The value head that is at `index` among those that use a key head.
+    pub fn value_head(&self, key_head: usize, index: usize) -> usize {
+        match self.value_heads {
+            ValueHeadOrder::ByKeyHead => key_head * self.values_per_key() + index,
+            ValueHeadOrder::Tiled => index * self.linear_num_key_heads + key_head,
+        }
     }
 }
 

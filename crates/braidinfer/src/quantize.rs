@@ -273,8 +273,7 @@ impl GgufQuantizer<'_> {
     /// Writes all tensors and returns the size of the file.
     fn write(&self, partial: PartialFile, progress: QuantizeProgress) -> Result<u64> {
         let stacks = &self.model.tensors;
-        let header =
-            |stack: &Stack| TensorHeader { name: stack.tensor.clone(), shape: stack.shape(), dtype: self.dtype(stack) };
+        let header = |stack: &Stack| self.model.header(stack, self.dtype(stack));
         let mut headers: Vec<TensorHeader> = stacks.iter().map(header).collect();
         for (name, values) in &self.model.settings {
             headers.push(TensorHeader { name: (*name).to_owned(), shape: vec![values.len()], dtype: Dtype::F32 });
@@ -325,7 +324,16 @@ impl GgufQuantizer<'_> {
         let view = view.ok_or_else(|| Error::Internal(format!("the weights lack {slot:?}")))?;
         let columns = if *param == Param::Weight { shape[1..].iter().product() } else { 1 };
         let first = rows.start * columns;
-        let mut values = view.read_rows::<f32>(rows)?;
+        let mut values = match &self.model.source_rows(*slot, rows)[..] {
+            [rows] => view.read_rows::<f32>(rows.clone())?,
+            parts => {
+                let mut values = Vec::with_capacity(parts.iter().map(ExactSizeIterator::len).sum::<usize>() * columns);
+                for rows in parts {
+                    values.extend(view.read_rows::<f32>(rows.clone())?);
+                }
+                values
+            }
+        };
         self.model.transform(*slot, *param, columns, &mut values);
         encode(view.name, view.path, dtype, &values, first)
     }

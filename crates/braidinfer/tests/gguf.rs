@@ -10,10 +10,10 @@ use std::sync::Arc;
 use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::model::format::gguf::{Gguf, GgufWriter, Metadata, TensorHeader, Value};
 use braidinfer::model::spec::{Mixer, RopeScaling};
-use braidinfer::model::{DecoderSpec, ModelSource, describe};
+use braidinfer::model::{DecoderSpec, Description, ModelSource, Weights, describe};
 use braidinfer::text::Tokenizer;
 use serde::Deserialize;
-use support::{Fixture, argmax, distance, feed, fixtures, read_json, tokenizer};
+use support::{Fixture, Fused, argmax, distance, feed, fixtures, read_json, tokenizer};
 
 /// Largest allowed difference of a logit from `transformers`.
 const TOLERANCE: f32 = 5e-4;
@@ -53,14 +53,20 @@ fn open(name: &str) -> (Fixture, bool) {
 fn files_of_llama_cpp_give_the_logits_of_transformers() {
     for name in names() {
         let (fixture, same_as_directory) = open(&name);
-        let mut executor = fixture.standard();
+        let (mut executor, mut fused) = (fixture.standard(), fixture.fused(Fused::exact()));
         let directory = same_as_directory.then(|| Fixture::open(name.split("-split").next().unwrap_or(&name)));
         let mut original = directory.map(|fixture| fixture.standard_with(ComputeDtype::F32, |_| {}));
         for (prompt, expected) in fixture.prompts.iter().enumerate() {
             let rows = feed(&mut executor, prompt, &expected.ids, usize::MAX >> 1);
-            for (position, row, wanted) in fixture.beside_expected(prompt, &rows) {
-                let distance = distance(row, wanted);
-                assert!(distance <= TOLERANCE, "{name} prompt {prompt} position {position}: {distance:e}");
+            let of_fused = feed(&mut fused, prompt, &expected.ids, usize::MAX >> 1);
+            for (kernels, rows) in [("standard", &rows), ("fused", &of_fused)] {
+                for (position, row, wanted) in fixture.beside_expected(prompt, rows) {
+                    let distance = distance(row, wanted);
+                    assert!(
+                        distance <= TOLERANCE,
+                        "{name} {kernels} prompt {prompt} position {position}: {distance:e}"
+                    );
+                }
             }
             assert_eq!(expected.greedy.first(), Some(&argmax(&rows[rows.len() - 1])), "{name} prompt {prompt}");
             let Some(original) = &mut original else { continue };
@@ -216,6 +222,44 @@ fn keys_that_change_the_decoder_are_supported_or_refused() {
     assert!(experts.contains("`qwen2` is a mixture-of-experts model"), "{experts}");
     let per_layer = Rewritten::new("models/llama.gguf").set("llama.attention.head_count", &[4i32, 4, 4][..]).spec();
     assert_eq!(per_layer.attentions[0].num_attention_heads, 4);
+}
+
+#[test]
+fn keys_say_which_layers_are_recurrent() {
+    let file = || Rewritten::new("models/qwen3_5.gguf");
+    let original = file().spec();
+    let kinds = |spec: &DecoderSpec| -> Vec<bool> {
+        (0..spec.layers.len()).map(|layer| spec.delta_net(layer).is_some()).collect()
+    };
+    assert_eq!(kinds(&original), [true, true, true, false]);
+    let by_interval = file().without("qwen35.attention.recurrent_layers");
+    assert_eq!(by_interval.spec(), original);
+    assert_eq!(kinds(&by_interval.set("qwen35.full_attention_interval", 2u32).spec()), [true, false, true, false]);
+    let short = file().set("qwen35.attention.recurrent_layers", &[true, false][..]).error();
+    assert!(short.contains("`qwen35.attention.recurrent_layers`: expected 4 entries, one per layer"), "{short}");
+    for key in ["conv_kernel", "state_size", "group_count", "time_step_rank", "inner_size"] {
+        let missing = file().without(&format!("qwen35.ssm.{key}")).error();
+        assert!(missing.contains(&format!("`qwen35.ssm.{key}`: expected a positive whole number")), "{missing}");
+    }
+    let uneven = file().set("qwen35.ssm.inner_size", 81u32).error();
+    assert!(uneven.contains("`qwen35.ssm.inner_size`: expected a multiple of 4 heads, found 81"), "{uneven}");
+    // A layer that predicts a token after the next is left out.
+    let mut further = file()
+        .set("qwen35.block_count", 5u32)
+        .set("qwen35.nextn_predict_layers", 1u32)
+        .set("qwen35.attention.recurrent_layers", &[true, true, true, false, false][..]);
+    let of_last = further.tensors.iter().filter(|(header, _)| header.name.starts_with("blk.3."));
+    let copies: Vec<_> = of_last
+        .map(|(header, data)| {
+            (TensorHeader { name: header.name.replace("blk.3.", "blk.4."), ..header.clone() }, data.clone())
+        })
+        .collect();
+    further.tensors.extend(copies);
+    let (source, names) = (further.source(), Fixture { source: further.source(), ..Fixture::open("qwen3_5") });
+    let Description { spec, names } = names.description();
+    assert_eq!(spec, original);
+    let weights = Weights::open(&source, &spec, &names).unwrap_or_else(|error| panic!("{error}"));
+    assert!(weights.notes().iter().any(|note| note.contains("`blk.4.attn_k.weight`")), "{:?}", weights.notes());
 }
 
 #[test]

@@ -171,10 +171,10 @@ proptest! {
 
 #[test]
 fn decays_are_bounded_and_nan_stays() {
-    assert!((log_decay(0.5, -1.0, 0.25) + (-1.0_f32).exp() * 0.75_f32.exp().ln_1p()).abs() < 1e-6);
-    assert_eq!(log_decay(1e30, 80.0, 0.0), LEAST_DECAY);
-    assert_eq!(log_decay(-1e30, 0.0, 0.0), 0.0);
-    assert!(log_decay(f32::NAN, 0.0, 0.0).is_nan());
+    assert!((log_decay(0.5, -(-1.0_f32).exp(), 0.25) + (-1.0_f32).exp() * 0.75_f32.exp().ln_1p()).abs() < 1e-6);
+    assert_eq!(log_decay(1e30, -5e34, 0.0), LEAST_DECAY);
+    assert_eq!(log_decay(-1e30, -1.0, 0.0), 0.0);
+    assert!(log_decay(f32::NAN, -1.0, 0.0).is_nan());
     assert_eq!((logistic(0.0), logistic(f32::INFINITY), logistic(f32::NEG_INFINITY)), (0.5, 1.0, 0.0));
 }
 

@@ -2,7 +2,10 @@
 
 use crate::arch::Description;
 use crate::arch::llama_like::{Defaults, LayerKind, decoder, layer_types, per_head_norm, read_attention_bias};
-use crate::spec::{ActivationFunction, DeltaNetProjections, DeltaNetSpec, FeedForward, Mixer, NormKind, NormSpec};
+use crate::spec::{
+    ActivationFunction, DecayRates, DeltaNetProjections, DeltaNetSpec, FeedForward, Mixer, NormKind, NormSpec,
+    ValueHeadOrder,
+};
 use crate::{JsonFile, Result};
 
 /// Every fourth layer has attention, unless the config says otherwise.
@@ -77,5 +80,7 @@ fn delta_net(config: &JsonFile, eps: f64, projections: DeltaNetProjections) -> R
         linear_conv_kernel_dim: kernel,
         norm: NormSpec { kind: NormKind::Rms, eps, weight_offset: 0.0, bias: false },
         projections,
+        value_heads: ValueHeadOrder::ByKeyHead,
+        decay_rates: DecayRates::Logarithm,
     })
 }

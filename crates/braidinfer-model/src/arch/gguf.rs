@@ -12,7 +12,10 @@ use crate::arch::{Architecture, Description, REGISTRY, check};
 use crate::format::Checkpoint;
 use crate::format::gguf::{Gguf, Metadata};
 use crate::layout::{ExpertNames, LayerSlot, Slot, TensorNames};
-use crate::spec::{DecoderSpec, FeedForward, Mixer, RopePairing, RopeScaling, ScoringFunction, SharedExpertSpec};
+use crate::spec::{
+    DecayRates, DecoderSpec, DeltaNetProjections, FeedForward, Mixer, RopePairing, RopeScaling, ScoringFunction,
+    SharedExpertSpec, ValueHeadOrder,
+};
 use crate::{JsonFile, ModelError, Result};
 
 pub use keys::{GgufModel, gguf_model};
@@ -45,8 +48,12 @@ pub struct GgufForm {
     pub control_tokens_strip: bool,
     /// Whether the ends of YaRN's ramp are rounded to whole dimensions, for which files have no key.
     pub yarn_truncate: bool,
+    /// Name of the norm before the feed-forward network.
+    pub feed_forward_norm: &'static str,
     /// How files store a mixture of experts, if they have one.
     pub experts: Option<GgufExperts>,
+    /// How files store gated delta nets, if they have some.
+    pub delta_nets: Option<GgufDeltaNets>,
     /// What llama.cpp supports in such files.
     pub llama_cpp: LlamaCpp,
 }
@@ -56,17 +63,28 @@ pub struct GgufForm {
 pub struct GgufExperts {
     /// Whether the weights of the chosen experts are divided by their sum if the file does not say.
     pub norm_topk_prob: bool,
-    /// Name of the norm before the feed-forward network.
-    pub feed_forward_norm: &'static str,
     /// Whether llama.cpp supports first layers without experts.
     pub leading_dense: bool,
 }
 
 impl GgufExperts {
     /// Weights are the scores among all experts.
-    pub(super) const OF_ALL: Self = Self { norm_topk_prob: false, feed_forward_norm: "ffn_norm", leading_dense: false };
+    pub(super) const OF_ALL: Self = Self { norm_topk_prob: false, leading_dense: false };
     /// Weights are the scores among the chosen experts.
     pub(super) const OF_CHOSEN: Self = Self { norm_topk_prob: true, ..Self::OF_ALL };
+}
+
+/// How llama.cpp's files store gated delta nets: their rates of decay are `-exp(A_log)`, and the weights of their norms
+/// include no offset.
+#[derive(Debug, Clone, Copy)]
+pub struct GgufDeltaNets {
+    /// How the projections are stored.
+    pub projections: DeltaNetProjections,
+    /// Whether the value heads of each key head are apart from each other.
+    pub tiled: bool,
+    /// Whether llama.cpp wants to know how rotated dimensions are divided between the axes of images, which means nothing
+    /// in text.
+    pub rope_sections: bool,
 }
 
 /// What llama.cpp supports in files of an architecture; this engine supports all of it. When a file is written with
@@ -110,7 +128,9 @@ impl GgufForm {
             pre_tokenizer: None,
             control_tokens_strip: false,
             yarn_truncate: true,
+            feed_forward_norm: "ffn_norm",
             experts: None,
+            delta_nets: None,
             llama_cpp: LlamaCpp::PLAIN,
         }
     }
@@ -126,13 +146,18 @@ impl GgufForm {
                 qk_norm.norm.weight_offset = 0.0;
             }
         }
+        for net in spec.delta_nets.iter_mut().filter(|_| self.delta_nets.is_some()) {
+            net.decay_rates = DecayRates::Negative;
+            if self.delta_nets.is_some_and(|form| form.tiled) && net.values_per_key() > 1 {
+                net.value_heads = ValueHeadOrder::Tiled;
+            }
+        }
     }
 }
 
 /// Tensor names in GGUF, without stacked tensors (but experts are always stacked).
 fn tensor_names(form: GgufForm) -> TensorNames {
     use LayerSlot::*;
-    let feed_forward_norm = form.experts.map_or("ffn_norm", |experts| experts.feed_forward_norm);
     let layer = [
         (InputNorm, "attn_norm"),
         (QProj, "attn_q"),
@@ -143,7 +168,7 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         (KNorm, "attn_k_norm"),
         (Sinks, "attn_sinks"),
         (AttentionOutputNorm, "post_attention_norm"),
-        (FeedForwardNorm, feed_forward_norm),
+        (FeedForwardNorm, form.feed_forward_norm),
         (GateProj, "ffn_gate"),
         (UpProj, "ffn_up"),
         (DownProj, "ffn_down"),
@@ -153,6 +178,15 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         (SharedDownProj, "ffn_down_shexp"),
         (SharedExpertGate, "ffn_gate_inp_shexp"),
         (FeedForwardOutputNorm, "post_ffw_norm"),
+        (InProjQkv, "attn_qkv"),
+        (InProjZ, "attn_gate"),
+        (InProjB, "ssm_beta"),
+        (InProjA, "ssm_alpha"),
+        (InProjQkvz, INPUTS_BY_KEY_HEAD),
+        (InProjBa, "ssm_ba"),
+        (Conv1d, "ssm_conv1d"),
+        (DeltaNorm, "ssm_norm"),
+        (OutProj, "ssm_out"),
     ];
     let experts = [
         ExpertNames::Stacked { names: ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] },
@@ -160,8 +194,12 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         // Files of 2023 and early 2024.
         ExpertNames::Indexed { names: ["ffn_gate", "ffn_up", "ffn_down"] },
     ];
-    TensorNames::gguf(&layer, &experts).with(form.names).with_tensor(&[(RouterCorrection, ROUTER_CORRECTION)])
+    let tensors = [(RouterCorrection, ROUTER_CORRECTION), (DtBias, "ssm_dt.bias"), (ALog, "ssm_a")];
+    TensorNames::gguf(&layer, &experts).with(form.names).with_tensor(&tensors)
 }
+
+/// Queries, keys, values and gate of a delta net by key head, as in older files.
+const INPUTS_BY_KEY_HEAD: &str = "ssm_in";
 
 /// The router, and what corrects its choice.
 const ROUTER: &str = "ffn_gate_inp";
@@ -178,6 +216,12 @@ const TEMPERATURE_SCALE: &str = "attention.temperature_scale";
 
 /// Key for attention and feed-forward network in parallel.
 const PARALLEL_RESIDUAL: &str = "use_parallel_residual";
+/// Keys for the number of value heads of a delta net, and for their width together.
+const VALUE_HEADS: &str = "ssm.time_step_rank";
+const VALUE_WIDTH: &str = "ssm.inner_size";
+/// Every how many layers there is attention, and a list that says which layers have none.
+const FULL_ATTENTION_INTERVAL: &str = "full_attention_interval";
+const RECURRENT_LAYERS: &str = "attention.recurrent_layers";
 
 /// Tensors with RoPE settings.
 const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -279,7 +323,17 @@ impl File<'_> {
     }
 
     fn first_layer_has(&self, tensor: &str) -> bool {
-        self.checkpoint.contains(&format!("blk.0.{tensor}"))
+        self.layer_has(0, tensor)
+    }
+
+    fn layer_has(&self, layer: usize, tensor: &str) -> bool {
+        self.checkpoint.contains(&format!("blk.{layer}.{tensor}"))
+    }
+
+    /// Whether the first layer with attention has a tensor.
+    fn attention_has(&self, spec: &DecoderSpec, tensor: &str) -> bool {
+        let layer = (0..spec.layers.len()).find(|layer| spec.attention(*layer).is_some());
+        layer.is_some_and(|layer| self.layer_has(layer, tensor))
     }
 
     /// Adapts a description to what llama.cpp stores differently from Hugging Face checkpoints.
@@ -290,10 +344,20 @@ impl File<'_> {
         if let Some(scale) = self.metadata.number(&self.key("attention.scale"))?.filter(|scale| *scale > 0.0) {
             spec.attentions[0].scale = scale;
         }
+        self.adjust_delta_nets(spec);
         self.adjust_feed_forward(spec)?;
         self.adjust_biases(spec);
         description.names = self.names(spec);
         Ok(())
+    }
+
+    /// How the projections of delta nets are stored is told by the tensors of the first layer that has one.
+    fn adjust_delta_nets(&self, spec: &mut DecoderSpec) {
+        let Some(form) = self.form.delta_nets else { return };
+        let layer = (0..spec.layers.len()).find(|layer| spec.delta_net(*layer).is_some());
+        let old = layer.is_some_and(|layer| self.layer_has(layer, &format!("{INPUTS_BY_KEY_HEAD}.weight")));
+        let projections = if old { DeltaNetProjections::ByKeyHead } else { form.projections };
+        spec.delta_nets.iter_mut().for_each(|net| net.projections = projections);
     }
 
     /// Which layers have experts, and what belongs to a mixture, is told by the tensors of each layer.
@@ -369,8 +433,10 @@ impl File<'_> {
 
     /// Adds the biases that the file has; biases that the architecture always has are required.
     fn adjust_biases(&self, spec: &mut DecoderSpec) {
-        spec.attentions[0].qkv_bias |= self.first_layer_has("attn_q.bias") || self.first_layer_has("attn_qkv.bias");
-        spec.attentions[0].output_bias |= self.first_layer_has("attn_output.bias");
+        let has = |tensor| self.attention_has(spec, tensor);
+        let (qkv, output) = (has("attn_q.bias") || has("attn_qkv.bias"), has("attn_output.bias"));
+        spec.attentions[0].qkv_bias |= qkv;
+        spec.attentions[0].output_bias |= output;
         spec.lm_head_bias |= self.checkpoint.contains("output.bias");
         let present = self.first_layer_has("ffn_down.bias");
         for layer in &mut spec.layers {
@@ -383,10 +449,10 @@ impl File<'_> {
     /// Tensor names. In files of any architecture, projections with the same input may be stacked in one tensor.
     fn names(&self, spec: &DecoderSpec) -> TensorNames {
         let mut names = tensor_names(self.form);
-        if self.first_layer_has("attn_qkv.weight") {
+        if self.attention_has(spec, "attn_qkv.weight") {
             names = names.with(&STACKED_QKV);
         }
-        if self.first_layer_has("attn_q.bias") {
+        if self.attention_has(spec, "attn_q.bias") {
             names = names.with_bias(&SEPARATE_QKV);
         }
         let gated =

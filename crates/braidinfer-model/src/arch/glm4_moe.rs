@@ -15,11 +15,8 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     describe,
     gguf: Some(GgufForm {
         pre_tokenizer: Some("glm4"),
-        experts: Some(GgufExperts {
-            feed_forward_norm: "post_attention_norm",
-            leading_dense: true,
-            ..GgufExperts::OF_CHOSEN
-        }),
+        feed_forward_norm: "post_attention_norm",
+        experts: Some(GgufExperts { leading_dense: true, ..GgufExperts::OF_CHOSEN }),
         ..GgufForm::named("glm4moe")
     }),
     fixtures: &["glm4_moe", "glm4_moe-plain"],

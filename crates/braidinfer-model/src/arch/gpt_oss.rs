@@ -16,7 +16,8 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     models: "gpt-oss 20B and 120B",
     describe,
     gguf: Some(GgufForm {
-        experts: Some(GgufExperts { feed_forward_norm: "post_attention_norm", ..GgufExperts::OF_CHOSEN }),
+        feed_forward_norm: "post_attention_norm",
+        experts: Some(GgufExperts::OF_CHOSEN),
         yarn_truncate: false,
         llama_cpp: LlamaCpp { windows: true, output_bias: true, ..LlamaCpp::PLAIN },
         ..GgufForm::named("gpt-oss")

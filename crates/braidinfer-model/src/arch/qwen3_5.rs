@@ -1,6 +1,7 @@
 //! Qwen 3.5, dense, text part: gated delta nets in three of four layers, and gated attention in the fourth.
 
 use crate::arch::delta_net_config::hybrid;
+use crate::arch::gguf::{GgufDeltaNets, GgufForm};
 use crate::arch::llama_like::{Defaults, Sizes};
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description, qwen3_next};
@@ -12,7 +13,13 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &["qwen3_5"],
     models: "Qwen 3.5, dense, text part",
     describe,
-    gguf: None,
+    gguf: Some(GgufForm {
+        offset_included: true,
+        pre_tokenizer: Some("qwen35"),
+        feed_forward_norm: "post_attention_norm",
+        delta_nets: Some(GgufDeltaNets { projections: DeltaNetProjections::ByKind, tiled: true, rope_sections: true }),
+        ..GgufForm::named("qwen35")
+    }),
     fixtures: &["qwen3_5", "qwen3_5-vl"],
 };
 

@@ -2,6 +2,7 @@
 
 use crate::arch::delta_net_config::hybrid;
 use crate::arch::expert_config::{ExpertFields, experts, gated_shared_expert, set_experts};
+use crate::arch::gguf::{GgufDeltaNets, GgufExperts, GgufForm};
 use crate::arch::llama_like::{Defaults, Sizes};
 use crate::arch::{Architecture, Description, qwen2_moe, qwen3_next};
 use crate::spec::{DeltaNetProjections, RouterSpec};
@@ -12,7 +13,14 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &["qwen3_5_moe"],
     models: "Qwen 3.5 and 3.6 35B-A3B, 122B-A10B, text part",
     describe,
-    gguf: None,
+    gguf: Some(GgufForm {
+        offset_included: true,
+        pre_tokenizer: Some("qwen35"),
+        feed_forward_norm: "post_attention_norm",
+        experts: Some(GgufExperts::OF_CHOSEN),
+        delta_nets: Some(GgufDeltaNets { projections: DeltaNetProjections::ByKind, tiled: true, rope_sections: true }),
+        ..GgufForm::named("qwen35moe")
+    }),
     fixtures: &["qwen3_5_moe"],
 };
 

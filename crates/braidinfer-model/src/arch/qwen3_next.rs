@@ -4,6 +4,7 @@ use crate::arch::delta_net_config::hybrid;
 use crate::arch::expert_config::{
     ExpertFields, experts, gated_shared_expert, set_experts, softmax_router, sparse_layers,
 };
+use crate::arch::gguf::{GgufDeltaNets, GgufExperts, GgufForm};
 use crate::arch::llama_like::{Defaults, Sizes};
 use crate::arch::rope_config::RopeDefaults;
 use crate::arch::{Architecture, Description, qwen2_moe};
@@ -15,7 +16,18 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &[],
     models: "Qwen3-Next 80B-A3B",
     describe,
-    gguf: None,
+    gguf: Some(GgufForm {
+        offset_included: true,
+        pre_tokenizer: Some("qwen2"),
+        feed_forward_norm: "post_attention_norm",
+        experts: Some(GgufExperts::OF_CHOSEN),
+        delta_nets: Some(GgufDeltaNets {
+            projections: DeltaNetProjections::StrengthByKeyHead,
+            tiled: false,
+            rope_sections: false,
+        }),
+        ..GgufForm::named("qwen3next")
+    }),
     fixtures: &["qwen3_next", "qwen3_next-dense"],
 };
 

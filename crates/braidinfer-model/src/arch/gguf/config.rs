@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{File, GgufForm, PARALLEL_RESIDUAL, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, ends_text};
+use super::{
+    FULL_ATTENTION_INTERVAL, File, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS, ROPE_FACTORS_LONG,
+    ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, VALUE_HEADS, VALUE_WIDTH, ends_text,
+};
 use crate::arch::MAX_LAYERS;
-use crate::format::gguf::Scalar;
+use crate::format::gguf::{Array, Scalar};
 use crate::rope::yarn_mscale;
 use crate::{JsonFile, Result};
 
@@ -46,6 +49,13 @@ const EXPERT_SIZES: [(&[&str], &str); 5] = [
     (&["n_group"], "expert_group_count"),
     (&["topk_group"], "expert_group_used_count"),
 ];
+/// Sizes of gated delta nets.
+pub(super) const DELTA_NET_SIZES: [(&str, &str); 4] = [
+    ("linear_conv_kernel_dim", "ssm.conv_kernel"),
+    ("linear_key_head_dim", "ssm.state_size"),
+    ("linear_num_key_heads", "ssm.group_count"),
+    ("linear_num_value_heads", VALUE_HEADS),
+];
 /// Field for the length before RoPE scaling.
 const ORIGINAL_LENGTH: &str = "original_max_position_embeddings";
 /// Fields whose value 0 means the architecture's default.
@@ -59,6 +69,11 @@ const WIDE_SCALE_LAYERS: [(&str, u64); 2] = [("gemma2", 46), ("gemma3", 62)];
 /// The width by whose square root llama.cpp divides scores.
 pub(super) fn scaled_width(form: GgufForm, layers: u64, head_dim: f64, width_by_heads: f64) -> f64 {
     if WIDE_SCALE_LAYERS.contains(&(form.architecture, layers)) { width_by_heads } else { head_dim }
+}
+
+/// Whether an entry of a list is zero or false.
+fn is_zero(entry: Scalar) -> bool {
+    matches!(entry, Scalar::Bool(false)) || entry.to_json().as_f64() == Some(0.0)
 }
 
 /// The config equivalent to a file of `model_type`.
@@ -87,8 +102,10 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
             Some(number) => config.set(field, &key, json!(number)),
         }
     }
+    config.next_token_layers()?;
     config.experts()?;
     config.require()?;
+    config.delta_nets()?;
     if !config.fields.contains_key("num_key_value_heads") {
         let heads = config.fields["num_attention_heads"].clone();
         config.set("num_key_value_heads", &file.key("attention.head_count_kv"), heads);
@@ -138,6 +155,59 @@ impl Config<'_> {
         Ok(())
     }
 
+    /// Layers at the end of the file that predict a token after the next are left out.
+    fn next_token_layers(&mut self) -> Result<()> {
+        let heads = self.file.metadata.unsigned(&self.file.key("nextn_predict_layers"))?.unwrap_or(0);
+        if let Some(layers) = self.fields.get("num_hidden_layers").and_then(Value::as_u64) {
+            let key = self.file.key("block_count");
+            self.set("num_hidden_layers", &key, json!(layers.saturating_sub(heads)));
+        }
+        Ok(())
+    }
+
+    /// Settings of gated delta nets, and which layers have one.
+    fn delta_nets(&mut self) -> Result<()> {
+        if self.file.form.delta_nets.is_none() {
+            return Ok(());
+        }
+        let metadata = self.file.metadata;
+        let required = |suffix: &str| {
+            let key = self.file.key(suffix);
+            let size = metadata.unsigned(&key)?.filter(|size| *size > 0);
+            size.ok_or_else(|| metadata.error(&key, "a positive whole number", "nothing"))
+        };
+        let sizes = DELTA_NET_SIZES.map(|(field, suffix)| required(suffix).map(|size| (field, suffix, size)));
+        let (heads, width) = (required(VALUE_HEADS)?, required(VALUE_WIDTH)?);
+        if width % heads != 0 {
+            let expected = format!("a multiple of {heads} heads");
+            return Err(metadata.error(&self.file.key(VALUE_WIDTH), expected, width.to_string()));
+        }
+        for size in sizes {
+            let (field, suffix, size) = size?;
+            self.set(field, &self.file.key(suffix), json!(size));
+        }
+        self.set("linear_value_head_dim", &self.file.key(VALUE_WIDTH), json!(width / heads));
+        let key = self.file.key(FULL_ATTENTION_INTERVAL);
+        if let Some(interval) = metadata.unsigned(&key)?.filter(|interval| *interval > 0) {
+            self.set("full_attention_interval", &key, json!(interval));
+        }
+        let key = self.file.key(RECURRENT_LAYERS);
+        let Some(list) = metadata.scalars(&key)? else { return Ok(()) };
+        self.layer_kinds(&key, list, |entry| if is_zero(entry) { "full_attention" } else { "linear_attention" })
+    }
+
+    /// Sets `layer_types` by a list with one entry for each layer in the file.
+    fn layer_kinds(&mut self, key: &str, list: &Array, kind: impl Fn(Scalar) -> &'static str) -> Result<()> {
+        let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS as u64) as usize;
+        if list.len() < layers {
+            let expected = format!("{layers} entries, one per layer");
+            return Err(self.file.metadata.error(key, expected, list.len().to_string()));
+        }
+        let kinds: Vec<&str> = list.scalars().take(layers).map(kind).collect();
+        self.set("layer_types", key, json!(kinds));
+        Ok(())
+    }
+
     /// Settings of a mixture of experts. Which layers have one is told by their tensors, so that here all have.
     fn experts(&mut self) -> Result<()> {
         let Some(form) = self.file.form.experts else { return Ok(()) };
@@ -150,12 +220,6 @@ impl Config<'_> {
             for alias in &fields[1..] {
                 self.set(alias, &key, json!(size));
             }
-        }
-        // Next-token heads are layers at the end of the file.
-        let heads = metadata.unsigned(&self.file.key("nextn_predict_layers"))?.unwrap_or(0);
-        if let Some(layers) = self.fields.get("num_hidden_layers").and_then(Value::as_u64) {
-            let key = self.file.key("block_count");
-            self.set("num_hidden_layers", &key, json!(layers.saturating_sub(heads)));
         }
         let key = self.file.key("expert_weights_norm");
         let norm_topk_prob = metadata.flag(&key)?.unwrap_or(form.norm_topk_prob);

@@ -1,21 +1,27 @@
 //! Converting a description to the contents of a GGUF file.
 
+use std::ops::Range;
+
 use serde_json::Value as Json;
 
-use super::config::scaled_width;
+use super::config::{DELTA_NET_SIZES, scaled_width};
 use super::{
-    GgufForm, PARALLEL_RESIDUAL, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV,
-    TEMPERATURE_SCALE, gating_func, is_rotated, mixers, tensor_names,
+    FULL_ATTENTION_INTERVAL, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT,
+    ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE, VALUE_WIDTH, gating_func, is_rotated, mixers,
+    tensor_names,
 };
 use crate::arch::find;
 use crate::format::gguf::{Gguf, Metadata, TensorHeader};
-use crate::layout::{Param, Slot, Stack, TensorNames, stacks};
+use crate::layout::{LayerSlot, Param, Slot, Stack, TensorNames, stacks};
 use crate::rope::yarn_mscale;
 use crate::spec::{
-    AttentionSpec, DecoderSpec, ExpertsSpec, FeedForward, LayerSpec, NormKind, RopePairing, RopeScaling, RopeSpec,
-    ScoringFunction,
+    AttentionSpec, DecayRates, DecoderSpec, DeltaNetSpec, ExpertsSpec, FeedForward, LayerSpec, NormKind, RopePairing,
+    RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
 };
 use crate::{Dtype, ModelError, Result};
+
+/// How published models divide rotated dimensions between time, height, width and nothing; in text, all are equal.
+const ROPE_SECTIONS: [i32; 4] = [11, 11, 10, 0];
 
 /// Contents of a decoder's GGUF file, except the tokenizer and the values of parameters.
 #[derive(Debug)]
@@ -31,6 +37,9 @@ pub struct GgufModel {
     /// Number of leading rows of each head to permute, and the head width.
     rotated: Option<(usize, usize)>,
     norm_offset: f32,
+    /// The gated delta net of the checkpoint, and whether the file has its value heads tiled and another form of its
+    /// rates.
+    delta_net: Option<(DeltaNetSpec, [bool; 2])>,
 }
 
 /// The contents of a GGUF file for `spec`. If `head_is_embedding`, the output head is not stored.
@@ -65,16 +74,64 @@ impl GgufModel {
         {
             values.chunks_exact_mut(head_dim * columns).for_each(|head| interleave(head, rotary_dim, columns));
         }
-        if self.norm_offset != 0.0 && param == Param::Weight && slot.is_norm() {
-            values.iter_mut().for_each(|value| *value += self.norm_offset);
+        let Slot::Layer(_, LayerSlot::DeltaNorm | LayerSlot::ALog | LayerSlot::OutProj) = slot else {
+            if self.norm_offset != 0.0 && param == Param::Weight && slot.is_norm() {
+                values.iter_mut().for_each(|value| *value += self.norm_offset);
+            }
+            return;
+        };
+        let Some((net, [tiled, rates])) = self.delta_net else { return };
+        match slot {
+            Slot::Layer(_, LayerSlot::ALog) if rates => {
+                values.iter_mut().for_each(|value| *value = net.decay_rates.negative(*value));
+            }
+            Slot::Layer(_, LayerSlot::OutProj) if tiled => {
+                values.chunks_exact_mut(columns).for_each(|row| tile(row, &net));
+            }
+            _ => {}
         }
+    }
+
+    /// Which rows of a parameter in the checkpoint are these rows in the file, before [`GgufModel::transform`].
+    pub fn source_rows(&self, slot: Slot, rows: Range<usize>) -> Vec<Range<usize>> {
+        let Slot::Layer(_, slot) = slot else { return vec![rows] };
+        let Some((net, [true, _])) = self.delta_net else { return vec![rows] };
+        let (first, width) = match slot {
+            LayerSlot::InProjQkv | LayerSlot::Conv1d => (2 * net.key_width(), net.linear_value_head_dim),
+            LayerSlot::InProjZ => (0, net.linear_value_head_dim),
+            LayerSlot::InProjB | LayerSlot::InProjA | LayerSlot::DtBias | LayerSlot::ALog => (0, 1),
+            _ => return vec![rows],
+        };
+        let mut parts = Vec::new();
+        let mut row = rows.start;
+        while row < rows.end {
+            let (source, len) = match row.checked_sub(first) {
+                None => (row, first - row),
+                Some(row) => {
+                    let source = of_tile(&net, row / width) * width + row % width;
+                    (first + source, width - row % width)
+                }
+            };
+            let len = len.min(rows.end - row);
+            parts.push(source..source + len);
+            row += len;
+        }
+        parts
+    }
+
+    /// What a file says of a tensor.
+    pub fn header(&self, stack: &Stack, dtype: Dtype) -> TensorHeader {
+        let mut shape = stack.shape();
+        // llama.cpp has convolutions over channels as matrices.
+        if let Slot::Layer(_, LayerSlot::Conv1d) = stack.parameters[0].slot {
+            shape.remove(1);
+        }
+        TensorHeader { name: stack.tensor.clone(), shape, dtype }
     }
 
     /// The description that a reader of the file would get.
     fn read_back(&self) -> Result<DecoderSpec> {
-        let header =
-            |stack: &Stack| TensorHeader { name: stack.tensor.clone(), shape: stack.shape(), dtype: Dtype::F32 };
-        let headers: Vec<TensorHeader> = self.tensors.iter().map(header).collect();
+        let headers: Vec<TensorHeader> = self.tensors.iter().map(|stack| self.header(stack, Dtype::F32)).collect();
         let sketch = Gguf::sketch(&self.metadata, &headers, &self.settings)?;
         super::describe(&sketch).map(|(description, _)| description.spec)
     }
@@ -86,6 +143,20 @@ fn interleave(head: &mut [f32], rotary_dim: usize, columns: usize) {
     let row = |index: usize| &original[index * columns..(index + 1) * columns];
     for (index, target) in head[..rotary_dim * columns].chunks_exact_mut(columns).enumerate() {
         target.copy_from_slice(row(index / 2 + index % 2 * half));
+    }
+}
+
+/// The value head of a checkpoint, which has those of a key head side by side, that is at `place` if they are tiled.
+fn of_tile(net: &DeltaNetSpec, place: usize) -> usize {
+    let (key_head, index) = (place % net.linear_num_key_heads, place / net.linear_num_key_heads);
+    key_head * net.values_per_key() + index
+}
+
+/// Permutes the values of a row that belong to value heads so that the heads are tiled.
+fn tile(row: &mut [f32], net: &DeltaNetSpec) {
+    let (width, original) = (net.linear_value_head_dim, row.to_vec());
+    for (place, target) in row.chunks_exact_mut(width).enumerate() {
+        target.copy_from_slice(&original[of_tile(net, place) * width..][..width]);
     }
 }
 
@@ -103,17 +174,56 @@ impl Writer<'_> {
             notes: Vec::new(),
             rotated: self.rotates().then(|| (self.spec.rope[0].rotary_dim, self.attention().head_dim)),
             norm_offset: if self.form.offset_included { self.spec.norm.weight_offset } else { 0.0 },
+            delta_net: self.spec.delta_nets.first().map(|net| (*net, self.changes(net))),
         };
         model.metadata.insert("general.architecture", self.form.architecture);
         self.sizes(&mut model);
         self.numbers(&mut model);
         self.mixture(&mut model);
+        self.delta_nets(&mut model);
         self.windows(&mut model);
         self.biases(&mut model);
         if let Some(table) = self.spec.rope.first() {
             self.rope(table, &mut model);
         }
         Ok(model)
+    }
+
+    /// Whether value heads must be tiled, and rates of decay brought into another form.
+    fn changes(&self, net: &DeltaNetSpec) -> [bool; 2] {
+        let tiled = self.form.delta_nets.is_some_and(|form| form.tiled) && net.values_per_key() > 1;
+        let rates = net.decay_rates == DecayRates::Logarithm;
+        [tiled && net.value_heads == ValueHeadOrder::ByKeyHead, rates]
+    }
+
+    /// Keys of gated delta nets; those of a second kind do not round-trip.
+    fn delta_nets(&self, model: &mut GgufModel) {
+        let (Some(net), Some(form)) = (self.spec.delta_nets.first(), self.form.delta_nets) else { return };
+        let sizes =
+            [net.linear_conv_kernel_dim, net.linear_key_head_dim, net.linear_num_key_heads, net.linear_num_value_heads];
+        for ((_, suffix), size) in DELTA_NET_SIZES.into_iter().zip(sizes) {
+            model.metadata.insert(self.key(suffix), size as u32);
+        }
+        model.metadata.insert(self.key(VALUE_WIDTH), net.value_width() as u32);
+        let recurrent: Vec<bool> =
+            (0..self.spec.layers.len()).map(|layer| self.spec.delta_net(layer).is_some()).collect();
+        model.metadata.insert(self.key(RECURRENT_LAYERS), &recurrent[..]);
+        // For readers that do not know the list.
+        if let Some(first) = recurrent.iter().position(|recurrent| !recurrent)
+            && recurrent.iter().enumerate().all(|(layer, recurrent)| *recurrent != ((layer + 1) % (first + 1) == 0))
+        {
+            model.metadata.insert(self.key(FULL_ATTENTION_INTERVAL), first as u32 + 1);
+        }
+        if form.rope_sections {
+            model.metadata.insert(self.key("rope.dimension_sections"), &ROPE_SECTIONS[..]);
+        }
+        if net.linear_key_head_dim != net.linear_value_head_dim {
+            let architecture = self.form.architecture;
+            model.notes.push(format!(
+                "llama.cpp does not load a {architecture} model whose recurrent layers have keys of another width than \
+                 values"
+            ));
+        }
     }
 
     /// The only kind of attention, because keys can describe only one; a decoder with several does not round-trip.

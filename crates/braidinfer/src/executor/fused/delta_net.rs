@@ -62,25 +62,24 @@ impl PackedDeltaNet {
         let spec = &self.spec;
         let (key, value) = (spec.linear_key_head_dim, spec.linear_value_head_dim);
         let (keys, per_key) = (spec.key_width(), spec.values_per_key());
-        if spec.projections == DeltaNetProjections::ByKind {
-            return match input {
-                DeltaInput::Query => (0, head * key),
-                DeltaInput::Key => (0, keys + head * key),
-                DeltaInput::Value => (0, 2 * keys + head * value),
-                DeltaInput::Gate => (1, head * value),
-                DeltaInput::Strength => (2, head),
-                DeltaInput::Decay => (3, head),
-            };
-        }
-        let per_head = 2 * (key + per_key * value);
         let (key_head, index) = (head / per_key, head % per_key);
+        // With queries, keys, values and gates by key head.
+        let per_head = 2 * (key + per_key * value);
+        let by_head = spec.projections == DeltaNetProjections::ByKeyHead;
         match input {
-            DeltaInput::Query => (0, head * per_head),
-            DeltaInput::Key => (0, head * per_head + key),
-            DeltaInput::Value => (0, key_head * per_head + 2 * key + index * value),
-            DeltaInput::Gate => (0, key_head * per_head + 2 * key + (per_key + index) * value),
-            DeltaInput::Strength => (1, key_head * 2 * per_key + index),
-            DeltaInput::Decay => (1, key_head * 2 * per_key + per_key + index),
+            DeltaInput::Query if by_head => (0, head * per_head),
+            DeltaInput::Key if by_head => (0, head * per_head + key),
+            DeltaInput::Value if by_head => (0, key_head * per_head + 2 * key + index * value),
+            DeltaInput::Gate if by_head => (0, key_head * per_head + 2 * key + (per_key + index) * value),
+            DeltaInput::Query => (0, head * key),
+            DeltaInput::Key => (0, keys + head * key),
+            DeltaInput::Value => (0, 2 * keys + head * value),
+            DeltaInput::Gate => (1, head * value),
+            DeltaInput::Strength | DeltaInput::Decay if spec.projections == DeltaNetProjections::ByKind => {
+                (if input == DeltaInput::Strength { 2 } else { 3 }, head)
+            }
+            DeltaInput::Strength => (self.inputs.len() - 1, key_head * 2 * per_key + index),
+            DeltaInput::Decay => (self.inputs.len() - 1, key_head * 2 * per_key + per_key + index),
         }
     }
 
@@ -228,7 +227,6 @@ impl HeadPass<'_> {
     /// Reads query, key and values of one token, each padded with zeros.
     fn read_inputs(&self, token: usize, out: &mut [f32]) {
         let (spec, widths) = (&self.layer.spec, self.widths);
-        let per_key = spec.values_per_key();
         let read = |input, head, width: usize, out: &mut [f32]| {
             self.layer.read(input, self.qkv, [self.rows, token, head], &mut out[..width]);
             out[width..].fill(0.0);
@@ -238,19 +236,19 @@ impl HeadPass<'_> {
         read(DeltaInput::Query, self.key_head, spec.linear_key_head_dim, query);
         read(DeltaInput::Key, self.key_head, spec.linear_key_head_dim, key);
         for (value, out) in values.chunks_exact_mut(widths.value).enumerate() {
-            read(DeltaInput::Value, self.key_head * per_key + value, spec.linear_value_head_dim, out);
+            read(DeltaInput::Value, spec.value_head(self.key_head, value), spec.linear_value_head_dim, out);
         }
     }
 
     /// Strength of the update, and logarithm of the decay, of a value head by one token.
     fn strength_and_decay(&self, token: usize, value: usize) -> [f32; 2] {
-        let head = self.key_head * self.layer.spec.values_per_key() + value;
+        let head = self.layer.spec.value_head(self.key_head, value);
         let read = |input| {
             let mut value = [0.0];
             self.layer.read(input, self.qkv, [self.rows, token, head], &mut value);
             value[0]
         };
-        let decay = log_decay(read(DeltaInput::Decay), self.layer.a_log[head], self.layer.dt_bias[head]);
+        let decay = log_decay(read(DeltaInput::Decay), self.layer.rates[head], self.layer.dt_bias[head]);
         [logistic(read(DeltaInput::Strength)), decay]
     }
 

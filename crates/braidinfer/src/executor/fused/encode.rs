@@ -40,8 +40,9 @@ struct EncodeTask {
 pub(super) enum Source<'a> {
     /// `[panels][stride][16]`; either the rows in `select` or all rows.
     Panels { data: &'a [f32], stride: usize, select: Option<&'a [usize]> },
-    /// `[groups][rows][width / groups]`.
-    Groups { data: &'a [f32], groups: usize },
+    /// `[groups][rows][width / groups]`. The columns of a row are the first of `tiles` equal parts of every group, then
+    /// their second parts, and so on.
+    Groups { data: &'a [f32], groups: usize, tiles: usize },
 }
 
 /// The rows to encode.
@@ -79,14 +80,16 @@ impl Input<'_> {
                     norm::apply(isa, &mut out[..columns.len()], statistics, &norm.weight[columns.start..], bias);
                 }
             }
-            Source::Groups { data, groups } => {
-                let width = self.width / groups;
+            Source::Groups { data, groups, tiles } => {
+                let width = self.width / groups / tiles;
                 for (row, out) in rows.zip(out.chunks_exact_mut(padded)) {
                     let (mut column, mut out) = (columns.start, &mut out[..columns.len()]);
                     while !out.is_empty() {
-                        let (group, from) = (column / width, column % width);
+                        let (part, from) = (column / width, column % width);
+                        let (group, tile) = (part % groups, part / groups);
                         let (now, rest) = out.split_at_mut((width - from).min(out.len()));
-                        now.copy_from_slice(&data[(group * self.rows + row) * width + from..][..now.len()]);
+                        let first = ((group * self.rows + row) * tiles + tile) * width + from;
+                        now.copy_from_slice(&data[first..][..now.len()]);
                         (column, out) = (column + now.len(), rest);
                     }
                 }

@@ -72,10 +72,10 @@ impl FusedRunner {
         let (isa, rows) = (self.isa, self.layout.rows);
         let mixer = &self.weights.layers[index].mixer;
         let Scratch { qkv, heads, rows: scratch, .. } = &mut self.scratch;
-        let groups = mixer.groups();
+        let (groups, tiles) = (mixer.groups(), mixer.tiles());
         let [plain, gated, _] = mixer.names();
         let record = |heads: &[f32], name: &str, trace: &mut Trace| {
-            let source = Source::Groups { data: heads, groups };
+            let source = Source::Groups { data: heads, groups, tiles };
             let input = Input { source, rows, width: mixer.output().columns, norm: None };
             trace.input(name, isa, &input);
         };
@@ -100,7 +100,7 @@ impl FusedRunner {
         let layer = &self.weights.layers[index];
         let Scratch { hidden, inner, heads, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
         let output = layer.mixer.output();
-        let source = Source::Groups { data: heads, groups: layer.mixer.groups() };
+        let source = Source::Groups { data: heads, groups: layer.mixer.groups(), tiles: layer.mixer.tiles() };
         let input = Input { source, rows, width: output.columns, norm: None };
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&output].into_iter()));
@@ -205,12 +205,11 @@ fn gate_row(
             }
         }
         PackedMixer::DeltaNet(layer) => {
-            let per_key = layer.spec.values_per_key();
             let PackedNorm { kind, eps, weight, bias } = &layer.norm;
             gate.resize(layer.spec.linear_value_head_dim);
             for (head, values) in heads.chunks_exact_mut(layer.spec.linear_value_head_dim).enumerate() {
                 norm::normalize_head(isa, *kind, values, weight, bias.as_deref(), *eps);
-                layer.read(DeltaInput::Gate, projected, [rows, token, group * per_key + head], gate);
+                layer.read(DeltaInput::Gate, projected, [rows, token, layer.spec.value_head(group, head)], gate);
                 elementwise::gated(isa, ActivationFunction::Silu, gate, values);
             }
         }

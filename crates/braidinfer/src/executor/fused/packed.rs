@@ -12,7 +12,7 @@ use braidinfer_kernels::{
 use braidinfer_model::quantization::dequantize;
 use braidinfer_model::spec::{
     self, ActivationFunction, AttentionSpec, DeltaNetProjections, DeltaNetSpec, ExpertGroups, ExpertsSpec, FeedForward,
-    GroupScore, Mixer, NormSpec, RouterSpec, ScoringFunction,
+    GroupScore, Mixer, NormSpec, RouterSpec, ScoringFunction, ValueHeadOrder,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, TensorView, Weights};
 
@@ -139,8 +139,8 @@ pub(super) struct PackedDeltaNet {
     pub(super) conv1d: Vec<Vec<f32>>,
     /// `[value heads]`, padded.
     pub(super) dt_bias: Vec<f32>,
-    /// `[value heads]`, padded.
-    pub(super) a_log: Vec<f32>,
+    /// `-exp(A_log)`, `[value heads]`, padded.
+    pub(super) rates: Vec<f32>,
     pub(super) norm: PackedNorm,
 }
 
@@ -166,6 +166,16 @@ impl PackedMixer {
         match self {
             Self::Attention(attention) => attention.attention.num_key_value_heads,
             Self::DeltaNet(delta_net) => delta_net.spec.linear_num_key_heads,
+        }
+    }
+
+    /// Number of parts of each group: the outputs' order is that of the first parts of all groups, then the second ones.
+    pub(super) fn tiles(&self) -> usize {
+        match self {
+            Self::DeltaNet(delta_net) if delta_net.spec.value_heads == ValueHeadOrder::Tiled => {
+                delta_net.spec.values_per_key()
+            }
+            Self::Attention(_) | Self::DeltaNet(_) => 1,
         }
     }
 
@@ -398,6 +408,7 @@ impl<'a> Packer<'a> {
                 &[LayerSlot::InProjQkv, LayerSlot::InProjZ, LayerSlot::InProjB, LayerSlot::InProjA]
             }
             DeltaNetProjections::ByKeyHead => &[LayerSlot::InProjQkvz, LayerSlot::InProjBa],
+            DeltaNetProjections::StrengthByKeyHead => &[LayerSlot::InProjQkv, LayerSlot::InProjZ, LayerSlot::InProjBa],
         };
         let inputs = slots.iter().map(|name| self.linear(slot(*name), pool)).collect::<Result<_>>()?;
         let vector = |name| required(self.vector(slot(name), Param::Weight)?, name);
@@ -405,7 +416,7 @@ impl<'a> Packer<'a> {
         Ok(PackedDeltaNet {
             conv1d: (0..spec.linear_num_key_heads).map(|head| conv_of_head(&spec, &conv1d, head)).collect(),
             dt_bias: vector(LayerSlot::DtBias)?,
-            a_log: vector(LayerSlot::ALog)?,
+            rates: vector(LayerSlot::ALog)?.into_iter().map(|stored| spec.decay_rates.negative(stored)).collect(),
             norm: self.norm(norm, &spec.norm)?.ok_or_else(|| absent(norm))?,
             spec,
             inputs,
@@ -556,7 +567,7 @@ fn routing(router: &RouterSpec) -> Routing {
 fn conv_of_head(spec: &DeltaNetSpec, weights: &[f32], head: usize) -> Vec<f32> {
     let (key, value, kernel) = (spec.linear_key_head_dim, spec.linear_value_head_dim, spec.linear_conv_kernel_dim);
     let (keys, per_key) = (spec.key_width(), spec.values_per_key());
-    let values = (0..per_key).map(|index| (2 * keys + (head * per_key + index) * value, value));
+    let values = (0..per_key).map(|index| (2 * keys + spec.value_head(head, index) * value, value));
     let parts = [(head * key, key), (keys + head * key, key)].into_iter().chain(values);
     let mut rows = vec![Vec::new(); kernel];
     for (first, width) in parts {

@@ -29,8 +29,8 @@ pub(super) struct DeltaNet {
     pub(super) conv1d: Vec<f32>,
     /// `[value heads]`.
     pub(super) dt_bias: Vec<f32>,
-    /// `[value heads]`.
-    pub(super) a_log: Vec<f32>,
+    /// `-exp(A_log)`, `[value heads]`.
+    pub(super) rates: Vec<f32>,
     pub(super) norm: Norm,
     pub(super) out_proj: Linear,
 }
@@ -40,6 +40,7 @@ pub(super) struct DeltaNet {
 pub(super) enum Projections {
     ByKind { qkv: Linear, z: Linear, b: Linear, a: Linear },
     ByKeyHead { qkvz: Linear, ba: Linear },
+    StrengthByKeyHead { qkv: Linear, z: Linear, ba: Linear },
 }
 
 /// The outputs of the input projections, in f32.
@@ -176,6 +177,7 @@ impl DeltaNet {
         let mut all = match &self.projections {
             Projections::ByKind { qkv, z, b, a } => vec![qkv, z, b, a],
             Projections::ByKeyHead { qkvz, ba } => vec![qkvz, ba],
+            Projections::StrengthByKeyHead { qkv, z, ba } => vec![qkv, z, ba],
         };
         all.push(&self.out_proj);
         all
@@ -183,35 +185,34 @@ impl DeltaNet {
 
     fn project(&self, x: &Tensor) -> Result<Projected> {
         let f32 = |linear: &Linear| Ok::<_, crate::Error>(linear.forward(x)?.to_dtype(DType::F32)?);
-        let (qkvz, ba) = match &self.projections {
-            Projections::ByKind { qkv, z, b, a } => {
-                return Ok(Projected { qkv: f32(qkv)?, z: f32(z)?, b: f32(b)?, a: f32(a)? });
-            }
-            Projections::ByKeyHead { qkvz, ba } => (f32(qkvz)?, f32(ba)?),
-        };
         let (rows, groups) = (x.dim(0)?, self.spec.linear_num_key_heads);
         let (key, per_key) = (self.spec.linear_key_head_dim, self.spec.values_per_key());
         let value = per_key * self.spec.linear_value_head_dim;
         // `[T, key heads, ..]`; a part of every key head, side by side.
-        let (qkvz, ba) = (qkvz.reshape((rows, groups, ()))?, ba.reshape((rows, groups, ()))?);
+        let by_key_head = |linear: &Linear| Ok::<_, crate::Error>(f32(linear)?.reshape((rows, groups, ()))?);
         let part = |of: &Tensor, first, width| of.narrow(2, first, width)?.contiguous()?.flatten_from(1);
-        let (q, k, v) = (part(&qkvz, 0, key)?, part(&qkvz, key, key)?, part(&qkvz, 2 * key, value)?);
-        Ok(Projected {
-            qkv: Tensor::cat(&[q, k, v], 1)?,
-            z: part(&qkvz, 2 * key + value, value)?,
-            b: part(&ba, 0, per_key)?,
-            a: part(&ba, per_key, per_key)?,
-        })
+        let (qkv, z, ba) = match &self.projections {
+            Projections::ByKind { qkv, z, b, a } => {
+                return Ok(Projected { qkv: f32(qkv)?, z: f32(z)?, b: f32(b)?, a: f32(a)? });
+            }
+            Projections::ByKeyHead { qkvz, ba } => {
+                let qkvz = by_key_head(qkvz)?;
+                let (q, k, v) = (part(&qkvz, 0, key)?, part(&qkvz, key, key)?, part(&qkvz, 2 * key, value)?);
+                (Tensor::cat(&[q, k, v], 1)?, part(&qkvz, 2 * key + value, value)?, by_key_head(ba)?)
+            }
+            Projections::StrengthByKeyHead { qkv, z, ba } => (f32(qkv)?, f32(z)?, by_key_head(ba)?),
+        };
+        Ok(Projected { qkv, z, b: part(&ba, 0, per_key)?, a: part(&ba, per_key, per_key)? })
     }
 
     /// Some of the tokens.
     fn tokens(&self, projected: &Projected, range: std::ops::Range<usize>) -> Result<Tokens> {
         let rows = |tensor: &Tensor| tensor.narrow(0, range.start, range.len())?.flatten_all()?.to_vec1::<f32>();
         let decay = |(index, a): (usize, f32)| {
-            let head = index % self.a_log.len();
+            let head = index % self.rates.len();
             let x = a + self.dt_bias[head];
             let softplus = if x > 20.0 { x } else { x.exp().ln_1p() };
-            (-self.a_log[head].exp() * softplus).exp()
+            (self.rates[head] * softplus).exp()
         };
         Ok(Tokens {
             qkv: rows(&projected.qkv)?,
@@ -268,7 +269,7 @@ impl DeltaNet {
     fn head(&self, head: usize, matrix: &mut [f32], qkv: &[f32], tokens: &Tokens, passed: usize) -> Vec<f32> {
         let spec = &self.spec;
         let (keys, values, heads) = (spec.linear_key_head_dim, spec.linear_value_head_dim, spec.linear_num_value_heads);
-        let key_head = head / spec.values_per_key();
+        let key_head = spec.key_head(head);
         let mut current = matrix.to_vec();
         let mut outputs = Vec::new();
         for (token, row) in qkv.chunks_exact(spec.conv_width()).enumerate() {

@@ -148,6 +148,11 @@ impl Loader<'_> {
             DeltaNetProjections::ByKeyHead => {
                 Projections::ByKeyHead { qkvz: linear(LayerSlot::InProjQkvz)?, ba: linear(LayerSlot::InProjBa)? }
             }
+            DeltaNetProjections::StrengthByKeyHead => Projections::StrengthByKeyHead {
+                qkv: linear(LayerSlot::InProjQkv)?,
+                z: linear(LayerSlot::InProjZ)?,
+                ba: linear(LayerSlot::InProjBa)?,
+            },
         };
         let norm = slot(LayerSlot::DeltaNorm);
         Ok(DeltaNet {
@@ -155,7 +160,7 @@ impl Loader<'_> {
             projections,
             conv1d: values(LayerSlot::Conv1d)?,
             dt_bias: values(LayerSlot::DtBias)?,
-            a_log: values(LayerSlot::ALog)?,
+            rates: values(LayerSlot::ALog)?.into_iter().map(|stored| spec.decay_rates.negative(stored)).collect(),
             norm: self.norm(norm, &spec.norm)?.ok_or_else(|| self.absent(norm))?,
             out_proj: linear(LayerSlot::OutProj)?,
         })
