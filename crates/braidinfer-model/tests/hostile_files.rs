@@ -11,6 +11,7 @@ use std::sync::Arc;
 use braidinfer_model::arch::describe_config;
 use braidinfer_model::arch::gguf::gguf_model;
 use braidinfer_model::format::gguf::{Gguf, GgufWriter, Metadata, TensorHeader, Value};
+use braidinfer_model::format::safetensors;
 use braidinfer_model::{Dtype, JsonFile, ModelError, ModelSource, Weights, describe};
 use mutations::{File, GgufParts, changed_json, changes, check_changed, gguf_changes, json_changes, with_index};
 
@@ -36,6 +37,10 @@ const MODELS: [&str; 10] = [
 /// Files that differ in the same way.
 const GGUF_MODELS: [&str; 10] =
     ["gemma", "gemma3", "granite", "llama-yarn", "llama3", "phi", "phi3-longrope", "qwen2", "smollm3", "gpt_oss-mxfp4"];
+
+/// Quantized matrices of each kind.
+const PACKED: [&str; 8] =
+    ["awq", "ct-bytes", "ct-int4", "ct-int4-zeros", "ct-mxfp4", "fp8-blocks-bf16", "gptq-cut-group", "gptq-shuffled"];
 
 fn fixture(path: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(path);
@@ -152,6 +157,43 @@ fn changed_safetensors_files_never_panic() {
     check_changed(FOLDER, 20_000, with_index(folders.len(), changes()), |(folder, changes)| {
         let folder = &folders[*folder];
         read_folder(folder.config.bytes.as_slice().into(), folder.weights.changed(changes).into())
+    });
+}
+
+/// Reads all tensors of a file with quantized matrices, as its config says.
+fn read_matrices(config: Arc<[u8]>, weights: Arc<[u8]>) -> Result<(), ModelError> {
+    let files = BTreeMap::from([(CONFIG.to_owned(), config), (WEIGHTS.to_owned(), weights)]);
+    let source = ModelSource::Memory { label: FOLDER.to_owned(), files: Arc::new(files) };
+    let checkpoint = safetensors::open(&source)?;
+    for name in checkpoint.names() {
+        if let Some(view) = checkpoint.tensor(name)? {
+            view.read::<f32>()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn changed_quantized_matrices_never_panic() {
+    let file = |name: &str, file: &str| fixture(&format!("quantization/packed/{name}/{file}"));
+    let folders: Vec<Folder> = PACKED
+        .into_iter()
+        .map(|name| Folder {
+            config: File::json(name, file(name, CONFIG)),
+            weights: File::safetensors(name, file(name, WEIGHTS)),
+        })
+        .collect();
+    for Folder { config, weights } in &folders {
+        read_matrices(config.bytes.as_slice().into(), weights.bytes.as_slice().into()).expect("the file is valid");
+    }
+    check_changed(FOLDER, 20_000, with_index(folders.len(), changes()), |(folder, changes)| {
+        let folder = &folders[*folder];
+        read_matrices(folder.config.bytes.as_slice().into(), folder.weights.changed(changes).into())
+    });
+    let configs: Vec<serde_json::Value> = folders.iter().map(Folder::config).collect();
+    check_changed(FOLDER, 5000, with_index(folders.len(), json_changes()), |(folder, changes)| {
+        let config = changed_json(&configs[*folder], changes).to_string();
+        read_matrices(config.into_bytes().into(), folders[*folder].weights.bytes.as_slice().into())
     });
 }
 

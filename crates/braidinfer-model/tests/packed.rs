@@ -124,6 +124,9 @@ fn missing_parts_and_other_methods_are_named() {
     assert!(without("gptq", "proj.qzeros").contains("`proj.qzeros`"));
     let gemv = changed("awq", |_, config| config["quantization_config"]["version"] = json!("gemv"));
     assert!(gemv.expect_err("another order").to_string().contains("found gemv"));
+    let format =
+        changed("ct-int4", |_, config| config["quantization_config"]["format"] = json!("nvfp4-pack-quantized"));
+    assert!(format.expect_err("another format").to_string().contains("found nvfp4-pack-quantized"));
     let bits = changed("gptq", |_, config| config["quantization_config"]["bits"] = json!(3));
     assert!(bits.expect_err("another width").to_string().contains("not of 3"));
     // Unordered groups that do not exist.

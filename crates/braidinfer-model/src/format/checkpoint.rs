@@ -140,7 +140,8 @@ impl Checkpoint {
         shape: Vec<usize>,
         matrix: Quantized,
     ) {
-        let first = parts.first().and_then(|part| self.tensors.get(part)).or_else(|| self.tensors.get(&name));
+        let part = || parts.first().and_then(|part| self.tensors.get(part));
+        let first = self.tensors.get(&name).or_else(part);
         let Some(Stored { file, record, .. }) = first else { return };
         let (file, range) = (*file, record.range.clone());
         parts.iter().for_each(|part| drop(self.tensors.remove(part)));

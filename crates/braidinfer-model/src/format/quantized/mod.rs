@@ -36,7 +36,17 @@ pub(super) struct Method {
 }
 
 /// Methods whose tensors are read here.
-pub(crate) const METHODS: [&str; 5] = ["mxfp4", "fp8", "compressed-tensors", "gptq", "awq"];
+pub(crate) const METHODS: [&str; 6] = ["mxfp4", "fp8", "fbgemm_fp8", "compressed-tensors", "gptq", "awq"];
+/// Formats of compressed-tensors whose tensors are read here. With the last one, modules have others of them.
+const FORMATS: [&str; 7] = [
+    "dense",
+    "naive-quantized",
+    "float-quantized",
+    "int-quantized",
+    "pack-quantized",
+    "mxfp4-pack-quantized",
+    "mixed-precision",
+];
 
 impl Method {
     /// `None` if the checkpoint is not quantized.
@@ -53,6 +63,11 @@ impl Method {
         // -1 means one group.
         let group_size = settings.number("group_size")?.or(settings.number("q_group_size")?);
         let group_size = group_size.filter(|size| *size >= 1.0).map(|size| size as usize);
+        if let Some(format) = settings.text("format")?.filter(|_| name == "compressed-tensors")
+            && !FORMATS.contains(&format)
+        {
+            return Err(settings.error("format", FORMATS.join(", "), format));
+        }
         let block = match settings.list("weight_block_size")? {
             None => [128, 128],
             Some(_) => settings.required_numbers("weight_block_size", 2)?.try_into().map_or([128, 128], whole),
@@ -104,7 +119,7 @@ pub(super) fn join(checkpoint: &mut Checkpoint, method: Option<&Method>) -> Resu
         found.extend(mxfp4::find(checkpoint, name)?);
         if let Some(method) = method {
             found.extend(match method.name.as_str() {
-                "fp8" => fp8::find(checkpoint, name, method)?,
+                "fp8" | "fbgemm_fp8" => fp8::find(checkpoint, name, method)?,
                 "compressed-tensors" => match fp8::find(checkpoint, name, method)? {
                     Some(found) => Some(found),
                     None => integers::find_rows(checkpoint, name)?,
