@@ -191,7 +191,8 @@ fn guesses_change_no_greedy_answer_of_any_fixture() {
         let options = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
         let mut plain = open(&fixture.source, LoadOptions { prompt_lookup: false, ..options.clone() });
         let mut guessing = open(&fixture.source, options);
-        let (vocab, context) = (plain.spec().vocab_size as u32, plain.context());
+        // Longer than all windows; some fixtures have room for thousands of tokens.
+        let (vocab, context) = (plain.spec().vocab_size as u32, plain.context().min(128));
         let mut rng = SmallRng::seed_from_u64(3);
         for period in [2, 5, 11] {
             // What repeats itself is there to be looked up, whether the answer goes on with it or not.
