@@ -80,6 +80,9 @@ FIXTURES = [
     Fixture("nemotron"),
     Fixture("qwen3_5"),
     Fixture("qwen3_5_moe"),
+    Fixture("lfm2"),
+    # The published models have a tied output head, and the factor of 1 that the converter does not write.
+    Fixture("lfm2_moe", as_if={"routed_scaling_factor": 1.0}, more_tensors=("OUTPUT",)),
     # The converter expects experts in every layer.
     Fixture("qwen3_next", more_tensors=("FFN_GATE", "FFN_UP", "FFN_DOWN")),
 ]

@@ -11,8 +11,6 @@
 //!
 //! Widths are multiples of 16, with zeros in the padding.
 
-use crate::ActivationFunction;
-use crate::elementwise::activated;
 use crate::isa::dispatched;
 use crate::math::exp;
 use crate::simd::{LANES, Simd};
@@ -60,11 +58,6 @@ pub fn log_decay(a: f32, rate: f32, dt_bias: f32) -> f32 {
 }
 
 dispatched! {
-    /// A causal depthwise convolution for one token, followed by SiLU. `rows` are the inputs of the last tokens up to and
-    /// including this one, `[kernel][width]`, as are `weights`; `out` is `[width]`.
-    pub fn convolve(rows: &[f32], weights: &[f32], out: &mut [f32]) = convolve_lanes;
-}
-dispatched! {
     /// `x = scale * x / sqrt(sum(x²) + 1e-6)`.
     pub fn normalize_l2(x: &mut [f32], scale: f32) = normalize_l2_lanes;
 }
@@ -92,23 +85,6 @@ fn lines_mut(values: &mut [f32]) -> &mut [[f32; LANES]] {
     let (lines, rest) = values.as_chunks_mut::<LANES>();
     assert!(rest.is_empty(), "widths are multiples of {LANES}");
     lines
-}
-
-#[inline(always)]
-fn convolve_lanes<S: Simd>(simd: S, rows: &[f32], weights: &[f32], out: &mut [f32]) {
-    assert_eq!(rows.len(), weights.len());
-    let (rows, weights, out) = (lines(rows), lines(weights), lines_mut(out));
-    let kernel = rows.len() / out.len();
-    assert_eq!(kernel * out.len(), rows.len());
-    let width = out.len();
-    for (column, out) in out.iter_mut().enumerate() {
-        let mut sum = simd.splat(0.0);
-        for row in 0..kernel {
-            let at = row * width + column;
-            sum = simd.fma(simd.load(&weights[at]), simd.load(&rows[at]), sum);
-        }
-        simd.store(activated(simd, ActivationFunction::Silu, sum), out);
-    }
 }
 
 /// The sum of products over lines, in one vector.

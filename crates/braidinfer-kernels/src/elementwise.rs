@@ -52,6 +52,10 @@ dispatched! {
     pub fn gated_by_logistic(gate: &[f32], x: &mut [f32]) = logistic_gate_lanes;
 }
 dispatched! {
+    /// `x = x * y`; both have the same length.
+    pub fn multiply(x: &mut [f32], y: &[f32]) = multiply_lanes;
+}
+dispatched! {
     /// `x = activation(x)`.
     pub fn activate(activation: ActivationFunction, x: &mut [f32]) = activate_lanes;
 }
@@ -112,6 +116,11 @@ fn gate_lanes<S: Simd>(simd: S, activation: ActivationFunction, gate: &[f32], up
 #[inline(always)]
 fn logistic_gate_lanes<S: Simd>(simd: S, gate: &[f32], x: &mut [f32]) {
     for_lanes!(simd, x, gate => silu(simd, x, gate));
+}
+
+#[inline(always)]
+fn multiply_lanes<S: Simd>(simd: S, x: &mut [f32], y: &[f32]) {
+    for_lanes!(simd, x, y => simd.mul(x, y));
 }
 
 #[inline(always)]
@@ -246,6 +255,7 @@ mod tests {
             run(&|x| activate(isa, activation, x));
         }
         run(&|x| gated_by_logistic(isa, y, x));
+        run(&|x| multiply(isa, x, y));
         run(&|x| add_scaled(isa, x, y, 0.22));
         run(&|x| softcap(isa, x, 30.0));
         run(&|x| scale(isa, x, -0.7));
@@ -308,11 +318,14 @@ mod tests {
             let (mut sum, mut scaled) = (x.clone(), x.clone());
             add_scaled(Isa::SCALAR, &mut sum, &capped, 1.0);
             scale(Isa::SCALAR, &mut scaled, cap);
+            let mut product = x.clone();
+            multiply(Isa::SCALAR, &mut product, &capped);
             for i in 0..x.len() {
                 let exact = f64::from(cap) * (f64::from(x[i]) / f64::from(cap)).tanh();
                 prop_assert!((f64::from(capped[i]) - exact).abs() <= 4e-7 * exact.abs());
                 prop_assert_eq!(sum[i], x[i] + capped[i]);
                 prop_assert_eq!(scaled[i], x[i] * cap);
+                prop_assert_eq!(product[i], x[i] * capped[i]);
             }
         }
     }

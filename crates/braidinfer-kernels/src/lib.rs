@@ -9,6 +9,7 @@ mod activations;
 pub mod attention;
 mod buffer;
 pub mod ceilings;
+pub mod convolution;
 pub mod delta;
 pub mod elementwise;
 pub mod format;

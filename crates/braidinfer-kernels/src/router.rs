@@ -9,10 +9,19 @@ pub struct Routing {
     pub scoring: Scoring,
     /// Only experts of the best groups can be chosen.
     pub groups: Option<Groups>,
-    /// Whether weights are divided by their sum, and the least that they are divided by.
-    pub normalized: Option<f32>,
+    /// Whether weights are divided by their sum.
+    pub normalized: Option<Divisor>,
     /// Factor of the weights, after that.
     pub factor: f32,
+}
+
+/// What weights are divided by: `max(sum + added, least)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Divisor {
+    /// Added to the sum.
+    pub added: f32,
+    /// The least divisor.
+    pub least: f32,
 }
 
 /// How logits become scores.
@@ -91,9 +100,9 @@ fn choice_scores(scores: &[f32], correction: Option<&[f32]>, by: &mut [f32]) {
 
 fn finish(routing: &Routing, choices: &mut [Choice]) {
     choices.sort_unstable_by_key(|choice| choice.expert);
-    if let Some(least) = routing.normalized {
-        let sum = choices.iter().map(|choice| choice.weight).sum::<f32>().max(least);
-        choices.iter_mut().for_each(|choice| choice.weight /= sum);
+    if let Some(Divisor { added, least }) = routing.normalized {
+        let sum = choices.iter().map(|choice| choice.weight).sum::<f32>() + added;
+        choices.iter_mut().for_each(|choice| choice.weight /= sum.max(least));
     }
     choices.iter_mut().for_each(|choice| choice.weight *= routing.factor);
 }
@@ -194,7 +203,9 @@ mod tests {
         allowed.truncate(count);
         allowed.sort_unstable();
         let sum: f64 = allowed.iter().map(|expert| score(*expert)).sum();
-        let weight = |expert: usize| score(expert) / routing.normalized.map_or(1.0, |least| sum.max(f64::from(least)));
+        let weight = |expert: usize| {
+            score(expert) / routing.normalized.map_or(1.0, |by| (sum + f64::from(by.added)).max(f64::from(by.least)))
+        };
         let choice = |expert| Choice { expert, weight: (weight(expert) * f64::from(routing.factor)) as f32 };
         allowed.into_iter().map(choice).collect()
     }
@@ -210,7 +221,7 @@ mod tests {
             let routing = Routing {
                 scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
                 groups: grouped.then_some(Groups { count: 3, chosen: 2, by_two }),
-                normalized: normalized.then_some(0.25),
+                normalized: normalized.then_some(Divisor { added: 0.01, least: 0.25 }),
                 factor: 1.5,
             };
             let correction = corrected.then_some(&correction[..]);
@@ -228,7 +239,12 @@ mod tests {
 
     #[test]
     fn among_equal_scores_the_lowest_index_is_chosen() {
-        let routing = Routing { scoring: Scoring::Softmax, groups: None, normalized: Some(1e-20), factor: 1.0 };
+        let routing = Routing {
+            scoring: Scoring::Softmax,
+            groups: None,
+            normalized: Some(Divisor { added: 0.0, least: 1e-20 }),
+            factor: 1.0,
+        };
         let mut found = [Choice::default(); 3];
         route(&routing, &mut [1.0, 2.0, 1.0, 1.0, 2.0], None, &mut [0.0; 5], &mut found);
         assert_eq!(found.map(|choice| choice.expert), [0, 1, 4]);

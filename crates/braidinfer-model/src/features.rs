@@ -23,14 +23,19 @@ pub fn features(spec: &DecoderSpec) -> Vec<&'static str> {
 fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = &'static str> {
     let windows = |layer: &Mixer| match layer {
         Mixer::Attention { sliding_window, .. } => Some(sliding_window.is_some()),
-        Mixer::DeltaNet { .. } => None,
+        Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
     };
     let kinds: BTreeSet<Option<bool>> = spec.layers.iter().map(|layer| windows(&layer.mixer)).collect();
     let window = kinds.contains(&Some(true)).then_some(match kinds.contains(&Some(false)) {
         true => "windows in some layers",
         false => "windows",
     });
-    kinds.contains(&None).then_some("gated delta net").into_iter().chain(window)
+    let any = |is: fn(&Mixer) -> bool| spec.layers.iter().any(|layer| is(&layer.mixer));
+    let recurrent = [
+        any(|mixer| matches!(mixer, Mixer::DeltaNet { .. })).then_some("gated delta net"),
+        any(|mixer| matches!(mixer, Mixer::ShortConv { .. })).then_some("gated short convolutions"),
+    ];
+    recurrent.into_iter().flatten().chain(window)
 }
 
 fn attention(attention: &AttentionSpec) -> impl Iterator<Item = &'static str> + use<> {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::spec::{
     ActivationFunction, AttentionSpec, DecoderSpec, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, FeedForward,
-    LayerSpec, Mixer, NormSpec, QkNormExtent,
+    LayerSpec, Mixer, NormSpec, QkNormExtent, ShortConvSpec,
 };
 
 /// A module that holds parameters.
@@ -70,7 +70,9 @@ pub enum LayerSlot {
     InProjQkvz,
     /// Strength and decay of a delta net, by key head.
     InProjBa,
-    /// Convolution of a delta net, `[channels, 1, kernel]`.
+    /// The two gates of a short convolution, and what it convolves: `B`, `C` and `x`.
+    InProjBcx,
+    /// Convolution over channels, `[channels, 1, kernel]`.
     Conv1d,
     /// Bias of a delta net's decay, one per value head.
     DtBias,
@@ -78,7 +80,7 @@ pub enum LayerSlot {
     ALog,
     /// Norm of a delta net's output, over one value head.
     DeltaNorm,
-    /// Output projection of a delta net.
+    /// Output projection of a delta net or a short convolution.
     OutProj,
     /// Norm of the attention output.
     AttentionOutputNorm,
@@ -190,6 +192,7 @@ impl ParameterList {
         match layer.mixer {
             Mixer::Attention { attention, .. } => self.attention(&spec.attentions[attention], index, hidden),
             Mixer::DeltaNet { delta_net } => self.delta_net(&spec.delta_nets[delta_net], index, hidden),
+            Mixer::ShortConv { short_conv } => self.short_conv(&spec.short_convs[short_conv], index, hidden),
         }
         if block.attention_output_norm {
             self.norm(Slot::Layer(index, LayerSlot::AttentionOutputNorm), &spec.norm, &[hidden]);
@@ -221,6 +224,16 @@ impl ParameterList {
         self.weight(slot(LayerSlot::ALog), &[heads]);
         self.norm(slot(LayerSlot::DeltaNorm), &delta_net.norm, &[delta_net.linear_value_head_dim]);
         self.linear(slot(LayerSlot::OutProj), hidden, values, false);
+    }
+
+    fn short_conv(&mut self, spec: &ShortConvSpec, index: usize, hidden: usize) {
+        let slot = |slot| Slot::Layer(index, slot);
+        self.linear(slot(LayerSlot::InProjBcx), 3 * hidden, hidden, spec.conv_bias);
+        self.weight(slot(LayerSlot::Conv1d), &[hidden, 1, spec.conv_l_cache]);
+        if spec.conv_bias {
+            self.bias(slot(LayerSlot::Conv1d), hidden);
+        }
+        self.linear(slot(LayerSlot::OutProj), hidden, hidden, spec.conv_bias);
     }
 
     fn attention(&mut self, attention: &AttentionSpec, index: usize, hidden: usize) {
@@ -487,6 +500,7 @@ impl Default for TensorNames {
                 (InProjA, "linear_attn.in_proj_a"),
                 (InProjQkvz, "linear_attn.in_proj_qkvz"),
                 (InProjBa, "linear_attn.in_proj_ba"),
+                (InProjBcx, "conv.in_proj"),
                 (Conv1d, "linear_attn.conv1d"),
                 (DeltaNorm, "linear_attn.norm"),
                 (OutProj, "linear_attn.out_proj"),

@@ -40,6 +40,9 @@ pub struct DecoderSpec {
     /// Kinds of gated delta nets; layers refer to them by index.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub delta_nets: Vec<DeltaNetSpec>,
+    /// Kinds of gated short convolutions; layers refer to them by index.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub short_convs: Vec<ShortConvSpec>,
     /// Rotary tables; layers refer to them by index.
     pub rope: Vec<RopeSpec>,
     /// One entry per layer, in order.
@@ -204,6 +207,19 @@ pub enum DeltaNetProjections {
     StrengthByKeyHead,
 }
 
+/// A gated short convolution (LFM2, Liquid AI 2025, arXiv:2511.23404): recurrent layers that keep the last few products.
+///
+/// A projection `[3 h, h]` gives `B`, `C` and `x`, each as wide as the residual stream. The products `B x` pass through a
+/// causal depthwise convolution, whose outputs are multiplied by `C` before the output projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ShortConvSpec {
+    /// Number of tokens, including the current one, that the convolution covers (`conv_L_cache`).
+    #[serde(rename = "conv_L_cache")]
+    pub conv_l_cache: usize,
+    /// Whether convolution and projections have biases.
+    pub conv_bias: bool,
+}
+
 /// A norm of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct QkNormSpec {
@@ -353,6 +369,11 @@ pub enum Mixer {
         /// Index into [`DecoderSpec::delta_nets`].
         delta_net: usize,
     },
+    /// A convolution over the last few tokens.
+    ShortConv {
+        /// Index into [`DecoderSpec::short_convs`].
+        short_conv: usize,
+    },
 }
 
 /// How a layer transforms each position.
@@ -410,6 +431,8 @@ pub struct RouterSpec {
     pub norm_topk_prob: bool,
     /// The least that they are divided by (`moe_norm_min`).
     pub norm_min: f64,
+    /// Added to their sum before that.
+    pub norm_eps: f64,
     /// Factor of the weights, after that.
     pub routed_scaling_factor: f64,
 }
@@ -593,7 +616,7 @@ impl DecoderSpec {
     pub fn attention(&self, layer: usize) -> Option<&AttentionSpec> {
         match self.layers[layer].mixer {
             Mixer::Attention { attention, .. } => Some(&self.attentions[attention]),
-            Mixer::DeltaNet { .. } => None,
+            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
         }
     }
 
@@ -608,9 +631,22 @@ impl DecoderSpec {
     /// The gated delta net of a layer, if it has one.
     pub fn delta_net(&self, layer: usize) -> Option<&DeltaNetSpec> {
         match self.layers[layer].mixer {
-            Mixer::Attention { .. } => None,
             Mixer::DeltaNet { delta_net } => Some(&self.delta_nets[delta_net]),
+            Mixer::Attention { .. } | Mixer::ShortConv { .. } => None,
         }
+    }
+
+    /// The gated short convolution of a layer, if it has one.
+    pub fn short_conv(&self, layer: usize) -> Option<&ShortConvSpec> {
+        match self.layers[layer].mixer {
+            Mixer::ShortConv { short_conv } => Some(&self.short_convs[short_conv]),
+            Mixer::Attention { .. } | Mixer::DeltaNet { .. } => None,
+        }
+    }
+
+    /// Whether a layer keeps a state of fixed size of a sequence.
+    pub fn is_recurrent(&self, layer: usize) -> bool {
+        self.delta_net(layer).is_some() || self.short_conv(layer).is_some()
     }
 
     /// The attention of every layer that has one, in order.

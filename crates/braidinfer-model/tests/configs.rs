@@ -34,7 +34,7 @@ fn windows(spec: &DecoderSpec) -> Vec<Option<usize>> {
         .iter()
         .map(|layer| match layer.mixer {
             Mixer::Attention { sliding_window, .. } => sliding_window,
-            Mixer::DeltaNet { .. } => None,
+            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
         })
         .collect()
 }
@@ -320,6 +320,43 @@ fn hybrids_have_gates_and_centred_norms_and_rotate_a_quarter() {
     assert_eq!(spec.rope[0].rotary_dim, 4);
     let delta_net = spec.delta_nets[0];
     assert_eq!((delta_net.key_width(), delta_net.value_width(), delta_net.conv_width()), (2048, 4096, 8192));
+}
+
+#[test]
+fn inner_widths_of_lfm2_are_adjusted() {
+    let width = |changes: Value| match spec(&config("lfm2", changes)).layers[0].feed_forward {
+        FeedForward::Dense { intermediate_size, .. } => intermediate_size,
+        FeedForward::Experts(_) => 0,
+    };
+    // Of the published models with 1.2B and 350M parameters.
+    assert_eq!(width(json!({"block_ff_dim": 12_288})), 8192);
+    assert_eq!(width(json!({"block_ff_dim": 6656, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256})), 4608);
+    assert_eq!(width(json!({"intermediate_size": 10_752, "block_auto_adjust_ff_dim": false})), 10_752);
+    assert_eq!(width(json!({"intermediate_size": 100, "block_ffn_dim_multiplier": null})), 66);
+    let error = describe(&config("lfm2", json!({"block_ffn_dim_multiplier": 1e30}))).expect_err("that is too wide");
+    assert!(error.to_string().contains("`block_ffn_dim_multiplier`"), "{error}");
+}
+
+#[test]
+fn layers_of_lfm2_are_listed_in_one_of_two_ways() {
+    let convolves = |changes| -> Vec<bool> {
+        let spec = spec(&config("lfm2", changes));
+        (0..spec.layers.len()).map(|layer| spec.short_conv(layer).is_some()).collect()
+    };
+    assert_eq!(convolves(json!({})), [false; 6]);
+    assert_eq!(convolves(json!({"full_attn_idxs": [2, 5]})), [true, true, false, true, true, false]);
+    let kinds = ["full_attention", "conv"].repeat(3);
+    assert_eq!(convolves(json!({"layer_types": kinds})), [false, true, false, true, false, true]);
+    for (field, changes) in [
+        ("layer_types", json!({"layer_types": vec!["linear_attention"; 6]})),
+        ("full_attn_idxs", json!({"full_attn_idxs": ["first"]})),
+        ("conv_L_cache", json!({"conv_L_cache": 1 << 20})),
+    ] {
+        let error = describe(&config("lfm2", changes)).expect_err("that is no such model");
+        assert!(error.to_string().contains(&format!("`{field}`")), "{error}");
+    }
+    let error = describe(&config("qwen3", json!({"layer_types": vec!["conv"; 6]}))).expect_err("it has none");
+    assert!(error.to_string().contains("`layer_types`"), "{error}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use braidinfer_kernels::LANES;
 use braidinfer_model::DecoderSpec;
-use braidinfer_model::spec::{DeltaNetSpec, FeedForward, LayerSpec};
+use braidinfer_model::spec::{DeltaNetSpec, FeedForward, LayerSpec, ShortConvSpec};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::executor::{HEAD_ROWS, KvDtype};
@@ -116,7 +116,7 @@ pub(crate) fn kv_bytes_per_token(spec: &DecoderSpec, dtype: KvDtype) -> usize {
 
 /// State that a gated delta net keeps of a sequence, in bytes: an upper estimate for both kinds of kernels. Besides the
 /// state matrices, the tokens since the last block boundary are kept, and drafts after them.
-pub(crate) fn delta_state_bytes(delta_net: &DeltaNetSpec, block_size: usize) -> usize {
+fn delta_state_bytes(delta_net: &DeltaNetSpec, block_size: usize) -> usize {
     let padded = |width: usize| width.next_multiple_of(LANES);
     let (keys, values) = (delta_net.linear_num_key_heads, delta_net.linear_num_value_heads);
     let (key_dim, value_dim) = (padded(delta_net.linear_key_head_dim), padded(delta_net.linear_value_head_dim));
@@ -133,9 +133,27 @@ pub(crate) fn delta_state_bytes(delta_net: &DeltaNetSpec, block_size: usize) -> 
     sizes.into_iter().fold(0, usize::saturating_add).saturating_mul(size_of::<f32>())
 }
 
+/// State that a gated short convolution over `hidden_size` channels keeps of a sequence, in bytes: an upper estimate for both
+/// kinds of kernels. The products of the tokens before a block boundary are kept, of those since, and of drafts after them.
+fn short_conv_state_bytes(spec: &ShortConvSpec, hidden_size: usize, block_size: usize) -> usize {
+    let tokens = block_size.saturating_mul(2).saturating_add(spec.conv_l_cache - 1);
+    // Fused kernels pad groups of 128 channels or more to multiples of 16.
+    let channels = hidden_size.saturating_add(hidden_size / 8).saturating_add(LANES);
+    channels.saturating_mul(tokens).saturating_mul(size_of::<f32>())
+}
+
+/// State that a layer keeps of a sequence besides keys and values, in bytes: an upper estimate for both kinds of kernels;
+/// zero if it keeps none.
+pub(crate) fn layer_state_bytes(spec: &DecoderSpec, layer: usize, block_size: usize) -> usize {
+    let delta_net = spec.delta_net(layer).map(|net| delta_state_bytes(net, block_size));
+    let short_conv = spec.short_conv(layer).map(|conv| short_conv_state_bytes(conv, spec.hidden_size, block_size));
+    delta_net.or(short_conv).unwrap_or(0)
+}
+
 /// State that all layers keep of a sequence besides keys and values, in bytes.
 pub(crate) fn state_bytes(spec: &DecoderSpec, block_size: usize) -> usize {
-    spec.layer_delta_nets().map(|net| delta_state_bytes(net, block_size)).fold(0, usize::saturating_add)
+    let layers = 0..spec.layers.len();
+    layers.map(|layer| layer_state_bytes(spec, layer, block_size)).fold(0, usize::saturating_add)
 }
 
 /// Activations and logits of a step with `rows` tokens, `logits` of them with logits, in bytes: an upper estimate for both
@@ -144,7 +162,9 @@ pub(crate) fn scratch_bytes(spec: &DecoderSpec, rows: usize, logits: usize) -> u
     let attentions = spec.layer_attentions().map(|attention| attention.query_rows() + 2 * attention.key_value_width());
     // Queries, keys, values and gates, and as many again, padded and convolved.
     let delta_nets = spec.layer_delta_nets().map(|net| 2 * (net.conv_width() + net.value_width()));
-    let widest = attentions.chain(delta_nets);
+    // Two gates and what is convolved, and the convolution.
+    let short_convs = spec.short_convs.iter().map(|_| 4 * spec.hidden_size);
+    let widest = attentions.chain(delta_nets).chain(short_convs);
     let inner = spec.layers.iter().map(|layer| 4 * layer.feed_forward.inner_width() + mixture(spec, layer)).max();
     let row = 6 * spec.hidden_size + 3 * widest.max().unwrap_or(0) + inner.unwrap_or(0);
     // All of them are kept, and some are computed at a time.

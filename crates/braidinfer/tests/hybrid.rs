@@ -1,4 +1,4 @@
-//! Models with gated delta nets and attention, in the engine and under it: states survive everything that happens to
+//! Models with gated delta nets, or short convolutions, and attention, in the engine and under it: states survive everything that happens to
 //! sequences.
 
 mod support;
@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use support::answers::{Answer, RandomRequests, request, run};
 use support::{FUSED_BLOCK_SIZE, Fixture, Fused, argmax, block_table, distance, feed, slice};
 
-const FIXTURES: [&str; 2] = ["qwen3_5", "qwen3_next-dense"];
+const FIXTURES: [&str; 4] = ["qwen3_5", "qwen3_next-dense", "lfm2", "lfm2-bias"];
 
 const CONFIG: EngineConfig = EngineConfig {
     context: 128,
@@ -134,7 +134,7 @@ fn feed_with_drafts(decoder: &mut Decoder<'_>, ids: &[u32], rng: &mut SmallRng) 
         let accepted = rng.random_range(0..=most - certain);
         let wrong = rng.random_range(0..4_usize).min(128 - (context_len + certain + accepted));
         let mut tokens = ids[context_len..context_len + certain + accepted].to_vec();
-        tokens.extend((0..wrong).map(|_| rng.random_range(0..256_u32)));
+        tokens.extend((0..wrong).map(|_| rng.random_range(0..128_u32)));
         let mut batch = Batch::default();
         let of = slice(0, context_len, tokens.len(), 128);
         batch.push(&tokens, SequenceSlice { draft_len: accepted + wrong, ..of }, tokens.len());

@@ -291,6 +291,10 @@ fn rare_rows(spec: &DecoderSpec) -> Rows {
             add(true, name, size.to_string());
         }
     }
+    if let Some(conv) = spec.short_convs.first() {
+        add(true, "conv_L_cache", conv.conv_l_cache.to_string());
+        add(conv.conv_bias, "conv_bias", "true".into());
+    }
     rows
 }
 

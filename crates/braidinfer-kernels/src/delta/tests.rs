@@ -148,25 +148,6 @@ proptest! {
             prop_assert!(bits(&state) == bits(&last), "states in parts of {part}, {}", isa.name());
         }
     }
-
-    #[test]
-    fn convolutions_are_sums_of_products(seed in any::<u64>(), kernel in 1..6_usize, lines in 1..5_usize) {
-        let rng = &mut Numbers(seed);
-        let width = lines * LANES;
-        let (rows, weights) = (padded_rows(rng, kernel, width), padded_rows(rng, kernel, width));
-        let mut expected = vec![0.0; width];
-        convolve(Isa::SCALAR, &rows, &weights, &mut expected);
-        for (column, value) in expected.iter().enumerate() {
-            let term = |row: usize| f64::from(rows[row * width + column]) * f64::from(weights[row * width + column]);
-            let sum: f64 = (0..kernel).map(term).sum();
-            prop_assert!((f64::from(*value) - sum / (1.0 + (-sum).exp())).abs() < 1e-6);
-        }
-        for isa in Isa::available() {
-            let mut found = vec![f32::NAN; width];
-            convolve(isa, &rows, &weights, &mut found);
-            prop_assert!(bits(&found) == bits(&expected), "{}", isa.name());
-        }
-    }
 }
 
 #[test]

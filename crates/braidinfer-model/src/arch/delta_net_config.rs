@@ -35,8 +35,9 @@ pub(super) fn hybrid(config: &JsonFile, defaults: &Defaults, projections: DeltaN
         match kind {
             LayerKind::Full => {}
             LayerKind::Linear => layer.mixer = Mixer::DeltaNet { delta_net: 0 },
-            LayerKind::Sliding => {
-                return Err(config.error("layer_types", "linear_attention or full_attention", "\"sliding_attention\""));
+            LayerKind::Sliding | LayerKind::Conv => {
+                let found = if kind == LayerKind::Conv { "\"conv\"" } else { "\"sliding_attention\"" };
+                return Err(config.error("layer_types", "linear_attention or full_attention", found));
             }
         }
     }
@@ -53,7 +54,7 @@ fn layer_kinds(config: &JsonFile, layers: usize) -> Result<Vec<LayerKind>> {
 }
 
 /// Longest convolution; published ones cover 4 tokens.
-const MAX_KERNEL: usize = 64;
+pub(super) const MAX_KERNEL: usize = 64;
 
 /// So that sums of products of sizes do not overflow; published models have 64.
 const MAX_HEADS: usize = 1 << 16;

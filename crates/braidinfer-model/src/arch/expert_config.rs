@@ -19,6 +19,7 @@ impl RouterSpec {
         groups: None,
         norm_topk_prob: false,
         norm_min: 1e-20,
+        norm_eps: 0.0,
         routed_scaling_factor: 1.0,
     };
     /// The same, with weights that sum to one, which is a softmax over the chosen experts.
@@ -103,7 +104,7 @@ pub(super) fn sparse_layers(config: &JsonFile) -> Result<impl Fn(usize) -> bool 
     Ok(move |layer: usize| (layer + 1).is_multiple_of(step) && !dense.contains(&layer))
 }
 
-fn layer_indices(config: &JsonFile, field: &str) -> Result<Vec<usize>> {
+pub(super) fn layer_indices(config: &JsonFile, field: &str) -> Result<Vec<usize>> {
     let Some(values) = config.list(field)? else { return Ok(Vec::new()) };
     let index = |value: &serde_json::Value| {
         let index = value.as_u64().and_then(|index| usize::try_from(index).ok());

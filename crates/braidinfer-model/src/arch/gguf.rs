@@ -54,6 +54,8 @@ pub struct GgufForm {
     pub experts: Option<GgufExperts>,
     /// How files store gated delta nets, if they have some.
     pub delta_nets: Option<GgufDeltaNets>,
+    /// Whether layers without key/value heads have gated short convolutions.
+    pub short_convs: bool,
     /// What llama.cpp supports in such files.
     pub llama_cpp: LlamaCpp,
 }
@@ -131,6 +133,7 @@ impl GgufForm {
             feed_forward_norm: "ffn_norm",
             experts: None,
             delta_nets: None,
+            short_convs: false,
             llama_cpp: LlamaCpp::PLAIN,
         }
     }
@@ -195,8 +198,15 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         ExpertNames::Indexed { names: ["ffn_gate", "ffn_up", "ffn_down"] },
     ];
     let tensors = [(RouterCorrection, ROUTER_CORRECTION), (DtBias, "ssm_dt.bias"), (ALog, "ssm_a")];
-    TensorNames::gguf(&layer, &experts).with(form.names).with_tensor(&tensors)
+    let names = TensorNames::gguf(&layer, &experts).with(form.names).with_tensor(&tensors);
+    if form.short_convs { names.with(&SHORT_CONV).with_final_norm("token_embd_norm") } else { names }
 }
+
+const SHORT_CONV: [(LayerSlot, &str); 3] = [
+    (LayerSlot::InProjBcx, "shortconv.in_proj"),
+    (LayerSlot::Conv1d, "shortconv.conv"),
+    (LayerSlot::OutProj, "shortconv.out_proj"),
+];
 
 /// Queries, keys, values and gate of a delta net by key head, as in older files.
 const INPUTS_BY_KEY_HEAD: &str = "ssm_in";
@@ -219,6 +229,8 @@ const PARALLEL_RESIDUAL: &str = "use_parallel_residual";
 /// Keys for the number of value heads of a delta net, and for their width together.
 const VALUE_HEADS: &str = "ssm.time_step_rank";
 const VALUE_WIDTH: &str = "ssm.inner_size";
+/// Key for the number of tokens that a short convolution covers.
+const CONVOLVED_TOKENS: &str = "shortconv.l_cache";
 /// Every how many layers there is attention, and a list that says which layers have none.
 const FULL_ATTENTION_INTERVAL: &str = "full_attention_interval";
 const RECURRENT_LAYERS: &str = "attention.recurrent_layers";
@@ -437,6 +449,9 @@ impl File<'_> {
         let (qkv, output) = (has("attn_q.bias") || has("attn_qkv.bias"), has("attn_output.bias"));
         spec.attentions[0].qkv_bias |= qkv;
         spec.attentions[0].output_bias |= output;
+        let layer = (0..spec.layers.len()).find(|layer| spec.short_conv(*layer).is_some());
+        let conv_bias = layer.is_some_and(|layer| self.layer_has(layer, "shortconv.conv.bias"));
+        spec.short_convs.iter_mut().for_each(|conv| conv.conv_bias = conv_bias);
         spec.lm_head_bias |= self.checkpoint.contains("output.bias");
         let present = self.first_layer_has("ffn_down.bias");
         for layer in &mut spec.layers {
@@ -509,7 +524,7 @@ pub(crate) fn is_setting(tensor: &str) -> bool {
 fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = (Option<usize>, Option<usize>)> {
     spec.layers.iter().map(|layer| match layer.mixer {
         Mixer::Attention { sliding_window, rope, .. } => (sliding_window, rope),
-        Mixer::DeltaNet { .. } => (None, None),
+        Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => (None, None),
     })
 }
 

@@ -107,6 +107,7 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
             sinks: false,
         }],
         delta_nets: Vec::new(),
+        short_convs: Vec::new(),
         rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],
         layers: vec![layer; layer_count(config, sizes.num_hidden_layers)?],
     };
@@ -156,12 +157,13 @@ fn activation(config: &JsonFile) -> Result<ActivationFunction> {
     }
 }
 
-/// Full or sliding-window attention, or a recurrence.
+/// Full or sliding-window attention, or a recurrence with or without decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LayerKind {
     Full,
     Sliding,
     Linear,
+    Conv,
 }
 
 /// The list `layer_types`; `None` if the config has none.
@@ -178,6 +180,7 @@ pub(super) fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec
         Some("full_attention" | "attention") => Ok(LayerKind::Full),
         Some("sliding_attention") => Ok(LayerKind::Sliding),
         Some("linear_attention") => Ok(LayerKind::Linear),
+        Some("conv") => Ok(LayerKind::Conv),
         _ => Err(config.error("layer_types", "full_attention or sliding_attention", value.to_string())),
     };
     values.iter().map(kind).collect::<Result<_>>().map(Some)
@@ -186,9 +189,16 @@ pub(super) fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec
 /// Fails if `layer_types` names layers that the architecture does not have.
 pub(super) fn check_layer_types(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
     let Some(kinds) = layer_types(config, spec.layers.len())? else { return Ok(()) };
-    let is_recurrent = |layer: usize| matches!(spec.layers[layer].mixer, Mixer::DeltaNet { .. });
-    match (0..kinds.len()).find(|layer| (kinds[*layer] == LayerKind::Linear) != is_recurrent(*layer)) {
+    let fits = |(kind, layer): (&LayerKind, &LayerSpec)| match layer.mixer {
+        Mixer::Attention { .. } => !matches!(kind, LayerKind::Linear | LayerKind::Conv),
+        Mixer::DeltaNet { .. } => *kind == LayerKind::Linear,
+        Mixer::ShortConv { .. } => *kind == LayerKind::Conv,
+    };
+    match kinds.iter().zip(&spec.layers).find(|pair| !fits(*pair)) {
         None => Ok(()),
+        Some((LayerKind::Conv, _)) => {
+            Err(config.error("layer_types", "full_attention or sliding_attention", "\"conv\""))
+        }
         Some(_) => Err(config.error("layer_types", "full_attention or sliding_attention", "\"linear_attention\"")),
     }
 }

@@ -25,6 +25,8 @@ mod granite_swa;
 mod granitemoe;
 mod helium;
 mod hunyuan_v1_dense;
+mod lfm2;
+mod lfm2_moe;
 mod llama;
 mod llama_like;
 mod ministral;
@@ -129,6 +131,8 @@ pub const REGISTRY: &[Architecture] = &[
     qwen3_5::ARCHITECTURE,
     qwen3_5_moe::ARCHITECTURE,
     qwen3_next::ARCHITECTURE,
+    lfm2::ARCHITECTURE,
+    lfm2_moe::ARCHITECTURE,
 ];
 
 impl Architecture {
@@ -226,7 +230,7 @@ fn unsupported(config: &JsonFile, model_type: &str) -> ModelError {
 fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
     let turned = spec.layers.iter().filter_map(|layer| match layer.mixer {
         Mixer::Attention { attention, rope: Some(rope), .. } if rope == table => Some(attention),
-        Mixer::Attention { .. } | Mixer::DeltaNet { .. } => None,
+        Mixer::Attention { .. } | Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
     });
     turned.map(|attention| spec.attentions[attention].head_dim).min().unwrap_or(spec.attentions[0].head_dim)
 }

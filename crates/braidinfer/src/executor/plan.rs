@@ -175,7 +175,7 @@ pub(super) fn is_projection(slot: Slot) -> bool {
         Slot::EmbedTokens | Slot::FinalNorm => false,
         Slot::Layer(_, slot) => match slot {
             QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj => true,
-            InProjQkv | InProjZ | InProjB | InProjA | InProjQkvz | InProjBa | OutProj => true,
+            InProjQkv | InProjZ | InProjB | InProjA | InProjQkvz | InProjBa | InProjBcx | OutProj => true,
             Router | SharedGateProj | SharedUpProj | SharedDownProj | SharedExpertGate => true,
             InputNorm | QNorm | KNorm | Sinks | AttentionOutputNorm => false,
             FeedForwardNorm | Activation | RouterCorrection | FeedForwardOutputNorm => false,

@@ -2,7 +2,7 @@
 
 use braidinfer::model::spec::{
     ActivationFunction, ExpertsSpec, FeedForward, GroupScore, Mixer, NormKind, NormSpec, QkNormExtent, RopePairing,
-    RopeScaling, RopeSpec, ScoringFunction,
+    RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
 };
 use braidinfer::model::{DecoderSpec, LayerSlot, Slot, TensorNames, parameters};
 
@@ -93,6 +93,14 @@ pub const FAULTS: &[Fault] = &[
     ("scores by another function", |spec| each_mixture(spec, other_scoring)),
     ("SparseMixer's noise of another model", |spec| each_mixture(spec, other_noise)),
     ("bias of the router left out", |spec| each_mixture(spec, |experts| experts.router.bias = false)),
+    ("value heads of delta nets in another order", |spec| {
+        for net in spec.delta_nets.iter_mut().filter(|net| net.values_per_key() > 1) {
+            net.value_heads = ValueHeadOrder::Tiled;
+        }
+    }),
+    ("biases of short convolutions left out", |spec| {
+        spec.short_convs.iter_mut().for_each(|conv| conv.conv_bias = false);
+    }),
     ("correction of the choice left out", |spec| each_mixture(spec, |experts| experts.router.correction_bias = false)),
     ("factor of the experts' weights left out", |spec| {
         each_mixture(spec, |experts| experts.router.routed_scaling_factor = 1.0);
@@ -223,7 +231,7 @@ fn invert_windows(spec: &mut DecoderSpec) {
         .iter()
         .map(|layer| match layer.mixer {
             Mixer::Attention { sliding_window, .. } => sliding_window,
-            Mixer::DeltaNet { .. } => None,
+            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
         })
         .collect();
     let Some(size) = windows.iter().copied().flatten().next() else { return };

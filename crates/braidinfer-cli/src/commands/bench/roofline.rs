@@ -90,6 +90,7 @@ fn layer_weights(spec: &DecoderSpec, used: impl Fn(&ExpertsSpec) -> f64) -> f64 
                 let net = &spec.delta_nets[delta_net];
                 net.conv_width() + 2 * net.value_width() + 2 * net.linear_num_value_heads
             }
+            Mixer::ShortConv { .. } => 4 * spec.hidden_size,
         };
         (mixer as f64 + feed_forward_rows(&layer.feed_forward, &used)) * spec.hidden_size as f64
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    FULL_ATTENTION_INTERVAL, File, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS, ROPE_FACTORS_LONG,
+    CONVOLVED_TOKENS, FULL_ATTENTION_INTERVAL, File, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS, ROPE_FACTORS_LONG,
     ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, VALUE_HEADS, VALUE_WIDTH, ends_text,
 };
 use crate::arch::MAX_LAYERS;
@@ -27,8 +27,9 @@ const LAYER_SIZES: [(&str, &str); 3] = [
     ("num_key_value_heads", "attention.head_count_kv"),
 ];
 /// Floating-point numbers.
-const NUMBERS: [(&str, &str); 11] = [
+const NUMBERS: [(&str, &str); 12] = [
     ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("norm_eps", "attention.layer_norm_rms_epsilon"),
     ("layer_norm_eps", "attention.layer_norm_epsilon"),
     ("rope_theta", "rope.freq_base"),
     ("rope_local_base_freq", "rope.freq_base_swa"),
@@ -106,6 +107,7 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     config.experts()?;
     config.require()?;
     config.delta_nets()?;
+    config.short_convs()?;
     if !config.fields.contains_key("num_key_value_heads") {
         let heads = config.fields["num_attention_heads"].clone();
         config.set("num_key_value_heads", &file.key("attention.head_count_kv"), heads);
@@ -146,7 +148,12 @@ impl Config<'_> {
             return Ok(());
         };
         let Some(list) = list else { return Ok(()) };
-        let size = list.scalar(0).filter(|first| list.scalars().all(|size| size == *first));
+        let conv = self.file.form.short_convs && field == "num_key_value_heads";
+        let counts = || list.scalars().filter(|size| !(conv && is_zero(*size)));
+        if conv && counts().next().is_none() {
+            return Ok(());
+        }
+        let size = counts().next().filter(|first| counts().all(|size| size == *first));
         let size = size.ok_or_else(|| {
             let found = format!("{} entries that differ", list.len());
             metadata.error(key, "the same number for every layer", found)
@@ -196,6 +203,22 @@ impl Config<'_> {
         self.layer_kinds(&key, list, |entry| if is_zero(entry) { "full_attention" } else { "linear_attention" })
     }
 
+    /// Settings of gated short convolutions, and which layers have one.
+    fn short_convs(&mut self) -> Result<()> {
+        if !self.file.form.short_convs {
+            return Ok(());
+        }
+        let (metadata, key) = (self.file.metadata, self.file.key(CONVOLVED_TOKENS));
+        let tokens = metadata.unsigned(&key)?.filter(|tokens| *tokens > 0);
+        let tokens = tokens.ok_or_else(|| metadata.error(&key, "a positive whole number", "nothing"))?;
+        self.set("conv_L_cache", &key, json!(tokens));
+        // Files have the inner width as it is.
+        self.set("block_auto_adjust_ff_dim", &self.file.key("feed_forward_length"), json!(false));
+        let key = self.file.key("attention.head_count_kv");
+        let Ok(Some(list)) = metadata.scalars(&key) else { return Ok(()) };
+        self.layer_kinds(&key, list, |entry| if is_zero(entry) { "conv" } else { "full_attention" })
+    }
+
     /// Sets `layer_types` by a list with one entry for each layer in the file.
     fn layer_kinds(&mut self, key: &str, list: &Array, kind: impl Fn(Scalar) -> &'static str) -> Result<()> {
         let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS as u64) as usize;
@@ -228,7 +251,7 @@ impl Config<'_> {
         if let Some(scale) = metadata.number(&key)?.filter(|scale| *scale != 0.0) {
             self.set("routed_scaling_factor", &key, json!(scale));
         }
-        for (field, value) in [("first_k_dense_replace", 0), ("moe_layer_start_index", 0)] {
+        for (field, value) in [("first_k_dense_replace", 0), ("moe_layer_start_index", 0), ("num_dense_layers", 0)] {
             self.set(field, &self.file.key("leading_dense_block_count"), json!(value));
         }
         Ok(())

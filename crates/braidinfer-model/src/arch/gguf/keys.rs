@@ -6,9 +6,9 @@ use serde_json::Value as Json;
 
 use super::config::{DELTA_NET_SIZES, scaled_width};
 use super::{
-    FULL_ATTENTION_INTERVAL, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT,
-    ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE, VALUE_WIDTH, gating_func, is_rotated, mixers,
-    tensor_names,
+    CONVOLVED_TOKENS, FULL_ATTENTION_INTERVAL, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS, ROPE_FACTORS_LONG,
+    ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE, VALUE_WIDTH, gating_func,
+    is_rotated, mixers, tensor_names,
 };
 use crate::arch::find;
 use crate::format::gguf::{Gguf, Metadata, TensorHeader};
@@ -123,8 +123,8 @@ impl GgufModel {
     pub fn header(&self, stack: &Stack, dtype: Dtype) -> TensorHeader {
         let mut shape = stack.shape();
         // llama.cpp has convolutions over channels as matrices.
-        if let Slot::Layer(_, LayerSlot::Conv1d) = stack.parameters[0].slot {
-            shape.remove(1);
+        if let (Slot::Layer(_, LayerSlot::Conv1d), [channels, 1, kernel]) = (stack.parameters[0].slot, &shape[..]) {
+            shape = vec![*channels, *kernel];
         }
         TensorHeader { name: stack.tensor.clone(), shape, dtype }
     }
@@ -181,6 +181,7 @@ impl Writer<'_> {
         self.numbers(&mut model);
         self.mixture(&mut model);
         self.delta_nets(&mut model);
+        self.short_convs(&mut model);
         self.windows(&mut model);
         self.biases(&mut model);
         if let Some(table) = self.spec.rope.first() {
@@ -310,12 +311,29 @@ impl Writer<'_> {
             ("block_count", spec.layers.len()),
             ("feed_forward_length", intermediate_size),
             ("attention.head_count", attention.num_attention_heads),
-            ("attention.head_count_kv", attention.num_key_value_heads),
             ("attention.key_length", attention.head_dim),
             ("attention.value_length", attention.head_dim),
         ] {
             // Sizes in configs are below 2^31, so the cast is lossless.
             model.metadata.insert(self.key(suffix), size as u32);
+        }
+        let (key, heads) = (self.key("attention.head_count_kv"), attention.num_key_value_heads);
+        if self.form.short_convs {
+            let heads = |layer| if spec.attention(layer).is_some() { heads as i32 } else { 0 };
+            let heads: Vec<i32> = (0..spec.layers.len()).map(heads).collect();
+            model.metadata.insert(key, &heads[..]);
+        } else {
+            model.metadata.insert(key, heads as u32);
+        }
+    }
+
+    /// Keys of gated short convolutions; those of a second kind do not round-trip.
+    fn short_convs(&self, model: &mut GgufModel) {
+        let Some(conv) = self.spec.short_convs.first() else { return };
+        model.metadata.insert(self.key(CONVOLVED_TOKENS), conv.conv_l_cache as u32);
+        if conv.conv_bias {
+            let architecture = self.form.architecture;
+            model.notes.push(format!("llama.cpp does not load a {architecture} model whose convolutions have biases"));
         }
     }
 

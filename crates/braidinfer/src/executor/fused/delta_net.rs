@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
+use braidinfer_kernels::convolution::convolve;
 use braidinfer_kernels::delta::{self, DeltaBlock, log_decay};
-use braidinfer_kernels::elementwise::logistic;
-use braidinfer_kernels::{Buffer, Chunks, Isa, LANES, Ranges};
+use braidinfer_kernels::elementwise::{self, logistic};
+use braidinfer_kernels::{ActivationFunction, Buffer, Isa, LANES};
 use braidinfer_model::spec::DeltaNetProjections;
 
 use super::FusedRunner;
-use super::delta_state::{DeltaWidths, HeadState, Moved, ValueState};
 use super::heads::gather;
 use super::packed::{PackedDeltaNet, PackedMixer};
+use super::recurrent_state::{GroupState, GroupStep, Moved, RecurrentPass, StateShape, ValueState};
 use super::scratch::Scratch;
 use super::trace::Trace;
 use crate::Result;
@@ -109,8 +110,8 @@ impl FusedRunner {
     /// Moves the states of all sequences past the batch's tokens, and writes the outputs of the delta rule to `heads`.
     pub(super) fn run_delta_net(&mut self, index: usize, batch: &Batch, trace: &mut Trace) -> Result<()> {
         let PackedMixer::DeltaNet(layer) = &self.weights.layers[index].mixer else { return Ok(()) };
-        let Scratch { qkv, heads, head_starts, delta, moved, delta_heads, .. } = &mut self.scratch;
-        let (isa, rows, block_size) = (self.isa, self.layout.rows, self.delta_states.block_size);
+        let Scratch { qkv, heads, delta, recurrent, .. } = &mut self.scratch;
+        let (isa, rows, block_size) = (self.isa, self.layout.rows, self.recurrent_states.block_size);
         for (name, inputs) in [
             ("delta.qkv", &[DeltaInput::Query, DeltaInput::Key, DeltaInput::Value][..]),
             ("delta.z", &[DeltaInput::Gate]),
@@ -119,42 +120,28 @@ impl FusedRunner {
         ] {
             trace.record(name, rows, || layer.all(inputs, qkv, rows));
         }
-        self.delta_states.take(index, &layer.spec, batch, moved, delta_heads)?;
-        let (widths, sequences) = (DeltaWidths::of(&layer.spec), batch.sequences.len());
-        for (position, state) in delta_heads.iter_mut().enumerate() {
-            let sequence = position % sequences;
-            state.resize(widths, moved[sequence].known + batch.sequences[sequence].query_len);
-        }
-        let groups = layer.spec.linear_num_key_heads;
-        let width = layer.spec.value_width() / groups;
-        heads.resize(groups * rows * width);
-        head_starts.clear();
-        for group in 0..groups {
-            head_starts.extend(batch.ranges().map(|(range, _)| (group * rows + range.start) * width));
-        }
         #[cfg(test)]
         let spoil = self.planted.and_then(|planted| planted.of_states(index));
-        let (qkv, moved, starts) = (&**qkv, &*moved, &*head_starts);
-        let parts = (Chunks::new(delta_heads, 1), Ranges::new(heads, starts));
-        self.pool.for_each_with(delta, parts, |task, (state, out), scratch: &mut DeltaScratch| {
-            let (key_head, sequence) = (task / sequences, task % sequences);
-            let first = starts[sequence] / width;
+        let (shape, qkv) = (StateShape::of_delta_net(&layer.spec), &**qkv);
+        let pass =
+            RecurrentPass { pool: &mut self.pool, states: &mut self.recurrent_states, layer: index, shape, batch };
+        let width = layer.spec.value_width() / shape.groups;
+        pass.run(width, recurrent, delta, heads, |step, state, scratch: &mut DeltaScratch, out| {
+            let GroupStep { group: key_head, tokens, moved } = step;
             let pass = HeadPass {
                 isa,
                 layer,
-                widths,
+                widths: shape,
                 qkv,
                 rows,
                 block_size,
                 key_head,
-                moved: moved[sequence],
+                moved,
                 #[cfg(test)]
                 spoil,
             };
-            pass.run(first..first + out.len() / width, &mut state[0], scratch, out);
-        });
-        self.delta_states.put_back(index, batch, delta_heads);
-        Ok(())
+            pass.run(tokens, state, scratch, out);
+        })
     }
 }
 
@@ -162,7 +149,7 @@ impl FusedRunner {
 struct HeadPass<'a> {
     isa: Isa,
     layer: &'a PackedDeltaNet,
-    widths: DeltaWidths,
+    widths: StateShape,
     /// The outputs of the input projections.
     qkv: &'a [f32],
     rows: usize,
@@ -176,7 +163,7 @@ struct HeadPass<'a> {
 
 impl HeadPass<'_> {
     /// `out` is `[tokens][value heads of the key head][value width]`, without padding.
-    fn run(&self, tokens: Range<usize>, state: &mut HeadState, scratch: &mut DeltaScratch, out: &mut [f32]) {
+    fn run(&self, tokens: Range<usize>, state: &mut GroupState, scratch: &mut DeltaScratch, out: &mut [f32]) {
         let (width, per_key) = (self.layer.spec.linear_value_head_dim, self.layer.spec.values_per_key());
         let new = tokens.len();
         self.prepare(tokens, state, scratch);
@@ -192,7 +179,7 @@ impl HeadPass<'_> {
     }
 
     /// Convolves the inputs of the new tokens, and norms their queries and keys.
-    fn prepare(&self, tokens: Range<usize>, state: &mut HeadState, scratch: &mut DeltaScratch) {
+    fn prepare(&self, tokens: Range<usize>, state: &mut GroupState, scratch: &mut DeltaScratch) {
         let (spec, widths, new) = (&self.layer.spec, self.widths, tokens.len());
         let scale = (spec.linear_key_head_dim as f32).sqrt().recip();
         let weights = &self.layer.conv1d[self.key_head];
@@ -204,7 +191,9 @@ impl HeadPass<'_> {
             let row = self.moved.known + index;
             self.read_inputs(token, &mut state.inputs[(widths.before + row) * widths.inputs..][..widths.inputs]);
             let inputs = &state.inputs[row * widths.inputs..(row + widths.before + 1) * widths.inputs];
-            delta::convolve(self.isa, inputs, weights, &mut scratch.convolved);
+            scratch.convolved.fill(0.0);
+            convolve(self.isa, inputs, weights, &mut scratch.convolved);
+            elementwise::activate(self.isa, ActivationFunction::Silu, &mut scratch.convolved);
             let (query, rest) = scratch.convolved.split_at(widths.key);
             let (key, values) = rest.split_at(widths.key);
             for (from, to, scale) in [
@@ -253,10 +242,10 @@ impl HeadPass<'_> {
     }
 
     /// Computes the outputs of one value head, and moves its state to the new boundary.
-    fn run_value_head(&self, value: usize, new: usize, state: &mut HeadState, scratch: &mut DeltaScratch) {
+    fn run_value_head(&self, value: usize, new: usize, state: &mut GroupState, scratch: &mut DeltaScratch) {
         let (widths, known) = (self.widths, self.moved.known);
         let DeltaScratch { queries, values, betas, rule, outputs, ahead, .. } = scratch;
-        let HeadState { keys, values: states, .. } = state;
+        let GroupState { keys, values: states, .. } = state;
         let ValueState { matrix, deltas, decays } = &mut states[value];
         outputs.resize(new * widths.value);
         let (values, betas) = (&values[value * new * widths.value..], &betas[value * new..]);

@@ -11,6 +11,7 @@ use super::mixture::MixturePass;
 use super::packed::{PackedFeedForward, PackedLinear, PackedMixer, PackedNetwork, PackedNorm};
 use super::product::Products;
 use super::scratch::{Scratch, panels};
+use super::short_conv::ConvInput;
 use super::trace::Trace;
 use crate::Result;
 use crate::executor::{KernelPlan, Step};
@@ -33,6 +34,7 @@ impl FusedRunner {
         match &self.weights.layers[index].mixer {
             PackedMixer::Attention(_) => self.attend(index, plan.kv_dtypes[index], trace),
             PackedMixer::DeltaNet(_) => self.run_delta_net(index, step.batch, trace)?,
+            PackedMixer::ShortConv(_) => self.run_short_conv(index, step.batch, trace)?,
         }
         #[cfg(test)]
         self.spoil_heads(index);
@@ -212,6 +214,11 @@ fn gate_row(
                 layer.read(DeltaInput::Gate, projected, [rows, token, layer.spec.value_head(group, head)], gate);
                 elementwise::gated(isa, ActivationFunction::Silu, gate, values);
             }
+        }
+        PackedMixer::ShortConv(layer) => {
+            gate.resize(layer.width);
+            layer.read(ConvInput::After, projected, [rows, token, group], gate);
+            elementwise::multiply(isa, heads, gate);
         }
     }
 }

@@ -9,7 +9,6 @@
 mod attention;
 mod batch_layout;
 mod delta_net;
-mod delta_state;
 mod each_row;
 mod encode;
 mod heads;
@@ -20,7 +19,9 @@ mod packed;
 #[cfg(test)]
 pub(crate) mod planted;
 mod product;
+mod recurrent_state;
 mod scratch;
+mod short_conv;
 mod trace;
 
 use std::time::{Duration, Instant};
@@ -30,11 +31,11 @@ use braidinfer_model::spec::Mixer;
 use braidinfer_model::{DecoderSpec, Dtype, Slot, Weights};
 
 use self::batch_layout::BatchLayout;
-use self::delta_state::DeltaStates;
 use self::encode::{Input, Source};
 use self::kv_cache::KvCache;
 use self::packed::PackedDecoder;
 use self::product::Products;
+use self::recurrent_state::RecurrentStates;
 use self::scratch::Scratch;
 use self::trace::{Trace, from_panels};
 use super::standard::LoadProgress;
@@ -87,7 +88,7 @@ struct FusedRunner {
     weights: PackedDecoder,
     pool: Pool,
     kv_cache: KvCache,
-    delta_states: DeltaStates,
+    recurrent_states: RecurrentStates,
     scratch: Scratch,
     /// What the largest step so far needed, by an upper estimate.
     scratch_bytes: usize,
@@ -122,7 +123,7 @@ impl FusedRunner {
             spec: spec.clone(),
             pool,
             kv_cache,
-            delta_states: DeltaStates::new(spec, options.kv_cache.block_size),
+            recurrent_states: RecurrentStates::new(spec, options.kv_cache.block_size),
             #[cfg(test)]
             planted: None,
         };
@@ -155,9 +156,9 @@ impl LayerRunner for FusedRunner {
             Mixer::Attention { sliding_window: window, .. } => {
                 LayerState { bytes_per_token, bytes_per_sequence: 0, window }
             }
-            Mixer::DeltaNet { delta_net } => {
-                let delta_net = &self.spec.delta_nets[delta_net];
-                let bytes_per_sequence = memory::delta_state_bytes(delta_net, self.kv_cache.config().block_size);
+            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => {
+                let block_size = self.kv_cache.config().block_size;
+                let bytes_per_sequence = memory::layer_state_bytes(&self.spec, layer, block_size);
                 LayerState { bytes_per_token, bytes_per_sequence, window: Some(0) }
             }
         }
@@ -165,7 +166,7 @@ impl LayerRunner for FusedRunner {
 
     fn reserve(&mut self, step: Step<'_>) -> Result<()> {
         self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes)?;
-        self.delta_states.reserve(step.batch)?;
+        self.recurrent_states.reserve(step.batch)?;
         let bytes = memory::scratch_bytes(&self.spec, step.batch.token_ids.len(), step.batch.logits_rows.len());
         if bytes > self.scratch_bytes {
             memory::can_grow(bytes - self.scratch_bytes, || memory::of_step(step.batch.token_ids.len()))?;
@@ -235,17 +236,17 @@ impl LayerRunner for FusedRunner {
     }
 
     fn copy_state(&mut self, from: u32, to: u32) -> Result<()> {
-        self.delta_states.copy(from, to);
+        self.recurrent_states.copy(from, to);
         #[cfg(test)]
         if self.planted == Some(planted::Planted::StatesCopiedWrong) {
-            self.delta_states.spoil(to);
+            self.recurrent_states.spoil(to);
         }
         Ok(())
     }
 
     fn release_storage(&mut self) -> Result<()> {
         self.kv_cache.clear();
-        self.delta_states.clear();
+        self.recurrent_states.clear();
         Ok(())
     }
 }

@@ -5,17 +5,18 @@ use std::sync::{Mutex, PoisonError};
 
 use braidinfer_kernels::ActivationFunction as Activation;
 use braidinfer_kernels::norm::NormKind;
-use braidinfer_kernels::router::{Groups, Routing, Scoring};
+use braidinfer_kernels::router::{Divisor, Groups, Routing, Scoring};
 use braidinfer_kernels::{
     Chunks, LANES, NotFinite, Pages, PanelFormat, Panels, Pool, WeightType, pack_panel, panel_bytes, read_row,
 };
 use braidinfer_model::quantization::dequantize;
 use braidinfer_model::spec::{
     self, ActivationFunction, AttentionSpec, DeltaNetProjections, DeltaNetSpec, ExpertGroups, ExpertsSpec, FeedForward,
-    GroupScore, Mixer, NormSpec, RouterSpec, ScoringFunction, ValueHeadOrder,
+    GroupScore, Mixer, NormSpec, RouterSpec, ScoringFunction, ShortConvSpec, ValueHeadOrder,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, TensorView, Weights};
 
+use super::recurrent_state::StateShape;
 use crate::executor::KernelPlan;
 use crate::executor::plan::is_projection;
 use crate::executor::standard::LoadProgress;
@@ -107,6 +108,7 @@ impl PackedNetwork {
 pub(super) enum PackedMixer {
     Attention(Box<PackedAttention>),
     DeltaNet(Box<PackedDeltaNet>),
+    ShortConv(Box<PackedShortConv>),
 }
 
 /// The parameters of attention.
@@ -144,12 +146,28 @@ pub(super) struct PackedDeltaNet {
     pub(super) norm: PackedNorm,
 }
 
+/// The parameters of a gated short convolution.
+#[derive(Debug)]
+pub(super) struct PackedShortConv {
+    pub(super) shape: StateShape,
+    /// Number of channels in a group.
+    pub(super) width: usize,
+    /// To the two gates and what is convolved.
+    pub(super) in_proj: PackedLinear,
+    pub(super) out_proj: PackedLinear,
+    /// For each group, `[kernel][width]`, padded to a multiple of 16.
+    pub(super) conv: Vec<Vec<f32>>,
+    /// For each group, `[width]`, padded; zeros if there is none.
+    pub(super) bias: Vec<Vec<f32>>,
+}
+
 impl PackedMixer {
     /// The projections of the normed residual stream.
     pub(super) fn inputs(&self) -> Vec<&PackedLinear> {
         match self {
             Self::Attention(attention) => vec![&attention.q_proj, &attention.k_proj, &attention.v_proj],
             Self::DeltaNet(delta_net) => delta_net.inputs.iter().collect(),
+            Self::ShortConv(conv) => vec![&conv.in_proj],
         }
     }
 
@@ -158,6 +176,7 @@ impl PackedMixer {
         match self {
             Self::Attention(attention) => &attention.o_proj,
             Self::DeltaNet(delta_net) => &delta_net.out_proj,
+            Self::ShortConv(conv) => &conv.out_proj,
         }
     }
 
@@ -166,6 +185,7 @@ impl PackedMixer {
         match self {
             Self::Attention(attention) => attention.attention.num_key_value_heads,
             Self::DeltaNet(delta_net) => delta_net.spec.linear_num_key_heads,
+            Self::ShortConv(conv) => conv.shape.groups,
         }
     }
 
@@ -175,7 +195,7 @@ impl PackedMixer {
             Self::DeltaNet(delta_net) if delta_net.spec.value_heads == ValueHeadOrder::Tiled => {
                 delta_net.spec.values_per_key()
             }
-            Self::Attention(_) | Self::DeltaNet(_) => 1,
+            Self::Attention(_) | Self::DeltaNet(_) | Self::ShortConv(_) => 1,
         }
     }
 
@@ -184,6 +204,7 @@ impl PackedMixer {
         match self {
             Self::Attention(_) => ["attn.heads", "attn.gated", "attn.out"],
             Self::DeltaNet(_) => ["delta.heads", "delta.gated", "delta.out"],
+            Self::ShortConv(_) => ["conv.convolved", "conv.gated", "conv.out"],
         }
     }
 }
@@ -361,6 +382,9 @@ impl<'a> Packer<'a> {
                 Mixer::DeltaNet { delta_net } => {
                     PackedMixer::DeltaNet(Box::new(self.delta_net(index, self.spec.delta_nets[delta_net], pool)?))
                 }
+                Mixer::ShortConv { short_conv } => {
+                    PackedMixer::ShortConv(Box::new(self.short_conv(index, self.spec.short_convs[short_conv], pool)?))
+                }
             },
             attention_output_norm: self.norm(slot(LayerSlot::AttentionOutputNorm), &norm)?,
             feed_forward_norm: self.norm(slot(LayerSlot::FeedForwardNorm), &norm)?,
@@ -420,6 +444,34 @@ impl<'a> Packer<'a> {
             norm: self.norm(norm, &spec.norm)?.ok_or_else(|| absent(norm))?,
             spec,
             inputs,
+            out_proj: self.linear(slot(LayerSlot::OutProj), pool)?,
+        })
+    }
+
+    fn short_conv(&mut self, index: usize, spec: ShortConvSpec, pool: &mut Pool) -> Result<PackedShortConv> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let (conv1d, channels) = (slot(LayerSlot::Conv1d), self.spec.hidden_size);
+        let width = group_width(channels);
+        let groups = channels / width;
+        let shape = StateShape::of_short_conv(&spec, groups, width);
+        let weights = self.vector(conv1d, Param::Weight)?.ok_or_else(|| absent(conv1d))?;
+        let bias = self.vector(conv1d, Param::Bias)?;
+        // Of one group, with the padding of states.
+        let row = |group: usize, value: &dyn Fn(usize) -> f32| -> Vec<f32> {
+            let mut row: Vec<f32> = (group * width..(group + 1) * width).map(value).collect();
+            row.resize(shape.inputs, 0.0);
+            row
+        };
+        let tap = |group, tap| row(group, &|channel: usize| weights[channel * spec.conv_l_cache + tap]);
+        let conv = |group| (0..spec.conv_l_cache).flat_map(|index| tap(group, index)).collect();
+        Ok(PackedShortConv {
+            conv: (0..groups).map(conv).collect(),
+            bias: (0..groups)
+                .map(|group| row(group, &|channel: usize| bias.as_ref().map_or(0.0, |bias| bias[channel])))
+                .collect(),
+            shape,
+            width,
+            in_proj: self.linear(slot(LayerSlot::InProjBcx), pool)?,
             out_proj: self.linear(slot(LayerSlot::OutProj), pool)?,
         })
     }
@@ -558,9 +610,16 @@ fn routing(router: &RouterSpec) -> Routing {
             ScoringFunction::Sparsemixer { router_jitter_noise } => Scoring::Sparsemixer(router_jitter_noise as f32),
         },
         groups: router.groups.map(groups),
-        normalized: router.norm_topk_prob.then_some(router.norm_min as f32),
+        normalized: router
+            .norm_topk_prob
+            .then_some(Divisor { added: router.norm_eps as f32, least: router.norm_min as f32 }),
         factor: router.routed_scaling_factor as f32,
     }
+}
+
+/// Width of the equal groups into which channels are divided for threads: the least that is no fewer than 128.
+fn group_width(channels: usize) -> usize {
+    (128..=channels).find(|width| channels.is_multiple_of(*width)).unwrap_or(channels)
 }
 
 /// The weights of a convolution, `[channels][kernel]`, for one key head and its values, `[kernel][width]`.

@@ -6,9 +6,9 @@ use braidinfer_kernels::{Buffer, LANES, PerThread};
 
 use super::attention::Partials;
 use super::delta_net::DeltaScratch;
-use super::delta_state::{HeadState, Moved};
 use super::encode::Encoded;
 use super::mixture::MixtureScratch;
+use super::recurrent_state::RecurrentScratch;
 
 /// Activations between kernels. The layout `[panels][T][16]` splits the columns of a matrix into panels of 16.
 pub(super) struct Scratch {
@@ -18,11 +18,11 @@ pub(super) struct Scratch {
     pub(super) normed: Encoded,
     /// Encoded inputs of the attention output and down projections.
     pub(super) inner: Encoded,
-    /// Queries, then keys, then values, each `[panels][T][16]`; or the outputs of a delta net's input projections.
+    /// Queries, then keys, then values, each `[panels][T][16]`; or the outputs of a recurrent layer's input projections.
     pub(super) qkv: Buffer,
     /// Norm statistics of queries and keys `[T]`, if a norm runs over whole projections.
     pub(super) qk_statistics: Vec<[Statistics; 2]>,
-    /// Attention output, `[G][T][H/G * d]`, or that of a delta net, by key head.
+    /// Attention output, `[G][T][H/G * d]`, or that of a delta net, by key head, or of a convolution, by group of channels.
     pub(super) heads: Buffer,
     /// Offset in `heads` of each attention task's output.
     pub(super) head_starts: Vec<usize>,
@@ -46,10 +46,7 @@ pub(super) struct Scratch {
     pub(super) rows: PerThread<Buffer>,
     pub(super) attention: PerThread<AttentionScratch>,
     pub(super) delta: PerThread<DeltaScratch>,
-    /// How a delta net's state moves, for each sequence.
-    pub(super) moved: Vec<Moved>,
-    /// States that a step runs on, by key head and then by sequence.
-    pub(super) delta_heads: Vec<HeadState>,
+    pub(super) recurrent: RecurrentScratch,
 }
 
 /// Buffers of one thread for an attention task.
@@ -84,8 +81,7 @@ impl Scratch {
             rows: PerThread::new(threads, Buffer::new),
             attention: PerThread::new(threads, AttentionScratch::default),
             delta: PerThread::new(threads, DeltaScratch::default),
-            moved: Vec::new(),
-            delta_heads: Vec::new(),
+            recurrent: RecurrentScratch::default(),
         }
     }
 }

@@ -1,9 +1,5 @@
 //! Gated delta nets, token by token.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-
-use braidinfer_model::DecoderSpec;
 use braidinfer_model::spec::DeltaNetSpec;
 use candle_core::{DType, Tensor};
 use candle_nn::ops::sigmoid;
@@ -12,10 +8,10 @@ use rayon::prelude::*;
 use super::layer::Context;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::recurrent_state::{State, StateShape, Tokens, convolve};
 use super::trace::Trace;
-use crate::executor::recurrence::StatePosition;
-use crate::executor::{Batch, SequenceSlice};
-use crate::{Result, memory};
+use crate::Result;
+use crate::executor::SequenceSlice;
 
 /// Added to the sum of squares of queries and keys.
 const L2_EPS: f32 = 1e-6;
@@ -53,100 +49,6 @@ struct Projected {
     b: Tensor,
     /// `[T, value heads]`.
     a: Tensor,
-}
-
-/// What the recurrence needs of some tokens.
-#[derive(Debug, Clone, Default)]
-struct Tokens {
-    /// Queries, keys and values before the convolution, `[tokens][channels]`.
-    qkv: Vec<f32>,
-    /// Factors of the state, `[tokens][value heads]`.
-    decays: Vec<f32>,
-    /// Strengths of the updates, `[tokens][value heads]`.
-    betas: Vec<f32>,
-}
-
-impl Tokens {
-    fn extend(&mut self, other: &Self) {
-        self.qkv.extend_from_slice(&other.qkv);
-        self.decays.extend_from_slice(&other.decays);
-        self.betas.extend_from_slice(&other.betas);
-    }
-
-    /// Keeps those in a range.
-    fn keep(&mut self, range: std::ops::Range<usize>, spec: &DeltaNetSpec) {
-        let (channels, heads) = (spec.conv_width(), spec.linear_num_value_heads);
-        for (values, width) in [(&mut self.qkv, channels), (&mut self.decays, heads), (&mut self.betas, heads)] {
-            values.truncate(range.end * width);
-            values.drain(..range.start * width);
-        }
-    }
-}
-
-/// The state of one sequence in one layer.
-#[derive(Debug, Clone)]
-struct State {
-    position: StatePosition,
-    /// `[value heads][d_k][d_v]`, at the boundary.
-    matrices: Vec<f32>,
-    /// The last inputs of the convolution before the boundary, `[kernel - 1][channels]`.
-    window: Vec<f32>,
-    /// The tokens after it.
-    tokens: Tokens,
-}
-
-impl State {
-    fn new(spec: &DeltaNetSpec) -> Self {
-        Self {
-            position: StatePosition::default(),
-            matrices: vec![0.0; spec.value_width() * spec.linear_key_head_dim],
-            window: vec![0.0; (spec.linear_conv_kernel_dim - 1) * spec.conv_width()],
-            tokens: Tokens::default(),
-        }
-    }
-}
-
-/// The states of sequences, by slot and layer. They grow when slots are first used.
-#[derive(Debug)]
-pub(super) struct DeltaStates {
-    block_size: usize,
-    /// Size of the states of one sequence in all layers, in bytes.
-    bytes: usize,
-    states: RefCell<BTreeMap<(u32, usize), State>>,
-}
-
-impl DeltaStates {
-    /// For those of the layers with these indices that have such states.
-    pub(super) fn new(spec: &DecoderSpec, layers: &[usize], block_size: usize) -> Self {
-        let nets = layers.iter().filter_map(|layer| spec.delta_net(*layer));
-        let bytes = nets.map(|net| memory::delta_state_bytes(net, block_size)).fold(0, usize::saturating_add);
-        Self { block_size, bytes, states: RefCell::default() }
-    }
-
-    /// Makes sure of memory for the states of every sequence in `batch`.
-    pub(super) fn reserve(&self, batch: &Batch) -> Result<()> {
-        let states = self.states.borrow();
-        let known = |slot: u32| states.range((slot, 0)..=(slot, usize::MAX)).next().is_some();
-        let new = batch.sequences.iter().filter(|sequence| !known(sequence.state_slot)).count();
-        match self.bytes.saturating_mul(new) {
-            0 => Ok(()),
-            bytes => memory::can_grow(bytes, || format!("recurrent states of {new} sequences")),
-        }
-    }
-
-    /// Copies what is kept in one slot to another.
-    pub(super) fn copy(&self, from: u32, to: u32) {
-        let mut states = self.states.borrow_mut();
-        let copies: Vec<(usize, State)> =
-            states.range((from, 0)..=(from, usize::MAX)).map(|((_, layer), state)| (*layer, state.clone())).collect();
-        states.retain(|(slot, _), _| *slot != to);
-        states.extend(copies.into_iter().map(|(layer, state)| ((to, layer), state)));
-    }
-
-    /// Frees all memory.
-    pub(super) fn clear(&self) {
-        self.states.borrow_mut().clear();
-    }
 }
 
 impl DeltaNet {
@@ -215,7 +117,7 @@ impl DeltaNet {
             (self.rates[head] * softplus).exp()
         };
         Ok(Tokens {
-            qkv: rows(&projected.qkv)?,
+            inputs: rows(&projected.qkv)?,
             decays: rows(&projected.a)?.into_iter().enumerate().map(decay).collect(),
             betas: rows(&sigmoid(&projected.b)?)?,
         })
@@ -223,46 +125,17 @@ impl DeltaNet {
 
     /// Appends the outputs of one sequence's tokens, `[tokens][value heads][d_v]`, to `out`.
     fn run(&self, new: Tokens, sequence: &SequenceSlice, context: &Context, out: &mut Vec<f32>) -> Result<()> {
-        let spec = &self.spec;
-        let mut states = context.delta_states.states.borrow_mut();
-        let state = states.entry((sequence.state_slot, context.index)).or_insert_with(|| State::new(spec));
-        if sequence.context_len == 0 {
-            *state = State::new(spec);
-        }
-        let known = state.position.resume(sequence)?;
-        let passed = state.position.advance(sequence, context.delta_states.block_size);
-        state.tokens.keep(0..known, spec);
-        state.tokens.extend(&new);
-        let inputs = [&state.window[..], &state.tokens.qkv].concat();
-        let convolved = self.convolve(&inputs);
-        let matrices = state.matrices.par_chunks_mut(spec.linear_key_head_dim * spec.linear_value_head_dim);
-        let head = |(head, matrix): (usize, &mut [f32])| self.head(head, matrix, &convolved, &state.tokens, passed);
-        let heads: Vec<Vec<f32>> = matrices.enumerate().map(head).collect();
-        let width = spec.linear_value_head_dim;
-        for token in known..known + sequence.query_len {
-            heads.iter().for_each(|head| out.extend_from_slice(&head[token * width..(token + 1) * width]));
-        }
-        let channels = spec.conv_width();
-        state.window = inputs[passed * channels..][..state.window.len()].to_vec();
-        let all = known + sequence.query_len;
-        state.tokens.keep(passed..all, spec);
-        Ok(())
-    }
-
-    /// The convolution and SiLU over `inputs`, the first `kernel - 1` rows of which are only read.
-    fn convolve(&self, inputs: &[f32]) -> Vec<f32> {
-        let (channels, kernel) = (self.spec.conv_width(), self.spec.linear_conv_kernel_dim);
-        let rows = inputs.len() / channels + 1 - kernel;
-        let mut outputs = vec![0.0; rows * channels];
-        outputs.par_chunks_mut(channels).enumerate().for_each(|(row, outputs)| {
-            for (channel, output) in outputs.iter_mut().enumerate() {
-                let weights = &self.conv1d[channel * kernel..][..kernel];
-                let input = |tap: usize| inputs[(row + tap) * channels + channel];
-                let sum: f32 = weights.iter().enumerate().map(|(tap, weight)| weight * input(tap)).sum();
-                *output = sum / (1.0 + (-sum).exp());
+        let (spec, width) = (&self.spec, self.spec.linear_value_head_dim);
+        let step = |state: &mut State, inputs: &[f32], known: usize, passed: usize| {
+            let convolved = convolve(inputs, &self.conv1d, spec.conv_width(), |_, sum| sum / (1.0 + (-sum).exp()));
+            let matrices = state.matrices.par_chunks_mut(spec.linear_key_head_dim * width);
+            let head = |(head, matrix): (usize, &mut [f32])| self.head(head, matrix, &convolved, &state.tokens, passed);
+            let heads: Vec<Vec<f32>> = matrices.enumerate().map(head).collect();
+            for token in known..known + sequence.query_len {
+                heads.iter().for_each(|head| out.extend_from_slice(&head[token * width..(token + 1) * width]));
             }
-        });
-        outputs
+        };
+        context.recurrent_states.step(context.index, StateShape::of_delta_net(spec), sequence, &new, step)
     }
 
     /// The outputs of one value head for all tokens; the matrix is moved past the first `passed` of them.

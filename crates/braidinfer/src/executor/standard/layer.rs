@@ -3,12 +3,14 @@
 use candle_core::Tensor;
 
 use super::attention::{Attention, MaskCache};
-use super::delta_net::{DeltaNet, DeltaStates};
+use super::delta_net::DeltaNet;
 use super::feed_forward::FeedForward;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::recurrent_state::RecurrentStates;
 use super::rotary::Rotation;
+use super::short_conv::ShortConv;
 use super::trace::Trace;
 use crate::Result;
 use crate::executor::Batch;
@@ -20,7 +22,7 @@ pub(super) struct Context<'a> {
     pub(super) rotations: &'a [Rotation],
     pub(super) kv_cache: &'a KvCache,
     pub(super) masks: &'a MaskCache,
-    pub(super) delta_states: &'a DeltaStates,
+    pub(super) recurrent_states: &'a RecurrentStates,
     /// Index of the current layer.
     pub(super) index: usize,
 }
@@ -30,6 +32,7 @@ pub(super) struct Context<'a> {
 pub(super) enum Mixer {
     Attention(Attention),
     DeltaNet(DeltaNet),
+    ShortConv(ShortConv),
 }
 
 impl Mixer {
@@ -38,6 +41,7 @@ impl Mixer {
         match self {
             Self::Attention(attention) => attention.forward(x, context, trace),
             Self::DeltaNet(delta_net) => delta_net.forward(x, context, trace),
+            Self::ShortConv(short_conv) => short_conv.forward(x, context, trace),
         }
     }
 
@@ -45,6 +49,7 @@ impl Mixer {
         match self {
             Self::Attention(attention) => attention.projections().to_vec(),
             Self::DeltaNet(delta_net) => delta_net.projections(),
+            Self::ShortConv(short_conv) => short_conv.projections(),
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use braidinfer_model::spec::{
-    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, NormSpec, SharedExpertSpec, Xielu,
+    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, NormSpec, SharedExpertSpec,
+    ShortConvSpec, Xielu,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
@@ -17,6 +18,7 @@ use super::linear::Linear;
 use super::matrix::{Matrix, StoredMatrix};
 use super::mixture::{Mixture, SharedExpert};
 use super::norm::Norm;
+use super::short_conv::ShortConv;
 use crate::executor::{DeviceChoice, KvCacheConfig};
 use crate::threads::Threads;
 use crate::{Error, Result};
@@ -128,16 +130,34 @@ impl Loader<'_> {
             spec::Mixer::DeltaNet { delta_net } => {
                 Mixer::DeltaNet(self.delta_net(index, self.spec.delta_nets[delta_net])?)
             }
+            spec::Mixer::ShortConv { short_conv } => {
+                Mixer::ShortConv(self.short_conv(index, self.spec.short_convs[short_conv])?)
+            }
+        })
+    }
+
+    /// The values of a parameter of a layer, in f32.
+    fn values(&self, index: usize, name: LayerSlot) -> Result<Vec<f32>> {
+        let slot = Slot::Layer(index, name);
+        Ok(self.weights.get(slot, Param::Weight).ok_or_else(|| self.absent(slot))?.read::<f32>()?)
+    }
+
+    fn short_conv(&self, index: usize, spec: ShortConvSpec) -> Result<ShortConv> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let bias = self.vector(slot(LayerSlot::Conv1d), Param::Bias)?;
+        Ok(ShortConv {
+            spec,
+            in_proj: self.linear(slot(LayerSlot::InProjBcx))?,
+            conv: self.values(index, LayerSlot::Conv1d)?,
+            bias: bias.map(|bias| bias.to_vec1()).transpose()?,
+            out_proj: self.linear(slot(LayerSlot::OutProj))?,
         })
     }
 
     fn delta_net(&self, index: usize, spec: DeltaNetSpec) -> Result<DeltaNet> {
         let slot = |slot| Slot::Layer(index, slot);
         let linear = |name| self.linear(slot(name));
-        let values = |name| {
-            let view = self.weights.get(slot(name), Param::Weight).ok_or_else(|| self.absent(slot(name)))?;
-            Ok::<_, Error>(view.read::<f32>()?)
-        };
+        let values = |name| self.values(index, name);
         let projections = match spec.projections {
             DeltaNetProjections::ByKind => Projections::ByKind {
                 qkv: linear(LayerSlot::InProjQkv)?,

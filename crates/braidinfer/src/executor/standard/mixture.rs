@@ -98,8 +98,8 @@ impl Mixture {
             ScoringFunction::Softmax | ScoringFunction::Sigmoid => self.best(logits),
         };
         if router.norm_topk_prob {
-            let sum = choices.iter().map(|choice| choice.weight).sum::<f32>().max(router.norm_min as f32);
-            choices.iter_mut().for_each(|choice| choice.weight /= sum);
+            let sum = choices.iter().map(|choice| choice.weight).sum::<f32>() + router.norm_eps as f32;
+            choices.iter_mut().for_each(|choice| choice.weight /= sum.max(router.norm_min as f32));
         }
         choices.iter_mut().for_each(|choice| choice.weight *= router.routed_scaling_factor as f32);
         choices.sort_by_key(|choice| choice.expert);

@@ -15,7 +15,9 @@ mod load;
 mod matrix;
 mod mixture;
 mod norm;
+mod recurrent_state;
 mod rotary;
+mod short_conv;
 mod trace;
 
 use std::collections::BTreeSet;
@@ -26,9 +28,9 @@ use candle_core::{DType, Device, Tensor};
 
 use self::attention::MaskCache;
 use self::decoder_weights::{DecoderWeights, HeadWeights};
-use self::delta_net::DeltaStates;
 use self::kv_cache::KvCache;
 use self::layer::Context;
+use self::recurrent_state::RecurrentStates;
 use self::rotary::Rotation;
 use self::trace::Trace;
 use super::{
@@ -122,7 +124,7 @@ struct StandardRunner<'a> {
     device: Device,
     dtype: DType,
     kv_cache: KvCache,
-    delta_states: DeltaStates,
+    recurrent_states: RecurrentStates,
     /// Tensors of the current step.
     step_tensors: StepTensors,
     /// The residual stream, `[T, h]`.
@@ -164,11 +166,11 @@ impl<'a> StandardRunner<'a> {
         start_candle_threads()?;
         let layers: Vec<usize> = layers.into_iter().collect();
         let kv_cache = KvCache::new(spec, layers.iter().copied(), storage, &device)?;
-        let delta_states = DeltaStates::new(spec, &layers, storage.block_size);
+        let recurrent_states = RecurrentStates::new(spec, &layers, storage.block_size);
         let (spec, dtype) = (spec.clone(), dtype.candle());
         let step_tensors = StepTensors::default();
         let (hidden, ran_large) = (None, false);
-        Ok(Self { spec, weights, device, dtype, kv_cache, delta_states, step_tensors, hidden, ran_large, threads })
+        Ok(Self { spec, weights, device, dtype, kv_cache, recurrent_states, step_tensors, hidden, ran_large, threads })
     }
 
     fn stream(&self) -> Result<&Tensor> {
@@ -187,8 +189,8 @@ impl<'a> StandardRunner<'a> {
         let x = self.stream()?.clone();
         let layer = self.weights.layer(index, &self.spec, &self.device)?;
         let StepTensors { rotations, masks } = &self.step_tensors;
-        let (kv_cache, delta_states) = (&self.kv_cache, &self.delta_states);
-        let context = Context { batch, rotations, kv_cache, masks, delta_states, index };
+        let (kv_cache, recurrent_states) = (&self.kv_cache, &self.recurrent_states);
+        let context = Context { batch, rotations, kv_cache, masks, recurrent_states, index };
         trace.enter_layer(index);
         let x = layer.forward(&x, &context, trace)?;
         trace.record("output", &x)?;
@@ -223,8 +225,8 @@ impl LayerRunner for StandardRunner<'_> {
 
     fn layer_state(&self, layer: usize, _plan: &KernelPlan) -> LayerState {
         let config = self.kv_cache.config();
-        if let Some(delta_net) = self.spec.delta_net(layer) {
-            let bytes_per_sequence = memory::delta_state_bytes(delta_net, config.block_size);
+        if self.spec.is_recurrent(layer) {
+            let bytes_per_sequence = memory::layer_state_bytes(&self.spec, layer, config.block_size);
             return LayerState { bytes_per_token: 0, bytes_per_sequence, window: Some(0) };
         }
         let bytes_per_token = 2 * self.spec.key_value_width(layer) * config.dtype.size();
@@ -234,7 +236,7 @@ impl LayerRunner for StandardRunner<'_> {
 
     fn reserve(&mut self, step: Step<'_>) -> Result<()> {
         self.kv_cache.reserve(step.batch)?;
-        self.delta_states.reserve(step.batch)?;
+        self.recurrent_states.reserve(step.batch)?;
         let bytes = scratch_bytes(&self.spec, step.batch);
         if bytes < UNCHECKED_SCRATCH {
             return Ok(());
@@ -289,12 +291,12 @@ impl LayerRunner for StandardRunner<'_> {
     }
 
     fn copy_state(&mut self, from: u32, to: u32) -> Result<()> {
-        self.delta_states.copy(from, to);
+        self.recurrent_states.copy(from, to);
         Ok(())
     }
 
     fn release_storage(&mut self) -> Result<()> {
-        self.delta_states.clear();
+        self.recurrent_states.clear();
         self.kv_cache.clear()
     }
 }
