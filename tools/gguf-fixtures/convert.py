@@ -85,6 +85,9 @@ FIXTURES = [
     Fixture("lfm2_moe", as_if={"routed_scaling_factor": 1.0}, more_tensors=("OUTPUT",)),
     # The converter expects experts in every layer.
     Fixture("qwen3_next", more_tensors=("FFN_GATE", "FFN_UP", "FFN_DOWN")),
+    # Per-layer embeddings and shared keys and values; heads of two shapes, keys as values and experts.
+    Fixture("gemma4"),
+    Fixture("gemma4-moe"),
 ]
 BY_NAME = {fixture.name: fixture for fixture in FIXTURES}
 

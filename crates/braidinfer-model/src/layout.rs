@@ -13,6 +13,12 @@ use crate::spec::{
 pub enum Slot {
     /// Token embedding.
     EmbedTokens,
+    /// Token embedding for the inputs of every layer, `[vocab_size_per_layer_input, layers * p]`.
+    EmbedTokensPerLayer,
+    /// Projection of the token embedding to the inputs of every layer, `[layers * p, h]`.
+    PerLayerModelProjection,
+    /// Norm of that projection, over one layer's input.
+    PerLayerProjectionNorm,
     /// Norm before the output head.
     FinalNorm,
     /// Output head.
@@ -86,6 +92,12 @@ pub enum LayerSlot {
     AttentionOutputNorm,
     /// Norm before the feed-forward network.
     FeedForwardNorm,
+    /// Norm before the routed experts, beside the one before the expert that serves every token.
+    ExpertsNorm,
+    /// Norm of the output of the expert that serves every token.
+    SharedExpertOutputNorm,
+    /// Norm of the sum of the routed experts.
+    ExpertsOutputNorm,
     /// Gate projection.
     GateProj,
     /// Up projection.
@@ -96,8 +108,12 @@ pub enum LayerSlot {
     DownProj,
     /// Router of a mixture of experts, `[E, h]`.
     Router,
+    /// Norm of a router's input.
+    RouterNorm,
     /// What is added to the router's scores for the choice of experts: a bias `[E]` without a weight.
     RouterCorrection,
+    /// Factor of the weight of every expert, `[E]`.
+    PerExpertScale,
     /// Gate projection of the expert that serves every token.
     SharedGateProj,
     /// Up projection of the expert that serves every token.
@@ -108,6 +124,14 @@ pub enum LayerSlot {
     SharedExpertGate,
     /// Norm of the feed-forward network's output.
     FeedForwardOutputNorm,
+    /// Projection of the residual stream to the gate of the layer's further input, `[p, h]`.
+    PerLayerInputGate,
+    /// Projection of the gated further input to the residual stream, `[h, p]`.
+    PerLayerProjection,
+    /// Norm of that projection's output.
+    PostPerLayerInputNorm,
+    /// Factor of the residual stream at the end of the layer, `[1]`.
+    LayerScalar,
 }
 
 /// A kind of parameter of a module.
@@ -150,9 +174,16 @@ pub fn parameters(spec: &DecoderSpec) -> Vec<Parameter> {
     let mut list = ParameterList(Vec::new());
     let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
     list.weight(Slot::EmbedTokens, &[vocab, hidden]);
+    if let Some(inputs) = &spec.per_layer_inputs {
+        let width = spec.layers.len().saturating_mul(inputs.hidden_size_per_layer_input);
+        list.weight(Slot::EmbedTokensPerLayer, &[inputs.vocab_size_per_layer_input, width]);
+        list.linear(Slot::PerLayerModelProjection, width, hidden, false);
+        list.norm(Slot::PerLayerProjectionNorm, &spec.norm, &[inputs.hidden_size_per_layer_input]);
+    }
     for (index, layer) in spec.layers.iter().enumerate() {
         list.mixer(spec, index, layer);
         list.feed_forward(spec, index, layer);
+        list.layer_end(spec, index);
     }
     list.norm(Slot::FinalNorm, &spec.norm, &[hidden]);
     list.linear(Slot::LmHead, vocab, hidden, spec.lm_head_bias);
@@ -190,7 +221,9 @@ impl ParameterList {
             self.norm(Slot::Layer(index, LayerSlot::InputNorm), &spec.norm, &[hidden]);
         }
         match layer.mixer {
-            Mixer::Attention { attention, .. } => self.attention(&spec.attentions[attention], index, hidden),
+            Mixer::Attention { attention, kv_shared_with, .. } => {
+                self.attention(&spec.attentions[attention], index, hidden, kv_shared_with.is_none());
+            }
             Mixer::DeltaNet { delta_net } => self.delta_net(&spec.delta_nets[delta_net], index, hidden),
             Mixer::ShortConv { short_conv } => self.short_conv(&spec.short_convs[short_conv], index, hidden),
         }
@@ -236,12 +269,16 @@ impl ParameterList {
         self.linear(slot(LayerSlot::OutProj), hidden, hidden, spec.conv_bias);
     }
 
-    fn attention(&mut self, attention: &AttentionSpec, index: usize, hidden: usize) {
+    fn attention(&mut self, attention: &AttentionSpec, index: usize, hidden: usize, has_keys: bool) {
         let (q, kv) = (attention.query_width(), attention.key_value_width());
         let slot = |slot| Slot::Layer(index, slot);
         self.linear(slot(LayerSlot::QProj), attention.query_rows(), hidden, attention.qkv_bias);
-        self.linear(slot(LayerSlot::KProj), kv, hidden, attention.qkv_bias);
-        self.linear(slot(LayerSlot::VProj), kv, hidden, attention.qkv_bias);
+        if has_keys {
+            self.linear(slot(LayerSlot::KProj), kv, hidden, attention.qkv_bias);
+            if !attention.attention_k_eq_v {
+                self.linear(slot(LayerSlot::VProj), kv, hidden, attention.qkv_bias);
+            }
+        }
         self.linear(slot(LayerSlot::OProj), hidden, q, attention.output_bias);
         if let Some(qk_norm) = &attention.qk_norm {
             let (heads, kv_heads, width) =
@@ -252,7 +289,9 @@ impl ParameterList {
                 QkNormExtent::Projection => (vec![q], vec![kv]),
             };
             self.norm(slot(LayerSlot::QNorm), &qk_norm.norm, &q);
-            self.norm(slot(LayerSlot::KNorm), &qk_norm.norm, &kv);
+            if has_keys {
+                self.norm(slot(LayerSlot::KNorm), &qk_norm.norm, &kv);
+            }
         }
         if attention.sinks {
             self.weight(slot(LayerSlot::Sinks), &[attention.num_attention_heads]);
@@ -278,10 +317,43 @@ impl ParameterList {
                 }
                 self.linear(slot(LayerSlot::DownProj), hidden, *intermediate_size, *bias);
             }
-            FeedForward::Experts(experts) => self.experts(experts, index, hidden),
+            FeedForward::Experts(experts) => {
+                self.experts(experts, index, hidden);
+                self.expert_norms(spec, experts, index);
+            }
         }
         if block.feed_forward_output_norm {
             self.norm(slot(LayerSlot::FeedForwardOutputNorm), &spec.norm, &[hidden]);
+        }
+    }
+
+    /// Norms and factors that only some mixtures have.
+    fn expert_norms(&mut self, spec: &DecoderSpec, experts: &ExpertsSpec, index: usize) {
+        let (slot, hidden) = (|slot| Slot::Layer(index, slot), spec.hidden_size);
+        if experts.branch_norms {
+            for name in [LayerSlot::ExpertsNorm, LayerSlot::SharedExpertOutputNorm, LayerSlot::ExpertsOutputNorm] {
+                self.norm(slot(name), &spec.norm, &[hidden]);
+            }
+        }
+        if experts.router.norm_multiplier.is_some() {
+            self.weight(slot(LayerSlot::RouterNorm), &[hidden]);
+        }
+        if experts.router.per_expert_scale {
+            self.weight(slot(LayerSlot::PerExpertScale), &[experts.num_experts]);
+        }
+    }
+
+    /// What follows the feed-forward part.
+    fn layer_end(&mut self, spec: &DecoderSpec, index: usize) {
+        let (slot, hidden) = (|slot| Slot::Layer(index, slot), spec.hidden_size);
+        if let Some(inputs) = &spec.per_layer_inputs {
+            let width = inputs.hidden_size_per_layer_input;
+            self.linear(slot(LayerSlot::PerLayerInputGate), width, hidden, false);
+            self.linear(slot(LayerSlot::PerLayerProjection), hidden, width, false);
+            self.norm(slot(LayerSlot::PostPerLayerInputNorm), &spec.norm, &[hidden]);
+        }
+        if spec.layer_scalar {
+            self.weight(slot(LayerSlot::LayerScalar), &[1]);
         }
     }
 
@@ -314,10 +386,22 @@ impl Slot {
         use LayerSlot::*;
         match self {
             Self::EmbedTokens | Self::LmHead | Self::Expert(..) => false,
-            Self::FinalNorm => true,
+            Self::EmbedTokensPerLayer | Self::PerLayerModelProjection => false,
+            Self::FinalNorm | Self::PerLayerProjectionNorm => true,
             Self::Layer(_, slot) => matches!(
                 slot,
-                InputNorm | QNorm | KNorm | DeltaNorm | AttentionOutputNorm | FeedForwardNorm | FeedForwardOutputNorm
+                InputNorm
+                    | QNorm
+                    | KNorm
+                    | DeltaNorm
+                    | AttentionOutputNorm
+                    | FeedForwardNorm
+                    | FeedForwardOutputNorm
+                    | ExpertsNorm
+                    | SharedExpertOutputNorm
+                    | ExpertsOutputNorm
+                    | RouterNorm
+                    | PostPerLayerInputNorm
             ),
         }
     }
@@ -369,6 +453,8 @@ pub fn stacks(spec: &DecoderSpec, head_is_embedding: bool, name: impl Fn(Slot, P
 #[derive(Debug, Clone)]
 pub struct TensorNames {
     embed_tokens: &'static str,
+    /// Embedding, projection and norm of per-layer inputs.
+    per_layer: [&'static str; 3],
     final_norm: &'static str,
     lm_head: &'static str,
     layers: &'static str,
@@ -471,6 +557,7 @@ impl Default for TensorNames {
         use LayerSlot::*;
         Self {
             embed_tokens: "embed_tokens",
+            per_layer: ["embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm"],
             final_norm: "norm",
             lm_head: "lm_head",
             layers: "layers",
@@ -494,6 +581,12 @@ impl Default for TensorNames {
                 (SharedDownProj, "mlp.shared_experts.down_proj"),
                 (SharedExpertGate, "mlp.shared_expert_gate"),
                 (FeedForwardOutputNorm, "post_feedforward_layernorm"),
+                (ExpertsNorm, "pre_feedforward_layernorm_2"),
+                (SharedExpertOutputNorm, "post_feedforward_layernorm_1"),
+                (ExpertsOutputNorm, "post_feedforward_layernorm_2"),
+                (PerLayerInputGate, "per_layer_input_gate"),
+                (PerLayerProjection, "per_layer_projection"),
+                (PostPerLayerInputNorm, "post_per_layer_input_norm"),
                 (InProjQkv, "linear_attn.in_proj_qkv"),
                 (InProjZ, "linear_attn.in_proj_z"),
                 (InProjB, "linear_attn.in_proj_b"),
@@ -508,6 +601,9 @@ impl Default for TensorNames {
             layer_bias: BTreeMap::new(),
             layer_tensor: BTreeMap::from([
                 (RouterCorrection, "mlp.gate.e_score_correction_bias"),
+                (RouterNorm, "router.scale"),
+                (PerExpertScale, "router.per_expert_scale"),
+                (LayerScalar, "layer_scalar"),
                 (DtBias, "linear_attn.dt_bias"),
                 (ALog, "linear_attn.A_log"),
                 (Sinks, "self_attn.sinks"),
@@ -522,6 +618,7 @@ impl TensorNames {
     pub fn gguf(layer: &[(LayerSlot, &'static str)], experts: &[ExpertNames]) -> Self {
         Self {
             embed_tokens: "token_embd",
+            per_layer: ["per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm"],
             final_norm: "output_norm",
             lm_head: "output",
             layers: "blk",
@@ -585,7 +682,7 @@ impl TensorNames {
     pub fn order(&self, slot: Slot, param: Param) -> ValueOrder {
         match slot {
             Slot::Expert(_, _, slot) => self.expert_names().order(slot, param),
-            Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead | Slot::Layer(..) => ValueOrder::default(),
+            _ => ValueOrder::default(),
         }
     }
 
@@ -607,6 +704,9 @@ impl TensorNames {
             }
             Slot::Expert(index, expert, slot) => in_layer(index, &self.expert_names().tensor(expert, slot, param)),
             Slot::EmbedTokens => format!("{prefix}{}.{param}", self.embed_tokens),
+            Slot::EmbedTokensPerLayer => format!("{prefix}{}.{param}", self.per_layer[0]),
+            Slot::PerLayerModelProjection => format!("{prefix}{}.{param}", self.per_layer[1]),
+            Slot::PerLayerProjectionNorm => format!("{prefix}{}.{param}", self.per_layer[2]),
             Slot::FinalNorm => format!("{prefix}{}.{param}", self.final_norm),
             Slot::LmHead => format!("{head_prefix}{}.{param}", self.lm_head),
         }

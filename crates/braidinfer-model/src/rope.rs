@@ -85,6 +85,13 @@ impl RopeSpec {
                 let frequencies = self.base_frequencies(self.rope_theta);
                 frequencies.iter().zip(factors).map(|(frequency, factor)| frequency / *factor as f32).collect()
             }
+            RopeScaling::Proportional { rotated_pairs, factor } => {
+                let mut frequencies = self.base_frequencies(self.rope_theta);
+                for (pair, frequency) in frequencies.iter_mut().enumerate() {
+                    *frequency = if pair < *rotated_pairs { *frequency / *factor as f32 } else { 0.0 };
+                }
+                frequencies
+            }
             RopeScaling::Longrope { short_factor, long_factor, original_max_position_embeddings, .. } => {
                 let factors = if len > *original_max_position_embeddings { long_factor } else { short_factor };
                 let powers = self.powers(self.rope_theta);

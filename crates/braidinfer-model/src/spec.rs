@@ -45,8 +45,42 @@ pub struct DecoderSpec {
     pub short_convs: Vec<ShortConvSpec>,
     /// Rotary tables; layers refer to them by index.
     pub rope: Vec<RopeSpec>,
+    /// Further embeddings of the tokens, which enter every layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_layer_inputs: Option<PerLayerInputSpec>,
+    /// Whether the residual stream is multiplied by a stored number at the end of every layer.
+    #[serde(skip_serializing_if = "is_false")]
+    pub layer_scalar: bool,
     /// One entry per layer, in order.
     pub layers: Vec<LayerSpec>,
+}
+
+/// Inputs of every layer besides the residual stream: vectors of `p` `hidden_size_per_layer_input` values for each token
+/// and layer.
+///
+/// With the embedding `x` `[h]` of a token, multiplied as at the begin of the residual stream, and its row `e` `[layers *
+/// p]` of a further embedding, the inputs are `input_multiplier * (norm(projection_multiplier * P x) + embedding_multiplier
+/// * e)`, normed for each layer by itself. At the end of a layer, before [`DecoderSpec::layer_scalar`], the residual stream
+/// `y` becomes `y + norm(projection(act(gate y) * input))`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PerLayerInputSpec {
+    /// Rows of the further embedding; at least `vocab_size`.
+    pub vocab_size_per_layer_input: usize,
+    /// Width of the input of one layer, `p`.
+    pub hidden_size_per_layer_input: usize,
+    /// Activation function of the gate.
+    pub hidden_act: ActivationFunction,
+    /// Factor of the further embedding.
+    pub embedding_multiplier: f64,
+    /// Factor of the projection of the residual stream's embedding.
+    pub projection_multiplier: f64,
+    /// Factor of their sum.
+    pub input_multiplier: f64,
+}
+
+/// For fields that most architectures lack.
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A normalisation over the last dimension, with statistics in f32.
@@ -133,6 +167,12 @@ pub struct AttentionSpec {
     /// Whether each query head has a stored score that takes part in the softmax as that of a further key, whose value is
     /// zero (Xiao et al. 2023, arXiv:2309.17453).
     pub sinks: bool,
+    /// Whether the outputs of the key projection, before norm and RoPE, are also the values: there is no value projection.
+    #[serde(skip_serializing_if = "is_false")]
+    pub attention_k_eq_v: bool,
+    /// Norm of every value head, without a weight: `x / sqrt(mean(x^2) + eps)`, with this `eps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_norm_eps: Option<f64>,
 }
 
 /// A gated delta net (Yang et al. 2024, arXiv:2412.06464): recurrent layers that keep a matrix per value head.
@@ -324,6 +364,13 @@ pub enum RopeScaling {
         /// One divisor per rotated pair.
         factors: Vec<f64>,
     },
+    /// Only the first pairs turn, with the frequencies that they have where all pairs do.
+    Proportional {
+        /// Number of pairs that turn.
+        rotated_pairs: usize,
+        /// Divisor of their frequencies.
+        factor: f64,
+    },
     /// One divisor per pair, from one of two lists depending on the current length (Ding et al. 2024,
     /// arXiv:2402.13753).
     Longrope {
@@ -363,6 +410,10 @@ pub enum Mixer {
         sliding_window: Option<usize>,
         /// Index into [`DecoderSpec::rope`]; no rotation if `None`.
         rope: Option<usize>,
+        /// Index of an earlier layer with heads of the same shape whose keys and values are read; the layer then has
+        /// none of its own. An index into [`DecoderSpec::layers`].
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kv_shared_with: Option<usize>,
     },
     /// A recurrence with a state of fixed size.
     DeltaNet {
@@ -413,6 +464,10 @@ pub struct ExpertsSpec {
     pub router: RouterSpec,
     /// The network that serves every token.
     pub shared_expert: Option<SharedExpertSpec>,
+    /// Whether the shared expert and the sum of the routed ones have norms of their own, before and after. The shared
+    /// expert's first norm is then the one before the feed-forward network, and the routed ones read the residual stream.
+    #[serde(skip_serializing_if = "is_false")]
+    pub branch_norms: bool,
 }
 
 /// How a router chooses experts: a linear layer gives a logit for each, the logits become scores, the experts with the
@@ -435,6 +490,13 @@ pub struct RouterSpec {
     pub norm_eps: f64,
     /// Factor of the weights, after that.
     pub routed_scaling_factor: f64,
+    /// Whether the weight of each expert is then multiplied by a stored number of its own.
+    #[serde(skip_serializing_if = "is_false")]
+    pub per_expert_scale: bool,
+    /// The router reads the residual stream through a norm of its own, whose stored weight is multiplied by this; if
+    /// `None`, it reads what the experts read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_multiplier: Option<f64>,
 }
 
 /// How the logits of a router become scores.
@@ -659,8 +721,27 @@ impl DecoderSpec {
         (0..self.layers.len()).filter_map(|layer| self.delta_net(layer))
     }
 
-    /// Width of the keys (or values) that a layer keeps of a token, over all heads; 0 if it has no attention.
+    /// The earlier layer whose keys and values a layer reads instead of its own.
+    pub fn kv_shared_with(&self, layer: usize) -> Option<usize> {
+        match self.layers[layer].mixer {
+            Mixer::Attention { kv_shared_with, .. } => kv_shared_with,
+            Mixer::DeltaNet { .. } => None,
+        }
+    }
+
+    /// The attention of a layer that keeps keys and values of its own.
+    pub fn kept_attention(&self, layer: usize) -> Option<&AttentionSpec> {
+        self.attention(layer).filter(|_| self.kv_shared_with(layer).is_none())
+    }
+
+    /// Width of the keys (or values) that a layer keeps of a token, over all heads; 0 if it keeps none.
     pub fn key_value_width(&self, layer: usize) -> usize {
-        self.attention(layer).map_or(0, AttentionSpec::key_value_width)
+        self.kept_attention(layer).map_or(0, AttentionSpec::key_value_width)
+    }
+
+    /// Whether a layer needs nothing but the residual stream and what it keeps itself, so that it can be computed apart
+    /// from the others.
+    pub fn has_separate_layers(&self) -> bool {
+        self.per_layer_inputs.is_none() && (0..self.layers.len()).all(|layer| self.kv_shared_with(layer).is_none())
     }
 }

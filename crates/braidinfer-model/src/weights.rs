@@ -270,8 +270,11 @@ impl<'a> Resolver<'a> {
     fn entries(&self, notes: &mut Vec<String>) -> Result<BTreeMap<(Slot, Param), Entry>> {
         let head_is_embedding = self.head_is_embedding(notes)?;
         let mut entries = BTreeMap::new();
-        for stack in stacks(self.spec, head_is_embedding, |slot, param| self.tensor_name(slot, param)) {
+        let stacks = stacks(self.spec, head_is_embedding, |slot, param| self.tensor_name(slot, param));
+        let parameters: BTreeSet<String> = stacks.iter().map(|stack| stack.tensor.clone()).collect();
+        for stack in stacks {
             self.check(&stack)?;
+            self.check_scale(&stack.tensor, &parameters)?;
             self.place(stack, &mut entries);
         }
         if head_is_embedding {
@@ -342,7 +345,6 @@ impl<'a> Resolver<'a> {
             let shapes: Vec<_> = stack.parameters.iter().map(|parameter| &parameter.shape).collect();
             return Err(view.error(expected, format!("{} in parts of shape {shapes:?}", view.dtype)));
         }
-        self.check_scale(&stack.tensor)?;
         let xielu = |parameter: &Parameter| parameter.param == Param::AlphaP;
         if stack.parameters.iter().any(xielu) { self.check_xielu(&stack.tensor) } else { Ok(()) }
     }
@@ -364,13 +366,15 @@ impl<'a> Resolver<'a> {
     }
 
     /// A GGUF file may have a factor of all values of a matrix as a tensor of its own, usually beside `nvfp4`. It is
-    /// not applied, so that it has to be 1.
-    fn check_scale(&self, tensor: &str) -> Result<()> {
+    /// not applied, so that it has to be 1, unless it is one of the `parameters`.
+    fn check_scale(&self, tensor: &str, parameters: &BTreeSet<String>) -> Result<()> {
         let Some(module) = tensor.strip_suffix(".weight").filter(|_| self.source.gguf().is_some()) else {
             return Ok(());
         };
         let scale = format!("{module}.scale");
-        let Some(view) = self.checkpoint.tensor(&scale)? else { return Ok(()) };
+        let Some(view) = self.checkpoint.tensor(&scale)?.filter(|_| !parameters.contains(&scale)) else {
+            return Ok(());
+        };
         match view.read::<f32>()?.into_iter().find(|scale| *scale != 1.0) {
             None => Ok(()),
             Some(other) => {

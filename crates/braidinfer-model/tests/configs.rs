@@ -455,3 +455,81 @@ fn dense_architectures_in_the_spelling_of_published_files() {
     let message = describe(&config("mixtral", json!({"hidden_act": "xielu"}))).expect_err("it has parameters");
     assert!(message.to_string().contains("field `hidden_act`"), "{message}");
 }
+
+/// For each layer of a Gemma 4: head width, number of key/value heads, the layer whose keys it reads, inner width.
+fn gemma4_layers(spec: &DecoderSpec) -> Vec<(usize, usize, Option<usize>, usize)> {
+    let of = |layer: usize| {
+        let attention = spec.attention(layer).expect("all layers have attention");
+        let width = spec.layers[layer].feed_forward.inner_width();
+        (attention.head_dim, attention.num_key_value_heads, spec.kv_shared_with(layer), width)
+    };
+    (0..spec.layers.len()).map(of).collect()
+}
+
+#[test]
+fn layers_of_gemma4_differ_by_kind_and_by_what_they_share() {
+    let types = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"];
+    let changes = json!({
+        "num_hidden_layers": 5, "layer_types": types, "num_kv_shared_layers": 2, "use_double_wide_mlp": true,
+        "global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 100,
+    });
+    let shared = spec(&config("gemma4_text", changes.clone()));
+    let expected =
+        [(16, 2, None, 96), (16, 2, None, 96), (32, 2, None, 96), (16, 2, Some(1), 192), (32, 2, Some(2), 192)];
+    assert_eq!(gemma4_layers(&shared), expected);
+    assert_eq!(shared.key_value_width(1), 32);
+    assert_eq!(shared.key_value_width(3), 0, "it keeps none of its own");
+    assert!(!shared.has_separate_layers());
+    let inputs = shared.per_layer_inputs.expect("it has inputs for each layer");
+    assert_eq!((inputs.hidden_size_per_layer_input, inputs.projection_multiplier), (8, 0.125));
+    // As transformers 5 spells the same.
+    let mut changes = changes;
+    changes.as_object_mut().expect("an object").remove("global_head_dim");
+    changes["per_layer_config"] = json!({"2": {"head_dim": 32}, "4": {"head_dim": 32}});
+    assert_eq!(spec(&config("gemma4_text", changes)), shared);
+    // The last layer is full, whatever the list says, and one in six without a list.
+    let plain = spec(&config("gemma4_text", json!({"hidden_size_per_layer_input": 0, "sliding_window": 8})));
+    assert_eq!(windows(&plain), [Some(8), Some(8), Some(8), Some(8), Some(8), None]);
+    assert_eq!(gemma4_layers(&plain)[5], (512, 2, None, 96));
+    assert!(plain.has_separate_layers());
+}
+
+#[test]
+fn full_layers_of_gemma4_have_keys_as_values_and_turn_a_quarter() {
+    let global = json!({
+        "attention_k_eq_v": true, "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0,
+    });
+    let full = spec(&config("gemma4_text", global));
+    assert_eq!(full.attentions.iter().map(|of| of.attention_k_eq_v).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(full.attentions.iter().map(|of| of.num_key_value_heads).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(full.rope[0].scaling, RopeScaling::Proportional { rotated_pairs: 64, factor: 1.0 });
+    assert_eq!((full.rope[0].rotary_dim, full.rope[1].rotary_dim), (512, 16));
+    let frequencies = full.rope[0].inv_freq(1);
+    assert!(
+        (frequencies[63] - 1e6_f32.powf(-126.0 / 512.0)).abs() < 1e-8 && frequencies[64..].iter().all(|f| *f == 0.0)
+    );
+    // Without the switch, the number of heads of full layers is not read.
+    let ignored = json!({"num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0});
+    assert_eq!(spec(&config("gemma4_text", ignored)).attentions[0].num_key_value_heads, 2);
+    // The class without inputs for each layer and experts has no default for them.
+    let unified = spec(&config("gemma4_unified_text", json!({"enable_moe_block": true})));
+    assert!(unified.per_layer_inputs.is_none() && unified.experts(0).is_none());
+    assert_eq!(windows(&unified)[0], Some(1024));
+}
+
+#[test]
+fn what_gemma4_cannot_be_is_refused_by_name() {
+    for (changes, expected) in [
+        (json!({"num_kv_shared_layers": 5}), "`num_kv_shared_layers`"),
+        (json!({"num_kv_shared_layers": 9}), "`num_kv_shared_layers`"),
+        (json!({"vocab_size_per_layer_input": 99}), "`vocab_size_per_layer_input`: expected at least vocab_size (100)"),
+        (json!({"use_bidirectional_attention": "all"}), "`use_bidirectional_attention`"),
+        (json!({"hidden_activation": "silu"}), "`hidden_activation`"),
+        (json!({"per_layer_config": {"0": {"head_dim": 32}}}), "`per_layer_config.1`"),
+        (json!({"per_layer_config": {"5": {"intermediate_size": 32}}}), "`per_layer_config.5.intermediate_size`"),
+        (json!({"enable_moe_block": true, "num_experts": 4, "top_k_experts": 2}), "`moe_intermediate_size`"),
+    ] {
+        let message = describe(&config("gemma4_text", changes)).expect_err(expected).to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+}

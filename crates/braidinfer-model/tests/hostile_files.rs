@@ -22,9 +22,10 @@ const WEIGHTS: &str = "model.safetensors";
 
 /// Folders whose configs differ: plain, two rotary tables, factors for each frequency, a list of layers, stacked tensors,
 /// experts in rows, in columns and as codes and scales, recurrences.
-const MODELS: [&str; 10] = [
+const MODELS: [&str; 11] = [
     "llama-tied",
     "gemma3",
+    "gemma4",
     "phi3-longrope",
     "llama3",
     "ministral",
@@ -35,8 +36,20 @@ const MODELS: [&str; 10] = [
     "qwen3_5",
 ];
 /// Files that differ in the same way.
-const GGUF_MODELS: [&str; 10] =
-    ["gemma", "gemma3", "granite", "llama-yarn", "llama3", "phi", "phi3-longrope", "qwen2", "smollm3", "gpt_oss-mxfp4"];
+const GGUF_MODELS: [&str; 12] = [
+    "gemma",
+    "gemma3",
+    "gemma4",
+    "gemma4-moe",
+    "granite",
+    "llama-yarn",
+    "llama3",
+    "phi",
+    "phi3-longrope",
+    "qwen2",
+    "smollm3",
+    "gpt_oss-mxfp4",
+];
 
 /// Quantized matrices of each kind.
 const PACKED: [&str; 8] =

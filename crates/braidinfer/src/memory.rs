@@ -111,7 +111,7 @@ impl Need {
 
 /// KV cache bytes per token, over all layers.
 pub(crate) fn kv_bytes_per_token(spec: &DecoderSpec, dtype: KvDtype) -> usize {
-    spec.layer_attentions().map(|attention| 2 * attention.key_value_width() * dtype.size()).sum()
+    (0..spec.layers.len()).map(|layer| 2 * spec.key_value_width(layer) * dtype.size()).sum()
 }
 
 /// State that a gated delta net keeps of a sequence, in bytes: an upper estimate for both kinds of kernels. Besides the
@@ -166,7 +166,11 @@ pub(crate) fn scratch_bytes(spec: &DecoderSpec, rows: usize, logits: usize) -> u
     let short_convs = spec.short_convs.iter().map(|_| 4 * spec.hidden_size);
     let widest = attentions.chain(delta_nets).chain(short_convs);
     let inner = spec.layers.iter().map(|layer| 4 * layer.feed_forward.inner_width() + mixture(spec, layer)).max();
-    let row = 6 * spec.hidden_size + 3 * widest.max().unwrap_or(0) + inner.unwrap_or(0);
+    // The further inputs of all layers, what they are computed from, and that of one layer, gated.
+    let further = spec
+        .per_layer_inputs
+        .map_or(0, |inputs| inputs.hidden_size_per_layer_input.saturating_mul(3 * spec.layers.len() + 4));
+    let row = (6 * spec.hidden_size + 3 * widest.max().unwrap_or(0) + inner.unwrap_or(0)).saturating_add(further);
     // All of them are kept, and some are computed at a time.
     let logits = logits.saturating_add(2 * logits.min(HEAD_ROWS)).saturating_mul(spec.vocab_size);
     rows.saturating_mul(row).saturating_add(logits).saturating_mul(size_of::<f32>())

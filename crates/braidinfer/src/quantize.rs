@@ -12,8 +12,8 @@ use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::quantization::{self, FileType};
 use braidinfer_model::spec::{AttentionSpec, DeltaNetSpec};
 use braidinfer_model::{
-    DecoderSpec, Dtype, GenerationConfig, LayerSlot, ModelError, ModelSource, Param, Parameter, Slot, Stack,
-    TensorNames, TensorView, Weights, describe, stacks,
+    DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Slot, Stack, TensorNames,
+    TensorView, Weights, describe, stacks,
 };
 use rayon::prelude::*;
 
@@ -131,8 +131,8 @@ pub(crate) fn quantized_bytes(spec: &DecoderSpec, weights: &Weights, file_type: 
 fn streaming_bytes(spec: &DecoderSpec, threads: &Threads) -> usize {
     let of_values = spec.layer_delta_nets().map(DeltaNetSpec::value_width);
     let widest = spec.layer_attentions().map(AttentionSpec::query_width).chain(of_values).max().unwrap_or(0);
-    let group =
-        GROUP.max(widest.max(spec.hidden_size).saturating_mul(head_dim(spec, Slot::Layer(0, LayerSlot::QProj))));
+    let head_dim = spec.layer_attentions().map(|attention| attention.head_dim).max().unwrap_or(1);
+    let group = GROUP.max(widest.max(spec.hidden_size).saturating_mul(head_dim));
     group.saturating_mul(4 + 2 * 4).saturating_mul(threads.count())
 }
 
@@ -224,7 +224,7 @@ fn fallbacks<'a>(
 fn head_dim(spec: &DecoderSpec, slot: Slot) -> usize {
     match slot {
         Slot::Layer(layer, _) => spec.attention(layer).map_or(1, |attention| attention.head_dim),
-        Slot::Expert(..) | Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => 1,
+        _ => 1,
     }
 }
 

@@ -153,9 +153,19 @@ fn company_changes_no_bit() {
 
 #[test]
 fn instruction_sets_change_no_bit() {
-    for name in
-        ["llama", "qwen3-extreme", "gemma2", "phi", "olmo2", "ernie4_5", "qwen3-window", "qwen3_5", "qwen3_next-dense"]
-    {
+    for name in [
+        "llama",
+        "qwen3-extreme",
+        "gemma2",
+        "gemma4",
+        "gemma4-moe",
+        "phi",
+        "olmo2",
+        "ernie4_5",
+        "qwen3-window",
+        "qwen3_5",
+        "qwen3_next-dense",
+    ] {
         let fixture = Fixture::open(name);
         for (coarsest, kv_dtype, file_type) in VARIANTS {
             let fused = Fused { coarsest, kv_dtype, ..Fused::exact() };
@@ -192,7 +202,7 @@ fn long_context(fixture: &Fixture, threads: usize, ids: &[u32], chunk: usize) ->
 fn how_long_contexts_are_shared_out_changes_no_bit() {
     // Beyond two of the spans that attention cuts long contexts into.
     let ids: Vec<u32> = (0..2100_u32).map(|index| index * 7 % 50 + 1).collect();
-    for name in ["llama", "qwen3-window", "gemma2", "qwen3_5"] {
+    for name in ["llama", "qwen3-window", "gemma2", "gemma4", "qwen3_5"] {
         let fixture = Fixture::open(name);
         let expected = long_context(&fixture, 1, &ids, 512);
         // Few tasks for many threads: every span is a task of its own.

@@ -26,9 +26,27 @@ fn mixed(fixture: &Fixture, first: usize) -> Decoder<'static> {
     fused.with_layers(&layers, standard.expect("standard kernels load")).expect("the layers are there")
 }
 
+/// The fixtures whose layers share nothing but the residual stream.
+fn separable() -> Vec<Fixture> {
+    Fixture::all().into_iter().filter(|fixture| fixture.spec().has_separate_layers()).collect()
+}
+
+#[test]
+fn layers_that_share_keys_or_inputs_stay_with_one_runner() {
+    let fixture = Fixture::open("gemma4");
+    let Description { spec, names } = fixture.description();
+    let weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
+    let fused = fixture.fused_over(Fused::exact(), spec, &weights);
+    let (layers, threads) = (BTreeSet::from([1]), Threads::new(Some(2)).expect("threads can be had"));
+    let standard = standard::load_layers(fused.spec(), &weights, &layers, fused.kv_cache(), &threads);
+    let refused = fused.with_layers(&layers, standard.expect("standard kernels load"));
+    let message = refused.err().expect("they cannot be apart").to_string();
+    assert!(message.contains("gemma4_text"), "{message}");
+}
+
 #[test]
 fn any_layer_may_be_standard() {
-    for fixture in Fixture::all().iter().filter(|fixture| fixture.name != "qwen3-extreme") {
+    for fixture in separable().iter().filter(|fixture| fixture.name != "qwen3-extreme") {
         for first in [0, 1] {
             let mut executor = mixed(fixture, first);
             assert_eq!(executor.report().kernels, ActiveKernels::Mixed);
@@ -48,7 +66,7 @@ fn any_layer_may_be_standard() {
 
 #[test]
 fn greedy_tokens_equal_transformers() {
-    for fixture in Fixture::all() {
+    for fixture in separable() {
         check_greedy(&mut mixed(&fixture, 1), &fixture);
     }
 }

@@ -21,6 +21,8 @@ impl RouterSpec {
         norm_min: 1e-20,
         norm_eps: 0.0,
         routed_scaling_factor: 1.0,
+        per_expert_scale: false,
+        norm_multiplier: None,
     };
     /// The same, with weights that sum to one, which is a softmax over the chosen experts.
     pub(super) const SOFTMAX_OF_CHOSEN: Self = Self { norm_topk_prob: true, ..Self::SOFTMAX };
@@ -53,6 +55,7 @@ pub(super) fn experts(
         bias: false,
         router,
         shared_expert: None,
+        branch_norms: false,
     })
 }
 

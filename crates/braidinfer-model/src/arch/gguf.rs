@@ -3,6 +3,7 @@
 //! The keys are converted to an equivalent `config.json`, so that there is only one reader per architecture. Then the
 //! description is adapted to what llama.cpp stores differently (permuted rows, norm weights, names).
 
+mod by_kind;
 mod config;
 mod keys;
 
@@ -35,6 +36,9 @@ pub struct GgufForm {
     pub stacked_gate_up: bool,
     /// Names of modules that differ from those of most architectures.
     pub names: &'static [(LayerSlot, &'static str)],
+    /// Whether sliding layers have keys for the width of their heads, and sizes that differ between layers are lists.
+    /// Files then also have keys for layers that share keys and values, and for further inputs of all layers.
+    pub layer_kinds: bool,
     /// Whether files have keys for the multipliers of embeddings, residual stream, scores and logits.
     pub multipliers: bool,
     /// Whether files have a key for the factor of logits, the inverse of `logits_scaling`.
@@ -67,11 +71,16 @@ pub struct GgufExperts {
     pub norm_topk_prob: bool,
     /// Whether llama.cpp supports first layers without experts.
     pub leading_dense: bool,
+    /// Whether files of the architecture may also have no experts at all.
+    pub optional: bool,
+    /// Whether the expert that serves every token has the names of a dense network.
+    pub beside_dense: bool,
 }
 
 impl GgufExperts {
     /// Weights are the scores among all experts.
-    pub(super) const OF_ALL: Self = Self { norm_topk_prob: false, leading_dense: false };
+    pub(super) const OF_ALL: Self =
+        Self { norm_topk_prob: false, leading_dense: false, optional: false, beside_dense: false };
     /// Weights are the scores among the chosen experts.
     pub(super) const OF_CHOSEN: Self = Self { norm_topk_prob: true, ..Self::OF_ALL };
 }
@@ -124,6 +133,7 @@ impl GgufForm {
             stacked: false,
             stacked_gate_up: false,
             names: &[],
+            layer_kinds: false,
             multipliers: false,
             logit_scale: false,
             parallel_residual: false,
@@ -190,6 +200,13 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         (Conv1d, "ssm_conv1d"),
         (DeltaNorm, "ssm_norm"),
         (OutProj, "ssm_out"),
+        (ExpertsNorm, "pre_ffw_norm_2"),
+        (SharedExpertOutputNorm, "post_ffw_norm_1"),
+        (ExpertsOutputNorm, "post_ffw_norm_2"),
+        (PerLayerInputGate, "inp_gate"),
+        (PerLayerProjection, "proj"),
+        (PostPerLayerInputNorm, "post_norm"),
+        (LayerScalar, "layer_output_scale"),
     ];
     let experts = [
         ExpertNames::Stacked { names: ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] },
@@ -197,9 +214,21 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         // Files of 2023 and early 2024.
         ExpertNames::Indexed { names: ["ffn_gate", "ffn_up", "ffn_down"] },
     ];
-    let tensors = [(RouterCorrection, ROUTER_CORRECTION), (DtBias, "ssm_dt.bias"), (ALog, "ssm_a")];
-    let names = TensorNames::gguf(&layer, &experts).with(form.names).with_tensor(&tensors);
-    if form.short_convs { names.with(&SHORT_CONV).with_final_norm("token_embd_norm") } else { names }
+    let tensors = [
+        (RouterCorrection, ROUTER_CORRECTION),
+        (DtBias, "ssm_dt.bias"),
+        (ALog, "ssm_a"),
+        (RouterNorm, "ffn_gate_inp.scale"),
+        (PerExpertScale, "ffn_down_exps.scale"),
+    ];
+    let mut names = TensorNames::gguf(&layer, &experts).with(form.names).with_tensor(&tensors);
+    if form.short_convs {
+        names = names.with(&SHORT_CONV).with_final_norm("token_embd_norm");
+    }
+    if form.experts.is_some_and(|experts| experts.beside_dense) {
+        names = names.with(&[(SharedGateProj, "ffn_gate"), (SharedUpProj, "ffn_up"), (SharedDownProj, "ffn_down")]);
+    }
+    names
 }
 
 const SHORT_CONV: [(LayerSlot, &str); 3] = [
@@ -270,7 +299,7 @@ fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)
     let mut candidates: Vec<_> = forms().filter(|(_, form)| form.architecture == name).collect();
     candidates.sort_by_key(|(arch, form)| (form.experts.is_some() != (experts > 0), arch.model_type != wanted));
     match candidates.first() {
-        Some((_, form)) if experts == 0 && form.experts.is_some() => {
+        Some((_, form)) if experts == 0 && form.experts.is_some_and(|experts| !experts.optional) => {
             Err(metadata.error(&format!("{name}.expert_count"), "a number of experts above zero", "none"))
         }
         Some(found) if experts == 0 || found.1.experts.is_some() => Ok(*found),
@@ -298,7 +327,7 @@ pub fn form_of(metadata: &Metadata) -> Result<Option<GgufForm>> {
 /// recognizes further ones by the same spellings, and treats them as control tokens regardless of their type in the
 /// file.
 pub fn ends_text(token: &str) -> bool {
-    const ENDS: [&str; 18] = [
+    const ENDS: [&str; 20] = [
         "<|eot_id|>",
         "<|eom_id|>",
         "<|im_end|>",
@@ -307,6 +336,8 @@ pub fn ends_text(token: &str) -> bool {
         "<|call|>",
         "<|flush|>",
         "<end_of_turn>",
+        "<turn|>",
+        "<|tool_response>",
         "<|endoftext|>",
         "<|end_of_text|>",
         "</s>",
@@ -374,18 +405,24 @@ impl File<'_> {
 
     /// Which layers have experts, and what belongs to a mixture, is told by the tensors of each layer.
     fn adjust_feed_forward(&self, spec: &mut DecoderSpec) -> Result<()> {
-        if self.form.experts.is_none() {
+        let Some(form) = self.form.experts else { return Ok(()) };
+        if !spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Experts(_))) && form.optional {
             return Ok(());
         }
         let key = self.key("feed_forward_length");
-        let intermediate_size = self.metadata.unsigned(&key)?.and_then(|size| usize::try_from(size).ok());
+        let intermediate_size = match form.beside_dense {
+            // The network is there in any case.
+            true => None,
+            false => self.metadata.unsigned(&key)?.and_then(|size| usize::try_from(size).ok()),
+        };
         for (index, layer) in spec.layers.iter_mut().enumerate() {
             let FeedForward::Experts(experts) = &mut layer.feed_forward else { continue };
             let tensor = |name: &str| self.checkpoint.tensor(&format!("blk.{index}.{name}"));
             if tensor(&format!("{ROUTER}.weight"))?.is_none() {
+                let beside = experts.shared_expert.filter(|_| form.beside_dense).map(|shared| shared.intermediate_size);
                 let missing = || self.metadata.error(&key, "the width of layers without experts", "nothing");
                 layer.feed_forward = FeedForward::Dense {
-                    intermediate_size: intermediate_size.filter(|size| *size > 0).ok_or_else(missing)?,
+                    intermediate_size: beside.or(intermediate_size).filter(|size| *size > 0).ok_or_else(missing)?,
                     hidden_act: experts.hidden_act,
                     gated: true,
                     bias: tensor("ffn_down.bias")?.is_some(),
@@ -395,6 +432,9 @@ impl File<'_> {
             experts.router.bias = tensor(&format!("{ROUTER}.bias"))?.is_some();
             experts.router.correction_bias = tensor(ROUTER_CORRECTION)?.is_some();
             experts.bias = tensor("ffn_down_exps.bias")?.is_some();
+            if form.beside_dense {
+                continue;
+            }
             let shared = tensor("ffn_up_shexp.weight")?.and_then(|view| view.shape.first().copied());
             let gated = tensor("ffn_gate_inp_shexp.weight")?.is_some();
             let bias = tensor("ffn_down_shexp.bias")?.is_some();
@@ -436,7 +476,9 @@ impl File<'_> {
     /// Reads Llama 3.1's RoPE scaling, which is stored as a tensor of divisors.
     fn read_factors(&self, spec: &mut DecoderSpec) -> Result<()> {
         let Some(factors) = self.vector(ROPE_FREQS)? else { return Ok(()) };
-        for table in &mut spec.rope {
+        // Sliding layers of the other kind have a table of their own, which is not scaled.
+        let tables = if self.form.layer_kinds { 1 } else { spec.rope.len() };
+        for table in &mut spec.rope[..tables] {
             self.check_factors(ROPE_FREQS, &factors, table.rotary_dim)?;
             table.scaling = RopeScaling::FrequencyFactors { factors: factors.clone() };
         }
@@ -447,8 +489,10 @@ impl File<'_> {
     fn adjust_biases(&self, spec: &mut DecoderSpec) {
         let has = |tensor| self.attention_has(spec, tensor);
         let (qkv, output) = (has("attn_q.bias") || has("attn_qkv.bias"), has("attn_output.bias"));
-        spec.attentions[0].qkv_bias |= qkv;
-        spec.attentions[0].output_bias |= output;
+        for attention in &mut spec.attentions {
+            attention.qkv_bias |= qkv;
+            attention.output_bias |= output;
+        }
         let layer = (0..spec.layers.len()).find(|layer| spec.short_conv(*layer).is_some());
         let conv_bias = layer.is_some_and(|layer| self.layer_has(layer, "shortconv.conv.bias"));
         spec.short_convs.iter_mut().for_each(|conv| conv.conv_bias = conv_bias);

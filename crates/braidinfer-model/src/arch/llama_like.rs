@@ -78,8 +78,8 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
         gated: true,
         bias: false,
     };
-    let layer =
-        LayerSpec { mixer: Mixer::Attention { attention: 0, sliding_window: None, rope: Some(0) }, feed_forward };
+    let mixer = Mixer::Attention { attention: 0, sliding_window: None, rope: Some(0), kv_shared_with: None };
+    let layer = LayerSpec { mixer, feed_forward };
     let spec = DecoderSpec {
         model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
         vocab_size: config.size_or("vocab_size", sizes.vocab_size)?,
@@ -105,10 +105,14 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
             query_position_scale: None,
             output_gate: false,
             sinks: false,
+            attention_k_eq_v: false,
+            value_norm_eps: None,
         }],
         delta_nets: Vec::new(),
         short_convs: Vec::new(),
         rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],
+        per_layer_inputs: None,
+        layer_scalar: false,
         layers: vec![layer; layer_count(config, sizes.num_hidden_layers)?],
     };
     Ok(Description { spec, names: TensorNames::default() })

@@ -16,6 +16,8 @@ mod expert_config;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
+mod gemma4_unified;
 pub mod gguf;
 mod glm4;
 mod glm4_moe;
@@ -95,6 +97,8 @@ pub const REGISTRY: &[Architecture] = &[
     gemma::ARCHITECTURE,
     gemma2::ARCHITECTURE,
     gemma3::ARCHITECTURE,
+    gemma4::ARCHITECTURE,
+    gemma4_unified::ARCHITECTURE,
     qwen2::ARCHITECTURE,
     qwen3::ARCHITECTURE,
     phi::ARCHITECTURE,

@@ -63,7 +63,7 @@ pub(super) fn two_tables(
     Ok(tables)
 }
 
-fn nested_settings(config: &JsonFile, layers: &str) -> Result<Option<JsonFile>> {
+pub(super) fn nested_settings(config: &JsonFile, layers: &str) -> Result<Option<JsonFile>> {
     let parameters = config.object("rope_parameters")?;
     parameters.map(|parameters| parameters.object(layers)).transpose().map(Option::flatten)
 }

@@ -109,6 +109,8 @@ impl FileType {
         }
         let base = self.base();
         match first.slot {
+            // As llama.cpp, which leaves it as it is: it is small, and every layer depends on it.
+            Slot::PerLayerModelProjection if base.is_quantized() => Dtype::BF16,
             _ if !base.is_quantized() || base == Dtype::Q8_0 => base,
             Slot::Layer(_, LayerSlot::GateProj | LayerSlot::UpProj | LayerSlot::DownProj) | Slot::Expert(..)
                 if base == Dtype::Mxfp4 =>
@@ -118,7 +120,7 @@ impl FileType {
             _ if base == Dtype::Mxfp4 => Dtype::Q8_0,
             Slot::LmHead => Dtype::Q6K,
             Slot::EmbedTokens if head_is_embedding => Dtype::Q6K,
-            Slot::EmbedTokens if matches!(self, Self::Tq1_0 | Self::Tq2_0) => Dtype::Q4K,
+            Slot::EmbedTokens | Slot::EmbedTokensPerLayer if matches!(self, Self::Tq1_0 | Self::Tq2_0) => Dtype::Q4K,
             Slot::Layer(index, LayerSlot::DownProj | LayerSlot::SharedDownProj)
             | Slot::Expert(index, _, ExpertSlot::DownProj)
                 if self.more_bits(index, spec.layers.len()) =>

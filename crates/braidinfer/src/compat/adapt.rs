@@ -121,7 +121,8 @@ fn cheapest_between(
 }
 
 /// Assigns `faulty` layers to the standard kernels, if the model is then close to the truth: with the first plan for
-/// the other layers that meets the target, or else with one that is close.
+/// the other layers that meets the target, or else with one that is close. Not for models whose layers share more than
+/// the residual stream.
 pub(super) fn with_standard_layers(
     fused: &mut Decoder<'_>,
     standard: &mut Decoder<'_>,
@@ -129,6 +130,9 @@ pub(super) fn with_standard_layers(
     faulty: &BTreeSet<usize>,
     target: Option<Target>,
 ) -> Result<Option<Adapted>> {
+    if !fused.spec().has_separate_layers() {
+        return Ok(None);
+    }
     let mut close = None;
     for plan in found.fastest_plan.ladder() {
         let run = mixed_run(fused, standard, &found.truth, &plan, faulty)?;

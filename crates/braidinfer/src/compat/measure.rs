@@ -69,12 +69,17 @@ impl Truth {
         let first = plans.first().copied().unwrap_or(&own_plan);
         let embed = relative_error(&stream, &fused.embed(by(first), &mut NoProbe)?, rows);
         let mut errors = vec![Errors { embed, layers: Vec::with_capacity(layers), logits: 0.0 }; plans.len()];
-        let mut streams = Vec::with_capacity(layers + 1);
+        let mut streams: Vec<Vec<f32>> = Vec::with_capacity(layers + 1);
         for index in 0..layers {
             let groups = standard.spec().experts(index).and_then(|experts| experts.router.groups);
             let mut truth = Recorder::new(|_: &str| true);
             let next = standard.layer(index, truly, &stream, &mut truth)?;
+            // A layer that reads the keys and values of another gets those that the same plan stored.
+            let source = fused.spec().kv_shared_with(index).filter(|_| plans.len() > 1);
             for (plan, errors) in plans.iter().zip(&mut errors) {
+                if let Some(source) = source {
+                    fused.layer(source, by(plan), &streams[source], &mut NoProbe)?;
+                }
                 let mut own = Recorder::new(|_: &str| true);
                 fused.layer(index, by(plan), &stream, &mut own)?;
                 let ops = compare(&truth.activations, &own.activations, groups);

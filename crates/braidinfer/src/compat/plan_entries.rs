@@ -91,7 +91,11 @@ fn name(slot: Slot) -> &'static str {
         Slot::Expert(.., ExpertSlot::GateProj) => "experts.gate_proj",
         Slot::Expert(.., ExpertSlot::UpProj) => "experts.up_proj",
         Slot::Expert(.., ExpertSlot::DownProj) => "experts.down_proj",
+        Slot::Layer(_, LayerSlot::PerLayerInputGate) => "per_layer_input_gate",
+        Slot::Layer(_, LayerSlot::PerLayerProjection) => "per_layer_projection",
+        Slot::PerLayerModelProjection => "per_layer_model_projection",
         Slot::LmHead => "lm_head",
         Slot::Layer(..) | Slot::EmbedTokens | Slot::FinalNorm => "no projection",
+        Slot::EmbedTokensPerLayer | Slot::PerLayerProjectionNorm => "no projection",
     }
 }

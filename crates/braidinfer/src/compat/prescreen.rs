@@ -89,13 +89,17 @@ impl Predicted {
     }
 }
 
-const LAYER_NORMS: [(LayerSlot, &str); 6] = [
+const LAYER_NORMS: [(LayerSlot, &str); 10] = [
     (LayerSlot::InputNorm, "input_norm"),
     (LayerSlot::QNorm, "q_norm"),
     (LayerSlot::KNorm, "k_norm"),
     (LayerSlot::AttentionOutputNorm, "attention_output_norm"),
     (LayerSlot::FeedForwardNorm, "feed_forward_norm"),
     (LayerSlot::FeedForwardOutputNorm, "feed_forward_output_norm"),
+    (LayerSlot::ExpertsNorm, "experts_norm"),
+    (LayerSlot::ExpertsOutputNorm, "experts_output_norm"),
+    (LayerSlot::SharedExpertOutputNorm, "shared_expert_output_norm"),
+    (LayerSlot::PostPerLayerInputNorm, "post_per_layer_input_norm"),
 ];
 
 fn is_query_or_key(slot: LayerSlot) -> bool {
@@ -114,8 +118,11 @@ fn values(weights: &Weights, slot: Slot, norm: NormSpec) -> Result<Option<Vec<f6
 fn amplification_of(spec: &DecoderSpec, weights: &Weights, layer: usize) -> Result<Option<f64>> {
     let Some(attention) = spec.attention(layer) else { return Ok(None) };
     let Some(qk_norm) = attention.qk_norm else { return Ok(None) };
-    let read = |slot| values(weights, Slot::Layer(layer, slot), qk_norm.norm);
-    let (Some(q), Some(k)) = (read(LayerSlot::QNorm)?, read(LayerSlot::KNorm)?) else { return Ok(None) };
+    let read = |layer, slot| values(weights, Slot::Layer(layer, slot), qk_norm.norm);
+    let with_keys = spec.kv_shared_with(layer).unwrap_or(layer);
+    let (Some(q), Some(k)) = (read(layer, LayerSlot::QNorm)?, read(with_keys, LayerSlot::KNorm)?) else {
+        return Ok(None);
+    };
     let per_group = attention.num_attention_heads / attention.num_key_value_heads;
     let length = |(head, k): (usize, &[f64])| {
         // A per-head norm has one weight vector for all heads; a norm of the whole projection has a section for each

@@ -46,11 +46,17 @@ impl<'a> Decoder<'a> {
 
     /// Assigns some layers to another runner.
     ///
-    /// Fails if a layer index is out of range.
+    /// Fails if a layer index is out of range, or if layers need more than the residual stream and what they keep
+    /// themselves ([`DecoderSpec::has_separate_layers`]).
     pub fn with_layers(mut self, layers: &BTreeSet<usize>, runner: impl LayerRunner + 'a) -> Result<Self> {
         let count = self.spec.layers.len();
         if let Some(layer) = layers.iter().find(|layer| **layer >= count) {
             return Err(Error::bad_request("layer", format!("below {count}"), layer));
+        }
+        if !self.spec.has_separate_layers() {
+            let expected = "layers that share nothing, to give some to another runner";
+            let found = format!("layers of {} with common inputs, keys or values", self.spec.model_type);
+            return Err(Error::bad_request("layer", expected, found));
         }
         self.route.set(layers, self.runners.len());
         self.runners.push(Box::new(runner));

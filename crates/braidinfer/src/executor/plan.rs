@@ -21,11 +21,12 @@ pub struct PlannedProjection {
 }
 
 impl PlannedProjection {
-    /// Index of its layer; `None` for the output head.
+    /// Index of its layer; `None` for the output head, and for what all layers share.
     pub fn layer(&self) -> Option<usize> {
         match self.slot {
             Slot::Layer(layer, _) | Slot::Expert(layer, ..) => Some(layer),
             Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => None,
+            Slot::EmbedTokensPerLayer | Slot::PerLayerModelProjection | Slot::PerLayerProjectionNorm => None,
         }
     }
 
@@ -171,12 +172,15 @@ pub struct LevelCount {
 pub(super) fn is_projection(slot: Slot) -> bool {
     use LayerSlot::*;
     match slot {
-        Slot::LmHead | Slot::Expert(..) => true,
-        Slot::EmbedTokens | Slot::FinalNorm => false,
+        Slot::LmHead | Slot::Expert(..) | Slot::PerLayerModelProjection => true,
+        Slot::EmbedTokens | Slot::FinalNorm | Slot::EmbedTokensPerLayer | Slot::PerLayerProjectionNorm => false,
         Slot::Layer(_, slot) => match slot {
             QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj => true,
             InProjQkv | InProjZ | InProjB | InProjA | InProjQkvz | InProjBa | InProjBcx | OutProj => true,
             Router | SharedGateProj | SharedUpProj | SharedDownProj | SharedExpertGate => true,
+            PerLayerInputGate | PerLayerProjection => true,
+            ExpertsNorm | SharedExpertOutputNorm | ExpertsOutputNorm | RouterNorm | PerExpertScale => false,
+            PostPerLayerInputNorm | LayerScalar => false,
             InputNorm | QNorm | KNorm | Sinks | AttentionOutputNorm => false,
             FeedForwardNorm | Activation | RouterCorrection | FeedForwardOutputNorm => false,
             Conv1d | DtBias | ALog | DeltaNorm => false,
@@ -202,10 +206,12 @@ fn matrices_at(spec: &DecoderSpec, slot: Slot) -> usize {
 
 /// The levels at which weights of a type can be multiplied, most precise first: block-quantized weights with 8-bit and
 /// 16-bit activations, bf16 weights with bf16 activations, and all weights with f32 activations. Routers always get f32
-/// activations: they are small, and decide which experts run.
+/// activations: they are small, and decide which experts run. So do the further inputs of all layers, which every plan
+/// then has in common.
 fn levels(slot: Slot, dtype: Dtype) -> &'static [NumericLevel] {
     match dtype {
         _ if matches!(slot, Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate)) => &[NumericLevel::F32],
+        _ if slot == Slot::PerLayerModelProjection => &[NumericLevel::F32],
         dtype if dtype.is_quantized() => &[NumericLevel::F32, NumericLevel::Int16, NumericLevel::Int8],
         Dtype::BF16 => &[NumericLevel::F32, NumericLevel::Bf16],
         _ => &[NumericLevel::F32],

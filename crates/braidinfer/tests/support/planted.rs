@@ -1,10 +1,10 @@
 //! Faults in the description of a model.
 
 use braidinfer::model::spec::{
-    ActivationFunction, ExpertsSpec, FeedForward, GroupScore, Mixer, NormKind, NormSpec, QkNormExtent, RopePairing,
-    RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
+    ActivationFunction, ExpertsSpec, FeedForward, GroupScore, Mixer, NormKind, NormSpec, PerLayerInputSpec,
+    QkNormExtent, RopePairing, RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
 };
-use braidinfer::model::{DecoderSpec, LayerSlot, Slot, TensorNames, parameters};
+use braidinfer::model::{DecoderSpec, LayerSlot, Parameter, Slot, TensorNames, parameters};
 
 use super::Fixture;
 
@@ -21,13 +21,22 @@ pub const FAULTS: &[Fault] = &[
     ("dynamic: as if never longer than the original", |spec| each_rope(spec, static_instead_of_dynamic)),
     ("yarn: ramp ends rounded the other way", |spec| each_rope(spec, flip_truncate)),
     ("full instead of partial rotation", |spec| {
-        let head_dim = spec.attentions[0].head_dim;
-        each_rope(spec, |rope| rope.rotary_dim = head_dim);
+        if has_one_head_dim(spec) {
+            let head_dim = spec.attentions[0].head_dim;
+            each_rope(spec, |rope| rope.rotary_dim = head_dim);
+        }
     }),
-    ("one rotary table for all layers", |spec| each_layer(spec, |_, rope| *rope = rope.map(|_| 0))),
+    ("proportional RoPE as a partial rotation", |spec| each_rope(spec, partial_instead_of_proportional)),
+    ("one rotary table for all layers", |spec| {
+        if has_one_head_dim(spec) {
+            each_layer(spec, |_, rope| *rope = rope.map(|_| 0));
+        }
+    }),
     ("rotary tables swapped", |spec| {
-        let last = spec.rope.len() - 1;
-        each_layer(spec, |_, rope| *rope = rope.map(|table| last - table));
+        if has_one_head_dim(spec) {
+            let last = spec.rope.len() - 1;
+            each_layer(spec, |_, rope| *rope = rope.map(|table| last - table));
+        }
     }),
     ("RoPE on layers that have none", |spec| each_layer(spec, |_, rope| *rope = Some(rope.unwrap_or(0)))),
     ("NoPE layers inverted", invert_nope),
@@ -44,6 +53,16 @@ pub const FAULTS: &[Fault] = &[
     }),
     ("query/key norm left out", |spec| spec.attentions[0].qk_norm = None),
     ("query/key norm on the other side of RoPE", move_qk_norm),
+    ("norm of values left out", |spec| {
+        spec.attentions.iter_mut().for_each(|attention| attention.value_norm_eps = None);
+    }),
+    ("keys and values of another earlier layer", read_other_keys),
+    ("inputs for each layer left out", |spec| spec.per_layer_inputs = None),
+    ("factor of the embedding for each layer left out", |spec| {
+        each_input(spec, |inputs| inputs.embedding_multiplier = 1.0);
+    }),
+    ("factor of the inputs for each layer left out", |spec| each_input(spec, |inputs| inputs.input_multiplier = 1.0)),
+    ("factor at the end of a layer left out", |spec| spec.layer_scalar = false),
     ("attention scale of hidden_size / heads", |spec| {
         spec.attentions[0].scale = (spec.hidden_size as f64 / spec.attentions[0].num_attention_heads as f64).powf(-0.5);
     }),
@@ -113,6 +132,16 @@ pub const FAULTS: &[Fault] = &[
             }
         });
     }),
+    ("factor of each expert left out", |spec| {
+        each_mixture(spec, |experts| experts.router.per_expert_scale = false);
+    }),
+    ("norm of the router's input left out", |spec| {
+        each_mixture(spec, |experts| experts.router.norm_multiplier = None);
+    }),
+    ("factor of the router's norm left out", |spec| {
+        each_mixture(spec, |experts| experts.router.norm_multiplier = experts.router.norm_multiplier.map(|_| 1.0));
+    }),
+    ("norms of dense network and experts left out", |spec| each_mixture(spec, |experts| experts.branch_norms = false)),
     ("shared expert left out", |spec| each_mixture(spec, |experts| experts.shared_expert = None)),
     ("gate of the shared expert left out", |spec| {
         each_mixture(spec, |experts| {
@@ -140,12 +169,45 @@ pub const SWAPS: &[(&str, LayerSlot, LayerSlot)] = &[
     ("strength and decay of a delta net swapped", LayerSlot::InProjB, LayerSlot::InProjA),
     ("norms before the halves swapped", LayerSlot::InputNorm, LayerSlot::FeedForwardNorm),
     ("norms after the halves swapped", LayerSlot::AttentionOutputNorm, LayerSlot::FeedForwardOutputNorm),
+    ("norms before dense network and experts swapped", LayerSlot::FeedForwardNorm, LayerSlot::ExpertsNorm),
+    ("norms after dense network and experts swapped", LayerSlot::SharedExpertOutputNorm, LayerSlot::ExpertsOutputNorm),
+    ("norm after a layer's input swapped", LayerSlot::FeedForwardOutputNorm, LayerSlot::PostPerLayerInputNorm),
 ];
 
 fn each_mixture(spec: &mut DecoderSpec, change: impl Fn(&mut ExpertsSpec)) {
     for layer in &mut spec.layers {
         if let FeedForward::Experts(experts) = &mut layer.feed_forward {
             change(experts);
+        }
+    }
+}
+
+fn each_input(spec: &mut DecoderSpec, change: impl Fn(&mut PerLayerInputSpec)) {
+    spec.per_layer_inputs.iter_mut().for_each(change);
+}
+
+/// Whether any layer may use any rotary table.
+fn has_one_head_dim(spec: &DecoderSpec) -> bool {
+    spec.attentions.iter().all(|attention| attention.head_dim == spec.attentions[0].head_dim)
+}
+
+/// Frequencies of as many pairs as turn, each with the pair next to it, as other architectures rotate a part of a head.
+fn partial_instead_of_proportional(rope: &mut RopeSpec) {
+    if let RopeScaling::Proportional { rotated_pairs, .. } = rope.scaling {
+        (rope.rotary_dim, rope.scaling) = (2 * rotated_pairs, RopeScaling::Default);
+    }
+}
+
+/// Layers that share keys and values read those of the first layer of their kind, instead of the last one.
+fn read_other_keys(spec: &mut DecoderSpec) {
+    let kind = |spec: &DecoderSpec, layer: usize| match spec.layers[layer].mixer {
+        Mixer::Attention { attention, .. } => Some(attention),
+        Mixer::DeltaNet { .. } => None,
+    };
+    for layer in 0..spec.layers.len() {
+        let first = (0..layer).find(|other| kind(spec, *other) == kind(spec, layer));
+        if let Mixer::Attention { kv_shared_with: Some(source), .. } = &mut spec.layers[layer].mixer {
+            *source = first.unwrap_or(*source);
         }
     }
 }
@@ -287,11 +349,13 @@ fn swap_activation(spec: &mut DecoderSpec, from: ActivationFunction, to: Activat
 /// The names of a fixture with those of two modules swapped, or `None` if the architecture lacks one or stores both in
 /// one tensor.
 pub fn swapped(fixture: &Fixture, a: LayerSlot, b: LayerSlot) -> Option<TensorNames> {
-    let shape = |slot| {
-        // The first layer may be dense where others have experts, or the reverse.
-        let found = parameters(&fixture.spec()).into_iter();
-        let found = found.into_iter().find(|found| matches!(found.slot, Slot::Layer(_, other) if other == slot));
-        found.map(|parameter| parameter.shape)
+    // In every layer that has the module: where only one of both is, there is nothing to swap it with.
+    let shapes = |slot| -> Vec<(usize, Vec<usize>)> {
+        let of = |found: Parameter| match found.slot {
+            Slot::Layer(layer, other) if other == slot => Some((layer, found.shape)),
+            _ => None,
+        };
+        parameters(&fixture.spec()).into_iter().filter_map(of).collect()
     };
     // Weights of rotated queries and keys are multiplied with each other, so a score has no order of them.
     let rotated = fixture.spec().attentions[0].qk_norm.is_some_and(|norm| norm.after_rope);
@@ -300,7 +364,7 @@ pub fn swapped(fixture: &Fixture, a: LayerSlot, b: LayerSlot) -> Option<TensorNa
     }
     let names = fixture.description().names;
     let (name_a, name_b) = (names.layer_module(a), names.layer_module(b));
-    if shape(a).is_none() || shape(a) != shape(b) || name_a == name_b {
+    if shapes(a).is_empty() || shapes(a) != shapes(b) || name_a == name_b {
         return None;
     }
     Some(names.with(&[(a, name_b), (b, name_a)]))

@@ -69,22 +69,29 @@ impl Workload {
 
 /// Size of the keys and values that the last token of a sequence of `len` tokens attends to, in all layers, in bytes.
 fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize {
-    let of_layer = |(layer, dtype): (&LayerSpec, &KvDtype)| {
-        let Mixer::Attention { attention, sliding_window, .. } = layer.mixer else { return 0 };
+    let of_layer = |(index, layer): (usize, &LayerSpec)| {
+        let Mixer::Attention { attention, sliding_window, kv_shared_with, .. } = layer.mixer else { return 0 };
         2 * spec.attentions[attention].key_value_width()
-            * dtype.size()
+            * kv_dtypes[kv_shared_with.unwrap_or(index)].size()
             * sliding_window.map_or(len, |window| window.min(len))
     };
-    spec.layers.iter().zip(kv_dtypes).map(of_layer).sum()
+    spec.layers.iter().enumerate().map(of_layer).sum()
 }
 
 /// Number of weights in the projections of all layers; in layers with a mixture of experts, `used` of them count.
 fn layer_weights(spec: &DecoderSpec, used: impl Fn(&ExpertsSpec) -> f64) -> f64 {
+    // A layer's share of the projection of its further inputs, its gate, and the way back.
+    let further = spec.per_layer_inputs.map_or(0, |inputs| 3 * inputs.hidden_size_per_layer_input);
     let of_layer = |layer: &LayerSpec| {
         let mixer = match layer.mixer {
-            Mixer::Attention { attention, .. } => {
+            Mixer::Attention { attention, kv_shared_with, .. } => {
                 let attention = &spec.attentions[attention];
-                attention.query_rows() + attention.query_width() + 2 * attention.key_value_width()
+                let projections = match (kv_shared_with, attention.attention_k_eq_v) {
+                    (Some(_), _) => 0,
+                    (None, true) => 1,
+                    (None, false) => 2,
+                };
+                attention.query_rows() + attention.query_width() + projections * attention.key_value_width()
             }
             Mixer::DeltaNet { delta_net } => {
                 let net = &spec.delta_nets[delta_net];
@@ -92,7 +99,7 @@ fn layer_weights(spec: &DecoderSpec, used: impl Fn(&ExpertsSpec) -> f64) -> f64 
             }
             Mixer::ShortConv { .. } => 4 * spec.hidden_size,
         };
-        (mixer as f64 + feed_forward_rows(&layer.feed_forward, &used)) * spec.hidden_size as f64
+        (mixer as f64 + feed_forward_rows(&layer.feed_forward, &used) + further as f64) * spec.hidden_size as f64
     };
     spec.layers.iter().map(of_layer).sum()
 }

@@ -45,7 +45,7 @@ const NUMBERS: [(&str, &str); 12] = [
 /// Sizes of mixtures of experts: the names that architectures have for a field, key of the file.
 const EXPERT_SIZES: [(&[&str], &str); 5] = [
     (&["num_experts", "num_local_experts", "moe_num_experts", "n_routed_experts"], "expert_count"),
-    (&["num_experts_per_tok", "moe_k"], "expert_used_count"),
+    (&["num_experts_per_tok", "moe_k", "top_k_experts"], "expert_used_count"),
     (&["moe_intermediate_size"], "expert_feed_forward_length"),
     (&["n_group"], "expert_group_count"),
     (&["topk_group"], "expert_group_used_count"),
@@ -88,7 +88,10 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
         }
     }
     for (field, suffix) in LAYER_SIZES {
-        config.layer_size(field, &file.key(suffix))?;
+        // What may differ between layers is read where their kinds are known.
+        if !file.form.layer_kinds || field == "num_attention_heads" {
+            config.layer_size(field, &file.key(suffix))?;
+        }
     }
     for (field, suffix) in NUMBERS {
         let key = file.key(suffix);
@@ -105,6 +108,9 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     }
     config.next_token_layers()?;
     config.experts()?;
+    if file.form.layer_kinds {
+        config.layer_kinds()?;
+    }
     config.require()?;
     config.delta_nets()?;
     config.short_convs()?;
@@ -112,25 +118,30 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
         let heads = config.fields["num_attention_heads"].clone();
         config.set("num_key_value_heads", &file.key("attention.head_count_kv"), heads);
     }
-    config.head_dim()?;
+    if !file.form.layer_kinds {
+        config.head_dim()?;
+        config.windows()?;
+    }
     config.vocabulary()?;
-    config.windows()?;
     config.rope()?;
+    if file.form.layer_kinds {
+        config.rope_by_kind()?;
+    }
     config.scales();
     config.end_tokens()?;
     config.require_epsilon()?;
     Ok(JsonFile::from_fields(file.metadata.path().to_owned(), config.fields, config.keys))
 }
 
-struct Config<'a> {
-    file: &'a File<'a>,
-    fields: Map<String, Value>,
+pub(super) struct Config<'a> {
+    pub(super) file: &'a File<'a>,
+    pub(super) fields: Map<String, Value>,
     /// The GGUF key of each field, for messages.
     keys: BTreeMap<String, String>,
 }
 
 impl Config<'_> {
-    fn set(&mut self, field: &str, key: &str, value: Value) {
+    pub(super) fn set(&mut self, field: &str, key: &str, value: Value) {
         self.fields.insert(field.to_owned(), value);
         self.keys.insert(field.to_owned(), key.to_owned());
     }
@@ -305,7 +316,7 @@ impl Config<'_> {
     }
 
     /// Sliding layers: a list of flags, or all layers except every `n`-th; otherwise the architecture's own rule.
-    fn windows(&mut self) -> Result<()> {
+    pub(super) fn windows(&mut self) -> Result<()> {
         let window = self.fields.get("sliding_window").and_then(Value::as_u64).unwrap_or(0);
         if window == 0 {
             // Null, unlike an absent key, means no window. Without the key, llama.cpp uses a window only for Gemma 2.

@@ -178,6 +178,9 @@ impl Writer<'_> {
         };
         model.metadata.insert("general.architecture", self.form.architecture);
         self.sizes(&mut model);
+        if self.form.layer_kinds {
+            self.layer_kinds(&mut model);
+        }
         self.numbers(&mut model);
         self.mixture(&mut model);
         self.delta_nets(&mut model);
@@ -249,7 +252,7 @@ impl Writer<'_> {
         size("expert_count", experts.num_experts);
         size("expert_used_count", experts.num_experts_per_tok);
         size("expert_feed_forward_length", experts.intermediate_size);
-        if let Some(shared) = experts.shared_expert {
+        if let Some(shared) = experts.shared_expert.filter(|_| !form.beside_dense) {
             size("expert_shared_feed_forward_length", shared.intermediate_size);
             size("expert_shared_count", (shared.intermediate_size / experts.intermediate_size).max(1));
         }
@@ -298,12 +301,8 @@ impl Writer<'_> {
     fn sizes(&self, model: &mut GgufModel) {
         let (spec, attention) = (self.spec, self.attention());
         // A file without dense layers has the width of its experts there.
-        let dense = |layer: &LayerSpec| match layer.feed_forward {
-            FeedForward::Dense { intermediate_size, .. } => Some(intermediate_size),
-            FeedForward::Experts(_) => None,
-        };
         let experts = self.experts().map_or(0, |experts| experts.intermediate_size);
-        let intermediate_size = spec.layers.iter().find_map(dense).unwrap_or(experts);
+        let intermediate_size = spec.layers.iter().find_map(|layer| self.dense_width(layer)).unwrap_or(experts);
         for (suffix, size) in [
             ("vocab_size", spec.vocab_size),
             ("context_length", spec.max_position_embeddings),
@@ -337,6 +336,46 @@ impl Writer<'_> {
         }
     }
 
+    /// Width of a layer's dense network, or of what has its names beside experts.
+    fn dense_width(&self, layer: &LayerSpec) -> Option<usize> {
+        match layer.feed_forward {
+            FeedForward::Dense { intermediate_size, .. } => Some(intermediate_size),
+            FeedForward::Experts(experts) => {
+                let beside = self.form.experts.is_some_and(|form| form.beside_dense);
+                experts.shared_expert.filter(|_| beside).map(|shared| shared.intermediate_size)
+            }
+        }
+    }
+
+    /// Keys of what differs between full and sliding layers, and between layers that share keys and values and others.
+    fn layer_kinds(&self, model: &mut GgufModel) {
+        let spec = self.spec;
+        let layers = || 0..spec.layers.len();
+        let shared = layers().filter(|layer| spec.kv_shared_with(*layer).is_some()).count();
+        let width = spec.per_layer_inputs.map_or(0, |inputs| inputs.hidden_size_per_layer_input);
+        let mut sizes = vec![("attention.shared_kv_layers", shared), ("embedding_length_per_layer_input", width)];
+        if let Some(sliding) = spec.attentions.get(1) {
+            sizes.push(("attention.key_length_swa", sliding.head_dim));
+            sizes.push(("attention.value_length_swa", sliding.head_dim));
+        }
+        if let Some(sliding) = spec.rope.get(1) {
+            sizes.push(("rope.dimension_count_swa", sliding.rotary_dim));
+        }
+        for (suffix, size) in sizes {
+            model.metadata.insert(self.key(suffix), size as u32);
+        }
+        let widths = layers().map(|layer| self.dense_width(&spec.layers[layer]).unwrap_or(0));
+        let heads = layers().map(|layer| spec.attention(layer).map_or(0, |attention| attention.num_key_value_heads));
+        for (suffix, sizes) in
+            [("feed_forward_length", widths.collect::<Vec<_>>()), ("attention.head_count_kv", heads.collect())]
+        {
+            if sizes.iter().any(|size| *size != sizes[0]) {
+                let sizes: Vec<i32> = sizes.into_iter().map(|size| size as i32).collect();
+                model.metadata.insert(self.key(suffix), &sizes[..]);
+            }
+        }
+    }
+
     fn numbers(&self, model: &mut GgufModel) {
         let (spec, attention) = (self.spec, self.attention());
         let eps = match spec.norm.kind {
@@ -359,7 +398,7 @@ impl Writer<'_> {
         }
         let by_heads = (spec.hidden_size / attention.num_attention_heads) as f64;
         let width = scaled_width(self.form, spec.layers.len() as u64, attention.head_dim as f64, by_heads);
-        let derived = width.powf(-0.5);
+        let derived = if self.form.layer_kinds { 1.0 } else { width.powf(-0.5) };
         if self.form.logit_scale {
             number("logit_scale", 1.0 / spec.logits_scaling);
         }
@@ -418,7 +457,7 @@ impl Writer<'_> {
                 metadata.insert(self.key("rope.scaling.factor"), *factor as f32);
             }
             RopeScaling::Yarn { .. } => self.yarn(&table.scaling, model),
-            RopeScaling::Llama3 { .. } => self.rope_freqs(divisors(table), model),
+            RopeScaling::Llama3 { .. } | RopeScaling::Proportional { .. } => self.rope_freqs(divisors(table), model),
             RopeScaling::FrequencyFactors { factors } => self.rope_freqs(narrow(factors), model),
             RopeScaling::Longrope {
                 short_factor,
@@ -479,7 +518,7 @@ impl Writer<'_> {
     fn expected(&self) -> DecoderSpec {
         let mut spec = self.spec.clone();
         for table in &mut spec.rope {
-            if matches!(table.scaling, RopeScaling::Llama3 { .. }) {
+            if matches!(table.scaling, RopeScaling::Llama3 { .. } | RopeScaling::Proportional { .. }) {
                 let factors = divisors(table).into_iter().map(f64::from).collect();
                 table.scaling = RopeScaling::FrequencyFactors { factors };
             }
@@ -489,10 +528,14 @@ impl Writer<'_> {
     }
 }
 
+/// Divisor of the frequency of a pair that does not turn, as llama.cpp writes it: the quotient is no angle in f32.
+const NO_ROTATION: f32 = 1e30;
+
 /// The scaling's divisor of each frequency.
 fn divisors(table: &RopeSpec) -> Vec<f32> {
     let plain = RopeSpec { scaling: RopeScaling::Default, ..table.clone() };
-    plain.inv_freq(0).iter().zip(table.inv_freq(0)).map(|(plain, scaled)| plain / scaled).collect()
+    let divisor = |(plain, scaled): (&f32, f32)| if scaled == 0.0 { NO_ROTATION } else { plain / scaled };
+    plain.inv_freq(0).iter().zip(table.inv_freq(0)).map(divisor).collect()
 }
 
 fn narrow(values: &[f64]) -> Vec<f32> {

@@ -13,7 +13,7 @@ use super::FusedRunner;
 use super::batch_layout::{BatchLayout, QueryChunk};
 use super::each_row::each_row;
 use super::heads::{HeadKind, Heads, Stage, gather};
-use super::packed::{PackedAttention, PackedMixer, PackedNorm};
+use super::packed::{Keys, PackedAttention, PackedMixer};
 #[cfg(test)]
 use super::planted::{Planted, to_bf16};
 use super::scratch::{AttentionScratch, Scratch};
@@ -21,9 +21,11 @@ use super::trace::Trace;
 use crate::executor::KvDtype;
 
 impl FusedRunner {
-    /// Stores the keys and values of every token, and writes the attention output to `heads`.
-    pub(super) fn attend(&mut self, index: usize, kv_dtype: KvDtype, trace: &mut Trace) {
+    /// Stores the keys and values of every token, unless they are those of an earlier layer, and writes the attention
+    /// output to `heads`.
+    pub(super) fn attend(&mut self, index: usize, kv_dtypes: &[KvDtype], trace: &mut Trace) {
         let PackedMixer::Attention(layer) = &self.weights.layers[index].mixer else { return };
+        let kv_layer = if let Keys::OfLayer(layer) = layer.keys { layer } else { index };
         let Scratch { qkv, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
             &mut self.scratch;
         let plain = Heads { isa: self.isa, layer, layout: &self.layout, qkv, statistics: &[] };
@@ -56,8 +58,8 @@ impl FusedRunner {
         if self.planted == Some(Planted::SinksForgotten { layer: index }) {
             pass.sinks = None;
         }
-        let slabs = &mut self.kv_cache.layers[index];
-        match kv_dtype {
+        let slabs = &mut self.kv_cache.layers[kv_layer];
+        match kv_dtypes[kv_layer] {
             KvDtype::F32 => pass.run(&mut slabs.f32, heads),
             KvDtype::F16 => pass.run(&mut slabs.f16, heads),
         }
@@ -78,16 +80,17 @@ fn attention_shape(layer: &PackedAttention) -> AttentionShape {
 /// Norm statistics of queries and keys, if a norm runs over whole projections.
 fn fill_statistics(heads: &Heads<'_>, pool: &mut Pool, statistics: &mut Vec<[Statistics; 2]>) {
     let extent = heads.layer.attention.qk_norm.map(|norm| norm.extent);
-    let (Some(norms), Some(QkNormExtent::Projection)) = (&heads.layer.qk_norm, extent) else { return };
-    let rows = heads.layout.rows;
-    let of = |kind: HeadKind, norm: &PackedNorm, row: usize| {
-        let width = if kind == HeadKind::Query { heads.layer.q_proj.rows } else { heads.layer.k_proj.rows };
+    if extent != Some(QkNormExtent::Projection) {
+        return;
+    }
+    let (rows, own) = (heads.layout.rows, heads.layer.own_keys());
+    let empty = Statistics { mean: 0.0, inverse: 0.0 };
+    let of = |kind: HeadKind, row: usize| {
+        let width = own.filter(|_| kind == HeadKind::Key).map_or(heads.layer.q_proj.rows, |own| own.k_proj.rows);
         let row = Row { data: heads.panels(kind), rows, row, width };
-        norm::statistics(heads.isa, norm.kind, row, norm.eps)
+        heads.layer.head_norm(kind).map_or(empty, |norm| norm::statistics(heads.isa, norm.kind, row, norm.eps))
     };
-    each_row(pool, statistics, rows, [Statistics { mean: 0.0, inverse: 0.0 }; 2], |row| {
-        [of(HeadKind::Query, &norms[0], row), of(HeadKind::Key, &norms[1], row)]
-    });
+    each_row(pool, statistics, rows, [empty; 2], |row| [of(HeadKind::Query, row), of(HeadKind::Key, row)]);
 }
 
 fn record(heads: &Heads<'_>, trace: &mut Trace) {
@@ -98,10 +101,16 @@ fn record(heads: &Heads<'_>, trace: &mut Trace) {
         ("attn.v", HeadKind::Value, Stage::Projected),
         ("attn.q_norm", HeadKind::Query, Stage::Normed),
         ("attn.k_norm", HeadKind::Key, Stage::Normed),
+        ("attn.v_norm", HeadKind::Value, Stage::Normed),
         ("attn.q_rope", HeadKind::Query, Stage::Rotated),
         ("attn.k_rope", HeadKind::Key, Stage::Rotated),
     ] {
-        trace.record(name, rows, || heads.all(kind, stage));
+        let exists = kind == HeadKind::Query || heads.layer.own_keys().is_some();
+        // Most architectures have no norm of values.
+        let is_step = (kind, stage) != (HeadKind::Value, Stage::Normed) || heads.layer.head_norm(kind).is_some();
+        if exists && is_step {
+            trace.record(name, rows, || heads.all(kind, stage));
+        }
     }
 }
 
@@ -146,7 +155,9 @@ impl AttentionPass<'_> {
     }
 
     fn run<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>], heads: &mut [f32]) {
-        self.store(slabs);
+        if self.source.layer.own_keys().is_some() {
+            self.store(slabs);
+        }
         let layout = self.source.layout;
         let longest = layout.chunks.iter().map(QueryChunk::context).max().unwrap_or(0);
         // With few sequences, long contexts are also parallelised over spans. The order of sums stays the same.

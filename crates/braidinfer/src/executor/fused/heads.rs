@@ -55,6 +55,17 @@ pub(super) fn gather(panels: &[f32], rows: usize, token: usize, column: usize, o
     }
 }
 
+impl PackedAttention {
+    /// The norm of queries, keys or values.
+    pub(super) fn head_norm(&self, kind: HeadKind) -> Option<&PackedNorm> {
+        match kind {
+            HeadKind::Query => self.q_norm.as_ref(),
+            HeadKind::Key => self.own_keys()?.k_norm.as_ref(),
+            HeadKind::Value => self.own_keys()?.v_norm.as_ref(),
+        }
+    }
+}
+
 impl Heads<'_> {
     /// Reads one head `[head_dim]` of one token.
     pub(super) fn read(&self, kind: HeadKind, token: usize, head: usize, stage: Stage, out: &mut [f32]) {
@@ -63,14 +74,11 @@ impl Heads<'_> {
             HeadKind::Key | HeadKind::Value => self.layer.attention.head_dim,
         };
         gather(self.panels(kind), self.layout.rows, token, head * stride, out);
-        if kind == HeadKind::Value {
-            return;
-        }
-        let after_rope = self.layer.attention.qk_norm.is_some_and(|norm| norm.after_rope);
+        let after_rope = self.layer.attention.qk_norm.is_some_and(|norm| norm.after_rope) && kind != HeadKind::Value;
         if stage >= Stage::Normed && !after_rope {
             self.normalize(kind, token, head, out);
         }
-        if stage >= Stage::Rotated {
+        if stage >= Stage::Rotated && kind != HeadKind::Value {
             self.rotate(token, out);
             if after_rope {
                 self.normalize(kind, token, head, out);
@@ -91,29 +99,32 @@ impl Heads<'_> {
         values
     }
 
-    /// The output of a projection, `[panels][T][16]`.
+    /// The output of a projection that the layer has, `[panels][T][16]`.
     pub(super) fn panels(&self, kind: HeadKind) -> &[f32] {
         let rows = self.layout.rows * LANES;
-        let (query, key) = (self.layer.q_proj.panels() * rows, self.layer.k_proj.panels() * rows);
+        let query = self.layer.q_proj.panels() * rows;
+        let Some(own) = self.layer.own_keys().filter(|_| kind != HeadKind::Query) else { return &self.qkv[..query] };
+        let key = own.k_proj.panels() * rows;
         match kind {
-            HeadKind::Query => &self.qkv[..query],
-            HeadKind::Key => &self.qkv[query..query + key],
-            HeadKind::Value => &self.qkv[query + key..],
+            // Without a projection of their own, values are keys before norm and rotation.
+            HeadKind::Value if own.v_proj.is_some() => &self.qkv[query + key..],
+            _ => &self.qkv[query..query + key],
         }
     }
 
     fn normalize(&self, kind: HeadKind, token: usize, head: usize, out: &mut [f32]) {
-        let (Some(spec), Some(norms)) = (self.layer.attention.qk_norm, &self.layer.qk_norm) else { return };
-        let which = usize::from(kind == HeadKind::Key);
-        let PackedNorm { kind, eps, weight, bias } = &norms[which];
-        match spec.extent {
-            QkNormExtent::Head => norm::normalize_head(self.isa, *kind, out, weight, bias.as_deref(), *eps),
-            QkNormExtent::EachHead => {
+        let Some(PackedNorm { kind: norm_kind, eps, weight, bias }) = self.layer.head_norm(kind) else { return };
+        match self.layer.attention.qk_norm.map(|norm| norm.extent).filter(|_| kind != HeadKind::Value) {
+            None | Some(QkNormExtent::Head) => {
+                norm::normalize_head(self.isa, *norm_kind, out, weight, bias.as_deref(), *eps);
+            }
+            Some(QkNormExtent::EachHead) => {
                 let from = head * self.layer.attention.head_dim;
                 let bias = bias.as_ref().map(|bias| &bias[from..]);
-                norm::normalize_head(self.isa, *kind, out, &weight[from..], bias, *eps);
+                norm::normalize_head(self.isa, *norm_kind, out, &weight[from..], bias, *eps);
             }
-            QkNormExtent::Projection => {
+            Some(QkNormExtent::Projection) => {
+                let which = usize::from(kind == HeadKind::Key);
                 let from = head * self.layer.attention.head_dim;
                 let bias = bias.as_ref().map(|bias| &bias[from..]);
                 norm::apply(self.isa, out, self.statistics[token][which], &weight[from..], bias);

@@ -17,7 +17,7 @@ pub(super) const SLAB_TOKENS: usize = TILE * SLAB_TILES;
 #[derive(Debug)]
 pub(super) struct KvCache {
     config: KvCacheConfig,
-    /// Number of key/value heads and head width of each layer; 0 if it has none.
+    /// Number of key/value heads and head width of each layer; 0 if it keeps none.
     heads: Vec<(usize, usize)>,
     pub(super) layers: Vec<LayerSlabs>,
 }
@@ -36,7 +36,7 @@ impl KvCache {
             return Err(Error::bad_request("block_size", format!("a multiple of {TILE}"), config.block_size));
         }
         let heads = |layer| {
-            spec.attention(layer).map_or((0, 0), |attention| (attention.num_key_value_heads, attention.head_dim))
+            spec.kept_attention(layer).map_or((0, 0), |attention| (attention.num_key_value_heads, attention.head_dim))
         };
         let layers = spec.layers.iter().map(|_| LayerSlabs::default()).collect();
         Ok(Self { config, heads: (0..spec.layers.len()).map(heads).collect(), layers })

@@ -32,7 +32,7 @@ impl FusedRunner {
         #[cfg(test)]
         self.spoil_projections(index);
         match &self.weights.layers[index].mixer {
-            PackedMixer::Attention(_) => self.attend(index, plan.kv_dtypes[index], trace),
+            PackedMixer::Attention(_) => self.attend(index, &plan.kv_dtypes, trace),
             PackedMixer::DeltaNet(_) => self.run_delta_net(index, step.batch, trace)?,
             PackedMixer::ShortConv(_) => self.run_short_conv(index, step.batch, trace)?,
         }
@@ -44,7 +44,17 @@ impl FusedRunner {
             self.normalize_for_feed_forward(index, plan, trace);
         }
         self.add_feed_forward(index, plan, trace);
+        self.add_per_layer_input(index, plan, trace);
+        self.scale_stream(index);
         Ok(())
+    }
+
+    /// Multiplies the residual stream by the layer's factor, if it has one.
+    fn scale_stream(&mut self, index: usize) {
+        let Some(scalar) = self.weights.layers[index].scalar else { return };
+        let (isa, panel) = (self.isa, self.layout.rows * LANES);
+        let hidden = Chunks::new(&mut self.scratch.hidden, panel);
+        self.pool.for_each(hidden, |_, hidden, _| elementwise::scale(isa, hidden, scalar));
     }
 
     /// Input norm and the input projections of attention or of a delta net, into `qkv`. If attention and feed-forward
@@ -129,6 +139,7 @@ impl FusedRunner {
         let source = Source::Panels { data: hidden, stride: rows, select: None };
         let input = Input { source, rows, width, norm: layer.feed_forward_norm.as_ref() };
         trace.input("ffn.norm", self.isa, &input);
+        let input = Input { norm: layer.readers_norm(), ..input };
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         let readers = layer.feed_forward.readers();
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(readers.iter().flatten()));
@@ -238,18 +249,18 @@ fn expand(products: &Products<'_>, pool: &mut Pool, network: &PackedNetwork, scr
 }
 
 /// Adding the output of attention or of the feed-forward network to the residual stream.
-struct ResidualAdd<'a> {
-    isa: Isa,
-    products: Products<'a>,
-    pool: &'a mut Pool,
-    factor: f32,
-    rows: usize,
-    statistics: &'a mut Vec<Statistics>,
+pub(super) struct ResidualAdd<'a> {
+    pub(super) isa: Isa,
+    pub(super) products: Products<'a>,
+    pub(super) pool: &'a mut Pool,
+    pub(super) factor: f32,
+    pub(super) rows: usize,
+    pub(super) statistics: &'a mut Vec<Statistics>,
 }
 
 impl ResidualAdd<'_> {
     /// Computes the product in `branch`, and adds it to `hidden` unless a norm is applied first.
-    fn product(
+    pub(super) fn product(
         &mut self,
         linear: &PackedLinear,
         x: &Encoded,
@@ -274,7 +285,7 @@ impl ResidualAdd<'_> {
     }
 
     /// Norms `branch` and adds it to `hidden`, if there is a norm.
-    fn norm(&mut self, norm: Option<&PackedNorm>, width: usize, [branch, hidden]: [&mut [f32]; 2]) {
+    pub(super) fn norm(&mut self, norm: Option<&PackedNorm>, width: usize, [branch, hidden]: [&mut [f32]; 2]) {
         let Some(norm) = norm else { return };
         let (isa, rows, factor) = (self.isa, self.rows, self.factor);
         let data = &*branch;

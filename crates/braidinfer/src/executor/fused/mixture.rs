@@ -3,11 +3,13 @@
 //! tokens are in the batch.
 
 use braidinfer_kernels::elementwise::logistic;
+use braidinfer_kernels::norm::{self, Statistics};
 use braidinfer_kernels::router::{Choice, Routing, route};
 use braidinfer_kernels::{Buffer, Chunks, Isa, LANES, Pool};
 
+use super::each_row::each_row;
 use super::encode::{Encoded, Input, Source};
-use super::packed::{PackedMixture, PackedNetwork, PackedNorm};
+use super::packed::{BranchNorms, PackedMixture, PackedNetwork, PackedNorm};
 #[cfg(test)]
 use super::planted::Planted;
 use super::product::{GroupTasks, Products};
@@ -77,7 +79,10 @@ impl MixturePass<'_> {
         self.group(&mut scratch.mixture);
         self.compute(scratch);
         self.place(&mut scratch.mixture);
-        self.combine(scratch);
+        match &self.mixture.branch_norms {
+            Some(norms) => self.combine_normed(norms, scratch),
+            None => self.combine(scratch),
+        }
     }
 
     /// Chooses the experts of every token.
@@ -100,6 +105,9 @@ impl MixturePass<'_> {
             for (row, choices) in choices.chunks_exact_mut(chosen).enumerate() {
                 buffers.read(logits, rows, task * ROWS_PER_TASK + row);
                 buffers.route(&mixture.routing, mixture, choices);
+                if let Some(scale) = &mixture.per_expert_scale {
+                    choices.iter_mut().for_each(|choice| choice.weight *= scale[choice.expert]);
+                }
             }
         });
         #[cfg(test)]
@@ -162,11 +170,16 @@ impl MixturePass<'_> {
         let Scratch { hidden, gate, up, rows: row_scratch, mixture: own, .. } = scratch;
         let MixtureScratch { groups, tokens, encoded, inner, expand_tasks, down_tasks, outputs, .. } = own;
         let (isa, stride, width, norm) = (self.isa, self.rows, self.width, self.norm);
-        let networks = &self.mixture.networks;
+        let mixture = self.mixture;
+        let networks = &mixture.networks;
         let network = |group: usize| -> &PackedNetwork { &networks[groups[group].network] };
         let input = |group: usize| {
             let Group { first, rows, .. } = groups[group];
             let source = Source::Panels { data: hidden, stride, select: Some(&tokens[first..first + rows]) };
+            let norm = match &mixture.branch_norms {
+                Some(norms) if groups[group].network < mixture.experts => Some(&norms.experts),
+                _ => norm,
+            };
             Input { source, rows, width, norm }
         };
         // All experts have the levels of the first one.
@@ -233,15 +246,61 @@ impl MixturePass<'_> {
         let branch = panels(branch, self.width, self.rows);
         self.pool.for_each(Chunks::new(branch, self.rows * LANES), |panel, out, _| {
             for (out, places) in out.chunks_exact_mut(LANES).zip(places.chunks_exact(per_token)) {
-                let mut sum = [0.0f32; LANES];
-                for Place { start, stride, weight } in places {
-                    let values = &outputs[start + panel * stride..][..LANES];
-                    sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
-                }
-                out.copy_from_slice(&sum);
+                out.copy_from_slice(&sum_of(places, outputs, panel));
             }
         });
     }
+
+    /// Sums the outputs of the routed experts for every token, norms the sum and the output of the shared expert, and adds
+    /// them, in `branch`.
+    fn combine_normed(&mut self, norms: &BranchNorms, scratch: &mut Scratch) {
+        let Scratch { branch, up, qk_statistics: statistics, mixture: own, .. } = scratch;
+        let (places, outputs) = (&own.places[..], &own.outputs[..]);
+        let (isa, rows, width, chosen) = (self.isa, self.rows, self.width, self.mixture.chosen);
+        let per_token = places.len() / rows;
+        let (branch, shared) = (panels(branch, width, rows), panels(up, width, rows));
+        let panel = rows * LANES;
+        self.pool.for_each((Chunks::new(branch, panel), Chunks::new(shared, panel)), |panel, (branch, shared), _| {
+            let out = branch.chunks_exact_mut(LANES).zip(shared.chunks_exact_mut(LANES));
+            for ((branch, shared), places) in out.zip(places.chunks_exact(per_token)) {
+                // The shared expert's output lies last.
+                branch.copy_from_slice(&sum_of(&places[..chosen], outputs, panel));
+                shared.copy_from_slice(&sum_of(&places[chosen..], outputs, panel));
+            }
+        });
+        let (data, shared) = (&*branch, &*shared);
+        let of = |norm: &PackedNorm, data, row| {
+            norm::statistics(isa, norm.kind, norm::Row { data, rows, row, width }, norm.eps)
+        };
+        each_row(self.pool, statistics, rows, [Statistics { mean: 0.0, inverse: 0.0 }; 2], |row| {
+            [of(&norms.experts_output, data, row), of(&norms.shared_output, shared, row)]
+        });
+        let statistics = &*statistics;
+        self.pool.for_each(Chunks::new(branch, panel), |index, branch, _| {
+            let apply = |norm: &PackedNorm, values: &mut [f32], of| {
+                let bias = norm.bias.as_ref().map(|bias| &bias[index * LANES..][..LANES]);
+                norm::apply(isa, values, of, &norm.weight[index * LANES..][..LANES], bias);
+            };
+            let shared = shared[index * panel..][..panel].chunks_exact(LANES);
+            for ((branch, shared), statistics) in branch.chunks_exact_mut(LANES).zip(shared).zip(statistics) {
+                let mut other = [0.0; LANES];
+                other.copy_from_slice(shared);
+                apply(&norms.experts_output, branch, statistics[0]);
+                apply(&norms.shared_output, &mut other, statistics[1]);
+                branch.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
+            }
+        });
+    }
+}
+
+/// The weighted sum of outputs for one token, in one panel.
+fn sum_of(places: &[Place], outputs: &[f32], panel: usize) -> [f32; LANES] {
+    let mut sum = [0.0f32; LANES];
+    for Place { start, stride, weight } in places {
+        let values = &outputs[start + panel * stride..][..LANES];
+        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
+    }
+    sum
 }
 
 /// Buffers for routing one token, each `[E]`.

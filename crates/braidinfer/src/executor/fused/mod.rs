@@ -16,6 +16,7 @@ mod kv_cache;
 mod layer;
 mod mixture;
 mod packed;
+mod per_layer;
 #[cfg(test)]
 pub(crate) mod planted;
 mod product;
@@ -192,6 +193,7 @@ impl LayerRunner for FusedRunner {
         step.plan.check(&self.projections, self.spec.layers.len())?;
         self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes)?;
         self.layout.fill(&self.spec, step.batch, &self.kv_cache);
+        self.prepare_layer_inputs(&step.batch.token_ids, step.plan);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use braidinfer_kernels::{
 use braidinfer_model::quantization::dequantize;
 use braidinfer_model::spec::{
     self, ActivationFunction, AttentionSpec, DeltaNetProjections, DeltaNetSpec, ExpertGroups, ExpertsSpec, FeedForward,
-    GroupScore, Mixer, NormSpec, RouterSpec, ScoringFunction, ShortConvSpec, ValueHeadOrder,
+    GroupScore, Mixer, NormSpec, PerLayerInputSpec, RouterSpec, ScoringFunction, ShortConvSpec, ValueHeadOrder,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, TensorView, Weights};
 
@@ -30,6 +30,7 @@ const ALIGNMENT: usize = 64;
 pub(super) struct PackedDecoder {
     panels: Pages,
     embedding: Embedding,
+    pub(super) per_layer_inputs: Option<PackedPerLayerInputs>,
     pub(super) layers: Vec<PackedLayer>,
     pub(super) final_norm: PackedNorm,
     pub(super) lm_head: PackedLinear,
@@ -37,10 +38,43 @@ pub(super) struct PackedDecoder {
 
 #[derive(Debug)]
 enum Embedding {
-    /// Rows in the data type of the checkpoint.
-    Stored { dtype: Dtype, rows: Vec<u8>, row_bytes: usize },
+    Stored(StoredRows),
     /// Shares the panels of the output head.
     Head,
+}
+
+/// Rows of an embedding in the data type of the checkpoint.
+#[derive(Debug)]
+pub(super) struct StoredRows {
+    dtype: Dtype,
+    rows: Vec<u8>,
+    row_bytes: usize,
+}
+
+impl StoredRows {
+    /// Reads a row.
+    pub(super) fn read(&self, row: usize, out: &mut [f32]) {
+        dequantize(self.dtype, &self.rows[row * self.row_bytes..][..self.row_bytes], out);
+    }
+}
+
+/// The parameters of the inputs of all layers besides the residual stream.
+#[derive(Debug)]
+pub(super) struct PackedPerLayerInputs {
+    pub(super) spec: PerLayerInputSpec,
+    pub(super) embedding: StoredRows,
+    pub(super) projection: PackedLinear,
+    /// Over the input of one layer.
+    pub(super) norm: PackedNorm,
+}
+
+/// How a layer uses its further input.
+#[derive(Debug)]
+pub(super) struct PackedPerLayerInput {
+    pub(super) hidden_act: braidinfer_kernels::ActivationFunction,
+    pub(super) gate: PackedLinear,
+    pub(super) projection: PackedLinear,
+    pub(super) norm: PackedNorm,
 }
 
 /// The parameters of one layer. Norms that the architecture lacks are `None`.
@@ -52,6 +86,9 @@ pub(super) struct PackedLayer {
     pub(super) feed_forward_norm: Option<PackedNorm>,
     pub(super) feed_forward: PackedFeedForward,
     pub(super) feed_forward_output_norm: Option<PackedNorm>,
+    pub(super) per_layer_input: Option<Box<PackedPerLayerInput>>,
+    /// Factor of the residual stream at the end.
+    pub(super) scalar: Option<f32>,
 }
 
 /// The feed-forward part of a layer.
@@ -84,6 +121,20 @@ pub(super) struct PackedMixture {
     pub(super) experts: usize,
     /// Gate of the expert that serves every token, with one output.
     pub(super) shared_gate: Option<PackedLinear>,
+    /// Norm of the router's input, if that is not what the experts read.
+    pub(super) router_norm: Option<PackedNorm>,
+    /// Factor of the weight of every expert, `[E]`.
+    pub(super) per_expert_scale: Option<Vec<f32>>,
+    pub(super) branch_norms: Option<BranchNorms>,
+}
+
+/// Norms of the routed experts and of the one that serves every token, besides the one before the feed-forward network.
+#[derive(Debug)]
+pub(super) struct BranchNorms {
+    /// Of the residual stream, for the routed experts.
+    pub(super) experts: PackedNorm,
+    pub(super) experts_output: PackedNorm,
+    pub(super) shared_output: PackedNorm,
 }
 
 impl PackedFeedForward {
@@ -93,6 +144,17 @@ impl PackedFeedForward {
             Self::Dense(network) => network.inputs().map(Some),
             Self::Experts(mixture) => [Some(&mixture.router), mixture.shared_gate.as_ref()],
         }
+    }
+}
+
+impl PackedLayer {
+    /// The norm of what the feed-forward part's projections of all tokens read.
+    pub(super) fn readers_norm(&self) -> Option<&PackedNorm> {
+        let router_norm = match &self.feed_forward {
+            PackedFeedForward::Dense(_) => None,
+            PackedFeedForward::Experts(mixture) => mixture.router_norm.as_ref(),
+        };
+        router_norm.or(self.feed_forward_norm.as_ref())
     }
 }
 
@@ -121,13 +183,41 @@ pub(super) struct PackedAttention {
     /// Index of the rotary table in the decoder spec.
     pub(super) rope: Option<usize>,
     pub(super) q_proj: PackedLinear,
-    pub(super) k_proj: PackedLinear,
-    pub(super) v_proj: PackedLinear,
+    pub(super) keys: Keys,
     pub(super) o_proj: PackedLinear,
-    /// Norms of queries and keys.
-    pub(super) qk_norm: Option<[PackedNorm; 2]>,
+    pub(super) q_norm: Option<PackedNorm>,
     /// One score per query head, padded.
     pub(super) sinks: Option<Vec<f32>>,
+}
+
+/// Where the keys and values of a layer come from.
+#[derive(Debug)]
+pub(super) enum Keys {
+    /// The layer has its own.
+    Own(Box<OwnKeys>),
+    /// Those that an earlier layer stored.
+    OfLayer(usize),
+}
+
+/// The projections of keys and values.
+#[derive(Debug)]
+pub(super) struct OwnKeys {
+    pub(super) k_proj: PackedLinear,
+    /// If there is none, the output of the key projection is both.
+    pub(super) v_proj: Option<PackedLinear>,
+    pub(super) k_norm: Option<PackedNorm>,
+    /// Of every value head.
+    pub(super) v_norm: Option<PackedNorm>,
+}
+
+impl PackedAttention {
+    /// The projections of keys and values, if the layer has its own.
+    pub(super) fn own_keys(&self) -> Option<&OwnKeys> {
+        match &self.keys {
+            Keys::Own(own) => Some(own),
+            Keys::OfLayer(_) => None,
+        }
+    }
 }
 
 /// The parameters of a gated delta net.
@@ -165,7 +255,11 @@ impl PackedMixer {
     /// The projections of the normed residual stream.
     pub(super) fn inputs(&self) -> Vec<&PackedLinear> {
         match self {
-            Self::Attention(attention) => vec![&attention.q_proj, &attention.k_proj, &attention.v_proj],
+            Self::Attention(attention) => {
+                let own = attention.own_keys();
+                let keys = own.into_iter().flat_map(|own| [&own.k_proj].into_iter().chain(&own.v_proj));
+                [&attention.q_proj].into_iter().chain(keys).collect()
+            }
             Self::DeltaNet(delta_net) => delta_net.inputs.iter().collect(),
             Self::ShortConv(conv) => vec![&conv.in_proj],
         }
@@ -218,6 +312,14 @@ pub(super) struct PackedNorm {
     pub(super) bias: Option<Vec<f32>>,
 }
 
+impl PackedNorm {
+    /// A norm of `width` values without a weight of its own.
+    fn plain(eps: f64, width: usize) -> Self {
+        let weight = vec![1.0; width.next_multiple_of(LANES)];
+        Self { kind: NormKind::Rms, eps: eps as f32, weight, bias: None }
+    }
+}
+
 /// A matrix in panels, and a bias padded to a multiple of 16.
 #[derive(Debug)]
 pub(super) struct PackedLinear {
@@ -266,9 +368,7 @@ impl PackedDecoder {
     pub(super) fn embed(&self, token: u32, out: &mut [f32]) {
         let token = token as usize;
         match &self.embedding {
-            Embedding::Stored { dtype, rows, row_bytes } => {
-                dequantize(*dtype, &rows[token * row_bytes..][..*row_bytes], out)
-            }
+            Embedding::Stored(rows) => rows.read(token, out),
             Embedding::Head => {
                 let panel = token / LANES;
                 let panel = self.panels(&self.lm_head, panel..panel + 1, (&self.lm_head, panel + 1));
@@ -288,15 +388,20 @@ impl PackedDecoder {
         progress: LoadProgress,
     ) -> Result<Self> {
         let mut packer = Packer::new(spec, weights, plan)?;
+        let per_layer_inputs = packer.per_layer_inputs(pool)?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         for index in 0..spec.layers.len() {
             layers.push(packer.layer(index, pool)?);
             progress(index + 1, spec.layers.len());
         }
         let lm_head = packer.linear(Slot::LmHead, pool)?;
-        let final_norm = packer.norm(Slot::FinalNorm, &spec.norm)?.ok_or_else(|| absent(Slot::FinalNorm))?;
-        let embedding = if weights.head_is_embedding() { Embedding::Head } else { packer.embedding()? };
-        Ok(Self { panels: packer.panels, embedding, layers, final_norm, lm_head })
+        let final_norm = packer.required_norm(Slot::FinalNorm, &spec.norm)?;
+        let embedding = if weights.head_is_embedding() {
+            Embedding::Head
+        } else {
+            Embedding::Stored(packer.rows(Slot::EmbedTokens)?)
+        };
+        Ok(Self { panels: packer.panels, embedding, per_layer_inputs, layers, final_norm, lm_head })
     }
 }
 
@@ -346,7 +451,7 @@ pub(super) fn weight_bytes(weights: &Weights) -> usize {
     let tied = weights.head_is_embedding();
     let bytes = weights.iter().map(|(slot, param, view)| match (slot, param, view.shape.len()) {
         (Slot::EmbedTokens, Param::Weight, _) if tied => 0,
-        (Slot::EmbedTokens, Param::Weight, _) => view.data.len(),
+        (Slot::EmbedTokens | Slot::EmbedTokensPerLayer, Param::Weight, _) => view.data.len(),
         (_, Param::Weight, 2) => matrix_bytes(&view),
         _ => view.len().next_multiple_of(LANES) * size_of::<f32>(),
     });
@@ -376,9 +481,7 @@ impl<'a> Packer<'a> {
         Ok(PackedLayer {
             input_norm: self.norm(slot(LayerSlot::InputNorm), &norm)?,
             mixer: match self.spec.layers[index].mixer {
-                Mixer::Attention { attention, sliding_window, rope } => {
-                    PackedMixer::Attention(Box::new(self.attention(index, attention, sliding_window, rope, pool)?))
-                }
+                Mixer::Attention { .. } => PackedMixer::Attention(Box::new(self.attention(index, pool)?)),
                 Mixer::DeltaNet { delta_net } => {
                     PackedMixer::DeltaNet(Box::new(self.delta_net(index, self.spec.delta_nets[delta_net], pool)?))
                 }
@@ -390,36 +493,64 @@ impl<'a> Packer<'a> {
             feed_forward_norm: self.norm(slot(LayerSlot::FeedForwardNorm), &norm)?,
             feed_forward: self.feed_forward(index, pool)?,
             feed_forward_output_norm: self.norm(slot(LayerSlot::FeedForwardOutputNorm), &norm)?,
+            per_layer_input: self.per_layer_input(index, pool)?.map(Box::new),
+            scalar: self.vector(slot(LayerSlot::LayerScalar), Param::Weight)?.map(|values| values[0]),
         })
     }
 
-    fn attention(
-        &mut self,
-        index: usize,
-        attention_index: usize,
-        sliding_window: Option<usize>,
-        rope: Option<usize>,
-        pool: &mut Pool,
-    ) -> Result<PackedAttention> {
+    fn per_layer_inputs(&mut self, pool: &mut Pool) -> Result<Option<PackedPerLayerInputs>> {
+        let Some(spec) = self.spec.per_layer_inputs else { return Ok(None) };
+        Ok(Some(PackedPerLayerInputs {
+            spec,
+            embedding: self.rows(Slot::EmbedTokensPerLayer)?,
+            projection: self.linear(Slot::PerLayerModelProjection, pool)?,
+            norm: self.required_norm(Slot::PerLayerProjectionNorm, &self.spec.norm)?,
+        }))
+    }
+
+    fn per_layer_input(&mut self, index: usize, pool: &mut Pool) -> Result<Option<PackedPerLayerInput>> {
+        let Some(spec) = self.spec.per_layer_inputs else { return Ok(None) };
         let slot = |slot| Slot::Layer(index, slot);
+        Ok(Some(PackedPerLayerInput {
+            hidden_act: self.activation(slot(LayerSlot::PerLayerProjection), spec.hidden_act)?,
+            gate: self.linear(slot(LayerSlot::PerLayerInputGate), pool)?,
+            projection: self.linear(slot(LayerSlot::PerLayerProjection), pool)?,
+            norm: self.required_norm(slot(LayerSlot::PostPerLayerInputNorm), &self.spec.norm)?,
+        }))
+    }
+
+    fn attention(&mut self, index: usize, pool: &mut Pool) -> Result<PackedAttention> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let Mixer::Attention { attention: attention_index, sliding_window, rope, kv_shared_with } =
+            self.spec.layers[index].mixer
+        else {
+            return Err(absent(slot(LayerSlot::QProj)));
+        };
         let attention = self.spec.attentions[attention_index];
-        let qk_norm = match attention.qk_norm {
-            None => None,
-            Some(qk_norm) => {
-                let norm = |slot| self.norm(slot, &qk_norm.norm)?.ok_or_else(|| absent(slot));
-                Some([norm(slot(LayerSlot::QNorm))?, norm(slot(LayerSlot::KNorm))?])
-            }
+        let qk_norm = attention.qk_norm.map(|norm| norm.norm);
+        let q_norm = qk_norm.map(|norm| self.required_norm(slot(LayerSlot::QNorm), &norm)).transpose()?;
+        let q_proj = self.linear(slot(LayerSlot::QProj), pool)?;
+        let keys = match kv_shared_with {
+            Some(layer) => Keys::OfLayer(layer),
+            None => Keys::Own(Box::new(OwnKeys {
+                k_proj: self.linear(slot(LayerSlot::KProj), pool)?,
+                v_proj: match attention.attention_k_eq_v {
+                    true => None,
+                    false => Some(self.linear(slot(LayerSlot::VProj), pool)?),
+                },
+                k_norm: qk_norm.map(|norm| self.required_norm(slot(LayerSlot::KNorm), &norm)).transpose()?,
+                v_norm: attention.value_norm_eps.map(|eps| PackedNorm::plain(eps, attention.head_dim)),
+            })),
         };
         Ok(PackedAttention {
             attention,
             attention_index,
             sliding_window,
             rope,
-            qk_norm,
+            q_norm,
             sinks: self.vector(slot(LayerSlot::Sinks), Param::Weight)?,
-            q_proj: self.linear(slot(LayerSlot::QProj), pool)?,
-            k_proj: self.linear(slot(LayerSlot::KProj), pool)?,
-            v_proj: self.linear(slot(LayerSlot::VProj), pool)?,
+            q_proj,
+            keys,
             o_proj: self.linear(slot(LayerSlot::OProj), pool)?,
         })
     }
@@ -441,7 +572,7 @@ impl<'a> Packer<'a> {
             conv1d: (0..spec.linear_num_key_heads).map(|head| conv_of_head(&spec, &conv1d, head)).collect(),
             dt_bias: vector(LayerSlot::DtBias)?,
             rates: vector(LayerSlot::ALog)?.into_iter().map(|stored| spec.decay_rates.negative(stored)).collect(),
-            norm: self.norm(norm, &spec.norm)?.ok_or_else(|| absent(norm))?,
+            norm: self.required_norm(norm, &spec.norm)?,
             spec,
             inputs,
             out_proj: self.linear(slot(LayerSlot::OutProj), pool)?,
@@ -530,6 +661,25 @@ impl<'a> Packer<'a> {
             networks,
             experts: spec.num_experts,
             shared_gate,
+            router_norm: spec.router.norm_multiplier.map(|factor| self.router_norm(index, factor)).transpose()?,
+            per_expert_scale: self.vector(slot(LayerSlot::PerExpertScale), Param::Weight)?,
+            branch_norms: if spec.branch_norms { Some(self.branch_norms(index)?) } else { None },
+        })
+    }
+
+    fn router_norm(&self, index: usize, factor: f64) -> Result<PackedNorm> {
+        let norm = NormSpec { weight_offset: 0.0, ..self.spec.norm };
+        let mut norm = self.required_norm(Slot::Layer(index, LayerSlot::RouterNorm), &norm)?;
+        norm.weight.iter_mut().for_each(|weight| *weight *= factor as f32);
+        Ok(norm)
+    }
+
+    fn branch_norms(&self, index: usize) -> Result<BranchNorms> {
+        let norm = |slot| self.required_norm(Slot::Layer(index, slot), &self.spec.norm);
+        Ok(BranchNorms {
+            experts: norm(LayerSlot::ExpertsNorm)?,
+            experts_output: norm(LayerSlot::ExpertsOutputNorm)?,
+            shared_output: norm(LayerSlot::SharedExpertOutputNorm)?,
         })
     }
 
@@ -542,6 +692,11 @@ impl<'a> Packer<'a> {
             spec::NormKind::Layer => NormKind::Layer,
         };
         Ok(Some(PackedNorm { kind, eps: spec.eps as f32, weight, bias: self.vector(slot, Param::Bias)? }))
+    }
+
+    /// The norm in `slot`, which the architecture has.
+    fn required_norm(&self, slot: Slot, spec: &NormSpec) -> Result<PackedNorm> {
+        self.norm(slot, spec)?.ok_or_else(|| absent(slot))
     }
 
     /// A vector in f32, padded to a multiple of 16, or `None` if the architecture has none there.
@@ -589,11 +744,12 @@ impl<'a> Packer<'a> {
         })
     }
 
-    fn embedding(&self) -> Result<Embedding> {
-        let view = self.weights.get(Slot::EmbedTokens, Param::Weight).ok_or_else(|| absent(Slot::EmbedTokens))?;
+    /// The rows of an embedding.
+    fn rows(&self, slot: Slot) -> Result<StoredRows> {
+        let view = self.weights.get(slot, Param::Weight).ok_or_else(|| absent(slot))?;
         view.check()?;
         let rows = view.data.read()?.into_owned();
-        Ok(Embedding::Stored { dtype: view.dtype, row_bytes: rows.len() / view.shape[0], rows })
+        Ok(StoredRows { dtype: view.dtype, row_bytes: rows.len() / view.shape[0], rows })
     }
 }
 

@@ -8,6 +8,7 @@ use super::attention::Partials;
 use super::delta_net::DeltaScratch;
 use super::encode::Encoded;
 use super::mixture::MixtureScratch;
+use super::per_layer::LayerInputs;
 use super::recurrent_state::RecurrentScratch;
 
 /// Activations between kernels. The layout `[panels][T][16]` splits the columns of a matrix into panels of 16.
@@ -34,6 +35,7 @@ pub(super) struct Scratch {
     pub(super) branch: Buffer,
     /// Norm statistics of `branch` `[T]`, if it is normed.
     pub(super) branch_statistics: Vec<Statistics>,
+    pub(super) layer_inputs: LayerInputs,
     pub(super) mixture: MixtureScratch,
     /// Logits, `[panels][rows][16]`.
     pub(super) logits: Buffer,
@@ -73,6 +75,7 @@ impl Scratch {
             up: Buffer::new(),
             branch: Buffer::new(),
             branch_statistics: Vec::new(),
+            layer_inputs: LayerInputs::default(),
             mixture: MixtureScratch::default(),
             logits: Buffer::new(),
             items: Vec::new(),

@@ -23,24 +23,44 @@ pub(super) struct Attention {
     /// Index of the rotary table.
     pub(super) rope: Option<usize>,
     pub(super) q_proj: Linear,
-    pub(super) k_proj: Linear,
-    pub(super) v_proj: Linear,
+    pub(super) keys: Keys,
     pub(super) o_proj: Linear,
-    /// Norms of queries and keys.
-    pub(super) qk_norm: Option<(QkNormExtent, Norm, Norm)>,
+    pub(super) q_norm: Option<(QkNormExtent, Norm)>,
     /// Scores of a further key without a value, one per query head.
     pub(super) sinks: Option<Tensor>,
+}
+
+/// Where the keys and values of a layer come from.
+#[derive(Debug)]
+pub(super) enum Keys {
+    /// The layer has its own.
+    Own(Box<OwnKeys>),
+    /// Those that an earlier layer stored.
+    OfLayer(usize),
+}
+
+/// The projections of keys and values.
+#[derive(Debug)]
+pub(super) struct OwnKeys {
+    pub(super) k_proj: Linear,
+    /// If there is none, the output of the key projection is both.
+    pub(super) v_proj: Option<Linear>,
+    pub(super) k_norm: Option<(QkNormExtent, Norm)>,
+    /// Of every value head.
+    pub(super) v_norm: Option<Norm>,
 }
 
 impl Attention {
     /// `[T, h]` to `[T, h]`; stores the keys and values of every token.
     pub(super) fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
         let (q, gate) = self.queries(x)?;
-        let (q, k, v) = self.project(q, x, context, trace)?;
+        let (q, new) = self.project(q, x, context, trace)?;
         let mut heads = Vec::with_capacity(context.batch.sequences.len());
         for (range, sequence) in context.batch.ranges() {
-            let (k, v) = (k.i(range.clone())?, v.i(range.clone())?);
-            context.kv_cache.write(context.index, sequence, &k, &v)?;
+            if let Some((k, v)) = &new {
+                let (k, v) = (k.i(range.clone())?, v.i(range.clone())?);
+                context.kv_cache.write(context.index, sequence, &k, &v)?;
+            }
             heads.push(self.attend(&q.i(range)?, sequence, context)?);
         }
         let heads = Tensor::cat(&heads, 0)?.to_dtype(x.dtype())?;
@@ -58,9 +78,13 @@ impl Attention {
         Ok(out)
     }
 
-    /// The query, key, value and output projections.
-    pub(super) fn projections(&self) -> [&Linear; 4] {
-        [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
+    /// The query, key, value and output projections, of those that it has.
+    pub(super) fn projections(&self) -> Vec<&Linear> {
+        let own = match &self.keys {
+            Keys::Own(own) => [Some(&own.k_proj), own.v_proj.as_ref()],
+            Keys::OfLayer(_) => [None, None],
+        };
+        own.into_iter().flatten().chain([&self.q_proj, &self.o_proj]).collect()
     }
 
     /// Queries and, if there are any, gates, each `[T, H * d]`.
@@ -75,34 +99,55 @@ impl Attention {
         Ok((part(0)?, Some(part(width)?.to_dtype(DType::F32)?)))
     }
 
-    /// Queries `[T, H, d]`, keys and values `[T, G, d]`, normed and rotated, in f32.
-    fn project(&self, q: Tensor, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<(Tensor, Tensor, Tensor)> {
-        let (k, v) = (self.k_proj.forward(x)?, self.v_proj.forward(x)?);
+    /// Queries `[T, H, d]` and, if the layer has its own, keys and values `[T, G, d]`, normed and rotated, in f32.
+    fn project(
+        &self,
+        q: Tensor,
+        x: &Tensor,
+        context: &Context,
+        trace: &mut Trace,
+    ) -> Result<(Tensor, Option<KeyValue>)> {
         trace.record("attn.q", &q)?;
-        trace.record("attn.k", &k)?;
-        trace.record("attn.v", &v)?;
-        let (q_norm, k_norm) = match &self.qk_norm {
-            Some((extent, q, k)) => (Some((*extent, q)), Some((*extent, k))),
-            None => (None, None),
+        let projected = match &self.keys {
+            Keys::Own(own) => {
+                let k = own.k_proj.forward(x)?;
+                let v = own.v_proj.as_ref().map_or_else(|| Ok(k.clone()), |v_proj| v_proj.forward(x))?;
+                trace.record("attn.k", &k)?;
+                trace.record("attn.v", &v)?;
+                Some((own, k, v))
+            }
+            Keys::OfLayer(_) => None,
         };
         let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
-        let (mut q, mut k) = (self.split_heads(&q)?, self.split_heads(&k)?);
-        let v = self.split_heads(&v)?;
-        if !after_rope {
-            (q, k) = (normalize(q, q_norm)?, normalize(k, k_norm)?);
-        }
+        let turned = |x: Tensor, norm: Option<&(QkNormExtent, Norm)>| {
+            let x = self.rotated(x, context)?;
+            if after_rope { normalize(x, norm) } else { Ok(x) }
+        };
+        let q = self.before_rope(&q, self.q_norm.as_ref())?;
         trace.record("attn.q_norm", &q)?;
-        trace.record("attn.k_norm", &k)?;
-        if let Some(table) = self.rope {
-            (q, k) = (context.rotations[table].apply(&q)?, context.rotations[table].apply(&k)?);
-        }
-        if after_rope {
-            (q, k) = (normalize(q, q_norm)?, normalize(k, k_norm)?);
-        }
-        let q = self.scale_by_position(q, context)?;
+        let normed = projected.map(|(own, k, v)| self.normed(own, &k, &v, trace)).transpose()?;
+        let q = self.scale_by_position(turned(q, self.q_norm.as_ref())?, context)?;
         trace.record("attn.q_rope", &q)?;
+        let Some((k, v)) = normed else { return Ok((q, None)) };
+        let k_norm = if let Keys::Own(own) = &self.keys { own.k_norm.as_ref() } else { None };
+        let k = turned(k, k_norm)?;
         trace.record("attn.k_rope", &k)?;
-        Ok((q, k, v))
+        Ok((q, Some((k, v))))
+    }
+
+    /// Keys and values `[T, G, d]`, normed, unless keys are after RoPE.
+    fn normed(&self, own: &OwnKeys, k: &Tensor, v: &Tensor, trace: &mut Trace) -> Result<KeyValue> {
+        let k = self.before_rope(k, own.k_norm.as_ref())?;
+        trace.record("attn.k_norm", &k)?;
+        let v = self.split_heads(v)?;
+        let Some(norm) = &own.v_norm else { return Ok((k, v)) };
+        let v = norm.forward(&v)?;
+        trace.record("attn.v_norm", &v)?;
+        Ok((k, v))
+    }
+
+    fn rotated(&self, x: Tensor, context: &Context) -> Result<Tensor> {
+        self.rope.map_or(Ok(x.clone()), |table| context.rotations[table].apply(&x))
     }
 
     /// `[T, heads * d]` to `[T, heads, d]` in f32.
@@ -110,6 +155,12 @@ impl Attention {
         let (tokens, width) = x.dims2()?;
         let head_dim = self.spec.head_dim;
         Ok(x.to_dtype(DType::F32)?.reshape((tokens, width / head_dim, head_dim))?)
+    }
+
+    /// The same, normed if there is a norm before RoPE.
+    fn before_rope(&self, x: &Tensor, norm: Option<&(QkNormExtent, Norm)>) -> Result<Tensor> {
+        let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
+        normalize(self.split_heads(x)?, norm.filter(|_| !after_rope))
     }
 
     fn scale_by_position(&self, q: Tensor, context: &Context) -> Result<Tensor> {
@@ -125,7 +176,8 @@ impl Attention {
         let (t, len) = (sequence.query_len, sequence.positions().end);
         let (groups, width) = (self.spec.num_key_value_heads, self.spec.head_dim);
         let per_group = self.spec.num_attention_heads / groups;
-        let (k, v) = context.kv_cache.read(context.index, sequence)?;
+        let layer = if let Keys::OfLayer(layer) = self.keys { layer } else { context.index };
+        let (k, v) = context.kv_cache.read(layer, sequence)?;
         // The query heads of a group share keys, so they form the rows of one matrix product: [G, H/G * t, d].
         let q = q.reshape((t, groups, per_group, width))?.permute((1, 2, 0, 3))?;
         let q = q.contiguous()?.reshape((groups, per_group * t, width))?;
@@ -157,7 +209,7 @@ impl Attention {
 }
 
 /// `[T, heads, d]` in f32, normed if there is a norm.
-fn normalize(x: Tensor, norm: Option<(QkNormExtent, &Norm)>) -> Result<Tensor> {
+fn normalize(x: Tensor, norm: Option<&(QkNormExtent, Norm)>) -> Result<Tensor> {
     match norm {
         None => Ok(x),
         // The weight of a norm of each head is `[heads, d]`.
@@ -165,6 +217,9 @@ fn normalize(x: Tensor, norm: Option<(QkNormExtent, &Norm)>) -> Result<Tensor> {
         Some((QkNormExtent::Projection, norm)) => Ok(norm.forward(&x.flatten_from(1)?)?.reshape(x.shape())?),
     }
 }
+
+/// Keys and values.
+type KeyValue = (Tensor, Tensor);
 
 /// Attention masks of one batch, shared by its layers.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::layer::Layer;
@@ -12,12 +12,18 @@ use super::linear::Linear;
 use super::load::{ComputeDtype, LoadProgress, Loader, Matrices, QuantizedWeights, StandardOptions};
 use super::matrix::Matrix;
 use super::norm::Norm;
+use super::per_layer::PerLayerInputs;
 use crate::{Error, Result};
 
 /// The weights of a decoder.
 pub(super) enum DecoderWeights<'a> {
     /// Layers by index, and embedding and output head if this runner computes them.
-    Loaded { layers: BTreeMap<usize, Layer>, embed_tokens: Option<Matrix>, head: Option<HeadWeights> },
+    Loaded {
+        layers: BTreeMap<usize, Layer>,
+        embed_tokens: Option<Matrix>,
+        per_layer_inputs: Option<PerLayerInputs>,
+        head: Option<HeadWeights>,
+    },
     /// The most recently used layer, and the output head after its first use.
     Streamed { weights: &'a Weights, layer: Option<(usize, Box<Layer>)>, head: Option<HeadWeights> },
 }
@@ -53,7 +59,8 @@ impl<'a> DecoderWeights<'a> {
             loader.linear(Slot::LmHead)?
         };
         let head = HeadWeights { final_norm: loader.final_norm()?, lm_head };
-        Ok(Self::Loaded { layers, embed_tokens: Some(embed_tokens), head: Some(head) })
+        let per_layer_inputs = loader.per_layer_inputs()?;
+        Ok(Self::Loaded { layers, embed_tokens: Some(embed_tokens), per_layer_inputs, head: Some(head) })
     }
 
     /// Some layers in f32, without expanding quantized weights.
@@ -61,7 +68,7 @@ impl<'a> DecoderWeights<'a> {
         let matrices = Matrices::Loaded(ComputeDtype::F32, QuantizedWeights::Keep);
         let loader = Loader { spec, weights, matrices, device: &Device::Cpu };
         let layers = layers.iter().map(|index| Ok((*index, loader.layer(*index)?))).collect::<Result<_>>()?;
-        Ok(Self::Loaded { layers, embed_tokens: None, head: None })
+        Ok(Self::Loaded { layers, embed_tokens: None, per_layer_inputs: None, head: None })
     }
 
     /// Weights that are read from the files when needed.
@@ -76,6 +83,23 @@ impl<'a> DecoderWeights<'a> {
                 Loader { spec, weights, matrices: Matrices::InFile, device }.matrix(Slot::EmbedTokens)
             }
         }
+    }
+
+    /// The inputs of all layers besides the residual stream, `[T, layers, p]`, if there are any, from the embeddings `x`.
+    pub(super) fn per_layer_inputs(
+        &self,
+        tokens: &[u32],
+        x: &Tensor,
+        (spec, device): (&DecoderSpec, &Device),
+    ) -> Result<Option<Tensor>> {
+        let inputs = match self {
+            Self::Loaded { per_layer_inputs, .. } => per_layer_inputs.as_ref().map(|inputs| inputs.of(tokens, x)),
+            Self::Streamed { weights, .. } => {
+                let loader = Loader { spec, weights, matrices: Matrices::InFile, device };
+                loader.per_layer_inputs()?.map(|inputs| inputs.of(tokens, x))
+            }
+        };
+        inputs.transpose()
     }
 
     pub(super) fn layer(&mut self, index: usize, spec: &DecoderSpec, device: &Device) -> Result<&Layer> {
@@ -112,7 +136,12 @@ impl<'a> DecoderWeights<'a> {
             Self::Loaded { layers, head, .. } => (layers.values().collect(), head),
             Self::Streamed { layer, head, .. } => (layer.iter().map(|(_, layer)| &**layer).collect(), head),
         };
+        let inputs = match self {
+            Self::Loaded { per_layer_inputs, .. } => per_layer_inputs.as_ref().map(|inputs| &inputs.projection),
+            Self::Streamed { .. } => None,
+        };
         let matrices = layers.into_iter().flat_map(Layer::projections).chain(head.iter().map(|head| &head.lm_head));
+        let matrices = matrices.chain(inputs);
         matrices.map(Linear::weight_bytes).sum()
     }
 }

@@ -17,11 +17,11 @@ pub(super) enum FeedForward {
 }
 
 impl FeedForward {
-    /// `[T, h]` to `[T, h]`.
-    pub(super) fn forward(&self, x: &Tensor, trace: &mut Trace) -> Result<Tensor> {
+    /// `[T, h]` to `[T, h]`; `x` is the normed residual stream.
+    pub(super) fn forward(&self, x: &Tensor, residual: &Tensor, trace: &mut Trace) -> Result<Tensor> {
         match self {
             Self::Dense(dense) => dense.forward(x),
-            Self::Experts(mixture) => mixture.forward(x, trace),
+            Self::Experts(mixture) => mixture.forward(x, residual, trace),
         }
     }
 
@@ -51,7 +51,8 @@ impl DenseFeedForward {
         let up = self.up_proj.forward(x)?.to_dtype(DType::F32)?;
         let inner = match &self.gate_proj {
             Some(gate_proj) => {
-                (self.activate(&gate_proj.forward(x)?.to_dtype(DType::F32)?)? * self.other_factor(up)?)?
+                let gate = self.activate(&gate_proj.forward(x)?.to_dtype(DType::F32)?)?;
+                (gate * self.other_factor(up)?)?
             }
             None => self.activate(&up)?,
         };
@@ -64,22 +65,7 @@ impl DenseFeedForward {
     }
 
     fn activate(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self.hidden_act {
-            ActivationFunction::Silu => x.silu()?,
-            ActivationFunction::GeluTanh => x.gelu()?,
-            ActivationFunction::GeluErf => x.gelu_erf()?,
-            ActivationFunction::Relu => x.relu()?,
-            ActivationFunction::ClampedSwiglu { swiglu_alpha, swiglu_limit } => {
-                let x = x.minimum(swiglu_limit)?;
-                let logistic = sigmoid(&(&x * swiglu_alpha)?)?;
-                (x * logistic)?
-            }
-            ActivationFunction::Relu2 => x.relu()?.sqr()?,
-            ActivationFunction::Xielu => match &self.xielu {
-                Some(parameters) => xielu(parameters, x)?,
-                None => return Err(Error::Internal("the parameters of xIELU were not loaded".into())),
-            },
-        })
+        activate(self.hidden_act, self.xielu.as_ref(), x)
     }
 
     /// What the activated gate is multiplied by.
@@ -91,6 +77,26 @@ impl DenseFeedForward {
             _ => up,
         })
     }
+}
+
+/// An activation function of every value, in f32, with its parameters if it has any.
+pub(super) fn activate(function: ActivationFunction, parameters: Option<&Xielu>, x: &Tensor) -> Result<Tensor> {
+    Ok(match function {
+        ActivationFunction::Silu => x.silu()?,
+        ActivationFunction::GeluTanh => x.gelu()?,
+        ActivationFunction::GeluErf => x.gelu_erf()?,
+        ActivationFunction::Relu => x.relu()?,
+        ActivationFunction::ClampedSwiglu { swiglu_alpha, swiglu_limit } => {
+            let x = x.minimum(swiglu_limit)?;
+            let logistic = sigmoid(&(&x * swiglu_alpha)?)?;
+            (x * logistic)?
+        }
+        ActivationFunction::Relu2 => x.relu()?.sqr()?,
+        ActivationFunction::Xielu => match parameters {
+            Some(parameters) => xielu(parameters, x)?,
+            None => return Err(Error::Internal("the parameters of xIELU were not loaded".into())),
+        },
+    })
 }
 
 /// The two branches meet at zero, so each sees only the values of its sign.

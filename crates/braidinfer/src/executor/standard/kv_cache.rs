@@ -18,7 +18,7 @@ pub(super) struct KvCache {
 }
 
 impl KvCache {
-    /// A cache for those of the layers with these indices that have attention.
+    /// A cache for those of the layers with these indices that keep keys and values.
     pub(super) fn new(
         spec: &DecoderSpec,
         layers: impl IntoIterator<Item = usize>,
@@ -29,7 +29,7 @@ impl KvCache {
             KvDtype::F32 => DType::F32,
             KvDtype::F16 => DType::F16,
         };
-        let attentions = layers.into_iter().filter_map(|layer| Some((layer, spec.attention(layer)?)));
+        let attentions = layers.into_iter().filter_map(|layer| Some((layer, spec.kept_attention(layer)?)));
         let empty = |(layer, attention): (usize, &AttentionSpec)| {
             let store = || Tensor::zeros((0, attention.num_key_value_heads, attention.head_dim), dtype, device);
             Ok((layer, (store()?, store()?)))

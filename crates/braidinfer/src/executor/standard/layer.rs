@@ -1,6 +1,6 @@
 //! One layer: attention or a recurrence, and feed-forward network, added to the residual stream.
 
-use candle_core::Tensor;
+use candle_core::{IndexOp, Tensor};
 
 use super::attention::{Attention, MaskCache};
 use super::delta_net::DeltaNet;
@@ -8,6 +8,7 @@ use super::feed_forward::FeedForward;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::per_layer::PerLayerInput;
 use super::recurrent_state::RecurrentStates;
 use super::rotary::Rotation;
 use super::short_conv::ShortConv;
@@ -23,6 +24,8 @@ pub(super) struct Context<'a> {
     pub(super) kv_cache: &'a KvCache,
     pub(super) masks: &'a MaskCache,
     pub(super) recurrent_states: &'a RecurrentStates,
+    /// Further inputs of all layers, `[T, layers, p]`.
+    pub(super) per_layer_inputs: Option<&'a Tensor>,
     /// Index of the current layer.
     pub(super) index: usize,
 }
@@ -47,7 +50,7 @@ impl Mixer {
 
     fn projections(&self) -> Vec<&Linear> {
         match self {
-            Self::Attention(attention) => attention.projections().to_vec(),
+            Self::Attention(attention) => attention.projections(),
             Self::DeltaNet(delta_net) => delta_net.projections(),
             Self::ShortConv(short_conv) => short_conv.projections(),
         }
@@ -65,6 +68,9 @@ pub(super) struct Layer {
     pub(super) feed_forward_norm: Option<Norm>,
     pub(super) feed_forward: FeedForward,
     pub(super) feed_forward_output_norm: Option<Norm>,
+    pub(super) per_layer_input: Option<PerLayerInput>,
+    /// Factor of the residual stream at the end.
+    pub(super) scalar: Option<f64>,
 }
 
 impl Layer {
@@ -81,14 +87,21 @@ impl Layer {
             (false, norm) => apply_norm(norm, &after_attention)?,
         };
         trace.record("ffn.norm", &normed)?;
-        let transformed = apply_norm(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed, trace)?)?;
+        let transformed =
+            apply_norm(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed, &after_attention, trace)?)?;
         trace.record("ffn.out", &transformed)?;
-        self.add(&after_attention, &transformed)
+        let x = self.add(&after_attention, &transformed)?;
+        let x = match (&self.per_layer_input, context.per_layer_inputs) {
+            (Some(part), Some(inputs)) => part.forward(&x, &inputs.i((.., context.index))?, trace)?,
+            _ => x,
+        };
+        Ok(self.scalar.map_or(Ok(x.clone()), |scalar| &x * scalar)?)
     }
 
     /// All projections of the layer.
     pub(super) fn projections(&self) -> impl Iterator<Item = &Linear> {
-        self.mixer.projections().into_iter().chain(self.feed_forward.projections())
+        let further = self.per_layer_input.iter().flat_map(PerLayerInput::projections);
+        self.mixer.projections().into_iter().chain(self.feed_forward.projections()).chain(further)
     }
 
     fn add(&self, x: &Tensor, update: &Tensor) -> Result<Tensor> {

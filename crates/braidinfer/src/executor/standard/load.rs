@@ -10,14 +10,15 @@ use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, W
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
-use super::attention::Attention;
+use super::attention::{Attention, Keys, OwnKeys};
 use super::delta_net::{DeltaNet, Projections};
 use super::feed_forward::{DenseFeedForward, FeedForward};
 use super::layer::{Layer, Mixer};
 use super::linear::Linear;
 use super::matrix::{Matrix, StoredMatrix};
-use super::mixture::{Mixture, SharedExpert};
+use super::mixture::{BranchNorms, Mixture, SharedExpert};
 use super::norm::Norm;
+use super::per_layer::{PerLayerInput, PerLayerInputs};
 use super::short_conv::ShortConv;
 use crate::executor::{DeviceChoice, KvCacheConfig};
 use crate::threads::Threads;
@@ -119,14 +120,42 @@ impl Loader<'_> {
             feed_forward_norm: norm(LayerSlot::FeedForwardNorm)?,
             feed_forward: self.feed_forward(index)?,
             feed_forward_output_norm: norm(LayerSlot::FeedForwardOutputNorm)?,
+            per_layer_input: self.per_layer_input(index)?,
+            scalar: self.scalar(Slot::Layer(index, LayerSlot::LayerScalar))?,
         })
+    }
+
+    /// A single number, or `None` if the architecture has none there.
+    fn scalar(&self, slot: Slot) -> Result<Option<f64>> {
+        let Some(view) = self.weights.get(slot, Param::Weight) else { return Ok(None) };
+        Ok(view.read::<f32>()?.first().map(|scalar| f64::from(*scalar)))
+    }
+
+    fn per_layer_input(&self, index: usize) -> Result<Option<PerLayerInput>> {
+        let Some(spec) = &self.spec.per_layer_inputs else { return Ok(None) };
+        let slot = |slot| Slot::Layer(index, slot);
+        Ok(Some(PerLayerInput {
+            hidden_act: spec.hidden_act,
+            gate: self.linear(slot(LayerSlot::PerLayerInputGate))?,
+            projection: self.linear(slot(LayerSlot::PerLayerProjection))?,
+            norm: self.required_norm(slot(LayerSlot::PostPerLayerInputNorm), &self.spec.norm)?,
+        }))
+    }
+
+    pub(super) fn per_layer_inputs(&self) -> Result<Option<PerLayerInputs>> {
+        let Some(spec) = self.spec.per_layer_inputs else { return Ok(None) };
+        Ok(Some(PerLayerInputs {
+            spec,
+            layers: self.spec.layers.len(),
+            embed_tokens: self.matrix(Slot::EmbedTokensPerLayer)?,
+            projection: self.linear(Slot::PerLayerModelProjection)?,
+            norm: self.required_norm(Slot::PerLayerProjectionNorm, &self.spec.norm)?,
+        }))
     }
 
     fn mixer(&self, index: usize) -> Result<Mixer> {
         Ok(match self.spec.layers[index].mixer {
-            spec::Mixer::Attention { attention, sliding_window, rope } => {
-                Mixer::Attention(self.attention(index, attention, sliding_window, rope)?)
-            }
+            spec::Mixer::Attention { .. } => Mixer::Attention(self.attention(index)?),
             spec::Mixer::DeltaNet { delta_net } => {
                 Mixer::DeltaNet(self.delta_net(index, self.spec.delta_nets[delta_net])?)
             }
@@ -181,36 +210,39 @@ impl Loader<'_> {
             conv1d: values(LayerSlot::Conv1d)?,
             dt_bias: values(LayerSlot::DtBias)?,
             rates: values(LayerSlot::ALog)?.into_iter().map(|stored| spec.decay_rates.negative(stored)).collect(),
-            norm: self.norm(norm, &spec.norm)?.ok_or_else(|| self.absent(norm))?,
+            norm: self.required_norm(norm, &spec.norm)?,
             out_proj: linear(LayerSlot::OutProj)?,
         })
     }
 
-    fn attention(
-        &self,
-        index: usize,
-        attention: usize,
-        sliding_window: Option<usize>,
-        rope: Option<usize>,
-    ) -> Result<Attention> {
-        let attention = self.spec.attentions[attention];
+    fn attention(&self, index: usize) -> Result<Attention> {
         let slot = |slot| Slot::Layer(index, slot);
-        let qk_norm = match &attention.qk_norm {
-            None => None,
-            Some(qk_norm) => {
-                let norm = |slot| self.norm(slot, &qk_norm.norm)?.ok_or_else(|| self.absent(slot));
-                Some((qk_norm.extent, norm(slot(LayerSlot::QNorm))?, norm(slot(LayerSlot::KNorm))?))
+        let spec::Mixer::Attention { attention, sliding_window, rope, kv_shared_with } = self.spec.layers[index].mixer
+        else {
+            return Err(self.absent(slot(LayerSlot::QProj)));
+        };
+        let spec = self.spec.attentions[attention];
+        let qk_norm = |name| match &spec.qk_norm {
+            None => Ok(None),
+            Some(norm) => self.required_norm(slot(name), &norm.norm).map(|loaded| Some((norm.extent, loaded))),
+        };
+        let keys = match kv_shared_with {
+            Some(layer) => Keys::OfLayer(layer),
+            None => {
+                let v_norm = spec.value_norm_eps.map(|eps| Norm::plain(eps, spec.head_dim, self.device)).transpose()?;
+                let v_proj = (!spec.attention_k_eq_v).then(|| self.linear(slot(LayerSlot::VProj))).transpose()?;
+                let (k_proj, k_norm) = (self.linear(slot(LayerSlot::KProj))?, qk_norm(LayerSlot::KNorm)?);
+                Keys::Own(Box::new(OwnKeys { k_proj, v_proj, k_norm, v_norm }))
             }
         };
         Ok(Attention {
-            spec: attention,
+            spec,
             sliding_window,
             rope,
             q_proj: self.linear(slot(LayerSlot::QProj))?,
-            k_proj: self.linear(slot(LayerSlot::KProj))?,
-            v_proj: self.linear(slot(LayerSlot::VProj))?,
+            keys,
             o_proj: self.linear(slot(LayerSlot::OProj))?,
-            qk_norm,
+            q_norm: qk_norm(LayerSlot::QNorm)?,
             sinks: self.vector(slot(LayerSlot::Sinks), Param::Weight)?,
         })
     }
@@ -272,6 +304,26 @@ impl Loader<'_> {
             correction: correction.map(|correction| correction.to_vec1()).transpose()?,
             experts: (0..spec.num_experts).map(expert).collect::<Result<_>>()?,
             shared_expert: spec.shared_expert.map(shared).transpose()?,
+            router_norm: spec.router.norm_multiplier.map(|factor| self.router_norm(index, factor)).transpose()?,
+            per_expert_scale: match self.vector(slot(LayerSlot::PerExpertScale), Param::Weight)? {
+                Some(scale) => Some(scale.to_vec1()?),
+                None => None,
+            },
+            branch_norms: spec.branch_norms.then(|| self.branch_norms(index)).transpose()?,
+        })
+    }
+
+    fn router_norm(&self, index: usize, factor: f64) -> Result<Norm> {
+        let norm = NormSpec { weight_offset: 0.0, ..self.spec.norm };
+        self.required_norm(Slot::Layer(index, LayerSlot::RouterNorm), &norm)?.times(factor)
+    }
+
+    fn branch_norms(&self, index: usize) -> Result<BranchNorms> {
+        let norm = |slot| self.required_norm(Slot::Layer(index, slot), &self.spec.norm);
+        Ok(BranchNorms {
+            experts: norm(LayerSlot::ExpertsNorm)?,
+            experts_output: norm(LayerSlot::ExpertsOutputNorm)?,
+            shared_output: norm(LayerSlot::SharedExpertOutputNorm)?,
         })
     }
 
@@ -281,8 +333,13 @@ impl Loader<'_> {
         Norm::new(spec, &weight, self.vector(slot, Param::Bias)?).map(Some)
     }
 
+    /// The norm in `slot`, which the architecture has.
+    fn required_norm(&self, slot: Slot, spec: &NormSpec) -> Result<Norm> {
+        self.norm(slot, spec)?.ok_or_else(|| self.absent(slot))
+    }
+
     pub(super) fn final_norm(&self) -> Result<Norm> {
-        self.norm(Slot::FinalNorm, &self.spec.norm)?.ok_or_else(|| self.absent(Slot::FinalNorm))
+        self.required_norm(Slot::FinalNorm, &self.spec.norm)
     }
 
     pub(super) fn linear(&self, slot: Slot) -> Result<Linear> {

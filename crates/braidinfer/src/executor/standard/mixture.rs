@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor};
 
 use super::feed_forward::DenseFeedForward;
 use super::linear::Linear;
+use super::norm::Norm;
 use super::trace::Trace;
 use crate::Result;
 
@@ -17,6 +18,20 @@ pub(super) struct Mixture {
     pub(super) correction: Option<Vec<f32>>,
     pub(super) experts: Vec<DenseFeedForward>,
     pub(super) shared_expert: Option<SharedExpert>,
+    /// Norm of the router's input, if that is the residual stream.
+    pub(super) router_norm: Option<Norm>,
+    /// Factor of the weight of every expert, `[E]`.
+    pub(super) per_expert_scale: Option<Vec<f32>>,
+    pub(super) branch_norms: Option<BranchNorms>,
+}
+
+/// Norms of the routed experts and of the one that serves every token, besides the one before the feed-forward network.
+#[derive(Debug)]
+pub(super) struct BranchNorms {
+    /// Of the residual stream, for the routed experts.
+    pub(super) experts: Norm,
+    pub(super) experts_output: Norm,
+    pub(super) shared_output: Norm,
 }
 
 /// The expert that serves every token.
@@ -35,9 +50,28 @@ struct Choice {
 }
 
 impl Mixture {
-    /// `[T, h]` to `[T, h]`. Outputs are summed in f32, in the order of the experts, that of the shared one last.
-    pub(super) fn forward(&self, x: &Tensor, trace: &mut Trace) -> Result<Tensor> {
-        let logits = self.router.forward_f32(x)?;
+    /// `[T, h]` to `[T, h]`; `x` is the normed residual stream. Outputs are summed in f32, in the order of the experts, that
+    /// of the shared one last.
+    pub(super) fn forward(&self, x: &Tensor, residual: &Tensor, trace: &mut Trace) -> Result<Tensor> {
+        let choices = self.route(x, residual, trace)?;
+        let routed = match &self.branch_norms {
+            Some(norms) => norms.experts_output.forward(&self.sum(&norms.experts.forward(residual)?, &choices)?)?,
+            None => self.sum(x, &choices)?,
+        };
+        let sum = match (&self.shared_expert, &self.branch_norms) {
+            (Some(shared), Some(norms)) => (routed + norms.shared_output.forward(&shared.forward(x)?)?)?,
+            (Some(shared), None) => (routed + shared.forward(x)?)?,
+            (None, _) => routed,
+        };
+        Ok(sum.to_dtype(x.dtype())?)
+    }
+
+    /// The experts of every token.
+    fn route(&self, x: &Tensor, residual: &Tensor, trace: &mut Trace) -> Result<Vec<Vec<Choice>>> {
+        let logits = match &self.router_norm {
+            Some(norm) => self.router.forward_f32(&norm.forward(residual)?)?,
+            None => self.router.forward_f32(x)?,
+        };
         trace.record("ffn.router", &logits)?;
         let rows = logits.to_vec2::<f32>()?;
         let choices: Vec<Vec<Choice>> = rows.iter().map(|logits| self.choose(logits)).collect();
@@ -46,6 +80,11 @@ impl Mixture {
             rows.iter().map(|logits| self.choice_scores(&scores(&self.spec.router, logits))),
         );
         trace.rows("ffn.routing", choices.iter().map(|choices| self.routing(choices)));
+        Ok(choices)
+    }
+
+    /// The weighted sum of the chosen experts, in f32.
+    fn sum(&self, x: &Tensor, choices: &[Vec<Choice>]) -> Result<Tensor> {
         let mut sum = Tensor::zeros(x.shape(), DType::F32, x.device())?;
         for (index, expert) in self.experts.iter().enumerate() {
             let of =
@@ -60,10 +99,7 @@ impl Mixture {
             let output = expert.forward(&x.index_select(&tokens, 0)?)?.to_dtype(DType::F32)?;
             sum = sum.index_add(&tokens, &output.broadcast_mul(&weights)?, 0)?;
         }
-        if let Some(shared) = &self.shared_expert {
-            sum = (sum + shared.forward(x)?)?;
-        }
-        Ok(sum.to_dtype(x.dtype())?)
+        Ok(sum)
     }
 
     /// All linear layers.
@@ -102,6 +138,9 @@ impl Mixture {
             choices.iter_mut().for_each(|choice| choice.weight /= sum.max(router.norm_min as f32));
         }
         choices.iter_mut().for_each(|choice| choice.weight *= router.routed_scaling_factor as f32);
+        if let Some(scale) = &self.per_expert_scale {
+            choices.iter_mut().for_each(|choice| choice.weight *= scale[choice.expert]);
+        }
         choices.sort_by_key(|choice| choice.expert);
         choices
     }

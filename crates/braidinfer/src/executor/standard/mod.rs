@@ -15,6 +15,7 @@ mod load;
 mod matrix;
 mod mixture;
 mod norm;
+mod per_layer;
 mod recurrent_state;
 mod rotary;
 mod short_conv;
@@ -129,6 +130,8 @@ struct StandardRunner<'a> {
     step_tensors: StepTensors,
     /// The residual stream, `[T, h]`.
     hidden: Option<Tensor>,
+    /// Further inputs of all layers, `[T, layers, p]`, and the tokens that they are for.
+    per_layer_inputs: Option<(Vec<u32>, Tensor)>,
     /// Whether a step since the last rest needed much memory.
     ran_large: bool,
     threads: Threads,
@@ -169,8 +172,19 @@ impl<'a> StandardRunner<'a> {
         let recurrent_states = RecurrentStates::new(spec, &layers, storage.block_size);
         let (spec, dtype) = (spec.clone(), dtype.candle());
         let step_tensors = StepTensors::default();
-        let (hidden, ran_large) = (None, false);
-        Ok(Self { spec, weights, device, dtype, kv_cache, recurrent_states, step_tensors, hidden, ran_large, threads })
+        Ok(Self {
+            spec,
+            weights,
+            device,
+            dtype,
+            kv_cache,
+            recurrent_states,
+            step_tensors,
+            hidden: None,
+            per_layer_inputs: None,
+            ran_large: false,
+            threads,
+        })
     }
 
     fn stream(&self) -> Result<&Tensor> {
@@ -178,11 +192,22 @@ impl<'a> StandardRunner<'a> {
     }
 
     /// The embedding of every token, `[T, h]`.
-    fn embedding(&mut self, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
+    fn embedding(&mut self, batch: &Batch) -> Result<Tensor> {
         let embed_tokens = self.weights.embed_tokens(&self.spec, &self.device)?;
-        let x = scale_embeddings(embed_tokens.select(&batch.token_ids, self.dtype)?, &self.spec)?;
-        trace.record("embed", &x)?;
-        Ok(x)
+        scaled(embed_tokens.select(&batch.token_ids, self.dtype)?, self.spec.embedding_multiplier)
+    }
+
+    /// Computes the further inputs of all layers, if the architecture has any. They depend on the tokens alone, so that
+    /// layers that are run one at a time share them.
+    fn prepare_per_layer_inputs(&mut self, batch: &Batch) -> Result<()> {
+        let known = self.per_layer_inputs.as_ref().is_some_and(|(tokens, _)| *tokens == batch.token_ids);
+        if self.spec.per_layer_inputs.is_none() || known {
+            return Ok(());
+        }
+        let x = self.embedding(batch)?;
+        let inputs = self.weights.per_layer_inputs(&batch.token_ids, &x, (&self.spec, &self.device))?;
+        self.per_layer_inputs = inputs.map(|inputs| (batch.token_ids.clone(), inputs));
+        Ok(())
     }
 
     fn decode_layer(&mut self, index: usize, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
@@ -190,7 +215,8 @@ impl<'a> StandardRunner<'a> {
         let layer = self.weights.layer(index, &self.spec, &self.device)?;
         let StepTensors { rotations, masks } = &self.step_tensors;
         let (kv_cache, recurrent_states) = (&self.kv_cache, &self.recurrent_states);
-        let context = Context { batch, rotations, kv_cache, masks, recurrent_states, index };
+        let per_layer_inputs = self.per_layer_inputs.as_ref().map(|(_, inputs)| inputs);
+        let context = Context { batch, rotations, kv_cache, masks, recurrent_states, per_layer_inputs, index };
         trace.enter_layer(index);
         let x = layer.forward(&x, &context, trace)?;
         trace.record("output", &x)?;
@@ -247,7 +273,7 @@ impl LayerRunner for StandardRunner<'_> {
 
     fn release_scratch(&mut self) -> bool {
         self.step_tensors = StepTensors::default();
-        self.hidden = None;
+        (self.hidden, self.per_layer_inputs) = (None, None);
         std::mem::take(&mut self.ran_large)
     }
 
@@ -259,12 +285,15 @@ impl LayerRunner for StandardRunner<'_> {
         self.kv_cache.reserve(step.batch)?;
         let rotations = Rotation::for_batch(&self.spec, step.batch, &self.device)?;
         self.step_tensors = StepTensors { rotations, masks: MaskCache::default() };
-        Ok(())
+        let threads = self.threads.clone();
+        threads.run(|| self.prepare_per_layer_inputs(step.batch))
     }
 
     fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
         let threads = self.threads.clone();
-        self.hidden = Some(threads.run(|| self.embedding(step.batch, &mut Trace::new(probe)))?);
+        let x = threads.run(|| self.embedding(step.batch))?;
+        Trace::new(probe).record("embed", &x)?;
+        self.hidden = Some(x);
         Ok(())
     }
 
@@ -317,13 +346,13 @@ fn scratch_bytes(spec: &DecoderSpec, batch: &Batch) -> usize {
     memory::scratch_bytes(spec, rows, logits).saturating_add(longest.saturating_mul(size_of::<f32>()))
 }
 
-/// Multiplies embeddings by the model's embedding multiplier.
-fn scale_embeddings(x: Tensor, spec: &DecoderSpec) -> Result<Tensor> {
-    if spec.embedding_multiplier == 1.0 {
+/// Embeddings times a multiplier.
+fn scaled(x: Tensor, multiplier: f64) -> Result<Tensor> {
+    if multiplier == 1.0 {
         return Ok(x);
     }
     // The multiplier is rounded to the compute type before use, as in the training of Gemma.
-    let multiplier = Tensor::new(spec.embedding_multiplier as f32, x.device())?.to_dtype(x.dtype())?;
+    let multiplier = Tensor::new(multiplier as f32, x.device())?.to_dtype(x.dtype())?;
     Ok(x.broadcast_mul(&multiplier)?)
 }
 

@@ -1,7 +1,7 @@
 //! Normalisation over the last dimension.
 
 use braidinfer_model::spec::{NormKind, NormSpec};
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use crate::Result;
 
@@ -19,6 +19,16 @@ impl Norm {
     pub(super) fn new(spec: &NormSpec, weight: &Tensor, bias: Option<Tensor>) -> Result<Self> {
         let weight = (weight + f64::from(spec.weight_offset))?;
         Ok(Self { kind: spec.kind, eps: spec.eps, weight, bias })
+    }
+
+    /// A norm of `width` values without a weight of its own.
+    pub(super) fn plain(eps: f64, width: usize, device: &Device) -> Result<Self> {
+        Ok(Self { kind: NormKind::Rms, eps, weight: Tensor::ones(width, DType::F32, device)?, bias: None })
+    }
+
+    /// This norm, with its weight multiplied by `factor`.
+    pub(super) fn times(self, factor: f64) -> Result<Self> {
+        Ok(Self { weight: (self.weight * factor)?, ..self })
     }
 
     /// `[.., width]` to the same shape and type; computed in f32 and rounded once.
