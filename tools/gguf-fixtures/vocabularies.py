@@ -25,7 +25,7 @@ import sentencepiece_goldens  # noqa: E402
 import tokenizers  # noqa: E402
 from more_corpus import lines  # noqa: E402
 from nasty_texts import SHARED  # noqa: E402
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 from training_corpus import sentences  # noqa: E402
 
 DEFAULT_OUT = ROOT / "tests/fixtures/gguf/vocabularies"
@@ -166,6 +166,18 @@ SENTENCEPIECE = {
     ),
 }
 
+# BPE over characters that cuts nothing: spaces are U+2581, and characters that are no tokens become bytes.
+CHARACTER_LEVEL = {
+    "gemma4": dict(
+        architecture="gemma4", bos="<bos>", eos="<eos>", pad="<pad>", unk="<unk>", merge_pairs=True,
+        # The converter takes only those for control tokens that the configuration names.
+        named=["<|turn>", "<turn|>"],
+        added=[("<pad>", SPECIAL), ("<eos>", SPECIAL), ("<bos>", SPECIAL), ("<unk>", SPECIAL), ("<|turn>", SPECIAL),
+               ("<turn|>", SPECIAL), ("<|tool_call>", SPECIAL), ("<|channel>", SPECIAL)],
+    ),
+}
+SPACE = "\u2581"
+
 TINY = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
             max_position_embeddings=128)
 ARCHITECTURES = {
@@ -174,6 +186,14 @@ ARCHITECTURES = {
     "phi": dict(TINY, architectures=["PhiForCausalLM"], model_type="phi", layer_norm_eps=1e-5, partial_rotary_factor=0.5),
     "gemma2": dict(TINY, architectures=["Gemma2ForCausalLM"], model_type="gemma2", head_dim=4, rms_norm_eps=1e-6,
                    attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window=16),
+    "gemma4": dict(
+        TINY, architectures=["Gemma4ForCausalLM"], model_type="gemma4_text", head_dim=4, global_head_dim=8,
+        sliding_window=16, layer_types=["full_attention"], num_kv_shared_layers=0, hidden_size_per_layer_input=0,
+        rms_norm_eps=1e-6, rope_parameters={
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 10000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
     "t5": dict(architectures=["T5ForConditionalGeneration"], model_type="t5", d_model=8, d_ff=16, d_kv=4, num_heads=2,
                num_layers=1, layer_norm_epsilon=1e-6, relative_attention_num_buckets=32, decoder_start_token_id=0,
                n_positions=128),
@@ -199,6 +219,18 @@ def learn():
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     return tokens + [token for token in UNREACHABLE if token not in model["vocab"]], model["merges"]
+
+
+def learn_characters(added):
+    """Tokens in order of their ids, and merges, of a BPE over characters. Runs of spaces and of newlines are tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{SPACE}?[^{SPACE}\n]+|{SPACE}+|\n+"), behavior="isolated")
+    trainer = trainers.BpeTrainer(vocab_size=LEARNED, max_token_length=LONGEST, show_progress=False, limit_alphabet=140)
+    tokenizer.train_from_iterator([*sentences()[:100], *lines(), "a  b   c\n\nd\n\n\ne    f"] * 2, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    learned = sorted(model["vocab"], key=model["vocab"].get)
+    return added + [f"<0x{byte:02X}>" for byte in range(256)] + learned, model["merges"]
 
 
 def added_token(token_id, text, special, flags=None):
@@ -242,6 +274,22 @@ def tokenizer_json(spec, tokens, merges):
     }
 
 
+def character_level_json(spec):
+    texts = [text for text, *_ in spec["added"]]
+    tokens, merges = learn_characters(texts)
+    data = tokenizer_json(spec | {"pre_tokenizer": None, "specials_first": True}, tokens[len(texts):], merges)
+    data["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    # As in published files; the normalizer leaves nothing to split.
+    data["pre_tokenizer"] = {
+        "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
+    }
+    data["decoder"] = {"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+    ]}
+    data["model"] |= {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    return data
+
+
 def byte_level_config(spec, data):
     added = {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in data["added_tokens"]}
     config = {
@@ -251,6 +299,8 @@ def byte_level_config(spec, data):
     }
     if "bos" in spec:
         config["add_bos_token"] = True
+    if "named" in spec:
+        config["additional_special_tokens"] = spec["named"]
     if spec.get("chat_template"):
         config["chat_template"] = TEMPLATE.read_text(encoding="utf-8")
     return config
@@ -389,6 +439,15 @@ def make_byte_level(name, directory, tokens, merges):
     write_gguf(name, directory, spec.get("architecture", "llama"), size, {})
 
 
+def make_character_level(name, directory):
+    spec = CHARACTER_LEVEL[name]
+    data = character_level_json(spec)
+    write_json(directory / "tokenizer.json", data)
+    write_json(directory / "tokenizer_config.json", byte_level_config(spec, data))
+    byte_level_expected(directory, spec)
+    write_gguf(name, directory, spec["architecture"], len(data["model"]["vocab"]), {})
+
+
 def make_sentencepiece(name, directory):
     spec = SENTENCEPIECE[name]
     (directory / "tokenizer.model").write_bytes(train_sentencepiece(spec))
@@ -417,12 +476,14 @@ def main():
     texts = ",\n".join(golden_json.compact(text) for text in SHARED)
     (arguments.out / "texts.json").write_text(f"[\n{texts}\n]\n", encoding="utf-8", newline="\n")
     tokens, merges = learn()
-    for name in arguments.names or [*BYTE_LEVEL, *SENTENCEPIECE]:
+    for name in arguments.names or [*BYTE_LEVEL, *CHARACTER_LEVEL, *SENTENCEPIECE]:
         directory = arguments.out / name
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         if name in BYTE_LEVEL:
             make_byte_level(name, directory, tokens, merges)
+        elif name in CHARACTER_LEVEL:
+            make_character_level(name, directory)
         else:
             make_sentencepiece(name, directory)
         size = sum(path.stat().st_size for path in directory.iterdir())

@@ -1,9 +1,10 @@
 //! Tokenizers from the metadata of GGUF files.
 //!
 //! `tokenizer.ggml.model` names the kind: `llama` is SentencePiece BPE by score, `t5` is a SentencePiece unigram model,
-//! and `gpt2` is byte-level BPE. If the file contains the original tokenizer files, those take precedence.
+//! `gpt2` is byte-level BPE, and `gemma4` is BPE over characters. If the file contains the original tokenizer files, those take precedence.
 
 mod byte_level;
+mod character_level;
 mod pre_tokenizer;
 mod sentencepiece;
 mod vocabulary;
@@ -22,10 +23,11 @@ use crate::{Error, Result};
 
 /// Key for the kind of tokenizer.
 const MODEL: &str = "tokenizer.ggml.model";
-/// Kinds: SentencePiece BPE by score, a SentencePiece unigram model, byte-level BPE, and none.
+/// Kinds: SentencePiece BPE by score, a SentencePiece unigram model, byte-level BPE, BPE over characters, and none.
 const SENTENCEPIECE_BPE: &str = "llama";
 const SENTENCEPIECE_UNIGRAM: &str = "t5";
 const BYTE_LEVEL_BPE: &str = "gpt2";
+const CHARACTER_BPE: &str = "gemma4";
 const NONE: &str = "none";
 /// A whole `tokenizer.json`.
 pub(super) const HUGGING_FACE: &str = "tokenizer.huggingface.json";
@@ -39,6 +41,7 @@ const NAMED_CHAT_TEMPLATE: &str = "tokenizer.chat_template.";
 /// A tokenizer as stored in a file.
 pub(super) enum Read {
     ByteLevel(Box<tokenizers::Tokenizer>),
+    CharacterLevel(Box<tokenizers::Tokenizer>),
     SentencePiece(Box<SentencePiece>),
     /// The text of a `tokenizer.json`.
     HuggingFace(String),
@@ -64,7 +67,8 @@ pub(super) fn read(metadata: &Metadata) -> Result<Option<(Read, Vec<String>)>> {
         SENTENCEPIECE_BPE => Read::SentencePiece(Box::new(sentencepiece::bpe(metadata, vocabulary)?)),
         SENTENCEPIECE_UNIGRAM => Read::SentencePiece(Box::new(sentencepiece::unigram(metadata, vocabulary)?)),
         BYTE_LEVEL_BPE => Read::ByteLevel(Box::new(byte_level::tokenizer(metadata, &vocabulary, &mut notes)?)),
-        other => return Err(metadata.error(MODEL, "llama, gpt2 or t5", format!("`{other}`")).into()),
+        CHARACTER_BPE => Read::CharacterLevel(Box::new(character_level::tokenizer(metadata, &vocabulary, &mut notes)?)),
+        other => return Err(metadata.error(MODEL, "llama, gpt2, t5 or gemma4", format!("`{other}`")).into()),
     };
     Ok(Some((read, notes)))
 }

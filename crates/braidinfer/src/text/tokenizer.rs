@@ -107,6 +107,7 @@ impl Tokenizer {
         let path = metadata.path().to_owned();
         let (kind, backend) = match read {
             gguf::Read::ByteLevel(tokenizer) => ("byte-level BPE in GGUF", Backend::HuggingFace(tokenizer)),
+            gguf::Read::CharacterLevel(tokenizer) => ("character-level BPE in GGUF", Backend::HuggingFace(tokenizer)),
             gguf::Read::SentencePiece(tokenizer) => ("SentencePiece in GGUF", Backend::SentencePiece(tokenizer)),
             gguf::Read::Original(source) => {
                 return Self::read(&source, &TokenizerSettings::read(&source)?);

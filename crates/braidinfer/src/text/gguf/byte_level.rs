@@ -5,7 +5,7 @@ use braidinfer_model::arch::gguf::form_of;
 use braidinfer_model::format::gguf::Metadata;
 use serde_json::{Map, Value as Json, json};
 use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, BpeBuilder};
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
@@ -24,12 +24,27 @@ pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Result<Tokenizer> {
     let error = |message: String| Error::Text { path: metadata.path().to_owned(), message };
     let pre_tokenizer = pre_tokenizer(metadata, notes)?;
-    let mut tokenizer = Tokenizer::new(bpe(metadata, vocabulary, pre_tokenizer, notes)?);
+    let (vocab, merges) = merges(metadata, vocabulary, notes)?;
+    let builder = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre_tokenizer.ignore_merges);
+    let mut tokenizer = Tokenizer::new(build(metadata, builder)?);
     if pre_tokenizer.nfc {
         tokenizer.with_normalizer(Some(NFC)).map_err(|fault| error(fault.to_string()))?;
     }
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer.build()?));
     tokenizer.with_decoder(Some(ByteLevel::default()));
+    let defaults = BosEosDefaults { bos: pre_tokenizer.add_bos, eos: false, bos_id: 11, eos_id: 11 };
+    add_tokens(&mut tokenizer, metadata, vocabulary, defaults)?;
+    Ok(tokenizer)
+}
+
+/// Adds the control and user-defined tokens of a file to `tokenizer`, and the tokens around every text.
+pub(super) fn add_tokens(
+    tokenizer: &mut Tokenizer,
+    metadata: &Metadata,
+    vocabulary: &Vocabulary,
+    defaults: BosEosDefaults,
+) -> Result<()> {
+    let error = |message: String| Error::Text { path: metadata.path().to_owned(), message };
     let added = |kind: TokenKind, special: bool| -> Vec<AddedToken> {
         let tokens = vocabulary.tokens.iter().filter(|token| token.kind == kind && !token.text.is_empty());
         tokens.map(|token| AddedToken::from(token.text.clone(), special).normalized(false)).collect()
@@ -37,15 +52,11 @@ pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mu
     let refused = |fault: tokenizers::Error| error(fault.to_string());
     tokenizer.add_special_tokens(added(TokenKind::Control, true)).map_err(refused)?;
     tokenizer.add_tokens(added(TokenKind::UserDefined, false)).map_err(refused)?;
-    let (bos, eos) = bos_eos_ids(
-        metadata,
-        BosEosDefaults { bos: pre_tokenizer.add_bos, eos: false, bos_id: 11, eos_id: 11 },
-        vocabulary,
-    )?;
+    let (bos, eos) = bos_eos_ids(metadata, defaults, vocabulary)?;
     if let Some(template) = template(vocabulary, bos, eos) {
         tokenizer.with_post_processor(Some(template.map_err(error)?));
     }
-    Ok(tokenizer)
+    Ok(())
 }
 
 fn pre_tokenizer(metadata: &Metadata, notes: &mut Vec<String>) -> Result<PreTokenizer> {
@@ -62,17 +73,16 @@ fn pre_tokenizer(metadata: &Metadata, notes: &mut Vec<String>) -> Result<PreToke
     Ok(assumed)
 }
 
-fn bpe(
-    metadata: &Metadata,
-    vocabulary: &Vocabulary,
-    pre_tokenizer: PreTokenizer,
-    notes: &mut Vec<String>,
-) -> Result<BPE> {
+/// Ids of tokens, and pairs of tokens that are merged.
+type Merges = (AHashMap<String, u32>, Vec<(String, String)>);
+
+/// The tokens and merges of a file, for a model of the `tokenizers` crate.
+pub(super) fn merges(metadata: &Metadata, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Result<Merges> {
     let lines = metadata.texts(MERGES)?;
     let lines = lines.ok_or_else(|| metadata.error(MERGES, "a list of merges", "nothing"))?;
     let mut merges = Vec::with_capacity(lines.len());
     for (index, line) in lines.into_iter().enumerate() {
-        // A token that begins with the separator cannot come from a byte-level tokenizer.
+        // No token has the separator in it: spaces are other characters in tokens.
         let Some((left, right)) = line.split_once(' ') else {
             let found = format!("`{line}` as merge {index}");
             return Err(metadata.error(MERGES, "two tokens with a space between them", found).into());
@@ -89,11 +99,15 @@ fn bpe(
     if merges.len() < before {
         notes.push(format!("ignored {} merges of tokens that are not in the vocabulary", before - merges.len()));
     }
-    let builder = BPE::builder().vocab_and_merges(vocab, merges);
-    builder
-        .ignore_merges(pre_tokenizer.ignore_merges)
-        .build()
-        .map_err(|fault| metadata.error(MERGES, "merges whose tokens are in the vocabulary", fault.to_string()).into())
+    Ok((vocab, merges))
+}
+
+/// Builds a model from tokens and merges.
+pub(super) fn build(metadata: &Metadata, builder: BpeBuilder) -> Result<BPE> {
+    let fault = |fault: tokenizers::Error| {
+        metadata.error(MERGES, "merges whose tokens are in the vocabulary", fault.to_string()).into()
+    };
+    builder.build().map_err(fault)
 }
 
 /// Adds BOS and EOS tokens to every text; `None` if there are none.
