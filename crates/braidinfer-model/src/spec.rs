@@ -725,7 +725,7 @@ impl DecoderSpec {
     pub fn kv_shared_with(&self, layer: usize) -> Option<usize> {
         match self.layers[layer].mixer {
             Mixer::Attention { kv_shared_with, .. } => kv_shared_with,
-            Mixer::DeltaNet { .. } => None,
+            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
         }
     }
 

@@ -88,7 +88,7 @@ pub(super) fn family(config: &JsonFile, defaults: &Gemma4Defaults) -> Result<Des
     for (index, layer) in spec.layers.iter_mut().enumerate() {
         let (attention, sliding_window) = match kinds[index] {
             LayerKind::Sliding => (SLIDING, Some(window)),
-            LayerKind::Full | LayerKind::Linear => (FULL, None),
+            LayerKind::Full | LayerKind::Linear | LayerKind::Conv => (FULL, None),
         };
         let kv_shared_with = sources[index];
         layer.mixer = Mixer::Attention { attention, sliding_window, rope: Some(attention), kv_shared_with };

@@ -202,7 +202,7 @@ fn partial_instead_of_proportional(rope: &mut RopeSpec) {
 fn read_other_keys(spec: &mut DecoderSpec) {
     let kind = |spec: &DecoderSpec, layer: usize| match spec.layers[layer].mixer {
         Mixer::Attention { attention, .. } => Some(attention),
-        Mixer::DeltaNet { .. } => None,
+        Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
     };
     for layer in 0..spec.layers.len() {
         let first = (0..layer).find(|other| kind(spec, *other) == kind(spec, layer));

@@ -9,7 +9,7 @@ use crate::format::gguf::Scalar;
 
 impl Config<'_> {
     /// Reads what differs between full and sliding layers, and between layers that share keys and values and others.
-    pub(super) fn layer_kinds(&mut self) -> Result<()> {
+    pub(super) fn kinds_of_layers(&mut self) -> Result<()> {
         if !self.fields.contains_key("num_hidden_layers") {
             // What is required is looked for afterwards.
             return Ok(());

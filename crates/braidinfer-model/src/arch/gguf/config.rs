@@ -109,7 +109,7 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     config.next_token_layers()?;
     config.experts()?;
     if file.form.layer_kinds {
-        config.layer_kinds()?;
+        config.kinds_of_layers()?;
     }
     config.require()?;
     config.delta_nets()?;
