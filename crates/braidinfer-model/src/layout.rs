@@ -661,9 +661,10 @@ impl TensorNames {
     ) -> Self {
         let layer = (0..spec.layers.len()).find(|layer| spec.experts(*layer).is_some());
         let found = layer.and_then(|layer| {
-            let slot = Slot::Expert(layer, 0, ExpertSlot::DownProj);
             let mut ways = self.experts.iter().map(|way| Self { experts: vec![*way], ..self.clone() });
-            ways.find(|names| is_stored(names, slot))
+            // Ways may differ in one of them only.
+            let slots = [ExpertSlot::UpProj, ExpertSlot::DownProj].map(|slot| Slot::Expert(layer, 0, slot));
+            ways.find(|names| slots.iter().all(|slot| is_stored(names, *slot)))
         });
         found.unwrap_or_else(|| self.clone())
     }
