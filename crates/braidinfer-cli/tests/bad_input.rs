@@ -339,7 +339,7 @@ fn gguf_files_that_say_what_we_cannot_run() {
     let broken = || BrokenGguf::copy_of("llama");
     let architecture = broken().after("general.architecture") + 4 + 8;
     let renamed = broken().edit(|bytes| bytes[architecture..architecture + 5].copy_from_slice(b"mamba"));
-    renamed.refused(&["model_type `mamba` is not a known architecture; supported: dots1, ernie4_5"]);
+    renamed.refused(&["model_type `mamba` is not a known architecture; supported: arcee, cohere2"]);
     let missing = broken().replace("llama.block_count", "llama.block_cound");
     missing.refused(&["field `llama.block_count`: expected a positive whole number, found nothing"]);
     let tensor = broken().after("blk.0.ffn_down.weight") + 4 + 16;

@@ -234,7 +234,7 @@ fn alter(file: &mut [u8], change: &mut impl FnMut(&str, &mut [u16])) {
     let tensors: BTreeMap<_, _> = header.tensors().into_iter().collect();
     for (name, info) in tensors {
         if info.dtype.bitsize() != 16 && !name.ends_with("_blocks") {
-            let others = ["mlp.gate", "correction_bias", "_scales"];
+            let others = ["mlp.gate", "correction_bias", "expert_bias", "_scales"];
             assert!(others.iter().any(|other| name.contains(other)), "{name}");
             continue;
         }
