@@ -120,7 +120,8 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
         "key and value projection swapped" => &["attn.k"],
         "strength and decay of a delta net swapped" => &["delta.b"],
         "bias of the attention output left out" => &["attn.out"],
-        "embedding scale left out" | "embedding scaled where it is not" => &["embed"],
+        // Inputs of all layers are computed from embeddings, before them.
+        "embedding scale left out" | "embedding scaled where it is not" => &["embed", "per_layer.input"],
         _ if fault.contains("logit soft cap") || fault.contains("logits_scaling") => &["logits"],
         "bias of the output head left out" => &["logits"],
         _ if fault.starts_with("window") || fault.starts_with("attention s") => &["attn.heads"],
@@ -142,6 +143,8 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
         | "slope of clamped SwiGLU left out"
         | "limit of clamped SwiGLU left out" => &["ffn.out"],
         "attention sinks left out" => &["attn.heads"],
+        "biases of short convolutions left out" => &["conv.bcx"],
+        "value heads of delta nets in another order" => &["delta.heads"],
         "bias of the router left out" => &["ffn.router"],
         "scores by another function" | "correction of the choice left out" => &["ffn.choice_scores", "ffn.routing"],
         "one expert fewer" | "SparseMixer's noise of another model" => &["ffn.routing"],
