@@ -155,9 +155,8 @@ fn nothing_is_left(llm: &Llm, what: &str) {
 
 #[test]
 fn company_changes_no_bit() {
-    // All kinds of layers: plain, windows of two patterns, norms on queries and keys, RoPE by length, experts, sinks.
-    let dense = ["llama", "qwen3", "gemma3", "mistral", "phi3-longrope", "ernie4_5"];
-    for name in dense.into_iter().chain(["qwen3_moe", "glm4_moe", "gpt_oss-mxfp4"]) {
+    // All kinds of layers: plain, windows of two patterns, norms on queries and keys, RoPE by length.
+    for name in ["llama", "qwen3", "gemma3", "mistral", "phi3-longrope", "ernie4_5"] {
         let fixture = Fixture::open(name);
         let source = &fixture.source;
         // Alone, nothing is guessed or found, either.
