@@ -112,7 +112,8 @@ fn check_supported(config: &JsonFile) -> Result<()> {
 
 /// Full or sliding attention for every layer. As in `transformers`, the last one is full, whatever the list says.
 fn layer_kinds(config: &JsonFile, layers: usize) -> Result<Vec<LayerKind>> {
-    let by_pattern = |layer: usize| if (layer + 1) % PATTERN == 0 { LayerKind::Full } else { LayerKind::Sliding };
+    let by_pattern =
+        |layer: usize| if (layer + 1).is_multiple_of(PATTERN) { LayerKind::Full } else { LayerKind::Sliding };
     let mut kinds = layer_types(config, layers)?.unwrap_or_else(|| (0..layers).map(by_pattern).collect());
     if let Some(last) = kinds.last_mut() {
         *last = LayerKind::Full;

@@ -21,7 +21,7 @@ pub(super) enum DecoderWeights<'a> {
     Loaded {
         layers: BTreeMap<usize, Layer>,
         embed_tokens: Option<Matrix>,
-        per_layer_inputs: Option<PerLayerInputs>,
+        per_layer_inputs: Option<Box<PerLayerInputs>>,
         head: Option<HeadWeights>,
     },
     /// The most recently used layer, and the output head after its first use.
@@ -59,7 +59,7 @@ impl<'a> DecoderWeights<'a> {
             loader.linear(Slot::LmHead)?
         };
         let head = HeadWeights { final_norm: loader.final_norm()?, lm_head };
-        let per_layer_inputs = loader.per_layer_inputs()?;
+        let per_layer_inputs = loader.per_layer_inputs()?.map(Box::new);
         Ok(Self::Loaded { layers, embed_tokens: Some(embed_tokens), per_layer_inputs, head: Some(head) })
     }
 
