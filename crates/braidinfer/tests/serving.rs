@@ -155,14 +155,16 @@ fn nothing_is_left(llm: &Llm, what: &str) {
 
 #[test]
 fn company_changes_no_bit() {
-    // All kinds of layers: plain, windows of two patterns, norms on queries and keys, RoPE by length.
-    for name in ["llama", "qwen3", "gemma3", "mistral", "phi3-longrope", "ernie4_5"] {
+    // All kinds of layers: plain, windows of two patterns, norms on queries and keys, RoPE by length, experts, sinks, shared
+    // keys. Hybrids have a test of their own.
+    let dense = ["llama", "qwen3", "gemma3", "mistral", "phi3-longrope", "ernie4_5"];
+    for name in dense.into_iter().chain(["qwen3_moe", "gpt_oss-mxfp4", "gemma4"]) {
         let fixture = Fixture::open(name);
         let source = &fixture.source;
         // Alone, nothing is guessed or found, either.
         let plain = LoadOptions { prompt_lookup: false, prefix_cache: false, ..LoadOptions::default() };
         let mut llm = open(source, plain);
-        let (vocab, context) = (llm.spec().vocab_size, llm.context());
+        let (vocab, context) = (llm.spec().vocab_size, llm.context().min(256));
         let mut rng = SmallRng::seed_from_u64(7);
         let asked = requests(vocab, context, &mut rng);
         let expected: Vec<Said> = asked.iter().map(|asked| alone(&mut llm, asked)).collect();
@@ -176,7 +178,11 @@ fn company_changes_no_bit() {
             }
         }
         // Room for little more than one sequence: others lose theirs and are computed again.
-        let options = LoadOptions { kv_cache: KvCacheRoom::Tokens(context + 32), ..LoadOptions::default() };
+        let options = LoadOptions {
+            kv_cache: KvCacheRoom::Tokens(context + 32),
+            context: Some(context),
+            ..LoadOptions::default()
+        };
         let mut narrow = open(source, options);
         compare(&format!("{name}, narrow"), &asked, &expected, &together(&mut narrow, &asked, 16, &mut rng));
         assert!(narrow.stats().preemptions > 0, "{name}: nothing was preempted");
