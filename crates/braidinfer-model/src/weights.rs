@@ -9,9 +9,9 @@ use half::{bf16, f16};
 
 use crate::dtype::{Dtype, TensorView};
 use crate::format::{Checkpoint, safetensors};
-use crate::layout::{ExpertSlot, Param, Parameter, Slot, Stack, TensorNames, stacks};
+use crate::layout::{ExpertSlot, LayerSlot, Param, Parameter, Slot, Stack, TensorNames, stacks};
 use crate::rearranged::{EveryRow, Transposed};
-use crate::spec::DecoderSpec;
+use crate::spec::{DecoderSpec, Xielu};
 use crate::tensor_data::TensorData;
 use crate::{ModelError, ModelSource, Result, arch};
 
@@ -155,6 +155,16 @@ impl Weights {
             return Some(TensorView { dtype: *dtype, data: (&**data).into(), ..view });
         }
         Some(view)
+    }
+
+    /// The parameters of xIELU in the network whose down projection is in `down`, or `None` if it has another activation
+    /// function.
+    pub fn xielu(&self, down: Slot) -> Result<Option<Xielu>> {
+        let (Slot::Layer(layer, _) | Slot::Expert(layer, ..)) = down else { return Ok(None) };
+        let slot = Slot::Layer(layer, LayerSlot::Activation);
+        let value = |param| self.get(slot, param).map(|view| view.read::<f32>().map(|values| values[0])).transpose();
+        let (alpha_p, alpha_n) = (value(Param::AlphaP)?, value(Param::AlphaN)?);
+        Ok(alpha_p.zip(alpha_n).map(|(alpha_p, alpha_n)| Xielu::new(alpha_p, alpha_n)))
     }
 
     /// Replaces a parameter by `data`, blocks of `dtype`; if it is the embedding, a tied output head as well.

@@ -3,9 +3,11 @@
 //! own the KV cache memory; the caller decides which sequence uses which block.
 
 mod batch;
+mod branch_norms;
 mod decoder;
 mod device;
 pub mod fused;
+mod keys;
 mod plan;
 mod probe;
 mod recurrence;

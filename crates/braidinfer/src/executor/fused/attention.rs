@@ -13,7 +13,7 @@ use super::FusedRunner;
 use super::batch_layout::{BatchLayout, QueryChunk};
 use super::each_row::each_row;
 use super::heads::{HeadKind, Heads, Stage, gather};
-use super::packed::{Keys, PackedAttention, PackedMixer};
+use super::packed::{PackedAttention, PackedMixer};
 #[cfg(test)]
 use super::planted::{Planted, to_bf16};
 use super::scratch::{AttentionScratch, Scratch};
@@ -25,7 +25,7 @@ impl FusedRunner {
     /// output to `heads`.
     pub(super) fn attend(&mut self, index: usize, kv_dtypes: &[KvDtype], trace: &mut Trace) {
         let PackedMixer::Attention(layer) = &self.weights.layers[index].mixer else { return };
-        let kv_layer = if let Keys::OfLayer(layer) = layer.keys { layer } else { index };
+        let kv_layer = layer.keys.stored_by(index);
         let Scratch { qkv, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
             &mut self.scratch;
         let plain = Heads { isa: self.isa, layer, layout: &self.layout, qkv, statistics: &[] };
@@ -83,7 +83,7 @@ fn fill_statistics(heads: &Heads<'_>, pool: &mut Pool, statistics: &mut Vec<[Sta
     if extent != Some(QkNormExtent::Projection) {
         return;
     }
-    let (rows, own) = (heads.layout.rows, heads.layer.own_keys());
+    let (rows, own) = (heads.layout.rows, heads.layer.keys.own());
     let empty = Statistics { mean: 0.0, inverse: 0.0 };
     let of = |kind: HeadKind, row: usize| {
         let width = own.filter(|_| kind == HeadKind::Key).map_or(heads.layer.q_proj.rows, |own| own.k_proj.rows);
@@ -105,7 +105,7 @@ fn record(heads: &Heads<'_>, trace: &mut Trace) {
         ("attn.q_rope", HeadKind::Query, Stage::Rotated),
         ("attn.k_rope", HeadKind::Key, Stage::Rotated),
     ] {
-        let exists = kind == HeadKind::Query || heads.layer.own_keys().is_some();
+        let exists = kind == HeadKind::Query || heads.layer.keys.own().is_some();
         // Most architectures have no norm of values.
         let is_step = (kind, stage) != (HeadKind::Value, Stage::Normed) || heads.layer.head_norm(kind).is_some();
         if exists && is_step {
@@ -155,7 +155,7 @@ impl AttentionPass<'_> {
     }
 
     fn run<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>], heads: &mut [f32]) {
-        if self.source.layer.own_keys().is_some() {
+        if self.source.layer.keys.own().is_some() {
             self.store(slabs);
         }
         let layout = self.source.layout;

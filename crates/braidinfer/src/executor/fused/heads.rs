@@ -60,8 +60,8 @@ impl PackedAttention {
     pub(super) fn head_norm(&self, kind: HeadKind) -> Option<&PackedNorm> {
         match kind {
             HeadKind::Query => self.q_norm.as_ref(),
-            HeadKind::Key => self.own_keys()?.k_norm.as_ref(),
-            HeadKind::Value => self.own_keys()?.v_norm.as_ref(),
+            HeadKind::Key => self.keys.own()?.k_norm.as_ref(),
+            HeadKind::Value => self.keys.own()?.v_norm.as_ref(),
         }
     }
 }
@@ -103,7 +103,7 @@ impl Heads<'_> {
     pub(super) fn panels(&self, kind: HeadKind) -> &[f32] {
         let rows = self.layout.rows * LANES;
         let query = self.layer.q_proj.panels() * rows;
-        let Some(own) = self.layer.own_keys().filter(|_| kind != HeadKind::Query) else { return &self.qkv[..query] };
+        let Some(own) = self.layer.keys.own().filter(|_| kind != HeadKind::Query) else { return &self.qkv[..query] };
         let key = own.k_proj.panels() * rows;
         match kind {
             // Without a projection of their own, values are keys before norm and rotation.

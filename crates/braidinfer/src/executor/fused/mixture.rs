@@ -9,12 +9,13 @@ use braidinfer_kernels::{Buffer, Chunks, Isa, LANES, Pool};
 
 use super::each_row::each_row;
 use super::encode::{Encoded, Input, Source};
-use super::packed::{BranchNorms, PackedMixture, PackedNetwork, PackedNorm};
+use super::packed::{PackedMixture, PackedNetwork, PackedNorm};
 #[cfg(test)]
 use super::planted::Planted;
 use super::product::{GroupTasks, Products};
 use super::scratch::{Scratch, panels};
 use super::trace::Trace;
+use crate::executor::branch_norms::BranchNorms;
 
 /// Rows per routing task.
 const ROWS_PER_TASK: usize = 8;
@@ -253,7 +254,7 @@ impl MixturePass<'_> {
 
     /// Sums the outputs of the routed experts for every token, norms the sum and the output of the shared expert, and adds
     /// them, in `branch`.
-    fn combine_normed(&mut self, norms: &BranchNorms, scratch: &mut Scratch) {
+    fn combine_normed(&mut self, norms: &BranchNorms<PackedNorm>, scratch: &mut Scratch) {
         let Scratch { branch, up, qk_statistics: statistics, mixture: own, .. } = scratch;
         let (places, outputs) = (&own.places[..], &own.outputs[..]);
         let (isa, rows, width, chosen) = (self.isa, self.rows, self.width, self.mixture.chosen);

@@ -18,6 +18,8 @@ use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, T
 
 use super::recurrent_state::StateShape;
 use crate::executor::KernelPlan;
+use crate::executor::branch_norms::BranchNorms;
+use crate::executor::keys::{Keys, OwnKeys};
 use crate::executor::plan::is_projection;
 use crate::executor::standard::LoadProgress;
 use crate::{Error, Result, memory};
@@ -125,16 +127,7 @@ pub(super) struct PackedMixture {
     pub(super) router_norm: Option<PackedNorm>,
     /// Factor of the weight of every expert, `[E]`.
     pub(super) per_expert_scale: Option<Vec<f32>>,
-    pub(super) branch_norms: Option<BranchNorms>,
-}
-
-/// Norms of the routed experts and of the one that serves every token, besides the one before the feed-forward network.
-#[derive(Debug)]
-pub(super) struct BranchNorms {
-    /// Of the residual stream, for the routed experts.
-    pub(super) experts: PackedNorm,
-    pub(super) experts_output: PackedNorm,
-    pub(super) shared_output: PackedNorm,
+    pub(super) branch_norms: Option<BranchNorms<PackedNorm>>,
 }
 
 impl PackedFeedForward {
@@ -183,41 +176,11 @@ pub(super) struct PackedAttention {
     /// Index of the rotary table in the decoder spec.
     pub(super) rope: Option<usize>,
     pub(super) q_proj: PackedLinear,
-    pub(super) keys: Keys,
+    pub(super) keys: Keys<PackedLinear, PackedNorm>,
     pub(super) o_proj: PackedLinear,
     pub(super) q_norm: Option<PackedNorm>,
     /// One score per query head, padded.
     pub(super) sinks: Option<Vec<f32>>,
-}
-
-/// Where the keys and values of a layer come from.
-#[derive(Debug)]
-pub(super) enum Keys {
-    /// The layer has its own.
-    Own(Box<OwnKeys>),
-    /// Those that an earlier layer stored.
-    OfLayer(usize),
-}
-
-/// The projections of keys and values.
-#[derive(Debug)]
-pub(super) struct OwnKeys {
-    pub(super) k_proj: PackedLinear,
-    /// If there is none, the output of the key projection is both.
-    pub(super) v_proj: Option<PackedLinear>,
-    pub(super) k_norm: Option<PackedNorm>,
-    /// Of every value head.
-    pub(super) v_norm: Option<PackedNorm>,
-}
-
-impl PackedAttention {
-    /// The projections of keys and values, if the layer has its own.
-    pub(super) fn own_keys(&self) -> Option<&OwnKeys> {
-        match &self.keys {
-            Keys::Own(own) => Some(own),
-            Keys::OfLayer(_) => None,
-        }
-    }
 }
 
 /// The parameters of a gated delta net.
@@ -256,7 +219,7 @@ impl PackedMixer {
     pub(super) fn inputs(&self) -> Vec<&PackedLinear> {
         match self {
             Self::Attention(attention) => {
-                let own = attention.own_keys();
+                let own = attention.keys.own();
                 let keys = own.into_iter().flat_map(|own| [&own.k_proj].into_iter().chain(&own.v_proj));
                 [&attention.q_proj].into_iter().chain(keys).collect()
             }
@@ -663,7 +626,10 @@ impl<'a> Packer<'a> {
             shared_gate,
             router_norm: spec.router.norm_multiplier.map(|factor| self.router_norm(index, factor)).transpose()?,
             per_expert_scale: self.vector(slot(LayerSlot::PerExpertScale), Param::Weight)?,
-            branch_norms: if spec.branch_norms { Some(self.branch_norms(index)?) } else { None },
+            branch_norms: match spec.branch_norms {
+                true => Some(BranchNorms::load(index, |slot| self.required_norm(slot, &self.spec.norm))?),
+                false => None,
+            },
         })
     }
 
@@ -672,15 +638,6 @@ impl<'a> Packer<'a> {
         let mut norm = self.required_norm(Slot::Layer(index, LayerSlot::RouterNorm), &norm)?;
         norm.weight.iter_mut().for_each(|weight| *weight *= factor as f32);
         Ok(norm)
-    }
-
-    fn branch_norms(&self, index: usize) -> Result<BranchNorms> {
-        let norm = |slot| self.required_norm(Slot::Layer(index, slot), &self.spec.norm);
-        Ok(BranchNorms {
-            experts: norm(LayerSlot::ExpertsNorm)?,
-            experts_output: norm(LayerSlot::ExpertsOutputNorm)?,
-            shared_output: norm(LayerSlot::SharedExpertOutputNorm)?,
-        })
     }
 
     /// The norm in `slot`, or `None` if the architecture has none there.
@@ -722,11 +679,6 @@ impl<'a> Packer<'a> {
 
     /// The activation function of the network whose down projection is in `down`, with its parameters if it has any.
     fn activation(&self, down: Slot, activation: ActivationFunction) -> Result<Activation> {
-        let value = |param| {
-            let slot = activation_of(down);
-            let view = self.weights.get(slot, param).ok_or_else(|| absent(slot))?;
-            Ok::<f32, Error>(view.read::<f32>()?[0])
-        };
         Ok(match activation {
             ActivationFunction::Silu => Activation::Silu,
             ActivationFunction::GeluTanh => Activation::GeluTanh,
@@ -737,7 +689,7 @@ impl<'a> Packer<'a> {
             }
             ActivationFunction::Relu2 => Activation::Relu2,
             ActivationFunction::Xielu => {
-                let xielu = spec::Xielu::new(value(Param::AlphaP)?, value(Param::AlphaN)?);
+                let xielu = self.weights.xielu(down)?.ok_or_else(|| absent(down))?;
                 let spec::Xielu { positive, negative, beta } = xielu;
                 Activation::Xielu { positive, negative, beta }
             }
@@ -792,14 +744,6 @@ fn conv_of_head(spec: &DeltaNetSpec, weights: &[f32], head: usize) -> Vec<f32> {
         }
     }
     rows.concat()
-}
-
-/// The slot of the activation function beside a down projection.
-fn activation_of(down: Slot) -> Slot {
-    match down {
-        Slot::Layer(index, _) | Slot::Expert(index, ..) => Slot::Layer(index, LayerSlot::Activation),
-        other => other,
-    }
 }
 
 /// Packs every panel of a matrix, in parallel.

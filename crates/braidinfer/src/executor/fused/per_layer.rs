@@ -86,7 +86,7 @@ impl FusedRunner {
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels([&part.gate].iter()));
         let gated = panels(up, own, rows);
         products.activated(&mut self.pool, &part.gate, part.hidden_act, normed, rows, gated);
-        gated.iter_mut().zip(further).for_each(|(gate, value)| *gate *= value);
+        elementwise::multiply(self.isa, gated, further);
         let input = Input { source: Source::Panels { data: gated, stride: rows, select: None }, width: own, ..input };
         inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&part.projection].iter()));
         let statistics = branch_statistics;

@@ -14,6 +14,7 @@ use super::softcap;
 use super::trace::Trace;
 use crate::Result;
 use crate::executor::SequenceSlice;
+use crate::executor::keys::{Keys, OwnKeys};
 
 /// The attention part of a layer.
 #[derive(Debug)]
@@ -23,31 +24,11 @@ pub(super) struct Attention {
     /// Index of the rotary table.
     pub(super) rope: Option<usize>,
     pub(super) q_proj: Linear,
-    pub(super) keys: Keys,
+    pub(super) keys: Keys<Linear, Norm>,
     pub(super) o_proj: Linear,
-    pub(super) q_norm: Option<(QkNormExtent, Norm)>,
+    pub(super) q_norm: Option<Norm>,
     /// Scores of a further key without a value, one per query head.
     pub(super) sinks: Option<Tensor>,
-}
-
-/// Where the keys and values of a layer come from.
-#[derive(Debug)]
-pub(super) enum Keys {
-    /// The layer has its own.
-    Own(Box<OwnKeys>),
-    /// Those that an earlier layer stored.
-    OfLayer(usize),
-}
-
-/// The projections of keys and values.
-#[derive(Debug)]
-pub(super) struct OwnKeys {
-    pub(super) k_proj: Linear,
-    /// If there is none, the output of the key projection is both.
-    pub(super) v_proj: Option<Linear>,
-    pub(super) k_norm: Option<(QkNormExtent, Norm)>,
-    /// Of every value head.
-    pub(super) v_norm: Option<Norm>,
 }
 
 impl Attention {
@@ -80,11 +61,8 @@ impl Attention {
 
     /// The query, key, value and output projections, of those that it has.
     pub(super) fn projections(&self) -> Vec<&Linear> {
-        let own = match &self.keys {
-            Keys::Own(own) => [Some(&own.k_proj), own.v_proj.as_ref()],
-            Keys::OfLayer(_) => [None, None],
-        };
-        own.into_iter().flatten().chain([&self.q_proj, &self.o_proj]).collect()
+        let own = self.keys.own().into_iter().flat_map(|own| [&own.k_proj].into_iter().chain(&own.v_proj));
+        own.chain([&self.q_proj, &self.o_proj]).collect()
     }
 
     /// Queries and, if there are any, gates, each `[T, H * d]`.
@@ -108,35 +86,33 @@ impl Attention {
         trace: &mut Trace,
     ) -> Result<(Tensor, Option<KeyValue>)> {
         trace.record("attn.q", &q)?;
-        let projected = match &self.keys {
-            Keys::Own(own) => {
-                let k = own.k_proj.forward(x)?;
-                let v = own.v_proj.as_ref().map_or_else(|| Ok(k.clone()), |v_proj| v_proj.forward(x))?;
-                trace.record("attn.k", &k)?;
-                trace.record("attn.v", &v)?;
-                Some((own, k, v))
-            }
-            Keys::OfLayer(_) => None,
-        };
-        let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
-        let turned = |x: Tensor, norm: Option<&(QkNormExtent, Norm)>| {
-            let x = self.rotated(x, context)?;
-            if after_rope { normalize(x, norm) } else { Ok(x) }
-        };
+        let own = self.keys.own();
+        let projected = own.map(|own| Self::keys_and_values(own, x, trace)).transpose()?;
         let q = self.before_rope(&q, self.q_norm.as_ref())?;
         trace.record("attn.q_norm", &q)?;
-        let normed = projected.map(|(own, k, v)| self.normed(own, &k, &v, trace)).transpose()?;
-        let q = self.scale_by_position(turned(q, self.q_norm.as_ref())?, context)?;
+        let normed = own.zip(projected).map(|(own, (k, v))| self.normed(own, &k, &v, trace)).transpose()?;
+        let q = self.scale_by_position(self.turned(q, self.q_norm.as_ref(), context)?, context)?;
         trace.record("attn.q_rope", &q)?;
-        let Some((k, v)) = normed else { return Ok((q, None)) };
-        let k_norm = if let Keys::Own(own) = &self.keys { own.k_norm.as_ref() } else { None };
-        let k = turned(k, k_norm)?;
+        let Some((own, (k, v))) = own.zip(normed) else { return Ok((q, None)) };
+        let k = self.turned(k, own.k_norm.as_ref(), context)?;
         trace.record("attn.k_rope", &k)?;
         Ok((q, Some((k, v))))
     }
 
+    /// The outputs of the projections of keys and values, each `[T, G * d]`.
+    fn keys_and_values(own: &OwnKeys<Linear, Norm>, x: &Tensor, trace: &mut Trace) -> Result<KeyValue> {
+        let k = own.k_proj.forward(x)?;
+        let v = match &own.v_proj {
+            Some(v_proj) => v_proj.forward(x)?,
+            None => k.clone(),
+        };
+        trace.record("attn.k", &k)?;
+        trace.record("attn.v", &v)?;
+        Ok((k, v))
+    }
+
     /// Keys and values `[T, G, d]`, normed, unless keys are after RoPE.
-    fn normed(&self, own: &OwnKeys, k: &Tensor, v: &Tensor, trace: &mut Trace) -> Result<KeyValue> {
+    fn normed(&self, own: &OwnKeys<Linear, Norm>, k: &Tensor, v: &Tensor, trace: &mut Trace) -> Result<KeyValue> {
         let k = self.before_rope(k, own.k_norm.as_ref())?;
         trace.record("attn.k_norm", &k)?;
         let v = self.split_heads(v)?;
@@ -146,8 +122,13 @@ impl Attention {
         Ok((k, v))
     }
 
-    fn rotated(&self, x: Tensor, context: &Context) -> Result<Tensor> {
-        self.rope.map_or(Ok(x.clone()), |table| context.rotations[table].apply(&x))
+    /// Heads rotated, and normed if there is a norm after RoPE.
+    fn turned(&self, x: Tensor, norm: Option<&Norm>, context: &Context) -> Result<Tensor> {
+        let x = match self.rope {
+            Some(table) => context.rotations[table].apply(&x)?,
+            None => x,
+        };
+        self.normalize(x, norm, true)
     }
 
     /// `[T, heads * d]` to `[T, heads, d]` in f32.
@@ -158,9 +139,19 @@ impl Attention {
     }
 
     /// The same, normed if there is a norm before RoPE.
-    fn before_rope(&self, x: &Tensor, norm: Option<&(QkNormExtent, Norm)>) -> Result<Tensor> {
-        let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
-        normalize(self.split_heads(x)?, norm.filter(|_| !after_rope))
+    fn before_rope(&self, x: &Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+        self.normalize(self.split_heads(x)?, norm, false)
+    }
+
+    /// `[T, heads, d]` in f32, normed if there is a norm on this side of RoPE.
+    fn normalize(&self, x: Tensor, norm: Option<&Norm>, after_rope: bool) -> Result<Tensor> {
+        let spec = self.spec.qk_norm.filter(|spec| spec.after_rope == after_rope);
+        let (Some(norm), Some(spec)) = (norm, spec) else { return Ok(x) };
+        match spec.extent {
+            // The weight of a norm of each head is `[heads, d]`.
+            QkNormExtent::Head | QkNormExtent::EachHead => norm.forward(&x),
+            QkNormExtent::Projection => Ok(norm.forward(&x.flatten_from(1)?)?.reshape(x.shape())?),
+        }
     }
 
     fn scale_by_position(&self, q: Tensor, context: &Context) -> Result<Tensor> {
@@ -176,8 +167,7 @@ impl Attention {
         let (t, len) = (sequence.query_len, sequence.positions().end);
         let (groups, width) = (self.spec.num_key_value_heads, self.spec.head_dim);
         let per_group = self.spec.num_attention_heads / groups;
-        let layer = if let Keys::OfLayer(layer) = self.keys { layer } else { context.index };
-        let (k, v) = context.kv_cache.read(layer, sequence)?;
+        let (k, v) = context.kv_cache.read(self.keys.stored_by(context.index), sequence)?;
         // The query heads of a group share keys, so they form the rows of one matrix product: [G, H/G * t, d].
         let q = q.reshape((t, groups, per_group, width))?.permute((1, 2, 0, 3))?;
         let q = q.contiguous()?.reshape((groups, per_group * t, width))?;
@@ -195,9 +185,7 @@ impl Attention {
         let out = probabilities.matmul(&v)?.reshape((groups, per_group, t, width))?;
         Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((t, groups * per_group * width))?)
     }
-}
 
-impl Attention {
     /// Softmax over the keys, `[G, H/G, t, keys]`, beside which a sink takes its part if there are any.
     fn probabilities(&self, scores: Tensor) -> Result<Tensor> {
         let Some(sinks) = &self.sinks else { return Ok(softmax_last_dim(&scores)?) };
@@ -205,16 +193,6 @@ impl Attention {
         let sinks = sinks.reshape((groups, per_group, 1, 1))?.expand((groups, per_group, t, 1))?.contiguous()?;
         let with_sinks = Tensor::cat(&[scores, sinks], 3)?;
         Ok(softmax_last_dim(&with_sinks)?.narrow(3, 0, len)?.contiguous()?)
-    }
-}
-
-/// `[T, heads, d]` in f32, normed if there is a norm.
-fn normalize(x: Tensor, norm: Option<&(QkNormExtent, Norm)>) -> Result<Tensor> {
-    match norm {
-        None => Ok(x),
-        // The weight of a norm of each head is `[heads, d]`.
-        Some((QkNormExtent::Head | QkNormExtent::EachHead, norm)) => norm.forward(&x),
-        Some((QkNormExtent::Projection, norm)) => Ok(norm.forward(&x.flatten_from(1)?)?.reshape(x.shape())?),
     }
 }
 

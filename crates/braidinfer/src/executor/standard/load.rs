@@ -3,23 +3,24 @@
 use std::fmt;
 
 use braidinfer_model::spec::{
-    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, NormSpec, SharedExpertSpec,
-    ShortConvSpec, Xielu,
+    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, NormSpec, SharedExpertSpec, ShortConvSpec,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
-use super::attention::{Attention, Keys, OwnKeys};
+use super::attention::Attention;
 use super::delta_net::{DeltaNet, Projections};
 use super::feed_forward::{DenseFeedForward, FeedForward};
 use super::layer::{Layer, Mixer};
 use super::linear::Linear;
 use super::matrix::{Matrix, StoredMatrix};
-use super::mixture::{BranchNorms, Mixture, SharedExpert};
+use super::mixture::{Mixture, SharedExpert};
 use super::norm::Norm;
 use super::per_layer::{PerLayerInput, PerLayerInputs};
 use super::short_conv::ShortConv;
+use crate::executor::branch_norms::BranchNorms;
+use crate::executor::keys::{Keys, OwnKeys};
 use crate::executor::{DeviceChoice, KvCacheConfig};
 use crate::threads::Threads;
 use crate::{Error, Result};
@@ -222,10 +223,7 @@ impl Loader<'_> {
             return Err(self.absent(slot(LayerSlot::QProj)));
         };
         let spec = self.spec.attentions[attention];
-        let qk_norm = |name| match &spec.qk_norm {
-            None => Ok(None),
-            Some(norm) => self.required_norm(slot(name), &norm.norm).map(|loaded| Some((norm.extent, loaded))),
-        };
+        let qk_norm = |name| spec.qk_norm.map(|norm| self.required_norm(slot(name), &norm.norm)).transpose();
         let keys = match kv_shared_with {
             Some(layer) => Keys::OfLayer(layer),
             None => {
@@ -269,19 +267,8 @@ impl Loader<'_> {
         down: Slot,
     ) -> Result<DenseFeedForward> {
         let gate_proj = gate.map(|gate| self.linear(gate)).transpose()?;
-        let (xielu, up_proj) = (self.xielu(hidden_act, down)?, self.linear(up)?);
+        let (xielu, up_proj) = (self.weights.xielu(down)?, self.linear(up)?);
         Ok(DenseFeedForward { hidden_act, xielu, gate_proj, up_proj, down_proj: self.linear(down)? })
-    }
-
-    /// The parameters of the activation function of the network whose down projection is in `down`, if it has any.
-    fn xielu(&self, hidden_act: ActivationFunction, down: Slot) -> Result<Option<Xielu>> {
-        let (ActivationFunction::Xielu, Slot::Layer(index, _)) = (hidden_act, down) else { return Ok(None) };
-        let slot = Slot::Layer(index, LayerSlot::Activation);
-        let value = |param| {
-            let view = self.weights.get(slot, param).ok_or_else(|| self.absent(slot))?;
-            Ok::<f32, Error>(view.read::<f32>()?[0])
-        };
-        Ok(Some(Xielu::new(value(Param::AlphaP)?, value(Param::AlphaN)?)))
     }
 
     fn mixture(&self, index: usize, spec: ExpertsSpec) -> Result<Mixture> {
@@ -309,22 +296,16 @@ impl Loader<'_> {
                 Some(scale) => Some(scale.to_vec1()?),
                 None => None,
             },
-            branch_norms: spec.branch_norms.then(|| self.branch_norms(index)).transpose()?,
+            branch_norms: match spec.branch_norms {
+                true => Some(BranchNorms::load(index, |slot| self.required_norm(slot, &self.spec.norm))?),
+                false => None,
+            },
         })
     }
 
     fn router_norm(&self, index: usize, factor: f64) -> Result<Norm> {
         let norm = NormSpec { weight_offset: 0.0, ..self.spec.norm };
         self.required_norm(Slot::Layer(index, LayerSlot::RouterNorm), &norm)?.times(factor)
-    }
-
-    fn branch_norms(&self, index: usize) -> Result<BranchNorms> {
-        let norm = |slot| self.required_norm(Slot::Layer(index, slot), &self.spec.norm);
-        Ok(BranchNorms {
-            experts: norm(LayerSlot::ExpertsNorm)?,
-            experts_output: norm(LayerSlot::ExpertsOutputNorm)?,
-            shared_output: norm(LayerSlot::SharedExpertOutputNorm)?,
-        })
     }
 
     /// The norm in `slot`, or `None` if the architecture has none there.

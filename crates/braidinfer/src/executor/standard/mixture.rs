@@ -8,6 +8,7 @@ use super::linear::Linear;
 use super::norm::Norm;
 use super::trace::Trace;
 use crate::Result;
+use crate::executor::branch_norms::BranchNorms;
 
 /// A router, its experts, and the expert that serves every token.
 #[derive(Debug)]
@@ -22,16 +23,7 @@ pub(super) struct Mixture {
     pub(super) router_norm: Option<Norm>,
     /// Factor of the weight of every expert, `[E]`.
     pub(super) per_expert_scale: Option<Vec<f32>>,
-    pub(super) branch_norms: Option<BranchNorms>,
-}
-
-/// Norms of the routed experts and of the one that serves every token, besides the one before the feed-forward network.
-#[derive(Debug)]
-pub(super) struct BranchNorms {
-    /// Of the residual stream, for the routed experts.
-    pub(super) experts: Norm,
-    pub(super) experts_output: Norm,
-    pub(super) shared_output: Norm,
+    pub(super) branch_norms: Option<BranchNorms<Norm>>,
 }
 
 /// The expert that serves every token.
