@@ -167,7 +167,8 @@ fn nibbles(qs: &[u8; LEN / 2]) -> [u8; LEN] {
     nibbles
 }
 
-fn packed_nibbles(q: &[u8; LEN]) -> [u8; LEN / 2] {
+/// Codes of 4 bits, those of the first half in the low halves of the bytes.
+pub(crate) fn packed_nibbles(q: &[u8; LEN]) -> [u8; LEN / 2] {
     std::array::from_fn(|i| q[i] & 15 | q[i + LEN / 2] << 4)
 }
 

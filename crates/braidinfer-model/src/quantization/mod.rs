@@ -14,6 +14,7 @@ mod q6_k;
 mod ternary;
 
 pub use file_type::FileType;
+pub(crate) use legacy::packed_nibbles;
 
 use crate::Dtype;
 

@@ -91,24 +91,22 @@ fn values(mantissa: u32) -> [f32; 256] {
 }
 
 fn value(code: u32, mantissa: u32) -> f32 {
-    let exponent_bits = 7 - mantissa;
-    let bias = (1 << (exponent_bits - 1)) - 1;
-    let (sign, rest) = (if code >= 128 { -1.0 } else { 1.0 }, code & 127);
-    let (exponent, fraction) = ((rest >> mantissa) as i32, rest & ((1 << mantissa) - 1));
-    let fraction_of_one = fraction as f32 / (1 << mantissa) as f32;
-    match (mantissa, exponent) {
+    let (exponent, fraction) = (code >> mantissa & ((1 << (7 - mantissa)) - 1), code & ((1 << mantissa) - 1));
+    let bias = (1 << (6 - mantissa)) - 1;
+    let magnitude = match (mantissa, exponent) {
         // Only the largest code is no number.
         (3, 15) if fraction == 7 => f32::NAN,
         (2, 31) => {
             if fraction == 0 {
-                sign * f32::INFINITY
+                f32::INFINITY
             } else {
                 f32::NAN
             }
         }
-        (_, 0) => sign * fraction_of_one * (2.0f32).powi(1 - bias),
-        _ => sign * (1.0 + fraction_of_one) * (2.0f32).powi(exponent - bias),
-    }
+        // As exponent and fraction of f32, the bits are too small by a power of two; subnormal numbers are, too.
+        _ => f32::from_bits((code & 127) << (23 - mantissa)) * 2.0f32.powi(127 - bias),
+    };
+    if code >= 128 { -magnitude } else { magnitude }
 }
 
 #[cfg(test)]

@@ -14,9 +14,10 @@ use half::f16;
 
 use super::super::checkpoint::{Checkpoint, Part, Place};
 use super::scales::Scales;
-use super::{Found, Method, Quantized, error, row_range};
+use super::{Found, Method, Quantized, code_at, error, row_range};
 use crate::Result;
 use crate::dtype::Dtype;
+use crate::quantization::packed_nibbles;
 use crate::rearranged::MatrixId;
 use crate::tensor_data::{Computed, TensorData};
 
@@ -207,10 +208,14 @@ impl Computed for Rows<'_> {
         let stored = self.checkpoint.data(&self.matrix.codes).read_part(row_range(&rows, code_bytes))?;
         let first = scales.row_of(rows.start);
         let read = scales.read(self.checkpoint, first..scales.row_of(rows.end - 1) + 1)?;
-        let zeros = match &self.matrix.zeros {
-            Some(place) => Some(self.checkpoint.data(place).read()?),
-            None => None,
-        };
+        // Words of zero points have those of consecutive rows.
+        let per_word = WORD_BITS / bits;
+        let words = rows.start / per_word..rows.end.div_ceil(per_word);
+        let zeros =
+            self.matrix.zeros.as_ref().map(|place| {
+                self.checkpoint.data(place).read_part(row_range(&words, scales.columns() * WORD_BITS / 8))
+            });
+        let zeros = zeros.transpose()?;
         let mut bytes = Vec::with_capacity(rows.len() * self.row_bytes());
         let mut codes = vec![0; shape[1]];
         for (row, stored) in rows.zip(stored.chunks_exact(code_bytes)) {
@@ -220,7 +225,7 @@ impl Computed for Rows<'_> {
             let scales_of_row = &read[(scales.row_of(row) - first) * scales.columns()..][..scales.columns()];
             let zero = |group: usize| {
                 f32::from(match &zeros {
-                    Some(words) => packed_down(words, *bits, row, group, scales.columns()),
+                    Some(zeros) => packed_down(zeros, *bits, row - words.start * per_word, group, scales.columns()),
                     None => middle(*bits),
                 })
             };
@@ -228,14 +233,6 @@ impl Computed for Rows<'_> {
             encode(*dtype, &codes, |column| (scales_of_row[column / group], zero(column / group)), &mut bytes);
         }
         Ok(bytes)
-    }
-}
-
-/// The code at `index` of those that are packed in little-endian words, the first one lowest.
-fn code_at(bytes: &[u8], bits: usize, index: usize) -> u8 {
-    match bits {
-        8 => bytes[index],
-        _ => bytes[index / 2] >> (4 * (index % 2)) & 15,
     }
 }
 
@@ -260,11 +257,10 @@ fn encode(dtype: Dtype, codes: &[u8], of: impl Fn(usize) -> (f32, f32), bytes: &
         }));
         return;
     }
-    for (block, codes) in codes.chunks_exact(BLOCK).enumerate() {
+    for (block, codes) in codes.as_chunks::<BLOCK>().0.iter().enumerate() {
         bytes.extend(f16::from_f32(of(block * BLOCK).0).to_le_bytes());
         if dtype == Dtype::Q4_0 {
-            let (low, high) = codes.split_at(BLOCK / 2);
-            bytes.extend(low.iter().zip(high).map(|(low, high)| low | high << 4));
+            bytes.extend(packed_nibbles(codes));
         } else {
             bytes.extend(codes.iter().map(|code| code ^ 0x80));
         }

@@ -175,6 +175,14 @@ fn error(part: &Part<'_>, expected: impl Into<String>) -> ModelError {
     }
 }
 
+/// The code at `index` of those of 4 or 8 bits that are packed in little-endian words, the first one lowest.
+fn code_at(bytes: &[u8], bits: usize, index: usize) -> u8 {
+    match bits {
+        8 => bytes[index],
+        _ => bytes[index / 2] >> (4 * (index % 2)) & 15,
+    }
+}
+
 /// Rows `within` of a matrix of `row_bytes` bytes each.
 fn row_range(within: &Range<usize>, row_bytes: usize) -> Range<usize> {
     within.start * row_bytes..within.end * row_bytes

@@ -9,9 +9,10 @@
 use std::ops::Range;
 
 use super::super::checkpoint::{Checkpoint, Place};
-use super::{Found, Quantized, row_range};
+use super::{Found, Quantized, code_at, row_range};
 use crate::Result;
 use crate::dtype::Dtype;
+use crate::quantization::packed_nibbles;
 use crate::tensor_data::{Computed, TensorData};
 
 /// Endings of the names of codes and scales, and of the matrix.
@@ -81,16 +82,10 @@ impl Computed for Blocks<'_> {
         let mut bytes = Vec::with_capacity(rows.len() * BLOCK_BYTES);
         for (codes, scale) in codes.as_chunks::<CODE_BYTES>().0.iter().zip(&*scales) {
             bytes.push(*scale);
-            bytes.extend(in_halves(codes));
+            bytes.extend(packed_nibbles(&std::array::from_fn(|value| code_at(codes, 4, value))));
         }
         Ok(bytes)
     }
-}
-
-/// The codes with those of the first 16 values in the lower halves of the bytes.
-fn in_halves(codes: &[u8; CODE_BYTES]) -> [u8; CODE_BYTES] {
-    let code = |value: usize| codes[value / 2] >> (4 * (value % 2)) & 15;
-    std::array::from_fn(|byte| code(byte) | code(byte + CODE_BYTES) << 4)
 }
 
 #[cfg(test)]
