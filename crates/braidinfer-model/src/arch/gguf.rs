@@ -365,6 +365,13 @@ impl File<'_> {
         format!("{}.{suffix}", self.form.architecture)
     }
 
+    /// A size that the file must have.
+    fn required_size(&self, suffix: &str) -> Result<u64> {
+        let key = self.key(suffix);
+        let size = self.metadata.unsigned(&key)?.filter(|size| *size > 0);
+        size.ok_or_else(|| self.metadata.error(&key, "a positive whole number", "nothing"))
+    }
+
     fn first_layer_has(&self, tensor: &str) -> bool {
         self.layer_has(0, tensor)
     }

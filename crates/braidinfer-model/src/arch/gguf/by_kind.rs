@@ -45,12 +45,12 @@ impl Config<'_> {
     /// A width of heads, which keys and values have in common.
     fn width(&self, suffix: &str) -> Result<u64> {
         let metadata = self.file.metadata;
-        let keys = ["key", "value"].map(|of| self.file.key(&format!("attention.{of}_length{suffix}")));
-        let width = metadata.unsigned(&keys[0])?.filter(|width| *width > 0);
-        let width = width.ok_or_else(|| metadata.error(&keys[0], "a positive whole number", "nothing"))?;
-        match metadata.unsigned(&keys[1])? {
+        let [of_keys, of_values] = ["key", "value"].map(|of| format!("attention.{of}_length{suffix}"));
+        let width = self.file.required_size(&of_keys)?;
+        let key = self.file.key(&of_values);
+        match metadata.unsigned(&key)? {
             Some(other) if other != width => {
-                Err(metadata.error(&keys[1], format!("{width}, as `{}`", keys[0]), other.to_string()))
+                Err(metadata.error(&key, format!("{width}, as `{}`", self.file.key(&of_keys)), other.to_string()))
             }
             _ => Ok(width),
         }

@@ -188,21 +188,14 @@ impl Config<'_> {
         if self.file.form.delta_nets.is_none() {
             return Ok(());
         }
-        let metadata = self.file.metadata;
-        let required = |suffix: &str| {
-            let key = self.file.key(suffix);
-            let size = metadata.unsigned(&key)?.filter(|size| *size > 0);
-            size.ok_or_else(|| metadata.error(&key, "a positive whole number", "nothing"))
-        };
-        let sizes = DELTA_NET_SIZES.map(|(field, suffix)| required(suffix).map(|size| (field, suffix, size)));
-        let (heads, width) = (required(VALUE_HEADS)?, required(VALUE_WIDTH)?);
+        let (file, metadata) = (self.file, self.file.metadata);
+        let (heads, width) = (file.required_size(VALUE_HEADS)?, file.required_size(VALUE_WIDTH)?);
         if width % heads != 0 {
             let expected = format!("a multiple of {heads} heads");
             return Err(metadata.error(&self.file.key(VALUE_WIDTH), expected, width.to_string()));
         }
-        for size in sizes {
-            let (field, suffix, size) = size?;
-            self.set(field, &self.file.key(suffix), json!(size));
+        for (field, suffix) in DELTA_NET_SIZES {
+            self.set(field, &file.key(suffix), json!(file.required_size(suffix)?));
         }
         self.set("linear_value_head_dim", &self.file.key(VALUE_WIDTH), json!(width / heads));
         let key = self.file.key(FULL_ATTENTION_INTERVAL);
@@ -219,10 +212,8 @@ impl Config<'_> {
         if !self.file.form.short_convs {
             return Ok(());
         }
-        let (metadata, key) = (self.file.metadata, self.file.key(CONVOLVED_TOKENS));
-        let tokens = metadata.unsigned(&key)?.filter(|tokens| *tokens > 0);
-        let tokens = tokens.ok_or_else(|| metadata.error(&key, "a positive whole number", "nothing"))?;
-        self.set("conv_L_cache", &key, json!(tokens));
+        let (file, metadata) = (self.file, self.file.metadata);
+        self.set("conv_L_cache", &file.key(CONVOLVED_TOKENS), json!(file.required_size(CONVOLVED_TOKENS)?));
         // Files have the inner width as it is.
         self.set("block_auto_adjust_ff_dim", &self.file.key("feed_forward_length"), json!(false));
         let key = self.file.key("attention.head_count_kv");
