@@ -36,17 +36,20 @@ const MODELS: [&str; 11] = [
     "qwen3_5",
 ];
 /// Files that differ in the same way.
-const GGUF_MODELS: [&str; 12] = [
+const GGUF_MODELS: [&str; 15] = [
     "gemma",
     "gemma3",
     "gemma4",
     "gemma4-moe",
     "granite",
+    "lfm2_moe",
     "llama-yarn",
     "llama3",
     "phi",
     "phi3-longrope",
     "qwen2",
+    "qwen3_5",
+    "qwen3_next",
     "smollm3",
     "gpt_oss-mxfp4",
 ];
@@ -105,9 +108,13 @@ fn ones(header: &TensorHeader) -> Vec<u8> {
     vec![0x11; header.size() as usize]
 }
 
-fn read_folder(config: Arc<[u8]>, weights: Arc<[u8]>) -> Result<(), ModelError> {
+fn folder(config: Arc<[u8]>, weights: Arc<[u8]>) -> ModelSource {
     let files = BTreeMap::from([(CONFIG.to_owned(), config), (WEIGHTS.to_owned(), weights)]);
-    read(&ModelSource::Memory { label: FOLDER.to_owned(), files: Arc::new(files) })
+    ModelSource::Memory { label: FOLDER.to_owned(), files: Arc::new(files) }
+}
+
+fn read_folder(config: Arc<[u8]>, weights: Arc<[u8]>) -> Result<(), ModelError> {
+    read(&folder(config, weights))
 }
 
 /// A model of two files.
@@ -118,12 +125,17 @@ struct Folder {
 
 impl Folder {
     fn all() -> Vec<Self> {
-        let file = |name: &str, file: &str| fixture(&format!("models/{name}/{file}"));
-        let folder = |name| Self {
+        Self::those_in("models", &MODELS)
+    }
+
+    /// Folders of fixtures with these names.
+    fn those_in(parent: &str, names: &[&str]) -> Vec<Self> {
+        let file = |name: &str, file: &str| fixture(&format!("{parent}/{name}/{file}"));
+        let folder = |name: &&str| Self {
             config: File::json(name, file(name, CONFIG)),
             weights: File::safetensors(name, file(name, WEIGHTS)),
         };
-        MODELS.into_iter().map(folder).collect()
+        names.iter().map(folder).collect()
     }
 
     fn config(&self) -> serde_json::Value {
@@ -175,9 +187,7 @@ fn changed_safetensors_files_never_panic() {
 
 /// Reads all tensors of a file with quantized matrices, as its config says.
 fn read_matrices(config: Arc<[u8]>, weights: Arc<[u8]>) -> Result<(), ModelError> {
-    let files = BTreeMap::from([(CONFIG.to_owned(), config), (WEIGHTS.to_owned(), weights)]);
-    let source = ModelSource::Memory { label: FOLDER.to_owned(), files: Arc::new(files) };
-    let checkpoint = safetensors::open(&source)?;
+    let checkpoint = safetensors::open(&folder(config, weights))?;
     for name in checkpoint.names() {
         if let Some(view) = checkpoint.tensor(name)? {
             view.read::<f32>()?;
@@ -188,14 +198,7 @@ fn read_matrices(config: Arc<[u8]>, weights: Arc<[u8]>) -> Result<(), ModelError
 
 #[test]
 fn changed_quantized_matrices_never_panic() {
-    let file = |name: &str, file: &str| fixture(&format!("quantization/packed/{name}/{file}"));
-    let folders: Vec<Folder> = PACKED
-        .into_iter()
-        .map(|name| Folder {
-            config: File::json(name, file(name, CONFIG)),
-            weights: File::safetensors(name, file(name, WEIGHTS)),
-        })
-        .collect();
+    let folders = Folder::those_in("quantization/packed", &PACKED);
     for Folder { config, weights } in &folders {
         read_matrices(config.bytes.as_slice().into(), weights.bytes.as_slice().into()).expect("the file is valid");
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use braidinfer_model::format::safetensors as checkpoints;
+use braidinfer_model::format::{Checkpoint, safetensors as checkpoints};
 use braidinfer_model::{Dtype, ModelError, ModelSource};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -56,21 +56,22 @@ fn values_and_types_are_as_expected() {
     }
 }
 
-/// A checkpoint with some tensors replaced, or removed where there is `None`.
-fn changed(
-    name: &str,
-    change: impl Fn(&mut BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>, &mut Value),
-) -> Result<(), ModelError> {
+/// Type, shape and data of tensors by name.
+type Tensors = BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
+
+/// The tensors and the config of a file.
+fn parts(name: &str) -> (Tensors, Value) {
     let read = |file: &str| fs::read(folder().join(name).join(file)).expect("it is there");
     let bytes = read("model.safetensors");
     let file = SafeTensors::deserialize(&bytes).expect("it is a valid file");
-    let mut tensors = file.tensors().into_iter();
-    let mut tensors = tensors
-        .by_ref()
-        .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
-        .collect::<BTreeMap<_, _>>();
-    let mut config: Value = serde_json::from_slice(&read("config.json")).expect("it is JSON");
-    change(&mut tensors, &mut config);
+    let part =
+        |(name, view): (String, TensorView<'_>)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+    let config = serde_json::from_slice(&read("config.json")).expect("it is JSON");
+    (file.tensors().into_iter().map(part).collect(), config)
+}
+
+/// A checkpoint of them.
+fn checkpoint(tensors: &Tensors, config: &Value) -> Result<Checkpoint, ModelError> {
     let views = tensors.iter().map(|(name, (dtype, shape, data))| {
         (name.clone(), TensorView::new(*dtype, shape.clone(), data).expect("as many bytes as the shape needs"))
     });
@@ -79,8 +80,14 @@ fn changed(
         ("model.safetensors".to_owned(), Arc::from(bytes)),
         ("config.json".to_owned(), Arc::from(config.to_string().into_bytes())),
     ]);
-    let source = ModelSource::Memory { label: "changed".into(), files: Arc::new(files) };
-    let checkpoint = checkpoints::open(&source)?;
+    checkpoints::open(&ModelSource::Memory { label: "changed".into(), files: Arc::new(files) })
+}
+
+/// A checkpoint with some tensors replaced, or removed where there is `None`.
+fn changed(name: &str, change: impl Fn(&mut Tensors, &mut Value)) -> Result<(), ModelError> {
+    let (mut tensors, mut config) = parts(name);
+    change(&mut tensors, &mut config);
+    let checkpoint = checkpoint(&tensors, &config)?;
     for name in checkpoint.names() {
         if let Some(view) = checkpoint.tensor(name)? {
             view.read::<f32>()?;
@@ -141,33 +148,19 @@ fn missing_parts_and_other_methods_are_named() {
 fn matrices_of_one_kind_have_one_type() {
     // The scales of the second expert are no numbers of f16, so that neither is read in blocks.
     let two = |spoiled: bool| {
-        let source = ModelSource::open(folder().join("ct-int4")).expect("it is a directory");
-        let bytes = source.read("model.safetensors").expect("it can be read").expect("it is there");
-        let file = SafeTensors::deserialize(&bytes).expect("it is a valid file");
-        let mut tensors = BTreeMap::new();
-        for (name, view) in file.tensors() {
+        let (single, config) = parts("ct-int4");
+        let mut tensors = Tensors::new();
+        for (name, (dtype, shape, data)) in single {
             for expert in 0..2 {
-                let mut data = view.data().to_vec();
+                let mut data = data.clone();
                 if spoiled && expert == 1 && name.ends_with("weight_scale") {
                     // The bf16 number 2^-30.
                     data[..2].copy_from_slice(&half::bf16::from_f32(2.0f32.powi(-30)).to_le_bytes());
                 }
-                tensors.insert(format!("experts.{expert}.{name}"), (view.dtype(), view.shape().to_vec(), data));
+                tensors.insert(format!("experts.{expert}.{name}"), (dtype, shape.clone(), data));
             }
         }
-        let views = tensors.iter().map(|(name, (dtype, shape, data))| {
-            (name.clone(), TensorView::new(*dtype, shape.clone(), data).expect("as many bytes as the shape needs"))
-        });
-        let config = source.read("config.json").expect("it can be read").expect("it is there");
-        let files = BTreeMap::from([
-            (
-                "model.safetensors".to_owned(),
-                Arc::from(safetensors::serialize(views, None).expect("it can be written")),
-            ),
-            ("config.json".to_owned(), Arc::from(config)),
-        ]);
-        let source = ModelSource::Memory { label: "two".into(), files: Arc::new(files) };
-        let checkpoint = checkpoints::open(&source).expect("it is valid");
+        let checkpoint = checkpoint(&tensors, &config).expect("it is valid");
         [0, 1].map(|expert| {
             let name = format!("experts.{expert}.proj.weight");
             checkpoint.tensor(&name).expect("its type is known").expect("it is there").dtype
