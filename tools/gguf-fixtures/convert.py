@@ -88,6 +88,14 @@ FIXTURES = [
     # Per-layer embeddings and shared keys and values; heads of two shapes, keys as values and experts.
     Fixture("gemma4"),
     Fixture("gemma4-moe"),
+    Fixture("deepseek_v2"),
+    # Files have one of DeepSeek's two factors of YaRN, which are equal in published models.
+    Fixture("deepseek_v3", as_if={"rope_parameters": {"mscale": 0.4}}),
+    Fixture("glm4_moe_lite"),
+    # The converter writes no multipliers, and no factor of longrope.
+    Fixture("minicpm3", as_if={
+        "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "rope_parameters": {"attention_factor": 1.0},
+    }),
 ]
 BY_NAME = {fixture.name: fixture for fixture in FIXTURES}
 
@@ -143,6 +151,15 @@ def safe_names(path):
         yield from file.keys()
 
 
+def settings(fixture):
+    """What a reader has to assume, with the rest of those settings that it changes in part."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(MODELS / fixture.name)
+    whole = lambda name, value: getattr(config, name) | value if isinstance(value, dict) else value
+    return {name: whole(name, value) for name, value in fixture.as_if.items()}
+
+
 def write_expected(fixture, out):
     """What transformers computes with the settings a reader of the file has to assume."""
     import torch
@@ -151,7 +168,7 @@ def write_expected(fixture, out):
 
     import reference
 
-    model = reference.load(MODELS / fixture.name, **fixture.as_if)
+    model = reference.load(MODELS / fixture.name, **settings(fixture))
     prompts = json.loads((MODELS / fixture.name / "expected.json").read_text())["prompts"][:PROMPTS]
     entries, logits = [], {}
     for i, prompt in enumerate(prompts):

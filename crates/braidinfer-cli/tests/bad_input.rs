@@ -43,8 +43,8 @@ fn an_unknown_or_refused_architecture() {
         |name: &str| Broken::copy_of("llama").edit_json("config.json", |config| config["model_type"] = json!(name));
     with_type("mamba")
         .refused(&["config.json: model_type `mamba` is not a known architecture; supported: llama, mistral"]);
-    with_type("deepseek_v3").refused(&["model_type `deepseek_v3` has latent attention", "supported: llama"]);
-    with_type("deepseek_v2").refused(&["`deepseek_v2` has latent attention, which is not supported yet"]);
+    let stacked = "model_type `gpt_neox` stacks queries, keys and values head by head in one tensor";
+    with_type("gpt_neox").refused(&[stacked, "supported: llama"]);
     with_type("mixtral").refused(&["a tensor of shape"]);
     let nameless = Broken::copy_of("llama").edit_json("config.json", |config| {
         config.as_object_mut().expect("config is an object").remove("model_type");

@@ -44,6 +44,7 @@ fn attention(attention: &AttentionSpec) -> impl Iterator<Item = &'static str> + 
         QkNormExtent::Projection => "norms of queries and keys",
     });
     let all = [
+        attention.latent.map(|_| "latent attention"),
         norm,
         (attention.qkv_bias || attention.output_bias).then_some("biases of attention"),
         attention.logit_softcapping.map(|_| "soft cap of scores"),
@@ -67,7 +68,7 @@ fn positions(spec: &DecoderSpec) -> Vec<&'static str> {
         features.push("layers without RoPE");
     }
     for (index, table) in spec.rope.iter().enumerate() {
-        if heads(index).is_some_and(|attention| table.rotary_dim < attention.head_dim) {
+        if heads(index).is_some_and(|attention| table.rotary_dim < attention.head_dim - attention.first_rotated()) {
             features.push("partial RoPE");
         }
         features.extend(match table.scaling {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::spec::{
     ActivationFunction, AttentionSpec, DecoderSpec, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, FeedForward,
-    LayerSpec, Mixer, NormSpec, QkNormExtent, ShortConvSpec,
+    LatentSpec, LayerSpec, Mixer, NormSpec, QkNormExtent, ShortConvSpec,
 };
 
 /// A module that holds parameters.
@@ -56,6 +56,18 @@ pub enum LayerSlot {
     KProj,
     /// Value projection.
     VProj,
+    /// Projection to the narrower vector that queries are computed from.
+    QAProj,
+    /// Norm of that vector.
+    QANorm,
+    /// Projection from it to the queries.
+    QBProj,
+    /// Projection to the narrower vector that keys and values are computed from, and to the rotated part of the keys.
+    KvAProj,
+    /// Norm of that vector.
+    KvANorm,
+    /// Projection from it to the rest of the keys, and to the values.
+    KvBProj,
     /// Attention output projection.
     OProj,
     /// Query norm.
@@ -190,6 +202,26 @@ pub fn parameters(spec: &DecoderSpec) -> Vec<Parameter> {
     list.0
 }
 
+impl AttentionSpec {
+    /// The projection of the residual stream to queries, or to the narrower vector that they are computed from.
+    pub fn query_slot(&self) -> LayerSlot {
+        match self.latent.and_then(|latent| latent.q_lora_rank) {
+            Some(_) => LayerSlot::QAProj,
+            None => LayerSlot::QProj,
+        }
+    }
+
+    /// The projection of the residual stream to keys, or to the narrower vector that they are computed from.
+    pub fn key_slot(&self) -> LayerSlot {
+        if self.latent.is_some() { LayerSlot::KvAProj } else { LayerSlot::KProj }
+    }
+
+    /// The projection to values, unless they are computed from the output of that of keys.
+    pub fn value_slot(&self) -> Option<LayerSlot> {
+        (self.latent.is_none() && !self.attention_k_eq_v).then_some(LayerSlot::VProj)
+    }
+}
+
 struct ParameterList(Vec<Parameter>);
 
 impl ParameterList {
@@ -272,14 +304,17 @@ impl ParameterList {
     fn attention(&mut self, attention: &AttentionSpec, index: usize, hidden: usize, has_keys: bool) {
         let (q, kv) = (attention.query_width(), attention.key_value_width());
         let slot = |slot| Slot::Layer(index, slot);
-        self.linear(slot(LayerSlot::QProj), attention.query_rows(), hidden, attention.qkv_bias);
-        if has_keys {
-            self.linear(slot(LayerSlot::KProj), kv, hidden, attention.qkv_bias);
-            if !attention.attention_k_eq_v {
-                self.linear(slot(LayerSlot::VProj), kv, hidden, attention.qkv_bias);
+        match &attention.latent {
+            Some(latent) => self.latent(attention, latent, index, hidden),
+            None => {
+                self.linear(slot(LayerSlot::QProj), attention.query_rows(), hidden, attention.qkv_bias);
+                let keys = [Some(attention.key_slot()), attention.value_slot()];
+                for name in keys.into_iter().flatten().filter(|_| has_keys) {
+                    self.linear(slot(name), kv, hidden, attention.qkv_bias);
+                }
             }
         }
-        self.linear(slot(LayerSlot::OProj), hidden, q, attention.output_bias);
+        self.linear(slot(LayerSlot::OProj), hidden, attention.output_width(), attention.output_bias);
         if let Some(qk_norm) = &attention.qk_norm {
             let (heads, kv_heads, width) =
                 (attention.num_attention_heads, attention.num_key_value_heads, attention.head_dim);
@@ -296,6 +331,22 @@ impl ParameterList {
         if attention.sinks {
             self.weight(slot(LayerSlot::Sinks), &[attention.num_attention_heads]);
         }
+    }
+
+    fn latent(&mut self, attention: &AttentionSpec, latent: &LatentSpec, index: usize, hidden: usize) {
+        let slot = |slot| Slot::Layer(index, slot);
+        match latent.q_lora_rank {
+            None => self.linear(slot(LayerSlot::QProj), attention.query_rows(), hidden, false),
+            Some(rank) => {
+                self.linear(slot(LayerSlot::QAProj), rank, hidden, attention.qkv_bias);
+                self.norm(slot(LayerSlot::QANorm), &latent.norm, &[rank]);
+                self.linear(slot(LayerSlot::QBProj), attention.query_rows(), rank, false);
+            }
+        }
+        self.linear(slot(LayerSlot::KvAProj), latent.compressed_rows(), hidden, attention.qkv_bias);
+        self.norm(slot(LayerSlot::KvANorm), &latent.norm, &[latent.kv_lora_rank]);
+        let rows = attention.num_key_value_heads * latent.expanded_head_rows();
+        self.linear(slot(LayerSlot::KvBProj), rows, latent.kv_lora_rank, false);
     }
 
     fn feed_forward(&mut self, spec: &DecoderSpec, index: usize, layer: &LayerSpec) {
@@ -393,6 +444,8 @@ impl Slot {
                 InputNorm
                     | QNorm
                     | KNorm
+                    | QANorm
+                    | KvANorm
                     | DeltaNorm
                     | AttentionOutputNorm
                     | FeedForwardNorm
@@ -566,6 +619,12 @@ impl Default for TensorNames {
                 (QProj, "self_attn.q_proj"),
                 (KProj, "self_attn.k_proj"),
                 (VProj, "self_attn.v_proj"),
+                (QAProj, "self_attn.q_a_proj"),
+                (QANorm, "self_attn.q_a_layernorm"),
+                (QBProj, "self_attn.q_b_proj"),
+                (KvAProj, "self_attn.kv_a_proj_with_mqa"),
+                (KvANorm, "self_attn.kv_a_layernorm"),
+                (KvBProj, "self_attn.kv_b_proj"),
                 (OProj, "self_attn.o_proj"),
                 (QNorm, "self_attn.q_norm"),
                 (KNorm, "self_attn.k_norm"),

@@ -87,7 +87,7 @@ impl Computed for Transposed<'_> {
 }
 
 /// `[columns, rows]` to `[rows, columns]`.
-fn transpose(source: &[u8], rows: usize, value_bytes: usize) -> Vec<u8> {
+pub(crate) fn transpose(source: &[u8], rows: usize, value_bytes: usize) -> Vec<u8> {
     let columns = source.len() / (rows * value_bytes);
     let mut out = vec![0; source.len()];
     for (column, values) in source.chunks_exact(rows * value_bytes).enumerate() {

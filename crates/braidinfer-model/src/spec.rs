@@ -146,7 +146,8 @@ pub struct AttentionSpec {
     pub num_attention_heads: usize,
     /// Number of key/value heads; query head `t` uses key/value head `t / (H / G)`.
     pub num_key_value_heads: usize,
-    /// Width of a head; not necessarily `hidden_size / num_attention_heads`.
+    /// Width of a query or key head, and of a value head unless attention is latent; not necessarily `hidden_size /
+    /// num_attention_heads`.
     pub head_dim: usize,
     /// Factor of `q . k`.
     pub scale: f64,
@@ -154,7 +155,8 @@ pub struct AttentionSpec {
     pub logit_softcapping: Option<f64>,
     /// Norm of queries and keys.
     pub qk_norm: Option<QkNormSpec>,
-    /// Whether the query, key and value projections have a bias.
+    /// Whether the query, key and value projections have a bias; of latent attention, those that read the residual
+    /// stream through two matrices.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
     pub output_bias: bool,
@@ -173,6 +175,43 @@ pub struct AttentionSpec {
     /// Norm of every value head, without a weight: `x / sqrt(mean(x^2) + eps)`, with this `eps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_norm_eps: Option<f64>,
+    /// How queries, keys and values are computed from narrower vectors, if they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentSpec>,
+}
+
+/// Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434): keys and values are linear functions of a normed
+/// vector that is narrower than they are, and so may be the queries.
+///
+/// `kv_a_proj_with_mqa` gives this vector, `kv_lora_rank` wide, and after it the part of the keys that is rotated,
+/// which all heads share. `kv_b_proj` gives, for each head, the rest of its key and after that its value. The rotated
+/// dimensions of a query or key head are its last ones. There are as many key/value heads as query heads.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LatentSpec {
+    /// Width of the vector that queries are computed from; the residual stream's if `None`.
+    pub q_lora_rank: Option<usize>,
+    /// Width of the vector that keys and values are computed from.
+    pub kv_lora_rank: usize,
+    /// Width of that part of a query or key head that is not rotated.
+    pub qk_nope_head_dim: usize,
+    /// Width of the part that is rotated.
+    pub qk_rope_head_dim: usize,
+    /// Width of a value head, at most `head_dim`.
+    pub v_head_dim: usize,
+    /// Norm of the narrower vectors.
+    pub norm: NormSpec,
+}
+
+impl LatentSpec {
+    /// Rows of a head in `kv_b_proj`.
+    pub fn expanded_head_rows(&self) -> usize {
+        self.qk_nope_head_dim + self.v_head_dim
+    }
+
+    /// Rows of `kv_a_proj_with_mqa`.
+    pub fn compressed_rows(&self) -> usize {
+        self.kv_lora_rank + self.qk_rope_head_dim
+    }
 }
 
 /// A gated delta net (Yang et al. 2024, arXiv:2412.06464): recurrent layers that keep a matrix per value head.
@@ -297,7 +336,8 @@ pub struct QueryPositionScale {
 pub struct RopeSpec {
     /// Which dimensions are rotated together.
     pub pairing: RopePairing,
-    /// Number of leading dimensions of a head that are rotated; the rest is unchanged.
+    /// Number of leading dimensions of a head, or of the rotated part in latent attention, that are rotated; the rest
+    /// is unchanged.
     pub rotary_dim: usize,
     /// Base of the frequencies.
     pub rope_theta: f64,
@@ -619,7 +659,36 @@ impl AttentionSpec {
         self.num_attention_heads * self.head_dim
     }
 
-    /// Width of the concatenated key (or value) heads, `G*d`.
+    /// Width of a value head.
+    pub fn value_head_dim(&self) -> usize {
+        self.latent.map_or(self.head_dim, |latent| latent.v_head_dim)
+    }
+
+    /// Width of the concatenated outputs of all heads, which the output projection reads.
+    pub fn output_width(&self) -> usize {
+        self.num_attention_heads * self.value_head_dim()
+    }
+
+    /// The first dimension of a query or key head that RoPE may turn.
+    pub fn first_rotated(&self) -> usize {
+        self.latent.map_or(0, |latent| latent.qk_nope_head_dim)
+    }
+
+    /// Number of rows of all projections before attention, with or without those of keys and values.
+    pub fn projected_rows(&self, has_keys: bool) -> usize {
+        let Some(latent) = &self.latent else {
+            let projections = match (has_keys, self.attention_k_eq_v) {
+                (false, _) => 0,
+                (true, true) => 1,
+                (true, false) => 2,
+            };
+            return self.query_rows() + projections * self.key_value_width();
+        };
+        let expanded = self.num_key_value_heads * latent.expanded_head_rows();
+        self.query_rows() + latent.q_lora_rank.unwrap_or(0) + latent.compressed_rows() + expanded
+    }
+
+    /// Width of the concatenated key (or value) heads, `G*d`, as they are kept: narrower values are padded with zeros.
     pub fn key_value_width(&self) -> usize {
         self.num_key_value_heads * self.head_dim
     }

@@ -43,9 +43,13 @@ fn windows(spec: &DecoderSpec) -> Vec<Option<usize>> {
 fn every_registered_architecture_reads_a_minimal_config() {
     for architecture in REGISTRY {
         for name in std::iter::once(&architecture.model_type).chain(architecture.aliases) {
-            // Experts beside gated delta nets are refused.
+            // Experts beside gated delta nets are refused, and latent attention has no groups of queries.
             let changes = if *name == "qwen3_next" { json!({"num_experts": 0}) } else { json!({}) };
-            assert_eq!(spec(&config(name, changes)).layers.len(), 6, "{name}");
+            let described = describe(&config(name, changes)).or_else(|error| {
+                assert!(error.to_string().contains("`num_key_value_heads`: expected 4"), "{error}");
+                describe(&config(name, json!({"num_key_value_heads": 4})))
+            });
+            assert_eq!(described.map(|spec| spec.layers.len()).ok(), Some(6), "{name}");
         }
     }
 }
@@ -273,6 +277,72 @@ fn routers_are_those_of_their_classes() {
     assert!(hybrid.shared_expert.is_some_and(|shared| shared.gated));
     assert_eq!(experts("qwen3_next", json!({"num_experts": 0}), 0), None);
     assert_eq!(experts("qwen3_5_moe", json!({}), 5).map(|experts| experts.num_experts_per_tok), Some(8));
+}
+
+/// `config` with as many key/value heads as query heads.
+fn latent(model_type: &str, changes: Value) -> Value {
+    let mut config = config(model_type, changes);
+    config["num_key_value_heads"] = config["num_attention_heads"].clone();
+    config
+}
+
+#[test]
+fn latent_attention_is_that_of_its_classes() {
+    let yarn = json!({"type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+        "original_max_position_embeddings": 4096});
+    let v2 = spec(&latent("deepseek_v2", json!({"rope_scaling": yarn, "q_lora_rank": null, "rms_norm_eps": 1e-5})));
+    let attention = v2.attentions[0];
+    let widths = attention.latent.expect("it has latent attention");
+    assert_eq!((attention.head_dim, widths.q_lora_rank, widths.kv_lora_rank, widths.v_head_dim), (192, None, 512, 128));
+    // The norms of narrower vectors have the class's epsilon.
+    assert_eq!((widths.norm.eps, v2.norm.eps), (1e-6, 1e-5));
+    let mscale: f64 = 0.1 * 0.707 * 40f64.ln() + 1.0;
+    assert!((attention.scale - mscale.powi(2) / 192f64.sqrt()).abs() < 1e-12);
+    assert_eq!((v2.rope[0].rotary_dim, v2.rope[0].pairing), (64, RopePairing::Interleaved));
+    let RopeScaling::Yarn { attention_factor, .. } = v2.rope[0].scaling else { panic!("it has YaRN") };
+    assert_eq!(attention_factor, 1.0);
+
+    let v3 = spec(&latent("deepseek_v3", json!({"qk_rope_head_dim": 32, "head_dim": 64})));
+    assert_eq!((v3.attentions[0].head_dim, v3.rope[0].rotary_dim), (160, 32));
+    assert_eq!(v3.attentions[0].latent.and_then(|latent| latent.q_lora_rank), Some(1536));
+    assert_eq!(v3.rope[0].pairing, RopePairing::Interleaved);
+    for off in [json!(false), Value::Null] {
+        let halves = spec(&latent("deepseek_v3", json!({"rope_interleave": off})));
+        assert_eq!(halves.rope[0].pairing, RopePairing::HalfSplit);
+    }
+    let experts = v3.experts(3).expect("layers from the fourth on have experts");
+    let groups = experts.router.groups.map(|groups| (groups.n_group, groups.topk_group));
+    assert_eq!((groups, experts.router.routed_scaling_factor, v3.experts(2)), (Some((8, 4)), 2.5, None));
+
+    let flash = spec(&latent("glm4_moe_lite", json!({})));
+    assert_eq!((flash.experts(0), flash.experts(1).map(|experts| experts.num_experts)), (None, Some(64)));
+    let minicpm = spec(&latent("minicpm3", json!({"scale_depth": null, "dim_model_base": 32})));
+    let factors = [minicpm.embedding_multiplier, minicpm.residual_multiplier, minicpm.logits_scaling];
+    assert_eq!((factors, minicpm.attentions[0].value_head_dim()), ([12.0, 1.0, 2.0], 16));
+}
+
+#[test]
+fn impossible_latent_attention_is_refused() {
+    for (model_type, fields, field) in [
+        ("deepseek_v2", json!({"v_head_dim": 193}), "v_head_dim"),
+        ("deepseek_v2", json!({"qk_nope_head_dim": 1 << 30}), "qk_nope_head_dim"),
+        ("deepseek_v2", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        ("deepseek_v2", json!({"qk_rope_head_dim": 7}), "partial_rotary_factor"),
+        ("deepseek_v2", json!({"norm_topk_prob": true}), "norm_topk_prob"),
+        ("deepseek_v2", json!({"topk_method": "noaux_tc"}), "topk_method"),
+        ("deepseek_v2", json!({"moe_layer_freq": 2}), "moe_layer_freq"),
+        ("deepseek_v3", json!({"topk_method": "greedy"}), "topk_method"),
+        ("deepseek_v3", json!({"scoring_func": "softmax"}), "scoring_func"),
+        ("glm4_moe_lite", json!({"first_k_dense_replace": 2}), "first_k_dense_replace"),
+        ("glm4_moe_lite", json!({"mlp_layer_types": ["dense"]}), "mlp_layer_types"),
+        ("minicpm3", json!({"hidden_size": 2, "v_head_dim": null}), "v_head_dim"),
+        ("minicpm3", json!({"rope_scaling": {"type": "linear", "mscale_all_dim": 1.0}}), "rope_scaling.factor"),
+    ] {
+        let message = describe(&latent(model_type, fields)).expect_err("it is impossible").to_string();
+        assert!(message.contains(&format!("`{field}`")), "{message}");
+    }
+    let message = describe(&config("deepseek_v3", json!({}))).expect_err("groups of queries").to_string();
+    assert!(message.contains("`num_key_value_heads`: expected 4, as many as attention heads, found 2"), "{message}");
 }
 
 #[test]

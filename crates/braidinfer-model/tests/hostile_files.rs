@@ -21,8 +21,8 @@ const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 
 /// Folders whose configs differ: plain, two rotary tables, factors for each frequency, a list of layers, stacked tensors,
-/// experts in rows, in columns and as codes and scales, recurrences.
-const MODELS: [&str; 11] = [
+/// experts in rows, in columns and as codes and scales, recurrences, latent attention.
+const MODELS: [&str; 12] = [
     "llama-tied",
     "gemma3",
     "gemma4",
@@ -34,9 +34,11 @@ const MODELS: [&str; 11] = [
     "gpt_oss",
     "gpt_oss-mxfp4",
     "qwen3_5",
+    "deepseek_v3",
 ];
 /// Files that differ in the same way.
-const GGUF_MODELS: [&str; 15] = [
+const GGUF_MODELS: [&str; 16] = [
+    "deepseek_v3",
     "gemma",
     "gemma3",
     "gemma4",

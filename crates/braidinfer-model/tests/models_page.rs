@@ -124,7 +124,8 @@ fn the_page_of_models_is_true() {
          Computed from each model's `config.json`: weights in GiB with the file types of `braidinfer quantize`, and keys and\n\
          values (in f16) of 8192 tokens with the states of recurrent layers. gpt-oss is published with experts in MXFP4: so, 20B\n\
          needs {}, 120B needs {}. The last columns name the largest of bf16, q8_0, q6_k and q4_k_m with which all of this and {OTHERS} GiB\n\
-         for everything else fit; `-` is none. Fused kernels keep weights in about the size of the file. Mixtures of experts\n\
+         for everything else fit; `-` is none. Keys and values of latent attention are kept for each head, not as the narrower\n\
+         vectors that they are computed from. Fused kernels keep weights in about the size of the file. Mixtures of experts\n\
          read only the chosen experts for each token, but need memory for all.\n\n{}",
         families(),
         published("gpt-oss 20B"),

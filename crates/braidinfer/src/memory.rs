@@ -159,7 +159,9 @@ pub(crate) fn state_bytes(spec: &DecoderSpec, block_size: usize) -> usize {
 /// Activations and logits of a step with `rows` tokens, `logits` of them with logits, in bytes: an upper estimate for both
 /// kinds of kernels.
 pub(crate) fn scratch_bytes(spec: &DecoderSpec, rows: usize, logits: usize) -> usize {
-    let attentions = spec.layer_attentions().map(|attention| attention.query_rows() + 2 * attention.key_value_width());
+    let attentions = spec
+        .layer_attentions()
+        .map(|attention| attention.projected_rows(true).max(attention.query_rows() + 2 * attention.key_value_width()));
     // Queries, keys, values and gates, and as many again, padded and convolved.
     let delta_nets = spec.layer_delta_nets().map(|net| 2 * (net.conv_width() + net.value_width()));
     // Two gates and what is convolved, and the convolution.

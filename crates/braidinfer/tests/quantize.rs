@@ -21,12 +21,14 @@ use tempfile::TempDir;
 const SAME: f32 = 1e-4;
 
 /// Fixtures that GGUF cannot describe, with what the message has to say.
-const REFUSED: [(&str, &str); 13] = [
+const REFUSED: [(&str, &str); 15] = [
     ("granite_swa", "for which GGUF has no form here"),
     ("granitemoe_swa", "for which GGUF has no form here"),
     ("gpt_oss", "swiglu_limit`"),
     ("apertus", "a apertus model, for which GGUF has no form"),
     ("helium", "a helium model, for which GGUF has no form"),
+    ("deepseek_v3-plain", "`rope[0].pairing`"),
+    ("minicpm3", "multiplier`"),
     ("phimoe", "router_jitter_noise`"),
     ("phimoe-longrope", "`rope[0].scaling.long_attention_factor`"),
     ("ernie4_5_moe-bias", "`layers[1].feed_forward.router.norm_min`"),

@@ -280,6 +280,18 @@ fn rare_rows(spec: &DecoderSpec) -> Rows {
     add(spec.lm_head_bias, "lm_head bias", "true".into());
     let beta = attention.query_position_scale.map(|scale| scale.beta);
     add(beta.is_some(), "llama_4_scaling_beta", or_none(beta));
+    if let Some(latent) = attention.latent {
+        let rank = latent.q_lora_rank;
+        add(rank.is_some(), "q_lora_rank", rank.map_or_else(String::new, |rank| rank.to_string()));
+        for (name, size) in [
+            ("kv_lora_rank", latent.kv_lora_rank),
+            ("qk_nope_head_dim", latent.qk_nope_head_dim),
+            ("qk_rope_head_dim", latent.qk_rope_head_dim),
+            ("v_head_dim", latent.v_head_dim),
+        ] {
+            add(true, name, size.to_string());
+        }
+    }
     if let Some(net) = spec.delta_nets.first() {
         for (name, size) in [
             ("linear_num_key_heads", net.linear_num_key_heads),
@@ -304,7 +316,8 @@ fn rope_rows(spec: &DecoderSpec) -> anyhow::Result<Rows> {
         let prefix = if spec.rope.len() > 1 { format!("table {index}: ") } else { String::new() };
         let mut add = |name: &str, value: String| rows.push((format!("{prefix}{name}"), value));
         add("rope_theta", table.rope_theta.to_string());
-        add("partial_rotary_factor", (table.rotary_dim as f64 / spec.attentions[0].head_dim as f64).to_string());
+        let turnable = spec.attentions[0].head_dim - spec.attentions[0].first_rotated();
+        add("partial_rotary_factor", (table.rotary_dim as f64 / turnable as f64).to_string());
         add("pairs", json_text(table.pairing));
         if let Value::Object(fields) = serde_json::to_value(&table.scaling)? {
             fields.iter().for_each(|(name, value)| add(name, value.to_string().trim_matches('"').to_owned()));

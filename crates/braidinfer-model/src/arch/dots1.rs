@@ -2,7 +2,7 @@
 
 use crate::arch::expert_config::{ExpertFields, set_experts};
 use crate::arch::gguf::{GgufExperts, GgufForm, LlamaCpp};
-use crate::arch::glm4_moe::sigmoid_experts;
+use crate::arch::glm4_moe::{SigmoidDefaults, sigmoid_experts};
 use crate::arch::llama_like::{
     Defaults, Sizes, decoder, per_head_norm, read_attention_bias, set_windows, sliding_window,
 };
@@ -31,6 +31,8 @@ const FIELDS: ExpertFields = ExpertFields {
     intermediate_size: ("moe_intermediate_size", 1408),
 };
 
+const ROUTER: SigmoidDefaults = SigmoidDefaults { norm_topk_prob: false, routed_scaling_factor: 1.0, groups: [1, 1] };
+
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
@@ -39,7 +41,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     let first = config.count_or("max_window_layers", 62)?;
     let window = sliding_window(config, Some(4096))?;
     set_windows(config, spec, window, |layer| layer >= first)?;
-    let experts = sigmoid_experts(config, spec, &FIELDS, false)?;
+    let experts = sigmoid_experts(config, spec, &FIELDS, &ROUTER)?;
     let dense = config.count_or("first_k_dense_replace", 0)?;
     set_experts(spec, experts, |layer| layer >= dense);
     Ok(description)

@@ -116,11 +116,28 @@ pub(super) fn layer_indices(config: &JsonFile, field: &str) -> Result<Vec<usize>
     values.iter().map(index).collect()
 }
 
-/// DeepSeek's groups of experts, compared by `score`; one group is none.
-pub(super) fn groups(config: &JsonFile, score: GroupScore) -> Result<Option<ExpertGroups>> {
-    let n_group = config.size_or("n_group", 1)?;
-    let topk_group = config.size_or("topk_group", 1)?;
+/// DeepSeek's groups of experts, compared by `score`; one group is none. The last argument has the class defaults of
+/// `n_group` and `topk_group`.
+pub(super) fn groups(config: &JsonFile, score: GroupScore, absent: [usize; 2]) -> Result<Option<ExpertGroups>> {
+    let n_group = config.size_or("n_group", absent[0])?;
+    let topk_group = config.size_or("topk_group", absent[1])?;
     Ok((n_group > 1).then_some(ExpertGroups { n_group, topk_group, score }))
+}
+
+/// Fails if a field states another rule than the only one that its architecture has.
+pub(super) fn stated(config: &JsonFile, field: &str, rule: &str) -> Result<()> {
+    match config.text(field)? {
+        Some(other) if other != rule => Err(config.error(field, format!("`{rule}`"), format!("`{other}`"))),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if some layers after the dense ones have no experts: transformers does not read `moe_layer_freq`.
+pub(super) fn every_layer(config: &JsonFile) -> Result<()> {
+    match config.size_or("moe_layer_freq", 1)? {
+        1 => Ok(()),
+        other => Err(config.error("moe_layer_freq", "1", other.to_string())),
+    }
 }
 
 /// Checks what executors rely on.

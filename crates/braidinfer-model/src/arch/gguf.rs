@@ -60,6 +60,8 @@ pub struct GgufForm {
     pub delta_nets: Option<GgufDeltaNets>,
     /// Whether layers without key/value heads have gated short convolutions.
     pub short_convs: bool,
+    /// Whether files have the widths of latent attention.
+    pub latent: bool,
     /// What llama.cpp supports in such files.
     pub llama_cpp: LlamaCpp,
 }
@@ -144,6 +146,7 @@ impl GgufForm {
             experts: None,
             delta_nets: None,
             short_convs: false,
+            latent: false,
             llama_cpp: LlamaCpp::PLAIN,
         }
     }
@@ -176,6 +179,12 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         (QProj, "attn_q"),
         (KProj, "attn_k"),
         (VProj, "attn_v"),
+        (QAProj, "attn_q_a"),
+        (QANorm, "attn_q_a_norm"),
+        (QBProj, "attn_q_b"),
+        (KvAProj, "attn_kv_a_mqa"),
+        (KvANorm, "attn_kv_a_norm"),
+        (KvBProj, "attn_kv_b"),
         (OProj, "attn_output"),
         (QNorm, "attn_q_norm"),
         (KNorm, "attn_k_norm"),
@@ -242,6 +251,8 @@ const INPUTS_BY_KEY_HEAD: &str = "ssm_in";
 
 /// The router, and what corrects its choice.
 const ROUTER: &str = "ffn_gate_inp";
+/// `general.architecture` of models with the latent attention of DeepSeek.
+const DEEPSEEK: &str = "deepseek2";
 const ROUTER_CORRECTION: &str = "exp_probs_b.bias";
 
 const STACKED_QKV: [(LayerSlot, &str); 3] =
@@ -271,7 +282,7 @@ const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
 
 /// Describes the decoder of a GGUF model; also returns the equivalent `config.json`.
 pub(super) fn describe(gguf: &Gguf) -> Result<(Description, JsonFile)> {
-    let (architecture, form) = architecture(gguf.metadata())?;
+    let (architecture, form) = architecture(gguf.metadata(), gguf.checkpoint())?;
     let file = File { metadata: gguf.metadata(), checkpoint: gguf.checkpoint(), form };
     let config = config::config(&file, architecture.model_type)?;
     let mut description = (architecture.describe)(&config)?;
@@ -282,7 +293,7 @@ pub(super) fn describe(gguf: &Gguf) -> Result<(Description, JsonFile)> {
 }
 
 /// The architecture that a file names.
-fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)> {
+fn architecture(metadata: &Metadata, checkpoint: &Checkpoint) -> Result<(&'static Architecture, GgufForm)> {
     const KEY: &str = "general.architecture";
     let name = metadata.text(KEY)?.ok_or_else(|| metadata.error(KEY, "the name of an architecture", "nothing"))?;
     let experts = metadata.unsigned(&format!("{name}.expert_count"))?.unwrap_or(0);
@@ -294,6 +305,8 @@ fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)
         ("llama", true, true) => "ministral",
         ("llama", true, false) => "mistral",
         ("olmo2", true, _) => "olmo3",
+        (DEEPSEEK, ..) if sigmoid_router(metadata, checkpoint)? => "deepseek_v3",
+        (DEEPSEEK, ..) => "deepseek_v2",
         _ => "",
     };
     let mut candidates: Vec<_> = forms().filter(|(_, form)| form.architecture == name).collect();
@@ -314,6 +327,16 @@ fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, GgufForm)
             })
         }
     }
+}
+
+/// Whether a file of the DeepSeek family has the router of V3. Files of GLM 4.7 Flash have no key for it, but a correction of
+/// the choice, which V2 has not.
+fn sigmoid_router(metadata: &Metadata, checkpoint: &Checkpoint) -> Result<bool> {
+    let key = format!("{DEEPSEEK}.expert_gating_func");
+    Ok(match metadata.unsigned(&key)?.filter(|function| *function != 0) {
+        Some(function) => function == gating_func(ScoringFunction::Sigmoid).0,
+        None => checkpoint.names().any(|name| name.ends_with(ROUTER_CORRECTION)),
+    })
 }
 
 /// The form of the architecture that a file names; `None` if that is unknown.
@@ -495,7 +518,8 @@ impl File<'_> {
     /// Adds the biases that the file has; biases that the architecture always has are required.
     fn adjust_biases(&self, spec: &mut DecoderSpec) {
         let has = |tensor| self.attention_has(spec, tensor);
-        let (qkv, output) = (has("attn_q.bias") || has("attn_qkv.bias"), has("attn_output.bias"));
+        let inputs = ["attn_q.bias", "attn_qkv.bias", "attn_kv_a_mqa.bias"];
+        let (qkv, output) = (inputs.into_iter().any(has), has("attn_output.bias"));
         for attention in &mut spec.attentions {
             attention.qkv_bias |= qkv;
             attention.output_bias |= output;

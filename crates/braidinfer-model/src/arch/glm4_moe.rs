@@ -37,6 +37,8 @@ const FIELDS: ExpertFields = ExpertFields {
     intermediate_size: ("moe_intermediate_size", 1408),
 };
 
+const ROUTER: SigmoidDefaults = SigmoidDefaults { norm_topk_prob: true, routed_scaling_factor: 1.0, groups: [1, 1] };
+
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
@@ -44,25 +46,33 @@ fn describe(config: &JsonFile) -> Result<Description> {
     if config.flag("use_qk_norm")?.unwrap_or(false) {
         spec.attentions[0].qk_norm = per_head_norm(spec.norm);
     }
-    let experts = sigmoid_experts(config, spec, &FIELDS, true)?;
+    let experts = sigmoid_experts(config, spec, &FIELDS, &ROUTER)?;
     let dense = config.count_or("first_k_dense_replace", 1)?;
     set_experts(spec, experts, |layer| layer >= dense);
     Ok(description)
 }
 
-/// Experts with the router of DeepSeek V3; `norm_topk_prob` is the class default of the field.
+/// Class defaults of the router of DeepSeek V3.
+pub(super) struct SigmoidDefaults {
+    pub norm_topk_prob: bool,
+    pub routed_scaling_factor: f64,
+    /// `n_group` and `topk_group`.
+    pub groups: [usize; 2],
+}
+
+/// Experts with the router of DeepSeek V3.
 pub(super) fn sigmoid_experts(
     config: &JsonFile,
     spec: &DecoderSpec,
     fields: &ExpertFields,
-    norm_topk_prob: bool,
+    defaults: &SigmoidDefaults,
 ) -> Result<ExpertsSpec> {
     let router = RouterSpec {
         scoring_func: ScoringFunction::Sigmoid,
         correction_bias: true,
-        groups: groups(config, GroupScore::TwoBest)?,
-        norm_topk_prob: config.flag("norm_topk_prob")?.unwrap_or(norm_topk_prob),
-        routed_scaling_factor: config.positive("routed_scaling_factor")?.unwrap_or(1.0),
+        groups: groups(config, GroupScore::TwoBest, defaults.groups)?,
+        norm_topk_prob: config.flag("norm_topk_prob")?.unwrap_or(defaults.norm_topk_prob),
+        routed_scaling_factor: config.positive("routed_scaling_factor")?.unwrap_or(defaults.routed_scaling_factor),
         ..RouterSpec::SOFTMAX
     };
     let mut experts = experts(config, spec, fields, router)?;

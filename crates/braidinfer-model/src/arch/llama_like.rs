@@ -65,11 +65,17 @@ impl Defaults {
 
 /// A pre-norm decoder with full attention, gated SiLU and no biases.
 pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Description> {
+    let hidden_size = config.size_or("hidden_size", defaults.sizes.hidden_size)?;
+    let num_attention_heads = config.size_or("num_attention_heads", defaults.sizes.num_attention_heads)?;
+    decoder_with_heads(config, defaults, head_dim(config, defaults, hidden_size, num_attention_heads)?)
+}
+
+/// The same with heads of this width, whatever the config says.
+pub(super) fn decoder_with_heads(config: &JsonFile, defaults: &Defaults, head_dim: usize) -> Result<Description> {
     let sizes = &defaults.sizes;
     let hidden_size = config.size_or("hidden_size", sizes.hidden_size)?;
     let num_attention_heads = config.size_or("num_attention_heads", sizes.num_attention_heads)?;
     let num_key_value_heads = key_value_heads(config, defaults, num_attention_heads)?;
-    let head_dim = head_dim(config, defaults, hidden_size, num_attention_heads)?;
     let max_position_embeddings = config.size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
     let eps = config.positive("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps);
     let feed_forward = FeedForward::Dense {
@@ -107,6 +113,7 @@ pub(super) fn decoder(config: &JsonFile, defaults: &Defaults) -> Result<Descript
             sinks: false,
             attention_k_eq_v: false,
             value_norm_eps: None,
+            latent: None,
         }],
         delta_nets: Vec::new(),
         short_convs: Vec::new(),

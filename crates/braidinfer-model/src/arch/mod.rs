@@ -7,6 +7,8 @@ mod apertus;
 mod arcee;
 mod cohere;
 mod cohere2;
+mod deepseek_v2;
+mod deepseek_v3;
 mod delta_net_config;
 mod dots1;
 mod ernie4_5;
@@ -21,16 +23,19 @@ mod gemma4_unified;
 pub mod gguf;
 mod glm4;
 mod glm4_moe;
+mod glm4_moe_lite;
 mod gpt_oss;
 mod granite;
 mod granite_swa;
 mod granitemoe;
 mod helium;
 mod hunyuan_v1_dense;
+mod latent_config;
 mod lfm2;
 mod lfm2_moe;
 mod llama;
 mod llama_like;
+mod minicpm3;
 mod ministral;
 mod ministral3;
 mod mistral;
@@ -120,6 +125,7 @@ pub const REGISTRY: &[Architecture] = &[
     cohere::ARCHITECTURE,
     nemotron::ARCHITECTURE,
     helium::ARCHITECTURE,
+    minicpm3::ARCHITECTURE,
     qwen3_moe::ARCHITECTURE,
     qwen2_moe::ARCHITECTURE,
     mixtral::ARCHITECTURE,
@@ -130,6 +136,9 @@ pub const REGISTRY: &[Architecture] = &[
     phimoe::ARCHITECTURE,
     ernie4_5_moe::ARCHITECTURE,
     glm4_moe::ARCHITECTURE,
+    deepseek_v3::ARCHITECTURE,
+    deepseek_v2::ARCHITECTURE,
+    glm4_moe_lite::ARCHITECTURE,
     gpt_oss::ARCHITECTURE,
     dots1::ARCHITECTURE,
     qwen3_5::ARCHITECTURE,
@@ -157,14 +166,8 @@ impl Architecture {
 const MAX_LAYERS: usize = 4096;
 const MIXTURE_OF_EXPERTS: &str = "is a mixture-of-experts model, which is not supported yet";
 const STACKED_BY_HEAD: &str = "stacks queries, keys and values head by head in one tensor, which is not supported yet";
-const LATENT_ATTENTION: &str = "has latent attention, which is not supported yet";
 /// Known architectures that are not supported, with the reason.
-pub const REFUSED: &[(&str, &str)] = &[
-    ("gpt_neox", STACKED_BY_HEAD),
-    ("deepseek_v2", LATENT_ATTENTION),
-    ("deepseek_v3", LATENT_ATTENTION),
-    ("glm4_moe_lite", LATENT_ATTENTION),
-];
+pub const REFUSED: &[(&str, &str)] = &[("gpt_neox", STACKED_BY_HEAD)];
 
 /// Reads `config.json` of a model, or the keys of a GGUF file, and describes its decoder. Also returns the decoder's
 /// part of the config, which has fields that are not in the description.
@@ -230,13 +233,14 @@ fn unsupported(config: &JsonFile, model_type: &str) -> ModelError {
     }
 }
 
-/// Smallest head width in layers that use a rotary table, or in all layers if none uses it.
+/// Smallest width of a head, or of its rotated part, in layers that use a rotary table, or in all if none uses it.
 fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
     let turned = spec.layers.iter().filter_map(|layer| match layer.mixer {
         Mixer::Attention { attention, rope: Some(rope), .. } if rope == table => Some(attention),
         Mixer::Attention { .. } | Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
     });
-    turned.map(|attention| spec.attentions[attention].head_dim).min().unwrap_or(spec.attentions[0].head_dim)
+    let width = |attention: usize| spec.attentions[attention].head_dim - spec.attentions[attention].first_rotated();
+    turned.map(width).min().unwrap_or(width(0))
 }
 
 /// Checks relations between sizes that executors rely on.

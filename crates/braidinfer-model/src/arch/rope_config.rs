@@ -165,6 +165,17 @@ fn yarn(settings: &JsonFile, original: usize, max_position_embeddings: usize) ->
     })
 }
 
+/// The factor of scores, beside that of cosines and sines, where scaling has `mscale_all_dim`: DeepSeek's form of YaRN.
+pub(super) fn scale_by_yarn(config: &JsonFile) -> Result<f64> {
+    let Some(settings) = settings(config)? else { return Ok(1.0) };
+    let rope_type = settings.text(if settings.has("rope_type") { "rope_type" } else { "type" })?;
+    let strength = settings.number("mscale_all_dim")?.filter(|strength| *strength != 0.0);
+    match (rope_type, strength) {
+        (None | Some("default"), _) | (_, None) => Ok(1.0),
+        (_, Some(strength)) => Ok(yarn_mscale(settings.required_positive("factor")?, strength).powi(2)),
+    }
+}
+
 fn longrope(
     settings: &JsonFile,
     rotary_dim: usize,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::quantized::Quantized;
+use super::assembled::Assembled;
 use crate::dtype::{Dtype, TensorView};
 use crate::file::FileBytes;
 use crate::rearranged::LastMatrix;
@@ -52,7 +52,7 @@ struct Stored {
     file: usize,
     record: Record,
     /// What the values are computed from, if they are not stored as they are.
-    quantized: Option<Quantized>,
+    assembled: Option<Assembled>,
 }
 
 /// A byte range of one of the files.
@@ -87,7 +87,7 @@ impl Checkpoint {
 
     /// The tensor called `name`, or `None`; fails if its data type is not supported.
     pub fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>> {
-        let Some((name, Stored { file, record, quantized })) = self.tensors.get_key_value(name) else {
+        let Some((name, Stored { file, record, assembled })) = self.tensors.get_key_value(name) else {
             return Ok(None);
         };
         let file = &self.files[*file];
@@ -98,9 +98,9 @@ impl Checkpoint {
             found: unsupported.name.clone(),
         })?;
         let data = TensorData::in_file(&file.bytes, record.range.clone());
-        let data = match quantized {
+        let data = match assembled {
             None => data,
-            Some(quantized) => quantized.data(self, (name.clone(), 0)),
+            Some(matrix) => matrix.data(self, (name.clone(), 0)),
         };
         Ok(Some(TensorView { name, path: &file.path, dtype: *dtype, shape: record.shape.clone(), data }))
     }
@@ -117,7 +117,7 @@ impl Checkpoint {
 
     /// A tensor as it is stored.
     pub(super) fn part(&self, name: &str) -> Option<Part<'_>> {
-        let (name, Stored { file, record, quantized: None }) = self.tensors.get_key_value(name)? else { return None };
+        let (name, Stored { file, record, assembled: None }) = self.tensors.get_key_value(name)? else { return None };
         let (type_name, dtype) = match &record.dtype {
             Ok(dtype) => (dtype.name(), Some(*dtype)),
             Err(unsupported) => (unsupported.name.as_str(), None),
@@ -138,7 +138,7 @@ impl Checkpoint {
         parts: &[String],
         dtype: Dtype,
         shape: Vec<usize>,
-        matrix: Quantized,
+        matrix: Assembled,
     ) {
         let part = || parts.first().and_then(|part| self.tensors.get(part));
         let first = self.tensors.get(&name).or_else(part);
@@ -146,7 +146,7 @@ impl Checkpoint {
         let (file, range) = (*file, record.range.clone());
         parts.iter().for_each(|part| drop(self.tensors.remove(part)));
         let record = Record { dtype: Ok(dtype), shape, range };
-        self.tensors.insert(name, Stored { file, record, quantized: Some(matrix) });
+        self.tensors.insert(name, Stored { file, record, assembled: Some(matrix) });
     }
 
     /// Adds a file and its tensors. Fails on a duplicate tensor name.
@@ -160,7 +160,7 @@ impl Checkpoint {
         let mut data_len = 0;
         for (name, record) in records {
             data_len += record.range.len();
-            let Some(earlier) = self.tensors.insert(name.clone(), Stored { file, record, quantized: None }) else {
+            let Some(earlier) = self.tensors.insert(name.clone(), Stored { file, record, assembled: None }) else {
                 continue;
             };
             let first = self.files.get(earlier.file).map_or(&path, |file| &file.path);

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use self::reader::{Header, TensorInfo};
 use super::checkpoint::{Checkpoint, Record};
+use super::split_heads;
 use crate::file::FileBytes;
 use crate::{Dtype, ModelError, Result};
 
@@ -107,13 +108,16 @@ impl Builder {
         self.checkpoint.add_file(label, bytes, records)
     }
 
-    fn finish(self) -> Result<Gguf> {
+    fn finish(mut self) -> Result<Gguf> {
         const KEY: &str = "split.tensors.count";
         match self.metadata.unsigned(KEY)? {
             Some(count) if count != self.tensors as u64 => {
                 Err(self.metadata.error(KEY, format!("the {} tensors of all shards", self.tensors), count.to_string()))
             }
-            _ => Ok(Gguf { metadata: self.metadata, checkpoint: Arc::new(self.checkpoint) }),
+            _ => {
+                split_heads::join(&mut self.checkpoint)?;
+                Ok(Gguf { metadata: self.metadata, checkpoint: Arc::new(self.checkpoint) })
+            }
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Container formats of checkpoints.
 
+mod assembled;
 mod checkpoint;
 pub mod gguf;
 pub(crate) mod quantized;
 pub mod safetensors;
+mod split_heads;
 
 pub use checkpoint::Checkpoint;

@@ -12,8 +12,9 @@ pub(super) enum Keys<L, N> {
 /// The projections of keys and values.
 #[derive(Debug)]
 pub(super) struct OwnKeys<L, N> {
+    /// With latent attention, to the narrower vector that keys and values are computed from, and the shared part of keys.
     pub(super) k_proj: L,
-    /// If there is none, the output of the key projection is both.
+    /// If there is none, keys and values are both computed from the output of the key projection.
     pub(super) v_proj: Option<L>,
     pub(super) k_norm: Option<N>,
     /// Of every value head.

@@ -8,6 +8,7 @@ mod decoder;
 mod device;
 pub mod fused;
 mod keys;
+mod latent;
 mod plan;
 mod probe;
 mod recurrence;

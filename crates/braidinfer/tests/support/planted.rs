@@ -22,8 +22,8 @@ pub const FAULTS: &[Fault] = &[
     ("yarn: ramp ends rounded the other way", |spec| each_rope(spec, flip_truncate)),
     ("full instead of partial rotation", |spec| {
         if has_one_head_dim(spec) {
-            let head_dim = spec.attentions[0].head_dim;
-            each_rope(spec, |rope| rope.rotary_dim = head_dim);
+            let width = spec.attentions[0].head_dim - spec.attentions[0].first_rotated();
+            each_rope(spec, |rope| rope.rotary_dim = width);
         }
     }),
     ("proportional RoPE as a partial rotation", |spec| each_rope(spec, partial_instead_of_proportional)),
@@ -49,6 +49,11 @@ pub const FAULTS: &[Fault] = &[
     ("RMS instead of layer norm", |spec| {
         if spec.norm.kind == NormKind::Layer {
             (spec.norm.kind, spec.norm.bias) = (NormKind::Rms, false);
+        }
+    }),
+    ("norms within latent attention with weight 1 + w", |spec| {
+        if let Some(latent) = &mut spec.attentions[0].latent {
+            latent.norm.weight_offset += 1.0;
         }
     }),
     ("query/key norm left out", |spec| spec.attentions[0].qk_norm = None),
@@ -125,10 +130,13 @@ pub const FAULTS: &[Fault] = &[
         each_mixture(spec, |experts| experts.router.routed_scaling_factor = 1.0);
     }),
     ("groups of experts ignored", |spec| each_mixture(spec, |experts| experts.router.groups = None)),
-    ("groups of experts by their best", |spec| {
+    ("groups of experts by their best instead of their two best, or the reverse", |spec| {
         each_mixture(spec, |experts| {
             if let Some(groups) = &mut experts.router.groups {
-                groups.score = GroupScore::Best;
+                groups.score = match groups.score {
+                    GroupScore::Best => GroupScore::TwoBest,
+                    GroupScore::TwoBest => GroupScore::Best,
+                };
             }
         });
     }),
@@ -165,6 +173,7 @@ pub const SWAPS: &[(&str, LayerSlot, LayerSlot)] = &[
     ("gate and up projection swapped", LayerSlot::GateProj, LayerSlot::UpProj),
     ("gate and up projection of the shared expert swapped", LayerSlot::SharedGateProj, LayerSlot::SharedUpProj),
     ("query and key norm swapped", LayerSlot::QNorm, LayerSlot::KNorm),
+    ("norms within latent attention swapped", LayerSlot::QANorm, LayerSlot::KvANorm),
     ("key and value projection swapped", LayerSlot::KProj, LayerSlot::VProj),
     ("strength and decay of a delta net swapped", LayerSlot::InProjB, LayerSlot::InProjA),
     ("norms before the halves swapped", LayerSlot::InputNorm, LayerSlot::FeedForwardNorm),
@@ -317,6 +326,9 @@ fn each_norm(spec: &mut DecoderSpec, change: impl Fn((&mut f32, &mut f64))) {
     change(&mut spec.norm);
     if let Some(qk_norm) = &mut spec.attentions[0].qk_norm {
         change(&mut qk_norm.norm);
+    }
+    if let Some(latent) = &mut spec.attentions[0].latent {
+        change(&mut latent.norm);
     }
     spec.delta_nets.iter_mut().for_each(|delta_net| change(&mut delta_net.norm));
 }

@@ -86,12 +86,7 @@ fn layer_weights(spec: &DecoderSpec, used: impl Fn(&ExpertsSpec) -> f64) -> f64 
         let mixer = match layer.mixer {
             Mixer::Attention { attention, kv_shared_with, .. } => {
                 let attention = &spec.attentions[attention];
-                let projections = match (kv_shared_with, attention.attention_k_eq_v) {
-                    (Some(_), _) => 0,
-                    (None, true) => 1,
-                    (None, false) => 2,
-                };
-                attention.query_rows() + attention.query_width() + projections * attention.key_value_width()
+                attention.projected_rows(kv_shared_with.is_none()) + attention.output_width()
             }
             Mixer::DeltaNet { delta_net } => {
                 let net = &spec.delta_nets[delta_net];

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    CONVOLVED_TOKENS, FULL_ATTENTION_INTERVAL, File, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS, ROPE_FACTORS_LONG,
-    ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, VALUE_HEADS, VALUE_WIDTH, ends_text,
+    CONVOLVED_TOKENS, DEEPSEEK, FULL_ATTENTION_INTERVAL, File, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS,
+    ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, VALUE_HEADS, VALUE_WIDTH, ends_text, sigmoid_router,
 };
 use crate::arch::MAX_LAYERS;
 use crate::format::gguf::{Array, Scalar};
@@ -57,6 +57,20 @@ pub(super) const DELTA_NET_SIZES: [(&str, &str); 4] = [
     ("linear_num_key_heads", "ssm.group_count"),
     ("linear_num_value_heads", VALUE_HEADS),
 ];
+/// Widths of query and key heads, and of value heads; in files whose keys and values have a projection each, those of the
+/// attention that llama.cpp computes.
+const KEY_WIDTH: &str = "attention.key_length";
+const VALUE_HEAD_WIDTH: &str = "attention.value_length";
+/// The same of the heads themselves.
+const HEAD_KEY_WIDTH: &str = "attention.key_length_mla";
+const HEAD_VALUE_WIDTH: &str = "attention.value_length_mla";
+const ROTATED_WIDTH: &str = "rope.dimension_count";
+/// Widths of the vectors that latent attention computes keys and values, and queries, from.
+pub(super) const KV_RANK: &str = "attention.kv_lora_rank";
+pub(super) const QUERY_RANK: &str = "attention.q_lora_rank";
+/// DeepSeek's factor of scores by YaRN, times this.
+pub(super) const LOG_MULTIPLIER_KEY: &str = "rope.scaling.yarn_log_multiplier";
+pub(super) const LOG_MULTIPLIER: f64 = 0.1;
 /// Field for the length before RoPE scaling.
 const ORIGINAL_LENGTH: &str = "original_max_position_embeddings";
 /// Fields whose value 0 means the architecture's default.
@@ -118,9 +132,13 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
         let heads = config.fields["num_attention_heads"].clone();
         config.set("num_key_value_heads", &file.key("attention.head_count_kv"), heads);
     }
-    if !file.form.layer_kinds {
-        config.head_dim()?;
-        config.windows()?;
+    match (file.form.layer_kinds, file.form.latent) {
+        (true, _) => {}
+        (false, true) => config.latent()?,
+        (false, false) => {
+            config.head_dim()?;
+            config.windows()?;
+        }
     }
     config.vocabulary()?;
     config.rope()?;
@@ -278,6 +296,40 @@ impl Config<'_> {
         Err(self.file.metadata.error(&key, "a number above zero", "nothing"))
     }
 
+    /// Widths of latent attention. Where keys and values have a projection each, files give the widths of the attention that
+    /// llama.cpp computes, which has one key head, and others for the heads themselves.
+    fn latent(&mut self) -> Result<()> {
+        let (file, metadata) = (self.file, self.file.metadata);
+        let size = |suffix: &str| Ok(metadata.unsigned(&file.key(suffix))?.filter(|size| *size > 0));
+        let of_heads = size(HEAD_KEY_WIDTH)?.is_some();
+        let [keys, values] = if of_heads { [HEAD_KEY_WIDTH, HEAD_VALUE_WIDTH] } else { [KEY_WIDTH, VALUE_HEAD_WIDTH] };
+        let (rotated, width) = (file.required_size(ROTATED_WIDTH)?, file.required_size(keys)?);
+        if width <= rotated {
+            let expected = format!("more than {rotated}, the part that is rotated");
+            return Err(metadata.error(&file.key(keys), expected, width.to_string()));
+        }
+        self.set("qk_rope_head_dim", &file.key(ROTATED_WIDTH), json!(rotated));
+        self.set("qk_nope_head_dim", &file.key(keys), json!(width - rotated));
+        self.set("kv_lora_rank", &file.key(KV_RANK), json!(file.required_size(KV_RANK)?));
+        // An explicit null means that queries have one projection.
+        self.set("q_lora_rank", &file.key(QUERY_RANK), json!(size(QUERY_RANK)?));
+        let value_width = if of_heads { Some(file.required_size(values)?) } else { size(values)? };
+        self.set("v_head_dim", &file.key(values), json!(value_width));
+        let heads = self.fields["num_attention_heads"].clone();
+        self.set("num_key_value_heads", &file.key("attention.head_count"), heads);
+        // Without their keys there are none, whatever the defaults of the class.
+        for field in ["n_group", "topk_group", "routed_scaling_factor"] {
+            self.fields.entry(field).or_insert(json!(1));
+        }
+        let grouped = self.number("n_group") > Some(1.0)
+            && file.form.architecture == DEEPSEEK
+            && !sigmoid_router(metadata, file.checkpoint)?;
+        if grouped {
+            self.set("topk_method", &file.key("expert_group_count"), json!("group_limited_greedy"));
+        }
+        Ok(())
+    }
+
     fn head_dim(&mut self) -> Result<()> {
         let (metadata, key) = (self.file.metadata, self.file.key("attention.key_length"));
         let value_key = self.file.key("attention.value_length");
@@ -395,6 +447,8 @@ impl Config<'_> {
     fn rotary_dim(&mut self) -> Result<()> {
         let key = self.file.key("rope.dimension_count");
         let factor = match self.file.metadata.unsigned(&key)? {
+            // It is the width of all that may be rotated.
+            _ if self.file.form.latent => 1.0,
             // Half a dimension is added, because readers of the config round factor times head width down.
             Some(dim) => (dim as f64 + 0.5) / self.width_of_head(),
             None => 1.0,
@@ -433,10 +487,15 @@ impl Config<'_> {
     fn yarn(&self, factor: f64) -> Result<Value> {
         let number = |suffix: &str| self.file.metadata.number(&self.file.key(suffix));
         let mscale = |strength: f64| yarn_mscale(factor, strength);
-        let all_dims = number("rope.scaling.yarn_log_multiplier")?.filter(|multiplier| *multiplier != 0.0);
+        let all_dims = number(LOG_MULTIPLIER_KEY)?.filter(|multiplier| *multiplier != 0.0);
         let is_whole = |times: &f64| self.file.form.architecture == "olmo2" && (times - mscale(1.0)).abs() < 1e-5;
         let times = number("rope.scaling.attn_factor")?.filter(|times| !is_whole(times)).unwrap_or(1.0);
-        let derived = mscale(1.0) / all_dims.map_or(1.0, mscale) * times;
+        // DeepSeek's two factors of YaRN are equal there, which leaves none of cosines and sines.
+        let strength = all_dims.filter(|_| self.file.form.latent).map(|multiplier| multiplier / LOG_MULTIPLIER);
+        let derived = match strength {
+            Some(_) => times,
+            None => mscale(1.0) / all_dims.map_or(1.0, mscale) * times,
+        };
         let attention_factor = number("rope.scaling.yarn_attn_factor")?.filter(|factor| *factor > 0.0);
         let mut scaling = json!({
             "rope_type": "yarn",
@@ -450,6 +509,9 @@ impl Config<'_> {
             if let Some(beta) = number(suffix)? {
                 scaling[field] = json!(beta);
             }
+        }
+        if let Some(strength) = strength {
+            scaling["mscale_all_dim"] = json!(strength);
         }
         Ok(scaling)
     }

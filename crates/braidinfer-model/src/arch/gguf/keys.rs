@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value as Json;
 
-use super::config::{DELTA_NET_SIZES, scaled_width};
+use super::config::{DELTA_NET_SIZES, KV_RANK, LOG_MULTIPLIER, LOG_MULTIPLIER_KEY, QUERY_RANK, scaled_width};
 use super::{
     CONVOLVED_TOKENS, FULL_ATTENTION_INTERVAL, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS, ROPE_FACTORS_LONG,
     ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE, VALUE_WIDTH, gating_func,
@@ -185,6 +185,7 @@ impl Writer<'_> {
         self.mixture(&mut model);
         self.delta_nets(&mut model);
         self.short_convs(&mut model);
+        self.latent(&mut model);
         self.windows(&mut model);
         self.biases(&mut model);
         if let Some(table) = self.spec.rope.first() {
@@ -311,7 +312,7 @@ impl Writer<'_> {
             ("feed_forward_length", intermediate_size),
             ("attention.head_count", attention.num_attention_heads),
             ("attention.key_length", attention.head_dim),
-            ("attention.value_length", attention.head_dim),
+            ("attention.value_length", attention.value_head_dim()),
         ] {
             // Sizes in configs are below 2^31, so the cast is lossless.
             model.metadata.insert(self.key(suffix), size as u32);
@@ -324,6 +325,25 @@ impl Writer<'_> {
         } else {
             model.metadata.insert(key, heads as u32);
         }
+    }
+
+    /// Keys of latent attention. Keys and values have one projection in the file, as in files of early 2025, so that its rows
+    /// can be quantized as they are.
+    fn latent(&self, model: &mut GgufModel) {
+        let Some(latent) = self.attention().latent else { return };
+        model.metadata.insert(self.key(KV_RANK), latent.kv_lora_rank as u32);
+        if let Some(rank) = latent.q_lora_rank {
+            model.metadata.insert(self.key(QUERY_RANK), rank as u32);
+        }
+    }
+
+    /// DeepSeek's factor of scores by YaRN as the strength of its logarithm; `None` if there is no such factor.
+    fn score_strength(&self) -> Option<f64> {
+        let RopeScaling::Yarn { factor, .. } = self.spec.rope.first()?.scaling else { return None };
+        let attention = self.attention();
+        let times = attention.scale * (attention.head_dim as f64).sqrt();
+        let strength = (times.sqrt() - 1.0) / (yarn_mscale(factor, 1.0) - 1.0);
+        (attention.latent.is_some() && strength.is_finite() && strength > 1e-6).then_some(strength)
     }
 
     /// Keys of gated short convolutions; those of a second kind do not round-trip.
@@ -407,7 +427,7 @@ impl Writer<'_> {
             number("residual_scale", spec.residual_multiplier);
             number("logit_scale", spec.logits_scaling);
             number("attention.scale", attention.scale);
-        } else if (attention.scale / derived - 1.0).abs() > 1e-6 {
+        } else if (attention.scale / derived - 1.0).abs() > 1e-6 && self.score_strength().is_none() {
             number("attention.scale", attention.scale);
             model.notes.push(format!("llama.cpp derives its own attention scale, not {}", attention.scale));
         }
@@ -496,13 +516,18 @@ impl Writer<'_> {
         else {
             return;
         };
-        let derived = yarn_mscale(*factor, 1.0);
+        let strength = self.score_strength();
+        let derived = if strength.is_some() { 1.0 } else { yarn_mscale(*factor, 1.0) };
         model.metadata.insert(self.key("rope.scaling.type"), "yarn");
         let original = *original_max_position_embeddings as u32;
         model.metadata.insert(self.key("rope.scaling.original_context_length"), original);
         let mut number = |suffix: &str, value: f64| model.metadata.insert(self.key(suffix), value as f32);
         number("rope.scaling.factor", *factor);
-        if (attention_factor / derived - 1.0).abs() > 1e-6 {
+        if let Some(strength) = strength {
+            number(LOG_MULTIPLIER_KEY, strength * LOG_MULTIPLIER);
+        }
+        let further = (attention_factor / derived - 1.0).abs() > 1e-6;
+        if further {
             number("rope.scaling.attn_factor", attention_factor / derived);
         }
         if (*beta_fast, *beta_slow) != (32.0, 1.0) {
@@ -511,6 +536,9 @@ impl Writer<'_> {
             if !self.form.llama_cpp.yarn_ramp {
                 model.notes.push(format!("llama.cpp takes 32 and 1 for YaRN's ramp, not {beta_fast} and {beta_slow}"));
             }
+        }
+        if further && strength.is_some() {
+            model.notes.push("llama.cpp takes DeepSeek's two factors of YaRN as equal".into());
         }
     }
 

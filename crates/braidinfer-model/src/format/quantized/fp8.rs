@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 
+use super::super::assembled::Assembled;
 use super::super::checkpoint::{Checkpoint, Place};
 use super::scales::Scales;
-use super::{Found, Method, Quantized, error, row_range};
+use super::{Found, Method, error, row_range};
 use crate::Result;
 use crate::dtype::Dtype;
 use crate::tensor_data::{Computed, TensorData};
@@ -40,12 +41,12 @@ pub(super) fn find(checkpoint: &Checkpoint, name: &str, method: &Method) -> Resu
     let shape = [*rows, *columns];
     let matrix = Fp8 { codes: part.place, scales: Scales::of(&scales, shape, method.block)?, shape, mantissa };
     let parts = vec![scales.name.to_owned()];
-    let matrix = Quantized::Fp8(matrix);
+    let matrix = Assembled::Fp8(matrix);
     Ok(Some(Found { name: name.to_owned(), parts, dtype: Dtype::F32, shape: shape.to_vec(), matrix }))
 }
 
 impl Fp8 {
-    pub(super) fn data<'a>(&'a self, checkpoint: &'a Checkpoint) -> TensorData<'a> {
+    pub(in crate::format) fn data<'a>(&'a self, checkpoint: &'a Checkpoint) -> TensorData<'a> {
         let (values, codes) = (values(self.mantissa), checkpoint.data(&self.codes));
         TensorData::computed(Rows { matrix: self, codes, checkpoint, values })
     }

@@ -12,9 +12,10 @@ use std::ops::Range;
 
 use half::f16;
 
+use super::super::assembled::Assembled;
 use super::super::checkpoint::{Checkpoint, Part, Place};
 use super::scales::Scales;
-use super::{Found, Method, Quantized, code_at, error, row_range};
+use super::{Found, Method, code_at, error, row_range};
 use crate::Result;
 use crate::dtype::Dtype;
 use crate::quantization::packed_nibbles;
@@ -112,7 +113,7 @@ pub(super) fn find_rows(checkpoint: &Checkpoint, name: &str) -> Result<Option<Fo
         shape,
         dtype,
     };
-    let (name, matrix) = (format!("{module}.weight"), Quantized::PackedRows(matrix));
+    let (name, matrix) = (format!("{module}.weight"), Assembled::PackedRows(matrix));
     Ok(Some(Found { name, parts: parts.collect(), dtype, shape: shape.to_vec(), matrix }))
 }
 
@@ -178,11 +179,11 @@ pub(super) fn find_columns(checkpoint: &Checkpoint, name: &str, method: &Method)
     let parts = ["qweight", "qzeros", "scales", "g_idx"].map(|suffix| format!("{module}.{suffix}"));
     let parts = parts.into_iter().filter(|part| checkpoint.contains(part)).collect();
     let (name, dtype) = (format!("{module}.weight"), matrix.dtype);
-    Ok(Some(Found { name, parts, dtype, shape: shape.to_vec(), matrix: Quantized::Columns(matrix) }))
+    Ok(Some(Found { name, parts, dtype, shape: shape.to_vec(), matrix: Assembled::Columns(matrix) }))
 }
 
 impl PackedRows {
-    pub(super) fn data<'a>(&'a self, checkpoint: &'a Checkpoint) -> TensorData<'a> {
+    pub(in crate::format) fn data<'a>(&'a self, checkpoint: &'a Checkpoint) -> TensorData<'a> {
         TensorData::computed(Rows { matrix: self, checkpoint })
     }
 }
@@ -296,7 +297,7 @@ impl Columns {
         Ok(if symmetric && self.scales.are_f16(checkpoint)? { blocks } else { Dtype::F32 })
     }
 
-    pub(super) fn data<'a>(&'a self, checkpoint: &'a Checkpoint, id: MatrixId) -> TensorData<'a> {
+    pub(in crate::format) fn data<'a>(&'a self, checkpoint: &'a Checkpoint, id: MatrixId) -> TensorData<'a> {
         TensorData::computed(Whole { matrix: self, checkpoint, id })
     }
 

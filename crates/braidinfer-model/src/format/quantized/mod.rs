@@ -12,14 +12,13 @@ mod scales;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use super::assembled::Assembled;
 use super::checkpoint::{Checkpoint, Part};
 use crate::dtype::Dtype;
-use crate::rearranged::MatrixId;
-use crate::tensor_data::TensorData;
 use crate::{JsonFile, ModelError, ModelSource, Result};
-use fp8::Fp8;
-use integers::{Columns, PackedRows};
-use mxfp4::Mxfp4;
+pub(super) use fp8::Fp8;
+pub(super) use integers::{Columns, PackedRows};
+pub(super) use mxfp4::Mxfp4;
 
 /// How a checkpoint is quantized, as its `config.json` says.
 #[derive(Debug)]
@@ -81,34 +80,13 @@ fn whole(numbers: [f64; 2]) -> [usize; 2] {
     numbers.map(|number| (number as usize).max(1))
 }
 
-/// A matrix whose values are computed from several tensors.
-#[derive(Debug)]
-pub(super) enum Quantized {
-    Mxfp4(Mxfp4),
-    Fp8(Fp8),
-    PackedRows(PackedRows),
-    Columns(Columns),
-}
-
-impl Quantized {
-    /// The bytes of the values, of the type that was chosen for them.
-    pub(super) fn data<'a>(&'a self, checkpoint: &'a Checkpoint, id: MatrixId) -> TensorData<'a> {
-        match self {
-            Self::Mxfp4(matrix) => matrix.data(checkpoint),
-            Self::Fp8(matrix) => matrix.data(checkpoint),
-            Self::PackedRows(matrix) => matrix.data(checkpoint),
-            Self::Columns(matrix) => matrix.data(checkpoint, id),
-        }
-    }
-}
-
 /// A matrix that was found, the tensors it takes the place of, and its name, type and shape.
 struct Found {
     name: String,
     parts: Vec<String>,
     dtype: Dtype,
     shape: Vec<usize>,
-    matrix: Quantized,
+    matrix: Assembled,
 }
 
 /// Replaces the parts of quantized matrices by the matrices.
@@ -132,22 +110,20 @@ pub(super) fn join(checkpoint: &mut Checkpoint, method: Option<&Method>) -> Resu
     let blocks = types(&found);
     for Found { name, parts, dtype, shape, mut matrix } in found {
         let exact = blocks.contains(&kind_of(&name));
-        let dtype = if exact || !dtype.is_quantized() { dtype } else { matrix.decode(dtype) };
+        let dtype = if exact || !dtype.is_quantized() { dtype } else { decode(&mut matrix, dtype) };
         checkpoint.replace(name, &parts, dtype, shape, matrix);
     }
     Ok(())
 }
 
-impl Quantized {
-    /// Values in f32 instead of blocks, unless it is of a kind that always has blocks.
-    fn decode(&mut self, dtype: Dtype) -> Dtype {
-        match self {
-            Self::PackedRows(matrix) => matrix.dtype = Dtype::F32,
-            Self::Columns(matrix) => matrix.dtype = Dtype::F32,
-            Self::Mxfp4(_) | Self::Fp8(_) => return dtype,
-        }
-        Dtype::F32
+/// Values in f32 instead of blocks, unless it is of a kind that always has blocks.
+fn decode(matrix: &mut Assembled, dtype: Dtype) -> Dtype {
+    match matrix {
+        Assembled::PackedRows(matrix) => matrix.dtype = Dtype::F32,
+        Assembled::Columns(matrix) => matrix.dtype = Dtype::F32,
+        Assembled::Mxfp4(_) | Assembled::Fp8(_) | Assembled::SplitHeads(_) => return dtype,
     }
+    Dtype::F32
 }
 
 /// The kinds of matrices of which all can be read as blocks: the experts of a layer are multiplied together, so that

@@ -8,8 +8,9 @@
 
 use std::ops::Range;
 
+use super::super::assembled::Assembled;
 use super::super::checkpoint::{Checkpoint, Place};
-use super::{Found, Quantized, code_at, row_range};
+use super::{Found, code_at, row_range};
 use crate::Result;
 use crate::dtype::Dtype;
 use crate::quantization::packed_nibbles;
@@ -39,7 +40,7 @@ pub(super) fn find(checkpoint: &Checkpoint, name: &str) -> Result<Option<Found>>
     let (Some(codes), Some(scales)) = (checkpoint.part(name), checkpoint.part(&scales_name)) else { return Ok(None) };
     let bytes = codes.type_name == "U8" && ["U8", "F8_E8M0"].contains(&scales.type_name);
     let Some(shape) = shape(codes.shape, scales.shape).filter(|_| bytes) else { return Ok(None) };
-    let matrix = Quantized::Mxfp4(Mxfp4 { codes: codes.place, scales: scales.place });
+    let matrix = Assembled::Mxfp4(Mxfp4 { codes: codes.place, scales: scales.place });
     let parts = [name.to_owned(), scales_name, format!("{module}.weight_shape")];
     let parts = parts.into_iter().filter(|part| checkpoint.contains(part)).collect();
     Ok(Some(Found { name: format!("{module}{}", ends.2), parts, dtype: Dtype::Mxfp4, shape, matrix }))
@@ -55,7 +56,7 @@ fn shape(codes: &[usize], scales: &[usize]) -> Option<Vec<usize>> {
 }
 
 impl Mxfp4 {
-    pub(super) fn data<'a>(&self, checkpoint: &'a Checkpoint) -> TensorData<'a> {
+    pub(in crate::format) fn data<'a>(&self, checkpoint: &'a Checkpoint) -> TensorData<'a> {
         TensorData::computed(Blocks { codes: checkpoint.data(&self.codes), scales: checkpoint.data(&self.scales) })
     }
 }

@@ -26,9 +26,9 @@ impl FusedRunner {
     pub(super) fn attend(&mut self, index: usize, kv_dtypes: &[KvDtype], trace: &mut Trace) {
         let PackedMixer::Attention(layer) = &self.weights.layers[index].mixer else { return };
         let kv_layer = layer.keys.stored_by(index);
-        let Scratch { qkv, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
+        let Scratch { qkv, expanded, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
             &mut self.scratch;
-        let plain = Heads { isa: self.isa, layer, layout: &self.layout, qkv, statistics: &[] };
+        let plain = Heads { isa: self.isa, layer, layout: &self.layout, qkv, expanded, statistics: &[] };
         fill_statistics(&plain, &mut self.pool, qk_statistics);
         let source = Heads { statistics: qk_statistics, ..plain };
         record(&source, trace);

@@ -40,9 +40,9 @@ struct EncodeTask {
 pub(super) enum Source<'a> {
     /// `[panels][stride][16]`; either the rows in `select` or all rows.
     Panels { data: &'a [f32], stride: usize, select: Option<&'a [usize]> },
-    /// `[groups][rows][width / groups]`. The columns of a row are the first of `tiles` equal parts of every group, then
-    /// their second parts, and so on.
-    Groups { data: &'a [f32], groups: usize, tiles: usize },
+    /// `[groups][rows][stride]`, of which the first `width / groups` values count. The columns of a row are the first of
+    /// `tiles` equal parts of every group, then their second parts, and so on.
+    Groups { data: &'a [f32], groups: usize, tiles: usize, stride: usize },
 }
 
 /// The rows to encode.
@@ -80,7 +80,7 @@ impl Input<'_> {
                     norm::apply(isa, &mut out[..columns.len()], statistics, &norm.weight[columns.start..], bias);
                 }
             }
-            Source::Groups { data, groups, tiles } => {
+            Source::Groups { data, groups, tiles, stride } => {
                 let width = self.width / groups / tiles;
                 for (row, out) in rows.zip(out.chunks_exact_mut(padded)) {
                     let (mut column, mut out) = (columns.start, &mut out[..columns.len()]);
@@ -88,7 +88,7 @@ impl Input<'_> {
                         let (part, from) = (column / width, column % width);
                         let (group, tile) = (part % groups, part / groups);
                         let (now, rest) = out.split_at_mut((width - from).min(out.len()));
-                        let first = ((group * self.rows + row) * tiles + tile) * width + from;
+                        let first = (group * self.rows + row) * stride + tile * width + from;
                         now.copy_from_slice(&data[first..][..now.len()]);
                         (column, out) = (column + now.len(), rest);
                     }

@@ -14,8 +14,10 @@ pub(super) struct Heads<'a> {
     pub(super) isa: Isa,
     pub(super) layer: &'a PackedAttention,
     pub(super) layout: &'a BatchLayout,
-    /// Queries, keys and values, each `[panels][T][16]`.
+    /// Outputs of the projections of the residual stream, each `[panels][T][16]`.
     pub(super) qkv: &'a [f32],
+    /// Of latent attention, outputs of the projections of narrower vectors, each `[panels][T][16]`.
+    pub(super) expanded: &'a [f32],
     /// Norm statistics of queries and keys `[T]`, if a norm runs over whole projections.
     pub(super) statistics: &'a [[Statistics; 2]],
 }
@@ -67,13 +69,9 @@ impl PackedAttention {
 }
 
 impl Heads<'_> {
-    /// Reads one head `[head_dim]` of one token.
+    /// Reads one head `[head_dim]` of one token; a narrower value ends in zeros.
     pub(super) fn read(&self, kind: HeadKind, token: usize, head: usize, stage: Stage, out: &mut [f32]) {
-        let stride = match kind {
-            HeadKind::Query => self.layer.attention.query_head_rows(),
-            HeadKind::Key | HeadKind::Value => self.layer.attention.head_dim,
-        };
-        gather(self.panels(kind), self.layout.rows, token, head * stride, out);
+        self.read_projected(kind, token, head, out);
         let after_rope = self.layer.attention.qk_norm.is_some_and(|norm| norm.after_rope) && kind != HeadKind::Value;
         if stage >= Stage::Normed && !after_rope {
             self.normalize(kind, token, head, out);
@@ -87,19 +85,33 @@ impl Heads<'_> {
         }
     }
 
-    /// All heads `[T, heads * head_dim]` at a stage.
+    fn read_projected(&self, kind: HeadKind, token: usize, head: usize, out: &mut [f32]) {
+        if let Some(latent) = &self.layer.latent {
+            return latent.read(self, kind, token, head, out);
+        }
+        let stride = match kind {
+            HeadKind::Query => self.layer.attention.query_head_rows(),
+            HeadKind::Key | HeadKind::Value => self.layer.attention.head_dim,
+        };
+        gather(self.panels(kind), self.layout.rows, token, head * stride, out);
+    }
+
+    /// All heads `[T, heads * width]` at a stage.
     pub(super) fn all(&self, kind: HeadKind, stage: Stage) -> Vec<f32> {
         let AttentionSpec { num_attention_heads, num_key_value_heads, .. } = self.layer.attention;
         let heads = if kind == HeadKind::Query { num_attention_heads } else { num_key_value_heads };
-        let width = self.layer.attention.head_dim;
-        let mut values = vec![0.0; self.layout.rows * heads * width];
-        for (index, out) in values.chunks_exact_mut(width).enumerate() {
-            self.read(kind, index / heads, index % heads, stage, out);
+        let head_dim = self.layer.attention.head_dim;
+        let width = if kind == HeadKind::Value { self.layer.attention.value_head_dim() } else { head_dim };
+        let mut head = vec![0.0; head_dim];
+        let mut values = Vec::with_capacity(self.layout.rows * heads * width);
+        for index in 0..self.layout.rows * heads {
+            self.read(kind, index / heads, index % heads, stage, &mut head);
+            values.extend_from_slice(&head[..width]);
         }
         values
     }
 
-    /// The output of a projection that the layer has, `[panels][T][16]`.
+    /// The output of a projection of the residual stream that the layer has, `[panels][T][16]`.
     pub(super) fn panels(&self, kind: HeadKind) -> &[f32] {
         let rows = self.layout.rows * LANES;
         let query = self.layer.q_proj.panels() * rows;
@@ -140,7 +152,7 @@ impl Heads<'_> {
                 RopePairing::Interleaved => Pairing::Interleaved,
             };
             let (cos, sin) = rotation.of(token);
-            rotate(self.isa, out, cos, sin, pairing);
+            rotate(self.isa, &mut out[self.layer.attention.first_rotated()..], cos, sin, pairing);
         }
     }
 

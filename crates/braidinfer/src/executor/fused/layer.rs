@@ -24,6 +24,7 @@ impl FusedRunner {
     pub(super) fn decode_layer(&mut self, index: usize, step: Step<'_>, trace: &mut Trace) -> Result<()> {
         let plan = step.plan;
         self.project_inputs(index, plan, trace);
+        self.expand_latents(index, plan);
         let (parallel, own_norm) = (self.spec.block.parallel, self.spec.block.feed_forward_norm);
         if parallel && own_norm {
             // The residual stream is still the layer's input, and the input of the projections is no longer needed.
@@ -84,10 +85,10 @@ impl FusedRunner {
         let (isa, rows) = (self.isa, self.layout.rows);
         let mixer = &self.weights.layers[index].mixer;
         let Scratch { qkv, heads, rows: scratch, .. } = &mut self.scratch;
-        let (groups, tiles) = (mixer.groups(), mixer.tiles());
+        let groups = mixer.groups();
         let [plain, gated, _] = mixer.names();
         let record = |heads: &[f32], name: &str, trace: &mut Trace| {
-            let source = Source::Groups { data: heads, groups, tiles };
+            let source = mixer.grouped(heads);
             let input = Input { source, rows, width: mixer.output().columns, norm: None };
             trace.input(name, isa, &input);
         };
@@ -112,7 +113,7 @@ impl FusedRunner {
         let layer = &self.weights.layers[index];
         let Scratch { hidden, inner, heads, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
         let output = layer.mixer.output();
-        let source = Source::Groups { data: heads, groups: layer.mixer.groups(), tiles: layer.mixer.tiles() };
+        let source = layer.mixer.grouped(heads);
         let input = Input { source, rows, width: output.columns, norm: None };
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&output].into_iter()));

@@ -1,6 +1,7 @@
 //! The decoder of a [`DecoderSpec`] in this crate's own CPU kernels.
 //!
-//! A layer has few steps: norm and activation encoding; query, key and value projections; query/key norms, RoPE and KV
+//! A layer has few steps: norm and activation encoding; query, key and value
+//! projections, of latent attention in two steps with a norm between them; query/key norms, RoPE and KV
 //! cache writes; attention (or, for both, convolution and the gated delta rule on a recurrent state); gates; output projection with the residual add; norm and encoding; gate and up projections with
 //! the activation function; down projection with the residual add. Each step is split into small tasks that threads
 //! claim dynamically. The order of sums does not depend on the split: results of a row are bitwise independent of the
@@ -13,6 +14,7 @@ mod each_row;
 mod encode;
 mod heads;
 mod kv_cache;
+mod latent;
 mod layer;
 mod mixture;
 mod packed;

@@ -12,14 +12,17 @@ use braidinfer_kernels::{
 use braidinfer_model::quantization::dequantize;
 use braidinfer_model::spec::{
     self, ActivationFunction, AttentionSpec, DeltaNetProjections, DeltaNetSpec, ExpertGroups, ExpertsSpec, FeedForward,
-    GroupScore, Mixer, NormSpec, PerLayerInputSpec, RouterSpec, ScoringFunction, ShortConvSpec, ValueHeadOrder,
+    GroupScore, LatentSpec, Mixer, NormSpec, PerLayerInputSpec, RouterSpec, ScoringFunction, ShortConvSpec,
+    ValueHeadOrder,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, TensorView, Weights};
 
+use super::encode::Source;
 use super::recurrent_state::StateShape;
 use crate::executor::KernelPlan;
 use crate::executor::branch_norms::BranchNorms;
 use crate::executor::keys::{Keys, OwnKeys};
+use crate::executor::latent::Latent;
 use crate::executor::plan::is_projection;
 use crate::executor::standard::LoadProgress;
 use crate::{Error, Result, memory};
@@ -175,8 +178,10 @@ pub(super) struct PackedAttention {
     pub(super) sliding_window: Option<usize>,
     /// Index of the rotary table in the decoder spec.
     pub(super) rope: Option<usize>,
+    /// With latent attention, to the narrower vector that queries are computed from, if there is one.
     pub(super) q_proj: PackedLinear,
     pub(super) keys: Keys<PackedLinear, PackedNorm>,
+    pub(super) latent: Option<Box<Latent<PackedLinear, PackedNorm>>>,
     pub(super) o_proj: PackedLinear,
     pub(super) q_norm: Option<PackedNorm>,
     /// One score per query head, padded.
@@ -254,6 +259,20 @@ impl PackedMixer {
             }
             Self::Attention(_) | Self::DeltaNet(_) | Self::ShortConv(_) => 1,
         }
+    }
+
+    /// Number of values between the outputs of a group for one token and for the next.
+    pub(super) fn group_stride(&self) -> usize {
+        match self {
+            // Values are as wide as keys there, and those of latent attention end in zeros.
+            Self::Attention(attention) => attention.attention.query_width() / self.groups(),
+            Self::DeltaNet(_) | Self::ShortConv(_) => self.output().columns / self.groups(),
+        }
+    }
+
+    /// The outputs of its heads as the input of the output projection.
+    pub(super) fn grouped<'a>(&self, heads: &'a [f32]) -> Source<'a> {
+        Source::Groups { data: heads, groups: self.groups(), tiles: self.tiles(), stride: self.group_stride() }
     }
 
     /// The names of its activations: of the heads, of the gated ones, and of the output.
@@ -492,19 +511,17 @@ impl<'a> Packer<'a> {
         let attention = self.spec.attentions[attention_index];
         let qk_norm = attention.qk_norm.map(|norm| norm.norm);
         let q_norm = qk_norm.map(|norm| self.required_norm(slot(LayerSlot::QNorm), &norm)).transpose()?;
-        let q_proj = self.linear(slot(LayerSlot::QProj), pool)?;
+        let q_proj = self.linear(slot(attention.query_slot()), pool)?;
         let keys = match kv_shared_with {
             Some(layer) => Keys::OfLayer(layer),
             None => Keys::Own(Box::new(OwnKeys {
-                k_proj: self.linear(slot(LayerSlot::KProj), pool)?,
-                v_proj: match attention.attention_k_eq_v {
-                    true => None,
-                    false => Some(self.linear(slot(LayerSlot::VProj), pool)?),
-                },
+                k_proj: self.linear(slot(attention.key_slot()), pool)?,
+                v_proj: attention.value_slot().map(|name| self.linear(slot(name), pool)).transpose()?,
                 k_norm: qk_norm.map(|norm| self.required_norm(slot(LayerSlot::KNorm), &norm)).transpose()?,
                 v_norm: attention.value_norm_eps.map(|eps| PackedNorm::plain(eps, attention.head_dim)),
             })),
         };
+        let latent = attention.latent.map(|latent| self.latent(index, latent, pool)).transpose()?.map(Box::new);
         Ok(PackedAttention {
             attention,
             attention_index,
@@ -514,8 +531,23 @@ impl<'a> Packer<'a> {
             sinks: self.vector(slot(LayerSlot::Sinks), Param::Weight)?,
             q_proj,
             keys,
+            latent,
             o_proj: self.linear(slot(LayerSlot::OProj), pool)?,
         })
+    }
+
+    /// What latent attention has besides its first projections.
+    fn latent(&mut self, index: usize, spec: LatentSpec, pool: &mut Pool) -> Result<Latent<PackedLinear, PackedNorm>> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let queries = match spec.q_lora_rank {
+            Some(_) => {
+                let norm = self.required_norm(slot(LayerSlot::QANorm), &spec.norm)?;
+                Some((norm, self.linear(slot(LayerSlot::QBProj), pool)?))
+            }
+            None => None,
+        };
+        let kv_a_norm = self.required_norm(slot(LayerSlot::KvANorm), &spec.norm)?;
+        Ok(Latent { spec, queries, kv_a_norm, kv_b_proj: self.linear(slot(LayerSlot::KvBProj), pool)? })
     }
 
     fn delta_net(&mut self, index: usize, spec: DeltaNetSpec, pool: &mut Pool) -> Result<PackedDeltaNet> {

@@ -19,8 +19,11 @@ pub(super) struct Scratch {
     pub(super) normed: Encoded,
     /// Encoded inputs of the attention output and down projections.
     pub(super) inner: Encoded,
-    /// Queries, then keys, then values, each `[panels][T][16]`; or the outputs of a recurrent layer's input projections.
+    /// Queries, then keys, then values, each `[panels][T][16]`; or the outputs of the input projections of a recurrent
+    /// layer or of latent attention.
     pub(super) qkv: Buffer,
+    /// In latent attention, queries if they are not in `qkv`, then keys and values, each `[panels][T][16]`.
+    pub(super) expanded: Buffer,
     /// Norm statistics of queries and keys `[T]`, if a norm runs over whole projections.
     pub(super) qk_statistics: Vec<[Statistics; 2]>,
     /// Attention output, `[G][T][H/G * d]`, or that of a delta net, by key head, or of a convolution, by group of channels.
@@ -68,6 +71,7 @@ impl Scratch {
             normed: Encoded::default(),
             inner: Encoded::default(),
             qkv: Buffer::new(),
+            expanded: Buffer::new(),
             qk_statistics: Vec::new(),
             heads: Buffer::new(),
             head_starts: Vec::new(),

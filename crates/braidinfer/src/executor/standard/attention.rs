@@ -15,6 +15,7 @@ use super::trace::Trace;
 use crate::Result;
 use crate::executor::SequenceSlice;
 use crate::executor::keys::{Keys, OwnKeys};
+use crate::executor::latent::Latent;
 
 /// The attention part of a layer.
 #[derive(Debug)]
@@ -23,8 +24,10 @@ pub(super) struct Attention {
     pub(super) sliding_window: Option<usize>,
     /// Index of the rotary table.
     pub(super) rope: Option<usize>,
+    /// With latent attention, to the narrower vector that queries are computed from, if there is one.
     pub(super) q_proj: Linear,
     pub(super) keys: Keys<Linear, Norm>,
+    pub(super) latent: Option<Box<Latent<Linear, Norm>>>,
     pub(super) o_proj: Linear,
     pub(super) q_norm: Option<Norm>,
     /// Scores of a further key without a value, one per query head.
@@ -34,7 +37,7 @@ pub(super) struct Attention {
 impl Attention {
     /// `[T, h]` to `[T, h]`; stores the keys and values of every token.
     pub(super) fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
-        let (q, gate) = self.queries(x)?;
+        let (q, gate) = self.split_gates(self.queries(x)?)?;
         let (q, new) = self.project(q, x, context, trace)?;
         let mut heads = Vec::with_capacity(context.batch.sequences.len());
         for (range, sequence) in context.batch.ranges() {
@@ -62,16 +65,22 @@ impl Attention {
     /// The query, key, value and output projections, of those that it has.
     pub(super) fn projections(&self) -> Vec<&Linear> {
         let own = self.keys.own().into_iter().flat_map(|own| [&own.k_proj].into_iter().chain(&own.v_proj));
-        own.chain([&self.q_proj, &self.o_proj]).collect()
+        let expanding = self.latent.iter().flat_map(|latent| latent.projections());
+        own.chain(expanding).chain([&self.q_proj, &self.o_proj]).collect()
     }
 
-    /// Queries and, if there are any, gates, each `[T, H * d]`.
-    fn queries(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    /// The output of the query projections.
+    fn queries(&self, x: &Tensor) -> Result<Tensor> {
         let q = self.q_proj.forward(x)?;
+        self.latent.as_ref().map_or(Ok(q.clone()), |latent| latent.expand_queries(q))
+    }
+
+    /// Queries and, if there are any, gates, each `[T, H * d]`, from the output of the query projection.
+    fn split_gates(&self, q: Tensor) -> Result<(Tensor, Option<Tensor>)> {
         if !self.spec.output_gate {
             return Ok((q, None));
         }
-        let (rows, heads, width) = (x.dim(0)?, self.spec.num_attention_heads, self.spec.head_dim);
+        let (rows, heads, width) = (q.dim(0)?, self.spec.num_attention_heads, self.spec.head_dim);
         let pairs = q.reshape((rows, heads, 2 * width))?;
         let part = |first| pairs.narrow(2, first, width)?.contiguous()?.reshape((rows, heads * width));
         Ok((part(0)?, Some(part(width)?.to_dtype(DType::F32)?)))
@@ -87,7 +96,7 @@ impl Attention {
     ) -> Result<(Tensor, Option<KeyValue>)> {
         trace.record("attn.q", &q)?;
         let own = self.keys.own();
-        let projected = own.map(|own| Self::keys_and_values(own, x, trace)).transpose()?;
+        let projected = own.map(|own| self.keys_and_values(own, x, trace)).transpose()?;
         let q = self.before_rope(&q, self.q_norm.as_ref())?;
         trace.record("attn.q_norm", &q)?;
         let normed = own.zip(projected).map(|(own, (k, v))| self.normed(own, &k, &v, trace)).transpose()?;
@@ -99,12 +108,13 @@ impl Attention {
         Ok((q, Some((k, v))))
     }
 
-    /// The outputs of the projections of keys and values, each `[T, G * d]`.
-    fn keys_and_values(own: &OwnKeys<Linear, Norm>, x: &Tensor, trace: &mut Trace) -> Result<KeyValue> {
+    /// The outputs of the projections of keys and values, `[T, G * d]` and `[T, G * value width]`.
+    fn keys_and_values(&self, own: &OwnKeys<Linear, Norm>, x: &Tensor, trace: &mut Trace) -> Result<KeyValue> {
         let k = own.k_proj.forward(x)?;
-        let v = match &own.v_proj {
-            Some(v_proj) => v_proj.forward(x)?,
-            None => k.clone(),
+        let (k, v) = match (&self.latent, &own.v_proj) {
+            (Some(latent), _) => latent.expand_keys(&self.spec, &k)?,
+            (None, Some(v_proj)) => (k, v_proj.forward(x)?),
+            (None, None) => (k.clone(), k),
         };
         trace.record("attn.k", &k)?;
         trace.record("attn.v", &v)?;
@@ -115,7 +125,7 @@ impl Attention {
     fn normed(&self, own: &OwnKeys<Linear, Norm>, k: &Tensor, v: &Tensor, trace: &mut Trace) -> Result<KeyValue> {
         let k = self.before_rope(k, own.k_norm.as_ref())?;
         trace.record("attn.k_norm", &k)?;
-        let v = self.split_heads(v)?;
+        let v = self.split_values(v)?;
         let Some(norm) = &own.v_norm else { return Ok((k, v)) };
         let v = norm.forward(&v)?;
         trace.record("attn.v_norm", &v)?;
@@ -125,7 +135,7 @@ impl Attention {
     /// Heads rotated, and normed if there is a norm after RoPE.
     fn turned(&self, x: Tensor, norm: Option<&Norm>, context: &Context) -> Result<Tensor> {
         let x = match self.rope {
-            Some(table) => context.rotations[table].apply(&x)?,
+            Some(table) => context.rotations[table].apply(&x, self.spec.first_rotated())?,
             None => x,
         };
         self.normalize(x, norm, true)
@@ -138,7 +148,7 @@ impl Attention {
         Ok(x.to_dtype(DType::F32)?.reshape((tokens, width / head_dim, head_dim))?)
     }
 
-    /// The same, normed if there is a norm before RoPE.
+    /// `[T, heads * d]` to `[T, heads, d]` in f32, normed if there is a norm before RoPE.
     fn before_rope(&self, x: &Tensor, norm: Option<&Norm>) -> Result<Tensor> {
         self.normalize(self.split_heads(x)?, norm, false)
     }
@@ -154,6 +164,13 @@ impl Attention {
         }
     }
 
+    /// `[T, G * value width]` to `[T, G, d]` in f32; narrower values end in zeros.
+    fn split_values(&self, v: &Tensor) -> Result<Tensor> {
+        let (heads, width) = (self.spec.num_key_value_heads, self.spec.value_head_dim());
+        let v = v.to_dtype(DType::F32)?.reshape((v.dim(0)?, heads, width))?;
+        Ok(v.pad_with_zeros(2, 0, self.spec.head_dim - width)?)
+    }
+
     fn scale_by_position(&self, q: Tensor, context: &Context) -> Result<Tensor> {
         let Some(scale) = self.spec.query_position_scale else { return Ok(q) };
         let positions = context.batch.sequences.iter().flat_map(SequenceSlice::positions);
@@ -162,7 +179,7 @@ impl Attention {
         Ok(q.broadcast_mul(&factors)?)
     }
 
-    /// Attention of one sequence: queries `[t, H, d]` to `[t, H * d]`.
+    /// Attention of one sequence: queries `[t, H, d]` to `[t, H * value width]`.
     fn attend(&self, q: &Tensor, sequence: &SequenceSlice, context: &Context) -> Result<Tensor> {
         let (t, len) = (sequence.query_len, sequence.positions().end);
         let (groups, width) = (self.spec.num_key_value_heads, self.spec.head_dim);
@@ -183,7 +200,8 @@ impl Attention {
         drop(scores);
         let probabilities = self.probabilities(masked)?.reshape((groups, per_group * t, len))?;
         let out = probabilities.matmul(&v)?.reshape((groups, per_group, t, width))?;
-        Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((t, groups * per_group * width))?)
+        let out = out.narrow(3, 0, self.spec.value_head_dim())?;
+        Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((t, self.spec.output_width()))?)
     }
 
     /// Softmax over the keys, `[G, H/G, t, keys]`, beside which a sink takes its part if there are any.
@@ -197,7 +215,7 @@ impl Attention {
 }
 
 /// Keys and values.
-type KeyValue = (Tensor, Tensor);
+pub(super) type KeyValue = (Tensor, Tensor);
 
 /// Attention masks of one batch, shared by its layers.
 #[derive(Debug, Default)]

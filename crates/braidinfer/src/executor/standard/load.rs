@@ -3,7 +3,8 @@
 use std::fmt;
 
 use braidinfer_model::spec::{
-    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, NormSpec, SharedExpertSpec, ShortConvSpec,
+    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, LatentSpec, NormSpec, SharedExpertSpec,
+    ShortConvSpec,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
@@ -21,6 +22,7 @@ use super::per_layer::{PerLayerInput, PerLayerInputs};
 use super::short_conv::ShortConv;
 use crate::executor::branch_norms::BranchNorms;
 use crate::executor::keys::{Keys, OwnKeys};
+use crate::executor::latent::Latent;
 use crate::executor::{DeviceChoice, KvCacheConfig};
 use crate::threads::Threads;
 use crate::{Error, Result};
@@ -228,8 +230,8 @@ impl Loader<'_> {
             Some(layer) => Keys::OfLayer(layer),
             None => {
                 let v_norm = spec.value_norm_eps.map(|eps| Norm::plain(eps, spec.head_dim, self.device)).transpose()?;
-                let v_proj = (!spec.attention_k_eq_v).then(|| self.linear(slot(LayerSlot::VProj))).transpose()?;
-                let (k_proj, k_norm) = (self.linear(slot(LayerSlot::KProj))?, qk_norm(LayerSlot::KNorm)?);
+                let v_proj = spec.value_slot().map(|name| self.linear(slot(name))).transpose()?;
+                let (k_proj, k_norm) = (self.linear(slot(spec.key_slot()))?, qk_norm(LayerSlot::KNorm)?);
                 Keys::Own(Box::new(OwnKeys { k_proj, v_proj, k_norm, v_norm }))
             }
         };
@@ -237,11 +239,26 @@ impl Loader<'_> {
             spec,
             sliding_window,
             rope,
-            q_proj: self.linear(slot(LayerSlot::QProj))?,
+            q_proj: self.linear(slot(spec.query_slot()))?,
             keys,
+            latent: spec.latent.map(|latent| self.latent(index, latent)).transpose()?.map(Box::new),
             o_proj: self.linear(slot(LayerSlot::OProj))?,
             q_norm: qk_norm(LayerSlot::QNorm)?,
             sinks: self.vector(slot(LayerSlot::Sinks), Param::Weight)?,
+        })
+    }
+
+    /// What latent attention has besides its first projections.
+    fn latent(&self, index: usize, spec: LatentSpec) -> Result<Latent<Linear, Norm>> {
+        let linear = |name| self.linear(Slot::Layer(index, name));
+        let norm = |name| self.required_norm(Slot::Layer(index, name), &spec.norm);
+        let expanded = spec.q_lora_rank.is_some();
+        let queries = expanded.then(|| Ok::<_, Error>((norm(LayerSlot::QANorm)?, linear(LayerSlot::QBProj)?)));
+        Ok(Latent {
+            spec,
+            queries: queries.transpose()?,
+            kv_a_norm: norm(LayerSlot::KvANorm)?,
+            kv_b_proj: linear(LayerSlot::KvBProj)?,
         })
     }
 

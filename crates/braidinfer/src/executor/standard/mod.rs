@@ -9,6 +9,7 @@ mod decoder_weights;
 mod delta_net;
 mod feed_forward;
 mod kv_cache;
+mod latent;
 mod layer;
 mod linear;
 mod load;

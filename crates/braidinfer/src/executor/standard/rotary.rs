@@ -49,10 +49,10 @@ impl Rotation {
         })
     }
 
-    /// Rotates `[T, heads, d]` in f32.
-    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+    /// Rotates `[T, heads, d]` in f32, from dimension `first` of each head.
+    pub(super) fn apply(&self, x: &Tensor, first: usize) -> Result<Tensor> {
         let head_dim = x.dim(D::Minus1)?;
-        let turning = x.narrow(D::Minus1, 0, self.rotary_dim)?;
+        let turning = x.narrow(D::Minus1, first, self.rotary_dim)?;
         let turned = match self.pairing {
             RopePairing::HalfSplit => self.half_split(&turning)?,
             RopePairing::Interleaved => self.interleaved(&turning)?,
@@ -60,8 +60,11 @@ impl Rotation {
         if self.rotary_dim == head_dim {
             return Ok(turned);
         }
-        let rest = x.narrow(D::Minus1, self.rotary_dim, head_dim - self.rotary_dim)?;
-        Ok(Tensor::cat(&[&turned, &rest], D::Minus1)?)
+        let end = first + self.rotary_dim;
+        let (before, after) = (x.narrow(D::Minus1, 0, first)?, x.narrow(D::Minus1, end, head_dim - end)?);
+        let parts = [before, turned, after];
+        let parts: Vec<&Tensor> = parts.iter().filter(|part| part.elem_count() > 0).collect();
+        Ok(Tensor::cat(&parts, D::Minus1)?)
     }
 
     fn half_split(&self, x: &Tensor) -> Result<Tensor> {
