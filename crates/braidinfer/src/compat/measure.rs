@@ -67,13 +67,15 @@ impl Truth {
         let by = |plan| Step { batch: &batch, plan };
         let mut stream = standard.embed(truly, &mut NoProbe)?;
         let first = plans.first().copied().unwrap_or(&own_plan);
-        let embed = relative_error(&stream, &fused.embed(by(first), &mut NoProbe)?, rows);
+        let embed = relative_error(&stream, &fused.embed(by(first), &mut NoProbe)?, rows, 0.0);
         let mut errors = vec![Errors { embed, layers: Vec::with_capacity(layers), logits: 0.0 }; plans.len()];
         let mut streams: Vec<Vec<f32>> = Vec::with_capacity(layers + 1);
         for index in 0..layers {
             let groups = standard.spec().experts(index).and_then(|experts| experts.router.groups);
             let mut truth = Recorder::new(|_: &str| true);
             let next = standard.layer(index, truly, &stream, &mut truth)?;
+            // What a sum with the residual stream rounds away.
+            let least = f64::from(f32::EPSILON) * usual_norm(&norms(&stream, rows));
             // A layer that reads the keys and values of another gets those that the same plan stored.
             let source = fused.spec().kv_shared_with(index).filter(|_| plans.len() > 1);
             for (plan, errors) in plans.iter().zip(&mut errors) {
@@ -82,7 +84,7 @@ impl Truth {
                 }
                 let mut own = Recorder::new(|_: &str| true);
                 fused.layer(index, by(plan), &stream, &mut own)?;
-                let ops = compare(&truth.activations, &own.activations, groups);
+                let ops = compare(&truth.activations, &own.activations, groups, least);
                 errors.layers.push(LayerErrors { ops });
             }
             streams.push(std::mem::replace(&mut stream, next));
@@ -90,7 +92,7 @@ impl Truth {
         let true_logits = standard.head(truly, &stream, &mut NoProbe)?.logits.into_values();
         for (plan, errors) in plans.iter().zip(&mut errors) {
             let logits = fused.head(by(plan), &stream, &mut NoProbe)?.logits;
-            errors.logits = relative_error(&true_logits, logits.values(), rows);
+            errors.logits = relative_error(&true_logits, logits.values(), rows, 0.0);
         }
         streams.push(stream);
         Ok((Self { batch, vocab_size, streams, logits: true_logits, threads: threads.clone() }, errors))
@@ -129,16 +131,18 @@ impl Probe for Drift<'_> {
     fn record(&mut self, _name: &str, rows: usize, values: Vec<f32>) {
         // Layers are recorded in ascending order.
         let truth = &self.truth.streams[self.of_layers.len() + 1];
-        self.of_layers.push(relative_error(truth, &values, rows));
+        self.of_layers.push(relative_error(truth, &values, rows, 0.0));
     }
 }
 
 /// Relative error of every activation of a layer. Tokens for which a near tie between experts went the other way are left
-/// out of what is computed after the choice: the experts that ran are others.
+/// out of what is computed after the choice: the experts that ran are others. Rows are taken to have at least the norm
+/// `least`.
 fn compare(
     truth: &[RecordedActivation],
     own: &[RecordedActivation],
     groups: Option<ExpertGroups>,
+    least: f64,
 ) -> Vec<(String, f64)> {
     // The part of the name after `layer.N.`.
     let op = |name: &str| name.splitn(3, '.').nth(2).unwrap_or(name).to_owned();
@@ -149,7 +153,7 @@ fn compare(
         let op = op(&truth.name);
         after_choice |= op == ROUTING;
         let left_out = if after_choice { &tied[..] } else { &[] };
-        Some((op, relative_error_of_others(&truth.values, &own.values, truth.rows, left_out)))
+        Some((op, relative_error_of_others(&truth.values, &own.values, truth.rows, left_out, least)))
     };
     truth.iter().filter_map(&mut of).collect()
 }
@@ -222,36 +226,54 @@ fn is_near_tie_of_groups(groups: ExpertGroups, scores: [&[f32]; 2], [truth, own]
 
 /// Like [`relative_error`], without the rows that are `left_out`. If none are left, all of them count: then nothing was
 /// measured that could speak for the kernels.
-fn relative_error_of_others(truth: &[f32], values: &[f32], rows: usize, left_out: &[bool]) -> f64 {
+fn relative_error_of_others(truth: &[f32], values: &[f32], rows: usize, left_out: &[bool], least: f64) -> f64 {
     let kept: Vec<usize> = (0..rows).filter(|row| !left_out.get(*row).copied().unwrap_or(false)).collect();
     if kept.len() == rows || kept.is_empty() || truth.len() != values.len() {
-        return relative_error(truth, values, rows);
+        return relative_error(truth, values, rows, least);
     }
     let width = truth.len() / rows;
     let only = |values: &[f32]| -> Vec<f32> {
         kept.iter().flat_map(|row| &values[row * width..(row + 1) * width]).copied().collect()
     };
-    relative_error(&only(truth), &only(values), kept.len())
+    relative_error(&only(truth), &only(values), kept.len(), least)
+}
+
+/// A row that is this much smaller than usual is taken to have this share of the usual norm: what remains where large
+/// values cancel is as exact as they are, not as it is small.
+const SMALL_ROW: f64 = 0.1;
+
+/// The norm of each row.
+fn norms(values: &[f32], rows: usize) -> Vec<f64> {
+    let width = (values.len() / rows.max(1)).max(1);
+    let norm = |row: &[f32]| row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    values.chunks_exact(width).map(norm).collect()
+}
+
+/// The norm in the middle, which a few large or small rows do not change; of two the smaller one, 0 without rows.
+fn usual_norm(norms: &[f64]) -> f64 {
+    let mut sorted = norms.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
 }
 
 /// Relative error of `values` with respect to `truth`, both `[rows][width]`: the root mean square, over rows, of the
-/// norm of the error divided by the norm of the row. Not finite if a value is not.
-pub(super) fn relative_error(truth: &[f32], values: &[f32], rows: usize) -> f64 {
+/// norm of the error divided by the norm of the row, which is taken to be at least `least` and [`SMALL_ROW`] of the usual
+/// one. Not finite if a value is not.
+pub(super) fn relative_error(truth: &[f32], values: &[f32], rows: usize, least: f64) -> f64 {
     if truth.len() != values.len() || rows == 0 {
         return f64::NAN;
     }
-    let width = truth.len() / rows;
-    let squares = |truth: &[f32], values: &[f32]| {
+    let norms = norms(truth, rows);
+    let least = least.max(SMALL_ROW * usual_norm(&norms));
+    let square = |((truth, values), norm): ((&[f32], &[f32]), &f64)| {
         let error = |(truth, value): (&f32, &f32)| f64::from(truth - value).powi(2);
-        let (error, length) = (
-            truth.iter().zip(values).map(error).sum::<f64>(),
-            truth.iter().map(|truth| f64::from(*truth).powi(2)).sum::<f64>(),
-        );
+        let error = truth.iter().zip(values).map(error).sum::<f64>();
         // The relative error of a zero row is zero if the row is reproduced, otherwise huge.
-        if error == 0.0 { 0.0 } else { error / length.max(f64::from(f32::MIN_POSITIVE)) }
+        if error == 0.0 { 0.0 } else { error / norm.max(least).powi(2).max(f64::from(f32::MIN_POSITIVE)) }
     };
-    let sum: f64 = truth.chunks_exact(width).zip(values.chunks_exact(width)).map(|(a, b)| squares(a, b)).sum();
-    (sum / rows as f64).sqrt()
+    let width = (truth.len() / rows).max(1);
+    let pairs = truth.chunks_exact(width).zip(values.chunks_exact(width));
+    (pairs.zip(&norms).map(square).sum::<f64>() / rows as f64).sqrt()
 }
 
 #[cfg(test)]
@@ -279,7 +301,7 @@ mod tests {
             all
         };
         let (truth, own) = (all(scores[0], weights[0], 1.0), all(scores[1], weights[1], -1.0));
-        compare(&truth, &own, None).into_iter().map(|(_, error)| error).collect()
+        compare(&truth, &own, None, 0.0).into_iter().map(|(_, error)| error).collect()
     }
 
     #[test]
@@ -303,7 +325,27 @@ mod tests {
     fn rows_have_equal_weight_regardless_of_their_norm() {
         let truth = [1000.0, 0.0, 1.0, 0.0];
         let values = [1000.0, 0.0, 0.0, 0.0];
-        assert!((relative_error(&truth, &values, 2) - 0.5_f64.sqrt()).abs() < 1e-6);
-        assert!(relative_error(&[1.0], &[f32::NAN], 1).is_nan());
+        assert!((relative_error(&truth, &values, 2, 0.0) - 0.5_f64.sqrt()).abs() < 1e-6);
+        assert!(relative_error(&[1.0], &[f32::NAN], 1, 0.0).is_nan());
+    }
+
+    #[test]
+    fn what_remains_where_values_cancel_is_no_error_and_a_wrong_row_is() {
+        let mut truth = [1.0, -0.5, 0.7, -1.2, 1e-7, 0.9];
+        let mut values = truth;
+        values[4] = 3e-7;
+        assert!(relative_error(&truth, &values, 6, 0.0) < 1e-5);
+        // A row of the usual size.
+        values[0] = 1.001;
+        assert!(relative_error(&truth, &values, 6, 0.0) > 1e-4);
+        // A small row that is replaced by one of the usual size.
+        values = truth;
+        values[4] = 1.0;
+        assert!(relative_error(&truth, &values, 6, 0.0) > 1.0);
+        // All rows are small, also beside what they are added to, or not beside that.
+        truth = [1e-12; 6];
+        values = [3e-12; 6];
+        assert!(relative_error(&truth, &values, 6, f64::from(f32::EPSILON)) < 1e-4);
+        assert!(relative_error(&truth, &values, 6, 0.0) > 1.0);
     }
 }

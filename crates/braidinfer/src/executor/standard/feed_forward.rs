@@ -1,5 +1,7 @@
 //! The feed-forward part of a layer: one network, or a mixture of experts.
 
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
 use braidinfer_model::spec::{ActivationFunction, Xielu};
 use candle_core::{DType, Tensor};
 use candle_nn::ops::sigmoid;
@@ -83,8 +85,8 @@ impl DenseFeedForward {
 pub(super) fn activate(function: ActivationFunction, parameters: Option<&Xielu>, x: &Tensor) -> Result<Tensor> {
     Ok(match function {
         ActivationFunction::Silu => x.silu()?,
-        ActivationFunction::GeluTanh => x.gelu()?,
-        ActivationFunction::GeluErf => x.gelu_erf()?,
+        ActivationFunction::GeluTanh => gelu_tanh(x)?,
+        ActivationFunction::GeluErf => gelu_erf(x)?,
         ActivationFunction::Relu => x.relu()?,
         ActivationFunction::ClampedSwiglu { swiglu_alpha, swiglu_limit } => {
             let x = x.minimum(swiglu_limit)?;
@@ -97,6 +99,21 @@ pub(super) fn activate(function: ActivationFunction, parameters: Option<&Xielu>,
             None => return Err(Error::Internal("the parameters of xIELU were not loaded".into())),
         },
     })
+}
+
+/// `x / 2 * (1 + tanh(u))` with `u = sqrt(2 / pi) * (x + 0.044715 x^3)`, as `x * sigmoid(2 u)`: far below zero the sum of 1 and
+/// the tangent would be rounded to nothing, and a norm may follow that makes much of what is left.
+fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    let cubic = ((x.sqr()? * 0.044_715)? + 1.0)?;
+    let twice = ((x * cubic)? * (2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2))?;
+    Ok((x * sigmoid(&twice)?)?)
+}
+
+/// `x / 2 * (1 + erf(x / sqrt(2)))`, in f64 for the same reason.
+fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F64)?;
+    let share = (((&wide * FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?;
+    Ok((wide * share)?.to_dtype(DType::F32)?)
 }
 
 /// The two branches meet at zero, so each sees only the values of its sign.
