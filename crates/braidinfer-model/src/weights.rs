@@ -8,7 +8,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use crate::dtype::{Dtype, TensorView};
-use crate::format::{Checkpoint, safetensors};
+use crate::format::{Checkpoint, quantized, safetensors};
 use crate::layout::{ExpertSlot, LayerSlot, Param, Parameter, Slot, Stack, TensorNames, stacks};
 use crate::rearranged::{EveryRow, Transposed};
 use crate::spec::{DecoderSpec, Xielu};
@@ -145,6 +145,9 @@ impl Weights {
         let mut notes = Vec::new();
         let entries = resolver.entries(&mut notes)?;
         notes.extend(unused(&checkpoint, &entries));
+        if source.gguf().is_none() {
+            notes.extend(quantized::note(source)?);
+        }
         Ok(Self { checkpoint, entries, quantized: BTreeMap::new(), notes })
     }
 

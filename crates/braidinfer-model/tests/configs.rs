@@ -322,6 +322,40 @@ fn latent_attention_is_that_of_its_classes() {
 }
 
 #[test]
+fn fields_that_transformers_reads_in_another_way_are_refused() {
+    let partial = json!({"partial_rotary_factor": 0.5});
+    let nested = json!({"rope_parameters": {"full_attention": {"rope_theta": 7.0}}});
+    for (name, changes, field) in [
+        ("llama", json!({"is_causal": false}), "`is_causal`"),
+        ("mixtral", partial.clone(), "`partial_rotary_factor`: expected 1"),
+        ("starcoder2", json!({"rope_parameters": partial}), "`rope_parameters.partial_rotary_factor`"),
+        ("qwen3_next", nested.clone(), "`rope_parameters.full_attention`"),
+        ("gpt_oss", nested, "`rope_parameters.full_attention`"),
+        ("gemma4_text", json!({"rope_parameters": {"rope_theta": 7.0}}), "`rope_parameters`"),
+        ("gemma4_text", json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}), "`rope_scaling`"),
+        ("gemma4_text", json!({"use_bidirectional_attention": "x"}), "`use_bidirectional_attention`"),
+        ("lfm2", json!({"hidden_act": "relu"}), "`hidden_act`: expected `silu`"),
+        ("phimoe", json!({"router_jitter_noise": -0.1}), "`router_jitter_noise`"),
+    ] {
+        let message = describe(&config(name, changes)).expect_err("it is refused").to_string();
+        assert!(message.contains(field), "{name}: {message}");
+    }
+    describe(&config("mixtral", json!({"partial_rotary_factor": 1.0}))).expect("heads are rotated whole");
+}
+
+#[test]
+fn a_base_without_settings_is_not_that_of_apertus() {
+    for (changes, theta) in [
+        (json!({"rope_theta": 777.0}), 12e6),
+        (json!({"rope_theta": 777.0, "rope_parameters": {}}), 12e6),
+        (json!({"rope_theta": 777.0, "rope_parameters": {"rope_type": "default"}}), 777.0),
+    ] {
+        let spec = describe(&config("apertus", changes)).expect("it is possible");
+        assert!((spec.rope[0].rope_theta - theta).abs() < 1e-6, "{:?}", spec.rope);
+    }
+}
+
+#[test]
 fn impossible_latent_attention_is_refused() {
     for (model_type, fields, field) in [
         ("deepseek_v2", json!({"v_head_dim": 193}), "v_head_dim"),

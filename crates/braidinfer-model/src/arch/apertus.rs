@@ -35,8 +35,10 @@ const CLASS_SCALING: RopeScaling = RopeScaling::Llama3 {
 fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = decoder(config, &DEFAULTS)?;
     let spec = &mut description.spec;
-    if settings(config)?.is_none() {
+    // transformers takes a top-level `rope_theta` only with settings.
+    if settings(config)?.is_none_or(|settings| settings.is_empty()) {
         spec.rope[0].scaling = CLASS_SCALING;
+        spec.rope[0].rope_theta = DEFAULTS.rope.rope_theta;
     }
     spec.attentions[0].qk_norm = per_head_norm(spec.norm);
     read_attention_bias(config, "attention_bias", spec)?;

@@ -59,6 +59,8 @@ struct RopeAbsent {
 const FULL_ROPE: RopeAbsent = RopeAbsent { rope_theta: 1_000_000.0, proportional: Some(0.25) };
 const SLIDING_ROPE: RopeAbsent = RopeAbsent { rope_theta: 10_000.0, proportional: None };
 
+/// Kinds of layers with RoPE settings of their own.
+const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
 /// Indices into [`DecoderSpec::attentions`] and [`DecoderSpec::rope`].
 const FULL: usize = 0;
 const SLIDING: usize = 1;
@@ -76,8 +78,8 @@ pub(super) fn family(config: &JsonFile, defaults: &Gemma4Defaults) -> Result<Des
     spec.attentions = attentions(config, spec, &kinds)?;
     read_attention_bias(config, "attention_bias", spec)?;
     spec.rope = vec![
-        rope_table(config, spec, "full_attention", FULL, &FULL_ROPE)?,
-        rope_table(config, spec, "sliding_attention", SLIDING, &SLIDING_ROPE)?,
+        rope_table(config, spec, KINDS[FULL], FULL, &FULL_ROPE)?,
+        rope_table(config, spec, KINDS[SLIDING], SLIDING, &SLIDING_ROPE)?,
     ];
     spec.per_layer_inputs = per_layer_inputs(config, spec, defaults)?;
     let window = config.size_or("sliding_window", defaults.sliding_window)?;
@@ -101,8 +103,17 @@ pub(super) fn family(config: &JsonFile, defaults: &Gemma4Defaults) -> Result<Des
 
 /// Fails on settings that would change the results and are not supported.
 fn check_supported(config: &JsonFile) -> Result<()> {
-    if config.text("use_bidirectional_attention")? == Some("all") {
-        return Err(config.error("use_bidirectional_attention", "attention to earlier text only", "\"all\""));
+    // Among patches of images only, which are no part of text.
+    if let Some(kind) = config.text("use_bidirectional_attention")?.filter(|kind| *kind != "vision") {
+        return Err(config.error("use_bidirectional_attention", "attention to earlier text only", format!("`{kind}`")));
+    }
+    let parameters = config.object("rope_parameters")?.filter(|parameters| !parameters.is_empty());
+    if parameters.is_some_and(|parameters| !KINDS.into_iter().any(|kind| parameters.has(kind))) {
+        let expected = format!("settings for each kind of layers: {}", KINDS.join(", "));
+        return Err(config.error("rope_parameters", expected, "settings for all layers"));
+    }
+    if config.object("rope_scaling")?.is_some_and(|scaling| !scaling.is_empty()) {
+        return Err(config.error("rope_scaling", "nothing, but `rope_parameters`", "RoPE settings of the old style"));
     }
     match config.text("hidden_activation")? {
         None | Some("gelu_pytorch_tanh") => Ok(()),

@@ -1,7 +1,7 @@
 //! LFM2, dense: gated short convolutions in most layers, attention in the others.
 
 use crate::arch::delta_net_config::MAX_KERNEL;
-use crate::arch::expert_config::layer_indices;
+use crate::arch::expert_config::{layer_indices, stated};
 use crate::arch::gguf::GgufForm;
 use crate::arch::llama_like::{Defaults, LayerKind, Sizes, decoder, layer_types, per_head_norm};
 use crate::arch::rope_config::RopeDefaults;
@@ -55,6 +55,8 @@ fn describe(config: &JsonFile) -> Result<Description> {
 
 /// A decoder whose layers have gated short convolutions or attention, with dense feed-forward networks.
 pub(super) fn hybrid(config: &JsonFile, defaults: &Defaults) -> Result<Description> {
+    // transformers does not read it.
+    stated(config, "hidden_act", "silu")?;
     let mut description = decoder(config, defaults)?;
     let spec = &mut description.spec;
     spec.norm.eps = config.positive("norm_eps")?.unwrap_or(1e-5);

@@ -206,7 +206,51 @@ pub fn describe_config(config: &JsonFile) -> Result<Description> {
     let Some(architecture) = find(resolved) else { return Err(unsupported(config, model_type)) };
     let description = (architecture.describe)(&decoder)?;
     check(&decoder, &description.spec)?;
+    check_unread(&decoder, architecture, &description.spec)?;
     Ok(description)
+}
+
+/// Architectures in which RoPE may turn a part of each head.
+const PARTIAL_ROPE: [&str; 12] = [
+    "gemma4_text",
+    "gemma4_unified_text",
+    "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "nemotron",
+    "phi",
+    "phi3",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "qwen3_next",
+    "stablelm",
+];
+
+/// Fails on fields that `transformers` and this crate would not understand in the same way.
+fn check_unread(config: &JsonFile, architecture: &Architecture, spec: &DecoderSpec) -> Result<()> {
+    if config.flag("is_causal")? == Some(false) {
+        return Err(config.error("is_causal", "true: tokens see earlier ones only", "false"));
+    }
+    for settings in [config.object("rope_parameters")?, config.object("rope_scaling")?].iter().flatten() {
+        let kinds = ["full_attention", "sliding_attention"].into_iter().filter(|kind| settings.has(kind));
+        if let (Some(kind), true) = (kinds.last(), spec.rope.len() < 2) {
+            return Err(settings.error(kind, "settings for all layers, which are of one kind", "some for each kind"));
+        }
+        check_rotated_part(settings, architecture)?;
+    }
+    check_rotated_part(config, architecture)
+}
+
+/// transformers rotates whole heads in most architectures, whatever this field says, or fails.
+fn check_rotated_part(settings: &JsonFile, architecture: &Architecture) -> Result<()> {
+    const FIELD: &str = "partial_rotary_factor";
+    match settings.number(FIELD)?.filter(|_| !PARTIAL_ROPE.contains(&architecture.model_type)) {
+        None | Some(1.0) => Ok(()),
+        Some(other) => {
+            let expected = format!("1, since {} models rotate whole heads", architecture.model_type);
+            Err(settings.error(FIELD, expected, other.to_string()))
+        }
+    }
 }
 
 fn find(model_type: &str) -> Option<&'static Architecture> {

@@ -45,6 +45,9 @@ fn describe(config: &JsonFile) -> Result<Description> {
     read_attention_bias(config, "attention_bias", spec)?;
     set_all_windows(spec, sliding_window(config, None)?);
     let router_jitter_noise = config.number("router_jitter_noise")?.unwrap_or(0.01);
+    if router_jitter_noise < 0.0 {
+        return Err(config.error("router_jitter_noise", "a number not below zero", router_jitter_noise.to_string()));
+    }
     let scoring_func = ScoringFunction::Sparsemixer { router_jitter_noise };
     let mut experts = experts(config, spec, &FIELDS, RouterSpec { scoring_func, ..RouterSpec::SOFTMAX })?;
     // The router always chooses two.

@@ -75,6 +75,20 @@ impl Method {
     }
 }
 
+/// A note if the checkpoint asks for rounded activations.
+pub(crate) fn note(source: &ModelSource) -> Result<Option<String>> {
+    let Some(config) = JsonFile::read(source, "config.json")? else { return Ok(None) };
+    let Some(settings) = config.object("quantization_config")? else { return Ok(None) };
+    let mut rounded = settings.value("activation_scheme").is_some();
+    if let Some(groups) = settings.object("config_groups")? {
+        for group in groups.fields() {
+            rounded |= groups.object(group)?.is_some_and(|group| group.value("input_activations").is_some());
+        }
+    }
+    let note = "activations are not rounded as `quantization_config` asks: weights alone are quantized here";
+    Ok(rounded.then(|| note.to_owned()))
+}
+
 fn whole(numbers: [f64; 2]) -> [usize; 2] {
     // Numbers in a list of sizes are above zero; a fraction is no size.
     numbers.map(|number| (number as usize).max(1))
