@@ -16,7 +16,7 @@ from llama_cpp import llama_cpp as api
 
 ROOT = Path(__file__).resolve().parents[2]
 # Numbers of `enum llama_ftype`.
-TYPES = {"q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q4_k_m": 15, "q4_0": 2}
+TYPES = {"q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q4_k_m": 15, "q4_0": 2, "q3_k_m": 12, "q2_k": 10}
 MODELS = ["crates/braidinfer-cli/demo-model", "tests/fixtures/models/phi3", "tests/fixtures/models/qwen3-extreme"]
 
 

@@ -1,4 +1,4 @@
-"""Root mean square error of our encoders for q4_k, q5_k and q6_k beside llama.cpp's, as a Markdown table.
+"""Root mean square error of our encoders for q2_k to q6_k beside llama.cpp's, as a Markdown table.
 
     cargo build --release -p braidinfer-model --example quantize_rows
     python tools/quantization/against_llama_cpp.py LIBGGML_BASE
@@ -20,7 +20,7 @@ from gguf.quants import dequantize
 from distributions import DISTRIBUTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-TYPES = {"q4_k": GGMLQuantizationType.Q4_K, "q5_k": GGMLQuantizationType.Q5_K, "q6_k": GGMLQuantizationType.Q6_K}
+TYPES = {"q2_k": GGMLQuantizationType.Q2_K, "q3_k": GGMLQuantizationType.Q3_K, "q4_k": GGMLQuantizationType.Q4_K, "q5_k": GGMLQuantizationType.Q5_K, "q6_k": GGMLQuantizationType.Q6_K}
 
 
 def installed_library():

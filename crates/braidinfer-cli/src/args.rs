@@ -192,9 +192,9 @@ pub struct PullArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Types, from large to small: f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, tq2_0, tq1_0. The _m mixtures give
-more bits to the tensors that need them, as llama.cpp does; mxfp4 is for feed-forward matrices, with all others in q8_0; the
-tq types are for models that were trained to have weights of -1, 0 and 1. The file appears whole or not at all.
+Types, from large to small: f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, q3_k_m, q2_k, tq2_0, tq1_0. The
+mixtures (_m and q2_k) give more bits to the tensors that need them, as llama.cpp does; mxfp4 is for feed-forward matrices,
+with all others in q8_0; the tq types are for models that were trained to have weights of -1, 0 and 1. The file appears whole or not at all.
 
 Examples:
   braidinfer quantize ./Qwen3-0.6B qwen3-q4_k_m.gguf --type q4_k_m
@@ -726,7 +726,7 @@ pub struct ComputingArgs {
     /// for products, at most; auto leaves that to --precision
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
-    /// Quantize the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, tq2_0 or
+    /// Quantize the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, q3_k_m, q2_k, tq2_0 or
     /// tq1_0; with a --dtype other than auto they take the memory of that type afterwards
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<FileType>,

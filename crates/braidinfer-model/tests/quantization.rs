@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 
 const ENCODED_BY_GGUF: [Dtype; 8] =
     [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Tq1_0, Dtype::Tq2_0, Dtype::Mxfp4];
-const K_TYPES: [Dtype; 3] = [Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
+const K_TYPES: [Dtype; 5] = [Dtype::Q2K, Dtype::Q3K, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
 
 fn block_types() -> impl Iterator<Item = Dtype> {
     Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized())
@@ -202,15 +202,15 @@ fn random_values_encode_as_gguf_encodes_them() {
 }
 
 /// Root mean square errors of llama.cpp's quantizers (ggml 0.25.3, no importance matrix) for [`K_TYPES`] on the same values.
-const LLAMA_CPP_ERRORS: [(&str, [f64; 3]); 8] = [
-    ("gaussian", [0.076164, 0.038354, 0.019395]),
-    ("heavy_tailed", [0.0031047, 0.0015991, 0.00085929]),
-    ("positive", [0.025367, 0.012639, 0.011314]),
-    ("negative", [0.016721, 0.0085828, 0.011209]),
-    ("outlier", [1.8732, 1.8636, 1.0134]),
-    ("equal", [9.1687e-5, 8.7357e-5, 4.8816e-5]),
-    ("subnormal_scales", [3.1503e-6, 3.1437e-6, 1.0434e-6]),
-    ("large", [1171.4, 584.88, 298.61]),
+const LLAMA_CPP_ERRORS: [(&str, [f64; 5]); 8] = [
+    ("gaussian", [0.30809, 0.16241, 0.076164, 0.038354, 0.019395]),
+    ("heavy_tailed", [0.011405, 0.0066591, 0.0031047, 0.0015991, 0.00085929]),
+    ("positive", [0.12, 0.10069, 0.025367, 0.012639, 0.011314]),
+    ("negative", [0.069171, 0.092995, 0.016721, 0.0085828, 0.011209]),
+    ("outlier", [1.8982, 1.0129, 1.8732, 1.8636, 1.0134]),
+    ("equal", [6.4075e-5, 4.8816e-5, 9.1687e-5, 8.7357e-5, 4.8816e-5]),
+    ("subnormal_scales", [3.493e-7, 1.0434e-6, 3.1503e-6, 3.1437e-6, 1.0434e-6]),
+    ("large", [4802.2, 2547.3, 1171.4, 584.88, 298.61]),
 ];
 
 #[test]
@@ -222,7 +222,9 @@ fn k_types_err_less_than_llama_cpp() {
         let values = decoded(Dtype::F32, values.data());
         for (dtype, limit) in K_TYPES.into_iter().zip(limits) {
             let error = rms_error(dtype, &values);
-            assert!(error <= 0.985 * limit, "{case}: {dtype}: {error} for {limit}");
+            // Beside an outlier, no step of `q3_k` is fine enough for any other code than 0.
+            let part = if (case, dtype) == ("outlier", Dtype::Q3K) { 1.0001 } else { 0.985 };
+            assert!(error <= part * limit, "{case}: {dtype}: {error} for {limit}");
         }
     }
 }
@@ -276,7 +278,7 @@ proptest! {
     #[test]
     fn k_errors_are_within_a_step_on_average(values in values(256)) {
         let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
-        for (dtype, steps) in [(Dtype::Q4K, 7.5), (Dtype::Q5K, 15.5), (Dtype::Q6K, 32.0)] {
+        for (dtype, steps) in [(Dtype::Q2K, 1.5), (Dtype::Q3K, 4.0), (Dtype::Q4K, 7.5), (Dtype::Q5K, 15.5), (Dtype::Q6K, 32.0)] {
             let bound = f64::from(largest) / steps + 2f64.powi(-24);
             let error = rms_error(dtype, &values);
             prop_assert!(error <= bound, "{}: {} beyond {}", dtype, error, bound);
@@ -305,7 +307,8 @@ proptest! {
                 match encoded(*dtype, &values) {
                     Ok(blocks) => {
                         let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
-                        let part = if matches!(dtype, Dtype::Tq1_0 | Dtype::Tq2_0) { 0.501 } else { 0.25 };
+                        let few_levels = matches!(dtype, Dtype::Tq1_0 | Dtype::Tq2_0 | Dtype::Q2K | Dtype::Q3K);
+                        let part = if few_levels { 0.501 } else { 0.25 };
                         for (decoded, value) in decoded(*dtype, &blocks).iter().zip(&values) {
                             let near = (decoded - value).abs() <= largest * part + 127.0 * 2f32.powi(-25);
                             prop_assert!(near, "{}: {} for {}", dtype, decoded, value);
@@ -355,8 +358,10 @@ fn zeros_have_zero_scales() {
     for dtype in K_TYPES {
         for zero in [0.0, -0.0] {
             let blocks = encoded(dtype, &[zero; 256]).expect("zeros are in range");
+            // Codes and scales of zero are not zero bits in types with a sign.
+            let signed = matches!(dtype, Dtype::Q3K | Dtype::Q6K);
             assert!(
-                blocks.iter().all(|byte| *byte == 0 || dtype == Dtype::Q6K && *byte == 0xaa),
+                blocks.iter().all(|byte| *byte == 0 || signed && [0xaa, 0xff].contains(byte)),
                 "{dtype}: {blocks:?}"
             );
             assert_eq!(decoded(dtype, &blocks), [0.0; 256]);
@@ -386,7 +391,7 @@ fn what_cannot_be_written_is_named() {
         }
     }
     assert_eq!(encoded(Dtype::Q4K, &[0.0; 255]), Err(QuantizeError::PartialBlock { dtype: Dtype::Q4K, len: 255 }));
-    assert_eq!(encoded(Dtype::Q2K, &[0.0; 256]), Err(QuantizeError::NotWritten { dtype: Dtype::Q2K }));
+    assert_eq!(encoded(Dtype::Nvfp4, &[0.0; 256]), Err(QuantizeError::NotWritten { dtype: Dtype::Nvfp4 }));
     let error = encoded(Dtype::Iq2Xxs, &[0.0; 256]).expect_err("there is no encoder");
     assert_eq!(error.to_string(), "iq2_xxs can be read but not written");
 }
@@ -410,13 +415,20 @@ fn scales_of_mxfp4_are_every_power_of_two() {
 
 #[test]
 fn the_largest_scales_are_used() {
-    for (dtype, limit) in [(Dtype::Q4K, 15.0 * 63.0), (Dtype::Q5K, 31.0 * 63.0), (Dtype::Q6K, 32.0 * 128.0)] {
+    let largest = [
+        (Dtype::Q2K, 3.0 * 15.0, 1.05),
+        (Dtype::Q3K, 4.0 * 32.0, 1.02),
+        (Dtype::Q4K, 15.0 * 63.0, 1.02),
+        (Dtype::Q5K, 31.0 * 63.0, 1.02),
+        (Dtype::Q6K, 32.0 * 128.0, 1.02),
+    ];
+    for (dtype, limit, beyond) in largest {
         let largest = 65504.0 * limit;
         let mut values = [0.0; 256];
         values[17] = largest;
         let decoded = round_trip(dtype, &values);
         assert!((decoded[17] - largest).abs() <= largest * 0.01, "{dtype}: {} for {largest}", decoded[17]);
-        values[17] = largest * 1.02;
+        values[17] = largest * beyond;
         assert!(encoded(dtype, &values).is_err(), "{dtype}");
     }
 }
@@ -447,7 +459,12 @@ fn mixtures_are_those_of_llama_cpp() {
     assert_eq!(mixture(FileType::Q8_0, plain()), BTreeMap::from([("f32", 45), ("q8_0", 156)]));
     assert_eq!(mixture(FileType::Q4_0, plain()), BTreeMap::from([("f32", 45), ("q4_0", 155), ("q6_k", 1)]));
     assert_eq!(mixture(FileType::F16, plain()), BTreeMap::from([("f16", 156), ("f32", 45)]));
-    // By its rules, which give `MXFP4_MOE` to experts only.
+    // By its rules.
+    let expected = BTreeMap::from([("f32", 45), ("q2_k", 89), ("q3_k", 44), ("q4_k", 22), ("q6_k", 1)]);
+    assert_eq!(mixture(FileType::Q2K, plain()), expected);
+    let expected = BTreeMap::from([("f32", 45), ("q3_k", 89), ("q4_k", 63), ("q5_k", 3), ("q6_k", 1)]);
+    assert_eq!(mixture(FileType::Q3KM, plain()), expected);
+    // They give `MXFP4_MOE` to experts only.
     for (file_type, name) in [(FileType::Tq1_0, "tq1_0"), (FileType::Tq2_0, "tq2_0")] {
         let expected = BTreeMap::from([("f32", 45), ("q4_k", 1), ("q6_k", 1), (name, 154)]);
         assert_eq!(mixture(file_type, plain()), expected);
@@ -466,7 +483,7 @@ fn mixtures_are_those_of_llama_cpp() {
 #[test]
 fn types_that_are_only_read_are_told_from_unknown_ones() {
     let error = |name: &str| name.parse::<FileType>().expect_err(name).to_string();
-    let known = "f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, tq2_0, tq1_0";
+    let known = "f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, q3_k_m, q2_k, tq2_0, tq1_0";
     let expected =
         format!("expected a quantization type ({known}), found `iq2_xxs`, which can be read but not written");
     assert_eq!(error("iq2_xxs"), expected);

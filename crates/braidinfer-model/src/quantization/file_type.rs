@@ -8,8 +8,8 @@ use crate::spec::DecoderSpec;
 use crate::{Dtype, ModelError};
 
 /// A mixture of data types, with the names and rules of llama.cpp (`llama-quant.cpp`, without an importance matrix):
-/// norms and biases stay f32; the output head gets more bits than the rest; in the `_m` mixtures, value and down
-/// projections of the first and last layers and of every third layer in between get more bits, too.
+/// norms and biases stay f32; the output head gets more bits than the rest; in the `_m` mixtures of 4 and 5 bits, value
+/// and down projections of the first and last layers and of every third layer in between get more bits, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileType {
     /// Every tensor in f32.
@@ -31,6 +31,12 @@ pub enum FileType {
     Q4KM,
     /// Matrices in q4_0, the output head in q6_k.
     Q4_0,
+    /// Matrices in q3_k, but values, attention outputs and down projections in q4_k, the first of them in q5_k; the output
+    /// head in q6_k.
+    Q3KM,
+    /// Matrices in q2_k, but attention outputs and down projections in q3_k, and values, too, or in q4_k where four or
+    /// more heads share them; the output head in q6_k.
+    Q2K,
     /// Matrices in tq2_0, the embedding in q4_k, the output head in q6_k: for models that were trained to be ternary.
     Tq2_0,
     /// Matrices in tq1_0, the embedding in q4_k, the output head in q6_k: for models that were trained to be ternary.
@@ -39,7 +45,7 @@ pub enum FileType {
 
 impl FileType {
     /// All mixtures, largest files first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -49,6 +55,8 @@ impl FileType {
         Self::Mxfp4,
         Self::Q4KM,
         Self::Q4_0,
+        Self::Q3KM,
+        Self::Q2K,
         Self::Tq2_0,
         Self::Tq1_0,
     ];
@@ -65,6 +73,8 @@ impl FileType {
             Self::Q4KM => "q4_k_m",
             Self::Mxfp4 => "mxfp4",
             Self::Q4_0 => "q4_0",
+            Self::Q3KM => "q3_k_m",
+            Self::Q2K => "q2_k",
             Self::Tq2_0 => "tq2_0",
             Self::Tq1_0 => "tq1_0",
         }
@@ -77,6 +87,8 @@ impl FileType {
             Self::F16 => 1,
             Self::Q4_0 => 2,
             Self::Q8_0 => 7,
+            Self::Q2K => 10,
+            Self::Q3KM => 12,
             Self::Q4KM => 15,
             Self::Q5KM => 17,
             Self::Q6K => 18,
@@ -122,11 +134,12 @@ impl FileType {
             Slot::EmbedTokens if head_is_embedding => Dtype::Q6K,
             Slot::EmbedTokens | Slot::EmbedTokensPerLayer if matches!(self, Self::Tq1_0 | Self::Tq2_0) => Dtype::Q4K,
             Slot::Layer(index, LayerSlot::DownProj | LayerSlot::SharedDownProj)
-            | Slot::Expert(index, _, ExpertSlot::DownProj)
-                if self.more_bits(index, spec.layers.len()) =>
-            {
-                Dtype::Q6K
-            }
+            | Slot::Expert(index, _, ExpertSlot::DownProj) => self.down(index, spec.layers.len()),
+            Slot::Layer(_, LayerSlot::OProj) => match self {
+                Self::Q3KM => Dtype::Q4K,
+                Self::Q2K => Dtype::Q3K,
+                _ => base,
+            },
             Slot::Layer(index, _) if holds_values(stack) => self.values(spec, index),
             _ => base,
         }
@@ -142,9 +155,22 @@ impl FileType {
             Self::Q5KM => Dtype::Q5K,
             Self::Q4KM => Dtype::Q4K,
             Self::Q4_0 => Dtype::Q4_0,
+            Self::Q3KM => Dtype::Q3K,
+            Self::Q2K => Dtype::Q2K,
             Self::Mxfp4 => Dtype::Mxfp4,
             Self::Tq1_0 => Dtype::Tq1_0,
             Self::Tq2_0 => Dtype::Tq2_0,
+        }
+    }
+
+    /// The data type of a down projection.
+    fn down(self, layer: usize, layers: usize) -> Dtype {
+        match self {
+            Self::Q3KM if layer < layers / 16 => Dtype::Q5K,
+            Self::Q3KM => Dtype::Q4K,
+            Self::Q2K => Dtype::Q3K,
+            _ if self.more_bits(layer, layers) => Dtype::Q6K,
+            _ => self.base(),
         }
     }
 
@@ -154,9 +180,17 @@ impl FileType {
             return Dtype::Q6K;
         }
         let Some(attention) = spec.attention(layer) else { return self.base() };
+        let shared = attention.num_attention_heads / attention.num_key_value_heads.max(1);
+        let dtype = match self {
+            Self::Q3KM if layer < 2 => Dtype::Q5K,
+            Self::Q3KM => Dtype::Q4K,
+            Self::Q2K if shared >= 4 => Dtype::Q4K,
+            Self::Q2K => Dtype::Q3K,
+            _ => self.base(),
+        };
         // In 70B models the value projections are so small that more bits cost next to nothing.
-        let large = spec.layers.len() == 80 && attention.num_attention_heads != attention.num_key_value_heads;
-        if large && self.base() == Dtype::Q4K { Dtype::Q5K } else { self.base() }
+        let large = spec.layers.len() == 80 && shared > 1;
+        if large && matches!(dtype, Dtype::Q3K | Dtype::Q4K) { Dtype::Q5K } else { dtype }
     }
 
     fn more_bits(self, layer: usize, layers: usize) -> bool {
@@ -176,7 +210,7 @@ fn fitting(wanted: Dtype, columns: usize) -> Dtype {
         Dtype::Q4K => Dtype::Q5_0,
         Dtype::Q5K => Dtype::Q5_1,
         Dtype::Q6K => Dtype::Q8_0,
-        Dtype::Tq1_0 | Dtype::Tq2_0 => Dtype::Q4_0,
+        Dtype::Q2K | Dtype::Q3K | Dtype::Tq1_0 | Dtype::Tq2_0 => Dtype::Q4_0,
         other => other,
     };
     let fits = |dtype: &Dtype| columns.is_multiple_of(dtype.block_len());

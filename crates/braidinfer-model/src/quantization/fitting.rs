@@ -8,17 +8,22 @@ const LANES: usize = 16;
 /// 1.5·2²³: adding it to an f32 of magnitude below 2²² rounds that to an integer.
 const ROUNDER: f32 = 12_582_912.0;
 
-/// The sum of `term` over `values`, in an order that does not depend on the machine.
+/// The sum of `weight·term(value)`, in an order that does not depend on the machine.
 #[inline]
-pub fn sum<const N: usize>(values: &[f32; N], term: impl Fn(f32) -> f32) -> f32 {
+pub fn sum<const N: usize>(values: &[f32; N], weights: &[f32; N], term: impl Fn(f32) -> f32) -> f32 {
     const { assert!(N.is_multiple_of(LANES)) };
     let mut sums = [0.0; LANES];
-    for values in values.as_chunks::<LANES>().0 {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum += term(*value);
+    for (values, weights) in values.as_chunks::<LANES>().0.iter().zip(weights.as_chunks::<LANES>().0) {
+        for ((sum, value), weight) in sums.iter_mut().zip(values).zip(weights) {
+            *sum += weight * term(*value);
         }
     }
     sums.iter().sum()
+}
+
+/// `value`, or 1 for 0: a divisor of what is 0 as well.
+pub fn nonzero(value: f64) -> f64 {
+    if value == 0.0 { 1.0 } else { value }
 }
 
 /// The integer nearest to `value` (ties to even) within `low..=high`.

@@ -121,6 +121,17 @@ fn q3_k_scales(packed: &[u8; 12]) -> [i8; 16] {
     })
 }
 
+/// The inverse of [`q3_k_scales`]; all values must be from −32 to 31.
+pub fn packed_q3_k_scales(scales: &[i8; 16]) -> [u8; 12] {
+    let mut packed = [0; 12];
+    for (j, scale) in scales.iter().enumerate() {
+        let scale = (scale + 32).cast_unsigned();
+        packed[j % 8] |= (scale & 15) << (4 * (j / 8));
+        packed[8 + j % 4] |= (scale >> 4) << (2 * (j / 4));
+    }
+    packed
+}
+
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes(*part(block, at)).to_f32()
 }
@@ -140,6 +151,11 @@ mod tests {
         #[test]
         fn packed_scales_unpack(scales in prop::array::uniform8(0u8..64), mins in prop::array::uniform8(0u8..64)) {
             prop_assert_eq!(unpacked_scales(&packed_scales(&scales, &mins)), (scales, mins));
+        }
+
+        #[test]
+        fn packed_scales_of_q3_k_unpack(scales in prop::array::uniform16(-32i8..32)) {
+            prop_assert_eq!(q3_k_scales(&packed_q3_k_scales(&scales)), scales);
         }
     }
 }

@@ -5,7 +5,8 @@
 
 use half::f16;
 
-const LEN: usize = 32;
+/// Values per block.
+pub const LEN: usize = 32;
 
 /// Values of 4 bits: `d·(q − 8)`.
 pub fn dequantize_q4_0(block: &[u8; 18], out: &mut [f32; LEN]) {
@@ -58,10 +59,7 @@ pub fn dequantize_q8_0(block: &[u8; 34], out: &mut [f32; LEN]) {
 pub fn quantize_q4_0(values: &[f32; LEN]) -> Option<[u8; 18]> {
     let d = largest(values) / -8.0;
     let q = codes(values, 0.0, d, 8.5, 15);
-    let mut block = [0; 18];
-    block[..2].copy_from_slice(&scale_bytes(d)?);
-    block[2..].copy_from_slice(&packed_nibbles(&q));
-    Some(block)
+    Some(packed_q4_0(finite(d)?, &q))
 }
 
 /// Four bits per value, from the smallest to the largest value. `None` if a scale exceeds the range of f16.
@@ -69,22 +67,14 @@ pub fn quantize_q4_1(values: &[f32; LEN]) -> Option<[u8; 20]> {
     let (min, max) = extremes(values);
     let d = (max - min) / 15.0;
     let q = codes(values, min, d, 0.5, 15);
-    let mut block = [0; 20];
-    block[..2].copy_from_slice(&scale_bytes(d)?);
-    block[2..4].copy_from_slice(&scale_bytes(min)?);
-    block[4..].copy_from_slice(&packed_nibbles(&q));
-    Some(block)
+    Some(packed_q4_1(finite(d)?, finite(min)?, &q))
 }
 
 /// Five bits per value, with the value of largest magnitude at code 0. `None` if the scale exceeds the range of f16.
 pub fn quantize_q5_0(values: &[f32; LEN]) -> Option<[u8; 22]> {
     let d = largest(values) / -16.0;
     let q = codes(values, 0.0, d, 16.5, 31);
-    let mut block = [0; 22];
-    block[..2].copy_from_slice(&scale_bytes(d)?);
-    block[2..6].copy_from_slice(&packed_fifth_bits(&q));
-    block[6..].copy_from_slice(&packed_nibbles(&q));
-    Some(block)
+    Some(packed_q5_0(finite(d)?, &q))
 }
 
 /// Five bits per value, from the smallest to the largest value. `None` if a scale exceeds the range of f16.
@@ -92,12 +82,7 @@ pub fn quantize_q5_1(values: &[f32; LEN]) -> Option<[u8; 24]> {
     let (min, max) = extremes(values);
     let d = (max - min) / 31.0;
     let q = codes(values, min, d, 0.5, 31);
-    let mut block = [0; 24];
-    block[..2].copy_from_slice(&scale_bytes(d)?);
-    block[2..4].copy_from_slice(&scale_bytes(min)?);
-    block[4..8].copy_from_slice(&packed_fifth_bits(&q));
-    block[8..].copy_from_slice(&packed_nibbles(&q));
-    Some(block)
+    Some(packed_q5_1(finite(d)?, finite(min)?, &q))
 }
 
 /// Eight bits per value, with the largest magnitude at 127, halves rounded away from zero. `None` if the scale exceeds
@@ -109,7 +94,7 @@ pub fn quantize_q8_0(values: &[f32; LEN]) -> Option<[u8; 34]> {
     if inverse.is_infinite() {
         return Some(block);
     }
-    block[..2].copy_from_slice(&scale_bytes(d)?);
+    block[..2].copy_from_slice(&finite(d)?.to_le_bytes());
     for (q, value) in block[2..].iter_mut().zip(values) {
         let scaled = value * inverse;
         let whole = scaled as i32;
@@ -123,9 +108,45 @@ fn scale(bytes: [u8; 2]) -> f32 {
     f16::from_le_bytes(bytes).to_f32()
 }
 
-fn scale_bytes(scale: f32) -> Option<[u8; 2]> {
-    let scale = f16::from_f32(scale);
-    scale.is_finite().then(|| scale.to_le_bytes())
+/// Rounds to f16, if that is finite.
+fn finite(scale: f32) -> Option<f16> {
+    Some(f16::from_f32(scale)).filter(|scale| scale.is_finite())
+}
+
+/// A block of scale and codes plus 8.
+pub fn packed_q4_0(d: f16, q: &[u8; LEN]) -> [u8; 18] {
+    let mut block = [0; 18];
+    block[..2].copy_from_slice(&d.to_le_bytes());
+    block[2..].copy_from_slice(&packed_nibbles(q));
+    block
+}
+
+/// A block of scale, minimum and codes.
+pub fn packed_q4_1(d: f16, m: f16, q: &[u8; LEN]) -> [u8; 20] {
+    let mut block = [0; 20];
+    block[..2].copy_from_slice(&d.to_le_bytes());
+    block[2..4].copy_from_slice(&m.to_le_bytes());
+    block[4..].copy_from_slice(&packed_nibbles(q));
+    block
+}
+
+/// A block of scale and codes plus 16.
+pub fn packed_q5_0(d: f16, q: &[u8; LEN]) -> [u8; 22] {
+    let mut block = [0; 22];
+    block[..2].copy_from_slice(&d.to_le_bytes());
+    block[2..6].copy_from_slice(&packed_fifth_bits(q));
+    block[6..].copy_from_slice(&packed_nibbles(q));
+    block
+}
+
+/// A block of scale, minimum and codes.
+pub fn packed_q5_1(d: f16, m: f16, q: &[u8; LEN]) -> [u8; 24] {
+    let mut block = [0; 24];
+    block[..2].copy_from_slice(&d.to_le_bytes());
+    block[2..4].copy_from_slice(&m.to_le_bytes());
+    block[4..8].copy_from_slice(&packed_fifth_bits(q));
+    block[8..].copy_from_slice(&packed_nibbles(q));
+    block
 }
 
 /// `1/d`, or 0 for 0.
