@@ -209,6 +209,9 @@ pub struct QuantizeArgs {
     /// How to store the weights
     #[arg(long = "type", value_name = "TYPE")]
     pub file_type: FileType,
+    /// An importance matrix (of llama.cpp): what errors in each column of a matrix count
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Overwrite DST.gguf if it is there
     #[arg(long)]
     pub force: bool,

@@ -49,7 +49,7 @@ pub use structured::{AnswerForm, DATA_KEYS, FormLimits, StructuredOutput};
 pub use threads::Threads;
 pub use worker::run_worker;
 
-pub use quantize::{QuantizeProgress, QuantizeReport, quantize, quantize_weights};
+pub use quantize::{QuantizeOptions, QuantizeProgress, QuantizeReport, quantize, quantize_weights, quantize_with};
 
 #[cfg(feature = "hub")]
 pub use braidinfer_hub as hub;

@@ -1,5 +1,7 @@
 //! Quantizing models: in memory while loading, or into a GGUF file.
 
+mod importance;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -9,7 +11,7 @@ use std::sync::Arc;
 
 use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
 use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
-use braidinfer_model::quantization::{self, FileType};
+use braidinfer_model::quantization::{self, FileType, Importance};
 use braidinfer_model::spec::{AttentionSpec, DeltaNetSpec};
 use braidinfer_model::{
     DecoderSpec, Dtype, GenerationConfig, ModelError, ModelSource, Param, Parameter, Slot, Stack, TensorNames,
@@ -17,6 +19,7 @@ use braidinfer_model::{
 };
 use rayon::prelude::*;
 
+use self::importance::TensorImportance;
 use crate::executor::standard::LoadProgress;
 use crate::memory::{Room, SLACK};
 use crate::text::{Tokenizer, TokenizerSettings, write_tokenizer};
@@ -42,10 +45,18 @@ pub struct QuantizeReport {
     pub notes: Vec<String>,
 }
 
-/// Writes the model as a GGUF file at `destination`, with matrices quantized to `file_type`.
-///
-/// The file is created atomically. Fails if it exists, unless `overwrite`; if GGUF cannot describe the decoder or its
-/// tokenizer; and with [`Error::Cancelled`] if `progress` breaks.
+/// How [`quantize_with`] quantizes.
+#[derive(Debug, Clone, Copy)]
+pub struct QuantizeOptions<'a> {
+    /// What becomes of the matrices.
+    pub file_type: FileType,
+    /// Whether a file that is there is replaced.
+    pub overwrite: bool,
+    /// A file with an importance matrix: how much errors in each column of the matrices count.
+    pub imatrix: Option<&'a Path>,
+}
+
+/// [`quantize_with`], without an importance matrix.
 pub fn quantize(
     source: &ModelSource,
     destination: &Path,
@@ -54,11 +65,29 @@ pub fn quantize(
     threads: &Threads,
     progress: QuantizeProgress,
 ) -> Result<QuantizeReport> {
+    let options = QuantizeOptions { file_type, overwrite, imatrix: None };
+    quantize_with(source, destination, options, threads, progress)
+}
+
+/// Writes the model as a GGUF file at `destination`.
+///
+/// The file is created atomically. Fails if it exists, unless it may be overwritten; if GGUF cannot describe the decoder
+/// or its tokenizer; if the importance matrix is not one for this model; and with [`Error::Cancelled`] if `progress`
+/// breaks.
+pub fn quantize_with(
+    source: &ModelSource,
+    destination: &Path,
+    options: QuantizeOptions<'_>,
+    threads: &Threads,
+    progress: QuantizeProgress,
+) -> Result<QuantizeReport> {
+    let QuantizeOptions { file_type, overwrite, imatrix } = options;
     let partial = PartialFile::create(destination, overwrite)?;
     let (description, config) = describe(source)?;
     let spec = description.spec;
     let weights = Weights::open(source, &spec, &description.names)?;
     let needed = streaming_bytes(&spec, threads).saturating_add(SLACK);
+    let needed = needed.saturating_add(imatrix.map_or(Ok(0), importance::bytes)?);
     Room::now().hold(needed, || format!("{}: quantizing into a file", source.label()))?;
     let head_is_embedding = weights.head_is_embedding();
     let mut model = gguf_model(&source.label(), &spec, head_is_embedding)?;
@@ -67,8 +96,16 @@ pub fn quantize(
     let generation = GenerationConfig::read(source, &config)?;
     notes.extend(complete(source, &spec, &generation, destination, file_type, &mut model.metadata)?);
     notes.extend(requantized(&weights));
-    let quantizer =
-        GgufQuantizer { spec: &spec, weights: &weights, model: &model, file_type, head_is_embedding, threads };
+    let mut importance = None;
+    if let Some(path) = imatrix {
+        let dtype = |stack: &Stack| file_type.dtype_with_importance(&spec, stack, head_is_embedding);
+        let (read, found) = TensorImportance::read(path, &mut model, dtype)?;
+        importance = Some(read);
+        notes.extend(found);
+    }
+    let importance = importance.as_ref();
+    let (spec, weights, model) = (&spec, &weights, &model);
+    let quantizer = GgufQuantizer { spec, weights, model, file_type, head_is_embedding, importance, threads };
     notes.extend(quantizer.fallbacks());
     let file_bytes = quantizer.write(partial, progress)?;
     let mut tensors = BTreeMap::new();
@@ -146,7 +183,7 @@ fn encode_matrix(view: &TensorView, dtype: Dtype, threads: &Threads) -> Result<A
     let parts = data.par_chunks_mut(groups.first().map_or(1, ExactSizeIterator::len) * row);
     let encode_part = |(part, rows): (&mut [u8], Range<usize>)| -> Result<()> {
         let values = view.read_rows::<f32>(rows.clone())?;
-        part.copy_from_slice(&encode(view.name, view.path, dtype, &values, rows.start * columns)?);
+        part.copy_from_slice(&encode(view.name, view.path, dtype, &values, rows.start * columns, None)?);
         Ok(())
     };
     threads.run(|| parts.zip(groups).try_for_each(encode_part))?;
@@ -236,9 +273,20 @@ fn groups(shape: &[usize], step: usize) -> Vec<Range<usize>> {
 }
 
 /// Encodes values as blocks; `first` is the index of the first value in its tensor, for errors.
-fn encode(tensor: &str, path: &str, dtype: Dtype, values: &[f32], first: usize) -> Result<Vec<u8>> {
+fn encode(
+    tensor: &str,
+    path: &str,
+    dtype: Dtype,
+    values: &[f32],
+    first: usize,
+    importance: Option<&Importance>,
+) -> Result<Vec<u8>> {
     let mut blocks = Vec::with_capacity(dtype.bytes(values.len()).unwrap_or(0));
-    quantization::quantize(dtype, values, &mut blocks).map_err(|fault| {
+    let encoded = match importance {
+        Some(importance) => quantization::quantize_rows(dtype, values, importance, &mut blocks),
+        None => quantization::quantize(dtype, values, &mut blocks),
+    };
+    encoded.map_err(|fault| {
         let found = match fault {
             quantization::QuantizeError::OutOfRange { index, value, .. } => {
                 format!("{value} at index {}", first + index)
@@ -258,12 +306,16 @@ struct GgufQuantizer<'a> {
     model: &'a GgufModel,
     file_type: FileType,
     head_is_embedding: bool,
+    importance: Option<&'a TensorImportance>,
     threads: &'a Threads,
 }
 
 impl GgufQuantizer<'_> {
     fn dtype(&self, stack: &Stack) -> Dtype {
-        self.file_type.dtype(self.spec, stack, self.head_is_embedding)
+        match self.importance {
+            Some(_) => self.file_type.dtype_with_importance(self.spec, stack, self.head_is_embedding),
+            None => self.file_type.dtype(self.spec, stack, self.head_is_embedding),
+        }
     }
 
     fn fallbacks(&self) -> Option<String> {
@@ -308,7 +360,8 @@ impl GgufQuantizer<'_> {
         }
         let at_once = self.threads.count() * 2;
         let part = |(parameter, rows): &(&Parameter, Range<usize>)| -> Result<Vec<u8>, WriteError> {
-            Ok(self.part(parameter, rows.clone(), dtype)?)
+            let importance = self.importance.and_then(|known| known.of(&stack.tensor, parameter.slot));
+            Ok(self.part(parameter, rows.clone(), dtype, importance)?)
         };
         let parts = work.chunks(at_once).flat_map(|work| match going_on() {
             ControlFlow::Break(()) => vec![Err(Error::Cancelled.into())],
@@ -318,7 +371,13 @@ impl GgufQuantizer<'_> {
         Ok(())
     }
 
-    fn part(&self, parameter: &Parameter, rows: Range<usize>, dtype: Dtype) -> Result<Vec<u8>> {
+    fn part(
+        &self,
+        parameter: &Parameter,
+        rows: Range<usize>,
+        dtype: Dtype,
+        importance: Option<&Importance>,
+    ) -> Result<Vec<u8>> {
         let Parameter { slot, param, shape } = parameter;
         let view = self.weights.get(*slot, *param);
         let view = view.ok_or_else(|| Error::Internal(format!("the weights lack {slot:?}")))?;
@@ -335,7 +394,7 @@ impl GgufQuantizer<'_> {
             }
         };
         self.model.transform(*slot, *param, columns, &mut values);
-        encode(view.name, view.path, dtype, &values, first)
+        encode(view.name, view.path, dtype, &values, first, importance)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use braidinfer::{QuantizeReport, Threads};
+use braidinfer::{QuantizeOptions, QuantizeReport, Threads};
 
 use super::perplexity;
 use crate::args::QuantizeArgs;
@@ -19,12 +19,13 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
     let bar = output::progress_bar(&format!("quantizing {}", source.label()), "tensors");
     // Ctrl-C ends the work between two tensors, so that no incomplete file is left.
     let working = interrupt::Working::begin();
-    let report =
-        braidinfer::quantize(&source, &args.destination, args.file_type, args.force, &threads, &mut |done, tensors| {
-            bar.set_length(tensors as u64);
-            bar.set_position(done as u64);
-            if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+    let options =
+        QuantizeOptions { file_type: args.file_type, overwrite: args.force, imatrix: args.imatrix.as_deref() };
+    let report = braidinfer::quantize_with(&source, &args.destination, options, &threads, &mut |done, tensors| {
+        bar.set_length(tensors as u64);
+        bar.set_position(done as u64);
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
     drop(working);
     bar.finish_and_clear();
     let report = match report {

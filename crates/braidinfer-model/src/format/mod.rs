@@ -3,6 +3,7 @@
 mod assembled;
 mod checkpoint;
 pub mod gguf;
+pub mod imatrix;
 pub(crate) mod quantized;
 pub mod safetensors;
 mod split_heads;

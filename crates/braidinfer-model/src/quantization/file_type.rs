@@ -105,6 +105,21 @@ impl FileType {
         fitting(wanted, stack.shape().last().copied().unwrap_or(1))
     }
 
+    /// Like [`FileType::dtype`], where there is an importance matrix: with `q4_0`, down projections of the first layers
+    /// are `q4_1` then, as in llama.cpp.
+    pub fn dtype_with_importance(self, spec: &DecoderSpec, stack: &Stack, head_is_embedding: bool) -> Dtype {
+        let is_early = |layer: usize| layer < spec.layers.len() / 8;
+        match stack.parameters[0].slot {
+            Slot::Layer(layer, LayerSlot::DownProj | LayerSlot::SharedDownProj)
+            | Slot::Expert(layer, _, ExpertSlot::DownProj)
+                if self == Self::Q4_0 && stack.parameters[0].param == Param::Weight && is_early(layer) =>
+            {
+                fitting(Dtype::Q4_1, stack.shape().last().copied().unwrap_or(1))
+            }
+            _ => self.dtype(spec, stack, head_is_embedding),
+        }
+    }
+
     /// Whether a tensor gets a fallback type, because its rows are not whole blocks of the intended type.
     pub fn falls_back(self, spec: &DecoderSpec, stack: &Stack, head_is_embedding: bool) -> bool {
         self.wanted(spec, stack, head_is_embedding) != self.dtype(spec, stack, head_is_embedding)

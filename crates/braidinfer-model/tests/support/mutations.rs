@@ -55,6 +55,12 @@ impl File {
         Self { name: name.to_owned(), parts: between_commas(&bytes, 8..header), bytes, header, numbers, is_text: true }
     }
 
+    /// Another file, all of it a header, with numbers in these places.
+    pub fn binary(name: &str, bytes: Vec<u8>, numbers: Vec<Range<usize>>) -> Self {
+        let (name, header, parts) = (name.to_owned(), bytes.len(), Vec::new());
+        Self { name, bytes, header, numbers, is_text: false, parts }
+    }
+
     /// A JSON file.
     pub fn json(name: &str, bytes: Vec<u8>) -> Self {
         let header = bytes.len();
