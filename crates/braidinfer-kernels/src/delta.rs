@@ -49,11 +49,17 @@ pub fn scratch_len(tokens: usize, new: usize, value_dim: usize) -> usize {
 
 /// The logarithm of a token's decay, `rate * softplus(a + dt_bias)`; `rate` is negative.
 pub fn log_decay(a: f32, rate: f32, dt_bias: f32) -> f32 {
-    let x = a + dt_bias;
+    bounded_decay(rate * softplus(a + dt_bias))
+}
+
+/// `ln(1 + e^x)`.
+pub fn softplus(x: f32) -> f32 {
     // Above 20 the difference is below the precision.
-    let softplus = if x > 20.0 { x } else { x.exp().ln_1p() };
-    let decay = rate * softplus;
-    // A NaN must stay one.
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+/// The logarithm of a decay, no less than the least one. A NaN stays one.
+pub(crate) fn bounded_decay(decay: f32) -> f32 {
     if decay < LEAST_DECAY { LEAST_DECAY } else { decay }
 }
 
@@ -74,14 +80,14 @@ dispatched! {
 }
 
 #[inline(always)]
-fn lines(values: &[f32]) -> &[[f32; LANES]] {
+pub(crate) fn lines(values: &[f32]) -> &[[f32; LANES]] {
     let (lines, rest) = values.as_chunks::<LANES>();
     assert!(rest.is_empty(), "widths are multiples of {LANES}");
     lines
 }
 
 #[inline(always)]
-fn lines_mut(values: &mut [f32]) -> &mut [[f32; LANES]] {
+pub(crate) fn lines_mut(values: &mut [f32]) -> &mut [[f32; LANES]] {
     let (lines, rest) = values.as_chunks_mut::<LANES>();
     assert!(rest.is_empty(), "widths are multiples of {LANES}");
     lines
@@ -89,7 +95,7 @@ fn lines_mut(values: &mut [f32]) -> &mut [[f32; LANES]] {
 
 /// The sum of products over lines, in one vector.
 #[inline(always)]
-fn dot<S: Simd>(simd: S, a: &[[f32; LANES]], b: &[[f32; LANES]]) -> f32 {
+pub(crate) fn dot<S: Simd>(simd: S, a: &[[f32; LANES]], b: &[[f32; LANES]]) -> f32 {
     let mut sum = simd.splat(0.0);
     for (a, b) in a.iter().zip(b) {
         sum = simd.fma(simd.load(a), simd.load(b), sum);
@@ -109,7 +115,7 @@ fn normalize_l2_lanes<S: Simd>(simd: S, x: &mut [f32], scale: f32) {
 /// Sets `to[i]` to the logarithm of the decay from token `i` to the last token. Sums begin at the last token, so that the
 /// small ones are exact where earlier ones are large.
 #[inline(always)]
-fn decays_to_last(decays: &[f32], to: &mut [f32]) {
+pub(crate) fn decays_to_last(decays: &[f32], to: &mut [f32]) {
     let mut sum = 0.0;
     for (index, to) in to[..decays.len()].iter_mut().enumerate().rev() {
         *to = sum;
@@ -119,19 +125,19 @@ fn decays_to_last(decays: &[f32], to: &mut [f32]) {
 
 /// The logarithm of the decay from before the first token to the last one, summed in the same order.
 #[inline(always)]
-fn decay_of_all(decays: &[f32]) -> f32 {
+pub(crate) fn decay_of_all(decays: &[f32]) -> f32 {
     decays.iter().rev().fold(0.0, |sum, decay| sum + decay)
 }
 
 #[inline(always)]
-fn exp_of<S: Simd>(simd: S, x: f32) -> f32 {
+pub(crate) fn exp_of<S: Simd>(simd: S, x: f32) -> f32 {
     let mut lanes = [0.0; LANES];
     simd.store(exp(simd, simd.splat(x)), &mut lanes);
     lanes[0]
 }
 
 #[inline(always)]
-fn exp_all<S: Simd>(simd: S, values: &mut [f32]) {
+pub(crate) fn exp_all<S: Simd>(simd: S, values: &mut [f32]) {
     for line in lines_mut(values) {
         simd.store(exp(simd, simd.load(line)), line);
     }
@@ -139,7 +145,13 @@ fn exp_all<S: Simd>(simd: S, values: &mut [f32]) {
 
 /// `out = factor * out + sum of coefficients[i] * rows[i]`, rows being `[n][out.len()]`.
 #[inline(always)]
-fn add_rows<S: Simd>(simd: S, out: &mut [[f32; LANES]], factor: f32, rows: &[[f32; LANES]], coefficients: &[f32]) {
+pub(crate) fn add_rows<S: Simd>(
+    simd: S,
+    out: &mut [[f32; LANES]],
+    factor: f32,
+    rows: &[[f32; LANES]],
+    coefficients: &[f32],
+) {
     let width = out.len();
     let factor = simd.splat(factor);
     for (column, out) in out.iter_mut().enumerate() {

@@ -26,6 +26,11 @@ pub enum ActivationFunction {
     },
     /// `max(x, 0)²`.
     Relu2,
+    /// SiLU of `factor * x`.
+    ScaledSilu {
+        /// The factor.
+        factor: f32,
+    },
     /// `positive x² + beta x` for positive `x` and `negative (e^x - 1 - x) + beta x` for others (arXiv:2411.13010).
     Xielu {
         /// Curvature of positive values.
@@ -156,6 +161,10 @@ pub(crate) fn capped<S: Simd>(simd: S, x: S::F32, cap: f32) -> S::F32 {
 pub(crate) fn activated<S: Simd>(simd: S, activation: ActivationFunction, x: S::F32) -> S::F32 {
     match activation {
         ActivationFunction::Silu => silu(simd, x, x),
+        ActivationFunction::ScaledSilu { factor } => {
+            let x = simd.mul(simd.splat(factor), x);
+            silu(simd, x, x)
+        }
         ActivationFunction::GeluTanh => gelu_tanh(simd, x),
         ActivationFunction::GeluErf => gelu_erf(simd, x),
         ActivationFunction::Relu => simd.max(simd.splat(0.0), x),
@@ -206,19 +215,24 @@ mod tests {
     use crate::isa::Isa;
     use crate::math::tests::{erf_by_series, hostile};
 
-    const ACTIVATIONS: [ActivationFunction; 7] = [
+    const ACTIVATIONS: [ActivationFunction; 8] = [
         ActivationFunction::Silu,
         ActivationFunction::GeluTanh,
         ActivationFunction::GeluErf,
         ActivationFunction::Relu,
         ActivationFunction::ClampedSwiglu { alpha: 1.702, limit: 7.0 },
         ActivationFunction::Relu2,
+        ActivationFunction::ScaledSilu { factor: 0.6 },
         ActivationFunction::Xielu { positive: 0.8, negative: 1.1, beta: 0.5 },
     ];
 
     fn exact(activation: ActivationFunction, x: f64) -> f64 {
         match activation {
             ActivationFunction::Silu => x / (1.0 + (-x).exp()),
+            ActivationFunction::ScaledSilu { factor } => {
+                let x = f64::from(factor) * x;
+                x / (1.0 + (-x).exp())
+            }
             ActivationFunction::GeluTanh => {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
                 0.5 * x * (1.0 + inner.tanh())

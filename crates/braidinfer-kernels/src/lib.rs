@@ -14,6 +14,7 @@ pub mod delta;
 pub mod elementwise;
 pub mod format;
 mod isa;
+pub mod mamba2;
 mod math;
 mod matmul;
 pub mod norm;

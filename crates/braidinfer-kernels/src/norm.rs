@@ -57,6 +57,10 @@ dispatched! {
     pub fn statistics(kind: NormKind, x: Row<'_>, eps: f32) -> Statistics = statistics_of;
 }
 dispatched! {
+    /// The sum of the squares of a slice of any width.
+    pub fn sum_of_squares(x: &[f32]) -> f32 = squares_of_slice;
+}
+dispatched! {
     /// Normalises a slice of a row in place, given the statistics of the row. `weight` and `bias` begin at the same
     /// column as the slice and are at least as long.
     pub fn apply(x: &mut [f32], statistics: Statistics, weight: &[f32], bias: Option<&[f32]>) = apply_to_slice;
@@ -144,6 +148,15 @@ fn statistics_of_chunks<S: Simd>(simd: S, kind: NormKind, x: &(impl Chunks + ?Si
 #[inline(always)]
 fn statistics_of<S: Simd>(simd: S, kind: NormKind, x: Row<'_>, eps: f32) -> Statistics {
     statistics_of_chunks(simd, kind, &x, eps)
+}
+
+#[inline(always)]
+fn squares_of_slice<S: Simd>(simd: S, x: &[f32]) -> f32 {
+    let width = x.len();
+    sum_of_chunks!(simd, width, i => {
+        let value = within(simd, x.load(simd, i), i, width);
+        simd.mul(value, value)
+    })
 }
 
 /// `(x - mean) * inverse * weight + bias`.
@@ -248,6 +261,16 @@ mod tests {
                 apply(Isa::SCALAR, &mut parts[0], statistics, &weight, bias);
                 apply(Isa::SCALAR, &mut parts[1], statistics, &weight[middle..], bias.map(|bias| &bias[middle..]));
                 prop_assert_eq!(bits(&parts.concat()), bits(&head));
+            }
+        }
+
+        #[test]
+        fn sums_of_squares_are_those_of_any_width(x in prop::collection::vec(-10f32..10.0, 0..150)) {
+            let exact: f64 = x.iter().map(|value| f64::from(*value).powi(2)).sum();
+            let sum = sum_of_squares(Isa::SCALAR, &x);
+            prop_assert!((f64::from(sum) - exact).abs() <= 1e-5 * exact, "{sum} {exact}");
+            for isa in Isa::available() {
+                prop_assert_eq!(sum_of_squares(isa, &x).to_bits(), sum.to_bits(), "{}", isa.name());
             }
         }
 
