@@ -32,6 +32,10 @@ class Fixture:
     as_if: dict = field(default_factory=dict)
     # Keys the converter derives where it should read: written again with the right value.
     corrected: dict = field(default_factory=dict)
+    # Fields of config.json that the converter looks for, and that transformers does not write.
+    more_config: dict = field(default_factory=dict)
+    # Whether the converter gets config.json as it is, without the class's defaults, which would mean experts.
+    plain_config: bool = False
     # Tensors that the converter knows of other architectures only, under the names that they have there.
     more_tensors: tuple = ()
 
@@ -96,6 +100,17 @@ FIXTURES = [
     Fixture("minicpm3", as_if={
         "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "rope_parameters": {"attention_factor": 1.0},
     }),
+    Fixture("granitemoehybrid"),
+    # The converter takes every model with Mamba-2 for one without RoPE, as the published ones are.
+    Fixture("granitemoehybrid-dense", corrected={"rope_scaling_finetuned": True}),
+    Fixture("falcon_h1"),
+    # The converter checks a width of heads that no published model has.
+    Fixture("nemotron_h", more_config={"mamba_d_head": 10}, plain_config=True),
+    # There is no key for the least step, and the converter writes none for how many groups experts are chosen from.
+    Fixture(
+        "nemotron_h-moe", as_if={"time_step_min": 0.001}, corrected={"expert_group_used_count": 1},
+        more_config={"mamba_d_head": 8},
+    ),
 ]
 BY_NAME = {fixture.name: fixture for fixture in FIXTURES}
 
@@ -114,6 +129,8 @@ def copy_for_converter(fixture, directory):
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(source / name, directory / name)
     config = json.loads((source / "config.json").read_text())
+    if fixture.more_config:
+        (directory / "config.json").write_text(json.dumps(config | fixture.more_config))
     stub = {"model": {"vocab": {str(i): i for i in range(config["vocab_size"])}}, "added_tokens": []}
     (directory / "tokenizer.json").write_text(json.dumps(stub))
 
@@ -135,9 +152,10 @@ def convert(fixture, out, outtype, split=False):
         model_class.no_mtp = True
         gguf.MODEL_TENSORS[model_class.model_arch] += [gguf.MODEL_TENSOR[name] for name in fixture.more_tensors]
         count = sum(1 for _ in safe_names(directory / "model.safetensors"))
+        given = {"hparams": json.loads((directory / "config.json").read_text())} if fixture.plain_config else {}
         model = model_class(
             directory, file_type, out, model_name=fixture.name, eager=True,
-            split_max_tensors=-(-count // SHARDS) if split else 0,
+            split_max_tensors=-(-count // SHARDS) if split else 0, **given,
         )
         model.set_vocab = lambda: write_none_vocabulary(model, fixture.corrected)
         model.write()

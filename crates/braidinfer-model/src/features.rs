@@ -23,7 +23,7 @@ pub fn features(spec: &DecoderSpec) -> Vec<&'static str> {
 fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = &'static str> {
     let windows = |layer: &Mixer| match layer {
         Mixer::Attention { sliding_window, .. } => Some(sliding_window.is_some()),
-        Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
+        _ => None,
     };
     let kinds: BTreeSet<Option<bool>> = spec.layers.iter().map(|layer| windows(&layer.mixer)).collect();
     let window = kinds.contains(&Some(true)).then_some(match kinds.contains(&Some(false)) {
@@ -34,6 +34,9 @@ fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = &'static str> {
     let recurrent = [
         any(|mixer| matches!(mixer, Mixer::DeltaNet { .. })).then_some("gated delta net"),
         any(|mixer| matches!(mixer, Mixer::ShortConv { .. })).then_some("gated short convolutions"),
+        any(|mixer| matches!(mixer, Mixer::Mamba2 { .. })).then_some("Mamba-2"),
+        spec.layers.iter().any(|layer| layer.mamba2_beside.is_some()).then_some("Mamba-2 beside attention"),
+        any(|mixer| *mixer == Mixer::None).then_some("layers with one half"),
     ];
     recurrent.into_iter().flatten().chain(window)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::{ModelError, ModelSource, Result};
+use crate::{ModelError, ModelSource, Result, python_numbers};
 
 /// The JSON object of a model file, or an object nested in it.
 #[derive(Debug, Clone)]
@@ -29,7 +29,11 @@ impl JsonFile {
     pub fn parse(path: String, bytes: &[u8]) -> Result<Self> {
         let malformed =
             |found: String| ModelError::Malformed { path: path.clone(), expected: "a JSON object".into(), found };
-        let value = serde_json::from_slice(bytes).map_err(|error| malformed(format!("invalid JSON: {error}")))?;
+        let value = serde_json::from_slice(bytes).or_else(|error| {
+            let python = python_numbers::as_objects(bytes).and_then(|json| serde_json::from_slice(&json).ok());
+            python.ok_or(error)
+        });
+        let value = value.map_err(|error| malformed(format!("invalid JSON: {error}")))?;
         match value {
             Value::Object(map) => Ok(Self { path, at: String::new(), map, names: Arc::default() }),
             other => Err(malformed(kind(&other))),

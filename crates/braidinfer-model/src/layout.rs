@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::spec::{
     ActivationFunction, AttentionSpec, DecoderSpec, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, FeedForward,
-    LatentSpec, LayerSpec, Mixer, NormSpec, QkNormExtent, ShortConvSpec,
+    LatentSpec, LayerSpec, Mamba2Spec, Mixer, NormSpec, QkNormExtent, ShortConvSpec,
 };
 
 /// A module that holds parameters.
@@ -90,15 +90,21 @@ pub enum LayerSlot {
     InProjBa,
     /// The two gates of a short convolution, and what it convolves: `B`, `C` and `x`.
     InProjBcx,
+    /// Gate, inputs, `B`, `C` and steps of Mamba-2, in this order.
+    InProjZxbcdt,
     /// Convolution over channels, `[channels, 1, kernel]`.
     Conv1d,
-    /// Bias of a delta net's decay, one per value head.
+    /// Bias of a delta net's decay, one per value head, or of Mamba-2's steps, one per head.
     DtBias,
-    /// Logarithm of a delta net's rate of decay, or the negative rate, one per value head.
+    /// Logarithm of the rate of decay of a delta net or of Mamba-2, or the negative rate, one per (value) head.
     ALog,
+    /// Factor of the inputs of Mamba-2 in its outputs, one per head.
+    SkipD,
+    /// Norm of the outputs of Mamba-2, over the heads of a group; its weight is that of all groups.
+    MambaNorm,
     /// Norm of a delta net's output, over one value head.
     DeltaNorm,
-    /// Output projection of a delta net or a short convolution.
+    /// Output projection of a delta net, a short convolution or Mamba-2.
     OutProj,
     /// Norm of the attention output.
     AttentionOutputNorm,
@@ -249,7 +255,7 @@ impl ParameterList {
 
     fn mixer(&mut self, spec: &DecoderSpec, index: usize, layer: &LayerSpec) {
         let (block, hidden) = (&spec.block, spec.hidden_size);
-        if block.input_norm {
+        if block.input_norm && layer.mixer != Mixer::None {
             self.norm(Slot::Layer(index, LayerSlot::InputNorm), &spec.norm, &[hidden]);
         }
         match layer.mixer {
@@ -258,8 +264,12 @@ impl ParameterList {
             }
             Mixer::DeltaNet { delta_net } => self.delta_net(&spec.delta_nets[delta_net], index, hidden),
             Mixer::ShortConv { short_conv } => self.short_conv(&spec.short_convs[short_conv], index, hidden),
+            Mixer::Mamba2 { .. } | Mixer::None => {}
         }
-        if block.attention_output_norm {
+        if let Some(mamba2) = spec.mamba2(index) {
+            self.mamba2(mamba2, index, hidden);
+        }
+        if block.attention_output_norm && layer.mixer != Mixer::None {
             self.norm(Slot::Layer(index, LayerSlot::AttentionOutputNorm), &spec.norm, &[hidden]);
         }
     }
@@ -299,6 +309,22 @@ impl ParameterList {
             self.bias(slot(LayerSlot::Conv1d), hidden);
         }
         self.linear(slot(LayerSlot::OutProj), hidden, hidden, spec.conv_bias);
+    }
+
+    fn mamba2(&mut self, spec: &Mamba2Spec, index: usize, hidden: usize) {
+        let slot = |slot| Slot::Layer(index, slot);
+        self.linear(slot(LayerSlot::InProjZxbcdt), spec.input_rows(), hidden, spec.input_bias);
+        self.weight(slot(LayerSlot::Conv1d), &[spec.conv_width(), 1, spec.mamba_d_conv]);
+        if spec.conv_bias {
+            self.bias(slot(LayerSlot::Conv1d), spec.conv_width());
+        }
+        for name in [LayerSlot::DtBias, LayerSlot::ALog, LayerSlot::SkipD] {
+            self.weight(slot(name), &[spec.mamba_n_heads]);
+        }
+        if let Some(norm) = &spec.norm {
+            self.norm(slot(LayerSlot::MambaNorm), &norm.norm, &[spec.inner_width()]);
+        }
+        self.linear(slot(LayerSlot::OutProj), hidden, spec.inner_width(), spec.output_bias);
     }
 
     fn attention(&mut self, attention: &AttentionSpec, index: usize, hidden: usize, has_keys: bool) {
@@ -352,7 +378,8 @@ impl ParameterList {
     fn feed_forward(&mut self, spec: &DecoderSpec, index: usize, layer: &LayerSpec) {
         let (hidden, block) = (spec.hidden_size, &spec.block);
         let slot = |slot| Slot::Layer(index, slot);
-        if block.feed_forward_norm {
+        let is_there = layer.feed_forward != FeedForward::None;
+        if block.feed_forward_norm && is_there {
             self.norm(slot(LayerSlot::FeedForwardNorm), &spec.norm, &[hidden]);
         }
         match &layer.feed_forward {
@@ -372,8 +399,9 @@ impl ParameterList {
                 self.experts(experts, index, hidden);
                 self.expert_norms(spec, experts, index);
             }
+            FeedForward::None => {}
         }
-        if block.feed_forward_output_norm {
+        if block.feed_forward_output_norm && is_there {
             self.norm(slot(LayerSlot::FeedForwardOutputNorm), &spec.norm, &[hidden]);
         }
     }
@@ -410,13 +438,15 @@ impl ParameterList {
 
     fn experts(&mut self, experts: &ExpertsSpec, index: usize, hidden: usize) {
         let slot = |slot| Slot::Layer(index, slot);
-        let ExpertsSpec { num_experts, intermediate_size, bias, router, shared_expert, .. } = experts;
+        let ExpertsSpec { num_experts, intermediate_size, bias, gated, router, shared_expert, .. } = experts;
         self.linear(slot(LayerSlot::Router), *num_experts, hidden, router.bias);
         if router.correction_bias {
             self.bias(slot(LayerSlot::RouterCorrection), *num_experts);
         }
         if let Some(shared) = shared_expert {
-            self.linear(slot(LayerSlot::SharedGateProj), shared.intermediate_size, hidden, shared.bias);
+            if *gated {
+                self.linear(slot(LayerSlot::SharedGateProj), shared.intermediate_size, hidden, shared.bias);
+            }
             self.linear(slot(LayerSlot::SharedUpProj), shared.intermediate_size, hidden, shared.bias);
             self.linear(slot(LayerSlot::SharedDownProj), hidden, shared.intermediate_size, shared.bias);
             if shared.gated {
@@ -424,7 +454,9 @@ impl ParameterList {
             }
         }
         for expert in 0..*num_experts {
-            self.linear(Slot::Expert(index, expert, ExpertSlot::GateProj), *intermediate_size, hidden, *bias);
+            if *gated {
+                self.linear(Slot::Expert(index, expert, ExpertSlot::GateProj), *intermediate_size, hidden, *bias);
+            }
             self.linear(Slot::Expert(index, expert, ExpertSlot::UpProj), *intermediate_size, hidden, *bias);
             self.linear(Slot::Expert(index, expert, ExpertSlot::DownProj), hidden, *intermediate_size, *bias);
         }
@@ -447,6 +479,7 @@ impl Slot {
                     | QANorm
                     | KvANorm
                     | DeltaNorm
+                    | MambaNorm
                     | AttentionOutputNorm
                     | FeedForwardNorm
                     | FeedForwardOutputNorm
@@ -653,6 +686,8 @@ impl Default for TensorNames {
                 (InProjQkvz, "linear_attn.in_proj_qkvz"),
                 (InProjBa, "linear_attn.in_proj_ba"),
                 (InProjBcx, "conv.in_proj"),
+                (InProjZxbcdt, "mamba.in_proj"),
+                (MambaNorm, "mamba.norm"),
                 (Conv1d, "linear_attn.conv1d"),
                 (DeltaNorm, "linear_attn.norm"),
                 (OutProj, "linear_attn.out_proj"),
@@ -665,6 +700,7 @@ impl Default for TensorNames {
                 (LayerScalar, "layer_scalar"),
                 (DtBias, "linear_attn.dt_bias"),
                 (ALog, "linear_attn.A_log"),
+                (SkipD, "mamba.D"),
                 (Sinks, "self_attn.sinks"),
             ]),
             experts: vec![ExpertNames::LLAMA, ExpertNames::FUSED],
@@ -731,6 +767,12 @@ impl TensorNames {
     /// Replaces the name of the final norm.
     pub fn with_final_norm(mut self, name: &'static str) -> Self {
         self.final_norm = name;
+        self
+    }
+
+    /// Replaces the name of the token embedding.
+    pub fn with_embed_tokens(mut self, name: &'static str) -> Self {
+        self.embed_tokens = name;
         self
     }
 

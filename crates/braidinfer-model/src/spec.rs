@@ -5,6 +5,10 @@
 
 use serde::Serialize;
 
+mod mamba2;
+
+pub use mamba2::{BranchMultipliers, GatedNormSpec, Mamba2Multipliers, Mamba2Spec};
+
 /// Description of a decoder-only transformer.
 ///
 /// Notation of the shapes in this project: `T` tokens, `h` `hidden_size`, `H` `num_attention_heads`,
@@ -43,6 +47,12 @@ pub struct DecoderSpec {
     /// Kinds of gated short convolutions; layers refer to them by index.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub short_convs: Vec<ShortConvSpec>,
+    /// Kinds of Mamba-2; layers refer to them by index.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mamba2s: Vec<Mamba2Spec>,
+    /// Factors of what attention, Mamba-2 and feed-forward network add to the residual stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub branch_multipliers: Option<BranchMultipliers>,
     /// Rotary tables; layers refer to them by index.
     pub rope: Vec<RopeSpec>,
     /// Further embeddings of the tokens, which enter every layer.
@@ -81,6 +91,11 @@ pub struct PerLayerInputSpec {
 /// For fields that most architectures lack.
 fn is_false(flag: &bool) -> bool {
     !flag
+}
+
+/// For what most architectures have.
+fn is_true(flag: &bool) -> bool {
+    *flag
 }
 
 /// A normalisation over the last dimension, with statistics in f32.
@@ -434,6 +449,10 @@ pub enum RopeScaling {
 pub struct LayerSpec {
     /// How positions are mixed.
     pub mixer: Mixer,
+    /// Mamba-2 beside that, on the same input; both outputs are added to the residual stream. An index into
+    /// [`DecoderSpec::mamba2s`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mamba2_beside: Option<usize>,
     /// How each position is transformed.
     pub feed_forward: FeedForward,
 }
@@ -465,6 +484,13 @@ pub enum Mixer {
         /// Index into [`DecoderSpec::short_convs`].
         short_conv: usize,
     },
+    /// A recurrence with a state of fixed size.
+    Mamba2 {
+        /// Index into [`DecoderSpec::mamba2s`].
+        mamba2: usize,
+    },
+    /// Not at all: the layer has a feed-forward part only.
+    None,
 }
 
 /// How a layer transforms each position.
@@ -484,6 +510,8 @@ pub enum FeedForward {
     },
     /// A mixture of experts.
     Experts(ExpertsSpec),
+    /// Not at all: the layer only mixes positions.
+    None,
 }
 
 /// A mixture of experts: the sum of the outputs of those gated networks `down(act(gate x) * up x)` that a router
@@ -498,6 +526,9 @@ pub struct ExpertsSpec {
     pub intermediate_size: usize,
     /// Activation function of all of them, and of the shared one.
     pub hidden_act: ActivationFunction,
+    /// Whether the experts and the shared one have gate projections; without, they are `down(act(up x))`.
+    #[serde(skip_serializing_if = "is_true")]
+    pub gated: bool,
     /// Whether the projections of the experts have biases.
     pub bias: bool,
     /// How experts are chosen and weighted.
@@ -612,6 +643,11 @@ pub enum ActivationFunction {
     },
     /// `max(x, 0)^2` (So et al. 2021, arXiv:2109.08668).
     Relu2,
+    /// SiLU of the input times a factor.
+    ScaledSilu {
+        /// The factor.
+        gate_multiplier: f64,
+    },
     /// xIELU with the parameters of its layer, see [`Xielu`].
     Xielu,
 }
@@ -649,6 +685,7 @@ impl FeedForward {
                 let routed = experts.intermediate_size.saturating_mul(experts.num_experts_per_tok);
                 routed.max(experts.shared_expert.map_or(0, |shared| shared.intermediate_size))
             }
+            Self::None => 0,
         }
     }
 }
@@ -747,14 +784,14 @@ impl DecoderSpec {
     pub fn attention(&self, layer: usize) -> Option<&AttentionSpec> {
         match self.layers[layer].mixer {
             Mixer::Attention { attention, .. } => Some(&self.attentions[attention]),
-            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
+            _ => None,
         }
     }
 
     /// The mixture of experts of a layer, if it has one.
     pub fn experts(&self, layer: usize) -> Option<&ExpertsSpec> {
         match &self.layers[layer].feed_forward {
-            FeedForward::Dense { .. } => None,
+            FeedForward::Dense { .. } | FeedForward::None => None,
             FeedForward::Experts(experts) => Some(experts),
         }
     }
@@ -763,7 +800,7 @@ impl DecoderSpec {
     pub fn delta_net(&self, layer: usize) -> Option<&DeltaNetSpec> {
         match self.layers[layer].mixer {
             Mixer::DeltaNet { delta_net } => Some(&self.delta_nets[delta_net]),
-            Mixer::Attention { .. } | Mixer::ShortConv { .. } => None,
+            _ => None,
         }
     }
 
@@ -771,13 +808,30 @@ impl DecoderSpec {
     pub fn short_conv(&self, layer: usize) -> Option<&ShortConvSpec> {
         match self.layers[layer].mixer {
             Mixer::ShortConv { short_conv } => Some(&self.short_convs[short_conv]),
-            Mixer::Attention { .. } | Mixer::DeltaNet { .. } => None,
+            _ => None,
         }
+    }
+
+    /// The Mamba-2 of a layer, alone or beside attention.
+    pub fn mamba2(&self, layer: usize) -> Option<&Mamba2Spec> {
+        let LayerSpec { mixer, mamba2_beside, .. } = self.layers[layer];
+        let alone = if let Mixer::Mamba2 { mamba2 } = mixer { Some(mamba2) } else { None };
+        alone.or(mamba2_beside).map(|index| &self.mamba2s[index])
     }
 
     /// Whether a layer keeps a state of fixed size of a sequence.
     pub fn is_recurrent(&self, layer: usize) -> bool {
-        self.delta_net(layer).is_some() || self.short_conv(layer).is_some()
+        self.delta_net(layer).is_some() || self.short_conv(layer).is_some() || self.mamba2(layer).is_some()
+    }
+
+    /// The Mamba-2 of every layer that has it, in order.
+    pub fn layer_mamba2s(&self) -> impl Iterator<Item = &Mamba2Spec> {
+        (0..self.layers.len()).filter_map(|layer| self.mamba2(layer))
+    }
+
+    /// Factors of what attention, Mamba-2 and feed-forward network add to the residual stream.
+    pub fn branch_multipliers(&self) -> BranchMultipliers {
+        self.branch_multipliers.unwrap_or(BranchMultipliers::NONE)
     }
 
     /// The attention of every layer that has one, in order.
@@ -794,7 +848,7 @@ impl DecoderSpec {
     pub fn kv_shared_with(&self, layer: usize) -> Option<usize> {
         match self.layers[layer].mixer {
             Mixer::Attention { kv_shared_with, .. } => kv_shared_with,
-            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
+            _ => None,
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{ModelError, ModelSource, Result, arch};
 
 /// Possible prefixes of `embed_tokens` and `layers`: plain text models first, then text models in multimodal
 /// checkpoints, then decoders without a prefix.
-const PREFIXES: [&str; 4] = ["model.", "model.language_model.", "language_model.model.", ""];
+const PREFIXES: [&str; 5] = ["model.", "model.language_model.", "language_model.model.", "backbone.", ""];
 /// Possible prefixes of the output head.
 const HEAD_PREFIXES: [&str; 2] = ["", "language_model."];
 /// Stored constants of xIELU: the slope at zero, and where negative values end.
@@ -346,7 +346,10 @@ impl<'a> Resolver<'a> {
         };
         // Dimensions of one value are often left out, or added.
         let extents = |shape: &[usize]| shape.iter().copied().filter(|extent| *extent != 1).collect::<Vec<_>>();
-        if extents(&view.shape) != extents(&shape) {
+        // llama.cpp has a row for each group.
+        let by_group = |slot: Slot| matches!(slot, Slot::Layer(_, LayerSlot::MambaNorm)) && view.len() == shape[0];
+        let is_by_group = stack.parameters.first().is_some_and(|first| by_group(first.slot));
+        if extents(&view.shape) != extents(&shape) && !is_by_group {
             return Err(view.error(format!("shape {shape:?}"), format!("shape {:?}", view.shape)));
         }
         if order.transposed && view.dtype.is_quantized() {

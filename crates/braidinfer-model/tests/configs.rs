@@ -34,7 +34,7 @@ fn windows(spec: &DecoderSpec) -> Vec<Option<usize>> {
         .iter()
         .map(|layer| match layer.mixer {
             Mixer::Attention { sliding_window, .. } => sliding_window,
-            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
+            _ => None,
         })
         .collect()
 }
@@ -43,8 +43,14 @@ fn windows(spec: &DecoderSpec) -> Vec<Option<usize>> {
 fn every_registered_architecture_reads_a_minimal_config() {
     for architecture in REGISTRY {
         for name in std::iter::once(&architecture.model_type).chain(architecture.aliases) {
-            // Experts beside gated delta nets are refused, and latent attention has no groups of queries.
-            let changes = if *name == "qwen3_next" { json!({"num_experts": 0}) } else { json!({}) };
+            let changes = match *name {
+                // Experts beside gated delta nets are refused.
+                "qwen3_next" => json!({"num_experts": 0}),
+                // The layers are those that are listed.
+                "nemotron_h" => json!({"hybrid_override_pattern": "M-M*ME"}),
+                _ => json!({}),
+            };
+            // Latent attention has no groups of queries.
             let described = describe(&config(name, changes)).or_else(|error| {
                 assert!(error.to_string().contains("`num_key_value_heads`: expected 4"), "{error}");
                 describe(&config(name, json!({"num_key_value_heads": 4})))
@@ -430,7 +436,7 @@ fn hybrids_have_gates_and_centred_norms_and_rotate_a_quarter() {
 fn inner_widths_of_lfm2_are_adjusted() {
     let width = |changes: Value| match spec(&config("lfm2", changes)).layers[0].feed_forward {
         FeedForward::Dense { intermediate_size, .. } => intermediate_size,
-        FeedForward::Experts(_) => 0,
+        FeedForward::Experts(_) | FeedForward::None => 0,
     };
     // Of the published models with 1.2B and 350M parameters.
     assert_eq!(width(json!({"block_ff_dim": 12_288})), 8192);

@@ -22,7 +22,7 @@ const WEIGHTS: &str = "model.safetensors";
 
 /// Folders whose configs differ: plain, two rotary tables, factors for each frequency, a list of layers, stacked tensors,
 /// experts in rows, in columns and as codes and scales, recurrences, latent attention.
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 14] = [
     "llama-tied",
     "gemma3",
     "gemma4",
@@ -35,9 +35,11 @@ const MODELS: [&str; 12] = [
     "gpt_oss-mxfp4",
     "qwen3_5",
     "deepseek_v3",
+    "falcon_h1-norm",
+    "nemotron_h",
 ];
 /// Files that differ in the same way.
-const GGUF_MODELS: [&str; 16] = [
+const GGUF_MODELS: [&str; 19] = [
     "deepseek_v3",
     "gemma",
     "gemma3",
@@ -54,6 +56,9 @@ const GGUF_MODELS: [&str; 16] = [
     "qwen3_next",
     "smollm3",
     "gpt_oss-mxfp4",
+    "granitemoehybrid-dense",
+    "falcon_h1",
+    "nemotron_h-moe",
 ];
 
 /// Quantized matrices of each kind.

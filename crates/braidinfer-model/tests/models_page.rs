@@ -4,8 +4,10 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use braidinfer_model::arch::gguf::GgufForm;
 use braidinfer_model::arch::{REFUSED, REGISTRY, describe_config};
 use braidinfer_model::quantization::FileType;
+use braidinfer_model::spec::Mamba2Spec;
 use braidinfer_model::{DecoderSpec, Dtype, JsonFile, Slot, Stack, TensorNames, stacks};
 use serde_json::Value;
 
@@ -49,6 +51,10 @@ fn state(spec: &DecoderSpec) -> f64 {
         .layer_delta_nets()
         .map(|net| net.value_width() * net.linear_key_head_dim + net.conv_width() * (net.linear_conv_kernel_dim - 1))
         .sum();
+    let of_mamba2 = |mamba2: &Mamba2Spec| {
+        mamba2.inner_width() * mamba2.mamba_d_state + mamba2.conv_width() * (mamba2.mamba_d_conv - 1)
+    };
+    let recurrent = recurrent + spec.layer_mamba2s().map(of_mamba2).sum::<usize>();
     (2 * 2 * keys * CONTEXT + 4 * recurrent) as f64
 }
 
@@ -63,7 +69,9 @@ fn families() -> String {
         String::from("| architecture | models | beside the usual | GGUF | fixtures |\n|---|---|---|---|---|\n");
     for architecture in REGISTRY {
         let found = architecture.features().join(", ");
-        let gguf = architecture.gguf.map_or("-", |form| form.architecture);
+        let names =
+            |form: GgufForm| [form.architecture].into_iter().chain(form.with_experts).collect::<Vec<_>>().join(", ");
+        let gguf = architecture.gguf.map_or("-".into(), names);
         let names = [&[architecture.model_type], architecture.aliases].concat().join(", ");
         let (models, fixtures) = (architecture.models, architecture.fixtures.len());
         writeln!(table, "| {names} | {models} | {found} | {gguf} | {fixtures} |").expect("a string takes text");

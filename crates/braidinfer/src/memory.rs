@@ -5,10 +5,10 @@
 
 use braidinfer_kernels::LANES;
 use braidinfer_model::DecoderSpec;
-use braidinfer_model::spec::{DeltaNetSpec, FeedForward, LayerSpec, ShortConvSpec};
+use braidinfer_model::spec::{DeltaNetSpec, FeedForward, LayerSpec, Mamba2Spec, ShortConvSpec};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-use crate::executor::{HEAD_ROWS, KvDtype};
+use crate::executor::{HEAD_ROWS, KvDtype, heads_per_part};
 use crate::{Error, Result};
 
 #[cfg(target_os = "linux")]
@@ -142,12 +142,32 @@ fn short_conv_state_bytes(spec: &ShortConvSpec, hidden_size: usize, block_size: 
     channels.saturating_mul(tokens).saturating_mul(size_of::<f32>())
 }
 
+/// State that Mamba-2 keeps of a sequence, in bytes: an upper estimate for both kinds of kernels, as for gated delta nets.
+/// Fused kernels keep `B` and `C` of a group once for every few heads.
+fn mamba2_state_bytes(mamba2: &Mamba2Spec, block_size: usize) -> usize {
+    let padded = |width: usize| width.next_multiple_of(LANES);
+    let (state, head) = (padded(mamba2.mamba_d_state), padded(mamba2.mamba_d_head));
+    let (parts, inner) = (mamba2.mamba_n_heads / heads_per_part(mamba2), mamba2.mamba_n_heads.saturating_mul(head));
+    let tokens = block_size.saturating_mul(2);
+    let vectors = parts.saturating_mul(state);
+    let channels = vectors.saturating_mul(2).saturating_add(inner);
+    // `B`, updates, decays and steps.
+    let kept = vectors.saturating_add(inner).saturating_add(mamba2.mamba_n_heads.saturating_mul(2));
+    let sizes = [
+        inner.saturating_mul(state),
+        channels.saturating_mul(mamba2.mamba_d_conv - 1 + tokens),
+        kept.saturating_mul(tokens),
+    ];
+    sizes.into_iter().fold(0, usize::saturating_add).saturating_mul(size_of::<f32>())
+}
+
 /// State that a layer keeps of a sequence besides keys and values, in bytes: an upper estimate for both kinds of kernels;
 /// zero if it keeps none.
 pub(crate) fn layer_state_bytes(spec: &DecoderSpec, layer: usize, block_size: usize) -> usize {
     let delta_net = spec.delta_net(layer).map(|net| delta_state_bytes(net, block_size));
     let short_conv = spec.short_conv(layer).map(|conv| short_conv_state_bytes(conv, spec.hidden_size, block_size));
-    delta_net.or(short_conv).unwrap_or(0)
+    let mamba2 = spec.mamba2(layer).map(|mamba2| mamba2_state_bytes(mamba2, block_size));
+    delta_net.or(short_conv).or(mamba2).unwrap_or(0)
 }
 
 /// State that all layers keep of a sequence besides keys and values, in bytes.
@@ -166,7 +186,9 @@ pub(crate) fn scratch_bytes(spec: &DecoderSpec, rows: usize, logits: usize) -> u
     let delta_nets = spec.layer_delta_nets().map(|net| 2 * (net.conv_width() + net.value_width()));
     // Two gates and what is convolved, and the convolution.
     let short_convs = spec.short_convs.iter().map(|_| 4 * spec.hidden_size);
-    let widest = attentions.chain(delta_nets).chain(short_convs);
+    // The outputs of the input projection, and those of the heads, padded and normed.
+    let mamba2s = spec.layer_mamba2s().map(|mamba2| 2 * mamba2.input_rows());
+    let widest = attentions.chain(delta_nets).chain(short_convs).chain(mamba2s);
     let inner = spec.layers.iter().map(|layer| 4 * layer.feed_forward.inner_width() + mixture(spec, layer)).max();
     // The further inputs of all layers, what they are computed from, and that of one layer, gated.
     let further = spec

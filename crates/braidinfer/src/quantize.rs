@@ -383,7 +383,7 @@ impl GgufQuantizer<'_> {
         let view = view.ok_or_else(|| Error::Internal(format!("the weights lack {slot:?}")))?;
         let columns = if *param == Param::Weight { shape[1..].iter().product() } else { 1 };
         let first = rows.start * columns;
-        let mut values = match &self.model.source_rows(*slot, rows)[..] {
+        let mut values = match &self.model.source_rows(*slot, rows.clone())[..] {
             [rows] => view.read_rows::<f32>(rows.clone())?,
             parts => {
                 let mut values = Vec::with_capacity(parts.iter().map(ExactSizeIterator::len).sum::<usize>() * columns);
@@ -393,7 +393,7 @@ impl GgufQuantizer<'_> {
                 values
             }
         };
-        self.model.transform(*slot, *param, columns, &mut values);
+        self.model.transform(*slot, *param, rows, columns, &mut values);
         encode(view.name, view.path, dtype, &values, first, importance)
     }
 }

@@ -165,6 +165,9 @@ fn instruction_sets_change_no_bit() {
         "qwen3-window",
         "qwen3_5",
         "qwen3_next-dense",
+        "granitemoehybrid",
+        "falcon_h1",
+        "nemotron_h-moe",
     ] {
         let fixture = Fixture::open(name);
         for (coarsest, kv_dtype, file_type) in VARIANTS {
@@ -202,7 +205,7 @@ fn long_context(fixture: &Fixture, threads: usize, ids: &[u32], chunk: usize) ->
 fn how_long_contexts_are_shared_out_changes_no_bit() {
     // Beyond two of the spans that attention cuts long contexts into.
     let ids: Vec<u32> = (0..2100_u32).map(|index| index * 7 % 50 + 1).collect();
-    for name in ["llama", "qwen3-window", "gemma2", "gemma4", "qwen3_5"] {
+    for name in ["llama", "qwen3-window", "gemma2", "gemma4", "qwen3_5", "falcon_h1"] {
         let fixture = Fixture::open(name);
         let expected = long_context(&fixture, 1, &ids, 512);
         // Few tasks for many threads: every span is a task of its own.

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const SAME: f32 = 1e-4;
 
 /// Fixtures that GGUF cannot describe, with what the message has to say.
-const REFUSED: [(&str, &str); 15] = [
+const REFUSED: [(&str, &str); 17] = [
     ("granite_swa", "for which GGUF has no form here"),
     ("granitemoe_swa", "for which GGUF has no form here"),
     ("gpt_oss", "swiglu_limit`"),
@@ -37,6 +37,8 @@ const REFUSED: [(&str, &str); 15] = [
     ("phi-qk-layernorm", "`attentions[0].qk_norm`"),
     ("qwen3_next-dense", "expert_count"),
     ("smollm3-window", "`layers[1].mixer.rope`"),
+    ("falcon_h1-norm", "`mamba2s[0].least_step`"),
+    ("nemotron_h-moe", "`mamba2s[0].least_step`"),
 ];
 
 fn write(source: &ModelSource, path: &Path, file_type: FileType) -> Result<QuantizeReport, Error> {
@@ -88,7 +90,18 @@ fn values(source: &ModelSource) -> BTreeMap<String, Vec<f32>> {
 #[test]
 fn files_hold_what_llama_cpps_converter_puts_there() {
     let folder = TempDir::new().expect("a temporary folder can be made");
-    for name in ["llama", "gemma2", "phi3", "olmoe", "qwen3_5", "qwen3_5_moe", "lfm2", "lfm2_moe"] {
+    for name in [
+        "llama",
+        "gemma2",
+        "phi3",
+        "olmoe",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "lfm2",
+        "lfm2_moe",
+        "granitemoehybrid",
+        "granitemoehybrid-dense",
+    ] {
         let path = folder.path().join(format!("{name}.gguf"));
         write(&Fixture::open(name).source, &path, FileType::F32).unwrap_or_else(|error| panic!("{error}"));
         let converted = values(&open(&fixtures().join(format!("gguf/models/{name}.gguf"))));

@@ -179,7 +179,7 @@ fn dense_rows(spec: &DecoderSpec) -> Rows {
         FeedForward::Dense { intermediate_size, hidden_act, gated, bias } => {
             Some((intermediate_size, hidden_act, gated, bias))
         }
-        FeedForward::Experts(_) => None,
+        FeedForward::Experts(_) | FeedForward::None => None,
     };
     let Some((intermediate_size, hidden_act, gated, bias)) = spec.layers.iter().find_map(dense) else {
         return Rows::new();
@@ -303,11 +303,30 @@ fn rare_rows(spec: &DecoderSpec) -> Rows {
             add(true, name, size.to_string());
         }
     }
+    rows_of_mamba2(spec, &mut add);
     if let Some(conv) = spec.short_convs.first() {
         add(true, "conv_L_cache", conv.conv_l_cache.to_string());
         add(conv.conv_bias, "conv_bias", "true".into());
     }
     rows
+}
+
+fn rows_of_mamba2(spec: &DecoderSpec, add: &mut impl FnMut(bool, &str, String)) {
+    let Some(mamba2) = spec.layer_mamba2s().next() else { return };
+    for (name, size) in [
+        ("mamba_n_heads", mamba2.mamba_n_heads),
+        ("mamba_d_head", mamba2.mamba_d_head),
+        ("mamba_n_groups", mamba2.mamba_n_groups),
+        ("mamba_d_state", mamba2.mamba_d_state),
+        ("mamba_d_conv", mamba2.mamba_d_conv),
+    ] {
+        add(true, name, size.to_string());
+    }
+    let norm = mamba2.norm.map_or("none", |norm| if norm.before_gate { "before the gate" } else { "after the gate" });
+    add(true, "mamba norm", norm.into());
+    add(mamba2.multipliers.is_some(), "ssm_multipliers", mamba2.multipliers.map(json_text).unwrap_or_default());
+    let branches = spec.branch_multipliers;
+    add(branches.is_some(), "branch multipliers", branches.map(json_text).unwrap_or_default());
 }
 
 fn rope_rows(spec: &DecoderSpec) -> anyhow::Result<Rows> {
@@ -340,9 +359,16 @@ fn layer_rows(spec: &DecoderSpec) -> Rows {
 }
 
 fn layer_text(spec: &DecoderSpec, layer: &LayerSpec) -> String {
-    let Mixer::Attention { sliding_window, rope, .. } = layer.mixer else { return "linear_attention".into() };
+    let Mixer::Attention { sliding_window, rope, .. } = layer.mixer else {
+        return match (layer.mixer, layer.feed_forward) {
+            (Mixer::None, FeedForward::Experts(_)) => "moe".into(),
+            (Mixer::None, _) => "mlp".into(),
+            _ => "linear_attention".into(),
+        };
+    };
     let attention =
         sliding_window.map_or("full_attention".to_owned(), |keys| format!("sliding_attention, sliding_window {keys}"));
+    let attention = if layer.mamba2_beside.is_some() { format!("{attention} beside mamba") } else { attention };
     match rope {
         None => format!("{attention}, no rope"),
         Some(table) if spec.rope.len() > 1 => format!("{attention}, rope table {table}"),

@@ -52,6 +52,7 @@ pub(super) fn experts(
         num_experts_per_tok: size(fields.num_experts_per_tok)?,
         intermediate_size: size(fields.intermediate_size)?,
         hidden_act: dense_activation(spec),
+        gated: true,
         bias: false,
         router,
         shared_expert: None,
@@ -86,7 +87,7 @@ pub(super) fn gated_shared_expert(config: &JsonFile, absent: usize) -> Result<Op
 fn dense_activation(spec: &DecoderSpec) -> ActivationFunction {
     let of = |feed_forward: &FeedForward| match feed_forward {
         FeedForward::Dense { hidden_act, .. } => Some(*hidden_act),
-        FeedForward::Experts(_) => None,
+        FeedForward::Experts(_) | FeedForward::None => None,
     };
     spec.layers.iter().find_map(|layer| of(&layer.feed_forward)).unwrap_or(ActivationFunction::Silu)
 }

@@ -276,6 +276,7 @@ fn experts_beside_dense(config: &JsonFile, spec: &DecoderSpec) -> Result<Experts
         num_experts_per_tok: config.required_size("top_k_experts")?,
         intermediate_size: config.required_size("moe_intermediate_size")?,
         hidden_act: ActivationFunction::GeluTanh,
+        gated: true,
         bias: false,
         router: RouterSpec {
             norm_multiplier: Some((spec.hidden_size as f64).powf(-0.5)),

@@ -6,6 +6,7 @@
 mod by_kind;
 mod config;
 mod keys;
+mod mamba2;
 
 use std::collections::BTreeSet;
 
@@ -20,6 +21,7 @@ use crate::spec::{
 use crate::{JsonFile, ModelError, Result};
 
 pub use keys::{GgufModel, gguf_model};
+pub use mamba2::GgufMamba2;
 
 /// How llama.cpp's files store an architecture.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +64,10 @@ pub struct GgufForm {
     pub short_convs: bool,
     /// Whether files have the widths of latent attention.
     pub latent: bool,
+    /// Where files have Mamba-2, if they have it.
+    pub mamba2: Option<GgufMamba2>,
+    /// `general.architecture` of models with experts, if that is another one.
+    pub with_experts: Option<&'static str>,
     /// What llama.cpp supports in such files.
     pub llama_cpp: LlamaCpp,
 }
@@ -147,8 +153,21 @@ impl GgufForm {
             delta_nets: None,
             short_convs: false,
             latent: false,
+            mamba2: None,
+            with_experts: None,
             llama_cpp: LlamaCpp::PLAIN,
         }
+    }
+
+    /// This form in files of `architecture`; `None` if it has another name.
+    fn named_as(self, architecture: &str) -> Option<Self> {
+        [self.of(false), self.of(true)].into_iter().find(|form| form.architecture == architecture)
+    }
+
+    /// This form for models with or without experts.
+    fn of(self, has_experts: bool) -> Self {
+        let named = self.with_experts.filter(|_| has_experts);
+        Self { architecture: named.unwrap_or(self.architecture), ..self }
     }
 
     /// Adapts a description of a Hugging Face checkpoint to the row order and norm weights of GGUF files.
@@ -167,6 +186,9 @@ impl GgufForm {
             if self.delta_nets.is_some_and(|form| form.tiled) && net.values_per_key() > 1 {
                 net.value_heads = ValueHeadOrder::Tiled;
             }
+        }
+        if let Some(mamba2) = self.mamba2 {
+            mamba2.adjust(spec);
         }
     }
 }
@@ -206,6 +228,8 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         (InProjA, "ssm_alpha"),
         (InProjQkvz, INPUTS_BY_KEY_HEAD),
         (InProjBa, "ssm_ba"),
+        (InProjZxbcdt, "ssm_in"),
+        (MambaNorm, "ssm_norm"),
         (Conv1d, "ssm_conv1d"),
         (DeltaNorm, "ssm_norm"),
         (OutProj, "ssm_out"),
@@ -227,12 +251,16 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         (RouterCorrection, ROUTER_CORRECTION),
         (DtBias, "ssm_dt.bias"),
         (ALog, "ssm_a"),
+        (SkipD, "ssm_d"),
         (RouterNorm, "ffn_gate_inp.scale"),
         (PerExpertScale, "ffn_down_exps.scale"),
     ];
     let mut names = TensorNames::gguf(&layer, &experts).with(form.names).with_tensor(&tensors);
     if form.short_convs {
         names = names.with(&SHORT_CONV).with_final_norm("token_embd_norm");
+    }
+    if form.mamba2 == Some(GgufMamba2::BesideAttention) {
+        names = names.with_tensor(&[(FeedForwardNorm, form.feed_forward_norm)]);
     }
     if form.experts.is_some_and(|experts| experts.beside_dense) {
         names = names.with(&[(SharedGateProj, "ffn_gate"), (SharedUpProj, "ffn_up"), (SharedDownProj, "ffn_down")]);
@@ -309,7 +337,8 @@ fn architecture(metadata: &Metadata, checkpoint: &Checkpoint) -> Result<(&'stati
         (DEEPSEEK, ..) => "deepseek_v2",
         _ => "",
     };
-    let mut candidates: Vec<_> = forms().filter(|(_, form)| form.architecture == name).collect();
+    let of_form = |(arch, form): (&'static Architecture, GgufForm)| Some((arch, form.named_as(name)?));
+    let mut candidates: Vec<_> = forms().filter_map(of_form).collect();
     candidates.sort_by_key(|(arch, form)| (form.experts.is_some() != (experts > 0), arch.model_type != wanted));
     match candidates.first() {
         Some((_, form)) if experts == 0 && form.experts.is_some_and(|experts| !experts.optional) => {
@@ -317,7 +346,8 @@ fn architecture(metadata: &Metadata, checkpoint: &Checkpoint) -> Result<(&'stati
         }
         Some(found) if experts == 0 || found.1.experts.is_some() => Ok(*found),
         found => {
-            let supported: BTreeSet<&str> = forms().map(|(_, form)| form.architecture).collect();
+            let supported: BTreeSet<&str> =
+                forms().flat_map(|(_, form)| [form.of(false).architecture, form.of(true).architecture]).collect();
             let reason = if found.is_some() { super::MIXTURE_OF_EXPERTS } else { "is not a known architecture" };
             Err(ModelError::UnsupportedArchitecture {
                 path: metadata.path().to_owned(),
@@ -342,8 +372,9 @@ fn sigmoid_router(metadata: &Metadata, checkpoint: &Checkpoint) -> Result<bool> 
 /// The form of the architecture that a file names; `None` if that is unknown.
 pub fn form_of(metadata: &Metadata) -> Result<Option<GgufForm>> {
     let name = metadata.text("general.architecture")?;
+    let Some(name) = name else { return Ok(None) };
     let mut forms = REGISTRY.iter().filter_map(|architecture| architecture.gguf);
-    Ok(forms.find(|form| Some(form.architecture) == name))
+    Ok(forms.find_map(|form| form.named_as(name)))
 }
 
 /// Whether a token with this spelling is an end-of-sequence token. Files name at most three such tokens; llama.cpp
@@ -420,6 +451,7 @@ impl File<'_> {
         self.adjust_delta_nets(spec);
         self.adjust_feed_forward(spec)?;
         self.adjust_biases(spec);
+        self.adjust_halves(spec);
         description.names = self.names(spec);
         Ok(())
     }
@@ -440,8 +472,8 @@ impl File<'_> {
             return Ok(());
         }
         let key = self.key("feed_forward_length");
-        let intermediate_size = match form.beside_dense {
-            // The network is there in any case.
+        let intermediate_size = match form.beside_dense || self.form.mamba2 == Some(GgufMamba2::OneHalf) {
+            // The network is there in any case, or which layers have experts is known.
             true => None,
             false => self.metadata.unsigned(&key)?.and_then(|size| usize::try_from(size).ok()),
         };
@@ -454,7 +486,7 @@ impl File<'_> {
                 layer.feed_forward = FeedForward::Dense {
                     intermediate_size: beside.or(intermediate_size).filter(|size| *size > 0).ok_or_else(missing)?,
                     hidden_act: experts.hidden_act,
-                    gated: true,
+                    gated: experts.gated,
                     bias: tensor("ffn_down.bias")?.is_some(),
                 };
                 continue;
@@ -599,7 +631,7 @@ pub(crate) fn is_setting(tensor: &str) -> bool {
 fn mixers(spec: &DecoderSpec) -> impl Iterator<Item = (Option<usize>, Option<usize>)> {
     spec.layers.iter().map(|layer| match layer.mixer {
         Mixer::Attention { sliding_window, rope, .. } => (sliding_window, rope),
-        Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => (None, None),
+        _ => (None, None),
     })
 }
 

@@ -4,8 +4,8 @@
 use crate::arch::expert_config::{ExpertFields, experts, set_experts};
 use crate::arch::gguf::{GgufExperts, GgufForm, LlamaCpp};
 use crate::arch::{Architecture, Description, granite};
-use crate::layout::{ExpertNames, LayerSlot};
-use crate::spec::{RouterSpec, SharedExpertSpec};
+use crate::layout::{ExpertNames, LayerSlot, TensorNames};
+use crate::spec::{DecoderSpec, ExpertsSpec, RouterSpec, SharedExpertSpec};
 use crate::{JsonFile, Result};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -37,21 +37,30 @@ const EXPERTS: ExpertNames = ExpertNames::Stacked {
 pub(super) fn describe(config: &JsonFile) -> Result<Description> {
     let mut description = granite::describe(config)?;
     let spec = &mut description.spec;
-    let mut experts = experts(config, spec, &FIELDS, RouterSpec::SOFTMAX_OF_CHOSEN)?;
+    let mut experts = experts_of(config, spec)?;
     // Zero, the default, means none.
     if config.number("shared_intermediate_size")?.unwrap_or(0.0) > 0.0 {
         let intermediate_size = config.required_size("shared_intermediate_size")?;
         experts.shared_expert = Some(SharedExpertSpec { intermediate_size, gated: false, bias: false });
     }
     set_experts(spec, experts, |_| true);
-    description.names = description
-        .names
+    description.names = named_experts(description.names);
+    Ok(description)
+}
+
+/// The experts, without one for every token.
+pub(super) fn experts_of(config: &JsonFile, spec: &DecoderSpec) -> Result<ExpertsSpec> {
+    experts(config, spec, &FIELDS, RouterSpec::SOFTMAX_OF_CHOSEN)
+}
+
+/// Names of the router, the experts and the one for every token.
+pub(super) fn named_experts(names: TensorNames) -> TensorNames {
+    names
         .with(&[
             (LayerSlot::Router, "block_sparse_moe.router.layer"),
             (LayerSlot::SharedGateProj, "shared_mlp.input_linear"),
             (LayerSlot::SharedUpProj, "shared_mlp.input_linear"),
             (LayerSlot::SharedDownProj, "shared_mlp.output_linear"),
         ])
-        .with_experts(&[EXPERTS]);
-    Ok(description)
+        .with_experts(&[EXPERTS])
 }

@@ -80,12 +80,12 @@ pub(super) fn decoder_with_heads(config: &JsonFile, defaults: &Defaults, head_di
     let eps = config.positive("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps);
     let feed_forward = FeedForward::Dense {
         intermediate_size: config.size_or("intermediate_size", sizes.intermediate_size)?,
-        hidden_act: activation(config)?,
+        hidden_act: activation(config, "hidden_act")?,
         gated: true,
         bias: false,
     };
     let mixer = Mixer::Attention { attention: 0, sliding_window: None, rope: Some(0), kv_shared_with: None };
-    let layer = LayerSpec { mixer, feed_forward };
+    let layer = LayerSpec { mixer, mamba2_beside: None, feed_forward };
     let spec = DecoderSpec {
         model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
         vocab_size: config.size_or("vocab_size", sizes.vocab_size)?,
@@ -117,6 +117,8 @@ pub(super) fn decoder_with_heads(config: &JsonFile, defaults: &Defaults, head_di
         }],
         delta_nets: Vec::new(),
         short_convs: Vec::new(),
+        mamba2s: Vec::new(),
+        branch_multipliers: None,
         rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],
         per_layer_inputs: None,
         layer_scalar: false,
@@ -151,9 +153,9 @@ fn head_dim(config: &JsonFile, defaults: &Defaults, hidden_size: usize, heads: u
     }
 }
 
-/// The activation function named by `hidden_act`; SiLU if absent.
-fn activation(config: &JsonFile) -> Result<ActivationFunction> {
-    match config.text("hidden_act")? {
+/// The activation function that `field` names; SiLU if absent.
+pub(super) fn activation(config: &JsonFile, field: &str) -> Result<ActivationFunction> {
+    match config.text(field)? {
         None | Some("silu" | "swish") => Ok(ActivationFunction::Silu),
         Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(ActivationFunction::GeluTanh),
         Some("gelu" | "gelu_python") => Ok(ActivationFunction::GeluErf),
@@ -161,7 +163,7 @@ fn activation(config: &JsonFile) -> Result<ActivationFunction> {
         Some("relu2") => Ok(ActivationFunction::Relu2),
         Some("xielu") => Ok(ActivationFunction::Xielu),
         Some(other) => Err(config.error(
-            "hidden_act",
+            field,
             "silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu, relu2 or xielu",
             format!("`{other}`"),
         )),
@@ -190,7 +192,7 @@ pub(super) fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec
     let kind = |value: &serde_json::Value| match value.as_str() {
         Some("full_attention" | "attention") => Ok(LayerKind::Full),
         Some("sliding_attention") => Ok(LayerKind::Sliding),
-        Some("linear_attention") => Ok(LayerKind::Linear),
+        Some("linear_attention" | "mamba") => Ok(LayerKind::Linear),
         Some("conv") => Ok(LayerKind::Conv),
         _ => Err(config.error("layer_types", "full_attention or sliding_attention", value.to_string())),
     };
@@ -199,11 +201,16 @@ pub(super) fn layer_types(config: &JsonFile, layers: usize) -> Result<Option<Vec
 
 /// Fails if `layer_types` names layers that the architecture does not have.
 pub(super) fn check_layer_types(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
+    if spec.layers.iter().any(|layer| layer.mixer == Mixer::None) {
+        // There are further names for layers with one half, which their architecture knows.
+        return Ok(());
+    }
     let Some(kinds) = layer_types(config, spec.layers.len())? else { return Ok(()) };
     let fits = |(kind, layer): (&LayerKind, &LayerSpec)| match layer.mixer {
         Mixer::Attention { .. } => !matches!(kind, LayerKind::Linear | LayerKind::Conv),
-        Mixer::DeltaNet { .. } => *kind == LayerKind::Linear,
+        Mixer::DeltaNet { .. } | Mixer::Mamba2 { .. } => *kind == LayerKind::Linear,
         Mixer::ShortConv { .. } => *kind == LayerKind::Conv,
+        Mixer::None => true,
     };
     match kinds.iter().zip(&spec.layers).find(|pair| !fits(*pair)) {
         None => Ok(()),
@@ -268,6 +275,7 @@ pub(super) fn read_mlp_bias(config: &JsonFile, field: &str, spec: &mut DecoderSp
         match &mut layer.feed_forward {
             FeedForward::Dense { bias, .. } => *bias = value,
             FeedForward::Experts(experts) => experts.bias = value,
+            FeedForward::None => {}
         }
     }
     Ok(())

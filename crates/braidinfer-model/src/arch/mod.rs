@@ -15,6 +15,7 @@ mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone4;
 mod expert_config;
+mod falcon_h1;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -28,6 +29,7 @@ mod gpt_oss;
 mod granite;
 mod granite_swa;
 mod granitemoe;
+mod granitemoehybrid;
 mod helium;
 mod hunyuan_v1_dense;
 mod latent_config;
@@ -35,12 +37,14 @@ mod lfm2;
 mod lfm2_moe;
 mod llama;
 mod llama_like;
+mod mamba2_config;
 mod minicpm3;
 mod ministral;
 mod ministral3;
 mod mistral;
 mod mixtral;
 mod nemotron;
+mod nemotron_h;
 mod olmo2;
 mod olmo3;
 mod olmoe;
@@ -146,6 +150,9 @@ pub const REGISTRY: &[Architecture] = &[
     qwen3_next::ARCHITECTURE,
     lfm2::ARCHITECTURE,
     lfm2_moe::ARCHITECTURE,
+    granitemoehybrid::ARCHITECTURE,
+    falcon_h1::ARCHITECTURE,
+    nemotron_h::ARCHITECTURE,
 ];
 
 impl Architecture {
@@ -232,8 +239,8 @@ fn check_unread(config: &JsonFile, architecture: &Architecture, spec: &DecoderSp
         return Err(config.error("is_causal", "true: tokens see earlier ones only", "false"));
     }
     for settings in [config.object("rope_parameters")?, config.object("rope_scaling")?].iter().flatten() {
-        let kinds = ["full_attention", "sliding_attention"].into_iter().filter(|kind| settings.has(kind));
-        if let (Some(kind), true) = (kinds.last(), spec.rope.len() < 2) {
+        let kind = ["full_attention", "sliding_attention"].into_iter().find(|kind| settings.has(kind));
+        if let Some(kind) = kind.filter(|_| spec.rope.len() < 2) {
             return Err(settings.error(kind, "settings for all layers, which are of one kind", "some for each kind"));
         }
         check_rotated_part(settings, architecture)?;
@@ -281,7 +288,7 @@ fn unsupported(config: &JsonFile, model_type: &str) -> ModelError {
 fn narrowest_head(spec: &DecoderSpec, table: usize) -> usize {
     let turned = spec.layers.iter().filter_map(|layer| match layer.mixer {
         Mixer::Attention { attention, rope: Some(rope), .. } if rope == table => Some(attention),
-        Mixer::Attention { .. } | Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
+        _ => None,
     });
     let width = |attention: usize| spec.attentions[attention].head_dim - spec.attentions[attention].first_rotated();
     turned.map(width).min().unwrap_or(width(0))
@@ -294,7 +301,7 @@ fn check(config: &JsonFile, spec: &DecoderSpec) -> Result<()> {
     expert_config::check(config, spec)?;
     let with_parameters = |layer: &LayerSpec| match layer.feed_forward {
         FeedForward::Experts(experts) => experts.hidden_act == ActivationFunction::Xielu,
-        FeedForward::Dense { .. } => false,
+        FeedForward::Dense { .. } | FeedForward::None => false,
     };
     if spec.layers.iter().any(with_parameters) {
         return Err(config.error("hidden_act", "an activation function without parameters in experts", "xielu"));

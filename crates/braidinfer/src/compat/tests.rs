@@ -97,7 +97,9 @@ fn found(report: &CompatReport) -> Option<(usize, &str)> {
 
 #[test]
 fn correct_kernels_have_no_fault() {
-    for name in ["llama-bias", "qwen3_5", "qwen3_next-dense"] {
+    for name in
+        ["llama-bias", "qwen3_5", "qwen3_next-dense", "granitemoehybrid-dense", "falcon_h1-norm", "nemotron_h-moe"]
+    {
         let report = check(name, None, None, |_| {});
         assert_eq!((report.status, found(&report)), (Status::Compatible, None), "{name}: {}", report.reason);
     }
@@ -113,6 +115,17 @@ fn sums_rounded_to_bf16_are_reported_in_their_layer() {
         assert_eq!(report.standard_layers(), BTreeSet::from([1]));
         let run = report.run(RunKind::Plan).expect("what auto runs is measured");
         assert!(run.divergence.kl_mean < 1e-3, "{:e}", run.divergence.kl_mean);
+    }
+}
+
+#[test]
+fn rounded_inputs_of_mamba_2_are_reported_in_their_layer() {
+    for (seed, name) in SEEDS.into_iter().flat_map(|seed| [(seed, "granitemoehybrid-dense"), (seed, "nemotron_h-moe")])
+    {
+        let report = check_seed(seed, name, None, Some(Planted::SumsInBf16 { layer: 0 }), |_| {});
+        let expected = (Status::Incompatible, Some((0, "mamba.zxbcdt")));
+        assert_eq!((report.status, found(&report)), expected, "{name} seed {seed}: {}", report.reason);
+        assert_eq!(report.standard_layers(), BTreeSet::from([0]), "{name} seed {seed}: {}", report.reason);
     }
 }
 
@@ -217,8 +230,15 @@ fn forgotten_sinks_are_reported_in_their_layer() {
 }
 
 /// Fixtures with experts in layer 1, by softmax and sigmoid, with and without experts for every token.
-const ROUTED: [&str; 6] =
-    ["qwen3_moe-unnormed", "glm4_moe-plain", "ernie4_5_moe-bias", "granitemoeshared", "qwen3_5_moe", "gpt_oss-mxfp4"];
+const ROUTED: [&str; 7] = [
+    "qwen3_moe-unnormed",
+    "glm4_moe-plain",
+    "ernie4_5_moe-bias",
+    "granitemoeshared",
+    "qwen3_5_moe",
+    "gpt_oss-mxfp4",
+    "nemotron_h-moe",
+];
 
 #[test]
 fn faults_of_routers_are_reported_in_their_layer() {
@@ -245,11 +265,17 @@ fn wrong_recurrent_states_are_reported_in_their_layer() {
         ("qwen3_5", Planted::StatesForgotten { layer: 1 }),
         ("qwen3_5", Planted::StatesInBf16 { layer: 2 }),
         ("qwen3_next-dense", Planted::StatesInBf16 { layer: 2 }),
+        ("granitemoehybrid-dense", Planted::StatesForgotten { layer: 0 }),
+        ("granitemoehybrid-dense", Planted::StatesInBf16 { layer: 0 }),
+        ("falcon_h1-norm", Planted::StatesForgotten { layer: 1 }),
+        ("falcon_h1-norm", Planted::StatesInBf16 { layer: 0 }),
+        ("nemotron_h-moe", Planted::StatesForgotten { layer: 0 }),
     ] {
+        let heads = if name.starts_with("qwen") { "delta.heads" } else { "mamba.heads" };
         let (Planted::StatesForgotten { layer } | Planted::StatesInBf16 { layer }) = planted else { continue };
         for seed in SEEDS {
             let report = check_seed(seed, name, None, Some(planted), |_| {});
-            let expected = (Status::Incompatible, Some((layer, "delta.heads")));
+            let expected = (Status::Incompatible, Some((layer, heads)));
             assert_eq!((report.status, found(&report)), expected, "{name} seed {seed}: {}", report.reason);
             // The other layers are right, so they stay fused.
             assert_eq!(report.standard_layers(), BTreeSet::from([layer]), "{name} seed {seed}: {}", report.reason);

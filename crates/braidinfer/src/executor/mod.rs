@@ -24,6 +24,7 @@ pub(crate) use decoder::HEAD_ROWS;
 pub use device::DeviceChoice;
 pub use plan::{KernelPlan, LevelCount, PlannedProjection};
 pub use probe::{NoProbe, Probe, RecordedActivation, Recorder};
+pub(crate) use recurrence::heads_per_part;
 pub use report::ExecutorReport;
 pub use runner::{Capabilities, LayerRunner, LayerState, Step, WantedRows};
 

@@ -178,13 +178,14 @@ pub(super) fn is_projection(slot: Slot) -> bool {
             QAProj | QBProj | KvAProj | KvBProj => true,
             QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj => true,
             InProjQkv | InProjZ | InProjB | InProjA | InProjQkvz | InProjBa | InProjBcx | OutProj => true,
+            InProjZxbcdt => true,
             Router | SharedGateProj | SharedUpProj | SharedDownProj | SharedExpertGate => true,
             PerLayerInputGate | PerLayerProjection => true,
             ExpertsNorm | SharedExpertOutputNorm | ExpertsOutputNorm | RouterNorm | PerExpertScale => false,
             PostPerLayerInputNorm | LayerScalar => false,
             InputNorm | QNorm | KNorm | QANorm | KvANorm | Sinks | AttentionOutputNorm => false,
             FeedForwardNorm | Activation | RouterCorrection | FeedForwardOutputNorm => false,
-            Conv1d | DtBias | ALog | DeltaNorm => false,
+            Conv1d | DtBias | ALog | DeltaNorm | SkipD | MambaNorm => false,
         },
     }
 }

@@ -1,5 +1,7 @@
 //! Which tokens the state of a recurrent layer covers, as [`super::LayerState::bytes_per_sequence`] demands.
 
+use braidinfer_model::spec::Mamba2Spec;
+
 use super::SequenceSlice;
 use crate::{Error, Result};
 
@@ -46,6 +48,14 @@ impl StatePosition {
         *self = Self { boundary, kept: end - boundary };
         passed
     }
+}
+
+/// Number of heads of Mamba-2 that fused kernels compute together, a part of a group: as many as have no more than 512
+/// values, so that there is work for several threads where there are few groups.
+pub(crate) fn heads_per_part(spec: &Mamba2Spec) -> usize {
+    const WIDEST: usize = 512;
+    let fits = |heads: &usize| spec.heads_per_group().is_multiple_of(*heads) && heads * spec.mamba_d_head <= WIDEST;
+    (1..=spec.heads_per_group()).filter(fits).max().unwrap_or(1)
 }
 
 #[cfg(test)]

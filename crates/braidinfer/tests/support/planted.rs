@@ -1,8 +1,10 @@
 //! Faults in the description of a model.
 
+use std::collections::BTreeSet;
+
 use braidinfer::model::spec::{
-    ActivationFunction, ExpertsSpec, FeedForward, GroupScore, Mixer, NormKind, NormSpec, PerLayerInputSpec,
-    QkNormExtent, RopePairing, RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
+    ActivationFunction, DecayRates, ExpertsSpec, FeedForward, GroupScore, LayerSpec, Mixer, NormKind, NormSpec,
+    PerLayerInputSpec, QkNormExtent, RopePairing, RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
 };
 use braidinfer::model::{DecoderSpec, LayerSlot, Parameter, Slot, TensorNames, parameters};
 
@@ -34,11 +36,15 @@ pub const FAULTS: &[Fault] = &[
     }),
     ("rotary tables swapped", |spec| {
         if has_one_head_dim(spec) {
-            let last = spec.rope.len() - 1;
+            let last = spec.rope.len().saturating_sub(1);
             each_layer(spec, |_, rope| *rope = rope.map(|table| last - table));
         }
     }),
-    ("RoPE on layers that have none", |spec| each_layer(spec, |_, rope| *rope = Some(rope.unwrap_or(0)))),
+    ("RoPE on layers that have none", |spec| {
+        if !spec.rope.is_empty() {
+            each_layer(spec, |_, rope| *rope = Some(rope.unwrap_or(0)));
+        }
+    }),
     ("NoPE layers inverted", invert_nope),
     ("window one key wider", |spec| each_layer(spec, |window, _| *window = window.map(|keys| keys + 1))),
     ("window one key narrower", |spec| each_layer(spec, |window, _| *window = window.map(|keys| keys - 1))),
@@ -97,7 +103,12 @@ pub const FAULTS: &[Fault] = &[
     }),
     ("tanh GELU instead of SiLU", |spec| swap_activation(spec, ActivationFunction::Silu, ActivationFunction::GeluTanh)),
     ("halves one after the other instead of side by side", |spec| spec.block.parallel = false),
-    ("halves side by side instead of one after the other", |spec| spec.block.parallel = true),
+    ("halves side by side instead of one after the other", |spec| {
+        let whole = |layer: &LayerSpec| {
+            layer.mixer != Mixer::None && layer.feed_forward != FeedForward::None && layer.mamba2_beside.is_none()
+        };
+        spec.block.parallel |= spec.layers.iter().any(whole);
+    }),
     ("norm on the attention output left out", |spec| spec.block.attention_output_norm = false),
     ("norm on the feed-forward output left out", |spec| spec.block.feed_forward_output_norm = false),
     ("attention sinks left out", |spec| spec.attentions[0].sinks = false),
@@ -124,6 +135,40 @@ pub const FAULTS: &[Fault] = &[
     }),
     ("biases of short convolutions left out", |spec| {
         spec.short_convs.iter_mut().for_each(|conv| conv.conv_bias = false);
+    }),
+    ("norm of Mamba-2 left out", |spec| spec.mamba2s.iter_mut().for_each(|mamba2| mamba2.norm = None)),
+    ("norm of Mamba-2 on the other side of the gate", |spec| {
+        spec.mamba2s.iter_mut().filter_map(|mamba2| mamba2.norm.as_mut()).for_each(|norm| norm.before_gate ^= true);
+    }),
+    ("limits of Mamba-2's steps left out", |spec| {
+        for mamba2 in &mut spec.mamba2s {
+            // Few steps are below the least one of published models.
+            mamba2.least_step = if mamba2.least_step > 0.01 { 0.0 } else { mamba2.least_step };
+            mamba2.largest_step = None;
+        }
+    }),
+    ("bias of Mamba-2's convolution left out", |spec| {
+        spec.mamba2s.iter_mut().for_each(|mamba2| mamba2.conv_bias = false);
+    }),
+    ("biases of Mamba-2's projections left out", |spec| {
+        spec.mamba2s.iter_mut().for_each(|mamba2| (mamba2.input_bias, mamba2.output_bias) = (false, false));
+    }),
+    ("rates of decay taken for what they are the exponentials of", |spec| {
+        spec.mamba2s.iter_mut().for_each(|mamba2| mamba2.decay_rates = DecayRates::Negative);
+    }),
+    ("factors of Mamba-2's inputs left out", |spec| {
+        spec.mamba2s.iter_mut().for_each(|mamba2| mamba2.multipliers = None);
+    }),
+    ("Mamba-2 beside attention left out", |spec| {
+        spec.layers.iter_mut().for_each(|layer| layer.mamba2_beside = None);
+    }),
+    ("factors of branches left out", |spec| spec.branch_multipliers = None),
+    ("factor of the gate left out", |spec| {
+        each_feed_forward(spec, |activation, _| {
+            if let ActivationFunction::ScaledSilu { .. } = activation {
+                *activation = ActivationFunction::Silu;
+            }
+        });
     }),
     ("correction of the choice left out", |spec| each_mixture(spec, |experts| experts.router.correction_bias = false)),
     ("factor of the experts' weights left out", |spec| {
@@ -211,7 +256,7 @@ fn partial_instead_of_proportional(rope: &mut RopeSpec) {
 fn read_other_keys(spec: &mut DecoderSpec) {
     let kind = |spec: &DecoderSpec, layer: usize| match spec.layers[layer].mixer {
         Mixer::Attention { attention, .. } => Some(attention),
-        Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
+        _ => None,
     };
     for layer in 0..spec.layers.len() {
         let first = (0..layer).find(|other| kind(spec, *other) == kind(spec, layer));
@@ -234,8 +279,12 @@ fn other_noise(experts: &mut ExpertsSpec) {
     }
 }
 
+/// Changes every rotary table that a layer uses.
 fn each_rope(spec: &mut DecoderSpec, change: impl Fn(&mut RopeSpec)) {
-    spec.rope.iter_mut().for_each(change);
+    let table = |layer: &LayerSpec| if let Mixer::Attention { rope, .. } = layer.mixer { rope } else { None };
+    let used: BTreeSet<usize> = spec.layers.iter().filter_map(table).collect();
+    let tables = spec.rope.iter_mut().enumerate().filter(|(index, _)| used.contains(index));
+    tables.for_each(|(_, rope)| change(rope));
 }
 
 fn other_pairing(pairing: RopePairing) -> RopePairing {
@@ -291,7 +340,7 @@ fn each_layer(spec: &mut DecoderSpec, change: impl Fn(&mut Option<usize>, &mut O
 fn invert_nope(spec: &mut DecoderSpec) {
     let without =
         |spec: &DecoderSpec| spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Attention { rope: None, .. }));
-    if without(spec) {
+    if without(spec) && !spec.rope.is_empty() {
         each_layer(spec, |_, rope| *rope = if rope.is_some() { None } else { Some(0) });
     }
 }
@@ -302,7 +351,7 @@ fn invert_windows(spec: &mut DecoderSpec) {
         .iter()
         .map(|layer| match layer.mixer {
             Mixer::Attention { sliding_window, .. } => sliding_window,
-            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => None,
+            _ => None,
         })
         .collect();
     let Some(size) = windows.iter().copied().flatten().next() else { return };
@@ -331,6 +380,7 @@ fn each_norm(spec: &mut DecoderSpec, change: impl Fn((&mut f32, &mut f64))) {
         change(&mut latent.norm);
     }
     spec.delta_nets.iter_mut().for_each(|delta_net| change(&mut delta_net.norm));
+    spec.mamba2s.iter_mut().filter_map(|mamba2| mamba2.norm.as_mut()).for_each(|norm| change(&mut norm.norm));
 }
 
 fn each_feed_forward(spec: &mut DecoderSpec, change: impl Fn(&mut ActivationFunction, &mut bool)) {
@@ -338,6 +388,7 @@ fn each_feed_forward(spec: &mut DecoderSpec, change: impl Fn(&mut ActivationFunc
         match &mut layer.feed_forward {
             FeedForward::Dense { hidden_act, bias, .. } => change(hidden_act, bias),
             FeedForward::Experts(experts) => change(&mut experts.hidden_act, &mut experts.bias),
+            FeedForward::None => {}
         }
     }
 }

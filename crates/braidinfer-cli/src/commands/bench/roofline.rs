@@ -3,7 +3,7 @@
 use braidinfer::executor::KvDtype;
 use braidinfer::kernels::NumericLevel;
 use braidinfer::model::DecoderSpec;
-use braidinfer::model::spec::{ExpertsSpec, FeedForward, LayerSpec, Mixer};
+use braidinfer::model::spec::{ExpertsSpec, FeedForward, LayerSpec, Mixer, SharedExpertSpec};
 use serde::{Deserialize, Serialize};
 
 use super::contestant::Described;
@@ -93,8 +93,15 @@ fn layer_weights(spec: &DecoderSpec, used: impl Fn(&ExpertsSpec) -> f64) -> f64 
                 net.conv_width() + 2 * net.value_width() + 2 * net.linear_num_value_heads
             }
             Mixer::ShortConv { .. } => 4 * spec.hidden_size,
+            Mixer::Mamba2 { .. } | Mixer::None => 0,
         };
-        (mixer as f64 + feed_forward_rows(&layer.feed_forward, &used) + further as f64) * spec.hidden_size as f64
+        let mamba2 = match layer.mixer {
+            Mixer::Mamba2 { mamba2 } => Some(mamba2),
+            _ => layer.mamba2_beside,
+        };
+        let mamba2 = mamba2.map_or(0, |index| spec.mamba2s[index].input_rows() + spec.mamba2s[index].inner_width());
+        ((mixer + mamba2) as f64 + feed_forward_rows(&layer.feed_forward, &used) + further as f64)
+            * spec.hidden_size as f64
     };
     spec.layers.iter().map(of_layer).sum()
 }
@@ -104,10 +111,12 @@ fn feed_forward_rows(feed_forward: &FeedForward, used: impl Fn(&ExpertsSpec) -> 
     match feed_forward {
         FeedForward::Dense { intermediate_size, gated, .. } => (if *gated { 3 } else { 2 } * intermediate_size) as f64,
         FeedForward::Experts(experts) => {
-            let shared =
-                experts.shared_expert.map_or(0, |shared| 3 * shared.intermediate_size + usize::from(shared.gated));
-            used(experts) * (3 * experts.intermediate_size) as f64 + (shared + experts.num_experts) as f64
+            let matrices = if experts.gated { 3 } else { 2 };
+            let of_shared = |shared: SharedExpertSpec| matrices * shared.intermediate_size + usize::from(shared.gated);
+            let shared = experts.shared_expert.map_or(0, of_shared);
+            used(experts) * (matrices * experts.intermediate_size) as f64 + (shared + experts.num_experts) as f64
         }
+        FeedForward::None => 0.0,
     }
 }
 

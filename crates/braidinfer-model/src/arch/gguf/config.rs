@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    CONVOLVED_TOKENS, DEEPSEEK, FULL_ATTENTION_INTERVAL, File, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS,
-    ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, VALUE_HEADS, VALUE_WIDTH, ends_text, sigmoid_router,
+    CONVOLVED_TOKENS, DEEPSEEK, FULL_ATTENTION_INTERVAL, File, GgufForm, GgufMamba2, PARALLEL_RESIDUAL,
+    RECURRENT_LAYERS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, TEMPERATURE_SCALE, VALUE_HEADS, VALUE_WIDTH, ends_text,
+    sigmoid_router,
 };
 use crate::arch::MAX_LAYERS;
 use crate::format::gguf::{Array, Scalar};
@@ -87,7 +88,7 @@ pub(super) fn scaled_width(form: GgufForm, layers: u64, head_dim: f64, width_by_
 }
 
 /// Whether an entry of a list is zero or false.
-fn is_zero(entry: Scalar) -> bool {
+pub(super) fn is_zero(entry: Scalar) -> bool {
     matches!(entry, Scalar::Bool(false)) || entry.to_json().as_f64() == Some(0.0)
 }
 
@@ -103,7 +104,8 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     }
     for (field, suffix) in LAYER_SIZES {
         // What may differ between layers is read where their kinds are known.
-        if !file.form.layer_kinds || field == "num_attention_heads" {
+        let by_half = file.form.mamba2 == Some(GgufMamba2::OneHalf) && field == "intermediate_size";
+        if (!file.form.layer_kinds && !by_half) || field == "num_attention_heads" {
             config.layer_size(field, &file.key(suffix))?;
         }
     }
@@ -125,6 +127,7 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     if file.form.layer_kinds {
         config.kinds_of_layers()?;
     }
+    config.mamba2()?;
     config.require()?;
     config.delta_nets()?;
     config.short_convs()?;
@@ -177,9 +180,11 @@ impl Config<'_> {
             return Ok(());
         };
         let Some(list) = list else { return Ok(()) };
-        let conv = self.file.form.short_convs && field == "num_key_value_heads";
-        let counts = || list.scalars().filter(|size| !(conv && is_zero(*size)));
-        if conv && counts().next().is_none() {
+        let form = &self.file.form;
+        let has_lists = form.short_convs || form.mamba2.is_some_and(GgufMamba2::has_lists);
+        let may_be_zero = has_lists && field == "num_key_value_heads";
+        let counts = || list.scalars().filter(|size| !(may_be_zero && is_zero(*size)));
+        if may_be_zero && counts().next().is_none() {
             return Ok(());
         }
         let size = counts().next().filter(|first| counts().all(|size| size == *first));
@@ -240,7 +245,7 @@ impl Config<'_> {
     }
 
     /// Sets `layer_types` by a list with one entry for each layer in the file.
-    fn layer_kinds(&mut self, key: &str, list: &Array, kind: impl Fn(Scalar) -> &'static str) -> Result<()> {
+    pub(super) fn layer_kinds(&mut self, key: &str, list: &Array, kind: impl Fn(Scalar) -> &'static str) -> Result<()> {
         let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS as u64) as usize;
         if list.len() < layers {
             let expected = format!("{layers} entries, one per layer");

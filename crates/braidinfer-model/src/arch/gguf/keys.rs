@@ -5,10 +5,11 @@ use std::ops::Range;
 use serde_json::Value as Json;
 
 use super::config::{DELTA_NET_SIZES, KV_RANK, LOG_MULTIPLIER, LOG_MULTIPLIER_KEY, QUERY_RANK, scaled_width};
+use super::mamba2::{self, Mamba2Values};
 use super::{
-    CONVOLVED_TOKENS, FULL_ATTENTION_INTERVAL, GgufForm, PARALLEL_RESIDUAL, RECURRENT_LAYERS, ROPE_FACTORS_LONG,
-    ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE, VALUE_WIDTH, gating_func,
-    is_rotated, mixers, tensor_names,
+    CONVOLVED_TOKENS, FULL_ATTENTION_INTERVAL, GgufForm, GgufMamba2, PARALLEL_RESIDUAL, RECURRENT_LAYERS,
+    ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE, VALUE_WIDTH,
+    gating_func, is_rotated, mixers, tensor_names,
 };
 use crate::arch::find;
 use crate::format::gguf::{Gguf, Metadata, TensorHeader};
@@ -40,6 +41,7 @@ pub struct GgufModel {
     /// The gated delta net of the checkpoint, and whether the file has its value heads tiled and another form of its
     /// rates.
     delta_net: Option<(DeltaNetSpec, [bool; 2])>,
+    mamba2: Option<Mamba2Values>,
 }
 
 /// The contents of a GGUF file for `spec`. If `head_is_embedding`, the output head is not stored.
@@ -54,9 +56,13 @@ pub fn gguf_model(label: &str, spec: &DecoderSpec, head_is_embedding: bool) -> R
     };
     let form = find(&spec.model_type).and_then(|architecture| architecture.gguf);
     let form = form.ok_or_else(|| refused(format!("a {} model, for which GGUF has no form here", spec.model_type)))?;
+    let form = form.of((0..spec.layers.len()).any(|layer| spec.experts(layer).is_some()));
     let spec = &DecoderSpec { tie_word_embeddings: head_is_embedding, ..spec.clone() };
     let writer = Writer { spec, form };
     let model = writer.model(label)?;
+    if head_is_embedding && model.mamba2.is_some_and(|values| values.parts_head()) {
+        return Err(refused("an embedding and an output head that are one, with factors of their own".into()));
+    }
     let written = model.read_back()?;
     match first_difference(&writer.expected(), &written) {
         None => Ok(model),
@@ -67,8 +73,12 @@ pub fn gguf_model(label: &str, spec: &DecoderSpec, head_is_embedding: bool) -> R
 }
 
 impl GgufModel {
-    /// Converts the values of a parameter from the checkpoint's form to the file's. `columns` is the width of a row.
-    pub fn transform(&self, slot: Slot, param: Param, columns: usize, values: &mut [f32]) {
+    /// Converts the values of some rows of a parameter from the checkpoint's form to the file's. `columns` is the width of
+    /// a row.
+    pub fn transform(&self, slot: Slot, param: Param, rows: Range<usize>, columns: usize, values: &mut [f32]) {
+        if let Some(mamba2) = &self.mamba2 {
+            mamba2.transform(slot, rows, columns, values);
+        }
         if let Some((rotary_dim, head_dim)) = self.rotated
             && is_rotated(slot)
         {
@@ -126,6 +136,9 @@ impl GgufModel {
         if let (Slot::Layer(_, LayerSlot::Conv1d), [channels, 1, kernel]) = (stack.parameters[0].slot, &shape[..]) {
             shape = vec![*channels, *kernel];
         }
+        if let (Slot::Layer(_, slot), Some(mamba2)) = (stack.parameters[0].slot, &self.mamba2) {
+            shape = mamba2.stored_shape(slot).unwrap_or(shape);
+        }
         TensorHeader { name: stack.tensor.clone(), shape, dtype }
     }
 
@@ -175,6 +188,7 @@ impl Writer<'_> {
             rotated: self.rotates().then(|| (self.spec.rope[0].rotary_dim, self.attention().head_dim)),
             norm_offset: if self.form.offset_included { self.spec.norm.weight_offset } else { 0.0 },
             delta_net: self.spec.delta_nets.first().map(|net| (*net, self.changes(net))),
+            mamba2: Mamba2Values::new(self.spec, self.form),
         };
         model.metadata.insert("general.architecture", self.form.architecture);
         self.sizes(&mut model);
@@ -186,6 +200,7 @@ impl Writer<'_> {
         self.delta_nets(&mut model);
         self.short_convs(&mut model);
         self.latent(&mut model);
+        mamba2::write(self.spec, self.form, &mut model.metadata, &mut model.notes);
         self.windows(&mut model);
         self.biases(&mut model);
         if let Some(table) = self.spec.rope.first() {
@@ -271,7 +286,8 @@ impl Writer<'_> {
         model.metadata.insert(self.key("expert_weights_scale"), router.routed_scaling_factor as f32);
         let architecture = self.form.architecture;
         let first = if form.leading_dense { dense } else { 0 };
-        if !(first..self.spec.layers.len()).all(is_sparse) {
+        let may_lack = self.form.mamba2 == Some(GgufMamba2::OneHalf);
+        if !may_lack && !(first..self.spec.layers.len()).all(is_sparse) {
             model.notes.push(format!("llama.cpp expects experts in all layers of a {architecture} model"));
         }
         if matches!(router.scoring_func, ScoringFunction::Sparsemixer { .. }) {
@@ -360,6 +376,7 @@ impl Writer<'_> {
     fn dense_width(&self, layer: &LayerSpec) -> Option<usize> {
         match layer.feed_forward {
             FeedForward::Dense { intermediate_size, .. } => Some(intermediate_size),
+            FeedForward::None => None,
             FeedForward::Experts(experts) => {
                 let beside = self.form.experts.is_some_and(|form| form.beside_dense);
                 experts.shared_expert.filter(|_| beside).map(|shared| shared.intermediate_size)
@@ -427,7 +444,10 @@ impl Writer<'_> {
             number("residual_scale", spec.residual_multiplier);
             number("logit_scale", spec.logits_scaling);
             number("attention.scale", attention.scale);
-        } else if (attention.scale / derived - 1.0).abs() > 1e-6 && self.score_strength().is_none() {
+        } else if (attention.scale / derived - 1.0).abs() > 1e-6
+            && self.form.mamba2 != Some(GgufMamba2::BesideAttention)
+            && self.score_strength().is_none()
+        {
             number("attention.scale", attention.scale);
             model.notes.push(format!("llama.cpp derives its own attention scale, not {}", attention.scale));
         }

@@ -13,7 +13,7 @@ use super::FusedRunner;
 use super::batch_layout::{BatchLayout, QueryChunk};
 use super::each_row::each_row;
 use super::heads::{HeadKind, Heads, Stage, gather};
-use super::packed::{PackedAttention, PackedMixer};
+use super::packed::PackedAttention;
 #[cfg(test)]
 use super::planted::{Planted, to_bf16};
 use super::scratch::{AttentionScratch, Scratch};
@@ -24,7 +24,7 @@ impl FusedRunner {
     /// Stores the keys and values of every token, unless they are those of an earlier layer, and writes the attention
     /// output to `heads`.
     pub(super) fn attend(&mut self, index: usize, kv_dtypes: &[KvDtype], trace: &mut Trace) {
-        let PackedMixer::Attention(layer) = &self.weights.layers[index].mixer else { return };
+        let Some(layer) = self.weights.layers[index].attention() else { return };
         let kv_layer = layer.keys.stored_by(index);
         let Scratch { qkv, expanded, qk_statistics, heads, head_starts, items, partials, merges, attention, .. } =
             &mut self.scratch;

@@ -10,8 +10,10 @@ use braidinfer_model::spec::DeltaNetProjections;
 
 use super::FusedRunner;
 use super::heads::gather;
-use super::packed::{PackedDeltaNet, PackedMixer};
-use super::recurrent_state::{GroupState, GroupStep, Moved, RecurrentPass, StateShape, ValueState};
+use super::packed::PackedDeltaNet;
+use super::recurrent_state::{
+    BlockStep, GroupState, GroupStep, Moved, RecurrentPass, StateShape, ValueState, Visit, Walk,
+};
 use super::scratch::Scratch;
 use super::trace::Trace;
 use crate::Result;
@@ -109,7 +111,7 @@ impl PackedDeltaNet {
 impl FusedRunner {
     /// Moves the states of all sequences past the batch's tokens, and writes the outputs of the delta rule to `heads`.
     pub(super) fn run_delta_net(&mut self, index: usize, batch: &Batch, trace: &mut Trace) -> Result<()> {
-        let PackedMixer::DeltaNet(layer) = &self.weights.layers[index].mixer else { return Ok(()) };
+        let Some(layer) = self.weights.layers[index].delta_net() else { return Ok(()) };
         let Scratch { qkv, heads, delta, recurrent, .. } = &mut self.scratch;
         let (isa, rows, block_size) = (self.isa, self.layout.rows, self.recurrent_states.block_size);
         for (name, inputs) in [
@@ -249,46 +251,38 @@ impl HeadPass<'_> {
         let ValueState { matrix, deltas, decays } = &mut states[value];
         outputs.resize(new * widths.value);
         let (values, betas) = (&values[value * new * widths.value..], &betas[value * new..]);
-        let all = known + new;
+        let (all, block_size) = (known + new, self.block_size);
         // For the largest block, in either kernel.
-        let of_rule = delta::scratch_len(self.block_size, new.min(self.block_size), widths.value);
-        rule.resize(of_rule.max(self.block_size * widths.key));
-        let mut is_ahead = false;
-        for first in (0..all).step_by(self.block_size) {
-            let last = all.min(first + self.block_size);
-            let from = known.max(first);
-            if from < last {
+        let of_rule = delta::scratch_len(block_size, new.min(block_size), widths.value);
+        rule.resize(of_rule.max(block_size * widths.key));
+        Walk { moved: self.moved, all, block_size, matrix, ahead }.run(|visit| match visit {
+            Visit::Outputs(BlockStep { tokens, known: before }, state) => {
+                let (first, last) = (tokens.start, tokens.end);
+                let new = first + before - known..last - known;
                 let block = DeltaBlock {
                     key_dim: widths.key,
                     value_dim: widths.value,
-                    state: if is_ahead { ahead } else { matrix },
+                    state,
                     keys: &keys[first * widths.key..last * widths.key],
-                    decays: &decays[first..last],
-                    queries: &queries[(from - known) * widths.key..(last - known) * widths.key],
-                    values: &values[(from - known) * widths.value..(last - known) * widths.value],
-                    betas: &betas[from - known..last - known],
+                    decays: &decays[tokens],
+                    queries: &queries[new.start * widths.key..new.end * widths.key],
+                    values: &values[new.start * widths.value..new.end * widths.value],
+                    betas: &betas[new.clone()],
                 };
                 let deltas = &mut deltas[first * widths.value..last * widths.value];
-                let out = &mut outputs[(from - known) * widths.value..(last - known) * widths.value];
+                let out = &mut outputs[new.start * widths.value..new.end * widths.value];
                 delta::delta_rule(self.isa, block, deltas, rule, out);
             }
-            let is_passed = last <= self.moved.passed;
-            if !is_passed && last == all {
-                break;
+            Visit::Advance(tokens, state) => {
+                let (first, last) = (tokens.start, tokens.end);
+                let (keys, deltas) =
+                    (&keys[first * widths.key..last * widths.key], &deltas[first * widths.value..last * widths.value]);
+                delta::advance(self.isa, state, keys, &decays[tokens], deltas, rule);
+                #[cfg(test)]
+                if let Some(spoil) = self.spoil {
+                    spoil(state);
+                }
             }
-            if !is_passed && !is_ahead {
-                ahead.resize(matrix.len());
-                ahead.copy_from_slice(matrix);
-                is_ahead = true;
-            }
-            let state = if is_ahead { &mut **ahead } else { &mut **matrix };
-            let (keys, deltas) =
-                (&keys[first * widths.key..last * widths.key], &deltas[first * widths.value..last * widths.value]);
-            delta::advance(self.isa, state, keys, &decays[first..last], deltas, rule);
-            #[cfg(test)]
-            if let Some(spoil) = self.spoil {
-                spoil(state);
-            }
-        }
+        });
     }
 }

@@ -6,7 +6,7 @@ use braidinfer_model::spec::LatentSpec;
 use super::FusedRunner;
 use super::encode::{Input, Source};
 use super::heads::{HeadKind, Heads, gather};
-use super::packed::{PackedLinear, PackedMixer, PackedNorm};
+use super::packed::{PackedLinear, PackedNorm};
 use super::product::Products;
 use super::scratch::{Scratch, panels};
 use crate::executor::KernelPlan;
@@ -15,7 +15,7 @@ use crate::executor::latent::Latent;
 impl FusedRunner {
     /// Norms the narrower vectors in `qkv`, and multiplies them to queries, keys and values in `expanded`.
     pub(super) fn expand_latents(&mut self, index: usize, plan: &KernelPlan) {
-        let PackedMixer::Attention(layer) = &self.weights.layers[index].mixer else { return };
+        let Some(layer) = self.weights.layers[index].attention() else { return };
         let Some(latent) = &layer.latent else { return };
         let rows = self.layout.rows;
         let Scratch { qkv, expanded, inner, rows: scratch, .. } = &mut self.scratch;

@@ -2,6 +2,7 @@
 
 use braidinfer_kernels::norm::{self, Row, Statistics};
 use braidinfer_kernels::{ActivationFunction, Buffer, Chunks, Isa, LANES, Pool, elementwise};
+use braidinfer_model::DecoderSpec;
 
 use super::FusedRunner;
 use super::delta_net::DeltaInput;
@@ -23,30 +24,49 @@ impl FusedRunner {
     /// Runs one layer on the residual stream.
     pub(super) fn decode_layer(&mut self, index: usize, step: Step<'_>, trace: &mut Trace) -> Result<()> {
         let plan = step.plan;
-        self.project_inputs(index, plan, trace);
+        let mixers = self.weights.layers[index].mixers.len();
+        let parallel = self.spec.block.parallel;
+        if mixers > 0 {
+            self.normalize_for_mixers(index, plan, trace);
+        }
+        for which in 0..mixers {
+            self.mix(index, which, step, trace)?;
+        }
+        if mixers > 0 {
+            trace.panels("attn.residual", &self.scratch.hidden, self.layout.rows, self.spec.hidden_size);
+        }
+        if !matches!(self.weights.layers[index].feed_forward, PackedFeedForward::None) {
+            if !parallel || mixers == 0 {
+                self.normalize_for_feed_forward(index, plan, trace);
+            }
+            self.add_feed_forward(index, plan, trace);
+        }
+        self.add_per_layer_input(index, plan, trace);
+        self.scale_stream(index);
+        Ok(())
+    }
+
+    /// Runs a mixer on `normed`, and adds the result to the residual stream.
+    fn mix(&mut self, index: usize, which: usize, step: Step<'_>, trace: &mut Trace) -> Result<()> {
+        let plan = step.plan;
+        self.project_inputs(index, which, plan);
         self.expand_latents(index, plan);
-        let (parallel, own_norm) = (self.spec.block.parallel, self.spec.block.feed_forward_norm);
-        if parallel && own_norm {
+        if self.spec.block.parallel && self.spec.block.feed_forward_norm {
             // The residual stream is still the layer's input, and the input of the projections is no longer needed.
             self.normalize_for_feed_forward(index, plan, trace);
         }
         #[cfg(test)]
         self.spoil_projections(index);
-        match &self.weights.layers[index].mixer {
+        match &self.weights.layers[index].mixers[which] {
             PackedMixer::Attention(_) => self.attend(index, &plan.kv_dtypes, trace),
             PackedMixer::DeltaNet(_) => self.run_delta_net(index, step.batch, trace)?,
             PackedMixer::ShortConv(_) => self.run_short_conv(index, step.batch, trace)?,
+            PackedMixer::Mamba2(_) => self.run_mamba2(index, step.batch, trace)?,
         }
         #[cfg(test)]
         self.spoil_heads(index);
-        self.gate_heads(index, trace);
-        self.add_mixed(index, plan, trace);
-        if !parallel {
-            self.normalize_for_feed_forward(index, plan, trace);
-        }
-        self.add_feed_forward(index, plan, trace);
-        self.add_per_layer_input(index, plan, trace);
-        self.scale_stream(index);
+        self.gate_heads(index, which, trace);
+        self.add_mixed(index, which, plan, trace);
         Ok(())
     }
 
@@ -60,14 +80,14 @@ impl FusedRunner {
 
     /// Input norm and the input projections of attention or of a delta net, into `qkv`. If attention and feed-forward
     /// network share a norm, its output is encoded for both.
-    fn project_inputs(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+    fn normalize_for_mixers(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
-        let Scratch { hidden, normed, qkv, rows: scratch, .. } = &mut self.scratch;
+        let Scratch { hidden, normed, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: hidden, stride: rows, select: None };
         let input = Input { source, rows, width, norm: layer.input_norm.as_ref() };
         trace.input("input_norm", self.isa, &input);
-        let projections = layer.mixer.inputs();
+        let projections: Vec<&PackedLinear> = layer.mixers.iter().flat_map(PackedMixer::inputs).collect();
         let shared = self.spec.block.parallel && !self.spec.block.feed_forward_norm;
         let readers = if shared { layer.feed_forward.readers() } else { [None, None] };
         if shared {
@@ -76,15 +96,22 @@ impl FusedRunner {
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         let levels = products.levels(projections.iter()).chain(products.levels(readers.iter().flatten()));
         normed.fill(self.isa, &mut self.pool, scratch, input, levels);
+    }
+
+    /// The input projections of a mixer, into `qkv`.
+    fn project_inputs(&mut self, index: usize, which: usize, plan: &KernelPlan) {
+        let rows = self.layout.rows;
+        let projections = self.weights.layers[index].mixers[which].inputs();
+        let Scratch { normed, qkv, .. } = &mut self.scratch;
+        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         let width = LANES * projections.iter().map(|linear| linear.panels()).sum::<usize>();
         products.all(&mut self.pool, &projections, normed, rows, panels(qkv, width, rows));
     }
 
-    /// Applies the gates of the heads, and the norm of a delta net before them, to `heads`.
-    fn gate_heads(&mut self, index: usize, trace: &mut Trace) {
+    /// Applies the gates of the heads, and the norm of a delta net or of Mamba-2 beside them, to `heads`.
+    fn gate_heads(&mut self, index: usize, which: usize, trace: &mut Trace) {
         let (isa, rows) = (self.isa, self.layout.rows);
-        let mixer = &self.weights.layers[index].mixer;
-        let Scratch { qkv, heads, rows: scratch, .. } = &mut self.scratch;
+        let mixer = &self.weights.layers[index].mixers[which];
         let groups = mixer.groups();
         let [plain, gated, _] = mixer.names();
         let record = |heads: &[f32], name: &str, trace: &mut Trace| {
@@ -92,28 +119,34 @@ impl FusedRunner {
             let input = Input { source, rows, width: mixer.output().columns, norm: None };
             trace.input(name, isa, &input);
         };
-        record(heads, plain, trace);
-        if matches!(mixer, PackedMixer::Attention(layer) if !layer.attention.output_gate) {
-            return;
-        }
-        let width = mixer.output().columns / groups;
-        let chunks = Chunks::new(heads, ROWS_PER_TASK * width);
-        self.pool.for_each_with(scratch, chunks, |task, heads, gate: &mut Buffer| {
-            for (row, heads) in heads.chunks_exact_mut(width).enumerate() {
-                let row = task * ROWS_PER_TASK + row;
-                gate_row(isa, mixer, qkv, [rows, row % rows, row / rows], heads, gate);
+        record(&self.scratch.heads, plain, trace);
+        match mixer {
+            PackedMixer::Attention(layer) if !layer.attention.output_gate => return,
+            PackedMixer::Mamba2(layer) => layer.gate_all(isa, &mut self.pool, rows, &mut self.scratch),
+            _ => {
+                let Scratch { qkv, heads, rows: scratch, .. } = &mut self.scratch;
+                let width = mixer.output().columns / groups;
+                let chunks = Chunks::new(heads, ROWS_PER_TASK * width);
+                self.pool.for_each_with(scratch, chunks, |task, heads, gate: &mut Buffer| {
+                    for (row, heads) in heads.chunks_exact_mut(width).enumerate() {
+                        let row = task * ROWS_PER_TASK + row;
+                        gate_row(isa, mixer, qkv, [rows, row % rows, row / rows], heads, gate);
+                    }
+                });
             }
-        });
-        record(heads, gated, trace);
+        }
+        record(&self.scratch.heads, gated, trace);
     }
 
     /// Applies the output projection to `heads` and adds the result to the residual stream.
-    fn add_mixed(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+    fn add_mixed(&mut self, index: usize, which: usize, plan: &KernelPlan, trace: &mut Trace) {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
+        let (mixer, branches) = (&layer.mixers[which], self.spec.branch_multipliers());
+        let own = if let PackedMixer::Mamba2(_) = mixer { branches.mamba2 } else { branches.attention };
         let Scratch { hidden, inner, heads, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
-        let output = layer.mixer.output();
-        let source = layer.mixer.grouped(heads);
+        let output = mixer.output();
+        let source = mixer.grouped(heads);
         let input = Input { source, rows, width: output.columns, norm: None };
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
         inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&output].into_iter()));
@@ -121,16 +154,15 @@ impl FusedRunner {
             isa: self.isa,
             products,
             pool: &mut self.pool,
-            factor: self.spec.residual_multiplier as f32,
+            factor: (self.spec.residual_multiplier * own) as f32,
             rows,
             statistics: branch_statistics,
         };
         let branch = panels(branch, width, rows);
         residual_add.product(output, inner, [branch, hidden], layer.attention_output_norm.as_ref());
-        let [.., out] = layer.mixer.names();
+        let [.., out] = mixer.names();
         trace.panels(out, branch, rows, width);
         residual_add.norm(layer.attention_output_norm.as_ref(), width, [branch, hidden]);
-        trace.panels("attn.residual", hidden, rows, width);
     }
 
     fn normalize_for_feed_forward(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
@@ -152,6 +184,7 @@ impl FusedRunner {
         match &weights.layers[index].feed_forward {
             PackedFeedForward::Dense(_) => self.add_network(index, plan, trace),
             PackedFeedForward::Experts(_) => self.add_mixture(index, plan, trace),
+            PackedFeedForward::None => {}
         }
     }
 
@@ -165,7 +198,7 @@ impl FusedRunner {
         let source = Source::Panels { data: up, stride: rows, select: None };
         let input = Input { source, rows, width: network.up_proj.rows, norm: None };
         inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&network.down_proj].iter()));
-        let factor = self.spec.residual_multiplier as f32;
+        let factor = feed_forward_factor(&self.spec);
         let statistics = branch_statistics;
         let mut residual_add = ResidualAdd { isa: self.isa, products, pool: &mut self.pool, factor, rows, statistics };
         let branch = panels(branch, width, rows);
@@ -193,11 +226,16 @@ impl FusedRunner {
         pass.run(&mut self.scratch, trace);
         let MixturePass { isa, products, pool, .. } = pass;
         let Scratch { hidden, branch, branch_statistics: statistics, .. } = &mut self.scratch;
-        let factor = self.spec.residual_multiplier as f32;
+        let factor = feed_forward_factor(&self.spec);
         let mut residual_add = ResidualAdd { isa, products, pool, factor, rows, statistics };
         residual_add.sum(layer.feed_forward_output_norm.as_ref(), width, [branch, hidden]);
         trace.panels("ffn.out", branch, rows, width);
     }
+}
+
+/// Factor of what the feed-forward part adds to the residual stream.
+fn feed_forward_factor(spec: &DecoderSpec) -> f32 {
+    (spec.residual_multiplier * spec.branch_multipliers().feed_forward) as f32
 }
 
 /// Applies the gates, and the norm of a delta net before them, to the heads of one group and token.
@@ -227,6 +265,8 @@ fn gate_row(
                 elementwise::gated(isa, ActivationFunction::Silu, gate, values);
             }
         }
+        // All of its heads are gated, and normed, at once.
+        PackedMixer::Mamba2(_) => {}
         PackedMixer::ShortConv(layer) => {
             gate.resize(layer.width);
             layer.read(ConvInput::After, projected, [rows, token, group], gate);

@@ -16,6 +16,7 @@ mod heads;
 mod kv_cache;
 mod latent;
 mod layer;
+mod mamba2;
 mod mixture;
 mod packed;
 mod per_layer;
@@ -155,15 +156,12 @@ impl LayerRunner for FusedRunner {
     fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState {
         let values = 2 * self.spec.key_value_width(layer);
         let bytes_per_token = values * plan.kv_dtypes[layer].size();
+        let bytes_per_sequence = memory::layer_state_bytes(&self.spec, layer, self.kv_cache.config().block_size);
         match self.spec.layers[layer].mixer {
             Mixer::Attention { sliding_window: window, .. } => {
-                LayerState { bytes_per_token, bytes_per_sequence: 0, window }
+                LayerState { bytes_per_token, bytes_per_sequence, window }
             }
-            Mixer::DeltaNet { .. } | Mixer::ShortConv { .. } => {
-                let block_size = self.kv_cache.config().block_size;
-                let bytes_per_sequence = memory::layer_state_bytes(&self.spec, layer, block_size);
-                LayerState { bytes_per_token, bytes_per_sequence, window: Some(0) }
-            }
+            _ => LayerState { bytes_per_token, bytes_per_sequence, window: Some(0) },
         }
     }
 

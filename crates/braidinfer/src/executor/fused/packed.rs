@@ -12,7 +12,7 @@ use braidinfer_kernels::{
 use braidinfer_model::quantization::dequantize;
 use braidinfer_model::spec::{
     self, ActivationFunction, AttentionSpec, DeltaNetProjections, DeltaNetSpec, ExpertGroups, ExpertsSpec, FeedForward,
-    GroupScore, LatentSpec, Mixer, NormSpec, PerLayerInputSpec, RouterSpec, ScoringFunction, ShortConvSpec,
+    GroupScore, LatentSpec, Mamba2Spec, Mixer, NormSpec, PerLayerInputSpec, RouterSpec, ScoringFunction, ShortConvSpec,
     ValueHeadOrder,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, TensorView, Weights};
@@ -86,7 +86,8 @@ pub(super) struct PackedPerLayerInput {
 #[derive(Debug)]
 pub(super) struct PackedLayer {
     pub(super) input_norm: Option<PackedNorm>,
-    pub(super) mixer: PackedMixer,
+    /// How positions are mixed: by several mixers side by side, by one, or not at all.
+    pub(super) mixers: Vec<PackedMixer>,
     pub(super) attention_output_norm: Option<PackedNorm>,
     pub(super) feed_forward_norm: Option<PackedNorm>,
     pub(super) feed_forward: PackedFeedForward,
@@ -101,6 +102,7 @@ pub(super) struct PackedLayer {
 pub(super) enum PackedFeedForward {
     Dense(Box<PackedNetwork>),
     Experts(Box<PackedMixture>),
+    None,
 }
 
 /// `down(act(gate x) * up x)`, or `down(act(up x))` without a gate.
@@ -139,15 +141,38 @@ impl PackedFeedForward {
         match self {
             Self::Dense(network) => network.inputs().map(Some),
             Self::Experts(mixture) => [Some(&mixture.router), mixture.shared_gate.as_ref()],
+            Self::None => [None, None],
         }
     }
 }
 
 impl PackedLayer {
+    pub(super) fn attention(&self) -> Option<&PackedAttention> {
+        self.mixers
+            .iter()
+            .find_map(|mixer| if let PackedMixer::Attention(layer) = mixer { Some(&**layer) } else { None })
+    }
+
+    pub(super) fn delta_net(&self) -> Option<&PackedDeltaNet> {
+        self.mixers
+            .iter()
+            .find_map(|mixer| if let PackedMixer::DeltaNet(layer) = mixer { Some(&**layer) } else { None })
+    }
+
+    pub(super) fn short_conv(&self) -> Option<&PackedShortConv> {
+        self.mixers
+            .iter()
+            .find_map(|mixer| if let PackedMixer::ShortConv(layer) = mixer { Some(&**layer) } else { None })
+    }
+
+    pub(super) fn mamba2(&self) -> Option<&PackedMamba2> {
+        self.mixers.iter().find_map(|mixer| if let PackedMixer::Mamba2(layer) = mixer { Some(&**layer) } else { None })
+    }
+
     /// The norm of what the feed-forward part's projections of all tokens read.
     pub(super) fn readers_norm(&self) -> Option<&PackedNorm> {
         let router_norm = match &self.feed_forward {
-            PackedFeedForward::Dense(_) => None,
+            PackedFeedForward::Dense(_) | PackedFeedForward::None => None,
             PackedFeedForward::Experts(mixture) => mixture.router_norm.as_ref(),
         };
         router_norm.or(self.feed_forward_norm.as_ref())
@@ -167,6 +192,7 @@ pub(super) enum PackedMixer {
     Attention(Box<PackedAttention>),
     DeltaNet(Box<PackedDeltaNet>),
     ShortConv(Box<PackedShortConv>),
+    Mamba2(Box<PackedMamba2>),
 }
 
 /// The parameters of attention.
@@ -219,6 +245,28 @@ pub(super) struct PackedShortConv {
     pub(super) bias: Vec<Vec<f32>>,
 }
 
+/// The parameters of Mamba-2. What there is for each head is padded.
+#[derive(Debug)]
+pub(super) struct PackedMamba2 {
+    pub(super) spec: Mamba2Spec,
+    /// Its groups are parts of those of the spec.
+    pub(super) shape: StateShape,
+    pub(super) in_proj: PackedLinear,
+    pub(super) out_proj: PackedLinear,
+    /// For each part, the weights of `C`, `B` and the inputs of its heads, each padded to a multiple of 16:
+    /// `[kernel][width]`.
+    pub(super) conv: Vec<Vec<f32>>,
+    /// For each part, in the same order, `[width]`; zeros if there is none.
+    pub(super) conv_bias: Vec<Vec<f32>>,
+    pub(super) dt_bias: Vec<f32>,
+    /// `-exp(A_log)`.
+    pub(super) rates: Vec<f32>,
+    /// `D`.
+    pub(super) skip: Vec<f32>,
+    /// Over the heads of a group; the weight is that of all groups.
+    pub(super) norm: Option<PackedNorm>,
+}
+
 impl PackedMixer {
     /// The projections of the normed residual stream.
     pub(super) fn inputs(&self) -> Vec<&PackedLinear> {
@@ -230,6 +278,7 @@ impl PackedMixer {
             }
             Self::DeltaNet(delta_net) => delta_net.inputs.iter().collect(),
             Self::ShortConv(conv) => vec![&conv.in_proj],
+            Self::Mamba2(mamba2) => vec![&mamba2.in_proj],
         }
     }
 
@@ -239,6 +288,7 @@ impl PackedMixer {
             Self::Attention(attention) => &attention.o_proj,
             Self::DeltaNet(delta_net) => &delta_net.out_proj,
             Self::ShortConv(conv) => &conv.out_proj,
+            Self::Mamba2(mamba2) => &mamba2.out_proj,
         }
     }
 
@@ -248,6 +298,7 @@ impl PackedMixer {
             Self::Attention(attention) => attention.attention.num_key_value_heads,
             Self::DeltaNet(delta_net) => delta_net.spec.linear_num_key_heads,
             Self::ShortConv(conv) => conv.shape.groups,
+            Self::Mamba2(mamba2) => mamba2.shape.groups,
         }
     }
 
@@ -257,7 +308,7 @@ impl PackedMixer {
             Self::DeltaNet(delta_net) if delta_net.spec.value_heads == ValueHeadOrder::Tiled => {
                 delta_net.spec.values_per_key()
             }
-            Self::Attention(_) | Self::DeltaNet(_) | Self::ShortConv(_) => 1,
+            Self::Attention(_) | Self::DeltaNet(_) | Self::ShortConv(_) | Self::Mamba2(_) => 1,
         }
     }
 
@@ -266,7 +317,7 @@ impl PackedMixer {
         match self {
             // Values are as wide as keys there, and those of latent attention end in zeros.
             Self::Attention(attention) => attention.attention.query_width() / self.groups(),
-            Self::DeltaNet(_) | Self::ShortConv(_) => self.output().columns / self.groups(),
+            Self::DeltaNet(_) | Self::ShortConv(_) | Self::Mamba2(_) => self.output().columns / self.groups(),
         }
     }
 
@@ -281,6 +332,7 @@ impl PackedMixer {
             Self::Attention(_) => ["attn.heads", "attn.gated", "attn.out"],
             Self::DeltaNet(_) => ["delta.heads", "delta.gated", "delta.out"],
             Self::ShortConv(_) => ["conv.convolved", "conv.gated", "conv.out"],
+            Self::Mamba2(_) => ["mamba.heads", "mamba.gated", "mamba.out"],
         }
     }
 }
@@ -462,21 +514,56 @@ impl<'a> Packer<'a> {
         let norm = self.spec.norm;
         Ok(PackedLayer {
             input_norm: self.norm(slot(LayerSlot::InputNorm), &norm)?,
-            mixer: match self.spec.layers[index].mixer {
-                Mixer::Attention { .. } => PackedMixer::Attention(Box::new(self.attention(index, pool)?)),
-                Mixer::DeltaNet { delta_net } => {
-                    PackedMixer::DeltaNet(Box::new(self.delta_net(index, self.spec.delta_nets[delta_net], pool)?))
-                }
-                Mixer::ShortConv { short_conv } => {
-                    PackedMixer::ShortConv(Box::new(self.short_conv(index, self.spec.short_convs[short_conv], pool)?))
-                }
-            },
+            mixers: self.mixers(index, pool)?,
             attention_output_norm: self.norm(slot(LayerSlot::AttentionOutputNorm), &norm)?,
             feed_forward_norm: self.norm(slot(LayerSlot::FeedForwardNorm), &norm)?,
             feed_forward: self.feed_forward(index, pool)?,
             feed_forward_output_norm: self.norm(slot(LayerSlot::FeedForwardOutputNorm), &norm)?,
             per_layer_input: self.per_layer_input(index, pool)?.map(Box::new),
             scalar: self.vector(slot(LayerSlot::LayerScalar), Param::Weight)?.map(|values| values[0]),
+        })
+    }
+
+    fn mixers(&mut self, index: usize, pool: &mut Pool) -> Result<Vec<PackedMixer>> {
+        let mut mixers = Vec::new();
+        match self.spec.layers[index].mixer {
+            Mixer::Attention { .. } => mixers.push(PackedMixer::Attention(Box::new(self.attention(index, pool)?))),
+            Mixer::DeltaNet { delta_net } => {
+                let delta_net = self.delta_net(index, self.spec.delta_nets[delta_net], pool)?;
+                mixers.push(PackedMixer::DeltaNet(Box::new(delta_net)));
+            }
+            Mixer::ShortConv { short_conv } => {
+                let short_conv = self.short_conv(index, self.spec.short_convs[short_conv], pool)?;
+                mixers.push(PackedMixer::ShortConv(Box::new(short_conv)));
+            }
+            Mixer::Mamba2 { .. } | Mixer::None => {}
+        }
+        if let Some(mamba2) = self.spec.mamba2(index) {
+            mixers.push(PackedMixer::Mamba2(Box::new(self.mamba2(index, *mamba2, pool)?)));
+        }
+        Ok(mixers)
+    }
+
+    fn mamba2(&mut self, index: usize, spec: Mamba2Spec, pool: &mut Pool) -> Result<PackedMamba2> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let vector = |name| self.vector(slot(name), Param::Weight)?.ok_or_else(|| absent(slot(name)));
+        let conv = vector(LayerSlot::Conv1d)?;
+        let conv_bias = self.vector(slot(LayerSlot::Conv1d), Param::Bias)?;
+        let conv_bias = conv_bias.unwrap_or_else(|| vec![0.0; spec.conv_width()]);
+        let (shape, kernel) = (StateShape::of_mamba2(&spec), spec.mamba_d_conv);
+        let bias = |part| of_part(&spec, shape, part, |channel: usize| conv_bias[channel]);
+        let tap = |part, tap| of_part(&spec, shape, part, |channel: usize| conv[channel * kernel + tap]);
+        Ok(PackedMamba2 {
+            conv: (0..shape.groups).map(|part| (0..kernel).flat_map(|index| tap(part, index)).collect()).collect(),
+            conv_bias: (0..shape.groups).map(bias).collect(),
+            dt_bias: vector(LayerSlot::DtBias)?,
+            rates: vector(LayerSlot::ALog)?.into_iter().map(|stored| spec.decay_rates.negative(stored)).collect(),
+            skip: vector(LayerSlot::SkipD)?,
+            norm: spec.norm.map(|norm| self.required_norm(slot(LayerSlot::MambaNorm), &norm.norm)).transpose()?,
+            shape,
+            spec,
+            in_proj: self.linear(slot(LayerSlot::InProjZxbcdt), pool)?,
+            out_proj: self.linear(slot(LayerSlot::OutProj), pool)?,
         })
     }
 
@@ -613,6 +700,7 @@ impl<'a> Packer<'a> {
             FeedForward::Experts(experts) => {
                 self.mixture(index, &experts, pool).map(|mixture| PackedFeedForward::Experts(Box::new(mixture)))
             }
+            FeedForward::None => Ok(PackedFeedForward::None),
         }
     }
 
@@ -637,12 +725,13 @@ impl<'a> Packer<'a> {
         let mut networks = Vec::with_capacity(spec.num_experts + 1);
         for expert in 0..spec.num_experts {
             let [gate, up, down] = ExpertSlot::ALL.map(|slot| Slot::Expert(index, expert, slot));
-            networks.push(self.network(spec.hidden_act, Some(gate), [up, down], pool)?);
+            networks.push(self.network(spec.hidden_act, spec.gated.then_some(gate), [up, down], pool)?);
         }
         let mut shared_gate = None;
         if let Some(shared) = &spec.shared_expert {
             let slots = [LayerSlot::SharedUpProj, LayerSlot::SharedDownProj].map(slot);
-            networks.push(self.network(spec.hidden_act, Some(slot(LayerSlot::SharedGateProj)), slots, pool)?);
+            let gate = spec.gated.then_some(slot(LayerSlot::SharedGateProj));
+            networks.push(self.network(spec.hidden_act, gate, slots, pool)?);
             if shared.gated {
                 shared_gate = Some(self.linear(slot(LayerSlot::SharedExpertGate), pool)?);
             }
@@ -720,6 +809,9 @@ impl<'a> Packer<'a> {
                 Activation::ClampedSwiglu { alpha: swiglu_alpha as f32, limit: swiglu_limit as f32 }
             }
             ActivationFunction::Relu2 => Activation::Relu2,
+            ActivationFunction::ScaledSilu { gate_multiplier } => {
+                Activation::ScaledSilu { factor: gate_multiplier as f32 }
+            }
             ActivationFunction::Xielu => {
                 let xielu = self.weights.xielu(down)?.ok_or_else(|| absent(down))?;
                 let spec::Xielu { positive, negative, beta } = xielu;
@@ -755,6 +847,21 @@ fn routing(router: &RouterSpec) -> Routing {
             .then_some(Divisor { added: router.norm_eps as f32, least: router.norm_min as f32 }),
         factor: router.routed_scaling_factor as f32,
     }
+}
+
+/// Values of the channels of the convolution of Mamba-2, `of` each channel, for one part: those of `C`, `B` and the inputs
+/// of its heads, each padded to a multiple of 16.
+fn of_part(spec: &Mamba2Spec, shape: StateShape, part: usize, of: impl Fn(usize) -> f32) -> Vec<f32> {
+    let (inner, state, head) = (spec.inner_width(), spec.mamba_d_state, spec.mamba_d_head);
+    let group = part * shape.values / spec.heads_per_group();
+    let b = inner + group * state;
+    let heads = (0..shape.values).map(|index| ((part * shape.values + index) * head, head));
+    let mut values = Vec::with_capacity(shape.inputs);
+    for (first, width) in [(b + spec.state_width(), state), (b, state)].into_iter().chain(heads) {
+        values.extend((first..first + width).map(&of));
+        values.resize(values.len().next_multiple_of(LANES), 0.0);
+    }
+    values
 }
 
 /// Width of the equal groups into which channels are divided for threads: the least that is no fewer than 128.

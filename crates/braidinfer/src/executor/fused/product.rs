@@ -160,7 +160,8 @@ impl Products<'_> {
         });
     }
 
-    /// `activation(gate x) * (up x)` of the networks of a mixture, each on its own group of rows; `gate` is overwritten.
+    /// `activation(gate x) * (up x)` of the networks of a mixture, or `activation(up x)` of those without a gate, each on its
+    /// own group of rows; `gate` is overwritten.
     pub(super) fn gated_groups<'b>(
         &self,
         pool: &mut Pool,
@@ -173,13 +174,18 @@ impl Products<'_> {
         pool.for_each(parts, |task, (gate, up), _| {
             let (group, panels) = tasks.at(task);
             let PackedNetwork { hidden_act, .. } = network(group);
-            let [gate_proj, up_proj] = network(group).inputs();
+            let PackedNetwork { gate_proj, up_proj, .. } = network(group);
             let next =
                 tasks.after(task, self.threads).map(|(group, panels)| (network(group).inputs()[0], panels.start));
-            self.panels(gate_proj, panels.clone(), (up_proj, panels.start), (x, group), gate);
+            if let Some(gate_proj) = gate_proj {
+                self.panels(gate_proj, panels.clone(), (up_proj, panels.start), (x, group), gate);
+            }
             let following = next.unwrap_or((up_proj, panels.end));
             self.panels(up_proj, panels, following, (x, group), up);
-            elementwise::gated(self.isa, *hidden_act, gate, up);
+            match gate_proj {
+                Some(_) => elementwise::gated(self.isa, *hidden_act, gate, up),
+                None => elementwise::activate(self.isa, *hidden_act, up),
+            }
         });
     }
 

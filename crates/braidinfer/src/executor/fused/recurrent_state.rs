@@ -1,13 +1,13 @@
-//! States of gated delta nets and of gated short convolutions.
+//! States of gated delta nets, of gated short convolutions and of Mamba-2.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use braidinfer_kernels::{Buffer, Chunks, LANES, PerThread, Pool, Ranges};
 use braidinfer_model::DecoderSpec;
-use braidinfer_model::spec::{DeltaNetSpec, ShortConvSpec};
+use braidinfer_model::spec::{DeltaNetSpec, Mamba2Spec, ShortConvSpec};
 
-use crate::executor::recurrence::StatePosition;
+use crate::executor::recurrence::{StatePosition, heads_per_part};
 use crate::executor::{Batch, SequenceSlice};
 use crate::{Result, memory};
 
@@ -29,13 +29,14 @@ struct SlotState {
     groups: Vec<GroupState>,
 }
 
-/// The state of some channels at a block boundary, and the tokens since: of one key head and its value heads, or of some
-/// channels of a short convolution, which has inputs only.
+/// The state of some channels at a block boundary, and the tokens since: of one key head and its value heads, of some
+/// channels of a short convolution, which has inputs only, or of some heads of a group of Mamba-2, which are its value heads
+/// and whose `B` is the key.
 #[derive(Debug, Clone, Default)]
 pub(super) struct GroupState {
     /// Inputs of the convolution: of the last `kernel - 1` tokens before the boundary, and of those after it, `[tokens][width]`.
     pub(super) inputs: Buffer,
-    /// Normed keys of the tokens after the boundary, `[tokens][key_dim]`.
+    /// Normed keys, or `B`, of the tokens after the boundary, `[tokens][key_dim]`.
     pub(super) keys: Buffer,
     pub(super) values: Vec<ValueState>,
 }
@@ -54,13 +55,13 @@ pub(super) struct ValueState {
 /// Sizes of a layer's state. Widths are padded to multiples of 16.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StateShape {
-    /// Number of groups of channels: key heads, or those of a short convolution.
+    /// Number of groups of channels: key heads, those of a short convolution, or parts of the groups of Mamba-2.
     pub(super) groups: usize,
     /// Number of value heads in a group.
     pub(super) values: usize,
     pub(super) key: usize,
     pub(super) value: usize,
-    /// Channels of the convolution in a group: query, key and values.
+    /// Channels of the convolution in a group: query (`C`), key (`B`) and values.
     pub(super) inputs: usize,
     /// Tokens before the current one that the convolution reads.
     pub(super) before: usize,
@@ -72,6 +73,13 @@ impl StateShape {
         let (key, value) = (padded(spec.linear_key_head_dim), padded(spec.linear_value_head_dim));
         let (groups, values) = (spec.linear_num_key_heads, spec.values_per_key());
         Self { groups, values, key, value, inputs: 2 * key + values * value, before: spec.linear_conv_kernel_dim - 1 }
+    }
+
+    pub(super) fn of_mamba2(spec: &Mamba2Spec) -> Self {
+        let padded = |width: usize| width.next_multiple_of(LANES);
+        let (key, value, values) = (padded(spec.mamba_d_state), padded(spec.mamba_d_head), heads_per_part(spec));
+        let groups = spec.mamba_n_heads / values;
+        Self { groups, values, key, value, inputs: 2 * key + values * value, before: spec.mamba_d_conv - 1 }
     }
 
     /// For `groups` groups of `width` channels.
@@ -149,6 +157,61 @@ impl RecurrentPass<'_> {
         );
         states.put_back(layer, batch, groups);
         Ok(())
+    }
+}
+
+/// A block of tokens in a step.
+#[derive(Debug, Clone)]
+pub(super) struct BlockStep {
+    /// The tokens since the boundary that are in the block.
+    pub(super) tokens: Range<usize>,
+    /// How many of them are known; none of those after them is.
+    pub(super) known: usize,
+}
+
+/// How a state goes through the tokens since the boundary, block by block.
+pub(super) struct Walk<'a> {
+    pub(super) moved: Moved,
+    /// Number of tokens since the boundary, those of the step included.
+    pub(super) all: usize,
+    pub(super) block_size: usize,
+    /// The state at the boundary, which is moved on to the next one.
+    pub(super) matrix: &'a mut Buffer,
+    /// For a state beyond the boundary, which drafts begin from.
+    pub(super) ahead: &'a mut Buffer,
+}
+
+/// What [`Walk::run`] asks for.
+pub(super) enum Visit<'a> {
+    /// Outputs of the tokens of a block that are not known, from the state before it.
+    Outputs(BlockStep, &'a [f32]),
+    /// The state moved past the tokens of a block.
+    Advance(Range<usize>, &'a mut [f32]),
+}
+
+impl Walk<'_> {
+    /// Visits every block: outputs first, if it has new tokens, then the state, if there is more to come after it.
+    pub(super) fn run(self, mut visit: impl FnMut(Visit<'_>)) {
+        let Self { moved, all, block_size, matrix, ahead } = self;
+        let mut is_ahead = false;
+        for first in (0..all).step_by(block_size) {
+            let last = all.min(first + block_size);
+            let from = moved.known.max(first);
+            if from < last {
+                let block = BlockStep { tokens: first..last, known: from - first };
+                visit(Visit::Outputs(block, if is_ahead { ahead } else { matrix }));
+            }
+            let is_passed = last <= moved.passed;
+            if !is_passed && last == all {
+                break;
+            }
+            if !is_passed && !is_ahead {
+                ahead.resize(matrix.len());
+                ahead.copy_from_slice(matrix);
+                is_ahead = true;
+            }
+            visit(Visit::Advance(first..last, if is_ahead { ahead } else { matrix }));
+        }
     }
 }
 

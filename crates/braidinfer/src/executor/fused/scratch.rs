@@ -7,6 +7,7 @@ use braidinfer_kernels::{Buffer, LANES, PerThread};
 use super::attention::Partials;
 use super::delta_net::DeltaScratch;
 use super::encode::Encoded;
+use super::mamba2::Mamba2Scratch;
 use super::mixture::MixtureScratch;
 use super::per_layer::LayerInputs;
 use super::recurrent_state::RecurrentScratch;
@@ -26,7 +27,8 @@ pub(super) struct Scratch {
     pub(super) expanded: Buffer,
     /// Norm statistics of queries and keys `[T]`, if a norm runs over whole projections.
     pub(super) qk_statistics: Vec<[Statistics; 2]>,
-    /// Attention output, `[G][T][H/G * d]`, or that of a delta net, by key head, or of a convolution, by group of channels.
+    /// Attention output, `[G][T][H/G * d]`, or that of a delta net, by key head, of a convolution, by
+    /// group of channels, or of Mamba-2, by part of a group.
     pub(super) heads: Buffer,
     /// Offset in `heads` of each attention task's output.
     pub(super) head_starts: Vec<usize>,
@@ -51,6 +53,7 @@ pub(super) struct Scratch {
     pub(super) rows: PerThread<Buffer>,
     pub(super) attention: PerThread<AttentionScratch>,
     pub(super) delta: PerThread<DeltaScratch>,
+    pub(super) mamba2: PerThread<Mamba2Scratch>,
     pub(super) recurrent: RecurrentScratch,
 }
 
@@ -88,6 +91,7 @@ impl Scratch {
             rows: PerThread::new(threads, Buffer::new),
             attention: PerThread::new(threads, AttentionScratch::default),
             delta: PerThread::new(threads, DeltaScratch::default),
+            mamba2: PerThread::new(threads, Mamba2Scratch::default),
             recurrent: RecurrentScratch::default(),
         }
     }

@@ -5,7 +5,7 @@ use braidinfer_kernels::{Buffer, Isa, elementwise};
 
 use super::FusedRunner;
 use super::heads::gather;
-use super::packed::{PackedMixer, PackedShortConv};
+use super::packed::PackedShortConv;
 use super::recurrent_state::{GroupState, GroupStep, RecurrentPass};
 use super::scratch::Scratch;
 use super::trace::Trace;
@@ -34,7 +34,7 @@ impl PackedShortConv {
 impl FusedRunner {
     /// Moves the states of all sequences past the batch's tokens, and writes the outputs of the convolution to `heads`.
     pub(super) fn run_short_conv(&mut self, index: usize, batch: &Batch, trace: &mut Trace) -> Result<()> {
-        let PackedMixer::ShortConv(layer) = &self.weights.layers[index].mixer else { return Ok(()) };
+        let Some(layer) = self.weights.layers[index].short_conv() else { return Ok(()) };
         let Scratch { qkv, heads, rows: scratch, recurrent, .. } = &mut self.scratch;
         let (isa, rows, shape) = (self.isa, self.layout.rows, layer.shape);
         trace.panels("conv.bcx", qkv, rows, 3 * self.spec.hidden_size);

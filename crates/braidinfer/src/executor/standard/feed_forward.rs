@@ -94,6 +94,7 @@ pub(super) fn activate(function: ActivationFunction, parameters: Option<&Xielu>,
             (x * logistic)?
         }
         ActivationFunction::Relu2 => x.relu()?.sqr()?,
+        ActivationFunction::ScaledSilu { gate_multiplier } => (x * gate_multiplier)?.silu()?,
         ActivationFunction::Xielu => match parameters {
             Some(parameters) => xielu(parameters, x)?,
             None => return Err(Error::Internal("the parameters of xIELU were not loaded".into())),

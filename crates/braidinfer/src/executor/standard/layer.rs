@@ -7,6 +7,7 @@ use super::delta_net::DeltaNet;
 use super::feed_forward::FeedForward;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
+use super::mamba2::Mamba2;
 use super::norm::Norm;
 use super::per_layer::PerLayerInput;
 use super::recurrent_state::RecurrentStates;
@@ -36,6 +37,7 @@ pub(super) enum Mixer {
     Attention(Attention),
     DeltaNet(DeltaNet),
     ShortConv(ShortConv),
+    Mamba2(Mamba2),
 }
 
 impl Mixer {
@@ -45,6 +47,7 @@ impl Mixer {
             Self::Attention(attention) => attention.forward(x, context, trace),
             Self::DeltaNet(delta_net) => delta_net.forward(x, context, trace),
             Self::ShortConv(short_conv) => short_conv.forward(x, context, trace),
+            Self::Mamba2(mamba2) => mamba2.forward(x, context, trace),
         }
     }
 
@@ -53,6 +56,7 @@ impl Mixer {
             Self::Attention(attention) => attention.projections(),
             Self::DeltaNet(delta_net) => delta_net.projections(),
             Self::ShortConv(short_conv) => short_conv.projections(),
+            Self::Mamba2(mamba2) => mamba2.projections(),
         }
     }
 }
@@ -63,10 +67,13 @@ pub(super) struct Layer {
     pub(super) parallel: bool,
     pub(super) residual_multiplier: f64,
     pub(super) input_norm: Option<Norm>,
-    pub(super) mixer: Mixer,
+    /// How positions are mixed, by one or more side by side, each with a factor of its output; or not at all.
+    pub(super) mixers: Vec<(Mixer, f64)>,
     pub(super) attention_output_norm: Option<Norm>,
     pub(super) feed_forward_norm: Option<Norm>,
-    pub(super) feed_forward: FeedForward,
+    pub(super) feed_forward: Option<FeedForward>,
+    /// Factor of its output.
+    pub(super) feed_forward_multiplier: f64,
     pub(super) feed_forward_output_norm: Option<Norm>,
     pub(super) per_layer_input: Option<PerLayerInput>,
     /// Factor of the residual stream at the end.
@@ -77,20 +84,19 @@ impl Layer {
     /// The residual stream `[T, h]` after this layer.
     pub(super) fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
         let normed = apply_norm(&self.input_norm, x)?;
-        trace.record("input_norm", &normed)?;
-        let mixed = apply_norm(&self.attention_output_norm, &self.mixer.forward(&normed, context, trace)?)?;
-        let after_attention = self.add(x, &mixed)?;
-        trace.record("attn.residual", &after_attention)?;
-        let normed = match (self.parallel, &self.feed_forward_norm) {
-            (true, None) => normed,
-            (true, Some(norm)) => norm.forward(x)?,
-            (false, norm) => apply_norm(norm, &after_attention)?,
+        let mut after_attention = x.clone();
+        if !self.mixers.is_empty() {
+            trace.record("input_norm", &normed)?;
+            for (mixer, factor) in &self.mixers {
+                let mixed = apply_norm(&self.attention_output_norm, &mixer.forward(&normed, context, trace)?)?;
+                after_attention = self.add(&after_attention, &mixed, *factor)?;
+            }
+            trace.record("attn.residual", &after_attention)?;
+        }
+        let x = match &self.feed_forward {
+            Some(feed_forward) => self.transform(feed_forward, [x, &normed, &after_attention], trace)?,
+            None => after_attention,
         };
-        trace.record("ffn.norm", &normed)?;
-        let transformed =
-            apply_norm(&self.feed_forward_output_norm, &self.feed_forward.forward(&normed, &after_attention, trace)?)?;
-        trace.record("ffn.out", &transformed)?;
-        let x = self.add(&after_attention, &transformed)?;
         let x = match (&self.per_layer_input, context.per_layer_inputs) {
             (Some(part), Some(inputs)) => part.forward(&x, &inputs.i((.., context.index))?, trace)?,
             _ => x,
@@ -101,14 +107,35 @@ impl Layer {
     /// All projections of the layer.
     pub(super) fn projections(&self) -> impl Iterator<Item = &Linear> {
         let further = self.per_layer_input.iter().flat_map(PerLayerInput::projections);
-        self.mixer.projections().into_iter().chain(self.feed_forward.projections()).chain(further)
+        let mixers = self.mixers.iter().flat_map(|(mixer, _)| mixer.projections());
+        mixers.chain(self.feed_forward.iter().flat_map(FeedForward::projections)).chain(further)
     }
 
-    fn add(&self, x: &Tensor, update: &Tensor) -> Result<Tensor> {
-        if self.residual_multiplier == 1.0 {
+    /// The residual stream after the feed-forward part, given that before the layer, normed, and after attention.
+    fn transform(
+        &self,
+        feed_forward: &FeedForward,
+        [x, normed, after_attention]: [&Tensor; 3],
+        trace: &mut Trace,
+    ) -> Result<Tensor> {
+        let normed = match (self.parallel, &self.feed_forward_norm) {
+            (true, None) => normed.clone(),
+            (true, Some(norm)) => norm.forward(x)?,
+            (false, norm) => apply_norm(norm, after_attention)?,
+        };
+        trace.record("ffn.norm", &normed)?;
+        let transformed =
+            apply_norm(&self.feed_forward_output_norm, &feed_forward.forward(&normed, after_attention, trace)?)?;
+        trace.record("ffn.out", &transformed)?;
+        self.add(after_attention, &transformed, self.feed_forward_multiplier)
+    }
+
+    fn add(&self, x: &Tensor, update: &Tensor, factor: f64) -> Result<Tensor> {
+        let factor = self.residual_multiplier * factor;
+        if factor == 1.0 {
             return Ok((x + update)?);
         }
-        Ok((x + (update * self.residual_multiplier)?)?)
+        Ok((x + (update * factor)?)?)
     }
 }
 

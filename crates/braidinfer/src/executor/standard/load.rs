@@ -3,8 +3,8 @@
 use std::fmt;
 
 use braidinfer_model::spec::{
-    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, LatentSpec, NormSpec, SharedExpertSpec,
-    ShortConvSpec,
+    self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, LatentSpec, Mamba2Spec, NormSpec,
+    SharedExpertSpec, ShortConvSpec,
 };
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, Weights};
 use candle_core::{DType, Device, Tensor};
@@ -15,6 +15,7 @@ use super::delta_net::{DeltaNet, Projections};
 use super::feed_forward::{DenseFeedForward, FeedForward};
 use super::layer::{Layer, Mixer};
 use super::linear::Linear;
+use super::mamba2::Mamba2;
 use super::matrix::{Matrix, StoredMatrix};
 use super::mixture::{Mixture, SharedExpert};
 use super::norm::Norm;
@@ -118,10 +119,11 @@ impl Loader<'_> {
             parallel: self.spec.block.parallel,
             residual_multiplier: self.spec.residual_multiplier,
             input_norm: norm(LayerSlot::InputNorm)?,
-            mixer: self.mixer(index)?,
+            mixers: self.mixers(index)?,
             attention_output_norm: norm(LayerSlot::AttentionOutputNorm)?,
             feed_forward_norm: norm(LayerSlot::FeedForwardNorm)?,
             feed_forward: self.feed_forward(index)?,
+            feed_forward_multiplier: self.spec.branch_multipliers().feed_forward,
             feed_forward_output_norm: norm(LayerSlot::FeedForwardOutputNorm)?,
             per_layer_input: self.per_layer_input(index)?,
             scalar: self.scalar(Slot::Layer(index, LayerSlot::LayerScalar))?,
@@ -156,15 +158,38 @@ impl Loader<'_> {
         }))
     }
 
-    fn mixer(&self, index: usize) -> Result<Mixer> {
-        Ok(match self.spec.layers[index].mixer {
-            spec::Mixer::Attention { .. } => Mixer::Attention(self.attention(index)?),
+    /// The mixers of a layer, each with a factor of its output.
+    fn mixers(&self, index: usize) -> Result<Vec<(Mixer, f64)>> {
+        let branches = self.spec.branch_multipliers();
+        let first = match self.spec.layers[index].mixer {
+            spec::Mixer::Attention { .. } => Some(Mixer::Attention(self.attention(index)?)),
             spec::Mixer::DeltaNet { delta_net } => {
-                Mixer::DeltaNet(self.delta_net(index, self.spec.delta_nets[delta_net])?)
+                Some(Mixer::DeltaNet(self.delta_net(index, self.spec.delta_nets[delta_net])?))
             }
             spec::Mixer::ShortConv { short_conv } => {
-                Mixer::ShortConv(self.short_conv(index, self.spec.short_convs[short_conv])?)
+                Some(Mixer::ShortConv(self.short_conv(index, self.spec.short_convs[short_conv])?))
             }
+            spec::Mixer::Mamba2 { .. } | spec::Mixer::None => None,
+        };
+        let mamba2 = self.spec.mamba2(index).map(|mamba2| self.mamba2(index, *mamba2)).transpose()?;
+        let second = mamba2.map(|mamba2| (Mixer::Mamba2(mamba2), branches.mamba2));
+        Ok(first.map(|mixer| (mixer, branches.attention)).into_iter().chain(second).collect())
+    }
+
+    fn mamba2(&self, index: usize, spec: Mamba2Spec) -> Result<Mamba2> {
+        let slot = |slot| Slot::Layer(index, slot);
+        let conv_bias = self.vector(slot(LayerSlot::Conv1d), Param::Bias)?;
+        let rates = self.values(index, LayerSlot::ALog)?;
+        Ok(Mamba2 {
+            spec,
+            in_proj: self.linear(slot(LayerSlot::InProjZxbcdt))?,
+            conv1d: self.values(index, LayerSlot::Conv1d)?,
+            conv_bias: conv_bias.map(|bias| bias.to_vec1()).transpose()?,
+            dt_bias: self.values(index, LayerSlot::DtBias)?,
+            rates: rates.into_iter().map(|stored| spec.decay_rates.negative(stored)).collect(),
+            skip: self.values(index, LayerSlot::SkipD)?,
+            norm: spec.norm.map(|_| self.values(index, LayerSlot::MambaNorm)).transpose()?,
+            out_proj: self.linear(slot(LayerSlot::OutProj))?,
         })
     }
 
@@ -262,18 +287,17 @@ impl Loader<'_> {
         })
     }
 
-    fn feed_forward(&self, index: usize) -> Result<FeedForward> {
+    fn feed_forward(&self, index: usize) -> Result<Option<FeedForward>> {
         let slot = |slot| Slot::Layer(index, slot);
-        match self.spec.layers[index].feed_forward {
+        Ok(match self.spec.layers[index].feed_forward {
             spec::FeedForward::Dense { hidden_act, gated, .. } => {
                 let gate = gated.then_some(slot(LayerSlot::GateProj));
                 let dense = self.dense(hidden_act, gate, slot(LayerSlot::UpProj), slot(LayerSlot::DownProj))?;
-                Ok(FeedForward::Dense(Box::new(dense)))
+                Some(FeedForward::Dense(Box::new(dense)))
             }
-            spec::FeedForward::Experts(experts) => {
-                self.mixture(index, experts).map(|mixture| FeedForward::Experts(Box::new(mixture)))
-            }
-        }
+            spec::FeedForward::Experts(experts) => Some(FeedForward::Experts(Box::new(self.mixture(index, experts)?))),
+            spec::FeedForward::None => None,
+        })
     }
 
     fn dense(
@@ -292,12 +316,12 @@ impl Loader<'_> {
         let slot = |slot| Slot::Layer(index, slot);
         let expert = |expert: usize| {
             let [gate, up, down] = ExpertSlot::ALL.map(|slot| Slot::Expert(index, expert, slot));
-            self.dense(spec.hidden_act, Some(gate), up, down)
+            self.dense(spec.hidden_act, spec.gated.then_some(gate), up, down)
         };
         let shared = |shared: SharedExpertSpec| -> Result<SharedExpert> {
             let [gate, up, down] =
                 [LayerSlot::SharedGateProj, LayerSlot::SharedUpProj, LayerSlot::SharedDownProj].map(slot);
-            let network = self.dense(spec.hidden_act, Some(gate), up, down)?;
+            let network = self.dense(spec.hidden_act, spec.gated.then_some(gate), up, down)?;
             let gate = shared.gated.then(|| self.linear(slot(LayerSlot::SharedExpertGate))).transpose()?;
             Ok(SharedExpert { network, gate })
         };

@@ -13,6 +13,7 @@ mod latent;
 mod layer;
 mod linear;
 mod load;
+mod mamba2;
 mod matrix;
 mod mixture;
 mod norm;
@@ -252,13 +253,11 @@ impl LayerRunner for StandardRunner<'_> {
 
     fn layer_state(&self, layer: usize, _plan: &KernelPlan) -> LayerState {
         let config = self.kv_cache.config();
-        if self.spec.is_recurrent(layer) {
-            let bytes_per_sequence = memory::layer_state_bytes(&self.spec, layer, config.block_size);
-            return LayerState { bytes_per_token: 0, bytes_per_sequence, window: Some(0) };
-        }
+        let bytes_per_sequence = memory::layer_state_bytes(&self.spec, layer, config.block_size);
         let bytes_per_token = 2 * self.spec.key_value_width(layer) * config.dtype.size();
         // Keys outside the sliding window are read and then masked, so they must stay.
-        LayerState { bytes_per_token, bytes_per_sequence: 0, window: None }
+        let window = if self.spec.attention(layer).is_some() { None } else { Some(0) };
+        LayerState { bytes_per_token, bytes_per_sequence, window }
     }
 
     fn reserve(&mut self, step: Step<'_>) -> Result<()> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use braidinfer_model::DecoderSpec;
-use braidinfer_model::spec::{DeltaNetSpec, ShortConvSpec};
+use braidinfer_model::spec::{DeltaNetSpec, Mamba2Spec, ShortConvSpec};
 use rayon::prelude::*;
 
 use crate::executor::recurrence::StatePosition;
@@ -19,7 +19,7 @@ pub(super) struct StateShape {
     channels: usize,
     /// Tokens that the convolution covers.
     kernel: usize,
-    /// Value heads of a delta net.
+    /// Value heads of a delta net, or heads of Mamba-2.
     heads: usize,
     /// Values in all matrices.
     matrices: usize,
@@ -35,6 +35,15 @@ impl StateShape {
         }
     }
 
+    pub(super) fn of_mamba2(spec: &Mamba2Spec) -> Self {
+        Self {
+            channels: spec.conv_width(),
+            kernel: spec.mamba_d_conv,
+            heads: spec.mamba_n_heads,
+            matrices: spec.inner_width() * spec.mamba_d_state,
+        }
+    }
+
     pub(super) fn of_short_conv(spec: &ShortConvSpec, channels: usize) -> Self {
         Self { channels, kernel: spec.conv_l_cache, heads: 0, matrices: 0 }
     }
@@ -45,9 +54,9 @@ impl StateShape {
 pub(super) struct Tokens {
     /// Inputs of the convolution, `[tokens][channels]`.
     pub(super) inputs: Vec<f32>,
-    /// Factors of a delta net's state, `[tokens][value heads]`.
+    /// Factors of the states, `[tokens][heads]`.
     pub(super) decays: Vec<f32>,
-    /// Strengths of its updates, `[tokens][value heads]`.
+    /// Strengths of their updates, or steps, `[tokens][heads]`.
     pub(super) betas: Vec<f32>,
 }
 
@@ -72,7 +81,7 @@ impl Tokens {
 #[derive(Debug, Clone)]
 pub(super) struct State {
     position: StatePosition,
-    /// `[value heads][d_k][d_v]`, at the boundary.
+    /// `[heads][d_k][d_v]`, at the boundary.
     pub(super) matrices: Vec<f32>,
     /// The last inputs of the convolution before the boundary, `[kernel - 1][channels]`.
     window: Vec<f32>,
