@@ -330,6 +330,9 @@ fn rows_of_mamba2(spec: &DecoderSpec, add: &mut impl FnMut(bool, &str, String)) 
 }
 
 fn rope_rows(spec: &DecoderSpec) -> anyhow::Result<Rows> {
+    if spec.rope.is_empty() {
+        return Ok(vec![("rope_type".into(), "none".into())]);
+    }
     let mut rows = vec![];
     for (index, table) in spec.rope.iter().enumerate() {
         let prefix = if spec.rope.len() > 1 { format!("table {index}: ") } else { String::new() };

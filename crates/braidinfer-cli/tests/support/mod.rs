@@ -33,6 +33,12 @@ pub fn models() -> Vec<String> {
     names
 }
 
+/// The `config.json` of a fixture model. Python writes `Infinity`, which JSON does not have: such values are `null` here.
+pub fn config(name: &str) -> Value {
+    let text = fs::read_to_string(model(name).join("config.json")).expect("every fixture has a config.json");
+    serde_json::from_str(&text.replace("Infinity", "null")).expect("it is JSON")
+}
+
 /// The binary with `args`, without a terminal and without a network.
 pub fn braidinfer<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_braidinfer"));
