@@ -71,6 +71,15 @@ impl ModelFile {
         read.map_err(|source| self.io_error(source))
     }
 
+    /// What the system notes about the file, in words that another file, or this one after it was written to, does not have.
+    ///
+    /// Fails if the file was written to since it was opened.
+    fn mark(&self) -> Result<String> {
+        self.check_unchanged()?;
+        let metadata = self.file.metadata().map_err(|source| self.io_error(source))?;
+        Ok(format!("{:?} {:?}", FileState::of(&metadata), changes(&metadata)))
+    }
+
     fn check_unchanged(&self) -> Result<()> {
         let now = FileState::of(&self.file.metadata().map_err(|source| self.io_error(source))?);
         if now == self.state {
@@ -88,6 +97,19 @@ impl ModelFile {
     fn io_error(&self, source: io::Error) -> ModelError {
         ModelError::Io { path: self.path.clone(), source }
     }
+}
+
+/// The file's number and when anything about it changed, which no program can set.
+#[cfg(unix)]
+fn changes(metadata: &fs::Metadata) -> [i128; 3] {
+    use std::os::unix::fs::MetadataExt;
+    [metadata.ino().into(), metadata.ctime().into(), metadata.ctime_nsec().into()]
+}
+
+/// When the file was made.
+#[cfg(windows)]
+fn changes(metadata: &fs::Metadata) -> u64 {
+    std::os::windows::fs::MetadataExt::creation_time(metadata)
 }
 
 #[cfg(unix)]
@@ -129,6 +151,14 @@ impl FileBytes {
             Self::File(file) => file.len(),
             Self::Static(bytes) => bytes.len(),
             Self::Shared(bytes) => bytes.len(),
+        }
+    }
+
+    /// What the system notes about the file ([`ModelFile::mark`]); `None` of bytes in memory.
+    pub(crate) fn mark(&self) -> Result<Option<String>> {
+        match self {
+            Self::File(file) => file.mark().map(Some),
+            Self::Static(_) | Self::Shared(_) => Ok(None),
         }
     }
 

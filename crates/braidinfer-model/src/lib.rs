@@ -28,6 +28,7 @@ pub use arch::{Architecture, Description, describe};
 pub use dtype::{Dtype, Element, TensorView};
 pub use error::ModelError;
 pub use features::features;
+pub use format::FileMark;
 pub use generation_config::GenerationConfig;
 pub use json::JsonFile;
 pub use layout::{

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use crate::dtype::{Dtype, TensorView};
-use crate::format::{Checkpoint, quantized, safetensors};
+use crate::format::{Checkpoint, FileMark, quantized, safetensors};
 use crate::layout::{ExpertSlot, LayerSlot, Param, Parameter, Slot, Stack, TensorNames, stacks};
 use crate::rearranged::{EveryRow, Transposed};
 use crate::spec::{DecoderSpec, Xielu};
@@ -192,6 +192,13 @@ impl Weights {
         let size = entry.view(&self.checkpoint)?.data.len();
         let checkpoint = Arc::clone(&self.checkpoint);
         Some(WeightBytes(Bytes::Stored(Arc::new(StoredParameter { checkpoint, entry, size }))))
+    }
+
+    /// The files that the parameters are read from, as they are now; `None` if some are in memory.
+    ///
+    /// Fails if a file was written to since it was opened.
+    pub fn file_marks(&self) -> Result<Option<Vec<FileMark>>> {
+        if self.quantized.is_empty() { self.checkpoint.file_marks() } else { Ok(None) }
     }
 
     /// Whether the output head shares the embedding's weights.

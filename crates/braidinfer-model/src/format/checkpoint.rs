@@ -27,6 +27,16 @@ struct CheckpointFile {
     data_len: usize,
 }
 
+/// A file of weights as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileMark {
+    /// Its path.
+    pub path: String,
+    /// Size, times of writing and of change, and number: what the system notes of a file whenever it is written to. Words
+    /// to compare, not to read.
+    pub mark: String,
+}
+
 /// Description of a stored tensor.
 #[derive(Debug)]
 pub(super) struct Record {
@@ -108,6 +118,13 @@ impl Checkpoint {
     /// Total bytes of tensor data.
     pub fn size(&self) -> usize {
         self.files.iter().map(|file| file.data_len).sum()
+    }
+
+    /// Path and mark of every file; `None` if one is in memory.
+    pub(crate) fn file_marks(&self) -> Result<Option<Vec<FileMark>>> {
+        let mark =
+            |file: &CheckpointFile| Ok(file.bytes.mark()?.map(|mark| FileMark { path: file.path.clone(), mark }));
+        self.files.iter().map(mark).collect()
     }
 
     /// The matrix that was put together last.

@@ -8,4 +8,4 @@ pub(crate) mod quantized;
 pub mod safetensors;
 mod split_heads;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, FileMark};
