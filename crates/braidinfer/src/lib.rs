@@ -5,11 +5,13 @@
 //! samples tokens, and does not deal with tensors; [`text`] converts between text and token ids.
 
 mod advice;
+mod cache_folders;
 pub mod compat;
 mod contained;
 mod containment;
 pub mod conversation;
 pub mod difference;
+mod digest;
 pub mod divergence;
 pub mod engine;
 mod error;
@@ -20,16 +22,17 @@ mod loading;
 mod memory;
 #[cfg(feature = "hub")]
 mod model_name;
+mod packed_cache;
 pub mod perplexity;
 mod quantize;
 mod structured;
 pub mod text;
 mod threads;
 pub mod validation;
-mod verdict_folder;
 mod worker;
 
 pub use advice::{Advice, Setting};
+pub use cache_folders::{default_packed_folder, default_verdict_folder};
 pub use containment::{CancelFlag, WorkLimits, WorkerProgram, WorkerStats};
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
@@ -40,10 +43,10 @@ pub use llm::{
 };
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check, check_memory};
 pub use memory::size;
+pub use packed_cache::{KeptWeights, PackedCache};
 
 #[cfg(feature = "hub")]
 pub use model_name::{ModelName, ResolveOptions, resolve};
-pub use verdict_folder::default_verdict_folder;
 
 pub use structured::{AnswerForm, DATA_KEYS, FormLimits, StructuredOutput};
 pub use threads::Threads;

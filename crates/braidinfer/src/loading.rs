@@ -1,11 +1,14 @@
 //! Loading a model from its files: choosing the kernels and their precision.
 
+mod keeping;
+
 use std::path::PathBuf;
 
 use braidinfer_kernels::{Isa, NumericLevel};
 use braidinfer_model::quantization::FileType;
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelError, ModelSource, Weights, describe};
 
+use self::keeping::Place;
 use crate::compat::{self, Checked, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
 use crate::containment::WorkerProgram;
 use crate::engine::{SamplingParams, state_slots};
@@ -14,6 +17,7 @@ use crate::executor::standard::{self, ComputeDtype, LoadProgress, QuantizedWeigh
 use crate::executor::{ActiveKernels, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype};
 use crate::llm::FoundTemplate;
 use crate::memory::{self, Need, Room, kv_bytes_per_token};
+use crate::packed_cache::PackedCache;
 use crate::quantize::{quantize_weights, quantized_bytes};
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use crate::threads::Threads;
@@ -45,6 +49,9 @@ pub struct LoadOptions {
     pub precision: Precision,
     /// Directory for cached verdicts of checks; if `None`, verdicts are not cached.
     pub verdicts: Option<PathBuf>,
+    /// Where fused kernels keep packed weights, so that a model starts faster the next time, and one that is larger than the
+    /// memory can be run; if `None`, weights are packed into memory at every start.
+    pub packed: Option<PackedCache>,
     /// A file with a chat template, or the name of one of the model's, in place of its default.
     pub chat_template: Option<PathBuf>,
     /// Standard kernels: data type of weights and of the residual stream. If `None`, f32 on a CPU, where quantized
@@ -89,6 +96,7 @@ impl Default for LoadOptions {
             force: false,
             precision: Precision::Auto,
             verdicts: None,
+            packed: None,
             dtype: None,
             quantize: None,
             device: DeviceChoice::Cpu,
@@ -134,6 +142,8 @@ pub(crate) struct ModelParts {
     pub(crate) context: usize,
     /// Memory that keys and values may take, in bytes.
     room_for_kv: usize,
+    /// Where packed weights will lie.
+    place: Place,
     /// The compute threads.
     pub(crate) threads: Threads,
 }
@@ -206,9 +216,12 @@ impl ModelParts {
             notes,
             context,
             room_for_kv,
+            place: Place::memory(),
             threads,
         };
-        parts.fit(options, Room::now());
+        let room = Room::now();
+        parts.place = parts.place(source, options, room)?;
+        parts.fit(options, room);
         Ok(parts)
     }
 
@@ -248,7 +261,13 @@ impl ModelParts {
     fn need(&self, options: &LoadOptions) -> Need {
         let standard = options.kernels == Kernels::Standard || !has_fused(options);
         let (weights, dtype) = match (standard, options.device) {
-            (false, _) => (fused::weight_bytes(&self.weights), self.fused_kv_dtype(options)),
+            (false, _) => {
+                let weights = match &self.place {
+                    Place::File(kept) => kept.needed,
+                    Place::Memory { .. } => fused::weight_bytes(&self.weights),
+                };
+                (weights, self.fused_kv_dtype(options))
+            }
             (true, DeviceChoice::Cpu) => {
                 let (dtype, quantized) = self.standard_types(options);
                 (standard::weight_bytes(&self.weights, dtype, quantized), kv_dtype(dtype))
@@ -269,7 +288,7 @@ impl ModelParts {
 
     /// Fails if there is too little memory for loading with these options.
     fn check_memory(&self, options: &LoadOptions) -> Result<()> {
-        self.need(options).check(&self.label, Room::now())
+        self.need(options).check(&self.label, Room::now()).map_err(|error| self.place.explain(error))
     }
 
     /// Loads the weights for the requested kernels, or for those that a check chooses.
@@ -317,12 +336,26 @@ impl ModelParts {
             ActiveKernels::Fused => Ok(Loaded { decoder: fused, compat: Some(report) }),
             ActiveKernels::Mixed => {
                 let (layers, storage) = (report.standard_layers(), fused.kv_cache());
+                let bytes = standard::layer_bytes(&self.weights, &layers);
+                Room::now().hold(bytes, || {
+                    format!(
+                        "{}: weights of {} layers for standard kernels: {}",
+                        self.label,
+                        layers.len(),
+                        report.reason
+                    )
+                })?;
                 let standard = standard::load_layers(&self.spec, &self.weights, &layers, storage, &self.threads)?;
                 Ok(Loaded { decoder: fused.with_layers(&layers, standard)?, compat: Some(report) })
             }
             ActiveKernels::Standard => {
                 drop(fused);
-                self.load_standard(options, progress, Some(report))
+                let reason = format!(
+                    "standard kernels need weights of their own, since fused ones are {} with this model: {}",
+                    report.status.as_str(),
+                    report.reason
+                );
+                self.load_standard(options, progress, Some(report)).map_err(|error| because(error, &reason))
             }
         }
     }
@@ -402,9 +435,20 @@ impl ModelParts {
     }
 
     /// Loads fused kernels at the fastest levels that the options allow.
-    pub(crate) fn fused(&self, options: &LoadOptions, progress: LoadProgress) -> Result<Decoder<'static>> {
+    pub(crate) fn fused(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Decoder<'static>> {
         self.check_memory(&LoadOptions { kernels: Kernels::Fused, ..options.clone() })?;
-        fused::load(self.spec.clone(), &self.weights, self.fused_options(options)?, progress)
+        let (spec, fused_options) = (self.spec.clone(), self.fused_options(options)?);
+        match &self.place {
+            Place::Memory { because } => {
+                self.notes.extend(because.iter().map(|because| format!("packed weights are not kept: {because}")));
+                fused::load(spec, &self.weights, fused_options, progress)
+            }
+            Place::File(kept) => {
+                let (decoder, notes) = fused::load_kept(spec, &self.weights, fused_options, &kept.keeping, progress)?;
+                self.notes.extend(kept.scarce.iter().cloned().chain(notes));
+                Ok(decoder)
+            }
+        }
     }
 
     pub(crate) fn fused_options(&self, options: &LoadOptions) -> Result<FusedOptions> {
@@ -423,6 +467,16 @@ impl ModelParts {
         };
         let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
         Ok(FusedOptions { coarsest, kv_cache: self.kv_cache(options, kv_dtype)?, threads: self.threads.count(), isa })
+    }
+}
+
+/// An error of the check of memory, with why that much is needed.
+fn because(error: Error, reason: &str) -> Error {
+    match error {
+        Error::TooLittleMemory { what, needed, found, limit } => {
+            Error::TooLittleMemory { what: format!("{what}; {reason}"), needed, found, limit }
+        }
+        error => error,
     }
 }
 

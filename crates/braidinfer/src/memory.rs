@@ -57,6 +57,15 @@ impl Room {
     }
 }
 
+/// Bytes of addresses that this process may still take, if they are limited.
+pub(crate) fn room_for_addresses() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    let room = limits::of_addresses();
+    #[cfg(not(target_os = "linux"))]
+    let room = None;
+    room
+}
+
 /// Available memory in bytes.
 pub(crate) fn available() -> usize {
     Room::now().bytes

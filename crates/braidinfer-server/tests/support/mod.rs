@@ -86,6 +86,7 @@ pub struct TestServer {
 }
 
 /// How a server begins.
+#[allow(clippy::large_enum_variant, reason = "there are a few of them, for a moment")]
 pub enum Model {
     None,
     Demo(LoadOptions),

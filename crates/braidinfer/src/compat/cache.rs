@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::passages::Passages;
 use super::report::CompatReport;
 use super::{Precision, Subject, Thoroughness, batches, judge};
+use crate::digest::{field, hex};
 use crate::executor::Decoder;
 
 /// Incremented whenever the meaning of reports changes.
@@ -133,12 +134,6 @@ fn build() -> String {
     format!("{} {program:?}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Hashes `bytes` with their length, so that the boundaries of fields are unambiguous.
-fn field(hash: &mut Sha256, bytes: &[u8]) {
-    hash.update((bytes.len() as u64).to_le_bytes());
-    hash.update(bytes);
-}
-
 /// Hashes small tensors completely, and samples of larger ones.
 fn sample(hash: &mut Sha256, data: &TensorData) -> crate::Result<()> {
     if data.len() <= 2 * SAMPLES * SAMPLE_BYTES {
@@ -151,8 +146,4 @@ fn sample(hash: &mut Sha256, data: &TensorData) -> crate::Result<()> {
         field(hash, &data.read_part(start..start + SAMPLE_BYTES)?);
     }
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use procfs::ProcessCGroups;
-use procfs::process::{LimitValue, MountInfo, Process};
+use procfs::process::{LimitValue, Limits, MountInfo, Process, Status};
 
 use super::Room;
 
@@ -18,17 +18,29 @@ pub(super) fn rooms() -> Vec<Room> {
     rooms
 }
 
+/// What `ulimit -v` leaves in bytes, if it is set.
+pub(super) fn of_addresses() -> Option<usize> {
+    let process = Process::myself().ok()?;
+    let (limits, status) = (process.limits().ok()?, process.status().ok()?);
+    addresses(&limits, &status).map(|room| room.bytes)
+}
+
 /// What `ulimit -v` and `ulimit -d` leave.
 fn of_process(process: &Process) -> Vec<Room> {
     let (Ok(limits), Ok(status)) = (process.limits(), process.status()) else { return Vec::new() };
-    let left = |limit: LimitValue, kilobytes: Option<u64>, words| match limit {
+    let data = left(limits.max_data_size.soft_limit, status.vmdata, "within the limit of the data size, ulimit -d");
+    addresses(&limits, &status).into_iter().chain(data).collect()
+}
+
+fn addresses(limits: &Limits, status: &Status) -> Option<Room> {
+    left(limits.max_address_space.soft_limit, status.vmsize, "within the limit of the address space, ulimit -v")
+}
+
+fn left(limit: LimitValue, kilobytes: Option<u64>, words: &'static str) -> Option<Room> {
+    match limit {
         LimitValue::Unlimited => None,
         LimitValue::Value(most) => Some(room(most.saturating_sub(kilobytes.unwrap_or(0).saturating_mul(1024)), words)),
-    };
-    let space =
-        left(limits.max_address_space.soft_limit, status.vmsize, "within the limit of the address space, ulimit -v");
-    let data = left(limits.max_data_size.soft_limit, status.vmdata, "within the limit of the data size, ulimit -d");
-    space.into_iter().chain(data).collect()
+    }
 }
 
 fn room(bytes: u64, limit: &'static str) -> Room {

@@ -134,7 +134,7 @@ impl ValidationReport {
         thoroughness: Thoroughness,
         progress: LoadProgress,
     ) -> Result<()> {
-        let parts = match ModelParts::open(source, options, progress) {
+        let mut parts = match ModelParts::open(source, options, progress) {
             Ok(parts) => parts,
             // An invalid option is not a finding about the model.
             Err(error @ Error::BadRequest { .. }) => return Err(error),

@@ -173,6 +173,7 @@ impl MixturePass<'_> {
         let (isa, stride, width, norm) = (self.isa, self.rows, self.width, self.norm);
         let mixture = self.mixture;
         let networks = &mixture.networks;
+        self.products.read_ahead(groups.iter().map(|group| &networks[group.network]));
         let network = |group: usize| -> &PackedNetwork { &networks[groups[group].network] };
         let input = |group: usize| {
             let Group { first, rows, .. } = groups[group];

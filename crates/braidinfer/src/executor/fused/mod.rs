@@ -13,12 +13,15 @@ mod delta_net;
 mod each_row;
 mod encode;
 mod heads;
+mod kept;
 mod kv_cache;
 mod latent;
 mod layer;
 mod mamba2;
 mod mixture;
 mod packed;
+mod packed_file;
+mod packing;
 mod per_layer;
 #[cfg(test)]
 pub(crate) mod planted;
@@ -27,6 +30,7 @@ mod recurrent_state;
 mod scratch;
 mod short_conv;
 mod trace;
+mod weight_memory;
 
 use std::time::{Duration, Instant};
 
@@ -36,6 +40,7 @@ use braidinfer_model::{DecoderSpec, Dtype, Slot, Weights};
 
 use self::batch_layout::BatchLayout;
 use self::encode::{Input, Source};
+pub(crate) use self::kept::{Keeping, kept_bytes};
 use self::kv_cache::KvCache;
 use self::packed::PackedDecoder;
 use self::product::Products;
@@ -78,6 +83,21 @@ pub fn load(
     Ok(Decoder::new(spec, options.kv_cache, plan, runner))
 }
 
+/// The same, with packed weights from a file, which is made first if there is none. Returns what the user should know.
+pub(crate) fn load_kept(
+    spec: DecoderSpec,
+    weights: &Weights,
+    options: FusedOptions,
+    keeping: &Keeping,
+    progress: LoadProgress,
+) -> Result<(Decoder<'static>, Vec<String>)> {
+    let mut notes = Vec::new();
+    let (plan, runner) = FusedRunner::with_packed(&spec, weights, options, |plan, pool| {
+        kept::load((&spec, weights, plan), keeping, pool, progress, &mut notes)
+    })?;
+    Ok((Decoder::new(spec, options.kv_cache, plan, runner), notes))
+}
+
 /// Size of the parameters once they are packed, in bytes.
 pub(crate) fn weight_bytes(weights: &Weights) -> usize {
     packed::weight_bytes(weights)
@@ -103,19 +123,29 @@ struct FusedRunner {
 }
 
 impl FusedRunner {
-    /// Packs the weights, and returns the fastest plan for them.
+    /// Packs the weights into memory, and returns the fastest plan for them.
     fn load(
         spec: &DecoderSpec,
         weights: &Weights,
         options: FusedOptions,
         progress: LoadProgress,
     ) -> Result<(KernelPlan, Self)> {
+        Self::with_packed(spec, weights, options, |plan, pool| PackedDecoder::load(spec, weights, plan, pool, progress))
+    }
+
+    /// The same, with packed weights from `pack`.
+    fn with_packed(
+        spec: &DecoderSpec,
+        weights: &Weights,
+        options: FusedOptions,
+        pack: impl FnOnce(&KernelPlan, &mut Pool) -> Result<PackedDecoder>,
+    ) -> Result<(KernelPlan, Self)> {
         let plan = KernelPlan::fastest(spec, weights, options.coarsest, options.kv_cache.dtype);
         let threads = |error| Error::Unsupported(format!("{} threads: {error}", options.threads));
         let mut pool = Pool::new(options.threads).map_err(threads)?;
         let kv_cache = KvCache::new(spec, options.kv_cache)?;
         let started = Instant::now();
-        let packed = PackedDecoder::load(spec, weights, &plan, &mut pool, progress)?;
+        let packed = pack(&plan, &mut pool)?;
         let runner = Self {
             pack_time: started.elapsed(),
             scratch: Scratch::new(options.threads),
@@ -193,12 +223,14 @@ impl LayerRunner for FusedRunner {
         step.plan.check(&self.projections, self.spec.layers.len())?;
         self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes)?;
         self.layout.fill(&self.spec, step.batch, &self.kv_cache);
+        self.weights.copy_some(&mut self.pool);
         self.prepare_layer_inputs(&step.batch.token_ids, step.plan);
         Ok(())
     }
 
     fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
         self.embed_tokens(&step.batch.token_ids);
+        self.weights.check()?;
         Trace::new(probe).panels("embed", &self.scratch.hidden, self.layout.rows, self.spec.hidden_size);
         Ok(())
     }
@@ -206,14 +238,18 @@ impl LayerRunner for FusedRunner {
     fn layer(&mut self, index: usize, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
         let mut trace = Trace::new(probe);
         trace.enter_layer(index);
+        self.weights.read_ahead(index + 1);
         self.decode_layer(index, step, &mut trace)?;
+        self.weights.check()?;
         trace.panels("output", &self.scratch.hidden, self.layout.rows, self.spec.hidden_size);
         Ok(())
     }
 
     fn head(&mut self, rows: WantedRows<'_>, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
         let hidden = self.hidden_states(rows.hidden);
-        Ok(Outputs { hidden, logits: self.logits(rows.logits, step.plan, &mut Trace::new(probe)) })
+        let logits = self.logits(rows.logits, step.plan, &mut Trace::new(probe));
+        self.weights.check()?;
+        Ok(Outputs { hidden, logits })
     }
 
     fn hidden(&self) -> Result<Vec<f32>> {
@@ -233,7 +269,9 @@ impl LayerRunner for FusedRunner {
     }
 
     fn read_weights(&mut self) -> bool {
-        ceilings::read_once(self.isa, &mut self.pool, self.weights.all_panels());
+        for panels in self.weights.all_panels() {
+            ceilings::read_once(self.isa, &mut self.pool, panels);
+        }
         true
     }
 

@@ -1,14 +1,11 @@
-//! The parameters of a decoder in the kernels' layout: every matrix is repacked once, into one contiguous buffer.
+//! The parameters of a decoder in the kernels' layout: every matrix is repacked once, into one contiguous buffer or file.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use braidinfer_kernels::ActivationFunction as Activation;
 use braidinfer_kernels::norm::NormKind;
 use braidinfer_kernels::router::{Divisor, Groups, Routing, Scoring};
-use braidinfer_kernels::{
-    Chunks, LANES, NotFinite, Pages, PanelFormat, Panels, Pool, WeightType, pack_panel, panel_bytes, read_row,
-};
+use braidinfer_kernels::{LANES, Pages, PanelFormat, Panels, Pool, WeightType, panel_bytes, read_row};
 use braidinfer_model::quantization::dequantize;
 use braidinfer_model::spec::{
     self, ActivationFunction, AttentionSpec, DeltaNetProjections, DeltaNetSpec, ExpertGroups, ExpertsSpec, FeedForward,
@@ -18,7 +15,9 @@ use braidinfer_model::spec::{
 use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, TensorView, Weights};
 
 use super::encode::Source;
+use super::packing::{Destination, Packable};
 use super::recurrent_state::StateShape;
+use super::weight_memory::{Sections, WeightMemory};
 use crate::executor::KernelPlan;
 use crate::executor::branch_norms::BranchNorms;
 use crate::executor::keys::{Keys, OwnKeys};
@@ -33,7 +32,12 @@ const ALIGNMENT: usize = 64;
 /// All parameters of a decoder.
 #[derive(Debug)]
 pub(super) struct PackedDecoder {
-    panels: Pages,
+    memory: WeightMemory,
+    /// Size of all panels, and where they lie.
+    panel_bytes: usize,
+    sections: Sections,
+    /// For each layer, where its matrices lie that are not of experts.
+    layer_panels: Vec<Range<usize>>,
     embedding: Embedding,
     pub(super) per_layer_inputs: Option<PackedPerLayerInputs>,
     pub(super) layers: Vec<PackedLayer>,
@@ -52,15 +56,8 @@ enum Embedding {
 #[derive(Debug)]
 pub(super) struct StoredRows {
     dtype: Dtype,
-    rows: Vec<u8>,
+    start: usize,
     row_bytes: usize,
-}
-
-impl StoredRows {
-    /// Reads a row.
-    pub(super) fn read(&self, row: usize, out: &mut [f32]) {
-        dequantize(self.dtype, &self.rows[row * self.row_bytes..][..self.row_bytes], out);
-    }
 }
 
 /// The parameters of the inputs of all layers besides the residual stream.
@@ -376,12 +373,39 @@ impl PackedLinear {
 impl PackedDecoder {
     /// Size of all panels in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.panels.len()
+        self.panel_bytes
     }
 
-    /// All panels.
-    pub(super) fn all_panels(&self) -> &[u8] {
-        &self.panels
+    /// All panels, in the parts in which they lie side by side.
+    pub(super) fn all_panels(&self) -> [&[u8]; 2] {
+        let [panels, _, experts] = self.sections.ranges();
+        [panels, experts].map(|range| self.memory.bytes(range))
+    }
+
+    /// The decoder with the bytes of its parameters.
+    pub(super) fn with_memory(self, memory: WeightMemory) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// Asks for the matrices of a layer, or of the head after the last one, if they may have to be read from the disk.
+    pub(super) fn read_ahead(&self, layer: usize) {
+        let panels = self.layer_panels.get(layer).unwrap_or(&self.lm_head.data);
+        self.memory.read_ahead(panels.clone());
+    }
+
+    /// Asks for the matrices of a network, if they may have to be read from the disk.
+    pub(super) fn read_ahead_network(&self, network: &PackedNetwork) {
+        self.memory.read_ahead(network.inputs()[0].data.start..network.down_proj.data.end);
+    }
+
+    /// Copies some of the weights that were used from the file to memory that is read faster.
+    pub(super) fn copy_some(&mut self, pool: &mut Pool) {
+        self.memory.copy_some(pool);
+    }
+
+    /// Fails if weights were used that are not those that were packed.
+    pub(super) fn check(&self) -> Result<()> {
+        self.memory.check()
     }
 
     /// Some panels of a matrix; panel `next` of `following` is named as the place from which to prefetch.
@@ -392,9 +416,9 @@ impl PackedDecoder {
         (following, next): (&PackedLinear, usize),
     ) -> Panels<'_> {
         let at = |linear: &PackedLinear, panel| linear.data.start + panel * panel_bytes(linear.format, linear.columns);
-        let data = &self.panels[at(linear, panels.start)..at(linear, panels.end)];
+        let data = self.memory.bytes(at(linear, panels.start)..at(linear, panels.end));
         // Matrices are stored in order of use, so the bytes after a matrix belong to the next one.
-        let ahead = self.panels.get(at(following, next)..).unwrap_or_default();
+        let ahead = self.memory.ahead(at(following, next));
         Panels { format: linear.format, columns: linear.columns, data, ahead }
     }
 
@@ -402,7 +426,7 @@ impl PackedDecoder {
     pub(super) fn embed(&self, token: u32, out: &mut [f32]) {
         let token = token as usize;
         match &self.embedding {
-            Embedding::Stored(rows) => rows.read(token, out),
+            Embedding::Stored(rows) => self.read_stored(rows, token, out),
             Embedding::Head => {
                 let panel = token / LANES;
                 let panel = self.panels(&self.lm_head, panel..panel + 1, (&self.lm_head, panel + 1));
@@ -411,7 +435,13 @@ impl PackedDecoder {
         }
     }
 
-    /// Packs the weights, several panels in parallel, each read from the checkpoint when it is packed.
+    /// A row of an embedding.
+    pub(super) fn read_stored(&self, rows: &StoredRows, row: usize, out: &mut [f32]) {
+        let start = rows.start + row * rows.row_bytes;
+        dequantize(rows.dtype, self.memory.bytes(start..start + rows.row_bytes), out);
+    }
+
+    /// Packs the weights into memory, several panels in parallel, each read from the checkpoint when it is packed.
     ///
     /// Fails on a non-finite weight, naming tensor and index.
     pub(super) fn load(
@@ -421,11 +451,33 @@ impl PackedDecoder {
         pool: &mut Pool,
         progress: LoadProgress,
     ) -> Result<Self> {
-        let mut packer = Packer::new(spec, weights, plan)?;
+        let bytes = sections(weights).bytes();
+        let pages = Pages::zeroed(bytes).map_err(|_| memory::exhausted(bytes, "packed weights".into()))?;
+        let (decoder, packed) = Self::pack(spec, weights, plan, Destination::Own(pages), pool, progress)?;
+        match packed {
+            Destination::Own(pages) => Ok(decoder.with_memory(WeightMemory::own(pages))),
+            _ => Err(Error::Internal("weights were packed elsewhere".into())),
+        }
+    }
+
+    /// Packs the weights to a destination, and returns it with a decoder that lacks their memory.
+    pub(super) fn pack<'a>(
+        spec: &'a DecoderSpec,
+        weights: &'a Weights,
+        plan: &'a KernelPlan,
+        to: Destination<'a>,
+        pool: &mut Pool,
+        progress: LoadProgress,
+    ) -> Result<(Self, Destination<'a>)> {
+        let sections = sections(weights);
+        let mut packer = Packer { spec, weights, plan, to, ends: sections.ranges().map(|range| range.start) };
         let per_layer_inputs = packer.per_layer_inputs(pool)?;
         let mut layers = Vec::with_capacity(spec.layers.len());
+        let mut layer_panels = Vec::with_capacity(spec.layers.len());
         for index in 0..spec.layers.len() {
+            let start = packer.ends[0];
             layers.push(packer.layer(index, pool)?);
+            layer_panels.push(start..packer.ends[0]);
             progress(index + 1, spec.layers.len());
         }
         let lm_head = packer.linear(Slot::LmHead, pool)?;
@@ -433,9 +485,22 @@ impl PackedDecoder {
         let embedding = if weights.head_is_embedding() {
             Embedding::Head
         } else {
-            Embedding::Stored(packer.rows(Slot::EmbedTokens)?)
+            Embedding::Stored(packer.rows(Slot::EmbedTokens, pool)?)
         };
-        Ok(Self { panels: packer.panels, embedding, per_layer_inputs, layers, final_norm, lm_head })
+        let [panels, _, experts] = sections.ranges();
+        let panel_bytes = packer.ends[0] - panels.start + packer.ends[2] - experts.start;
+        let decoder = Self {
+            memory: WeightMemory::default(),
+            panel_bytes,
+            sections,
+            layer_panels,
+            embedding,
+            per_layer_inputs,
+            layers,
+            final_norm,
+            lm_head,
+        };
+        Ok((decoder, packer.to))
     }
 }
 
@@ -443,7 +508,7 @@ fn absent(slot: Slot) -> Error {
     Error::Internal(format!("the architecture calls for {slot:?}, which the weights lack"))
 }
 
-fn weight_type(dtype: Dtype) -> WeightType {
+pub(super) fn weight_type(dtype: Dtype) -> WeightType {
     match dtype {
         Dtype::F32 => WeightType::F32,
         Dtype::F16 => WeightType::F16,
@@ -492,23 +557,37 @@ pub(super) fn weight_bytes(weights: &Weights) -> usize {
     bytes.fold(0, usize::saturating_add)
 }
 
+/// Sizes of the parts of the packed weights.
+pub(super) fn sections(weights: &Weights) -> Sections {
+    let tied = weights.head_is_embedding();
+    let mut bytes = [0usize; 3];
+    for (slot, _, view) in weights.iter().filter(|(_, param, _)| *param == Param::Weight) {
+        let (section, size) = match slot {
+            Slot::EmbedTokens if tied => continue,
+            Slot::EmbedTokens | Slot::EmbedTokensPerLayer => (1, view.data.len().next_multiple_of(ALIGNMENT)),
+            _ if !is_projection(slot) => continue,
+            _ => (section(slot), matrix_bytes(&view)),
+        };
+        bytes[section] += size;
+    }
+    Sections::holding(bytes)
+}
+
+/// Which part of the packed weights a matrix lies in.
+fn section(slot: Slot) -> usize {
+    if matches!(slot, Slot::Expert(..)) { 2 } else { 0 }
+}
+
 struct Packer<'a> {
     spec: &'a DecoderSpec,
     weights: &'a Weights,
     plan: &'a KernelPlan,
-    panels: Pages,
-    used: usize,
+    to: Destination<'a>,
+    /// The end of what was packed of each part.
+    ends: [usize; 3],
 }
 
 impl<'a> Packer<'a> {
-    fn new(spec: &'a DecoderSpec, weights: &'a Weights, plan: &'a KernelPlan) -> Result<Self> {
-        let planned =
-            |(slot, param, _): &(Slot, Param, TensorView<'_>)| *param == Param::Weight && is_projection(*slot);
-        let bytes = weights.iter().filter(planned).map(|(.., view)| matrix_bytes(&view)).sum();
-        let panels = Pages::zeroed(bytes).map_err(|_| memory::exhausted(bytes, "packed weights".into()))?;
-        Ok(Self { spec, weights, plan, panels, used: 0 })
-    }
-
     fn layer(&mut self, index: usize, pool: &mut Pool) -> Result<PackedLayer> {
         let slot = |slot| Slot::Layer(index, slot);
         let norm = self.spec.norm;
@@ -571,7 +650,7 @@ impl<'a> Packer<'a> {
         let Some(spec) = self.spec.per_layer_inputs else { return Ok(None) };
         Ok(Some(PackedPerLayerInputs {
             spec,
-            embedding: self.rows(Slot::EmbedTokensPerLayer)?,
+            embedding: self.rows(Slot::EmbedTokensPerLayer, pool)?,
             projection: self.linear(Slot::PerLayerModelProjection, pool)?,
             norm: self.required_norm(Slot::PerLayerProjectionNorm, &self.spec.norm)?,
         }))
@@ -789,10 +868,10 @@ impl<'a> Packer<'a> {
         let view = self.weights.get(slot, Param::Weight).ok_or_else(|| absent(slot))?;
         let (rows, columns) = (view.shape[0], view.shape[1]);
         let format = PanelFormat::of(weight_type(view.dtype));
-        let start = self.used;
-        let data = start..start + rows.div_ceil(LANES) * panel_bytes(format, columns);
-        pack_matrix(&view, &mut self.panels[data.clone()], pool)?;
-        self.used += matrix_bytes(&view);
+        let end = &mut self.ends[section(slot)];
+        let data = *end..*end + rows.div_ceil(LANES) * panel_bytes(format, columns);
+        *end += matrix_bytes(&view);
+        self.to.put(Packable::panels(view), data.start, pool)?;
         let bias = self.vector(slot, Param::Bias)?;
         let planned = self.plan.index_of(slot).ok_or_else(|| absent(slot))?;
         Ok(PackedLinear { rows, columns, format, planned, bias, data })
@@ -821,11 +900,13 @@ impl<'a> Packer<'a> {
     }
 
     /// The rows of an embedding.
-    fn rows(&self, slot: Slot) -> Result<StoredRows> {
+    fn rows(&mut self, slot: Slot, pool: &mut Pool) -> Result<StoredRows> {
         let view = self.weights.get(slot, Param::Weight).ok_or_else(|| absent(slot))?;
-        view.check()?;
-        let rows = view.data.read()?.into_owned();
-        Ok(StoredRows { dtype: view.dtype, row_bytes: rows.len() / view.shape[0], rows })
+        let (start, bytes) = (self.ends[1], view.data.len());
+        self.ends[1] += bytes.next_multiple_of(ALIGNMENT);
+        let rows = StoredRows { dtype: view.dtype, start, row_bytes: bytes / view.shape[0] };
+        self.to.put(Packable::rows(view), start, pool)?;
+        Ok(rows)
     }
 }
 
@@ -883,42 +964,4 @@ fn conv_of_head(spec: &DeltaNetSpec, weights: &[f32], head: usize) -> Vec<f32> {
         }
     }
     rows.concat()
-}
-
-/// Packs every panel of a matrix, in parallel.
-fn pack_matrix(view: &TensorView<'_>, panels: &mut [u8], pool: &mut Pool) -> Result<()> {
-    let (rows, columns) = (view.shape[0], view.shape[1]);
-    let weight_type = weight_type(view.dtype);
-    let panel_bytes = panel_bytes(PanelFormat::of(weight_type), columns);
-    let row_bytes = view.data.len() / rows;
-    let first_bad: Mutex<Option<(usize, usize)>> = Mutex::new(None);
-    let unread = Mutex::new(None);
-    pool.for_each(Chunks::new(panels, panel_bytes), |panel, out, _| {
-        let first = panel * LANES;
-        let count = LANES.min(rows - first);
-        let source = match view.data.read_part(first * row_bytes..(first + count) * row_bytes) {
-            Ok(source) => source,
-            Err(error) => {
-                *unread.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                return;
-            }
-        };
-        if let Some(NotFinite { row, column }) = pack_panel(weight_type, &source, columns, out) {
-            let mut found = first_bad.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = (first + row, column);
-            *found = Some(found.map_or(at, |other| other.min(at)));
-        }
-    });
-    if let Some(error) = unread.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error.into());
-    }
-    match first_bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        None => Ok(()),
-        Some((row, column)) => {
-            let index = row * columns + column;
-            // `check` names the value in its error.
-            view.check()?;
-            Err(view.error("finite values", format!("a value that is not, at index {index}")).into())
-        }
-    }
 }

@@ -48,8 +48,9 @@ impl FusedRunner {
         let projected = panels(up, width, rows);
         products.all(&mut self.pool, &[&inputs.projection], normed, rows, projected);
         gate.resize(rows * width);
+        let weights = &self.weights;
         self.pool.for_each(Chunks::new(gate, width), |row, embedding, _| {
-            inputs.embedding.read(token_ids[row] as usize, embedding);
+            weights.read_stored(&inputs.embedding, token_ids[row] as usize, embedding);
         });
         let LayerInputs { values, tokens } = layer_inputs;
         tokens.clear();

@@ -72,6 +72,11 @@ impl<'a> Products<'a> {
 }
 
 impl Products<'_> {
+    /// Asks for the matrices of networks that will be used, if they may have to be read from the disk.
+    pub(super) fn read_ahead<'b>(&self, networks: impl Iterator<Item = &'b PackedNetwork>) {
+        networks.for_each(|network| self.weights.read_ahead_network(network));
+    }
+
     /// The numeric levels of some projections.
     pub(super) fn levels<'b>(
         &'b self,

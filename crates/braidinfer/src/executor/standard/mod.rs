@@ -26,7 +26,7 @@ mod trace;
 use std::collections::BTreeSet;
 
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
+use braidinfer_model::{DecoderSpec, Param, Slot, TensorView, Weights};
 use candle_core::{DType, Device, Tensor};
 
 use self::attention::MaskCache;
@@ -83,15 +83,26 @@ pub fn load_layers(
 
 /// Size of the parameters in memory, in bytes.
 pub(crate) fn weight_bytes(weights: &Weights, dtype: ComputeDtype, quantized: QuantizedWeights) -> usize {
-    let value = dtype.candle().size_in_bytes();
     let tied = weights.head_is_embedding();
-    let bytes = weights.iter().map(|(slot, param, view)| match (slot, param, view.shape.len()) {
-        (Slot::LmHead, Param::Weight, _) if tied => 0,
-        (_, Param::Weight, 2) if view.dtype.is_quantized() && quantized == QuantizedWeights::Keep => view.data.len(),
-        (_, Param::Weight, 2) => view.len().saturating_mul(value),
-        _ => view.len() * size_of::<f32>(),
-    });
+    let loaded = weights.iter().filter(|(slot, param, _)| !(tied && *slot == Slot::LmHead && *param == Param::Weight));
+    loaded.map(|(_, param, view)| parameter_bytes(param, &view, dtype, quantized)).fold(0, usize::saturating_add)
+}
+
+/// Size of the parameters of layers that [`load_layers`] loads, in bytes.
+pub(crate) fn layer_bytes(weights: &Weights, layers: &BTreeSet<usize>) -> usize {
+    let of_layers =
+        |slot: Slot| matches!(slot, Slot::Layer(layer, _) | Slot::Expert(layer, ..) if layers.contains(&layer));
+    let loaded = weights.iter().filter(|(slot, ..)| of_layers(*slot));
+    let bytes = loaded.map(|(_, param, view)| parameter_bytes(param, &view, ComputeDtype::F32, QuantizedWeights::Keep));
     bytes.fold(0, usize::saturating_add)
+}
+
+fn parameter_bytes(param: Param, view: &TensorView<'_>, dtype: ComputeDtype, quantized: QuantizedWeights) -> usize {
+    match (param, view.shape.len()) {
+        (Param::Weight, 2) if view.dtype.is_quantized() && quantized == QuantizedWeights::Keep => view.data.len(),
+        (Param::Weight, 2) => view.len().saturating_mul(dtype.candle().size_in_bytes()),
+        _ => view.len() * size_of::<f32>(),
+    }
 }
 
 /// Options for reading weights while they are used.

@@ -1,0 +1,46 @@
+//! Where what can be made again is kept: verdicts of checks, packed weights.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The variable that names another folder for what can be made again.
+const CACHE: &str = "BRAIDINFER_CACHE";
+
+/// The folder that programs keep verdicts of checks in, for [`LoadOptions::verdicts`](crate::LoadOptions::verdicts):
+/// `verdicts` in the folder that the environment variable `BRAIDINFER_CACHE` names, else in `braidinfer` in the system's
+/// folder for caches. `None` if the system has no such folder. The folder need not exist.
+pub fn default_verdict_folder() -> Option<PathBuf> {
+    folder("verdicts")
+}
+
+/// The folder that programs keep packed weights in, for [`PackedCache`](crate::PackedCache): `packed`, beside that of
+/// verdicts.
+pub fn default_packed_folder() -> Option<PathBuf> {
+    folder("packed")
+}
+
+fn folder(name: &str) -> Option<PathBuf> {
+    Some(cache(env::var_os(CACHE), dirs::cache_dir())?.join(name))
+}
+
+fn cache(named: Option<OsString>, system: Option<PathBuf>) -> Option<PathBuf> {
+    let named = named.filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    named.or_else(|| Some(system?.join("braidinfer")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_goes_before_the_system() {
+        let system = || Some(PathBuf::from("/home/u/.cache"));
+        let path = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(cache(Some("/c".into()), system()), path("/c"));
+        assert_eq!(cache(Some("/c".into()), None), path("/c"));
+        assert_eq!(cache(None, system()), path("/home/u/.cache/braidinfer"));
+        assert_eq!(cache(Some("".into()), system()), path("/home/u/.cache/braidinfer"));
+        assert_eq!(cache(None, None), None);
+    }
+}
