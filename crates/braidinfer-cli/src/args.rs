@@ -60,6 +60,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// List the supported architectures and how each is verified
     Models(ModelsArgs),
+    /// List the packed weights that are kept on the disk, or remove them
+    Cache(CacheArgs),
     /// Do work on untrusted input for another process of this program
     #[command(hide = true)]
     Worker,
@@ -483,6 +485,40 @@ pub struct ModelsArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Fused kernels keep the weights of a model as they multiply them, so that it starts faster the next time, and so that a model
+can be larger than the memory. The files lie in the system's cache folder, or in that of BRAIDINFER_CACHE, unless
+--packed-cache or BRAIDINFER_PACKED_CACHE names another folder. They can be made again from the model at any time.
+
+Examples:
+  braidinfer cache
+  braidinfer cache --clear")]
+pub struct CacheArgs {
+    /// Remove the files that no process uses
+    #[arg(long)]
+    pub clear: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub packed: PackedArgs,
+}
+
+/// Where packed weights are kept.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Computing")]
+pub struct PackedArgs {
+    /// Folder for packed weights of fused kernels, so that a model starts faster the next time, or `off`. If left out, those of
+    /// 128 MiB and more are kept in the system's cache folder
+    #[arg(long, value_name = "DIR|off")]
+    pub packed_cache: Option<OsString>,
+    /// Most that they may take on the disk, such as 40GB; those that were not used for longest are removed. If left out, a
+    /// quarter of what would be free without them
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub packed_cache_size: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Speaks the OpenAI API at /v1 (chat/completions, completions, embeddings, models), and beside it /tokenize, /detokenize,
 /v1/compat (the verdict of the check), /metrics (Prometheus), /health and /ready. A web page to chat with is at /.
 
@@ -742,12 +778,15 @@ pub struct ComputingArgs {
     /// Longest prompt and answer together, in tokens; what the model is made for if left out
     #[arg(long, value_name = "N")]
     pub context: Option<usize>,
+    #[command(flatten)]
+    pub packed: PackedArgs,
 }
 
 impl Default for ComputingArgs {
     /// What holds if nothing is typed.
     fn default() -> Self {
-        Self { dtype: DtypeArg::Auto, quantize: None, device: "cpu".into(), threads: None, context: None }
+        let (dtype, packed) = (DtypeArg::Auto, PackedArgs::default());
+        Self { dtype, quantize: None, device: "cpu".into(), threads: None, context: None, packed }
     }
 }
 
@@ -779,6 +818,23 @@ pub fn check_count(flag: &str, found: usize, range: RangeInclusive<usize>) -> an
         bail!("--{flag}: expected from {} to {}, found {found}", range.start(), range.end());
     }
     Ok(())
+}
+
+/// Reads a number of bytes, with or without a unit.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 7] = [
+        ("kB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("B", 1),
+    ];
+    let unit = UNITS.into_iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
+    let (number, unit) = unit.unwrap_or((text, 1));
+    let bytes = number.trim_end().parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    bytes.ok_or_else(|| format!("expected a size such as 40GB, found `{text}`"))
 }
 
 fn parse_ids(text: &str) -> Result<Ids, String> {

@@ -73,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Perplexity(args) => commands::perplexity::run(args)?,
         Command::Bench(args) => return commands::bench::run(args),
         Command::Models(args) => commands::models::run(args)?,
+        Command::Cache(args) => commands::cache::run(&args)?,
         Command::Worker => braidinfer::run_worker()?,
         Command::Completions { shell } => commands::completions::run(shell)?,
     }

@@ -10,9 +10,12 @@ use braidinfer::compat::Precision;
 use braidinfer::executor::Kernels;
 use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
 use braidinfer::model::ModelSource;
-use braidinfer::{Llm, LoadOptions, ModelName, ResolveOptions, WorkerProgram, default_verdict_folder};
+use braidinfer::{
+    Llm, LoadOptions, ModelName, PackedCache, ResolveOptions, WorkerProgram, default_packed_folder,
+    default_verdict_folder,
+};
 
-use crate::args::{ComputingArgs, DtypeArg, KernelsArg, LoadArgs, PrecisionArg};
+use crate::args::{ComputingArgs, DtypeArg, KernelsArg, LoadArgs, PackedArgs, PrecisionArg, parse_size};
 use crate::hub::Bars;
 use crate::{demo, interrupt, output};
 
@@ -136,9 +139,31 @@ pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOpt
         threads: args.threads,
         context: args.context,
         verdicts: default_verdict_folder(),
+        packed: packed_cache(&args.packed)?,
         worker: Some(worker()?),
         ..LoadOptions::default()
     })
+}
+
+/// Where packed weights are kept, by the arguments, or else by the environment.
+pub fn packed_cache(args: &PackedArgs) -> anyhow::Result<Option<PackedCache>> {
+    const FOLDER: &str = "BRAIDINFER_PACKED_CACHE";
+    const SIZE: &str = "BRAIDINFER_PACKED_CACHE_SIZE";
+    let set = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty());
+    let most_bytes = match (args.packed_cache_size, set(SIZE)) {
+        (None, Some(text)) => Some(parse_size(&text.to_string_lossy()).map_err(|error| anyhow!("{SIZE}: {error}"))?),
+        (typed, _) => typed,
+    };
+    let cache = match args.packed_cache.clone().or_else(|| set(FOLDER)) {
+        Some(off) if off == "off" => None,
+        // Who names a folder wants to find even small files in it.
+        Some(folder) => Some(PackedCache { least_bytes: 0, ..PackedCache::new(folder) }),
+        None => default_packed_folder().map(PackedCache::new),
+    };
+    if cache.is_none() && args.packed_cache_size.is_some() {
+        bail!("--packed-cache-size: expected a folder for packed weights, found none: see --packed-cache");
+    }
+    Ok(cache.map(|cache| PackedCache { most_bytes, ..cache }))
 }
 
 /// This program as its own worker, for untrusted input.

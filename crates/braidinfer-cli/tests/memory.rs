@@ -3,11 +3,12 @@
 
 mod support;
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use serde_json::{Value, json};
+use serde_json::json;
+use support::vocabulary::with_vocabulary;
 use support::{Broken, stderr, stdout};
 
 /// The binary with `args` in a process that may have this many megabytes of addresses.
@@ -16,38 +17,6 @@ fn within(megabytes: usize, args: &[&str]) -> Output {
     command.arg("-c").arg(format!("ulimit -v {}; exec \"$0\" \"$@\"", megabytes * 1024));
     command.arg(env!("CARGO_BIN_EXE_braidinfer")).args(args).env("HF_HUB_OFFLINE", "1").env("RAYON_NUM_THREADS", "2");
     command.env("BRAIDINFER_CACHE", env!("CARGO_TARGET_TMPDIR")).output().expect("a shell starts")
-}
-
-/// `model` with an embedding of this many rows, which are a hole at the end of the file.
-fn with_vocabulary(model: &str, rows: usize) -> Broken {
-    let copy = Broken::copy_of(model).edit_json("config.json", |config| config["vocab_size"] = json!(rows));
-    let path = copy.file("model.safetensors");
-    let bytes = fs::read(&path).expect("the file can be read");
-    let end = 8 + u64::from_le_bytes(*bytes.first_chunk().expect("the file has a header")) as usize;
-    let header: serde_json::Map<String, Value> = serde_json::from_slice(&bytes[8..end]).expect("the header is JSON");
-    let (mut tensors, mut data, mut hole) = (serde_json::Map::new(), Vec::new(), None);
-    for (name, mut tensor) in header {
-        let offset = |index: usize| tensor["data_offsets"][index].as_u64().map(|offset| end + offset as usize);
-        let Some((start, stop)) = offset(0).zip(offset(1)) else { continue };
-        if name.ends_with("embed_tokens.weight") {
-            hole = Some((name, tensor));
-            continue;
-        }
-        tensor["data_offsets"] = json!([data.len(), data.len() + stop - start]);
-        data.extend_from_slice(&bytes[start..stop]);
-        tensors.insert(name, tensor);
-    }
-    let (name, mut embedding) = hole.expect("the model has an embedding");
-    let width = embedding["shape"][1].as_u64().expect("it is a matrix") as usize;
-    (embedding["dtype"], embedding["shape"]) = (json!("F32"), json!([rows, width]));
-    embedding["data_offsets"] = json!([data.len(), data.len() + rows * width * 4]);
-    tensors.insert(name, embedding);
-    let header = Value::Object(tensors).to_string();
-    let start = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
-    fs::write(&path, &start).expect("the file can be written");
-    let file = File::options().write(true).open(&path).expect("the file can be opened");
-    file.set_len((start.len() + rows * width * 4) as u64).expect("a hole takes no room");
-    copy
 }
 
 fn check_refused(output: &Output, parts: &[&str]) {
@@ -144,23 +113,67 @@ fn a_long_prompt_for_which_there_is_no_memory_is_an_error() {
     }
 }
 
-/// Control groups can be made by the superuser only, on some machines.
-#[test]
-#[allow(clippy::print_stderr, reason = "a skipped test says so")]
-fn the_limit_of_a_control_group_counts() {
-    let parent = PathBuf::from("/sys/fs/cgroup/memory");
-    let group = parent.join(format!("braidinfer-test-{}", std::process::id()));
-    if fs::create_dir(&group).is_err() || fs::write(group.join("memory.limit_in_bytes"), "209715200").is_err() {
-        eprintln!("skipped: no control group with a limit of memory can be made here");
-        let _ = fs::remove_dir(&group);
-        return;
+/// A control group with a limit of memory, which is removed with the value.
+struct Group(PathBuf);
+
+impl Group {
+    /// `None` where none can be made: by the superuser only, on some machines.
+    #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+    fn with_limit(name: &str, bytes: usize) -> Option<Self> {
+        let group =
+            Self(PathBuf::from("/sys/fs/cgroup/memory").join(format!("braidinfer-{name}-{}", std::process::id())));
+        let made =
+            fs::create_dir(&group.0).and_then(|()| fs::write(group.0.join("memory.limit_in_bytes"), bytes.to_string()));
+        if made.is_err() {
+            eprintln!("skipped: no control group with a limit of memory can be made here");
+            return None;
+        }
+        Some(group)
     }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let script = format!("echo $$ > {}/cgroup.procs; exec \"$0\" \"$@\"", self.0.display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_braidinfer")]).args(args);
+        command.env("HF_HUB_OFFLINE", "1").env("BRAIDINFER_CACHE", env!("CARGO_TARGET_TMPDIR"));
+        command.output().expect("a shell starts")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Nobody is in it any more.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn the_limit_of_a_control_group_counts() {
+    let Some(group) = Group::with_limit("limit", 200 << 20) else { return };
     let copy = with_vocabulary("llama-tied", 4 << 20);
     let model = copy.path().display().to_string();
-    let script = format!("echo $$ > {}/cgroup.procs; exec \"$0\" \"$@\"", group.display());
-    let mut command = Command::new("sh");
-    command.args(["-c", &script, env!("CARGO_BIN_EXE_braidinfer"), "run", &model, "--ids", "1,2,3"]);
-    let output = command.env("HF_HUB_OFFLINE", "1").output().expect("a shell starts");
-    fs::remove_dir(&group).expect("nobody is in it any more");
+    let output = group.run(&["run", &model, "--ids", "1,2,3", "--packed-cache", "off"]);
     check_refused(&output, &[": weights 1.1 GB", "within the limit of the control group"]);
+}
+
+#[test]
+fn a_model_of_twice_the_limit_runs_from_its_packed_file() {
+    let Some(group) = Group::with_limit("packed", 128 << 20) else { return };
+    let copy = with_vocabulary("llama-tied", 1 << 20);
+    let (model, folder) = (copy.path().display().to_string(), tempfile::tempdir().expect("a folder can be made"));
+    let folder = folder.path().display().to_string();
+    let args =
+        ["logits", &model, "--ids", "1,2,3", "--kernels", "fused", "--force", "--context", "64", "--packed-cache"];
+    let with = |cache: &'static str| [&args[..], &[cache]].concat();
+    let expected = within(4000, &with("off"));
+    assert!(expected.status.success(), "{}", stderr(&expected));
+    check_refused(&group.run(&with("off")), &[": weights 268.6 MB", "within the limit of the control group"]);
+    for start in ["first", "second"] {
+        let output = group.run(&[&args[..], &[&folder]].concat());
+        let said = stderr(&output);
+        assert!(output.status.success(), "{start}: {:?} {said}", output.status);
+        assert_eq!(stdout(&output), stdout(&expected), "{start} start");
+        assert!(said.contains("for which there is too little memory"), "{start}: {said}");
+        assert!(said.contains(&folder), "{start}: {said}");
+    }
 }

@@ -1,6 +1,7 @@
 //! One file (or folder) per command.
 
 pub mod bench;
+pub mod cache;
 pub mod chat;
 pub mod check;
 pub mod compare;

@@ -6,6 +6,7 @@
 mod waiting;
 
 pub mod server;
+pub mod vocabulary;
 
 use std::fs;
 use std::path::{Path, PathBuf};

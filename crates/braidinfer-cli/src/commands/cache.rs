@@ -1,0 +1,100 @@
+//! `braidinfer cache`: what is kept of packed weights.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::bail;
+use braidinfer::{KeptWeights, size};
+use comfy_table::{ContentArrangement, Table};
+use serde::Serialize;
+
+use crate::args::CacheArgs;
+use crate::{model, output};
+
+#[derive(Serialize)]
+struct Listing {
+    folder: PathBuf,
+    /// Those that were removed, or those that are there.
+    removed: bool,
+    files: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    path: PathBuf,
+    bytes: u64,
+    seconds_since_used: Option<u64>,
+    in_use: bool,
+}
+
+pub fn run(args: &CacheArgs) -> anyhow::Result<()> {
+    let Some(cache) = model::packed_cache(&args.packed)? else {
+        bail!("expected a folder with packed weights, found none: it is off, or this system has no folder for caches")
+    };
+    let files = if args.clear { cache.clear()? } else { cache.list()? };
+    let files: Vec<Row> = files.into_iter().map(row).collect();
+    if args.json {
+        return output::print_json(&Listing { folder: cache.folder, removed: args.clear, files });
+    }
+    let all = bytes(files.iter().map(|file| file.bytes).sum());
+    let folder = cache.folder.display();
+    if args.clear {
+        let left = cache.list()?.len();
+        let left = if left == 0 { String::new() } else { format!("; {left} in use are left") };
+        return output::print_line(format!("removed {} files, {all}, from {folder}{left}", files.len()));
+    }
+    if !files.is_empty() {
+        output::print_line(table(&files))?;
+    }
+    output::print_line(format!("{} files, {all}, in {folder}", files.len()))
+}
+
+fn row(file: KeptWeights) -> Row {
+    let seconds_since_used = file.used.and_then(|used| Some(used.elapsed().ok()?.as_secs()));
+    Row { path: file.path, bytes: file.bytes, seconds_since_used, in_use: file.in_use }
+}
+
+fn table(files: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(output::TABLE).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["file", "size", "used"]);
+    for file in files {
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+        let used = match (file.in_use, file.seconds_since_used) {
+            (true, _) => "now".to_owned(),
+            (false, Some(seconds)) => ago(Duration::from_secs(seconds)),
+            (false, None) => "unknown".to_owned(),
+        };
+        table.add_row([name.as_ref(), &bytes(file.bytes), &used]);
+    }
+    table
+}
+
+fn bytes(bytes: u64) -> String {
+    size(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// How long ago something was, in its largest unit.
+fn ago(time: Duration) -> String {
+    let minutes = time.as_secs() / 60;
+    let (number, unit) = match minutes {
+        0 => return "less than a minute ago".into(),
+        1..60 => (minutes, "minute"),
+        60..1440 => (minutes / 60, "hour"),
+        _ => (minutes / 1440, "day"),
+    };
+    format!("{number} {unit}{} ago", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_in_their_largest_unit() {
+        let of = |seconds| ago(Duration::from_secs(seconds));
+        assert_eq!(of(59), "less than a minute ago");
+        assert_eq!((of(60), of(3599), of(3600)), ("1 minute ago".into(), "59 minutes ago".into(), "1 hour ago".into()));
+        assert_eq!((of(86_399), of(172_800)), ("23 hours ago".into(), "2 days ago".into()));
+    }
+}
