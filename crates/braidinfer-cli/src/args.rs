@@ -42,6 +42,8 @@ pub enum Command {
     Tokenize(TokenizeArgs),
     /// Fetch a model from the Hugging Face Hub
     Pull(PullArgs),
+    /// Measure on a text which weights matter, for `quantize`: make an importance matrix
+    Imatrix(ImatrixArgs),
     /// Make a model smaller: write it as a GGUF file
     Quantize(QuantizeArgs),
     /// Measure whether fused kernels change a model's answers
@@ -194,6 +196,37 @@ pub struct PullArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
+The text goes through standard kernels in f32, in chunks that are read by themselves, and the squares of what each matrix
+is multiplied with are added up by column, for an expert over the tokens that are routed to it. The output head is left
+out, as by llama.cpp, whose GGUF form the file has. Take text like what the model is for, a hundred chunks or more.
+
+Examples:
+  braidinfer imatrix ./Qwen3-0.6B calibration.txt --out imatrix.gguf
+  braidinfer quantize ./Qwen3-0.6B small.gguf --type q3_k_m --imatrix imatrix.gguf")]
+pub struct ImatrixArgs {
+    /// A model directory, a GGUF file or a Hub id
+    pub model: OsString,
+    /// The file with the text
+    pub text: PathBuf,
+    /// The file to write; its name ends in .gguf
+    #[arg(long, value_name = "FILE.gguf")]
+    pub out: PathBuf,
+    /// Tokens in each chunk
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub chunk: usize,
+    /// Most chunks to read; all if left out
+    #[arg(long, value_name = "N")]
+    pub chunks: Option<usize>,
+    /// Overwrite FILE.gguf if it is there
+    #[arg(long)]
+    pub force: bool,
+    /// Threads; all cores if left out
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Types, from large to small: f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, q3_k_m, q2_k, tq2_0, tq1_0. The
 mixtures (_m and q2_k) give more bits to the tensors that need them, as llama.cpp does; mxfp4 is for feed-forward matrices,
 with all others in q8_0; the tq types are for models that were trained to have weights of -1, 0 and 1. The file appears whole or not at all.
@@ -211,7 +244,7 @@ pub struct QuantizeArgs {
     /// How to store the weights
     #[arg(long = "type", value_name = "TYPE")]
     pub file_type: FileType,
-    /// An importance matrix (of llama.cpp): what errors in each column of a matrix count
+    /// An importance matrix, of `braidinfer imatrix` or of llama.cpp: how much errors in each column of a matrix count
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
     /// Overwrite DST.gguf if it is there

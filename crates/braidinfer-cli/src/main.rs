@@ -64,6 +64,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => commands::inspect::run(args)?,
         Command::Tokenize(args) => commands::tokenize::run(args)?,
         Command::Pull(args) => commands::pull::run(args)?,
+        Command::Imatrix(args) => commands::imatrix::run(args)?,
         Command::Quantize(args) => commands::quantize::run(args)?,
         Command::Check(args) => return commands::check::run(args),
         Command::Validate(args) => return commands::validate::run(args),

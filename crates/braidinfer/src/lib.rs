@@ -17,12 +17,14 @@ pub mod engine;
 mod error;
 pub mod executor;
 pub mod handle;
+mod imatrix;
 mod llm;
 mod loading;
 mod memory;
 #[cfg(feature = "hub")]
 mod model_name;
 mod packed_cache;
+mod partial_file;
 pub mod perplexity;
 mod quantize;
 mod structured;
@@ -37,6 +39,7 @@ pub use containment::{CancelFlag, WorkLimits, WorkerProgram, WorkerStats};
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use handle::Handle;
+pub use imatrix::{Calibration, ImatrixProgress, ImatrixReport, input_sums, write_imatrix};
 pub use llm::{
     Completion, Event, GenerateRequest, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings,
     Token,

@@ -3,6 +3,7 @@
 mod keeping;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use braidinfer_kernels::{Isa, NumericLevel};
 use braidinfer_model::quantization::FileType;
@@ -13,7 +14,7 @@ use crate::compat::{self, Checked, CompatReport, Precision, Subject, Thoroughnes
 use crate::containment::WorkerProgram;
 use crate::engine::{SamplingParams, state_slots};
 use crate::executor::fused::{self, FusedOptions};
-use crate::executor::standard::{self, ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
+use crate::executor::standard::{self, ComputeDtype, InputSquares, LoadProgress, QuantizedWeights, StandardOptions};
 use crate::executor::{ActiveKernels, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype};
 use crate::llm::FoundTemplate;
 use crate::memory::{self, Need, Room, kv_bytes_per_token};
@@ -406,17 +407,33 @@ impl ModelParts {
         progress: LoadProgress,
         compat: Option<CompatReport>,
     ) -> Result<Loaded> {
+        let standard = self.standard_options(options)?;
+        let decoder = standard::load(self.spec.clone(), &self.weights, standard, progress)?;
+        Ok(Loaded { decoder, compat })
+    }
+
+    /// Loads standard kernels that add to `inputs` what their linear layers are given.
+    pub(crate) fn load_observed(
+        &self,
+        options: &LoadOptions,
+        inputs: &Arc<InputSquares>,
+        progress: LoadProgress,
+    ) -> Result<Decoder<'static>> {
+        let standard = self.standard_options(options)?;
+        standard::load_observed(self.spec.clone(), &self.weights, standard, inputs, progress)
+    }
+
+    /// How standard kernels are loaded. Fails if there is too little memory for that.
+    fn standard_options(&self, options: &LoadOptions) -> Result<StandardOptions> {
         self.check_memory(&LoadOptions { kernels: Kernels::Standard, ..options.clone() })?;
         let (dtype, quantized_weights) = self.standard_types(options);
-        let standard = StandardOptions {
+        Ok(StandardOptions {
             dtype,
             quantized_weights,
             device: options.device,
             kv_cache: self.kv_cache(options, kv_dtype(dtype))?,
             threads: self.threads.clone(),
-        };
-        let decoder = standard::load(self.spec.clone(), &self.weights, standard, progress)?;
-        Ok(Loaded { decoder, compat })
+        })
     }
 
     /// The data type of standard kernels, and how they keep quantized weights.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::ops::{ControlFlow, Range};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
@@ -22,6 +22,7 @@ use rayon::prelude::*;
 use self::importance::TensorImportance;
 use crate::executor::standard::LoadProgress;
 use crate::memory::{Room, SLACK};
+use crate::partial_file::PartialFile;
 use crate::text::{Tokenizer, TokenizerSettings, write_tokenizer};
 use crate::threads::Threads;
 use crate::{Error, Result};
@@ -330,7 +331,7 @@ impl GgufQuantizer<'_> {
         for (name, values) in &self.model.settings {
             headers.push(TensorHeader { name: (*name).to_owned(), shape: vec![values.len()], dtype: Dtype::F32 });
         }
-        let out = BufWriter::new(partial.file.as_file());
+        let out = BufWriter::new(partial.file());
         let failed = |source: io::Error| partial.error(source);
         let mut writer = GgufWriter::begin(out, &self.model.metadata, &headers).map_err(failed)?;
         for (done, stack) in stacks.iter().enumerate() {
@@ -422,58 +423,5 @@ impl WriteError {
             Self::Read(error) => error,
             Self::Write(source) => partial.error(source),
         }
-    }
-}
-
-/// A temporary file that is renamed when it is complete, and deleted if dropped before.
-struct PartialFile {
-    file: tempfile::NamedTempFile,
-    destination: PathBuf,
-    overwrite: bool,
-}
-
-impl PartialFile {
-    fn create(destination: &Path, overwrite: bool) -> Result<Self> {
-        let error = |source| Error::File { path: destination.display().to_string(), source };
-        if !destination.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-            return Err(Error::bad_request("destination", "a name that ends in .gguf", destination.display()));
-        }
-        let there = match fs::symlink_metadata(destination) {
-            Ok(metadata) => Some(metadata),
-            Err(fault) if fault.kind() == io::ErrorKind::NotFound => None,
-            Err(fault) => return Err(error(fault)),
-        };
-        if there.as_ref().is_some_and(|metadata| !metadata.is_file()) {
-            let found = format!("{}, which is something else", destination.display());
-            return Err(Error::bad_request("destination", "a plain file or nothing there", found));
-        }
-        if !overwrite && there.is_some() {
-            return Err(Error::AlreadyThere { path: destination.display().to_string() });
-        }
-        let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".braidinfer-").suffix(".partial");
-        // Temporary files are private by default; a model gets the user's usual file permissions.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder).map_err(error)?;
-        if let Some(there) = there {
-            file.as_file().set_permissions(there.permissions()).map_err(error)?;
-        }
-        Ok(Self { file, destination: destination.to_owned(), overwrite })
-    }
-
-    fn error(&self, source: io::Error) -> Error {
-        Error::File { path: self.destination.display().to_string(), source }
-    }
-
-    /// Renames the file, with the permissions of the file that it replaces, and returns its size.
-    fn keep(self) -> Result<u64> {
-        let Self { file, destination, overwrite } = self;
-        let error = |source| Error::File { path: destination.display().to_string(), source };
-        file.as_file().sync_all().map_err(error)?;
-        let kept = if overwrite { file.persist(&destination) } else { file.persist_noclobber(&destination) };
-        let kept = kept.map_err(|fault| error(fault.error))?;
-        Ok(kept.metadata().map_err(error)?.len())
     }
 }

@@ -7,12 +7,15 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use braidinfer::executor::{Batch, Recorder, SequenceSlice};
 use braidinfer::model::format::gguf::Gguf;
 use braidinfer::model::format::imatrix::{InputSums, TensorSums};
 use braidinfer::model::quantization::{self, FileType, Importance, uses_importance};
-use braidinfer::model::{Dtype, ModelSource};
-use braidinfer::{Error, QuantizeOptions, QuantizeReport, Threads, quantize_with};
-use support::Fixture;
+use braidinfer::model::{Description, Dtype, ExpertSlot, LayerSlot, ModelSource, Param, Slot, Weights, describe};
+use braidinfer::{
+    Calibration, Error, Prompt, QuantizeOptions, QuantizeReport, Threads, input_sums, quantize_with, write_imatrix,
+};
+use support::{BLOCK_SIZE, Fixture, fixtures};
 use tempfile::TempDir;
 
 fn threads() -> Threads {
@@ -201,4 +204,217 @@ fn an_importance_matrix_for_another_model_is_refused() {
     assert!(error.contains(expected), "{error}");
     let nothing = write(&source, &path("quantized.gguf"), FileType::Q4_0, Some(&path("none.gguf")));
     assert!(nothing.expect_err("there is no file").to_string().contains("none.gguf: "));
+}
+
+/// Tokens in a chunk.
+const CHUNK: usize = 24;
+
+fn sums_of(source: &ModelSource, prompt: &Prompt, chunk: usize) -> Result<(InputSums, Vec<String>), Error> {
+    let reading = Calibration { prompt, name: "text", chunk, chunks: None };
+    input_sums(source, reading, Some(2), &mut |_, _| ControlFlow::Continue(()))
+}
+
+/// Two chunks and some tokens more.
+fn ids(vocab_size: usize) -> Vec<u32> {
+    (0..2 * CHUNK as u32 + 5).map(|i| (i * i * 7 + 11 * i + 3) % vocab_size as u32).collect()
+}
+
+/// Sums by tensor, added up one row after the other.
+#[derive(Default)]
+struct Plain(BTreeMap<String, (Vec<f64>, u64)>);
+
+impl Plain {
+    fn add(&mut self, tensor: String, row: &[f32]) {
+        let (sums, rows) = self.0.entry(tensor).or_default();
+        sums.resize(row.len(), 0.0);
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value) * f64::from(*value));
+        *rows += 1;
+    }
+}
+
+/// The weights of a model, as plain matrices.
+struct Matrices {
+    weights: Weights,
+}
+
+impl Matrices {
+    /// The product of the matrix in `slot` with a vector.
+    fn times(&self, slot: Slot, x: &[f32]) -> Vec<f32> {
+        let view = self.weights.get(slot, Param::Weight).expect("the model has it");
+        let values = view.read::<f32>().unwrap_or_else(|error| panic!("{error}"));
+        let product = |row: &[f32]| row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>() as f32;
+        values.chunks(x.len()).map(product).collect()
+    }
+
+    /// What goes into a down projection: `silu(gate x)·up x`.
+    fn inner(&self, gate: Slot, up: Slot, x: &[f32]) -> Vec<f32> {
+        let (gate, up) = (self.times(gate, x), self.times(up, x));
+        gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
+    }
+}
+
+/// The sums of a model with plain attention and SwiGLU, from what its layers record.
+fn plain_sums(fixture: &Fixture, ids: &[u32]) -> Plain {
+    let Description { spec, names } = fixture.description();
+    let weights = Weights::open(&fixture.source, &spec, &names).unwrap_or_else(|error| panic!("{error}"));
+    let matrices = Matrices { weights };
+    let mut decoder = fixture.standard();
+    let mut sums = Plain::default();
+    for chunk in ids.chunks_exact(CHUNK) {
+        let mut batch = Batch::default();
+        let blocks = (0..CHUNK.div_ceil(BLOCK_SIZE) as u32).collect();
+        batch.push(chunk, SequenceSlice::new(0, CHUNK, blocks), 0);
+        let mut recorder = Recorder::new(|_| true);
+        decoder.forward(&batch, &mut recorder).expect("the batch runs");
+        let recorded: BTreeMap<String, Vec<Vec<f32>>> = recorder
+            .activations
+            .into_iter()
+            .map(|found| {
+                (found.name, found.values.chunks(found.values.len() / found.rows).map(<[f32]>::to_vec).collect())
+            })
+            .collect();
+        for layer in 0..spec.layers.len() {
+            add_layer(&mut sums, layer, &recorded, &matrices);
+        }
+    }
+    sums
+}
+
+fn add_layer(sums: &mut Plain, layer: usize, recorded: &BTreeMap<String, Vec<Vec<f32>>>, matrices: &Matrices) {
+    let rows = |name: &str| recorded.get(&format!("layer.{layer}.{name}"));
+    let mut add = |tensor: &str, row: &[f32]| sums.add(format!("blk.{layer}.{tensor}.weight"), row);
+    for row in rows("input_norm").expect("it is recorded") {
+        ["attn_q", "attn_k", "attn_v"].into_iter().for_each(|tensor| add(tensor, row));
+    }
+    rows("attn.heads").expect("it is recorded").iter().for_each(|row| add("attn_output", row));
+    for (token, row) in rows("ffn.norm").expect("it is recorded").iter().enumerate() {
+        let Some(routing) = rows("ffn.routing") else {
+            let slot = |slot| Slot::Layer(layer, slot);
+            ["ffn_gate", "ffn_up"].into_iter().for_each(|tensor| add(tensor, row));
+            add("ffn_down", &matrices.inner(slot(LayerSlot::GateProj), slot(LayerSlot::UpProj), row));
+            continue;
+        };
+        add("ffn_gate_inp", row);
+        for (expert, _) in routing[token].iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+            let slot = |slot| Slot::Expert(layer, expert, slot);
+            let inner = matrices.inner(slot(ExpertSlot::GateProj), slot(ExpertSlot::UpProj), row);
+            ["ffn_gate_exps", "ffn_up_exps"].into_iter().for_each(|tensor| add(&format!("{tensor}.{expert}"), row));
+            add(&format!("ffn_down_exps.{expert}"), &inner);
+        }
+    }
+}
+
+/// What is collected, by tensor and by expert, in the names of [`plain_sums`].
+fn by_matrix(sums: &InputSums) -> BTreeMap<String, (Vec<f32>, u64)> {
+    let parts = sums.tensors.iter().flat_map(|(name, TensorSums { sums, counts })| {
+        let columns = sums.len() / counts.len();
+        sums.chunks(columns).zip(counts).enumerate().map(move |(expert, (sums, count))| {
+            let name = match name.strip_suffix("_exps.weight") {
+                Some(start) => format!("{start}_exps.{expert}.weight"),
+                None => name.clone(),
+            };
+            (name, (sums.to_vec(), *count))
+        })
+    });
+    parts.filter(|(_, (_, count))| *count > 0).collect()
+}
+
+/// Largest difference of two lists of sums, as a part of the largest sum.
+fn difference<T: Copy + Into<f64>>(a: &[f32], b: &[T]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().fold(0.0, |largest: f64, sum| largest.max((*sum).into()));
+    a.iter().zip(b).fold(0.0, |most: f64, (a, b)| most.max((f64::from(*a) - (*b).into()).abs())) / largest
+}
+
+#[test]
+fn sums_are_those_of_what_layers_are_given() {
+    for name in ["llama3", "llama", "qwen3", "qwen3_moe", "mixtral", "olmoe"] {
+        let fixture = Fixture::open(name);
+        let ids = ids(fixture.spec().vocab_size);
+        let (collected, _) =
+            sums_of(&fixture.source, &Prompt::Ids(ids.clone()), CHUNK).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((collected.chunks, collected.chunk_size), (2, CHUNK as u32));
+        let (found, Plain(expected)) = (by_matrix(&collected), plain_sums(&fixture, &ids));
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
+        for (tensor, (expected, rows)) in &expected {
+            let (sums, count) = &found[tensor];
+            assert_eq!(count, rows, "{name} {tensor}");
+            let difference = difference(sums, expected);
+            assert!(difference < 1e-5, "{name} {tensor}: {difference:e}");
+        }
+    }
+}
+
+/// The file of a model has its columns in another order, or its parts in other tensors; the sums are those of the file.
+#[test]
+fn sums_of_a_model_and_of_its_file_are_the_same() {
+    let mut compared = 0;
+    for entry in fs::read_dir(fixtures().join("gguf/models")).expect("the fixtures are in the repository") {
+        let path = entry.expect("the folder can be listed").path();
+        let name = path.file_stem().expect("files have names").to_string_lossy().into_owned();
+        let folder = fixtures().join("models").join(&name);
+        // A file that says something else than the folder has its own expectations.
+        let differs = path.with_extension("expected.json").exists();
+        if path.extension().is_none_or(|extension| extension != "gguf") || !folder.exists() || differs {
+            continue;
+        }
+        let (folder, file) = (ModelSource::Directory(folder), ModelSource::open(&path).expect("the file is valid"));
+        let vocab_size = describe(&file).expect("the file is valid").0.spec.vocab_size;
+        let prompt = Prompt::Ids(ids(vocab_size));
+        let Ok((expected, _)) = sums_of(&folder, &prompt, CHUNK) else { continue };
+        let (found, _) = sums_of(&file, &prompt, CHUNK).unwrap_or_else(|error| panic!("{name}: {error}"));
+        // llama.cpp's file has queries, keys, values and gate of recurrent layers by kind here.
+        let by_kind = |tensor: &&String| name != "qwen3_next" || !tensor.contains("ssm_in");
+        let common: Vec<&String> = expected.tensors.keys().filter(by_kind).collect();
+        assert!(common.iter().all(|tensor| found.tensors.contains_key(*tensor)), "{name}: {:?}", found.tensors.keys());
+        for tensor in common {
+            let (found, expected) = (&found.tensors[tensor], &expected.tensors[tensor]);
+            assert_eq!(found.counts, expected.counts, "{name} {tensor}");
+            let difference = difference(&found.sums, &expected.sums);
+            assert!(difference < 1e-3, "{name} {tensor}: {difference:e}");
+        }
+        compared += 1;
+    }
+    assert!(compared >= 30, "{compared} models were compared");
+}
+
+#[test]
+fn a_text_becomes_a_file_that_quantize_takes() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../braidinfer-cli/demo-model");
+    let source = ModelSource::open(&demo).unwrap_or_else(|error| panic!("{error}"));
+    let folder = folder();
+    let path = folder.path().join("imatrix.gguf");
+    let prompt = Prompt::Text("One day a small blue fish looked out of its well and saw the sun. ".repeat(12));
+    let reading = Calibration { prompt: &prompt, name: "fish.txt", chunk: 64, chunks: Some(2) };
+    let mut seen = Vec::new();
+    let report = write_imatrix(&source, &path, reading, false, Some(2), &mut |done, all| {
+        seen.push((done, all));
+        ControlFlow::Continue(())
+    });
+    let report = report.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(seen, [(0, 2), (1, 2)]);
+    assert_eq!((report.tensors, report.chunks), (4 * 7, 2));
+    let quantized = folder.path().join("quantized.gguf");
+    let notes = write(&source, &quantized, FileType::Q4KM, Some(&path)).unwrap_or_else(|error| panic!("{error}")).notes;
+    // The embedding, for which there is no data, is in q8_0, which makes no use of any.
+    assert!(!notes.iter().any(|note| note.contains("importance")), "{notes:?}");
+    let dataset = gguf(&quantized).metadata().text("quantize.imatrix.dataset").expect("a text").map(str::to_owned);
+    assert_eq!(dataset.as_deref(), Some("fish.txt"));
+
+    let again = |reading, overwrite, progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>| {
+        let refused = write_imatrix(&source, &path, reading, overwrite, Some(2), progress);
+        refused.expect_err("it is refused")
+    };
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    assert!(matches!(again(reading, false, go_on), Error::AlreadyThere { .. }));
+    assert!(matches!(again(reading, true, &mut |_, _| ControlFlow::Break(())), Error::Cancelled));
+    let error = again(Calibration { chunk: 500, ..reading }, true, go_on).to_string();
+    assert!(error.starts_with("chunk: expected at most the "), "{error}");
+    assert_eq!(
+        again(Calibration { chunks: Some(0), ..reading }, true, go_on).to_string(),
+        "chunks: expected at least 1, found 0"
+    );
+    let nothing = Fixture::open("llama3").source;
+    let error = sums_of(&nothing, &prompt, 8).expect_err("the model has no tokenizer").to_string();
+    assert!(error.contains("expected a model with a tokenizer, found none"), "{error}");
 }

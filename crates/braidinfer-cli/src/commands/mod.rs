@@ -7,6 +7,7 @@ pub mod check;
 pub mod compare;
 pub mod completions;
 pub mod diff;
+pub mod imatrix;
 pub mod inspect;
 pub mod logits;
 pub mod models;

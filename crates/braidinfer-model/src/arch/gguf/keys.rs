@@ -102,6 +102,13 @@ impl GgufModel {
         }
     }
 
+    /// Converts a number for each column of a matrix from the checkpoint's order to the file's.
+    pub fn transform_columns(&self, slot: Slot, columns: &mut [f32]) {
+        if let (Slot::Layer(_, LayerSlot::OutProj), Some((net, [true, _]))) = (slot, &self.delta_net) {
+            tile(columns, net);
+        }
+    }
+
     /// Which rows of a parameter in the checkpoint are these rows in the file, before [`GgufModel::transform`].
     pub fn source_rows(&self, slot: Slot, rows: Range<usize>) -> Vec<Range<usize>> {
         let Slot::Layer(_, slot) = slot else { return vec![rows] };

@@ -1,12 +1,14 @@
 //! The weights of a step: all in memory, or streamed from their files one layer at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::input_squares::InputSquares;
 use super::layer::Layer;
 use super::linear::Linear;
 use super::load::{ComputeDtype, LoadProgress, Loader, Matrices, QuantizedWeights, StandardOptions};
@@ -35,16 +37,17 @@ pub(super) struct HeadWeights {
 }
 
 impl<'a> DecoderWeights<'a> {
-    /// All weights, copied in parallel.
+    /// All weights, copied in parallel. Their linear layers tell `inputs` of what they are given.
     pub(super) fn load_all(
         spec: &DecoderSpec,
         weights: &Weights,
         options: &StandardOptions,
         device: &Device,
+        inputs: Option<&Arc<InputSquares>>,
         progress: LoadProgress,
     ) -> Result<Self> {
         let matrices = Matrices::Loaded(options.dtype, options.quantized_weights);
-        let loader = Loader { spec, weights, matrices, device };
+        let loader = Loader { spec, weights, matrices, device, inputs };
         let done = AtomicUsize::new(0);
         let layer = |index: usize| {
             let layer = loader.layer(index)?;
@@ -66,7 +69,7 @@ impl<'a> DecoderWeights<'a> {
     /// Some layers in f32, without expanding quantized weights.
     pub(super) fn load_layers(spec: &DecoderSpec, weights: &Weights, layers: &BTreeSet<usize>) -> Result<Self> {
         let matrices = Matrices::Loaded(ComputeDtype::F32, QuantizedWeights::Keep);
-        let loader = Loader { spec, weights, matrices, device: &Device::Cpu };
+        let loader = Loader { spec, weights, matrices, device: &Device::Cpu, inputs: None };
         let layers = layers.iter().map(|index| Ok((*index, loader.layer(*index)?))).collect::<Result<_>>()?;
         Ok(Self::Loaded { layers, embed_tokens: None, per_layer_inputs: None, head: None })
     }
@@ -80,7 +83,7 @@ impl<'a> DecoderWeights<'a> {
         match self {
             Self::Loaded { embed_tokens, .. } => embed_tokens.clone().ok_or_else(|| absent("the embedding")),
             Self::Streamed { weights, .. } => {
-                Loader { spec, weights, matrices: Matrices::InFile, device }.matrix(Slot::EmbedTokens)
+                Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None }.matrix(Slot::EmbedTokens)
             }
         }
     }
@@ -95,7 +98,7 @@ impl<'a> DecoderWeights<'a> {
         let inputs = match self {
             Self::Loaded { per_layer_inputs, .. } => per_layer_inputs.as_ref().map(|inputs| inputs.of(tokens, x)),
             Self::Streamed { weights, .. } => {
-                let loader = Loader { spec, weights, matrices: Matrices::InFile, device };
+                let loader = Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None };
                 loader.per_layer_inputs()?.map(|inputs| inputs.of(tokens, x))
             }
         };
@@ -108,7 +111,7 @@ impl<'a> DecoderWeights<'a> {
             Self::Streamed { weights, layer, .. } => {
                 if layer.as_ref().is_none_or(|(loaded, _)| *loaded != index) {
                     *layer = None;
-                    let loader = Loader { spec, weights, matrices: Matrices::InFile, device };
+                    let loader = Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None };
                     *layer = Some((index, Box::new(loader.layer(index)?)));
                 }
                 layer.as_ref().map(|(_, layer)| &**layer).ok_or_else(|| absent(&format!("layer {index}")))
@@ -121,7 +124,7 @@ impl<'a> DecoderWeights<'a> {
             Self::Loaded { head, .. } => head.as_ref().ok_or_else(|| absent("the output head")),
             Self::Streamed { weights, head, .. } => {
                 if head.is_none() {
-                    let loader = Loader { spec, weights, matrices: Matrices::InFile, device };
+                    let loader = Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None };
                     *head =
                         Some(HeadWeights { final_norm: loader.final_norm()?, lm_head: loader.linear(Slot::LmHead)? });
                 }

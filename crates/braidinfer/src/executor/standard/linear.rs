@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::input_squares::InputObserver;
 use super::matrix::Matrix;
 use crate::Result;
 
@@ -13,11 +14,18 @@ pub(super) struct Linear {
     weight: Matrix,
     /// `[out]` in f32.
     bias: Option<Tensor>,
+    /// Told of every input, if there is one.
+    observer: Option<InputObserver>,
 }
 
 impl Linear {
     pub(super) fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self { weight, bias, observer: None }
+    }
+
+    /// Tells `observer` of every input from now on.
+    pub(super) fn observed_by(self, observer: Option<InputObserver>) -> Self {
+        Self { observer, ..self }
     }
 
     /// Size of the weight in bytes.
@@ -35,6 +43,9 @@ impl Linear {
         // Below this many tokens a product is limited by reading the weights, and one thread cannot saturate the
         // memory.
         const FEW: usize = 8;
+        if let Some(observer) = &self.observer {
+            observer.add(x)?;
+        }
         let y = match &self.weight {
             Matrix::Dense(weight) if !weight.device().is_cpu() => x.matmul(&weight.t()?)?.to_dtype(DType::F32)?,
             weight => match weight.as_f32() {

@@ -1,6 +1,7 @@
 //! Loading weights as tensors.
 
 use std::fmt;
+use std::sync::Arc;
 
 use braidinfer_model::spec::{
     self, ActivationFunction, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, LatentSpec, Mamba2Spec, NormSpec,
@@ -13,6 +14,7 @@ use half::{bf16, f16};
 use super::attention::Attention;
 use super::delta_net::{DeltaNet, Projections};
 use super::feed_forward::{DenseFeedForward, FeedForward};
+use super::input_squares::{InputObserver, InputSquares};
 use super::layer::{Layer, Mixer};
 use super::linear::Linear;
 use super::mamba2::Mamba2;
@@ -110,6 +112,8 @@ pub(super) struct Loader<'a> {
     pub(super) weights: &'a Weights,
     pub(super) matrices: Matrices,
     pub(super) device: &'a Device,
+    /// What is to be told of the inputs of linear layers.
+    pub(super) inputs: Option<&'a Arc<InputSquares>>,
 }
 
 impl Loader<'_> {
@@ -365,7 +369,8 @@ impl Loader<'_> {
     }
 
     pub(super) fn linear(&self, slot: Slot) -> Result<Linear> {
-        Ok(Linear::new(self.matrix(slot)?, self.vector(slot, Param::Bias)?))
+        let observer = self.inputs.map(|squares| InputObserver { slot, squares: Arc::clone(squares) });
+        Ok(Linear::new(self.matrix(slot)?, self.vector(slot, Param::Bias)?).observed_by(observer))
     }
 
     /// A matrix in the compute type, or in the data type of the checkpoint if that is smaller.

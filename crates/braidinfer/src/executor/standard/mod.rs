@@ -8,6 +8,7 @@ mod attention;
 mod decoder_weights;
 mod delta_net;
 mod feed_forward;
+mod input_squares;
 mod kv_cache;
 mod latent;
 mod layer;
@@ -24,6 +25,7 @@ mod short_conv;
 mod trace;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use braidinfer_kernels::NumericLevel;
 use braidinfer_model::{DecoderSpec, Param, Slot, TensorView, Weights};
@@ -44,6 +46,7 @@ use crate::contained::contained;
 use crate::threads::Threads;
 use crate::{Error, Result, memory};
 
+pub use input_squares::{InputSquares, Squares};
 pub use load::{ComputeDtype, LoadProgress, QuantizedWeights, StandardOptions};
 
 /// Loads a decoder in Candle operations. Its weights are copied into matrices, several layers in parallel.
@@ -55,9 +58,30 @@ pub fn load(
     options: StandardOptions,
     progress: LoadProgress,
 ) -> Result<Decoder<'static>> {
+    load_and_tell(spec, weights, options, None, progress)
+}
+
+/// Like [`load`]; the decoder adds to `inputs` what its linear layers are given.
+pub fn load_observed(
+    spec: DecoderSpec,
+    weights: &Weights,
+    options: StandardOptions,
+    inputs: &Arc<InputSquares>,
+    progress: LoadProgress,
+) -> Result<Decoder<'static>> {
+    load_and_tell(spec, weights, options, Some(inputs), progress)
+}
+
+fn load_and_tell(
+    spec: DecoderSpec,
+    weights: &Weights,
+    options: StandardOptions,
+    inputs: Option<&Arc<InputSquares>>,
+    progress: LoadProgress,
+) -> Result<Decoder<'static>> {
     let device = options.device.open()?;
     let decoder_weights =
-        options.threads.run(|| DecoderWeights::load_all(&spec, weights, &options, &device, progress))?;
+        options.threads.run(|| DecoderWeights::load_all(&spec, weights, &options, &device, inputs, progress))?;
     let plan = KernelPlan::fastest(&spec, weights, NumericLevel::F32, options.kv_cache.dtype);
     let (storage, layers) = (options.kv_cache, 0..spec.layers.len());
     let runner = StandardRunner::new(&spec, decoder_weights, layers, options.dtype, storage, device, options.threads)?;

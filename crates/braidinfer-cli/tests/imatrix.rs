@@ -1,0 +1,43 @@
+//! `braidinfer imatrix`, and `braidinfer quantize --imatrix`.
+
+mod support;
+
+use std::fs;
+
+use support::{braidinfer, refuse, stderr, succeed};
+use tempfile::TempDir;
+
+/// The built-in model, which has a tokenizer.
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo-model");
+
+#[test]
+fn what_is_made_from_a_text_is_used() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (text, imatrix, plain, weighted) = (path("t.txt"), path("i.gguf"), path("plain.gguf"), path("weighted.gguf"));
+    fs::write(&text, "The fish looked out of the well and saw the sun. ".repeat(30)).expect("the text can be written");
+    let line = succeed(["imatrix", DEMO, &text, "--out", &imatrix, "--chunk", "32", "--chunks", "3"]);
+    assert!(line.starts_with(&format!("{imatrix}: ")) && line.contains("28 tensors, 3 chunks of 32 tokens"), "{line}");
+    succeed(["quantize", DEMO, &plain, "--type", "q4_0"]);
+    let output = braidinfer(["quantize", DEMO, &weighted, "--type", "q4_0", "--imatrix", &imatrix]).output();
+    let output = output.expect("the binary starts");
+    assert!(output.status.success() && !stderr(&output).contains("importance"), "{}", stderr(&output));
+    assert!(fs::read(&plain).expect("it is there") != fs::read(&weighted).expect("it is there"));
+
+    let again = ["imatrix", DEMO, &text, "--out", &imatrix];
+    refuse(again, &["i.gguf: expected no file of this name"]);
+    refuse([&again[..], &["--force", "--chunk", "0"]].concat(), &["--chunk: expected from 1 to"]);
+    refuse([&again[..], &["--force", "--chunks", "0"]].concat(), &["--chunks: expected at least 1, found 0"]);
+    refuse([&again[..], &["--force", "--chunk", "510"]].concat(), &["--chunk: expected at most the ", " found 510"]);
+    refuse(["imatrix", DEMO, &text, "--out", "sums.dat"], &["expected a name that ends in .gguf"]);
+    let quantize = |imatrix: &str, words: &[&str]| {
+        refuse(["quantize", DEMO, &plain, "--force", "--type", "q4_0", "--imatrix", imatrix], words);
+    };
+    quantize(&text, &["t.txt: expected an importance matrix, with the name of a tensor"]);
+    quantize(
+        &plain,
+        &["plain.gguf: field `general.type`: expected `imatrix`, for an importance matrix, found `model`"],
+    );
+    quantize(&path("none.gguf"), &["none.gguf: "]);
+    refuse(["run", &imatrix, "Hi"], &["an importance matrix, which is used to quantize a model"]);
+}
