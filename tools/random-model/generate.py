@@ -80,38 +80,124 @@ SHAPES = {
         "hidden_act": "silu",
         "tie_word_embeddings": True,
     },
+    # Qwen 3.5's proportions: three layers of a gated delta net for one of attention.
+    "qwen3.5-0.9b": {
+        "model_type": "qwen3_5_text",
+        "hidden_size": 1536,
+        "intermediate_size": 4608,
+        "num_hidden_layers": 20,
+        "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 5,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_value_head_dim": 128,
+        "linear_num_value_heads": 16,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+    },
+    # gpt-oss-20b's proportions; `quantize --type mxfp4` gives the experts its number format.
+    "gpt-oss-1.7b-a0.3b": {
+        "model_type": "gpt_oss",
+        "hidden_size": 1024,
+        "intermediate_size": 1024,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * 8,
+        "sliding_window": 128,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "attention_bias": True,
+        "vocab_size": 32000,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000.0,
+        "hidden_act": "silu",
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+    },
 }
 
 
 def parameter_shapes(config):
     """Name and shape of every tensor, in checkpoint order."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head_dim = config.get("head_dim", hidden // config["num_attention_heads"])
-    query, key = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    hidden = config["hidden_size"]
     yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         yield prefix + "input_layernorm.weight", (hidden,)
-        yield prefix + "self_attn.q_proj.weight", (query, hidden)
-        yield prefix + "self_attn.k_proj.weight", (key, hidden)
-        yield prefix + "self_attn.v_proj.weight", (key, hidden)
-        yield prefix + "self_attn.o_proj.weight", (hidden, query)
-        if config["model_type"] in ("qwen3", "qwen3_moe"):
-            yield prefix + "self_attn.q_norm.weight", (head_dim,)
-            yield prefix + "self_attn.k_norm.weight", (head_dim,)
+        if config.get("layer_types", ["full_attention"] * (layer + 1))[layer] == "linear_attention":
+            yield from delta_net_shapes(config, prefix + "linear_attn.")
+        else:
+            yield from attention_shapes(config, prefix + "self_attn.")
         yield prefix + "post_attention_layernorm.weight", (hidden,)
-        networks, width = ["mlp."], inner
-        if "num_experts" in config:
-            yield prefix + "mlp.gate.weight", (config["num_experts"], hidden)
-            networks = [f"mlp.experts.{expert}." for expert in range(config["num_experts"])]
-            width = config["moe_intermediate_size"]
-        for network in networks:
-            yield prefix + network + "gate_proj.weight", (width, hidden)
-            yield prefix + network + "up_proj.weight", (width, hidden)
-            yield prefix + network + "down_proj.weight", (hidden, width)
+        yield from feed_forward_shapes(config, prefix + "mlp.")
     yield "model.norm.weight", (hidden,)
     if not config["tie_word_embeddings"]:
         yield "lm_head.weight", (config["vocab_size"], hidden)
+
+
+def attention_shapes(config, prefix):
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head_dim = config.get("head_dim", hidden // heads)
+    query, key = heads * head_dim, config["num_key_value_heads"] * head_dim
+    # Queries and the output gate of Qwen 3.5 lie in one matrix.
+    gated = 2 if config["model_type"] == "qwen3_5_text" else 1
+    projections = {"q_proj": (gated * query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
+    for name, shape in projections.items():
+        yield f"{prefix}{name}.weight", shape
+        if config.get("attention_bias"):
+            yield f"{prefix}{name}.bias", shape[:1]
+    if config["model_type"] in ("qwen3", "qwen3_moe", "qwen3_5_text"):
+        yield prefix + "q_norm.weight", (head_dim,)
+        yield prefix + "k_norm.weight", (head_dim,)
+    if config["model_type"] == "gpt_oss":
+        yield prefix + "sinks", (heads,)
+
+
+def delta_net_shapes(config, prefix):
+    hidden, heads = config["hidden_size"], config["linear_num_value_heads"]
+    key = config["linear_num_key_heads"] * config["linear_key_head_dim"]
+    value = heads * config["linear_value_head_dim"]
+    yield prefix + "A_log", (heads,)
+    yield prefix + "conv1d.weight", (2 * key + value, 1, config["linear_conv_kernel_dim"])
+    yield prefix + "dt_bias", (heads,)
+    yield prefix + "in_proj_a.weight", (heads, hidden)
+    yield prefix + "in_proj_b.weight", (heads, hidden)
+    yield prefix + "in_proj_qkv.weight", (2 * key + value, hidden)
+    yield prefix + "in_proj_z.weight", (value, hidden)
+    yield prefix + "norm.weight", (config["linear_value_head_dim"],)
+    yield prefix + "out_proj.weight", (hidden, value)
+
+
+def feed_forward_shapes(config, prefix):
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    if config["model_type"] == "gpt_oss":
+        experts = config["num_local_experts"]
+        yield prefix + "router.weight", (experts, hidden)
+        yield prefix + "router.bias", (experts,)
+        yield prefix + "experts.gate_up_proj", (experts, hidden, 2 * width)
+        yield prefix + "experts.gate_up_proj_bias", (experts, 2 * width)
+        yield prefix + "experts.down_proj", (experts, width, hidden)
+        yield prefix + "experts.down_proj_bias", (experts, hidden)
+        return
+    networks = [prefix]
+    if "num_experts" in config:
+        yield prefix + "gate.weight", (config["num_experts"], hidden)
+        networks = [f"{prefix}experts.{expert}." for expert in range(config["num_experts"])]
+        width = config["moe_intermediate_size"]
+    for network in networks:
+        yield network + "gate_proj.weight", (width, hidden)
+        yield network + "up_proj.weight", (width, hidden)
+        yield network + "down_proj.weight", (hidden, width)
 
 
 def to_bf16(values):

@@ -370,7 +370,10 @@ fn sums_of_a_model_and_of_its_file_are_the_same() {
         for tensor in common {
             let (found, expected) = (&found.tensors[tensor], &expected.tensors[tensor]);
             assert_eq!(found.counts, expected.counts, "{name} {tensor}");
-            let difference = difference(&found.sums, &expected.sums);
+            // Falcon-H1's multipliers are part of the weights of its file, so that inputs differ by a factor.
+            let total = |sums: &[f32]| if name.starts_with("falcon_h1") { sums.iter().sum() } else { 1.0 };
+            let parts = |sums: &[f32]| sums.iter().map(|sum| sum / total(sums)).collect::<Vec<f32>>();
+            let difference = difference(&parts(&found.sums), &parts(&expected.sums));
             assert!(difference < 1e-3, "{name} {tensor}: {difference:e}");
         }
         compared += 1;
