@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-WEIGHTS = ("q8_0", "q4_0", "q4_k_m", "bf16")
+WEIGHTS = ("q8_0", "q4_0", "q4_k_m", "mxfp4", "bf16")
 
 
 @dataclass(frozen=True)

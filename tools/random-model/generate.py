@@ -3,7 +3,7 @@
     python tools/random-model/generate.py tinyllama-1.1b /tmp/tinyllama-1.1b
 
 Needs `numpy` and `safetensors` (see requirements.txt). Weights are bf16 with a standard deviation of 0.02, so
-logits are finite and text is noise; norm weights are 1.
+logits are finite and text is noise; norm weights are 1, and so are the other vectors but biases.
 """
 
 import argparse
@@ -240,7 +240,7 @@ def main():
         if sum(tensor.nbytes for tensor in shards[-1].values()) > SHARD_BYTES:
             shards[-1] = save_shard(shards[-1], arguments.directory, len(shards))
             shards.append({})
-        if len(shape) == 1:
+        if len(shape) == 1 and not name.endswith("bias"):
             values = np.ones(shape, dtype=np.float32)
         else:
             values = generator.standard_normal(shape, dtype=np.float32) * np.float32(0.02)

@@ -159,9 +159,9 @@ fn cache_lists_and_removes_files() {
     assert_eq!(file["path"].as_str(), only_one(cache.as_ref()).to_str());
     assert_eq!(file["in_use"].as_bool(), Some(false));
     let text = succeed(["cache", "--packed-cache", &cache]);
-    assert!(text.contains("llama-") && text.contains("1 files, "), "{text}");
+    assert!(text.contains("llama-") && text.contains("1 file, "), "{text}");
     let text = succeed(["cache", "--clear", "--packed-cache", &cache]);
-    assert!(text.starts_with("removed 1 files, "), "{text}");
+    assert!(text.starts_with("removed 1 file, "), "{text}");
     assert!(names(cache.as_ref()).is_empty());
     assert_eq!(listed(&["--clear"])["removed"].as_bool(), Some(true));
 }

@@ -8,7 +8,7 @@ from work import Figure, refused
 
 
 class Adapter(Engine):
-    weights = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k_m", "bf16": "bf16"}
+    weights = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k_m", "mxfp4": "mxfp4", "bf16": "bf16"}
 
     def available(self):
         executable(self.settings.braidinfer, "--braidinfer (or BRAIDINFER)")

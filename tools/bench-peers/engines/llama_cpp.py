@@ -13,7 +13,7 @@ OPTION = "--llama-cpp (or LLAMA_CPP_BIN)"
 
 
 class Adapter(Engine):
-    weights = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k_m", "bf16": "bf16"}
+    weights = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k_m", "mxfp4": "mxfp4", "bf16": "bf16"}
 
     def available(self):
         for name in ("llama-bench", "llama-batched-bench"):

@@ -41,12 +41,12 @@ pub fn run(args: &CacheArgs) -> anyhow::Result<()> {
     if args.clear {
         let left = cache.list()?.len();
         let left = if left == 0 { String::new() } else { format!("; {left} in use are left") };
-        return output::print_line(format!("removed {} files, {all}, from {folder}{left}", files.len()));
+        return output::print_line(format!("removed {}, {all}, from {folder}{left}", counted(files.len(), "file")));
     }
     if !files.is_empty() {
         output::print_line(table(&files))?;
     }
-    output::print_line(format!("{} files, {all}, in {folder}", files.len()))
+    output::print_line(format!("{}, {all}, in {folder}", counted(files.len(), "file")))
 }
 
 fn row(file: KeptWeights) -> Row {
@@ -76,14 +76,19 @@ fn bytes(bytes: u64) -> String {
 
 /// How long ago something was, in its largest unit.
 fn ago(time: Duration) -> String {
-    let minutes = time.as_secs() / 60;
+    let minutes = (time.as_secs() / 60) as usize;
     let (number, unit) = match minutes {
         0 => return "less than a minute ago".into(),
         1..60 => (minutes, "minute"),
         60..1440 => (minutes / 60, "hour"),
         _ => (minutes / 1440, "day"),
     };
-    format!("{number} {unit}{} ago", if number == 1 { "" } else { "s" })
+    format!("{} ago", counted(number, unit))
+}
+
+/// A number of things, with their name in the right form.
+fn counted(number: usize, name: &str) -> String {
+    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use braidinfer::executor::ExecutorReport;
+use braidinfer::model::spec::{FeedForward, LayerSpec};
 use braidinfer::model::{DecoderSpec, ModelSource};
 use braidinfer::{Llm, LoadOptions, SamplingParams};
 use rand::{RngExt, SeedableRng};
@@ -161,9 +162,22 @@ impl Contestant {
     }
 
     fn ask(&mut self, prompt: Vec<u32>, max_tokens: usize) -> anyhow::Result<()> {
-        let greedy = SamplingParams { temperature: 0.0, ignore_eos: true, ..SamplingParams::default() };
-        self.llm.add(prompt, &SamplingParams { max_tokens: Some(max_tokens), ..greedy })?;
+        let params = SamplingParams {
+            temperature: self.temperature(),
+            seed: prompt.first().copied().map(u64::from),
+            max_tokens: Some(max_tokens),
+            ignore_eos: true,
+            ..SamplingParams::default()
+        };
+        self.llm.add(prompt, &params)?;
         Ok(())
+    }
+
+    /// Greedy, but for models with experts: there, sequences that end up saying the same, as those of random weights do, would
+    /// choose the same experts, whose weights are then read once for all.
+    fn temperature(&self) -> f64 {
+        let has_experts = |layer: &LayerSpec| matches!(layer.feed_forward, FeedForward::Experts(_));
+        if self.llm.spec().layers.iter().any(has_experts) { 1.0 } else { 0.0 }
     }
 
     /// Runs steps until all requests are finished; returns the number of generated tokens.
