@@ -31,3 +31,5 @@ def distributions():
 
 
 DISTRIBUTIONS = {label: rows.astype(np.float32) for label, rows in distributions().items()}
+# Of columns, as mean squares of activations are spread: most near each other, a few a hundred times as large.
+IMPORTANCE = np.exp(np.random.default_rng(20261128).normal(size=LENGTH) * 1.5).astype(np.float32)

@@ -270,12 +270,20 @@ fn wrong_recurrent_states_are_reported_in_their_layer() {
         ("falcon_h1-norm", Planted::StatesForgotten { layer: 1 }),
         ("falcon_h1-norm", Planted::StatesInBf16 { layer: 0 }),
         ("nemotron_h-moe", Planted::StatesForgotten { layer: 0 }),
+        ("lfm2", Planted::StatesForgotten { layer: 0 }),
+        ("lfm2-bias", Planted::StatesForgotten { layer: 2 }),
+        ("lfm2_moe", Planted::StatesForgotten { layer: 0 }),
+        ("lfm2", Planted::StatesInBf16 { layer: 2 }),
     ] {
-        let heads = if name.starts_with("qwen") { "delta.heads" } else { "mamba.heads" };
+        let first_wrong = match &name[..4] {
+            "qwen" => "delta.heads",
+            "lfm2" => "conv.convolved",
+            _ => "mamba.heads",
+        };
         let (Planted::StatesForgotten { layer } | Planted::StatesInBf16 { layer }) = planted else { continue };
         for seed in SEEDS {
             let report = check_seed(seed, name, None, Some(planted), |_| {});
-            let expected = (Status::Incompatible, Some((layer, heads)));
+            let expected = (Status::Incompatible, Some((layer, first_wrong)));
             assert_eq!((report.status, found(&report)), expected, "{name} seed {seed}: {}", report.reason);
             // The other layers are right, so they stay fused.
             assert_eq!(report.standard_layers(), BTreeSet::from([layer]), "{name} seed {seed}: {}", report.reason);

@@ -153,12 +153,13 @@ impl Contestant {
     }
 
     /// The prompt of a sequence for a case: with the first generated token it has `depth` tokens, and at least two. Sequences
-    /// have different first tokens, so that they share no cached blocks.
+    /// have different first tokens, so that they share no cached blocks, and others at each position, so that they do not choose
+    /// the same experts.
     fn context(&self, sequence: usize, depth: usize) -> Vec<u32> {
         let vocab_size = self.llm.spec().vocab_size;
         let own = [sequence % vocab_size, sequence / vocab_size % vocab_size].map(|id| id as u32);
-        let common = self.ids.iter().copied().skip(own.len());
-        own.into_iter().chain(common).take(depth.saturating_sub(1).max(1)).collect()
+        let turned = self.ids.iter().copied().cycle().skip(own.len() + sequence);
+        own.into_iter().chain(turned).take(depth.saturating_sub(1).max(1)).collect()
     }
 
     fn ask(&mut self, prompt: Vec<u32>, max_tokens: usize) -> anyhow::Result<()> {

@@ -39,10 +39,20 @@ impl FusedRunner {
         let (isa, rows, shape) = (self.isa, self.layout.rows, layer.shape);
         trace.panels("conv.bcx", qkv, rows, 3 * self.spec.hidden_size);
         let qkv = &**qkv;
+        #[cfg(test)]
+        let spoil = (self.planted.and_then(|planted| planted.of_states(index)), self.recurrent_states.block_size);
         let pass =
             RecurrentPass { pool: &mut self.pool, states: &mut self.recurrent_states, layer: index, shape, batch };
         pass.run(layer.width, recurrent, scratch, heads, |step, state, sum: &mut Buffer, out| {
-            ConvPass { isa, layer, qkv, rows }.run(step, state, sum, out);
+            let pass = ConvPass {
+                isa,
+                layer,
+                qkv,
+                rows,
+                #[cfg(test)]
+                spoil,
+            };
+            pass.run(step, state, sum, out);
         })
     }
 }
@@ -54,6 +64,9 @@ struct ConvPass<'a> {
     /// The output of the input projection.
     qkv: &'a [f32],
     rows: usize,
+    /// What is done to the state at the multiples of so many tokens.
+    #[cfg(test)]
+    spoil: (Option<fn(&mut [f32])>, usize),
 }
 
 impl ConvPass<'_> {
@@ -64,6 +77,10 @@ impl ConvPass<'_> {
         sum.resize(shape.inputs);
         for (index, (token, out)) in tokens.zip(out.chunks_exact_mut(*width)).enumerate() {
             let row = moved.known + index;
+            #[cfg(test)]
+            if let (Some(spoil), 0) = (self.spoil.0, row % self.spoil.1) {
+                spoil(&mut state.inputs[row * shape.inputs..(row + shape.before) * shape.inputs]);
+            }
             let products = &mut state.inputs[(shape.before + row) * shape.inputs..][..shape.inputs];
             let at = [self.rows, token, group];
             self.layer.read(ConvInput::Before, self.qkv, at, &mut products[..*width]);
