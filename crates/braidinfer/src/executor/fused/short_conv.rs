@@ -40,7 +40,8 @@ impl FusedRunner {
         trace.panels("conv.bcx", qkv, rows, 3 * self.spec.hidden_size);
         let qkv = &**qkv;
         #[cfg(test)]
-        let spoil = (self.planted.and_then(|planted| planted.of_states(index)), self.recurrent_states.block_size);
+        let (spoil, block_size) =
+            (self.planted.and_then(|planted| planted.of_states(index)), self.recurrent_states.block_size);
         let pass =
             RecurrentPass { pool: &mut self.pool, states: &mut self.recurrent_states, layer: index, shape, batch };
         pass.run(layer.width, recurrent, scratch, heads, |step, state, sum: &mut Buffer, out| {
@@ -51,6 +52,8 @@ impl FusedRunner {
                 rows,
                 #[cfg(test)]
                 spoil,
+                #[cfg(test)]
+                block_size,
             };
             pass.run(step, state, sum, out);
         })
@@ -64,9 +67,11 @@ struct ConvPass<'a> {
     /// The output of the input projection.
     qkv: &'a [f32],
     rows: usize,
-    /// What is done to the state at the multiples of so many tokens.
+    /// What is done to the state at block boundaries.
     #[cfg(test)]
-    spoil: (Option<fn(&mut [f32])>, usize),
+    spoil: Option<fn(&mut [f32])>,
+    #[cfg(test)]
+    block_size: usize,
 }
 
 impl ConvPass<'_> {
@@ -78,7 +83,7 @@ impl ConvPass<'_> {
         for (index, (token, out)) in tokens.zip(out.chunks_exact_mut(*width)).enumerate() {
             let row = moved.known + index;
             #[cfg(test)]
-            if let (Some(spoil), 0) = (self.spoil.0, row % self.spoil.1) {
+            if let (Some(spoil), 0) = (self.spoil, row % self.block_size) {
                 spoil(&mut state.inputs[row * shape.inputs..(row + shape.before) * shape.inputs]);
             }
             let products = &mut state.inputs[(shape.before + row) * shape.inputs..][..shape.inputs];
