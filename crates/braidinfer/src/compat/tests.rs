@@ -270,14 +270,12 @@ fn wrong_recurrent_states_are_reported_in_their_layer() {
         ("falcon_h1-norm", Planted::StatesForgotten { layer: 1 }),
         ("falcon_h1-norm", Planted::StatesInBf16 { layer: 0 }),
         ("nemotron_h-moe", Planted::StatesForgotten { layer: 0 }),
-        ("lfm2", Planted::StatesForgotten { layer: 0 }),
         ("lfm2-bias", Planted::StatesForgotten { layer: 2 }),
-        ("lfm2_moe", Planted::StatesForgotten { layer: 0 }),
-        ("lfm2", Planted::StatesInBf16 { layer: 2 }),
+        ("lfm2-bias", Planted::StatesInBf16 { layer: 1 }),
     ] {
-        let first_wrong = match &name[..4] {
-            "qwen" => "delta.heads",
-            "lfm2" => "conv.convolved",
+        let first_wrong = match &name[..3] {
+            "qwe" => "delta.heads",
+            "lfm" => "conv.convolved",
             _ => "mamba.heads",
         };
         let (Planted::StatesForgotten { layer } | Planted::StatesInBf16 { layer }) = planted else { continue };
