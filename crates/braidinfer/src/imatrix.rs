@@ -78,7 +78,12 @@ pub fn input_sums(
     threads: Option<usize>,
     progress: ImatrixProgress,
 ) -> Result<(InputSums, Vec<String>)> {
-    let Calibration { name, chunk, .. } = reading;
+    let Calibration { name, chunk, chunks, .. } = reading;
+    for (field, count) in [("chunk", Some(chunk)), ("chunks", chunks)] {
+        if count == Some(0) {
+            return Err(Error::bad_request(field, "at least 1", 0));
+        }
+    }
     let options = LoadOptions {
         kernels: Kernels::Standard,
         context: Some(chunk),
@@ -89,7 +94,7 @@ pub fn input_sums(
     };
     let parts = ModelParts::open(source, &options, &|_, _| {})?;
     let model = gguf_model(&parts.label, &parts.spec, parts.weights.head_is_embedding())?;
-    let chunks = chunks(&parts, reading)?;
+    let chunks = tokens_of_chunks(&parts, reading)?;
     let squares = Arc::new(InputSquares::default());
     read(&parts, &options, &chunks, &squares, progress)?;
     let squares = squares.by_slot();
@@ -105,7 +110,7 @@ pub fn input_sums(
 }
 
 /// The tokens of each chunk.
-fn chunks(parts: &ModelParts, reading: Calibration<'_>) -> Result<Vec<Vec<u32>>> {
+fn tokens_of_chunks(parts: &ModelParts, reading: Calibration<'_>) -> Result<Vec<Vec<u32>>> {
     let ids = match (reading.prompt, &parts.tokenizer) {
         (Prompt::Ids(ids), _) => ids.clone(),
         (Prompt::Text(text), Some(tokenizer)) => tokenizer.encode_prompt(text)?,
@@ -121,9 +126,6 @@ fn chunks(parts: &ModelParts, reading: Calibration<'_>) -> Result<Vec<Vec<u32>>>
     if ids.len() < reading.chunk {
         let expected = format!("at most the {} tokens of the text", ids.len());
         return Err(Error::bad_request("chunk", expected, reading.chunk));
-    }
-    if reading.chunks == Some(0) {
-        return Err(Error::bad_request("chunks", "at least 1", 0));
     }
     let first = parts.tokenizer.as_ref().and_then(Tokenizer::first_token);
     let chunks = ids.chunks_exact(reading.chunk).take(reading.chunks.unwrap_or(usize::MAX));

@@ -417,6 +417,10 @@ fn a_text_becomes_a_file_that_quantize_takes() {
         again(Calibration { chunks: Some(0), ..reading }, true, go_on).to_string(),
         "chunks: expected at least 1, found 0"
     );
+    assert_eq!(
+        again(Calibration { chunk: 0, ..reading }, true, go_on).to_string(),
+        "chunk: expected at least 1, found 0"
+    );
     let nothing = Fixture::open("llama3").source;
     let error = sums_of(&nothing, &prompt, 8).expect_err("the model has no tokenizer").to_string();
     assert!(error.contains("expected a model with a tokenizer, found none"), "{error}");
