@@ -30,7 +30,7 @@ impl Bars {
 impl Progress for Bars {
     fn started(&mut self, file: &str, size: u64, present: u64) {
         if present < size && !output::shows_progress() {
-            output::note(format!("fetching {file}, {}", output::size(size as usize)));
+            output::note(format!("fetching {file}, {}", output::size(size)));
         }
         self.bar = output::download_bar(file, size);
         self.bar.set_position(present);

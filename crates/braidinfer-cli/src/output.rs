@@ -158,6 +158,11 @@ pub fn progress_bar(what: &str, unit: &str) -> ProgressBar {
     bar
 }
 
+/// A number of things, with their name in the right form.
+pub fn counted(number: usize, name: &str) -> String {
+    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A bar on stderr for a file of `size` bytes, shown only on a terminal.
 pub fn download_bar(file: &str, size: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(size), ProgressDrawTarget::stderr());

@@ -1,7 +1,7 @@
 //! A file of this program's own that is mapped into memory: bytes that the system reads when they are touched, and that it
 //! may give up again without writing them anywhere.
 
-#![allow(unsafe_code, reason = "the home of `unsafe`: a mapped file can be changed by whoever may write to it")]
+#![allow(unsafe_code, reason = "a map may be read only as long as nobody changes the file")]
 
 use std::fs::{File, TryLockError};
 use std::io;

@@ -788,6 +788,11 @@ impl DecoderSpec {
         }
     }
 
+    /// Whether any layer has a mixture of experts.
+    pub fn has_experts(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Experts(_)))
+    }
+
     /// The mixture of experts of a layer, if it has one.
     pub fn experts(&self, layer: usize) -> Option<&ExpertsSpec> {
         match &self.layers[layer].feed_forward {

@@ -221,8 +221,9 @@ pub(crate) fn of_step(tokens: usize) -> String {
 }
 
 /// A number of bytes with a unit.
-pub fn size(bytes: usize) -> String {
+pub fn size(bytes: impl TryInto<u64>) -> String {
     const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
+    let bytes = bytes.try_into().unwrap_or(u64::MAX);
     let mut value = bytes as f64;
     let mut unit = 0;
     // What is rounded to a thousand is one of the next unit.

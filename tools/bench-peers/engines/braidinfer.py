@@ -4,11 +4,11 @@ import json
 
 from engines.engine import Engine, existing
 from engines.program import executable, output
-from work import Figure, refused
+from work import WEIGHTS, Figure, refused
 
 
 class Adapter(Engine):
-    weights = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k_m", "mxfp4": "mxfp4", "bf16": "bf16"}
+    weights = {name: name for name in WEIGHTS}
 
     def available(self):
         executable(self.settings.braidinfer, "--braidinfer (or BRAIDINFER)")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from engines.engine import Engine, existing
 from engines.program import executable, output
-from work import Figure
+from work import WEIGHTS, Figure
 
 OPTION = "--llama-cpp (or LLAMA_CPP_BIN)"
 
 
 class Adapter(Engine):
-    weights = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k_m", "mxfp4": "mxfp4", "bf16": "bf16"}
+    weights = {name: name for name in WEIGHTS}
 
     def available(self):
         for name in ("llama-bench", "llama-batched-bench"):

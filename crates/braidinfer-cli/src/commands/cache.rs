@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use braidinfer::{KeptWeights, size};
+use braidinfer::KeptWeights;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
 use crate::args::CacheArgs;
+use crate::output::{counted, size};
 use crate::{model, output};
 
 #[derive(Serialize)]
@@ -36,7 +37,7 @@ pub fn run(args: &CacheArgs) -> anyhow::Result<()> {
     if args.json {
         return output::print_json(&Listing { folder: cache.folder, removed: args.clear, files });
     }
-    let all = bytes(files.iter().map(|file| file.bytes).sum());
+    let all = size(files.iter().map(|file| file.bytes).sum::<u64>());
     let folder = cache.folder.display();
     if args.clear {
         let left = cache.list()?.len();
@@ -65,13 +66,9 @@ fn table(files: &[Row]) -> Table {
             (false, Some(seconds)) => ago(Duration::from_secs(seconds)),
             (false, None) => "unknown".to_owned(),
         };
-        table.add_row([name.as_ref(), &bytes(file.bytes), &used]);
+        table.add_row([name.as_ref(), &size(file.bytes), &used]);
     }
     table
-}
-
-fn bytes(bytes: u64) -> String {
-    size(usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
 /// How long ago something was, in its largest unit.
@@ -84,11 +81,6 @@ fn ago(time: Duration) -> String {
         _ => (minutes / 1440, "day"),
     };
     format!("{} ago", counted(number, unit))
-}
-
-/// A number of things, with their name in the right form.
-fn counted(number: usize, name: &str) -> String {
-    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::bail;
 use braidinfer::{Calibration, Prompt};
 
 use crate::args::{ImatrixArgs, MOST_TOKENS, check_count};
@@ -11,9 +10,6 @@ use crate::{interrupt, model, output};
 pub fn run(args: ImatrixArgs) -> anyhow::Result<()> {
     interrupt::install()?;
     check_count("chunk", args.chunk, 1..=MOST_TOKENS)?;
-    if args.chunks == Some(0) {
-        bail!("--chunks: expected at least 1, found 0");
-    }
     let text = model::read_text(Some(&args.text), "a text")?;
     let source = model::source(Some(&args.model))?;
     let name = args.text.display().to_string();
@@ -39,7 +35,7 @@ pub fn run(args: ImatrixArgs) -> anyhow::Result<()> {
     };
     report.notes.iter().for_each(output::note);
     let (chunks, tensors) = (report.chunks, report.tensors);
-    let file = output::size(report.file_bytes as usize);
+    let file = output::size(report.file_bytes);
     let line = format!("{}: {file}, {tensors} tensors, {chunks} chunks of {} tokens", args.out.display(), args.chunk);
     output::print_line(output::one_line(&line))
 }

@@ -48,7 +48,7 @@ fn summary(args: &QuantizeArgs, report: &QuantizeReport) -> String {
     format!(
         "{}: {} ({} of weights before), tensors: {}",
         args.destination.display(),
-        output::size(report.file_bytes as usize),
+        output::size(report.file_bytes),
         output::size(report.source_bytes),
         tensors.join(", ")
     )

@@ -468,7 +468,7 @@ impl File<'_> {
     /// Which layers have experts, and what belongs to a mixture, is told by the tensors of each layer.
     fn adjust_feed_forward(&self, spec: &mut DecoderSpec) -> Result<()> {
         let Some(form) = self.form.experts else { return Ok(()) };
-        if !spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Experts(_))) && form.optional {
+        if !spec.has_experts() && form.optional {
             return Ok(());
         }
         let key = self.key("feed_forward_length");
@@ -502,7 +502,7 @@ impl File<'_> {
             let bias = tensor("ffn_down_shexp.bias")?.is_some();
             experts.shared_expert = shared.map(|intermediate_size| SharedExpertSpec { intermediate_size, gated, bias });
         }
-        if !spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Experts(_))) {
+        if !spec.has_experts() {
             let expected = format!("none, since no layer has a tensor `{ROUTER}.weight`");
             let count = self.metadata.unsigned(&self.key("expert_count"))?.unwrap_or(0);
             return Err(self.metadata.error(&self.key("expert_count"), expected, count.to_string()));

@@ -273,10 +273,12 @@ fn wrong_recurrent_states_are_reported_in_their_layer() {
         ("lfm2-bias", Planted::StatesForgotten { layer: 2 }),
         ("lfm2-bias", Planted::StatesInBf16 { layer: 1 }),
     ] {
-        let first_wrong = match &name[..3] {
-            "qwe" => "delta.heads",
-            "lfm" => "conv.convolved",
-            _ => "mamba.heads",
+        let first_wrong = if name.starts_with("qwen") {
+            "delta.heads"
+        } else if name.starts_with("lfm") {
+            "conv.convolved"
+        } else {
+            "mamba.heads"
         };
         let (Planted::StatesForgotten { layer } | Planted::StatesInBf16 { layer }) = planted else { continue };
         for seed in SEEDS {

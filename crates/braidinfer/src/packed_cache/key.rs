@@ -18,8 +18,8 @@ const NAME_LEN: usize = 60;
 ///
 /// The key stands for the weight files as they are (size, times of writing and of change, and number of each, all of which the
 /// system keeps), the model's settings, every parameter's type and shape, the instruction set and the version of the program.
-/// What it cannot tell, such as a clock that was set back or another build of the same version, is left to samples: whoever
-/// opens the file packs some panels anew and compares.
+/// A clock that was set back, or another build of the same version, can give other weights the same key. So some panels are
+/// packed anew and compared whenever the file is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WeightsKey {
     /// Of the file. Other weights at the same path have the same name, and take the place of the first.

@@ -165,12 +165,12 @@ impl PackedCache {
 
     /// That there is no room, in words.
     pub(crate) fn too_small(&self, bytes: u64, bound: u64) -> String {
-        let size = |bytes| memory::size(usize::try_from(bytes).unwrap_or(usize::MAX));
         let reason = match self.most_bytes {
             Some(_) => "as asked for",
             None => "a quarter of what would be free on the disk without them",
         };
-        format!("{} would be needed, and all files together may take {} ({reason})", size(bytes), size(bound))
+        let (needed, most) = (memory::size(bytes), memory::size(bound));
+        format!("{needed} would be needed, and all files together may take {most} ({reason})")
     }
 }
 

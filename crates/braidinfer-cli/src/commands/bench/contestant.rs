@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use braidinfer::executor::ExecutorReport;
-use braidinfer::model::spec::{FeedForward, LayerSpec};
 use braidinfer::model::{DecoderSpec, ModelSource};
 use braidinfer::{Llm, LoadOptions, SamplingParams};
 use rand::{RngExt, SeedableRng};
@@ -177,8 +176,7 @@ impl Contestant {
     /// Greedy, but for models with experts: there, sequences that end up saying the same, as those of random weights do, would
     /// choose the same experts, whose weights are then read once for all.
     fn temperature(&self) -> f64 {
-        let has_experts = |layer: &LayerSpec| matches!(layer.feed_forward, FeedForward::Experts(_));
-        if self.llm.spec().layers.iter().any(has_experts) { 1.0 } else { 0.0 }
+        if self.llm.spec().has_experts() { 1.0 } else { 0.0 }
     }
 
     /// Runs steps until all requests are finished; returns the number of generated tokens.

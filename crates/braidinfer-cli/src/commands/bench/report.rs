@@ -176,8 +176,8 @@ fn print_table(table: &Table) -> anyhow::Result<()> {
 fn heading(report: &Report) -> String {
     let Machine { cpu, isa, threads, os } = &report.machine;
     let cpu = cpu.as_deref().unwrap_or("unknown processor");
-    let plural = if *threads == 1 { "" } else { "s" };
-    let machine = format!("{cpu}, {isa}, {threads} thread{plural}, {os}; braidinfer {}", report.version);
+    let threads = output::counted(*threads, "thread");
+    let machine = format!("{cpu}, {isa}, {threads}, {os}; braidinfer {}", report.version);
     let model = format!("{}, {} weights", output::one_line(&report.model), report.weights);
     let Some(ceilings) = &report.ceilings else { return format!("{machine}\n{model}") };
     let [read, int8, bf16, f32] =

@@ -1,12 +1,14 @@
 //! Packed weights from a file, which is made if there is none.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use braidinfer_kernels::{Pages, Pool};
 use braidinfer_model::{DecoderSpec, Weights};
 
-use super::packed::{PackedDecoder, sections};
+use super::packed::{PackedDecoder, packed_elsewhere, sections};
 use super::packed_file::{CHUNK, KeptFile, PackedWriter, file_bytes};
 use super::packing::{Destination, Packable};
 use super::weight_memory::{Sections, WeightMemory};
@@ -36,6 +38,12 @@ enum Unkept {
     Because(String),
     /// The weights themselves cannot be packed.
     Failed(Error),
+}
+
+impl From<io::Error> for Unkept {
+    fn from(error: io::Error) -> Self {
+        Self::Because(error.to_string())
+    }
 }
 
 /// What is needed to load packed weights.
@@ -133,7 +141,7 @@ impl<'a> Loading<'a> {
         };
         let to = Destination::Kept(Vec::new());
         let (decoder, to) = PackedDecoder::pack(self.spec, self.weights, self.plan, to, pool, progress)?;
-        let parameters = if let Destination::Kept(parameters) = to { parameters } else { Vec::new() };
+        let Destination::Kept(parameters) = to else { return Err(packed_elsewhere()) };
         let same = self.compare(&parameters, &memory, pool)?;
         if !same || memory.check().is_err() {
             return Ok(Err("it has other weights than the model, or is damaged".into()));
@@ -145,7 +153,7 @@ impl<'a> Loading<'a> {
     fn compare(&self, parameters: &[(Packable<'_>, usize)], memory: &WeightMemory, pool: &mut Pool) -> Result<bool> {
         let step = parameters.len().div_ceil(COMPARED).max(1);
         let digest = self.keeping.key.digest;
-        let (same, failed) = (AtomicBool::new(true), std::sync::Mutex::new(None));
+        let (same, failed) = (AtomicBool::new(true), Mutex::new(None));
         pool.run(parameters.len().div_ceil(step), &|task, _| {
             let index = (task * step + usize::from(digest[task % 32]) % step).min(parameters.len() - 1);
             let (parameter, start) = &parameters[index];
@@ -155,10 +163,10 @@ impl<'a> Loading<'a> {
             match parameter.is(unit, memory.bytes(start + place.start..start + place.end)) {
                 Ok(true) => {}
                 Ok(false) => same.store(false, Ordering::Relaxed),
-                Err(error) => *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error),
+                Err(error) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
             }
         });
-        match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
             None => Ok(same.into_inner()),
         }
@@ -172,9 +180,8 @@ impl<'a> Loading<'a> {
         notes: &mut Vec<String>,
     ) -> std::result::Result<PackedDecoder, Unkept> {
         let Keeping { cache, key, scarce_bytes } = self.keeping;
-        let words = |error: std::io::Error| Unkept::Because(error.to_string());
         // Without the file there is nothing that this process could do meanwhile.
-        let unfinished = cache.begin(&key.name, scarce_bytes.is_some()).map_err(words)?.ok_or(Unkept::Elsewhere)?;
+        let unfinished = cache.begin(&key.name, scarce_bytes.is_some())?.ok_or(Unkept::Elsewhere)?;
         // Another process may have made it between the first look and the lock.
         if let Ok(Some(kept)) = KeptFile::open(&self.path, key, self.sections)
             && let Ok(decoder) = self.read(kept, pool, progress).map_err(Unkept::Failed)?
@@ -187,14 +194,14 @@ impl<'a> Loading<'a> {
         if !key.still_holds(self.weights).map_err(Unkept::Failed)? {
             return Err(Unkept::Because("the model's files were written to meanwhile".into()));
         }
-        unfinished.publish().map_err(words)?;
+        unfinished.publish()?;
         let kept = KeptFile::open(&self.path, key, self.sections).map_err(Unkept::Because)?;
         let kept = kept.ok_or_else(|| Unkept::Because("it was removed at once".into()))?;
         let decoder = self.read(kept, pool, &|_, _| {}).map_err(Unkept::Failed)?.map_err(Unkept::Because)?;
         notes.push(format!(
             "packed weights are kept in {} ({}), so that the next start reads them instead of packing",
             self.path.display(),
-            memory::size(usize::try_from(bytes).unwrap_or(usize::MAX))
+            memory::size(bytes)
         ));
         Ok(decoder)
     }
@@ -206,14 +213,13 @@ impl<'a> Loading<'a> {
         pool: &mut Pool,
         progress: LoadProgress,
     ) -> std::result::Result<(), Unkept> {
-        let words = |error: std::io::Error| Unkept::Because(error.to_string());
-        let writer = PackedWriter::new(unfinished.file(), self.sections).map_err(words)?;
+        let writer = PackedWriter::new(unfinished.file(), self.sections)?;
         let to = Destination::File { writer, path: &self.path, buffer: Vec::new() };
         let packed = PackedDecoder::pack(self.spec, self.weights, self.plan, to, pool, progress);
         match packed {
-            Ok((_, Destination::File { writer, .. })) => writer.finish(&self.keeping.key).map_err(words),
-            Ok(_) => Err(Unkept::Failed(Error::Internal("weights were packed elsewhere".into()))),
-            Err(Error::File { source, .. }) => Err(words(source)),
+            Ok((_, Destination::File { writer, .. })) => Ok(writer.finish(&self.keeping.key)?),
+            Ok(_) => Err(Unkept::Failed(packed_elsewhere())),
+            Err(Error::File { source, .. }) => Err(source.into()),
             Err(error) => Err(Unkept::Failed(error)),
         }
     }

@@ -456,7 +456,7 @@ impl PackedDecoder {
         let (decoder, packed) = Self::pack(spec, weights, plan, Destination::Own(pages), pool, progress)?;
         match packed {
             Destination::Own(pages) => Ok(decoder.with_memory(WeightMemory::own(pages))),
-            _ => Err(Error::Internal("weights were packed elsewhere".into())),
+            _ => Err(packed_elsewhere()),
         }
     }
 
@@ -502,6 +502,11 @@ impl PackedDecoder {
         };
         Ok((decoder, packer.to))
     }
+}
+
+/// [`PackedDecoder::pack`] returned another destination than it was given.
+pub(super) fn packed_elsewhere() -> Error {
+    Error::Internal("weights were packed elsewhere".into())
 }
 
 fn absent(slot: Slot) -> Error {

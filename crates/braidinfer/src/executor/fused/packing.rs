@@ -125,7 +125,7 @@ impl<'a> Packable<'a> {
     }
 }
 
-/// What becomes of packed parameters.
+/// Where packed parameters go.
 #[derive(Debug)]
 pub(super) enum Destination<'a> {
     /// They are kept in memory.

@@ -82,9 +82,7 @@ impl<'a> DecoderWeights<'a> {
     pub(super) fn embed_tokens(&self, spec: &DecoderSpec, device: &Device) -> Result<Matrix> {
         match self {
             Self::Loaded { embed_tokens, .. } => embed_tokens.clone().ok_or_else(|| absent("the embedding")),
-            Self::Streamed { weights, .. } => {
-                Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None }.matrix(Slot::EmbedTokens)
-            }
+            Self::Streamed { weights, .. } => Loader::in_file(spec, weights, device).matrix(Slot::EmbedTokens),
         }
     }
 
@@ -98,7 +96,7 @@ impl<'a> DecoderWeights<'a> {
         let inputs = match self {
             Self::Loaded { per_layer_inputs, .. } => per_layer_inputs.as_ref().map(|inputs| inputs.of(tokens, x)),
             Self::Streamed { weights, .. } => {
-                let loader = Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None };
+                let loader = Loader::in_file(spec, weights, device);
                 loader.per_layer_inputs()?.map(|inputs| inputs.of(tokens, x))
             }
         };
@@ -111,7 +109,7 @@ impl<'a> DecoderWeights<'a> {
             Self::Streamed { weights, layer, .. } => {
                 if layer.as_ref().is_none_or(|(loaded, _)| *loaded != index) {
                     *layer = None;
-                    let loader = Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None };
+                    let loader = Loader::in_file(spec, weights, device);
                     *layer = Some((index, Box::new(loader.layer(index)?)));
                 }
                 layer.as_ref().map(|(_, layer)| &**layer).ok_or_else(|| absent(&format!("layer {index}")))
@@ -124,7 +122,7 @@ impl<'a> DecoderWeights<'a> {
             Self::Loaded { head, .. } => head.as_ref().ok_or_else(|| absent("the output head")),
             Self::Streamed { weights, head, .. } => {
                 if head.is_none() {
-                    let loader = Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None };
+                    let loader = Loader::in_file(spec, weights, device);
                     *head =
                         Some(HeadWeights { final_norm: loader.final_norm()?, lm_head: loader.linear(Slot::LmHead)? });
                 }

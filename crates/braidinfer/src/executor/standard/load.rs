@@ -116,6 +116,13 @@ pub(super) struct Loader<'a> {
     pub(super) inputs: Option<&'a Arc<InputSquares>>,
 }
 
+impl<'a> Loader<'a> {
+    /// A loader of matrices that stay in their file.
+    pub(super) fn in_file(spec: &'a DecoderSpec, weights: &'a Weights, device: &'a Device) -> Self {
+        Self { spec, weights, matrices: Matrices::InFile, device, inputs: None }
+    }
+}
+
 impl Loader<'_> {
     pub(super) fn layer(&self, index: usize) -> Result<Layer> {
         let norm = |slot| self.norm(Slot::Layer(index, slot), &self.spec.norm);
