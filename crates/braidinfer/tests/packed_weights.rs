@@ -217,6 +217,30 @@ fn damaged_files_are_made_anew_or_stop_the_step() {
     }
 }
 
+/// A pipe would be waited for, and a link may lead to anybody's file.
+#[cfg(unix)]
+#[test]
+fn what_is_no_plain_file_is_replaced_and_never_opened() {
+    let (fixture, folder) = (Fixture::open("llama"), folder());
+    let ids = &fixture.prompts[0].ids;
+    let expected = bits(&fixture.source, Some(folder.path()), ids);
+    let path = only_file(folder.path());
+    let other = folder.path().join("other");
+    fs::write(&other, "mine").expect("it can be written");
+    let pipe = |path: &Path| {
+        let made = std::process::Command::new("mkfifo").arg(path).status().expect("the system has pipes");
+        assert!(made.success());
+    };
+    let link = |path: &Path| std::os::unix::fs::symlink(&other, path).expect("a link can be made");
+    for put in [&pipe as &dyn Fn(&Path), &link] {
+        fs::remove_file(&path).expect("it is ours");
+        put(&path);
+        assert!(bits(&fixture.source, Some(folder.path()), ids) == expected);
+        assert_eq!(only_file(folder.path()), path);
+        assert_eq!(fs::read_to_string(&other).expect("it is there"), "mine");
+    }
+}
+
 #[test]
 fn starts_at_once_agree_and_leave_one_file() {
     for name in ["llama", "qwen3_moe"] {

@@ -221,14 +221,7 @@ impl Drop for Unfinished {
 /// Opens a file to read, locked together with other readers, and notes that it is used now. `None` if there is none.
 pub(crate) fn open_used(path: &Path) -> io::Result<Option<File>> {
     for _ in 0..ATTEMPTS {
-        // Opening a pipe in its place would wait for a writer.
-        match fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.is_file() => {}
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidInput, "expected a plain file")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        let file = File::open(path)?;
+        let Some(file) = open_plain(path)? else { return Ok(None) };
         // Waits only for those who look at or remove it, and for the end of its making.
         file.lock_shared()?;
         if is_at(&file, path) {
@@ -240,6 +233,19 @@ pub(crate) fn open_used(path: &Path) -> io::Result<Option<File>> {
     Err(io::ErrorKind::ResourceBusy.into())
 }
 
+/// Opens a plain file to read. `None` if there is nothing; fails if there is something else.
+fn open_plain(path: &Path) -> io::Result<Option<File>> {
+    let gone = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(None) } else { Err(error) };
+    match fs::symlink_metadata(path) {
+        // Opening a pipe would wait for a writer.
+        Ok(metadata) if !metadata.is_file() => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "expected a plain file"))
+        }
+        Ok(_) => File::open(path).map(Some).or_else(gone),
+        Err(error) => gone(error),
+    }
+}
+
 /// Removes the file at `path` if it is still `file`.
 pub(crate) fn remove_damaged(file: &File, path: &Path) {
     if is_at(file, path) {
@@ -249,12 +255,7 @@ pub(crate) fn remove_damaged(file: &File, path: &Path) {
 
 /// Removes a file unless a process has locked it. Whether it is gone.
 fn remove_unused(path: &Path) -> io::Result<bool> {
-    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if gone(&error) => return Ok(true),
-        Err(error) => return Err(error),
-    };
+    let Some(file) = open_plain(path)? else { return Ok(true) };
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(false),
@@ -265,7 +266,7 @@ fn remove_unused(path: &Path) -> io::Result<bool> {
         return Ok(true);
     }
     match fs::remove_file(path) {
-        Err(error) if !gone(&error) => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(true),
     }
 }
