@@ -39,5 +39,8 @@ fn what_is_made_from_a_text_is_used() {
         &["plain.gguf: field `general.type`: expected `imatrix`, for an importance matrix, found `model`"],
     );
     quantize(&path("none.gguf"), &["none.gguf: "]);
+    let itself = ["quantize", DEMO, &imatrix, "--force", "--type", "q4_0", "--imatrix", &imatrix];
+    refuse(itself, &["expected another file than it is made from"]);
+    refuse(["imatrix", &plain, &text, "--out", &plain, "--force"], &["expected another file than it is made from"]);
     refuse(["run", &imatrix, "Hi"], &["an importance matrix, which is used to quantize a model"]);
 }

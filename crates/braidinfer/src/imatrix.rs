@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
+use braidinfer_model::format::gguf::Gguf;
 use braidinfer_model::format::imatrix::{InputSums, TensorSums};
 use braidinfer_model::{ExpertSlot, ModelSource, Param, Parameter, Slot, Stack};
 
@@ -53,7 +54,7 @@ pub struct ImatrixReport {
 
 /// Reads a text with standard kernels in f32, and writes an importance matrix as a GGUF file to `destination`.
 ///
-/// The file is created atomically. Fails if it exists, unless `overwrite`; if GGUF has no form of the architecture; on a
+/// The file is created atomically. Fails if it exists, unless `overwrite`; if it is the model; if GGUF has no form of the architecture; on a
 /// text shorter than a chunk; on an input that is not finite; and with [`Error::Cancelled`] if `progress` breaks.
 pub fn write_imatrix(
     source: &ModelSource,
@@ -64,6 +65,7 @@ pub fn write_imatrix(
     progress: ImatrixProgress,
 ) -> Result<ImatrixReport> {
     let partial = PartialFile::create(destination, overwrite)?;
+    partial.keep_apart(source.gguf().into_iter().flat_map(Gguf::paths))?;
     let (sums, notes) = input_sums(source, reading, threads, progress)?;
     sums.write(BufWriter::new(partial.file())).map_err(|source| partial.error(source))?;
     let file_bytes = partial.keep()?;

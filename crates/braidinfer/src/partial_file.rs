@@ -45,6 +45,15 @@ impl PartialFile {
         Ok(Self { file, destination: destination.to_owned(), overwrite })
     }
 
+    /// Fails if the file is one of those that it is made from, of which nothing would be left.
+    pub(crate) fn keep_apart<'a>(&self, read: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+        // If there is nothing yet, it is none of them.
+        let Ok(destination) = fs::canonicalize(&self.destination) else { return Ok(()) };
+        let same = read.into_iter().find(|path| fs::canonicalize(path).is_ok_and(|path| path == destination));
+        let expected = "another file than it is made from";
+        same.map_or(Ok(()), |path| Err(Error::bad_request("destination", expected, path.display())))
+    }
+
     /// What to write to.
     pub(crate) fn file(&self) -> &File {
         self.file.as_file()

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use braidinfer_model::arch::gguf::{GgufModel, gguf_model};
-use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
+use braidinfer_model::format::gguf::{Gguf, GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::quantization::{self, FileType, Importance};
 use braidinfer_model::spec::{AttentionSpec, DeltaNetSpec};
 use braidinfer_model::{
@@ -72,7 +72,7 @@ pub fn quantize(
 
 /// Writes the model as a GGUF file at `destination`.
 ///
-/// The file is created atomically. Fails if it exists, unless it may be overwritten; if GGUF cannot describe the decoder
+/// The file is created atomically. Fails if it exists, unless it may be overwritten; if it is made from itself; if GGUF cannot describe the decoder
 /// or its tokenizer; if the importance matrix is not one for this model; and with [`Error::Cancelled`] if `progress`
 /// breaks.
 pub fn quantize_with(
@@ -84,6 +84,7 @@ pub fn quantize_with(
 ) -> Result<QuantizeReport> {
     let QuantizeOptions { file_type, overwrite, imatrix } = options;
     let partial = PartialFile::create(destination, overwrite)?;
+    partial.keep_apart(source.gguf().into_iter().flat_map(Gguf::paths))?;
     let (description, config) = describe(source)?;
     let spec = description.spec;
     let weights = Weights::open(source, &spec, &description.names)?;
@@ -101,6 +102,7 @@ pub fn quantize_with(
     if let Some(path) = imatrix {
         let dtype = |stack: &Stack| file_type.dtype_with_importance(&spec, stack, head_is_embedding);
         let (read, found) = TensorImportance::read(path, &mut model, dtype)?;
+        partial.keep_apart([path])?;
         importance = Some(read);
         notes.extend(found);
     }

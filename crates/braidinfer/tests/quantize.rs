@@ -179,6 +179,23 @@ fn nothing_is_overwritten_and_nothing_half_written() {
     assert!(forced.is_ok() && fs::read(&path).expect("the file is there").starts_with(b"GGUF"));
 }
 
+#[test]
+fn a_file_is_not_made_from_itself() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let (path, dotted) = (folder.path().join("model.gguf"), folder.path().join("./model.gguf"));
+    write(&Fixture::open("llama").source, &path, FileType::F16).unwrap_or_else(|error| panic!("{error}"));
+    let before = fs::read(&path).expect("the file is there");
+    let source = ModelSource::open(&path).unwrap_or_else(|error| panic!("{error}"));
+    for destination in [&path, &dotted] {
+        let same =
+            quantize(&source, destination, FileType::Q8_0, true, &threads(), &mut |_, _| ControlFlow::Continue(()));
+        let error = same.expect_err("nothing would be left of the model").to_string();
+        assert!(error.starts_with("destination: expected another file than it is made from"), "{error}");
+    }
+    assert!(fs::read(&path).expect("the file is there") == before);
+    assert_eq!(fs::read_dir(folder.path()).expect("the folder can be listed").count(), 1);
+}
+
 /// A model of one tiny layer with the tokenizer files of `from`.
 fn model_with_tokenizer(from: &Path, vocab_size: usize) -> TempDir {
     let folder = TempDir::new().expect("a temporary folder can be made");

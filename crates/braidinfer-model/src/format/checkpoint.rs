@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 
 use super::assembled::Assembled;
 use crate::dtype::{Dtype, TensorView};
@@ -118,6 +119,11 @@ impl Checkpoint {
     /// Total bytes of tensor data.
     pub fn size(&self) -> usize {
         self.files.iter().map(|file| file.data_len).sum()
+    }
+
+    /// Path of every file.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| Path::new(&file.path))
     }
 
     /// Path and mark of every file; `None` if one is in memory.

@@ -40,6 +40,11 @@ impl Gguf {
         gguf.finish()
     }
 
+    /// The paths of the file and of its other shards, or the labels of those in memory.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.checkpoint.paths()
+    }
+
     /// Reads a file that is already in memory; `label` replaces its path in messages.
     pub fn from_bytes(label: &str, bytes: Arc<[u8]>) -> Result<Self> {
         let gguf = Builder::new(label.to_owned(), FileBytes::Shared(bytes))?;
