@@ -118,6 +118,8 @@ impl PackedCache {
         let target = self.path(name);
         let path = target.with_extension(UNFINISHED);
         for _ in 0..ATTEMPTS {
+            // A link would be followed, and a pipe cannot be written to from its beginning.
+            is_plain(&path).map_err(|error| in_the_way(&path, error))?;
             let file = owned(OpenOptions::new().read(true).write(true).create(true)).open(&path)?;
             if wait {
                 file.lock()?;
@@ -148,19 +150,26 @@ impl PackedCache {
         let unfinished = |file: &KeptWeights| file.path.extension().is_some_and(|extension| extension == UNFINISHED);
         files.sort_by_key(unfinished);
         let mut taken: u64 = files.iter().map(|file| file.bytes).sum();
+        let mut staying = Vec::new();
         while let Some(oldest) = files.pop() {
             let fits = taken.saturating_add(bytes) <= bound;
             if fits && !unfinished(&oldest) {
                 break;
             }
-            if (bytes <= bound || unfinished(&oldest)) && remove_unused(&oldest.path).unwrap_or(false) {
-                taken -= oldest.bytes;
+            if bytes > bound && !unfinished(&oldest) {
+                continue;
+            }
+            match remove_unused(&oldest.path) {
+                Ok(true) => taken -= oldest.bytes,
+                Ok(false) => staying.push(oldest.not_removed("in use")),
+                Err(error) => staying.push(oldest.not_removed(&error.to_string())),
             }
         }
         if taken.saturating_add(bytes) <= bound {
             return Ok(());
         }
-        Err(self.too_small(bytes, bound))
+        let staying = if staying.is_empty() { String::new() } else { format!("; not removed: {}", staying.join(", ")) };
+        Err(self.too_small(bytes, bound) + &staying)
     }
 
     /// That there is no room, in words.
@@ -180,6 +189,12 @@ impl KeptWeights {
         let metadata = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file)?;
         let in_use = File::open(&path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
         Some(Self { bytes: metadata.len(), used: metadata.modified().ok(), in_use, path })
+    }
+
+    /// Its name, its size, and why it was not removed.
+    fn not_removed(&self, because: &str) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        format!("{name} ({}, {because})", memory::size(self.bytes))
     }
 }
 
@@ -235,15 +250,45 @@ pub(crate) fn open_used(path: &Path) -> io::Result<Option<File>> {
 
 /// Opens a plain file to read. `None` if there is nothing; fails if there is something else.
 fn open_plain(path: &Path) -> io::Result<Option<File>> {
-    let gone = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(None) } else { Err(error) };
-    match fs::symlink_metadata(path) {
-        // Opening a pipe would wait for a writer.
-        Ok(metadata) if !metadata.is_file() => {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, "expected a plain file"))
-        }
-        Ok(_) => File::open(path).map(Some).or_else(gone),
-        Err(error) => gone(error),
+    if !is_plain(path)? {
+        return Ok(None);
     }
+    let gone = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(None) } else { Err(error) };
+    File::open(path).map(Some).or_else(gone)
+}
+
+/// Whether there is a plain file, which can be opened without waiting; fails if there is something else.
+fn is_plain(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(true),
+        Ok(metadata) => {
+            let found = format!("expected a plain file, found {}", kind(metadata.file_type()));
+            Err(io::Error::new(io::ErrorKind::InvalidInput, found))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is at a path where there is no plain file.
+fn kind(found: fs::FileType) -> &'static str {
+    if found.is_symlink() {
+        return "a link";
+    }
+    if found.is_dir() {
+        return "a folder";
+    }
+    #[cfg(unix)]
+    if std::os::unix::fs::FileTypeExt::is_fifo(&found) {
+        return "a pipe";
+    }
+    "something else"
+}
+
+/// An error about the path at which a file is to be made.
+fn in_the_way(path: &Path, error: io::Error) -> io::Error {
+    let remedy = if error.kind() == io::ErrorKind::InvalidInput { "; remove it" } else { "" };
+    io::Error::new(error.kind(), format!("{}: {error}{remedy}", path.display()))
 }
 
 /// Removes the file at `path` if it is still `file`.

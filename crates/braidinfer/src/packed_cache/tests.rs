@@ -90,7 +90,7 @@ fn files_in_use_stay() {
     cache.make_room(100, &cache.path("c")).expect("there is room without the other");
     assert_eq!(kept(&cache), ["a.packed"]);
     let refused = cache.make_room(200, &cache.path("c")).expect_err("the first cannot go");
-    assert!(refused.contains("200 B"), "{refused}");
+    assert!(refused.contains("200 B") && refused.ends_with("; not removed: a.packed (100 B, in use)"), "{refused}");
     assert!(names(cache.clear().expect("it can be cleared")).is_empty());
     drop((used, used_again));
     assert_eq!(names(cache.clear().expect("it can be cleared")), ["a.packed"]);
@@ -147,4 +147,30 @@ fn the_usual_bound_is_a_quarter_of_the_disk() {
     assert!(bound > 0);
     let refused = cache.make_room(u64::MAX, &cache.path("a")).expect_err("nobody has that much");
     assert!(refused.contains("a quarter of"), "{refused}");
+}
+
+/// A link would be followed to a file of somebody else, and a pipe has no beginning to write to.
+#[cfg(unix)]
+#[test]
+fn what_is_in_the_way_of_a_new_file_is_named() {
+    let (folder, cache) = cache(1000);
+    make(&cache, "z", 0);
+    let (path, other) = (cache.path("a").with_extension(UNFINISHED), folder.path().join("other"));
+    let link = || std::os::unix::fs::symlink(&other, &path).expect("a link can be made");
+    let pipe = || {
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("the system has pipes");
+        assert!(made.success());
+    };
+    let folder = || fs::create_dir(&path).expect("a folder can be made");
+    for (put, found) in [(&link as &dyn Fn(), "a link"), (&pipe, "a pipe"), (&folder, "a folder")] {
+        put();
+        for wait in [false, true] {
+            let refused = cache.begin("a", wait).expect_err(found).to_string();
+            let expected = format!("{}: expected a plain file, found {found}; remove it", path.display());
+            assert_eq!(refused, expected);
+        }
+        assert!(!other.exists(), "the link is not followed");
+        fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).expect("it is ours");
+    }
+    cache.begin("a", false).expect("it can be made").expect("nobody else makes it");
 }
