@@ -83,7 +83,7 @@ fn killed_makers_leave_nothing_that_is_used() {
         fs::write(&path, bytes).expect("it can be written");
         let output = run(logits(copy.path(), folder.path()));
         assert_eq!(stdout(&output), expected);
-        assert!(stderr(&output).contains("not used, and made anew"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("cannot be used: "), "{}", stderr(&output));
         assert_eq!(only_one(folder.path()), path);
     }
 }
@@ -119,10 +119,20 @@ fn without_room_weights_are_packed_into_memory_which_is_said() {
     let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -f 8; exec \"$0\" \"$@\""]).arg(plain.get_program()).args(plain.get_args());
     limited.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let output = run(limited);
+    let output = limited.output().expect("the binary starts");
     assert_eq!(stdout(&output), expected);
     assert!(stderr(&output).contains("packed weights could not be kept"), "{}", stderr(&output));
     assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
+    // Nothing is said to be made anew that then cannot be.
+    run(logits(&model, folder.path()));
+    let path = only_one(folder.path());
+    fs::remove_file(&path).expect("it is ours");
+    fs::write(&path, "damaged").expect("it can be written");
+    let output = run(limited);
+    assert_eq!(stdout(&output), expected);
+    let said = stderr(&output);
+    assert!(said.contains("cannot be used") && said.contains("packed weights could not be kept"), "{said}");
+    assert!(!said.contains("anew") && !said.contains("are kept in"), "{said}");
     // A bound that is too small.
     let mut bounded = logits(&model, folder.path());
     bounded.args(["--packed-cache-size", "10kB"]);
@@ -143,7 +153,7 @@ fn each_instruction_set_has_its_own_file() {
         if isa == "scalar" {
             assert!(output.status.success(), "{}", stderr(&output));
         }
-        assert!(!stderr(&output).contains("made anew"), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("cannot be used"), "{}", stderr(&output));
     }
     assert!(names(folder.path()).iter().all(|name| name.starts_with("llama-") && name.ends_with(".packed")));
 }

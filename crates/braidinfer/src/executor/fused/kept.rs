@@ -114,7 +114,8 @@ impl<'a> Loading<'a> {
         match kept {
             Ok(decoder) => Ok(Some(decoder)),
             Err(reason) => {
-                notes.push(format!("{}: not used, and made anew: {reason}", self.path.display()));
+                // Whether it is made anew is said when that is known.
+                notes.push(format!("{}: cannot be used: {reason}", self.path.display()));
                 Ok(None)
             }
         }
