@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use support::server::{code_of, get, rest, send, signal, start_server};
 use support::vocabulary::with_vocabulary;
 use support::{Broken, braidinfer, model, refuse, stderr, stdout, succeed, succeed_json, wait_until};
 use tempfile::TempDir;
@@ -103,6 +104,53 @@ fn processes_that_start_at_once_agree() {
         assert_eq!(stdout(&output), expected, "{}", stderr(&output));
     }
     only_one(folder.path());
+}
+
+/// Overwrites a byte in every page of the second half of a file, which a process has mapped.
+fn damage(path: &Path) {
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let file = fs::File::options().read(true).write(true).open(path).expect("it can be opened");
+    let len = file.metadata().expect("it is open").len();
+    for at in (len / 2..len).step_by(4096) {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("it can be read");
+        file.write_all_at(&[!byte[0]], at).expect("it can be written");
+    }
+}
+
+/// No step can be computed any more, so whoever watches over the server must learn of it and start it anew.
+#[test]
+fn a_server_whose_packed_weights_are_damaged_says_that_it_must_be_started_anew() {
+    let (copy, folder) = (large(), folder());
+    let start = || {
+        let mut command = braidinfer(["serve", "--port", "0", "--kernels", "fused", "--force", "--threads", "2"]);
+        command.arg(copy.path()).arg("--packed-cache").arg(folder.path());
+        start_server(command)
+    };
+    let ask = |address: &str| {
+        let body = r#"{"prompt": [1, 2, 3], "max_tokens": 2}"#;
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close";
+        let kind = "content-type: application/json";
+        rest(send(address, &format!("{head}\r\n{kind}\r\ncontent-length: {}\r\n\r\n{body}", body.len())))
+    };
+    let (server, _lines, address) = start();
+    let path = only_one(folder.path());
+    let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
+    assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
+    damage(&path);
+    for answer in [ask(&address), ask(&address), get(&address, "/ready"), get(&address, "/health")] {
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains(&name) && answer.contains("the next start makes it anew"), "{answer}");
+    }
+    assert!(!path.exists(), "it was removed");
+    signal(&server, "TERM");
+    code_of(server);
+    let (server, _lines, address) = start();
+    assert!(ask(&address).starts_with("HTTP/1.1 200"));
+    assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
+    signal(&server, "TERM");
+    code_of(server);
 }
 
 #[test]

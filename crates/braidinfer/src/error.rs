@@ -43,6 +43,14 @@ pub enum Error {
         /// Path of the file.
         path: String,
     },
+    /// Packed weights that were damaged on the disk while they were in use.
+    #[error("{path}: {reason}")]
+    DamagedWeights {
+        /// Path of their file.
+        path: String,
+        /// What is wrong, and what helps.
+        reason: String,
+    },
     /// The caller cancelled the work.
     #[error("cancelled; nothing was written")]
     Cancelled,
@@ -161,6 +169,11 @@ impl Error {
             Self::TextTooShort { .. } => Some(Advice::from("see ").then_name("context")),
             _ => None,
         }
+    }
+
+    /// Whether every later step of the same model fails, too, so that only a new start helps.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::DamagedWeights { .. })
     }
 
     /// Makes an [`Error::Hub`] about the model that is called `name`.

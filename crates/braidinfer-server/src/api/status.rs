@@ -14,12 +14,10 @@ use crate::served::{App, Served};
 /// Content type of [`crate::metrics::Metrics::text`].
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Liveness: fails only if the engine has stopped.
+/// Liveness: fails only if nothing but a new start helps.
 pub async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    match app.served() {
-        Some(served) if !served.engine.is_alive() => Err(ApiError::not_ready("the engine has stopped")),
-        _ => Ok(Json(json!({"status": "ok"}))),
-    }
+    app.served().map_or(Ok(()), |served| check_engine(served))?;
+    Ok(Json(json!({"status": "ok"})))
 }
 
 /// Readiness: whether the server accepts requests for the model.
@@ -28,10 +26,16 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
         return Err(ApiError::not_ready("the server stops"));
     }
     let served = app.served_as(None)?;
+    check_engine(served)?;
+    Ok(Json(json!({"status": "ready", "model": served.name})))
+}
+
+/// Fails if the engine will answer nothing any more.
+fn check_engine(served: &Served) -> Result<(), ApiError> {
     if !served.engine.is_alive() {
         return Err(ApiError::not_ready("the engine has stopped"));
     }
-    Ok(Json(json!({"status": "ready", "model": served.name})))
+    served.engine.fault().map_or(Ok(()), |fault| Err(fault.into()))
 }
 
 pub async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {

@@ -150,7 +150,7 @@ impl ApiError {
         Self { code: Some("timeout"), ..Self::new(StatusCode::GATEWAY_TIMEOUT, message) }
     }
 
-    /// The model is being loaded, or the server stops.
+    /// The model is being loaded, the server stops, or it must be started anew.
     pub fn not_ready(message: &str) -> Self {
         Self { code: Some("not_ready"), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
@@ -194,6 +194,7 @@ fn message_of(error: &Error) -> String {
             shown(found)
         )),
         Error::Text { path, message } => format!("{}: {message}", file_name(path)),
+        Error::DamagedWeights { path, reason } => format!("{}: {reason}", file_name(path)),
         Error::Unsupported(message) => without_folder(message).into_owned(),
         Error::PromptTooLong { .. } | Error::QueueFull { .. } | Error::TooManyAnswers { .. } => {
             advised(error.to_string())
@@ -222,6 +223,8 @@ impl From<&Error> for ApiError {
                 Self::refusal(StatusCode::TOO_MANY_REQUESTS, code, message)
             }
             Error::TooLittleMemory { .. } => Self::too_little_memory(message),
+            // The log has it from the step that found it; probes would repeat it every second.
+            Error::DamagedWeights { .. } => Self::not_ready(&message),
             Error::TooManyAnswers { .. } => Self::refusal(StatusCode::TOO_MANY_REQUESTS, TOO_MANY_ANSWERS, message),
             Error::Unsupported(_) | Error::Text { .. } => {
                 tracing::debug!(%error, "a request was refused");

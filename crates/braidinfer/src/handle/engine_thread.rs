@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::stream::Outbox;
 use super::{AnswerEnd, EngineObserver, RequestError, RequestOutput, StreamId, Task, TokenTimes};
 use crate::engine::{Caller, ClientId};
-use crate::{Event, FinishReason, Llm, Output, RequestId, Result};
+use crate::{Error, Event, FinishReason, Llm, Output, RequestId, Result};
 
 /// How long nothing is asked until freed memory goes back to the system.
 const IDLE: Duration = Duration::from_secs(5);
@@ -46,11 +46,18 @@ pub(super) struct EngineThread {
     unfinished: BTreeMap<RequestId, UnfinishedRequest>,
     /// A command that interrupted a shadow check.
     interruption: Option<Command>,
+    /// For the handles: an error after which every step fails.
+    fault: Arc<OnceLock<Arc<Error>>>,
 }
 
 impl EngineThread {
-    pub(super) fn new(llm: Llm, observer: Arc<dyn EngineObserver>, commands: Receiver<Command>) -> Self {
-        Self { llm, observer, commands, unfinished: BTreeMap::new(), interruption: None }
+    pub(super) fn new(
+        llm: Llm,
+        observer: Arc<dyn EngineObserver>,
+        commands: Receiver<Command>,
+        fault: Arc<OnceLock<Arc<Error>>>,
+    ) -> Self {
+        Self { llm, observer, commands, unfinished: BTreeMap::new(), interruption: None, fault }
     }
 
     /// Runs steps until the last handle is dropped.
@@ -190,7 +197,12 @@ impl EngineThread {
             }
             Err(error) => {
                 self.observer.step_failed(&error);
-                self.end_all(&RequestError::Failed(Arc::new(error)));
+                let error = Arc::new(error);
+                if error.is_lasting() {
+                    // The first one counts.
+                    let _ = self.fault.set(Arc::clone(&error));
+                }
+                self.end_all(&RequestError::Failed(error));
             }
         }
     }

@@ -32,8 +32,8 @@ mod stream;
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -90,6 +90,8 @@ pub enum SubmitError {
 pub struct Handle {
     commands: Sender<Command>,
     thread: Arc<JoinHandle<()>>,
+    /// An error after which every step fails.
+    fault: Arc<OnceLock<Arc<Error>>>,
     text: Arc<ModelText>,
     client: ClientId,
     most_unread: usize,
@@ -103,10 +105,11 @@ impl Handle {
     pub fn start(llm: Llm, observer: Arc<dyn EngineObserver>) -> io::Result<Self> {
         let (commands, received) = channel();
         let text = Arc::clone(llm.text());
-        let engine = EngineThread::new(llm, observer, received);
+        let fault = Arc::default();
+        let engine = EngineThread::new(llm, observer, received, Arc::clone(&fault));
         let thread = thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
         let (client, most_unread) = (ClientId::default(), usize::MAX);
-        Ok(Self { commands, thread: Arc::new(thread), text, client, most_unread })
+        Ok(Self { commands, thread: Arc::new(thread), fault, text, client, most_unread })
     }
 
     /// A handle to the same model that submits prompts for a client of its own. The engine takes turns between clients.
@@ -129,6 +132,11 @@ impl Handle {
     /// Whether the thread runs. It ends before the last handle is dropped only after a panic.
     pub fn is_alive(&self) -> bool {
         !self.thread.is_finished()
+    }
+
+    /// The first error after which every step fails ([`Error::is_lasting`]), if there was one: only a new start helps.
+    pub fn fault(&self) -> Option<&Error> {
+        self.fault.get().map(|error| &**error)
     }
 
     /// Queues prompts, given as token ids: either all of them or none. Latencies are measured from `arrived`, the arrival of

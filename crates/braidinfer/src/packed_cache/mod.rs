@@ -292,10 +292,13 @@ fn in_the_way(path: &Path, error: io::Error) -> io::Error {
 }
 
 /// Removes the file at `path` if it is still `file`.
-pub(crate) fn remove_damaged(file: &File, path: &Path) {
-    if is_at(file, path) {
-        let _ = fs::remove_file(path);
-    }
+pub(crate) fn remove_damaged(file: &File, path: &Path) -> io::Result<()> {
+    if is_at(file, path) { remove(path) } else { Ok(()) }
+}
+
+/// Removes a file. That it is gone already is no failure.
+fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path).or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Removes a file unless a process has locked it. Whether it is gone.
@@ -310,10 +313,7 @@ fn remove_unused(path: &Path) -> io::Result<bool> {
     if !is_at(&file, path) {
         return Ok(true);
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(true),
-    }
+    remove(path).map(|()| true)
 }
 
 /// Whether `path` names this open file.

@@ -256,13 +256,15 @@ impl KeptFile {
         if chunk == usize::MAX {
             return Ok(());
         }
-        packed_cache::remove_damaged(self.map.file(), &self.path);
-        let reason = format!(
-            "the packed weights at byte {} are not those that were written: the file was removed, and the next start makes it anew",
-            self.data_start + chunk * CHUNK
-        );
-        let source = io::Error::new(io::ErrorKind::InvalidData, reason);
-        Err(Error::File { path: self.path.display().to_string(), source })
+        let remedy = match packed_cache::remove_damaged(self.map.file(), &self.path) {
+            Ok(()) => "the file was removed, and the next start makes it anew".to_owned(),
+            Err(error) => {
+                format!("remove the file, so that the next start makes it anew; it could not be removed here ({error})")
+            }
+        };
+        let at = self.data_start + chunk * CHUNK;
+        let reason = format!("the packed weights at byte {at} are not those that were written: {remedy}");
+        Err(Error::DamagedWeights { path: self.path.display().to_string(), reason })
     }
 
     /// Copies the beginning of the data, whole chunks, comparing every chunk with its checksum. Fails, in words, if one is damaged
