@@ -544,7 +544,7 @@ pub struct PackedArgs {
     /// 128 MiB and more are kept in the system's cache folder
     #[arg(long, value_name = "DIR|off")]
     pub packed_cache: Option<OsString>,
-    /// Most that they may take on the disk, such as 40GB; those that were not used for longest are removed. If left out, a
+    /// Most that they may take on the disk, such as 40GB or 1.5GiB; those that were not used for longest are removed. If left out, a
     /// quarter of what would be free without them
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub packed_cache_size: Option<u64>,
@@ -853,24 +853,84 @@ pub fn check_count(flag: &str, found: usize, range: RangeInclusive<usize>) -> an
     Ok(())
 }
 
-/// Reads a number of bytes, with or without a unit.
+/// Reads a number of bytes: a number with or without decimals and a unit, in small or capital letters.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 7] = [
-        ("kB", 1000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-        ("MiB", 1 << 20),
-        ("GiB", 1 << 30),
-        ("B", 1),
-    ];
-    let unit = UNITS.into_iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
-    let (number, unit) = unit.unwrap_or((text, 1));
-    let bytes = number.trim_end().parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    bytes.ok_or_else(|| format!("expected a size such as 40GB, found `{text}`"))
+    size_in_bytes(text).ok_or_else(|| {
+        let units: Vec<&str> = UNITS.iter().map(|(unit, _)| *unit).collect();
+        format!("expected a size such as 40GB or 1.5GiB, in one of the units {}, found `{text}`", units.join(", "))
+    })
+}
+
+/// Units of sizes, and their bytes.
+const UNITS: [(&str, u64); 9] = [
+    ("kB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("B", 1),
+];
+
+fn size_in_bytes(text: &str) -> Option<u64> {
+    let letters = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(letters);
+    let unit = match unit {
+        "" => 1,
+        unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?.1,
+    };
+    let (whole, decimals) = match number.trim_end().split_once('.') {
+        // Part of a byte is no size.
+        Some((_, "")) => return None,
+        Some(_) if unit == 1 => return None,
+        Some(parts) => parts,
+        None => (number.trim_end(), ""),
+    };
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(decimals) {
+        return None;
+    }
+    let scale = 10_u128.checked_pow(u32::try_from(decimals.len()).ok()?)?;
+    let number: u128 = format!("{whole}{decimals}").parse().ok()?;
+    u64::try_from(number.checked_mul(unit.into())? / scale).ok()
 }
 
 fn parse_ids(text: &str) -> Result<Ids, String> {
     let one = |id: &str| id.trim().parse().map_err(|_| format!("expected token ids such as 1,2,3, found `{id}`"));
     text.split(',').map(one).collect::<Result<_, _>>().map(Ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units_and_decimals() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("12", 12),
+            ("12B", 12),
+            ("1KB", 1000),
+            ("1kb", 1000),
+            ("3 MB", 3_000_000),
+            ("500MB", 500_000_000),
+            ("1.5GB", 1_500_000_000),
+            ("1.5GiB", 3 << 29),
+            ("0.25tib", 1 << 38),
+            ("2TB", 2_000_000_000_000),
+            ("18446744073709551615", u64::MAX),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        let wrong =
+            ["", "GB", ".5GB", "1.GB", "1.5", "1.5B", "-1GB", "1e3", "4G", "1.5.0GB", "inf", "１GB", "16777216TiB"];
+        for text in wrong {
+            let error = parse_size(text).expect_err(text);
+            for part in ["kB, MB, GB, TB, KiB, MiB, GiB, TiB, B", &format!("found `{text}`")] {
+                assert!(error.contains(part), "{error}");
+            }
+        }
+    }
 }

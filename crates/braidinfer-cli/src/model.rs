@@ -156,6 +156,8 @@ pub fn packed_cache(args: &PackedArgs) -> anyhow::Result<Option<PackedCache>> {
     };
     let cache = match args.packed_cache.clone().or_else(|| set(FOLDER)) {
         Some(off) if off == "off" => None,
+        // It would be the folder in which the program was started.
+        Some(folder) if folder.is_empty() => bail!("--packed-cache: expected a folder or `off`, found an empty name"),
         // Who names a folder wants to find even small files in it.
         Some(folder) => Some(PackedCache { least_bytes: 0, ..PackedCache::new(folder) }),
         None => default_packed_folder().map(PackedCache::new),

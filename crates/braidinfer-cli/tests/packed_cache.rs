@@ -241,13 +241,19 @@ fn the_folder_and_its_bound_come_from_arguments_or_the_environment() {
     assert!(names(named.as_ref()).iter().all(|name| name != "packed"), "small models are not kept unless asked for");
     let output = with(&[variable, ("BRAIDINFER_PACKED_CACHE_SIZE", "1kB")], &[]);
     assert!(stderr(&output).contains("1.0 kB"), "{}", stderr(&output));
-    with(&[variable, ("BRAIDINFER_PACKED_CACHE_SIZE", "1kB")], &["--packed-cache-size", "1GiB"]);
+    with(&[variable, ("BRAIDINFER_PACKED_CACHE_SIZE", "1kB")], &["--packed-cache-size", "1.5GiB"]);
     only_one(named.as_ref());
     refuse([&args[..], &["--packed-cache", "off", "--packed-cache-size", "1GB"]].concat(), &["--packed-cache-size"]);
+    let empty = ["--packed-cache: expected a folder or `off`, found an empty name"];
+    refuse([&args[..], &["--packed-cache", ""]].concat(), &empty);
+    refuse(["cache", "--packed-cache", ""], &empty);
     refuse(["cache", "--packed-cache", "off"], &["expected a folder with packed weights"]);
     let mut wrong = braidinfer(args);
     wrong.env("BRAIDINFER_PACKED_CACHE_SIZE", "much");
     let output = wrong.output().expect("the binary starts");
     assert_eq!(output.status.code(), Some(3));
-    assert!(stderr(&output).contains("BRAIDINFER_PACKED_CACHE_SIZE: expected a size such as 40GB, found `much`"));
+    assert!(
+        stderr(&output)
+            .contains("BRAIDINFER_PACKED_CACHE_SIZE: expected a size such as 40GB or 1.5GiB, in one of the units kB, ")
+    );
 }
