@@ -221,7 +221,20 @@ fn cache_lists_and_removes_files() {
     let text = succeed(["cache", "--clear", "--packed-cache", &cache]);
     assert!(text.starts_with("removed 1 file, "), "{text}");
     assert!(names(cache.as_ref()).is_empty());
-    assert_eq!(listed(&["--clear"])["removed"].as_bool(), Some(true));
+    run(logits(&model, cache.as_ref()));
+    let (path, used) = (only_one(cache.as_ref()), folder.path().join("packed/used.packed"));
+    fs::write(&used, "of another process").expect("it can be written");
+    let lock = fs::File::open(&used).expect("it can be opened");
+    lock.lock_shared().expect("it can be locked");
+    let cleared = listed(&["--clear"]);
+    assert_eq!(cleared["removed"].as_bool(), Some(true));
+    let paths = |field: &str| {
+        let files = cleared[field].as_array().expect("a list").iter();
+        files.map(|file| PathBuf::from(file["path"].as_str().expect("a path"))).collect::<Vec<_>>()
+    };
+    assert_eq!((paths("files"), paths("left")), (vec![path], vec![used]), "{cleared}");
+    assert_eq!(cleared["left"][0]["in_use"].as_bool(), Some(true));
+    assert!(listed(&[]).get("left").is_none(), "nothing was removed");
 }
 
 #[test]

@@ -15,9 +15,12 @@ use crate::{model, output};
 #[derive(Serialize)]
 struct Listing {
     folder: PathBuf,
-    /// Those that were removed, or those that are there.
+    /// Whether `files` are those that were removed, and not those that are there.
     removed: bool,
     files: Vec<Row>,
+    /// Those that are there after others were removed: they are in use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left: Option<Vec<Row>>,
 }
 
 #[derive(Serialize)]
@@ -32,22 +35,25 @@ pub fn run(args: &CacheArgs) -> anyhow::Result<()> {
     let Some(cache) = model::packed_cache(&args.packed)? else {
         bail!("expected a folder with packed weights, found none: it is off, or this system has no folder for caches")
     };
-    let files = if args.clear { cache.clear()? } else { cache.list()? };
-    let files: Vec<Row> = files.into_iter().map(row).collect();
+    let files = rows(if args.clear { cache.clear()? } else { cache.list()? });
+    let left = if args.clear { Some(rows(cache.list()?)) } else { None };
     if args.json {
-        return output::print_json(&Listing { folder: cache.folder, removed: args.clear, files });
+        return output::print_json(&Listing { folder: cache.folder, removed: args.clear, files, left });
     }
     let all = size(files.iter().map(|file| file.bytes).sum::<u64>());
     let folder = cache.folder.display();
-    if args.clear {
-        let left = cache.list()?.len();
-        let left = if left == 0 { String::new() } else { format!("; {left} in use are left") };
+    if let Some(left) = left {
+        let left = if left.is_empty() { String::new() } else { format!("; {} in use are left", left.len()) };
         return output::print_line(format!("removed {}, {all}, from {folder}{left}", counted(files.len(), "file")));
     }
     if !files.is_empty() {
         output::print_line(table(&files))?;
     }
     output::print_line(format!("{}, {all}, in {folder}", counted(files.len(), "file")))
+}
+
+fn rows(files: Vec<KeptWeights>) -> Vec<Row> {
+    files.into_iter().map(row).collect()
 }
 
 fn row(file: KeptWeights) -> Row {
