@@ -1,6 +1,7 @@
 //! Opens the model that the arguments ask for.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -58,24 +59,42 @@ fn looks_like_path(argument: &OsStr) -> bool {
     Path::new(argument).exists() || (path_like && !text.contains(char::is_whitespace))
 }
 
+/// Longest text in bytes. What is longer may be a device or a pipe that never ends.
+const MOST_TEXT: u64 = 256 << 20;
+
 /// Text from a file, or from standard input if that is not a terminal; byte for byte.
 pub fn read_text(file: Option<&PathBuf>, what: &str) -> anyhow::Result<String> {
     let (name, bytes) = match file {
         Some(path) => {
             let name = path.display().to_string();
-            (name.clone(), std::fs::read(path).with_context(|| name)?)
+            (name.clone(), File::open(path).and_then(read_bounded).with_context(|| name)?)
         }
         None if io::stdin().is_terminal() => bail!("expected {what} as an argument, with --file, or on standard input"),
-        None => {
-            let mut bytes = Vec::new();
-            io::stdin().lock().read_to_end(&mut bytes).context("standard input")?;
-            ("standard input".to_owned(), bytes)
-        }
+        None => ("standard input".to_owned(), read_bounded(io::stdin().lock()).context("standard input")?),
     };
+    if bytes.len() as u64 > MOST_TEXT {
+        bail!("{name}: expected a text of at most {} MiB, found a longer one, or one that never ends", MOST_TEXT >> 20);
+    }
     String::from_utf8(bytes).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         anyhow::anyhow!("{name}: expected UTF-8 text, found an invalid byte at offset {offset}")
     })
+}
+
+/// Text from a file that must not be empty.
+pub fn read_text_in(file: &PathBuf) -> anyhow::Result<String> {
+    let text = read_text(Some(file), "a text")?;
+    if text.is_empty() {
+        bail!("{}: expected a text, found an empty file", file.display());
+    }
+    Ok(text)
+}
+
+/// All bytes, or one more than a text may have.
+fn read_bounded(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(MOST_TEXT + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Opens a model with a progress bar, prints its notes, and returns the time it took.

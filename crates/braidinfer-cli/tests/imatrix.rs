@@ -3,6 +3,8 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use support::{braidinfer, refuse, stderr, succeed};
 use tempfile::TempDir;
@@ -28,7 +30,10 @@ fn what_is_made_from_a_text_is_used() {
     refuse(again, &["i.gguf: expected no file of this name"]);
     refuse([&again[..], &["--force", "--chunk", "0"]].concat(), &["--chunk: expected from 1 to"]);
     refuse([&again[..], &["--force", "--chunks", "0"]].concat(), &["--chunks: expected at least 1, found 0"]);
-    refuse([&again[..], &["--force", "--chunk", "510"]].concat(), &["--chunk: expected at most the ", " found 510"]);
+    refuse(
+        [&again[..], &["--force", "--chunk", "510"]].concat(),
+        &["t.txt: expected at least one chunk of 510 tokens, found ", "; see --chunk"],
+    );
     refuse(["imatrix", DEMO, &text, "--out", "sums.dat"], &["expected a name that ends in .gguf"]);
     let quantize = |imatrix: &str, words: &[&str]| {
         refuse(["quantize", DEMO, &plain, "--force", "--type", "q4_0", "--imatrix", imatrix], words);
@@ -43,4 +48,38 @@ fn what_is_made_from_a_text_is_used() {
     refuse(itself, &["expected another file than it is made from"]);
     refuse(["imatrix", &plain, &text, "--out", &plain, "--force"], &["expected another file than it is made from"]);
     refuse(["run", &imatrix, "Hi"], &["an importance matrix, which is used to quantize a model"]);
+}
+
+#[test]
+fn texts_that_are_too_short_or_never_end_are_refused_by_name() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let text = |words: &str| {
+        let path = folder.path().join("t.txt");
+        fs::write(&path, words).expect("the text can be written");
+        path.display().to_string()
+    };
+    let out = folder.path().join("i.gguf").display().to_string();
+    let imatrix = |text: &str, words: &[&str]| refuse(["imatrix", DEMO, text, "--out", &out], words);
+    imatrix(&text(""), &["t.txt: expected a text, found an empty file"]);
+    imatrix(&text("Once"), &["t.txt: expected at least one chunk of 512 tokens, found ", "; see --chunk"]);
+    let zeros = ["/dev/zero: expected a text of at most 256 MiB, found a longer one, or one that never ends"];
+    if cfg!(target_os = "linux") {
+        imatrix("/dev/zero", &zeros);
+        refuse(["run", "--file", "/dev/zero"], &zeros);
+    }
+    assert!(!Path::new(&out).exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_text_may_come_through_a_pipe() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let text = folder.path().join("t.txt");
+    fs::write(&text, "The fish looked out of the well. ".repeat(10)).expect("the text can be written");
+    let out = folder.path().join("i.gguf");
+    let plain = braidinfer(["imatrix", DEMO, "/dev/stdin", "--chunk", "16", "--out"]);
+    let mut piped = Command::new("sh");
+    piped.args(["-c", "text=$1; shift; cat \"$text\" | \"$0\" \"$@\""]).arg(plain.get_program()).arg(&text);
+    let output = piped.args(plain.get_args()).arg(&out).output().expect("there is a shell");
+    assert!(output.status.success() && out.exists(), "{}", stderr(&output));
 }

@@ -75,13 +75,17 @@ pub enum Error {
         /// Context length in tokens.
         context: usize,
     },
-    /// The text is shorter than one context.
-    #[error("text: expected at least one context of {context} tokens, found {tokens} tokens")]
+    /// The text is shorter than one of the parts in which it is read.
+    #[error("{name}: expected at least one {setting} of {least} tokens, found {tokens} token{}", if *tokens == 1 { "" } else { "s" })]
     TextTooShort {
+        /// What the text is called.
+        name: String,
         /// Number of tokens in the text.
         tokens: usize,
-        /// Context length in tokens.
-        context: usize,
+        /// What a part is called, which is also the setting of its length.
+        setting: &'static str,
+        /// Length of a part in tokens.
+        least: usize,
     },
     /// There is less memory than something needs.
     #[error("{what}: expected {needed} of memory, found {found} {limit}")]
@@ -166,7 +170,7 @@ impl Error {
                     .then_name("context")
                     .then(", or a higher limit"),
             ),
-            Self::TextTooShort { .. } => Some(Advice::from("see ").then_name("context")),
+            Self::TextTooShort { setting, .. } => Some(Advice::from("see ").then_name(setting)),
             _ => None,
         }
     }

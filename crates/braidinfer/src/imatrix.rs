@@ -126,8 +126,8 @@ fn tokens_of_chunks(parts: &ModelParts, reading: Calibration<'_>) -> Result<Vec<
         (Prompt::Chat(_), _) => return Err(Error::bad_request("prompt", "a text", "a chat")),
     };
     if ids.len() < reading.chunk {
-        let expected = format!("at most the {} tokens of the text", ids.len());
-        return Err(Error::bad_request("chunk", expected, reading.chunk));
+        let (name, tokens) = (reading.name.to_owned(), ids.len());
+        return Err(Error::TextTooShort { name, tokens, setting: "chunk", least: reading.chunk });
     }
     let first = parts.tokenizer.as_ref().and_then(Tokenizer::first_token);
     let chunks = ids.chunks_exact(reading.chunk).take(reading.chunks.unwrap_or(usize::MAX));

@@ -122,7 +122,7 @@ pub fn perplexity(
         check_vocabulary(llm, against, reading, &ids)?;
     }
     if ids.len() < context {
-        return Err(Error::TextTooShort { tokens: ids.len(), context });
+        return Err(Error::TextTooShort { name: "text".into(), tokens: ids.len(), setting: "context", least: context });
     }
     let first = llm.tokenizer().and_then(|tokenizer| tokenizer.first_token());
     let mut found = Totals {

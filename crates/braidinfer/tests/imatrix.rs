@@ -412,7 +412,7 @@ fn a_text_becomes_a_file_that_quantize_takes() {
     assert!(matches!(again(reading, false, go_on), Error::AlreadyThere { .. }));
     assert!(matches!(again(reading, true, &mut |_, _| ControlFlow::Break(())), Error::Cancelled));
     let error = again(Calibration { chunk: 500, ..reading }, true, go_on).to_string();
-    assert!(error.starts_with("chunk: expected at most the "), "{error}");
+    assert!(error.starts_with("fish.txt: expected at least one chunk of 500 tokens, found "), "{error}");
     assert_eq!(
         again(Calibration { chunks: Some(0), ..reading }, true, go_on).to_string(),
         "chunks: expected at least 1, found 0"

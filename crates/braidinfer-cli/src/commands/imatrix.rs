@@ -10,7 +10,7 @@ use crate::{interrupt, model, output};
 pub fn run(args: ImatrixArgs) -> anyhow::Result<()> {
     interrupt::install()?;
     check_count("chunk", args.chunk, 1..=MOST_TOKENS)?;
-    let text = model::read_text(Some(&args.text), "a text")?;
+    let text = model::read_text_in(&args.text)?;
     let source = model::source(Some(&args.model))?;
     let name = args.text.display().to_string();
     let prompt = Prompt::Text(text);

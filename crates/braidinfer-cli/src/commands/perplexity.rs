@@ -35,13 +35,7 @@ pub fn run(args: PerplexityArgs) -> anyhow::Result<()> {
 /// The text to measure: from a file, or the built-in text.
 pub fn reading(file: Option<&PathBuf>, context: usize) -> anyhow::Result<Reading> {
     match file {
-        Some(path) => {
-            let text = model::read_text(file, "a text")?;
-            if text.is_empty() {
-                bail!("{}: expected a text, found an empty file", path.display());
-            }
-            Ok(Reading { prompt: Prompt::Text(text), context })
-        }
+        Some(path) => Ok(Reading { prompt: Prompt::Text(model::read_text_in(path)?), context }),
         None => Ok(Reading::built_in(context)),
     }
 }
