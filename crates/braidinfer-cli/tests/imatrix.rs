@@ -83,3 +83,24 @@ fn a_text_may_come_through_a_pipe() {
     let output = piped.args(plain.get_args()).arg(&out).output().expect("there is a shell");
     assert!(output.status.success() && out.exists(), "{}", stderr(&output));
 }
+
+#[test]
+fn a_file_that_cannot_be_made_is_named_as_it_was_given() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let text = folder.path().join("t.txt");
+    fs::write(&text, "The fish looked out of the well. ").expect("the text can be written");
+    let text = text.display().to_string();
+    let out = folder.path().join("none/x.gguf").display().to_string();
+    for args in [
+        vec!["imatrix", DEMO, &text, "--out", &out],
+        vec!["quantize", DEMO, &out, "--type", "q4_0"],
+        vec!["validate", DEMO, "--export", &out.replace(".gguf", ".txt")],
+        vec!["bench", DEMO, "--save", &out],
+    ] {
+        let output = braidinfer(&args).output().expect("the binary starts");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{args:?}: {said}");
+        assert!(said.contains("none/x.") && said.contains("No such file or directory"), "{args:?}: {said}");
+        assert!(!said.contains(" at path "), "{args:?}: the name of a temporary file: {said}");
+    }
+}

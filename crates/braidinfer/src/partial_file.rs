@@ -35,10 +35,8 @@ impl PartialFile {
         let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         builder.prefix(".braidinfer-").suffix(".partial");
-        // Temporary files are private by default; a model gets the user's usual file permissions.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder).map_err(error)?;
+        // Made here, a file has the user's usual permissions, and an error does not name it, which nobody asked for.
+        let file = builder.make_in(folder, |path| File::create_new(path)).map_err(error)?;
         if let Some(there) = there {
             file.as_file().set_permissions(there.permissions()).map_err(error)?;
         }

@@ -206,11 +206,9 @@ impl Export {
 
     fn temporary(&self) -> anyhow::Result<tempfile::NamedTempFile> {
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        // Reports are readable by everybody; tempfile's default is readable by the owner only.
-        #[cfg(unix)]
-        builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644));
-        builder.tempfile_in(folder).with_context(|| format!("--export {}", self.path.display()))
+        // Made here, a report has the user's usual permissions, and an error does not name it, which nobody asked for.
+        let made = tempfile::Builder::new().make_in(folder, |path| fs::File::create_new(path));
+        made.with_context(|| format!("--export {}", self.path.display()))
     }
 }
 

@@ -1,11 +1,12 @@
 //! Writes a report to a file atomically.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 /// Fails if the file cannot be written; called before the measurements.
 pub fn check(path: &Path) -> anyhow::Result<()> {
@@ -14,25 +15,28 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
             bail!("{}: expected a plain file or nothing there, found something else", path.display())
         }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| shown(path)),
-        _ => tempfile::tempfile_in(folder(&target(path))).map(|_| ()).with_context(|| shown(path)),
+        _ => temporary(&target(path)).map(|_| ()).with_context(|| shown(path)),
     }
 }
 
 /// Writes `value` as one line of JSON, replacing an existing file.
 pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let text = format!("{}\n", serde_json::to_string(value)?);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".braidinfer-").suffix(".partial");
-    // Temporary files are readable by the owner only; a report gets the user's usual permissions.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let target = target(path);
-    let written = builder.tempfile_in(folder(&target)).and_then(|mut file| {
+    let written = temporary(&target).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.as_file().sync_all()?;
         Ok(file.persist(&target)?)
     });
     written.map(|_| ()).with_context(|| shown(path))
+}
+
+/// A file beside `path`, which is removed unless it takes its name.
+fn temporary(path: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".braidinfer-").suffix(".partial");
+    // Made here, it has the user's usual permissions, and an error does not name it, which nobody asked for.
+    builder.make_in(folder(path), |path| File::create_new(path))
 }
 
 /// The target of a symbolic link: the link stays, and its target is replaced.
