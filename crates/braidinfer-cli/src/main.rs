@@ -26,7 +26,7 @@ use crate::args::{Cli, Command};
 
 /// Exit code of every failure.
 const FAILURE: u8 = 3;
-/// Exit code after Ctrl-C, as shells expect it.
+/// Exit code after a second signal to a server, as shells have it after Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
@@ -41,8 +41,7 @@ fn main() -> ExitCode {
 
 fn code(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(_) if interrupt::requested() => ExitCode::from(INTERRUPTED),
-        Ok(code) => code,
+        Ok(code) => interrupt::requested_code().map_or(code, ExitCode::from),
         // The reader of our output closed the pipe, as `head` does; that is not a failure.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

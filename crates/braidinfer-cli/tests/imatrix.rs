@@ -4,9 +4,10 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use support::{braidinfer, refuse, stderr, succeed};
+use support::server::{Server, WITH_SIGNALS, code_of, signal, started_by};
+use support::{braidinfer, refuse, stderr, succeed, wait_until};
 use tempfile::TempDir;
 
 /// The built-in model, which has a tokenizer.
@@ -103,4 +104,48 @@ fn a_file_that_cannot_be_made_is_named_as_it_was_given() {
         assert!(said.contains("none/x.") && said.contains("No such file or directory"), "{args:?}: {said}");
         assert!(!said.contains(" at path "), "{args:?}: the name of a temporary file: {said}");
     }
+}
+
+/// `braidinfer imatrix` at work on a text that takes it a while, started by another program.
+#[cfg(target_os = "linux")]
+fn at_work(by: &[&str], folder: &Path) -> Server {
+    let text = folder.join("t.txt");
+    fs::write(&text, "The fish looked out of the well and saw the sun. ".repeat(6000)).expect("it can be written");
+    let mut plain = braidinfer(["imatrix", DEMO, "--chunk", "32", "--threads", "1", "--out"]);
+    plain.arg(folder.join("i.gguf")).arg(&text);
+    let child = started_by(by, &plain).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let server = Server(child.expect("the program starts"));
+    assert!(wait_until(|| partial_files(folder) == 1), "it never begins to write");
+    server
+}
+
+#[cfg(target_os = "linux")]
+fn partial_files(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder).expect("it can be listed");
+    entries
+        .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().extension() == Some("partial".as_ref())))
+        .count()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_signal_that_ends_it_leaves_an_unfinished_file() {
+    for (name, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let folder = TempDir::new().expect("a temporary folder can be made");
+        let process = at_work(WITH_SIGNALS, folder.path());
+        signal(&process, name);
+        assert_eq!(code_of(process), Some(code), "{name}");
+        assert_eq!((partial_files(folder.path()), folder.path().join("i.gguf").exists()), (0, false), "{name}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_started_to_outlive_its_terminal_does() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let process = at_work(&["nohup"], folder.path());
+    signal(&process, "HUP");
+    signal(&process, "TERM");
+    assert_eq!(code_of(process), Some(143));
+    assert_eq!(partial_files(folder.path()), 0, "SIGTERM was the first that it heeded");
 }

@@ -6,7 +6,7 @@ use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::process::ChildStderr;
 
-use support::server::{Server, code_of, get, line_with, signal, start_server};
+use support::server::{Server, WITH_SIGNALS, code_of, get, line_with, signal, start_server, started_by};
 use support::{braidinfer, output, refuse, stderr, wait_until};
 
 /// A server that listens, and its address.
@@ -17,7 +17,8 @@ fn start(args: &[&str]) -> (Server, BufReader<ChildStderr>, String) {
 #[test]
 fn a_server_serves_and_ends_at_a_signal() {
     for name in ["TERM", "INT", "HUP"] {
-        let (server, mut lines, address) = start(&["--log-format", "json"]);
+        let plain = braidinfer(["serve", "--port", "0", "--log-format", "json"]);
+        let (server, mut lines, address) = start_server(started_by(WITH_SIGNALS, &plain));
         assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
         assert!(get(&address, "/v1/models").contains("\"id\":\"demo\""));
         // The chat template is in a worker process.
@@ -31,6 +32,18 @@ fn a_server_serves_and_ends_at_a_signal() {
         signal(&server, name);
         assert_eq!(code_of(server), Some(0), "{name}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_that_is_to_outlive_its_terminal_does() {
+    let (server, _lines, address) = start_server(started_by(&["nohup"], &braidinfer(["serve", "--port", "0"])));
+    signal(&server, "HUP");
+    for _ in 0..3 {
+        assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
+    }
+    signal(&server, "TERM");
+    assert_eq!(code_of(server), Some(0), "it was the first that it heeded");
 }
 
 #[test]

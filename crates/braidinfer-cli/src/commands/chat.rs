@@ -86,6 +86,9 @@ impl Chat {
                 command if command.starts_with('/') => output::note(format!("unknown command {command}; {HELP}")),
                 _ => self.answer(line)?,
             }
+            if interrupt::requested() {
+                return Ok(());
+            }
         }
     }
 
@@ -123,7 +126,7 @@ impl Chat {
             if interrupt::requested() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         drop(streaming);
-        interrupt::take();
+        interrupt::forget_ctrl_c();
         output::print("\n")?;
         printed?;
         match answered {

@@ -16,7 +16,7 @@ pub fn run(args: ImatrixArgs) -> anyhow::Result<()> {
     let prompt = Prompt::Text(text);
     let reading = Calibration { prompt: &prompt, name: &name, chunk: args.chunk, chunks: args.chunks };
     let bar = output::progress_bar(&format!("reading {name}"), "chunks");
-    // Ctrl-C ends the work between two chunks, so that no incomplete file is left.
+    // A signal ends the work between two chunks, so that no incomplete file is left.
     let working = interrupt::Working::begin();
     let report =
         braidinfer::write_imatrix(&source, &args.out, reading, args.force, args.threads, &mut |done, chunks| {

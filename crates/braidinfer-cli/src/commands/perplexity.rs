@@ -77,7 +77,7 @@ fn measure(own: &LocalModel, against: Option<&LocalModel>, reading: &Reading) ->
     let mut llm = own.load()?;
     let mut other = against.map(LocalModel::load).transpose()?;
     let bar = output::progress_bar("reading", "chunks");
-    // Ctrl-C ends the measurement between two chunks, without a result for only part of the text.
+    // A signal ends the measurement between two chunks, without a result for only part of the text.
     let working = interrupt::Working::begin();
     let found = perplexity(&mut llm, other.as_mut(), reading, &mut |so_far| {
         bar.set_length(so_far.all_chunks as u64);

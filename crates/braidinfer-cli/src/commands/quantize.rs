@@ -17,7 +17,7 @@ pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
         false => None,
     };
     let bar = output::progress_bar(&format!("quantizing {}", source.label()), "tensors");
-    // Ctrl-C ends the work between two tensors, so that no incomplete file is left.
+    // A signal ends the work between two tensors, so that no incomplete file is left.
     let working = interrupt::Working::begin();
     let options =
         QuantizeOptions { file_type: args.file_type, overwrite: args.force, imatrix: args.imatrix.as_deref() };

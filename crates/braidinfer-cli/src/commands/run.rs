@@ -62,7 +62,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     if args.json { print_json(completion, llm.kernels(), load, timings) } else { output::print("\n") }
 }
 
-/// Prints an answer while it is generated; stops it if printing fails or Ctrl-C is pressed.
+/// Prints an answer while it is generated; stops it if printing fails or a signal asks for the end.
 struct Printer {
     silent: bool,
     /// Whether the model has a tokenizer; otherwise token ids are printed.

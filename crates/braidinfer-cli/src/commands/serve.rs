@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::env;
 use std::fs;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -17,7 +18,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ReasoningFieldArg, ServeArgs};
-use crate::{INTERRUPTED, model, output, stderr, wording};
+use crate::{INTERRUPTED, interrupt, model, output, stderr, wording};
 
 /// Environment variable for an API key, which unlike a flag is not visible in the process list.
 const API_KEY: &str = "BRAIDINFER_API_KEY";
@@ -60,10 +61,15 @@ async fn serve(config: ServerConfig, name: String, args: ServeArgs) -> anyhow::R
     Ok(())
 }
 
-/// Completes at the first Ctrl-C, SIGTERM or SIGHUP (the end of the terminal); the second one ends the program.
+/// Completes at the first Ctrl-C, SIGTERM or SIGHUP (the end of the terminal, unless the server is to outlive it); the second one
+/// ends the program.
 fn stop() -> anyhow::Result<impl Future<Output = ()>> {
-    let catch = |kind| signal(kind).context("signals cannot be caught");
-    let mut signals = [catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?, catch(SignalKind::hangup())?];
+    let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate()];
+    if !interrupt::outlives_terminal() {
+        kinds.push(SignalKind::hangup());
+    }
+    let caught: io::Result<Vec<Signal>> = kinds.into_iter().map(signal).collect();
+    let mut signals = caught.context("signals cannot be caught")?;
     Ok(async move {
         any(&mut signals).await;
         output::note("stopping: running answers are finished first; once more to end at once");
@@ -75,12 +81,12 @@ fn stop() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-async fn any([a, b, c]: &mut [Signal; 3]) {
-    tokio::select! {
-        _ = a.recv() => {}
-        _ = b.recv() => {}
-        _ = c.recv() => {}
-    }
+async fn any(signals: &mut [Signal]) {
+    poll_fn(|context| match signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
 }
 
 fn load(args: &ServeArgs) -> anyhow::Result<Llm> {

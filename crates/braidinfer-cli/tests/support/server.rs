@@ -23,6 +23,17 @@ impl Drop for Server {
     }
 }
 
+/// The command, started by another program, which may be followed by arguments.
+pub fn started_by(program: &[&str], command: &Command) -> Command {
+    let mut by = Command::new(program[0]);
+    by.args(&program[1..]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    by.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    by
+}
+
+/// What starts a program with all signals, even if those who run the tests ignore some.
+pub const WITH_SIGNALS: &[&str] = if cfg!(target_os = "linux") { &["env", "--default-signal"] } else { &["env"] };
+
 /// A server that listens, what it writes to standard error from then on, and its address.
 pub fn start_server(mut command: Command) -> (Server, BufReader<ChildStderr>, String) {
     let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
