@@ -1,6 +1,7 @@
 //! `braidinfer chat` on a terminal.
 #![cfg(unix)]
 
+use rexpect::process::{Signal, WaitStatus};
 use rexpect::session::{PtySession, spawn_command};
 use std::process::Command;
 
@@ -42,6 +43,25 @@ fn commands_are_explained_and_limits_are_said() {
     assert!(!say(&mut session, "Hello").trim().is_empty());
     session.send_control('d').expect("the key is taken");
     session.exp_eof().expect("it leaves");
+}
+
+/// Other signals are for the program, and Ctrl-C is for the answer.
+#[test]
+fn ctrl_c_ends_an_answer_and_sigterm_the_chat() {
+    let mut session = chat(&["--ignore-eos", "--max-tokens", "500", "--context", "4096", "--threads", "1"]);
+    let begin = |session: &mut PtySession| {
+        session.send_line("Tell me a story about a fox.").expect("the line is taken");
+        session.exp_regex("[a-z]{3} ").expect("the answer begins");
+    };
+    begin(&mut session);
+    session.send_control('c').expect("the key is taken");
+    let rest = session.exp_string("> ").expect("it asks again");
+    assert!(rest.split_whitespace().count() < 300, "{rest}");
+    begin(&mut session);
+    session.process_mut().signal(Signal::SIGTERM).expect("it is sent");
+    session.exp_eof().expect("it leaves");
+    let ended = session.process().wait().expect("it ends");
+    assert!(matches!(ended, WaitStatus::Exited(_, 143)), "{ended:?}");
 }
 
 /// The demo model with another chat template, or none.
