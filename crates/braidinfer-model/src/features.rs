@@ -106,8 +106,13 @@ fn block(spec: &DecoderSpec) -> impl Iterator<Item = &'static str> {
         _ => Some("other norms"),
     };
     let scaled = [spec.embedding_multiplier, spec.residual_multiplier, spec.logits_scaling];
+    let sparse = |feed_forward: &FeedForward| matches!(feed_forward, FeedForward::Dense { gate_cutoff: Some(_), .. });
+    let sparse = spec.layers.iter().any(|layer| sparse(&layer.feed_forward));
     let all = [
         block,
+        spec.altup.map(|_| "several residual streams"),
+        spec.laurel.map(|_| "low-rank branches"),
+        sparse.then_some("sparse feed-forward layers"),
         (spec.norm.kind == NormKind::Layer).then_some("layer norms"),
         scaled.iter().any(|factor| *factor != 1.0).then_some("multipliers"),
         spec.final_logit_softcapping.map(|_| "soft cap of logits"),

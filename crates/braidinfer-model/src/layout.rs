@@ -19,6 +19,10 @@ pub enum Slot {
     PerLayerModelProjection,
     /// Norm of that projection, over one layer's input.
     PerLayerProjectionNorm,
+    /// Projection of the embedding to a further residual stream, counted from 0.
+    StreamProjection(usize),
+    /// Projection of a further residual stream to what the output head reads, counted from 0.
+    StreamUnembedding(usize),
     /// Norm before the output head.
     FinalNorm,
     /// Output head.
@@ -142,6 +146,22 @@ pub enum LayerSlot {
     SharedExpertGate,
     /// Norm of the feed-forward network's output.
     FeedForwardOutputNorm,
+    /// Norm of what the router of residual streams reads.
+    StreamRouterNorm,
+    /// Router of residual streams, `[K, h]`.
+    StreamRouter,
+    /// Coefficients of the predicted residual streams, `[K * K, K]`.
+    PredictionCoefs,
+    /// Coefficients of the corrected residual streams, `[K, K]`.
+    CorrectionCoefs,
+    /// Factor of the corrected active stream where it gates the layer's further input, `[h]`.
+    CorrectOutputScale,
+    /// First matrix of a low-rank branch, `[rank, h]`.
+    LaurelLeft,
+    /// Second matrix of a low-rank branch, `[h, rank]`.
+    LaurelRight,
+    /// Norm of the output of a low-rank branch.
+    LaurelNorm,
     /// Projection of the residual stream to the gate of the layer's further input, `[p, h]`.
     PerLayerInputGate,
     /// Projection of the gated further input to the residual stream, `[h, p]`.
@@ -198,7 +218,12 @@ pub fn parameters(spec: &DecoderSpec) -> Vec<Parameter> {
         list.linear(Slot::PerLayerModelProjection, width, hidden, false);
         list.norm(Slot::PerLayerProjectionNorm, &spec.norm, &[inputs.hidden_size_per_layer_input]);
     }
+    for stream in 0..spec.streams() - 1 {
+        list.linear(Slot::StreamProjection(stream), hidden, hidden, false);
+        list.linear(Slot::StreamUnembedding(stream), hidden, hidden, false);
+    }
     for (index, layer) in spec.layers.iter().enumerate() {
+        list.streams(spec, index);
         list.mixer(spec, index, layer);
         list.feed_forward(spec, index, layer);
         list.layer_end(spec, index);
@@ -271,6 +296,25 @@ impl ParameterList {
         }
         if block.attention_output_norm && layer.mixer != Mixer::None {
             self.norm(Slot::Layer(index, LayerSlot::AttentionOutputNorm), &spec.norm, &[hidden]);
+        }
+        if let Some(laurel) = spec.laurel.filter(|_| layer.mixer != Mixer::None) {
+            self.linear(Slot::Layer(index, LayerSlot::LaurelLeft), laurel.laurel_rank, hidden, false);
+            self.linear(Slot::Layer(index, LayerSlot::LaurelRight), hidden, laurel.laurel_rank, false);
+            self.norm(Slot::Layer(index, LayerSlot::LaurelNorm), &spec.norm, &[hidden]);
+        }
+    }
+
+    /// What predicts and corrects the residual streams around a layer.
+    fn streams(&mut self, spec: &DecoderSpec, index: usize) {
+        let Some(altup) = &spec.altup else { return };
+        let (slot, hidden) = (|slot| Slot::Layer(index, slot), spec.hidden_size);
+        let inputs = altup.altup_num_inputs;
+        self.norm(slot(LayerSlot::StreamRouterNorm), &spec.norm, &[hidden]);
+        self.linear(slot(LayerSlot::StreamRouter), inputs, hidden, false);
+        self.weight(slot(LayerSlot::PredictionCoefs), &[inputs * inputs, inputs]);
+        self.weight(slot(LayerSlot::CorrectionCoefs), &[inputs, inputs]);
+        if altup.altup_correct_scale {
+            self.weight(slot(LayerSlot::CorrectOutputScale), &[hidden]);
         }
     }
 
@@ -383,7 +427,7 @@ impl ParameterList {
             self.norm(slot(LayerSlot::FeedForwardNorm), &spec.norm, &[hidden]);
         }
         match &layer.feed_forward {
-            FeedForward::Dense { intermediate_size, gated, bias, hidden_act } => {
+            FeedForward::Dense { intermediate_size, gated, bias, hidden_act, .. } => {
                 if *gated {
                     self.linear(slot(LayerSlot::GateProj), *intermediate_size, hidden, *bias);
                 }
@@ -470,6 +514,7 @@ impl Slot {
         match self {
             Self::EmbedTokens | Self::LmHead | Self::Expert(..) => false,
             Self::EmbedTokensPerLayer | Self::PerLayerModelProjection => false,
+            Self::StreamProjection(_) | Self::StreamUnembedding(_) => false,
             Self::FinalNorm | Self::PerLayerProjectionNorm => true,
             Self::Layer(_, slot) => matches!(
                 slot,
@@ -488,6 +533,8 @@ impl Slot {
                     | ExpertsOutputNorm
                     | RouterNorm
                     | PostPerLayerInputNorm
+                    | StreamRouterNorm
+                    | LaurelNorm
             ),
         }
     }
@@ -503,15 +550,19 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// The tensor's shape. Tensors with several experts have one more dimension, the outermost.
+    /// The tensor's shape. Tensors with several experts, or with matrices of several residual streams, have one more
+    /// dimension, the outermost.
     pub fn shape(&self) -> Vec<usize> {
         let mut shape = self.parameters[0].shape.clone();
         shape[0] = self.parameters.iter().map(|parameter| parameter.shape[0]).sum();
-        let expert = |slot: Slot| if let Slot::Expert(_, expert, _) = slot { Some(expert) } else { None };
-        let experts: BTreeSet<usize> = self.parameters.iter().filter_map(|parameter| expert(parameter.slot)).collect();
-        if experts.len() > 1 {
-            shape[0] /= experts.len();
-            shape.insert(0, experts.len());
+        let outer = |slot: Slot| match slot {
+            Slot::Expert(_, index, _) | Slot::StreamProjection(index) | Slot::StreamUnembedding(index) => Some(index),
+            _ => None,
+        };
+        let outer: BTreeSet<usize> = self.parameters.iter().filter_map(|parameter| outer(parameter.slot)).collect();
+        if outer.len() > 1 {
+            shape[0] /= outer.len();
+            shape.insert(0, outer.len());
         }
         shape
     }
@@ -676,6 +727,13 @@ impl Default for TensorNames {
                 (ExpertsNorm, "pre_feedforward_layernorm_2"),
                 (SharedExpertOutputNorm, "post_feedforward_layernorm_1"),
                 (ExpertsOutputNorm, "post_feedforward_layernorm_2"),
+                (StreamRouterNorm, "altup.router_norm"),
+                (StreamRouter, "altup.modality_router"),
+                (PredictionCoefs, "altup.prediction_coefs"),
+                (CorrectionCoefs, "altup.correction_coefs"),
+                (LaurelLeft, "laurel.linear_left"),
+                (LaurelRight, "laurel.linear_right"),
+                (LaurelNorm, "laurel.post_laurel_norm"),
                 (PerLayerInputGate, "per_layer_input_gate"),
                 (PerLayerProjection, "per_layer_projection"),
                 (PostPerLayerInputNorm, "post_per_layer_input_norm"),
@@ -698,6 +756,7 @@ impl Default for TensorNames {
                 (RouterNorm, "router.scale"),
                 (PerExpertScale, "router.per_expert_scale"),
                 (LayerScalar, "layer_scalar"),
+                (CorrectOutputScale, "altup.correct_output_scale"),
                 (DtBias, "linear_attn.dt_bias"),
                 (ALog, "linear_attn.A_log"),
                 (SkipD, "mamba.D"),
@@ -809,6 +868,8 @@ impl TensorNames {
             Slot::EmbedTokensPerLayer => format!("{prefix}{}.{param}", self.per_layer[0]),
             Slot::PerLayerModelProjection => format!("{prefix}{}.{param}", self.per_layer[1]),
             Slot::PerLayerProjectionNorm => format!("{prefix}{}.{param}", self.per_layer[2]),
+            Slot::StreamProjection(stream) => format!("{prefix}altup_projections.{stream}.{param}"),
+            Slot::StreamUnembedding(stream) => format!("{prefix}altup_unembed_projections.{stream}.{param}"),
             Slot::FinalNorm => format!("{prefix}{}.{param}", self.final_norm),
             Slot::LmHead => format!("{head_prefix}{}.{param}", self.lm_head),
         }

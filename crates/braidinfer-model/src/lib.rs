@@ -15,6 +15,7 @@ mod generation_config;
 mod json;
 mod layout;
 mod look;
+mod normal_quantile;
 mod python_numbers;
 pub mod quantization;
 mod rearranged;

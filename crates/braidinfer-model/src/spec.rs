@@ -6,8 +6,10 @@
 use serde::Serialize;
 
 mod mamba2;
+mod streams;
 
 pub use mamba2::{BranchMultipliers, GatedNormSpec, Mamba2Multipliers, Mamba2Spec};
+pub use streams::{AltUpSpec, LaurelSpec};
 
 /// Description of a decoder-only transformer.
 ///
@@ -58,6 +60,12 @@ pub struct DecoderSpec {
     /// Further embeddings of the tokens, which enter every layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_layer_inputs: Option<PerLayerInputSpec>,
+    /// Several residual streams, of which each layer transforms one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub altup: Option<AltUpSpec>,
+    /// A branch of low rank beside attention, in every layer with attention or another mixer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub laurel: Option<LaurelSpec>,
     /// Whether the residual stream is multiplied by a stored number at the end of every layer.
     #[serde(skip_serializing_if = "is_false")]
     pub layer_scalar: bool,
@@ -74,7 +82,7 @@ pub struct DecoderSpec {
 /// `y` becomes `y + norm(projection(act(gate y) * input))`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct PerLayerInputSpec {
-    /// Rows of the further embedding; at least `vocab_size`.
+    /// Rows of the further embedding. Tokens beyond them have the first row.
     pub vocab_size_per_layer_input: usize,
     /// Width of the input of one layer, `p`.
     pub hidden_size_per_layer_input: usize,
@@ -507,6 +515,11 @@ pub enum FeedForward {
         gated: bool,
         /// Whether the projections have biases.
         bias: bool,
+        /// Of the gate's values of a token, only those above their mean plus this many of their standard deviations take
+        /// part, each less that: `act(max(g - mean(g) - gate_cutoff * std(g), 0))` with the biased deviation. Only in
+        /// networks with a gate.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        gate_cutoff: Option<f64>,
     },
     /// A mixture of experts.
     Experts(ExpertsSpec),
@@ -676,6 +689,13 @@ impl Xielu {
     }
 }
 
+impl PerLayerInputSpec {
+    /// The row of the further embedding that a token has.
+    pub fn row(&self, token: u32) -> u32 {
+        if (token as usize) < self.vocab_size_per_layer_input { token } else { 0 }
+    }
+}
+
 impl FeedForward {
     /// The largest inner width, over what is computed for one token: that of all chosen experts together.
     pub fn inner_width(&self) -> usize {
@@ -832,6 +852,16 @@ impl DecoderSpec {
     /// The Mamba-2 of every layer that has it, in order.
     pub fn layer_mamba2s(&self) -> impl Iterator<Item = &Mamba2Spec> {
         (0..self.layers.len()).filter_map(|layer| self.mamba2(layer))
+    }
+
+    /// Number of residual streams.
+    pub fn streams(&self) -> usize {
+        self.altup.map_or(1, |altup| altup.altup_num_inputs)
+    }
+
+    /// Width of all residual streams of a token together.
+    pub fn stream_width(&self) -> usize {
+        self.streams() * self.hidden_size
     }
 
     /// Factors of what attention, Mamba-2 and feed-forward network add to the residual stream.

@@ -46,6 +46,8 @@ fn every_registered_architecture_reads_a_minimal_config() {
             let changes = match *name {
                 // Experts beside gated delta nets are refused.
                 "qwen3_next" => json!({"num_experts": 0}),
+                // By default, more layers than these read the keys and values of others.
+                "gemma3n" | "gemma3n_text" => json!({"num_kv_shared_layers": 0}),
                 // The layers are those that are listed.
                 "nemotron_h" => json!({"hybrid_override_pattern": "M-M*ME"}),
                 _ => json!({}),

@@ -203,6 +203,10 @@ pub(crate) fn scratch_bytes(spec: &DecoderSpec, rows: usize, logits: usize) -> u
     let further = spec
         .per_layer_inputs
         .map_or(0, |inputs| inputs.hidden_size_per_layer_input.saturating_mul(3 * spec.layers.len() + 4));
+    // The residual streams, what they are predicted and corrected with, and a low-rank branch.
+    let streams = spec.altup.map_or(0, |altup| 6 * spec.stream_width() + 2 * altup.altup_num_inputs.pow(2));
+    let laurel = spec.laurel.map_or(0, |laurel| 2 * spec.hidden_size + 2 * laurel.laurel_rank);
+    let further = further.saturating_add(streams + laurel);
     let row = (6 * spec.hidden_size + 3 * widest.max().unwrap_or(0) + inner.unwrap_or(0)).saturating_add(further);
     // All of them are kept, and some are computed at a time.
     let logits = logits.saturating_add(2 * logits.min(HEAD_ROWS)).saturating_mul(spec.vocab_size);

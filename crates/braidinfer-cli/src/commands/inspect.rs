@@ -176,7 +176,7 @@ fn decoder_rows(inspection: &Inspection) -> Rows {
 /// The layers with one feed-forward network, if there are any.
 fn dense_rows(spec: &DecoderSpec) -> Rows {
     let dense = |layer: &LayerSpec| match layer.feed_forward {
-        FeedForward::Dense { intermediate_size, hidden_act, gated, bias } => {
+        FeedForward::Dense { intermediate_size, hidden_act, gated, bias, .. } => {
             Some((intermediate_size, hidden_act, gated, bias))
         }
         FeedForward::Experts(_) | FeedForward::None => None,
@@ -303,12 +303,24 @@ fn rare_rows(spec: &DecoderSpec) -> Rows {
             add(true, name, size.to_string());
         }
     }
+    rows_of_streams(spec, &mut add);
     rows_of_mamba2(spec, &mut add);
     if let Some(conv) = spec.short_convs.first() {
         add(true, "conv_L_cache", conv.conv_l_cache.to_string());
         add(conv.conv_bias, "conv_bias", "true".into());
     }
     rows
+}
+
+fn rows_of_streams(spec: &DecoderSpec, add: &mut impl FnMut(bool, &str, String)) {
+    let rank = spec.laurel.map(|laurel| laurel.laurel_rank);
+    add(rank.is_some(), "laurel_rank", rank.map_or_else(String::new, |rank| rank.to_string()));
+    let sparse = |layer: &&LayerSpec| matches!(layer.feed_forward, FeedForward::Dense { gate_cutoff: Some(_), .. });
+    let sparse = spec.layers.iter().filter(sparse).count();
+    add(sparse > 0, "sparse layers", format!("{sparse} of {}", spec.layers.len()));
+    let Some(altup) = spec.altup else { return };
+    add(true, "altup_num_inputs", altup.altup_num_inputs.to_string());
+    add(true, "altup_active_idx", altup.altup_active_idx.to_string());
 }
 
 fn rows_of_mamba2(spec: &DecoderSpec, add: &mut impl FnMut(bool, &str, String)) {

@@ -83,7 +83,7 @@ pub(super) fn family(config: &JsonFile, defaults: &Gemma4Defaults) -> Result<Des
     ];
     spec.per_layer_inputs = per_layer_inputs(config, spec, defaults)?;
     let window = config.size_or("sliding_window", defaults.sliding_window)?;
-    let sources = kv_sources(config, &kinds)?;
+    let sources = kv_sources(config, &kinds, 0)?;
     let experts = defaults.hidden_size_per_layer_input.is_some() && config.flag("enable_moe_block")? == Some(true);
     let experts = experts.then(|| experts_beside_dense(config, spec)).transpose()?;
     let wider = if config.flag("use_double_wide_mlp")? == Some(true) { 2 } else { 1 };
@@ -254,9 +254,9 @@ fn per_layer_inputs(
 }
 
 /// For each layer, the one whose keys and values it reads: the last `num_kv_shared_layers` ones have none, and read those
-/// of the last layer of their kind that has.
-fn kv_sources(config: &JsonFile, kinds: &[LayerKind]) -> Result<Vec<Option<usize>>> {
-    let shared = config.count_or("num_kv_shared_layers", 0)?;
+/// of the last layer of their kind that has. `absent` is the number of these if the config has none.
+pub(super) fn kv_sources(config: &JsonFile, kinds: &[LayerKind], absent: usize) -> Result<Vec<Option<usize>>> {
+    let shared = config.count_or("num_kv_shared_layers", absent)?;
     let first = kinds.len().saturating_sub(shared);
     let source = |layer: usize| {
         if layer < first {

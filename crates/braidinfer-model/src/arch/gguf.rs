@@ -488,6 +488,7 @@ impl File<'_> {
                     hidden_act: experts.hidden_act,
                     gated: experts.gated,
                     bias: tensor("ffn_down.bias")?.is_some(),
+                    gate_cutoff: None,
                 };
                 continue;
             }

@@ -83,6 +83,7 @@ pub(super) fn decoder_with_heads(config: &JsonFile, defaults: &Defaults, head_di
         hidden_act: activation(config, "hidden_act")?,
         gated: true,
         bias: false,
+        gate_cutoff: None,
     };
     let mixer = Mixer::Attention { attention: 0, sliding_window: None, rope: Some(0), kv_shared_with: None };
     let layer = LayerSpec { mixer, mamba2_beside: None, feed_forward };
@@ -121,6 +122,8 @@ pub(super) fn decoder_with_heads(config: &JsonFile, defaults: &Defaults, head_di
         branch_multipliers: None,
         rope: vec![rope(config, &defaults.rope, head_dim, max_position_embeddings)?],
         per_layer_inputs: None,
+        altup: None,
+        laurel: None,
         layer_scalar: false,
         layers: vec![layer; layer_count(config, sizes.num_hidden_layers)?],
     };

@@ -19,6 +19,7 @@ mod falcon_h1;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n;
 mod gemma4;
 mod gemma4_unified;
 pub mod gguf;
@@ -106,6 +107,7 @@ pub const REGISTRY: &[Architecture] = &[
     gemma::ARCHITECTURE,
     gemma2::ARCHITECTURE,
     gemma3::ARCHITECTURE,
+    gemma3n::ARCHITECTURE,
     gemma4::ARCHITECTURE,
     gemma4_unified::ARCHITECTURE,
     qwen2::ARCHITECTURE,

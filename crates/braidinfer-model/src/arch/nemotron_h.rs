@@ -87,7 +87,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     };
     let bias = config.flag("mlp_bias")?.unwrap_or(false);
     let intermediate_size = config.size_or("intermediate_size", DEFAULTS.sizes.intermediate_size)?;
-    let network = FeedForward::Dense { intermediate_size, hidden_act, gated: false, bias };
+    let network = FeedForward::Dense { intermediate_size, hidden_act, gated: false, bias, gate_cutoff: None };
     let kinds = kinds(config)?;
     let experts = match kinds.contains(&Kind::Experts) {
         true => Some(FeedForward::Experts(experts(config, spec, hidden_act, bias)?)),

@@ -135,6 +135,9 @@ impl FileType {
             return Dtype::F32;
         }
         let base = self.base();
+        if is_of_streams(first.slot) && base.is_quantized() {
+            return Dtype::BF16;
+        }
         match first.slot {
             // As llama.cpp, which leaves it as it is: it is small, and every layer depends on it.
             Slot::PerLayerModelProjection if base.is_quantized() => Dtype::BF16,
@@ -211,6 +214,19 @@ impl FileType {
     fn more_bits(self, layer: usize, layers: usize) -> bool {
         let chosen = layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
         matches!(self, Self::Q5KM | Self::Q4KM) && chosen
+    }
+}
+
+/// Whether it is a matrix between residual streams or of a low-rank branch. llama.cpp leaves them as they are: they are
+/// small, and all layers depend on those of streams.
+fn is_of_streams(slot: Slot) -> bool {
+    use LayerSlot::{CorrectionCoefs, LaurelLeft, LaurelRight, PredictionCoefs, StreamRouter};
+    match slot {
+        Slot::StreamProjection(_) | Slot::StreamUnembedding(_) => true,
+        Slot::Layer(_, slot) => {
+            matches!(slot, StreamRouter | PredictionCoefs | CorrectionCoefs | LaurelLeft | LaurelRight)
+        }
+        _ => false,
     }
 }
 

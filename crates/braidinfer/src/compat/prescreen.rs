@@ -89,7 +89,7 @@ impl Predicted {
     }
 }
 
-const LAYER_NORMS: [(LayerSlot, &str); 10] = [
+const LAYER_NORMS: [(LayerSlot, &str); 12] = [
     (LayerSlot::InputNorm, "input_norm"),
     (LayerSlot::QNorm, "q_norm"),
     (LayerSlot::KNorm, "k_norm"),
@@ -100,6 +100,8 @@ const LAYER_NORMS: [(LayerSlot, &str); 10] = [
     (LayerSlot::ExpertsOutputNorm, "experts_output_norm"),
     (LayerSlot::SharedExpertOutputNorm, "shared_expert_output_norm"),
     (LayerSlot::PostPerLayerInputNorm, "post_per_layer_input_norm"),
+    (LayerSlot::StreamRouterNorm, "stream_router_norm"),
+    (LayerSlot::LaurelNorm, "laurel_norm"),
 ];
 
 fn is_query_or_key(slot: LayerSlot) -> bool {

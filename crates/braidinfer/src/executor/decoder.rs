@@ -184,7 +184,7 @@ impl<'a> Decoder<'a> {
         self.pass(step, probe)
     }
 
-    /// The embedding of every token, `[T, hidden_size]`.
+    /// The residual stream before the first layer, `[T, stream_width]`.
     pub(crate) fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Vec<f32>> {
         self.validate(step.batch)?;
         let runner = &mut self.runners[self.route.embed];
@@ -193,7 +193,7 @@ impl<'a> Decoder<'a> {
         runner.hidden()
     }
 
-    /// Runs a single layer: takes and returns the residual stream, `[T, hidden_size]`.
+    /// Runs a single layer: takes and returns the residual stream, `[T, stream_width]`.
     pub(crate) fn layer(
         &mut self,
         index: usize,

@@ -27,6 +27,7 @@ impl PlannedProjection {
             Slot::Layer(layer, _) | Slot::Expert(layer, ..) => Some(layer),
             Slot::EmbedTokens | Slot::FinalNorm | Slot::LmHead => None,
             Slot::EmbedTokensPerLayer | Slot::PerLayerModelProjection | Slot::PerLayerProjectionNorm => None,
+            Slot::StreamProjection(_) | Slot::StreamUnembedding(_) => None,
         }
     }
 
@@ -173,6 +174,7 @@ pub(super) fn is_projection(slot: Slot) -> bool {
     use LayerSlot::*;
     match slot {
         Slot::LmHead | Slot::Expert(..) | Slot::PerLayerModelProjection => true,
+        Slot::StreamProjection(_) | Slot::StreamUnembedding(_) => true,
         Slot::EmbedTokens | Slot::FinalNorm | Slot::EmbedTokensPerLayer | Slot::PerLayerProjectionNorm => false,
         Slot::Layer(_, slot) => match slot {
             QAProj | QBProj | KvAProj | KvBProj => true,
@@ -181,6 +183,8 @@ pub(super) fn is_projection(slot: Slot) -> bool {
             InProjZxbcdt => true,
             Router | SharedGateProj | SharedUpProj | SharedDownProj | SharedExpertGate => true,
             PerLayerInputGate | PerLayerProjection => true,
+            StreamRouter | LaurelLeft | LaurelRight => true,
+            StreamRouterNorm | PredictionCoefs | CorrectionCoefs | CorrectOutputScale | LaurelNorm => false,
             ExpertsNorm | SharedExpertOutputNorm | ExpertsOutputNorm | RouterNorm | PerExpertScale => false,
             PostPerLayerInputNorm | LayerScalar => false,
             InputNorm | QNorm | KNorm | QANorm | KvANorm | Sinks | AttentionOutputNorm => false,
@@ -208,11 +212,13 @@ fn matrices_at(spec: &DecoderSpec, slot: Slot) -> usize {
 
 /// The levels at which weights of a type can be multiplied, most precise first: block-quantized weights with 8-bit and
 /// 16-bit activations, bf16 weights with bf16 activations, and all weights with f32 activations. Routers always get f32
-/// activations: they are small, and decide which experts run. So do the further inputs of all layers, which every plan
-/// then has in common.
+/// activations: they are small, and decide which experts run, or how residual streams are mixed. So do the further inputs
+/// of all layers, and the projections between residual streams, which every plan then has in common.
 fn levels(slot: Slot, dtype: Dtype) -> &'static [NumericLevel] {
     match dtype {
         _ if matches!(slot, Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate)) => &[NumericLevel::F32],
+        _ if matches!(slot, Slot::Layer(_, LayerSlot::StreamRouter)) => &[NumericLevel::F32],
+        _ if matches!(slot, Slot::StreamProjection(_) | Slot::StreamUnembedding(_)) => &[NumericLevel::F32],
         _ if slot == Slot::PerLayerModelProjection => &[NumericLevel::F32],
         dtype if dtype.is_quantized() => &[NumericLevel::F32, NumericLevel::Int16, NumericLevel::Int8],
         Dtype::BF16 => &[NumericLevel::F32, NumericLevel::Bf16],

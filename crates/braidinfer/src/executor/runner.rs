@@ -71,10 +71,10 @@ pub trait LayerRunner: Send {
     /// The requested outputs, from the residual stream after the last layer, which is left unchanged.
     fn head(&mut self, rows: WantedRows<'_>, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs>;
 
-    /// A copy of the residual stream, `[T, hidden_size]`.
+    /// A copy of the residual stream, `[T, stream_width]`: all streams of a token side by side.
     fn hidden(&self) -> Result<Vec<f32>>;
 
-    /// Sets the residual stream to `hidden`, `[T, hidden_size]`.
+    /// Sets the residual stream to `hidden`, `[T, stream_width]`.
     fn set_hidden(&mut self, hidden: &[f32]) -> Result<()>;
 
     /// Copies the per-sequence state from one state slot to another. Runners that keep state only in KV cache blocks

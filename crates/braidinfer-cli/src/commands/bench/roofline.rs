@@ -82,6 +82,9 @@ fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize
 fn layer_weights(spec: &DecoderSpec, used: impl Fn(&ExpertsSpec) -> f64) -> f64 {
     // A layer's share of the projection of its further inputs, its gate, and the way back.
     let further = spec.per_layer_inputs.map_or(0, |inputs| 3 * inputs.hidden_size_per_layer_input);
+    // Those of a low-rank branch, and of the router of residual streams.
+    let further = further + spec.laurel.map_or(0, |laurel| 2 * laurel.laurel_rank);
+    let further = further + spec.altup.map_or(0, |altup| altup.altup_num_inputs);
     let of_layer = |layer: &LayerSpec| {
         let mixer = match layer.mixer {
             Mixer::Attention { attention, kv_shared_with, .. } => {
@@ -134,8 +137,9 @@ fn share_read(spec: &DecoderSpec, tokens: usize) -> f64 {
     (layer_weights(spec, used) + head_weights(spec)) / (layer_weights(spec, all) + head_weights(spec))
 }
 
+/// Number of weights in the output head, and in projections between residual streams.
 fn head_weights(spec: &DecoderSpec) -> f64 {
-    (spec.vocab_size * spec.hidden_size) as f64
+    ((spec.vocab_size + 2 * (spec.streams() - 1) * spec.hidden_size) * spec.hidden_size) as f64
 }
 
 #[cfg(test)]

@@ -26,13 +26,16 @@ impl FusedRunner {
         let plan = step.plan;
         let mixers = self.weights.layers[index].mixers.len();
         let parallel = self.spec.block.parallel;
+        self.predict_streams(index, plan, trace);
         if mixers > 0 {
             self.normalize_for_mixers(index, plan, trace);
+            self.prepare_laurel(index, plan, trace);
         }
         for which in 0..mixers {
             self.mix(index, which, step, trace)?;
         }
         if mixers > 0 {
+            self.add_laurel(index);
             trace.panels("attn.residual", &self.scratch.hidden, self.layout.rows, self.spec.hidden_size);
         }
         if !matches!(self.weights.layers[index].feed_forward, PackedFeedForward::None) {
@@ -41,6 +44,7 @@ impl FusedRunner {
             }
             self.add_feed_forward(index, plan, trace);
         }
+        self.correct_streams(index, plan, trace);
         self.add_per_layer_input(index, plan, trace);
         self.scale_stream(index);
         Ok(())
@@ -70,11 +74,13 @@ impl FusedRunner {
         Ok(())
     }
 
-    /// Multiplies the residual stream by the layer's factor, if it has one.
+    /// Multiplies the residual stream, or all of them, by the layer's factor, if it has one.
     fn scale_stream(&mut self, index: usize) {
         let Some(scalar) = self.weights.layers[index].scalar else { return };
         let (isa, panel) = (self.isa, self.layout.rows * LANES);
-        let hidden = Chunks::new(&mut self.scratch.hidden, panel);
+        let Scratch { hidden, several, .. } = &mut self.scratch;
+        let streams = if self.spec.altup.is_some() { &mut several.streams } else { hidden };
+        let hidden = Chunks::new(streams, panel);
         self.pool.for_each(hidden, |_, hidden, _| elementwise::scale(isa, hidden, scalar));
     }
 
@@ -87,7 +93,8 @@ impl FusedRunner {
         let source = Source::Panels { data: hidden, stride: rows, select: None };
         let input = Input { source, rows, width, norm: layer.input_norm.as_ref() };
         trace.input("input_norm", self.isa, &input);
-        let projections: Vec<&PackedLinear> = layer.mixers.iter().flat_map(PackedMixer::inputs).collect();
+        let low_rank = layer.laurel.iter().map(|laurel| &laurel.left);
+        let projections: Vec<&PackedLinear> = layer.mixers.iter().flat_map(PackedMixer::inputs).chain(low_rank).collect();
         let shared = self.spec.block.parallel && !self.spec.block.feed_forward_norm;
         let readers = if shared { layer.feed_forward.readers() } else { [None, None] };
         if shared {
@@ -193,7 +200,7 @@ impl FusedRunner {
         let layer = &self.weights.layers[index];
         let PackedFeedForward::Dense(network) = &layer.feed_forward else { return };
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
-        expand(&products, &mut self.pool, network, &mut self.scratch, rows);
+        expand(self.isa, &products, &mut self.pool, network, &mut self.scratch, rows);
         let Scratch { hidden, inner, up, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: up, stride: rows, select: None };
         let input = Input { source, rows, width: network.up_proj.rows, norm: None };
@@ -276,17 +283,65 @@ fn gate_row(
 }
 
 /// Computes the inner activations of a network, in `up`.
-fn expand(products: &Products<'_>, pool: &mut Pool, network: &PackedNetwork, scratch: &mut Scratch, rows: usize) {
-    let Scratch { normed, gate, up, .. } = scratch;
+fn expand(
+    isa: Isa,
+    products: &Products<'_>,
+    pool: &mut Pool,
+    network: &PackedNetwork,
+    scratch: &mut Scratch,
+    rows: usize,
+) {
+    let Scratch { normed, gate, up, cutoffs, .. } = scratch;
     let (linear, activation) = (&network.up_proj, network.hidden_act);
     let up = panels(up, linear.rows, rows);
     match &network.gate_proj {
         Some(gate_proj) => {
             let gate = panels(gate, linear.rows, rows);
-            products.gated(pool, [gate_proj, linear], activation, normed, rows, [gate, up]);
+            let Some(deviations) = network.gate_cutoff else {
+                return products.gated(pool, [gate_proj, linear], activation, normed, rows, [gate, up]);
+            };
+            products.all(pool, &[gate_proj], normed, rows, gate);
+            products.all(pool, &[linear], normed, rows, up);
+            let values = &*gate;
+            each_row(pool, cutoffs, rows, 0.0, |row| {
+                cutoff(Row { data: values, rows, row, width: linear.rows }, deviations)
+            });
+            cut_and_gate(isa, pool, activation, cutoffs, [gate, up]);
         }
         None => products.activated(pool, linear, activation, normed, rows, up),
     }
+}
+
+/// The mean of a row plus a number of its standard deviations, summed in sixteen lanes.
+fn cutoff(row: Row<'_>, deviations: f32) -> f32 {
+    let sum = |of: &dyn Fn(f32) -> f32| {
+        let mut sums = [0.0; LANES];
+        for chunk in 0..row.width.div_ceil(LANES) {
+            let values = &row.chunk(chunk)[..LANES.min(row.width - chunk * LANES)];
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += of(*value));
+        }
+        sums.iter().sum::<f32>()
+    };
+    let mean = sum(&|value| value) / row.width as f32;
+    let variance = sum(&|value| (value - mean) * (value - mean)) / row.width as f32;
+    mean + deviations * variance.sqrt()
+}
+
+/// `activation(max(gate - cutoff, 0)) * up` in `up`, with a cutoff for each row.
+fn cut_and_gate(
+    isa: Isa,
+    pool: &mut Pool,
+    activation: ActivationFunction,
+    cutoffs: &[f32],
+    [gate, up]: [&mut [f32]; 2],
+) {
+    let panel = cutoffs.len() * LANES;
+    pool.for_each((Chunks::new(gate, panel), Chunks::new(up, panel)), |_, (gate, up), _| {
+        for (values, cutoff) in gate.chunks_exact_mut(LANES).zip(cutoffs) {
+            values.iter_mut().for_each(|value| *value = (*value - cutoff).max(0.0));
+        }
+        elementwise::gated(isa, activation, gate, up);
+    });
 }
 
 /// Adding the output of attention or of the feed-forward network to the residual stream.

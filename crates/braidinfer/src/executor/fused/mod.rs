@@ -16,6 +16,7 @@ mod heads;
 mod kept;
 mod kv_cache;
 mod latent;
+mod laurel;
 mod layer;
 mod mamba2;
 mod mixture;
@@ -29,6 +30,7 @@ mod product;
 mod recurrent_state;
 mod scratch;
 mod short_conv;
+mod streams;
 mod trace;
 mod weight_memory;
 
@@ -46,6 +48,7 @@ use self::packed::PackedDecoder;
 use self::product::Products;
 use self::recurrent_state::RecurrentStates;
 use self::scratch::Scratch;
+use self::streams::StreamScratch;
 use self::trace::{Trace, from_panels};
 use super::standard::LoadProgress;
 use super::{
@@ -230,8 +233,9 @@ impl LayerRunner for FusedRunner {
 
     fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
         self.embed_tokens(&step.batch.token_ids);
-        self.weights.check()?;
         Trace::new(probe).panels("embed", &self.scratch.hidden, self.layout.rows, self.spec.hidden_size);
+        self.spread_streams(step.plan);
+        self.weights.check()?;
         Ok(())
     }
 
@@ -241,24 +245,26 @@ impl LayerRunner for FusedRunner {
         self.weights.read_ahead(index + 1);
         self.decode_layer(index, step, &mut trace)?;
         self.weights.check()?;
-        trace.panels("output", &self.scratch.hidden, self.layout.rows, self.spec.hidden_size);
+        let (stream, rows) = self.stream();
+        trace.record("output", self.layout.rows, || from_panels(stream, rows, self.spec.hidden_size));
         Ok(())
     }
 
     fn head(&mut self, rows: WantedRows<'_>, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
-        let hidden = self.hidden_states(rows.hidden);
+        let hidden = self.hidden_states(rows.hidden, step.plan);
         let logits = self.logits(rows.logits, step.plan, &mut Trace::new(probe));
         self.weights.check()?;
         Ok(Outputs { hidden, logits })
     }
 
     fn hidden(&self) -> Result<Vec<f32>> {
-        Ok(from_panels(&self.scratch.hidden, self.layout.rows, self.spec.hidden_size))
+        let (stream, rows) = self.stream();
+        Ok(from_panels(stream, rows, self.spec.hidden_size))
     }
 
     fn set_hidden(&mut self, values: &[f32]) -> Result<()> {
-        let (rows, width) = (self.layout.rows, self.spec.hidden_size);
-        let hidden = scratch::panels(&mut self.scratch.hidden, width, rows);
+        let width = self.spec.hidden_size;
+        let (hidden, rows) = self.stream_mut();
         hidden.fill(0.0);
         for (row, values) in values.chunks_exact(width).enumerate() {
             for (panel, values) in values.chunks(LANES).enumerate() {
@@ -293,12 +299,14 @@ impl LayerRunner for FusedRunner {
 
 impl FusedRunner {
     /// The hidden state after the final norm, for some rows.
-    fn hidden_states(&self, wanted: &[usize]) -> Vec<Vec<f32>> {
+    fn hidden_states(&mut self, wanted: &[usize], plan: &KernelPlan) -> Vec<Vec<f32>> {
         if wanted.is_empty() {
             return Vec::new();
         }
+        self.merge_streams(wanted, plan);
         let width = self.spec.hidden_size;
-        let source = Source::Panels { data: &self.scratch.hidden, stride: self.layout.rows, select: Some(wanted) };
+        let Scratch { hidden, several, .. } = &self.scratch;
+        let source = head_input(&self.spec, hidden, several, (wanted, self.layout.rows));
         let input = Input { source, rows: wanted.len(), width, norm: Some(&self.weights.final_norm) };
         trace::from_input(self.isa, &input).chunks_exact(width).map(<[f32]>::to_vec).collect()
     }
@@ -326,9 +334,10 @@ impl FusedRunner {
         if wanted.is_empty() {
             return Logits::new(Vec::new(), vocab);
         }
-        let Scratch { hidden, normed, logits, rows: scratch, .. } = &mut self.scratch;
+        self.merge_streams(wanted, plan);
+        let Scratch { hidden, several, normed, logits, rows: scratch, .. } = &mut self.scratch;
         let rows = wanted.len();
-        let source = Source::Panels { data: hidden, stride: self.layout.rows, select: Some(wanted) };
+        let source = head_input(&self.spec, hidden, several, (wanted, self.layout.rows));
         let input = Input { source, rows, width, norm: Some(&self.weights.final_norm) };
         trace.input("final_norm", self.isa, &input);
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
@@ -346,5 +355,18 @@ impl FusedRunner {
         let values = from_panels(logits, rows, vocab);
         trace.record("logits", rows, || values.clone());
         Logits::new(values, vocab)
+    }
+}
+
+/// Where the output head reads some rows: of the residual stream of `rows` tokens, or of what was merged of several.
+fn head_input<'a>(
+    spec: &DecoderSpec,
+    hidden: &'a [f32],
+    several: &'a StreamScratch,
+    (wanted, rows): (&'a [usize], usize),
+) -> Source<'a> {
+    match spec.altup {
+        Some(_) => Source::Panels { data: &several.merged, stride: wanted.len(), select: None },
+        None => Source::Panels { data: hidden, stride: rows, select: Some(wanted) },
     }
 }

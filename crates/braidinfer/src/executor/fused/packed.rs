@@ -40,6 +40,7 @@ pub(super) struct PackedDecoder {
     layer_panels: Vec<Range<usize>>,
     embedding: Embedding,
     pub(super) per_layer_inputs: Option<PackedPerLayerInputs>,
+    pub(super) stream_projections: Option<PackedStreamProjections>,
     pub(super) layers: Vec<PackedLayer>,
     pub(super) final_norm: PackedNorm,
     pub(super) lm_head: PackedLinear,
@@ -70,6 +71,44 @@ pub(super) struct PackedPerLayerInputs {
     pub(super) norm: PackedNorm,
 }
 
+/// Projections between the embedding, several residual streams, and what the output head reads.
+#[derive(Debug)]
+pub(super) struct PackedStreamProjections {
+    /// From the embedding to each stream but the first.
+    pub(super) spread: Vec<PackedLinear>,
+    /// From each stream but the first to what the head reads.
+    pub(super) merge: Vec<PackedLinear>,
+    /// The least mean square by which their outputs are divided.
+    pub(super) least_mean_square: f32,
+}
+
+/// What predicts several residual streams before a layer and corrects them after it.
+#[derive(Debug)]
+pub(super) struct PackedAltUp {
+    /// Number of streams, `K`, and index of the active one.
+    pub(super) count: usize,
+    pub(super) active: usize,
+    /// With the factor of the router's input in its weight.
+    pub(super) router_norm: PackedNorm,
+    pub(super) router: PackedLinear,
+    /// `[K * K, K]`.
+    pub(super) prediction_coefs: Vec<f32>,
+    /// `[K, K]`.
+    pub(super) correction_coefs: Vec<f32>,
+    /// `[h]`, padded.
+    pub(super) output_scale: Option<Vec<f32>>,
+}
+
+/// A branch of low rank beside attention.
+#[derive(Debug)]
+pub(super) struct PackedLaurel {
+    pub(super) left: PackedLinear,
+    pub(super) right: PackedLinear,
+    pub(super) norm: PackedNorm,
+    /// Factor of the sum.
+    pub(super) sum_multiplier: f32,
+}
+
 /// How a layer uses its further input.
 #[derive(Debug)]
 pub(super) struct PackedPerLayerInput {
@@ -82,10 +121,12 @@ pub(super) struct PackedPerLayerInput {
 /// The parameters of one layer. Norms that the architecture lacks are `None`.
 #[derive(Debug)]
 pub(super) struct PackedLayer {
+    pub(super) altup: Option<Box<PackedAltUp>>,
     pub(super) input_norm: Option<PackedNorm>,
     /// How positions are mixed: by several mixers side by side, by one, or not at all.
     pub(super) mixers: Vec<PackedMixer>,
     pub(super) attention_output_norm: Option<PackedNorm>,
+    pub(super) laurel: Option<Box<PackedLaurel>>,
     pub(super) feed_forward_norm: Option<PackedNorm>,
     pub(super) feed_forward: PackedFeedForward,
     pub(super) feed_forward_output_norm: Option<PackedNorm>,
@@ -107,6 +148,8 @@ pub(super) enum PackedFeedForward {
 pub(super) struct PackedNetwork {
     pub(super) hidden_act: Activation,
     pub(super) gate_proj: Option<PackedLinear>,
+    /// Which of the gate's values take part, see [`FeedForward::Dense`].
+    pub(super) gate_cutoff: Option<f32>,
     pub(super) up_proj: PackedLinear,
     pub(super) down_proj: PackedLinear,
 }
@@ -472,6 +515,7 @@ impl PackedDecoder {
         let sections = sections(weights);
         let mut packer = Packer { spec, weights, plan, to, ends: sections.ranges().map(|range| range.start) };
         let per_layer_inputs = packer.per_layer_inputs(pool)?;
+        let spread = packer.of_streams(Slot::StreamProjection, pool)?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         let mut layer_panels = Vec::with_capacity(spec.layers.len());
         for index in 0..spec.layers.len() {
@@ -480,6 +524,12 @@ impl PackedDecoder {
             layer_panels.push(start..packer.ends[0]);
             progress(index + 1, spec.layers.len());
         }
+        let merge = packer.of_streams(Slot::StreamUnembedding, pool)?;
+        let stream_projections = spec.altup.map(|altup| PackedStreamProjections {
+            spread,
+            merge,
+            least_mean_square: altup.least_mean_square as f32,
+        });
         let lm_head = packer.linear(Slot::LmHead, pool)?;
         let final_norm = packer.required_norm(Slot::FinalNorm, &spec.norm)?;
         let embedding = if weights.head_is_embedding() {
@@ -496,6 +546,7 @@ impl PackedDecoder {
             layer_panels,
             embedding,
             per_layer_inputs,
+            stream_projections,
             layers,
             final_norm,
             lm_head,
@@ -597,7 +648,9 @@ impl<'a> Packer<'a> {
         let slot = |slot| Slot::Layer(index, slot);
         let norm = self.spec.norm;
         Ok(PackedLayer {
+            altup: self.altup(index, pool)?.map(Box::new),
             input_norm: self.norm(slot(LayerSlot::InputNorm), &norm)?,
+            laurel: self.laurel(index, pool)?.map(Box::new),
             mixers: self.mixers(index, pool)?,
             attention_output_norm: self.norm(slot(LayerSlot::AttentionOutputNorm), &norm)?,
             feed_forward_norm: self.norm(slot(LayerSlot::FeedForwardNorm), &norm)?,
@@ -606,6 +659,45 @@ impl<'a> Packer<'a> {
             per_layer_input: self.per_layer_input(index, pool)?.map(Box::new),
             scalar: self.vector(slot(LayerSlot::LayerScalar), Param::Weight)?.map(|values| values[0]),
         })
+    }
+
+    /// The projections of each residual stream but the first.
+    fn of_streams(&mut self, slot: fn(usize) -> Slot, pool: &mut Pool) -> Result<Vec<PackedLinear>> {
+        (0..self.spec.streams() - 1).map(|stream| self.linear(slot(stream), pool)).collect()
+    }
+
+    fn altup(&mut self, index: usize, pool: &mut Pool) -> Result<Option<PackedAltUp>> {
+        let Some(spec) = self.spec.altup else { return Ok(None) };
+        let slot = |slot| Slot::Layer(index, slot);
+        let (count, factor) = (spec.altup_num_inputs, spec.router_multiplier as f32);
+        let coefs = |name, len: usize| {
+            let mut values = self.vector(slot(name), Param::Weight)?.ok_or_else(|| absent(slot(name)))?;
+            values.truncate(len);
+            Ok::<_, Error>(values)
+        };
+        let mut router_norm = self.required_norm(slot(LayerSlot::StreamRouterNorm), &self.spec.norm)?;
+        router_norm.weight.iter_mut().for_each(|weight| *weight *= factor);
+        Ok(Some(PackedAltUp {
+            count,
+            active: spec.altup_active_idx,
+            router_norm,
+            prediction_coefs: coefs(LayerSlot::PredictionCoefs, count.pow(3))?,
+            correction_coefs: coefs(LayerSlot::CorrectionCoefs, count.pow(2))?,
+            output_scale: self.vector(slot(LayerSlot::CorrectOutputScale), Param::Weight)?,
+            router: self.linear(slot(LayerSlot::StreamRouter), pool)?,
+        }))
+    }
+
+    fn laurel(&mut self, index: usize, pool: &mut Pool) -> Result<Option<PackedLaurel>> {
+        let with_mixer = self.spec.layers[index].mixer != Mixer::None;
+        let Some(laurel) = self.spec.laurel.filter(|_| with_mixer) else { return Ok(None) };
+        let slot = |slot| Slot::Layer(index, slot);
+        Ok(Some(PackedLaurel {
+            left: self.linear(slot(LayerSlot::LaurelLeft), pool)?,
+            right: self.linear(slot(LayerSlot::LaurelRight), pool)?,
+            norm: self.required_norm(slot(LayerSlot::LaurelNorm), &self.spec.norm)?,
+            sum_multiplier: laurel.sum_multiplier as f32,
+        }))
     }
 
     fn mixers(&mut self, index: usize, pool: &mut Pool) -> Result<Vec<PackedMixer>> {
@@ -776,10 +868,12 @@ impl<'a> Packer<'a> {
     fn feed_forward(&mut self, index: usize, pool: &mut Pool) -> Result<PackedFeedForward> {
         let slot = |slot| Slot::Layer(index, slot);
         match self.spec.layers[index].feed_forward {
-            FeedForward::Dense { hidden_act, gated, .. } => {
+            FeedForward::Dense { hidden_act, gated, gate_cutoff, .. } => {
                 let gate = gated.then_some(slot(LayerSlot::GateProj));
                 let slots = [slot(LayerSlot::UpProj), slot(LayerSlot::DownProj)];
-                self.network(hidden_act, gate, slots, pool).map(|network| PackedFeedForward::Dense(Box::new(network)))
+                let network = self.network(hidden_act, gate, slots, pool)?;
+                let gate_cutoff = gate_cutoff.map(|cutoff| cutoff as f32);
+                Ok(PackedFeedForward::Dense(Box::new(PackedNetwork { gate_cutoff, ..network })))
             }
             FeedForward::Experts(experts) => {
                 self.mixture(index, &experts, pool).map(|mixture| PackedFeedForward::Experts(Box::new(mixture)))
@@ -798,6 +892,7 @@ impl<'a> Packer<'a> {
         Ok(PackedNetwork {
             hidden_act: self.activation(down, hidden_act)?,
             gate_proj: gate.map(|gate| self.linear(gate, pool)).transpose()?,
+            gate_cutoff: None,
             up_proj: self.linear(up, pool)?,
             down_proj: self.linear(down, pool)?,
         })

@@ -50,7 +50,7 @@ impl FusedRunner {
         gate.resize(rows * width);
         let weights = &self.weights;
         self.pool.for_each(Chunks::new(gate, width), |row, embedding, _| {
-            weights.read_stored(&inputs.embedding, token_ids[row] as usize, embedding);
+            weights.read_stored(&inputs.embedding, inputs.spec.row(token_ids[row]) as usize, embedding);
         });
         let LayerInputs { values, tokens } = layer_inputs;
         tokens.clear();
@@ -73,7 +73,8 @@ impl FusedRunner {
         });
     }
 
-    /// Adds what a layer makes of its further input to the residual stream, if it has one.
+    /// Adds what a layer makes of its further input, gated by `hidden`, to the residual stream, or to all streams but the
+    /// first, if it has one.
     pub(super) fn add_per_layer_input(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
         let Some(part) = &self.weights.layers[index].per_layer_input else { return };
         let (rows, width, own) = (self.layout.rows, self.spec.hidden_size, part.gate.rows);
@@ -97,6 +98,9 @@ impl FusedRunner {
         residual_add.product(&part.projection, inner, [branch, hidden], Some(&part.norm));
         residual_add.norm(Some(&part.norm), width, [branch, hidden]);
         trace.panels("per_layer.out", branch, rows, width);
+        if self.spec.altup.is_some() {
+            self.add_branch_to_streams();
+        }
     }
 }
 

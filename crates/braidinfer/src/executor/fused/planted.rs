@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::mixture::MixturePass;
+use super::packed::PackedFeedForward;
 use super::{FusedOptions, FusedRunner};
 use crate::Result;
 use crate::executor::Decoder;
@@ -32,6 +33,14 @@ pub(crate) enum Planted {
     StatesForgotten { layer: usize },
     /// What is copied between state slots is zero where matrices should be.
     StatesCopiedWrong,
+    /// The residual streams before a layer are taken for the predicted ones.
+    PredictionForgotten { layer: usize },
+    /// All residual streams are corrected by as much as the active one changed.
+    EqualCorrections { layer: usize },
+    /// A layer's low-rank branch is zero.
+    LaurelForgotten { layer: usize },
+    /// All values of a layer's gate take part.
+    SparsityForgotten { layer: usize },
 }
 
 impl Planted {
@@ -93,6 +102,11 @@ pub(crate) fn load(
 ) -> Result<Decoder<'static>> {
     let (plan, mut runner) = FusedRunner::load(&spec, weights, options, &|_, _| {})?;
     runner.planted = planted;
+    if let Some(Planted::SparsityForgotten { layer }) = planted
+        && let PackedFeedForward::Dense(network) = &mut runner.weights.layers[layer].feed_forward
+    {
+        network.gate_cutoff = None;
+    }
     Ok(Decoder::new(spec, options.kv_cache, plan, runner))
 }
 
@@ -103,11 +117,26 @@ impl FusedRunner {
         }
     }
 
+    pub(super) fn spoil_laurel(&mut self, index: usize) {
+        if self.planted == Some(Planted::LaurelForgotten { layer: index }) {
+            self.scratch.laurel.branch.fill(0.0);
+        }
+    }
+
     pub(super) fn spoil_heads(&mut self, index: usize) {
         if self.planted == Some(Planted::ScoreOverflow { layer: index }) {
             // The sign that x86 processors give the NaN of infinity minus infinity.
             self.scratch.heads[0] = -f32::NAN;
         }
+    }
+}
+
+/// Spoils the coefficients by which residual streams are predicted, or else corrected.
+pub(super) fn spoil_coefs(planted: Option<Planted>, index: usize, coefs: &mut [f32], predicted: bool) {
+    match planted {
+        Some(Planted::PredictionForgotten { layer }) if layer == index && predicted => coefs.fill(0.0),
+        Some(Planted::EqualCorrections { layer }) if layer == index && !predicted => coefs.fill(1.0),
+        _ => {}
     }
 }
 

@@ -7,14 +7,16 @@ use braidinfer_kernels::{Buffer, LANES, PerThread};
 use super::attention::Partials;
 use super::delta_net::DeltaScratch;
 use super::encode::Encoded;
+use super::laurel::LaurelScratch;
 use super::mamba2::Mamba2Scratch;
 use super::mixture::MixtureScratch;
 use super::per_layer::LayerInputs;
 use super::recurrent_state::RecurrentScratch;
+use super::streams::StreamScratch;
 
 /// Activations between kernels. The layout `[panels][T][16]` splits the columns of a matrix into panels of 16.
 pub(super) struct Scratch {
-    /// The residual stream `[panels][T][16]`.
+    /// The residual stream `[panels][T][16]`; if there are several, the active one of the layer that is run.
     pub(super) hidden: Buffer,
     /// The normed residual stream, encoded as input of projections.
     pub(super) normed: Encoded,
@@ -40,6 +42,10 @@ pub(super) struct Scratch {
     pub(super) branch: Buffer,
     /// Norm statistics of `branch` `[T]`, if it is normed.
     pub(super) branch_statistics: Vec<Statistics>,
+    /// What a gate's values of each token must exceed, if they must.
+    pub(super) cutoffs: Vec<f32>,
+    pub(super) laurel: LaurelScratch,
+    pub(super) several: StreamScratch,
     pub(super) layer_inputs: LayerInputs,
     pub(super) mixture: MixtureScratch,
     /// Logits, `[panels][rows][16]`.
@@ -82,6 +88,9 @@ impl Scratch {
             up: Buffer::new(),
             branch: Buffer::new(),
             branch_statistics: Vec::new(),
+            cutoffs: Vec::new(),
+            laurel: LaurelScratch::default(),
+            several: StreamScratch::default(),
             layer_inputs: LayerInputs::default(),
             mixture: MixtureScratch::default(),
             logits: Buffer::new(),

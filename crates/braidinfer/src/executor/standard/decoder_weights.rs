@@ -15,6 +15,7 @@ use super::load::{ComputeDtype, LoadProgress, Loader, Matrices, QuantizedWeights
 use super::matrix::Matrix;
 use super::norm::Norm;
 use super::per_layer::PerLayerInputs;
+use super::streams::StreamProjections;
 use crate::{Error, Result};
 
 /// The weights of a decoder.
@@ -24,6 +25,8 @@ pub(super) enum DecoderWeights<'a> {
         layers: BTreeMap<usize, Layer>,
         embed_tokens: Option<Matrix>,
         per_layer_inputs: Option<Box<PerLayerInputs>>,
+        /// From the embedding to further residual streams.
+        stream_projections: Option<StreamProjections>,
         head: Option<HeadWeights>,
     },
     /// The most recently used layer, and the output head after its first use.
@@ -32,6 +35,8 @@ pub(super) enum DecoderWeights<'a> {
 
 /// The weights that turn the residual stream into logits.
 pub(super) struct HeadWeights {
+    /// From further residual streams to what the head reads.
+    pub(super) unembeddings: Option<StreamProjections>,
     pub(super) final_norm: Norm,
     pub(super) lm_head: Linear,
 }
@@ -61,9 +66,11 @@ impl<'a> DecoderWeights<'a> {
         } else {
             loader.linear(Slot::LmHead)?
         };
-        let head = HeadWeights { final_norm: loader.final_norm()?, lm_head };
+        let head = Some(loader.head(lm_head)?);
         let per_layer_inputs = loader.per_layer_inputs()?.map(Box::new);
-        Ok(Self::Loaded { layers, embed_tokens: Some(embed_tokens), per_layer_inputs, head: Some(head) })
+        let stream_projections = loader.stream_projections(Slot::StreamProjection)?;
+        let embed_tokens = Some(embed_tokens);
+        Ok(Self::Loaded { layers, embed_tokens, per_layer_inputs, stream_projections, head })
     }
 
     /// Some layers in f32, without expanding quantized weights.
@@ -71,7 +78,7 @@ impl<'a> DecoderWeights<'a> {
         let matrices = Matrices::Loaded(ComputeDtype::F32, QuantizedWeights::Keep);
         let loader = Loader { spec, weights, matrices, device: &Device::Cpu, inputs: None };
         let layers = layers.iter().map(|index| Ok((*index, loader.layer(*index)?))).collect::<Result<_>>()?;
-        Ok(Self::Loaded { layers, embed_tokens: None, per_layer_inputs: None, head: None })
+        Ok(Self::Loaded { layers, embed_tokens: None, per_layer_inputs: None, stream_projections: None, head: None })
     }
 
     /// Weights that are read from the files when needed.
@@ -103,6 +110,20 @@ impl<'a> DecoderWeights<'a> {
         inputs.transpose()
     }
 
+    /// All residual streams before the first layer, `[T, K, h]`, from the embeddings `x` `[T, h]`; these if there is one.
+    pub(super) fn spread(&self, x: Tensor, spec: &DecoderSpec, device: &Device) -> Result<Tensor> {
+        match self {
+            Self::Loaded { stream_projections, .. } => {
+                stream_projections.as_ref().map_or(Ok(x.clone()), |projections| projections.spread(&x))
+            }
+            Self::Streamed { weights, .. } => {
+                let loader = Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None };
+                let projections = loader.stream_projections(Slot::StreamProjection)?;
+                projections.map_or(Ok(x.clone()), |projections| projections.spread(&x))
+            }
+        }
+    }
+
     pub(super) fn layer(&mut self, index: usize, spec: &DecoderSpec, device: &Device) -> Result<&Layer> {
         match self {
             Self::Loaded { layers, .. } => layers.get(&index).ok_or_else(|| absent(&format!("layer {index}"))),
@@ -123,8 +144,7 @@ impl<'a> DecoderWeights<'a> {
             Self::Streamed { weights, head, .. } => {
                 if head.is_none() {
                     let loader = Loader::in_file(spec, weights, device);
-                    *head =
-                        Some(HeadWeights { final_norm: loader.final_norm()?, lm_head: loader.linear(Slot::LmHead)? });
+                    *head = Some(loader.head(loader.linear(Slot::LmHead)?)?);
                 }
                 head.as_ref().ok_or_else(|| absent("the output head"))
             }
@@ -142,7 +162,13 @@ impl<'a> DecoderWeights<'a> {
             Self::Streamed { .. } => None,
         };
         let matrices = layers.into_iter().flat_map(Layer::projections).chain(head.iter().map(|head| &head.lm_head));
-        let matrices = matrices.chain(inputs);
+        let spread = match self {
+            Self::Loaded { stream_projections, .. } => stream_projections.as_ref(),
+            Self::Streamed { .. } => None,
+        };
+        let merge = head.as_ref().and_then(|head| head.unembeddings.as_ref());
+        let streams = spread.into_iter().chain(merge).flat_map(|projections| &projections.matrices);
+        let matrices = matrices.chain(inputs).chain(streams);
         matrices.map(Linear::weight_bytes).sum()
     }
 }

@@ -3,7 +3,7 @@
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use braidinfer_model::spec::{ActivationFunction, Xielu};
-use candle_core::{DType, Tensor};
+use candle_core::{D, DType, Tensor};
 use candle_nn::ops::sigmoid;
 
 use super::linear::Linear;
@@ -43,6 +43,8 @@ pub(super) struct DenseFeedForward {
     /// The parameters of xIELU.
     pub(super) xielu: Option<Xielu>,
     pub(super) gate_proj: Option<Linear>,
+    /// Which of the gate's values take part, see [`braidinfer_model::spec::FeedForward::Dense`].
+    pub(super) gate_cutoff: Option<f64>,
     pub(super) up_proj: Linear,
     pub(super) down_proj: Linear,
 }
@@ -53,7 +55,8 @@ impl DenseFeedForward {
         let up = self.up_proj.forward(x)?.to_dtype(DType::F32)?;
         let inner = match &self.gate_proj {
             Some(gate_proj) => {
-                let gate = self.activate(&gate_proj.forward(x)?.to_dtype(DType::F32)?)?;
+                let gate = self.cut(gate_proj.forward(x)?.to_dtype(DType::F32)?)?;
+                let gate = self.activate(&gate)?;
                 (gate * self.other_factor(up)?)?
             }
             None => self.activate(&up)?,
@@ -64,6 +67,14 @@ impl DenseFeedForward {
     /// Its linear layers.
     pub(super) fn projections(&self) -> impl Iterator<Item = &Linear> {
         self.gate_proj.iter().chain([&self.up_proj, &self.down_proj])
+    }
+
+    /// The gate's values `[T, inner]` beyond the cutoff of their token, less that; zeros for the others.
+    fn cut(&self, gate: Tensor) -> Result<Tensor> {
+        let Some(deviations) = self.gate_cutoff else { return Ok(gate) };
+        let centred = gate.broadcast_sub(&gate.mean_keepdim(D::Minus1)?)?;
+        let deviation = centred.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
+        Ok(centred.broadcast_sub(&(deviation * deviations)?)?.relu()?)
     }
 
     fn activate(&self, x: &Tensor) -> Result<Tensor> {

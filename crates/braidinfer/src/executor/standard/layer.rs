@@ -6,6 +6,7 @@ use super::attention::{Attention, MaskCache};
 use super::delta_net::DeltaNet;
 use super::feed_forward::FeedForward;
 use super::kv_cache::KvCache;
+use super::laurel::Laurel;
 use super::linear::Linear;
 use super::mamba2::Mamba2;
 use super::norm::Norm;
@@ -13,6 +14,7 @@ use super::per_layer::PerLayerInput;
 use super::recurrent_state::RecurrentStates;
 use super::rotary::Rotation;
 use super::short_conv::ShortConv;
+use super::streams::AltUp;
 use super::trace::Trace;
 use crate::Result;
 use crate::executor::Batch;
@@ -66,10 +68,13 @@ impl Mixer {
 pub(super) struct Layer {
     pub(super) parallel: bool,
     pub(super) residual_multiplier: f64,
+    /// What there is around the layer if there are several residual streams.
+    pub(super) altup: Option<AltUp>,
     pub(super) input_norm: Option<Norm>,
     /// How positions are mixed, by one or more side by side, each with a factor of its output; or not at all.
     pub(super) mixers: Vec<(Mixer, f64)>,
     pub(super) attention_output_norm: Option<Norm>,
+    pub(super) laurel: Option<Laurel>,
     pub(super) feed_forward_norm: Option<Norm>,
     pub(super) feed_forward: Option<FeedForward>,
     /// Factor of its output.
@@ -81,8 +86,39 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// The residual stream `[T, h]` after this layer.
+    /// The residual stream `[T, h]`, or all streams `[T, K, h]`, after this layer.
     pub(super) fn forward(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
+        let x = match &self.altup {
+            None => {
+                let x = self.mix_and_transform(x, context, trace)?;
+                self.input_update(&x, context, trace)?.map_or(Ok(x.clone()), |update| &x + update)?
+            }
+            Some(altup) => self.transform_active(altup, x, context, trace)?,
+        };
+        Ok(self.scalar.map_or(Ok(x.clone()), |scalar| &x * scalar)?)
+    }
+
+    /// All streams `[T, K, h]` after the layer transformed the active one.
+    fn transform_active(&self, altup: &AltUp, streams: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
+        let predicted = altup.predict(streams)?;
+        trace.record("altup.predicted", &predicted)?;
+        let activated = self.mix_and_transform(&altup.active(&predicted)?, context, trace)?;
+        let corrected = altup.correct(&predicted, &activated)?;
+        trace.record("altup.corrected", &corrected)?;
+        match self.input_update(&altup.gating(&corrected)?, context, trace)? {
+            Some(update) => altup.add_to_others(&corrected, &update),
+            None => Ok(corrected),
+        }
+    }
+
+    /// What is added for the layer's further input, if it has one; `x` is what the input is gated by.
+    fn input_update(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Option<Tensor>> {
+        let (Some(part), Some(inputs)) = (&self.per_layer_input, context.per_layer_inputs) else { return Ok(None) };
+        part.update(x, &inputs.i((.., context.index))?, trace).map(Some)
+    }
+
+    /// One residual stream `[T, h]` after both halves of the layer.
+    fn mix_and_transform(&self, x: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
         let normed = apply_norm(&self.input_norm, x)?;
         let mut after_attention = x.clone();
         if !self.mixers.is_empty() {
@@ -91,22 +127,22 @@ impl Layer {
                 let mixed = apply_norm(&self.attention_output_norm, &mixer.forward(&normed, context, trace)?)?;
                 after_attention = self.add(&after_attention, &mixed, *factor)?;
             }
+            if let Some(laurel) = &self.laurel {
+                after_attention = laurel.add_to(&after_attention, &normed, trace)?;
+            }
             trace.record("attn.residual", &after_attention)?;
         }
-        let x = match &self.feed_forward {
-            Some(feed_forward) => self.transform(feed_forward, [x, &normed, &after_attention], trace)?,
-            None => after_attention,
-        };
-        let x = match (&self.per_layer_input, context.per_layer_inputs) {
-            (Some(part), Some(inputs)) => part.forward(&x, &inputs.i((.., context.index))?, trace)?,
-            _ => x,
-        };
-        Ok(self.scalar.map_or(Ok(x.clone()), |scalar| &x * scalar)?)
+        match &self.feed_forward {
+            Some(feed_forward) => self.transform(feed_forward, [x, &normed, &after_attention], trace),
+            None => Ok(after_attention),
+        }
     }
 
     /// All projections of the layer.
     pub(super) fn projections(&self) -> impl Iterator<Item = &Linear> {
         let further = self.per_layer_input.iter().flat_map(PerLayerInput::projections);
+        let further = further.chain(self.laurel.iter().flat_map(Laurel::projections));
+        let further = further.chain(self.altup.iter().map(|altup| &altup.router));
         let mixers = self.mixers.iter().flat_map(|(mixer, _)| mixer.projections());
         mixers.chain(self.feed_forward.iter().flat_map(FeedForward::projections)).chain(further)
     }

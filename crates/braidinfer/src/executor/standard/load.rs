@@ -12,9 +12,11 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
 use super::attention::Attention;
+use super::decoder_weights::HeadWeights;
 use super::delta_net::{DeltaNet, Projections};
 use super::feed_forward::{DenseFeedForward, FeedForward};
 use super::input_squares::{InputObserver, InputSquares};
+use super::laurel::Laurel;
 use super::layer::{Layer, Mixer};
 use super::linear::Linear;
 use super::mamba2::Mamba2;
@@ -23,6 +25,7 @@ use super::mixture::{Mixture, SharedExpert};
 use super::norm::Norm;
 use super::per_layer::{PerLayerInput, PerLayerInputs};
 use super::short_conv::ShortConv;
+use super::streams::{AltUp, StreamProjections};
 use crate::executor::branch_norms::BranchNorms;
 use crate::executor::keys::{Keys, OwnKeys};
 use crate::executor::latent::Latent;
@@ -128,10 +131,12 @@ impl Loader<'_> {
         let norm = |slot| self.norm(Slot::Layer(index, slot), &self.spec.norm);
         Ok(Layer {
             parallel: self.spec.block.parallel,
+            altup: self.altup(index)?,
             residual_multiplier: self.spec.residual_multiplier,
             input_norm: norm(LayerSlot::InputNorm)?,
             mixers: self.mixers(index)?,
             attention_output_norm: norm(LayerSlot::AttentionOutputNorm)?,
+            laurel: self.laurel(index)?,
             feed_forward_norm: norm(LayerSlot::FeedForwardNorm)?,
             feed_forward: self.feed_forward(index)?,
             feed_forward_multiplier: self.spec.branch_multipliers().feed_forward,
@@ -145,6 +150,47 @@ impl Loader<'_> {
     fn scalar(&self, slot: Slot) -> Result<Option<f64>> {
         let Some(view) = self.weights.get(slot, Param::Weight) else { return Ok(None) };
         Ok(view.read::<f32>()?.first().map(|scalar| f64::from(*scalar)))
+    }
+
+    fn altup(&self, index: usize) -> Result<Option<AltUp>> {
+        let Some(spec) = self.spec.altup else { return Ok(None) };
+        let slot = |slot| Slot::Layer(index, slot);
+        let vector = |name| self.vector(slot(name), Param::Weight);
+        let required = |name| vector(name)?.ok_or_else(|| self.absent(slot(name)));
+        let router_norm = self.required_norm(slot(LayerSlot::StreamRouterNorm), &self.spec.norm)?;
+        Ok(Some(AltUp {
+            spec,
+            router_norm: router_norm.times(spec.router_multiplier)?,
+            router: self.linear(slot(LayerSlot::StreamRouter))?,
+            prediction_coefs: required(LayerSlot::PredictionCoefs)?,
+            correction_coefs: required(LayerSlot::CorrectionCoefs)?,
+            output_scale: vector(LayerSlot::CorrectOutputScale)?,
+        }))
+    }
+
+    fn laurel(&self, index: usize) -> Result<Option<Laurel>> {
+        let with_mixer = self.spec.layers[index].mixer != spec::Mixer::None;
+        let Some(laurel) = self.spec.laurel.filter(|_| with_mixer) else { return Ok(None) };
+        let slot = |slot| Slot::Layer(index, slot);
+        Ok(Some(Laurel {
+            left: self.linear(slot(LayerSlot::LaurelLeft))?,
+            right: self.linear(slot(LayerSlot::LaurelRight))?,
+            norm: self.required_norm(slot(LayerSlot::LaurelNorm), &self.spec.norm)?,
+            sum_multiplier: laurel.sum_multiplier,
+        }))
+    }
+
+    /// The projections in `slot` of each further residual stream, if there are several.
+    pub(super) fn stream_projections(&self, slot: fn(usize) -> Slot) -> Result<Option<StreamProjections>> {
+        let Some(spec) = self.spec.altup else { return Ok(None) };
+        let matrices = (0..spec.altup_num_inputs - 1).map(|stream| self.linear(slot(stream)));
+        Ok(Some(StreamProjections { spec, matrices: matrices.collect::<Result<_>>()? }))
+    }
+
+    /// The weights that turn the residual stream into logits, with an output head.
+    pub(super) fn head(&self, lm_head: Linear) -> Result<HeadWeights> {
+        let unembeddings = self.stream_projections(Slot::StreamUnembedding)?;
+        Ok(HeadWeights { unembeddings, final_norm: self.final_norm()?, lm_head })
     }
 
     fn per_layer_input(&self, index: usize) -> Result<Option<PerLayerInput>> {
@@ -301,10 +347,10 @@ impl Loader<'_> {
     fn feed_forward(&self, index: usize) -> Result<Option<FeedForward>> {
         let slot = |slot| Slot::Layer(index, slot);
         Ok(match self.spec.layers[index].feed_forward {
-            spec::FeedForward::Dense { hidden_act, gated, .. } => {
+            spec::FeedForward::Dense { hidden_act, gated, gate_cutoff, .. } => {
                 let gate = gated.then_some(slot(LayerSlot::GateProj));
                 let dense = self.dense(hidden_act, gate, slot(LayerSlot::UpProj), slot(LayerSlot::DownProj))?;
-                Some(FeedForward::Dense(Box::new(dense)))
+                Some(FeedForward::Dense(Box::new(DenseFeedForward { gate_cutoff, ..dense })))
             }
             spec::FeedForward::Experts(experts) => Some(FeedForward::Experts(Box::new(self.mixture(index, experts)?))),
             spec::FeedForward::None => None,
@@ -320,7 +366,8 @@ impl Loader<'_> {
     ) -> Result<DenseFeedForward> {
         let gate_proj = gate.map(|gate| self.linear(gate)).transpose()?;
         let (xielu, up_proj) = (self.weights.xielu(down)?, self.linear(up)?);
-        Ok(DenseFeedForward { hidden_act, xielu, gate_proj, up_proj, down_proj: self.linear(down)? })
+        let down_proj = self.linear(down)?;
+        Ok(DenseFeedForward { hidden_act, xielu, gate_proj, gate_cutoff: None, up_proj, down_proj })
     }
 
     fn mixture(&self, index: usize, spec: ExpertsSpec) -> Result<Mixture> {
@@ -371,7 +418,7 @@ impl Loader<'_> {
         self.norm(slot, spec)?.ok_or_else(|| self.absent(slot))
     }
 
-    pub(super) fn final_norm(&self) -> Result<Norm> {
+    fn final_norm(&self) -> Result<Norm> {
         self.required_norm(Slot::FinalNorm, &self.spec.norm)
     }
 

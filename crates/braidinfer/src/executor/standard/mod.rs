@@ -11,6 +11,7 @@ mod feed_forward;
 mod input_squares;
 mod kv_cache;
 mod latent;
+mod laurel;
 mod layer;
 mod linear;
 mod load;
@@ -22,6 +23,7 @@ mod per_layer;
 mod recurrent_state;
 mod rotary;
 mod short_conv;
+mod streams;
 mod trace;
 
 use std::collections::BTreeSet;
@@ -165,7 +167,7 @@ struct StandardRunner<'a> {
     recurrent_states: RecurrentStates,
     /// Tensors of the current step.
     step_tensors: StepTensors,
-    /// The residual stream, `[T, h]`.
+    /// The residual stream, `[T, h]`, or all streams, `[T, K, h]`.
     hidden: Option<Tensor>,
     /// Further inputs of all layers, `[T, layers, p]`, and the tokens that they are for.
     per_layer_inputs: Option<(Vec<u32>, Tensor)>,
@@ -328,7 +330,7 @@ impl LayerRunner for StandardRunner<'_> {
         let threads = self.threads.clone();
         let x = threads.run(|| self.embedding(step.batch))?;
         Trace::new(probe).record("embed", &x)?;
-        self.hidden = Some(x);
+        self.hidden = Some(threads.run(|| self.weights.spread(x, &self.spec, &self.device))?);
         Ok(())
     }
 
@@ -348,8 +350,12 @@ impl LayerRunner for StandardRunner<'_> {
     }
 
     fn set_hidden(&mut self, hidden: &[f32]) -> Result<()> {
-        let width = self.spec.hidden_size;
-        let x = Tensor::from_slice(hidden, (hidden.len() / width, width), &self.device)?;
+        let (width, streams) = (self.spec.hidden_size, self.spec.streams());
+        let rows = hidden.len() / self.spec.stream_width();
+        let x = match self.spec.altup {
+            Some(_) => Tensor::from_slice(hidden, (rows, streams, width), &self.device)?,
+            None => Tensor::from_slice(hidden, (rows, width), &self.device)?,
+        };
         self.hidden = Some(x.to_dtype(self.dtype)?);
         Ok(())
     }
@@ -398,7 +404,7 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// The requested outputs, from the residual stream `x`, `[T, h]`, after the last layer.
+    /// The requested outputs, from the residual stream `x`, `[T, h]`, or all streams, `[T, K, h]`, after the last layer.
     fn outputs(&self, x: &Tensor, rows: WantedRows<'_>, trace: &mut Trace) -> Result<Outputs> {
         let logits = match rows.logits.is_empty() {
             true => Vec::new(),
@@ -414,7 +420,9 @@ impl Head<'_> {
     /// The hidden states of some rows (at least one) after the final norm.
     fn normed(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        self.weights.final_norm.forward(&x.index_select(&Tensor::new(rows, x.device())?, 0)?)
+        let x = x.index_select(&Tensor::new(rows, x.device())?, 0)?;
+        let x = self.weights.unembeddings.as_ref().map_or(Ok(x.clone()), |projections| projections.merged(&x))?;
+        self.weights.final_norm.forward(&x)
     }
 
     /// Logits `[rows, V]` in f32 of some rows of `x` (at least one).

@@ -27,7 +27,8 @@ impl PerLayerInputs {
         let shape = (tokens.len(), self.layers, self.spec.hidden_size_per_layer_input);
         let projected = (self.projection.forward(x)? * self.spec.projection_multiplier)?;
         let projected = self.norm.forward(&projected.reshape(shape)?)?;
-        let own = scaled(self.embed_tokens.select(tokens, x.dtype())?, self.spec.embedding_multiplier)?;
+        let tokens: Vec<u32> = tokens.iter().map(|token| self.spec.row(*token)).collect();
+        let own = scaled(self.embed_tokens.select(&tokens, x.dtype())?, self.spec.embedding_multiplier)?;
         Ok(((projected + own.reshape(shape)?)? * self.spec.input_multiplier)?)
     }
 }
@@ -42,14 +43,14 @@ pub(super) struct PerLayerInput {
 }
 
 impl PerLayerInput {
-    /// The residual stream `[T, h]` after it took up the layer's input, `[T, p]`.
-    pub(super) fn forward(&self, x: &Tensor, input: &Tensor, trace: &mut Trace) -> Result<Tensor> {
+    /// What is added to the residual stream `x` `[T, h]` for the layer's input, `[T, p]`.
+    pub(super) fn update(&self, x: &Tensor, input: &Tensor, trace: &mut Trace) -> Result<Tensor> {
         trace.record("per_layer.input", input)?;
         let gate = activate(self.hidden_act, None, &self.gate.forward(x)?.to_dtype(DType::F32)?)?;
         let gated = (gate * input.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?;
         let out = self.norm.forward(&self.projection.forward(&gated)?)?;
         trace.record("per_layer.out", &out)?;
-        Ok((x + out)?)
+        Ok(out)
     }
 
     /// Its linear layers.
