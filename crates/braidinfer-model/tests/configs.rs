@@ -607,6 +607,85 @@ fn layers_of_gemma4_differ_by_kind_and_by_what_they_share() {
 }
 
 #[test]
+fn gemma3n_has_streams_branches_and_sparse_networks() {
+    let sparsity = [0.95, 0.0, 0.5, 0.0, 0.2, 0.0];
+    let changes = json!({
+        "num_kv_shared_layers": 1, "activation_sparsity_pattern": sparsity, "intermediate_size": [8, 9, 10, 11, 12, 13],
+        "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention",
+            "sliding_attention", "full_attention"],
+        "altup_active_idx": 2, "laurel_rank": 5,
+    });
+    let described = spec(&config("gemma3n_text", changes));
+    let networks: Vec<(usize, Option<f64>)> = described
+        .layers
+        .iter()
+        .map(|layer| match layer.feed_forward {
+            FeedForward::Dense { intermediate_size, gate_cutoff, .. } => (intermediate_size, gate_cutoff),
+            _ => (0, None),
+        })
+        .collect();
+    assert_eq!(networks.iter().map(|(width, _)| *width).collect::<Vec<_>>(), [8, 9, 10, 11, 12, 13]);
+    for ((_, found), expected) in networks.iter().zip([Some(1.644_853_6), None, Some(0.0), None, Some(-0.841_621_2), None]) {
+        let near = found.zip(expected).is_some_and(|(found, expected)| (found - expected).abs() < 1e-6);
+        assert!(near || found.is_none() && expected.is_none(), "{networks:?}");
+    }
+    assert_eq!(windows(&described), [None, Some(512), None, Some(512), Some(512), None]);
+    assert_eq!(described.kv_shared_with(5), Some(2));
+    let altup = described.altup.expect("it has several streams");
+    assert_eq!((altup.altup_num_inputs, altup.altup_active_idx, altup.router_multiplier), (4, 2, 1.0 / 64.0));
+    assert_eq!((described.streams(), described.stream_width()), (4, 256));
+    assert_eq!(described.laurel.map(|laurel| laurel.laurel_rank), Some(5));
+    assert_eq!(described.rope.iter().map(|table| table.rope_theta).collect::<Vec<_>>(), [1e6, 1e4]);
+    assert!(!described.has_separate_layers());
+    // Tokens without a row of their own have the first one.
+    let few = json!({"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 90});
+    let inputs = spec(&config("gemma3n_text", few)).per_layer_inputs.expect("it has inputs for each layer");
+    assert_eq!([0, 89, 90, 99].map(|token| inputs.row(token)), [0, 89, 0, 0]);
+    // By default the first ten of more layers are sparse, and one in five is full.
+    let deep = json!({"num_hidden_layers": 12, "num_kv_shared_layers": 2});
+    let deep = spec(&config("gemma3n_text", deep));
+    let sparse = |layer: &LayerSpec| matches!(layer.feed_forward, FeedForward::Dense { gate_cutoff: Some(_), .. });
+    assert_eq!(deep.layers.iter().map(sparse).collect::<Vec<_>>(), [vec![true; 10], vec![false; 2]].concat());
+    assert_eq!((windows(&deep)[4], windows(&deep)[9], windows(&deep)[11]), (None, None, Some(512)));
+    assert_eq!((deep.kv_shared_with(10), deep.final_logit_softcapping), (Some(8), Some(30.0)));
+}
+
+#[test]
+fn what_gemma3n_cannot_be_is_refused_by_name() {
+    for (changes, expected) in [
+        (json!({"altup_num_inputs": 0}), "`altup_num_inputs`"),
+        (json!({"altup_num_inputs": 17}), "`altup_num_inputs`: expected at most 16"),
+        (json!({"altup_num_inputs": 4_000_000_000_u64}), "`altup_num_inputs`"),
+        (json!({"altup_active_idx": 4}), "`altup_active_idx`: expected the index of one of 4 streams"),
+        (json!({"altup_active_idx": -1}), "`altup_active_idx`"),
+        (json!({"altup_active_idx": 0.5}), "`altup_active_idx`"),
+        (json!({"altup_coef_clip": -1.0}), "`altup_coef_clip`"),
+        (json!({"altup_coef_clip": "Infinity"}), "`altup_coef_clip`"),
+        (json!({"laurel_rank": 0}), "`laurel_rank`"),
+        (json!({"hidden_size_per_layer_input": 0}), "`hidden_size_per_layer_input`"),
+        (json!({"vocab_size_per_layer_input": 0}), "`vocab_size_per_layer_input`"),
+        (json!({"activation_sparsity_pattern": [0.5]}), "`activation_sparsity_pattern`: expected 6 numbers"),
+        (json!({"activation_sparsity_pattern": 0.5}), "`activation_sparsity_pattern`"),
+        (json!({"activation_sparsity_pattern": [0, 0, 0, 0, 0, 1.0]}), "`activation_sparsity_pattern`"),
+        (json!({"activation_sparsity_pattern": [0, 0, 0, 0, 0, -0.1]}), "`activation_sparsity_pattern`"),
+        (json!({"activation_sparsity_pattern": [0, 0, 0, 0, 0, "x"]}), "`activation_sparsity_pattern`"),
+        (json!({"intermediate_size": [8, 8]}), "`intermediate_size`"),
+        (json!({"intermediate_size": [8, 8, 8, 8, 8, 0]}), "`intermediate_size`"),
+        (json!({"intermediate_size": [8, 8, 8, 8, 8, 1e30]}), "`intermediate_size`"),
+        (json!({"num_kv_shared_layers": 15}), "`num_kv_shared_layers`"),
+        (json!({"num_kv_shared_layers": 5}), "`num_kv_shared_layers`"),
+        (json!({"hidden_activation": "xielu"}), "`hidden_activation`"),
+        (json!({"use_bidirectional_attention": true}), "`use_bidirectional_attention`"),
+        (json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor`"),
+    ] {
+        let mut all = json!({"num_kv_shared_layers": 0});
+        all.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+        let message = describe(&config("gemma3n_text", all)).expect_err("it is refused").to_string();
+        assert!(message.contains(&format!("field {expected}")), "{changes}: {message}");
+    }
+}
+
+#[test]
 fn full_layers_of_gemma4_have_keys_as_values_and_turn_a_quarter() {
     let global = json!({
         "attention_k_eq_v": true, "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0,

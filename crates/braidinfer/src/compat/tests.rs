@@ -98,7 +98,15 @@ fn found(report: &CompatReport) -> Option<(usize, &str)> {
 #[test]
 fn correct_kernels_have_no_fault() {
     for name in
-        ["llama-bias", "qwen3_5", "qwen3_next-dense", "granitemoehybrid-dense", "falcon_h1-norm", "nemotron_h-moe"]
+        [
+            "llama-bias",
+            "qwen3_5",
+            "qwen3_next-dense",
+            "granitemoehybrid-dense",
+            "falcon_h1-norm",
+            "nemotron_h-moe",
+            "gemma3n",
+        ]
     {
         let report = check(name, None, None, |_| {});
         assert_eq!((report.status, found(&report)), (Status::Compatible, None), "{name}: {}", report.reason);
@@ -226,6 +234,23 @@ fn forgotten_sinks_are_reported_in_their_layer() {
         assert_eq!((report.status, found(&report)), expected, "seed {seed}: {}", report.reason);
         // The other layers are right, so they stay fused.
         assert_eq!(report.standard_layers(), BTreeSet::from([1]), "seed {seed}: {}", report.reason);
+    }
+}
+
+#[test]
+fn faults_of_streams_branches_and_sparsity_are_reported_in_their_layer() {
+    let faults = [
+        (Planted::PredictionForgotten { layer: 2 }, 2, "altup.predicted"),
+        (Planted::EqualCorrections { layer: 1 }, 1, "altup.corrected"),
+        (Planted::LaurelForgotten { layer: 3 }, 3, "attn.residual"),
+        (Planted::SparsityForgotten { layer: 0 }, 0, "ffn.out"),
+    ];
+    for (fault, layer, place) in faults {
+        for seed in SEEDS {
+            let report = check_seed(seed, "gemma3n", None, Some(fault), |_| {});
+            let expected = (Status::Incompatible, Some((layer, place)));
+            assert_eq!((report.status, found(&report)), expected, "{fault:?}, seed {seed}: {}", report.reason);
+        }
     }
 }
 

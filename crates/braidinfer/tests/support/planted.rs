@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use braidinfer::model::spec::{
-    ActivationFunction, DecayRates, ExpertsSpec, FeedForward, GroupScore, LayerSpec, Mixer, NormKind, NormSpec,
+    ActivationFunction, AltUpSpec, DecayRates, ExpertsSpec, FeedForward, GroupScore, LayerSpec, Mixer, NormKind, NormSpec,
     PerLayerInputSpec, QkNormExtent, RopePairing, RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
 };
 use braidinfer::model::{DecoderSpec, LayerSlot, Parameter, Slot, TensorNames, parameters};
@@ -74,6 +74,19 @@ pub const FAULTS: &[Fault] = &[
     }),
     ("factor of the inputs for each layer left out", |spec| each_input(spec, |inputs| inputs.input_multiplier = 1.0)),
     ("factor at the end of a layer left out", |spec| spec.layer_scalar = false),
+    ("the first residual stream is the active one", |spec| each_altup(spec, |altup| altup.altup_active_idx = 0)),
+    ("factor of the corrected stream left out", |spec| each_altup(spec, |altup| altup.altup_correct_scale = false)),
+    ("factor of the streams' router left out", |spec| each_altup(spec, |altup| altup.router_multiplier = 1.0)),
+    ("projections between streams divided by no less than 1", |spec| {
+        each_altup(spec, |altup| altup.least_mean_square = 1.0);
+    }),
+    ("one residual stream instead of several", |spec| spec.altup = None),
+    ("low-rank branch left out", |spec| spec.laurel = None),
+    ("factor of the sum with the low-rank branch left out", |spec| {
+        spec.laurel.iter_mut().for_each(|laurel| laurel.sum_multiplier = 1.0);
+    }),
+    ("sparsity left out", |spec| each_cutoff(spec, |_| None)),
+    ("values cut at their mean", |spec| each_cutoff(spec, |_| Some(0.0))),
     ("attention scale of hidden_size / heads", |spec| {
         spec.attentions[0].scale = (spec.hidden_size as f64 / spec.attentions[0].num_attention_heads as f64).powf(-0.5);
     }),
@@ -226,12 +239,29 @@ pub const SWAPS: &[(&str, LayerSlot, LayerSlot)] = &[
     ("norms before dense network and experts swapped", LayerSlot::FeedForwardNorm, LayerSlot::ExpertsNorm),
     ("norms after dense network and experts swapped", LayerSlot::SharedExpertOutputNorm, LayerSlot::ExpertsOutputNorm),
     ("norm after a layer's input swapped", LayerSlot::FeedForwardOutputNorm, LayerSlot::PostPerLayerInputNorm),
+    ("norm of the streams' router swapped", LayerSlot::StreamRouterNorm, LayerSlot::InputNorm),
+    ("norm of the low-rank branch swapped", LayerSlot::LaurelNorm, LayerSlot::AttentionOutputNorm),
 ];
 
 fn each_mixture(spec: &mut DecoderSpec, change: impl Fn(&mut ExpertsSpec)) {
     for layer in &mut spec.layers {
         if let FeedForward::Experts(experts) = &mut layer.feed_forward {
             change(experts);
+        }
+    }
+}
+
+fn each_altup(spec: &mut DecoderSpec, change: impl Fn(&mut AltUpSpec)) {
+    spec.altup.iter_mut().for_each(change);
+}
+
+/// Changes how many standard deviations above their mean values take part, where not all do.
+fn each_cutoff(spec: &mut DecoderSpec, change: impl Fn(f64) -> Option<f64>) {
+    for layer in &mut spec.layers {
+        if let FeedForward::Dense { gate_cutoff: Some(cutoff), .. } = layer.feed_forward
+            && let FeedForward::Dense { gate_cutoff, .. } = &mut layer.feed_forward
+        {
+            *gate_cutoff = change(cutoff);
         }
     }
 }
