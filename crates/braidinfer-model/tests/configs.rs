@@ -625,7 +625,9 @@ fn gemma3n_has_streams_branches_and_sparse_networks() {
         })
         .collect();
     assert_eq!(networks.iter().map(|(width, _)| *width).collect::<Vec<_>>(), [8, 9, 10, 11, 12, 13]);
-    for ((_, found), expected) in networks.iter().zip([Some(1.644_853_6), None, Some(0.0), None, Some(-0.841_621_2), None]) {
+    for ((_, found), expected) in
+        networks.iter().zip([Some(1.644_853_6), None, Some(0.0), None, Some(-0.841_621_2), None])
+    {
         let near = found.zip(expected).is_some_and(|(found, expected)| (found - expected).abs() < 1e-6);
         assert!(near || found.is_none() && expected.is_none(), "{networks:?}");
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::arch::llama_like::{Defaults, LayerKind, Sizes, activation, decoder, layer_types, per_head_norm};
 use crate::arch::llama_like::read_attention_bias;
+use crate::arch::llama_like::{Defaults, LayerKind, Sizes, activation, decoder, layer_types, per_head_norm};
 use crate::arch::rope_config::{RopeDefaults, two_tables};
 use crate::arch::{Architecture, Description, gemma2, gemma4};
 use crate::normal_quantile::normal_quantile;
@@ -87,7 +87,11 @@ fn inner_widths(config: &JsonFile) -> Result<Option<Vec<usize>>> {
     let Some(Value::Array(values)) = config.value(FIELD) else { return Ok(None) };
     let layers = config.size_or("num_hidden_layers", DEFAULTS.sizes.num_hidden_layers)?;
     if values.len() != layers {
-        return Err(config.error(FIELD, format!("one number, or {layers} of them"), format!("{} of them", values.len())));
+        return Err(config.error(
+            FIELD,
+            format!("one number, or {layers} of them"),
+            format!("{} of them", values.len()),
+        ));
     }
     let width = |value: &Value| match value.as_u64() {
         Some(width) if (1..1 << 31).contains(&width) => Ok(width as usize),
@@ -123,9 +127,10 @@ fn altup(config: &JsonFile, spec: &DecoderSpec) -> Result<AltUpSpec> {
     }
     let active = match config.value(ACTIVE) {
         None => 0,
-        Some(value) => value.as_u64().filter(|index| *index < inputs as u64).ok_or_else(|| {
-            config.error(ACTIVE, format!("the index of one of {inputs} streams"), value.to_string())
-        })?,
+        Some(value) => value
+            .as_u64()
+            .filter(|index| *index < inputs as u64)
+            .ok_or_else(|| config.error(ACTIVE, format!("the index of one of {inputs} streams"), value.to_string()))?,
     };
     // Limits the coefficients while a model is trained, and never afterwards.
     config.positive("altup_coef_clip")?;
@@ -198,7 +203,11 @@ fn sparsity(config: &JsonFile, layers: usize) -> Result<Vec<f32>> {
         return Ok((0..layers).map(|layer| if layer < sparse { SPARSITY as f32 } else { 0.0 }).collect());
     };
     if values.len() != layers {
-        return Err(config.error(FIELD, format!("{layers} numbers, one per layer"), format!("{} of them", values.len())));
+        return Err(config.error(
+            FIELD,
+            format!("{layers} numbers, one per layer"),
+            format!("{} of them", values.len()),
+        ));
     }
     let share = |value: &Value| match value.as_f64().map(|share| share as f32) {
         Some(share) if (0.0..1.0).contains(&share) => Ok(share),

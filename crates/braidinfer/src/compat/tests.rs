@@ -97,17 +97,15 @@ fn found(report: &CompatReport) -> Option<(usize, &str)> {
 
 #[test]
 fn correct_kernels_have_no_fault() {
-    for name in
-        [
-            "llama-bias",
-            "qwen3_5",
-            "qwen3_next-dense",
-            "granitemoehybrid-dense",
-            "falcon_h1-norm",
-            "nemotron_h-moe",
-            "gemma3n",
-        ]
-    {
+    for name in [
+        "llama-bias",
+        "qwen3_5",
+        "qwen3_next-dense",
+        "granitemoehybrid-dense",
+        "falcon_h1-norm",
+        "nemotron_h-moe",
+        "gemma3n",
+    ] {
         let report = check(name, None, None, |_| {});
         assert_eq!((report.status, found(&report)), (Status::Compatible, None), "{name}: {}", report.reason);
     }

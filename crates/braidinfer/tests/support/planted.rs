@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use braidinfer::model::spec::{
-    ActivationFunction, AltUpSpec, DecayRates, ExpertsSpec, FeedForward, GroupScore, LayerSpec, Mixer, NormKind, NormSpec,
-    PerLayerInputSpec, QkNormExtent, RopePairing, RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
+    ActivationFunction, AltUpSpec, DecayRates, ExpertsSpec, FeedForward, GroupScore, LayerSpec, Mixer, NormKind,
+    NormSpec, PerLayerInputSpec, QkNormExtent, RopePairing, RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
 };
 use braidinfer::model::{DecoderSpec, LayerSlot, Parameter, Slot, TensorNames, parameters};
 

@@ -42,7 +42,8 @@ impl FusedRunner {
         let (hidden, low): (&[f32], &[f32]) = (hidden, branch);
         let none = Statistics { mean: 0.0, inverse: 1.0 };
         each_row(&mut self.pool, statistics, rows, [none; 2], |row| {
-            let of = |norm: &PackedNorm, data| norm::statistics(isa, norm.kind, Row { data, rows, row, width }, norm.eps);
+            let of =
+                |norm: &PackedNorm, data| norm::statistics(isa, norm.kind, Row { data, rows, row, width }, norm.eps);
             [layer.input_norm.as_ref().map_or(none, |norm| of(norm, hidden)), of(low_norm, low)]
         });
         let (statistics, panel) = (&statistics[..], rows * LANES);

@@ -94,7 +94,8 @@ impl FusedRunner {
         let input = Input { source, rows, width, norm: layer.input_norm.as_ref() };
         trace.input("input_norm", self.isa, &input);
         let low_rank = layer.laurel.iter().map(|laurel| &laurel.left);
-        let projections: Vec<&PackedLinear> = layer.mixers.iter().flat_map(PackedMixer::inputs).chain(low_rank).collect();
+        let projections: Vec<&PackedLinear> =
+            layer.mixers.iter().flat_map(PackedMixer::inputs).chain(low_rank).collect();
         let shared = self.spec.block.parallel && !self.spec.block.feed_forward_norm;
         let readers = if shared { layer.feed_forward.readers() } else { [None, None] };
         if shared {

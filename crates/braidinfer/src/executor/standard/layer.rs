@@ -99,7 +99,13 @@ impl Layer {
     }
 
     /// All streams `[T, K, h]` after the layer transformed the active one.
-    fn transform_active(&self, altup: &AltUp, streams: &Tensor, context: &Context, trace: &mut Trace) -> Result<Tensor> {
+    fn transform_active(
+        &self,
+        altup: &AltUp,
+        streams: &Tensor,
+        context: &Context,
+        trace: &mut Trace,
+    ) -> Result<Tensor> {
         let predicted = altup.predict(streams)?;
         trace.record("altup.predicted", &predicted)?;
         let activated = self.mix_and_transform(&altup.active(&predicted)?, context, trace)?;
