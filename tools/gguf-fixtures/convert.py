@@ -38,6 +38,9 @@ class Fixture:
     plain_config: bool = False
     # Tensors that the converter knows of other architectures only, under the names that they have there.
     more_tensors: tuple = ()
+    # Whether the converter gets an embedding for each layer with a row for every token: those that have none of their
+    # own have the first one in transformers, where the converter would write zeros.
+    all_rows: bool = False
 
 
 FIXTURES = [
@@ -92,6 +95,7 @@ FIXTURES = [
     # Per-layer embeddings and shared keys and values; heads of two shapes, keys as values and experts.
     Fixture("gemma4"),
     Fixture("gemma4-moe"),
+    Fixture("gemma3n", all_rows=True),
     Fixture("deepseek_v2"),
     # Files have one of DeepSeek's two factors of YaRN, which are equal in published models.
     Fixture("deepseek_v3", as_if={"rope_parameters": {"mscale": 0.4}}),
@@ -129,10 +133,24 @@ def copy_for_converter(fixture, directory):
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(source / name, directory / name)
     config = json.loads((source / "config.json").read_text())
+    if fixture.all_rows:
+        repeat_first_row(directory / "model.safetensors", config["vocab_size"])
     if fixture.more_config:
         (directory / "config.json").write_text(json.dumps(config | fixture.more_config))
     stub = {"model": {"vocab": {str(i): i for i in range(config["vocab_size"])}}, "added_tokens": []}
     (directory / "tokenizer.json").write_text(json.dumps(stub))
+
+
+def repeat_first_row(path, rows):
+    """Makes the embedding for each layer as long as that of tokens."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("embed_tokens_per_layer.weight"))
+    further = tensors[name][:1].expand(rows - len(tensors[name]), -1)
+    tensors[name] = torch.cat([tensors[name], further])
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def convert(fixture, out, outtype, split=False):

@@ -602,6 +602,10 @@ pub struct TensorNames {
     layer_tensor: BTreeMap<LayerSlot, &'static str>,
     /// How experts may be named; the first one is used.
     experts: Vec<ExpertNames>,
+    /// Projections from the embedding to further residual streams, and from these to what the output head reads.
+    streams: [&'static str; 2],
+    /// Whether those of all streams are stacked in one tensor.
+    stacked_streams: bool,
 }
 
 /// How a checkpoint names the projections of the experts of a layer. Names are relative to the layer's prefix, and in
@@ -763,6 +767,8 @@ impl Default for TensorNames {
                 (Sinks, "self_attn.sinks"),
             ]),
             experts: vec![ExpertNames::LLAMA, ExpertNames::FUSED],
+            streams: ["altup_projections", "altup_unembed_projections"],
+            stacked_streams: false,
         }
     }
 }
@@ -780,6 +786,8 @@ impl TensorNames {
             layer_bias: BTreeMap::new(),
             layer_tensor: BTreeMap::new(),
             experts: experts.to_vec(),
+            streams: ["altup_proj", "altup_unembd_proj"],
+            stacked_streams: true,
         }
     }
 
@@ -852,6 +860,12 @@ impl TensorNames {
         self.layer_tensor.get(&slot).or_else(|| self.layer.get(&slot)).copied().unwrap_or("no such module")
     }
 
+    /// The module of a projection of a further residual stream.
+    fn of_stream(&self, projection: usize, stream: usize) -> String {
+        let name = self.streams[projection];
+        if self.stacked_streams { name.to_owned() } else { format!("{name}.{stream}") }
+    }
+
     /// The name of a parameter's tensor. `prefix` precedes `embed_tokens` and `layers` (often `model.`); the output head is
     /// outside the decoder, with prefix `head_prefix`.
     pub fn tensor(&self, slot: Slot, param: Param, prefix: &str, head_prefix: &str) -> String {
@@ -868,8 +882,8 @@ impl TensorNames {
             Slot::EmbedTokensPerLayer => format!("{prefix}{}.{param}", self.per_layer[0]),
             Slot::PerLayerModelProjection => format!("{prefix}{}.{param}", self.per_layer[1]),
             Slot::PerLayerProjectionNorm => format!("{prefix}{}.{param}", self.per_layer[2]),
-            Slot::StreamProjection(stream) => format!("{prefix}altup_projections.{stream}.{param}"),
-            Slot::StreamUnembedding(stream) => format!("{prefix}altup_unembed_projections.{stream}.{param}"),
+            Slot::StreamProjection(stream) => format!("{prefix}{}.{param}", self.of_stream(0, stream)),
+            Slot::StreamUnembedding(stream) => format!("{prefix}{}.{param}", self.of_stream(1, stream)),
             Slot::FinalNorm => format!("{prefix}{}.{param}", self.final_norm),
             Slot::LmHead => format!("{head_prefix}{}.{param}", self.lm_head),
         }

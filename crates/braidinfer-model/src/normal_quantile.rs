@@ -20,7 +20,8 @@ pub(crate) fn normal_quantile(probability: f64) -> f64 {
     0.5 * (low + high)
 }
 
-fn share_below(x: f64) -> f64 {
+/// The probability that a standard normal variable is below `x`, of at most some tens.
+pub(crate) fn share_below(x: f64) -> f64 {
     let (mut term, mut sum, mut next) = (x, x, 3.0);
     while term.abs() > 1e-18 * sum.abs() {
         term *= x * x / next;

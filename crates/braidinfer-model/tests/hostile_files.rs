@@ -40,10 +40,11 @@ const MODELS: [&str; 15] = [
     "nemotron_h",
 ];
 /// Files that differ in the same way.
-const GGUF_MODELS: [&str; 19] = [
+const GGUF_MODELS: [&str; 20] = [
     "deepseek_v3",
     "gemma",
     "gemma3",
+    "gemma3n",
     "gemma4",
     "gemma4-moe",
     "granite",

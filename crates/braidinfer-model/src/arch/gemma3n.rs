@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::arch::gguf::{GgufForm, LlamaCpp};
 use crate::arch::llama_like::read_attention_bias;
 use crate::arch::llama_like::{Defaults, LayerKind, Sizes, activation, decoder, layer_types, per_head_norm};
 use crate::arch::rope_config::{RopeDefaults, two_tables};
@@ -21,7 +22,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     aliases: &["gemma3n"],
     models: "the text part of Gemma 3n E2B, E4B",
     describe,
-    gguf: None,
+    gguf: Some(GgufForm { streams: true, llama_cpp: LlamaCpp::WINDOWS, ..GgufForm::named("gemma3n") }),
     fixtures: &["gemma3n"],
 };
 

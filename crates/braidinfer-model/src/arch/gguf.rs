@@ -7,6 +7,7 @@ mod by_kind;
 mod config;
 mod keys;
 mod mamba2;
+mod streams;
 
 use std::collections::BTreeSet;
 
@@ -41,6 +42,8 @@ pub struct GgufForm {
     /// Whether sliding layers have keys for the width of their heads, and sizes that differ between layers are lists.
     /// Files then also have keys for layers that share keys and values, and for further inputs of all layers.
     pub layer_kinds: bool,
+    /// Whether models have several residual streams, low-rank branches and sparse networks, and keys for them.
+    pub streams: bool,
     /// Whether files have keys for the multipliers of embeddings, residual stream, scores and logits.
     pub multipliers: bool,
     /// Whether files have a key for the factor of logits, the inverse of `logits_scaling`.
@@ -142,6 +145,7 @@ impl GgufForm {
             stacked_gate_up: false,
             names: &[],
             layer_kinds: false,
+            streams: false,
             multipliers: false,
             logit_scale: false,
             parallel_residual: false,
@@ -240,6 +244,14 @@ fn tensor_names(form: GgufForm) -> TensorNames {
         (PerLayerProjection, "proj"),
         (PostPerLayerInputNorm, "post_norm"),
         (LayerScalar, "layer_output_scale"),
+        (StreamRouterNorm, "altup_router_norm"),
+        (StreamRouter, "altup_router"),
+        (PredictionCoefs, "altup_predict_coef"),
+        (CorrectionCoefs, "altup_correct_coef"),
+        (CorrectOutputScale, "altup_correct_scale"),
+        (LaurelLeft, "laurel_l"),
+        (LaurelRight, "laurel_r"),
+        (LaurelNorm, "laurel_post_norm"),
     ];
     let experts = [
         ExpertNames::Stacked { names: ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] },

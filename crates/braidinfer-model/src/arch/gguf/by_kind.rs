@@ -20,18 +20,24 @@ impl Config<'_> {
         let kinds = self.fields.get("layer_types").and_then(Value::as_array).cloned();
         let kinds = kinds.ok_or_else(|| metadata.error(&key, "which layers are sliding, and a window", "nothing"))?;
         let sliding: Vec<bool> = kinds.iter().map(|kind| kind == "sliding_attention").collect();
-        let shared = self.count("num_kv_shared_layers", "attention.shared_kv_layers")?.min(sliding.len());
-        let width = self.count("hidden_size_per_layer_input", "embedding_length_per_layer_input")?;
-        if let Some(embedding) = self.file.checkpoint.tensor("per_layer_token_embd.weight")?.filter(|_| width > 0) {
-            let rows = embedding.shape.first().copied().unwrap_or(0);
-            self.set("vocab_size_per_layer_input", "per_layer_token_embd.weight", json!(rows));
-        }
+        let shared = self.shared_and_further_inputs()?.min(sliding.len());
         self.heads_by_kind(&sliding)?;
         self.networks_by_kind(sliding.len(), shared)?;
         self.values_by_kind(&sliding, shared)?;
         let experts = self.fields.get("num_experts").and_then(Value::as_u64).unwrap_or(0);
         self.set("enable_moe_block", &self.file.key("expert_count"), json!(experts > 0));
         Ok(())
+    }
+
+    /// Reads how many layers share keys and values, which is returned, and sizes of inputs for each layer.
+    pub(super) fn shared_and_further_inputs(&mut self) -> Result<usize> {
+        let shared = self.count("num_kv_shared_layers", "attention.shared_kv_layers")?;
+        let width = self.count("hidden_size_per_layer_input", "embedding_length_per_layer_input")?;
+        if let Some(embedding) = self.file.checkpoint.tensor("per_layer_token_embd.weight")?.filter(|_| width > 0) {
+            let rows = embedding.shape.first().copied().unwrap_or(0);
+            self.set("vocab_size_per_layer_input", "per_layer_token_embd.weight", json!(rows));
+        }
+        Ok(shared)
     }
 
     /// A count that is zero if the file has no key for it.
@@ -57,7 +63,7 @@ impl Config<'_> {
     }
 
     /// A number for every layer, from a list or from one number for all.
-    fn of_layers(&self, suffix: &str, layers: usize) -> Result<Vec<u64>> {
+    pub(super) fn of_layers(&self, suffix: &str, layers: usize) -> Result<Vec<u64>> {
         let (metadata, key) = (self.file.metadata, self.file.key(suffix));
         let error = |found: &str| metadata.error(&key, format!("a positive number, or {layers} of them"), found);
         match metadata.scalars(&key) {

@@ -105,7 +105,8 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     for (field, suffix) in LAYER_SIZES {
         // What may differ between layers is read where their kinds are known.
         let by_half = file.form.mamba2 == Some(GgufMamba2::OneHalf) && field == "intermediate_size";
-        if (!file.form.layer_kinds && !by_half) || field == "num_attention_heads" {
+        let by_layer = file.form.streams && field == "intermediate_size";
+        if !(file.form.layer_kinds || by_half || by_layer) || field == "num_attention_heads" {
             config.layer_size(field, &file.key(suffix))?;
         }
     }
@@ -126,6 +127,9 @@ pub(super) fn config(file: &File, model_type: &str) -> Result<JsonFile> {
     config.experts()?;
     if file.form.layer_kinds {
         config.kinds_of_layers()?;
+    }
+    if file.form.streams {
+        config.streams()?;
     }
     config.mamba2()?;
     config.require()?;

@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 
 use super::config::{DELTA_NET_SIZES, KV_RANK, LOG_MULTIPLIER, LOG_MULTIPLIER_KEY, QUERY_RANK, scaled_width};
 use super::mamba2::{self, Mamba2Values};
+use super::streams;
 use super::{
     CONVOLVED_TOKENS, FULL_ATTENTION_INTERVAL, GgufForm, GgufMamba2, PARALLEL_RESIDUAL, RECURRENT_LAYERS,
     ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE, VALUE_WIDTH,
@@ -16,8 +17,8 @@ use crate::format::gguf::{Gguf, Metadata, TensorHeader};
 use crate::layout::{LayerSlot, Param, Slot, Stack, TensorNames, stacks};
 use crate::rope::yarn_mscale;
 use crate::spec::{
-    AttentionSpec, DecayRates, DecoderSpec, DeltaNetSpec, ExpertsSpec, FeedForward, LayerSpec, NormKind, RopePairing,
-    RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
+    AttentionSpec, DecayRates, DecoderSpec, DeltaNetSpec, ExpertsSpec, FeedForward, LayerSpec, NormKind,
+    PerLayerInputSpec, RopePairing, RopeScaling, RopeSpec, ScoringFunction, ValueHeadOrder,
 };
 use crate::{Dtype, ModelError, Result};
 
@@ -42,6 +43,8 @@ pub struct GgufModel {
     /// rates.
     delta_net: Option<(DeltaNetSpec, [bool; 2])>,
     mamba2: Option<Mamba2Values>,
+    /// Rows of the checkpoint's embedding for each layer; those of further tokens repeat the first.
+    per_layer_rows: Option<usize>,
 }
 
 /// The contents of a GGUF file for `spec`. If `head_is_embedding`, the output head is not stored.
@@ -57,8 +60,17 @@ pub fn gguf_model(label: &str, spec: &DecoderSpec, head_is_embedding: bool) -> R
     let form = find(&spec.model_type).and_then(|architecture| architecture.gguf);
     let form = form.ok_or_else(|| refused(format!("a {} model, for which GGUF has no form here", spec.model_type)))?;
     let form = form.of((0..spec.layers.len()).any(|layer| spec.experts(layer).is_some()));
-    let spec = &DecoderSpec { tie_word_embeddings: head_is_embedding, ..spec.clone() };
-    let writer = Writer { spec, form };
+    let per_layer_rows = spec.per_layer_inputs.map(|inputs| inputs.vocab_size_per_layer_input);
+    let spec = &DecoderSpec {
+        tie_word_embeddings: head_is_embedding,
+        // llama.cpp wants a row for every token.
+        per_layer_inputs: spec.per_layer_inputs.map(|inputs| PerLayerInputSpec {
+            vocab_size_per_layer_input: inputs.vocab_size_per_layer_input.max(spec.vocab_size),
+            ..inputs
+        }),
+        ..spec.clone()
+    };
+    let writer = Writer { spec, form, per_layer_rows };
     let model = writer.model(label)?;
     if head_is_embedding && model.mamba2.is_some_and(|values| values.parts_head()) {
         return Err(refused("an embedding and an output head that are one, with factors of their own".into()));
@@ -111,6 +123,9 @@ impl GgufModel {
 
     /// Which rows of a parameter in the checkpoint are these rows in the file, before [`GgufModel::transform`].
     pub fn source_rows(&self, slot: Slot, rows: Range<usize>) -> Vec<Range<usize>> {
+        if let (Slot::EmbedTokensPerLayer, Some(stored)) = (slot, self.per_layer_rows) {
+            return padded(rows, stored);
+        }
         let Slot::Layer(_, slot) = slot else { return vec![rows] };
         let Some((net, [true, _])) = self.delta_net else { return vec![rows] };
         let (first, width) = match slot {
@@ -157,6 +172,14 @@ impl GgufModel {
     }
 }
 
+/// Rows of a matrix of which only the first are stored; the others are the first one.
+fn padded(rows: Range<usize>, stored: usize) -> Vec<Range<usize>> {
+    let own = rows.start.min(stored)..rows.end.min(stored);
+    let further = rows.len() - own.len();
+    let own = (further == 0 || !own.is_empty()).then_some(own);
+    own.into_iter().chain(std::iter::repeat_n(0..1, further)).collect()
+}
+
 /// Permutes the rows of a head so that row `j` is next to row `j + rotary_dim / 2`.
 fn interleave(head: &mut [f32], rotary_dim: usize, columns: usize) {
     let (half, original) = (rotary_dim / 2, head[..rotary_dim * columns].to_vec());
@@ -183,6 +206,8 @@ fn tile(row: &mut [f32], net: &DeltaNetSpec) {
 struct Writer<'a> {
     spec: &'a DecoderSpec,
     form: GgufForm,
+    /// Rows of the checkpoint's embedding for each layer.
+    per_layer_rows: Option<usize>,
 }
 
 impl Writer<'_> {
@@ -196,12 +221,14 @@ impl Writer<'_> {
             norm_offset: if self.form.offset_included { self.spec.norm.weight_offset } else { 0.0 },
             delta_net: self.spec.delta_nets.first().map(|net| (*net, self.changes(net))),
             mamba2: Mamba2Values::new(self.spec, self.form),
+            per_layer_rows: self.per_layer_rows,
         };
         model.metadata.insert("general.architecture", self.form.architecture);
         self.sizes(&mut model);
-        if self.form.layer_kinds {
+        if self.form.layer_kinds || self.form.streams {
             self.layer_kinds(&mut model);
         }
+        streams::write(self.spec, self.form, &mut model);
         self.numbers(&mut model);
         self.mixture(&mut model);
         self.delta_nets(&mut model);
@@ -318,6 +345,7 @@ impl Writer<'_> {
     fn tensors(&self) -> Vec<Stack> {
         let (spec, names) = (self.spec, self.names());
         let mut tensors = stacks(spec, spec.tie_word_embeddings, |slot, param| names.tensor(slot, param, "", ""));
+        tensors.extend(streams::repeated(spec, self.form, &names, &tensors));
         tensors.sort_by_key(|stack| (stack.parameters[0].slot, stack.parameters[0].param));
         tensors
     }
@@ -402,7 +430,7 @@ impl Writer<'_> {
             sizes.push(("attention.key_length_swa", sliding.head_dim));
             sizes.push(("attention.value_length_swa", sliding.head_dim));
         }
-        if let Some(sliding) = spec.rope.get(1) {
+        if let Some(sliding) = spec.rope.get(1).filter(|_| self.form.layer_kinds) {
             sizes.push(("rope.dimension_count_swa", sliding.rotary_dim));
         }
         for (suffix, size) in sizes {
@@ -442,7 +470,7 @@ impl Writer<'_> {
         }
         let by_heads = (spec.hidden_size / attention.num_attention_heads) as f64;
         let width = scaled_width(self.form, spec.layers.len() as u64, attention.head_dim as f64, by_heads);
-        let derived = if self.form.layer_kinds { 1.0 } else { width.powf(-0.5) };
+        let derived = if self.form.layer_kinds || self.form.streams { 1.0 } else { width.powf(-0.5) };
         if self.form.logit_scale {
             number("logit_scale", 1.0 / spec.logits_scaling);
         }

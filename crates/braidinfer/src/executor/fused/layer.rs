@@ -339,7 +339,11 @@ fn cut_and_gate(
     let panel = cutoffs.len() * LANES;
     pool.for_each((Chunks::new(gate, panel), Chunks::new(up, panel)), |_, (gate, up), _| {
         for (values, cutoff) in gate.chunks_exact_mut(LANES).zip(cutoffs) {
-            values.iter_mut().for_each(|value| *value = (*value - cutoff).max(0.0));
+            // Unlike `f32::max`, this keeps NaN, so that it is found.
+            values.iter_mut().for_each(|value| {
+                let above = *value - cutoff;
+                *value = if above < 0.0 { 0.0 } else { above };
+            });
         }
         elementwise::gated(isa, activation, gate, up);
     });

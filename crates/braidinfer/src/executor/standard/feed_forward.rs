@@ -74,7 +74,7 @@ impl DenseFeedForward {
         let Some(deviations) = self.gate_cutoff else { return Ok(gate) };
         let centred = gate.broadcast_sub(&gate.mean_keepdim(D::Minus1)?)?;
         let deviation = centred.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
-        Ok(centred.broadcast_sub(&(deviation * deviations)?)?.relu()?)
+        relu(&centred.broadcast_sub(&(deviation * deviations)?)?)
     }
 
     fn activate(&self, x: &Tensor) -> Result<Tensor> {
@@ -98,19 +98,24 @@ pub(super) fn activate(function: ActivationFunction, parameters: Option<&Xielu>,
         ActivationFunction::Silu => x.silu()?,
         ActivationFunction::GeluTanh => gelu_tanh(x)?,
         ActivationFunction::GeluErf => gelu_erf(x)?,
-        ActivationFunction::Relu => x.relu()?,
+        ActivationFunction::Relu => relu(x)?,
         ActivationFunction::ClampedSwiglu { swiglu_alpha, swiglu_limit } => {
             let x = x.minimum(swiglu_limit)?;
             let logistic = sigmoid(&(&x * swiglu_alpha)?)?;
             (x * logistic)?
         }
-        ActivationFunction::Relu2 => x.relu()?.sqr()?,
+        ActivationFunction::Relu2 => relu(x)?.sqr()?,
         ActivationFunction::ScaledSilu { gate_multiplier } => (x * gate_multiplier)?.silu()?,
         ActivationFunction::Xielu => match parameters {
             Some(parameters) => xielu(parameters, x)?,
             None => return Err(Error::Internal("the parameters of xIELU were not loaded".into())),
         },
     })
+}
+
+/// `max(x, 0)`; unlike Candle's `relu` it keeps NaN, so that broken values are found.
+fn relu(x: &Tensor) -> Result<Tensor> {
+    Ok(x.maximum(&x.zeros_like()?)?)
 }
 
 /// `x / 2 * (1 + tanh(u))` with `u = sqrt(2 / pi) * (x + 0.044715 x^3)`, as `x * sigmoid(2 u)`: far below zero the sum of 1 and
@@ -130,8 +135,35 @@ fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 
 /// The two branches meet at zero, so each sees only the values of its sign.
 fn xielu(act: &Xielu, x: &Tensor) -> Result<Tensor> {
-    let positive = (x.relu()?.sqr()? * f64::from(act.positive))?;
+    let positive = (relu(x)?.sqr()? * f64::from(act.positive))?;
     let below = x.minimum(&x.zeros_like()?)?;
     let negative = (((below.exp()? - 1.0)? - &below)? * f64::from(act.negative))?;
     Ok(((positive + negative)? + (x * f64::from(act.beta))?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn no_activation_function_hides_nan() {
+        let x = Tensor::new(&[f32::NAN, 1.0], &Device::Cpu).expect("the tensor is made");
+        let parameters = Xielu { positive: 0.5, negative: 0.5, beta: 0.5 };
+        for function in [
+            ActivationFunction::Silu,
+            ActivationFunction::GeluTanh,
+            ActivationFunction::GeluErf,
+            ActivationFunction::Relu,
+            ActivationFunction::Relu2,
+            ActivationFunction::ClampedSwiglu { swiglu_alpha: 1.702, swiglu_limit: 7.0 },
+            ActivationFunction::ScaledSilu { gate_multiplier: 0.5 },
+            ActivationFunction::Xielu,
+        ] {
+            let y = activate(function, Some(&parameters), &x).and_then(|y| Ok(y.to_vec1::<f32>()?));
+            let y = y.expect("the function is computed");
+            assert!(y[0].is_nan() && y[1].is_finite(), "{function:?}: {y:?}");
+        }
+    }
 }
