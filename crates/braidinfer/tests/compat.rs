@@ -132,8 +132,9 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
         "residual multiplier left out" | "norm on the attention output left out" => &["attn.residual"],
         "norms after the halves swapped" => &["attn.residual"],
         "norms before the halves swapped" | "RMS instead of layer norm" => &["input_norm"],
-        // Where a block has no norm before its halves, those on queries come first.
-        _ if fault.starts_with("norm weight") => &["input_norm", "attn.q_norm"],
+        // Where a block has no norm before its halves, those on queries come first; where there are several residual
+        // streams, that of their router, which they are predicted with.
+        _ if fault.starts_with("norm weight") => &["input_norm", "attn.q_norm", "altup.predicted"],
         // Small enough in some models to show only where the softmax amplifies it.
         _ if fault.starts_with("norm eps") => &["input_norm", "attn.q_norm", "attn.heads"],
         "norm on the feed-forward output left out" | "biases of the feed-forward part left out" => &["ffn.out"],
@@ -209,8 +210,12 @@ fn note_missed(fixture: &Fixture, seed: Option<u64>, missed: &mut Vec<String>) {
         plant(&mut faulty);
         // Fixtures are made so that groups matter; with other weights they need not change any choice.
         let may_not_matter = seed.is_some() && fault.starts_with("groups of experts");
-        // What is checked is given positions that only models without recurrent states can jump to.
-        let keeps = |spec: &DecoderSpec| (0..spec.layers.len()).filter(|layer| spec.is_recurrent(*layer)).count();
+        // What is checked is given positions that only models without recurrent states can jump to, and the residual
+        // streams of the reference.
+        let keeps = |spec: &DecoderSpec| {
+            let recurrent = (0..spec.layers.len()).filter(|layer| spec.is_recurrent(*layer)).count();
+            (recurrent, spec.streams())
+        };
         if faulty != spec && !may_not_matter && keeps(&faulty) == keeps(&spec) {
             let weights = Weights::open(&fixture.source, &faulty, &names).expect("there is enough for the fault");
             note(fault, fixture.fused_over(fastest(), faulty, &weights));

@@ -157,6 +157,7 @@ fn instruction_sets_change_no_bit() {
         "llama",
         "qwen3-extreme",
         "gemma2",
+        "gemma3n",
         "gemma4",
         "gemma4-moe",
         "phi",

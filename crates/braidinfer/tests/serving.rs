@@ -156,9 +156,9 @@ fn nothing_is_left(llm: &Llm, what: &str) {
 #[test]
 fn company_changes_no_bit() {
     // All kinds of layers: plain, windows of two patterns, norms on queries and keys, RoPE by length, experts, sinks, shared
-    // keys, latent attention. Hybrids have a test of their own.
+    // keys, several residual streams, latent attention. Hybrids have a test of their own.
     let dense = ["llama", "qwen3", "gemma3", "mistral", "phi3-longrope", "ernie4_5"];
-    for name in dense.into_iter().chain(["qwen3_moe", "gpt_oss-mxfp4", "gemma4", "deepseek_v3"]) {
+    for name in dense.into_iter().chain(["qwen3_moe", "gpt_oss-mxfp4", "gemma4", "gemma3n", "deepseek_v3"]) {
         let fixture = Fixture::open(name);
         let source = &fixture.source;
         // Alone, nothing is guessed or found, either.

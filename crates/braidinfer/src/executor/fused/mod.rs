@@ -265,6 +265,9 @@ impl LayerRunner for FusedRunner {
     fn set_hidden(&mut self, values: &[f32]) -> Result<()> {
         let width = self.spec.hidden_size;
         let (hidden, rows) = self.stream_mut();
+        if values.len() != rows * width {
+            return Err(Error::Internal(format!("{} values for {rows} rows of {width}", values.len())));
+        }
         hidden.fill(0.0);
         for (row, values) in values.chunks_exact(width).enumerate() {
             for (panel, values) in values.chunks(LANES).enumerate() {
