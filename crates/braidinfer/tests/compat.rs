@@ -136,7 +136,17 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
         // streams, that of their router, which they are predicted with.
         _ if fault.starts_with("norm weight") => &["input_norm", "attn.q_norm", "altup.predicted"],
         // Small enough in some models to show only where the softmax amplifies it.
-        _ if fault.starts_with("norm eps") => &["input_norm", "attn.q_norm", "attn.heads"],
+        _ if fault.starts_with("norm eps") => &["input_norm", "attn.q_norm", "attn.heads", "altup.predicted"],
+        "the first residual stream is the active one" | "factor of the streams' router left out" => {
+            &["altup.predicted"]
+        }
+        "norm of the streams' router swapped" => &["altup.predicted"],
+        "projections between streams divided by no less than 1" => &["embed"],
+        // It is part of what gates the layer's further input.
+        "factor of the corrected stream left out" => &["per_layer.out"],
+        "norm of the low-rank branch swapped" => &["laurel.out"],
+        _ if fault.contains("low-rank branch left out") => &["attn.residual"],
+        "sparsity left out" | "values cut at their mean" => &["ffn.out"],
         "norm on the feed-forward output left out" | "biases of the feed-forward part left out" => &["ffn.out"],
         "gate and up projection swapped"
         | "erf instead of tanh GELU"
