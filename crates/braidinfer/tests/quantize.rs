@@ -140,6 +140,24 @@ fn layers_that_share_keys_and_values_have_those_of_others_in_files_of_gemma3n() 
 }
 
 #[test]
+fn what_llama_cpp_takes_for_granted_is_said() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    for (name, said) in [
+        ("lfm2_moe", "llama.cpp takes 1 for the factor of experts' weights in lfm2moe models, not "),
+        ("deepseek_v2", "to have queries with a projection before theirs, and does not load this one"),
+        ("gemma3n", "llama.cpp takes 64 values in low-rank branches in a gemma3n model, not 5"),
+    ] {
+        let path = folder.path().join(format!("{name}.gguf"));
+        let report = write(&Fixture::open(name).source, &path, FileType::F32);
+        let notes = report.unwrap_or_else(|error| panic!("{error}")).notes;
+        assert!(notes.iter().any(|note| note.contains(said)), "{name}: {notes:?}");
+    }
+    let report = write(&Fixture::open("deepseek_v3").source, &folder.path().join("narrow.gguf"), FileType::F32);
+    let notes = report.unwrap_or_else(|error| panic!("{error}")).notes;
+    assert!(!notes.iter().any(|note| note.contains("queries")), "{notes:?}");
+}
+
+#[test]
 fn memory_and_file_hold_the_same_weights() {
     let folder = TempDir::new().expect("a temporary folder can be made");
     for name in ["llama-f32", "phi3", "gemma2", "qwen3", "qwen3_next"] {

@@ -8,7 +8,7 @@ use super::config::{DELTA_NET_SIZES, KV_RANK, LOG_MULTIPLIER, LOG_MULTIPLIER_KEY
 use super::mamba2::{self, Mamba2Values};
 use super::streams;
 use super::{
-    CONVOLVED_TOKENS, FULL_ATTENTION_INTERVAL, GgufForm, GgufMamba2, PARALLEL_RESIDUAL, RECURRENT_LAYERS,
+    CONVOLVED_TOKENS, DEEPSEEK, FULL_ATTENTION_INTERVAL, GgufForm, GgufMamba2, PARALLEL_RESIDUAL, RECURRENT_LAYERS,
     ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE, VALUE_WIDTH,
     gating_func, is_rotated, mixers, tensor_names,
 };
@@ -324,6 +324,12 @@ impl Writer<'_> {
         if !may_lack && !(first..self.spec.layers.len()).all(is_sparse) {
             model.notes.push(format!("llama.cpp expects experts in all layers of a {architecture} model"));
         }
+        if self.form.short_convs && router.routed_scaling_factor != 1.0 {
+            model.notes.push(format!(
+                "llama.cpp takes 1 for the factor of experts' weights in {architecture} models, not {}",
+                router.routed_scaling_factor
+            ));
+        }
         if matches!(router.scoring_func, ScoringFunction::Sparsemixer { .. }) {
             model.notes.push("llama.cpp weights the chosen experts by a softmax, not one after the other".into());
         } else if router.norm_topk_prob != form.norm_topk_prob {
@@ -385,6 +391,15 @@ impl Writer<'_> {
         model.metadata.insert(self.key(KV_RANK), latent.kv_lora_rank as u32);
         if let Some(rank) = latent.q_lora_rank {
             model.metadata.insert(self.key(QUERY_RANK), rank as u32);
+        }
+        let architecture = self.form.architecture;
+        let (layers, vocab) = (self.spec.layers.len(), self.spec.vocab_size);
+        let known = [26, 27].contains(&layers) || (layers, vocab) == (48, 128_256);
+        if architecture == DEEPSEEK && latent.q_lora_rank.is_none() != known {
+            model.notes.push(format!(
+                "llama.cpp takes a {architecture} model of {layers} layers to have queries {}, and does not load this one",
+                if known { "without a projection before theirs" } else { "with a projection before theirs" }
+            ));
         }
     }
 
