@@ -50,6 +50,7 @@ def read_arguments():
     add("--braidinfer", default=os.environ.get("BRAIDINFER"), help="the program (BRAIDINFER)")
     add("--braidinfer-kernels", default="fused", help="for `braidinfer bench --kernels` (fused)")
     add("--llama-cpp", default=os.environ.get("LLAMA_CPP_BIN"), help="llama.cpp's build/bin (LLAMA_CPP_BIN)")
+    add("--ik-llama-cpp", default=os.environ.get("IK_LLAMA_CPP_BIN"), help="ik_llama.cpp's build/bin (IK_LLAMA_CPP_BIN)")
     add("--out", type=Path, required=True, help="the record, as JSON")
     add("--markdown", type=Path, help="tables for people")
     arguments = parser.parse_args()
@@ -71,7 +72,8 @@ def check(parser, arguments):
 
 
 def settings(arguments):
-    return Settings(arguments.threads, arguments.braidinfer, arguments.braidinfer_kernels, arguments.llama_cpp)
+    programs = (arguments.llama_cpp, arguments.ik_llama_cpp)
+    return Settings(arguments.threads, arguments.braidinfer, arguments.braidinfer_kernels, *programs)
 
 
 def environment(threads):

@@ -5,6 +5,7 @@ from importlib import import_module
 MODULES = {
     "braidinfer": "braidinfer",
     "llama.cpp": "llama_cpp",
+    "ik_llama.cpp": "ik_llama_cpp",
     "openvino": "openvino_genai",
     "mistralrs": "mistral_rs",
     "transformers": "torch_transformers",

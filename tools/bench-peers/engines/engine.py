@@ -13,6 +13,7 @@ class Settings:
     braidinfer: str | None = None
     braidinfer_kernels: str = "fused"
     llama_cpp: str | None = None
+    ik_llama_cpp: str | None = None
 
 
 class Unavailable(Exception):

@@ -9,24 +9,27 @@ from engines.engine import Engine, existing
 from engines.program import executable, output
 from work import WEIGHTS, Figure
 
-OPTION = "--llama-cpp (or LLAMA_CPP_BIN)"
-
 
 class Adapter(Engine):
     weights = {name: name for name in WEIGHTS}
+    option = "--llama-cpp (or LLAMA_CPP_BIN)"
+    version_program = "llama-bench"
+    flags = "llama-bench -r 1 and llama-batched-bench, defaults otherwise"
+
+    def folder(self):
+        return self.settings.llama_cpp
 
     def available(self):
         for name in ("llama-bench", "llama-batched-bench"):
-            executable(self.program(name), OPTION)
+            executable(self.program(name), self.option)
 
     def program(self, name):
-        return self.settings.llama_cpp and str(Path(self.settings.llama_cpp) / name)
+        return self.folder() and str(Path(self.folder()) / name)
 
     def describe(self):
-        flags = "llama-bench -r 1 and llama-batched-bench, defaults otherwise"
         return {
-            "version": version(self.program("llama-bench")),
-            "flags": flags,
+            "version": version(self.program(self.version_program)),
+            "flags": self.flags,
             "build": build_options(self.program("")),
         }
 
