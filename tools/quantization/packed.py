@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor
+from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization.lifecycle.forward import dequantize
 from safetensors.torch import save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
@@ -96,6 +99,26 @@ def compressed(generator):
     write("ct-mxfp4", config, packed, values, "mxfp4")
 
 
+def nvfp4(generator):
+    arguments = scheme(num_bits=4, type="float", group_size=16, strategy="tensor_group", symmetric=True)
+    scale = (torch.rand(ROWS, COLUMNS // 16, generator=generator) * 400 + 1).to(torch.float8_e4m3fn).float()
+    whole = torch.tensor([6741.5])
+    state = {"weight": weights(generator), "weight_scale": scale, "weight_global_scale": whole}
+    packed = NVFP4PackedCompressor.compress(state, arguments)
+    # Its own decompression rounds to bf16.
+    codes = unpack_fp4_from_uint8(packed["weight_packed"], ROWS, COLUMNS, dtype=torch.float32)
+    exact = dict(scale=packed["weight_scale"].float(), global_scale=whole, args=arguments.weights, dtype=torch.float32)
+    values = dequantize(codes, **exact)
+    config = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}
+    write("ct-nvfp4", config, packed | {"input_global_scale": torch.tensor([17.0])}, values, "F32")
+    # The same codes and scales with NVIDIA's number, which multiplies them.
+    whole = torch.tensor(1.37e-4)
+    scales = packed["weight_scale"].float().repeat_interleave(16, 1)
+    tensors = {"weight": packed["weight_packed"], "weight_scale": packed["weight_scale"], "weight_scale_2": whole}
+    config = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    write("modelopt-nvfp4", config, tensors | {"input_scale": torch.tensor(0.02)}, codes * (scales * whole), "F32")
+
+
 def words(codes, bits, places=None):
     """Codes [.., n] in 32-bit words along the last dimension."""
     per_word = 32 // bits
@@ -144,6 +167,7 @@ def main():
     fp8(generator)
     compressed(generator)
     columns(generator)
+    nvfp4(generator)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,17 @@ const GGUF_MODELS: [&str; 20] = [
 ];
 
 /// Quantized matrices of each kind.
-const PACKED: [&str; 8] =
-    ["awq", "ct-bytes", "ct-int4", "ct-int4-zeros", "ct-mxfp4", "fp8-blocks-bf16", "gptq-cut-group", "gptq-shuffled"];
+const PACKED: [&str; 9] = [
+    "ct-nvfp4",
+    "awq",
+    "ct-bytes",
+    "ct-int4",
+    "ct-int4-zeros",
+    "ct-mxfp4",
+    "fp8-blocks-bf16",
+    "gptq-cut-group",
+    "gptq-shuffled",
+];
 
 fn fixture(path: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(path);

@@ -34,7 +34,7 @@ fn expected(name: &str) -> (Vec<f32>, String) {
 #[test]
 fn values_and_types_are_as_expected() {
     let names = names();
-    assert!(names.len() >= 19, "{names:?}");
+    assert!(names.len() >= 21, "{names:?}");
     for name in names {
         let source = ModelSource::open(folder().join(&name)).expect("it is a directory");
         let checkpoint = checkpoints::open(&source).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -117,6 +117,8 @@ fn parts_that_do_not_fit_are_refused() {
     refused("gptq", "proj.qweight", &["proj.g_idx", "one I32 per input"]);
     refused("gptq-zeros", "proj.qzeros", &["proj.qweight", "zero points of 4 bits"]);
     refused("gptq", "proj.g_idx", &["proj.g_idx", "one I32 per input"]);
+    refused("ct-nvfp4", "proj.weight_scale", &["proj.weight_scale", "[24, 8]", "[23, 8]"]);
+    refused("modelopt-nvfp4", "proj.weight_scale", &["proj.weight_scale", "[24, 8]"]);
     refused("awq", "proj.qzeros", &["proj.qweight", "zero points of 4 bits"]);
 }
 
@@ -131,9 +133,12 @@ fn missing_parts_and_other_methods_are_named() {
     assert!(without("gptq", "proj.qzeros").contains("`proj.qzeros`"));
     let gemv = changed("awq", |_, config| config["quantization_config"]["version"] = json!("gemv"));
     assert!(gemv.expect_err("another order").to_string().contains("found gemv"));
-    let format =
-        changed("ct-int4", |_, config| config["quantization_config"]["format"] = json!("nvfp4-pack-quantized"));
-    assert!(format.expect_err("another format").to_string().contains("found nvfp4-pack-quantized"));
+    let format = changed("ct-int4", |_, config| config["quantization_config"]["format"] = json!("marlin-24"));
+    assert!(format.expect_err("another format").to_string().contains("found marlin-24"));
+    let awq = changed("modelopt-nvfp4", |_, config| config["quantization_config"]["quant_algo"] = json!("NVFP4_AWQ"));
+    assert!(awq.expect_err("inputs are scaled, too").to_string().contains("found NVFP4_AWQ"));
+    assert!(without("ct-nvfp4", "proj.weight_global_scale").contains("in `proj.weight_global_scale`"));
+    assert!(without("modelopt-nvfp4", "proj.weight_scale_2").contains("in `proj.weight_scale_2`"));
     let bits = changed("gptq", |_, config| config["quantization_config"]["bits"] = json!(3));
     assert!(bits.expect_err("another width").to_string().contains("not of 3"));
     // Unordered groups that do not exist.

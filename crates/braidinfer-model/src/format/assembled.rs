@@ -1,7 +1,7 @@
 //! Matrices whose values are computed from several tensors.
 
 use super::checkpoint::Checkpoint;
-use super::quantized::{Columns, Fp8, Mxfp4, PackedRows};
+use super::quantized::{Columns, Fp8, Mxfp4, Nvfp4, PackedRows};
 use super::split_heads::SplitHeads;
 use crate::rearranged::MatrixId;
 use crate::tensor_data::TensorData;
@@ -10,6 +10,7 @@ use crate::tensor_data::TensorData;
 #[derive(Debug)]
 pub(super) enum Assembled {
     Mxfp4(Mxfp4),
+    Nvfp4(Nvfp4),
     Fp8(Fp8),
     PackedRows(PackedRows),
     Columns(Columns),
@@ -21,6 +22,7 @@ impl Assembled {
     pub(super) fn data<'a>(&'a self, checkpoint: &'a Checkpoint, id: MatrixId) -> TensorData<'a> {
         match self {
             Self::Mxfp4(matrix) => matrix.data(checkpoint),
+            Self::Nvfp4(matrix) => matrix.data(checkpoint),
             Self::Fp8(matrix) => matrix.data(checkpoint),
             Self::PackedRows(matrix) => matrix.data(checkpoint),
             Self::Columns(matrix) => matrix.data(checkpoint, id),

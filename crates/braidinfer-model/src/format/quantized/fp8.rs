@@ -87,7 +87,7 @@ impl Computed for Rows<'_> {
 }
 
 /// The values of all codes, as in Micikevicius et al. 2022 (arXiv:2209.05433).
-fn values(mantissa: u32) -> [f32; 256] {
+pub(super) fn values(mantissa: u32) -> [f32; 256] {
     std::array::from_fn(|code| value(code as u32, mantissa))
 }
 

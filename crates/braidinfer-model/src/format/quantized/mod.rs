@@ -7,6 +7,7 @@
 mod fp8;
 mod integers;
 mod mxfp4;
+mod nvfp4;
 mod scales;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ use crate::{JsonFile, ModelError, ModelSource, Result};
 pub(super) use fp8::Fp8;
 pub(super) use integers::{Columns, PackedRows};
 pub(super) use mxfp4::Mxfp4;
+pub(super) use nvfp4::Nvfp4;
 
 /// How a checkpoint is quantized, as its `config.json` says.
 #[derive(Debug)]
@@ -35,15 +37,20 @@ pub(super) struct Method {
 }
 
 /// Methods whose tensors are read here.
-pub(crate) const METHODS: [&str; 6] = ["mxfp4", "fp8", "fbgemm_fp8", "compressed-tensors", "gptq", "awq"];
+pub(crate) const METHODS: [&str; 7] =
+    ["mxfp4", "fp8", "fbgemm_fp8", "compressed-tensors", "gptq", "awq", MODEL_OPTIMIZER];
+/// NVIDIA's Model Optimizer, and its algorithms whose tensors are read here. With the last one, modules have others of them.
+const MODEL_OPTIMIZER: &str = "modelopt";
+const ALGORITHMS: [&str; 3] = ["FP8", "NVFP4", "MIXED_PRECISION"];
 /// Formats of compressed-tensors whose tensors are read here. With the last one, modules have others of them.
-const FORMATS: [&str; 7] = [
+const FORMATS: [&str; 8] = [
     "dense",
     "naive-quantized",
     "float-quantized",
     "int-quantized",
     "pack-quantized",
     "mxfp4-pack-quantized",
+    "nvfp4-pack-quantized",
     "mixed-precision",
 ];
 
@@ -67,6 +74,11 @@ impl Method {
         {
             return Err(settings.error("format", FORMATS.join(", "), format));
         }
+        if let Some(algorithm) = settings.text("quant_algo")?.filter(|_| name == MODEL_OPTIMIZER)
+            && !ALGORITHMS.contains(&algorithm)
+        {
+            return Err(settings.error("quant_algo", ALGORITHMS.join(", "), algorithm));
+        }
         let block = match settings.list("weight_block_size")? {
             None => [128, 128],
             Some(_) => settings.required_numbers("weight_block_size", 2)?.try_into().map_or([128, 128], whole),
@@ -80,6 +92,7 @@ pub(crate) fn note(source: &ModelSource) -> Result<Option<String>> {
     let Some(config) = JsonFile::read(source, "config.json")? else { return Ok(None) };
     let Some(settings) = config.object("quantization_config")? else { return Ok(None) };
     let mut rounded = settings.value("activation_scheme").is_some();
+    rounded |= settings.text("quant_method")? == Some(MODEL_OPTIMIZER);
     if let Some(groups) = settings.object("config_groups")? {
         for group in groups.fields() {
             rounded |= groups.object(group)?.is_some_and(|group| group.value("input_activations").is_some());
@@ -114,7 +127,14 @@ pub(super) fn join(checkpoint: &mut Checkpoint, method: Option<&Method>) -> Resu
                 "fp8" | "fbgemm_fp8" => fp8::find(checkpoint, name, method)?,
                 "compressed-tensors" => match fp8::find(checkpoint, name, method)? {
                     Some(found) => Some(found),
-                    None => integers::find_rows(checkpoint, name)?,
+                    None => match nvfp4::find(checkpoint, name, nvfp4::COMPRESSED_TENSORS)? {
+                        Some(found) => Some(found),
+                        None => integers::find_rows(checkpoint, name)?,
+                    },
+                },
+                MODEL_OPTIMIZER => match fp8::find(checkpoint, name, method)? {
+                    Some(found) => Some(found),
+                    None => nvfp4::find(checkpoint, name, nvfp4::MODEL_OPTIMIZER)?,
                 },
                 "gptq" | "awq" => integers::find_columns(checkpoint, name, method)?,
                 _ => None,
@@ -135,7 +155,7 @@ fn decode(matrix: &mut Assembled, dtype: Dtype) -> Dtype {
     match matrix {
         Assembled::PackedRows(matrix) => matrix.dtype = Dtype::F32,
         Assembled::Columns(matrix) => matrix.dtype = Dtype::F32,
-        Assembled::Mxfp4(_) | Assembled::Fp8(_) | Assembled::SplitHeads(_) => return dtype,
+        Assembled::Mxfp4(_) | Assembled::Nvfp4(_) | Assembled::Fp8(_) | Assembled::SplitHeads(_) => return dtype,
     }
     Dtype::F32
 }
