@@ -63,7 +63,8 @@ impl BlockAllocator {
 }
 
 /// The batch that is compared layer by layer: the beginnings of some passages and, if `with_far`, tokens at far
-/// positions on blocks of other sequences. Layers with per-sequence state have no state for far positions.
+/// positions on blocks of other sequences. Layers with per-sequence state have no state for far positions: such a model
+/// reads on past the end of its windows.
 pub(super) fn first(
     passages: &Passages,
     spec: &DecoderSpec,
@@ -79,10 +80,14 @@ pub(super) fn first(
         Thoroughness::Brief | Thoroughness::Normal => beginnings(passages, first_lens(how)),
         Thoroughness::Full => [&joined[..]].into_iter().chain(beginnings(passages, first_lens(how))).collect(),
     };
-    for ids in near {
+    let longest = near.iter().map(|ids| ids.len()).max().unwrap_or(0);
+    let end = windows(spec).min().filter(|window| !with_far && longest < window + BEYOND).unwrap_or(0);
+    // Up to there, other sequences show what this one would.
+    let past_window = (joined.len() > end && end > 0).then(|| (&joined[..joined.len().min(end + BEYOND)], end));
+    for (ids, known) in near.into_iter().map(|ids| (ids, 0)).chain(past_window) {
         let ids = &ids[..ids.len().min(limit).min(blocks.room())];
-        if !ids.is_empty() {
-            blocks.add_sequence(&mut batch, ids, 0);
+        if ids.len() > known {
+            blocks.add_sequence(&mut batch, ids, known);
         }
     }
     let (most, rows, values) = match how {
@@ -110,8 +115,19 @@ fn first_lens(how: Thoroughness) -> &'static [usize] {
     }
 }
 
-/// Tokens of the long sequence that a full check reads.
+/// Most tokens of a long sequence: one that a full check reads, or one past the end of a window.
 const LONG: usize = 512;
+
+/// Tokens past the end of a window.
+const BEYOND: usize = 16;
+
+/// The sliding windows of the layers that have one.
+fn windows(spec: &DecoderSpec) -> impl Iterator<Item = usize> {
+    spec.layers.iter().filter_map(|layer| match layer.mixer {
+        Mixer::Attention { sliding_window, .. } => sliding_window,
+        _ => None,
+    })
+}
 
 fn beginnings<'a>(passages: &'a Passages, lens: &[usize]) -> Vec<&'a [u32]> {
     passages.ids.iter().zip(lens).map(|(ids, len)| &ids[..ids.len().min(*len)]).collect()
@@ -121,12 +137,7 @@ fn beginnings<'a>(passages: &'a Passages, lens: &[usize]) -> Vec<&'a [u32]> {
 /// windows, and twice as far, where ignoring the window matters more; thresholds of RoPE; a second span of keys; the
 /// end of the context.
 fn far_positions(spec: &DecoderSpec, block_size: usize, how: Thoroughness) -> Vec<usize> {
-    let mut positions = Vec::new();
-    for layer in &spec.layers {
-        if let Mixer::Attention { sliding_window, .. } = layer.mixer {
-            positions.extend(sliding_window.into_iter().flat_map(|window| [window, 2 * window]));
-        }
-    }
+    let mut positions: Vec<usize> = windows(spec).flat_map(|window| [window, 2 * window]).collect();
     positions.extend(spec.rope.iter().filter_map(|table| match &table.scaling {
         RopeScaling::Dynamic { original_max_position_embeddings, .. }
         | RopeScaling::Longrope { original_max_position_embeddings, .. } => Some(*original_max_position_embeddings),
@@ -168,9 +179,10 @@ pub(super) fn stages(passages: &Passages, spec: &DecoderSpec, storage: KvCacheCo
     stages
 }
 
-/// Number of tokens in sequences that begin at position 0; tokens at far positions come after them in the batch.
-pub(super) fn near_tokens(batch: &Batch) -> usize {
-    batch.ranges().filter(|(_, sequence)| sequence.context_len == 0).map(|(range, _)| range.len()).sum()
+/// Number of requested rows of logits in sequences that begin at position 0; those at far positions come after them.
+pub(super) fn near_rows(batch: &Batch) -> usize {
+    let near = batch.ranges().filter(|(_, sequence)| sequence.context_len == 0).map(|(range, _)| range.end).max();
+    batch.logits_rows.iter().filter(|row| near.is_some_and(|end| **row < end)).count()
 }
 
 /// For each requested row of logits, the next token of the text, in sequences that begin at position 0.
@@ -254,6 +266,26 @@ mod tests {
         let far: Vec<usize> = batch.sequences.iter().map(|s| s.context_len).filter(|len| *len > 0).collect();
         assert_eq!(&far[..3], [4096, 8192, 1040]);
         assert!(batch.token_ids.len() < 120, "{}", batch.token_ids.len());
+    }
+
+    #[test]
+    fn without_far_positions_a_sequence_goes_past_the_window() {
+        let mut spec = spec();
+        spec.max_position_embeddings = 4096;
+        for (window, longest) in [(4, 20), (100, 116), (400, 416), (600, 16)] {
+            for layer in &mut spec.layers {
+                if let Mixer::Attention { sliding_window: Some(sliding_window), .. } = &mut layer.mixer {
+                    *sliding_window = window;
+                }
+            }
+            let batch = first(&passages(), &spec, storage(4096), Thoroughness::Brief, false);
+            batch.validate(&spec, &storage(4096)).expect("the batch is sound");
+            assert_eq!(near_rows(&batch), batch.logits_rows.len());
+            let lens: Vec<usize> = batch.ranges().map(|(range, _)| range.len()).collect();
+            assert_eq!(lens.iter().max(), Some(&longest), "{window}: {lens:?}");
+            // Of a further sequence, only what is past the window is requested.
+            assert_eq!(batch.logits_rows.len(), if lens.len() > 1 { 32 } else { 16 }, "{window}: {lens:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use braidinfer_model::spec::{ExpertGroups, GroupScore};
 
-use super::batches::{near_tokens, next_tokens};
+use super::batches::{near_rows, next_tokens};
 use crate::Result;
 use crate::divergence::{Divergence, Tally};
 use crate::executor::{Batch, Decoder, KernelPlan, NoProbe, Probe, RecordedActivation, Recorder, Step};
@@ -92,7 +92,7 @@ impl Truth {
         let true_logits = standard.head(truly, &stream, &mut NoProbe)?.logits.into_values();
         for (plan, errors) in plans.iter().zip(&mut errors) {
             let logits = fused.head(by(plan), &stream, &mut NoProbe)?.logits;
-            errors.logits = relative_error(&true_logits, logits.values(), rows, 0.0);
+            errors.logits = relative_error(&true_logits, logits.values(), batch.logits_rows.len(), 0.0);
         }
         streams.push(stream);
         Ok((Self { batch, vocab_size, streams, logits: true_logits, threads: threads.clone() }, errors))
@@ -108,7 +108,7 @@ impl Truth {
         let mut drift = Drift { truth: self, of_layers: Vec::with_capacity(self.streams.len()) };
         let step = Step { batch: &self.batch, plan };
         let logits = decoder.forward_as_stored(step, &mut drift)?.logits.into_values();
-        let near = near_tokens(&self.batch) * self.vocab_size;
+        let near = near_rows(&self.batch) * self.vocab_size;
         let mut tally = Tally::on(&self.threads);
         tally.add(&self.logits[..near], &logits[..near], self.vocab_size, &next_tokens(&self.batch));
         let far = Divergence::of(&self.logits[near..], &logits[near..], self.vocab_size, &[]);

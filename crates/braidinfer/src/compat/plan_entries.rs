@@ -77,6 +77,7 @@ fn name(slot: Slot) -> &'static str {
         Slot::Layer(_, LayerSlot::KvAProj) => "kv_a_proj_with_mqa",
         Slot::Layer(_, LayerSlot::KvBProj) => "kv_b_proj",
         Slot::Layer(_, LayerSlot::OProj) => "o_proj",
+        Slot::Layer(_, LayerSlot::HeadGate) => "self_attn.gate_proj",
         Slot::Layer(_, LayerSlot::InProjQkv) => "in_proj_qkv",
         Slot::Layer(_, LayerSlot::InProjZ) => "in_proj_z",
         Slot::Layer(_, LayerSlot::InProjB) => "in_proj_b",
