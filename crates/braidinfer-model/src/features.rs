@@ -52,7 +52,7 @@ fn attention(attention: &AttentionSpec) -> impl Iterator<Item = &'static str> + 
         (attention.qkv_bias || attention.output_bias).then_some("biases of attention"),
         attention.logit_softcapping.map(|_| "soft cap of scores"),
         attention.query_position_scale.map(|_| "queries scaled by position"),
-        attention.output_gate.then_some("gated attention"),
+        (attention.output_gate || attention.head_gate).then_some("gated attention"),
         attention.sinks.then_some("attention sinks"),
     ];
     all.into_iter().flatten()

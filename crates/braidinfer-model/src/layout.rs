@@ -146,6 +146,8 @@ pub enum LayerSlot {
     SharedExpertGate,
     /// Norm of the feed-forward network's output.
     FeedForwardOutputNorm,
+    /// Projection to the gate of each head's output, `[H, h]`.
+    HeadGate,
     /// Norm of what the router of residual streams reads.
     StreamRouterNorm,
     /// Router of residual streams, `[K, h]`.
@@ -397,6 +399,9 @@ impl ParameterList {
             if has_keys {
                 self.norm(slot(LayerSlot::KNorm), &qk_norm.norm, &kv);
             }
+        }
+        if attention.head_gate {
+            self.linear(slot(LayerSlot::HeadGate), attention.num_attention_heads, hidden, false);
         }
         if attention.sinks {
             self.weight(slot(LayerSlot::Sinks), &[attention.num_attention_heads]);
@@ -714,6 +719,7 @@ impl Default for TensorNames {
                 (KvANorm, "self_attn.kv_a_layernorm"),
                 (KvBProj, "self_attn.kv_b_proj"),
                 (OProj, "self_attn.o_proj"),
+                (HeadGate, "self_attn.gate_proj"),
                 (QNorm, "self_attn.q_norm"),
                 (KNorm, "self_attn.k_norm"),
                 (AttentionOutputNorm, "post_attention_layernorm"),

@@ -189,6 +189,10 @@ pub struct AttentionSpec {
     /// al. 2025, arXiv:2505.06708). The rows of the query projection are then, for each head, those of the query and
     /// after them those of the gate.
     pub output_gate: bool,
+    /// Whether the output of each head is multiplied by the logistic function of a number before the output projection,
+    /// which a projection `[H, h]` of its own gives.
+    #[serde(skip_serializing_if = "is_false")]
+    pub head_gate: bool,
     /// Whether each query head has a stored score that takes part in the softmax as that of a further key, whose value is
     /// zero (Xiao et al. 2023, arXiv:2309.17453).
     pub sinks: bool,

@@ -2,7 +2,7 @@
 
 use braidinfer_model::arch::{REFUSED, REGISTRY, describe_config};
 use braidinfer_model::spec::{
-    ActivationFunction, ExpertsSpec, FeedForward, LayerSpec, Mixer, RopePairing, RopeScaling,
+    ActivationFunction, BlockSpec, ExpertsSpec, FeedForward, LayerSpec, Mixer, RopePairing, RopeScaling,
 };
 use braidinfer_model::{DecoderSpec, JsonFile, ModelError};
 use serde_json::{Value, json};
@@ -604,6 +604,30 @@ fn layers_of_gemma4_differ_by_kind_and_by_what_they_share() {
     assert_eq!(windows(&plain), [Some(8), Some(8), Some(8), Some(8), Some(8), None]);
     assert_eq!(gemma4_layers(&plain)[5], (512, 2, None, 96));
     assert!(plain.has_separate_layers());
+}
+
+#[test]
+fn lfm3_has_windows_gates_and_norms_unless_its_config_says_otherwise() {
+    let usual = spec(&config("lfm3", json!({"norm_eps": 1e-4})));
+    let kinds: Vec<Option<Option<usize>>> = usual
+        .layers
+        .iter()
+        .map(|layer| match layer.mixer {
+            Mixer::Attention { sliding_window, .. } => Some(sliding_window),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(kinds[..6], [None, None, Some(None), None, Some(Some(256)), None]);
+    assert!(usual.attentions[0].head_gate && usual.block == BlockSpec::SANDWICH);
+    assert_eq!((usual.short_convs[0].conv_l_cache, usual.norm.eps), (7, 1e-4));
+    assert!(matches!(usual.rope[0].scaling, RopeScaling::Proportional { .. }));
+    assert_eq!((usual.rope[0].rope_theta, usual.rope[1].rope_theta), (1e6, 1e4));
+    let plain = json!({"use_attention_gate": false, "use_sandwich_norm": false, "layer_types": vec!["conv"; 6]});
+    let plain = spec(&config("lfm3", plain));
+    assert!(!plain.attentions[0].head_gate && plain.block == BlockSpec::PRE_NORM);
+    let linear = json!({"layer_types": ["linear_attention", "conv", "conv", "conv", "conv", "conv"]});
+    let error = describe(&config("lfm3", linear)).expect_err("it has no such layers").to_string();
+    assert!(error.contains("conv, full_attention or sliding_attention"), "{error}");
 }
 
 #[test]

@@ -22,7 +22,7 @@ const WEIGHTS: &str = "model.safetensors";
 
 /// Folders whose configs differ: plain, two rotary tables, factors for each frequency, a list of layers, stacked tensors,
 /// experts in rows, in columns and as codes and scales, recurrences, latent attention.
-const MODELS: [&str; 15] = [
+const MODELS: [&str; 16] = [
     "llama-tied",
     "gemma3",
     "gemma4",
@@ -36,6 +36,7 @@ const MODELS: [&str; 15] = [
     "qwen3_5",
     "deepseek_v3",
     "falcon_h1-norm",
+    "lfm3",
     "gemma3n",
     "nemotron_h",
 ];

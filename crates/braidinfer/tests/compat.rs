@@ -146,6 +146,7 @@ fn expected_place(fault: &str) -> &'static [&'static str] {
         "factor of the corrected stream left out" => &["per_layer.out"],
         "norm of the low-rank branch swapped" => &["laurel.out"],
         _ if fault.contains("low-rank branch left out") => &["attn.residual"],
+        "gates of heads left out" => &["attn.out"],
         "sparsity left out" | "values cut at their mean" => &["ffn.out"],
         "norm on the feed-forward output left out" | "biases of the feed-forward part left out" => &["ffn.out"],
         "gate and up projection swapped"

@@ -17,8 +17,8 @@ use rand::{RngExt, SeedableRng};
 use support::answers::{Answer, RandomRequests, request, run};
 use support::{FUSED_BLOCK_SIZE, Fixture, Fused, argmax, block_table, distance, feed, slice};
 
-const FIXTURES: [&str; 7] =
-    ["qwen3_5", "qwen3_next-dense", "lfm2", "lfm2-bias", "granitemoehybrid", "falcon_h1-norm", "nemotron_h"];
+const FIXTURES: [&str; 8] =
+    ["qwen3_5", "qwen3_next-dense", "lfm2", "lfm2-bias", "lfm3", "granitemoehybrid", "falcon_h1-norm", "nemotron_h"];
 
 const CONFIG: EngineConfig = EngineConfig {
     context: 128,

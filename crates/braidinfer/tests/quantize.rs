@@ -21,11 +21,12 @@ use tempfile::TempDir;
 const SAME: f32 = 1e-4;
 
 /// Fixtures that GGUF cannot describe, with what the message has to say.
-const REFUSED: [(&str, &str); 17] = [
+const REFUSED: [(&str, &str); 18] = [
     ("granite_swa", "for which GGUF has no form here"),
     ("granitemoe_swa", "for which GGUF has no form here"),
     ("gpt_oss", "swiglu_limit`"),
     ("apertus", "a apertus model, for which GGUF has no form"),
+    ("lfm3", "a lfm3 model, for which GGUF has no form"),
     ("helium", "a helium model, for which GGUF has no form"),
     ("deepseek_v3-plain", "`rope[0].pairing`"),
     ("minicpm3", "multiplier`"),

@@ -271,6 +271,7 @@ fn rare_rows(spec: &DecoderSpec) -> Rows {
     add(block.input_norm && block.attention_output_norm, "block", "norms before and after attention and mlp".into());
     add(attention.qk_norm.is_some(), "query/key norm", attention.qk_norm.map(qk_norm_text).unwrap_or_default());
     add(attention.output_gate, "attn_output_gate", "true".into());
+    add(attention.head_gate, "gate", "one for each head of attention".into());
     add(attention.scale != plain, "attention scale", attention.scale.to_string());
     add(attention.logit_softcapping.is_some(), "attn_logit_softcapping", or_none(attention.logit_softcapping));
     add(spec.final_logit_softcapping.is_some(), "final_logit_softcapping", or_none(spec.final_logit_softcapping));

@@ -3,12 +3,12 @@
 
 use crate::arch::gguf::{GgufExperts, GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, LayerKind, Sizes, decoder, layer_types, per_head_norm, read_attention_bias};
-use crate::arch::rope_config::{RopeDefaults, nested_settings, rope_from};
+use crate::arch::rope_config::{RopeAbsent, table_of_kind};
 use crate::arch::{Architecture, Description, gemma2};
 use crate::layout::{ExpertNames, LayerSlot, TensorNames};
 use crate::spec::{
     ActivationFunction, AttentionSpec, BlockSpec, DecoderSpec, ExpertsSpec, FeedForward, LayerSpec, Mixer,
-    PerLayerInputSpec, RopeScaling, RopeSpec, RouterSpec, SharedExpertSpec,
+    PerLayerInputSpec, RouterSpec, SharedExpertSpec,
 };
 use crate::{JsonFile, Result};
 
@@ -50,12 +50,6 @@ const GLOBAL_HEAD_DIM: usize = 512;
 /// One in so many layers has full attention, unless the config says otherwise.
 const PATTERN: usize = 6;
 
-/// Rotary settings of a kind of layers, if the config has none.
-struct RopeAbsent {
-    rope_theta: f64,
-    /// Share of the pairs that turn, with proportional frequencies.
-    proportional: Option<f64>,
-}
 const FULL_ROPE: RopeAbsent = RopeAbsent { rope_theta: 1_000_000.0, proportional: Some(0.25) };
 const SLIDING_ROPE: RopeAbsent = RopeAbsent { rope_theta: 10_000.0, proportional: None };
 
@@ -77,9 +71,11 @@ pub(super) fn family(config: &JsonFile, defaults: &Gemma4Defaults) -> Result<Des
     let kinds = layer_kinds(config, spec.layers.len())?;
     spec.attentions = attentions(config, spec, &kinds)?;
     read_attention_bias(config, "attention_bias", spec)?;
+    let head_dim = |kind: usize| spec.attentions[kind].head_dim;
+    let length = spec.max_position_embeddings;
     spec.rope = vec![
-        rope_table(config, spec, KINDS[FULL], FULL, &FULL_ROPE)?,
-        rope_table(config, spec, KINDS[SLIDING], SLIDING, &SLIDING_ROPE)?,
+        table_of_kind(config, KINDS[FULL], head_dim(FULL), length, &FULL_ROPE)?,
+        table_of_kind(config, KINDS[SLIDING], head_dim(SLIDING), length, &SLIDING_ROPE)?,
     ];
     spec.per_layer_inputs = per_layer_inputs(config, spec, defaults)?;
     let window = config.size_or("sliding_window", defaults.sliding_window)?;
@@ -187,45 +183,6 @@ fn with_overrides(
         }
     }
     Ok(found.unwrap_or(attention))
-}
-
-/// The rotary table of a kind of layers.
-fn rope_table(
-    config: &JsonFile,
-    spec: &DecoderSpec,
-    layers: &str,
-    attention: usize,
-    absent: &RopeAbsent,
-) -> Result<RopeSpec> {
-    let head_dim = spec.attentions[attention].head_dim;
-    let settings = nested_settings(config, layers)?;
-    let plain = |rope_theta: f64, scaling: RopeScaling| RopeSpec {
-        pairing: Defaults::LLAMA.rope.pairing,
-        rotary_dim: head_dim,
-        rope_theta,
-        scaling,
-    };
-    // Of the whole width, also where fewer pairs turn.
-    let proportional = |share: f64, factor: f64| RopeScaling::Proportional {
-        rotated_pairs: ((share * head_dim as f64) as usize / 2).min(head_dim / 2),
-        factor,
-    };
-    let Some(settings) = settings else {
-        let scaling = absent.proportional.map_or(RopeScaling::Default, |share| proportional(share, 1.0));
-        return Ok(plain(absent.rope_theta, scaling));
-    };
-    let theta = settings.positive("rope_theta")?.unwrap_or(absent.rope_theta);
-    match settings.text("rope_type")? {
-        None | Some("default") => Ok(plain(theta, RopeScaling::Default)),
-        Some("proportional") => {
-            let share = settings.positive("partial_rotary_factor")?.unwrap_or(1.0);
-            Ok(plain(theta, proportional(share, settings.positive("factor")?.unwrap_or(1.0))))
-        }
-        Some(_) => {
-            let defaults = RopeDefaults { rope_theta: absent.rope_theta, ..Defaults::LLAMA.rope };
-            rope_from(config, Some(&settings), &defaults, head_dim, spec.max_position_embeddings)
-        }
-    }
 }
 
 fn per_layer_inputs(

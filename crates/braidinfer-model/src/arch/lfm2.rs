@@ -55,20 +55,8 @@ fn describe(config: &JsonFile) -> Result<Description> {
 
 /// A decoder whose layers have gated short convolutions or attention, with dense feed-forward networks.
 pub(super) fn hybrid(config: &JsonFile, defaults: &Defaults) -> Result<Description> {
-    // transformers does not read it.
-    stated(config, "hidden_act", "silu")?;
-    let mut description = decoder(config, defaults)?;
+    let mut description = with_convolutions(config, defaults, 3)?;
     let spec = &mut description.spec;
-    spec.norm.eps = config.positive("norm_eps")?.unwrap_or(1e-5);
-    spec.attentions[0].qk_norm = per_head_norm(spec.norm);
-    if let Some(tied) = config.flag("tie_embedding")? {
-        spec.tie_word_embeddings = tied;
-    }
-    let conv_l_cache = config.size_or("conv_L_cache", 3)?;
-    if conv_l_cache > MAX_KERNEL {
-        return Err(config.error("conv_L_cache", format!("at most {MAX_KERNEL}"), conv_l_cache.to_string()));
-    }
-    spec.short_convs = vec![ShortConvSpec { conv_l_cache, conv_bias: config.flag("conv_bias")?.unwrap_or(false) }];
     let kinds = layer_kinds(config, spec.layers.len())?;
     for (layer, kind) in spec.layers.iter_mut().zip(kinds) {
         match kind {
@@ -80,7 +68,28 @@ pub(super) fn hybrid(config: &JsonFile, defaults: &Defaults) -> Result<Descripti
             }
         }
     }
-    description.names = description.names.with(&NAMES).with_final_norm("embedding_norm");
+    description.names = description.names.with(&NAMES);
+    Ok(description)
+}
+
+/// What the family has in common, but which layers have convolutions, and names. `kernel` is the number of tokens that
+/// these cover if the config does not say.
+pub(super) fn with_convolutions(config: &JsonFile, defaults: &Defaults, kernel: usize) -> Result<Description> {
+    // transformers does not read it.
+    stated(config, "hidden_act", "silu")?;
+    let mut description = decoder(config, defaults)?;
+    let spec = &mut description.spec;
+    spec.norm.eps = config.positive("norm_eps")?.unwrap_or(1e-5);
+    spec.attentions[0].qk_norm = per_head_norm(spec.norm);
+    if let Some(tied) = config.flag("tie_embedding")? {
+        spec.tie_word_embeddings = tied;
+    }
+    let conv_l_cache = config.size_or("conv_L_cache", kernel)?;
+    if conv_l_cache > MAX_KERNEL {
+        return Err(config.error("conv_L_cache", format!("at most {MAX_KERNEL}"), conv_l_cache.to_string()));
+    }
+    spec.short_convs = vec![ShortConvSpec { conv_l_cache, conv_bias: config.flag("conv_bias")?.unwrap_or(false) }];
+    description.names = description.names.with_final_norm("embedding_norm");
     Ok(description)
 }
 

@@ -111,6 +111,7 @@ pub(super) fn decoder_with_heads(config: &JsonFile, defaults: &Defaults, head_di
             output_bias: false,
             query_position_scale: None,
             output_gate: false,
+            head_gate: false,
             sinks: false,
             attention_k_eq_v: false,
             value_norm_eps: None,

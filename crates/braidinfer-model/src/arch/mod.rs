@@ -36,6 +36,7 @@ mod hunyuan_v1_dense;
 mod latent_config;
 mod lfm2;
 mod lfm2_moe;
+mod lfm3;
 mod llama;
 mod llama_like;
 mod mamba2_config;
@@ -152,6 +153,7 @@ pub const REGISTRY: &[Architecture] = &[
     qwen3_next::ARCHITECTURE,
     lfm2::ARCHITECTURE,
     lfm2_moe::ARCHITECTURE,
+    lfm3::ARCHITECTURE,
     granitemoehybrid::ARCHITECTURE,
     falcon_h1::ARCHITECTURE,
     nemotron_h::ARCHITECTURE,

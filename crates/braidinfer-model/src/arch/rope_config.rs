@@ -14,6 +14,13 @@ pub(super) struct RopeDefaults {
     pub original_max_position_embeddings: Option<usize>,
 }
 
+/// Rotary settings of a kind of layers, if the config has none.
+pub(super) struct RopeAbsent {
+    pub rope_theta: f64,
+    /// Share of the pairs that turn, with proportional frequencies.
+    pub proportional: Option<f64>,
+}
+
 /// The model's only rotary table.
 ///
 /// A non-null `rope_scaling` replaces `rope_parameters` as a whole; fields of the one that is used take precedence over
@@ -61,6 +68,49 @@ pub(super) fn two_tables(
         }
     }
     Ok(tables)
+}
+
+/// The rotary table of a kind of layers, whose settings are nested, and of which fewer pairs may turn.
+pub(super) fn table_of_kind(
+    config: &JsonFile,
+    layers: &str,
+    head_dim: usize,
+    max_position_embeddings: usize,
+    absent: &RopeAbsent,
+) -> Result<RopeSpec> {
+    let settings = nested_settings(config, layers)?;
+    let plain = |rope_theta: f64, scaling: RopeScaling| RopeSpec {
+        pairing: RopePairing::HalfSplit,
+        rotary_dim: head_dim,
+        rope_theta,
+        scaling,
+    };
+    // Of the whole width, also where fewer pairs turn.
+    let proportional = |share: f64, factor: f64| RopeScaling::Proportional {
+        rotated_pairs: ((share * head_dim as f64) as usize / 2).min(head_dim / 2),
+        factor,
+    };
+    let Some(settings) = settings else {
+        let scaling = absent.proportional.map_or(RopeScaling::Default, |share| proportional(share, 1.0));
+        return Ok(plain(absent.rope_theta, scaling));
+    };
+    let theta = settings.positive("rope_theta")?.unwrap_or(absent.rope_theta);
+    match settings.text("rope_type")? {
+        None | Some("default") => Ok(plain(theta, RopeScaling::Default)),
+        Some("proportional") => {
+            let share = settings.positive("partial_rotary_factor")?.unwrap_or(1.0);
+            Ok(plain(theta, proportional(share, settings.positive("factor")?.unwrap_or(1.0))))
+        }
+        Some(_) => {
+            let defaults = RopeDefaults {
+                rope_theta: absent.rope_theta,
+                partial_rotary_factor: 1.0,
+                pairing: RopePairing::HalfSplit,
+                original_max_position_embeddings: None,
+            };
+            rope_from(config, Some(&settings), &defaults, head_dim, max_position_embeddings)
+        }
+    }
 }
 
 pub(super) fn nested_settings(config: &JsonFile, layers: &str) -> Result<Option<JsonFile>> {

@@ -131,7 +131,10 @@ impl FileType {
             return Dtype::F32;
         }
         // As llama.cpp: a router is small, and decides; a convolution is small, and its rows are shorter than blocks.
-        if matches!(first.slot, Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate | LayerSlot::Conv1d)) {
+        if matches!(
+            first.slot,
+            Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate | LayerSlot::HeadGate | LayerSlot::Conv1d)
+        ) {
             return Dtype::F32;
         }
         let base = self.base();

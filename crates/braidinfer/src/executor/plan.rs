@@ -178,7 +178,7 @@ pub(super) fn is_projection(slot: Slot) -> bool {
         Slot::EmbedTokens | Slot::FinalNorm | Slot::EmbedTokensPerLayer | Slot::PerLayerProjectionNorm => false,
         Slot::Layer(_, slot) => match slot {
             QAProj | QBProj | KvAProj | KvBProj => true,
-            QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj => true,
+            QProj | KProj | VProj | OProj | HeadGate | GateProj | UpProj | DownProj => true,
             InProjQkv | InProjZ | InProjB | InProjA | InProjQkvz | InProjBa | InProjBcx | OutProj => true,
             InProjZxbcdt => true,
             Router | SharedGateProj | SharedUpProj | SharedDownProj | SharedExpertGate => true,
@@ -212,12 +212,12 @@ fn matrices_at(spec: &DecoderSpec, slot: Slot) -> usize {
 
 /// The levels at which weights of a type can be multiplied, most precise first: block-quantized weights with 8-bit and
 /// 16-bit activations, bf16 weights with bf16 activations, and all weights with f32 activations. Routers always get f32
-/// activations: they are small, and decide which experts run, or how residual streams are mixed. So do the further inputs
+/// activations: they are small, and decide which experts run, or how residual streams are mixed. So do gates of heads, the further inputs
 /// of all layers, and the projections between residual streams, which every plan then has in common.
 fn levels(slot: Slot, dtype: Dtype) -> &'static [NumericLevel] {
     match dtype {
         _ if matches!(slot, Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate)) => &[NumericLevel::F32],
-        _ if matches!(slot, Slot::Layer(_, LayerSlot::StreamRouter)) => &[NumericLevel::F32],
+        _ if matches!(slot, Slot::Layer(_, LayerSlot::StreamRouter | LayerSlot::HeadGate)) => &[NumericLevel::F32],
         _ if matches!(slot, Slot::StreamProjection(_) | Slot::StreamUnembedding(_)) => &[NumericLevel::F32],
         _ if slot == Slot::PerLayerModelProjection => &[NumericLevel::F32],
         dtype if dtype.is_quantized() => &[NumericLevel::F32, NumericLevel::Int16, NumericLevel::Int8],

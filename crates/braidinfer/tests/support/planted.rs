@@ -74,6 +74,7 @@ pub const FAULTS: &[Fault] = &[
     }),
     ("factor of the inputs for each layer left out", |spec| each_input(spec, |inputs| inputs.input_multiplier = 1.0)),
     ("factor at the end of a layer left out", |spec| spec.layer_scalar = false),
+    ("gates of heads left out", |spec| spec.attentions.iter_mut().for_each(|spec| spec.head_gate = false)),
     ("the first residual stream is the active one", |spec| each_altup(spec, |altup| altup.altup_active_idx = 0)),
     ("factor of the corrected stream left out", |spec| each_altup(spec, |altup| altup.altup_correct_scale = false)),
     ("factor of the streams' router left out", |spec| each_altup(spec, |altup| altup.router_multiplier = 1.0)),

@@ -6,7 +6,7 @@ use braidinfer_kernels::attention::{
     Attention, AttentionShape, KvElement, KvSlab, PagedHead, Partial, SPAN, add_sinks, attend, finish, merge,
 };
 use braidinfer_kernels::norm::{self, Row, Statistics};
-use braidinfer_kernels::{Buffer, Items, PerThread, Pool, Ranges};
+use braidinfer_kernels::{Buffer, Items, LANES, PerThread, Pool, Ranges};
 use braidinfer_model::spec::QkNormExtent;
 
 use super::FusedRunner;
@@ -115,10 +115,23 @@ fn record(heads: &Heads<'_>, trace: &mut Trace) {
 }
 
 impl PackedAttention {
-    /// The gates of a head's output for one token, from the output of the query projection.
-    pub(super) fn read_gate(&self, queries: &[f32], rows: usize, token: usize, head: usize, out: &mut [f32]) {
-        let column = head * self.attention.query_head_rows() + self.attention.head_dim;
-        gather(queries, rows, token, column, out);
+    /// Whether the outputs of heads are gated.
+    pub(super) fn is_gated(&self) -> bool {
+        self.attention.output_gate || self.head_gate.is_some()
+    }
+
+    /// The gates of a head's output for one token, from the output of the input projections: those beside its queries, or
+    /// one of its own for all of it.
+    pub(super) fn read_gate(&self, projected: &[f32], rows: usize, token: usize, head: usize, out: &mut [f32]) {
+        if self.head_gate.is_none() {
+            let column = head * self.attention.query_head_rows() + self.attention.head_dim;
+            return gather(projected, rows, token, column, out);
+        }
+        let before = self.keys.own().into_iter().flat_map(|own| [&own.k_proj].into_iter().chain(&own.v_proj));
+        let panels: usize = before.chain([&self.q_proj]).map(|linear| linear.panels()).sum();
+        let mut gate = [0.0];
+        gather(projected, rows, token, panels * LANES + head, &mut gate);
+        out.fill(gate[0]);
     }
 }
 

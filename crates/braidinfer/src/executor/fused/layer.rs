@@ -129,7 +129,7 @@ impl FusedRunner {
         };
         record(&self.scratch.heads, plain, trace);
         match mixer {
-            PackedMixer::Attention(layer) if !layer.attention.output_gate => return,
+            PackedMixer::Attention(layer) if !layer.is_gated() => return,
             PackedMixer::Mamba2(layer) => layer.gate_all(isa, &mut self.pool, rows, &mut self.scratch),
             _ => {
                 let Scratch { qkv, heads, rows: scratch, .. } = &mut self.scratch;

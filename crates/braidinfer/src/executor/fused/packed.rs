@@ -250,6 +250,8 @@ pub(super) struct PackedAttention {
     pub(super) latent: Option<Box<Latent<PackedLinear, PackedNorm>>>,
     pub(super) o_proj: PackedLinear,
     pub(super) q_norm: Option<PackedNorm>,
+    /// To a gate for each head's output.
+    pub(super) head_gate: Option<PackedLinear>,
     /// One score per query head, padded.
     pub(super) sinks: Option<Vec<f32>>,
 }
@@ -314,7 +316,7 @@ impl PackedMixer {
             Self::Attention(attention) => {
                 let own = attention.keys.own();
                 let keys = own.into_iter().flat_map(|own| [&own.k_proj].into_iter().chain(&own.v_proj));
-                [&attention.q_proj].into_iter().chain(keys).collect()
+                [&attention.q_proj].into_iter().chain(keys).chain(&attention.head_gate).collect()
             }
             Self::DeltaNet(delta_net) => delta_net.inputs.iter().collect(),
             Self::ShortConv(conv) => vec![&conv.in_proj],
@@ -796,6 +798,7 @@ impl<'a> Packer<'a> {
             keys,
             latent,
             o_proj: self.linear(slot(LayerSlot::OProj), pool)?,
+            head_gate: attention.head_gate.then(|| self.linear(slot(LayerSlot::HeadGate), pool)).transpose()?,
         })
     }
 

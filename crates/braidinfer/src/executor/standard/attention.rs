@@ -30,6 +30,8 @@ pub(super) struct Attention {
     pub(super) latent: Option<Box<Latent<Linear, Norm>>>,
     pub(super) o_proj: Linear,
     pub(super) q_norm: Option<Norm>,
+    /// To a gate for each head's output.
+    pub(super) head_gate: Option<Linear>,
     /// Scores of a further key without a value, one per query head.
     pub(super) sinks: Option<Tensor>,
 }
@@ -49,6 +51,7 @@ impl Attention {
         }
         let heads = Tensor::cat(&heads, 0)?.to_dtype(x.dtype())?;
         trace.record("attn.heads", &heads)?;
+        let gate = gate.map_or_else(|| self.gates_of_heads(x), |gate| Ok(Some(gate)))?;
         let heads = match gate {
             Some(gate) => {
                 let gated = (heads * sigmoid(&gate)?.to_dtype(x.dtype())?)?;
@@ -66,7 +69,7 @@ impl Attention {
     pub(super) fn projections(&self) -> Vec<&Linear> {
         let own = self.keys.own().into_iter().flat_map(|own| [&own.k_proj].into_iter().chain(&own.v_proj));
         let expanding = self.latent.iter().flat_map(|latent| latent.projections());
-        own.chain(expanding).chain([&self.q_proj, &self.o_proj]).collect()
+        own.chain(expanding).chain([&self.q_proj, &self.o_proj]).chain(&self.head_gate).collect()
     }
 
     /// The output of the query projections.
@@ -84,6 +87,15 @@ impl Attention {
         let pairs = q.reshape((rows, heads, 2 * width))?;
         let part = |first| pairs.narrow(2, first, width)?.contiguous()?.reshape((rows, heads * width));
         Ok((part(0)?, Some(part(width)?.to_dtype(DType::F32)?)))
+    }
+
+    /// The gate of each head for all of its values, `[T, H * value width]`, if heads have gates of their own.
+    fn gates_of_heads(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let Some(head_gate) = &self.head_gate else { return Ok(None) };
+        let gates = head_gate.forward(x)?.to_dtype(DType::F32)?;
+        let (rows, heads) = gates.dims2()?;
+        let gates = gates.unsqueeze(2)?.broadcast_as((rows, heads, self.spec.value_head_dim()))?;
+        Ok(Some(gates.contiguous()?.flatten_from(1)?))
     }
 
     /// Queries `[T, H, d]` and, if the layer has its own, keys and values `[T, G, d]`, normed and rotated, in f32.

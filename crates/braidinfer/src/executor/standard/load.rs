@@ -326,6 +326,7 @@ impl Loader<'_> {
             latent: spec.latent.map(|latent| self.latent(index, latent)).transpose()?.map(Box::new),
             o_proj: self.linear(slot(LayerSlot::OProj))?,
             q_norm: qk_norm(LayerSlot::QNorm)?,
+            head_gate: spec.head_gate.then(|| self.linear(slot(LayerSlot::HeadGate))).transpose()?,
             sinks: self.vector(slot(LayerSlot::Sinks), Param::Weight)?,
         })
     }
