@@ -31,13 +31,14 @@ class Adapter(llama_cpp.Adapter):
             self.program("llama-bench"), "-m", self.file, "-t", self.settings.threads, "-r", 1, "-o", "json",
             REPACK, 1, *amounts,
         )  # fmt: skip
-        return json.loads(text)[0]["avg_ts"]
+        # Its warnings are in the midst of the JSON.
+        return json.loads(re.sub(r"^WARNING.*$", "", text, flags=re.MULTILINE))[0]["avg_ts"]
 
     def several_sequences(self, work):
         length = work.batch * (work.context + work.tokens)
         text = output(
             self.program("llama-batched-bench"), "-m", self.file, "-t", self.settings.threads, "-c", length,
-            "-npp", work.context, "-ntg", work.tokens, "-npl", work.batch, REPACK, "-no-fa",
+            "-npp", work.context, "-ntg", work.tokens, "-npl", work.batch, REPACK, "-no-fa", merged=True,
         )  # fmt: skip
         # Columns: prompt, generated, sequences, cache, then seconds and tokens per second of prompt and of decoding.
         rows = re.findall(r"^\|\s*\d+\s*\|.*$", text, re.MULTILINE)

@@ -15,12 +15,12 @@ def executable(path, option):
     return str(path)
 
 
-def output(program, *arguments):
-    """What it prints."""
+def output(program, *arguments, merged=False):
+    """What it prints; if `merged`, also what it prints as messages."""
     done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{Path(program).name} exits with {done.returncode}: {complaint(done.stderr)}")
-    return done.stdout
+    return done.stdout + done.stderr if merged else done.stdout
 
 
 def complaint(text):
