@@ -71,7 +71,7 @@ impl JsonFile {
             path: self.path.clone(),
             field: self.name_of(field),
             expected: expected.into(),
-            found: found.into(),
+            found: python_numbers::as_written(&found.into()),
         }
     }
 

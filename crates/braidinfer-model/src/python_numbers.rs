@@ -27,6 +27,12 @@ pub(crate) fn as_objects(json: &[u8]) -> Option<Vec<u8>> {
     found.then_some(out)
 }
 
+/// The text with such objects as the numbers that they stand for, as they are in the file.
+pub(crate) fn as_written(text: &str) -> String {
+    let replaced = |text: String, number: &&str| text.replace(&format!("{{\"{FLOAT}\":\"{number}\"}}"), number);
+    NUMBERS.iter().fold(text.to_owned(), replaced)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +46,11 @@ mod tests {
         );
         assert_eq!(text(r#"{"Infinity": "NaN \" NaN", "\\": 1}"#), None);
         assert_eq!(text(r#""\"#), None);
+    }
+
+    #[test]
+    fn messages_have_numbers_as_they_are_in_the_file() {
+        let found = r#"[{"__float__":"-Infinity"},{"__float__":"NaN"},1.0]"#;
+        assert_eq!(as_written(found), "[-Infinity,NaN,1.0]");
     }
 }

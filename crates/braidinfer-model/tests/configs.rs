@@ -342,6 +342,7 @@ fn fields_that_transformers_reads_in_another_way_are_refused() {
         ("gemma4_text", json!({"rope_parameters": {"rope_theta": 7.0}}), "`rope_parameters`"),
         ("gemma4_text", json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}), "`rope_scaling`"),
         ("gemma4_text", json!({"use_bidirectional_attention": "x"}), "`use_bidirectional_attention`"),
+        ("lfm3", json!({"rope_parameters": {"rope_theta": 7.0}}), "`rope_parameters`"),
         ("lfm2", json!({"hidden_act": "relu"}), "`hidden_act`: expected `silu`"),
         ("phimoe", json!({"router_jitter_noise": -0.1}), "`router_jitter_noise`"),
     ] {

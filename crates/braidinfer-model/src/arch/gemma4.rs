@@ -3,7 +3,7 @@
 
 use crate::arch::gguf::{GgufExperts, GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, LayerKind, Sizes, decoder, layer_types, per_head_norm, read_attention_bias};
-use crate::arch::rope_config::{RopeAbsent, table_of_kind};
+use crate::arch::rope_config::{RopeAbsent, check_nested, table_of_kind};
 use crate::arch::{Architecture, Description, gemma2};
 use crate::layout::{ExpertNames, LayerSlot, TensorNames};
 use crate::spec::{
@@ -103,14 +103,7 @@ fn check_supported(config: &JsonFile) -> Result<()> {
     if let Some(kind) = config.text("use_bidirectional_attention")?.filter(|kind| *kind != "vision") {
         return Err(config.error("use_bidirectional_attention", "attention to earlier text only", format!("`{kind}`")));
     }
-    let parameters = config.object("rope_parameters")?.filter(|parameters| !parameters.is_empty());
-    if parameters.is_some_and(|parameters| !KINDS.into_iter().any(|kind| parameters.has(kind))) {
-        let expected = format!("settings for each kind of layers: {}", KINDS.join(", "));
-        return Err(config.error("rope_parameters", expected, "settings for all layers"));
-    }
-    if config.object("rope_scaling")?.is_some_and(|scaling| !scaling.is_empty()) {
-        return Err(config.error("rope_scaling", "nothing, but `rope_parameters`", "RoPE settings of the old style"));
-    }
+    check_nested(config, &KINDS)?;
     match config.text("hidden_activation")? {
         None | Some("gelu_pytorch_tanh") => Ok(()),
         Some(other) => Err(config.error("hidden_activation", "gelu_pytorch_tanh", format!("`{other}`"))),

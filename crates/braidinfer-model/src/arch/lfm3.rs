@@ -2,7 +2,7 @@
 
 use crate::arch::lfm2::with_convolutions;
 use crate::arch::llama_like::{Defaults, LayerKind, Sizes, layer_types, read_attention_bias};
-use crate::arch::rope_config::{RopeAbsent, RopeDefaults, table_of_kind};
+use crate::arch::rope_config::{RopeAbsent, RopeDefaults, check_nested, table_of_kind};
 use crate::arch::{Architecture, Description};
 use crate::layout::LayerSlot;
 use crate::spec::{BlockSpec, Mixer};
@@ -53,6 +53,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     }
     spec.attentions[0].head_gate = config.flag("use_attention_gate")?.unwrap_or(true);
     read_attention_bias(config, "attention_bias", spec)?;
+    check_nested(config, &KINDS)?;
     let (head_dim, length) = (spec.attentions[0].head_dim, spec.max_position_embeddings);
     let table = |kind: usize| table_of_kind(config, KINDS[kind], head_dim, length, &ROPE[kind]);
     spec.rope = vec![table(FULL_TABLE)?, table(SLIDING_TABLE)?];

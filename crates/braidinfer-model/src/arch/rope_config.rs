@@ -70,6 +70,19 @@ pub(super) fn two_tables(
     Ok(tables)
 }
 
+/// Fails on RoPE settings that are not nested per kind of layers, where a class reads no others.
+pub(super) fn check_nested(config: &JsonFile, kinds: &[&str]) -> Result<()> {
+    let parameters = config.object("rope_parameters")?.filter(|parameters| !parameters.is_empty());
+    if parameters.is_some_and(|parameters| !kinds.iter().any(|kind| parameters.has(kind))) {
+        let expected = format!("settings for each kind of layers: {}", kinds.join(", "));
+        return Err(config.error("rope_parameters", expected, "settings for all layers"));
+    }
+    if config.object("rope_scaling")?.is_some_and(|scaling| !scaling.is_empty()) {
+        return Err(config.error("rope_scaling", "nothing, but `rope_parameters`", "RoPE settings of the old style"));
+    }
+    Ok(())
+}
+
 /// The rotary table of a kind of layers, whose settings are nested, and of which fewer pairs may turn.
 pub(super) fn table_of_kind(
     config: &JsonFile,
