@@ -55,7 +55,14 @@ fn describe(config: &JsonFile) -> Result<Description> {
     read_attention_bias(config, "attention_bias", spec)?;
     check_nested(config, &KINDS)?;
     let (head_dim, length) = (spec.attentions[0].head_dim, spec.max_position_embeddings);
-    let table = |kind: usize| table_of_kind(config, KINDS[kind], head_dim, length, &ROPE[kind]);
+    let nested = config.object("rope_parameters")?.is_some_and(|parameters| !parameters.is_empty());
+    let common = config.positive("rope_theta")?.unwrap_or(DEFAULTS.rope.rope_theta);
+    let table = |kind: usize| {
+        // The class's thetas are those of its settings as a whole.
+        let rope_theta = if nested { common } else { ROPE[kind].rope_theta };
+        let absent = RopeAbsent { rope_theta, proportional: ROPE[kind].proportional };
+        table_of_kind(config, KINDS[kind], head_dim, length, &absent)
+    };
     spec.rope = vec![table(FULL_TABLE)?, table(SLIDING_TABLE)?];
     let window = if config.has("sliding_window") { config.size("sliding_window")? } else { Some(SLIDING_WINDOW) };
     let layers = spec.layers.len();

@@ -39,7 +39,7 @@ const INPUT_SCALES: [&str; 2] = [".input_global_scale", ".input_scale"];
 pub(in crate::format) struct Nvfp4 {
     codes: Place,
     scales: Place,
-    whole: Place,
+    whole: f32,
     divides: bool,
     shape: [usize; 2],
 }
@@ -53,13 +53,21 @@ pub(super) fn find(checkpoint: &Checkpoint, name: &str, form: Form) -> Result<Op
     let Some(whole) = checkpoint.part(&named(form.whole)) else {
         return Err(error(&codes, format!("a number for the whole matrix in `{}`", named(form.whole))));
     };
+    if let Some(scaled) = checkpoint.part(&named(".pre_quant_scale")) {
+        return Err(error(&scaled, "no such tensor, since inputs are not scaled here"));
+    }
     let shape = shape(&codes, &scales)?;
     if whole.dtype != Some(Dtype::F32) || whole.shape.iter().product::<usize>() != 1 {
         return Err(error(&whole, "one number in F32"));
     }
+    let bytes = checkpoint.data(&whole.place).read()?;
+    let number = bytes.first_chunk().map_or(f32::NAN, |bytes| f32::from_le_bytes(*bytes));
+    if !(number.is_finite() && number > 0.0) {
+        return Err(error(&whole, "a finite number above zero"));
+    }
     let further = [SCALES, form.whole].into_iter().chain(INPUT_SCALES).map(named);
     let parts = further.chain([name.to_owned()]).filter(|part| checkpoint.contains(part)).collect();
-    let matrix = Nvfp4 { codes: codes.place, scales: scales.place, whole: whole.place, divides: form.divides, shape };
+    let matrix = Nvfp4 { codes: codes.place, scales: scales.place, whole: number, divides: form.divides, shape };
     let matrix = Assembled::Nvfp4(matrix);
     Ok(Some(Found { name: named(".weight"), parts, dtype: Dtype::F32, shape: shape.to_vec(), matrix }))
 }
@@ -68,6 +76,8 @@ pub(super) fn find(checkpoint: &Checkpoint, name: &str, form: Form) -> Result<Op
 fn shape(codes: &Part<'_>, scales: &Part<'_>) -> Result<[usize; 2]> {
     let [rows, bytes] = codes.shape else { return Err(error(codes, "codes in rows and columns")) };
     let columns = bytes.checked_mul(2).filter(|columns| columns.is_multiple_of(GROUP));
+    // A row of values in f32 has so many bytes.
+    let columns = columns.filter(|columns| columns.checked_mul(size_of::<f32>()).is_some());
     let columns = columns.ok_or_else(|| error(codes, format!("rows of groups of {GROUP} values")))?;
     let expected = [*rows, columns / GROUP];
     if scales.shape != expected {
@@ -79,12 +89,6 @@ fn shape(codes: &Part<'_>, scales: &Part<'_>) -> Result<[usize; 2]> {
 impl Nvfp4 {
     pub(in crate::format) fn data<'a>(&'a self, checkpoint: &'a Checkpoint) -> TensorData<'a> {
         TensorData::computed(Rows { matrix: self, checkpoint, scale_values: fp8::values(3) })
-    }
-
-    /// What the scales are multiplied by or divided by.
-    fn whole(&self, checkpoint: &Checkpoint) -> Result<f32> {
-        let bytes = checkpoint.data(&self.whole).read()?;
-        Ok(bytes.first_chunk().map_or(f32::NAN, |bytes| f32::from_le_bytes(*bytes)))
     }
 }
 
@@ -106,7 +110,7 @@ impl Computed for Rows<'_> {
     }
 
     fn read_rows(&self, rows: Range<usize>) -> Result<Vec<u8>> {
-        let (columns, whole) = (self.matrix.shape[1], self.matrix.whole(self.checkpoint)?);
+        let (columns, whole) = (self.matrix.shape[1], self.matrix.whole);
         let codes = self.checkpoint.data(&self.matrix.codes).read_part(row_range(&rows, columns / 2))?;
         let scales = self.checkpoint.data(&self.matrix.scales).read_part(row_range(&rows, columns / GROUP))?;
         let mut bytes = Vec::with_capacity(rows.len() * self.row_bytes());
