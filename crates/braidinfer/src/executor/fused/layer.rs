@@ -6,7 +6,7 @@ use braidinfer_model::DecoderSpec;
 
 use super::FusedRunner;
 use super::delta_net::DeltaInput;
-use super::each_row::each_row;
+use super::each_row::{each_row, row_sum};
 use super::encode::{Encoded, Input, Source};
 use super::mixture::MixturePass;
 use super::packed::{PackedFeedForward, PackedLinear, PackedMixer, PackedNetwork, PackedNorm};
@@ -313,18 +313,10 @@ fn expand(
     }
 }
 
-/// The mean of a row plus a number of its standard deviations, summed in sixteen lanes.
+/// The mean of a row plus a number of its standard deviations.
 fn cutoff(row: Row<'_>, deviations: f32) -> f32 {
-    let sum = |of: &dyn Fn(f32) -> f32| {
-        let mut sums = [0.0; LANES];
-        for chunk in 0..row.width.div_ceil(LANES) {
-            let values = &row.chunk(chunk)[..LANES.min(row.width - chunk * LANES)];
-            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += of(*value));
-        }
-        sums.iter().sum::<f32>()
-    };
-    let mean = sum(&|value| value) / row.width as f32;
-    let variance = sum(&|value| (value - mean) * (value - mean)) / row.width as f32;
+    let mean = row_sum(row, |value| value) / row.width as f32;
+    let variance = row_sum(row, |value| (value - mean) * (value - mean)) / row.width as f32;
     mean + deviations * variance.sqrt()
 }
 

@@ -5,9 +5,10 @@
 
 use braidinfer_kernels::norm::Row;
 use braidinfer_kernels::{Buffer, Chunks, LANES, Pool, elementwise};
+use braidinfer_model::spec::AltUpSpec;
 
 use super::FusedRunner;
-use super::each_row::each_row;
+use super::each_row::{each_row, row_sum};
 use super::encode::{Input, Source};
 use super::packed::{PackedAltUp, PackedLinear};
 use super::product::Products;
@@ -30,6 +31,15 @@ pub(super) struct StreamScratch {
     factors: Vec<f32>,
     /// What the output head reads, `[panels][rows][16]`.
     pub(super) merged: Buffer,
+}
+
+/// What the router of a layer reads.
+#[derive(Debug, Clone, Copy)]
+enum RouterInput {
+    /// The active stream, before the layer.
+    ActiveStream,
+    /// The layer's output, in `hidden`.
+    Output,
 }
 
 impl FusedRunner {
@@ -95,20 +105,37 @@ impl FusedRunner {
         elementwise::scale(isa, merged, 1.0 / count as f32);
     }
 
-    /// Predicts all streams before a layer, and makes the active one its input, if there are several.
-    pub(super) fn predict_streams(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+    /// What the router of a layer gives for every token, in `projected`, if there are several streams: `K` values in a panel
+    /// `[T][16]`.
+    fn route_streams(&mut self, index: usize, read: RouterInput, plan: &KernelPlan) {
+        const { assert!(AltUpSpec::MOST_INPUTS <= LANES, "one panel has the values of all streams") };
         let Some(altup) = self.weights.layers[index].altup.as_deref() else { return };
-        let (rows, width, count) = (self.layout.rows, self.spec.hidden_size, altup.count);
+        let (isa, rows, width, count) = (self.isa, self.layout.rows, self.spec.hidden_size, altup.count);
         let Scratch { hidden, normed, several, rows: scratch, .. } = &mut self.scratch;
-        let StreamScratch { streams, rows: selected, projected, coefs, .. } = several;
-        select(selected, 0..rows, [count, altup.active]);
-        let source = Source::Panels { data: streams, stride: rows * count, select: Some(selected) };
+        let StreamScratch { streams, rows: selected, projected, .. } = several;
+        let source = match read {
+            RouterInput::ActiveStream => {
+                select(selected, 0..rows, [count, altup.active]);
+                Source::Panels { data: streams, stride: rows * count, select: Some(selected) }
+            }
+            RouterInput::Output => Source::Panels { data: hidden, stride: rows, select: None },
+        };
         let input = Input { source, rows, width, norm: Some(&altup.router_norm) };
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
-        normed.fill(self.isa, &mut self.pool, scratch, input, products.levels([&altup.router].iter()));
+        let products = Products::new(isa, &self.weights, plan, &self.pool);
+        normed.fill(isa, &mut self.pool, scratch, input, products.levels([&altup.router].iter()));
         let modalities = panels(projected, count, rows);
         products.all(&mut self.pool, &[&altup.router], normed, rows, modalities);
-        elementwise::softcap(self.isa, modalities, 1.0);
+        elementwise::softcap(isa, modalities, 1.0);
+    }
+
+    /// Predicts all streams before a layer, and makes the active one its input, if there are several.
+    pub(super) fn predict_streams(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+        self.route_streams(index, RouterInput::ActiveStream, plan);
+        let Some(altup) = self.weights.layers[index].altup.as_deref() else { return };
+        let (rows, width, count) = (self.layout.rows, self.spec.hidden_size, altup.count);
+        let Scratch { hidden, several, .. } = &mut self.scratch;
+        let StreamScratch { streams, projected, coefs, .. } = several;
+        let modalities = &projected[..rows * LANES];
         fill_coefs(&mut self.pool, coefs, modalities, [count * count, count], &altup.prediction_coefs, 0.0);
         #[cfg(test)]
         super::planted::spoil_coefs(self.planted, index, coefs, true);
@@ -127,17 +154,12 @@ impl FusedRunner {
     /// Corrects all streams after a layer, whose output is in `hidden`, which then is what gates the layer's further
     /// input.
     pub(super) fn correct_streams(&mut self, index: usize, plan: &KernelPlan, trace: &mut Trace) {
+        self.route_streams(index, RouterInput::Output, plan);
         let Some(altup) = self.weights.layers[index].altup.as_deref() else { return };
         let (rows, width, count) = (self.layout.rows, self.spec.hidden_size, altup.count);
-        let Scratch { hidden, normed, several, rows: scratch, .. } = &mut self.scratch;
+        let Scratch { hidden, several, .. } = &mut self.scratch;
         let StreamScratch { streams, projected, coefs, .. } = several;
-        let source = Source::Panels { data: hidden, stride: rows, select: None };
-        let input = Input { source, rows, width, norm: Some(&altup.router_norm) };
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
-        normed.fill(self.isa, &mut self.pool, scratch, input, products.levels([&altup.router].iter()));
-        let modalities = panels(projected, count, rows);
-        products.all(&mut self.pool, &[&altup.router], normed, rows, modalities);
-        elementwise::softcap(self.isa, modalities, 1.0);
+        let modalities = &projected[..rows * LANES];
         fill_coefs(&mut self.pool, coefs, modalities, [count, count], &altup.correction_coefs, 1.0);
         #[cfg(test)]
         super::planted::spoil_coefs(self.planted, index, coefs, false);
@@ -211,7 +233,7 @@ impl PackedAltUp {
 
 /// Predicts the streams of a token, `[K][16]` of a panel.
 fn predict(streams: &mut [f32], coefs: &[f32], count: usize) {
-    let mut before = [[0.0; LANES]; braidinfer_model::spec::AltUpSpec::MOST_INPUTS];
+    let mut before = [[0.0; LANES]; AltUpSpec::MOST_INPUTS];
     for (before, stream) in before.iter_mut().zip(streams.chunks_exact(LANES)) {
         before.copy_from_slice(stream);
     }
@@ -273,12 +295,7 @@ fn magnitude_ratio(like: Row<'_>, own: Row<'_>, least: f32) -> f32 {
     mean_square(like).sqrt() / mean_square(own).max(least).sqrt()
 }
 
-/// The mean of the squares of a row, summed in sixteen lanes.
+/// The mean of the squares of a row.
 fn mean_square(row: Row<'_>) -> f32 {
-    let mut sums = [0.0; LANES];
-    for chunk in 0..row.width.div_ceil(LANES) {
-        let values = &row.chunk(chunk)[..LANES.min(row.width - chunk * LANES)];
-        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * value);
-    }
-    sums.iter().sum::<f32>() / row.width as f32
+    row_sum(row, |value| value * value) / row.width as f32
 }
