@@ -623,6 +623,15 @@ fn lfm3_has_windows_gates_and_norms_unless_its_config_says_otherwise() {
     assert_eq!((usual.short_convs[0].conv_l_cache, usual.norm.eps), (7, 1e-4));
     assert!(matches!(usual.rope[0].scaling, RopeScaling::Proportional { .. }));
     assert_eq!((usual.rope[0].rope_theta, usual.rope[1].rope_theta), (1e6, 1e4));
+    // Settings without a base have that of the class, or the outer one.
+    let kinds = json!({"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}});
+    for (changes, theta) in [
+        (json!({"rope_parameters": kinds, "rope_theta": null}), 1e6),
+        (json!({"rope_parameters": kinds, "rope_theta": 5.0}), 5.0),
+    ] {
+        let rope = spec(&config("lfm3", changes)).rope;
+        assert_eq!((rope[0].rope_theta, rope[1].rope_theta), (theta, theta));
+    }
     let plain = json!({"use_attention_gate": false, "use_sandwich_norm": false, "layer_types": vec!["conv"; 6]});
     let plain = spec(&config("lfm3", plain));
     assert!(!plain.attentions[0].head_gate && plain.block == BlockSpec::PRE_NORM);

@@ -123,6 +123,43 @@ fn parts_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn rows_without_bound_are_refused() {
+    for (name, columns) in [("fp8-channels", 1 << 63), ("modelopt-nvfp4", 1 << 62)] {
+        let error = changed(name, |tensors, _| {
+            let mut empty = |tensor: &str, shape: Vec<usize>| {
+                let stored = tensors.get_mut(tensor).expect("it is there");
+                (stored.1, stored.2) = (shape, Vec::new());
+            };
+            empty("proj.weight", vec![0, columns]);
+            if name == "modelopt-nvfp4" {
+                empty("proj.weight_scale", vec![0, columns / 8]);
+            }
+        });
+        let message = error.expect_err(name).to_string();
+        assert!(message.contains("`proj.weight`: expected rows that fit in memory"), "{message}");
+    }
+}
+
+#[test]
+fn numbers_that_make_nvfp4_useless_are_refused() {
+    for number in [0.0_f32, -1.0, f32::INFINITY, f32::NAN] {
+        for (name, tensor) in [("ct-nvfp4", "proj.weight_global_scale"), ("modelopt-nvfp4", "proj.weight_scale_2")] {
+            let error = changed(name, |tensors, _| {
+                tensors.get_mut(tensor).expect("it is there").2 = number.to_le_bytes().to_vec();
+            });
+            let message = error.expect_err(name).to_string();
+            assert!(message.contains(&format!("`{tensor}`: expected a finite number above zero")), "{message}");
+        }
+    }
+    let scaled = changed("modelopt-nvfp4", |tensors, _| {
+        let scale = (safetensors::Dtype::F32, vec![128], vec![0; 512]);
+        tensors.insert("proj.pre_quant_scale".into(), scale);
+    });
+    let message = scaled.expect_err("its inputs are scaled").to_string();
+    assert!(message.contains("`proj.pre_quant_scale`: expected no such tensor"), "{message}");
+}
+
+#[test]
 fn missing_parts_and_other_methods_are_named() {
     let without = |name: &str, tensor: &str| {
         changed(name, |tensors, _| drop(tensors.remove(tensor))).expect_err(name).to_string()

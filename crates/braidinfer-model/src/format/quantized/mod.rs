@@ -141,6 +141,7 @@ pub(super) fn join(checkpoint: &mut Checkpoint, method: Option<&Method>) -> Resu
             });
         }
     }
+    found.iter().try_for_each(|found| check_width(checkpoint, found))?;
     let blocks = types(&found);
     for Found { name, parts, dtype, shape, mut matrix } in found {
         let exact = blocks.contains(&kind_of(&name));
@@ -148,6 +149,16 @@ pub(super) fn join(checkpoint: &mut Checkpoint, method: Option<&Method>) -> Resu
         checkpoint.replace(name, &parts, dtype, shape, matrix);
     }
     Ok(())
+}
+
+/// Fails if the bytes of a row in f32 cannot be counted, as an empty tensor's shape may claim.
+fn check_width(checkpoint: &Checkpoint, found: &Found) -> Result<()> {
+    let counted = |columns: &usize| columns.checked_mul(size_of::<f32>()).is_some();
+    let part = [&found.name].into_iter().chain(&found.parts).find_map(|name| checkpoint.part(name));
+    match part.filter(|_| !found.shape.last().is_none_or(counted)) {
+        Some(part) => Err(error(&part, "rows that fit in memory")),
+        None => Ok(()),
+    }
 }
 
 /// Values in f32 instead of blocks, unless it is of a kind that always has blocks.

@@ -76,8 +76,6 @@ pub(super) fn find(checkpoint: &Checkpoint, name: &str, form: Form) -> Result<Op
 fn shape(codes: &Part<'_>, scales: &Part<'_>) -> Result<[usize; 2]> {
     let [rows, bytes] = codes.shape else { return Err(error(codes, "codes in rows and columns")) };
     let columns = bytes.checked_mul(2).filter(|columns| columns.is_multiple_of(GROUP));
-    // A row of values in f32 has so many bytes.
-    let columns = columns.filter(|columns| columns.checked_mul(size_of::<f32>()).is_some());
     let columns = columns.ok_or_else(|| error(codes, format!("rows of groups of {GROUP} values")))?;
     let expected = [*rows, columns / GROUP];
     if scales.shape != expected {
