@@ -544,8 +544,8 @@ pub struct PackedArgs {
     /// 128 MiB and more are kept in the system's cache folder
     #[arg(long, value_name = "DIR|off")]
     pub packed_cache: Option<OsString>,
-    /// Most that they may take on the disk, such as 40GB or 1.5GiB; those that were not used for longest are removed. If left out, a
-    /// quarter of what would be free without them
+    /// Most that they may take on the disk, such as 40GB or 1.5GiB; those that were not used for longest are removed. If
+    /// left out, a quarter of what would be free without them
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub packed_cache_size: Option<u64>,
 }

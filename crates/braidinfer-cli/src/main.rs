@@ -12,6 +12,7 @@ mod sampling_args;
 mod side;
 mod stderr;
 mod stdout_at_start;
+mod temporary_file;
 mod wording;
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ fn damage(path: &Path) {
     }
 }
 
-/// No step can be computed any more, so whoever watches over the server must learn of it and start it anew.
+/// It cannot answer any more. Only a new start helps, so probes of the server have to fail.
 #[test]
 fn a_server_whose_packed_weights_are_damaged_says_that_it_must_be_started_anew() {
     let (copy, folder) = (large(), folder());

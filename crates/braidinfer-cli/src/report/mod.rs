@@ -5,7 +5,6 @@ mod markdown;
 mod plot;
 mod text;
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +12,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use crate::args::OutputArgs;
-use crate::output;
+use crate::{output, temporary_file};
 
 pub use plot::{BarPlot, LinePlot, Series};
 
@@ -205,10 +204,7 @@ impl Export {
     }
 
     fn temporary(&self) -> anyhow::Result<tempfile::NamedTempFile> {
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Made here, a report has the user's usual permissions, and an error does not name it, which nobody asked for.
-        let made = tempfile::Builder::new().make_in(folder, |path| fs::File::create_new(path));
-        made.with_context(|| format!("--export {}", self.path.display()))
+        temporary_file::beside(&self.path).with_context(|| format!("--export {}", self.path.display()))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::arch::gguf::{GgufExperts, GgufForm, LlamaCpp};
 use crate::arch::llama_like::{Defaults, LayerKind, Sizes, decoder, layer_types, per_head_norm, read_attention_bias};
-use crate::arch::rope_config::{RopeAbsent, check_nested, table_of_kind};
+use crate::arch::rope_config::{KINDS, RopeAbsent, check_nested, table_of_kind};
 use crate::arch::{Architecture, Description, gemma2};
 use crate::layout::{ExpertNames, LayerSlot, TensorNames};
 use crate::spec::{
@@ -53,8 +53,6 @@ const PATTERN: usize = 6;
 const FULL_ROPE: RopeAbsent = RopeAbsent { rope_theta: 1_000_000.0, proportional: Some(0.25) };
 const SLIDING_ROPE: RopeAbsent = RopeAbsent { rope_theta: 10_000.0, proportional: None };
 
-/// Kinds of layers with RoPE settings of their own.
-const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
 /// Indices into [`DecoderSpec::attentions`] and [`DecoderSpec::rope`].
 const FULL: usize = 0;
 const SLIDING: usize = 1;
@@ -103,7 +101,7 @@ fn check_supported(config: &JsonFile) -> Result<()> {
     if let Some(kind) = config.text("use_bidirectional_attention")?.filter(|kind| *kind != "vision") {
         return Err(config.error("use_bidirectional_attention", "attention to earlier text only", format!("`{kind}`")));
     }
-    check_nested(config, &KINDS)?;
+    check_nested(config)?;
     match config.text("hidden_activation")? {
         None | Some("gelu_pytorch_tanh") => Ok(()),
         Some(other) => Err(config.error("hidden_activation", "gelu_pytorch_tanh", format!("`{other}`"))),

@@ -2,7 +2,7 @@
 
 use crate::arch::lfm2::with_convolutions;
 use crate::arch::llama_like::{Defaults, LayerKind, Sizes, layer_types, read_attention_bias};
-use crate::arch::rope_config::{RopeAbsent, RopeDefaults, check_nested, table_of_kind};
+use crate::arch::rope_config::{KINDS, RopeAbsent, RopeDefaults, check_nested, table_of_kind};
 use crate::arch::{Architecture, Description};
 use crate::layout::LayerSlot;
 use crate::spec::{BlockSpec, Mixer};
@@ -24,10 +24,9 @@ const DEFAULTS: Defaults = Defaults {
 /// Tokens that a convolution covers, and that layers with a window see.
 const KERNEL: usize = 7;
 const SLIDING_WINDOW: usize = 256;
-/// Indices into [`crate::DecoderSpec::rope`], with the names of the kinds of layers and their settings.
+/// Indices into [`crate::DecoderSpec::rope`] and [`KINDS`], and settings.
 const FULL_TABLE: usize = 0;
 const SLIDING_TABLE: usize = 1;
-const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
 const ROPE: [RopeAbsent; 2] = [
     RopeAbsent { rope_theta: 1_000_000.0, proportional: Some(0.5) },
     RopeAbsent { rope_theta: 10_000.0, proportional: None },
@@ -53,7 +52,7 @@ fn describe(config: &JsonFile) -> Result<Description> {
     }
     spec.attentions[0].head_gate = config.flag("use_attention_gate")?.unwrap_or(true);
     read_attention_bias(config, "attention_bias", spec)?;
-    check_nested(config, &KINDS)?;
+    check_nested(config)?;
     let (head_dim, length) = (spec.attentions[0].head_dim, spec.max_position_embeddings);
     let nested = config.object("rope_parameters")?.is_some_and(|parameters| !parameters.is_empty());
     let common = config.positive("rope_theta")?.unwrap_or(DEFAULTS.rope.rope_theta);

@@ -21,6 +21,9 @@ pub(super) struct RopeAbsent {
     pub proportional: Option<f64>,
 }
 
+/// Kinds of layers with RoPE settings of their own.
+pub(super) const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
+
 /// The model's only rotary table.
 ///
 /// A non-null `rope_scaling` replaces `rope_parameters` as a whole; fields of the one that is used take precedence over
@@ -71,10 +74,10 @@ pub(super) fn two_tables(
 }
 
 /// Fails on RoPE settings that are not nested per kind of layers, where a class reads no others.
-pub(super) fn check_nested(config: &JsonFile, kinds: &[&str]) -> Result<()> {
+pub(super) fn check_nested(config: &JsonFile) -> Result<()> {
     let parameters = config.object("rope_parameters")?.filter(|parameters| !parameters.is_empty());
-    if parameters.is_some_and(|parameters| !kinds.iter().any(|kind| parameters.has(kind))) {
-        let expected = format!("settings for each kind of layers: {}", kinds.join(", "));
+    if parameters.is_some_and(|parameters| !KINDS.into_iter().any(|kind| parameters.has(kind))) {
+        let expected = format!("settings for each kind of layers: {}", KINDS.join(", "));
         return Err(config.error("rope_parameters", expected, "settings for all layers"));
     }
     if config.object("rope_scaling")?.is_some_and(|scaling| !scaling.is_empty()) {

@@ -130,7 +130,8 @@ impl FileType {
         if first.slot.is_norm() || first.param == Param::Bias || first.shape.len() < 2 {
             return Dtype::F32;
         }
-        // As llama.cpp: a router is small, and decides; a convolution is small, and its rows are shorter than blocks.
+        // As llama.cpp: a router is small, and decides; a convolution is small, and its rows are shorter than blocks. A gate of
+        // heads is like a router: small, and each of its values weighs a whole head.
         if matches!(
             first.slot,
             Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate | LayerSlot::HeadGate | LayerSlot::Conv1d)

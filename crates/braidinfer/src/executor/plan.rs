@@ -212,8 +212,8 @@ fn matrices_at(spec: &DecoderSpec, slot: Slot) -> usize {
 
 /// The levels at which weights of a type can be multiplied, most precise first: block-quantized weights with 8-bit and
 /// 16-bit activations, bf16 weights with bf16 activations, and all weights with f32 activations. Routers always get f32
-/// activations: they are small, and decide which experts run, or how residual streams are mixed. So do gates of heads, the further inputs
-/// of all layers, and the projections between residual streams, which every plan then has in common.
+/// activations: they are small, and decide which experts run, or how residual streams are mixed. So do
+/// gates of heads, the further inputs of all layers, and the projections between residual streams, which every plan then has in common.
 fn levels(slot: Slot, dtype: Dtype) -> &'static [NumericLevel] {
     match dtype {
         _ if matches!(slot, Slot::Layer(_, LayerSlot::Router | LayerSlot::SharedExpertGate)) => &[NumericLevel::F32],

@@ -6,9 +6,9 @@
 /// `attn.q`, `attn.k`, `attn.v` (projections), `attn.q_norm`, `attn.k_norm`, `attn.q_rope`, `attn.k_rope`,
 /// `attn.heads` (before the output projection), `attn.out`, `attn.residual` (the residual stream after attention),
 /// `ffn.norm`, `ffn.out`, `output` (the residual stream after the layer, or all of them side by side); with several
-/// residual streams also `altup.predicted` (all of them) and `altup.corrected`, with low-rank branches `laurel.out`; with a mixture of experts also `ffn.router` (logits),
-/// `ffn.choice_scores` (what experts are chosen by) and `ffn.routing` (the weight of each expert, zero where it is not chosen). `final_norm` and `logits` have rows only for
-/// the tokens whose logits are requested: they are not recorded without such tokens, and come in several chunks if
+/// residual streams also `altup.predicted` (all of them) and `altup.corrected`, with low-rank branches `laurel.out`; with
+/// a mixture of experts also `ffn.router` (logits), `ffn.choice_scores` (what experts are chosen by) and `ffn.routing`
+/// (the weight of each expert, zero where it is not chosen). `final_norm` and `logits` have rows only for the tokens whose logits are requested: they are not recorded without such tokens, and come in several chunks if
 /// there are many.
 pub trait Probe: Send {
     /// Whether the probe records anything.

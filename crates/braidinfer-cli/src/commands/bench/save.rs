@@ -1,12 +1,13 @@
 //! Writes a report to a file atomically.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use tempfile::NamedTempFile;
+
+use crate::temporary_file;
 
 /// Fails if the file cannot be written; called before the measurements.
 pub fn check(path: &Path) -> anyhow::Result<()> {
@@ -15,7 +16,7 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
             bail!("{}: expected a plain file or nothing there, found something else", path.display())
         }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| shown(path)),
-        _ => temporary(&target(path)).map(|_| ()).with_context(|| shown(path)),
+        _ => temporary_file::beside(&target(path)).map(|_| ()).with_context(|| shown(path)),
     }
 }
 
@@ -23,7 +24,7 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
 pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let text = format!("{}\n", serde_json::to_string(value)?);
     let target = target(path);
-    let written = temporary(&target).and_then(|mut file| {
+    let written = temporary_file::beside(&target).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.as_file().sync_all()?;
         Ok(file.persist(&target)?)
@@ -31,21 +32,9 @@ pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     written.map(|_| ()).with_context(|| shown(path))
 }
 
-/// A file beside `path`, which is removed unless it takes its name.
-fn temporary(path: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".braidinfer-").suffix(".partial");
-    // Made here, it has the user's usual permissions, and an error does not name it, which nobody asked for.
-    builder.make_in(folder(path), |path| File::create_new(path))
-}
-
 /// The target of a symbolic link: the link stays, and its target is replaced.
 fn target(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
-}
-
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn shown(path: &Path) -> String {

@@ -248,9 +248,14 @@ impl Config<'_> {
         self.layer_kinds(&key, list, |entry| if is_zero(entry) { "conv" } else { "full_attention" })
     }
 
+    /// Number of layers, which has to be known, and is checked afterwards.
+    pub(super) fn layers(&self) -> usize {
+        self.fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS as u64) as usize
+    }
+
     /// Sets `layer_types` by a list with one entry for each layer in the file.
     pub(super) fn layer_kinds(&mut self, key: &str, list: &Array, kind: impl Fn(Scalar) -> &'static str) -> Result<()> {
-        let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS as u64) as usize;
+        let layers = self.layers();
         if list.len() < layers {
             let expected = format!("{layers} entries, one per layer");
             return Err(self.file.metadata.error(key, expected, list.len().to_string()));
@@ -381,17 +386,17 @@ impl Config<'_> {
         }
         self.set("use_sliding_window", &self.file.key("attention.sliding_window"), json!(true));
         let (metadata, key) = (self.file.metadata, self.file.key("attention.sliding_window_pattern"));
-        let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS as u64);
+        let layers = self.layers();
         let sliding: Vec<bool> = match metadata.scalars(&key) {
             Ok(None) => return Ok(()),
-            Ok(Some(list)) if list.len() as u64 != layers => {
+            Ok(Some(list)) if list.len() != layers => {
                 let expected = format!("{layers} entries, one per layer");
                 return Err(metadata.error(&key, expected, list.len().to_string()));
             }
             Ok(Some(list)) => list.scalars().map(|entry| !matches!(entry, Scalar::Bool(false))).collect(),
             Err(_) => {
                 let period = metadata.unsigned(&key)?.unwrap_or(0);
-                (0..layers).map(|layer| period == 0 || layer % period < period - 1).collect()
+                (0..layers as u64).map(|layer| period == 0 || layer % period < period - 1).collect()
             }
         };
         let kind = |sliding: bool| if sliding { "sliding_attention" } else { "full_attention" };

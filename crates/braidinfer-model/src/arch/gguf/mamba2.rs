@@ -7,7 +7,6 @@ use serde_json::json;
 use super::config::{Config, is_zero};
 use super::{File, GgufForm, ROUTER, VALUE_HEADS, VALUE_WIDTH};
 use crate::Result;
-use crate::arch::MAX_LAYERS;
 use crate::format::gguf::Metadata;
 use crate::layout::{LayerSlot, Slot};
 use crate::spec::{
@@ -107,11 +106,6 @@ impl Config<'_> {
             GgufMamba2::InSomeLayers => self.some_layers(),
             GgufMamba2::OneHalf => self.halves(layers),
         }
-    }
-
-    fn layers(&self) -> usize {
-        let layers = self.fields["num_hidden_layers"].as_u64().unwrap_or(0);
-        layers.min(MAX_LAYERS as u64) as usize
     }
 
     /// Attention or Mamba-2 in every layer, and a network, or experts, as wide as the file says.

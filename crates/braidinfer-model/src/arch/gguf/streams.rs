@@ -6,7 +6,6 @@ use super::GgufForm;
 use super::config::Config;
 use super::keys::GgufModel;
 use crate::Result;
-use crate::arch::MAX_LAYERS;
 use crate::format::gguf::Scalar;
 use crate::layout::{LayerSlot, Param, Slot, Stack, TensorNames};
 use crate::normal_quantile::{normal_quantile, share_below};
@@ -34,12 +33,11 @@ const LLAMA_CPP_SHARE: f64 = 0.95;
 impl Config<'_> {
     /// Reads what models with several residual streams have, if files of the architecture are such.
     pub(super) fn streams(&mut self) -> Result<()> {
-        let Some(layers) = self.fields.get("num_hidden_layers").and_then(serde_json::Value::as_u64) else {
+        if !self.fields.contains_key("num_hidden_layers") {
             // What is required is looked for afterwards.
             return Ok(());
-        };
-        let layers = layers.min(MAX_LAYERS as u64) as usize;
-        let file = self.file;
+        }
+        let (file, layers) = (self.file, self.layers());
         self.shared_and_further_inputs()?;
         for (field, suffix) in [("altup_active_idx", ACTIVE), ("altup_num_inputs", INPUTS)] {
             let key = file.key(suffix);
