@@ -105,7 +105,7 @@ fn encode(isa: Isa, level: NumericLevel, rows: usize) -> Vec<u32> {
     let values: Vec<f32> = (0..COLUMNS).map(|column| (column as f32).sin()).collect();
     let row_words = level.words(1, COLUMNS);
     let mut words = vec![0; rows * row_words];
-    for tile in isa.tiles(rows) {
+    for tile in isa.tiles(level, rows) {
         let words = &mut words[tile.start * row_words..tile.end * row_words];
         for row in 0..tile.len() {
             encode_row(isa, level, &values, row, tile.len(), words);

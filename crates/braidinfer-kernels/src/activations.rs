@@ -1,14 +1,15 @@
 //! Encoding rows of activations for multiplication with weight panels.
 //!
-//! Rows are grouped in tiles of at most [`Isa::tile_rows`] rows. A tile stores the values of one column for all of its
+//! Rows are grouped in tiles: [`Isa::tiles`]. A tile stores the values of one column for all of its
 //! rows next to each other, so that one pointer reaches all of them and each is one broadcast. Columns are grouped in
-//! blocks of [`BLOCK`].
+//! blocks of [`BLOCK`]. Where a matrix unit multiplies tiles ([`tile_unit`]), the rounded values of one row and block lie
+//! next to each other instead: those of bf16, and those of integers in tiles of [`tile_unit::ROWS`] rows.
 
 use std::ops::Range;
 
 use crate::format::BLOCK;
 use crate::isa::{Isa, dispatched};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, tile_unit};
 
 /// How activations are rounded before the multiplication. All sums are f32, except those within a block of `Int8` and
 /// `Int16`, which are exact integers.
@@ -99,24 +100,29 @@ pub(crate) const HIGH_BYTE: i32 = 255;
 const LARGEST_INT16: i32 = 127 * (HIGH_BYTE + 1);
 
 impl Isa {
-    /// Maximum number of rows per tile.
-    pub fn tile_rows(self) -> usize {
-        tile_rows(self)
-    }
-
-    /// Splits `rows` rows into tiles: as many of the largest size as fit, then halves of it.
-    pub fn tiles(self, rows: usize) -> impl Iterator<Item = Range<usize>> {
-        tiles(self.tile_rows(), rows)
+    /// Splits `rows` rows that are encoded at `level` into tiles: as many of the largest size as fit, then halves of it.
+    pub fn tiles(self, level: NumericLevel, rows: usize) -> impl Iterator<Item = Range<usize>> {
+        tiles(tile_rows(self, level, rows), rows)
     }
 }
 
 dispatched! {
-    fn tile_rows() -> usize = largest_tile;
+    fn tile_rows(level: NumericLevel, rows: usize) -> usize = largest_tile;
 }
 
+/// From this many rows on, integers are multiplied by a matrix unit, if there is one: unpacking weights for it takes longer
+/// than it saves with fewer. Both give the same bits. A multiple of the rows of every tile.
+pub(crate) const MANY_ROWS: usize = 64;
+
+/// Rows of the largest tile of `rows` rows at a level.
 #[inline(always)]
-fn largest_tile<S: Simd>(_: S) -> usize {
-    S::TILE
+pub(crate) fn largest_tile<S: Simd>(simd: S, level: NumericLevel, rows: usize) -> usize {
+    let unit = match level {
+        NumericLevel::F32 => false,
+        NumericLevel::Bf16 => simd.unit().is_some(),
+        NumericLevel::Int8 | NumericLevel::Int16 => simd.unit().is_some() && rows >= MANY_ROWS,
+    };
+    if unit { tile_unit::ROWS } else { S::TILE }
 }
 
 pub(crate) fn tiles(largest: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
@@ -149,6 +155,12 @@ impl Activations<'_> {
     /// Words of one row.
     pub(crate) fn row_words(&self) -> usize {
         self.level.words(1, self.columns)
+    }
+
+    /// Some of the rows, which must be whole tiles.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Self {
+        let words = &self.words[rows.start * self.row_words()..rows.end * self.row_words()];
+        Self { rows: rows.len(), words, ..*self }
     }
 }
 
@@ -185,20 +197,52 @@ fn encode_block<S: Simd>(simd: S, level: NumericLevel, x: &[f32; BLOCK], row: us
             write_words(words, row, rows, [low + high, low, high].map(f32::to_bits));
         }
         NumericLevel::Bf16 => {
-            write_words(words, row, rows, bf16_pairs(simd, x));
+            let order = if simd.unit().is_some() { Order::Rows } else { Order::Words };
+            order.write(words, row, rows, bf16_pairs(simd, x));
         }
         NumericLevel::Int8 => {
             let block = IntegerBlock::round(simd, x, 127);
-            let words = write_words(words, row, rows, byte_words(simd, block.values));
+            let words = Order::of_bytes(simd, rows).write(words, row, rows, byte_words(simd, block.values));
             block.write_sums(simd, words, row, rows);
         }
         NumericLevel::Int16 => {
             let block = IntegerBlock::round(simd, x, LARGEST_INT16);
             let high = [high_bytes(simd, block.values[0]), high_bytes(simd, block.values[1])];
             let low = [low_bytes(simd, block.values[0], high[0]), low_bytes(simd, block.values[1], high[1])];
-            let words = write_words(words, row, rows, byte_words(simd, high));
-            let words = write_words(words, row, rows, byte_words(simd, low));
+            let order = Order::of_bytes(simd, rows);
+            let words = order.write(words, row, rows, byte_words(simd, high));
+            let words = order.write(words, row, rows, byte_words(simd, low));
             block.write_sums(simd, words, row, rows);
+        }
+    }
+}
+
+/// The order of the rounded values of a block in a tile.
+#[derive(Clone, Copy)]
+enum Order {
+    /// `[words][rows]`.
+    Words,
+    /// `[rows][words]`.
+    Rows,
+}
+
+impl Order {
+    /// That of bytes.
+    #[inline(always)]
+    fn of_bytes<S: Simd>(simd: S, rows: usize) -> Self {
+        if simd.unit().is_some() && rows == tile_unit::ROWS { Self::Rows } else { Self::Words }
+    }
+
+    /// Writes the words of one row; returns what follows those of all rows.
+    #[inline(always)]
+    fn write<const N: usize>(self, words: &mut [u32], row: usize, rows: usize, values: [u32; N]) -> &mut [u32] {
+        match self {
+            Self::Words => write_words(words, row, rows, values),
+            Self::Rows => {
+                let (own, rest) = words.split_at_mut(N * rows);
+                own[row * N..(row + 1) * N].copy_from_slice(&values);
+                rest
+            }
         }
     }
 }

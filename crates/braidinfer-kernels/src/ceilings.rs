@@ -10,6 +10,7 @@ use crate::activations::NumericLevel;
 use crate::isa::{Isa, dispatched};
 use crate::pages::Pages;
 use crate::pool::{Chunks, Pool};
+use crate::simd::tile_unit::{PEAK_PRODUCTS, TileUnit};
 use crate::simd::{LANES, Simd};
 
 /// How long a limit is measured, after the memory or the loop is prepared.
@@ -235,12 +236,17 @@ impl MultiplyAdd for F32 {
 }
 
 dispatched! {
-    /// Multiplies the operands of every step, `rounds` times; the result depends on every product.
+    /// Multiplies the operands of every step, `rounds` times; the result depends on every product. A matrix unit
+    /// multiplies operands of its own.
     fn multiply_add(level: NumericLevel, operands: &Operands, rounds: usize) -> i32 = multiply_add_at;
 }
 
 #[inline(always)]
 fn multiply_add_at<S: Simd>(simd: S, level: NumericLevel, operands: &Operands, rounds: usize) -> i32 {
+    if let Some(unit) = simd.unit().filter(|_| level != NumericLevel::F32) {
+        unit.multiply_peak(level == NumericLevel::Bf16, rounds);
+        return 0;
+    }
     match level {
         NumericLevel::Int8 | NumericLevel::Int16 => largest_tile::<S, Int8>(simd, operands, rounds),
         NumericLevel::Bf16 => largest_tile::<S, Bf16>(simd, operands, rounds),
@@ -281,8 +287,18 @@ fn tile<S: Simd, M: MultiplyAdd, const P: usize, const N: usize>(simd: S, operan
     simd.sum_i32(bits)
 }
 
-fn operations_per_round(isa: Isa, level: NumericLevel) -> usize {
-    let sums = if isa.tile_rows() == WORDS { VECTORS * WORDS } else { 4 };
+dispatched! {
+    /// Operations in a round of [`multiply_add`].
+    fn operations_per_round(level: NumericLevel) -> usize = operations_at;
+}
+
+#[inline(always)]
+fn operations_at<S: Simd>(simd: S, level: NumericLevel) -> usize {
+    if simd.unit().is_some() && level != NumericLevel::F32 {
+        let operations = PEAK_PRODUCTS * S::Unit::peak_operations(level == NumericLevel::Bf16);
+        return if level == NumericLevel::Int16 { operations / 2 } else { operations };
+    }
+    let sums = if S::TILE == WORDS { VECTORS * WORDS } else { 4 };
     let per_lane = match level {
         NumericLevel::Int8 => Int8::OPERATIONS,
         // High and low bytes are multiplied separately.
@@ -302,7 +318,7 @@ mod tests {
         for level in NumericLevel::ALL {
             let operands = Operands::new(level);
             // The instruction sets that multiply one panel by four rows at a time.
-            let small_tiles = |isa: &Isa| isa.tile_rows() != WORDS;
+            let small_tiles = |isa: &Isa| isa.tiles(level, WORDS).count() > 1;
             let results =
                 Isa::available().into_iter().filter(small_tiles).map(|isa| multiply_add(isa, level, &operands, 3));
             let results: Vec<i32> = results.collect();

@@ -12,8 +12,8 @@ use crate::simd::{Avx2, Avx2Vnni, Avx512};
 /// The environment variable that forces an instruction set.
 pub const ISA_VARIABLE: &str = "BRAIDINFER_ISA";
 
-/// An instruction set that this processor has. All give bitwise equal results, except for denormals at
-/// [`crate::NumericLevel::Bf16`].
+/// An instruction set that this processor has. All give bitwise equal results, except at [`crate::NumericLevel::Bf16`],
+/// where AVX-512 takes denormals as zeros, and AMX adds products in another order.
 #[derive(Debug, Clone, Copy)]
 pub struct Isa(pub(crate) Level);
 
@@ -53,12 +53,25 @@ impl Isa {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            levels.extend(Avx512::detect().map(Level::Avx512));
+            let avx512 = Avx512::detect();
+            levels.extend(avx512.and_then(Avx512::with_tiles).map(Level::Avx512));
+            levels.extend(avx512.map(Level::Avx512));
             levels.extend(Avx2Vnni::detect().map(Level::Avx2Vnni));
             levels.extend(Avx2::detect().map(Level::Avx2));
         }
         levels.push(Level::Scalar(Scalar));
         levels.into_iter().map(Self).collect()
+    }
+
+    /// Whether a matrix unit multiplies tiles of rows. Sums at [`crate::NumericLevel::Bf16`] then have an order of their own:
+    /// for every 32 columns, products of even columns are added in order, and so are those of odd ones, each with one
+    /// rounding; then the two sums to each other, and the result to the sum so far.
+    pub fn has_tile_unit(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(simd) => simd.has_tiles(),
+            _ => false,
+        }
     }
 
     /// The fastest one, or the one that `BRAIDINFER_ISA` names. Detected once per process.
@@ -73,7 +86,7 @@ impl Isa {
             .clone()
     }
 
-    /// `scalar`, `avx2`, `avx2+vnni` or `avx512`.
+    /// `scalar`, `avx2`, `avx2+vnni`, `avx512` or `avx512+amx`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar(_) => "scalar",
@@ -81,6 +94,8 @@ impl Isa {
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2Vnni(_) => "avx2+vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(simd) if simd.has_tiles() => "avx512+amx",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
         }
@@ -90,13 +105,12 @@ impl Isa {
 impl FromStr for Isa {
     type Err = IsaError;
 
-    /// Parses `scalar`, `avx2` (with VNNI if the processor has it) or `avx512`.
+    /// Parses a [name](Isa::name), if this processor has the instruction set.
     fn from_str(name: &str) -> Result<Self, IsaError> {
         let available = Self::available();
-        let found = available.iter().find(|isa| isa.name().split('+').next() == Some(name));
+        let found = available.iter().find(|isa| isa.name() == name);
         found.copied().ok_or_else(|| {
-            let mut names: Vec<&str> = available.iter().filter_map(|isa| isa.name().split('+').next()).collect();
-            names.dedup();
+            let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
             IsaError { asked: name.to_owned(), available: names.join(", ") }
         })
     }

@@ -3,6 +3,7 @@
 use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile};
 use crate::activations::{Activations, NumericLevel, f32_words};
 use crate::format::{BLOCK, CHUNK};
+use crate::simd::tile_unit::{self, BfloatBlock, BfloatRows, BfloatTiles, TileUnit};
 use crate::simd::{LANES, Simd};
 
 /// How a few columns of a panel are multiplied.
@@ -15,6 +16,8 @@ pub(super) trait Weights: Copy + Default {
     const LEVEL: NumericLevel;
     /// Words of activations per step and row.
     const WORDS: usize;
+    /// Whether matrix units multiply them.
+    const TILES: bool = false;
 
     /// The weights of a step.
     type Loaded<S: Simd>: Copy;
@@ -94,6 +97,7 @@ impl Weights for Bf16Dot {
     const BYTES: usize = 64;
     const LEVEL: NumericLevel = NumericLevel::Bf16;
     const WORDS: usize = 1;
+    const TILES: bool = true;
     type Loaded<S: Simd> = S::I32;
 
     #[inline(always)]
@@ -109,15 +113,18 @@ impl Weights for Bf16Dot {
 /// `[panels][rows][16]`.
 #[inline(always)]
 pub(super) fn multiply<S: Simd, W: Weights>(simd: S, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]) {
-    for_each_group(simd, FloatKernel { panels, weights: W::default() }, panels, x, out);
+    let unit = simd.unit().filter(|_| W::TILES);
+    let tiles = unit.map(TileUnit::bfloats);
+    for_each_group(simd, FloatKernel::<S, W> { panels, weights: W::default(), tiles }, panels, x, out);
 }
 
-struct FloatKernel<'a, W> {
+struct FloatKernel<'a, S: Simd, W> {
     panels: Panels<'a>,
     weights: W,
+    tiles: Option<<S::Unit as TileUnit>::Bfloats>,
 }
 
-impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, W> {
+impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, S, W> {
     #[inline(always)]
     fn multiply<const P: usize>(
         &mut self,
@@ -135,7 +142,61 @@ impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, W> {
             for (panel, ahead) in ahead.iter_mut().enumerate() {
                 *ahead = self.panels.next_lines(first + panel, start + panels[0].len(), chunk_bytes, P);
             }
-            for_each_tile(simd, &Chunk { weights: self.weights, panels }, x, chunk, ahead, &mut out);
+            match &self.tiles {
+                Some(tiles) if W::TILES && S::Unit::EXISTS => {
+                    for_each_tile(simd, &TiledChunk { tiles, panels }, x, chunk, ahead, &mut out);
+                }
+                _ => for_each_tile(simd, &Chunk { weights: self.weights, panels }, x, chunk, ahead, &mut out),
+            }
+        }
+    }
+}
+
+/// A chunk of bf16 panels, which a matrix unit multiplies.
+struct TiledChunk<'a, T, const P: usize> {
+    tiles: &'a T,
+    panels: [&'a [u8]; P],
+}
+
+impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'_, T, P> {
+    const LARGE_TILES: bool = true;
+
+    /// Tiles of fewer rows are multiplied with rows of zeros beside them.
+    #[inline(always)]
+    fn accumulate<const N: usize>(
+        &self,
+        simd: S,
+        x: &[u32],
+        ahead: &mut impl Ahead<S>,
+        sums: [&mut [[f32; LANES]; N]; P],
+    ) {
+        let (rows, _) = x.as_chunks::<LANES>();
+        let (blocks, _) = rows.as_chunks::<N>();
+        let mut totals = [[[0.0; LANES]; tile_unit::ROWS]; P];
+        for panel in 0..P {
+            totals[panel][..N].copy_from_slice(sums[panel]);
+        }
+        let mut padded: BfloatRows = [[0; LANES]; tile_unit::ROWS];
+        self.tiles.begin(totals.each_ref());
+        for (block, rows) in blocks.iter().enumerate() {
+            let mut weights: [&BfloatBlock; P] = [&[[0; 64]; BLOCK / 2]; P];
+            for (weights, panel) in weights.iter_mut().zip(self.panels) {
+                let (vectors, _) = panel.as_chunks::<64>();
+                *weights = vectors[block * BLOCK / 2..].first_chunk().expect("as many weights as activations");
+            }
+            for _ in 0..BLOCK / 2 {
+                ahead.next(simd);
+            }
+            if let Some(rows) = rows.first_chunk() {
+                self.tiles.add(rows, weights);
+            } else {
+                padded[..N].copy_from_slice(rows);
+                self.tiles.add(&padded, weights);
+            }
+        }
+        self.tiles.end(totals.each_mut());
+        for panel in 0..P {
+            sums[panel].copy_from_slice(&totals[panel][..N]);
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::prepare::{ChunkCodes, ChunkScales, IDENTITY, chunk_codes, code_vector
 use crate::simd::{LANES, Simd};
 
 /// Vectors of codes per block: four columns in each lane.
-const VECTORS: usize = BLOCK / 4;
+pub(super) const VECTORS: usize = BLOCK / 4;
 
 /// Up to this many rows, codes of fewer than 8 bits are unpacked in registers for each tile; for more rows they are
 /// unpacked once for all tiles, through the CPU cache. Instruction sets that multiply bytes differently from smaller
@@ -112,7 +112,7 @@ impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALV
 }
 
 /// One chunk of `P` panels.
-struct Codes<
+pub(super) struct Codes<
     'a,
     const P: usize,
     const BITS: usize,
@@ -122,11 +122,11 @@ struct Codes<
     const LEVELS: usize,
 > {
     /// [`BITS`] vectors for each block.
-    codes: [&'a [[u8; 64]]; P],
+    pub codes: [&'a [[u8; 64]]; P],
     /// The levels of 4-bit codes.
-    table: &'a [u8; 16],
-    scales: [&'a ChunkScales; P],
-    zero: u8,
+    pub table: &'a [u8; 16],
+    pub scales: [&'a ChunkScales; P],
+    pub zero: u8,
 }
 
 impl<

@@ -22,8 +22,10 @@ mod integer;
 mod integer_kernels;
 #[cfg(test)]
 mod tests;
+mod tile_kernels;
+mod tiles;
 
-use crate::activations::{Activations, NumericLevel, tiles};
+use crate::activations::{self, Activations, MANY_ROWS, NumericLevel};
 use crate::format::{CHUNK, PanelFormat, panel_bytes};
 use crate::isa::Isa;
 use crate::simd::{LANES, Simd};
@@ -77,6 +79,11 @@ pub fn matmul(isa: Isa, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]
     assert_eq!(panels.columns, x.columns, "as many columns in the weights as in the activations");
     assert_eq!(x.words.len(), x.level.words(x.rows, x.columns), "every row is encoded");
     let kernel = match (panels.format, x.level) {
+        (PanelFormat::Int(format), NumericLevel::Int8 | NumericLevel::Int16)
+            if isa.has_tile_unit() && x.rows >= MANY_ROWS =>
+        {
+            Some(tile_kernels::kernel(format, x.level))
+        }
         (PanelFormat::Int(format), _) => integer_kernels::kernel(format, integer::bits(isa, format, x), x.level),
         (PanelFormat::Bf16, NumericLevel::Bf16) => Some(float_kernels::bf16_dot as Kernel),
         (PanelFormat::Bf16, NumericLevel::F32) => Some(float_kernels::bf16 as Kernel),
@@ -116,21 +123,43 @@ fn for_each_group<S: Simd>(
     out.fill([0.0; LANES]);
     // With one row the product is memory-bound, and one panel at a time makes one sequential memory stream.
     let together = if x.rows == 1 { 1 } else { S::PANELS };
-    let groups = panels.data.chunks(together * panel_bytes).zip(out.chunks_mut(together * x.rows));
-    for (group, (data, out)) in groups.enumerate() {
-        let first = group * together;
-        if S::PANELS == 2 && data.len() == 2 * panel_bytes {
-            let (first_data, second_data) = data.split_at(panel_bytes);
-            let (first_out, second_out) = out.split_at_mut(x.rows);
-            kernel.multiply(simd, first, [first_data, second_data], x, [first_out, second_out]);
-        } else {
-            kernel.multiply(simd, first, [data], x, [out]);
+    let part_rows = if simd.unit().is_some() { part_rows(x) } else { x.rows };
+    let mut start = 0;
+    while start < x.rows {
+        let rows = if x.rows - start < 2 * part_rows { start..x.rows } else { start..start + part_rows };
+        start = rows.end;
+        let part = x.part(rows.clone());
+        let groups = panels.data.chunks(together * panel_bytes).zip(out.chunks_mut(together * x.rows));
+        for (group, (data, out)) in groups.enumerate() {
+            let first = group * together;
+            if S::PANELS == 2 && data.len() == 2 * panel_bytes {
+                let (first_data, second_data) = data.split_at(panel_bytes);
+                let (first_out, second_out) = out.split_at_mut(x.rows);
+                let out = [&mut first_out[rows.clone()], &mut second_out[rows.clone()]];
+                kernel.multiply(simd, first, [first_data, second_data], &part, out);
+            } else {
+                kernel.multiply(simd, first, [data], &part, [&mut out[rows.clone()]]);
+            }
         }
     }
 }
 
+/// Bytes of activations that stay in the second-level cache while several panels are multiplied by them. Vector
+/// instructions are too slow for that to matter.
+const PART_BYTES: usize = 512 << 10;
+
+/// How many rows to multiply by all panels before the next ones. The last part is larger, so that the tiles of a part are
+/// those of all rows.
+fn part_rows(x: &Activations<'_>) -> usize {
+    let rows = PART_BYTES / (size_of::<u32>() * x.row_words());
+    (rows - rows % MANY_ROWS).max(MANY_ROWS)
+}
+
 /// Multiplies one chunk of columns of `P` panels by one tile of `N` rows.
 trait ChunkKernel<S: Simd, const P: usize> {
+    /// Whether tiles have up to 16 rows.
+    const LARGE_TILES: bool = false;
+
     /// Adds the products to `sums`. `x` has the words of the tile's chunk; `ahead` prefetches meanwhile.
     fn accumulate<const N: usize>(
         &self,
@@ -144,9 +173,9 @@ trait ChunkKernel<S: Simd, const P: usize> {
 /// Runs a kernel over every tile of rows. `chunk` counts from the left; `out` has `[rows][16]` for each panel. The
 /// first tile prefetches the lines of `ahead`; further tiles of full size are compiled without prefetching.
 #[inline(always)]
-fn for_each_tile<S: Simd, const P: usize>(
+fn for_each_tile<S: Simd, K: ChunkKernel<S, P>, const P: usize>(
     simd: S,
-    kernel: &impl ChunkKernel<S, P>,
+    kernel: &K,
     x: &Activations<'_>,
     chunk: usize,
     ahead: [&[[u8; 64]]; P],
@@ -157,7 +186,7 @@ fn for_each_tile<S: Simd, const P: usize>(
     let first = chunk * (CHUNK / 32) * block_words;
     let last = (first + CHUNK / 32 * block_words).min(row_words);
     let mut lines = PrefetchLines(ahead.map(<[_]>::iter));
-    for tile in tiles(S::TILE, x.rows) {
+    for tile in activations::tiles(activations::largest_tile(simd, x.level, x.rows), x.rows) {
         let rows = tile.len();
         let words = &x.words[tile.start * row_words + first * rows..tile.start * row_words + last * rows];
         let sums_from = tile.start;
@@ -172,7 +201,11 @@ fn for_each_tile<S: Simd, const P: usize>(
                 kernel.accumulate::<8>(simd, words, &mut NoPrefetch, sums(out, sums_from))
             }
             8 if S::TILE == 8 => kernel.accumulate::<8>(simd, words, &mut lines, sums(out, sums_from)),
-            _ => unreachable!("tiles have at most {} rows", S::TILE),
+            16 if K::LARGE_TILES && sums_from > 0 => {
+                kernel.accumulate::<16>(simd, words, &mut NoPrefetch, sums(out, sums_from))
+            }
+            16 if K::LARGE_TILES => kernel.accumulate::<16>(simd, words, &mut lines, sums(out, sums_from)),
+            _ => unreachable!("a tile of {rows} rows"),
         }
     }
 }

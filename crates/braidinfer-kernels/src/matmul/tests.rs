@@ -32,7 +32,7 @@ fn activations(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
 fn encode(isa: Isa, level: NumericLevel, values: &[f32], rows: usize, columns: usize) -> Vec<u32> {
     let mut words = vec![0; level.words(rows, columns)];
     let row_words = level.words(1, columns);
-    for tile in isa.tiles(rows) {
+    for tile in isa.tiles(level, rows) {
         let words = &mut words[tile.start * row_words..tile.end * row_words];
         for row in tile.clone() {
             encode_row(isa, level, &values[row * columns..][..columns], row - tile.start, tile.len(), words);
@@ -134,7 +134,7 @@ proptest! {
     #[test]
     fn results_are_independent_of_instruction_set_and_other_rows(
         seed in seeds(),
-        rows in 1..20_usize,
+        rows in prop_oneof![1..20_usize, 60..84_usize],
         panels in 1..4_usize,
         state in any::<u64>(),
     ) {
@@ -148,10 +148,55 @@ proptest! {
                 let expected: Vec<f32> =
                     alone.flat_map(|row| product(Isa::SCALAR, format, level, &data, row, columns)).collect();
                 for isa in Isa::available() {
+                    if level == NumericLevel::Bf16 && isa.has_tile_unit() {
+                        continue;
+                    }
                     let found = product(isa, format, level, &data, &values, columns);
                     assert!(bits(&found) == bits(&expected), "{weight_type:?} {} on {}", level.name(), isa.name());
                 }
             }
+        }
+    }
+}
+
+/// The product of a panel of bf16 with a row, in the order of [`crate::simd::tile_unit::BfloatTiles`].
+fn tile_order(panel: &[u8], row: &[f32]) -> Vec<f32> {
+    let columns = row.len();
+    let lane = |lane| {
+        let mut weights = vec![0.0; columns];
+        read_row(PanelFormat::Bf16, panel, columns, lane, &mut weights);
+        let mut sum = 0.0;
+        for (weights, x) in weights.chunks(BLOCK).zip(row.chunks(BLOCK)) {
+            let mut sums = [0.0_f32; 2];
+            for (column, (weight, x)) in weights.iter().zip(x).enumerate() {
+                sums[column % 2] = weight.mul_add(bf16::from_f32(*x).to_f32(), sums[column % 2]);
+            }
+            sum += sums[0] + sums[1];
+        }
+        sum
+    };
+    (0..LANES).map(lane).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn matrix_units_add_products_of_bf16_in_one_order(
+        seed in seeds(),
+        rows in prop_oneof![1..20_usize, 60..84_usize],
+        panels in 1..4_usize,
+        state in any::<u64>(),
+    ) {
+        let matrix = sample(seed, WeightType::Bf16);
+        let values = activations(rows, matrix.cols, state);
+        let panel = matrix.packed(0);
+        let expected: Vec<f32> =
+            values.chunks_exact(matrix.cols).flat_map(|row| tile_order(&panel, row).repeat(panels)).collect();
+        for isa in Isa::available().into_iter().filter(|isa| isa.has_tile_unit()) {
+            let data = panel.repeat(panels);
+            let found = product(isa, PanelFormat::Bf16, NumericLevel::Bf16, &data, &values, matrix.cols);
+            assert!(bits(&found) == bits(&expected), "{}", isa.name());
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::avx512::{instructions, largest_256, sum_256};
+use super::tile_unit::NoUnit;
 use super::{LANES, Simd};
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -46,6 +47,7 @@ macro_rules! methods {
     ($dot:item) => {
         type F32 = [__m256; 2];
         type I32 = [__m256i; 2];
+        type Unit = NoUnit;
 
         const PANELS: usize = 1;
         const TILE: usize = 4;

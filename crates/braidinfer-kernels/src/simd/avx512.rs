@@ -6,11 +6,14 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use super::amx::Amx;
 use super::{LANES, Simd, dot_each};
 
 /// Proof that the processor has what [`Avx512::detect`] asks for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512 {
+    tiles: Option<Amx>,
+}
 
 impl Avx512 {
     pub(crate) fn detect() -> Option<Self> {
@@ -23,7 +26,16 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        found.then_some(Self(()))
+        found.then_some(Self { tiles: None })
+    }
+
+    /// With AMX, if the processor has it.
+    pub(crate) fn with_tiles(self) -> Option<Self> {
+        Amx::detect().map(|tiles| Self { tiles: Some(tiles) })
+    }
+
+    pub(crate) fn has_tiles(self) -> bool {
+        self.tiles.is_some()
     }
 }
 
@@ -131,9 +143,15 @@ pub(super) use instructions;
 impl Simd for Avx512 {
     type F32 = __m512;
     type I32 = __m512i;
+    type Unit = Amx;
 
     const PANELS: usize = 2;
     const TILE: usize = 8;
+
+    #[inline(always)]
+    fn unit(self) -> Option<Amx> {
+        self.tiles
+    }
 
     #[inline(always)]
     fn prefetch<T>(self, value: &T) {

@@ -4,16 +4,20 @@
 //! equal; the one exception is [`Simd::dot_bf16`]. [`Scalar`] is the reference implementation.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
+pub(crate) mod tile_unit;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::{Avx2, Avx2Vnni};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 pub(crate) use scalar::Scalar;
+use tile_unit::TileUnit;
 
 /// Lanes per vector, and rows per panel.
 pub const LANES: usize = 16;
@@ -27,6 +31,8 @@ pub(crate) trait Simd: Copy {
     type F32: Copy;
     /// 16 values of 32 bits.
     type I32: Copy;
+    /// What multiplies whole tiles of activations.
+    type Unit: TileUnit;
 
     /// Number of panels multiplied at once.
     const PANELS: usize;
@@ -34,6 +40,12 @@ pub(crate) trait Simd: Copy {
     const TILE: usize;
     /// Whether [`Simd::dot_codes`] treats 8-bit codes above 127 as signed.
     const SIGNED_BYTES: bool = false;
+
+    /// The unit that multiplies whole tiles, if the processor has one.
+    #[inline(always)]
+    fn unit(self) -> Option<Self::Unit> {
+        None
+    }
 
     fn splat(self, value: f32) -> Self::F32;
     fn load(self, values: &[f32; LANES]) -> Self::F32;

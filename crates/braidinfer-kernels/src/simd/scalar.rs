@@ -4,6 +4,7 @@ use std::array::from_fn;
 
 use half::{bf16, f16};
 
+use super::tile_unit::NoUnit;
 use super::{LANES, Simd};
 
 /// No vector instructions.
@@ -26,6 +27,7 @@ fn bf16_half(value: i32, upper: bool) -> f32 {
 impl Simd for Scalar {
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
+    type Unit = NoUnit;
 
     const PANELS: usize = 1;
     // Larger tiles are not faster, and take longer to compile.

@@ -160,13 +160,13 @@ impl Encoded {
     fn lay_out(&mut self, isa: Isa, threads: usize, level: NumericLevel) -> usize {
         self.starts.clear();
         self.tasks.clear();
-        let tiles: usize = self.groups.iter().map(|group| isa.tiles(group.rows).count()).sum();
+        let tiles: usize = self.groups.iter().map(|group| isa.tiles(level, group.rows).count()).sum();
         let mut start = 0;
         for (index, group) in self.groups.iter_mut().enumerate() {
             group.starts[level as usize] = start;
             // Whole quantization blocks, whose words are contiguous in a tile.
             let columns = group.columns.div_ceil(threads.div_ceil(tiles)).next_multiple_of(BLOCK);
-            for rows in isa.tiles(group.rows) {
+            for rows in isa.tiles(level, group.rows) {
                 for first in (0..group.columns).step_by(columns) {
                     let columns = first..group.columns.min(first + columns);
                     self.starts.push(start);
