@@ -172,6 +172,9 @@ impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'
     ) {
         let (rows, _) = x.as_chunks::<LANES>();
         let (blocks, _) = rows.as_chunks::<N>();
+        if N <= FEW_ROWS {
+            return self.few(simd, blocks, ahead, sums);
+        }
         let mut totals = [[[0.0; LANES]; tile_unit::ROWS]; P];
         for panel in 0..P {
             totals[panel][..N].copy_from_slice(sums[panel]);
@@ -197,6 +200,62 @@ impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'
         self.tiles.end(totals.each_mut());
         for panel in 0..P {
             sums[panel].copy_from_slice(&totals[panel][..N]);
+        }
+    }
+}
+
+/// Up to this many rows, bf16 are multiplied by vectors in the order of the matrix unit, which reads weights from memory
+/// more slowly.
+const FEW_ROWS: usize = 2;
+
+impl<T, const P: usize> TiledChunk<'_, T, P> {
+    /// What tiles compute, with vectors: even and odd columns of a block apart, then both together.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "blocks, pairs and panels of several arrays go together")]
+    fn few<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        blocks: &[[[u32; LANES]; N]],
+        ahead: &mut impl Ahead<S>,
+        sums: [&mut [[f32; LANES]; N]; P],
+    ) {
+        let (lower, upper) = (0x0000_ffff_u32, 0xffff_0000_u32);
+        let masks = [simd.splat_i32(lower as i32), simd.splat_i32(upper as i32)];
+        let mut totals = [[simd.splat(0.0); N]; P];
+        for panel in 0..P {
+            for row in 0..N {
+                totals[panel][row] = simd.load(&sums[panel][row]);
+            }
+        }
+        for block in 0..blocks.len() {
+            let mut parts = [[[simd.splat(0.0); 2]; N]; P];
+            for pair in 0..BLOCK / 2 {
+                ahead.next(simd);
+                for panel in 0..P {
+                    let at = (block * BLOCK / 2 + pair) * 64;
+                    let weights = simd.load_i32(self.panels[panel][at..].first_chunk().expect("a pair of each row"));
+                    let weights = [simd.and(weights, masks[0]), simd.and(weights, masks[1])];
+                    for row in 0..N {
+                        // The other half is zero on both sides: infinity times zero would be NaN.
+                        let x = blocks[block][row][pair];
+                        let x = [simd.splat_i32((x & lower) as i32), simd.splat_i32((x & upper) as i32)];
+                        for half in 0..2 {
+                            parts[panel][row][half] = simd.dot_bf16(parts[panel][row][half], weights[half], x[half]);
+                        }
+                    }
+                }
+            }
+            for panel in 0..P {
+                for row in 0..N {
+                    let [even, odd] = parts[panel][row];
+                    totals[panel][row] = simd.add(totals[panel][row], simd.add(even, odd));
+                }
+            }
+        }
+        for panel in 0..P {
+            for row in 0..N {
+                simd.store(totals[panel][row], &mut sums[panel][row]);
+            }
         }
     }
 }
