@@ -114,15 +114,20 @@ dispatched! {
 /// than it saves with fewer. Both give the same bits. A multiple of the rows of every tile.
 pub(crate) const MANY_ROWS: usize = 64;
 
+/// Whether a matrix unit, if there is one, multiplies `rows` rows at a level. They are encoded for it, and must be multiplied
+/// by it.
+pub(crate) fn for_tile_unit(level: NumericLevel, rows: usize) -> bool {
+    match level {
+        NumericLevel::F32 => false,
+        NumericLevel::Bf16 => true,
+        NumericLevel::Int8 | NumericLevel::Int16 => rows >= MANY_ROWS,
+    }
+}
+
 /// Rows of the largest tile of `rows` rows at a level.
 #[inline(always)]
 pub(crate) fn largest_tile<S: Simd>(simd: S, level: NumericLevel, rows: usize) -> usize {
-    let unit = match level {
-        NumericLevel::F32 => false,
-        NumericLevel::Bf16 => simd.unit().is_some(),
-        NumericLevel::Int8 | NumericLevel::Int16 => simd.unit().is_some() && rows >= MANY_ROWS,
-    };
-    if unit { tile_unit::ROWS } else { S::TILE }
+    if simd.unit().is_some() && for_tile_unit(level, rows) { tile_unit::ROWS } else { S::TILE }
 }
 
 pub(crate) fn tiles(largest: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {

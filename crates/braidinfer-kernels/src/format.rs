@@ -26,6 +26,8 @@
 //! - [`PanelFormat::Bf16`]: `[cols / 2][16 rows]` pairs, that of column `2i` in the lower half of 32 bits.
 //! - [`PanelFormat::F16`] and [`PanelFormat::F32`]: `[cols][16 rows]`.
 
+use std::ops::Range;
+
 use crate::LANES;
 
 /// Columns per block; the number of columns per scale divides it.
@@ -394,6 +396,12 @@ pub const fn chunk_blocks(cols: usize, chunk: usize) -> usize {
 /// Offset of chunk `chunk` in a panel, in bytes.
 pub const fn chunk_start(format: PanelFormat, chunk: usize) -> usize {
     chunk * chunk_bytes(format, CHUNK_BLOCKS)
+}
+
+/// The bytes of chunk `chunk` in a panel of `cols` columns.
+pub(crate) const fn chunk_range(format: PanelFormat, cols: usize, chunk: usize) -> Range<usize> {
+    let start = chunk_start(format, chunk);
+    start..start + chunk_bytes(format, chunk_blocks(cols, chunk))
 }
 
 /// Size in bytes of a panel of `cols` columns.

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 
 use crate::LANES;
 use crate::format::{
-    BLOCK, CHUNK, CHUNK_BLOCKS, CodeBits, IntFormat, Levels, PanelFormat, Scales, VECTOR, chunk_blocks, chunk_bytes,
-    chunk_start, panel_bytes,
+    BLOCK, CHUNK, CHUNK_BLOCKS, CodeBits, IntFormat, Levels, PanelFormat, Scales, VECTOR, chunk_blocks, chunk_range,
+    panel_bytes,
 };
 use crate::simd::Simd;
 
@@ -237,7 +237,7 @@ fn read_integers(format: IntFormat, panel: &[u8], row: usize, out: &mut [f32]) {
     let cols = out.len();
     for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
         let blocks32 = chunk_blocks(cols, chunk);
-        let bytes = &panel[chunk_start(panel_format, chunk)..][..chunk_bytes(panel_format, blocks32)];
+        let bytes = &panel[chunk_range(panel_format, cols, chunk)];
         let (scales, codes) = split_chunk(format, bytes, blocks32);
         let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(codes.chunks_exact(format.code_vectors()));
         for (block, (out, vectors)) in blocks.enumerate() {

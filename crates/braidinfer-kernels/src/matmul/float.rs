@@ -1,6 +1,6 @@
 //! Multiplication of float panels.
 
-use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile};
+use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile, load_sums, store_sums};
 use crate::activations::{Activations, NumericLevel, f32_words};
 use crate::format::{BLOCK, CHUNK};
 use crate::simd::tile_unit::{self, BfloatBlock, BfloatRows, BfloatTiles, TileUnit};
@@ -138,11 +138,9 @@ impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, S, W> {
         for chunk in 0..x.columns.div_ceil(CHUNK) {
             let start = chunk * chunk_bytes;
             let panels = data.map(|panel| &panel[start..panel.len().min(start + chunk_bytes)]);
-            let mut ahead = [&[][..]; P];
-            for (panel, ahead) in ahead.iter_mut().enumerate() {
-                *ahead = self.panels.next_lines(first + panel, start + panels[0].len(), chunk_bytes, P);
-            }
+            let ahead = self.panels.lines_ahead::<P>(first, start + panels[0].len(), chunk_bytes);
             match &self.tiles {
+                // The compiler knows both constants, and leaves the rest out for most weights and instruction sets.
                 Some(tiles) if W::TILES && S::Unit::EXISTS => {
                     for_each_tile(simd, &TiledChunk { tiles, panels }, x, chunk, ahead, &mut out);
                 }
@@ -175,12 +173,16 @@ impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'
         if N <= FEW_ROWS {
             return self.few(simd, blocks, ahead, sums);
         }
-        let mut totals = [[[0.0; LANES]; tile_unit::ROWS]; P];
-        for panel in 0..P {
-            totals[panel][..N].copy_from_slice(sums[panel]);
-        }
         let mut padded: BfloatRows = [[0; LANES]; tile_unit::ROWS];
-        self.tiles.begin(totals.each_ref());
+        let mut padded_sums = [[[0.0; LANES]; tile_unit::ROWS]; P];
+        if N == tile_unit::ROWS {
+            self.tiles.begin(sums.each_ref().map(|sums| sums.first_chunk().expect("16 rows")));
+        } else {
+            for panel in 0..P {
+                padded_sums[panel][..N].copy_from_slice(sums[panel]);
+            }
+            self.tiles.begin(padded_sums.each_ref());
+        }
         for (block, rows) in blocks.iter().enumerate() {
             let mut weights: [&BfloatBlock; P] = [&[[0; 64]; BLOCK / 2]; P];
             for (weights, panel) in weights.iter_mut().zip(self.panels) {
@@ -197,9 +199,13 @@ impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'
                 self.tiles.add(&padded, weights);
             }
         }
-        self.tiles.end(totals.each_mut());
-        for panel in 0..P {
-            sums[panel].copy_from_slice(&totals[panel][..N]);
+        if N == tile_unit::ROWS {
+            self.tiles.end(sums.map(|sums| sums.first_chunk_mut().expect("16 rows")));
+        } else {
+            self.tiles.end(padded_sums.each_mut());
+            for panel in 0..P {
+                sums[panel].copy_from_slice(&padded_sums[panel][..N]);
+            }
         }
     }
 }
@@ -221,12 +227,7 @@ impl<T, const P: usize> TiledChunk<'_, T, P> {
     ) {
         let (lower, upper) = (0x0000_ffff_u32, 0xffff_0000_u32);
         let masks = [simd.splat_i32(lower as i32), simd.splat_i32(upper as i32)];
-        let mut totals = [[simd.splat(0.0); N]; P];
-        for panel in 0..P {
-            for row in 0..N {
-                totals[panel][row] = simd.load(&sums[panel][row]);
-            }
-        }
+        let mut totals = load_sums(simd, &sums);
         for block in 0..blocks.len() {
             let mut parts = [[[simd.splat(0.0); 2]; N]; P];
             for pair in 0..BLOCK / 2 {
@@ -252,11 +253,7 @@ impl<T, const P: usize> TiledChunk<'_, T, P> {
                 }
             }
         }
-        for panel in 0..P {
-            for row in 0..N {
-                simd.store(totals[panel][row], &mut sums[panel][row]);
-            }
-        }
+        store_sums(simd, totals, sums);
     }
 }
 
@@ -274,12 +271,7 @@ impl<S: Simd, W: Weights, const P: usize> ChunkKernel<S, P> for Chunk<'_, W, P> 
         ahead: &mut impl Ahead<S>,
         sums: [&mut [[f32; LANES]; N]; P],
     ) {
-        let mut totals = [[simd.splat(0.0); N]; P];
-        for panel in 0..P {
-            for row in 0..N {
-                totals[panel][row] = simd.load(&sums[panel][row]);
-            }
-        }
+        let mut totals = load_sums(simd, &sums);
         let mut steps = self.panels.map(|panel| panel.chunks_exact(W::BYTES));
         let own = if W::LEVEL == NumericLevel::F32 { f32_words::SUM } else { BLOCK / 2 };
         for block in x.chunks_exact(W::LEVEL.block_words() * N) {
@@ -297,10 +289,6 @@ impl<S: Simd, W: Weights, const P: usize> ChunkKernel<S, P> for Chunk<'_, W, P> 
                 }
             }
         }
-        for panel in 0..P {
-            for row in 0..N {
-                simd.store(totals[panel][row], &mut sums[panel][row]);
-            }
-        }
+        store_sums(simd, totals, sums);
     }
 }

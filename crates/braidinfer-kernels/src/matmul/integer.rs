@@ -2,7 +2,9 @@
 
 use super::{Ahead, ChunkKernel, GroupKernel, NoPrefetch, Panels, for_each_group, for_each_tile};
 use crate::activations::{Activations, NumericLevel, f32_words, integer_words, times_high_byte};
-use crate::format::{BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks};
+use crate::format::{
+    BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunk_range, chunks,
+};
 use crate::isa::{Isa, dispatched};
 use crate::prepare::{ChunkCodes, ChunkScales, IDENTITY, chunk_codes, code_vector, prepare_codes, prepare_scales};
 use crate::simd::{LANES, Simd};
@@ -85,12 +87,10 @@ impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALV
         let (zero, table) = (format.zero, format.levels.table().unwrap_or(&IDENTITY));
         let full = chunk_bytes(PanelFormat::Int(format), CHUNK_BLOCKS);
         let scales: &mut [ChunkScales; P] = self.scales.first_chunk_mut().expect("there are scales for two panels");
-        let mut start = 0;
         for chunk in 0..chunks(x.columns) {
             let blocks = chunk_blocks(x.columns, chunk);
-            let end = start + chunk_bytes(PanelFormat::Int(format), blocks);
-            let bytes = data.map(|panel| &panel[start..end]);
-            start = end;
+            let range = chunk_range(PanelFormat::Int(format), x.columns, chunk);
+            let bytes = data.map(|panel| &panel[range.clone()]);
             for (bytes, scales) in bytes.iter().zip(scales.iter_mut()) {
                 prepare_scales(simd, format, bytes, blocks, scales);
             }
@@ -101,10 +101,7 @@ impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALV
                     *codes = &widened.0[..blocks * VECTORS];
                 }
             }
-            let mut ahead = [&[][..]; P];
-            for (panel, ahead) in ahead.iter_mut().enumerate() {
-                *ahead = self.panels.next_lines(first + panel, end, full, P);
-            }
+            let ahead = self.panels.lines_ahead::<P>(first, range.end, full);
             let codes = Codes::<P, BITS, BYTES, MIN, HALVES, LEVELS> { codes, table, scales: scales.each_ref(), zero };
             for_each_tile(simd, &codes, x, chunk, ahead, &mut out);
         }

@@ -25,7 +25,7 @@ mod tests;
 mod tile_kernels;
 mod tiles;
 
-use crate::activations::{self, Activations, MANY_ROWS, NumericLevel};
+use crate::activations::{self, Activations, MANY_ROWS, NumericLevel, for_tile_unit};
 use crate::format::{CHUNK, PanelFormat, panel_bytes};
 use crate::isa::Isa;
 use crate::simd::{LANES, Simd};
@@ -64,6 +64,16 @@ impl<'a> Panels<'a> {
         };
         bytes[..bytes.len().min(len)].as_chunks().0
     }
+
+    /// [`Panels::next_lines`] of each of `P` panels from `first` on, which are multiplied together.
+    #[inline(always)]
+    fn lines_ahead<const P: usize>(&self, first: usize, end: usize, len: usize) -> [&'a [[u8; 64]]; P] {
+        let mut ahead = [&[][..]; P];
+        for (panel, ahead) in ahead.iter_mut().enumerate() {
+            *ahead = self.next_lines(first + panel, end, len, P);
+        }
+        ahead
+    }
 }
 
 /// A kernel for one kind of weights at one level. Each is a function of its own, because compile time grows
@@ -80,7 +90,7 @@ pub fn matmul(isa: Isa, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]
     assert_eq!(x.words.len(), x.level.words(x.rows, x.columns), "every row is encoded");
     let kernel = match (panels.format, x.level) {
         (PanelFormat::Int(format), NumericLevel::Int8 | NumericLevel::Int16)
-            if isa.has_tile_unit() && x.rows >= MANY_ROWS =>
+            if isa.has_tile_unit() && for_tile_unit(x.level, x.rows) =>
         {
             Some(tile_kernels::kernel(format, x.level))
         }
@@ -236,6 +246,32 @@ struct NoPrefetch;
 impl<S: Simd> Ahead<S> for NoPrefetch {
     #[inline(always)]
     fn next(&mut self, _: S) {}
+}
+
+/// Loads the sums of `N` rows in each panel.
+#[inline(always)]
+fn load_sums<S: Simd, const P: usize, const N: usize>(simd: S, sums: &[&mut [[f32; LANES]; N]; P]) -> [[S::F32; N]; P] {
+    let mut totals = [[simd.splat(0.0); N]; P];
+    for panel in 0..P {
+        for row in 0..N {
+            totals[panel][row] = simd.load(&sums[panel][row]);
+        }
+    }
+    totals
+}
+
+/// Stores the sums of `N` rows in each panel.
+#[inline(always)]
+fn store_sums<S: Simd, const P: usize, const N: usize>(
+    simd: S,
+    totals: [[S::F32; N]; P],
+    sums: [&mut [[f32; LANES]; N]; P],
+) {
+    for panel in 0..P {
+        for row in 0..N {
+            simd.store(totals[panel][row], &mut sums[panel][row]);
+        }
+    }
 }
 
 /// The sums of `N` rows in each panel.

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 
 use super::integer::{Codes, VECTORS};
-use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile};
+use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile, load_sums, store_sums};
 use crate::activations::{Activations, integer_words, times_high_byte};
-use crate::format::{BLOCK, CHUNK_BLOCKS, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunks};
+use crate::format::{BLOCK, CHUNK_BLOCKS, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunk_range, chunks};
 use crate::prepare::{ChunkCodes, ChunkScales, IDENTITY, prepare_codes, prepare_scales};
 use crate::simd::tile_unit::{ByteTiles, ROWS, TileDots, TileUnit};
 use crate::simd::{LANES, Simd};
@@ -72,21 +72,18 @@ impl<S: Simd, const BYTES: usize, const MIN: bool, const HALVES: bool> GroupKern
         let format = self.format;
         let full = chunk_bytes(PanelFormat::Int(format), CHUNK_BLOCKS);
         let unpacked: &mut [Chunk; P] = self.chunks.first_chunk_mut().expect("there is room for two panels");
-        let mut start = 0;
         for chunk in 0..chunks(x.columns) {
             let blocks = chunk_blocks(x.columns, chunk);
-            let end = start + chunk_bytes(PanelFormat::Int(format), blocks);
+            let range = chunk_range(PanelFormat::Int(format), x.columns, chunk);
             for (panel, unpacked) in data.iter().zip(unpacked.iter_mut()) {
-                let bytes = &panel[start..end];
+                let bytes = &panel[range.clone()];
                 prepare_scales(simd, format, bytes, blocks, &mut unpacked.scales);
                 prepare_codes(simd, format, bytes, blocks, &mut unpacked.levels);
-                self.unit.subtract(&unpacked.levels.0[..blocks * VECTORS], format.zero, &mut unpacked.signed.0);
+                if !MIN {
+                    self.unit.subtract(&unpacked.levels.0[..blocks * VECTORS], format.zero, &mut unpacked.signed.0);
+                }
             }
-            let mut ahead = [&[][..]; P];
-            for (panel, ahead) in ahead.iter_mut().enumerate() {
-                *ahead = self.panels.next_lines(first + panel, end, full, P);
-            }
-            start = end;
+            let ahead = self.panels.lines_ahead::<P>(first, range.end, full);
             let unpacked = unpacked.each_ref();
             let rest = Codes::<P, 8, BYTES, MIN, HALVES, 8> {
                 codes: unpacked.map(|unpacked| &unpacked.levels.0[..blocks * VECTORS]),
@@ -94,7 +91,9 @@ impl<S: Simd, const BYTES: usize, const MIN: bool, const HALVES: bool> GroupKern
                 scales: unpacked.map(|unpacked| &unpacked.scales),
                 zero: format.zero,
             };
-            let signed = unpacked.map(|unpacked| &unpacked.signed.0[..blocks * VECTORS]);
+            // With minima the zero point is zero.
+            let signed = unpacked.map(|unpacked| if MIN { &unpacked.levels } else { &unpacked.signed });
+            let signed = signed.map(|codes| &codes.0[..blocks * VECTORS]);
             for_each_tile(
                 simd,
                 &TiledCodes { tiles: &self.tiles, dots: &self.dots, signed, rest },
@@ -220,10 +219,7 @@ impl<T: ByteTiles, const P: usize, const BYTES: usize, const MIN: bool, const HA
         sums: &mut [[f32; LANES]; ROWS],
     ) {
         let scale_at = BYTES * integer_words::BYTES + integer_words::SCALE;
-        let mut totals = [simd.splat(0.0); ROWS];
-        for row in 0..ROWS {
-            totals[row] = simd.load(&sums[row]);
-        }
+        let [mut totals] = load_sums(simd, &[&mut *sums]);
         let words = integer_words::len(BYTES) * ROWS;
         for block in 0..x.len() / words {
             let x = &x[block * words..][..words];
@@ -250,8 +246,6 @@ impl<T: ByteTiles, const P: usize, const BYTES: usize, const MIN: bool, const HA
                 }
             }
         }
-        for row in 0..ROWS {
-            simd.store(totals[row], &mut sums[row]);
-        }
+        store_sums(simd, [totals], [sums]);
     }
 }

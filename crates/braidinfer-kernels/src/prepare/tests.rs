@@ -30,8 +30,7 @@ fn each_chunk(format: IntFormat, panel: &[u8], cols: usize, mut take: impl FnMut
     let panel_format = PanelFormat::Int(format);
     for chunk in 0..chunks(cols) {
         let blocks32 = chunk_blocks(cols, chunk);
-        let bytes = &panel[chunk_start(panel_format, chunk)..][..chunk_bytes(panel_format, blocks32)];
-        take(bytes, blocks32, chunk * CHUNK_BLOCKS * BLOCK);
+        take(&panel[chunk_range(panel_format, cols, chunk)], blocks32, chunk * CHUNK_BLOCKS * BLOCK);
     }
 }
 

@@ -111,6 +111,13 @@ impl Drop for Configured {
     }
 }
 
+/// Loads or stores a tile whose rows have 64 bytes, one after the other.
+macro_rules! move_tile {
+    ($instruction:literal, $pointer:expr) => {
+        asm!($instruction, at = in(reg) $pointer, stride = in(reg) 64_usize, options(nostack, preserves_flags))
+    };
+}
+
 impl TileUnit for Amx {
     const EXISTS: bool = true;
     type Bytes = Bytes;
@@ -209,60 +216,32 @@ impl ByteTiles for Bytes {
         assert!(first + self.columns / 4 <= 8, "group {group} of {} columns in a block", self.columns);
         let x = &raw const x[0][first];
         let codes = [&raw const codes[0][first], &raw const codes[P - 1][first]];
-        let to = dots.as_mut_ptr();
         // SAFETY: activations are read in 16 rows of `columns` bytes, 32 bytes apart; weights in `columns / 4` vectors of
         // 64; and sums are written in 16 rows of 64 bytes, a `TileDots` for each panel. All lie within the references.
         unsafe {
+            asm!(
+                "tileloadd tmm4, [{x} + {stride}]",
+                x = in(reg) x,
+                stride = in(reg) size_of::<[u32; 8]>(),
+                options(nostack, preserves_flags),
+            );
+            move_tile!("tileloadd tmm6, [{at} + {stride}]", codes[0]);
+            asm!("tilezero tmm0", "tdpbssd tmm0, tmm4, tmm6", options(nomem, nostack, preserves_flags));
             if P == 2 {
-                asm!(
-                    "tileloadd tmm4, [{x} + {x_stride}]",
-                    "tileloadd tmm6, [{first} + {stride}]",
-                    "tilezero tmm0",
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{second} + {stride}]",
-                    "tilezero tmm1",
-                    "tdpbssd tmm1, tmm4, tmm7",
-                    "tilestored [{to} + {stride}], tmm0",
-                    "tilestored [{to} + {stride} + 1024], tmm1",
-                    x = in(reg) x,
-                    x_stride = in(reg) 32_usize,
-                    first = in(reg) codes[0],
-                    second = in(reg) codes[1],
-                    to = in(reg) to,
-                    stride = in(reg) 64_usize,
-                    options(nostack, preserves_flags),
-                );
-            } else {
-                asm!(
-                    "tileloadd tmm4, [{x} + {x_stride}]",
-                    "tileloadd tmm6, [{codes} + {stride}]",
-                    "tilezero tmm0",
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tilestored [{to} + {stride}], tmm0",
-                    x = in(reg) x,
-                    x_stride = in(reg) 32_usize,
-                    codes = in(reg) codes[0],
-                    to = in(reg) to,
-                    stride = in(reg) 64_usize,
-                    options(nostack, preserves_flags),
-                );
+                move_tile!("tileloadd tmm7, [{at} + {stride}]", codes[1]);
+                asm!("tilezero tmm1", "tdpbssd tmm1, tmm4, tmm7", options(nomem, nostack, preserves_flags));
+            }
+            move_tile!("tilestored [{at} + {stride}], tmm0", &raw mut dots[0]);
+            if P == 2 {
+                move_tile!("tilestored [{at} + {stride}], tmm1", &raw mut dots[P - 1]);
             }
         }
     }
 }
 
-const _: () = assert!(size_of::<TileDots>() == 1024);
-
 /// Tiles for bf16. Tiles 0 and 1 keep the sums between calls.
 pub(crate) struct Bfloats {
     _configured: Configured,
-}
-
-/// Loads or stores a tile of 16 rows of 64 bytes.
-macro_rules! move_tile {
-    ($instruction:literal, $pointer:expr) => {
-        asm!($instruction, at = in(reg) $pointer, stride = in(reg) 64_usize, options(nostack, preserves_flags))
-    };
 }
 
 impl BfloatTiles for Bfloats {

@@ -1,7 +1,7 @@
 //! The SIMD abstraction: sixteen lanes, over which all kernels are written.
 //!
 //! Every instruction set does the same IEEE operations on the same lanes in the same order, so that results are bitwise
-//! equal; the one exception is [`Simd::dot_bf16`]. [`Scalar`] is the reference implementation.
+//! equal; the exceptions are [`Simd::dot_bf16`] and [`tile_unit::BfloatTiles`]. [`Scalar`] is the reference implementation.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
