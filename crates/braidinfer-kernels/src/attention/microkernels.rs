@@ -24,15 +24,20 @@ const fn group(left: usize) -> usize {
 /// Calls `$function::<.., rows, columns>` with `$rows` from [`group`] and as many columns as fit in registers.
 macro_rules! for_group {
     ($simd:ident: $S:ty, $rows:expr, $function:ident::<$E:ty, $ahead:ident>($($arg:expr),*)) => {
-        match ($rows, <$S>::PANELS > 1) {
-            (6, true) => $function::<$S, $E, $ahead, 6, 4>($simd, $($arg),*),
-            (4, true) => $function::<$S, $E, $ahead, 4, 4>($simd, $($arg),*),
-            (2, true) => $function::<$S, $E, $ahead, 2, 4>($simd, $($arg),*),
-            (_, true) => $function::<$S, $E, $ahead, 1, 4>($simd, $($arg),*),
-            (6, false) => $function::<$S, $E, $ahead, 6, 1>($simd, $($arg),*),
-            (4, false) => $function::<$S, $E, $ahead, 4, 1>($simd, $($arg),*),
-            (2, false) => $function::<$S, $E, $ahead, 2, 2>($simd, $($arg),*),
-            (_, false) => $function::<$S, $E, $ahead, 1, 4>($simd, $($arg),*),
+        if const { <$S>::PANELS > 1 } {
+            match $rows {
+                6 => $function::<$S, $E, $ahead, 6, 4>($simd, $($arg),*),
+                4 => $function::<$S, $E, $ahead, 4, 4>($simd, $($arg),*),
+                2 => $function::<$S, $E, $ahead, 2, 4>($simd, $($arg),*),
+                _ => $function::<$S, $E, $ahead, 1, 4>($simd, $($arg),*),
+            }
+        } else {
+            match $rows {
+                6 => $function::<$S, $E, $ahead, 6, 1>($simd, $($arg),*),
+                4 => $function::<$S, $E, $ahead, 4, 1>($simd, $($arg),*),
+                2 => $function::<$S, $E, $ahead, 2, 2>($simd, $($arg),*),
+                _ => $function::<$S, $E, $ahead, 1, 4>($simd, $($arg),*),
+            }
         }
     };
 }

@@ -140,8 +140,7 @@ impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, S, W> {
             let panels = data.map(|panel| &panel[start..panel.len().min(start + chunk_bytes)]);
             let ahead = self.panels.lines_ahead::<P>(first, start + panels[0].len(), chunk_bytes);
             match &self.tiles {
-                // The compiler knows both constants, and leaves the rest out for most weights and instruction sets.
-                Some(tiles) if W::TILES && S::Unit::EXISTS => {
+                Some(tiles) if const { W::TILES && S::Unit::EXISTS } => {
                     for_each_tile(simd, &TiledChunk { tiles, panels }, x, chunk, ahead, &mut out);
                 }
                 _ => for_each_tile(simd, &Chunk { weights: self.weights, panels }, x, chunk, ahead, &mut out),
@@ -170,12 +169,12 @@ impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'
     ) {
         let (rows, _) = x.as_chunks::<LANES>();
         let (blocks, _) = rows.as_chunks::<N>();
-        if N <= FEW_ROWS {
+        if const { N <= FEW_ROWS } {
             return self.few(simd, blocks, ahead, sums);
         }
         let mut padded: BfloatRows = [[0; LANES]; tile_unit::ROWS];
         let mut padded_sums = [[[0.0; LANES]; tile_unit::ROWS]; P];
-        if N == tile_unit::ROWS {
+        if const { N == tile_unit::ROWS } {
             self.tiles.begin(sums.each_ref().map(|sums| sums.first_chunk().expect("16 rows")));
         } else {
             for panel in 0..P {
@@ -199,7 +198,7 @@ impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'
                 self.tiles.add(&padded, weights);
             }
         }
-        if N == tile_unit::ROWS {
+        if const { N == tile_unit::ROWS } {
             self.tiles.end(sums.map(|sums| sums.first_chunk_mut().expect("16 rows")));
         } else {
             self.tiles.end(padded_sums.each_mut());

@@ -7,7 +7,7 @@ use crate::format::{
 };
 use crate::isa::{Isa, dispatched};
 use crate::prepare::{ChunkCodes, ChunkScales, IDENTITY, chunk_codes, code_vector, prepare_codes, prepare_scales};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, ROW_PANELS, Simd};
 
 /// Vectors of codes per block: four columns in each lane.
 pub(super) const VECTORS: usize = BLOCK / 4;
@@ -52,10 +52,10 @@ pub(super) fn multiply<
     out: &mut [f32],
 ) {
     let PanelFormat::Int(format) = panels.format else { panic!("{:?} has no codes", panels.format) };
-    let mut scales = [ChunkScales::ZERO, ChunkScales::ZERO];
+    let mut scales = [const { ChunkScales::ZERO }; ROW_PANELS];
     let mut codes;
     let mut widened = None;
-    if BITS == 8 && format.bits != CodeBits::Eight {
+    if const { BITS == 8 } && format.bits != CodeBits::Eight {
         codes = [ChunkCodes::ZERO, ChunkCodes::ZERO];
         widened = Some(&mut codes);
     }
@@ -67,13 +67,16 @@ pub(super) fn multiply<
 struct IntKernel<'a, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const LEVELS: usize> {
     panels: Panels<'a>,
     format: IntFormat,
-    scales: &'a mut [ChunkScales; 2],
+    scales: &'a mut [ChunkScales; ROW_PANELS],
     widened: Option<&'a mut [ChunkCodes; 2]>,
 }
 
 impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALVES: bool, const LEVELS: usize>
     GroupKernel<S> for IntKernel<'_, BITS, BYTES, MIN, HALVES, LEVELS>
 {
+    // Codes that are widened first, and activations that are not rounded, are slower than memory.
+    const MULTIPLIES_ROWS: bool = BYTES > 0;
+
     #[inline(always)]
     fn multiply<const P: usize>(
         &mut self,
@@ -86,7 +89,7 @@ impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALV
         let format = self.format;
         let (zero, table) = (format.zero, format.levels.table().unwrap_or(&IDENTITY));
         let full = chunk_bytes(PanelFormat::Int(format), CHUNK_BLOCKS);
-        let scales: &mut [ChunkScales; P] = self.scales.first_chunk_mut().expect("there are scales for two panels");
+        let scales: &mut [ChunkScales; P] = self.scales.first_chunk_mut().expect("scales for as many panels");
         for chunk in 0..chunks(x.columns) {
             let blocks = chunk_blocks(x.columns, chunk);
             let range = chunk_range(PanelFormat::Int(format), x.columns, chunk);
@@ -181,7 +184,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         ahead: &mut impl Ahead<S>,
         sums: &mut [&mut [[f32; LANES]; N]; P],
     ) {
-        if BYTES > 0 {
+        if const { BYTES > 0 } {
             self.integer_group::<S, N, HALF>(simd, codes, group, x, ahead, sums);
         } else {
             self.f32_group::<S, N, HALF>(simd, codes, group, x, ahead, sums);
@@ -206,7 +209,7 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
     ) {
         let mut dots = [[simd.splat_i32(0); N]; P];
         let (bytes, sums_of) = x.split_at(BYTES * integer_words::BYTES * N);
-        if BYTES == 2 {
+        if const { BYTES == 2 } {
             let (high, _) = bytes.split_at(integer_words::BYTES * N);
             self.dot_group::<S, N, HALF, true>(simd, codes, high, ahead, &mut dots);
             for dots in &mut dots {
@@ -228,13 +231,13 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
             }
         }
         let low = &bytes[(BYTES - 1) * integer_words::BYTES * N..];
-        if BYTES == 2 {
+        if const { BYTES == 2 } {
             // Every line was already prefetched with the high bytes.
             self.dot_group::<S, N, HALF, false>(simd, codes, low, &mut NoPrefetch, &mut dots);
         } else {
             self.dot_group::<S, N, HALF, false>(simd, codes, low, ahead, &mut dots);
         }
-        if HALVES && HALF == 0 {
+        if const { HALVES && HALF == 0 } {
             self.scale_last::<S, N, HALF, 3>(simd, codes, group, x, dots, sums);
         } else {
             self.scale_last::<S, N, HALF, 7>(simd, codes, group, x, dots, sums);
@@ -252,8 +255,8 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
         ahead: &mut impl Ahead<S>,
         dots: &mut [[S::I32; N]; P],
     ) {
-        if BITS == 8 {
-            // NoPrefetch to unpack. In a loop the compiler does not interleave the steps; interleaving costs 2 to 5 % with
+        if const { BITS == 8 } {
+            // Nothing to unpack. In a loop the compiler does not interleave the steps; interleaving costs 2 to 5 % with
             // AVX2.
             for vector in HALF * Self::LEN..(HALF + 1) * Self::LEN - usize::from(!ALL) {
                 ahead.next(simd);
@@ -264,20 +267,20 @@ impl<const P: usize, const BITS: usize, const BYTES: usize, const MIN: bool, con
                 simd.dot_tile::<P, N, LEVELS>(dots, vectors, &x.as_chunks().0[vector]);
             }
         } else {
-            if !HALVES || HALF == 0 {
+            if const { !HALVES || HALF == 0 } {
                 dot_vector::<S, P, N, BITS, LEVELS, 0>(simd, codes, self.table, x, ahead, dots);
                 dot_vector::<S, P, N, BITS, LEVELS, 1>(simd, codes, self.table, x, ahead, dots);
                 dot_vector::<S, P, N, BITS, LEVELS, 2>(simd, codes, self.table, x, ahead, dots);
             }
-            if !HALVES || ALL && HALF == 0 {
+            if const { !HALVES || ALL && HALF == 0 } {
                 dot_vector::<S, P, N, BITS, LEVELS, 3>(simd, codes, self.table, x, ahead, dots);
             }
-            if !HALVES || HALF == 1 {
+            if const { !HALVES || HALF == 1 } {
                 dot_vector::<S, P, N, BITS, LEVELS, 4>(simd, codes, self.table, x, ahead, dots);
                 dot_vector::<S, P, N, BITS, LEVELS, 5>(simd, codes, self.table, x, ahead, dots);
                 dot_vector::<S, P, N, BITS, LEVELS, 6>(simd, codes, self.table, x, ahead, dots);
             }
-            if ALL && (!HALVES || HALF == 1) {
+            if const { ALL && (!HALVES || HALF == 1) } {
                 dot_vector::<S, P, N, BITS, LEVELS, 7>(simd, codes, self.table, x, ahead, dots);
             }
         }

@@ -25,10 +25,12 @@ mod tests;
 mod tile_kernels;
 mod tiles;
 
+use std::ops::Range;
+
 use crate::activations::{self, Activations, MANY_ROWS, NumericLevel, for_tile_unit};
 use crate::format::{CHUNK, PanelFormat, panel_bytes};
 use crate::isa::Isa;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, ROW_PANELS, Simd};
 
 /// Prefetch distance of weights in bytes, over all panels that are computed together: more does not help, and less is
 /// too late if a chunk is small.
@@ -105,8 +107,11 @@ pub fn matmul(isa: Isa, panels: Panels<'_>, x: &Activations<'_>, out: &mut [f32]
     kernel(isa, panels, x, out);
 }
 
-/// Multiplies a group of panels by all rows.
+/// Multiplies a group of panels by all rows, or by one.
 trait GroupKernel<S: Simd> {
+    /// Whether [`ROW_PANELS`] panels at once are compiled, for a single row.
+    const MULTIPLIES_ROWS: bool = true;
+
     /// Adds the products of `P` panels to `out`, `[rows][16]` for each panel. `first` is the index of the first panel.
     fn multiply<const P: usize>(
         &mut self,
@@ -120,9 +125,9 @@ trait GroupKernel<S: Simd> {
 
 /// Runs a kernel over all panels and rows, with as many panels at once as the instruction set has registers for.
 #[inline(always)]
-fn for_each_group<S: Simd>(
+fn for_each_group<S: Simd, K: GroupKernel<S>>(
     simd: S,
-    mut kernel: impl GroupKernel<S>,
+    mut kernel: K,
     panels: Panels<'_>,
     x: &Activations<'_>,
     out: &mut [f32],
@@ -131,27 +136,52 @@ fn for_each_group<S: Simd>(
     let (out, _) = out.as_chunks_mut::<LANES>();
     assert_eq!(out.len() * panel_bytes, x.rows * panels.data.len(), "one output per panel and row");
     out.fill([0.0; LANES]);
-    // With one row the product is memory-bound, and one panel at a time makes one sequential memory stream.
-    let together = if x.rows == 1 { 1 } else { S::PANELS };
+    // With one row the product is memory-bound: as many panels as there are streams to read.
+    let together = if x.rows == 1 { simd.panels_of_row() } else { S::PANELS };
     let part_rows = if simd.unit().is_some() { part_rows(x) } else { x.rows };
     let mut start = 0;
     while start < x.rows {
         let rows = if x.rows - start < 2 * part_rows { start..x.rows } else { start..start + part_rows };
         start = rows.end;
         let part = x.part(rows.clone());
-        let groups = panels.data.chunks(together * panel_bytes).zip(out.chunks_mut(together * x.rows));
-        for (group, (data, out)) in groups.enumerate() {
-            let first = group * together;
-            if S::PANELS == 2 && data.len() == 2 * panel_bytes {
-                let (first_data, second_data) = data.split_at(panel_bytes);
-                let (first_out, second_out) = out.split_at_mut(x.rows);
-                let out = [&mut first_out[rows.clone()], &mut second_out[rows.clone()]];
-                kernel.multiply(simd, first, [first_data, second_data], &part, out);
-            } else {
-                kernel.multiply(simd, first, [data], &part, [&mut out[rows.clone()]]);
-            }
+        let count = panels.data.len() / panel_bytes;
+        let mut first = 0;
+        while first < count {
+            let data = &panels.data[first * panel_bytes..];
+            let out = &mut out[first * x.rows..];
+            first += match together.min(count - first) {
+                ROW_PANELS if const { S::PANELS == 2 && K::MULTIPLIES_ROWS } => {
+                    let (data, out) = split::<ROW_PANELS>(data, panel_bytes, out, x.rows, &rows);
+                    kernel.multiply(simd, first, data, &part, out);
+                    ROW_PANELS
+                }
+                2.. if const { S::PANELS == 2 } => {
+                    let (data, out) = split::<2>(data, panel_bytes, out, x.rows, &rows);
+                    kernel.multiply(simd, first, data, &part, out);
+                    2
+                }
+                _ => {
+                    let (data, out) = split::<1>(data, panel_bytes, out, x.rows, &rows);
+                    kernel.multiply(simd, first, data, &part, out);
+                    1
+                }
+            };
         }
     }
+}
+
+/// The first `P` panels, and `rows` of what they give for all rows.
+fn split<'a, 'b, const P: usize>(
+    data: &'a [u8],
+    panel_bytes: usize,
+    out: &'b mut [[f32; LANES]],
+    all_rows: usize,
+    rows: &Range<usize>,
+) -> ([&'a [u8]; P], [&'b mut [[f32; LANES]]; P]) {
+    let mut parts = out.chunks_exact_mut(all_rows);
+    let data = std::array::from_fn(|panel| &data[panel * panel_bytes..(panel + 1) * panel_bytes]);
+    let out = std::array::from_fn(|_| &mut parts.next().expect("an output for each panel")[rows.clone()]);
+    (data, out)
 }
 
 /// Bytes of activations that stay in the second-level cache while several panels are multiplied by them. Vector
@@ -181,7 +211,8 @@ trait ChunkKernel<S: Simd, const P: usize> {
 }
 
 /// Runs a kernel over every tile of rows. `chunk` counts from the left; `out` has `[rows][16]` for each panel. The
-/// first tile prefetches the lines of `ahead`; further tiles of full size are compiled without prefetching.
+/// first tile prefetches the lines of `ahead`; further tiles of full size are compiled without prefetching, but for panels
+/// that are left over.
 #[inline(always)]
 fn for_each_tile<S: Simd, K: ChunkKernel<S, P>, const P: usize>(
     simd: S,
@@ -202,19 +233,25 @@ fn for_each_tile<S: Simd, K: ChunkKernel<S, P>, const P: usize>(
         let sums_from = tile.start;
         match rows {
             1 => kernel.accumulate::<1>(simd, words, &mut lines, sums(out, sums_from)),
-            2 => kernel.accumulate::<2>(simd, words, &mut lines, sums(out, sums_from)),
-            4 if S::TILE == 4 && sums_from > 0 => {
+            2 if const { P < ROW_PANELS } => kernel.accumulate::<2>(simd, words, &mut lines, sums(out, sums_from)),
+            4 if const { P == S::PANELS && S::TILE == 4 } && sums_from > 0 => {
                 kernel.accumulate::<4>(simd, words, &mut NoPrefetch, sums(out, sums_from))
             }
-            4 if S::TILE >= 4 => kernel.accumulate::<4>(simd, words, &mut lines, sums(out, sums_from)),
-            8 if S::TILE == 8 && sums_from > 0 => {
+            4 if const { P < ROW_PANELS && S::TILE >= 4 } => {
+                kernel.accumulate::<4>(simd, words, &mut lines, sums(out, sums_from))
+            }
+            8 if const { P == S::PANELS && S::TILE == 8 } && sums_from > 0 => {
                 kernel.accumulate::<8>(simd, words, &mut NoPrefetch, sums(out, sums_from))
             }
-            8 if S::TILE == 8 => kernel.accumulate::<8>(simd, words, &mut lines, sums(out, sums_from)),
-            16 if K::LARGE_TILES && sums_from > 0 => {
+            8 if const { P < ROW_PANELS && S::TILE == 8 } => {
+                kernel.accumulate::<8>(simd, words, &mut lines, sums(out, sums_from))
+            }
+            16 if const { P == S::PANELS && K::LARGE_TILES } && sums_from > 0 => {
                 kernel.accumulate::<16>(simd, words, &mut NoPrefetch, sums(out, sums_from))
             }
-            16 if K::LARGE_TILES => kernel.accumulate::<16>(simd, words, &mut lines, sums(out, sums_from)),
+            16 if const { P < ROW_PANELS && K::LARGE_TILES } => {
+                kernel.accumulate::<16>(simd, words, &mut lines, sums(out, sums_from))
+            }
             _ => unreachable!("a tile of {rows} rows"),
         }
     }

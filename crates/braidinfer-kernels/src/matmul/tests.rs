@@ -135,7 +135,7 @@ proptest! {
     fn results_are_independent_of_instruction_set_and_other_rows(
         seed in seeds(),
         rows in prop_oneof![1..20_usize, 60..84_usize],
-        panels in 1..4_usize,
+        panels in 1..8_usize,
         state in any::<u64>(),
     ) {
         for weight_type in WeightType::ALL {
@@ -185,7 +185,7 @@ proptest! {
     fn matrix_units_add_products_of_bf16_in_one_order(
         seed in seeds(),
         rows in prop_oneof![1..20_usize, 60..84_usize],
-        panels in 1..4_usize,
+        panels in 1..8_usize,
         state in any::<u64>(),
     ) {
         let matrix = sample(seed, WeightType::Bf16);

@@ -24,8 +24,7 @@ pub(super) fn multiply<S: Simd, const BYTES: usize, const MIN: bool, const HALVE
     out: &mut [f32],
 ) {
     let PanelFormat::Int(format) = panels.format else { panic!("{:?} has no codes", panels.format) };
-    // Known to the compiler, which then has nothing to compile for most instruction sets.
-    if !S::Unit::EXISTS {
+    if const { !S::Unit::EXISTS } {
         panic!("the instruction set has no unit for tiles");
     }
     let unit = simd.unit().expect("a processor with a unit for tiles");
@@ -60,6 +59,8 @@ struct TileKernel<'a, U: TileUnit, const BYTES: usize, const MIN: bool, const HA
 impl<S: Simd, const BYTES: usize, const MIN: bool, const HALVES: bool> GroupKernel<S>
     for TileKernel<'_, S::Unit, BYTES, MIN, HALVES>
 {
+    const MULTIPLIES_ROWS: bool = false;
+
     #[inline(always)]
     fn multiply<const P: usize>(
         &mut self,

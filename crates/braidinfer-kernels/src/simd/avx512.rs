@@ -7,12 +7,21 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::amx::Amx;
-use super::{LANES, Simd, dot_each};
+use super::{LANES, ROW_PANELS, Simd, dot_each};
 
 /// Proof that the processor has what [`Avx512::detect`] asks for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512 {
     tiles: Option<Amx>,
+    panels_of_row: usize,
+}
+
+/// Measured: on a Xeon (Sapphire Rapids class) four streams of a thread read memory 10 to 20 % faster than one; on Zen 4 and
+/// 5 one is the fastest.
+fn panels_of_row() -> usize {
+    let vendor = __cpuid(0);
+    let is_intel = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel";
+    if is_intel { ROW_PANELS } else { 1 }
 }
 
 impl Avx512 {
@@ -26,12 +35,12 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        found.then_some(Self { tiles: None })
+        found.then(|| Self { tiles: None, panels_of_row: panels_of_row() })
     }
 
     /// With AMX, if the processor has it.
     pub(crate) fn with_tiles(self) -> Option<Self> {
-        Amx::detect().map(|tiles| Self { tiles: Some(tiles) })
+        Amx::detect().map(|tiles| Self { tiles: Some(tiles), ..self })
     }
 
     pub(crate) fn has_tiles(self) -> bool {
@@ -147,6 +156,11 @@ impl Simd for Avx512 {
 
     const PANELS: usize = 2;
     const TILE: usize = 8;
+
+    #[inline(always)]
+    fn panels_of_row(self) -> usize {
+        self.panels_of_row
+    }
 
     #[inline(always)]
     fn unit(self) -> Option<Amx> {

@@ -22,10 +22,14 @@ use tile_unit::TileUnit;
 /// Lanes per vector, and rows per panel.
 pub const LANES: usize = 16;
 
+/// Most panels that a single row of activations is multiplied by at once.
+pub(crate) const ROW_PANELS: usize = 4;
+
 /// An instruction set that this processor has: values exist only after detection.
 ///
 /// Implementations and everything generic over this trait must be inlined into a function compiled for the
-/// instruction set, see [`crate::isa::dispatched`].
+/// instruction set, see [`crate::isa::dispatched`]. Where a branch depends on constants alone, `const { .. }` around the
+/// condition keeps the other side from being compiled, inlined and thrown away, which takes most of the time otherwise.
 pub(crate) trait Simd: Copy {
     /// 16 values in binary32.
     type F32: Copy;
@@ -40,6 +44,13 @@ pub(crate) trait Simd: Copy {
     const TILE: usize;
     /// Whether [`Simd::dot_codes`] treats 8-bit codes above 127 as signed.
     const SIGNED_BYTES: bool = false;
+
+    /// Panels that a single row of activations is multiplied by at once, 1 or [`ROW_PANELS`]: each is a stream from memory,
+    /// and how many of them a thread reads fastest differs between processors. More than 1 only where [`Simd::PANELS`] is 2.
+    #[inline(always)]
+    fn panels_of_row(self) -> usize {
+        1
+    }
 
     /// The unit that multiplies whole tiles, if the processor has one.
     #[inline(always)]
