@@ -377,10 +377,9 @@ pub struct BenchArgs {
     /// How often each run is timed
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repetitions: usize,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-    /// Write that JSON object to a file
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// Write the JSON object of --json to a file, for --baseline
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
     /// Compare with a file of --save

@@ -56,6 +56,8 @@ fn the_report_has_every_field() {
     for field in ["read_gb_s", "int8_gop_s", "bf16_gflop_s", "f32_gflop_s"] {
         assert!(positive(&report["ceilings"][field]), "ceilings.{field} in {report}");
     }
+    let pattern = report["ceilings"]["read_pattern"].as_str().expect("how the ceiling was read");
+    assert!(pattern.contains("per thread"), "{pattern}");
     let executors = list(&report["executors"]);
     assert_eq!(executors.len(), 2);
     for (executor, kernels) in executors.iter().zip(["standard", "fused"]) {
@@ -98,6 +100,30 @@ fn a_table_shows_the_ratio_where_both_kernels_ran() {
     }
     let text = succeed(bench(&["--batch", "2", "--kernels", "fused"]));
     assert!(!text.contains("fused/standard") && !text.contains("candle"), "{text}");
+}
+
+#[test]
+fn a_record_says_what_was_measured_and_on_what() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let file = folder.path().join("record.md");
+    let file_name = file.display().to_string();
+    let printed = report(&["--kernels", "fused", "--export", &file_name]);
+    let notes = list(&printed["notes"]);
+    assert!(notes.iter().any(|note| note.as_str().is_some_and(|note| note.contains("not forced, "))), "{printed}");
+    assert!(positive(&printed["memory_bytes"]) || cfg!(not(target_os = "linux")), "{printed}");
+    let record = fs::read_to_string(&file).expect("the record was written");
+    for part in [
+        "| processor |",
+        "| memory |",
+        "| ceilings | read ",
+        "--kernels fused --prompt-tokens 16",
+        "| decode |",
+        "not forced, ",
+    ] {
+        assert!(record.contains(part), "`{part}` is missing in\n{record}");
+    }
+    let wrong = output(bench(&["--kernels", "fused", "--export", "record.docx"]));
+    assert_eq!(wrong.status.code(), Some(3));
 }
 
 #[test]

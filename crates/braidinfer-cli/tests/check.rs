@@ -144,7 +144,12 @@ fn force_belongs_to_fused_kernels() {
     let cache = temporary();
     let forced = run(cache.path(), "qwen3-extreme", &["--kernels", "fused", "--force"]);
     assert!(forced.status.success() && stderr(&forced).contains("as forced: no check was made"), "{}", stderr(&forced));
+    assert!(stderr(&forced).contains("no verdict of one is kept"), "{}", stderr(&forced));
     assert!(!cache.path().join("verdicts").exists(), "nothing was measured");
+    assert!(run(cache.path(), "qwen3-extreme", &[]).status.success());
+    let again = run(cache.path(), "qwen3-extreme", &["--kernels", "fused", "--force"]);
+    let kept = "not forced, fused kernels: COMPATIBLE (measured earlier)";
+    assert!(stderr(&again).contains(kept), "{}", stderr(&again));
     let alone = run(cache.path(), "qwen3-extreme", &["--force"]);
     assert_eq!(alone.status.code(), Some(3));
     assert!(stderr(&alone).contains("--force: expected --kernels fused"), "{}", stderr(&alone));

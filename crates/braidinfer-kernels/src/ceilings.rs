@@ -2,6 +2,7 @@
 //!
 //! Both are the best of several passes, because other load on the machine can only slow a pass down.
 
+use std::fmt;
 use std::hint::black_box;
 use std::io;
 use std::time::{Duration, Instant};
@@ -16,16 +17,47 @@ use crate::simd::{LANES, Simd};
 /// How long a limit is measured, after the memory or the loop is prepared.
 const BUDGET: Duration = Duration::from_millis(100);
 
+/// How long reading is measured, over all patterns.
+const READ_BUDGET: Duration = Duration::from_millis(300);
+
+/// Guards against a division by zero if the clock does not advance.
+const SHORTEST: Duration = Duration::from_nanos(1);
+
 /// Bytes per task: some ten microseconds of reading.
 const TASK_BYTES: usize = 1 << 20;
 
 /// Bytes per task when reading weights, like the tasks of a matrix product.
 const WEIGHT_TASK_BYTES: usize = 128 << 10;
 
-/// Number of parts of a task that are read in parallel, which keeps several memory requests in flight.
-const STREAMS: usize = 4;
+/// How a thread reads the memory of a task. Which way is the fastest differs between processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadPattern {
+    /// Parts of the task that are read side by side: 1, 4 or 16.
+    streams: usize,
+    /// Whether each stream asks for lines [`AHEAD`] lines before their use, or leaves that to the processor.
+    prefetch: bool,
+}
 
-/// Prefetch distance in each stream, in cache lines, as in the kernels.
+impl ReadPattern {
+    /// All that are tried.
+    pub const ALL: [Self; 6] = [
+        Self { streams: 1, prefetch: false },
+        Self { streams: 1, prefetch: true },
+        Self { streams: 4, prefetch: false },
+        Self { streams: 4, prefetch: true },
+        Self { streams: 16, prefetch: false },
+        Self { streams: 16, prefetch: true },
+    ];
+}
+
+impl fmt::Display for ReadPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let streams = if self.streams == 1 { "1 stream".into() } else { format!("{} streams", self.streams) };
+        write!(f, "{streams} per thread, {}", if self.prefetch { "prefetched" } else { "not prefetched" })
+    }
+}
+
+/// Prefetch distance in each stream, in cache lines.
 const AHEAD: usize = 64;
 
 /// Tasks per pass: few, so that a pass is likely to end before another process takes a core.
@@ -38,33 +70,45 @@ const PASS: Duration = Duration::from_millis(2);
 const TASKS_PER_THREAD: usize = 4;
 
 /// Memory bandwidth of all threads of `pool` together, in bytes per second, for reading a buffer of `bytes` bytes
-/// (rounded up to whole MiB). The buffer must be larger than the CPU caches.
+/// (rounded up to whole MiB), with the fastest pattern. The buffer must be larger than the CPU caches. Its pages are those
+/// that weights have.
 ///
 /// # Errors
 ///
 /// The system is out of memory.
-pub fn read_bandwidth(isa: Isa, pool: &mut Pool, bytes: usize) -> io::Result<f64> {
+pub fn read_bandwidth(isa: Isa, pool: &mut Pool, bytes: usize) -> io::Result<(f64, ReadPattern)> {
     let len = bytes.max(1).checked_next_multiple_of(TASK_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
     let mut memory = Pages::zeroed(len)?;
     // Untouched pages would all be mapped to the same zero page.
     pool.for_each(Chunks::new(&mut memory, TASK_BYTES), |index, piece, _| piece.fill(index as u8 | 1));
     let pieces = TASKS_PER_PASS.min(len / TASK_BYTES);
     let (passes, mut next) = (len / TASK_BYTES / pieces, 0);
-    let best = best_pass(|| {
+    let mut pass = |pattern| {
         let memory = &memory[next * pieces * TASK_BYTES..];
-        pool.run(pieces, &|index, _| {
-            black_box(read(isa, &memory[index * TASK_BYTES..(index + 1) * TASK_BYTES]));
+        let time = timed(|| {
+            pool.run(pieces, &|index, _| {
+                black_box(read(isa, &memory[index * TASK_BYTES..(index + 1) * TASK_BYTES], pattern));
+            });
         });
         next = (next + 1) % passes;
+        time
+    };
+    // In turn, so that other load on the machine slows all of them down.
+    let mut best = [Duration::MAX; ReadPattern::ALL.len()];
+    best_of(READ_BUDGET, || {
+        for (pattern, best) in ReadPattern::ALL.into_iter().zip(&mut best) {
+            *best = pass(pattern).clamp(SHORTEST, *best);
+        }
     });
-    Ok((pieces * TASK_BYTES) as f64 / best.as_secs_f64())
+    let (time, pattern) = best.into_iter().zip(ReadPattern::ALL).min_by_key(|(time, _)| *time).expect("patterns");
+    Ok(((pieces * TASK_BYTES) as f64 / time.as_secs_f64(), pattern))
 }
 
 /// Reads `memory` once, distributed over all threads like weights, and computes nothing.
-pub fn read_once(isa: Isa, pool: &mut Pool, memory: &[u8]) {
+pub fn read_once(isa: Isa, pool: &mut Pool, memory: &[u8], pattern: ReadPattern) {
     let piece = |index: usize| &memory[index * WEIGHT_TASK_BYTES..memory.len().min((index + 1) * WEIGHT_TASK_BYTES)];
     pool.run(memory.len().div_ceil(WEIGHT_TASK_BYTES), &|index, _| {
-        black_box(read(isa, piece(index)));
+        black_box(read(isa, piece(index), pattern));
     });
 }
 
@@ -86,17 +130,21 @@ pub fn multiply_rate(isa: Isa, pool: &mut Pool, level: NumericLevel) -> f64 {
     operations as f64 / best_pass(|| pass(rounds)).as_secs_f64()
 }
 
-/// The shortest of the passes that fit in the time budget, of at least three.
+/// The shortest pass.
 fn best_pass(mut pass: impl FnMut()) -> Duration {
-    let started = Instant::now();
     let mut best = Duration::MAX;
+    best_of(BUDGET, || best = timed(&mut pass).clamp(SHORTEST, best));
+    best
+}
+
+/// Runs as many passes as fit in the time budget, at least three.
+fn best_of(budget: Duration, mut pass: impl FnMut()) {
+    let started = Instant::now();
     let mut passes = 0;
-    while passes < 3 || started.elapsed() < BUDGET {
-        best = best.min(timed(&mut pass));
+    while passes < 3 || started.elapsed() < budget {
+        pass();
         passes += 1;
     }
-    // Guards against a division by zero if the clock does not advance.
-    best.max(Duration::from_nanos(1))
 }
 
 fn timed(work: impl FnOnce()) -> Duration {
@@ -107,20 +155,53 @@ fn timed(work: impl FnOnce()) -> Duration {
 
 dispatched! {
     /// Reads every byte of `piece`; the result depends on all of them.
-    fn read(piece: &[u8]) -> i32 = read_streams;
+    fn read(piece: &[u8], pattern: ReadPattern) -> i32 = read_as;
 }
 
 #[inline(always)]
-fn read_streams<S: Simd>(simd: S, piece: &[u8]) -> i32 {
+fn read_as<S: Simd>(simd: S, piece: &[u8], pattern: ReadPattern) -> i32 {
+    match (pattern.streams, pattern.prefetch) {
+        (1, false) => read_streams::<S, 1, false>(simd, piece),
+        (1, true) => read_streams::<S, 1, true>(simd, piece),
+        (4, false) => read_streams::<S, 4, false>(simd, piece),
+        (4, true) => read_streams::<S, 4, true>(simd, piece),
+        (16, false) => read_streams::<S, 16, false>(simd, piece),
+        (16, true) => read_streams::<S, 16, true>(simd, piece),
+        _ => unreachable!("{pattern:?} is none of those that are tried"),
+    }
+}
+
+/// Lines of a stream that are read before those of the next one.
+const LINES: usize = 4;
+
+#[inline(always)]
+fn read_streams<S: Simd, const STREAMS: usize, const PREFETCH: bool>(simd: S, piece: &[u8]) -> i32 {
     let (vectors, _) = piece.as_chunks::<64>();
-    let stream = vectors.len() / STREAMS;
-    let streams: [&[[u8; 64]]; STREAMS] = std::array::from_fn(|index| &vectors[index * stream..(index + 1) * stream]);
-    let mut sums = [simd.splat_i32(0); STREAMS];
+    let (groups, rest) = vectors.as_chunks::<LINES>();
+    let stream = groups.len() / STREAMS;
+    let mut sums = [simd.splat_i32(0); LINES];
     for index in 0..stream {
-        for (sum, stream) in sums.iter_mut().zip(&streams) {
-            simd.prefetch(&stream[(index + AHEAD).min(stream.len() - 1)]);
-            *sum = simd.or(*sum, simd.load_i32(&stream[index]));
+        for first in 0..STREAMS {
+            let at = first * stream + index;
+            if PREFETCH {
+                let ahead = &groups[(at + AHEAD / LINES).min(groups.len() - 1)];
+                for line in 0..LINES {
+                    simd.prefetch(&ahead[line]);
+                }
+            }
+            let group = &groups[at];
+            for line in 0..LINES {
+                sums[line] = simd.or(sums[line], simd.load_i32(&group[line]));
+            }
         }
+    }
+    for at in STREAMS * stream..groups.len() {
+        for line in 0..LINES {
+            sums[line] = simd.or(sums[line], simd.load_i32(&groups[at][line]));
+        }
+    }
+    for at in 0..rest.len() {
+        sums[0] = simd.or(sums[0], simd.load_i32(&rest[at]));
     }
     let [a, b, c, d] = sums;
     simd.sum_i32(simd.or(simd.or(a, b), simd.or(c, d)))
@@ -257,7 +338,7 @@ fn multiply_add_at<S: Simd>(simd: S, level: NumericLevel, operands: &Operands, r
 /// Uses as many sums as the instruction set has registers for.
 #[inline(always)]
 fn largest_tile<S: Simd, M: MultiplyAdd>(simd: S, operands: &Operands, rounds: usize) -> i32 {
-    if (S::PANELS, S::TILE) == (VECTORS, WORDS) {
+    if const { S::PANELS == VECTORS && S::TILE == WORDS } {
         tile::<S, M, VECTORS, WORDS>(simd, operands, rounds)
     } else {
         tile::<S, M, 1, 4>(simd, operands, rounds)
@@ -329,11 +410,16 @@ mod tests {
     #[test]
     fn every_byte_of_a_task_is_read() {
         for isa in Isa::available() {
-            for changed in [0, 63, TASK_BYTES / 4 - 1, TASK_BYTES / 2, TASK_BYTES - 1] {
-                let mut piece = vec![0; TASK_BYTES];
-                assert_eq!(read(isa, &piece), 0);
-                piece[changed] = 1;
-                assert_ne!(read(isa, &piece), 0, "{} byte {changed}", isa.name());
+            for changed in
+                [0, 63, TASK_BYTES / 4 - 1, TASK_BYTES / 2, TASK_BYTES - 1, TASK_BYTES + 64, TASK_BYTES + 319]
+            {
+                let mut piece = vec![0; TASK_BYTES + LINES * 64 + 64];
+                for pattern in ReadPattern::ALL {
+                    piece[changed] = 0;
+                    assert_eq!(read(isa, &piece, pattern), 0);
+                    piece[changed] = 1;
+                    assert_ne!(read(isa, &piece, pattern), 0, "{} byte {changed}, {pattern}", isa.name());
+                }
             }
         }
     }
@@ -342,7 +428,7 @@ mod tests {
     fn ceilings_are_positive() {
         let mut pool = Pool::new(2).unwrap();
         for isa in Isa::available() {
-            assert!(read_bandwidth(isa, &mut pool, 3 * TASK_BYTES + 1).unwrap() > 0.0);
+            assert!(read_bandwidth(isa, &mut pool, 3 * TASK_BYTES + 1).unwrap().0 > 0.0);
             for level in NumericLevel::ALL {
                 assert!(multiply_rate(isa, &mut pool, level) > 0.0, "{} {level:?}", isa.name());
             }

@@ -2,7 +2,7 @@
 
 mod keeping;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use braidinfer_kernels::{Isa, NumericLevel};
@@ -297,8 +297,12 @@ impl ModelParts {
         match options.kernels {
             Kernels::Standard => self.load_standard(options, progress, None),
             Kernels::Fused if options.force => {
-                self.notes.push("fused kernels at the fastest level, as forced: no check was made".into());
-                Ok(Loaded { decoder: self.fused(options, progress)?, compat: None })
+                let fused = self.fused(options, progress)?;
+                let otherwise = self.unforced(options.verdicts.as_deref(), &fused)?;
+                self.notes.push(format!(
+                    "fused kernels at the fastest level, as forced: no check was made; not forced, {otherwise}"
+                ));
+                Ok(Loaded { decoder: fused, compat: None })
             }
             Kernels::Auto if !has_fused(options) => {
                 self.notes.push("standard kernels: fused ones run on the CPU, and not in f16".into());
@@ -309,6 +313,16 @@ impl ModelParts {
             }
             Kernels::Auto | Kernels::Fused => self.load_checked(options, progress),
         }
+    }
+
+    /// What would run by the verdict that is kept, if kernels were `auto` and not forced.
+    fn unforced(&self, verdicts: Option<&Path>, fused: &Decoder<'_>) -> Result<String> {
+        let cache = VerdictCache::new(verdicts, &self.subject(), fused, Precision::Auto)?;
+        let known = cache.read().filter(|report| compat::plan_of(report, fused.plan()).is_some());
+        Ok(match known {
+            Some(report) => decision(&report, true),
+            None => "a check would choose the kernels: no verdict of one is kept".into(),
+        })
     }
 
     /// Loads fused kernels with the plan of a check, if it finds one.

@@ -127,8 +127,13 @@ impl Document {
     }
 
     pub fn table<const N: usize>(&mut self, header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
-        let header = header.map(str::to_owned).to_vec();
-        self.blocks.push(DocumentBlock::Table(Table { header, rows: rows.into_iter().map(Vec::from).collect() }));
+        self.table_of(header.to_vec(), rows.into_iter().map(Vec::from).collect());
+    }
+
+    /// A table of any number of columns. Every row has as many cells as the header.
+    pub fn table_of(&mut self, header: Vec<&str>, rows: Vec<Vec<String>>) {
+        let header = header.into_iter().map(str::to_owned).collect();
+        self.blocks.push(DocumentBlock::Table(Table { header, rows }));
     }
 
     pub fn bars(&mut self, plot: BarPlot) {
@@ -221,11 +226,14 @@ impl Delivery {
         Ok(Self { export: args.export.as_deref().map(Export::to).transpose()?, json: args.json })
     }
 
+    /// Writes a report to the file, if one was asked for.
+    pub fn export(&self, document: &Document, data: &impl Serialize) -> anyhow::Result<()> {
+        self.export.as_ref().map_or(Ok(()), |export| export.write(document, data))
+    }
+
     /// Writes the `whole` report to the file, and `short`, or the data as JSON, to stdout.
     pub fn deliver(&self, whole: &Document, short: &Document, data: &impl Serialize) -> anyhow::Result<()> {
-        if let Some(export) = &self.export {
-            export.write(whole, data)?;
-        }
+        self.export(whole, data)?;
         if self.json { output::print_json(data) } else { output::print(&text::render(&short.harmless())) }
     }
 }

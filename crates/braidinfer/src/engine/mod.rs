@@ -38,7 +38,7 @@ use self::sampler::first_not_finite;
 use self::scheduler::{ScheduledSequence, ScheduledStep, Scheduler};
 use self::sequence::Sequence;
 use self::shadow_sample::ShadowSamples;
-use crate::executor::{Capabilities, Decoder, NoProbe, Outputs};
+use crate::executor::{Capabilities, Decoder, NoProbe, Outputs, ReadPattern};
 use crate::{Error, Result};
 
 /// Identifies a sequence; ids are not reused.
@@ -277,8 +277,8 @@ impl Engine {
     }
 
     /// Reads all weights once without computing, to measure memory bandwidth. `false` if the decoder does not support it.
-    pub fn read_weights(&mut self) -> bool {
-        self.decoder.read_weights()
+    pub fn read_weights(&mut self, pattern: ReadPattern) -> bool {
+        self.decoder.read_weights(pattern)
     }
 
     /// Turns drafting by prompt lookup on or off. It stays off with a decoder whose outputs drafts could change.

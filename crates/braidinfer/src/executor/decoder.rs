@@ -9,7 +9,7 @@ use super::rope_history::RopeHistory;
 use super::route::Route;
 use super::{
     ActiveKernels, Batch, Capabilities, ExecutorReport, KernelPlan, KvCacheConfig, LayerRunner, LayerState, Logits,
-    NoProbe, Outputs, Probe, Step, WantedRows,
+    NoProbe, Outputs, Probe, ReadPattern, Step, WantedRows,
 };
 use crate::{Error, Result};
 
@@ -234,8 +234,8 @@ impl<'a> Decoder<'a> {
 
     /// Reads the weights of one step at full memory bandwidth without computing: the lower bound for the time of a
     /// decode step. Returns whether every runner supports this.
-    pub fn read_weights(&mut self) -> bool {
-        self.runners.iter_mut().all(|runner| runner.read_weights())
+    pub fn read_weights(&mut self, pattern: ReadPattern) -> bool {
+        self.runners.iter_mut().all(|runner| runner.read_weights(pattern))
     }
 
     /// Frees the KV cache memory and all per-sequence state.

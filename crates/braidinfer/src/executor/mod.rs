@@ -19,6 +19,7 @@ mod runner;
 pub mod standard;
 
 pub use batch::{Batch, SequenceSlice};
+pub use braidinfer_kernels::ceilings::ReadPattern;
 pub use decoder::Decoder;
 pub(crate) use decoder::HEAD_ROWS;
 pub use device::DeviceChoice;

@@ -1,6 +1,6 @@
 //! The interface of the implementations that compute layers.
 
-use super::{Batch, ExecutorReport, KernelPlan, Outputs, Probe};
+use super::{Batch, ExecutorReport, KernelPlan, Outputs, Probe, ReadPattern};
 use crate::{Error, Result};
 
 /// One forward step: the batch and the numeric plan.
@@ -85,7 +85,7 @@ pub trait LayerRunner: Send {
 
     /// Reads the weights of one step at full memory bandwidth without computing: the lower bound for the time of a
     /// decode step. Returns whether this runner supports it.
-    fn read_weights(&mut self) -> bool {
+    fn read_weights(&mut self, _pattern: ReadPattern) -> bool {
         false
     }
 
@@ -189,8 +189,8 @@ impl LayerRunner for &mut (dyn LayerRunner + '_) {
         (**self).copy_state(from, to)
     }
 
-    fn read_weights(&mut self) -> bool {
-        (**self).read_weights()
+    fn read_weights(&mut self, pattern: ReadPattern) -> bool {
+        (**self).read_weights(pattern)
     }
 
     fn release_storage(&mut self) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::engine::{
     PromptInfo, Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
-use crate::executor::{ActiveKernels, Decoder};
+use crate::executor::{ActiveKernels, Decoder, ReadPattern};
 use crate::loading::{LoadOptions, Loaded, ModelParts};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::threads::Threads;
@@ -192,8 +192,8 @@ impl Llm {
     }
 
     /// Reads all weights once without computing, to measure memory bandwidth. `false` if the decoder does not support it.
-    pub fn read_weights(&mut self) -> bool {
-        self.engine.read_weights()
+    pub fn read_weights(&mut self, pattern: ReadPattern) -> bool {
+        self.engine.read_weights(pattern)
     }
 
     /// The tokenizer, if the model has one.

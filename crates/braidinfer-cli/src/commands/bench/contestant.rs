@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use braidinfer::executor::ExecutorReport;
+use braidinfer::executor::{ExecutorReport, ReadPattern};
 use braidinfer::model::{DecoderSpec, ModelSource};
 use braidinfer::{Llm, LoadOptions, SamplingParams};
 use rand::{RngExt, SeedableRng};
@@ -91,9 +91,9 @@ impl Contestant {
     }
 
     /// Reads all weights once without computing, and records the time.
-    pub fn read_weights(&mut self) {
+    pub fn read_weights(&mut self, pattern: ReadPattern) {
         let started = Instant::now();
-        if self.llm.read_weights() {
+        if self.llm.read_weights(pattern) {
             self.read_times.push(started.elapsed());
         }
     }

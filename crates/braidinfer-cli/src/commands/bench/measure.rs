@@ -40,7 +40,13 @@ pub struct Sample {
 
 /// Runs every case on every contestant, first once untimed and then in rounds, so that temporary disturbances of the
 /// machine affect all of them alike.
-pub fn measure(contestants: &mut [Contestant], plan: &Plan) -> anyhow::Result<Vec<Sample>> {
+///
+/// Between the runs weights are read alone, with `pattern`.
+pub fn measure(
+    contestants: &mut [Contestant],
+    plan: &Plan,
+    pattern: Option<ReadPattern>,
+) -> anyhow::Result<Vec<Sample>> {
     let pairs = plan.cases.iter().flat_map(|case| (0..contestants.len()).map(move |index| (*case, index)));
     let pairs: Vec<(Case, usize)> = pairs.collect();
     let mut rates = vec![Vec::with_capacity(plan.repetitions); pairs.len()];
@@ -48,8 +54,8 @@ pub fn measure(contestants: &mut [Contestant], plan: &Plan) -> anyhow::Result<Ve
     bar.set_length((pairs.len() * (plan.repetitions + 1)) as u64);
     for round in 0..=plan.repetitions {
         for ((case, index), rates) in pairs.iter().zip(&mut rates) {
-            if case.phase == Phase::Decode {
-                contestants[*index].read_weights();
+            if let Some(pattern) = pattern.filter(|_| case.phase == Phase::Decode) {
+                contestants[*index].read_weights(pattern);
             }
             // Prefill needs no untimed run: every contestant computed a prompt when it was opened.
             if round > 0 || case.phase == Phase::Decode {

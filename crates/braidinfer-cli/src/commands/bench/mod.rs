@@ -5,6 +5,7 @@ mod contestant;
 mod machine;
 mod measure;
 mod plan;
+mod record;
 mod report;
 mod roofline;
 mod save;
@@ -12,7 +13,7 @@ mod save;
 use std::process::ExitCode;
 
 use braidinfer::compat::Precision;
-use braidinfer::executor::{DeviceChoice, Kernels};
+use braidinfer::executor::{DeviceChoice, Kernels, ReadPattern};
 use braidinfer::model::{ModelSource, Weights, describe};
 use braidinfer::{Llm, LoadOptions, Threads};
 
@@ -23,6 +24,7 @@ use self::measure::{Sample, measure};
 use self::plan::Plan;
 use self::report::{ExecutorRow, Options, Report, spelled};
 use crate::args::{BenchArgs, BenchKernels};
+use crate::report::Delivery;
 use crate::{interrupt, model, output};
 
 /// Exit code if a rate is lower than in the baseline.
@@ -33,13 +35,15 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     // Check the arguments first, so that errors do not show only after minutes of measuring.
     let baseline = args.baseline.as_deref().map(|path| Baseline::read(path, &plan)).transpose()?;
     args.save.as_deref().map_or(Ok(()), save::check)?;
+    let delivery = Delivery::of(&args.output)?;
     interrupt::install()?;
     let report = run_plan(&args, &plan)?;
     if let Some(path) = &args.save {
         save::write(path, &report)?;
     }
+    delivery.export(&record::document(&report), &report)?;
     let comparison = baseline.map(|baseline| baseline.compare(&report));
-    report::print(&report, comparison.as_ref(), args.json)?;
+    report::print(&report, comparison.as_ref(), args.output.json)?;
     let slower = comparison.as_ref().map_or(0, Comparison::regressions);
     Ok(if slower > 0 { ExitCode::from(REGRESSION) } else { ExitCode::SUCCESS })
 }
@@ -55,12 +59,14 @@ fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
     let threads = Threads::new(args.computing.threads)?.count();
     let on_cpu = options.iter().all(|options| options.device == DeviceChoice::Cpu);
     let before = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;
-    let (samples, described) = measure_all(&source, &options, plan)?;
+    let pattern = before.as_ref().map(|ceilings| ceilings.read_pattern);
+    let (samples, described, notes) = measure_all(&source, &options, plan, pattern)?;
     // Measure ceilings twice and keep the higher value, since disturbances of the machine only lower them.
     let after = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;
     let ceilings = before.zip(after).map(|(before, after)| before.or_better(&after));
     Ok(Report {
         machine: Machine::this(threads)?,
+        memory_bytes: machine::memory_bytes(),
         version: env!("CARGO_PKG_VERSION").into(),
         model: source.label(),
         weights,
@@ -68,6 +74,7 @@ fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
         results: report::results(&samples, &described, ceilings.as_ref()),
         executors: described.iter().map(ExecutorRow::new).collect(),
         ceilings,
+        notes,
     })
 }
 
@@ -76,25 +83,27 @@ fn measure_all(
     source: &ModelSource,
     options: &[LoadOptions],
     plan: &Plan,
-) -> anyhow::Result<(Vec<Sample>, Vec<Described>)> {
+    pattern: Option<ReadPattern>,
+) -> anyhow::Result<(Vec<Sample>, Vec<Described>, Vec<String>)> {
     let mut contestants = Vec::new();
     for (options, kernels) in options.iter().zip(&plan.kernels) {
         contestants.push(Contestant::open(source, spelled(kernels), options, plan)?);
     }
-    print_notes(contestants.iter().map(Contestant::llm));
-    let samples = measure(&mut contestants, plan)?;
-    Ok((samples, contestants.iter().map(Contestant::described).collect()))
+    let notes = distinct_notes(contestants.iter().map(Contestant::llm));
+    notes.iter().for_each(output::note);
+    let samples = measure(&mut contestants, plan, pattern)?;
+    Ok((samples, contestants.iter().map(Contestant::described).collect(), notes))
 }
 
-/// Prints the notes of all models, each one once.
-fn print_notes<'a>(models: impl Iterator<Item = &'a Llm>) {
-    let mut printed: Vec<&String> = Vec::new();
+/// The notes of all models, each one once.
+fn distinct_notes<'a>(models: impl Iterator<Item = &'a Llm>) -> Vec<String> {
+    let mut notes: Vec<String> = Vec::new();
     for note in models.flat_map(Llm::notes) {
-        if !printed.contains(&note) {
-            output::note(note);
-            printed.push(note);
+        if !notes.contains(note) {
+            notes.push(note.clone());
         }
     }
+    notes
 }
 
 /// The type of most weights, after quantization if that is requested.

@@ -20,6 +20,8 @@ use crate::output;
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub machine: Machine,
+    /// Memory of the machine; `None` where the system does not tell it.
+    pub memory_bytes: Option<usize>,
     pub version: String,
     pub model: String,
     /// The type of most weights.
@@ -29,6 +31,8 @@ pub struct Report {
     pub ceilings: Option<Ceilings>,
     pub executors: Vec<ExecutorRow>,
     pub results: Vec<ResultRow>,
+    /// What was said when the models were loaded: which kernels run, why, and what would run otherwise.
+    pub notes: Vec<String>,
 }
 
 /// The options of the run.
@@ -179,27 +183,42 @@ fn heading(report: &Report) -> String {
     let threads = output::counted(*threads, "thread");
     let machine = format!("{cpu}, {isa}, {threads}, {os}; braidinfer {}", report.version);
     let model = format!("{}, {} weights", output::one_line(&report.model), report.weights);
-    let Some(ceilings) = &report.ceilings else { return format!("{machine}\n{model}") };
+    let ceilings = report.ceilings.as_ref().map(|found| format!("\nceilings: {}", ceilings(found)));
+    format!("{machine}\n{model}{}", ceilings.unwrap_or_default())
+}
+
+/// The limits of the machine in words.
+pub fn ceilings(ceilings: &Ceilings) -> String {
     let [read, int8, bf16, f32] =
         [ceilings.read_gb_s, ceilings.int8_gop_s, ceilings.bf16_gflop_s, ceilings.f32_gflop_s].map(number);
-    format!("{machine}\n{model}\nceilings: read {read} GB/s; multiply int8 {int8}, bf16 {bf16}, f32 {f32} GOP/s")
+    let pattern = ceilings.read_pattern;
+    format!("read {read} GB/s ({pattern}); multiply int8 {int8}, bf16 {bf16}, f32 {f32} GOP/s")
 }
 
 fn results_table(report: &Report) -> Table {
+    let (header, rows) = results_cells(report);
+    let mut table = new_table(&header);
+    rows.into_iter().for_each(|row| {
+        table.add_row(row);
+    });
+    align_right(&mut table, &[1, 2, 3, 5, 6, 7, 8, 9]);
+    table
+}
+
+/// Header and rows of the results.
+pub fn results_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let mut header = CASE_HEADER.to_vec();
     header.extend(["tok/s", "slowest to fastest", "GB/s", "of ceiling"]);
     let ratios: Vec<Option<f64>> = report.results.iter().map(|row| over_standard(row, &report.results)).collect();
     let compared = ratios.iter().any(Option::is_some);
     header.extend(compared.then_some("fused/standard"));
-    let mut table = new_table(&header);
-    for (row, ratio) in report.results.iter().zip(ratios) {
+    let cells = |(row, ratio): (&ResultRow, Option<f64>)| {
         let mut cells = case_cells(&row.case, &row.kernels);
         cells.extend([number(row.tok_s.median), spread(&row.tok_s), number(row.gb_s), share(row)]);
         cells.extend(compared.then(|| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"))));
-        table.add_row(cells);
-    }
-    align_right(&mut table, &[1, 2, 3, 5, 6, 7, 8, 9]);
-    table
+        cells
+    };
+    (header, report.results.iter().zip(ratios).map(cells).collect())
 }
 
 /// The ratio of another row to the standard row of the same case.
@@ -216,13 +235,23 @@ fn share(row: &ResultRow) -> String {
 }
 
 fn executors_table(report: &Report) -> Table {
+    let (header, rows) = executors_cells(report);
+    let mut table = new_table(&header);
+    rows.into_iter().for_each(|row| {
+        table.add_row(row);
+    });
+    align_right(&mut table, &[3, 4, 5, 6, 7, 8]);
+    table
+}
+
+/// Header and rows of what holds for all cases.
+pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let header =
         ["kernels", "isa", "levels", "weights", "read at", "load", "of which packing", "first token", "peak memory"];
-    let mut table = new_table(&header);
-    for row in &report.executors {
+    let cells = |row: &ExecutorRow| {
         let levels = row.levels.iter().map(|count| format!("{} {}", count.projections, count.level));
         let levels = levels.collect::<Vec<_>>().join(", ");
-        table.add_row([
+        vec![
             row.kernels.clone(),
             row.isa.to_owned(),
             if levels.is_empty() { "-".into() } else { levels },
@@ -232,10 +261,9 @@ fn executors_table(report: &Report) -> Table {
             row.pack_ms.map_or("-".into(), time),
             time(row.time_to_first_token_ms),
             row.peak_memory_bytes.map_or("-".into(), output::size),
-        ]);
-    }
-    align_right(&mut table, &[3, 4, 5, 6, 7, 8]);
-    table
+        ]
+    };
+    (header.to_vec(), report.executors.iter().map(cells).collect())
 }
 
 /// A table in the style of this program, with a header.

@@ -146,7 +146,7 @@ fn head_weights(spec: &DecoderSpec) -> f64 {
 mod tests {
     use std::time::Duration;
 
-    use braidinfer::executor::{ActiveKernels, ExecutorReport, KvDtype};
+    use braidinfer::executor::{ActiveKernels, ExecutorReport, KvDtype, ReadPattern};
     use braidinfer::model::{Weights, describe};
 
     use super::*;
@@ -214,7 +214,13 @@ mod tests {
 
     #[test]
     fn the_ceiling_is_that_of_the_bottleneck() {
-        let ceilings = Ceilings { read_gb_s: 10.0, int8_gop_s: 400.0, bf16_gflop_s: 200.0, f32_gflop_s: 100.0 };
+        let ceilings = Ceilings {
+            read_gb_s: 10.0,
+            read_pattern: ReadPattern::ALL[0],
+            int8_gop_s: 400.0,
+            bf16_gflop_s: 200.0,
+            f32_gflop_s: 100.0,
+        };
         let share = |bytes, operations, phase, batch, level| {
             let work = Workload { bytes, operations };
             work.share(case(phase, batch, 0, 1), 2.0, level, &ceilings)

@@ -277,9 +277,9 @@ impl LayerRunner for FusedRunner {
         Ok(())
     }
 
-    fn read_weights(&mut self) -> bool {
+    fn read_weights(&mut self, pattern: ReadPattern) -> bool {
         for panels in self.weights.all_panels() {
-            ceilings::read_once(self.isa, &mut self.pool, panels);
+            ceilings::read_once(self.isa, &mut self.pool, panels, pattern);
         }
         true
     }
