@@ -193,7 +193,8 @@ fn without_room_weights_are_packed_into_memory_which_is_said() {
 #[test]
 fn each_instruction_set_has_its_own_file() {
     let (model, folder) = (model("llama"), folder());
-    for isa in ["scalar", "avx2", "scalar"] {
+    let vectors = if cfg!(target_arch = "aarch64") { "neon" } else { "avx2" };
+    for isa in ["scalar", vectors, "scalar"] {
         let mut command = logits(&model, folder.path());
         command.env("BRAIDINFER_ISA", isa);
         let output = command.output().expect("the binary starts");

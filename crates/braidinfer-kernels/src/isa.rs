@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 use crate::simd::Scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx2Vnni, Avx512};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::{Neon, NeonDotprod, NeonI8mm};
 
 /// The environment variable that forces an instruction set.
 pub const ISA_VARIABLE: &str = "BRAIDINFER_ISA";
@@ -26,6 +28,12 @@ pub(crate) enum Level {
     Avx2Vnni(Avx2Vnni),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(NeonDotprod),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(NeonI8mm),
 }
 
 /// Why an instruction set cannot be used.
@@ -59,6 +67,12 @@ impl Isa {
             levels.extend(Avx2Vnni::detect().map(Level::Avx2Vnni));
             levels.extend(Avx2::detect().map(Level::Avx2));
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            levels.extend(NeonI8mm::detect().map(Level::NeonI8mm));
+            levels.extend(NeonDotprod::detect().map(Level::NeonDotprod));
+            levels.extend(Neon::detect().map(Level::Neon));
+        }
         levels.push(Level::Scalar(Scalar));
         levels.into_iter().map(Self).collect()
     }
@@ -86,7 +100,8 @@ impl Isa {
             .clone()
     }
 
-    /// `scalar`, `avx2`, `avx2+vnni`, `avx512` or `avx512+amx`.
+    /// `scalar`; on x86 `avx2`, `avx2+vnni`, `avx512` or `avx512+amx`; on ARM `neon`, `neon+dotprod` or `neon+i8mm`, which
+    /// has the dot products as well.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar(_) => "scalar",
@@ -98,6 +113,12 @@ impl Isa {
             Level::Avx512(simd) if simd.has_tiles() => "avx512+amx",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDotprod(_) => "neon+dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonI8mm(_) => "neon+i8mm",
         }
     }
 }
@@ -145,6 +166,24 @@ macro_rules! dispatched {
             fn avx2(simd: $crate::simd::Avx2, $($arg: $type),*) $(-> $result)? {
                 $generic(simd, $($arg),*)
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod,i8mm")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+            fn neon_i8mm(simd: $crate::simd::NeonI8mm, $($arg: $type),*) $(-> $result)? {
+                $generic(simd, $($arg),*)
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+            fn neon_dotprod(simd: $crate::simd::NeonDotprod, $($arg: $type),*) $(-> $result)? {
+                $generic(simd, $($arg),*)
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+            fn neon(simd: $crate::simd::Neon, $($arg: $type),*) $(-> $result)? {
+                $generic(simd, $($arg),*)
+            }
             match isa.0 {
                 Level::Scalar(simd) => $generic(simd, $($arg),*),
                 // SAFETY: the value proves that the processor has the features that the function is compiled for.
@@ -156,8 +195,40 @@ macro_rules! dispatched {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx512(simd) => unsafe { avx512(simd, $($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon(simd) => unsafe { neon(simd, $($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "aarch64")]
+                Level::NeonDotprod(simd) => unsafe { neon_dotprod(simd, $($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "aarch64")]
+                Level::NeonI8mm(simd) => unsafe { neon_i8mm(simd, $($arg),*) },
             }
         }
     };
 }
 pub(crate) use dispatched;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_parsed() {
+        for isa in Isa::available() {
+            assert_eq!(isa.name().parse::<Isa>().unwrap().name(), isa.name());
+        }
+        let error = "avx3".parse::<Isa>().unwrap_err().to_string();
+        assert!(error.contains("found `avx3`") && error.contains("scalar"), "{error}");
+    }
+
+    /// An emulated processor must be taken for what it is, or its instructions would not be tested.
+    #[test]
+    fn the_expected_instruction_sets_are_found() {
+        if let Ok(expected) = std::env::var("BRAIDINFER_EXPECTED_ISAS") {
+            let names: Vec<&str> = Isa::available().iter().map(|isa| isa.name()).collect();
+            assert_eq!(names.join(", "), expected);
+        }
+    }
+}

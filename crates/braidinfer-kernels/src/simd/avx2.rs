@@ -4,9 +4,9 @@
 
 use std::arch::x86_64::*;
 
-use super::avx512::{instructions, largest_256, sum_256};
+use super::avx512::{largest_256, sum_256};
 use super::tile_unit::NoUnit;
-use super::{LANES, Simd};
+use super::{LANES, Simd, instructions};
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]

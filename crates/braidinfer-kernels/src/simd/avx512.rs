@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::amx::Amx;
-use super::{LANES, ROW_PANELS, Simd, dot_each};
+use super::{LANES, ROW_PANELS, Simd, dot_each, instructions};
 
 /// Proof that the processor has what [`Avx512::detect`] asks for.
 #[derive(Debug, Clone, Copy)]
@@ -132,22 +132,6 @@ const _: () =
 const _: () =
     assert!(size_of::<[u16; LANES]>() == size_of::<__m256i>() && size_of::<[u8; 32]>() == size_of::<__m256i>());
 const _: () = assert!(size_of::<[u8; LANES]>() == size_of::<__m128i>());
-
-/// Defines methods that consist of one intrinsic each.
-macro_rules! instructions {
-    ($($(#[$attribute:meta])* fn $name:ident$(<const $by:ident: $of:ty>)?($self:ident $(, $arg:ident: $type:ty)*) $(-> $result:ty)? = $body:expr;)*) => {
-        $(
-            $(#[$attribute])*
-            #[inline(always)]
-            fn $name$(<const $by: $of>)?($self $(, $arg: $type)*) $(-> $result)? {
-                // SAFETY: `self` exists, so the processor has the instructions; pointers come from references to
-                // arrays of exactly the size that is read or written, and no alignment is asked for.
-                unsafe { $body }
-            }
-        )*
-    };
-}
-pub(super) use instructions;
 
 impl Simd for Avx512 {
     type F32 = __m512;

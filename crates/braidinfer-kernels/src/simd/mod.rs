@@ -9,13 +9,19 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tile_unit;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::{Avx2, Avx2Vnni};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::{Neon, NeonDotprod, NeonI8mm};
 pub(crate) use scalar::Scalar;
 use tile_unit::TileUnit;
 
@@ -176,6 +182,24 @@ pub(crate) trait Simd: Copy {
         lanes[0]
     }
 }
+
+/// Defines methods that consist of one intrinsic each.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! instructions {
+    ($($(#[$attribute:meta])* fn $name:ident$(<const $by:ident: $of:ty>)?($self:ident $(, $arg:ident: $type:ty)*) $(-> $result:ty)? = $body:expr;)*) => {
+        $(
+            $(#[$attribute])*
+            #[inline(always)]
+            fn $name$(<const $by: $of>)?($self $(, $arg: $type)*) $(-> $result)? {
+                // SAFETY: `self` exists, so the processor has the instructions; pointers come from references to
+                // arrays of exactly the size that is read or written, and no alignment is asked for.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use instructions;
 
 /// [`Simd::dot_tile`], one product at a time.
 #[inline(always)]

@@ -78,7 +78,7 @@ fn instructions() -> Option<Finding> {
             AREA,
             WHAT,
             isa,
-            "a processor with AVX2 or AVX-512, or no BRAIDINFER_ISA, is many times faster",
+            "a processor with AVX2, AVX-512 or NEON, or no BRAIDINFER_ISA, is many times faster",
         ),
         isa => Finding::pass(AREA, WHAT, isa),
     })
