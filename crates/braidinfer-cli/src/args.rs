@@ -220,7 +220,7 @@ pub struct ImatrixArgs {
     /// Overwrite FILE.gguf if it is there
     #[arg(long)]
     pub force: bool,
-    /// Threads; all cores if left out
+    /// Threads; all cores, or all fast ones of a machine that has slow ones, if left out
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 }
@@ -256,7 +256,7 @@ pub struct QuantizeArgs {
     /// The text for that; a built-in one if left out
     #[arg(long, short, value_name = "FILE", requires = "perplexity")]
     pub file: Option<PathBuf>,
-    /// Threads; all cores if left out
+    /// Threads; all cores, or all fast ones of a machine that has slow ones, if left out
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 }
@@ -462,7 +462,7 @@ pub struct PerplexityArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-    /// Threads; all cores if left out
+    /// Threads; all cores, or all fast ones of a machine that has slow ones, if left out
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 }
@@ -804,7 +804,7 @@ pub struct ComputingArgs {
     /// cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// Threads; all cores if left out
+    /// Threads; all cores, or all fast ones of a machine that has slow ones, if left out
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Longest prompt and answer together, in tokens; what the model is made for if left out

@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code, reason = "the home of `unsafe`: a run on other threads borrows from the caller")]
 
+mod cores;
 mod parts;
 #[cfg(test)]
 mod tests;
@@ -45,9 +46,11 @@ pub struct Pool {
     finished: usize,
 }
 
-/// The number of threads to use: the physical cores, or fewer if affinity or a CPU quota allows fewer.
+/// The number of threads to use: the physical cores, or the fast ones of a machine that has slow ones as well; fewer if
+/// affinity or a CPU quota allows fewer.
 pub fn default_threads() -> usize {
-    usable_threads().min(num_cpus::get_physical()).max(1)
+    let cores = cores::performance_cores().unwrap_or_else(num_cpus::get_physical);
+    usable_threads().min(cores).max(1)
 }
 
 fn usable_threads() -> usize {
