@@ -30,7 +30,7 @@ use std::ops::Range;
 use crate::activations::{self, Activations, MANY_ROWS, NumericLevel, for_tile_unit};
 use crate::format::{CHUNK, PanelFormat, panel_bytes};
 use crate::isa::Isa;
-use crate::simd::{LANES, ROW_PANELS, Simd};
+use crate::simd::{LANES, Part, ROW_PANELS, Simd};
 
 /// Prefetch distance of weights in bytes, over all panels that are computed together: more does not help, and less is
 /// too late if a chunk is small.
@@ -232,28 +232,45 @@ fn for_each_tile<S: Simd, K: ChunkKernel<S, P>, const P: usize>(
         let words = &x.words[tile.start * row_words + first * rows..tile.start * row_words + last * rows];
         let sums_from = tile.start;
         match rows {
-            1 => kernel.accumulate::<1>(simd, words, &mut lines, sums(out, sums_from)),
-            2 if const { P < ROW_PANELS } => kernel.accumulate::<2>(simd, words, &mut lines, sums(out, sums_from)),
+            1 => simd.call(Tile::<K, _, P, 1> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) }),
+            2 if const { P < ROW_PANELS } => {
+                simd.call(Tile::<K, _, P, 2> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) })
+            }
             4 if const { P == S::PANELS && S::TILE == 4 } && sums_from > 0 => {
-                kernel.accumulate::<4>(simd, words, &mut NoPrefetch, sums(out, sums_from))
+                simd.call(Tile::<K, _, P, 4> { kernel, words, ahead: &mut NoPrefetch, sums: sums(out, sums_from) })
             }
             4 if const { P < ROW_PANELS && S::TILE >= 4 } => {
-                kernel.accumulate::<4>(simd, words, &mut lines, sums(out, sums_from))
+                simd.call(Tile::<K, _, P, 4> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) })
             }
             8 if const { P == S::PANELS && S::TILE == 8 } && sums_from > 0 => {
-                kernel.accumulate::<8>(simd, words, &mut NoPrefetch, sums(out, sums_from))
+                simd.call(Tile::<K, _, P, 8> { kernel, words, ahead: &mut NoPrefetch, sums: sums(out, sums_from) })
             }
             8 if const { P < ROW_PANELS && S::TILE == 8 } => {
-                kernel.accumulate::<8>(simd, words, &mut lines, sums(out, sums_from))
+                simd.call(Tile::<K, _, P, 8> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) })
             }
             16 if const { P == S::PANELS && K::LARGE_TILES } && sums_from > 0 => {
-                kernel.accumulate::<16>(simd, words, &mut NoPrefetch, sums(out, sums_from))
+                simd.call(Tile::<K, _, P, 16> { kernel, words, ahead: &mut NoPrefetch, sums: sums(out, sums_from) })
             }
             16 if const { P < ROW_PANELS && K::LARGE_TILES } => {
-                kernel.accumulate::<16>(simd, words, &mut lines, sums(out, sums_from))
+                simd.call(Tile::<K, _, P, 16> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) })
             }
             _ => unreachable!("a tile of {rows} rows"),
         }
+    }
+}
+
+/// The arguments of [`ChunkKernel::accumulate`].
+struct Tile<'a, K, A, const P: usize, const N: usize> {
+    kernel: &'a K,
+    words: &'a [u32],
+    ahead: &'a mut A,
+    sums: [&'a mut [[f32; LANES]; N]; P],
+}
+
+impl<S: Simd, K: ChunkKernel<S, P>, A: Ahead<S>, const P: usize, const N: usize> Part<S> for Tile<'_, K, A, P, N> {
+    #[inline(always)]
+    fn run(self, simd: S) {
+        self.kernel.accumulate::<N>(simd, self.words, self.ahead, self.sums);
     }
 }
 

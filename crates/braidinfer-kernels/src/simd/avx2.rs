@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::avx512::{largest_256, sum_256};
 use super::tile_unit::NoUnit;
-use super::{LANES, Simd, instructions};
+use super::{LANES, Simd, call_with, instructions};
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -172,6 +172,8 @@ macro_rules! methods {
 }
 
 impl Simd for Avx2 {
+    call_with!("avx2,fma,f16c");
+
     const SIGNED_BYTES: bool = true;
 
     #[inline(always)]
@@ -214,6 +216,8 @@ impl Avx2 {
 }
 
 impl Simd for Avx2Vnni {
+    call_with!("avx2,fma,f16c,avxvnni");
+
     methods! {
         #[inline(always)]
         fn dot_u8_i8(self, acc: [__m256i; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::amx::Amx;
-use super::{LANES, ROW_PANELS, Simd, dot_each, instructions};
+use super::{LANES, ROW_PANELS, Simd, call_with, dot_each, instructions};
 
 /// Proof that the processor has what [`Avx512::detect`] asks for.
 #[derive(Debug, Clone, Copy)]
@@ -134,6 +134,8 @@ const _: () =
 const _: () = assert!(size_of::<[u8; LANES]>() == size_of::<__m128i>());
 
 impl Simd for Avx512 {
+    call_with!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c");
+
     type F32 = __m512;
     type I32 = __m512i;
     type Unit = Amx;

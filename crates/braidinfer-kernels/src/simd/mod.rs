@@ -31,6 +31,12 @@ pub const LANES: usize = 16;
 /// Most panels that a single row of activations is multiplied by at once.
 pub(crate) const ROW_PANELS: usize = 4;
 
+/// A part of a kernel that is compiled apart, since the compiler takes far more time for one large function than for several
+/// small ones. `run` must be `#[inline(always)]`.
+pub(crate) trait Part<S: Simd> {
+    fn run(self, simd: S);
+}
+
 /// An instruction set that this processor has: values exist only after detection.
 ///
 /// Implementations and everything generic over this trait must be inlined into a function compiled for the
@@ -56,6 +62,16 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn panels_of_row(self) -> usize {
         1
+    }
+
+    /// Runs a part of a kernel as a function of its own.
+    #[inline(always)]
+    fn call(self, part: impl Part<Self>) {
+        #[inline(never)]
+        fn compiled<S: Simd>(simd: S, part: impl Part<S>) {
+            part.run(simd);
+        }
+        compiled(self, part);
     }
 
     /// The unit that multiplies whole tiles, if the processor has one.
@@ -182,6 +198,25 @@ pub(crate) trait Simd: Copy {
         lanes[0]
     }
 }
+
+/// Defines [`Simd::call`] for an instruction set with these features.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! call_with {
+    ($features:literal) => {
+        #[inline(always)]
+        fn call(self, part: impl $crate::simd::Part<Self>) {
+            #[inline(never)]
+            #[target_feature(enable = $features)]
+            fn compiled<S: Simd>(simd: S, part: impl $crate::simd::Part<S>) {
+                part.run(simd);
+            }
+            // SAFETY: `self` exists, so the processor has the features.
+            unsafe { compiled(self, part) };
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use call_with;
 
 /// Defines methods that consist of one intrinsic each.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

@@ -13,7 +13,7 @@ use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
 use super::tile_unit::NoUnit;
-use super::{LANES, Simd, instructions};
+use super::{LANES, Simd, call_with, instructions};
 
 /// Proof that the processor has NEON.
 #[derive(Debug, Clone, Copy)]
@@ -401,6 +401,8 @@ macro_rules! dot_shifted {
 }
 
 impl Simd for Neon {
+    call_with!("neon");
+
     const SIGNED_BYTES: bool = true;
 
     methods! {
@@ -419,6 +421,8 @@ impl Simd for Neon {
 }
 
 impl Simd for NeonDotprod {
+    call_with!("neon,dotprod");
+
     const SIGNED_BYTES: bool = true;
 
     methods! {
@@ -439,6 +443,8 @@ impl Simd for NeonDotprod {
 }
 
 impl Simd for NeonI8mm {
+    call_with!("neon,dotprod,i8mm");
+
     methods! {
         #[inline(always)]
         fn dot_u8_i8(self, acc: Ints, a: Ints, b: Ints) -> Ints {
