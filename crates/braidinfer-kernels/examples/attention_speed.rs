@@ -1,11 +1,12 @@
-//! Speed of attention on one thread: prefill in GFLOP/s of fused multiply-adds, decode in GB/s of keys and values.
+//! Speed of attention on one thread: prefill in GFLOP/s of fused multiply-adds, decode in GB/s of keys and values, and in
+//! positions a second.
 #![allow(clippy::print_stdout, reason = "a measuring program")]
 
 use std::time::{Duration, Instant};
 
 use braidinfer_kernels::attention::{
-    Attention, AttentionShape, KvElement, KvSlab, PagedHead, Partial, SLAB_TILES, SPAN, attend, finish, merge,
-    scratch_len,
+    Attention, AttentionShape, KvElement, KvSlab, PagedHead, Partial, Q4_0, Q8_0, SLAB_TILES, SPAN, attend, finish,
+    merge, scratch_len,
 };
 use braidinfer_kernels::{Isa, LANES};
 
@@ -71,9 +72,9 @@ impl<T: KvElement> Case<'_, T> {
 fn measure<T: KvElement>(isa: Isa, element: &str, head_dim: usize, per_group: usize) {
     let shape =
         AttentionShape { head_dim, per_group, scale: 1.0 / (head_dim as f32).sqrt(), softcap: None, window: None };
-    let (prompt, context, tokens_at_once) = (512, 4096, (128 / per_group).max(1));
+    let (prompt, context, tokens_at_once) = (512, 8192, (128 / per_group).max(1));
     // Decode goes round many heads, more than caches hold.
-    let heads = 64 * 1024 * 1024 / (context * head_dim * 2 * size_of::<T>());
+    let heads = (64 * 1024 * 1024 / (context * T::position_bytes(head_dim))).max(1);
     let all: Vec<Vec<KvSlab<T>>> = (0..heads).map(|_| slabs(head_dim, context)).collect();
     let tiles: Vec<u32> = (0..(context / LANES) as u32).collect();
     let queries: Vec<f32> = (0..prompt * per_group * head_dim).map(|i| (i * 7 % 97) as f32 / 97.0 - 0.5).collect();
@@ -87,12 +88,14 @@ fn measure<T: KvElement>(isa: Isa, element: &str, head_dim: usize, per_group: us
             case(slabs).run(&queries[..one], context - 1, 1, &mut out[..one]);
         }
     });
-    let bytes = (heads * context * head_dim * 2 * size_of::<T>()) as f64;
+    let positions = (heads * context) as f64;
+    let bytes = positions * T::position_bytes(head_dim) as f64;
     println!(
-        "{:9} {element} head {head_dim:3} x{per_group}: prefill {:6.1} GFLOP/s, decode {:5.1} GB/s",
+        "{:9} {element:4} head {head_dim:3} x{per_group}: prefill {:6.1} GFLOP/s, decode {:5.1} GB/s, {:6.1} M positions/s",
         isa.name(),
         2.0 * products / prefill.as_secs_f64() / 1e9,
         bytes / decode.as_secs_f64() / 1e9,
+        positions / decode.as_secs_f64() / 1e6,
     );
 }
 
@@ -104,6 +107,8 @@ fn main() {
         }
         for (head_dim, per_group) in [(64, 8), (128, 4), (128, 8), (64, 1), (80, 1), (256, 2)] {
             measure::<u16>(isa, "f16", head_dim, per_group);
+            measure::<Q8_0>(isa, "q8_0", head_dim, per_group);
+            measure::<Q4_0>(isa, "q4_0", head_dim, per_group);
         }
         for (head_dim, per_group) in [(64, 8), (128, 1)] {
             measure::<f32>(isa, "f32", head_dim, per_group);

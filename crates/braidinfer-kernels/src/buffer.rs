@@ -57,10 +57,11 @@ impl DerefMut for Buffer {
 }
 
 /// Values whose zero has all bits zero.
-pub(crate) trait Zeroed: Copy {}
+pub(crate) trait Zeroed: Copy + Default + std::fmt::Debug {}
 
 impl Zeroed for f32 {}
 impl Zeroed for u16 {}
+impl Zeroed for u8 {}
 
 /// `len` zeros, whose memory the system commits when it is first written.
 ///

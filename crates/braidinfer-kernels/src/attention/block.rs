@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::kv::KvElement;
+use super::kv::{KvElement, Tile};
+use super::kv_types::Stored;
 use super::microkernels::{accumulate, score};
 use super::partial::{base, exp_one};
 use super::{Attention, AttentionShape, BLOCK, BLOCK_TILES, Partial, SPAN, scratch_len};
@@ -19,15 +20,13 @@ const STRIP: usize = 24;
 
 /// Keys and values of one block of [`BLOCK`] positions.
 #[derive(Clone, Copy)]
-pub(super) struct Tiles<'a, E> {
-    /// `[head_dim][16 positions]` each.
-    pub(super) keys: [&'a [E]; BLOCK_TILES],
-    /// `[16 positions][padded_dim]` each.
-    pub(super) values: [&'a [E]; BLOCK_TILES],
+pub(super) struct Tiles<'a, E: Stored> {
+    pub(super) keys: [Tile<'a, E>; BLOCK_TILES],
+    pub(super) values: [Tile<'a, E>; BLOCK_TILES],
 }
 
 /// The queries and one block of keys and values.
-pub(super) struct KeyBlock<'a, E> {
+pub(super) struct KeyBlock<'a, E: Stored> {
     pub(super) shape: &'a AttentionShape,
     /// `[rows][head_dim]`.
     queries: &'a [f32],
@@ -93,7 +92,12 @@ impl<'a, T: KvElement> Attention<'a, T> {
         (!rows.is_empty()).then_some((positions, rows))
     }
 
-    fn block<'b, E>(&'b self, positions: Range<usize>, tiles: Tiles<'b, E>, next: Tiles<'b, E>) -> KeyBlock<'b, E> {
+    fn block<'b, E: Stored>(
+        &'b self,
+        positions: Range<usize>,
+        tiles: Tiles<'b, E>,
+        next: Tiles<'b, E>,
+    ) -> KeyBlock<'b, E> {
         let Self { shape, queries, first_position, .. } = *self;
         KeyBlock { shape, queries, first_position, positions, tiles, next }
     }
@@ -113,12 +117,14 @@ pub(super) fn attend_span<S: Simd, T: KvElement>(
     for start in task.span.clone().step_by(BLOCK) {
         let Some((positions, rows)) = task.block_at(start) else { continue };
         let tiles = task.tiles(&positions, &rows);
-        let many = task.rows() > DIRECT_ROWS;
-        if many && T::NARROW {
-            let tiles = converted(simd, tiles, scratch, task.shape);
-            attend_block::<S, f32, false>(simd, &task.block(positions, tiles, tiles), rows, &mut strip, out);
-        } else if many {
-            attend_block::<S, T, false>(simd, &task.block(positions, tiles, tiles), rows, &mut strip, out);
+        if task.rows() > DIRECT_ROWS {
+            // Apart from the condition on rows, so that what never runs is not compiled either.
+            if T::NARROW {
+                let tiles = converted(simd, tiles, scratch, task.shape);
+                attend_block::<S, f32, false>(simd, &task.block(positions, tiles, tiles), rows, &mut strip, out);
+            } else {
+                attend_block::<S, T, false>(simd, &task.block(positions, tiles, tiles), rows, &mut strip, out);
+            }
         } else {
             let next = task.block_at(start + BLOCK).map_or(tiles, |(positions, rows)| task.tiles(&positions, &rows));
             attend_block::<S, T, true>(simd, &task.block(positions, tiles, next), rows, &mut strip, out);
@@ -135,24 +141,54 @@ fn converted<'a, S: Simd, T: KvElement>(
     shape: &AttentionShape,
 ) -> Tiles<'a, f32> {
     let (keys, values) = scratch.split_at_mut(BLOCK * shape.head_dim);
-    Tiles { keys: widened(simd, tiles.keys, keys), values: widened(simd, tiles.values, values) }
+    let (key_len, value_len) = (LANES * shape.head_dim, LANES * shape.padded_dim());
+    for tile in 0..BLOCK_TILES {
+        widen_keys(simd, tiles.keys[tile], &mut keys[tile * key_len..][..key_len]);
+        widen_values(simd, tiles.values[tile], &mut values[tile * value_len..][..value_len]);
+    }
+    let (keys, values): (&[f32], &[f32]) = (keys, values);
+    let part = |values: &'a [f32], i: usize, len: usize| Tile { codes: &values[i * len..][..len], scales: &[] };
+    let indices = [0, 1, 2, 3];
+    Tiles { keys: indices.map(|i| part(keys, i, key_len)), values: indices.map(|i| part(values, i, value_len)) }
 }
 
-/// Tiles converted to f32, one after another.
+/// The keys of a tile as f32, `[head_dim][16 positions]`.
 #[inline(always)]
-fn widened<'a, S: Simd, T: KvElement>(
-    simd: S,
-    tiles: [&[T]; BLOCK_TILES],
-    scratch: &'a mut [f32],
-) -> [&'a [f32]; BLOCK_TILES] {
-    let len = tiles[0].len();
-    for (tile, to) in tiles.iter().zip(scratch.chunks_exact_mut(len)) {
-        for (from, to) in tile.as_chunks::<LANES>().0.iter().zip(to.as_chunks_mut::<LANES>().0) {
-            simd.store(T::load(simd, from), to);
+fn widen_keys<S: Simd, T: KvElement>(simd: S, tile: Tile<'_, T>, out: &mut [f32]) {
+    let (out, _) = out.as_chunks_mut::<LANES>();
+    let (lines, _) = tile.codes.as_chunks::<LANES>();
+    for half in 0..out.len().div_ceil(LANES) {
+        let scale = block_scales::<S, T>(simd, tile, half / 2);
+        let first = half * LANES;
+        let count = LANES.min(out.len() - first);
+        let (from, to) = (&lines[T::group(half) * LANES..][..count], &mut out[first..][..count]);
+        for i in 0..count {
+            simd.store(T::load(simd, &from[i], half, scale), &mut to[i]);
         }
     }
-    let scratch: &[f32] = scratch;
-    [0, 1, 2, 3].map(|i| &scratch[i * len..][..len])
+}
+
+/// The values of a tile as f32, `[16 positions][padded_dim]`.
+#[inline(always)]
+pub(super) fn widen_values<S: Simd, T: KvElement>(simd: S, tile: Tile<'_, T>, out: &mut [f32]) {
+    let (out, _) = out.as_chunks_mut::<LANES>();
+    let (lines, _) = tile.codes.as_chunks::<LANES>();
+    let (columns, stride) = (out.len() / LANES, lines.len() / LANES);
+    for column in 0..columns {
+        let mut scales = [0.0; LANES];
+        simd.store(block_scales::<S, T>(simd, tile, column / 2), &mut scales);
+        for position in 0..LANES {
+            let line = &lines[position * stride + T::group(column)];
+            let value = T::load(simd, line, column, simd.splat(scales[position]));
+            simd.store(value, &mut out[position * columns + column]);
+        }
+    }
+}
+
+/// The scales of a block of dimensions, for sixteen positions; zeros if there are none.
+#[inline(always)]
+pub(super) fn block_scales<S: Simd, T: Stored>(simd: S, tile: Tile<'_, T>, block: usize) -> S::F32 {
+    if T::SCALED { simd.load_f16(&tile.scales.as_chunks::<LANES>().0[block]) } else { simd.splat(0.0) }
 }
 
 #[inline(always)]
@@ -195,7 +231,14 @@ impl Strip {
     /// Turns the scores of row `row` of the strip (row `of` of the task) into softmax weights: one step of online
     /// softmax.
     #[inline(always)]
-    fn weigh<S: Simd, E>(&mut self, simd: S, block: &KeyBlock<'_, E>, row: usize, of: usize, out: &mut Partial<'_>) {
+    fn weigh<S: Simd, E: Stored>(
+        &mut self,
+        simd: S,
+        block: &KeyBlock<'_, E>,
+        row: usize,
+        of: usize,
+        out: &mut Partial<'_>,
+    ) {
         let visible = block.visible(of);
         let (chunks, _) = self.weights[row].as_chunks_mut::<LANES>();
         let mut scores = [simd.splat(0.0); BLOCK_TILES];
@@ -228,7 +271,7 @@ impl Strip {
     }
 }
 
-impl<E> KeyBlock<'_, E> {
+impl<E: Stored> KeyBlock<'_, E> {
     /// The positions visible to a row, relative to the start of the block.
     fn visible(&self, row: usize) -> (usize, usize) {
         let visible = self.shape.visible(self.first_position + row / self.shape.per_group);

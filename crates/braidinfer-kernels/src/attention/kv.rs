@@ -2,87 +2,86 @@
 
 use std::io;
 
-use half::f16;
-
 use super::block::attend_span;
+use super::kv_types::{BLOCK_DIMS, Q4_0, Q8_0, Stored};
 use super::{Attention, Partial};
-use crate::buffer::{Zeroed, zeros};
+use crate::buffer::zeros;
 use crate::isa::{Isa, dispatched};
-use crate::simd::{LANES, Simd};
+use crate::simd::LANES;
 
 /// Tiles per slab.
 pub const SLAB_TILES: usize = 64;
 
-/// The data type of stored keys and values: `f32`, or `u16` for the bits of f16.
+/// The data type of stored keys and values: `f32`, `u16` for the bits of f16, [`Q8_0`] or [`Q4_0`].
 #[expect(private_bounds, reason = "how elements are loaded is this crate's own")]
-pub trait KvElement: Lanes {
+pub trait KvElement: Stored {
+    /// Whether dimensions share scales, so that heads should be stored transformed by [`super::hadamard`].
+    const QUANTIZED: bool = Self::SCALED;
+
     /// [`super::attend`], compiled for this element.
     fn attend(isa: Isa, task: &Attention<'_, Self>, scratch: &mut [f32], out: &mut Partial<'_>);
-}
 
-impl KvElement for f32 {
-    fn attend(isa: Isa, task: &Attention<'_, Self>, scratch: &mut [f32], out: &mut Partial<'_>) {
-        attend_f32(isa, task, scratch, out);
+    /// Bytes of the key and the value of one position in a head `head_dim` wide.
+    fn position_bytes(head_dim: usize) -> usize {
+        let codes = Self::codes(head_dim) + Self::codes(head_dim.next_multiple_of(LANES));
+        codes * size_of::<Self::Code>() + 2 * Self::scales(head_dim) * size_of::<u16>()
     }
 }
 
-impl KvElement for u16 {
-    fn attend(isa: Isa, task: &Attention<'_, Self>, scratch: &mut [f32], out: &mut Partial<'_>) {
-        attend_f16(isa, task, scratch, out);
-    }
+/// Implements [`KvElement`] by a function compiled for every instruction set.
+macro_rules! elements {
+    ($($name:ident: $type:ty;)*) => {
+        $(
+            impl KvElement for $type {
+                fn attend(isa: Isa, task: &Attention<'_, Self>, scratch: &mut [f32], out: &mut Partial<'_>) {
+                    $name(isa, task, scratch, out);
+                }
+            }
+
+            dispatched! {
+                fn $name(task: &Attention<'_, $type>, scratch: &mut [f32], out: &mut Partial<'_>) = attend_span;
+            }
+        )*
+    };
 }
 
-dispatched! {
-    fn attend_f32(task: &Attention<'_, f32>, scratch: &mut [f32], out: &mut Partial<'_>) = attend_span;
-}
-dispatched! {
-    fn attend_f16(task: &Attention<'_, u16>, scratch: &mut [f32], out: &mut Partial<'_>) = attend_span;
-}
-
-/// Conversion to and from f32.
-pub(crate) trait Lanes: Zeroed + Send + Sync + 'static {
-    /// Whether loading needs a conversion.
-    const NARROW: bool;
-
-    /// Rounds to nearest even; infinite beyond the range.
-    fn from_f32(value: f32) -> Self;
-    /// Loads sixteen elements as f32.
-    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F32;
-}
-
-impl Lanes for f32 {
-    const NARROW: bool = false;
-
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F32 {
-        simd.load(values)
-    }
-}
-
-impl Lanes for u16 {
-    const NARROW: bool = true;
-
-    fn from_f32(value: f32) -> Self {
-        f16::from_f32(value).to_bits()
-    }
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F32 {
-        simd.load_f16(values)
-    }
+elements! {
+    attend_f32: f32;
+    attend_f16: u16;
+    attend_q8_0: Q8_0;
+    attend_q4_0: Q4_0;
 }
 
 /// Keys and values of one head for [`SLAB_TILES`] tiles, each of sixteen positions.
 #[derive(Debug)]
-pub struct KvSlab<T> {
+#[expect(private_bounds, reason = "how elements are loaded is this crate's own")]
+pub struct KvSlab<T: Stored> {
     head_dim: usize,
-    /// `[SLAB_TILES][head_dim][16 positions]`.
-    keys: Vec<T>,
-    /// `[SLAB_TILES][16 positions][padded_dim]`, where the head is padded to a multiple of 16.
-    values: Vec<T>,
+    /// `[SLAB_TILES][codes of a key][16 positions]`.
+    keys: Vec<T::Code>,
+    /// `[SLAB_TILES][16 positions][codes of a value]`, where the head is padded to a multiple of 16.
+    values: Vec<T::Code>,
+    /// `[SLAB_TILES][blocks][16 positions]`, in f16.
+    key_scales: Vec<u16>,
+    value_scales: Vec<u16>,
 }
+
+/// The keys or the values of one tile.
+#[derive(Debug)]
+pub(super) struct Tile<'a, T: Stored> {
+    /// Keys: `[codes of a key][16 positions]`; values: `[16 positions][codes of a value]`.
+    pub(super) codes: &'a [T::Code],
+    /// `[blocks][16 positions]`, in f16.
+    pub(super) scales: &'a [u16],
+}
+
+impl<T: Stored> Clone for Tile<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: Stored> Copy for Tile<'_, T> {}
 
 impl<T: KvElement> KvSlab<T> {
     /// A slab of zeros, whose memory the system commits when it is first written.
@@ -92,8 +91,10 @@ impl<T: KvElement> KvSlab<T> {
     /// The system is out of memory.
     pub fn new(head_dim: usize) -> io::Result<Self> {
         let positions = SLAB_TILES * LANES;
-        let values = zeros(positions * head_dim.next_multiple_of(LANES))?;
-        Ok(Self { head_dim, keys: zeros(positions * head_dim)?, values })
+        let scales = || zeros(positions * T::scales(head_dim));
+        let values = zeros(positions * T::codes(head_dim.next_multiple_of(LANES)))?;
+        let keys = zeros(positions * T::codes(head_dim))?;
+        Ok(Self { head_dim, keys, values, key_scales: scales()?, value_scales: scales()? })
     }
 
     /// Writes the key and the value, each `[head_dim]`, of the position in `lane` of `tile`.
@@ -101,24 +102,35 @@ impl<T: KvElement> KvSlab<T> {
         let head_dim = self.head_dim;
         assert!(tile < SLAB_TILES && lane < LANES, "no lane {lane} of tile {tile}");
         assert_eq!((key.len(), value.len()), (head_dim, head_dim));
-        let (keys, _) = self.keys[tile * head_dim * LANES..].as_chunks_mut::<LANES>();
-        for (to, from) in keys.iter_mut().zip(key) {
-            to[lane] = T::from_f32(*from);
-        }
-        let start = (tile * LANES + lane) * head_dim.next_multiple_of(LANES);
-        for (to, from) in self.values[start..].iter_mut().zip(value) {
-            *to = T::from_f32(*from);
+        let (keys, _) = self.keys[tile * T::codes(head_dim) * LANES..].as_chunks_mut::<LANES>();
+        let start = (tile * LANES + lane) * T::codes(head_dim.next_multiple_of(LANES));
+        let values = &mut self.values[start..];
+        let scales = tile * T::scales(head_dim) * LANES + lane;
+        let mut codes = [T::Code::default(); BLOCK_DIMS];
+        let per_block = T::codes(BLOCK_DIMS);
+        for (block, (key, value)) in key.chunks(BLOCK_DIMS).zip(value.chunks(BLOCK_DIMS)).enumerate() {
+            let (first, count) = (block * per_block, T::codes(key.len()));
+            let scale = T::encode(key, &mut codes);
+            for (to, code) in keys[first..].iter_mut().zip(&codes[..count]) {
+                to[lane] = *code;
+            }
+            if T::SCALED {
+                self.key_scales[scales + block * LANES] = scale;
+            }
+            let scale = T::encode(value, &mut codes);
+            values[first..][..count].copy_from_slice(&codes[..count]);
+            if T::SCALED {
+                self.value_scales[scales + block * LANES] = scale;
+            }
         }
     }
 
-    /// `[head_dim][16 positions]`.
-    fn keys(&self, tile: usize) -> &[T] {
-        part(&self.keys, tile)
+    fn keys(&self, tile: usize) -> Tile<'_, T> {
+        Tile { codes: part(&self.keys, tile), scales: part(&self.key_scales, tile) }
     }
 
-    /// `[16 positions][padded_dim]`.
-    fn values(&self, tile: usize) -> &[T] {
-        part(&self.values, tile)
+    fn values(&self, tile: usize) -> Tile<'_, T> {
+        Tile { codes: part(&self.values, tile), scales: part(&self.value_scales, tile) }
     }
 }
 
@@ -129,7 +141,8 @@ fn part<T>(tiles: &[T], tile: usize) -> &[T] {
 
 /// The cached keys and values of one sequence for one key/value head.
 #[derive(Debug)]
-pub struct PagedHead<'a, T> {
+#[expect(private_bounds, reason = "how elements are loaded is this crate's own")]
+pub struct PagedHead<'a, T: Stored> {
     /// `[slabs][heads]`.
     pub slabs: &'a [KvSlab<T>],
     /// Number of key/value heads.
@@ -141,23 +154,23 @@ pub struct PagedHead<'a, T> {
     pub tiles: &'a [u32],
 }
 
-impl<T> Clone for PagedHead<'_, T> {
+impl<T: Stored> Clone for PagedHead<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for PagedHead<'_, T> {}
+impl<T: Stored> Copy for PagedHead<'_, T> {}
 
 impl<'a, T: KvElement> PagedHead<'a, T> {
-    /// Keys `[head_dim][16 positions]` of the `i`-th tile of the sequence.
-    pub fn keys(&self, i: usize) -> &'a [T] {
+    /// Keys of the `i`-th tile of the sequence.
+    pub(super) fn keys(&self, i: usize) -> Tile<'a, T> {
         let (slab, tile) = self.find(i);
         slab.keys(tile)
     }
 
-    /// Values `[16 positions][padded_dim]` of the `i`-th tile of the sequence.
-    pub fn values(&self, i: usize) -> &'a [T] {
+    /// Values of the `i`-th tile of the sequence.
+    pub(super) fn values(&self, i: usize) -> Tile<'a, T> {
         let (slab, tile) = self.find(i);
         slab.values(tile)
     }

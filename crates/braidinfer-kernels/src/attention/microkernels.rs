@@ -4,7 +4,7 @@
 //! bitwise independent of how many rows and columns are computed together. If keys and values are read from memory
 //! (`AHEAD`), the cache lines of the next block are prefetched meanwhile.
 
-use super::block::KeyBlock;
+use super::block::{KeyBlock, block_scales};
 use super::kv::KvElement;
 use super::{BLOCK, BLOCK_TILES};
 use crate::simd::{LANES, Simd};
@@ -42,6 +42,11 @@ macro_rules! for_group {
     };
 }
 
+/// Lines that one cache line holds.
+const fn lines_at_once<E: KvElement>() -> usize {
+    64 / (LANES * size_of::<E::Code>())
+}
+
 /// `scores[row][position] = q[row] · k[position]` for as many rows as there are scores.
 #[inline(always)]
 pub(super) fn score<S: Simd, E: KvElement, const AHEAD: bool>(
@@ -72,25 +77,35 @@ fn score_rows<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, const C:
         rows[r] = &queries[r * head_dim..][..head_dim];
     }
     for first in (0..BLOCK_TILES).step_by(C) {
-        let mut columns: [&[[E; LANES]]; C] = [&[]; C];
-        let mut next: [&[[E; LANES]]; C] = [&[]; C];
-        for c in 0..C {
-            columns[c] = &block.tiles.keys[first + c].as_chunks::<LANES>().0[..head_dim];
-            next[c] = &block.next.keys[first + c].as_chunks::<LANES>().0[..head_dim];
-        }
         let mut sums = [[simd.splat(0.0); C]; R];
-        for d in 0..head_dim {
-            let mut keys = [simd.splat(0.0); C];
+        for half in 0..head_dim.div_ceil(LANES) {
+            let dims = half * LANES..head_dim.min((half + 1) * LANES);
+            let lines = E::group(half) * LANES..E::group(half) * LANES + dims.len();
+            let mut columns: [&[[E::Code; LANES]]; C] = [&[]; C];
+            let mut next: [&[[E::Code; LANES]]; C] = [&[]; C];
+            let mut scales = [simd.splat(0.0); C];
             for c in 0..C {
-                keys[c] = E::load(simd, &columns[c][d]);
-                if AHEAD {
-                    simd.prefetch(&next[c][d]);
-                }
+                columns[c] = &block.tiles.keys[first + c].codes.as_chunks::<LANES>().0[lines.clone()];
+                next[c] = &block.next.keys[first + c].codes.as_chunks::<LANES>().0[lines.clone()];
+                scales[c] = block_scales(simd, block.tiles.keys[first + c], half / 2);
             }
+            let mut parts: [&[f32]; R] = [&[]; R];
             for r in 0..R {
-                let query = simd.splat(rows[r][d]);
+                parts[r] = &rows[r][dims.clone()];
+            }
+            for d in 0..dims.len() {
+                let mut keys = [simd.splat(0.0); C];
                 for c in 0..C {
-                    sums[r][c] = simd.fma(query, keys[c], sums[r][c]);
+                    keys[c] = E::load(simd, &columns[c][d], half, scales[c]);
+                    if AHEAD && d.is_multiple_of(lines_at_once::<E>()) {
+                        simd.prefetch(&next[c][d]);
+                    }
+                }
+                for r in 0..R {
+                    let query = simd.splat(parts[r][d]);
+                    for c in 0..C {
+                        sums[r][c] = simd.fma(query, keys[c], sums[r][c]);
+                    }
                 }
             }
         }
@@ -162,30 +177,40 @@ fn accumulate_columns<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, 
     acc: &mut [f32],
     column: usize,
 ) {
-    let stride = block.shape.padded_dim() / LANES;
+    let columns = block.shape.padded_dim() / LANES;
+    let stride = E::codes(columns * LANES) / LANES;
     let weights: &[[f32; BLOCK]; R] = weights.first_chunk().expect("a row of weights for each");
     let (acc, _) = acc.as_chunks_mut::<LANES>();
     let mut sums = [[simd.splat(0.0); C]; R];
     for r in 0..R {
         let correction = simd.splat(corrections[r]);
         for c in 0..C {
-            sums[r][c] = simd.mul(simd.load(&acc[r * stride + column + c]), correction);
+            sums[r][c] = simd.mul(simd.load(&acc[r * columns + column + c]), correction);
         }
     }
     for tile in 0..BLOCK_TILES {
         let first = tile * LANES;
-        let (values, _) = block.tiles.values[tile].as_chunks::<LANES>();
-        let (next, _) = block.next.values[tile].as_chunks::<LANES>();
+        let (values, _) = block.tiles.values[tile].codes.as_chunks::<LANES>();
+        let (next, _) = block.next.values[tile].codes.as_chunks::<LANES>();
+        // Columns begin with a block of dimensions, or are a single one.
+        let mut scales = [[0.0; LANES]; 2];
+        if E::SCALED {
+            for b in 0..C.div_ceil(2) {
+                simd.store(block_scales(simd, block.tiles.values[tile], column / 2 + b), &mut scales[b]);
+            }
+        }
         #[expect(clippy::needless_range_loop, reason = "positions of the tile and rows of weights go together")]
         for position in visible.0.max(first)..visible.1.min(first + LANES) {
-            let from = (position - first) * stride + column;
-            let values: &[[E; LANES]; C] = values[from..].first_chunk().expect("columns of the tile");
-            let next: &[[E; LANES]; C] = next[from..].first_chunk().expect("columns of the tile");
+            let from = (position - first) * stride + E::group(column);
+            let lines = E::group(column + C - 1) - E::group(column) + 1;
+            let (values, next) = (&values[from..][..lines], &next[from..][..lines]);
             let mut lanes = [simd.splat(0.0); C];
             for c in 0..C {
-                lanes[c] = E::load(simd, &values[c]);
-                if AHEAD {
-                    simd.prefetch(&next[c]);
+                let line = E::group(column + c) - E::group(column);
+                let scale = simd.splat(scales[c / 2][position - first]);
+                lanes[c] = E::load(simd, &values[line], column + c, scale);
+                if AHEAD && c.is_multiple_of(lines_at_once::<E>()) {
+                    simd.prefetch(&next[line]);
                 }
             }
             for r in 0..R {
@@ -198,7 +223,7 @@ fn accumulate_columns<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, 
     }
     for r in 0..R {
         for c in 0..C {
-            simd.store(sums[r][c], &mut acc[r * stride + column + c]);
+            simd.store(sums[r][c], &mut acc[r * columns + column + c]);
         }
     }
 }

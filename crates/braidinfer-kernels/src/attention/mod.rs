@@ -6,7 +6,9 @@
 //! merged in ascending order.
 
 mod block;
+mod hadamard;
 mod kv;
+mod kv_types;
 mod microkernels;
 mod partial;
 #[cfg(test)]
@@ -14,7 +16,9 @@ mod tests;
 
 use std::ops::Range;
 
+pub use hadamard::hadamard;
 pub use kv::{KvElement, KvSlab, PagedHead, SLAB_TILES};
+pub use kv_types::{Q4_0, Q8_0};
 pub use partial::{Partial, add_sinks, finish, merge};
 
 use crate::isa::Isa;
@@ -60,7 +64,8 @@ impl AttentionShape {
 
 /// An attention task: consecutive tokens of one sequence, one key/value head, one span of keys.
 #[derive(Debug)]
-pub struct Attention<'a, T> {
+#[expect(private_bounds, reason = "how elements are loaded is this crate's own")]
+pub struct Attention<'a, T: kv_types::Stored> {
     /// Attention parameters.
     pub shape: &'a AttentionShape,
     /// Queries `[tokens][per_group][head_dim]`, normed and rotated, not scaled.

@@ -1,9 +1,12 @@
 use std::fmt;
 
+use half::f16;
 use proptest::prelude::*;
 
+use super::block::widen_values;
 use super::*;
 use crate::math::tests::hostile;
+use crate::simd::Scalar;
 
 /// Keys, values and queries of one sequence, and its tiles.
 struct Sequence {
@@ -117,16 +120,18 @@ impl Sequence {
         self.run(isa, &self.store::<T>(junk), 0..self.tokens)
     }
 
-    /// The definition in f64, with elements rounded by `round`.
-    fn exact(&self, round: fn(f32) -> f64) -> Vec<f64> {
+    /// The definition in f64, with heads rounded by `round`.
+    fn exact(&self, round: fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
         let shape = &self.shape;
+        let rounded = |heads: &[Vec<f32>]| heads.iter().map(|head| round(head)).collect::<Vec<_>>();
+        let (keys, values) = (rounded(&self.keys), rounded(&self.values));
         let mut out = Vec::new();
         for row in 0..self.rows() {
             let position = self.first + row / shape.per_group;
             let query = &self.queries[row * shape.head_dim..][..shape.head_dim];
             let sees = |key: usize| key <= position && shape.window.is_none_or(|window| key + window > position);
             let score = |key: usize| {
-                let dot: f64 = self.keys[key].iter().zip(query).map(|(k, q)| round(*k) * f64::from(*q)).sum();
+                let dot: f64 = keys[key].iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum();
                 let score = dot * f64::from(shape.scale);
                 shape.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
             };
@@ -136,9 +141,11 @@ impl Sequence {
             let all = || scores.iter().map(|(_, score)| *score).chain(sink);
             let max = all().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = all().map(|score| (score - max).exp()).sum();
-            out.extend((0..shape.head_dim).map(|d| {
-                scores.iter().map(|(key, score)| (score - max).exp() / sum * round(self.values[*key][d])).sum::<f64>()
-            }));
+            out.extend(
+                (0..shape.head_dim).map(|d| {
+                    scores.iter().map(|(key, score)| (score - max).exp() / sum * values[*key][d]).sum::<f64>()
+                }),
+            );
         }
         out
     }
@@ -153,13 +160,47 @@ fn largest_difference(found: &[u32], exact: &[f64]) -> f64 {
     found.iter().zip(exact).map(|(found, exact)| (f64::from(f32::from_bits(*found)) - exact).abs()).fold(0.0, f64::max)
 }
 
-fn half(value: f32) -> f64 {
-    half::f16::from_f32(value).to_f64()
+fn plain(head: &[f32]) -> Vec<f64> {
+    head.iter().map(|value| f64::from(*value)).collect()
+}
+
+fn half(head: &[f32]) -> Vec<f64> {
+    head.iter().map(|value| f16::from_f32(*value).to_f64()).collect()
+}
+
+/// The least f16 in magnitude that is at least as large as `scale`, found by search.
+fn scale_above(scale: f32) -> f64 {
+    let bits = (0..0x7c00_u16).find(|bits| f16::from_bits(*bits).to_f32() >= scale.abs()).expect("in range");
+    f16::from_bits(bits).to_f64().copysign(f64::from(scale))
+}
+
+/// Heads in 8 bits, in plain f64: a code is the nearest multiple of its block's scale.
+fn eight_bits(head: &[f32]) -> Vec<f64> {
+    let block = |block: &[f32]| -> Vec<f64> {
+        let scale = scale_above(block.iter().fold(0.0_f32, |most, value| most.max(value.abs())) / 127.0);
+        let round = |value: &f32| if scale == 0.0 { 0.0 } else { (value / scale as f32).round_ties_even() };
+        block.iter().map(|value| f64::from(round(value)) * scale).collect()
+    };
+    head.chunks(32).flat_map(block).collect()
+}
+
+/// Heads in 4 bits, in plain f64: of the multiples from -8 to 7 of its block's scale, a code is the nearest.
+fn four_bits(head: &[f32]) -> Vec<f64> {
+    let block = |block: &[f32]| -> Vec<f64> {
+        let largest = block.iter().fold(0.0_f32, |most, value| if value.abs() > most.abs() { *value } else { most });
+        let scale = scale_above(largest / -8.0);
+        let round = |value: &f32| {
+            let code = if scale == 0.0 { 0.0 } else { (value / scale as f32 + 0.5).floor().clamp(-8.0, 7.0) };
+            f64::from(code) * scale
+        };
+        block.iter().map(round).collect()
+    };
+    head.chunks(32).flat_map(block).collect()
 }
 
 /// Relevant shapes and positions: head widths with padding, odd group sizes, blocks and windows cut anywhere.
 fn sequences() -> impl Strategy<Value = Sequence> {
-    let heads = prop::sample::select(vec![1, 6, 8, 16, 20, 48, 64, 80]);
+    let heads = prop::sample::select(vec![1, 6, 8, 16, 20, 40, 48, 64, 80, 96, 128, 256]);
     let softcap = prop::option::of(Just(5.0_f32));
     let window = prop::option::of(1_usize..150);
     // Scores are between -5 and 5 or so.
@@ -178,32 +219,30 @@ proptest! {
 
     #[test]
     fn attention_is_close_to_its_definition(sequence in sequences()) {
-        let error = largest_difference(&sequence.all::<f32>(Isa::SCALAR, 1e3), &sequence.exact(f64::from));
-        prop_assert!(error < 5e-6, "f32: {:e}", error);
-        let error = largest_difference(&sequence.all::<u16>(Isa::SCALAR, 1e3), &sequence.exact(half));
-        prop_assert!(error < 5e-6, "f16: {:e}", error);
+        let error = |found: Vec<u32>, round| largest_difference(&found, &sequence.exact(round));
+        let found = error(sequence.all::<f32>(Isa::SCALAR, 1e3), plain);
+        prop_assert!(found < 5e-6, "f32: {:e}", found);
+        let found = error(sequence.all::<u16>(Isa::SCALAR, 1e3), half);
+        prop_assert!(found < 5e-6, "f16: {:e}", found);
+        let found = error(sequence.all::<Q8_0>(Isa::SCALAR, 1e3), eight_bits);
+        prop_assert!(found < 5e-6, "q8_0: {:e}", found);
+        let found = error(sequence.all::<Q4_0>(Isa::SCALAR, 1e3), four_bits);
+        prop_assert!(found < 5e-6, "q4_0: {:e}", found);
     }
 
     #[test]
     fn every_instruction_set_gives_the_same_bits(sequence in sequences()) {
-        let (wide, narrow) = (sequence.all::<f32>(Isa::SCALAR, 0.0), sequence.all::<u16>(Isa::SCALAR, 0.0));
-        for isa in Isa::available() {
-            prop_assert_eq!(&sequence.all::<f32>(isa, 0.0), &wide, "{} f32", isa.name());
-            prop_assert_eq!(&sequence.all::<u16>(isa, 0.0), &narrow, "{} f16", isa.name());
-        }
+        every_instruction_set_agrees::<f32>(&sequence)?;
+        every_instruction_set_agrees::<u16>(&sequence)?;
+        every_instruction_set_agrees::<Q8_0>(&sequence)?;
+        every_instruction_set_agrees::<Q4_0>(&sequence)?;
     }
 
     #[test]
     fn results_do_not_depend_on_the_other_tokens(sequence in sequences()) {
-        let per_token = sequence.shape.per_group * sequence.shape.head_dim;
-        for isa in Isa::available() {
-            let slabs = sequence.store::<u16>(0.0);
-            let together = sequence.run(isa, &slabs, 0..sequence.tokens);
-            for token in 0..sequence.tokens {
-                let alone = sequence.run(isa, &slabs, token..token + 1);
-                prop_assert_eq!(&together[token * per_token..][..per_token], &alone, "token {}", token);
-            }
-        }
+        each_token_agrees::<u16>(&sequence)?;
+        each_token_agrees::<Q8_0>(&sequence)?;
+        each_token_agrees::<Q4_0>(&sequence)?;
     }
 
     #[test]
@@ -240,16 +279,133 @@ proptest! {
             let query = index.index(sequence.queries.len());
             sequence.queries[query] = value;
         }
-        // Infinite scores make NaN, whose bits are not specified.
-        let run = |isa| {
-            let bits = sequence.all::<f32>(isa, 0.0).into_iter().map(f32::from_bits);
-            bits.map(|value| if value.is_nan() { None } else { Some(value.to_bits()) }).collect::<Vec<_>>()
-        };
-        let expected = run(Isa::SCALAR);
-        for isa in Isa::available() {
-            prop_assert_eq!(run(isa), expected.as_slice(), "{}", isa.name());
+        hostile_agrees::<f32>(&sequence)?;
+        hostile_agrees::<Q8_0>(&sequence)?;
+        hostile_agrees::<Q4_0>(&sequence)?;
+    }
+
+    /// Half a step in 8 bits; in 4 bits, where one sign reaches to 7 steps only, one step.
+    #[test]
+    fn what_is_stored_is_within_a_step(
+        head in prop::collection::vec(-1.0_f32..1.0, 1..100),
+        exponent in -30_i32..12,
+        outlier in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut head: Vec<f32> = head.iter().map(|value| value * (exponent as f32).exp2()).collect();
+        if let Some(index) = outlier {
+            let index = index.index(head.len());
+            head[index] *= 50.0;
+        }
+        let head = head.as_slice();
+        for (found, steps, most) in [(read_back::<Q8_0>(head), 127.0, 0.5), (read_back::<Q4_0>(head), 8.0, 1.0)] {
+            for (found, values) in found.chunks(32).zip(head.chunks(32)) {
+                let largest = values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+                // Quotients are rounded, too.
+                let step = scale_above(largest / steps) * (most + 1e-5);
+                for (found, value) in found.iter().zip(values) {
+                    prop_assert!((f64::from(*found) - f64::from(*value)).abs() <= step, "{} for {}", found, value);
+                }
+            }
         }
     }
+
+    #[test]
+    fn the_hadamard_transform_is_its_definition(
+        heads in 1_usize..4,
+        width in prop::sample::select(vec![1, 6, 8, 16, 20, 40, 48, 64, 80, 96, 128, 256]),
+        seed in any::<u64>(),
+    ) {
+        let given: Vec<f32> = (0..heads * width).map(|i| noise(seed, i)).collect();
+        let size = 1 << width.trailing_zeros();
+        let definition = |index: usize| -> f64 {
+            let (block, row) = (index / size * size, index % size);
+            let sign = |column: usize| if (row & column).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+            let sum: f64 = (0..size).map(|column| sign(column) * f64::from(given[block + column])).sum();
+            sum / (size as f64).sqrt()
+        };
+        let transformed = |isa, of: &[f32]| {
+            let mut values = of.to_vec();
+            hadamard(isa, &mut values, width);
+            values
+        };
+        let expected = transformed(Isa::SCALAR, &given);
+        for (index, value) in expected.iter().enumerate() {
+            prop_assert!((f64::from(*value) - definition(index)).abs() < 1e-5);
+        }
+        for isa in Isa::available() {
+            prop_assert_eq!(&transformed(isa, &given), &expected, "{}", isa.name());
+        }
+        for (back, value) in transformed(Isa::SCALAR, &expected).iter().zip(&given) {
+            prop_assert!((back - value).abs() < 1e-5);
+        }
+    }
+}
+
+fn every_instruction_set_agrees<T: KvElement>(sequence: &Sequence) -> Result<(), TestCaseError> {
+    let expected = sequence.all::<T>(Isa::SCALAR, 0.0);
+    for isa in Isa::available() {
+        let name = std::any::type_name::<T>();
+        prop_assert_eq!(&sequence.all::<T>(isa, 0.0), &expected, "{} {}", isa.name(), name);
+    }
+    Ok(())
+}
+
+fn each_token_agrees<T: KvElement>(sequence: &Sequence) -> Result<(), TestCaseError> {
+    let per_token = sequence.shape.per_group * sequence.shape.head_dim;
+    let slabs = sequence.store::<T>(0.0);
+    for isa in Isa::available() {
+        let together = sequence.run(isa, &slabs, 0..sequence.tokens);
+        for token in 0..sequence.tokens {
+            let alone = sequence.run(isa, &slabs, token..token + 1);
+            prop_assert_eq!(&together[token * per_token..][..per_token], &alone, "token {}", token);
+        }
+    }
+    Ok(())
+}
+
+fn hostile_agrees<T: KvElement>(sequence: &Sequence) -> Result<(), TestCaseError> {
+    // Infinite scores make NaN, whose bits are not specified.
+    let run = |isa| {
+        let bits = sequence.all::<T>(isa, 0.0).into_iter().map(f32::from_bits);
+        bits.map(|value| if value.is_nan() { None } else { Some(value.to_bits()) }).collect::<Vec<_>>()
+    };
+    let expected = run(Isa::SCALAR);
+    for isa in Isa::available() {
+        prop_assert_eq!(run(isa), expected.as_slice(), "{}", isa.name());
+    }
+    Ok(())
+}
+
+/// What storage makes of a head.
+fn read_back<T: KvElement>(head: &[f32]) -> Vec<f32> {
+    let mut slab = KvSlab::<T>::new(head.len()).expect("there is memory");
+    slab.write(3, 2, head, head);
+    let padded = head.len().next_multiple_of(LANES);
+    let mut out = vec![0.0; LANES * padded];
+    widen_values(Scalar, PagedHead { slabs: &[slab], heads: 1, head: 0, tiles: &[3] }.values(0), &mut out);
+    out[2 * padded..][..head.len()].to_vec()
+}
+
+/// What is not finite, or too large for a scale, is not read as a number.
+#[test]
+fn values_that_cannot_be_stored_stay_visible() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38] {
+        let mut head = [1.0; 40];
+        head[3] = bad;
+        for found in [read_back::<Q8_0>(&head), read_back::<Q4_0>(&head)] {
+            assert!(found[..32].iter().all(|value| value.is_nan()), "{bad}: {found:?}");
+            assert!(found[32..].iter().all(|value| (value - 1.0).abs() < 0.01), "{bad}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn bytes_of_a_position() {
+    assert_eq!([64, 80].map(f32::position_bytes), [512, 640]);
+    assert_eq!([64, 20].map(u16::position_bytes), [256, 104]);
+    // Two scales for 64 dimensions, three for 80, of keys and of values.
+    assert_eq!([64, 80, 20].map(Q8_0::position_bytes), [136, 172, 56]);
+    assert_eq!([64, 80, 20].map(Q4_0::position_bytes), [72, 108, 36]);
 }
 
 #[test]
@@ -258,7 +414,7 @@ fn several_spans_are_merged() {
         let sequence = Sequence::new(shape(6, per_group, None, window), 2 * SPAN - 4, 9, 5);
         let best = Isa::available()[0];
         let found = sequence.all::<f32>(best, 0.0);
-        let error = largest_difference(&found, &sequence.exact(f64::from));
+        let error = largest_difference(&found, &sequence.exact(plain));
         assert!(error < 5e-6, "{error:e}");
         assert_eq!(found, sequence.all::<f32>(Isa::SCALAR, 0.0));
         // The last span is invisible to the first tokens; computed alone, they skip it.
@@ -340,8 +496,8 @@ fn elements_are_rounded_to_nearest_even() {
     let mut slab = KvSlab::<u16>::new(3).expect("there is memory");
     slab.write(5, 7, &[1.0 + 1.0 / 2048.0, 1e6, -1e-7], &[1.0 + 3.0 / 2048.0, -0.0, 65504.0]);
     let kv = PagedHead { slabs: &[slab], heads: 1, head: 0, tiles: &[5] };
-    let key: Vec<u16> = (0..3).map(|d| kv.keys(0)[d * LANES + 7]).collect();
+    let key: Vec<u16> = (0..3).map(|d| kv.keys(0).codes[d * LANES + 7]).collect();
     assert_eq!(key, [0x3c00, 0x7c00, 0x8002]);
-    assert_eq!(kv.values(0)[7 * LANES..][..4], [0x3c02, 0x8000, 0x7bff, 0]);
-    assert_eq!(kv.values(0)[8 * LANES..].iter().filter(|value| **value != 0).count(), 0);
+    assert_eq!(kv.values(0).codes[7 * LANES..][..4], [0x3c02, 0x8000, 0x7bff, 0]);
+    assert_eq!(kv.values(0).codes[8 * LANES..].iter().filter(|value| **value != 0).count(), 0);
 }
