@@ -271,7 +271,7 @@ macro_rules! methods {
         fn prefetch<T>(self, value: &T) {
             // SAFETY: prefetching reads nothing, and every 64-bit ARM processor has the instruction.
             unsafe {
-                asm!("prfm pldl1keep, [{}]", in(reg) std::ptr::from_ref(value), options(nomem, nostack, preserves_flags));
+                asm!("prfm pldl1keep, [{}]", in(reg) std::ptr::from_ref(value), options(readonly, nostack, preserves_flags));
             }
         }
 
