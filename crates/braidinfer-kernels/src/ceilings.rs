@@ -175,6 +175,7 @@ fn read_as<S: Simd>(simd: S, piece: &[u8], pattern: ReadPattern) -> i32 {
 const LINES: usize = 4;
 
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "iterators would not be compiled for the instruction set")]
 fn read_streams<S: Simd, const STREAMS: usize, const PREFETCH: bool>(simd: S, piece: &[u8]) -> i32 {
     let (vectors, _) = piece.as_chunks::<64>();
     let (groups, rest) = vectors.as_chunks::<LINES>();

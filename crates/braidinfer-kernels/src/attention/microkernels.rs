@@ -195,11 +195,11 @@ fn accumulate_columns<S: Simd, E: KvElement, const AHEAD: bool, const R: usize, 
         // Columns begin with a block of dimensions, or are a single one.
         let mut scales = [[0.0; LANES]; 2];
         if E::SCALED {
+            #[expect(clippy::needless_range_loop, reason = "blocks of the tile and their scales go together")]
             for b in 0..C.div_ceil(2) {
                 simd.store(block_scales(simd, block.tiles.values[tile], column / 2 + b), &mut scales[b]);
             }
         }
-        #[expect(clippy::needless_range_loop, reason = "positions of the tile and rows of weights go together")]
         for position in visible.0.max(first)..visible.1.min(first + LANES) {
             let from = (position - first) * stride + E::group(column);
             let lines = E::group(column + C - 1) - E::group(column) + 1;
