@@ -329,7 +329,7 @@ impl<'a> Query<'a> {
         finish(isa, all, self.shape.head_dim, out);
     }
 
-    fn task<T>(&self, slabs: &'a [KvSlab<T>], queries: &'a [f32], span: Range<usize>) -> Attention<'a, T> {
+    fn task<T: KvElement>(&self, slabs: &'a [KvSlab<T>], queries: &'a [f32], span: Range<usize>) -> Attention<'a, T> {
         let layout: &BatchLayout = self.source.layout;
         let heads = self.source.layer.attention.num_key_value_heads;
         Attention {

@@ -53,7 +53,7 @@ use self::trace::{Trace, from_panels};
 use super::standard::LoadProgress;
 use super::{
     ActiveKernels, Capabilities, Decoder, ExecutorReport, KernelPlan, KvCacheConfig, LayerRunner, LayerState, Logits,
-    Outputs, Probe, Step, WantedRows,
+    Outputs, Probe, ReadPattern, Step, WantedRows,
 };
 use crate::{Error, Result, memory};
 
