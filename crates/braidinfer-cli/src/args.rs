@@ -392,7 +392,7 @@ pub struct BenchArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A side is a model, and after commas how to run it: MODEL[,kernels=KERNELS][,precision=PRECISION][,dtype=DTYPE]
-[,quantize=TYPE]. Both must have one vocabulary. Each prompt is answered greedily by both; then B reads the prompt and A's answer, and its logits are compared
+[,kv_dtype=TYPE][,quantize=TYPE]. Both must have one vocabulary. Each prompt is answered greedily by both; then B reads the prompt and A's answer, and its logits are compared
 with A's at every position (Kullback-Leibler divergence, in nats). One side is in memory at a time.
 
 A side may also be another engine: the address of an OpenAI-compatible endpoint that returns logprobs, such as
@@ -437,12 +437,13 @@ With --against, both read the same tokens, and the divergence of MODEL from the 
 kernels=standard.
 
 MODEL may say how to run it, as in `braidinfer diff`: MODEL[,kernels=KERNELS][,precision=PRECISION][,dtype=DTYPE]
-[,quantize=TYPE].
+[,kv_dtype=TYPE][,quantize=TYPE].
 
 Examples:
   braidinfer perplexity q4_k_m.gguf --file wiki.test.raw
   braidinfer perplexity q4_k_m.gguf,precision=fast --against kernels=standard
-  braidinfer perplexity q4_k_m.gguf --against ./Qwen3-0.6B,precision=exact --json")]
+  braidinfer perplexity q4_k_m.gguf --against ./Qwen3-0.6B,precision=exact --json
+  braidinfer perplexity ./Qwen3-0.6B,kernels=fused,kv_dtype=q8_0 --against kernels=fused,kv_dtype=f16")]
 pub struct PerplexityArgs {
     /// A model directory, GGUF file or Hub id, and how to run it
     #[arg(value_name = "MODEL")]
@@ -797,6 +798,11 @@ pub struct ComputingArgs {
     /// for products, at most; auto leaves that to --precision
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
+    /// Type of stored keys and values; auto is f32 with --dtype f32 and f16 otherwise. q8_0 and q4_0, for fused kernels,
+    /// take half and a quarter of the memory and of the reading in long contexts; the check keeps f16 in layers where
+    /// answers would change too often
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto)]
+    pub kv_dtype: KvDtypeArg,
     /// Quantize the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, q3_k_m, q2_k, tq2_0 or
     /// tq1_0; with a --dtype other than auto they take the memory of that type afterwards
     #[arg(long, value_name = "TYPE")]
@@ -817,8 +823,8 @@ pub struct ComputingArgs {
 impl Default for ComputingArgs {
     /// What holds if nothing is typed.
     fn default() -> Self {
-        let (dtype, packed) = (DtypeArg::Auto, PackedArgs::default());
-        Self { dtype, quantize: None, device: "cpu".into(), threads: None, context: None, packed }
+        let (dtype, kv_dtype, packed) = (DtypeArg::Auto, KvDtypeArg::Auto, PackedArgs::default());
+        Self { dtype, kv_dtype, quantize: None, device: "cpu".into(), threads: None, context: None, packed }
     }
 }
 
@@ -838,6 +844,17 @@ pub enum DtypeArg {
     F32,
     Bf16,
     F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvDtypeArg {
+    Auto,
+    F32,
+    F16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 /// Token ids typed as one argument.

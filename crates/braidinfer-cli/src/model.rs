@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use braidinfer::compat::Precision;
-use braidinfer::executor::Kernels;
 use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
+use braidinfer::executor::{Kernels, KvDtype};
 use braidinfer::model::ModelSource;
 use braidinfer::{
     Llm, LoadOptions, ModelName, PackedCache, ResolveOptions, WorkerProgram, default_packed_folder,
     default_verdict_folder,
 };
 
-use crate::args::{ComputingArgs, DtypeArg, KernelsArg, LoadArgs, PackedArgs, PrecisionArg, parse_size};
+use crate::args::{ComputingArgs, DtypeArg, KernelsArg, KvDtypeArg, LoadArgs, PackedArgs, PrecisionArg, parse_size};
 use crate::hub::Bars;
 use crate::{demo, interrupt, output};
 
@@ -153,6 +153,7 @@ pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOpt
     Ok(LoadOptions {
         kernels,
         dtype: compute_dtype(args.dtype),
+        kv_dtype: kv_dtype(args.kv_dtype),
         quantize: args.quantize,
         device: args.device.parse()?,
         threads: args.threads,
@@ -211,6 +212,17 @@ pub fn with_progress<T>(
     });
     bar.finish_and_clear();
     Ok(result?)
+}
+
+/// The type for `--kv-dtype`; `None` leaves the choice to the library.
+fn kv_dtype(asked: KvDtypeArg) -> Option<KvDtype> {
+    match asked {
+        KvDtypeArg::Auto => None,
+        KvDtypeArg::F32 => Some(KvDtype::F32),
+        KvDtypeArg::F16 => Some(KvDtype::F16),
+        KvDtypeArg::Q8_0 => Some(KvDtype::Q8_0),
+        KvDtypeArg::Q4_0 => Some(KvDtype::Q4_0),
+    }
 }
 
 /// The type for `--dtype`; `None` leaves the choice to the library.

@@ -8,11 +8,11 @@ use braidinfer::executor::Kernels;
 use braidinfer::{Llm, LoadOptions};
 use clap::ValueEnum;
 
-use crate::args::{ComputingArgs, DtypeArg, KernelsArg, PrecisionArg};
+use crate::args::{ComputingArgs, DtypeArg, KernelsArg, KvDtypeArg, PrecisionArg};
 use crate::{model, output};
 
 /// Names of the options in such an argument.
-const OPTIONS: [&str; 4] = ["kernels", "precision", "dtype", "quantize"];
+const OPTIONS: [&str; 5] = ["kernels", "precision", "dtype", "kv_dtype", "quantize"];
 
 /// A local model with its load options.
 pub struct LocalModel {
@@ -40,7 +40,9 @@ impl LocalModel {
         let mut seen = Vec::new();
         for part in parts {
             let Some((key, name)) = part.split_once('=').filter(|(key, _)| OPTIONS.contains(key)) else {
-                bail!("{text}: expected kernels=, precision=, dtype= or quantize= after the model, found `{part}`");
+                bail!(
+                    "{text}: expected kernels=, precision=, dtype=, kv_dtype= or quantize= after the model, found `{part}`"
+                );
             };
             if seen.contains(&key) {
                 bail!("{text}: expected {key}= once, found it twice");
@@ -50,6 +52,7 @@ impl LocalModel {
                 "kernels" => kernels = value(text, key, name)?,
                 "precision" => precision = Some(value::<PrecisionArg>(text, key, name)?),
                 "dtype" => computing.dtype = value::<DtypeArg>(text, key, name)?,
+                "kv_dtype" => computing.kv_dtype = value::<KvDtypeArg>(text, key, name)?,
                 _ => {
                     let quantize = name.parse().map_err(anyhow::Error::msg);
                     computing.quantize = Some(quantize.with_context(|| format!("{text}: `{name}`"))?);

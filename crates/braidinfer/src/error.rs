@@ -134,6 +134,16 @@ pub enum Error {
         /// The reason for the verdict.
         reason: String,
     },
+    /// Keys and values in 8 or 4 bits change answers too often with this model.
+    #[error("{model}: keys and values in {kv_dtype} do not serve with this model: {reason}")]
+    KvDtypeForbidden {
+        /// Where the model came from.
+        model: String,
+        /// The type that was asked for.
+        kv_dtype: &'static str,
+        /// The reason for the verdict.
+        reason: String,
+    },
     /// Not possible with this model, device or build.
     #[error("{0}")]
     Unsupported(String),
@@ -165,6 +175,14 @@ impl Error {
             Self::FusedForbidden { .. } => {
                 Some(Advice::from("use ").then_set("kernels", "auto").then(", or ").then_set("force", "true"))
             }
+            Self::KvDtypeForbidden { .. } => Some(
+                Advice::from("use ")
+                    .then_set("kv_dtype", "f16")
+                    .then(", or, whatever the answers are, ")
+                    .then_set("kernels", "fused")
+                    .then(" with ")
+                    .then_set("force", "true"),
+            ),
             Self::TooLittleMemory { .. } => Some(
                 Advice::from("use a smaller quantization of the model (`quantize` makes one without holding it in memory), a shorter ")
                     .then_name("context")

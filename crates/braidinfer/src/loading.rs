@@ -59,6 +59,9 @@ pub struct LoadOptions {
     /// weights stay quantized, and the checkpoint's data type on other devices. Fused kernels, which keep the data type
     /// of the weights: the coarsest type that activations may be rounded to in products; if `None`, 8 bits.
     pub dtype: Option<ComputeDtype>,
+    /// Data type of stored keys and values; if `None`, that of the kernels: f32 where they compute in f32 throughout, and f16
+    /// elsewhere. A check may store them finer, layer by layer. Quantized types are for fused kernels.
+    pub kv_dtype: Option<KvDtype>,
     /// Quantize the weights in memory to this type.
     pub quantize: Option<FileType>,
     /// The device to compute on.
@@ -99,6 +102,7 @@ impl Default for LoadOptions {
             verdicts: None,
             packed: None,
             dtype: None,
+            kv_dtype: None,
             quantize: None,
             device: DeviceChoice::Cpu,
             threads: None,
@@ -230,8 +234,7 @@ impl ModelParts {
     /// and values of several sequences.
     fn fit(&mut self, options: &LoadOptions, room: Room) {
         self.room_for_kv = room.bytes.saturating_sub(self.need(options).fixed());
-        // In f32, which a check may choose.
-        let token = kv_bytes_per_token(&self.spec, KvDtype::F32).max(1);
+        let token = kv_bytes_per_token(&self.spec, largest_kv_dtype(options)).max(1);
         let fitting = self.room_for_kv / token / BLOCK_SIZE * BLOCK_SIZE;
         if options.context.is_none() && fitting < self.context {
             // Less is no use: what there is too little memory for is refused when it is loaded.
@@ -294,13 +297,15 @@ impl ModelParts {
 
     /// Loads the weights for the requested kernels, or for those that a check chooses.
     pub(crate) fn load(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
+        self.check_kv_dtype(options)?;
         match options.kernels {
             Kernels::Standard => self.load_standard(options, progress, None),
             Kernels::Fused if options.force => {
                 let fused = self.fused(options, progress)?;
                 let otherwise = self.unforced(options.verdicts.as_deref(), &fused)?;
+                let kv = options.kv_dtype.map_or(String::new(), |kv| format!(", keys and values in {}", kv.name()));
                 self.notes.push(format!(
-                    "fused kernels at the fastest level, as forced: no check was made; not forced, {otherwise}"
+                    "fused kernels at the fastest level{kv}, as forced: no check was made; not forced, {otherwise}"
                 ));
                 Ok(Loaded { decoder: fused, compat: None })
             }
@@ -347,6 +352,11 @@ impl ModelParts {
             let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason);
             return Err(Error::FusedForbidden { model, status, reason });
         }
+        let asked = options.kv_dtype.filter(|asked| asked.is_quantized());
+        if let Some(asked) = asked.filter(|asked| !report.stores_in(*asked)) {
+            let (model, kv_dtype, reason) = (self.label.clone(), asked.name(), report.reason);
+            return Err(Error::KvDtypeForbidden { model, kv_dtype, reason });
+        }
         match report.kernels() {
             ActiveKernels::Fused => Ok(Loaded { decoder: fused, compat: Some(report) }),
             ActiveKernels::Mixed => {
@@ -392,7 +402,7 @@ impl ModelParts {
         let blocks = |tokens: usize| tokens.div_ceil(BLOCK_SIZE);
         let all = blocks(self.context).saturating_mul(options.max_sequences);
         let num_blocks = match options.kv_cache {
-            KvCacheRoom::AllSequences => all.min(blocks(self.fitting_tokens().max(self.context))),
+            KvCacheRoom::AllSequences => all.min(blocks(self.fitting_tokens(options).max(self.context))),
             KvCacheRoom::Tokens(tokens) => {
                 let room = Room { bytes: self.room_for_kv, ..Room::now() };
                 let bytes =
@@ -400,14 +410,28 @@ impl ModelParts {
                 room.hold(bytes, || format!("{}: keys and values of {tokens} tokens", self.label))?;
                 blocks(tokens).min(all)
             }
-            KvCacheRoom::Fitting => blocks((self.fitting_tokens() / 2).max(self.context)).min(all),
+            KvCacheRoom::Fitting => blocks((self.fitting_tokens(options) / 2).max(self.context)).min(all),
         };
         Ok(KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks.min(MAX_BLOCKS), dtype })
     }
 
-    /// Tokens whose keys and values fill the memory that the weights leave free, in f32, which a check may choose.
-    fn fitting_tokens(&self) -> usize {
-        self.room_for_kv / kv_bytes_per_token(&self.spec, KvDtype::F32).max(1)
+    /// Tokens whose keys and values fill the memory that the weights leave free.
+    fn fitting_tokens(&self, options: &LoadOptions) -> usize {
+        self.room_for_kv / kv_bytes_per_token(&self.spec, largest_kv_dtype(options)).max(1)
+    }
+
+    /// Fails on a type of keys and values that these options do not allow.
+    fn check_kv_dtype(&self, options: &LoadOptions) -> Result<()> {
+        let Some(asked) = options.kv_dtype else { return Ok(()) };
+        if options.kernels == Kernels::Standard || !has_fused(options) {
+            let own = kv_dtype(self.standard_types(options).0);
+            let expected = format!("{}, their own, with standard kernels of this `dtype`", own.name());
+            return if asked == own { Ok(()) } else { Err(Error::bad_request("kv_dtype", expected, asked.name())) };
+        }
+        if asked.is_quantized() && options.precision == Precision::Exact {
+            return Err(Error::bad_request("kv_dtype", "f32 or f16 with precision exact", asked.name()));
+        }
+        Ok(())
     }
 
     /// Size of the weights in their files, in bytes.
@@ -462,7 +486,8 @@ impl ModelParts {
 
     /// The data type of keys and values that fused kernels begin with.
     fn fused_kv_dtype(&self, options: &LoadOptions) -> KvDtype {
-        if options.dtype == Some(ComputeDtype::F32) { KvDtype::F32 } else { KvDtype::F16 }
+        let own = if options.dtype == Some(ComputeDtype::F32) { KvDtype::F32 } else { KvDtype::F16 };
+        options.kv_dtype.unwrap_or(own)
     }
 
     /// Loads fused kernels at the fastest levels that the options allow.
@@ -487,10 +512,11 @@ impl ModelParts {
             let device = options.device;
             return Err(Error::Unsupported(format!("fused kernels run on the CPU, not on {device}")));
         }
-        let (coarsest, kv_dtype) = match options.dtype {
-            None => (NumericLevel::Int8, KvDtype::F16),
-            Some(ComputeDtype::F32) => (NumericLevel::F32, KvDtype::F32),
-            Some(ComputeDtype::BF16) => (NumericLevel::Bf16, KvDtype::F16),
+        let kv_dtype = self.fused_kv_dtype(options);
+        let coarsest = match options.dtype {
+            None => NumericLevel::Int8,
+            Some(ComputeDtype::F32) => NumericLevel::F32,
+            Some(ComputeDtype::BF16) => NumericLevel::Bf16,
             Some(ComputeDtype::F16) => {
                 let expected = "auto, f32 or bf16 with fused kernels, which have no products in f16";
                 return Err(Error::bad_request("dtype", expected, "f16"));
@@ -509,6 +535,12 @@ fn because(error: Error, reason: &str) -> Error {
         }
         error => error,
     }
+}
+
+/// The type of keys and values that room is kept for: a check may choose f32, unless a quantized type is asked for, which
+/// some layers may then leave.
+fn largest_kv_dtype(options: &LoadOptions) -> KvDtype {
+    options.kv_dtype.filter(|asked| asked.is_quantized()).unwrap_or(KvDtype::F32)
 }
 
 /// The data type of keys and values of standard kernels that compute in `dtype`.
@@ -554,6 +586,7 @@ pub fn check(
         let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
         return Ok((parts.subject().predict(isa.name())?, parts.notes));
     };
+    parts.check_kv_dtype(options)?;
     let mut fused = parts.fused(options, progress)?;
     let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, options.precision)?;
     let Checked { report, .. } = parts.subject().check(&mut fused, thoroughness, options.precision)?;

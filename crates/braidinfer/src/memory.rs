@@ -120,7 +120,7 @@ impl Need {
 
 /// KV cache bytes per token, over all layers.
 pub(crate) fn kv_bytes_per_token(spec: &DecoderSpec, dtype: KvDtype) -> usize {
-    (0..spec.layers.len()).map(|layer| 2 * spec.key_value_width(layer) * dtype.size()).sum()
+    (0..spec.layers.len()).map(|layer| dtype.layer_bytes(spec, layer)).sum()
 }
 
 /// State that a gated delta net keeps of a sequence, in bytes: an upper estimate for both kinds of kernels. Besides the

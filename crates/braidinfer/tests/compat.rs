@@ -66,6 +66,37 @@ fn every_fixture_keeps_its_verdict() {
 }
 
 #[test]
+fn keys_and_values_in_eight_bits_serve_healthy_models() {
+    for name in ["llama", "qwen3", "gemma2", "gemma3n", "deepseek_v3", "falcon_h1"] {
+        let fixture = Fixture::open(name);
+        let report = check(&fixture, &mut fixture.fused(Fused { kv_dtype: KvDtype::Q8_0, ..fastest() }));
+        assert_eq!(report.status, Status::Compatible, "{name}: {}", report.reason);
+        let kept = report.plan.iter().filter_map(|entry| entry.kv.as_deref());
+        assert!(kept.clone().count() > 0 && kept.clone().all(|kv| kv == "q8_0"), "{name}: {}", report.reason);
+        assert!(report.reason.contains("K/V q8_0") && !report.reason.contains("finer"), "{name}: {}", report.reason);
+    }
+}
+
+#[test]
+fn types_of_keys_and_values_are_refused_where_they_are_not_to_be_had() {
+    let fixture = Fixture::open("llama");
+    let open = |options: LoadOptions| match Llm::open(&fixture.source, &options, &|_, _| {}) {
+        Ok(_) => panic!("it opens"),
+        Err(error) => error.to_string(),
+    };
+    let asked = LoadOptions { kv_dtype: Some(KvDtype::Q8_0), ..LoadOptions::default() };
+    let standard = open(LoadOptions { kernels: Kernels::Standard, ..asked.clone() });
+    assert!(standard.contains("kv_dtype") && standard.contains("standard") && standard.contains("q8_0"), "{standard}");
+    let f16 = LoadOptions { kernels: Kernels::Standard, kv_dtype: Some(KvDtype::F16), ..LoadOptions::default() };
+    assert!(open(f16).contains("f32, their own"));
+    let exact = open(LoadOptions { precision: Precision::Exact, ..asked.clone() });
+    assert!(exact.contains("kv_dtype") && exact.contains("f32 or f16"), "{exact}");
+    let forced = LoadOptions { kernels: Kernels::Fused, force: true, ..asked };
+    let llm = Llm::open(&fixture.source, &forced, &|_, _| {}).expect("it is used as asked");
+    assert!(llm.notes().iter().any(|note| note.contains("keys and values in q8_0")), "{:?}", llm.notes());
+}
+
+#[test]
 fn the_extreme_model_is_predicted_bad_and_measured_good() {
     let fixture = Fixture::open("qwen3-extreme");
     let report = check(&fixture, &mut fixture.fused(fastest()));

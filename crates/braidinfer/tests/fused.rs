@@ -81,6 +81,34 @@ fn parallel_blocks_with_two_norms_equal_standard_kernels() {
     }
 }
 
+/// The mean square of the differences of all logits from those with keys and values in f32.
+fn square_of_storage(fixture: &Fixture, kv_dtype: KvDtype) -> f64 {
+    let (mut plain, mut stored) = (fixture.fused(Fused::exact()), fixture.fused(Fused { kv_dtype, ..Fused::exact() }));
+    let mut squares = Vec::new();
+    for (prompt, expected) in fixture.prompts.iter().enumerate() {
+        let rows = feed(&mut plain, prompt, &expected.ids, WHOLE).concat();
+        let others = feed(&mut stored, prompt, &expected.ids, WHOLE).concat();
+        squares.extend(rows.iter().zip(&others).map(|(a, b)| f64::from(a - b).powi(2)));
+    }
+    squares.iter().sum::<f64>() / squares.len() as f64
+}
+
+/// To first order, logits move as keys and values do. The step of f16 is 2^-11 to 2^-10 of a value. That of q8_0 is 1/127 of the
+/// largest of 32 values, which is at most the square root of 32 times their quadratic mean: at most 92 times as much. That of
+/// q4_0 is 127/8 times that of q8_0, and errors may be twice as large where one sign has no code for the largest value.
+#[test]
+fn quantized_keys_and_values_move_logits_as_much_as_their_steps() {
+    // With windows, sinks, latent attention, shared keys and values, softcapping, one norm per head, and hybrid layers.
+    for name in ["llama", "qwen3", "gemma2", "gemma3n", "gpt_oss", "deepseek_v2", "phi", "stablelm", "falcon_h1"] {
+        let fixture = Fixture::open(name);
+        let [half, eight, four] =
+            [KvDtype::F16, KvDtype::Q8_0, KvDtype::Q4_0].map(|kv_dtype| square_of_storage(&fixture, kv_dtype).sqrt());
+        let what = format!("{name}: f16 {half:.1e}, q8_0 {eight:.1e}, q4_0 {four:.1e}");
+        assert!(half > 0.0 && eight > half && four > eight, "{what}");
+        assert!(eight <= 92.0 * half && four <= 2.0 * 127.0 / 8.0 * eight, "{what}");
+    }
+}
+
 #[test]
 fn greedy_tokens_equal_transformers() {
     for fixture in Fixture::all() {
@@ -88,13 +116,16 @@ fn greedy_tokens_equal_transformers() {
     }
 }
 
-/// The levels and storage whose bits are compared: the exact one, and the fastest of each kind of weights.
-const VARIANTS: [(NumericLevel, KvDtype, Option<FileType>); 5] = [
+/// The levels and storage whose bits are compared: the exact one, the fastest of each kind of weights, and each quantized
+/// type of keys and values.
+const VARIANTS: [(NumericLevel, KvDtype, Option<FileType>); 7] = [
     (NumericLevel::F32, KvDtype::F32, None),
     (NumericLevel::Int8, KvDtype::F16, Some(FileType::BF16)),
     (NumericLevel::Int8, KvDtype::F16, Some(FileType::Q8_0)),
     (NumericLevel::Int8, KvDtype::F16, Some(FileType::Q4KM)),
     (NumericLevel::Int8, KvDtype::F16, Some(FileType::Mxfp4)),
+    (NumericLevel::F32, KvDtype::Q8_0, None),
+    (NumericLevel::F32, KvDtype::Q4_0, None),
 ];
 
 fn quantized(file_type: Option<FileType>) -> impl Fn(&DecoderSpec, &mut Weights) {
@@ -186,8 +217,8 @@ fn instruction_sets_change_no_bit() {
 }
 
 /// Logits of the last of `ids` and of some tokens after it, in blocks spread over the storage.
-fn long_context(fixture: &Fixture, threads: usize, ids: &[u32], chunk: usize) -> Vec<Vec<u32>> {
-    let mut executor = fixture.fused(Fused { threads, kv_dtype: KvDtype::F16, ..Fused::exact() });
+fn long_context(fixture: &Fixture, kv_dtype: KvDtype, threads: usize, ids: &[u32], chunk: usize) -> Vec<Vec<u32>> {
+    let mut executor = fixture.fused(Fused { threads, kv_dtype, ..Fused::exact() });
     let block_table: Vec<u32> = (0..ids.len().div_ceil(FUSED_BLOCK_SIZE) as u32).map(|block| block * 5 % 256).collect();
     let (prompt, answer) = ids.split_at(ids.len() - 4);
     let pieces = prompt.chunks(chunk).chain(answer.chunks(1));
@@ -209,12 +240,14 @@ fn long_context(fixture: &Fixture, threads: usize, ids: &[u32], chunk: usize) ->
 fn how_long_contexts_are_shared_out_changes_no_bit() {
     // Beyond two of the spans that attention cuts long contexts into.
     let ids: Vec<u32> = (0..2100_u32).map(|index| index * 7 % 50 + 1).collect();
-    for name in ["llama", "qwen3-window", "gemma2", "gemma4", "qwen3_5", "falcon_h1"] {
+    let names = ["llama", "qwen3-window", "gemma2", "gemma4", "qwen3_5", "falcon_h1"];
+    let quantized = [("llama", KvDtype::Q8_0), ("gemma4", KvDtype::Q4_0)];
+    for (name, kv_dtype) in names.map(|name| (name, KvDtype::F16)).into_iter().chain(quantized) {
         let fixture = Fixture::open(name);
-        let expected = long_context(&fixture, 1, &ids, 512);
+        let expected = long_context(&fixture, kv_dtype, 1, &ids, 512);
         // Few tasks for many threads: every span is a task of its own.
         for (threads, chunk) in [(8, 512), (8, 100), (2, 37)] {
-            let same = long_context(&fixture, threads, &ids, chunk) == expected;
+            let same = long_context(&fixture, kv_dtype, threads, &ids, chunk) == expected;
             assert!(same, "{name}: {threads} threads, chunks of {chunk}");
         }
     }

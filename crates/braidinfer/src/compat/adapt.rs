@@ -1,6 +1,7 @@
 //! Choosing a plan: precision is raised where it reduces the divergence most for its cost, until the target is met.
 
 mod contributions;
+mod storage;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +11,7 @@ use super::plan_words::layer_in_words;
 use super::precision::{Target, TargetStatus};
 use super::reading::Reader;
 use super::{Measurements, Status};
-use crate::executor::{Decoder, KernelPlan};
+use crate::executor::{Decoder, KernelPlan, KvDtype};
 use crate::{Error, Result};
 
 /// If the divergence of a plan exceeds the target by this factor, nearly all of the higher precision of the next plan
@@ -29,15 +30,21 @@ pub(super) struct Adapted {
     pub(super) raised: BTreeMap<usize, String>,
     /// Layers that use the standard kernels because fused kernels are wrong there; `run` includes them.
     pub(super) standard: BTreeSet<usize>,
-    /// Whether the plan meets the target.
+    /// Whether the plan meets the target, apart from quantized keys and values.
     pub(super) holds: bool,
+    /// The quantized type of keys and values that was asked for, and the layers that have a finer one.
+    pub(super) asked_storage: Option<(KvDtype, Vec<usize>)>,
 }
 
 impl Adapted {
     fn new(found: &Measurements, plan: KernelPlan, run: Run, holds: bool) -> Self {
         let departs = |layer: &usize| !plan.same_layer(&found.fastest_plan, *layer);
+        let asked = found.fastest_plan.kv_dtypes.iter().copied().filter(|kv| kv.is_quantized()).max();
+        let finer =
+            || (0..plan.kv_dtypes.len()).filter(|layer| plan.kv_dtypes[*layer] < found.fastest_plan.kv_dtypes[*layer]);
+        let asked_storage = asked.map(|asked| (asked, finer().collect()));
         let raised = (0..plan.kv_dtypes.len()).filter(departs).map(|layer| (layer, layer_in_words(&plan, layer)));
-        Self { raised: raised.collect(), plan, run, standard: BTreeSet::new(), holds }
+        Self { raised: raised.collect(), plan, run, standard: BTreeSet::new(), holds, asked_storage }
     }
 }
 
@@ -52,15 +59,29 @@ pub(super) fn adapt(
     target: Option<Target>,
     search_between: bool,
 ) -> Result<Adapted> {
-    let fastest = found.fastest_plan.clone();
     if judgement.has_fault() {
-        return Ok(Adapted::new(found, fastest, found.fastest.clone(), false));
+        return Ok(Adapted::new(found, found.fastest_plan.clone(), found.fastest.clone(), false));
     }
-    let Some(target) = target else {
-        return fastest_usable(fused, found, reader);
+    // Quantized keys and values are no means to a target: they are asked for, and judged by themselves.
+    let ladder = found.fastest_plan.without_quantized_kv().ladder();
+    let adapted = match target {
+        Some(target) => within(fused, found, reader, target, search_between, ladder)?,
+        None => fastest_usable(fused, found, reader, ladder)?,
     };
+    storage::quantize(fused, found, reader, adapted, target)
+}
+
+/// The first plan of `ladder` that meets the target, or one between it and the plan before; the last if none does.
+fn within(
+    fused: &mut Decoder<'_>,
+    found: &Measurements,
+    reader: &mut Reader<'_, '_>,
+    target: Target,
+    search_between: bool,
+    ladder: Vec<KernelPlan>,
+) -> Result<Adapted> {
     let mut below: Option<(KernelPlan, Run)> = None;
-    for plan in fastest.ladder() {
+    for plan in ladder {
         let run = reader.read(fused, &plan, Some(target))?;
         if target.judge(&run.divergence) != TargetStatus::Missed {
             let between = match &below {
@@ -80,9 +101,14 @@ pub(super) fn adapt(
 }
 
 /// The fastest plan whose answers are usable. Plans that round so coarsely that the answers are useless are skipped.
-fn fastest_usable(fused: &mut Decoder<'_>, found: &Measurements, reader: &mut Reader<'_, '_>) -> Result<Adapted> {
+fn fastest_usable(
+    fused: &mut Decoder<'_>,
+    found: &Measurements,
+    reader: &mut Reader<'_, '_>,
+    ladder: Vec<KernelPlan>,
+) -> Result<Adapted> {
     let mut adapted = None;
-    for plan in found.fastest_plan.ladder() {
+    for plan in ladder {
         let run = reader.read(fused, &plan, None)?;
         let serves = judge::status_of(&run.divergence) != Status::Incompatible;
         adapted = Some(Adapted::new(found, plan, run, serves));
@@ -134,20 +160,28 @@ pub(super) fn with_standard_layers(
         return Ok(None);
     }
     let mut close = None;
-    for plan in found.fastest_plan.ladder() {
+    for plan in found.fastest_plan.without_quantized_kv().ladder() {
         let run = mixed_run(fused, standard, &found.truth, &plan, faulty)?;
         let holds = target.is_none_or(|target| target.judge(&run.divergence) != TargetStatus::Missed);
         if Judgement::is_close(&run) {
-            let mut adapted = Adapted::new(found, plan, run, holds);
-            adapted.raised.retain(|layer, _| !faulty.contains(layer));
-            adapted.standard.clone_from(faulty);
-            close = Some(adapted);
+            close = Some((plan, run, holds));
         }
         if holds && close.is_some() {
             break;
         }
     }
-    Ok(close)
+    let Some((mut plan, mut run, holds)) = close else { return Ok(None) };
+    let quantized = plan.with_kv_of(&found.fastest_plan);
+    if quantized != plan {
+        let with_quantized = mixed_run(fused, standard, &found.truth, &quantized, faulty)?;
+        if Judgement::is_close(&with_quantized) {
+            (plan, run) = (quantized, with_quantized);
+        }
+    }
+    let mut adapted = Adapted::new(found, plan, run, holds);
+    adapted.raised.retain(|layer, _| !faulty.contains(layer));
+    adapted.standard.clone_from(faulty);
+    Ok(Some(adapted))
 }
 
 fn mixed_run(

@@ -136,7 +136,8 @@ impl Judgement {
             _ if !adapted.holds => "; that is the nearest that fused kernels come to what was asked for",
             _ => "",
         };
-        format!("{}: {answers}; {distance}{usual}{why}", plan_in_words(&adapted.plan))
+        let storage = storage_in_words(adapted);
+        format!("{}: {answers}; {distance}{usual}{why}{storage}", plan_in_words(&adapted.plan))
     }
 
     fn fault_in_words(&self, fault: &KernelFault, adapted: &Adapted) -> String {
@@ -154,6 +155,24 @@ impl Judgement {
             "fused kernels compute something else{place}, from `{op}` on: error {error:.1e} where only sums are rounded{mended}"
         )
     }
+}
+
+/// Where keys and values are finer than they were asked for.
+fn storage_in_words(adapted: &Adapted) -> String {
+    let Some((asked, finer)) = adapted.asked_storage.as_ref().filter(|(_, finer)| !finer.is_empty()) else {
+        return String::new();
+    };
+    let kept = adapted.plan.kv_widths.iter().filter(|width| **width > 0).count();
+    let asked = asked.name();
+    if finer.len() == kept {
+        return format!("; with keys and values in {asked} they would change too often, in every choice of layers");
+    }
+    let layers: Vec<String> = finer.iter().map(usize::to_string).collect();
+    format!(
+        "; K/V finer than {asked} in {} of {kept} layers ({}), since answers would change too often",
+        finer.len(),
+        layers.join(", ")
+    )
 }
 
 /// Describes what a divergence means for answers, claiming no more than was measured.

@@ -61,7 +61,7 @@ pub(super) fn planned(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<Kernel
     let with_keys = plan.kv_dtypes.iter_mut().zip(&plan.kv_widths).enumerate().filter(|(_, (_, width))| **width > 0);
     for (layer, (kv, _)) in with_keys {
         let named = of(Some(layer))?.kv.as_deref()?;
-        *kv = [KvDtype::F32, KvDtype::F16].into_iter().find(|known| known.name() == named)?;
+        *kv = KvDtype::ALL.into_iter().find(|known| known.name() == named)?;
     }
     Some(plan)
 }

@@ -9,7 +9,7 @@ use super::precision::Precision;
 use super::prescreen::Predicted;
 use crate::Advice;
 use crate::divergence::{Divergence, null_is_nan, nulls_are_nan};
-use crate::executor::ActiveKernels;
+use crate::executor::{ActiveKernels, KvDtype};
 
 /// A loss above this fraction of the uniform distribution's loss means that the model did not understand the text.
 const LOST: f64 = 0.8;
@@ -110,6 +110,12 @@ impl CompatReport {
             count if count == self.plan.len() => ActiveKernels::Standard,
             _ => ActiveKernels::Mixed,
         }
+    }
+
+    /// Whether any layer stores keys and values in a type, or none keeps any.
+    pub fn stores_in(&self, dtype: KvDtype) -> bool {
+        let mut kept = self.plan.iter().filter_map(|entry| entry.kv.as_deref()).peekable();
+        kept.peek().is_none() || kept.any(|kv| kv == dtype.name())
     }
 
     /// The layers that `auto` runs on standard kernels.

@@ -169,6 +169,73 @@ fn a_verdict_with_standard_layers_loads_a_mixed_decoder() {
     assert_eq!(advice.to_string(), "use kernels=auto, or force=true");
 }
 
+/// `qwen3` with norms on keys of some layers so large that attention there all but picks single tokens.
+fn with_large_keys(layers: impl IntoIterator<Item = usize>, options: &LoadOptions) -> ModelParts {
+    let mut parts = ModelParts::open(&fixture("qwen3"), options, &|_, _| {}).expect("the fixture opens");
+    for layer in layers {
+        let slot = Slot::Layer(layer, LayerSlot::KNorm);
+        let view = parts.weights.get(slot, Param::Weight).expect("there are norms on keys");
+        let values = view.read::<f32>().expect("they are finite");
+        let data: Vec<u8> = values.iter().flat_map(|value| bf16::from_f32(40.0 * value).to_le_bytes()).collect();
+        drop(view);
+        parts.weights.replace(slot, Param::Weight, Dtype::BF16, Arc::from(data));
+    }
+    parts
+}
+
+fn kv_by_layer(report: &CompatReport) -> Vec<&str> {
+    report.plan.iter().filter_map(|entry| entry.kv.as_deref()).collect()
+}
+
+#[test]
+fn layers_that_four_bits_hurt_keep_finer_keys_and_values() {
+    let options = LoadOptions { kv_dtype: Some(KvDtype::Q4_0), ..LoadOptions::default() };
+    for thoroughness in [Thoroughness::Brief, Thoroughness::Normal] {
+        let parts = with_large_keys([1], &options);
+        let mut fused = fused(&parts, &options, None);
+        let checked = parts.subject().check(&mut fused, thoroughness, Precision::Auto).expect("the check runs");
+        let report = checked.report;
+        let kv = kv_by_layer(&report);
+        assert_eq!(report.status, Status::Compatible, "{kv:?}: {}", report.reason);
+        assert!(kv[1] != "q4_0" && report.stores_in(KvDtype::Q4_0), "{kv:?}: {}", report.reason);
+        assert!(report.reason.contains("K/V finer than q4_0 in"), "{}", report.reason);
+        assert!(report.layers[1].raised.is_some());
+    }
+}
+
+#[test]
+fn a_model_that_four_bits_hurt_everywhere_refuses_them() {
+    let options = LoadOptions { kv_dtype: Some(KvDtype::Q4_0), ..LoadOptions::default() };
+    let layers = with_large_keys([], &options).spec.layers.len();
+    let mut parts = with_large_keys(0..layers, &options);
+    let refused = parts.load(&options, &|_, _| {}).err().expect("no layer can have them");
+    let text = refused.to_string();
+    assert!(text.contains("q4_0 do not serve") && text.contains("in every choice of layers"), "{text}");
+    let advice = refused.advice().expect("there is a way out").to_string();
+    assert_eq!(advice, "use kv_dtype=f16, or, whatever the answers are, kernels=fused with force=true");
+    let plain = LoadOptions::default();
+    parts.load(&plain, &|_, _| {}).expect("f16 or f32 serve");
+}
+
+/// Verdicts on other types of keys and values have other names.
+#[test]
+fn verdicts_are_about_a_type_of_keys_and_values() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let of = |kv_dtype| {
+        let options = LoadOptions { kv_dtype, verdicts: Some(folder.path().to_owned()), ..LoadOptions::default() };
+        let mut parts = ModelParts::open(&fixture("llama"), &options, &|_, _| {}).expect("the fixture opens");
+        let loaded = parts.load(&options, &|_, _| {}).expect("it opens");
+        let note = parts.notes.last().expect("the choice is said").clone();
+        (loaded.decoder.plan().kv_dtypes.clone(), note.contains("measured earlier"))
+    };
+    let (plain, earlier) = of(None);
+    assert!(!earlier && plain.iter().all(|kv| *kv == KvDtype::F16), "{plain:?}");
+    let (eight, earlier) = of(Some(KvDtype::Q8_0));
+    assert!(!earlier && eight.iter().all(|kv| *kv == KvDtype::Q8_0), "{eight:?}");
+    assert_eq!(of(Some(KvDtype::Q8_0)), (eight, true));
+    assert_eq!(of(None), (plain, true));
+}
+
 /// A program that can write to the folder of verdicts can also write a right checksum.
 #[test]
 fn changed_verdicts_never_panic() {
@@ -350,10 +417,12 @@ enum Rounded {
     Everything,
 }
 
-const ROUNDINGS: [(&str, Rounded); 9] = [
+const ROUNDINGS: [(&str, Rounded); 11] = [
     ("sums in another order, operations fused (K/V f32)", Rounded::Sums),
     ("keys and values stored in f32", Rounded::Keys(KvDtype::F32)),
     ("keys and values stored in f16", Rounded::Keys(KvDtype::F16)),
+    ("keys and values stored in q8_0, transformed", Rounded::Keys(KvDtype::Q8_0)),
+    ("keys and values stored in q4_0, transformed", Rounded::Keys(KvDtype::Q4_0)),
     ("keys stored in bf16", Rounded::KeysInBf16),
     ("activations of products in bf16", Rounded::Activations(NumericLevel::Bf16, None)),
     (

@@ -18,6 +18,9 @@ mod route;
 mod runner;
 pub mod standard;
 
+use braidinfer_kernels::attention::{KvElement, Q4_0, Q8_0};
+use braidinfer_model::DecoderSpec;
+
 pub use batch::{Batch, SequenceSlice};
 pub use braidinfer_kernels::ceilings::ReadPattern;
 pub use decoder::Decoder;
@@ -92,13 +95,18 @@ impl KvCacheConfig {
     }
 }
 
-/// Data type of stored keys and values. bf16 is not offered: large key norms amplify its rounding of keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Data type of stored keys and values, from fine to coarse. bf16 is not offered: large key norms amplify its rounding of
+/// keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KvDtype {
     /// 4 bytes.
     F32,
     /// 2 bytes.
     F16,
+    /// 8 bits, and an f16 scale for 32 dimensions of a head. Only fused kernels have it.
+    Q8_0,
+    /// 4 bits, and an f16 scale for 32 dimensions of a head. Only fused kernels have it.
+    Q4_0,
 }
 
 impl KvDtype {
@@ -107,15 +115,33 @@ impl KvDtype {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
         }
     }
 
-    /// Bytes per value.
-    pub fn size(self) -> usize {
+    /// All of them, from fine to coarse.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Q8_0, Self::Q4_0];
+
+    /// Whether values are codes that share scales.
+    pub fn is_quantized(self) -> bool {
+        self > Self::F16
+    }
+
+    /// Bytes of the keys and the values of one token in `heads` heads, each `head_dim` wide.
+    pub fn token_bytes(self, heads: usize, head_dim: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F32 => 2 * heads * head_dim * 4,
+            Self::F16 => 2 * heads * head_dim * 2,
+            Self::Q8_0 => heads * Q8_0::position_bytes(head_dim),
+            Self::Q4_0 => heads * Q4_0::position_bytes(head_dim),
         }
+    }
+
+    /// [`KvDtype::token_bytes`] of a layer; 0 if it keeps no keys and values of its own.
+    pub(crate) fn layer_bytes(self, spec: &DecoderSpec, layer: usize) -> usize {
+        let kept = spec.kept_attention(layer);
+        kept.map_or(0, |attention| self.token_bytes(attention.num_key_value_heads, attention.head_dim))
     }
 }
 

@@ -72,6 +72,19 @@ impl KernelPlan {
         self.no_coarser(NumericLevel::F32, KvDtype::F32)
     }
 
+    /// This plan with keys and values in f16 where they are quantized.
+    pub(crate) fn without_quantized_kv(&self) -> Self {
+        let kv_dtypes = self.kv_dtypes.iter().map(|kv| (*kv).min(KvDtype::F16)).collect();
+        Self { kv_dtypes, ..self.clone() }
+    }
+
+    /// This plan with the quantized keys and values of another.
+    pub(crate) fn with_kv_of(&self, other: &Self) -> Self {
+        let pairs = self.kv_dtypes.iter().zip(&other.kv_dtypes);
+        let kv_dtypes = pairs.map(|(own, other)| if other.is_quantized() { *other } else { *own }).collect();
+        Self { kv_dtypes, ..self.clone() }
+    }
+
     /// Plans of increasing precision, from this one to the exact one: first 16-bit activations for block-quantized
     /// weights and f32 activations for others, then also f32 keys and values, then f32 activations everywhere.
     pub fn ladder(&self) -> Vec<Self> {
@@ -97,8 +110,8 @@ impl KernelPlan {
                 if planned.level.is_coarser(level) { level } else { planned.level },
             );
         }
-        if kv_dtype == KvDtype::F32 {
-            plan.kv_dtypes.fill(KvDtype::F32);
+        for kv in &mut plan.kv_dtypes {
+            *kv = (*kv).min(kv_dtype);
         }
         plan
     }

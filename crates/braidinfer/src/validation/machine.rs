@@ -17,17 +17,17 @@ pub(super) fn findings(parts: &ModelParts, options: &LoadOptions) -> Vec<Finding
 }
 
 /// Size of the model.
-pub(super) fn size_of(parts: &ModelParts) -> Size {
+pub(super) fn size_of(parts: &ModelParts, options: &LoadOptions) -> Size {
     Size {
         parameters: parts.weights.parameter_count(),
         weight_bytes: parts.weight_bytes(),
-        kv_bytes_per_token: kv_bytes_per_token(&parts.spec, KvDtype::F16),
+        kv_bytes_per_token: kv_bytes_per_token(&parts.spec, options.kv_dtype.unwrap_or(KvDtype::F16)),
     }
 }
 
 fn memory(parts: &ModelParts, options: &LoadOptions) -> Finding {
     const WHAT: &str = "memory";
-    let Size { weight_bytes: weights, kv_bytes_per_token, .. } = size_of(parts);
+    let Size { weight_bytes: weights, kv_bytes_per_token, .. } = size_of(parts, options);
     let one = kv_bytes_per_token.saturating_mul(parts.context);
     let all = one.saturating_mul(options.max_sequences);
     let (need, available) = (weights.saturating_add(one).saturating_add(SLACK), available());

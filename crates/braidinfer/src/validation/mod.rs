@@ -144,7 +144,7 @@ impl ValidationReport {
                 return Ok(());
             }
         };
-        self.size = Some(machine::size_of(&parts));
+        self.size = Some(machine::size_of(&parts, options));
         self.findings.extend(files::findings(&parts));
         self.findings.extend(text::findings(&parts));
         self.findings.extend(machine::findings(&parts, options));

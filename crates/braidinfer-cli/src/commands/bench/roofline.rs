@@ -3,7 +3,7 @@
 use braidinfer::executor::KvDtype;
 use braidinfer::kernels::NumericLevel;
 use braidinfer::model::DecoderSpec;
-use braidinfer::model::spec::{ExpertsSpec, FeedForward, LayerSpec, Mixer, SharedExpertSpec};
+use braidinfer::model::spec::{AttentionSpec, ExpertsSpec, FeedForward, LayerSpec, Mixer, SharedExpertSpec};
 use serde::{Deserialize, Serialize};
 
 use super::contestant::Described;
@@ -71,8 +71,8 @@ impl Workload {
 fn visible_bytes(spec: &DecoderSpec, kv_dtypes: &[KvDtype], len: usize) -> usize {
     let of_layer = |(index, layer): (usize, &LayerSpec)| {
         let Mixer::Attention { attention, sliding_window, kv_shared_with, .. } = layer.mixer else { return 0 };
-        2 * spec.attentions[attention].key_value_width()
-            * kv_dtypes[kv_shared_with.unwrap_or(index)].size()
+        let AttentionSpec { num_key_value_heads, head_dim, .. } = spec.attentions[attention];
+        kv_dtypes[kv_shared_with.unwrap_or(index)].token_bytes(num_key_value_heads, head_dim)
             * sliding_window.map_or(len, |window| window.min(len))
     };
     spec.layers.iter().enumerate().map(of_layer).sum()

@@ -6,9 +6,9 @@ use braidinfer_model::{Dtype, ExpertSlot, LayerSlot, Slot};
 
 use crate::Result;
 use crate::compat::measure::Truth;
-use crate::executor::{Decoder, KernelPlan, KvDtype, PlannedProjection};
+use crate::executor::{Decoder, KernelPlan, PlannedProjection};
 
-/// Context length, in tokens, at which the cost of f32 keys and values is counted.
+/// Context length, in tokens, at which the cost of finer keys and values is counted.
 const CONTEXT: usize = 1024;
 
 /// A part of a plan whose precision can be chosen separately.
@@ -149,7 +149,8 @@ fn cost(part: PlanPart, coarse: &KernelPlan, fine: &KernelPlan) -> f64 {
             bytes as f64 * more.max(0.01)
         }
         PlanPart::Storage(layer) => {
-            (CONTEXT * fine.kv_widths[layer] * 2 * (KvDtype::F32.size() - KvDtype::F16.size())) as f64
+            let [coarse, fine] = [coarse, fine].map(|plan| plan.kv_dtypes[layer].token_bytes(1, plan.kv_widths[layer]));
+            (CONTEXT * fine.saturating_sub(coarse)) as f64
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use braidinfer_kernels::attention::{
-    Attention, AttentionShape, KvElement, KvSlab, PagedHead, Partial, SPAN, add_sinks, attend, finish, merge,
+    Attention, AttentionShape, KvElement, KvSlab, PagedHead, Partial, SPAN, add_sinks, attend, finish, hadamard, merge,
 };
 use braidinfer_kernels::norm::{self, Row, Statistics};
 use braidinfer_kernels::{Buffer, Items, LANES, PerThread, Pool, Ranges};
@@ -51,6 +51,7 @@ impl FusedRunner {
             merges,
             starts: head_starts,
             sinks: layer.sinks.as_deref(),
+            transformed: kv_dtypes[kv_layer].is_quantized(),
             #[cfg(test)]
             keys_in_bf16: self.planted == Some(Planted::KeysInBf16),
         };
@@ -62,6 +63,8 @@ impl FusedRunner {
         match kv_dtypes[kv_layer] {
             KvDtype::F32 => pass.run(&mut slabs.f32, heads),
             KvDtype::F16 => pass.run(&mut slabs.f16, heads),
+            KvDtype::Q8_0 => pass.run(&mut slabs.q8_0, heads),
+            KvDtype::Q4_0 => pass.run(&mut slabs.q4_0, heads),
         }
     }
 }
@@ -148,6 +151,8 @@ struct AttentionPass<'a> {
     starts: &'a [usize],
     /// One score per query head.
     sinks: Option<&'a [f32]>,
+    /// Whether queries, keys and values are stored and multiplied as their Hadamard transforms.
+    transformed: bool,
     #[cfg(test)]
     keys_in_bf16: bool,
 }
@@ -184,7 +189,7 @@ impl AttentionPass<'_> {
 
     /// Stores the keys, normed and rotated, and the values of every token.
     fn store<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>]) {
-        let source = self.source;
+        let (source, transformed) = (self.source, self.transformed);
         let (layout, groups, width) = (source.layout, self.groups(), self.shape.head_dim);
         self.items.clear();
         for (slab, _) in &layout.slabs {
@@ -204,6 +209,10 @@ impl AttentionPass<'_> {
                 if keys_in_bf16 {
                     to_bf16(key);
                 }
+                if transformed {
+                    hadamard(source.isa, key, width);
+                    hadamard(source.isa, value, width);
+                }
                 slab.write(write.tile, write.lane, key, value);
             }
         });
@@ -211,9 +220,9 @@ impl AttentionPass<'_> {
 
     /// One task per (group, chunk).
     fn attend_whole<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
-        let (source, shape, sinks) = (self.source, &self.shape, self.sinks);
+        let (source, shape, sinks, transformed) = (self.source, &self.shape, self.sinks, self.transformed);
         self.pool.for_each_with(self.scratch, Ranges::new(heads, self.starts), |index, out, scratch| {
-            let query = Query::of(&source, shape, index);
+            let query = Query::of(&source, shape, transformed, index);
             query.read(scratch);
             let AttentionScratch { queries, sums, blocks } = scratch;
             let [all, next] = sums;
@@ -234,13 +243,13 @@ impl AttentionPass<'_> {
 
     /// One task per (group, chunk, span), followed by merging the spans of each (group, chunk).
     fn attend_by_span<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
-        let (source, shape) = (self.source, &self.shape);
+        let (source, shape, transformed) = (self.source, &self.shape, self.transformed);
         let Partials { buffer, starts, tasks } = &mut *self.partials;
         starts.clear();
         tasks.clear();
         let mut len = 0;
         for index in 0..self.starts.len() {
-            let query = Query::of(&source, shape, index);
+            let query = Query::of(&source, shape, transformed, index);
             for span in 0..query.spans().count() {
                 starts.push(len);
                 tasks.push((index, span));
@@ -250,7 +259,7 @@ impl AttentionPass<'_> {
         buffer.resize(len);
         self.pool.for_each_with(self.scratch, Ranges::new(buffer, starts), |span_index, buffer, scratch| {
             let (index, span) = tasks[span_index];
-            let query = Query::of(&source, shape, index);
+            let query = Query::of(&source, shape, transformed, index);
             query.read(scratch);
             let span = query.spans().nth(span).expect("spans were counted");
             let mut out = Partial::new(shape, query.rows(), buffer);
@@ -261,7 +270,7 @@ impl AttentionPass<'_> {
 
     /// Merges the spans of each (group, chunk), in ascending order.
     fn merge_spans(&mut self, heads: &mut [f32]) {
-        let (source, shape, sinks) = (self.source, &self.shape, self.sinks);
+        let (source, shape, sinks, transformed) = (self.source, &self.shape, self.sinks, self.transformed);
         let Partials { buffer, starts, tasks } = &mut *self.partials;
         let (starts, tasks) = (&*starts, &*tasks);
         // Index in `starts` of the first span of each (group, chunk).
@@ -270,7 +279,7 @@ impl AttentionPass<'_> {
         self.merges.extend((0..self.starts.len()).map(first));
         let parts = (Ranges::new(heads, self.starts), Ranges::new(buffer, self.merges));
         self.pool.for_each(parts, |index, (out, spans), _| {
-            let query = Query::of(&source, shape, index);
+            let query = Query::of(&source, shape, transformed, index);
             let rows = query.rows();
             let mut spans = spans.chunks_exact_mut(Partial::len(shape, rows));
             let first = spans.next().expect("every query sees a span");
@@ -287,15 +296,17 @@ impl AttentionPass<'_> {
 struct Query<'a> {
     source: &'a Heads<'a>,
     shape: &'a AttentionShape,
+    /// Whether they are multiplied with Hadamard transforms of keys and values.
+    transformed: bool,
     chunk: &'a QueryChunk,
     group: usize,
 }
 
 impl<'a> Query<'a> {
     /// The query of task `index`: tasks are ordered by group, then by chunk.
-    fn of(source: &'a Heads<'a>, shape: &'a AttentionShape, index: usize) -> Self {
+    fn of(source: &'a Heads<'a>, shape: &'a AttentionShape, transformed: bool, index: usize) -> Self {
         let chunks: &[QueryChunk] = &source.layout.chunks;
-        Self { source, shape, chunk: &chunks[index % chunks.len()], group: index / chunks.len() }
+        Self { source, shape, transformed, chunk: &chunks[index % chunks.len()], group: index / chunks.len() }
     }
 
     fn rows(&self) -> usize {
@@ -316,6 +327,9 @@ impl<'a> Query<'a> {
         for (row, out) in scratch.queries[..self.rows() * head_dim].chunks_exact_mut(head_dim).enumerate() {
             let token = self.chunk.tokens.start + row / per_group;
             self.source.read(HeadKind::Query, token, self.group * per_group + row % per_group, Stage::Rotated, out);
+            if self.transformed {
+                hadamard(self.source.isa, out, head_dim);
+            }
         }
     }
 
@@ -327,6 +341,9 @@ impl<'a> Query<'a> {
             add_sinks(isa, all, &sinks[self.group * per_group..][..per_group]);
         }
         finish(isa, all, self.shape.head_dim, out);
+        if self.transformed {
+            hadamard(isa, out, self.shape.head_dim);
+        }
     }
 
     fn task<T: KvElement>(&self, slabs: &'a [KvSlab<T>], queries: &'a [f32], span: Range<usize>) -> Attention<'a, T> {

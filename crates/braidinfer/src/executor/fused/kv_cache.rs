@@ -2,7 +2,7 @@
 
 use std::io;
 
-use braidinfer_kernels::attention::{KvElement, KvSlab, SLAB_TILES};
+use braidinfer_kernels::attention::{KvElement, KvSlab, Q4_0, Q8_0, SLAB_TILES};
 use braidinfer_model::DecoderSpec;
 
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
@@ -28,6 +28,8 @@ pub(super) struct KvCache {
 pub(super) struct LayerSlabs {
     pub(super) f32: Vec<KvSlab<f32>>,
     pub(super) f16: Vec<KvSlab<u16>>,
+    pub(super) q8_0: Vec<KvSlab<Q8_0>>,
+    pub(super) q4_0: Vec<KvSlab<Q4_0>>,
 }
 
 impl KvCache {
@@ -66,6 +68,8 @@ impl KvCache {
             match dtype {
                 KvDtype::F32 => grow(&mut layer.f32, slabs * heads, *head_dim),
                 KvDtype::F16 => grow(&mut layer.f16, slabs * heads, *head_dim),
+                KvDtype::Q8_0 => grow(&mut layer.q8_0, slabs * heads, *head_dim),
+                KvDtype::Q4_0 => grow(&mut layer.q4_0, slabs * heads, *head_dim),
             }
             .map_err(|_| memory::exhausted(bytes, what()))?;
         }
@@ -76,8 +80,13 @@ impl KvCache {
     fn missing_bytes(&self, slabs: usize, dtypes: &[KvDtype]) -> usize {
         let layers = self.layers.iter().zip(&self.heads).zip(dtypes);
         let missing = layers.map(|((layer, (heads, head_dim)), dtype)| {
-            let slab = SLAB_TOKENS * (head_dim + head_dim.next_multiple_of(TILE)) * dtype.size();
-            (slabs * heads).saturating_sub(layer.count(*dtype)) * slab
+            let position = match dtype {
+                KvDtype::F32 => f32::position_bytes(*head_dim),
+                KvDtype::F16 => u16::position_bytes(*head_dim),
+                KvDtype::Q8_0 => Q8_0::position_bytes(*head_dim),
+                KvDtype::Q4_0 => Q4_0::position_bytes(*head_dim),
+            };
+            (slabs * heads).saturating_sub(layer.count(*dtype)) * SLAB_TOKENS * position
         });
         missing.sum()
     }
@@ -105,6 +114,8 @@ impl LayerSlabs {
         match dtype {
             KvDtype::F32 => self.f32.len(),
             KvDtype::F16 => self.f16.len(),
+            KvDtype::Q8_0 => self.q8_0.len(),
+            KvDtype::Q4_0 => self.q4_0.len(),
         }
     }
 }

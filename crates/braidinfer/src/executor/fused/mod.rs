@@ -187,8 +187,7 @@ impl LayerRunner for FusedRunner {
     }
 
     fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState {
-        let values = 2 * self.spec.key_value_width(layer);
-        let bytes_per_token = values * plan.kv_dtypes[layer].size();
+        let bytes_per_token = plan.kv_dtypes[layer].layer_bytes(&self.spec, layer);
         let bytes_per_sequence = memory::layer_state_bytes(&self.spec, layer, self.kv_cache.config().block_size);
         match self.spec.layers[layer].mixer {
             Mixer::Attention { sliding_window: window, .. } => {

@@ -28,6 +28,9 @@ impl KvCache {
         let dtype = match config.dtype {
             KvDtype::F32 => DType::F32,
             KvDtype::F16 => DType::F16,
+            KvDtype::Q8_0 | KvDtype::Q4_0 => {
+                return Err(Error::bad_request("kv_dtype", "f32 or f16 with standard kernels", config.dtype.name()));
+            }
         };
         let attentions = layers.into_iter().filter_map(|layer| Some((layer, spec.kept_attention(layer)?)));
         let empty = |(layer, attention): (usize, &AttentionSpec)| {

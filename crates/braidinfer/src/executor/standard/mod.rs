@@ -291,7 +291,7 @@ impl LayerRunner for StandardRunner<'_> {
     fn layer_state(&self, layer: usize, _plan: &KernelPlan) -> LayerState {
         let config = self.kv_cache.config();
         let bytes_per_sequence = memory::layer_state_bytes(&self.spec, layer, config.block_size);
-        let bytes_per_token = 2 * self.spec.key_value_width(layer) * config.dtype.size();
+        let bytes_per_token = config.dtype.layer_bytes(&self.spec, layer);
         // Keys outside the sliding window are read and then masked, so they must stay.
         let window = if self.spec.attention(layer).is_some() { None } else { Some(0) };
         LayerState { bytes_per_token, bytes_per_sequence, window }
