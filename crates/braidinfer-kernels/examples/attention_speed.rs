@@ -33,7 +33,7 @@ fn least(mut run: impl FnMut()) -> Duration {
     (0..ROUNDS).map(|_| time(&mut run)).min().unwrap_or_default()
 }
 
-struct Case<'a, T> {
+struct Case<'a, T: KvElement> {
     isa: Isa,
     shape: AttentionShape,
     slabs: &'a [KvSlab<T>],

@@ -1,6 +1,7 @@
 //! Timing of all cases, in rounds.
 
 use anyhow::Context;
+use braidinfer::executor::ReadPattern;
 use serde::{Deserialize, Serialize};
 
 use super::contestant::Contestant;

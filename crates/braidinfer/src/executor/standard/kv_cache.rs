@@ -7,7 +7,7 @@ use braidinfer_model::spec::AttentionSpec;
 use candle_core::{DType, Device, Tensor};
 
 use crate::executor::{Batch, KvCacheConfig, KvDtype, SequenceSlice};
-use crate::{Result, memory};
+use crate::{Error, Result, memory};
 
 /// Keys and values of some layers, indexed by slot. Grows when blocks are first used.
 #[derive(Debug)]
