@@ -188,8 +188,8 @@ fn kv_by_layer(report: &CompatReport) -> Vec<&str> {
 }
 
 #[test]
-fn layers_that_four_bits_hurt_keep_finer_keys_and_values() {
-    let options = LoadOptions { kv_dtype: Some(KvDtype::Q4_0), ..LoadOptions::default() };
+fn layers_that_eight_bits_hurt_keep_finer_keys_and_values() {
+    let options = LoadOptions { kv_dtype: Some(KvDtype::Q8_0), ..LoadOptions::default() };
     for thoroughness in [Thoroughness::Brief, Thoroughness::Normal] {
         let parts = with_large_keys([1], &options);
         let mut fused = fused(&parts, &options, None);
@@ -197,8 +197,8 @@ fn layers_that_four_bits_hurt_keep_finer_keys_and_values() {
         let report = checked.report;
         let kv = kv_by_layer(&report);
         assert_eq!(report.status, Status::Compatible, "{kv:?}: {}", report.reason);
-        assert!(kv[1] != "q4_0" && report.stores_in(KvDtype::Q4_0), "{kv:?}: {}", report.reason);
-        assert!(report.reason.contains("K/V finer than q4_0 in"), "{}", report.reason);
+        assert!(kv[1] != "q8_0" && report.stores_in(KvDtype::Q8_0), "{kv:?}: {}", report.reason);
+        assert!(report.reason.contains("K/V finer than q8_0 in"), "{}", report.reason);
         assert!(report.layers[1].raised.is_some());
     }
 }
