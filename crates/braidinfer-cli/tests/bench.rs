@@ -107,7 +107,8 @@ fn a_record_says_what_was_measured_and_on_what() {
     let folder = TempDir::new().expect("a temporary folder can be made");
     let file = folder.path().join("record.md");
     let file_name = file.display().to_string();
-    let printed = report(&["--kernels", "fused", "--export", &file_name]);
+    let printed = report(&["--kernels", "fused", "--kv-dtype", "q8_0", "--export", &file_name]);
+    assert_eq!(printed["options"]["kv_dtype"], "q8_0");
     let notes = list(&printed["notes"]);
     assert!(notes.iter().any(|note| note.as_str().is_some_and(|note| note.contains("not forced, "))), "{printed}");
     assert!(positive(&printed["memory_bytes"]) || cfg!(not(target_os = "linux")), "{printed}");
@@ -117,6 +118,7 @@ fn a_record_says_what_was_measured_and_on_what() {
         "| memory |",
         "| ceilings | read ",
         "--kernels fused --prompt-tokens 16",
+        "--kv-dtype q8_0",
         "| decode |",
         "not forced, ",
     ] {

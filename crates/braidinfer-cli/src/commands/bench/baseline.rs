@@ -72,6 +72,8 @@ impl Baseline {
         differs("machine", machine(&report.machine), machine(&then.machine));
         let (now_options, then_options) = (&report.options, &then.options);
         differs("dtype", now_options.dtype.clone(), then_options.dtype.clone());
+        let kv_dtype = |options: &Options| options.kv_dtype.clone().unwrap_or_else(|| "auto".into());
+        differs("kv_dtype", kv_dtype(now_options), kv_dtype(then_options));
         differs("device", now_options.device.clone(), then_options.device.clone());
         let missing = then.results.len().saturating_sub(common);
         if missing > 0 {

@@ -1,6 +1,6 @@
 //! A benchmark as a document that can be sent to others: what was measured, on what, and how.
 
-use super::report::{self, Report};
+use super::report::{self, Options, Report};
 use crate::output;
 use crate::report::Document;
 
@@ -26,7 +26,6 @@ pub fn document(report: &Report) -> Document {
 fn machine(report: &Report) -> Vec<[String; 2]> {
     let (machine, options) = (&report.machine, &report.options);
     let unknown = || "unknown".to_owned();
-    let listed = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
     let mut rows = vec![
         ("processor", machine.cpu.clone().unwrap_or_else(unknown)),
         ("instruction set", machine.isa.clone()),
@@ -35,20 +34,27 @@ fn machine(report: &Report) -> Vec<[String; 2]> {
         ("system", machine.os.clone()),
         ("braidinfer", report.version.clone()),
         ("model", format!("{}, {} weights", report.model, report.weights)),
-        (
-            "measured",
-            format!(
-                "--kernels {} --prompt-tokens {} --gen-tokens {} --batch {} --depth {} --repetitions {} --dtype {}",
-                options.kernels.join(","),
-                options.prompt_tokens,
-                options.gen_tokens,
-                listed(&options.batch),
-                listed(&options.depth),
-                options.repetitions,
-                options.dtype,
-            ),
-        ),
+        ("measured", flags(options)),
     ];
     rows.extend(report.ceilings.as_ref().map(|ceilings| ("ceilings", report::ceilings(ceilings))));
     rows.into_iter().map(|(name, value)| [name.to_owned(), value]).collect()
+}
+
+/// The flags that measure the same.
+fn flags(options: &Options) -> String {
+    let listed = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    let mut flags = vec![
+        ("kernels", options.kernels.join(",")),
+        ("prompt-tokens", options.prompt_tokens.to_string()),
+        ("gen-tokens", options.gen_tokens.to_string()),
+        ("batch", listed(&options.batch)),
+        ("depth", listed(&options.depth)),
+        ("repetitions", options.repetitions.to_string()),
+        ("dtype", options.dtype.clone()),
+        ("device", options.device.clone()),
+    ];
+    flags.extend(options.kv_dtype.clone().map(|kv_dtype| ("kv-dtype", kv_dtype)));
+    flags.extend(options.quantize.clone().map(|quantize| ("quantize", quantize)));
+    flags.extend(options.context.map(|context| ("context", context.to_string())));
+    flags.iter().map(|(flag, value)| format!("--{flag} {value}")).collect::<Vec<_>>().join(" ")
 }

@@ -13,7 +13,7 @@ use super::machine::{Ceilings, Machine};
 use super::measure::{Sample, Spread};
 use super::plan::Case;
 use super::roofline::{Bound, Workload};
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, KvDtypeArg};
 use crate::output;
 
 /// The whole report, as `--json` prints it and `--save` writes it.
@@ -45,6 +45,9 @@ pub struct Options {
     pub kernels: Vec<String>,
     pub repetitions: usize,
     pub dtype: String,
+    /// Reports from before there was a choice have none.
+    #[serde(default)]
+    pub kv_dtype: Option<String>,
     pub quantize: Option<String>,
     pub device: String,
     pub context: Option<usize>,
@@ -60,6 +63,7 @@ impl Options {
             kernels: args.kernels.iter().map(spelled).collect(),
             repetitions: args.repetitions,
             dtype: spelled(&args.computing.dtype),
+            kv_dtype: (args.computing.kv_dtype != KvDtypeArg::Auto).then(|| spelled(&args.computing.kv_dtype)),
             quantize: args.computing.quantize.map(|file_type| file_type.to_string()),
             device: args.computing.device.clone(),
             context: args.computing.context,
@@ -166,8 +170,8 @@ pub fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> an
         return output::print_json(&Printed { report, baseline: comparison });
     }
     output::print_line(heading(report))?;
-    print_table(&results_table(report))?;
-    print_table(&executors_table(report))?;
+    print_table(&table(results_cells(report), &[1, 2, 3, 5, 6, 7, 8, 9]))?;
+    print_table(&table(executors_cells(report), &[3, 4, 5, 6, 7, 8]))?;
     comparison.map_or(Ok(()), |comparison| print_table(&comparison.table()))
 }
 
@@ -193,16 +197,6 @@ pub fn ceilings(ceilings: &Ceilings) -> String {
         [ceilings.read_gb_s, ceilings.int8_gop_s, ceilings.bf16_gflop_s, ceilings.f32_gflop_s].map(number);
     let pattern = ceilings.read_pattern;
     format!("read {read} GB/s ({pattern}); multiply int8 {int8}, bf16 {bf16}, f32 {f32} GOP/s")
-}
-
-fn results_table(report: &Report) -> Table {
-    let (header, rows) = results_cells(report);
-    let mut table = new_table(&header);
-    rows.into_iter().for_each(|row| {
-        table.add_row(row);
-    });
-    align_right(&mut table, &[1, 2, 3, 5, 6, 7, 8, 9]);
-    table
 }
 
 /// Header and rows of the results.
@@ -234,16 +228,6 @@ fn share(row: &ResultRow) -> String {
     }
 }
 
-fn executors_table(report: &Report) -> Table {
-    let (header, rows) = executors_cells(report);
-    let mut table = new_table(&header);
-    rows.into_iter().for_each(|row| {
-        table.add_row(row);
-    });
-    align_right(&mut table, &[3, 4, 5, 6, 7, 8]);
-    table
-}
-
 /// Header and rows of what holds for all cases.
 pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let header =
@@ -264,6 +248,14 @@ pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>)
         ]
     };
     (header.to_vec(), report.executors.iter().map(cells).collect())
+}
+
+/// A table of cells, with these columns aligned to the right.
+fn table((header, rows): (Vec<&str>, Vec<Vec<String>>), right: &[usize]) -> Table {
+    let mut table = new_table(&header);
+    table.add_rows(rows);
+    align_right(&mut table, right);
+    table
 }
 
 /// A table in the style of this program, with a header.
