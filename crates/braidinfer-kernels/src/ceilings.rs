@@ -255,13 +255,21 @@ trait MultiplyAdd {
     type Sum<S: Simd>: Copy;
 
     fn zero<S: Simd>(simd: S) -> Self::Sum<S>;
+    fn add<S: Simd>(simd: S, sum: Self::Sum<S>, vector: S::I32, word: u32) -> Self::Sum<S>;
     /// Adds the products of each of `P` vectors with each of `N` words.
-    fn add<S: Simd, const P: usize, const N: usize>(
+    #[inline(always)]
+    fn add_tile<S: Simd, const P: usize, const N: usize>(
         simd: S,
         sums: &mut [[Self::Sum<S>; N]; P],
         vectors: [S::I32; P],
         words: &[u32; N],
-    );
+    ) {
+        for row in 0..N {
+            for panel in 0..P {
+                sums[panel][row] = Self::add(simd, sums[panel][row], vectors[panel], words[row]);
+            }
+        }
+    }
     fn bits<S: Simd>(simd: S, sum: Self::Sum<S>) -> S::I32;
 }
 
@@ -277,9 +285,13 @@ impl MultiplyAdd for Int8 {
     fn zero<S: Simd>(simd: S) -> S::I32 {
         simd.splat_i32(0)
     }
+    #[inline(always)]
+    fn add<S: Simd>(simd: S, sum: S::I32, vector: S::I32, word: u32) -> S::I32 {
+        simd.dot_u8_i8(sum, vector, simd.splat_i32(word as i32))
+    }
     /// As kernels multiply levels of fewer than 8 bits, which [`plain_value`] gives.
     #[inline(always)]
-    fn add<S: Simd, const P: usize, const N: usize>(
+    fn add_tile<S: Simd, const P: usize, const N: usize>(
         simd: S,
         sums: &mut [[S::I32; N]; P],
         vectors: [S::I32; P],
@@ -302,17 +314,8 @@ impl MultiplyAdd for Bf16 {
         simd.splat(0.0)
     }
     #[inline(always)]
-    fn add<S: Simd, const P: usize, const N: usize>(
-        simd: S,
-        sums: &mut [[S::F32; N]; P],
-        vectors: [S::I32; P],
-        words: &[u32; N],
-    ) {
-        for row in 0..N {
-            for panel in 0..P {
-                sums[panel][row] = simd.dot_bf16(sums[panel][row], vectors[panel], simd.splat_i32(words[row] as i32));
-            }
-        }
+    fn add<S: Simd>(simd: S, sum: S::F32, vector: S::I32, word: u32) -> S::F32 {
+        simd.dot_bf16(sum, vector, simd.splat_i32(word as i32))
     }
     #[inline(always)]
     fn bits<S: Simd>(simd: S, sum: S::F32) -> S::I32 {
@@ -329,18 +332,8 @@ impl MultiplyAdd for F32 {
         simd.splat(0.0)
     }
     #[inline(always)]
-    fn add<S: Simd, const P: usize, const N: usize>(
-        simd: S,
-        sums: &mut [[S::F32; N]; P],
-        vectors: [S::I32; P],
-        words: &[u32; N],
-    ) {
-        for row in 0..N {
-            for panel in 0..P {
-                sums[panel][row] =
-                    simd.fma(simd.float_of(vectors[panel]), simd.splat(f32::from_bits(words[row])), sums[panel][row]);
-            }
-        }
+    fn add<S: Simd>(simd: S, sum: S::F32, vector: S::I32, word: u32) -> S::F32 {
+        simd.fma(simd.float_of(vector), simd.splat(f32::from_bits(word)), sum)
     }
     #[inline(always)]
     fn bits<S: Simd>(simd: S, sum: S::F32) -> S::I32 {
@@ -386,7 +379,12 @@ fn tile<S: Simd, M: MultiplyAdd, const P: usize, const N: usize>(simd: S, operan
             for (loaded, vector) in loaded.iter_mut().zip(vectors) {
                 *loaded = simd.load_i32(vector);
             }
-            M::add(simd, &mut sums, loaded, words.first_chunk().expect("as many words as the largest tile has rows"));
+            M::add_tile(
+                simd,
+                &mut sums,
+                loaded,
+                words.first_chunk().expect("as many words as the largest tile has rows"),
+            );
         }
     }
     let mut bits = simd.splat_i32(0);

@@ -322,8 +322,11 @@ impl ModelParts {
 
     /// What would run by the verdict that is kept, if kernels were `auto` and not forced.
     fn unforced(&self, verdicts: Option<&Path>, fused: &Decoder<'_>) -> Result<String> {
-        let cache = VerdictCache::new(verdicts, &self.subject(), fused, Precision::Auto)?;
-        let known = cache.read().filter(|report| compat::plan_of(report, fused.plan()).is_some());
+        let cache = verdicts.map(|folder| VerdictCache::new(Some(folder), &self.subject(), fused, Precision::Auto));
+        let known = cache
+            .transpose()?
+            .and_then(|cache| cache.read())
+            .filter(|report| compat::plan_of(report, fused.plan()).is_some());
         Ok(match known {
             Some(report) => decision(&report, true),
             None => "a check would choose the kernels: no verdict of one is kept".into(),

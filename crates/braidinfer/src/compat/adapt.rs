@@ -40,9 +40,8 @@ impl Adapted {
     fn new(found: &Measurements, plan: KernelPlan, run: Run, holds: bool) -> Self {
         let departs = |layer: &usize| !plan.same_layer(&found.fastest_plan, *layer);
         let asked = found.fastest_plan.kv_dtypes.iter().copied().filter(|kv| kv.is_quantized()).max();
-        let finer =
-            || (0..plan.kv_dtypes.len()).filter(|layer| plan.kv_dtypes[*layer] < found.fastest_plan.kv_dtypes[*layer]);
-        let asked_storage = asked.map(|asked| (asked, finer().collect()));
+        let is_finer = |layer: &usize| plan.kv_dtypes[*layer] < found.fastest_plan.kv_dtypes[*layer];
+        let asked_storage = asked.map(|asked| (asked, (0..plan.kv_dtypes.len()).filter(is_finer).collect()));
         let raised = (0..plan.kv_dtypes.len()).filter(departs).map(|layer| (layer, layer_in_words(&plan, layer)));
         Self { raised: raised.collect(), plan, run, standard: BTreeSet::new(), holds, asked_storage }
     }

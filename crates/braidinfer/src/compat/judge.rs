@@ -19,6 +19,9 @@ const EXACT_ERROR: f64 = 1e-4;
 /// Scores by mean KL divergence, in nats; between the entries, the score is linear in the logarithm.
 const BY_DIVERGENCE: [(f64, f64); 4] = [(1e-3, 1.0), (1e-2, 0.8), (1e-1, 0.5), (1.0, 0.0)];
 
+/// Mean KL divergence, in nats, beyond which a model is no longer COMPATIBLE.
+pub(super) const MOST_COMPATIBLE: f64 = BY_DIVERGENCE[1].0;
+
 /// Scores by the fraction of positions, without near ties, at which the most likely token changed.
 const BY_CHANGES: [(f64, f64); 4] = [(2e-3, 1.0), (2e-2, 0.8), (1e-1, 0.5), (0.5, 0.0)];
 

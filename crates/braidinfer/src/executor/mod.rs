@@ -133,8 +133,17 @@ impl KvDtype {
         match self {
             Self::F32 => 2 * heads * head_dim * 4,
             Self::F16 => 2 * heads * head_dim * 2,
-            Self::Q8_0 => heads * Q8_0::position_bytes(head_dim),
-            Self::Q4_0 => heads * Q4_0::position_bytes(head_dim),
+            Self::Q8_0 | Self::Q4_0 => heads * self.stored_bytes(head_dim),
+        }
+    }
+
+    /// Bytes that fused kernels take for one position of a head, with padding.
+    pub(crate) fn stored_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::F32 => f32::position_bytes(head_dim),
+            Self::F16 => u16::position_bytes(head_dim),
+            Self::Q8_0 => Q8_0::position_bytes(head_dim),
+            Self::Q4_0 => Q4_0::position_bytes(head_dim),
         }
     }
 

@@ -9,9 +9,6 @@ use crate::compat::reading::Reader;
 use crate::compat::{Measurements, Status};
 use crate::executor::Decoder;
 
-/// Mean KL divergence, in nats, at which a model is no longer COMPATIBLE.
-const MOST: f64 = 1e-2;
-
 /// Stores keys and values as the fastest plan does, which is how the user asked for it: in all layers if the whole is
 /// then still COMPATIBLE (without a target: not INCOMPATIBLE), or else in those layers that add least to the divergence.
 /// `finer` has no quantized keys and values, and is returned if they serve in no choice of layers.
@@ -34,7 +31,7 @@ pub(super) fn quantize(
     if serves(&run) {
         return Ok(Adapted::new(found, all, run, finer.holds));
     }
-    let allowed = MOST.min(run.divergence.kl_mean);
+    let allowed = judge::MOST_COMPATIBLE.min(run.divergence.kl_mean);
     let contributions = contributions::measure(fused, &found.truth, &all, &finer.plan)?;
     for share in TARGET_FRACTIONS {
         let plan = contributions.cheapest(&all, &finer.plan, share * allowed);

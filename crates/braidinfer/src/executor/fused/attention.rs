@@ -51,7 +51,6 @@ impl FusedRunner {
             merges,
             starts: head_starts,
             sinks: layer.sinks.as_deref(),
-            transformed: kv_dtypes[kv_layer].is_quantized(),
             #[cfg(test)]
             keys_in_bf16: self.planted == Some(Planted::KeysInBf16),
         };
@@ -151,8 +150,6 @@ struct AttentionPass<'a> {
     starts: &'a [usize],
     /// One score per query head.
     sinks: Option<&'a [f32]>,
-    /// Whether queries, keys and values are stored and multiplied as their Hadamard transforms.
-    transformed: bool,
     #[cfg(test)]
     keys_in_bf16: bool,
 }
@@ -189,7 +186,7 @@ impl AttentionPass<'_> {
 
     /// Stores the keys, normed and rotated, and the values of every token.
     fn store<T: KvElement>(&mut self, slabs: &mut [KvSlab<T>]) {
-        let (source, transformed) = (self.source, self.transformed);
+        let source = self.source;
         let (layout, groups, width) = (source.layout, self.groups(), self.shape.head_dim);
         self.items.clear();
         for (slab, _) in &layout.slabs {
@@ -209,7 +206,7 @@ impl AttentionPass<'_> {
                 if keys_in_bf16 {
                     to_bf16(key);
                 }
-                if transformed {
+                if T::QUANTIZED {
                     hadamard(source.isa, key, width);
                     hadamard(source.isa, value, width);
                 }
@@ -220,10 +217,10 @@ impl AttentionPass<'_> {
 
     /// One task per (group, chunk).
     fn attend_whole<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
-        let (source, shape, sinks, transformed) = (self.source, &self.shape, self.sinks, self.transformed);
+        let (source, shape, sinks) = (self.source, &self.shape, self.sinks);
         self.pool.for_each_with(self.scratch, Ranges::new(heads, self.starts), |index, out, scratch| {
-            let query = Query::of(&source, shape, transformed, index);
-            query.read(scratch);
+            let query = Query::of(&source, shape, index);
+            query.read::<T>(scratch);
             let AttentionScratch { queries, sums, blocks } = scratch;
             let [all, next] = sums;
             let len = Partial::len(shape, query.rows());
@@ -237,19 +234,19 @@ impl AttentionPass<'_> {
                     merge(source.isa, &mut all, &next);
                 }
             }
-            query.finish(&mut all, out, sinks);
+            query.finish::<T>(&mut all, out, sinks);
         });
     }
 
     /// One task per (group, chunk, span), followed by merging the spans of each (group, chunk).
     fn attend_by_span<T: KvElement>(&mut self, slabs: &[KvSlab<T>], heads: &mut [f32]) {
-        let (source, shape, transformed) = (self.source, &self.shape, self.transformed);
+        let (source, shape) = (self.source, &self.shape);
         let Partials { buffer, starts, tasks } = &mut *self.partials;
         starts.clear();
         tasks.clear();
         let mut len = 0;
         for index in 0..self.starts.len() {
-            let query = Query::of(&source, shape, transformed, index);
+            let query = Query::of(&source, shape, index);
             for span in 0..query.spans().count() {
                 starts.push(len);
                 tasks.push((index, span));
@@ -259,18 +256,18 @@ impl AttentionPass<'_> {
         buffer.resize(len);
         self.pool.for_each_with(self.scratch, Ranges::new(buffer, starts), |span_index, buffer, scratch| {
             let (index, span) = tasks[span_index];
-            let query = Query::of(&source, shape, transformed, index);
-            query.read(scratch);
+            let query = Query::of(&source, shape, index);
+            query.read::<T>(scratch);
             let span = query.spans().nth(span).expect("spans were counted");
             let mut out = Partial::new(shape, query.rows(), buffer);
             attend(source.isa, &query.task(slabs, &scratch.queries, span), &mut scratch.blocks, &mut out);
         });
-        self.merge_spans(heads);
+        self.merge_spans::<T>(heads);
     }
 
     /// Merges the spans of each (group, chunk), in ascending order.
-    fn merge_spans(&mut self, heads: &mut [f32]) {
-        let (source, shape, sinks, transformed) = (self.source, &self.shape, self.sinks, self.transformed);
+    fn merge_spans<T: KvElement>(&mut self, heads: &mut [f32]) {
+        let (source, shape, sinks) = (self.source, &self.shape, self.sinks);
         let Partials { buffer, starts, tasks } = &mut *self.partials;
         let (starts, tasks) = (&*starts, &*tasks);
         // Index in `starts` of the first span of each (group, chunk).
@@ -279,7 +276,7 @@ impl AttentionPass<'_> {
         self.merges.extend((0..self.starts.len()).map(first));
         let parts = (Ranges::new(heads, self.starts), Ranges::new(buffer, self.merges));
         self.pool.for_each(parts, |index, (out, spans), _| {
-            let query = Query::of(&source, shape, transformed, index);
+            let query = Query::of(&source, shape, index);
             let rows = query.rows();
             let mut spans = spans.chunks_exact_mut(Partial::len(shape, rows));
             let first = spans.next().expect("every query sees a span");
@@ -287,7 +284,7 @@ impl AttentionPass<'_> {
             for next in spans {
                 merge(source.isa, &mut all, &Partial::new(shape, rows, next));
             }
-            query.finish(&mut all, out, sinks);
+            query.finish::<T>(&mut all, out, sinks);
         });
     }
 }
@@ -296,17 +293,15 @@ impl AttentionPass<'_> {
 struct Query<'a> {
     source: &'a Heads<'a>,
     shape: &'a AttentionShape,
-    /// Whether they are multiplied with Hadamard transforms of keys and values.
-    transformed: bool,
     chunk: &'a QueryChunk,
     group: usize,
 }
 
 impl<'a> Query<'a> {
     /// The query of task `index`: tasks are ordered by group, then by chunk.
-    fn of(source: &'a Heads<'a>, shape: &'a AttentionShape, transformed: bool, index: usize) -> Self {
+    fn of(source: &'a Heads<'a>, shape: &'a AttentionShape, index: usize) -> Self {
         let chunks: &[QueryChunk] = &source.layout.chunks;
-        Self { source, shape, transformed, chunk: &chunks[index % chunks.len()], group: index / chunks.len() }
+        Self { source, shape, chunk: &chunks[index % chunks.len()], group: index / chunks.len() }
     }
 
     fn rows(&self) -> usize {
@@ -321,27 +316,27 @@ impl<'a> Query<'a> {
     }
 
     /// Reads the queries, normed and rotated, into the scratch buffer: `[tokens][per_group][head_dim]`.
-    fn read(&self, scratch: &mut AttentionScratch) {
+    fn read<T: KvElement>(&self, scratch: &mut AttentionScratch) {
         scratch.reserve(self.shape, self.rows());
         let AttentionShape { head_dim, per_group, .. } = *self.shape;
         for (row, out) in scratch.queries[..self.rows() * head_dim].chunks_exact_mut(head_dim).enumerate() {
             let token = self.chunk.tokens.start + row / per_group;
             self.source.read(HeadKind::Query, token, self.group * per_group + row % per_group, Stage::Rotated, out);
-            if self.transformed {
+            if T::QUANTIZED {
                 hadamard(self.source.isa, out, head_dim);
             }
         }
     }
 
     /// The outputs of all rows, from the result over all keys that they see.
-    fn finish(&self, all: &mut Partial<'_>, out: &mut [f32], sinks: Option<&[f32]>) {
+    fn finish<T: KvElement>(&self, all: &mut Partial<'_>, out: &mut [f32], sinks: Option<&[f32]>) {
         let isa = self.source.isa;
         if let Some(sinks) = sinks {
             let AttentionShape { per_group, .. } = *self.shape;
             add_sinks(isa, all, &sinks[self.group * per_group..][..per_group]);
         }
         finish(isa, all, self.shape.head_dim, out);
-        if self.transformed {
+        if T::QUANTIZED {
             hadamard(isa, out, self.shape.head_dim);
         }
     }

@@ -80,13 +80,7 @@ impl KvCache {
     fn missing_bytes(&self, slabs: usize, dtypes: &[KvDtype]) -> usize {
         let layers = self.layers.iter().zip(&self.heads).zip(dtypes);
         let missing = layers.map(|((layer, (heads, head_dim)), dtype)| {
-            let position = match dtype {
-                KvDtype::F32 => f32::position_bytes(*head_dim),
-                KvDtype::F16 => u16::position_bytes(*head_dim),
-                KvDtype::Q8_0 => Q8_0::position_bytes(*head_dim),
-                KvDtype::Q4_0 => Q4_0::position_bytes(*head_dim),
-            };
-            (slabs * heads).saturating_sub(layer.count(*dtype)) * SLAB_TOKENS * position
+            (slabs * heads).saturating_sub(layer.count(*dtype)) * SLAB_TOKENS * dtype.stored_bytes(*head_dim)
         });
         missing.sum()
     }
