@@ -799,8 +799,8 @@ pub struct ComputingArgs {
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
     /// Type of stored keys and values; auto is f32 with --dtype f32 and f16 otherwise. q8_0 and q4_0, for fused kernels,
-    /// take half and a quarter of the memory and of the reading in long contexts; the check keeps f16 in layers where
-    /// answers would change too often
+    /// take half and a quarter of the memory and of the reading in long contexts; the check keeps f16 or f32 in layers
+    /// where answers would change too often
     #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto)]
     pub kv_dtype: KvDtypeArg,
     /// Quantize the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_k_m, mxfp4, q4_k_m, q4_0, q3_k_m, q2_k, tq2_0 or

@@ -124,6 +124,11 @@ fn a_record_says_what_was_measured_and_on_what() {
     ] {
         assert!(record.contains(part), "`{part}` is missing in\n{record}");
     }
+    let both = bench(&["--kernels", "fused", "--save", &file_name, "--export", &file_name]);
+    refuse(both, &["--export: expected another file than that of --save"]);
+    let beside = report(&["--kernels", "standard,fused", "--kv-dtype", "q8_0"]);
+    let types: Vec<&Value> = list(&beside["executors"]).iter().map(|executor| &executor["kv_dtypes"]).collect();
+    assert_eq!(types, [&json!(["f32"]), &json!(["q8_0"])]);
     let wrong = output(bench(&["--kernels", "fused", "--export", "record.docx"]));
     assert_eq!(wrong.status.code(), Some(3));
 }

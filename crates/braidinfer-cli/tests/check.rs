@@ -155,6 +155,28 @@ fn force_belongs_to_fused_kernels() {
     assert!(stderr(&alone).contains("--force: expected --kernels fused"), "{}", stderr(&alone));
 }
 
+/// What cannot be run is not called fine.
+#[test]
+fn check_run_and_force_agree_about_types_of_keys_and_values() {
+    let (cache, name) = (temporary(), path("llama"));
+    let asked = |command: &str, more: &[&str]| {
+        let mut args = vec![command, &name, "--kv-dtype", "q4_0"];
+        args.extend(more);
+        with_cache(cache.path(), &args)
+    };
+    let refused = asked("run", &["--ids", "1,2", "-n", "1"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("keys and values in q4_0 do not serve"), "{}", stderr(&refused));
+    let forced = asked("run", &["--ids", "1,2", "-n", "1", "--kernels", "fused", "--force"]);
+    assert!(stderr(&forced).contains("not forced, keys and values in q4_0 would be refused"), "{}", stderr(&forced));
+    let checked = stdout(&asked("check", &[]));
+    assert!(checked.contains("--kv-dtype f16") && !checked.contains("Nothing"), "{checked}");
+    let predicted = asked("check", &["--static"]);
+    assert!(stderr(&predicted).contains("says nothing about keys and values in q4_0"), "{}", stderr(&predicted));
+    let validated = asked("validate", &[]);
+    assert!(!stderr(&validated).contains("standard kernels of this"), "{}", stderr(&validated));
+}
+
 #[test]
 fn precision_is_for_fused_kernels_that_are_checked() {
     let model = model("qwen3").display().to_string();

@@ -83,22 +83,22 @@ pub fn read_bandwidth(isa: Isa, pool: &mut Pool, bytes: usize) -> io::Result<(f6
     pool.for_each(Chunks::new(&mut memory, TASK_BYTES), |index, piece, _| piece.fill(index as u8 | 1));
     let pieces = TASKS_PER_PASS.min(len / TASK_BYTES);
     let (passes, mut next) = (len / TASK_BYTES / pieces, 0);
-    let mut pass = |pattern| {
-        let memory = &memory[next * pieces * TASK_BYTES..];
-        let time = timed(|| {
+    let mut pass = |memory: &[u8], pattern| {
+        timed(|| {
             pool.run(pieces, &|index, _| {
                 black_box(read(isa, &memory[index * TASK_BYTES..(index + 1) * TASK_BYTES], pattern));
             });
-        });
-        next = (next + 1) % passes;
-        time
+        })
     };
     // In turn, so that other load on the machine slows all of them down.
     let mut best = [Duration::MAX; ReadPattern::ALL.len()];
     best_of(READ_BUDGET, || {
         for (pattern, best) in ReadPattern::ALL.into_iter().zip(&mut best) {
-            *best = pass(pattern).clamp(SHORTEST, *best);
+            *best = pass(&memory[next % passes * pieces * TASK_BYTES..], pattern).clamp(SHORTEST, *best);
+            next += 1;
         }
+        // One more, so that no pattern always reads the same parts of the memory, which differ in speed.
+        next += 1;
     });
     let (time, pattern) = best.into_iter().zip(ReadPattern::ALL).min_by_key(|(time, _)| *time).expect("patterns");
     Ok(((pieces * TASK_BYTES) as f64 / time.as_secs_f64(), pattern))
@@ -185,7 +185,7 @@ fn read_streams<S: Simd, const STREAMS: usize, const PREFETCH: bool>(simd: S, pi
         for first in 0..STREAMS {
             let at = first * stream + index;
             if PREFETCH {
-                let ahead = &groups[(at + AHEAD / LINES).min(groups.len() - 1)];
+                let ahead = &groups[first * stream + (index + AHEAD / LINES).min(stream - 1)];
                 for line in 0..LINES {
                     simd.prefetch(&ahead[line]);
                 }

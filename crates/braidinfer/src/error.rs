@@ -140,7 +140,7 @@ pub enum Error {
         /// Where the model came from.
         model: String,
         /// The type that was asked for.
-        kv_dtype: &'static str,
+        kv_dtype: String,
         /// The reason for the verdict.
         reason: String,
     },

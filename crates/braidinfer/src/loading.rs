@@ -2,7 +2,7 @@
 
 mod keeping;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use braidinfer_kernels::{Isa, NumericLevel};
@@ -224,6 +224,7 @@ impl ModelParts {
             place: Place::memory(),
             threads,
         };
+        parts.check_kv_dtype(options)?;
         let room = Room::now();
         parts.place = parts.place(source, options, room)?;
         parts.fit(options, room);
@@ -297,12 +298,11 @@ impl ModelParts {
 
     /// Loads the weights for the requested kernels, or for those that a check chooses.
     pub(crate) fn load(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
-        self.check_kv_dtype(options)?;
         match options.kernels {
             Kernels::Standard => self.load_standard(options, progress, None),
             Kernels::Fused if options.force => {
                 let fused = self.fused(options, progress)?;
-                let otherwise = self.unforced(options.verdicts.as_deref(), &fused)?;
+                let otherwise = self.unforced(options, &fused)?;
                 let kv = options.kv_dtype.map_or(String::new(), |kv| format!(", keys and values in {}", kv.name()));
                 self.notes.push(format!(
                     "fused kernels at the fastest level{kv}, as forced: no check was made; not forced, {otherwise}"
@@ -321,14 +321,18 @@ impl ModelParts {
     }
 
     /// What would run by the verdict that is kept, if kernels were `auto` and not forced.
-    fn unforced(&self, verdicts: Option<&Path>, fused: &Decoder<'_>) -> Result<String> {
-        let cache = verdicts.map(|folder| VerdictCache::new(Some(folder), &self.subject(), fused, Precision::Auto));
+    fn unforced(&self, options: &LoadOptions, fused: &Decoder<'_>) -> Result<String> {
+        let cache = |folder| VerdictCache::new(Some(folder), &self.subject(), fused, options.precision);
+        let cache = options.verdicts.as_deref().map(cache);
         let known = cache
             .transpose()?
             .and_then(|cache| cache.read())
             .filter(|report| compat::plan_of(report, fused.plan()).is_some());
         Ok(match known {
-            Some(report) => decision(&report, true),
+            Some(report) => match report.useless_kv_dtype() {
+                Some(asked) => format!("keys and values in {asked} would be refused: {}", report.reason),
+                None => decision(&report, true),
+            },
             None => "a check would choose the kernels: no verdict of one is kept".into(),
         })
     }
@@ -355,10 +359,8 @@ impl ModelParts {
             let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason);
             return Err(Error::FusedForbidden { model, status, reason });
         }
-        let asked = options.kv_dtype.filter(|asked| asked.is_quantized());
-        if let Some(asked) = asked.filter(|asked| !report.stores_in(*asked)) {
-            let (model, kv_dtype, reason) = (self.label.clone(), asked.name(), report.reason);
-            return Err(Error::KvDtypeForbidden { model, kv_dtype, reason });
+        if let Some(kv_dtype) = report.useless_kv_dtype().map(str::to_owned) {
+            return Err(Error::KvDtypeForbidden { model: self.label.clone(), kv_dtype, reason: report.reason });
         }
         match report.kernels() {
             ActiveKernels::Fused => Ok(Loaded { decoder: fused, compat: Some(report) }),
@@ -378,6 +380,13 @@ impl ModelParts {
             }
             ActiveKernels::Standard => {
                 drop(fused);
+                if let Some(asked) = options.kv_dtype {
+                    let note = format!(
+                        "keys and values are not stored in {}: standard kernels have a type of their own",
+                        asked.name()
+                    );
+                    self.notes.push(note);
+                }
                 let reason = format!(
                     "standard kernels need weights of their own, since fused ones are {} with this model: {}",
                     report.status.as_str(),
@@ -426,7 +435,7 @@ impl ModelParts {
     /// Fails on a type of keys and values that these options do not allow.
     fn check_kv_dtype(&self, options: &LoadOptions) -> Result<()> {
         let Some(asked) = options.kv_dtype else { return Ok(()) };
-        if options.kernels == Kernels::Standard || !has_fused(options) {
+        if options.kernels == Kernels::Standard || options.kernels == Kernels::Auto && !has_fused(options) {
             let own = kv_dtype(self.standard_types(options).0);
             let expected = format!("{}, their own, with standard kernels of this `dtype`", own.name());
             return if asked == own { Ok(()) } else { Err(Error::bad_request("kv_dtype", expected, asked.name())) };
@@ -540,10 +549,10 @@ fn because(error: Error, reason: &str) -> Error {
     }
 }
 
-/// The type of keys and values that room is kept for: a check may choose f32, unless a quantized type is asked for, which
-/// some layers may then leave.
+/// The type of keys and values that room is kept for: a check may choose f32, for every layer; without one it is what was
+/// asked for.
 fn largest_kv_dtype(options: &LoadOptions) -> KvDtype {
-    options.kv_dtype.filter(|asked| asked.is_quantized()).unwrap_or(KvDtype::F32)
+    options.kv_dtype.filter(|_| options.kernels == Kernels::Fused && options.force).unwrap_or(KvDtype::F32)
 }
 
 /// The data type of keys and values of standard kernels that compute in `dtype`.
@@ -587,9 +596,11 @@ pub fn check(
     let mut parts = ModelParts::open(source, options, progress)?;
     let CheckDepth::Measured(thoroughness) = depth else {
         let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
+        if let Some(asked) = options.kv_dtype.filter(|asked| asked.is_quantized()) {
+            parts.notes.push(format!("a prediction says nothing about keys and values in {}", asked.name()));
+        }
         return Ok((parts.subject().predict(isa.name())?, parts.notes));
     };
-    parts.check_kv_dtype(options)?;
     let mut fused = parts.fused(options, progress)?;
     let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, options.precision)?;
     let Checked { report, .. } = parts.subject().check(&mut fused, thoroughness, options.precision)?;

@@ -109,12 +109,14 @@ impl Judgement {
             _ => Computed::Some(&adapted.standard),
         };
         report.plan = plan_entries::entries(&adapted.plan, standard);
+        report.kv_dtype = adapted.asked_storage.as_ref().map(|(asked, _)| asked.name().to_owned());
         report.reason = self.reason(adapted, precision);
     }
 
     fn reason(&self, adapted: &Adapted, precision: Precision) -> String {
+        let storage = storage_in_words(adapted);
         if let Some(fault) = &self.fault {
-            return self.fault_in_words(fault, adapted);
+            return self.fault_in_words(fault, adapted) + if adapted.standard.is_empty() { "" } else { &storage };
         }
         let divergence = &adapted.run.divergence;
         if !divergence.is_finite() {
@@ -133,13 +135,16 @@ impl Judgement {
             Precision::Fast if divergence.disagreements > 0 && adapted.plan.rounds_activations() => {
                 match status_of(divergence) {
                     Status::Incompatible => "; that is more than rounding activations usually does",
+                    _ if adapted.plan.stores_quantized() => {
+                        "; rounding activations, and keys and values, does that, and precision exact, which has neither, asks \
+                         for f32's answers"
+                    }
                     _ => "; rounding activations does that in every engine, and precision exact asks for f32's answers",
                 }
             }
             _ if !adapted.holds => "; that is the nearest that fused kernels come to what was asked for",
             _ => "",
         };
-        let storage = storage_in_words(adapted);
         format!("{}: {answers}; {distance}{usual}{why}{storage}", plan_in_words(&adapted.plan))
     }
 
@@ -168,7 +173,9 @@ fn storage_in_words(adapted: &Adapted) -> String {
     let kept = adapted.plan.kv_widths.iter().filter(|width| **width > 0).count();
     let asked = asked.name();
     if finer.len() == kept {
-        return format!("; with keys and values in {asked} they would change too often, in every choice of layers");
+        return format!(
+            "; with keys and values in {asked} they would change too often, in every choice of layers that was tried"
+        );
     }
     let layers: Vec<String> = finer.iter().map(usize::to_string).collect();
     format!(
@@ -247,6 +254,12 @@ pub(super) fn predicted_reason(predicted: &Predicted) -> String {
     }
 }
 
+/// Begins advice that a quantized type of keys and values stands in the way of.
+fn with_own_kv_dtype(begin: &str, report: &CompatReport) -> Advice {
+    let advice = Advice::from(begin);
+    if report.kv_dtype.is_some() { advice.then_set("kv_dtype", "auto").then(" and ") } else { advice }
+}
+
 /// Recommendations for what was found.
 pub(super) fn recommend(report: &mut CompatReport) {
     let mut lines = Vec::new();
@@ -263,7 +276,10 @@ pub(super) fn recommend(report: &mut CompatReport) {
         )),
     }
     let changes = report.measured_divergence().is_some_and(|divergence| divergence.disagreements > 0);
-    if report.same_answers {
+    if let Some(asked) = report.useless_kv_dtype() {
+        let unless = format!(": with {asked} the model is not loaded, unless by force");
+        lines.push(Advice::from("use ").then_set("kv_dtype", "f16").then(unless));
+    } else if report.same_answers {
         lines.push("nothing".into());
     } else if report.status == Status::Compatible && !changes {
         lines.push(
@@ -273,7 +289,7 @@ pub(super) fn recommend(report: &mut CompatReport) {
         );
     } else if report.kernels() == ActiveKernels::Fused {
         lines.push(
-            Advice::from("where answers must be those of f32, run with ")
+            with_own_kv_dtype("where answers must be those of f32, run with ", report)
                 .then_set("precision", "exact")
                 .then(" or ")
                 .then_set("kernels", "standard"),

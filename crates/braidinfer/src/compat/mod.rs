@@ -104,6 +104,7 @@ impl Subject<'_> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             isa: isa.to_owned(),
             precision: None,
+            kv_dtype: None,
             thoroughness: None,
             same_answers: false,
             status: predicted.status,

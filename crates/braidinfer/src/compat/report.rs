@@ -9,7 +9,7 @@ use super::precision::Precision;
 use super::prescreen::Predicted;
 use crate::Advice;
 use crate::divergence::{Divergence, null_is_nan, nulls_are_nan};
-use crate::executor::{ActiveKernels, KvDtype};
+use crate::executor::ActiveKernels;
 
 /// A loss above this fraction of the uniform distribution's loss means that the model did not understand the text.
 const LOST: f64 = 0.8;
@@ -57,6 +57,9 @@ pub struct CompatReport {
     pub isa: String,
     /// How close to f32 the plan had to be; `None` if nothing was measured.
     pub precision: Option<Precision>,
+    /// The quantized type of keys and values that was asked for.
+    #[serde(default)]
+    pub kv_dtype: Option<String>,
     /// How thorough the measurement was.
     pub thoroughness: Option<Thoroughness>,
     /// Whether the measurement shows that answers do not change; `docs/numerics.md` has the criteria.
@@ -112,10 +115,12 @@ impl CompatReport {
         }
     }
 
-    /// Whether any layer stores keys and values in a type, or none keeps any.
-    pub fn stores_in(&self, dtype: KvDtype) -> bool {
-        let mut kept = self.plan.iter().filter_map(|entry| entry.kv.as_deref()).peekable();
-        kept.peek().is_none() || kept.any(|kv| kv == dtype.name())
+    /// The quantized type of keys and values that was asked for, if fused kernels keep some but none in that type.
+    pub fn useless_kv_dtype(&self) -> Option<&str> {
+        let asked = self.kv_dtype.as_deref()?;
+        let fused = self.plan.iter().filter(|entry| !entry.is_standard());
+        let mut kept = fused.filter_map(|entry| entry.kv.as_deref()).peekable();
+        (kept.peek().is_some() && !kept.any(|kv| kv == asked)).then_some(asked)
     }
 
     /// The layers that `auto` runs on standard kernels.

@@ -72,6 +72,11 @@ impl KernelPlan {
         self.no_coarser(NumericLevel::F32, KvDtype::F32)
     }
 
+    /// Whether any layer stores keys and values in 8 or 4 bits.
+    pub(crate) fn stores_quantized(&self) -> bool {
+        self.kv_dtypes.iter().any(|kv| kv.is_quantized())
+    }
+
     /// This plan with keys and values in f16 where they are quantized.
     pub(crate) fn without_quantized_kv(&self) -> Self {
         let kv_dtypes = self.kv_dtypes.iter().map(|kv| (*kv).min(KvDtype::F16)).collect();

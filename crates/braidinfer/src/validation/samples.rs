@@ -114,7 +114,7 @@ fn standard(
         .iter()
         .map(|(dtype, bytes)| if dtype.is_quantized() { *bytes } else { bytes * 4 / dtype.block_size() })
         .sum();
-    let mut options = LoadOptions { kernels: Kernels::Standard, dtype: None, ..options.clone() };
+    let mut options = LoadOptions { kernels: Kernels::Standard, dtype: None, kv_dtype: None, ..options.clone() };
     if need > available() {
         let dtype = ComputeDtype::from(parts.weights.dtype());
         options.dtype = Some(dtype);

@@ -12,6 +12,7 @@ mod save;
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use braidinfer::compat::Precision;
 use braidinfer::executor::{DeviceChoice, Kernels, ReadPattern};
 use braidinfer::model::{ModelSource, Weights, describe};
@@ -34,6 +35,9 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let plan = Plan::new(&args)?;
     // Check the arguments first, so that errors do not show only after minutes of measuring.
     let baseline = args.baseline.as_deref().map(|path| Baseline::read(path, &plan)).transpose()?;
+    if let Some(path) = args.save.as_ref().filter(|path| args.output.export.as_ref() == Some(path)) {
+        bail!("--export: expected another file than that of --save, found {} for both", path.display());
+    }
     args.save.as_deref().map_or(Ok(()), save::check)?;
     let delivery = Delivery::of(&args.output)?;
     interrupt::install()?;
@@ -119,11 +123,16 @@ fn weights_name(source: &ModelSource, args: &BenchArgs) -> anyhow::Result<String
 fn load_options(measured: BenchKernels, args: &BenchArgs, plan: &Plan) -> anyhow::Result<LoadOptions> {
     let (kernels, precision) = match measured {
         BenchKernels::Standard => (Kernels::Standard, Precision::Auto),
-        BenchKernels::Fused => (Kernels::Fused, Precision::Fast),
+        // Forced below, so that the precision is that of the check which `auto` would make.
+        BenchKernels::Fused => (Kernels::Fused, Precision::Auto),
         BenchKernels::Auto => (Kernels::Auto, Precision::Auto),
         BenchKernels::Exact => (Kernels::Auto, Precision::Exact),
     };
-    let options = model::options(kernels, &args.computing)?;
+    let mut options = model::options(kernels, &args.computing)?;
+    if measured == BenchKernels::Standard {
+        // They have a type of their own, beside which the others are measured.
+        options.kv_dtype = None;
+    }
     Ok(LoadOptions {
         precision,
         context: Some(plan.context),

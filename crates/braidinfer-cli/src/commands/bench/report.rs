@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use braidinfer::executor::LevelCount;
+use braidinfer::executor::{ExecutorReport, KvDtype, LevelCount};
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,8 @@ pub struct ExecutorRow {
     pub kernels: String,
     pub isa: &'static str,
     pub levels: Vec<LevelCount>,
+    /// The types of keys and values that layers have, each once, from fine to coarse.
+    pub kv_dtypes: Vec<&'static str>,
     pub load_ms: f64,
     pub pack_ms: Option<f64>,
     pub time_to_first_token_ms: f64,
@@ -98,6 +100,7 @@ impl ExecutorRow {
             kernels: described.name.clone(),
             isa: executor.isa,
             levels: executor.levels.clone(),
+            kv_dtypes: kv_dtypes(executor),
             load_ms: milliseconds(described.load),
             pack_ms: executor.pack_time.map(milliseconds),
             time_to_first_token_ms: milliseconds(described.first_token),
@@ -106,6 +109,11 @@ impl ExecutorRow {
             read_gb_s: described.read_gb_s,
         }
     }
+}
+
+fn kv_dtypes(executor: &ExecutorReport) -> Vec<&'static str> {
+    let used = KvDtype::ALL.into_iter().filter(|dtype| executor.kv_dtypes.contains(dtype));
+    used.map(KvDtype::name).collect()
 }
 
 fn milliseconds(duration: Duration) -> f64 {
@@ -171,7 +179,7 @@ pub fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> an
     }
     output::print_line(heading(report))?;
     print_table(&table(results_cells(report), &[1, 2, 3, 5, 6, 7, 8, 9]))?;
-    print_table(&table(executors_cells(report), &[3, 4, 5, 6, 7, 8]))?;
+    print_table(&table(executors_cells(report), &[4, 5, 6, 7, 8, 9]))?;
     comparison.map_or(Ok(()), |comparison| print_table(&comparison.table()))
 }
 
@@ -230,8 +238,18 @@ fn share(row: &ResultRow) -> String {
 
 /// Header and rows of what holds for all cases.
 pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>) {
-    let header =
-        ["kernels", "isa", "levels", "weights", "read at", "load", "of which packing", "first token", "peak memory"];
+    let header = [
+        "kernels",
+        "isa",
+        "levels",
+        "K/V",
+        "weights",
+        "read at",
+        "load",
+        "of which packing",
+        "first token",
+        "peak memory",
+    ];
     let cells = |row: &ExecutorRow| {
         let levels = row.levels.iter().map(|count| format!("{} {}", count.projections, count.level));
         let levels = levels.collect::<Vec<_>>().join(", ");
@@ -239,6 +257,7 @@ pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>)
             row.kernels.clone(),
             row.isa.to_owned(),
             if levels.is_empty() { "-".into() } else { levels },
+            row.kv_dtypes.join(", "),
             output::size(row.weight_bytes),
             row.read_gb_s.map_or("-".into(), |rate| format!("{} GB/s", number(rate))),
             time(row.load_ms),

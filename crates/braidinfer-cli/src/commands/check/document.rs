@@ -87,6 +87,9 @@ fn add_summary(document: &mut Document, report: &CompatReport) {
     if let Some(precision) = report.precision {
         rows.push(["precision".into(), precision.as_str().into()]);
     }
+    if let Some(asked) = &report.kv_dtype {
+        rows.push(["keys and values, as asked".into(), asked.clone()]);
+    }
     rows.push(["engine".into(), format!("braidinfer {}, {}", report.version, report.isa)]);
     document.table(["", ""], rows);
 }
