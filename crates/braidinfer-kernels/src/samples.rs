@@ -1,4 +1,5 @@
-//! Random matrices in the block types of files, for tests: all codes, and all kinds of finite scales.
+//! What tests of kernels draw: random matrices in the block types of files (all codes, and all kinds of finite scales), and
+//! how many cases of a property.
 
 use std::ops::Range;
 
@@ -9,6 +10,12 @@ use proptest::prelude::*;
 use crate::LANES;
 use crate::format::{PanelFormat, WeightType, panel_bytes};
 use crate::pack::pack_panel;
+
+/// `usual` cases of a property, or fewer where `PROPTEST_CASES` says so, as on emulated processors.
+pub(crate) fn cases(usual: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
+    ProptestConfig { cases: usual.min(config.cases), ..config }
+}
 
 /// Up to 16 rows of quantized blocks.
 pub(crate) struct Matrix {

@@ -123,6 +123,29 @@ fn the_extreme_model_is_predicted_bad_and_measured_good() {
     }
 }
 
+/// As in Qwen2.5 0.5B: eight bits of large keys that hardly differ leave little of what sets them apart.
+#[test]
+fn the_layer_with_large_keys_keeps_finer_ones() {
+    let fixture = Fixture::open("qwen2");
+    for (layer, factor) in [(0, 100.0), (0, 1e4), (1, 1000.0)] {
+        let folder = tempfile::tempdir().expect("there is room");
+        let source = altered(&fixture, folder.path(), |name, values| {
+            if name.contains(&format!("layers.{layer}.")) && name.contains("k_proj.bias") {
+                scale(values, factor);
+            }
+        });
+        let options = LoadOptions { kv_dtype: Some(KvDtype::Q8_0), ..LoadOptions::default() };
+        let depth = braidinfer::CheckDepth::Measured(Thoroughness::Normal);
+        let report = braidinfer::check(&source, &options, depth, &|_, _| {}).expect("the check runs").0;
+        assert_eq!(report.status, Status::Compatible, "{layer} {factor}: {}", report.reason);
+        let kept: Vec<bool> =
+            report.plan.iter().filter_map(|entry| entry.kv.as_deref()).map(|kv| kv == "q8_0").collect();
+        assert_eq!(kept, [layer != 0, layer != 1], "{factor}: {}", report.reason);
+        let said = format!("K/V finer than q8_0 in 1 of 2 layers ({layer})");
+        assert!(report.reason.contains(&said), "{factor}: {}", report.reason);
+    }
+}
+
 /// The first activations that a fault may change.
 fn expected_place(fault: &str) -> &'static [&'static str] {
     match fault {
@@ -307,6 +330,12 @@ fn alter(file: &mut [u8], change: &mut impl FnMut(&str, &mut [u16])) {
     }
 }
 
+fn scale(values: &mut [u16], factor: f32) {
+    for value in values {
+        *value = half::bf16::from_f32(half::bf16::from_bits(*value).to_f32() * factor).to_bits();
+    }
+}
+
 fn verdict_of(source: &ModelSource, quantize: Option<FileType>) -> CompatReport {
     verdict_at(source, quantize, Precision::Auto, Thoroughness::Normal)
 }
@@ -354,9 +383,7 @@ fn one_bad_layer_is_raised_alone() {
     let folder = tempfile::tempdir().expect("there is room");
     let source = altered(&fixture, folder.path(), |name, values| {
         if name.contains("layers.0.") && name.contains("k_norm") {
-            for value in values {
-                *value = half::bf16::from_f32(half::bf16::from_bits(*value).to_f32() * INFLATED).to_bits();
-            }
+            scale(values, INFLATED);
         }
     });
     let report = verdict_of(&source, None);
@@ -379,9 +406,7 @@ fn large_biases_of_keys_are_no_fault() {
         let folder = tempfile::tempdir().expect("there is room");
         let source = altered(&fixture, folder.path(), |name, values| {
             if name.contains("k_proj.bias") {
-                for value in values {
-                    *value = half::bf16::from_f32(half::bf16::from_bits(*value).to_f32() * factor).to_bits();
-                }
+                scale(values, factor);
             }
         });
         let report = verdict_of(&source, None);

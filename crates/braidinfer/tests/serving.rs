@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use braidinfer::engine::{ClientId, Pooling, TokenLogprobs};
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::executor::{ActiveKernels, Batch, Kernels, Recorder, SequenceSlice};
+use braidinfer::executor::{ActiveKernels, Batch, Kernels, KvDtype, Recorder, SequenceSlice};
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
 use braidinfer::{Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, Output, RequestId, SamplingParams, Token};
@@ -159,35 +159,45 @@ fn company_changes_no_bit() {
     // keys, several residual streams, latent attention. Hybrids have a test of their own.
     let dense = ["llama", "qwen3", "gemma3", "mistral", "phi3-longrope", "ernie4_5"];
     for name in dense.into_iter().chain(["qwen3_moe", "gpt_oss-mxfp4", "gemma4", "gemma3n", "deepseek_v3"]) {
-        let fixture = Fixture::open(name);
-        let source = &fixture.source;
-        // Alone, nothing is guessed or found, either.
-        let plain = LoadOptions { prompt_lookup: false, prefix_cache: false, ..LoadOptions::default() };
-        let mut llm = open(source, plain);
-        let (vocab, context) = (llm.spec().vocab_size, llm.context().min(256));
-        let mut rng = SmallRng::seed_from_u64(7);
-        let asked = requests(vocab, context, &mut rng);
-        let expected: Vec<Said> = asked.iter().map(|asked| alone(&mut llm, asked)).collect();
-        let mut llm = open(source, LoadOptions::default());
-        for at_once in [1, 3, 16] {
-            llm.decoder_mut().expect("nothing runs");
-            for cache in ["cold", "warm"] {
-                let what = format!("{name}, {at_once} at once, {cache}");
-                compare(&what, &asked, &expected, &together(&mut llm, &asked, at_once, &mut rng));
-                nothing_is_left(&llm, &what);
-            }
-        }
-        // Room for little more than one sequence: others lose theirs and are computed again.
-        let options = LoadOptions {
-            kv_cache: KvCacheRoom::Tokens(context + 32),
-            context: Some(context),
-            ..LoadOptions::default()
-        };
-        let mut narrow = open(source, options);
-        compare(&format!("{name}, narrow"), &asked, &expected, &together(&mut narrow, &asked, 16, &mut rng));
-        assert!(narrow.stats().preemptions > 0, "{name}: nothing was preempted");
-        nothing_is_left(&narrow, name);
+        nothing_changes(name, &LoadOptions::default());
     }
+}
+
+/// A block of theirs is written once, whoever else runs, and read again from the prefix cache.
+#[test]
+fn company_changes_no_bit_of_quantized_keys_and_values() {
+    for (name, kv_dtype) in [("llama", KvDtype::Q8_0), ("gemma3", KvDtype::Q4_0), ("deepseek_v3", KvDtype::Q8_0)] {
+        let forced = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
+        nothing_changes(name, &LoadOptions { kv_dtype: Some(kv_dtype), ..forced });
+    }
+}
+
+/// Each request of many says the same alone, beside others, from the prefix cache and after it lost its place.
+fn nothing_changes(name: &str, options: &LoadOptions) {
+    let fixture = Fixture::open(name);
+    let source = &fixture.source;
+    // Alone, nothing is guessed or found, either.
+    let plain = LoadOptions { prompt_lookup: false, prefix_cache: false, ..options.clone() };
+    let mut llm = open(source, plain);
+    let (vocab, context) = (llm.spec().vocab_size, llm.context().min(256));
+    let mut rng = SmallRng::seed_from_u64(7);
+    let asked = requests(vocab, context, &mut rng);
+    let expected: Vec<Said> = asked.iter().map(|asked| alone(&mut llm, asked)).collect();
+    let mut llm = open(source, options.clone());
+    for at_once in [1, 3, 16] {
+        llm.decoder_mut().expect("nothing runs");
+        for cache in ["cold", "warm"] {
+            let what = format!("{name}, {at_once} at once, {cache}");
+            compare(&what, &asked, &expected, &together(&mut llm, &asked, at_once, &mut rng));
+            nothing_is_left(&llm, &what);
+        }
+    }
+    // Room for little more than one sequence: others lose theirs and are computed again.
+    let narrow = LoadOptions { kv_cache: KvCacheRoom::Tokens(context + 32), context: Some(context), ..options.clone() };
+    let mut narrow = open(source, narrow);
+    compare(&format!("{name}, narrow"), &asked, &expected, &together(&mut narrow, &asked, 16, &mut rng));
+    assert!(narrow.stats().preemptions > 0, "{name}: nothing was preempted");
+    nothing_is_left(&narrow, name);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::block::widen_values;
 use super::*;
 use crate::math::tests::hostile;
+use crate::samples::cases;
 use crate::simd::Scalar;
 
 /// Keys, values and queries of one sequence, and its tiles.
@@ -215,7 +216,7 @@ fn sequences() -> impl Strategy<Value = Sequence> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn attention_is_close_to_its_definition(sequence in sequences()) {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::elementwise::logistic;
 use crate::isa::Isa;
+use crate::samples::cases;
 use proptest::prelude::*;
 
 /// Numbers of a linear congruential generator (Knuth), in `[0, 1)`.
@@ -121,7 +122,7 @@ fn largest_difference(values: &[f32], exact: &[f64]) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn blocks_are_the_recurrence(

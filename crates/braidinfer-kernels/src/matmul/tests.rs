@@ -6,7 +6,7 @@ use crate::activations::encode_row;
 use crate::buffer::Buffer;
 use crate::format::{BLOCK, WeightType};
 use crate::prepare::read_row;
-use crate::samples::{Matrix, Seed, bits, seeds};
+use crate::samples::{Matrix, Seed, bits, cases, seeds};
 
 /// Largest error of a sum, relative to the largest weight times the sum of the activations' magnitudes.
 const TOLERANCE: f64 = 1e-5;
@@ -118,7 +118,7 @@ fn check_definition(format: PanelFormat, level: NumericLevel, panel: &[u8], valu
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(cases(12))]
 
     #[test]
     fn products_are_close_to_their_definition(seed in seeds(), rows in 1..4_usize, state in any::<u64>()) {
@@ -179,7 +179,7 @@ fn tile_order(panel: &[u8], row: &[f32]) -> Vec<f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn matrix_units_add_products_of_bf16_in_one_order(

@@ -3,10 +3,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::format::IntFormat;
 use crate::prepare::read_row;
-use crate::samples::{bits, dtype, floats, seeds};
+use crate::samples::{bits, cases, dtype, floats, seeds};
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn packing_preserves_values(seed in seeds()) {

@@ -3,6 +3,7 @@ use std::sync::atomic::AtomicU32;
 use proptest::prelude::*;
 
 use super::*;
+use crate::samples::cases;
 
 const THREADS: [usize; 3] = [1, 2, 4];
 
@@ -318,7 +319,7 @@ fn invalid_splits_panic() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..cases(CASES) })]
 
     #[test]
     fn ranges_and_items_match_a_sequential_loop(

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::format::{WeightType, chunks};
 use crate::isa::{Isa, dispatched};
-use crate::samples::{bits, seeds};
+use crate::samples::{bits, cases, seeds};
 
 /// Scales, and codes expanded to bytes.
 struct Prepared {
@@ -43,7 +43,7 @@ fn value(format: IntFormat, prepared: &Prepared, codes: &[[u8; VECTOR]], row: us
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(cases(32))]
 
     #[test]
     fn every_instruction_set_prepares_the_same(seed in seeds()) {
