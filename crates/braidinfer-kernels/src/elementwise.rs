@@ -3,7 +3,7 @@
 //! Slices may have any length; the remainder after whole vectors is computed in a padded copy.
 
 use crate::isa::dispatched;
-use crate::math::{erf, exp, exp_minus_tangent, tanh};
+use crate::math::{erf, exp, exp_in_range, exp_minus_tangent, tanh};
 use crate::simd::{LANES, Simd};
 
 /// An activation function.
@@ -71,6 +71,11 @@ dispatched! {
 dispatched! {
     /// `x = cap * tanh(x / cap)`.
     pub fn softcap(x: &mut [f32], cap: f32) = softcap_lanes;
+}
+dispatched! {
+    /// `x = e^y` with `y = factor (x - largest)`, and a relative error below `(1 + |y|) 2^-22`; no value may be larger than
+    /// `largest`. Results below the smallest normal number are 0.
+    pub fn exponentials(x: &mut [f32], largest: f32, factor: f32) = exponentials_lanes;
 }
 dispatched! {
     /// `x = factor * x`.
@@ -142,6 +147,12 @@ fn add_scaled_lanes<S: Simd>(simd: S, x: &mut [f32], y: &[f32], factor: f32) {
 #[inline(always)]
 fn softcap_lanes<S: Simd>(simd: S, x: &mut [f32], cap: f32) {
     for_lanes!(simd, x => capped(simd, x, cap));
+}
+
+#[inline(always)]
+fn exponentials_lanes<S: Simd>(simd: S, x: &mut [f32], largest: f32, factor: f32) {
+    let (largest, factor) = (simd.splat(largest), simd.splat(factor));
+    for_lanes!(simd, x => exp_in_range(simd, simd.mul(factor, simd.sub(x, largest))));
 }
 
 #[inline(always)]
@@ -273,6 +284,7 @@ mod tests {
         run(&|x| add_scaled(isa, x, y, 0.22));
         run(&|x| softcap(isa, x, 30.0));
         run(&|x| scale(isa, x, -0.7));
+        run(&|x| exponentials(isa, x, x.iter().copied().fold(f32::MIN, f32::max), 0.7));
         all
     }
 
@@ -334,12 +346,17 @@ mod tests {
             scale(Isa::SCALAR, &mut scaled, cap);
             let mut product = x.clone();
             multiply(Isa::SCALAR, &mut product, &capped);
+            let mut powers = x.clone();
+            exponentials(Isa::SCALAR, &mut powers, 200.0, cap);
             for i in 0..x.len() {
                 let exact = f64::from(cap) * (f64::from(x[i]) / f64::from(cap)).tanh();
                 prop_assert!((f64::from(capped[i]) - exact).abs() <= 4e-7 * exact.abs());
                 prop_assert_eq!(sum[i], x[i] + capped[i]);
                 prop_assert_eq!(scaled[i], x[i] * cap);
                 prop_assert_eq!(product[i], x[i] * capped[i]);
+                let exponent = f64::from(cap) * (f64::from(x[i]) - 200.0);
+                let error = (f64::from(powers[i]) - exponent.exp()).abs();
+                prop_assert!(error <= (1.0 - exponent) * 2.4e-7 * exponent.exp() + 1.2e-38, "{}: {}", exponent, error);
             }
         }
     }

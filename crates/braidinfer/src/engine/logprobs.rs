@@ -1,6 +1,6 @@
 //! Log-probabilities of tokens.
 
-use super::argmax;
+use super::softmax::{largest, likeliest, sum, weights};
 
 /// The log-probability of one token of a prompt or an answer, and the likeliest alternatives at its position.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,18 +21,10 @@ impl TokenLogprobs {
 
     /// Computes them from the `logits` at the position before `token`; `top` gets the `count` likeliest tokens.
     pub(super) fn of(logits: &[f32], token: u32, count: usize) -> Self {
-        let largest = f64::from(logits[argmax(logits) as usize]);
-        let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
+        let (largest, sum) = (f64::from(largest(logits)), sum(&weights(logits, 1.0)));
         let logprob = |id: u32| (f64::from(logits[id as usize]) - largest - sum.ln()) as f32;
-        let likelier_first = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        let count = count.min(ids.len());
-        if 0 < count && count < ids.len() {
-            ids.select_nth_unstable_by(count - 1, likelier_first);
-        }
-        ids.truncate(count);
-        ids.sort_unstable_by(likelier_first);
-        Self { token, logprob: logprob(token), top: ids.into_iter().map(|id| (id, logprob(id))).collect() }
+        let top = likeliest(logits, count).into_iter().map(|id| (id, logprob(id))).collect();
+        Self { token, logprob: logprob(token), top }
     }
 }
 

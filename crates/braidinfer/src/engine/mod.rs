@@ -14,6 +14,7 @@ mod sampling_params;
 mod scheduler;
 mod sequence;
 mod shadow_sample;
+mod softmax;
 mod step_costs;
 mod waiting;
 
@@ -26,18 +27,18 @@ use std::time::{Duration, Instant};
 pub use constraint::{Constraint, ConstraintFactory, TokenMask};
 pub use logprobs::TokenLogprobs;
 pub use parameters::{Kind, Parameter};
-pub use sampler::argmax;
 pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
 pub(crate) use scheduler::state_slots;
 pub use sequence::FinishReason;
 pub use shadow_sample::ShadowSample;
+pub use softmax::argmax;
 pub use waiting::{Caller, ClientId};
 
 use self::pending_sample::{Chosen, PendingSample};
-use self::sampler::first_not_finite;
 use self::scheduler::{ScheduledSequence, ScheduledStep, Scheduler};
 use self::sequence::Sequence;
 use self::shadow_sample::ShadowSamples;
+use self::softmax::first_not_finite;
 use crate::executor::{Capabilities, Decoder, NoProbe, Outputs, ReadPattern};
 use crate::{Error, Result};
 

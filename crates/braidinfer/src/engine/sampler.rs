@@ -1,19 +1,19 @@
 //! Sampling: chooses a token from logits.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use super::SamplingParams;
-
-/// Number of logits that are compared at once.
-const LANES: usize = 16;
+use super::softmax::{argmax, likeliest, sum, weights};
 
 /// Number of candidates that are sorted first; more are sorted only if these do not reach top-p.
 const FIRST_SORTED: usize = 64;
+
+/// Number of candidates whose weights are added before one of them is looked for.
+const BLOCK: usize = 64;
 
 /// Chooses the tokens of one sequence. The same seed and logits give the same choices.
 #[derive(Debug)]
@@ -43,33 +43,6 @@ impl Sampler {
     }
 }
 
-/// Index of the largest logit, the first of equals: the token that greedy sampling takes.
-pub fn argmax(logits: &[f32]) -> u32 {
-    let (chunks, rest) = logits.as_chunks::<LANES>();
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    for chunk in chunks {
-        raise(&mut largest, chunk);
-    }
-    raise(&mut largest, rest);
-    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
-}
-
-/// Raises each element of `largest` to the value in `values` if that is larger.
-fn raise(largest: &mut [f32; LANES], values: &[f32]) {
-    for (largest, value) in largest.iter_mut().zip(values) {
-        // This compiles to one instruction, unlike `f32::max`.
-        *largest = if *value > *largest { *value } else { *largest };
-    }
-}
-
-/// Index of the first value that is not finite.
-pub(super) fn first_not_finite(logits: &[f32]) -> Option<usize> {
-    // A loop without an early exit is vectorized and many times faster, and almost always all values are finite.
-    let are_finite = logits.iter().fold(true, |so_far, logit| so_far & logit.is_finite());
-    if are_finite { None } else { logits.iter().position(|logit| !logit.is_finite()) }
-}
-
 fn add_bias(logits: &mut [f32], bias: &BTreeMap<u32, f32>) {
     for (token, bias) in bias {
         logits.get_mut(*token as usize).into_iter().for_each(|logit| *logit += bias);
@@ -92,65 +65,78 @@ fn penalize(logits: &mut [f32], prompt: &[u32], answer: &[u32], params: &Samplin
 }
 
 /// Tokens that may be chosen, with weights proportional to their probabilities; the likeliest token has weight 1.
-struct Candidates(Vec<(u32, f64)>);
+struct Candidates {
+    /// In the order of `weights`; none if these are all tokens by id.
+    ids: Option<Vec<u32>>,
+    weights: Vec<f32>,
+}
 
 impl Candidates {
     /// Temperature, then top-k, top-p and min-p, in the order of `transformers`.
     fn new(logits: &[f32], params: &SamplingParams) -> Self {
-        let largest = f64::from(logits[argmax(logits) as usize]);
-        let weight = |logit: &f32| ((f64::from(*logit) - largest) / params.temperature).exp();
-        let weights = (0..).zip(logits.iter().map(weight));
-        // Tokens with probability 0 must be removed: `choose` falls back to the last candidate because of rounding.
-        let mut candidates: Vec<(u32, f64)> = weights.filter(|(_, weight)| *weight > 0.0).collect();
-        if let Some(keep) = params.top_k.filter(|keep| *keep < candidates.len()) {
-            candidates.select_nth_unstable_by(keep.max(1) - 1, likelier_first);
-            candidates.truncate(keep.max(1));
-        }
+        let mut candidates = match params.top_k {
+            Some(keep) if keep < logits.len() => {
+                let ids = likeliest(logits, keep.max(1));
+                let logits: Vec<f32> = ids.iter().map(|id| logits[*id as usize]).collect();
+                Self { weights: weights(&logits, params.temperature), ids: Some(ids) }
+            }
+            _ => Self { weights: weights(logits, params.temperature), ids: None },
+        };
         if params.top_p < 1.0 {
-            keep_top_p(&mut candidates, params.top_p);
+            candidates.keep_top_p(params.top_p);
         }
-        candidates.retain(|(_, weight)| *weight >= params.min_p);
-        Self(candidates)
+        for weight in &mut candidates.weights {
+            if f64::from(*weight) < params.min_p {
+                *weight = 0.0;
+            }
+        }
+        candidates
+    }
+
+    /// Keeps the fewest likeliest candidates whose weights sum to at least `top_p` of the total, likeliest first.
+    fn keep_top_p(&mut self, top_p: f64) {
+        let enough = top_p * sum(&self.weights);
+        let mut count = FIRST_SORTED;
+        // Usually a few candidates have most of the weight, and sorting the whole vocabulary would dominate the sampling time.
+        let kept = loop {
+            let mut sorted = likeliest(&self.weights, count);
+            let mut so_far = 0.0;
+            let last = sorted.iter().position(|index| {
+                so_far += f64::from(self.weights[*index as usize]);
+                so_far >= enough
+            });
+            if last.is_some() || sorted.len() == self.weights.len() {
+                sorted.truncate(last.map_or(sorted.len(), |last| last + 1));
+                break sorted;
+            }
+            count *= 8;
+        };
+        self.weights = kept.iter().map(|index| self.weights[*index as usize]).collect();
+        self.ids = Some(kept.into_iter().map(|index| self.id(index as usize)).collect());
+    }
+
+    fn id(&self, index: usize) -> u32 {
+        self.ids.as_ref().map_or(index as u32, |ids| ids[index])
     }
 
     /// The token at `point` of the cumulative distribution; `point` is in `[0, 1)`.
     fn choose(&self, point: f64) -> u32 {
-        let total: f64 = self.0.iter().map(|(_, weight)| weight).sum();
-        let mut left = point * total;
-        for (token, weight) in &self.0 {
-            left -= weight;
-            if left < 0.0 {
-                return *token;
+        let mut left = point * sum(&self.weights);
+        for (block, weights) in self.weights.chunks(BLOCK).enumerate() {
+            let all = sum(weights);
+            if all <= left {
+                left -= all;
+                continue;
+            }
+            for (index, weight) in weights.iter().enumerate() {
+                if f64::from(*weight) > left {
+                    return self.id(BLOCK * block + index);
+                }
+                left -= f64::from(*weight);
             }
         }
-        // Reached only because of rounding.
-        self.0[self.0.len() - 1].0
-    }
-}
-
-/// Orders candidates by decreasing weight, and those of equal weight by id.
-fn likelier_first(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-}
-
-/// Keeps the fewest likeliest candidates whose weights sum to at least `top_p` of the total, likeliest first.
-fn keep_top_p(candidates: &mut Vec<(u32, f64)>, top_p: f64) {
-    let enough = top_p * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
-    let (mut sum, mut sorted) = (0.0, 0);
-    // Usually a few candidates have most of the weight, and sorting the whole vocabulary would dominate the sampling time.
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
-        let next = (7 * sorted).max(FIRST_SORTED).min(rest.len());
-        rest.select_nth_unstable_by(next - 1, likelier_first);
-        rest[..next].sort_unstable_by(likelier_first);
-        for (index, (_, weight)) in rest[..next].iter().enumerate() {
-            sum += weight;
-            if sum >= enough {
-                candidates.truncate(sorted + index + 1);
-                return;
-            }
-        }
-        sorted += next;
+        // Reached only because of rounding. Tokens of probability 0 are never chosen.
+        self.id(self.weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0))
     }
 }
 
@@ -170,28 +156,6 @@ mod tests {
 
     fn warm() -> SamplingParams {
         SamplingParams { temperature: 1.0, ..SamplingParams::default() }
-    }
-
-    #[test]
-    fn argmax_takes_the_first_of_equal_logits() {
-        assert_eq!(argmax(&LOGITS), 1);
-        assert_eq!(argmax(&[2.0, 2.0]), 0);
-        assert_eq!((argmax(&[]), argmax(&[f32::NEG_INFINITY; 40])), (0, 0));
-        for index in 0..67 {
-            let mut logits = vec![-5.0; 67];
-            logits[index..].fill(-4.0);
-            assert_eq!(argmax(&logits), index as u32);
-        }
-    }
-
-    #[test]
-    fn the_first_value_that_is_not_finite_is_found() {
-        assert_eq!(first_not_finite(&[0.0; 70]), None);
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut logits = vec![1.0; 70];
-            (logits[66], logits[68]) = (bad, bad);
-            assert_eq!(first_not_finite(&logits), Some(66));
-        }
     }
 
     #[test]
@@ -220,18 +184,37 @@ mod tests {
         let mut rng = Pcg64::seed_from_u64(5);
         for len in [1, 63, 64, 65, 600, 5000] {
             // Few different weights, so that many are equal.
-            let candidates: Vec<(u32, f64)> =
-                (0..len).map(|id| (id, f64::from(rng.random_range(1..50u32)) / 50.0)).collect();
-            let mut sorted = candidates.clone();
-            sorted.sort_by(likelier_first);
-            let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
+            let weights: Vec<f32> = (0..len).map(|_| rng.random_range(1..50_u32) as f32 / 64.0).collect();
+            let sorted = likeliest(&weights, weights.len());
+            let total = |ids: &[u32]| ids.iter().map(|id| f64::from(weights[*id as usize])).sum::<f64>();
             for top_p in [1e-9, 0.1, 0.5, 0.9, 0.999_999] {
-                let mut kept = candidates.clone();
-                keep_top_p(&mut kept, top_p);
-                let sum = |count: usize| sorted[..count].iter().map(|(_, weight)| weight).sum::<f64>();
-                assert_eq!(kept, sorted[..kept.len()], "{len} candidates, {top_p}");
-                assert!(sum(kept.len()) >= top_p * total && sum(kept.len() - 1) < top_p * total);
+                let mut kept = Candidates { ids: None, weights: weights.clone() };
+                kept.keep_top_p(top_p);
+                let ids = kept.ids.expect("some are kept");
+                assert_eq!(ids, sorted[..ids.len()], "{len} candidates, {top_p}");
+                let enough = top_p * total(&sorted);
+                assert!(total(&ids) >= enough && total(&ids[..ids.len() - 1]) < enough, "{len} candidates, {top_p}");
             }
+        }
+    }
+
+    #[test]
+    fn every_point_chooses_the_token_whose_share_it_lies_in() {
+        let mut rng = Pcg64::seed_from_u64(6);
+        for len in [1, 64, 65, 700] {
+            // Sums of these are exact, and some are 0.
+            let weights: Vec<f32> = (0..len).map(|_| rng.random_range(0..8_u32) as f32).chain([1.0, 0.0]).collect();
+            let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+            let candidates = Candidates { ids: None, weights };
+            let mut before = 0.0;
+            for (token, weight) in candidates.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+                for inside in [0.01, 0.5, 0.99] {
+                    let point = (before + inside * f64::from(*weight)) / total;
+                    assert_eq!(candidates.choose(point), token as u32, "{point} of {len}");
+                }
+                before += f64::from(*weight);
+            }
+            assert_eq!(candidates.choose(1.0), len as u32, "rounding chooses none of probability 0");
         }
     }
 
