@@ -366,7 +366,7 @@ fn processes_of_forms_end_when_nobody_has_needed_them_for_a_while() {
 
 /// How many random templates are tried: few in every run, more by `BRAIDINFER_MUTATIONS`.
 fn rounds() -> usize {
-    std::env::var("BRAIDINFER_MUTATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(60)
+    std::env::var("BRAIDINFER_MUTATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(150)
 }
 
 /// A number up to `most`, as often small as large.

@@ -163,7 +163,7 @@ fn company_changes_no_bit() {
     }
 }
 
-/// A block of theirs is written once, whoever else runs, and read again from the prefix cache.
+/// They are rounded once, when they are written, and the prefix cache reads what was written.
 #[test]
 fn company_changes_no_bit_of_quantized_keys_and_values() {
     for (name, kv_dtype) in [("llama", KvDtype::Q8_0), ("gemma3", KvDtype::Q4_0), ("deepseek_v3", KvDtype::Q8_0)] {

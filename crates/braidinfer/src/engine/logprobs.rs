@@ -21,8 +21,8 @@ impl TokenLogprobs {
 
     /// Computes them from the `logits` at the position before `token`; `top` gets the `count` likeliest tokens.
     pub(super) fn of(logits: &[f32], token: u32, count: usize) -> Self {
-        let (largest, sum) = (f64::from(largest(logits)), sum(&weights(logits, 1.0)));
-        let logprob = |id: u32| (f64::from(logits[id as usize]) - largest - sum.ln()) as f32;
+        let (largest, log_sum) = (f64::from(largest(logits)), sum(&weights(logits, 1.0)).ln());
+        let logprob = |id: u32| (f64::from(logits[id as usize]) - largest - log_sum) as f32;
         let top = likeliest(logits, count).into_iter().map(|id| (id, logprob(id))).collect();
         Self { token, logprob: logprob(token), top }
     }

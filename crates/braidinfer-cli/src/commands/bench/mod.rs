@@ -128,13 +128,11 @@ fn load_options(measured: BenchKernels, args: &BenchArgs, plan: &Plan) -> anyhow
         BenchKernels::Auto => (Kernels::Auto, Precision::Auto),
         BenchKernels::Exact => (Kernels::Auto, Precision::Exact),
     };
-    let mut options = model::options(kernels, &args.computing)?;
-    if measured == BenchKernels::Standard {
-        // They have a type of their own, beside which the others are measured.
-        options.kv_dtype = None;
-    }
+    let options = model::options(kernels, &args.computing)?;
     Ok(LoadOptions {
         precision,
+        // Standard kernels have a type of their own, beside which the others are measured.
+        kv_dtype: options.kv_dtype.filter(|_| measured != BenchKernels::Standard),
         context: Some(plan.context),
         // One more, so that prefill cases do not evict the cached contexts of the sequences.
         max_sequences: plan.max_batch() + 1,
