@@ -1,8 +1,8 @@
 //! Speed of products by weights, level and rows of activations.
 //!
-//! `cargo run --release -p braidinfer-kernels --example matmul_speed [ISA] [THREADS]`, one thread if left out; medians of
-//! several passes. Few rows read weights from memory, whose own speed, measured between the passes, stands beside them;
-//! many multiply them in the cache.
+//! `cargo run --release -p braidinfer-kernels --example matmul_speed [ISA] [THREADS] [WEIGHTS]`, one thread and all types if
+//! left out; medians of several passes. Few rows read weights from memory, whose own speed, measured between the passes,
+//! stands beside them; many multiply them in the cache.
 
 #![allow(clippy::print_stdout, reason = "what an example is for")]
 
@@ -47,9 +47,12 @@ fn main() {
     let only = std::env::args().nth(1);
     let wanted = |isa: &Isa| only.as_ref().map_or(isa.name() != "scalar", |name| name == isa.name());
     let threads = std::env::args().nth(2).map_or(1, |threads| threads.parse().expect("a number of threads"));
+    let only = std::env::args().nth(3);
+    let cases =
+        CASES.into_iter().filter(|(weights, _)| only.as_ref().is_none_or(|name| *name == format!("{weights:?}")));
     let mut pool = Pool::new(threads).expect("threads start");
     for isa in Isa::available().into_iter().filter(wanted) {
-        for (weights, level) in CASES {
+        for (weights, level) in cases.clone() {
             for rows in [1, 2, 4, 8, 16, 512] {
                 measure(isa, &mut pool, weights, level, rows);
             }

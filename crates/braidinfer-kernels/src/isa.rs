@@ -137,61 +137,56 @@ impl FromStr for Isa {
     }
 }
 
-/// Defines a public function that dispatches to a generic one, compiled for the instruction set that it is given.
+/// Defines a public function that dispatches to a generic one, compiled for the instruction set that it is given, or for the
+/// one that this one extends by products of bytes.
 ///
 /// `pub fn name(args) -> result = path;` where `path` is `fn(simd: impl Simd, args) -> result` with
 /// `#[inline(always)]`.
 macro_rules! dispatched {
-    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $generic:path;) => {
+    ($($function:tt)*) => { $crate::isa::dispatched_to! { avx2 neon neon $($function)* } };
+}
+pub(crate) use dispatched;
+
+/// [`dispatched`] for functions that multiply bytes: compiled for every instruction set, which takes longer.
+macro_rules! dispatched_products {
+    ($($function:tt)*) => { $crate::isa::dispatched_to! { avx2_vnni neon_dotprod neon_i8mm $($function)* } };
+}
+pub(crate) use dispatched_products;
+
+/// [`dispatched`], and which functions run on processors that have AVX-VNNI, NEON's dot products, and I8MM.
+macro_rules! dispatched_to {
+    (
+        $vnni:ident $dotprod:ident $i8mm:ident
+        $(#[$attribute:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $generic:path;
+    ) => {
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
         #[allow(unsafe_code, reason = "the home of `unsafe`: calls of functions compiled for more features")]
         $visibility fn $name(isa: $crate::isa::Isa, $($arg: $type),*) $(-> $result)? {
             use $crate::isa::Level;
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
-            fn avx512(simd: $crate::simd::Avx512, $($arg: $type),*) $(-> $result)? {
-                $generic(simd, $($arg),*)
+            $crate::isa::compiled_for! {
+                avx512: Avx512 = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c",
+                ($($arg: $type),*) $(-> $result)? = $generic
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
-            fn avx2_vnni(simd: $crate::simd::Avx2Vnni, $($arg: $type),*) $(-> $result)? {
-                $generic(simd, $($arg),*)
-            }
+            $crate::isa::compiled_for! { avx2_vnni: Avx2Vnni = "avx2,fma,f16c,avxvnni", ($($arg: $type),*) $(-> $result)? = $generic }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c")]
-            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
-            fn avx2(simd: $crate::simd::Avx2, $($arg: $type),*) $(-> $result)? {
-                $generic(simd, $($arg),*)
-            }
+            $crate::isa::compiled_for! { avx2: Avx2 = "avx2,fma,f16c", ($($arg: $type),*) $(-> $result)? = $generic }
             #[cfg(target_arch = "aarch64")]
-            #[target_feature(enable = "neon,dotprod,i8mm")]
-            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
-            fn neon_i8mm(simd: $crate::simd::NeonI8mm, $($arg: $type),*) $(-> $result)? {
-                $generic(simd, $($arg),*)
-            }
+            $crate::isa::compiled_for! { neon_i8mm: NeonI8mm = "neon,dotprod,i8mm", ($($arg: $type),*) $(-> $result)? = $generic }
             #[cfg(target_arch = "aarch64")]
-            #[target_feature(enable = "neon,dotprod")]
-            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
-            fn neon_dotprod(simd: $crate::simd::NeonDotprod, $($arg: $type),*) $(-> $result)? {
-                $generic(simd, $($arg),*)
-            }
+            $crate::isa::compiled_for! { neon_dotprod: NeonDotprod = "neon,dotprod", ($($arg: $type),*) $(-> $result)? = $generic }
             #[cfg(target_arch = "aarch64")]
-            #[target_feature(enable = "neon")]
-            #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
-            fn neon(simd: $crate::simd::Neon, $($arg: $type),*) $(-> $result)? {
-                $generic(simd, $($arg),*)
-            }
+            $crate::isa::compiled_for! { neon: Neon = "neon", ($($arg: $type),*) $(-> $result)? = $generic }
             match isa.0 {
                 Level::Scalar(simd) => $generic(simd, $($arg),*),
                 // SAFETY: the value proves that the processor has the features that the function is compiled for.
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2(simd) => unsafe { avx2(simd, $($arg),*) },
-                // SAFETY: as above.
+                // SAFETY: as above, also of the instruction set that this one extends.
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2Vnni(simd) => unsafe { avx2_vnni(simd, $($arg),*) },
+                Level::Avx2Vnni(simd) => unsafe { $vnni(simd.into(), $($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx512(simd) => unsafe { avx512(simd, $($arg),*) },
@@ -200,15 +195,30 @@ macro_rules! dispatched {
                 Level::Neon(simd) => unsafe { neon(simd, $($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "aarch64")]
-                Level::NeonDotprod(simd) => unsafe { neon_dotprod(simd, $($arg),*) },
+                Level::NeonDotprod(simd) => unsafe { $dotprod(simd.into(), $($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "aarch64")]
-                Level::NeonI8mm(simd) => unsafe { neon_i8mm(simd, $($arg),*) },
+                Level::NeonI8mm(simd) => unsafe { $i8mm(simd.into(), $($arg),*) },
             }
         }
     };
 }
-pub(crate) use dispatched;
+pub(crate) use dispatched_to;
+
+/// Defines a function that calls a generic one with an instruction set, and is compiled for its features.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! compiled_for {
+    ($name:ident: $simd:ident = $features:literal, ($($arg:ident: $type:ty),*) $(-> $result:ty)? = $generic:path) => {
+        #[target_feature(enable = $features)]
+        #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+        #[allow(dead_code, reason = "one that does not multiply bytes runs as compiled for fewer features")]
+        fn $name(simd: $crate::simd::$simd, $($arg: $type),*) $(-> $result)? {
+            $generic(simd, $($arg),*)
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use compiled_for;
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@ use crate::format::{
     BLOCK, CHUNK, CHUNK_BLOCKS, CodeBits, IntFormat, Levels, PanelFormat, Scales, VECTOR, chunk_blocks, chunk_range,
     panel_bytes,
 };
-use crate::simd::Simd;
+use crate::simd::{Part, Simd};
 
 /// The expanded scales of one chunk of an integer panel.
 #[repr(align(64))]
@@ -38,19 +38,29 @@ impl ChunkCodes {
 
 /// Expands the codes of a chunk of `blocks32` blocks to levels, one byte each.
 #[inline(always)]
-pub(crate) fn prepare_codes<S: Simd>(
-    simd: S,
+pub(crate) fn prepare_codes<S: Simd>(simd: S, format: IntFormat, chunk: &[u8], blocks32: usize, out: &mut ChunkCodes) {
+    simd.call(PrepareCodes { format, chunk, blocks32, out });
+}
+
+/// A function of its own, for all kernels.
+struct PrepareCodes<'a> {
     format: IntFormat,
-    chunk: &[u8],
+    chunk: &'a [u8],
     blocks32: usize,
-    ChunkCodes(out): &mut ChunkCodes,
-) {
-    let codes = chunk_codes(format, chunk, blocks32);
-    match (format.bits, format.levels.table()) {
-        (CodeBits::Eight, _) => out[..codes.len()].copy_from_slice(codes),
-        (CodeBits::Four, None) => widen_codes::<S, 4, 4>(simd, codes, &IDENTITY, out),
-        (CodeBits::Four, Some(table)) => widen_codes::<S, 4, 8>(simd, codes, table, out),
-        (CodeBits::Six, _) => widen_codes::<S, 6, 6>(simd, codes, &IDENTITY, out),
+    out: &'a mut ChunkCodes,
+}
+
+impl<S: Simd> Part<S> for PrepareCodes<'_> {
+    #[inline(always)]
+    fn run(self, simd: S) {
+        let Self { format, chunk, blocks32, out: ChunkCodes(out) } = self;
+        let codes = chunk_codes(format, chunk, blocks32);
+        match (format.bits, format.levels.table()) {
+            (CodeBits::Eight, _) => out[..codes.len()].copy_from_slice(codes),
+            (CodeBits::Four, None) => widen_codes::<S, 4, 4>(simd, codes, &IDENTITY, out),
+            (CodeBits::Four, Some(table)) => widen_codes::<S, 4, 8>(simd, codes, table, out),
+            (CodeBits::Six, _) => widen_codes::<S, 6, 6>(simd, codes, &IDENTITY, out),
+        }
     }
 }
 
@@ -101,38 +111,54 @@ pub(crate) fn prepare_scales<S: Simd>(
     blocks32: usize,
     out: &mut ChunkScales,
 ) {
-    let (bytes, _) = split_chunk(format, chunk, blocks32);
-    match format.scales {
-        Scales::F16 => widen_halves(simd, bytes, &mut out.scales[..blocks32]),
-        Scales::F16Min => {
-            let (scales, mins) = bytes.split_at(2 * LANES * blocks32);
-            widen_halves(simd, scales, &mut out.scales[..blocks32]);
-            widen_halves(simd, mins, &mut out.mins[..blocks32]);
-        }
-        Scales::Super => {
-            let (d, groups) = half_vector(simd, bytes);
-            let d = simd.mul(d, simd.splat(format.levels.unit()));
-            for (scale, bytes) in out.scales.iter_mut().zip(&groups[..format.groups(blocks32)]) {
-                simd.store(simd.mul(d, simd.to_f32(simd.widen_i8(bytes))), scale);
+    simd.call(PrepareScales { format, chunk, blocks32, out });
+}
+
+/// A function of its own, for all kernels.
+struct PrepareScales<'a> {
+    format: IntFormat,
+    chunk: &'a [u8],
+    blocks32: usize,
+    out: &'a mut ChunkScales,
+}
+
+impl<S: Simd> Part<S> for PrepareScales<'_> {
+    #[inline(always)]
+    fn run(self, simd: S) {
+        let Self { format, chunk, blocks32, out } = self;
+        let (bytes, _) = split_chunk(format, chunk, blocks32);
+        match format.scales {
+            Scales::F16 => widen_halves(simd, bytes, &mut out.scales[..blocks32]),
+            Scales::F16Min => {
+                let (scales, mins) = bytes.split_at(2 * LANES * blocks32);
+                widen_halves(simd, scales, &mut out.scales[..blocks32]);
+                widen_halves(simd, mins, &mut out.mins[..blocks32]);
             }
-        }
-        Scales::SuperMin => {
-            let (d, rest) = half_vector(simd, bytes);
-            let (dmin, groups) = half_vector(simd, rest.as_flattened());
-            let (scales, mins) = groups.split_at(format.groups(blocks32));
-            scale_groups(simd, d, scales, &mut out.scales);
-            // Multiplying by the negated factor negates the products, including the signs of zeros.
-            let minus = simd.mul(dmin, simd.splat(-1.0));
-            scale_groups(simd, minus, &mins[..format.groups(blocks32)], &mut out.mins);
-        }
-        Scales::E8m0 => {
-            for (scale, bytes) in out.scales.iter_mut().zip(&bytes.as_chunks().0[..format.groups(blocks32)]) {
-                simd.store(half_powers(simd, simd.widen_u8(bytes)), scale);
+            Scales::Super => {
+                let (d, groups) = half_vector(simd, bytes);
+                let d = simd.mul(d, simd.splat(format.levels.unit()));
+                for (scale, bytes) in out.scales.iter_mut().zip(&groups[..format.groups(blocks32)]) {
+                    simd.store(simd.mul(d, simd.to_f32(simd.widen_i8(bytes))), scale);
+                }
             }
-        }
-        Scales::Ue4m3 => {
-            for (scale, bytes) in out.scales.iter_mut().zip(&bytes.as_chunks().0[..format.groups(blocks32)]) {
-                simd.store(half_minifloats(simd, simd.widen_u8(bytes)), scale);
+            Scales::SuperMin => {
+                let (d, rest) = half_vector(simd, bytes);
+                let (dmin, groups) = half_vector(simd, rest.as_flattened());
+                let (scales, mins) = groups.split_at(format.groups(blocks32));
+                scale_groups(simd, d, scales, &mut out.scales);
+                // Multiplying by the negated factor negates the products, including the signs of zeros.
+                let minus = simd.mul(dmin, simd.splat(-1.0));
+                scale_groups(simd, minus, &mins[..format.groups(blocks32)], &mut out.mins);
+            }
+            Scales::E8m0 => {
+                for (scale, bytes) in out.scales.iter_mut().zip(&bytes.as_chunks().0[..format.groups(blocks32)]) {
+                    simd.store(half_powers(simd, simd.widen_u8(bytes)), scale);
+                }
+            }
+            Scales::Ue4m3 => {
+                for (scale, bytes) in out.scales.iter_mut().zip(&bytes.as_chunks().0[..format.groups(blocks32)]) {
+                    simd.store(half_minifloats(simd, simd.widen_u8(bytes)), scale);
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use super::partial::{base, exp_one};
 use super::{Attention, AttentionShape, BLOCK, BLOCK_TILES, Partial, SPAN, scratch_len};
 use crate::elementwise::capped;
 use crate::math::exp_in_range;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Part, Simd};
 
 /// Up to this many rows read keys and values directly; for more rows, blocks are first converted to f32.
 pub(super) const DIRECT_ROWS: usize = 8;
@@ -113,7 +113,7 @@ pub(super) fn attend_span<S: Simd, T: KvElement>(
 ) {
     task.check(scratch, out);
     out.clear();
-    let mut strip = Strip { weights: [[0.0; BLOCK]; STRIP], corrections: [0.0; STRIP], visible: [(0, 0); STRIP] };
+    let strip = &mut Strip { weights: [[0.0; BLOCK]; STRIP], corrections: [0.0; STRIP], visible: [(0, 0); STRIP] };
     for start in task.span.clone().step_by(BLOCK) {
         let Some((positions, rows)) = task.block_at(start) else { continue };
         let tiles = task.tiles(&positions, &rows);
@@ -121,13 +121,16 @@ pub(super) fn attend_span<S: Simd, T: KvElement>(
             // Apart from the condition on rows, so that what never runs is not compiled either.
             if T::NARROW {
                 let tiles = converted(simd, tiles, scratch, task.shape);
-                attend_block::<S, f32, false>(simd, &task.block(positions, tiles, tiles), rows, &mut strip, out);
+                let block = task.block(positions, tiles, tiles);
+                simd.call(BlockOfRows::<f32, false> { block, rows, strip, out });
             } else {
-                attend_block::<S, T, false>(simd, &task.block(positions, tiles, tiles), rows, &mut strip, out);
+                let block = task.block(positions, tiles, tiles);
+                simd.call(BlockOfRows::<T, false> { block, rows, strip, out });
             }
         } else {
             let next = task.block_at(start + BLOCK).map_or(tiles, |(positions, rows)| task.tiles(&positions, &rows));
-            attend_block::<S, T, true>(simd, &task.block(positions, tiles, next), rows, &mut strip, out);
+            let block = task.block(positions, tiles, next);
+            simd.call(BlockOfRows::<T, true> { block, rows, strip, out });
         }
     }
 }
@@ -191,38 +194,44 @@ pub(super) fn block_scales<S: Simd, T: Stored>(simd: S, tile: Tile<'_, T>, block
     if T::SCALED { simd.load_f16(&tile.scales.as_chunks::<LANES>().0[block]) } else { simd.splat(0.0) }
 }
 
-#[inline(always)]
-fn attend_block<S: Simd, E: KvElement, const AHEAD: bool>(
-    simd: S,
-    block: &KeyBlock<'_, E>,
+/// One block of keys for some rows. A function of its own, since that of f32 is also for blocks that were converted.
+struct BlockOfRows<'a, 'b, E: Stored, const AHEAD: bool> {
+    block: KeyBlock<'a, E>,
     rows: Range<usize>,
-    strip: &mut Strip,
-    out: &mut Partial<'_>,
-) {
-    let (head_dim, padded_dim) = (block.shape.head_dim, block.shape.padded_dim());
-    for start in rows.clone().step_by(STRIP) {
-        let count = STRIP.min(rows.end - start);
-        score::<S, E, AHEAD>(simd, block, &block.queries[start * head_dim..], &mut strip.weights[..count]);
-        for row in 0..count {
-            strip.weigh(simd, block, row, start + row, out);
-        }
-        let mut row = 0;
-        while row < count {
-            let visible = strip.visible[row];
-            let mut end = row + 1;
-            while end < count && strip.visible[end] == visible {
-                end += 1;
+    strip: &'a mut Strip,
+    out: &'a mut Partial<'b>,
+}
+
+impl<S: Simd, E: KvElement, const AHEAD: bool> Part<S> for BlockOfRows<'_, '_, E, AHEAD> {
+    #[inline(always)]
+    fn run(self, simd: S) {
+        let Self { block, rows, strip, out } = self;
+        let block = &block;
+        let (head_dim, padded_dim) = (block.shape.head_dim, block.shape.padded_dim());
+        for start in rows.clone().step_by(STRIP) {
+            let count = STRIP.min(rows.end - start);
+            score::<S, E, AHEAD>(simd, block, &block.queries[start * head_dim..], &mut strip.weights[..count]);
+            for row in 0..count {
+                strip.weigh(simd, block, row, start + row, out);
             }
-            let acc = &mut out.acc[(start + row) * padded_dim..(start + end) * padded_dim];
-            accumulate::<S, E, AHEAD>(
-                simd,
-                block,
-                visible,
-                &strip.weights[row..end],
-                &strip.corrections[row..end],
-                acc,
-            );
-            row = end;
+            let mut row = 0;
+            while row < count {
+                let visible = strip.visible[row];
+                let mut end = row + 1;
+                while end < count && strip.visible[end] == visible {
+                    end += 1;
+                }
+                let acc = &mut out.acc[(start + row) * padded_dim..(start + end) * padded_dim];
+                accumulate::<S, E, AHEAD>(
+                    simd,
+                    block,
+                    visible,
+                    &strip.weights[row..end],
+                    &strip.corrections[row..end],
+                    acc,
+                );
+                row = end;
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Multiplication of float panels.
 
-use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile, load_sums, store_sums};
+use super::{Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, load_sums, store_sums};
 use crate::activations::{Activations, NumericLevel, f32_words};
 use crate::format::{BLOCK, CHUNK};
 use crate::simd::tile_unit::{self, BfloatBlock, BfloatRows, BfloatTiles, TileUnit};
@@ -137,7 +137,7 @@ impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, S, W> {
         let chunk_bytes = CHUNK / W::COLUMNS * W::BYTES;
         for chunk in 0..x.columns.div_ceil(CHUNK) {
             let start = chunk * chunk_bytes;
-            let panels = data.map(|panel| &panel[start..panel.len().min(start + chunk_bytes)]);
+            let panels = each(data, |panel| &panel[start..panel.len().min(start + chunk_bytes)]);
             let ahead = self.panels.lines_ahead::<P>(first, start + panels[0].len(), chunk_bytes);
             match &self.tiles {
                 Some(tiles) if const { W::TILES && S::Unit::EXISTS } => {
@@ -157,6 +157,13 @@ struct TiledChunk<'a, T, const P: usize> {
 
 impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'_, T, P> {
     const LARGE_TILES: bool = true;
+
+    type Small = Self;
+
+    #[inline(always)]
+    fn small(&self) -> &Self {
+        self
+    }
 
     /// Tiles of fewer rows are multiplied with rows of zeros beside them.
     #[inline(always)]
@@ -262,6 +269,13 @@ struct Chunk<'a, W, const P: usize> {
 }
 
 impl<S: Simd, W: Weights, const P: usize> ChunkKernel<S, P> for Chunk<'_, W, P> {
+    type Small = Self;
+
+    #[inline(always)]
+    fn small(&self) -> &Self {
+        self
+    }
+
     #[inline(always)]
     fn accumulate<const N: usize>(
         &self,

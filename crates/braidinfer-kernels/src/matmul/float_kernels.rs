@@ -2,7 +2,7 @@
 
 use super::float;
 
-kernels! {
+kernels! { dispatched:
     bf16_dot = float::multiply::<_, float::Bf16Dot>;
     bf16 = float::multiply::<_, float::Bf16>;
     f16 = float::multiply::<_, float::F16>;

@@ -1,11 +1,11 @@
 //! Multiplication of integer panels: codes with scales.
 
-use super::{Ahead, ChunkKernel, GroupKernel, NoPrefetch, Panels, for_each_group, for_each_tile};
+use super::{Ahead, ChunkKernel, GroupKernel, NoPrefetch, Panels, each, for_each_group, for_each_tile};
 use crate::activations::{Activations, NumericLevel, f32_words, integer_words, times_high_byte};
 use crate::format::{
     BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunk_range, chunks,
 };
-use crate::isa::{Isa, dispatched};
+use crate::isa::{Isa, dispatched_products};
 use crate::prepare::{ChunkCodes, ChunkScales, IDENTITY, chunk_codes, code_vector, prepare_codes, prepare_scales};
 use crate::simd::{LANES, ROW_PANELS, Simd};
 
@@ -23,7 +23,7 @@ pub(super) fn bits(isa: Isa, format: IntFormat, x: &Activations<'_>) -> CodeBits
     if in_registers { format.bits } else { CodeBits::Eight }
 }
 
-dispatched! {
+dispatched_products! {
     fn has_signed_bytes() -> bool = signed_bytes;
 }
 
@@ -93,11 +93,11 @@ impl<S: Simd, const BITS: usize, const BYTES: usize, const MIN: bool, const HALV
         for chunk in 0..chunks(x.columns) {
             let blocks = chunk_blocks(x.columns, chunk);
             let range = chunk_range(PanelFormat::Int(format), x.columns, chunk);
-            let bytes = data.map(|panel| &panel[range.clone()]);
+            let bytes = each(data, |panel| &panel[range.clone()]);
             for (bytes, scales) in bytes.iter().zip(scales.iter_mut()) {
                 prepare_scales(simd, format, bytes, blocks, scales);
             }
-            let mut codes = bytes.map(|bytes| chunk_codes(format, bytes, blocks));
+            let mut codes = each(bytes, |bytes| chunk_codes(format, bytes, blocks));
             if let Some(widened) = &mut self.widened {
                 for ((bytes, widened), codes) in bytes.iter().zip(widened.iter_mut()).zip(&mut codes) {
                     prepare_codes(simd, format, bytes, blocks, widened);
@@ -139,6 +139,13 @@ impl<
     const LEVELS: usize,
 > ChunkKernel<S, P> for Codes<'_, P, BITS, BYTES, MIN, HALVES, LEVELS>
 {
+    type Small = Self;
+
+    #[inline(always)]
+    fn small(&self) -> &Self {
+        self
+    }
+
     #[inline(always)]
     fn accumulate<const N: usize>(
         &self,
@@ -148,13 +155,13 @@ impl<
         mut sums: [&mut [[f32; LANES]; N]; P],
     ) {
         let words = if BYTES > 0 { integer_words::len(BYTES) } else { f32_words::LEN };
-        let mut codes = self.codes.map(|codes| codes.as_chunks::<BITS>().0.iter());
+        let codes = each(self.codes, |codes| codes.as_chunks::<BITS>().0);
         for (block, x) in x.chunks_exact(words * N).enumerate() {
             // Prefetch a line for each line of codes, and one for the scales.
             ahead.next(simd);
             let mut vectors = [&[[0; 64]; BITS]; P];
-            for (vectors, codes) in vectors.iter_mut().zip(&mut codes) {
-                *vectors = codes.next().expect("as many blocks of codes as of activations");
+            for panel in 0..P {
+                vectors[panel] = &codes[panel][block];
             }
             if HALVES {
                 self.group::<S, N, 0>(simd, vectors, 2 * block, x, ahead, &mut sums);

@@ -23,13 +23,14 @@ pub(super) fn kernel(format: IntFormat, bits: CodeBits, level: NumericLevel) -> 
     Some(of(format))
 }
 
-/// Defines a module of kernels for each number of bytes per activation and bits per code.
+/// Defines a module of kernels for each number of bytes per activation and bits per code. Without bytes nothing is
+/// [`crate::isa::dispatched_products`].
 macro_rules! modules {
-    ($($module:ident: $bytes:literal, $bits:literal;)*) => {
+    ($($module:ident: $dispatched:ident, $bytes:literal, $bits:literal;)*) => {
         $(mod $module {
             use super::{GroupLen, IntFormat, Kernel, integer};
 
-            kernels! {
+            kernels! { $dispatched:
                 plain = integer::multiply::<_, $bits, $bytes, false, false, $bits>;
                 by_16 = integer::multiply::<_, $bits, $bytes, false, true, $bits>;
                 with_mins = integer::multiply::<_, $bits, $bytes, true, false, $bits>;
@@ -49,13 +50,13 @@ macro_rules! modules {
 }
 
 modules! {
-    f32_8: 0, 8;
-    int8_8: 1, 8;
-    int8_6: 1, 6;
-    int8_4: 1, 4;
-    int16_8: 2, 8;
-    int16_6: 2, 6;
-    int16_4: 2, 4;
+    f32_8: dispatched, 0, 8;
+    int8_8: dispatched_products, 1, 8;
+    int8_6: dispatched_products, 1, 6;
+    int8_4: dispatched_products, 1, 4;
+    int16_8: dispatched_products, 2, 8;
+    int16_6: dispatched_products, 2, 6;
+    int16_4: dispatched_products, 2, 4;
 }
 
 /// Defines a module of kernels for 4-bit codes that stand for levels of 7 bits, for each number of bytes per
@@ -65,7 +66,7 @@ macro_rules! table_modules {
         $(mod $module {
             use super::{GroupLen, IntFormat, Kernel, integer};
 
-            kernels! {
+            kernels! { dispatched_products:
                 plain = integer::multiply::<_, 4, $bytes, false, false, 7>;
                 by_16 = integer::multiply::<_, 4, $bytes, false, true, 7>;
             }
@@ -89,7 +90,7 @@ table_modules! {
 mod iq4 {
     use super::integer;
 
-    kernels! {
+    kernels! { dispatched_products:
         int8 = integer::multiply::<_, 4, 1, false, false, 8>;
         int16 = integer::multiply::<_, 4, 2, false, false, 8>;
     }

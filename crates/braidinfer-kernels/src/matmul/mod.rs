@@ -3,10 +3,11 @@
 //! Each lane is one row of the weights, so no sum crosses lanes; the columns of a row are summed in order. Several
 //! panels and several rows of activations are computed together, which does not change the order of any sum.
 
-/// Defines functions of type [`Kernel`] from generic ones, visible in the parent module.
+/// Defines functions of type [`Kernel`] from generic ones, visible in the parent module. `$dispatched` is
+/// [`crate::isa::dispatched`] or [`crate::isa::dispatched_products`].
 macro_rules! kernels {
-    ($($name:ident = $generic:path;)*) => {
-        $($crate::isa::dispatched! {
+    ($dispatched:ident: $($name:ident = $generic:path;)*) => {
+        $($crate::isa::$dispatched! {
             pub(super) fn $name(
                 panels: $crate::matmul::Panels<'_>,
                 x: &$crate::activations::Activations<'_>,
@@ -200,6 +201,11 @@ trait ChunkKernel<S: Simd, const P: usize> {
     /// Whether tiles have up to 16 rows.
     const LARGE_TILES: bool = false;
 
+    /// The kernel for tiles of fewer rows than 16.
+    type Small: ChunkKernel<S, P>;
+
+    fn small(&self) -> &Self::Small;
+
     /// Adds the products to `sums`. `x` has the words of the tile's chunk; `ahead` prefetches meanwhile.
     fn accumulate<const N: usize>(
         &self,
@@ -226,28 +232,49 @@ fn for_each_tile<S: Simd, K: ChunkKernel<S, P>, const P: usize>(
     let row_words = x.row_words();
     let first = chunk * (CHUNK / 32) * block_words;
     let last = (first + CHUNK / 32 * block_words).min(row_words);
+    let small = kernel.small();
     let mut lines = PrefetchLines(ahead.map(<[_]>::iter));
     for tile in activations::tiles(activations::largest_tile(simd, x.level, x.rows), x.rows) {
         let rows = tile.len();
         let words = &x.words[tile.start * row_words + first * rows..tile.start * row_words + last * rows];
         let sums_from = tile.start;
         match rows {
-            1 => simd.call(Tile::<K, _, P, 1> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) }),
-            2 if const { P < ROW_PANELS } => {
-                simd.call(Tile::<K, _, P, 2> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) })
-            }
-            4 if const { P == S::PANELS && S::TILE == 4 } && sums_from > 0 => {
-                simd.call(Tile::<K, _, P, 4> { kernel, words, ahead: &mut NoPrefetch, sums: sums(out, sums_from) })
-            }
-            4 if const { P < ROW_PANELS && S::TILE >= 4 } => {
-                simd.call(Tile::<K, _, P, 4> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) })
-            }
-            8 if const { P == S::PANELS && S::TILE == 8 } && sums_from > 0 => {
-                simd.call(Tile::<K, _, P, 8> { kernel, words, ahead: &mut NoPrefetch, sums: sums(out, sums_from) })
-            }
-            8 if const { P < ROW_PANELS && S::TILE == 8 } => {
-                simd.call(Tile::<K, _, P, 8> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) })
-            }
+            1 => simd.call(Tile::<K::Small, _, P, 1> {
+                kernel: small,
+                words,
+                ahead: &mut lines,
+                sums: sums(out, sums_from),
+            }),
+            2 if const { P < ROW_PANELS } => simd.call(Tile::<K::Small, _, P, 2> {
+                kernel: small,
+                words,
+                ahead: &mut lines,
+                sums: sums(out, sums_from),
+            }),
+            4 if const { P == S::PANELS && S::TILE == 4 } && sums_from > 0 => simd.call(Tile::<K::Small, _, P, 4> {
+                kernel: small,
+                words,
+                ahead: &mut NoPrefetch,
+                sums: sums(out, sums_from),
+            }),
+            4 if const { P < ROW_PANELS && S::TILE >= 4 } => simd.call(Tile::<K::Small, _, P, 4> {
+                kernel: small,
+                words,
+                ahead: &mut lines,
+                sums: sums(out, sums_from),
+            }),
+            8 if const { P == S::PANELS && S::TILE == 8 } && sums_from > 0 => simd.call(Tile::<K::Small, _, P, 8> {
+                kernel: small,
+                words,
+                ahead: &mut NoPrefetch,
+                sums: sums(out, sums_from),
+            }),
+            8 if const { P < ROW_PANELS && S::TILE == 8 } => simd.call(Tile::<K::Small, _, P, 8> {
+                kernel: small,
+                words,
+                ahead: &mut lines,
+                sums: sums(out, sums_from),
+            }),
             16 if const { P == S::PANELS && K::LARGE_TILES } && sums_from > 0 => {
                 simd.call(Tile::<K, _, P, 16> { kernel, words, ahead: &mut NoPrefetch, sums: sums(out, sums_from) })
             }
@@ -300,6 +327,16 @@ struct NoPrefetch;
 impl<S: Simd> Ahead<S> for NoPrefetch {
     #[inline(always)]
     fn next(&mut self, _: S) {}
+}
+
+/// `values.map(to)`, which takes the compiler much less time: kernels are many.
+#[inline(always)]
+fn each<T: Copy, U: Copy, const P: usize>(values: [T; P], to: impl Fn(T) -> U) -> [U; P] {
+    let mut mapped = [to(values[0]); P];
+    for i in 1..P {
+        mapped[i] = to(values[i]);
+    }
+    mapped
 }
 
 /// Loads the sums of `N` rows in each panel.

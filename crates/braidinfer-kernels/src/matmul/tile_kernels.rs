@@ -18,7 +18,7 @@ pub(super) fn kernel(format: IntFormat, level: NumericLevel) -> Kernel {
     }
 }
 
-kernels! {
+kernels! { dispatched:
     int8 = tiles::multiply::<_, 1, false, false>;
     int8_by_16 = tiles::multiply::<_, 1, false, true>;
     int8_with_mins = tiles::multiply::<_, 1, true, false>;

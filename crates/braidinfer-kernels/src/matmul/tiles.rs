@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::integer::{Codes, VECTORS};
-use super::{Ahead, ChunkKernel, GroupKernel, Panels, for_each_group, for_each_tile, load_sums, store_sums};
+use super::{Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, load_sums, store_sums};
 use crate::activations::{Activations, integer_words, times_high_byte};
 use crate::format::{BLOCK, CHUNK_BLOCKS, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunk_range, chunks};
 use crate::prepare::{ChunkCodes, ChunkScales, IDENTITY, prepare_codes, prepare_scales};
@@ -87,14 +87,14 @@ impl<S: Simd, const BYTES: usize, const MIN: bool, const HALVES: bool> GroupKern
             let ahead = self.panels.lines_ahead::<P>(first, range.end, full);
             let unpacked = unpacked.each_ref();
             let rest = Codes::<P, 8, BYTES, MIN, HALVES, 8> {
-                codes: unpacked.map(|unpacked| &unpacked.levels.0[..blocks * VECTORS]),
+                codes: each(unpacked, |unpacked| &unpacked.levels.0[..blocks * VECTORS]),
                 table: &IDENTITY,
-                scales: unpacked.map(|unpacked| &unpacked.scales),
+                scales: each(unpacked, |unpacked| &unpacked.scales),
                 zero: format.zero,
             };
             // With minima the zero point is zero.
-            let signed = unpacked.map(|unpacked| if MIN { &unpacked.levels } else { &unpacked.signed });
-            let signed = signed.map(|codes| &codes.0[..blocks * VECTORS]);
+            let signed = each(unpacked, |unpacked| if MIN { &unpacked.levels } else { &unpacked.signed });
+            let signed = each(signed, |codes| &codes.0[..blocks * VECTORS]);
             for_each_tile(
                 simd,
                 &TiledCodes { tiles: &self.tiles, dots: &self.dots, signed, rest },
@@ -117,10 +117,17 @@ struct TiledCodes<'a, T, const P: usize, const BYTES: usize, const MIN: bool, co
     rest: Codes<'a, P, 8, BYTES, MIN, HALVES, 8>,
 }
 
-impl<S: Simd, T: ByteTiles, const P: usize, const BYTES: usize, const MIN: bool, const HALVES: bool> ChunkKernel<S, P>
-    for TiledCodes<'_, T, P, BYTES, MIN, HALVES>
+impl<'a, S: Simd, T: ByteTiles, const P: usize, const BYTES: usize, const MIN: bool, const HALVES: bool>
+    ChunkKernel<S, P> for TiledCodes<'a, T, P, BYTES, MIN, HALVES>
 {
     const LARGE_TILES: bool = true;
+
+    type Small = Codes<'a, P, 8, BYTES, MIN, HALVES, 8>;
+
+    #[inline(always)]
+    fn small(&self) -> &Self::Small {
+        &self.rest
+    }
 
     #[inline(always)]
     fn accumulate<const N: usize>(
@@ -130,9 +137,6 @@ impl<S: Simd, T: ByteTiles, const P: usize, const BYTES: usize, const MIN: bool,
         ahead: &mut impl Ahead<S>,
         sums: [&mut [[f32; LANES]; N]; P],
     ) {
-        if N < ROWS {
-            return self.rest.accumulate::<N>(simd, x, ahead, sums);
-        }
         self.accumulate_tile(simd, x, ahead, sums.map(|sums| sums.first_chunk_mut().expect("16 rows")));
     }
 }

@@ -30,6 +30,12 @@ impl Avx2Vnni {
     }
 }
 
+impl From<Avx2Vnni> for Avx2 {
+    fn from(Avx2Vnni(()): Avx2Vnni) -> Self {
+        Self(())
+    }
+}
+
 // What the methods below take as given of the arrays that they are passed: two registers are a whole array.
 const _: () =
     assert!(size_of::<[f32; LANES]>() == 2 * size_of::<__m256>() && size_of::<[u8; 64]>() == 2 * size_of::<__m256i>());

@@ -45,6 +45,18 @@ impl NeonI8mm {
     }
 }
 
+impl From<NeonDotprod> for Neon {
+    fn from(NeonDotprod(()): NeonDotprod) -> Self {
+        Self(())
+    }
+}
+
+impl From<NeonI8mm> for Neon {
+    fn from(NeonI8mm(()): NeonI8mm) -> Self {
+        Self(())
+    }
+}
+
 type Floats = [float32x4_t; 4];
 type Ints = [int32x4_t; 4];
 

@@ -24,6 +24,7 @@ fn bf16_half(value: i32, upper: bool) -> f32 {
     bf16::from_bits((value >> (16 * i32::from(upper))) as u16).to_f32()
 }
 
+// Methods that are a call for every lane anyway, or a loop within one, are functions of their own: less to compile.
 impl Simd for Scalar {
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
@@ -43,9 +44,11 @@ impl Simd for Scalar {
         *to = value;
     }
     fn prefetch<T>(self, _: &T) {}
+    #[inline(never)]
     fn load_f16(self, values: &[u16; LANES]) -> Self::F32 {
         values.map(|bits| f16::from_bits(bits).to_f32())
     }
+    #[inline(never)]
     fn load_f16_bytes(self, bytes: &[u8; 32]) -> Self::F32 {
         let (values, _) = bytes.as_chunks::<2>();
         from_fn(|lane| f16::from_le_bytes(values[lane]).to_f32())
@@ -62,6 +65,7 @@ impl Simd for Scalar {
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         zip(a, b, |a, b| a / b)
     }
+    #[inline(never)]
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
         from_fn(|lane| a[lane].mul_add(b[lane], c[lane]))
     }
@@ -74,6 +78,7 @@ impl Simd for Scalar {
     fn select_less(self, x: Self::F32, y: Self::F32, a: Self::F32, b: Self::F32) -> Self::F32 {
         from_fn(|lane| if x[lane] < y[lane] { a[lane] } else { b[lane] })
     }
+    #[inline(never)]
     fn round(self, a: Self::F32) -> Self::I32 {
         a.map(|value| value.round_ties_even() as i32)
     }
@@ -133,6 +138,7 @@ impl Simd for Scalar {
     fn sar(self, a: Self::I32, by: u32) -> Self::I32 {
         a.map(|value| value >> by)
     }
+    #[inline(never)]
     fn look_up(self, table: &[u8; 16], a: Self::I32) -> Self::I32 {
         a.map(|value| i32::from_le_bytes(bytes(value).map(|index| table[usize::from(index)])))
     }
@@ -143,12 +149,14 @@ impl Simd for Scalar {
         a.map(|value| f32::from_bits(value as u32))
     }
 
+    #[inline(never)]
     fn dot_u8_i8(self, acc: Self::I32, a: Self::I32, b: Self::I32) -> Self::I32 {
         from_fn(|lane| {
             let (a, b) = (bytes(a[lane]), bytes(b[lane]));
             (0..4).fold(acc[lane], |sum, i| sum.wrapping_add(i32::from(a[i]) * i32::from(b[i] as i8)))
         })
     }
+    #[inline(never)]
     fn dot_bf16(self, acc: Self::F32, a: Self::I32, b: Self::I32) -> Self::F32 {
         from_fn(|lane| {
             let add = |sum: f32, upper| bf16_half(a[lane], upper).mul_add(bf16_half(b[lane], upper), sum);

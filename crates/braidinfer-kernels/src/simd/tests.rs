@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{LANES, Simd};
-use crate::isa::{Isa, dispatched};
+use crate::isa::{Isa, dispatched_products};
 
 type Lanes = [u32; LANES];
 
@@ -71,7 +71,7 @@ fn of_integers<S: Simd>(simd: S, value: S::I32) -> Lanes {
     lanes
 }
 
-dispatched! {
+dispatched_products! {
     fn arithmetic(a: &Lanes, b: &Lanes, c: &Lanes) -> Results = arithmetic_of;
 }
 
@@ -89,7 +89,7 @@ fn arithmetic_of<S: Simd>(simd: S, a: &Lanes, b: &Lanes, c: &Lanes) -> Results {
     ]
 }
 
-dispatched! {
+dispatched_products! {
     fn choices(a: &Lanes, b: &Lanes, c: &Lanes, d: &Lanes) -> Results = choices_of;
 }
 
@@ -111,7 +111,7 @@ fn choices_of<S: Simd>(simd: S, a: &Lanes, b: &Lanes, c: &Lanes, d: &Lanes) -> R
     ]
 }
 
-dispatched! {
+dispatched_products! {
     fn conversions(halves: &[u16; LANES], small: &Lanes, integers: &Lanes) -> Results = conversions_of;
 }
 
@@ -129,7 +129,7 @@ fn conversions_of<S: Simd>(simd: S, halves: &[u16; LANES], small: &Lanes, intege
     ]
 }
 
-dispatched! {
+dispatched_products! {
     fn integers(a: &Lanes, b: &Lanes, few: &[u8; LANES], by: u32) -> Results = integers_of;
 }
 
@@ -162,7 +162,7 @@ fn integers_of<S: Simd>(simd: S, a: &Lanes, b: &Lanes, few: &[u8; LANES], by: u3
     ]
 }
 
-dispatched! {
+dispatched_products! {
     fn dots(acc: &Lanes, a: &Lanes, b: &Lanes, x: &[u32; 8]) -> Results = dots_of;
 }
 
@@ -220,7 +220,7 @@ fn tile<S: Simd, const P: usize, const N: usize>(
     }
 }
 
-dispatched! {
+dispatched_products! {
     fn dot_bf16(acc: &Lanes, a: &Lanes, b: &Lanes) -> Results = dot_bf16_of;
 }
 
