@@ -144,18 +144,28 @@ fn a_saved_report_is_a_baseline() {
 
     // Whatever the machine was doing, nothing is a thousand times slower than a thousandth of itself.
     let slow = doctored(folder.path(), &saved, "slow.json", 1e-3).display().to_string();
-    let compared = report(&["--kernels", "standard", "--baseline", &slow]);
+    let export = folder.path().join("compared.json");
+    let export_name = export.display().to_string();
+    let compared = report(&["--kernels", "standard", "--baseline", &slow, "--export", &export_name]);
+    let exported: Value = serde_json::from_slice(&fs::read(&export).expect("it was written")).expect("it is JSON");
+    assert_eq!(exported, compared);
     let rows = list(&compared["baseline"]["rows"]);
     assert_eq!(rows.len(), 3);
     assert!(rows.iter().all(|row| row["verdict"] == "faster" && positive(&row["ratio"])), "{compared}");
 
     let fast = doctored(folder.path(), &saved, "fast.json", 1e3).display().to_string();
-    let output = output(bench(&["--kernels", "standard", "--baseline", &fast, "--save", &fast]));
+    let export = folder.path().join("compared.md");
+    let export_name = export.display().to_string();
+    let output =
+        output(bench(&["--kernels", "standard", "--baseline", &fast, "--save", &fast, "--export", &export_name]));
+    let exported = fs::read_to_string(&export).expect("it was written");
+    assert_eq!(exported.matches("| regression |").count(), 3, "{exported}");
+    assert!(exported.contains(&format!("Compared with {fast}")), "{exported}");
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert_eq!(stdout(&output).matches("regression").count(), 3, "{}", stdout(&output));
     let replaced: Value = serde_json::from_slice(&fs::read(&fast).expect("it exists")).expect("it is JSON");
     assert_ne!(replaced, saved, "the baseline is read before it is replaced");
-    assert_eq!(fs::read_dir(folder.path()).expect("the folder can be listed").count(), 3, "nothing else stays");
+    assert_eq!(fs::read_dir(folder.path()).expect("the folder can be listed").count(), 5, "nothing else stays");
 }
 
 #[test]

@@ -4,13 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
 use super::measure::Spread;
 use super::plan::{Case, Plan};
-use super::report::{CASE_HEADER, Options, Report, ResultRow, align_right, case_cells, new_table, number, spelled};
+use super::report::{CASE_HEADER, Options, Report, ResultRow, case_cells, number, spelled};
 
 /// Largest report file that is read; reports have a few kilobytes.
 const MOST_BYTES: u64 = 16 << 20;
@@ -121,7 +120,7 @@ fn same_run(a: &ResultRow, b: &ResultRow) -> bool {
 /// The comparison of all common rows.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
-    file: String,
+    pub file: String,
     rows: Vec<ComparedRow>,
     pub notes: Vec<String>,
 }
@@ -186,19 +185,17 @@ impl Comparison {
         self.rows.iter().filter(|row| row.verdict == Verdict::Regression).count()
     }
 
-    /// A table of the common rows.
-    pub fn table(&self) -> Table {
+    /// Header and rows of what both reports have.
+    pub fn cells(&self) -> (Vec<&'static str>, Vec<Vec<String>>) {
         let mut header = CASE_HEADER.to_vec();
         header.extend(["tok/s now", "then", "now/then", "verdict"]);
-        let mut table = new_table(&header);
-        for row in &self.rows {
+        let cells = |row: &ComparedRow| {
             let mut cells = case_cells(&row.case, &row.kernels);
             let ratio = format!("{:.3}", row.ratio);
             cells.extend([number(row.now.median), number(row.then.median), ratio, row.verdict.name().into()]);
-            table.add_row(cells);
-        }
-        align_right(&mut table, &[1, 2, 3, 5, 6, 7]);
-        table
+            cells
+        };
+        (header, self.rows.iter().map(cells).collect())
     }
 }
 
@@ -234,7 +231,7 @@ mod tests {
                 own.results.iter().zip(&then.results).map(|(now, then)| ComparedRow::new(now, then)).collect();
             let comparison =
                 Comparison { file: "before.json".into(), rows, notes: vec![super::machine(&then.machine)] };
-            let _ = comparison.table().to_string();
+            let _ = comparison.cells();
             serde_json::to_string(&comparison).map(|_| ()).map_err(|error| error.to_string())
         };
         check_all(500, json_changes(), |changes| read(changed_json(&saved, changes).to_string().as_bytes()));

@@ -23,7 +23,7 @@ use self::contestant::{Contestant, Described};
 use self::machine::{Ceilings, Machine};
 use self::measure::{Sample, measure};
 use self::plan::Plan;
-use self::report::{ExecutorRow, Options, Report, spelled};
+use self::report::{Compared, ExecutorRow, Options, Report, spelled};
 use crate::args::{BenchArgs, BenchKernels};
 use crate::report::Delivery;
 use crate::{interrupt, model, output};
@@ -45,10 +45,11 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.save {
         save::write(path, &report)?;
     }
-    delivery.export(&record::document(&report), &report)?;
-    let comparison = baseline.map(|baseline| baseline.compare(&report));
-    report::print(&report, comparison.as_ref(), args.output.json)?;
-    let slower = comparison.as_ref().map_or(0, Comparison::regressions);
+    let baseline = baseline.map(|baseline| baseline.compare(&report));
+    let slower = baseline.as_ref().map_or(0, Comparison::regressions);
+    let compared = Compared { report: &report, baseline: baseline.as_ref() };
+    delivery.export(&record::document(&compared), &compared)?;
+    report::print(&compared, args.output.json)?;
     Ok(if slower > 0 { ExitCode::from(REGRESSION) } else { ExitCode::SUCCESS })
 }
 

@@ -1,11 +1,12 @@
 //! A benchmark as a document that can be sent to others: what was measured, on what, and how.
 
-use super::report::{self, Options, Report};
+use super::report::{self, Compared, Options, Report};
 use crate::output;
 use crate::report::Document;
 
 /// Everything in the report, with what a reader on another machine needs to measure the same.
-pub fn document(report: &Report) -> Document {
+pub fn document(compared: &Compared<'_>) -> Document {
+    let Compared { report, baseline } = *compared;
     let mut document = Document { title: format!("Speed of {}", report.model), ..Document::default() };
     document.table(["", ""], machine(report));
     document.heading("Tokens per second");
@@ -20,6 +21,12 @@ pub fn document(report: &Report) -> Document {
     let (header, rows) = report::executors_cells(report);
     document.table_of(header, rows);
     document.list(report.notes.clone());
+    if let Some(baseline) = baseline {
+        document.heading(format!("Compared with {}", baseline.file));
+        let (header, rows) = baseline.cells();
+        document.table_of(header, rows);
+        document.list(baseline.notes.clone());
+    }
     document
 }
 

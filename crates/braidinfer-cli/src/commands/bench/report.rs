@@ -156,31 +156,32 @@ fn result(sample: &Sample, described: &Described, ceilings: Option<&Ceilings>) -
     }
 }
 
-/// The report and the comparison as one JSON object.
+/// The report and, with `--baseline`, the comparison: one JSON object.
 #[derive(Serialize)]
-struct Printed<'a> {
+pub struct Compared<'a> {
     #[serde(flatten)]
-    report: &'a Report,
+    pub report: &'a Report,
     #[serde(skip_serializing_if = "Option::is_none")]
-    baseline: Option<&'a Comparison>,
+    pub baseline: Option<&'a Comparison>,
 }
 
 /// Prints the report to stdout, and explanations as notes on stderr.
-pub fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> anyhow::Result<()> {
+pub fn print(compared: &Compared<'_>, json: bool) -> anyhow::Result<()> {
+    let Compared { report, baseline } = *compared;
     if report.ceilings.is_none() {
         output::note("ceilings are those of the CPU: not measured for a model on another device");
     }
     if report.results.iter().any(|row| row.share_of_ceiling.is_some_and(|share| share > 1.0)) {
         output::note("shares above 100 %: caches held a part of the weights, or the machine was busier at other times");
     }
-    comparison.map_or(&[][..], |comparison| &comparison.notes).iter().for_each(output::note);
+    baseline.map_or(&[][..], |baseline| &baseline.notes).iter().for_each(output::note);
     if json {
-        return output::print_json(&Printed { report, baseline: comparison });
+        return output::print_json(compared);
     }
     output::print_line(heading(report))?;
     print_table(&table(results_cells(report), &[1, 2, 3, 5, 6, 7, 8, 9]))?;
     print_table(&table(executors_cells(report), &[4, 5, 6, 7, 8, 9]))?;
-    comparison.map_or(Ok(()), |comparison| print_table(&comparison.table()))
+    baseline.map_or(Ok(()), |baseline| print_table(&table(baseline.cells(), &[1, 2, 3, 5, 6, 7])))
 }
 
 fn print_table(table: &Table) -> anyhow::Result<()> {
@@ -269,28 +270,16 @@ pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>)
     (header.to_vec(), report.executors.iter().map(cells).collect())
 }
 
-/// A table of cells, with these columns aligned to the right.
+/// A table of cells in the style of this program, with these columns, as far as there are so many, aligned to the right.
 fn table((header, rows): (Vec<&str>, Vec<Vec<String>>), right: &[usize]) -> Table {
-    let mut table = new_table(&header);
-    table.add_rows(rows);
-    align_right(&mut table, right);
-    table
-}
-
-/// A table in the style of this program, with a header.
-pub fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(output::TABLE).set_header(header);
-    table
-}
-
-/// Aligns columns to the right; ignores columns that the table does not have.
-pub fn align_right(table: &mut Table, columns: &[usize]) {
-    for column in columns {
+    table.load_style(output::TABLE).set_header(&header).add_rows(rows);
+    for column in right {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
+    table
 }
 
 /// Header of the columns that identify a case.
