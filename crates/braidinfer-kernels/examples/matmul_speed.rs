@@ -47,9 +47,9 @@ fn main() {
     let only = std::env::args().nth(1);
     let wanted = |isa: &Isa| only.as_ref().map_or(isa.name() != "scalar", |name| name == isa.name());
     let threads = std::env::args().nth(2).map_or(1, |threads| threads.parse().expect("a number of threads"));
-    let only = std::env::args().nth(3);
+    let named = std::env::args().nth(3);
     let cases =
-        CASES.into_iter().filter(|(weights, _)| only.as_ref().is_none_or(|name| *name == format!("{weights:?}")));
+        CASES.into_iter().filter(|(weights, _)| named.as_ref().is_none_or(|name| *name == format!("{weights:?}")));
     let mut pool = Pool::new(threads).expect("threads start");
     for isa in Isa::available().into_iter().filter(wanted) {
         for (weights, level) in cases.clone() {

@@ -39,18 +39,18 @@ impl ChunkCodes {
 /// Expands the codes of a chunk of `blocks32` blocks to levels, one byte each.
 #[inline(always)]
 pub(crate) fn prepare_codes<S: Simd>(simd: S, format: IntFormat, chunk: &[u8], blocks32: usize, out: &mut ChunkCodes) {
-    simd.call(PrepareCodes { format, chunk, blocks32, out });
+    simd.call(Preparation { format, chunk, blocks32, out });
 }
 
-/// A function of its own, for all kernels.
-struct PrepareCodes<'a> {
+/// Expands codes or scales: for each of them one function, which all kernels share.
+struct Preparation<'a, T> {
     format: IntFormat,
     chunk: &'a [u8],
     blocks32: usize,
-    out: &'a mut ChunkCodes,
+    out: &'a mut T,
 }
 
-impl<S: Simd> Part<S> for PrepareCodes<'_> {
+impl<S: Simd> Part<S> for Preparation<'_, ChunkCodes> {
     #[inline(always)]
     fn run(self, simd: S) {
         let Self { format, chunk, blocks32, out: ChunkCodes(out) } = self;
@@ -111,18 +111,10 @@ pub(crate) fn prepare_scales<S: Simd>(
     blocks32: usize,
     out: &mut ChunkScales,
 ) {
-    simd.call(PrepareScales { format, chunk, blocks32, out });
+    simd.call(Preparation { format, chunk, blocks32, out });
 }
 
-/// A function of its own, for all kernels.
-struct PrepareScales<'a> {
-    format: IntFormat,
-    chunk: &'a [u8],
-    blocks32: usize,
-    out: &'a mut ChunkScales,
-}
-
-impl<S: Simd> Part<S> for PrepareScales<'_> {
+impl<S: Simd> Part<S> for Preparation<'_, ChunkScales> {
     #[inline(always)]
     fn run(self, simd: S) {
         let Self { format, chunk, blocks32, out } = self;

@@ -203,6 +203,7 @@ impl Comparison {
 mod tests {
     use serde_json::json;
 
+    use super::super::report::table;
     use super::*;
     use crate::mutations::{File, changed_json, changes, check_all, json_changes};
 
@@ -231,7 +232,7 @@ mod tests {
                 own.results.iter().zip(&then.results).map(|(now, then)| ComparedRow::new(now, then)).collect();
             let comparison =
                 Comparison { file: "before.json".into(), rows, notes: vec![super::machine(&then.machine)] };
-            let _ = comparison.cells();
+            let _ = table(comparison.cells(), &[]).to_string();
             serde_json::to_string(&comparison).map(|_| ()).map_err(|error| error.to_string())
         };
         check_all(500, json_changes(), |changes| read(changed_json(&saved, changes).to_string().as_bytes()));

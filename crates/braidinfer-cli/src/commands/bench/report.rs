@@ -271,7 +271,7 @@ pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>)
 }
 
 /// A table of cells in the style of this program, with these columns, as far as there are so many, aligned to the right.
-fn table((header, rows): (Vec<&str>, Vec<Vec<String>>), right: &[usize]) -> Table {
+pub fn table((header, rows): (Vec<&str>, Vec<Vec<String>>), right: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(output::TABLE).set_header(&header).add_rows(rows);
     for column in right {
