@@ -14,7 +14,7 @@ pub(crate) const BLOCK_DIMS: usize = 32;
 pub struct Q8_0;
 
 /// 4 bits: for each 32 dimensions, an f16 scale and codes from 0 to 15 for -8 to 7. The scale is the value of the
-/// largest magnitude / -8, rounded away from zero, and a code is the nearest.
+/// largest magnitude / -8, rounded away from zero, and a code is value / scale + 8.5 in f32, rounded down: the nearest.
 #[derive(Debug, Clone, Copy)]
 pub struct Q4_0;
 

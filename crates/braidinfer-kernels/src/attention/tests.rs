@@ -185,13 +185,14 @@ fn eight_bits(head: &[f32]) -> Vec<f64> {
     head.chunks(32).flat_map(block).collect()
 }
 
-/// Heads in 4 bits, in plain f64: of the multiples from -8 to 7 of its block's scale, a code is the nearest.
+/// Heads in 4 bits, in plain f64: of the multiples from -8 to 7 of its block's scale, a code is the nearest, rounded as
+/// [`Q4_0`] says: near halfway it matters what is added in f32.
 fn four_bits(head: &[f32]) -> Vec<f64> {
     let block = |block: &[f32]| -> Vec<f64> {
         let largest = block.iter().fold(0.0_f32, |most, value| if value.abs() > most.abs() { *value } else { most });
         let scale = scale_above(largest / -8.0);
         let round = |value: &f32| {
-            let code = if scale == 0.0 { 0.0 } else { (value / scale as f32 + 0.5).floor().clamp(-8.0, 7.0) };
+            let code = if scale == 0.0 { 0.0 } else { ((value / scale as f32 + 8.5).floor() - 8.0).clamp(-8.0, 7.0) };
             f64::from(code) * scale
         };
         block.iter().map(round).collect()
