@@ -1,7 +1,7 @@
 //! Speed of products by weights, level and rows of activations.
 //!
-//! `cargo run --release -p braidinfer-kernels --example matmul_speed [ISA] [THREADS] [WEIGHTS]`, one thread and all types if
-//! left out; medians of several passes. Few rows read weights from memory, whose own speed, measured between the passes,
+//! `cargo run --release -p braidinfer-kernels --example matmul_speed [ISA] [THREADS] [WEIGHTS] [ROWS]`, one thread, all types and
+//! several numbers of rows if left out; medians of several passes. Few rows read weights from memory, whose own speed, measured between the passes,
 //! stands beside them; many multiply them in the cache.
 
 #![allow(clippy::print_stdout, reason = "what an example is for")]
@@ -20,6 +20,8 @@ const MANY_BYTES: usize = 128 << 20;
 /// Panels that a thread takes at a time.
 const PIECE: usize = 4;
 const REPETITIONS: usize = 9;
+
+const ROWS: [usize; 6] = [1, 2, 4, 8, 16, 512];
 
 const CASES: [(WeightType, NumericLevel); 19] = [
     (WeightType::Q8_0, NumericLevel::Int8),
@@ -50,10 +52,12 @@ fn main() {
     let named = std::env::args().nth(3);
     let cases =
         CASES.into_iter().filter(|(weights, _)| named.as_ref().is_none_or(|name| *name == format!("{weights:?}")));
+    assert!(cases.clone().next().is_some(), "WEIGHTS: expected one of {:?}, found {named:?}", CASES.map(|case| case.0));
+    let rows = std::env::args().nth(4).map_or(ROWS.to_vec(), |rows| vec![rows.parse().expect("a number of rows")]);
     let mut pool = Pool::new(threads).expect("threads start");
     for isa in Isa::available().into_iter().filter(wanted) {
         for (weights, level) in cases.clone() {
-            for rows in [1, 2, 4, 8, 16, 512] {
+            for &rows in &rows {
                 measure(isa, &mut pool, weights, level, rows);
             }
         }
@@ -111,10 +115,11 @@ fn seconds(work: impl FnOnce()) -> f64 {
     started.elapsed().as_secs_f64()
 }
 
-fn encode(isa: Isa, level: NumericLevel, rows: usize) -> Vec<u32> {
+fn encode(isa: Isa, level: NumericLevel, rows: usize) -> Buffer<u32> {
     let values: Vec<f32> = (0..COLUMNS).map(|column| (column as f32).sin()).collect();
     let row_words = level.words(1, COLUMNS);
-    let mut words = vec![0; rows * row_words];
+    let mut words = Buffer::new();
+    words.resize(rows * row_words);
     for tile in isa.tiles(level, rows) {
         let words = &mut words[tile.start * row_words..tile.end * row_words];
         for row in 0..tile.len() {

@@ -8,48 +8,50 @@ use std::ops::{Deref, DerefMut};
 
 use crate::simd::LANES;
 
-/// Values that begin at a cache line. A vector that crosses a cache line costs two loads, and a sum kept there also two
-/// stores.
+/// Values of 32 bits that begin at a cache line. A vector that crosses a cache line costs two loads, and a sum kept there also
+/// two stores.
 #[derive(Debug, Clone, Default)]
-pub struct Buffer {
-    lines: Vec<Line>,
+pub struct Buffer<T = f32> {
+    lines: Vec<Line<T>>,
     len: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([f32; LANES]);
+struct Line<T>([T; LANES]);
 
-const _: () = assert!(size_of::<Line>() == LANES * size_of::<f32>(), "lines have no padding");
-
-impl Buffer {
+impl<T> Buffer<T> {
     /// No values.
     pub const fn new() -> Self {
         Self { lines: Vec::new(), len: 0 }
     }
+}
 
+impl<T: Copy + Default> Buffer<T> {
     /// Sets the number of values. Existing values up to `len` stay; further values are zeros or earlier ones.
     pub fn resize(&mut self, len: usize) {
         let lines = len.div_ceil(LANES);
         if self.lines.len() < lines {
-            self.lines.resize(lines, Line([0.0; LANES]));
+            self.lines.resize(lines, Line([T::default(); LANES]));
         }
         self.len = len;
     }
 }
 
-impl Deref for Buffer {
-    type Target = [f32];
+impl<T> Deref for Buffer<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
+        const { assert!(size_of::<Line<T>>() == LANES * size_of::<T>(), "lines have no padding") };
         debug_assert!(self.len <= self.lines.len() * LANES);
         // SAFETY: lines are contiguous without padding and hold at least `len` values.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }
 
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        const { assert!(size_of::<Line<T>>() == LANES * size_of::<T>(), "lines have no padding") };
         debug_assert!(self.len <= self.lines.len() * LANES);
         // SAFETY: as above, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
@@ -100,7 +102,7 @@ mod tests {
 
     #[test]
     fn values_begin_at_a_cache_line_and_survive_resizing() {
-        let mut buffer = Buffer::new();
+        let mut buffer = Buffer::<f32>::new();
         assert!(buffer.is_empty());
         buffer.resize(17);
         buffer[16] = 1.0;

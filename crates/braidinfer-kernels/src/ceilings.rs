@@ -8,7 +8,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::activations::NumericLevel;
-use crate::isa::{Isa, dispatched, dispatched_products};
+use crate::isa::{Isa, dispatched, dispatched_bf16};
 use crate::pages::Pages;
 use crate::pool::{Chunks, Pool};
 use crate::simd::tile_unit::{PEAK_PRODUCTS, TileUnit};
@@ -341,7 +341,7 @@ impl MultiplyAdd for F32 {
     }
 }
 
-dispatched_products! {
+dispatched_bf16! {
     /// Multiplies the operands of every step, `rounds` times; the result depends on every product. A matrix unit
     /// multiplies operands of its own.
     fn multiply_add(level: NumericLevel, operands: &Operands, rounds: usize) -> i32 = multiply_add_at;

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use crate::simd::Scalar;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx2, Avx2Vnni, Avx512};
+use crate::simd::{Avx2, Avx2Vnni, Avx512, Avx512Bf16};
 #[cfg(target_arch = "aarch64")]
 use crate::simd::{Neon, NeonDotprod, NeonI8mm};
 
@@ -15,7 +15,7 @@ use crate::simd::{Neon, NeonDotprod, NeonI8mm};
 pub const ISA_VARIABLE: &str = "BRAIDINFER_ISA";
 
 /// An instruction set that this processor has. All give bitwise equal results, except at [`crate::NumericLevel::Bf16`],
-/// where AVX-512 takes denormals as zeros, and AMX adds products in another order.
+/// where AVX-512 BF16 takes denormals as zeros, and AMX adds products in another order.
 #[derive(Debug, Clone, Copy)]
 pub struct Isa(pub(crate) Level);
 
@@ -28,6 +28,8 @@ pub(crate) enum Level {
     Avx2Vnni(Avx2Vnni),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
     #[cfg(target_arch = "aarch64")]
@@ -61,9 +63,10 @@ impl Isa {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx512 = Avx512::detect();
-            levels.extend(avx512.and_then(Avx512::with_tiles).map(Level::Avx512));
-            levels.extend(avx512.map(Level::Avx512));
+            let avx512 = Avx512Bf16::detect();
+            levels.extend(avx512.and_then(Avx512Bf16::with_tiles).map(Level::Avx512Bf16));
+            levels.extend(avx512.map(Level::Avx512Bf16));
+            levels.extend(Avx512::detect().map(Level::Avx512));
             levels.extend(Avx2Vnni::detect().map(Level::Avx2Vnni));
             levels.extend(Avx2::detect().map(Level::Avx2));
         }
@@ -83,7 +86,7 @@ impl Isa {
     pub fn has_tile_unit(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(simd) => simd.has_tiles(),
+            Level::Avx512Bf16(simd) => simd.has_tiles(),
             _ => false,
         }
     }
@@ -100,7 +103,7 @@ impl Isa {
             .clone()
     }
 
-    /// `scalar`; on x86 `avx2`, `avx2+vnni`, `avx512` or `avx512+amx`; on ARM `neon`, `neon+dotprod` or `neon+i8mm`, which
+    /// `scalar`; on x86 `avx2`, `avx2+vnni`, `avx512`, `avx512+bf16` or `avx512+amx`, which has bf16 as well; on ARM `neon`, `neon+dotprod` or `neon+i8mm`, which
     /// has the dot products as well.
     pub fn name(self) -> &'static str {
         match self.0 {
@@ -110,9 +113,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2Vnni(_) => "avx2+vnni",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(simd) if simd.has_tiles() => "avx512+amx",
-            #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(simd) if simd.has_tiles() => "avx512+amx",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(_) => "avx512+bf16",
             #[cfg(target_arch = "aarch64")]
             Level::Neon(_) => "neon",
             #[cfg(target_arch = "aarch64")]
@@ -138,25 +143,31 @@ impl FromStr for Isa {
 }
 
 /// Defines a public function that dispatches to a generic one, compiled for the instruction set that it is given, or for the
-/// one that this one extends by products of bytes.
+/// one that this one extends by products of bytes or of bf16.
 ///
 /// `pub fn name(args) -> result = path;` where `path` is `fn(simd: impl Simd, args) -> result` with
 /// `#[inline(always)]`.
 macro_rules! dispatched {
-    ($($function:tt)*) => { $crate::isa::dispatched_to! { avx2 neon neon $($function)* } };
+    ($($function:tt)*) => { $crate::isa::dispatched_to! { avx2 avx512 neon neon $($function)* } };
 }
 pub(crate) use dispatched;
 
 /// [`dispatched`] for functions that multiply bytes: compiled for every instruction set, which takes longer.
 macro_rules! dispatched_products {
-    ($($function:tt)*) => { $crate::isa::dispatched_to! { avx2_vnni neon_dotprod neon_i8mm $($function)* } };
+    ($($function:tt)*) => { $crate::isa::dispatched_to! { avx2_vnni avx512 neon_dotprod neon_i8mm $($function)* } };
 }
 pub(crate) use dispatched_products;
 
-/// [`dispatched`], and which functions run on processors that have AVX-VNNI, NEON's dot products, and I8MM.
+/// [`dispatched`] for functions that multiply bf16, and may multiply bytes.
+macro_rules! dispatched_bf16 {
+    ($($function:tt)*) => { $crate::isa::dispatched_to! { avx2_vnni avx512_bf16 neon_dotprod neon_i8mm $($function)* } };
+}
+pub(crate) use dispatched_bf16;
+
+/// [`dispatched`], and which functions run on processors that have AVX-VNNI, AVX-512 BF16, NEON's dot products, and I8MM.
 macro_rules! dispatched_to {
     (
-        $vnni:ident $dotprod:ident $i8mm:ident
+        $vnni:ident $bf16:ident $dotprod:ident $i8mm:ident
         $(#[$attribute:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $generic:path;
     ) => {
         $(#[$attribute])*
@@ -166,7 +177,12 @@ macro_rules! dispatched_to {
             use $crate::isa::Level;
             #[cfg(target_arch = "x86_64")]
             $crate::isa::compiled_for! {
-                avx512: Avx512 = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c",
+                avx512_bf16: Avx512Bf16 = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c",
+                ($($arg: $type),*) $(-> $result)? = $generic
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::compiled_for! {
+                avx512: Avx512 = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
                 ($($arg: $type),*) $(-> $result)? = $generic
             }
             #[cfg(target_arch = "x86_64")]
@@ -191,6 +207,9 @@ macro_rules! dispatched_to {
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx512(simd) => unsafe { avx512(simd, $($arg),*) },
                 // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512Bf16(simd) => unsafe { $bf16(simd.into(), $($arg),*) },
+                // SAFETY: as above.
                 #[cfg(target_arch = "aarch64")]
                 Level::Neon(simd) => unsafe { neon(simd, $($arg),*) },
                 // SAFETY: as above.
@@ -211,7 +230,7 @@ macro_rules! compiled_for {
     ($name:ident: $simd:ident = $features:literal, ($($arg:ident: $type:ty),*) $(-> $result:ty)? = $generic:path) => {
         #[target_feature(enable = $features)]
         #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
-        #[allow(dead_code, reason = "one that does not multiply bytes runs as compiled for fewer features")]
+        #[allow(dead_code, reason = "one that multiplies neither bytes nor bf16 runs as compiled for fewer features")]
         fn $name(simd: $crate::simd::$simd, $($arg: $type),*) $(-> $result)? {
             $generic(simd, $($arg),*)
         }

@@ -1,6 +1,8 @@
 //! Multiplication of float panels.
 
-use super::{Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, load_sums, store_sums};
+use super::{
+    Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, lines_per_tile, load_sums, store_sums,
+};
 use crate::activations::{Activations, NumericLevel, f32_words};
 use crate::format::{BLOCK, CHUNK};
 use crate::simd::tile_unit::{self, BfloatBlock, BfloatRows, BfloatTiles, TileUnit};
@@ -141,7 +143,8 @@ impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, S, W> {
             let ahead = self.panels.lines_ahead::<P>(first, start + panels[0].len(), chunk_bytes);
             match &self.tiles {
                 Some(tiles) if const { W::TILES && S::Unit::EXISTS } => {
-                    for_each_tile(simd, &TiledChunk { tiles, panels }, x, chunk, ahead, &mut out);
+                    let lines = lines_per_tile(BLOCK / 2, x.rows);
+                    for_each_tile(simd, &TiledChunk { tiles, panels, lines }, x, chunk, ahead, &mut out);
                 }
                 _ => for_each_tile(simd, &Chunk { weights: self.weights, panels }, x, chunk, ahead, &mut out),
             }
@@ -153,6 +156,8 @@ impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, S, W> {
 struct TiledChunk<'a, T, const P: usize> {
     tiles: &'a T,
     panels: [&'a [u8]; P],
+    /// Lines of each panel to prefetch in a block of a tile of 16 rows.
+    lines: usize,
 }
 
 impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'_, T, P> {
@@ -195,7 +200,7 @@ impl<S: Simd, T: BfloatTiles, const P: usize> ChunkKernel<S, P> for TiledChunk<'
                 let (vectors, _) = panel.as_chunks::<64>();
                 *weights = vectors[block * BLOCK / 2..].first_chunk().expect("as many weights as activations");
             }
-            for _ in 0..BLOCK / 2 {
+            for _ in 0..self.lines {
                 ahead.next(simd);
             }
             if let Some(rows) = rows.first_chunk() {

@@ -31,7 +31,7 @@ use std::ops::Range;
 use crate::activations::{self, Activations, MANY_ROWS, NumericLevel, for_tile_unit};
 use crate::format::{CHUNK, PanelFormat, panel_bytes};
 use crate::isa::Isa;
-use crate::simd::{LANES, Part, ROW_PANELS, Simd};
+use crate::simd::{LANES, Part, ROW_PANELS, Simd, tile_unit};
 
 /// Prefetch distance of weights in bytes, over all panels that are computed together: more does not help, and less is
 /// too late if a chunk is small.
@@ -187,7 +187,7 @@ fn split<'a, 'b, const P: usize>(
 
 /// Bytes of activations that stay in the second-level cache while several panels are multiplied by them. Vector
 /// instructions are too slow for that to matter.
-const PART_BYTES: usize = 512 << 10;
+const PART_BYTES: usize = 1 << 20;
 
 /// How many rows to multiply by all panels before the next ones. The last part is larger, so that the tiles of a part are
 /// those of all rows.
@@ -218,7 +218,8 @@ trait ChunkKernel<S: Simd, const P: usize> {
 
 /// Runs a kernel over every tile of rows. `chunk` counts from the left; `out` has `[rows][16]` for each panel. The
 /// first tile prefetches the lines of `ahead`; further tiles of full size are compiled without prefetching, but for panels
-/// that are left over.
+/// that are left over, and for tiles of 16 rows, which are fast enough to wait for so many lines at once: each prefetches
+/// [its part](lines_per_tile).
 #[inline(always)]
 fn for_each_tile<S: Simd, K: ChunkKernel<S, P>, const P: usize>(
     simd: S,
@@ -275,9 +276,6 @@ fn for_each_tile<S: Simd, K: ChunkKernel<S, P>, const P: usize>(
                 ahead: &mut lines,
                 sums: sums(out, sums_from),
             }),
-            16 if const { P == S::PANELS && K::LARGE_TILES } && sums_from > 0 => {
-                simd.call(Tile::<K, _, P, 16> { kernel, words, ahead: &mut NoPrefetch, sums: sums(out, sums_from) })
-            }
             16 if const { P < ROW_PANELS && K::LARGE_TILES } => {
                 simd.call(Tile::<K, _, P, 16> { kernel, words, ahead: &mut lines, sums: sums(out, sums_from) })
             }
@@ -299,6 +297,11 @@ impl<S: Simd, K: ChunkKernel<S, P>, A: Ahead<S>, const P: usize, const N: usize>
     fn run(self, simd: S) {
         self.kernel.accumulate::<N>(simd, self.words, self.ahead, self.sums);
     }
+}
+
+/// Lines to prefetch in a block of each tile of 16 rows, where a block has `lines` and there are `rows` rows.
+fn lines_per_tile(lines: usize, rows: usize) -> usize {
+    lines.div_ceil((rows / tile_unit::ROWS).max(1))
 }
 
 /// Prefetching while a tile is multiplied.

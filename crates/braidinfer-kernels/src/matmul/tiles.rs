@@ -3,10 +3,14 @@
 use std::cell::RefCell;
 
 use super::integer::{Codes, VECTORS};
-use super::{Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, load_sums, store_sums};
+use super::{
+    Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, lines_per_tile, load_sums, store_sums,
+};
 use crate::activations::{Activations, integer_words, times_high_byte};
-use crate::format::{BLOCK, CHUNK_BLOCKS, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunk_range, chunks};
-use crate::prepare::{ChunkCodes, ChunkScales, IDENTITY, prepare_codes, prepare_scales};
+use crate::format::{
+    BLOCK, CHUNK_BLOCKS, CodeBits, IntFormat, PanelFormat, chunk_blocks, chunk_bytes, chunk_range, chunks,
+};
+use crate::prepare::{ChunkCodes, ChunkScales, IDENTITY, chunk_codes, prepare_codes, prepare_scales};
 use crate::simd::tile_unit::{ByteTiles, ROWS, TileDots, TileUnit};
 use crate::simd::{LANES, Simd};
 
@@ -38,6 +42,7 @@ pub(super) fn multiply<S: Simd, const BYTES: usize, const MIN: bool, const HALVE
 /// What a chunk of a panel is unpacked to.
 struct Chunk {
     scales: ChunkScales,
+    /// Of codes of fewer than 8 bits.
     levels: ChunkCodes,
     /// The levels less the zero point.
     signed: ChunkCodes,
@@ -76,28 +81,33 @@ impl<S: Simd, const BYTES: usize, const MIN: bool, const HALVES: bool> GroupKern
         for chunk in 0..chunks(x.columns) {
             let blocks = chunk_blocks(x.columns, chunk);
             let range = chunk_range(PanelFormat::Int(format), x.columns, chunk);
-            for (panel, unpacked) in data.iter().zip(unpacked.iter_mut()) {
-                let bytes = &panel[range.clone()];
-                prepare_scales(simd, format, bytes, blocks, &mut unpacked.scales);
-                prepare_codes(simd, format, bytes, blocks, &mut unpacked.levels);
+            let bytes = each(data, |panel| &panel[range.clone()]);
+            let stored = each(bytes, |bytes| chunk_codes(format, bytes, blocks));
+            let are_levels = format.bits == CodeBits::Eight;
+            for ((bytes, unpacked), stored) in bytes.iter().zip(unpacked.iter_mut()).zip(stored) {
+                let Chunk { scales, levels, signed } = unpacked;
+                prepare_scales(simd, format, bytes, blocks, scales);
+                if !are_levels {
+                    prepare_codes(simd, format, bytes, blocks, levels);
+                }
                 if !MIN {
-                    self.unit.subtract(&unpacked.levels.0[..blocks * VECTORS], format.zero, &mut unpacked.signed.0);
+                    let levels = if are_levels { stored } else { &levels.0[..blocks * VECTORS] };
+                    self.unit.subtract(levels, format.zero, &mut signed.0);
                 }
             }
             let ahead = self.panels.lines_ahead::<P>(first, range.end, full);
             let unpacked = unpacked.each_ref();
-            let rest = Codes::<P, 8, BYTES, MIN, HALVES, 8> {
-                codes: each(unpacked, |unpacked| &unpacked.levels.0[..blocks * VECTORS]),
-                table: &IDENTITY,
-                scales: each(unpacked, |unpacked| &unpacked.scales),
-                zero: format.zero,
-            };
+            let codes =
+                if are_levels { stored } else { each(unpacked, |unpacked| &unpacked.levels.0[..blocks * VECTORS]) };
+            let scales = each(unpacked, |unpacked| &unpacked.scales);
             // With minima the zero point is zero.
-            let signed = each(unpacked, |unpacked| if MIN { &unpacked.levels } else { &unpacked.signed });
-            let signed = each(signed, |codes| &codes.0[..blocks * VECTORS]);
+            let signed = if MIN { codes } else { each(unpacked, |unpacked| &unpacked.signed.0[..blocks * VECTORS]) };
+            let rest = Codes::<P, 8, BYTES, MIN, HALVES, 8> { codes, table: &IDENTITY, scales, zero: format.zero };
+            // A line for each line of codes, and one for the scales.
+            let lines = lines_per_tile(VECTORS + 1, x.rows);
             for_each_tile(
                 simd,
-                &TiledCodes { tiles: &self.tiles, dots: &self.dots, signed, rest },
+                &TiledCodes { tiles: &self.tiles, dots: &self.dots, signed, lines, rest },
                 x,
                 chunk,
                 ahead,
@@ -113,6 +123,8 @@ struct TiledCodes<'a, T, const P: usize, const BYTES: usize, const MIN: bool, co
     dots: &'a RefCell<Dots>,
     /// Levels less the zero point.
     signed: [&'a [[u8; 64]]; P],
+    /// Lines of each panel to prefetch in a block.
+    lines: usize,
     /// For smaller tiles.
     rest: Codes<'a, P, 8, BYTES, MIN, HALVES, 8>,
 }
@@ -196,8 +208,7 @@ impl<T: ByteTiles, const P: usize, const BYTES: usize, const MIN: bool, const HA
         ahead: &mut impl Ahead<S>,
         dots: &mut [[TileDots; P]],
     ) {
-        // A line for each line of codes, and one for the scales.
-        for _ in 0..=VECTORS {
+        for _ in 0..self.lines {
             ahead.next(simd);
         }
         let mut codes = [&[[0; 64]; VECTORS]; P];

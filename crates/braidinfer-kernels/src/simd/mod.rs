@@ -19,7 +19,7 @@ pub(crate) mod tile_unit;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::{Avx2, Avx2Vnni};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::Avx512;
+pub(crate) use avx512::{Avx512, Avx512Bf16};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::{Neon, NeonDotprod, NeonI8mm};
 pub(crate) use scalar::Scalar;
@@ -148,8 +148,8 @@ pub(crate) trait Simd: Copy {
         dot_each::<_, P, N, BITS>(self, dots, codes, x);
     }
     /// Adds to each lane of `acc` the products of its two bf16 values in `a` and `b`: the upper ones first, each sum
-    /// rounded to nearest even. The only operation that differs between instruction sets: AVX-512 flushes denormal
-    /// inputs and results, below 1.2e-38, to zero.
+    /// rounded to nearest even. The only operation that differs between instruction sets: AVX-512 BF16 flushes
+    /// denormal inputs and results, below 1.2e-38, to zero.
     fn dot_bf16(self, acc: Self::F32, a: Self::I32, b: Self::I32) -> Self::F32;
     /// Packs two bf16 per lane, `low` in the lower half, rounded to nearest even.
     #[inline(always)]

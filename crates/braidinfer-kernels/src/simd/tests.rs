@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{LANES, Simd};
-use crate::isa::{Isa, dispatched_products};
+use crate::isa::{Isa, dispatched_bf16, dispatched_products};
 
 type Lanes = [u32; LANES];
 
@@ -220,7 +220,7 @@ fn tile<S: Simd, const P: usize, const N: usize>(
     }
 }
 
-dispatched_products! {
+dispatched_bf16! {
     fn dot_bf16(acc: &Lanes, a: &Lanes, b: &Lanes) -> Results = dot_bf16_of;
 }
 
@@ -332,7 +332,7 @@ proptest! {
 }
 
 fn takes_denormals_as_zeros(isa: Isa) -> bool {
-    isa.name().starts_with("avx512")
+    matches!(isa.name(), "avx512+bf16" | "avx512+amx")
 }
 
 /// Every f16, and every byte in every place.

@@ -12,7 +12,7 @@ use super::packed::PackedNorm;
 pub(super) struct Encoded {
     groups: Vec<EncodedGroup>,
     /// The encoded rows for each level.
-    words: [Vec<u32>; NumericLevel::ALL.len()],
+    words: [Buffer<u32>; NumericLevel::ALL.len()],
     /// The encoding tasks, and where the output of each begins.
     starts: Vec<usize>,
     tasks: Vec<EncodeTask>,
@@ -143,7 +143,7 @@ impl Encoded {
     ) {
         let len = self.lay_out(isa, pool.threads(), level);
         let words = &mut self.words[level as usize];
-        words.resize(len, 0);
+        words.resize(len);
         let tasks = &self.tasks;
         pool.for_each_with(scratch, Ranges::new(words, &self.starts), |task, words, values: &mut Buffer| {
             let EncodeTask { group, rows, columns } = &tasks[task];
