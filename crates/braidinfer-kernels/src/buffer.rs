@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 
 use crate::simd::LANES;
 
-/// Values of 32 bits that begin at a cache line. A vector that crosses a cache line costs two loads, and a sum kept there also
+/// Values that begin at a cache line. A vector that crosses a cache line costs two loads, and a sum kept there also
 /// two stores.
 #[derive(Debug, Clone, Default)]
 pub struct Buffer<T = f32> {
@@ -28,7 +28,7 @@ impl<T> Buffer<T> {
 }
 
 impl<T: Copy + Default> Buffer<T> {
-    /// Sets the number of values. Existing values up to `len` stay; further values are zeros or earlier ones.
+    /// Sets the number of values. Existing values up to `len` stay; further values are defaults or earlier ones.
     pub fn resize(&mut self, len: usize) {
         let lines = len.div_ceil(LANES);
         if self.lines.len() < lines {

@@ -1,7 +1,8 @@
 //! Multiplication of float panels.
 
 use super::{
-    Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, lines_per_tile, load_sums, store_sums,
+    Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, lines_per_block, load_sums,
+    store_sums,
 };
 use crate::activations::{Activations, NumericLevel, f32_words};
 use crate::format::{BLOCK, CHUNK};
@@ -143,7 +144,8 @@ impl<S: Simd, W: Weights> GroupKernel<S> for FloatKernel<'_, S, W> {
             let ahead = self.panels.lines_ahead::<P>(first, start + panels[0].len(), chunk_bytes);
             match &self.tiles {
                 Some(tiles) if const { W::TILES && S::Unit::EXISTS } => {
-                    let lines = lines_per_tile(BLOCK / 2, x.rows);
+                    let blocks = panels[0].len() / size_of::<BfloatBlock>();
+                    let lines = lines_per_block(ahead[0].len(), blocks, x.rows);
                     for_each_tile(simd, &TiledChunk { tiles, panels, lines }, x, chunk, ahead, &mut out);
                 }
                 _ => for_each_tile(simd, &Chunk { weights: self.weights, panels }, x, chunk, ahead, &mut out),

@@ -4,7 +4,7 @@
 //! panels and several rows of activations are computed together, which does not change the order of any sum.
 
 /// Defines functions of type [`Kernel`] from generic ones, visible in the parent module. `$dispatched` is
-/// [`crate::isa::dispatched`] or [`crate::isa::dispatched_products`].
+/// [`crate::isa::dispatched`] or one of those beside it.
 macro_rules! kernels {
     ($dispatched:ident: $($name:ident = $generic:path;)*) => {
         $($crate::isa::$dispatched! {
@@ -187,7 +187,7 @@ fn split<'a, 'b, const P: usize>(
 
 /// Bytes of activations that stay in the second-level cache while several panels are multiplied by them. Vector
 /// instructions are too slow for that to matter.
-const PART_BYTES: usize = 1 << 20;
+const PART_BYTES: usize = if cfg!(test) { 1 } else { 1 << 20 };
 
 /// How many rows to multiply by all panels before the next ones. The last part is larger, so that the tiles of a part are
 /// those of all rows.
@@ -218,8 +218,8 @@ trait ChunkKernel<S: Simd, const P: usize> {
 
 /// Runs a kernel over every tile of rows. `chunk` counts from the left; `out` has `[rows][16]` for each panel. The
 /// first tile prefetches the lines of `ahead`; further tiles of full size are compiled without prefetching, but for panels
-/// that are left over, and for tiles of 16 rows, which are fast enough to wait for so many lines at once: each prefetches
-/// [its part](lines_per_tile).
+/// that are left over, and for tiles of 16 rows, which take less time than so many lines at once: each prefetches
+/// [some](lines_per_block).
 #[inline(always)]
 fn for_each_tile<S: Simd, K: ChunkKernel<S, P>, const P: usize>(
     simd: S,
@@ -299,9 +299,10 @@ impl<S: Simd, K: ChunkKernel<S, P>, A: Ahead<S>, const P: usize, const N: usize>
     }
 }
 
-/// Lines to prefetch in a block of each tile of 16 rows, where a block has `lines` and there are `rows` rows.
-fn lines_per_tile(lines: usize, rows: usize) -> usize {
-    lines.div_ceil((rows / tile_unit::ROWS).max(1))
+/// Of `lines` of a panel, how many to prefetch in each of `blocks` blocks of a tile of 16 rows, so that all are asked for
+/// where there are `rows` rows.
+fn lines_per_block(lines: usize, blocks: usize, rows: usize) -> usize {
+    lines.div_ceil(blocks * (rows / tile_unit::ROWS).max(1))
 }
 
 /// Prefetching while a tile is multiplied.

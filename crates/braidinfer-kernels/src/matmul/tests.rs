@@ -201,6 +201,31 @@ proptest! {
     }
 }
 
+/// A matrix unit multiplies many rows in parts.
+#[test]
+fn rows_of_several_parts_are_those_of_rows_alone() {
+    let (rows, columns, panels) = (150, 512, 3);
+    let values = activations(rows, columns, 5);
+    for (weight_type, level) in [
+        (WeightType::Q8_0, NumericLevel::Int8),
+        (WeightType::Q4K, NumericLevel::Int8),
+        (WeightType::Q6K, NumericLevel::Int16),
+        (WeightType::Bf16, NumericLevel::Bf16),
+    ] {
+        let format = PanelFormat::of(weight_type);
+        let bytes: Vec<u8> = (0..LANES * weight_type.row_bytes(columns)).map(|at| (at * 7 % 61) as u8).collect();
+        let mut panel = vec![0; panel_bytes(format, columns)];
+        assert_eq!(crate::pack_panel(weight_type, &bytes, columns, &mut panel), None);
+        let data = panel.repeat(panels);
+        for isa in Isa::available() {
+            let alone = values.chunks_exact(columns);
+            let expected: Vec<f32> = alone.flat_map(|row| product(isa, format, level, &data, row, columns)).collect();
+            let found = product(isa, format, level, &data, &values, columns);
+            assert!(bits(&found) == bits(&expected), "{weight_type:?} {} on {}", level.name(), isa.name());
+        }
+    }
+}
+
 #[test]
 fn non_finite_activations_are_not_lost() {
     let columns = 64;

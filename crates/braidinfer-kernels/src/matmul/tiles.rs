@@ -4,7 +4,8 @@ use std::cell::RefCell;
 
 use super::integer::{Codes, VECTORS};
 use super::{
-    Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, lines_per_tile, load_sums, store_sums,
+    Ahead, ChunkKernel, GroupKernel, Panels, each, for_each_group, for_each_tile, lines_per_block, load_sums,
+    store_sums,
 };
 use crate::activations::{Activations, integer_words, times_high_byte};
 use crate::format::{
@@ -103,8 +104,7 @@ impl<S: Simd, const BYTES: usize, const MIN: bool, const HALVES: bool> GroupKern
             // With minima the zero point is zero.
             let signed = if MIN { codes } else { each(unpacked, |unpacked| &unpacked.signed.0[..blocks * VECTORS]) };
             let rest = Codes::<P, 8, BYTES, MIN, HALVES, 8> { codes, table: &IDENTITY, scales, zero: format.zero };
-            // A line for each line of codes, and one for the scales.
-            let lines = lines_per_tile(VECTORS + 1, x.rows);
+            let lines = lines_per_block(ahead[0].len(), blocks, x.rows);
             for_each_tile(
                 simd,
                 &TiledCodes { tiles: &self.tiles, dots: &self.dots, signed, lines, rest },

@@ -95,14 +95,38 @@ impl Matrix {
 
 /// `tensor` in f32. Candle converts value by value, which takes most of the time of a product with one row.
 fn widened(tensor: &Tensor) -> Result<Tensor> {
+    match widened_halves(tensor) {
+        Some(values) => Ok(Tensor::from_vec(values, tensor.shape(), tensor.device())?),
+        None => Ok(tensor.to_dtype(DType::F32)?),
+    }
+}
+
+/// The values of a tensor of bf16 or f16 on the CPU, if they are contiguous.
+fn widened_halves(tensor: &Tensor) -> Option<Vec<f32>> {
     let (storage, layout) = tensor.storage_and_layout();
-    let values = match (&*storage, layout.contiguous_offsets()) {
+    let (start, end) = layout.contiguous_offsets()?;
+    match &*storage {
         // A bf16 is the upper half of an f32, and a shift is what the compiler makes vectors of.
-        (Storage::Cpu(CpuStorage::BF16(halves)), Some((start, end))) => {
-            halves[start..end].iter().map(|half| f32::from_bits(u32::from(half.to_bits()) << 16)).collect()
+        Storage::Cpu(CpuStorage::BF16(halves)) => {
+            Some(halves[start..end].iter().map(|half| f32::from_bits(u32::from(half.to_bits()) << 16)).collect())
         }
-        (Storage::Cpu(CpuStorage::F16(halves)), Some((start, end))) => halves[start..end].to_f32_vec(),
-        _ => return Ok(tensor.to_dtype(DType::F32)?),
-    };
-    Ok(Tensor::from_vec(values, tensor.shape(), tensor.device())?)
+        Storage::Cpu(CpuStorage::F16(halves)) => Some(halves[start..end].to_f32_vec()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_widened_to_their_values() {
+        let values: Vec<f32> = (0..40).map(|index| (index as f32 - 17.0) * 1.37e-3_f32.powi(index % 5)).collect();
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            let tensor = Tensor::from_slice(&values, (5, 8), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let rows = Matrix::Dense(tensor.clone()).rows_f32(1, 3).unwrap();
+            let expected = tensor.narrow(0, 1, 3).unwrap().to_dtype(DType::F32).unwrap();
+            assert_eq!(rows.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap(), "{dtype:?}");
+        }
+    }
 }
