@@ -1,8 +1,8 @@
 //! Speed of products by weights, level and rows of activations.
 //!
 //! `cargo run --release -p braidinfer-kernels --example matmul_speed [ISA] [THREADS] [WEIGHTS] [ROWS]`, one thread, all
-//! types and several numbers of rows if left out; medians of several passes. Few rows read weights from memory, whose own speed, measured between the passes,
-//! stands beside them; many multiply them in the cache.
+//! types and several numbers of rows if left out; medians of several passes. Few rows read weights from memory, whose own
+//! speed, measured between the passes, stands beside them; many multiply them in the cache.
 
 #![allow(clippy::print_stdout, reason = "what an example is for")]
 

@@ -103,8 +103,8 @@ impl Isa {
             .clone()
     }
 
-    /// `scalar`; on x86 `avx2`, `avx2+vnni`, `avx512`, `avx512+bf16` or `avx512+amx`, which has bf16 as well; on ARM `neon`, `neon+dotprod` or `neon+i8mm`, which
-    /// has the dot products as well.
+    /// `scalar`; on x86 `avx2`, `avx2+vnni`, `avx512`, `avx512+bf16` or `avx512+amx`, which has bf16 as well; on ARM `neon`,
+    /// `neon+dotprod` or `neon+i8mm`, which has the dot products as well.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar(_) => "scalar",
