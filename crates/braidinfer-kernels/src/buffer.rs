@@ -20,6 +20,13 @@ pub struct Buffer<T = f32> {
 #[repr(C, align(64))]
 struct Line<T>([T; LANES]);
 
+impl<T> Line<T> {
+    /// What slices of values take as given.
+    const fn check() {
+        assert!(size_of::<Self>() == LANES * size_of::<T>(), "lines have no padding");
+    }
+}
+
 impl<T> Buffer<T> {
     /// No values.
     pub const fn new() -> Self {
@@ -42,7 +49,7 @@ impl<T> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        const { assert!(size_of::<Line<T>>() == LANES * size_of::<T>(), "lines have no padding") };
+        const { Line::<T>::check() };
         debug_assert!(self.len <= self.lines.len() * LANES);
         // SAFETY: lines are contiguous without padding and hold at least `len` values.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
@@ -51,7 +58,7 @@ impl<T> Deref for Buffer<T> {
 
 impl<T> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        const { assert!(size_of::<Line<T>>() == LANES * size_of::<T>(), "lines have no padding") };
+        const { Line::<T>::check() };
         debug_assert!(self.len <= self.lines.len() * LANES);
         // SAFETY: as above, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }

@@ -1,9 +1,9 @@
 //! CPU kernels: functions that compute on slices.
 //!
 //! Every kernel is written once over sixteen lanes and compiled for several instruction sets, one of which is selected
-//! at run time. All instruction sets give bitwise equal results (but at level bf16, where AVX-512
-//! BF16 and AMX flush denormals to zero, and AMX adds in an order of its own). The order of every sum depends only on the kernel and on the shapes of one row, never on the other rows, the
-//! instruction set or the number of threads.
+//! at run time. All instruction sets give bitwise equal results (but at level bf16, where AVX-512 BF16 and AMX
+//! flush denormals to zero, and AMX adds in an order of its own). The order of every sum depends only on the kernel and on
+//! the shapes of one row, never on the other rows, the instruction set or the number of threads.
 
 mod activations;
 pub mod attention;

@@ -165,15 +165,6 @@ macro_rules! methods {
             fn sum(self, a: [__m256; 2]) -> f32 = sum_256(_mm256_add_ps(a[0], a[1]));
             fn largest(self, a: [__m256; 2]) -> f32 = largest_256(_mm256_max_ps(a[0], a[1]));
         }
-
-        /// AVX2 has no such instruction. Products of bf16 values are exact in f32, so a fused multiply-add rounds only
-        /// the sum.
-        #[inline(always)]
-        fn dot_bf16(self, acc: [__m256; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256; 2] {
-            let upper = |value| self.float_of(self.and(value, self.splat_i32(0xffff_0000_u32 as i32)));
-            let lower = |value| self.float_of(self.shl::<16>(value));
-            self.fma(lower(a), lower(b), self.fma(upper(a), upper(b), acc))
-        }
     };
 }
 

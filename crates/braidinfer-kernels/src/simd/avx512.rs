@@ -150,7 +150,7 @@ const _: () = assert!(size_of::<[u8; LANES]>() == size_of::<__m128i>());
 
 /// What both have in common: all but products of bf16.
 macro_rules! methods {
-    ($dot_bf16:item) => {
+    () => {
         type F32 = __m512;
         type I32 = __m512i;
         type Unit = Amx;
@@ -242,33 +242,23 @@ macro_rules! methods {
 
             fn dot_u8_i8(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_dpbusd_epi32(acc, a, b);
         }
-
-        $dot_bf16
     };
 }
 
 impl Simd for Avx512 {
     call_with!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
 
-    methods! {
-        /// Products of bf16 values are exact in f32, so a fused multiply-add rounds only the sum.
-        #[inline(always)]
-        fn dot_bf16(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-            let upper = |value| self.float_of(self.and(value, self.splat_i32(0xffff_0000_u32 as i32)));
-            let lower = |value| self.float_of(self.shl::<16>(value));
-            self.fma(lower(a), lower(b), self.fma(upper(a), upper(b), acc))
-        }
-    }
+    methods!();
 }
 
 impl Simd for Avx512Bf16 {
     call_with!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c");
 
-    methods! {
-        #[inline(always)]
-        fn dot_bf16(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-            // SAFETY: `self` exists, so the processor has the instruction; the types are all of 512 bits.
-            unsafe { _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
-        }
+    methods!();
+
+    #[inline(always)]
+    fn dot_bf16(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+        // SAFETY: `self` exists, so the processor has the instruction; the types are all of 512 bits.
+        unsafe { _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
     }
 }

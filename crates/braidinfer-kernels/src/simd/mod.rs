@@ -150,7 +150,14 @@ pub(crate) trait Simd: Copy {
     /// Adds to each lane of `acc` the products of its two bf16 values in `a` and `b`: the upper ones first, each sum
     /// rounded to nearest even. The only operation that differs between instruction sets: AVX-512 BF16 flushes
     /// denormal inputs and results, below 1.2e-38, to zero.
-    fn dot_bf16(self, acc: Self::F32, a: Self::I32, b: Self::I32) -> Self::F32;
+    #[inline(always)]
+    fn dot_bf16(self, acc: Self::F32, a: Self::I32, b: Self::I32) -> Self::F32 {
+        // Products of bf16 values are exact in f32, so a fused multiply-add rounds only the sum.
+        let upper = self.splat_i32(0xffff_0000_u32 as i32);
+        let (a_upper, b_upper) = (self.float_of(self.and(a, upper)), self.float_of(self.and(b, upper)));
+        let (a_lower, b_lower) = (self.float_of(self.shl::<16>(a)), self.float_of(self.shl::<16>(b)));
+        self.fma(a_lower, b_lower, self.fma(a_upper, b_upper, acc))
+    }
     /// Packs two bf16 per lane, `low` in the lower half, rounded to nearest even.
     #[inline(always)]
     fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::I32 {

@@ -391,15 +391,6 @@ macro_rules! methods {
                 vgetq_lane_f32::<0>(larger(pair, vdupq_laneq_f32::<1>(pair)))
             };
         }
-
-        /// Two fused multiply-adds, each of which rounds only the sum: products of bf16 values are exact in f32.
-        #[inline(always)]
-        fn dot_bf16(self, acc: Floats, a: Ints, b: Ints) -> Floats {
-            let upper = self.splat_i32(0xffff_0000_u32 as i32);
-            let (a_upper, b_upper) = (self.float_of(self.and(a, upper)), self.float_of(self.and(b, upper)));
-            let (a_lower, b_lower) = (self.float_of(self.shl::<16>(a)), self.float_of(self.shl::<16>(b)));
-            self.fma(a_lower, b_lower, self.fma(a_upper, b_upper, acc))
-        }
     };
 }
 
