@@ -41,8 +41,8 @@ pub use error::Error;
 pub use handle::Handle;
 pub use imatrix::{Calibration, ImatrixProgress, ImatrixReport, input_sums, write_imatrix};
 pub use llm::{
-    Completion, Event, GenerateRequest, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck, StreamEvent, Timings,
-    Token,
+    Completion, ConversationPrompt, Event, GenerateRequest, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck,
+    StreamEvent, Timings, Token,
 };
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check, check_memory};
 pub use memory::size;

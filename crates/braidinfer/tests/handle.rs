@@ -216,6 +216,45 @@ fn vectors_come_one_for_each_prompt() {
 }
 
 #[test]
+fn each_prompt_can_have_a_task_of_its_own() {
+    let mut llm = demo();
+    let texts = [STORY, "The dragon"];
+    let params = [SamplingParams { n: 2, ..greedy(4) }, greedy(7)];
+    let mut expected = Vec::new();
+    for (text, params) in texts.iter().zip(&params) {
+        let completions = llm.generate(&[Prompt::Text((*text).into())], params).expect("the prompt runs");
+        expected.extend(completions.iter().map(Answer::from));
+    }
+    let requests = texts.iter().zip(&params).map(|(text, params)| (ids(text, &llm), generate(params))).collect();
+    let handle = Handle::start(llm, Arc::new(())).expect("a thread");
+    let stream = handle.submit_each_blocking(requests, Instant::now()).expect("there is room");
+    assert_eq!(read(stream, 3), expected);
+}
+
+#[test]
+fn calls_come_between_steps_and_change_no_answer() {
+    let mut llm = demo();
+    let expected = alone(&mut llm, 12);
+    let prompt = ids(STORY, &llm);
+    let logits = llm.logits(&prompt, false).expect("the prompt runs");
+    let (gate, keeper) = gate();
+    let handle = Handle::start(llm, gate).expect("a thread");
+    let mut stream = submit(&handle, &prompt, 12);
+    keeper.reached.recv().expect("a first token");
+    assert!(stream.try_next().is_none(), "the engine is held before it sends the token");
+    drop(keeper.open);
+    let called = handle.call_blocking(move |llm| llm.logits(&prompt, false)).expect("the engine runs");
+    assert_eq!(called.expect("the prompt runs"), logits);
+    let mut answers = [Answer::default()];
+    push(&mut answers, stream.try_next().expect("the first token came before the call"));
+    while let Some(output) = stream.next_blocking() {
+        push(&mut answers, output);
+    }
+    assert_eq!(answers, [expected]);
+    handle.end_and_wait();
+}
+
+#[test]
 fn a_dropped_stream_frees_its_room_for_others() {
     let options = LoadOptions { max_sequences: 1, kv_cache: KvCacheRoom::Tokens(256), ..LoadOptions::default() };
     let mut llm = open(&demo_source(), LoadOptions { context: Some(256), ..options });

@@ -282,6 +282,12 @@ impl Engine {
         self.decoder.read_weights(pattern)
     }
 
+    /// Copies some of the weights that steps used to memory that is read faster, as every step does, too: some milliseconds of
+    /// work. Returns whether there were any.
+    pub fn copy_some_weights(&mut self) -> bool {
+        self.decoder.copy_some_weights()
+    }
+
     /// Turns drafting by prompt lookup on or off. It stays off with a decoder whose outputs drafts could change.
     pub fn set_prompt_lookup(&mut self, wanted: bool) {
         self.scheduler.config.prompt_lookup = wanted && self.may_draft;

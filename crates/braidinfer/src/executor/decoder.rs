@@ -238,6 +238,12 @@ impl<'a> Decoder<'a> {
         self.runners.iter_mut().all(|runner| runner.read_weights(pattern))
     }
 
+    /// Copies some of the weights that steps used to memory that is read faster, as every step does, too. Returns whether there
+    /// were any.
+    pub fn copy_some_weights(&mut self) -> bool {
+        self.runners.iter_mut().any(|runner| runner.copy_some_weights())
+    }
+
     /// Frees the KV cache memory and all per-sequence state.
     pub fn release_storage(&mut self) -> Result<()> {
         self.rope_history = RopeHistory::new(&self.spec, self.storage.block_size);

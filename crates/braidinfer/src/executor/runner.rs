@@ -89,6 +89,12 @@ pub trait LayerRunner: Send {
         false
     }
 
+    /// Copies some of the weights that steps used to memory that is read faster, as every step does, too: some milliseconds of
+    /// work. Returns whether there were any.
+    fn copy_some_weights(&mut self) -> bool {
+        false
+    }
+
     /// Frees the KV cache memory and all per-sequence state.
     fn release_storage(&mut self) -> Result<()> {
         Ok(())
@@ -191,6 +197,10 @@ impl LayerRunner for &mut (dyn LayerRunner + '_) {
 
     fn read_weights(&mut self, pattern: ReadPattern) -> bool {
         (**self).read_weights(pattern)
+    }
+
+    fn copy_some_weights(&mut self) -> bool {
+        (**self).copy_some_weights()
     }
 
     fn release_storage(&mut self) -> Result<()> {

@@ -19,6 +19,8 @@ const IDLE: Duration = Duration::from_secs(5);
 /// A command from a [`Handle`](super::Handle) to the thread.
 pub(super) enum Command {
     Submit(Box<Submission>),
+    /// Work to do with the model between two steps.
+    Call(Box<dyn FnOnce(&mut Llm) + Send>),
     Cancel(StreamId),
     /// Ends every answer.
     EndAll,
@@ -30,8 +32,8 @@ pub(super) enum Command {
 pub(super) struct Submission {
     pub(super) stream: StreamId,
     pub(super) client: ClientId,
-    pub(super) prompts: Vec<Vec<u32>>,
-    pub(super) task: Task,
+    /// Prompts as token ids, with what to compute for each.
+    pub(super) requests: Vec<(Vec<u32>, Task)>,
     pub(super) arrived: Instant,
     pub(super) outbox: Outbox,
     /// Receives whether the prompts were queued.
@@ -80,17 +82,28 @@ impl EngineThread {
         self.shadow_checks();
         let mut next = self.interruption.take();
         if next.is_none() && !self.llm.has_unfinished() {
-            next = Some(wait_for_command(&self.commands));
+            next = Some(self.command_after_copying().unwrap_or_else(|| wait_for_command(&self.commands)));
         }
         while let Some(command) = next.take().or_else(|| next_command(&self.commands)) {
             match command {
                 Command::Submit(submission) => self.submit(*submission),
+                Command::Call(work) => work(&mut self.llm),
                 Command::Cancel(stream) => self.cancel(|request| request.stream == stream),
                 Command::EndAll => self.end_all(&RequestError::ShuttingDown),
                 Command::Stop => return ControlFlow::Break(()),
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Copies weights to where they are read faster, as steps would do otherwise, until a command comes.
+    fn command_after_copying(&mut self) -> Option<Command> {
+        loop {
+            let command = next_command(&self.commands);
+            if command.is_some() || !self.llm.copy_some_weights() {
+                return command;
+            }
+        }
     }
 
     /// Runs shadow checks while the engine is idle.
@@ -115,36 +128,38 @@ impl EngineThread {
     }
 
     fn submit(&mut self, submission: Submission) {
-        let Submission { stream, client, prompts, task, arrived, outbox, accept } = submission;
-        let mut requests = Vec::with_capacity(prompts.len());
+        let Submission { stream, client, requests, arrived, outbox, accept } = submission;
         let caller = Caller { client, call: stream.number() };
-        let queued = self.queue_all(caller, prompts, &task, &mut requests);
-        for (index, request) in requests.into_iter().enumerate() {
+        let answers: Vec<usize> = requests.iter().map(|(_, task)| task.n()).collect();
+        let mut ids = Vec::with_capacity(requests.len());
+        let queued = self.queue_all(caller, requests, &mut ids);
+        let mut first_choice = 0;
+        for (id, answers) in ids.into_iter().zip(answers) {
             if queued.is_err() {
                 // Either all prompts are queued or none.
-                self.llm.abort(request);
+                self.llm.abort(id);
                 continue;
             }
-            let answers = vec![Progress::default(); task.n()];
-            let first_choice = index * task.n();
-            let unfinished = UnfinishedRequest { stream, outbox: outbox.clone(), first_choice, arrived, answers };
-            self.unfinished.insert(request, unfinished);
+            let outbox = outbox.clone();
+            let unfinished = UnfinishedRequest {
+                stream,
+                outbox,
+                first_choice,
+                arrived,
+                answers: vec![Progress::default(); answers],
+            };
+            self.unfinished.insert(id, unfinished);
+            first_choice += answers;
         }
         // If the caller no longer waits, its stream is closed and `cancel_dropped` removes the requests before the next step.
         let _ = accept.send(queued);
     }
 
     /// Queues all prompts, if there is room for the answers to all of them.
-    fn queue_all(
-        &mut self,
-        caller: Caller,
-        prompts: Vec<Vec<u32>>,
-        task: &Task,
-        requests: &mut Vec<RequestId>,
-    ) -> Result<()> {
-        self.llm.check_room(caller.client, prompts.len().saturating_mul(task.n()))?;
-        for prompt in prompts {
-            requests.push(self.queue(caller, prompt, task)?);
+    fn queue_all(&mut self, caller: Caller, requests: Vec<(Vec<u32>, Task)>, ids: &mut Vec<RequestId>) -> Result<()> {
+        self.llm.check_room(caller.client, super::answers(&requests))?;
+        for (prompt, task) in requests {
+            ids.push(self.queue(caller, prompt, &task)?);
         }
         Ok(())
     }

@@ -149,7 +149,7 @@ impl Handle {
         task: Task,
         arrived: Instant,
     ) -> Result<OutputStream, SubmitError> {
-        let (accepted, submitted) = self.send(prompts, task, arrived)?;
+        let (accepted, submitted) = self.send(with_task(prompts, &task), arrived)?;
         submitted.stream(accepted.await)
     }
 
@@ -164,24 +164,55 @@ impl Handle {
         task: Task,
         arrived: Instant,
     ) -> Result<OutputStream, SubmitError> {
-        let (accepted, submitted) = self.send(prompts, task, arrived)?;
+        self.submit_each_blocking(with_task(prompts, &task), arrived)
+    }
+
+    /// Like [`Handle::submit_blocking`], with a task of its own for each prompt.
+    ///
+    /// # Panics
+    ///
+    /// If called within an asynchronous task of Tokio, which must not be blocked.
+    pub fn submit_each_blocking(
+        &self,
+        requests: Vec<(Vec<u32>, Task)>,
+        arrived: Instant,
+    ) -> Result<OutputStream, SubmitError> {
+        let (accepted, submitted) = self.send(requests, arrived)?;
         submitted.stream(accepted.blocking_recv())
     }
 
     /// Sends prompts to the thread, which says whether it has queued them.
     fn send(
         &self,
-        prompts: Vec<Vec<u32>>,
-        task: Task,
+        requests: Vec<(Vec<u32>, Task)>,
         arrived: Instant,
     ) -> Result<(oneshot::Receiver<crate::Result<()>>, Submitted), SubmitError> {
         let (outbox, outputs) = stream::channel(self.most_unread);
         let (accept, accepted) = oneshot::channel();
-        let submitted = Submitted { id: StreamId::next(), outputs, prompts: prompts.len(), n: task.n() };
+        let submitted = Submitted { id: StreamId::next(), outputs, answers: answers(&requests) };
         let (stream, client) = (submitted.id, self.client);
-        let submission = Submission { stream, client, prompts, task, arrived, outbox, accept };
+        let submission = Submission { stream, client, requests, arrived, outbox, accept };
         self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| SubmitError::EngineStopped)?;
         Ok((accepted, submitted))
+    }
+
+    /// Calls `work` with the model, on its thread and between two steps, and waits for what it returns. Unfinished answers wait,
+    /// too.
+    ///
+    /// # Panics
+    ///
+    /// If called within an asynchronous task of Tokio, which must not be blocked.
+    pub fn call_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Llm) -> T + Send + 'static,
+    ) -> Result<T, SubmitError> {
+        let (answer, answered) = oneshot::channel();
+        let call = move |llm: &mut Llm| {
+            // If the caller no longer waits, nobody wants the answer.
+            let _ = answer.send(work(llm));
+        };
+        self.commands.send(Command::Call(Box::new(call))).map_err(|_| SubmitError::EngineStopped)?;
+        answered.blocking_recv().map_err(|_| SubmitError::EngineStopped)
     }
 
     /// Ends the unfinished answers of a stream with [`RequestError::Cancelled`] before the next step. Dropping the stream
@@ -197,6 +228,17 @@ impl Handle {
         // If the thread has ended, so have all answers.
         let _ = self.commands.send(Command::EndAll);
     }
+
+    /// Ends every unfinished answer, and if this is the last handle to the model, waits until its thread has dropped it.
+    pub fn end_and_wait(self) {
+        self.end_all();
+        let Self { commands, thread, .. } = self;
+        drop(commands);
+        if let Some(thread) = Arc::into_inner(thread) {
+            // Who waits for an answer was told of a panic.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl fmt::Debug for Handle {
@@ -209,9 +251,18 @@ impl fmt::Debug for Handle {
 struct Submitted {
     id: StreamId,
     outputs: stream::Inbox,
-    prompts: usize,
-    /// Number of answers to each prompt.
-    n: usize,
+    /// Number of answers to all prompts.
+    answers: usize,
+}
+
+/// Number of answers to all of them.
+fn answers(requests: &[(Vec<u32>, Task)]) -> usize {
+    // Numbers are checked later.
+    requests.iter().map(|(_, task)| task.n()).fold(0, usize::saturating_add)
+}
+
+fn with_task(prompts: Vec<Vec<u32>>, task: &Task) -> Vec<(Vec<u32>, Task)> {
+    prompts.into_iter().map(|prompt| (prompt, task.clone())).collect()
 }
 
 impl Submitted {
@@ -221,6 +272,6 @@ impl Submitted {
         accepted: Result<crate::Result<()>, oneshot::error::RecvError>,
     ) -> Result<OutputStream, SubmitError> {
         accepted.map_err(|_| SubmitError::EngineStopped)??;
-        Ok(OutputStream::new(self.id, self.outputs, self.prompts * self.n))
+        Ok(OutputStream::new(self.id, self.outputs, self.answers))
     }
 }

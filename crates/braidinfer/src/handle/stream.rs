@@ -132,6 +132,11 @@ impl Inbox {
         self.counted(received)
     }
 
+    fn try_next(&mut self) -> Option<RequestOutput> {
+        let received = self.receiver.try_recv().ok();
+        self.counted(received)
+    }
+
     fn counted(&self, received: Option<RequestOutput>) -> Option<RequestOutput> {
         received.inspect(|output| {
             self.unread.fetch_sub(output.bytes(), Ordering::Relaxed);
@@ -177,6 +182,12 @@ impl OutputStream {
     pub fn next_blocking(&mut self) -> Option<RequestOutput> {
         let received = self.outputs.next_blocking();
         self.or_stopped(received)
+    }
+
+    /// The next output, if it is there already.
+    pub fn try_next(&mut self) -> Option<RequestOutput> {
+        let received = self.outputs.try_next()?;
+        self.or_stopped(Some(received))
     }
 
     /// Records answers that end. If the thread has ended without ending an answer, returns an error that ends it.

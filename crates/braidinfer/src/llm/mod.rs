@@ -25,7 +25,7 @@ use crate::{Error, Result};
 
 pub use self::generate::{Completion, StreamEvent, Timings};
 pub(crate) use self::model_text::FoundTemplate;
-pub use self::model_text::ModelText;
+pub use self::model_text::{ConversationPrompt, ModelText};
 pub use self::shadow::ShadowCheck;
 
 use self::answer_text::AnswerText;
@@ -194,6 +194,12 @@ impl Llm {
     /// Reads all weights once without computing, to measure memory bandwidth. `false` if the decoder does not support it.
     pub fn read_weights(&mut self, pattern: ReadPattern) -> bool {
         self.engine.read_weights(pattern)
+    }
+
+    /// Copies some of the weights that steps used to memory that is read faster, as every step does, too: some milliseconds of
+    /// work. Returns whether there were any.
+    pub fn copy_some_weights(&mut self) -> bool {
+        self.engine.copy_some_weights()
     }
 
     /// The tokenizer, if the model has one.

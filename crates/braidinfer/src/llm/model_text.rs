@@ -1,6 +1,7 @@
 //! The text side of a model (tokenizer, chat template, generation settings), which threads can share without the engine.
 
 use braidinfer_model::GenerationConfig;
+use serde_json::{Map, Value as Json};
 
 use super::Prompt;
 use crate::containment::WorkerProgram;
@@ -34,6 +35,33 @@ impl FoundTemplate {
             Self::Faulty { path, message } => Some(Error::Text { path: path.clone(), message: message.clone() }),
             Self::None | Self::Usable(_) => None,
         }
+    }
+}
+
+/// The prompt of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConversationPrompt {
+    /// As the chat template writes it.
+    pub text: String,
+    /// As token ids.
+    pub ids: Vec<u32>,
+    /// How its answer becomes text.
+    pub format: AnswerFormat,
+}
+
+/// How the answer to a `prompt` becomes text: by the marks of reasoning in the chat template, if there are any. `without_answer`
+/// is the same conversation up to where its answer begins.
+fn answer_format(
+    template: &ChatTemplate,
+    prompt: &str,
+    without_answer: impl FnOnce() -> Option<String>,
+) -> AnswerFormat {
+    let Some(format) = ReasoningFormat::of(template) else { return AnswerFormat::default() };
+    let start = format.start_of_answer(prompt, without_answer);
+    let marks = format.marks().into_iter().map(str::to_owned).collect();
+    AnswerFormat {
+        reasoning: Some(Reasoning { format, start, is_off: false }),
+        special_tokens: ShownTokens::Marks(marks),
     }
 }
 
@@ -86,13 +114,23 @@ impl ModelText {
     /// How the answer to a chat becomes text: by the marks of reasoning in the chat template, if there are any.
     pub fn chat_format(&self, messages: &[ChatMessage]) -> Result<AnswerFormat> {
         let template = self.require_chat_template()?;
-        let Some(format) = ReasoningFormat::of(template) else { return Ok(AnswerFormat::default()) };
-        let start = format.start_of_answer(&template.render(messages, true)?, || template.render(messages, false).ok());
-        let marks = format.marks().into_iter().map(str::to_owned).collect();
-        Ok(AnswerFormat {
-            reasoning: Some(Reasoning { format, start, is_off: false }),
-            special_tokens: ShownTokens::Marks(marks),
-        })
+        let prompt = template.render(messages, true)?;
+        Ok(answer_format(template, &prompt, || template.render(messages, false).ok()))
+    }
+
+    /// The prompt of a conversation as clients send it: messages with any fields, and variables for the template, such as
+    /// `tools`.
+    pub fn conversation(
+        &self,
+        messages: &[Map<String, Json>],
+        variables: &Map<String, Json>,
+    ) -> Result<ConversationPrompt> {
+        let template = self.require_chat_template()?;
+        let render = |is_answer| template.render_conversation(messages, is_answer, variables);
+        let text = render(true)?;
+        let ids = self.require_tokenizer()?.encode_chat(&text)?;
+        let format = answer_format(template, &text, || render(false).ok());
+        Ok(ConversationPrompt { text, ids, format })
     }
 
     /// The model's own generation settings.

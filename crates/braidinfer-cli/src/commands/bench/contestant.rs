@@ -63,6 +63,8 @@ impl Contestant {
         let mut contestant = Self { name, llm, rng, ids, load, first_token, peak_memory, read_times };
         contestant.first_token = load + contestant.prefill(plan.prompt_tokens)?;
         contestant.peak_memory = memory.and_then(PeakMemory::end);
+        // What steps would do bit by bit: rates are those of a program that has run for a while.
+        while contestant.llm.copy_some_weights() {}
         contestant.cache_contexts(plan)?;
         Ok(contestant)
     }

@@ -225,7 +225,7 @@ impl LayerRunner for FusedRunner {
         step.plan.check(&self.projections, self.spec.layers.len())?;
         self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes)?;
         self.layout.fill(&self.spec, step.batch, &self.kv_cache);
-        self.weights.copy_some(&mut self.pool);
+        self.weights.begin_step(&mut self.pool);
         self.prepare_layer_inputs(&step.batch.token_ids, step.plan);
         Ok(())
     }
@@ -281,6 +281,10 @@ impl LayerRunner for FusedRunner {
             ceilings::read_once(self.isa, &mut self.pool, panels, pattern);
         }
         true
+    }
+
+    fn copy_some_weights(&mut self) -> bool {
+        self.weights.copy_some(&mut self.pool)
     }
 
     fn copy_state(&mut self, from: u32, to: u32) -> Result<()> {

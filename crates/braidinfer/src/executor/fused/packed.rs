@@ -443,9 +443,14 @@ impl PackedDecoder {
         self.memory.read_ahead(network.inputs()[0].data.start..network.down_proj.data.end);
     }
 
-    /// Copies some of the weights that were used from the file to memory that is read faster.
-    pub(super) fn copy_some(&mut self, pool: &mut Pool) {
-        self.memory.copy_some(pool);
+    /// Before a step: copies some of the weights that were used from the file to memory that is read faster.
+    pub(super) fn begin_step(&mut self, pool: &mut Pool) {
+        self.memory.begin_step(pool);
+    }
+
+    /// Copies some more of them. Returns whether there were any.
+    pub(super) fn copy_some(&mut self, pool: &mut Pool) -> bool {
+        self.memory.copy_some(pool)
     }
 
     /// Fails if weights were used that are not those that were packed.

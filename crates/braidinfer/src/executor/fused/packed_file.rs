@@ -386,7 +386,7 @@ mod tests {
             let copies = own.is_some();
             let mut memory = WeightMemory::mapped(open(), own);
             for step in 0..4 {
-                memory.copy_some(&mut pool);
+                memory.begin_step(&mut pool);
                 // The first step uses one chunk alone, so that others are copied later.
                 for range in &ranges[..if step == 0 { 1 } else { ranges.len() }] {
                     assert!(memory.bytes(range.clone()) == &data[range.clone()], "{range:?} in step {step}");
@@ -396,6 +396,10 @@ mod tests {
                 memory.check().expect("nothing is damaged");
             }
             assert_eq!(memory.copied_bytes(), if copies { 7 * CHUNK } else { 0 });
+            // Without a step, too, and no more than was used.
+            assert!(memory.bytes(6 * CHUNK..6 * CHUNK + 1) == &data[6 * CHUNK..6 * CHUNK + 1]);
+            assert_eq!([0; 2].map(|_| memory.copy_some(&mut pool)), [copies, false]);
+            assert_eq!(memory.copied_bytes(), if copies { 8 * CHUNK } else { 0 });
         }
         let mut memory = WeightMemory::scarce(open(), {
             let mut own = Pages::zeroed(2 * CHUNK).expect("there is memory");
@@ -403,7 +407,7 @@ mod tests {
             own
         });
         for step in 0..3 {
-            memory.copy_some(&mut pool);
+            memory.begin_step(&mut pool);
             for range in [0..1, CHUNK..2 * CHUNK, 2 * CHUNK - 1..2 * CHUNK + 1, 0..data.len(), data.len()..data.len()] {
                 assert!(memory.bytes(range.clone()) == &data[range.clone()], "{range:?} in step {step}");
             }

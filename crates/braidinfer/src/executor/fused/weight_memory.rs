@@ -130,10 +130,16 @@ impl WeightMemory {
         }
     }
 
-    /// Copies some of what was used, but before the first step.
-    pub(super) fn copy_some(&mut self, pool: &mut Pool) {
-        let begun = std::mem::replace(&mut self.begun, true);
-        let (Some(kept), Some(own), true, false) = (&self.kept, &mut self.own, begun, self.scarce) else { return };
+    /// Copies some of what was used before a step, but before the first one.
+    pub(super) fn begin_step(&mut self, pool: &mut Pool) {
+        if std::mem::replace(&mut self.begun, true) {
+            self.copy_some(pool);
+        }
+    }
+
+    /// Copies some of what was used. Returns whether there was something to copy.
+    pub(super) fn copy_some(&mut self, pool: &mut Pool) -> bool {
+        let (Some(kept), Some(own), false) = (&self.kept, &mut self.own, self.scarce) else { return false };
         self.starts.clear();
         let used = self.copied.iter().enumerate().flat_map(|(word, copied)| {
             let left = kept.used(word) & !copied;
@@ -148,6 +154,7 @@ impl WeightMemory {
             let chunk = start / CHUNK;
             self.copied[chunk / 64] |= 1 << (chunk % 64);
         }
+        !self.starts.is_empty()
     }
 
     /// How much is copied.
