@@ -67,11 +67,30 @@ pub enum Command {
     /// Do work on untrusted input for another process of this program
     #[command(hide = true)]
     Worker,
+    /// Ask a server of this program whether it is ready for requests
+    Health(HealthArgs),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
         shell: Shell,
     },
+    /// Print the manual page of the program, or of one of its commands
+    Man {
+        /// Which command
+        #[arg(value_name = "COMMAND")]
+        of: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exits with 0 if it is ready, and with 3 and the reason if it is not.")]
+pub struct HealthArgs {
+    /// Where the server is
+    #[arg(default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// How long to wait for its answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub timeout: u64,
 }
 
 #[derive(Debug, Args)]

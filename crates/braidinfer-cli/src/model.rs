@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
@@ -188,9 +189,21 @@ pub fn packed_cache(args: &PackedArgs) -> anyhow::Result<Option<PackedCache>> {
     Ok(cache.map(|cache| PackedCache { most_bytes, ..cache }))
 }
 
-/// This program as its own worker, for untrusted input.
+static WORKER: OnceLock<WorkerProgram> = OnceLock::new();
+
+/// Sets what [`worker`] gives, before any command runs.
+pub fn set_worker(worker: Option<WorkerProgram>) {
+    if let Some(worker) = worker {
+        WORKER.get_or_init(|| worker);
+    }
+}
+
+/// The program that does work on untrusted input in processes of its own: the one that was set, or else the running one.
 pub fn worker() -> anyhow::Result<WorkerProgram> {
-    WorkerProgram::this(["worker"]).context("the path of this program")
+    match WORKER.get() {
+        Some(worker) => Ok(worker.clone()),
+        None => WorkerProgram::this(["worker"]).context("the path of this program"),
+    }
 }
 
 /// Opens a model with a progress bar.

@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
-use support::{Broken, braidinfer, config, fixtures, model, models, output, stderr, stdout, succeed, succeed_json};
+use support::{
+    Broken, braidinfer, config, fixtures, model, models, output, refuse, stderr, stdout, succeed, succeed_json,
+};
 use tempfile::TempDir;
 
 fn expected(name: &str) -> Value {
@@ -255,6 +257,9 @@ fn help_and_completions() {
     {
         assert!(succeed(args).len() > 200, "{args:?}");
     }
+    assert!(succeed(["man"]).starts_with(".ie") && succeed(["man"]).contains("braidinfer\\-serve(1)"));
+    assert!(succeed(["man", "serve"]).contains("max\\-sequences"));
+    refuse(["man", "worker"], &["expected a command"]);
     assert!(succeed(["--version"]).starts_with("braidinfer "));
 }
 

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::process::ChildStderr;
 
 use support::server::{Server, WITH_SIGNALS, code_of, get, line_with, signal, start_server, started_by};
-use support::{braidinfer, output, refuse, stderr, wait_until};
+use support::{braidinfer, output, refuse, stderr, succeed, wait_until};
 
 /// A server that listens, and its address.
 fn start(args: &[&str]) -> (Server, BufReader<ChildStderr>, String) {
@@ -91,8 +91,12 @@ fn what_others_can_reach_needs_a_key() {
     let (server, _lines, address) = start(&["--host", "0.0.0.0", "--api-key", "secret"]);
     let local = address.replace("0.0.0.0", "127.0.0.1");
     assert!(get(&local, "/v1/models").starts_with("HTTP/1.1 401"));
+    let url = format!("http://{local}");
+    assert_eq!(succeed(["health", &url]), "ready\n");
+    refuse(["health", &format!("{url}/v1/models?")], &["expected a server that is ready", "401"]);
     signal(&server, "TERM");
     code_of(server);
+    refuse(["health", &url, "--timeout", "2"], &[&url]);
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! `braidinfer compare`.
 
-use std::process::ExitCode;
-
 use braidinfer::LoadOptions;
 use braidinfer::compat::{CompatReport, RunKind};
 use braidinfer::executor::{ActiveKernels, Kernels};
@@ -12,7 +10,7 @@ use crate::args::CompareArgs;
 use crate::report::{BarPlot, Delivery, Document, LinePlot, Series, number};
 use crate::{interrupt, model, output, wording};
 
-pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: CompareArgs) -> anyhow::Result<u8> {
     let delivery = Delivery::of(&args.report.output)?;
     interrupt::install()?;
     let options =

@@ -1,7 +1,5 @@
 //! `braidinfer validate`.
 
-use std::process::ExitCode;
-
 use braidinfer::LoadOptions;
 use braidinfer::executor::Kernels;
 use braidinfer::validation::{Finding, Outcome, Sample, ValidationReport, validate};
@@ -11,7 +9,7 @@ use crate::args::ValidateArgs;
 use crate::report::{Delivery, Document, DocumentBlock, Rating, Verdict};
 use crate::{interrupt, model, wording};
 
-pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: ValidateArgs) -> anyhow::Result<u8> {
     let delivery = Delivery::of(&args.report.output)?;
     interrupt::install()?;
     let source = model::source(args.model.as_deref())?;
@@ -25,12 +23,12 @@ pub fn run(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     Ok(exit_code(report.outcome))
 }
 
-pub fn exit_code(outcome: Outcome) -> ExitCode {
-    ExitCode::from(match outcome {
+pub fn exit_code(outcome: Outcome) -> u8 {
+    match outcome {
         Outcome::Pass => 0,
         Outcome::Warn => 1,
         Outcome::Fail => 2,
-    })
+    }
 }
 
 /// The full report, or without `detail` a summary that fits a terminal.

@@ -10,8 +10,6 @@ mod report;
 mod roofline;
 mod save;
 
-use std::process::ExitCode;
-
 use anyhow::bail;
 use braidinfer::compat::Precision;
 use braidinfer::executor::{DeviceChoice, Kernels, ReadPattern};
@@ -26,12 +24,12 @@ use self::plan::Plan;
 use self::report::{Compared, ExecutorRow, Options, Report, spelled};
 use crate::args::{BenchArgs, BenchKernels};
 use crate::report::Delivery;
-use crate::{interrupt, model, output};
+use crate::{SUCCESS, interrupt, model, output};
 
 /// Exit code if a rate is lower than in the baseline.
 const REGRESSION: u8 = 1;
 
-pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: BenchArgs) -> anyhow::Result<u8> {
     let plan = Plan::new(&args)?;
     // Check the arguments first, so that errors do not show only after minutes of measuring.
     let baseline = args.baseline.as_deref().map(|path| Baseline::read(path, &plan)).transpose()?;
@@ -50,7 +48,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let compared = Compared { report: &report, baseline: baseline.as_ref() };
     delivery.export(&record::document(&compared), &compared)?;
     report::print(&compared, args.output.json)?;
-    Ok(if slower > 0 { ExitCode::from(REGRESSION) } else { ExitCode::SUCCESS })
+    Ok(if slower > 0 { REGRESSION } else { SUCCESS })
 }
 
 /// Runs all measurements of the plan.

@@ -2,8 +2,6 @@
 
 pub mod document;
 
-use std::process::ExitCode;
-
 use braidinfer::compat::{CompatReport, Status};
 use braidinfer::executor::Kernels;
 use braidinfer::{CheckDepth, LoadOptions};
@@ -12,7 +10,7 @@ use crate::args::CheckArgs;
 use crate::report::Delivery;
 use crate::{interrupt, model, output, wording};
 
-pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: CheckArgs) -> anyhow::Result<u8> {
     let delivery = Delivery::of(&args.report.output)?;
     interrupt::install()?;
     let source = model::source(args.model.as_deref())?;
@@ -28,10 +26,10 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     Ok(exit_code(&report))
 }
 
-fn exit_code(report: &CompatReport) -> ExitCode {
-    ExitCode::from(match report.status {
+fn exit_code(report: &CompatReport) -> u8 {
+    match report.status {
         Status::Compatible => 0,
         Status::Warning => 1,
         Status::Incompatible => 2,
-    })
+    }
 }

@@ -3,8 +3,6 @@
 mod endpoint;
 mod transcripts;
 
-use std::process::ExitCode;
-
 use braidinfer::Prompt;
 use braidinfer::difference::{Difference, PromptDifference, Side, Transcript, TranscriptDifference};
 use braidinfer::validation::{IDS, PROMPTS};
@@ -15,7 +13,7 @@ use crate::interrupt;
 use crate::report::{Delivery, Document, LinePlot, Rating, Series, Verdict, number};
 use crate::side::LocalModel;
 
-pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: DiffArgs) -> anyhow::Result<u8> {
     check_count("max-tokens", args.max_tokens, 1..=MOST_TOKENS)?;
     let delivery = Delivery::of(&args.output)?;
     let (a, b) = (SideArg::parse(&args.a, &args.computing)?, SideArg::parse(&args.b, &args.computing)?);
@@ -37,7 +35,7 @@ pub fn run(args: DiffArgs) -> anyhow::Result<ExitCode> {
             difference.prompts.iter().all(|prompt| prompt.first_difference.is_none())
         }
     };
-    Ok(ExitCode::from(u8::from(!same)))
+    Ok(u8::from(!same))
 }
 
 /// One side of the comparison.

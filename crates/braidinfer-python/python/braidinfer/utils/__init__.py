@@ -1,0 +1,1 @@
+"""The compatibility check, under the names by which Python programs know it."""
