@@ -577,6 +577,16 @@ fn answers_that_take_too_long_are_ended() {
     assert_eq!(events.last().expect("there is one")["error"]["code"], "timeout");
 }
 
+#[test]
+fn a_stream_that_fails_before_its_first_token_has_the_status_of_its_error() {
+    let config = ServerConfig { request_timeout: Duration::from_millis(1), ..config() };
+    let server = TestServer::start(config, Model::Demo(LoadOptions::default()));
+    // To read it takes longer than that.
+    let long = greedy(&STORY.repeat(60), 5);
+    let (status, error) = server.post("/v1/completions", &with(long, json!({"stream": true}))).error();
+    assert_eq!((status, &error["code"]), (504, &json!("timeout")));
+}
+
 /// Sends a request for completions and reads nothing.
 fn asking(server: &TestServer, body: &Value) -> Connection {
     let mut connection = Connection::open(server.address);

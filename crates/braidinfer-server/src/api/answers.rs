@@ -14,7 +14,7 @@ use braidinfer::{Output, Token};
 use futures_util::stream;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::json_text::JsonText;
 use super::logprobs::AnswerLogprobs;
@@ -23,7 +23,8 @@ use super::sampling::Delivery;
 use crate::http::{ApiError, Ignored, Kept};
 use crate::served::{FormSlot, Served, seconds_since_1970};
 
-/// Interval of keep-alive comments while a stream has no events. They also tell whether the client is still there.
+/// Interval of keep-alive comments while a stream has no events. They also tell whether the client is still there. So long a
+/// response that is streamed waits for its first event.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Writes the responses of one endpoint.
@@ -137,13 +138,16 @@ pub async fn deliver<W: ResponseWriter>(
         Err(error) => (ignored, error).into_response(),
         Ok((choices, writer, Delivery::Whole)) => (ignored, choices.collect(writer).await).into_response(),
         Ok((choices, writer, Delivery::Streamed { with_usage })) => {
-            (ignored, choices.into_events(writer, with_usage)).into_response()
+            (ignored, choices.into_events(writer, with_usage).await).into_response()
         }
     }
 }
 
+/// A token of a choice, or the error that ends the request; `None` when all choices have ended.
+type Received = Option<Result<(usize, Token), ApiError>>;
+
 impl ChoiceStream {
-    async fn next(&mut self) -> Option<Result<(usize, Token), ApiError>> {
+    async fn next(&mut self) -> Received {
         match timeout_at(self.deadline, self.stream.next()).await {
             Err(_) => Some(Err(ApiError::slow_answer())),
             Ok(received) => received.map(|RequestOutput { choice, output }| match output? {
@@ -167,9 +171,16 @@ impl ChoiceStream {
         json_response(writer.body(choices, usage)?, reservation)
     }
 
-    fn into_events(self, writer: impl ResponseWriter, with_usage: bool) -> Response {
+    /// The response begins with the first token, or with the first comment that keeps it alive. Until then an error has its own
+    /// status, and where this server ends, a router can send the request to another one.
+    async fn into_events(mut self, writer: impl ResponseWriter, with_usage: bool) -> Response {
+        let first = match timeout(KEEP_ALIVE, self.next()).await {
+            Ok(Some(Err(error))) => return error.into_response(),
+            first => first.ok(),
+        };
         let stream = EventStream {
             choices: self,
+            first,
             writer,
             with_usage,
             usage: Usage::default(),
@@ -194,6 +205,8 @@ pub fn json_response(text: JsonText, mut reservation: Reservation) -> Result<Res
 
 struct EventStream<W> {
     choices: ChoiceStream,
+    /// What was received before the response began.
+    first: Option<Received>,
     writer: W,
     with_usage: bool,
     usage: Usage,
@@ -212,7 +225,11 @@ impl<W: ResponseWriter> EventStream<W> {
             if self.is_over {
                 return None;
             }
-            match self.choices.next().await {
+            let received = match self.first.take() {
+                Some(first) => first,
+                None => self.choices.next().await,
+            };
+            match received {
                 Some(Ok((choice, token))) => {
                     // Sent only with the first token: clients measure the time to first token by the first chunk.
                     if !std::mem::replace(&mut self.has_begun, true) {
