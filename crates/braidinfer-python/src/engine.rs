@@ -20,7 +20,8 @@ use crate::errors::{ModelError, bad_argument, exception, refused};
 use crate::options::{Options, chosen, source};
 use crate::prompts::{EncodedPrompt, RawPrompt, conversation};
 use crate::sampling::overridden;
-use crate::stream::{SIGNAL_INTERVAL, Stream};
+use crate::stream::Stream;
+use crate::waiting::{SIGNAL_INTERVAL, require_process, waited};
 
 /// Stack of a thread that loads: as large as that of a program's first thread.
 const LOADING_STACK: usize = 8 << 20;
@@ -84,41 +85,36 @@ impl Engine {
         let handle = self.handle()?;
         let params = params.iter().map(|params| overridden(self.defaults.clone(), params));
         let params = params.collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| submitted(handle, prompts, params))
+        let (requests, shown) = py.detach(|| requests(&handle, prompts, params))?;
+        let stream = waited(py, handle.submit_each(requests, Instant::now()))?.map_err(refused)?;
+        Ok((Stream::new(handle, stream), shown))
     }
 
     /// Raises what `submit` would raise for this prompt and these sampling parameters.
     fn validate(&self, py: Python<'_>, prompt: RawPrompt, params: &Bound<'_, PyDict>) -> PyResult<()> {
         let handle = self.handle()?;
         let params = overridden(self.defaults.clone(), params)?;
-        py.detach(|| {
-            let ids = prompt.encode(handle.text())?.ids;
-            let checked = handle.call_blocking(move |llm| llm.check(&ids, &params)).map_err(refused)?;
-            checked.map_err(|error| exception(&error))
-        })
+        let ids = py.detach(|| prompt.encode(handle.text()))?.ids;
+        let checked = waited(py, handle.call(move |llm| llm.check(&ids, &params)))?.map_err(refused)?;
+        checked.map_err(|error| exception(&error))
     }
 
     /// Queues prompts for their embeddings.
     fn submit_embeddings(&self, py: Python<'_>, prompts: Vec<RawPrompt>, pooling: &str) -> PyResult<Stream> {
         let handle = self.handle()?;
         let task = Task::Embed(chosen("pooling", pooling, &POOLINGS)?);
-        py.detach(|| {
-            let ids = |prompt: RawPrompt| PyResult::Ok(prompt.encode(handle.text())?.ids);
-            let prompts = prompts.into_iter().map(ids).collect::<PyResult<_>>()?;
-            let stream = handle.submit_blocking(prompts, task, Instant::now()).map_err(refused)?;
-            Ok(Stream::new(handle, stream))
-        })
+        let ids = |prompt: RawPrompt| PyResult::Ok(prompt.encode(handle.text())?.ids);
+        let prompts = py.detach(|| prompts.into_iter().map(ids).collect::<PyResult<_>>())?;
+        let stream = waited(py, handle.submit(prompts, task, Instant::now()))?.map_err(refused)?;
+        Ok(Stream::new(handle, stream))
     }
 
     /// Logits `[rows, vocab_size]` in f32 after the last token of a prompt, or with `all` after each.
     fn logits<'py>(&self, py: Python<'py>, prompt: RawPrompt, all: bool) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let handle = self.handle()?;
-        let (values, rows) = py.detach(|| {
-            let ids = prompt.encode(handle.text())?.ids;
-            let rows = handle.call_blocking(move |llm| llm.logits(&ids, all)).map_err(refused)?;
-            let rows = rows.map_err(|error| exception(&error))?;
-            PyResult::Ok((rows.concat(), rows.len()))
-        })?;
+        let ids = py.detach(|| prompt.encode(handle.text()))?.ids;
+        let computed = handle.call(move |llm| llm.logits(&ids, all).map(|rows| (rows.concat(), rows.len())));
+        let (values, rows) = waited(py, computed)?.map_err(refused)?.map_err(|error| exception(&error))?;
         let columns = values.len() / rows.max(1);
         PyArrayMethods::reshape(&numpy::PyArray1::from_vec(py, values), [rows, columns])
     }
@@ -147,12 +143,6 @@ impl Engine {
     fn render_chat(&self, py: Python<'_>, messages: &str, variables: &str) -> PyResult<String> {
         let handle = self.handle()?;
         py.detach(|| Ok(conversation(handle.text(), messages, variables)?.text))
-    }
-
-    /// Whether the model has a chat template that can be used.
-    #[getter]
-    fn has_chat_template(&self) -> PyResult<bool> {
-        Ok(self.handle()?.text().chat_template().is_some())
     }
 
     /// Ends all answers and gives back what the model holds, once the last stream of it is gone. May be called again.
@@ -194,11 +184,7 @@ impl Engine {
 
     /// Fails if the model was closed, or loaded by the process that this one is a copy of.
     fn handle(&self) -> PyResult<Handle> {
-        if self.process != process::id() {
-            let message = "this process is a copy (fork) of the one that loaded the model, without its threads: load the model \
-                           in each process, or start processes by `spawn`";
-            return Err(PyRuntimeError::new_err(message));
-        }
+        require_process(self.process)?;
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone();
         handle.ok_or_else(|| PyRuntimeError::new_err("the model was closed"))
     }
@@ -206,11 +192,10 @@ impl Engine {
 
 type PromptAs = (Option<String>, Vec<u32>);
 
-fn submitted(
-    handle: Handle,
-    prompts: Vec<RawPrompt>,
-    params: Vec<SamplingParams>,
-) -> PyResult<(Stream, Vec<PromptAs>)> {
+/// Prompts with what to compute for each, and as they are shown.
+type Requests = (Vec<(Vec<u32>, Task)>, Vec<PromptAs>);
+
+fn requests(handle: &Handle, prompts: Vec<RawPrompt>, params: Vec<SamplingParams>) -> PyResult<Requests> {
     let (mut requests, mut shown) = (Vec::with_capacity(prompts.len()), Vec::with_capacity(prompts.len()));
     for (prompt, params) in prompts.into_iter().zip(params) {
         let EncodedPrompt { text, ids, format } = prompt.encode(handle.text())?;
@@ -218,8 +203,7 @@ fn submitted(
         requests.push((ids.clone(), Task::Generate(Box::new(wanted))));
         shown.push((text, ids));
     }
-    let stream = handle.submit_each_blocking(requests, Instant::now()).map_err(refused)?;
-    Ok((Stream::new(handle, stream), shown))
+    Ok((requests, shown))
 }
 
 /// What is told of the progress of loading.

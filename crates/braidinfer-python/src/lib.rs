@@ -9,6 +9,7 @@ mod program;
 mod prompts;
 mod sampling;
 mod stream;
+mod waiting;
 
 use pyo3::pymodule;
 

@@ -51,6 +51,9 @@ fn set(params: &mut SamplingParams, name: &str, value: &Bound<'_, PyAny>) -> PyR
         // As in vLLM, -1 and 0 keep all.
         Kind::CountOrAll(set) => {
             let count: i64 = typed(name, value, "a whole number")?;
+            if count < -1 {
+                return Err(bad_argument(name, "a whole number of at least 1, or -1 or 0 for all", count));
+            }
             set(params, usize::try_from(count).ok().filter(|count| *count > 0));
         }
         Kind::Seed(set) => set(params, seed(name, value)?),

@@ -1,21 +1,20 @@
 //! Streams of tokens.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::pin::pin;
+use std::process;
+use std::sync::OnceLock;
+use std::task::{Context, Poll};
 
 use braidinfer::handle::{OutputStream, RequestOutput, StreamId};
 use braidinfer::{Handle, Output, Token};
 use numpy::PyArray1;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
 
 use crate::errors::ended;
-
-/// How often a thread that waits looks for Ctrl-C.
-pub const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+use crate::waiting::{Bell, clock, require_process, waited_on};
 
 /// A token with its log-probability, and the likeliest tokens at its place with theirs.
 type Logprobs = (u32, f32, Vec<(u32, f32)>);
@@ -31,7 +30,7 @@ pub struct TokenOutput {
     text: String,
     /// The same of the reasoning before the answer.
     reasoning: String,
-    /// Why the answer ended, with its last token: `stop`, `length` or `cancelled`.
+    /// Why the answer ended, with its last token: `stop` or `length`.
     finish_reason: Option<&'static str>,
     logprobs: Option<Logprobs>,
     /// Of every token of the prompt but the first, with the first token of the answer.
@@ -49,33 +48,43 @@ pub struct TokenOutput {
 pub struct Stream {
     id: StreamId,
     handle: Handle,
-    outputs: Arc<Mutex<OutputStream>>,
-    /// Waits for outputs with a time limit.
-    waiting: OnceLock<Runtime>,
+    /// The process that loaded the model.
+    process: u32,
+    outputs: Mutex<OutputStream>,
+    clock: OnceLock<Runtime>,
+    bell: OnceLock<Bell>,
 }
 
 #[pymethods]
 impl Stream {
     /// Waits for the next output and returns it with all that are there already; an empty list if all answers have ended.
     fn read(&self, py: Python<'_>) -> PyResult<Vec<TokenOutput>> {
-        let waiting = self.waiting()?;
-        loop {
-            let outputs = Arc::clone(&self.outputs);
-            let limited = || waiting.block_on(async { timeout(SIGNAL_INTERVAL, next(outputs)).await.ok() });
-            if let Some(outputs) = py.detach(limited) {
-                return converted(py, outputs);
-            }
-            py.check_signals()?;
+        require_process(self.process)?;
+        if self.clock.get().is_none() {
+            // If another thread was faster, its clock is as good.
+            let _ = self.clock.set(clock()?);
+        }
+        let clock = self.clock.get().ok_or_else(|| PyRuntimeError::new_err("no clock"))?;
+        let outputs = waited_on(py, clock, async { next(&mut *self.outputs.lock().await).await })?;
+        converted(py, outputs)
+    }
+
+    /// Like `read`, without waiting: None if there is no output yet. Then what `fileno` gives becomes readable once there is one.
+    fn poll(&self, py: Python<'_>) -> PyResult<Option<Vec<TokenOutput>>> {
+        require_process(self.process)?;
+        let bell = self.bell()?;
+        let mut outputs =
+            self.outputs.try_lock().map_err(|_| PyRuntimeError::new_err("another thread reads this stream"))?;
+        bell.silence();
+        match pin!(next(&mut outputs)).poll(&mut Context::from_waker(bell.waker())) {
+            Poll::Ready(outputs) => converted(py, outputs).map(Some),
+            Poll::Pending => Ok(None),
         }
     }
 
-    /// Like `read`, to be awaited in a task of asyncio. If that is cancelled, an output may be lost.
-    fn read_async<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let outputs = Arc::clone(&self.outputs);
-        pyo3_async_runtimes::tokio::future_into_py(py, async move {
-            let outputs = next(outputs).await;
-            Python::attach(|py| converted(py, outputs))
-        })
+    /// The number of a socket for the event loop to watch.
+    fn fileno(&self) -> PyResult<i32> {
+        Ok(self.bell()?.fileno())
     }
 
     /// Ends unfinished answers before the next step.
@@ -86,22 +95,21 @@ impl Stream {
 
 impl Stream {
     pub fn new(handle: Handle, outputs: OutputStream) -> Self {
-        Self { id: outputs.id(), handle, outputs: Arc::new(Mutex::new(outputs)), waiting: OnceLock::new() }
+        let (clock, bell) = (OnceLock::new(), OnceLock::new());
+        Self { id: outputs.id(), handle, process: process::id(), outputs: Mutex::new(outputs), clock, bell }
     }
 
-    fn waiting(&self) -> PyResult<&Runtime> {
-        if let Some(runtime) = self.waiting.get() {
-            return Ok(runtime);
+    fn bell(&self) -> PyResult<&Bell> {
+        if self.bell.get().is_none() {
+            let bell = Bell::new().map_err(|error| PyOSError::new_err(format!("a socket for a stream: {error}")))?;
+            let _ = self.bell.set(bell);
         }
-        let built = Builder::new_current_thread().enable_time().build();
-        let runtime = built.map_err(|error| PyRuntimeError::new_err(format!("waiting for tokens: {error}")))?;
-        Ok(self.waiting.get_or_init(|| runtime))
+        self.bell.get().ok_or_else(|| PyRuntimeError::new_err("no socket"))
     }
 }
 
 /// The next output, and all that are there already.
-async fn next(outputs: Arc<Mutex<OutputStream>>) -> Vec<RequestOutput> {
-    let mut outputs = outputs.lock().await;
+async fn next(outputs: &mut OutputStream) -> Vec<RequestOutput> {
     let Some(first) = outputs.next().await else { return Vec::new() };
     let mut read = vec![first];
     while let Some(output) = outputs.try_next() {

@@ -38,3 +38,5 @@ def test_a_model_without_a_template_says_so(cache):
 def test_messages_are_dictionaries(chat_model):
     with pytest.raises(ValueError, match="messages"):
         chat_model.chat([{"role": "user", "content": object()}])
+    with pytest.raises(ValueError, match="chat_template_kwargs"):
+        chat_model.chat(HELLO, chat_template_kwargs={"messages": []})

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -92,7 +93,9 @@ def run(program):
     return subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("call", ["llm.generate('Once', ignore_eos=True, n=100)", "list(llm.stream('Once', ignore_eos=True, n=100))"])
+@pytest.mark.parametrize(
+    "call", ["llm.generate('Once', ignore_eos=True, n=100)", "list(llm.stream('Once', ignore_eos=True, n=100))"]
+)
 def test_ctrl_c_ends_an_answer_and_not_the_program(call):
     done = run(
         f"""
@@ -115,24 +118,97 @@ def test_ctrl_c_ends_an_answer_and_not_the_program(call):
 def test_a_copy_of_the_process_says_what_it_lacks():
     done = run(
         """
+        import asyncio
         import os
         from braidinfer import LLM
 
         llm = LLM()
-        llm.generate("Once", max_tokens=1)
+        asyncio.run(llm.generate_async("Once", max_tokens=1))
+        stream = llm.stream("Once", max_tokens=1)
         child = os.fork()
         if child == 0:
             try:
                 llm.generate("Once", max_tokens=1)
             except RuntimeError as error:
                 print("fork" in str(error), flush=True)
-            print(len(LLM().generate("Once", max_tokens=2).token_ids), flush=True)
+            try:
+                list(stream)
+            except RuntimeError as error:
+                print("fork" in str(error), flush=True)
+            own = LLM()
+            print(len(asyncio.run(own.generate_async("Once", max_tokens=2)).token_ids), flush=True)
             llm.close()
             os._exit(0)
         print(os.waitpid(child, 0)[1])
         """
     )
-    assert done.stdout.split() == ["True", "2", "0"], done.stderr
+    assert done.stdout.split() == ["True", "True", "2", "0"], done.stderr
+
+
+def test_programs_end_as_they_should():
+    """The engine's threads go on while the interpreter ends."""
+    program = """
+        import asyncio
+        from braidinfer import LLM
+
+        llm = LLM()
+
+        async def main():
+            async for token in llm.stream("Once", max_tokens=10):
+                pass
+            try:
+                await asyncio.wait_for(llm.generate_async("Once", n=100), 0.02)
+            except asyncio.TimeoutError:
+                pass
+            unread = llm.stream("Once", ignore_eos=True)
+            await unread.__anext__()
+
+        asyncio.run(main())
+        """
+    for _ in range(15):
+        done = run(program)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_event_loop_is_not_blocked_by_the_engine(llm):
+    async def main():
+        longest, last, done = 0.0, time.monotonic(), False
+
+        async def watch():
+            nonlocal longest, last
+            while not done:
+                await asyncio.sleep(0.001)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+        watching = asyncio.create_task(watch())
+        # Steps of a full prompt for each of many answers.
+        busy = [asyncio.create_task(llm.generate_async([7] * 300 + [index], max_tokens=2)) for index in range(40)]
+        begun = time.monotonic()
+        await asyncio.gather(*busy)
+        done = True
+        await watching
+        return longest, time.monotonic() - begun
+
+    longest, whole = asyncio.run(main())
+    assert longest < whole / 2
+
+
+def test_ctrl_c_ends_what_is_computed_between_steps():
+    done = run(
+        """
+        import os, signal, threading
+        from braidinfer import LLM
+
+        llm = LLM()
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            while True:
+                llm.logits([5] * 400, all_positions=True)
+        except KeyboardInterrupt:
+            print("interrupted")
+        """
+    )
+    assert done.stdout.split() == ["interrupted"], done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read as Linux tells it")

@@ -191,6 +191,9 @@ impl ModelParts {
         if options.max_sequences == 0 {
             return Err(Error::bad_request("max_sequences", "at least 1", 0));
         }
+        if options.kv_cache == KvCacheRoom::Tokens(0) {
+            return Err(Error::bad_request("kv_cache_tokens", "at least 1", 0));
+        }
         let threads = Threads::new(options.threads)?;
         let mut weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();

@@ -112,7 +112,7 @@ impl Need {
                 size(self.weights),
                 size(self.kv),
                 self.context,
-                size(self.scratch + SLACK)
+                size(self.scratch.saturating_add(SLACK))
             )
         })
     }

@@ -227,7 +227,7 @@ fn each_prompt_can_have_a_task_of_its_own() {
     }
     let requests = texts.iter().zip(&params).map(|(text, params)| (ids(text, &llm), generate(params))).collect();
     let handle = Handle::start(llm, Arc::new(())).expect("a thread");
-    let stream = handle.submit_each_blocking(requests, Instant::now()).expect("there is room");
+    let stream = block_on(handle.submit_each(requests, Instant::now())).expect("there is room");
     assert_eq!(read(stream, 3), expected);
 }
 
@@ -243,7 +243,7 @@ fn calls_come_between_steps_and_change_no_answer() {
     keeper.reached.recv().expect("a first token");
     assert!(stream.try_next().is_none(), "the engine is held before it sends the token");
     drop(keeper.open);
-    let called = handle.call_blocking(move |llm| llm.logits(&prompt, false)).expect("the engine runs");
+    let called = block_on(handle.call(move |llm| llm.logits(&prompt, false))).expect("the engine runs");
     assert_eq!(called.expect("the prompt runs"), logits);
     let mut answers = [Answer::default()];
     push(&mut answers, stream.try_next().expect("the first token came before the call"));

@@ -1,4 +1,4 @@
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional, Union
 
 from numpy import float32
@@ -27,7 +27,8 @@ class TokenOutput:
 
 class Stream:
     def read(self) -> list[TokenOutput]: ...
-    def read_async(self) -> Awaitable[list[TokenOutput]]: ...
+    def poll(self) -> Optional[list[TokenOutput]]: ...
+    def fileno(self) -> int: ...
     def cancel(self) -> None: ...
 
 class Engine:
@@ -40,7 +41,6 @@ class Engine:
     compat: str | None
     eos_token_ids: list[int]
     bos_token_id: int | None
-    has_chat_template: bool
     def __init__(self, model: str | None, options: dict[str, Any], progress: _Progress) -> None: ...
     def submit(
         self, prompts: Sequence[_Prompt], params: Sequence[dict[str, Any]]

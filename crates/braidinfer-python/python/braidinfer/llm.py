@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Union, overload
 
+from braidinfer import event_loop
 from braidinfer import prompts as forms
 from braidinfer._braidinfer import Engine
 from braidinfer.answers import Answers
 from braidinfer.load_options import load_options
 from braidinfer.outputs import RequestOutput, Score
 from braidinfer.progress import Progress, reported
+from braidinfer.prompts import Chat, Prompt
 from braidinfer.sampling_params import SamplingParams, given
 from braidinfer.token_stream import TokenStream
+
+if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
+
+Params = Union[SamplingParams, Mapping[str, Any], Sequence[Union[SamplingParams, Mapping[str, Any], None]], None]
+"""Sampling parameters for all prompts, or a list with those of each."""
 
 
 class LLM:
@@ -72,10 +83,32 @@ class LLM:
         with reported(progress, f"loading {path or 'the built-in model'}", "layer") as callback:
             self._engine = Engine(path, options, callback)
 
+    @overload
     def generate(
         self,
-        prompts,
-        sampling_params: SamplingParams | Mapping | Sequence | None = None,
+        prompts: Prompt,
+        sampling_params: Params = None,
+        *,
+        progress: Progress = False,
+        return_exceptions: bool = False,
+        **others: Any,
+    ) -> RequestOutput: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        progress: Progress = False,
+        return_exceptions: bool = False,
+        **others: Any,
+    ) -> list[RequestOutput]: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
         *,
         progress: Progress = False,
         return_exceptions: bool = False,
@@ -97,28 +130,65 @@ class LLM:
         results = answers.or_errors() if return_exceptions else answers.or_raise()
         return results[0] if is_one else results
 
+    @overload
+    async def generate_async(self, prompts: Prompt, sampling_params: Params = None, **others: Any) -> RequestOutput: ...
+
+    @overload
     async def generate_async(
-        self, prompts, sampling_params: SamplingParams | Mapping | Sequence | None = None, **others
+        self, prompts: Sequence[Prompt], sampling_params: Params = None, **others: Any
+    ) -> list[RequestOutput]: ...
+
+    async def generate_async(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, **others
     ) -> RequestOutput | list[RequestOutput]:
         """Like `generate`, for asyncio. To cancel the task cancels the answers."""
-        stream, answers, is_one = self._submit(prompts, sampling_params, others)
+        # Another thread cuts prompts into tokens, and waits for the end of the engine's current step.
+        stream, answers, is_one = await asyncio.to_thread(self._submit, prompts, sampling_params, others)
         try:
             while answers.unfinished and not answers.errors:
-                answers.take(await stream.read_async())
+                answers.take(await event_loop.read(stream))
         finally:
             stream.cancel()
         results = answers.or_raise()
         return results[0] if is_one else results
 
-    def stream(self, prompts, sampling_params: SamplingParams | Mapping | Sequence | None = None, **others) -> TokenStream:
+    def stream(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, **others) -> TokenStream:
         """Like `generate`, token by token: `for token in llm.stream("Once"): print(token, end="")`, or `async for`."""
-        stream, answers, _ = self._submit(prompts, sampling_params, others)
-        return TokenStream(stream, answers.indices())
+
+        def submit():
+            stream, answers, _ = self._submit(prompts, sampling_params, others)
+            return stream, answers.indices()
+
+        return TokenStream(submit)
+
+    @overload
+    def chat(
+        self,
+        messages: Chat,
+        sampling_params: Params = None,
+        *,
+        tools: Sequence[Mapping] | None = None,
+        chat_template_kwargs: Mapping | None = None,
+        progress: Progress = False,
+        **others: Any,
+    ) -> RequestOutput: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Chat],
+        sampling_params: Params = None,
+        *,
+        tools: Sequence[Mapping] | None = None,
+        chat_template_kwargs: Mapping | None = None,
+        progress: Progress = False,
+        **others: Any,
+    ) -> list[RequestOutput]: ...
 
     def chat(
         self,
-        messages,
-        sampling_params: SamplingParams | Mapping | Sequence | None = None,
+        messages: Chat | Sequence[Chat],
+        sampling_params: Params = None,
         *,
         tools: Sequence[Mapping] | None = None,
         chat_template_kwargs: Mapping | None = None,
@@ -135,8 +205,8 @@ class LLM:
 
     def stream_chat(
         self,
-        messages,
-        sampling_params: SamplingParams | Mapping | Sequence | None = None,
+        messages: Chat | Sequence[Chat],
+        sampling_params: Params = None,
         *,
         tools: Sequence[Mapping] | None = None,
         chat_template_kwargs: Mapping | None = None,
@@ -145,7 +215,7 @@ class LLM:
         """Like `chat`, token by token."""
         return self.stream(self._conversations(messages, tools, chat_template_kwargs), sampling_params, **others)
 
-    def embed(self, prompts, *, pooling: str = "last"):
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, pooling: str = "last") -> NDArray[float32]:
         """Embeddings as an array `[hidden_size]` for one prompt or `[prompts, hidden_size]` for several, in float32, each of
         length 1. `pooling` is `last`, the state of the last token, or `mean`, the mean of all.
         """
@@ -167,7 +237,13 @@ class LLM:
             stream.cancel()
         return rows[0] if is_one else numpy.stack(rows)
 
-    def score(self, prompts, continuations=None) -> Score | list[Score]:
+    @overload
+    def score(self, prompts: Prompt, continuations: str | Sequence[int] | None = None) -> Score: ...
+
+    @overload
+    def score(self, prompts: Sequence[Prompt], continuations: Sequence[str | Sequence[int]] | None = None) -> list[Score]: ...
+
+    def score(self, prompts: Prompt | Sequence[Prompt], continuations=None) -> Score | list[Score]:
         """How well the model predicts a text, from its second token on, or a continuation after a prompt; or each of a list.
 
         A prompt and its continuation are cut into tokens one after the other. Give token ids to cut them otherwise.
@@ -175,32 +251,39 @@ class LLM:
         is_one = forms.is_one(prompts)
         if is_one:
             prompts, continuations = [prompts], None if continuations is None else [continuations]
+        elif isinstance(continuations, str):
+            raise ValueError("continuations: expected a list with one for each prompt, found one text")
         prompts = [self._ids(prompt) for prompt in prompts]
         starts = [1] * len(prompts)
         if continuations is not None:
             if len(continuations) != len(prompts):
                 raise ValueError(f"continuations: expected {len(prompts)}, one for each prompt, found {len(continuations)}")
             starts = [len(prompt) for prompt in prompts]
+            if 0 in starts:
+                raise ValueError(f"prompts: expected at least one token before a continuation, found none in {starts.index(0)}")
             more = [self._continuation_ids(continuation) for continuation in continuations]
             prompts = [prompt + ids for prompt, ids in zip(prompts, more)]
         results = self.generate(prompts, max_tokens=1, n=1, prompt_logprobs=1) if prompts else []
         scores = [_score(result, start) for result, start in zip(results, starts)]
         return scores[0] if is_one else scores
 
-    def logits(self, prompt, *, all_positions: bool = False):
+    def logits(self, prompt: Prompt, *, all_positions: bool = False) -> NDArray[float32]:
         """Logits after a prompt, as an array `[vocab_size]` in float32; with `all_positions`, after each of its tokens:
         `[tokens, vocab_size]`. Other work waits meanwhile.
         """
+        # Here, where Ctrl-C can interrupt it: the native part could not say so.
+        import numpy  # noqa: F401
+
         rows = self._engine.logits(forms.encoded(prompt), all_positions)
         return rows if all_positions else rows[0]
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text."""
-        return self._engine.encode(text, add_special_tokens)
+        return self._engine.encode(forms.unicode(text, "text"), add_special_tokens)
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
-        return self._engine.decode(token_ids, skip_special_tokens)
+        return self._engine.decode([forms.token_id(token) for token in token_ids], skip_special_tokens)
 
     def apply_chat_template(
         self,
@@ -210,7 +293,7 @@ class LLM:
         chat_template_kwargs: Mapping | None = None,
     ) -> str:
         """The prompt of a chat, as text."""
-        return self._engine.render_chat(*_conversation(messages, tools, chat_template_kwargs))
+        return self._engine.render_chat(*_conversation(messages, tools, chat_template_kwargs).as_json())
 
     def close(self) -> None:
         """Ends what is unfinished and gives back memory and threads. Otherwise that happens once nobody has the object."""
@@ -330,6 +413,8 @@ def _conversation(messages, tools, variables):
 def _params_for_each(params, others: Mapping, prompts: int) -> list[dict]:
     if params is None or isinstance(params, (SamplingParams, Mapping)):
         return [given(params, others)] * prompts
+    if not isinstance(params, Sequence) or not all(isinstance(one, (SamplingParams, Mapping, type(None))) for one in params):
+        raise ValueError(f"sampling_params: expected SamplingParams, a dictionary, or a list of these, found {params!r}")
     if len(params) != prompts:
         raise ValueError(f"sampling_params: expected {prompts}, one for each prompt, found {len(params)}")
     return [given(of_prompt, others) for of_prompt in params]

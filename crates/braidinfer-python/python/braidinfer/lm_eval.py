@@ -40,6 +40,8 @@ class BraidinferLM(TemplateLM):
         **options,
     ):
         super().__init__()
+        if device is not None:
+            options["device"] = device
         self.llm = LLM(pretrained, context=max_length, **{"max_sequences": 64, **options})
         self.max_length = self.llm.context
         self.max_gen_toks = max_gen_toks
@@ -60,7 +62,7 @@ class BraidinferLM(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         contexts, continuations = [], []
         for _, context, continuation in requests:
-            # Of what is too long, the beginning is left out, as with other models of the harness.
+            # Of what is too long, the beginning is left out, as with other models of the harness; a continuation must fit.
             room = max(self.max_length - len(continuation), 1)
             contexts.append(list(context)[-room:])
             continuations.append(list(continuation))
@@ -87,6 +89,8 @@ class BraidinferLM(TemplateLM):
             wanted = {name: value for name, value in wanted.items() if _NEUTRAL.get(name, name) != value}
             until = wanted.pop("until", None) or []
             most = wanted.pop("max_gen_toks", self.max_gen_toks)
+            if most >= self.max_length:
+                raise ValueError(f"max_gen_toks: expected fewer than the {self.max_length} tokens of the context, found {most}")
             if not wanted.pop("do_sample", wanted.get("temperature", 0) > 0):
                 wanted["temperature"] = 0.0
             ids = self.tok_encode(context)
@@ -95,6 +99,8 @@ class BraidinferLM(TemplateLM):
         return [result.text for result in self.llm.generate(prompts, params)] if prompts else []
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
+        if not add_generation_prompt:
+            raise NotImplementedError("prompts of chats end where an answer begins; gen_prefix is not supported")
         return self.llm.apply_chat_template(chat_history)
 
     @property

@@ -29,10 +29,14 @@ DEFAULTS = {
     "packed_cache": True,
 }
 
+_COUNTS = ("threads", "context", "max_sequences", "kv_cache_tokens")
+
 
 def load_options(model_kwargs: Mapping | None, **options) -> dict:
     """The native part's options. What is in `model_kwargs` wins. Raises `ValueError` for a name that is none."""
-    more = dict(model_kwargs or {})
+    if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
+        raise ValueError(f"model_kwargs: expected a dictionary, found {model_kwargs!r}")
+    more = {str(name): value for name, value in (model_kwargs or {}).items()}
     custom = {name: more.pop(name) for name in _CUSTOM_KERNELS if name in more}
     unknown = sorted(more.keys() - options.keys())
     if unknown:
@@ -42,7 +46,22 @@ def load_options(model_kwargs: Mapping | None, **options) -> dict:
     options.update(more)
     if options["chat_template"] is not None:
         options["chat_template"] = fspath(options["chat_template"])
+    for name, value in options.items():
+        _check(name, value)
     return {**options, "worker": worker()}
+
+
+def _check(name: str, value) -> None:
+    """Raises `ValueError` for a value of another type than the option's. Names are looked at later."""
+    if name in _COUNTS:
+        is_right = value is None and DEFAULTS[name] is None or type(value) is int and 0 <= value < 1 << 32
+        expected = "a whole number from 0 to 4294967295"
+    elif isinstance(DEFAULTS[name], bool):
+        is_right, expected = isinstance(value, bool), "True or False"
+    else:
+        is_right, expected = isinstance(value, str) or value is None and DEFAULTS[name] is None, "a name"
+    if not is_right:
+        raise ValueError(f"{name}: expected {expected}, found {value!r}")
 
 
 def _kernels(custom: Mapping) -> dict:

@@ -26,7 +26,7 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     """With the end token."""
     finish_reason: str | None = None
-    """`stop`, `length` or `cancelled`; None while it goes on."""
+    """`stop` or `length`; None while it goes on."""
     reasoning: str = ""
     """What the model wrote for itself before the answer, if its chat template says how that is marked."""
     logprobs: list[Logprob] | None = None

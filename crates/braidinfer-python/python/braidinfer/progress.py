@@ -22,7 +22,11 @@ def reported(progress: Progress, what: str, unit: str):
 
 
 def _bar(what: str, unit: str):
-    from tqdm.auto import tqdm
+    try:
+        from tqdm.auto import tqdm
+    except ModuleNotFoundError:
+        words = "progress: expected the package tqdm for True, found none: pip install braidinfer[progress]"
+        raise ModuleNotFoundError(words) from None
 
     with tqdm(desc=what, unit=unit) as bar:
 

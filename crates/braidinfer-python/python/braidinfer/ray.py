@@ -66,8 +66,13 @@ class BatchPredictor:
         results = self._llm.generate(prompts, params, return_exceptions=True)
         rows = [_row(result) for result in results]
         names = (*_NO_ANSWER, "error")
-        columns = {self._prefix + name: numpy.array([row[name] for row in rows]) for name in names}
+        columns = {self._prefix + name: _column([row[name] for row in rows]) for name in names}
         return {**batch, **columns}
+
+
+def _column(values: list):
+    """Texts as they are: in an array of NumPy's own kind of text, all are as long as the longest."""
+    return numpy.array(values, dtype=object if values and isinstance(values[0], str) else None)
 
 
 def _plain(prompt):

@@ -55,6 +55,6 @@ class SamplingParams:
 
 def given(params: SamplingParams | Mapping | None, others: Mapping) -> dict:
     """What is asked for by `params` and by `others`, which win, by name."""
-    asked = params.given() if isinstance(params, SamplingParams) else dict(params or {})
+    asked = params.given() if isinstance(params, SamplingParams) else {str(name): value for name, value in (params or {}).items()}
     asked.update(others)
     return {name: value for name, value in asked.items() if value is not None}

@@ -2,47 +2,67 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
+from collections.abc import Callable
 
+from braidinfer import event_loop
 from braidinfer.outputs import Logprob, StreamOutput
 
 
 class TokenStream:
     """New tokens of one or several answers, for `for` and for `async for`. To close it, or to forget it, cancels what is
-    unfinished. A generator for one reader: it is to be read by one thread or one task at a time.
+    unfinished. Like a generator, it is read by one thread or one task at a time.
     """
 
-    def __init__(self, stream, answers: list[tuple[int, int]]):
-        self._stream = stream
-        self._answers = answers  # the prompt of each answer, and which of the answers to that it is
-        self._read = deque()
+    def __init__(self, submit: Callable):
+        """`submit` queues the prompts and gives their stream, and for each answer its prompt and which of its answers it is. Within
+        an event loop, which it would block, it is called on another thread, once the first token is asked for.
+        """
+        self._submit = submit
+        self._stream = None
+        self._answers: list[tuple[int, int]] = []
+        self._read: deque = deque()
         self._is_closed = False
+        if not event_loop.is_running():
+            self._start()
 
-    def __iter__(self):
+    def __iter__(self) -> TokenStream:
         return self
 
     def __next__(self) -> StreamOutput:
         if not self._read and not self._is_closed:
             try:
+                self._start()
                 self._read.extend(self._stream.read())
             except BaseException:
                 self.close()
                 raise
         return self._next(StopIteration)
 
-    def __aiter__(self):
+    def __aiter__(self) -> TokenStream:
         return self
 
     async def __anext__(self) -> StreamOutput:
         if not self._read and not self._is_closed:
             try:
-                self._read.extend(await self._stream.read_async())
+                if self._stream is None:
+                    await asyncio.to_thread(self._start)
+                self._read.extend(await event_loop.read(self._stream))
             except BaseException:
                 self.close()
                 raise
         return self._next(StopAsyncIteration)
 
-    def _next(self, end):
+    def _start(self) -> None:
+        if self._stream is None:
+            stream, self._answers = self._submit()
+            self._stream = stream
+            # Closed while it was queued.
+            if self._is_closed:
+                stream.cancel()
+
+    def _next(self, end: type[Exception]) -> StreamOutput:
         if not self._read or self._is_closed:
             raise end
         output = self._read.popleft()
@@ -63,20 +83,21 @@ class TokenStream:
     def close(self) -> None:
         """Cancels what is unfinished."""
         self._is_closed = True
-        self._stream.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
 
     async def aclose(self) -> None:
         """Like `close`."""
         self.close()
 
-    def __enter__(self):
+    def __enter__(self) -> TokenStream:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         self.close()
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> TokenStream:
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *_) -> None:
         self.close()

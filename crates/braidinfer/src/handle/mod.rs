@@ -164,21 +164,18 @@ impl Handle {
         task: Task,
         arrived: Instant,
     ) -> Result<OutputStream, SubmitError> {
-        self.submit_each_blocking(with_task(prompts, &task), arrived)
+        let (accepted, submitted) = self.send(with_task(prompts, &task), arrived)?;
+        submitted.stream(accepted.blocking_recv())
     }
 
-    /// Like [`Handle::submit_blocking`], with a task of its own for each prompt.
-    ///
-    /// # Panics
-    ///
-    /// If called within an asynchronous task of Tokio, which must not be blocked.
-    pub fn submit_each_blocking(
+    /// Like [`Handle::submit`], with a task of its own for each prompt.
+    pub async fn submit_each(
         &self,
         requests: Vec<(Vec<u32>, Task)>,
         arrived: Instant,
     ) -> Result<OutputStream, SubmitError> {
         let (accepted, submitted) = self.send(requests, arrived)?;
-        submitted.stream(accepted.blocking_recv())
+        submitted.stream(accepted.await)
     }
 
     /// Sends prompts to the thread, which says whether it has queued them.
@@ -198,11 +195,7 @@ impl Handle {
 
     /// Calls `work` with the model, on its thread and between two steps, and waits for what it returns. Unfinished answers wait,
     /// too.
-    ///
-    /// # Panics
-    ///
-    /// If called within an asynchronous task of Tokio, which must not be blocked.
-    pub fn call_blocking<T: Send + 'static>(
+    pub async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Llm) -> T + Send + 'static,
     ) -> Result<T, SubmitError> {
@@ -212,7 +205,7 @@ impl Handle {
             let _ = answer.send(work(llm));
         };
         self.commands.send(Command::Call(Box::new(call))).map_err(|_| SubmitError::EngineStopped)?;
-        answered.blocking_recv().map_err(|_| SubmitError::EngineStopped)
+        answered.await.map_err(|_| SubmitError::EngineStopped)
     }
 
     /// Ends the unfinished answers of a stream with [`RequestError::Cancelled`] before the next step. Dropping the stream
