@@ -60,11 +60,7 @@ impl Stream {
     /// Waits for the next output and returns it with all that are there already; an empty list if all answers have ended.
     fn read(&self, py: Python<'_>) -> PyResult<Vec<TokenOutput>> {
         require_process(self.process)?;
-        if self.clock.get().is_none() {
-            // If another thread was faster, its clock is as good.
-            let _ = self.clock.set(clock()?);
-        }
-        let clock = self.clock.get().ok_or_else(|| PyRuntimeError::new_err("no clock"))?;
+        let clock = made_once(&self.clock, clock)?;
         let outputs = waited_on(py, clock, async { next(&mut *self.outputs.lock().await).await })?;
         converted(py, outputs)
     }
@@ -100,11 +96,16 @@ impl Stream {
     }
 
     fn bell(&self) -> PyResult<&Bell> {
-        if self.bell.get().is_none() {
-            let bell = Bell::new().map_err(|error| PyOSError::new_err(format!("a socket for a stream: {error}")))?;
-            let _ = self.bell.set(bell);
-        }
-        self.bell.get().ok_or_else(|| PyRuntimeError::new_err("no socket"))
+        let make = || Bell::new().map_err(|error| PyOSError::new_err(format!("a socket for a stream: {error}")));
+        made_once(&self.bell, make)
+    }
+}
+
+/// What is in the cell, or else what is made now; if another thread was faster, what that made.
+fn made_once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> PyResult<T>) -> PyResult<&T> {
+    match cell.get() {
+        Some(made) => Ok(made),
+        None => make().map(|made| cell.get_or_init(|| made)),
     }
 }
 

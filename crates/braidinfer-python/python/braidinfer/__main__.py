@@ -6,8 +6,9 @@ from braidinfer import _braidinfer
 from braidinfer.worker import worker
 
 
-def main():
-    return _braidinfer.run_program(["braidinfer", *sys.argv[1:]], worker())
+def main(*before):
+    """Runs the command that is typed, with `before` in front of it. Returns the exit code."""
+    return _braidinfer.run_program(["braidinfer", *before, *sys.argv[1:]], worker())
 
 
 if __name__ == "__main__":

@@ -363,20 +363,29 @@ class LLM:
     def _generate_each(self, prompts: list, sampling_params, others, progress: Progress) -> list:
         """Answers, and exceptions in place of what cannot be answered."""
         params = _params_for_each(sampling_params, others, len(prompts))
-        results = [None] * len(prompts)
-        accepted = []
-        for index, (prompt, wanted) in enumerate(zip(prompts, params)):
-            try:
-                self._engine.validate(forms.encoded(prompt), wanted)
-                accepted.append(index)
-            except Exception as error:
-                results[index] = error
-        stream, answers, _ = self._submit([prompts[index] for index in accepted], [params[index] for index in accepted], {})
+        results: list = [None] * len(prompts)
+        accepted = list(range(len(prompts)))
+        try:
+            stream, answers, _ = self._submit(prompts, params, {})
+        except Exception:
+            # None was queued: those that can be answered are queued again without the others.
+            results = [self._refusal(prompt, wanted) for prompt, wanted in zip(prompts, params)]
+            accepted = [index for index in accepted if results[index] is None]
+            chosen = [prompts[index] for index in accepted], [params[index] for index in accepted]
+            stream, answers, _ = self._submit(*chosen, {})
         with reported(progress, "generating", "answer") as callback:
             _collect(stream, answers, callback, stop_at_error=False)
         for index, result in zip(accepted, answers.or_errors()):
             results[index] = result
         return results
+
+    def _refusal(self, prompt, params: dict) -> Exception | None:
+        """Why a prompt cannot be answered, if it cannot."""
+        try:
+            self._engine.validate(forms.encoded(prompt), params)
+        except Exception as error:
+            return error
+        return None
 
     def _conversations(self, messages, tools, variables):
         if forms.is_one(messages):

@@ -4,13 +4,7 @@
 
 import sys
 
-from braidinfer import _braidinfer
-from braidinfer.worker import worker
-
-
-def main():
-    return _braidinfer.run_program(["braidinfer", "check", *sys.argv[1:]], worker())
-
+from braidinfer.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("check"))
