@@ -4,8 +4,9 @@
     python tools/routers/run.py smg --braidinfer target/release/braidinfer [--model MODEL] [--streams 200]
     python tools/routers/run.py vllm-router --braidinfer ..
 
-Every answer through the router is compared with the worker's own. Then streams run, one worker is killed (SIGKILL) midway, and the
-table says how many streams ended whole, were cut, or got an error, of those that had begun and of those sent after.
+Every answer through the router is compared with the worker's own. Then streams run, one worker is killed midway, and the table says
+how many streams ended whole, were cut, or got an error, of those that had begun and of those sent after. With `--signal TERM` the
+worker is asked to end, and finishes what it has begun.
 """
 
 import argparse
@@ -120,7 +121,7 @@ async def one_stream(client, base, index, begun):
     return "cut in silence"
 
 
-async def kill_midway(base, victim, count):
+async def kill_midway(base, victim, number, count):
     """Ends of streams that had begun when a worker was killed, and of those that were sent after it."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(limits=limits) as client:
@@ -128,7 +129,7 @@ async def kill_midway(base, victim, count):
         streams = [asyncio.create_task(one_stream(client, base, index, begun[index])) for index in range(count)]
         half = begun[: count // 2]
         await asyncio.wait_for(asyncio.gather(*(event.wait() for event in half[:16])), 300)
-        os.kill(victim.pid, signal.SIGKILL)
+        os.kill(victim.pid, number)
         had_begun = [event.is_set() for event in begun]
         after = [asyncio.create_task(one_stream(client, base, count + index, asyncio.Event())) for index in range(count // 4)]
         ends = await asyncio.gather(*streams)
@@ -146,6 +147,7 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--policy", default="cache_aware")
     parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
     parser.add_argument("--log", default="routers.log")
     arguments = parser.parse_args()
     processes = []
@@ -158,7 +160,8 @@ def main():
             with httpx.Client(timeout=120) as client:
                 for name, row in compare(client, base, workers[0][1]).items():
                     print(f"{name:24}{row}")
-            for name, ends in asyncio.run(kill_midway(base, workers[1][0], arguments.streams)).items():
+            number = getattr(signal, f"SIG{arguments.signal}")
+            for name, ends in asyncio.run(kill_midway(base, workers[1][0], number, arguments.streams)).items():
                 print(f"{name:24}" + ", ".join(f"{count} {end}" for end, count in ends.most_common()))
         finally:
             for process in processes:

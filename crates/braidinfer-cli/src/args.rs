@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 use std::net::IpAddr;
+#[cfg(feature = "kv-events")]
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -586,6 +588,9 @@ pub struct ServeArgs {
     pub model: Option<OsString>,
     #[command(flatten)]
     pub network: NetworkArgs,
+    #[cfg(feature = "kv-events")]
+    #[command(flatten)]
+    pub kv_events: KvEventArgs,
     #[command(flatten)]
     pub conversation: ConversationArgs,
     #[command(flatten)]
@@ -664,6 +669,20 @@ pub struct NetworkArgs {
     /// How to write a line for each request to standard error; text of prompts and answers is never in it
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// What routers are told, so that they send a prompt to where its beginning is.
+#[cfg(feature = "kv-events")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct KvEventArgs {
+    /// Tell subscribers over ZeroMQ, in vLLM's form, what the prefix cache holds; such as 127.0.0.1:5557. Whoever can reach this
+    /// address can read the token ids of prompts: it has no key
+    #[arg(long, value_name = "IP:PORT")]
+    pub kv_events: Option<SocketAddr>,
+    /// First part of these messages, by which subscribers choose; llm-d expects kv@POD@MODEL
+    #[arg(long, value_name = "TOPIC", default_value = "", hide_default_value = true, requires = "kv_events")]
+    pub kv_events_topic: String,
 }
 
 /// How reasoning and tool calls are found in answers.

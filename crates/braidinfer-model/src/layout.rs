@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use crate::spec::{
     ActivationFunction, AttentionSpec, DecoderSpec, DeltaNetProjections, DeltaNetSpec, ExpertsSpec, FeedForward,
@@ -513,6 +514,17 @@ impl ParameterList {
 }
 
 impl Slot {
+    /// The same slot of a model that has only some consecutive layers of this one, numbered from 0, and what belongs to no layer
+    /// only if `with_ends`; `None` if it lacks this slot.
+    pub fn of_layers(self, layers: &Range<usize>, with_ends: bool) -> Option<Self> {
+        let own = |layer: usize| layers.contains(&layer).then(|| layer - layers.start);
+        match self {
+            Self::Layer(layer, slot) => own(layer).map(|layer| Self::Layer(layer, slot)),
+            Self::Expert(layer, expert, slot) => own(layer).map(|layer| Self::Expert(layer, expert, slot)),
+            _ => with_ends.then_some(self),
+        }
+    }
+
     /// Whether the module is a norm.
     pub fn is_norm(self) -> bool {
         use LayerSlot::*;

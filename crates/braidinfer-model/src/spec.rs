@@ -3,6 +3,8 @@
 //! Field names follow Hugging Face `config.json` if that has the field. No code that uses this type may depend on a
 //! model's name: new mathematics becomes a new field here.
 
+use std::ops::Range;
+
 use serde::Serialize;
 
 mod mamba2;
@@ -905,5 +907,14 @@ impl DecoderSpec {
     /// from the others.
     pub fn has_separate_layers(&self) -> bool {
         self.per_layer_inputs.is_none() && (0..self.layers.len()).all(|layer| self.kv_shared_with(layer).is_none())
+    }
+
+    /// The description of some consecutive layers, which are numbered from 0 in it.
+    ///
+    /// # Panics
+    ///
+    /// If the range is out of bounds.
+    pub fn of_layers(&self, layers: Range<usize>) -> Self {
+        Self { layers: self.layers[layers].to_vec(), ..self.clone() }
     }
 }

@@ -126,7 +126,7 @@ impl From<Arc<[u8]>> for WeightBytes {
 }
 
 /// A parameter that was quantized after it was read.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Quantized {
     dtype: Dtype,
     data: Arc<[u8]>,
@@ -149,6 +149,20 @@ impl Weights {
             notes.extend(quantized::note(source)?);
         }
         Ok(Self { checkpoint, entries, quantized: BTreeMap::new(), notes })
+    }
+
+    /// The parameters of some consecutive layers, which are numbered from 0 in them; if `with_ends`, with those that belong to no
+    /// layer.
+    pub fn of_layers(&self, layers: &Range<usize>, with_ends: bool) -> Self {
+        let part = |(slot, param): (Slot, Param)| Some((slot.of_layers(layers, with_ends)?, param));
+        let entries = self.entries.iter().filter_map(|(key, entry)| Some((part(*key)?, entry.clone())));
+        let quantized = self.quantized.iter().filter_map(|(key, data)| Some((part(*key)?, data.clone())));
+        Self {
+            checkpoint: Arc::clone(&self.checkpoint),
+            entries: entries.collect(),
+            quantized: quantized.collect(),
+            notes: self.notes.clone(),
+        }
     }
 
     /// The parameter in `slot`, or `None` if the spec has none there.

@@ -11,6 +11,7 @@ use braidinfer::engine::Pooling;
 use braidinfer::executor::standard::LoadProgress;
 use braidinfer::handle::Task;
 use braidinfer::{GenerateRequest, Handle, Llm, Prompt, SamplingParams};
+use braidinfer_server::KvEventPublisher;
 use numpy::{PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -18,6 +19,7 @@ use pyo3::types::PyDict;
 
 use crate::errors::{ModelError, bad_argument, exception, refused};
 use crate::options::{Options, chosen, source};
+use crate::pipeline::{StageWork, connection, parsed};
 use crate::prompts::{EncodedPrompt, RawPrompt, conversation};
 use crate::sampling::overridden;
 use crate::stream::Stream;
@@ -58,6 +60,12 @@ pub struct Engine {
     eos_token_ids: Vec<u32>,
     #[pyo3(get)]
     bos_token_id: Option<u32>,
+    /// Tokens of a block of the prefix cache.
+    #[pyo3(get)]
+    block_size: usize,
+    /// Where changes of the prefix cache are published.
+    #[pyo3(get)]
+    kv_events: Option<String>,
 }
 
 #[pymethods]
@@ -65,13 +73,33 @@ impl Engine {
     /// Loads a model. `progress` is called with the number of layers that are loaded, and of all.
     #[new]
     fn new(py: Python<'_>, model: Option<PathBuf>, options: Options, progress: Option<Py<PyAny>>) -> PyResult<Self> {
-        let options = options.load_options()?;
+        let (publisher, options) = (options.kv_events()?, options.load_options()?);
         let (llm, label) = LoadCallback::new(progress).run(py, move |progress| {
             let source = source(model)?;
             let llm = Llm::open(&source, &options, progress)?;
             Ok((llm, source.label()))
         })?;
-        Self::started(llm, label)
+        Self::started(llm, label, publisher)
+    }
+
+    /// Loads embedding and output head of a model whose layers are computed by stages, which were loaded by the same plan. Returns
+    /// the model, and the work for the stages.
+    #[staticmethod]
+    fn over_stages(
+        py: Python<'_>,
+        model: Option<PathBuf>,
+        options: Options,
+        plan: &str,
+        fitting_tokens: usize,
+    ) -> PyResult<(Self, StageWork)> {
+        let (publisher, options, plan) = (options.kv_events()?, options.load_options()?, parsed(plan)?);
+        let (connection, work) = connection()?;
+        let (llm, label) = LoadCallback::new(None).run(py, move |_| {
+            let source = source(model)?;
+            let llm = Llm::over_stages(&source, &options, &plan, fitting_tokens, connection)?;
+            Ok((llm, source.label()))
+        })?;
+        Ok((Self::started(llm, label, publisher)?, work))
     }
 
     /// Queues prompts, each with its sampling parameters. Returns the stream of their answers, and each prompt as text, unless it
@@ -156,12 +184,15 @@ impl Engine {
 }
 
 impl Engine {
-    fn started(llm: Llm, label: String) -> PyResult<Self> {
+    fn started(mut llm: Llm, label: String, publisher: Option<KvEventPublisher>) -> PyResult<Self> {
+        if let Some(publisher) = &publisher {
+            llm.listen_to_blocks(publisher.listener(llm.block_size()));
+        }
         let compat = llm.compat().map(serde_json::to_string).transpose();
         let compat = compat.map_err(|error| ModelError::new_err(error.to_string()))?;
         let (defaults, kernels, context) = (llm.default_sampling(), llm.kernels().as_str(), llm.context());
         let (vocab_size, hidden_size) = (llm.spec().vocab_size, llm.spec().hidden_size);
-        let notes = llm.notes().to_vec();
+        let (notes, block_size) = (llm.notes().to_vec(), llm.block_size());
         let generation = llm.generation_config();
         let (eos_token_ids, bos_token_id) = (generation.eos_token_id.clone(), generation.bos_token_id);
         let handle = Handle::start(llm, std::sync::Arc::new(()))
@@ -179,6 +210,8 @@ impl Engine {
             compat,
             eos_token_ids,
             bos_token_id,
+            block_size,
+            kv_events: publisher.map(|publisher| publisher.address().to_string()),
         })
     }
 

@@ -5,6 +5,7 @@ mod check;
 mod engine;
 mod errors;
 mod options;
+mod pipeline;
 mod program;
 mod prompts;
 mod sampling;
@@ -24,6 +25,8 @@ mod _braidinfer {
     use super::engine::Engine;
     #[pymodule_export]
     use super::errors::ModelError;
+    #[pymodule_export]
+    use super::pipeline::{Stage, StageWork, pipeline_plan, split_layers};
     #[pymodule_export]
     use super::program::run_program;
     #[pymodule_export]

@@ -1,5 +1,6 @@
 //! Keyword arguments as the library's load options.
 
+use std::net::AddrParseError;
 use std::path::PathBuf;
 
 use braidinfer::compat::Precision;
@@ -10,6 +11,8 @@ use braidinfer::{
     KvCacheRoom, LoadOptions, ModelName, PackedCache, ResolveOptions, WorkerProgram, default_packed_folder,
     default_verdict_folder,
 };
+use braidinfer_server::KvEventPublisher;
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use crate::errors::{bad_argument, exception};
@@ -40,6 +43,7 @@ pub struct Options {
     prompt_lookup: bool,
     chat_template: Option<PathBuf>,
     packed_cache: bool,
+    kv_events: Option<String>,
     worker: Option<Worker>,
 }
 
@@ -67,6 +71,15 @@ impl Options {
             worker: self.worker.clone().map(worker_program),
             ..LoadOptions::default()
         })
+    }
+
+    /// Where changes of the prefix cache are published, if they are to be. Fails on what is no address, or is taken.
+    pub fn kv_events(&self) -> PyResult<Option<KvEventPublisher>> {
+        let Some(name) = &self.kv_events else { return Ok(None) };
+        let wrong =
+            |_: AddrParseError| bad_argument("kv_events", "an address such as 127.0.0.1:5557", format!("`{name}`"));
+        let bound = KvEventPublisher::bind(name.parse().map_err(wrong)?, String::new());
+        bound.map(Some).map_err(|error| PyOSError::new_err(format!("kv_events: {error}")))
     }
 }
 

@@ -7,6 +7,8 @@ mod api;
 mod budget;
 mod fair_slots;
 mod http;
+#[cfg(feature = "kv-events")]
+mod kv_events;
 mod metrics;
 mod served;
 mod worker_metrics;
@@ -19,6 +21,8 @@ use braidinfer::Llm;
 #[doc(hidden)]
 pub use self::api::fuzzing::parse_request;
 pub use self::http::{FormatChoice, Listener, ModelNames, ReasoningFields, ServerConfig, StartError, TlsFiles};
+#[cfg(feature = "kv-events")]
+pub use self::kv_events::KvEventPublisher;
 
 use self::metrics::Metrics;
 use self::served::{App, Served};

@@ -144,6 +144,9 @@ pub enum Error {
         /// The reason for the verdict.
         reason: String,
     },
+    /// A stage of a pipeline failed, or cannot be reached. Keys and values of all sequences are lost.
+    #[error("{0}; what was being computed is lost")]
+    Stage(String),
     /// Not possible with this model, device or build.
     #[error("{0}")]
     Unsupported(String),

@@ -44,7 +44,7 @@ pub use llm::{
     Completion, ConversationPrompt, Event, GenerateRequest, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck,
     StreamEvent, Timings, Token,
 };
-pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, check, check_memory};
+pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, PipelinePlan, check, check_memory};
 pub use memory::size;
 pub use packed_cache::{KeptWeights, PackedCache};
 

@@ -1,6 +1,7 @@
 //! Loading a model from its files: choosing the kernels and their precision.
 
 mod keeping;
+mod pipeline;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use braidinfer_model::quantization::FileType;
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelError, ModelSource, Weights, describe};
 
 use self::keeping::Place;
-use crate::compat::{self, Checked, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
+pub use self::pipeline::PipelinePlan;
+use crate::compat::{self, Checked, CheckedKernels, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
 use crate::containment::WorkerProgram;
 use crate::engine::{SamplingParams, state_slots};
 use crate::executor::fused::{self, FusedOptions};
@@ -175,8 +177,17 @@ fn chat_template(source: &ModelSource, settings: &TokenizerSettings, options: &L
 }
 
 impl ModelParts {
-    /// Reads all files, but of the weights only what describes them.
+    /// Reads all files, but of the weights only what describes them, and looks how much of the model fits in memory.
     pub(crate) fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
+        let mut parts = Self::read(source, options, progress)?;
+        let room = Room::now();
+        parts.place = parts.place(source, options, room)?;
+        parts.fit(options, room);
+        Ok(parts)
+    }
+
+    /// Reads all files, but of the weights only what describes them.
+    fn read(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
         let (description, config) = describe(source)?;
         let spec = description.spec;
         // Small files first: a broken tokenizer should not wait for gigabytes of weights.
@@ -213,7 +224,7 @@ impl ModelParts {
         let label = source.label();
         let room_for_kv = usize::MAX;
         let other_tokenizer = source.other_tokenizer();
-        let mut parts = Self {
+        let parts = Self {
             spec,
             weights,
             tokenizer,
@@ -228,9 +239,6 @@ impl ModelParts {
             threads,
         };
         parts.check_kv_dtype(options)?;
-        let room = Room::now();
-        parts.place = parts.place(source, options, room)?;
-        parts.fit(options, room);
         Ok(parts)
     }
 
@@ -325,8 +333,7 @@ impl ModelParts {
 
     /// What would run by the verdict that is kept, if kernels were `auto` and not forced.
     fn unforced(&self, options: &LoadOptions, fused: &Decoder<'_>) -> Result<String> {
-        let cache = |folder| VerdictCache::new(Some(folder), &self.subject(), fused, options.precision);
-        let cache = options.verdicts.as_deref().map(cache);
+        let cache = options.verdicts.is_some().then(|| self.verdict_cache(options, &CheckedKernels::of(fused)));
         let known = cache
             .transpose()?
             .and_then(|cache| cache.read())
@@ -343,7 +350,7 @@ impl ModelParts {
     /// Loads fused kernels with the plan of a check, if it finds one.
     fn load_checked(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         let mut fused = self.fused(options, progress)?;
-        let cache = VerdictCache::new(options.verdicts.as_deref(), &self.subject(), &fused, options.precision)?;
+        let cache = self.verdict_cache(options, &CheckedKernels::of(&fused))?;
         // A cached plan for other projections is ignored.
         let fitting = |report| Some(Checked { plan: compat::plan_of(&report, fused.plan())?, report });
         let known = cache.read().and_then(fitting);
@@ -400,6 +407,11 @@ impl ModelParts {
         }
     }
 
+    /// Where the verdict on these kernels is kept.
+    fn verdict_cache(&self, options: &LoadOptions, fused: &CheckedKernels<'_>) -> Result<VerdictCache> {
+        VerdictCache::new(options.verdicts.as_deref(), &self.subject(), fused, options.precision)
+    }
+
     /// This model, as the subject of a check.
     pub(crate) fn subject(&self) -> Subject<'_> {
         Subject {
@@ -414,20 +426,26 @@ impl ModelParts {
     }
 
     fn kv_cache(&self, options: &LoadOptions, dtype: KvDtype) -> Result<KvCacheConfig> {
+        if let KvCacheRoom::Tokens(tokens) = options.kv_cache {
+            let room = Room { bytes: self.room_for_kv, ..Room::now() };
+            let most = self.context.saturating_mul(options.max_sequences);
+            let bytes = kv_bytes_per_token(&self.spec, dtype).saturating_mul(tokens.min(most));
+            room.hold(bytes, || format!("{}: keys and values of {tokens} tokens", self.label))?;
+        }
+        let num_blocks = self.blocks(options, self.fitting_tokens(options));
+        Ok(KvCacheConfig { block_size: BLOCK_SIZE, num_blocks, dtype })
+    }
+
+    /// Blocks of keys and values, where there is memory for `fitting` tokens.
+    fn blocks(&self, options: &LoadOptions, fitting: usize) -> usize {
         let blocks = |tokens: usize| tokens.div_ceil(BLOCK_SIZE);
         let all = blocks(self.context).saturating_mul(options.max_sequences);
-        let num_blocks = match options.kv_cache {
-            KvCacheRoom::AllSequences => all.min(blocks(self.fitting_tokens(options).max(self.context))),
-            KvCacheRoom::Tokens(tokens) => {
-                let room = Room { bytes: self.room_for_kv, ..Room::now() };
-                let bytes =
-                    kv_bytes_per_token(&self.spec, dtype).saturating_mul(tokens.min(all.saturating_mul(BLOCK_SIZE)));
-                room.hold(bytes, || format!("{}: keys and values of {tokens} tokens", self.label))?;
-                blocks(tokens).min(all)
-            }
-            KvCacheRoom::Fitting => blocks((self.fitting_tokens(options) / 2).max(self.context)).min(all),
+        let wanted = match options.kv_cache {
+            KvCacheRoom::AllSequences => blocks(fitting.max(self.context)),
+            KvCacheRoom::Tokens(tokens) => blocks(tokens),
+            KvCacheRoom::Fitting => blocks((fitting / 2).max(self.context)),
         };
-        Ok(KvCacheConfig { block_size: BLOCK_SIZE, num_blocks: num_blocks.min(MAX_BLOCKS), dtype })
+        wanted.min(all).min(MAX_BLOCKS)
     }
 
     /// Tokens whose keys and values fill the memory that the weights leave free.
@@ -605,7 +623,7 @@ pub fn check(
         return Ok((parts.subject().predict(isa.name())?, parts.notes));
     };
     let mut fused = parts.fused(options, progress)?;
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, options.precision)?;
+    let cache = parts.verdict_cache(options, &CheckedKernels::of(&fused))?;
     let Checked { report, .. } = parts.subject().check(&mut fused, thoroughness, options.precision)?;
     parts.notes.extend(cache.write(&report).err());
     Ok((report, parts.notes))

@@ -13,10 +13,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::{FormLimits, KvCacheRoom, Llm, LoadOptions, WorkLimits};
+#[cfg(feature = "kv-events")]
+use braidinfer_server::KvEventPublisher;
 use braidinfer_server::{Conversations, FormatChoice, ModelNames, ReasoningFields, Server, ServerConfig, TlsFiles};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+#[cfg(feature = "kv-events")]
+use crate::args::KvEventArgs;
 use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ReasoningFieldArg, ServeArgs};
 use crate::{INTERRUPTED, interrupt, model, output, stderr, wording};
 
@@ -41,8 +45,16 @@ async fn serve(config: ServerConfig, name: String, args: ServeArgs) -> anyhow::R
     let address = format!("{scheme}://{}", server.address());
     output::note(format!("listening at {address}, while the model is being loaded"));
     let model_slot = server.model_slot();
+    #[cfg(feature = "kv-events")]
+    let publisher = publisher(&args.kv_events)?;
     let loading = tokio::task::spawn_blocking(move || {
-        let llm = load(&args)?;
+        #[cfg_attr(not(feature = "kv-events"), expect(unused_mut))]
+        let mut llm = load(&args)?;
+        #[cfg(feature = "kv-events")]
+        if let Some(publisher) = publisher {
+            let listener = publisher.listener(llm.block_size());
+            llm.listen_to_blocks(listener);
+        }
         let (kernels, context) = (llm.kernels().as_str(), llm.context());
         model_slot.serve(llm, name.clone()).context("a thread for the engine")?;
         let conversations = in_words(model_slot.conversations());
@@ -59,6 +71,15 @@ async fn serve(config: ServerConfig, name: String, args: ServeArgs) -> anyhow::R
     }
     running.await;
     Ok(())
+}
+
+/// Where changes of the prefix cache are published, if they are to be.
+#[cfg(feature = "kv-events")]
+fn publisher(args: &KvEventArgs) -> anyhow::Result<Option<KvEventPublisher>> {
+    let Some(address) = args.kv_events else { return Ok(None) };
+    let publisher = KvEventPublisher::bind(address, args.kv_events_topic.clone()).context("--kv-events")?;
+    output::note(format!("what the prefix cache holds is published at tcp://{}", publisher.address()));
+    Ok(Some(publisher))
 }
 
 /// Completes at the first Ctrl-C, SIGTERM or SIGHUP (the end of the terminal, unless the server is to outlive it); the second one

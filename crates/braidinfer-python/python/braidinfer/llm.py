@@ -59,6 +59,7 @@ class LLM:
         prompt_lookup: bool = True,
         chat_template: str | PathLike | None = None,
         packed_cache: bool = True,
+        kv_events: str | None = None,
         progress: Progress = False,
     ):
         options = load_options(
@@ -78,6 +79,7 @@ class LLM:
             prompt_lookup=prompt_lookup,
             chat_template=chat_template,
             packed_cache=packed_cache,
+            kv_events=kv_events,
         )
         path = None if model is None else fspath(model)
         with reported(progress, f"loading {path or 'the built-in model'}", "layer") as callback:
@@ -333,6 +335,16 @@ class LLM:
     def context(self) -> int:
         """Longest sequence in tokens."""
         return self._engine.context
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block of the prefix cache."""
+        return self._engine.block_size
+
+    @property
+    def kv_events(self) -> str | None:
+        """Where what the prefix cache holds is published over ZeroMQ, as `IP:PORT`; None if it is not."""
+        return self._engine.kv_events
 
     @property
     def vocab_size(self) -> int:

@@ -10,6 +10,7 @@ On the command line of `lm_eval`, name the same module: `python -m braidinfer.lm
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import lm_eval.models  # noqa: F401, without which the harness would know no other models
@@ -19,8 +20,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from braidinfer.llm import LLM
 
+logger = logging.getLogger(__name__)
+
 # Tasks that set no limit get answers of this length, as with other models of the harness.
 _MAX_GEN_TOKS = 256
+# What the harness's command line passes where nobody asked for a device.
+_UNASKED_DEVICE = "cuda:0"
 # Parameters of tasks that say what is so anyway.
 _NEUTRAL = {"do_sample": False, "num_beams": 1, "pad_token_id": None}
 
@@ -40,7 +45,9 @@ class BraidinferLM(TemplateLM):
         **options,
     ):
         super().__init__()
-        if device is not None:
+        if device == _UNASKED_DEVICE:
+            logger.warning("device %s is what lm_eval says unless told otherwise: cpu is used; `cuda` asks for a GPU", device)
+        elif device is not None:
             options["device"] = device
         self.llm = LLM(pretrained, context=max_length, **{"max_sequences": 64, **options})
         self.max_length = self.llm.context

@@ -27,6 +27,7 @@ DEFAULTS = {
     "prompt_lookup": True,
     "chat_template": None,
     "packed_cache": True,
+    "kv_events": None,
 }
 
 _COUNTS = ("threads", "context", "max_sequences", "kv_cache_tokens")

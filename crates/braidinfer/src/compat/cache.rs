@@ -13,7 +13,7 @@ use super::passages::Passages;
 use super::report::CompatReport;
 use super::{Precision, Subject, Thoroughness, batches, judge};
 use crate::digest::{field, hex};
-use crate::executor::Decoder;
+use crate::executor::{Decoder, KernelPlan, KvCacheConfig};
 
 /// Incremented whenever the meaning of reports changes.
 const FORMAT: u32 = 3;
@@ -28,7 +28,28 @@ const SAMPLE_BYTES: usize = 4096;
 /// The cache file of the verdict about one model, for one build and one kind of machine.
 pub(crate) struct VerdictCache {
     path: Option<PathBuf>,
+    subject: String,
     key: String,
+}
+
+/// Fused kernels that a verdict is about.
+pub(crate) struct CheckedKernels<'a> {
+    pub(crate) isa: &'static str,
+    pub(crate) plan: &'a KernelPlan,
+    pub(crate) kv_cache: KvCacheConfig,
+    /// Whether layers keep a state of each sequence.
+    pub(crate) keeps_states: bool,
+}
+
+impl<'a> CheckedKernels<'a> {
+    pub(crate) fn of(decoder: &'a Decoder<'_>) -> Self {
+        Self {
+            isa: decoder.report().isa,
+            plan: decoder.plan(),
+            kv_cache: decoder.kv_cache(),
+            keeps_states: decoder.state().bytes_per_sequence > 0,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -46,15 +67,15 @@ impl VerdictCache {
     pub(crate) fn new(
         folder: Option<&Path>,
         subject: &Subject,
-        fused: &Decoder<'_>,
+        fused: &CheckedKernels<'_>,
         precision: Precision,
     ) -> crate::Result<Self> {
         let Subject { spec, weights, .. } = subject;
         let mut hash = Sha256::new();
-        field(&mut hash, fused.report().isa.as_bytes());
+        field(&mut hash, fused.isa.as_bytes());
         field(&mut hash, precision.as_str().as_bytes());
         field(&mut hash, format!("{spec:?}").as_bytes());
-        field(&mut hash, format!("{:?}", fused.plan()).as_bytes());
+        field(&mut hash, format!("{:?}", fused.plan).as_bytes());
         for (slot, param, view) in weights.iter() {
             field(&mut hash, format!("{slot:?} {param} {} {:?}", view.dtype, view.shape).as_bytes());
             sample(&mut hash, &view.data)?;
@@ -63,14 +84,20 @@ impl VerdictCache {
         let passages = subject.passages().ok();
         field(&mut hash, &passages.as_ref().map(Passages::fingerprint).unwrap_or_default());
         // A small context leaves room for few test tokens and no far positions.
-        let with_far = fused.state().bytes_per_sequence == 0;
-        let first = passages.map(|read| batches::first(&read, spec, fused.kv_cache(), Thoroughness::Brief, with_far));
+        let (storage, with_far) = (fused.kv_cache, !fused.keeps_states);
+        let first = passages.map(|read| batches::first(&read, spec, storage, Thoroughness::Brief, with_far));
         field(&mut hash, format!("{:?}", first.unwrap_or_default()).as_bytes());
-        let name = hex(&hash.clone().finalize());
+        let subject = hex(&hash.clone().finalize());
         field(&mut hash, &FORMAT.to_le_bytes());
         field(&mut hash, build().as_bytes());
         // The build is part of the key and not of the name: a new build overwrites the verdict of the previous one.
-        Ok(Self { path: folder.map(|folder| folder.join(format!("{name}.json"))), key: hex(&hash.finalize()) })
+        let path = folder.map(|folder| folder.join(format!("{subject}.json")));
+        Ok(Self { path, subject, key: hex(&hash.finalize()) })
+    }
+
+    /// What the verdict is about, whatever build of the engine measured it, as a checksum.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
     }
 
     /// The cached verdict. `None` if there is none, or if its file is corrupt, has another format, or has another key.

@@ -27,12 +27,13 @@ mod speed;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use braidinfer_model::{DecoderSpec, Weights};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::cache::VerdictCache;
+pub(crate) use self::cache::{CheckedKernels, VerdictCache};
 pub(crate) use self::passages::plain_text;
 pub use self::precision::Precision;
 pub use self::prescreen::{NormStatistics, Predicted};
@@ -300,7 +301,17 @@ impl Measurements {
 /// The plan of an earlier report, for a model with the projections of `plan`; `None` if the report has other
 /// projections.
 pub fn plan_of(report: &CompatReport, plan: &KernelPlan) -> Option<KernelPlan> {
-    plan_entries::planned(plan, &report.plan)
+    plan_with(plan, &report.plan)
+}
+
+/// `plan` with the levels and types of `entries`; `None` if these have other projections.
+pub(crate) fn plan_with(plan: &KernelPlan, entries: &[PlanEntry]) -> Option<KernelPlan> {
+    plan_entries::planned(plan, entries)
+}
+
+/// A plan of fused kernels for all layers, as reports have it.
+pub(crate) fn entries_of(plan: &KernelPlan) -> Vec<PlanEntry> {
+    plan_entries::entries(plan, plan_entries::Computed::Some(&BTreeSet::new()))
 }
 
 fn layer_reports(

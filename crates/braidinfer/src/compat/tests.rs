@@ -18,7 +18,7 @@ use rand_pcg::Pcg64;
 
 use super::measure::Truth;
 use super::passages::Passages;
-use super::{CompatReport, Precision, RunKind, Status, Thoroughness, VerdictCache};
+use super::{CheckedKernels, CompatReport, Precision, RunKind, Status, Thoroughness, VerdictCache};
 use super::{batches, cache};
 use crate::executor::fused::planted::{self, Planted};
 use crate::executor::standard::ComputeDtype;
@@ -147,7 +147,8 @@ fn a_verdict_with_standard_layers_loads_a_mixed_decoder() {
     let options = LoadOptions { verdicts: Some(folder.path().to_owned()), ..LoadOptions::default() };
     let mut parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
     let mut fused = fused(&parts, &options, Some(Planted::SumsInBf16 { layer: 1 }));
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &fused, Precision::Auto)
+    let kernels = CheckedKernels::of(&fused);
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &kernels, Precision::Auto)
         .expect("the file is as it was");
     let checked = parts.subject().check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
     cache.write(&checked.report).expect("the verdict can be kept");

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 /// Identifies the contents of a full block: its tokens and all tokens before them. SHA-256, so that nobody can craft two
 /// prompts with the same hash.
-pub(super) type BlockHash = [u8; 32];
+pub type BlockHash = [u8; 32];
 
 /// The hash of a full block with `tokens`, chained to the hash of the block `before` it.
 pub(super) fn block_hash(before: Option<&BlockHash>, tokens: &[u32]) -> BlockHash {
@@ -35,6 +35,26 @@ struct State {
     /// Free blocks with registered contents.
     cached: LruCache<u32, ()>,
     by_hash: HashMap<BlockHash, u32>,
+    /// What changed since it was last asked for, if anybody wants to know.
+    events: Option<Vec<BlockEvent>>,
+}
+
+/// A change of what the prefix cache holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlockEvent {
+    /// A block can be found from now on.
+    Stored {
+        /// Identifies the tokens of the block and all before them.
+        hash: BlockHash,
+        /// The block before it; `None` if it is the first one of its sequence.
+        before: Option<BlockHash>,
+        /// The tokens of the block.
+        token_ids: Vec<u32>,
+    },
+    /// A block cannot be found any more.
+    Removed(BlockHash),
+    /// No block can be found any more.
+    Cleared,
 }
 
 #[derive(Debug, Default)]
@@ -129,7 +149,18 @@ impl BlockPool {
             empty: BinaryHeap::new(),
             cached: LruCache::unbounded(),
             by_hash: HashMap::new(),
+            events: None,
         })))
+    }
+
+    /// Notes from now on what changes, for [`BlockPool::take_events`].
+    pub(super) fn note_events(&self) {
+        self.state().events.get_or_insert_default();
+    }
+
+    /// What was noted since the last call.
+    pub(super) fn take_events(&self) -> Vec<BlockEvent> {
+        self.state().events.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// A poisoned lock is ignored: every change leaves the state consistent, even if another thread panicked.
@@ -168,17 +199,28 @@ impl BlockPool {
         self.state().by_hash.contains_key(hash)
     }
 
-    /// Records the contents of a block so that [`BlockPool::find`] finds it. Nobody may write to the block afterwards.
-    pub(super) fn register(&self, block: &Block, hash: BlockHash) {
+    /// Records the contents of a block so that [`BlockPool::find`] finds it. Nobody may write to the block afterwards. Returns
+    /// whether it was not found before.
+    pub(super) fn register(&self, block: &Block, hash: BlockHash) -> bool {
         let mut state = self.state();
         // Two sequences may have computed the same block at the same time; one copy is enough.
         if state.by_hash.contains_key(&hash) {
-            return;
+            return false;
         }
-        if let Some(before) = state.blocks[block.id as usize].hash.replace(hash) {
-            state.by_hash.remove(&before);
-        }
+        state.forget(block.id);
+        state.blocks[block.id as usize].hash = Some(hash);
         state.by_hash.insert(hash, block.id);
+        true
+    }
+
+    /// Like [`BlockPool::register`], for a block with these tokens after the block `before`. Returns its hash.
+    pub(super) fn register_tokens(&self, block: &Block, before: Option<&BlockHash>, token_ids: &[u32]) -> BlockHash {
+        let hash = block_hash(before, token_ids);
+        if self.register(block, hash) {
+            let event = || BlockEvent::Stored { hash, before: before.copied(), token_ids: token_ids.to_vec() };
+            self.state().note(event);
+        }
+        hash
     }
 
     /// Number of blocks that may be allocated.
@@ -194,6 +236,9 @@ impl BlockPool {
     /// Forgets the contents of all blocks.
     pub(super) fn forget(&self) {
         let mut state = self.state();
+        if !state.by_hash.is_empty() {
+            state.note(|| BlockEvent::Cleared);
+        }
         state.by_hash.clear();
         state.blocks.iter_mut().for_each(|block| block.hash = None);
         while let Some((id, ())) = state.cached.pop_lru() {
@@ -227,6 +272,13 @@ impl State {
     fn forget(&mut self, id: u32) {
         if let Some(hash) = self.blocks[id as usize].hash.take() {
             self.by_hash.remove(&hash);
+            self.note(|| BlockEvent::Removed(hash));
+        }
+    }
+
+    fn note(&mut self, event: impl FnOnce() -> BlockEvent) {
+        if let Some(events) = &mut self.events {
+            events.push(event());
         }
     }
 
@@ -238,9 +290,7 @@ impl State {
             (self.blocks.len() - 1) as u32
         } else {
             let (id, ()) = self.cached.pop_lru()?;
-            if let Some(hash) = self.blocks[id as usize].hash.take() {
-                self.by_hash.remove(&hash);
-            }
+            self.forget(id);
             id
         };
         self.blocks[id as usize].owners = 1;
@@ -323,6 +373,23 @@ mod tests {
         pool.forget();
         assert!(pool.find(&hash(1)).is_none());
         assert_eq!(pool.available(), 1);
+    }
+
+    #[test]
+    fn changes_are_noted_for_those_who_ask() {
+        let pool = BlockPool::new(1);
+        let register =
+            |tokens: &[u32]| pool.register_tokens(&pool.allocate().expect("is free"), Some(&hash(1)), tokens);
+        register(&[1, 2]);
+        assert_eq!(pool.take_events(), []);
+        pool.note_events();
+        let (first, second) = (block_hash(Some(&hash(1)), &[1, 2]), register(&[3]));
+        pool.register(&pool.find(&second).expect("is held"), second);
+        let stored = BlockEvent::Stored { hash: second, before: Some(hash(1)), token_ids: vec![3] };
+        assert_eq!(pool.take_events(), [BlockEvent::Removed(first), stored]);
+        pool.forget();
+        pool.forget();
+        assert_eq!(pool.take_events(), [BlockEvent::Cleared]);
     }
 
     #[test]

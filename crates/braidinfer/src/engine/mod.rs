@@ -24,6 +24,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+pub use block_pool::{BlockEvent, BlockHash};
 pub use constraint::{Constraint, ConstraintFactory, TokenMask};
 pub use logprobs::TokenLogprobs;
 pub use parameters::{Kind, Parameter};
@@ -41,6 +42,9 @@ use self::shadow_sample::ShadowSamples;
 use self::softmax::first_not_finite;
 use crate::executor::{Capabilities, Decoder, NoProbe, Outputs, ReadPattern};
 use crate::{Error, Result};
+
+/// Is told how the contents of the prefix cache change, after each step.
+pub type BlockListener = Box<dyn FnMut(Vec<BlockEvent>) + Send>;
 
 /// Identifies a sequence; ids are not reused.
 pub type SequenceId = usize;
@@ -224,6 +228,7 @@ pub struct Engine {
     shadow_samples: ShadowSamples,
     /// Sequences that sit out steps because their constraints are not ready.
     parked: BTreeMap<SequenceId, PendingSample>,
+    block_listener: Option<BlockListener>,
 }
 
 impl Engine {
@@ -256,7 +261,19 @@ impl Engine {
             last_step: StepStats::default(),
             shadow_samples: ShadowSamples::new(config.shadow_share),
             parked: BTreeMap::new(),
+            block_listener: None,
         })
+    }
+
+    /// Tells `listener` after each step how the contents of the prefix cache have changed.
+    pub fn listen_to_blocks(&mut self, listener: BlockListener) {
+        self.scheduler.take_block_events();
+        self.block_listener = Some(listener);
+    }
+
+    /// Tokens of a block of the prefix cache.
+    pub fn block_size(&self) -> usize {
+        self.decoder.kv_cache().block_size
     }
 
     /// The decoder.
@@ -409,7 +426,17 @@ impl Engine {
             self.clear();
         }
         self.rest();
+        self.tell_of_blocks();
         result
+    }
+
+    fn tell_of_blocks(&mut self) {
+        if let Some(listener) = &mut self.block_listener {
+            let events = self.scheduler.take_block_events();
+            if !events.is_empty() {
+                listener(events);
+            }
+        }
     }
 
     fn try_step(&mut self) -> Result<Vec<StepOutput>> {

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use self::decoding::Decoding;
-use super::block_pool::{Block, BlockHash, BlockPool, BlockTable, block_hash};
+use super::block_pool::{Block, BlockEvent, BlockHash, BlockPool, BlockTable, block_hash};
 use super::draft::MAX_DECODE_ROWS;
 use super::sequence::{Sequence, SequenceState};
 use super::step_costs::{StepCosts, StepTokens};
@@ -242,6 +242,12 @@ impl Scheduler {
         self.pool.used() as f64 / self.num_blocks.max(1) as f64
     }
 
+    /// What the prefix cache holds, by its changes; noted from the first call on.
+    pub(super) fn take_block_events(&self) -> Vec<BlockEvent> {
+        self.pool.note_events();
+        self.pool.take_events()
+    }
+
     /// Empties the prefix cache, so that blocks and states may be overwritten.
     pub(super) fn forget_cached(&mut self) {
         if let Some(states) = &mut self.states {
@@ -432,8 +438,7 @@ impl Scheduler {
             while (sequence.hashes.len() + 1) * self.block_size <= sequence.computed {
                 let block = sequence.hashes.len();
                 let tokens = &sequence.tokens[block * self.block_size..(block + 1) * self.block_size];
-                let hash = block_hash(sequence.hashes.last(), tokens);
-                self.pool.register(sequence.blocks.get(block), hash);
+                let hash = self.pool.register_tokens(sequence.blocks.get(block), sequence.hashes.last(), tokens);
                 sequence.hashes.push(hash);
             }
         }

@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use braidinfer_model::DecoderSpec;
+use serde::{Deserialize, Serialize};
 
 use super::KvCacheConfig;
 use crate::{Error, Result};
 
 /// Tokens of several sequences, flattened. Prefill, chunked prefill and decode steps all have this form.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
     /// Token ids `[T]`: the tokens of the first sequence, then those of the second, and so on.
     pub token_ids: Vec<u32>,
@@ -22,7 +23,7 @@ pub struct Batch {
 }
 
 /// The tokens of one sequence in a batch. Their positions and KV cache slots follow from these fields.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SequenceSlice {
     /// Number of tokens of this sequence in the batch.
     pub query_len: usize,

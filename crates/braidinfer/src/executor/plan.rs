@@ -1,5 +1,7 @@
 //! The numeric level of each projection and the KV data type of each layer.
 
+use std::ops::Range;
+
 use braidinfer_kernels::NumericLevel;
 use braidinfer_model::{DecoderSpec, Dtype, LayerSlot, Param, Slot, Weights};
 use serde::Serialize;
@@ -156,6 +158,18 @@ impl KernelPlan {
             of_level.map(|planned| planned.bytes).sum()
         };
         NumericLevel::ALL.into_iter().max_by_key(bytes).unwrap_or(NumericLevel::F32)
+    }
+
+    /// The plan of some consecutive layers, which are numbered from 0 in it; if `with_ends`, with what belongs to no layer.
+    pub(crate) fn of_layers(&self, layers: &Range<usize>, with_ends: bool) -> Self {
+        let part = |planned: &PlannedProjection| {
+            Some(PlannedProjection { slot: planned.slot.of_layers(layers, with_ends)?, ..*planned })
+        };
+        Self {
+            projections: self.projections.iter().filter_map(part).collect(),
+            kv_dtypes: self.kv_dtypes[layers.clone()].to_vec(),
+            kv_widths: self.kv_widths[layers.clone()].to_vec(),
+        }
     }
 
     /// Whether a layer has the same levels and KV data type in another plan.

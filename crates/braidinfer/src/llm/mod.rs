@@ -13,8 +13,8 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
 use crate::compat::CompatReport;
 use crate::conversation::{AnswerFormat, SplitText};
 use crate::engine::{
-    Caller, ClientId, ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason, Pooling,
-    PromptInfo, Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
+    BlockListener, Caller, ClientId, ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason,
+    Pooling, PromptInfo, Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
 use crate::executor::{ActiveKernels, Decoder, ReadPattern};
@@ -200,6 +200,16 @@ impl Llm {
     /// work. Returns whether there were any.
     pub fn copy_some_weights(&mut self) -> bool {
         self.engine.copy_some_weights()
+    }
+
+    /// Tells `listener` after each step how the contents of the prefix cache have changed.
+    pub fn listen_to_blocks(&mut self, listener: BlockListener) {
+        self.engine.listen_to_blocks(listener);
+    }
+
+    /// Tokens of a block of the prefix cache.
+    pub fn block_size(&self) -> usize {
+        self.engine.block_size()
     }
 
     /// The tokenizer, if the model has one.

@@ -44,7 +44,7 @@ use self::batch_layout::BatchLayout;
 use self::encode::{Input, Source};
 pub(crate) use self::kept::{Keeping, kept_bytes};
 use self::kv_cache::KvCache;
-use self::packed::PackedDecoder;
+use self::packed::{Ends, PackedDecoder};
 use self::product::Products;
 use self::recurrent_state::RecurrentStates;
 use self::scratch::Scratch;
@@ -104,6 +104,33 @@ pub(crate) fn load_kept(
 /// Size of the parameters once they are packed, in bytes.
 pub(crate) fn weight_bytes(weights: &Weights) -> usize {
     packed::weight_bytes(weights)
+}
+
+/// A runner for some consecutive layers, or for what comes before and after all of them: `spec` and `weights` have only these.
+///
+/// Fails like [`load`].
+pub(crate) fn load_part(
+    spec: &DecoderSpec,
+    weights: &Weights,
+    options: FusedOptions,
+    progress: LoadProgress,
+) -> Result<Box<dyn LayerRunner>> {
+    Ok(Box::new(FusedRunner::load(spec, weights, options, progress)?.1))
+}
+
+/// What the fused kernels guarantee.
+pub(super) const CAPABILITIES: Capabilities =
+    Capabilities { same_bits_in_company: true, shares_prefixes: true, takes_back_drafts: true };
+
+/// The state that a layer stores with fused kernels.
+pub(super) fn layer_state(spec: &DecoderSpec, layer: usize, plan: &KernelPlan, block_size: usize) -> LayerState {
+    let bytes_per_token = plan.kv_dtypes[layer].layer_bytes(spec, layer);
+    let bytes_per_sequence = memory::layer_state_bytes(spec, layer, block_size);
+    let window = match spec.layers[layer].mixer {
+        Mixer::Attention { sliding_window, .. } => sliding_window,
+        _ => Some(0),
+    };
+    LayerState { bytes_per_token, bytes_per_sequence, window }
 }
 
 /// Runs layers with the fused CPU kernels.
@@ -170,7 +197,7 @@ impl FusedRunner {
 
 impl LayerRunner for FusedRunner {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { same_bits_in_company: true, shares_prefixes: true, takes_back_drafts: true }
+        CAPABILITIES
     }
 
     fn report(&self, plan: &KernelPlan) -> ExecutorReport {
@@ -187,14 +214,7 @@ impl LayerRunner for FusedRunner {
     }
 
     fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState {
-        let bytes_per_token = plan.kv_dtypes[layer].layer_bytes(&self.spec, layer);
-        let bytes_per_sequence = memory::layer_state_bytes(&self.spec, layer, self.kv_cache.config().block_size);
-        match self.spec.layers[layer].mixer {
-            Mixer::Attention { sliding_window: window, .. } => {
-                LayerState { bytes_per_token, bytes_per_sequence, window }
-            }
-            _ => LayerState { bytes_per_token, bytes_per_sequence, window: Some(0) },
-        }
+        layer_state(&self.spec, layer, plan, self.kv_cache.config().block_size)
     }
 
     fn reserve(&mut self, step: Step<'_>) -> Result<()> {
@@ -226,12 +246,11 @@ impl LayerRunner for FusedRunner {
         self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes)?;
         self.layout.fill(&self.spec, step.batch, &self.kv_cache);
         self.weights.begin_step(&mut self.pool);
-        self.prepare_layer_inputs(&step.batch.token_ids, step.plan);
-        Ok(())
+        self.prepare_layer_inputs(&step.batch.token_ids, step.plan)
     }
 
     fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
-        self.embed_tokens(&step.batch.token_ids);
+        self.embed_tokens(&step.batch.token_ids)?;
         Trace::new(probe).panels("embed", &self.scratch.hidden, self.layout.rows, self.spec.hidden_size);
         self.spread_streams(step.plan);
         self.weights.check()?;
@@ -250,8 +269,8 @@ impl LayerRunner for FusedRunner {
     }
 
     fn head(&mut self, rows: WantedRows<'_>, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
-        let hidden = self.hidden_states(rows.hidden, step.plan);
-        let logits = self.logits(rows.logits, step.plan, &mut Trace::new(probe));
+        let hidden = self.hidden_states(rows.hidden, step.plan)?;
+        let logits = self.logits(rows.logits, step.plan, &mut Trace::new(probe))?;
         self.weights.check()?;
         Ok(Outputs { hidden, logits })
     }
@@ -305,26 +324,27 @@ impl LayerRunner for FusedRunner {
 
 impl FusedRunner {
     /// The hidden state after the final norm, for some rows.
-    fn hidden_states(&mut self, wanted: &[usize], plan: &KernelPlan) -> Vec<Vec<f32>> {
+    fn hidden_states(&mut self, wanted: &[usize], plan: &KernelPlan) -> Result<Vec<Vec<f32>>> {
         if wanted.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         self.merge_streams(wanted, plan);
         let width = self.spec.hidden_size;
         let Scratch { hidden, several, .. } = &self.scratch;
         let source = head_input(&self.spec, hidden, several, (wanted, self.layout.rows));
-        let input = Input { source, rows: wanted.len(), width, norm: Some(&self.weights.final_norm) };
-        trace::from_input(self.isa, &input).chunks_exact(width).map(<[f32]>::to_vec).collect()
+        let input = Input { source, rows: wanted.len(), width, norm: Some(&self.weights.ends()?.final_norm) };
+        Ok(trace::from_input(self.isa, &input).chunks_exact(width).map(<[f32]>::to_vec).collect())
     }
 
     /// Sets the residual stream to the embedding of every token.
-    fn embed_tokens(&mut self, token_ids: &[u32]) {
+    fn embed_tokens(&mut self, token_ids: &[u32]) -> Result<()> {
+        let ends = self.weights.ends()?;
         let (rows, width) = (token_ids.len(), self.spec.hidden_size);
         let multiplier = self.spec.embedding_multiplier as f32;
         let hidden = scratch::panels(&mut self.scratch.hidden, width, rows);
         let mut embedding = vec![0.0; width.next_multiple_of(LANES)];
         for (row, token) in token_ids.iter().enumerate() {
-            self.weights.embed(*token, &mut embedding[..width]);
+            self.weights.embed(ends, *token, &mut embedding[..width]);
             if multiplier != 1.0 {
                 elementwise::scale(self.isa, &mut embedding, multiplier);
             }
@@ -332,22 +352,23 @@ impl FusedRunner {
                 hidden[(panel * rows + row) * LANES..][..LANES].copy_from_slice(values);
             }
         }
+        Ok(())
     }
 
     /// Logits of some rows.
-    fn logits(&mut self, wanted: &[usize], plan: &KernelPlan, trace: &mut Trace) -> Logits {
+    fn logits(&mut self, wanted: &[usize], plan: &KernelPlan, trace: &mut Trace) -> Result<Logits> {
         let (vocab, width) = (self.spec.vocab_size, self.spec.hidden_size);
         if wanted.is_empty() {
-            return Logits::new(Vec::new(), vocab);
+            return Ok(Logits::new(Vec::new(), vocab));
         }
         self.merge_streams(wanted, plan);
+        let Ends { final_norm, lm_head, .. } = self.weights.ends()?;
         let Scratch { hidden, several, normed, logits, rows: scratch, .. } = &mut self.scratch;
         let rows = wanted.len();
         let source = head_input(&self.spec, hidden, several, (wanted, self.layout.rows));
-        let input = Input { source, rows, width, norm: Some(&self.weights.final_norm) };
+        let input = Input { source, rows, width, norm: Some(final_norm) };
         trace.input("final_norm", self.isa, &input);
         let products = Products::new(self.isa, &self.weights, plan, &self.pool);
-        let lm_head = &self.weights.lm_head;
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels([lm_head].iter()));
         products.all(&mut self.pool, &[lm_head], normed, rows, scratch::panels(logits, vocab, rows));
         if self.spec.logits_scaling != 1.0 {
@@ -360,7 +381,7 @@ impl FusedRunner {
         }
         let values = from_panels(logits, rows, vocab);
         trace.record("logits", rows, || values.clone());
-        Logits::new(values, vocab)
+        Ok(Logits::new(values, vocab))
     }
 }
 

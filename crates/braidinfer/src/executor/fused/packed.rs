@@ -38,10 +38,17 @@ pub(super) struct PackedDecoder {
     sections: Sections,
     /// For each layer, where its matrices lie that are not of experts.
     layer_panels: Vec<Range<usize>>,
-    embedding: Embedding,
+    /// `None` if these are some layers of a decoder, whose ends are elsewhere.
+    ends: Option<Ends>,
     pub(super) per_layer_inputs: Option<PackedPerLayerInputs>,
     pub(super) stream_projections: Option<PackedStreamProjections>,
     pub(super) layers: Vec<PackedLayer>,
+}
+
+/// What comes before the first layer, and after the last one.
+#[derive(Debug)]
+pub(super) struct Ends {
+    embedding: Embedding,
     pub(super) final_norm: PackedNorm,
     pub(super) lm_head: PackedLinear,
 }
@@ -434,8 +441,10 @@ impl PackedDecoder {
 
     /// Asks for the matrices of a layer, or of the head after the last one, if they may have to be read from the disk.
     pub(super) fn read_ahead(&self, layer: usize) {
-        let panels = self.layer_panels.get(layer).unwrap_or(&self.lm_head.data);
-        self.memory.read_ahead(panels.clone());
+        let head = self.ends.as_ref().map(|ends| &ends.lm_head.data);
+        if let Some(panels) = self.layer_panels.get(layer).or(head) {
+            self.memory.read_ahead(panels.clone());
+        }
     }
 
     /// Asks for the matrices of a network, if they may have to be read from the disk.
@@ -472,14 +481,19 @@ impl PackedDecoder {
         Panels { format: linear.format, columns: linear.columns, data, ahead }
     }
 
+    /// Embedding and output head. Fails if only layers were packed.
+    pub(super) fn ends(&self) -> Result<&Ends> {
+        self.ends.as_ref().ok_or_else(|| Error::Internal("embedding and output head are computed elsewhere".into()))
+    }
+
     /// The embedding of a token, `[hidden_size]`.
-    pub(super) fn embed(&self, token: u32, out: &mut [f32]) {
+    pub(super) fn embed(&self, ends: &Ends, token: u32, out: &mut [f32]) {
         let token = token as usize;
-        match &self.embedding {
+        match &ends.embedding {
             Embedding::Stored(rows) => self.read_stored(rows, token, out),
             Embedding::Head => {
                 let panel = token / LANES;
-                let panel = self.panels(&self.lm_head, panel..panel + 1, (&self.lm_head, panel + 1));
+                let panel = self.panels(&ends.lm_head, panel..panel + 1, (&ends.lm_head, panel + 1));
                 read_row(panel.format, panel.data, panel.columns, token % LANES, out);
             }
         }
@@ -520,15 +534,15 @@ impl PackedDecoder {
         progress: LoadProgress,
     ) -> Result<(Self, Destination<'a>)> {
         let sections = sections(weights);
-        let mut packer = Packer { spec, weights, plan, to, ends: sections.ranges().map(|range| range.start) };
+        let mut packer = Packer { spec, weights, plan, to, packed: sections.ranges().map(|range| range.start) };
         let per_layer_inputs = packer.per_layer_inputs(pool)?;
         let spread = packer.of_streams(Slot::StreamProjection, pool)?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         let mut layer_panels = Vec::with_capacity(spec.layers.len());
         for index in 0..spec.layers.len() {
-            let start = packer.ends[0];
+            let start = packer.packed[0];
             layers.push(packer.layer(index, pool)?);
-            layer_panels.push(start..packer.ends[0]);
+            layer_panels.push(start..packer.packed[0]);
             progress(index + 1, spec.layers.len());
         }
         let merge = packer.of_streams(Slot::StreamUnembedding, pool)?;
@@ -537,26 +551,21 @@ impl PackedDecoder {
             merge,
             least_mean_square: altup.least_mean_square as f32,
         });
-        let lm_head = packer.linear(Slot::LmHead, pool)?;
-        let final_norm = packer.required_norm(Slot::FinalNorm, &spec.norm)?;
-        let embedding = if weights.head_is_embedding() {
-            Embedding::Head
-        } else {
-            Embedding::Stored(packer.rows(Slot::EmbedTokens, pool)?)
+        let ends = match weights.get(Slot::LmHead, Param::Weight) {
+            Some(_) => Some(packer.ends(pool)?),
+            None => None,
         };
         let [panels, _, experts] = sections.ranges();
-        let panel_bytes = packer.ends[0] - panels.start + packer.ends[2] - experts.start;
+        let panel_bytes = packer.packed[0] - panels.start + packer.packed[2] - experts.start;
         let decoder = Self {
             memory: WeightMemory::default(),
             panel_bytes,
             sections,
             layer_panels,
-            embedding,
+            ends,
             per_layer_inputs,
             stream_projections,
             layers,
-            final_norm,
-            lm_head,
         };
         Ok((decoder, packer.to))
     }
@@ -647,10 +656,21 @@ struct Packer<'a> {
     plan: &'a KernelPlan,
     to: Destination<'a>,
     /// The end of what was packed of each part.
-    ends: [usize; 3],
+    packed: [usize; 3],
 }
 
 impl<'a> Packer<'a> {
+    fn ends(&mut self, pool: &mut Pool) -> Result<Ends> {
+        let lm_head = self.linear(Slot::LmHead, pool)?;
+        let final_norm = self.required_norm(Slot::FinalNorm, &self.spec.norm)?;
+        let embedding = if self.weights.head_is_embedding() {
+            Embedding::Head
+        } else {
+            Embedding::Stored(self.rows(Slot::EmbedTokens, pool)?)
+        };
+        Ok(Ends { embedding, final_norm, lm_head })
+    }
+
     fn layer(&mut self, index: usize, pool: &mut Pool) -> Result<PackedLayer> {
         let slot = |slot| Slot::Layer(index, slot);
         let norm = self.spec.norm;
@@ -976,7 +996,7 @@ impl<'a> Packer<'a> {
         let view = self.weights.get(slot, Param::Weight).ok_or_else(|| absent(slot))?;
         let (rows, columns) = (view.shape[0], view.shape[1]);
         let format = PanelFormat::of(weight_type(view.dtype));
-        let end = &mut self.ends[section(slot)];
+        let end = &mut self.packed[section(slot)];
         let data = *end..*end + rows.div_ceil(LANES) * panel_bytes(format, columns);
         *end += matrix_bytes(&view);
         self.to.put(Packable::panels(view), data.start, pool)?;
@@ -1010,8 +1030,8 @@ impl<'a> Packer<'a> {
     /// The rows of an embedding.
     fn rows(&mut self, slot: Slot, pool: &mut Pool) -> Result<StoredRows> {
         let view = self.weights.get(slot, Param::Weight).ok_or_else(|| absent(slot))?;
-        let (start, bytes) = (self.ends[1], view.data.len());
-        self.ends[1] += bytes.next_multiple_of(ALIGNMENT);
+        let (start, bytes) = (self.packed[1], view.data.len());
+        self.packed[1] += bytes.next_multiple_of(ALIGNMENT);
         let rows = StoredRows { dtype: view.dtype, start, row_bytes: bytes / view.shape[0] };
         self.to.put(Packable::rows(view), start, pool)?;
         Ok(rows)

@@ -11,6 +11,7 @@ use super::packed::{PackedNorm, PackedPerLayerInputs};
 use super::product::Products;
 use super::scratch::{Scratch, panels};
 use super::trace::{Trace, from_panels};
+use crate::Result;
 use crate::executor::KernelPlan;
 
 /// The further inputs of all layers for the tokens of a batch.
@@ -33,12 +34,12 @@ impl LayerInputs {
 impl FusedRunner {
     /// Computes the further inputs of all layers, if the architecture has any. They depend on the tokens alone, so that
     /// layers that are run one at a time share them. Overwrites the residual stream.
-    pub(super) fn prepare_layer_inputs(&mut self, token_ids: &[u32], plan: &KernelPlan) {
+    pub(super) fn prepare_layer_inputs(&mut self, token_ids: &[u32], plan: &KernelPlan) -> Result<()> {
         if self.weights.per_layer_inputs.is_none() || self.scratch.layer_inputs.tokens == token_ids {
-            return;
+            return Ok(());
         }
-        self.embed_tokens(token_ids);
-        let Some(inputs) = &self.weights.per_layer_inputs else { return };
+        self.embed_tokens(token_ids)?;
+        let Some(inputs) = &self.weights.per_layer_inputs else { return Ok(()) };
         let (rows, width) = (token_ids.len(), inputs.projection.rows);
         let Scratch { hidden, normed, gate, up, layer_inputs, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: hidden, stride: rows, select: None };
@@ -71,6 +72,7 @@ impl FusedRunner {
                 }
             }
         });
+        Ok(())
     }
 
     /// Adds what a layer makes of its further input, gated by `hidden`, to the residual stream, or to all streams but the

@@ -1,0 +1,153 @@
+//! What the prefix cache holds, told to routers over ZeroMQ in vLLM's form, so that they send a prompt to where its beginning is.
+//!
+//! A message has three parts: the topic; a number that grows by one with each message, in eight bytes, the highest first, by which
+//! a gap is noticed; and a batch of events in MessagePack (`vllm/distributed/kv_events.py`): `[seconds since 1970, events, 0]`, with
+//! events `["BlockStored", [hash], hash before or nil, token ids, block size, nil, nil]`, `["BlockRemoved", [hash], nil]` and
+//! `["AllBlocksCleared"]`. Hashes are unsigned numbers of 64 bits.
+
+use std::io;
+use std::net::SocketAddr;
+use std::thread;
+
+use braidinfer::engine::{BlockEvent, BlockHash, BlockListener};
+use serde::Serialize;
+use tokio::runtime::Builder;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use zeromq::{Endpoint, PubSocket, Socket, SocketSend, ZmqMessage};
+
+use crate::StartError;
+use crate::served::seconds_since_1970;
+
+/// Batches that may wait to be sent; what comes after them is dropped, which leaves a gap in the numbers.
+const MOST_WAITING: usize = 10_000;
+
+/// The data-parallel rank: there is one.
+const RANK: u32 = 0;
+
+/// Changes of a prefix cache, the number of their message, and the tokens of a block.
+type Numbered = (u64, Vec<BlockEvent>, u32);
+
+/// Publishes changes of a prefix cache, from a thread of its own.
+pub struct KvEventPublisher {
+    sender: Sender<Numbered>,
+    address: SocketAddr,
+}
+
+impl KvEventPublisher {
+    /// Listens for subscribers, who choose by the topic, until the publisher and its listeners are dropped. Whoever can reach
+    /// `address` can read the token ids of prompts.
+    ///
+    /// Fails if the address cannot be bound.
+    pub fn bind(address: SocketAddr, topic: String) -> Result<Self, StartError> {
+        let failed = |source| StartError::Bind { address, source };
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (socket, bound) = runtime.block_on(bound(address)).map_err(failed)?;
+        let (sender, receiver) = channel(MOST_WAITING);
+        let publishing = move || runtime.block_on(publish(socket, topic, receiver));
+        thread::Builder::new().name("kv-events".into()).spawn(publishing).map_err(failed)?;
+        Ok(Self { sender, address: bound })
+    }
+
+    /// The address on which it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What an engine with blocks of so many tokens tells of its events, for [`braidinfer::Llm::listen_to_blocks`].
+    pub fn listener(&self, block_size: usize) -> BlockListener {
+        let (sender, block_size, mut sequence) = (self.sender.clone(), block_size as u32, 0);
+        Box::new(move |events| {
+            if sender.try_send((sequence, events, block_size)).is_err() {
+                tracing::warn!(sequence, "no room for events of the prefix cache: they are dropped");
+            }
+            sequence += 1;
+        })
+    }
+}
+
+/// A socket, and the address that it has.
+async fn bound(address: SocketAddr) -> io::Result<(PubSocket, SocketAddr)> {
+    let mut socket = PubSocket::new();
+    let endpoint = socket.bind(&format!("tcp://{address}")).await.map_err(io::Error::other)?;
+    let port = if let Endpoint::Tcp(_, port) = endpoint { port } else { address.port() };
+    Ok((socket, SocketAddr::new(address.ip(), port)))
+}
+
+async fn publish(mut socket: PubSocket, topic: String, mut batches: Receiver<Numbered>) {
+    while let Some((sequence, events, block_size)) = batches.recv().await {
+        let payload = match payload(&events, block_size) {
+            Ok(payload) => payload,
+            Err(error) => {
+                tracing::error!(%error, "events of the prefix cache");
+                continue;
+            }
+        };
+        let mut message = ZmqMessage::from(topic.clone());
+        message.push_back(sequence.to_be_bytes().to_vec().into());
+        message.push_back(payload.into());
+        if let Err(error) = socket.send(message).await {
+            tracing::warn!(%error, sequence, "events of the prefix cache were not sent");
+        }
+    }
+}
+
+/// A batch of events in MessagePack.
+fn payload(events: &[BlockEvent], block_size: u32) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+    let events: Vec<Event> = events.iter().map(|event| Event::new(event, block_size)).collect();
+    rmp_serde::to_vec(&(seconds_since_1970() as f64, events, RANK))
+}
+
+/// vLLM's events. MessagePack has them as arrays.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Event<'a> {
+    /// Name, hashes, hash of the block before, tokens, tokens per block, adapter, medium.
+    Stored(&'static str, [u64; 1], Option<u64>, &'a [u32], u32, Option<u32>, Option<&'static str>),
+    /// Name, hashes, medium.
+    Removed(&'static str, [u64; 1], Option<&'static str>),
+    Cleared([&'static str; 1]),
+}
+
+impl<'a> Event<'a> {
+    fn new(event: &'a BlockEvent, block_size: u32) -> Self {
+        match event {
+            BlockEvent::Stored { hash, before, token_ids } => {
+                let before = before.as_ref().map(number);
+                Self::Stored("BlockStored", [number(hash)], before, token_ids, block_size, None, None)
+            }
+            BlockEvent::Removed(hash) => Self::Removed("BlockRemoved", [number(hash)], None),
+            BlockEvent::Cleared => Self::Cleared(["AllBlocksCleared"]),
+        }
+    }
+}
+
+/// The first eight bytes of a hash.
+fn number(hash: &BlockHash) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *hash;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_those_of_vllm() {
+        let (first, second) = ([1; 32], [255; 32]);
+        let stored = |hash, before| BlockEvent::Stored { hash, before, token_ids: vec![7, 300] };
+        let events =
+            [stored(first, None), stored(second, Some(first)), BlockEvent::Removed(first), BlockEvent::Cleared];
+        let payload = payload(&events, 2).expect("it can be written");
+        let (time, read, rank): (f64, serde_json::Value, u32) =
+            rmp_serde::from_slice(&payload).expect("it can be read");
+        let hashes = (0x0101_0101_0101_0101_u64, u64::MAX);
+        let expected = serde_json::json!([
+            ["BlockStored", [hashes.0], null, [7, 300], 2, null, null],
+            ["BlockStored", [hashes.1], hashes.0, [7, 300], 2, null, null],
+            ["BlockRemoved", [hashes.0], null],
+            ["AllBlocksCleared"],
+        ]);
+        assert_eq!(read, expected);
+        assert!(time > 1.7e9 && rank == 0);
+    }
+}
