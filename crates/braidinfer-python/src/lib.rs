@@ -32,7 +32,7 @@ mod _braidinfer {
     #[pymodule_export]
     use super::sampling::sampling_parameters;
     #[pymodule_export]
-    use super::stream::{Stream, TokenOutput};
+    use super::stream::{AnswerOutput, Stream, TokenOutput};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -25,9 +25,22 @@ class TokenOutput:
     embedding: NDArray[float32] | None
     error: BaseException | None
 
+class AnswerOutput:
+    index: int
+    token_ids: list[int]
+    text: str
+    reasoning: str
+    finish_reason: str | None
+    logprobs: list[_Logprobs]
+    prompt_logprobs: list[_Logprobs] | None
+    num_cached_tokens: int | None
+    error: BaseException | None
+
 class Stream:
     def read(self) -> list[TokenOutput]: ...
     def poll(self) -> Optional[list[TokenOutput]]: ...
+    def read_answers(self) -> list[AnswerOutput]: ...
+    def poll_answers(self) -> Optional[list[AnswerOutput]]: ...
     def fileno(self) -> int: ...
     def cancel(self) -> None: ...
 

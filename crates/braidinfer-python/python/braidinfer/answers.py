@@ -1,4 +1,4 @@
-"""Collects the outputs of a stream into answers."""
+"""Collects what comes of a stream into answers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Answers:
         prompts = enumerate(self.requests)
         return [(prompt, completion.index) for prompt, request in prompts for completion in request.outputs]
 
-    def take(self, outputs) -> int:
-        """Adds what a step gave, and returns how many answers have ended."""
-        ended = sum(self._take(output) for output in outputs)
-        self.unfinished -= ended
-        return ended
+    def take(self, ended) -> int:
+        """Adds answers that have ended, and returns how many they are."""
+        for answer in ended:
+            self._take(answer)
+        self.unfinished -= len(ended)
+        return len(ended)
 
     def or_raise(self) -> list[RequestOutput]:
         """The answers. Raises what ended one before it was complete."""
@@ -41,20 +42,18 @@ class Answers:
         """The answers, and in place of those that are not complete what ended them."""
         return [self.errors.get(prompt, request) for prompt, request in enumerate(self.requests)]
 
-    def _take(self, output) -> bool:
-        prompt, completion = self._completions[output.index]
-        if output.error is not None:
-            self.errors[prompt] = output.error
-            return True
-        request = self.requests[prompt]
-        completion.token_ids.append(output.token_id)
-        completion.text += output.text
-        completion.reasoning += output.reasoning
-        if output.logprobs is not None:
-            completion.logprobs.append(Logprob(*output.logprobs))
-        if output.num_cached_tokens is not None and completion.index == 0:
-            request.num_cached_tokens = output.num_cached_tokens
-            if output.prompt_logprobs is not None:
-                request.prompt_logprobs = [Logprob(*of_token) for of_token in output.prompt_logprobs]
-        completion.finish_reason = output.finish_reason
-        return output.finish_reason is not None
+    def _take(self, answer) -> None:
+        prompt, completion = self._completions[answer.index]
+        if answer.error is not None:
+            self.errors[prompt] = answer.error
+        completion.token_ids = answer.token_ids
+        completion.text = answer.text
+        completion.reasoning = answer.reasoning
+        completion.finish_reason = answer.finish_reason
+        if completion.logprobs is not None:
+            completion.logprobs = [Logprob(*of_token) for of_token in answer.logprobs]
+        if completion.index == 0:
+            request = self.requests[prompt]
+            request.num_cached_tokens = answer.num_cached_tokens or 0
+            if answer.prompt_logprobs is not None:
+                request.prompt_logprobs = [Logprob(*of_token) for of_token in answer.prompt_logprobs]

@@ -14,10 +14,10 @@ def is_running() -> bool:
     return True
 
 
-async def read(stream):
-    """The next outputs of a stream; an empty list if all answers have ended."""
+async def read(stream, poll):
+    """What a method of a stream gives, `poll` or `poll_answers`, once it does; an empty list if all answers have ended."""
     while True:
-        outputs = stream.poll()
+        outputs = poll()
         if outputs is not None:
             return outputs
         await _readable(stream.fileno())

@@ -148,7 +148,7 @@ class LLM:
         stream, answers, is_one = await asyncio.to_thread(self._submit, prompts, sampling_params, others)
         try:
             while answers.unfinished and not answers.errors:
-                answers.take(await event_loop.read(stream))
+                answers.take(await event_loop.read(stream, stream.poll_answers))
         finally:
             stream.cancel()
         results = answers.or_raise()
@@ -418,7 +418,7 @@ def _collect(stream, answers: Answers, callback, stop_at_error: bool = True) -> 
     total = answers.unfinished
     try:
         while answers.unfinished and not (stop_at_error and answers.errors):
-            if answers.take(stream.read()) and callback:
+            if answers.take(stream.read_answers()) and callback:
                 callback(total - answers.unfinished, total)
     finally:
         stream.cancel()

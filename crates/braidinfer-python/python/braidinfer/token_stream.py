@@ -48,7 +48,7 @@ class TokenStream:
             try:
                 if self._stream is None:
                     await asyncio.to_thread(self._start)
-                self._read.extend(await event_loop.read(self._stream))
+                self._read.extend(await event_loop.read(self._stream, self._stream.poll))
             except BaseException:
                 self.close()
                 raise
