@@ -1,10 +1,10 @@
-"""A model in stages that are actors of Ray, beside the same model in one process: the same answers, what the way between stages costs,
-and what happens when a stage is killed.
+"""A model in stages that are actors of Ray, beside the same model in one process: the same answers, what the way between stages
+costs, and what happens when a stage is killed.
 
     python tools/ray/pipeline.py [--model MODEL] [--stages 2] [--threads 1]
 
 All processes are on this machine. With as many stages as cores, and a thread for each, the stages take turns as machines would.
-The last table says what the measured cost means for larger models on several machines.
+The last table says what the measured cost means for answers of larger models on several machines.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from braidinfer.ray_pipeline import RayPipelineLLM
 
 DEMO_MODEL = Path(__file__).parents[2] / "crates/braidinfer-cli/demo-model"
 GREEDY = {"temperature": 0, "ignore_eos": True}
-# Bytes of weights, hidden size, parameters: a model of 8, of 32 and of 70 thousand million parameters in 4 bits.
-SIZES = {"8B": (4.9e9, 4096, 8e9), "32B": (19.8e9, 5120, 32.8e9), "70B": (42.5e9, 8192, 70.6e9)}
-# What a machine with two channels of memory and eight cores does: bytes and operations in a second.
-READS, COMPUTES = 60e9, 1.0e12
-CHUNK = 512
+# Bytes of weights and hidden size of models with 8, 32 and 70 thousand million parameters in 4 bits.
+SIZES = {"8B": (4.9e9, 4096), "32B": (19.8e9, 5120), "70B": (42.5e9, 8192)}
+# Bytes in a second that a machine with two channels of memory reads.
+READS = 60e9
 
 
 def timed(llm, prompt: list[int], count: int) -> tuple[float, float, list[int]]:
@@ -75,21 +74,14 @@ def killed(pipeline, expected: list[int]) -> None:
 
 
 def arithmetic(hop: float) -> None:
-    print(
-        f"\nExpected of machines that read {READS / 1e9:.0f} GB/s and compute {COMPUTES / 1e12:.0f} Tflop/s, {hop * 1e3:.2f} ms a hop:"
-    )
-    print(
-        f"{'model':8}{'machines':>9}{'GB each':>9}{'tokens/s at 1':>15}{'10 Gbit/s':>11}{'prompt tokens/s at 1':>22}{'10 Gbit/s':>11}"
-    )
-    for name, (size, width, parameters) in SIZES.items():
+    print(f"\nExpected of machines that read {READS / 1e9:.0f} GB/s, {hop * 1e3:.2f} ms a hop:")
+    print(f"{'model':8}{'machines':>9}{'GB each':>9}{'tokens/s at 1':>15}{'10 Gbit/s':>11}")
+    for name, (size, width) in SIZES.items():
         for machines in (1, 2, 4, 8, 16):
             # From the engine to the first stage, from stage to stage, and back.
             hops = machines + 1 if machines > 1 else 0
-            row = f"{name:8}{machines:9}{size / machines / 1e9:9.1f}"
-            decode = [1 / (size / READS + hops * (hop + width * 32 / rate)) for rate in (1e9, 1e10)]
-            work = 2 * parameters * CHUNK / COMPUTES
-            prompts = [CHUNK / (work + hops * (hop + CHUNK * width * 32 / rate)) for rate in (1e9, 1e10)]
-            print(row + f"{decode[0]:15.2f}{decode[1]:11.2f}{prompts[0]:22.2f}{prompts[1]:11.2f}")
+            speeds = [1 / (size / READS + hops * (hop + width * 32 / rate)) for rate in (1e9, 1e10)]
+            print(f"{name:8}{machines:9}{size / machines / 1e9:9.1f}{speeds[0]:15.2f}{speeds[1]:11.2f}")
 
 
 def main() -> None:
@@ -112,8 +104,10 @@ def main() -> None:
         medians = [[statistics.median(round_[part] for round_ in of) for part in (0, 1)] for of in rounds]
         for name, (prompt, token) in zip(("alone", "stages"), medians):
             print(f"{name + ':':9}{prompt * 1e3:8.1f} ms for a prompt of {arguments.prompt_tokens}, {token * 1e3:7.2f} ms a token")
-        hop = (medians[1][1] - medians[0][1]) / (arguments.stages + 1)
-        print(f"the same answers in {arguments.rounds} rounds; a hop costs {hop * 1e3:.2f} ms")
+        prompt_hop, hop = ((other - one) / (arguments.stages + 1) for one, other in zip(*medians))
+        print(
+            f"the same answers in {arguments.rounds} rounds; a hop costs {hop * 1e3:.2f} ms, of a prompt {prompt_hop * 1e3:.2f} ms"
+        )
         expected = alone.generate(list(range(1, 9)), max_tokens=8, **GREEDY).token_ids
         killed(pipeline, expected)
     arithmetic(max(hop, 0.0))

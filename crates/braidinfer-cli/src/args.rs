@@ -677,7 +677,7 @@ pub struct NetworkArgs {
 #[command(next_help_heading = "Network")]
 pub struct KvEventArgs {
     /// Tell subscribers over ZeroMQ, in vLLM's form, what the prefix cache holds; such as 127.0.0.1:5557. Whoever can reach this
-    /// address can read the token ids of prompts: it has no key
+    /// address can read the token ids of prompts: it has no key, and one that other machines can reach needs --public-without-key
     #[arg(long, value_name = "IP:PORT")]
     pub kv_events: Option<SocketAddr>,
     /// First part of these messages, by which subscribers choose; llm-d expects kv@POD@MODEL

@@ -326,3 +326,16 @@ fn numbers_that_mean_nothing_are_refused_by_name() {
         assert!(stderr(&output).contains(message), "{args:?}: {}", stderr(&output));
     }
 }
+
+#[test]
+fn what_the_prefix_cache_holds_is_published_where_it_is_asked_for() {
+    let args = ["--kv-events", "127.0.0.1:0", "--no-prefix-cache"];
+    let output = run("", &[&["serve", "--port", "0"][..], &args].concat());
+    assert_code(&output, 3, "no prefix cache");
+    assert!(stderr(&output).contains("kv-events"), "{}", stderr(&output));
+    let output = run("", &["serve", "--port", "0", "--kv-events", "0.0.0.0:0"]);
+    assert!(stderr(&output).contains("--public-without-key"), "{}", stderr(&output));
+    let (server, _lines, address) = start_below("", &["--kv-events", "127.0.0.1:0"]);
+    assert!(get(&address, "/health").starts_with("HTTP/1.1 200"));
+    stop(server);
+}

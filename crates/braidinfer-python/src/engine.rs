@@ -185,8 +185,9 @@ impl Engine {
 
 impl Engine {
     fn started(mut llm: Llm, label: String, publisher: Option<KvEventPublisher>) -> PyResult<Self> {
-        if let Some(publisher) = &publisher {
-            llm.listen_to_blocks(publisher.listener(llm.block_size()));
+        let kv_events = publisher.as_ref().map(|publisher| publisher.address().to_string());
+        if let Some(publisher) = publisher {
+            llm.listen_to_blocks(publisher.into_listener()).map_err(|error| exception(&error))?;
         }
         let compat = llm.compat().map(serde_json::to_string).transpose();
         let compat = compat.map_err(|error| ModelError::new_err(error.to_string()))?;
@@ -211,7 +212,7 @@ impl Engine {
             eos_token_ids,
             bos_token_id,
             block_size,
-            kv_events: publisher.map(|publisher| publisher.address().to_string()),
+            kv_events,
         })
     }
 

@@ -99,3 +99,21 @@ def test_a_failed_stage_ends_requests_and_the_next_ones_are_served(llm):
             pipeline.generate("Once upon a time there", max_tokens=8, temperature=0)
         fails.clear()
         assert pipeline.generate("Once upon a time", max_tokens=8, temperature=0).token_ids == before.token_ids
+
+
+@pytest.mark.parametrize("result", [None, "nothing", numpy.zeros(3, numpy.float32)], ids=["none", "text", "too-short"])
+def test_a_wrong_result_ends_requests_and_nothing_hangs(result):
+    plan = Plan(**FORCED)
+    stages = [Stage(plan, of_stage) for of_stage in plan.split(1)]
+    with PipelineLLM(plan, lambda step, hidden: result, min(stage.fitting_tokens for stage in stages)) as pipeline:
+        for _ in range(2):
+            with pytest.raises(ModelError, match="what was being computed is lost"):
+                pipeline.generate("Once", max_tokens=4)
+
+
+def test_results_of_other_kinds_of_numbers_are_taken():
+    plan = Plan(**FORCED)
+    (stage,) = [Stage(plan, of_stage) for of_stage in plan.split(1)]
+    doubled = PipelineLLM(plan, lambda step, hidden: stage.run(step, hidden).astype(numpy.float64)[None], stage.fitting_tokens)
+    with doubled as pipeline, LLM(**FORCED) as alone:
+        assert numpy.array_equal(alone.logits("Once upon"), pipeline.logits("Once upon"))

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::mpsc::{Sender as StdSender, channel as std_channel};
 use std::thread;
 
 use braidinfer::engine::{BlockEvent, BlockHash, BlockListener};
@@ -18,14 +19,15 @@ use zeromq::{Endpoint, PubSocket, Socket, SocketSend, ZmqMessage};
 use crate::StartError;
 use crate::served::seconds_since_1970;
 
-/// Batches that may wait to be sent; what comes after them is dropped, which leaves a gap in the numbers.
+/// Batches that may wait for the socket; what comes after them is dropped, which leaves a gap in the numbers. The socket itself keeps
+/// up to 100,000 for each subscriber that reads slowly.
 const MOST_WAITING: usize = 10_000;
 
 /// The data-parallel rank: there is one.
 const RANK: u32 = 0;
 
-/// Changes of a prefix cache, the number of their message, and the tokens of a block.
-type Numbered = (u64, Vec<BlockEvent>, u32);
+/// Changes of a prefix cache, with the number of their message.
+type Numbered = (u64, Vec<BlockEvent>);
 
 /// Publishes changes of a prefix cache, from a thread of its own.
 pub struct KvEventPublisher {
@@ -34,18 +36,20 @@ pub struct KvEventPublisher {
 }
 
 impl KvEventPublisher {
-    /// Listens for subscribers, who choose by the topic, until the publisher and its listeners are dropped. Whoever can reach
+    /// Listens for subscribers, who choose by the topic, until the publisher and its listener are dropped. Whoever can reach
     /// `address` can read the token ids of prompts.
     ///
     /// Fails if the address cannot be bound.
     pub fn bind(address: SocketAddr, topic: String) -> Result<Self, StartError> {
         let failed = |source| StartError::Bind { address, source };
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let (socket, bound) = runtime.block_on(bound(address)).map_err(failed)?;
         let (sender, receiver) = channel(MOST_WAITING);
-        let publishing = move || runtime.block_on(publish(socket, topic, receiver));
+        let (bound, outcome) = std_channel();
+        // The caller may be a task of another runtime, which must not be blocked on.
+        let publishing = move || publisher(address, topic, receiver, &bound);
         thread::Builder::new().name("kv-events".into()).spawn(publishing).map_err(failed)?;
-        Ok(Self { sender, address: bound })
+        let ended = || Err(io::Error::other("the thread that publishes has ended"));
+        let address = outcome.recv().unwrap_or_else(|_| ended()).map_err(failed)?;
+        Ok(Self { sender, address })
     }
 
     /// The address on which it listens.
@@ -53,15 +57,38 @@ impl KvEventPublisher {
         self.address
     }
 
-    /// What an engine with blocks of so many tokens tells of its events, for [`braidinfer::Llm::listen_to_blocks`].
-    pub fn listener(&self, block_size: usize) -> BlockListener {
-        let (sender, block_size, mut sequence) = (self.sender.clone(), block_size as u32, 0);
+    /// What an engine tells of its events, for [`braidinfer::Llm::listen_to_blocks`].
+    pub fn into_listener(self) -> BlockListener {
+        let mut number = 0;
         Box::new(move |events| {
-            if sender.try_send((sequence, events, block_size)).is_err() {
-                tracing::warn!(sequence, "no room for events of the prefix cache: they are dropped");
+            if self.sender.try_send((number, events)).is_err() {
+                tracing::warn!(number, "no room for events of the prefix cache: they are dropped");
             }
-            sequence += 1;
+            number += 1;
         })
+    }
+}
+
+/// Binds a socket, says which address it has, and publishes what comes.
+fn publisher(
+    address: SocketAddr,
+    topic: String,
+    batches: Receiver<Numbered>,
+    outcome: &StdSender<io::Result<SocketAddr>>,
+) {
+    let work = async {
+        match bound(address).await {
+            Ok((socket, address)) => {
+                // If nobody waits for it, nothing comes either.
+                let _ = outcome.send(Ok(address));
+                publish(socket, topic, batches).await;
+            }
+            Err(error) => drop(outcome.send(Err(error))),
+        }
+    };
+    match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => drop(outcome.send(Err(error))),
     }
 }
 
@@ -74,8 +101,8 @@ async fn bound(address: SocketAddr) -> io::Result<(PubSocket, SocketAddr)> {
 }
 
 async fn publish(mut socket: PubSocket, topic: String, mut batches: Receiver<Numbered>) {
-    while let Some((sequence, events, block_size)) = batches.recv().await {
-        let payload = match payload(&events, block_size) {
+    while let Some((number, events)) = batches.recv().await {
+        let payload = match payload(&events) {
             Ok(payload) => payload,
             Err(error) => {
                 tracing::error!(%error, "events of the prefix cache");
@@ -83,17 +110,17 @@ async fn publish(mut socket: PubSocket, topic: String, mut batches: Receiver<Num
             }
         };
         let mut message = ZmqMessage::from(topic.clone());
-        message.push_back(sequence.to_be_bytes().to_vec().into());
+        message.push_back(number.to_be_bytes().to_vec().into());
         message.push_back(payload.into());
         if let Err(error) = socket.send(message).await {
-            tracing::warn!(%error, sequence, "events of the prefix cache were not sent");
+            tracing::warn!(%error, number, "events of the prefix cache were not sent");
         }
     }
 }
 
 /// A batch of events in MessagePack.
-fn payload(events: &[BlockEvent], block_size: u32) -> Result<Vec<u8>, rmp_serde::encode::Error> {
-    let events: Vec<Event> = events.iter().map(|event| Event::new(event, block_size)).collect();
+fn payload(events: &[BlockEvent]) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+    let events: Vec<Event> = events.iter().map(Event::new).collect();
     rmp_serde::to_vec(&(seconds_since_1970() as f64, events, RANK))
 }
 
@@ -101,19 +128,19 @@ fn payload(events: &[BlockEvent], block_size: u32) -> Result<Vec<u8>, rmp_serde:
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Event<'a> {
-    /// Name, hashes, hash of the block before, tokens, tokens per block, adapter, medium.
-    Stored(&'static str, [u64; 1], Option<u64>, &'a [u32], u32, Option<u32>, Option<&'static str>),
+    /// Name, hashes, hash of the block before, tokens, their number, adapter, medium.
+    Stored(&'static str, [u64; 1], Option<u64>, &'a [u32], usize, Option<u32>, Option<&'static str>),
     /// Name, hashes, medium.
     Removed(&'static str, [u64; 1], Option<&'static str>),
     Cleared([&'static str; 1]),
 }
 
 impl<'a> Event<'a> {
-    fn new(event: &'a BlockEvent, block_size: u32) -> Self {
+    fn new(event: &'a BlockEvent) -> Self {
         match event {
             BlockEvent::Stored { hash, before, token_ids } => {
                 let before = before.as_ref().map(number);
-                Self::Stored("BlockStored", [number(hash)], before, token_ids, block_size, None, None)
+                Self::Stored("BlockStored", [number(hash)], before, token_ids, token_ids.len(), None, None)
             }
             BlockEvent::Removed(hash) => Self::Removed("BlockRemoved", [number(hash)], None),
             BlockEvent::Cleared => Self::Cleared(["AllBlocksCleared"]),
@@ -137,7 +164,7 @@ mod tests {
         let stored = |hash, before| BlockEvent::Stored { hash, before, token_ids: vec![7, 300] };
         let events =
             [stored(first, None), stored(second, Some(first)), BlockEvent::Removed(first), BlockEvent::Cleared];
-        let payload = payload(&events, 2).expect("it can be written");
+        let payload = payload(&events).expect("it can be written");
         let (time, read, rank): (f64, serde_json::Value, u32) =
             rmp_serde::from_slice(&payload).expect("it can be read");
         let hashes = (0x0101_0101_0101_0101_u64, u64::MAX);

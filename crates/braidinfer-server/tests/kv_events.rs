@@ -40,10 +40,11 @@ async fn subscribers_learn_which_blocks_are_kept() {
     let topic = "kv@pod@model";
     let address = "127.0.0.1:0".parse().expect("it is an address");
     let publisher = KvEventPublisher::bind(address, topic.into()).expect("the port is free");
+    let address = publisher.address();
     let mut llm = llm();
-    llm.listen_to_blocks(publisher.listener(llm.block_size()));
+    llm.listen_to_blocks(publisher.into_listener()).expect("it has a prefix cache");
     let mut socket = SubSocket::new();
-    socket.connect(&format!("tcp://{}", publisher.address())).await.expect("somebody listens");
+    socket.connect(&format!("tcp://{address}")).await.expect("somebody listens");
     socket.subscribe("kv@").await.expect("it can be asked for");
     // A subscription takes effect some time after it was made: until then, messages are for nobody.
     let mut known = None;

@@ -425,15 +425,18 @@ impl ModelParts {
         }
     }
 
-    fn kv_cache(&self, options: &LoadOptions, dtype: KvDtype) -> Result<KvCacheConfig> {
-        if let KvCacheRoom::Tokens(tokens) = options.kv_cache {
-            let room = Room { bytes: self.room_for_kv, ..Room::now() };
-            let most = self.context.saturating_mul(options.max_sequences);
-            let bytes = kv_bytes_per_token(&self.spec, dtype).saturating_mul(tokens.min(most));
-            room.hold(bytes, || format!("{}: keys and values of {tokens} tokens", self.label))?;
-        }
+    fn kv_cache(&self, options: &LoadOptions, dtype: KvDtype) -> KvCacheConfig {
         let num_blocks = self.blocks(options, self.fitting_tokens(options));
-        Ok(KvCacheConfig { block_size: BLOCK_SIZE, num_blocks, dtype })
+        KvCacheConfig { block_size: BLOCK_SIZE, num_blocks, dtype }
+    }
+
+    /// Fails if there is too little memory for the keys and values of as many tokens as were asked for.
+    fn check_kv_room(&self, options: &LoadOptions, dtype: KvDtype) -> Result<()> {
+        let KvCacheRoom::Tokens(tokens) = options.kv_cache else { return Ok(()) };
+        let room = Room { bytes: self.room_for_kv, ..Room::now() };
+        let most = self.context.saturating_mul(options.max_sequences);
+        let bytes = kv_bytes_per_token(&self.spec, dtype).saturating_mul(tokens.min(most));
+        room.hold(bytes, || format!("{}: keys and values of {tokens} tokens", self.label))
     }
 
     /// Blocks of keys and values, where there is memory for `fitting` tokens.
@@ -498,11 +501,12 @@ impl ModelParts {
     fn standard_options(&self, options: &LoadOptions) -> Result<StandardOptions> {
         self.check_memory(&LoadOptions { kernels: Kernels::Standard, ..options.clone() })?;
         let (dtype, quantized_weights) = self.standard_types(options);
+        self.check_kv_room(options, kv_dtype(dtype))?;
         Ok(StandardOptions {
             dtype,
             quantized_weights,
             device: options.device,
-            kv_cache: self.kv_cache(options, kv_dtype(dtype))?,
+            kv_cache: self.kv_cache(options, kv_dtype(dtype)),
             threads: self.threads.clone(),
         })
     }
@@ -527,6 +531,7 @@ impl ModelParts {
     pub(crate) fn fused(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Decoder<'static>> {
         self.check_memory(&LoadOptions { kernels: Kernels::Fused, ..options.clone() })?;
         let (spec, fused_options) = (self.spec.clone(), self.fused_options(options)?);
+        self.check_kv_room(options, fused_options.kv_cache.dtype)?;
         match &self.place {
             Place::Memory { because } => {
                 self.notes.extend(because.iter().map(|because| format!("packed weights are not kept: {because}")));
@@ -556,7 +561,8 @@ impl ModelParts {
             }
         };
         let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
-        Ok(FusedOptions { coarsest, kv_cache: self.kv_cache(options, kv_dtype)?, threads: self.threads.count(), isa })
+        let kv_cache = self.kv_cache(options, kv_dtype);
+        Ok(FusedOptions { coarsest, kv_cache, threads: self.threads.count(), isa })
     }
 }
 

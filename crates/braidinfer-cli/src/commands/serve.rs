@@ -19,8 +19,6 @@ use braidinfer_server::{Conversations, FormatChoice, ModelNames, ReasoningFields
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-#[cfg(feature = "kv-events")]
-use crate::args::KvEventArgs;
 use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ReasoningFieldArg, ServeArgs};
 use crate::{INTERRUPTED, interrupt, model, output, stderr, wording};
 
@@ -46,14 +44,13 @@ async fn serve(config: ServerConfig, name: String, args: ServeArgs) -> anyhow::R
     output::note(format!("listening at {address}, while the model is being loaded"));
     let model_slot = server.model_slot();
     #[cfg(feature = "kv-events")]
-    let publisher = publisher(&args.kv_events)?;
+    let publisher = publisher(&args)?;
     let loading = tokio::task::spawn_blocking(move || {
         #[cfg_attr(not(feature = "kv-events"), expect(unused_mut))]
         let mut llm = load(&args)?;
         #[cfg(feature = "kv-events")]
         if let Some(publisher) = publisher {
-            let listener = publisher.listener(llm.block_size());
-            llm.listen_to_blocks(listener);
+            llm.listen_to_blocks(publisher.into_listener())?;
         }
         let (kernels, context) = (llm.kernels().as_str(), llm.context());
         model_slot.serve(llm, name.clone()).context("a thread for the engine")?;
@@ -75,9 +72,15 @@ async fn serve(config: ServerConfig, name: String, args: ServeArgs) -> anyhow::R
 
 /// Where changes of the prefix cache are published, if they are to be.
 #[cfg(feature = "kv-events")]
-fn publisher(args: &KvEventArgs) -> anyhow::Result<Option<KvEventPublisher>> {
-    let Some(address) = args.kv_events else { return Ok(None) };
-    let publisher = KvEventPublisher::bind(address, args.kv_events_topic.clone()).context("--kv-events")?;
+fn publisher(args: &ServeArgs) -> anyhow::Result<Option<KvEventPublisher>> {
+    let Some(address) = args.kv_events.kv_events else { return Ok(None) };
+    if !address.ip().is_loopback() && !args.network.public_without_key {
+        bail!(
+            "--kv-events {address} can be reached from other machines, which could read prompts there: expected an address of this \
+             machine alone such as 127.0.0.1:5557, or --public-without-key"
+        );
+    }
+    let publisher = KvEventPublisher::bind(address, args.kv_events.kv_events_topic.clone()).context("--kv-events")?;
     output::note(format!("what the prefix cache holds is published at tcp://{}", publisher.address()));
     Ok(Some(publisher))
 }

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import atexit
 import json
-import select
+import selectors
 import threading
 from collections.abc import Callable
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
+
+import numpy
 
 from braidinfer import _braidinfer
 from braidinfer.llm import LLM
@@ -39,7 +41,7 @@ class Plan:
     def __init__(self, model: str | PathLike | None = None, **options: Any):
         unknown = sorted(options.keys() - DEFAULTS.keys())
         if unknown:
-            raise ValueError(f"options: expected names among {', '.join(DEFAULTS)}, found `{unknown[0]}`")
+            raise TypeError(f"options: expected names among {', '.join(DEFAULTS)}, found `{unknown[0]}`")
         self.model = None if model is None else fspath(model)
         self.options = {**DEFAULTS, **options}
         self.text = _braidinfer.pipeline_plan(self.model, load_options(None, **self.options))
@@ -58,7 +60,7 @@ class Plan:
 
     def native_options(self, threads: int | None) -> dict:
         """The options for a process with so many compute threads."""
-        return load_options(None, **{**self.options, "threads": threads or self.options["threads"]})
+        return load_options(None, **{**self.options, **({} if threads is None else {"threads": threads})})
 
 
 class Stage:
@@ -100,26 +102,29 @@ class PipelineLLM(LLM):
 
 def _work(work, run: Run) -> None:
     """Lets stages run the steps of an engine, until it is gone."""
-    while True:
-        select.select([work], [], [])
-        try:
-            step = work.take()
-        except EOFError:
-            atexit.unregister(work.close)
-            return
-        if step is None:
-            continue
-        try:
-            result = run(*step)
-        except BaseException as error:
-            _answer(work.failed, str(error) or type(error).__name__)
-        else:
-            _answer(work.done, result)
-
-
-def _answer(answer: Callable, value) -> None:
     try:
-        answer(value)
+        with selectors.DefaultSelector() as selector:
+            selector.register(work, selectors.EVENT_READ)
+            while True:
+                selector.select()
+                step = work.take()
+                if step is not None:
+                    _run(work, run, step)
+    except EOFError:
+        pass
+    finally:
+        # Whatever ended this thread: the engine must not wait for it.
+        work.close()
+        atexit.unregister(work.close)
+
+
+def _run(work, run: Run, step: tuple) -> None:
+    try:
+        result = numpy.ascontiguousarray(run(*step), numpy.float32).reshape(-1)
+    except BaseException as error:
+        result, reason = None, str(error) or type(error).__name__
+    try:
+        work.failed(reason) if result is None else work.done(result)
     except RuntimeError:
         # Closed meanwhile.
         pass

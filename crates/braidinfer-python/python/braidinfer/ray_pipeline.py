@@ -12,6 +12,7 @@ dies, the requests that are being computed end with an error that names it, Ray 
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -19,11 +20,12 @@ from typing import Any
 
 import ray
 
+from braidinfer import ModelError
 from braidinfer.pipeline import PipelineLLM, Plan, Stage
 
 
-class StageError(RuntimeError):
-    """A stage of a pipeline that failed."""
+class StageError(ModelError):
+    """A stage of a pipeline that failed, or cannot be started."""
 
 
 class StageActor:
@@ -52,7 +54,8 @@ class RayPipelineLLM(PipelineLLM):
     """An `LLM` whose layers are computed by `stages` actors, or by one for each of the given ranges of layers.
 
     `actor_options` are Ray's, for each actor (`num_cpus`, `resources`, `scheduling_strategy`, ...), or a list with those of each.
-    `threads` is the number of compute threads of a stage; if None, its `num_cpus`. The other `options` are those of `LLM`.
+    `threads` is the number of compute threads of a stage; if None, its `num_cpus`. All stages must be there within `start_timeout`
+    seconds, and within `restart_timeout` after one has died; else requests end with an error. The other `options` are those of `LLM`.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RayPipelineLLM(PipelineLLM):
         actor_options: Mapping | Sequence[Mapping] = (),
         threads: int | None = None,
         start_timeout: float = 3600,
+        restart_timeout: float = 300,
         **options: Any,
     ):
         plan = Plan(model, **options)
@@ -70,7 +74,7 @@ class RayPipelineLLM(PipelineLLM):
         each = [actor_options] * len(layers) if isinstance(actor_options, Mapping) else list(actor_options) or [{}] * len(layers)
         if len(each) != len(layers):
             raise ValueError(f"actor_options: expected {len(layers)}, one for each stage, found {len(each)}")
-        self._stages = _Stages(plan, layers, each, threads, start_timeout)
+        self._stages = _Stages(plan, layers, each, threads, start_timeout, restart_timeout)
         super().__init__(plan, self._stages, self._stages.fitting_tokens())
 
     @property
@@ -84,16 +88,25 @@ class RayPipelineLLM(PipelineLLM):
         return self._stages.actors
 
     def close(self) -> None:
-        super().close()
+        # First, so that nothing waits for them.
         self._stages.close()
+        super().close()
 
 
 class _Stages:
     """The actors, in the order of their layers."""
 
-    def __init__(self, plan: Plan, layers: list[range], options: list, threads: int | None, start_timeout: float):
+    def __init__(
+        self,
+        plan: Plan,
+        layers: list[range],
+        options: list,
+        threads: int | None,
+        start_timeout: float,
+        restart_timeout: float,
+    ):
         self.layers = layers
-        self._start_timeout = start_timeout
+        self._restart_timeout = restart_timeout
         self.actors = [
             # A step is never run again: keys and values of others may be lost meanwhile.
             ray.remote(StageActor)
@@ -101,14 +114,14 @@ class _Stages:
             .remote(plan, of_stage, threads or int(own.get("num_cpus", 1)) or 1)
             for of_stage, own in zip(layers, options)
         ]
-        self._births = self._ask("birth")
+        self._births: list | None = self._ask("birth", start_timeout)
 
     def fitting_tokens(self) -> int:
-        return min(self._ask("fitting_tokens"))
+        return min(self._ask("fitting_tokens", self._restart_timeout))
 
     def __call__(self, step: bytes, hidden):
         if self._births is None:
-            self._births = self._ask("birth")
+            self._births = self._ask("birth", self._restart_timeout)
         results = [hidden]
         for actor, birth in zip(self.actors, self._births):
             results.append(actor.run.remote(birth, step, results[-1]))
@@ -122,14 +135,15 @@ class _Stages:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _ask(self, method: str) -> list:
+    def _ask(self, method: str, timeout: float) -> list:
         """What a method of each actor returns, once all are started."""
+        deadline = time.monotonic() + timeout
+        # Until an actor that died is there again.
+        asked = [getattr(actor, method).options(max_task_retries=-1).remote() for actor in self.actors]
         answers = []
-        for index, actor in enumerate(self.actors):
+        for index, answer in enumerate(asked):
             try:
-                # Until an actor that died is there again.
-                answer = getattr(actor, method).options(max_task_retries=-1).remote()
-                answers.append(ray.get(answer, timeout=self._start_timeout))
+                answers.append(ray.get(answer, timeout=max(deadline - time.monotonic(), 0)))
             except Exception as error:
                 raise StageError(f"{self._name(index)} cannot be started: {_reason(error)}") from None
         return answers

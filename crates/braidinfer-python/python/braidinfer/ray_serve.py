@@ -18,7 +18,7 @@ Other deployments ask by a handle; fields are those of the HTTP API:
         print(chunk["choices"][0]["text"], end="")
 
 Whoever leaves over HTTP, or calls `cancel()` of what a handle gave, ends what is computed for it. If a replica or its server is
-killed, the streams that it was writing break off, requests that it had taken get the status 500, and Ray Serve starts another one.
+killed, what it had taken breaks off or gets the status 500, and Ray Serve starts another one.
 """
 
 from __future__ import annotations
@@ -166,8 +166,9 @@ def app(options: dict) -> serve.Application:
     return Server.bind(**{name: {"true": True, "false": False}.get(str(value).lower(), value) for name, value in options.items()})
 
 
-def _assigned_cpus() -> int | None:
-    return int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)) or None
+def _assigned_cpus() -> int:
+    """As many threads as whole CPUs, and one where there is only a part of one."""
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)))
 
 
 def _flags(options: Mapping) -> list[str]:

@@ -266,9 +266,16 @@ impl Engine {
     }
 
     /// Tells `listener` after each step how the contents of the prefix cache have changed.
-    pub fn listen_to_blocks(&mut self, listener: BlockListener) {
+    ///
+    /// Fails if there is no prefix cache.
+    pub fn listen_to_blocks(&mut self, listener: BlockListener) -> Result<()> {
+        if !self.config().prefix_cache {
+            let found = "none with this model and these options";
+            return Err(Error::bad_request("kv_events", "a prefix cache to tell of", found));
+        }
         self.scheduler.take_block_events();
         self.block_listener = Some(listener);
+        Ok(())
     }
 
     /// Tokens of a block of the prefix cache.

@@ -203,8 +203,10 @@ impl Llm {
     }
 
     /// Tells `listener` after each step how the contents of the prefix cache have changed.
-    pub fn listen_to_blocks(&mut self, listener: BlockListener) {
-        self.engine.listen_to_blocks(listener);
+    ///
+    /// Fails if there is no prefix cache.
+    pub fn listen_to_blocks(&mut self, listener: BlockListener) -> Result<()> {
+        self.engine.listen_to_blocks(listener)
     }
 
     /// Tokens of a block of the prefix cache.

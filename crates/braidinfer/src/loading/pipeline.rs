@@ -125,6 +125,7 @@ impl Stage {
         parts.label = format!("{}, layers {} to {}", parts.label, layers.start, layers.end - 1);
         parts.check_memory(&options)?;
         parts.fit(&options, Room::now());
+        parts.check_kv_room(&options, fused.kv_cache.dtype)?;
         let runner = fused::load_part(&parts.spec, &parts.weights, fused, progress)?;
         Ok(Self {
             plan: kernels.of_layers(&layers, false),
