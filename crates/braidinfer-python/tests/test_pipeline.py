@@ -56,6 +56,14 @@ def test_a_verdict_is_needed_and_used():
             assert numpy.array_equal(alone.logits(prompt), pipeline.logits(prompt))
 
 
+def test_a_verdict_from_a_process_with_little_room_is_used():
+    model = FIXTURES / "models" / "qwen3-window"
+    with LLM(model, context=48, kv_cache_tokens=48) as alone:
+        plan = Plan(model, context=48)
+        with over(plan, plan.split(2)) as pipeline:
+            assert pipeline.compatibility["plan"] == alone.compatibility["plan"]
+
+
 def test_stages_of_another_model_are_refused():
     models = FIXTURES / "models"
     plan = Plan(models / "qwen3", **FORCED)
@@ -109,6 +117,61 @@ def test_a_wrong_result_ends_requests_and_nothing_hangs(result):
         for _ in range(2):
             with pytest.raises(ModelError, match="what was being computed is lost"):
                 pipeline.generate("Once", max_tokens=4)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError("not to be told")
+
+
+@pytest.mark.parametrize("error", [OSError("\udcff"), Unspeakable(), SystemExit(1)], ids=["surrogate", "unspeakable", "exit"])
+def test_whatever_a_stage_raises_is_told(error):
+    plan = Plan(**FORCED)
+    stages = [Stage(plan, of_stage) for of_stage in plan.split(1)]
+
+    def run(step, hidden):
+        raise error
+
+    with PipelineLLM(plan, run, min(stage.fitting_tokens for stage in stages)) as pipeline:
+        for _ in range(2):
+            with pytest.raises(ModelError, match="what was being computed is lost"):
+                pipeline.generate("Once", max_tokens=4)
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen3_5", "falcon_h1", "lfm2"])
+def test_hostile_steps_are_refused(model):
+    """Steps as the engine writes them: whether to release, copies of states, and a batch of token ids, sequences and rows."""
+    msgpack = pytest.importorskip("msgpack")
+    stage = Stage(Plan(FIXTURES / "models" / model, **FORCED), range(1))
+
+    def sequence(tokens=1, block=0, slot=0):
+        return [tokens, 0, tokens, [block], slot, 0]
+
+    def step(sequences, token_ids, copies=()):
+        return msgpack.packb([False, list(copies), [token_ids, sequences, [], []]])
+
+    width = 64
+    while True:
+        try:
+            stage.run(step([sequence()], [1]), numpy.zeros(width, numpy.float32))
+            break
+        except ValueError as error:
+            width = int(str(error).split("expected ")[1].split(" ")[0])
+    hidden = numpy.zeros(2 * width, numpy.float32)
+    for hostile, values in {
+        step([], []): hidden[:0],
+        step([sequence(2**63), sequence(2**63 + 1)], [1]): hidden[:width],
+        step([sequence(block=2**32 - 1)], [1]): hidden[:width],
+        step([sequence(slot=2**31)], [1]): hidden[:width],
+        step([sequence()], [1], [[0, slot] for slot in range(1, 100_000)]): hidden[:width],
+        step([sequence()], [2**32 - 1]): hidden[:width],
+        step([sequence()], [1]): hidden,
+    }.items():
+        with pytest.raises(ValueError):
+            stage.run(hostile, values)
+    if model != "llama":
+        with pytest.raises(ValueError, match="state_slot"):
+            stage.run(step([sequence(), sequence(block=1)], [1, 2]), hidden)
 
 
 def test_results_of_other_kinds_of_numbers_are_taken():

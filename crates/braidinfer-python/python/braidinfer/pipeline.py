@@ -88,7 +88,7 @@ class Stage:
 class PipelineLLM(LLM):
     """An `LLM` whose layers are computed by stages: `run` lets each of them in turn run a step, and is called by one thread.
 
-    `fitting_tokens` is the least of the stages'. If `run` raises, the requests that are being computed end with that error, and the
+    `fitting_tokens` is the least of the stages'. While `run` refers to this object, only `close()` ends it. If `run` raises, the requests that are being computed end with that error, and the
     next ones are computed anew from their first token.
     """
 
@@ -122,9 +122,18 @@ def _run(work, run: Run, step: tuple) -> None:
     try:
         result = numpy.ascontiguousarray(run(*step), numpy.float32).reshape(-1)
     except BaseException as error:
-        result, reason = None, str(error) or type(error).__name__
+        result, reason = None, _reason(error)
     try:
         work.failed(reason) if result is None else work.done(result)
     except RuntimeError:
         # Closed meanwhile.
         pass
+
+
+def _reason(error: BaseException) -> str:
+    """An error as text, whatever it makes of itself."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return text.encode("utf-8", "replace").decode() or type(error).__name__

@@ -92,7 +92,7 @@ impl Batch {
         if let Some(id) = self.token_ids.iter().find(|id| **id as usize >= vocab) {
             return Err(Error::bad_request("token_id", format!("below the vocabulary size {vocab}"), id));
         }
-        let tokens: usize = self.sequences.iter().map(|sequence| sequence.query_len).sum();
+        let tokens = self.sequences.iter().map(|sequence| sequence.query_len).fold(0, usize::saturating_add);
         if tokens != self.token_ids.len() {
             return Err(Error::bad_request(
                 "batch",

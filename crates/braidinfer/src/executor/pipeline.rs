@@ -10,7 +10,7 @@ use super::{
     ActiveKernels, Batch, Capabilities, ExecutorReport, KernelPlan, KvCacheConfig, LayerRunner, LayerState, NoProbe,
     Outputs, Probe, Step, WantedRows,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// A way to the stages of a pipeline, which together have all layers of a decoder.
 pub trait StageConnection: Send {
@@ -55,6 +55,8 @@ pub struct Stage {
     pub(crate) runner: Box<dyn LayerRunner>,
     /// Tokens whose keys and values fit in memory.
     pub(crate) fitting_tokens: usize,
+    /// Number of slots for states of sequences and prefixes.
+    pub(crate) state_slots: usize,
 }
 
 impl Stage {
@@ -73,16 +75,17 @@ impl Stage {
     /// Fails on a step or a residual stream that does not fit this model, and if memory is short. What was kept of the step's
     /// sequences then counts as lost.
     pub fn run(&mut self, step: &[u8], hidden: &[f32]) -> Result<Vec<f32>> {
-        let StageStep { release, copies, batch } = StageStep::decoded(step)?;
-        if release {
-            self.runner.release_storage()?;
-        }
-        copies.into_iter().try_for_each(|(from, to)| self.runner.copy_state(from, to))?;
-        batch.validate(&self.spec, &self.kv_cache)?;
+        let step = StageStep::decoded(step)?;
+        self.validate(&step)?;
+        let StageStep { release, copies, batch } = step;
         let values = batch.token_ids.len().saturating_mul(self.spec.stream_width());
         if hidden.len() != values {
             return Err(Error::bad_request("hidden", format!("{values} values"), hidden.len()));
         }
+        if release {
+            self.runner.release_storage()?;
+        }
+        copies.into_iter().try_for_each(|(from, to)| self.runner.copy_state(from, to))?;
         let step = Step { batch: &batch, plan: &self.plan };
         self.runner.reserve(step)?;
         self.runner.begin(step)?;
@@ -90,9 +93,25 @@ impl Stage {
         (0..self.spec.layers.len()).try_for_each(|layer| self.runner.layer(layer, step, &mut NoProbe))?;
         self.runner.hidden()
     }
+
+    /// Fails on a step that does not fit this model, before anything is changed.
+    fn validate(&self, step: &StageStep) -> Result<()> {
+        let StageStep { copies, batch, .. } = step;
+        if batch.token_ids.is_empty() {
+            return Err(Error::bad_request("token_ids", "at least one", "none"));
+        }
+        batch.validate(&self.spec, &self.kv_cache)?;
+        let copied = copies.iter().flat_map(|(from, to)| [*from, *to]);
+        let slots = batch.sequences.iter().map(|sequence| sequence.state_slot).chain(copied);
+        if let Some(slot) = slots.into_iter().find(|slot| *slot as usize >= self.state_slots) {
+            return Err(Error::bad_request("state_slot", format!("below {}", self.state_slots), slot));
+        }
+        let keeps_state = memory::state_bytes(&self.spec, self.kv_cache.block_size) > 0;
+        if keeps_state { batch.validate_state_slots() } else { Ok(()) }
+    }
 }
 
-/// All layers of a decoder, computed by pipeline stages. It has neither embedding nor output head.
+/// All layers of a decoder, computed by pipeline stages. It has neither embedding nor output head, and probes see nothing of it.
 pub(crate) struct StagesRunner {
     spec: DecoderSpec,
     /// The plan that the stages were loaded with.

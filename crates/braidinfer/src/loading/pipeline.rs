@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BLOCK_SIZE, LoadOptions, Loaded, ModelParts, decision, has_fused};
 use crate::compat::{self, CheckedKernels, CompatReport, PlanEntry};
+use crate::engine::state_slots;
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::LoadProgress;
 use crate::executor::{
@@ -26,6 +27,8 @@ pub struct PipelinePlan {
     layer_bytes: Vec<usize>,
     /// Longest sequence in tokens.
     context: usize,
+    /// Blocks of keys and values that the check had at least: with more room, it looks at more positions.
+    checked_blocks: usize,
     /// The report of the check by which kernels were chosen.
     compat: Option<CompatReport>,
 }
@@ -39,17 +42,32 @@ impl PipelinePlan {
         let parts = parts(source, options)?;
         let fused = parts.fused_options(options)?;
         let fastest = fastest(&parts, fused);
-        let cache = parts.verdict_cache(options, &checked(&parts, &fused, &fastest))?;
-        let known = cache.read().filter(|report| compat::plan_of(report, &fastest).is_some());
-        let forced = options.kernels == Kernels::Fused && options.force;
-        let (kernels, compat) = match known {
-            _ if forced => (compat::entries_of(&fastest), None),
-            Some(report) => (fused_entries(&parts, &report)?, Some(report)),
-            None => return Err(unchecked(&parts)),
+        let roomy = fused.kv_cache.num_blocks;
+        let cache = |blocks| parts.verdict_cache(options, &checked(&parts, &fused, &fastest, blocks));
+        let (subject, checked_blocks, compat) = if options.kernels == Kernels::Fused && options.force {
+            (cache(roomy)?.subject().to_owned(), roomy, None)
+        } else {
+            // The process that checked had room for more sequences, or for one.
+            let one = parts.context.div_ceil(BLOCK_SIZE).min(roomy);
+            let known = |blocks| -> Result<Option<(String, usize, CompatReport)>> {
+                let cache = cache(blocks)?;
+                let report = cache.read().filter(|report| compat::plan_of(report, &fastest).is_some());
+                Ok(report.map(|report| (cache.subject().to_owned(), blocks, report)))
+            };
+            let found = match known(roomy)? {
+                Some(found) => Some(found),
+                None => known(one)?,
+            };
+            let (subject, blocks, report) = found.ok_or_else(|| unchecked(&parts))?;
+            (subject, blocks, Some(report))
+        };
+        let kernels = match &compat {
+            Some(report) => fused_entries(&parts, report)?,
+            None => compat::entries_of(&fastest),
         };
         let layer = |layer| fused::weight_bytes(&parts.weights.of_layers(&(layer..layer + 1), false));
         let layer_bytes = (0..parts.spec.layers.len()).map(layer).collect();
-        Ok(Self { subject: cache.subject().to_owned(), kernels, layer_bytes, context: parts.context, compat })
+        Ok(Self { subject, kernels, layer_bytes, context: parts.context, checked_blocks, compat })
     }
 
     /// Splits the layers into stages whose weights take about the same memory.
@@ -87,7 +105,7 @@ impl PipelinePlan {
     /// The plan for the kernels of a model, which must be the one that this was made for.
     fn kernel_plan(&self, parts: &ModelParts, fused: &FusedOptions, options: &LoadOptions) -> Result<KernelPlan> {
         let fastest = fastest(parts, *fused);
-        let cache = parts.verdict_cache(options, &checked(parts, fused, &fastest))?;
+        let cache = parts.verdict_cache(options, &checked(parts, fused, &fastest, self.checked_blocks))?;
         let found = cache.subject();
         let plan = compat::plan_with(&fastest, &self.kernels).filter(|_| found == self.subject);
         plan.ok_or_else(|| {
@@ -131,6 +149,7 @@ impl Stage {
             plan: kernels.of_layers(&layers, false),
             kv_cache: fused.kv_cache,
             fitting_tokens: parts.fitting_tokens(&options),
+            state_slots: state_slots(options.max_sequences),
             spec: parts.spec,
             layers,
             runner,
@@ -207,10 +226,16 @@ fn fastest(parts: &ModelParts, fused: FusedOptions) -> KernelPlan {
     KernelPlan::fastest(&parts.spec, &parts.weights, fused.coarsest, fused.kv_cache.dtype)
 }
 
-/// What a verdict on this model is about.
-fn checked<'a>(parts: &ModelParts, fused: &FusedOptions, plan: &'a KernelPlan) -> CheckedKernels<'a> {
+/// What a verdict on this model is about that was measured with so many blocks of keys and values.
+fn checked<'a>(
+    parts: &ModelParts,
+    fused: &FusedOptions,
+    plan: &'a KernelPlan,
+    num_blocks: usize,
+) -> CheckedKernels<'a> {
     let keeps_states = memory::state_bytes(&parts.spec, BLOCK_SIZE) > 0;
-    CheckedKernels { isa: fused.isa.name(), plan, kv_cache: fused.kv_cache, keeps_states }
+    let kv_cache = KvCacheConfig { num_blocks, ..fused.kv_cache };
+    CheckedKernels { isa: fused.isa.name(), plan, kv_cache, keeps_states }
 }
 
 /// The plan of a verdict, if it has fused kernels for all layers.
@@ -243,7 +268,14 @@ mod tests {
     use super::*;
 
     fn plan(layer_bytes: Vec<usize>) -> PipelinePlan {
-        PipelinePlan { subject: String::new(), kernels: Vec::new(), layer_bytes, context: 1, compat: None }
+        PipelinePlan {
+            subject: String::new(),
+            kernels: Vec::new(),
+            layer_bytes,
+            context: 1,
+            checked_blocks: 1,
+            compat: None,
+        }
     }
 
     proptest! {
