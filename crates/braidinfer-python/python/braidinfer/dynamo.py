@@ -124,7 +124,7 @@ class BraidinferEngine(LLMEngine):
         return cls(arguments.model, {name: getattr(arguments, name) for name in _LOAD_OPTIONS}), config
 
     async def start(self, worker_id: int) -> EngineConfig:
-        self._llm = await asyncio.to_thread(LLM, self._model, **self._options, kv_events="127.0.0.1:0")
+        self._llm = await asyncio.to_thread(self._load)
         logger.info("loaded %s, %s kernels", self._model, self._llm.kernels)
         for note in self._llm.notes:
             logger.info("%s", note)
@@ -137,7 +137,17 @@ class BraidinferEngine(LLMEngine):
 
     async def kv_event_sources(self) -> list[KvEventSource]:
         """What the prefix cache holds, for a frontend with `--router-mode kv`."""
-        return [ZmqSource(endpoint=f"tcp://{self._llm.kv_events}")] if self._llm is not None else []
+        address = self._llm.kv_events if self._llm is not None else None
+        return [] if address is None else [ZmqSource(endpoint=f"tcp://{address}")]
+
+    def _load(self) -> LLM:
+        try:
+            return LLM(self._model, **self._options, kv_events="127.0.0.1:0")
+        except ValueError as error:
+            if not str(error).startswith("kv_events:"):
+                raise
+            # There is no prefix cache to tell of.
+            return LLM(self._model, **self._options)
 
     async def generate(self, request: GenerateRequest, context: Context) -> AsyncGenerator[GenerateChunk, None]:
         """The tokens of an answer, one by one. An answer that is cancelled ends with a chunk that says so."""
