@@ -671,13 +671,13 @@ pub struct NetworkArgs {
     pub log_format: LogFormat,
 }
 
-/// What routers are told, so that they send a prompt to where its beginning is.
+/// Tells routers which beginnings of prompts this server has in its cache, so that they send it prompts that begin in the same way.
 #[cfg(feature = "kv-events")]
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
 pub struct KvEventArgs {
-    /// Tell subscribers over ZeroMQ, in vLLM's form, what the prefix cache holds; such as 127.0.0.1:5557. Whoever can reach this
-    /// address can read the token ids of prompts: it has no key, and one that other machines can reach needs --public-without-key
+    /// Address at which routers learn, over ZeroMQ and in vLLM's form, what the prefix cache holds, such as 127.0.0.1:5557. It has
+    /// no key, and prompts can be read there: an address that other machines can reach needs --public-without-key
     #[arg(long, value_name = "IP:PORT")]
     pub kv_events: Option<SocketAddr>,
     /// First part of these messages, by which subscribers choose; llm-d expects kv@POD@MODEL

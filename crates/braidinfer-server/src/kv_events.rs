@@ -36,8 +36,8 @@ pub struct KvEventPublisher {
 }
 
 impl KvEventPublisher {
-    /// Listens for subscribers, who choose by the topic, until the publisher and its listener are dropped. Whoever can reach
-    /// `address` can read the token ids of prompts.
+    /// Listens for subscribers until the publisher, or the listener that is made from it, is dropped. Messages begin with the topic.
+    /// There is no key: prompts can be read, as token ids, by all who can reach `address`.
     ///
     /// Fails if the address cannot be bound.
     pub fn bind(address: SocketAddr, topic: String) -> Result<Self, StartError> {

@@ -9,6 +9,7 @@ bit.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import selectors
 import threading
@@ -88,8 +89,8 @@ class Stage:
 class PipelineLLM(LLM):
     """An `LLM` whose layers are computed by stages: `run` lets each of them in turn run a step, and is called by one thread.
 
-    `fitting_tokens` is the least of the stages'. While `run` refers to this object, only `close()` ends it. If `run` raises, the requests that are being computed end with that error, and the
-    next ones are computed anew from their first token.
+    `fitting_tokens` is the least of the stages'. If `run` raises, the requests that are being computed end with that error, and the
+    next ones are computed anew from their first token. While `run` refers to this object, only `close()` ends it.
     """
 
     def __init__(self, plan: Plan, run: Run, fitting_tokens: int, *, threads: int | None = None):
@@ -122,12 +123,15 @@ def _run(work, run: Run, step: tuple) -> None:
     try:
         result = numpy.ascontiguousarray(run(*step), numpy.float32).reshape(-1)
     except BaseException as error:
-        result, reason = None, _reason(error)
-    try:
-        work.failed(reason) if result is None else work.done(result)
-    except RuntimeError:
-        # Closed meanwhile.
-        pass
+        _answer(work.failed, _reason(error))
+    else:
+        _answer(work.done, result)
+
+
+def _answer(answer: Callable, value) -> None:
+    # Closed meanwhile, nobody waits for it.
+    with contextlib.suppress(RuntimeError):
+        answer(value)
 
 
 def _reason(error: BaseException) -> str:
