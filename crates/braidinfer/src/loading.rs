@@ -369,9 +369,7 @@ impl ModelParts {
             let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason);
             return Err(Error::FusedForbidden { model, status, reason });
         }
-        if let Some(kv_dtype) = report.useless_kv_dtype().map(str::to_owned) {
-            return Err(Error::KvDtypeForbidden { model: self.label.clone(), kv_dtype, reason: report.reason });
-        }
+        self.refuse_useless_kv_dtype(&report)?;
         match report.kernels() {
             ActiveKernels::Fused => Ok(Loaded { decoder: fused, compat: Some(report) }),
             ActiveKernels::Mixed => {
@@ -410,6 +408,12 @@ impl ModelParts {
     /// Where the verdict on these kernels is kept.
     fn verdict_cache(&self, options: &LoadOptions, fused: &CheckedKernels<'_>) -> Result<VerdictCache> {
         VerdictCache::new(options.verdicts.as_deref(), &self.subject(), fused, options.precision)
+    }
+
+    /// Fails if a check found that the type of keys and values that was asked for does not serve.
+    fn refuse_useless_kv_dtype(&self, report: &CompatReport) -> Result<()> {
+        let Some(kv_dtype) = report.useless_kv_dtype().map(str::to_owned) else { return Ok(()) };
+        Err(Error::KvDtypeForbidden { model: self.label.clone(), kv_dtype, reason: report.reason.clone() })
     }
 
     /// This model, as the subject of a check.

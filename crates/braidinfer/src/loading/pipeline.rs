@@ -42,23 +42,12 @@ impl PipelinePlan {
         let parts = parts(source, options)?;
         let fused = parts.fused_options(options)?;
         let fastest = fastest(&parts, fused);
-        let roomy = fused.kv_cache.num_blocks;
-        let cache = |blocks| parts.verdict_cache(options, &checked(&parts, &fused, &fastest, blocks));
         let (subject, checked_blocks, compat) = if options.kernels == Kernels::Fused && options.force {
-            (cache(roomy)?.subject().to_owned(), roomy, None)
+            let blocks = fused.kv_cache.num_blocks;
+            let cache = parts.verdict_cache(options, &checked(&parts, &fused, &fastest, blocks))?;
+            (cache.subject().to_owned(), blocks, None)
         } else {
-            // The process that checked had room for more sequences, or for one.
-            let one = parts.context.div_ceil(BLOCK_SIZE).min(roomy);
-            let known = |blocks| -> Result<Option<(String, usize, CompatReport)>> {
-                let cache = cache(blocks)?;
-                let report = cache.read().filter(|report| compat::plan_of(report, &fastest).is_some());
-                Ok(report.map(|report| (cache.subject().to_owned(), blocks, report)))
-            };
-            let found = match known(roomy)? {
-                Some(found) => Some(found),
-                None => known(one)?,
-            };
-            let (subject, blocks, report) = found.ok_or_else(|| unchecked(&parts))?;
+            let (subject, blocks, report) = kept_verdict(&parts, options, &fused, &fastest)?;
             (subject, blocks, Some(report))
         };
         let kernels = match &compat {
@@ -238,11 +227,27 @@ fn checked<'a>(
     CheckedKernels { isa: fused.isa.name(), plan, kv_cache, keeps_states }
 }
 
+/// The verdict that is kept on a model, with the checksum of what it is about, and the blocks of keys and values that the check had.
+fn kept_verdict(
+    parts: &ModelParts,
+    options: &LoadOptions,
+    fused: &FusedOptions,
+    fastest: &KernelPlan,
+) -> Result<(String, usize, CompatReport)> {
+    let all = fused.kv_cache.num_blocks;
+    // The process that checked had room for all sequences, or for one.
+    for blocks in [all, parts.context.div_ceil(BLOCK_SIZE).min(all)] {
+        let cache = parts.verdict_cache(options, &checked(parts, fused, fastest, blocks))?;
+        if let Some(report) = cache.read().filter(|report| compat::plan_of(report, fastest).is_some()) {
+            return Ok((cache.subject().to_owned(), blocks, report));
+        }
+    }
+    Err(unchecked(parts))
+}
+
 /// The plan of a verdict, if it has fused kernels for all layers.
 fn fused_entries(parts: &ModelParts, report: &CompatReport) -> Result<Vec<PlanEntry>> {
-    if let Some(kv_dtype) = report.useless_kv_dtype().map(str::to_owned) {
-        return Err(Error::KvDtypeForbidden { model: parts.label.clone(), kv_dtype, reason: report.reason.clone() });
-    }
+    parts.refuse_useless_kv_dtype(report)?;
     match report.kernels() {
         ActiveKernels::Fused => Ok(report.plan.clone()),
         _ => Err(Error::FusedForbidden {
