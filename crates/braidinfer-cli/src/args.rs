@@ -64,6 +64,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// List the supported architectures and how each is verified
     Models(ModelsArgs),
+    /// List the devices that models can be computed on
+    Devices(DevicesArgs),
     /// List the packed weights that are kept on the disk, or remove them
     Cache(CacheArgs),
     /// Do work on untrusted input for another process of this program
@@ -531,6 +533,13 @@ pub enum BenchKernels {
 }
 
 #[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Print a JSON list
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct ModelsArgs {
     /// Print a JSON list
     #[arg(long)]
@@ -845,7 +854,8 @@ pub struct ComputingArgs {
     /// tq1_0; with a --dtype other than auto they take the memory of that type afterwards
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<FileType>,
-    /// cpu, cuda, cuda:N or metal
+    /// cpu; auto: the best GPU, or else the CPU; gpu, gpu:N or a part of a GPU's name, see `devices`. For standard kernels
+    /// also cuda, cuda:N or metal, in builds that have them
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Threads; all cores, or all fast ones of a machine that has slow ones, if left out

@@ -93,6 +93,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Perplexity(args) => commands::perplexity::run(args)?,
         Command::Bench(args) => return commands::bench::run(args),
         Command::Models(args) => commands::models::run(args)?,
+        Command::Devices(args) => commands::devices::run(args)?,
         Command::Cache(args) => commands::cache::run(&args)?,
         Command::Worker => braidinfer::run_worker()?,
         Command::Health(args) => commands::health::run(&args)?,

@@ -228,6 +228,10 @@ impl EngineObserver for Metrics {
         tracing::error!(%error, "an answer failed");
     }
 
+    fn notice(&self, notice: &str) {
+        tracing::warn!("{notice}");
+    }
+
     fn step_failed(&self, error: &Error) {
         tracing::error!(%error, "a step failed; every answer was ended");
     }

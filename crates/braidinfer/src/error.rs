@@ -147,6 +147,10 @@ pub enum Error {
     /// A stage of a pipeline failed, or cannot be reached. Keys and values of all sequences are lost.
     #[error("{0}; what was being computed is lost")]
     Stage(String),
+    /// A GPU or its driver failed, or there is none of the kind that was asked for.
+    #[cfg(feature = "gpu")]
+    #[error(transparent)]
+    Gpu(braidinfer_gpu::GpuError),
     /// Not possible with this model, device or build.
     #[error("{0}")]
     Unsupported(String),
@@ -199,6 +203,15 @@ impl Error {
     /// Whether every later step of the same model fails, too, so that only a new start helps.
     pub fn is_lasting(&self) -> bool {
         matches!(self, Self::DamagedWeights { .. })
+    }
+
+    /// Whether the device that computes can no longer be used, so that a decoder elsewhere has to take its place.
+    pub fn ends_device(&self) -> bool {
+        #[cfg(feature = "gpu")]
+        if let Self::Gpu(error) = self {
+            return error.ends_device();
+        }
+        false
     }
 
     /// Makes an [`Error::Hub`] about the model that is called `name`.

@@ -57,6 +57,8 @@ pub use worker::run_worker;
 
 pub use quantize::{QuantizeOptions, QuantizeProgress, QuantizeReport, quantize, quantize_weights, quantize_with};
 
+#[cfg(feature = "gpu")]
+pub use braidinfer_gpu as gpu;
 #[cfg(feature = "hub")]
 pub use braidinfer_hub as hub;
 pub use braidinfer_kernels as kernels;

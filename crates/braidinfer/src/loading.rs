@@ -17,7 +17,7 @@ use crate::containment::WorkerProgram;
 use crate::engine::{SamplingParams, state_slots};
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::{self, ComputeDtype, InputSquares, LoadProgress, QuantizedWeights, StandardOptions};
-use crate::executor::{ActiveKernels, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype};
+use crate::executor::{ActiveKernels, ChosenGpu, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype, load_on_gpu};
 use crate::llm::FoundTemplate;
 use crate::memory::{self, Need, Room, kv_bytes_per_token};
 use crate::packed_cache::PackedCache;
@@ -151,6 +151,8 @@ pub(crate) struct ModelParts {
     room_for_kv: usize,
     /// Where packed weights will lie.
     place: Place,
+    /// The GPU that computes the model, if one does.
+    gpu: Option<ChosenGpu>,
     /// The compute threads.
     pub(crate) threads: Threads,
 }
@@ -208,6 +210,7 @@ impl ModelParts {
         let threads = Threads::new(options.threads)?;
         let mut weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();
+        let gpu = gpu(&spec, options, &mut notes)?;
         if let Some(file_type) = options.quantize {
             let bytes = quantized_bytes(&spec, &weights, file_type);
             // Fused kernels repack them.
@@ -236,6 +239,7 @@ impl ModelParts {
             context,
             room_for_kv,
             place: Place::memory(),
+            gpu,
             threads,
         };
         parts.check_kv_dtype(options)?;
@@ -245,6 +249,17 @@ impl ModelParts {
     /// Adapts what nobody asked for to the memory that there is: a context that is the model's own, and the room for keys
     /// and values of several sequences.
     fn fit(&mut self, options: &LoadOptions, room: Room) {
+        if let Some(gpu) = &self.gpu {
+            let most = gpu.most_tokens(&self.spec);
+            if options.context.is_none() && most < self.context {
+                self.notes.push(format!(
+                    "the context is limited to {most} tokens, whose keys are what {} can read",
+                    gpu.name
+                ));
+                self.context = most;
+            }
+            return;
+        }
         self.room_for_kv = room.bytes.saturating_sub(self.need(options).fixed());
         let token = kv_bytes_per_token(&self.spec, largest_kv_dtype(options)).max(1);
         let fitting = self.room_for_kv / token / BLOCK_SIZE * BLOCK_SIZE;
@@ -276,25 +291,23 @@ impl ModelParts {
     /// The memory that these options need, with one sequence at a time.
     fn need(&self, options: &LoadOptions) -> Need {
         let standard = options.kernels == Kernels::Standard || !has_fused(options);
-        let (weights, dtype) = match (standard, options.device) {
-            (false, _) => {
+        let on_device = self.gpu.is_some() || options.device.is_of_candle();
+        let (weights, dtype) = match (standard, on_device) {
+            // They lie in the memory of the device.
+            (_, true) => (0, KvDtype::F16),
+            (false, false) => {
                 let weights = match &self.place {
                     Place::File(kept) => kept.needed,
                     Place::Memory { .. } => fused::weight_bytes(&self.weights),
                 };
                 (weights, self.fused_kv_dtype(options))
             }
-            (true, DeviceChoice::Cpu) => {
+            (true, false) => {
                 let (dtype, quantized) = self.standard_types(options);
                 (standard::weight_bytes(&self.weights, dtype, quantized), kv_dtype(dtype))
             }
-            // They lie in the memory of the device.
-            (true, DeviceChoice::Cuda(_) | DeviceChoice::Metal) => (0, KvDtype::F16),
         };
-        let kv = match (standard, options.device) {
-            (true, DeviceChoice::Cuda(_) | DeviceChoice::Metal) => 0,
-            _ => kv_bytes_per_token(&self.spec, dtype).saturating_mul(self.context),
-        };
+        let kv = if on_device { 0 } else { kv_bytes_per_token(&self.spec, dtype).saturating_mul(self.context) };
         let rows = self.context.min(MOST_ROWS);
         let scratch = memory::scratch_bytes(&self.spec, rows, options.max_sequences);
         let slots = state_slots(options.max_sequences);
@@ -307,8 +320,33 @@ impl ModelParts {
         self.need(options).check(&self.label, Room::now()).map_err(|error| self.place.explain(error))
     }
 
-    /// Loads the weights for the requested kernels, or for those that a check chooses.
+    /// Whether a GPU computes the model.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        self.gpu.is_some()
+    }
+
+    /// Loads the weights for the requested kernels, or for those that a check chooses. Where nobody asked for a GPU, one that fails
+    /// is left for the CPU.
     pub(crate) fn load(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
+        let loaded = self.load_where_chosen(options, progress);
+        match (loaded, &self.gpu) {
+            (Err(error), Some(_)) if options.device == DeviceChoice::Auto => {
+                self.leave_gpu(&error.to_string(), options);
+                self.load_where_chosen(options, progress)
+            }
+            (loaded, _) => loaded,
+        }
+    }
+
+    /// Goes on with the CPU.
+    fn leave_gpu(&mut self, reason: &str, options: &LoadOptions) {
+        if let Some(gpu) = self.gpu.take() {
+            self.notes.push(format!("runs on the CPU, not on {}: {reason}", gpu.name));
+            self.fit(options, Room::now());
+        }
+    }
+
+    fn load_where_chosen(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         match options.kernels {
             Kernels::Standard => self.load_standard(options, progress, None),
             Kernels::Fused if options.force => {
@@ -386,6 +424,11 @@ impl ModelParts {
                 let standard = standard::load_layers(&self.spec, &self.weights, &layers, storage, &self.threads)?;
                 Ok(Loaded { decoder: fused.with_layers(&layers, standard)?, compat: Some(report) })
             }
+            ActiveKernels::Standard if self.gpu.is_some() => {
+                drop(fused);
+                self.leave_gpu(&format!("its kernels are {} with this model", report.status.as_str()), options);
+                self.load_checked(options, progress)
+            }
             ActiveKernels::Standard => {
                 drop(fused);
                 if let Some(asked) = options.kv_dtype {
@@ -452,7 +495,8 @@ impl ModelParts {
             KvCacheRoom::Tokens(tokens) => blocks(tokens),
             KvCacheRoom::Fitting => blocks((fitting / 2).max(self.context)),
         };
-        wanted.min(all).min(MAX_BLOCKS)
+        let readable = self.gpu.as_ref().map_or(MAX_BLOCKS, |gpu| gpu.most_tokens(&self.spec) / BLOCK_SIZE);
+        wanted.min(all).min(MAX_BLOCKS).min(readable)
     }
 
     /// Tokens whose keys and values fill the memory that the weights leave free.
@@ -509,7 +553,7 @@ impl ModelParts {
         Ok(StandardOptions {
             dtype,
             quantized_weights,
-            device: options.device,
+            device: options.device.clone(),
             kv_cache: self.kv_cache(options, kv_dtype(dtype)),
             threads: self.threads.clone(),
         })
@@ -517,10 +561,8 @@ impl ModelParts {
 
     /// The data type of standard kernels, and how they keep quantized weights.
     fn standard_types(&self, options: &LoadOptions) -> (ComputeDtype, QuantizedWeights) {
-        let dtype = options.dtype.unwrap_or(match options.device {
-            DeviceChoice::Cpu => ComputeDtype::F32,
-            DeviceChoice::Cuda(_) | DeviceChoice::Metal => self.weights.dtype().into(),
-        });
+        let own = if options.device.is_of_candle() { self.weights.dtype().into() } else { ComputeDtype::F32 };
+        let dtype = options.dtype.unwrap_or(own);
         // A requested data type applies to quantized weights, too.
         (dtype, if options.dtype.is_none() { QuantizedWeights::Keep } else { QuantizedWeights::Expand })
     }
@@ -533,6 +575,10 @@ impl ModelParts {
 
     /// Loads fused kernels at the fastest levels that the options allow.
     pub(crate) fn fused(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Decoder<'static>> {
+        if let Some(gpu) = &self.gpu {
+            let kv_cache = self.kv_cache(options, self.gpu_kv_dtype(options)?);
+            return load_on_gpu(gpu, self.spec.clone(), &self.weights, kv_cache, progress);
+        }
         self.check_memory(&LoadOptions { kernels: Kernels::Fused, ..options.clone() })?;
         let (spec, fused_options) = (self.spec.clone(), self.fused_options(options)?);
         self.check_kv_room(options, fused_options.kv_cache.dtype)?;
@@ -549,9 +595,18 @@ impl ModelParts {
         }
     }
 
+    /// The data type of keys and values that a GPU begins with.
+    fn gpu_kv_dtype(&self, options: &LoadOptions) -> Result<KvDtype> {
+        if let Some(gpu) = self.gpu.as_ref().filter(|gpu| gpu.most_tokens(&self.spec) < self.context) {
+            let most = gpu.most_tokens(&self.spec);
+            return Err(Error::bad_request("context", format!("at most {most} tokens on {}", gpu.name), self.context));
+        }
+        Ok(self.fused_kv_dtype(options))
+    }
+
     pub(crate) fn fused_options(&self, options: &LoadOptions) -> Result<FusedOptions> {
-        if options.device != DeviceChoice::Cpu {
-            let device = options.device;
+        if options.device.is_of_candle() || self.gpu.is_some() {
+            let device = &options.device;
             return Err(Error::Unsupported(format!("fused kernels run on the CPU, not on {device}")));
         }
         let kv_dtype = self.fused_kv_dtype(options);
@@ -593,7 +648,34 @@ fn kv_dtype(dtype: ComputeDtype) -> KvDtype {
 
 /// Whether fused kernels support the requested device and data type.
 fn has_fused(options: &LoadOptions) -> bool {
-    options.device == DeviceChoice::Cpu && options.dtype != Some(ComputeDtype::F16)
+    !options.device.is_of_candle() && options.dtype != Some(ComputeDtype::F16)
+}
+
+/// The GPU that computes a model, if one does.
+///
+/// Fails if these options cannot be had there.
+fn gpu(spec: &DecoderSpec, options: &LoadOptions, notes: &mut Vec<String>) -> Result<Option<ChosenGpu>> {
+    let is_asked_for = matches!(options.device, DeviceChoice::Gpu(_));
+    if options.kernels == Kernels::Standard && is_asked_for {
+        return Err(Error::bad_request("kernels", "auto or fused on a GPU", "standard"));
+    }
+    if options.kernels == Kernels::Standard {
+        return Ok(None);
+    }
+    if is_asked_for && !matches!(options.dtype, None | Some(ComputeDtype::F32)) {
+        let found = options.dtype.map_or(String::new(), |dtype| dtype.to_string());
+        return Err(Error::bad_request("dtype", "auto or f32 on a GPU, whose kernels round nothing but sums", found));
+    }
+    if let (true, Some(asked)) = (is_asked_for, options.kv_dtype.filter(|asked| asked.is_quantized())) {
+        return Err(Error::bad_request("kv_dtype", "f32 or f16 on a GPU", asked.name()));
+    }
+    let is_for_cpu = options.dtype.is_some_and(|dtype| dtype != ComputeDtype::F32)
+        || options.kv_dtype.is_some_and(KvDtype::is_quantized);
+    if options.device == DeviceChoice::Auto && is_for_cpu {
+        notes.push("runs on the CPU: these types are for its kernels alone".into());
+        return Ok(None);
+    }
+    options.device.gpu(spec, notes)
 }
 
 /// Fails with [`Error::TooLittleMemory`] if a model cannot be loaded with these options, without loading it.
@@ -630,7 +712,8 @@ pub fn check(
         if let Some(asked) = options.kv_dtype.filter(|asked| asked.is_quantized()) {
             parts.notes.push(format!("a prediction says nothing about keys and values in {}", asked.name()));
         }
-        return Ok((parts.subject().predict(isa.name())?, parts.notes));
+        let where_to = parts.gpu.as_ref().map_or(isa.name(), |gpu| &gpu.name);
+        return Ok((parts.subject().predict(where_to)?, parts.notes));
     };
     let mut fused = parts.fused(options, progress)?;
     let cache = parts.verdict_cache(options, &CheckedKernels::of(&fused))?;

@@ -8,9 +8,13 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+#[cfg(feature = "gpu")]
+use braidinfer::compat::Precision;
 use braidinfer::engine::{ClientId, Pooling, TokenLogprobs};
 use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::executor::{ActiveKernels, Batch, Kernels, KvDtype, Recorder, SequenceSlice};
+#[cfg(feature = "gpu")]
+use braidinfer::executor::{DeviceChoice, GpuChoice};
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
 use braidinfer::{Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, Output, RequestId, SamplingParams, Token};
@@ -70,7 +74,7 @@ impl Said {
 }
 
 /// Prompts of all lengths, many of which begin alike, greedy and sampled.
-fn requests(vocab: usize, context: usize, rng: &mut SmallRng) -> Vec<Asked> {
+fn requests(count: usize, vocab: usize, context: usize, rng: &mut SmallRng) -> Vec<Asked> {
     let beginnings: Vec<Vec<u32>> =
         (0..3).map(|_| (0..context / 2).map(|_| rng.random_range(0..vocab as u32)).collect()).collect();
     let request = |_| {
@@ -92,7 +96,7 @@ fn requests(vocab: usize, context: usize, rng: &mut SmallRng) -> Vec<Asked> {
         let cancelled_after = rng.random_bool(0.2).then(|| rng.random_range(0..8));
         Asked { prompt, params, cancelled_after }
     };
-    (0..REQUESTS).map(request).collect()
+    (0..count).map(request).collect()
 }
 
 /// The answer to a request that has the engine for itself.
@@ -159,8 +163,91 @@ fn company_changes_no_bit() {
     // keys, several residual streams, latent attention. Hybrids have a test of their own.
     let dense = ["llama", "qwen3", "gemma3", "mistral", "phi3-longrope", "ernie4_5"];
     for name in dense.into_iter().chain(["qwen3_moe", "gpt_oss-mxfp4", "gemma4", "gemma3n", "deepseek_v3"]) {
-        nothing_changes(name, &LoadOptions::default());
+        nothing_changes(name, REQUESTS, &LoadOptions::default());
     }
+}
+
+/// The device computes what greedy requests take, and gives out logits for the others.
+#[cfg(feature = "gpu")]
+#[test]
+fn company_changes_no_bit_on_a_gpu() {
+    if support::adapter().is_some() {
+        // Fewer: where a program behaves like a GPU, each step takes long.
+        nothing_changes("gemma3", REQUESTS / 3, &on_gpu());
+    }
+}
+
+#[cfg(feature = "gpu")]
+fn on_gpu() -> LoadOptions {
+    LoadOptions { device: DeviceChoice::Gpu(GpuChoice::Best), ..LoadOptions::default() }
+}
+
+#[cfg(feature = "gpu")]
+fn embedding(llm: &mut Llm, prompt: &[u32]) -> Vec<f32> {
+    llm.add_embedding(prompt.to_vec(), Pooling::Mean).expect("the request is sound");
+    loop {
+        for event in llm.step().expect("the step runs") {
+            if let Output::Embedding(embedding) = event.output.expect("it is computed") {
+                return embedding.values;
+            }
+        }
+    }
+}
+
+/// With drafts, which repeating prompts invite, and embeddings.
+#[cfg(feature = "gpu")]
+#[test]
+fn a_gpu_says_what_the_cpu_says() {
+    if support::adapter().is_none() {
+        return;
+    }
+    let exact = LoadOptions { precision: Precision::Exact, ..LoadOptions::default() };
+    let mut cpu = open(&demo(), exact.clone());
+    let mut gpu = open(&demo(), LoadOptions { precision: Precision::Exact, ..on_gpu() });
+    for prompt in [(100..150).collect::<Vec<u32>>(), [7, 8, 9, 10, 11].repeat(9), vec![1], (40..90).collect()] {
+        let params = SamplingParams { max_tokens: Some(48), ignore_eos: true, ..SamplingParams::default() };
+        let asked = Asked { prompt, params, cancelled_after: None };
+        assert_eq!(alone(&mut gpu, &asked).ids, alone(&mut cpu, &asked).ids);
+        let vectors = [&mut gpu, &mut cpu].map(|llm| embedding(llm, &asked.prompt));
+        let cosine: f32 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();
+        assert!(cosine > 0.9999, "embeddings have a cosine of {cosine}");
+    }
+    assert!(gpu.stats().accepted_tokens > 0, "nothing was drafted");
+}
+
+/// Requests that were begun go on, on the CPU, and say what they would have said.
+#[cfg(feature = "gpu")]
+#[test]
+fn requests_outlive_a_gpu_that_is_lost() {
+    if support::adapter().is_none() {
+        return;
+    }
+    let exact = |options| LoadOptions { precision: Precision::Exact, ..options };
+    let mut llm = open(&demo(), exact(LoadOptions::default()));
+    let params = SamplingParams { max_tokens: Some(40), ignore_eos: true, ..SamplingParams::default() };
+    let prompts = [vec![5, 6, 7], (30..90).collect::<Vec<u32>>()];
+    let asked = prompts.map(|prompt| Asked { prompt, params: params.clone(), cancelled_after: None });
+    let expected: Vec<Said> = asked.iter().map(|asked| alone(&mut llm, asked)).collect();
+    let mut llm = open(&demo(), exact(on_gpu()));
+    let requests = asked.map(|asked| llm.add(asked.prompt, &asked.params).expect("the request is sound"));
+    let mut said = vec![Said::default(); 2];
+    for step in 0.. {
+        if step == 10 {
+            assert!(llm.give_up_device(), "a GPU computes");
+        }
+        for event in llm.step().expect("the step runs, on the CPU if need be") {
+            let index = usize::from(event.request == requests[1]);
+            said[index].take(token(event));
+        }
+        if !llm.has_unfinished() {
+            break;
+        }
+    }
+    assert_eq!(said, expected);
+    let notices = llm.take_notices();
+    assert!(notices.len() == 1 && notices[0].contains("was lost") && notices[0].contains("on the CPU"), "{notices:?}");
+    assert!(llm.decoder().report().device.is_none());
+    nothing_is_left(&llm, "after the loss");
 }
 
 /// They are rounded once, when they are written, and the prefix cache reads what was written.
@@ -168,12 +255,12 @@ fn company_changes_no_bit() {
 fn company_changes_no_bit_of_quantized_keys_and_values() {
     for (name, kv_dtype) in [("llama", KvDtype::Q8_0), ("gemma3", KvDtype::Q4_0), ("deepseek_v3", KvDtype::Q8_0)] {
         let forced = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
-        nothing_changes(name, &LoadOptions { kv_dtype: Some(kv_dtype), ..forced });
+        nothing_changes(name, REQUESTS, &LoadOptions { kv_dtype: Some(kv_dtype), ..forced });
     }
 }
 
 /// Each request of many says the same alone, beside others, from the prefix cache and after it lost its place.
-fn nothing_changes(name: &str, options: &LoadOptions) {
+fn nothing_changes(name: &str, count: usize, options: &LoadOptions) {
     let fixture = Fixture::open(name);
     let source = &fixture.source;
     // Alone, nothing is guessed or found, either.
@@ -181,7 +268,7 @@ fn nothing_changes(name: &str, options: &LoadOptions) {
     let mut llm = open(source, plain);
     let (vocab, context) = (llm.spec().vocab_size, llm.context().min(256));
     let mut rng = SmallRng::seed_from_u64(7);
-    let asked = requests(vocab, context, &mut rng);
+    let asked = requests(count, vocab, context, &mut rng);
     let expected: Vec<Said> = asked.iter().map(|asked| alone(&mut llm, asked)).collect();
     let mut llm = open(source, options.clone());
     for at_once in [1, 3, 16] {

@@ -126,6 +126,7 @@ impl Chat {
             if interrupt::requested() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         drop(streaming);
+        self.llm.take_notices().iter().for_each(output::note);
         interrupt::forget_ctrl_c();
         output::print("\n")?;
         printed?;

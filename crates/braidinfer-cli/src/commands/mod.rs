@@ -6,6 +6,7 @@ pub mod chat;
 pub mod check;
 pub mod compare;
 pub mod completions;
+pub mod devices;
 pub mod diff;
 pub mod health;
 pub mod imatrix;

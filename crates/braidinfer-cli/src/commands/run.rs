@@ -57,6 +57,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let streaming = interrupt::Working::begin();
     let (completions, timings) = llm.stream(&[prompt], &params, &mut |event| printer.show(event))?;
     drop(streaming);
+    llm.take_notices().iter().for_each(output::note);
     printer.result?;
     let completion = &completions[0];
     if args.json { print_json(completion, llm.kernels(), load, timings) } else { output::print("\n") }

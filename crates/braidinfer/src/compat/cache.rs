@@ -34,7 +34,7 @@ pub(crate) struct VerdictCache {
 
 /// Fused kernels that a verdict is about.
 pub(crate) struct CheckedKernels<'a> {
-    pub(crate) isa: &'static str,
+    pub(crate) isa: String,
     pub(crate) plan: &'a KernelPlan,
     pub(crate) kv_cache: KvCacheConfig,
     /// Whether layers keep a state of each sequence.

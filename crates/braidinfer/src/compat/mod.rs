@@ -137,7 +137,7 @@ impl Subject<'_> {
         precision: Precision,
     ) -> Result<Checked> {
         let started = Instant::now();
-        let mut report = self.predict(fused.report().isa)?;
+        let mut report = self.predict(&fused.report().isa)?;
         report.precision = Some(precision);
         report.thoroughness = Some(thoroughness);
         let passages = self.passages()?;

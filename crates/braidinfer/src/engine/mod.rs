@@ -36,11 +36,11 @@ pub use softmax::argmax;
 pub use waiting::{Caller, ClientId};
 
 use self::pending_sample::{Chosen, PendingSample};
-use self::scheduler::{ScheduledSequence, ScheduledStep, Scheduler};
+use self::scheduler::{OutputKind, ScheduledSequence, ScheduledStep, Scheduler};
 use self::sequence::Sequence;
 use self::shadow_sample::ShadowSamples;
 use self::softmax::first_not_finite;
-use crate::executor::{Capabilities, Decoder, NoProbe, Outputs, ReadPattern};
+use crate::executor::{Argmax, Batch, Capabilities, Decoder, NoProbe, Outputs, ReadPattern};
 use crate::{Error, Result};
 
 /// Is told how the contents of the prefix cache change, after each step.
@@ -202,6 +202,24 @@ pub struct StepStats {
     pub took: Duration,
 }
 
+/// What a token is chosen by.
+#[derive(Clone, Copy)]
+enum NextToken<'a> {
+    Logits(&'a [f32]),
+    /// It was chosen by the decoder.
+    Argmax(Argmax),
+}
+
+impl NextToken<'_> {
+    /// Values that are finite unless the computation failed.
+    fn values(&self) -> &[f32] {
+        match self {
+            Self::Logits(logits) => logits,
+            Self::Argmax(argmax) => std::slice::from_ref(&argmax.logit),
+        }
+    }
+}
+
 /// How the choice of a sequence's next tokens ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Choice {
@@ -241,7 +259,10 @@ impl Engine {
             let expected = format!("at most the {} tokens of the key/value storage", kv_cache.capacity());
             return Err(Error::bad_request("context", expected, config.context));
         }
-        let Capabilities { same_bits_in_company, shares_prefixes, takes_back_drafts } = decoder.capabilities();
+        let Capabilities { same_bits_in_company, shares_prefixes, takes_back_drafts, computes_argmax } =
+            decoder.capabilities();
+        // What is compared with standard kernels are logits.
+        let computes_argmax = computes_argmax && config.shadow_share == 0.0;
         // If the rounding of a row depends on the other rows of its batch, a draft could change which token is chosen.
         let may_draft = takes_back_drafts && same_bits_in_company;
         let config = EngineConfig {
@@ -250,7 +271,8 @@ impl Engine {
             ..config
         };
         Ok(Self {
-            scheduler: Scheduler::new(kv_cache, decoder.spec().vocab_size, config, decoder.state()),
+            scheduler: Scheduler::new(kv_cache, decoder.spec().vocab_size, config, decoder.state())
+                .with_argmax(computes_argmax),
             decoder,
             may_draft,
             next_id: 0,
@@ -402,9 +424,24 @@ impl Engine {
     }
 
     /// Removes all sequences.
-    fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.scheduler.clear();
         self.parked.clear();
+    }
+
+    /// Gives up the decoder's devices as if they were lost; see [`Decoder::give_up_device`].
+    pub fn give_up_device(&mut self) -> bool {
+        self.decoder.give_up_device()
+    }
+
+    /// Goes on with another decoder of the same model, which computes all sequences anew.
+    pub fn replace_decoder(&mut self, decoder: Decoder<'static>) {
+        let Capabilities { same_bits_in_company, takes_back_drafts, computes_argmax, .. } = decoder.capabilities();
+        self.may_draft = takes_back_drafts && same_bits_in_company;
+        self.scheduler.config.prompt_lookup &= self.may_draft;
+        let computes_argmax = computes_argmax && self.scheduler.config.shadow_share == 0.0;
+        self.scheduler.restart(decoder.kv_cache().num_blocks, computes_argmax);
+        self.decoder = decoder;
     }
 
     /// The oldest sample that waits for its comparison with the standard kernels.
@@ -425,10 +462,10 @@ impl Engine {
     /// Runs one step: schedules, computes and samples. A step that only computes parts of prompts returns no outputs, nor does
     /// one that only waits for constraints.
     ///
-    /// An error removes all sequences.
+    /// An error removes all sequences, except after [`Error::ends_device`]: then they wait for [`Engine::replace_decoder`].
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
         let result = self.try_step();
-        if result.is_err() {
+        if result.as_ref().is_err_and(|error| !error.ends_device()) {
             // No sequence of a batch may stay half computed.
             self.clear();
         }
@@ -451,7 +488,7 @@ impl Engine {
         let started = Instant::now();
         let mut outputs = Vec::new();
         self.resume_parked(started, &mut outputs);
-        let mut step = self.schedule(&mut outputs);
+        let mut step = self.schedule(&mut outputs)?;
         if step.sequences.is_empty() {
             if outputs.is_empty() && self.has_unfinished() {
                 self.wait_for_parked(&mut outputs)?;
@@ -461,19 +498,20 @@ impl Engine {
         }
         self.ask_masks(&step);
         let computed = self.compute(&step)?;
-        let wanted = (step.batch.logits_rows.len(), step.batch.hidden_rows.len());
-        let found = (computed.logits.rows(), computed.hidden.len());
+        let Batch { logits_rows, argmax_rows, hidden_rows, .. } = &step.batch;
+        let wanted = [logits_rows, argmax_rows, hidden_rows].map(Vec::len);
+        let found = [computed.logits.rows(), computed.argmax.len(), computed.hidden.len()];
         if found != wanted {
             return Err(Error::Internal(format!(
-                "{wanted:?} rows of logits and hidden states were wanted, {found:?} came"
+                "{wanted:?} rows of logits, likeliest tokens and hidden states were wanted, {found:?} came"
             )));
         }
-        let (mut logits_row, mut hidden_row) = (0, 0);
+        let mut next_row = [0; 3];
         let until = Instant::now() + CONSTRAINT_PATIENCE;
         let tokens = step.tokens();
         let sequences = step.sequences.len();
         for scheduled in std::mem::take(&mut step.sequences) {
-            let row = if scheduled.is_embedding { &mut hidden_row } else { &mut logits_row };
+            let row = &mut next_row[scheduled.kind as usize];
             let first = *row;
             *row += scheduled.wanted.len();
             self.advance(scheduled, &computed, first, until, &mut outputs);
@@ -492,7 +530,9 @@ impl Engine {
     }
 
     /// The next step, with memory for it. A sequence for which there is none ends, with an error in `failed`; the others go on.
-    fn schedule(&mut self, failed: &mut Vec<StepOutput>) -> ScheduledStep {
+    ///
+    /// Fails if the device of the decoder is lost.
+    fn schedule(&mut self, failed: &mut Vec<StepOutput>) -> Result<ScheduledStep> {
         let mut restored = Vec::new();
         loop {
             let mut step = self.scheduler.schedule();
@@ -500,6 +540,7 @@ impl Engine {
             let refused = match self.decoder.reserve(&step.batch) {
                 Ok(()) if step.sequences.is_empty() && self.parked.is_empty() => self.scheduler.starved(),
                 Ok(()) => None,
+                Err(error) if error.ends_device() => return Err(error),
                 Err(error) => {
                     // Sequences wait for blocks that there is memory for, as they would in a smaller cache.
                     self.scheduler.limit_blocks(self.decoder.reserved_blocks());
@@ -508,7 +549,7 @@ impl Engine {
             };
             let Some((sequence, error)) = refused else {
                 step.restored = restored;
-                return step;
+                return Ok(step);
             };
             self.scheduler.remove(sequence);
             failed.push(StepOutput { sequence, output: Err(error) });
@@ -557,11 +598,16 @@ impl Engine {
         until: Instant,
         outputs: &mut Vec<StepOutput>,
     ) {
-        if scheduled.is_embedding {
+        let kind = scheduled.kind;
+        if kind == OutputKind::Hidden {
             return self.advance_embedding(&scheduled, &computed.hidden[row..], outputs);
         }
         let mut pending = PendingSample::new(scheduled);
-        match self.choose(&mut pending, &|index| computed.logits.row(row + index), until, outputs) {
+        let next = |index| match kind {
+            OutputKind::Argmax => NextToken::Argmax(computed.argmax[row + index]),
+            OutputKind::Logits | OutputKind::Hidden => NextToken::Logits(computed.logits.row(row + index)),
+        };
+        match self.choose(&mut pending, &next, until, outputs) {
             Choice::Waits => {
                 pending.keep(&computed.logits, row);
                 self.park(pending);
@@ -587,7 +633,7 @@ impl Engine {
             // If it was preempted, nothing of it is computed any more.
             let is_computed = sequence.pending() == 0;
             let (rows, first) = (pending.take_kept(), pending.next);
-            let choice = self.choose(&mut pending, &|index| &rows[index - first], until, outputs);
+            let choice = self.choose(&mut pending, &|index| NextToken::Logits(&rows[index - first]), until, outputs);
             if choice != Choice::Waits {
                 self.finish(&pending, choice, is_computed);
                 continue;
@@ -662,7 +708,7 @@ impl Engine {
     fn choose<'a>(
         &mut self,
         pending: &mut PendingSample,
-        row: &dyn Fn(usize) -> &'a [f32],
+        row: &dyn Fn(usize) -> NextToken<'a>,
         until: Instant,
         outputs: &mut Vec<StepOutput>,
     ) -> Choice {
@@ -678,24 +724,32 @@ impl Engine {
     fn choose_tokens<'a>(
         &mut self,
         pending: &mut PendingSample,
-        row: &dyn Fn(usize) -> &'a [f32],
+        row: &dyn Fn(usize) -> NextToken<'a>,
         until: Instant,
         emit: &mut dyn FnMut(SampledToken),
     ) -> Result<Choice> {
         let (context, id) = (self.scheduler.config.context, pending.scheduled.sequence);
         while let Some(position) = pending.scheduled.wanted.get(pending.next).copied() {
             let index = pending.next;
-            let logits = row(index);
-            self.check_finite(id, logits)?;
+            let next = row(index);
+            self.check_finite(id, next.values())?;
             let sequence = self.scheduler.sequence_that_ran(id)?;
             if position + 1 < sequence.tokens.len() {
-                sequence.record_prompt_logprobs(position, logits);
+                if let NextToken::Logits(logits) = next {
+                    sequence.record_prompt_logprobs(position, logits);
+                }
                 pending.next += 1;
                 continue;
             }
-            let Some(chosen) = pending.choose(sequence, logits, until)? else { return Ok(Choice::Waits) };
+            let chosen = match next {
+                NextToken::Argmax(argmax) => Some(Chosen { id: argmax.token, logprobs: None, is_complete: false }),
+                NextToken::Logits(logits) => pending.choose(sequence, logits, until)?,
+            };
+            let Some(chosen) = chosen else { return Ok(Choice::Waits) };
             let prompt = (sequence.tokens.len() == sequence.prompt_len).then(|| sequence.prompt_info());
-            self.shadow_samples.offer(&sequence.tokens, logits);
+            if let NextToken::Logits(logits) = next {
+                self.shadow_samples.offer(&sequence.tokens, logits);
+            }
             let Chosen { id: token, logprobs, is_complete } = chosen;
             let finished = sequence.append(token, is_complete, context);
             let is_end = finished == Some(FinishReason::Stop) && sequence.is_end(token);

@@ -37,6 +37,8 @@ pub(super) struct Scheduler {
     window: Option<usize>,
     /// Most prompt tokens whose logits are computed in one step.
     most_logits_rows: usize,
+    /// Whether the decoder finds likeliest tokens itself.
+    computes_argmax: bool,
     pool: BlockPool,
     /// Slots for recurrent states of running sequences and of cached prefixes, if layers have such states.
     states: Option<StateSlots>,
@@ -89,6 +91,17 @@ pub(super) struct ScheduledStep {
     prompt_logits_rows: usize,
 }
 
+/// What is wanted of a sequence's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OutputKind {
+    /// Logits.
+    Logits,
+    /// Nothing but the likeliest next token.
+    Argmax,
+    /// Hidden states.
+    Hidden,
+}
+
 /// The tokens of one sequence in a step.
 #[derive(Debug)]
 pub(super) struct ScheduledSequence {
@@ -99,8 +112,8 @@ pub(super) struct ScheduledSequence {
     /// rows.
     pub(super) wanted: Vec<usize>,
     pub(super) is_decoding: bool,
-    /// Whether hidden states are wanted and no logits.
-    pub(super) is_embedding: bool,
+    /// What is wanted of these positions.
+    pub(super) kind: OutputKind,
     /// Draft tokens after the newest token; `positions` includes theirs.
     pub(super) draft: Vec<u32>,
 }
@@ -151,6 +164,11 @@ impl ScheduledStep {
 }
 
 impl Scheduler {
+    /// Lets the decoder find likeliest tokens itself, where nothing else is needed.
+    pub(super) fn with_argmax(self, computes_argmax: bool) -> Self {
+        Self { computes_argmax, ..self }
+    }
+
     /// If layers have recurrent states, as many slots as for running sequences are added for the states of cached prefixes.
     pub(super) fn new(kv_cache: KvCacheConfig, vocab_size: usize, config: EngineConfig, state: LayerState) -> Self {
         let slots = || BlockPool::new(state_slots(config.max_sequences));
@@ -159,6 +177,7 @@ impl Scheduler {
             // Whatever is read, the block that is being filled is needed.
             window: state.window.map(|window| window.max(1)),
             most_logits_rows: (PROMPT_LOGITS / vocab_size).max(1),
+            computes_argmax: false,
             config,
             block_size: kv_cache.block_size,
             num_blocks: kv_cache.num_blocks,
@@ -273,6 +292,17 @@ impl Scheduler {
             let mut sequence = self.running.remove(index);
             self.release_state(&mut sequence);
         }
+    }
+
+    /// Lets all sequences be computed anew, with another decoder, which has these blocks.
+    pub(super) fn restart(&mut self, num_blocks: usize, computes_argmax: bool) {
+        while let Some(last) = self.running.len().checked_sub(1) {
+            self.preempt(last);
+        }
+        self.forget_cached();
+        self.num_blocks = self.num_blocks.min(num_blocks);
+        self.pool.limit(self.num_blocks);
+        self.computes_argmax = computes_argmax;
     }
 
     /// Removes all sequences and empties the prefix cache, because after a failed step the contents of blocks are unknown.
@@ -414,13 +444,17 @@ impl Scheduler {
         };
         let first_row = step.batch.token_ids.len();
         step.batch.push(&[&sequence.tokens[known], &draft].concat(), slice, 0);
-        let (is_decoding, is_embedding) = (sequence.is_decoding(), sequence.is_embedding());
+        let is_decoding = sequence.is_decoding();
         if is_decoding {
             sequence.decoded_in = self.steps;
         }
-        let rows = if is_embedding { &mut step.batch.hidden_rows } else { &mut step.batch.logits_rows };
+        let (kind, rows) = match (sequence.is_embedding(), self.computes_argmax && sequence.needs_only_argmax()) {
+            (true, _) => (OutputKind::Hidden, &mut step.batch.hidden_rows),
+            (false, true) => (OutputKind::Argmax, &mut step.batch.argmax_rows),
+            (false, false) => (OutputKind::Logits, &mut step.batch.logits_rows),
+        };
         rows.extend(wanted.iter().map(|position| first_row + position - positions.start));
-        step.sequences.push(ScheduledSequence { sequence: id, positions, wanted, is_decoding, is_embedding, draft });
+        step.sequences.push(ScheduledSequence { sequence: id, positions, wanted, is_decoding, kind, draft });
         Some(chunk)
     }
 

@@ -151,6 +151,15 @@ impl Sequence {
         self.params.prompt_logprobs.is_some() && self.tokens.len() == self.prompt_len
     }
 
+    /// Whether the choice of its next tokens depends on nothing but which one is likeliest.
+    pub(super) fn needs_only_argmax(&self) -> bool {
+        let params = &self.params;
+        let is_plain = params.logit_bias.is_empty() && !params.has_penalties() && params.logprobs.is_none();
+        let may_end = self.tokens.len() - self.prompt_len >= params.min_tokens;
+        let has_constraint = self.constraint.is_some() || self.wants_prompt_logprobs();
+        params.temperature == 0.0 && is_plain && may_end && !has_constraint
+    }
+
     /// Whether hidden states are pooled and no tokens are generated.
     pub(super) fn is_embedding(&self) -> bool {
         self.pooling.is_some()

@@ -18,6 +18,9 @@ pub struct Batch {
     pub sequences: Vec<SequenceSlice>,
     /// Indices into `token_ids` of the tokens whose logits to return.
     pub logits_rows: Vec<usize>,
+    /// Indices into `token_ids` of the tokens of which only the likeliest next token is needed.
+    #[serde(default)]
+    pub argmax_rows: Vec<usize>,
     /// Indices into `token_ids` of the tokens whose hidden state after the final norm to return.
     pub hidden_rows: Vec<usize>,
 }
@@ -100,7 +103,9 @@ impl Batch {
                 self.token_ids.len(),
             ));
         }
-        for (name, rows) in [("logits_row", &self.logits_rows), ("hidden_row", &self.hidden_rows)] {
+        for (name, rows) in
+            [("logits_row", &self.logits_rows), ("argmax_row", &self.argmax_rows), ("hidden_row", &self.hidden_rows)]
+        {
             if let Some(row) = rows.iter().find(|row| **row >= tokens) {
                 return Err(Error::bad_request(name, format!("an index below {tokens}"), row));
             }

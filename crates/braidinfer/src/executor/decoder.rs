@@ -8,8 +8,8 @@ use braidinfer_model::DecoderSpec;
 use super::rope_history::RopeHistory;
 use super::route::Route;
 use super::{
-    ActiveKernels, Batch, Capabilities, ExecutorReport, KernelPlan, KvCacheConfig, LayerRunner, LayerState, Logits,
-    NoProbe, Outputs, Probe, ReadPattern, Step, WantedRows,
+    ActiveKernels, Argmax, Batch, Capabilities, ExecutorReport, KernelPlan, KvCacheConfig, LayerRunner, LayerState,
+    Logits, NoProbe, Outputs, Probe, ReadPattern, Step, WantedRows,
 };
 use crate::{Error, Result};
 
@@ -109,11 +109,12 @@ impl<'a> Decoder<'a> {
             // The cached keys of a prefix are rotated for the length of the sequence that they were computed for.
             shares_prefixes: self.rope_history.is_none(),
             takes_back_drafts: self.rope_history.is_none(),
+            computes_argmax: true,
         };
         for runner in &self.runners {
             promised = promised.and(runner.capabilities());
         }
-        promised
+        Capabilities { computes_argmax: self.runners[self.route.head].capabilities().computes_argmax, ..promised }
     }
 
     /// Bytes stored per token and per sequence, summed over all layers.
@@ -250,6 +251,11 @@ impl<'a> Decoder<'a> {
         self.runners.iter_mut().try_for_each(|runner| runner.release_storage())
     }
 
+    /// Gives up the devices of all runners as if they were lost, to see what follows from it. Returns whether there are any.
+    pub fn give_up_device(&mut self) -> bool {
+        self.runners.iter_mut().fold(false, |any, runner| any | runner.give_up_device())
+    }
+
     /// Whether a runner keeps state per sequence for one of its layers.
     fn keeps_state(&self, runner: usize) -> bool {
         let state = |layer| self.runners[runner].layer_state(layer, &self.plan);
@@ -297,21 +303,38 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    /// The outputs that the batch asks for; many rows of logits are computed in chunks.
+    /// The outputs that the batch asks for; many rows are computed in chunks.
     fn outputs(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
+        let vocab_size = self.spec.vocab_size;
         let runner = &mut self.runners[self.route.head];
-        let Batch { logits_rows, hidden_rows, .. } = step.batch;
-        let (first, more) = logits_rows.split_at(logits_rows.len().min(HEAD_ROWS));
-        let outputs = runner.head(WantedRows { logits: first, hidden: hidden_rows }, step, probe)?;
-        if more.is_empty() {
-            return Ok(outputs);
+        let Batch { logits_rows, argmax_rows, hidden_rows, .. } = step.batch;
+        let (computed, others) = match runner.capabilities().computes_argmax {
+            true => (&argmax_rows[..], &[][..]),
+            false => (&[][..], &argmax_rows[..]),
+        };
+        let part = |rows: &'_ [usize], chunk: usize| {
+            let from = (chunk * HEAD_ROWS).min(rows.len());
+            from..rows.len().min(from + HEAD_ROWS)
+        };
+        let wanted = WantedRows {
+            logits: &logits_rows[part(logits_rows, 0)],
+            argmax: &computed[part(computed, 0)],
+            hidden: hidden_rows,
+        };
+        let mut outputs = runner.head(wanted, step, probe)?;
+        for chunk in 1..logits_rows.len().max(computed.len()).div_ceil(HEAD_ROWS) {
+            let (logits, argmax) = (&logits_rows[part(logits_rows, chunk)], &computed[part(computed, chunk)]);
+            let more = runner.head(WantedRows { logits, argmax, hidden: &[] }, step, probe)?;
+            let mut values = outputs.logits.into_values();
+            values.reserve_exact((logits_rows.len() - chunk * HEAD_ROWS.min(logits_rows.len())) * vocab_size);
+            values.extend_from_slice(more.logits.values());
+            outputs.logits = Logits::new(values, vocab_size);
+            outputs.argmax.extend(more.argmax);
         }
-        let mut logits = outputs.logits.into_values();
-        logits.reserve_exact(more.len() * self.spec.vocab_size);
-        for rows in more.chunks(HEAD_ROWS) {
-            let part = runner.head(WantedRows { logits: rows, hidden: &[] }, step, probe)?;
-            logits.extend_from_slice(part.logits.values());
+        for rows in others.chunks(HEAD_ROWS) {
+            let logits = runner.head(WantedRows { logits: rows, ..WantedRows::default() }, step, probe)?.logits;
+            outputs.argmax.extend((0..logits.rows()).map(|row| Argmax::of(logits.row(row))));
         }
-        Ok(Outputs { logits: Logits::new(logits, self.spec.vocab_size), hidden: outputs.hidden })
+        Ok(outputs)
     }
 }

@@ -3,20 +3,56 @@
 use std::fmt;
 use std::str::FromStr;
 
+use braidinfer_model::{DecoderSpec, Weights};
 use candle_core::Device;
 
+use super::standard::LoadProgress;
+use super::{Decoder, KvCacheConfig};
 use crate::{Error, Result};
 
-/// A device by name: `cpu`, `cuda`, `cuda:N` or `metal`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// A device by name: `cpu`, `auto`, `gpu`, `gpu:N`, a part of a GPU's name, `cuda`, `cuda:N` or `metal`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
     /// The CPU.
     #[default]
     Cpu,
-    /// An NVIDIA GPU by index.
+    /// The best GPU, if there is one that can compute the model, or else the CPU.
+    Auto,
+    /// A GPU through Vulkan, Metal or DirectX 12.
+    Gpu(GpuChoice),
+    /// An NVIDIA GPU by index, for standard kernels.
     Cuda(usize),
-    /// An Apple GPU.
+    /// An Apple GPU, for standard kernels.
     Metal,
+}
+
+/// Which GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GpuChoice {
+    /// The best one; a program that behaves like one only where there is nothing else.
+    Best,
+    /// By its number.
+    Index(usize),
+    /// By a part of its name.
+    Name(String),
+}
+
+/// The GPU that a model is computed on.
+#[derive(Debug, Clone)]
+pub(crate) struct ChosenGpu {
+    index: usize,
+    /// Adapter and driver.
+    pub(crate) name: String,
+    /// Largest part of its memory that can be read as a whole, in bytes.
+    max_binding_bytes: usize,
+}
+
+impl ChosenGpu {
+    /// Tokens whose keys a layer can read, at most.
+    pub(crate) fn most_tokens(&self, spec: &DecoderSpec) -> usize {
+        let widths = (0..spec.layers.len()).map(|layer| spec.key_value_width(layer) * size_of::<f32>());
+        self.max_binding_bytes / widths.max().unwrap_or(0).max(1)
+    }
 }
 
 impl FromStr for DeviceChoice {
@@ -25,14 +61,22 @@ impl FromStr for DeviceChoice {
     fn from_str(name: &str) -> Result<Self> {
         match name {
             "cpu" => return Ok(Self::Cpu),
+            "auto" => return Ok(Self::Auto),
+            "gpu" => return Ok(Self::Gpu(GpuChoice::Best)),
             "metal" => return Ok(Self::Metal),
             "cuda" => return Ok(Self::Cuda(0)),
             _ => {}
         }
-        let index = name.strip_prefix("cuda:").and_then(|index| index.parse().ok());
-        index
-            .map(Self::Cuda)
-            .ok_or_else(|| Error::bad_request("device", "cpu, cuda, cuda:N or metal", format!("`{name}`")))
+        let numbered = |kind: &str| name.strip_prefix(kind).map(str::parse::<usize>);
+        match (numbered("cuda:"), numbered("gpu:")) {
+            (Some(Ok(index)), _) => Ok(Self::Cuda(index)),
+            (_, Some(Ok(index))) => Ok(Self::Gpu(GpuChoice::Index(index))),
+            (None, None) if !name.trim().is_empty() => Ok(Self::Gpu(GpuChoice::Name(name.to_owned()))),
+            _ => {
+                let expected = "cpu, auto, gpu, gpu:N, a GPU's name, cuda, cuda:N or metal";
+                Err(Error::bad_request("device", expected, format!("`{name}`")))
+            }
+        }
     }
 }
 
@@ -40,6 +84,10 @@ impl fmt::Display for DeviceChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cpu => f.write_str("cpu"),
+            Self::Auto => f.write_str("auto"),
+            Self::Gpu(GpuChoice::Best) => f.write_str("gpu"),
+            Self::Gpu(GpuChoice::Index(index)) => write!(f, "gpu:{index}"),
+            Self::Gpu(GpuChoice::Name(name)) => f.write_str(name),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
             Self::Metal => f.write_str("metal"),
         }
@@ -50,23 +98,109 @@ impl DeviceChoice {
     /// Names of the devices that this build supports.
     pub fn available() -> Vec<&'static str> {
         let mut names = vec!["cpu"];
-        if cfg!(feature = "cuda") {
-            names.push("cuda");
-        }
-        if cfg!(feature = "metal") {
-            names.push("metal");
+        for (name, has) in
+            [("gpu", cfg!(feature = "gpu")), ("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))]
+        {
+            names.extend(has.then_some(name));
         }
         names
     }
 
-    /// Opens the device. Fails if this build or machine does not have it.
-    pub(crate) fn open(self) -> Result<Device> {
+    /// Whether Candle computes on a GPU, in standard kernels.
+    pub fn is_of_candle(&self) -> bool {
+        matches!(self, Self::Cuda(_) | Self::Metal)
+    }
+
+    /// Opens the device that standard kernels run on. Fails if this build or machine does not have it.
+    pub(crate) fn open(&self) -> Result<Device> {
         let opened = match self {
-            Self::Cpu => return Ok(Device::Cpu),
-            Self::Cuda(index) => Device::new_cuda(index),
+            Self::Cpu | Self::Auto | Self::Gpu(_) => return Ok(Device::Cpu),
+            Self::Cuda(index) => Device::new_cuda(*index),
             Self::Metal => Device::new_metal(0),
         };
         let known = Self::available().join(", ");
-        opened.map_err(|error| Error::Unsupported(format!("device {self}: {error}; this build knows: {known}")))
+        // Candle adds a backtrace where it was asked for one.
+        let first_line = |error: candle_core::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+        opened.map_err(|error| {
+            Error::Unsupported(format!("device {self}: {}; this build knows: {known}", first_line(error)))
+        })
     }
+
+    /// The GPU to compute a model on; `None` for the CPU, and for Candle's devices. Where none was asked for by name and none can
+    /// be used, `notes` says why.
+    ///
+    /// Fails if there is no such GPU, or if it cannot compute this model.
+    pub(crate) fn gpu(&self, spec: &DecoderSpec, notes: &mut Vec<String>) -> Result<Option<ChosenGpu>> {
+        match self {
+            Self::Cpu | Self::Cuda(_) | Self::Metal => Ok(None),
+            Self::Gpu(choice) => find(choice, spec).map(Some),
+            Self::Auto => match find_hardware(spec) {
+                Ok(found) => Ok(Some(found)),
+                Err(error) => {
+                    notes.push(format!("runs on the CPU: {error}"));
+                    Ok(None)
+                }
+            },
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+fn find(choice: &GpuChoice, spec: &DecoderSpec) -> Result<ChosenGpu> {
+    let adapters = braidinfer_gpu::Adapters::find();
+    let adapter = match choice {
+        GpuChoice::Best => adapters.first(),
+        GpuChoice::Index(index) => adapters.numbered(*index),
+        GpuChoice::Name(name) => adapters.named(name),
+    };
+    chosen(adapter?, spec)
+}
+
+/// The best one that is no program.
+#[cfg(feature = "gpu")]
+fn find_hardware(spec: &DecoderSpec) -> Result<ChosenGpu> {
+    chosen(braidinfer_gpu::Adapters::find().best()?, spec)
+}
+
+#[cfg(feature = "gpu")]
+fn chosen(adapter: &braidinfer_gpu::AdapterDescription, spec: &DecoderSpec) -> Result<ChosenGpu> {
+    super::gpu::check(spec)?;
+    let max_binding_bytes = adapter.max_binding_bytes.min(adapter.max_buffer_bytes) as usize;
+    Ok(ChosenGpu { index: adapter.index, name: adapter.to_string(), max_binding_bytes })
+}
+
+/// Loads a model onto a GPU.
+#[cfg(feature = "gpu")]
+pub(crate) fn load_on_gpu(
+    gpu: &ChosenGpu,
+    spec: DecoderSpec,
+    weights: &Weights,
+    kv_cache: KvCacheConfig,
+    progress: LoadProgress,
+) -> Result<Decoder<'static>> {
+    super::gpu::load(spec, weights, &super::gpu::GpuOptions { adapter: gpu.index, kv_cache }, progress)
+}
+
+#[cfg(not(feature = "gpu"))]
+fn find(_choice: &GpuChoice, _spec: &DecoderSpec) -> Result<ChosenGpu> {
+    Err(Error::Unsupported(format!(
+        "this build has no kernels for GPUs; it knows: {}",
+        DeviceChoice::available().join(", ")
+    )))
+}
+
+#[cfg(not(feature = "gpu"))]
+fn find_hardware(spec: &DecoderSpec) -> Result<ChosenGpu> {
+    find(&GpuChoice::Best, spec)
+}
+
+#[cfg(not(feature = "gpu"))]
+pub(crate) fn load_on_gpu(
+    gpu: &ChosenGpu,
+    spec: DecoderSpec,
+    _weights: &Weights,
+    _kv_cache: KvCacheConfig,
+    _progress: LoadProgress,
+) -> Result<Decoder<'static>> {
+    find(&GpuChoice::Index(gpu.index), &spec).and(Err(Error::Internal("a GPU without kernels".into())))
 }

@@ -7,6 +7,8 @@ mod branch_norms;
 mod decoder;
 mod device;
 pub mod fused;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod keys;
 mod latent;
 mod pipeline;
@@ -26,13 +28,14 @@ pub use batch::{Batch, SequenceSlice};
 pub use braidinfer_kernels::ceilings::ReadPattern;
 pub use decoder::Decoder;
 pub(crate) use decoder::HEAD_ROWS;
-pub use device::DeviceChoice;
+pub(crate) use device::{ChosenGpu, load_on_gpu};
+pub use device::{DeviceChoice, GpuChoice};
 pub(crate) use pipeline::{EndsRunner, StagesRunner};
 pub use pipeline::{Stage, StageConnection};
 pub use plan::{KernelPlan, LevelCount, PlannedProjection};
 pub use probe::{NoProbe, Probe, RecordedActivation, Recorder};
 pub(crate) use recurrence::heads_per_part;
-pub use report::ExecutorReport;
+pub use report::{DeviceReport, ExecutorReport};
 pub use runner::{Capabilities, LayerRunner, LayerState, Step, WantedRows};
 
 /// The kernels that the user asks for.
@@ -162,6 +165,8 @@ impl KvDtype {
 pub struct Outputs {
     /// One row for each of [`Batch::logits_rows`].
     pub logits: Logits,
+    /// One for each of [`Batch::argmax_rows`].
+    pub argmax: Vec<Argmax>,
     /// The hidden state after the final norm, `[hidden_size]`, for each of [`Batch::hidden_rows`].
     pub hidden: Vec<Vec<f32>>,
 }
@@ -169,7 +174,32 @@ pub struct Outputs {
 impl Outputs {
     /// The outputs of a batch without tokens.
     fn none(vocab_size: usize) -> Self {
-        Self { logits: Logits::new(Vec::new(), vocab_size), hidden: Vec::new() }
+        Self { logits: Logits::new(Vec::new(), vocab_size), argmax: Vec::new(), hidden: Vec::new() }
+    }
+}
+
+/// The likeliest next token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Argmax {
+    /// Its id, the lowest one of equals.
+    pub token: u32,
+    /// Its logit; not finite if any logit of the row is not.
+    pub logit: f32,
+}
+
+impl Argmax {
+    /// Of a row of logits.
+    fn of(logits: &[f32]) -> Self {
+        let mut best = Self { token: 0, logit: f32::NEG_INFINITY };
+        for (token, logit) in logits.iter().enumerate() {
+            if !logit.is_finite() {
+                return Self { token: token as u32, logit: *logit };
+            }
+            if *logit > best.logit {
+                best = Self { token: token as u32, logit: *logit };
+            }
+        }
+        best
     }
 }
 

@@ -161,13 +161,14 @@ impl LayerRunner for StagesRunner {
     fn report(&self, plan: &KernelPlan) -> ExecutorReport {
         ExecutorReport {
             kernels: ActiveKernels::Fused,
-            isa: self.isa,
+            isa: self.isa.to_owned(),
             threads: 0,
             weight_bytes: 0,
             pack_time: None,
             levels: plan.summary(),
             main_level: plan.main_level(),
             kv_dtypes: plan.kv_dtypes.clone(),
+            device: None,
         }
     }
 
@@ -195,7 +196,7 @@ impl LayerRunner for StagesRunner {
         Err(elsewhere("output head"))
     }
 
-    fn hidden(&self) -> Result<Vec<f32>> {
+    fn hidden(&mut self) -> Result<Vec<f32>> {
         Ok(self.hidden.clone())
     }
 
@@ -262,7 +263,7 @@ impl LayerRunner for EndsRunner {
         self.runner.head(rows, Step { plan: &self.plan, ..step }, probe)
     }
 
-    fn hidden(&self) -> Result<Vec<f32>> {
+    fn hidden(&mut self) -> Result<Vec<f32>> {
         self.runner.hidden()
     }
 

@@ -11,8 +11,8 @@ use super::{ActiveKernels, KvDtype, LevelCount};
 pub struct ExecutorReport {
     /// Standard, fused, or a mix of both.
     pub kernels: ActiveKernels,
-    /// The instruction set of the fused kernels, or `candle`.
-    pub isa: &'static str,
+    /// The instruction set of the fused kernels, the adapter and its driver, or `candle`.
+    pub isa: String,
     /// Number of compute threads, including the calling thread.
     pub threads: usize,
     /// In-memory size of the projections of all layers and of the output head, in bytes: what one decode step reads,
@@ -26,4 +26,23 @@ pub struct ExecutorReport {
     pub main_level: NumericLevel,
     /// KV data type of each layer.
     pub kv_dtypes: Vec<KvDtype>,
+    /// The GPU, if one computes.
+    pub device: Option<DeviceReport>,
+}
+
+/// A GPU, and what it was used for since the model was loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// Adapter and driver.
+    pub name: String,
+    /// Bytes of its memory that are in use: weights, keys and values, activations.
+    pub allocated_bytes: u64,
+    /// Kernels that ran.
+    pub dispatches: u64,
+    /// Times that it was given commands.
+    pub submissions: u64,
+    /// Bytes that were read back.
+    pub bytes_read: u64,
+    /// Bytes that were uploaded.
+    pub bytes_written: u64,
 }

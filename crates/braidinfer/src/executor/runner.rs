@@ -18,6 +18,8 @@ pub struct Step<'a> {
 pub struct WantedRows<'a> {
     /// Rows whose logits are requested.
     pub logits: &'a [usize],
+    /// Rows of which only the likeliest next token is requested; none of a runner that does not compute it.
+    pub argmax: &'a [usize],
     /// Rows whose hidden state after the final norm is requested.
     pub hidden: &'a [usize],
 }
@@ -72,7 +74,7 @@ pub trait LayerRunner: Send {
     fn head(&mut self, rows: WantedRows<'_>, step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs>;
 
     /// A copy of the residual stream, `[T, stream_width]`: all streams of a token side by side.
-    fn hidden(&self) -> Result<Vec<f32>>;
+    fn hidden(&mut self) -> Result<Vec<f32>>;
 
     /// Sets the residual stream to `hidden`, `[T, stream_width]`.
     fn set_hidden(&mut self, hidden: &[f32]) -> Result<()>;
@@ -99,6 +101,11 @@ pub trait LayerRunner: Send {
     fn release_storage(&mut self) -> Result<()> {
         Ok(())
     }
+
+    /// Gives its device up as if that was lost, to see what follows from it. Returns whether it has one.
+    fn give_up_device(&mut self) -> bool {
+        false
+    }
 }
 
 /// What a runner guarantees.
@@ -111,6 +118,8 @@ pub struct Capabilities {
     pub shares_prefixes: bool,
     /// After a step, the last [`super::SequenceSlice::draft_len`] tokens of a sequence can be rolled back.
     pub takes_back_drafts: bool,
+    /// Finds likeliest tokens itself, for which logits need not leave a device.
+    pub computes_argmax: bool,
 }
 
 impl Capabilities {
@@ -120,6 +129,7 @@ impl Capabilities {
             same_bits_in_company: self.same_bits_in_company && other.same_bits_in_company,
             shares_prefixes: self.shares_prefixes && other.shares_prefixes,
             takes_back_drafts: self.takes_back_drafts && other.takes_back_drafts,
+            computes_argmax: self.computes_argmax && other.computes_argmax,
         }
     }
 }
@@ -183,7 +193,7 @@ impl LayerRunner for &mut (dyn LayerRunner + '_) {
         (**self).head(rows, step, probe)
     }
 
-    fn hidden(&self) -> Result<Vec<f32>> {
+    fn hidden(&mut self) -> Result<Vec<f32>> {
         (**self).hidden()
     }
 
@@ -205,5 +215,9 @@ impl LayerRunner for &mut (dyn LayerRunner + '_) {
 
     fn release_storage(&mut self) -> Result<()> {
         (**self).release_storage()
+    }
+
+    fn give_up_device(&mut self) -> bool {
+        (**self).give_up_device()
     }
 }

@@ -205,7 +205,9 @@ impl EngineThread {
     }
 
     fn step(&mut self) {
-        match self.llm.step() {
+        let stepped = self.llm.step();
+        self.llm.take_notices().iter().for_each(|notice| self.observer.notice(notice));
+        match stepped {
             Ok(events) => {
                 self.observer.step(&self.llm.stats().last_step);
                 events.into_iter().for_each(|event| self.deliver(event));

@@ -66,6 +66,11 @@ pub trait EngineObserver: Send + Sync {
         let _ = error;
     }
 
+    /// Something happened that people should know, such as the loss of a GPU after which the model runs on the CPU.
+    fn notice(&self, notice: &str) {
+        let _ = notice;
+    }
+
     /// A step failed, which ended all answers.
     fn step_failed(&self, error: &Error) {
         let _ = error;

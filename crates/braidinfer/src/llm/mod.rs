@@ -17,7 +17,7 @@ use crate::engine::{
     Pooling, PromptInfo, Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
 };
 use crate::executor::standard::LoadProgress;
-use crate::executor::{ActiveKernels, Decoder, ReadPattern};
+use crate::executor::{ActiveKernels, Decoder, DeviceChoice, ReadPattern};
 use crate::loading::{LoadOptions, Loaded, ModelParts};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::threads::Threads;
@@ -113,14 +113,30 @@ pub struct Llm {
     text: Arc<ModelText>,
     notes: Vec<String>,
     threads: Threads,
+    /// Loads the model for the CPU, if it runs on a GPU.
+    on_cpu: Option<OnCpu>,
+    /// What happened that people should know, and were not told yet.
+    notices: Vec<String>,
 }
+
+/// Loads a model for the CPU.
+type OnCpu = Box<dyn Fn() -> Result<Loaded> + Send>;
 
 impl Llm {
     /// Opens a model. `progress` is called with the number of layers loaded so far.
     pub fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
         let mut parts = ModelParts::open(source, options, progress)?;
         let loaded = parts.load(options, progress)?;
-        Self::assemble(parts, loaded, options)
+        let on_gpu = parts.is_on_gpu();
+        let mut llm = Self::assemble(parts, loaded, options)?;
+        if on_gpu {
+            let (source, options) = (source.clone(), LoadOptions { device: DeviceChoice::Cpu, ..options.clone() });
+            llm.on_cpu = Some(Box::new(move || {
+                let mut parts = ModelParts::open(&source, &options, &|_, _| {})?;
+                parts.load(&options, &|_, _| {})
+            }));
+        }
+        Ok(llm)
     }
 
     /// Builds the engine and the model's text from the opened files and the loaded decoder.
@@ -156,7 +172,18 @@ impl Llm {
         let worker = options.worker.clone();
         let text = ModelText { tokenizer, other_tokenizer, chat_template, generation, label, worker };
         let text = Arc::new(text);
-        Ok(Self { engine, answers: BTreeMap::new(), next_request: 0, shadow, compat, text, notes, threads })
+        Ok(Self {
+            engine,
+            answers: BTreeMap::new(),
+            next_request: 0,
+            shadow,
+            compat,
+            text,
+            notes,
+            threads,
+            on_cpu: None,
+            notices: Vec::new(),
+        })
     }
 
     /// The specification of the decoder.
@@ -378,10 +405,49 @@ impl Llm {
 
     /// Runs one step of all requests together.
     ///
-    /// An error removes all requests.
+    /// If a GPU is lost, the model is loaded for the CPU, which takes as long as it does at the start; requests are computed anew
+    /// there and go on. Any other error removes all requests, and so does that one if the CPU cannot take over.
     pub fn step(&mut self) -> Result<Vec<Event>> {
-        let outputs = self.engine.step().inspect_err(|_| self.answers.clear())?;
+        let outputs = match self.engine.step() {
+            Err(error) if error.ends_device() => {
+                self.leave_device(error).inspect_err(|_| self.answers.clear())?;
+                Vec::new()
+            }
+            result => result.inspect_err(|_| self.answers.clear())?,
+        };
         Ok(outputs.into_iter().filter_map(|output| self.event(output)).collect())
+    }
+
+    /// Goes on with the CPU after `error`.
+    fn leave_device(&mut self, error: Error) -> Result<()> {
+        let loaded = self.on_cpu.take().map(|load| load());
+        match loaded {
+            Some(Ok(Loaded { decoder, compat })) => {
+                self.engine.replace_decoder(decoder);
+                self.compat = compat;
+                self.notices.push(format!(
+                    "{error}; the model runs on the CPU from now on, and what was begun is computed anew"
+                ));
+                Ok(())
+            }
+            failed => {
+                self.engine.clear();
+                if let Some(Err(other)) = failed {
+                    self.notices.push(format!("{error}; the CPU cannot take over: {other}"));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives up the GPU as if it was lost, to see what follows from it. Returns whether there is one.
+    pub fn give_up_device(&mut self) -> bool {
+        self.engine.give_up_device()
+    }
+
+    /// What happened since the last call that people should know.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
     }
 
     fn event(&mut self, output: StepOutput) -> Option<Event> {

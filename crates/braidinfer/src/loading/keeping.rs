@@ -60,8 +60,10 @@ impl ModelParts {
     ///
     /// Fails if a file of the model was written to since it was opened.
     pub(super) fn place(&self, source: &ModelSource, options: &LoadOptions, room: Room) -> Result<Place> {
-        let Some(cache) =
-            options.packed.as_ref().filter(|_| options.kernels != Kernels::Standard && has_fused(options))
+        let Some(cache) = options
+            .packed
+            .as_ref()
+            .filter(|_| options.kernels != Kernels::Standard && has_fused(options) && self.gpu.is_none())
         else {
             return Ok(Place::memory());
         };

@@ -11,7 +11,8 @@ use crate::engine::state_slots;
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::LoadProgress;
 use crate::executor::{
-    ActiveKernels, Decoder, EndsRunner, KernelPlan, Kernels, KvCacheConfig, Stage, StageConnection, StagesRunner,
+    ActiveKernels, Decoder, DeviceChoice, EndsRunner, KernelPlan, Kernels, KvCacheConfig, Stage, StageConnection,
+    StagesRunner,
 };
 use crate::memory::{self, Room};
 use crate::{Error, Llm, Result};
@@ -196,7 +197,7 @@ fn parts(source: &ModelSource, options: &LoadOptions) -> Result<ModelParts> {
         let expected = "none for a pipeline: quantize the model into a file, which all stages read";
         return Err(Error::bad_request("quantize", expected, "one"));
     }
-    if options.kernels == Kernels::Standard || !has_fused(options) {
+    if options.kernels == Kernels::Standard || !has_fused(options) || options.device != DeviceChoice::Cpu {
         return Err(Error::bad_request("kernels", "fused ones on the CPU, which are all that stages have", "others"));
     }
     let parts = ModelParts::read(source, options, &|_, _| {})?;
@@ -224,7 +225,7 @@ fn checked<'a>(
 ) -> CheckedKernels<'a> {
     let keeps_states = memory::state_bytes(&parts.spec, BLOCK_SIZE) > 0;
     let kv_cache = KvCacheConfig { num_blocks, ..fused.kv_cache };
-    CheckedKernels { isa: fused.isa.name(), plan, kv_cache, keeps_states }
+    CheckedKernels { isa: fused.isa.name().to_owned(), plan, kv_cache, keeps_states }
 }
 
 /// The verdict that is kept on a model, with the checksum of what it is about, and the blocks of keys and values that the check had.

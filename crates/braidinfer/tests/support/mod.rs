@@ -186,6 +186,24 @@ impl Fixture {
     }
 }
 
+/// Set where tests must not be left out for want of a GPU, or of a program that behaves like one.
+#[cfg(feature = "gpu")]
+const REQUIRED: &str = "BRAIDINFER_TEST_GPU";
+
+/// The GPU that tests run on; `None` if there is none, and none is asked for.
+#[cfg(feature = "gpu")]
+#[allow(clippy::print_stderr, reason = "who runs tests should see what they leave out")]
+pub fn adapter() -> Option<usize> {
+    match braidinfer::gpu::Adapters::find().first() {
+        Ok(adapter) => Some(adapter.index),
+        Err(error) if std::env::var_os(REQUIRED).is_some() => panic!("{error}"),
+        Err(error) => {
+            eprintln!("left out: {error}");
+            None
+        }
+    }
+}
+
 /// Fused kernels take blocks of whole tiles.
 pub const FUSED_BLOCK_SIZE: usize = 16;
 pub const BLOCK_SIZE: usize = 8;

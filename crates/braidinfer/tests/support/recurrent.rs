@@ -58,13 +58,28 @@ fn advance(sum: &mut Vec<f32>, input: &[f32], share: f32) {
 
 impl LayerRunner for Recurrent {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { same_bits_in_company: true, shares_prefixes: true, takes_back_drafts: true }
+        Capabilities {
+            same_bits_in_company: true,
+            shares_prefixes: true,
+            takes_back_drafts: true,
+            computes_argmax: false,
+        }
     }
 
     fn report(&self, plan: &KernelPlan) -> ExecutorReport {
         let (isa, kv_dtypes) = ("none", plan.kv_dtypes.clone());
         let (kernels, main_level, levels) = (ActiveKernels::Fused, NumericLevel::F32, plan.summary());
-        ExecutorReport { kernels, isa, threads: 1, weight_bytes: 0, pack_time: None, levels, main_level, kv_dtypes }
+        ExecutorReport {
+            kernels,
+            isa: isa.to_owned(),
+            threads: 1,
+            weight_bytes: 0,
+            pack_time: None,
+            levels,
+            main_level,
+            kv_dtypes,
+            device: None,
+        }
     }
 
     fn layer_state(&self, _layer: usize, _plan: &KernelPlan) -> LayerState {
@@ -125,10 +140,10 @@ impl LayerRunner for Recurrent {
         };
         let logits = rows.logits.iter().flat_map(of).collect();
         let hidden = rows.hidden.iter().map(|row| self.hidden[*row].clone()).collect();
-        Ok(Outputs { logits: Logits::new(logits, self.spec.vocab_size), hidden })
+        Ok(Outputs { logits: Logits::new(logits, self.spec.vocab_size), argmax: Vec::new(), hidden })
     }
 
-    fn hidden(&self) -> Result<Vec<f32>> {
+    fn hidden(&mut self) -> Result<Vec<f32>> {
         Ok(self.hidden.concat())
     }
 

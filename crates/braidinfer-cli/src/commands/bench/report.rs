@@ -80,7 +80,7 @@ pub fn spelled(value: &impl ValueEnum) -> String {
 #[derive(Debug, Serialize)]
 pub struct ExecutorRow {
     pub kernels: String,
-    pub isa: &'static str,
+    pub isa: String,
     pub levels: Vec<LevelCount>,
     /// The types of keys and values that layers have, each once, from fine to coarse.
     pub kv_dtypes: Vec<&'static str>,
@@ -98,7 +98,7 @@ impl ExecutorRow {
         let executor = &described.executor;
         Self {
             kernels: described.name.clone(),
-            isa: executor.isa,
+            isa: executor.isa.clone(),
             levels: executor.levels.clone(),
             kv_dtypes: kv_dtypes(executor),
             load_ms: milliseconds(described.load),
@@ -256,7 +256,7 @@ pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>)
         let levels = levels.collect::<Vec<_>>().join(", ");
         vec![
             row.kernels.clone(),
-            row.isa.to_owned(),
+            row.isa.clone(),
             if levels.is_empty() { "-".into() } else { levels },
             row.kv_dtypes.join(", "),
             output::size(row.weight_bytes),

@@ -156,13 +156,14 @@ mod tests {
         let (description, _) = describe(&demo::SOURCE).expect("the demo model is whole");
         let executor = ExecutorReport {
             kernels: ActiveKernels::Fused,
-            isa: "scalar",
+            isa: "scalar".into(),
             threads: 1,
             weight_bytes: 1_000_000,
             pack_time: None,
             levels: Vec::new(),
             main_level: NumericLevel::F32,
             kv_dtypes: vec![KvDtype::F16; description.spec.layers.len()],
+            device: None,
         };
         let time = Duration::ZERO;
         let spec = description.spec;

@@ -120,7 +120,7 @@ pub(crate) fn load_part(
 
 /// What the fused kernels guarantee.
 pub(super) const CAPABILITIES: Capabilities =
-    Capabilities { same_bits_in_company: true, shares_prefixes: true, takes_back_drafts: true };
+    Capabilities { same_bits_in_company: true, shares_prefixes: true, takes_back_drafts: true, computes_argmax: false };
 
 /// The state that a layer stores with fused kernels.
 pub(super) fn layer_state(spec: &DecoderSpec, layer: usize, plan: &KernelPlan, block_size: usize) -> LayerState {
@@ -203,13 +203,14 @@ impl LayerRunner for FusedRunner {
     fn report(&self, plan: &KernelPlan) -> ExecutorReport {
         ExecutorReport {
             kernels: ActiveKernels::Fused,
-            isa: self.isa.name(),
+            isa: self.isa.name().to_owned(),
             threads: self.pool.threads(),
             weight_bytes: self.weights.bytes(),
             pack_time: Some(self.pack_time),
             levels: plan.summary(),
             main_level: plan.main_level(),
             kv_dtypes: plan.kv_dtypes.clone(),
+            device: None,
         }
     }
 
@@ -272,10 +273,10 @@ impl LayerRunner for FusedRunner {
         let hidden = self.hidden_states(rows.hidden, step.plan)?;
         let logits = self.logits(rows.logits, step.plan, &mut Trace::new(probe))?;
         self.weights.check()?;
-        Ok(Outputs { hidden, logits })
+        Ok(Outputs { logits, argmax: Vec::new(), hidden })
     }
 
-    fn hidden(&self) -> Result<Vec<f32>> {
+    fn hidden(&mut self) -> Result<Vec<f32>> {
         let (stream, rows) = self.stream();
         Ok(from_panels(stream, rows, self.spec.hidden_size))
     }

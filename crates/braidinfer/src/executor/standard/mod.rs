@@ -272,19 +272,25 @@ impl<'a> StandardRunner<'a> {
 impl LayerRunner for StandardRunner<'_> {
     fn capabilities(&self) -> Capabilities {
         // A matrix library may sum a row in another order when the batch has other rows.
-        Capabilities { same_bits_in_company: false, shares_prefixes: true, takes_back_drafts: true }
+        Capabilities {
+            same_bits_in_company: false,
+            shares_prefixes: true,
+            takes_back_drafts: true,
+            computes_argmax: false,
+        }
     }
 
     fn report(&self, _plan: &KernelPlan) -> ExecutorReport {
         ExecutorReport {
             kernels: ActiveKernels::Standard,
-            isa: "candle",
+            isa: "candle".to_owned(),
             threads: self.threads.count(),
             weight_bytes: self.weights.weight_bytes(),
             pack_time: None,
             levels: Vec::new(),
             main_level: NumericLevel::F32,
             kv_dtypes: vec![self.kv_cache.config().dtype; self.spec.layers.len()],
+            device: None,
         }
     }
 
@@ -345,7 +351,7 @@ impl LayerRunner for StandardRunner<'_> {
         threads.run(|| self.outputs(rows, &mut Trace::new(probe)))
     }
 
-    fn hidden(&self) -> Result<Vec<f32>> {
+    fn hidden(&mut self) -> Result<Vec<f32>> {
         Ok(self.stream()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
 
@@ -414,7 +420,7 @@ impl Head<'_> {
             true => Vec::new(),
             false => self.normed(x, rows.hidden)?.to_dtype(DType::F32)?.to_vec2()?,
         };
-        Ok(Outputs { logits: Logits::new(logits, self.spec.vocab_size), hidden })
+        Ok(Outputs { logits: Logits::new(logits, self.spec.vocab_size), argmax: Vec::new(), hidden })
     }
 
     /// The hidden states of some rows (at least one) after the final norm.

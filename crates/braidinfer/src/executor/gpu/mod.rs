@@ -1,0 +1,373 @@
+//! Layers on a GPU, in the kernels of [`braidinfer_gpu`].
+//!
+//! What a step needs is uploaded, the commands of all layers are recorded one after the other, and the device gets them together
+//! when something is read back: logits, hidden states, or the residual stream. Activations stay in f32; sums have an order that
+//! depends on shapes alone, so that a sequence has the same bits alone and in company.
+
+mod layer;
+mod memory;
+mod trace;
+mod upload;
+mod weights;
+
+use std::time::{Duration, Instant};
+
+use braidinfer_gpu::kernels::{NormStep, ProductStep};
+use braidinfer_gpu::{Adapters, Gpu, GpuError, stride};
+use braidinfer_kernels::NumericLevel;
+use braidinfer_model::spec::Mixer;
+use braidinfer_model::{DecoderSpec, Dtype, Slot, Weights};
+
+use self::memory::{KvMemory, Scratch, Widths};
+use self::trace::Trace;
+use self::upload::Upload;
+use self::weights::{Ends, GpuLayer, Loader};
+use super::standard::LoadProgress;
+use super::{
+    ActiveKernels, Argmax, Batch, Capabilities, Decoder, DeviceReport, ExecutorReport, KernelPlan, KvCacheConfig,
+    LayerRunner, LayerState, Logits, Outputs, Probe, Step, WantedRows,
+};
+use crate::{Error, Result};
+
+/// Options for loading a decoder.
+#[derive(Debug, Clone)]
+pub struct GpuOptions {
+    /// The adapter's number.
+    pub adapter: usize,
+    /// Size of the KV cache; the block size must be a multiple of 16.
+    pub kv_cache: KvCacheConfig,
+}
+
+/// Loads a decoder onto a GPU. Its plan rounds nothing but sums, and keys and values if they are kept in f16.
+///
+/// Fails with [`Error::Unsupported`] if a layer has a part that there are no kernels for, on a non-finite weight, naming tensor
+/// and index, and if the device has too little memory.
+pub fn load(
+    spec: DecoderSpec,
+    weights: &Weights,
+    options: &GpuOptions,
+    progress: LoadProgress,
+) -> Result<Decoder<'static>> {
+    check(&spec)?;
+    let plan = KernelPlan::fastest(&spec, weights, NumericLevel::F32, options.kv_cache.dtype);
+    let runner = GpuRunner::load(&spec, weights, options, &plan, progress)?;
+    Ok(Decoder::new(spec, options.kv_cache, plan, runner))
+}
+
+/// Fails with [`Error::Unsupported`] if a layer cannot be computed on a GPU.
+pub(super) fn check(spec: &DecoderSpec) -> Result<()> {
+    let Some((layer, why)) = unsupported(spec) else { return Ok(()) };
+    let model = &spec.model_type;
+    Err(Error::Unsupported(format!(
+        "layers with {why} run on the CPU alone, such as layer {layer} of this {model} model"
+    )))
+}
+
+/// The first layer that cannot be computed on a GPU, and why; `None` if all can.
+fn unsupported(spec: &DecoderSpec) -> Option<(usize, &'static str)> {
+    if spec.altup.is_some() {
+        return Some((0, "several residual streams"));
+    }
+    if spec.laurel.is_some() {
+        return Some((0, "a branch of low rank"));
+    }
+    if spec.per_layer_inputs.is_some() {
+        return Some((0, "inputs of their own"));
+    }
+    (0..spec.layers.len()).find_map(|layer| Some((layer, weights::unsupported(spec, layer)?)))
+}
+
+/// Runs layers on a device.
+struct GpuRunner {
+    spec: DecoderSpec,
+    gpu: Gpu,
+    /// The projections that plans have levels for, and their data types.
+    projections: Vec<(Slot, Dtype)>,
+    /// Layers that are computed here.
+    layers: Vec<Option<GpuLayer>>,
+    /// Which these are.
+    here: Vec<bool>,
+    ends: Option<Ends>,
+    kv: KvMemory,
+    scratch: Scratch,
+    upload: Upload,
+    /// Rows of embeddings, before they are uploaded.
+    embeddings: Vec<f32>,
+    /// Bytes that a step reads of weights.
+    weight_bytes: usize,
+    load_time: Duration,
+}
+
+impl GpuRunner {
+    fn load(
+        spec: &DecoderSpec,
+        weights: &Weights,
+        options: &GpuOptions,
+        plan: &KernelPlan,
+        progress: LoadProgress,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let mut gpu = Gpu::open(&Adapters::find(), options.adapter)?;
+        let kv = KvMemory::new(spec, options.kv_cache)?;
+        let before = gpu.allocated_bytes();
+        let mut loader = Loader { gpu: &mut gpu, spec, weights };
+        let ends = Some(loader.ends()?);
+        let count = spec.layers.len();
+        let mut layers = Vec::with_capacity(count);
+        for index in 0..count {
+            layers.push(Some(loader.layer(index)?));
+            progress(index + 1, count);
+        }
+        let weight_bytes = (gpu.allocated_bytes() - before) as usize;
+        let widths = Widths::of(spec, &layers, ends.as_ref());
+        let scratch = Scratch::new(&mut gpu, widths)?;
+        Ok(Self {
+            spec: spec.clone(),
+            gpu,
+            projections: plan.projections.iter().map(|planned| (planned.slot, planned.dtype)).collect(),
+            here: layers.iter().map(Option::is_some).collect(),
+            layers,
+            ends,
+            kv,
+            scratch,
+            upload: Upload::default(),
+            embeddings: Vec::new(),
+            weight_bytes,
+            load_time: started.elapsed(),
+        })
+    }
+
+    /// Makes room for the keys and values of a step, and for its activations.
+    fn make_room(&mut self, step: Step<'_>) -> Result<()> {
+        let Step { batch, plan } = step;
+        self.kv.reserve(&mut self.gpu, batch, &plan.kv_dtypes, &self.here)?;
+        self.scratch.reserve_tokens(&mut self.gpu, batch.token_ids.len())?;
+        let rows = batch.logits_rows.len().min(super::HEAD_ROWS) + batch.argmax_rows.len().min(super::HEAD_ROWS);
+        self.scratch.reserve_head(&mut self.gpu, rows + batch.hidden_rows.len(), rows)
+    }
+
+    fn upload_embeddings(&mut self, batch: &Batch) -> Result<()> {
+        let Some(ends) = &self.ends else { return Err(no_ends()) };
+        let (width, multiplier) = (self.spec.hidden_size, self.spec.embedding_multiplier as f32);
+        self.embeddings.clear();
+        for token in &batch.token_ids {
+            ends.embedding.row(*token, &mut self.embeddings)?;
+            let padded = self.embeddings.len() + stride(width) - width;
+            self.embeddings.resize(padded, 0.0);
+        }
+        if multiplier != 1.0 {
+            self.embeddings.iter_mut().for_each(|value| *value *= multiplier);
+        }
+        self.gpu.write_f32(&self.scratch.hidden, 0, &self.embeddings);
+        Ok(())
+    }
+
+    /// Records norm and output head for some rows: first those of logits, then those whose likeliest token is wanted, then those of
+    /// hidden states.
+    fn record_head(&mut self, wanted: WantedRows<'_>) -> Result<()> {
+        let Some(ends) = &self.ends else { return Err(no_ends()) };
+        let rows = wanted.logits.iter().chain(wanted.argmax).chain(wanted.hidden);
+        let rows: Vec<u32> = rows.map(|row| *row as u32).collect();
+        let with_logits = wanted.logits.len() + wanted.argmax.len();
+        self.scratch.reserve_head(&mut self.gpu, rows.len(), with_logits)?;
+        let Scratch { hidden, head_rows_normed, logits, argmax, rows: listed, nothing, .. } = &self.scratch;
+        self.gpu.write(listed, 0, &rows);
+        let width = self.spec.hidden_size;
+        let step = NormStep {
+            stream: hidden,
+            branch: nothing,
+            branch_norm: nothing,
+            norm: &ends.final_norm,
+            output: head_rows_normed,
+            step: (listed, 0),
+            width,
+            tokens: rows.len(),
+            factor: 1.0,
+            stream_factor: 1.0,
+        };
+        ends.norm.record(&mut self.gpu, step);
+        if with_logits > 0 {
+            let step = ProductStep {
+                input: head_rows_normed,
+                input_stride: stride(width),
+                output: logits,
+                output_stride: stride(ends.lm_head.rows),
+                output_column: 0,
+                tokens: with_logits,
+            };
+            ends.logits.record(&mut self.gpu, &ends.lm_head, step);
+        }
+        if !wanted.argmax.is_empty() {
+            let rows = [wanted.logits.len(), wanted.argmax.len()];
+            ends.argmax.record(&mut self.gpu, logits, self.spec.vocab_size, rows, argmax);
+        }
+        Ok(())
+    }
+}
+
+impl LayerRunner for GpuRunner {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            same_bits_in_company: true,
+            shares_prefixes: true,
+            takes_back_drafts: true,
+            computes_argmax: true,
+        }
+    }
+
+    fn report(&self, plan: &KernelPlan) -> ExecutorReport {
+        let usage = self.gpu.usage();
+        ExecutorReport {
+            kernels: ActiveKernels::Fused,
+            isa: self.gpu.adapter().to_string(),
+            threads: 1,
+            weight_bytes: self.weight_bytes,
+            pack_time: Some(self.load_time),
+            levels: plan.summary(),
+            main_level: plan.main_level(),
+            kv_dtypes: plan.kv_dtypes.clone(),
+            device: Some(DeviceReport {
+                name: self.gpu.adapter().to_string(),
+                allocated_bytes: self.gpu.allocated_bytes(),
+                dispatches: usage.dispatches,
+                submissions: usage.submissions,
+                bytes_read: usage.bytes_read,
+                bytes_written: usage.bytes_written,
+            }),
+        }
+    }
+
+    fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState {
+        let width = self.spec.key_value_width(layer);
+        let bytes_per_token = plan.kv_dtypes[layer].token_bytes(1, width);
+        let window = match self.spec.layers[layer].mixer {
+            Mixer::Attention { sliding_window, .. } => sliding_window,
+            _ => Some(0),
+        };
+        LayerState { bytes_per_token, bytes_per_sequence: 0, window }
+    }
+
+    fn reserve(&mut self, step: Step<'_>) -> Result<()> {
+        self.make_room(step)
+    }
+
+    fn reserved_blocks(&self, plan: &KernelPlan) -> usize {
+        self.kv.reserved_blocks(&plan.kv_dtypes, &self.here)
+    }
+
+    fn begin(&mut self, step: Step<'_>) -> Result<()> {
+        step.plan.check(&self.projections, self.spec.layers.len())?;
+        if let Some(planned) = step.plan.projections.iter().find(|planned| planned.level != NumericLevel::F32) {
+            return Err(Error::bad_request("kernel_plan", "level f32 on a GPU", planned.level.name()));
+        }
+        // Commands of a step that failed.
+        self.gpu.discard();
+        self.gpu.check()?;
+        self.make_room(step)?;
+        self.upload.fill(&self.spec, step.batch, &self.kv);
+        self.scratch.reserve_partials(&mut self.gpu, &self.layers, &self.upload.positions)?;
+        self.scratch.reserve_step(&mut self.gpu, self.upload.words.len())?;
+        self.gpu.write(&self.scratch.step, 0, &self.upload.words);
+        Ok(())
+    }
+
+    fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
+        self.upload_embeddings(step.batch)?;
+        let (rows, width) = (step.batch.token_ids.len(), self.spec.hidden_size);
+        Trace::new(probe, None).rows(&mut self.gpu, "embed", &self.scratch.hidden, rows, width)
+    }
+
+    fn layer(&mut self, index: usize, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
+        self.record_layer(index, step.plan.kv_dtypes[index], &mut Trace::new(probe, Some(index)))
+    }
+
+    fn head(&mut self, wanted: WantedRows<'_>, _step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
+        let (vocab, width) = (self.spec.vocab_size, self.spec.hidden_size);
+        let (rows, likeliest) = (wanted.logits.len(), wanted.argmax.len());
+        if rows + likeliest + wanted.hidden.len() == 0 {
+            // The step is over, though nothing of it is wanted.
+            self.gpu.read(&[])?;
+            return Ok(Outputs::none(vocab));
+        }
+        self.record_head(wanted)?;
+        let mut trace = Trace::new(probe, None);
+        let Scratch { head_rows_normed, logits, argmax, .. } = &self.scratch;
+        if rows > 0 {
+            trace.rows(&mut self.gpu, "final_norm", head_rows_normed, rows, width)?;
+        }
+        let first_hidden = rows + likeliest;
+        let parts = [
+            (logits, 0..rows * stride(vocab)),
+            (argmax, 0..2 * likeliest),
+            (head_rows_normed, first_hidden * stride(width)..(first_hidden + wanted.hidden.len()) * stride(width)),
+        ];
+        let words = self.gpu.read(&parts)?;
+        let (logits, others) = words.split_at(rows * stride(vocab));
+        let (argmax, hidden) = others.split_at(2 * likeliest);
+        let logits = without_padding(logits, vocab);
+        if rows > 0 {
+            trace.record("logits", rows, || logits.clone());
+        }
+        let likeliest = |words: &[u32]| Argmax { token: words[0], logit: f32::from_bits(words[1]) };
+        Ok(Outputs {
+            logits: Logits::new(logits, vocab),
+            argmax: argmax.chunks_exact(2).map(likeliest).collect(),
+            hidden: without_padding(hidden, width).chunks_exact(width).map(<[f32]>::to_vec).collect(),
+        })
+    }
+
+    fn hidden(&mut self) -> Result<Vec<f32>> {
+        let (rows, width) = (self.upload.positions.len(), self.spec.hidden_size);
+        let words = self.gpu.read(&[(&self.scratch.hidden, 0..rows * stride(width))])?;
+        Ok(without_padding(&words, width))
+    }
+
+    fn set_hidden(&mut self, hidden: &[f32]) -> Result<()> {
+        let (rows, width) = (self.upload.positions.len(), self.spec.hidden_size);
+        if hidden.len() != rows * width {
+            return Err(Error::Internal(format!("{} values for {rows} rows of {width}", hidden.len())));
+        }
+        let mut padded = Vec::with_capacity(rows * stride(width));
+        for row in hidden.chunks_exact(width) {
+            padded.extend_from_slice(row);
+            padded.resize(padded.len() + stride(width) - width, 0.0);
+        }
+        self.gpu.write_f32(&self.scratch.hidden, 0, &padded);
+        Ok(())
+    }
+
+    fn release_storage(&mut self) -> Result<()> {
+        self.kv.clear();
+        self.gpu.forget_buffers();
+        Ok(())
+    }
+
+    fn give_up_device(&mut self) -> bool {
+        self.gpu.destroy();
+        true
+    }
+}
+
+/// The values of rows, without what is beyond their width.
+fn without_padding(words: &[u32], width: usize) -> Vec<f32> {
+    words.chunks_exact(stride(width)).flat_map(|row| &row[..width]).map(|bits| f32::from_bits(*bits)).collect()
+}
+
+fn no_ends() -> Error {
+    Error::Internal("embedding and output head were not loaded on the GPU".into())
+}
+
+impl From<GpuError> for Error {
+    fn from(error: GpuError) -> Self {
+        match error {
+            // Whoever asked for it can go on with less.
+            GpuError::OutOfMemory { adapter, what, bytes, message } => Self::TooLittleMemory {
+                what: format!("{what} on GPU {adapter}"),
+                needed: crate::memory::size(bytes as usize),
+                found: format!("that there is less: {message}"),
+                limit: "on the device",
+            },
+            error => Self::Gpu(error),
+        }
+    }
+}

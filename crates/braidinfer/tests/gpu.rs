@@ -1,0 +1,265 @@
+//! The executor on a GPU, against `transformers` and against itself, for every fixture whose layers it has kernels for.
+
+#![cfg(feature = "gpu")]
+
+mod support;
+
+use braidinfer::executor::gpu::{self, GpuOptions};
+use braidinfer::executor::standard::ComputeDtype;
+use braidinfer::executor::{Batch, Decoder, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
+use braidinfer::model::quantization::FileType;
+use braidinfer::model::{DecoderSpec, Description, Weights};
+use braidinfer::{Error, Threads, quantize_weights};
+use support::{
+    BLOCKS_PER_SEQUENCE, FUSED_BLOCK_SIZE, Fixture, Fused, adapter, argmax, check_greedy, distance, feed, in_company,
+    kl, slice,
+};
+
+/// Largest allowed distance of a logit from `transformers`.
+const TOLERANCE: f32 = 5e-4;
+/// Largest allowed divergence from `transformers` on the model that amplifies every rounding.
+const EXTREME_KL: f64 = 1e-5;
+
+const WHOLE: usize = usize::MAX >> 1;
+
+/// A decoder with room for 16 sequences of 128 tokens, over weights that `change` may replace; `None` if a layer has a part that
+/// there are no kernels for.
+fn open_with(
+    fixture: &Fixture,
+    adapter: usize,
+    dtype: KvDtype,
+    change: impl Fn(&DecoderSpec, &mut Weights),
+) -> Option<Decoder<'static>> {
+    let Description { spec, names } = fixture.description();
+    let mut weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
+    change(&spec, &mut weights);
+    let kv_cache = KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype };
+    match gpu::load(spec, &weights, &GpuOptions { adapter, kv_cache }, &|_, _| {}) {
+        Ok(decoder) => Some(decoder),
+        Err(Error::Unsupported(_)) => None,
+        Err(error) => panic!("{}: {error}", fixture.name),
+    }
+}
+
+fn open(fixture: &Fixture, adapter: usize) -> Option<Decoder<'static>> {
+    open_with(fixture, adapter, KvDtype::F32, |_, _| {})
+}
+
+#[test]
+fn logits_and_greedy_tokens_are_those_of_transformers() {
+    let Some(adapter) = adapter() else { return };
+    let mut tried = Vec::new();
+    for fixture in Fixture::all() {
+        let Some(mut decoder) = open(&fixture, adapter) else { continue };
+        for (prompt, expected) in fixture.prompts.iter().enumerate() {
+            let rows = feed(&mut decoder, prompt, &expected.ids, WHOLE);
+            for (position, row, expected) in fixture.beside_expected(prompt, &rows) {
+                let what = format!("{} prompt {prompt} position {position}", fixture.name);
+                if fixture.name == "qwen3-extreme" {
+                    let divergence = kl(expected, row);
+                    assert!(divergence <= EXTREME_KL, "{what}: KL {divergence:e}");
+                } else {
+                    let distance = distance(row, expected);
+                    assert!(distance <= TOLERANCE, "{what}: logits differ by {distance:e}");
+                }
+            }
+        }
+        check_greedy(&mut decoder, &fixture);
+        tried.push(fixture.name);
+    }
+    assert!(tried.len() >= 40, "kernels for {} fixtures only: {tried:?}", tried.len());
+}
+
+fn quantized(file_type: Option<FileType>) -> impl Fn(&DecoderSpec, &mut Weights) {
+    move |spec, weights| {
+        if let Some(file_type) = file_type {
+            let threads = Threads::new(Some(2)).expect("threads can be had");
+            quantize_weights(spec, weights, file_type, &threads, &|_, _| {}).expect("the weights can be quantized");
+        }
+    }
+}
+
+fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    rows.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
+}
+
+#[test]
+fn neither_chunks_nor_company_change_a_bit() {
+    let Some(adapter) = adapter() else { return };
+    let variants = [
+        (KvDtype::F32, None),
+        (KvDtype::F16, Some(FileType::BF16)),
+        (KvDtype::F16, Some(FileType::Q8_0)),
+        (KvDtype::F16, Some(FileType::Q4KM)),
+    ];
+    // With windows, softcapping, norms of heads and of whole projections, gates, blocks side by side and partial rotations.
+    for name in
+        ["llama", "qwen3", "gemma2", "gemma3", "olmo2", "phi", "cohere2", "stablelm-parallel", "glm4", "apertus"]
+    {
+        let fixture = Fixture::open(name);
+        for (dtype, file_type) in variants {
+            let Some(mut decoder) = open_with(&fixture, adapter, dtype, quantized(file_type)) else {
+                panic!("no kernels for {name}")
+            };
+            let mut whole = Vec::new();
+            for (prompt, expected) in fixture.prompts.iter().enumerate() {
+                let rows = bits(&feed(&mut decoder, prompt, &expected.ids, WHOLE));
+                for chunk in [1, 3, 11] {
+                    let same = bits(&feed(&mut decoder, prompt, &expected.ids, chunk)) == rows;
+                    assert!(same, "{name} {file_type:?} prompt {prompt}: chunks of {chunk}");
+                }
+                whole.push(rows);
+            }
+            in_company(&mut decoder, &fixture, |prompt, position, row| {
+                let same = bits(&[row.to_vec()]) == whole[prompt][position..=position];
+                assert!(same, "{name} {file_type:?} prompt {prompt} position {position} in company");
+            });
+        }
+    }
+}
+
+#[test]
+fn quantized_weights_have_their_exact_values() {
+    let Some(adapter) = adapter() else { return };
+    for name in ["llama", "gemma3", "qwen2"] {
+        let fixture = Fixture::open(name);
+        for file_type in [
+            FileType::F16,
+            FileType::BF16,
+            FileType::Q8_0,
+            FileType::Q4_0,
+            FileType::Q4KM,
+            FileType::Q5KM,
+            FileType::Q6K,
+            FileType::Mxfp4,
+            FileType::Q3KM,
+        ] {
+            let quantize = quantized(Some(file_type));
+            let Some(mut decoder) = open_with(&fixture, adapter, KvDtype::F32, &quantize) else {
+                panic!("no kernels for {name}")
+            };
+            let Description { spec, names } = fixture.description();
+            let mut weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
+            quantize(&spec, &mut weights);
+            let mut standard = fixture.standard_over(spec, &weights, ComputeDtype::F32);
+            let ids = &fixture.prompts[0].ids;
+            let rows = feed(&mut standard, 0, ids, WHOLE);
+            for (row, same) in rows.iter().zip(feed(&mut decoder, 0, ids, WHOLE)) {
+                let distance = distance(row, &same);
+                assert!(distance <= TOLERANCE, "{name} {file_type:?}: logits differ by {distance:e}");
+            }
+        }
+    }
+}
+
+/// Logits of the last of `ids` and of some tokens after it, in blocks spread over the storage.
+fn long_context(decoder: &mut Decoder<'_>, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+    let block_table: Vec<u32> = (0..ids.len().div_ceil(FUSED_BLOCK_SIZE) as u32).map(|block| block * 5 % 256).collect();
+    let (prompt, answer) = ids.split_at(ids.len() - 4);
+    let mut context_len = 0;
+    let mut rows = Vec::new();
+    for tokens in prompt.chunks(chunk).chain(answer.chunks(1)) {
+        let slice =
+            SequenceSlice { rope_len: ids.len(), ..SequenceSlice::new(context_len, tokens.len(), block_table.clone()) };
+        context_len += tokens.len();
+        let mut batch = Batch::default();
+        batch.push(tokens, slice, 1);
+        let logits = decoder.forward(&batch, &mut NoProbe).expect("the batch runs").logits;
+        rows.extend((context_len >= prompt.len()).then(|| logits.row(0).to_vec()));
+    }
+    rows
+}
+
+#[test]
+fn long_contexts_are_those_of_standard_kernels_however_they_are_cut() {
+    let Some(adapter) = adapter() else { return };
+    // Beyond two of the spans that attention cuts long contexts into.
+    let ids: Vec<u32> = (0..700_u32).map(|index| index * 7 % 50 + 1).collect();
+    for name in ["llama", "qwen3-window", "gemma2"] {
+        let fixture = Fixture::open(name);
+        let Some(mut decoder) = open(&fixture, adapter) else { panic!("no kernels for {name}") };
+        let rows = long_context(&mut decoder, &ids, 512);
+        for chunk in [100, 37] {
+            let same = bits(&long_context(&mut decoder, &ids, chunk)) == bits(&rows);
+            assert!(same, "{name}: chunks of {chunk}");
+        }
+        let Description { spec, names } = fixture.description();
+        let weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
+        let mut fused = fixture.fused_over(Fused::exact(), spec, &weights);
+        for (row, same) in long_context(&mut fused, &ids, 512).iter().zip(&rows) {
+            let distance = distance(row, same);
+            assert!(distance <= TOLERANCE, "{name}: logits differ by {distance:e}");
+        }
+    }
+}
+
+/// One sequence that decodes: a submission for the whole step, kernels by the number of layers, and nothing read back but the
+/// likeliest token.
+#[test]
+fn a_step_is_one_submission_and_its_memory_does_not_grow() {
+    let Some(adapter) = adapter() else { return };
+    let fixture = Fixture::open("llama");
+    let Some(mut decoder) = open(&fixture, adapter) else { panic!("no kernels for llama") };
+    let layers = decoder.spec().layers.len() as u64;
+    let device = |decoder: &Decoder<'_>| decoder.report().device.expect("it runs on a GPU");
+    let mut before = device(&decoder);
+    for step in 0..1000 {
+        let position = step % 100;
+        let mut batch = Batch::default();
+        batch.push(&[7], slice(0, position, 1, position + 1), 0);
+        batch.argmax_rows.push(0);
+        let outputs = decoder.forward(&batch, &mut NoProbe).expect("the batch runs");
+        assert_eq!((outputs.argmax.len(), outputs.logits.rows()), (1, 0));
+        let after = device(&decoder);
+        if step >= 100 {
+            assert_eq!(after.submissions - before.submissions, 1);
+            // Norms, projections, heads, spans and their sum, output projection, the network; at the end norm, head and argmax, and
+            // what says that the answer is one.
+            assert_eq!(after.dispatches - before.dispatches, 9 * layers + 4);
+            assert_eq!(after.bytes_read - before.bytes_read, 8);
+            assert_eq!(after.allocated_bytes, before.allocated_bytes, "step {step}");
+        }
+        before = after;
+    }
+}
+
+#[test]
+fn the_likeliest_tokens_are_those_of_the_logits() {
+    let Some(adapter) = adapter() else { return };
+    let fixture = Fixture::open("gemma2");
+    let Some(mut decoder) = open(&fixture, adapter) else { panic!("no kernels for gemma2") };
+    let ids = &fixture.prompts[2].ids;
+    let mut batch = Batch::default();
+    batch.push(ids, slice(0, 0, ids.len(), ids.len()), ids.len());
+    batch.argmax_rows = (0..ids.len()).rev().collect();
+    batch.hidden_rows = vec![1, 0];
+    let outputs = decoder.forward(&batch, &mut NoProbe).expect("the batch runs");
+    for (index, row) in batch.argmax_rows.iter().enumerate() {
+        let logits = outputs.logits.row(*row);
+        assert_eq!(outputs.argmax[index].token, argmax(logits));
+        assert_eq!(outputs.argmax[index].logit, logits[argmax(logits) as usize]);
+    }
+    let mut standard = fixture.standard();
+    let mut batch = Batch { argmax_rows: Vec::new(), ..batch };
+    batch.sequences[0] = slice(0, 0, ids.len(), ids.len());
+    let expected = standard.forward(&batch, &mut NoProbe).expect("the batch runs").hidden;
+    for (found, expected) in outputs.hidden.iter().zip(&expected) {
+        assert!(distance(found, expected) <= TOLERANCE);
+    }
+}
+
+#[test]
+fn a_device_that_is_lost_ends_a_step_with_an_error_that_names_it() {
+    let Some(adapter) = adapter() else { return };
+    let fixture = Fixture::open("llama");
+    let Some(mut decoder) = open(&fixture, adapter) else { panic!("no kernels for llama") };
+    let ids = &fixture.prompts[0].ids;
+    feed(&mut decoder, 0, ids, WHOLE);
+    assert!(decoder.give_up_device());
+    let mut batch = Batch::default();
+    batch.push(ids, slice(1, 0, ids.len(), ids.len()), 1);
+    for _ in 0..3 {
+        let error = decoder.forward(&batch, &mut NoProbe).expect_err("the device is gone");
+        assert!(error.ends_device() && error.to_string().contains("was lost"), "{error}");
+    }
+}
