@@ -415,7 +415,7 @@ pub struct BenchArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A side is a model, and after commas how to run it: MODEL[,kernels=KERNELS][,precision=PRECISION][,dtype=DTYPE]
-[,kv_dtype=TYPE][,quantize=TYPE]. Both must have one vocabulary. Each prompt is answered greedily by both; then B reads the prompt and A's answer, and its logits are compared
+[,kv_dtype=TYPE][,quantize=TYPE][,device=DEVICE]. Both must have one vocabulary. Each prompt is answered greedily by both; then B reads the prompt and A's answer, and its logits are compared
 with A's at every position (Kullback-Leibler divergence, in nats). One side is in memory at a time.
 
 A side may also be another engine: the address of an OpenAI-compatible endpoint that returns logprobs, such as
@@ -427,6 +427,7 @@ Exit code: 0 if all answers are the same, 1 if one differs, 3 after a failure.
 Examples:
   braidinfer diff ./Qwen3-0.6B q4_k_m.gguf
   braidinfer diff ./Qwen3-0.6B,kernels=standard ./Qwen3-0.6B,kernels=fused --prompt \"The capital of France is\"
+  braidinfer diff ./Qwen3-0.6B,kernels=standard ./Qwen3-0.6B,device=gpu
   braidinfer diff ./Qwen3-0.6B http://localhost:8080/v1 --max-tokens 64")]
 pub struct DiffArgs {
     /// The side that is compared with
@@ -460,7 +461,7 @@ With --against, both read the same tokens, and the divergence of MODEL from the 
 kernels=standard.
 
 MODEL may say how to run it, as in `braidinfer diff`: MODEL[,kernels=KERNELS][,precision=PRECISION][,dtype=DTYPE]
-[,kv_dtype=TYPE][,quantize=TYPE].
+[,kv_dtype=TYPE][,quantize=TYPE][,device=DEVICE].
 
 Examples:
   braidinfer perplexity q4_k_m.gguf --file wiki.test.raw

@@ -12,7 +12,7 @@ use crate::args::{ComputingArgs, DtypeArg, KernelsArg, KvDtypeArg, PrecisionArg}
 use crate::{model, output};
 
 /// Names of the options in such an argument.
-const OPTIONS: [&str; 5] = ["kernels", "precision", "dtype", "kv_dtype", "quantize"];
+const OPTIONS: [&str; 6] = ["kernels", "precision", "dtype", "kv_dtype", "quantize", "device"];
 
 /// A local model with its load options.
 pub struct LocalModel {
@@ -41,7 +41,7 @@ impl LocalModel {
         for part in parts {
             let Some((key, name)) = part.split_once('=').filter(|(key, _)| OPTIONS.contains(key)) else {
                 bail!(
-                    "{text}: expected kernels=, precision=, dtype=, kv_dtype= or quantize= after the model, found `{part}`"
+                    "{text}: expected kernels=, precision=, dtype=, kv_dtype=, quantize= or device= after the model, found `{part}`"
                 );
             };
             if seen.contains(&key) {
@@ -52,6 +52,7 @@ impl LocalModel {
                 "kernels" => kernels = value(text, key, name)?,
                 "precision" => precision = Some(value::<PrecisionArg>(text, key, name)?),
                 "dtype" => computing.dtype = value::<DtypeArg>(text, key, name)?,
+                "device" => name.clone_into(&mut computing.device),
                 "kv_dtype" => computing.kv_dtype = value::<KvDtypeArg>(text, key, name)?,
                 _ => {
                     let quantize = name.parse().map_err(anyhow::Error::msg);

@@ -212,7 +212,11 @@ fn invalid_sampling_values() {
         ("--threads", "100000", "threads: expected from 1 to 512, found 100000"),
         ("--context", "0", "context: expected from 1 to 2147483648 tokens, found 0"),
         ("--context", "99999999999", "context: expected from 1 to 2147483648 tokens, found 99999999999"),
-        ("--device", "tpu", "device: expected cpu, cuda, cuda:N or metal, found `tpu`"),
+        (
+            "--device",
+            "gpu:x",
+            "device: expected cpu, auto, gpu, gpu:N, a GPU's name, cuda, cuda:N or metal, found `gpu:x`",
+        ),
         ("--device", "cuda", "device cuda:0"),
     ] {
         refuse(["run", &dir, "--ids", "1", flag, value], &[message]);

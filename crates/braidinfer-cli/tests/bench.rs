@@ -195,7 +195,11 @@ fn numbers_outside_their_range() {
         ("--kernels", "fused,fused", "kernels: expected each value once, found fused twice"),
         ("--context", "10", "context: expected at least the 16 tokens of --prompt-tokens, found 10"),
         ("--threads", "0", "threads: expected from 1 to 512, found 0"),
-        ("--device", "tpu", "device: expected cpu, cuda, cuda:N or metal, found `tpu`"),
+        (
+            "--device",
+            "gpu:x",
+            "device: expected cpu, auto, gpu, gpu:N, a GPU's name, cuda, cuda:N or metal, found `gpu:x`",
+        ),
     ] {
         let dir = model("llama-f32").display().to_string();
         let defaults = [("--prompt-tokens", "16"), ("--gen-tokens", "4")];

@@ -251,6 +251,42 @@ fn models_lists_every_architecture_and_fixture() {
 }
 
 #[test]
+fn devices_lists_the_cpu_and_every_gpu() {
+    let rows = succeed_json(["devices", "--json"]);
+    let rows = rows.as_array().expect("devices is a list");
+    assert_eq!((rows[0]["device"].as_str(), rows[0]["usable"].as_bool()), (Some("cpu"), Some(true)));
+    for (index, row) in rows[1..].iter().enumerate() {
+        assert_eq!(row["device"], format!("gpu:{index}"));
+        assert!(["backend", "driver", "name"].iter().all(|part| row[part].is_string()), "{row}");
+    }
+    let table = succeed(["devices"]);
+    assert!(rows.iter().all(|row| table.contains(row["device"].as_str().unwrap_or_default())), "{table}");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_by_name() {
+    let model = model("llama");
+    let args = |device: &'static str| ["run", model.to_str().expect("UTF-8"), "--ids", "1", "--device", device];
+    refuse(args("no such card"), &["no GPU called `no such card`"]);
+    refuse(args("gpu:99"), &["no GPU number 99"]);
+}
+
+/// Whatever GPUs there are, the answer is that of the CPU.
+#[test]
+fn the_best_device_answers_as_the_cpu_does() {
+    let model = model("llama");
+    let on = |device: &'static str| {
+        let model = model.to_str().expect("UTF-8");
+        succeed(["run", model, "--ids", "1,2,3", "--precision", "exact", "--device", device])
+    };
+    assert_eq!(on("auto"), on("cpu"));
+    let rows = succeed_json(["devices", "--json"]);
+    if rows.as_array().is_some_and(|rows| rows.len() > 1) {
+        assert_eq!(on("gpu"), on("cpu"));
+    }
+}
+
+#[test]
 fn help_and_completions() {
     for args in
         [&["--help"][..], &["run", "--help"], &["help", "logits"], &["completions", "bash"], &["completions", "zsh"]]

@@ -65,7 +65,7 @@ fn sides_that_cannot_be_compared_are_refused() {
     refuse(["diff", &llama, demo, "--ids", "1,2"], &["vocabulary of the second model: expected that of the first"]);
     refuse(
         ["diff", &llama, &format!("{llama},speed=fast")],
-        &["expected kernels=, precision=, dtype=, kv_dtype= or quantize=", "speed=fast"],
+        &["expected kernels=, precision=, dtype=, kv_dtype=, quantize= or device=", "speed=fast"],
     );
     refuse(["diff", &llama, &format!("{llama},kernels=best")], &["best"]);
     refuse(["diff", &llama, "/no/such/model"], &["/no/such/model"]);

@@ -74,6 +74,16 @@ impl AdapterKind {
     }
 }
 
+impl AdapterDescription {
+    /// What it is, and why it may not serve.
+    fn in_list(&self) -> String {
+        let program = if self.kind == AdapterKind::Software { ", a program on the CPU" } else { "" };
+        let lacks =
+            if self.lacks.is_empty() { String::new() } else { format!(", which lacks {}", self.lacks.join(", ")) };
+        format!("gpu:{} is {self}{program}{lacks}", self.index)
+    }
+}
+
 impl fmt::Display for AdapterDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}, {} {})", self.name, self.backend, self.driver, self.driver_info)
@@ -116,7 +126,7 @@ impl Adapters {
         };
         let usable = self.descriptions().filter(|description| description.lacks.is_empty());
         let hardware = usable.filter(|description| rank(description).is_some());
-        hardware.min_by_key(rank).ok_or_else(|| self.none("that is no program and has what the kernels need"))
+        hardware.min_by_key(rank).ok_or_else(|| self.none("that computes by itself"))
     }
 
     /// The first one of all, a program only where there is nothing else.
@@ -148,8 +158,7 @@ impl Adapters {
     }
 
     fn none(&self, asked: &str) -> GpuError {
-        let known: Vec<String> =
-            self.descriptions().map(|description| format!("gpu:{} is {description}", description.index)).collect();
+        let known: Vec<String> = self.descriptions().map(AdapterDescription::in_list).collect();
         let found = match known.is_empty() {
             true => "no driver for Vulkan, Metal or DirectX 12 was found that answers".to_owned(),
             false => known.join(", "),

@@ -41,6 +41,7 @@ pub struct Gpu {
     kernels: HashMap<String, Kernel>,
     readback: Option<Buffer>,
     seal: Option<(Kernel, Buffer)>,
+    edits: Vec<SourceEdit>,
     serial: u32,
     ids: u64,
     allocated: Arc<AtomicU64>,
@@ -76,6 +77,17 @@ pub struct Kernel {
     name: &'static str,
     layout: wgpu::BindGroupLayout,
     pipeline: wgpu::ComputePipeline,
+}
+
+/// A change of a kernel's program, to see whether faults are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceEdit {
+    /// The name of the kernel.
+    pub kernel: &'static str,
+    /// What is replaced, wherever it is.
+    pub from: &'static str,
+    /// What takes its place.
+    pub to: &'static str,
 }
 
 /// The first thing that went wrong. Later ones follow from it.
@@ -163,6 +175,7 @@ impl Gpu {
             kernels: HashMap::new(),
             readback: None,
             seal: None,
+            edits: Vec::new(),
             serial: 0,
             ids: 0,
             allocated: Arc::default(),
@@ -272,10 +285,17 @@ impl Gpu {
         self.wait(None)
     }
 
+    /// Changes the programs of kernels that are compiled from now on.
+    pub fn edit_sources(&mut self, edits: Vec<SourceEdit>) {
+        self.edits = edits;
+    }
+
     /// Compiles a kernel, unless that was done before. Of its buffers, those whose bit is set in `written` are written to.
     ///
     /// Fails with [`GpuError::Refused`] if the driver does not take it.
     pub fn kernel(&mut self, name: &'static str, source: String, buffers: usize, written: u32) -> Result<Kernel> {
+        let edits = self.edits.iter().filter(|edit| edit.kernel == name);
+        let source = edits.fold(source, |source, edit| source.replace(edit.from, edit.to));
         if let Some(kernel) = self.kernels.get(&source) {
             return Ok(kernel.clone());
         }

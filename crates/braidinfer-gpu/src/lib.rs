@@ -15,7 +15,7 @@ pub mod kernels;
 mod matrix;
 
 pub use adapter::{AdapterDescription, AdapterKind, Adapters};
-pub use device::{Buffer, Gpu, Kernel, Usage};
+pub use device::{Buffer, Gpu, Kernel, SourceEdit, Usage};
 pub use error::GpuError;
 pub use matrix::{Format, Matrix, MatrixPart};
 

@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use support::{assert_close, download, gpu, upload};
 
-const DTYPES: [Dtype; 10] = [
+const DTYPES: [Dtype; 16] = [
     Dtype::F32,
     Dtype::F16,
     Dtype::BF16,
@@ -21,6 +21,12 @@ const DTYPES: [Dtype; 10] = [
     Dtype::Q4_0,
     Dtype::Iq4Nl,
     Dtype::Mxfp4,
+    Dtype::Q4_1,
+    Dtype::Q5_0,
+    Dtype::Q5_1,
+    Dtype::Q2K,
+    Dtype::Q3K,
+    Dtype::Iq4Xs,
     Dtype::Q4K,
     Dtype::Q5K,
     Dtype::Q6K,
@@ -42,7 +48,7 @@ impl RandomWeights {
                 Dtype::F32 => row.iter().for_each(|value| stored.extend(value.to_le_bytes())),
                 Dtype::F16 => row.iter().for_each(|value| stored.extend(f16::from_f32(*value).to_le_bytes())),
                 Dtype::BF16 => row.iter().for_each(|value| stored.extend(bf16::from_f32(*value).to_le_bytes())),
-                Dtype::Iq4Nl | Dtype::Mxfp4 => stored = random_blocks(rng, dtype, columns),
+                Dtype::Iq4Nl | Dtype::Iq4Xs | Dtype::Mxfp4 => stored = random_blocks(rng, dtype, columns),
                 _ => quantize(dtype, &row, &mut stored).unwrap(),
             }
             let mut exact = vec![0.0; columns];
@@ -71,11 +77,14 @@ impl RandomWeights {
 fn random_blocks(rng: &mut StdRng, dtype: Dtype, columns: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..columns / dtype.block_len() {
+        let start = bytes.len();
         match dtype {
             Dtype::Mxfp4 => bytes.push(rng.random_range(118..128)),
+            // Its scale is multiplied by a second one, up to 32.
+            Dtype::Iq4Xs => bytes.extend(f16::from_f32(rng.random_range(-0.0003..0.0003)).to_le_bytes()),
             _ => bytes.extend(f16::from_f32(rng.random_range(-0.01..0.01)).to_le_bytes()),
         }
-        bytes.extend((0..16).map(|_| rng.random::<u8>()));
+        bytes.extend((bytes.len() - start..dtype.block_size()).map(|_| rng.random::<u8>()));
     }
     bytes
 }

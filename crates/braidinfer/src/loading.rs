@@ -402,6 +402,8 @@ impl ModelParts {
             }
         };
         let fused = fused.with_plan(plan)?;
+        let on_gpu = self.gpu.as_ref().filter(|_| report.kernels() != ActiveKernels::Standard);
+        self.notes.extend(on_gpu.map(|gpu| format!("runs on {}", gpu.name)));
         self.notes.push(decision(&report, from_cache));
         if options.kernels == Kernels::Fused && report.kernels() != ActiveKernels::Fused {
             let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason);

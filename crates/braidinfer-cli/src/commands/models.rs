@@ -79,7 +79,7 @@ fn row(architecture: &Architecture) -> Row {
         features: architecture.features(),
         formats: formats(architecture),
         kernels: KERNELS,
-        devices: DeviceChoice::available(),
+        devices: architecture.default_spec().map_or_else(Vec::new, |spec| DeviceChoice::available_for(&spec)),
         verified: Verified { against: "transformers", fixtures: architecture.fixtures },
     }
 }

@@ -45,6 +45,8 @@ pub fn braidinfer<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) 
     let mut command = Command::new(env!("CARGO_BIN_EXE_braidinfer"));
     command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").env("HF_HUB_CACHE", "/no/such/cache");
     command.env("BRAIDINFER_CACHE", env!("CARGO_TARGET_TMPDIR"));
+    // Mesa's drivers complain where there is none.
+    command.env("XDG_RUNTIME_DIR", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

@@ -162,6 +162,11 @@ pub const REGISTRY: &[Architecture] = &[
 impl Architecture {
     /// What a decoder with the class's defaults has beside the usual, see [`features`].
     pub fn features(&self) -> Vec<&'static str> {
+        self.default_spec().map_or_else(Vec::new, |spec| features(&spec))
+    }
+
+    /// A decoder with the class's defaults, if they describe one.
+    pub fn default_spec(&self) -> Option<DecoderSpec> {
         // Some classes have a default width of heads that does not follow from the others.
         let settings =
             [json!({"model_type": self.model_type}), json!({"model_type": self.model_type, "head_dim": 128})];
@@ -169,7 +174,7 @@ impl Architecture {
             let config = JsonFile::parse("class defaults".into(), settings.to_string().as_bytes()).ok()?;
             (self.describe)(&config).ok()
         });
-        described.map_or_else(Vec::new, |description| features(&description.spec))
+        described.map(|description| description.spec)
     }
 }
 

@@ -14,6 +14,8 @@
 mod adapt;
 mod batches;
 mod cache;
+#[cfg(all(test, feature = "gpu"))]
+mod gpu_tests;
 mod judge;
 mod measure;
 mod passages;

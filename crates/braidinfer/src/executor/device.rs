@@ -106,6 +106,13 @@ impl DeviceChoice {
         names
     }
 
+    /// Those of them that can compute a model.
+    pub fn available_for(spec: &DecoderSpec) -> Vec<&'static str> {
+        let mut names = Self::available();
+        names.retain(|name| *name != "gpu" || has_kernels(spec));
+        names
+    }
+
     /// Whether Candle computes on a GPU, in standard kernels.
     pub fn is_of_candle(&self) -> bool {
         matches!(self, Self::Cuda(_) | Self::Metal)
@@ -167,6 +174,17 @@ fn chosen(adapter: &braidinfer_gpu::AdapterDescription, spec: &DecoderSpec) -> R
     super::gpu::check(spec)?;
     let max_binding_bytes = adapter.max_binding_bytes.min(adapter.max_buffer_bytes) as usize;
     Ok(ChosenGpu { index: adapter.index, name: adapter.to_string(), max_binding_bytes })
+}
+
+/// Whether there are kernels for all layers of a model on GPUs.
+#[cfg(feature = "gpu")]
+fn has_kernels(spec: &DecoderSpec) -> bool {
+    super::gpu::check(spec).is_ok()
+}
+
+#[cfg(not(feature = "gpu"))]
+fn has_kernels(_spec: &DecoderSpec) -> bool {
+    false
 }
 
 /// Loads a model onto a GPU.

@@ -6,6 +6,8 @@
 
 mod layer;
 mod memory;
+#[cfg(test)]
+pub(crate) mod planted;
 mod trace;
 mod upload;
 mod weights;
@@ -111,10 +113,14 @@ impl GpuRunner {
         let kv = KvMemory::new(spec, options.kv_cache)?;
         let before = gpu.allocated_bytes();
         let mut loader = Loader { gpu: &mut gpu, spec, weights };
+        #[cfg(test)]
+        planted::spoil(loader.gpu, None);
         let ends = Some(loader.ends()?);
         let count = spec.layers.len();
         let mut layers = Vec::with_capacity(count);
         for index in 0..count {
+            #[cfg(test)]
+            planted::spoil(loader.gpu, Some(index));
             layers.push(Some(loader.layer(index)?));
             progress(index + 1, count);
         }

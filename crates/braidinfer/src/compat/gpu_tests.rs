@@ -1,0 +1,118 @@
+//! Errors planted in the kernels of a GPU.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use braidinfer_gpu::{Adapters, SourceEdit};
+use braidinfer_model::ModelSource;
+
+use super::{Checked, Precision, Status, Thoroughness};
+use crate::executor::gpu::planted;
+use crate::executor::{ActiveKernels, DeviceChoice, GpuChoice, KvDtype};
+use crate::loading::{LoadOptions, Loaded, ModelParts};
+
+/// Set where tests must not be left out for want of an adapter.
+const REQUIRED: &str = "BRAIDINFER_TEST_GPU";
+
+fn has_adapter() -> bool {
+    let found = Adapters::find().first().map(|_| ());
+    assert!(found.is_ok() || std::env::var_os(REQUIRED).is_none(), "{found:?}");
+    found.is_ok()
+}
+
+fn parts(name: &str, options: &LoadOptions) -> ModelParts {
+    let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models");
+    let source = ModelSource::open(models.join(name)).expect("the fixture is there");
+    ModelParts::open(&source, options, &|_, _| {}).expect("the fixture opens")
+}
+
+fn on_gpu() -> LoadOptions {
+    LoadOptions { device: DeviceChoice::Gpu(GpuChoice::Best), ..LoadOptions::default() }
+}
+
+/// The check of a model with an error in the kernels of layer 1.
+fn check(name: &str, edit: SourceEdit) -> Checked {
+    let mut parts = parts(name, &on_gpu());
+    let mut decoder =
+        planted::with([(Some(1), edit)], || parts.fused(&on_gpu(), &|_, _| {}).expect("it is loaded onto the GPU"));
+    parts.subject().check(&mut decoder, Thoroughness::Normal, Precision::Auto).expect("the check runs")
+}
+
+/// What a driver or a kernel may get wrong: where rows begin, in which order memory is written and read, which keys are stored, and
+/// whether anything is written at all.
+const FAULTS: [(&str, SourceEdit); 4] = [
+    (
+        "wrong stride",
+        SourceEdit {
+            kernel: "heads",
+            from: "let row = token * parameters.input_stride;",
+            to: "let row = token * (parameters.input_stride - 1u);",
+        },
+    ),
+    ("missing barrier", SourceEdit { kernel: "attention", from: "workgroupBarrier();", to: "" }),
+    (
+        "stale keys",
+        SourceEdit { kernel: "heads", from: "let lane = slot % 16u;", to: "let lane = (slot & 0xfffffffeu) % 16u;" },
+    ),
+    ("zeros", SourceEdit { kernel: "merge", from: "value /= sum;", to: "value = 0.0f;" }),
+];
+
+#[test]
+fn errors_are_reported_in_their_layer() {
+    if !has_adapter() {
+        return;
+    }
+    for name in ["llama-yarn", "qwen3-bias", "qwen3-window"] {
+        for (fault, edit) in FAULTS {
+            let report = check(name, edit).report;
+            let first = report.layers.iter().find(|layer| layer.fault.is_some()).map(|layer| layer.layer);
+            assert_eq!((report.status, first), (Status::Incompatible, Some(1)), "{name}, {fault}: {}", report.reason);
+            assert_eq!(report.standard_layers(), BTreeSet::from([1]), "{name}, {fault}: {}", report.reason);
+        }
+    }
+}
+
+#[test]
+fn keys_that_overflow_f16_are_kept_in_f32() {
+    if !has_adapter() {
+        return;
+    }
+    let overflow = SourceEdit {
+        kernel: "heads",
+        from: "half_bits(head[2u * index])",
+        to: "half_bits(head[2u * index] * 1000000.0f)",
+    };
+    let Checked { report, plan } = check("qwen3-bias", overflow);
+    assert!(report.layers.iter().all(|layer| layer.fault.is_none()), "{}", report.reason);
+    assert_eq!(plan.kv_dtypes[1], KvDtype::F32, "{}", report.reason);
+}
+
+/// Layer 1 goes to standard kernels on the CPU, and what the decoder says is right.
+#[test]
+fn a_wrong_layer_runs_on_the_cpu() {
+    if !has_adapter() {
+        return;
+    }
+    let mut parts = parts("qwen3-bias", &on_gpu());
+    let (_, edit) = FAULTS[0];
+    let Loaded { decoder, .. } =
+        planted::with([(Some(1), edit)], || parts.load(&on_gpu(), &|_, _| {}).expect("a mixed decoder serves"));
+    assert_eq!(decoder.report().kernels, ActiveKernels::Mixed);
+    let note = parts.notes.last().expect("the choice is said");
+    assert!(note.contains("mixed kernels") && note.contains("standard: layers 1"), "{note}");
+}
+
+/// A driver that gets everything wrong is left for the CPU.
+#[test]
+fn a_gpu_that_is_wrong_everywhere_is_left_for_the_cpu() {
+    if !has_adapter() {
+        return;
+    }
+    let mut parts = parts("llama-yarn", &on_gpu());
+    let few = SourceEdit { kernel: "product of few rows", from: "sum += partial", to: "sum -= partial" };
+    let many = SourceEdit { kernel: "product of many rows", from: "total0 += sum0;", to: "total0 -= sum0;" };
+    let loaded =
+        planted::with([(None, few), (None, many)], || parts.load(&on_gpu(), &|_, _| {}).expect("the CPU serves"));
+    assert!(loaded.decoder.report().device.is_none());
+    assert!(parts.notes.iter().any(|note| note.starts_with("runs on the CPU, not on ")), "{:?}", parts.notes);
+}
