@@ -122,18 +122,21 @@ impl Adapters {
             AdapterKind::Discrete => Some(0),
             AdapterKind::Integrated => Some(1),
             AdapterKind::Virtual => Some(2),
-            AdapterKind::Software | AdapterKind::Other => None,
+            AdapterKind::Other => Some(3),
+            AdapterKind::Software => None,
         };
         let usable = self.descriptions().filter(|description| description.lacks.is_empty());
         let hardware = usable.filter(|description| rank(description).is_some());
         hardware.min_by_key(rank).ok_or_else(|| self.none("that computes by itself"))
     }
 
-    /// The first one of all, a program only where there is nothing else.
+    /// The best one, a program only where there is nothing else; where none can be used, the first one.
     ///
     /// Fails if there is none.
     pub fn first(&self) -> Result<&AdapterDescription> {
-        self.best().or_else(|_| self.descriptions().next().ok_or_else(|| self.none("at all")))
+        let usable = || self.descriptions().find(|description| description.lacks.is_empty());
+        let any = || usable().or_else(|| self.descriptions().next());
+        self.best().or_else(|_| any().ok_or_else(|| self.none("at all")))
     }
 
     /// The one with this number.
@@ -141,13 +144,14 @@ impl Adapters {
         self.descriptions().nth(index).ok_or_else(|| self.none(&format!("number {index}")))
     }
 
-    /// The only one whose name contains `name`, whatever its case.
+    /// The only one whose name, interface and driver, as they are shown, contain `name`, whatever its case.
     pub fn named(&self, name: &str) -> Result<&AdapterDescription> {
         let wanted = name.to_lowercase();
-        let mut matching = self.descriptions().filter(|description| description.name.to_lowercase().contains(&wanted));
+        let mut matching =
+            self.descriptions().filter(|description| description.to_string().to_lowercase().contains(&wanted));
         match (matching.next(), matching.next()) {
             (Some(only), None) => Ok(only),
-            (Some(_), Some(_)) => Err(self.none(&format!("with a name that only `{name}` fits"))),
+            (Some(_), Some(_)) => Err(self.none(&format!("that alone is called `{name}`"))),
             (None, _) => Err(self.none(&format!("called `{name}`"))),
         }
     }

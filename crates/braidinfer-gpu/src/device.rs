@@ -127,6 +127,16 @@ impl Drop for Buffer {
     }
 }
 
+/// Where a device is stuck or in disorder, waiting for it as `wgpu` does when its queue is dropped might never end, or panic.
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        let is_sound = matches!(self.fault.check(), Ok(()) | Err(GpuError::Lost { .. }));
+        if !is_sound {
+            std::mem::forget((self.device.clone(), self.queue.clone()));
+        }
+    }
+}
+
 impl Gpu {
     /// Opens an adapter.
     ///
@@ -240,20 +250,30 @@ impl Gpu {
             let largest = self.max_binding_bytes();
             return Err(failed(format!("its largest buffer has {largest} bytes")));
         }
-        let scopes = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory]
-            .map(|filter| self.device.push_error_scope(filter));
         let descriptor = wgpu::BufferDescriptor { label: None, size: bytes, usage, mapped_at_creation: false };
-        let buffer = self.device.create_buffer(&descriptor);
-        let mut error = None;
-        for scope in scopes.into_iter().rev() {
-            error = error.or(pollster::block_on(scope.pop()));
-        }
-        if let Some(error) = error {
-            return Err(failed(error.to_string()));
+        let (buffer, error) = self.scoped(|device| device.create_buffer(&descriptor));
+        match error {
+            None => {}
+            Some(wgpu::Error::OutOfMemory { .. }) => return Err(failed("its driver has no more".to_owned())),
+            Some(error) => return Err(self.refused(format!("memory for {what}"), &error)),
         }
         self.fault.check()?;
         self.allocated.fetch_add(bytes, Ordering::Relaxed);
         Ok(Buffer { id: self.next_id(), bytes, buffer, allocated: Arc::clone(&self.allocated) })
+    }
+
+    /// Does something with the device, and returns the first thing that its driver said against it.
+    fn scoped<T>(&self, action: impl FnOnce(&wgpu::Device) -> T) -> (T, Option<wgpu::Error>) {
+        let scopes = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory]
+            .map(|filter| self.device.push_error_scope(filter));
+        let done = action(&self.device);
+        let errors = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop()));
+        // Each scope has to be left, whatever the others say.
+        (done, errors.fold(None, Option::or))
+    }
+
+    fn refused(&self, what: String, error: &wgpu::Error) -> GpuError {
+        GpuError::Refused { adapter: self.adapter.to_string(), what, message: error.to_string() }
     }
 
     fn next_id(&mut self) -> u64 {
@@ -300,16 +320,9 @@ impl Gpu {
             return Ok(kernel.clone());
         }
         self.fault.check()?;
-        let scopes = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory]
-            .map(|filter| self.device.push_error_scope(filter));
-        let (layout, pipeline) = self.compile(&source, buffers, written);
-        let mut error = None;
-        for scope in scopes.into_iter().rev() {
-            error = error.or(pollster::block_on(scope.pop()));
-        }
+        let ((layout, pipeline), error) = self.scoped(|_| self.compile(&source, buffers, written));
         if let Some(error) = error {
-            let (adapter, what) = (self.adapter.to_string(), format!("kernel {name}"));
-            return Err(GpuError::Refused { adapter, what, message: error.to_string() });
+            return Err(self.refused(format!("kernel {name}"), &error));
         }
         self.fault.check()?;
         let kernel = Kernel { id: self.next_id(), name, layout, pipeline };

@@ -3,10 +3,9 @@
 //!
 //! Rows of activations are `[T, stride]` in f32, where the stride is the width rounded up to a multiple of
 //! [`BLOCK`] and what is beyond the width is zero. Every sum has an order that depends on shapes alone: what is computed of a
-//! token does not depend on the other ones.
+//! token does not depend on the other ones, where a driver rounds alike in all kernels ([`kernels::ProductKernels::agree`]).
 //!
-//! Nothing here is `unsafe`, and no driver's fault ends the process: what a driver says, and what it does not do in time, is a
-//! [`GpuError`].
+//! Nothing here is `unsafe`. What a driver says, and what it does not do in time once it has commands, is a [`GpuError`].
 
 mod adapter;
 mod device;

@@ -18,6 +18,9 @@ pub(crate) const PANEL: usize = 32;
 /// Most ranges that the columns are divided into, each for a thread of its own.
 const MOST_RANGES: usize = 8;
 
+/// Words that are uploaded at a time: until they have reached the device, they are in the memory of this process, too.
+const UPLOAD_WORDS: usize = 16 << 20;
+
 /// Fewest blocks of 32 columns of a range: less gives threads too little to do.
 const LEAST_RANGE: usize = 4;
 
@@ -170,13 +173,18 @@ impl Matrix {
             let panels = first..panels.min(first + most);
             let words = gpu.buffer(what, panels.len() * panel_words * 4)?;
             let mut packed = Vec::with_capacity(panel_words);
+            let mut pending = 0;
             for panel in panels.clone() {
                 packed.clear();
                 let read = read(panel * PANEL..rows.min((panel + 1) * PANEL))?;
                 format.pack_panel(&read, blocks, &mut packed);
                 gpu.write(&words, (panel - first) * panel_words, &packed);
+                pending += packed.len();
+                if pending > UPLOAD_WORDS {
+                    gpu.flush_writes()?;
+                    pending = 0;
+                }
             }
-            // What was written is kept in the memory of this process until then.
             gpu.flush_writes()?;
             parts.push(MatrixPart { panels, words });
         }

@@ -171,6 +171,12 @@ fn the_bits_of_a_row_do_not_depend_on_the_others() {
 }
 
 #[test]
+fn all_kernels_of_products_agree() {
+    let Some(mut gpu) = gpu() else { return };
+    assert!(ProductKernels::agree(&mut gpu).unwrap());
+}
+
+#[test]
 fn columns_may_end_within_a_block_and_rows_may_be_biased() {
     let Some(mut gpu) = gpu() else { return };
     let mut rng = StdRng::seed_from_u64(3);

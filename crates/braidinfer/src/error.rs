@@ -205,6 +205,15 @@ impl Error {
         matches!(self, Self::DamagedWeights { .. })
     }
 
+    /// Whether a GPU is the reason, or memory, which may be short there alone.
+    pub(crate) fn may_be_of_gpu(&self) -> bool {
+        #[cfg(feature = "gpu")]
+        if let Self::Gpu(_) = self {
+            return true;
+        }
+        matches!(self, Self::TooLittleMemory { .. })
+    }
+
     /// Whether the device that computes can no longer be used, so that a decoder elsewhere has to take its place.
     pub fn ends_device(&self) -> bool {
         #[cfg(feature = "gpu")]

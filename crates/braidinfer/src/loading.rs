@@ -153,6 +153,8 @@ pub(crate) struct ModelParts {
     place: Place,
     /// The GPU that computes the model, if one does.
     gpu: Option<ChosenGpu>,
+    /// Number of notes that do not depend on it.
+    notes_before_gpu: usize,
     /// The compute threads.
     pub(crate) threads: Threads,
 }
@@ -239,6 +241,7 @@ impl ModelParts {
             context,
             room_for_kv,
             place: Place::memory(),
+            notes_before_gpu: 0,
             gpu,
             threads,
         };
@@ -249,6 +252,7 @@ impl ModelParts {
     /// Adapts what nobody asked for to the memory that there is: a context that is the model's own, and the room for keys
     /// and values of several sequences.
     fn fit(&mut self, options: &LoadOptions, room: Room) {
+        self.notes_before_gpu = self.notes.len();
         if let Some(gpu) = &self.gpu {
             let most = gpu.most_tokens(&self.spec);
             if options.context.is_none() && most < self.context {
@@ -258,6 +262,8 @@ impl ModelParts {
                 ));
                 self.context = most;
             }
+        }
+        if self.lies_on_device(options) {
             return;
         }
         self.room_for_kv = room.bytes.saturating_sub(self.need(options).fixed());
@@ -291,7 +297,7 @@ impl ModelParts {
     /// The memory that these options need, with one sequence at a time.
     fn need(&self, options: &LoadOptions) -> Need {
         let standard = options.kernels == Kernels::Standard || !has_fused(options);
-        let on_device = self.gpu.is_some() || options.device.is_of_candle();
+        let on_device = self.lies_on_device(options);
         let (weights, dtype) = match (standard, on_device) {
             // They lie in the memory of the device.
             (_, true) => (0, KvDtype::F16),
@@ -315,6 +321,11 @@ impl ModelParts {
         Need { weights, kv, states, context: self.context, scratch }
     }
 
+    /// Whether weights, keys and values lie in memory of a device.
+    fn lies_on_device(&self, options: &LoadOptions) -> bool {
+        self.gpu.as_ref().is_some_and(|gpu| !gpu.shares_memory) || options.device.is_of_candle()
+    }
+
     /// Fails if there is too little memory for loading with these options.
     fn check_memory(&self, options: &LoadOptions) -> Result<()> {
         self.need(options).check(&self.label, Room::now()).map_err(|error| self.place.explain(error))
@@ -330,7 +341,7 @@ impl ModelParts {
     pub(crate) fn load(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         let loaded = self.load_where_chosen(options, progress);
         match (loaded, &self.gpu) {
-            (Err(error), Some(_)) if options.device == DeviceChoice::Auto => {
+            (Err(error), Some(_)) if options.device == DeviceChoice::Auto && error.may_be_of_gpu() => {
                 self.leave_gpu(&error.to_string(), options);
                 self.load_where_chosen(options, progress)
             }
@@ -340,10 +351,15 @@ impl ModelParts {
 
     /// Goes on with the CPU.
     fn leave_gpu(&mut self, reason: &str, options: &LoadOptions) {
-        if let Some(gpu) = self.gpu.take() {
-            self.notes.push(format!("runs on the CPU, not on {}: {reason}", gpu.name));
-            self.fit(options, Room::now());
+        let Some(gpu) = self.gpu.take() else { return };
+        // What was said of running there no longer holds, nor do its limits.
+        self.notes.truncate(self.notes_before_gpu);
+        self.context = options.context.unwrap_or_else(|| self.spec.context_length());
+        self.notes.push(format!("runs on the CPU, not on {}: {reason}", gpu.name));
+        if options.packed.is_some() {
+            self.place = Place::Memory { because: Some("the GPU was tried first".into()) };
         }
+        self.fit(options, Room::now());
     }
 
     fn load_where_chosen(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
@@ -352,6 +368,7 @@ impl ModelParts {
             Kernels::Fused if options.force => {
                 let fused = self.fused(options, progress)?;
                 let otherwise = self.unforced(options, &fused)?;
+                self.notes.extend(self.gpu.as_ref().map(|gpu| format!("runs on {}", gpu.name)));
                 let kv = options.kv_dtype.map_or(String::new(), |kv| format!(", keys and values in {}", kv.name()));
                 self.notes.push(format!(
                     "fused kernels at the fastest level{kv}, as forced: no check was made; not forced, {otherwise}"
@@ -577,11 +594,14 @@ impl ModelParts {
 
     /// Loads fused kernels at the fastest levels that the options allow.
     pub(crate) fn fused(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Decoder<'static>> {
+        self.check_memory(&LoadOptions { kernels: Kernels::Fused, ..options.clone() })?;
         if let Some(gpu) = &self.gpu {
-            let kv_cache = self.kv_cache(options, self.gpu_kv_dtype(options)?);
+            self.check_gpu_context(gpu)?;
+            let kv_dtype = self.fused_kv_dtype(options);
+            self.check_kv_room(options, kv_dtype)?;
+            let kv_cache = self.kv_cache(options, kv_dtype);
             return load_on_gpu(gpu, self.spec.clone(), &self.weights, kv_cache, progress);
         }
-        self.check_memory(&LoadOptions { kernels: Kernels::Fused, ..options.clone() })?;
         let (spec, fused_options) = (self.spec.clone(), self.fused_options(options)?);
         self.check_kv_room(options, fused_options.kv_cache.dtype)?;
         match &self.place {
@@ -597,13 +617,13 @@ impl ModelParts {
         }
     }
 
-    /// The data type of keys and values that a GPU begins with.
-    fn gpu_kv_dtype(&self, options: &LoadOptions) -> Result<KvDtype> {
-        if let Some(gpu) = self.gpu.as_ref().filter(|gpu| gpu.most_tokens(&self.spec) < self.context) {
-            let most = gpu.most_tokens(&self.spec);
+    /// Fails if a GPU cannot read the keys of a whole context.
+    fn check_gpu_context(&self, gpu: &ChosenGpu) -> Result<()> {
+        let most = gpu.most_tokens(&self.spec);
+        if most < self.context {
             return Err(Error::bad_request("context", format!("at most {most} tokens on {}", gpu.name), self.context));
         }
-        Ok(self.fused_kv_dtype(options))
+        Ok(())
     }
 
     pub(crate) fn fused_options(&self, options: &LoadOptions) -> Result<FusedOptions> {
@@ -662,6 +682,7 @@ fn gpu(spec: &DecoderSpec, options: &LoadOptions, notes: &mut Vec<String>) -> Re
         return Err(Error::bad_request("kernels", "auto or fused on a GPU", "standard"));
     }
     if options.kernels == Kernels::Standard {
+        notes.extend((options.device == DeviceChoice::Auto).then(|| "runs on the CPU: standard kernels do".into()));
         return Ok(None);
     }
     if is_asked_for && !matches!(options.dtype, None | Some(ComputeDtype::F32)) {

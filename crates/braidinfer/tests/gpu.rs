@@ -239,6 +239,16 @@ fn the_likeliest_tokens_are_those_of_the_logits() {
         assert_eq!(outputs.argmax[index].token, argmax(logits));
         assert_eq!(outputs.argmax[index].logit, logits[argmax(logits) as usize]);
     }
+    // More than are computed at once, of either kind.
+    let long: Vec<u32> = ids.iter().copied().cycle().take(140).collect();
+    let mut many = Batch::default();
+    many.push(&long, slice(1, 0, 140, 140), 1);
+    many.argmax_rows = (0..139).collect();
+    let outputs_of_many = decoder.forward(&many, &mut NoProbe).expect("the batch runs");
+    assert_eq!((outputs_of_many.argmax.len(), outputs_of_many.logits.rows()), (139, 1));
+    many.argmax_rows = vec![139];
+    let last = decoder.forward(&many, &mut NoProbe).expect("the batch runs");
+    assert_eq!(last.argmax[0].token, argmax(outputs_of_many.logits.row(0)));
     let mut standard = fixture.standard();
     let mut batch = Batch { argmax_rows: Vec::new(), ..batch };
     batch.sequences[0] = slice(0, 0, ids.len(), ids.len());

@@ -55,9 +55,10 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         output::print_dim(text)?;
     }
     let streaming = interrupt::Working::begin();
-    let (completions, timings) = llm.stream(&[prompt], &params, &mut |event| printer.show(event))?;
+    let answered = llm.stream(&[prompt], &params, &mut |event| printer.show(event));
     drop(streaming);
     llm.take_notices().iter().for_each(output::note);
+    let (completions, timings) = answered?;
     printer.result?;
     let completion = &completions[0];
     if args.json { print_json(completion, llm.kernels(), load, timings) } else { output::print("\n") }

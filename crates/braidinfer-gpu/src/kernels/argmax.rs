@@ -3,8 +3,8 @@
 use super::template::render;
 use crate::{Buffer, Gpu, Kernel, Result, stride};
 
-/// The kernel. It writes two words for each row: where the largest value is, the first one of equals, and that value, or NaN if
-/// any value is not finite.
+/// The kernel. It writes two words for each row: where the largest value is, the first one of equals, and that value; if any is not
+/// finite, where the first of these is, and NaN.
 #[derive(Debug, Clone)]
 pub struct ArgmaxKernel {
     kernel: Kernel,

@@ -10,7 +10,7 @@ struct Parameters {
 var<immediate> parameters: Parameters;
 
 @group(0) @binding(0) var<storage, read> input: array<f32>;
-// For each row: where its largest value is, and that value, or NaN if any is not finite.
+// For each row: where its largest value is, and that value; if any is not finite, where the first of these is, and NaN.
 @group(0) @binding(1) var<storage, read_write> output: array<u32>;
 
 var<workgroup> values: array<f32, 256>;
@@ -22,11 +22,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = (parameters.first_row + group.x) * parameters.stride;
     var largest = -3.4028234e38f;
     var place = 0xffffffffu;
-    var fault = 0u;
+    var fault = 0xffffffffu;
     for (var index = thread; index < parameters.width; index += 256u) {
         let value = input[row + index];
         if (bitcast<u32>(value) & 0x7f800000u) == 0x7f800000u {
-            fault = 1u;
+            fault = min(fault, index);
         } else if value > largest || place == 0xffffffffu {
             largest = value;
             place = index;
@@ -44,12 +44,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 values[thread] = other;
                 places[thread] = there;
             }
-            faults[thread] |= faults[thread + half];
+            faults[thread] = min(faults[thread], faults[thread + half]);
         }
         workgroupBarrier();
     }
     if thread == 0u {
-        output[2u * group.x] = places[0];
-        output[2u * group.x + 1u] = select(bitcast<u32>(values[0]), 0x7fc00000u, faults[0] != 0u);
+        let is_finite = faults[0] == 0xffffffffu;
+        output[2u * group.x] = select(faults[0], places[0], is_finite);
+        output[2u * group.x + 1u] = select(0x7fc00000u, bitcast<u32>(values[0]), is_finite);
     }
 }

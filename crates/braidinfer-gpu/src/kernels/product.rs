@@ -1,10 +1,13 @@
 //! Products of matrices and rows of activations.
 
+use std::borrow::Cow;
+
+use braidinfer_model::Dtype;
 use serde::Serialize;
 
 use super::template::render;
 use crate::matrix::{Format, Matrix, PANEL};
-use crate::{BLOCK, Buffer, Gpu, Kernel, Result};
+use crate::{BLOCK, Buffer, Gpu, GpuError, Kernel, Result};
 
 /// Rows of activations that one thread multiplies a weight with, where there are few.
 const FEW_ROWS: [usize; 4] = [1, 2, 4, 8];
@@ -210,6 +213,42 @@ impl ProductKernels {
             let (kernel, groups) = self.choose(step.tokens, panels);
             gpu.dispatch(kernel, &buffers, &parameters, groups);
         }
+    }
+
+    /// Whether all kernels of this device's driver add products in the same order and round them alike, so that a row has the same
+    /// bits however many others there are. Measured with a matrix of f32.
+    ///
+    /// Fails if the device does.
+    pub fn agree(gpu: &mut Gpu) -> Result<bool> {
+        const SHAPE: [usize; 2] = [64, 320];
+        const TOKENS: usize = 16;
+        // Values whose sums depend on every rounding.
+        let value =
+            |index: usize| ((index * 7919 % 10007) as f32 / 10007.0 - 0.5) * 1.37_f32.powi((index % 23) as i32 - 11);
+        let matrix = Matrix::load(gpu, "a matrix", Format::or_f32(Dtype::F32), SHAPE, |rows| {
+            let row = |row: usize| {
+                let values = (0..SHAPE[1]).map(|column| value(row * SHAPE[1] + column));
+                Cow::Owned(values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>())
+            };
+            Ok::<_, GpuError>(rows.map(row).collect())
+        })?;
+        let kernels = Self::new(gpu, matrix.format, false, Epilogue::Stored)?;
+        let input = gpu.buffer("activations", TOKENS * SHAPE[1] * 4)?;
+        let values: Vec<f32> = (0..TOKENS * SHAPE[1]).map(|index| value(index + 5)).collect();
+        gpu.write_f32(&input, 0, &values);
+        let output = gpu.buffer("products", TOKENS * SHAPE[0] * 4)?;
+        let mut first: Option<Vec<u32>> = None;
+        let mut agree = true;
+        for tokens in FEW_ROWS.into_iter().chain([TOKENS]) {
+            let (input_stride, output_stride) = (SHAPE[1], SHAPE[0]);
+            let step =
+                ProductStep { input: &input, input_stride, output: &output, output_stride, output_column: 0, tokens };
+            kernels.record(gpu, &matrix, step);
+            let row = gpu.read(&[(&output, 0..SHAPE[0])])?;
+            agree &= first.get_or_insert_with(|| row.clone()) == &row;
+        }
+        gpu.forget_buffers();
+        Ok(agree)
     }
 
     /// The kernel for some rows of activations, and its workgroups.

@@ -210,16 +210,6 @@ enum NextToken<'a> {
     Argmax(Argmax),
 }
 
-impl NextToken<'_> {
-    /// Values that are finite unless the computation failed.
-    fn values(&self) -> &[f32] {
-        match self {
-            Self::Logits(logits) => logits,
-            Self::Argmax(argmax) => std::slice::from_ref(&argmax.logit),
-        }
-    }
-}
-
 /// How the choice of a sequence's next tokens ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Choice {
@@ -247,6 +237,8 @@ pub struct Engine {
     /// Sequences that sit out steps because their constraints are not ready.
     parked: BTreeMap<SequenceId, PendingSample>,
     block_listener: Option<BlockListener>,
+    /// Outputs of a step that could not be ended, for the next one.
+    undelivered: Vec<StepOutput>,
 }
 
 impl Engine {
@@ -284,6 +276,7 @@ impl Engine {
             shadow_samples: ShadowSamples::new(config.shadow_share),
             parked: BTreeMap::new(),
             block_listener: None,
+            undelivered: Vec::new(),
         })
     }
 
@@ -427,6 +420,7 @@ impl Engine {
     pub fn clear(&mut self) {
         self.scheduler.clear();
         self.parked.clear();
+        self.undelivered.clear();
     }
 
     /// Gives up the decoder's devices as if they were lost; see [`Decoder::give_up_device`].
@@ -440,7 +434,18 @@ impl Engine {
         self.may_draft = takes_back_drafts && same_bits_in_company;
         self.scheduler.config.prompt_lookup &= self.may_draft;
         let computes_argmax = computes_argmax && self.scheduler.config.shadow_share == 0.0;
-        self.scheduler.restart(decoder.kv_cache().num_blocks, computes_argmax);
+        let capacity = decoder.kv_cache().capacity();
+        self.scheduler.config.context = self.scheduler.config.context.min(capacity);
+        for (sequence, tokens) in self.scheduler.restart(decoder.kv_cache(), computes_argmax) {
+            self.parked.remove(&sequence);
+            let error = Error::TooLittleMemory {
+                what: format!("keys and values of a sequence of {tokens} tokens"),
+                needed: format!("room for {tokens} tokens"),
+                found: format!("room for {capacity} tokens"),
+                limit: "where the model runs now",
+            };
+            self.undelivered.push(StepOutput { sequence, output: Err(error) });
+        }
         self.decoder = decoder;
     }
 
@@ -454,9 +459,9 @@ impl Engine {
         self.shadow_samples.forget_first();
     }
 
-    /// Whether any sequence is unfinished.
+    /// Whether any sequence is unfinished, or has outputs that no step has returned yet.
     pub fn has_unfinished(&self) -> bool {
-        self.scheduler.running() + self.scheduler.waiting() > 0
+        self.scheduler.running() + self.scheduler.waiting() + self.undelivered.len() > 0
     }
 
     /// Runs one step: schedules, computes and samples. A step that only computes parts of prompts returns no outputs, nor does
@@ -464,14 +469,18 @@ impl Engine {
     ///
     /// An error removes all sequences, except after [`Error::ends_device`]: then they wait for [`Engine::replace_decoder`].
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
-        let result = self.try_step();
-        if result.as_ref().is_err_and(|error| !error.ends_device()) {
+        let mut outputs = std::mem::take(&mut self.undelivered);
+        let result = self.try_step(&mut outputs);
+        match &result {
+            Ok(()) => {}
+            // What was chosen before the device was lost is part of the sequences, which go on.
+            Err(error) if error.ends_device() => self.undelivered = std::mem::take(&mut outputs),
             // No sequence of a batch may stay half computed.
-            self.clear();
+            Err(_) => self.clear(),
         }
         self.rest();
         self.tell_of_blocks();
-        result
+        result.map(|()| outputs)
     }
 
     fn tell_of_blocks(&mut self) {
@@ -483,18 +492,18 @@ impl Engine {
         }
     }
 
-    fn try_step(&mut self) -> Result<Vec<StepOutput>> {
+    /// Appends the outputs of a step.
+    fn try_step(&mut self, outputs: &mut Vec<StepOutput>) -> Result<()> {
         self.steps += 1;
         let started = Instant::now();
-        let mut outputs = Vec::new();
-        self.resume_parked(started, &mut outputs);
-        let mut step = self.schedule(&mut outputs)?;
+        self.resume_parked(started, outputs);
+        let mut step = self.schedule(outputs)?;
         if step.sequences.is_empty() {
             if outputs.is_empty() && self.has_unfinished() {
-                self.wait_for_parked(&mut outputs)?;
+                self.wait_for_parked(outputs)?;
             }
             self.last_step = StepStats::default();
-            return Ok(outputs);
+            return Ok(());
         }
         self.ask_masks(&step);
         let computed = self.compute(&step)?;
@@ -514,7 +523,7 @@ impl Engine {
             let row = &mut next_row[scheduled.kind as usize];
             let first = *row;
             *row += scheduled.wanted.len();
-            self.advance(scheduled, &computed, first, until, &mut outputs);
+            self.advance(scheduled, &computed, first, until, outputs);
         }
         self.take_snapshots()?;
         let took = started.elapsed();
@@ -526,7 +535,7 @@ impl Engine {
             written_tokens: outputs.iter().filter(is_token).count(),
             took,
         };
-        Ok(outputs)
+        Ok(())
     }
 
     /// The next step, with memory for it. A sequence for which there is none ends, with an error in `failed`; the others go on.
@@ -732,7 +741,15 @@ impl Engine {
         while let Some(position) = pending.scheduled.wanted.get(pending.next).copied() {
             let index = pending.next;
             let next = row(index);
-            self.check_finite(id, next.values())?;
+            match next {
+                NextToken::Logits(logits) => self.check_finite(id, logits)?,
+                NextToken::Argmax(Argmax { token, logit }) if !logit.is_finite() => {
+                    self.not_finite += 1;
+                    let (step, index) = (self.steps, token as usize);
+                    return Err(Error::NotFinite { step, sequence: id, index, value: logit });
+                }
+                NextToken::Argmax(_) => {}
+            }
             let sequence = self.scheduler.sequence_that_ran(id)?;
             if position + 1 < sequence.tokens.len() {
                 if let NextToken::Logits(logits) = next {

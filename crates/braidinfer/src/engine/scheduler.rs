@@ -294,15 +294,22 @@ impl Scheduler {
         }
     }
 
-    /// Lets all sequences be computed anew, with another decoder, which has these blocks.
-    pub(super) fn restart(&mut self, num_blocks: usize, computes_argmax: bool) {
+    /// Lets all sequences be computed anew, with another decoder. Removes those that do not fit into its cache, and returns them with
+    /// their lengths.
+    pub(super) fn restart(&mut self, kv_cache: KvCacheConfig, computes_argmax: bool) -> Vec<(SequenceId, usize)> {
         while let Some(last) = self.running.len().checked_sub(1) {
             self.preempt(last);
         }
         self.forget_cached();
-        self.num_blocks = self.num_blocks.min(num_blocks);
+        self.num_blocks = self.num_blocks.min(kv_cache.num_blocks);
         self.pool.limit(self.num_blocks);
         self.computes_argmax = computes_argmax;
+        self.step_costs = StepCosts::default();
+        let capacity = kv_cache.capacity();
+        let waiting = self.waiting.iter_mut().map(|sequence| (sequence.id, sequence.tokens.len() + 1));
+        let too_long: Vec<(SequenceId, usize)> = waiting.filter(|(_, tokens)| *tokens > capacity).collect();
+        too_long.iter().for_each(|(sequence, _)| self.remove(*sequence));
+        too_long
     }
 
     /// Removes all sequences and empties the prefix cache, because after a failed step the contents of blocks are unknown.
@@ -695,6 +702,20 @@ mod tests {
         assert_eq!([(); 3].map(|()| rows_of_step(&mut scheduler)), [(4, 4, 0), (4, 4, 0), (4, 4, 0)]);
         scheduler.remove(1);
         assert_eq!(rows_of_step(&mut scheduler), (1, 1, 0));
+    }
+
+    #[test]
+    fn with_a_smaller_cache_sequences_begin_anew_and_those_that_do_not_fit_are_removed() {
+        let mut scheduler = scheduler(8, 64);
+        scheduler.add(sequence(0, 3));
+        scheduler.add(sequence(1, 9));
+        assert_eq!(step(&mut scheduler), (vec![(0, 3), (1, 9)], vec![0, 1]));
+        let smaller = KvCacheConfig { block_size: 4, num_blocks: 2, dtype: KvDtype::F32 };
+        // Nine tokens, the one that was sampled, and room for the next one.
+        assert_eq!(scheduler.restart(smaller, false), vec![(1, 11)]);
+        assert_eq!(step(&mut scheduler), (vec![(0, 4)], vec![0]));
+        scheduler.remove(0);
+        assert_eq!((scheduler.running() + scheduler.waiting(), scheduler.kv_cache_usage()), (0, 0.0));
     }
 
     #[test]

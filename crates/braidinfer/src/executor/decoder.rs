@@ -326,7 +326,7 @@ impl<'a> Decoder<'a> {
             let (logits, argmax) = (&logits_rows[part(logits_rows, chunk)], &computed[part(computed, chunk)]);
             let more = runner.head(WantedRows { logits, argmax, hidden: &[] }, step, probe)?;
             let mut values = outputs.logits.into_values();
-            values.reserve_exact((logits_rows.len() - chunk * HEAD_ROWS.min(logits_rows.len())) * vocab_size);
+            values.reserve_exact(logits_rows.len().saturating_sub(chunk * HEAD_ROWS) * vocab_size);
             values.extend_from_slice(more.logits.values());
             outputs.logits = Logits::new(values, vocab_size);
             outputs.argmax.extend(more.argmax);

@@ -45,10 +45,12 @@ pub(crate) struct ChosenGpu {
     pub(crate) name: String,
     /// Largest part of its memory that can be read as a whole, in bytes.
     max_binding_bytes: usize,
+    /// Whether its memory is the processor's.
+    pub(crate) shares_memory: bool,
 }
 
 impl ChosenGpu {
-    /// Tokens whose keys a layer can read, at most.
+    /// Tokens whose keys a layer can read, at most, also where a check asks for f32.
     pub(crate) fn most_tokens(&self, spec: &DecoderSpec) -> usize {
         let widths = (0..spec.layers.len()).map(|layer| spec.key_value_width(layer) * size_of::<f32>());
         self.max_binding_bytes / widths.max().unwrap_or(0).max(1)
@@ -173,7 +175,9 @@ fn find_hardware(spec: &DecoderSpec) -> Result<ChosenGpu> {
 fn chosen(adapter: &braidinfer_gpu::AdapterDescription, spec: &DecoderSpec) -> Result<ChosenGpu> {
     super::gpu::check(spec)?;
     let max_binding_bytes = adapter.max_binding_bytes.min(adapter.max_buffer_bytes) as usize;
-    Ok(ChosenGpu { index: adapter.index, name: adapter.to_string(), max_binding_bytes })
+    let kinds = [braidinfer_gpu::AdapterKind::Integrated, braidinfer_gpu::AdapterKind::Software];
+    let shares_memory = kinds.contains(&adapter.kind);
+    Ok(ChosenGpu { index: adapter.index, name: adapter.to_string(), max_binding_bytes, shares_memory })
 }
 
 /// Whether there are kernels for all layers of a model on GPUs.

@@ -119,8 +119,8 @@ pub struct Llm {
     notices: Vec<String>,
 }
 
-/// Loads a model for the CPU.
-type OnCpu = Box<dyn Fn() -> Result<Loaded> + Send>;
+/// Loads a model for the CPU, with notes about it.
+type OnCpu = Box<dyn FnOnce() -> Result<(Loaded, Vec<String>)> + Send>;
 
 impl Llm {
     /// Opens a model. `progress` is called with the number of layers loaded so far.
@@ -133,7 +133,8 @@ impl Llm {
             let (source, options) = (source.clone(), LoadOptions { device: DeviceChoice::Cpu, ..options.clone() });
             llm.on_cpu = Some(Box::new(move || {
                 let mut parts = ModelParts::open(&source, &options, &|_, _| {})?;
-                parts.load(&options, &|_, _| {})
+                let loaded = parts.load(&options, &|_, _| {})?;
+                Ok((loaded, parts.notes))
             }));
         }
         Ok(llm)
@@ -420,14 +421,15 @@ impl Llm {
 
     /// Goes on with the CPU after `error`.
     fn leave_device(&mut self, error: Error) -> Result<()> {
-        let loaded = self.on_cpu.take().map(|load| load());
-        match loaded {
-            Some(Ok(Loaded { decoder, compat })) => {
+        match self.on_cpu.take().map(|load| load()) {
+            Some(Ok((Loaded { decoder, compat }, notes))) => {
                 self.engine.replace_decoder(decoder);
                 self.compat = compat;
                 self.notices.push(format!(
                     "{error}; the model runs on the CPU from now on, and what was begun is computed anew"
                 ));
+                self.notices.extend(notes.iter().cloned());
+                self.notes = notes;
                 Ok(())
             }
             failed => {

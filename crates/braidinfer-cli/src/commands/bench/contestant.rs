@@ -193,6 +193,10 @@ impl Contestant {
     /// Runs a step; returns the number of generated tokens.
     fn step(&mut self) -> anyhow::Result<usize> {
         let events = self.llm.step()?;
+        // What is measured from now on would be another device.
+        if let Some(notice) = self.llm.take_notices().first() {
+            bail!("{notice}");
+        }
         let written = events.len();
         events.into_iter().try_for_each(|event| event.output.map(drop))?;
         Ok(written)

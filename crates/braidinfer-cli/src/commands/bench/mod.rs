@@ -12,7 +12,7 @@ mod save;
 
 use anyhow::bail;
 use braidinfer::compat::Precision;
-use braidinfer::executor::{Kernels, ReadPattern};
+use braidinfer::executor::{DeviceChoice, Kernels, ReadPattern};
 use braidinfer::model::{ModelSource, Weights, describe};
 use braidinfer::{Llm, LoadOptions, Threads};
 
@@ -60,7 +60,7 @@ fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
     // Measuring takes memory, too, and time.
     options.iter().try_for_each(|options| braidinfer::check_memory(&source, options))?;
     let threads = Threads::new(args.computing.threads)?.count();
-    let on_cpu = options.iter().all(|options| !options.device.is_of_candle());
+    let on_cpu = options.iter().all(|options| options.device == DeviceChoice::Cpu);
     let before = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;
     let pattern = before.as_ref().map(|ceilings| ceilings.read_pattern);
     let (samples, described, notes) = measure_all(&source, &options, plan, pattern)?;

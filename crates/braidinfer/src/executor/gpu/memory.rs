@@ -144,8 +144,6 @@ impl Widths {
 pub(super) struct Scratch {
     widths: Widths,
     tokens: usize,
-    head_rows: usize,
-    logits_rows: usize,
     pub(super) hidden: Buffer,
     pub(super) normed: Buffer,
     /// The input of a feed-forward network beside attention, if it has a norm of its own.
@@ -175,8 +173,6 @@ impl Scratch {
         let mut scratch = Self {
             widths,
             tokens: 0,
-            head_rows: 0,
-            logits_rows: 0,
             hidden: buffer()?,
             normed: buffer()?,
             normed_beside: buffer()?,
@@ -204,6 +200,8 @@ impl Scratch {
         }
         // A few sizes only, so that a step that is larger by one does not make all of them anew.
         let tokens = tokens.next_power_of_two();
+        // What is replaced is freed at once, also if there is too little memory for all of it.
+        gpu.forget_buffers();
         let Widths { hidden, projected, heads, inner, .. } = self.widths;
         for (buffer, width) in [
             (&mut self.hidden, hidden),
@@ -217,7 +215,6 @@ impl Scratch {
         ] {
             *buffer = gpu.buffer("activations", tokens * stride(width) * 4)?;
         }
-        gpu.forget_buffers();
         self.tokens = tokens;
         Ok(())
     }
@@ -237,16 +234,11 @@ impl Scratch {
 
     /// Makes room for some rows before the output head, and the logits of some of them.
     pub(super) fn reserve_head(&mut self, gpu: &mut Gpu, rows: usize, logits_rows: usize) -> Result<()> {
-        if rows > self.head_rows {
-            self.head_rows = rows.next_power_of_two();
-            grow(gpu, &mut self.head_rows_normed, self.head_rows * stride(self.widths.hidden))?;
-            grow(gpu, &mut self.rows, self.head_rows)?;
-        }
-        if logits_rows > self.logits_rows {
-            self.logits_rows = logits_rows.next_power_of_two();
-            grow(gpu, &mut self.logits, self.logits_rows * stride(self.widths.vocab))?;
-            grow(gpu, &mut self.argmax, 2 * self.logits_rows)?;
-        }
+        let Widths { hidden, vocab, .. } = self.widths;
+        grow(gpu, &mut self.head_rows_normed, rows * stride(hidden))?;
+        grow(gpu, &mut self.rows, rows)?;
+        grow(gpu, &mut self.logits, logits_rows * stride(vocab))?;
+        grow(gpu, &mut self.argmax, 2 * logits_rows)?;
         Ok(())
     }
 

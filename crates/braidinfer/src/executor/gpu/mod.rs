@@ -14,7 +14,7 @@ mod weights;
 
 use std::time::{Duration, Instant};
 
-use braidinfer_gpu::kernels::{NormStep, ProductStep};
+use braidinfer_gpu::kernels::{NormStep, ProductKernels, ProductStep};
 use braidinfer_gpu::{Adapters, Gpu, GpuError, stride};
 use braidinfer_kernels::NumericLevel;
 use braidinfer_model::spec::Mixer;
@@ -27,7 +27,7 @@ use self::weights::{Ends, GpuLayer, Loader};
 use super::standard::LoadProgress;
 use super::{
     ActiveKernels, Argmax, Batch, Capabilities, Decoder, DeviceReport, ExecutorReport, KernelPlan, KvCacheConfig,
-    LayerRunner, LayerState, Logits, Outputs, Probe, Step, WantedRows,
+    LayerRunner, LayerState, Logits, Outputs, Probe, SequenceSlice, Step, WantedRows,
 };
 use crate::{Error, Result};
 
@@ -98,6 +98,8 @@ struct GpuRunner {
     /// Bytes that a step reads of weights.
     weight_bytes: usize,
     load_time: Duration,
+    /// Whether the device's driver gives a row the same bits in products of any number of rows, as measured.
+    products_agree: bool,
 }
 
 impl GpuRunner {
@@ -111,6 +113,7 @@ impl GpuRunner {
         let started = Instant::now();
         let mut gpu = Gpu::open(&Adapters::find(), options.adapter)?;
         let kv = KvMemory::new(spec, options.kv_cache)?;
+        let products_agree = ProductKernels::agree(&mut gpu)?;
         let before = gpu.allocated_bytes();
         let mut loader = Loader { gpu: &mut gpu, spec, weights };
         #[cfg(test)]
@@ -140,6 +143,7 @@ impl GpuRunner {
             embeddings: Vec::new(),
             weight_bytes,
             load_time: started.elapsed(),
+            products_agree,
         })
     }
 
@@ -149,7 +153,11 @@ impl GpuRunner {
         self.kv.reserve(&mut self.gpu, batch, &plan.kv_dtypes, &self.here)?;
         self.scratch.reserve_tokens(&mut self.gpu, batch.token_ids.len())?;
         let rows = batch.logits_rows.len().min(super::HEAD_ROWS) + batch.argmax_rows.len().min(super::HEAD_ROWS);
-        self.scratch.reserve_head(&mut self.gpu, rows + batch.hidden_rows.len(), rows)
+        self.scratch.reserve_head(&mut self.gpu, rows + batch.hidden_rows.len(), rows)?;
+        let positions: Vec<u32> =
+            batch.sequences.iter().flat_map(SequenceSlice::positions).map(|position| position as u32).collect();
+        self.scratch.reserve_partials(&mut self.gpu, &self.layers, &positions)?;
+        self.scratch.reserve_step(&mut self.gpu, Upload::words_of(&self.spec, batch))
     }
 
     fn upload_embeddings(&mut self, batch: &Batch) -> Result<()> {
@@ -214,7 +222,7 @@ impl GpuRunner {
 impl LayerRunner for GpuRunner {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            same_bits_in_company: true,
+            same_bits_in_company: self.products_agree,
             shares_prefixes: true,
             takes_back_drafts: true,
             computes_argmax: true,
@@ -266,13 +274,15 @@ impl LayerRunner for GpuRunner {
         if let Some(planned) = step.plan.projections.iter().find(|planned| planned.level != NumericLevel::F32) {
             return Err(Error::bad_request("kernel_plan", "level f32 on a GPU", planned.level.name()));
         }
+        let (tokens, most) = (step.batch.token_ids.len(), self.gpu.max_groups());
+        if tokens > most as usize {
+            return Err(Error::bad_request("batch", format!("at most {most} tokens on this GPU"), tokens));
+        }
         // Commands of a step that failed.
         self.gpu.discard();
         self.gpu.check()?;
         self.make_room(step)?;
         self.upload.fill(&self.spec, step.batch, &self.kv);
-        self.scratch.reserve_partials(&mut self.gpu, &self.layers, &self.upload.positions)?;
-        self.scratch.reserve_step(&mut self.gpu, self.upload.words.len())?;
         self.gpu.write(&self.scratch.step, 0, &self.upload.words);
         Ok(())
     }

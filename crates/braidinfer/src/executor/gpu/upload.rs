@@ -36,6 +36,14 @@ impl Upload {
         self.fill_scales(spec, batch);
     }
 
+    /// Words that [`Upload::fill`] makes of a batch, at most.
+    pub(super) fn words_of(spec: &DecoderSpec, batch: &Batch) -> usize {
+        let tokens = batch.token_ids.len();
+        let tiles = batch.sequences.iter().map(|sequence| sequence.positions().end.div_ceil(TILE)).sum::<usize>();
+        let rotated = spec.rope.iter().map(|table| table.rotary_dim).sum::<usize>();
+        tokens * (3 + rotated + spec.attentions.len()) + tiles
+    }
+
     fn fill_slots(&mut self, batch: &Batch, block_size: usize) {
         self.slots_at = self.words.len();
         for sequence in &batch.sequences {
