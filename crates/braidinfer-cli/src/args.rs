@@ -859,6 +859,12 @@ pub struct ComputingArgs {
     /// also cuda, cuda:N or metal, in builds that have them
     #[arg(long, default_value = "cpu")]
     pub device: String,
+    /// How many of the last layers run on a GPU, with those before them on the CPU; auto: as many as there is memory for
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = gpu_layers)]
+    pub gpu_layers: GpuLayersArg,
+    /// Most memory to take on a GPU, such as 6GB, where its driver would give more, or gives what is slow
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub gpu_memory: Option<u64>,
     /// Threads; all cores, or all fast ones of a machine that has slow ones, if left out
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -873,8 +879,29 @@ impl Default for ComputingArgs {
     /// What holds if nothing is typed.
     fn default() -> Self {
         let (dtype, kv_dtype, packed) = (DtypeArg::Auto, KvDtypeArg::Auto, PackedArgs::default());
-        Self { dtype, kv_dtype, quantize: None, device: "cpu".into(), threads: None, context: None, packed }
+        Self {
+            dtype,
+            kv_dtype,
+            quantize: None,
+            device: "cpu".into(),
+            gpu_layers: GpuLayersArg(None),
+            gpu_memory: None,
+            threads: None,
+            context: None,
+            packed,
+        }
     }
+}
+
+/// How many layers run on a GPU; `None` for as many as there is memory for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuLayersArg(pub Option<usize>);
+
+fn gpu_layers(text: &str) -> Result<GpuLayersArg, String> {
+    if text == "auto" {
+        return Ok(GpuLayersArg(None));
+    }
+    text.parse().map(|layers| GpuLayersArg(Some(layers))).map_err(|_| "expected a number of layers, or auto".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use braidinfer::compat::Precision;
 use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
-use braidinfer::executor::{Kernels, KvDtype};
+use braidinfer::executor::{GpuShare, Kernels, KvDtype};
 use braidinfer::model::ModelSource;
 use braidinfer::{
     Llm, LoadOptions, ModelName, PackedCache, ResolveOptions, WorkerProgram, default_packed_folder,
@@ -157,6 +157,7 @@ pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOpt
         kv_dtype: kv_dtype(args.kv_dtype),
         quantize: args.quantize,
         device: args.device.parse()?,
+        gpu_share: GpuShare { layers: args.gpu_layers.0, memory: args.gpu_memory },
         threads: args.threads,
         context: args.context,
         verdicts: default_verdict_folder(),

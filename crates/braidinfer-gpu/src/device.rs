@@ -42,6 +42,8 @@ pub struct Gpu {
     readback: Option<Buffer>,
     seal: Option<(Kernel, Buffer)>,
     edits: Vec<SourceEdit>,
+    /// Most bytes of buffers, if they are limited.
+    memory_limit: Option<u64>,
     serial: u32,
     ids: u64,
     allocated: Arc<AtomicU64>,
@@ -186,6 +188,7 @@ impl Gpu {
             readback: None,
             seal: None,
             edits: Vec::new(),
+            memory_limit: None,
             serial: 0,
             ids: 0,
             allocated: Arc::default(),
@@ -201,6 +204,11 @@ impl Gpu {
     /// Bytes of all buffers that there are.
     pub fn allocated_bytes(&self) -> u64 {
         self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Refuses memory from now on if there would be more than `bytes` of it.
+    pub fn limit_memory(&mut self, bytes: Option<u64>) {
+        self.memory_limit = bytes;
     }
 
     /// What it was used for.
@@ -249,6 +257,10 @@ impl Gpu {
         if bytes > self.limits.max_buffer_size || !bindable {
             let largest = self.max_binding_bytes();
             return Err(failed(format!("its largest buffer has {largest} bytes")));
+        }
+        let taken = self.allocated_bytes();
+        if let Some(limit) = self.memory_limit.filter(|limit| taken.saturating_add(bytes) > *limit) {
+            return Err(failed(format!("{taken} of the {limit} bytes that it may take are taken")));
         }
         let descriptor = wgpu::BufferDescriptor { label: None, size: bytes, usage, mapped_at_creation: false };
         let (buffer, error) = self.scoped(|device| device.create_buffer(&descriptor));

@@ -17,7 +17,9 @@ use crate::containment::WorkerProgram;
 use crate::engine::{SamplingParams, state_slots};
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::{self, ComputeDtype, InputSquares, LoadProgress, QuantizedWeights, StandardOptions};
-use crate::executor::{ActiveKernels, ChosenGpu, Decoder, DeviceChoice, Kernels, KvCacheConfig, KvDtype, load_on_gpu};
+use crate::executor::{
+    ActiveKernels, ChosenGpu, Decoder, DeviceChoice, GpuShare, Kernels, KvCacheConfig, KvDtype, load_on_gpu,
+};
 use crate::llm::FoundTemplate;
 use crate::memory::{self, Need, Room, kv_bytes_per_token};
 use crate::packed_cache::PackedCache;
@@ -68,6 +70,8 @@ pub struct LoadOptions {
     pub quantize: Option<FileType>,
     /// The device to compute on.
     pub device: DeviceChoice,
+    /// How much of the model a GPU takes, if one computes.
+    pub gpu_share: GpuShare,
     /// Number of compute threads; if `None`, the number of cores available to this process.
     pub threads: Option<usize>,
     /// Longest sequence in tokens; if `None`, the model's own context length.
@@ -107,6 +111,7 @@ impl Default for LoadOptions {
             kv_dtype: None,
             quantize: None,
             device: DeviceChoice::Cpu,
+            gpu_share: GpuShare::default(),
             threads: None,
             context: None,
             max_sequences: 16,
@@ -599,8 +604,16 @@ impl ModelParts {
             self.check_gpu_context(gpu)?;
             let kv_dtype = self.fused_kv_dtype(options);
             self.check_kv_room(options, kv_dtype)?;
-            let kv_cache = self.kv_cache(options, kv_dtype);
-            return load_on_gpu(gpu, self.spec.clone(), &self.weights, kv_cache, progress);
+            let fused = self.cpu_options(options)?;
+            let (spec, how) = (self.spec.clone(), (options.gpu_share, fused));
+            let (decoder, on_cpu) = load_on_gpu(gpu, spec, &self.weights, how, progress)?;
+            if on_cpu > 0 {
+                let layers = self.spec.layers.len();
+                let name = &gpu.name;
+                self.notes
+                    .push(format!("of {layers} layers, the first {on_cpu} run on the CPU, and the others on {name}"));
+            }
+            return Ok(decoder);
         }
         let (spec, fused_options) = (self.spec.clone(), self.fused_options(options)?);
         self.check_kv_room(options, fused_options.kv_cache.dtype)?;
@@ -631,6 +644,11 @@ impl ModelParts {
             let device = &options.device;
             return Err(Error::Unsupported(format!("fused kernels run on the CPU, not on {device}")));
         }
+        self.cpu_options(options)
+    }
+
+    /// How fused kernels on the CPU are loaded, for all layers or beside a GPU.
+    fn cpu_options(&self, options: &LoadOptions) -> Result<FusedOptions> {
         let kv_dtype = self.fused_kv_dtype(options);
         let coarsest = match options.dtype {
             None => NumericLevel::Int8,

@@ -4,9 +4,11 @@
 
 mod support;
 
-use braidinfer::executor::gpu::{self, GpuOptions};
+use braidinfer::executor::fused::FusedOptions;
+use braidinfer::executor::gpu::{self, GpuLayers, GpuOptions};
 use braidinfer::executor::standard::ComputeDtype;
 use braidinfer::executor::{Batch, Decoder, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
+use braidinfer::kernels::{Isa, NumericLevel};
 use braidinfer::model::quantization::FileType;
 use braidinfer::model::{DecoderSpec, Description, Weights};
 use braidinfer::{Error, Threads, quantize_weights};
@@ -22,6 +24,12 @@ const EXTREME_KL: f64 = 1e-5;
 
 const WHOLE: usize = usize::MAX >> 1;
 
+fn options(adapter: usize, kv_cache: KvCacheConfig, layers: GpuLayers) -> GpuOptions {
+    let isa = Isa::detect().expect("there are kernels");
+    let fused = FusedOptions { coarsest: NumericLevel::F32, kv_cache, threads: 2, isa };
+    GpuOptions { adapter, kv_cache, layers, fused, memory: None }
+}
+
 /// A decoder with room for 16 sequences of 128 tokens, over weights that `change` may replace; `None` if a layer has a part that
 /// there are no kernels for.
 fn open_with(
@@ -34,8 +42,11 @@ fn open_with(
     let mut weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
     change(&spec, &mut weights);
     let kv_cache = KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype };
-    match gpu::load(spec, &weights, &GpuOptions { adapter, kv_cache }, &|_, _| {}) {
-        Ok(decoder) => Some(decoder),
+    match gpu::load(spec, &weights, &options(adapter, kv_cache, GpuLayers::Fitting), &|_, _| {}) {
+        Ok((decoder, on_cpu)) => {
+            assert_eq!(on_cpu, 0, "{}", fixture.name);
+            Some(decoder)
+        }
         Err(Error::Unsupported(_)) => None,
         Err(error) => panic!("{}: {error}", fixture.name),
     }
@@ -272,4 +283,55 @@ fn a_device_that_is_lost_ends_a_step_with_an_error_that_names_it() {
         let error = decoder.forward(&batch, &mut NoProbe).expect_err("the device is gone");
         assert!(error.ends_device() && error.to_string().contains("was lost"), "{error}");
     }
+}
+
+/// Layers that do not fit run on the CPU; wherever the cut is, the answers are the same.
+#[test]
+fn the_first_layers_may_run_on_the_cpu() {
+    let Some(adapter) = adapter() else { return };
+    for name in ["llama", "gemma3", "qwen3-window"] {
+        let fixture = Fixture::open(name);
+        let Description { spec, names } = fixture.description();
+        let weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
+        let count = spec.layers.len();
+        let num_blocks = 16 * BLOCKS_PER_SEQUENCE;
+        let kv_cache = KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks, dtype: KvDtype::F32 };
+        for layers in [0, 1, count - 1, count + 5] {
+            let options = options(adapter, kv_cache, GpuLayers::Last(layers));
+            let loaded = gpu::load(spec.clone(), &weights, &options, &|_, _| {});
+            let (mut decoder, on_cpu) = loaded.expect("it is loaded");
+            assert_eq!(on_cpu, count.saturating_sub(layers), "{name}");
+            for (prompt, expected) in fixture.prompts.iter().enumerate() {
+                let rows = feed(&mut decoder, prompt, &expected.ids, 5);
+                for (position, row, expected) in fixture.beside_expected(prompt, &rows) {
+                    let distance = distance(row, expected);
+                    let what = format!("{name}, {layers} layers, prompt {prompt}, position {position}");
+                    assert!(distance <= TOLERANCE, "{what}: logits differ by {distance:e}");
+                }
+            }
+        }
+    }
+}
+
+/// As many layers as there is memory for, with keys and values; without any limit, all of them.
+#[test]
+fn memory_decides_how_many_layers_run_on_a_gpu() {
+    let Some(adapter) = adapter() else { return };
+    let fixture = Fixture::open("llama");
+    let Description { spec, names } = fixture.description();
+    let weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
+    let num_blocks = 16 * BLOCKS_PER_SEQUENCE;
+    let kv_cache = KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks, dtype: KvDtype::F32 };
+    let load = |layers, memory| {
+        let options = GpuOptions { memory, ..options(adapter, kv_cache, layers) };
+        gpu::load(spec.clone(), &weights, &options, &|_, _| {})
+    };
+    let (whole, on_cpu) = load(GpuLayers::Fitting, None).expect("it fits");
+    let all = whole.report().device.expect("it runs on a GPU").allocated_bytes;
+    assert_eq!(on_cpu, 0);
+    let (mut part, on_cpu) = load(GpuLayers::Fitting, Some(all * 4 / 5)).expect("some layers fit");
+    assert!((1..spec.layers.len()).contains(&on_cpu), "{on_cpu} layers on the CPU");
+    check_greedy(&mut part, &fixture);
+    let refused = load(GpuLayers::Last(usize::MAX), Some(all / 4)).err().expect("it does not fit");
+    assert!(matches!(refused, Error::TooLittleMemory { .. }), "{refused}");
 }

@@ -96,6 +96,12 @@ impl<'a> Decoder<'a> {
         for (layer, runner) in self.route.layers.iter().enumerate() {
             report.kv_dtypes[layer] = reports[*runner].kv_dtypes[layer];
         }
+        if report.device.is_some() {
+            for (index, other) in reports.iter().enumerate().filter(|(index, _)| *index != self.route.head) {
+                let layers = self.route.layers.iter().filter(|runner| **runner == index).count();
+                report.isa += &format!(", {layers} layers on {}", other.isa);
+            }
+        }
         if reports.iter().any(|other| other.kernels != report.kernels) {
             report.kernels = ActiveKernels::Mixed;
         }

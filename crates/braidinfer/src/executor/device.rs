@@ -6,8 +6,9 @@ use std::str::FromStr;
 use braidinfer_model::{DecoderSpec, Weights};
 use candle_core::Device;
 
+use super::Decoder;
+use super::fused::FusedOptions;
 use super::standard::LoadProgress;
-use super::{Decoder, KvCacheConfig};
 use crate::{Error, Result};
 
 /// A device by name: `cpu`, `auto`, `gpu`, `gpu:N`, a part of a GPU's name, `cuda`, `cuda:N` or `metal`.
@@ -35,6 +36,15 @@ pub enum GpuChoice {
     Index(usize),
     /// By a part of its name.
     Name(String),
+}
+
+/// How much of a model a GPU takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GpuShare {
+    /// How many of the last layers run there, with those before them on the CPU; if `None`, as many as there is memory for.
+    pub layers: Option<usize>,
+    /// Most memory that it may take there, in bytes; if `None`, what its driver gives.
+    pub memory: Option<u64>,
 }
 
 /// The GPU that a model is computed on.
@@ -191,16 +201,19 @@ fn has_kernels(_spec: &DecoderSpec) -> bool {
     false
 }
 
-/// Loads a model onto a GPU.
+/// Loads a model onto a GPU, or a share of it. Also returns how many layers run on the CPU, as `fused` says.
 #[cfg(feature = "gpu")]
 pub(crate) fn load_on_gpu(
     gpu: &ChosenGpu,
     spec: DecoderSpec,
     weights: &Weights,
-    kv_cache: KvCacheConfig,
+    (share, fused): (GpuShare, FusedOptions),
     progress: LoadProgress,
-) -> Result<Decoder<'static>> {
-    super::gpu::load(spec, weights, &super::gpu::GpuOptions { adapter: gpu.index, kv_cache }, progress)
+) -> Result<(Decoder<'static>, usize)> {
+    use super::gpu::{GpuLayers, GpuOptions};
+    let GpuShare { layers, memory } = share;
+    let (kv_cache, layers) = (fused.kv_cache, layers.map_or(GpuLayers::Fitting, GpuLayers::Last));
+    super::gpu::load(spec, weights, &GpuOptions { adapter: gpu.index, kv_cache, layers, fused, memory }, progress)
 }
 
 #[cfg(not(feature = "gpu"))]
@@ -221,8 +234,8 @@ pub(crate) fn load_on_gpu(
     gpu: &ChosenGpu,
     spec: DecoderSpec,
     _weights: &Weights,
-    _kv_cache: KvCacheConfig,
+    _how: (GpuShare, FusedOptions),
     _progress: LoadProgress,
-) -> Result<Decoder<'static>> {
+) -> Result<(Decoder<'static>, usize)> {
     find(&GpuChoice::Index(gpu.index), &spec).and(Err(Error::Internal("a GPU without kernels".into())))
 }

@@ -92,6 +92,16 @@ impl KernelPlan {
         Self { kv_dtypes, ..self.clone() }
     }
 
+    /// This plan with f32 activations in the layers of which `exact` says so, and in what belongs to no layer.
+    pub(super) fn exact_in(mut self, exact: &[bool]) -> Self {
+        for planned in &mut self.projections {
+            if planned.layer().is_none_or(|layer| exact[layer]) {
+                planned.level = NumericLevel::F32;
+            }
+        }
+        self
+    }
+
     /// Plans of increasing precision, from this one to the exact one: first 16-bit activations for block-quantized
     /// weights and f32 activations for others, then also f32 keys and values, then f32 activations everywhere.
     pub fn ladder(&self) -> Vec<Self> {

@@ -40,7 +40,7 @@ pub fn run(args: DiffArgs) -> anyhow::Result<u8> {
 
 /// One side of the comparison.
 enum SideArg {
-    Local(LocalModel),
+    Local(Box<LocalModel>),
     Endpoint(Endpoint),
 }
 
@@ -49,7 +49,7 @@ impl SideArg {
         if Endpoint::is_url(text) {
             return Endpoint::open(text).map(Self::Endpoint);
         }
-        LocalModel::parse_over(text, computing).map(Self::Local)
+        LocalModel::parse_over(text, computing).map(|local| Self::Local(Box::new(local)))
     }
 
     /// Greedy answers with log-probabilities, which endpoints can provide as well.

@@ -23,6 +23,8 @@ mod mixture;
 mod packed;
 mod packed_file;
 mod packing;
+#[cfg(feature = "gpu")]
+mod part;
 mod per_layer;
 #[cfg(test)]
 pub(crate) mod planted;
@@ -45,6 +47,8 @@ use self::encode::{Input, Source};
 pub(crate) use self::kept::{Keeping, kept_bytes};
 use self::kv_cache::KvCache;
 use self::packed::{Ends, PackedDecoder};
+#[cfg(feature = "gpu")]
+pub(crate) use self::part::load_layers;
 use self::product::Products;
 use self::recurrent_state::RecurrentStates;
 use self::scratch::Scratch;

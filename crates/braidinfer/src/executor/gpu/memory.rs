@@ -54,24 +54,36 @@ impl KvMemory {
     /// Fails if there is too little; what there was before is kept.
     pub(super) fn reserve(&mut self, gpu: &mut Gpu, batch: &Batch, dtypes: &[KvDtype], layers: &[bool]) -> Result<()> {
         let tiles = batch.blocks_needed(self.config.block_size) * (self.config.block_size / TILE);
-        let most = self.config.num_blocks.saturating_mul(self.config.block_size / TILE);
         for (layer, dtype) in dtypes.iter().enumerate().filter(|(layer, _)| layers[*layer]) {
-            let which = storage_index(*dtype)?;
-            let there = self.layers[layer][which].as_ref().map_or(0, |buffers| buffers.tiles);
-            if tiles <= there || self.widths[layer] == 0 {
-                continue;
-            }
-            let tile_bytes = TILE * self.widths[layer] * if *dtype == KvDtype::F16 { 2 } else { 4 };
-            let doubled = tiles.max(2 * there).max(FIRST_TILES).min(most.max(tiles));
-            // Near the end of the memory, or of what can be bound, no more than is needed.
-            let grown = self.grow(gpu, (layer, which), doubled, tile_bytes);
-            if grown.is_err() && doubled > tiles {
-                self.grow(gpu, (layer, which), tiles, tile_bytes)?;
-            } else {
-                grown?;
-            }
+            self.reserve_layer(gpu, (layer, *dtype), tiles)?;
         }
         Ok(())
+    }
+
+    /// Makes memory for some tiles of a layer.
+    pub(super) fn reserve_layer(
+        &mut self,
+        gpu: &mut Gpu,
+        (layer, dtype): (usize, KvDtype),
+        tiles: usize,
+    ) -> Result<()> {
+        let which = storage_index(dtype)?;
+        let there = self.layers[layer][which].as_ref().map_or(0, |buffers| buffers.tiles);
+        if tiles <= there || self.widths[layer] == 0 {
+            return Ok(());
+        }
+        let most = self.config.num_blocks.saturating_mul(self.config.block_size / TILE);
+        let tile_bytes = TILE * self.widths[layer] * if dtype == KvDtype::F16 { 2 } else { 4 };
+        let doubled = tiles.max(2 * there).max(FIRST_TILES).min(most.max(tiles));
+        // Near the end of the memory, or of what can be bound, no more than is needed.
+        let grown = self.grow(gpu, (layer, which), doubled, tile_bytes);
+        if grown.is_err() && doubled > tiles { self.grow(gpu, (layer, which), tiles, tile_bytes) } else { grown }
+    }
+
+    /// Bytes of all of it.
+    pub(super) fn bytes(&self) -> usize {
+        let buffers = self.layers.iter().flatten().flatten();
+        buffers.map(|buffers| (buffers.keys.bytes() + buffers.values.bytes()) as usize).sum()
     }
 
     fn grow(&mut self, gpu: &mut Gpu, (layer, which): (usize, usize), tiles: usize, tile_bytes: usize) -> Result<()> {

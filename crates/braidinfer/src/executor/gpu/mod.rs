@@ -24,11 +24,13 @@ use self::memory::{KvMemory, Scratch, Widths};
 use self::trace::Trace;
 use self::upload::Upload;
 use self::weights::{Ends, GpuLayer, Loader};
+use super::fused::{self, FusedOptions};
 use super::standard::LoadProgress;
 use super::{
     ActiveKernels, Argmax, Batch, Capabilities, Decoder, DeviceReport, ExecutorReport, KernelPlan, KvCacheConfig,
-    LayerRunner, LayerState, Logits, Outputs, Probe, SequenceSlice, Step, WantedRows,
+    LayerRunner, LayerState, Logits, Outputs, PlannedProjection, Probe, SequenceSlice, Step, WantedRows,
 };
+use crate::memory::Room;
 use crate::{Error, Result};
 
 /// Options for loading a decoder.
@@ -38,9 +40,28 @@ pub struct GpuOptions {
     pub adapter: usize,
     /// Size of the KV cache; the block size must be a multiple of 16.
     pub kv_cache: KvCacheConfig,
+    /// Which layers are loaded onto the GPU.
+    pub layers: GpuLayers,
+    /// How the others are loaded.
+    pub fused: FusedOptions,
+    /// Most memory to take on the GPU, in bytes.
+    pub memory: Option<u64>,
 }
 
-/// Loads a decoder onto a GPU. Its plan rounds nothing but sums, and keys and values if they are kept in f16.
+/// Which layers run on a GPU. They are the last ones; those before them run on the CPU, in fused kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuLayers {
+    /// As many as there is memory for, with the keys and values of some tokens.
+    Fitting,
+    /// This many, or all if there are fewer.
+    Last(usize),
+}
+
+/// Tokens whose keys and values have to fit beside layers that are loaded as far as there is memory.
+const LEAST_TOKENS: usize = 2048;
+
+/// Loads a decoder onto a GPU, or its last layers. There, nothing but sums is rounded, and keys and values if they are kept in f16. Also
+/// returns how many layers run on the CPU.
 ///
 /// Fails with [`Error::Unsupported`] if a layer has a part that there are no kernels for, on a non-finite weight, naming tensor
 /// and index, and if the device has too little memory.
@@ -49,11 +70,21 @@ pub fn load(
     weights: &Weights,
     options: &GpuOptions,
     progress: LoadProgress,
-) -> Result<Decoder<'static>> {
+) -> Result<(Decoder<'static>, usize)> {
     check(&spec)?;
-    let plan = KernelPlan::fastest(&spec, weights, NumericLevel::F32, options.kv_cache.dtype);
-    let runner = GpuRunner::load(&spec, weights, options, &plan, progress)?;
-    Ok(Decoder::new(spec, options.kv_cache, plan, runner))
+    let fastest = KernelPlan::fastest(&spec, weights, options.fused.coarsest, options.kv_cache.dtype);
+    let mut runner = GpuRunner::load(&spec, weights, options, &fastest, progress)?;
+    let before = runner.here.iter().take_while(|here| !**here).count();
+    let plan = fastest.exact_in(&runner.here);
+    runner.release_storage()?;
+    let decoder = Decoder::new(spec.clone(), options.kv_cache, plan.clone(), runner);
+    if before == 0 {
+        return Ok((decoder, 0));
+    }
+    let bytes = fused::weight_bytes(&weights.of_layers(&(0..before), false));
+    Room::now().hold(bytes, || format!("the first {before} layers, which run on the CPU"))?;
+    let others = fused::load_layers(&spec, weights, (0..before, &plan), options.fused, progress)?;
+    Ok((decoder.with_layers(&(0..before).collect(), others)?, before))
 }
 
 /// Fails with [`Error::Unsupported`] if a layer cannot be computed on a GPU.
@@ -100,6 +131,8 @@ struct GpuRunner {
     load_time: Duration,
     /// Whether the device's driver gives a row the same bits in products of any number of rows, as measured.
     products_agree: bool,
+    /// Whether the residual stream is still what was uploaded as embeddings.
+    only_embedded: bool,
 }
 
 impl GpuRunner {
@@ -112,7 +145,8 @@ impl GpuRunner {
     ) -> Result<Self> {
         let started = Instant::now();
         let mut gpu = Gpu::open(&Adapters::find(), options.adapter)?;
-        let kv = KvMemory::new(spec, options.kv_cache)?;
+        let mut kv = KvMemory::new(spec, options.kv_cache)?;
+        gpu.limit_memory(options.memory);
         let products_agree = ProductKernels::agree(&mut gpu)?;
         let before = gpu.allocated_bytes();
         let mut loader = Loader { gpu: &mut gpu, spec, weights };
@@ -120,14 +154,27 @@ impl GpuRunner {
         planted::spoil(loader.gpu, None);
         let ends = Some(loader.ends()?);
         let count = spec.layers.len();
-        let mut layers = Vec::with_capacity(count);
-        for index in 0..count {
+        let mut layers: Vec<Option<GpuLayer>> = (0..count).map(|_| None).collect();
+        let most = if let GpuLayers::Last(most) = options.layers { most.min(count) } else { count };
+        for index in (count - most..count).rev() {
             #[cfg(test)]
             planted::spoil(loader.gpu, Some(index));
-            layers.push(Some(loader.layer(index)?));
-            progress(index + 1, count);
+            match loader.layer(index).and_then(|layer| {
+                let needed = options.layers == GpuLayers::Fitting;
+                let tokens = if needed { LEAST_TOKENS.min(options.kv_cache.capacity()) } else { 0 };
+                kv.reserve_layer(loader.gpu, (index, plan.kv_dtypes[index]), tokens.div_ceil(memory::TILE))?;
+                Ok(layer)
+            }) {
+                Ok(layer) => layers[index] = Some(layer),
+                // The first ones run on the CPU.
+                Err(Error::TooLittleMemory { .. }) if options.layers == GpuLayers::Fitting && index + 1 < count => {
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+            progress(count - index, count);
         }
-        let weight_bytes = (gpu.allocated_bytes() - before) as usize;
+        let weight_bytes = (gpu.allocated_bytes() - before) as usize - kv.bytes();
         let widths = Widths::of(spec, &layers, ends.as_ref());
         let scratch = Scratch::new(&mut gpu, widths)?;
         Ok(Self {
@@ -144,6 +191,7 @@ impl GpuRunner {
             weight_bytes,
             load_time: started.elapsed(),
             products_agree,
+            only_embedded: false,
         })
     }
 
@@ -271,7 +319,9 @@ impl LayerRunner for GpuRunner {
 
     fn begin(&mut self, step: Step<'_>) -> Result<()> {
         step.plan.check(&self.projections, self.spec.layers.len())?;
-        if let Some(planned) = step.plan.projections.iter().find(|planned| planned.level != NumericLevel::F32) {
+        let is_here = |planned: &&PlannedProjection| planned.layer().is_none_or(|layer| self.here[layer]);
+        let mut here = step.plan.projections.iter().filter(is_here);
+        if let Some(planned) = here.find(|planned| planned.level != NumericLevel::F32) {
             return Err(Error::bad_request("kernel_plan", "level f32 on a GPU", planned.level.name()));
         }
         let (tokens, most) = (step.batch.token_ids.len(), self.gpu.max_groups());
@@ -289,11 +339,13 @@ impl LayerRunner for GpuRunner {
 
     fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
         self.upload_embeddings(step.batch)?;
+        self.only_embedded = true;
         let (rows, width) = (step.batch.token_ids.len(), self.spec.hidden_size);
         Trace::new(probe, None).rows(&mut self.gpu, "embed", &self.scratch.hidden, rows, width)
     }
 
     fn layer(&mut self, index: usize, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
+        self.only_embedded = false;
         self.record_layer(index, step.plan.kv_dtypes[index], &mut Trace::new(probe, Some(index)))
     }
 
@@ -334,11 +386,16 @@ impl LayerRunner for GpuRunner {
 
     fn hidden(&mut self) -> Result<Vec<f32>> {
         let (rows, width) = (self.upload.positions.len(), self.spec.hidden_size);
+        if self.only_embedded {
+            let rows = self.embeddings.chunks_exact(stride(width));
+            return Ok(rows.flat_map(|row| &row[..width]).copied().collect());
+        }
         let words = self.gpu.read(&[(&self.scratch.hidden, 0..rows * stride(width))])?;
         Ok(without_padding(&words, width))
     }
 
     fn set_hidden(&mut self, hidden: &[f32]) -> Result<()> {
+        self.only_embedded = false;
         let (rows, width) = (self.upload.positions.len(), self.spec.hidden_size);
         if hidden.len() != rows * width {
             return Err(Error::Internal(format!("{} values for {rows} rows of {width}", hidden.len())));
