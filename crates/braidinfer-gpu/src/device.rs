@@ -249,24 +249,23 @@ impl Gpu {
     fn create_buffer(&mut self, what: &str, bytes: usize, usage: wgpu::BufferUsages) -> Result<Buffer> {
         self.fault.check()?;
         let bytes = (bytes.max(4) as u64).checked_next_multiple_of(4).unwrap_or(u64::MAX);
-        let failed = |message: String| {
+        let failed = |available: Option<u64>| {
             let (adapter, what) = (self.adapter.to_string(), what.to_owned());
-            GpuError::OutOfMemory { adapter, what, bytes, message }
+            GpuError::OutOfMemory { adapter, what, bytes, available }
         };
         let bindable = !usage.contains(wgpu::BufferUsages::STORAGE) || bytes <= self.max_binding_bytes();
         if bytes > self.limits.max_buffer_size || !bindable {
-            let largest = self.max_binding_bytes();
-            return Err(failed(format!("its largest buffer has {largest} bytes")));
+            return Err(failed(Some(self.max_binding_bytes())));
         }
         let taken = self.allocated_bytes();
         if let Some(limit) = self.memory_limit.filter(|limit| taken.saturating_add(bytes) > *limit) {
-            return Err(failed(format!("{taken} of the {limit} bytes that it may take are taken")));
+            return Err(failed(Some(limit.saturating_sub(taken))));
         }
         let descriptor = wgpu::BufferDescriptor { label: None, size: bytes, usage, mapped_at_creation: false };
         let (buffer, error) = self.scoped(|device| device.create_buffer(&descriptor));
         match error {
             None => {}
-            Some(wgpu::Error::OutOfMemory { .. }) => return Err(failed("its driver has no more".to_owned())),
+            Some(wgpu::Error::OutOfMemory { .. }) => return Err(failed(None)),
             Some(error) => return Err(self.refused(format!("memory for {what}"), &error)),
         }
         self.fault.check()?;

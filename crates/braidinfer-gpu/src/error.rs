@@ -30,7 +30,7 @@ pub enum GpuError {
         message: String,
     },
     /// There is too little memory on the device.
-    #[error("GPU {adapter} has too little memory for {bytes} bytes of {what}: {message}")]
+    #[error("GPU {adapter} has too little memory for {bytes} bytes of {what}{}", available.map_or(String::new(), |bytes| format!(": {bytes} are left")))]
     OutOfMemory {
         /// Its name.
         adapter: String,
@@ -38,8 +38,8 @@ pub enum GpuError {
         what: String,
         /// How much was asked for.
         bytes: u64,
-        /// What the driver says.
-        message: String,
+        /// How much there is, if that is known: of what may be taken, or in one buffer.
+        available: Option<u64>,
     },
     /// A driver refused a kernel or a command.
     #[error("GPU {adapter} refused {what}: {message}")]

@@ -194,7 +194,7 @@ fn embedding(llm: &mut Llm, prompt: &[u32]) -> Vec<f32> {
     }
 }
 
-/// With drafts, which repeating prompts invite, and embeddings.
+/// With drafts, which repeating prompts invite where they cost little, and embeddings.
 #[cfg(feature = "gpu")]
 #[test]
 fn a_gpu_says_what_the_cpu_says() {
@@ -212,7 +212,6 @@ fn a_gpu_says_what_the_cpu_says() {
         let cosine: f32 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();
         assert!(cosine > 0.9999, "embeddings have a cosine of {cosine}");
     }
-    assert!(gpu.stats().accepted_tokens > 0, "nothing was drafted");
 }
 
 /// Requests that were begun go on, on the CPU, and say what they would have said.
@@ -245,7 +244,9 @@ fn requests_outlive_a_gpu_that_is_lost() {
     }
     assert_eq!(said, expected);
     let notices = llm.take_notices();
-    assert!(notices.len() == 1 && notices[0].contains("was lost") && notices[0].contains("on the CPU"), "{notices:?}");
+    // And how the CPU was loaded.
+    let first = notices.first().expect("the loss is said");
+    assert!(first.contains("was lost") && first.contains("on the CPU"), "{notices:?}");
     assert!(llm.decoder().report().device.is_none());
     nothing_is_left(&llm, "after the loss");
 }

@@ -110,6 +110,11 @@ impl KvMemory {
         kept.map(|layer| of(layer).unwrap_or(0)).min().map_or(usize::MAX, |tiles| tiles * TILE / self.config.block_size)
     }
 
+    /// Frees what there is of a layer.
+    pub(super) fn clear_layer(&mut self, layer: usize) {
+        self.layers[layer] = [None, None];
+    }
+
     /// Frees all of it.
     pub(super) fn clear(&mut self) {
         self.layers.iter_mut().for_each(|layer| *layer = [None, None]);
@@ -180,7 +185,8 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn new(gpu: &mut Gpu, widths: Widths) -> Result<Self> {
+    /// Room for steps of some tokens, and of some rows of logits.
+    pub(super) fn for_steps(gpu: &mut Gpu, widths: Widths, [tokens, rows]: [usize; 2]) -> Result<Self> {
         let mut buffer = || gpu.buffer("activations", 4);
         let mut scratch = Self {
             widths,
@@ -201,7 +207,8 @@ impl Scratch {
             step: buffer()?,
             nothing: buffer()?,
         };
-        scratch.reserve_tokens(gpu, 1)?;
+        scratch.reserve_tokens(gpu, tokens)?;
+        scratch.reserve_head(gpu, rows, rows)?;
         Ok(scratch)
     }
 

@@ -60,6 +60,9 @@ pub enum GpuLayers {
 /// Tokens whose keys and values have to fit beside layers that are loaded as far as there is memory.
 const LEAST_TOKENS: usize = 2048;
 
+/// Tokens of a step, and rows of logits, for which there has to be room then, too.
+const USUAL_STEP: [usize; 2] = [512, 16];
+
 /// Loads a decoder onto a GPU, or its last layers. There, nothing but sums is rounded, and keys and values if they are kept in f16. Also
 /// returns how many layers run on the CPU.
 ///
@@ -174,9 +177,26 @@ impl GpuRunner {
             }
             progress(count - index, count);
         }
-        let weight_bytes = (gpu.allocated_bytes() - before) as usize - kv.bytes();
-        let widths = Widths::of(spec, &layers, ends.as_ref());
-        let scratch = Scratch::new(&mut gpu, widths)?;
+        let usual = if options.layers == GpuLayers::Fitting { USUAL_STEP } else { [1, 1] };
+        let (scratch, taken) = loop {
+            let taken = gpu.allocated_bytes();
+            let widths = Widths::of(spec, &layers, ends.as_ref());
+            let error = match Scratch::for_steps(&mut gpu, widths, usual) {
+                Ok(scratch) => break (scratch, taken),
+                Err(error) => error,
+            };
+            let mut on_gpu = (0..count).filter(|index| layers[*index].is_some());
+            match (&error, on_gpu.next(), on_gpu.next()) {
+                // One more layer runs on the CPU.
+                (Error::TooLittleMemory { .. }, Some(first), Some(_)) if options.layers == GpuLayers::Fitting => {
+                    layers[first] = None;
+                    kv.clear_layer(first);
+                    gpu.forget_buffers();
+                }
+                _ => return Err(error),
+            }
+        };
+        let weight_bytes = (taken - before) as usize - kv.bytes();
         Ok(Self {
             spec: spec.clone(),
             gpu,
@@ -434,11 +454,11 @@ impl From<GpuError> for Error {
     fn from(error: GpuError) -> Self {
         match error {
             // Whoever asked for it can go on with less.
-            GpuError::OutOfMemory { adapter, what, bytes, message } => Self::TooLittleMemory {
+            GpuError::OutOfMemory { adapter, what, bytes, available } => Self::TooLittleMemory {
                 what: format!("{what} on GPU {adapter}"),
-                needed: crate::memory::size(bytes as usize),
-                found: format!("that there is less: {message}"),
-                limit: "on the device",
+                needed: crate::memory::size(bytes),
+                found: available.map_or_else(|| "less".to_owned(), crate::memory::size),
+                limit: if available.is_some() { "left of what it may take there" } else { "by what its driver says" },
             },
             error => Self::Gpu(error),
         }
