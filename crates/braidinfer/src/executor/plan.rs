@@ -93,6 +93,7 @@ impl KernelPlan {
     }
 
     /// This plan with f32 activations in the layers of which `exact` says so, and in what belongs to no layer.
+    #[cfg(feature = "gpu")]
     pub(super) fn exact_in(mut self, exact: &[bool]) -> Self {
         for planned in &mut self.projections {
             if planned.layer().is_none_or(|layer| exact[layer]) {
