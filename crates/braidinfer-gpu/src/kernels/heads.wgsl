@@ -26,21 +26,8 @@ var<immediate> parameters: Parameters;
 {% include "half" %}
 
 var<workgroup> head: array<f32, {{ head_dim }}>;
-var<workgroup> sums: array<f32, 64>;
-
-fn sum_of(thread: u32, value: f32) -> f32 {
-    sums[thread] = value;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-        if thread < half {
-            sums[thread] += sums[thread + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = sums[0];
-    workgroupBarrier();
-    return sum;
-}
+{% set threads = 64 %}
+{% include "tree_sum" %}
 
 // Norms the head. The statistics are those of `count` values from `start` on in the input, or of the head itself.
 fn normalize(thread: u32, weight: u32, bias: u32, start: u32, count: u32) {

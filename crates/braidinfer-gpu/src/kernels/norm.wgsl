@@ -21,22 +21,8 @@ var<immediate> parameters: Parameters;
 @group(0) @binding(4) var<storage, read_write> output: array<f32>;
 @group(0) @binding(5) var<storage, read> step: array<u32>;
 
-var<workgroup> sums: array<f32, 256>;
-
-// The sum of all threads' values, in the order of a tree.
-fn sum_of(thread: u32, value: f32) -> f32 {
-    sums[thread] = value;
-    workgroupBarrier();
-    for (var half = 128u; half > 0u; half /= 2u) {
-        if thread < half {
-            sums[thread] += sums[thread + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = sums[0];
-    workgroupBarrier();
-    return sum;
-}
+{% set threads = 256 %}
+{% include "tree_sum" %}
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

@@ -21,6 +21,7 @@ static TEMPLATES: LazyLock<Environment<'static>> = LazyLock::new(|| {
         ("product_rows", include_str!("product_rows.wgsl")),
         ("product_tile", include_str!("product_tile.wgsl")),
         ("softcap", include_str!("softcap.wgsl")),
+        ("tree_sum", include_str!("tree_sum.wgsl")),
         ("weights", include_str!("weights.wgsl")),
     ] {
         // The templates are part of the program, and every one of them is rendered by tests.

@@ -57,6 +57,14 @@ impl SequenceSlice {
         self.context_len..self.context_len + self.query_len
     }
 
+    /// The ids of the parts of `tile` tokens that blocks of `block_size` consist of, for the first `len` positions.
+    pub(super) fn tiles(&self, len: usize, block_size: usize, tile: usize) -> impl Iterator<Item = u32> + '_ {
+        let per_block = block_size / tile;
+        let id =
+            move |index: usize| self.block_table[index / per_block] * per_block as u32 + (index % per_block) as u32;
+        (0..len.div_ceil(tile)).map(id)
+    }
+
     /// KV cache slot of `position`.
     pub fn slot(&self, position: usize, block_size: usize) -> usize {
         self.block_table[position / block_size] as usize * block_size + position % block_size

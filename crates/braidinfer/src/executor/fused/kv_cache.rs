@@ -96,10 +96,7 @@ impl KvCache {
 
     /// Appends the tiles of a sequence's first `len` positions to `tiles`.
     pub(super) fn tiles(&self, sequence: &SequenceSlice, len: usize, tiles: &mut Vec<u32>) {
-        let per_block = self.config.block_size / TILE;
-        let tile =
-            |index: usize| sequence.block_table[index / per_block] * per_block as u32 + (index % per_block) as u32;
-        tiles.extend((0..len.div_ceil(TILE)).map(tile));
+        tiles.extend(sequence.tiles(len, self.config.block_size, TILE));
     }
 }
 

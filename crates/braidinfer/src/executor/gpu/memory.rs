@@ -122,11 +122,7 @@ impl KvMemory {
 
     /// Appends the tiles of a sequence to `tiles`.
     pub(super) fn tiles(&self, sequence: &SequenceSlice, tiles: &mut Vec<u32>) {
-        let per_block = self.config.block_size / TILE;
-        let len = sequence.positions().end;
-        let tile =
-            |index: usize| sequence.block_table[index / per_block] * per_block as u32 + (index % per_block) as u32;
-        tiles.extend((0..len.div_ceil(TILE)).map(tile));
+        tiles.extend(sequence.tiles(sequence.positions().end, self.config.block_size, TILE));
     }
 }
 
@@ -141,7 +137,7 @@ pub(super) struct Widths {
 }
 
 impl Widths {
-    pub(super) fn of(spec: &DecoderSpec, layers: &[Option<GpuLayer>], ends: Option<&Ends>) -> Self {
+    pub(super) fn of(spec: &DecoderSpec, layers: &[Option<GpuLayer>], ends: &Ends) -> Self {
         let mut widths = Self { hidden: spec.hidden_size, ..Self::default() };
         for layer in layers.iter().flatten() {
             if let Some(attention) = &layer.attention {
@@ -152,7 +148,7 @@ impl Widths {
                 widths.inner = widths.inner.max(network.inner_width);
             }
         }
-        widths.vocab = ends.map_or(0, |ends| ends.lm_head.rows);
+        widths.vocab = ends.lm_head.rows;
         widths
     }
 }

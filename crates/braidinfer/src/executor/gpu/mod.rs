@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use braidinfer_gpu::kernels::{NormStep, ProductKernels, ProductStep};
 use braidinfer_gpu::{Adapters, Gpu, GpuError, stride};
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::spec::Mixer;
 use braidinfer_model::{DecoderSpec, Dtype, Slot, Weights};
 
 use self::memory::{KvMemory, Scratch, Widths};
@@ -123,7 +122,7 @@ struct GpuRunner {
     layers: Vec<Option<GpuLayer>>,
     /// Which these are.
     here: Vec<bool>,
-    ends: Option<Ends>,
+    ends: Ends,
     kv: KvMemory,
     scratch: Scratch,
     upload: Upload,
@@ -155,7 +154,7 @@ impl GpuRunner {
         let mut loader = Loader { gpu: &mut gpu, spec, weights };
         #[cfg(test)]
         planted::spoil(loader.gpu, None);
-        let ends = Some(loader.ends()?);
+        let ends = loader.ends()?;
         let count = spec.layers.len();
         let mut layers: Vec<Option<GpuLayer>> = (0..count).map(|_| None).collect();
         let most = if let GpuLayers::Last(most) = options.layers { most.min(count) } else { count };
@@ -180,7 +179,7 @@ impl GpuRunner {
         let usual = if options.layers == GpuLayers::Fitting { USUAL_STEP } else { [1, 1] };
         let (scratch, taken) = loop {
             let taken = gpu.allocated_bytes();
-            let widths = Widths::of(spec, &layers, ends.as_ref());
+            let widths = Widths::of(spec, &layers, &ends);
             let error = match Scratch::for_steps(&mut gpu, widths, usual) {
                 Ok(scratch) => break (scratch, taken),
                 Err(error) => error,
@@ -229,11 +228,10 @@ impl GpuRunner {
     }
 
     fn upload_embeddings(&mut self, batch: &Batch) -> Result<()> {
-        let Some(ends) = &self.ends else { return Err(no_ends()) };
         let (width, multiplier) = (self.spec.hidden_size, self.spec.embedding_multiplier as f32);
         self.embeddings.clear();
         for token in &batch.token_ids {
-            ends.embedding.row(*token, &mut self.embeddings)?;
+            self.ends.embedding.row(*token, &mut self.embeddings)?;
             let padded = self.embeddings.len() + stride(width) - width;
             self.embeddings.resize(padded, 0.0);
         }
@@ -247,7 +245,7 @@ impl GpuRunner {
     /// Records norm and output head for some rows: first those of logits, then those whose likeliest token is wanted, then those of
     /// hidden states.
     fn record_head(&mut self, wanted: WantedRows<'_>) -> Result<()> {
-        let Some(ends) = &self.ends else { return Err(no_ends()) };
+        let ends = &self.ends;
         let rows = wanted.logits.iter().chain(wanted.argmax).chain(wanted.hidden);
         let rows: Vec<u32> = rows.map(|row| *row as u32).collect();
         let with_logits = wanted.logits.len() + wanted.argmax.len();
@@ -320,13 +318,7 @@ impl LayerRunner for GpuRunner {
     }
 
     fn layer_state(&self, layer: usize, plan: &KernelPlan) -> LayerState {
-        let width = self.spec.key_value_width(layer);
-        let bytes_per_token = plan.kv_dtypes[layer].token_bytes(1, width);
-        let window = match self.spec.layers[layer].mixer {
-            Mixer::Attention { sliding_window, .. } => sliding_window,
-            _ => Some(0),
-        };
-        LayerState { bytes_per_token, bytes_per_sequence: 0, window }
+        fused::layer_state(&self.spec, layer, plan, self.kv.config().block_size)
     }
 
     fn reserve(&mut self, step: Step<'_>) -> Result<()> {
@@ -444,10 +436,6 @@ impl LayerRunner for GpuRunner {
 /// The values of rows, without what is beyond their width.
 fn without_padding(words: &[u32], width: usize) -> Vec<f32> {
     words.chunks_exact(stride(width)).flat_map(|row| &row[..width]).map(|bits| f32::from_bits(*bits)).collect()
-}
-
-fn no_ends() -> Error {
-    Error::Internal("embedding and output head were not loaded on the GPU".into())
 }
 
 impl From<GpuError> for Error {
