@@ -855,14 +855,16 @@ pub struct ComputingArgs {
     /// tq1_0; with a --dtype other than auto they take the memory of that type afterwards
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<FileType>,
-    /// cpu; auto: the best GPU, or else the CPU; gpu, gpu:N or a part of a GPU's name, see `devices`. For standard kernels
-    /// also cuda, cuda:N or metal, in builds that have them
+    /// cpu; auto: the best GPU if a layer is faster there, or else the CPU; gpu, gpu:N or a part of a GPU's name, see
+    /// `devices`; gpu:0+gpu:1: layers that do not fit the first one run on the next. For standard kernels also cuda, cuda:N
+    /// or metal, in builds that have them
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// How many of the last layers run on a GPU, with those before them on the CPU; auto: as many as there is memory for
-    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = gpu_layers)]
+    /// How many of the last layers run on a GPU, with those before them on the CPU, or a number for each of several; auto: as
+    /// many as there is memory for
+    #[arg(long, value_name = "N,..|auto", default_value = "auto", value_parser = gpu_layers)]
     pub gpu_layers: GpuLayersArg,
-    /// Most memory to take on a GPU, such as 6GB, where its driver would give more, or gives what is slow
+    /// Most memory to take on each GPU, such as 6GB, where its driver would give more, or gives what is slow
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub gpu_memory: Option<u64>,
     /// Threads; all cores, or all fast ones of a machine that has slow ones, if left out
@@ -884,7 +886,7 @@ impl Default for ComputingArgs {
             kv_dtype,
             quantize: None,
             device: "cpu".into(),
-            gpu_layers: GpuLayersArg(None),
+            gpu_layers: GpuLayersArg::default(),
             gpu_memory: None,
             threads: None,
             context: None,
@@ -893,15 +895,16 @@ impl Default for ComputingArgs {
     }
 }
 
-/// How many layers run on a GPU; `None` for as many as there is memory for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GpuLayersArg(pub Option<usize>);
+/// How many layers run on each GPU; none for as many as there is memory for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GpuLayersArg(pub Vec<usize>);
 
 fn gpu_layers(text: &str) -> Result<GpuLayersArg, String> {
     if text == "auto" {
-        return Ok(GpuLayersArg(None));
+        return Ok(GpuLayersArg::default());
     }
-    text.parse().map(|layers| GpuLayersArg(Some(layers))).map_err(|_| "expected a number of layers, or auto".to_owned())
+    let numbers: Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
+    numbers.map(GpuLayersArg).map_err(|_| "expected a number of layers, one for each GPU, or auto".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

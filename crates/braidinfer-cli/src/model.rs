@@ -157,7 +157,7 @@ pub fn options(kernels: Kernels, args: &ComputingArgs) -> anyhow::Result<LoadOpt
         kv_dtype: kv_dtype(args.kv_dtype),
         quantize: args.quantize,
         device: args.device.parse()?,
-        gpu_share: GpuShare { layers: args.gpu_layers.0, memory: args.gpu_memory },
+        gpu_share: GpuShare { layers: args.gpu_layers.0.clone(), memory: args.gpu_memory },
         threads: args.threads,
         context: args.context,
         verdicts: default_verdict_folder(),

@@ -215,7 +215,7 @@ fn invalid_sampling_values() {
         (
             "--device",
             "gpu:x",
-            "device: expected cpu, auto, gpu, gpu:N, a GPU's name, cuda, cuda:N or metal, found `gpu:x`",
+            "device: expected cpu, auto, gpu, gpu:N, a GPU's name, several GPUs such as gpu:0+gpu:1, cuda, cuda:N or metal, found `gpu:x`",
         ),
         ("--device", "cuda", "device cuda:0"),
     ] {

@@ -88,14 +88,41 @@ fn check_results(results: &[Value]) {
     for row in results {
         let rate = |field: &str| row["tok_s"][field].as_f64().expect("a rate");
         assert!(0.0 < rate("min") && rate("min") <= rate("median") && rate("median") <= rate("max"), "{row}");
-        assert!(positive(&row["gb_s"]) && positive(&row["share_of_ceiling"]), "{row}");
+        assert!(
+            positive(&row["gb_s"]) && positive(&row["bytes_per_token"]) && positive(&row["share_of_ceiling"]),
+            "{row}"
+        );
+    }
+}
+
+/// Decoding beside how fast a GPU copies its memory, and standard kernels beside the ceilings of the CPU, where they run.
+#[test]
+fn a_gpu_has_a_ceiling_of_its_own() {
+    let devices: Value = serde_json::from_str(&succeed(["devices", "--json"])).expect("stdout is JSON");
+    if list(&devices).len() == 1 {
+        return;
+    }
+    let report = report(&["--device", "gpu", "--batch", "1", "--kernels", "standard,fused"]);
+    assert!(report["ceilings"].is_object(), "{report}");
+    for executor in list(&report["executors"]) {
+        let on_gpu = executor["kernels"] == "fused";
+        assert_eq!((executor["device"].is_string(), positive(&executor["copy_gb_s"])), (on_gpu, on_gpu), "{executor}");
+    }
+    for row in list(&report["results"]) {
+        let ceiling = match (row["kernels"].as_str(), row["phase"].as_str()) {
+            (Some("fused"), Some("decode")) => json!("copy"),
+            (Some("fused"), _) => Value::Null,
+            (_, Some("decode")) => json!("read"),
+            _ => json!("multiply"),
+        };
+        assert_eq!(row["ceiling"], ceiling, "{row}");
     }
 }
 
 #[test]
 fn a_table_shows_the_ratio_where_both_kernels_ran() {
     let text = succeed(bench(&["--batch", "2"]));
-    for part in ["ceilings: read ", "prefill", "decode", "fused/standard", "first token", "peak memory"] {
+    for part in ["ceilings of the CPU: read ", "prefill", "decode", "fused/standard", "first token", "peak memory"] {
         assert!(text.contains(part), "`{part}` is missing in\n{text}");
     }
     let text = succeed(bench(&["--batch", "2", "--kernels", "fused"]));
@@ -198,7 +225,7 @@ fn numbers_outside_their_range() {
         (
             "--device",
             "gpu:x",
-            "device: expected cpu, auto, gpu, gpu:N, a GPU's name, cuda, cuda:N or metal, found `gpu:x`",
+            "device: expected cpu, auto, gpu, gpu:N, a GPU's name, several GPUs such as gpu:0+gpu:1, cuda, cuda:N or metal, found `gpu:x`",
         ),
     ] {
         let dir = model("llama-f32").display().to_string();

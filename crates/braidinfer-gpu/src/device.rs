@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::adapter::{AdapterDescription, AdapterKind, Adapters, IMMEDIATE_BYTES};
 use crate::{GpuError, Result};
@@ -14,6 +14,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The same for a program, which may compute as slowly as it likes.
 const PATIENCE_WITH_SOFTWARE: Duration = Duration::from_secs(1800);
+
+/// Bytes of a buffer that is copied to measure how fast that is: with its copy, more than the caches of any GPU hold.
+const COPIED_BYTES: usize = 128 << 20;
+
+/// Copies that are measured together, so that giving them to the device takes no time beside them, and how often they are.
+const COPIES: [usize; 2] = [8, 3];
 
 /// Most buffers of a kernel.
 const MOST_BUFFERS: usize = 8;
@@ -61,6 +67,8 @@ pub struct Usage {
     pub bytes_read: u64,
     /// Bytes that were uploaded.
     pub bytes_written: u64,
+    /// Bytes of weights, keys and values that the kernels were to read, as their shapes say: once for each workgroup that reads them.
+    pub model_bytes: u64,
 }
 
 /// Memory of a device.
@@ -150,16 +158,7 @@ impl Gpu {
             return Err(GpuError::Lacking { adapter, what });
         }
         let limits = adapter.limits();
-        let descriptor = wgpu::DeviceDescriptor {
-            required_features: wgpu::Features::IMMEDIATES,
-            required_limits: limits.clone(),
-            ..wgpu::DeviceDescriptor::default()
-        };
-        let denied = |error: wgpu::RequestDeviceError| GpuError::Denied {
-            adapter: description.to_string(),
-            message: error.to_string(),
-        };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(denied)?;
+        let (device, queue) = request(adapter, description, &limits)?;
         let fault = Fault::default();
         let (lost, refused) = (fault.clone(), fault.clone());
         let name = description.to_string();
@@ -327,10 +326,10 @@ impl Gpu {
     pub fn kernel(&mut self, name: &'static str, source: String, buffers: usize, written: u32) -> Result<Kernel> {
         let edits = self.edits.iter().filter(|edit| edit.kernel == name);
         let source = edits.fold(source, |source, edit| source.replace(edit.from, edit.to));
+        self.fault.check()?;
         if let Some(kernel) = self.kernels.get(&source) {
             return Ok(kernel.clone());
         }
-        self.fault.check()?;
         let ((layout, pipeline), error) = self.scoped(|_| self.compile(&source, buffers, written));
         if let Some(error) = error {
             return Err(self.refused(format!("kernel {name}"), &error));
@@ -425,6 +424,40 @@ impl Gpu {
         let encoder = self.recording.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
         let word = |index: usize| index as u64 * 4;
         encoder.copy_buffer_to_buffer(&from.0.buffer, word(from.1), &to.0.buffer, word(to.1), word(words));
+    }
+
+    /// Counts bytes of weights, keys or values that a recorded kernel reads.
+    pub(crate) fn count_model_bytes(&mut self, bytes: u64) {
+        self.usage.model_bytes += bytes;
+    }
+
+    /// Bytes that the device reads and writes in a second, together, while it copies buffers: the best of some tries.
+    ///
+    /// Fails if there is no memory for the buffers, even if they are small.
+    pub fn copy_rate(&mut self) -> Result<f64> {
+        let mut bytes = COPIED_BYTES.min(self.limits.max_buffer_size as usize);
+        let buffers = loop {
+            match (self.buffer("copies", bytes), self.buffer("copies", bytes)) {
+                (Ok(first), Ok(second)) => break [first, second],
+                (Err(GpuError::OutOfMemory { .. }), _) | (_, Err(GpuError::OutOfMemory { .. })) if bytes > 1 << 20 => {
+                    bytes /= 2;
+                }
+                (Err(error), _) | (_, Err(error)) => return Err(error),
+            }
+        };
+        let [copies, tries] = COPIES;
+        let mut best: f64 = 0.0;
+        // The first one also clears the buffers.
+        for attempt in 0..=tries {
+            for copy in 0..copies {
+                self.copy((&buffers[copy % 2], 0), (&buffers[1 - copy % 2], 0), bytes / 4);
+            }
+            let started = Instant::now();
+            self.flush_writes()?;
+            let rate = (2 * copies * bytes) as f64 / started.elapsed().as_secs_f64().max(1e-9);
+            best = if attempt > 0 { best.max(rate) } else { best };
+        }
+        Ok(best)
     }
 
     /// Gives the device what was recorded, without waiting for it.
@@ -528,5 +561,46 @@ impl Gpu {
         drop(values);
         readback.buffer.unmap();
         Ok(words)
+    }
+}
+
+/// A device of an adapter with these limits. Fails if its driver gives none.
+fn request(
+    adapter: &wgpu::Adapter,
+    description: &AdapterDescription,
+    limits: &wgpu::Limits,
+) -> Result<(wgpu::Device, wgpu::Queue)> {
+    let descriptor = wgpu::DeviceDescriptor {
+        required_features: wgpu::Features::IMMEDIATES,
+        required_limits: limits.clone(),
+        ..wgpu::DeviceDescriptor::default()
+    };
+    let denied = |error: wgpu::RequestDeviceError| GpuError::Denied {
+        adapter: description.to_string(),
+        message: error.to_string(),
+    };
+    pollster::block_on(adapter.request_device(&descriptor)).map_err(denied)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Set where tests must not be left out for want of an adapter.
+    const REQUIRED: &str = "BRAIDINFER_TEST_GPU";
+
+    #[test]
+    fn a_device_that_is_denied_is_said_with_its_adapter() {
+        let adapters = Adapters::find();
+        let Ok(first) = adapters.first() else {
+            assert!(std::env::var_os(REQUIRED).is_none(), "no adapter");
+            return;
+        };
+        let (adapter, description) = adapters.get(first.index).expect("it was found");
+        let more = wgpu::Limits { max_bind_groups: adapter.limits().max_bind_groups + 1, ..adapter.limits() };
+        let error = request(adapter, description, &more).expect_err("it has fewer");
+        let said = error.to_string();
+        assert!(matches!(error, GpuError::Denied { .. }) && said.contains(&description.name), "{said}");
+        assert!(request(adapter, description, &adapter.limits()).is_ok());
     }
 }

@@ -229,3 +229,36 @@ impl Ranges {
         Self { blocks, length, count: blocks.div_ceil(length) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows and columns of matrices of models that people use: Llama 3.2 1B, Qwen3 0.6B, Gemma 3 1B, Llama 2 7B, Phi-4 mini.
+    const SHAPES: [[usize; 2]; 11] = [
+        [2048, 2048],
+        [512, 2048],
+        [16384, 2048],
+        [128_256, 2048],
+        [151_936, 1024],
+        [262_144, 1152],
+        [6912, 1152],
+        [4096, 11008],
+        [32000, 4096],
+        [5120, 3072],
+        [200_064, 3072],
+    ];
+
+    #[test]
+    fn matrices_take_hardly_more_than_their_weights() {
+        for dtype in Dtype::ALL {
+            let Some(format) = Format::of(dtype) else { continue };
+            for [rows, columns] in SHAPES {
+                // Rows of quantized types are whole blocks; others are quantized to another type.
+                let Some(row) = dtype.bytes(columns) else { continue };
+                let ratio = format.matrix_bytes(rows, columns) as f64 / (rows * row) as f64;
+                assert!((1.0..=1.05).contains(&ratio), "{dtype} {rows} x {columns}: {ratio}");
+            }
+        }
+    }
+}

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::process;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
 use braidinfer::engine::Pooling;
 use braidinfer::executor::standard::LoadProgress;
-use braidinfer::handle::Task;
+use braidinfer::handle::{EngineObserver, OutputStream, Task};
 use braidinfer::{GenerateRequest, Handle, Llm, Prompt, SamplingParams};
 use braidinfer_server::KvEventPublisher;
 use numpy::{PyArray2, PyArrayMethods};
@@ -18,6 +18,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::errors::{ModelError, bad_argument, exception, refused};
+use crate::notices::Notices;
 use crate::options::{Options, chosen, source};
 use crate::pipeline::{StageWork, connection, parsed};
 use crate::prompts::{EncodedPrompt, RawPrompt, conversation};
@@ -50,8 +51,8 @@ pub struct Engine {
     #[pyo3(get)]
     hidden_size: usize,
     /// What was decided or ignored while loading.
-    #[pyo3(get)]
     notes: Vec<String>,
+    notices: Arc<Notices>,
     /// The report of the check by which kernels were chosen, as JSON.
     #[pyo3(get)]
     compat: Option<String>,
@@ -115,7 +116,7 @@ impl Engine {
         let params = params.collect::<PyResult<Vec<_>>>()?;
         let (requests, shown) = py.detach(|| requests(&handle, prompts, params))?;
         let stream = waited(py, handle.submit_each(requests, Instant::now()))?.map_err(refused)?;
-        Ok((Stream::new(handle, stream), shown))
+        Ok((self.stream(handle, stream), shown))
     }
 
     /// Raises what `submit` would raise for this prompt and these sampling parameters.
@@ -134,7 +135,7 @@ impl Engine {
         let ids = |prompt: RawPrompt| PyResult::Ok(prompt.encode(handle.text())?.ids);
         let prompts = py.detach(|| prompts.into_iter().map(ids).collect::<PyResult<_>>())?;
         let stream = waited(py, handle.submit(prompts, task, Instant::now()))?.map_err(refused)?;
-        Ok(Stream::new(handle, stream))
+        Ok(self.stream(handle, stream))
     }
 
     /// Logits `[rows, vocab_size]` in f32 after the last token of a prompt, or with `all` after each.
@@ -173,6 +174,12 @@ impl Engine {
         py.detach(|| Ok(conversation(handle.text(), messages, variables)?.text))
     }
 
+    /// What was decided or ignored while loading, and what was said since then.
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.notes.iter().cloned().chain(self.notices.all()).collect()
+    }
+
     /// Ends all answers and gives back what the model holds, once the last stream of it is gone. May be called again.
     fn close(&self, py: Python<'_>) {
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -196,7 +203,9 @@ impl Engine {
         let (notes, block_size) = (llm.notes().to_vec(), llm.block_size());
         let generation = llm.generation_config();
         let (eos_token_ids, bos_token_id) = (generation.eos_token_id.clone(), generation.bos_token_id);
-        let handle = Handle::start(llm, std::sync::Arc::new(()))
+        let notices = Arc::<Notices>::default();
+        let observer: Arc<dyn EngineObserver> = Arc::clone(&notices) as _;
+        let handle = Handle::start(llm, observer)
             .map_err(|error| PyRuntimeError::new_err(format!("a thread for the model: {error}")))?;
         Ok(Self {
             handle: Mutex::new(Some(handle)),
@@ -208,12 +217,17 @@ impl Engine {
             vocab_size,
             hidden_size,
             notes,
+            notices,
             compat,
             eos_token_ids,
             bos_token_id,
             block_size,
             kv_events,
         })
+    }
+
+    fn stream(&self, handle: Handle, outputs: OutputStream) -> Stream {
+        Stream::new(handle, outputs, Arc::clone(&self.notices))
     }
 
     /// Fails if the model was closed, or loaded by the process that this one is a copy of.

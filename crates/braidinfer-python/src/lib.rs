@@ -4,6 +4,7 @@
 mod check;
 mod engine;
 mod errors;
+mod notices;
 mod options;
 mod pipeline;
 mod program;

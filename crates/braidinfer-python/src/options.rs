@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use braidinfer::compat::Precision;
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::executor::{Kernels, KvDtype};
+use braidinfer::executor::{GpuShare, Kernels, KvDtype};
 use braidinfer::model::ModelSource;
 use braidinfer::{
     KvCacheRoom, LoadOptions, ModelName, PackedCache, ResolveOptions, WorkerProgram, default_packed_folder,
@@ -35,6 +35,8 @@ pub struct Options {
     kv_dtype: String,
     quantize: Option<String>,
     device: String,
+    gpu_layers: Option<Vec<usize>>,
+    gpu_memory: Option<u64>,
     threads: Option<usize>,
     context: Option<usize>,
     max_sequences: usize,
@@ -62,6 +64,7 @@ impl Options {
             kv_dtype: chosen("kv_dtype", &self.kv_dtype, &KV_DTYPES)?,
             quantize: self.quantize.as_ref().map(file_type).transpose()?,
             device: self.device.parse().map_err(|error| exception(&error))?,
+            gpu_share: GpuShare { layers: self.gpu_layers.clone().unwrap_or_default(), memory: self.gpu_memory },
             threads: self.threads,
             context: self.context,
             max_sequences: self.max_sequences,

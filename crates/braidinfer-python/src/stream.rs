@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::process;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use braidinfer::engine::TokenLogprobs;
@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::errors::ended;
+use crate::notices::Notices;
 use crate::waiting::{Bell, clock, require_process, waited_on};
 
 /// A token with its log-probability, and the likeliest tokens at its place with theirs.
@@ -75,6 +76,7 @@ pub struct Stream {
     outputs: Mutex<Outputs>,
     clock: OnceLock<Runtime>,
     bell: OnceLock<Bell>,
+    notices: Arc<Notices>,
 }
 
 /// What is read of a stream.
@@ -94,12 +96,14 @@ impl Stream {
         require_process(self.process)?;
         let clock = made_once(&self.clock, clock)?;
         let outputs = waited_on(py, clock, async { next(&mut self.outputs.lock().await.stream).await })?;
+        self.notices.log(py)?;
         converted(py, outputs)
     }
 
     /// Like `read`, without waiting: None if there is no output yet. Then what `fileno` gives becomes readable once there is one.
     fn poll(&self, py: Python<'_>) -> PyResult<Option<Vec<TokenOutput>>> {
         let read = self.polled(|outputs, context| pin!(next(&mut outputs.stream)).poll(context))?;
+        self.notices.log(py)?;
         read.map(|outputs| converted(py, outputs)).transpose()
     }
 
@@ -108,6 +112,7 @@ impl Stream {
         require_process(self.process)?;
         let clock = made_once(&self.clock, clock)?;
         let ended = waited_on(py, clock, async { self.outputs.lock().await.next_ended().await })?;
+        self.notices.log(py)?;
         Ok(answers(py, ended))
     }
 
@@ -115,6 +120,7 @@ impl Stream {
     /// is something new.
     fn poll_answers(&self, py: Python<'_>) -> PyResult<Option<Vec<AnswerOutput>>> {
         let ended = self.polled(|outputs, context| pin!(outputs.next_ended()).poll(context))?;
+        self.notices.log(py)?;
         Ok(ended.map(|ended| answers(py, ended)))
     }
 
@@ -130,10 +136,10 @@ impl Stream {
 }
 
 impl Stream {
-    pub fn new(handle: Handle, outputs: OutputStream) -> Self {
+    pub fn new(handle: Handle, outputs: OutputStream, notices: Arc<Notices>) -> Self {
         let id = outputs.id();
         let outputs = Mutex::new(Outputs { stream: outputs, unfinished: BTreeMap::new() });
-        Self { id, handle, process: process::id(), outputs, clock: OnceLock::new(), bell: OnceLock::new() }
+        Self { id, handle, process: process::id(), outputs, clock: OnceLock::new(), bell: OnceLock::new(), notices }
     }
 
     /// What a future gives that reads outputs, if it is ready. If it is not, it rings the bell.

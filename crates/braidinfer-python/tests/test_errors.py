@@ -16,7 +16,11 @@ from braidinfer.load_options import DEFAULTS
         ({"dtype": "int8"}, "dtype: expected one of"),
         ({"kv_dtype": "f8"}, "kv_dtype: expected one of"),
         ({"quantize": "q9"}, "quantize: expected a type of weights"),
-        ({"device": "tpu"}, "device: expected cpu, cuda, cuda:N or metal, found `tpu`"),
+        ({"device": " "}, "device: expected cpu, auto, gpu, gpu:N, a GPU's name, several GPUs such as gpu:0\\+gpu:1, cuda, cuda:N or metal, found ` `"),
+        ({"gpu_layers": -1}, "gpu_layers: expected a whole number from 0 to .*, found -1"),
+        ({"gpu_layers": [1, "2"]}, "gpu_layers: expected a whole number from 0 to .*"),
+        ({"device": "gpu:0+cpu"}, "device: expected cpu, auto, gpu"),
+        ({"gpu_memory": "6GB"}, "gpu_memory: expected a whole number from 0 to .*, found '6GB'"),
         ({"max_sequences": 0}, "max_sequences: expected at least 1, found 0"),
         ({"max_sequences": 2**62}, "max_sequences: expected a whole number"),
         ({"max_sequences": None}, "max_sequences: expected a whole number"),
@@ -33,6 +37,13 @@ from braidinfer.load_options import DEFAULTS
 def test_arguments_of_models(arguments, words):
     with pytest.raises(ValueError, match=words):
         LLM(**arguments)
+
+
+def test_gpus_that_are_not_there():
+    with pytest.raises(ModelError, match="no GPU called `tpu`"):
+        LLM(device="tpu")
+    with pytest.raises(ModelError, match="no GPU number 99"):
+        LLM(device="gpu:99")
 
 
 def test_files(tmp_path):

@@ -140,7 +140,7 @@ def test_whatever_a_stage_raises_is_told(error):
 
 @pytest.mark.parametrize("model", ["llama", "qwen3_5", "falcon_h1", "lfm2"])
 def test_hostile_steps_are_refused(model):
-    """Steps as the engine writes them: whether to release, copies of states, and a batch of token ids, sequences and rows."""
+    """Steps as the engine writes them: whether to release, copies of states, and a batch of token ids, sequences and rows of each kind."""
     msgpack = pytest.importorskip("msgpack")
     stage = Stage(Plan(FIXTURES / "models" / model, **FORCED), range(1))
 
@@ -148,7 +148,7 @@ def test_hostile_steps_are_refused(model):
         return [tokens, 0, tokens, [block], slot, 0]
 
     def step(sequences, token_ids, copies=()):
-        return msgpack.packb([False, list(copies), [token_ids, sequences, [], []]])
+        return msgpack.packb([False, list(copies), [token_ids, sequences, [], [], []]])
 
     width = 64
     while True:

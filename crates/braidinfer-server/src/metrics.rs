@@ -74,6 +74,8 @@ pub struct Metrics {
     step_time: Histogram,
     shadow_kl: Histogram,
     shadow_disagreements: Counter,
+    device: Family<[(&'static str, String); 1], Gauge>,
+    device_memory: Gauge,
 }
 
 impl Metrics {
@@ -102,6 +104,8 @@ impl Metrics {
             step_time: seconds(),
             shadow_kl: Histogram::new(NATS),
             shadow_disagreements: Counter::default(),
+            device: Family::default(),
+            device_memory: Gauge::default(),
         };
         metrics.register_engine();
         metrics.register_times();
@@ -148,6 +152,9 @@ impl Metrics {
         braidinfer.register("shadow_kl", shadow_kl, self.shadow_kl.clone());
         let disagreements = "Checked steps in which another token is likeliest on standard kernels, and clearly so";
         braidinfer.register("shadow_disagreements", disagreements, self.shadow_disagreements.clone());
+        braidinfer.register("device", "What computes: 1 for the device in use", self.device.clone());
+        let memory = "Memory of GPUs in use: weights, keys and values, activations";
+        braidinfer.register_with_unit("gpu_memory", memory, Unit::Bytes, self.device_memory.clone());
         braidinfer.register_with_unit("step_time", "Time of a step", Unit::Seconds, self.step_time.clone());
     }
 
@@ -206,6 +213,7 @@ impl EngineObserver for Metrics {
         raise(&self.guesses, stats.draft_tokens);
         raise(&self.right_guesses, stats.accepted_tokens);
         raise(&self.not_finite, stats.not_finite);
+        self.device_memory.set(stats.device_bytes as i64);
     }
 
     fn token(&self, token: &Token, times: &TokenTimes) {
@@ -226,6 +234,11 @@ impl EngineObserver for Metrics {
 
     fn answer_failed(&self, error: &Error) {
         tracing::error!(%error, "an answer failed");
+    }
+
+    fn runs_on(&self, device: &str) {
+        self.device.clear();
+        self.device.get_or_create(&[("device", device.to_owned())]).set(1);
     }
 
     fn notice(&self, notice: &str) {

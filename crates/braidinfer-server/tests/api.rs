@@ -4,6 +4,7 @@ mod support;
 
 use std::time::Duration;
 
+use braidinfer::executor::{DeviceChoice, GpuChoice, Kernels};
 use braidinfer::{LoadOptions, Prompt, SamplingParams};
 use braidinfer_server::ServerConfig;
 use serde_json::{Value, json};
@@ -427,6 +428,28 @@ fn a_server_without_a_model_is_healthy_and_not_ready() {
     for reply in [server.get("/ready"), server.post("/v1/completions", &greedy(STORY, 1)), server.get("/metrics")] {
         assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{}", reply.text);
     }
+}
+
+#[test]
+fn metrics_say_what_computes() {
+    let text = TestServer::shared().get("/metrics").text;
+    let of_device = |text: &str| text.lines().filter(|line| line.starts_with("braidinfer_device{")).count();
+    assert!(text.contains("device=\"cpu\"} 1") && of_device(&text) == 1, "{text}");
+    assert!(
+        text.lines().any(|line| line.starts_with("braidinfer_gpu_memory_bytes{") && line.ends_with("} 0")),
+        "{text}"
+    );
+    if std::env::var_os("BRAIDINFER_TEST_GPU").is_none() {
+        return;
+    }
+    let device = DeviceChoice::Gpu(vec![GpuChoice::Best]);
+    let options = LoadOptions { device, kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
+    let text = TestServer::start(config(), Model::Demo(options)).get("/metrics").text;
+    assert!(!text.contains("device=\"cpu\"") && of_device(&text) == 1, "{text}");
+    assert!(
+        !text.lines().any(|line| line.starts_with("braidinfer_gpu_memory_bytes{") && line.ends_with("} 0")),
+        "{text}"
+    );
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::engine::{SamplingParams, state_slots};
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::{self, ComputeDtype, InputSquares, LoadProgress, QuantizedWeights, StandardOptions};
 use crate::executor::{
-    ActiveKernels, ChosenGpu, Decoder, DeviceChoice, GpuShare, Kernels, KvCacheConfig, KvDtype, load_on_gpu,
+    ActiveKernels, ChosenGpu, Decoder, DeviceChoice, GpuShare, Kernels, KvCacheConfig, KvDtype, OnGpu, load_on_gpu,
 };
 use crate::llm::FoundTemplate;
 use crate::memory::{self, Need, Room, kv_bytes_per_token};
@@ -70,7 +70,7 @@ pub struct LoadOptions {
     pub quantize: Option<FileType>,
     /// The device to compute on.
     pub device: DeviceChoice,
-    /// How much of the model a GPU takes, if one computes.
+    /// How much of the model GPUs take, if any compute.
     pub gpu_share: GpuShare,
     /// Number of compute threads; if `None`, the number of cores available to this process.
     pub threads: Option<usize>,
@@ -605,14 +605,17 @@ impl ModelParts {
             let kv_dtype = self.fused_kv_dtype(options);
             self.check_kv_room(options, kv_dtype)?;
             let fused = self.cpu_options(options)?;
-            let (spec, how) = (self.spec.clone(), (options.gpu_share, fused));
-            let (decoder, on_cpu) = load_on_gpu(gpu, spec, &self.weights, how, progress)?;
-            if on_cpu > 0 {
-                let layers = self.spec.layers.len();
-                let name = &gpu.name;
-                self.notes
-                    .push(format!("of {layers} layers, the first {on_cpu} run on the CPU, and the others on {name}"));
+            let is_auto = options.device == DeviceChoice::Auto;
+            let how = OnGpu { share: &options.gpu_share, fused, compare_with_cpu: is_auto };
+            let (decoder, placement) = load_on_gpu(gpu, self.spec.clone(), &self.weights, how, progress)?;
+            let slower = placement.layer_times.filter(|times| times.cpu_is_faster());
+            if let (Some(times), true) = (slower, is_auto) {
+                drop(decoder);
+                self.leave_gpu(&times.to_string(), options);
+                return self.fused(options, progress);
             }
+            self.notes.extend(placement.in_words());
+            self.notes.extend(slower.map(|times| format!("{times}: the CPU alone may be faster")));
             return Ok(decoder);
         }
         let (spec, fused_options) = (self.spec.clone(), self.fused_options(options)?);

@@ -3,12 +3,11 @@
 mod support;
 
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::executor::{Batch, KvDtype, NoProbe, SequenceSlice};
+use braidinfer::executor::{Batch, KvDtype, NoProbe};
 use braidinfer::kernels::{Isa, NumericLevel};
 use braidinfer::model::quantization::FileType;
-use braidinfer::model::{DecoderSpec, Description, Weights};
-use braidinfer::{Threads, quantize_weights};
-use support::{FUSED_BLOCK_SIZE, Fixture, Fused, check_greedy, distance, feed, in_company, kl};
+use braidinfer::model::{Description, Weights};
+use support::{Fixture, Fused, bits, check_greedy, distance, feed, in_company, kl, long_context, quantized};
 
 /// Largest allowed difference of a logit where nothing is rounded but sums.
 const TOLERANCE: f32 = 1e-3;
@@ -128,19 +127,6 @@ const VARIANTS: [(NumericLevel, KvDtype, Option<FileType>); 7] = [
     (NumericLevel::F32, KvDtype::Q4_0, None),
 ];
 
-fn quantized(file_type: Option<FileType>) -> impl Fn(&DecoderSpec, &mut Weights) {
-    move |spec, weights| {
-        if let Some(file_type) = file_type {
-            let threads = Threads::new(Some(2)).expect("threads can be had");
-            quantize_weights(spec, weights, file_type, &threads, &|_, _| {}).expect("the weights can be quantized");
-        }
-    }
-}
-
-fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    rows.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
-}
-
 /// Every prompt alone and whole, on two threads.
 fn reference(fixture: &Fixture, fused: Fused, file_type: Option<FileType>) -> Vec<Vec<Vec<u32>>> {
     let mut executor = fixture.fused_with(fused, quantized(file_type));
@@ -216,24 +202,9 @@ fn instruction_sets_change_no_bit() {
     }
 }
 
-/// Logits of the last of `ids` and of some tokens after it, in blocks spread over the storage.
-fn long_context(fixture: &Fixture, kv_dtype: KvDtype, threads: usize, ids: &[u32], chunk: usize) -> Vec<Vec<u32>> {
-    let mut executor = fixture.fused(Fused { threads, kv_dtype, ..Fused::exact() });
-    let block_table: Vec<u32> = (0..ids.len().div_ceil(FUSED_BLOCK_SIZE) as u32).map(|block| block * 5 % 256).collect();
-    let (prompt, answer) = ids.split_at(ids.len() - 4);
-    let pieces = prompt.chunks(chunk).chain(answer.chunks(1));
-    let mut context_len = 0;
-    let mut rows = Vec::new();
-    for tokens in pieces {
-        let slice =
-            SequenceSlice { rope_len: ids.len(), ..SequenceSlice::new(context_len, tokens.len(), block_table.clone()) };
-        context_len += tokens.len();
-        let mut batch = Batch::default();
-        batch.push(tokens, slice, 1);
-        let logits = executor.forward(&batch, &mut NoProbe).expect("the batch runs").logits;
-        rows.extend((context_len >= prompt.len()).then(|| logits.row(0).to_vec()));
-    }
-    bits(&rows)
+/// Bits of the logits of a long context.
+fn bits_of_context(fixture: &Fixture, kv_dtype: KvDtype, threads: usize, ids: &[u32], chunk: usize) -> Vec<Vec<u32>> {
+    bits(&long_context(&mut fixture.fused(Fused { threads, kv_dtype, ..Fused::exact() }), ids, chunk))
 }
 
 #[test]
@@ -244,10 +215,10 @@ fn how_long_contexts_are_shared_out_changes_no_bit() {
     let quantized = [("llama", KvDtype::Q8_0), ("gemma4", KvDtype::Q4_0)];
     for (name, kv_dtype) in names.map(|name| (name, KvDtype::F16)).into_iter().chain(quantized) {
         let fixture = Fixture::open(name);
-        let expected = long_context(&fixture, kv_dtype, 1, &ids, 512);
+        let expected = bits_of_context(&fixture, kv_dtype, 1, &ids, 512);
         // Few tasks for many threads: every span is a task of its own.
         for (threads, chunk) in [(8, 512), (8, 100), (2, 37)] {
-            let same = long_context(&fixture, kv_dtype, threads, &ids, chunk) == expected;
+            let same = bits_of_context(&fixture, kv_dtype, threads, &ids, chunk) == expected;
             assert!(same, "{name}: {threads} threads, chunks of {chunk}");
         }
     }

@@ -4,17 +4,18 @@
 
 mod support;
 
+use braidinfer::Error;
 use braidinfer::executor::fused::FusedOptions;
 use braidinfer::executor::gpu::{self, GpuLayers, GpuOptions};
 use braidinfer::executor::standard::ComputeDtype;
-use braidinfer::executor::{Batch, Decoder, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
+use braidinfer::executor::{Batch, Decoder, KvCacheConfig, KvDtype, NoProbe};
 use braidinfer::kernels::{Isa, NumericLevel};
 use braidinfer::model::quantization::FileType;
+use braidinfer::model::spec::Mixer;
 use braidinfer::model::{DecoderSpec, Description, Weights};
-use braidinfer::{Error, Threads, quantize_weights};
 use support::{
-    BLOCKS_PER_SEQUENCE, FUSED_BLOCK_SIZE, Fixture, Fused, adapter, argmax, check_greedy, distance, feed, in_company,
-    kl, slice,
+    BLOCKS_PER_SEQUENCE, FUSED_BLOCK_SIZE, Fixture, Fused, adapter, argmax, bits, check_greedy, distance, feed,
+    in_company, kl, long_context, quantized, slice,
 };
 
 /// Largest allowed distance of a logit from `transformers`.
@@ -24,10 +25,11 @@ const EXTREME_KL: f64 = 1e-5;
 
 const WHOLE: usize = usize::MAX >> 1;
 
-fn options(adapter: usize, kv_cache: KvCacheConfig, layers: GpuLayers) -> GpuOptions {
+/// For one adapter, or for several.
+fn options(adapters: &[(usize, GpuLayers)], kv_cache: KvCacheConfig) -> GpuOptions {
     let isa = Isa::detect().expect("there are kernels");
     let fused = FusedOptions { coarsest: NumericLevel::F32, kv_cache, threads: 2, isa };
-    GpuOptions { adapter, kv_cache, layers, fused, memory: None }
+    GpuOptions { adapters: adapters.to_vec(), kv_cache, fused, memory: None, compare_with_cpu: false }
 }
 
 /// A decoder with room for 16 sequences of 128 tokens, over weights that `change` may replace; `None` if a layer has a part that
@@ -42,9 +44,9 @@ fn open_with(
     let mut weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
     change(&spec, &mut weights);
     let kv_cache = KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks: 16 * BLOCKS_PER_SEQUENCE, dtype };
-    match gpu::load(spec, &weights, &options(adapter, kv_cache, GpuLayers::Fitting), &|_, _| {}) {
-        Ok((decoder, on_cpu)) => {
-            assert_eq!(on_cpu, 0, "{}", fixture.name);
+    match gpu::load(spec, &weights, &options(&[(adapter, GpuLayers::Fitting)], kv_cache), &|_, _| {}) {
+        Ok((decoder, placement)) => {
+            assert_eq!((placement.on_cpu, placement.in_words()), (0, None), "{}", fixture.name);
             Some(decoder)
         }
         Err(Error::Unsupported(_)) => None,
@@ -79,19 +81,6 @@ fn logits_and_greedy_tokens_are_those_of_transformers() {
         tried.push(fixture.name);
     }
     assert!(tried.len() >= 40, "kernels for {} fixtures only: {tried:?}", tried.len());
-}
-
-fn quantized(file_type: Option<FileType>) -> impl Fn(&DecoderSpec, &mut Weights) {
-    move |spec, weights| {
-        if let Some(file_type) = file_type {
-            let threads = Threads::new(Some(2)).expect("threads can be had");
-            quantize_weights(spec, weights, file_type, &threads, &|_, _| {}).expect("the weights can be quantized");
-        }
-    }
-}
-
-fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    rows.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
 }
 
 #[test]
@@ -163,24 +152,6 @@ fn quantized_weights_have_their_exact_values() {
     }
 }
 
-/// Logits of the last of `ids` and of some tokens after it, in blocks spread over the storage.
-fn long_context(decoder: &mut Decoder<'_>, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
-    let block_table: Vec<u32> = (0..ids.len().div_ceil(FUSED_BLOCK_SIZE) as u32).map(|block| block * 5 % 256).collect();
-    let (prompt, answer) = ids.split_at(ids.len() - 4);
-    let mut context_len = 0;
-    let mut rows = Vec::new();
-    for tokens in prompt.chunks(chunk).chain(answer.chunks(1)) {
-        let slice =
-            SequenceSlice { rope_len: ids.len(), ..SequenceSlice::new(context_len, tokens.len(), block_table.clone()) };
-        context_len += tokens.len();
-        let mut batch = Batch::default();
-        batch.push(tokens, slice, 1);
-        let logits = decoder.forward(&batch, &mut NoProbe).expect("the batch runs").logits;
-        rows.extend((context_len >= prompt.len()).then(|| logits.row(0).to_vec()));
-    }
-    rows
-}
-
 #[test]
 fn long_contexts_are_those_of_standard_kernels_however_they_are_cut() {
     let Some(adapter) = adapter() else { return };
@@ -231,6 +202,38 @@ fn a_step_is_one_submission_and_its_memory_does_not_grow() {
             assert_eq!(after.allocated_bytes, before.allocated_bytes, "step {step}");
         }
         before = after;
+    }
+}
+
+/// A token that is generated reads the weights and what it sees of keys and values once, and hardly more than that.
+#[test]
+fn nothing_is_read_twice_for_a_token() {
+    let Some(adapter) = adapter() else { return };
+    for (name, file_type) in
+        [("llama", None), ("gemma3", None), ("llama", Some(FileType::Q8_0)), ("qwen3-window", Some(FileType::BF16))]
+    {
+        let fixture = Fixture::open(name);
+        let Some(mut decoder) = open_with(&fixture, adapter, KvDtype::F16, quantized(file_type)) else {
+            panic!("no kernels for {name}")
+        };
+        let spec = decoder.spec().clone();
+        for len in [1, 40, 100] {
+            let before = decoder.report().device.expect("it runs on a GPU").model_bytes;
+            let mut batch = Batch::default();
+            batch.push(&[7], slice(0, len - 1, 1, len), 0);
+            batch.argmax_rows.push(0);
+            decoder.forward(&batch, &mut NoProbe).expect("the batch runs");
+            let report = decoder.report();
+            let read = report.device.expect("it runs on a GPU").model_bytes - before;
+            let seen = |layer: usize| match spec.layers[layer].mixer {
+                Mixer::Attention { sliding_window: Some(window), .. } => window.min(len),
+                _ => len,
+            };
+            let kv: usize = (0..spec.layers.len()).map(|layer| 2 * 2 * spec.key_value_width(layer) * seen(layer)).sum();
+            let needed = (report.weight_bytes + kv) as f64;
+            let ratio = read as f64 / needed;
+            assert!((0.95..=1.05).contains(&ratio), "{name} {file_type:?}, {len} tokens: {read} bytes for {needed}");
+        }
     }
 }
 
@@ -285,9 +288,9 @@ fn a_device_that_is_lost_ends_a_step_with_an_error_that_names_it() {
     }
 }
 
-/// Layers that do not fit run on the CPU; wherever the cut is, the answers are the same.
+/// Layers that do not fit run on another GPU or on the CPU; wherever the cuts are, the answers are the same.
 #[test]
-fn the_first_layers_may_run_on_the_cpu() {
+fn the_first_layers_may_run_elsewhere() {
     let Some(adapter) = adapter() else { return };
     for name in ["llama", "gemma3", "qwen3-window"] {
         let fixture = Fixture::open(name);
@@ -296,17 +299,23 @@ fn the_first_layers_may_run_on_the_cpu() {
         let count = spec.layers.len();
         let num_blocks = 16 * BLOCKS_PER_SEQUENCE;
         let kv_cache = KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks, dtype: KvDtype::F32 };
-        for layers in [0, 1, count - 1, count + 5] {
-            let options = options(adapter, kv_cache, GpuLayers::Last(layers));
-            let loaded = gpu::load(spec.clone(), &weights, &options, &|_, _| {});
-            let (mut decoder, on_cpu) = loaded.expect("it is loaded");
-            assert_eq!(on_cpu, count.saturating_sub(layers), "{name}");
+        for layers in [&[0][..], &[1], &[count - 1], &[count + 5], &[1, 1], &[1, count], &[0, 1, 1]] {
+            let shares: Vec<_> = layers.iter().map(|layers| (adapter, GpuLayers::Last(*layers))).collect();
+            let loaded = gpu::load(spec.clone(), &weights, &options(&shares, kv_cache), &|_, _| {});
+            let (mut decoder, placement) = loaded.expect("it is loaded");
+            let what = format!("{name}, {layers:?} layers of {count}");
+            assert_eq!(placement.on_cpu, count.saturating_sub(layers.iter().sum()), "{what}");
+            assert_eq!(placement.layer_times.is_some(), (1..count).contains(&placement.on_cpu), "{what}");
+            let said = placement.in_words().unwrap_or_default();
+            assert_eq!(said.is_empty(), layers == [count + 5], "{what}: {said}");
             for (prompt, expected) in fixture.prompts.iter().enumerate() {
                 let rows = feed(&mut decoder, prompt, &expected.ids, 5);
                 for (position, row, expected) in fixture.beside_expected(prompt, &rows) {
                     let distance = distance(row, expected);
-                    let what = format!("{name}, {layers} layers, prompt {prompt}, position {position}");
-                    assert!(distance <= TOLERANCE, "{what}: logits differ by {distance:e}");
+                    assert!(
+                        distance <= TOLERANCE,
+                        "{what}, prompt {prompt}, {position}: logits differ by {distance:e}"
+                    );
                 }
             }
         }
@@ -322,22 +331,34 @@ fn memory_decides_how_many_layers_run_on_a_gpu() {
     let weights = Weights::open(&fixture.source, &spec, &names).expect("the weights are there");
     let num_blocks = 16 * BLOCKS_PER_SEQUENCE;
     let kv_cache = KvCacheConfig { block_size: FUSED_BLOCK_SIZE, num_blocks, dtype: KvDtype::F32 };
-    let load = |layers, memory| {
-        let options = GpuOptions { memory, ..options(adapter, kv_cache, layers) };
+    let load = |shares: &[GpuLayers], memory| {
+        let shares: Vec<_> = shares.iter().map(|layers| (adapter, *layers)).collect();
+        let options = GpuOptions { memory, ..options(&shares, kv_cache) };
         gpu::load(spec.clone(), &weights, &options, &|_, _| {})
     };
-    let (whole, on_cpu) = load(GpuLayers::Fitting, None).expect("it fits");
-    let all = whole.report().device.expect("it runs on a GPU").allocated_bytes;
-    assert_eq!(on_cpu, 0);
+    let fitting = [GpuLayers::Fitting];
+    let (whole, placement) = load(&fitting, None).expect("it fits");
+    let all = whole.device_bytes();
+    assert_eq!(placement.on_cpu, 0);
     // Beside keys and values of 2048 tokens, whose memory is given back after loading.
     let kv: usize = (0..spec.layers.len()).map(|layer| 2 * 2048 * 4 * spec.key_value_width(layer)).sum();
     // And what is replaced while that is made.
     let needed = all + kv as u64 + 4096;
-    let (_, on_cpu) = load(GpuLayers::Fitting, Some(needed)).expect("it just fits");
-    assert_eq!(on_cpu, 0);
-    let (mut part, on_cpu) = load(GpuLayers::Fitting, Some(needed - 8192)).expect("some layers fit");
+    let (_, placement) = load(&fitting, Some(needed)).expect("it just fits");
+    assert_eq!(placement.on_cpu, 0);
+    let (mut part, placement) = load(&fitting, Some(needed - 8192)).expect("some layers fit");
+    let on_cpu = placement.on_cpu;
     assert!((1..spec.layers.len()).contains(&on_cpu), "{on_cpu} layers on the CPU");
     check_greedy(&mut part, &fixture);
-    let refused = load(GpuLayers::Last(usize::MAX), Some(50_000)).err().expect("it does not fit");
+    // There, a second GPU takes them.
+    let (mut two, placement) = load(&[GpuLayers::Fitting; 2], Some(needed - 8192)).expect("all layers fit");
+    let layers: Vec<usize> = placement.gpus.iter().map(|(_, layers)| *layers).collect();
+    assert_eq!((placement.on_cpu, &layers[..]), (0, &[spec.layers.len() - on_cpu, on_cpu][..]));
+    check_greedy(&mut two, &fixture);
+    let compared = GpuOptions { compare_with_cpu: true, ..options(&[(adapter, GpuLayers::Fitting)], kv_cache) };
+    let (mut all, placement) = gpu::load(spec.clone(), &weights, &compared, &|_, _| {}).expect("it fits");
+    assert!(placement.on_cpu == 0 && placement.layer_times.is_some());
+    check_greedy(&mut all, &fixture);
+    let refused = load(&[GpuLayers::Last(usize::MAX)], Some(50_000)).err().expect("it does not fit");
     assert!(matches!(refused, Error::TooLittleMemory { .. }), "{refused}");
 }

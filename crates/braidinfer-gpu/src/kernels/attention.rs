@@ -161,6 +161,16 @@ impl AttentionKernels {
         (MOST_PARTIALS / token).max(1).min(tokens)
     }
 
+    /// Bytes of keys and values that are read for these positions.
+    fn read_bytes(&self, positions: &[u32]) -> u64 {
+        let shape = &self.shape;
+        let keys = |position: u32| (position as usize + 1).min(shape.window.unwrap_or(usize::MAX));
+        let seen: usize = positions.iter().map(|position| keys(*position)).sum();
+        let value_bytes = if shape.half_kv { 2 } else { 4 };
+        // Each workgroup has heads that share their keys.
+        (seen * 2 * shape.head_dim * value_bytes * (shape.heads / self.together)) as u64
+    }
+
     /// Records them.
     pub fn record(&self, gpu: &mut Gpu, step: AttentionStep<'_>) {
         let shape = &self.shape;
@@ -184,6 +194,7 @@ impl AttentionKernels {
             let buffers = [step.queries, step.step, step.keys, step.values, step.partials];
             let groups = [spans as u32, (shape.heads / self.together) as u32, count as u32];
             gpu.dispatch(&self.attend, &buffers, &parameters, groups);
+            gpu.count_model_bytes(self.read_bytes(&step.positions[first..first + count]));
             let parameters = [
                 step.positions_at as u32,
                 first as u32,

@@ -72,7 +72,7 @@ impl Activation {
     }
 }
 
-/// What becomes of a product `y`, with its bias.
+/// What a kernel does with a product `y`, to which the bias was added.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Epilogue {
     /// It is written.
@@ -212,6 +212,9 @@ impl ProductKernels {
             let buffers = [&part.words, step.input, matrix.bias.as_ref().unwrap_or(step.input), step.output];
             let (kernel, groups) = self.choose(step.tokens, panels);
             gpu.dispatch(kernel, &buffers, &parameters, groups);
+            // Of the rows of activations, some are multiplied together.
+            let passes = if step.tokens >= MANY_ROWS { groups[1] } else { groups[2] };
+            gpu.count_model_bytes(part.words.bytes() * u64::from(passes));
         }
     }
 

@@ -32,7 +32,7 @@ class LLM:
 
     `model` is a directory in the layout of the Hugging Face Hub, a GGUF file, or a Hub id (`org/name`, `org/name@revision`,
     `org/name:QUANT`); without it, the small built-in model tells stories. The other arguments are the flags of the command line
-    with the same names. In `model_kwargs` they may be given as a dictionary, beside `use_custom_kernels` and
+    with the same names; `gpu_memory` is a number of bytes. In `model_kwargs` they may be given as a dictionary, beside `use_custom_kernels` and
     `force_custom_kernels`: kernels `auto` or `standard`, and `fused` whatever a check finds. `kv_events` is an address (`127.0.0.1:5557`,
     port 0 for a free one) at which routers learn over ZeroMQ what the prefix cache holds; whoever can reach it can read prompts.
 
@@ -52,6 +52,8 @@ class LLM:
         kv_dtype: str = "auto",
         quantize: str | None = None,
         device: str = "cpu",
+        gpu_layers: int | Sequence[int] | None = None,
+        gpu_memory: int | None = None,
         threads: int | None = None,
         context: int | None = None,
         max_sequences: int = 16,
@@ -72,6 +74,8 @@ class LLM:
             kv_dtype=kv_dtype,
             quantize=quantize,
             device=device,
+            gpu_layers=gpu_layers,
+            gpu_memory=gpu_memory,
             threads=threads,
             context=context,
             max_sequences=max_sequences,
@@ -329,7 +333,7 @@ class LLM:
 
     @property
     def notes(self) -> list[str]:
-        """What was decided or ignored while loading, one line each."""
+        """What was decided or ignored while loading, and what was said since then, such as that a GPU was lost; one line each."""
         return self._engine.notes
 
     @property

@@ -19,6 +19,8 @@ DEFAULTS = {
     "kv_dtype": "auto",
     "quantize": None,
     "device": "cpu",
+    "gpu_layers": None,
+    "gpu_memory": None,
     "threads": None,
     "context": None,
     "max_sequences": 16,
@@ -30,7 +32,14 @@ DEFAULTS = {
     "kv_events": None,
 }
 
-_COUNTS = ("threads", "context", "max_sequences", "kv_cache_tokens")
+# The largest whole number of each.
+_COUNTS = {
+    "gpu_memory": 2**63 - 1,
+    "threads": 2**32 - 1,
+    "context": 2**32 - 1,
+    "max_sequences": 2**32 - 1,
+    "kv_cache_tokens": 2**32 - 1,
+}
 
 
 def load_options(model_kwargs: Mapping | None, **options) -> dict:
@@ -49,14 +58,21 @@ def load_options(model_kwargs: Mapping | None, **options) -> dict:
         options["chat_template"] = fspath(options["chat_template"])
     for name, value in options.items():
         _check(name, value)
+    if isinstance(options["gpu_layers"], int):
+        options["gpu_layers"] = [options["gpu_layers"]]
     return {**options, "worker": worker()}
 
 
 def _check(name: str, value) -> None:
     """Raises `ValueError` for a value of another type than the option's. Names are looked at later."""
     if name in _COUNTS:
-        is_right = value is None and DEFAULTS[name] is None or type(value) is int and 0 <= value < 1 << 32
-        expected = "a whole number from 0 to 4294967295"
+        most = _COUNTS[name]
+        is_right = value is None and DEFAULTS[name] is None or type(value) is int and 0 <= value <= most
+        expected = f"a whole number from 0 to {most}"
+    elif name == "gpu_layers":
+        layers = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        is_right = all(type(count) is int and 0 <= count < 1 << 32 for count in layers)
+        expected = "a whole number from 0 to 4294967295, or a list with one for each GPU"
     elif isinstance(DEFAULTS[name], bool):
         is_right, expected = isinstance(value, bool), "True or False"
     else:

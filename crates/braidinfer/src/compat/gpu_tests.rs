@@ -1,4 +1,4 @@
-//! Errors planted in the kernels of a GPU.
+//! The check of kernels on a GPU, as they are and with errors planted in them.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use braidinfer_gpu::{Adapters, SourceEdit};
 use braidinfer_model::ModelSource;
 
 use super::{Checked, Precision, Status, Thoroughness};
+use crate::Error;
 use crate::executor::gpu::planted;
 use crate::executor::{ActiveKernels, DeviceChoice, GpuChoice, KvDtype};
 use crate::loading::{LoadOptions, Loaded, ModelParts};
@@ -20,14 +21,17 @@ fn has_adapter() -> bool {
     found.is_ok()
 }
 
+fn models() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models")
+}
+
 fn parts(name: &str, options: &LoadOptions) -> ModelParts {
-    let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models");
-    let source = ModelSource::open(models.join(name)).expect("the fixture is there");
+    let source = ModelSource::open(models().join(name)).expect("the fixture is there");
     ModelParts::open(&source, options, &|_, _| {}).expect("the fixture opens")
 }
 
 fn on_gpu() -> LoadOptions {
-    LoadOptions { device: DeviceChoice::Gpu(GpuChoice::Best), ..LoadOptions::default() }
+    LoadOptions { device: DeviceChoice::Gpu(vec![GpuChoice::Best]), ..LoadOptions::default() }
 }
 
 /// The check of a model with an error in the kernels of layer 1.
@@ -85,6 +89,28 @@ fn keys_that_overflow_f16_are_kept_in_f32() {
     let Checked { report, plan } = check("qwen3-bias", overflow);
     assert!(report.layers.iter().all(|layer| layer.fault.is_none()), "{}", report.reason);
     assert_eq!(plan.kv_dtypes[1], KvDtype::F32, "{}", report.reason);
+}
+
+/// Wherever there are kernels for all layers.
+#[test]
+fn models_without_faults_are_compatible() {
+    if !has_adapter() {
+        return;
+    }
+    let mut checked = 0;
+    for entry in std::fs::read_dir(models()).expect("there are fixtures") {
+        let path = entry.expect("it can be read").path();
+        let source = ModelSource::open(&path).expect("the fixture is there");
+        let mut parts = match ModelParts::open(&source, &on_gpu(), &|_, _| {}) {
+            Err(Error::Unsupported(_)) => continue,
+            parts => parts.expect("the fixture opens"),
+        };
+        let loaded = parts.load(&on_gpu(), &|_, _| {}).expect("it is loaded");
+        let report = loaded.compat.expect("it was checked");
+        assert_eq!(report.status, Status::Compatible, "{}: {}", path.display(), report.reason);
+        checked += 1;
+    }
+    assert!(checked >= 55, "kernels for {checked} fixtures only");
 }
 
 /// Layer 1 goes to standard kernels on the CPU, and what the decoder says is right.

@@ -185,6 +185,8 @@ pub struct EngineStats {
     pub accepted_tokens: usize,
     /// Number of sequences that ended because logits or hidden states were not finite.
     pub not_finite: usize,
+    /// Bytes of GPU memory in use.
+    pub device_bytes: u64,
     /// The last step.
     pub last_step: StepStats,
 }
@@ -321,6 +323,14 @@ impl Engine {
         self.decoder.read_weights(pattern)
     }
 
+    /// Bytes that the device which computes all of the model reads and writes in a second while it copies memory, as measured now.
+    /// `None` if there is none, or no room to measure it.
+    ///
+    /// Fails if the device does.
+    pub fn copy_rate(&mut self) -> Result<Option<f64>> {
+        self.decoder.copy_rate()
+    }
+
     /// Copies some of the weights that steps used to memory that is read faster, as every step does, too: some milliseconds of
     /// work. Returns whether there were any.
     pub fn copy_some_weights(&mut self) -> bool {
@@ -351,6 +361,7 @@ impl Engine {
             draft_tokens: self.draft_tokens,
             accepted_tokens: self.accepted_tokens,
             not_finite: self.not_finite,
+            device_bytes: self.decoder.device_bytes(),
             last_step: self.last_step,
         }
     }

@@ -159,6 +159,11 @@ impl<'a> Decoder<'a> {
         self.runners.iter().map(|runner| runner.reserved_blocks(&self.plan)).min().unwrap_or(0)
     }
 
+    /// Bytes of GPU memory in use.
+    pub fn device_bytes(&self) -> u64 {
+        self.runners.iter().map(|runner| runner.device_bytes()).sum()
+    }
+
     /// Frees the large buffers of earlier steps, for a time in which nothing is computed.
     pub fn release_scratch(&mut self) {
         let released = self.runners.iter_mut().map(|runner| runner.release_scratch());
@@ -243,6 +248,17 @@ impl<'a> Decoder<'a> {
     /// decode step. Returns whether every runner supports this.
     pub fn read_weights(&mut self, pattern: ReadPattern) -> bool {
         self.runners.iter_mut().all(|runner| runner.read_weights(pattern))
+    }
+
+    /// Bytes that the device which computes all of the model reads and writes in a second while it copies memory, as measured now.
+    /// `None` if there is none, or no room to measure it.
+    ///
+    /// Fails if the device does.
+    pub fn copy_rate(&mut self) -> Result<Option<f64>> {
+        match &mut self.runners[..] {
+            [runner] => runner.copy_rate(),
+            _ => Ok(None),
+        }
     }
 
     /// Copies some of the weights that steps used to memory that is read faster, as every step does, too. Returns whether there

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use braidinfer_model::{DecoderSpec, Weights};
 use candle_core::Device;
@@ -19,8 +20,8 @@ pub enum DeviceChoice {
     Cpu,
     /// The best GPU, if there is one that can compute the model, or else the CPU.
     Auto,
-    /// A GPU through Vulkan, Metal or DirectX 12.
-    Gpu(GpuChoice),
+    /// A GPU through Vulkan, Metal or DirectX 12, or several: layers that do not fit the first one run on the next.
+    Gpu(Vec<GpuChoice>),
     /// An NVIDIA GPU by index, for standard kernels.
     Cuda(usize),
     /// An Apple GPU, for standard kernels.
@@ -38,25 +39,90 @@ pub enum GpuChoice {
     Name(String),
 }
 
-/// How much of a model a GPU takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// How much of a model GPUs take.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GpuShare {
-    /// How many of the last layers run there, with those before them on the CPU; if `None`, as many as there is memory for.
-    pub layers: Option<usize>,
-    /// Most memory that it may take there, in bytes; if `None`, what its driver gives.
+    /// How many of the last layers run on the GPU, or on each of several, with those before them on the CPU; if empty, as many as there
+    /// is memory for.
+    pub layers: Vec<usize>,
+    /// Most memory that it may take on each, in bytes; if `None`, what their drivers give.
     pub memory: Option<u64>,
 }
 
-/// The GPU that a model is computed on.
+/// Which layers of a model run where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Placement {
+    /// How many of the first layers run on the CPU.
+    pub on_cpu: usize,
+    /// GPUs with the number of their layers. The first one has the last layers, the next one those before them.
+    pub gpus: Vec<(String, usize)>,
+    /// How long a layer takes, if that was measured.
+    pub layer_times: Option<LayerTimes>,
+}
+
+/// How long a layer takes for one token, on average.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerTimes {
+    /// In fused kernels on the CPU.
+    pub on_cpu: Duration,
+    /// On the first GPU.
+    pub on_gpu: Duration,
+}
+
+impl Placement {
+    /// In words, if the layers have several places; `None` if all run on one GPU.
+    pub fn in_words(&self) -> Option<String> {
+        let places = self.gpus.iter().map(|(name, layers)| (name.as_str(), *layers)).chain([("the CPU", self.on_cpu)]);
+        // From the first layer on.
+        let mut places: Vec<_> = places.filter(|(_, layers)| *layers > 0).collect();
+        places.reverse();
+        let all: usize = places.iter().map(|(_, layers)| layers).sum();
+        match &places[..] {
+            [(first, layers), others @ ..] if !others.is_empty() || *first == "the CPU" => {
+                let others = others.iter().map(|(place, layers)| format!(", then {layers} on {place}"));
+                Some(format!("of {all} layers, the first {layers} run on {first}{}", others.collect::<String>()))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl LayerTimes {
+    /// Whether the CPU is faster.
+    pub fn cpu_is_faster(self) -> bool {
+        self.on_cpu < self.on_gpu
+    }
+}
+
+impl fmt::Display for LayerTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [on_cpu, on_gpu] = [self.on_cpu, self.on_gpu].map(|time| time.as_secs_f64() * 1e3);
+        write!(f, "a layer takes {on_cpu:.3} ms for a token on the CPU, and {on_gpu:.3} ms on the GPU")
+    }
+}
+
+/// The GPU that a model is computed on, or several.
 #[derive(Debug, Clone)]
 pub(crate) struct ChosenGpu {
-    index: usize,
-    /// Adapter and driver.
+    /// Numbers of the adapters.
+    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "only builds with kernels for GPUs load onto them"))]
+    indices: Vec<usize>,
+    /// Adapters and drivers.
     pub(crate) name: String,
-    /// Largest part of its memory that can be read as a whole, in bytes.
+    /// Largest part of its memory that can be read as a whole, in bytes; the smallest of several.
     max_binding_bytes: usize,
-    /// Whether its memory is the processor's.
+    /// Whether the memory of any is the processor's.
     pub(crate) shares_memory: bool,
+}
+
+/// How a model is loaded onto GPUs.
+#[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "only builds with kernels for GPUs load onto them"))]
+pub(crate) struct OnGpu<'a> {
+    pub(crate) share: &'a GpuShare,
+    /// Layers on the CPU.
+    pub(crate) fused: FusedOptions,
+    /// Whether to measure how long a layer takes on the CPU also if none runs there.
+    pub(crate) compare_with_cpu: bool,
 }
 
 impl ChosenGpu {
@@ -74,20 +140,40 @@ impl FromStr for DeviceChoice {
         match name {
             "cpu" => return Ok(Self::Cpu),
             "auto" => return Ok(Self::Auto),
-            "gpu" => return Ok(Self::Gpu(GpuChoice::Best)),
             "metal" => return Ok(Self::Metal),
             "cuda" => return Ok(Self::Cuda(0)),
             _ => {}
         }
         let numbered = |kind: &str| name.strip_prefix(kind).map(str::parse::<usize>);
-        match (numbered("cuda:"), numbered("gpu:")) {
-            (Some(Ok(index)), _) => Ok(Self::Cuda(index)),
-            (_, Some(Ok(index))) => Ok(Self::Gpu(GpuChoice::Index(index))),
-            (None, None) if !name.trim().is_empty() => Ok(Self::Gpu(GpuChoice::Name(name.to_owned()))),
-            _ => {
-                let expected = "cpu, auto, gpu, gpu:N, a GPU's name, cuda, cuda:N or metal";
-                Err(Error::bad_request("device", expected, format!("`{name}`")))
-            }
+        let gpus = || name.split('+').map(GpuChoice::of).collect::<Option<Vec<_>>>();
+        let choice = match numbered("cuda:") {
+            Some(index) => index.ok().map(Self::Cuda),
+            None => gpus().map(Self::Gpu),
+        };
+        let expected = "cpu, auto, gpu, gpu:N, a GPU's name, several GPUs such as gpu:0+gpu:1, cuda, cuda:N or metal";
+        choice.ok_or_else(|| Error::bad_request("device", expected, format!("`{name}`")))
+    }
+}
+
+impl GpuChoice {
+    /// By its name; `None` for what is none, and for devices that are no GPUs through Vulkan, Metal or DirectX 12.
+    fn of(name: &str) -> Option<Self> {
+        let others = ["cpu", "auto", "metal", "cuda"];
+        match (name, name.strip_prefix("gpu:")) {
+            ("gpu", _) => Some(Self::Best),
+            (_, Some(index)) => index.parse().ok().map(Self::Index),
+            _ if name.trim().is_empty() || others.contains(&name) || name.starts_with("cuda:") => None,
+            _ => Some(Self::Name(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for GpuChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Best => f.write_str("gpu"),
+            Self::Index(index) => write!(f, "gpu:{index}"),
+            Self::Name(name) => f.write_str(name),
         }
     }
 }
@@ -97,9 +183,10 @@ impl fmt::Display for DeviceChoice {
         match self {
             Self::Cpu => f.write_str("cpu"),
             Self::Auto => f.write_str("auto"),
-            Self::Gpu(GpuChoice::Best) => f.write_str("gpu"),
-            Self::Gpu(GpuChoice::Index(index)) => write!(f, "gpu:{index}"),
-            Self::Gpu(GpuChoice::Name(name)) => f.write_str(name),
+            Self::Gpu(gpus) => {
+                let names: Vec<String> = gpus.iter().map(GpuChoice::to_string).collect();
+                f.write_str(&names.join("+"))
+            }
             Self::Cuda(index) => write!(f, "cuda:{index}"),
             Self::Metal => f.write_str("metal"),
         }
@@ -152,7 +239,7 @@ impl DeviceChoice {
     pub(crate) fn gpu(&self, spec: &DecoderSpec, notes: &mut Vec<String>) -> Result<Option<ChosenGpu>> {
         match self {
             Self::Cpu | Self::Cuda(_) | Self::Metal => Ok(None),
-            Self::Gpu(choice) => find(choice, spec).map(Some),
+            Self::Gpu(choices) => find(choices, spec).map(Some),
             Self::Auto => match find_hardware(spec) {
                 Ok(found) => Ok(Some(found)),
                 Err(error) => {
@@ -165,29 +252,35 @@ impl DeviceChoice {
 }
 
 #[cfg(feature = "gpu")]
-fn find(choice: &GpuChoice, spec: &DecoderSpec) -> Result<ChosenGpu> {
+fn find(choices: &[GpuChoice], spec: &DecoderSpec) -> Result<ChosenGpu> {
     let adapters = braidinfer_gpu::Adapters::find();
-    let adapter = match choice {
+    let found = choices.iter().map(|choice| match choice {
         GpuChoice::Best => adapters.first(),
         GpuChoice::Index(index) => adapters.numbered(*index),
         GpuChoice::Name(name) => adapters.named(name),
-    };
-    chosen(adapter?, spec)
+    });
+    chosen(&found.collect::<std::result::Result<Vec<_>, _>>()?, spec)
 }
 
 /// The best one that is no program.
 #[cfg(feature = "gpu")]
 fn find_hardware(spec: &DecoderSpec) -> Result<ChosenGpu> {
-    chosen(braidinfer_gpu::Adapters::find().best()?, spec)
+    chosen(&[braidinfer_gpu::Adapters::find().best()?], spec)
 }
 
 #[cfg(feature = "gpu")]
-fn chosen(adapter: &braidinfer_gpu::AdapterDescription, spec: &DecoderSpec) -> Result<ChosenGpu> {
+fn chosen(adapters: &[&braidinfer_gpu::AdapterDescription], spec: &DecoderSpec) -> Result<ChosenGpu> {
     super::gpu::check(spec)?;
-    let max_binding_bytes = adapter.max_binding_bytes.min(adapter.max_buffer_bytes) as usize;
+    let binding =
+        |adapter: &&braidinfer_gpu::AdapterDescription| adapter.max_binding_bytes.min(adapter.max_buffer_bytes);
     let kinds = [braidinfer_gpu::AdapterKind::Integrated, braidinfer_gpu::AdapterKind::Software];
-    let shares_memory = kinds.contains(&adapter.kind);
-    Ok(ChosenGpu { index: adapter.index, name: adapter.to_string(), max_binding_bytes, shares_memory })
+    let names: Vec<String> = adapters.iter().map(ToString::to_string).collect();
+    Ok(ChosenGpu {
+        indices: adapters.iter().map(|adapter| adapter.index).collect(),
+        name: names.join(" and "),
+        max_binding_bytes: adapters.iter().map(binding).min().unwrap_or(0) as usize,
+        shares_memory: adapters.iter().any(|adapter| kinds.contains(&adapter.kind)),
+    })
 }
 
 /// Whether there are kernels for all layers of a model on GPUs.
@@ -201,23 +294,32 @@ fn has_kernels(_spec: &DecoderSpec) -> bool {
     false
 }
 
-/// Loads a model onto a GPU, or a share of it. Also returns how many layers run on the CPU, as `fused` says.
+/// Loads a model onto GPUs, or a share of it, and the rest for the CPU, as `fused` says. Measures how long a layer takes on either, if
+/// both compute or with `compare`.
+///
+/// Fails if the numbers of layers are not those of the GPUs.
 #[cfg(feature = "gpu")]
 pub(crate) fn load_on_gpu(
     gpu: &ChosenGpu,
     spec: DecoderSpec,
     weights: &Weights,
-    (share, fused): (GpuShare, FusedOptions),
+    how: OnGpu<'_>,
     progress: LoadProgress,
-) -> Result<(Decoder<'static>, usize)> {
+) -> Result<(Decoder<'static>, Placement)> {
     use super::gpu::{GpuLayers, GpuOptions};
-    let GpuShare { layers, memory } = share;
-    let (kv_cache, layers) = (fused.kv_cache, layers.map_or(GpuLayers::Fitting, GpuLayers::Last));
-    super::gpu::load(spec, weights, &GpuOptions { adapter: gpu.index, kv_cache, layers, fused, memory }, progress)
+    let OnGpu { share: GpuShare { layers, memory }, fused, compare_with_cpu } = how;
+    if !layers.is_empty() && layers.len() != gpu.indices.len() {
+        let expected = format!("a number for each of {} GPUs", gpu.indices.len());
+        return Err(Error::bad_request("gpu_layers", expected, format!("{layers:?}")));
+    }
+    let layers = layers.iter().map(|layers| GpuLayers::Last(*layers)).chain(std::iter::repeat(GpuLayers::Fitting));
+    let adapters = gpu.indices.iter().copied().zip(layers).collect();
+    let options = GpuOptions { adapters, kv_cache: fused.kv_cache, fused, memory: *memory, compare_with_cpu };
+    super::gpu::load(spec, weights, &options, progress)
 }
 
 #[cfg(not(feature = "gpu"))]
-fn find(_choice: &GpuChoice, _spec: &DecoderSpec) -> Result<ChosenGpu> {
+fn find(_choices: &[GpuChoice], _spec: &DecoderSpec) -> Result<ChosenGpu> {
     Err(Error::Unsupported(format!(
         "this build has no kernels for GPUs; it knows: {}",
         DeviceChoice::available().join(", ")
@@ -226,7 +328,7 @@ fn find(_choice: &GpuChoice, _spec: &DecoderSpec) -> Result<ChosenGpu> {
 
 #[cfg(not(feature = "gpu"))]
 fn find_hardware(spec: &DecoderSpec) -> Result<ChosenGpu> {
-    find(&GpuChoice::Best, spec)
+    find(&[], spec)
 }
 
 #[cfg(not(feature = "gpu"))]
@@ -234,8 +336,8 @@ pub(crate) fn load_on_gpu(
     gpu: &ChosenGpu,
     spec: DecoderSpec,
     _weights: &Weights,
-    _how: (GpuShare, FusedOptions),
+    _how: OnGpu<'_>,
     _progress: LoadProgress,
-) -> Result<(Decoder<'static>, usize)> {
-    find(&GpuChoice::Index(gpu.index), &spec).and(Err(Error::Internal("a GPU without kernels".into())))
+) -> Result<(Decoder<'static>, Placement)> {
+    find(&[], &spec).and(Err(Error::Internal(format!("{} without kernels", gpu.name))))
 }

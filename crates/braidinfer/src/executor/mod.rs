@@ -28,14 +28,16 @@ pub use batch::{Batch, SequenceSlice};
 pub use braidinfer_kernels::ceilings::ReadPattern;
 pub use decoder::Decoder;
 pub(crate) use decoder::HEAD_ROWS;
-pub(crate) use device::{ChosenGpu, load_on_gpu};
-pub use device::{DeviceChoice, GpuChoice, GpuShare};
+pub(crate) use device::{ChosenGpu, OnGpu, load_on_gpu};
+pub use device::{DeviceChoice, GpuChoice, GpuShare, LayerTimes, Placement};
 pub(crate) use pipeline::{EndsRunner, StagesRunner};
 pub use pipeline::{Stage, StageConnection};
 pub use plan::{KernelPlan, LevelCount, PlannedProjection};
 pub use probe::{NoProbe, Probe, RecordedActivation, Recorder};
 pub(crate) use recurrence::heads_per_part;
 pub use report::{DeviceReport, ExecutorReport};
+#[cfg(feature = "gpu")]
+use runner::no_ends;
 pub use runner::{Capabilities, LayerRunner, LayerState, Step, WantedRows};
 
 /// The kernels that the user asks for.

@@ -45,4 +45,6 @@ pub struct DeviceReport {
     pub bytes_read: u64,
     /// Bytes that were uploaded.
     pub bytes_written: u64,
+    /// Bytes of weights, keys and values that kernels were to read, as their shapes say.
+    pub model_bytes: u64,
 }

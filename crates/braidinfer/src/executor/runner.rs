@@ -91,6 +91,19 @@ pub trait LayerRunner: Send {
         false
     }
 
+    /// Bytes of its device's memory in use.
+    fn device_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Bytes that its device reads and writes in a second while it copies memory, as measured now; `None` on the CPU, and if there is
+    /// no room to measure it.
+    ///
+    /// Fails if the device does.
+    fn copy_rate(&mut self) -> Result<Option<f64>> {
+        Ok(None)
+    }
+
     /// Copies some of the weights that steps used to memory that is read faster, as every step does, too: some milliseconds of
     /// work. Returns whether there were any.
     fn copy_some_weights(&mut self) -> bool {
@@ -106,6 +119,12 @@ pub trait LayerRunner: Send {
     fn give_up_device(&mut self) -> bool {
         false
     }
+}
+
+/// The error of a runner of layers alone that is asked for what comes before or after them.
+#[cfg(feature = "gpu")]
+pub(super) fn no_ends() -> Error {
+    Error::Internal("some layers were asked for what comes before or after all of them".into())
 }
 
 /// What a runner guarantees.
@@ -207,6 +226,14 @@ impl LayerRunner for &mut (dyn LayerRunner + '_) {
 
     fn read_weights(&mut self, pattern: ReadPattern) -> bool {
         (**self).read_weights(pattern)
+    }
+
+    fn device_bytes(&self) -> u64 {
+        (**self).device_bytes()
+    }
+
+    fn copy_rate(&mut self) -> Result<Option<f64>> {
+        (**self).copy_rate()
     }
 
     fn copy_some_weights(&mut self) -> bool {

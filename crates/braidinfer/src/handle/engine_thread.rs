@@ -64,6 +64,7 @@ impl EngineThread {
 
     /// Runs steps until the last handle is dropped.
     pub(super) fn run(mut self) {
+        self.observer.runs_on(self.llm.device());
         while self.take_commands().is_continue() {
             self.cancel_dropped();
             self.cancel_because(|request| request.outbox.too_much_unread());
@@ -206,7 +207,11 @@ impl EngineThread {
 
     fn step(&mut self) {
         let stepped = self.llm.step();
-        self.llm.take_notices().iter().for_each(|notice| self.observer.notice(notice));
+        let notices = self.llm.take_notices();
+        if !notices.is_empty() {
+            notices.iter().for_each(|notice| self.observer.notice(notice));
+            self.observer.runs_on(self.llm.device());
+        }
         match stepped {
             Ok(events) => {
                 self.observer.step(&self.llm.stats().last_step);

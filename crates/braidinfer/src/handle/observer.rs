@@ -66,6 +66,11 @@ pub trait EngineObserver: Send + Sync {
         let _ = error;
     }
 
+    /// The model runs on a device from now on, see [`Llm::device`](crate::Llm::device).
+    fn runs_on(&self, device: &str) {
+        let _ = device;
+    }
+
     /// Something happened that people should know, such as the loss of a GPU after which the model runs on the CPU.
     fn notice(&self, notice: &str) {
         let _ = notice;

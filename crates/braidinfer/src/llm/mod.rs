@@ -113,10 +113,22 @@ pub struct Llm {
     text: Arc<ModelText>,
     notes: Vec<String>,
     threads: Threads,
+    /// What computes.
+    device: String,
     /// Loads the model for the CPU, if it runs on a GPU.
     on_cpu: Option<OnCpu>,
     /// What happened that people should know, and were not told yet.
     notices: Vec<String>,
+}
+
+/// What computes a model that was loaded for `choice`.
+fn device_of(decoder: &Decoder<'_>, choice: &DeviceChoice) -> String {
+    let report = decoder.report();
+    match report.device {
+        Some(_) => report.isa,
+        None if choice.is_of_candle() => choice.to_string(),
+        None => "cpu".to_owned(),
+    }
 }
 
 /// Loads a model for the CPU, with notes about it.
@@ -156,6 +168,7 @@ impl Llm {
             prompts_first: options.prompts_first,
             shadow_share: if is_checked { options.shadow_check } else { 0.0 },
         };
+        let device = device_of(&decoder, &options.device);
         let engine = Engine::new(decoder, config)?;
         let ModelParts {
             spec,
@@ -182,6 +195,7 @@ impl Llm {
             text,
             notes,
             threads,
+            device,
             on_cpu: None,
             notices: Vec::new(),
         })
@@ -195,6 +209,11 @@ impl Llm {
     /// The kernels in use.
     pub fn kernels(&self) -> ActiveKernels {
         self.decoder().report().kernels
+    }
+
+    /// What computes: `cpu`, or the name of a GPU and its driver.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// The compatibility report by which the kernels were chosen, if there was a check.
@@ -222,6 +241,14 @@ impl Llm {
     /// Reads all weights once without computing, to measure memory bandwidth. `false` if the decoder does not support it.
     pub fn read_weights(&mut self, pattern: ReadPattern) -> bool {
         self.engine.read_weights(pattern)
+    }
+
+    /// Bytes that the device which computes all of the model reads and writes in a second while it copies memory, as measured now.
+    /// `None` if there is none, or no room to measure it.
+    ///
+    /// Fails if the device does.
+    pub fn copy_rate(&mut self) -> Result<Option<f64>> {
+        self.engine.copy_rate()
     }
 
     /// Copies some of the weights that steps used to memory that is read faster, as every step does, too: some milliseconds of
@@ -423,6 +450,7 @@ impl Llm {
     fn leave_device(&mut self, error: Error) -> Result<()> {
         match self.on_cpu.take().map(|load| load()) {
             Some(Ok((Loaded { decoder, compat }, notes))) => {
+                self.device = device_of(&decoder, &DeviceChoice::Cpu);
                 self.engine.replace_decoder(decoder);
                 self.compat = compat;
                 self.notices.push(format!(

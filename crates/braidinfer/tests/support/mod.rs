@@ -10,13 +10,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use braidinfer::Threads;
 use braidinfer::executor::fused::{self, FusedOptions};
 use braidinfer::executor::standard::{self, ComputeDtype, QuantizedWeights, StandardOptions};
 use braidinfer::executor::{Batch, Decoder, DeviceChoice, KvCacheConfig, KvDtype, NoProbe, SequenceSlice};
 use braidinfer::kernels::{Isa, NumericLevel};
+use braidinfer::model::quantization::FileType;
 use braidinfer::model::{DecoderSpec, Description, ModelSource, TensorNames, Weights, describe};
 use braidinfer::text::{Tokenizer, TokenizerSettings};
+use braidinfer::{Threads, quantize_weights};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -233,6 +234,39 @@ pub fn slice(index: usize, context_len: usize, query_len: usize, rope_len: usize
         state_slot: index as u32,
         ..SequenceSlice::new(context_len, query_len, block_table(index))
     }
+}
+
+/// Quantizes weights, if to a type.
+pub fn quantized(file_type: Option<FileType>) -> impl Fn(&DecoderSpec, &mut Weights) {
+    move |spec, weights| {
+        if let Some(file_type) = file_type {
+            let threads = Threads::new(Some(2)).expect("threads can be had");
+            quantize_weights(spec, weights, file_type, &threads, &|_, _| {}).expect("the weights can be quantized");
+        }
+    }
+}
+
+/// Of logits.
+pub fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    rows.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
+}
+
+/// Logits of the last of `ids` and of some tokens after it, in blocks spread over the storage.
+pub fn long_context(decoder: &mut Decoder<'_>, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+    let block_table: Vec<u32> = (0..ids.len().div_ceil(FUSED_BLOCK_SIZE) as u32).map(|block| block * 5 % 256).collect();
+    let (prompt, answer) = ids.split_at(ids.len() - 4);
+    let mut context_len = 0;
+    let mut rows = Vec::new();
+    for tokens in prompt.chunks(chunk).chain(answer.chunks(1)) {
+        let slice =
+            SequenceSlice { rope_len: ids.len(), ..SequenceSlice::new(context_len, tokens.len(), block_table.clone()) };
+        context_len += tokens.len();
+        let mut batch = Batch::default();
+        batch.push(tokens, slice, 1);
+        let logits = decoder.forward(&batch, &mut NoProbe).expect("the batch runs").logits;
+        rows.extend((context_len >= prompt.len()).then(|| logits.row(0).to_vec()));
+    }
+    rows
 }
 
 /// The tokenizer of a model that has one.

@@ -29,8 +29,10 @@ pub struct Contestant {
     load: Duration,
     first_token: Duration,
     peak_memory: Option<usize>,
-    /// Times to only read the weights.
-    read_times: Vec<Duration>,
+    /// Rates of only reading the weights, in GB/s.
+    read_rates: Vec<f64>,
+    /// Rates of copying memory of the GPU that the model is on, in GB/s.
+    copy_rates: Vec<f64>,
 }
 
 /// Description of a contestant, kept after its model is dropped.
@@ -47,6 +49,8 @@ pub struct Described {
     /// Bandwidth of reading its own weights, in GB/s, if that can be measured: the median of measurements between the runs.
     /// The same machine reads different memory at different speeds.
     pub read_gb_s: Option<f64>,
+    /// Bandwidth of copying memory of the GPU that all of it is on, in GB/s, read and written together: the median, too.
+    pub copy_gb_s: Option<f64>,
 }
 
 impl Contestant {
@@ -59,8 +63,17 @@ impl Contestant {
         check_room(&llm, plan)?;
         let mut rng = Pcg64::seed_from_u64(SEED);
         let ids = random_ids(&mut rng, llm.spec().vocab_size, plan.max_depth());
-        let (first_token, peak_memory, read_times) = (Duration::ZERO, None, Vec::new());
-        let mut contestant = Self { name, llm, rng, ids, load, first_token, peak_memory, read_times };
+        let mut contestant = Self {
+            name,
+            llm,
+            rng,
+            ids,
+            load,
+            first_token: Duration::ZERO,
+            peak_memory: None,
+            read_rates: Vec::new(),
+            copy_rates: Vec::new(),
+        };
         contestant.first_token = load + contestant.prefill(plan.prompt_tokens)?;
         contestant.peak_memory = memory.and_then(PeakMemory::end);
         // What steps would do bit by bit: rates are those of a program that has run for a while.
@@ -82,22 +95,23 @@ impl Contestant {
             load: self.load,
             first_token: self.first_token,
             peak_memory: self.peak_memory,
-            read_gb_s: self.read_gb_s(),
+            read_gb_s: median(&self.read_rates),
+            copy_gb_s: median(&self.copy_rates),
         }
     }
 
-    fn read_gb_s(&self) -> Option<f64> {
-        let bytes = self.llm.decoder().report().weight_bytes as f64;
-        let rates: Vec<f64> = self.read_times.iter().map(|time| bytes / time.as_secs_f64().max(1e-9) / 1e9).collect();
-        Spread::of(&rates).map(|spread| spread.median)
-    }
-
-    /// Reads all weights once without computing, and records the time.
-    pub fn read_weights(&mut self, pattern: ReadPattern) {
+    /// Measures how fast its memory is: that of its GPU, or else the weights, which are read once without computing.
+    pub fn measure_memory(&mut self, pattern: Option<ReadPattern>) -> anyhow::Result<()> {
+        if let Some(rate) = self.llm.copy_rate()? {
+            self.copy_rates.push(rate / 1e9);
+            return Ok(());
+        }
         let started = Instant::now();
-        if self.llm.read_weights(pattern) {
-            self.read_times.push(started.elapsed());
+        if pattern.is_some_and(|pattern| self.llm.read_weights(pattern)) {
+            let bytes = self.llm.decoder().report().weight_bytes as f64;
+            self.read_rates.push(bytes / started.elapsed().as_secs_f64().max(1e-9) / 1e9);
         }
+        Ok(())
     }
 
     /// Runs a case once; returns the time of its timed part.
@@ -201,6 +215,10 @@ impl Contestant {
         events.into_iter().try_for_each(|event| event.output.map(drop))?;
         Ok(written)
     }
+}
+
+fn median(rates: &[f64]) -> Option<f64> {
+    Spread::of(rates).map(|spread| spread.median)
 }
 
 fn random_ids(rng: &mut Pcg64, vocab_size: usize, count: usize) -> Vec<u32> {

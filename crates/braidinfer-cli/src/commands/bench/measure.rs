@@ -42,7 +42,7 @@ pub struct Sample {
 /// Runs every case on every contestant, first once untimed and then in rounds, so that temporary disturbances of the
 /// machine affect all of them alike.
 ///
-/// Between the runs weights are read alone, with `pattern`.
+/// Between the runs memory is measured alone: weights on the CPU are read with `pattern`.
 pub fn measure(
     contestants: &mut [Contestant],
     plan: &Plan,
@@ -55,8 +55,8 @@ pub fn measure(
     bar.set_length((pairs.len() * (plan.repetitions + 1)) as u64);
     for round in 0..=plan.repetitions {
         for ((case, index), rates) in pairs.iter().zip(&mut rates) {
-            if let Some(pattern) = pattern.filter(|_| case.phase == Phase::Decode) {
-                contestants[*index].read_weights(pattern);
+            if case.phase == Phase::Decode {
+                contestants[*index].measure_memory(pattern)?;
             }
             // Prefill needs no untimed run: every contestant computed a prompt when it was opened.
             if round > 0 || case.phase == Phase::Decode {

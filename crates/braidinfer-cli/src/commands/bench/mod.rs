@@ -60,7 +60,7 @@ fn run_plan(args: &BenchArgs, plan: &Plan) -> anyhow::Result<Report> {
     // Measuring takes memory, too, and time.
     options.iter().try_for_each(|options| braidinfer::check_memory(&source, options))?;
     let threads = Threads::new(args.computing.threads)?.count();
-    let on_cpu = options.iter().all(|options| options.device == DeviceChoice::Cpu);
+    let on_cpu = options.iter().any(|options| matches!(options.device, DeviceChoice::Cpu | DeviceChoice::Auto));
     let before = on_cpu.then(|| Ceilings::measure(threads)).transpose()?;
     let pattern = before.as_ref().map(|ceilings| ceilings.read_pattern);
     let (samples, described, notes) = measure_all(&source, &options, plan, pattern)?;
@@ -128,7 +128,13 @@ fn load_options(measured: BenchKernels, args: &BenchArgs, plan: &Plan) -> anyhow
         BenchKernels::Exact => (Kernels::Auto, Precision::Exact),
     };
     let options = model::options(kernels, &args.computing)?;
+    // Beside a GPU, the reference is that of the CPU.
+    let device = match options.device {
+        DeviceChoice::Gpu(_) | DeviceChoice::Auto if measured == BenchKernels::Standard => DeviceChoice::Cpu,
+        device => device,
+    };
     Ok(LoadOptions {
+        device,
         precision,
         // Standard kernels have a type of their own, beside which the others are measured.
         kv_dtype: options.kv_dtype.filter(|_| measured != BenchKernels::Standard),

@@ -13,7 +13,8 @@ pub fn document(compared: &Compared<'_>) -> Document {
     document.paragraph(
         "Medians with the slowest and the fastest run; several sequences count together. The share is that of the ceiling that \
          limits the case: how fast the weights of the model were read between the runs, or how fast products can be computed \
-         (in prefill and, if it is the larger share, for several sequences).",
+         (in prefill and, if it is the larger share, for several sequences); on a GPU, how fast its memory was copied between the \
+         runs, bytes that are read and written together.",
     );
     let (header, rows) = report::results_cells(report);
     document.table_of(header, rows);

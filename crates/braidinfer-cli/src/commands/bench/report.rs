@@ -11,7 +11,7 @@ use super::baseline::Comparison;
 use super::contestant::Described;
 use super::machine::{Ceilings, Machine};
 use super::measure::{Sample, Spread};
-use super::plan::Case;
+use super::plan::{Case, Phase};
 use super::roofline::{Bound, Workload};
 use crate::args::{BenchArgs, KvDtypeArg};
 use crate::output;
@@ -27,7 +27,7 @@ pub struct Report {
     /// The type of most weights.
     pub weights: String,
     pub options: Options,
-    /// `None` if the model is not on the CPU.
+    /// Those of the CPU; `None` if nothing is computed there.
     pub ceilings: Option<Ceilings>,
     pub executors: Vec<ExecutorRow>,
     pub results: Vec<ResultRow>,
@@ -91,6 +91,10 @@ pub struct ExecutorRow {
     pub weight_bytes: usize,
     /// Bandwidth of reading these weights, in GB/s, if that can be measured.
     pub read_gb_s: Option<f64>,
+    /// The GPU that computes, and its driver.
+    pub device: Option<String>,
+    /// Bandwidth of copying memory of the GPU, in GB/s, read and written together.
+    pub copy_gb_s: Option<f64>,
 }
 
 impl ExecutorRow {
@@ -107,6 +111,8 @@ impl ExecutorRow {
             peak_memory_bytes: described.peak_memory,
             weight_bytes: executor.weight_bytes,
             read_gb_s: described.read_gb_s,
+            device: executor.device.as_ref().map(|device| device.name.clone()),
+            copy_gb_s: described.copy_gb_s,
         }
     }
 }
@@ -129,7 +135,10 @@ pub struct ResultRow {
     /// Tokens per second of all sequences together.
     pub tok_s: Spread,
     pub gb_s: f64,
-    /// Share of the ceiling that limits the case; `None` without ceilings.
+    /// Bytes of weights, keys and values that have to be read for a token. Reports from before it was counted have none.
+    #[serde(default)]
+    pub bytes_per_token: f64,
+    /// Share of the ceiling that limits the case; `None` without ceilings, and in prefill on a GPU.
     pub share_of_ceiling: Option<f64>,
     pub ceiling: Option<Bound>,
 }
@@ -145,12 +154,17 @@ fn result(sample: &Sample, described: &Described, ceilings: Option<&Ceilings>) -
     let work = Workload::of(case, described);
     let own =
         |ceilings: &Ceilings| Ceilings { read_gb_s: described.read_gb_s.unwrap_or(ceilings.read_gb_s), ..*ceilings };
-    let share = ceilings.map(|ceilings| work.share(case, seconds, executor.main_level, &own(ceilings)));
+    let share = match (described.copy_gb_s, &executor.device) {
+        (Some(rate), _) => (case.phase == Phase::Decode).then(|| work.share_of_copy(seconds, rate)),
+        (None, Some(_)) => None,
+        (None, None) => ceilings.map(|ceilings| work.share(case, seconds, executor.main_level, &own(ceilings))),
+    };
     ResultRow {
         kernels: described.name.clone(),
         case,
         tok_s: sample.rate,
         gb_s: work.bytes / seconds / 1e9,
+        bytes_per_token: work.bytes / (case.batch * case.tokens) as f64,
         share_of_ceiling: share.map(|(share, _)| share),
         ceiling: share.map(|(_, bound)| bound),
     }
@@ -168,8 +182,8 @@ pub struct Compared<'a> {
 /// Prints the report to stdout, and explanations as notes on stderr.
 pub fn print(compared: &Compared<'_>, json: bool) -> anyhow::Result<()> {
     let Compared { report, baseline } = *compared;
-    if report.ceilings.is_none() {
-        output::note("ceilings are those of the CPU: not measured for a model on another device");
+    if report.ceilings.is_none() && report.executors.iter().all(|row| row.device.is_none()) {
+        output::note("ceilings are not measured for standard kernels on a GPU");
     }
     if report.results.iter().any(|row| row.share_of_ceiling.is_some_and(|share| share > 1.0)) {
         output::note("shares above 100 %: caches held a part of the weights, or the machine was busier at other times");
@@ -179,7 +193,7 @@ pub fn print(compared: &Compared<'_>, json: bool) -> anyhow::Result<()> {
         return output::print_json(compared);
     }
     output::print_line(heading(report))?;
-    print_table(&table(results_cells(report), &[1, 2, 3, 5, 6, 7, 8, 9]))?;
+    print_table(&table(results_cells(report), &[1, 2, 3, 5, 6, 7, 8, 9, 10]))?;
     print_table(&table(executors_cells(report), &[4, 5, 6, 7, 8, 9]))?;
     baseline.map_or(Ok(()), |baseline| print_table(&table(baseline.cells(), &[1, 2, 3, 5, 6, 7])))
 }
@@ -196,7 +210,7 @@ fn heading(report: &Report) -> String {
     let threads = output::counted(*threads, "thread");
     let machine = format!("{cpu}, {isa}, {threads}, {os}; braidinfer {}", report.version);
     let model = format!("{}, {} weights", output::one_line(&report.model), report.weights);
-    let ceilings = report.ceilings.as_ref().map(|found| format!("\nceilings: {}", ceilings(found)));
+    let ceilings = report.ceilings.as_ref().map(|found| format!("\nceilings of the CPU: {}", ceilings(found)));
     format!("{machine}\n{model}{}", ceilings.unwrap_or_default())
 }
 
@@ -211,13 +225,14 @@ pub fn ceilings(ceilings: &Ceilings) -> String {
 /// Header and rows of the results.
 pub fn results_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let mut header = CASE_HEADER.to_vec();
-    header.extend(["tok/s", "slowest to fastest", "GB/s", "of ceiling"]);
+    header.extend(["tok/s", "slowest to fastest", "read per token", "GB/s", "of ceiling"]);
     let ratios: Vec<Option<f64>> = report.results.iter().map(|row| over_standard(row, &report.results)).collect();
     let compared = ratios.iter().any(Option::is_some);
     header.extend(compared.then_some("fused/standard"));
     let cells = |(row, ratio): (&ResultRow, Option<f64>)| {
         let mut cells = case_cells(&row.case, &row.kernels);
-        cells.extend([number(row.tok_s.median), spread(&row.tok_s), number(row.gb_s), share(row)]);
+        let read = output::size(row.bytes_per_token.round() as usize);
+        cells.extend([number(row.tok_s.median), spread(&row.tok_s), read, number(row.gb_s), share(row)]);
         cells.extend(compared.then(|| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"))));
         cells
     };
@@ -260,7 +275,7 @@ pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>)
             if levels.is_empty() { "-".into() } else { levels },
             row.kv_dtypes.join(", "),
             output::size(row.weight_bytes),
-            row.read_gb_s.map_or("-".into(), |rate| format!("{} GB/s", number(rate))),
+            memory_rate(row),
             time(row.load_ms),
             row.pack_ms.map_or("-".into(), time),
             time(row.time_to_first_token_ms),
@@ -268,6 +283,15 @@ pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>)
         ]
     };
     (header.to_vec(), report.executors.iter().map(cells).collect())
+}
+
+/// How fast its weights are read, or the memory of its GPU is copied.
+fn memory_rate(row: &ExecutorRow) -> String {
+    match (row.read_gb_s, row.copy_gb_s) {
+        (Some(read), _) => format!("{} GB/s", number(read)),
+        (None, Some(copy)) => format!("copied at {} GB/s", number(copy)),
+        (None, None) => "-".into(),
+    }
 }
 
 /// A table of cells in the style of this program, with these columns, as far as there are so many, aligned to the right.
@@ -332,7 +356,15 @@ mod tests {
         let case = Case { phase: Phase::Decode, batch: 8, context: 1024, tokens: 64 };
         let tok_s = Spread { median: 2.0, min: 1.0, max: 3.0 };
         let ceiling = Some(Bound::Read);
-        let row = ResultRow { kernels: "fused".into(), case, tok_s, gb_s: 1.5, share_of_ceiling: Some(0.5), ceiling };
+        let row = ResultRow {
+            kernels: "fused".into(),
+            case,
+            tok_s,
+            gb_s: 1.5,
+            bytes_per_token: 2e6,
+            share_of_ceiling: Some(0.5),
+            ceiling,
+        };
         let text = serde_json::to_string(&row).expect("rows are JSON");
         assert!(
             text.starts_with(r#"{"kernels":"fused","phase":"decode","batch":8,"context":1024,"tokens":64,"#),

@@ -27,6 +27,8 @@ pub enum Bound {
     Read,
     /// Arithmetic throughput.
     Multiply,
+    /// How fast the memory of a GPU is copied, read and written together.
+    Copy,
 }
 
 impl Bound {
@@ -35,11 +37,17 @@ impl Bound {
         match self {
             Self::Read => "read",
             Self::Multiply => "multiply",
+            Self::Copy => "copy",
         }
     }
 }
 
 impl Workload {
+    /// The share that the run reached in `seconds` of how fast the memory of a GPU can be copied.
+    pub fn share_of_copy(&self, seconds: f64, copy_gb_s: f64) -> (f64, Bound) {
+        (self.bytes / seconds / 1e9 / copy_gb_s, Bound::Copy)
+    }
+
     pub fn of(case: Case, described: &Described) -> Self {
         let (spec, executor) = (&described.spec, &described.executor);
         let steps: Vec<_> = case.steps(described.step_tokens).collect();
@@ -176,6 +184,7 @@ mod tests {
             first_token: time,
             peak_memory: None,
             read_gb_s: None,
+            copy_gb_s: None,
         }
     }
 

@@ -5,11 +5,12 @@ use std::ops::Range;
 use braidinfer_model::{DecoderSpec, Weights};
 
 use super::{CAPABILITIES, FusedOptions, FusedRunner, layer_state};
+use crate::Result;
 use crate::executor::standard::LoadProgress;
 use crate::executor::{
     Capabilities, ExecutorReport, KernelPlan, LayerRunner, LayerState, Outputs, Probe, ReadPattern, Step, WantedRows,
+    no_ends,
 };
-use crate::{Error, Result};
 
 /// Runs some layers under plans for all of them.
 struct FusedPart {
@@ -116,10 +117,6 @@ impl LayerRunner for FusedPart {
     fn release_storage(&mut self) -> Result<()> {
         self.runner.release_storage()
     }
-}
-
-fn no_ends() -> Error {
-    Error::Internal("some layers were asked for what comes before or after all of them".into())
 }
 
 /// Passes activations on under the numbers that layers have in the whole decoder.

@@ -20,7 +20,7 @@ struct Pass<'a> {
     width: usize,
 }
 
-/// A branch and what becomes of it.
+/// The end of a branch: its last product, and how it is added to the residual stream.
 struct Branch<'a> {
     output: &'a OutputProjection,
     add: &'a BranchAdd,

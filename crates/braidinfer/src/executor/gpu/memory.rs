@@ -137,7 +137,7 @@ pub(super) struct Widths {
 }
 
 impl Widths {
-    pub(super) fn of(spec: &DecoderSpec, layers: &[Option<GpuLayer>], ends: &Ends) -> Self {
+    pub(super) fn of(spec: &DecoderSpec, layers: &[Option<GpuLayer>], ends: Option<&Ends>) -> Self {
         let mut widths = Self { hidden: spec.hidden_size, ..Self::default() };
         for layer in layers.iter().flatten() {
             if let Some(attention) = &layer.attention {
@@ -148,7 +148,7 @@ impl Widths {
                 widths.inner = widths.inner.max(network.inner_width);
             }
         }
-        widths.vocab = ends.lm_head.rows;
+        widths.vocab = ends.map_or(0, |ends| ends.lm_head.rows);
         widths
     }
 }

@@ -12,6 +12,7 @@ mod trace;
 mod upload;
 mod weights;
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use braidinfer_gpu::kernels::{NormStep, ProductKernels, ProductStep};
@@ -27,7 +28,8 @@ use super::fused::{self, FusedOptions};
 use super::standard::LoadProgress;
 use super::{
     ActiveKernels, Argmax, Batch, Capabilities, Decoder, DeviceReport, ExecutorReport, KernelPlan, KvCacheConfig,
-    LayerRunner, LayerState, Logits, Outputs, PlannedProjection, Probe, SequenceSlice, Step, WantedRows,
+    LayerRunner, LayerState, LayerTimes, Logits, NoProbe, Outputs, Placement, PlannedProjection, Probe, SequenceSlice,
+    Step, WantedRows, no_ends,
 };
 use crate::memory::Room;
 use crate::{Error, Result};
@@ -35,19 +37,20 @@ use crate::{Error, Result};
 /// Options for loading a decoder.
 #[derive(Debug, Clone)]
 pub struct GpuOptions {
-    /// The adapter's number.
-    pub adapter: usize,
+    /// The adapters by their numbers, and which layers each takes of those that are left by the ones before it: the last of them.
+    /// Layers that are left by all run on the CPU, in fused kernels.
+    pub adapters: Vec<(usize, GpuLayers)>,
     /// Size of the KV cache; the block size must be a multiple of 16.
     pub kv_cache: KvCacheConfig,
-    /// Which layers are loaded onto the GPU.
-    pub layers: GpuLayers,
-    /// How the others are loaded.
+    /// How layers on the CPU are loaded.
     pub fused: FusedOptions,
-    /// Most memory to take on the GPU, in bytes.
+    /// Most memory to take on each GPU, in bytes.
     pub memory: Option<u64>,
+    /// Whether to measure how long a layer takes on the CPU also if none runs there.
+    pub compare_with_cpu: bool,
 }
 
-/// Which layers run on a GPU. They are the last ones; those before them run on the CPU, in fused kernels.
+/// How many layers run on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GpuLayers {
     /// As many as there is memory for, with the keys and values of some tokens.
@@ -62,31 +65,105 @@ const LEAST_TOKENS: usize = 2048;
 /// Tokens of a step, and rows of logits, for which there has to be room then, too.
 const USUAL_STEP: [usize; 2] = [512, 16];
 
-/// Loads a decoder onto a GPU, or its last layers. There, nothing but sums is rounded, and keys and values if they are kept in f16. Also
-/// returns how many layers run on the CPU.
+/// Layers whose time is measured together, and how often that is.
+const TIMED: [usize; 2] = [8, 3];
+
+/// Loads a decoder onto GPUs, or its last layers. There, nothing but sums is rounded, and keys and values if they are kept in f16. Also
+/// returns which layers run where.
 ///
 /// Fails with [`Error::Unsupported`] if a layer has a part that there are no kernels for, on a non-finite weight, naming tensor
-/// and index, and if the device has too little memory.
+/// and index, and if a device has too little memory.
 pub fn load(
     spec: DecoderSpec,
     weights: &Weights,
     options: &GpuOptions,
     progress: LoadProgress,
-) -> Result<(Decoder<'static>, usize)> {
+) -> Result<(Decoder<'static>, Placement)> {
     check(&spec)?;
     let fastest = KernelPlan::fastest(&spec, weights, options.fused.coarsest, options.kv_cache.dtype);
-    let mut runner = GpuRunner::load(&spec, weights, options, &fastest, progress)?;
-    let before = runner.here.iter().take_while(|here| !**here).count();
-    let plan = fastest.exact_in(&runner.here);
-    runner.release_storage()?;
-    let decoder = Decoder::new(spec.clone(), options.kv_cache, plan.clone(), runner);
-    if before == 0 {
-        return Ok((decoder, 0));
+    let adapters = Adapters::find();
+    let count = spec.layers.len();
+    let mut before = count;
+    let mut runners: Vec<GpuRunner> = Vec::new();
+    for (adapter, layers) in &options.adapters {
+        if before == 0 && !runners.is_empty() {
+            break;
+        }
+        let mut gpu = Gpu::open(&adapters, *adapter)?;
+        gpu.limit_memory(options.memory);
+        let share = Share { end: before, layers: *layers, with_ends: runners.is_empty() };
+        let runner = GpuRunner::load(gpu, (&spec, weights), (options.kv_cache, &fastest), share, progress)?;
+        before -= runner.count();
+        runners.push(runner);
     }
-    let bytes = fused::weight_bytes(&weights.of_layers(&(0..before), false));
-    Room::now().hold(bytes, || format!("the first {before} layers, which run on the CPU"))?;
-    let others = fused::load_layers(&spec, weights, (0..before, &plan), options.fused, progress)?;
-    Ok((decoder.with_layers(&(0..before).collect(), others)?, before))
+    let plan = fastest.clone().exact_in(&(0..count).map(|layer| layer >= before).collect::<Vec<_>>());
+    let on_cpu = match (before, options.compare_with_cpu) {
+        (0, false) => None,
+        (0, true) => Some((0..1, &fastest)),
+        _ => Some((0..before, &plan)),
+    };
+    let on_cpu = on_cpu.map(|(layers, plan)| load_on_cpu(&spec, weights, (layers, plan), options.fused, progress));
+    let mut on_cpu = on_cpu.transpose()?;
+    let layer_times = match (&mut on_cpu, runners.iter_mut().find(|runner| runner.count() > 0)) {
+        (Some(on_cpu), Some(runner)) => Some(LayerTimes {
+            on_cpu: layer_time(on_cpu, &spec, (0..before.max(1), if before == 0 { &fastest } else { &plan }))?,
+            on_gpu: layer_time(runner, &spec, (runner.first()..count, &plan))?,
+        }),
+        _ => None,
+    };
+    let gpus = runners.iter().map(|runner| (runner.gpu.adapter().to_string(), runner.count())).collect();
+    let placement = Placement { on_cpu: before, gpus, layer_times };
+    runners.iter_mut().try_for_each(GpuRunner::release_storage)?;
+    let mut runners = runners.into_iter();
+    let first = runners.next().ok_or_else(|| Error::Internal("no adapter was chosen".into()))?;
+    let mut decoder = Decoder::new(spec, options.kv_cache, plan, first);
+    for runner in runners {
+        decoder = decoder.with_layers(&runner.layers_here().collect(), runner)?;
+    }
+    match on_cpu {
+        Some(on_cpu) if before > 0 => Ok((decoder.with_layers(&(0..before).collect(), on_cpu)?, placement)),
+        _ => Ok((decoder, placement)),
+    }
+}
+
+/// Loads some layers for the CPU.
+fn load_on_cpu(
+    spec: &DecoderSpec,
+    weights: &Weights,
+    (layers, plan): (Range<usize>, &KernelPlan),
+    options: FusedOptions,
+    progress: LoadProgress,
+) -> Result<impl LayerRunner + use<>> {
+    let bytes = fused::weight_bytes(&weights.of_layers(&layers, false));
+    Room::now().hold(bytes, || format!("the first {} layers, which run on the CPU", layers.end))?;
+    fused::load_layers(spec, weights, (layers, plan), options, progress)
+}
+
+/// How long a layer takes for one token that is the first of its sequence: the mean of some layers of a runner, the best of some tries.
+fn layer_time(
+    runner: &mut impl LayerRunner,
+    spec: &DecoderSpec,
+    (layers, plan): (Range<usize>, &KernelPlan),
+) -> Result<Duration> {
+    let [most, tries] = TIMED;
+    let layers = layers.start..layers.end.min(layers.start + most);
+    let mut batch = Batch::default();
+    batch.push(&[0], SequenceSlice::new(0, 1, vec![0]), 0);
+    let step = Step { batch: &batch, plan };
+    runner.reserve(step)?;
+    let hidden = vec![1.0; spec.hidden_size];
+    let mut best = Duration::MAX;
+    // Not the first time, in which drivers and caches are prepared.
+    for attempt in 0..=tries {
+        runner.begin(step)?;
+        runner.set_hidden(&hidden)?;
+        let started = Instant::now();
+        layers.clone().try_for_each(|layer| runner.layer(layer, step, &mut NoProbe))?;
+        runner.hidden()?;
+        best = if attempt > 0 { best.min(started.elapsed()) } else { best };
+    }
+    runner.release_storage()?;
+    Ok(best / layers.len() as u32)
 }
 
 /// Fails with [`Error::Unsupported`] if a layer cannot be computed on a GPU.
@@ -122,7 +199,8 @@ struct GpuRunner {
     layers: Vec<Option<GpuLayer>>,
     /// Which these are.
     here: Vec<bool>,
-    ends: Ends,
+    /// What comes before the first layer and after the last one, if that is computed here.
+    ends: Option<Ends>,
     kv: KvMemory,
     scratch: Scratch,
     upload: Upload,
@@ -137,57 +215,64 @@ struct GpuRunner {
     only_embedded: bool,
 }
 
+/// What a device is to take.
+#[derive(Clone, Copy)]
+struct Share {
+    /// Up to which layer.
+    end: usize,
+    /// How many of the layers before that.
+    layers: GpuLayers,
+    /// Whether it also takes what comes before the first layer and after the last one.
+    with_ends: bool,
+}
+
 impl GpuRunner {
     fn load(
-        spec: &DecoderSpec,
-        weights: &Weights,
-        options: &GpuOptions,
-        plan: &KernelPlan,
+        mut gpu: Gpu,
+        (spec, weights): (&DecoderSpec, &Weights),
+        (kv_cache, plan): (KvCacheConfig, &KernelPlan),
+        share: Share,
         progress: LoadProgress,
     ) -> Result<Self> {
         let started = Instant::now();
-        let mut gpu = Gpu::open(&Adapters::find(), options.adapter)?;
-        let mut kv = KvMemory::new(spec, options.kv_cache)?;
-        gpu.limit_memory(options.memory);
+        let mut kv = KvMemory::new(spec, kv_cache)?;
         let products_agree = ProductKernels::agree(&mut gpu)?;
         let before = gpu.allocated_bytes();
         let mut loader = Loader { gpu: &mut gpu, spec, weights };
         #[cfg(test)]
         planted::spoil(loader.gpu, None);
-        let ends = loader.ends()?;
-        let count = spec.layers.len();
+        let ends = share.with_ends.then(|| loader.ends()).transpose()?;
+        let (count, end) = (spec.layers.len(), share.end);
+        let fits = share.layers == GpuLayers::Fitting;
         let mut layers: Vec<Option<GpuLayer>> = (0..count).map(|_| None).collect();
-        let most = if let GpuLayers::Last(most) = options.layers { most.min(count) } else { count };
-        for index in (count - most..count).rev() {
+        let most = if let GpuLayers::Last(most) = share.layers { most.min(end) } else { end };
+        for index in (end - most..end).rev() {
             #[cfg(test)]
             planted::spoil(loader.gpu, Some(index));
             match loader.layer(index).and_then(|layer| {
-                let needed = options.layers == GpuLayers::Fitting;
-                let tokens = if needed { LEAST_TOKENS.min(options.kv_cache.capacity()) } else { 0 };
+                let tokens = if fits { LEAST_TOKENS.min(kv_cache.capacity()) } else { 0 };
                 kv.reserve_layer(loader.gpu, (index, plan.kv_dtypes[index]), tokens.div_ceil(memory::TILE))?;
                 Ok(layer)
             }) {
                 Ok(layer) => layers[index] = Some(layer),
-                // The first ones run on the CPU.
-                Err(Error::TooLittleMemory { .. }) if options.layers == GpuLayers::Fitting && index + 1 < count => {
-                    break;
-                }
+                // Those before run elsewhere.
+                Err(Error::TooLittleMemory { .. }) if fits && index + 1 < end => break,
                 Err(error) => return Err(error),
             }
             progress(count - index, count);
         }
-        let usual = if options.layers == GpuLayers::Fitting { USUAL_STEP } else { [1, 1] };
+        let usual = if fits { USUAL_STEP } else { [1, 1] };
         let (scratch, taken) = loop {
             let taken = gpu.allocated_bytes();
-            let widths = Widths::of(spec, &layers, &ends);
+            let widths = Widths::of(spec, &layers, ends.as_ref());
             let error = match Scratch::for_steps(&mut gpu, widths, usual) {
                 Ok(scratch) => break (scratch, taken),
                 Err(error) => error,
             };
             let mut on_gpu = (0..count).filter(|index| layers[*index].is_some());
             match (&error, on_gpu.next(), on_gpu.next()) {
-                // One more layer runs on the CPU.
-                (Error::TooLittleMemory { .. }, Some(first), Some(_)) if options.layers == GpuLayers::Fitting => {
+                // One more layer runs elsewhere.
+                (Error::TooLittleMemory { .. }, Some(first), Some(_)) if fits => {
                     layers[first] = None;
                     kv.clear_layer(first);
                     gpu.forget_buffers();
@@ -214,6 +299,21 @@ impl GpuRunner {
         })
     }
 
+    /// The layers that are computed here.
+    fn layers_here(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.here.len()).filter(|layer| self.here[*layer])
+    }
+
+    /// The first of them.
+    fn first(&self) -> usize {
+        self.layers_here().next().unwrap_or(self.here.len())
+    }
+
+    /// How many they are.
+    fn count(&self) -> usize {
+        self.layers_here().count()
+    }
+
     /// Makes room for the keys and values of a step, and for its activations.
     fn make_room(&mut self, step: Step<'_>) -> Result<()> {
         let Step { batch, plan } = step;
@@ -228,10 +328,11 @@ impl GpuRunner {
     }
 
     fn upload_embeddings(&mut self, batch: &Batch) -> Result<()> {
+        let ends = self.ends.as_ref().ok_or_else(no_ends)?;
         let (width, multiplier) = (self.spec.hidden_size, self.spec.embedding_multiplier as f32);
         self.embeddings.clear();
         for token in &batch.token_ids {
-            self.ends.embedding.row(*token, &mut self.embeddings)?;
+            ends.embedding.row(*token, &mut self.embeddings)?;
             let padded = self.embeddings.len() + stride(width) - width;
             self.embeddings.resize(padded, 0.0);
         }
@@ -245,7 +346,7 @@ impl GpuRunner {
     /// Records norm and output head for some rows: first those of logits, then those whose likeliest token is wanted, then those of
     /// hidden states.
     fn record_head(&mut self, wanted: WantedRows<'_>) -> Result<()> {
-        let ends = &self.ends;
+        let ends = self.ends.as_ref().ok_or_else(no_ends)?;
         let rows = wanted.logits.iter().chain(wanted.argmax).chain(wanted.hidden);
         let rows: Vec<u32> = rows.map(|row| *row as u32).collect();
         let with_logits = wanted.logits.len() + wanted.argmax.len();
@@ -313,7 +414,20 @@ impl LayerRunner for GpuRunner {
                 submissions: usage.submissions,
                 bytes_read: usage.bytes_read,
                 bytes_written: usage.bytes_written,
+                model_bytes: usage.model_bytes,
             }),
+        }
+    }
+
+    fn device_bytes(&self) -> u64 {
+        self.gpu.allocated_bytes()
+    }
+
+    fn copy_rate(&mut self) -> Result<Option<f64>> {
+        match self.gpu.copy_rate() {
+            Ok(rate) => Ok(Some(rate)),
+            Err(GpuError::OutOfMemory { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -441,7 +555,7 @@ fn without_padding(words: &[u32], width: usize) -> Vec<f32> {
 impl From<GpuError> for Error {
     fn from(error: GpuError) -> Self {
         match error {
-            // Whoever asked for it can go on with less.
+            // Other commands still run, and so do models that need less.
             GpuError::OutOfMemory { adapter, what, bytes, available } => Self::TooLittleMemory {
                 what: format!("{what} on GPU {adapter}"),
                 needed: crate::memory::size(bytes),
