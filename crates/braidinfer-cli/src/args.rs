@@ -855,7 +855,7 @@ pub struct ComputingArgs {
     /// tq1_0; with a --dtype other than auto they take the memory of that type afterwards
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<FileType>,
-    /// cpu; auto: the best GPU if a layer is faster there, or else the CPU; gpu, gpu:N or a part of a GPU's name, see
+    /// cpu; auto: the best GPU, unless the CPU is measured to be twice as fast; gpu, gpu:N or a part of a GPU's name, see
     /// `devices`; gpu:0+gpu:1: layers that do not fit the first one run on the next. For standard kernels also cuda, cuda:N
     /// or metal, in builds that have them
     #[arg(long, default_value = "cpu")]

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context, anyhow, bail};
 use braidinfer::compat::Precision;
-use braidinfer::executor::Kernels;
+use braidinfer::executor::{DeviceChoice, Kernels};
 use braidinfer::{Llm, LoadOptions};
 use clap::ValueEnum;
 
@@ -64,6 +64,9 @@ impl LocalModel {
             bail!("{text}: expected precision= with fused kernels only, found kernels=standard");
         }
         let options = model::options(kernels.into(), &computing)?;
+        // What both sides share of GPUs is not for a side that is said to be on the CPU.
+        let on_cpu = seen.contains(&"device") && options.device == DeviceChoice::Cpu;
+        let options = if on_cpu { options.on_cpu() } else { options };
         // `kernels=fused` without a precision means the fastest level, whatever the compatibility check says.
         let force = options.kernels == Kernels::Fused && precision.is_none();
         let precision = precision.map_or(Precision::Auto, Precision::from);

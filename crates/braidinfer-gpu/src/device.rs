@@ -15,11 +15,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The same for a program, which may compute as slowly as it likes.
 const PATIENCE_WITH_SOFTWARE: Duration = Duration::from_secs(1800);
 
-/// Bytes of a buffer that is copied to measure how fast that is: with its copy, more than the caches of any GPU hold.
-const COPIED_BYTES: usize = 128 << 20;
+/// Bytes of a buffer that is copied to measure how fast that is: it and its copy do not fit into caches.
+const COPIED_BYTES: usize = 256 << 20;
 
-/// Copies that are measured together, so that giving them to the device takes no time beside them, and how often they are.
-const COPIES: [usize; 2] = [8, 3];
+/// The fewest, where there is no memory for more.
+const LEAST_COPIED_BYTES: usize = 64 << 20;
+
+/// How long copies take that are measured together, at least: giving them to the device takes little beside that.
+const COPY_TIME: Duration = Duration::from_millis(20);
+
+/// How often they are measured.
+const COPY_TRIES: usize = 3;
 
 /// Most buffers of a kernel.
 const MOST_BUFFERS: usize = 8;
@@ -433,31 +439,42 @@ impl Gpu {
 
     /// Bytes that the device reads and writes in a second, together, while it copies buffers: the best of some tries.
     ///
-    /// Fails if there is no memory for the buffers, even if they are small.
+    /// Fails if there is no memory for buffers that are larger than caches.
     pub fn copy_rate(&mut self) -> Result<f64> {
-        let mut bytes = COPIED_BYTES.min(self.limits.max_buffer_size as usize);
-        let buffers = loop {
-            match (self.buffer("copies", bytes), self.buffer("copies", bytes)) {
-                (Ok(first), Ok(second)) => break [first, second],
-                (Err(GpuError::OutOfMemory { .. }), _) | (_, Err(GpuError::OutOfMemory { .. })) if bytes > 1 << 20 => {
-                    bytes /= 2;
-                }
-                (Err(error), _) | (_, Err(error)) => return Err(error),
-            }
-        };
-        let [copies, tries] = COPIES;
-        let mut best: f64 = 0.0;
+        let buffers = self.copied_buffers()?;
         // The first one also clears the buffers.
-        for attempt in 0..=tries {
-            for copy in 0..copies {
-                self.copy((&buffers[copy % 2], 0), (&buffers[1 - copy % 2], 0), bytes / 4);
-            }
-            let started = Instant::now();
-            self.flush_writes()?;
-            let rate = (2 * copies * bytes) as f64 / started.elapsed().as_secs_f64().max(1e-9);
-            best = if attempt > 0 { best.max(rate) } else { best };
+        self.copy_time(&buffers, 1)?;
+        let mut copies = 2;
+        while self.copy_time(&buffers, copies)? < COPY_TIME && copies < 1 << 10 {
+            copies *= 2;
         }
-        Ok(best)
+        let mut best = Duration::MAX;
+        for _ in 0..COPY_TRIES {
+            best = best.min(self.copy_time(&buffers, copies)?);
+        }
+        Ok((2 * copies as u64 * buffers[0].bytes()) as f64 / best.as_secs_f64().max(1e-9))
+    }
+
+    fn copied_buffers(&mut self) -> Result<[Buffer; 2]> {
+        let mut bytes = COPIED_BYTES.min(self.limits.max_buffer_size as usize);
+        loop {
+            let both = self.buffer("copies", bytes).and_then(|first| Ok([first, self.buffer("copies", bytes)?]));
+            match both {
+                Err(GpuError::OutOfMemory { .. }) if bytes / 2 >= LEAST_COPIED_BYTES => bytes /= 2,
+                both => return both,
+            }
+        }
+    }
+
+    /// How long it takes to copy one to the other and back again, and so on.
+    fn copy_time(&mut self, buffers: &[Buffer; 2], copies: usize) -> Result<Duration> {
+        for copy in 0..copies {
+            let words = buffers[0].bytes() as usize / 4;
+            self.copy((&buffers[copy % 2], 0), (&buffers[1 - copy % 2], 0), words);
+        }
+        let started = Instant::now();
+        self.flush_writes()?;
+        Ok(started.elapsed())
     }
 
     /// Gives the device what was recorded, without waiting for it.

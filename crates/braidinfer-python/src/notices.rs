@@ -28,13 +28,14 @@ impl Notices {
         self.said().all.clone()
     }
 
-    /// Logs what was not logged before, as warnings of the logger `braidinfer`.
-    pub fn log(&self, py: Python<'_>) -> PyResult<()> {
+    /// Logs what was not logged before, as warnings of the logger `braidinfer`. A logger that fails is reported as Python does
+    /// where there is nobody to raise to: outputs that were read are not lost by it.
+    pub fn log(&self, py: Python<'_>) {
         for notice in self.unlogged() {
-            let logger = py.import("logging")?.call_method1("getLogger", ("braidinfer",))?;
-            logger.call_method1("warning", (notice,))?;
+            let logger = py.import("logging").and_then(|logging| logging.call_method1("getLogger", ("braidinfer",)));
+            let logged = logger.and_then(|logger| logger.call_method1("warning", (notice,)));
+            logged.map_or_else(|error| error.write_unraisable(py, None), drop);
         }
-        Ok(())
     }
 
     fn unlogged(&self) -> Vec<String> {

@@ -96,14 +96,14 @@ impl Stream {
         require_process(self.process)?;
         let clock = made_once(&self.clock, clock)?;
         let outputs = waited_on(py, clock, async { next(&mut self.outputs.lock().await.stream).await })?;
-        self.notices.log(py)?;
+        self.notices.log(py);
         converted(py, outputs)
     }
 
     /// Like `read`, without waiting: None if there is no output yet. Then what `fileno` gives becomes readable once there is one.
     fn poll(&self, py: Python<'_>) -> PyResult<Option<Vec<TokenOutput>>> {
         let read = self.polled(|outputs, context| pin!(next(&mut outputs.stream)).poll(context))?;
-        self.notices.log(py)?;
+        self.notices.log(py);
         read.map(|outputs| converted(py, outputs)).transpose()
     }
 
@@ -112,7 +112,7 @@ impl Stream {
         require_process(self.process)?;
         let clock = made_once(&self.clock, clock)?;
         let ended = waited_on(py, clock, async { self.outputs.lock().await.next_ended().await })?;
-        self.notices.log(py)?;
+        self.notices.log(py);
         Ok(answers(py, ended))
     }
 
@@ -120,7 +120,7 @@ impl Stream {
     /// is something new.
     fn poll_answers(&self, py: Python<'_>) -> PyResult<Option<Vec<AnswerOutput>>> {
         let ended = self.polled(|outputs, context| pin!(outputs.next_ended()).poll(context))?;
-        self.notices.log(py)?;
+        self.notices.log(py);
         Ok(ended.map(|ended| answers(py, ended)))
     }
 

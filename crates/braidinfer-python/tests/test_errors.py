@@ -19,6 +19,8 @@ from braidinfer.load_options import DEFAULTS
         ({"device": " "}, "device: expected cpu, auto, gpu, gpu:N, a GPU's name, several GPUs such as gpu:0\\+gpu:1, cuda, cuda:N or metal, found ` `"),
         ({"gpu_layers": -1}, "gpu_layers: expected a whole number from 0 to .*, found -1"),
         ({"gpu_layers": [1, "2"]}, "gpu_layers: expected a whole number from 0 to .*"),
+        ({"gpu_layers": []}, "gpu_layers: expected a whole number from 0 to .*"),
+        ({"gpu_layers": 1}, "gpu_layers: expected a GPU to compute on, found device cpu"),
         ({"device": "gpu:0+cpu"}, "device: expected cpu, auto, gpu"),
         ({"gpu_memory": "6GB"}, "gpu_memory: expected a whole number from 0 to .*, found '6GB'"),
         ({"max_sequences": 0}, "max_sequences: expected at least 1, found 0"),

@@ -98,6 +98,14 @@ pub struct LoadOptions {
     pub shadow_check: f64,
 }
 
+impl LoadOptions {
+    /// The same on the CPU.
+    #[must_use]
+    pub fn on_cpu(self) -> Self {
+        Self { device: DeviceChoice::Cpu, gpu_share: GpuShare::default(), ..self }
+    }
+}
+
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
@@ -141,6 +149,7 @@ pub enum KvCacheRoom {
 
 /// A model before its kernels are chosen: description, weights and text processing.
 pub(crate) struct ModelParts {
+    source: ModelSource,
     pub(crate) spec: DecoderSpec,
     pub(crate) weights: Weights,
     pub(crate) tokenizer: Option<Tokenizer>,
@@ -190,7 +199,7 @@ impl ModelParts {
     pub(crate) fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
         let mut parts = Self::read(source, options, progress)?;
         let room = Room::now();
-        parts.place = parts.place(source, options, room)?;
+        parts.place = parts.place(options, room)?;
         parts.fit(options, room);
         Ok(parts)
     }
@@ -235,6 +244,7 @@ impl ModelParts {
         let room_for_kv = usize::MAX;
         let other_tokenizer = source.other_tokenizer();
         let parts = Self {
+            source: source.clone(),
             spec,
             weights,
             tokenizer,
@@ -347,7 +357,7 @@ impl ModelParts {
         let loaded = self.load_where_chosen(options, progress);
         match (loaded, &self.gpu) {
             (Err(error), Some(_)) if options.device == DeviceChoice::Auto && error.may_be_of_gpu() => {
-                self.leave_gpu(&error.to_string(), options);
+                self.leave_gpu(&error.to_string(), options)?;
                 self.load_where_chosen(options, progress)
             }
             (loaded, _) => loaded,
@@ -355,16 +365,18 @@ impl ModelParts {
     }
 
     /// Goes on with the CPU.
-    fn leave_gpu(&mut self, reason: &str, options: &LoadOptions) {
-        let Some(gpu) = self.gpu.take() else { return };
+    ///
+    /// Fails if a file of the model was written to since it was opened.
+    fn leave_gpu(&mut self, reason: &str, options: &LoadOptions) -> Result<()> {
+        let Some(gpu) = self.gpu.take() else { return Ok(()) };
         // What was said of running there no longer holds, nor do its limits.
         self.notes.truncate(self.notes_before_gpu);
         self.context = options.context.unwrap_or_else(|| self.spec.context_length());
         self.notes.push(format!("runs on the CPU, not on {}: {reason}", gpu.name));
-        if options.packed.is_some() {
-            self.place = Place::Memory { because: Some("the GPU was tried first".into()) };
-        }
-        self.fit(options, Room::now());
+        let room = Room::now();
+        self.place = self.place(options, room)?;
+        self.fit(options, room);
+        Ok(())
     }
 
     fn load_where_chosen(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
@@ -450,7 +462,7 @@ impl ModelParts {
             }
             ActiveKernels::Standard if self.gpu.is_some() => {
                 drop(fused);
-                self.leave_gpu(&format!("its kernels are {} with this model", report.status.as_str()), options);
+                self.leave_gpu(&format!("its kernels are {} with this model", report.status.as_str()), options)?;
                 self.load_checked(options, progress)
             }
             ActiveKernels::Standard => {
@@ -611,9 +623,19 @@ impl ModelParts {
             let slower = placement.layer_times.filter(|times| times.cpu_is_faster());
             if let (Some(times), true) = (slower, is_auto) {
                 drop(decoder);
-                self.leave_gpu(&times.to_string(), options);
+                self.leave_gpu(&times.to_string(), options)?;
                 return self.fused(options, progress);
             }
+            let used = gpu.used_in(&placement);
+            if placement.gpus.len() < gpu.count() {
+                self.notes.push(format!(
+                    "of {} GPUs, only {} are needed: {}",
+                    gpu.count(),
+                    placement.gpus.len(),
+                    used.name
+                ));
+            }
+            self.gpu = Some(used);
             self.notes.extend(placement.in_words());
             self.notes.extend(slower.map(|times| format!("{times}: the CPU alone may be faster")));
             return Ok(decoder);
@@ -698,6 +720,7 @@ fn has_fused(options: &LoadOptions) -> bool {
 ///
 /// Fails if these options cannot be had there.
 fn gpu(spec: &DecoderSpec, options: &LoadOptions, notes: &mut Vec<String>) -> Result<Option<ChosenGpu>> {
+    check_gpu_share(options, None)?;
     let is_asked_for = matches!(options.device, DeviceChoice::Gpu(_));
     if options.kernels == Kernels::Standard && is_asked_for {
         return Err(Error::bad_request("kernels", "auto or fused on a GPU", "standard"));
@@ -719,7 +742,30 @@ fn gpu(spec: &DecoderSpec, options: &LoadOptions, notes: &mut Vec<String>) -> Re
         notes.push("runs on the CPU: these types are for its kernels alone".into());
         return Ok(None);
     }
-    options.device.gpu(spec, notes)
+    let gpu = options.device.gpu(spec, notes)?;
+    check_gpu_share(options, gpu.as_ref())?;
+    Ok(gpu)
+}
+
+/// Fails if there are shares of GPUs and none was asked for, or if the numbers of layers are not those of the GPUs.
+fn check_gpu_share(options: &LoadOptions, gpu: Option<&ChosenGpu>) -> Result<()> {
+    let GpuShare { layers, memory } = &options.gpu_share;
+    if !matches!(options.device, DeviceChoice::Gpu(_) | DeviceChoice::Auto) {
+        let found = || format!("device {}", options.device);
+        return match (layers.is_empty(), memory) {
+            (false, _) => Err(Error::bad_request("gpu_layers", "a GPU to compute on", found())),
+            (_, Some(_)) => Err(Error::bad_request("gpu_memory", "a GPU to compute on", found())),
+            _ => Ok(()),
+        };
+    }
+    match gpu.map(ChosenGpu::count) {
+        Some(count) if !layers.is_empty() && layers.len() != count => {
+            let expected =
+                if count == 1 { "one number".to_owned() } else { format!("a number for each of {count} GPUs") };
+            Err(Error::bad_request("gpu_layers", expected, format!("{layers:?}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Fails with [`Error::TooLittleMemory`] if a model cannot be loaded with these options, without loading it.

@@ -173,7 +173,7 @@ fn company_changes_no_bit() {
 fn company_changes_no_bit_on_a_gpu() {
     if support::adapter().is_some() {
         // Fewer: where a program behaves like a GPU, each step takes long.
-        nothing_changes("gemma3", REQUESTS / 3, &on_gpu());
+        nothing_changes("gemma3", REQUESTS / 5, &on_gpu());
     }
 }
 
@@ -291,9 +291,21 @@ fn nothing_changes(name: &str, count: usize, options: &LoadOptions) {
 
 #[test]
 fn guesses_change_no_greedy_answer_of_any_fixture() {
+    guesses_change_nothing(Fixture::all(), &LoadOptions::default());
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn guesses_change_no_greedy_answer_on_a_gpu() {
+    if support::adapter().is_some() {
+        guesses_change_nothing(["llama", "gemma3", "qwen3-window"].map(Fixture::open), &on_gpu());
+    }
+}
+
+fn guesses_change_nothing(fixtures: impl IntoIterator<Item = Fixture>, options: &LoadOptions) {
     let (mut guesses, mut right) = (0, 0);
-    for fixture in Fixture::all() {
-        let options = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
+    for fixture in fixtures {
+        let options = LoadOptions { kernels: Kernels::Fused, force: true, ..options.clone() };
         let mut plain = open(&fixture.source, LoadOptions { prompt_lookup: false, ..options.clone() });
         let mut guessing = open(&fixture.source, options);
         // Longer than all windows; some fixtures have room for thousands of tokens.

@@ -210,11 +210,9 @@ impl ProductKernels {
                 f32::to_bits(cap),
             ];
             let buffers = [&part.words, step.input, matrix.bias.as_ref().unwrap_or(step.input), step.output];
-            let (kernel, groups) = self.choose(step.tokens, panels);
+            let (kernel, groups, passes) = self.choose(step.tokens, panels);
             gpu.dispatch(kernel, &buffers, &parameters, groups);
-            // Of the rows of activations, some are multiplied together.
-            let passes = if step.tokens >= MANY_ROWS { groups[1] } else { groups[2] };
-            gpu.count_model_bytes(part.words.bytes() * u64::from(passes));
+            gpu.count_model_bytes(part.words.bytes() * passes as u64);
         }
     }
 
@@ -254,14 +252,17 @@ impl ProductKernels {
         Ok(agree)
     }
 
-    /// The kernel for some rows of activations, and its workgroups.
-    fn choose(&self, tokens: usize, panels: usize) -> (&Kernel, [u32; 3]) {
+    /// The kernel for some rows of activations, its workgroups, and how often it reads the matrix: once for each number of rows that it
+    /// multiplies together.
+    fn choose(&self, tokens: usize, panels: usize) -> (&Kernel, [u32; 3], usize) {
         if tokens >= MANY_ROWS {
-            return (&self.tile, [panels.div_ceil(TILE / PANEL) as u32, tokens.div_ceil(TILE) as u32, 1]);
+            let passes = tokens.div_ceil(TILE);
+            return (&self.tile, [panels.div_ceil(TILE / PANEL) as u32, passes as u32, 1], passes);
         }
         let fitting = FEW_ROWS.iter().position(|rows| *rows >= tokens).unwrap_or(FEW_ROWS.len() - 1);
-        let groups = tokens.div_ceil(FEW_ROWS[fitting]);
-        (&self.few[fitting], [panels.min(GROUPS_X) as u32, panels.div_ceil(GROUPS_X) as u32, groups as u32])
+        let passes = tokens.div_ceil(FEW_ROWS[fitting]);
+        let groups = [panels.min(GROUPS_X) as u32, panels.div_ceil(GROUPS_X) as u32, passes as u32];
+        (&self.few[fitting], groups, passes)
     }
 }
 

@@ -52,7 +52,7 @@ class LLM:
         kv_dtype: str = "auto",
         quantize: str | None = None,
         device: str = "cpu",
-        gpu_layers: int | Sequence[int] | None = None,
+        gpu_layers: int | list[int] | tuple[int, ...] | None = None,
         gpu_memory: int | None = None,
         threads: int | None = None,
         context: int | None = None,

@@ -58,8 +58,9 @@ def load_options(model_kwargs: Mapping | None, **options) -> dict:
         options["chat_template"] = fspath(options["chat_template"])
     for name, value in options.items():
         _check(name, value)
-    if isinstance(options["gpu_layers"], int):
-        options["gpu_layers"] = [options["gpu_layers"]]
+    if options["gpu_layers"] is not None:
+        layers = options["gpu_layers"]
+        options["gpu_layers"] = [layers] if isinstance(layers, int) else list(layers)
     return {**options, "worker": worker()}
 
 
@@ -70,8 +71,8 @@ def _check(name: str, value) -> None:
         is_right = value is None and DEFAULTS[name] is None or type(value) is int and 0 <= value <= most
         expected = f"a whole number from 0 to {most}"
     elif name == "gpu_layers":
-        layers = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        is_right = all(type(count) is int and 0 <= count < 1 << 32 for count in layers)
+        layers = value if isinstance(value, (list, tuple)) else [0 if value is None else value]
+        is_right = len(layers) > 0 and all(type(count) is int and 0 <= count < 1 << 32 for count in layers)
         expected = "a whole number from 0 to 4294967295, or a list with one for each GPU"
     elif isinstance(DEFAULTS[name], bool):
         is_right, expected = isinstance(value, bool), "True or False"

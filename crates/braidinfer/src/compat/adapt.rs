@@ -190,7 +190,5 @@ fn mixed_run(
     plan: &KernelPlan,
     faulty: &BTreeSet<usize>,
 ) -> Result<Run> {
-    let (spec, storage) = (fused.spec().clone(), fused.kv_cache());
-    let mixed = Decoder::new(spec, storage, plan.clone(), fused.runner_mut());
-    truth.run(&mut mixed.with_layers(faulty, standard.runner_mut())?, plan)
+    truth.run(&mut fused.under_plan(plan.clone()).with_layers(faulty, standard.runner_mut())?, plan)
 }

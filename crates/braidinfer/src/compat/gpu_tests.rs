@@ -9,7 +9,7 @@ use braidinfer_model::ModelSource;
 use super::{Checked, Precision, Status, Thoroughness};
 use crate::Error;
 use crate::executor::gpu::planted;
-use crate::executor::{ActiveKernels, DeviceChoice, GpuChoice, KvDtype};
+use crate::executor::{ActiveKernels, DeviceChoice, GpuChoice, GpuShare, KvDtype};
 use crate::loading::{LoadOptions, Loaded, ModelParts};
 
 /// Set where tests must not be left out for want of an adapter.
@@ -113,19 +113,44 @@ fn models_without_faults_are_compatible() {
     assert!(checked >= 55, "kernels for {checked} fixtures only");
 }
 
-/// Layer 1 goes to standard kernels on the CPU, and what the decoder says is right.
+/// Layer 1 goes to standard kernels on the CPU, and what the decoder says is right: also where layers run on two GPUs, and on the CPU.
 #[test]
 fn a_wrong_layer_runs_on_the_cpu() {
     if !has_adapter() {
         return;
     }
-    let mut parts = parts("qwen3-bias", &on_gpu());
     let (_, edit) = FAULTS[0];
-    let Loaded { decoder, .. } =
-        planted::with([(Some(1), edit)], || parts.load(&on_gpu(), &|_, _| {}).expect("a mixed decoder serves"));
-    assert_eq!(decoder.report().kernels, ActiveKernels::Mixed);
-    let note = parts.notes.last().expect("the choice is said");
-    assert!(note.contains("mixed kernels") && note.contains("standard: layers 1"), "{note}");
+    for layers in [vec![], vec![1, 3], vec![3]] {
+        let device = DeviceChoice::Gpu(vec![GpuChoice::Best; layers.len().max(1)]);
+        let options = LoadOptions { device, gpu_share: GpuShare { layers, memory: None }, ..LoadOptions::default() };
+        let mut parts = parts("qwen3-bias", &options);
+        let Loaded { decoder, .. } =
+            planted::with([(Some(1), edit)], || parts.load(&options, &|_, _| {}).expect("a mixed decoder serves"));
+        assert_eq!(decoder.report().kernels, ActiveKernels::Mixed);
+        let note = parts.notes.last().expect("the choice is said");
+        assert!(note.contains("mixed kernels") && note.contains("standard: layers 1"), "{note}");
+    }
+}
+
+/// There is something to share out only on GPUs, and a number for each.
+#[test]
+fn shares_are_those_of_the_gpus() {
+    let with = |device: &str, layers: &[usize]| {
+        let gpu_share = GpuShare { layers: layers.to_vec(), memory: None };
+        let options =
+            LoadOptions { device: device.parse().expect("it is a device"), gpu_share, ..LoadOptions::default() };
+        let source = ModelSource::open(models().join("llama")).expect("the fixture is there");
+        ModelParts::open(&source, &options, &|_, _| {}).err().map(|error| error.to_string())
+    };
+    assert!(with("cpu", &[]).is_none());
+    assert!(with("cpu", &[1]).is_some_and(|said| said.contains("gpu_layers: expected a GPU to compute on")));
+    if has_adapter() {
+        assert!(
+            with("gpu", &[1, 2]).is_some_and(|said| said.contains("gpu_layers: expected one number, found [1, 2]"))
+        );
+        assert!(with("gpu+gpu", &[1]).is_some_and(|said| said.contains("a number for each of 2 GPUs")));
+        assert!(with("gpu+gpu", &[1, 2]).is_none());
+    }
 }
 
 /// A driver that gets everything wrong is left for the CPU.

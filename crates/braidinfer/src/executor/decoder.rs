@@ -96,10 +96,13 @@ impl<'a> Decoder<'a> {
         for (layer, runner) in self.route.layers.iter().enumerate() {
             report.kv_dtypes[layer] = reports[*runner].kv_dtypes[layer];
         }
-        if report.device.is_some() {
-            for (index, other) in reports.iter().enumerate().filter(|(index, _)| *index != self.route.head) {
-                let layers = self.route.layers.iter().filter(|runner| **runner == index).count();
-                report.isa += &format!(", {layers} layers on {}", other.isa);
+        for (index, other) in reports.iter().enumerate().filter(|(index, _)| *index != self.route.head) {
+            let layers = self.route.layers.iter().filter(|runner| **runner == index).count();
+            let Some(device) = report.device.as_mut().filter(|_| layers > 0) else { continue };
+            report.isa += &format!(", {layers} layers on {}", other.isa);
+            report.weight_bytes += other.weight_bytes;
+            if let Some(other) = &other.device {
+                device.add(other);
             }
         }
         if reports.iter().any(|other| other.kernels != report.kernels) {
@@ -233,6 +236,23 @@ impl<'a> Decoder<'a> {
     /// The runner of everything that is not assigned to another runner.
     pub(crate) fn runner_mut(&mut self) -> &mut (dyn LayerRunner + 'a) {
         &mut *self.runners[0]
+    }
+
+    /// A decoder with the same runners for the same layers, under another plan.
+    pub(crate) fn under_plan(&mut self, plan: KernelPlan) -> Decoder<'_> {
+        let mut runners: Vec<Box<dyn LayerRunner + '_>> = Vec::with_capacity(self.runners.len());
+        for runner in &mut self.runners {
+            let runner: &mut (dyn LayerRunner + '_) = &mut **runner;
+            runners.push(Box::new(runner));
+        }
+        Decoder {
+            route: self.route.clone(),
+            rope_history: RopeHistory::new(&self.spec, self.storage.block_size),
+            spec: self.spec.clone(),
+            storage: self.storage,
+            plan: Arc::new(plan),
+            runners,
+        }
     }
 
     /// Copies the per-sequence state from one slot to another.

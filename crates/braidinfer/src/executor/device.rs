@@ -50,35 +50,47 @@ pub struct GpuShare {
 }
 
 /// Which layers of a model run where.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// How many of the first layers run on the CPU.
     pub on_cpu: usize,
-    /// GPUs with the number of their layers. The first one has the last layers, the next one those before them.
-    pub gpus: Vec<(String, usize)>,
+    /// GPUs. The first one has the last layers, the next one those before them.
+    pub gpus: Vec<PlacedLayers>,
     /// How long a layer takes, if that was measured.
     pub layer_times: Option<LayerTimes>,
+}
+
+/// Layers on a GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedLayers {
+    /// The number of the GPU.
+    pub index: usize,
+    /// Adapter and driver.
+    pub name: String,
+    /// How many layers it has.
+    pub layers: usize,
 }
 
 /// How long a layer takes for one token, on average.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerTimes {
-    /// In fused kernels on the CPU.
+    /// On the CPU, in the fastest kernels that are allowed.
     pub on_cpu: Duration,
-    /// On the first GPU.
+    /// On the first GPU that has layers.
     pub on_gpu: Duration,
 }
 
 impl Placement {
     /// In words, if the layers have several places; `None` if all run on one GPU.
     pub fn in_words(&self) -> Option<String> {
-        let places = self.gpus.iter().map(|(name, layers)| (name.as_str(), *layers)).chain([("the CPU", self.on_cpu)]);
-        // From the first layer on.
+        let place = |gpu: &PlacedLayers| (format!("gpu:{} ({})", gpu.index, gpu.name), gpu.layers);
+        let places = self.gpus.iter().map(place).chain([("the CPU".to_owned(), self.on_cpu)]);
         let mut places: Vec<_> = places.filter(|(_, layers)| *layers > 0).collect();
+        // From the first layer on.
         places.reverse();
         let all: usize = places.iter().map(|(_, layers)| layers).sum();
         match &places[..] {
-            [(first, layers), others @ ..] if !others.is_empty() || *first == "the CPU" => {
+            [(first, layers), others @ ..] if !others.is_empty() || self.on_cpu > 0 => {
                 let others = others.iter().map(|(place, layers)| format!(", then {layers} on {place}"));
                 Some(format!("of {all} layers, the first {layers} run on {first}{}", others.collect::<String>()))
             }
@@ -88,16 +100,17 @@ impl Placement {
 }
 
 impl LayerTimes {
-    /// Whether the CPU is faster.
+    /// Whether a layer takes twice as long on the GPU. If they are closer, whole steps may be the other way round: these times
+    /// are without the output head, and those of the GPU have the beginning and the end of a step in them.
     pub fn cpu_is_faster(self) -> bool {
-        self.on_cpu < self.on_gpu
+        2 * self.on_cpu < self.on_gpu
     }
 }
 
 impl fmt::Display for LayerTimes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [on_cpu, on_gpu] = [self.on_cpu, self.on_gpu].map(|time| time.as_secs_f64() * 1e3);
-        write!(f, "a layer takes {on_cpu:.3} ms for a token on the CPU, and {on_gpu:.3} ms on the GPU")
+        write!(f, "a layer takes {on_gpu:.3} ms for a token on the GPU, and {on_cpu:.3} ms on the CPU")
     }
 }
 
@@ -105,7 +118,6 @@ impl fmt::Display for LayerTimes {
 #[derive(Debug, Clone)]
 pub(crate) struct ChosenGpu {
     /// Numbers of the adapters.
-    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "only builds with kernels for GPUs load onto them"))]
     indices: Vec<usize>,
     /// Adapters and drivers.
     pub(crate) name: String,
@@ -126,6 +138,17 @@ pub(crate) struct OnGpu<'a> {
 }
 
 impl ChosenGpu {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// With the names of those that have something to compute.
+    pub(crate) fn used_in(&self, placement: &Placement) -> Self {
+        let names: Vec<&str> = placement.gpus.iter().map(|gpu| gpu.name.as_str()).collect();
+        Self { name: names.join(" and "), ..self.clone() }
+    }
+
     /// Tokens whose keys a layer can read, at most, also where a check asks for f32.
     pub(crate) fn most_tokens(&self, spec: &DecoderSpec) -> usize {
         let widths = (0..spec.layers.len()).map(|layer| spec.key_value_width(layer) * size_of::<f32>());
@@ -162,6 +185,8 @@ impl GpuChoice {
         match (name, name.strip_prefix("gpu:")) {
             ("gpu", _) => Some(Self::Best),
             (_, Some(index)) => index.parse().ok().map(Self::Index),
+            // A number of the list, which parts of many names are, too.
+            _ if name.trim().parse::<u8>().is_ok() => None,
             _ if name.trim().is_empty() || others.contains(&name) || name.starts_with("cuda:") => None,
             _ => Some(Self::Name(name.to_owned())),
         }
@@ -295,9 +320,7 @@ fn has_kernels(_spec: &DecoderSpec) -> bool {
 }
 
 /// Loads a model onto GPUs, or a share of it, and the rest for the CPU, as `fused` says. Measures how long a layer takes on either, if
-/// both compute or with `compare`.
-///
-/// Fails if the numbers of layers are not those of the GPUs.
+/// both compute or if that is asked for.
 #[cfg(feature = "gpu")]
 pub(crate) fn load_on_gpu(
     gpu: &ChosenGpu,
@@ -308,10 +331,6 @@ pub(crate) fn load_on_gpu(
 ) -> Result<(Decoder<'static>, Placement)> {
     use super::gpu::{GpuLayers, GpuOptions};
     let OnGpu { share: GpuShare { layers, memory }, fused, compare_with_cpu } = how;
-    if !layers.is_empty() && layers.len() != gpu.indices.len() {
-        let expected = format!("a number for each of {} GPUs", gpu.indices.len());
-        return Err(Error::bad_request("gpu_layers", expected, format!("{layers:?}")));
-    }
     let layers = layers.iter().map(|layers| GpuLayers::Last(*layers)).chain(std::iter::repeat(GpuLayers::Fitting));
     let adapters = gpu.indices.iter().copied().zip(layers).collect();
     let options = GpuOptions { adapters, kv_cache: fused.kv_cache, fused, memory: *memory, compare_with_cpu };
@@ -340,4 +359,44 @@ pub(crate) fn load_on_gpu(
     _progress: LoadProgress,
 ) -> Result<(Decoder<'static>, Placement)> {
     find(&[], &spec).and(Err(Error::Internal(format!("{} without kernels", gpu.name))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_have_the_names_that_they_are_chosen_by() {
+        for name in ["cpu", "auto", "gpu", "gpu:3", "RTX 4090", "gpu:0+gpu:1", "gpu+Arc A770", "cuda:1", "metal"] {
+            assert_eq!(name.parse::<DeviceChoice>().expect("it is a device").to_string(), name);
+        }
+        for name in ["", " ", "gpu:", "gpu:x", "gpu:0+", "gpu:0+1", "gpu:0+cpu", "auto+gpu", "cuda:0+gpu:0", "cuda:x"] {
+            let error = name.parse::<DeviceChoice>().expect_err(name).to_string();
+            assert!(error.contains(&format!("found `{name}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn places_are_said_from_the_first_layer_on() {
+        let gpu = |index, layers| PlacedLayers { index, name: "X".into(), layers };
+        let said = |on_cpu, gpus| Placement { on_cpu, gpus, layer_times: None }.in_words();
+        assert_eq!(said(0, vec![gpu(0, 8)]), None);
+        let two = "of 8 layers, the first 3 run on gpu:1 (X), then 5 on gpu:0 (X)";
+        assert_eq!(said(0, vec![gpu(0, 5), gpu(1, 3)]).as_deref(), Some(two));
+        let all = "of 9 layers, the first 1 run on the CPU, then 3 on gpu:1 (X), then 5 on gpu:0 (X)";
+        assert_eq!(said(1, vec![gpu(0, 5), gpu(1, 3)]).as_deref(), Some(all));
+        assert_eq!(said(4, vec![gpu(0, 0)]).as_deref(), Some("of 4 layers, the first 4 run on the CPU"));
+    }
+
+    #[test]
+    fn only_a_clear_difference_counts() {
+        let faster = |on_cpu, on_gpu| {
+            let times = LayerTimes { on_cpu: Duration::from_micros(on_cpu), on_gpu: Duration::from_micros(on_gpu) };
+            times.cpu_is_faster()
+        };
+        assert_eq!(
+            [faster(100, 50), faster(100, 150), faster(100, 200), faster(100, 201)],
+            [false, false, false, true]
+        );
+    }
 }

@@ -29,7 +29,7 @@ pub use braidinfer_kernels::ceilings::ReadPattern;
 pub use decoder::Decoder;
 pub(crate) use decoder::HEAD_ROWS;
 pub(crate) use device::{ChosenGpu, OnGpu, load_on_gpu};
-pub use device::{DeviceChoice, GpuChoice, GpuShare, LayerTimes, Placement};
+pub use device::{DeviceChoice, GpuChoice, GpuShare, LayerTimes, PlacedLayers, Placement};
 pub(crate) use pipeline::{EndsRunner, StagesRunner};
 pub use pipeline::{Stage, StageConnection};
 pub use plan::{KernelPlan, LevelCount, PlannedProjection};

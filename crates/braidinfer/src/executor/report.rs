@@ -30,7 +30,7 @@ pub struct ExecutorReport {
     pub device: Option<DeviceReport>,
 }
 
-/// A GPU, and what it was used for since the model was loaded.
+/// A GPU, and what it was used for since it was opened; of several, the sums.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceReport {
     /// Adapter and driver.
@@ -47,4 +47,17 @@ pub struct DeviceReport {
     pub bytes_written: u64,
     /// Bytes of weights, keys and values that kernels were to read, as their shapes say.
     pub model_bytes: u64,
+}
+
+impl DeviceReport {
+    /// Adds another one.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.name += &format!(" and {}", other.name);
+        self.allocated_bytes += other.allocated_bytes;
+        self.dispatches += other.dispatches;
+        self.submissions += other.submissions;
+        self.bytes_read += other.bytes_read;
+        self.bytes_written += other.bytes_written;
+        self.model_bytes += other.model_bytes;
+    }
 }

@@ -142,7 +142,7 @@ impl Llm {
         let on_gpu = parts.is_on_gpu();
         let mut llm = Self::assemble(parts, loaded, options)?;
         if on_gpu {
-            let (source, options) = (source.clone(), LoadOptions { device: DeviceChoice::Cpu, ..options.clone() });
+            let (source, options) = (source.clone(), options.clone().on_cpu());
             llm.on_cpu = Some(Box::new(move || {
                 let mut parts = ModelParts::open(&source, &options, &|_, _| {})?;
                 let loaded = parts.load(&options, &|_, _| {})?;
@@ -211,7 +211,7 @@ impl Llm {
         self.decoder().report().kernels
     }
 
-    /// What computes: `cpu`, or the name of a GPU and its driver.
+    /// What computes: `cpu`, a device of Candle such as `cuda:0`, or GPUs with their drivers and what else has layers.
     pub fn device(&self) -> &str {
         &self.device
     }

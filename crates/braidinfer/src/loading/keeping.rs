@@ -1,7 +1,6 @@
 //! Whether packed weights are kept in a file, and how much of them is in memory then.
 
 use braidinfer_kernels::Isa;
-use braidinfer_model::ModelSource;
 
 use super::{LoadOptions, ModelParts, because, has_fused};
 use crate::executor::fused::{Keeping, kept_bytes};
@@ -59,7 +58,7 @@ impl ModelParts {
     /// Decides where packed weights will lie.
     ///
     /// Fails if a file of the model was written to since it was opened.
-    pub(super) fn place(&self, source: &ModelSource, options: &LoadOptions, room: Room) -> Result<Place> {
+    pub(super) fn place(&self, options: &LoadOptions, room: Room) -> Result<Place> {
         let Some(cache) = options
             .packed
             .as_ref()
@@ -93,7 +92,7 @@ impl ModelParts {
             Err(error) => return in_memory(format!("{}: {error}", cache.folder.display())),
         }
         let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
-        let Some(key) = WeightsKey::of(source, &self.spec, &self.weights, isa.name())? else {
+        let Some(key) = WeightsKey::of(&self.source, &self.spec, &self.weights, isa.name())? else {
             return in_memory("these weights are in memory already".into());
         };
         let to_read = room.bytes / PART_TO_READ;

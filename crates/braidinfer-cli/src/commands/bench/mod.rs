@@ -92,7 +92,10 @@ fn measure_all(
     for (options, kernels) in options.iter().zip(&plan.kernels) {
         contestants.push(Contestant::open(source, spelled(kernels), options, plan)?);
     }
-    let notes = distinct_notes(contestants.iter().map(Contestant::llm));
+    let mut notes = distinct_notes(contestants.iter().map(Contestant::llm));
+    let on_gpu = contestants.iter().any(|contestant| contestant.llm().decoder().report().device.is_some());
+    let has_standard = plan.kernels.contains(&BenchKernels::Standard);
+    notes.extend((on_gpu && has_standard).then(|| "standard kernels run on the CPU".to_owned()));
     notes.iter().for_each(output::note);
     let samples = measure(&mut contestants, plan, pattern)?;
     Ok((samples, contestants.iter().map(Contestant::described).collect(), notes))
@@ -119,6 +122,12 @@ fn weights_name(source: &ModelSource, args: &BenchArgs) -> anyhow::Result<String
     Ok(weights.dtype().to_string())
 }
 
+/// Whether these are standard kernels that are measured on the CPU, as the reference for others on a GPU.
+fn runs_beside_a_gpu(measured: BenchKernels, device: &DeviceChoice, plan: &Plan) -> bool {
+    let has_others = plan.kernels.iter().any(|kernels| *kernels != BenchKernels::Standard);
+    measured == BenchKernels::Standard && has_others && matches!(device, DeviceChoice::Gpu(_) | DeviceChoice::Auto)
+}
+
 fn load_options(measured: BenchKernels, args: &BenchArgs, plan: &Plan) -> anyhow::Result<LoadOptions> {
     let (kernels, precision) = match measured {
         BenchKernels::Standard => (Kernels::Standard, Precision::Auto),
@@ -128,13 +137,8 @@ fn load_options(measured: BenchKernels, args: &BenchArgs, plan: &Plan) -> anyhow
         BenchKernels::Exact => (Kernels::Auto, Precision::Exact),
     };
     let options = model::options(kernels, &args.computing)?;
-    // Beside a GPU, the reference is that of the CPU.
-    let device = match options.device {
-        DeviceChoice::Gpu(_) | DeviceChoice::Auto if measured == BenchKernels::Standard => DeviceChoice::Cpu,
-        device => device,
-    };
+    let options = if runs_beside_a_gpu(measured, &options.device, plan) { options.on_cpu() } else { options };
     Ok(LoadOptions {
-        device,
         precision,
         // Standard kernels have a type of their own, beside which the others are measured.
         kv_dtype: options.kv_dtype.filter(|_| measured != BenchKernels::Standard),

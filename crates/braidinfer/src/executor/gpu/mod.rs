@@ -28,8 +28,8 @@ use super::fused::{self, FusedOptions};
 use super::standard::LoadProgress;
 use super::{
     ActiveKernels, Argmax, Batch, Capabilities, Decoder, DeviceReport, ExecutorReport, KernelPlan, KvCacheConfig,
-    LayerRunner, LayerState, LayerTimes, Logits, NoProbe, Outputs, Placement, PlannedProjection, Probe, SequenceSlice,
-    Step, WantedRows, no_ends,
+    LayerRunner, LayerState, LayerTimes, Logits, NoProbe, Outputs, PlacedLayers, Placement, PlannedProjection, Probe,
+    SequenceSlice, Step, WantedRows, no_ends,
 };
 use crate::memory::Room;
 use crate::{Error, Result};
@@ -65,8 +65,11 @@ const LEAST_TOKENS: usize = 2048;
 /// Tokens of a step, and rows of logits, for which there has to be room then, too.
 const USUAL_STEP: [usize; 2] = [512, 16];
 
-/// Layers whose time is measured together, and how often that is.
-const TIMED: [usize; 2] = [8, 3];
+/// Layers that are loaded for the CPU to measure how long they take there, where all run on GPUs: more than its caches hold.
+const COMPARED_LAYERS: usize = 8;
+
+/// How often times are measured.
+const TRIES: usize = 3;
 
 /// Loads a decoder onto GPUs, or its last layers. There, nothing but sums is rounded, and keys and values if they are kept in f16. Also
 /// returns which layers run where.
@@ -81,49 +84,67 @@ pub fn load(
 ) -> Result<(Decoder<'static>, Placement)> {
     check(&spec)?;
     let fastest = KernelPlan::fastest(&spec, weights, options.fused.coarsest, options.kv_cache.dtype);
-    let adapters = Adapters::find();
+    let (mut runners, rest) = load_shares(&spec, weights, options, &fastest, progress)?;
     let count = spec.layers.len();
-    let mut before = count;
-    let mut runners: Vec<GpuRunner> = Vec::new();
-    for (adapter, layers) in &options.adapters {
-        if before == 0 && !runners.is_empty() {
-            break;
-        }
-        let mut gpu = Gpu::open(&adapters, *adapter)?;
-        gpu.limit_memory(options.memory);
-        let share = Share { end: before, layers: *layers, with_ends: runners.is_empty() };
-        let runner = GpuRunner::load(gpu, (&spec, weights), (options.kv_cache, &fastest), share, progress)?;
-        before -= runner.count();
-        runners.push(runner);
-    }
-    let plan = fastest.clone().exact_in(&(0..count).map(|layer| layer >= before).collect::<Vec<_>>());
-    let on_cpu = match (before, options.compare_with_cpu) {
-        (0, false) => None,
-        (0, true) => Some((0..1, &fastest)),
-        _ => Some((0..before, &plan)),
+    let plan = fastest.clone().exact_in(&(0..count).map(|layer| layer >= rest).collect::<Vec<_>>());
+    let on_cpu = match rest {
+        0 => None,
+        _ => Some(load_on_cpu(&spec, weights, (0..rest, &plan), options.fused, progress)?),
     };
-    let on_cpu = on_cpu.map(|(layers, plan)| load_on_cpu(&spec, weights, (layers, plan), options.fused, progress));
-    let mut on_cpu = on_cpu.transpose()?;
+    let mut on_cpu = on_cpu.map(|on_cpu| (on_cpu, 0..rest, &plan));
+    if on_cpu.is_none() && options.compare_with_cpu {
+        let layers = 0..COMPARED_LAYERS.min(count);
+        // What is only for comparison may lack memory.
+        let loaded = load_on_cpu(&spec, weights, (layers.clone(), &fastest), options.fused, progress);
+        on_cpu = loaded.ok().map(|on_cpu| (on_cpu, layers, &fastest));
+    }
     let layer_times = match (&mut on_cpu, runners.iter_mut().find(|runner| runner.count() > 0)) {
-        (Some(on_cpu), Some(runner)) => Some(LayerTimes {
-            on_cpu: layer_time(on_cpu, &spec, (0..before.max(1), if before == 0 { &fastest } else { &plan }))?,
-            on_gpu: layer_time(runner, &spec, (runner.first()..count, &plan))?,
+        (Some((on_cpu, layers, of_cpu)), Some(runner)) => Some(LayerTimes {
+            on_cpu: layer_time(on_cpu, &spec, layers.clone(), of_cpu)?,
+            on_gpu: layer_time(runner, &spec, runner.first()..count, &plan)?,
         }),
         _ => None,
     };
-    let gpus = runners.iter().map(|runner| (runner.gpu.adapter().to_string(), runner.count())).collect();
-    let placement = Placement { on_cpu: before, gpus, layer_times };
+    let gpus = runners.iter().map(GpuRunner::placed).collect();
+    let placement = Placement { on_cpu: rest, gpus, layer_times };
     runners.iter_mut().try_for_each(GpuRunner::release_storage)?;
     let mut runners = runners.into_iter();
     let first = runners.next().ok_or_else(|| Error::Internal("no adapter was chosen".into()))?;
-    let mut decoder = Decoder::new(spec, options.kv_cache, plan, first);
+    let mut decoder = Decoder::new(spec, options.kv_cache, plan.clone(), first);
     for runner in runners {
         decoder = decoder.with_layers(&runner.layers_here().collect(), runner)?;
     }
     match on_cpu {
-        Some(on_cpu) if before > 0 => Ok((decoder.with_layers(&(0..before).collect(), on_cpu)?, placement)),
+        Some((on_cpu, layers, _)) if rest > 0 => Ok((decoder.with_layers(&layers.collect(), on_cpu)?, placement)),
         _ => Ok((decoder, placement)),
     }
+}
+
+/// Loads onto each GPU what it takes. Also returns how many of the first layers are left.
+fn load_shares(
+    spec: &DecoderSpec,
+    weights: &Weights,
+    options: &GpuOptions,
+    plan: &KernelPlan,
+    progress: LoadProgress,
+) -> Result<(Vec<GpuRunner>, usize)> {
+    let adapters = Adapters::find();
+    let mut left = spec.layers.len();
+    let mut runners: Vec<GpuRunner> = Vec::new();
+    for (adapter, layers) in &options.adapters {
+        let share = Share { end: left, layers: *layers, with_ends: runners.is_empty() };
+        if !share.with_ends && (left == 0 || *layers == GpuLayers::Last(0)) {
+            continue;
+        }
+        let mut gpu = Gpu::open(&adapters, *adapter)?;
+        gpu.limit_memory(options.memory);
+        let runner = GpuRunner::load(gpu, (spec, weights), (options.kv_cache, plan), share, progress)?;
+        left -= runner.count();
+        if share.with_ends || runner.count() > 0 {
+            runners.push(runner);
+        }
+    }
+    Ok((runners, left))
 }
 
 /// Loads some layers for the CPU.
@@ -135,26 +156,26 @@ fn load_on_cpu(
     progress: LoadProgress,
 ) -> Result<impl LayerRunner + use<>> {
     let bytes = fused::weight_bytes(&weights.of_layers(&layers, false));
-    Room::now().hold(bytes, || format!("the first {} layers, which run on the CPU", layers.end))?;
+    Room::now().hold(bytes, || format!("the first {} layers on the CPU", layers.end))?;
     fused::load_layers(spec, weights, (layers, plan), options, progress)
 }
 
-/// How long a layer takes for one token that is the first of its sequence: the mean of some layers of a runner, the best of some tries.
+/// How long a layer takes for one token that is the first of its sequence: the mean of some layers of a runner in one step, the best of
+/// some tries.
 fn layer_time(
     runner: &mut impl LayerRunner,
     spec: &DecoderSpec,
-    (layers, plan): (Range<usize>, &KernelPlan),
+    layers: Range<usize>,
+    plan: &KernelPlan,
 ) -> Result<Duration> {
-    let [most, tries] = TIMED;
-    let layers = layers.start..layers.end.min(layers.start + most);
     let mut batch = Batch::default();
     batch.push(&[0], SequenceSlice::new(0, 1, vec![0]), 0);
     let step = Step { batch: &batch, plan };
     runner.reserve(step)?;
     let hidden = vec![1.0; spec.hidden_size];
     let mut best = Duration::MAX;
-    // Not the first time, in which drivers and caches are prepared.
-    for attempt in 0..=tries {
+    // The first time, drivers prepare what they need.
+    for attempt in 0..=TRIES {
         runner.begin(step)?;
         runner.set_hidden(&hidden)?;
         let started = Instant::now();
@@ -163,7 +184,7 @@ fn layer_time(
         best = if attempt > 0 { best.min(started.elapsed()) } else { best };
     }
     runner.release_storage()?;
-    Ok(best / layers.len() as u32)
+    Ok(best / layers.len().max(1) as u32)
 }
 
 /// Fails with [`Error::Unsupported`] if a layer cannot be computed on a GPU.
@@ -237,7 +258,7 @@ impl GpuRunner {
         let started = Instant::now();
         let mut kv = KvMemory::new(spec, kv_cache)?;
         let products_agree = ProductKernels::agree(&mut gpu)?;
-        let before = gpu.allocated_bytes();
+        let allocated_before = gpu.allocated_bytes();
         let mut loader = Loader { gpu: &mut gpu, spec, weights };
         #[cfg(test)]
         planted::spoil(loader.gpu, None);
@@ -256,7 +277,7 @@ impl GpuRunner {
             }) {
                 Ok(layer) => layers[index] = Some(layer),
                 // Those before run elsewhere.
-                Err(Error::TooLittleMemory { .. }) if fits && index + 1 < end => break,
+                Err(Error::TooLittleMemory { .. }) if fits && (index + 1 < end || !share.with_ends) => break,
                 Err(error) => return Err(error),
             }
             progress(count - index, count);
@@ -272,7 +293,9 @@ impl GpuRunner {
             let mut on_gpu = (0..count).filter(|index| layers[*index].is_some());
             match (&error, on_gpu.next(), on_gpu.next()) {
                 // One more layer runs elsewhere.
-                (Error::TooLittleMemory { .. }, Some(first), Some(_)) if fits => {
+                (Error::TooLittleMemory { .. }, Some(first), another)
+                    if fits && (another.is_some() || !share.with_ends) =>
+                {
                     layers[first] = None;
                     kv.clear_layer(first);
                     gpu.forget_buffers();
@@ -280,7 +303,7 @@ impl GpuRunner {
                 _ => return Err(error),
             }
         };
-        let weight_bytes = (taken - before) as usize - kv.bytes();
+        let weight_bytes = (taken - allocated_before) as usize - kv.bytes();
         Ok(Self {
             spec: spec.clone(),
             gpu,
@@ -309,6 +332,12 @@ impl GpuRunner {
         self.layers_here().next().unwrap_or(self.here.len())
     }
 
+    /// Its GPU, and how many layers it has.
+    fn placed(&self) -> PlacedLayers {
+        let adapter = self.gpu.adapter();
+        PlacedLayers { index: adapter.index, name: adapter.to_string(), layers: self.count() }
+    }
+
     /// How many they are.
     fn count(&self) -> usize {
         self.layers_here().count()
@@ -320,7 +349,9 @@ impl GpuRunner {
         self.kv.reserve(&mut self.gpu, batch, &plan.kv_dtypes, &self.here)?;
         self.scratch.reserve_tokens(&mut self.gpu, batch.token_ids.len())?;
         let rows = batch.logits_rows.len().min(super::HEAD_ROWS) + batch.argmax_rows.len().min(super::HEAD_ROWS);
-        self.scratch.reserve_head(&mut self.gpu, rows + batch.hidden_rows.len(), rows)?;
+        if self.ends.is_some() {
+            self.scratch.reserve_head(&mut self.gpu, rows + batch.hidden_rows.len(), rows)?;
+        }
         let positions: Vec<u32> =
             batch.sequences.iter().flat_map(SequenceSlice::positions).map(|position| position as u32).collect();
         self.scratch.reserve_partials(&mut self.gpu, &self.layers, &positions)?;
