@@ -366,7 +366,8 @@ disturbs all alike; rates are medians, with the slowest and the fastest run. All
 Each rate is also a share of a ceiling, measured before and after: decode cannot be faster than memory delivers the
 weights, the keys and the values; prefill not faster than the processor multiplies at the numeric level of most weights
 (2 operations per weight and token; attention is left out, and so is what caches save). For several sequences the larger
-share is shown. Time to first token is loading plus the first prompt; peak memory is the largest resident size until
+share is shown. On a GPU, decoding has the share of how fast its memory is copied, bytes that are read and written counted
+together, and prefill has none. Time to first token is loading plus the first prompt; peak memory is the largest resident size until
 then, less what the process held before (Linux only).
 
 With --baseline, a rate is a regression if it is more than 3 % below that of the file and no run now was as fast as the
@@ -525,7 +526,7 @@ impl ReportArgs {
 pub enum BenchKernels {
     /// Candle operations, the reference
     Standard,
-    /// Our own, on the CPU, at the fastest level, whatever a check says
+    /// Our own, on the CPU or a GPU, at the fastest level, whatever a check says
     Fused,
     /// What --kernels auto runs with this model
     Auto,
@@ -913,7 +914,7 @@ pub enum KernelsArg {
     Auto,
     /// Candle operations, the reference
     Standard,
-    /// Our own, on the CPU, by the same check; an error where that forbids them, unless --force
+    /// Our own, on the CPU or a GPU, by the same check; an error where that forbids them, unless --force
     Fused,
 }
 

@@ -1,17 +1,21 @@
-//! Signals that end a program: Ctrl-C (SIGINT), SIGTERM and SIGHUP. They stop generation or the writing of a file cleanly, and
-//! end the program at any other time.
+//! Signals that end a program: Ctrl-C (SIGINT), SIGTERM and SIGHUP, or what Windows has of them. They stop generation or the writing
+//! of a file cleanly, and end the program at any other time.
 
-use std::fs;
 use std::process;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Once};
-use std::thread;
 
-use anyhow::Context;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::consts::SIGINT;
 
+pub use self::system::{Endings, outlive_file_limit};
 use crate::stderr;
+
+#[cfg(unix)]
+#[path = "interrupt/unix.rs"]
+mod system;
+#[cfg(windows)]
+#[path = "interrupt/windows.rs"]
+mod system;
 
 static WORKING: AtomicBool = AtomicBool::new(false);
 /// The signal that asks for the end, or 0.
@@ -21,18 +25,8 @@ static REQUESTED: AtomicI32 = AtomicI32::new(0);
 pub fn install() -> anyhow::Result<()> {
     static INSTALLED: Once = Once::new();
     let mut result = Ok(());
-    INSTALLED.call_once(|| result = catch());
+    INSTALLED.call_once(|| result = system::catch(received));
     result
-}
-
-fn catch() -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("signals cannot be caught")?;
-    if !outlives_terminal() {
-        signals.add_signal(SIGHUP).context("SIGHUP cannot be caught")?;
-    }
-    let waiting = move || signals.forever().for_each(received);
-    thread::Builder::new().name("signals".into()).spawn(waiting).context("a thread that waits for signals")?;
-    Ok(())
 }
 
 fn received(signal: i32) {
@@ -46,23 +40,6 @@ fn received(signal: i32) {
 /// The exit code after a signal, as shells have it.
 fn exit_code(signal: i32) -> u8 {
     128 + signal as u8
-}
-
-/// Whether the program was started to go on after the end of its terminal, as by `nohup`: then SIGHUP is ignored from the start.
-/// Only Linux says so.
-pub fn outlives_terminal() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.is_some_and(|mask| mask & 1 << (SIGHUP - 1) != 0)
-}
-
-/// Makes a file that grows beyond the user's limit (`ulimit -f`) an error of the write, which names the file, and not the end
-/// of the program.
-#[cfg(unix)]
-pub fn outlive_file_limit() -> anyhow::Result<()> {
-    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).context("SIGXFSZ cannot be caught")?;
-    Ok(())
 }
 
 /// Whether a signal has asked for the end since the work began.

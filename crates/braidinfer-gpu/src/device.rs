@@ -509,7 +509,7 @@ impl Gpu {
     /// Fails if the device is lost, does not answer in time, or answers with what is older than the commands.
     pub fn read(&mut self, parts: &[(&Buffer, Range<usize>)]) -> Result<Vec<u32>> {
         let words: usize = parts.iter().map(|(_, range)| range.len()).sum();
-        self.reserve_readback(words + 1)?;
+        self.reserve_results(words)?;
         self.serial = self.serial.wrapping_add(1);
         let (Some(readback), Some((seal, sealed))) = (self.readback.take(), self.seal.take()) else {
             return Err(self.lost("nothing to read results into"));
@@ -542,7 +542,11 @@ impl Gpu {
         GpuError::Lost { adapter: self.adapter.to_string(), message: message.to_owned() }
     }
 
-    fn reserve_readback(&mut self, words: usize) -> Result<()> {
+    /// Makes memory for reading so many words at once.
+    ///
+    /// Fails with [`GpuError::OutOfMemory`]; everything else goes on then.
+    pub fn reserve_results(&mut self, words: usize) -> Result<()> {
+        let words = words + 1;
         if self.readback.as_ref().is_none_or(|readback| readback.bytes < words as u64 * 4) {
             let usages = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
             self.readback = Some(self.create_buffer("results", words.next_power_of_two() * 4, usages)?);

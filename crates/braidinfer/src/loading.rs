@@ -628,12 +628,10 @@ impl ModelParts {
             }
             let used = gpu.used_in(&placement);
             if placement.gpus.len() < gpu.count() {
-                self.notes.push(format!(
-                    "of {} GPUs, only {} are needed: {}",
-                    gpu.count(),
-                    placement.gpus.len(),
-                    used.name
-                ));
+                self.notes.push(format!("not all of {} GPUs are needed, only {}", gpu.count(), used.name));
+            }
+            if gpu.has_twins() {
+                self.notes.push("a GPU was named twice: it may take the memory of two".into());
             }
             self.gpu = Some(used);
             self.notes.extend(placement.in_words());

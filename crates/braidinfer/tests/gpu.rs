@@ -354,6 +354,18 @@ fn memory_decides_how_many_layers_run_on_a_gpu() {
     let layers: Vec<usize> = placement.gpus.iter().map(|gpu| gpu.layers).collect();
     assert_eq!((placement.on_cpu, &layers[..]), (0, &[spec.layers.len() - on_cpu, on_cpu][..]));
     check_greedy(&mut two, &fixture);
+    // More memory never means fewer layers, or an error, and what is loaded runs.
+    let mut most = None;
+    for limit in (needed / 2..needed + 8192).step_by(needed as usize / 40) {
+        let Ok((mut decoder, placement)) = load(&fitting, Some(limit)) else {
+            assert!(most.is_none(), "{limit} bytes");
+            continue;
+        };
+        assert!(most.is_none_or(|on_cpu| placement.on_cpu <= on_cpu), "{limit} bytes");
+        most = Some(placement.on_cpu);
+        feed(&mut decoder, 0, &fixture.prompts[2].ids, WHOLE);
+    }
+    assert_eq!(most, Some(0));
     let compared = GpuOptions { compare_with_cpu: true, ..options(&[(adapter, GpuLayers::Fitting)], kv_cache) };
     let (mut all, placement) = gpu::load(spec.clone(), &weights, &compared, &|_, _| {}).expect("it fits");
     assert!(placement.on_cpu == 0 && placement.layer_times.is_some());

@@ -9,7 +9,7 @@ use braidinfer::{Completion, Prompt, StreamEvent, Timings};
 use serde::Serialize;
 
 use crate::args::{Ids, RunArgs};
-use crate::{interrupt, model, output};
+use crate::{interrupt, model, output, stderr};
 
 #[derive(Serialize)]
 struct RunJson<'a> {
@@ -54,6 +54,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     {
         output::print_dim(text)?;
     }
+    // Notes come before the answer also where both go to one file.
+    stderr::flush();
     let streaming = interrupt::Working::begin();
     let answered = llm.stream(&[prompt], &params, &mut |event| printer.show(event));
     drop(streaming);

@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 use std::env;
 use std::fs;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process;
-use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -17,10 +16,10 @@ use braidinfer::{FormLimits, KvCacheRoom, Llm, LoadOptions, WorkLimits};
 use braidinfer_server::KvEventPublisher;
 use braidinfer_server::{Conversations, FormatChoice, ModelNames, ReasoningFields, Server, ServerConfig, TlsFiles};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ReasoningFieldArg, ServeArgs};
-use crate::{INTERRUPTED, interrupt, model, output, stderr, wording};
+use crate::interrupt::Endings;
+use crate::{INTERRUPTED, model, output, stderr, wording};
 
 /// Environment variable for an API key, which unlike a flag is not visible in the process list.
 const API_KEY: &str = "BRAIDINFER_API_KEY";
@@ -85,32 +84,18 @@ fn publisher(args: &ServeArgs) -> anyhow::Result<Option<KvEventPublisher>> {
     Ok(Some(publisher))
 }
 
-/// Completes at the first Ctrl-C, SIGTERM or SIGHUP (the end of the terminal, unless the server is to outlive it); the second one
-/// ends the program.
+/// Completes at the first signal that asks for the end; the second one ends the program.
 fn stop() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate()];
-    if !interrupt::outlives_terminal() {
-        kinds.push(SignalKind::hangup());
-    }
-    let caught: io::Result<Vec<Signal>> = kinds.into_iter().map(signal).collect();
-    let mut signals = caught.context("signals cannot be caught")?;
+    let mut endings = Endings::catch().context("signals cannot be caught")?;
     Ok(async move {
-        any(&mut signals).await;
+        endings.next().await;
         output::note("stopping: running answers are finished first; once more to end at once");
         tokio::spawn(async move {
-            any(&mut signals).await;
+            endings.next().await;
             stderr::flush();
             process::exit(i32::from(INTERRUPTED));
         });
     })
-}
-
-async fn any(signals: &mut [Signal]) {
-    poll_fn(|context| match signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
-        true => Poll::Ready(()),
-        false => Poll::Pending,
-    })
-    .await;
 }
 
 fn load(args: &ServeArgs) -> anyhow::Result<Llm> {

@@ -13,12 +13,15 @@ use super::{frames, message};
 /// Stack of the thread that works. Parsers of untrusted text recurse; pages that are not touched cost nothing.
 const STACK: usize = 256 << 20;
 /// Address space for threads and allocator beside the work itself.
+#[cfg(target_os = "linux")]
 const SLACK: usize = 192 << 20;
 /// Memory for what is made of the first message, such as a vocabulary, as a multiple of its size.
 const PER_SETUP_BYTE: usize = 64;
 /// Other processes come first: the forward pass of those who wait for tokens, above all.
+#[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 /// What is added for work without hurry, which comes last of all.
+#[cfg(target_os = "linux")]
 const NICENESS_WITHOUT_HURRY: i32 = 9;
 
 /// The first message to a worker.

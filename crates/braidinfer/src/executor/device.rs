@@ -83,19 +83,19 @@ pub struct LayerTimes {
 impl Placement {
     /// In words, if the layers have several places; `None` if all run on one GPU.
     pub fn in_words(&self) -> Option<String> {
-        let place = |gpu: &PlacedLayers| (format!("gpu:{} ({})", gpu.index, gpu.name), gpu.layers);
-        let places = self.gpus.iter().map(place).chain([("the CPU".to_owned(), self.on_cpu)]);
-        let mut places: Vec<_> = places.filter(|(_, layers)| *layers > 0).collect();
-        // From the first layer on.
-        places.reverse();
-        let all: usize = places.iter().map(|(_, layers)| layers).sum();
-        match &places[..] {
-            [(first, layers), others @ ..] if !others.is_empty() || self.on_cpu > 0 => {
-                let others = others.iter().map(|(place, layers)| format!(", then {layers} on {place}"));
-                Some(format!("of {all} layers, the first {layers} run on {first}{}", others.collect::<String>()))
-            }
-            _ => None,
+        if let ([gpu], 0) = (&self.gpus[..], self.on_cpu)
+            && gpu.layers > 0
+        {
+            return None;
         }
+        let place = |gpu: &PlacedLayers| match gpu.layers {
+            0 => format!("none but the output head on gpu:{} ({})", gpu.index, gpu.name),
+            layers => format!("{layers} on gpu:{} ({})", gpu.index, gpu.name),
+        };
+        let on_cpu = (self.on_cpu > 0).then(|| format!("{} on the CPU", self.on_cpu));
+        // From the first layer on.
+        let places: Vec<String> = on_cpu.into_iter().chain(self.gpus.iter().rev().map(place)).collect();
+        Some(format!("layers, from the first one on: {}", places.join(", ")))
     }
 }
 
@@ -141,6 +141,12 @@ impl ChosenGpu {
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.indices.len()
+    }
+
+    /// Whether one was named twice.
+    pub(crate) fn has_twins(&self) -> bool {
+        let indices = &self.indices;
+        (1..indices.len()).any(|at| indices[..at].contains(&indices[at]))
     }
 
     /// With the names of those that have something to compute.
@@ -381,11 +387,12 @@ mod tests {
         let gpu = |index, layers| PlacedLayers { index, name: "X".into(), layers };
         let said = |on_cpu, gpus| Placement { on_cpu, gpus, layer_times: None }.in_words();
         assert_eq!(said(0, vec![gpu(0, 8)]), None);
-        let two = "of 8 layers, the first 3 run on gpu:1 (X), then 5 on gpu:0 (X)";
+        let two = "layers, from the first one on: 3 on gpu:1 (X), 5 on gpu:0 (X)";
         assert_eq!(said(0, vec![gpu(0, 5), gpu(1, 3)]).as_deref(), Some(two));
-        let all = "of 9 layers, the first 1 run on the CPU, then 3 on gpu:1 (X), then 5 on gpu:0 (X)";
+        let all = "layers, from the first one on: 1 on the CPU, 3 on gpu:1 (X), 5 on gpu:0 (X)";
         assert_eq!(said(1, vec![gpu(0, 5), gpu(1, 3)]).as_deref(), Some(all));
-        assert_eq!(said(4, vec![gpu(0, 0)]).as_deref(), Some("of 4 layers, the first 4 run on the CPU"));
+        let none = "layers, from the first one on: 4 on the CPU, none but the output head on gpu:0 (X)";
+        assert_eq!(said(4, vec![gpu(0, 0)]).as_deref(), Some(none));
     }
 
     #[test]

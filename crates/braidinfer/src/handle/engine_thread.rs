@@ -65,6 +65,7 @@ impl EngineThread {
     /// Runs steps until the last handle is dropped.
     pub(super) fn run(mut self) {
         self.observer.runs_on(self.llm.device());
+        self.observer.engine_stats(&self.llm.stats());
         while self.take_commands().is_continue() {
             self.cancel_dropped();
             self.cancel_because(|request| request.outbox.too_much_unread());

@@ -11,6 +11,7 @@ use serde::Serialize;
 pub use self::samples::{IDS, PROMPTS, Sample, Speed, Speeds};
 
 use crate::compat::{CompatReport, Status, Thoroughness};
+use crate::executor::DeviceChoice;
 use crate::executor::standard::LoadProgress;
 use crate::loading::{LoadOptions, ModelParts};
 use crate::{Advice, Error, Result};
@@ -139,7 +140,11 @@ impl ValidationReport {
             // An invalid option is not a finding about the model.
             Err(error @ Error::BadRequest { .. }) => return Err(error),
             Err(error) => {
-                let fix = "fetch the files again, or correct what the message names";
+                let on_cpu = matches!(options.device, DeviceChoice::Cpu);
+                let fix = match error {
+                    Error::Unsupported(_) if !on_cpu => Advice::set("device", "cpu"),
+                    _ => Advice::from("fetch the files again, or correct what the message names"),
+                };
                 self.findings.push(Finding::fail("files", "can be read", error.to_string(), fix));
                 return Ok(());
             }

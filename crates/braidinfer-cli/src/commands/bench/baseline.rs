@@ -74,6 +74,8 @@ impl Baseline {
         let kv_dtype = |options: &Options| options.kv_dtype.clone().unwrap_or_else(|| "auto".into());
         differs("kv_dtype", kv_dtype(now_options), kv_dtype(then_options));
         differs("device", now_options.device.clone(), then_options.device.clone());
+        let share = |options: &Options| format!("layers {:?}, memory {:?}", options.gpu_layers, options.gpu_memory);
+        differs("shares of GPUs", share(now_options), share(then_options));
         let missing = then.results.len().saturating_sub(common);
         if missing > 0 {
             notes.push(format!("{missing} of the {} results in {file} were not measured now", then.results.len()));

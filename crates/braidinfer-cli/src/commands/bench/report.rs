@@ -50,6 +50,11 @@ pub struct Options {
     pub kv_dtype: Option<String>,
     pub quantize: Option<String>,
     pub device: String,
+    /// Reports from before there was a choice have none.
+    #[serde(default)]
+    pub gpu_layers: Vec<usize>,
+    #[serde(default)]
+    pub gpu_memory: Option<u64>,
     pub context: Option<usize>,
 }
 
@@ -66,6 +71,8 @@ impl Options {
             kv_dtype: (args.computing.kv_dtype != KvDtypeArg::Auto).then(|| spelled(&args.computing.kv_dtype)),
             quantize: args.computing.quantize.map(|file_type| file_type.to_string()),
             device: args.computing.device.clone(),
+            gpu_layers: args.computing.gpu_layers.0.clone(),
+            gpu_memory: args.computing.gpu_memory,
             context: args.computing.context,
         }
     }
@@ -95,6 +102,8 @@ pub struct ExecutorRow {
     pub device: Option<String>,
     /// Bandwidth of copying memory of the GPU, in GB/s, read and written together.
     pub copy_gb_s: Option<f64>,
+    /// Memory in use there: weights, keys and values, activations.
+    pub gpu_memory_bytes: Option<u64>,
 }
 
 impl ExecutorRow {
@@ -107,6 +116,7 @@ impl ExecutorRow {
             kv_dtypes: kv_dtypes(executor),
             load_ms: milliseconds(described.load),
             pack_ms: executor.pack_time.map(milliseconds),
+            gpu_memory_bytes: executor.device.as_ref().map(|device| device.allocated_bytes),
             time_to_first_token_ms: milliseconds(described.first_token),
             peak_memory_bytes: described.peak_memory,
             weight_bytes: executor.weight_bytes,
@@ -279,10 +289,18 @@ pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>)
             time(row.load_ms),
             row.pack_ms.map_or("-".into(), time),
             time(row.time_to_first_token_ms),
-            row.peak_memory_bytes.map_or("-".into(), output::size),
+            memory(row),
         ]
     };
     (header.to_vec(), report.executors.iter().map(cells).collect())
+}
+
+/// Memory of the process and of a GPU.
+fn memory(row: &ExecutorRow) -> String {
+    let process = row.peak_memory_bytes.map(output::size);
+    let gpu = row.gpu_memory_bytes.map(|bytes| format!("{} on the GPU", output::size(bytes as usize)));
+    let both: Vec<String> = process.into_iter().chain(gpu).collect();
+    if both.is_empty() { "-".into() } else { both.join(", ") }
 }
 
 /// How fast its weights are read, or the memory of its GPU is copied.

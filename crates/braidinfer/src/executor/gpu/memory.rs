@@ -80,12 +80,6 @@ impl KvMemory {
         if grown.is_err() && doubled > tiles { self.grow(gpu, (layer, which), tiles, tile_bytes) } else { grown }
     }
 
-    /// Bytes of all of it.
-    pub(super) fn bytes(&self) -> usize {
-        let buffers = self.layers.iter().flatten().flatten();
-        buffers.map(|buffers| (buffers.keys.bytes() + buffers.values.bytes()) as usize).sum()
-    }
-
     fn grow(&mut self, gpu: &mut Gpu, (layer, which): (usize, usize), tiles: usize, tile_bytes: usize) -> Result<()> {
         let keys = gpu.buffer("keys", tiles * tile_bytes)?;
         let values = gpu.buffer("values", tiles * tile_bytes)?;
@@ -181,10 +175,10 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Room for steps of some tokens, and of some rows of logits.
-    pub(super) fn for_steps(gpu: &mut Gpu, widths: Widths, [tokens, rows]: [usize; 2]) -> Result<Self> {
+    /// Without room for anything.
+    pub(super) fn new(gpu: &mut Gpu, widths: Widths) -> Result<Self> {
         let mut buffer = || gpu.buffer("activations", 4);
-        let mut scratch = Self {
+        Ok(Self {
             widths,
             tokens: 0,
             hidden: buffer()?,
@@ -202,10 +196,7 @@ impl Scratch {
             rows: buffer()?,
             step: buffer()?,
             nothing: buffer()?,
-        };
-        scratch.reserve_tokens(gpu, tokens)?;
-        scratch.reserve_head(gpu, rows, rows)?;
-        Ok(scratch)
+        })
     }
 
     /// Makes room for the activations of some tokens.

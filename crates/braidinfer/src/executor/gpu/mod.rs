@@ -62,8 +62,14 @@ pub enum GpuLayers {
 /// Tokens whose keys and values have to fit beside layers that are loaded as far as there is memory.
 const LEAST_TOKENS: usize = 2048;
 
-/// Tokens of a step, and rows of logits, for which there has to be room then, too.
-const USUAL_STEP: [usize; 2] = [512, 16];
+/// A step for which there has to be room, too.
+const USUAL_STEP: UsualStep = UsualStep { tokens: 512, rows: 16 };
+
+struct UsualStep {
+    tokens: usize,
+    /// Rows of logits.
+    rows: usize,
+}
 
 /// Layers that are loaded for the CPU to measure how long they take there, where all run on GPUs: more than its caches hold.
 const COMPARED_LAYERS: usize = 8;
@@ -147,6 +153,16 @@ fn load_shares(
     Ok((runners, left))
 }
 
+/// A step for which there is room from the start: the end of a long prompt, with some rows of logits.
+fn usual_step(kv_cache: KvCacheConfig) -> Batch {
+    let context = LEAST_TOKENS.min(kv_cache.capacity());
+    let tokens = USUAL_STEP.tokens.min(context);
+    let blocks = (0..context.div_ceil(kv_cache.block_size) as u32).collect();
+    let mut batch = Batch::default();
+    batch.push(&vec![0; tokens], SequenceSlice::new(context - tokens, tokens, blocks), USUAL_STEP.rows.min(tokens));
+    batch
+}
+
 /// Loads some layers for the CPU.
 fn load_on_cpu(
     spec: &DecoderSpec,
@@ -192,7 +208,7 @@ pub(super) fn check(spec: &DecoderSpec) -> Result<()> {
     let Some((layer, why)) = unsupported(spec) else { return Ok(()) };
     let model = &spec.model_type;
     Err(Error::Unsupported(format!(
-        "layers with {why} run on the CPU alone, such as layer {layer} of this {model} model"
+        "there are no kernels for GPUs for {why}, as layer {layer} of this {model} model has; the device cpu or auto computes it"
     )))
 }
 
@@ -229,7 +245,6 @@ struct GpuRunner {
     embeddings: Vec<f32>,
     /// Bytes that a step reads of weights.
     weight_bytes: usize,
-    load_time: Duration,
     /// Whether the device's driver gives a row the same bits in products of any number of rows, as measured.
     products_agree: bool,
     /// Whether the residual stream is still what was uploaded as embeddings.
@@ -255,7 +270,6 @@ impl GpuRunner {
         share: Share,
         progress: LoadProgress,
     ) -> Result<Self> {
-        let started = Instant::now();
         let mut kv = KvMemory::new(spec, kv_cache)?;
         let products_agree = ProductKernels::agree(&mut gpu)?;
         let allocated_before = gpu.allocated_bytes();
@@ -265,12 +279,16 @@ impl GpuRunner {
         let ends = share.with_ends.then(|| loader.ends()).transpose()?;
         let (count, end) = (spec.layers.len(), share.end);
         let fits = share.layers == GpuLayers::Fitting;
+        let ends_bytes = loader.gpu.allocated_bytes() - allocated_before;
         let mut layers: Vec<Option<GpuLayer>> = (0..count).map(|_| None).collect();
+        let mut layer_bytes = vec![0; count];
         let most = if let GpuLayers::Last(most) = share.layers { most.min(end) } else { end };
         for index in (end - most..end).rev() {
             #[cfg(test)]
             planted::spoil(loader.gpu, Some(index));
+            let allocated_before = loader.gpu.allocated_bytes();
             match loader.layer(index).and_then(|layer| {
+                layer_bytes[index] = loader.gpu.allocated_bytes() - allocated_before;
                 let tokens = if fits { LEAST_TOKENS.min(kv_cache.capacity()) } else { 0 };
                 kv.reserve_layer(loader.gpu, (index, plan.kv_dtypes[index]), tokens.div_ceil(memory::TILE))?;
                 Ok(layer)
@@ -282,44 +300,45 @@ impl GpuRunner {
             }
             progress(count - index, count);
         }
-        let usual = if fits { USUAL_STEP } else { [1, 1] };
-        let (scratch, taken) = loop {
-            let taken = gpu.allocated_bytes();
-            let widths = Widths::of(spec, &layers, ends.as_ref());
-            let error = match Scratch::for_steps(&mut gpu, widths, usual) {
-                Ok(scratch) => break (scratch, taken),
-                Err(error) => error,
-            };
-            let mut on_gpu = (0..count).filter(|index| layers[*index].is_some());
-            match (&error, on_gpu.next(), on_gpu.next()) {
-                // One more layer runs elsewhere.
-                (Error::TooLittleMemory { .. }, Some(first), another)
-                    if fits && (another.is_some() || !share.with_ends) =>
-                {
-                    layers[first] = None;
-                    kv.clear_layer(first);
-                    gpu.forget_buffers();
-                }
-                _ => return Err(error),
-            }
-        };
-        let weight_bytes = (taken - allocated_before) as usize - kv.bytes();
-        Ok(Self {
+        let mut runner = Self {
             spec: spec.clone(),
-            gpu,
             projections: plan.projections.iter().map(|planned| (planned.slot, planned.dtype)).collect(),
             here: layers.iter().map(Option::is_some).collect(),
+            scratch: Scratch::new(&mut gpu, Widths::of(spec, &layers, ends.as_ref()))?,
+            gpu,
             layers,
             ends,
             kv,
-            scratch,
             upload: Upload::default(),
             embeddings: Vec::new(),
-            weight_bytes,
-            load_time: started.elapsed(),
+            weight_bytes: 0,
             products_agree,
             only_embedded: false,
-        })
+        };
+        runner.fit(share, plan)?;
+        runner.weight_bytes = (ends_bytes + runner.layers_here().map(|layer| layer_bytes[layer]).sum::<u64>()) as usize;
+        Ok(runner)
+    }
+
+    /// Makes room for usual steps, for which layers make way that may run elsewhere.
+    fn fit(&mut self, share: Share, plan: &KernelPlan) -> Result<()> {
+        let batch = usual_step(self.kv.config());
+        let fits = share.layers == GpuLayers::Fitting;
+        loop {
+            let error = match self.make_room(Step { batch: &batch, plan }) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let may_leave = fits && self.count() > usize::from(share.with_ends);
+            if !may_leave || !matches!(error, Error::TooLittleMemory { .. }) {
+                return Err(error);
+            }
+            let first = self.first();
+            self.layers[first] = None;
+            self.here[first] = false;
+            self.kv.clear_layer(first);
+            self.gpu.forget_buffers();
+        }
     }
 
     /// The layers that are computed here.
@@ -349,9 +368,16 @@ impl GpuRunner {
         self.kv.reserve(&mut self.gpu, batch, &plan.kv_dtypes, &self.here)?;
         self.scratch.reserve_tokens(&mut self.gpu, batch.token_ids.len())?;
         let rows = batch.logits_rows.len().min(super::HEAD_ROWS) + batch.argmax_rows.len().min(super::HEAD_ROWS);
+        let mut results = batch.token_ids.len() * stride(self.spec.hidden_size);
         if self.ends.is_some() {
-            self.scratch.reserve_head(&mut self.gpu, rows + batch.hidden_rows.len(), rows)?;
+            let hidden = batch.hidden_rows.len();
+            self.scratch.reserve_head(&mut self.gpu, rows + hidden, rows)?;
+            let logits = batch.logits_rows.len().min(super::HEAD_ROWS) * stride(self.spec.vocab_size);
+            let head =
+                logits + 2 * batch.argmax_rows.len().min(super::HEAD_ROWS) + hidden * stride(self.spec.hidden_size);
+            results = if self.layers_here().count() == self.here.len() { head } else { results.max(head) };
         }
+        self.gpu.reserve_results(results)?;
         let positions: Vec<u32> =
             batch.sequences.iter().flat_map(SequenceSlice::positions).map(|position| position as u32).collect();
         self.scratch.reserve_partials(&mut self.gpu, &self.layers, &positions)?;
@@ -434,7 +460,7 @@ impl LayerRunner for GpuRunner {
             isa: self.gpu.adapter().to_string(),
             threads: 1,
             weight_bytes: self.weight_bytes,
-            pack_time: Some(self.load_time),
+            pack_time: None,
             levels: plan.summary(),
             main_level: plan.main_level(),
             kv_dtypes: plan.kv_dtypes.clone(),
