@@ -862,7 +862,7 @@ pub struct ComputingArgs {
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// How many of the last layers run on a GPU, with those before them on the CPU, or a number for each of several; auto: as
-    /// many as there is memory for
+    /// many as there is memory for. Room for 2,048 tokens and for steps of 512 is made beside them
     #[arg(long, value_name = "N,..|auto", default_value = "auto", value_parser = gpu_layers)]
     pub gpu_layers: GpuLayersArg,
     /// Most memory to take on each GPU, such as 6GB, where its driver would give more, or gives what is slow

@@ -1,13 +1,14 @@
 //! Signals that end a program: Ctrl-C (SIGINT), SIGTERM and SIGHUP, or what Windows has of them. They stop generation or the writing
 //! of a file cleanly, and end the program at any other time.
 
-use std::process;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::{io, process};
 
 use signal_hook::consts::SIGINT;
 
-pub use self::system::{Endings, outlive_file_limit};
+use self::system::Endings;
+pub use self::system::outlive_file_limit;
 use crate::stderr;
 
 #[cfg(unix)]
@@ -17,6 +18,8 @@ mod system;
 #[path = "interrupt/windows.rs"]
 mod system;
 
+/// Whether a server looks after signals itself.
+static SERVING: AtomicBool = AtomicBool::new(false);
 static WORKING: AtomicBool = AtomicBool::new(false);
 /// The signal that asks for the end, or 0.
 static REQUESTED: AtomicI32 = AtomicI32::new(0);
@@ -30,6 +33,9 @@ pub fn install() -> anyhow::Result<()> {
 }
 
 fn received(signal: i32) {
+    if SERVING.load(Ordering::SeqCst) {
+        return;
+    }
     let again = REQUESTED.swap(signal, Ordering::SeqCst) != 0;
     if again || !WORKING.load(Ordering::SeqCst) {
         stderr::flush();
@@ -40,6 +46,12 @@ fn received(signal: i32) {
 /// The exit code after a signal, as shells have it.
 fn exit_code(signal: i32) -> u8 {
     128 + signal as u8
+}
+
+/// Signals that ask for the end of a server, which alone decides from now on what they do.
+pub fn of_server() -> io::Result<Endings> {
+    SERVING.store(true, Ordering::SeqCst);
+    Endings::catch()
 }
 
 /// Whether a signal has asked for the end since the work began.

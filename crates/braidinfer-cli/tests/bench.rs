@@ -107,7 +107,8 @@ fn a_gpu_has_a_ceiling_of_its_own() {
     assert!(report["ceilings"].is_object(), "{report}");
     for executor in list(&report["executors"]) {
         let on_gpu = executor["kernels"] == "fused";
-        assert_eq!((executor["device"].is_string(), positive(&executor["copy_gb_s"])), (on_gpu, on_gpu), "{executor}");
+        let of_gpu = [&executor["copy_gb_s"], &executor["gpu_memory_bytes"]].map(positive);
+        assert_eq!((executor["device"].is_string(), of_gpu), (on_gpu, [on_gpu; 2]), "{executor}");
     }
     for row in list(&report["results"]) {
         let ceiling = match (row["kernels"].as_str(), row["phase"].as_str()) {

@@ -546,10 +546,13 @@ impl Gpu {
     ///
     /// Fails with [`GpuError::OutOfMemory`]; everything else goes on then.
     pub fn reserve_results(&mut self, words: usize) -> Result<()> {
-        let words = words + 1;
-        if self.readback.as_ref().is_none_or(|readback| readback.bytes < words as u64 * 4) {
+        let bytes = (words + 1) * 4;
+        if self.readback.as_ref().is_none_or(|readback| readback.bytes < bytes as u64) {
             let usages = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-            self.readback = Some(self.create_buffer("results", words.next_power_of_two() * 4, usages)?);
+            // A few sizes only, but near the end of the memory no more than is needed.
+            let rounded = words.next_power_of_two() * 4 + 4;
+            let made = self.create_buffer("results", rounded, usages);
+            self.readback = Some(made.or_else(|_| self.create_buffer("results", bytes, usages))?);
         }
         if self.seal.is_none() {
             let kernel = self.kernel("seal", SEAL.to_owned(), 1, 1)?;

@@ -628,10 +628,10 @@ impl ModelParts {
             }
             let used = gpu.used_in(&placement);
             if placement.gpus.len() < gpu.count() {
-                self.notes.push(format!("not all of {} GPUs are needed, only {}", gpu.count(), used.name));
+                self.notes.push(format!("of {} GPUs, only these have layers: {}", gpu.count(), used.name));
             }
-            if gpu.has_twins() {
-                self.notes.push("a GPU was named twice: it may take the memory of two".into());
+            if placement.has_twins() && options.gpu_share.memory.is_some() {
+                self.notes.push("a GPU has layers twice, and the limit of its memory counts for each time".into());
             }
             self.gpu = Some(used);
             self.notes.extend(placement.in_words());

@@ -18,8 +18,7 @@ use braidinfer_server::{Conversations, FormatChoice, ModelNames, ReasoningFields
 use tokio::runtime::Runtime;
 
 use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ReasoningFieldArg, ServeArgs};
-use crate::interrupt::Endings;
-use crate::{INTERRUPTED, model, output, stderr, wording};
+use crate::{INTERRUPTED, interrupt, model, output, stderr, wording};
 
 /// Environment variable for an API key, which unlike a flag is not visible in the process list.
 const API_KEY: &str = "BRAIDINFER_API_KEY";
@@ -86,7 +85,7 @@ fn publisher(args: &ServeArgs) -> anyhow::Result<Option<KvEventPublisher>> {
 
 /// Completes at the first signal that asks for the end; the second one ends the program.
 fn stop() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut endings = Endings::catch().context("signals cannot be caught")?;
+    let mut endings = interrupt::of_server().context("signals cannot be caught")?;
     Ok(async move {
         endings.next().await;
         output::note("stopping: running answers are finished first; once more to end at once");

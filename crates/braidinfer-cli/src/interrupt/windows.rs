@@ -1,4 +1,4 @@
-//! What Windows has of signals.
+//! What Windows has of signals. Compiled, and never run so far.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use tokio::signal::windows::{
 /// How often the thread that waits for signals looks for one: here they cannot be waited for.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Calls `received` with every signal that asks for the end, on a thread of its own.
+/// Calls `received` with signals that ask for the end, on a thread of its own; two within the interval count as one.
 pub fn catch(received: fn(i32)) -> anyhow::Result<()> {
     let last = Arc::new(AtomicUsize::new(0));
     for signal in [SIGINT, SIGTERM] {
@@ -24,7 +24,7 @@ pub fn catch(received: fn(i32)) -> anyhow::Result<()> {
     let waiting = move || {
         loop {
             match last.swap(0, Ordering::SeqCst) {
-                0 => thread::sleep(INTERVAL),
+                0 => thread::park_timeout(INTERVAL),
                 signal => received(signal as i32),
             }
         }
@@ -38,7 +38,8 @@ pub fn outlive_file_limit() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Signals that ask for the end, for asynchronous programs: Ctrl-C, Ctrl-Break, and the end of the terminal or of the system.
+/// Signals that ask for the end, for asynchronous programs: Ctrl-C, Ctrl-Break, and the end of the terminal or of the system, after which
+/// Windows ends the program within seconds.
 pub struct Endings {
     ctrl_c: CtrlC,
     ctrl_break: CtrlBreak,

@@ -139,7 +139,7 @@ fn shares_are_those_of_the_gpus() {
         let gpu_share = GpuShare { layers: layers.to_vec(), memory: None };
         let options =
             LoadOptions { device: device.parse().expect("it is a device"), gpu_share, ..LoadOptions::default() };
-        let source = ModelSource::open(models().join("llama")).expect("the fixture is there");
+        let source = ModelSource::open(models().join("llama-yarn")).expect("the fixture is there");
         ModelParts::open(&source, &options, &|_, _| {}).err().map(|error| error.to_string())
     };
     assert!(with("cpu", &[]).is_none());

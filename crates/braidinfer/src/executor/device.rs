@@ -81,6 +81,11 @@ pub struct LayerTimes {
 }
 
 impl Placement {
+    /// Whether a GPU was named twice and has layers each time.
+    pub(crate) fn has_twins(&self) -> bool {
+        (1..self.gpus.len()).any(|at| self.gpus[..at].iter().any(|gpu| gpu.index == self.gpus[at].index))
+    }
+
     /// In words, if the layers have several places; `None` if all run on one GPU.
     pub fn in_words(&self) -> Option<String> {
         if let ([gpu], 0) = (&self.gpus[..], self.on_cpu)
@@ -141,12 +146,6 @@ impl ChosenGpu {
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.indices.len()
-    }
-
-    /// Whether one was named twice.
-    pub(crate) fn has_twins(&self) -> bool {
-        let indices = &self.indices;
-        (1..indices.len()).any(|at| indices[..at].contains(&indices[at]))
     }
 
     /// With the names of those that have something to compute.

@@ -140,9 +140,9 @@ impl ValidationReport {
             // An invalid option is not a finding about the model.
             Err(error @ Error::BadRequest { .. }) => return Err(error),
             Err(error) => {
-                let on_cpu = matches!(options.device, DeviceChoice::Cpu);
+                let on_gpu = matches!(options.device, DeviceChoice::Gpu(_));
                 let fix = match error {
-                    Error::Unsupported(_) if !on_cpu => Advice::set("device", "cpu"),
+                    Error::Unsupported(_) if on_gpu => Advice::set("device", "cpu"),
                     _ => Advice::from("fetch the files again, or correct what the message names"),
                 };
                 self.findings.push(Finding::fail("files", "can be read", error.to_string(), fix));

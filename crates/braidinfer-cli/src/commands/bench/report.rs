@@ -298,7 +298,7 @@ pub fn executors_cells(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>)
 /// Memory of the process and of a GPU.
 fn memory(row: &ExecutorRow) -> String {
     let process = row.peak_memory_bytes.map(output::size);
-    let gpu = row.gpu_memory_bytes.map(|bytes| format!("{} on the GPU", output::size(bytes as usize)));
+    let gpu = row.gpu_memory_bytes.map(|bytes| format!("{} in use on the GPU", output::size(bytes as usize)));
     let both: Vec<String> = process.into_iter().chain(gpu).collect();
     if both.is_empty() { "-".into() } else { both.join(", ") }
 }

@@ -62,8 +62,8 @@ pub enum GpuLayers {
 /// Tokens whose keys and values have to fit beside layers that are loaded as far as there is memory.
 const LEAST_TOKENS: usize = 2048;
 
-/// A step for which there has to be room, too.
-const USUAL_STEP: UsualStep = UsualStep { tokens: 512, rows: 16 };
+/// A step for which there has to be room, too: as large as those of checks.
+const USUAL_STEP: UsualStep = UsualStep { tokens: 512, rows: super::HEAD_ROWS };
 
 struct UsualStep {
     tokens: usize,
@@ -71,7 +71,8 @@ struct UsualStep {
     rows: usize,
 }
 
-/// Layers that are loaded for the CPU to measure how long they take there, where all run on GPUs: more than its caches hold.
+/// Layers that are loaded for the CPU to measure how long they take there, where all run on GPUs: of large models, more than its caches
+/// hold.
 const COMPARED_LAYERS: usize = 8;
 
 /// How often times are measured.
@@ -100,9 +101,12 @@ pub fn load(
     let mut on_cpu = on_cpu.map(|on_cpu| (on_cpu, 0..rest, &plan));
     if on_cpu.is_none() && options.compare_with_cpu {
         let layers = 0..COMPARED_LAYERS.min(count);
-        // What is only for comparison may lack memory.
-        let loaded = load_on_cpu(&spec, weights, (layers.clone(), &fastest), options.fused, progress);
-        on_cpu = loaded.ok().map(|on_cpu| (on_cpu, layers, &fastest));
+        on_cpu = match load_on_cpu(&spec, weights, (layers.clone(), &fastest), options.fused, progress) {
+            Ok(on_cpu) => Some((on_cpu, layers, &fastest)),
+            // The model runs without a comparison, too.
+            Err(Error::TooLittleMemory { .. }) => None,
+            Err(error) => return Err(error),
+        };
     }
     let layer_times = match (&mut on_cpu, runners.iter_mut().find(|runner| runner.count() > 0)) {
         (Some((on_cpu, layers, of_cpu)), Some(runner)) => Some(LayerTimes {
@@ -208,7 +212,7 @@ pub(super) fn check(spec: &DecoderSpec) -> Result<()> {
     let Some((layer, why)) = unsupported(spec) else { return Ok(()) };
     let model = &spec.model_type;
     Err(Error::Unsupported(format!(
-        "there are no kernels for GPUs for {why}, as layer {layer} of this {model} model has; the device cpu or auto computes it"
+        "there are no kernels for GPUs for {why}, as layer {layer} of this {model} model has; the CPU computes it"
     )))
 }
 
@@ -325,6 +329,9 @@ impl GpuRunner {
         let batch = usual_step(self.kv.config());
         let fits = share.layers == GpuLayers::Fitting;
         loop {
+            if self.count() == 0 && !share.with_ends {
+                return Ok(());
+            }
             let error = match self.make_room(Step { batch: &batch, plan }) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -338,6 +345,8 @@ impl GpuRunner {
             self.here[first] = false;
             self.kv.clear_layer(first);
             self.gpu.forget_buffers();
+            let widths = Widths::of(&self.spec, &self.layers, self.ends.as_ref());
+            self.scratch = Scratch::new(&mut self.gpu, widths)?;
         }
     }
 
@@ -368,20 +377,24 @@ impl GpuRunner {
         self.kv.reserve(&mut self.gpu, batch, &plan.kv_dtypes, &self.here)?;
         self.scratch.reserve_tokens(&mut self.gpu, batch.token_ids.len())?;
         let rows = batch.logits_rows.len().min(super::HEAD_ROWS) + batch.argmax_rows.len().min(super::HEAD_ROWS);
-        let mut results = batch.token_ids.len() * stride(self.spec.hidden_size);
         if self.ends.is_some() {
-            let hidden = batch.hidden_rows.len();
-            self.scratch.reserve_head(&mut self.gpu, rows + hidden, rows)?;
-            let logits = batch.logits_rows.len().min(super::HEAD_ROWS) * stride(self.spec.vocab_size);
-            let head =
-                logits + 2 * batch.argmax_rows.len().min(super::HEAD_ROWS) + hidden * stride(self.spec.hidden_size);
-            results = if self.layers_here().count() == self.here.len() { head } else { results.max(head) };
+            self.scratch.reserve_head(&mut self.gpu, rows + batch.hidden_rows.len(), rows)?;
         }
-        self.gpu.reserve_results(results)?;
+        self.gpu.reserve_results(self.result_words(batch))?;
         let positions: Vec<u32> =
             batch.sequences.iter().flat_map(SequenceSlice::positions).map(|position| position as u32).collect();
         self.scratch.reserve_partials(&mut self.gpu, &self.layers, &positions)?;
         self.scratch.reserve_step(&mut self.gpu, Upload::words_of(&self.spec, batch))
+    }
+
+    /// Most words that are read back at once in a step: what the head gives, or the residual stream, which another runner may go on
+    /// with even if all layers are here.
+    fn result_words(&self, batch: &Batch) -> usize {
+        let width = stride(self.spec.hidden_size);
+        let [logits, argmax] = [&batch.logits_rows, &batch.argmax_rows].map(|rows| rows.len().min(super::HEAD_ROWS));
+        let head = logits * stride(self.spec.vocab_size) + 2 * argmax + batch.hidden_rows.len() * width;
+        let head = if self.ends.is_some() { head } else { 0 };
+        head.max(batch.token_ids.len() * width)
     }
 
     fn upload_embeddings(&mut self, batch: &Batch) -> Result<()> {
