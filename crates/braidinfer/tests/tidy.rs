@@ -105,6 +105,8 @@ fn tests_wait_for_what_they_need() {
         // Between two attempts to reach the Hub, and while there is no room for another connection.
         "braidinfer-hub/src/http.rs",
         "braidinfer-server/src/http/listener.rs",
+        // Looks for signals, which cannot be waited for on Windows.
+        "braidinfer-cli/src/interrupt/windows.rs",
         // Has a function of this name, which waits for a notification.
         "braidinfer-kernels/src/pool.rs",
         // Measures how long it takes to wake a thread that has been asleep for a while.

@@ -24,7 +24,7 @@ pub fn catch(received: fn(i32)) -> anyhow::Result<()> {
     let waiting = move || {
         loop {
             match last.swap(0, Ordering::SeqCst) {
-                0 => thread::park_timeout(INTERVAL),
+                0 => thread::sleep(INTERVAL),
                 signal => received(signal as i32),
             }
         }
