@@ -367,8 +367,8 @@ Each rate is also a share of a ceiling, measured before and after: decode cannot
 weights, the keys and the values; prefill not faster than the processor multiplies at the numeric level of most weights
 (2 operations per weight and token; attention is left out, and so is what caches save). For several sequences the larger
 share is shown. On a GPU, decoding has the share of how fast its memory is copied, bytes that are read and written counted
-together, and prefill has none. Time to first token is loading plus the first prompt; peak memory is the largest resident size until
-then, less what the process held before (Linux only).
+together, and prefill has none. Time to first token is loading plus the first prompt; peak memory is the largest resident
+size until then, less what the process held before (Linux only).
 
 With --baseline, a rate is a regression if it is more than 3 % below that of the file and no run now was as fast as the
 slowest run then.

@@ -29,7 +29,7 @@ const WHOLE: usize = usize::MAX >> 1;
 fn options(adapters: &[(usize, GpuLayers)], kv_cache: KvCacheConfig) -> GpuOptions {
     let isa = Isa::detect().expect("there are kernels");
     let fused = FusedOptions { coarsest: NumericLevel::F32, kv_cache, threads: 2, isa };
-    GpuOptions { adapters: adapters.to_vec(), kv_cache, fused, memory: None, compare_with_cpu: false }
+    GpuOptions { adapters: adapters.to_vec(), fused, memory: None, compare_with_cpu: false }
 }
 
 /// A decoder with room for 16 sequences of 128 tokens, over weights that `change` may replace; `None` if a layer has a part that

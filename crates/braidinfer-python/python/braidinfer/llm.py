@@ -32,9 +32,9 @@ class LLM:
 
     `model` is a directory in the layout of the Hugging Face Hub, a GGUF file, or a Hub id (`org/name`, `org/name@revision`,
     `org/name:QUANT`); without it, the small built-in model tells stories. The other arguments are the flags of the command line
-    with the same names; `gpu_memory` is a number of bytes. In `model_kwargs` they may be given as a dictionary, beside `use_custom_kernels` and
-    `force_custom_kernels`: kernels `auto` or `standard`, and `fused` whatever a check finds. `kv_events` is an address (`127.0.0.1:5557`,
-    port 0 for a free one) at which routers learn over ZeroMQ what the prefix cache holds; whoever can reach it can read prompts.
+    with the same names; `gpu_memory` is a number of bytes. In `model_kwargs` they may be given as a dictionary, beside
+    `use_custom_kernels` and `force_custom_kernels`: kernels `auto` or `standard`, and `fused` whatever a check finds. `kv_events` is
+    an address (`127.0.0.1:5557`, port 0 for a free one) at which routers learn over ZeroMQ what the prefix cache holds; whoever can reach it can read prompts.
 
     Raises `FileNotFoundError` if there is no such model, `ModelError` if it cannot be read or run, `ValueError` for an argument
     that is none, and `MemoryError` if there is too little memory for it.

@@ -338,7 +338,7 @@ pub(crate) fn load_on_gpu(
     let OnGpu { share: GpuShare { layers, memory }, fused, compare_with_cpu } = how;
     let layers = layers.iter().map(|layers| GpuLayers::Last(*layers)).chain(std::iter::repeat(GpuLayers::Fitting));
     let adapters = gpu.indices.iter().copied().zip(layers).collect();
-    let options = GpuOptions { adapters, kv_cache: fused.kv_cache, fused, memory: *memory, compare_with_cpu };
+    let options = GpuOptions { adapters, fused, memory: *memory, compare_with_cpu };
     super::gpu::load(spec, weights, &options, progress)
 }
 

@@ -52,9 +52,15 @@ impl KvMemory {
     /// Makes memory for every block that `batch` names, in the type that `dtypes` has for each layer that is computed here.
     ///
     /// Fails if there is too little; what there was before is kept.
-    pub(super) fn reserve(&mut self, gpu: &mut Gpu, batch: &Batch, dtypes: &[KvDtype], layers: &[bool]) -> Result<()> {
+    pub(super) fn reserve(
+        &mut self,
+        gpu: &mut Gpu,
+        batch: &Batch,
+        dtypes: &[KvDtype],
+        layers: &[Option<GpuLayer>],
+    ) -> Result<()> {
         let tiles = batch.blocks_needed(self.config.block_size) * (self.config.block_size / TILE);
-        for (layer, dtype) in dtypes.iter().enumerate().filter(|(layer, _)| layers[*layer]) {
+        for (layer, dtype) in dtypes.iter().enumerate().filter(|(layer, _)| layers[*layer].is_some()) {
             self.reserve_layer(gpu, (layer, *dtype), tiles)?;
         }
         Ok(())
@@ -95,12 +101,12 @@ impl KvMemory {
     }
 
     /// Number of blocks that every layer has memory for.
-    pub(super) fn reserved_blocks(&self, dtypes: &[KvDtype], layers: &[bool]) -> usize {
+    pub(super) fn reserved_blocks(&self, dtypes: &[KvDtype], layers: &[Option<GpuLayer>]) -> usize {
         let of = |(layer, dtype): (usize, &KvDtype)| {
             let which = storage_index(*dtype).ok()?;
             Some(self.layers[layer][which].as_ref().map_or(0, |buffers| buffers.tiles))
         };
-        let kept = dtypes.iter().enumerate().filter(|(layer, _)| layers[*layer] && self.widths[*layer] > 0);
+        let kept = dtypes.iter().enumerate().filter(|(layer, _)| layers[*layer].is_some() && self.widths[*layer] > 0);
         kept.map(|layer| of(layer).unwrap_or(0)).min().map_or(usize::MAX, |tiles| tiles * TILE / self.config.block_size)
     }
 

@@ -40,9 +40,7 @@ pub struct GpuOptions {
     /// The adapters by their numbers, and which layers each takes of those that are left by the ones before it: the last of them.
     /// Layers that are left by all run on the CPU, in fused kernels.
     pub adapters: Vec<(usize, GpuLayers)>,
-    /// Size of the KV cache; the block size must be a multiple of 16.
-    pub kv_cache: KvCacheConfig,
-    /// How layers on the CPU are loaded.
+    /// How layers on the CPU are loaded, and the size of the KV cache of all: its block size must be a multiple of 16.
     pub fused: FusedOptions,
     /// Most memory to take on each GPU, in bytes.
     pub memory: Option<u64>,
@@ -90,7 +88,7 @@ pub fn load(
     progress: LoadProgress,
 ) -> Result<(Decoder<'static>, Placement)> {
     check(&spec)?;
-    let fastest = KernelPlan::fastest(&spec, weights, options.fused.coarsest, options.kv_cache.dtype);
+    let fastest = KernelPlan::fastest(&spec, weights, options.fused.coarsest, options.fused.kv_cache.dtype);
     let (mut runners, rest) = load_shares(&spec, weights, options, &fastest, progress)?;
     let count = spec.layers.len();
     let plan = fastest.clone().exact_in(&(0..count).map(|layer| layer >= rest).collect::<Vec<_>>());
@@ -120,7 +118,7 @@ pub fn load(
     runners.iter_mut().try_for_each(GpuRunner::release_storage)?;
     let mut runners = runners.into_iter();
     let first = runners.next().ok_or_else(|| Error::Internal("no adapter was chosen".into()))?;
-    let mut decoder = Decoder::new(spec, options.kv_cache, plan.clone(), first);
+    let mut decoder = Decoder::new(spec, options.fused.kv_cache, plan.clone(), first);
     for runner in runners {
         decoder = decoder.with_layers(&runner.layers_here().collect(), runner)?;
     }
@@ -148,7 +146,7 @@ fn load_shares(
         }
         let mut gpu = Gpu::open(&adapters, *adapter)?;
         gpu.limit_memory(options.memory);
-        let runner = GpuRunner::load(gpu, (spec, weights), (options.kv_cache, plan), share, progress)?;
+        let runner = GpuRunner::load(gpu, (spec, weights), (options.fused.kv_cache, plan), share, progress)?;
         left -= runner.count();
         if share.with_ends || runner.count() > 0 {
             runners.push(runner);
@@ -238,8 +236,6 @@ struct GpuRunner {
     projections: Vec<(Slot, Dtype)>,
     /// Layers that are computed here.
     layers: Vec<Option<GpuLayer>>,
-    /// Which these are.
-    here: Vec<bool>,
     /// What comes before the first layer and after the last one, if that is computed here.
     ends: Option<Ends>,
     kv: KvMemory,
@@ -307,7 +303,6 @@ impl GpuRunner {
         let mut runner = Self {
             spec: spec.clone(),
             projections: plan.projections.iter().map(|planned| (planned.slot, planned.dtype)).collect(),
-            here: layers.iter().map(Option::is_some).collect(),
             scratch: Scratch::new(&mut gpu, Widths::of(spec, &layers, ends.as_ref()))?,
             gpu,
             layers,
@@ -342,7 +337,6 @@ impl GpuRunner {
             }
             let first = self.first();
             self.layers[first] = None;
-            self.here[first] = false;
             self.kv.clear_layer(first);
             self.gpu.forget_buffers();
             let widths = Widths::of(&self.spec, &self.layers, self.ends.as_ref());
@@ -352,12 +346,12 @@ impl GpuRunner {
 
     /// The layers that are computed here.
     fn layers_here(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.here.len()).filter(|layer| self.here[*layer])
+        (0..self.layers.len()).filter(|layer| self.layers[*layer].is_some())
     }
 
     /// The first of them.
     fn first(&self) -> usize {
-        self.layers_here().next().unwrap_or(self.here.len())
+        self.layers_here().next().unwrap_or(self.layers.len())
     }
 
     /// Its GPU, and how many layers it has.
@@ -374,27 +368,24 @@ impl GpuRunner {
     /// Makes room for the keys and values of a step, and for its activations.
     fn make_room(&mut self, step: Step<'_>) -> Result<()> {
         let Step { batch, plan } = step;
-        self.kv.reserve(&mut self.gpu, batch, &plan.kv_dtypes, &self.here)?;
+        self.kv.reserve(&mut self.gpu, batch, &plan.kv_dtypes, &self.layers)?;
         self.scratch.reserve_tokens(&mut self.gpu, batch.token_ids.len())?;
-        let rows = batch.logits_rows.len().min(super::HEAD_ROWS) + batch.argmax_rows.len().min(super::HEAD_ROWS);
+        // What is read back at once: what the head gives, or the residual stream, which another runner may go on with even if all layers
+        // are here.
+        let mut results = batch.token_ids.len() * stride(self.spec.hidden_size);
         if self.ends.is_some() {
-            self.scratch.reserve_head(&mut self.gpu, rows + batch.hidden_rows.len(), rows)?;
+            let hidden = batch.hidden_rows.len();
+            let at_once = |rows: &[usize]| rows.len().min(super::HEAD_ROWS);
+            let (logits, argmax) = (at_once(&batch.logits_rows), at_once(&batch.argmax_rows));
+            self.scratch.reserve_head(&mut self.gpu, logits + argmax + hidden, logits + argmax)?;
+            let head = logits * stride(self.spec.vocab_size) + 2 * argmax + hidden * stride(self.spec.hidden_size);
+            results = results.max(head);
         }
-        self.gpu.reserve_results(self.result_words(batch))?;
+        self.gpu.reserve_results(results)?;
         let positions: Vec<u32> =
             batch.sequences.iter().flat_map(SequenceSlice::positions).map(|position| position as u32).collect();
         self.scratch.reserve_partials(&mut self.gpu, &self.layers, &positions)?;
         self.scratch.reserve_step(&mut self.gpu, Upload::words_of(&self.spec, batch))
-    }
-
-    /// Most words that are read back at once in a step: what the head gives, or the residual stream, which another runner may go on
-    /// with even if all layers are here.
-    fn result_words(&self, batch: &Batch) -> usize {
-        let width = stride(self.spec.hidden_size);
-        let [logits, argmax] = [&batch.logits_rows, &batch.argmax_rows].map(|rows| rows.len().min(super::HEAD_ROWS));
-        let head = logits * stride(self.spec.vocab_size) + 2 * argmax + batch.hidden_rows.len() * width;
-        let head = if self.ends.is_some() { head } else { 0 };
-        head.max(batch.token_ids.len() * width)
     }
 
     fn upload_embeddings(&mut self, batch: &Batch) -> Result<()> {
@@ -510,12 +501,12 @@ impl LayerRunner for GpuRunner {
     }
 
     fn reserved_blocks(&self, plan: &KernelPlan) -> usize {
-        self.kv.reserved_blocks(&plan.kv_dtypes, &self.here)
+        self.kv.reserved_blocks(&plan.kv_dtypes, &self.layers)
     }
 
     fn begin(&mut self, step: Step<'_>) -> Result<()> {
         step.plan.check(&self.projections, self.spec.layers.len())?;
-        let is_here = |planned: &&PlannedProjection| planned.layer().is_none_or(|layer| self.here[layer]);
+        let is_here = |planned: &&PlannedProjection| planned.layer().is_none_or(|layer| self.layers[layer].is_some());
         let mut here = step.plan.projections.iter().filter(is_here);
         if let Some(planned) = here.find(|planned| planned.level != NumericLevel::F32) {
             return Err(Error::bad_request("kernel_plan", "level f32 on a GPU", planned.level.name()));
