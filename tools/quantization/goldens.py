@@ -1,4 +1,4 @@
-"""Records what the `gguf` package decodes and encodes, for `cargo test -p braidinfer-model --test quantization`.
+"""Records what the `gguf` package decodes and encodes, for `cargo test -p braidinfer-model --test all quantization::`.
 
     pip install -r tools/quantization/requirements.txt
     python tools/quantization/goldens.py

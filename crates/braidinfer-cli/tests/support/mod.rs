@@ -1,7 +1,5 @@
 //! Running the real binary on fixtures and on broken copies of them.
 
-#![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
-
 #[path = "../../../braidinfer/tests/support/waiting.rs"]
 mod waiting;
 

@@ -1,7 +1,5 @@
 //! A device for tests, and what several of them compare.
 
-#![allow(dead_code, reason = "each file of tests is a program of its own, and uses a part of this")]
-
 use std::ops::Range;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 

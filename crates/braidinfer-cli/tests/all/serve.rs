@@ -1,0 +1,137 @@
+//! `braidinfer serve` as a process: what it refuses, that it serves, and how it ends.
+
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
+use std::process::ChildStderr;
+
+use crate::support::server::{Server, WITH_SIGNALS, code_of, get, line_with, signal, start_server, started_by};
+use crate::support::{braidinfer, output, refuse, stderr, succeed, wait_until};
+
+/// A server that listens, and its address.
+fn start(args: &[&str]) -> (Server, BufReader<ChildStderr>, String) {
+    start_server(braidinfer(["serve", "--port", "0"].iter().chain(args)))
+}
+
+#[test]
+fn a_server_serves_and_ends_at_a_signal() {
+    for name in ["TERM", "INT", "HUP"] {
+        let plain = braidinfer(["serve", "--port", "0", "--log-format", "json"]);
+        let (server, mut lines, address) = start_server(started_by(WITH_SIGNALS, &plain));
+        assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
+        assert!(get(&address, "/v1/models").contains("\"id\":\"demo\""));
+        // The chat template is in a worker process.
+        let metrics = get(&address, "/metrics");
+        assert!(metrics.contains("braidinfer_workers{model_name=\"demo\"} 1\n"), "{metrics}");
+        assert!(
+            metrics.contains("braidinfer_workers_ended_total{model_name=\"demo\",reason=\"memory\"} 0\n"),
+            "{metrics}"
+        );
+        assert!(line_with(&mut lines, "\"path\":\"/ready\"").contains("\"status\":200"));
+        signal(&server, name);
+        assert_eq!(code_of(server), Some(0), "{name}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_that_is_to_outlive_its_terminal_does() {
+    let (server, _lines, address) = start_server(started_by(&["nohup"], &braidinfer(["serve", "--port", "0"])));
+    signal(&server, "HUP");
+    for _ in 0..3 {
+        assert!(get(&address, "/ready").starts_with("HTTP/1.1 200"));
+    }
+    signal(&server, "TERM");
+    assert_eq!(code_of(server), Some(0), "it was the first that it heeded");
+}
+
+#[test]
+fn how_conversations_are_read_is_said() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let template = folder.path().join("chat.jinja");
+    let text = "{{ tools }}{{ messages[0].content }}{# <think> </think> <tool_call> #}";
+    std::fs::write(&template, text).expect("it can be written");
+    let said = |args: &[&str]| {
+        let mut command = braidinfer(["serve", "--port", "0"].iter().chain(args));
+        let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("the program starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("it is piped"));
+        let _server = Server(child);
+        line_with(&mut lines, "is served at")
+    };
+    let line = said(&["--chat-template", &template.display().to_string()]);
+    assert!(line.contains("reasoning format think, tool call format tagged"), "{line}");
+    let line = said(&[]);
+    assert!(line.contains("reasoning format none, tool call format none"), "{line}");
+}
+
+#[test]
+fn clients_that_go_away_before_they_are_answered_are_in_the_log() {
+    let (server, mut lines, address) = start(&[]);
+    let body = r#"{"prompt": "Once", "max_tokens": 400, "ignore_eos": true, "n": 100, "logprobs": 20}"#;
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nx-request-id: gone";
+    let mut stream = TcpStream::connect(&address).expect("it listens");
+    write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("it takes requests");
+    // A client that disconnects before its request is scheduled starts none, so wait until it runs.
+    let is_running = |metrics: &str| {
+        metrics.lines().any(|line| line.starts_with("vllm:num_requests_running") && !line.ends_with(" 0"))
+    };
+    assert!(wait_until(|| is_running(&get(&address, "/metrics"))), "the request never runs");
+    drop(stream);
+    let line = line_with(&mut lines, "the client went away");
+    assert!(line.contains("gone") && line.contains("/v1/completions"), "{line}");
+    signal(&server, "TERM");
+    code_of(server);
+}
+
+#[test]
+fn what_others_can_reach_needs_a_key() {
+    refuse(["serve", "--host", "0.0.0.0", "--port", "0"], &["0.0.0.0", "no API key is set"]);
+    let (server, _lines, address) = start(&["--host", "0.0.0.0", "--api-key", "secret"]);
+    let local = address.replace("0.0.0.0", "127.0.0.1");
+    assert!(get(&local, "/v1/models").starts_with("HTTP/1.1 401"));
+    let url = format!("http://{local}");
+    assert_eq!(succeed(["health", &url]), "ready\n");
+    refuse(["health", &format!("{url}/v1/models?")], &["expected a server that is ready", "401"]);
+    signal(&server, "TERM");
+    code_of(server);
+    refuse(["health", &url, "--timeout", "2"], &[&url]);
+}
+
+#[test]
+fn settings_that_cannot_be_used_are_refused_before_anything_is_loaded() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let empty = folder.path().join("empty").display().to_string();
+    std::fs::write(&empty, "\n").expect("a file can be written");
+    let serve =
+        |args: &[&str]| ["serve", "--port", "0"].iter().chain(args).map(ToString::to_string).collect::<Vec<_>>();
+    refuse(serve(&["--api-key-file", &empty]), &["--api-key-file", "expected a key in each line"]);
+    refuse(serve(&["--api-key-file", "/no/such/file"]), &["/no/such/file"]);
+    refuse(serve(&["--tls-cert", &empty, "--tls-key", &empty]), &[&empty, "expected a certificate"]);
+    refuse(serve(&["--cors-origin", "example.org"]), &["CORS origin", "example.org"]);
+    for flag in [
+        "--max-body",
+        "--max-answer",
+        "--max-request-memory",
+        "--max-connections",
+        "--max-connections-per-client",
+        "--max-sequences",
+        "--read-timeout",
+        "--write-timeout",
+        "--request-timeout",
+    ] {
+        for value in ["0", "99999999999999999"] {
+            let output = output(serve(&[flag, value]));
+            let message = stderr(&output);
+            assert!(!output.status.success() && message.contains(flag), "{message}");
+            assert!(message.contains(&format!("{value} is not in 1..=")), "{message}");
+        }
+    }
+    let memory = serve(&["--max-body", "600"]);
+    refuse(memory, &["--max-body", "half of --max-request-memory", "536870912", "629145600"]);
+    refuse(serve(&["--force"]), &["--force", "--kernels fused"]);
+    refuse(serve(&["/no/such/model"]), &["/no/such/model"]);
+    refuse(serve(&["--shadow-check", "2"]), &["shadow-check", "from 0 to 1"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = taken.local_addr().expect("it is bound").port().to_string();
+    refuse(["serve", "--port", &port], &["127.0.0.1", "in use"]);
+}
