@@ -8,9 +8,13 @@ use braidinfer::compat::CompatReport;
 use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
 use braidinfer::engine::{ClientId, ConstraintFactory};
 use braidinfer::executor::ActiveKernels;
-use braidinfer::{AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
+use braidinfer::{
+    AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, ModelText, SamplingParams, StructuredOutput, WeightsInfo,
+};
+use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::time::timeout_at;
 
+use crate::api::ResponseStore;
 use crate::budget::Budget;
 use crate::fair_slots::{FairSlots, Slot};
 use crate::http::{ApiError, Clients, Connections, FormatChoice, ServerConfig};
@@ -33,6 +37,8 @@ pub struct App {
     /// What requests hold in memory.
     pub budget: Arc<Budget>,
     pub metrics: ServerMetrics,
+    /// Responses that later requests go on from.
+    pub responses: ResponseStore,
     served: OnceLock<Arc<Served>>,
     is_stopping: AtomicBool,
     requests: AtomicU64,
@@ -52,6 +58,9 @@ pub struct Served {
     pub context: usize,
     pub vocab_size: usize,
     pub hidden_size: usize,
+    /// The architecture's name in `config.json`.
+    pub model_type: String,
+    pub weights: WeightsInfo,
     /// Length of the longest token in bytes, if there is a tokenizer.
     longest_token: Option<usize>,
     pub kernels: ActiveKernels,
@@ -99,6 +108,8 @@ impl Served {
             context: llm.context(),
             vocab_size: llm.spec().vocab_size,
             hidden_size: llm.spec().hidden_size,
+            model_type: llm.spec().model_type.clone(),
+            weights: llm.weights().clone(),
             longest_token: llm.text().longest_token(),
             kernels: llm.kernels(),
             compat: llm.compat().cloned(),
@@ -164,6 +175,7 @@ impl App {
             clients: Clients::default(),
             budget: Budget::new(config.max_request_memory),
             metrics: ServerMetrics::default(),
+            responses: ResponseStore::default(),
             config,
             served: OnceLock::new(),
             is_stopping: AtomicBool::new(false),
@@ -217,6 +229,17 @@ impl App {
     pub fn next_id(&self) -> String {
         format!("{:08x}{:08x}", self.salt, self.requests.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+/// The time now, as RFC 3339 writes it.
+pub fn now_as_text() -> String {
+    DateTime::<Utc>::from(SystemTime::now()).to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// A time in seconds since 1970, as RFC 3339 writes it.
+pub fn time_as_text(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    time.unwrap_or_default().to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 pub fn seconds_since_1970() -> u64 {

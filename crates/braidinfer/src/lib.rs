@@ -42,7 +42,7 @@ pub use handle::Handle;
 pub use imatrix::{Calibration, ImatrixProgress, ImatrixReport, input_sums, write_imatrix};
 pub use llm::{
     Completion, ConversationPrompt, Event, GenerateRequest, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck,
-    StreamEvent, Timings, Token,
+    StreamEvent, Timings, Token, WeightsInfo,
 };
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, PipelinePlan, check, check_memory};
 pub use memory::size;

@@ -1,45 +1,101 @@
-//! Turns the outputs of the engine into response bodies and event streams.
+//! Turns the outputs of the engine into response bodies and streams, in the form of any API.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use braidinfer::engine::{FinishReason, PromptInfo, TokenLogprobs};
 use braidinfer::handle::{OutputStream, RequestOutput};
 use braidinfer::{Output, Token};
-use futures_util::stream;
-use serde::Serialize;
-use serde_json::{Value, json};
+use futures_util::{StreamExt, stream};
+use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::json_text::JsonText;
 use super::logprobs::AnswerLogprobs;
 use super::reservation::Reservation;
-use super::sampling::Delivery;
 use crate::http::{ApiError, Ignored, Kept};
-use crate::served::{FormSlot, Served, seconds_since_1970};
+use crate::served::FormSlot;
 
-/// Interval of keep-alive comments while a stream has no events. They also tell whether the client is still there. So long a
-/// response that is streamed waits for its first event.
+/// Interval of keep-alive comments while a stream of events has none. They also tell whether the client is still there. So long a
+/// response that is streamed waits for its first part.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
+/// Whether answers are sent as one body or as a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    Whole,
+    Streamed,
+}
+
+/// How the parts of a stream are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Server-sent events.
+    Events,
+    /// A line of JSON each.
+    Lines,
+}
+
+/// A part of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Name of the event, if the API names them.
+    event: Option<&'static str>,
+    data: String,
+}
+
+impl Chunk {
+    pub fn json(value: &Value) -> Self {
+        Self { event: None, data: value.to_string() }
+    }
+
+    /// An event with a name.
+    pub fn named(event: &'static str, value: &Value) -> Self {
+        Self { event: Some(event), data: value.to_string() }
+    }
+
+    pub fn text(text: &str) -> Self {
+        Self { event: None, data: text.to_owned() }
+    }
+
+    fn into_event(self) -> Event {
+        let event = Event::default().data(self.data);
+        match self.event {
+            Some(name) => event.event(name),
+            None => event,
+        }
+    }
+
+    fn into_line(mut self) -> Bytes {
+        self.data.push('\n');
+        self.data.into()
+    }
+}
+
 /// Writes the responses of one endpoint.
-pub trait ResponseWriter: Send + 'static {
-    /// Chunks of a stream that come before the first token of a choice.
-    fn opening_chunks(&mut self, choice: usize) -> Vec<Value>;
+pub trait ResponseWriter: Send + Unpin + 'static {
+    /// How its streams are framed.
+    const FRAMING: Framing;
 
-    /// Chunks of a stream for one token; there may be none.
-    fn token_chunks(&mut self, choice: usize, token: Token) -> Vec<Value>;
+    /// The first parts of a stream. `usage` has the prompt and the first token.
+    fn opening(&mut self, usage: &Usage) -> Vec<Chunk>;
 
-    /// The chunk of a stream with the token usage.
-    fn usage_chunk(&self, usage: Usage) -> Value;
+    /// Parts of a stream for one token; there may be none.
+    fn token(&mut self, choice: usize, token: Token) -> Vec<Chunk>;
+
+    /// The last parts of a stream.
+    fn closing(&mut self, usage: &Usage) -> Vec<Chunk>;
+
+    /// The last parts of a stream that an error ends; there may have been none before.
+    fn failing(&mut self, error: &ApiError) -> Vec<Chunk>;
 
     /// The body of a response that is not streamed, as JSON.
-    fn body(&mut self, choices: Vec<Choice>, usage: Usage) -> Result<JsonText, ApiError>;
+    fn body(&mut self, choices: Vec<Choice>, usage: &Usage) -> Result<JsonText, ApiError>;
 }
 
 /// A complete answer.
@@ -49,6 +105,8 @@ pub struct Choice {
     pub reasoning: String,
     pub logprobs: AnswerLogprobs,
     pub finish_reason: Option<FinishReason>,
+    /// The stop text that ended it, if one did.
+    pub stop: Option<String>,
     pub prompt: Option<PromptInfo>,
 }
 
@@ -62,36 +120,25 @@ impl Choice {
         self.reasoning += &token.reasoning;
         token.logprobs.iter().for_each(|found| self.logprobs.push(found));
         self.finish_reason = token.finished;
+        self.stop = token.stop;
         self.prompt = self.prompt.take().or(token.prompt);
         bytes
     }
 }
 
-/// Token usage of a request.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+/// Tokens and times of a request.
+#[derive(Debug, Clone, Default)]
 pub struct Usage {
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    total_tokens: usize,
-    prompt_tokens_details: PromptTokensDetails,
-    #[serde(skip_serializing_if = "CompletionTokensDetails::is_empty")]
-    completion_tokens_details: CompletionTokensDetails,
-}
-
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-struct PromptTokensDetails {
-    cached_tokens: usize,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-struct CompletionTokensDetails {
-    reasoning_tokens: usize,
-}
-
-impl CompletionTokensDetails {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
+    pub prompt_tokens: usize,
+    /// Prompt tokens that were in the prefix cache.
+    pub cached_tokens: usize,
+    pub completion_tokens: usize,
+    /// Completion tokens that are reasoning.
+    pub reasoning_tokens: usize,
+    /// How long the first prompt waited for its first step.
+    pub queued: Duration,
+    /// When the first token came.
+    pub first_token: Option<Instant>,
 }
 
 impl Usage {
@@ -99,18 +146,15 @@ impl Usage {
     /// prompt.
     fn count(&mut self, choice: usize, n: usize, token: &Token) {
         self.completion_tokens += 1;
-        self.completion_tokens_details.reasoning_tokens += usize::from(token.is_reasoning);
+        self.reasoning_tokens += usize::from(token.is_reasoning);
         if let Some(prompt) = token.prompt.as_ref().filter(|_| choice.is_multiple_of(n)) {
             self.prompt_tokens += prompt.num_tokens;
-            self.prompt_tokens_details.cached_tokens += prompt.num_cached_tokens;
+            self.cached_tokens += prompt.num_cached_tokens;
         }
-        self.total_tokens = self.prompt_tokens + self.completion_tokens;
-    }
-
-    /// Without completion tokens, for prompts that were only scored: the engine generates at least one token anyway.
-    pub fn without_completion(mut self) -> Self {
-        (self.completion_tokens, self.total_tokens) = (0, self.prompt_tokens);
-        self
+        if self.first_token.is_none() {
+            self.first_token = Some(Instant::now());
+            self.queued = token.prompt.as_ref().map(|prompt| prompt.queued).unwrap_or_default();
+        }
     }
 }
 
@@ -137,9 +181,7 @@ pub async fn deliver<W: ResponseWriter>(
     match begun {
         Err(error) => (ignored, error).into_response(),
         Ok((choices, writer, Delivery::Whole)) => (ignored, choices.collect(writer).await).into_response(),
-        Ok((choices, writer, Delivery::Streamed { with_usage })) => {
-            (ignored, choices.into_events(writer, with_usage).await).into_response()
-        }
+        Ok((choices, writer, Delivery::Streamed)) => (ignored, choices.into_stream(writer).await).into_response(),
     }
 }
 
@@ -168,31 +210,36 @@ impl ChoiceStream {
         }
         let Self { stream, reservation, .. } = self;
         drop(stream);
-        json_response(writer.body(choices, usage)?, reservation)
+        json_response(writer.body(choices, &usage)?, reservation)
     }
 
     /// The response begins with the first token, or with the first comment that keeps it alive. Until then an error has its own
     /// status, and where this server ends, a router can send the request to another one.
-    async fn into_events(mut self, writer: impl ResponseWriter, with_usage: bool) -> Response {
+    async fn into_stream<W: ResponseWriter>(mut self, writer: W) -> Response {
         let first = match timeout(KEEP_ALIVE, self.next()).await {
             Ok(Some(Err(error))) => return error.into_response(),
             first => first.ok(),
         };
-        let stream = EventStream {
+        let parts = ChunkStream {
             choices: self,
             first,
             writer,
-            with_usage,
             usage: Usage::default(),
             ready: VecDeque::new(),
             has_begun: false,
             is_over: false,
         };
-        let events = stream::unfold(stream, |mut stream| async move {
-            let event = stream.next().await?;
-            Some((Ok::<_, Infallible>(event), stream))
-        });
-        Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+        let chunks = stream::unfold(parts, |mut parts| async move { Some((parts.next().await?, parts)) });
+        match W::FRAMING {
+            Framing::Events => {
+                let events = chunks.map(|chunk| Ok::<_, Infallible>(chunk.into_event()));
+                Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+            }
+            Framing::Lines => {
+                let lines = chunks.map(|chunk| Ok::<_, Infallible>(chunk.into_line()));
+                ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+            }
+        }
     }
 }
 
@@ -203,24 +250,23 @@ pub fn json_response(text: JsonText, mut reservation: Reservation) -> Result<Res
     Ok(([(CONTENT_TYPE, "application/json")], Kept::within(Body::new(text), reservation)).into_response())
 }
 
-struct EventStream<W> {
+struct ChunkStream<W> {
     choices: ChoiceStream,
     /// What was received before the response began.
     first: Option<Received>,
     writer: W,
-    with_usage: bool,
     usage: Usage,
-    /// Events that are ready to be sent.
-    ready: VecDeque<Event>,
+    /// Parts that are ready to be sent.
+    ready: VecDeque<Chunk>,
     has_begun: bool,
     is_over: bool,
 }
 
-impl<W: ResponseWriter> EventStream<W> {
-    async fn next(&mut self) -> Option<Event> {
+impl<W: ResponseWriter> ChunkStream<W> {
+    async fn next(&mut self) -> Option<Chunk> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+            if let Some(chunk) = self.ready.pop_front() {
+                return Some(chunk);
             }
             if self.is_over {
                 return None;
@@ -231,82 +277,22 @@ impl<W: ResponseWriter> EventStream<W> {
             };
             match received {
                 Some(Ok((choice, token))) => {
+                    self.usage.count(choice, self.choices.n, &token);
                     // Sent only with the first token: clients measure the time to first token by the first chunk.
                     if !std::mem::replace(&mut self.has_begun, true) {
-                        let openings = (0..self.choices.count).flat_map(|choice| self.writer.opening_chunks(choice));
-                        self.ready.extend(openings.map(event_of));
+                        self.ready.extend(self.writer.opening(&self.usage));
                     }
-                    self.usage.count(choice, self.choices.n, &token);
-                    self.ready.extend(self.writer.token_chunks(choice, token).into_iter().map(event_of));
+                    self.ready.extend(self.writer.token(choice, token));
                 }
-                Some(Err(error)) => self.end(Some(error)),
-                None => self.end(None),
+                Some(Err(error)) => {
+                    self.is_over = true;
+                    self.ready.extend(self.writer.failing(&error));
+                }
+                None => {
+                    self.is_over = true;
+                    self.ready.extend(self.writer.closing(&self.usage));
+                }
             }
         }
     }
-
-    /// Queues the last events: an error or the usage, and `[DONE]`.
-    fn end(&mut self, error: Option<ApiError>) {
-        self.is_over = true;
-        match error {
-            Some(error) => self.ready.push_back(event_of(error.json())),
-            None if self.with_usage => self.ready.push_back(event_of(self.writer.usage_chunk(self.usage))),
-            None => {}
-        }
-        self.ready.push_back(Event::default().data("[DONE]"));
-    }
-}
-
-fn event_of(chunk: Value) -> Event {
-    Event::default().data(chunk.to_string())
-}
-
-/// The fields that every body and every chunk of a stream has.
-#[derive(Debug, Clone)]
-pub struct Envelope {
-    id: String,
-    created: u64,
-    model: String,
-    /// Whether chunks have the field `usage`: it is null in all but the last one.
-    with_usage: bool,
-}
-
-impl Envelope {
-    /// For the response to the request with the id `name`; the id of the response is `kind-name`.
-    pub fn new(kind: &str, name: &str, served: &Served, delivery: Delivery) -> Self {
-        Self {
-            id: format!("{kind}-{name}"),
-            created: seconds_since_1970(),
-            model: served.name.clone(),
-            with_usage: delivery == (Delivery::Streamed { with_usage: true }),
-        }
-    }
-
-    /// The JSON of a body.
-    pub fn body(&self, object: &'static str, choices: &impl Serialize, usage: Usage) -> Result<JsonText, ApiError> {
-        let Self { id, created, model, .. } = self;
-        let body = WholeBody { id, object, created: *created, model, choices, usage };
-        JsonText::of(&body)
-    }
-
-    /// A chunk of a stream.
-    pub fn around(&self, object: &str, choices: Value, usage: Option<Usage>) -> Value {
-        let mut body = json!({
-            "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
-        });
-        if usage.is_some() || self.with_usage {
-            body["usage"] = json!(usage);
-        }
-        body
-    }
-}
-
-#[derive(Serialize)]
-struct WholeBody<'a, T> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: &'a T,
-    usage: Usage,
 }

@@ -3,20 +3,35 @@
 use braidinfer::SamplingParams;
 use serde::de::DeserializeOwned;
 
-use super::chat::ChatFields;
-use super::completions::CompletionFields;
-use super::embeddings::EmbeddingFields;
-use super::sampling::{ParameterFields, SharedFields};
+use super::anthropic::MessageFields;
+use super::ollama;
+use super::openai::{ChatFields, CompletionFields, EmbeddingFields, ParameterFields, SharedFields};
+use super::responses::ResponseFields;
 use crate::http::{ApiError, NoFields, Strict, parse_body};
 
-/// Reads a body of chat completions (kind 0), completions (1) or embeddings (2), and returns the message of a refusal.
+/// Reads a body of chat completions (kind 0), completions (1), embeddings (2), of the Anthropic API (3), of Ollama's chats (4), of
+/// its completions (5) or of the Responses API (6), and returns the message of a refusal.
 pub fn parse_request(kind: u8, body: &[u8]) -> Result<(), String> {
-    let read = match kind % 3 {
+    let read = match kind % 7 {
         0 => generation::<ChatFields>(body),
         1 => generation::<CompletionFields>(body),
-        _ => parse_body::<EmbeddingFields, NoFields, NoFields>(body, false).map(|_| ()),
+        2 => parse_body::<EmbeddingFields, NoFields, NoFields>(body, false).map(|_| ()),
+        3 => parse_body::<MessageFields, NoFields, NoFields>(body, false)
+            .and_then(|Strict { first, .. }| first.into_chat(&SamplingParams::default()).map(|_| ())),
+        4 => of_ollama::<ollama::ChatFields>(body),
+        5 => of_ollama::<ollama::GenerateFields>(body),
+        _ => parse_body::<ResponseFields, NoFields, NoFields>(body, false)
+            .and_then(|Strict { first, .. }| first.into_chat(SamplingParams::default(), Vec::new()).map(|_| ())),
     };
     read.map_err(|error| format!("{error:?}"))
+}
+
+fn of_ollama<T: DeserializeOwned>(body: &[u8]) -> Result<(), ApiError> {
+    let Strict { first, .. }: Strict<ollama::SharedFields, T> = parse_body(body, false)?;
+    first.params(&SamplingParams::default())?;
+    first.form()?;
+    first.think()?;
+    Ok(())
 }
 
 fn generation<T: DeserializeOwned>(body: &[u8]) -> Result<(), ApiError> {

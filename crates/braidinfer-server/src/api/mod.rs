@@ -1,22 +1,26 @@
-//! The wire format of requests and responses.
+//! The wire formats of requests and responses.
+//!
+//! Each API has a folder, which reads its requests, writes its responses and errors, and knows no other API. What they share is here:
+//! a chat as the library understands it, and how its answer is delivered.
 
 mod answers;
+mod anthropic;
 mod chat;
-mod completions;
-mod embeddings;
-mod form;
+mod completion;
+mod constraint;
+mod embedding;
+mod errors;
 pub mod fuzzing;
 mod json_text;
 mod logprobs;
-mod messages;
+mod ollama;
 mod one_or_many;
+mod openai;
 mod page;
 mod prompts;
 mod reservation;
-mod sampling;
+mod responses;
 mod status;
-mod tokens;
-mod tools;
 
 use std::sync::Arc;
 
@@ -24,11 +28,14 @@ use axum::Router;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, Method};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
-use axum::routing::{get, post};
+use axum::response::Response;
+use axum::routing::get;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
+use self::errors::ErrorForm;
+pub use self::responses::ResponseStore;
 use crate::http::{
-    ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, assign_id_and_log, authenticate,
+    API_KEY, ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, assign_id_and_log, authenticate,
     refuse_doubled_headers, require_local_host, require_model,
 };
 use crate::served::App;
@@ -59,8 +66,8 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>, StartError> {
     }
     // Headers are listed because `*` does not cover `Authorization`.
     let any = CorsLayer::new()
-        .allow_methods([Method::GET, Method::POST])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, REQUEST_ID])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([AUTHORIZATION, API_KEY, CONTENT_TYPE, REQUEST_ID])
         .expose_headers([REQUEST_ID, IGNORED, RETRY_AFTER]);
     if origins.iter().any(|origin| origin == "*") {
         return Ok(Some(any.allow_origin(Any)));
@@ -81,20 +88,20 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>, StartError> {
 
 pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
     let RouterConfig { keys, is_private, cors } = config;
-    let of_model = Router::new()
-        .route("/v1/chat/completions", post(chat::complete))
-        .route("/v1/completions", post(completions::complete))
-        .route("/v1/embeddings", post(embeddings::embed))
-        .route("/v1/models", get(status::models))
-        .route("/v1/models/{*model}", get(status::model))
-        .route("/v1/compat", get(status::compat))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/tokenizer_info", get(status::tokenizer_info))
-        .route("/metrics", get(status::metrics))
-        .layer(from_fn_with_state(Arc::clone(&app), require_model))
-        .layer(from_fn_with_state((keys, Arc::clone(&app)), authenticate));
-    let of_model = if is_private { of_model.layer(from_fn(require_local_host)) } else { of_model };
+    let protected = |routes: Router<Arc<App>>| {
+        let routes = routes
+            .layer(from_fn_with_state(Arc::clone(&app), require_model))
+            .layer(from_fn_with_state((keys.clone(), Arc::clone(&app)), authenticate));
+        if is_private { routes.layer(from_fn(require_local_host)) } else { routes }
+    };
+    let with_errors = |routes, form: ErrorForm| {
+        protected(routes).layer(map_response(move |response: Response| async move { form.rewrite(response) }))
+    };
+    let own = Router::new().route("/v1/compat", get(status::compat)).route("/metrics", get(status::metrics));
+    let of_model = protected(own.merge(openai::routes()))
+        .merge(with_errors(anthropic::routes(), anthropic::ERRORS))
+        .merge(with_errors(ollama::routes(), ollama::ERRORS))
+        .merge(with_errors(responses::routes(), responses::ERRORS));
     let router = Router::new()
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))

@@ -125,9 +125,10 @@ pub async fn encode_bare(served: &Arc<Served>, text: String) -> Result<Vec<u32>,
 }
 
 /// How the prompt of a chat ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PromptEnd {
     /// Where an answer begins.
+    #[default]
     Answer,
     /// After the last message.
     Message,

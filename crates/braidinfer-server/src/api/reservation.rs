@@ -3,7 +3,7 @@
 use braidinfer::SamplingParams;
 use braidinfer::engine::ClientId;
 
-use super::sampling::Delivery;
+use super::answers::Delivery;
 use crate::budget::{Claim, Held};
 use crate::http::ApiError;
 use crate::served::{App, Served};

@@ -1,4 +1,4 @@
-//! Errors in the form of the OpenAI API.
+//! Errors, in the form of the OpenAI API unless that of a route writes them otherwise.
 
 use axum::Json;
 use axum::http::header::{HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -63,6 +63,31 @@ impl ApiError {
         Self { param: Some(param.to_owned()), message, ..self.clone() }
     }
 
+    /// The same error, with the name that its field has in another API: `names` has the own name of a field and the other.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        let known = names.iter().find(|(own, _)| self.param.as_deref() == Some(*own));
+        if let Some((own, other)) = known {
+            if let Some(rest) = self.message.strip_prefix(own) {
+                self.message = format!("{other}{rest}");
+            }
+            self.param = Some((*other).to_owned());
+        }
+        self
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// A word for programs, if there is one for this error.
+    pub fn code(&self) -> Option<&'static str> {
+        self.code
+    }
+
     fn refusal(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { code: Some(code), ..Self::new(status, message) }
     }
@@ -108,7 +133,7 @@ impl ApiError {
     }
 
     pub fn unauthorized() -> Self {
-        let message = "expected `Authorization: Bearer KEY` with a key of this server";
+        let message = "expected `Authorization: Bearer KEY` or `x-api-key: KEY` with a key of this server";
         Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, message) }
     }
 
@@ -174,7 +199,7 @@ impl ApiError {
         Self { code: Some("too_little_memory"), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
-    /// The response body.
+    /// The response body in the OpenAI API.
     pub fn json(&self) -> Value {
         json!({"error": {"message": self.message, "type": self.kind(), "param": self.param, "code": self.code}})
     }
@@ -278,6 +303,8 @@ impl IntoResponse for ApiError {
             StatusCode::GATEWAY_TIMEOUT,
         ];
         let is_refusal = of_limits.contains(&self.status);
+        // For the API of the route, which may have another form for it.
+        response.extensions_mut().insert(self.clone());
         if let Some(code) = self.code.filter(|_| is_refusal) {
             response.extensions_mut().insert(Refusal(code));
         }

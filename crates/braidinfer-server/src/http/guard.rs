@@ -17,6 +17,8 @@ use crate::served::App;
 
 /// Header with the request id, in requests and responses.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Header in which clients of the Anthropic API send their key.
+pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Longest request id that is accepted from a client.
 const LONGEST_ID: usize = 128;
 
@@ -38,10 +40,11 @@ impl Keys {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let key =
-            header.and_then(|value| value.split_once(' ')).filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
-        let digest = key.map(|(_, key)| <[u8; 32]>::from(Sha256::digest(key.trim().as_bytes())));
+        let header = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let bearer = header(AUTHORIZATION).and_then(|value| value.split_once(' '));
+        let bearer = bearer.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")).map(|(_, key)| key);
+        let key = bearer.or_else(|| header(API_KEY));
+        let digest = key.map(|key| <[u8; 32]>::from(Sha256::digest(key.trim().as_bytes())));
         match digest.filter(|digest| self.0.contains(digest)) {
             Some(digest) => Ok(Some(digest)),
             None => Err(ApiError::unauthorized()),
@@ -61,7 +64,8 @@ pub async fn authenticate(State((keys, app)): State<(Keys, Arc<App>)>, mut reque
 }
 
 /// Headers that decide something: of two, it would be unclear which one counts.
-const SINGLE_HEADERS: [HeaderName; 6] = [HOST, AUTHORIZATION, CONTENT_TYPE, CONTENT_ENCODING, ORIGIN, REQUEST_ID];
+const SINGLE_HEADERS: [HeaderName; 7] =
+    [HOST, AUTHORIZATION, API_KEY, CONTENT_TYPE, CONTENT_ENCODING, ORIGIN, REQUEST_ID];
 
 /// Rejects a request with two headers of which only one can count, or whose target names another host than its header.
 pub async fn refuse_doubled_headers(request: Request, next: Next) -> Response {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
@@ -84,8 +84,11 @@ async fn read_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned
 
 fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
     let kind = headers.get(CONTENT_TYPE).map_or("none".into(), |kind| String::from_utf8_lossy(kind.as_bytes()));
-    let is_json = kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
-    if !is_json {
+    let is = |wanted: &str| kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(wanted));
+    // What curl says if people do not tell it what they send. A page of another site can send that without being asked whether
+    // it may, but then its browser says where it is from.
+    let is_of_curl = is("application/x-www-form-urlencoded") && !headers.contains_key(ORIGIN);
+    if !is("application/json") && !is_of_curl {
         return Err(ApiError::not_json(&kind));
     }
     let encoding =

@@ -41,6 +41,32 @@ fn seeds() -> Vec<(&'static str, Value)> {
         ("/tokenize", json!({"prompt": "some text", "add_special_tokens": false})),
         ("/tokenize", json!({"messages": [{"role": "user", "content": "x"}]})),
         ("/detokenize", json!({"tokens": [1, 2, 3]})),
+        (
+            "/v1/messages",
+            json!({"model": "demo", "max_tokens": 2, "system": [{"type": "text", "text": "Be kind."}], "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "x"}]}, {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "y", "signature": ""}, {"type": "tool_use", "id": "a", "name": "f", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "z"}]}],
+                "temperature": 0.5, "top_k": 3, "stop_sequences": ["q"], "stream": true,
+                "thinking": {"type": "enabled", "budget_tokens": 5}}),
+        ),
+        ("/v1/messages/count_tokens", json!({"model": "demo", "messages": [{"role": "user", "content": "x"}]})),
+        (
+            "/api/chat",
+            json!({"model": "demo:latest", "messages": [{"role": "user", "content": "x", "images": []}], "stream": true,
+                "think": false, "format": "json", "keep_alive": "5m", "options": {"num_predict": 2, "temperature": 0.5,
+                "stop": ["a"], "seed": 1, "num_ctx": 100}}),
+        ),
+        ("/api/generate", json!({"model": "demo", "prompt": "x", "raw": true, "options": {"num_predict": 2}})),
+        ("/api/embed", json!({"model": "demo", "input": ["a", "b"], "dimensions": 8})),
+        ("/api/show", json!({"model": "demo"})),
+        (
+            "/v1/responses",
+            json!({"model": "demo", "instructions": "Be kind.", "input": [{"role": "user", "content": [{"type":
+                "input_text", "text": "x"}]}, {"type": "reasoning", "summary": [], "id": "r"}, {"type": "function_call",
+                "call_id": "a", "name": "f", "arguments": "{}"}, {"type": "function_call_output", "call_id": "a",
+                "output": "z"}], "max_output_tokens": 2, "stream": true, "store": true, "text": {"format": {"type": "text"}}}),
+        ),
     ]
 }
 
@@ -133,7 +159,9 @@ fn ten_thousand_broken_requests_are_answered() {
             400..500 => {
                 refused += 1;
                 let (_, error) = reply.error();
-                assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{path} {shown}");
+                // Ollama's errors are texts.
+                let message = error["message"].as_str().or(error.as_str());
+                assert!(message.is_some_and(|message| !message.is_empty()), "{path} {shown}");
             }
             status => panic!("{status} to {path} {shown}: {}", reply.text),
         }

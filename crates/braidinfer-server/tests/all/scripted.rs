@@ -9,23 +9,23 @@ use braidinfer_server::ServerConfig;
 use serde_json::{Value, json};
 
 /// What a family writes.
-struct Family {
-    name: &'static str,
+pub struct Family {
+    pub name: &'static str,
     /// What its chat template mentions.
     hints: &'static str,
     special: &'static [&'static str],
     /// Marks around reasoning; none if it does not reason.
-    reasoning: Option<(&'static str, &'static str)>,
+    pub reasoning: Option<(&'static str, &'static str)>,
     /// Two calls, and their arguments.
     calls: &'static str,
-    arguments: [&'static str; 2],
+    pub arguments: [&'static str; 2],
 }
 
 const PARIS: &str = r#"{"city": "Paris \"}]\" \\ {é}", "days": 2}"#;
-const THOUGHT: &str = "The user asks for \"{the}\" weather; I call tools.";
-const ANSWER: &str = "It is 18 degrees, and sunny {there}.";
+pub const THOUGHT: &str = "The user asks for \"{the}\" weather; I call tools.";
+pub const ANSWER: &str = "It is 18 degrees, and sunny {there}.";
 
-fn families() -> Vec<Family> {
+pub fn families() -> Vec<Family> {
     let think = Some(("<think>\n", "\n</think>\n\n"));
     let json = [PARIS, "{}"];
     vec![
@@ -177,7 +177,7 @@ impl Family {
         }
     }
 
-    fn script(&self, seed: u64) -> Script {
+    pub fn script(&self, seed: u64) -> Script {
         let is_in_channels = self.name == "gpt-oss";
         let last = if is_in_channels { format!("<|channel|>final<|message|>{ANSWER}") } else { ANSWER.to_owned() };
         let answer = |cue: &str, text: String| ScriptedAnswer { cue: cue.to_owned(), text };
@@ -199,7 +199,7 @@ impl Family {
     }
 }
 
-fn served(script: &Script, config: ServerConfig) -> (tempfile::TempDir, TestServer) {
+pub fn served(script: &Script, config: ServerConfig) -> (tempfile::TempDir, TestServer) {
     let folder = tempfile::tempdir().expect("a folder can be made");
     script.write(folder.path());
     let source = ModelSource::Directory(folder.path().to_owned());

@@ -200,6 +200,25 @@ impl Reply {
         parts.iter().map(|part| serde_json::from_str(part).expect("parts are JSON")).collect()
     }
 
+    /// The parts of a stream whose events have names, with these.
+    pub fn named_events(&self) -> Vec<(String, Value)> {
+        let events = self.text.split("\n\n").filter(|event| event.contains("data: "));
+        let field = |event: &str, name: &str| {
+            let line = event.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name}in {event}")).to_owned()
+        };
+        let named = |event: &str| {
+            let data = serde_json::from_str(&field(event, "data: ")).expect("parts are JSON");
+            (field(event, "event: "), data)
+        };
+        events.map(named).collect()
+    }
+
+    /// The lines of a stream of JSON lines.
+    pub fn lines(&self) -> Vec<Value> {
+        self.text.lines().map(|line| serde_json::from_str(line).expect("lines are JSON")).collect()
+    }
+
     /// What an error says.
     pub fn error(&self) -> (u16, Value) {
         (self.status, self.json()["error"].clone())

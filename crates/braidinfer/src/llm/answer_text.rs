@@ -50,11 +50,12 @@ impl AnswerText {
                 text.append(self.flush(tokenizer)?);
             }
         }
-        if self.stop.stopped() {
+        let stop = self.stop.found().map(str::to_owned);
+        if stop.is_some() {
             finished = Some(FinishReason::Stop);
         }
         let SplitText { reasoning, answer: text } = text;
-        Ok(Token { id, text, reasoning, is_reasoning, logprobs, finished, prompt })
+        Ok(Token { id, text, reasoning, is_reasoning, logprobs, finished, stop, prompt })
     }
 
     /// The text that is held back, for an answer that gets no more tokens.

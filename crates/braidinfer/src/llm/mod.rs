@@ -8,7 +8,7 @@ mod shadow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource};
+use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights};
 
 use crate::compat::CompatReport;
 use crate::conversation::{AnswerFormat, SplitText};
@@ -86,6 +86,8 @@ pub struct Token {
     pub logprobs: Option<TokenLogprobs>,
     /// Why the answer ended, if this is its last token.
     pub finished: Option<FinishReason>,
+    /// The stop text that ended the answer, if one did.
+    pub stop: Option<String>,
     /// Information about the prompt, with the first token only.
     pub prompt: Option<PromptInfo>,
 }
@@ -101,6 +103,25 @@ pub struct GenerateRequest {
     pub format: AnswerFormat,
 }
 
+/// What the weights of a model are, as they are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightsInfo {
+    /// Number of values, each shared one once.
+    pub parameters: usize,
+    /// Size of the tensors in bytes.
+    pub bytes: usize,
+    /// The data type that has most of these bytes, by its name.
+    pub dtype: &'static str,
+}
+
+impl WeightsInfo {
+    fn of(weights: &Weights) -> Self {
+        let largest = weights.sizes().into_iter().max_by_key(|(_, bytes)| *bytes);
+        let dtype = largest.map_or(weights.dtype(), |(dtype, _)| dtype).name();
+        Self { parameters: weights.parameter_count(), bytes: weights.size(), dtype }
+    }
+}
+
 /// A model ready to run.
 pub struct Llm {
     engine: Engine,
@@ -113,6 +134,7 @@ pub struct Llm {
     text: Arc<ModelText>,
     notes: Vec<String>,
     threads: Threads,
+    weights: WeightsInfo,
     /// What computes.
     device: String,
     /// Loads the model for the CPU, if it runs on a GPU.
@@ -182,6 +204,7 @@ impl Llm {
             threads,
             ..
         } = parts;
+        let weights_info = WeightsInfo::of(&weights);
         let shadow = is_checked.then(|| ShadowChecker::new(spec, weights, threads.clone()));
         let worker = options.worker.clone();
         let text = ModelText { tokenizer, other_tokenizer, chat_template, generation, label, worker };
@@ -195,10 +218,16 @@ impl Llm {
             text,
             notes,
             threads,
+            weights: weights_info,
             device,
             on_cpu: None,
             notices: Vec::new(),
         })
+    }
+
+    /// What its weights are, as they are stored.
+    pub fn weights(&self) -> &WeightsInfo {
+        &self.weights
     }
 
     /// The specification of the decoder.

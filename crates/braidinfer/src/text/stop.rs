@@ -5,23 +5,25 @@
 pub struct StopMatcher {
     stops: Vec<String>,
     held: String,
-    stopped: bool,
+    /// The stop string that appeared.
+    found: Option<String>,
 }
 
 impl StopMatcher {
     /// A matcher for `stops`, which must not be empty strings.
     pub fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new(), stopped: false }
+        Self { stops, held: String::new(), found: None }
     }
 
     /// Takes the next text, and returns the text that may be shown.
     pub fn push(&mut self, text: &str) -> String {
-        if self.stopped {
+        if self.found.is_some() {
             return String::new();
         }
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
-            self.stopped = true;
+        let places = self.stops.iter().filter_map(|stop| Some((self.held.find(stop)?, stop)));
+        if let Some((at, stop)) = places.min_by_key(|(at, _)| *at) {
+            self.found = Some(stop.clone());
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
@@ -30,9 +32,9 @@ impl StopMatcher {
         std::mem::replace(&mut self.held, rest)
     }
 
-    /// Whether a stop string has appeared.
-    pub fn stopped(&self) -> bool {
-        self.stopped
+    /// The stop string that has appeared, if one has.
+    pub fn found(&self) -> Option<&str> {
+        self.found.as_deref()
     }
 
     /// Ends the text: returns text that was held back and is no stop string.
@@ -57,7 +59,7 @@ mod tests {
         let mut matcher = StopMatcher::new(stops.iter().map(ToString::to_string).collect());
         let mut shown: String = chunks.iter().map(|chunk| matcher.push(chunk)).collect();
         shown += &matcher.finish();
-        (shown, matcher.stopped())
+        (shown, matcher.found().is_some())
     }
 
     #[test]

@@ -7,10 +7,8 @@ use braidinfer::text::ChatTemplate;
 use braidinfer::{AnswerForm, DATA_KEYS};
 use rand::RngExt;
 use rand::distr::Alphanumeric;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::one_or_many::WordOr;
 use crate::http::{ApiError, shown};
 
 /// Most tools of which each is tried by itself, to find the one whose schema cannot be kept.
@@ -18,37 +16,29 @@ const MOST_TRIED: usize = 32;
 /// Length of a tool call id, in letters and digits; Mistral's templates accept no other length.
 const ID_LENGTH: usize = 9;
 
-#[derive(Debug, Clone, Deserialize)]
+/// A tool that a chat offers.
+#[derive(Debug, Clone)]
 pub struct Tool {
-    #[serde(rename = "type")]
-    kind: String,
-    function: Function,
+    pub name: String,
+    pub description: Option<String>,
+    /// JSON schema of its arguments.
+    pub parameters: Option<Value>,
+    /// Path of that schema in the request, for messages.
+    pub field: String,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-struct Function {
-    name: String,
-    description: Option<String>,
-    parameters: Option<Value>,
-    /// Ignored: where a call is forced, its arguments always follow the schema.
-    #[serde(rename = "strict")]
-    _strict: Option<bool>,
+/// Which tools an answer may call.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// Any, or none.
+    #[default]
+    Auto,
+    None,
+    /// One of all, which it must call.
+    Required,
+    /// The one with this name, which it must call.
+    Named(String),
 }
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct NamedTool {
-    #[serde(rename = "type")]
-    kind: String,
-    function: NamedFunction,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct NamedFunction {
-    name: String,
-}
-
-/// `none`, `auto`, `required`, or one named tool.
-pub type ToolChoice = WordOr<NamedTool>;
 
 /// What a request says about tools.
 #[derive(Debug, Default)]
@@ -68,22 +58,16 @@ impl ToolUse {
     }
 }
 
-/// The tools of which one must be called, each with its place among all and the form of its calls.
-pub fn forced_one_by_one(tools: Option<&Vec<Tool>>, choice: Option<&ToolChoice>) -> Vec<(usize, String, AnswerForm)> {
-    let tools = tools.map_or(&[][..], Vec::as_slice);
+/// The tools of which one must be called, each with the form of its calls.
+pub fn forced_one_by_one<'a>(tools: &'a [Tool], choice: &ToolChoice) -> Vec<(&'a Tool, AnswerForm)> {
     let Ok(Callable::OneOf(wanted)) = callable(tools, choice) else { return Vec::new() };
-    let place = |tool: &Tool| tools.iter().position(|other| std::ptr::eq(other, tool));
-    let forms = wanted
-        .into_iter()
-        .filter_map(|tool| Some((place(tool)?, tool.function.name.clone(), call_form(std::iter::once(tool)))));
-    forms.take(MOST_TRIED).collect()
+    wanted.into_iter().take(MOST_TRIED).map(|tool| (tool, call_form(std::iter::once(tool)))).collect()
 }
 
 /// An error about the form of the calls of this tool alone, with its name and place.
-pub fn naming_tool(error: &ApiError, at: usize, name: &str) -> ApiError {
-    let field = format!("tools[{at}].function.parameters");
-    let named = format!("{field} ({})", shown(name));
-    error.moved(&call_path(0), &named, &field).unwrap_or_else(|| error.about(&named, &field))
+pub fn naming_tool(error: &ApiError, tool: &Tool) -> ApiError {
+    let named = format!("{} ({})", tool.field, shown(&tool.name));
+    error.moved(&call_path(0), &named, &tool.field).unwrap_or_else(|| error.about(&named, &tool.field))
 }
 
 /// Where the schema of a tool's arguments is in that of the call.
@@ -97,24 +81,14 @@ pub fn new_call_id() -> String {
 }
 
 /// Validates the tools of a request.
-pub fn prepare(
-    tools: Option<&Vec<Tool>>,
-    choice: Option<&ToolChoice>,
-    template: &ChatTemplate,
-) -> Result<ToolUse, ApiError> {
-    let Some(tools) = tools.filter(|tools| !tools.is_empty()) else {
-        let is_call_wanted = match choice {
-            Some(WordOr::Object(_)) => true,
-            Some(WordOr::Word(word)) => word == "required",
-            None => false,
+pub fn prepare(tools: &[Tool], choice: &ToolChoice, template: &ChatTemplate) -> Result<ToolUse, ApiError> {
+    if tools.is_empty() {
+        return match choice {
+            ToolChoice::Required | ToolChoice::Named(_) => {
+                refused("tool_choice", "expected tools beside it, found none".into())
+            }
+            ToolChoice::Auto | ToolChoice::None => Ok(ToolUse::default()),
         };
-        return match is_call_wanted {
-            true => refused("tool_choice", "expected tools beside it, found none".into()),
-            false => Ok(ToolUse::default()),
-        };
-    };
-    if let Some(tool) = tools.iter().find(|tool| tool.kind != "function") {
-        return refused("tools", format!("expected tools of type function, found `{}`", shown(&tool.kind)));
     }
     let callable = match callable(tools, choice)? {
         Callable::None => return Ok(ToolUse::default()),
@@ -126,14 +100,12 @@ pub fn prepare(
     if let Callable::OneOf(wanted) = &callable
         && let Some(tool) = wanted.iter().find(|tool| !takes_object(tool))
     {
-        let name = shown(&tool.function.name);
+        let name = shown(&tool.name);
         return refused("tools", format!("expected parameters of type object for {name}, found another schema"));
     }
     let described: Vec<Value> = tools.iter().map(described).collect();
-    let offer = |tool: &Tool| OfferedTool {
-        name: tool.function.name.clone(),
-        parameters: tool.function.parameters.clone().unwrap_or_default(),
-    };
+    let offer =
+        |tool: &Tool| OfferedTool { name: tool.name.clone(), parameters: tool.parameters.clone().unwrap_or_default() };
     Ok(ToolUse {
         variables: Map::from_iter([("tools".to_owned(), json!(described))]),
         offered: tools.iter().map(offer).collect(),
@@ -144,7 +116,8 @@ pub fn prepare(
     })
 }
 
-fn refused<T>(field: &str, message: String) -> Result<T, ApiError> {
+/// Refuses a field.
+pub fn refused<T>(field: &str, message: String) -> Result<T, ApiError> {
     Err(ApiError::field(field, format!("{field}: {message}")))
 }
 
@@ -157,21 +130,14 @@ enum Callable<'a> {
     OneOf(Vec<&'a Tool>),
 }
 
-fn callable<'a>(tools: &'a [Tool], choice: Option<&ToolChoice>) -> Result<Callable<'a>, ApiError> {
+fn callable<'a>(tools: &'a [Tool], choice: &ToolChoice) -> Result<Callable<'a>, ApiError> {
     match choice {
-        None => Ok(Callable::Any),
-        Some(WordOr::Word(word)) => match word.as_str() {
-            "auto" => Ok(Callable::Any),
-            "none" => Ok(Callable::None),
-            "required" => Ok(Callable::OneOf(tools.iter().collect())),
-            other => {
-                refused("tool_choice", format!("expected none, auto, required or a tool, found `{}`", shown(other)))
-            }
-        },
-        Some(WordOr::Object(named)) => {
-            let name = &named.function.name;
-            let wanted: Vec<&Tool> = tools.iter().filter(|tool| tool.function.name == *name).collect();
-            if named.kind != "function" || wanted.is_empty() {
+        ToolChoice::Auto => Ok(Callable::Any),
+        ToolChoice::None => Ok(Callable::None),
+        ToolChoice::Required => Ok(Callable::OneOf(tools.iter().collect())),
+        ToolChoice::Named(name) => {
+            let wanted: Vec<&Tool> = tools.iter().filter(|tool| tool.name == *name).collect();
+            if wanted.is_empty() {
                 return refused("tool_choice", format!("expected one of the tools, found `{}`", shown(name)));
             }
             Ok(Callable::OneOf(wanted))
@@ -181,7 +147,7 @@ fn callable<'a>(tools: &'a [Tool], choice: Option<&ToolChoice>) -> Result<Callab
 
 /// A tool in the format that chat templates use.
 fn described(tool: &Tool) -> Value {
-    let Function { name, description, parameters, .. } = &tool.function;
+    let Tool { name, description, parameters, .. } = tool;
     let parameters = parameters.clone().unwrap_or_else(|| json!({"type": "object", "properties": {}}));
     let description = description.clone().unwrap_or_default();
     json!({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}})
@@ -189,7 +155,7 @@ fn described(tool: &Tool) -> Value {
 
 /// Whether the arguments of a tool may be an object.
 fn takes_object(tool: &Tool) -> bool {
-    match tool.function.parameters.as_ref().map(|schema| (schema.is_object(), schema.get("type"))) {
+    match tool.parameters.as_ref().map(|schema| (schema.is_object(), schema.get("type"))) {
         None | Some((true, None)) => true,
         Some((_, Some(Value::String(kind)))) => kind == "object",
         Some((_, Some(Value::Array(kinds)))) => kinds.iter().any(|kind| kind == "object"),
@@ -200,14 +166,14 @@ fn takes_object(tool: &Tool) -> bool {
 /// The JSON schema of a call of one of the tools.
 fn call_form<'a>(tools: impl Iterator<Item = &'a Tool>) -> AnswerForm {
     let call = |(index, tool): (usize, &Tool)| {
-        let mut arguments = tool.function.parameters.clone().unwrap_or_else(|| json!({"type": "object"}));
+        let mut arguments = tool.parameters.clone().unwrap_or_else(|| json!({"type": "object"}));
         if let Some(fields) = arguments.as_object_mut() {
             fields.insert("type".to_owned(), json!("object"));
         }
         move_references(&mut arguments, &format!("#{}", call_path(index)));
         json!({
             "type": "object",
-            "properties": {"name": {"const": tool.function.name}, "arguments": arguments},
+            "properties": {"name": {"const": tool.name}, "arguments": arguments},
             "required": ["name", "arguments"],
             "additionalProperties": false,
         })

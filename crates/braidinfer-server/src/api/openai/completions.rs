@@ -6,22 +6,22 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use braidinfer::conversation::AnswerFormat;
 use braidinfer::engine::PromptInfo;
-use braidinfer::handle::Task;
-use braidinfer::{GenerateRequest, ModelText, SamplingParams, Token};
+use braidinfer::{ModelText, SamplingParams, Token};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
-use serde_json::{Value, json};
 
-use super::answers::{self, Choice, ChoiceStream, Envelope, ResponseWriter, Usage};
+use super::envelope::{Envelope, UsageFields, failed_chunks};
 use super::form;
-use super::json_text::JsonText;
-use super::logprobs::{CompletionLogprobs, TextOffset, TokenChoice};
-use super::one_or_many::{PromptItem, TextOr};
-use super::prompts;
-use super::reservation;
-use super::sampling::{Delivery, ParameterFields, SharedFields};
+use super::logprobs::{CompletionLogprobs, TextOffset};
+use super::sampling::{ParameterFields, SharedFields};
+use crate::api::answers::{self, Choice, ChoiceStream, Chunk, Delivery, Framing, ResponseWriter, Usage};
+use crate::api::completion::{self, CompletionRequest};
+use crate::api::json_text::JsonText;
+use crate::api::logprobs::TokenChoice;
+use crate::api::one_or_many::{PromptItem, TextOr};
+use crate::api::prompts;
 use crate::http::{ApiError, Client, HttpRequestId, Strict};
 use crate::served::App;
 
@@ -89,15 +89,15 @@ async fn begin(
         None => prompts::encode_all(served, prompts, "prompt").await?,
     };
     let echoed = if echo { prompts.clone() } else { Vec::new() };
-    let (n, count, deadline) = (params.n, params.n * prompts.len(), app.deadline(arrived));
-    let form = form::requested(shared)?;
-    let (constraint, form_slot) = form::constraint(served, form, client).await?.unzip();
-    let reservation = reservation::reserve(app, served, client, &prompts, &params, delivery)?;
-    let format = AnswerFormat { special_tokens: shared.shown_tokens(&[]), ..AnswerFormat::default() };
-    let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format }));
-    let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
-    let stream = engine.submit(prompts, task, arrived).await?;
-    let envelope = Envelope::new("cmpl", name, served, delivery);
+    let (n, count) = (params.n, params.n * prompts.len());
+    let request = CompletionRequest {
+        prompts,
+        params,
+        form: form::requested(shared)?,
+        shows_special_tokens: shared.shows_special_tokens(),
+    };
+    let stream = completion::begin(app, served, client, request, delivery, arrived).await?;
+    let envelope = Envelope::new("cmpl", name, served, shared.with_usage());
     let writer = CompletionWriter {
         envelope,
         text: Arc::clone(&served.text),
@@ -107,7 +107,7 @@ async fn begin(
         n,
         offsets: vec![TextOffset::default(); count],
     };
-    Ok((ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation }, writer, delivery))
+    Ok((stream, writer, delivery))
 }
 
 struct CompletionWriter {
@@ -130,6 +130,11 @@ impl CompletionWriter {
         let Some(ids) = self.echoed.get(choice / self.n) else { return String::new() };
         let decoded = self.text.tokenizer().and_then(|tokenizer| tokenizer.decode(ids, true).ok());
         decoded.unwrap_or_default()
+    }
+
+    fn usage_fields(&self, usage: &Usage) -> UsageFields {
+        let fields = UsageFields::from(usage);
+        if self.only_prompt { fields.without_completion() } else { fields }
     }
 
     /// Writes the log-probabilities of tokens, and of the prompt before them, with `write`.
@@ -164,12 +169,16 @@ struct WholeChoice {
     finish_reason: Option<&'static str>,
 }
 
+const OBJECT: &str = "text_completion";
+
 impl ResponseWriter for CompletionWriter {
-    fn opening_chunks(&mut self, _choice: usize) -> Vec<Value> {
+    const FRAMING: Framing = Framing::Events;
+
+    fn opening(&mut self, _usage: &Usage) -> Vec<Chunk> {
         Vec::new()
     }
 
-    fn token_chunks(&mut self, choice: usize, token: Token) -> Vec<Value> {
+    fn token(&mut self, choice: usize, token: Token) -> Vec<Chunk> {
         let echo = if token.prompt.is_some() { self.echo(choice) } else { String::new() };
         let text = if self.only_prompt { echo } else { echo + &token.text };
         if text.is_empty() && token.logprobs.is_none() && token.finished.is_none() {
@@ -179,16 +188,18 @@ impl ResponseWriter for CompletionWriter {
         let logprobs = self.logprobs(choice, token.prompt.as_ref(), found, |logprobs| json!(logprobs));
         let finish_reason = token.finished.map(|reason| reason.as_str());
         let choice = json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish_reason});
-        vec![self.envelope.around("text_completion", json!([choice]), None)]
+        vec![self.envelope.chunk(OBJECT, json!([choice]))]
     }
 
-    fn usage_chunk(&self, usage: Usage) -> Value {
-        let usage = if self.only_prompt { usage.without_completion() } else { usage };
-        self.envelope.around("text_completion", json!([]), Some(usage))
+    fn closing(&mut self, usage: &Usage) -> Vec<Chunk> {
+        self.envelope.last_chunks(OBJECT, self.usage_fields(usage))
     }
 
-    fn body(&mut self, answers: Vec<Choice>, usage: Usage) -> Result<JsonText, ApiError> {
-        let usage = if self.only_prompt { usage.without_completion() } else { usage };
+    fn failing(&mut self, error: &ApiError) -> Vec<Chunk> {
+        failed_chunks(error)
+    }
+
+    fn body(&mut self, answers: Vec<Choice>, usage: &Usage) -> Result<JsonText, ApiError> {
         let mut choices = Vec::with_capacity(answers.len());
         for (index, answer) in answers.into_iter().enumerate() {
             let text = self.echo(index) + if self.only_prompt { "" } else { &answer.text };
@@ -198,6 +209,6 @@ impl ResponseWriter for CompletionWriter {
             let finish_reason = answer.finish_reason.map(|reason| reason.as_str());
             choices.push(WholeChoice { index, text, logprobs, finish_reason });
         }
-        self.envelope.body("text_completion", &choices, usage)
+        self.envelope.body(OBJECT, &choices, self.usage_fields(usage))
     }
 }

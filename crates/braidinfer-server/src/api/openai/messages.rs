@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::one_or_many::TextOr;
+use crate::api::one_or_many::TextOr;
 use crate::http::{ApiError, shown};
 
 #[derive(Debug, Deserialize)]

@@ -10,10 +10,11 @@ use braidinfer::Prompt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::chat;
+use super::chat::{prompt_end, template_variables};
 use super::messages::{self, Message};
-use super::prompts;
-use super::tools::{self, Tool};
+use super::tools::{ToolFields, tools_of};
+use crate::api::chat::{self, Conversation};
+use crate::api::prompts;
 use crate::http::{ApiError, Strict};
 use crate::served::App;
 
@@ -25,7 +26,7 @@ pub struct TokenizeFields {
     /// A chat.
     messages: Option<Vec<Message>>,
     /// Tools that the chat offers.
-    tools: Option<Vec<Tool>>,
+    tools: Option<Vec<ToolFields>>,
     /// Additional variables for the chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
     /// Whether the prompt of a chat ends where an answer begins; true if absent.
@@ -60,11 +61,14 @@ async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, Api
         (Some(text), None, _) => prompts::encode(served, Prompt::Text(text)).await?,
         // A chat template writes special tokens itself.
         (None, Some(messages), None | Some(false)) => {
-            let template = served.text.require_chat_template()?;
-            let mut variables = tools::prepare(fields.tools.as_ref(), None, template)?.variables;
-            variables.extend(chat::template_variables(fields.chat_template_kwargs.unwrap_or_default())?);
-            let end = chat::prompt_end(fields.add_generation_prompt, fields.continue_final_message)?;
-            prompts::encode_chat(served, messages::template_fields(messages)?, variables, end).await?.ids
+            let conversation = Conversation {
+                messages: messages::template_fields(messages)?,
+                tools: tools_of(fields.tools)?,
+                variables: template_variables(fields.chat_template_kwargs.unwrap_or_default())?,
+                end: prompt_end(fields.add_generation_prompt, fields.continue_final_message)?,
+                ..Conversation::default()
+            };
+            chat::encode(served, conversation).await?.ids
         }
         (None, Some(_), Some(true)) => {
             let message =

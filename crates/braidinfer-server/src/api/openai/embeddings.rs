@@ -7,17 +7,15 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use braidinfer::Output;
-use braidinfer::engine::{Embedding, Pooling};
-use braidinfer::handle::{OutputStream, Task};
+use braidinfer::engine::Pooling;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::answers::json_response;
-use super::json_text::JsonText;
-use super::one_or_many::{PromptItem, TextOr};
-use super::prompts;
-use super::reservation;
+use crate::api::answers::json_response;
+use crate::api::embedding::{self, Embedded};
+use crate::api::json_text::JsonText;
+use crate::api::one_or_many::{PromptItem, TextOr};
+use crate::api::prompts;
 use crate::http::{ApiError, Client, Strict, shown};
 use crate::served::App;
 
@@ -62,22 +60,10 @@ async fn embedded(
         Some("base64") => true,
         Some(other) => return Err(one_of("encoding_format", "float or base64", other)),
     };
-    if let Some(wanted) = fields.dimensions.filter(|wanted| !(1..=served.hidden_size).contains(wanted)) {
-        let message = format!("dimensions: expected 1 to {}, found {wanted}", served.hidden_size);
-        return Err(ApiError::field("dimensions", message));
-    }
-    let prompts = prompts::encode_all(served, prompts::prompts_in(fields.input, "input")?, "input").await?;
-    let count = prompts.len();
-    let reservation = reservation::reserve_embeddings(app, served, client, &prompts)?;
-    let stream = served.engine.for_client(client).submit(prompts, Task::Embed(pooling), arrived).await?;
-    let found = collected(stream, count).await?;
-    let tokens: usize = found.iter().map(|embedding| embedding.prompt.num_tokens).sum();
-    let shortened = |embedding: Embedding| match fields.dimensions {
-        Some(wanted) => first_values(embedding.values, wanted),
-        None => embedding.values,
-    };
-    let found = found.into_iter().map(shortened).enumerate();
-    let data = found.map(|(index, values)| entry(index, values, as_text)).collect();
+    let prompts = prompts::prompts_in(fields.input, "input")?;
+    let Embedded { vectors, tokens, reservation } =
+        embedding::embed(app, served, client, prompts, (pooling, fields.dimensions), arrived).await?;
+    let data = vectors.into_iter().enumerate().map(|(index, values)| entry(index, values, as_text)).collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
     let body = EmbeddingBody { object: "list", data, model: &served.name, usage };
     json_response(JsonText::of(&body)?, reservation)
@@ -103,29 +89,6 @@ struct Entry {
 enum Values {
     Numbers(Vec<f32>),
     Base64(String),
-}
-
-/// Waits for all embeddings; returns them in the order of their prompts.
-async fn collected(mut stream: OutputStream, count: usize) -> Result<Vec<Embedding>, ApiError> {
-    let mut found: Vec<Option<Embedding>> = vec![None; count];
-    while let Some(output) = stream.next().await {
-        match output.output? {
-            Output::Embedding(embedding) => found[output.choice] = Some(embedding),
-            Output::Token(_) => return Err(ApiError::internal("a token came where a vector was asked for")),
-        }
-    }
-    let missing = || ApiError::internal("the engine stopped before all vectors were there");
-    found.into_iter().collect::<Option<_>>().ok_or_else(missing)
-}
-
-/// The first values of a vector, with length one.
-fn first_values(mut values: Vec<f32>, wanted: usize) -> Vec<f32> {
-    values.truncate(wanted);
-    let length = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-    if length > 0.0 {
-        values.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
-    }
-    values
 }
 
 fn entry(index: usize, values: Vec<f32>, as_text: bool) -> Entry {

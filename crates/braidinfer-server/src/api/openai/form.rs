@@ -1,15 +1,12 @@
 //! Structured outputs: the request fields that constrain the form of an answer.
 
-use std::sync::Arc;
-
-use braidinfer::engine::{ClientId, ConstraintFactory};
-use braidinfer::{AnswerForm, CancelFlag};
+use braidinfer::AnswerForm;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sampling::SharedFields;
+use crate::api::constraint::RequestedForm;
 use crate::http::{ApiError, shown};
-use crate::served::{FormSlot, Served};
 
 /// The field `response_format` of the OpenAI API.
 #[derive(Debug, Clone, Deserialize)]
@@ -89,9 +86,6 @@ fn refused(field: &str, expected: &str, found: &str) -> ApiError {
     ApiError::field(field, format!("{field}: expected {expected}, found {}", shown(found)))
 }
 
-/// A form of the answer, and the request field that asks for it.
-pub type RequestedForm = (AnswerForm, &'static str);
-
 /// The requested form of the answer.
 pub fn requested(fields: &SharedFields) -> Result<Option<RequestedForm>, ApiError> {
     let mut forms = Vec::new();
@@ -110,38 +104,5 @@ pub fn requested(fields: &SharedFields) -> Result<Option<RequestedForm>, ApiErro
     match forms.get(1) {
         Some((_, field)) => Err(refused(field, "one form for the answer", &format!("another one in {}", forms[0].1))),
         None => Ok(forms.pop()),
-    }
-}
-
-/// The constraint for a requested form, and the slot that it needs until the answers have ended, unless it was compiled before.
-///
-/// Compiled on a blocking thread, because large forms take long; ended if the client leaves.
-pub async fn constraint(
-    served: &Arc<Served>,
-    requested: Option<RequestedForm>,
-    client: ClientId,
-) -> Result<Option<(ConstraintFactory, Option<FormSlot>)>, ApiError> {
-    let Some((form, field)) = requested else { return Ok(None) };
-    let looked = served.run_blocking(move |served| Ok((served.is_compiled(&form), form))).await;
-    let (is_compiled, form) = looked?;
-    let slot = match is_compiled {
-        true => None,
-        false => {
-            let slot = served.form_slots.acquire(client).await;
-            Some(slot.ok_or_else(|| ApiError::not_ready("the server stops"))?)
-        }
-    };
-    let wanted = CancelOnDrop(CancelFlag::default());
-    let cancel = wanted.0.clone();
-    let constraint = served.run_blocking(move |served| served.constraint(&form, field, &cancel)).await?;
-    Ok(Some((constraint, slot)))
-}
-
-/// Cancels work when the future that waits for it is dropped.
-struct CancelOnDrop(CancelFlag);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
     }
 }

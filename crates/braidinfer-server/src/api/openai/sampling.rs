@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use braidinfer::SamplingParams;
-use braidinfer::conversation::ShownTokens;
 use braidinfer::engine::{Kind, PARAMETERS};
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::form::{ResponseFormat, StructuredOutputs};
-use super::one_or_many::TextOr;
+use crate::api::answers::Delivery;
+use crate::api::one_or_many::TextOr;
 use crate::http::{ApiError, shown};
 
 /// Most texts in one field.
@@ -60,21 +60,15 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// Whether answers are sent as one body or as a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
-    Whole,
-    Streamed { with_usage: bool },
-}
-
 impl SharedFields {
-    /// The special tokens that are part of the text: these marks, or all.
-    pub fn shown_tokens(&self, marks: &[&str]) -> ShownTokens {
-        match self.skip_special_tokens {
-            Some(false) => ShownTokens::All,
-            _ if marks.is_empty() => ShownTokens::None,
-            _ => ShownTokens::Marks(marks.iter().map(|mark| (*mark).to_owned()).collect()),
-        }
+    /// Whether special tokens are part of the text.
+    pub fn shows_special_tokens(&self) -> bool {
+        self.skip_special_tokens == Some(false)
+    }
+
+    /// Whether a stream says how many tokens it took.
+    pub fn with_usage(&self) -> bool {
+        self.stream_options.and_then(|options| options.include_usage).unwrap_or(false)
     }
 
     pub fn delivery(&self) -> Result<Delivery, ApiError> {
@@ -83,10 +77,7 @@ impl SharedFields {
             (false, Some(_)) => {
                 Err(ApiError::field("stream_options", "stream_options: expected `stream` to be true beside it"))
             }
-            (true, options) => {
-                let with_usage = options.and_then(|options| options.include_usage).unwrap_or(false);
-                Ok(Delivery::Streamed { with_usage })
-            }
+            (true, _) => Ok(Delivery::Streamed),
         }
     }
 

@@ -1,0 +1,159 @@
+//! Chats: what requests of all APIs are translated into, and the parts of which their answers consist.
+
+mod answer;
+pub mod tools;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use braidinfer::conversation::{AnswerFormat, Reasoning, ReasoningLimits, ShownTokens};
+use braidinfer::engine::ClientId;
+use braidinfer::handle::Task;
+use braidinfer::text::ChatTemplate;
+use braidinfer::{GenerateRequest, SamplingParams};
+use serde_json::{Map, Value, json};
+
+pub use self::answer::{AnswerReader, Call, WholeAnswer};
+use self::tools::{Tool, ToolChoice, ToolUse};
+use super::answers::{ChoiceStream, Delivery};
+use super::constraint::{self, RequestedForm};
+use super::prompts::{self, ChatPrompt, PromptEnd};
+use super::reservation;
+use crate::http::ApiError;
+use crate::served::{App, Served};
+
+/// A conversation that a chat template turns into a prompt.
+#[derive(Debug, Clone, Default)]
+pub struct Conversation {
+    /// Messages with the fields that chat templates use: `role`, `content`, `tool_calls` and so on.
+    pub messages: Vec<Map<String, Value>>,
+    pub tools: Vec<Tool>,
+    pub tool_choice: ToolChoice,
+    /// Whether the model reasons; as it does by itself if `None`.
+    pub thinks: Option<bool>,
+    /// How much it reasons, for templates that know it.
+    pub reasoning_effort: Option<String>,
+    /// Additional variables for the chat template.
+    pub variables: Map<String, Value>,
+    pub end: PromptEnd,
+}
+
+/// A chat to be answered.
+#[derive(Debug, Clone, Default)]
+pub struct ChatRequest {
+    pub conversation: Conversation,
+    pub params: SamplingParams,
+    /// The form of the answer.
+    pub form: Option<RequestedForm>,
+    /// Whether what has this form may be a tool call; otherwise it is text, whatever it looks like.
+    pub is_form_of_calls: bool,
+    /// Most tokens of reasoning; the server's own limit if `None`.
+    pub thinking_budget: Option<usize>,
+    /// Whether an answer has at most one tool call.
+    pub only_one_call: bool,
+    /// Whether special tokens are part of the text.
+    pub shows_special_tokens: bool,
+}
+
+impl Conversation {
+    /// The tools of the conversation, if the template has a place for them.
+    fn tool_use(&self, template: &ChatTemplate) -> Result<ToolUse, ApiError> {
+        tools::prepare(&self.tools, &self.tool_choice, template)
+    }
+
+    /// Variables for the chat template.
+    fn all_variables(&self, tools: &ToolUse) -> Map<String, Value> {
+        let mut variables = tools.variables.clone();
+        if let Some(effort) = &self.reasoning_effort {
+            variables.insert("reasoning_effort".to_owned(), json!(effort));
+        }
+        // Templates call the switch one or the other.
+        if let Some(wanted) = self.thinks {
+            variables.extend(["enable_thinking", "thinking"].map(|name| (name.to_owned(), json!(wanted))));
+        }
+        variables.extend(self.variables.clone());
+        variables
+    }
+}
+
+/// The prompt of a conversation.
+pub async fn encode(served: &Arc<Served>, conversation: Conversation) -> Result<ChatPrompt, ApiError> {
+    let tools = conversation.tool_use(served.text.require_chat_template()?)?;
+    let variables = conversation.all_variables(&tools);
+    prompts::encode_chat(served, conversation.messages, variables, conversation.end).await
+}
+
+/// Begins to answer a chat.
+pub async fn begin(
+    app: &App,
+    served: &Arc<Served>,
+    client: ClientId,
+    request: ChatRequest,
+    delivery: Delivery,
+    arrived: Instant,
+) -> Result<(ChoiceStream, AnswerReader), ApiError> {
+    let ChatRequest { conversation, params, form, is_form_of_calls, .. } = request;
+    let ChatRequest { thinking_budget, only_one_call, shows_special_tokens, .. } = request;
+    let tools = conversation.tool_use(served.text.require_chat_template()?)?;
+    let is_text = form.is_some() && !is_form_of_calls;
+    let constraint = constraint::constraint(served, wanted_form(&tools, form)?, client).await;
+    let (answer, form_slot) = match constraint {
+        Ok(constraint) => constraint.unzip(),
+        Err(error) => return Err(tool_at_fault(served, &conversation, client).await.unwrap_or(error)),
+    };
+    let (variables, thinks) = (conversation.all_variables(&tools), conversation.thinks);
+    let prompt = prompts::encode_chat(served, conversation.messages, variables, conversation.end).await?;
+    let (start, is_off) = (prompt.reasoning_start, thinks == Some(false));
+    let reasoning = served.reasoning_format.map(|format| Reasoning { format, start, is_off });
+    let constraint = match reasoning {
+        Some(reasoning) => {
+            let limits = ReasoningLimits { most_tokens: thinking_budget.or(app.config.thinking_budget), answer };
+            // It may look through the whole vocabulary.
+            served.run_blocking(move |served| limits.constraint(&served.text, served.vocab_size, reasoning)).await?
+        }
+        None => answer,
+    };
+    let format = AnswerFormat { reasoning, special_tokens: shown_tokens(served, &tools, shows_special_tokens) };
+    let (n, deadline) = (params.n, app.deadline(arrived));
+    let prompts = vec![prompt.ids];
+    let reservation = reservation::reserve(app, served, client, &prompts, &params, delivery)?;
+    let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format }));
+    let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
+    let stream = engine.submit(prompts, task, arrived).await?;
+    let parser = || tools.parser(served.tool_calls, only_one_call).filter(|_| !is_text);
+    let reader = AnswerReader::new((0..n).map(|_| parser()).collect(), tools.forced.is_some());
+    Ok((ChoiceStream { stream, count: n, n, deadline, form_slot: form_slot.flatten(), reservation }, reader))
+}
+
+/// Marks of reasoning and of calls are special tokens in some vocabularies.
+fn shown_tokens(served: &Served, tools: &ToolUse, all: bool) -> ShownTokens {
+    let of_calls = served.tool_calls.marks().filter(|_| !tools.offered.is_empty());
+    let marks: Vec<String> = served.reasoning_marks.iter().copied().chain(of_calls).map(str::to_owned).collect();
+    match all {
+        true => ShownTokens::All,
+        false if marks.is_empty() => ShownTokens::None,
+        false => ShownTokens::Marks(marks),
+    }
+}
+
+/// The form of the answer, and the request field that asks for it: that of a call that must come, or what was requested.
+fn wanted_form(tools: &ToolUse, requested: Option<RequestedForm>) -> Result<Option<RequestedForm>, ApiError> {
+    match (&tools.forced, requested) {
+        (Some(_), Some((_, field))) => {
+            let message = format!("{field}: expected a free answer beside a tool that must be called");
+            Err(ApiError::field(field, message))
+        }
+        (Some(form), None) => Ok(Some((form.clone(), "tools"))),
+        (None, form) => Ok(form),
+    }
+}
+
+/// What is wrong with the first tool that must be called and cannot be held to its schema, if there is one.
+async fn tool_at_fault(served: &Arc<Served>, conversation: &Conversation, client: ClientId) -> Option<ApiError> {
+    for (tool, form) in tools::forced_one_by_one(&conversation.tools, &conversation.tool_choice) {
+        if let Err(error) = constraint::constraint(served, Some((form, "tools")), client).await {
+            return Some(tools::naming_tool(&error, tool));
+        }
+    }
+    None
+}

@@ -1,0 +1,45 @@
+//! Forms that answers are held to.
+
+use std::sync::Arc;
+
+use braidinfer::engine::{ClientId, ConstraintFactory};
+use braidinfer::{AnswerForm, CancelFlag};
+
+use crate::http::ApiError;
+use crate::served::{FormSlot, Served};
+
+/// A form of the answer, and the request field that asks for it.
+pub type RequestedForm = (AnswerForm, &'static str);
+
+/// The constraint for a requested form, and the slot that it needs until the answers have ended, unless it was compiled before.
+///
+/// Compiled on a blocking thread, because large forms take long; ended if the client leaves.
+pub async fn constraint(
+    served: &Arc<Served>,
+    requested: Option<RequestedForm>,
+    client: ClientId,
+) -> Result<Option<(ConstraintFactory, Option<FormSlot>)>, ApiError> {
+    let Some((form, field)) = requested else { return Ok(None) };
+    let looked = served.run_blocking(move |served| Ok((served.is_compiled(&form), form))).await;
+    let (is_compiled, form) = looked?;
+    let slot = match is_compiled {
+        true => None,
+        false => {
+            let slot = served.form_slots.acquire(client).await;
+            Some(slot.ok_or_else(|| ApiError::not_ready("the server stops"))?)
+        }
+    };
+    let wanted = CancelOnDrop(CancelFlag::default());
+    let cancel = wanted.0.clone();
+    let constraint = served.run_blocking(move |served| served.constraint(&form, field, &cancel)).await?;
+    Ok(Some((constraint, slot)))
+}
+
+/// Cancels work when the future that waits for it is dropped.
+struct CancelOnDrop(CancelFlag);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}

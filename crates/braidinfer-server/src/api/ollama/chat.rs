@@ -1,0 +1,67 @@
+//! `/api/chat`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::fields::SharedFields;
+use super::messages::{self, Message, ToolFields};
+use super::served_as;
+use super::writer::{AnswerWriter, Place, loaded};
+use crate::api::answers::{self, ChoiceStream, Delivery};
+use crate::api::chat::{self, ChatRequest, Conversation};
+use crate::api::prompts::PromptEnd;
+use crate::http::{ApiError, Client, Strict};
+use crate::served::App;
+
+#[derive(Debug, Deserialize)]
+pub struct ChatFields {
+    messages: Option<Vec<Message>>,
+    tools: Option<Vec<ToolFields>>,
+}
+
+pub async fn chat(State(app): State<Arc<App>>, request: Strict<SharedFields, ChatFields>) -> Response {
+    let arrived = Instant::now();
+    let Strict { first: shared, second: fields, ignored, client, .. } = request;
+    // Without messages, the model is only to be loaded.
+    if fields.messages.as_ref().is_none_or(Vec::is_empty) {
+        let found = served_as(&app, &shared.model).map(|_| Json(loaded(&shared.model, Place::Message)));
+        return (ignored, found).into_response();
+    }
+    let begun = app.with_deadline(arrived, begin(&app, client, &shared, fields, arrived)).await;
+    answers::deliver(begun, ignored).await
+}
+
+async fn begin(
+    app: &App,
+    Client(client): Client,
+    shared: &SharedFields,
+    fields: ChatFields,
+    arrived: Instant,
+) -> Result<(ChoiceStream, AnswerWriter, Delivery), ApiError> {
+    let served = served_as(app, &shared.model)?;
+    let think = shared.think()?;
+    let messages = messages::template_fields(fields.messages.unwrap_or_default())?;
+    // An answer that has begun goes on.
+    let continues = messages.last().is_some_and(|last| last["role"] == "assistant" && !last.contains_key("tool_calls"));
+    let request = ChatRequest {
+        params: shared.params(&served.default_sampling)?,
+        form: shared.form()?,
+        conversation: Conversation {
+            messages,
+            tools: messages::tools(fields.tools.unwrap_or_default())?,
+            thinks: think.is_on,
+            reasoning_effort: think.effort,
+            end: if continues { PromptEnd::WithinMessage } else { PromptEnd::Answer },
+            ..Conversation::default()
+        },
+        ..ChatRequest::default()
+    };
+    let delivery = shared.delivery();
+    let (stream, reader) = chat::begin(app, served, client, request, delivery, arrived).await?;
+    Ok((stream, AnswerWriter::new(shared.model.clone(), Place::Message, reader, arrived), delivery))
+}

@@ -1,0 +1,97 @@
+//! `/api/generate`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use braidinfer::Prompt;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::fields::{SharedFields, refused};
+use super::messages::refuse_images;
+use super::served_as;
+use super::writer::{AnswerWriter, Place, loaded};
+use crate::api::answers::{self, ChoiceStream, Delivery};
+use crate::api::chat::{self, AnswerReader, ChatRequest, Conversation};
+use crate::api::completion::{self, CompletionRequest};
+use crate::api::prompts;
+use crate::http::{ApiError, Client, Strict};
+use crate::served::App;
+
+#[derive(Debug, Deserialize)]
+pub struct GenerateFields {
+    prompt: Option<String>,
+    /// Text after what is to be filled in.
+    suffix: Option<String>,
+    system: Option<String>,
+    /// Whether the prompt is taken as it is, without the chat template.
+    raw: Option<bool>,
+    images: Option<Vec<Value>>,
+    /// Another chat template, which nobody may bring.
+    template: Option<String>,
+}
+
+pub async fn generate(State(app): State<Arc<App>>, request: Strict<SharedFields, GenerateFields>) -> Response {
+    let arrived = Instant::now();
+    let Strict { first: shared, second: fields, ignored, client, .. } = request;
+    // Without a prompt, the model is only to be loaded.
+    if fields.prompt.as_ref().is_none_or(String::is_empty) {
+        let found = served_as(&app, &shared.model).map(|_| Json(loaded(&shared.model, Place::Response)));
+        return (ignored, found).into_response();
+    }
+    let begun = app.with_deadline(arrived, begin(&app, client, &shared, fields, arrived)).await;
+    answers::deliver(begun, ignored).await
+}
+
+async fn begin(
+    app: &App,
+    Client(client): Client,
+    shared: &SharedFields,
+    fields: GenerateFields,
+    arrived: Instant,
+) -> Result<(ChoiceStream, AnswerWriter, Delivery), ApiError> {
+    let served = served_as(app, &shared.model)?;
+    let delivery = shared.delivery();
+    refuse_images(fields.images.as_deref(), "images")?;
+    if let Some(template) = fields.template.filter(|template| !template.is_empty()) {
+        return Err(refused("template", "none: the model has its own", &template));
+    }
+    let (prompt, system) = (fields.prompt.unwrap_or_default(), fields.system.filter(|system| !system.is_empty()));
+    let mut params = shared.params(&served.default_sampling)?;
+    let is_raw = fields.raw == Some(true) || served.text.chat_template().is_none();
+    let suffix = fields.suffix.filter(|suffix| !suffix.is_empty());
+    let (stream, reader) = if suffix.is_none() && !is_raw {
+        let think = shared.think()?;
+        let turns = system.iter().map(|text| message("system", text)).chain([message("user", &prompt)]);
+        let conversation = Conversation {
+            messages: turns.collect(),
+            thinks: think.is_on,
+            reasoning_effort: think.effort,
+            ..Conversation::default()
+        };
+        let request = ChatRequest { params, form: shared.form()?, conversation, ..ChatRequest::default() };
+        chat::begin(app, served, client, request, delivery, arrived).await?
+    } else {
+        // What a model without a template would be told stands before its prompt.
+        let prompt = system.into_iter().chain([prompt]).collect::<Vec<_>>().join("\n");
+        let prompts = match suffix {
+            Some(suffix) => {
+                let (prompts, ends) = prompts::encode_infill(served, vec![Prompt::Text(prompt)], suffix).await?;
+                params.stop_token_ids.extend(ends);
+                prompts
+            }
+            None => vec![prompts::encode(served, Prompt::Text(prompt)).await?],
+        };
+        let request = CompletionRequest { prompts, params, form: shared.form()?, shows_special_tokens: false };
+        let stream = completion::begin(app, served, client, request, delivery, arrived).await?;
+        (stream, AnswerReader::new(vec![None], false))
+    };
+    Ok((stream, AnswerWriter::new(shared.model.clone(), Place::Response, reader, arrived), delivery))
+}
+
+fn message(role: &str, content: &str) -> Map<String, Value> {
+    Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))])
+}
