@@ -102,17 +102,20 @@ pub struct HealthArgs {
     override_usage = "braidinfer run [OPTIONS] [MODEL] [PROMPT]",
     allow_negative_numbers = true,
     after_help = "\
-The prompt comes from PROMPT, --file, or standard input, byte for byte. A single argument is taken as
-MODEL if it exists, or looks like a path or a Hub id (a slash and no white space), and as PROMPT for the
-built-in model otherwise.
+The prompt comes from PROMPT, --file, or standard input. If the model has a chat template, it is a message, which the
+model answers; otherwise, or with --raw, the model completes it. A newline at the end of a file or of standard input is
+not part of it, except with --raw. A single argument is taken as MODEL if it exists, or looks like a path or a Hub id (a
+slash and no white space), and as PROMPT for the built-in model otherwise.
 
 Examples:
-  braidinfer run \"Once upon a time\"
-  braidinfer run ./Qwen3-0.6B \"The capital of France is\" --max-tokens 20
+  braidinfer run \"Tell me a story about a fox.\"
+  braidinfer run ./Qwen3-0.6B \"What is 2+2?\" --system \"Answer in one word.\"
+  git diff | braidinfer run ./Qwen3-0.6B --system \"Describe this change.\"
+  braidinfer run ./Qwen3-0.6B --raw \"The capital of France is\" --max-tokens 20
   braidinfer run ./Qwen3-0.6B --ids 1,2,3 --temperature 0 --json"
 )]
 pub struct RunArgs {
-    /// A model directory, GGUF file or Hub id, then the text to continue; both may be left out
+    /// A model directory, GGUF file or Hub id, then the message or text; both may be left out
     #[arg(value_name = "MODEL|PROMPT", num_args = 0..=2)]
     pub positional: Vec<OsString>,
     /// Token ids to continue, instead of text
@@ -121,6 +124,21 @@ pub struct RunArgs {
     /// Read the prompt from a file
     #[arg(long, short, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// Complete the text byte for byte, without the chat template
+    #[arg(long, conflicts_with_all = ["system", "chat"])]
+    pub raw: bool,
+    /// Instructions that stand before the message
+    #[arg(long, value_name = "TEXT", conflicts_with = "ids")]
+    pub system: Option<String>,
+    /// Go on with a conversation: a JSON file with a list of messages, or with an object that has `messages`
+    #[arg(long, value_name = "FILE", conflicts_with = "ids")]
+    pub chat: Option<PathBuf>,
+    /// Hold the answer to a JSON schema, which stands here or in a file
+    #[arg(long, value_name = "JSON|FILE", conflicts_with = "grammar")]
+    pub json_schema: Option<String>,
+    /// Hold the answer to a Lark grammar, which stands here or in a file
+    #[arg(long, value_name = "LARK|FILE")]
+    pub grammar: Option<String>,
     /// Print one JSON object instead of streaming text
     #[arg(long)]
     pub json: bool,
@@ -131,7 +149,15 @@ pub struct RunArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(allow_negative_numbers = true)]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
+Messages come from the terminal, or line by line from a pipe or file; then answers are all that is written to standard output.
+
+Examples:
+  braidinfer chat ./Llama-3.2-1B-Instruct
+  printf 'My name is Ada.\\nWhat is my name?\\n' | braidinfer chat ./Llama-3.2-1B-Instruct"
+)]
 pub struct ChatArgs {
     /// A model directory, GGUF file or Hub id; the built-in demo model if left out
     pub model: Option<OsString>,

@@ -22,7 +22,7 @@ def run(*arguments, program=(PROGRAM,), code=0):
 
 def test_it_is_the_same_program(llm):
     assert run("--version").strip() == f"braidinfer {__version__}"
-    story = json.loads(run("run", "Once upon a time", "--temperature", 0, "--json"))
+    story = json.loads(run("run", "--raw", "Once upon a time", "--temperature", 0, "--json"))
     assert story["ids"] == llm.generate("Once upon a time", temperature=0).token_ids
     assert run("run", "Once", "-n", 1, program=(sys.executable, "-m", "braidinfer"))
     run("run", "--top-p", "7", "Once", code=3)

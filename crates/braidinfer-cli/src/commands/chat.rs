@@ -1,23 +1,25 @@
 //! `braidinfer chat`.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Read, StdinLock};
 use std::ops::ControlFlow;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use braidinfer::conversation::AnswerFormat;
 use braidinfer::text::ChatMessage;
-use braidinfer::{FinishReason, GenerateRequest, Llm, Prompt, SamplingParams, StreamEvent};
+use braidinfer::{FinishReason, GenerateRequest, Llm, Prompt, SamplingParams};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
+use super::printer::AnswerPrinter;
 use crate::args::ChatArgs;
 use crate::{interrupt, model, output};
 
 const HELP: &str = "/reset forgets the chat, /system TEXT begins a new one with instructions (none without TEXT), /exit leaves; Ctrl-C ends an answer";
 
 pub fn run(args: ChatArgs) -> anyhow::Result<()> {
-    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-        bail!("chat: expected a terminal for input and output, found a file or pipe; use `braidinfer run` in scripts");
+    let is_typed = io::stdin().is_terminal();
+    if is_typed && !io::stdout().is_terminal() {
+        bail!("chat: expected a terminal for output beside one for input, found a file or pipe; use `braidinfer run`");
     }
     let (llm, _) = model::open(args.model.as_deref(), &args.load)?;
     let continues = match llm.text().require_chat_template() {
@@ -37,10 +39,52 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
         ));
     }
     params.validate()?;
-    let mut chat = Chat { llm, params, continues, system: args.system, messages: Vec::new() };
+    let mut chat = Chat { llm, params, continues, system: args.system, messages: Vec::new(), is_typed };
     chat.begin();
+    if !is_typed {
+        return chat.talk(&mut Lines::Piped(io::stdin().lock()));
+    }
     output::note(HELP);
-    chat.talk()
+    chat.talk(&mut Lines::Typed(Box::new(DefaultEditor::new()?)))
+}
+
+/// Longest line of a pipe, in bytes.
+const LONGEST_LINE: u64 = 64 << 20;
+
+/// Where the lines of a chat come from.
+enum Lines {
+    Typed(Box<DefaultEditor>),
+    Piped(StdinLock<'static>),
+}
+
+impl Lines {
+    /// The next line, without its end; `None` at the end of all.
+    fn next(&mut self) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Typed(editor) => loop {
+                match editor.readline("> ") {
+                    Ok(line) => {
+                        editor.add_history_entry(&line)?;
+                        return Ok(Some(line));
+                    }
+                    // While a line is edited, Ctrl-C discards it and Ctrl-D ends the program.
+                    Err(ReadlineError::Interrupted) => {}
+                    Err(ReadlineError::Eof) => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                }
+            },
+            Self::Piped(input) => {
+                let mut line = String::new();
+                let length = input.take(LONGEST_LINE).read_line(&mut line).context("standard input")?;
+                if length as u64 == LONGEST_LINE {
+                    bail!("standard input: expected lines of at most {} MiB, found a longer one", LONGEST_LINE >> 20);
+                }
+                let text = line.strip_suffix('\n').unwrap_or(&line);
+                let text = text.strip_suffix('\r').unwrap_or(text);
+                Ok((length > 0).then(|| text.to_owned()))
+            }
+        }
+    }
 }
 
 /// Models that only continue texts seldom come to an end.
@@ -54,6 +98,8 @@ struct Chat {
     /// System prompt at the beginning of every chat.
     system: Option<String>,
     messages: Vec<ChatMessage>,
+    /// Whether a person writes at a terminal.
+    is_typed: bool,
 }
 
 impl Chat {
@@ -62,17 +108,8 @@ impl Chat {
         self.messages = self.system.iter().map(|text| ChatMessage::new("system", text)).collect();
     }
 
-    fn talk(&mut self) -> anyhow::Result<()> {
-        let mut editor = DefaultEditor::new()?;
-        loop {
-            let line = match editor.readline("> ") {
-                Ok(line) => line,
-                // While a line is edited, Ctrl-C discards it and Ctrl-D ends the program.
-                Err(ReadlineError::Interrupted) => continue,
-                Err(ReadlineError::Eof) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            };
-            editor.add_history_entry(&line)?;
+    fn talk(&mut self, lines: &mut Lines) -> anyhow::Result<()> {
+        while let Some(line) = lines.next()? {
             match line.trim() {
                 "" => {}
                 "/exit" | "/quit" => return Ok(()),
@@ -87,9 +124,10 @@ impl Chat {
                 _ => self.answer(line)?,
             }
             if interrupt::requested() {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// The prompt for the next answer, and how that becomes text.
@@ -111,6 +149,8 @@ impl Chat {
         self.messages.push(ChatMessage::new("user", line));
         let (prompt, format) = match self.prompt() {
             Ok(prompt) => prompt,
+            // Where nobody can say something else, it ends the chat.
+            Err(error) if !self.is_typed => return Err(error),
             Err(error) => {
                 output::error(&error);
                 self.messages.pop();
@@ -119,10 +159,10 @@ impl Chat {
         };
         let wanted = GenerateRequest { params: self.params.clone(), format, ..GenerateRequest::default() };
         let mut printed = Ok(());
-        let mut has_reasoned = false;
+        let mut printer = AnswerPrinter::default();
         let streaming = interrupt::Working::begin();
         let answered = self.llm.stream_request(&[prompt], &wanted, &mut |event| {
-            printed = print(&event, &mut has_reasoned);
+            printed = printer.print(&event);
             if interrupt::requested() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         drop(streaming);
@@ -130,6 +170,7 @@ impl Chat {
         interrupt::forget_ctrl_c();
         output::print("\n")?;
         printed?;
+        printer.note_hidden();
         match answered {
             Ok((completions, _)) => {
                 let completion = &completions[0];
@@ -138,6 +179,7 @@ impl Chat {
                 }
                 self.messages.push(ChatMessage::new("assistant", completion.text.clone()));
             }
+            Err(error) if !self.is_typed => return Err(error.into()),
             Err(error) => {
                 let too_long = matches!(error, braidinfer::Error::PromptTooLong { .. });
                 output::error(&error.into());
@@ -149,18 +191,4 @@ impl Chat {
         }
         Ok(())
     }
-}
-
-/// Prints new text of an answer; the reasoning before it is dimmed, or marked where there are no colours.
-fn print(event: &StreamEvent, has_reasoned: &mut bool) -> anyhow::Result<()> {
-    if !event.reasoning.is_empty() {
-        if !std::mem::replace(has_reasoned, true) {
-            output::print_dim("thinking: ")?;
-        }
-        output::print_dim(event.reasoning)?;
-    }
-    if !event.text.is_empty() && std::mem::take(has_reasoned) {
-        output::print("\n\n")?;
-    }
-    output::print(event.text)
 }

@@ -15,6 +15,7 @@ pub mod logits;
 pub mod man;
 pub mod models;
 pub mod perplexity;
+mod printer;
 pub mod pull;
 pub mod quantize;
 pub mod run;

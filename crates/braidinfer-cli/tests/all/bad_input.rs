@@ -260,11 +260,6 @@ fn broken_tokenizers_and_templates() {
     broken.refused(&["generation_config.json: field `eos_token_id`: expected a token id", "found 1.5"]);
 }
 
-#[test]
-fn chat_without_a_terminal() {
-    refuse(["chat"], &["chat: expected a terminal", "use `braidinfer run`"]);
-}
-
 #[cfg(unix)]
 #[test]
 fn pipes_and_devices_in_place_of_files_do_not_hang() {

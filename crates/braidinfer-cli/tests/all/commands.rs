@@ -141,28 +141,28 @@ fn sixteen_bit_types_run_and_stay_near() {
 
 #[test]
 fn the_demo_model_tells_a_story() {
-    let story = succeed(["run", "Once upon a time", "--seed", "1"]);
+    let story = succeed(["run", "--raw", "Once upon a time", "--seed", "1"]);
     assert!(story.split_whitespace().count() > 30, "{story}");
     assert!(story.trim_end().ends_with(['.', '!', '"', '?']), "{story}");
-    assert_eq!(story, succeed(["run", "Once upon a time", "--seed", "1"]));
-    assert_ne!(story, succeed(["run", "Once upon a time", "--seed", "2"]));
-    let json = succeed_json(["run", "Once upon a time", "--seed", "1", "--json"]);
+    assert_eq!(story, succeed(["run", "--raw", "Once upon a time", "--seed", "1"]));
+    assert_ne!(story, succeed(["run", "--raw", "Once upon a time", "--seed", "2"]));
+    let json = succeed_json(["run", "--raw", "Once upon a time", "--seed", "1", "--json"]);
     assert_eq!(json["text"].as_str().map(|text| format!("{text}\n")), Some(story));
     assert_eq!(json["finish_reason"], "stop");
 }
 
 #[test]
 fn an_empty_prompt_begins_with_the_first_token() {
-    let answer = succeed_json(["run", "", "--seed", "1", "--json"]);
+    let answer = succeed_json(["run", "--raw", "", "--seed", "1", "--json"]);
     assert_eq!(answer["prompt_ids"], serde_json::json!([0]));
     assert!(answer["text"].as_str().is_some_and(|text| text.split_whitespace().count() > 30), "{answer}");
 }
 
 #[test]
 fn a_stop_text_ends_the_answer_and_is_not_shown() {
-    let whole = succeed(["run", "Once upon a time", "--temperature", "0"]);
+    let whole = succeed(["run", "--raw", "Once upon a time", "--temperature", "0"]);
     let stop = whole.split_whitespace().nth(12).expect("the story has words");
-    let cut = succeed(["run", "Once upon a time", "--temperature", "0", "--stop", stop]);
+    let cut = succeed(["run", "--raw", "Once upon a time", "--temperature", "0", "--stop", stop]);
     let before = whole.split(stop).next().expect("split has a first part");
     assert_eq!(cut.trim_end_matches('\n'), before);
 }
@@ -170,23 +170,106 @@ fn a_stop_text_ends_the_answer_and_is_not_shown() {
 #[test]
 fn prompts_come_from_arguments_files_and_standard_input_byte_for_byte() {
     let prompt = "  Once upon\ta time\n";
-    let by_argument = succeed_json(["run", prompt, "--max-tokens", "1", "--json"]);
+    let by_argument = succeed_json(["run", "--raw", prompt, "--max-tokens", "1", "--json"]);
     let file = tempfile::NamedTempFile::new().expect("a file can be made");
     fs::write(file.path(), prompt).expect("the file can be written");
-    let by_file = succeed_json(["run", "--file", &file.path().display().to_string(), "--max-tokens", "1", "--json"]);
-    let mut child = braidinfer(["run", "--max-tokens", "1", "--json"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the binary starts");
-    child.stdin.take().expect("stdin is piped").write_all(prompt.as_bytes()).expect("the binary reads");
-    let by_stdin = child.wait_with_output().expect("the binary ends");
-    let by_stdin: Value = serde_json::from_slice(&by_stdin.stdout).expect("stdout is JSON");
+    let by_file =
+        succeed_json(["run", "--raw", "--file", &file.path().display().to_string(), "--max-tokens", "1", "--json"]);
+    let by_stdin: Value =
+        serde_json::from_str(&piped(&["run", "--raw", "--max-tokens", "1", "--json"], prompt).0).expect("it is JSON");
     assert_eq!(by_argument["prompt_ids"], by_file["prompt_ids"]);
     assert_eq!(by_argument["prompt_ids"], by_stdin["prompt_ids"]);
     let tokens = succeed_json(["tokenize", prompt, "--json"]);
     assert_eq!(tokens["ids"], by_argument["prompt_ids"]);
+}
+
+/// Standard output and error of a run that reads this text.
+fn piped(args: &[&str], text: &str) -> (String, String) {
+    let mut child = braidinfer(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    child.stdin.take().expect("stdin is piped").write_all(text.as_bytes()).expect("the binary reads");
+    let output = child.wait_with_output().expect("the binary ends");
+    assert!(output.status.success(), "{}", stderr(&output));
+    (stdout(&output), stderr(&output))
+}
+
+const GREEDY: [&str; 4] = ["--temperature", "0", "--max-tokens", "40"];
+
+#[test]
+fn a_prompt_is_a_message_where_there_is_a_template() {
+    let asked = [&["run", "What is 2+2?"][..], &GREEDY].concat();
+    let chat = output(&asked);
+    let answer = stdout(&chat);
+    assert!(answer.contains("I only know little stories"), "{answer}");
+    assert!(stderr(&chat).contains("a message in a chat, by the model's template; --raw completes it"));
+    let (from_pipe, _) = piped(&[&["run"][..], &GREEDY].concat(), "What is 2+2?\r\n");
+    assert_eq!(from_pipe, answer, "the end of the line is no part of the message");
+    assert_ne!(succeed([&asked[..], &["--raw"]].concat()), answer);
+    // A model without a template completes, and says so.
+    let llama = model("llama").display().to_string();
+    refuse(["run", &llama, "x", "--system", "y"], &["--system: ", "the model has no chat template"]);
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = folder.path().join("chat.json").display().to_string();
+    fs::write(&path, "[{\"role\": \"user\", \"content\": \"Hi\"}]").expect("the file can be written");
+    refuse(["run", &llama, "--chat", &path], &["--chat: ", "the model has no chat template"]);
+    let both = output(["run", "x", "--raw", "--system", "y"]);
+    assert!(both.status.code() == Some(3) && stderr(&both).contains("cannot be used with"), "{}", stderr(&both));
+}
+
+#[test]
+fn a_conversation_goes_on_from_a_file() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = folder.path().join("chat.json").display().to_string();
+    let write = |json: &str| fs::write(&path, json).expect("the file can be written");
+    let turns = r#"{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}"#;
+    write(&format!("[{turns}]"));
+    let by_argument = succeed([&["run", "--chat", &path, "What is 2+2?"][..], &GREEDY].concat());
+    write(&format!(r#"{{"model": "x", "messages": [{turns}, {{"role": "user", "content": "What is 2+2?"}}]}}"#));
+    assert_eq!(succeed([&["run", "--chat", &path][..], &GREEDY].concat()), by_argument);
+    for (contents, says) in [
+        ("no JSON", "expected JSON"),
+        ("[]", "expected at least one message"),
+        ("[{\"content\": \"x\"}]", "expected a role in each message, found none in the one at 0"),
+        ("{\"a\": 1}", "expected a list of messages"),
+    ] {
+        write(contents);
+        refuse(["run", "--chat", &path], &["--chat ", "chat.json", says]);
+    }
+    write(r#"[{"role": "system", "content": "x"}]"#);
+    refuse(["run", "--chat", &path, "--system", "y"], &["--system: expected a conversation without"]);
+}
+
+#[test]
+fn answers_are_held_to_a_schema_or_a_grammar() {
+    let schema = r#"{"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": false}"#;
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = folder.path().join("schema.json").display().to_string();
+    fs::write(&path, schema).expect("the file can be written");
+    let answer = succeed([&["run", "Hello", "--json-schema", schema][..], &GREEDY].concat());
+    let value: Value = serde_json::from_str(&answer).expect("the answer is JSON");
+    assert!(value["a"] == "x" || value["a"] == "y", "{answer}");
+    assert_eq!(succeed([&["run", "Hello", "--json-schema", &path][..], &GREEDY].concat()), answer);
+    let grammar = "start: \"yes\" | \"no\"";
+    let answer = succeed([&["run", "Hello", "--grammar", grammar][..], &GREEDY].concat());
+    assert!(answer == "yes\n" || answer == "no\n", "{answer}");
+    refuse(["run", "Hello", "--json-schema", "{\"type\": \"wizard\"}"], &["wizard"]);
+    refuse(["run", "Hello", "--json-schema", "{no JSON"], &["--json-schema: expected JSON"]);
+    refuse(["run", "Hello", "--grammar", "/no/such/file"], &["/no/such/file"]);
+}
+
+#[test]
+fn a_chat_reads_lines_from_a_pipe() {
+    let (answers, said) = piped(&[&["chat"][..], &GREEDY].concat(), "Hello\n\nWhat is 2+2?\n/nonsense");
+    assert!(said.contains("unknown command /nonsense"), "{said}");
+    let lines: Vec<&str> = answers.lines().collect();
+    assert!(lines.len() == 2 && lines[1].contains("I only know little stories"), "{answers}");
+    // The second answer knows the first message.
+    let (alone, _) = piped(&[&["chat", "--context", "64"][..], &GREEDY].concat(), "Hello");
+    assert_eq!(alone.lines().next(), Some(lines[0]));
 }
 
 #[test]

@@ -137,9 +137,18 @@ fn two_endpoints_are_compared_up_to_the_first_other_token() {
 fn a_model_is_compared_with_an_endpoint() {
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo-model");
     let prompt = "Once upon a time";
-    let answer: Value =
-        serde_json::from_str(&succeed(["run", demo, prompt, "--max-tokens", "6", "--temperature", "0", "--json"]))
-            .expect("run prints JSON");
+    let answer: Value = serde_json::from_str(&succeed([
+        "run",
+        "--raw",
+        demo,
+        prompt,
+        "--max-tokens",
+        "6",
+        "--temperature",
+        "0",
+        "--json",
+    ]))
+    .expect("run prints JSON");
     let ids: Vec<u64> = answer["ids"].as_array().expect("ids").iter().filter_map(Value::as_u64).collect();
     let text = answer["text"].as_str().expect("text").to_owned();
     // The same tokens, of which only the ids are known, each with a probability of a half.

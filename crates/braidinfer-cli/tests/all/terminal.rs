@@ -83,7 +83,7 @@ fn answers_are_escaped_on_terminals_and_raw_in_pipes() {
 
 #[test]
 fn prompts_are_escaped_when_they_are_repeated() {
-    shown_escaped(&on_terminal(&["run", HOSTILE, "--max-tokens", "2"], false));
+    shown_escaped(&on_terminal(&["run", "--raw", HOSTILE, "--max-tokens", "2"], false));
 }
 
 #[test]

@@ -18,6 +18,7 @@ const HINTS: &[&str] = &[
     "cache_control",
     "cache_prompt",
     "context_management",
+    "diagnostics",
     "inference_geo",
     "keep_alive",
     "max_tool_calls",
@@ -68,6 +69,7 @@ const HINTS: &[&str] = &[
     "stream_reasoning",
     "system[].cache_control",
     "system[].citations",
+    "tools[].allowed_callers",
     "tools[].cache_control",
     "tools[].defer_loading",
     "tools[].eager_input_streaming",
@@ -76,7 +78,9 @@ const HINTS: &[&str] = &[
     "truncate",
     "truncation",
     "user_id",
+    "user_profile_id",
     "verbosity",
+    "workspace_id",
 ];
 
 /// Fields with the values that they have here anyway.
@@ -111,6 +115,7 @@ const AS_IT_IS: &[(&str, &str)] = &[
     ("return_tokens_as_token_ids", "false"),
     ("separate_reasoning", "true"),
     ("spaces_between_special_tokens", "true"),
+    ("speed", "\"standard\""),
     ("suffix", "\"\""),
     ("tfs_z", "1"),
     ("typical_p", "1"),

@@ -125,10 +125,13 @@ impl MessageFields {
         match kind.as_str() {
             "enabled" => Ok((Some(true), *budget_tokens)),
             "disabled" => Ok((Some(false), None)),
-            "adaptive" => Ok((None, *budget_tokens)),
+            // As the model does by itself.
+            "adaptive" | "between_tools" => Ok((None, *budget_tokens)),
             other => {
-                let message =
-                    format!("thinking.type: expected enabled, disabled or adaptive, found `{}`", shown(other));
+                let message = format!(
+                    "thinking.type: expected enabled, disabled, adaptive or between_tools, found `{}`",
+                    shown(other)
+                );
                 Err(ApiError::field("thinking.type", message))
             }
         }

@@ -58,11 +58,42 @@ struct Function {
 
 /// Converts messages to the fields that chat templates use.
 pub fn template_fields(messages: Vec<Message>) -> Result<Vec<Map<String, Value>>, ApiError> {
-    messages.into_iter().enumerate().map(|(index, message)| message.into_fields(index)).collect()
+    let mut calls = Calls::default();
+    messages.into_iter().enumerate().map(|(index, message)| message.into_fields(index, &mut calls)).collect()
+}
+
+/// The calls of a conversation. Clients of this API tell results apart by the names of tools and their order, and templates by ids.
+#[derive(Default)]
+struct Calls {
+    count: usize,
+    /// Ids and names of those that have no result yet.
+    open: Vec<(String, String)>,
+}
+
+impl Calls {
+    /// The id of a call, which has one of its own where the client sent none: always the same in the same conversation, and as long
+    /// as Mistral's templates want it.
+    fn begin(&mut self, id: Option<String>, name: &str) -> String {
+        let id = id.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("call{:05}", self.count));
+        self.count += 1;
+        self.open.push((id.clone(), name.to_owned()));
+        id
+    }
+
+    /// The id and the name of the call with a result: that with this id, or else the first one of this name, or of any.
+    fn end(&mut self, id: Option<&str>, name: Option<&str>) -> Option<(String, String)> {
+        let is_meant = |(own_id, own_name): &(String, String)| match (id, name) {
+            (Some(id), _) => own_id == id,
+            (None, Some(name)) => own_name == name,
+            (None, None) => true,
+        };
+        let at = self.open.iter().position(is_meant)?;
+        Some(self.open.remove(at))
+    }
 }
 
 impl Message {
-    fn into_fields(self, index: usize) -> Result<Map<String, Value>, ApiError> {
+    fn into_fields(self, index: usize, calls: &mut Calls) -> Result<Map<String, Value>, ApiError> {
         let role = match self.role.as_str() {
             role @ ("system" | "user" | "assistant" | "tool") => role,
             other => return Err(refused(&format!("messages[{index}].role"), "system, user, assistant or tool", other)),
@@ -72,29 +103,29 @@ impl Message {
             ("role".to_owned(), json!(role)),
             ("content".to_owned(), json!(self.content.unwrap_or_default())),
         ]);
-        let calls = self.tool_calls.unwrap_or_default();
-        if !calls.is_empty() {
-            fields.insert("tool_calls".into(), calls.into_iter().map(EarlierCall::into_field).collect());
+        let earlier = self.tool_calls.unwrap_or_default();
+        if !earlier.is_empty() {
+            fields.insert("tool_calls".into(), earlier.into_iter().map(|call| call.into_field(calls)).collect());
+        }
+        let (mut id, mut name) = (self.tool_call_id, self.tool_name.or(self.name));
+        if role == "tool"
+            && let Some((own_id, own_name)) = calls.end(id.as_deref(), name.as_deref())
+        {
+            (id, name) = (Some(own_id), Some(own_name));
         }
         let reasoning = self.thinking.filter(|text| role == "assistant" && !text.is_empty());
-        let name = self.tool_name.or(self.name);
-        let texts = [("reasoning_content", reasoning), ("name", name), ("tool_call_id", self.tool_call_id)];
+        let texts = [("reasoning_content", reasoning), ("name", name), ("tool_call_id", id)];
         fields.extend(texts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), json!(text?)))));
         Ok(fields)
     }
 }
 
 impl EarlierCall {
-    fn into_field(self) -> Value {
-        let arguments = match self.function.arguments {
-            None | Some(Value::Null) => json!({}),
-            Some(arguments) => arguments,
-        };
-        let mut call = json!({"type": "function", "function": {"name": self.function.name, "arguments": arguments}});
-        if let Some(id) = self.id {
-            call["id"] = json!(id);
-        }
-        call
+    fn into_field(self, calls: &mut Calls) -> Value {
+        let EarlierFunction { name, arguments, .. } = self.function;
+        let arguments = arguments.filter(|arguments| !arguments.is_null()).unwrap_or_else(|| json!({}));
+        let id = calls.begin(self.id, &name);
+        json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
     }
 }
 
@@ -118,4 +149,31 @@ pub fn tools(fields: Vec<ToolFields>) -> Result<Vec<Tool>, ApiError> {
         }
     };
     fields.into_iter().enumerate().map(tool).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_find_their_calls() {
+        let call = |name: &str| json!({"function": {"name": name, "arguments": {"city": "Oslo"}}});
+        let messages = json!([
+            {"role": "assistant", "tool_calls": [call("a"), call("b"), call("a")]},
+            {"role": "tool", "tool_name": "b", "content": "1"},
+            {"role": "tool", "tool_name": "a", "content": "2"},
+            {"role": "tool", "content": "3"},
+            {"role": "assistant", "tool_calls": [{"id": "own", "function": {"name": "c"}}]},
+            {"role": "tool", "tool_call_id": "own", "content": "4"},
+            {"role": "tool", "tool_name": "d", "content": "of no call"},
+        ]);
+        let messages = serde_json::from_value(messages).expect("they are messages");
+        let fields = template_fields(messages).expect("they are good");
+        let found: Vec<_> = fields.iter().filter(|fields| fields["role"] == "tool").collect();
+        let ids: Vec<_> = found.iter().map(|fields| fields.get("tool_call_id").and_then(Value::as_str)).collect();
+        assert_eq!(ids, [Some("call00001"), Some("call00000"), Some("call00002"), Some("own"), None]);
+        let names: Vec<_> = found.iter().map(|fields| fields["name"].as_str()).collect();
+        assert_eq!(names, ["b", "a", "a", "c", "d"].map(Some));
+        assert_eq!(fields[0]["tool_calls"][2]["id"], "call00002");
+    }
 }

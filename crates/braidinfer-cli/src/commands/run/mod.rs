@@ -1,14 +1,18 @@
 //! `braidinfer run`.
 
+mod asked;
+
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use braidinfer::executor::ActiveKernels;
-use braidinfer::{Completion, Prompt, StreamEvent, Timings};
+use braidinfer::{Completion, GenerateRequest, StreamEvent, Timings};
 use serde::Serialize;
 
-use crate::args::{Ids, RunArgs};
+use self::asked::{Asked, Request};
+use super::printer::AnswerPrinter;
+use crate::args::RunArgs;
 use crate::{interrupt, model, output, stderr};
 
 #[derive(Serialize)]
@@ -16,6 +20,8 @@ struct RunJson<'a> {
     prompt_ids: &'a [u32],
     ids: &'a [u32],
     text: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    reasoning: &'a str,
     finish_reason: &'static str,
     kernels: &'static str,
     timings: TimingsJson,
@@ -30,14 +36,10 @@ struct TimingsJson {
     decode_tok_s: f64,
 }
 
-pub fn run(args: RunArgs) -> anyhow::Result<()> {
+pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     let elsewhere = args.ids.is_some() || args.file.is_some();
-    let (model_arg, text) = model::split_positional(args.positional, elsewhere)?;
-    let prompt = match (args.ids, text) {
-        (Some(Ids(ids)), _) => Prompt::Ids(ids),
-        (None, Some(text)) => Prompt::Text(text),
-        (None, None) => Prompt::Text(model::read_text(args.file.as_ref(), "a prompt")?),
-    };
+    let (model_arg, text) = model::split_positional(std::mem::take(&mut args.positional), elsewhere)?;
+    let asked = Asked::read(&args, text)?;
     if model_arg.is_none() {
         output::note("no MODEL given: the built-in demo model answers");
     }
@@ -47,23 +49,28 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     if !has_text {
         output::note("the model has no tokenizer: the answer is token ids");
     }
-    let mut printer = Printer { silent: args.json, has_text, result: Ok(()), started: false };
-    if let Prompt::Text(text) = &prompt
-        && !args.json
-        && io::stdout().is_terminal()
-    {
-        output::print_dim(text)?;
+    let Request { prompt, format, constraint, continued } = asked.of(&llm)?;
+    if let Some(text) = continued.filter(|_| !args.json && io::stdout().is_terminal()) {
+        output::print_dim(&text)?;
     }
     // Notes come before the answer also where both go to one file.
     stderr::flush();
+    let mut printer =
+        Printer { silent: args.json, has_text, started: false, answer: AnswerPrinter::default(), result: Ok(()) };
+    let wanted = GenerateRequest { params, constraint, format };
     let streaming = interrupt::Working::begin();
-    let answered = llm.stream(&[prompt], &params, &mut |event| printer.show(event));
+    let answered = llm.stream_request(&[prompt], &wanted, &mut |event| printer.show(&event));
     drop(streaming);
     llm.take_notices().iter().for_each(output::note);
     let (completions, timings) = answered?;
     printer.result?;
     let completion = &completions[0];
-    if args.json { print_json(completion, llm.kernels(), load, timings) } else { output::print("\n") }
+    if args.json {
+        return print_json(completion, llm.kernels(), load, timings);
+    }
+    output::print("\n")?;
+    printer.answer.note_hidden();
+    Ok(())
 }
 
 /// Prints an answer while it is generated; stops it if printing fails or a signal asks for the end.
@@ -72,20 +79,22 @@ struct Printer {
     /// Whether the model has a tokenizer; otherwise token ids are printed.
     has_text: bool,
     started: bool,
+    answer: AnswerPrinter,
     result: anyhow::Result<()>,
 }
 
 impl Printer {
-    fn show(&mut self, event: StreamEvent) -> ControlFlow<()> {
+    fn show(&mut self, event: &StreamEvent) -> ControlFlow<()> {
         if interrupt::requested() {
             return ControlFlow::Break(());
         }
-        let ids = || format!("{}{}", if self.started { "," } else { "" }, event.token);
-        let text = if self.has_text { event.text.to_owned() } else { ids() };
-        self.started = true;
-        if !self.silent && !text.is_empty() {
-            self.result = output::print(&text);
+        if !self.silent {
+            self.result = match self.has_text {
+                true => self.answer.print(event),
+                false => output::print(&format!("{}{}", if self.started { "," } else { "" }, event.token)),
+            };
         }
+        self.started = true;
         if self.result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
@@ -95,6 +104,7 @@ fn print_json(completion: &Completion, kernels: ActiveKernels, load: Duration, t
         prompt_ids: &completion.prompt_ids,
         ids: &completion.ids,
         text: &completion.text,
+        reasoning: &completion.reasoning,
         finish_reason: completion.finish_reason.as_str(),
         kernels: kernels.as_str(),
         timings: TimingsJson {

@@ -1,0 +1,183 @@
+//! What `run` asks the model: a message in a chat, a conversation, or a text to complete.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use braidinfer::conversation::{AnswerFormat, ReasoningLimits};
+use braidinfer::engine::ConstraintFactory;
+use braidinfer::{AnswerForm, CancelFlag, FormLimits, Llm, Prompt, StructuredOutput};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::args::{Ids, RunArgs};
+use crate::{model, output};
+
+/// What the command line says, before a model is there.
+pub struct Asked {
+    text: Option<String>,
+    ids: Option<Vec<u32>>,
+    /// Messages before the text.
+    history: Vec<Message>,
+    is_raw: bool,
+    /// Which of the flags for chats are given, for messages.
+    chat_flag: Option<&'static str>,
+    form: Option<AnswerForm>,
+}
+
+/// A message with the fields that chat templates use.
+type Message = Map<String, Value>;
+
+/// What the model is given.
+pub struct Request {
+    pub prompt: Prompt,
+    pub format: AnswerFormat,
+    pub constraint: Option<ConstraintFactory>,
+    /// The text that the answer goes on from, if it does.
+    pub continued: Option<String>,
+}
+
+impl Asked {
+    /// Reads the arguments, with `text` where it is one of them.
+    pub fn read(args: &RunArgs, text: Option<String>) -> anyhow::Result<Self> {
+        let text = match (&args.ids, &args.chat, text) {
+            (Some(_), ..) => None,
+            (None, _, Some(text)) => Some(text),
+            // Who has a conversation need not say more.
+            (None, Some(_), None) if args.file.is_none() => None,
+            (None, _, None) => {
+                let text = model::read_text(args.file.as_ref(), "a prompt")?;
+                Some(if args.raw { text } else { without_last_newline(text) })
+            }
+        };
+        let mut history = args.chat.as_deref().map(conversation).transpose()?.unwrap_or_default();
+        if let Some(system) = &args.system {
+            if history.first().is_some_and(|first| first["role"] == "system") {
+                bail!(
+                    "--system: expected a conversation without a message of the system beside it, found one in --chat"
+                );
+            }
+            history.insert(0, message("system", system));
+        }
+        let flags = [("--system", args.system.is_some()), ("--chat", args.chat.is_some())];
+        Ok(Self {
+            text,
+            ids: args.ids.as_ref().map(|Ids(ids)| ids.clone()),
+            history,
+            is_raw: args.raw,
+            chat_flag: flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag),
+            form: form(args)?,
+        })
+    }
+
+    /// The request for a model. Says on stderr whether it is a chat.
+    pub fn of(self, llm: &Llm) -> anyhow::Result<Request> {
+        let template = llm.text().require_chat_template();
+        let constraint = |format: &AnswerFormat| constraint(llm, self.form.as_ref(), format);
+        let is_chat = match (&template, &self.ids, self.chat_flag) {
+            (_, Some(_), _) => false,
+            (Err(error), None, Some(flag)) => bail!("{flag}: {error}"),
+            (Err(_), None, None) => {
+                if !self.is_raw {
+                    output::note("the model has no chat template: it completes the text");
+                }
+                false
+            }
+            (Ok(_), None, _) => !self.is_raw,
+        };
+        if !is_chat {
+            let continued = self.text.clone();
+            let prompt = self.ids.map(Prompt::Ids).or(self.text.map(Prompt::Text));
+            let prompt = prompt.context("expected a prompt, found none")?;
+            let format = AnswerFormat::default();
+            return Ok(Request { prompt, constraint: constraint(&format)?, format, continued });
+        }
+        let messages: Vec<Message> =
+            self.history.iter().cloned().chain(self.text.iter().map(|text| message("user", text))).collect();
+        let conversation = llm.text().conversation(&messages, &Map::new())?;
+        output::note("the text is a message in a chat, by the model's template; --raw completes it instead");
+        let format = conversation.format;
+        let prompt = Prompt::Ids(conversation.ids);
+        Ok(Request { prompt, constraint: constraint(&format)?, format, continued: None })
+    }
+}
+
+fn message(role: &str, content: &str) -> Message {
+    Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))])
+}
+
+/// Programs end what they write with a newline, which is no part of a message.
+fn without_last_newline(mut text: String) -> String {
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    text
+}
+
+/// The messages in a JSON file: a list of them, or an object in which one is, as requests to servers have it.
+fn conversation(path: &Path) -> anyhow::Result<Vec<Message>> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Contents {
+        List(Vec<Message>),
+        Within { messages: Vec<Message> },
+    }
+    let name = path.display();
+    let text = model::read_text(Some(&path.to_owned()), "a conversation")?;
+    let value: Value = serde_json::from_str(&text).with_context(|| format!("--chat {name}: expected JSON"))?;
+    let messages = match serde_json::from_value(value) {
+        Ok(Contents::List(messages) | Contents::Within { messages }) => messages,
+        Err(_) => bail!("--chat {name}: expected a list of messages, or an object with `messages`"),
+    };
+    if messages.is_empty() {
+        bail!("--chat {name}: expected at least one message, found none");
+    }
+    match messages.iter().position(|message| !message.get("role").is_some_and(Value::is_string)) {
+        Some(at) => bail!("--chat {name}: expected a role in each message, found none in the one at {at}"),
+        None => Ok(messages),
+    }
+}
+
+/// The form of the answer that is asked for.
+fn form(args: &RunArgs) -> anyhow::Result<Option<AnswerForm>> {
+    if let Some(given) = &args.json_schema {
+        let text = given_or_in_file(given, |text| text.trim_start().starts_with('{'))?;
+        let schema = serde_json::from_str(&text).context("--json-schema: expected JSON")?;
+        return Ok(Some(AnswerForm::JsonSchema(schema)));
+    }
+    let Some(given) = &args.grammar else { return Ok(None) };
+    // A grammar has rules, and a path has no colon with white space after it.
+    let grammar = given_or_in_file(given, |text| text.contains(": ") || text.contains('\n'))?;
+    Ok(Some(AnswerForm::Lark(grammar)))
+}
+
+/// A text that stands on the command line, if it looks like one, or in the file that is named there.
+fn given_or_in_file(given: &str, is_text: impl FnOnce(&str) -> bool) -> anyhow::Result<String> {
+    match is_text(given) && File::open(given).is_err() {
+        true => Ok(given.to_owned()),
+        false => model::read_text_in(&PathBuf::from(given)),
+    }
+}
+
+/// The constraint that holds an answer to its form, after its reasoning.
+fn constraint(
+    llm: &Llm,
+    form: Option<&AnswerForm>,
+    format: &AnswerFormat,
+) -> anyhow::Result<Option<ConstraintFactory>> {
+    let Some(form) = form else { return Ok(None) };
+    let vocab_size = llm.spec().vocab_size;
+    let structured = StructuredOutput::new(llm.text(), vocab_size, FormLimits::default())?;
+    let field = if matches!(form, AnswerForm::JsonSchema(_)) { "json_schema" } else { "grammar" };
+    let answer = structured.constraint(form, field, &CancelFlag::default())?;
+    match format.reasoning {
+        Some(reasoning) => {
+            let limits = ReasoningLimits { most_tokens: None, answer: Some(answer) };
+            Ok(limits.constraint(llm.text(), vocab_size, reasoning)?)
+        }
+        None => Ok(Some(answer)),
+    }
+}
