@@ -44,6 +44,10 @@ pub enum Command {
     Tokenize(TokenizeArgs),
     /// Fetch a model from the Hugging Face Hub
     Pull(PullArgs),
+    /// List the models that are on this machine, by the names that commands take
+    List(ListArgs),
+    /// Give a model a short name, or list those that were given
+    Alias(AliasArgs),
     /// Measure on a text which weights matter, for `quantize`: make an importance matrix
     Imatrix(ImatrixArgs),
     /// Make a model smaller: write it as a GGUF file
@@ -87,6 +91,41 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Models are read where they lie: in the folders that BRAIDINFER_MODELS names (separated as in PATH), in the cache of the Hugging Face
+Hub, and in the folders of Ollama (OLLAMA_MODELS) and LM Studio.")]
+pub struct ListArgs {
+    /// Another folder with models; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub models_dir: Vec<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Aliases are kept in aliases.json, in the system's folder for settings or in BRAIDINFER_CONFIG.
+
+Examples:
+  braidinfer alias smol ./SmolLM2-135M-Instruct.Q4_1.gguf
+  braidinfer run smol \"What is 2+2?\"
+  braidinfer alias --remove smol")]
+pub struct AliasArgs {
+    /// The short name
+    #[arg(requires = "model")]
+    pub name: Option<String>,
+    /// What it stands for: a path, a Hub id, or the name of a model on this machine
+    pub model: Option<String>,
+    /// Forget a short name
+    #[arg(long, value_name = "NAME", conflicts_with = "name")]
+    pub remove: Option<String>,
+    /// Print JSON instead of a table
+    #[arg(long, conflicts_with_all = ["name", "remove"])]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Exits with 0 if it is ready, and with 3 and the reason if it is not.")]
 pub struct HealthArgs {
     /// Where the server is
@@ -104,8 +143,8 @@ pub struct HealthArgs {
     after_help = "\
 The prompt comes from PROMPT, --file, or standard input. If the model has a chat template, it is a message, which the
 model answers; otherwise, or with --raw, the model completes it. A newline at the end of a file or of standard input is
-not part of it, except with --raw. A single argument is taken as MODEL if it exists, or looks like a path or a Hub id (a
-slash and no white space), and as PROMPT for the built-in model otherwise.
+not part of it, except with --raw. A single argument is taken as MODEL if it exists, looks like a path or a Hub id (a
+slash and no white space), or is the name of a model (`braidinfer list`), and as PROMPT for the built-in model otherwise.
 
 Examples:
   braidinfer run \"Tell me a story about a fox.\"

@@ -83,6 +83,8 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Inspect(args) => commands::inspect::run(args)?,
         Command::Tokenize(args) => commands::tokenize::run(args)?,
         Command::Pull(args) => commands::pull::run(args)?,
+        Command::List(args) => commands::list::run(&args)?,
+        Command::Alias(args) => commands::alias::run(&args)?,
         Command::Imatrix(args) => commands::imatrix::run(args)?,
         Command::Quantize(args) => commands::quantize::run(args)?,
         Command::Check(args) => return commands::check::run(args),

@@ -13,7 +13,7 @@ use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
 use braidinfer::executor::{GpuShare, Kernels, KvDtype};
 use braidinfer::model::ModelSource;
 use braidinfer::{
-    Llm, LoadOptions, ModelName, PackedCache, ResolveOptions, WorkerProgram, default_packed_folder,
+    Llm, LoadOptions, ModelName, PackedCache, Places, ResolveOptions, WorkerProgram, default_packed_folder,
     default_verdict_folder,
 };
 
@@ -26,10 +26,29 @@ pub fn source(model: Option<&OsStr>) -> anyhow::Result<ModelSource> {
     let Some(model) = model else { return Ok(demo::SOURCE) };
     // What is not UTF-8 is a path.
     let name = model.to_str().map_or_else(|| Ok(ModelName::Path(model.into())), ModelName::parse)?;
-    if let ModelName::Hub(_) = name {
-        interrupt::install()?;
+    match &name {
+        ModelName::Hub(_) => interrupt::install()?,
+        ModelName::Local(found) => {
+            output::note(format!("{} is {}, found in: {}", found.name, found.path.display(), found.place));
+        }
+        ModelName::Path(path) => require_path(path)?,
     }
     Ok(name.resolve(&ResolveOptions::default(), &mut Bars::new())?)
+}
+
+/// Says more of what is not there than a path would: it may have been meant for the name of a model.
+fn require_path(path: &Path) -> anyhow::Result<()> {
+    let name = path.to_string_lossy();
+    let is_name = !name.is_empty() && !name.contains(['/', '\\']) && !name.ends_with(".gguf");
+    if !is_name || path.exists() {
+        return Ok(());
+    }
+    let similar = Places::from_env().similar(&name);
+    let advice = match similar.is_empty() {
+        true => "`braidinfer list` shows the models that are here".to_owned(),
+        false => format!("did you mean {}?", similar.join(" or ")),
+    };
+    bail!("{name}: expected a path, or the name of a model that is on this machine, found neither; {advice}")
 }
 
 /// Sorts up to two positional arguments into MODEL and text. `has_text` says that the text comes from elsewhere.
@@ -44,7 +63,7 @@ pub fn split_positional(
             bail!("expected one source of text, found the argument `{text}` beside --ids or --file")
         }
         (Some(model), text) => Ok((Some(model), text.map(utf8).transpose()?)),
-        (None, Some(only)) if has_text || looks_like_path(&only) => Ok((Some(only), None)),
+        (None, Some(only)) if has_text || is_model(&only) => Ok((Some(only), None)),
         (None, text) => Ok((None, text.map(utf8).transpose()?)),
     }
 }
@@ -53,11 +72,16 @@ fn utf8(text: OsString) -> anyhow::Result<String> {
     text.into_string().map_err(|text| anyhow!("expected UTF-8 text, found `{}`", text.to_string_lossy()))
 }
 
-/// Whether a single argument is a model and not text: it is an existing path, or looks like a path or a Hub id.
-fn looks_like_path(argument: &OsStr) -> bool {
+/// Whether a single argument is a model and not text: it is an existing path, looks like a path or a Hub id, or is the name of a
+/// model on this machine.
+fn is_model(argument: &OsStr) -> bool {
     let text = argument.to_string_lossy();
+    if text.contains(char::is_whitespace) || text.is_empty() {
+        return Path::new(argument).exists();
+    }
     let path_like = text.contains('/') || text.ends_with(".gguf");
-    Path::new(argument).exists() || (path_like && !text.contains(char::is_whitespace))
+    // One that cannot be looked up is a model, so that people see why.
+    path_like || Path::new(argument).exists() || !matches!(ModelName::parse(&text), Ok(ModelName::Path(_)))
 }
 
 /// Longest text in bytes. What is longer may be a device or a pipe that never ends.

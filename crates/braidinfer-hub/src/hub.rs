@@ -149,13 +149,13 @@ impl Hub {
 }
 
 /// A model that is complete in the cache.
-struct Cached {
+pub(crate) struct Cached {
     choice: Choice,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 /// Why the cache cannot provide the model.
-enum Missing {
+pub(crate) enum Missing {
     /// A file is missing.
     File(String),
     /// The cached files do not match the id.
@@ -163,7 +163,7 @@ enum Missing {
 }
 
 /// Looks for `id` without any request, as if the files of the snapshot were all files of the repository.
-fn find_cached(cache: &RepoCache, id: &HubId) -> Result<Cached, Missing> {
+pub(crate) fn find_cached(cache: &RepoCache, id: &HubId) -> Result<Cached, Missing> {
     let missing = |path: PathBuf| Missing::File(format!("{} is missing", path.display()));
     let commit = cache.commit().ok_or_else(|| missing(cache.reference()))?;
     let files = cache.files(&commit);

@@ -19,6 +19,7 @@
 //! verified.
 
 mod cache;
+mod cached;
 mod checksum;
 mod choice;
 mod download;
@@ -30,6 +31,7 @@ mod id;
 mod progress;
 mod settings;
 
+pub use cached::{CachedModel, cached_models};
 pub use error::HubError;
 pub use hub::Hub;
 pub use id::HubId;

@@ -20,6 +20,8 @@ pub mod handle;
 mod imatrix;
 mod llm;
 mod loading;
+#[cfg(feature = "hub")]
+mod local_models;
 mod memory;
 #[cfg(feature = "hub")]
 mod model_name;
@@ -48,6 +50,8 @@ pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, PipelinePlan, check, che
 pub use memory::size;
 pub use packed_cache::{KeptWeights, PackedCache};
 
+#[cfg(feature = "hub")]
+pub use local_models::{Aliases, LocalModel, Place, Places};
 #[cfg(feature = "hub")]
 pub use model_name::{ModelName, ResolveOptions, resolve};
 

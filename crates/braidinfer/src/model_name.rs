@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use braidinfer_hub::{Hub, HubId, Progress, Settings};
 use braidinfer_model::ModelSource;
 
+use crate::local_models::{Aliases, LocalModel, Places};
 use crate::{Error, Result};
 
 /// What the name of a model stands for.
@@ -12,6 +13,8 @@ use crate::{Error, Result};
 pub enum ModelName {
     /// A model directory or a GGUF file. It need not be there.
     Path(PathBuf),
+    /// A model that is on this machine.
+    Local(LocalModel),
     /// A model of the Hub.
     Hub(HubId),
 }
@@ -24,17 +27,31 @@ pub struct ResolveOptions {
 }
 
 impl ModelName {
-    /// A name that exists as a path is a path; so is one that ends in `.gguf` or cannot be a Hub id. Any other is a Hub id:
-    /// `org/name`, `org/name@revision`, `org/name:QUANT` or `org/name@revision:QUANT`.
+    /// A name that exists as a path is a path. Otherwise it may be an alias ([`Aliases::from_env`]), whose model it is; a Hub id,
+    /// `org/name`, `org/name@revision`, `org/name:QUANT` or `org/name@revision:QUANT`; or the name of a model on this machine
+    /// ([`Places::from_env`]). Any other is a path, and so is one that ends in `.gguf`.
     ///
-    /// Fails with [`Error::Hub`] on what has the shape of a Hub id and is none.
+    /// Fails with [`Error::Hub`] on what has the shape of a Hub id and is none, if aliases cannot be read, and if several models
+    /// have the name.
     pub fn parse(name: &str) -> Result<Self> {
+        Self::parse_with(name, Aliases::from_env()?.as_ref(), &Places::from_env())
+    }
+
+    fn parse_with(name: &str, aliases: Option<&Aliases>, places: &Places) -> Result<Self> {
         let is_file = name.ends_with(".gguf") && !name.contains(':');
         // What looks like an id may be a relative path.
-        if is_file || !HubId::looks_like(name) || Path::new(name).exists() {
+        if is_file || Path::new(name).exists() {
             return Ok(Self::Path(name.into()));
         }
-        name.parse().map(Self::Hub).map_err(Error::hub(name))
+        if let Some(model) = aliases.and_then(|aliases| aliases.get(name)) {
+            return Self::parse_with(model, None, places);
+        }
+        if HubId::looks_like(name) {
+            return name.parse().map(Self::Hub).map_err(Error::hub(name));
+        }
+        let is_path = name.is_empty() || name.starts_with(['.', '/', '~', '\\']);
+        let found = if is_path { None } else { places.find(name)? };
+        Ok(found.map_or_else(|| Self::Path(name.into()), Self::Local))
     }
 
     /// The files, which are fetched first if they are those of a Hub id and not in the cache. `progress` is told of that;
@@ -44,6 +61,7 @@ impl ModelName {
     pub fn resolve(&self, options: &ResolveOptions, progress: &mut dyn Progress) -> Result<ModelSource> {
         let path = match self {
             Self::Path(path) => path.clone(),
+            Self::Local(model) => model.path.clone(),
             Self::Hub(id) => fetch(id, options, progress).map_err(Error::hub(id))?,
         };
         Ok(ModelSource::open(path)?)
@@ -88,6 +106,27 @@ mod tests {
         }
         // Tests run in the folder of the crate.
         assert_eq!(parsed("src/handle"), path("src/handle"));
+    }
+
+    #[test]
+    fn aliases_stand_for_models_and_models_on_this_machine_have_names() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("small.gguf"), "x").expect("written");
+        let places = Places { folders: vec![folder.path().to_owned()], ..Places::default() };
+        let mut aliases = Aliases::read(folder.path().join("aliases.json")).expect("it need not be there");
+        let parsed = |name: &str, aliases: &Aliases| {
+            ModelName::parse_with(name, Some(aliases), &places).unwrap_or_else(|error| panic!("{error}"))
+        };
+        let local = parsed("small", &aliases);
+        assert!(matches!(&local, ModelName::Local(model) if model.path.ends_with("small.gguf")), "{local:?}");
+        for (alias, model) in [("s", "small"), ("h", "org/name"), ("t", "s")] {
+            aliases.set(alias, model).expect("it can be written");
+        }
+        assert_eq!(parsed("s", &aliases), local);
+        assert_eq!(parsed("h", &aliases), ModelName::Hub("org/name".parse().expect("an id")));
+        // Aliases of aliases could go round and round.
+        assert_eq!(parsed("t", &aliases), path("s"));
+        assert_eq!(parsed("nothing", &aliases), path("nothing"));
     }
 
     #[test]

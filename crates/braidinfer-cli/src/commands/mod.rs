@@ -1,5 +1,6 @@
 //! One file (or folder) per command.
 
+pub mod alias;
 pub mod bench;
 pub mod cache;
 pub mod chat;
@@ -11,6 +12,7 @@ pub mod diff;
 pub mod health;
 pub mod imatrix;
 pub mod inspect;
+pub mod list;
 pub mod logits;
 pub mod man;
 pub mod models;

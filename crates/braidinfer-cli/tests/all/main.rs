@@ -12,6 +12,7 @@ mod faults;
 mod hub;
 mod imatrix;
 mod memory;
+mod names;
 mod packed_cache;
 mod perplexity;
 mod serve;

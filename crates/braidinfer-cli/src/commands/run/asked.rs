@@ -70,6 +70,11 @@ impl Asked {
         })
     }
 
+    /// The text, if it is a single word, which may have been meant for the name of a model.
+    pub fn word(&self) -> Option<&str> {
+        self.text.as_deref().filter(|text| !text.is_empty() && !text.contains(char::is_whitespace))
+    }
+
     /// The request for a model. Says on stderr whether it is a chat.
     pub fn of(self, llm: &Llm) -> anyhow::Result<Request> {
         let template = llm.text().require_chat_template();

@@ -41,7 +41,10 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     let (model_arg, text) = model::split_positional(std::mem::take(&mut args.positional), elsewhere)?;
     let asked = Asked::read(&args, text)?;
     if model_arg.is_none() {
-        output::note("no MODEL given: the built-in demo model answers");
+        output::note(match asked.word() {
+            Some(word) => format!("no model is called `{word}`: the built-in demo model answers it"),
+            None => "no MODEL given: the built-in demo model answers".to_owned(),
+        });
     }
     let (mut llm, load) = model::open(model_arg.as_deref(), &args.load)?;
     let params = args.sampling.override_defaults(llm.default_sampling());

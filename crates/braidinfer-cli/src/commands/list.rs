@@ -1,0 +1,54 @@
+//! `braidinfer list`.
+
+use std::path::PathBuf;
+
+use braidinfer::{Aliases, LocalModel, Places};
+use comfy_table::{ContentArrangement, Table};
+use serde::Serialize;
+
+use crate::args::ListArgs;
+use crate::output;
+use crate::output::{counted, size};
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    /// Short names that stand for it.
+    aliases: Vec<String>,
+    place: String,
+    path: PathBuf,
+    bytes: u64,
+}
+
+pub fn run(args: &ListArgs) -> anyhow::Result<()> {
+    let mut places = Places::from_env();
+    places.folders.extend(args.models_dir.iter().cloned());
+    let aliases = Aliases::from_env()?;
+    let rows: Vec<Row> = places.models().into_iter().map(|model| row(model, aliases.as_ref())).collect();
+    if args.json {
+        return output::print_json(&rows);
+    }
+    if !rows.is_empty() {
+        output::print_line(table(&rows))?;
+    }
+    output::print_line(format!("{} on this machine", counted(rows.len(), "model")))
+}
+
+fn row(model: LocalModel, aliases: Option<&Aliases>) -> Row {
+    let LocalModel { name, place, path, bytes } = model;
+    let stands_for = |target: &str| target == name || path.to_str() == Some(target);
+    let aliases = aliases.into_iter().flat_map(Aliases::iter).filter(|(_, target)| stands_for(target));
+    let aliases = aliases.map(|(alias, _)| alias.to_owned()).collect();
+    Row { aliases, place: place.to_string(), name, path, bytes }
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(output::TABLE).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["name", "size", "found in", "alias"]);
+    for row in rows {
+        let cells = [&row.name, &size(row.bytes), &row.place, &row.aliases.join(", ")];
+        table.add_row(cells.map(|cell| output::one_line(cell).into_owned()));
+    }
+    table
+}
