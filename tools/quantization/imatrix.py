@@ -1,4 +1,4 @@
-"""Writes small importance matrices as llama.cpp's `llama-imatrix` does, for `cargo test -p braidinfer-model --test all imatrix::`.
+"""Writes small importance matrices as llama.cpp's `llama-imatrix` does, for `cargo test -p braidinfer-model --test imatrix`.
 
     python tools/quantization/imatrix.py
 

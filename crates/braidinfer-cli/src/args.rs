@@ -32,7 +32,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Complete one prompt and stream the answer
+    /// Answer a message, or complete a text
     Run(RunArgs),
     /// Talk with a model, using its chat template
     Chat(ChatArgs),
@@ -58,7 +58,7 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Put several models side by side: size, compatibility, speed, answers
     Compare(CompareArgs),
-    /// Serve a model: the OpenAI API and a web page
+    /// Serve a model: the APIs of OpenAI, Anthropic and Ollama, and a web page
     Serve(Box<ServeArgs>),
     /// Compare the answers of two models, or of one model run in two ways
     Diff(DiffArgs),
@@ -95,9 +95,6 @@ pub enum Command {
 Models are read where they lie: in the folders that BRAIDINFER_MODELS names (separated as in PATH), in the cache of the Hugging Face
 Hub, and in the folders of Ollama (OLLAMA_MODELS) and LM Studio.")]
 pub struct ListArgs {
-    /// Another folder with models; may be given several times
-    #[arg(long, value_name = "DIR")]
-    pub models_dir: Vec<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -154,7 +151,7 @@ Examples:
   braidinfer run ./Qwen3-0.6B --ids 1,2,3 --temperature 0 --json"
 )]
 pub struct RunArgs {
-    /// A model directory, GGUF file or Hub id, then the message or text; both may be left out
+    /// A model directory, GGUF file, Hub id or name (see `list`), then the message or text; both may be left out
     #[arg(value_name = "MODEL|PROMPT", num_args = 0..=2)]
     pub positional: Vec<OsString>,
     /// Token ids to continue, instead of text
@@ -191,14 +188,15 @@ pub struct RunArgs {
 #[command(
     allow_negative_numbers = true,
     after_help = "\
-Messages come from the terminal, or line by line from a pipe or file; then answers are all that is written to standard output.
+Messages come from the terminal, or from a pipe or file: then each line is a message, unless it is one of the commands that
+/help shows, and answers are all that is written to standard output. The first error ends such a chat.
 
 Examples:
   braidinfer chat ./Llama-3.2-1B-Instruct
   printf 'My name is Ada.\\nWhat is my name?\\n' | braidinfer chat ./Llama-3.2-1B-Instruct"
 )]
 pub struct ChatArgs {
-    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    /// A model directory, GGUF file, Hub id or name (see `list`); the built-in demo model if left out
     pub model: Option<OsString>,
     /// Instructions that stand before the chat
     #[arg(long, value_name = "TEXT")]
@@ -211,7 +209,7 @@ pub struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub struct LogitsArgs {
-    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    /// A model directory, GGUF file, Hub id or name (see `list`); the built-in demo model if left out
     pub model: Option<OsString>,
     /// Token ids
     #[arg(
@@ -237,7 +235,7 @@ pub struct LogitsArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    /// A model directory, GGUF file, Hub id or name (see `list`); the built-in demo model if left out
     pub model: Option<OsString>,
     /// List every tensor
     #[arg(long)]
@@ -253,7 +251,7 @@ pub struct InspectArgs {
     after_help = "A single argument is taken as MODEL if it exists, or looks like a path or a Hub id (a slash and no white space), and as TEXT otherwise."
 )]
 pub struct TokenizeArgs {
-    /// A model directory, GGUF file or Hub id (or a tokenizer.json or tokenizer.model), then the text; both may be left out
+    /// A model directory, GGUF file, Hub id or name (see `list`) (or a tokenizer.json or tokenizer.model), then the text; both may be left out
     #[arg(value_name = "MODEL|TEXT", num_args = 0..=2)]
     pub positional: Vec<OsString>,
     /// Read the text from a file
@@ -363,7 +361,7 @@ Examples:
   braidinfer check ./Qwen3-0.6B --verbose
   braidinfer check q.gguf --full --export report.html")]
 pub struct CheckArgs {
-    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    /// A model directory, GGUF file, Hub id or name (see `list`); the built-in demo model if left out
     pub model: Option<OsString>,
     /// Show every layer
     #[arg(long, short)]
@@ -390,7 +388,7 @@ Examples:
   braidinfer validate ./Qwen3-0.6B
   braidinfer validate q.gguf --context 8192 --export report.html")]
 pub struct ValidateArgs {
-    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    /// A model directory, GGUF file, Hub id or name (see `list`); the built-in demo model if left out
     pub model: Option<OsString>,
     #[command(flatten)]
     pub report: ReportArgs,
@@ -446,7 +444,7 @@ Examples:
   braidinfer bench q.gguf --kernels fused --baseline before.json"
 )]
 pub struct BenchArgs {
-    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    /// A model directory, GGUF file, Hub id or name (see `list`); the built-in demo model if left out
     pub model: Option<OsString>,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 512)]
@@ -535,7 +533,7 @@ Examples:
   braidinfer perplexity q4_k_m.gguf --against ./Qwen3-0.6B,precision=exact --json
   braidinfer perplexity ./Qwen3-0.6B,kernels=fused,kv_dtype=q8_0 --against kernels=fused,kv_dtype=f16")]
 pub struct PerplexityArgs {
-    /// A model directory, GGUF file or Hub id, and how to run it
+    /// A model directory, GGUF file, Hub id or name (see `list`), and how to run it
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// The model, or the way to run MODEL, that it is compared with
@@ -660,7 +658,7 @@ Examples:
   BRAIDINFER_API_KEY=secret braidinfer serve q.gguf --host 0.0.0.0 --port 443 --tls-cert c.pem --tls-key k.pem
   curl localhost:8080/v1/completions -H 'content-type: application/json' -d '{\"prompt\": \"Once upon\"}'")]
 pub struct ServeArgs {
-    /// A model directory, GGUF file or Hub id; the built-in demo model if left out
+    /// A model directory, GGUF file, Hub id or name (see `list`); the built-in demo model if left out
     pub model: Option<OsString>,
     #[command(flatten)]
     pub network: NetworkArgs,

@@ -13,7 +13,7 @@ use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
 use braidinfer::executor::{GpuShare, Kernels, KvDtype};
 use braidinfer::model::ModelSource;
 use braidinfer::{
-    Llm, LoadOptions, ModelName, PackedCache, Places, ResolveOptions, WorkerProgram, default_packed_folder,
+    Aliases, Llm, LoadOptions, ModelName, PackedCache, Places, ResolveOptions, WorkerProgram, default_packed_folder,
     default_verdict_folder,
 };
 
@@ -26,6 +26,9 @@ pub fn source(model: Option<&OsStr>) -> anyhow::Result<ModelSource> {
     let Some(model) = model else { return Ok(demo::SOURCE) };
     // What is not UTF-8 is a path.
     let name = model.to_str().map_or_else(|| Ok(ModelName::Path(model.into())), ModelName::parse)?;
+    if let Some(target) = alias_target(model) {
+        output::note(format!("{} is {target}", model.to_string_lossy()));
+    }
     match &name {
         ModelName::Hub(_) => interrupt::install()?,
         ModelName::Local(found) => {
@@ -34,6 +37,12 @@ pub fn source(model: Option<&OsStr>) -> anyhow::Result<ModelSource> {
         ModelName::Path(path) => require_path(path)?,
     }
     Ok(name.resolve(&ResolveOptions::default(), &mut Bars::new())?)
+}
+
+/// What an alias stands for, if this is one.
+fn alias_target(model: &OsStr) -> Option<String> {
+    let name = model.to_str().filter(|name| Aliases::may_be(name) && !Path::new(name).exists())?;
+    Aliases::from_env().ok()??.get(name).map(str::to_owned)
 }
 
 /// Says more of what is not there than a path would: it may have been meant for the name of a model.
@@ -77,13 +86,18 @@ fn utf8(text: OsString) -> anyhow::Result<String> {
 fn is_model(argument: &OsStr) -> bool {
     let text = argument.to_string_lossy();
     if text.contains(char::is_whitespace) || text.is_empty() {
-        return Path::new(argument).exists();
+        // Names of files and folders may have blanks, and messages have lines.
+        let may_be_name = (1..=LONGEST_NAME).contains(&text.len()) && !text.contains('\n');
+        return Path::new(argument).exists()
+            || (may_be_name && Places::from_env().find(&text).is_ok_and(|it| it.is_some()));
     }
     let path_like = text.contains('/') || text.ends_with(".gguf");
     // One that cannot be looked up is a model, so that people see why.
     path_like || Path::new(argument).exists() || !matches!(ModelName::parse(&text), Ok(ModelName::Path(_)))
 }
 
+/// Longest name of a model with blanks in it, in bytes.
+const LONGEST_NAME: usize = 200;
 /// Longest text in bytes. What is longer may be a device or a pipe that never ends.
 const MOST_TEXT: u64 = 256 << 20;
 

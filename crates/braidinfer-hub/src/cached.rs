@@ -57,7 +57,11 @@ fn models_of(cache: &Path, repository: &str) -> Vec<CachedModel> {
         [only] => model(id, &only.files).into_iter().collect(),
         several => several
             .iter()
-            .filter_map(|set| model(format!("{repository}:{}", set.handle()).parse().ok()?, &set.files))
+            .filter_map(|set| {
+                let is_only = GgufSet::matching(several, set.handle()).len() == 1;
+                let handle = if is_only { set.handle() } else { set.stem() };
+                model(format!("{repository}:{handle}").parse().ok()?, &set.files)
+            })
             .collect(),
     }
 }

@@ -1,4 +1,4 @@
-//! An OpenAI-compatible server over one model.
+//! A server over one model, which speaks the APIs of OpenAI, Anthropic and Ollama.
 //!
 //! A [`Handle`](braidinfer::Handle) owns the model and runs its steps on a separate thread. HTTP handlers turn requests into
 //! prompts and the outputs of the engine into responses. Only `api/` knows the wire format.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use braidinfer_hub::{Hub, HubId, Progress, Settings};
 use braidinfer_model::ModelSource;
 
-use crate::local_models::{Aliases, LocalModel, Places};
+use crate::local_models::{Aliases, LocalModel, Place, Places};
 use crate::{Error, Result};
 
 /// What the name of a model stands for.
@@ -34,19 +34,30 @@ impl ModelName {
     /// Fails with [`Error::Hub`] on what has the shape of a Hub id and is none, if aliases cannot be read, and if several models
     /// have the name.
     pub fn parse(name: &str) -> Result<Self> {
-        Self::parse_with(name, Aliases::from_env()?.as_ref(), &Places::from_env())
+        Self::parse_with(name, &|| Aliases::from_env(), &Places::from_env())
     }
 
-    fn parse_with(name: &str, aliases: Option<&Aliases>, places: &Places) -> Result<Self> {
+    /// Aliases are only read for a name that may be one.
+    fn parse_with(name: &str, aliases: &dyn Fn() -> Result<Option<Aliases>>, places: &Places) -> Result<Self> {
         let is_file = name.ends_with(".gguf") && !name.contains(':');
         // What looks like an id may be a relative path.
         if is_file || Path::new(name).exists() {
             return Ok(Self::Path(name.into()));
         }
-        if let Some(model) = aliases.and_then(|aliases| aliases.get(name)) {
-            return Self::parse_with(model, None, places);
+        if Aliases::may_be(name)
+            && let Some(model) = aliases()?.as_ref().and_then(|aliases| aliases.get(name))
+        {
+            return Self::parse_with(model, &|| Ok(None), places);
         }
-        if HubId::looks_like(name) {
+        // Ollama's names of other people's models have the shape of Hub ids.
+        let is_id = HubId::looks_like(name);
+        if is_id && name.contains(':') {
+            let of_ollama = places.find(name)?.filter(|model| model.place == Place::Ollama && model.name == name);
+            if let Some(model) = of_ollama {
+                return Ok(Self::Local(model));
+            }
+        }
+        if is_id {
             return name.parse().map(Self::Hub).map_err(Error::hub(name));
         }
         let is_path = name.is_empty() || name.starts_with(['.', '/', '~', '\\']);
@@ -85,7 +96,8 @@ mod tests {
     use super::*;
 
     fn parsed(name: &str) -> ModelName {
-        ModelName::parse(name).unwrap_or_else(|error| panic!("{error}"))
+        // Not what this machine has.
+        ModelName::parse_with(name, &|| Ok(None), &Places::default()).unwrap_or_else(|error| panic!("{error}"))
     }
 
     fn path(name: &str) -> ModelName {
@@ -115,7 +127,8 @@ mod tests {
         let places = Places { folders: vec![folder.path().to_owned()], ..Places::default() };
         let mut aliases = Aliases::read(folder.path().join("aliases.json")).expect("it need not be there");
         let parsed = |name: &str, aliases: &Aliases| {
-            ModelName::parse_with(name, Some(aliases), &places).unwrap_or_else(|error| panic!("{error}"))
+            ModelName::parse_with(name, &|| Ok(Some(aliases.clone())), &places)
+                .unwrap_or_else(|error| panic!("{error}"))
         };
         let local = parsed("small", &aliases);
         assert!(matches!(&local, ModelName::Local(model) if model.path.ends_with("small.gguf")), "{local:?}");
@@ -127,6 +140,12 @@ mod tests {
         // Aliases of aliases could go round and round.
         assert_eq!(parsed("t", &aliases), path("s"));
         assert_eq!(parsed("nothing", &aliases), path("nothing"));
+        // What cannot be an alias does not need them.
+        let unreadable = || Err(Error::Internal("aliases cannot be read".into()));
+        for name in ["org/name", "./a", "src/handle", "a.gguf"] {
+            ModelName::parse_with(name, &unreadable, &places).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        ModelName::parse_with("nothing", &unreadable, &places).expect_err("it may be one");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
-use braidinfer::{Aliases, ModelName};
+use braidinfer::{Aliases, ModelName, Places};
 use comfy_table::{ContentArrangement, Table};
 
 use crate::args::AliasArgs;
@@ -19,9 +19,22 @@ pub fn run(args: &AliasArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     if let (Some(name), Some(model)) = (&args.name, &args.model) {
-        // Whether it is there shows when it is used; but what it is must be clear.
-        ModelName::parse(model)?;
-        return Ok(aliases.set(name, model)?);
+        // One of another alias is that of its model.
+        let model = aliases.get(model).unwrap_or(model).to_owned();
+        if let ModelName::Path(path) = ModelName::parse(&model)?
+            && !path.exists()
+        {
+            bail!("{model}: expected a path, a Hub id, or the name of a model on this machine, found nothing there");
+        }
+        let before = aliases.get(name).map(str::to_owned);
+        aliases.set(name, &model)?;
+        if let Some(before) = before {
+            output::note(format!("{name} was {before}"));
+        }
+        if Places::from_env().find(name).is_ok_and(|found| found.is_some()) {
+            output::note(format!("a model on this machine is called {name}, too: the alias goes before it"));
+        }
+        return output::print_line(format!("{name} is {model}"));
     }
     let all: BTreeMap<&str, &str> = aliases.iter().collect();
     if args.json {

@@ -10,7 +10,7 @@ use braidinfer::{FinishReason, GenerateRequest, Llm, Prompt, SamplingParams};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use super::printer::AnswerPrinter;
+use super::printer::{AnswerPrinter, CUT};
 use crate::args::ChatArgs;
 use crate::{interrupt, model, output};
 
@@ -120,7 +120,9 @@ impl Chat {
                     self.system = (!text.is_empty()).then(|| text.to_owned());
                     self.begin();
                 }
-                command if command.starts_with('/') => output::note(format!("unknown command {command}; {HELP}")),
+                command if command.starts_with('/') && self.is_typed => {
+                    output::note(format!("unknown command {command}; {HELP}"))
+                }
                 _ => self.answer(line)?,
             }
             if interrupt::requested() {
@@ -167,7 +169,10 @@ impl Chat {
         });
         drop(streaming);
         self.llm.take_notices().iter().for_each(output::note);
-        interrupt::forget_ctrl_c();
+        // Where nobody writes, it ends the chat.
+        if self.is_typed {
+            interrupt::forget_ctrl_c();
+        }
         output::print("\n")?;
         printed?;
         printer.note_hidden();
@@ -175,7 +180,7 @@ impl Chat {
             Ok((completions, _)) => {
                 let completion = &completions[0];
                 if completion.finish_reason == FinishReason::Length {
-                    output::note("the answer was cut at the token limit; see --max-tokens and --context");
+                    output::note(CUT);
                 }
                 self.messages.push(ChatMessage::new("assistant", completion.text.clone()));
             }

@@ -1,7 +1,5 @@
 //! `braidinfer list`.
 
-use std::path::PathBuf;
-
 use braidinfer::{Aliases, LocalModel, Places};
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
@@ -16,13 +14,15 @@ struct Row {
     /// Short names that stand for it.
     aliases: Vec<String>,
     place: String,
-    path: PathBuf,
+    path: String,
     bytes: u64,
 }
 
 pub fn run(args: &ListArgs) -> anyhow::Result<()> {
-    let mut places = Places::from_env();
-    places.folders.extend(args.models_dir.iter().cloned());
+    let places = Places::from_env();
+    for folder in places.missing_folders() {
+        output::note(format!("BRAIDINFER_MODELS: {} is no folder that can be looked into", folder.display()));
+    }
     let aliases = Aliases::from_env()?;
     let rows: Vec<Row> = places.models().into_iter().map(|model| row(model, aliases.as_ref())).collect();
     if args.json {
@@ -39,7 +39,7 @@ fn row(model: LocalModel, aliases: Option<&Aliases>) -> Row {
     let stands_for = |target: &str| target == name || path.to_str() == Some(target);
     let aliases = aliases.into_iter().flat_map(Aliases::iter).filter(|(_, target)| stands_for(target));
     let aliases = aliases.map(|(alias, _)| alias.to_owned()).collect();
-    Row { aliases, place: place.to_string(), name, path, bytes }
+    Row { aliases, place: place.to_string(), name, path: path.to_string_lossy().into_owned(), bytes }
 }
 
 fn table(rows: &[Row]) -> Table {

@@ -6,6 +6,9 @@ use braidinfer::StreamEvent;
 
 use crate::output;
 
+/// What people are told of an answer that is not whole.
+pub const CUT: &str = "the answer was cut at the token limit; see --max-tokens and --context";
+
 /// Prints the text of an answer. The reasoning before it is dimmed, or marked where there are no colours; where no person reads,
 /// it is left out.
 #[derive(Debug, Default)]

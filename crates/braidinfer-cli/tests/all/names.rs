@@ -61,7 +61,12 @@ fn models_are_listed_and_run_by_name_and_by_alias() {
     );
     assert_eq!(ids(&by_name), by_path);
     assert_eq!(stdout(&machine.run(&["alias"])), "no aliases\n");
-    assert!(machine.run(&["alias", "t", "tiny-one"]).status.success());
+    assert_eq!(stdout(&machine.run(&["alias", "t", "tiny-one"])), "t is tiny-one\n");
+    let nowhere = machine.run(&["alias", "u", "./typo.gguf"]);
+    assert!(nowhere.status.code() == Some(3) && stderr(&nowhere).contains("./typo.gguf"), "{}", stderr(&nowhere));
+    // One of another alias is that of its model.
+    assert_eq!(stdout(&machine.run(&["alias", "tt", "t"])), "tt is tiny-one\n");
+    assert!(machine.run(&["alias", "--remove", "tt"]).status.success());
     assert_eq!(ids(&machine.run(&[&["run", "t"][..], &IDS].concat())), by_path);
     assert!(
         stdout(&machine.run(&["list"]))
@@ -101,7 +106,7 @@ fn unknown_names_are_not_taken_for_prompts_in_silence() {
         "{}",
         stderr(&refused)
     );
-    // What is no text is refused where it is needed.
+    // Aliases that cannot be read stop what could be one, and nothing else.
     fs::create_dir_all(machine.path("config")).expect("folders can be made");
     fs::write(machine.path("config/aliases.json"), "[]").expect("files can be written");
     let damaged = machine.run(&["run", "tiny-one", "Hello"]);

@@ -88,6 +88,12 @@ pub trait ResponseWriter: Send + Unpin + 'static {
     /// Parts of a stream for one token; there may be none.
     fn token(&mut self, choice: usize, token: Token) -> Vec<Chunk>;
 
+    /// A part that says nothing, for a stream of lines in which there was none for a while: only writing shows whether the
+    /// client is still there. Streams of events have comments.
+    fn idle(&mut self) -> Option<Chunk> {
+        None
+    }
+
     /// The last parts of a stream.
     fn closing(&mut self, usage: &Usage) -> Vec<Chunk>;
 
@@ -271,9 +277,16 @@ impl<W: ResponseWriter> ChunkStream<W> {
             if self.is_over {
                 return None;
             }
-            let received = match self.first.take() {
-                Some(first) => first,
-                None => self.choices.next().await,
+            let received = match (self.first.take(), W::FRAMING) {
+                (Some(first), _) => first,
+                (None, Framing::Events) => self.choices.next().await,
+                (None, Framing::Lines) => match timeout(KEEP_ALIVE, self.choices.next()).await {
+                    Ok(received) => received,
+                    Err(_) => {
+                        self.ready.extend(self.writer.idle());
+                        continue;
+                    }
+                },
             };
             match received {
                 Some(Ok((choice, token))) => {

@@ -7,7 +7,7 @@ use braidinfer::engine::{ClientId, Embedding, Pooling};
 use braidinfer::handle::{OutputStream, Task};
 use braidinfer::{Output, Prompt};
 
-use super::prompts;
+use super::prompts::{self, MOST_PROMPTS};
 use super::reservation::{self, Reservation};
 use crate::http::ApiError;
 use crate::served::{App, Served};
@@ -35,6 +35,10 @@ pub async fn embed(
     if let Some(wanted) = dimensions.filter(|wanted| !(1..=served.hidden_size).contains(wanted)) {
         let message = format!("dimensions: expected 1 to {}, found {wanted}", served.hidden_size);
         return Err(ApiError::field("dimensions", message));
+    }
+    if prompts.len() > MOST_PROMPTS {
+        let message = format!("input: expected at most {MOST_PROMPTS} texts, found {}", prompts.len());
+        return Err(ApiError::field("input", message));
     }
     let prompts = prompts::encode_all(served, prompts, "input").await?;
     let count = prompts.len();

@@ -1,10 +1,13 @@
 //! Errors in the form of the API that was asked.
 
 use axum::Json;
+use axum::extract::Request;
 use axum::http::header::CONTENT_LENGTH;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
+use super::{anthropic, ollama, responses};
 use crate::http::ApiError;
 
 /// How an API writes errors.
@@ -28,5 +31,21 @@ impl ErrorForm {
         parts.headers.remove(CONTENT_LENGTH);
         let (_, body) = Json(self.body(&error)).into_response().into_parts();
         Response::from_parts(parts, body)
+    }
+}
+
+/// The form of errors at an address; `None` for that of the OpenAI API.
+fn form_at(path: &str) -> Option<ErrorForm> {
+    let forms = [("/api/", ollama::ERRORS), ("/v1/messages", anthropic::ERRORS), ("/v1/responses", responses::ERRORS)];
+    forms.into_iter().find(|(prefix, _)| path.starts_with(prefix)).map(|(_, form)| form)
+}
+
+/// Writes the errors of all layers within in the form of the API whose address was asked for.
+pub async fn in_own_form(request: Request, next: Next) -> Response {
+    let form = form_at(request.uri().path());
+    let response = next.run(request).await;
+    match form {
+        Some(form) => form.rewrite(response),
+        None => response,
     }
 }

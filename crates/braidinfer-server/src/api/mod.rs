@@ -25,17 +25,16 @@ mod status;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, Method};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
-use axum::response::Response;
 use axum::routing::get;
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-use self::errors::ErrorForm;
+use self::errors::in_own_form;
 pub use self::responses::ResponseStore;
 use crate::http::{
-    API_KEY, ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, assign_id_and_log, authenticate,
+    ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, assign_id_and_log, authenticate,
     refuse_doubled_headers, require_local_host, require_model,
 };
 use crate::served::App;
@@ -64,10 +63,10 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>, StartError> {
     if origins.is_empty() {
         return Ok(None);
     }
-    // Headers are listed because `*` does not cover `Authorization`.
+    // `*` does not cover `Authorization`, and clients have many headers of their own.
     let any = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers([AUTHORIZATION, API_KEY, CONTENT_TYPE, REQUEST_ID])
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, IGNORED, RETRY_AFTER]);
     if origins.iter().any(|origin| origin == "*") {
         return Ok(Some(any.allow_origin(Any)));
@@ -88,20 +87,16 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>, StartError> {
 
 pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
     let RouterConfig { keys, is_private, cors } = config;
-    let protected = |routes: Router<Arc<App>>| {
-        let routes = routes
-            .layer(from_fn_with_state(Arc::clone(&app), require_model))
-            .layer(from_fn_with_state((keys.clone(), Arc::clone(&app)), authenticate));
-        if is_private { routes.layer(from_fn(require_local_host)) } else { routes }
-    };
-    let with_errors = |routes, form: ErrorForm| {
-        protected(routes).layer(map_response(move |response: Response| async move { form.rewrite(response) }))
-    };
-    let own = Router::new().route("/v1/compat", get(status::compat)).route("/metrics", get(status::metrics));
-    let of_model = protected(own.merge(openai::routes()))
-        .merge(with_errors(anthropic::routes(), anthropic::ERRORS))
-        .merge(with_errors(ollama::routes(), ollama::ERRORS))
-        .merge(with_errors(responses::routes(), responses::ERRORS));
+    let of_model = Router::new()
+        .route("/v1/compat", get(status::compat))
+        .route("/metrics", get(status::metrics))
+        .merge(openai::routes())
+        .merge(anthropic::routes())
+        .merge(ollama::routes())
+        .merge(responses::routes())
+        .layer(from_fn_with_state(Arc::clone(&app), require_model))
+        .layer(from_fn_with_state((keys, Arc::clone(&app)), authenticate));
+    let of_model = if is_private { of_model.layer(from_fn(require_local_host)) } else { of_model };
     let router = Router::new()
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))
@@ -115,6 +110,6 @@ pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
         Some(cors) => router.layer(cors),
         None => router,
     };
-    let router = router.layer(from_fn(refuse_doubled_headers));
+    let router = router.layer(from_fn(refuse_doubled_headers)).layer(from_fn(in_own_form));
     router.layer(from_fn_with_state(Arc::clone(&app), assign_id_and_log)).with_state(app)
 }

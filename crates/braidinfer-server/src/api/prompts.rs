@@ -15,7 +15,7 @@ use crate::served::Served;
 const MOST_INFILLED: usize = 1 << 22;
 
 /// Most prompts in one request, as in the OpenAI API.
-const MOST_PROMPTS: usize = 2048;
+pub const MOST_PROMPTS: usize = 2048;
 
 /// The prompts in a field that holds one or several, as texts or token ids.
 pub fn prompts_in(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, ApiError> {

@@ -18,7 +18,7 @@ use crate::served::App;
 /// Header with the request id, in requests and responses.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Header in which clients of the Anthropic API send their key.
-pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Longest request id that is accepted from a client.
 const LONGEST_ID: usize = 128;
 

@@ -1,4 +1,5 @@
-//! Fields of requests that other servers know, and that change no answer here.
+//! Fields of requests that other servers know: those that mean nothing here, and hints, which a server may follow or not. What is
+//! not followed is listed in a header of the response.
 
 use serde_json::Value;
 
@@ -33,7 +34,6 @@ const HINTS: &[&str] = &[
     "options.num_keep",
     "options.num_thread",
     "options.numa",
-    "options.repeat_last_n",
     "options.use_mlock",
     "options.use_mmap",
     "messages[].annotations",
@@ -97,11 +97,13 @@ const AS_IT_IS: &[(&str, &str)] = &[
     ("include_reasoning", "true"),
     ("include_stop_str_in_output", "false"),
     ("length_penalty", "1"),
+    ("logprobs", "false"),
     ("min_keep", "0"),
     ("mirostat", "0"),
     ("modalities", "[\"text\"]"),
     ("n_keep", "0"),
     ("no_stop_trim", "false"),
+    ("options.embedding_only", "false"),
     ("options.logits_all", "false"),
     ("options.mirostat", "0"),
     ("options.mirostat_eta", "0.1"),
@@ -118,6 +120,7 @@ const AS_IT_IS: &[(&str, &str)] = &[
     ("speed", "\"standard\""),
     ("suffix", "\"\""),
     ("tfs_z", "1"),
+    ("top_logprobs", "0"),
     ("typical_p", "1"),
     ("use_beam_search", "false"),
     ("xtc_probability", "0"),

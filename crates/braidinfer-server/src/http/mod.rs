@@ -25,8 +25,8 @@ pub use connections::Connections;
 pub use error::{ApiError, Refusal};
 pub use exchange::Kept;
 pub use guard::{
-    API_KEY, HttpRequestId, Keys, REQUEST_ID, assign_id_and_log, authenticate, refuse_doubled_headers,
-    require_local_host, require_model,
+    HttpRequestId, Keys, REQUEST_ID, assign_id_and_log, authenticate, refuse_doubled_headers, require_local_host,
+    require_model,
 };
 pub use listener::Listener;
 pub use shown::shown;

@@ -32,6 +32,8 @@ pub struct Strict<A, B = NoFields, C = NoFields> {
     pub client: Client,
 }
 
+/// Longest path of an unknown field, in bytes.
+const LONGEST_PATH: usize = 2000;
 /// Most characters of the list of ignored fields.
 const MOST_IGNORED: usize = 1000;
 
@@ -128,6 +130,11 @@ pub fn parse_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned>
     let (third, to_third) = read_one(body)?;
     let unknown_to = [to_first, to_second, to_third];
     let all: BTreeSet<&String> = unknown_to.iter().flatten().collect();
+    // Each part of a path is looked up.
+    if let Some(field) = all.iter().find(|field| field.len() > LONGEST_PATH) {
+        let message = format!("{}: expected fields with shorter names", shown(field));
+        return Err(ApiError::field(field, message));
+    }
     let to_all = |field: &&String| unknown_to.iter().all(|unknown| is_within(unknown, field));
     let unknown: Vec<String> = all.into_iter().filter(to_all).cloned().collect();
     let (mut refused, mut ignored) = (Vec::new(), Vec::new());

@@ -112,6 +112,7 @@ fn errors_have_the_form_of_this_api() {
         (json!({"messages": image}), 400, "invalid_request_error", "messages[0].content[0].type: expected text"),
         (json!({"model": "other"}), 404, "not_found_error", "model: expected `demo`"),
         (json!({"temperature": -1}), 400, "invalid_request_error", "temperature: "),
+        (json!({"stop_sequences": vec!["x"; 17]}), 400, "invalid_request_error", "stop_sequences: expected at most 16"),
         (json!({"stop_sequences": [""]}), 400, "invalid_request_error", "stop_sequences: "),
         (json!({"max_tokens": "many"}), 400, "invalid_request_error", "max_tokens: invalid type"),
         (json!({"colour": 1}), 400, "invalid_request_error", "colour: this server knows no such field"),

@@ -139,6 +139,7 @@ fn errors_have_the_form_of_this_api() {
         (json!({"options": {"temperature": -1}}), 400, "options.temperature: "),
         (json!({"options": {"mirostat": 2}}), 400, "options.mirostat: this server knows no such field"),
         (json!({"options": {"stop": vec!["x"; 17]}}), 400, "options.stop: expected at most 16"),
+        (json!({"options": {"repeat_last_n": 64, "repeat_penalty": 1.1}}), 400, "options.repeat_last_n: expected -1"),
         (json!({"format": "xml"}), 400, "format: expected `json` or a JSON schema"),
         (json!({"think": "perhaps"}), 400, "think: expected"),
         (
@@ -154,6 +155,14 @@ fn errors_have_the_form_of_this_api() {
         let message = error["error"].as_str().expect("a text");
         assert!(reply.status == status && message.contains(says), "{} {message} instead of {says}", reply.status);
     }
+    let texts = json!({"model": "demo", "input": vec!["a"; 2049]});
+    assert!(server.post("/api/embed", &texts).json()["error"].as_str().is_some_and(|error| error.contains("2048")));
+    let both = json!({"model": "demo", "prompt": "x", "raw": true, "system": "y"});
+    assert!(server.post("/api/generate", &both).json()["error"].as_str().is_some_and(|error| error.contains("system")));
+    // What is at no address, or is asked for in another way, is an error of the API that was meant.
+    assert_eq!((server.post("/api/pull", &json!({})).status, server.get("/api/chat").status), (404, 405));
+    assert!(server.post("/api/pull", &json!({})).json()["error"].is_string());
+    assert!(server.get("/api/chat").json()["error"].is_string());
     let missing = server.post("/api/show", &json!({"model": "other"}));
     assert_eq!((missing.status, missing.json()["error"].is_string()), (404, true));
 }

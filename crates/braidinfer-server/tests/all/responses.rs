@@ -59,6 +59,7 @@ fn a_response_goes_on_from_another_one() {
     let (_folder, server) = templated();
     let first = server.post("/v1/responses", &ask(json!({"instructions": "Be kind."}))).json();
     let id = first["id"].as_str().expect("an id");
+    assert_eq!(first["output"][0]["status"], "incomplete", "it was cut");
     let second = server.post("/v1/responses", &ask(json!({"input": "More", "previous_response_id": id}))).json();
     // Instructions are not taken over.
     let whole = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text(&first)}, {"role": "user", "content": "More"}]);
@@ -86,6 +87,13 @@ fn responses_are_read_and_deleted_by_those_who_asked_for_them() {
     }
     assert_eq!(server.request("DELETE", &path, &[], b"").json()["deleted"], true);
     assert_eq!((server.get(&path).status, server.request("DELETE", &path, &[], b"").status), (404, 404));
+    // A client cannot choose the id of a response.
+    let named = |body: &Value| {
+        let headers = [("content-type", "application/json"), ("x-request-id", "mine")];
+        server.request("POST", "/v1/responses", &headers, body.to_string().as_bytes()).json()["id"].clone()
+    };
+    assert_ne!(named(&ask(json!({}))), named(&ask(json!({}))));
+    assert_eq!(server.get(&format!("{path}?stream=true")).status, 400);
     let unstored = server.post("/v1/responses", &ask(json!({"store": false}))).json();
     let id = unstored["id"].as_str().expect("an id");
     assert_eq!(server.get(&format!("/v1/responses/{id}")).status, 404);
@@ -126,6 +134,7 @@ fn errors_name_the_field() {
         (json!({"tools": [{"type": "web_search"}]}), 400, "tools", "web_search"),
         (json!({"model": "other"}), 404, "model", "expected `demo`"),
         (json!({"max_output_tokens": 0}), 400, "max_output_tokens", "max_output_tokens"),
+        (json!({"metadata": {"a": "x".repeat(600)}}), 400, "metadata", "at most 16 texts"),
         (json!({"background": true}), 400, "background", "knows no such field"),
         (json!({"include": ["file_search_call.results"]}), 400, "include", "file_search_call.results"),
         (json!({"text": {"format": {"type": "json_schema", "name": "x"}}}), 400, "text.format", "expected a schema"),

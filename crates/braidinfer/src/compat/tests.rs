@@ -1,4 +1,4 @@
-//! Arithmetic errors that no model description can express, planted in the executor. `tests/compat.rs` has the others.
+//! Arithmetic errors that no model description can express, planted in the executor. `tests/all/compat.rs` has the others.
 
 #[path = "../../../braidinfer-model/tests/support/mutations.rs"]
 mod mutations;

@@ -19,6 +19,8 @@ const MOST_BIASES: usize = 1024;
 
 /// Longest stop text, in bytes.
 const LONGEST_STOP: usize = 1024;
+/// Most stop texts: each is searched for in the text of every new token.
+const MOST_STOPS: usize = 16;
 
 /// Most stop token ids in one request.
 const MOST_STOP_TOKENS: usize = 64;
@@ -185,7 +187,11 @@ pub const PARAMETERS: &[Parameter] = &[
         help: "End the answer before this text",
         placeholder: "TEXT",
         kind: Kind::Texts(|params, texts| params.stop = texts),
-        check: |params| params.stop.iter().try_for_each(|text| stop_text(text)),
+        check: |params| {
+            let count = params.stop.len();
+            require(count <= MOST_STOPS, || format!("at most {MOST_STOPS} texts"), count)?;
+            params.stop.iter().try_for_each(|text| stop_text(text))
+        },
     },
     Parameter {
         name: "stop_token_ids",

@@ -12,6 +12,7 @@ use crate::{Error, Result};
 const FOLDER: &str = "BRAIDINFER_CONFIG";
 /// Most bytes of the file.
 const LARGEST_FILE: u64 = 1 << 20;
+const FILE: &str = "aliases.json";
 
 /// The aliases of a user, in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,9 +27,27 @@ impl Aliases {
     ///
     /// Fails if the file is there and cannot be read.
     pub fn from_env() -> Result<Option<Self>> {
-        let named = env::var_os(FOLDER).filter(|folder| !folder.is_empty()).map(PathBuf::from);
-        let folder = named.or_else(|| Some(dirs::config_dir()?.join("braidinfer")));
-        folder.map(|folder| Self::read(folder.join("aliases.json"))).transpose()
+        if let Some(folder) = env::var_os(FOLDER).filter(|folder| !folder.is_empty()) {
+            return Self::read(PathBuf::from(folder).join(FILE)).map(Some);
+        }
+        let Some(folder) = dirs::config_dir() else { return Ok(None) };
+        let path = folder.join("braidinfer").join(FILE);
+        match Self::read(&path) {
+            // Services often have no folder of their own that they may look into.
+            Err(Error::File { source, .. })
+                if [io::ErrorKind::PermissionDenied, io::ErrorKind::NotADirectory].contains(&source.kind()) =>
+            {
+                Ok(Some(Self { path, by_name: BTreeMap::new() }))
+            }
+            read => read.map(Some),
+        }
+    }
+
+    /// Whether a name has the form of an alias.
+    pub fn may_be(name: &str) -> bool {
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+        let is_word = !name.is_empty() && !name.starts_with(['-', '.']) && name.chars().all(is_plain);
+        is_word && !name.ends_with(".gguf")
     }
 
     /// The aliases in a file, which need not be there.
@@ -63,13 +82,13 @@ impl Aliases {
     ///
     /// Fails if the name could be something else, or if the file cannot be written.
     pub fn set(&mut self, name: &str, model: &str) -> Result<()> {
-        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
-        if name.is_empty() || name.starts_with(['-', '.']) || !name.chars().all(is_plain) || name.ends_with(".gguf") {
+        if !Self::may_be(name) {
             let expected = "letters, digits, `-`, `_` and `.`, which do not end in .gguf";
             return Err(Error::bad_request("alias", expected, format!("`{name}`")));
         }
         let model = match Path::new(model).exists() {
-            true => fs::canonicalize(model)
+            // Links stay links: what they point to may change.
+            true => std::path::absolute(model)
                 .map_err(|source| file_error(Path::new(model), source))?
                 .to_str()
                 .ok_or_else(|| Error::bad_request("model", "a path in UTF-8", model))?

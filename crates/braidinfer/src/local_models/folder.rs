@@ -28,8 +28,8 @@ struct Search {
 impl Search {
     fn look_in(&mut self, folder: &Path, depth: usize) {
         let Ok(entries) = fs::read_dir(folder) else { return };
-        let mut paths: Vec<PathBuf> =
-            entries.flatten().take(MOST_ENTRIES.saturating_sub(self.entries)).map(|entry| entry.path()).collect();
+        let entries = entries.flatten().take(MOST_ENTRIES.saturating_sub(self.entries));
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| concerns_models(path)).collect();
         paths.sort();
         self.entries += paths.len();
         let has_extension = |path: &PathBuf, extension| path.extension().is_some_and(|own| own == extension);
@@ -64,6 +64,14 @@ impl Search {
         let bytes = weights.filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum();
         self.models.push(LocalModel { name: name.to_owned(), place: self.place, path: path.to_owned(), bytes });
     }
+}
+
+/// Whether a path may be a part of a model, or a folder with some: other files do not count.
+fn concerns_models(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_hidden = name.starts_with(['.', '~']);
+    let is_part = ["gguf", "safetensors"].iter().any(|kind| path.extension().is_some_and(|own| own == *kind));
+    !is_hidden && (is_part || name == "config.json" || path.is_dir())
 }
 
 /// The name without `-00001-of-00002`, and the number of the part.

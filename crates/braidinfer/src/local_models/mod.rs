@@ -4,10 +4,12 @@ mod aliases;
 mod folder;
 mod ollama;
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use braidinfer_hub::{Settings, cached_models};
 
@@ -87,7 +89,7 @@ impl Places {
         }
     }
 
-    /// All models in these places, by name. What cannot be read is left out.
+    /// All models in these places, by name, each once. What cannot be read is left out.
     pub fn models(&self) -> Vec<LocalModel> {
         let cached = self.hub.iter().flat_map(|cache| cached_models(cache)).map(|model| LocalModel {
             name: model.id.to_string(),
@@ -100,7 +102,18 @@ impl Places {
         let of_lm_studio = self.lm_studio.iter().flat_map(|root| folder::models(root, Place::LmStudio));
         let mut models: Vec<LocalModel> = in_folders.chain(cached).chain(of_ollama).chain(of_lm_studio).collect();
         models.sort_by(|a, b| (&a.name, a.place, &a.path).cmp(&(&b.name, b.place, &b.path)));
+        // Links and overlapping places lead to one model by several paths.
+        let mut seen = BTreeSet::new();
+        models.retain(|model| {
+            let path = fs::canonicalize(&model.path).unwrap_or_else(|_| model.path.clone());
+            seen.insert((model.name.clone(), path))
+        });
         models
+    }
+
+    /// Folders that were named and cannot be looked into, for messages.
+    pub fn missing_folders(&self) -> Vec<&Path> {
+        self.folders.iter().map(PathBuf::as_path).filter(|folder| fs::read_dir(folder).is_err()).collect()
     }
 
     /// The model with this name, if there is one. Upper and lower case are the same where that leaves one model; Ollama's tag
@@ -117,8 +130,7 @@ impl Places {
             &|model| model.place == Place::Ollama && model.name.eq_ignore_ascii_case(&tagged),
         ];
         for is_called in is_called {
-            let mut found: Vec<&LocalModel> = models.iter().filter(|model| is_called(model)).collect();
-            found.dedup_by_key(|model| &model.path);
+            let found: Vec<&LocalModel> = models.iter().filter(|model| is_called(model)).collect();
             match &found[..] {
                 [] => {}
                 [only] => return Ok(Some((*only).clone())),
@@ -147,9 +159,6 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::path::Path;
-
     use super::*;
 
     fn write(path: &Path, bytes: usize) {
@@ -230,6 +239,21 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert!(models.iter().all(|model| model.path.exists()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_model_that_links_lead_to_is_one_model() {
+        let root = tempfile::tempdir().expect("a folder");
+        let mut places = places(root.path());
+        let folder = places.folders[0].clone();
+        std::os::unix::fs::symlink(".", folder.join("loop")).expect("links can be made");
+        places.folders.push(folder);
+        let names: Vec<String> = places.models().into_iter().map(|model| model.name).collect();
+        assert_eq!(names.iter().filter(|name| *name == "whole").count(), 1, "{names:?}");
+        assert!(places.find("whole").is_ok_and(|found| found.is_some()));
+        places.folders.push("/no/such/folder".into());
+        assert_eq!(places.missing_folders(), [Path::new("/no/such/folder")]);
     }
 
     #[test]

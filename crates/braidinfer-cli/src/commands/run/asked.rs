@@ -1,24 +1,28 @@
 //! What `run` asks the model: a message in a chat, a conversation, or a text to complete.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use braidinfer::conversation::{AnswerFormat, ReasoningLimits};
 use braidinfer::engine::ConstraintFactory;
 use braidinfer::{AnswerForm, CancelFlag, FormLimits, Llm, Prompt, StructuredOutput};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::conversation::{self, Conversation};
 use crate::args::{Ids, RunArgs};
 use crate::{model, output};
 
 /// What the command line says, before a model is there.
 pub struct Asked {
     text: Option<String>,
+    /// The argument, if it is a single word, which may have been meant for the name of a model.
+    word: Option<String>,
     ids: Option<Vec<u32>>,
     /// Messages before the text.
     history: Vec<Message>,
+    /// Tools that the conversation offers.
+    tools: Option<Value>,
     is_raw: bool,
     /// Which of the flags for chats are given, for messages.
     chat_flag: Option<&'static str>,
@@ -27,6 +31,9 @@ pub struct Asked {
 
 /// A message with the fields that chat templates use.
 type Message = Map<String, Value>;
+
+/// Longest word that is repeated in a message, in bytes.
+const LONGEST_WORD: usize = 200;
 
 /// What the model is given.
 pub struct Request {
@@ -40,6 +47,9 @@ pub struct Request {
 impl Asked {
     /// Reads the arguments, with `text` where it is one of them.
     pub fn read(args: &RunArgs, text: Option<String>) -> anyhow::Result<Self> {
+        let is_word =
+            |text: &String| !text.is_empty() && !text.contains(char::is_whitespace) && text.len() <= LONGEST_WORD;
+        let word = text.clone().filter(is_word);
         let text = match (&args.ids, &args.chat, text) {
             (Some(_), ..) => None,
             (None, _, Some(text)) => Some(text),
@@ -50,7 +60,8 @@ impl Asked {
                 Some(if args.raw { text } else { without_last_newline(text) })
             }
         };
-        let mut history = args.chat.as_deref().map(conversation).transpose()?.unwrap_or_default();
+        let Conversation { messages: mut history, tools } =
+            args.chat.as_deref().map(conversation::read).transpose()?.unwrap_or_default();
         if let Some(system) = &args.system {
             if history.first().is_some_and(|first| first["role"] == "system") {
                 bail!(
@@ -62,6 +73,8 @@ impl Asked {
         let flags = [("--system", args.system.is_some()), ("--chat", args.chat.is_some())];
         Ok(Self {
             text,
+            word,
+            tools,
             ids: args.ids.as_ref().map(|Ids(ids)| ids.clone()),
             history,
             is_raw: args.raw,
@@ -70,9 +83,9 @@ impl Asked {
         })
     }
 
-    /// The text, if it is a single word, which may have been meant for the name of a model.
+    /// The argument, if it is a single word, which may have been meant for the name of a model.
     pub fn word(&self) -> Option<&str> {
-        self.text.as_deref().filter(|text| !text.is_empty() && !text.contains(char::is_whitespace))
+        self.word.as_deref()
     }
 
     /// The request for a model. Says on stderr whether it is a chat.
@@ -82,6 +95,10 @@ impl Asked {
         let is_chat = match (&template, &self.ids, self.chat_flag) {
             (_, Some(_), _) => false,
             (Err(error), None, Some(flag)) => bail!("{flag}: {error}"),
+            // One that is faulty is not one that is missing.
+            (Err(error), None, None) if llm.text().has_faulty_chat_template() && !self.is_raw => {
+                bail!("{error}; --chat-template takes another one, and --raw completes the text without one")
+            }
             (Err(_), None, None) => {
                 if !self.is_raw {
                     output::note("the model has no chat template: it completes the text");
@@ -99,8 +116,14 @@ impl Asked {
         }
         let messages: Vec<Message> =
             self.history.iter().cloned().chain(self.text.iter().map(|text| message("user", text))).collect();
-        let conversation = llm.text().conversation(&messages, &Map::new())?;
-        output::note("the text is a message in a chat, by the model's template; --raw completes it instead");
+        let variables = self.tools.map(|tools| Map::from_iter([("tools".to_owned(), tools)])).unwrap_or_default();
+        let conversation = llm.text().conversation(&messages, &variables)?;
+        match self.chat_flag {
+            None => {
+                output::note("the text is a message in a chat, by the model's template; --raw completes it instead")
+            }
+            Some(_) => note_lost_system(llm, &messages, &variables, &conversation.ids),
+        }
         let format = conversation.format;
         let prompt = Prompt::Ids(conversation.ids);
         Ok(Request { prompt, constraint: constraint(&format)?, format, continued: None })
@@ -109,6 +132,15 @@ impl Asked {
 
 fn message(role: &str, content: &str) -> Message {
     Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))])
+}
+
+/// Says so where a template has no place for what the system says.
+fn note_lost_system(llm: &Llm, messages: &[Message], variables: &Map<String, Value>, ids: &[u32]) {
+    let others: Vec<Message> = messages.iter().filter(|message| message["role"] != "system").cloned().collect();
+    let without = || llm.text().conversation(&others, variables).is_ok_and(|without| without.ids == ids);
+    if others.len() < messages.len() && without() {
+        output::note("the model's template has no place for a message of the system: it was left out");
+    }
 }
 
 /// Programs end what they write with a newline, which is no part of a message.
@@ -122,40 +154,17 @@ fn without_last_newline(mut text: String) -> String {
     text
 }
 
-/// The messages in a JSON file: a list of them, or an object in which one is, as requests to servers have it.
-fn conversation(path: &Path) -> anyhow::Result<Vec<Message>> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Contents {
-        List(Vec<Message>),
-        Within { messages: Vec<Message> },
-    }
-    let name = path.display();
-    let text = model::read_text(Some(&path.to_owned()), "a conversation")?;
-    let value: Value = serde_json::from_str(&text).with_context(|| format!("--chat {name}: expected JSON"))?;
-    let messages = match serde_json::from_value(value) {
-        Ok(Contents::List(messages) | Contents::Within { messages }) => messages,
-        Err(_) => bail!("--chat {name}: expected a list of messages, or an object with `messages`"),
-    };
-    if messages.is_empty() {
-        bail!("--chat {name}: expected at least one message, found none");
-    }
-    match messages.iter().position(|message| !message.get("role").is_some_and(Value::is_string)) {
-        Some(at) => bail!("--chat {name}: expected a role in each message, found none in the one at {at}"),
-        None => Ok(messages),
-    }
-}
-
 /// The form of the answer that is asked for.
 fn form(args: &RunArgs) -> anyhow::Result<Option<AnswerForm>> {
     if let Some(given) = &args.json_schema {
-        let text = given_or_in_file(given, |text| text.trim_start().starts_with('{'))?;
+        let text = given_or_in_file(given, |text| text.trim_start().starts_with('{')).context("--json-schema")?;
         let schema = serde_json::from_str(&text).context("--json-schema: expected JSON")?;
         return Ok(Some(AnswerForm::JsonSchema(schema)));
     }
     let Some(given) = &args.grammar else { return Ok(None) };
-    // A grammar has rules, and a path has no colon with white space after it.
-    let grammar = given_or_in_file(given, |text| text.contains(": ") || text.contains('\n'))?;
+    // A grammar has rules, which paths do not look like.
+    let is_grammar = |text: &str| text.trim_start().starts_with("start") && text.contains(':') || text.contains('\n');
+    let grammar = given_or_in_file(given, is_grammar).context("--grammar")?;
     Ok(Some(AnswerForm::Lark(grammar)))
 }
 

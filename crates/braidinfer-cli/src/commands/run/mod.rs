@@ -1,17 +1,18 @@
 //! `braidinfer run`.
 
 mod asked;
+mod conversation;
 
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use braidinfer::executor::ActiveKernels;
-use braidinfer::{Completion, GenerateRequest, StreamEvent, Timings};
+use braidinfer::{Completion, FinishReason, GenerateRequest, StreamEvent, Timings};
 use serde::Serialize;
 
 use self::asked::{Asked, Request};
-use super::printer::AnswerPrinter;
+use super::printer::{AnswerPrinter, CUT};
 use crate::args::RunArgs;
 use crate::{interrupt, model, output, stderr};
 
@@ -42,7 +43,9 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     let asked = Asked::read(&args, text)?;
     if model_arg.is_none() {
         output::note(match asked.word() {
-            Some(word) => format!("no model is called `{word}`: the built-in demo model answers it"),
+            Some(word) => {
+                format!("no model is called `{}`: the built-in demo model answers it", output::one_line(word))
+            }
             None => "no MODEL given: the built-in demo model answers".to_owned(),
         });
     }
@@ -53,6 +56,8 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
         output::note("the model has no tokenizer: the answer is token ids");
     }
     let Request { prompt, format, constraint, continued } = asked.of(&llm)?;
+    // A text that is completed has no end of its own.
+    let must_end = constraint.is_some() || (continued.is_none() && args.ids.is_none());
     if let Some(text) = continued.filter(|_| !args.json && io::stdout().is_terminal()) {
         output::print_dim(&text)?;
     }
@@ -73,6 +78,9 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     }
     output::print("\n")?;
     printer.answer.note_hidden();
+    if must_end && completion.finish_reason == FinishReason::Length {
+        output::note(CUT);
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::api::chat::combined;
 use crate::api::one_or_many::TextOr;
 use crate::api::prompts::PromptEnd;
 use crate::http::{ApiError, shown};
@@ -90,6 +91,7 @@ pub fn template_fields(
             }
         }
     }
+    let converted = combined(converted);
     let continues =
         converted.last().is_some_and(|last| last["role"] == "assistant" && !last.contains_key("tool_calls"));
     Ok((converted, if continues { PromptEnd::WithinMessage } else { PromptEnd::Answer }))
@@ -134,8 +136,9 @@ impl Turn {
             "tool_result" => {
                 let id = required(tool_use_id, place, "tool_use_id")?;
                 let mut text = content.map_or(Ok(String::new()), |content| text_of(content, place))?;
-                if is_error == Some(true) && text.is_empty() {
-                    "the tool failed".clone_into(&mut text);
+                // Templates have no other place for it.
+                if is_error == Some(true) {
+                    text.insert_str(0, "Error: ");
                 }
                 let mut result = message("tool", json!(text));
                 result.extend(names.get(&id).map(|name| ("name".to_owned(), json!(name))));
@@ -154,28 +157,20 @@ impl Turn {
     /// Adds tool results, each a message of its own, and then what the user says.
     fn append_user(self, to: &mut Vec<Map<String, Value>>, place: &str) -> Result<(), ApiError> {
         if !self.calls.is_empty() || !self.reasoning.is_empty() {
-            return refused(place, "tool_use and thinking in messages of the assistant alone", "them");
+            return refused(place, "tool_use and thinking in messages of the assistant alone", "one of the user");
         }
         let has_results = !self.results.is_empty();
         to.extend(self.results);
         if self.texts.is_empty() && has_results {
             return Ok(());
         }
-        let text = self.texts.join("\n");
-        // The API takes several messages of one role in a row, and templates do not.
-        match to.last_mut().filter(|last| last["role"] == "user") {
-            Some(last) => {
-                let before = last["content"].as_str().unwrap_or_default();
-                last["content"] = json!(format!("{before}\n{text}"));
-            }
-            None => to.push(message("user", json!(text))),
-        }
+        to.push(message("user", json!(self.texts.join("\n"))));
         Ok(())
     }
 
     fn append_assistant(self, to: &mut Vec<Map<String, Value>>, place: &str) -> Result<(), ApiError> {
         if !self.results.is_empty() {
-            return refused(place, "tool_result in messages of the user alone", "it");
+            return refused(place, "tool_result in messages of the user alone", "one of the assistant");
         }
         let has_text = !self.texts.is_empty();
         let content = if has_text { json!(self.texts.join("\n")) } else { Value::Null };

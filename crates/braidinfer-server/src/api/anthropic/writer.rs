@@ -94,7 +94,7 @@ impl MessageWriter {
     fn write_text(&mut self, text: &str, chunks: &mut Vec<Chunk>) {
         if self.open != Some(Open::Text) {
             self.blank += text;
-            if self.blank.trim().is_empty() {
+            if text.trim().is_empty() {
                 return;
             }
             let text = std::mem::take(&mut self.blank);

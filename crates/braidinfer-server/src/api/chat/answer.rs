@@ -48,17 +48,15 @@ impl AnswerReader {
             return if text.is_empty() { Vec::new() } else { vec![AnswerPart::Text(text.to_owned())] };
         };
         let mut parts = parser.push(text);
-        if end.is_some() {
-            parts.extend(parser.finish());
-        }
+        let mut last = if end.is_some() { parser.finish() } else { Vec::new() };
         if end == Some(FinishReason::Length) {
-            // A call that the limit of tokens cuts stays one, as far as it goes; where one must come, its beginning is no text.
-            let is_call_forced = self.is_call_forced;
-            parts.retain(|part| match part {
-                AnswerPart::NoCall(_) => false,
-                AnswerPart::Text(_) => !is_call_forced,
-                _ => true,
-            });
+            // A call that the limit of tokens cuts stays one, as far as it goes.
+            last.retain(|part| !matches!(part, AnswerPart::NoCall(_)));
+        }
+        parts.extend(last);
+        // Where a call must come, there is no text, but only calls that were cut.
+        if end == Some(FinishReason::Length) && self.is_call_forced {
+            parts.retain(|part| !matches!(part, AnswerPart::Text(_) | AnswerPart::NoCall(_)));
         }
         self.complete[choice] += parts.iter().filter(|part| matches!(part, AnswerPart::CallEnd)).count();
         parts

@@ -76,6 +76,30 @@ impl Conversation {
     }
 }
 
+/// A message with the fields that chat templates use.
+pub fn message(role: &str, content: &str) -> Map<String, Value> {
+    Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))])
+}
+
+/// Makes one message of several in a row that are nothing but text of one role: some APIs take them, and many templates do not.
+pub fn combined(messages: Vec<Map<String, Value>>) -> Vec<Map<String, Value>> {
+    let is_text = |message: &Map<String, Value>| message.len() == 2 && message["content"].is_string();
+    let mut combined: Vec<Map<String, Value>> = Vec::with_capacity(messages.len());
+    for message in messages {
+        match combined.last_mut() {
+            Some(last) if is_text(last) && is_text(&message) && last["role"] == message["role"] => {
+                if let (Some(Value::String(text)), Some(more)) = (last.get_mut("content"), message["content"].as_str())
+                {
+                    text.push('\n');
+                    text.push_str(more);
+                }
+            }
+            _ => combined.push(message),
+        }
+    }
+    combined
+}
+
 /// The prompt of a conversation.
 pub async fn encode(served: &Arc<Served>, conversation: Conversation) -> Result<ChatPrompt, ApiError> {
     let tools = conversation.tool_use(served.text.require_chat_template()?)?;

@@ -9,8 +9,8 @@ use crate::api::constraint::RequestedForm;
 use crate::api::one_or_many::TextOr;
 use crate::http::{ApiError, shown};
 
-/// Most texts in `options.stop`.
-const MOST_STOPS: usize = 16;
+/// The `repeat_last_n` that stands for all tokens.
+const ALL_TOKENS: i64 = -1;
 
 /// How tokens are chosen. What is null is as if it was absent.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -24,6 +24,8 @@ pub struct Options {
     top_p: Option<f64>,
     min_p: Option<f64>,
     repeat_penalty: Option<f64>,
+    /// How many of the last tokens the penalty looks at.
+    repeat_last_n: Option<i64>,
     presence_penalty: Option<f64>,
     frequency_penalty: Option<f64>,
     stop: Option<TextOr<String>>,
@@ -62,18 +64,20 @@ impl SharedFields {
             Some(TextOr::Text(text)) => vec![text],
             Some(TextOr::Many(texts)) => texts,
         };
-        if stop.len() > MOST_STOPS {
-            let message = format!("options.stop: expected at most {MOST_STOPS} texts, found {}", stop.len());
-            return Err(ApiError::field("options.stop", message));
+        let repetition_penalty = options.repeat_penalty.unwrap_or(defaults.repetition_penalty);
+        if let Some(count) = options.repeat_last_n.filter(|count| *count != ALL_TOKENS && repetition_penalty != 1.0) {
+            let expected = "-1, since the penalty looks at all tokens";
+            return Err(refused("options.repeat_last_n", expected, &count.to_string()));
         }
         Ok(SamplingParams {
-            seed: options.seed.map(i64::cast_unsigned),
+            // A negative one is drawn at random.
+            seed: options.seed.and_then(|seed| u64::try_from(seed).ok()),
             max_tokens: options.num_predict.and_then(|count| usize::try_from(count).ok()).filter(|count| *count > 0),
             temperature: options.temperature.unwrap_or(defaults.temperature),
             top_k: options.top_k.map_or(defaults.top_k, |count| Some(count).filter(|count| *count > 0)),
             top_p: options.top_p.unwrap_or(defaults.top_p),
             min_p: options.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty: options.repeat_penalty.unwrap_or(defaults.repetition_penalty),
+            repetition_penalty,
             presence_penalty: options.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: options.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             // No stop text is no stop text, and not the default.

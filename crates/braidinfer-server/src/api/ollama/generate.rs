@@ -8,14 +8,14 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use braidinfer::Prompt;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::fields::{SharedFields, refused};
 use super::messages::refuse_images;
 use super::served_as;
 use super::writer::{AnswerWriter, Place, loaded};
 use crate::api::answers::{self, ChoiceStream, Delivery};
-use crate::api::chat::{self, AnswerReader, ChatRequest, Conversation};
+use crate::api::chat::{self, AnswerReader, ChatRequest, Conversation, message};
 use crate::api::completion::{self, CompletionRequest};
 use crate::api::prompts;
 use crate::http::{ApiError, Client, Strict};
@@ -60,11 +60,14 @@ async fn begin(
         return Err(refused("template", "none: the model has its own", &template));
     }
     let (prompt, system) = (fields.prompt.unwrap_or_default(), fields.system.filter(|system| !system.is_empty()));
+    let think = shared.think()?;
     let mut params = shared.params(&served.default_sampling)?;
     let is_raw = fields.raw == Some(true) || served.text.chat_template().is_none();
     let suffix = fields.suffix.filter(|suffix| !suffix.is_empty());
+    if let Some(system) = system.as_ref().filter(|_| fields.raw == Some(true) || suffix.is_some()) {
+        return Err(refused("system", "none beside `raw` or `suffix`, which are about the prompt alone", system));
+    }
     let (stream, reader) = if suffix.is_none() && !is_raw {
-        let think = shared.think()?;
         let turns = system.iter().map(|text| message("system", text)).chain([message("user", &prompt)]);
         let conversation = Conversation {
             messages: turns.collect(),
@@ -90,8 +93,4 @@ async fn begin(
         (stream, AnswerReader::new(vec![None], false))
     };
     Ok((stream, AnswerWriter::new(shared.model.clone(), Place::Response, reader, arrived), delivery))
-}
-
-fn message(role: &str, content: &str) -> Map<String, Value> {
-    Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))])
 }

@@ -1,5 +1,7 @@
 //! Messages and tools of chats.
 
+use std::collections::{HashMap, VecDeque};
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -65,30 +67,49 @@ pub fn template_fields(messages: Vec<Message>) -> Result<Vec<Map<String, Value>>
 /// The calls of a conversation. Clients of this API tell results apart by the names of tools and their order, and templates by ids.
 #[derive(Default)]
 struct Calls {
-    count: usize,
-    /// Ids and names of those that have no result yet.
-    open: Vec<(String, String)>,
+    /// Ids and names of all calls.
+    all: Vec<(String, String)>,
+    /// Whether they have a result.
+    done: Vec<bool>,
+    by_id: HashMap<String, usize>,
+    by_name: HashMap<String, VecDeque<usize>>,
+    /// Before this one, all are done.
+    first_open: usize,
 }
 
 impl Calls {
     /// The id of a call, which has one of its own where the client sent none: always the same in the same conversation, and as long
     /// as Mistral's templates want it.
     fn begin(&mut self, id: Option<String>, name: &str) -> String {
-        let id = id.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("call{:05}", self.count));
-        self.count += 1;
-        self.open.push((id.clone(), name.to_owned()));
+        let number = self.all.len();
+        let id = id.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("call{number:05}"));
+        self.all.push((id.clone(), name.to_owned()));
+        self.done.push(false);
+        self.by_id.insert(id.clone(), number);
+        self.by_name.entry(name.to_owned()).or_default().push_back(number);
         id
     }
 
     /// The id and the name of the call with a result: that with this id, or else the first one of this name, or of any.
     fn end(&mut self, id: Option<&str>, name: Option<&str>) -> Option<(String, String)> {
-        let is_meant = |(own_id, own_name): &(String, String)| match (id, name) {
-            (Some(id), _) => own_id == id,
-            (None, Some(name)) => own_name == name,
-            (None, None) => true,
+        let number = match (id, name) {
+            (Some(id), _) => *self.by_id.get(id)?,
+            (None, Some(name)) => {
+                let of_name = self.by_name.get_mut(name)?;
+                while of_name.front().is_some_and(|number| self.done[*number]) {
+                    of_name.pop_front();
+                }
+                of_name.pop_front()?
+            }
+            (None, None) => {
+                while self.done.get(self.first_open) == Some(&true) {
+                    self.first_open += 1;
+                }
+                self.first_open
+            }
         };
-        let at = self.open.iter().position(is_meant)?;
-        Some(self.open.remove(at))
+        *self.done.get_mut(number)? = true;
+        self.all.get(number).cloned()
     }
 }
 

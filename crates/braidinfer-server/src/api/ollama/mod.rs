@@ -59,8 +59,9 @@ const TAG: &str = ":latest";
 /// The model with this name, whose tag may be left out.
 fn served_as<'a>(app: &'a App, name: &str) -> Result<&'a Arc<Served>, ApiError> {
     let found = app.served_as(Some(name));
-    match name.strip_suffix(TAG) {
-        Some(bare) if found.is_err() => app.served_as(Some(bare)),
-        _ => found,
+    if found.is_ok() {
+        return found;
     }
+    let other = name.strip_suffix(TAG).map_or_else(|| format!("{name}{TAG}"), str::to_owned);
+    app.served_as(Some(&other)).or(found)
 }

@@ -41,12 +41,14 @@ pub struct AnswerWriter {
     arrived: Instant,
     /// A call whose arguments are not complete: this API has whole ones.
     call: Option<Call>,
+    /// Calls that were sent.
+    sent: usize,
     finished: Option<FinishReason>,
 }
 
 impl AnswerWriter {
     pub fn new(model: String, place: Place, reader: AnswerReader, arrived: Instant) -> Self {
-        Self { model, place, reader, arrived, call: None, finished: None }
+        Self { model, place, reader, arrived, call: None, sent: 0, finished: None }
     }
 
     fn said(&mut self, token: &Token) -> Said {
@@ -81,7 +83,7 @@ impl AnswerWriter {
             inner["thinking"] = json!(said.reasoning);
         }
         if !said.calls.is_empty() {
-            inner["tool_calls"] = said.calls.iter().enumerate().map(call_field).collect();
+            inner["tool_calls"] = (self.sent..).zip(&said.calls).map(call_field).collect();
         }
         match self.place {
             Place::Message => fields["message"] = inner,
@@ -121,11 +123,17 @@ impl ResponseWriter for AnswerWriter {
         Vec::new()
     }
 
+    fn idle(&mut self) -> Option<Chunk> {
+        Some(Chunk::json(&self.fields(&Said::default(), false)))
+    }
+
     fn token(&mut self, _choice: usize, token: Token) -> Vec<Chunk> {
         let said = self.said(&token);
         self.finished = token.finished;
         let is_empty = said.text.is_empty() && said.reasoning.is_empty() && said.calls.is_empty();
-        if is_empty { Vec::new() } else { vec![Chunk::json(&self.fields(&said, false))] }
+        let chunks = if is_empty { Vec::new() } else { vec![Chunk::json(&self.fields(&said, false))] };
+        self.sent += said.calls.len();
+        chunks
     }
 
     fn closing(&mut self, usage: &Usage) -> Vec<Chunk> {

@@ -14,9 +14,6 @@ use crate::api::answers::Delivery;
 use crate::api::one_or_many::TextOr;
 use crate::http::{ApiError, shown};
 
-/// Most texts in one field.
-const MOST_TEXTS: usize = 16;
-
 /// Names of parameters in other servers.
 const OTHER_NAMES: [(&str, &str); 3] =
     [("repeat_penalty", "repetition_penalty"), ("n_predict", "max_tokens"), ("max_new_tokens", "max_tokens")];
@@ -211,9 +208,6 @@ fn count_or_all(count: i64) -> Result<Option<usize>, String> {
 fn texts(texts: TextOr<String>) -> Result<Vec<String>, String> {
     match texts {
         TextOr::Text(text) => Ok(vec![text]),
-        TextOr::Many(texts) if texts.len() > MOST_TEXTS => {
-            Err(format!("expected at most {MOST_TEXTS} texts, found {}", texts.len()))
-        }
         TextOr::Many(texts) => Ok(texts),
     }
 }
@@ -273,7 +267,6 @@ mod tests {
     fn invalid_values_are_rejected() {
         for (body, says) in [
             (json!({"top_k": -2}), "expected -1 or more, found -2"),
-            (json!({"stop": vec!["x"; 17]}), "expected at most 16 texts, found 17"),
             (json!({"logit_bias": {"x": 1}}), "expected token ids as names, found `x`"),
             (json!({"ignore_eos": 1}), "invalid type"),
             (json!({"max_tokens": 2, "max_completion_tokens": 3}), "expected the 2 of max_tokens, found 3"),

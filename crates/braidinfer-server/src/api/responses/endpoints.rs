@@ -3,32 +3,32 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Path, State};
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::fields::ResponseFields;
+use super::store::{bytes_of_fields, bytes_of_messages};
 use super::writer::{OutputWriter, Remembered};
 use crate::api::answers::{self, ChoiceStream, Delivery};
 use crate::api::chat;
-use crate::http::{ApiError, Client, HttpRequestId, Strict, shown};
+use crate::api::json_text::JsonText;
+use crate::budget::Held;
+use crate::http::{ApiError, Client, Kept, Strict, shown};
 use crate::served::App;
 
-pub async fn create(
-    State(app): State<Arc<App>>,
-    Extension(HttpRequestId(name)): Extension<HttpRequestId>,
-    request: Strict<ResponseFields>,
-) -> Response {
+pub async fn create(State(app): State<Arc<App>>, request: Strict<ResponseFields>) -> Response {
     let arrived = Instant::now();
-    let begun = begin(&app, &name, request.client, request.first, arrived);
+    let begun = begin(&app, request.client, request.first, arrived);
     let begun = app.with_deadline(arrived, begun).await;
     answers::deliver(begun, request.ignored).await
 }
 
 async fn begin(
     app: &Arc<App>,
-    name: &str,
     Client(client): Client,
     fields: ResponseFields,
     arrived: Instant,
@@ -48,18 +48,29 @@ async fn begin(
     let params = fields.params(&served.default_sampling);
     let echo = fields.echo(&params);
     let (request, messages) = fields.into_chat(params, before)?;
-    let (stream, reader) = chat::begin(app, served, client, request, delivery, arrived).await?;
     let remembered = echo.is_stored.then(|| Remembered { app: Arc::clone(app), client, messages });
-    Ok((stream, OutputWriter::new(name, echo.fields, reader, remembered), delivery))
+    // What is sent back and stored is held until the answer is there.
+    let held = bytes_of_fields(&echo.fields) + remembered.as_ref().map_or(0, |kept| bytes_of_messages(&kept.messages));
+    let claim = app.budget.claim(client, Held::Prompt, held)?;
+    let (stream, reader) = chat::begin(app, served, client, request, delivery, arrived).await?;
+    Ok((stream, OutputWriter::new(echo.fields, reader, remembered, claim), delivery))
 }
 
 pub async fn retrieve(
     State(app): State<Arc<App>>,
     Extension(Client(client)): Extension<Client>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    if let Some(query) = query.filter(|query| !query.is_empty()) {
+        let message =
+            format!("query: expected none, as a stored response is returned whole, found `{}`", shown(&query));
+        return Err(ApiError::field("query", message));
+    }
     let stored = app.responses.get(client, &id).ok_or_else(|| unknown(&id))?;
-    Ok(Json(stored.response.clone()))
+    let text = JsonText::of(&stored.response)?;
+    let claim = app.budget.claim(client, Held::Answer, text.len())?;
+    Ok(([(CONTENT_TYPE, "application/json")], Kept::within(Body::new(text), claim)).into_response())
 }
 
 pub async fn delete(

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::items::{self, Item};
 use crate::api::answers::Delivery;
 use crate::api::chat::tools::{Tool, ToolChoice, refused};
-use crate::api::chat::{ChatRequest, Conversation};
+use crate::api::chat::{ChatRequest, Conversation, combined, message};
 use crate::api::constraint::RequestedForm;
 use crate::api::one_or_many::{TextOr, WordOr};
 use crate::http::{ApiError, shown};
@@ -36,6 +36,15 @@ pub struct ResponseFields {
     /// What else to return. Reasoning is always returned in the clear.
     include: Option<Vec<String>>,
     user: Option<String>,
+    #[serde(rename = "stream_options")]
+    _stream_options: Option<StreamOptions>,
+}
+
+/// Ignored: events are never padded.
+#[derive(Debug, Deserialize)]
+struct StreamOptions {
+    #[serde(rename = "include_obfuscation")]
+    _include_obfuscation: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -148,6 +157,9 @@ impl ResponseFields {
         before: Vec<Map<String, Value>>,
     ) -> Result<(ChatRequest, Vec<Map<String, Value>>), ApiError> {
         const ENCRYPTED: &str = "reasoning.encrypted_content";
+        if let Some(metadata) = &self.metadata {
+            check_metadata(metadata)?;
+        }
         if let Some(other) = self.include.iter().flatten().find(|name| *name != ENCRYPTED) {
             return refused("include", format!("expected {ENCRYPTED}, found `{}`", shown(other)));
         }
@@ -159,9 +171,9 @@ impl ResponseFields {
             return refused("input", "expected at least one message, found none".into());
         }
         let instructions = self.instructions.filter(|text| !text.is_empty());
-        let system = instructions.map(|text| items::message("system", &text));
+        let system = instructions.map(|text| message("system", &text));
         let conversation = Conversation {
-            messages: system.into_iter().chain(messages.iter().cloned()).collect(),
+            messages: combined(system.into_iter().chain(messages.iter().cloned()).collect()),
             tools: tools(self.tools.unwrap_or_default())?,
             tool_choice: tool_choice(self.tool_choice)?,
             thinks: (effort.as_deref() == Some("none")).then_some(false),
@@ -171,6 +183,18 @@ impl ResponseFields {
         let only_one_call = self.parallel_tool_calls == Some(false);
         Ok((ChatRequest { conversation, params, form, only_one_call, ..ChatRequest::default() }, messages))
     }
+}
+
+/// It is kept with the response, so it is bounded as OpenAI bounds it.
+fn check_metadata(metadata: &Map<String, Value>) -> Result<(), ApiError> {
+    let is_short = |(name, value): (&String, &Value)| {
+        name.chars().count() <= 64 && value.as_str().is_some_and(|text| text.chars().count() <= 512)
+    };
+    if metadata.len() <= 16 && metadata.iter().all(is_short) {
+        return Ok(());
+    }
+    let expected = "at most 16 texts of at most 512 characters, with names of at most 64";
+    refused("metadata", format!("expected {expected}, found {} fields", metadata.len()))
 }
 
 impl Format {

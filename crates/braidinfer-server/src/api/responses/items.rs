@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::api::chat::message;
 use crate::api::one_or_many::TextOr;
 use crate::http::{ApiError, shown};
 
@@ -51,10 +52,6 @@ pub struct Part {
 /// A message with the fields that chat templates use.
 pub type Message = Map<String, Value>;
 
-pub fn message(role: &str, content: &str) -> Message {
-    Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))])
-}
-
 /// Adds the input to the messages `before` it.
 pub fn append(before: Vec<Message>, input: TextOr<Item>) -> Result<Vec<Message>, ApiError> {
     let mut messages = Messages::after(before);
@@ -96,11 +93,17 @@ impl Messages {
                 self.add_message(&role, &text, place)
             }
             "reasoning" => {
-                let content = content.unwrap_or_else(|| TextOr::Many(summary.unwrap_or_default()));
-                let text = text_of(content, &format!("{place}.content"))?;
+                let whole =
+                    content.map_or(Ok(String::new()), |content| text_of(content, &format!("{place}.content")))?;
+                let short = text_of(TextOr::Many(summary.unwrap_or_default()), &format!("{place}.summary"))?;
+                let text = if whole.is_empty() { short } else { whole };
                 if !text.is_empty() {
-                    self.answer(|last| last["content"].is_null() && !last.contains_key("tool_calls"))
-                        .insert("reasoning_content".to_owned(), json!(text));
+                    let answer = self.answer(|last| last["content"].is_null() && !last.contains_key("tool_calls"));
+                    let before = answer.entry("reasoning_content").or_insert_with(|| json!(""));
+                    if let Value::String(before) = before {
+                        before.push_str(if before.is_empty() { "" } else { "\n" });
+                        before.push_str(&text);
+                    }
                 }
                 Ok(())
             }

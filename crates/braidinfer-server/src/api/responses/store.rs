@@ -1,5 +1,6 @@
 //! Responses that later requests go on from, in memory.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use braidinfer::engine::ClientId;
@@ -22,17 +23,52 @@ pub struct StoredResponse {
     pub response: Value,
 }
 
-/// The responses, by their ids.
+impl StoredResponse {
+    /// About how much memory it takes.
+    fn bytes(&self) -> usize {
+        bytes_of(&self.response) + bytes_of_messages(&self.messages)
+    }
+}
+
+/// About how much memory messages take.
+pub fn bytes_of_messages(messages: &[Message]) -> usize {
+    messages.iter().map(bytes_of_fields).sum()
+}
+
+/// The responses, by their ids. No two have the same one.
 pub struct ResponseStore(Mutex<Account>);
 
 struct Account {
     responses: LruCache<String, (usize, Arc<StoredResponse>)>,
     bytes: usize,
+    by_client: HashMap<ClientId, usize>,
+}
+
+impl Account {
+    fn remove(&mut self, id: &str) -> bool {
+        let Some((bytes, stored)) = self.responses.pop(id) else { return false };
+        self.bytes -= bytes;
+        if let Some(held) = self.by_client.get_mut(&stored.client) {
+            *held -= bytes;
+            if *held == 0 {
+                self.by_client.remove(&stored.client);
+            }
+        }
+        true
+    }
+
+    /// Removes the response that was not used for longest: of this client, or of all.
+    fn remove_oldest(&mut self, of: Option<ClientId>) -> bool {
+        let mut oldest_first = self.responses.iter().rev();
+        let oldest = oldest_first.find(|(_, (_, stored))| of.is_none_or(|client| stored.client == client));
+        let Some(id) = oldest.map(|(id, _)| id.clone()) else { return false };
+        self.remove(&id)
+    }
 }
 
 impl Default for ResponseStore {
     fn default() -> Self {
-        Self(Mutex::new(Account { responses: LruCache::unbounded(), bytes: 0 }))
+        Self(Mutex::new(Account { responses: LruCache::unbounded(), bytes: 0, by_client: HashMap::new() }))
     }
 }
 
@@ -44,30 +80,29 @@ impl ResponseStore {
         (stored.client == client).then(|| Arc::clone(stored))
     }
 
-    /// Keeps a response. One that is too large for all is not kept.
+    /// Keeps a response. One client may hold half of all; one that is larger is not kept.
     pub fn insert(&self, id: String, stored: StoredResponse) {
-        let bytes = id.len() + bytes_of(&stored.response) + stored.messages.iter().map(bytes_of_fields).sum::<usize>();
-        if bytes > MOST_BYTES {
+        let (client, bytes) = (stored.client, id.len() + stored.bytes());
+        if bytes > MOST_BYTES / 2 {
             return;
         }
         let mut account = self.account();
         account.bytes += bytes;
-        if let Some((before, _)) = account.responses.put(id, (bytes, Arc::new(stored))) {
-            account.bytes -= before;
+        *account.by_client.entry(client).or_default() += bytes;
+        account.responses.put(id, (bytes, Arc::new(stored)));
+        while account.by_client.get(&client).is_some_and(|held| *held > MOST_BYTES / 2) {
+            if !account.remove_oldest(Some(client)) {
+                break;
+            }
         }
-        while account.bytes > MOST_BYTES {
-            let Some((_, (freed, _))) = account.responses.pop_lru() else { break };
-            account.bytes -= freed;
-        }
+        while account.bytes > MOST_BYTES && account.remove_oldest(None) {}
     }
 
     /// Removes a response of a client; returns whether there was one.
     pub fn remove(&self, client: ClientId, id: &str) -> bool {
         let mut account = self.account();
         let is_own = account.responses.peek(id).is_some_and(|(_, stored)| stored.client == client);
-        let removed = if is_own { account.responses.pop(id) } else { None };
-        account.bytes -= removed.as_ref().map_or(0, |(bytes, _)| *bytes);
-        removed.is_some()
+        is_own && account.remove(id)
     }
 
     /// A poisoned lock is ignored: every change leaves the account consistent.
@@ -87,7 +122,8 @@ fn bytes_of(value: &Value) -> usize {
     size_of::<Value>() + inside
 }
 
-fn bytes_of_fields(fields: &Map<String, Value>) -> usize {
+/// About how much memory the fields of an object take.
+pub fn bytes_of_fields(fields: &Map<String, Value>) -> usize {
     fields.iter().map(|(name, value)| size_of::<String>() + name.len() + bytes_of(value)).sum()
 }
 
@@ -104,19 +140,25 @@ mod tests {
     #[test]
     fn responses_are_their_clients_own_and_the_oldest_give_way() {
         let store = ResponseStore::default();
-        store.insert("a".into(), stored(1, MOST_BYTES / 2));
-        store.insert("b".into(), stored(1, MOST_BYTES / 3));
+        store.insert("a".into(), stored(1, MOST_BYTES / 5));
+        store.insert("b".into(), stored(1, MOST_BYTES / 5));
         assert!(store.get(ClientId(2), "a").is_none(), "it is another one's");
         assert!(!store.remove(ClientId(2), "a"));
         // The first was used last.
         assert!(store.get(ClientId(1), "a").is_some());
-        store.insert("c".into(), stored(2, MOST_BYTES / 3));
-        let has = |id| [1, 2].iter().any(|client| store.get(ClientId(*client), id).is_some());
-        assert_eq!(["a", "b", "c"].map(has), [true, false, true]);
-        assert!(store.remove(ClientId(1), "a") && !store.remove(ClientId(1), "a"));
-        store.insert("d".into(), stored(1, MOST_BYTES + 1));
-        assert!(!has("d"), "it is too large");
-        assert!(store.remove(ClientId(2), "c"));
+        let has = |id: &str| store.account().responses.contains(id);
+        store.insert("c".into(), stored(1, MOST_BYTES / 5));
+        assert_eq!(["a", "b", "c"].map(has), [true, false, true], "one client may hold half");
+        store.insert("d".into(), stored(2, MOST_BYTES / 5));
+        store.insert("e".into(), stored(2, MOST_BYTES / 5));
+        store.insert("f".into(), stored(3, MOST_BYTES / 3));
+        assert_eq!(["a", "c", "d", "e", "f"].map(has), [false, true, true, true, true]);
+        store.insert("g".into(), stored(3, MOST_BYTES / 2 + 1));
+        assert!(!has("g"), "it is too large");
+        for (client, id) in [(1, "c"), (2, "d"), (2, "e"), (3, "f")] {
+            assert!(store.remove(ClientId(client), id) && !store.remove(ClientId(client), id));
+        }
         assert_eq!(store.account().bytes, 0, "what is removed is not counted");
+        assert!(store.account().by_client.is_empty());
     }
 }

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use braidinfer::Token;
 use braidinfer::conversation::AnswerPart;
 use braidinfer::engine::{ClientId, FinishReason};
+use rand::distr::{Alphanumeric, SampleString};
 use serde_json::{Map, Value, json};
 
 use super::items::Message;
 use super::store::StoredResponse;
 use crate::api::answers::{Choice, Chunk, Framing, ResponseWriter, Usage};
 use crate::api::chat::tools::new_call_id;
-use crate::api::chat::{AnswerReader, Call, WholeAnswer};
+use crate::api::chat::{AnswerReader, Call, WholeAnswer, message};
 use crate::api::json_text::JsonText;
+use crate::budget::Claim;
 use crate::http::ApiError;
 use crate::served::{App, seconds_since_1970};
 
@@ -32,9 +34,13 @@ pub struct OutputWriter {
     echo: Map<String, Value>,
     reader: AnswerReader,
     remembered: Option<Remembered>,
-    /// Items that are complete.
+    /// Memory for what is repeated and remembered.
+    _claim: Claim,
+    /// Items that have ended.
     output: Vec<Item>,
     open: Option<Item>,
+    /// The place of the open item, or of the next one.
+    index: usize,
     /// White space before the first word of a message, which may stay the only text.
     blank: String,
     /// Number of the next event.
@@ -94,15 +100,18 @@ fn new_item(content: Content) -> Item {
 }
 
 impl OutputWriter {
-    pub fn new(name: &str, echo: Map<String, Value>, reader: AnswerReader, remembered: Option<Remembered>) -> Self {
+    pub fn new(echo: Map<String, Value>, reader: AnswerReader, remembered: Option<Remembered>, claim: Claim) -> Self {
         Self {
-            id: format!("resp_{name}"),
+            // Nobody can guess it, or choose that of another one.
+            id: format!("resp_{}", Alphanumeric.sample_string(&mut rand::rng(), 32)),
+            _claim: claim,
             created: seconds_since_1970(),
             echo,
             reader,
             remembered,
             output: Vec::new(),
             open: None,
+            index: 0,
             blank: String::new(),
             sequence: 0,
             finished: None,
@@ -110,10 +119,14 @@ impl OutputWriter {
     }
 
     fn response(&self, status: &str, usage: Option<&Usage>, error: Option<Value>) -> Value {
+        let mut output: Vec<Value> = self.output.iter().map(|item| item.json(true)).collect();
+        if let Some(last) = output.last_mut().filter(|_| status == "incomplete" || status == "failed") {
+            last["status"] = json!("incomplete");
+        }
         let mut response = json!({
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "error": error,
             "incomplete_details": (status == "incomplete").then(|| json!({"reason": "max_output_tokens"})),
-            "output": self.output.iter().map(|item| item.json(true)).collect::<Vec<_>>(),
+            "output": output,
             "usage": usage.map(usage_fields),
         });
         if let Value::Object(fields) = &mut response {
@@ -149,7 +162,7 @@ impl OutputWriter {
                 }
             }
         }
-        let mut message = super::items::message("assistant", &text);
+        let mut message = message("assistant", &text);
         if !reasoning.is_empty() {
             message.insert("reasoning_content".into(), json!(reasoning));
         }
@@ -168,7 +181,7 @@ impl OutputWriter {
 
     /// An event about a part of the open item, which is the only part of its content.
     fn part_event(&mut self, kind: &'static str, fields: Value) -> Option<Chunk> {
-        let mut all = json!({"item_id": self.open.as_ref()?.id, "output_index": self.output.len(), "content_index": 0});
+        let mut all = json!({"item_id": self.open.as_ref()?.id, "output_index": self.index, "content_index": 0});
         if let (Value::Object(all), Value::Object(fields)) = (&mut all, fields) {
             all.extend(fields);
         }
@@ -177,8 +190,8 @@ impl OutputWriter {
 
     /// Begins an item.
     fn enter(&mut self, item: Item, chunks: &mut Vec<Chunk>) {
-        self.leave(chunks);
-        let added = json!({"output_index": self.output.len(), "item": item.json(false)});
+        self.leave(true, chunks);
+        let added = json!({"output_index": self.index, "item": item.json(false)});
         let part = match &item.content {
             Content::Message(_) => Some(text_part("")),
             Content::Reasoning(_) => Some(json!({"type": "reasoning_text", "text": ""})),
@@ -191,8 +204,8 @@ impl OutputWriter {
         }
     }
 
-    /// Ends the open item.
-    fn leave(&mut self, chunks: &mut Vec<Chunk>) {
+    /// Ends the open item, which is whole or was cut.
+    fn leave(&mut self, is_whole: bool, chunks: &mut Vec<Chunk>) {
         self.blank.clear();
         let Some(item) = &self.open else { return };
         let part = match &item.content {
@@ -202,7 +215,7 @@ impl OutputWriter {
                 Some((part, "response.reasoning_text.done", text.clone()))
             }
             Content::Call { call, .. } => {
-                let done = json!({"item_id": item.id, "output_index": self.output.len(), "name": call.name,
+                let done = json!({"item_id": item.id, "output_index": self.index, "name": call.name,
                     "arguments": call.arguments});
                 chunks.push(self.event("response.function_call_arguments.done", done));
                 None
@@ -217,8 +230,12 @@ impl OutputWriter {
             chunks.extend(self.part_event("response.content_part.done", json!({"part": part})));
         }
         let Some(item) = self.open.take() else { return };
-        let done = json!({"output_index": self.output.len(), "item": item.json(true)});
-        chunks.push(self.event("response.output_item.done", done));
+        let mut ended = item.json(true);
+        if !is_whole {
+            ended["status"] = json!("incomplete");
+        }
+        chunks.push(self.event("response.output_item.done", json!({"output_index": self.index, "item": ended})));
+        self.index += 1;
         self.output.push(item);
     }
 
@@ -236,7 +253,7 @@ impl OutputWriter {
         let mut more = more.to_owned();
         if !matches!(&self.open, Some(Item { content: Content::Message(_), .. })) {
             self.blank += &more;
-            if self.blank.trim().is_empty() {
+            if more.trim().is_empty() {
                 return;
             }
             more = std::mem::take(&mut self.blank);
@@ -250,13 +267,21 @@ impl OutputWriter {
 
     fn write_part(&mut self, part: AnswerPart, chunks: &mut Vec<Chunk>) {
         match part {
-            AnswerPart::Text(text) | AnswerPart::NoCall(text) => self.write_text(&text, chunks),
+            AnswerPart::Text(text) => self.write_text(&text, chunks),
+            AnswerPart::NoCall(text) => {
+                // What had begun as a call is no part of the answer.
+                if matches!(&self.open, Some(Item { content: Content::Call { .. }, .. })) {
+                    self.leave(false, chunks);
+                    self.output.pop();
+                }
+                self.write_text(&text, chunks);
+            }
             AnswerPart::Call { name } => {
                 let call = Call { id: new_call_id(), name, arguments: String::new() };
                 self.enter(new_item(Content::Call { call, is_complete: false }), chunks);
             }
             AnswerPart::Arguments(more) => {
-                let index = self.output.len();
+                let index = self.index;
                 let Some(Item { id, content: Content::Call { call, .. } }) = &mut self.open else { return };
                 call.arguments += &more;
                 let fields = json!({"item_id": id, "output_index": index, "delta": more});
@@ -266,7 +291,7 @@ impl OutputWriter {
                 if let Some(Item { content: Content::Call { is_complete, .. }, .. }) = &mut self.open {
                     *is_complete = true;
                 }
-                self.leave(chunks);
+                self.leave(true, chunks);
             }
         }
     }
@@ -296,7 +321,7 @@ impl ResponseWriter for OutputWriter {
 
     fn closing(&mut self, usage: &Usage) -> Vec<Chunk> {
         let mut chunks = Vec::new();
-        self.leave(&mut chunks);
+        self.leave(self.finished != Some(FinishReason::Length), &mut chunks);
         let response = self.complete(usage);
         let kind = if response["status"] == "incomplete" { "response.incomplete" } else { "response.completed" };
         chunks.push(self.event(kind, json!({"response": response})));
@@ -304,8 +329,9 @@ impl ResponseWriter for OutputWriter {
     }
 
     fn failing(&mut self, error: &ApiError) -> Vec<Chunk> {
-        let mut chunks = Vec::new();
-        self.leave(&mut chunks);
+        // Clients expect a beginning.
+        let mut chunks = if self.sequence == 0 { self.opening(&Usage::default()) } else { Vec::new() };
+        self.leave(false, &mut chunks);
         let error = error.clone().renamed(super::ERRORS.names);
         let code = error.code().unwrap_or("server_error");
         let response = self.response("failed", None, Some(json!({"code": code, "message": error.message()})));

@@ -1,14 +1,17 @@
 //! Importance matrices: files of llama.cpp's two formats, our own, and changed ones.
 
+#[path = "support/mutations.rs"]
+mod mutations;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use crate::mutations::{File, GgufParts, changes, check_changed, gguf_changes};
 use braidinfer_model::ModelError;
 use braidinfer_model::format::gguf::{GgufWriter, Metadata, TensorHeader};
 use braidinfer_model::format::imatrix::{ImportanceMatrix, InputSums, TensorSums};
 use braidinfer_model::quantization::Importance;
+use mutations::{File, GgufParts, changes, check_changed, gguf_changes};
 
 const LABEL: &str = "changed.imatrix";
 const QUERY: &str = "blk.0.attn_q.weight";
