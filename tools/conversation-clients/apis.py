@@ -24,11 +24,13 @@ from checks import (
     SCRIPTED_ROME,
     WEATHER,
     Person,
+    agent_of,
     allowed_to_go_on,
     check,
     require,
     require_equal,
     weather,
+    weather_agent,
 )
 
 # Anthropic.
@@ -48,7 +50,13 @@ class Claude:
     def fields(self, messages, **more):
         # The client has no temperature any more.
         extra = {"temperature": 0, **more.pop("extra_body", {})}
-        return {"model": self.server.model, "messages": messages, "max_tokens": MOST_TOKENS, "extra_body": extra, **more}
+        return {
+            "model": self.server.model,
+            "messages": messages,
+            "max_tokens": MOST_TOKENS,
+            "extra_body": extra,
+            **more,
+        }
 
     def create(self, messages, **more):
         return self.client.messages.create(**self.fields(messages, **more))
@@ -362,27 +370,6 @@ def responses_tools(server):
 # The Agents SDK, as it is set up by itself.
 
 
-def responses_agent(server, client, **more):
-    import agents
-
-    agents.set_tracing_disabled(True)
-    settings = agents.ModelSettings(temperature=0, max_tokens=MOST_TOKENS)
-    model = agents.OpenAIResponsesModel(server.model, client)
-    return agents.Agent("reporter", model=model, model_settings=settings, **more)
-
-
-def weather_reporter(server, client, cities):
-    import agents
-
-    @agents.function_tool
-    def get_weather(city: str) -> str:
-        """Tells the weather in a city."""
-        cities.append(city)
-        return weather(city)
-
-    return responses_agent(server, client, tools=[get_weather])
-
-
 @check("agents: a tool loop over responses", OPENAI_3, needs_tools=True)
 def agents_responses_loop(server):
     import agents
@@ -391,7 +378,7 @@ def agents_responses_loop(server):
         cities = []
 
         async def run(client, cities=cities, stored=goes_on_from_stored):
-            agent = weather_reporter(server, client, cities)
+            agent = weather_agent(server, "OpenAIResponsesModel", client, cities)
             return await agents.Runner.run(agent, QUESTION, max_turns=MOST_TURNS, auto_previous_response_id=stored)
 
         with allowed_to_go_on(server, agents.MaxTurnsExceeded, agents.ModelBehaviorError):
@@ -406,7 +393,9 @@ def agents_responses_stream(server):
     cities, deltas = [], []
 
     async def run(client):
-        result = agents.Runner.run_streamed(weather_reporter(server, client, cities), QUESTION, max_turns=MOST_TURNS)
+        result = agents.Runner.run_streamed(
+            weather_agent(server, "OpenAIResponsesModel", client, cities), QUESTION, max_turns=MOST_TURNS
+        )
         async for event in result.stream_events():
             if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
                 deltas.append(event.data.delta)
@@ -424,7 +413,7 @@ def agents_responses_class(server):
     import agents
 
     async def run(client):
-        agent = responses_agent(server, client, output_type=Person)
+        agent = agent_of(server, "OpenAIResponsesModel", client, output_type=Person)
         return await agents.Runner.run(agent, ABOUT_ADA[0]["content"], max_turns=1)
 
     with allowed_to_go_on(server, agents.ModelBehaviorError):

@@ -163,3 +163,26 @@ def allowed_to_go_on(server, *errors):
         yield
     except errors:
         require(not server.scripted, f"the client stopped the model: {traceback.format_exc()}")
+
+
+def agent_of(server, kind, client, **more):
+    """An agent of the Agents SDK, with this class of its models."""
+    import agents
+
+    agents.set_tracing_disabled(True)
+    settings = agents.ModelSettings(temperature=0, max_tokens=MOST_TOKENS)
+    model = getattr(agents, kind)(server.model, client)
+    return agents.Agent("reporter", model=model, model_settings=settings, **more)
+
+
+def weather_agent(server, kind, client, cities):
+    """One with a tool, which notes the cities that it was called for."""
+    import agents
+
+    @agents.function_tool
+    def get_weather(city: str) -> str:
+        """Tells the weather in a city."""
+        cities.append(city)
+        return weather(city)
+
+    return agent_of(server, kind, client, tools=[get_weather])

@@ -46,11 +46,13 @@ from checks import (
     WEATHER,
     Person,
     Server,
+    agent_of,
     allowed_to_go_on,
     check,
     require,
     require_equal,
     weather,
+    weather_agent,
 )
 
 
@@ -252,27 +254,6 @@ def openai_asynchronous(server):
 # The Agents SDK.
 
 
-def agent_of(server, client, **more):
-    import agents
-
-    agents.set_tracing_disabled(True)
-    settings = agents.ModelSettings(temperature=0, max_tokens=MOST_TOKENS)
-    model = agents.OpenAIChatCompletionsModel(server.model, client)
-    return agents.Agent("reporter", model=model, model_settings=settings, **more)
-
-
-def weather_agent(server, client, cities):
-    import agents
-
-    @agents.function_tool
-    def get_weather(city: str) -> str:
-        """Tells the weather in a city."""
-        cities.append(city)
-        return weather(city)
-
-    return agent_of(server, client, tools=[get_weather])
-
-
 @check("agents: a tool loop", OPENAI_3, needs_tools=True)
 def agents_loop(server):
     import agents
@@ -280,7 +261,9 @@ def agents_loop(server):
     cities = []
 
     async def run(client):
-        return await agents.Runner.run(weather_agent(server, client, cities), QUESTION, max_turns=MOST_TURNS)
+        return await agents.Runner.run(
+            weather_agent(server, "OpenAIChatCompletionsModel", client, cities), QUESTION, max_turns=MOST_TURNS
+        )
 
     with allowed_to_go_on(server, agents.MaxTurnsExceeded, agents.ModelBehaviorError):
         server.require_reply(server.asynchronously(run).final_output, KNOWS, REMEMBERS)
@@ -294,7 +277,9 @@ def agents_stream(server):
     cities, deltas = [], []
 
     async def run(client):
-        result = agents.Runner.run_streamed(weather_agent(server, client, cities), QUESTION, max_turns=MOST_TURNS)
+        result = agents.Runner.run_streamed(
+            weather_agent(server, "OpenAIChatCompletionsModel", client, cities), QUESTION, max_turns=MOST_TURNS
+        )
         async for event in result.stream_events():
             if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
                 deltas.append(event.data.delta)
@@ -312,7 +297,9 @@ def agents_class(server):
     import agents
 
     async def run(client):
-        return await agents.Runner.run(agent_of(server, client, output_type=Person), ABOUT_ADA[0]["content"])
+        return await agents.Runner.run(
+            agent_of(server, "OpenAIChatCompletionsModel", client, output_type=Person), ABOUT_ADA[0]["content"]
+        )
 
     server.require_person(server.asynchronously(run).final_output)
 

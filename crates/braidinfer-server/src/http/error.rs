@@ -49,6 +49,16 @@ impl ApiError {
         Self { param: Some(param), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
 
+    /// An invalid request, because of one of its fields: what was expected of it, and what was found.
+    pub fn expected(param: &str, expected: &str, found: &str) -> Self {
+        Self::field(param, format!("{param}: expected {expected}, found `{}`", shown(found)))
+    }
+
+    /// An invalid request, because of a field that it has not.
+    pub fn missing(param: &str) -> Self {
+        Self::field(param, format!("{param}: expected a value, found none"))
+    }
+
     /// The same error about the field `param`, with the first of `from` in its message as `to`; `None` if it is not in there.
     pub fn moved(&self, from: &str, to: &str, param: &str) -> Option<Self> {
         let is_whole = |rest: &str| rest.is_empty() || rest.starts_with(['/', '\'', '.', ' ']);

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::api::chat::combined;
+use crate::api::chat::{combined, end_of, message};
 use crate::api::one_or_many::TextOr;
 use crate::api::prompts::PromptEnd;
-use crate::http::{ApiError, shown};
+use crate::http::ApiError;
 
 #[derive(Debug, Deserialize)]
 pub struct Message {
@@ -74,7 +74,7 @@ pub fn template_fields(
     let mut converted = Vec::new();
     if let Some(content) = system {
         let text = Turn::of(content, "system", &mut HashMap::new())?.only_text("system")?;
-        converted.extend((!text.is_empty()).then(|| message("system", json!(text))));
+        converted.extend((!text.is_empty()).then(|| message("system", &text)));
     }
     // Templates want the name of the tool beside its result.
     let mut names = HashMap::new();
@@ -84,25 +84,16 @@ pub fn template_fields(
         match role.as_str() {
             "user" => turn.append_user(&mut converted, &place)?,
             "assistant" => turn.append_assistant(&mut converted, &place)?,
-            "system" => converted.push(message("system", json!(turn.only_text(&place)?))),
+            "system" => converted.push(message("system", &turn.only_text(&place)?)),
             other => {
                 let field = format!("messages[{index}].role");
-                return refused(&field, "user or assistant", other);
+                return Err(ApiError::expected(&field, "user or assistant", other));
             }
         }
     }
     let converted = combined(converted);
-    let continues =
-        converted.last().is_some_and(|last| last["role"] == "assistant" && !last.contains_key("tool_calls"));
-    Ok((converted, if continues { PromptEnd::WithinMessage } else { PromptEnd::Answer }))
-}
-
-fn message(role: &str, content: Value) -> Map<String, Value> {
-    Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), content)])
-}
-
-fn refused<T>(field: &str, expected: &str, found: &str) -> Result<T, ApiError> {
-    Err(ApiError::field(field, format!("{field}: expected {expected}, found `{}`", shown(found))))
+    let end = end_of(&converted);
+    Ok((converted, end))
 }
 
 impl Turn {
@@ -140,7 +131,7 @@ impl Turn {
                 if is_error == Some(true) {
                     text.insert_str(0, "Error: ");
                 }
-                let mut result = message("tool", json!(text));
+                let mut result = message("tool", &text);
                 result.extend(names.get(&id).map(|name| ("name".to_owned(), json!(name))));
                 result.insert("tool_call_id".to_owned(), json!(id));
                 self.results.push(result);
@@ -148,7 +139,7 @@ impl Turn {
             "document" => self.texts.push(document(block.title, block.context, source, place)?),
             other => {
                 let expected = "text, thinking, tool_use or tool_result, since this model reads nothing else";
-                return refused(&format!("{place}.type"), expected, other);
+                return Err(ApiError::expected(&format!("{place}.type"), expected, other));
             }
         }
         Ok(())
@@ -157,24 +148,29 @@ impl Turn {
     /// Adds tool results, each a message of its own, and then what the user says.
     fn append_user(self, to: &mut Vec<Map<String, Value>>, place: &str) -> Result<(), ApiError> {
         if !self.calls.is_empty() || !self.reasoning.is_empty() {
-            return refused(place, "tool_use and thinking in messages of the assistant alone", "one of the user");
+            return Err(ApiError::expected(
+                place,
+                "tool_use and thinking in messages of the assistant alone",
+                "one of the user",
+            ));
         }
         let has_results = !self.results.is_empty();
         to.extend(self.results);
         if self.texts.is_empty() && has_results {
             return Ok(());
         }
-        to.push(message("user", json!(self.texts.join("\n"))));
+        to.push(message("user", &self.texts.join("\n")));
         Ok(())
     }
 
     fn append_assistant(self, to: &mut Vec<Map<String, Value>>, place: &str) -> Result<(), ApiError> {
         if !self.results.is_empty() {
-            return refused(place, "tool_result in messages of the user alone", "one of the assistant");
+            return Err(ApiError::expected(place, "tool_result in messages of the user alone", "one of the assistant"));
         }
-        let has_text = !self.texts.is_empty();
-        let content = if has_text { json!(self.texts.join("\n")) } else { Value::Null };
-        let mut fields = message("assistant", content);
+        let mut fields = message("assistant", &self.texts.join("\n"));
+        if self.texts.is_empty() {
+            fields.insert("content".to_owned(), Value::Null);
+        }
         if !self.calls.is_empty() {
             fields.insert("tool_calls".to_owned(), json!(self.calls));
         }
@@ -187,15 +183,14 @@ impl Turn {
 
     fn only_text(self, place: &str) -> Result<String, ApiError> {
         if !self.calls.is_empty() || !self.reasoning.is_empty() || !self.results.is_empty() {
-            return refused(place, "text alone", "other blocks");
+            return Err(ApiError::expected(place, "text alone", "other blocks"));
         }
         Ok(self.texts.join("\n"))
     }
 }
 
 fn required<T>(value: Option<T>, place: &str, field: &str) -> Result<T, ApiError> {
-    let field = format!("{place}.{field}");
-    value.ok_or_else(|| ApiError::field(&field, format!("{field}: expected a value, found none")))
+    value.ok_or_else(|| ApiError::missing(&format!("{place}.{field}")))
 }
 
 fn text_of(content: TextOr<Part>, place: &str) -> Result<String, ApiError> {
@@ -209,7 +204,7 @@ fn text_of(content: TextOr<Part>, place: &str) -> Result<String, ApiError> {
             ("text", Some(text), _) => texts.push(text),
             (other, ..) => {
                 let field = format!("{place}.content[{index}].type");
-                return refused(&field, "text, since this model reads nothing else", other);
+                return Err(ApiError::expected(&field, "text, since this model reads nothing else", other));
             }
         }
     }
@@ -230,7 +225,7 @@ fn document(
         }
         (kind, _) => {
             let field = format!("{place}.source.type");
-            refused(&field, "text, since this model reads nothing else", kind.unwrap_or("none"))
+            Err(ApiError::expected(&field, "text, since this model reads nothing else", kind.unwrap_or("none")))
         }
     }
 }

@@ -81,6 +81,12 @@ pub fn message(role: &str, content: &str) -> Map<String, Value> {
     Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))])
 }
 
+/// How the prompt of these messages ends, in APIs that go on with an answer at the end of a conversation.
+pub fn end_of(messages: &[Map<String, Value>]) -> PromptEnd {
+    let is_begun = |last: &Map<String, Value>| last["role"] == "assistant" && !last.contains_key("tool_calls");
+    if messages.last().is_some_and(is_begun) { PromptEnd::WithinMessage } else { PromptEnd::Answer }
+}
+
 /// Makes one message of several in a row that are nothing but text of one role: some APIs take them, and many templates do not.
 pub fn combined(messages: Vec<Map<String, Value>>) -> Vec<Map<String, Value>> {
     let is_text = |message: &Map<String, Value>| message.len() == 2 && message["content"].is_string();

@@ -40,6 +40,18 @@ pub enum ToolChoice {
     Named(String),
 }
 
+impl ToolChoice {
+    /// The choice that the OpenAI APIs write as a word.
+    pub fn of_word(word: &str) -> Result<Self, ApiError> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            "required" => Ok(Self::Required),
+            other => Err(ApiError::expected("tool_choice", "none, auto, required or a tool", other)),
+        }
+    }
+}
+
 /// What a request says about tools.
 #[derive(Debug, Default)]
 pub struct ToolUse {

@@ -14,7 +14,6 @@ use super::served_as;
 use super::writer::{AnswerWriter, Place, loaded};
 use crate::api::answers::{self, ChoiceStream, Delivery};
 use crate::api::chat::{self, ChatRequest, Conversation};
-use crate::api::prompts::PromptEnd;
 use crate::http::{ApiError, Client, Strict};
 use crate::served::App;
 
@@ -46,17 +45,15 @@ async fn begin(
     let served = served_as(app, &shared.model)?;
     let think = shared.think()?;
     let messages = messages::template_fields(fields.messages.unwrap_or_default())?;
-    // An answer that has begun goes on.
-    let continues = messages.last().is_some_and(|last| last["role"] == "assistant" && !last.contains_key("tool_calls"));
     let request = ChatRequest {
         params: shared.params(&served.default_sampling)?,
         form: shared.form()?,
         conversation: Conversation {
+            end: chat::end_of(&messages),
             messages,
             tools: messages::tools(fields.tools.unwrap_or_default())?,
             thinks: think.is_on,
             reasoning_effort: think.effort,
-            end: if continues { PromptEnd::WithinMessage } else { PromptEnd::Answer },
             ..Conversation::default()
         },
         ..ChatRequest::default()

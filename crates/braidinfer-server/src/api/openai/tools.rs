@@ -55,14 +55,7 @@ pub fn tools_of(fields: Option<Vec<ToolFields>>) -> Result<Vec<Tool>, ApiError> 
 pub fn choice_of(field: Option<ToolChoiceField>) -> Result<ToolChoice, ApiError> {
     match field {
         None => Ok(ToolChoice::Auto),
-        Some(WordOr::Word(word)) => match word.as_str() {
-            "auto" => Ok(ToolChoice::Auto),
-            "none" => Ok(ToolChoice::None),
-            "required" => Ok(ToolChoice::Required),
-            other => {
-                refused("tool_choice", format!("expected none, auto, required or a tool, found `{}`", shown(other)))
-            }
-        },
+        Some(WordOr::Word(word)) => ToolChoice::of_word(&word),
         Some(WordOr::Object(named)) if named.kind == "function" => Ok(ToolChoice::Named(named.function.name)),
         Some(WordOr::Object(named)) => {
             refused("tool_choice", format!("expected one of the tools, found `{}`", shown(&named.function.name)))

@@ -236,14 +236,7 @@ fn tools(fields: Vec<ToolFields>) -> Result<Vec<Tool>, ApiError> {
 fn tool_choice(field: Option<WordOr<NamedTool>>) -> Result<ToolChoice, ApiError> {
     match field {
         None => Ok(ToolChoice::Auto),
-        Some(WordOr::Word(word)) => match word.as_str() {
-            "auto" => Ok(ToolChoice::Auto),
-            "none" => Ok(ToolChoice::None),
-            "required" => Ok(ToolChoice::Required),
-            other => {
-                refused("tool_choice", format!("expected none, auto, required or a tool, found `{}`", shown(other)))
-            }
-        },
+        Some(WordOr::Word(word)) => ToolChoice::of_word(&word),
         Some(WordOr::Object(NamedTool { kind, name: Some(name) })) if kind == "function" => Ok(ToolChoice::Named(name)),
         Some(WordOr::Object(NamedTool { kind, .. })) => {
             refused("tool_choice", format!("expected the name of a function, found `{}`", shown(&kind)))

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::chat::message;
 use crate::api::one_or_many::TextOr;
-use crate::http::{ApiError, shown};
+use crate::http::ApiError;
 
 /// An item of the input. Which fields it has depends on its type.
 #[derive(Debug, Deserialize)]
@@ -17,7 +17,7 @@ pub struct Item {
     kind: Option<String>,
     role: Option<String>,
     content: Option<TextOr<Part>>,
-    /// Ignored, as it changes nothing: items are told apart by their place.
+    /// Ignored, as it changes nothing: items are known by their place.
     #[serde(rename = "id")]
     _id: Option<String>,
     #[serde(rename = "status")]
@@ -131,7 +131,7 @@ impl Messages {
             other => {
                 let field = format!("{place}.type");
                 let expected = "message, reasoning, function_call or function_call_output";
-                Err(refused(&field, expected, other))
+                Err(ApiError::expected(&field, expected, other))
             }
         }
     }
@@ -145,7 +145,11 @@ impl Messages {
                 answer.insert("content".to_owned(), json!(text));
             }
             other => {
-                return Err(refused(&format!("{place}.role"), "user, assistant, system or developer", other));
+                return Err(ApiError::expected(
+                    &format!("{place}.role"),
+                    "user, assistant, system or developer",
+                    other,
+                ));
             }
         }
         Ok(())
@@ -164,12 +168,7 @@ impl Messages {
 }
 
 fn required<T>(value: Option<T>, place: &str, field: &str) -> Result<T, ApiError> {
-    let field = format!("{place}.{field}");
-    value.ok_or_else(|| ApiError::field(&field, format!("{field}: expected a value, found none")))
-}
-
-fn refused(field: &str, expected: &str, found: &str) -> ApiError {
-    ApiError::field(field, format!("{field}: expected {expected}, found `{}`", shown(found)))
+    value.ok_or_else(|| ApiError::missing(&format!("{place}.{field}")))
 }
 
 fn text_of(content: TextOr<Part>, place: &str) -> Result<String, ApiError> {
@@ -184,7 +183,7 @@ fn text_of(content: TextOr<Part>, place: &str) -> Result<String, ApiError> {
             | ("refusal", _, Some(own)) => text += &own,
             (other, ..) => {
                 let field = format!("{place}[{index}].type");
-                return Err(refused(&field, "text, since this model reads nothing else", other));
+                return Err(ApiError::expected(&field, "text, since this model reads nothing else", other));
             }
         }
     }
