@@ -17,6 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::commands::perplexity::CONTEXT;
+use crate::commands::serve::parse_time;
 use crate::sampling_args::SamplingArgs;
 
 /// Runs language models on your own machine, and shows that its answers are right.
@@ -46,6 +47,12 @@ pub enum Command {
     Pull(PullArgs),
     /// List the models that are on this machine, by the names that commands take
     List(ListArgs),
+    /// Show what a model on this machine is and can
+    Show(ShowArgs),
+    /// Delete a model from this machine
+    Remove(RemoveArgs),
+    /// List the servers that run on this machine, with their models
+    Ps(PsArgs),
     /// Give a model a short name, or list those that were given
     Alias(AliasArgs),
     /// Measure on a text which weights matter, for `quantize`: make an importance matrix
@@ -58,7 +65,7 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Put several models side by side: size, compatibility, speed, answers
     Compare(CompareArgs),
-    /// Serve a model: the APIs of OpenAI, Anthropic and Ollama, and a web page
+    /// Serve models: the APIs of OpenAI, Anthropic and Ollama, and a web page
     Serve(Box<ServeArgs>),
     /// Compare the answers of two models, or of one model run in two ways
     Diff(DiffArgs),
@@ -95,6 +102,35 @@ pub enum Command {
 Models are read where they lie: in the folders that BRAIDINFER_MODELS names (separated as in PATH), in the cache of the Hugging Face
 Hub, and in the folders of Ollama (OLLAMA_MODELS) and LM Studio.")]
 pub struct ListArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// A model directory, GGUF file, Hub id or name (see `list`)
+    pub model: OsString,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Asks before it deletes anything. A model of Ollama or LM Studio is left to these.")]
+pub struct RemoveArgs {
+    /// Name of the model, as `list` shows it
+    pub model: String,
+    /// Delete without a question
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A server with a key is asked with BRAIDINFER_API_KEY.")]
+pub struct PsArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -653,13 +689,21 @@ Speaks the OpenAI API at /v1 (chat/completions, completions, embeddings, models)
 Fields of requests that mean nothing here are refused by name, unless with --lenient. Ctrl-C or SIGTERM lets running answers
 finish, a second one ends the program.
 
+Of several models, each is loaded when somebody asks for it. /v1/models says in which state each is; /v1/models/load and
+/v1/models/unload change it.
+
 Examples:
   braidinfer serve ./Qwen3-0.6B
+  braidinfer serve --models-dir ~/models --model-memory 16GB --idle 10m
   BRAIDINFER_API_KEY=secret braidinfer serve q.gguf --host 0.0.0.0 --port 443 --tls-cert c.pem --tls-key k.pem
   curl localhost:8080/v1/completions -H 'content-type: application/json' -d '{\"prompt\": \"Once upon\"}'")]
 pub struct ServeArgs {
-    /// A model directory, GGUF file, Hub id or name (see `list`); the built-in demo model if left out
-    pub model: Option<OsString>,
+    /// A model directory, GGUF file, Hub id or name (see `list`); the built-in demo model if left out. Of several, each is loaded when
+    /// somebody asks for it
+    #[arg(value_name = "MODEL")]
+    pub models: Vec<OsString>,
+    #[command(flatten)]
+    pub on_demand: OnDemandArgs,
     #[command(flatten)]
     pub network: NetworkArgs,
     #[cfg(feature = "kv-events")]
@@ -673,6 +717,28 @@ pub struct ServeArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub load: LoadArgs,
+}
+
+/// Models that are loaded when somebody asks for them.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Several models")]
+pub struct OnDemandArgs {
+    /// Serve the models in this folder, too, also those that are put there later; may be given several times
+    #[arg(long, value_name = "FOLDER")]
+    pub models_dir: Vec<PathBuf>,
+    /// Serve all models that `list` shows, too
+    #[arg(long)]
+    pub local_models: bool,
+    /// Most memory for the models that are loaded at once, such as 16GB: the one that was not used for longest makes room for the
+    /// next. What is available at the start if left out
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub model_memory: Option<u64>,
+    /// Let clients fetch models of the Hugging Face Hub, with /api/pull
+    #[arg(long)]
+    pub allow_pull: bool,
+    /// Unload a model that nobody has used for so long, such as 10m; if left out, when its memory is needed
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub idle: Option<humantime::Duration>,
 }
 
 /// Most tokens of a sequence that the library takes.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use braidinfer::hub_settings;
 use braidinfer_hub::{Hub, HubId, Progress};
 use indicatif::ProgressBar;
 
@@ -11,7 +12,7 @@ use crate::{interrupt, output};
 /// downloaded again.
 pub fn fetch(id: &HubId) -> anyhow::Result<PathBuf> {
     interrupt::install()?;
-    let hub = Hub::from_env()?;
+    let hub = Hub::new(hub_settings()?)?;
     Ok(hub.fetch(id, &mut Bars::new())?)
 }
 

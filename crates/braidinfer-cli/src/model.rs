@@ -46,7 +46,7 @@ fn alias_target(model: &OsStr) -> Option<String> {
 }
 
 /// Says more of what is not there than a path would: it may have been meant for the name of a model.
-fn require_path(path: &Path) -> anyhow::Result<()> {
+pub fn require_path(path: &Path) -> anyhow::Result<()> {
     let name = path.to_string_lossy();
     let is_name = !name.is_empty() && !name.contains(['/', '\\']) && !name.ends_with(".gguf");
     if !is_name || path.exists() {

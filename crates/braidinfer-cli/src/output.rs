@@ -40,6 +40,11 @@ pub fn note(note: impl Display) {
     stderr::write(format!("{} {}\n", label("note:", "33"), one_line(&note.to_string())));
 }
 
+/// Prints a question on stderr, to be answered in the same line.
+pub fn ask(question: &str) {
+    stderr::write(one_line(question).into_owned());
+}
+
 /// `text` in one line that does not steer a terminal: names and paths, tables and notes.
 pub fn one_line(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c.is_control() || reorders(c))

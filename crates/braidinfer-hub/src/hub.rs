@@ -3,14 +3,32 @@
 use std::fs;
 use std::path::PathBuf;
 
-use hf_hub::api::RepoInfo;
+use serde::Deserialize;
 
 use crate::cache::RepoCache;
 use crate::choice::{Choice, shards};
+use crate::default_quant::{self, Candidate};
 use crate::download::RemoteFile;
+use crate::error::shown;
+use crate::gguf_name::GgufSet;
 use crate::http::{Client, FetchError, Subject, invalid_response};
 use crate::id::is_commit;
 use crate::{HubError, HubId, Progress, Result, Settings};
+
+/// What the Hub says of a revision.
+#[derive(Debug, Deserialize)]
+struct Listing {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+/// A file of a repository.
+#[derive(Debug, Deserialize)]
+struct Sibling {
+    rfilename: String,
+    /// In bytes.
+    size: Option<u64>,
+}
 
 /// The Hugging Face Hub or a compatible server, with the local cache.
 #[derive(Debug)]
@@ -83,9 +101,9 @@ impl Hub {
     }
 
     /// The repository's files at the revision. With `impatient`, an unreachable Hub is not retried.
-    fn listing(&self, cache: &RepoCache, id: &HubId, impatient: bool, progress: &mut dyn Progress) -> Result<RepoInfo> {
+    fn listing(&self, cache: &RepoCache, id: &HubId, impatient: bool, progress: &mut dyn Progress) -> Result<Listing> {
         const LARGEST: u64 = 64 << 20;
-        let url = format!("{}/api/{}", self.client.endpoint(), cache.repo().api_url());
+        let url = format!("{}/api/{}?blobs=true", self.client.endpoint(), cache.repo().api_url());
         let body = self.client.attempts().run(progress, || {
             match self.client.fetch(&url, LARGEST, Subject { id, file: None }) {
                 Err(FetchError::Transient { error: error @ HubError::Unreachable { .. }, .. }) if impatient => {
@@ -94,7 +112,7 @@ impl Hub {
                 body => body,
             }
         })?;
-        let listing: RepoInfo = serde_json::from_slice(&body).map_err(|error| {
+        let listing: Listing = serde_json::from_slice(&body).map_err(|error| {
             invalid_response(&url, "answer", "a listing with `sha` and `siblings`", &error.to_string())
         })?;
         if !is_commit(&listing.sha) {
@@ -111,16 +129,56 @@ impl Hub {
         Ok(listing)
     }
 
+    /// The id with the quantization that is taken where none was asked for, which `progress` is told of.
+    fn default_quant(
+        &self,
+        cache: &RepoCache,
+        id: &HubId,
+        listing: &Listing,
+        progress: &mut dyn Progress,
+    ) -> Option<HubId> {
+        let names: Vec<String> = listing.siblings.iter().map(|sibling| sibling.rfilename.clone()).collect();
+        let sets = GgufSet::all(&names);
+        let size = |file: &String| listing.siblings.iter().find(|sibling| sibling.rfilename == *file)?.size;
+        let is_cached = |set: &GgufSet| set.files.iter().all(|file| cache.find(&listing.sha, file).is_some());
+        let candidates: Vec<Candidate<'_>> = sets
+            .iter()
+            .filter_map(|set| {
+                let bytes = set.files.iter().map(size).sum::<Option<u64>>()?;
+                Some(Candidate { set, bytes, is_cached: is_cached(set) })
+            })
+            .collect();
+        let chosen = default_quant::choose(&candidates, self.settings.memory?)?;
+        let handle = chosen.set.handle();
+        let others: Vec<&str> =
+            candidates.iter().map(|other| other.set.handle()).filter(|other| *other != handle).collect();
+        let why = if chosen.is_cached { "which is in the cache" } else { "as none was asked for" };
+        progress.note(&format!(
+            "{id}: taking {} of {:.1} GB, {why}; there are also {}, as in `{id}:{}`",
+            shown(handle),
+            chosen.bytes as f64 / 1e9,
+            shown(&others.join(", ")),
+            shown(others.first()?)
+        ));
+        with_quant(id, handle)
+    }
+
     fn fetch_listed(
         &self,
         cache: &RepoCache,
         id: &HubId,
-        listing: &RepoInfo,
+        listing: &Listing,
         progress: &mut dyn Progress,
     ) -> Result<PathBuf> {
         let files: Vec<String> = listing.siblings.iter().map(|sibling| sibling.rfilename.clone()).collect();
-        let choice = Choice::new(id, &files)?;
         let commit = &listing.sha;
+        let choice = match Choice::new(id, &files) {
+            Err(error @ HubError::Quant { .. }) if id.quant().is_none() => {
+                let chosen = self.default_quant(cache, id, listing, progress).ok_or(error)?;
+                Choice::new(&chosen, &files)?
+            }
+            choice => choice?,
+        };
         let mut bring = |name: &str| match cache.find(commit, name) {
             Some(path) => {
                 let size = fs::metadata(&path).map_err(HubError::io("read", &path))?.len();
@@ -146,6 +204,11 @@ impl Hub {
         cache.set_commit(commit)?;
         Ok(choice.path(cache, commit))
     }
+}
+
+/// `id` with a quantization.
+fn with_quant(id: &HubId, quant: &str) -> Option<HubId> {
+    format!("{id}:{quant}").parse().ok()
 }
 
 /// A model that is complete in the cache.

@@ -22,6 +22,7 @@ mod cache;
 mod cached;
 mod checksum;
 mod choice;
+mod default_quant;
 mod download;
 mod error;
 mod gguf_name;

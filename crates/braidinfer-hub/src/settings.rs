@@ -23,6 +23,9 @@ pub struct Settings {
     pub token: Option<Token>,
     /// Send no requests at all.
     pub offline: bool,
+    /// Memory in bytes for a model, by which a quantization is chosen where a repository has several and none was asked for; with
+    /// `None`, that is an error.
+    pub memory: Option<u64>,
     /// Retries after transient errors.
     pub retry: Retry,
     /// Timeouts of requests.
@@ -97,6 +100,7 @@ impl Settings {
             cache: cache.into(),
             token: None,
             offline: false,
+            memory: None,
             retry: Retry::default(),
             timeouts: Timeouts::default(),
         }

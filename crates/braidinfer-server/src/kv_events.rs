@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use zeromq::{Endpoint, PubSocket, Socket, SocketSend, ZmqMessage};
 
 use crate::StartError;
-use crate::served::seconds_since_1970;
+use crate::clock::seconds_since_1970;
 
 /// Batches that may wait for the socket; what comes after them is dropped, which leaves a gap in the numbers. The socket itself keeps
 /// up to 100,000 for each subscriber that reads slowly.

@@ -1,16 +1,18 @@
-//! A server over one model, which speaks the APIs of OpenAI, Anthropic and Ollama.
+//! A server over one model or several, which speaks the APIs of OpenAI, Anthropic and Ollama.
 //!
 //! A [`Handle`](braidinfer::Handle) owns the model and runs its steps on a separate thread. HTTP handlers turn requests into
 //! prompts and the outputs of the engine into responses. Only `api/` knows the wire format.
 
 mod api;
+mod app;
 mod budget;
+mod clock;
 mod fair_slots;
 mod http;
 #[cfg(feature = "kv-events")]
 mod kv_events;
 mod metrics;
-mod served;
+mod models;
 mod worker_metrics;
 
 use std::net::SocketAddr;
@@ -24,10 +26,12 @@ pub use self::http::{FormatChoice, Listener, ModelNames, ReasoningFields, Server
 #[cfg(feature = "kv-events")]
 pub use self::kv_events::KvEventPublisher;
 
-use self::metrics::Metrics;
-use self::served::{App, Served};
+pub use self::models::{Catalog, Fetch, FetchProgress, ModelOnDemand, OnDemand};
 
-/// A listening server. Until it is given a model through a [`ModelSlot`], it responds that it is not ready.
+use self::app::App;
+
+/// A listening server. Until it has a model, through a [`ModelSlot`] or [`Server::serve_on_demand`], it responds that it is not
+/// ready.
 pub struct Server {
     app: Arc<App>,
     listener: Listener,
@@ -52,10 +56,17 @@ impl Server {
         ModelSlot(Arc::clone(&self.app))
     }
 
+    /// Serves models that are loaded when somebody asks for them. Returns `false` if the server already has a model.
+    pub fn serve_on_demand(&self, models: OnDemand) -> bool {
+        self.app.models.on_demand(models)
+    }
+
     /// Serves requests until `stop` completes. Then waits for unfinished answers, up to the configured shutdown timeout, and
     /// ends the remaining ones with an error.
     pub async fn run(self, stop: impl Future<Output = ()> + Send) {
+        let idle = tokio::spawn(Arc::clone(&self.app.models).unload_idle());
         self.listener.run(self.app, stop).await;
+        idle.abort();
     }
 }
 
@@ -77,16 +88,16 @@ impl ModelSlot {
     ///
     /// Fails if the thread for the model cannot be created.
     pub fn serve(&self, llm: Llm, name: String) -> std::io::Result<bool> {
-        let metrics = Arc::new(Metrics::new(&name, &self.0.metrics, llm.text().worker()));
-        Ok(self.0.serve(Served::begin(llm, name, metrics, &self.0.config)?))
+        self.0.models.give(llm, name)
     }
 
     /// How conversations with the served model are read; `None` if there is no model, or it has no chat template.
     pub fn conversations(&self) -> Option<Conversations> {
-        let served = self.0.served().filter(|served| served.text.chat_template().is_some())?;
+        let served = self.0.models.given().filter(|served| served.text.chat_template().is_some())?;
+        let found = served.conversations();
         Some(Conversations {
-            reasoning: served.reasoning_format.map(|format| format.name),
-            tool_calls: served.takes_tools.then_some(served.tool_calls.name),
+            reasoning: found.reasoning_format.map(|format| format.name),
+            tool_calls: found.takes_tools.then_some(found.tool_calls.name),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Prometheus metrics. Errors of the engine and suspicious shadow checks also go to the log.
 
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::response::Response;
 use braidinfer::engine::{EngineStats, StepStats};
@@ -18,7 +19,9 @@ use crate::http::Refusal;
 use crate::worker_metrics::WorkerMetrics;
 
 type Share = Gauge<f64, AtomicU64>;
-type Label = [(&'static str, &'static str); 1];
+type Labels<const N: usize> = [(&'static str, String); N];
+/// A metric of each model.
+type OfModels<M, C = fn() -> M> = Family<Labels<1>, M, C>;
 
 /// Histogram buckets in seconds, from a cached token on a small model to a prompt that waits for minutes.
 const SECONDS: [f64; 18] =
@@ -26,19 +29,85 @@ const SECONDS: [f64; 18] =
 const NATS: [f64; 9] = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 const SEQUENCES: [f64; 9] = [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
 
-/// Metrics of the server itself, whatever it serves.
-#[derive(Default)]
+/// All metrics of a server. Names that begin with `vllm:` are those that request routers read.
 pub struct ServerMetrics {
-    refused: Family<Label, Counter>,
+    registry: Registry,
+    refused: Family<Labels<1>, Counter>,
     held: [Gauge; Held::ALL.len()],
     connections: Gauge,
+    workers: Arc<OnceLock<WorkerProgram>>,
+    of_models: ModelMetrics,
+}
+
+/// What is measured of each model. It is kept when a model is unloaded.
+struct ModelMetrics {
+    requests_running: OfModels<Gauge>,
+    requests_waiting: OfModels<Gauge>,
+    clients: OfModels<Gauge>,
+    kv_cache_usage: OfModels<Share>,
+    requests: Family<Labels<2>, Counter>,
+    prompt_tokens: OfModels<Counter>,
+    generation_tokens: OfModels<Counter>,
+    prefix_cache_queries: OfModels<Counter>,
+    prefix_cache_hits: OfModels<Counter>,
+    preemptions: OfModels<Counter>,
+    guesses: OfModels<Counter>,
+    right_guesses: OfModels<Counter>,
+    not_finite: OfModels<Counter>,
+    time_to_first_token: OfModels<Histogram>,
+    time_per_output_token: OfModels<Histogram>,
+    queue_time: OfModels<Histogram>,
+    batch_size: OfModels<Histogram>,
+    step_time: OfModels<Histogram>,
+    shadow_kl: OfModels<Histogram>,
+    shadow_disagreements: OfModels<Counter>,
+    device: Family<Labels<2>, Gauge>,
+    device_memory: OfModels<Gauge>,
+    loaded: OfModels<Gauge>,
+    memory: OfModels<Gauge>,
 }
 
 impl ServerMetrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        let mut metrics = Self {
+            refused: Family::default(),
+            held: <[Gauge; Held::ALL.len()]>::default(),
+            connections: Gauge::default(),
+            workers: Arc::default(),
+            of_models: ModelMetrics::registered(&mut registry),
+            registry,
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let braidinfer = self.registry.sub_registry_with_prefix("braidinfer");
+        braidinfer.register("refused", "Requests for which there was no room or time", self.refused.clone());
+        braidinfer.register("connections", "Open connections", self.connections.clone());
+        for (gauge, kind) in self.held.iter().zip(Held::ALL) {
+            let (name, help) = match kind {
+                Held::Body => ("body_bytes", "Bytes of requests that are being received"),
+                Held::Prompt => ("prompt_bytes", "Bytes that are reserved for prompts"),
+                Held::Answer => ("answer_bytes", "Bytes that are reserved for answers"),
+            };
+            braidinfer.register(name, help, gauge.clone());
+        }
+        self.registry.register_collector(Box::new(WorkerMetrics(Arc::clone(&self.workers))));
+    }
+
+    /// Counts the worker processes of this program from now on, unless there is one already.
+    pub fn counts_workers_of(&self, worker: Option<&WorkerProgram>) {
+        if let Some(worker) = worker {
+            self.workers.get_or_init(|| worker.clone());
+        }
+    }
+
     /// Counts a response that refuses work.
     pub fn refused(&self, response: &Response) {
         if let Some(Refusal(reason)) = response.extensions().get() {
-            self.refused.get_or_create(&[("reason", *reason)]).inc();
+            self.refused.get_or_create(&[("reason", (*reason).to_owned())]).inc();
         }
     }
 
@@ -49,80 +118,51 @@ impl ServerMetrics {
         }
         self.connections.set(connections as i64);
     }
+
+    /// All metrics in OpenMetrics text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a `String` does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
 }
 
-/// Metrics of one served model. Names that begin with `vllm:` are those that request routers read.
-pub struct Metrics {
-    registry: Registry,
-    requests_running: Gauge,
-    requests_waiting: Gauge,
-    clients: Gauge,
-    kv_cache_usage: Share,
-    requests: Family<Label, Counter>,
-    prompt_tokens: Counter,
-    generation_tokens: Counter,
-    prefix_cache_queries: Counter,
-    prefix_cache_hits: Counter,
-    preemptions: Counter,
-    guesses: Counter,
-    right_guesses: Counter,
-    not_finite: Counter,
-    time_to_first_token: Histogram,
-    time_per_output_token: Histogram,
-    queue_time: Histogram,
-    batch_size: Histogram,
-    step_time: Histogram,
-    shadow_kl: Histogram,
-    shadow_disagreements: Counter,
-    device: Family<[(&'static str, String); 1], Gauge>,
-    device_memory: Gauge,
-}
-
-impl Metrics {
-    /// For a model, the server around it, and the program of its workers if it has any.
-    pub fn new(model: &str, server: &ServerMetrics, worker: Option<&WorkerProgram>) -> Self {
-        let seconds = || Histogram::new(SECONDS);
-        let mut metrics = Self {
-            registry: Registry::with_labels([("model_name".into(), model.to_owned().into())].into_iter()),
-            requests_running: Gauge::default(),
-            requests_waiting: Gauge::default(),
-            clients: Gauge::default(),
-            kv_cache_usage: Share::default(),
+impl ModelMetrics {
+    fn registered(registry: &mut Registry) -> Self {
+        let seconds = || Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> Histogram);
+        let metrics = Self {
+            requests_running: new(),
+            requests_waiting: new(),
+            clients: new(),
+            kv_cache_usage: new(),
             requests: Family::default(),
-            prompt_tokens: Counter::default(),
-            generation_tokens: Counter::default(),
-            prefix_cache_queries: Counter::default(),
-            prefix_cache_hits: Counter::default(),
-            preemptions: Counter::default(),
-            guesses: Counter::default(),
-            right_guesses: Counter::default(),
-            not_finite: Counter::default(),
+            prompt_tokens: new(),
+            generation_tokens: new(),
+            prefix_cache_queries: new(),
+            prefix_cache_hits: new(),
+            preemptions: new(),
+            guesses: new(),
+            right_guesses: new(),
+            not_finite: new(),
             time_to_first_token: seconds(),
             time_per_output_token: seconds(),
             queue_time: seconds(),
-            batch_size: Histogram::new(SEQUENCES),
+            batch_size: Family::new_with_constructor(|| Histogram::new(SEQUENCES)),
             step_time: seconds(),
-            shadow_kl: Histogram::new(NATS),
-            shadow_disagreements: Counter::default(),
+            shadow_kl: Family::new_with_constructor(|| Histogram::new(NATS)),
+            shadow_disagreements: new(),
             device: Family::default(),
-            device_memory: Gauge::default(),
+            device_memory: new(),
+            loaded: new(),
+            memory: new(),
         };
-        metrics.register_engine();
-        metrics.register_times();
-        metrics.register_server(server);
-        if let Some(worker) = worker {
-            metrics.registry.register_collector(Box::new(WorkerMetrics(worker.clone())));
-        }
-        // Export every label with value 0, so that rates are right from the first answer on.
-        let complete = [FinishReason::Stop, FinishReason::Length].map(AnswerEnd::Finished);
-        for end in complete.into_iter().chain([AnswerEnd::Cancelled, AnswerEnd::Failed]) {
-            let _ = metrics.requests.get_or_create(&[("finish_reason", end.as_str())]);
-        }
+        metrics.register_engine(registry);
+        metrics.register_times(registry.sub_registry_with_prefix("braidinfer"));
         metrics
     }
 
-    fn register_engine(&mut self) {
-        let Self { registry, .. } = self;
+    fn register_engine(&self, registry: &mut Registry) {
         registry.register(
             "vllm:num_requests_running",
             "Requests that take part in steps",
@@ -135,6 +175,9 @@ impl Metrics {
             self.kv_cache_usage.clone(),
         );
         let braidinfer = registry.sub_registry_with_prefix("braidinfer");
+        braidinfer.register("model_loaded", "1 for a model that is loaded, 0 for others", self.loaded.clone());
+        let memory = "Most memory that a loaded model may take: weights, all keys and values, activations";
+        braidinfer.register_with_unit("model_memory", memory, Unit::Bytes, self.memory.clone());
         braidinfer.register("clients", "Clients with a running or waiting answer", self.clients.clone());
         braidinfer.register("prompt_tokens", "Tokens of prompts that were read", self.prompt_tokens.clone());
         braidinfer.register("generation_tokens", "Tokens that were written", self.generation_tokens.clone());
@@ -158,8 +201,7 @@ impl Metrics {
         braidinfer.register_with_unit("step_time", "Time of a step", Unit::Seconds, self.step_time.clone());
     }
 
-    fn register_times(&mut self) {
-        let braidinfer = self.registry.sub_registry_with_prefix("braidinfer");
+    fn register_times(&self, braidinfer: &mut Registry) {
         braidinfer.register("requests", "Answers by how they ended", self.requests.clone());
         let times = [
             ("time_to_first_token", "From a request's arrival to its first token", &self.time_to_first_token),
@@ -170,27 +212,128 @@ impl Metrics {
             braidinfer.register_with_unit(name, help, Unit::Seconds, histogram.clone());
         }
     }
+}
 
-    fn register_server(&mut self, server: &ServerMetrics) {
-        let braidinfer = self.registry.sub_registry_with_prefix("braidinfer");
-        braidinfer.register("refused", "Requests for which there was no room or time", server.refused.clone());
-        braidinfer.register("connections", "Open connections", server.connections.clone());
-        for (gauge, kind) in server.held.iter().zip(Held::ALL) {
-            let (name, help) = match kind {
-                Held::Body => ("body_bytes", "Bytes of requests that are being received"),
-                Held::Prompt => ("prompt_bytes", "Bytes that are reserved for prompts"),
-                Held::Answer => ("answer_bytes", "Bytes that are reserved for answers"),
-            };
-            braidinfer.register(name, help, gauge.clone());
+/// A metric of each model that begins with zero.
+fn new<M: Default>() -> OfModels<M> {
+    Family::new_with_constructor(M::default)
+}
+
+/// Metrics of one model, as long as it is loaded.
+pub struct Metrics {
+    model: String,
+    requests_running: Gauge,
+    requests_waiting: Gauge,
+    clients: Gauge,
+    kv_cache_usage: Share,
+    requests: Family<Labels<2>, Counter>,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    prefix_cache_queries: Total,
+    prefix_cache_hits: Total,
+    preemptions: Total,
+    guesses: Total,
+    right_guesses: Total,
+    not_finite: Total,
+    time_to_first_token: Histogram,
+    time_per_output_token: Histogram,
+    queue_time: Histogram,
+    batch_size: Histogram,
+    step_time: Histogram,
+    shadow_kl: Histogram,
+    shadow_disagreements: Counter,
+    device: Family<Labels<2>, Gauge>,
+    device_name: Mutex<Option<String>>,
+    device_memory: Gauge,
+    loaded: Gauge,
+    memory: Gauge,
+}
+
+impl Metrics {
+    /// Those of a model that is loaded now and may take `memory` bytes.
+    pub fn new(model: &str, memory: usize, server: &ServerMetrics) -> Self {
+        let of = &server.of_models;
+        let label = [("model_name", model.to_owned())];
+        let gauge = |of: &OfModels<Gauge>| of.get_or_create_owned(&label);
+        let counter = |of: &OfModels<Counter>| of.get_or_create_owned(&label);
+        let total = |of: &OfModels<Counter>| Total::of(counter(of));
+        let histogram = |of: &OfModels<Histogram>| of.get_or_create_owned(&label);
+        let metrics = Self {
+            model: model.to_owned(),
+            requests_running: gauge(&of.requests_running),
+            requests_waiting: gauge(&of.requests_waiting),
+            clients: gauge(&of.clients),
+            kv_cache_usage: of.kv_cache_usage.get_or_create_owned(&label),
+            requests: of.requests.clone(),
+            prompt_tokens: counter(&of.prompt_tokens),
+            generation_tokens: counter(&of.generation_tokens),
+            prefix_cache_queries: total(&of.prefix_cache_queries),
+            prefix_cache_hits: total(&of.prefix_cache_hits),
+            preemptions: total(&of.preemptions),
+            guesses: total(&of.guesses),
+            right_guesses: total(&of.right_guesses),
+            not_finite: total(&of.not_finite),
+            time_to_first_token: histogram(&of.time_to_first_token),
+            time_per_output_token: histogram(&of.time_per_output_token),
+            queue_time: histogram(&of.queue_time),
+            batch_size: histogram(&of.batch_size),
+            step_time: histogram(&of.step_time),
+            shadow_kl: histogram(&of.shadow_kl),
+            shadow_disagreements: counter(&of.shadow_disagreements),
+            device: of.device.clone(),
+            device_name: Mutex::default(),
+            device_memory: gauge(&of.device_memory),
+            loaded: gauge(&of.loaded),
+            memory: gauge(&of.memory),
+        };
+        metrics.loaded.set(1);
+        metrics.memory.set(memory as i64);
+        // Export every label with value 0, so that rates are right from the first answer on.
+        let complete = [FinishReason::Stop, FinishReason::Length].map(AnswerEnd::Finished);
+        for end in complete.into_iter().chain([AnswerEnd::Cancelled, AnswerEnd::Failed]) {
+            let _ = metrics.requests.get_or_create(&metrics.ended(end));
         }
+        metrics
     }
 
-    /// All metrics in OpenMetrics text format.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a `String` does not fail.
-        let _ = encode(&mut text, &self.registry);
-        text
+    fn ended(&self, end: AnswerEnd) -> Labels<2> {
+        [("model_name", self.model.clone()), ("finish_reason", end.as_str().to_owned())]
+    }
+
+    fn on(&self, device: &str) -> Labels<2> {
+        [("model_name", self.model.clone()), ("device", device.to_owned())]
+    }
+}
+
+impl Drop for Metrics {
+    /// The model is unloaded: what it has in use is nothing, and what was counted stays.
+    fn drop(&mut self) {
+        let Self { requests_running, requests_waiting, clients, device_memory, loaded, memory, .. } = self;
+        for gauge in [requests_running, requests_waiting, clients, device_memory, loaded, memory] {
+            gauge.set(0);
+        }
+        self.kv_cache_usage.set(0.0);
+        if let Some(device) = self.device_name.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.device.remove(&self.on(&device));
+        }
+    }
+}
+
+/// A counter of what an engine counts itself.
+struct Total {
+    counter: Counter,
+    /// What earlier engines of the model counted.
+    before: u64,
+}
+
+impl Total {
+    fn of(counter: Counter) -> Self {
+        Self { before: counter.get(), counter }
+    }
+
+    /// Raises the counter by what the total of the engine grew.
+    fn raise(&self, sum: usize) {
+        self.counter.inc_by((self.before + sum as u64).saturating_sub(self.counter.get()));
     }
 }
 
@@ -207,12 +350,12 @@ impl EngineObserver for Metrics {
         self.requests_waiting.set(stats.waiting as i64);
         self.clients.set(stats.clients as i64);
         self.kv_cache_usage.set(stats.kv_cache_usage);
-        raise(&self.prefix_cache_queries, stats.prefix_queries);
-        raise(&self.prefix_cache_hits, stats.prefix_hits);
-        raise(&self.preemptions, stats.preemptions);
-        raise(&self.guesses, stats.draft_tokens);
-        raise(&self.right_guesses, stats.accepted_tokens);
-        raise(&self.not_finite, stats.not_finite);
+        self.prefix_cache_queries.raise(stats.prefix_queries);
+        self.prefix_cache_hits.raise(stats.prefix_hits);
+        self.preemptions.raise(stats.preemptions);
+        self.guesses.raise(stats.draft_tokens);
+        self.right_guesses.raise(stats.accepted_tokens);
+        self.not_finite.raise(stats.not_finite);
         self.device_memory.set(stats.device_bytes as i64);
     }
 
@@ -229,7 +372,7 @@ impl EngineObserver for Metrics {
     }
 
     fn answers_ended(&self, end: AnswerEnd, answers: usize) {
-        self.requests.get_or_create(&[("finish_reason", end.as_str())]).inc_by(answers as u64);
+        self.requests.get_or_create(&self.ended(end)).inc_by(answers as u64);
     }
 
     fn answer_failed(&self, error: &Error) {
@@ -237,8 +380,11 @@ impl EngineObserver for Metrics {
     }
 
     fn runs_on(&self, device: &str) {
-        self.device.clear();
-        self.device.get_or_create(&[("device", device.to_owned())]).set(1);
+        if let Some(before) = self.device_name.lock().unwrap_or_else(PoisonError::into_inner).replace(device.to_owned())
+        {
+            self.device.remove(&self.on(&before));
+        }
+        self.device.get_or_create(&self.on(device)).set(1);
     }
 
     fn notice(&self, notice: &str) {
@@ -265,9 +411,4 @@ impl EngineObserver for Metrics {
     fn shadow_check_failed(&self, error: &Error) {
         tracing::error!(%error, "a step could not be checked");
     }
-}
-
-/// Raises a counter to `sum`, a total that only grows.
-fn raise(counter: &Counter, sum: usize) {
-    counter.inc_by((sum as u64).saturating_sub(counter.get()));
 }

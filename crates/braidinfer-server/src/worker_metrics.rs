@@ -1,6 +1,7 @@
 //! Metrics of the worker processes for untrusted input.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use braidinfer::WorkerProgram;
 use prometheus_client::collector::Collector;
@@ -8,13 +9,14 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Reads the counts of a program's workers whenever metrics are asked for.
+/// Reads the counts of a program's workers whenever metrics are asked for, once it is known.
 #[derive(Debug)]
-pub struct WorkerMetrics(pub WorkerProgram);
+pub struct WorkerMetrics(pub Arc<OnceLock<WorkerProgram>>);
 
 impl Collector for WorkerMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let stats = self.0.stats();
+        let Some(worker) = self.0.get() else { return Ok(()) };
+        let stats = worker.stats();
         let alive = ConstGauge::new(stats.alive as i64);
         let help = "Worker processes for templates and forms of answers";
         alive.encode(encoder.encode_descriptor("braidinfer_workers", help, None, alive.metric_type())?)?;

@@ -20,6 +20,11 @@ pub fn default_packed_folder() -> Option<PathBuf> {
     folder("packed")
 }
 
+/// The folder in which running servers note themselves: `servers`, beside that of verdicts.
+pub fn default_server_folder() -> Option<PathBuf> {
+    folder("servers")
+}
+
 fn folder(name: &str) -> Option<PathBuf> {
     Some(cache(env::var_os(CACHE), dirs::cache_dir())?.join(name))
 }

@@ -36,24 +36,24 @@ pub mod validation;
 mod worker;
 
 pub use advice::{Advice, Setting};
-pub use cache_folders::{default_packed_folder, default_verdict_folder};
+pub use cache_folders::{default_packed_folder, default_server_folder, default_verdict_folder};
 pub use containment::{CancelFlag, WorkLimits, WorkerProgram, WorkerStats};
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use handle::Handle;
 pub use imatrix::{Calibration, ImatrixProgress, ImatrixReport, input_sums, write_imatrix};
 pub use llm::{
-    Completion, ConversationPrompt, Event, GenerateRequest, Llm, ModelText, Output, Prompt, RequestId, ShadowCheck,
-    StreamEvent, Timings, Token, WeightsInfo,
+    Completion, ConversationPrompt, Event, GenerateRequest, Llm, ModelText, Outline, Output, Prompt, RequestId,
+    ShadowCheck, StreamEvent, Timings, Token, WeightsInfo,
 };
 pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, PipelinePlan, check, check_memory};
-pub use memory::size;
+pub use memory::{available as available_memory, size};
 pub use packed_cache::{KeptWeights, PackedCache};
 
 #[cfg(feature = "hub")]
-pub use local_models::{Aliases, LocalModel, Place, Places};
+pub use local_models::{Aliases, LocalModel, Place, Places, Removal};
 #[cfg(feature = "hub")]
-pub use model_name::{ModelName, ResolveOptions, resolve};
+pub use model_name::{ModelName, ResolveOptions, hub_settings, resolve};
 
 pub use structured::{AnswerForm, DATA_KEYS, FormLimits, StructuredOutput};
 pub use threads::Threads;

@@ -76,6 +76,10 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Longest sequence in tokens; if `None`, the model's own context length.
     pub context: Option<usize>,
+    /// Fail where there is too little memory for the model's own context length, instead of limiting it.
+    pub whole_context: bool,
+    /// Most memory in bytes that the model may take; if `None`, as much as there is. See [`crate::Llm::memory`].
+    pub memory: Option<usize>,
     /// Maximum number of running sequences.
     pub max_sequences: usize,
     /// Most sequences that may wait beside the running ones; [`crate::Llm::check_room`] fails if there would be more.
@@ -99,6 +103,12 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
+    /// Memory that a model with these options may still take.
+    fn room(&self) -> Room {
+        let limit = self.memory.map(|bytes| Room { bytes, limit: "that this model may take" });
+        limit.into_iter().fold(Room::now(), Room::min)
+    }
+
     /// The same on the CPU.
     #[must_use]
     pub fn on_cpu(self) -> Self {
@@ -122,6 +132,8 @@ impl Default for LoadOptions {
             gpu_share: GpuShare::default(),
             threads: None,
             context: None,
+            whole_context: false,
+            memory: None,
             max_sequences: 16,
             max_waiting: usize::MAX,
             max_waiting_per_client: usize::MAX,
@@ -198,14 +210,14 @@ impl ModelParts {
     /// Reads all files, but of the weights only what describes them, and looks how much of the model fits in memory.
     pub(crate) fn open(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
         let mut parts = Self::read(source, options, progress)?;
-        let room = Room::now();
+        let room = options.room();
         parts.place = parts.place(options, room)?;
         parts.fit(options, room);
         Ok(parts)
     }
 
     /// Reads all files, but of the weights only what describes them.
-    fn read(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
+    pub(crate) fn read(source: &ModelSource, options: &LoadOptions, progress: LoadProgress) -> Result<Self> {
         let (description, config) = describe(source)?;
         let spec = description.spec;
         // Small files first: a broken tokenizer should not wait for gigabytes of weights.
@@ -232,7 +244,7 @@ impl ModelParts {
             // Fused kernels repack them.
             let copies = if options.kernels == Kernels::Standard { 1 } else { 2 };
             let need = Need { weights: bytes.saturating_mul(copies), kv: 0, states: 0, context: 0, scratch: 0 };
-            need.check(&source.label(), Room::now())?;
+            need.check(&source.label(), options.room())?;
         }
         if let Some(file_type) = options.quantize {
             notes.extend(quantize_weights(&spec, &mut weights, file_type, &threads, progress)?);
@@ -284,7 +296,7 @@ impl ModelParts {
         self.room_for_kv = room.bytes.saturating_sub(self.need(options).fixed());
         let token = kv_bytes_per_token(&self.spec, largest_kv_dtype(options)).max(1);
         let fitting = self.room_for_kv / token / BLOCK_SIZE * BLOCK_SIZE;
-        if options.context.is_none() && fitting < self.context {
+        if options.context.is_none() && !options.whole_context && fitting < self.context {
             // Less is no use: what there is too little memory for is refused when it is loaded.
             if fitting >= LEAST_CONTEXT {
                 self.notes.push(format!(
@@ -343,7 +355,7 @@ impl ModelParts {
 
     /// Fails if there is too little memory for loading with these options.
     fn check_memory(&self, options: &LoadOptions) -> Result<()> {
-        self.need(options).check(&self.label, Room::now()).map_err(|error| self.place.explain(error))
+        self.need(options).check(&self.label, options.room()).map_err(|error| self.place.explain(error))
     }
 
     /// Whether a GPU computes the model.
@@ -373,7 +385,7 @@ impl ModelParts {
         self.notes.truncate(self.notes_before_gpu);
         self.context = options.context.unwrap_or_else(|| self.spec.context_length());
         self.notes.push(format!("runs on the CPU, not on {}: {reason}", gpu.name));
-        let room = Room::now();
+        let room = options.room();
         self.place = self.place(options, room)?;
         self.fit(options, room);
         Ok(())
@@ -449,7 +461,9 @@ impl ModelParts {
             ActiveKernels::Mixed => {
                 let (layers, storage) = (report.standard_layers(), fused.kv_cache());
                 let bytes = standard::layer_bytes(&self.weights, &layers);
-                Room::now().hold(bytes, || {
+                let taken = self.need(&LoadOptions { kernels: Kernels::Fused, ..options.clone() }).fixed();
+                let left = options.memory.map(|memory| memory.saturating_sub(taken));
+                LoadOptions { memory: left, ..options.clone() }.room().hold(bytes, || {
                     format!(
                         "{}: weights of {} layers for standard kernels: {}",
                         self.label,
@@ -482,6 +496,16 @@ impl ModelParts {
                 self.load_standard(options, progress, Some(report)).map_err(|error| because(error, &reason))
             }
         }
+    }
+
+    /// Most memory in bytes that the loaded decoder takes: weights, all its keys and values, states and activations.
+    pub(crate) fn taken(&self, options: &LoadOptions, decoder: &Decoder<'_>) -> usize {
+        let report = decoder.report();
+        let kernels = if report.kernels == ActiveKernels::Standard { Kernels::Standard } else { Kernels::Fused };
+        let fixed = self.need(&LoadOptions { kernels, ..options.clone() }).fixed();
+        let KvCacheConfig { block_size, num_blocks, dtype } = decoder.kv_cache();
+        let token = if self.lies_on_device(options) { 0 } else { kv_bytes_per_token(&self.spec, dtype) };
+        token.saturating_mul(block_size).saturating_mul(num_blocks).saturating_add(fixed)
     }
 
     /// Where the verdict on these kernels is kept.

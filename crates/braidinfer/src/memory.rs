@@ -66,8 +66,9 @@ pub(crate) fn room_for_addresses() -> Option<usize> {
     room
 }
 
-/// Available memory in bytes.
-pub(crate) fn available() -> usize {
+/// Memory in bytes that this process may still take: the least of what the machine has available, and of what the limits of its
+/// control groups and of the process leave.
+pub fn available() -> usize {
     Room::now().bytes
 }
 

@@ -6,6 +6,7 @@ use braidinfer_hub::{Hub, HubId, Progress, Settings};
 use braidinfer_model::ModelSource;
 
 use crate::local_models::{Aliases, LocalModel, Place, Places};
+use crate::memory::available as available_memory;
 use crate::{Error, Result};
 
 /// What the name of a model stands for.
@@ -22,7 +23,7 @@ pub enum ModelName {
 /// Where models of the Hub come from and go to.
 #[derive(Debug, Clone, Default)]
 pub struct ResolveOptions {
-    /// The Hub and its cache; if `None`, as the environment says ([`Settings::from_env`]).
+    /// The Hub and its cache; if `None`, as the environment and the memory say ([`hub_settings`]).
     pub hub: Option<Settings>,
 }
 
@@ -85,8 +86,15 @@ pub fn resolve(name: &str, options: &ResolveOptions, progress: &mut dyn Progress
 }
 
 fn fetch(id: &HubId, options: &ResolveOptions, progress: &mut dyn Progress) -> braidinfer_hub::Result<PathBuf> {
-    let settings = options.hub.clone().map_or_else(Settings::from_env, Ok)?;
+    let settings = options.hub.clone().map_or_else(hub_settings, Ok)?;
     Hub::new(settings)?.fetch(id, progress)
+}
+
+/// Settings from the environment, with the memory that there is now for the choice of a quantization.
+///
+/// Fails on an invalid variable.
+pub fn hub_settings() -> braidinfer_hub::Result<Settings> {
+    Ok(Settings { memory: Some(available_memory() as u64), ..Settings::from_env()? })
 }
 
 #[cfg(test)]

@@ -42,6 +42,25 @@ fn ids(output: &Output) -> serde_json::Value {
 }
 
 #[test]
+fn of_several_quantizations_one_that_fits_is_taken_and_said() {
+    let file = |large| RepoFile {
+        content: fs::read(fixtures().join("gguf/models/llama.gguf")).expect("the fixture exists"),
+        large,
+    };
+    let names = ["m-Q2_K.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf"];
+    let hub = FakeHub::serving(names.map(|name| (name, file(true))).to_vec());
+    let pulled = succeeds(command(&hub, &["pull", REPO]));
+    assert!(stdout(&pulled).trim().ends_with("m-Q4_K_M.gguf"), "{}", stdout(&pulled));
+    let note = stderr(&pulled);
+    assert!(note.contains("taking Q4_K_M") && note.contains("also Q2_K, Q8_0"), "{note}");
+    // One that is asked for is taken, and one that was fetched stays the choice.
+    let asked = succeeds(command(&hub, &["pull", &format!("{REPO}:q8_0")]));
+    assert!(stdout(&asked).trim().ends_with("m-Q8_0.gguf"));
+    let again = succeeds(command(&hub, &["pull", REPO]));
+    assert!(stderr(&again).contains("which is in the cache"), "{}", stderr(&again));
+}
+
+#[test]
 fn a_model_is_pulled_once_and_runs_without_a_network() {
     let hub = gated();
     let pulled = succeeds(command(&hub, &["pull", REPO]));

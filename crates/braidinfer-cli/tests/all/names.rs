@@ -86,6 +86,35 @@ fn models_are_listed_and_run_by_name_and_by_alias() {
 }
 
 #[test]
+fn a_model_is_shown_and_removed_by_name() {
+    let machine = Machine::new();
+    let shown = machine.run(&["show", "tiny-one", "--json"]);
+    let found: Value = serde_json::from_str(&stdout(&shown)).unwrap_or_else(|_| panic!("{}", stderr(&shown)));
+    assert_eq!(
+        (&found["name"], &found["model_type"], &found["place"]),
+        (&"tiny-one".into(), &"llama".into(), &"folder".into())
+    );
+    assert!(found["parameters"].as_u64() > Some(1000) && found["context_length"].as_u64() > Some(1), "{found}");
+    assert!(machine.run(&["alias", "t", "tiny-one"]).status.success());
+    let table = stdout(&machine.run(&["show", "t"]));
+    assert!(table.contains("tiny-one") && table.contains("llama") && table.contains("aliases"), "{table}");
+    let unknown = machine.run(&["show", "org/name"]);
+    assert!(unknown.status.code() == Some(3) && stderr(&unknown).contains("HF_HUB_OFFLINE"), "{}", stderr(&unknown));
+    // Nobody can be asked here.
+    let unasked = machine.run(&["remove", "tiny-one"]);
+    let says = stderr(&unasked);
+    assert!(unasked.status.code() == Some(3) && says.contains("--yes") && says.contains("model.safetensors"), "{says}");
+    let alias = machine.run(&["remove", "t", "--yes"]);
+    assert!(alias.status.code() == Some(3) && stderr(&alias).contains("an alias of tiny-one"), "{}", stderr(&alias));
+    let removed = machine.run(&["remove", "tiny-one", "--yes"]);
+    assert!(stdout(&removed).starts_with("deleted tiny-one, "), "{}", stderr(&removed));
+    assert!(stderr(&removed).contains("the alias t stands for nothing now"), "{}", stderr(&removed));
+    assert!(!std::path::Path::new(&machine.path("models/tiny-one")).exists());
+    let gone = machine.run(&["remove", "tiny-one", "--yes"]);
+    assert!(gone.status.code() == Some(3) && stderr(&gone).contains("found none of this name"), "{}", stderr(&gone));
+}
+
+#[test]
 fn unknown_names_are_not_taken_for_prompts_in_silence() {
     let machine = Machine::new();
     let word = machine.run(&["run", "tinyone", "--max-tokens", "1"]);

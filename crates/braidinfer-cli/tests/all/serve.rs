@@ -4,8 +4,10 @@ use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::process::ChildStderr;
 
-use crate::support::server::{Server, WITH_SIGNALS, code_of, get, line_with, signal, start_server, started_by};
-use crate::support::{braidinfer, output, refuse, stderr, succeed, wait_until};
+use crate::support::server::{
+    Server, WITH_SIGNALS, code_of, get, line_with, rest, send, signal, start_server, started_by,
+};
+use crate::support::{braidinfer, model, output, refuse, stderr, stdout, succeed, wait_until};
 
 /// A server that listens, and its address.
 fn start(args: &[&str]) -> (Server, BufReader<ChildStderr>, String) {
@@ -21,11 +23,8 @@ fn a_server_serves_and_ends_at_a_signal() {
         assert!(get(&address, "/v1/models").contains("\"id\":\"demo\""));
         // The chat template is in a worker process.
         let metrics = get(&address, "/metrics");
-        assert!(metrics.contains("braidinfer_workers{model_name=\"demo\"} 1\n"), "{metrics}");
-        assert!(
-            metrics.contains("braidinfer_workers_ended_total{model_name=\"demo\",reason=\"memory\"} 0\n"),
-            "{metrics}"
-        );
+        assert!(metrics.contains("braidinfer_workers 1\n"), "{metrics}");
+        assert!(metrics.contains("braidinfer_workers_ended_total{reason=\"memory\"} 0\n"), "{metrics}");
         assert!(line_with(&mut lines, "\"path\":\"/ready\"").contains("\"status\":200"));
         signal(&server, name);
         assert_eq!(code_of(server), Some(0), "{name}");
@@ -61,6 +60,68 @@ fn how_conversations_are_read_is_said() {
     assert!(line.contains("reasoning format think, tool call format tagged"), "{line}");
     let line = said(&[]);
     assert!(line.contains("reasoning format none, tool call format none"), "{line}");
+}
+
+/// A server of several models, which are not loaded when it begins.
+fn start_several(command: std::process::Command) -> (Server, BufReader<ChildStderr>, String) {
+    let mut command = command;
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("the program starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("it is piped"));
+    let line = line_with(&mut lines, "listening at http://");
+    let address = line.split("http://").nth(1).and_then(|rest| rest.split(": ").next()).expect("an address").to_owned();
+    assert!(line.contains("loaded when somebody asks"), "{line}");
+    (Server(child), lines, address)
+}
+
+#[test]
+fn several_models_are_served_and_listed_by_ps() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let cache = tempfile::tempdir().expect("a folder can be made");
+    let tiny = model("llama").display().to_string();
+    let mut command = braidinfer(["serve", &tiny, "--models-dir", &folder.path().display().to_string(), "--port", "0"]);
+    command.env("BRAIDINFER_CACHE", cache.path());
+    let (server, mut lines, address) = start_several(command);
+    assert!(get(&address, "/ready").contains("\"models\":[\"llama\"]"));
+    // One that is put there later is found.
+    std::os::unix::fs::symlink(model("qwen3"), folder.path().join("later")).expect("links can be made");
+    assert!(wait_until(|| get(&address, "/v1/models").contains("\"id\":\"later\"")), "it is never found");
+    let body = r#"{"model": "later", "prompt": [1, 2, 3], "max_tokens": 2}"#;
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json";
+    let answer = rest(send(&address, &format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"model\":\"later\""), "{answer}");
+    assert!(line_with(&mut lines, "is loaded").contains("later"));
+    let ps = |args: &[&str]| {
+        let mut command = braidinfer(["ps"].iter().chain(args));
+        command.env("BRAIDINFER_CACHE", cache.path()).output().expect("the program starts")
+    };
+    let rows: serde_json::Value = serde_json::from_str(&stdout(&ps(&["--json"]))).expect("it is JSON");
+    let found = (&rows[0]["url"], &rows[0]["models"][0]["state"], &rows[0]["models"][1]["state"]);
+    assert_eq!(found, (&format!("http://{address}").into(), &"loaded".into(), &"unloaded".into()), "{rows}");
+    assert!(rows[0]["models"][0]["memory"].as_u64() > Some(0), "{rows}");
+    let table = stdout(&ps(&[]));
+    assert!(table.contains("later") && table.contains("1 server "), "{table}");
+    // A server that was killed is forgotten.
+    signal(&server, "KILL");
+    code_of(server);
+    assert_eq!(std::fs::read_dir(cache.path().join("servers")).map(Iterator::count).ok(), Some(1));
+    assert_eq!(stdout(&ps(&["--json"])), "[]\n");
+    assert_eq!(std::fs::read_dir(cache.path().join("servers")).map(Iterator::count).ok(), Some(0));
+}
+
+#[test]
+fn what_is_for_one_model_is_refused_beside_several() {
+    let tiny = model("llama").display().to_string();
+    for (args, says) in [
+        (vec!["serve", &tiny, &tiny], "found two of this one"),
+        (vec!["serve", &tiny, "--idle", "1m", "--any-model-name"], "--any-model-name"),
+        (vec!["serve", &tiny, "--idle", "1m", "--served-model-name", "x"], "--served-model-name"),
+        (vec!["serve", "--models-dir", "/no/such/folder"], "--models-dir /no/such/folder"),
+    ] {
+        refuse(args, &[says]);
+    }
+    let message = stderr(&output(["serve", &tiny, "--idle", "soon"]));
+    assert!(message.contains("expected a time such as 10m"), "{message}");
 }
 
 #[test]

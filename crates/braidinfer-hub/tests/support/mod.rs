@@ -375,6 +375,7 @@ fn answer(state: &State, request: &Request) -> Answer {
         );
     }
     if let Some(revision) = path.strip_prefix(&format!("/api/models/{REPO}/revision/")) {
+        let revision = revision.strip_suffix("?blobs=true").unwrap_or(revision);
         return listing(state, &revision.replace("%2F", "/"));
     }
     if let Some(revision) = path.strip_prefix(&format!("/api/models/{REPO}/tree/")) {
@@ -397,7 +398,8 @@ fn commit_of<'a>(state: &'a State, revision: &'a str) -> Option<(&'a str, &'a BT
 
 fn listing(state: &State, revision: &str) -> Answer {
     let Some((commit, files)) = commit_of(state, revision) else { return missing("RevisionNotFound") };
-    let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
+    let siblings: Vec<_> =
+        files.iter().map(|(name, file)| serde_json::json!({ "rfilename": name, "size": file.content.len() })).collect();
     let listing = serde_json::json!({ "id": REPO, "sha": commit, "siblings": siblings, "private": false });
     Answer::new(200, &[("content-type", "application/json".into())], listing.to_string().into_bytes())
 }

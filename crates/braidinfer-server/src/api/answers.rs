@@ -19,7 +19,7 @@ use super::json_text::JsonText;
 use super::logprobs::AnswerLogprobs;
 use super::reservation::Reservation;
 use crate::http::{ApiError, Ignored, Kept};
-use crate::served::FormSlot;
+use crate::models::{FormSlot, Lease};
 
 /// Interval of keep-alive comments while a stream of events has none. They also tell whether the client is still there. So long a
 /// response that is streamed waits for its first part.
@@ -177,6 +177,9 @@ pub struct ChoiceStream {
     pub form_slot: Option<FormSlot>,
     /// Memory for the prompts and answers.
     pub reservation: Reservation,
+    /// The model, which stays loaded until the answers have ended.
+    #[expect(dead_code, reason = "it is held, not read")]
+    pub lease: Lease,
 }
 
 /// The response to a request: one body or a stream as requested, or an error.

@@ -1,6 +1,5 @@
 //! Completions: the text after prompts, without a chat template.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use braidinfer::conversation::{AnswerFormat, ShownTokens};
@@ -11,8 +10,9 @@ use braidinfer::{GenerateRequest, SamplingParams};
 use super::answers::{ChoiceStream, Delivery};
 use super::constraint::{self, RequestedForm};
 use super::reservation;
+use crate::app::App;
 use crate::http::ApiError;
-use crate::served::{App, Served};
+use crate::models::Lease;
 
 /// Prompts to be completed.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub struct CompletionRequest {
 /// Begins to complete prompts.
 pub async fn begin(
     app: &App,
-    served: &Arc<Served>,
+    served: &Lease,
     client: ClientId,
     request: CompletionRequest,
     delivery: Delivery,
@@ -44,5 +44,5 @@ pub async fn begin(
     let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format }));
     let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
     let stream = engine.submit(prompts, task, arrived).await?;
-    Ok(ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation })
+    Ok(ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation, lease: served.clone() })
 }

@@ -1,12 +1,10 @@
 //! Forms that answers are held to.
 
-use std::sync::Arc;
-
 use braidinfer::engine::{ClientId, ConstraintFactory};
 use braidinfer::{AnswerForm, CancelFlag};
 
 use crate::http::ApiError;
-use crate::served::{FormSlot, Served};
+use crate::models::{FormSlot, Lease};
 
 /// A form of the answer, and the request field that asks for it.
 pub type RequestedForm = (AnswerForm, &'static str);
@@ -15,7 +13,7 @@ pub type RequestedForm = (AnswerForm, &'static str);
 ///
 /// Compiled on a blocking thread, because large forms take long; ended if the client leaves.
 pub async fn constraint(
-    served: &Arc<Served>,
+    served: &Lease,
     requested: Option<RequestedForm>,
     client: ClientId,
 ) -> Result<Option<(ConstraintFactory, Option<FormSlot>)>, ApiError> {

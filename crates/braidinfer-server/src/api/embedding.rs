@@ -1,6 +1,5 @@
 //! Embeddings.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use braidinfer::engine::{ClientId, Embedding, Pooling};
@@ -9,8 +8,9 @@ use braidinfer::{Output, Prompt};
 
 use super::prompts::{self, MOST_PROMPTS};
 use super::reservation::{self, Reservation};
+use crate::app::App;
 use crate::http::ApiError;
-use crate::served::{App, Served};
+use crate::models::Lease;
 
 /// The embeddings of some prompts.
 pub struct Embedded {
@@ -26,14 +26,14 @@ pub struct Embedded {
 /// returned if that is given, with length one again.
 pub async fn embed(
     app: &App,
-    served: &Arc<Served>,
+    served: &Lease,
     client: ClientId,
     prompts: Vec<Prompt>,
     (pooling, dimensions): (Pooling, Option<usize>),
     arrived: Instant,
 ) -> Result<Embedded, ApiError> {
-    if let Some(wanted) = dimensions.filter(|wanted| !(1..=served.hidden_size).contains(wanted)) {
-        let message = format!("dimensions: expected 1 to {}, found {wanted}", served.hidden_size);
+    if let Some(wanted) = dimensions.filter(|wanted| !(1..=served.about.hidden_size).contains(wanted)) {
+        let message = format!("dimensions: expected 1 to {}, found {wanted}", served.about.hidden_size);
         return Err(ApiError::field("dimensions", message));
     }
     if prompts.len() > MOST_PROMPTS {

@@ -5,14 +5,16 @@ use serde::de::DeserializeOwned;
 
 use super::anthropic::MessageFields;
 use super::ollama;
-use super::openai::{ChatFields, CompletionFields, EmbeddingFields, ParameterFields, SharedFields};
+use super::openai::{
+    ChatFields, CompletionFields, EmbeddingFields, ParameterFields, RerankFields, ScoreFields, SharedFields,
+};
 use super::responses::ResponseFields;
 use crate::http::{ApiError, NoFields, Strict, parse_body};
 
 /// Reads a body of chat completions (kind 0), completions (1), embeddings (2), of the Anthropic API (3), of Ollama's chats (4), of
-/// its completions (5) or of the Responses API (6), and returns the message of a refusal.
+/// its completions (5), of the Responses API (6), of scores (7) or of rankings (8), and returns the message of a refusal.
 pub fn parse_request(kind: u8, body: &[u8]) -> Result<(), String> {
-    let read = match kind % 7 {
+    let read = match kind % 9 {
         0 => generation::<ChatFields>(body),
         1 => generation::<CompletionFields>(body),
         2 => parse_body::<EmbeddingFields, NoFields, NoFields>(body, false).map(|_| ()),
@@ -20,6 +22,8 @@ pub fn parse_request(kind: u8, body: &[u8]) -> Result<(), String> {
             .and_then(|Strict { first, .. }| first.into_chat(&SamplingParams::default()).map(|_| ())),
         4 => of_ollama::<ollama::ChatFields>(body),
         5 => of_ollama::<ollama::GenerateFields>(body),
+        7 => parse_body::<ScoreFields, NoFields, NoFields>(body, false).map(|_| ()),
+        8 => parse_body::<RerankFields, NoFields, NoFields>(body, false).map(|_| ()),
         _ => parse_body::<ResponseFields, NoFields, NoFields>(body, false)
             .and_then(|Strict { first, .. }| first.into_chat(SamplingParams::default(), Vec::new()).map(|_| ())),
     };

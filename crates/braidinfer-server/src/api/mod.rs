@@ -33,11 +33,11 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use self::errors::in_own_form;
 pub use self::responses::ResponseStore;
+use crate::app::App;
 use crate::http::{
     ApiError, IGNORED, Keys, REQUEST_ID, ServerConfig, StartError, assign_id_and_log, authenticate,
     refuse_doubled_headers, require_local_host, require_model,
 };
-use crate::served::App;
 
 /// The validated part of the configuration that the router needs.
 pub struct RouterConfig {

@@ -10,7 +10,7 @@ use axum::http::header::{
 use axum::response::Response;
 use axum::routing::get;
 
-use crate::served::App;
+use crate::app::App;
 
 /// Content security policy: only resources of this server, and no inline scripts or styles.
 const POLICY: &str = "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'";

@@ -1,7 +1,5 @@
 //! Tokenizes the prompts of requests, on blocking threads so that long texts do not delay other requests.
 
-use std::sync::Arc;
-
 use braidinfer::Prompt;
 use braidinfer::conversation::ReasoningStart;
 use braidinfer::text::InfillTokens;
@@ -9,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::one_or_many::{PromptItem, TextOr};
 use crate::http::ApiError;
-use crate::served::Served;
+use crate::models::{Lease, Served};
 
 /// Most tokens of all prompts of one request together, each with its own copy of the suffix.
 const MOST_INFILLED: usize = 1 << 22;
@@ -50,7 +48,7 @@ pub fn prompts_in(field: TextOr<PromptItem>, name: &str) -> Result<Vec<Prompt>, 
 }
 
 /// Token ids of the prompts of the field `name`.
-pub async fn encode_all(served: &Arc<Served>, prompts: Vec<Prompt>, name: &str) -> Result<Vec<Vec<u32>>, ApiError> {
+pub async fn encode_all(served: &Lease, prompts: Vec<Prompt>, name: &str) -> Result<Vec<Vec<u32>>, ApiError> {
     let mut ids = Vec::with_capacity(prompts.len());
     for prompt in prompts {
         if let Prompt::Ids(ids) = &prompt {
@@ -62,7 +60,7 @@ pub async fn encode_all(served: &Arc<Served>, prompts: Vec<Prompt>, name: &str) 
 }
 
 /// Token ids of a prompt.
-pub async fn encode(served: &Arc<Served>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+pub async fn encode(served: &Lease, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
     if let Prompt::Text(text) = &prompt {
         served.check_length(text.len())?;
     }
@@ -71,7 +69,7 @@ pub async fn encode(served: &Arc<Served>, prompt: Prompt) -> Result<Vec<u32>, Ap
 
 /// Token ids of prompts for what stands between each of them and `suffix`, and the tokens that end it.
 pub async fn encode_infill(
-    served: &Arc<Served>,
+    served: &Lease,
     prompts: Vec<Prompt>,
     suffix: String,
 ) -> Result<(Vec<Vec<u32>>, Vec<u32>), ApiError> {
@@ -109,9 +107,10 @@ pub async fn encode_infill(
 
 /// Rejects ids in the field `name` that are not in the model's vocabulary.
 pub fn check_ids(served: &Served, ids: &[u32], name: &str) -> Result<(), ApiError> {
-    match ids.iter().find(|id| **id as usize >= served.vocab_size) {
+    match ids.iter().find(|id| **id as usize >= served.about.vocab_size) {
         Some(id) => {
-            let message = format!("{name}: expected ids below the vocabulary size {}, found {id}", served.vocab_size);
+            let message =
+                format!("{name}: expected ids below the vocabulary size {}, found {id}", served.about.vocab_size);
             Err(ApiError::field(name, message))
         }
         None => Ok(()),
@@ -119,7 +118,7 @@ pub fn check_ids(served: &Served, ids: &[u32], name: &str) -> Result<(), ApiErro
 }
 
 /// Token ids of a text without special tokens such as BOS.
-pub async fn encode_bare(served: &Arc<Served>, text: String) -> Result<Vec<u32>, ApiError> {
+pub async fn encode_bare(served: &Lease, text: String) -> Result<Vec<u32>, ApiError> {
     served.check_length(text.len())?;
     served.run_blocking(move |served| served.text.require_tokenizer()?.encode(&text, false)).await
 }
@@ -145,7 +144,7 @@ pub struct ChatPrompt {
 
 /// The prompt of a chat.
 pub async fn encode_chat(
-    served: &Arc<Served>,
+    served: &Lease,
     mut messages: Vec<Map<String, Value>>,
     variables: Map<String, Value>,
     end: PromptEnd,
@@ -161,7 +160,7 @@ pub async fn encode_chat(
                 rendered += content;
             }
             served.check_length(rendered.len())?;
-            let reasoning_start = match (served.reasoning_format, continued, end) {
+            let reasoning_start = match (served.conversations().reasoning_format, continued, end) {
                 (Some(format), Some(content), _) => match format.start_after(&content) {
                     // The answer goes on.
                     ReasoningStart::Undecided if !content.trim().is_empty() => ReasoningStart::Closed,
@@ -185,6 +184,6 @@ fn take_last_content(messages: &mut [Map<String, Value>]) -> String {
 }
 
 /// The text of token ids, including special tokens.
-pub async fn decode(served: &Arc<Served>, ids: Vec<u32>) -> Result<String, ApiError> {
+pub async fn decode(served: &Lease, ids: Vec<u32>) -> Result<String, ApiError> {
     served.run_blocking(move |served| served.text.require_tokenizer()?.decode(&ids, false)).await
 }

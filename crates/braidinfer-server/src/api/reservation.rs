@@ -4,9 +4,10 @@ use braidinfer::SamplingParams;
 use braidinfer::engine::ClientId;
 
 use super::answers::Delivery;
+use crate::app::App;
 use crate::budget::{Claim, Held};
 use crate::http::ApiError;
-use crate::served::{App, Served};
+use crate::models::Served;
 
 /// Most bytes of a stream that its client has not read; with more of them it is ended.
 const MOST_UNREAD: usize = 8 << 20;
@@ -92,7 +93,7 @@ pub fn reserve_embeddings(
 ) -> Result<Reservation, ApiError> {
     /// For one value, in memory and as JSON.
     const VALUE_BYTES: usize = 24;
-    let estimate = served.hidden_size.saturating_mul(VALUE_BYTES).saturating_mul(prompts.len());
+    let estimate = served.about.hidden_size.saturating_mul(VALUE_BYTES).saturating_mul(prompts.len());
     let most = app.config.max_answer_bytes;
     if estimate > most {
         let message = format!(

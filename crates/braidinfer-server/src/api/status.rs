@@ -3,20 +3,27 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::app::App;
 use crate::http::ApiError;
-use crate::served::{App, Served};
 
-/// Content type of [`crate::metrics::Metrics::text`].
+/// Which model a request without a body is about; the only one if it does not say.
+#[derive(Debug, Deserialize)]
+pub struct OfModel {
+    pub model: Option<String>,
+}
+
+/// Content type of [`crate::metrics::ServerMetrics::text`].
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Liveness: fails only if nothing but a new start helps.
 pub async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    app.served().map_or(Ok(()), |served| check_engine(served))?;
+    app.models.check_engines()?;
     Ok(Json(json!({"status": "ok"})))
 }
 
@@ -25,22 +32,17 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
     if app.is_stopping() {
         return Err(ApiError::not_ready("the server stops"));
     }
-    let served = app.served_as(None)?;
-    check_engine(served)?;
-    Ok(Json(json!({"status": "ready", "model": served.name})))
-}
-
-/// Fails if the engine will answer nothing any more.
-fn check_engine(served: &Served) -> Result<(), ApiError> {
-    if !served.engine.is_alive() {
-        return Err(ApiError::not_ready("the engine has stopped"));
+    if !app.models.is_ready() {
+        return Err(ApiError::not_ready("the model is being loaded"));
     }
-    served.engine.fault().map_or(Ok(()), |fault| Err(fault.into()))
+    app.models.check_engines()?;
+    let names: Vec<String> = app.models.list().into_iter().map(|model| model.name).collect();
+    Ok(Json(json!({"status": "ready", "model": names.first(), "models": names})))
 }
 
 /// The compatibility report by which the kernels were chosen.
-pub async fn compat(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let served = app.served_as(None)?;
+pub async fn compat(State(app): State<Arc<App>>, query: Query<OfModel>) -> Result<Response, ApiError> {
+    let served = app.lease(query.model.as_deref()).await?;
     match &served.compat {
         Some(report) => Ok(Json(report).into_response()),
         None => Err(ApiError::not_found(format!(
@@ -50,8 +52,7 @@ pub async fn compat(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     }
 }
 
-pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let served = app.served_as(None)?;
+pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     app.metrics.update(&app.budget, app.connections.len());
-    Ok(([(CONTENT_TYPE, OPEN_METRICS)], served.metrics.text()).into_response())
+    ([(CONTENT_TYPE, OPEN_METRICS)], app.metrics.text()).into_response()
 }

@@ -157,8 +157,9 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, message)
     }
 
-    pub fn no_such_model(asked: &str, served: &str) -> Self {
-        let message = format!("model: expected `{}`, found `{}`", shown(served), shown(asked));
+    /// A model that is not among those with these names.
+    pub fn no_such_model(asked: &str, names: &str) -> Self {
+        let message = format!("model: expected {names}, found `{}`", shown(asked));
         Self { param: Some("model".into()), code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) }
     }
 
@@ -188,6 +189,33 @@ impl ApiError {
     /// The model is being loaded, the server stops, or it must be started anew.
     pub fn not_ready(message: &str) -> Self {
         Self { code: Some("not_ready"), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
+    /// A model that could not be loaded when it was asked for.
+    pub fn model_not_loaded() -> Self {
+        let message = "the model could not be loaded; the server's log says why";
+        Self { code: Some("model_not_loaded"), ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, message) }
+    }
+
+    /// A client that asks for a model from elsewhere, of a server that does not fetch any.
+    pub fn no_fetching() -> Self {
+        let message = "this server fetches no models for clients: it must be started with --allow-pull";
+        Self { code: Some("no_fetching"), ..Self::new(StatusCode::FORBIDDEN, message) }
+    }
+
+    pub fn not_fetched(name: &str, reason: &str) -> Self {
+        let message = format!("{}: {reason}", shown(name));
+        Self { code: Some("not_fetched"), ..Self::new(StatusCode::BAD_GATEWAY, message) }
+    }
+
+    /// A model that can never be loaded within the memory of the server.
+    pub fn model_too_large(name: &str, bytes: u64, most: usize) -> Self {
+        Self::too_little_memory(format!(
+            "{}: expected weights that fit the memory for models, which is {}, found {}",
+            shown(name),
+            braidinfer::size(most),
+            braidinfer::size(bytes)
+        ))
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
@@ -352,7 +380,7 @@ mod tests {
     fn messages_are_short_and_name_no_folder() {
         let long = "x".repeat(70_000);
         for error in [
-            ApiError::no_such_model(&long, "demo"),
+            ApiError::no_such_model(&long, "`demo`"),
             ApiError::not_json(&long),
             ApiError::foreign_host(&long),
             ApiError::encoded(&long),

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::ApiError;
 use super::client::Peer;
-use crate::served::App;
+use crate::app::App;
 
 /// Header with the request id, in requests and responses.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -101,9 +101,9 @@ pub async fn require_model(State(app): State<Arc<App>>, request: Request, next: 
     if app.is_stopping() {
         return ApiError::not_ready("the server stops").into_response();
     }
-    match app.served() {
-        None => ApiError::not_ready("the model is being loaded").into_response(),
-        Some(_) => next.run(request).await,
+    match app.models.is_ready() {
+        false => ApiError::not_ready("the model is being loaded").into_response(),
+        true => next.run(request).await,
     }
 }
 

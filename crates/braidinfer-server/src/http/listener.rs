@@ -28,7 +28,7 @@ use super::connections::{NoRoom, Place};
 use super::exchange::{Exchange, HalfOpen};
 use super::{ServerConfig, StartError, tls};
 use crate::api;
-use crate::served::App;
+use crate::app::App;
 
 /// Delay before the next attempt after a connection could not be accepted.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -104,9 +104,7 @@ async fn drain(stopping: &watch::Sender<bool>, app: &App) {
     tokio::pin!(all);
     if timeout(until_end_all, &mut all).await.is_err() {
         tracing::warn!("answers are cut short: they did not end in time");
-        if let Some(served) = app.served() {
-            served.engine.end_all();
-        }
+        app.models.end_answers();
         all.await;
     }
 }

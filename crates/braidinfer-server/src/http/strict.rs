@@ -16,8 +16,8 @@ use super::ApiError;
 use super::client::Client;
 use super::harmless::{self, Meaning};
 use super::shown::{cut, shown};
+use crate::app::App;
 use crate::budget::{Claim, Held};
-use crate::served::App;
 
 /// Response header that lists ignored fields.
 pub const IGNORED: HeaderName = HeaderName::from_static("x-braidinfer-ignored");

@@ -39,7 +39,8 @@ fn with_key(server: &TestServer, key: &str, body: &Value) -> support::Reply {
 
 /// The sum of the values of a metric, whatever its labels.
 fn metric(text: &str, name: &str) -> f64 {
-    let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+    let is_of = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let lines = text.lines().filter(is_of);
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 

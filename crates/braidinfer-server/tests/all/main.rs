@@ -7,6 +7,7 @@ mod apis;
 mod conversations;
 mod fairness;
 mod hostile;
+mod models;
 mod ollama;
 mod responses;
 mod scripted;

@@ -160,8 +160,8 @@ fn errors_have_the_form_of_this_api() {
     let both = json!({"model": "demo", "prompt": "x", "raw": true, "system": "y"});
     assert!(server.post("/api/generate", &both).json()["error"].as_str().is_some_and(|error| error.contains("system")));
     // What is at no address, or is asked for in another way, is an error of the API that was meant.
-    assert_eq!((server.post("/api/pull", &json!({})).status, server.get("/api/chat").status), (404, 405));
-    assert!(server.post("/api/pull", &json!({})).json()["error"].is_string());
+    assert_eq!((server.post("/api/copy", &json!({})).status, server.get("/api/chat").status), (404, 405));
+    assert!(server.post("/api/copy", &json!({})).json()["error"].is_string());
     assert!(server.get("/api/chat").json()["error"].is_string());
     let missing = server.post("/api/show", &json!({"model": "other"}));
     assert_eq!((missing.status, missing.json()["error"].is_string()), (404, true));

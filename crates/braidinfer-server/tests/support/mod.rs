@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use braidinfer::model::ModelSource;
 use braidinfer::{FormLimits, Llm, LoadOptions};
-use braidinfer_server::{FormatChoice, ModelNames, ReasoningFields, Server, ServerConfig};
+use braidinfer_server::{FormatChoice, ModelNames, OnDemand, ReasoningFields, Server, ServerConfig};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
@@ -91,6 +91,7 @@ pub enum Model {
     None,
     Demo(LoadOptions),
     Given(Box<Llm>),
+    OnDemand(OnDemand),
 }
 
 impl TestServer {
@@ -103,6 +104,10 @@ impl TestServer {
             runtime.block_on(async move {
                 let server = Server::bind(config).await.expect("a port is free");
                 let llm = match model {
+                    Model::OnDemand(models) => {
+                        assert!(server.serve_on_demand(models));
+                        None
+                    }
                     Model::None => None,
                     Model::Demo(options) => Some(demo(&options)),
                     Model::Given(llm) => Some(*llm),
@@ -159,7 +164,8 @@ impl TestServer {
     /// A value of a metric.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text;
-        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).expect("the metric is there");
+        let is_of = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let line = text.lines().find(is_of).expect("the metric is there");
         line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("it has a value")
     }
 }

@@ -3,6 +3,7 @@
 mod answer_text;
 mod generate;
 mod model_text;
+mod outline;
 mod shadow;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use crate::{Error, Result};
 pub use self::generate::{Completion, StreamEvent, Timings};
 pub(crate) use self::model_text::FoundTemplate;
 pub use self::model_text::{ConversationPrompt, ModelText};
+pub use self::outline::Outline;
 pub use self::shadow::ShadowCheck;
 
 use self::answer_text::AnswerText;
@@ -135,6 +137,7 @@ pub struct Llm {
     notes: Vec<String>,
     threads: Threads,
     weights: WeightsInfo,
+    memory: usize,
     /// What computes.
     device: String,
     /// Loads the model for the CPU, if it runs on a GPU.
@@ -175,7 +178,7 @@ impl Llm {
     }
 
     /// Builds the engine and the model's text from the opened files and the loaded decoder.
-    pub(crate) fn assemble(parts: ModelParts, loaded: Loaded, options: &LoadOptions) -> Result<Self> {
+    pub(crate) fn assemble(mut parts: ModelParts, loaded: Loaded, options: &LoadOptions) -> Result<Self> {
         let Loaded { decoder, compat } = loaded;
         // With the standard kernels there is nothing to compare.
         let is_checked = options.shadow_check > 0.0 && decoder.report().kernels != ActiveKernels::Standard;
@@ -191,24 +194,12 @@ impl Llm {
             shadow_share: if is_checked { options.shadow_check } else { 0.0 },
         };
         let device = device_of(&decoder, &options.device);
+        let memory = parts.taken(options, &decoder);
         let engine = Engine::new(decoder, config)?;
-        let ModelParts {
-            spec,
-            weights,
-            tokenizer,
-            other_tokenizer,
-            chat_template,
-            generation,
-            label,
-            notes,
-            threads,
-            ..
-        } = parts;
+        let text = Arc::new(ModelText::take_from(&mut parts, options));
+        let ModelParts { spec, weights, notes, threads, .. } = parts;
         let weights_info = WeightsInfo::of(&weights);
         let shadow = is_checked.then(|| ShadowChecker::new(spec, weights, threads.clone()));
-        let worker = options.worker.clone();
-        let text = ModelText { tokenizer, other_tokenizer, chat_template, generation, label, worker };
-        let text = Arc::new(text);
         Ok(Self {
             engine,
             answers: BTreeMap::new(),
@@ -219,6 +210,7 @@ impl Llm {
             notes,
             threads,
             weights: weights_info,
+            memory,
             device,
             on_cpu: None,
             notices: Vec::new(),
@@ -228,6 +220,17 @@ impl Llm {
     /// What its weights are, as they are stored.
     pub fn weights(&self) -> &WeightsInfo {
         &self.weights
+    }
+
+    /// Most memory of this machine in bytes that it takes: weights, keys and values of all blocks, of which few may be in use,
+    /// states, and the activations of a step. An upper estimate.
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// What the model is.
+    pub fn outline(&self) -> Outline {
+        Outline::of(self.spec(), self.weights.clone(), Arc::clone(&self.text))
     }
 
     /// The specification of the decoder.

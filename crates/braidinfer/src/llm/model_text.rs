@@ -1,11 +1,14 @@
 //! The text side of a model (tokenizer, chat template, generation settings), which threads can share without the engine.
 
+use std::mem;
+
 use braidinfer_model::GenerationConfig;
 use serde_json::{Map, Value as Json};
 
 use super::Prompt;
 use crate::containment::WorkerProgram;
 use crate::conversation::{AnswerFormat, Reasoning, ReasoningFormat, ShownTokens};
+use crate::loading::{LoadOptions, ModelParts};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
@@ -79,6 +82,18 @@ pub struct ModelText {
 }
 
 impl ModelText {
+    /// That of a model whose files were read.
+    pub(super) fn take_from(parts: &mut ModelParts, options: &LoadOptions) -> Self {
+        Self {
+            tokenizer: parts.tokenizer.take(),
+            chat_template: mem::replace(&mut parts.chat_template, FoundTemplate::None),
+            generation: parts.generation.clone(),
+            label: parts.label.clone(),
+            other_tokenizer: parts.other_tokenizer.take(),
+            worker: options.worker.clone(),
+        }
+    }
+
     /// The tokenizer, if the model has one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()

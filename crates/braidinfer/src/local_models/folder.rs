@@ -75,7 +75,7 @@ fn concerns_models(path: &Path) -> bool {
 }
 
 /// The name without `-00001-of-00002`, and the number of the part.
-fn part_of(stem: &str) -> Option<(&str, usize)> {
+pub(super) fn part_of(stem: &str) -> Option<(&str, usize)> {
     let (rest, _of) = stem.rsplit_once("-of-")?;
     let (whole, part) = rest.rsplit_once('-')?;
     Some((whole, part.parse().ok()?))

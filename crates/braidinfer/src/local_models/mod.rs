@@ -3,6 +3,7 @@
 mod aliases;
 mod folder;
 mod ollama;
+mod removal;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use braidinfer_hub::{Settings, cached_models};
 
 pub use self::aliases::Aliases;
+pub use self::removal::Removal;
 use crate::{Error, Result};
 
 /// The variable with folders of models.
@@ -254,6 +256,77 @@ mod tests {
         assert!(places.find("whole").is_ok_and(|found| found.is_some()));
         places.folders.push("/no/such/folder".into());
         assert_eq!(places.missing_folders(), [Path::new("/no/such/folder")]);
+    }
+
+    #[test]
+    fn what_is_removed_is_the_model_and_nothing_else() {
+        let root = tempfile::tempdir().expect("a folder");
+        let places = places(root.path());
+        let names = |places: &Places| places.models().into_iter().map(|model| model.name).collect::<Vec<_>>();
+        let before = names(&places);
+        let found = |name: &str| places.find(name).expect("it is one").expect("it is there");
+        for (name, bytes) in [("Small-Q4_0", 4), ("split", 11), ("whole", 8), ("org/whole", 33)] {
+            let removal = found(name).removal().expect("it can be listed");
+            assert_eq!(removal.bytes, bytes, "{name}");
+            removal.delete().expect("it can be deleted");
+            assert!(places.find(name).expect("none is called so").is_none_or(|other| other.name != name), "{name}");
+        }
+        assert!(!root.path().join("folder/whole").exists(), "nothing is left in it");
+        assert!(
+            root.path().join("folder/deep/mmproj-x.gguf").exists()
+                && !root.path().join("hub/models--org--whole").exists()
+        );
+        // One of two files of a repository, and then the other.
+        found("org/files:Q4_0").removal().and_then(|removal| removal.delete()).expect("it can be deleted");
+        let files = root.path().join("hub/models--org--files");
+        assert!(files.is_dir(), "the other one is in there");
+        found("org/files").removal().and_then(|removal| removal.delete()).expect("it can be deleted");
+        assert!(!files.exists());
+        // What belongs to other programs is left to them.
+        for (name, says) in [("small:latest", "ollama rm small:latest"), ("small-q4_0", "LM Studio")] {
+            let error = found(name).removal().expect_err("it is another program's").to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        let left: Vec<&String> = before.iter().filter(|name| name.contains(':') && !name.starts_with("org/")).collect();
+        assert!(left.iter().all(|name| names(&places).contains(name)), "{left:?}");
+        // A folder of folders is not emptied of what lies below it.
+        let nested = root.path().join("folder/outer/inner");
+        write(&nested.join("inner.gguf"), 1);
+        for file in ["config.json", "model.safetensors"] {
+            write(&root.path().join("folder/outer").join(file), 1);
+        }
+        found("outer").removal().and_then(|removal| removal.delete()).expect("it can be deleted");
+        assert!(nested.join("inner.gguf").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn blobs_of_other_snapshots_stay() {
+        let root = tempfile::tempdir().expect("a folder");
+        let repository = root.path().join("models--org--files");
+        let commits = ["0a", "0b"].map(|part| part.repeat(20));
+        write(&repository.join("blobs/one"), 10);
+        write(&repository.join("blobs/two"), 20);
+        for commit in &commits {
+            let snapshot = repository.join("snapshots").join(commit);
+            fs::create_dir_all(&snapshot).expect("folders can be made");
+            for (name, blob) in [("a-Q4_0.gguf", "one"), ("a-Q8_0.gguf", "two")] {
+                if name.contains("Q4") || *commit == commits[0] {
+                    let target = format!("../../blobs/{blob}");
+                    std::os::unix::fs::symlink(target, snapshot.join(name)).expect("links can be made");
+                }
+            }
+        }
+        fs::create_dir_all(repository.join("refs")).expect("folders can be made");
+        fs::write(repository.join("refs/main"), &commits[0]).expect("files can be written");
+        let places = Places { hub: Some(root.path().to_owned()), ..Places::default() };
+        let removal = |name: &str| places.find(name).expect("one").expect("it is there").removal().expect("listed");
+        let shared = removal("org/files:Q4_0");
+        assert_eq!(shared.files.len(), 1, "another snapshot needs the blob: {shared:?}");
+        let own = removal("org/files:Q8_0");
+        assert_eq!((own.files.len(), own.bytes), (2, 20), "{own:?}");
+        own.delete().expect("it can be deleted");
+        assert!(repository.join("blobs/one").exists() && !repository.join("blobs/two").exists());
     }
 
     #[test]

@@ -12,8 +12,8 @@ use super::fields::MessageFields;
 use super::writer::MessageWriter;
 use crate::api::answers::{self, ChoiceStream, Delivery};
 use crate::api::chat;
+use crate::app::App;
 use crate::http::{ApiError, Client, HttpRequestId, Strict};
-use crate::served::App;
 
 pub async fn create(
     State(app): State<Arc<App>>,
@@ -33,7 +33,7 @@ async fn begin(
     fields: MessageFields,
     arrived: Instant,
 ) -> Result<(ChoiceStream, MessageWriter, Delivery), ApiError> {
-    let served = app.served_as(Some(&fields.model))?;
+    let served = &app.lease(Some(&fields.model)).await?;
     let (delivery, model) = (fields.delivery(), fields.model.clone());
     let request = fields.into_chat(&served.default_sampling)?;
     let (stream, reader) = chat::begin(app, served, client, request, delivery, arrived).await?;
@@ -45,7 +45,7 @@ pub async fn count_tokens(State(app): State<Arc<App>>, request: Strict<MessageFi
 }
 
 async fn counted(app: &App, fields: MessageFields) -> Result<Json<Value>, ApiError> {
-    let served = app.served_as(Some(&fields.model))?;
+    let served = &app.lease(Some(&fields.model)).await?;
     let chat = fields.into_chat(&served.default_sampling)?;
     let prompt = chat::encode(served, chat.conversation).await?;
     Ok(Json(json!({"input_tokens": prompt.ids.len()})))

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 pub use self::fields::MessageFields;
 use super::errors::ErrorForm;
+use crate::app::App;
 use crate::http::ApiError;
-use crate::served::App;
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new()

@@ -3,7 +3,6 @@
 mod answer;
 pub mod tools;
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use braidinfer::conversation::{AnswerFormat, Reasoning, ReasoningLimits, ShownTokens};
@@ -19,8 +18,9 @@ use super::answers::{ChoiceStream, Delivery};
 use super::constraint::{self, RequestedForm};
 use super::prompts::{self, ChatPrompt, PromptEnd};
 use super::reservation;
+use crate::app::App;
 use crate::http::ApiError;
-use crate::served::{App, Served};
+use crate::models::{Lease, Served};
 
 /// A conversation that a chat template turns into a prompt.
 #[derive(Debug, Clone, Default)]
@@ -107,7 +107,7 @@ pub fn combined(messages: Vec<Map<String, Value>>) -> Vec<Map<String, Value>> {
 }
 
 /// The prompt of a conversation.
-pub async fn encode(served: &Arc<Served>, conversation: Conversation) -> Result<ChatPrompt, ApiError> {
+pub async fn encode(served: &Lease, conversation: Conversation) -> Result<ChatPrompt, ApiError> {
     let tools = conversation.tool_use(served.text.require_chat_template()?)?;
     let variables = conversation.all_variables(&tools);
     prompts::encode_chat(served, conversation.messages, variables, conversation.end).await
@@ -116,7 +116,7 @@ pub async fn encode(served: &Arc<Served>, conversation: Conversation) -> Result<
 /// Begins to answer a chat.
 pub async fn begin(
     app: &App,
-    served: &Arc<Served>,
+    served: &Lease,
     client: ClientId,
     request: ChatRequest,
     delivery: Delivery,
@@ -134,12 +134,14 @@ pub async fn begin(
     let (variables, thinks) = (conversation.all_variables(&tools), conversation.thinks);
     let prompt = prompts::encode_chat(served, conversation.messages, variables, conversation.end).await?;
     let (start, is_off) = (prompt.reasoning_start, thinks == Some(false));
-    let reasoning = served.reasoning_format.map(|format| Reasoning { format, start, is_off });
+    let reasoning = served.conversations().reasoning_format.map(|format| Reasoning { format, start, is_off });
     let constraint = match reasoning {
         Some(reasoning) => {
             let limits = ReasoningLimits { most_tokens: thinking_budget.or(app.config.thinking_budget), answer };
             // It may look through the whole vocabulary.
-            served.run_blocking(move |served| limits.constraint(&served.text, served.vocab_size, reasoning)).await?
+            served
+                .run_blocking(move |served| limits.constraint(&served.text, served.about.vocab_size, reasoning))
+                .await?
         }
         None => answer,
     };
@@ -150,15 +152,17 @@ pub async fn begin(
     let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format }));
     let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
     let stream = engine.submit(prompts, task, arrived).await?;
-    let parser = || tools.parser(served.tool_calls, only_one_call).filter(|_| !is_text);
+    let parser = || tools.parser(served.conversations().tool_calls, only_one_call).filter(|_| !is_text);
     let reader = AnswerReader::new((0..n).map(|_| parser()).collect(), tools.forced.is_some());
-    Ok((ChoiceStream { stream, count: n, n, deadline, form_slot: form_slot.flatten(), reservation }, reader))
+    let (form_slot, lease) = (form_slot.flatten(), served.clone());
+    Ok((ChoiceStream { stream, count: n, n, deadline, form_slot, reservation, lease }, reader))
 }
 
 /// Marks of reasoning and of calls are special tokens in some vocabularies.
 fn shown_tokens(served: &Served, tools: &ToolUse, all: bool) -> ShownTokens {
-    let of_calls = served.tool_calls.marks().filter(|_| !tools.offered.is_empty());
-    let marks: Vec<String> = served.reasoning_marks.iter().copied().chain(of_calls).map(str::to_owned).collect();
+    let conversations = served.conversations();
+    let of_calls = conversations.tool_calls.marks().filter(|_| !tools.offered.is_empty());
+    let marks: Vec<String> = conversations.reasoning_marks.iter().copied().chain(of_calls).map(str::to_owned).collect();
     match all {
         true => ShownTokens::All,
         false if marks.is_empty() => ShownTokens::None,
@@ -179,7 +183,7 @@ fn wanted_form(tools: &ToolUse, requested: Option<RequestedForm>) -> Result<Opti
 }
 
 /// What is wrong with the first tool that must be called and cannot be held to its schema, if there is one.
-async fn tool_at_fault(served: &Arc<Served>, conversation: &Conversation, client: ClientId) -> Option<ApiError> {
+async fn tool_at_fault(served: &Lease, conversation: &Conversation, client: ClientId) -> Option<ApiError> {
     for (tool, form) in tools::forced_one_by_one(&conversation.tools, &conversation.tool_choice) {
         if let Err(error) = constraint::constraint(served, Some((form, "tools")), client).await {
             return Some(tools::naming_tool(&error, tool));

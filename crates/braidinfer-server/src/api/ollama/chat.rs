@@ -3,19 +3,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::fields::SharedFields;
 use super::messages::{self, Message, ToolFields};
-use super::served_as;
-use super::writer::{AnswerWriter, Place, loaded};
+use super::writer::{AnswerWriter, Place};
+use super::{lease, load_or_unload};
 use crate::api::answers::{self, ChoiceStream, Delivery};
 use crate::api::chat::{self, ChatRequest, Conversation};
+use crate::app::App;
 use crate::http::{ApiError, Client, Strict};
-use crate::served::App;
 
 #[derive(Debug, Deserialize)]
 pub struct ChatFields {
@@ -26,9 +25,9 @@ pub struct ChatFields {
 pub async fn chat(State(app): State<Arc<App>>, request: Strict<SharedFields, ChatFields>) -> Response {
     let arrived = Instant::now();
     let Strict { first: shared, second: fields, ignored, client, .. } = request;
-    // Without messages, the model is only to be loaded.
+    // Without messages, the model is only to be loaded, or unloaded.
     if fields.messages.as_ref().is_none_or(Vec::is_empty) {
-        let found = served_as(&app, &shared.model).map(|_| Json(loaded(&shared.model, Place::Message)));
+        let found = app.with_deadline(arrived, load_or_unload(&app, &shared, Place::Message)).await;
         return (ignored, found).into_response();
     }
     let begun = app.with_deadline(arrived, begin(&app, client, &shared, fields, arrived)).await;
@@ -42,7 +41,8 @@ async fn begin(
     fields: ChatFields,
     arrived: Instant,
 ) -> Result<(ChoiceStream, AnswerWriter, Delivery), ApiError> {
-    let served = served_as(app, &shared.model)?;
+    let served = &lease(app, &shared.model, shared.keep()?).await?;
+    let loaded = Instant::now();
     let think = shared.think()?;
     let messages = messages::template_fields(fields.messages.unwrap_or_default())?;
     let request = ChatRequest {
@@ -60,5 +60,5 @@ async fn begin(
     };
     let delivery = shared.delivery();
     let (stream, reader) = chat::begin(app, served, client, request, delivery, arrived).await?;
-    Ok((stream, AnswerWriter::new(shared.model.clone(), Place::Message, reader, arrived), delivery))
+    Ok((stream, AnswerWriter::new(shared.model.clone(), Place::Message, reader, (arrived, loaded)), delivery))
 }

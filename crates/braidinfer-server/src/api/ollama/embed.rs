@@ -1,7 +1,7 @@
 //! `/api/embed`, and its earlier form `/api/embeddings`.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -9,21 +9,22 @@ use braidinfer::Prompt;
 use braidinfer::engine::Pooling;
 use serde::{Deserialize, Serialize};
 
-use super::fields::Options;
-use super::served_as;
+use super::fields::{KeepAlive, Options};
+use super::lease;
 use super::writer::nanoseconds;
 use crate::api::answers::json_response;
 use crate::api::embedding::{self, Embedded};
 use crate::api::json_text::JsonText;
 use crate::api::one_or_many::TextOr;
+use crate::app::App;
 use crate::http::{ApiError, Client, Strict};
-use crate::served::App;
 
 #[derive(Debug, Deserialize)]
 pub struct EmbedFields {
     model: String,
     input: TextOr<String>,
     dimensions: Option<usize>,
+    keep_alive: Option<KeepAlive>,
     /// Nothing is sampled here.
     #[serde(rename = "options")]
     _options: Option<Options>,
@@ -33,6 +34,7 @@ pub struct EmbedFields {
 pub struct EmbedOneFields {
     model: String,
     prompt: String,
+    keep_alive: Option<KeepAlive>,
     #[serde(rename = "options")]
     _options: Option<Options>,
 }
@@ -42,7 +44,6 @@ struct EmbedBody<'a> {
     model: &'a str,
     embeddings: Vec<Vec<f32>>,
     total_duration: u64,
-    /// The model was loaded before.
     load_duration: u64,
     prompt_eval_count: usize,
 }
@@ -69,13 +70,14 @@ async fn embedded(app: &App, client: Client, fields: EmbedFields, arrived: Insta
         TextOr::Text(text) => vec![text],
         TextOr::Many(texts) => texts,
     };
-    let found = vectors(app, client, &fields.model, texts, fields.dimensions, arrived).await?;
+    let wanted = Wanted { model: &fields.model, keep_alive: fields.keep_alive.as_ref(), dimensions: fields.dimensions };
+    let (found, loading) = vectors(app, client, wanted, texts, arrived).await?;
     let Embedded { vectors, tokens, reservation } = found;
     let body = EmbedBody {
         model: &fields.model,
         embeddings: vectors,
         total_duration: nanoseconds(arrived.elapsed()),
-        load_duration: 0,
+        load_duration: nanoseconds(loading),
         prompt_eval_count: tokens,
     };
     json_response(JsonText::of(&body)?, reservation)
@@ -87,21 +89,31 @@ async fn embedded_one(
     fields: EmbedOneFields,
     arrived: Instant,
 ) -> Result<Response, ApiError> {
-    let found = vectors(app, client, &fields.model, vec![fields.prompt], None, arrived).await?;
+    let wanted = Wanted { model: &fields.model, keep_alive: fields.keep_alive.as_ref(), dimensions: None };
+    let (found, _) = vectors(app, client, wanted, vec![fields.prompt], arrived).await?;
     let embedding = found.vectors.into_iter().next().unwrap_or_default();
     json_response(JsonText::of(&EmbedOneBody { embedding })?, found.reservation)
 }
 
+struct Wanted<'a> {
+    model: &'a str,
+    keep_alive: Option<&'a KeepAlive>,
+    dimensions: Option<usize>,
+}
+
+/// The embeddings of texts, and how long it took until the model was loaded.
 async fn vectors(
     app: &App,
     Client(client): Client,
-    model: &str,
+    Wanted { model, keep_alive, dimensions }: Wanted<'_>,
     texts: Vec<String>,
-    dimensions: Option<usize>,
     arrived: Instant,
-) -> Result<Embedded, ApiError> {
-    let served = served_as(app, model)?;
+) -> Result<(Embedded, Duration), ApiError> {
+    let keep = keep_alive.map(KeepAlive::keep).transpose()?;
+    let served = &lease(app, model, keep).await?;
+    let loading = arrived.elapsed();
     let prompts = texts.into_iter().map(Prompt::Text).collect();
     // Ollama's way: the last token's.
-    embedding::embed(app, served, client, prompts, (Pooling::Last, dimensions), arrived).await
+    let embedded = embedding::embed(app, served, client, prompts, (Pooling::Last, dimensions), arrived).await?;
+    Ok((embedded, loading))
 }

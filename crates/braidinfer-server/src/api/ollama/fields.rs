@@ -1,5 +1,7 @@
 //! Fields that several requests share.
 
+use std::time::Duration;
+
 use braidinfer::{AnswerForm, SamplingParams};
 use serde::Deserialize;
 use serde_json::Value;
@@ -8,6 +10,7 @@ use crate::api::answers::Delivery;
 use crate::api::constraint::RequestedForm;
 use crate::api::one_or_many::TextOr;
 use crate::http::{ApiError, shown};
+use crate::models::Keep;
 
 /// The `repeat_last_n` that stands for all tokens.
 const ALL_TOKENS: i64 = -1;
@@ -42,6 +45,37 @@ pub struct SharedFields {
     think: Option<Value>,
     /// True if absent.
     stream: Option<bool>,
+    /// How long the model stays loaded after this request.
+    keep_alive: Option<KeepAlive>,
+}
+
+/// How long a model stays loaded: a number of seconds, or a time such as `5m`; what is negative is for ever.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum KeepAlive {
+    Seconds(f64),
+    Text(String),
+}
+
+impl KeepAlive {
+    pub fn keep(&self) -> Result<Keep, ApiError> {
+        let wrong = |found: &str| refused("keep_alive", "seconds, or a time such as 5m, 0 or -1", found);
+        match self {
+            Self::Seconds(seconds) if *seconds < 0.0 => Ok(Keep::Always),
+            Self::Seconds(seconds) => {
+                let time = Duration::try_from_secs_f64(*seconds).map_err(|_| wrong(&seconds.to_string()))?;
+                Ok(Keep::For(time))
+            }
+            Self::Text(text) => {
+                let (is_negative, time) = text.strip_prefix('-').map_or((false, &**text), |time| (true, time));
+                let found = match time.parse::<f64>() {
+                    Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| wrong(text))?,
+                    Err(_) => humantime::parse_duration(time).map_err(|_| wrong(text))?,
+                };
+                Ok(if is_negative { Keep::Always } else { Keep::For(found) })
+            }
+        }
+    }
 }
 
 /// Whether the model reasons, and how much.
@@ -54,6 +88,11 @@ pub struct Think {
 impl SharedFields {
     pub fn delivery(&self) -> Delivery {
         if self.stream == Some(false) { Delivery::Whole } else { Delivery::Streamed }
+    }
+
+    /// How long the model is to stay loaded, if the request says it.
+    pub fn keep(&self) -> Result<Option<Keep>, ApiError> {
+        self.keep_alive.as_ref().map(KeepAlive::keep).transpose()
     }
 
     /// The sampling parameters; `defaults` are the model's.

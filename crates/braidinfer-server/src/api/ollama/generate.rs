@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use braidinfer::Prompt;
@@ -12,14 +11,14 @@ use serde_json::Value;
 
 use super::fields::{SharedFields, refused};
 use super::messages::refuse_images;
-use super::served_as;
-use super::writer::{AnswerWriter, Place, loaded};
+use super::writer::{AnswerWriter, Place};
+use super::{lease, load_or_unload};
 use crate::api::answers::{self, ChoiceStream, Delivery};
 use crate::api::chat::{self, AnswerReader, ChatRequest, Conversation, message};
 use crate::api::completion::{self, CompletionRequest};
 use crate::api::prompts;
+use crate::app::App;
 use crate::http::{ApiError, Client, Strict};
-use crate::served::App;
 
 #[derive(Debug, Deserialize)]
 pub struct GenerateFields {
@@ -37,9 +36,9 @@ pub struct GenerateFields {
 pub async fn generate(State(app): State<Arc<App>>, request: Strict<SharedFields, GenerateFields>) -> Response {
     let arrived = Instant::now();
     let Strict { first: shared, second: fields, ignored, client, .. } = request;
-    // Without a prompt, the model is only to be loaded.
+    // Without a prompt, the model is only to be loaded, or unloaded.
     if fields.prompt.as_ref().is_none_or(String::is_empty) {
-        let found = served_as(&app, &shared.model).map(|_| Json(loaded(&shared.model, Place::Response)));
+        let found = app.with_deadline(arrived, load_or_unload(&app, &shared, Place::Response)).await;
         return (ignored, found).into_response();
     }
     let begun = app.with_deadline(arrived, begin(&app, client, &shared, fields, arrived)).await;
@@ -53,7 +52,8 @@ async fn begin(
     fields: GenerateFields,
     arrived: Instant,
 ) -> Result<(ChoiceStream, AnswerWriter, Delivery), ApiError> {
-    let served = served_as(app, &shared.model)?;
+    let served = &lease(app, &shared.model, shared.keep()?).await?;
+    let loaded = Instant::now();
     let delivery = shared.delivery();
     refuse_images(fields.images.as_deref(), "images")?;
     if let Some(template) = fields.template.filter(|template| !template.is_empty()) {
@@ -92,5 +92,5 @@ async fn begin(
         let stream = completion::begin(app, served, client, request, delivery, arrived).await?;
         (stream, AnswerReader::new(vec![None], false))
     };
-    Ok((stream, AnswerWriter::new(shared.model.clone(), Place::Response, reader, arrived), delivery))
+    Ok((stream, AnswerWriter::new(shared.model.clone(), Place::Response, reader, (arrived, loaded)), delivery))
 }

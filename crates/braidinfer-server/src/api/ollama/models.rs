@@ -1,18 +1,23 @@
 //! `/api/tags`, `/api/show`, `/api/ps` and `/api/version`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use braidinfer::text::InfillTokens;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{TAG, served_as};
+use super::{TAG, hexadecimal, known_name};
+use crate::app::App;
+use crate::clock::{seconds_since_1970, time_as_text};
 use crate::http::{ApiError, Strict};
-use crate::served::{App, Served, time_as_text};
+use crate::models::{About, ListedModel, ModelState};
+
+/// When a model is unloaded that stays until its memory is needed.
+const NEVER: &str = "9999-12-31T23:59:59Z";
 
 /// The version of Ollama whose API this is. Clients refuse servers that they think are too old.
 const VERSION: &str = "0.12.6";
@@ -31,65 +36,67 @@ pub async fn version() -> Json<Value> {
     Json(json!({"version": VERSION}))
 }
 
-pub async fn tags(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let served = app.served_as(None)?;
-    let models: Vec<Value> = names(&app, served).map(|name| listed(served, &name)).collect();
-    Ok(Json(json!({"models": models})))
+pub async fn tags(State(app): State<Arc<App>>) -> Json<Value> {
+    let models: Vec<Value> = app.models.list().iter().map(listed).collect();
+    Json(json!({"models": models}))
 }
 
-pub async fn running(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let served = app.served_as(None)?;
-    let running = |name: String| {
-        let mut model = listed(served, &name);
-        // It stays loaded; clients read a time.
-        model["expires_at"] = json!("9999-12-31T23:59:59Z");
-        model["size_vram"] = json!(0);
-        model["context_length"] = json!(served.context);
-        model
+pub async fn running(State(app): State<Arc<App>>) -> Json<Value> {
+    let running = |model: ListedModel| {
+        let ModelState::Loaded { context, remaining, memory, .. } = model.state else { return None };
+        let mut running = listed(&model);
+        // Clients read a time, also where there is none.
+        let expires = remaining.map_or(NEVER.to_owned(), |time| time_as_text(seconds_since_1970() + time.as_secs()));
+        running["expires_at"] = json!(expires);
+        running["size"] = json!(memory);
+        running["size_vram"] = json!(0);
+        running["context_length"] = json!(context);
+        Some(running)
     };
-    let models: Vec<Value> = names(&app, served).map(running).collect();
-    Ok(Json(json!({"models": models})))
+    let models: Vec<Value> = app.models.list().into_iter().filter_map(running).collect();
+    Json(json!({"models": models}))
 }
 
 pub async fn show(State(app): State<Arc<App>>, request: Strict<ShowFields>) -> Response {
-    let ShowFields { model, name, .. } = request.first;
-    let asked = model.or(name).ok_or_else(|| ApiError::field("model", "model: expected a name, found none"));
-    let shown = asked.and_then(|name| served_as(&app, &name).map(|served| Json(described(served))));
-    (request.ignored, shown).into_response()
+    let Strict { first: ShowFields { model, name, .. }, ignored, .. } = request;
+    let shown = async {
+        let asked = model.or(name).ok_or_else(|| ApiError::field("model", "model: expected a name, found none"))?;
+        let name = known_name(&app, &asked);
+        let about = app.models.about(&name).await?;
+        Ok(Json(described(&app.models.listed(&name)?, &about)))
+    };
+    (ignored, app.with_deadline(Instant::now(), shown).await).into_response()
 }
 
-/// The names of the model, with the tag that clients expect.
-fn names<'a>(app: &'a App, served: &'a Served) -> impl Iterator<Item = String> {
-    let names = std::iter::once(&served.name).chain(&app.config.model_names.listed);
-    names.map(|name| if name.contains(':') { name.clone() } else { format!("{name}{TAG}") })
-}
-
-fn listed(served: &Served, name: &str) -> Value {
+/// A model as lists have it.
+fn listed(model: &ListedModel) -> Value {
+    let name = if model.name.contains(':') { model.name.clone() } else { format!("{}{TAG}", model.name) };
     json!({
         "name": name,
         "model": name,
-        "modified_at": time_as_text(served.created),
-        "size": served.weights.bytes,
-        "digest": digest(served),
-        "details": details(served),
+        "modified_at": time_as_text(model.created),
+        "size": model.bytes.unwrap_or_default(),
+        "digest": digest(model),
+        "details": details(model.about.as_deref()),
     })
 }
 
 /// Tells one entry of the list from another. It is not the digest of the files.
-fn digest(served: &Served) -> String {
-    let Served { name, weights, context, .. } = served;
-    let digest = Sha256::digest(format!("{name} {} {} {context}", weights.bytes, weights.dtype));
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+fn digest(model: &ListedModel) -> String {
+    hexadecimal(&Sha256::digest(format!("{} {}", model.name, model.bytes.unwrap_or_default())))
 }
 
-fn details(served: &Served) -> Value {
+/// What is known of a model; of one that was never looked at, little is.
+fn details(about: Option<&About>) -> Value {
+    let family = about.map_or("", |about| &about.model_type);
+    let families: Vec<&str> = about.iter().map(|about| &*about.model_type).collect();
     json!({
         "parent_model": "",
         "format": "gguf",
-        "family": served.model_type,
-        "families": [served.model_type],
-        "parameter_size": in_words(served.weights.parameters),
-        "quantization_level": served.weights.dtype.to_ascii_uppercase(),
+        "family": family,
+        "families": families,
+        "parameter_size": about.map_or(String::new(), |about| in_words(about.weights.parameters)),
+        "quantization_level": about.map_or(String::new(), |about| about.weights.dtype.to_ascii_uppercase()),
     })
 }
 
@@ -99,39 +106,38 @@ fn in_words(parameters: usize) -> String {
     if millions >= 1e3 { format!("{:.1}B", millions / 1e3) } else { format!("{millions:.1}M") }
 }
 
-fn described(served: &Served) -> Value {
-    let template = served.text.chat_template();
-    let architecture = &served.model_type;
+fn described(model: &ListedModel, about: &About) -> Value {
+    let architecture = &about.model_type;
     let mut info = Map::from_iter([
         ("general.architecture".to_owned(), json!(architecture)),
-        ("general.basename".to_owned(), json!(served.name)),
-        ("general.parameter_count".to_owned(), json!(served.weights.parameters)),
+        ("general.basename".to_owned(), json!(model.name)),
+        ("general.parameter_count".to_owned(), json!(about.weights.parameters)),
     ]);
-    let numbers = [
-        ("context_length", served.context),
-        ("embedding_length", served.hidden_size),
-        ("vocab_size", served.vocab_size),
-    ];
+    let context = match model.state {
+        ModelState::Loaded { context, .. } => context,
+        _ => about.context,
+    };
+    let numbers =
+        [("context_length", context), ("embedding_length", about.hidden_size), ("vocab_size", about.vocab_size)];
     info.extend(numbers.map(|(name, number)| (format!("{architecture}.{name}"), json!(number))));
     json!({
         "modelfile": "",
         "parameters": "",
-        "template": template.map(|template| template.source()).unwrap_or_default(),
-        "details": details(served),
+        "template": about.chat_template.as_deref().unwrap_or_default(),
+        "details": details(Some(about)),
         "model_info": info,
-        "capabilities": capabilities(served),
-        "modified_at": time_as_text(served.created),
+        "capabilities": capabilities(about),
+        "modified_at": time_as_text(model.created),
     })
 }
 
-fn capabilities(served: &Served) -> Vec<&'static str> {
-    let fills_in = served.text.tokenizer().and_then(InfillTokens::of).is_some();
+fn capabilities(about: &About) -> Vec<&'static str> {
     [
         ("completion", true),
         ("embedding", true),
-        ("tools", served.takes_tools),
-        ("thinking", served.reasoning_format.is_some()),
-        ("insert", fills_in),
+        ("tools", about.conversations.takes_tools),
+        ("thinking", about.conversations.reasoning_format.is_some()),
+        ("insert", about.fills_in),
     ]
     .into_iter()
     .filter_map(|(name, has)| has.then_some(name))

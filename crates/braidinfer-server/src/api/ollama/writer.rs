@@ -12,8 +12,8 @@ use crate::api::answers::{Choice, Chunk, Framing, ResponseWriter, Usage};
 use crate::api::chat::tools::new_call_id;
 use crate::api::chat::{AnswerReader, Call, WholeAnswer};
 use crate::api::json_text::JsonText;
+use crate::clock::now_as_text;
 use crate::http::ApiError;
-use crate::served::now_as_text;
 
 /// Where the text of an answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct AnswerWriter {
     reader: AnswerReader,
     /// When the request arrived.
     arrived: Instant,
+    /// How long it took until the model was loaded.
+    loading: Duration,
     /// A call whose arguments are not complete: this API has whole ones.
     call: Option<Call>,
     /// Calls that were sent.
@@ -47,8 +49,10 @@ pub struct AnswerWriter {
 }
 
 impl AnswerWriter {
-    pub fn new(model: String, place: Place, reader: AnswerReader, arrived: Instant) -> Self {
-        Self { model, place, reader, arrived, call: None, sent: 0, finished: None }
+    /// For a request that arrived, and whose model was loaded, at these times.
+    pub fn new(model: String, place: Place, reader: AnswerReader, (arrived, loaded): (Instant, Instant)) -> Self {
+        let loading = loaded.saturating_duration_since(arrived);
+        Self { model, place, reader, arrived, loading, call: None, sent: 0, finished: None }
     }
 
     fn said(&mut self, token: &Token) -> Said {
@@ -104,10 +108,9 @@ impl AnswerWriter {
             json!({
                 "done_reason": reason,
                 "total_duration": nanoseconds(total),
-                // The model was loaded before.
-                "load_duration": 0,
+                "load_duration": nanoseconds(self.loading),
                 "prompt_eval_count": usage.prompt_tokens,
-                "prompt_eval_duration": nanoseconds(until_first.saturating_sub(usage.queued)),
+                "prompt_eval_duration": nanoseconds(until_first.saturating_sub(usage.queued).saturating_sub(self.loading)),
                 "eval_count": usage.completion_tokens,
                 "eval_duration": nanoseconds(total.saturating_sub(until_first)),
             }),
@@ -160,9 +163,9 @@ fn call_field((index, call): (usize, &Call)) -> Value {
     json!({"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}})
 }
 
-/// The answer to a request that only loads the model.
-pub fn loaded(model: &str, place: Place) -> Value {
-    let mut fields = json!({"model": model, "created_at": now_as_text(), "done": true, "done_reason": "load"});
+/// The answer to a request that asks nothing, with the reason why it is done.
+pub fn without_answer(model: &str, place: Place, reason: &str) -> Value {
+    let mut fields = json!({"model": model, "created_at": now_as_text(), "done": true, "done_reason": reason});
     match place {
         Place::Message => fields["message"] = json!({"role": "assistant", "content": ""}),
         Place::Response => fields["response"] = json!(""),

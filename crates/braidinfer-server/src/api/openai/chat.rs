@@ -23,8 +23,8 @@ use crate::api::chat::tools::new_call_id;
 use crate::api::chat::{self, AnswerReader, ChatRequest, Conversation};
 use crate::api::json_text::JsonText;
 use crate::api::prompts::PromptEnd;
+use crate::app::App;
 use crate::http::{ApiError, Client, HttpRequestId, ReasoningFields, Strict, shown};
-use crate::served::App;
 
 #[derive(Debug, Deserialize)]
 pub struct ChatFields {
@@ -68,7 +68,7 @@ async fn begin(
     fields: ChatFields,
     arrived: Instant,
 ) -> Result<(ChoiceStream, ChatWriter, Delivery), ApiError> {
-    let served = app.served_as(shared.model.as_deref())?;
+    let served = &app.lease(shared.model.as_deref()).await?;
     let delivery = shared.delivery()?;
     let logprobs = wanted_logprobs(&fields)?;
     let params = SamplingParams { logprobs, ..shared.sampling_params(parameters, &served.default_sampling, None)? };

@@ -22,8 +22,8 @@ use crate::api::json_text::JsonText;
 use crate::api::logprobs::TokenChoice;
 use crate::api::one_or_many::{PromptItem, TextOr};
 use crate::api::prompts;
+use crate::app::App;
 use crate::http::{ApiError, Client, HttpRequestId, Strict};
-use crate::served::App;
 
 /// Default of `max_tokens`, as in the OpenAI API.
 const MAX_TOKENS: usize = 16;
@@ -58,7 +58,7 @@ async fn begin(
     fields: CompletionFields,
     arrived: Instant,
 ) -> Result<(ChoiceStream, CompletionWriter, Delivery), ApiError> {
-    let served = app.served_as(shared.model.as_deref())?;
+    let served = &app.lease(shared.model.as_deref()).await?;
     let delivery = shared.delivery()?;
     let echo = fields.echo.unwrap_or(false);
     let mut params = SamplingParams {

@@ -16,8 +16,8 @@ use crate::api::embedding::{self, Embedded};
 use crate::api::json_text::JsonText;
 use crate::api::one_or_many::{PromptItem, TextOr};
 use crate::api::prompts;
-use crate::http::{ApiError, Client, Strict, shown};
-use crate::served::App;
+use crate::app::App;
+use crate::http::{ApiError, Client, Strict};
 
 #[derive(Debug, Deserialize)]
 pub struct EmbeddingFields {
@@ -46,19 +46,12 @@ async fn embedded(
     fields: EmbeddingFields,
     arrived: Instant,
 ) -> Result<Response, ApiError> {
-    let served = app.served_as(fields.model.as_deref())?;
-    let one_of = |field: &str, expected: &str, found: &str| {
-        ApiError::field(field, format!("{field}: expected {expected}, found `{}`", shown(found)))
-    };
-    let pooling = match fields.pooling.as_deref() {
-        None | Some("last") => Pooling::Last,
-        Some("mean") => Pooling::Mean,
-        Some(other) => return Err(one_of("pooling", "last or mean", other)),
-    };
+    let served = &app.lease(fields.model.as_deref()).await?;
+    let pooling = pooling(fields.pooling.as_deref())?;
     let as_text = match fields.encoding_format.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
-        Some(other) => return Err(one_of("encoding_format", "float or base64", other)),
+        Some(other) => return Err(ApiError::expected("encoding_format", "float or base64", other)),
     };
     let prompts = prompts::prompts_in(fields.input, "input")?;
     let Embedded { vectors, tokens, reservation } =
@@ -67,6 +60,15 @@ async fn embedded(
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
     let body = EmbeddingBody { object: "list", data, model: &served.name, usage };
     json_response(JsonText::of(&body)?, reservation)
+}
+
+/// How hidden states of tokens become one vector, by the field `pooling`.
+pub fn pooling(asked: Option<&str>) -> Result<Pooling, ApiError> {
+    match asked {
+        None | Some("last") => Ok(Pooling::Last),
+        Some("mean") => Ok(Pooling::Mean),
+        Some(other) => Err(ApiError::expected("pooling", "last or mean", other)),
+    }
 }
 
 #[derive(Serialize)]

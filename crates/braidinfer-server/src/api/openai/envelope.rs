@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use crate::api::answers::{Chunk, Usage};
 use crate::api::json_text::JsonText;
+use crate::clock::seconds_since_1970;
 use crate::http::ApiError;
-use crate::served::{Served, seconds_since_1970};
+use crate::models::Served;
 
 /// The fields that every body and every chunk of a stream has.
 #[derive(Debug, Clone)]

@@ -15,8 +15,8 @@ use super::messages::{self, Message};
 use super::tools::{ToolFields, tools_of};
 use crate::api::chat::{self, Conversation};
 use crate::api::prompts;
+use crate::app::App;
 use crate::http::{ApiError, Strict};
-use crate::served::App;
 
 #[derive(Debug, Deserialize)]
 pub struct TokenizeFields {
@@ -54,7 +54,7 @@ pub async fn detokenize(State(app): State<Arc<App>>, request: Strict<DetokenizeF
 }
 
 async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, ApiError> {
-    let served = app.served_as(fields.model.as_deref())?;
+    let served = &app.lease(fields.model.as_deref()).await?;
     let with_spellings = fields.return_token_strs == Some(true);
     let tokens = match (fields.prompt, fields.messages, fields.add_special_tokens) {
         (Some(text), None, Some(false)) => prompts::encode_bare(served, text).await?,
@@ -88,7 +88,7 @@ async fn tokenized(app: &App, fields: TokenizeFields) -> Result<Json<Value>, Api
 }
 
 async fn detokenized(app: &App, fields: DetokenizeFields) -> Result<Json<Value>, ApiError> {
-    let served = app.served_as(fields.model.as_deref())?;
+    let served = &app.lease(fields.model.as_deref()).await?;
     prompts::check_ids(served, &fields.tokens, "tokens")?;
     Ok(Json(json!({"prompt": prompts::decode(served, fields.tokens).await?})))
 }

@@ -16,9 +16,9 @@ use super::writer::{OutputWriter, Remembered};
 use crate::api::answers::{self, ChoiceStream, Delivery};
 use crate::api::chat;
 use crate::api::json_text::JsonText;
+use crate::app::App;
 use crate::budget::Held;
 use crate::http::{ApiError, Client, Kept, Strict, shown};
-use crate::served::App;
 
 pub async fn create(State(app): State<Arc<App>>, request: Strict<ResponseFields>) -> Response {
     let arrived = Instant::now();
@@ -33,7 +33,7 @@ async fn begin(
     fields: ResponseFields,
     arrived: Instant,
 ) -> Result<(ChoiceStream, OutputWriter, Delivery), ApiError> {
-    let served = app.served_as(Some(&fields.model))?;
+    let served = &app.lease(Some(&fields.model)).await?;
     let before = match &fields.previous_response_id {
         None => Vec::new(),
         Some(id) => {

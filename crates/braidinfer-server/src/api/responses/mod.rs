@@ -15,8 +15,8 @@ use serde_json::Value;
 pub use self::fields::ResponseFields;
 pub use self::store::ResponseStore;
 use super::errors::ErrorForm;
+use crate::app::App;
 use crate::http::ApiError;
-use crate::served::App;
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new()

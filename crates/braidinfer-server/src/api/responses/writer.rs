@@ -14,9 +14,10 @@ use crate::api::answers::{Choice, Chunk, Framing, ResponseWriter, Usage};
 use crate::api::chat::tools::new_call_id;
 use crate::api::chat::{AnswerReader, Call, WholeAnswer, message};
 use crate::api::json_text::JsonText;
+use crate::app::App;
 use crate::budget::Claim;
+use crate::clock::seconds_since_1970;
 use crate::http::ApiError;
-use crate::served::{App, seconds_since_1970};
 
 /// The conversation of a response that is stored.
 pub struct Remembered {

@@ -1,44 +1,69 @@
 //! `braidinfer serve`.
 
+mod config;
+mod on_demand;
+pub mod running;
+
 use std::borrow::Cow;
-use std::env;
-use std::fs;
+use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::process;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
-use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
-use braidinfer::{FormLimits, KvCacheRoom, Llm, LoadOptions, WorkLimits};
+use anyhow::Context;
+#[cfg(feature = "kv-events")]
+use anyhow::bail;
+use braidinfer::{KvCacheRoom, Llm, LoadOptions};
 #[cfg(feature = "kv-events")]
 use braidinfer_server::KvEventPublisher;
-use braidinfer_server::{Conversations, FormatChoice, ModelNames, ReasoningFields, Server, ServerConfig, TlsFiles};
+use braidinfer_server::{Conversations, ModelNames, Server, ServerConfig};
 use tokio::runtime::Runtime;
 
-use crate::args::{EngineArgs, FormArgs, LogFormat, NetworkArgs, ReasoningFieldArg, ServeArgs};
+pub use self::config::API_KEY;
+pub use self::on_demand::parse_time;
+use self::running::RunningServer;
+use crate::args::{EngineArgs, LogFormat, ServeArgs};
 use crate::{INTERRUPTED, interrupt, model, output, stderr, wording};
-
-/// Environment variable for an API key, which unlike a flag is not visible in the process list.
-const API_KEY: &str = "BRAIDINFER_API_KEY";
 
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     log(args.network.log_format)?;
-    let (name, model_names) = names(&args);
-    let config = config(&args, model_names)?;
+    on_demand::check(&args)?;
     let runtime = Runtime::new().context("threads for the server")?;
-    let result = runtime.block_on(serve(config, name, args));
+    let result = runtime.block_on(serve(args));
     // Does not wait for a model that is still loading.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: ServerConfig, name: String, args: ServeArgs) -> anyhow::Result<()> {
+async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let is_on_demand = on_demand::is_wanted(&args);
+    let (name, model_names) = if is_on_demand { Default::default() } else { names(&args) };
+    let config = config::config(&args, model_names)?;
     let stop = stop()?;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
-    let server = Server::bind(config).await.map_err(|error| anyhow::Error::msg(wording::start(&error)))?;
+    let server = bind(config).await?;
     let address = format!("{scheme}://{}", server.address());
+    let _listed = RunningServer::note(scheme, server.address());
+    if is_on_demand {
+        on_demand::begin(&server, args, &address)?;
+        server.run(stop).await;
+        return Ok(());
+    }
+    serve_one(server, name, args, address, stop).await
+}
+
+async fn bind(config: ServerConfig) -> anyhow::Result<Server> {
+    Server::bind(config).await.map_err(|error| anyhow::Error::msg(wording::start(&error)))
+}
+
+/// Serves the model that was named, which is loaded now.
+async fn serve_one(
+    server: Server,
+    name: String,
+    args: ServeArgs,
+    address: String,
+    stop: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
     output::note(format!("listening at {address}, while the model is being loaded"));
     let model_slot = server.model_slot();
     #[cfg(feature = "kv-events")]
@@ -97,9 +122,10 @@ fn stop() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
+/// How models are loaded for a server.
+fn load_options(args: &ServeArgs) -> anyhow::Result<LoadOptions> {
     let EngineArgs { max_sequences, max_waiting, kv_cache_tokens, no_prefix_cache, shadow_check, .. } = args.engine;
-    let options = LoadOptions {
+    Ok(LoadOptions {
         max_sequences,
         max_waiting,
         max_waiting_per_client: args.engine.max_waiting_per_client.unwrap_or(max_waiting.div_ceil(2)),
@@ -107,8 +133,12 @@ fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
         prefix_cache: !no_prefix_cache,
         shadow_check,
         ..model::load_options(&args.load)?
-    };
-    let source = model::source(args.model.as_deref())?;
+    })
+}
+
+fn load(args: &ServeArgs) -> anyhow::Result<Llm> {
+    let options = load_options(args)?;
+    let source = model::source(args.models.first().map(OsString::as_os_str))?;
     let llm = model::load(&source, &options)?;
     llm.notes().iter().for_each(output::note);
     Ok(llm)
@@ -129,78 +159,17 @@ fn names(args: &ServeArgs) -> (String, ModelNames) {
     if let Some((name, listed)) = args.engine.served_model_name.split_first() {
         return (name.clone(), ModelNames { listed: listed.to_vec(), unlisted: None, any });
     }
-    let model = args.model.as_ref().map_or("demo".into(), |model| model.to_string_lossy());
+    let demo = OsString::from("demo");
+    let (name, unlisted) = name_of(args.models.first().unwrap_or(&demo));
+    (name, ModelNames { listed: Vec::new(), unlisted, any })
+}
+
+/// The name of a model in requests, and that of its file if it is another one.
+fn name_of(model: &OsStr) -> (String, Option<String>) {
+    let model = model.to_string_lossy();
     let file = model.trim_end_matches('/').rsplit('/').next().unwrap_or(&model);
     let stem = file.strip_suffix(".gguf").filter(|name| !name.is_empty());
-    let unlisted = stem.map(|_| file.to_owned());
-    (stem.unwrap_or(file).to_owned(), ModelNames { listed: Vec::new(), unlisted, any })
-}
-
-fn config(all: &ServeArgs, model_names: ModelNames) -> anyhow::Result<ServerConfig> {
-    let ServeArgs { network: args, forms, conversation, .. } = all;
-    let tls = args.tls_cert.clone().zip(args.tls_key.clone());
-    Ok(ServerConfig {
-        address: SocketAddr::new(args.host, args.port),
-        api_keys: keys(args)?,
-        public_without_key: args.public_without_key,
-        cors_origins: args.cors_origin.clone(),
-        tls: tls.map(|(certificates, key)| TlsFiles { certificates, key }),
-        lenient: args.lenient,
-        max_body_bytes: args.max_body.saturating_mul(1 << 20),
-        max_answer_bytes: args.max_answer.saturating_mul(1 << 20),
-        max_request_memory: args.max_request_memory.saturating_mul(1 << 20),
-        max_connections: args.max_connections,
-        max_connections_per_client: args.max_connections_per_client.unwrap_or(args.max_connections.div_ceil(2)),
-        read_timeout: Duration::from_secs(args.read_timeout),
-        write_timeout: Duration::from_secs(args.write_timeout),
-        request_timeout: Duration::from_secs(args.request_timeout),
-        shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
-        form_limits: form_limits(forms),
-        reasoning_format: match conversation.reasoning_format.as_str() {
-            "auto" => FormatChoice::Own,
-            "none" => FormatChoice::None,
-            name => {
-                FormatChoice::Named(ReasoningFormat::named(name).with_context(|| format!("--reasoning-format {name}"))?)
-            }
-        },
-        tool_call_format: ToolCallFormat::named(&conversation.tool_call_format),
-        thinking_budget: conversation.reasoning_budget,
-        reasoning_fields: match conversation.reasoning_field {
-            ReasoningFieldArg::Both => ReasoningFields::Both,
-            ReasoningFieldArg::ReasoningContent => ReasoningFields::ReasoningContent,
-            ReasoningFieldArg::Reasoning => ReasoningFields::Reasoning,
-        },
-        model_names,
-    })
-}
-
-fn form_limits(args: &FormArgs) -> FormLimits {
-    FormLimits {
-        max_bytes: args.form_bytes,
-        max_depth: args.form_depth,
-        max_parts: args.form_parts,
-        compile: WorkLimits {
-            time: Duration::from_secs(args.form_timeout),
-            memory: args.form_memory.saturating_mul(1 << 20),
-        },
-        mask_time: Duration::from_millis(args.mask_timeout),
-        ..FormLimits::default()
-    }
-}
-
-/// API keys from the command line, the environment and a file.
-fn keys(args: &NetworkArgs) -> anyhow::Result<Vec<String>> {
-    let mut keys = args.api_key.clone();
-    keys.extend(env::var(API_KEY).ok().filter(|key| !key.is_empty()));
-    if let Some(path) = &args.api_key_file {
-        let text = fs::read_to_string(path).with_context(|| format!("--api-key-file {}", path.display()))?;
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        if lines.is_empty() {
-            bail!("--api-key-file {}: expected a key in each line, found none", path.display());
-        }
-        keys.extend(lines.into_iter().map(str::to_owned));
-    }
-    Ok(keys)
+    (stem.unwrap_or(file).to_owned(), stem.map(|_| file.to_owned()))
 }
 
 /// Takes one line of the log at a time, and never makes a request wait for a reader of stderr.

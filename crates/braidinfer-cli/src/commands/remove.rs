@@ -1,0 +1,55 @@
+//! `braidinfer remove`.
+
+use std::io::{self, BufRead, IsTerminal};
+
+use anyhow::bail;
+use braidinfer::{Aliases, LocalModel, Places, Removal};
+
+use crate::args::RemoveArgs;
+use crate::output::{self, counted, size};
+
+pub fn run(args: &RemoveArgs) -> anyhow::Result<()> {
+    let name = &args.model;
+    let aliases = Aliases::from_env()?;
+    if let Some(target) = aliases.as_ref().and_then(|aliases| aliases.get(name)) {
+        bail!(
+            "{name}: expected the name of a model, found an alias of {target}; `braidinfer alias --remove {name}` removes that"
+        );
+    }
+    let Some(model) = Places::from_env().find(name)? else {
+        bail!("{name}: expected the name of a model that `braidinfer list` shows, found none of this name");
+    };
+    let removal = model.removal()?;
+    if !args.yes && !is_confirmed(&model, &removal)? {
+        output::note("nothing was deleted");
+        return Ok(());
+    }
+    removal.delete()?;
+    let left = aliases.iter().flat_map(Aliases::iter).filter(|(_, target)| *target == model.name);
+    for (alias, _) in left {
+        output::note(format!(
+            "the alias {alias} stands for nothing now: `braidinfer alias --remove {alias}` removes it"
+        ));
+    }
+    output::print_line(format!("deleted {}, {}", model.name, size(removal.bytes)))
+}
+
+/// Shows what will be deleted, and asks.
+///
+/// Fails where nobody can be asked.
+fn is_confirmed(model: &LocalModel, removal: &Removal) -> anyhow::Result<bool> {
+    let what = match &removal.whole_folder {
+        Some(folder) => format!("{} with everything in it", folder.display()),
+        None => removal.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", "),
+    };
+    let files = if removal.whole_folder.is_some() { 0 } else { removal.files.len() };
+    let count = if files > 1 { format!(", {}", counted(files, "file")) } else { String::new() };
+    let question = format!("delete {}, {}{count}: {what}?", model.name, size(removal.bytes));
+    if !io::stdin().is_terminal() {
+        bail!("--yes: expected it where nobody can be asked; it would {question}");
+    }
+    output::ask(&format!("{question} [y/N] "));
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}

@@ -1,0 +1,141 @@
+//! Deleting a model from where it lies.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::folder::part_of;
+use super::{LocalModel, Place};
+use crate::{Error, Result};
+
+/// What is deleted with a model.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Removal {
+    /// Files, and links to them.
+    pub files: Vec<PathBuf>,
+    /// A folder with everything in it.
+    pub whole_folder: Option<PathBuf>,
+    /// A folder that is deleted if nothing else is in it.
+    emptied_folder: Option<PathBuf>,
+    /// Size of the files in bytes.
+    pub bytes: u64,
+}
+
+impl LocalModel {
+    /// What is to be deleted, so that the model is gone: its GGUF files; of a directory, the files in it and not those in folders
+    /// below it; in the Hub's cache, what no other model of the repository needs.
+    ///
+    /// Fails for a model of another program, which would still list it, and if its files cannot be listed.
+    pub fn removal(&self) -> Result<Removal> {
+        let name = &self.name;
+        let left_to = |program: &str, how: &str| {
+            let expected = format!("a model in a folder or in the Hub's cache; {program} removes its own ({how})");
+            Err(Error::bad_request("model", expected, name))
+        };
+        match self.place {
+            Place::Ollama => left_to("Ollama", &format!("`ollama rm {name}`")),
+            Place::LmStudio => left_to("LM Studio", "in its list of models"),
+            Place::Folder => self.removal_from_folder(),
+            Place::Hub => self.removal_from_cache(),
+        }
+    }
+
+    fn removal_from_folder(&self) -> Result<Removal> {
+        let files = if self.path.is_dir() { plain_files(&self.path)? } else { parts(&self.path)? };
+        let emptied_folder = self.path.is_dir().then(|| self.path.clone());
+        Ok(Removal { bytes: size_of(&files), files, emptied_folder, whole_folder: None })
+    }
+
+    fn removal_from_cache(&self) -> Result<Removal> {
+        let is_repository = |folder: &&Path| {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("models--") && folder.join("snapshots").is_dir()
+        };
+        let Some(repository) = self.path.ancestors().find(is_repository) else {
+            let expected = "a model in the folder of a repository, models--ORG--NAME";
+            return Err(Error::bad_request("model", expected, self.path.display()));
+        };
+        let own = if self.path.is_dir() { Vec::new() } else { parts(&self.path)? };
+        let others = weights_below(&repository.join("snapshots"))?;
+        if own.is_empty() || others.iter().all(|file| own.contains(file)) {
+            let bytes = size_of(&plain_files(&repository.join("blobs")).unwrap_or_else(|_| others.clone()));
+            return Ok(Removal { whole_folder: Some(repository.to_owned()), bytes, ..Removal::default() });
+        }
+        let blob = |file: &PathBuf| fs::canonicalize(file).ok().filter(|blob| blob != file);
+        let in_use: Vec<PathBuf> = others.iter().filter(|file| !own.contains(file)).filter_map(blob).collect();
+        let blobs: Vec<PathBuf> = own.iter().filter_map(blob).filter(|blob| !in_use.contains(blob)).collect();
+        let bytes = size_of(if blobs.is_empty() { &own } else { &blobs });
+        Ok(Removal { files: own.into_iter().chain(blobs).collect(), bytes, ..Removal::default() })
+    }
+}
+
+impl Removal {
+    /// Deletes it.
+    ///
+    /// Fails at the first file that cannot be deleted.
+    pub fn delete(&self) -> Result<()> {
+        let failed = |path: &Path| {
+            let path = path.display().to_string();
+            move |source: io::Error| Error::File { path, source }
+        };
+        for file in &self.files {
+            fs::remove_file(file).map_err(failed(file))?;
+        }
+        if let Some(folder) = &self.whole_folder {
+            fs::remove_dir_all(folder).map_err(failed(folder))?;
+        }
+        if let Some(folder) = self.emptied_folder.as_ref().filter(|folder| is_empty(folder)) {
+            fs::remove_dir(folder).map_err(failed(folder))?;
+        }
+        Ok(())
+    }
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn size_of(files: &[PathBuf]) -> u64 {
+    files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum()
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let listed = fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let mut paths: Vec<PathBuf> =
+        listed.map_err(|source| Error::File { path: folder.display().to_string(), source })?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The files in a folder, without those in folders below it.
+fn plain_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    Ok(entries(folder)?.into_iter().filter(|path| path.is_file()).collect())
+}
+
+/// A GGUF file, or all parts of the model of which it is one.
+fn parts(path: &Path) -> Result<Vec<PathBuf>> {
+    let stem = |path: &Path| path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned);
+    let Some(whole) = stem(path).and_then(|stem| Some(part_of(&stem)?.0.to_owned())) else {
+        return Ok(vec![path.to_owned()]);
+    };
+    let is_part = |other: &PathBuf| {
+        let other_stem = stem(other).and_then(|stem| Some(part_of(&stem)?.0.to_owned()));
+        other.extension() == path.extension() && other_stem.as_ref() == Some(&whole)
+    };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    Ok(entries(folder)?.into_iter().filter(is_part).collect())
+}
+
+/// The weights in a folder and the folders below it.
+fn weights_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in entries(folder)? {
+        let is_link = fs::symlink_metadata(&path).is_ok_and(|entry| entry.is_symlink());
+        if path.is_dir() && !is_link {
+            found.extend(weights_below(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "gguf" || extension == "safetensors") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
