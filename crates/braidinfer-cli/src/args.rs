@@ -214,6 +214,12 @@ pub struct RunArgs {
     /// Print one JSON object instead of streaming text
     #[arg(long)]
     pub json: bool,
+    /// With --json: the log-probability of each token, and so many of the likeliest ones at its place
+    #[arg(long, value_name = "N", requires = "json")]
+    pub logprobs: Option<usize>,
+    /// Take what a prompt begins with from this file, so that it need not be computed, and keep the prompt and its answer there
+    #[arg(long, value_name = "FILE")]
+    pub prompt_cache: Option<PathBuf>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
@@ -225,7 +231,8 @@ pub struct RunArgs {
     allow_negative_numbers = true,
     after_help = "\
 Messages come from the terminal, or from a pipe or file: then each line is a message, unless it is one of the commands that
-/help shows, and answers are all that is written to standard output. The first error ends such a chat.
+/help shows, and answers are all that is written to standard output. The first error ends such a chat. A message of several
+lines stands between two lines of \"\"\", or is written with Alt-Enter. What is typed is kept in chat_history, beside aliases.
 
 Examples:
   braidinfer chat ./Llama-3.2-1B-Instruct
@@ -237,6 +244,9 @@ pub struct ChatArgs {
     /// Instructions that stand before the chat
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Neither show what was typed in earlier chats, nor keep what is typed in this one
+    #[arg(long)]
+    pub no_history: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
@@ -920,6 +930,13 @@ pub struct EngineArgs {
     /// Tokens whose keys and values there is room for; what half of the free memory holds if left out
     #[arg(long, value_name = "N", value_parser = count(1, 1 << 48))]
     pub kv_cache_tokens: Option<usize>,
+    /// Keep keys and values of prompts on the disk, too, at most so much of each model, such as 10GB, and read them from there when a
+    /// prompt begins in the same way
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "no_prefix_cache")]
+    pub saved_prefixes: Option<u64>,
+    /// Folder for them; one in the system's folder for caches if left out
+    #[arg(long, value_name = "FOLDER", requires = "saved_prefixes")]
+    pub saved_prefixes_folder: Option<PathBuf>,
     /// Compute every prompt from its first token on, even if another one began alike
     #[arg(long)]
     pub no_prefix_cache: bool,
@@ -942,6 +959,12 @@ pub struct LoadArgs {
     /// File with a chat template in Jinja, or the name of one of the model's, in place of its default
     #[arg(long, value_name = "FILE|NAME")]
     pub chat_template: Option<PathBuf>,
+    /// A smaller model with the same tokens, which guesses what comes next, where that is measured to be faster; answers do not change
+    #[arg(long, value_name = "MODEL")]
+    pub draft: Option<OsString>,
+    /// How many tokens it guesses at a time; as many as pay off if left out
+    #[arg(long, value_name = "N", requires = "draft", value_parser = count(1, 15))]
+    pub draft_tokens: Option<usize>,
     #[command(flatten)]
     pub precision: PrecisionArgs,
     #[command(flatten)]

@@ -13,8 +13,8 @@ use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
 use braidinfer::executor::{GpuShare, Kernels, KvDtype};
 use braidinfer::model::ModelSource;
 use braidinfer::{
-    Aliases, Llm, LoadOptions, ModelName, PackedCache, Places, ResolveOptions, WorkerProgram, default_packed_folder,
-    default_verdict_folder,
+    Aliases, DraftOptions, Llm, LoadOptions, ModelName, PackedCache, Places, ResolveOptions, SavedPrefixes,
+    WorkerProgram, default_packed_folder, default_verdict_folder,
 };
 
 use crate::args::{ComputingArgs, DtypeArg, KernelsArg, KvDtypeArg, LoadArgs, PackedArgs, PrecisionArg, parse_size};
@@ -138,11 +138,20 @@ fn read_bounded(from: impl Read) -> io::Result<Vec<u8>> {
 
 /// Opens a model with a progress bar, prints its notes, and returns the time it took.
 pub fn open(model: Option<&OsStr>, args: &LoadArgs) -> anyhow::Result<(Llm, Duration)> {
+    open_with(model, args, None)
+}
+
+/// The same, with keys and values of prompts kept on the disk.
+pub fn open_with(
+    model: Option<&OsStr>,
+    args: &LoadArgs,
+    saved_prefixes: Option<SavedPrefixes>,
+) -> anyhow::Result<(Llm, Duration)> {
     let started = Instant::now();
     interrupt::install()?;
     let source = source(model)?;
     // The command runs one sequence at a time.
-    let options = LoadOptions { max_sequences: 1, ..load_options(args)? };
+    let options = LoadOptions { max_sequences: 1, saved_prefixes, ..load_options(args)? };
     let llm = load(&source, &options)?;
     llm.notes().iter().for_each(output::note);
     Ok((llm, started.elapsed()))
@@ -164,7 +173,9 @@ pub fn load_options(args: &LoadArgs) -> anyhow::Result<LoadOptions> {
         bail!("--force: it takes the fastest level, so expected --precision fast or auto beside it, found exact");
     }
     let chat_template = args.chat_template.clone();
-    Ok(LoadOptions { force: args.force, precision, chat_template, ..options(kernels, &args.computing)? })
+    let draft = args.draft.as_deref().map(|draft| source(Some(draft)).context("--draft")).transpose()?;
+    let draft = draft.map(|source| DraftOptions { source, tokens: args.draft_tokens });
+    Ok(LoadOptions { force: args.force, precision, chat_template, draft, ..options(kernels, &args.computing)? })
 }
 
 impl From<PrecisionArg> for Precision {

@@ -78,6 +78,16 @@ pub fn print_dim(text: &str) -> anyhow::Result<()> {
     if colours(&io::stdout()) { write(format!("\x1b[2m{}\x1b[0m", lines(text)).as_bytes()) } else { print(text) }
 }
 
+/// Whether a line on stdout can be written again.
+pub fn can_rewrite() -> bool {
+    colours(&io::stdout())
+}
+
+/// Writes `text` dimmed, in place of the line that was written before.
+pub fn rewrite_dim(text: &str) -> anyhow::Result<()> {
+    write(format!("\r\x1b[2m{}\x1b[0m\x1b[K", one_line(text)).as_bytes())
+}
+
 /// Whether `stream` shows colours and the user wants them (<https://no-color.org>).
 fn colours(stream: &impl IsTerminal) -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());

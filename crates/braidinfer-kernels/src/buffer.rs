@@ -66,11 +66,31 @@ impl<T> DerefMut for Buffer<T> {
 }
 
 /// Values whose zero has all bits zero.
-pub(crate) trait Zeroed: Copy + Default + std::fmt::Debug {}
+pub(crate) trait Zeroed: Copy + Default + std::fmt::Debug {
+    /// Appends its bytes, the lowest first.
+    fn save(self, out: &mut Vec<u8>);
+    /// The value with these bytes, of which there are as many as it has.
+    fn restored(bytes: &[u8]) -> Self;
+}
 
-impl Zeroed for f32 {}
-impl Zeroed for u16 {}
-impl Zeroed for u8 {}
+macro_rules! zeroed {
+    ($($type:ty)*) => {
+        $(
+            impl Zeroed for $type {
+                fn save(self, out: &mut Vec<u8>) {
+                    out.extend_from_slice(&self.to_le_bytes());
+                }
+                fn restored(bytes: &[u8]) -> Self {
+                    let mut own = [0; size_of::<Self>()];
+                    own.copy_from_slice(bytes);
+                    Self::from_le_bytes(own)
+                }
+            }
+        )*
+    };
+}
+
+zeroed! { f32 u16 u8 }
 
 /// `len` zeros, whose memory the system commits when it is first written.
 ///

@@ -1,4 +1,4 @@
-//! Where what can be made again is kept: verdicts of checks, packed weights.
+//! Where what can be made again is kept, such as verdicts of checks and packed weights, and where settings are.
 
 use std::env;
 use std::ffi::OsString;
@@ -6,6 +6,16 @@ use std::path::PathBuf;
 
 /// The variable that names another folder for what can be made again.
 const CACHE: &str = "BRAIDINFER_CACHE";
+
+/// The variable that names another folder for settings.
+const SETTINGS: &str = "BRAIDINFER_CONFIG";
+
+/// The folder for settings of a user, such as aliases: the one that the environment variable `BRAIDINFER_CONFIG` names, else
+/// `braidinfer` in the system's folder for settings. `None` if the system has no such folder. The folder need not exist.
+pub fn settings_folder() -> Option<PathBuf> {
+    let named = env::var_os(SETTINGS).filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    named.or_else(|| Some(dirs::config_dir()?.join("braidinfer")))
+}
 
 /// The folder that programs keep verdicts of checks in, for [`LoadOptions::verdicts`](crate::LoadOptions::verdicts):
 /// `verdicts` in the folder that the environment variable `BRAIDINFER_CACHE` names, else in `braidinfer` in the system's
@@ -18,6 +28,12 @@ pub fn default_verdict_folder() -> Option<PathBuf> {
 /// verdicts.
 pub fn default_packed_folder() -> Option<PathBuf> {
     folder("packed")
+}
+
+/// The folder that programs keep prefixes of prompts in, for [`SavedPrefixes`](crate::SavedPrefixes): `prefixes`, beside that of
+/// verdicts.
+pub fn default_prefix_folder() -> Option<PathBuf> {
+    folder("prefixes")
 }
 
 /// The folder in which running servers note themselves: `servers`, beside that of verdicts.

@@ -29,6 +29,7 @@ mod packed_cache;
 mod partial_file;
 pub mod perplexity;
 mod quantize;
+mod saved_prefixes;
 mod structured;
 pub mod text;
 mod threads;
@@ -36,7 +37,9 @@ pub mod validation;
 mod worker;
 
 pub use advice::{Advice, Setting};
-pub use cache_folders::{default_packed_folder, default_server_folder, default_verdict_folder};
+pub use cache_folders::{
+    default_packed_folder, default_prefix_folder, default_server_folder, default_verdict_folder, settings_folder,
+};
 pub use containment::{CancelFlag, WorkLimits, WorkerProgram, WorkerStats};
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
@@ -46,9 +49,10 @@ pub use llm::{
     Completion, ConversationPrompt, Event, GenerateRequest, Llm, ModelText, Outline, Output, Prompt, RequestId,
     ShadowCheck, StreamEvent, Timings, Token, WeightsInfo,
 };
-pub use loading::{CheckDepth, KvCacheRoom, LoadOptions, PipelinePlan, check, check_memory};
+pub use loading::{CheckDepth, DraftOptions, KvCacheRoom, LoadOptions, PipelinePlan, check, check_memory};
 pub use memory::{available as available_memory, size};
 pub use packed_cache::{KeptWeights, PackedCache};
+pub use saved_prefixes::SavedPrefixes;
 
 #[cfg(feature = "hub")]
 pub use local_models::{Aliases, LocalModel, Place, Places, Removal};

@@ -1,5 +1,6 @@
 //! Loading a model from its files: choosing the kernels and their precision.
 
+mod draft;
 mod keeping;
 mod pipeline;
 
@@ -10,10 +11,15 @@ use braidinfer_kernels::{Isa, NumericLevel};
 use braidinfer_model::quantization::FileType;
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelError, ModelSource, Weights, describe};
 
+use sha2::{Digest, Sha256};
+
+pub use self::draft::DraftOptions;
+pub(crate) use self::draft::{LoadedDraft, Target, load_draft};
 use self::keeping::Place;
 pub use self::pipeline::PipelinePlan;
 use crate::compat::{self, Checked, CheckedKernels, CompatReport, Precision, Subject, Thoroughness, VerdictCache};
 use crate::containment::WorkerProgram;
+use crate::digest::field;
 use crate::engine::{SamplingParams, state_slots};
 use crate::executor::fused::{self, FusedOptions};
 use crate::executor::standard::{self, ComputeDtype, InputSquares, LoadProgress, QuantizedWeights, StandardOptions};
@@ -24,6 +30,7 @@ use crate::llm::FoundTemplate;
 use crate::memory::{self, Need, Room, kv_bytes_per_token};
 use crate::packed_cache::PackedCache;
 use crate::quantize::{quantize_weights, quantized_bytes};
+use crate::saved_prefixes::{PrefixKey, SavedPrefixes};
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use crate::threads::Threads;
 use crate::{Error, Result};
@@ -93,6 +100,10 @@ pub struct LoadOptions {
     /// Propose draft tokens from repetitions in the text (prompt lookup decoding) where that is faster. Outputs do not
     /// change.
     pub prompt_lookup: bool,
+    /// A smaller model with the same tokens, which drafts where that is expected to be faster. Outputs do not change.
+    pub draft: Option<DraftOptions>,
+    /// Keep keys and values of prompts on the disk; if `None`, only in memory.
+    pub saved_prefixes: Option<SavedPrefixes>,
     /// Pause decoding during prefill, instead of mixing chunked prefill with decode steps.
     pub prompts_first: bool,
     /// A program that does the work on untrusted input (chat templates, schemas, grammars) in processes of its own, with limits
@@ -140,6 +151,8 @@ impl Default for LoadOptions {
             kv_cache: KvCacheRoom::AllSequences,
             prefix_cache: true,
             prompt_lookup: true,
+            draft: None,
+            saved_prefixes: None,
             prompts_first: false,
             worker: None,
             shadow_check: 0.0,
@@ -511,6 +524,15 @@ impl ModelParts {
     /// Where the verdict on these kernels is kept.
     fn verdict_cache(&self, options: &LoadOptions, fused: &CheckedKernels<'_>) -> Result<VerdictCache> {
         VerdictCache::new(options.verdicts.as_deref(), &self.subject(), fused, options.precision)
+    }
+
+    /// What keys and values depend on, besides tokens: the model, its kernels with their plan, and this build.
+    pub(crate) fn prefix_key(&self, options: &LoadOptions, decoder: &Decoder<'_>) -> Result<PrefixKey> {
+        let verdict = self.verdict_cache(options, &CheckedKernels::of(decoder))?;
+        let mut hash = Sha256::new();
+        field(&mut hash, verdict.key().as_bytes());
+        field(&mut hash, format!("{:?}", decoder.plan()).as_bytes());
+        Ok(PrefixKey(hash.finalize().into()))
     }
 
     /// Fails if a check found that the type of keys and values that was asked for does not serve.

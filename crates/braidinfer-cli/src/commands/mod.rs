@@ -7,6 +7,7 @@ pub mod chat;
 pub mod check;
 pub mod compare;
 pub mod completions;
+mod conversation;
 pub mod devices;
 pub mod diff;
 pub mod health;

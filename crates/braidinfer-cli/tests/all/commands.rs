@@ -262,9 +262,52 @@ fn answers_are_held_to_a_schema_or_a_grammar() {
 }
 
 #[test]
+fn probabilities_are_printed_where_they_are_asked_for() {
+    let asked = ["run", "--raw", "Once upon a time", "--json", "--logprobs", "2"];
+    let answer = succeed_json([&asked[..], &GREEDY].concat());
+    let (ids, found) = (answer["ids"].as_array().expect("ids"), answer["logprobs"].as_array().expect("they are there"));
+    assert_eq!(found.len(), ids.len());
+    for (one, id) in found.iter().zip(ids) {
+        assert_eq!((&one["id"], &one["top"][0]["id"], one["top"].as_array().map(Vec::len)), (id, id, Some(2)), "{one}");
+        assert!(one["logprob"].as_f64() <= Some(0.0) && one["token"].is_string(), "{one}");
+    }
+    assert!(stderr(&output(["run", "x", "--logprobs", "2"])).contains("--json"));
+    refuse(["run", "--raw", "x", "--json", "--logprobs", "21"], &["--logprobs", "20"]);
+}
+
+#[test]
+fn a_prompt_is_kept_in_a_file_and_taken_from_there() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = folder.path().join("prompt").display().to_string();
+    let story = "Once upon a time there was a little fox who lived in the forest with his friend the owl. ".repeat(3);
+    let run = |text: &str| output([&["run", "--raw", text, "--prompt-cache", &path][..], &GREEDY].concat());
+    let plain = succeed([&["run", "--raw", &format!("{story}One day")][..], &GREEDY].concat());
+    let first = run(&story);
+    assert!(first.status.success() && stderr(&first).contains("0 of "), "{}", stderr(&first));
+    let second = run(&format!("{story}One day"));
+    assert_eq!(stdout(&second), plain);
+    assert!(
+        !stderr(&second).contains("note: 0 of ") && stderr(&second).contains("of the prompt are from"),
+        "{}",
+        stderr(&second)
+    );
+    // What is something else is left alone.
+    let letter = folder.path().join("letter.txt").display().to_string();
+    fs::write(&letter, "Dear Ada").expect("it can be written");
+    refuse(["run", "--raw", "x", "--prompt-cache", &letter], &["--prompt-cache", "letter.txt, which is another file"]);
+    assert_eq!(fs::read_to_string(&letter).ok().as_deref(), Some("Dear Ada"));
+    let llama = model("llama").display().to_string();
+    refuse(["run", &llama, "--ids", "1,2,3", "--prompt-cache", &path], &["another one's; remove it"]);
+    refuse(
+        ["run", "--raw", "x", "--prompt-cache", &path, "--kernels", "standard"],
+        &["--prompt-cache", "fused kernels"],
+    );
+}
+
+#[test]
 fn a_chat_reads_lines_from_a_pipe() {
     let (answers, said) = piped(&[&["chat"][..], &GREEDY].concat(), "Hello\n\nWhat is 2+2?\n/help\n");
-    assert!(said.contains("/reset forgets the chat"), "{said}");
+    assert!(said.contains("/reset") && said.contains("forgets the chat"), "{said}");
     let lines: Vec<&str> = answers.lines().collect();
     assert!(lines.len() == 2 && lines[1].contains("I only know little stories"), "{answers}");
     // The second answer knows the first message.

@@ -5,7 +5,7 @@ use std::io;
 use super::block::attend_span;
 use super::kv_types::{BLOCK_DIMS, Q4_0, Q8_0, Stored};
 use super::{Attention, Partial};
-use crate::buffer::zeros;
+use crate::buffer::{Zeroed, zeros};
 use crate::isa::{Isa, dispatched};
 use crate::simd::LANES;
 
@@ -125,6 +125,32 @@ impl<T: KvElement> KvSlab<T> {
         }
     }
 
+    /// Bytes of a tile of heads that are `head_dim` wide, as [`KvSlab::save_tile`] writes them.
+    pub fn tile_bytes(head_dim: usize) -> usize {
+        LANES * T::position_bytes(head_dim)
+    }
+
+    /// Appends the codes of keys and values of a tile and their scales, as they are stored, each with its lowest byte first.
+    pub fn save_tile(&self, tile: usize, out: &mut Vec<u8>) {
+        part(&self.keys, tile).iter().for_each(|code| code.save(out));
+        part(&self.values, tile).iter().for_each(|code| code.save(out));
+        part(&self.key_scales, tile).iter().for_each(|scale| scale.save(out));
+        part(&self.value_scales, tile).iter().for_each(|scale| scale.save(out));
+    }
+
+    /// Sets a tile to what [`KvSlab::save_tile`] wrote of one that is as wide.
+    ///
+    /// # Panics
+    ///
+    /// If there are not [`KvSlab::tile_bytes`] bytes, or no such tile.
+    pub fn restore_tile(&mut self, tile: usize, bytes: &[u8]) {
+        assert_eq!(bytes.len(), Self::tile_bytes(self.head_dim), "bytes of a tile");
+        let bytes = restore(part_mut(&mut self.keys, tile), bytes);
+        let bytes = restore(part_mut(&mut self.values, tile), bytes);
+        let bytes = restore(part_mut(&mut self.key_scales, tile), bytes);
+        restore(part_mut(&mut self.value_scales, tile), bytes);
+    }
+
     fn keys(&self, tile: usize) -> Tile<'_, T> {
         Tile { codes: part(&self.keys, tile), scales: part(&self.key_scales, tile) }
     }
@@ -137,6 +163,20 @@ impl<T: KvElement> KvSlab<T> {
 fn part<T>(tiles: &[T], tile: usize) -> &[T] {
     let len = tiles.len() / SLAB_TILES;
     &tiles[tile * len..][..len]
+}
+
+fn part_mut<T>(tiles: &mut [T], tile: usize) -> &mut [T] {
+    let len = tiles.len() / SLAB_TILES;
+    &mut tiles[tile * len..][..len]
+}
+
+/// Sets values to those with the first of these bytes, and returns the others.
+fn restore<'a, T: Zeroed>(values: &mut [T], bytes: &'a [u8]) -> &'a [u8] {
+    let (own, others) = bytes.split_at(size_of_val(values));
+    for (value, bytes) in values.iter_mut().zip(own.chunks_exact(size_of::<T>())) {
+        *value = T::restored(bytes);
+    }
+    others
 }
 
 /// The cached keys and values of one sequence for one key/value head.

@@ -95,6 +95,11 @@ impl VerdictCache {
         Ok(Self { path, subject, key: hex(&hash.finalize()) })
     }
 
+    /// What the verdict is about, and the build of the engine, as a checksum.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// What the verdict is about, whatever build of the engine measured it, as a checksum.
     pub(crate) fn subject(&self) -> &str {
         &self.subject

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 pub type BlockHash = [u8; 32];
 
 /// The hash of a full block with `tokens`, chained to the hash of the block `before` it.
-pub(super) fn block_hash(before: Option<&BlockHash>, tokens: &[u32]) -> BlockHash {
+pub(crate) fn block_hash(before: Option<&BlockHash>, tokens: &[u32]) -> BlockHash {
     let mut hash = Sha256::new();
     hash.update(before.unwrap_or(&[0; 32]));
     tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));

@@ -22,6 +22,20 @@ pub(super) const MAX_DECODE_ROWS: usize = 16;
 const RATE_WEIGHT: f64 = 0.2;
 const RECOVERY: f64 = 0.02;
 
+/// Tokens that a step with `depth` draft tokens gives on average, if each is accepted with probability `rate` where those before it
+/// were.
+pub(super) fn expected_tokens(rate: f64, depth: usize) -> f64 {
+    (0..=depth).map(|count| rate.powi(count as i32)).sum()
+}
+
+/// Draft tokens of a sequence, and who proposed them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Draft {
+    pub(super) tokens: Vec<u32>,
+    /// Whether they are those of a draft model, and not looked up.
+    pub(super) is_of_model: bool,
+}
+
 /// Proposes draft tokens for one sequence.
 #[derive(Debug)]
 pub(super) struct Drafter {
@@ -60,6 +74,11 @@ impl Drafter {
             drafted.push(tokens.get(position).copied().unwrap_or_else(|| drafted[position - tokens.len()]));
         }
         drafted
+    }
+
+    /// How many times as fast tokens are expected to come with the last draft, which has `drafted` tokens.
+    pub(super) fn gain(&self, drafted: usize, cost: f64) -> f64 {
+        expected_tokens(self.rates[self.ngram_len - 1], drafted) / (1.0 + cost * drafted as f64)
     }
 
     /// Indexes every n-gram of `tokens` except the one at the end.

@@ -5,12 +5,14 @@
 mod block_pool;
 mod constraint;
 mod draft;
+mod draft_model;
 mod logprobs;
 mod parameters;
 mod pending_sample;
 mod raw_sequence;
 mod sampler;
 mod sampling_params;
+mod saved_prefixes;
 mod scheduler;
 mod sequence;
 mod shadow_sample;
@@ -24,8 +26,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+pub(crate) use block_pool::block_hash;
 pub use block_pool::{BlockEvent, BlockHash};
 pub use constraint::{Constraint, ConstraintFactory, TokenMask};
+pub(crate) use draft_model::DraftModel;
 pub use logprobs::TokenLogprobs;
 pub use parameters::{Kind, Parameter};
 pub use sampling_params::{MOST_LOGPROBS, PARAMETERS, SamplingParams};
@@ -41,6 +45,7 @@ use self::sequence::Sequence;
 use self::shadow_sample::ShadowSamples;
 use self::softmax::first_not_finite;
 use crate::executor::{Argmax, Batch, Capabilities, Decoder, NoProbe, Outputs, ReadPattern};
+use crate::saved_prefixes::PrefixFolder;
 use crate::{Error, Result};
 
 /// Is told how the contents of the prefix cache change, after each step.
@@ -185,6 +190,8 @@ pub struct EngineStats {
     pub accepted_tokens: usize,
     /// Number of sequences that ended because logits or hidden states were not finite.
     pub not_finite: usize,
+    /// Number of blocks of the prefix cache that were read from the disk.
+    pub restored_blocks: usize,
     /// Bytes of GPU memory in use.
     pub device_bytes: u64,
     /// The last step.
@@ -229,16 +236,21 @@ pub struct Engine {
     /// Whether drafts cannot change an output with this decoder.
     may_draft: bool,
     scheduler: Scheduler,
+    draft_model: Option<DraftModel>,
     next_id: SequenceId,
     steps: usize,
     draft_tokens: usize,
     accepted_tokens: usize,
     not_finite: usize,
     last_step: StepStats,
+    /// How long it took to schedule the current step, with the drafts in it.
+    drafting: Duration,
     shadow_samples: ShadowSamples,
     /// Sequences that sit out steps because their constraints are not ready.
     parked: BTreeMap<SequenceId, PendingSample>,
     block_listener: Option<BlockListener>,
+    prefix_folder: Option<PrefixFolder>,
+    restored_blocks: usize,
     /// Outputs of a step that could not be ended, for the next one.
     undelivered: Vec<StepOutput>,
 }
@@ -269,15 +281,19 @@ impl Engine {
                 .with_argmax(computes_argmax),
             decoder,
             may_draft,
+            draft_model: None,
             next_id: 0,
             steps: 0,
             draft_tokens: 0,
             accepted_tokens: 0,
             not_finite: 0,
             last_step: StepStats::default(),
+            drafting: Duration::ZERO,
             shadow_samples: ShadowSamples::new(config.shadow_share),
             parked: BTreeMap::new(),
             block_listener: None,
+            prefix_folder: None,
+            restored_blocks: 0,
             undelivered: Vec::new(),
         })
     }
@@ -342,6 +358,20 @@ impl Engine {
         self.scheduler.config.prompt_lookup = wanted && self.may_draft;
     }
 
+    /// Lets a smaller model draft the next tokens of answers, too. Returns whether it does: not with a decoder whose outputs drafts
+    /// could change.
+    pub(crate) fn set_draft_model(&mut self, model: DraftModel) -> bool {
+        self.draft_model = Some(model).filter(|_| self.may_draft);
+        self.draft_model.is_some()
+    }
+
+    /// Why the draft model does not draft any more, if it failed since the last call.
+    pub(crate) fn take_draft_failure(&mut self) -> Option<Error> {
+        let failure = self.draft_model.as_mut()?.take_failure()?;
+        self.draft_model = None;
+        Some(failure)
+    }
+
     /// The configuration in effect.
     pub fn config(&self) -> EngineConfig {
         self.scheduler.config
@@ -361,6 +391,7 @@ impl Engine {
             draft_tokens: self.draft_tokens,
             accepted_tokens: self.accepted_tokens,
             not_finite: self.not_finite,
+            restored_blocks: self.restored_blocks,
             device_bytes: self.decoder.device_bytes(),
             last_step: self.last_step,
         }
@@ -414,6 +445,7 @@ impl Engine {
     /// limit, or at the context's end.
     pub fn add(&mut self, request: Request) -> Result<SequenceId> {
         self.check(&request.prompt, &request.params)?;
+        self.restore_beginning(&request);
         let id = self.next_id;
         self.next_id += 1;
         self.scheduler.add(Sequence::new(id, request)?);
@@ -444,6 +476,7 @@ impl Engine {
         let Capabilities { same_bits_in_company, takes_back_drafts, computes_argmax, .. } = decoder.capabilities();
         self.may_draft = takes_back_drafts && same_bits_in_company;
         self.scheduler.config.prompt_lookup &= self.may_draft;
+        self.draft_model = self.draft_model.take().filter(|_| self.may_draft);
         let computes_argmax = computes_argmax && self.scheduler.config.shadow_share == 0.0;
         let capacity = decoder.kv_cache().capacity();
         self.scheduler.config.context = self.scheduler.config.context.min(capacity);
@@ -458,6 +491,8 @@ impl Engine {
             self.undelivered.push(StepOutput { sequence, output: Err(error) });
         }
         self.decoder = decoder;
+        // It stores keys and values in another way.
+        self.prefix_folder = None;
     }
 
     /// The oldest sample that waits for its comparison with the standard kernels.
@@ -495,11 +530,13 @@ impl Engine {
     }
 
     fn tell_of_blocks(&mut self) {
-        if let Some(listener) = &mut self.block_listener {
-            let events = self.scheduler.take_block_events();
-            if !events.is_empty() {
-                listener(events);
-            }
+        if self.block_listener.is_none() && self.prefix_folder.is_none() {
+            return;
+        }
+        let events = self.scheduler.take_block_events();
+        self.keep_blocks(&events);
+        if let Some(listener) = self.block_listener.as_mut().filter(|_| !events.is_empty()) {
+            listener(events);
         }
     }
 
@@ -507,6 +544,7 @@ impl Engine {
     fn try_step(&mut self, outputs: &mut Vec<StepOutput>) -> Result<()> {
         self.steps += 1;
         let started = Instant::now();
+        self.drafting = Duration::ZERO;
         self.resume_parked(started, outputs);
         let mut step = self.schedule(outputs)?;
         if step.sequences.is_empty() {
@@ -538,7 +576,8 @@ impl Engine {
         }
         self.take_snapshots()?;
         let took = started.elapsed();
-        self.scheduler.step_costs.observe(tokens, took);
+        // What a draft model took is counted by itself.
+        self.scheduler.step_costs.observe(tokens, took.saturating_sub(self.drafting));
         let is_token = |output: &&StepOutput| matches!(output.output, Ok(SequenceOutput::Token(_)));
         self.last_step = StepStats {
             sequences,
@@ -555,7 +594,9 @@ impl Engine {
     fn schedule(&mut self, failed: &mut Vec<StepOutput>) -> Result<ScheduledStep> {
         let mut restored = Vec::new();
         loop {
-            let mut step = self.scheduler.schedule();
+            let drafting = Instant::now();
+            let mut step = self.scheduler.schedule(self.draft_model.as_mut());
+            self.drafting += drafting.elapsed();
             restored.append(&mut step.restored);
             let refused = match self.decoder.reserve(&step.batch) {
                 Ok(()) if step.sequences.is_empty() && self.parked.is_empty() => self.scheduler.starved(),
@@ -590,7 +631,7 @@ impl Engine {
             let Some(sequence) = self.scheduler.sequence_mut(scheduled.sequence) else { continue };
             let samples = scheduled.wanted.iter().any(|position| position + 1 >= sequence.tokens.len());
             if let (true, Some(constraint)) = (samples, sequence.constraint()) {
-                constraint.ask_masks(&scheduled.draft);
+                constraint.ask_masks(&scheduled.draft.tokens);
             }
         }
     }
@@ -688,10 +729,14 @@ impl Engine {
         }
         let Some(sequence) = self.scheduler.sequence_mut(id) else { return };
         sequence.is_parked = false;
-        if !scheduled.draft.is_empty() {
+        let drafted = scheduled.draft.tokens.len();
+        if drafted > 0 {
             let accepted = generated.saturating_sub(1);
-            sequence.record_drafts(scheduled.draft.len(), accepted);
-            self.draft_tokens += scheduled.draft.len();
+            match (&mut self.draft_model, scheduled.draft.is_of_model) {
+                (Some(model), true) => model.record(id, drafted, accepted),
+                _ => sequence.record_drafts(drafted, accepted),
+            }
+            self.draft_tokens += drafted;
             self.accepted_tokens += accepted;
         }
         if choice == Choice::Ended {
@@ -787,7 +832,7 @@ impl Engine {
                 return Ok(Choice::Ended);
             }
             // The logits after a draft token are valid only if it was accepted.
-            if pending.scheduled.draft.get(pending.generated - 1) != Some(&token) {
+            if pending.scheduled.draft.tokens.get(pending.generated - 1) != Some(&token) {
                 return Ok(Choice::Over);
             }
         }

@@ -50,6 +50,36 @@ pub(super) struct Refusal {
 }
 
 impl Parameter {
+    /// Whether it has a form as one text.
+    pub fn can_be_written(&self) -> bool {
+        !matches!(self.kind, Kind::Biases(_))
+    }
+
+    /// Sets it to a value that somebody wrote: a number, `none` where there need be no limit, `true` or `false`, one stop text, or token
+    /// ids with commas between them.
+    ///
+    /// Fails on another text; whether the value is in its range is for [`SamplingParams::validate`] to say.
+    pub fn write(&self, params: &mut SamplingParams, text: &str) -> Result<()> {
+        let refused = |expected: &str| Error::bad_request(self.name, expected, text);
+        match self.kind {
+            Kind::Number(set) => set(params, text.parse().map_err(|_| refused("a number"))?),
+            Kind::Count(set) => set(params, text.parse().map_err(|_| refused("a whole number"))?),
+            Kind::CountOrAll(set) if text == "none" => set(params, None),
+            Kind::CountOrAll(set) => set(params, Some(text.parse().map_err(|_| refused("a whole number, or none"))?)),
+            Kind::Seed(set) => set(params, text.parse().map_err(|_| refused("a whole number"))?),
+            Kind::Switch(set) => set(params, text.parse().map_err(|_| refused("true or false"))?),
+            Kind::Texts(set) => {
+                set(params, Some(text.to_owned()).filter(|text| !text.is_empty()).into_iter().collect())
+            }
+            Kind::TokenIds(set) => {
+                let ids = text.split(',').map(|id| id.trim().parse()).collect::<std::result::Result<_, _>>();
+                set(params, ids.map_err(|_| refused("token ids with commas between them"))?);
+            }
+            Kind::Biases(_) => return Err(refused("nothing: it has no form as a text")),
+        }
+        Ok(())
+    }
+
     /// Refuses a value that is not in its range.
     pub(super) fn validate(&self, params: &SamplingParams) -> Result<()> {
         let refused = |refusal: Refusal| Error::bad_request(self.name, refusal.expected, refusal.found);

@@ -16,7 +16,7 @@ const FIRST_SORTED: usize = 64;
 const BLOCK: usize = 64;
 
 /// Chooses the tokens of one sequence. The same seed and logits give the same choices.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Sampler {
     rng: Pcg64,
 }
@@ -40,6 +40,32 @@ impl Sampler {
         }
         let candidates = Candidates::new(&logits, params);
         candidates.choose(self.rng.random::<f64>())
+    }
+}
+
+/// Chooses tokens from other logits as a sequence would, with the random numbers that it will take.
+#[derive(Debug)]
+pub(super) struct Proposer {
+    pub(super) sampler: Sampler,
+    pub(super) params: SamplingParams,
+    pub(super) prompt: Vec<u32>,
+    /// The answer so far, drafts included.
+    pub(super) answer: Vec<u32>,
+    /// Tokens that end the answer.
+    pub(super) ends: Vec<u32>,
+}
+
+impl Proposer {
+    /// The next token of the draft.
+    pub(super) fn propose(&mut self, logits: &[f32]) -> u32 {
+        let token = self.sampler.sample(logits, &self.prompt, &self.answer, &self.params);
+        self.answer.push(token);
+        token
+    }
+
+    /// Whether nothing comes after this token.
+    pub(super) fn is_end(&self, token: u32) -> bool {
+        self.ends.contains(&token)
     }
 }
 

@@ -15,7 +15,8 @@ use std::ops::Range;
 
 use self::decoding::Decoding;
 use super::block_pool::{Block, BlockEvent, BlockHash, BlockPool, BlockTable, block_hash};
-use super::draft::MAX_DECODE_ROWS;
+use super::draft::{Draft, MAX_DECODE_ROWS};
+use super::draft_model::{DraftModel, Wanted, Worth};
 use super::sequence::{Sequence, SequenceState};
 use super::step_costs::{StepCosts, StepTokens};
 use super::waiting::{ClientId, Turns, WaitingQueue, level_shares};
@@ -115,7 +116,7 @@ pub(super) struct ScheduledSequence {
     /// What is wanted of these positions.
     pub(super) kind: OutputKind,
     /// Draft tokens after the newest token; `positions` includes theirs.
-    pub(super) draft: Vec<u32>,
+    pub(super) draft: Draft,
 }
 
 impl StateSlots {
@@ -146,7 +147,7 @@ impl ScheduledStep {
         StepTokens {
             prompt: prompts.map(|scheduled| scheduled.positions.len()).sum(),
             decodes: self.sequences.iter().filter(decoding).count(),
-            draft: self.sequences.iter().map(|scheduled| scheduled.draft.len()).sum(),
+            draft: self.sequences.iter().map(|scheduled| scheduled.draft.tokens.len()).sum(),
         }
     }
 
@@ -267,6 +268,38 @@ impl Scheduler {
         self.pool.take_events()
     }
 
+    /// The blocks of the longest prefix of these tokens that is in the prefix cache.
+    pub(super) fn cached_prefix(&self, tokens: &[u32]) -> Vec<Block> {
+        let (mut before, mut blocks) = (None, Vec::new());
+        for tokens in tokens.chunks_exact(self.block_size) {
+            let hash = block_hash(before.as_ref(), tokens);
+            let Some(block) = self.pool.find(&hash) else { break };
+            blocks.push(block);
+            before = Some(hash);
+        }
+        blocks
+    }
+
+    /// Whether a block is in the prefix cache.
+    pub(super) fn has_cached(&self, hash: &BlockHash) -> bool {
+        self.pool.has(hash)
+    }
+
+    /// A block of the prefix cache.
+    pub(super) fn cached_block(&self, hash: &BlockHash) -> Option<Block> {
+        self.pool.find(hash)
+    }
+
+    /// A free block, to be written to.
+    pub(super) fn free_block(&self) -> Option<Block> {
+        self.pool.allocate()
+    }
+
+    /// Adds a block that was written to the prefix cache; `before` stands for the tokens before it.
+    pub(super) fn register(&self, block: &Block, before: Option<&BlockHash>, tokens: &[u32]) {
+        self.pool.register_tokens(block, before, tokens);
+    }
+
     /// Empties the prefix cache, so that blocks and states may be overwritten.
     pub(super) fn forget_cached(&mut self) {
         if let Some(states) = &mut self.states {
@@ -319,8 +352,8 @@ impl Scheduler {
         self.forget_cached();
     }
 
-    /// Schedules the next step.
-    pub(super) fn schedule(&mut self) -> ScheduledStep {
+    /// Schedules the next step, with drafts of a model if there is one.
+    pub(super) fn schedule(&mut self, draft_model: Option<&mut DraftModel>) -> ScheduledStep {
         let mut step = ScheduledStep::default();
         self.steps += 1;
         self.turns.begin_step(self.contending(), &self.short_of_blocks, self.turn_limits());
@@ -334,13 +367,12 @@ impl Scheduler {
         }
         let Decoding { sequences: decoding, if_equal } = self.choose_decoding(ready, &prefilling);
         let only_decodes = self.step_costs.is_decode_time_wanted();
-        let most_drafts = match self.config.prompt_lookup && !only_decodes {
-            true => (MAX_DECODE_ROWS / decoding.len().max(1)).saturating_sub(1),
-            false => 0,
-        };
         let decodes = decoding.len();
-        for id in decoding {
-            let draft = self.draft(id, most_drafts, decodes);
+        let drafts = match only_decodes {
+            true => vec![Draft::default(); decodes],
+            false => self.drafts(&decoding, draft_model),
+        };
+        for (id, draft) in decoding.into_iter().zip(drafts) {
             self.push(&mut step, id, 1, draft);
         }
         let most = match (if_equal, step.has_decodes()) {
@@ -363,7 +395,7 @@ impl Scheduler {
             let mut sequences = sequences.into_iter();
             while share > 0
                 && let Some(id) = sequences.next()
-                && let Some(taken) = self.push(step, id, share, Vec::new())
+                && let Some(taken) = self.push(step, id, share, Draft::default())
             {
                 share -= taken;
             }
@@ -375,7 +407,7 @@ impl Scheduler {
             if left_over == 0 {
                 return;
             }
-            left_over -= self.push(step, id, left_over, Vec::new()).unwrap_or(0);
+            left_over -= self.push(step, id, left_over, Draft::default()).unwrap_or(0);
         }
     }
 
@@ -405,23 +437,58 @@ impl Scheduler {
         ids.iter().filter_map(|id| Some(&self.running[self.find(*id)?]))
     }
 
-    /// Draft tokens after the newest token of a sequence, one of `decodes` in the step, within its token limit and the free
-    /// blocks.
-    fn draft(&mut self, id: SequenceId, most: usize, decodes: usize) -> Vec<u32> {
-        let Some(index) = self.find(id) else { return Vec::new() };
+    /// Draft tokens after the newest token of each sequence that decodes: looked up earlier in it, or those of a draft model, by what
+    /// is expected to be faster.
+    fn drafts(&mut self, decoding: &[SequenceId], mut model: Option<&mut DraftModel>) -> Vec<Draft> {
+        let decodes = decoding.len();
+        let most = (MAX_DECODE_ROWS / decodes.max(1)).saturating_sub(1);
         let cost = self.step_costs.cost_of_draft_token(decodes);
+        let (step, token) = self.step_costs.decode_and_draft_token(decodes);
+        let (mut drafts, mut wanted, mut places) = (Vec::with_capacity(decodes), Vec::new(), Vec::new());
+        for (place, id) in decoding.iter().enumerate() {
+            let most = self.most_drafts(*id, most);
+            let (found, gain) = match self.find(*id).filter(|_| self.config.prompt_lookup) {
+                Some(index) => self.running[index].look_up(most, cost),
+                None => (Vec::new(), 1.0),
+            };
+            let worth = model.as_mut().map(|model| model.worth(*id, most, decodes, step, token));
+            if let (Some(Worth { depth, .. }), Some(index)) =
+                (worth.filter(|worth| worth.depth > 0 && worth.gain > gain), self.find(*id))
+            {
+                let sequence = &self.running[index];
+                let (tokens, proposer) = (sequence.tokens.clone(), sequence.proposer());
+                wanted.push(Wanted { id: *id, tokens, depth, proposer });
+                places.push(place);
+                drafts.push(Draft::default());
+            } else {
+                drafts.push(Draft { tokens: found, is_of_model: false });
+            }
+        }
+        if let Some(model) = model {
+            model.retain(|id| self.find(id).is_some());
+            let drafted = if wanted.is_empty() { Vec::new() } else { model.draft(&mut wanted) };
+            for (place, tokens) in places.into_iter().zip(drafted) {
+                drafts[place] = Draft { tokens, is_of_model: true };
+            }
+        }
+        drafts
+    }
+
+    /// Most draft tokens of a sequence within its token limit and the free blocks.
+    fn most_drafts(&self, id: SequenceId, most: usize) -> usize {
+        let Some(index) = self.find(id) else { return 0 };
+        let sequence = &self.running[index];
         // A step generates one token more than it accepts draft tokens.
-        let most = most.min(self.running[index].tokens_left(self.config.context).saturating_sub(1));
+        let most = most.min(sequence.tokens_left(self.config.context).saturating_sub(1));
         // Keep one free block for each running sequence, which may need it for its next token.
         let spare = self.pool.available().saturating_sub(self.running.len());
-        let sequence = &mut self.running[index];
         let room = (sequence.blocks.len() + spare) * self.block_size;
-        sequence.draft(most.min(room.saturating_sub(sequence.tokens.len())), cost)
+        most.min(room.saturating_sub(sequence.tokens.len()))
     }
 
     /// Adds at most `budget` of a sequence's next tokens to `step`, followed by its draft tokens. Returns how many tokens
     /// were added besides drafts. `None` if there are no blocks for them, or if the sequence was preempted.
-    fn push(&mut self, step: &mut ScheduledStep, id: SequenceId, budget: usize, draft: Vec<u32>) -> Option<usize> {
+    fn push(&mut self, step: &mut ScheduledStep, id: SequenceId, budget: usize, draft: Draft) -> Option<usize> {
         let index = self.find(id)?;
         let mut chunk = self.prompt_chunk(&self.running[index]).min(budget);
         if self.running[index].wants_prompt_logprobs() {
@@ -432,25 +499,26 @@ impl Scheduler {
             chunk = chunk.min(room);
             step.prompt_logits_rows += chunk;
         }
-        if !self.reserve(index, chunk + draft.len(), step) {
+        let drafted = draft.tokens.len();
+        if !self.reserve(index, chunk + drafted, step) {
             return None;
         }
         let sequence = &mut self.running[index];
-        self.turns.charge(sequence.client, chunk + draft.len());
+        self.turns.charge(sequence.client, chunk + drafted);
         let known = sequence.computed..sequence.computed + chunk;
-        let positions = known.start..known.end + draft.len();
+        let positions = known.start..known.end + drafted;
         if let Some(state) = &mut sequence.state {
             state.blocks = known.end / self.block_size;
         }
         let wanted: Vec<usize> = positions.clone().filter(|position| sequence.wants_output(*position)).collect();
         let slice = SequenceSlice {
-            rope_len: sequence.tokens.len() + draft.len(),
-            draft_len: draft.len(),
+            rope_len: sequence.tokens.len() + drafted,
+            draft_len: drafted,
             state_slot: sequence.state.as_ref().map_or(0, |state| state.slot.id()),
             ..SequenceSlice::new(sequence.computed, positions.len(), sequence.blocks.ids())
         };
         let first_row = step.batch.token_ids.len();
-        step.batch.push(&[&sequence.tokens[known], &draft].concat(), slice, 0);
+        step.batch.push(&[&sequence.tokens[known], &draft.tokens].concat(), slice, 0);
         let is_decoding = sequence.is_decoding();
         if is_decoding {
             sequence.decoded_in = self.steps;
@@ -646,7 +714,7 @@ mod tests {
 
     /// Runs a step in which every sampled token is 5. Returns the number of tokens by sequence, and which sequences sampled.
     pub(super) fn step(scheduler: &mut Scheduler) -> (Vec<(SequenceId, usize)>, Vec<SequenceId>) {
-        let scheduled_step = scheduler.schedule();
+        let scheduled_step = scheduler.schedule(None);
         let mut sampled = Vec::new();
         for scheduled in &scheduled_step.sequences {
             scheduler.record_computed(scheduled.sequence, scheduled.positions.end);
@@ -666,11 +734,11 @@ mod tests {
     fn long_prompts_are_fed_in_chunks_and_sampled_once() {
         let mut scheduler = scheduler(8, 6);
         scheduler.add(sequence(0, 10));
-        let scheduled_step = scheduler.schedule();
+        let scheduled_step = scheduler.schedule(None);
         assert_eq!((scheduled_step.batch.sequences[0].query_len, scheduled_step.batch.sequences[0].rope_len), (6, 10));
         assert!(scheduled_step.batch.logits_rows.is_empty());
         scheduler.record_computed(0, scheduled_step.sequences[0].positions.end);
-        let scheduled_step = scheduler.schedule();
+        let scheduled_step = scheduler.schedule(None);
         assert_eq!(
             (scheduled_step.batch.sequences[0].query_len, scheduled_step.batch.logits_rows.as_slice()),
             (4, [3].as_slice())
@@ -682,7 +750,7 @@ mod tests {
         let kv_cache = KvCacheConfig { block_size: 4, num_blocks: 8, dtype: KvDtype::F16 };
         let mut scheduler = Scheduler::new(kv_cache, PROMPT_LOGITS / 4, CONFIG, PLAIN);
         let rows_of_step = |scheduler: &mut Scheduler| {
-            let scheduled_step = scheduler.schedule();
+            let scheduled_step = scheduler.schedule(None);
             scheduled_step
                 .sequences
                 .iter()
@@ -760,7 +828,7 @@ mod tests {
         scheduler.add(sequence(1, 900));
         let mut decoded_alone = Vec::new();
         for number in 0..40 {
-            let scheduled_step = scheduler.schedule();
+            let scheduled_step = scheduler.schedule(None);
             let took = Duration::from_millis(50 * (1 + scheduled_step.tokens().prompt as u64));
             scheduler.step_costs.observe(scheduled_step.tokens(), took);
             if scheduled_step.tokens().prompt == 0 {
@@ -851,9 +919,9 @@ mod tests {
         scheduler.add(sequence(1, 4));
         step(&mut scheduler);
         // Two blocks are free, and each of the two sequences may need one.
-        assert_eq!(scheduler.draft(0, 8, 2).len(), 0);
+        assert_eq!(scheduler.drafts(&[0], None)[0].tokens.len(), 0);
         scheduler.remove(1);
-        assert!(!scheduler.draft(0, 8, 1).is_empty());
+        assert!(!scheduler.drafts(&[0], None)[0].tokens.is_empty());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::block_pool::{Block, BlockHash, BlockTable};
 use super::constraint::{Constraint, TokenMask};
 use super::draft::Drafter;
 use super::logprobs::TokenLogprobs;
-use super::sampler::Sampler;
+use super::sampler::{Proposer, Sampler};
 use super::waiting::{Caller, ClientId};
 use super::{Pooling, PromptInfo, Request, SamplingParams, SequenceId};
 use crate::{Error, Result};
@@ -172,12 +172,28 @@ impl Sequence {
         limit.min(context.saturating_sub(self.tokens.len()))
     }
 
-    /// Drafts at most `most` of the next tokens; see [`Drafter::draft`].
-    pub(super) fn draft(&mut self, most: usize, cost: f64) -> Vec<u32> {
-        self.drafter.draft(&self.tokens, most, cost)
+    /// Looks up at most `most` of the next tokens; see [`Drafter::draft`]. Returns them with how many times as fast tokens are expected
+    /// to come with them.
+    pub(super) fn look_up(&mut self, most: usize, cost: f64) -> (Vec<u32>, f64) {
+        let found = self.drafter.draft(&self.tokens, most, cost);
+        let gain = self.drafter.gain(found.len(), cost);
+        (found, gain)
     }
 
-    /// Records how many tokens of the last draft were accepted.
+    /// Chooses tokens from other logits as this sequence will.
+    pub(super) fn proposer(&self) -> Proposer {
+        let (prompt, answer) = self.tokens.split_at(self.prompt_len);
+        let own_ends: &[u32] = if self.params.ignore_eos { &[] } else { &self.stop_token_ids };
+        Proposer {
+            sampler: self.sampler.clone(),
+            params: self.params.clone(),
+            prompt: prompt.to_vec(),
+            answer: answer.to_vec(),
+            ends: [own_ends, &self.params.stop_token_ids].concat(),
+        }
+    }
+
+    /// Records how many tokens of the last draft that was looked up were accepted.
     pub(super) fn record_drafts(&mut self, drafted: usize, accepted: usize) {
         self.drafter.record(drafted, accepted);
     }

@@ -86,6 +86,12 @@ impl StepCosts {
         (draft_token / decode.max(1e-9)).max(LEAST_DRAFT_COST)
     }
 
+    /// Seconds of a step that only decodes `decodes` sequences, if that is known, and for each draft token in it.
+    pub(super) fn decode_and_draft_token(&self, decodes: usize) -> (Option<f64>, f64) {
+        let decode = self.decode.of(decodes);
+        (decode, self.draft_token.unwrap_or(FIRST_DRAFT_COST * decode.unwrap_or(0.0)))
+    }
+
     /// Most prompt tokens in a step that also decodes `decodes` sequences of one client.
     pub(super) fn max_prompt_tokens_beside_decodes(&self, decodes: usize) -> usize {
         self.max_prompt_tokens(self.decode.of(decodes).map(|decode| (SLOWER - 1.0) * decode))
@@ -121,7 +127,7 @@ fn learn(mean: &mut Option<f64>, newest: f64) {
 /// that had no sequences and took no time is added to those that were measured, so that time is assumed to be in proportion to
 /// the sequences as long as all steps had the same number of them.
 #[derive(Debug, Default)]
-struct DecodeTimes {
+pub(super) struct DecodeTimes {
     /// Sum of the weights, and weighted sums of what they are named after.
     weight: f64,
     sequences: f64,
@@ -131,7 +137,7 @@ struct DecodeTimes {
 }
 
 impl DecodeTimes {
-    fn observe(&mut self, sequences: usize, seconds: f64) {
+    pub(super) fn observe(&mut self, sequences: usize, seconds: f64) {
         let sequences = sequences as f64;
         let newest = [1.0, sequences, sequences * sequences, seconds, sequences * seconds];
         let sums = [&mut self.weight, &mut self.sequences, &mut self.squares, &mut self.seconds, &mut self.products];
@@ -139,7 +145,7 @@ impl DecodeTimes {
     }
 
     /// Seconds of a step that decodes so many sequences; `None` if there was none yet.
-    fn of(&self, sequences: usize) -> Option<f64> {
+    pub(super) fn of(&self, sequences: usize) -> Option<f64> {
         if self.squares == 0.0 {
             return None;
         }

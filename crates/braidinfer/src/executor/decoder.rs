@@ -293,6 +293,42 @@ impl<'a> Decoder<'a> {
         self.runners.iter_mut().try_for_each(|runner| runner.release_storage())
     }
 
+    /// Bytes of a KV cache block with the keys and values of all layers, as [`Decoder::save_block`] writes it. `None` if sequences
+    /// cannot go on from saved blocks alone.
+    pub(crate) fn saved_block_bytes(&self) -> Option<usize> {
+        if self.state().bytes_per_sequence > 0 || !self.capabilities().shares_prefixes {
+            return None;
+        }
+        let of = |(layer, runner): (usize, &usize)| self.runners[*runner].saved_block_bytes(layer, &self.plan);
+        self.route.layers.iter().enumerate().map(of).sum()
+    }
+
+    /// What a KV cache block holds that was written with this plan; only where [`Decoder::saved_block_bytes`] says how much that is.
+    pub(crate) fn save_block(&self, block: u32) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.saved_block_bytes().unwrap_or(0));
+        for (layer, runner) in self.route.layers.iter().enumerate() {
+            self.runners[*runner].save_block(layer, block, &self.plan, &mut out);
+        }
+        out
+    }
+
+    /// Sets a KV cache block to what [`Decoder::save_block`] wrote with the same plan.
+    ///
+    /// Fails with [`Error::TooLittleMemory`], and if there are too few or too many bytes.
+    pub(crate) fn restore_block(&mut self, block: u32, mut bytes: &[u8]) -> Result<()> {
+        if self.saved_block_bytes() != Some(bytes.len()) || block as usize >= self.storage.num_blocks {
+            return Err(Error::Internal(format!("block {block} cannot be restored from {} bytes", bytes.len())));
+        }
+        for (layer, runner) in self.route.layers.iter().enumerate() {
+            let runner = &mut self.runners[*runner];
+            let own = runner.saved_block_bytes(layer, &self.plan).unwrap_or(0);
+            let (of_layer, others) = bytes.split_at(own);
+            runner.restore_block(layer, block, &self.plan, of_layer)?;
+            bytes = others;
+        }
+        Ok(())
+    }
+
     /// Gives up the devices of all runners as if they were lost, to see what follows from it. Returns whether there are any.
     pub fn give_up_device(&mut self) -> bool {
         self.runners.iter_mut().fold(false, |any, runner| any | runner.give_up_device())

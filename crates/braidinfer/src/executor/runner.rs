@@ -115,6 +115,21 @@ pub trait LayerRunner: Send {
         Ok(())
     }
 
+    /// Bytes of a KV cache block of a layer, as [`LayerRunner::save_block`] writes it; `None` if blocks cannot be saved.
+    fn saved_block_bytes(&self, _layer: usize, _plan: &KernelPlan) -> Option<usize> {
+        None
+    }
+
+    /// Appends the KV cache block of a layer, which a step has written.
+    fn save_block(&self, _layer: usize, _block: u32, _plan: &KernelPlan, _out: &mut Vec<u8>) {}
+
+    /// Sets the KV cache block of a layer to what [`LayerRunner::save_block`] wrote.
+    ///
+    /// Fails with [`Error::TooLittleMemory`].
+    fn restore_block(&mut self, layer: usize, block: u32, _plan: &KernelPlan, _bytes: &[u8]) -> Result<()> {
+        Err(Error::Internal(format!("block {block} of layer {layer} cannot be restored")))
+    }
+
     /// Gives its device up as if that was lost, to see what follows from it. Returns whether it has one.
     fn give_up_device(&mut self) -> bool {
         false
@@ -242,6 +257,18 @@ impl LayerRunner for &mut (dyn LayerRunner + '_) {
 
     fn release_storage(&mut self) -> Result<()> {
         (**self).release_storage()
+    }
+
+    fn saved_block_bytes(&self, layer: usize, plan: &KernelPlan) -> Option<usize> {
+        (**self).saved_block_bytes(layer, plan)
+    }
+
+    fn save_block(&self, layer: usize, block: u32, plan: &KernelPlan, out: &mut Vec<u8>) {
+        (**self).save_block(layer, block, plan, out);
+    }
+
+    fn restore_block(&mut self, layer: usize, block: u32, plan: &KernelPlan, bytes: &[u8]) -> Result<()> {
+        (**self).restore_block(layer, block, plan, bytes)
     }
 
     fn give_up_device(&mut self) -> bool {

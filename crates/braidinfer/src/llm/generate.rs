@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::{Event, GenerateRequest, Llm, Output, Prompt, RequestId};
-use crate::engine::{FinishReason, SamplingParams};
+use crate::engine::{FinishReason, SamplingParams, TokenLogprobs};
 use crate::{Error, Result};
 
 /// A completed answer.
@@ -18,6 +18,8 @@ pub struct Completion {
     pub text: String,
     /// The reasoning before it, if the request says how to tell it.
     pub reasoning: String,
+    /// Log-probabilities of its tokens, if they were requested.
+    pub logprobs: Option<Vec<TokenLogprobs>>,
     /// Why the answer ended.
     pub finish_reason: FinishReason,
 }
@@ -118,6 +120,7 @@ impl Generation {
                 ids: Vec::new(),
                 text: String::new(),
                 reasoning: String::new(),
+                logprobs: wanted.params.logprobs.map(|_| Vec::new()),
                 finish_reason: FinishReason::Cancelled,
             };
             self.completions.extend(std::iter::repeat_n(completion, self.n));
@@ -155,6 +158,9 @@ impl Generation {
         answer.ids.push(token.id);
         answer.text += &token.text;
         answer.reasoning += &token.reasoning;
+        if let Some(all) = &mut answer.logprobs {
+            all.extend(token.logprobs);
+        }
         answer.finish_reason = token.finished.unwrap_or(FinishReason::Cancelled);
         Ok(on_event(StreamEvent { completion, token: token.id, text: &token.text, reasoning: &token.reasoning }))
     }

@@ -7,6 +7,7 @@ mod outline;
 mod shadow;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use braidinfer_model::{DecoderSpec, GenerationConfig, ModelSource, Weights};
@@ -19,7 +20,8 @@ use crate::engine::{
 };
 use crate::executor::standard::LoadProgress;
 use crate::executor::{ActiveKernels, Decoder, DeviceChoice, ReadPattern};
-use crate::loading::{LoadOptions, Loaded, ModelParts};
+use crate::loading::{DraftOptions, LoadOptions, Loaded, LoadedDraft, ModelParts, Target, load_draft};
+use crate::saved_prefixes::{PrefixFolder, PrefixKey, PromptFile, SavedPrefixes, write_file};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::threads::Threads;
 use crate::{Error, Result};
@@ -138,6 +140,8 @@ pub struct Llm {
     threads: Threads,
     weights: WeightsInfo,
     memory: usize,
+    /// What saved prompts are about, if they are to be saved.
+    prefix_key: Option<PrefixKey>,
     /// What computes.
     device: String,
     /// Loads the model for the CPU, if it runs on a GPU.
@@ -156,6 +160,20 @@ fn device_of(decoder: &Decoder<'_>, choice: &DeviceChoice) -> String {
     }
 }
 
+/// Lets an engine keep prefixes in a folder. Returns what the user should know, if they are not kept.
+fn keep_prefixes(engine: &mut Engine, folder: &Path, key: PrefixKey, most_bytes: u64) -> Option<String> {
+    let Some(shape) = engine.saved_shape() else {
+        return Some("prefixes are not kept on the disk: not with this model, device or kernels".into());
+    };
+    match PrefixFolder::open(folder, key, shape, most_bytes) {
+        Ok(folder) => {
+            engine.keep_prefixes(folder);
+            None
+        }
+        Err(error) => Some(format!("prefixes are not kept on the disk: {}: {error}", folder.display())),
+    }
+}
+
 /// Loads a model for the CPU, with notes about it.
 type OnCpu = Box<dyn FnOnce() -> Result<(Loaded, Vec<String>)> + Send>;
 
@@ -166,6 +184,9 @@ impl Llm {
         let loaded = parts.load(options, progress)?;
         let on_gpu = parts.is_on_gpu();
         let mut llm = Self::assemble(parts, loaded, options)?;
+        if let Some(draft) = &options.draft {
+            llm.draft_with(draft, options, progress)?;
+        }
         if on_gpu {
             let (source, options) = (source.clone(), options.clone().on_cpu());
             llm.on_cpu = Some(Box::new(move || {
@@ -175,6 +196,24 @@ impl Llm {
             }));
         }
         Ok(llm)
+    }
+
+    /// Lets another model draft.
+    fn draft_with(&mut self, draft: &DraftOptions, options: &LoadOptions, progress: LoadProgress) -> Result<()> {
+        let target = Target {
+            label: &self.text.label,
+            tokenizer: self.text.tokenizer(),
+            vocab_size: self.spec().vocab_size,
+            memory: self.memory,
+        };
+        let LoadedDraft { model, label, memory } = load_draft(draft, target, options, progress)?;
+        if self.engine.set_draft_model(model) {
+            self.memory = self.memory.saturating_add(memory);
+            self.notes.push(format!("{label} drafts tokens where that is measured to be faster; it changes no answer"));
+        } else {
+            self.notes.push(format!("{label} does not draft: with these kernels, drafts could change answers"));
+        }
+        Ok(())
     }
 
     /// Builds the engine and the model's text from the opened files and the loaded decoder.
@@ -195,7 +234,12 @@ impl Llm {
         };
         let device = device_of(&decoder, &options.device);
         let memory = parts.taken(options, &decoder);
-        let engine = Engine::new(decoder, config)?;
+        let saved = options.saved_prefixes.as_ref();
+        let prefix_key = saved.map(|_| parts.prefix_key(options, &decoder)).transpose()?;
+        let mut engine = Engine::new(decoder, config)?;
+        if let (Some(SavedPrefixes::Folder { folder, most_bytes }), Some(key)) = (saved, prefix_key) {
+            parts.notes.extend(keep_prefixes(&mut engine, folder, key, *most_bytes));
+        }
         let text = Arc::new(ModelText::take_from(&mut parts, options));
         let ModelParts { spec, weights, notes, threads, .. } = parts;
         let weights_info = WeightsInfo::of(&weights);
@@ -211,6 +255,7 @@ impl Llm {
             threads,
             weights: weights_info,
             memory,
+            prefix_key,
             device,
             on_cpu: None,
             notices: Vec::new(),
@@ -226,6 +271,46 @@ impl Llm {
     /// states, and the activations of a step. An upper estimate.
     pub fn memory(&self) -> usize {
         self.memory
+    }
+
+    /// Takes keys and values of the beginning of a prompt from a file that [`Llm::save_prompt`] wrote. Returns of how many tokens; zero
+    /// if there is no file. The model must have been opened with [`LoadOptions::saved_prefixes`].
+    ///
+    /// Fails if the file is another one's, or damaged, and if prompts of this model cannot be saved.
+    pub fn restore_prompt(&mut self, path: &Path, prompt: &[u32]) -> Result<usize> {
+        let (key, shape) = (self.require_prefix_key()?, self.engine.require_saved_shape()?);
+        let Some(mut file) = PromptFile::open(path, key, shape)? else { return Ok(0) };
+        let mut restored = 0;
+        // The last token is always computed.
+        let mut whole = prompt[..prompt.len().saturating_sub(1)].chunks_exact(shape.tokens);
+        while let (Some(tokens), true) = (whole.next(), file.left() > 0) {
+            let Some((before, block)) = file.next()? else { break };
+            if block.tokens != tokens || !self.engine.restore_block(before.as_ref(), &block)? {
+                break;
+            }
+            restored += tokens.len();
+        }
+        Ok(restored)
+    }
+
+    /// Writes keys and values of the longest beginning of these tokens that is in the prefix cache to a file, in place of an older one.
+    /// Returns of how many tokens. The model must have been opened with [`LoadOptions::saved_prefixes`].
+    ///
+    /// Fails if the file cannot be written, if what is there is something else than a saved prompt, and if prompts of this model cannot
+    /// be saved.
+    pub fn save_prompt(&self, path: &Path, tokens: &[u32]) -> Result<usize> {
+        let (key, shape) = (self.require_prefix_key()?, self.engine.require_saved_shape()?);
+        PromptFile::open(path, key, shape)?;
+        let blocks = self.engine.saved_prefix(tokens);
+        write_file(path, key, shape, &blocks)?;
+        Ok(blocks.len() * shape.tokens)
+    }
+
+    fn require_prefix_key(&self) -> Result<PrefixKey> {
+        self.prefix_key.ok_or_else(|| {
+            let expected = "a model that was opened with `saved_prefixes`";
+            Error::bad_request("prompt_cache", expected, "one that was not")
+        })
     }
 
     /// What the model is.
@@ -475,6 +560,12 @@ impl Llm {
             }
             result => result.inspect_err(|_| self.answers.clear())?,
         };
+        if let Some(failure) = self.engine.take_prefix_failure() {
+            self.notices.push(format!("prefixes are not kept on the disk any more: {failure}"));
+        }
+        if let Some(error) = self.engine.take_draft_failure() {
+            self.notices.push(format!("the draft model does not draft any more: {error}"));
+        }
         Ok(outputs.into_iter().filter_map(|output| self.event(output)).collect())
     }
 

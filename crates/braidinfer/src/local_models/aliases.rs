@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::cache_folders::settings_folder;
 use crate::{Error, Result};
 
 /// The variable that names another folder for settings.
@@ -27,15 +28,13 @@ impl Aliases {
     ///
     /// Fails if the file is there and cannot be read.
     pub fn from_env() -> Result<Option<Self>> {
-        if let Some(folder) = env::var_os(FOLDER).filter(|folder| !folder.is_empty()) {
-            return Self::read(PathBuf::from(folder).join(FILE)).map(Some);
-        }
-        let Some(folder) = dirs::config_dir() else { return Ok(None) };
-        let path = folder.join("braidinfer").join(FILE);
+        let is_named = env::var_os(FOLDER).is_some_and(|folder| !folder.is_empty());
+        let Some(path) = settings_folder().map(|folder| folder.join(FILE)) else { return Ok(None) };
         match Self::read(&path) {
             // Services often have no folder of their own that they may look into.
             Err(Error::File { source, .. })
-                if [io::ErrorKind::PermissionDenied, io::ErrorKind::NotADirectory].contains(&source.kind()) =>
+                if !is_named
+                    && [io::ErrorKind::PermissionDenied, io::ErrorKind::NotADirectory].contains(&source.kind()) =>
             {
                 Ok(Some(Self { path, by_name: BTreeMap::new() }))
             }

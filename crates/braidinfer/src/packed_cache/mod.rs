@@ -339,7 +339,7 @@ fn owned(options: &mut OpenOptions) -> &mut OpenOptions {
 }
 
 /// Makes a folder for its owner alone.
-fn make_private(folder: &Path) -> io::Result<()> {
+pub(crate) fn make_private(folder: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);

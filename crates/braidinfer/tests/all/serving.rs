@@ -15,7 +15,10 @@ use braidinfer::executor::{ActiveKernels, Batch, Kernels, KvDtype, Recorder, Seq
 use braidinfer::executor::{DeviceChoice, GpuChoice};
 use braidinfer::model::ModelSource;
 use braidinfer::model::quantization::FileType;
-use braidinfer::{Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, Output, RequestId, SamplingParams, Token};
+use braidinfer::{
+    DraftOptions, Error, Event, FinishReason, KvCacheRoom, Llm, LoadOptions, Output, RequestId, SamplingParams,
+    SavedPrefixes, Threads, Token, quantize,
+};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -321,6 +324,153 @@ fn guesses_change_nothing(fixtures: impl IntoIterator<Item = Fixture>, options: 
         assert_eq!(plain.stats().draft_tokens, 0);
     }
     assert!(0 < right && right < guesses, "{right} of {guesses} guesses were right");
+}
+
+/// A model that guesses the tokens of another one, and errs now and then: its weights in 4 bits.
+fn coarser(source: &ModelSource, folder: &tempfile::TempDir) -> DraftOptions {
+    let path = folder.path().join("coarser.gguf");
+    let threads = Threads::new(Some(1)).expect("there is a thread");
+    let mut go_on = |_, _| std::ops::ControlFlow::Continue(());
+    quantize(source, &path, FileType::Q4_0, false, &threads, &mut go_on).expect("it can be quantized");
+    DraftOptions { source: ModelSource::open(path).expect("it is a model"), tokens: Some(3) }
+}
+
+#[test]
+fn a_draft_model_changes_no_bit() {
+    for name in ["llama", "gemma3", "qwen2"] {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let draft = Some(coarser(&Fixture::open(name).source, &folder));
+        let options = LoadOptions { draft, prompt_lookup: false, ..LoadOptions::default() };
+        nothing_changes(name, REQUESTS, &options);
+    }
+}
+
+#[test]
+fn a_draft_model_changes_no_greedy_answer_of_any_fixture() {
+    let (mut fixtures, mut guesses, mut right) = (0, 0, 0);
+    for fixture in Fixture::all() {
+        let options = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
+        let draft = Some(DraftOptions { source: fixture.source.clone(), tokens: Some(4) });
+        let mut guessing = match Llm::open(&fixture.source, &LoadOptions { draft, ..options.clone() }, &|_, _| {}) {
+            Ok(llm) => llm,
+            Err(error) => {
+                let spec = fixture.spec();
+                assert!((0..spec.layers.len()).any(|layer| spec.is_recurrent(layer)), "{}: {error}", fixture.name);
+                assert!(error.to_string().contains("all attention"), "{error}");
+                continue;
+            }
+        };
+        let mut plain = open(&fixture.source, LoadOptions { prompt_lookup: false, ..options });
+        let (vocab, context) = (plain.spec().vocab_size as u32, plain.context().min(128));
+        let mut rng = SmallRng::seed_from_u64(5);
+        for temperature in [0.0, 0.9] {
+            let prompt: Vec<u32> = (0..context / 4).map(|_| rng.random_range(0..vocab)).collect();
+            let (max_tokens, seed) = (Some(context / 2), Some(rng.random_range(0..1000)));
+            let params =
+                SamplingParams { max_tokens, seed, temperature, ignore_eos: true, ..SamplingParams::default() };
+            let asked = Asked { prompt, params, cancelled_after: None };
+            assert_eq!(alone(&mut guessing, &asked), alone(&mut plain, &asked), "{}", fixture.name);
+        }
+        let stats = guessing.stats();
+        (guesses, right) = (guesses + stats.draft_tokens, right + stats.accepted_tokens);
+        fixtures += usize::from(stats.draft_tokens > 0);
+    }
+    // The same model guesses all that it would choose itself.
+    assert!(
+        fixtures > 40 && right * 100 > guesses * 99,
+        "{right} of {guesses} guesses of {fixtures} fixtures were right"
+    );
+}
+
+/// Prompts that begin alike, of which each is longer than several blocks.
+fn long_prompts(vocab: u32) -> [Vec<u32>; 2] {
+    let mut rng = SmallRng::seed_from_u64(11);
+    let beginning: Vec<u32> = (0..70).map(|_| rng.random_range(0..vocab)).collect();
+    [3, 9].map(|more| beginning.iter().copied().chain((0..more).map(|_| rng.random_range(0..vocab))).collect())
+}
+
+fn greedy(prompt: &[u32]) -> Asked {
+    let params =
+        SamplingParams { max_tokens: Some(12), ignore_eos: true, logprobs: Some(2), ..SamplingParams::default() };
+    Asked { prompt: prompt.to_vec(), params, cancelled_after: None }
+}
+
+#[test]
+fn saved_prompts_change_no_bit() {
+    for (name, kv_dtype) in [
+        ("llama", None),
+        ("gemma3", Some(KvDtype::F32)),
+        ("qwen3-window", Some(KvDtype::F16)),
+        ("llama", Some(KvDtype::Q8_0)),
+        ("deepseek_v3", Some(KvDtype::Q4_0)),
+    ] {
+        let source = &Fixture::open(name).source;
+        let forced = LoadOptions { kernels: Kernels::Fused, force: true, kv_dtype, ..LoadOptions::default() };
+        let mut plain = open(source, LoadOptions { prompt_lookup: false, ..forced.clone() });
+        let prompts = long_prompts(plain.spec().vocab_size as u32);
+        let expected = prompts.clone().map(|prompt| alone(&mut plain, &greedy(&prompt)));
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        // In a file, which one process writes and another one reads.
+        let options = LoadOptions { saved_prefixes: Some(SavedPrefixes::Files), ..forced.clone() };
+        let path = folder.path().join("prompt");
+        let mut first = open(source, options.clone());
+        assert_eq!(first.restore_prompt(&path, &prompts[0]).expect("there is none"), 0);
+        assert_eq!(alone(&mut first, &greedy(&prompts[0])), expected[0], "{name}");
+        let whole: Vec<u32> = prompts[0].iter().chain(&expected[0].ids).copied().collect();
+        let saved = first.save_prompt(&path, &whole).expect("it can be saved");
+        assert!(saved >= 64 && saved < whole.len(), "{name}: {saved}");
+        let mut second = open(source, options.clone());
+        assert_eq!(second.restore_prompt(&path, &prompts[1]).expect("it is there"), 64, "{name}");
+        assert_eq!(
+            together(&mut second, &[greedy(&prompts[1])], 1, &mut SmallRng::seed_from_u64(1)),
+            [expected[1].clone()]
+        );
+        assert_eq!(second.stats().prefix_hits, 64, "{name}");
+        // Other kernels are another matter.
+        let other = LoadOptions {
+            kv_dtype: Some(if kv_dtype == Some(KvDtype::F32) { KvDtype::F16 } else { KvDtype::F32 }),
+            ..options
+        };
+        let error = open(source, other).restore_prompt(&path, &prompts[1]).expect_err("they store it otherwise");
+        assert!(error.to_string().contains("remove it to make a new one"), "{error}");
+        // In a folder, as it is computed.
+        let kept = SavedPrefixes::Folder { folder: folder.path().join("all"), most_bytes: 1 << 30 };
+        let options = LoadOptions { saved_prefixes: Some(kept), ..forced };
+        let mut first = open(source, options.clone());
+        assert_eq!(alone(&mut first, &greedy(&prompts[0])), expected[0], "{name}");
+        drop(first);
+        let mut second = open(source, options);
+        assert_eq!(alone(&mut second, &greedy(&prompts[1])), expected[1], "{name}");
+        let stats = second.stats();
+        assert_eq!((stats.restored_blocks, stats.prefix_hits), (4, 64), "{name}");
+    }
+}
+
+#[test]
+fn prompts_of_models_with_states_are_not_saved_and_that_is_said() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let source = &Fixture::open("qwen3_5").source;
+    let forced = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
+    let options = LoadOptions { saved_prefixes: Some(SavedPrefixes::Files), ..forced.clone() };
+    let path = folder.path().join("prompt");
+    let error = open(source, options).restore_prompt(&path, &[1, 2, 3]).expect_err("it has states").to_string();
+    assert!(error.contains("all attention"), "{error}");
+    let kept = SavedPrefixes::Folder { folder: folder.path().to_owned(), most_bytes: 1 << 30 };
+    let llm = open(source, LoadOptions { saved_prefixes: Some(kept), ..forced.clone() });
+    assert!(llm.notes().iter().any(|note| note.contains("not kept on the disk")), "{:?}", llm.notes());
+    let unasked =
+        open(&Fixture::open("llama").source, forced).save_prompt(&path, &[1]).expect_err("it was not asked for");
+    assert!(unasked.to_string().contains("saved_prefixes"), "{unasked}");
+}
+
+#[test]
+fn a_draft_model_must_have_the_same_tokens() {
+    let llama = Fixture::open("llama");
+    let other = Fixture::all().into_iter().find(|other| other.spec().vocab_size != llama.spec().vocab_size);
+    let draft = Some(DraftOptions { source: other.expect("there is one").source, tokens: None });
+    let options = LoadOptions { draft, ..LoadOptions::default() };
+    let error = Llm::open(&llama.source, &options, &|_, _| {}).err().expect("it has other tokens").to_string();
+    assert!(error.contains("draft") && error.contains("the tokens of"), "{error}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What `run` asks the model: a message in a chat, a conversation, or a text to complete.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use braidinfer::conversation::{AnswerFormat, ReasoningLimits};
@@ -9,8 +9,8 @@ use braidinfer::engine::ConstraintFactory;
 use braidinfer::{AnswerForm, CancelFlag, FormLimits, Llm, Prompt, StructuredOutput};
 use serde_json::{Map, Value, json};
 
-use super::conversation::{self, Conversation};
 use crate::args::{Ids, RunArgs};
+use crate::commands::conversation::{self, Conversation};
 use crate::{model, output};
 
 /// What the command line says, before a model is there.
@@ -61,7 +61,7 @@ impl Asked {
             }
         };
         let Conversation { messages: mut history, tools } =
-            args.chat.as_deref().map(conversation::read).transpose()?.unwrap_or_default();
+            args.chat.as_deref().map(read_chat).transpose()?.unwrap_or_default();
         if let Some(system) = &args.system {
             if history.first().is_some_and(|first| first["role"] == "system") {
                 bail!(
@@ -194,4 +194,8 @@ fn constraint(
         }
         None => Ok(Some(answer)),
     }
+}
+
+fn read_chat(path: &Path) -> anyhow::Result<Conversation> {
+    conversation::read(path).with_context(|| format!("--chat {}", path.display()))
 }

@@ -1,19 +1,23 @@
 //! `braidinfer run`.
 
 mod asked;
-mod conversation;
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Duration;
 
-use braidinfer::executor::ActiveKernels;
-use braidinfer::{Completion, FinishReason, GenerateRequest, StreamEvent, Timings};
+use braidinfer::engine::TokenLogprobs;
+use braidinfer::{
+    Completion, FinishReason, GenerateRequest, Llm, Prompt, SamplingParams, SavedPrefixes, StreamEvent, Timings,
+};
 use serde::Serialize;
 
 use self::asked::{Asked, Request};
 use super::printer::{AnswerPrinter, CUT};
 use crate::args::RunArgs;
+use crate::output::counted;
 use crate::{interrupt, model, output, stderr};
 
 #[derive(Serialize)]
@@ -25,7 +29,25 @@ struct RunJson<'a> {
     reasoning: &'a str,
     finish_reason: &'static str,
     kernels: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<LogprobsJson>>,
     timings: TimingsJson,
+}
+
+#[derive(Serialize)]
+struct LogprobsJson {
+    #[serde(flatten)]
+    token: LikelyJson,
+    /// The likeliest tokens at its place.
+    top: Vec<LikelyJson>,
+}
+
+#[derive(Serialize)]
+struct LikelyJson {
+    id: u32,
+    /// Its spelling; `null` if the model has no tokenizer.
+    token: Option<String>,
+    logprob: f32,
 }
 
 #[derive(Serialize)]
@@ -49,8 +71,10 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
             None => "no MODEL given: the built-in demo model answers".to_owned(),
         });
     }
-    let (mut llm, load) = model::open(model_arg.as_deref(), &args.load)?;
+    let saved_prefixes = args.prompt_cache.as_ref().map(|_| SavedPrefixes::Files);
+    let (mut llm, load) = model::open_with(model_arg.as_deref(), &args.load, saved_prefixes)?;
     let params = args.sampling.override_defaults(llm.default_sampling());
+    let params = SamplingParams { logprobs: args.logprobs, ..params };
     let has_text = llm.tokenizer().is_some();
     if !has_text {
         output::note("the model has no tokenizer: the answer is token ids");
@@ -61,6 +85,10 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     if let Some(text) = continued.filter(|_| !args.json && io::stdout().is_terminal()) {
         output::print_dim(&text)?;
     }
+    let prompt = match &args.prompt_cache {
+        Some(path) => restored(&mut llm, path, prompt)?,
+        None => prompt,
+    };
     // Notes come before the answer also where both go to one file.
     stderr::flush();
     let mut printer =
@@ -73,8 +101,11 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     let (completions, timings) = answered?;
     printer.result?;
     let completion = &completions[0];
+    if let Some(path) = &args.prompt_cache {
+        llm.save_prompt(path, &[&*completion.prompt_ids, &completion.ids].concat())?;
+    }
     if args.json {
-        return print_json(completion, llm.kernels(), load, timings);
+        return print_json(completion, &llm, load, timings);
     }
     output::print("\n")?;
     printer.answer.note_hidden();
@@ -82,6 +113,14 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
         output::note(CUT);
     }
     Ok(())
+}
+
+/// Takes what a prompt begins with from a file, and returns its tokens.
+fn restored(llm: &mut Llm, path: &Path, prompt: Prompt) -> anyhow::Result<Prompt> {
+    let ids = llm.encode(&prompt)?;
+    let known = llm.restore_prompt(path, &ids)?;
+    output::note(format!("{known} of {} of the prompt are from {}", counted(ids.len(), "token"), path.display()));
+    Ok(Prompt::Ids(ids))
 }
 
 /// Prints an answer while it is generated; stops it if printing fails or a signal asks for the end.
@@ -110,14 +149,23 @@ impl Printer {
     }
 }
 
-fn print_json(completion: &Completion, kernels: ActiveKernels, load: Duration, timings: Timings) -> anyhow::Result<()> {
+fn print_json(completion: &Completion, llm: &Llm, load: Duration, timings: Timings) -> anyhow::Result<()> {
+    let spelled = |id: u32| llm.tokenizer().and_then(|tokenizer| tokenizer.id_to_token(id)).map(Cow::into_owned);
+    let likely = |(id, logprob): (u32, f32)| LikelyJson { id, token: spelled(id), logprob };
+    let logprobs = |found: &TokenLogprobs| LogprobsJson {
+        token: likely((found.token, found.logprob)),
+        top: found.top.iter().copied().map(likely).collect(),
+    };
+    let logprobs: Option<Vec<LogprobsJson>> =
+        completion.logprobs.as_ref().map(|all| all.iter().map(logprobs).collect());
     output::print_json(&RunJson {
         prompt_ids: &completion.prompt_ids,
         ids: &completion.ids,
         text: &completion.text,
         reasoning: &completion.reasoning,
         finish_reason: completion.finish_reason.as_str(),
-        kernels: kernels.as_str(),
+        kernels: llm.kernels().as_str(),
+        logprobs,
         timings: TimingsJson {
             load_ms: milliseconds(load),
             prefill_ms: milliseconds(timings.prefill),

@@ -13,7 +13,7 @@ use std::process;
 use anyhow::Context;
 #[cfg(feature = "kv-events")]
 use anyhow::bail;
-use braidinfer::{KvCacheRoom, Llm, LoadOptions};
+use braidinfer::{KvCacheRoom, Llm, LoadOptions, SavedPrefixes, default_prefix_folder};
 #[cfg(feature = "kv-events")]
 use braidinfer_server::KvEventPublisher;
 use braidinfer_server::{Conversations, ModelNames, Server, ServerConfig};
@@ -131,9 +131,19 @@ fn load_options(args: &ServeArgs) -> anyhow::Result<LoadOptions> {
         max_waiting_per_client: args.engine.max_waiting_per_client.unwrap_or(max_waiting.div_ceil(2)),
         kv_cache: kv_cache_tokens.map_or(KvCacheRoom::Fitting, KvCacheRoom::Tokens),
         prefix_cache: !no_prefix_cache,
+        saved_prefixes: saved_prefixes(&args.engine)?,
         shadow_check,
         ..model::load_options(&args.load)?
     })
+}
+
+/// Where prefixes are kept on the disk, if they are.
+fn saved_prefixes(args: &EngineArgs) -> anyhow::Result<Option<SavedPrefixes>> {
+    let Some(most_bytes) = args.saved_prefixes else { return Ok(None) };
+    let folder = args.saved_prefixes_folder.clone().or_else(default_prefix_folder);
+    let folder =
+        folder.context("--saved-prefixes: this system has no folder for caches: --saved-prefixes-folder names one")?;
+    Ok(Some(SavedPrefixes::Folder { folder, most_bytes }))
 }
 
 fn load(args: &ServeArgs) -> anyhow::Result<Llm> {

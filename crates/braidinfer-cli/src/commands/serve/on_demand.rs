@@ -31,6 +31,7 @@ pub fn check(args: &ServeArgs) -> anyhow::Result<()> {
         ("--served-model-name", !args.engine.served_model_name.is_empty()),
         ("--any-model-name", args.engine.any_model_name),
         ("--chat-template", args.load.chat_template.is_some()),
+        ("--draft", args.load.draft.is_some()),
         #[cfg(feature = "kv-events")]
         ("--kv-events", args.kv_events.kv_events.is_some()),
     ];

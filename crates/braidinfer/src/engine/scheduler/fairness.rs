@@ -156,7 +156,7 @@ impl Load {
             scheduler.sequence_mut(*id).into_iter().for_each(|sequence| sequence.is_parked = !is_over);
             !is_over
         });
-        let step = self.scheduler.schedule();
+        let step = self.scheduler.schedule(None);
         // A decoding sequence costs little beside the weights that every step reads.
         let tokens = step.tokens();
         let took = self.weights + Duration::from_millis((tokens.prompt + tokens.decodes) as u64);

@@ -57,7 +57,12 @@ impl KvCache {
     ///
     /// Fails if there is too little memory; what it got before is kept for later.
     pub(super) fn reserve(&mut self, batch: &Batch, dtypes: &[KvDtype]) -> Result<()> {
-        let slabs = (batch.blocks_needed(self.config.block_size) * self.config.block_size).div_ceil(SLAB_TOKENS);
+        self.reserve_blocks(batch.blocks_needed(self.config.block_size), dtypes)
+    }
+
+    /// The same, for the first `blocks`.
+    fn reserve_blocks(&mut self, blocks: usize, dtypes: &[KvDtype]) -> Result<()> {
+        let slabs = (blocks * self.config.block_size).div_ceil(SLAB_TOKENS);
         let bytes = self.missing_bytes(slabs, dtypes);
         if bytes == 0 {
             return Ok(());
@@ -85,6 +90,53 @@ impl KvCache {
         missing.sum()
     }
 
+    /// Bytes of a block of a layer, as [`KvCache::save_block`] writes it.
+    pub(super) fn block_bytes(&self, layer: usize, dtype: KvDtype) -> usize {
+        let (heads, head_dim) = self.heads[layer];
+        let tile = match dtype {
+            KvDtype::F32 => KvSlab::<f32>::tile_bytes(head_dim),
+            KvDtype::F16 => KvSlab::<u16>::tile_bytes(head_dim),
+            KvDtype::Q8_0 => KvSlab::<Q8_0>::tile_bytes(head_dim),
+            KvDtype::Q4_0 => KvSlab::<Q4_0>::tile_bytes(head_dim),
+        };
+        heads * tile * (self.config.block_size / TILE)
+    }
+
+    /// Appends a block of a layer: the tiles of each head, one after another. There must be memory for it.
+    pub(super) fn save_block(&self, layer: usize, block: u32, dtype: KvDtype, out: &mut Vec<u8>) {
+        let (heads, per_block) = (self.heads[layer].0, self.config.block_size / TILE);
+        let slabs = &self.layers[layer];
+        for (head, tile) in tiles_of(heads, block as usize, per_block) {
+            let (slab, tile) = (tile / SLAB_TILES * heads + head, tile % SLAB_TILES);
+            match dtype {
+                KvDtype::F32 => slabs.f32[slab].save_tile(tile, out),
+                KvDtype::F16 => slabs.f16[slab].save_tile(tile, out),
+                KvDtype::Q8_0 => slabs.q8_0[slab].save_tile(tile, out),
+                KvDtype::Q4_0 => slabs.q4_0[slab].save_tile(tile, out),
+            }
+        }
+    }
+
+    /// Sets a block of a layer to what [`KvCache::save_block`] wrote.
+    ///
+    /// Fails if there is too little memory.
+    pub(super) fn restore_block(&mut self, layer: usize, block: u32, dtypes: &[KvDtype], bytes: &[u8]) -> Result<()> {
+        self.reserve_blocks(block as usize + 1, dtypes)?;
+        let (heads, per_block) = (self.heads[layer].0, self.config.block_size / TILE);
+        let slabs = &mut self.layers[layer];
+        let each = bytes.len() / (heads * per_block).max(1);
+        for ((head, tile), bytes) in tiles_of(heads, block as usize, per_block).zip(bytes.chunks(each.max(1))) {
+            let (slab, tile) = (tile / SLAB_TILES * heads + head, tile % SLAB_TILES);
+            match dtypes[layer] {
+                KvDtype::F32 => slabs.f32[slab].restore_tile(tile, bytes),
+                KvDtype::F16 => slabs.f16[slab].restore_tile(tile, bytes),
+                KvDtype::Q8_0 => slabs.q8_0[slab].restore_tile(tile, bytes),
+                KvDtype::Q4_0 => slabs.q4_0[slab].restore_tile(tile, bytes),
+            }
+        }
+        Ok(())
+    }
+
     /// Number of blocks that every layer has memory for.
     pub(super) fn reserved_blocks(&self, dtypes: &[KvDtype]) -> usize {
         let layers = self.layers.iter().zip(&self.heads).zip(dtypes);
@@ -98,6 +150,11 @@ impl KvCache {
     pub(super) fn tiles(&self, sequence: &SequenceSlice, len: usize, tiles: &mut Vec<u32>) {
         tiles.extend(sequence.tiles(len, self.config.block_size, TILE));
     }
+}
+
+/// The heads and tiles of a block, in the order in which they are saved.
+fn tiles_of(heads: usize, block: usize, per_block: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..heads).flat_map(move |head| (0..per_block).map(move |tile| (head, block * per_block + tile)))
 }
 
 impl LayerSlabs {

@@ -237,6 +237,18 @@ impl LayerRunner for FusedRunner {
         self.kv_cache.reserved_blocks(&plan.kv_dtypes)
     }
 
+    fn saved_block_bytes(&self, layer: usize, plan: &KernelPlan) -> Option<usize> {
+        Some(self.kv_cache.block_bytes(layer, plan.kv_dtypes[layer]))
+    }
+
+    fn save_block(&self, layer: usize, block: u32, plan: &KernelPlan, out: &mut Vec<u8>) {
+        self.kv_cache.save_block(layer, block, plan.kv_dtypes[layer], out);
+    }
+
+    fn restore_block(&mut self, layer: usize, block: u32, plan: &KernelPlan, bytes: &[u8]) -> Result<()> {
+        self.kv_cache.restore_block(layer, block, &plan.kv_dtypes, bytes)
+    }
+
     fn release_scratch(&mut self) -> bool {
         let large = self.scratch_bytes > KEPT_SCRATCH;
         if large {

@@ -1,4 +1,4 @@
-//! Conversations in JSON files, as requests to servers have them.
+//! Conversations in JSON files, as requests to servers have them: for `run` and `chat`.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ const FIELDS: [&str; 6] = ["role", "content", "name", "tool_calls", "tool_call_i
 /// Reads the conversation in a JSON file: a list of messages, or an object with `messages` and perhaps `tools`.
 pub fn read(path: &Path) -> anyhow::Result<Conversation> {
     let text = model::read_text(Some(&path.to_owned()), "a conversation")?;
-    parse(&text).with_context(|| format!("--chat {}", path.display()))
+    parse(&text)
 }
 
 fn parse(text: &str) -> anyhow::Result<Conversation> {

@@ -1,20 +1,23 @@
 //! `braidinfer chat`.
 
-use std::io::{self, BufRead, IsTerminal, Read, StdinLock};
-use std::ops::ControlFlow;
+mod commands;
+mod lines;
 
-use anyhow::{Context, bail};
+use std::collections::BTreeSet;
+use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::bail;
 use braidinfer::conversation::AnswerFormat;
 use braidinfer::text::ChatMessage;
 use braidinfer::{FinishReason, GenerateRequest, Llm, Prompt, SamplingParams};
-use rustyline::DefaultEditor;
-use rustyline::error::ReadlineError;
 
+use self::commands::{HELP, Next};
+use self::lines::Lines;
 use super::printer::{AnswerPrinter, CUT};
 use crate::args::ChatArgs;
 use crate::{interrupt, model, output};
-
-const HELP: &str = "/reset forgets the chat, /system TEXT begins a new one with instructions (none without TEXT), /exit leaves; Ctrl-C ends an answer";
 
 pub fn run(args: ChatArgs) -> anyhow::Result<()> {
     let is_typed = io::stdin().is_terminal();
@@ -39,52 +42,23 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
         ));
     }
     params.validate()?;
-    let mut chat = Chat { llm, params, continues, system: args.system, messages: Vec::new(), is_typed };
+    let mut chat = Chat {
+        llm,
+        params,
+        continues,
+        system: args.system,
+        messages: Vec::new(),
+        is_typed,
+        thinking: String::new(),
+        folds_thinking: true,
+        own_files: BTreeSet::new(),
+    };
     chat.begin();
     if !is_typed {
-        return chat.talk(&mut Lines::Piped(io::stdin().lock()));
+        return chat.talk(&mut Lines::piped());
     }
     output::note(HELP);
-    chat.talk(&mut Lines::Typed(Box::new(DefaultEditor::new()?)))
-}
-
-/// Longest line of a pipe, in bytes.
-const LONGEST_LINE: u64 = 64 << 20;
-
-/// Where the lines of a chat come from.
-enum Lines {
-    Typed(Box<DefaultEditor>),
-    Piped(StdinLock<'static>),
-}
-
-impl Lines {
-    /// The next line, without its end; `None` at the end of all.
-    fn next(&mut self) -> anyhow::Result<Option<String>> {
-        match self {
-            Self::Typed(editor) => loop {
-                match editor.readline("> ") {
-                    Ok(line) => {
-                        editor.add_history_entry(&line)?;
-                        return Ok(Some(line));
-                    }
-                    // While a line is edited, Ctrl-C discards it and Ctrl-D ends the program.
-                    Err(ReadlineError::Interrupted) => {}
-                    Err(ReadlineError::Eof) => return Ok(None),
-                    Err(error) => return Err(error.into()),
-                }
-            },
-            Self::Piped(input) => {
-                let mut line = String::new();
-                let length = input.take(LONGEST_LINE).read_line(&mut line).context("standard input")?;
-                if length as u64 == LONGEST_LINE {
-                    bail!("standard input: expected lines of at most {} MiB, found a longer one", LONGEST_LINE >> 20);
-                }
-                let text = line.strip_suffix('\n').unwrap_or(&line);
-                let text = text.strip_suffix('\r').unwrap_or(text);
-                Ok((length > 0).then(|| text.to_owned()))
-            }
-        }
-    }
+    chat.talk(&mut Lines::typed(args.no_history)?)
 }
 
 /// Models that only continue texts seldom come to an end.
@@ -100,30 +74,33 @@ struct Chat {
     messages: Vec<ChatMessage>,
     /// Whether a person writes at a terminal.
     is_typed: bool,
+    /// The reasoning before the last answer.
+    thinking: String,
+    /// Whether reasoning is shown as one line that says how long it is.
+    folds_thinking: bool,
+    /// Files that were written or read in this chat, which may be written to again.
+    own_files: BTreeSet<PathBuf>,
 }
 
 impl Chat {
     /// Starts a new chat, which keeps only the system prompt.
     fn begin(&mut self) {
         self.messages = self.system.iter().map(|text| ChatMessage::new("system", text)).collect();
+        self.thinking.clear();
     }
 
     fn talk(&mut self, lines: &mut Lines) -> anyhow::Result<()> {
         while let Some(line) = lines.next()? {
-            match line.trim() {
-                "" => {}
-                "/exit" | "/quit" => return Ok(()),
-                "/help" => output::note(HELP),
-                "/reset" => self.begin(),
-                command if command == "/system" || command.starts_with("/system ") => {
-                    let text = command["/system".len()..].trim();
-                    self.system = (!text.is_empty()).then(|| text.to_owned());
-                    self.begin();
-                }
-                command if command.starts_with('/') && self.is_typed => {
-                    output::note(format!("unknown command {command}; {HELP}"))
-                }
-                _ => self.answer(line)?,
+            let next = match line.trim() {
+                "" => Ok(Some(Next::Line)),
+                _ => self.command(&line, lines),
+            };
+            match next {
+                Ok(Some(Next::End)) => return Ok(()),
+                Ok(Some(Next::Line)) => {}
+                Ok(None) => self.answer(line)?,
+                Err(error) if !self.is_typed || output::is_broken_pipe(&error) => return Err(error),
+                Err(error) => output::error(&error),
             }
             if interrupt::requested() {
                 break;
@@ -161,7 +138,7 @@ impl Chat {
         };
         let wanted = GenerateRequest { params: self.params.clone(), format, ..GenerateRequest::default() };
         let mut printed = Ok(());
-        let mut printer = AnswerPrinter::default();
+        let mut printer = if self.folds_thinking { AnswerPrinter::folding() } else { AnswerPrinter::default() };
         let streaming = interrupt::Working::begin();
         let answered = self.llm.stream_request(&[prompt], &wanted, &mut |event| {
             printed = printer.print(&event);
@@ -179,6 +156,7 @@ impl Chat {
         match answered {
             Ok((completions, _)) => {
                 let completion = &completions[0];
+                self.thinking.clone_from(&completion.reasoning);
                 if completion.finish_reason == FinishReason::Length {
                     output::note(CUT);
                 }
