@@ -412,6 +412,9 @@ pub struct CheckArgs {
     /// Show every layer
     #[arg(long, short)]
     pub verbose: bool,
+    /// Check the model with this low-rank adapter (LoRA): a folder of peft, or a GGUF file
+    #[arg(long, value_name = "PATH", conflicts_with = "static_only")]
+    pub lora: Option<OsString>,
     /// Look at the weights only, and measure nothing
     #[arg(long = "static", conflicts_with = "full")]
     pub static_only: bool,
@@ -965,6 +968,10 @@ pub struct LoadArgs {
     /// How many tokens it guesses at a time; as many as pay off if left out
     #[arg(long, value_name = "N", requires = "draft", value_parser = count(1, 15))]
     pub draft_tokens: Option<usize>,
+    /// A low-rank adapter (LoRA) for the model: a folder of peft, or a GGUF file. `serve` may have several, each of which is a model by
+    /// its name beside the one without them; the name of its folder or file if left out
+    #[arg(long, value_name = "[NAME=]PATH")]
+    pub lora: Vec<OsString>,
     #[command(flatten)]
     pub precision: PrecisionArgs,
     #[command(flatten)]

@@ -13,8 +13,8 @@ use braidinfer::executor::standard::{ComputeDtype, LoadProgress};
 use braidinfer::executor::{GpuShare, Kernels, KvDtype};
 use braidinfer::model::ModelSource;
 use braidinfer::{
-    Aliases, DraftOptions, Llm, LoadOptions, ModelName, PackedCache, Places, ResolveOptions, SavedPrefixes,
-    WorkerProgram, default_packed_folder, default_verdict_folder,
+    AdapterOptions, Aliases, DraftOptions, Llm, LoadOptions, ModelName, PackedCache, Places, ResolveOptions,
+    SavedPrefixes, WorkerProgram, default_packed_folder, default_verdict_folder,
 };
 
 use crate::args::{ComputingArgs, DtypeArg, KernelsArg, KvDtypeArg, LoadArgs, PackedArgs, PrecisionArg, parse_size};
@@ -175,7 +175,40 @@ pub fn load_options(args: &LoadArgs) -> anyhow::Result<LoadOptions> {
     let chat_template = args.chat_template.clone();
     let draft = args.draft.as_deref().map(|draft| source(Some(draft)).context("--draft")).transpose()?;
     let draft = draft.map(|source| DraftOptions { source, tokens: args.draft_tokens });
-    Ok(LoadOptions { force: args.force, precision, chat_template, draft, ..options(kernels, &args.computing)? })
+    let adapters = adapters(&args.lora);
+    let computing = options(kernels, &args.computing)?;
+    Ok(LoadOptions { force: args.force, precision, chat_template, draft, adapters, ..computing })
+}
+
+/// The adapters that arguments name, each `PATH` or `NAME=PATH`.
+pub fn adapters(arguments: &[OsString]) -> Vec<AdapterOptions> {
+    let adapter = |argument: &OsString| {
+        let named = argument.to_str().and_then(|text| text.split_once('='));
+        // A name has no separators: a path may have an equals sign.
+        match named.filter(|(name, _)| !name.is_empty() && !name.contains(['/', '\\']) && !Path::new(argument).exists())
+        {
+            Some((name, path)) => AdapterOptions { name: name.to_owned(), path: path.into() },
+            None => AdapterOptions { name: name_of_adapter(Path::new(argument)), path: argument.into() },
+        }
+    };
+    arguments.iter().map(adapter).collect()
+}
+
+/// The name of its folder or file.
+fn name_of_adapter(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
+    let name = if is_gguf { path.file_stem() } else { path.file_name() };
+    name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The adapter to compute with, of a model that answers by itself.
+pub fn only_adapter(llm: &Llm) -> anyhow::Result<Option<u32>> {
+    match llm.adapters().len() {
+        0 => Ok(None),
+        1 => Ok(Some(0)),
+        several => bail!("--lora: expected one adapter, found {several}; `serve` has several side by side"),
+    }
 }
 
 impl From<PrecisionArg> for Precision {

@@ -861,6 +861,11 @@ impl TensorNames {
         self
     }
 
+    /// The ways in which experts may be named.
+    pub(crate) fn expert_ways(&self) -> &[ExpertNames] {
+        &self.experts
+    }
+
     fn expert_names(&self) -> ExpertNames {
         self.experts.first().copied().unwrap_or(ExpertNames::LLAMA)
     }

@@ -5,6 +5,7 @@
 //! is a [`ModelError`] that names the file and the field or tensor. This crate does not depend on tensor libraries,
 //! kernels or tokenizers.
 
+mod adapter;
 pub mod arch;
 pub mod dtype;
 mod error;
@@ -25,6 +26,7 @@ pub mod spec;
 mod tensor_data;
 mod weights;
 
+pub use adapter::{Adapter, LowRank, is_adapter};
 pub use arch::{Architecture, Description, describe};
 pub use dtype::{Dtype, Element, TensorView};
 pub use error::ModelError;

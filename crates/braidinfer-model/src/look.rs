@@ -25,11 +25,12 @@ pub(crate) fn check_directory(path: &Path) -> Result<()> {
         return match has("config.json") {
             true => refuse(
                 "a model alone",
-                format!(
-                    "{what} beside it: merge it into the model, for example with `merge_and_unload` of peft, or move it away"
-                ),
+                format!("{what} beside it: move it to a folder of its own, and name that as an adapter to use it"),
             ),
-            false => refuse("a model", format!("{what} alone: merge it into its base model{}", base_of(path))),
+            false => refuse(
+                "a model",
+                format!("{what} alone: name its base model{}, with this folder as its adapter", base_of(path)),
+            ),
         };
     }
     let has_weights = names.iter().any(|name| name.starts_with("model") && name.ends_with(".safetensors"));
@@ -129,7 +130,7 @@ pub(crate) fn check_gguf(gguf: &Gguf) -> Result<()> {
     let kind = metadata.text("general.type")?.unwrap_or("model");
     let architecture = metadata.text("general.architecture")?.unwrap_or_default();
     let found = match (kind, architecture) {
-        ("adapter", _) => "a LoRA adapter: merge it into its base model",
+        ("adapter", _) => "a LoRA adapter: name its base model, with this file as its adapter",
         ("mmproj", _) | (_, "clip") => "a projector for images or sound: name the file of the language model beside it",
         (_, "controlvector") => "a control vector, which changes a model and is none",
         ("imatrix", _) => "an importance matrix, which is used to quantize a model",

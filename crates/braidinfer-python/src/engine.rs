@@ -131,7 +131,7 @@ impl Engine {
     /// Queues prompts for their embeddings.
     fn submit_embeddings(&self, py: Python<'_>, prompts: Vec<RawPrompt>, pooling: &str) -> PyResult<Stream> {
         let handle = self.handle()?;
-        let task = Task::Embed(chosen("pooling", pooling, &POOLINGS)?);
+        let task = Task::Embed { pooling: chosen("pooling", pooling, &POOLINGS)?, adapter: None };
         let ids = |prompt: RawPrompt| PyResult::Ok(prompt.encode(handle.text())?.ids);
         let prompts = py.detach(|| prompts.into_iter().map(ids).collect::<PyResult<_>>())?;
         let stream = waited(py, handle.submit(prompts, task, Instant::now()))?.map_err(refused)?;
@@ -247,7 +247,7 @@ fn requests(handle: &Handle, prompts: Vec<RawPrompt>, params: Vec<SamplingParams
     let (mut requests, mut shown) = (Vec::with_capacity(prompts.len()), Vec::with_capacity(prompts.len()));
     for (prompt, params) in prompts.into_iter().zip(params) {
         let EncodedPrompt { text, ids, format } = prompt.encode(handle.text())?;
-        let wanted = GenerateRequest { params, constraint: None, format };
+        let wanted = GenerateRequest { params, format, ..GenerateRequest::default() };
         requests.push((ids.clone(), Task::Generate(Box::new(wanted))));
         shown.push((text, ids));
     }

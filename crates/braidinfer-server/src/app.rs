@@ -4,13 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use braidinfer::engine::ClientId;
 use tokio::time::timeout_at;
 
 use crate::api::ResponseStore;
 use crate::budget::Budget;
+use crate::fair_slots::FairSlots;
 use crate::http::{ApiError, Clients, Connections, ServerConfig};
 use crate::metrics::ServerMetrics;
 use crate::models::{Lease, Models};
+
+/// Documents that are read at once.
+const DOCUMENT_SLOTS: usize = 2;
 
 /// State of the server.
 pub struct App {
@@ -23,6 +28,8 @@ pub struct App {
     /// Responses that later requests go on from.
     pub responses: ResponseStore,
     pub models: Arc<Models>,
+    /// Room for requests whose documents are read.
+    pub document_slots: FairSlots<ClientId>,
     is_stopping: AtomicBool,
     requests: AtomicU64,
     /// Random prefix of request ids, which distinguishes the requests of different servers in logs.
@@ -38,6 +45,7 @@ impl App {
             budget: Budget::new(config.max_request_memory),
             responses: ResponseStore::default(),
             models: Models::new(&config, &metrics),
+            document_slots: FairSlots::new(DOCUMENT_SLOTS),
             config,
             metrics,
             is_stopping: AtomicBool::new(false),

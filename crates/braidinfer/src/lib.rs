@@ -13,6 +13,7 @@ pub mod conversation;
 pub mod difference;
 mod digest;
 pub mod divergence;
+mod documents;
 pub mod engine;
 mod error;
 pub mod executor;
@@ -40,7 +41,8 @@ pub use advice::{Advice, Setting};
 pub use cache_folders::{
     default_packed_folder, default_prefix_folder, default_server_folder, default_verdict_folder, settings_folder,
 };
-pub use containment::{CancelFlag, WorkLimits, WorkerProgram, WorkerStats};
+pub use containment::{CancelFlag, CancelOnDrop, WorkLimits, WorkerProgram, WorkerStats};
+pub use documents::{DocumentText, text_of_pdf};
 pub use engine::{FinishReason, SamplingParams};
 pub use error::Error;
 pub use handle::Handle;
@@ -49,7 +51,10 @@ pub use llm::{
     Completion, ConversationPrompt, Event, GenerateRequest, Llm, ModelText, Outline, Output, Prompt, RequestId,
     ShadowCheck, StreamEvent, Timings, Token, WeightsInfo,
 };
-pub use loading::{CheckDepth, DraftOptions, KvCacheRoom, LoadOptions, PipelinePlan, check, check_memory};
+pub use loading::{
+    AdapterOptions, CheckDepth, DraftOptions, KvCacheRoom, LoadOptions, LoadedAdapter, PipelinePlan, check,
+    check_memory,
+};
 pub use memory::{available as available_memory, size};
 pub use packed_cache::{KeptWeights, PackedCache};
 pub use saved_prefixes::SavedPrefixes;

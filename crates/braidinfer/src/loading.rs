@@ -1,5 +1,6 @@
 //! Loading a model from its files: choosing the kernels and their precision.
 
+mod adapters;
 mod draft;
 mod keeping;
 mod pipeline;
@@ -13,6 +14,8 @@ use braidinfer_model::{DecoderSpec, GenerationConfig, ModelError, ModelSource, W
 
 use sha2::{Digest, Sha256};
 
+pub use self::adapters::{AdapterOptions, LoadedAdapter};
+use self::adapters::{Adapters, Verdicts};
 pub use self::draft::DraftOptions;
 pub(crate) use self::draft::{LoadedDraft, Target, load_draft};
 use self::keeping::Place;
@@ -102,6 +105,9 @@ pub struct LoadOptions {
     pub prompt_lookup: bool,
     /// A smaller model with the same tokens, which drafts where that is expected to be faster. Outputs do not change.
     pub draft: Option<DraftOptions>,
+    /// Low-rank adapters (LoRA) beside the model, which requests name. Each gets a verdict of its own. On the CPU, or on a device of
+    /// Candle with standard kernels.
+    pub adapters: Vec<AdapterOptions>,
     /// Keep keys and values of prompts on the disk; if `None`, only in memory.
     pub saved_prefixes: Option<SavedPrefixes>,
     /// Pause decoding during prefill, instead of mixing chunked prefill with decode steps.
@@ -152,6 +158,7 @@ impl Default for LoadOptions {
             prefix_cache: true,
             prompt_lookup: true,
             draft: None,
+            adapters: Vec::new(),
             saved_prefixes: None,
             prompts_first: false,
             worker: None,
@@ -177,6 +184,7 @@ pub(crate) struct ModelParts {
     source: ModelSource,
     pub(crate) spec: DecoderSpec,
     pub(crate) weights: Weights,
+    adapters: Adapters,
     pub(crate) tokenizer: Option<Tokenizer>,
     /// What the model has instead of a tokenizer.
     pub(crate) other_tokenizer: Option<String>,
@@ -202,6 +210,7 @@ pub(crate) struct ModelParts {
 pub(crate) struct Loaded {
     pub(crate) decoder: Decoder<'static>,
     pub(crate) compat: Option<CompatReport>,
+    pub(crate) adapters: Vec<LoadedAdapter>,
 }
 
 /// The chat template that is asked for, or the model's own.
@@ -251,6 +260,8 @@ impl ModelParts {
         let threads = Threads::new(options.threads)?;
         let mut weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();
+        let (adapters, about_adapters) = Adapters::open(source, &options.adapters)?;
+        notes.extend(about_adapters);
         let gpu = gpu(&spec, options, &mut notes)?;
         if let Some(file_type) = options.quantize {
             let bytes = quantized_bytes(&spec, &weights, file_type);
@@ -272,6 +283,7 @@ impl ModelParts {
             source: source.clone(),
             spec,
             weights,
+            adapters,
             tokenizer,
             other_tokenizer,
             chat_template,
@@ -346,11 +358,12 @@ impl ModelParts {
                     Place::File(kept) => kept.needed,
                     Place::Memory { .. } => fused::weight_bytes(&self.weights),
                 };
-                (weights, self.fused_kv_dtype(options))
+                (weights.saturating_add(self.adapters.bytes()), self.fused_kv_dtype(options))
             }
             (true, false) => {
                 let (dtype, quantized) = self.standard_types(options);
-                (standard::weight_bytes(&self.weights, dtype, quantized), kv_dtype(dtype))
+                let weights = standard::weight_bytes(&self.weights, dtype, quantized);
+                (weights.saturating_add(self.adapters.bytes()), kv_dtype(dtype))
             }
         };
         let kv = if on_device { 0 } else { kv_bytes_per_token(&self.spec, dtype).saturating_mul(self.context) };
@@ -415,7 +428,7 @@ impl ModelParts {
                 self.notes.push(format!(
                     "fused kernels at the fastest level{kv}, as forced: no check was made; not forced, {otherwise}"
                 ));
-                Ok(Loaded { decoder: fused, compat: None })
+                Ok(Loaded { decoder: fused, compat: None, adapters: self.adapters.with_verdicts(Vec::new()) })
             }
             Kernels::Auto if !has_fused(options) => {
                 self.notes.push("standard kernels: fused ones run on the CPU, and not in f16".into());
@@ -430,7 +443,7 @@ impl ModelParts {
 
     /// What would run by the verdict that is kept, if kernels were `auto` and not forced.
     fn unforced(&self, options: &LoadOptions, fused: &Decoder<'_>) -> Result<String> {
-        let cache = options.verdicts.is_some().then(|| self.verdict_cache(options, &CheckedKernels::of(fused)));
+        let cache = options.verdicts.is_some().then(|| self.verdict_cache(options, &CheckedKernels::of(fused), None));
         let known = cache
             .transpose()?
             .and_then(|cache| cache.read())
@@ -447,32 +460,22 @@ impl ModelParts {
     /// Loads fused kernels with the plan of a check, if it finds one.
     fn load_checked(&mut self, options: &LoadOptions, progress: LoadProgress) -> Result<Loaded> {
         let mut fused = self.fused(options, progress)?;
-        let cache = self.verdict_cache(options, &CheckedKernels::of(&fused))?;
-        // A cached plan for other projections is ignored.
-        let fitting = |report| Some(Checked { plan: compat::plan_of(&report, fused.plan())?, report });
-        let known = cache.read().and_then(fitting);
-        let from_cache = known.is_some();
-        let Checked { report, plan } = match known {
-            Some(known) => known,
-            None => {
-                let checked = self.subject().check(&mut fused, Thoroughness::Brief, options.precision)?;
-                self.notes.extend(cache.write(&checked.report).err());
-                checked
-            }
-        };
-        let fused = fused.with_plan(plan)?;
+        let verdicts = self.verdicts(&mut fused, options)?;
+        let fused = fused.with_plan(verdicts.plan.clone())?;
+        let report = verdicts.worst();
         let on_gpu = self.gpu.as_ref().filter(|_| report.kernels() != ActiveKernels::Standard);
         self.notes.extend(on_gpu.map(|gpu| format!("runs on {}", gpu.name)));
-        self.notes.push(decision(&report, from_cache));
+        self.notes.extend(verdicts.notes.iter().cloned());
         if options.kernels == Kernels::Fused && report.kernels() != ActiveKernels::Fused {
-            let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason);
+            let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason.clone());
             return Err(Error::FusedForbidden { model, status, reason });
         }
-        self.refuse_useless_kv_dtype(&report)?;
+        self.refuse_useless_kv_dtype(report)?;
+        let adapters = self.adapters.with_verdicts(verdicts.adapters.clone());
         match report.kernels() {
-            ActiveKernels::Fused => Ok(Loaded { decoder: fused, compat: Some(report) }),
+            ActiveKernels::Fused => Ok(Loaded { decoder: fused, compat: Some(verdicts.base), adapters }),
             ActiveKernels::Mixed => {
-                let (layers, storage) = (report.standard_layers(), fused.kv_cache());
+                let (layers, storage) = (verdicts.standard_layers(), fused.kv_cache());
                 let bytes = standard::layer_bytes(&self.weights, &layers);
                 let taken = self.need(&LoadOptions { kernels: Kernels::Fused, ..options.clone() }).fixed();
                 let left = options.memory.map(|memory| memory.saturating_sub(taken));
@@ -485,7 +488,7 @@ impl ModelParts {
                     )
                 })?;
                 let standard = standard::load_layers(&self.spec, &self.weights, &layers, storage, &self.threads)?;
-                Ok(Loaded { decoder: fused.with_layers(&layers, standard)?, compat: Some(report) })
+                Ok(Loaded { decoder: fused.with_layers(&layers, standard)?, compat: Some(verdicts.base), adapters })
             }
             ActiveKernels::Standard if self.gpu.is_some() => {
                 drop(fused);
@@ -506,7 +509,7 @@ impl ModelParts {
                     report.status.as_str(),
                     report.reason
                 );
-                self.load_standard(options, progress, Some(report)).map_err(|error| because(error, &reason))
+                self.load_standard(options, progress, Some(verdicts)).map_err(|error| because(error, &reason))
             }
         }
     }
@@ -522,13 +525,18 @@ impl ModelParts {
     }
 
     /// Where the verdict on these kernels is kept.
-    fn verdict_cache(&self, options: &LoadOptions, fused: &CheckedKernels<'_>) -> Result<VerdictCache> {
-        VerdictCache::new(options.verdicts.as_deref(), &self.subject(), fused, options.precision)
+    fn verdict_cache(
+        &self,
+        options: &LoadOptions,
+        fused: &CheckedKernels<'_>,
+        adapter: Option<u32>,
+    ) -> Result<VerdictCache> {
+        VerdictCache::new(options.verdicts.as_deref(), &self.subject(adapter), fused, options.precision)
     }
 
     /// What keys and values depend on, besides tokens: the model, its kernels with their plan, and this build.
     pub(crate) fn prefix_key(&self, options: &LoadOptions, decoder: &Decoder<'_>) -> Result<PrefixKey> {
-        let verdict = self.verdict_cache(options, &CheckedKernels::of(decoder))?;
+        let verdict = self.verdict_cache(options, &CheckedKernels::of(decoder), None)?;
         let mut hash = Sha256::new();
         field(&mut hash, verdict.key().as_bytes());
         field(&mut hash, format!("{:?}", decoder.plan()).as_bytes());
@@ -541,8 +549,8 @@ impl ModelParts {
         Err(Error::KvDtypeForbidden { model: self.label.clone(), kv_dtype, reason: report.reason.clone() })
     }
 
-    /// This model, as the subject of a check.
-    pub(crate) fn subject(&self) -> Subject<'_> {
+    /// This model, alone or with one of its adapters, as the subject of a check.
+    pub(crate) fn subject(&self, adapter: Option<u32>) -> Subject<'_> {
         Subject {
             label: self.label.clone(),
             spec: &self.spec,
@@ -550,6 +558,8 @@ impl ModelParts {
             tokenizer: self.tokenizer.as_ref(),
             chat_template: self.chat_template.usable(),
             threads: &self.threads,
+            adapters: self.adapters.all(),
+            adapter,
             reference: None,
         }
     }
@@ -609,11 +619,13 @@ impl ModelParts {
         &self,
         options: &LoadOptions,
         progress: LoadProgress,
-        compat: Option<CompatReport>,
+        verdicts: Option<Verdicts>,
     ) -> Result<Loaded> {
         let standard = self.standard_options(options)?;
         let decoder = standard::load(self.spec.clone(), &self.weights, standard, progress)?;
-        Ok(Loaded { decoder, compat })
+        let decoder = decoder.with_adapters(self.adapters.all())?;
+        let (compat, of_adapters) = verdicts.map(|verdicts| (verdicts.base, verdicts.adapters)).unzip();
+        Ok(Loaded { decoder, compat, adapters: self.adapters.with_verdicts(of_adapters.unwrap_or_default()) })
     }
 
     /// Loads standard kernels that add to `inputs` what their linear layers are given.
@@ -689,12 +701,12 @@ impl ModelParts {
         match &self.place {
             Place::Memory { because } => {
                 self.notes.extend(because.iter().map(|because| format!("packed weights are not kept: {because}")));
-                fused::load(spec, &self.weights, fused_options, progress)
+                fused::load(spec, &self.weights, fused_options, progress)?.with_adapters(self.adapters.all())
             }
             Place::File(kept) => {
                 let (decoder, notes) = fused::load_kept(spec, &self.weights, fused_options, &kept.keeping, progress)?;
                 self.notes.extend(kept.scarce.iter().cloned().chain(notes));
-                Ok(decoder)
+                decoder.with_adapters(self.adapters.all())
             }
         }
     }
@@ -766,6 +778,13 @@ fn has_fused(options: &LoadOptions) -> bool {
 fn gpu(spec: &DecoderSpec, options: &LoadOptions, notes: &mut Vec<String>) -> Result<Option<ChosenGpu>> {
     check_gpu_share(options, None)?;
     let is_asked_for = matches!(options.device, DeviceChoice::Gpu(_));
+    if let (true, Some(AdapterOptions { name, .. })) = (is_asked_for, options.adapters.first()) {
+        return Err(Error::bad_request(
+            "device",
+            "the CPU, on which adapters run",
+            format!("a GPU, and adapter {name}"),
+        ));
+    }
     if options.kernels == Kernels::Standard && is_asked_for {
         return Err(Error::bad_request("kernels", "auto or fused on a GPU", "standard"));
     }
@@ -782,6 +801,10 @@ fn gpu(spec: &DecoderSpec, options: &LoadOptions, notes: &mut Vec<String>) -> Re
     }
     let is_for_cpu = options.dtype.is_some_and(|dtype| dtype != ComputeDtype::F32)
         || options.kv_dtype.is_some_and(KvDtype::is_quantized);
+    if options.device == DeviceChoice::Auto && !options.adapters.is_empty() {
+        notes.push("runs on the CPU: adapters do".into());
+        return Ok(None);
+    }
     if options.device == DeviceChoice::Auto && is_for_cpu {
         notes.push("runs on the CPU: these types are for its kernels alone".into());
         return Ok(None);
@@ -832,7 +855,7 @@ pub enum CheckDepth {
     Measured(Thoroughness),
 }
 
-/// Checks whether fused kernels change the answers of a model. The kernels in `options` are ignored. A measured verdict
+/// Checks whether fused kernels change the answers of a model, with its adapter if the options name one. The kernels in `options` are ignored. A measured verdict
 /// is cached where the options say.
 pub fn check(
     source: &ModelSource,
@@ -840,6 +863,11 @@ pub fn check(
     depth: CheckDepth,
     progress: LoadProgress,
 ) -> Result<(CompatReport, Vec<String>)> {
+    let adapter = match options.adapters.len() {
+        0 => None,
+        1 => Some(0),
+        several => return Err(Error::bad_request("adapter", "one at a time, each with a verdict of its own", several)),
+    };
     let mut parts = ModelParts::open(source, options, progress)?;
     let CheckDepth::Measured(thoroughness) = depth else {
         let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;
@@ -847,11 +875,11 @@ pub fn check(
             parts.notes.push(format!("a prediction says nothing about keys and values in {}", asked.name()));
         }
         let where_to = parts.gpu.as_ref().map_or(isa.name(), |gpu| &gpu.name);
-        return Ok((parts.subject().predict(where_to)?, parts.notes));
+        return Ok((parts.subject(None).predict(where_to)?, parts.notes));
     };
     let mut fused = parts.fused(options, progress)?;
-    let cache = parts.verdict_cache(options, &CheckedKernels::of(&fused))?;
-    let Checked { report, .. } = parts.subject().check(&mut fused, thoroughness, options.precision)?;
+    let cache = parts.verdict_cache(options, &CheckedKernels::of(&fused), adapter)?;
+    let Checked { report, .. } = parts.subject(adapter).check(&mut fused, thoroughness, options.precision)?;
     parts.notes.extend(cache.write(&report).err());
     Ok((report, parts.notes))
 }

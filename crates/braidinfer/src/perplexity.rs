@@ -179,8 +179,8 @@ impl Totals {
         // The last token is only predicted, not run.
         let read = &chunk[..chunk.len() - 1];
         let counted = chunk.len() / 2;
-        let own_sequence = llm.engine_mut().begin_raw(read.len())?;
-        let other = against.as_mut().map(|against| against.engine_mut().begin_raw(read.len())).transpose()?;
+        let own_sequence = llm.engine_mut().begin_raw(read.len(), None)?;
+        let other = against.as_mut().map(|against| against.engine_mut().begin_raw(read.len(), None)).transpose()?;
         for start in (0..read.len()).step_by(STEP) {
             let step = start..read.len().min(start + STEP);
             let wanted = step.end - step.start.max(counted).min(step.end);

@@ -26,7 +26,8 @@ pub fn run(args: LogitsArgs) -> anyhow::Result<()> {
         (None, None) => bail!("expected --ids or --prompt"),
     };
     let ids = llm.encode(&prompt)?;
-    let logits = llm.logits(&ids, args.all)?;
+    let adapter = model::only_adapter(&llm)?;
+    let logits = llm.logits_with(&ids, args.all, adapter)?;
     let positions: Vec<usize> = (ids.len() - logits.len()..ids.len()).collect();
     if args.json {
         return output::print_json(&LogitsJson { ids, positions, logits });

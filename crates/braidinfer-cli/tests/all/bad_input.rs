@@ -423,9 +423,11 @@ fn what_is_no_model_is_named() {
         "found 1 shards such as model-00001-of-00002.safetensors",
     ]);
     let adapter = Broken::copy_of("llama").write("adapter_config.json", "{\"base_model_name_or_path\": \"org/base\"}");
-    adapter.refused(&["expected a model alone, found an adapter (adapter_config.json) beside it: merge"]);
+    adapter.refused(&["expected a model alone, found an adapter (adapter_config.json) beside it: move"]);
     fs::remove_file(adapter.file("config.json")).expect("it is there");
-    adapter.refused(&["found an adapter (adapter_config.json) alone: merge it into its base model, org/base"]);
+    adapter.refused(&[
+        "found an adapter (adapter_config.json) alone: name its base model, org/base, with this folder as its adapter",
+    ]);
     let original = Broken::copy_of("llama").write("params.json", "{}").write("consolidated.safetensors", "x");
     fs::remove_file(original.file("config.json")).expect("it is there");
     original.refused(&["layout of transformers, found weights in the layout of their maker"]);

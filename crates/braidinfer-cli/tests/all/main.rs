@@ -1,5 +1,6 @@
 //! Tests that run the program, in one program, which takes less time to build than one for each file.
 
+mod adapters;
 mod bad_input;
 mod bench;
 mod chat;

@@ -1,5 +1,7 @@
 //! Running the real binary on fixtures and on broken copies of them.
 
+#[path = "../../../braidinfer/tests/support/random_adapter.rs"]
+pub mod random_adapter;
 #[path = "../../../braidinfer/tests/support/waiting.rs"]
 mod waiting;
 

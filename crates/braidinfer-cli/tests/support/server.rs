@@ -72,6 +72,16 @@ pub fn get(address: &str, path: &str) -> String {
     rest(send(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")))
 }
 
+pub fn post(address: &str, path: &str, kind: &str, body: &[u8]) -> String {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stream = connect(address);
+    stream.write_all(&[head.as_bytes(), body].concat()).expect("it takes requests");
+    rest(BufReader::new(stream))
+}
+
 pub fn rest(mut answer: BufReader<TcpStream>) -> String {
     let mut text = String::new();
     answer.read_to_string(&mut text).expect("it answers");

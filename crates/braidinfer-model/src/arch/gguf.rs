@@ -164,7 +164,7 @@ impl GgufForm {
     }
 
     /// This form in files of `architecture`; `None` if it has another name.
-    fn named_as(self, architecture: &str) -> Option<Self> {
+    pub(crate) fn named_as(self, architecture: &str) -> Option<Self> {
         [self.of(false), self.of(true)].into_iter().find(|form| form.architecture == architecture)
     }
 
@@ -416,6 +416,13 @@ pub fn ends_text(token: &str) -> bool {
         "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
     ];
     ENDS.contains(&token)
+}
+
+/// Tensor names of models in this form, if queries, keys and values, and gate and up projection, are stacked or not.
+pub(crate) fn names_without_file(form: GgufForm, [qkv, gate_up]: [bool; 2]) -> TensorNames {
+    let names = tensor_names(form);
+    let names = if qkv { names.with(&STACKED_QKV) } else { names };
+    if gate_up { names.with(&STACKED_GATE_UP) } else { names }
 }
 
 /// A GGUF file that is being described.

@@ -269,6 +269,13 @@ fn check_rotated_part(settings: &JsonFile, architecture: &Architecture) -> Resul
     }
 }
 
+/// Tensor names of checkpoints of a described decoder, whatever its files are.
+pub(crate) fn checkpoint_names(config: &JsonFile) -> Result<TensorNames> {
+    let model_type = config.text("model_type")?.unwrap_or_default();
+    let Some(architecture) = find(model_type) else { return Err(unsupported(config, model_type)) };
+    Ok((architecture.describe)(config)?.names)
+}
+
 fn find(model_type: &str) -> Option<&'static Architecture> {
     REGISTRY.iter().find(|arch| arch.model_type == model_type || arch.aliases.contains(&model_type))
 }

@@ -23,6 +23,14 @@ pub fn open(source: &ModelSource) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
+/// Opens a single file of unquantized tensors; `None` if there is no such file.
+pub(crate) fn open_plain(source: &ModelSource, file: &str) -> Result<Option<Checkpoint>> {
+    let Some(bytes) = source.open_file(file)? else { return Ok(None) };
+    let mut checkpoint = Checkpoint::default();
+    add_file(&mut checkpoint, source.path_of(file), bytes)?;
+    Ok(Some(checkpoint))
+}
+
 fn files(source: &ModelSource) -> Result<Checkpoint> {
     let mut checkpoint = Checkpoint::default();
     if let Some(bytes) = source.open_file(SINGLE)? {

@@ -41,7 +41,7 @@ pub async fn begin(
     let reservation = reservation::reserve(app, served, client, &prompts, &params, delivery)?;
     let special_tokens = if shows_special_tokens { ShownTokens::All } else { ShownTokens::None };
     let format = AnswerFormat { special_tokens, ..AnswerFormat::default() };
-    let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format }));
+    let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format, adapter: served.adapter() }));
     let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
     let stream = engine.submit(prompts, task, arrived).await?;
     Ok(ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation, lease: served.clone() })

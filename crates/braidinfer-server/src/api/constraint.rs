@@ -27,17 +27,8 @@ pub async fn constraint(
             Some(slot.ok_or_else(|| ApiError::not_ready("the server stops"))?)
         }
     };
-    let wanted = CancelOnDrop(CancelFlag::default());
-    let cancel = wanted.0.clone();
+    let cancel = CancelFlag::default();
+    let _wanted = cancel.cancel_on_drop();
     let constraint = served.run_blocking(move |served| served.constraint(&form, field, &cancel)).await?;
     Ok(Some((constraint, slot)))
-}
-
-/// Cancels work when the future that waits for it is dropped.
-struct CancelOnDrop(CancelFlag);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
 }

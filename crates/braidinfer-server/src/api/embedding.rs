@@ -43,7 +43,8 @@ pub async fn embed(
     let prompts = prompts::encode_all(served, prompts, "input").await?;
     let count = prompts.len();
     let reservation = reservation::reserve_embeddings(app, served, client, &prompts)?;
-    let stream = served.engine.for_client(client).submit(prompts, Task::Embed(pooling), arrived).await?;
+    let task = Task::Embed { pooling, adapter: served.adapter() };
+    let stream = served.engine.for_client(client).submit(prompts, task, arrived).await?;
     let found = collected(stream, count).await?;
     let tokens = found.iter().map(|embedding| embedding.prompt.num_tokens).sum();
     let shortened = |embedding: Embedding| match dimensions {

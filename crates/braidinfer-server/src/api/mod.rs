@@ -8,6 +8,7 @@ mod anthropic;
 mod chat;
 mod completion;
 mod constraint;
+mod documents;
 mod embedding;
 mod errors;
 pub mod fuzzing;
@@ -28,7 +29,7 @@ use axum::Router;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, Method};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use self::errors::in_own_form;
@@ -90,6 +91,7 @@ pub fn router(app: Arc<App>, config: RouterConfig) -> Router {
     let of_model = Router::new()
         .route("/v1/compat", get(status::compat))
         .route("/metrics", get(status::metrics))
+        .route("/v1/extract_text", post(documents::extract_text))
         .merge(openai::routes())
         .merge(anthropic::routes())
         .merge(ollama::routes())

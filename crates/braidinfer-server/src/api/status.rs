@@ -43,7 +43,7 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
 /// The compatibility report by which the kernels were chosen.
 pub async fn compat(State(app): State<Arc<App>>, query: Query<OfModel>) -> Result<Response, ApiError> {
     let served = app.lease(query.model.as_deref()).await?;
-    match &served.compat {
+    match served.verdict() {
         Some(report) => Ok(Json(report).into_response()),
         None => Err(ApiError::not_found(format!(
             "{} kernels were chosen by name, without a check",

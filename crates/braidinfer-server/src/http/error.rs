@@ -172,8 +172,8 @@ impl ApiError {
         Self::refusal(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     }
 
-    pub fn not_json(found: &str) -> Self {
-        let message = format!("content-type: expected application/json, found {}", shown(found));
+    pub fn of_another_kind(expected: &str, found: &str) -> Self {
+        let message = format!("content-type: expected {expected}, found {}", shown(found));
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
     }
 
@@ -381,7 +381,7 @@ mod tests {
         let long = "x".repeat(70_000);
         for error in [
             ApiError::no_such_model(&long, "`demo`"),
-            ApiError::not_json(&long),
+            ApiError::of_another_kind("application/json", &long),
             ApiError::foreign_host(&long),
             ApiError::encoded(&long),
             ApiError::field(&long, long.clone()),

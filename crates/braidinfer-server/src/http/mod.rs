@@ -18,8 +18,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use braidinfer::FormLimits;
 use braidinfer::conversation::{ReasoningFormat, ToolCallFormat};
+use braidinfer::{FormLimits, WorkerProgram};
 pub use client::{Client, Clients};
 pub use connections::Connections;
 pub use error::{ApiError, Refusal};
@@ -30,7 +30,7 @@ pub use guard::{
 };
 pub use listener::Listener;
 pub use shown::shown;
-pub use strict::{IGNORED, Ignored, NoFields, Strict, parse_body};
+pub use strict::{IGNORED, Ignored, NoFields, Strict, parse_body, read_bytes};
 
 /// Configuration of a server.
 #[derive(Debug, Clone)]
@@ -57,6 +57,8 @@ pub struct ServerConfig {
     pub reasoning_fields: ReasoningFields,
     /// Names of the model in requests, besides the one that it is served under.
     pub model_names: ModelNames,
+    /// What reads documents, in processes of its own; none are read if `None`.
+    pub worker: Option<WorkerProgram>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// Most open connections. While all are taken, idle ones give way to new ones, and further ones are refused, except for

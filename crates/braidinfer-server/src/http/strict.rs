@@ -7,6 +7,7 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
+use braidinfer::engine::ClientId;
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -74,14 +75,21 @@ async fn read_body<A: DeserializeOwned, B: DeserializeOwned, C: DeserializeOwned
     app: &App,
 ) -> Result<Strict<A, B, C>, ApiError> {
     check_headers(request.headers())?;
+    // The claim is kept until the body is parsed.
+    let (client, body, _claim) = read_bytes(request, app).await?;
+    let strict = parse_body(&body, app.config.lenient)?;
+    Ok(Strict { client: Client(client), ..strict })
+}
+
+/// The client of a request and its body, whatever that is.
+pub async fn read_bytes(request: Request, app: &App) -> Result<(ClientId, Vec<u8>, Claim), ApiError> {
+    check_encoding(request.headers())?;
     let client = request.extensions().get::<Client>().copied();
     let client = client.ok_or_else(|| ApiError::internal("a request without a client"))?;
     let claim = app.budget.claim(client.0, Held::Body, 0)?;
     let received = timeout(app.config.read_timeout, receive(request.into_body(), claim, app.config.max_body_bytes));
-    // The claim is kept until the body is parsed.
-    let (body, _claim) = received.await.map_err(|_| ApiError::slow_request())??;
-    let strict = parse_body(&body, app.config.lenient)?;
-    Ok(Strict { client, ..strict })
+    let (body, claim) = received.await.map_err(|_| ApiError::slow_request())??;
+    Ok((client.0, body, claim))
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -91,8 +99,12 @@ fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
     // it may, but then its browser says where it is from.
     let is_of_curl = is("application/x-www-form-urlencoded") && !headers.contains_key(ORIGIN);
     if !is("application/json") && !is_of_curl {
-        return Err(ApiError::not_json(&kind));
+        return Err(ApiError::of_another_kind("application/json", &kind));
     }
+    check_encoding(headers)
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     let encoding =
         headers.get(CONTENT_ENCODING).map_or("identity".into(), |name| String::from_utf8_lossy(name.as_bytes()));
     if !encoding.trim().eq_ignore_ascii_case("identity") {

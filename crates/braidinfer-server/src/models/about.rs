@@ -44,6 +44,20 @@ impl About {
     }
 }
 
+impl About {
+    /// What it can do, in Ollama's words.
+    pub fn capabilities(&self) -> Vec<&'static str> {
+        let all = [
+            ("completion", true),
+            ("embedding", true),
+            ("tools", self.conversations.takes_tools),
+            ("thinking", self.conversations.reasoning_format.is_some()),
+            ("insert", self.fills_in),
+        ];
+        all.into_iter().filter_map(|(name, has)| has.then_some(name)).collect()
+    }
+}
+
 /// How conversations with a model are read.
 #[derive(Debug, Clone)]
 pub struct Conversations {

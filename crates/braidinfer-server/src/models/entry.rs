@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use braidinfer::SamplingParams;
 use braidinfer::executor::ActiveKernels;
 use braidinfer::handle::Handle;
 use tokio::sync::oneshot;
@@ -88,6 +89,8 @@ pub enum Keep {
 #[derive(Clone)]
 pub struct ListedModel {
     pub name: String,
+    /// The model that it is an adapter for, if it is one.
+    pub parent: Option<String>,
     pub created: u64,
     pub state: ModelState,
     /// Whether it is loaded when somebody asks for it.
@@ -96,6 +99,8 @@ pub struct ListedModel {
     pub bytes: Option<u64>,
     /// What it is; known once it was loaded or looked at.
     pub about: Option<Arc<About>>,
+    /// How tokens are chosen where a request does not say; known while it is loaded.
+    pub sampling: Option<SamplingParams>,
     /// Why it could not be loaded, if that was tried not long ago.
     pub failure: Option<ApiError>,
 }
@@ -273,12 +278,24 @@ impl Entry {
         let of_weights = self.about.as_ref().map(|about| about.weights.bytes as u64);
         ListedModel {
             name: name.to_owned(),
+            parent: None,
             created: self.created,
             state,
             is_on_demand: self.on_demand.is_some(),
             bytes: of_weights.or(of_files),
             about: self.about.clone(),
+            sampling: self.loaded().map(|loaded| loaded.served.default_sampling.clone()),
             failure: self.failure().cloned(),
         }
+    }
+
+    /// The names of the adapters of a model that is loaded.
+    pub fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.loaded().into_iter().flat_map(|loaded| &loaded.served.adapters).map(|adapter| adapter.name.as_str())
+    }
+
+    /// What clients are told of an adapter of the model `parent`.
+    pub fn listed_adapter(&self, adapter: &str, parent: &str, idle: Option<Duration>) -> ListedModel {
+        ListedModel { parent: Some(parent.to_owned()), ..self.listed(adapter, idle) }
     }
 }

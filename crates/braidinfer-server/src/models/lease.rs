@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use braidinfer::LoadedAdapter;
+use braidinfer::compat::CompatReport;
 use tokio::sync::Notify;
 
 use super::Served;
@@ -16,11 +18,42 @@ pub struct Lease {
     // Dropped first: when the last lease has ended, nobody but the owner of the model has it.
     served: Arc<Served>,
     _use: Use,
+    /// Index of the adapter that was asked for.
+    adapter: Option<u32>,
 }
 
 impl Lease {
     pub fn new(served: &Arc<Served>, uses: &Arc<Uses>) -> Self {
-        Self { _use: Use::begin(uses), served: Arc::clone(served) }
+        Self { _use: Use::begin(uses), served: Arc::clone(served), adapter: None }
+    }
+
+    /// The same with the adapter of this name, if it is that of one.
+    pub fn by_name(self, asked: Option<&str>) -> Self {
+        let named = |adapter: &LoadedAdapter| Some(adapter.name.as_str()) == asked;
+        let adapter = self.served.adapters.iter().position(named).map(|index| index as u32);
+        Self { adapter, ..self }
+    }
+
+    /// Index of the adapter to compute with; `None` for the model alone.
+    pub fn adapter(&self) -> Option<u32> {
+        self.adapter
+    }
+
+    /// What the model is called, or the adapter that was asked for.
+    pub fn name(&self) -> &str {
+        self.loaded_adapter().map_or(&self.served.name, |adapter| &adapter.name)
+    }
+
+    /// The verdict on the model, or on it with the adapter that was asked for.
+    pub fn verdict(&self) -> Option<&CompatReport> {
+        match self.loaded_adapter() {
+            Some(adapter) => adapter.compat.as_ref(),
+            None => self.served.compat.as_ref(),
+        }
+    }
+
+    fn loaded_adapter(&self) -> Option<&LoadedAdapter> {
+        self.served.adapters.get(self.adapter? as usize)
     }
 
     /// Runs work that may take long on a blocking thread, so that it does not delay other requests.

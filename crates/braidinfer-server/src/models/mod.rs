@@ -165,7 +165,8 @@ impl Models {
         let entries = self.entries();
         let listed = |(name, entry): (&String, &Entry)| {
             let names: Vec<&String> = std::iter::once(name).chain(&entry.names.listed).collect();
-            names.into_iter().map(|name| entry.listed(name, idle)).collect::<Vec<_>>()
+            let adapters = entry.adapters().map(|adapter| entry.listed_adapter(adapter, name, idle));
+            names.into_iter().map(|name| entry.listed(name, idle)).chain(adapters).collect::<Vec<_>>()
         };
         entries.iter().flat_map(listed).collect()
     }
@@ -175,7 +176,11 @@ impl Models {
         let own = self.own_name(Some(asked))?;
         let idle = self.policy.get().and_then(|policy| policy.idle);
         let entries = self.entries();
-        entries.get(&own).map(|entry| entry.listed(asked, idle)).ok_or_else(|| unknown(asked, &entries))
+        let listed = |entry: &Entry| match entry.adapters().find(|adapter| *adapter == asked) {
+            Some(adapter) => entry.listed_adapter(adapter, &own, idle),
+            None => entry.listed(asked, idle),
+        };
+        entries.get(&own).map(listed).ok_or_else(|| unknown(asked, &entries))
     }
 
     /// What a model is. One that is not loaded is looked at, without its weights.
@@ -236,6 +241,7 @@ impl Models {
             Ok(lease) => Ok(lease),
             Err(loaded) => loaded.await.unwrap_or_else(|_| Err(ApiError::not_ready("the server stops"))),
         }
+        .map(|lease| lease.by_name(asked))
     }
 
     /// A lease if the model is loaded; otherwise it will be, and a lease comes then.
@@ -316,7 +322,8 @@ fn known(asked: Option<&str>, entries: &BTreeMap<String, Entry>) -> Result<Strin
     if entries.contains_key(asked) {
         return Ok(asked.to_owned());
     }
-    let other = entries.iter().find(|(_, entry)| entry.names.include(asked));
+    let of_adapter = entries.iter().find(|(_, entry)| entry.adapters().any(|adapter| adapter == asked));
+    let other = of_adapter.or_else(|| entries.iter().find(|(_, entry)| entry.names.include(asked)));
     other.map(|(name, _)| name.clone()).ok_or_else(|| unknown(asked, entries))
 }
 
@@ -331,8 +338,9 @@ fn unknown(asked: &str, entries: &BTreeMap<String, Entry>) -> ApiError {
 fn names(entries: &BTreeMap<String, Entry>) -> String {
     /// Most names in a message.
     const MOST: usize = 8;
-    let shown: Vec<String> = entries.keys().take(MOST).map(|name| format!("`{name}`")).collect();
-    match entries.len().checked_sub(MOST).filter(|more| *more > 0) {
+    let all = || entries.iter().flat_map(|(name, entry)| std::iter::once(name.as_str()).chain(entry.adapters()));
+    let shown: Vec<String> = all().take(MOST).map(|name| format!("`{name}`")).collect();
+    match all().count().checked_sub(MOST).filter(|more| *more > 0) {
         Some(more) => format!("{} or one of {more} others", shown.join(", ")),
         None => shown.join(" or "),
     }

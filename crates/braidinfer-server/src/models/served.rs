@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use braidinfer::compat::CompatReport;
 use braidinfer::engine::{ClientId, ConstraintFactory};
 use braidinfer::executor::ActiveKernels;
-use braidinfer::{AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, ModelText, SamplingParams, StructuredOutput};
+use braidinfer::{
+    AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, LoadedAdapter, ModelText, SamplingParams, StructuredOutput,
+};
 
 use super::about::{About, Conversations};
 use crate::fair_slots::{FairSlots, Slot};
@@ -34,6 +36,7 @@ pub struct Served {
     longest_token: Option<usize>,
     pub kernels: ActiveKernels,
     pub compat: Option<CompatReport>,
+    pub adapters: Vec<LoadedAdapter>,
     structured: Mutex<Option<Arc<StructuredOutput>>>,
     form_limits: FormLimits,
     /// Room for requests that constrain the form of their answers.
@@ -52,6 +55,7 @@ impl Served {
             longest_token: llm.text().longest_token(),
             kernels: llm.kernels(),
             compat: llm.compat().cloned(),
+            adapters: llm.adapters().to_vec(),
             engine: Handle::start(llm, Arc::new(metrics))?,
             structured: Mutex::new(None),
             form_limits: config.form_limits,

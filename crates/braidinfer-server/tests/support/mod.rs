@@ -2,6 +2,8 @@
 // Not every test file uses all of it.
 #![allow(dead_code, unused_imports)]
 
+#[path = "../../../braidinfer/tests/support/random_adapter.rs"]
+pub mod random_adapter;
 #[path = "../../../braidinfer/tests/support/waiting.rs"]
 mod waiting;
 
@@ -32,6 +34,7 @@ pub fn config() -> ServerConfig {
         cors_origins: Vec::new(),
         tls: None,
         lenient: false,
+        worker: None,
         max_body_bytes: 1 << 20,
         max_connections: 256,
         max_connections_per_client: 256,

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::passages::Passages;
 use super::report::CompatReport;
 use super::{Precision, Subject, Thoroughness, batches, judge};
-use crate::digest::{field, hex};
+use crate::digest::{field, hex, of_adapter};
 use crate::executor::{Decoder, KernelPlan, KvCacheConfig};
 
 /// Incremented whenever the meaning of reports changes.
@@ -70,7 +70,7 @@ impl VerdictCache {
         fused: &CheckedKernels<'_>,
         precision: Precision,
     ) -> crate::Result<Self> {
-        let Subject { spec, weights, .. } = subject;
+        let Subject { spec, weights, adapters, adapter, .. } = subject;
         let mut hash = Sha256::new();
         field(&mut hash, fused.isa.as_bytes());
         field(&mut hash, precision.as_str().as_bytes());
@@ -79,6 +79,9 @@ impl VerdictCache {
         for (slot, param, view) in weights.iter() {
             field(&mut hash, format!("{slot:?} {param} {} {:?}", view.dtype, view.shape).as_bytes());
             sample(&mut hash, &view.data)?;
+        }
+        if let Some(adapter) = adapter.and_then(|adapter| adapters.get(adapter as usize)) {
+            field(&mut hash, &of_adapter(adapter));
         }
         // Another tokenizer or chat template yields other test tokens. If it fails, the check fails, too.
         let passages = subject.passages().ok();

@@ -39,7 +39,7 @@ fn check(name: &str, edit: SourceEdit) -> Checked {
     let mut parts = parts(name, &on_gpu());
     let mut decoder =
         planted::with([(Some(1), edit)], || parts.fused(&on_gpu(), &|_, _| {}).expect("it is loaded onto the GPU"));
-    parts.subject().check(&mut decoder, Thoroughness::Normal, Precision::Auto).expect("the check runs")
+    parts.subject(None).check(&mut decoder, Thoroughness::Normal, Precision::Auto).expect("the check runs")
 }
 
 /// What a driver or a kernel may get wrong: where rows begin, in which order memory is written and read, which keys are stored, and

@@ -30,9 +30,10 @@ mod speed;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
-use braidinfer_model::{DecoderSpec, Weights};
+use braidinfer_model::{Adapter, DecoderSpec, Weights};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::cache::{CheckedKernels, VerdictCache};
@@ -81,6 +82,10 @@ pub struct Subject<'a> {
     pub chat_template: Option<&'a ChatTemplate>,
     /// Threads of the reference decoder.
     pub threads: &'a Threads,
+    /// The adapters that the fused decoder has.
+    pub adapters: &'a [Arc<Adapter>],
+    /// Which of them everything is computed with; `None` for the model alone.
+    pub adapter: Option<u32>,
     /// Creates the reference decoder; if `None`, the standard kernels read `weights`.
     pub reference: Option<Reference<'a>>,
 }
@@ -104,6 +109,7 @@ impl Subject<'_> {
         let reason = judge::predicted_reason(&predicted);
         Ok(CompatReport {
             model: self.label.clone(),
+            adapter: self.adapter_label(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             isa: isa.to_owned(),
             precision: None,
@@ -144,7 +150,8 @@ impl Subject<'_> {
         report.thoroughness = Some(thoroughness);
         let passages = self.passages()?;
         let batch =
-            batches::first(&passages, self.spec, fused.kv_cache(), thoroughness, fused.state().bytes_per_sequence == 0);
+            batches::first(&passages, self.spec, fused.kv_cache(), thoroughness, fused.state().bytes_per_sequence == 0)
+                .with_adapter(self.adapter);
         let bytes = check_bytes(batch.logits_rows.len(), self.spec.vocab_size);
         memory::can_grow(bytes, || format!("{}: logits of a check of its kernels", self.label))?;
         let found = self.measure(fused, batch, thoroughness)?;
@@ -158,7 +165,7 @@ impl Subject<'_> {
             // A model that is being loaded should not wait for this.
             Thoroughness::Brief => None,
             _ if judgement.has_fault() => None,
-            _ => speed::compare(fused, &found.fastest_plan, &adapted.plan)?,
+            _ => speed::compare(fused, self.adapter, &found.fastest_plan, &adapted.plan)?,
         };
         report.layers = layer_reports(&found.exact_errors, &found.fastest_errors, &judgement, &adapted);
         judgement.conclude(&adapted, precision, &mut report);
@@ -178,6 +185,11 @@ impl Subject<'_> {
         });
         judge::recommend(&mut report);
         Ok(Checked { report, plan: adapted.plan })
+    }
+
+    /// Where the adapter came from that everything is computed with.
+    fn adapter_label(&self) -> Option<String> {
+        Some(self.adapters.get(self.adapter? as usize)?.label().to_owned())
     }
 
     /// The tokens to read.
@@ -239,7 +251,7 @@ impl Subject<'_> {
         }
         let KvCacheConfig { block_size, num_blocks, .. } = storage;
         let options = StreamOptions { dtype, block_size, num_blocks, threads: self.threads.clone() };
-        standard::stream(self.spec, self.weights, options)
+        standard::stream(self.spec, self.weights, options)?.with_adapters(self.adapters)
     }
 
     /// The run in the checkpoint's data type (what most people run), unless that is f32, the truth itself.

@@ -68,7 +68,10 @@ impl<'a, 's> Reader<'a, 's> {
         Ok(Self {
             subject,
             truth: &found.truth,
-            stages: stages(passages, subject.spec, storage, how),
+            stages: stages(passages, subject.spec, storage, how)
+                .into_iter()
+                .map(|stage| stage.with_adapter(subject.adapter))
+                .collect(),
             known: vec![(found.fastest_plan.clone(), found.fastest.clone()), (exact.clone(), found.exact.clone())],
             exact,
             standard,

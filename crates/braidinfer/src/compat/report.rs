@@ -51,6 +51,9 @@ impl Status {
 pub struct CompatReport {
     /// Where the model came from.
     pub model: String,
+    /// Where the adapter came from that it was checked with, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// Version of the engine.
     pub version: String,
     /// Instruction set of the fused kernels.

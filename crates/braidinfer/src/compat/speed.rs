@@ -14,7 +14,12 @@ const TOKENS: usize = 4;
 const PROMPT: usize = 128;
 
 /// Times decoding and prefill with both plans in turn.
-pub(super) fn compare(fused: &mut Decoder<'_>, fastest: &KernelPlan, plan: &KernelPlan) -> Result<Option<Speed>> {
+pub(super) fn compare(
+    fused: &mut Decoder<'_>,
+    adapter: Option<u32>,
+    fastest: &KernelPlan,
+    plan: &KernelPlan,
+) -> Result<Option<Speed>> {
     // Some tokens are decoded before the timed ones.
     let tokens = 2 * TOKENS;
     let storage = fused.kv_cache();
@@ -27,15 +32,15 @@ pub(super) fn compare(fused: &mut Decoder<'_>, fastest: &KernelPlan, plan: &Kern
     for _ in 0..REPETITIONS {
         for (index, plan) in [fastest, plan].into_iter().enumerate() {
             for position in 0..TOKENS {
-                read(fused, plan, position..position + 1)?;
+                read(fused, adapter, plan, position..position + 1)?;
             }
             let started = Instant::now();
             for position in TOKENS..tokens {
-                read(fused, plan, position..position + 1)?;
+                read(fused, adapter, plan, position..position + 1)?;
             }
             decoding[index].push(started.elapsed().as_secs_f64());
             let started = Instant::now();
-            read(fused, plan, 0..prompt)?;
+            read(fused, adapter, plan, 0..prompt)?;
             prefill[index].push(started.elapsed().as_secs_f64());
         }
     }
@@ -49,9 +54,14 @@ pub(super) fn compare(fused: &mut Decoder<'_>, fastest: &KernelPlan, plan: &Kern
 }
 
 /// Runs token 0 at all `positions` in one batch, and requests the logits of the last.
-fn read(fused: &mut Decoder<'_>, plan: &KernelPlan, positions: std::ops::Range<usize>) -> Result<()> {
+fn read(
+    fused: &mut Decoder<'_>,
+    adapter: Option<u32>,
+    plan: &KernelPlan,
+    positions: std::ops::Range<usize>,
+) -> Result<()> {
     let block_table = (0..positions.end.div_ceil(fused.kv_cache().block_size) as u32).collect();
-    let slice = SequenceSlice::new(positions.start, positions.len(), block_table);
+    let slice = SequenceSlice { adapter, ..SequenceSlice::new(positions.start, positions.len(), block_table) };
     let mut batch = Batch::default();
     batch.push(&vec![0; positions.len()], slice, 1);
     fused.forward_by(Step { batch: &batch, plan }, &mut NoProbe).map(drop)

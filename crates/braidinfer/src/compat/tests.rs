@@ -57,7 +57,7 @@ fn check_seed(
     let (parts, mut spoiled) = (open(), open());
     spoil(&mut spoiled);
     let mut fused = fused(&spoiled, &options, planted);
-    parts.subject().check(&mut fused, Thoroughness::Normal, Precision::Auto).expect("the check runs").report
+    parts.subject(None).check(&mut fused, Thoroughness::Normal, Precision::Auto).expect("the check runs").report
 }
 
 /// Fused kernels with an error, or without.
@@ -148,9 +148,9 @@ fn a_verdict_with_standard_layers_loads_a_mixed_decoder() {
     let mut parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
     let mut fused = fused(&parts, &options, Some(Planted::SumsInBf16 { layer: 1 }));
     let kernels = CheckedKernels::of(&fused);
-    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(), &kernels, Precision::Auto)
+    let cache = VerdictCache::new(options.verdicts.as_deref(), &parts.subject(None), &kernels, Precision::Auto)
         .expect("the file is as it was");
-    let checked = parts.subject().check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
+    let checked = parts.subject(None).check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
     cache.write(&checked.report).expect("the verdict can be kept");
     let kept = cache.read().expect("the verdict was kept");
     assert!(!kept.recommendations.is_empty());
@@ -223,7 +223,7 @@ fn changed_verdicts_never_panic() {
     let options = LoadOptions::default();
     let parts = ModelParts::open(&fixture("llama-yarn"), &options, &|_, _| {}).expect("the fixture opens");
     let mut fused = fused(&parts, &options, Some(Planted::SumsInBf16 { layer: 1 }));
-    let checked = parts.subject().check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
+    let checked = parts.subject(None).check(&mut fused, Thoroughness::Brief, Precision::Auto).expect("the check runs");
     let report = serde_json::to_value(&checked.report).expect("reports are JSON");
     let layers = parts.spec.layers.len();
     let read = |bytes: &[u8]| {
@@ -448,13 +448,13 @@ fn cost(rounded: Rounded, limit: Option<f32>) -> f64 {
     let storage = fused.kv_cache();
     let batch = batches::first(&passages, &parts.spec, storage, Thoroughness::Normal, true);
     let exact = fused.plan().exact();
-    let subject = parts.subject();
+    let subject = parts.subject(None);
     let mut standard = subject.standard(ComputeDtype::F32, storage).expect("standard kernels run");
     let (truth, _) = Truth::observe(&mut standard, &mut fused, &[&exact], batch, &parts.threads).expect("it runs");
     let run = match rounded {
         Rounded::Weights(file_type) => {
             let parts = extreme(Some(file_type), limit);
-            let subject = parts.subject();
+            let subject = parts.subject(None);
             let mut standard = subject.standard(ComputeDtype::F32, storage).expect("standard kernels run");
             truth.run(&mut standard, &exact)
         }

@@ -92,6 +92,8 @@ pub(crate) enum WorkKind {
     Template,
     /// Holds answers to a form.
     Form,
+    /// Reads documents.
+    Document,
 }
 
 /// What a piece of contained work may take.
@@ -113,8 +115,23 @@ impl CancelFlag {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    /// Something that cancels the work when it is dropped, such as with a future that waits for it.
+    pub fn cancel_on_drop(&self) -> CancelOnDrop {
+        CancelOnDrop(self.clone())
+    }
+
     /// Whether [`CancelFlag::cancel`] was called.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Cancels work when it is dropped; see [`CancelFlag::cancel_on_drop`].
+#[derive(Debug)]
+pub struct CancelOnDrop(CancelFlag);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }

@@ -44,6 +44,7 @@ use self::scheduler::{OutputKind, ScheduledSequence, ScheduledStep, Scheduler};
 use self::sequence::Sequence;
 use self::shadow_sample::ShadowSamples;
 use self::softmax::first_not_finite;
+use crate::digest::of_adapter;
 use crate::executor::{Argmax, Batch, Capabilities, Decoder, NoProbe, Outputs, ReadPattern};
 use crate::saved_prefixes::PrefixFolder;
 use crate::{Error, Result};
@@ -108,6 +109,8 @@ pub struct Request {
     pub constraint: Option<ConstraintFactory>,
     /// Return a pooled embedding with norm 1 instead of generating an answer.
     pub pooling: Option<Pooling>,
+    /// Index of the adapter to compute it with, among those of the decoder.
+    pub adapter: Option<u32>,
     /// For whom it is computed; the engine takes turns between clients, and between the calls of each.
     pub caller: Caller,
 }
@@ -250,6 +253,8 @@ pub struct Engine {
     parked: BTreeMap<SequenceId, PendingSample>,
     block_listener: Option<BlockListener>,
     prefix_folder: Option<PrefixFolder>,
+    /// For each adapter, what comes before the first block of its sequences: blocks depend on it.
+    adapter_seeds: Vec<BlockHash>,
     restored_blocks: usize,
     /// Outputs of a step that could not be ended, for the next one.
     undelivered: Vec<StepOutput>,
@@ -276,6 +281,7 @@ impl Engine {
             prompt_lookup: config.prompt_lookup && may_draft,
             ..config
         };
+        let adapter_seeds = decoder.adapters().iter().map(|adapter| of_adapter(adapter)).collect();
         Ok(Self {
             scheduler: Scheduler::new(kv_cache, decoder.spec().vocab_size, config, decoder.state())
                 .with_argmax(computes_argmax),
@@ -293,6 +299,7 @@ impl Engine {
             parked: BTreeMap::new(),
             block_listener: None,
             prefix_folder: None,
+            adapter_seeds,
             restored_blocks: 0,
             undelivered: Vec::new(),
         })
@@ -445,11 +452,22 @@ impl Engine {
     /// limit, or at the context's end.
     pub fn add(&mut self, request: Request) -> Result<SequenceId> {
         self.check(&request.prompt, &request.params)?;
-        self.restore_beginning(&request);
+        let seed = self.seed(request.adapter)?;
+        self.restore_beginning(&request.prompt, seed);
         let id = self.next_id;
         self.next_id += 1;
-        self.scheduler.add(Sequence::new(id, request)?);
+        self.scheduler.add(Sequence::new(id, request, seed)?);
         Ok(id)
+    }
+
+    /// What comes before the first block of sequences with an adapter, or with none.
+    ///
+    /// Fails if there is no such adapter.
+    pub(crate) fn seed(&self, adapter: Option<u32>) -> Result<Option<BlockHash>> {
+        let Some(adapter) = adapter else { return Ok(None) };
+        let seed = self.adapter_seeds.get(adapter as usize).copied();
+        let none = || Error::bad_request("adapter", format!("one of {}, by index", self.adapter_seeds.len()), adapter);
+        seed.map(Some).ok_or_else(none)
     }
 
     /// Removes a sequence and frees its blocks.
@@ -821,7 +839,7 @@ impl Engine {
             let Some(chosen) = chosen else { return Ok(Choice::Waits) };
             let prompt = (sequence.tokens.len() == sequence.prompt_len).then(|| sequence.prompt_info());
             if let NextToken::Logits(logits) = next {
-                self.shadow_samples.offer(&sequence.tokens, logits);
+                self.shadow_samples.offer(&sequence.tokens, sequence.adapter, logits);
             }
             let Chosen { id: token, logprobs, is_complete } = chosen;
             let finished = sequence.append(token, is_complete, context);

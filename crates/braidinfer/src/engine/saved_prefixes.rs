@@ -1,7 +1,7 @@
 //! Prefixes that are saved and restored, block by block.
 
+use super::Engine;
 use super::block_pool::{BlockEvent, BlockHash, block_hash};
-use super::{Engine, Request};
 use crate::saved_prefixes::{BlockShape, PrefixFolder, SavedBlock};
 use crate::{Error, Result};
 
@@ -12,9 +12,9 @@ impl Engine {
         Some(BlockShape { tokens: self.block_size(), data })
     }
 
-    /// The blocks of the longest prefix of these tokens that is in the prefix cache.
-    pub(crate) fn saved_prefix(&self, tokens: &[u32]) -> Vec<SavedBlock> {
-        let blocks = self.scheduler.cached_prefix(tokens);
+    /// The blocks of the longest prefix of these tokens that is in the prefix cache; `seed` is what comes before the first one.
+    pub(crate) fn saved_prefix(&self, seed: Option<BlockHash>, tokens: &[u32]) -> Vec<SavedBlock> {
+        let blocks = self.scheduler.cached_prefix(seed, tokens);
         let saved =
             |(block, tokens): (_, &[u32])| SavedBlock { tokens: tokens.to_vec(), data: self.decoder.save_block(block) };
         blocks.iter().map(|block| block.id()).zip(tokens.chunks_exact(self.block_size())).map(saved).collect()
@@ -46,12 +46,12 @@ impl Engine {
         self.prefix_folder.as_ref()?.take_failure()
     }
 
-    /// Restores what the prompt of a request begins with.
-    pub(super) fn restore_beginning(&mut self, request: &Request) {
+    /// Restores what the prompt of a request begins with; `seed` is what comes before its first block.
+    pub(super) fn restore_beginning(&mut self, prompt: &[u32], seed: Option<BlockHash>) {
         let Some(folder) = self.prefix_folder.take() else { return };
-        let mut before: Option<BlockHash> = None;
+        let mut before = seed;
         // The last token is always computed.
-        let whole = request.prompt[..request.prompt.len() - 1].chunks_exact(self.block_size());
+        let whole = prompt[..prompt.len() - 1].chunks_exact(self.block_size());
         for tokens in whole {
             let hash = block_hash(before.as_ref(), tokens);
             if !self.scheduler.has_cached(&hash) {

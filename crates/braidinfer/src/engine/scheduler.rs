@@ -269,8 +269,9 @@ impl Scheduler {
     }
 
     /// The blocks of the longest prefix of these tokens that is in the prefix cache.
-    pub(super) fn cached_prefix(&self, tokens: &[u32]) -> Vec<Block> {
-        let (mut before, mut blocks) = (None, Vec::new());
+    /// `seed` is what comes before the first one.
+    pub(super) fn cached_prefix(&self, seed: Option<BlockHash>, tokens: &[u32]) -> Vec<Block> {
+        let (mut before, mut blocks) = (seed, Vec::new());
         for tokens in tokens.chunks_exact(self.block_size) {
             let hash = block_hash(before.as_ref(), tokens);
             let Some(block) = self.pool.find(&hash) else { break };
@@ -514,6 +515,7 @@ impl Scheduler {
         let slice = SequenceSlice {
             rope_len: sequence.tokens.len() + drafted,
             draft_len: drafted,
+            adapter: sequence.adapter,
             state_slot: sequence.state.as_ref().map_or(0, |state| state.slot.id()),
             ..SequenceSlice::new(sequence.computed, positions.len(), sequence.blocks.ids())
         };
@@ -547,7 +549,8 @@ impl Scheduler {
             while (sequence.hashes.len() + 1) * self.block_size <= sequence.computed {
                 let block = sequence.hashes.len();
                 let tokens = &sequence.tokens[block * self.block_size..(block + 1) * self.block_size];
-                let hash = self.pool.register_tokens(sequence.blocks.get(block), sequence.hashes.last(), tokens);
+                let before = sequence.before_next_block();
+                let hash = self.pool.register_tokens(sequence.blocks.get(block), before, tokens);
                 sequence.hashes.push(hash);
             }
         }
@@ -627,7 +630,7 @@ impl Scheduler {
         }
         let whole = sequence.tokens.chunks_exact(self.block_size);
         for tokens in whole.take((sequence.tokens.len() - 1) / self.block_size) {
-            let hash = block_hash(sequence.hashes.last(), tokens);
+            let hash = block_hash(sequence.before_next_block(), tokens);
             let Some(block) = self.pool.find(&hash) else { break };
             sequence.blocks.push(block);
             sequence.hashes.push(hash);
@@ -704,7 +707,7 @@ mod tests {
     }
 
     pub(super) fn sequence_of(id: SequenceId, request: Request) -> Sequence {
-        Sequence::new(id, request).expect("there is no constraint")
+        Sequence::new(id, request, None).expect("there is no constraint")
     }
 
     /// A sequence whose prompt shares no prefix with any other.

@@ -56,6 +56,10 @@ pub(super) struct Sequence {
     pub(super) blocks: BlockTable,
     /// Recurrent state, if the model has any.
     pub(super) state: Option<SequenceState>,
+    /// Index of the adapter that it is computed with.
+    pub(super) adapter: Option<u32>,
+    /// What comes before its first block: its adapter, if it has one.
+    seed: Option<BlockHash>,
     /// Hashes of the full blocks, from the first block on.
     pub(super) hashes: Vec<BlockHash>,
     /// A sequence with the same prompt, whose prompt is computed first.
@@ -90,8 +94,8 @@ impl fmt::Debug for Sequence {
 
 impl Sequence {
     /// Fails if its constraint cannot be created.
-    pub(super) fn new(id: SequenceId, request: Request) -> Result<Self> {
-        let Request { prompt, params, stop_token_ids, leader, constraint, pooling, caller } = request;
+    pub(super) fn new(id: SequenceId, request: Request, seed: Option<BlockHash>) -> Result<Self> {
+        let Request { prompt, params, stop_token_ids, leader, constraint, pooling, adapter, caller } = request;
         let Caller { client, call } = caller;
         Ok(Self {
             constraint: constraint.map(|factory| factory.begin()).transpose()?,
@@ -106,6 +110,8 @@ impl Sequence {
             computed: 0,
             blocks: BlockTable::default(),
             state: None,
+            adapter,
+            seed,
             hashes: Vec::new(),
             leader,
             cached: 0,
@@ -119,6 +125,11 @@ impl Sequence {
             params,
             stop_token_ids,
         })
+    }
+
+    /// What the block after those with known hashes comes after.
+    pub(super) fn before_next_block(&self) -> Option<&BlockHash> {
+        self.hashes.last().or(self.seed.as_ref())
     }
 
     /// Number of tokens that are not computed yet: the rest of the prompt, or the newest token.

@@ -15,6 +15,8 @@ const MAX_TOKENS: usize = 1024;
 pub struct ShadowSample {
     /// Token ids.
     pub tokens: Vec<u32>,
+    /// Index of the adapter that it was computed with.
+    pub adapter: Option<u32>,
     /// Logits after the last token, `[vocab_size]`.
     pub logits: Vec<f32>,
 }
@@ -32,10 +34,10 @@ impl ShadowSamples {
         Self { share, rng: SmallRng::seed_from_u64(rand::random()), kept: VecDeque::new() }
     }
 
-    pub(super) fn offer(&mut self, tokens: &[u32], logits: &[f32]) {
+    pub(super) fn offer(&mut self, tokens: &[u32], adapter: Option<u32>, logits: &[f32]) {
         let has_room = tokens.len() <= MAX_TOKENS && self.kept.len() < MAX_PENDING;
         if self.share > 0.0 && has_room && self.rng.random_bool(self.share) {
-            self.kept.push_back(ShadowSample { tokens: tokens.to_vec(), logits: logits.to_vec() });
+            self.kept.push_back(ShadowSample { tokens: tokens.to_vec(), adapter, logits: logits.to_vec() });
         }
     }
 

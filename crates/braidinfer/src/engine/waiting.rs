@@ -236,8 +236,12 @@ mod tests {
     const B: ClientId = ClientId(2);
 
     fn sequence(id: SequenceId, client: ClientId) -> Sequence {
-        Sequence::new(id, Request { prompt: vec![1], caller: Caller { client, call: id as u64 }, ..Request::default() })
-            .expect("there is no constraint")
+        Sequence::new(
+            id,
+            Request { prompt: vec![1], caller: Caller { client, call: id as u64 }, ..Request::default() },
+            None,
+        )
+        .expect("there is no constraint")
     }
 
     #[test]
@@ -266,7 +270,7 @@ mod tests {
         let add = |queue: &mut WaitingQueue, ids: std::ops::Range<usize>, call: u64| {
             for id in ids {
                 let request = Request { prompt: vec![1], caller: Caller { client: A, call }, ..Request::default() };
-                queue.push_back(Sequence::new(id, request).expect("there is no constraint"));
+                queue.push_back(Sequence::new(id, request, None).expect("there is no constraint"));
             }
         };
         let taken = |queue: &mut WaitingQueue, count: usize| -> Vec<SequenceId> {

@@ -43,13 +43,24 @@ pub struct SequenceSlice {
     pub state_slot: u32,
     /// How many of the last tokens are draft tokens: the sequence may be continued from before them.
     pub draft_len: usize,
+    /// Index of the adapter that the sequence is computed with, from its first token on, among those of the decoder.
+    #[serde(default)]
+    pub adapter: Option<u32>,
 }
 
 impl SequenceSlice {
     /// The next `query_len` tokens of a sequence with `context_len` cached tokens, without draft tokens. `rope_len` is
     /// the length after these tokens.
     pub fn new(context_len: usize, query_len: usize, block_table: Vec<u32>) -> Self {
-        Self { query_len, context_len, rope_len: context_len + query_len, block_table, state_slot: 0, draft_len: 0 }
+        Self {
+            query_len,
+            context_len,
+            rope_len: context_len + query_len,
+            block_table,
+            state_slot: 0,
+            draft_len: 0,
+            adapter: None,
+        }
     }
 
     /// Positions of the tokens in the batch.
@@ -120,6 +131,22 @@ impl Batch {
         }
         self.sequences.iter().try_for_each(|sequence| sequence.validate(kv_cache))?;
         self.validate_slots(kv_cache.block_size)
+    }
+
+    /// The same with all sequences computed with an adapter, or with none.
+    #[must_use]
+    pub(crate) fn with_adapter(mut self, adapter: Option<u32>) -> Self {
+        self.sequences.iter_mut().for_each(|sequence| sequence.adapter = adapter);
+        self
+    }
+
+    /// Fails if a sequence is to be computed with none of `adapters` adapters.
+    pub(super) fn validate_adapters(&self, adapters: usize) -> Result<()> {
+        let mut named = self.sequences.iter().filter_map(|sequence| sequence.adapter);
+        match named.find(|adapter| *adapter as usize >= adapters) {
+            Some(adapter) => Err(Error::bad_request("adapter", format!("one of {adapters}, by index"), adapter)),
+            None => Ok(()),
+        }
     }
 
     /// Fails if two sequences have the same state slot. Only needed if layers keep state per sequence.

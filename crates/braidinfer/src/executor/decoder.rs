@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use braidinfer_model::DecoderSpec;
+use braidinfer_model::{Adapter, DecoderSpec};
 
 use super::rope_history::RopeHistory;
 use super::route::Route;
@@ -27,6 +27,7 @@ pub struct Decoder<'a> {
     plan: Arc<KernelPlan>,
     runners: Vec<Box<dyn LayerRunner + 'a>>,
     route: Route,
+    adapters: Vec<Arc<Adapter>>,
     /// Set if RoPE depends on the length of the sequence.
     rope_history: Option<RopeHistory>,
 }
@@ -38,6 +39,7 @@ impl<'a> Decoder<'a> {
             route: Route::whole(spec.layers.len()),
             rope_history: RopeHistory::new(&spec, storage.block_size),
             runners: vec![Box::new(runner)],
+            adapters: Vec::new(),
             spec,
             storage,
             plan: Arc::new(plan),
@@ -48,7 +50,7 @@ impl<'a> Decoder<'a> {
     ///
     /// Fails if a layer index is out of range, or if layers need more than the residual stream and what they keep
     /// themselves ([`DecoderSpec::has_separate_layers`]).
-    pub fn with_layers(mut self, layers: &BTreeSet<usize>, runner: impl LayerRunner + 'a) -> Result<Self> {
+    pub fn with_layers(mut self, layers: &BTreeSet<usize>, mut runner: impl LayerRunner + 'a) -> Result<Self> {
         let count = self.spec.layers.len();
         if let Some(layer) = layers.iter().find(|layer| **layer >= count) {
             return Err(Error::bad_request("layer", format!("below {count}"), layer));
@@ -58,9 +60,24 @@ impl<'a> Decoder<'a> {
             let found = format!("layers of {} with common inputs, keys or values", self.spec.model_type);
             return Err(Error::bad_request("layer", expected, found));
         }
+        runner.set_adapters(&self.adapters)?;
         self.route.set(layers, self.runners.len());
         self.runners.push(Box::new(runner));
         Ok(self)
+    }
+
+    /// Adds adapters, which batches name by their index, in place of any before.
+    ///
+    /// Fails if a runner has no adapters, or if they are for another model.
+    pub fn with_adapters(mut self, adapters: &[Arc<Adapter>]) -> Result<Self> {
+        self.runners.iter_mut().try_for_each(|runner| runner.set_adapters(adapters))?;
+        self.adapters = adapters.to_vec();
+        Ok(self)
+    }
+
+    /// The adapters that batches can name.
+    pub fn adapters(&self) -> &[Arc<Adapter>] {
+        &self.adapters
     }
 
     /// Replaces the plan. Keys and values that were cached in another data type are not found under the new plan, so
@@ -250,6 +267,7 @@ impl<'a> Decoder<'a> {
             rope_history: RopeHistory::new(&self.spec, self.storage.block_size),
             spec: self.spec.clone(),
             storage: self.storage,
+            adapters: self.adapters.clone(),
             plan: Arc::new(plan),
             runners,
         }
@@ -343,6 +361,7 @@ impl<'a> Decoder<'a> {
 
     fn validate(&self, batch: &Batch) -> Result<()> {
         batch.validate(&self.spec, &self.storage)?;
+        batch.validate_adapters(self.adapters.len())?;
         let keeps_state = (0..self.runners.len()).any(|runner| self.keeps_state(runner));
         if keeps_state { batch.validate_state_slots() } else { Ok(()) }
     }

@@ -1,5 +1,9 @@
 //! The interface of the implementations that compute layers.
 
+use std::sync::Arc;
+
+use braidinfer_model::Adapter;
+
 use super::{Batch, ExecutorReport, KernelPlan, Outputs, Probe, ReadPattern};
 use crate::{Error, Result};
 
@@ -128,6 +132,16 @@ pub trait LayerRunner: Send {
     /// Fails with [`Error::TooLittleMemory`].
     fn restore_block(&mut self, layer: usize, block: u32, _plan: &KernelPlan, _bytes: &[u8]) -> Result<()> {
         Err(Error::Internal(format!("block {block} of layer {layer} cannot be restored")))
+    }
+
+    /// Computes with these adapters from now on, where a batch says so, in place of any before.
+    ///
+    /// Fails if this runner has no adapters, or if they are for another model.
+    fn set_adapters(&mut self, adapters: &[Arc<Adapter>]) -> Result<()> {
+        match adapters.first() {
+            None => Ok(()),
+            Some(first) => Err(Error::Unsupported(format!("{}: adapters run on the CPU alone", first.label()))),
+        }
     }
 
     /// Gives its device up as if that was lost, to see what follows from it. Returns whether it has one.
@@ -269,6 +283,10 @@ impl LayerRunner for &mut (dyn LayerRunner + '_) {
 
     fn restore_block(&mut self, layer: usize, block: u32, plan: &KernelPlan, bytes: &[u8]) -> Result<()> {
         (**self).restore_block(layer, block, plan, bytes)
+    }
+
+    fn set_adapters(&mut self, adapters: &[Arc<Adapter>]) -> Result<()> {
+        (**self).set_adapters(adapters)
     }
 
     fn give_up_device(&mut self) -> bool {

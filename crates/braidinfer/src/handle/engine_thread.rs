@@ -169,7 +169,7 @@ impl EngineThread {
     fn queue(&mut self, caller: Caller, prompt: Vec<u32>, task: &Task) -> Result<RequestId> {
         match task {
             Task::Generate(wanted) => self.llm.add_for(caller, prompt, wanted),
-            Task::Embed(pooling) => self.llm.add_embedding_for(caller, prompt, *pooling),
+            Task::Embed { pooling, adapter } => self.llm.add_embedding_for(caller, prompt, *pooling, *adapter),
         }
     }
 

@@ -53,7 +53,12 @@ pub enum Task {
     /// Generated answers.
     Generate(Box<GenerateRequest>),
     /// Embeddings.
-    Embed(Pooling),
+    Embed {
+        /// How they are made of hidden states.
+        pooling: Pooling,
+        /// Index of the adapter to compute with, in [`Llm::adapters`].
+        adapter: Option<u32>,
+    },
 }
 
 impl Task {
@@ -66,7 +71,7 @@ impl Task {
     pub fn n(&self) -> usize {
         match self {
             Self::Generate(wanted) => wanted.params.n,
-            Self::Embed(_) => 1,
+            Self::Embed { .. } => 1,
         }
     }
 }

@@ -16,11 +16,11 @@ use crate::compat::CompatReport;
 use crate::conversation::{AnswerFormat, SplitText};
 use crate::engine::{
     BlockListener, Caller, ClientId, ConstraintFactory, Embedding, Engine, EngineConfig, EngineStats, FinishReason,
-    Pooling, PromptInfo, Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs,
+    Pooling, PromptInfo, Request, SamplingParams, SequenceId, SequenceOutput, StepOutput, TokenLogprobs, block_hash,
 };
 use crate::executor::standard::LoadProgress;
 use crate::executor::{ActiveKernels, Decoder, DeviceChoice, ReadPattern};
-use crate::loading::{DraftOptions, LoadOptions, Loaded, LoadedDraft, ModelParts, Target, load_draft};
+use crate::loading::{DraftOptions, LoadOptions, Loaded, LoadedAdapter, LoadedDraft, ModelParts, Target, load_draft};
 use crate::saved_prefixes::{PrefixFolder, PrefixKey, PromptFile, SavedPrefixes, write_file};
 use crate::text::{ChatMessage, ChatTemplate, Tokenizer};
 use crate::threads::Threads;
@@ -105,6 +105,8 @@ pub struct GenerateRequest {
     pub constraint: Option<ConstraintFactory>,
     /// How tokens become text.
     pub format: AnswerFormat,
+    /// Index of the adapter to compute with, in [`Llm::adapters`]; `None` for the model alone.
+    pub adapter: Option<u32>,
 }
 
 /// What the weights of a model are, as they are stored.
@@ -135,6 +137,7 @@ pub struct Llm {
     /// Checks sampled steps, if enabled.
     shadow: Option<ShadowChecker>,
     compat: Option<CompatReport>,
+    adapters: Vec<LoadedAdapter>,
     text: Arc<ModelText>,
     notes: Vec<String>,
     threads: Threads,
@@ -218,7 +221,7 @@ impl Llm {
 
     /// Builds the engine and the model's text from the opened files and the loaded decoder.
     pub(crate) fn assemble(mut parts: ModelParts, loaded: Loaded, options: &LoadOptions) -> Result<Self> {
-        let Loaded { decoder, compat } = loaded;
+        let Loaded { decoder, compat, adapters } = loaded;
         // With the standard kernels there is nothing to compare.
         let is_checked = options.shadow_check > 0.0 && decoder.report().kernels != ActiveKernels::Standard;
         let config = EngineConfig {
@@ -236,6 +239,7 @@ impl Llm {
         let memory = parts.taken(options, &decoder);
         let saved = options.saved_prefixes.as_ref();
         let prefix_key = saved.map(|_| parts.prefix_key(options, &decoder)).transpose()?;
+        let matrices = decoder.adapters().to_vec();
         let mut engine = Engine::new(decoder, config)?;
         if let (Some(SavedPrefixes::Folder { folder, most_bytes }), Some(key)) = (saved, prefix_key) {
             parts.notes.extend(keep_prefixes(&mut engine, folder, key, *most_bytes));
@@ -243,13 +247,14 @@ impl Llm {
         let text = Arc::new(ModelText::take_from(&mut parts, options));
         let ModelParts { spec, weights, notes, threads, .. } = parts;
         let weights_info = WeightsInfo::of(&weights);
-        let shadow = is_checked.then(|| ShadowChecker::new(spec, weights, threads.clone()));
+        let shadow = is_checked.then(|| ShadowChecker::new(spec, weights, matrices, threads.clone()));
         Ok(Self {
             engine,
             answers: BTreeMap::new(),
             next_request: 0,
             shadow,
             compat,
+            adapters,
             text,
             notes,
             threads,
@@ -277,17 +282,18 @@ impl Llm {
     /// if there is no file. The model must have been opened with [`LoadOptions::saved_prefixes`].
     ///
     /// Fails if the file is another one's, or damaged, and if prompts of this model cannot be saved.
-    pub fn restore_prompt(&mut self, path: &Path, prompt: &[u32]) -> Result<usize> {
-        let (key, shape) = (self.require_prefix_key()?, self.engine.require_saved_shape()?);
+    pub fn restore_prompt(&mut self, path: &Path, prompt: &[u32], adapter: Option<u32>) -> Result<usize> {
+        let (key, shape) = (self.require_prefix_key(adapter)?, self.engine.require_saved_shape()?);
         let Some(mut file) = PromptFile::open(path, key, shape)? else { return Ok(0) };
-        let mut restored = 0;
+        let (mut restored, mut before) = (0, self.engine.seed(adapter)?);
         // The last token is always computed.
         let mut whole = prompt[..prompt.len().saturating_sub(1)].chunks_exact(shape.tokens);
         while let (Some(tokens), true) = (whole.next(), file.left() > 0) {
-            let Some((before, block)) = file.next()? else { break };
+            let Some(block) = file.next()? else { break };
             if block.tokens != tokens || !self.engine.restore_block(before.as_ref(), &block)? {
                 break;
             }
+            before = Some(block_hash(before.as_ref(), tokens));
             restored += tokens.len();
         }
         Ok(restored)
@@ -298,19 +304,21 @@ impl Llm {
     ///
     /// Fails if the file cannot be written, if what is there is something else than a saved prompt, and if prompts of this model cannot
     /// be saved.
-    pub fn save_prompt(&self, path: &Path, tokens: &[u32]) -> Result<usize> {
-        let (key, shape) = (self.require_prefix_key()?, self.engine.require_saved_shape()?);
+    pub fn save_prompt(&self, path: &Path, tokens: &[u32], adapter: Option<u32>) -> Result<usize> {
+        let (key, shape) = (self.require_prefix_key(adapter)?, self.engine.require_saved_shape()?);
         PromptFile::open(path, key, shape)?;
-        let blocks = self.engine.saved_prefix(tokens);
+        let blocks = self.engine.saved_prefix(self.engine.seed(adapter)?, tokens);
         write_file(path, key, shape, &blocks)?;
         Ok(blocks.len() * shape.tokens)
     }
 
-    fn require_prefix_key(&self) -> Result<PrefixKey> {
-        self.prefix_key.ok_or_else(|| {
+    /// What a saved prompt with an adapter, or with none, is about.
+    fn require_prefix_key(&self, adapter: Option<u32>) -> Result<PrefixKey> {
+        let key = self.prefix_key.ok_or_else(|| {
             let expected = "a model that was opened with `saved_prefixes`";
             Error::bad_request("prompt_cache", expected, "one that was not")
-        })
+        })?;
+        Ok(self.engine.seed(adapter)?.map_or(key, |seed| key.with(&seed)))
     }
 
     /// What the model is.
@@ -336,6 +344,11 @@ impl Llm {
     /// The compatibility report by which the kernels were chosen, if there was a check.
     pub fn compat(&self) -> Option<&CompatReport> {
         self.compat.as_ref()
+    }
+
+    /// The adapters beside the model, in the order of [`LoadOptions::adapters`].
+    pub fn adapters(&self) -> &[LoadedAdapter] {
+        &self.adapters
     }
 
     /// The decoder.
@@ -458,10 +471,7 @@ impl Llm {
         params: &SamplingParams,
         constraint: Option<ConstraintFactory>,
     ) -> Result<RequestId> {
-        self.add_request(
-            prompt,
-            &GenerateRequest { params: params.clone(), constraint, format: AnswerFormat::default() },
-        )
+        self.add_request(prompt, &GenerateRequest { params: params.clone(), constraint, ..GenerateRequest::default() })
     }
 
     /// Like [`Llm::add`], with all that a request may ask for.
@@ -472,7 +482,7 @@ impl Llm {
 
     /// Like [`Llm::add_constrained`], for one of several callers, between which the engine takes turns.
     pub fn add_for(&mut self, caller: Caller, prompt: Vec<u32>, wanted: &GenerateRequest) -> Result<RequestId> {
-        let GenerateRequest { params, constraint, format } = wanted;
+        let GenerateRequest { params, constraint, format, adapter } = wanted;
         self.check(&prompt, params)?;
         let request = self.next_request;
         let mut leader = None;
@@ -485,6 +495,7 @@ impl Llm {
                 leader,
                 constraint: constraint.clone(),
                 pooling: None,
+                adapter: *adapter,
                 caller,
             });
             match added {
@@ -505,14 +516,21 @@ impl Llm {
     /// Queues a prompt to compute its embedding, which comes from [`Llm::step`].
     pub fn add_embedding(&mut self, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
         let call = self.next_request as u64;
-        self.add_embedding_for(Caller { call, ..Caller::default() }, prompt, pooling)
+        self.add_embedding_for(Caller { call, ..Caller::default() }, prompt, pooling, None)
     }
 
-    /// Like [`Llm::add_embedding`], for one of several callers, between which the engine takes turns.
-    pub fn add_embedding_for(&mut self, caller: Caller, prompt: Vec<u32>, pooling: Pooling) -> Result<RequestId> {
+    /// Like [`Llm::add_embedding`], for one of several callers, between which the engine takes turns, and with an adapter.
+    pub fn add_embedding_for(
+        &mut self,
+        caller: Caller,
+        prompt: Vec<u32>,
+        pooling: Pooling,
+        adapter: Option<u32>,
+    ) -> Result<RequestId> {
         let request = self.next_request;
         let answer = AnswerText::new(request, 0, &prompt, &[], &AnswerFormat::default());
-        let sequence = self.engine.add(Request { prompt, pooling: Some(pooling), caller, ..Request::default() })?;
+        let sequence =
+            self.engine.add(Request { prompt, pooling: Some(pooling), adapter, caller, ..Request::default() })?;
         self.answers.insert(sequence, answer);
         self.next_request += 1;
         Ok(request)
@@ -572,7 +590,7 @@ impl Llm {
     /// Goes on with the CPU after `error`.
     fn leave_device(&mut self, error: Error) -> Result<()> {
         match self.on_cpu.take().map(|load| load()) {
-            Some(Ok((Loaded { decoder, compat }, notes))) => {
+            Some(Ok((Loaded { decoder, compat, .. }, notes))) => {
                 self.device = device_of(&decoder, &DeviceChoice::Cpu);
                 self.engine.replace_decoder(decoder);
                 self.compat = compat;
@@ -651,6 +669,11 @@ impl Llm {
     ///
     /// Fails if unfinished requests leave too few free blocks.
     pub fn logits(&mut self, ids: &[u32], all: bool) -> Result<Vec<Vec<f32>>> {
+        self.logits_with(ids, all, None)
+    }
+
+    /// Like [`Llm::logits`], with an adapter.
+    pub fn logits_with(&mut self, ids: &[u32], all: bool, adapter: Option<u32>) -> Result<Vec<Vec<f32>>> {
         let context = self.context();
         if ids.len() > context {
             return Err(Error::PromptTooLong { prompt: ids.len(), context });
@@ -658,7 +681,7 @@ impl Llm {
         if ids.is_empty() {
             return Err(Error::bad_request("ids", "at least one token", "none"));
         }
-        let sequence = self.engine.begin_raw(ids.len())?;
+        let sequence = self.engine.begin_raw(ids.len(), adapter)?;
         let mut rows = Vec::new();
         for start in (0..ids.len()).step_by(MAX_BATCHED_TOKENS) {
             let step = start..ids.len().min(start + MAX_BATCHED_TOKENS);

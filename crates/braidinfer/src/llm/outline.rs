@@ -31,7 +31,7 @@ impl Outline {
     pub fn read(source: &ModelSource, options: &LoadOptions) -> Result<Self> {
         let (device, gpu_share) = (DeviceChoice::Cpu, GpuShare::default());
         // It will compute nothing.
-        let options = LoadOptions { quantize: None, device, gpu_share, ..options.clone() };
+        let options = LoadOptions { quantize: None, device, gpu_share, adapters: Vec::new(), ..options.clone() };
         let mut parts = ModelParts::read(source, &options, &|_, _| {})?;
         let text = Arc::new(ModelText::take_from(&mut parts, &options));
         Ok(Self::of(&parts.spec, WeightsInfo::of(&parts.weights), text))

@@ -1,6 +1,8 @@
 //! ShadowChecker checks: while the engine is idle, sampled steps are computed again on the standard kernels and compared.
 
-use braidinfer_model::{DecoderSpec, Weights};
+use std::sync::Arc;
+
+use braidinfer_model::{Adapter, DecoderSpec, Weights};
 
 use crate::Result;
 use crate::divergence::Divergence;
@@ -14,6 +16,7 @@ use crate::threads::Threads;
 pub(super) struct ShadowChecker {
     spec: DecoderSpec,
     weights: Weights,
+    adapters: Vec<Arc<Adapter>>,
     threads: Threads,
 }
 
@@ -29,8 +32,8 @@ pub struct ShadowCheck {
 }
 
 impl ShadowChecker {
-    pub(super) fn new(spec: DecoderSpec, weights: Weights, threads: Threads) -> Self {
-        Self { spec, weights, threads }
+    pub(super) fn new(spec: DecoderSpec, weights: Weights, adapters: Vec<Arc<Adapter>>, threads: Threads) -> Self {
+        Self { spec, weights, adapters, threads }
     }
 
     /// Computes a step again. `None` if `keep_going` returned false before a layer.
@@ -47,9 +50,10 @@ impl ShadowChecker {
             num_blocks: blocks,
             threads: self.threads.clone(),
         };
-        let mut standard = standard::stream(&self.spec, &self.weights, options)?;
+        let mut standard = standard::stream(&self.spec, &self.weights, options)?.with_adapters(&self.adapters)?;
         let mut batch = Batch::default();
-        batch.push(&sample.tokens, SequenceSlice::new(0, tokens, (0..blocks as u32).collect()), 1);
+        let slice = SequenceSlice::new(0, tokens, (0..blocks as u32).collect());
+        batch.push(&sample.tokens, SequenceSlice { adapter: sample.adapter, ..slice }, 1);
         let plan = standard.plan().clone();
         let step = Step { batch: &batch, plan: &plan };
         let mut hidden = standard.embed(step, &mut NoProbe)?;

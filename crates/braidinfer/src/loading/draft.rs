@@ -54,6 +54,7 @@ pub(crate) fn load_draft(
         force: with_fused,
         precision: Precision::Auto,
         draft: None,
+        adapters: Vec::new(),
         saved_prefixes: None,
         chat_template: None,
         dtype: None,

@@ -45,7 +45,7 @@ impl PipelinePlan {
         let fastest = fastest(&parts, fused);
         let (subject, checked_blocks, compat) = if options.kernels == Kernels::Fused && options.force {
             let blocks = fused.kv_cache.num_blocks;
-            let cache = parts.verdict_cache(options, &checked(&parts, &fused, &fastest, blocks))?;
+            let cache = parts.verdict_cache(options, &checked(&parts, &fused, &fastest, blocks), None)?;
             (cache.subject().to_owned(), blocks, None)
         } else {
             let (subject, blocks, report) = kept_verdict(&parts, options, &fused, &fastest)?;
@@ -95,7 +95,7 @@ impl PipelinePlan {
     /// The plan for the kernels of a model, which must be the one that this was made for.
     fn kernel_plan(&self, parts: &ModelParts, fused: &FusedOptions, options: &LoadOptions) -> Result<KernelPlan> {
         let fastest = fastest(parts, *fused);
-        let cache = parts.verdict_cache(options, &checked(parts, fused, &fastest, self.checked_blocks))?;
+        let cache = parts.verdict_cache(options, &checked(parts, fused, &fastest, self.checked_blocks), None)?;
         let found = cache.subject();
         let plan = compat::plan_with(&fastest, &self.kernels).filter(|_| found == self.subject);
         plan.ok_or_else(|| {
@@ -187,7 +187,7 @@ impl Llm {
             Some(report) => decision(report, true),
             None => "fused kernels at the fastest level, as forced: no check was made".into(),
         });
-        Self::assemble(parts, Loaded { decoder, compat: plan.compat.clone() }, &options)
+        Self::assemble(parts, Loaded { decoder, compat: plan.compat.clone(), adapters: Vec::new() }, &options)
     }
 }
 
@@ -196,6 +196,9 @@ fn parts(source: &ModelSource, options: &LoadOptions) -> Result<ModelParts> {
     if options.quantize.is_some() {
         let expected = "none for a pipeline: quantize the model into a file, which all stages read";
         return Err(Error::bad_request("quantize", expected, "one"));
+    }
+    if !options.adapters.is_empty() {
+        return Err(Error::bad_request("adapter", "none in a pipeline", options.adapters.len()));
     }
     if options.kernels == Kernels::Standard || !has_fused(options) || options.device != DeviceChoice::Cpu {
         return Err(Error::bad_request("kernels", "fused ones on the CPU, which are all that stages have", "others"));
@@ -238,7 +241,7 @@ fn kept_verdict(
     let all = fused.kv_cache.num_blocks;
     // The process that checked had room for all sequences, or for one.
     for blocks in [all, parts.context.div_ceil(BLOCK_SIZE).min(all)] {
-        let cache = parts.verdict_cache(options, &checked(parts, fused, fastest, blocks))?;
+        let cache = parts.verdict_cache(options, &checked(parts, fused, fastest, blocks), None)?;
         if let Some(report) = cache.read().filter(|report| compat::plan_of(report, fastest).is_some()) {
             return Ok((cache.subject().to_owned(), blocks, report));
         }

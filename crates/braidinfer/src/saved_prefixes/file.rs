@@ -78,10 +78,10 @@ impl PromptFile {
         self.left
     }
 
-    /// The next block, with the hash of those before it; `None` after the last.
+    /// The next block; `None` after the last.
     ///
     /// Fails on a block that was changed.
-    pub(crate) fn next(&mut self) -> Result<Option<(Option<BlockHash>, SavedBlock)>> {
+    pub(crate) fn next(&mut self) -> Result<Option<SavedBlock>> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -93,7 +93,7 @@ impl PromptFile {
         })?;
         self.left -= 1;
         self.before = Some(block_hash(before.as_ref(), &block.tokens));
-        Ok(Some((before, block)))
+        Ok(Some(block))
     }
 }
 

@@ -43,6 +43,16 @@ pub enum SavedPrefixes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PrefixKey(pub(crate) [u8; 32]);
 
+impl PrefixKey {
+    /// Stands for something else, too.
+    pub(crate) fn with(self, other: &[u8]) -> Self {
+        let mut hash = Sha256::new();
+        field(&mut hash, &self.0);
+        field(&mut hash, other);
+        Self(hash.finalize().into())
+    }
+}
+
 /// A block of the KV cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SavedBlock {

@@ -17,7 +17,7 @@ fn blocks(count: usize) -> Vec<SavedBlock> {
 fn read_all(path: &std::path::Path, key: PrefixKey, shape: BlockShape) -> crate::Result<Vec<SavedBlock>> {
     let mut read = Vec::new();
     if let Some(mut file) = PromptFile::open(path, key, shape)? {
-        while let Some((_, block)) = file.next()? {
+        while let Some(block) = file.next()? {
             read.push(block);
         }
     }

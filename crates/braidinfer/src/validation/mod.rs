@@ -166,7 +166,7 @@ impl ValidationReport {
             }
             Err(error) => return Err(error),
         };
-        let checked = parts.subject().check(&mut fused, thoroughness, options.precision)?;
+        let checked = parts.subject(None).check(&mut fused, thoroughness, options.precision)?;
         let (compat, fused) = (checked.report, fused.with_plan(checked.plan)?);
         self.findings.extend(kernels(&compat));
         let answers = samples::answer(source, options, parts, fused, &compat, progress)?;

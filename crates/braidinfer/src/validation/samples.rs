@@ -72,7 +72,7 @@ pub(super) fn answer(
     compat: &CompatReport,
     progress: LoadProgress,
 ) -> Result<Answers> {
-    let loaded = Loaded { decoder: fused, compat: None };
+    let loaded = Loaded { decoder: fused, compat: None, adapters: Vec::new() };
     let llm = Llm::assemble(parts, loaded, options)?;
     let prompts = prompts(&llm)?;
     let (fused, fused_speed) = generate(llm, &prompts)?;

@@ -31,8 +31,17 @@ fn check(fixture: &Fixture, fused: &mut Decoder<'_>) -> CompatReport {
 fn verdict(spec: &DecoderSpec, weights: &Weights, fused: &mut Decoder<'_>, how: Thoroughness) -> CompatReport {
     let threads = Threads::new(Some(2)).expect("threads can be had");
     let (tokenizer, chat_template, reference) = (None, None, None);
-    let subject =
-        Subject { label: "test".into(), spec, weights, tokenizer, chat_template, threads: &threads, reference };
+    let subject = Subject {
+        label: "test".into(),
+        spec,
+        weights,
+        tokenizer,
+        chat_template,
+        threads: &threads,
+        adapters: &[],
+        adapter: None,
+        reference,
+    };
     subject.check(fused, how, Precision::Auto).expect("the check runs").report
 }
 

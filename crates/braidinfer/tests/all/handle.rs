@@ -202,8 +202,9 @@ fn vectors_come_one_for_each_prompt() {
     let prompts = vec![ids(STORY, &llm), ids("The dragon", &llm)];
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let handle = Handle::start(llm, Arc::new(())).expect("a thread");
-    let mut stream =
-        handle.submit_blocking(prompts, Task::Embed(Pooling::Last), Instant::now()).expect("there is room");
+    let mut stream = handle
+        .submit_blocking(prompts, Task::Embed { pooling: Pooling::Last, adapter: None }, Instant::now())
+        .expect("there is room");
     let mut found = vec![0; 2];
     while let Some(output) = stream.next_blocking() {
         assert!(output.is_last());

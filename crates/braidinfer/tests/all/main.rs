@@ -1,6 +1,7 @@
 //! Tests of the library through what it makes public, in one program, which takes less time to build than one for each file.
 //! Tests that look at the memory of their whole process are programs of their own, beside this folder.
 
+mod adapters;
 mod architectures;
 mod changed_files;
 mod compat;

@@ -149,6 +149,8 @@ fn check(wrong: Option<usize>) -> Checked {
         tokenizer: None,
         chat_template: None,
         threads: &threads,
+        adapters: &[],
+        adapter: None,
         reference: Some(&reference),
     };
     let mut checked = recurrent::decoder(&spec, &weights, storage(4096), wrong, Some(0));

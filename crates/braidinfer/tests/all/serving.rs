@@ -414,13 +414,13 @@ fn saved_prompts_change_no_bit() {
         let options = LoadOptions { saved_prefixes: Some(SavedPrefixes::Files), ..forced.clone() };
         let path = folder.path().join("prompt");
         let mut first = open(source, options.clone());
-        assert_eq!(first.restore_prompt(&path, &prompts[0]).expect("there is none"), 0);
+        assert_eq!(first.restore_prompt(&path, &prompts[0], None).expect("there is none"), 0);
         assert_eq!(alone(&mut first, &greedy(&prompts[0])), expected[0], "{name}");
         let whole: Vec<u32> = prompts[0].iter().chain(&expected[0].ids).copied().collect();
-        let saved = first.save_prompt(&path, &whole).expect("it can be saved");
+        let saved = first.save_prompt(&path, &whole, None).expect("it can be saved");
         assert!(saved >= 64 && saved < whole.len(), "{name}: {saved}");
         let mut second = open(source, options.clone());
-        assert_eq!(second.restore_prompt(&path, &prompts[1]).expect("it is there"), 64, "{name}");
+        assert_eq!(second.restore_prompt(&path, &prompts[1], None).expect("it is there"), 64, "{name}");
         assert_eq!(
             together(&mut second, &[greedy(&prompts[1])], 1, &mut SmallRng::seed_from_u64(1)),
             [expected[1].clone()]
@@ -431,7 +431,7 @@ fn saved_prompts_change_no_bit() {
             kv_dtype: Some(if kv_dtype == Some(KvDtype::F32) { KvDtype::F16 } else { KvDtype::F32 }),
             ..options
         };
-        let error = open(source, other).restore_prompt(&path, &prompts[1]).expect_err("they store it otherwise");
+        let error = open(source, other).restore_prompt(&path, &prompts[1], None).expect_err("they store it otherwise");
         assert!(error.to_string().contains("remove it to make a new one"), "{error}");
         // In a folder, as it is computed.
         let kept = SavedPrefixes::Folder { folder: folder.path().join("all"), most_bytes: 1 << 30 };
@@ -453,13 +453,13 @@ fn prompts_of_models_with_states_are_not_saved_and_that_is_said() {
     let forced = LoadOptions { kernels: Kernels::Fused, force: true, ..LoadOptions::default() };
     let options = LoadOptions { saved_prefixes: Some(SavedPrefixes::Files), ..forced.clone() };
     let path = folder.path().join("prompt");
-    let error = open(source, options).restore_prompt(&path, &[1, 2, 3]).expect_err("it has states").to_string();
+    let error = open(source, options).restore_prompt(&path, &[1, 2, 3], None).expect_err("it has states").to_string();
     assert!(error.contains("all attention"), "{error}");
     let kept = SavedPrefixes::Folder { folder: folder.path().to_owned(), most_bytes: 1 << 30 };
     let llm = open(source, LoadOptions { saved_prefixes: Some(kept), ..forced.clone() });
     assert!(llm.notes().iter().any(|note| note.contains("not kept on the disk")), "{:?}", llm.notes());
     let unasked =
-        open(&Fixture::open("llama").source, forced).save_prompt(&path, &[1]).expect_err("it was not asked for");
+        open(&Fixture::open("llama").source, forced).save_prompt(&path, &[1], None).expect_err("it was not asked for");
     assert!(unasked.to_string().contains("saved_prefixes"), "{unasked}");
 }
 

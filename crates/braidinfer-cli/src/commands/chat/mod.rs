@@ -42,8 +42,10 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
         ));
     }
     params.validate()?;
+    let adapter = model::only_adapter(&llm)?;
     let mut chat = Chat {
         llm,
+        adapter,
         params,
         continues,
         system: args.system,
@@ -66,6 +68,8 @@ const CONTINUATION_TOKENS: usize = 200;
 
 struct Chat {
     llm: Llm,
+    /// Index of the adapter that answers are computed with.
+    adapter: Option<u32>,
     params: SamplingParams,
     /// Whether the model only continues the text of the chat, because it has no template for one.
     continues: bool,
@@ -136,7 +140,12 @@ impl Chat {
                 return Ok(());
             }
         };
-        let wanted = GenerateRequest { params: self.params.clone(), format, ..GenerateRequest::default() };
+        let wanted = GenerateRequest {
+            params: self.params.clone(),
+            format,
+            adapter: self.adapter,
+            ..GenerateRequest::default()
+        };
         let mut printed = Ok(());
         let mut printer = if self.folds_thinking { AnswerPrinter::folding() } else { AnswerPrinter::default() };
         let streaming = interrupt::Working::begin();

@@ -17,7 +17,10 @@ loss on plain text, which such faults raise far above what a trained model has, 
 /// The full report, or without `detail` a summary that fits a terminal.
 pub fn of(report: &CompatReport, detail: bool) -> Document {
     let mut document = Document {
-        title: format!("Do fused kernels change the answers of {}?", report.model),
+        title: match &report.adapter {
+            None => format!("Do fused kernels change the answers of {}?", report.model),
+            Some(adapter) => format!("Do fused kernels change the answers of {} with {adapter}?", report.model),
+        },
         verdict: Some(Verdict {
             word: match report.measured {
                 Some(_) => report.status.as_str().to_owned(),

@@ -14,8 +14,11 @@ pub fn run(args: CheckArgs) -> anyhow::Result<u8> {
     let delivery = Delivery::of(&args.report.output)?;
     interrupt::install()?;
     let source = model::source(args.model.as_deref())?;
-    let options =
-        LoadOptions { precision: args.precision.precision.into(), ..model::options(Kernels::Auto, &args.computing)? };
+    let options = LoadOptions {
+        precision: args.precision.precision.into(),
+        adapters: model::adapters(args.lora.as_slice()),
+        ..model::options(Kernels::Auto, &args.computing)?
+    };
     let measured = CheckDepth::Measured(args.report.thoroughness());
     let depth = if args.static_only { CheckDepth::Static } else { measured };
     let (report, notes) =

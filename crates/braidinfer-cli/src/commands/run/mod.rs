@@ -31,7 +31,15 @@ struct RunJson<'a> {
     kernels: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Vec<LogprobsJson>>,
+    guesses: GuessesJson,
     timings: TimingsJson,
+}
+
+/// Tokens that were guessed, by a draft model or by prompt lookup.
+#[derive(Serialize)]
+struct GuessesJson {
+    made: usize,
+    right: usize,
 }
 
 #[derive(Serialize)]
@@ -75,6 +83,7 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     let (mut llm, load) = model::open_with(model_arg.as_deref(), &args.load, saved_prefixes)?;
     let params = args.sampling.override_defaults(llm.default_sampling());
     let params = SamplingParams { logprobs: args.logprobs, ..params };
+    let adapter = model::only_adapter(&llm)?;
     let has_text = llm.tokenizer().is_some();
     if !has_text {
         output::note("the model has no tokenizer: the answer is token ids");
@@ -86,14 +95,14 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
         output::print_dim(&text)?;
     }
     let prompt = match &args.prompt_cache {
-        Some(path) => restored(&mut llm, path, prompt)?,
+        Some(path) => restored(&mut llm, path, prompt, adapter)?,
         None => prompt,
     };
     // Notes come before the answer also where both go to one file.
     stderr::flush();
     let mut printer =
         Printer { silent: args.json, has_text, started: false, answer: AnswerPrinter::default(), result: Ok(()) };
-    let wanted = GenerateRequest { params, constraint, format };
+    let wanted = GenerateRequest { params, constraint, format, adapter };
     let streaming = interrupt::Working::begin();
     let answered = llm.stream_request(&[prompt], &wanted, &mut |event| printer.show(&event));
     drop(streaming);
@@ -102,7 +111,7 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     printer.result?;
     let completion = &completions[0];
     if let Some(path) = &args.prompt_cache {
-        llm.save_prompt(path, &[&*completion.prompt_ids, &completion.ids].concat())?;
+        llm.save_prompt(path, &[&*completion.prompt_ids, &completion.ids].concat(), adapter)?;
     }
     if args.json {
         return print_json(completion, &llm, load, timings);
@@ -116,9 +125,9 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
 }
 
 /// Takes what a prompt begins with from a file, and returns its tokens.
-fn restored(llm: &mut Llm, path: &Path, prompt: Prompt) -> anyhow::Result<Prompt> {
+fn restored(llm: &mut Llm, path: &Path, prompt: Prompt, adapter: Option<u32>) -> anyhow::Result<Prompt> {
     let ids = llm.encode(&prompt)?;
-    let known = llm.restore_prompt(path, &ids)?;
+    let known = llm.restore_prompt(path, &ids, adapter)?;
     output::note(format!("{known} of {} of the prompt are from {}", counted(ids.len(), "token"), path.display()));
     Ok(Prompt::Ids(ids))
 }
@@ -166,6 +175,7 @@ fn print_json(completion: &Completion, llm: &Llm, load: Duration, timings: Timin
         finish_reason: completion.finish_reason.as_str(),
         kernels: llm.kernels().as_str(),
         logprobs,
+        guesses: GuessesJson { made: llm.stats().draft_tokens, right: llm.stats().accepted_tokens },
         timings: TimingsJson {
             load_ms: milliseconds(load),
             prefill_ms: milliseconds(timings.prefill),

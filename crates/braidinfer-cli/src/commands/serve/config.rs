@@ -11,6 +11,7 @@ use braidinfer::{FormLimits, WorkLimits};
 use braidinfer_server::{FormatChoice, ModelNames, ReasoningFields, ServerConfig, TlsFiles};
 
 use crate::args::{FormArgs, NetworkArgs, ReasoningFieldArg, ServeArgs};
+use crate::model;
 
 /// Environment variable for an API key, which unlike a flag is not visible in the process list.
 pub const API_KEY: &str = "BRAIDINFER_API_KEY";
@@ -25,6 +26,7 @@ pub fn config(all: &ServeArgs, model_names: ModelNames) -> anyhow::Result<Server
         cors_origins: args.cors_origin.clone(),
         tls: tls.map(|(certificates, key)| TlsFiles { certificates, key }),
         lenient: args.lenient,
+        worker: Some(model::worker()?),
         max_body_bytes: args.max_body.saturating_mul(1 << 20),
         max_answer_bytes: args.max_answer.saturating_mul(1 << 20),
         max_request_memory: args.max_request_memory.saturating_mul(1 << 20),

@@ -32,6 +32,7 @@ pub fn check(args: &ServeArgs) -> anyhow::Result<()> {
         ("--any-model-name", args.engine.any_model_name),
         ("--chat-template", args.load.chat_template.is_some()),
         ("--draft", args.load.draft.is_some()),
+        ("--lora", !args.load.lora.is_empty()),
         #[cfg(feature = "kv-events")]
         ("--kv-events", args.kv_events.kv_events.is_some()),
     ];

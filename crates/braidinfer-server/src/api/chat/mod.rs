@@ -149,7 +149,7 @@ pub async fn begin(
     let (n, deadline) = (params.n, app.deadline(arrived));
     let prompts = vec![prompt.ids];
     let reservation = reservation::reserve(app, served, client, &prompts, &params, delivery)?;
-    let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format }));
+    let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format, adapter: served.adapter() }));
     let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
     let stream = engine.submit(prompts, task, arrived).await?;
     let parser = || tools.parser(served.conversations().tool_calls, only_one_call).filter(|_| !is_text);

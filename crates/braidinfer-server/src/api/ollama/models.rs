@@ -126,20 +126,7 @@ fn described(model: &ListedModel, about: &About) -> Value {
         "template": about.chat_template.as_deref().unwrap_or_default(),
         "details": details(Some(about)),
         "model_info": info,
-        "capabilities": capabilities(about),
+        "capabilities": about.capabilities(),
         "modified_at": time_as_text(model.created),
     })
-}
-
-fn capabilities(about: &About) -> Vec<&'static str> {
-    [
-        ("completion", true),
-        ("embedding", true),
-        ("tools", about.conversations.takes_tools),
-        ("thinking", about.conversations.reasoning_format.is_some()),
-        ("insert", about.fills_in),
-    ]
-    .into_iter()
-    .filter_map(|(name, has)| has.then_some(name))
-    .collect()
 }

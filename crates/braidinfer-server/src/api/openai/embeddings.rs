@@ -58,7 +58,7 @@ async fn embedded(
         embedding::embed(app, served, client, prompts, (pooling, fields.dimensions), arrived).await?;
     let data = vectors.into_iter().enumerate().map(|(index, values)| entry(index, values, as_text)).collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
-    let body = EmbeddingBody { object: "list", data, model: &served.name, usage };
+    let body = EmbeddingBody { object: "list", data, model: served.name(), usage };
     json_response(JsonText::of(&body)?, reservation)
 }
 

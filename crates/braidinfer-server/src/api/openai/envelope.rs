@@ -7,7 +7,7 @@ use crate::api::answers::{Chunk, Usage};
 use crate::api::json_text::JsonText;
 use crate::clock::seconds_since_1970;
 use crate::http::ApiError;
-use crate::models::Served;
+use crate::models::Lease;
 
 /// The fields that every body and every chunk of a stream has.
 #[derive(Debug, Clone)]
@@ -21,9 +21,9 @@ pub struct Envelope {
 
 impl Envelope {
     /// For the response to the request with the id `name`; the id of the response is `kind-name`.
-    pub fn new(kind: &str, name: &str, served: &Served, with_usage: bool) -> Self {
+    pub fn new(kind: &str, name: &str, served: &Lease, with_usage: bool) -> Self {
         let id = format!("{kind}-{name}");
-        Self { id, created: seconds_since_1970(), model: served.name.clone(), with_usage }
+        Self { id, created: seconds_since_1970(), model: served.name().to_owned(), with_usage }
     }
 
     /// The JSON of a body.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
+use braidinfer::SamplingParams;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -37,7 +38,14 @@ fn described(model: &ListedModel) -> Value {
         "owned_by": "braidinfer",
         "status": {"value": model.state.as_str(), "failed": model.failure.is_some()},
     });
+    if let Some(parent) = &model.parent {
+        described["parent"] = json!(parent);
+    }
+    if let Some(sampling) = &model.sampling {
+        described["default_sampling"] = default_sampling(sampling);
+    }
     if let Some(about) = &model.about {
+        described["capabilities"] = json!(about.capabilities());
         described["max_model_len"] = json!(about.context);
         described["has_chat_template"] = json!(about.has_chat_template);
     }
@@ -55,6 +63,19 @@ fn described(model: &ListedModel) -> Value {
         described["status"]["error"] = json!(failure.message());
     }
     described
+}
+
+/// The values of the fields that say how tokens are chosen, where a request does not say.
+fn default_sampling(params: &SamplingParams) -> Value {
+    json!({
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "min_p": params.min_p,
+        "repetition_penalty": params.repetition_penalty,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+    })
 }
 
 /// Loads a model, if it is not loaded, and waits until it is.

@@ -203,7 +203,7 @@ async fn nearness(
     // One is compared with all.
     let pairs = first.iter().cycle().zip(second);
     let scores = pairs.map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()).collect();
-    Ok(Near { model: served.name.clone(), scores, tokens: embedded.tokens, embedded })
+    Ok(Near { model: served.name().to_owned(), scores, tokens: embedded.tokens, embedded })
 }
 
 /// An error about the texts, which are all in one list for what embeds them, named by the fields in which they came.

@@ -19,7 +19,7 @@ impl FusedRunner {
         let Some(latent) = &layer.latent else { return };
         let rows = self.layout.rows;
         let Scratch { qkv, expanded, inner, rows: scratch, .. } = &mut self.scratch;
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let products = Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool);
         let width = LANES * (latent.query_panels() + latent.kv_b_proj.panels());
         let (queries, keys_and_values) =
             panels(expanded, width, rows).split_at_mut(latent.query_panels() * rows * LANES);

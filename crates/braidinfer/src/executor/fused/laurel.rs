@@ -31,7 +31,7 @@ impl FusedRunner {
         let Scratch { hidden, normed, inner, up, laurel: own, rows: scratch, .. } = &mut self.scratch;
         let LaurelScratch { branch, statistics } = own;
         let PackedLaurel { left, right, norm: low_norm, .. } = laurel;
-        let products = Products::new(isa, &self.weights, plan, &self.pool);
+        let products = Products::new(isa, (&self.weights, &self.adapters), plan, &self.pool);
         let low = panels(up, left.rows, rows);
         products.all(&mut self.pool, &[left], normed, rows, low);
         let source = Source::Panels { data: low, stride: rows, select: None };

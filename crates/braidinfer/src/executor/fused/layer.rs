@@ -101,7 +101,7 @@ impl FusedRunner {
         if shared {
             trace.input("ffn.norm", self.isa, &input);
         }
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let products = Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool);
         let levels = products.levels(projections.iter()).chain(products.levels(readers.iter().flatten()));
         normed.fill(self.isa, &mut self.pool, scratch, input, levels);
     }
@@ -111,7 +111,7 @@ impl FusedRunner {
         let rows = self.layout.rows;
         let projections = self.weights.layers[index].mixers[which].inputs();
         let Scratch { normed, qkv, .. } = &mut self.scratch;
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let products = Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool);
         let width = LANES * projections.iter().map(|linear| linear.panels()).sum::<usize>();
         products.all(&mut self.pool, &projections, normed, rows, panels(qkv, width, rows));
     }
@@ -156,7 +156,7 @@ impl FusedRunner {
         let output = mixer.output();
         let source = mixer.grouped(heads);
         let input = Input { source, rows, width: output.columns, norm: None };
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let products = Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool);
         inner.fill(self.isa, &mut self.pool, scratch, input, products.levels([&output].into_iter()));
         let mut residual_add = ResidualAdd {
             isa: self.isa,
@@ -181,7 +181,7 @@ impl FusedRunner {
         let input = Input { source, rows, width, norm: layer.feed_forward_norm.as_ref() };
         trace.input("ffn.norm", self.isa, &input);
         let input = Input { norm: layer.readers_norm(), ..input };
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let products = Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool);
         let readers = layer.feed_forward.readers();
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels(readers.iter().flatten()));
     }
@@ -200,7 +200,7 @@ impl FusedRunner {
         let (rows, width) = (self.layout.rows, self.spec.hidden_size);
         let layer = &self.weights.layers[index];
         let PackedFeedForward::Dense(network) = &layer.feed_forward else { return };
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let products = Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool);
         expand(self.isa, &products, &mut self.pool, network, &mut self.scratch, rows);
         let Scratch { hidden, inner, up, branch, branch_statistics, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: up, stride: rows, select: None };
@@ -222,7 +222,7 @@ impl FusedRunner {
         let PackedFeedForward::Experts(mixture) = &layer.feed_forward else { return };
         let mut pass = MixturePass {
             isa: self.isa,
-            products: Products::new(self.isa, &self.weights, plan, &self.pool),
+            products: Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool),
             pool: &mut self.pool,
             mixture,
             norm: layer.feed_forward_norm.as_ref(),

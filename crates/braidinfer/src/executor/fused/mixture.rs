@@ -12,7 +12,7 @@ use super::encode::{Encoded, Input, Source};
 use super::packed::{PackedMixture, PackedNetwork, PackedNorm};
 #[cfg(test)]
 use super::planted::Planted;
-use super::product::{GroupTasks, Products};
+use super::product::{GroupTasks, NetworkGroup, Products};
 use super::scratch::{Scratch, panels};
 use super::trace::Trace;
 use crate::executor::branch_norms::BranchNorms;
@@ -175,6 +175,10 @@ impl MixturePass<'_> {
         let networks = &mixture.networks;
         self.products.read_ahead(groups.iter().map(|group| &networks[group.network]));
         let network = |group: usize| -> &PackedNetwork { &networks[groups[group].network] };
+        let group_of = |index: usize| {
+            let Group { first, rows, .. } = groups[index];
+            NetworkGroup { index, network: network(index), tokens: &tokens[first..first + rows] }
+        };
         let input = |group: usize| {
             let Group { first, rows, .. } = groups[group];
             let source = Source::Panels { data: hidden, stride, select: Some(&tokens[first..first + rows]) };
@@ -187,24 +191,28 @@ impl MixturePass<'_> {
         // All experts have the levels of the first one.
         let ends = [networks.first(), networks.last()].map(Option::into_iter);
         let inputs = ends.clone().into_iter().flatten().flat_map(|network| network.inputs());
-        let levels = inputs.map(|linear| self.products.level(linear));
+        let used = || groups.iter().map(|group| &networks[group.network]);
+        let of_adapters = self.products.adapter_level(used().flat_map(|network| network.inputs()));
+        let levels = inputs.map(|linear| self.products.level(linear)).chain(of_adapters);
         encoded.fill_groups(isa, self.pool, row_scratch, (groups.len(), &input), levels);
         let sizes = |group: &Group| (networks[group.network].up_proj.panels(), group.rows);
         let len = expand_tasks.fill(groups.iter().map(sizes));
         gate.resize(len);
         up.resize(len);
-        self.products.gated_groups(self.pool, expand_tasks, &network, encoded, [gate, up]);
+        self.products.gated_groups(self.pool, expand_tasks, &group_of, encoded, [gate, up]);
         let up = &**up;
         let expanded = |group: usize| {
             let Group { rows, .. } = groups[group];
             let source = Source::Panels { data: &up[expand_tasks.start(group)..], stride: rows, select: None };
             Input { source, rows, width: network(group).up_proj.rows, norm: None }
         };
-        let levels = ends.into_iter().flatten().map(|network| self.products.level(&network.down_proj));
+        let of_adapters = self.products.adapter_level(used().map(|network| &network.down_proj));
+        let levels =
+            ends.into_iter().flatten().map(|network| self.products.level(&network.down_proj)).chain(of_adapters);
         inner.fill_groups(isa, self.pool, row_scratch, (groups.len(), &expanded), levels);
         let sizes = |group: &Group| (networks[group.network].down_proj.panels(), group.rows);
         outputs.resize(down_tasks.fill(groups.iter().map(sizes)));
-        self.products.down_groups(self.pool, down_tasks, &network, inner, outputs);
+        self.products.down_groups(self.pool, down_tasks, &group_of, inner, outputs);
     }
 
     /// Notes where the outputs for each token lie, in the order of the networks.

@@ -7,6 +7,7 @@
 //! claim dynamically. The order of sums does not depend on the split: results of a row are bitwise independent of the
 //! other rows in the batch and of the number of threads.
 
+mod adapters;
 mod attention;
 mod batch_layout;
 mod delta_net;
@@ -36,12 +37,14 @@ mod streams;
 mod trace;
 mod weight_memory;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use braidinfer_kernels::{Isa, LANES, NumericLevel, Pool, ceilings, elementwise};
 use braidinfer_model::spec::Mixer;
-use braidinfer_model::{DecoderSpec, Dtype, Slot, Weights};
+use braidinfer_model::{Adapter, DecoderSpec, Dtype, Slot, Weights};
 
+use self::adapters::Adapters;
 use self::batch_layout::BatchLayout;
 use self::encode::{Input, Source};
 pub(crate) use self::kept::{Keeping, kept_bytes};
@@ -144,6 +147,7 @@ struct FusedRunner {
     /// The projections that plans have levels for, and their data types.
     projections: Vec<(Slot, Dtype)>,
     weights: PackedDecoder,
+    adapters: Adapters,
     pool: Pool,
     kv_cache: KvCache,
     recurrent_states: RecurrentStates,
@@ -188,6 +192,7 @@ impl FusedRunner {
             isa: options.isa,
             projections: plan.projections.iter().map(|planned| (planned.slot, planned.dtype)).collect(),
             weights: packed,
+            adapters: Adapters::default(),
             spec: spec.clone(),
             pool,
             kv_cache,
@@ -262,6 +267,7 @@ impl LayerRunner for FusedRunner {
         step.plan.check(&self.projections, self.spec.layers.len())?;
         self.kv_cache.reserve(step.batch, &step.plan.kv_dtypes)?;
         self.layout.fill(&self.spec, step.batch, &self.kv_cache);
+        self.adapters.begin(step.batch);
         self.weights.begin_step(&mut self.pool);
         self.prepare_layer_inputs(&step.batch.token_ids, step.plan)
     }
@@ -309,6 +315,11 @@ impl LayerRunner for FusedRunner {
                 hidden[(panel * rows + row) * LANES..][..values.len()].copy_from_slice(values);
             }
         }
+        Ok(())
+    }
+
+    fn set_adapters(&mut self, adapters: &[Arc<Adapter>]) -> Result<()> {
+        self.adapters = Adapters::pack(adapters, &self.projections)?;
         Ok(())
     }
 
@@ -385,7 +396,7 @@ impl FusedRunner {
         let source = head_input(&self.spec, hidden, several, (wanted, self.layout.rows));
         let input = Input { source, rows, width, norm: Some(final_norm) };
         trace.input("final_norm", self.isa, &input);
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let products = Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool).of_rows(wanted);
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels([lm_head].iter()));
         products.all(&mut self.pool, &[lm_head], normed, rows, scratch::panels(logits, vocab, rows));
         if self.spec.logits_scaling != 1.0 {

@@ -406,6 +406,7 @@ impl PackedNorm {
 /// A matrix in panels, and a bias padded to a multiple of 16.
 #[derive(Debug)]
 pub(super) struct PackedLinear {
+    pub(super) slot: Slot,
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) format: PanelFormat,
@@ -1002,7 +1003,7 @@ impl<'a> Packer<'a> {
         self.to.put(Packable::panels(view), data.start, pool)?;
         let bias = self.vector(slot, Param::Bias)?;
         let planned = self.plan.index_of(slot).ok_or_else(|| absent(slot))?;
-        Ok(PackedLinear { rows, columns, format, planned, bias, data })
+        Ok(PackedLinear { slot, rows, columns, format, planned, bias, data })
     }
 
     /// The activation function of the network whose down projection is in `down`, with its parameters if it has any.

@@ -19,8 +19,9 @@ use crate::executor::KernelPlan;
 pub(super) struct LayerInputs {
     /// `[layers][panels][T][16]`.
     values: Buffer,
-    /// The tokens that they are for.
+    /// The tokens that they are for, and the adapter of each, if there are adapters.
     tokens: Vec<u32>,
+    adapters: Vec<Option<u32>>,
 }
 
 impl LayerInputs {
@@ -32,10 +33,12 @@ impl LayerInputs {
 }
 
 impl FusedRunner {
-    /// Computes the further inputs of all layers, if the architecture has any. They depend on the tokens alone, so that
-    /// layers that are run one at a time share them. Overwrites the residual stream.
+    /// Computes the further inputs of all layers, if the architecture has any. They depend on the tokens and
+    /// their adapters alone, so that layers that are run one at a time share them. Overwrites the residual stream.
     pub(super) fn prepare_layer_inputs(&mut self, token_ids: &[u32], plan: &KernelPlan) -> Result<()> {
-        if self.weights.per_layer_inputs.is_none() || self.scratch.layer_inputs.tokens == token_ids {
+        let known = &self.scratch.layer_inputs;
+        let are_known = known.tokens == token_ids && known.adapters == self.adapters.of_rows();
+        if self.weights.per_layer_inputs.is_none() || are_known {
             return Ok(());
         }
         self.embed_tokens(token_ids)?;
@@ -44,7 +47,7 @@ impl FusedRunner {
         let Scratch { hidden, normed, gate, up, layer_inputs, rows: scratch, .. } = &mut self.scratch;
         let source = Source::Panels { data: hidden, stride: rows, select: None };
         let input = Input { source, rows, width: self.spec.hidden_size, norm: None };
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let products = Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool);
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels([&inputs.projection].iter()));
         let projected = panels(up, width, rows);
         products.all(&mut self.pool, &[&inputs.projection], normed, rows, projected);
@@ -53,9 +56,11 @@ impl FusedRunner {
         self.pool.for_each(Chunks::new(gate, width), |row, embedding, _| {
             weights.read_stored(&inputs.embedding, inputs.spec.row(token_ids[row]) as usize, embedding);
         });
-        let LayerInputs { values, tokens } = layer_inputs;
+        let LayerInputs { values, tokens, adapters } = layer_inputs;
         tokens.clear();
         tokens.extend_from_slice(token_ids);
+        adapters.clear();
+        adapters.extend_from_slice(self.adapters.of_rows());
         let own = inputs.spec.hidden_size_per_layer_input;
         let len = own.div_ceil(LANES) * rows * LANES;
         values.resize(len * self.weights.layers.len());
@@ -84,7 +89,7 @@ impl FusedRunner {
             &mut self.scratch;
         let further = layer_inputs.of_layer(index, own);
         trace.record("per_layer.input", rows, || from_panels(further, rows, own));
-        let products = Products::new(self.isa, &self.weights, plan, &self.pool);
+        let products = Products::new(self.isa, (&self.weights, &self.adapters), plan, &self.pool);
         let source = Source::Panels { data: hidden, stride: rows, select: None };
         let input = Input { source, rows, width, norm: None };
         normed.fill(self.isa, &mut self.pool, scratch, input, products.levels([&part.gate].iter()));

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use braidinfer_kernels::{ActivationFunction, Chunks, Isa, LANES, NumericLevel, Pool, Ranges, elementwise, matmul};
 
+use super::adapters::{Adapters, Low};
 use super::encode::Encoded;
 use super::packed::{PackedDecoder, PackedLinear, PackedNetwork};
 use crate::executor::KernelPlan;
@@ -57,17 +58,40 @@ impl GroupTasks {
     }
 }
 
+/// A network of a mixture of experts with the tokens that it runs on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NetworkGroup<'a> {
+    /// Index of the group.
+    pub(super) index: usize,
+    pub(super) network: &'a PackedNetwork,
+    /// The row of the batch of each of its rows.
+    pub(super) tokens: &'a [usize],
+}
+
 /// What all products of a pass need.
 pub(super) struct Products<'a> {
     isa: Isa,
     weights: &'a PackedDecoder,
     plan: &'a KernelPlan,
+    adapters: &'a Adapters,
+    /// The rows of the batch that are multiplied, unless these are all.
+    selected: Option<&'a [usize]>,
     threads: usize,
 }
 
 impl<'a> Products<'a> {
-    pub(super) fn new(isa: Isa, weights: &'a PackedDecoder, plan: &'a KernelPlan, pool: &Pool) -> Self {
-        Self { isa, weights, plan, threads: pool.threads() }
+    pub(super) fn new(
+        isa: Isa,
+        (weights, adapters): (&'a PackedDecoder, &'a Adapters),
+        plan: &'a KernelPlan,
+        pool: &Pool,
+    ) -> Self {
+        Self { isa, weights, plan, adapters, selected: None, threads: pool.threads() }
+    }
+
+    /// The same with some rows of the batch.
+    pub(super) fn of_rows(self, rows: &'a [usize]) -> Self {
+        Self { selected: Some(rows), ..self }
     }
 }
 
@@ -77,12 +101,23 @@ impl Products<'_> {
         networks.for_each(|network| self.weights.read_ahead_network(network));
     }
 
-    /// The numeric levels of some projections.
+    /// The numeric levels of some projections, and of adapters that change them.
     pub(super) fn levels<'b>(
         &'b self,
         linears: impl Iterator<Item = &'b &'b PackedLinear> + Clone,
     ) -> impl Iterator<Item = NumericLevel> + Clone {
-        linears.map(|linear| self.level(linear))
+        let of_adapters = self.adapter_level(linears.clone().copied());
+        linears.map(|linear| self.level(linear)).chain(of_adapters)
+    }
+
+    /// The level of adapters that change some projections, if there are any.
+    pub(super) fn adapter_level<'b>(&self, linears: impl Iterator<Item = &'b PackedLinear>) -> Option<NumericLevel> {
+        self.adapters.level(linears)
+    }
+
+    /// What adapters add to some projections of the rows `x`.
+    fn low<'b>(&'b self, pool: &mut Pool, linears: &[&'b PackedLinear], x: &Encoded) -> Low<'b> {
+        self.adapters.low(self.isa, pool, x, linears.iter().map(|linear| (*linear, 0, self.selected)))
     }
 
     pub(super) fn level(&self, linear: &PackedLinear) -> NumericLevel {
@@ -92,7 +127,7 @@ impl Products<'_> {
     /// Multiplies several projections by the same rows, writing their outputs one after the other: `[all
     /// panels][rows][16]`.
     pub(super) fn all(&self, pool: &mut Pool, linears: &[&PackedLinear], x: &Encoded, rows: usize, out: &mut [f32]) {
-        let width = rows * LANES;
+        let (width, low) = (rows * LANES, self.low(pool, linears, x));
         pool.for_each(Chunks::new(out, PANELS_PER_TASK * width), |task, out, _| {
             let (start, end) = (task * PANELS_PER_TASK, task * PANELS_PER_TASK + out.len() / width);
             let mut first = 0;
@@ -101,7 +136,7 @@ impl Products<'_> {
                 if from < to {
                     let out = &mut out[(from - start) * width..(to - start) * width];
                     let panels = from - first..to - first;
-                    self.panels(linear, panels.clone(), (linear, self.next(&panels)), (x, 0), out);
+                    self.panels(linear, panels.clone(), (linear, self.next(&panels)), (x, 0), &low, out);
                 }
                 first += linear.panels();
             }
@@ -118,14 +153,14 @@ impl Products<'_> {
         rows: usize,
         [gate, up]: [&mut [f32]; 2],
     ) {
-        let chunk = PANELS_PER_TASK * rows * LANES;
+        let (chunk, low) = (PANELS_PER_TASK * rows * LANES, self.low(pool, &linears, x));
         pool.for_each((Chunks::new(gate, chunk), Chunks::new(up, chunk)), |task, (gate, up), _| {
             let panels = task * PANELS_PER_TASK..task * PANELS_PER_TASK + up.len() / (rows * LANES);
             let next = self.next(&panels);
             // Both matrices have the same number of panels; the bytes to read after them follow the second one.
             let following = if next < linears[0].panels() { linears[0] } else { linears[1] };
-            self.panels(linears[0], panels.clone(), (linears[1], panels.start), (x, 0), gate);
-            self.panels(linears[1], panels, (following, next), (x, 0), up);
+            self.panels(linears[0], panels.clone(), (linears[1], panels.start), (x, 0), &low, gate);
+            self.panels(linears[1], panels, (following, next), (x, 0), &low, up);
             elementwise::gated(self.isa, activation, gate, up);
         });
     }
@@ -140,9 +175,10 @@ impl Products<'_> {
         rows: usize,
         up: &mut [f32],
     ) {
+        let low = self.low(pool, &[linear], x);
         pool.for_each(Chunks::new(up, PANELS_PER_TASK * rows * LANES), |task, up, _| {
             let panels = task * PANELS_PER_TASK..task * PANELS_PER_TASK + up.len() / (rows * LANES);
-            self.panels(linear, panels.clone(), (linear, self.next(&panels)), (x, 0), up);
+            self.panels(linear, panels.clone(), (linear, self.next(&panels)), (x, 0), &low, up);
             elementwise::activate(self.isa, activation, up);
         });
     }
@@ -157,10 +193,10 @@ impl Products<'_> {
         factor: f32,
         [out, sum]: [&mut [f32]; 2],
     ) {
-        let chunk = PANELS_PER_TASK * rows * LANES;
+        let (chunk, low) = (PANELS_PER_TASK * rows * LANES, self.low(pool, &[linear], x));
         pool.for_each((Chunks::new(out, chunk), Chunks::new(sum, chunk)), |task, (out, sum), _| {
             let panels = task * PANELS_PER_TASK..task * PANELS_PER_TASK + out.len() / (rows * LANES);
-            self.panels(linear, panels.clone(), (linear, self.next(&panels)), (x, 0), out);
+            self.panels(linear, panels.clone(), (linear, self.next(&panels)), (x, 0), &low, out);
             elementwise::add_scaled(self.isa, sum, out, factor);
         });
     }
@@ -171,10 +207,16 @@ impl Products<'_> {
         &self,
         pool: &mut Pool,
         tasks: &GroupTasks,
-        network: &(dyn Fn(usize) -> &'b PackedNetwork + Sync),
+        groups: &(dyn Fn(usize) -> NetworkGroup<'b> + Sync),
         x: &Encoded,
         [gate, up]: [&mut [f32]; 2],
     ) {
+        let network = |group| groups(group).network;
+        let inputs = (0..tasks.groups.len()).map(groups).flat_map(|NetworkGroup { index, network, tokens }| {
+            let readers = network.gate_proj.iter().chain([&network.up_proj]);
+            readers.map(move |linear| (linear, index, Some(tokens)))
+        });
+        let low = self.adapters.low(self.isa, pool, x, inputs);
         let parts = (Ranges::new(gate, &tasks.starts), Ranges::new(up, &tasks.starts));
         pool.for_each(parts, |task, (gate, up), _| {
             let (group, panels) = tasks.at(task);
@@ -183,10 +225,10 @@ impl Products<'_> {
             let next =
                 tasks.after(task, self.threads).map(|(group, panels)| (network(group).inputs()[0], panels.start));
             if let Some(gate_proj) = gate_proj {
-                self.panels(gate_proj, panels.clone(), (up_proj, panels.start), (x, group), gate);
+                self.panels(gate_proj, panels.clone(), (up_proj, panels.start), (x, group), &low, gate);
             }
             let following = next.unwrap_or((up_proj, panels.end));
-            self.panels(up_proj, panels, following, (x, group), up);
+            self.panels(up_proj, panels, following, (x, group), &low, up);
             match gate_proj {
                 Some(_) => elementwise::gated(self.isa, *hidden_act, gate, up),
                 None => elementwise::activate(self.isa, *hidden_act, up),
@@ -199,16 +241,20 @@ impl Products<'_> {
         &self,
         pool: &mut Pool,
         tasks: &GroupTasks,
-        network: &(dyn Fn(usize) -> &'b PackedNetwork + Sync),
+        groups: &(dyn Fn(usize) -> NetworkGroup<'b> + Sync),
         x: &Encoded,
         out: &mut [f32],
     ) {
+        let network = |group| groups(group).network;
+        let inputs = (0..tasks.groups.len()).map(groups);
+        let inputs = inputs.map(|NetworkGroup { index, network, tokens }| (&network.down_proj, index, Some(tokens)));
+        let low = self.adapters.low(self.isa, pool, x, inputs);
         pool.for_each(Ranges::new(out, &tasks.starts), |task, out, _| {
             let (group, panels) = tasks.at(task);
             let linear = &network(group).down_proj;
             let next = tasks.after(task, self.threads).map(|(group, panels)| (&network(group).down_proj, panels.start));
             let following = next.unwrap_or((linear, panels.end));
-            self.panels(linear, panels, following, (x, group), out);
+            self.panels(linear, panels, following, (x, group), &low, out);
         });
     }
 
@@ -217,7 +263,7 @@ impl Products<'_> {
         panels.end + (self.threads - 1) * PANELS_PER_TASK
     }
 
-    /// Multiplies some panels of one projection and adds its bias. `following` is what the thread will probably read
+    /// Multiplies some panels of one projection, and adds what adapters add, and its bias. `following` is what the thread will probably read
     /// next.
     fn panels(
         &self,
@@ -225,11 +271,13 @@ impl Products<'_> {
         panels: Range<usize>,
         following: (&PackedLinear, usize),
         (x, group): (&Encoded, usize),
+        low: &Low<'_>,
         out: &mut [f32],
     ) {
         let first = panels.start;
         let x = x.group(group, self.level(linear));
         matmul(self.isa, self.weights.panels(linear, panels, following), &x, out);
+        low.add(self.isa, linear, group, first, out, x.rows);
         let Some(bias) = &linear.bias else { return };
         for (panel, out) in out.chunks_exact_mut(x.rows * LANES).enumerate() {
             let bias = &bias[(first + panel) * LANES..][..LANES];

@@ -53,7 +53,7 @@ impl FusedRunner {
         put_stream(&mut self.pool, streams, hidden, [rows, count, 0], None);
         let source = Source::Panels { data: hidden, stride: rows, select: None };
         let input = Input { source, rows, width, norm: None };
-        let products = Products::new(isa, &self.weights, plan, &self.pool);
+        let products = Products::new(isa, (&self.weights, &self.adapters), plan, &self.pool);
         let readers: Vec<&PackedLinear> = projections.spread.iter().collect();
         normed.fill(isa, &mut self.pool, scratch, input, products.levels(readers.iter()));
         let least = projections.least_mean_square;
@@ -82,7 +82,7 @@ impl FusedRunner {
                 merged.copy_from_slice(&streams[(panel * stride + token * count) * LANES..][..LANES]);
             }
         });
-        let products = Products::new(isa, &self.weights, plan, &self.pool);
+        let products = Products::new(isa, (&self.weights, &self.adapters), plan, &self.pool).of_rows(wanted);
         for (index, linear) in projections.merge.iter().enumerate() {
             select(selected, wanted.iter().copied(), [count, index + 1]);
             let source = Source::Panels { data: streams, stride, select: Some(selected) };
@@ -121,7 +121,7 @@ impl FusedRunner {
             RouterInput::Output => Source::Panels { data: hidden, stride: rows, select: None },
         };
         let input = Input { source, rows, width, norm: Some(&altup.router_norm) };
-        let products = Products::new(isa, &self.weights, plan, &self.pool);
+        let products = Products::new(isa, (&self.weights, &self.adapters), plan, &self.pool);
         normed.fill(isa, &mut self.pool, scratch, input, products.levels([&altup.router].iter()));
         let modalities = panels(projected, count, rows);
         products.all(&mut self.pool, &[&altup.router], normed, rows, modalities);

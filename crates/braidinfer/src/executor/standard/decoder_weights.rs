@@ -8,6 +8,7 @@ use braidinfer_model::{DecoderSpec, Param, Slot, Weights};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::adapters::ActiveAdapter;
 use super::input_squares::InputSquares;
 use super::layer::Layer;
 use super::linear::Linear;
@@ -30,7 +31,12 @@ pub(super) enum DecoderWeights<'a> {
         head: Option<HeadWeights>,
     },
     /// The most recently used layer, and the output head after its first use.
-    Streamed { weights: &'a Weights, layer: Option<(usize, Box<Layer>)>, head: Option<HeadWeights> },
+    Streamed {
+        weights: &'a Weights,
+        adapter: ActiveAdapter,
+        layer: Option<(usize, Box<Layer>)>,
+        head: Option<HeadWeights>,
+    },
 }
 
 /// The weights that turn the residual stream into logits.
@@ -48,11 +54,11 @@ impl<'a> DecoderWeights<'a> {
         weights: &Weights,
         options: &StandardOptions,
         device: &Device,
-        inputs: Option<&Arc<InputSquares>>,
+        (inputs, adapter): (Option<&Arc<InputSquares>>, &ActiveAdapter),
         progress: LoadProgress,
     ) -> Result<Self> {
         let matrices = Matrices::Loaded(options.dtype, options.quantized_weights);
-        let loader = Loader { spec, weights, matrices, device, inputs };
+        let loader = Loader { spec, weights, matrices, device, inputs, adapter };
         let done = AtomicUsize::new(0);
         let layer = |index: usize| {
             let layer = loader.layer(index)?;
@@ -62,7 +68,7 @@ impl<'a> DecoderWeights<'a> {
         let layers = (0..spec.layers.len()).into_par_iter().map(layer).collect::<Result<_>>()?;
         let embed_tokens = loader.matrix(Slot::EmbedTokens)?;
         let lm_head = if weights.head_is_embedding() {
-            Linear::new(embed_tokens.clone(), loader.vector(Slot::LmHead, Param::Bias)?)
+            Linear::new(Slot::LmHead, embed_tokens.clone(), loader.vector(Slot::LmHead, Param::Bias)?, adapter)
         } else {
             loader.linear(Slot::LmHead)?
         };
@@ -74,22 +80,29 @@ impl<'a> DecoderWeights<'a> {
     }
 
     /// Some layers in f32, without expanding quantized weights.
-    pub(super) fn load_layers(spec: &DecoderSpec, weights: &Weights, layers: &BTreeSet<usize>) -> Result<Self> {
+    pub(super) fn load_layers(
+        spec: &DecoderSpec,
+        weights: &Weights,
+        layers: &BTreeSet<usize>,
+        adapter: &ActiveAdapter,
+    ) -> Result<Self> {
         let matrices = Matrices::Loaded(ComputeDtype::F32, QuantizedWeights::Keep);
-        let loader = Loader { spec, weights, matrices, device: &Device::Cpu, inputs: None };
+        let loader = Loader { spec, weights, matrices, device: &Device::Cpu, inputs: None, adapter };
         let layers = layers.iter().map(|index| Ok((*index, loader.layer(*index)?))).collect::<Result<_>>()?;
         Ok(Self::Loaded { layers, embed_tokens: None, per_layer_inputs: None, stream_projections: None, head: None })
     }
 
     /// Weights that are read from the files when needed.
-    pub(super) fn stream(weights: &'a Weights) -> Self {
-        Self::Streamed { weights, layer: None, head: None }
+    pub(super) fn stream(weights: &'a Weights, adapter: ActiveAdapter) -> Self {
+        Self::Streamed { weights, adapter, layer: None, head: None }
     }
 
     pub(super) fn embed_tokens(&self, spec: &DecoderSpec, device: &Device) -> Result<Matrix> {
         match self {
             Self::Loaded { embed_tokens, .. } => embed_tokens.clone().ok_or_else(|| absent("the embedding")),
-            Self::Streamed { weights, .. } => Loader::in_file(spec, weights, device).matrix(Slot::EmbedTokens),
+            Self::Streamed { weights, adapter, .. } => {
+                Loader::in_file(spec, weights, device, adapter).matrix(Slot::EmbedTokens)
+            }
         }
     }
 
@@ -102,8 +115,8 @@ impl<'a> DecoderWeights<'a> {
     ) -> Result<Option<Tensor>> {
         let inputs = match self {
             Self::Loaded { per_layer_inputs, .. } => per_layer_inputs.as_ref().map(|inputs| inputs.of(tokens, x)),
-            Self::Streamed { weights, .. } => {
-                let loader = Loader::in_file(spec, weights, device);
+            Self::Streamed { weights, adapter, .. } => {
+                let loader = Loader::in_file(spec, weights, device, adapter);
                 loader.per_layer_inputs()?.map(|inputs| inputs.of(tokens, x))
             }
         };
@@ -116,8 +129,8 @@ impl<'a> DecoderWeights<'a> {
             Self::Loaded { stream_projections, .. } => {
                 stream_projections.as_ref().map_or(Ok(x.clone()), |projections| projections.spread(&x))
             }
-            Self::Streamed { weights, .. } => {
-                let loader = Loader { spec, weights, matrices: Matrices::InFile, device, inputs: None };
+            Self::Streamed { weights, adapter, .. } => {
+                let loader = Loader::in_file(spec, weights, device, adapter);
                 let projections = loader.stream_projections(Slot::StreamProjection)?;
                 projections.map_or(Ok(x.clone()), |projections| projections.spread(&x))
             }
@@ -127,10 +140,10 @@ impl<'a> DecoderWeights<'a> {
     pub(super) fn layer(&mut self, index: usize, spec: &DecoderSpec, device: &Device) -> Result<&Layer> {
         match self {
             Self::Loaded { layers, .. } => layers.get(&index).ok_or_else(|| absent(&format!("layer {index}"))),
-            Self::Streamed { weights, layer, .. } => {
+            Self::Streamed { weights, adapter, layer, .. } => {
                 if layer.as_ref().is_none_or(|(loaded, _)| *loaded != index) {
                     *layer = None;
-                    let loader = Loader::in_file(spec, weights, device);
+                    let loader = Loader::in_file(spec, weights, device, adapter);
                     *layer = Some((index, Box::new(loader.layer(index)?)));
                 }
                 layer.as_ref().map(|(_, layer)| &**layer).ok_or_else(|| absent(&format!("layer {index}")))
@@ -141,9 +154,9 @@ impl<'a> DecoderWeights<'a> {
     pub(super) fn head(&mut self, spec: &DecoderSpec, device: &Device) -> Result<&HeadWeights> {
         match self {
             Self::Loaded { head, .. } => head.as_ref().ok_or_else(|| absent("the output head")),
-            Self::Streamed { weights, head, .. } => {
+            Self::Streamed { weights, adapter, head, .. } => {
                 if head.is_none() {
-                    let loader = Loader::in_file(spec, weights, device);
+                    let loader = Loader::in_file(spec, weights, device, adapter);
                     *head = Some(loader.head(loader.linear(Slot::LmHead)?)?);
                 }
                 head.as_ref().ok_or_else(|| absent("the output head"))

@@ -1,13 +1,15 @@
 //! Linear layers.
 
+use braidinfer_model::Slot;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::adapters::ActiveAdapter;
 use super::input_squares::InputObserver;
 use super::matrix::Matrix;
 use crate::Result;
 
-/// `y = W x + b`, with sums in f32 for all data types of `W` and `x`.
+/// `y = W x + b`, and what an adapter adds, with sums in f32 for all data types of `W` and `x`.
 #[derive(Debug)]
 pub(super) struct Linear {
     /// `[out, in]`.
@@ -16,11 +18,15 @@ pub(super) struct Linear {
     bias: Option<Tensor>,
     /// Told of every input, if there is one.
     observer: Option<InputObserver>,
+    /// Its module, by which adapters know it.
+    slot: Slot,
+    adapter: ActiveAdapter,
 }
 
 impl Linear {
-    pub(super) fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, observer: None }
+    /// A layer that computes with `adapter`, too.
+    pub(super) fn new(slot: Slot, weight: Matrix, bias: Option<Tensor>, adapter: &ActiveAdapter) -> Self {
+        Self { weight, bias, observer: None, slot, adapter: adapter.clone() }
     }
 
     /// Tells `observer` of every input from now on.
@@ -53,6 +59,7 @@ impl Linear {
                 _ => self.matmul_by_rows(x)?,
             },
         };
+        let y = self.adapter.added_to(y, self.slot, x)?;
         match &self.bias {
             Some(bias) => Ok(y.broadcast_add(bias)?),
             None => Ok(y),

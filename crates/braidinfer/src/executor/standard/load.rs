@@ -11,6 +11,7 @@ use braidinfer_model::{DecoderSpec, Dtype, ExpertSlot, LayerSlot, Param, Slot, W
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
+use super::adapters::ActiveAdapter;
 use super::attention::Attention;
 use super::decoder_weights::HeadWeights;
 use super::delta_net::{DeltaNet, Projections};
@@ -117,12 +118,19 @@ pub(super) struct Loader<'a> {
     pub(super) device: &'a Device,
     /// What is to be told of the inputs of linear layers.
     pub(super) inputs: Option<&'a Arc<InputSquares>>,
+    /// What linear layers compute with besides their weights.
+    pub(super) adapter: &'a ActiveAdapter,
 }
 
 impl<'a> Loader<'a> {
     /// A loader of matrices that stay in their file.
-    pub(super) fn in_file(spec: &'a DecoderSpec, weights: &'a Weights, device: &'a Device) -> Self {
-        Self { spec, weights, matrices: Matrices::InFile, device, inputs: None }
+    pub(super) fn in_file(
+        spec: &'a DecoderSpec,
+        weights: &'a Weights,
+        device: &'a Device,
+        adapter: &'a ActiveAdapter,
+    ) -> Self {
+        Self { spec, weights, matrices: Matrices::InFile, device, inputs: None, adapter }
     }
 }
 
@@ -425,7 +433,8 @@ impl Loader<'_> {
 
     pub(super) fn linear(&self, slot: Slot) -> Result<Linear> {
         let observer = self.inputs.map(|squares| InputObserver { slot, squares: Arc::clone(squares) });
-        Ok(Linear::new(self.matrix(slot)?, self.vector(slot, Param::Bias)?).observed_by(observer))
+        let bias = self.vector(slot, Param::Bias)?;
+        Ok(Linear::new(slot, self.matrix(slot)?, bias, self.adapter).observed_by(observer))
     }
 
     /// A matrix in the compute type, or in the data type of the checkpoint if that is smaller.

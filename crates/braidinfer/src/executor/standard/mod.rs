@@ -4,10 +4,12 @@
 //! sums are f32 in every compute type; the residual stream and the outputs of linear layers have the compute type.
 //! Quantized weights are dequantized exactly, to f32, in every multiplication.
 
+mod adapters;
 mod attention;
 mod decoder_weights;
 mod delta_net;
 mod feed_forward;
+mod group;
 mod input_squares;
 mod kv_cache;
 mod latent;
@@ -30,15 +32,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use braidinfer_kernels::NumericLevel;
-use braidinfer_model::{DecoderSpec, Param, Slot, TensorView, Weights};
+use braidinfer_model::{Adapter, DecoderSpec, Param, Slot, TensorView, Weights};
 use candle_core::{DType, Device, Tensor};
 
-use self::attention::MaskCache;
+use self::adapters::{ActiveAdapter, AdapterTensors};
 use self::decoder_weights::{DecoderWeights, HeadWeights};
+use self::group::{Group, StepTensors};
 use self::kv_cache::KvCache;
 use self::layer::Context;
 use self::recurrent_state::RecurrentStates;
-use self::rotary::Rotation;
 use self::trace::Trace;
 use super::{
     ActiveKernels, Batch, Capabilities, Decoder, ExecutorReport, KernelPlan, KvCacheConfig, KvDtype, LayerRunner,
@@ -82,8 +84,11 @@ fn load_and_tell(
     progress: LoadProgress,
 ) -> Result<Decoder<'static>> {
     let device = options.device.open()?;
-    let decoder_weights =
-        options.threads.run(|| DecoderWeights::load_all(&spec, weights, &options, &device, inputs, progress))?;
+    let adapter = ActiveAdapter::default();
+    let decoder_weights = options
+        .threads
+        .run(|| DecoderWeights::load_all(&spec, weights, &options, &device, (inputs, &adapter), progress))?;
+    let decoder_weights = (decoder_weights, adapter);
     let plan = KernelPlan::fastest(&spec, weights, NumericLevel::F32, options.kv_cache.dtype);
     let (storage, layers) = (options.kv_cache, 0..spec.layers.len());
     let runner = StandardRunner::new(&spec, decoder_weights, layers, options.dtype, storage, device, options.threads)?;
@@ -102,7 +107,8 @@ pub fn load_layers(
     threads: &Threads,
 ) -> Result<impl LayerRunner + use<>> {
     let storage = KvCacheConfig { dtype: KvDtype::F32, ..storage };
-    let decoder_weights = DecoderWeights::load_layers(spec, weights, layers)?;
+    let adapter = ActiveAdapter::default();
+    let decoder_weights = (DecoderWeights::load_layers(spec, weights, layers, &adapter)?, adapter);
     let layers = layers.iter().copied();
     StandardRunner::new(spec, decoder_weights, layers, ComputeDtype::F32, storage, Device::Cpu, threads.clone())
 }
@@ -151,7 +157,8 @@ pub fn stream<'a>(spec: &DecoderSpec, weights: &'a Weights, options: StreamOptio
     let StreamOptions { dtype, block_size, num_blocks, threads } = options;
     let kv_dtype = if dtype == ComputeDtype::F32 { KvDtype::F32 } else { KvDtype::F16 };
     let storage = KvCacheConfig { block_size, num_blocks, dtype: kv_dtype };
-    let (decoder_weights, layers) = (DecoderWeights::stream(weights), 0..spec.layers.len());
+    let (adapter, layers) = (ActiveAdapter::default(), 0..spec.layers.len());
+    let decoder_weights = (DecoderWeights::stream(weights, adapter.clone()), adapter);
     let runner = StandardRunner::new(spec, decoder_weights, layers, dtype, storage, Device::Cpu, threads)?;
     let plan = KernelPlan::fastest(spec, weights, NumericLevel::F32, kv_dtype);
     Ok(Decoder::new(spec.clone(), storage, plan, runner))
@@ -165,22 +172,24 @@ struct StandardRunner<'a> {
     dtype: DType,
     kv_cache: KvCache,
     recurrent_states: RecurrentStates,
-    /// Tensors of the current step.
-    step_tensors: StepTensors,
-    /// The residual stream, `[T, h]`, or all streams, `[T, K, h]`.
-    hidden: Option<Tensor>,
-    /// Further inputs of all layers, `[T, layers, p]`, and the tokens that they are for.
-    per_layer_inputs: Option<(Vec<u32>, Tensor)>,
+    /// What linear layers compute with besides their weights at the moment.
+    active: ActiveAdapter,
+    /// All adapters, by index.
+    adapters: Vec<Arc<AdapterTensors>>,
+    /// The current step.
+    groups: Vec<Group>,
+    /// Further inputs of all layers for the tokens of a group.
+    per_layer_inputs: Vec<PerLayerInputsOf>,
     /// Whether a step since the last rest needed much memory.
     ran_large: bool,
     threads: Threads,
 }
 
-/// Tensors that the layers of one step share.
-#[derive(Default)]
-struct StepTensors {
-    rotations: Vec<Rotation>,
-    masks: MaskCache,
+/// Further inputs of all layers, `[T, layers, p]`, and the tokens and the adapter that they are for.
+struct PerLayerInputsOf {
+    adapter: Option<u32>,
+    tokens: Vec<u32>,
+    inputs: Tensor,
 }
 
 /// Starts the threads of Candle's quantized products now, while there is memory for their stacks: in the middle of a step it would
@@ -198,7 +207,7 @@ fn start_candle_threads() -> Result<()> {
 impl<'a> StandardRunner<'a> {
     fn new(
         spec: &DecoderSpec,
-        weights: DecoderWeights<'a>,
+        (weights, active): (DecoderWeights<'a>, ActiveAdapter),
         layers: impl IntoIterator<Item = usize>,
         dtype: ComputeDtype,
         storage: KvCacheConfig,
@@ -210,7 +219,6 @@ impl<'a> StandardRunner<'a> {
         let kv_cache = KvCache::new(spec, layers.iter().copied(), storage, &device)?;
         let recurrent_states = RecurrentStates::new(spec, &layers, storage.block_size);
         let (spec, dtype) = (spec.clone(), dtype.candle());
-        let step_tensors = StepTensors::default();
         Ok(Self {
             spec,
             weights,
@@ -218,16 +226,33 @@ impl<'a> StandardRunner<'a> {
             dtype,
             kv_cache,
             recurrent_states,
-            step_tensors,
-            hidden: None,
-            per_layer_inputs: None,
+            active,
+            adapters: Vec::new(),
+            groups: Vec::new(),
+            per_layer_inputs: Vec::new(),
             ran_large: false,
             threads,
         })
     }
 
-    fn stream(&self) -> Result<&Tensor> {
-        self.hidden.as_ref().ok_or_else(|| Error::Internal("a step of standard kernels has no residual stream".into()))
+    /// The groups of the current step, for work that may fail; they must be put back.
+    fn take_groups(&mut self) -> Result<Vec<Group>> {
+        match std::mem::take(&mut self.groups) {
+            groups if groups.is_empty() => Err(no_stream()),
+            groups => Ok(groups),
+        }
+    }
+
+    /// Runs `work` for each group of the step, with its adapter active.
+    fn for_each_group(&mut self, mut work: impl FnMut(&mut Self, &mut Group) -> Result<()>) -> Result<()> {
+        let mut groups = self.take_groups()?;
+        let done = groups.iter_mut().try_for_each(|group| {
+            self.active.set(group.adapter.map(|adapter| Arc::clone(&self.adapters[adapter as usize])));
+            work(self, group)
+        });
+        self.active.set(None);
+        self.groups = groups;
+        done
     }
 
     /// The embedding of every token, `[T, h]`.
@@ -236,37 +261,67 @@ impl<'a> StandardRunner<'a> {
         scaled(embed_tokens.select(&batch.token_ids, self.dtype)?, self.spec.embedding_multiplier)
     }
 
-    /// Computes the further inputs of all layers, if the architecture has any. They depend on the tokens alone, so that
-    /// layers that are run one at a time share them.
-    fn prepare_per_layer_inputs(&mut self, batch: &Batch) -> Result<()> {
-        let known = self.per_layer_inputs.as_ref().is_some_and(|(tokens, _)| *tokens == batch.token_ids);
-        if self.spec.per_layer_inputs.is_none() || known {
+    /// Computes the further inputs of all layers, if the architecture has any. They depend on the tokens and their adapters
+    /// alone, so that layers that are run one at a time share them.
+    fn prepare_per_layer_inputs(&mut self) -> Result<()> {
+        let are_for = |known: &PerLayerInputsOf, group: &Group| {
+            known.adapter == group.adapter && known.tokens == group.batch.token_ids
+        };
+        let known = &self.per_layer_inputs;
+        let are_known = known.len() == self.groups.len()
+            && known.iter().zip(&self.groups).all(|(known, group)| are_for(known, group));
+        if self.spec.per_layer_inputs.is_none() || are_known {
             return Ok(());
         }
-        let x = self.embedding(batch)?;
-        let inputs = self.weights.per_layer_inputs(&batch.token_ids, &x, (&self.spec, &self.device))?;
-        self.per_layer_inputs = inputs.map(|inputs| (batch.token_ids.clone(), inputs));
-        Ok(())
+        self.per_layer_inputs.clear();
+        self.for_each_group(|runner, group| {
+            let (x, tokens) = (runner.embedding(&group.batch)?, group.batch.token_ids.clone());
+            let inputs = runner.weights.per_layer_inputs(&tokens, &x, (&runner.spec, &runner.device))?;
+            let adapter = group.adapter;
+            runner.per_layer_inputs.extend(inputs.map(|inputs| PerLayerInputsOf { adapter, tokens, inputs }));
+            Ok(())
+        })
     }
 
-    fn decode_layer(&mut self, index: usize, batch: &Batch, trace: &mut Trace) -> Result<Tensor> {
-        let x = self.stream()?.clone();
+    fn decode_layer(&mut self, index: usize, group: &mut Group, trace: &mut Trace) -> Result<()> {
+        let x = group.hidden.clone().ok_or_else(no_stream)?;
         let layer = self.weights.layer(index, &self.spec, &self.device)?;
-        let StepTensors { rotations, masks } = &self.step_tensors;
-        let (kv_cache, recurrent_states) = (&self.kv_cache, &self.recurrent_states);
-        let per_layer_inputs = self.per_layer_inputs.as_ref().map(|(_, inputs)| inputs);
+        let StepTensors { rotations, masks } = &group.tensors;
+        let (kv_cache, recurrent_states, batch) = (&self.kv_cache, &self.recurrent_states, &group.batch);
+        let own = self.per_layer_inputs.iter().find(|known| known.adapter == group.adapter);
+        let per_layer_inputs = own.map(|known| &known.inputs);
         let context = Context { batch, rotations, kv_cache, masks, recurrent_states, per_layer_inputs, index };
         trace.enter_layer(index);
         let x = layer.forward(&x, &context, trace)?;
         trace.record("output", &x)?;
-        Ok(x)
+        group.hidden = Some(x);
+        Ok(())
     }
 
-    fn outputs(&mut self, rows: WantedRows<'_>, trace: &mut Trace) -> Result<Outputs> {
-        let x = self.stream()?.clone();
-        let weights = self.weights.head(&self.spec, &self.device)?;
-        Head { spec: &self.spec, weights }.outputs(&x, rows, trace)
+    fn outputs(&mut self, wanted: WantedRows<'_>, trace: &mut Trace) -> Result<Outputs> {
+        let vocab_size = self.spec.vocab_size;
+        let mut logits = vec![0.0; wanted.logits.len() * vocab_size];
+        let mut hidden = vec![Vec::new(); wanted.hidden.len()];
+        self.for_each_group(|runner, group| {
+            let x = group.hidden.clone().ok_or_else(no_stream)?;
+            let weights = runner.weights.head(&runner.spec, &runner.device)?;
+            let (of_logits, of_hidden) = (group.own_rows(wanted.logits), group.own_rows(wanted.hidden));
+            let rows = WantedRows { logits: &of_logits.1, argmax: &[], hidden: &of_hidden.1 };
+            let outputs = Head { spec: &runner.spec, weights }.outputs(&x, rows, trace)?;
+            for (index, place) in of_logits.0.into_iter().enumerate() {
+                logits[place * vocab_size..][..vocab_size].copy_from_slice(outputs.logits.row(index));
+            }
+            for (place, state) in of_hidden.0.into_iter().zip(outputs.hidden) {
+                hidden[place] = state;
+            }
+            Ok(())
+        })?;
+        Ok(Outputs { logits: Logits::new(logits, vocab_size), argmax: Vec::new(), hidden })
     }
+}
+
+fn no_stream() -> Error {
+    Error::Internal("a step of standard kernels has no residual stream".into())
 }
 
 impl LayerRunner for StandardRunner<'_> {
@@ -315,8 +370,8 @@ impl LayerRunner for StandardRunner<'_> {
     }
 
     fn release_scratch(&mut self) -> bool {
-        self.step_tensors = StepTensors::default();
-        (self.hidden, self.per_layer_inputs) = (None, None);
+        self.groups.clear();
+        self.per_layer_inputs.clear();
         std::mem::take(&mut self.ran_large)
     }
 
@@ -326,24 +381,26 @@ impl LayerRunner for StandardRunner<'_> {
 
     fn begin(&mut self, step: Step<'_>) -> Result<()> {
         self.kv_cache.reserve(step.batch)?;
-        let rotations = Rotation::for_batch(&self.spec, step.batch, &self.device)?;
-        self.step_tensors = StepTensors { rotations, masks: MaskCache::default() };
+        self.groups = Group::all(step.batch, &self.spec, &self.device)?;
         let threads = self.threads.clone();
-        threads.run(|| self.prepare_per_layer_inputs(step.batch))
+        threads.run(|| self.prepare_per_layer_inputs())
     }
 
-    fn embed(&mut self, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
-        let threads = self.threads.clone();
-        let x = threads.run(|| self.embedding(step.batch))?;
-        Trace::new(probe).record("embed", &x)?;
-        self.hidden = Some(threads.run(|| self.weights.spread(x, &self.spec, &self.device))?);
-        Ok(())
+    fn embed(&mut self, _step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
+        let (threads, mut trace) = (self.threads.clone(), Trace::new(probe));
+        threads.run(|| {
+            self.for_each_group(|runner, group| {
+                let x = runner.embedding(&group.batch)?;
+                trace.record("embed", &x)?;
+                group.hidden = Some(runner.weights.spread(x, &runner.spec, &runner.device)?);
+                Ok(())
+            })
+        })
     }
 
-    fn layer(&mut self, index: usize, step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
-        let threads = self.threads.clone();
-        self.hidden = Some(threads.run(|| self.decode_layer(index, step.batch, &mut Trace::new(probe)))?);
-        Ok(())
+    fn layer(&mut self, index: usize, _step: Step<'_>, probe: &mut dyn Probe) -> Result<()> {
+        let (threads, mut trace) = (self.threads.clone(), Trace::new(probe));
+        threads.run(|| self.for_each_group(|runner, group| runner.decode_layer(index, group, &mut trace)))
     }
 
     fn head(&mut self, rows: WantedRows<'_>, _step: Step<'_>, probe: &mut dyn Probe) -> Result<Outputs> {
@@ -352,17 +409,35 @@ impl LayerRunner for StandardRunner<'_> {
     }
 
     fn hidden(&mut self) -> Result<Vec<f32>> {
-        Ok(self.stream()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+        let width = self.spec.stream_width();
+        let mut hidden = vec![0.0; width * self.groups.iter().map(|group| group.rows.len()).sum::<usize>()];
+        for group in &self.groups {
+            let x = group.hidden.as_ref().ok_or_else(no_stream)?;
+            let values: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            for (row, values) in group.rows.iter().zip(values.chunks_exact(width)) {
+                hidden[row * width..][..width].copy_from_slice(values);
+            }
+        }
+        Ok(hidden)
     }
 
     fn set_hidden(&mut self, hidden: &[f32]) -> Result<()> {
-        let (width, streams) = (self.spec.hidden_size, self.spec.streams());
-        let rows = hidden.len() / self.spec.stream_width();
-        let x = match self.spec.altup {
-            Some(_) => Tensor::from_slice(hidden, (rows, streams, width), &self.device)?,
-            None => Tensor::from_slice(hidden, (rows, width), &self.device)?,
-        };
-        self.hidden = Some(x.to_dtype(self.dtype)?);
+        let (width, stream_width) = (self.spec.hidden_size, self.spec.stream_width());
+        for group in &mut self.groups {
+            let of_row = |row: &usize| hidden[row * stream_width..][..stream_width].iter().copied();
+            let (values, rows): (Vec<f32>, usize) = (group.rows.iter().flat_map(of_row).collect(), group.rows.len());
+            let x = match self.spec.altup {
+                Some(_) => Tensor::from_vec(values, (rows, self.spec.streams(), width), &self.device)?,
+                None => Tensor::from_vec(values, (rows, width), &self.device)?,
+            };
+            group.hidden = Some(x.to_dtype(self.dtype)?);
+        }
+        Ok(())
+    }
+
+    fn set_adapters(&mut self, adapters: &[Arc<Adapter>]) -> Result<()> {
+        let tensors = |adapter: &Arc<Adapter>| AdapterTensors::new(adapter, &self.device).map(Arc::new);
+        self.adapters = adapters.iter().map(tensors).collect::<Result<_>>()?;
         Ok(())
     }
 

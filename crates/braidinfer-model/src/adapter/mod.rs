@@ -1,0 +1,234 @@
+//! Low-rank adapters (LoRA: Hu et al. 2021, arXiv:2106.09685): to the output `W x` of some linear layers of a model they add
+//! `scale B A x`, where `A` and `B` have few rows and columns.
+//!
+//! Two layouts are read: folders of peft ([`peft`]), and GGUF files of llama.cpp ([`gguf`]). Each names modules of the layout of the
+//! base model that it was made for ([`places`]); the base may lie in the other one. What an adapter has besides such matrices is an
+//! error that names it, never left out.
+
+mod gguf;
+mod peft;
+mod places;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::dtype::TensorView;
+use crate::format::Checkpoint;
+use crate::layout::Slot;
+use crate::look;
+use crate::{ModelError, ModelSource, Result};
+
+use self::places::{Layout, Place, Places};
+
+/// Largest rank: above it, an adapter is as large as the weights that it changes.
+const MOST_RANK: usize = 4096;
+
+/// A low-rank adapter for a model.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    label: String,
+    modules: BTreeMap<Slot, LowRank>,
+    notes: Vec<String>,
+}
+
+/// What is added to the output of a linear layer `[out, in]`: `scale B A x`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LowRank {
+    /// Rows of `A` and columns of `B`.
+    pub rank: usize,
+    /// Factor of the product.
+    pub scale: f32,
+    /// `A`, `[rank, in]`.
+    pub a: Vec<f32>,
+    /// `B`, `[out, rank]`.
+    pub b: Vec<f32>,
+}
+
+/// The two matrices of a module, as they are stored, and how to scale them.
+struct Pair<'a> {
+    /// The module that they change, as the adapter names it.
+    module: &'a str,
+    a: TensorView<'a>,
+    b: TensorView<'a>,
+}
+
+/// An adapter's files before it is known which linear layers they are for.
+struct Files {
+    label: String,
+    layout: Layout,
+    checkpoint: Arc<Checkpoint>,
+    /// For each module, the names of its matrices.
+    modules: BTreeMap<String, [String; 2]>,
+    scaling: Scaling,
+}
+
+/// How the factor of a module follows from its rank.
+enum Scaling {
+    Peft(peft::Scaling),
+    /// `alpha / rank`; 1 if it is zero.
+    Gguf {
+        alpha: f32,
+    },
+}
+
+/// Whether something is an adapter: a folder with settings of one, or a GGUF file that says so.
+pub fn is_adapter(path: &Path) -> bool {
+    path.join(peft::SETTINGS).is_file() || (look::is_gguf(path) && gguf::is_adapter(path))
+}
+
+impl Adapter {
+    /// Reads an adapter for the model `base`: a folder of peft, or a GGUF file.
+    ///
+    /// Fails if it is for another model, naming the tensor, and if it changes anything in a way that is not supported, naming it.
+    pub fn open(path: &Path, base: &ModelSource) -> Result<Self> {
+        let files = match look::is_gguf(path) {
+            true => gguf::open(path)?,
+            false => peft::open(path)?,
+        };
+        let places = Places::new(base, &files)?;
+        let (mut modules, mut notes) = (BTreeMap::new(), Vec::new());
+        for pair in files.pairs()? {
+            let of_pair = places.of(&pair)?;
+            if of_pair.is_empty() {
+                notes.push(format!("{}: `{}` changes nothing: the model does not use it", files.label, pair.module));
+            }
+            for place in of_pair {
+                let (slot, low_rank) = (place.slot, files.low_rank(&pair, &place)?);
+                if modules.insert(slot, low_rank).is_some() {
+                    let expected = "one pair of matrices for each linear layer";
+                    return Err(pair.a.error(expected, format!("a second one for {slot:?}")));
+                }
+            }
+        }
+        if modules.is_empty() {
+            let (expected, found) = ("matrices of an adapter".to_owned(), "none".to_owned());
+            return Err(ModelError::Missing { path: files.label, expected, found });
+        }
+        Ok(Self { label: files.label, modules, notes })
+    }
+
+    /// An adapter of these modules, for tests.
+    pub fn of(label: &str, modules: BTreeMap<Slot, LowRank>) -> Self {
+        Self { label: label.to_owned(), modules, notes: Vec::new() }
+    }
+
+    /// Its path, for messages.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// What of it has no effect, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What it adds, by linear layer.
+    pub fn modules(&self) -> &BTreeMap<Slot, LowRank> {
+        &self.modules
+    }
+
+    /// Number of values of all matrices.
+    pub fn values(&self) -> usize {
+        self.modules.values().map(|module| module.a.len() + module.b.len()).sum()
+    }
+}
+
+impl Files {
+    fn pairs(&self) -> Result<Vec<Pair<'_>>> {
+        let pair = |(module, [a, b]): (&'_ String, &[String; 2])| {
+            let find = |name: &str| {
+                self.checkpoint.tensor(name)?.ok_or_else(|| ModelError::Tensor {
+                    path: self.label.clone(),
+                    tensor: name.to_owned(),
+                    expected: "both matrices of a module, A and B".into(),
+                    found: "only the other one".into(),
+                })
+            };
+            let (a, b) = (find(a)?, find(b)?);
+            let (module, _) = self.modules.get_key_value(module).expect("it is one of them");
+            Ok(Pair { module, a, b })
+        };
+        self.modules.iter().map(pair).collect()
+    }
+
+    /// What a pair of matrices adds to the output of one linear layer.
+    fn low_rank(&self, pair: &Pair<'_>, place: &Place) -> Result<LowRank> {
+        let Place { inputs, outputs, experts, .. } = *place;
+        let shapes = (pair.a.shape.as_slice(), pair.b.shape.as_slice());
+        let rank = match (shapes, experts) {
+            (([rank, columns], [rows, other]), 1) if (*columns, *rows) == (inputs, outputs) && rank == other => *rank,
+            // The matrices of all experts one after the other, as peft has them.
+            (([ranks, columns], [rows, other]), experts)
+                if (*columns, *rows) == (inputs, outputs) && ranks == other && ranks.is_multiple_of(experts) =>
+            {
+                ranks / experts
+            }
+            // As llama.cpp has them.
+            (([count, rank, columns], [other_count, rows, other]), experts)
+                if (*columns, *rows) == (inputs, outputs)
+                    && rank == other
+                    && [*count, *other_count] == [experts; 2] =>
+            {
+                *rank
+            }
+            _ => {
+                let of = if experts > 1 { format!(" of {experts} experts each") } else { String::new() };
+                let expected = format!("shapes [rank, {inputs}] and [{outputs}, rank]{of}");
+                return Err(pair.a.error(expected, format!("{:?} and {:?}", pair.a.shape, pair.b.shape)));
+            }
+        };
+        if rank == 0 || rank > MOST_RANK {
+            return Err(pair.a.error(format!("a rank from 1 to {MOST_RANK}"), rank.to_string()));
+        }
+        let scale = match &self.scaling {
+            Scaling::Peft(scaling) => scaling.of(pair.module, place.parameter, rank, &pair.a)?,
+            Scaling::Gguf { alpha: 0.0 } => 1.0,
+            Scaling::Gguf { alpha } => alpha / rank as f32,
+        };
+        if !scale.is_finite() {
+            return Err(pair.a.error("a finite factor of the product", scale.to_string()));
+        }
+        let (a, b) = (pair.a.read::<f32>()?, pair.b.read::<f32>()?);
+        let (expert, is_apart) = (place.expert, pair.a.shape.len() == 3);
+        let own_a = a[expert * rank * inputs..][..rank * inputs].to_vec();
+        let value = |row: usize, column: usize| match is_apart {
+            true => b[(expert * outputs + row) * rank + column],
+            false => b[(row * rank + column) * experts + expert],
+        };
+        let own_b = place.rows().flat_map(|row| (0..rank).map(move |column| (row, column)));
+        Ok(LowRank { rank, scale, a: own_a, b: own_b.map(|(row, column)| value(row, column)).collect() })
+    }
+}
+
+/// The names of the matrices of each module, from those of all tensors. `split` returns module and which of both a tensor is.
+///
+/// Fails on a tensor that is neither, naming it.
+fn modules_of(
+    label: &str,
+    checkpoint: &Checkpoint,
+    split: impl Fn(&str) -> Option<(String, usize)>,
+) -> Result<BTreeMap<String, [String; 2]>> {
+    let mut modules: BTreeMap<String, [String; 2]> = BTreeMap::new();
+    for name in checkpoint.names() {
+        let Some((module, which)) = split(name) else {
+            return Err(ModelError::Tensor {
+                path: label.to_owned(),
+                tensor: name.to_owned(),
+                expected: "matrices A and B of linear layers, and nothing else".into(),
+                found: "a tensor of another kind, which is not supported".into(),
+            });
+        };
+        let names = modules.entry(module).or_default();
+        if !names[which].is_empty() {
+            return Err(ModelError::Tensor {
+                path: label.to_owned(),
+                tensor: name.to_owned(),
+                expected: "one matrix of a kind for each module".into(),
+                found: format!("another one after `{}`", names[which]),
+            });
+        }
+        names[which] = name.to_owned();
+    }
+    Ok(modules)
+}
