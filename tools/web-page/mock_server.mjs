@@ -1,22 +1,36 @@
-// Plays the API of `braidinfer serve` for work on its page, and serves the page from the source tree.
-// node mock_server.mjs [--port 8099] [--key KEY]
+// Plays the API of `braidinfer serve` for work on its page, and serves the page as it was built.
+// node mock_server.mjs [--port 8099] [--key KEY] [--api ADDRESS of a real server, which then answers instead]
 
-import { createServer } from "node:http";
+import { createServer, request as forward } from "node:http";
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
-const PAGE = new URL("../../crates/braidinfer-server/page/", import.meta.url);
-const MODEL = "mock-model";
+const PAGE = new URL("../../crates/braidinfer-server/page/built/", import.meta.url);
+/** As in crates/braidinfer-server/src/api/page.rs. */
 const POLICY =
-  "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'";
-const TYPES = { html: "text/html; charset=utf-8", css: "text/css; charset=utf-8", js: "text/javascript; charset=utf-8" };
+  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
+const TYPES = { html: "text/html; charset=utf-8", css: "text/css; charset=utf-8", js: "text/javascript; charset=utf-8", txt: "text/plain; charset=utf-8" };
 const TOKEN_MILLISECONDS = 25;
+const LAYERS = 28;
+const LAYER_MILLISECONDS = 60;
+const SAMPLING_FIELDS =
+  "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty seed stop response_format tools enable_thinking thinking_budget";
 const FIELDS = new Set(
-  "model messages stream stream_options temperature top_p top_k min_p max_completion_tokens seed".split(" "),
+  `model messages prompt stream stream_options max_completion_tokens max_tokens continue_final_message add_generation_prompt add_special_tokens ${SAMPLING_FIELDS}`.split(" "),
 );
 const FIRST_TOKEN_BOUNDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, Infinity];
+
+const models = [
+  {
+    id: "mock-model", max_model_len: 8192, has_chat_template: true, capabilities: ["completion", "tools", "thinking"],
+    default_sampling: { temperature: 0.6, top_p: 0.95, top_k: 20, min_p: 0, repetition_penalty: 1 }, memory: 1.93e9,
+    state: "loaded",
+  },
+  { id: "mock-text", max_model_len: 2048, has_chat_template: false, capabilities: ["completion"], default_sampling: { temperature: 1 }, memory: 0.55e9, state: "unloaded" },
+  { id: "mock-broken", state: "unloaded", failure: "model.safetensors: the file ends in the middle of a tensor" },
+];
 
 const ANSWERS = [
   `<think>The reader wants to know how a cache of prefixes works. A short example helps.</think>
@@ -43,7 +57,7 @@ What stays to be computed is the part that differs, so the first token comes soo
 - **Saves** time to the first token.
 - **Costs** memory that would be free otherwise.
 
-Links stay text: [a page](https://example.org/).`,
+Prices such as $5 and $6 stay text; $O(n^2)$ does not. [A page](https://example.org/) opens in a tab of its own.`,
 ];
 
 const counts = { running: 0, prompt: 0, generated: 0, finished: { stop: 0, length: 0 }, answers: 0 };
@@ -56,26 +70,48 @@ class Refusal extends Error {
   }
 }
 
-async function route(request, response, key) {
+async function route(request, response, { key, api }) {
   const { pathname } = new URL(request.url, "http://mock");
-  const needsKey = pathname.startsWith("/v1/") || pathname === "/metrics";
-  if (key && needsKey && request.headers.authorization !== `Bearer ${key}`) throw new Refusal(401, "invalid API key");
+  const isApi = pathname.startsWith("/v1/") || pathname === "/metrics" || pathname === "/tokenize";
+  if (isApi && api) return passOn(request, response, api);
+  if (key && isApi && request.headers.authorization !== `Bearer ${key}`) throw new Refusal(401, "invalid API key");
   switch (pathname) {
     case "/v1/models":
-      return sendJson(response, 200, { object: "list", data: [{ id: MODEL, object: "model", owned_by: "braidinfer" }] });
+      return sendJson(response, 200, { object: "list", data: models.map(described) });
+    case "/v1/models/load":
+      return sendJson(response, 200, described(await loaded(await bodyOf(request))));
+    case "/v1/models/unload":
+      return sendJson(response, 200, described(await unloaded(await bodyOf(request))));
     case "/v1/chat/completions":
-      return answer(await bodyOf(request), response);
+      return chat(await bodyOf(request), response);
+    case "/v1/completions":
+      return complete(await bodyOf(request), response);
+    case "/tokenize":
+      return tokenize(await bodyOf(request), response);
+    case "/v1/extract_text":
+      return extractText(await bytesOf(request), response);
     case "/v1/compat":
       return sendJson(response, 200, sampleReport());
     case "/metrics":
-      return response.writeHead(200, { "Content-Type": "text/plain; version=0.0.4" }).end(metrics());
+      return response.writeHead(200, { "Content-Type": "text/plain; version=0.0.4" }).end(models.map(metrics).join(""));
     default:
       return sendPage(pathname === "/" ? "index.html" : pathname.slice(1), response);
   }
 }
 
+function passOn(request, response, api) {
+  const { host, ...headers } = request.headers;
+  const passed = forward(new URL(request.url, api), { method: request.method, headers }, (answer) => {
+    response.writeHead(answer.statusCode, answer.headers);
+    answer.pipe(response);
+  });
+  passed.on("error", (error) => response.destroy(error));
+  response.on("close", () => passed.destroy());
+  request.pipe(passed);
+}
+
 async function sendPage(name, response) {
-  if (!/^[a-z]+\.(html|css|js)$/.test(name)) throw new Refusal(404, `no ${name}`);
+  if (!/^[a-z]+\.(html|css|js|txt)$/.test(name)) throw new Refusal(404, `no ${name}`);
   const content = await readFile(new URL(name, PAGE)).catch(() => {
     throw new Refusal(404, `no ${name}`);
   });
@@ -86,43 +122,111 @@ function sendJson(response, status, value, headers = {}) {
   response.writeHead(status, { "Content-Type": "application/json", ...headers }).end(JSON.stringify(value));
 }
 
+async function bytesOf(request) {
+  const pieces = [];
+  for await (const piece of request) pieces.push(piece);
+  return Buffer.concat(pieces);
+}
+
 async function bodyOf(request) {
-  let text = "";
-  for await (const piece of request.setEncoding("utf8")) text += piece;
-  const body = JSON.parse(text);
+  const body = JSON.parse((await bytesOf(request)).toString());
   const unknown = Object.keys(body).find((name) => !FIELDS.has(name));
   if (unknown) throw new Refusal(400, `unknown field \`${unknown}\``, unknown);
-  if (body.model !== MODEL) throw new Refusal(404, `no model ${body.model}`, "model");
+  if (!models.some(({ id }) => id === body.model)) throw new Refusal(404, `no model ${body.model}`, "model");
   if (body.temperature < 0 || body.temperature > 2) throw new Refusal(400, "temperature must be from 0 to 2", "temperature");
   return body;
 }
 
-async function answer(body, response) {
+function described({ state, failure, layers, memory, inUse = 0, ...entry }) {
+  const status = { value: state, failed: failure !== undefined };
+  if (state === "loading") status.layers = [layers, LAYERS];
+  if (state === "loaded") Object.assign(status, { memory, in_use: inUse });
+  if (failure) status.error = failure;
+  return { object: "model", owned_by: "braidinfer", status, ...entry };
+}
+
+async function loaded({ model: name }) {
+  const model = models.find(({ id }) => id === name);
+  if (model.failure) throw new Refusal(503, model.failure);
+  if (model.state === "unloaded") {
+    model.state = "loading";
+    for (model.layers = 0; model.layers < LAYERS; model.layers += 1) await sleep(LAYER_MILLISECONDS);
+    model.state = "loaded";
+  }
+  while (model.state !== "loaded") await sleep(LAYER_MILLISECONDS);
+  return model;
+}
+
+async function unloaded({ model: name }) {
+  const model = models.find(({ id }) => id === name);
+  model.state = "unloading";
+  await sleep(5 * LAYER_MILLISECONDS);
+  model.state = "unloaded";
+  return model;
+}
+
+const piecesOf = (text) => text.match(/\s*\S+|\s+$/g) ?? [];
+
+function tokenize({ model, prompt }, response) {
+  const { max_model_len } = models.find(({ id }) => id === model);
+  sendJson(response, 200, { count: piecesOf(prompt).length, max_model_len, tokens: [] });
+}
+
+function extractText(bytes, response) {
+  if (!bytes.toString("latin1").startsWith("%PDF-")) throw new Refusal(400, "this is no PDF file");
+  sendJson(response, 200, { text: "The text of the first page.\n\nThe text of the second page.", pages: 2 });
+}
+
+/** A question with the word "tool" is answered by a call, if there are tools. */
+async function chat(body, response) {
+  await loaded(body);
+  const last = body.messages.at(-1);
+  if (body.tools?.length > 0 && last.role === "user" && /tool/i.test(last.content)) return callTool(body, response);
+  const isContinued = body.continue_final_message === true;
+  const text = isContinued ? " … and this is how it goes on." : last.role === "tool" ? `The tool says: ${last.content}` : ANSWERS[counts.answers++ % ANSWERS.length];
+  const [, thought = "", said = text] = /^<think>([^]*?)<\/think>([^]*)$/.exec(text) ?? [];
+  const thoughts = body.enable_thinking === false ? [] : piecesOf(thought).map((piece) => ({ delta: { reasoning_content: piece } }));
+  return send(body, response, [...thoughts, ...piecesOf(said.trimStart() || said).map((piece) => ({ delta: { content: piece } }))], thoughts.length);
+}
+
+function callTool(body, response) {
+  const { name } = body.tools[0].function;
+  const begin = { index: 0, id: "call-1", type: "function", function: { name, arguments: "" } };
+  const pieces = ['{"city":', '"Bern",', '"days":3}'].map((text) => ({ index: 0, function: { arguments: text } }));
+  return send(body, response, [begin, ...pieces].map((call) => ({ delta: { tool_calls: [call] } })), 0, "tool_calls");
+}
+
+async function complete(body, response) {
+  await loaded(body);
+  const story = "a small river ran past the mill, and nobody had asked where it came from. ".repeat(20);
+  return send({ ...body, max_completion_tokens: body.max_tokens }, response, piecesOf(story).map((text, at) => ({ text: at === 0 ? ` ${text}` : text })), 0);
+}
+
+async function send(body, response, choices, thoughtTokens, end = "stop") {
   const started = performance.now();
-  const tokens = ANSWERS[counts.answers++ % ANSWERS.length].match(/\s*\S+|\s+$/g);
-  const length = Math.min(tokens.length, body.max_completion_tokens ?? Infinity);
-  const finish = length < tokens.length ? "length" : "stop";
-  const promptTokens = JSON.stringify(body.messages).split(/\s+/).length + 12;
+  const length = Math.min(choices.length, body.max_completion_tokens ?? Infinity);
+  const finish = length < choices.length ? "length" : end;
+  const promptTokens = piecesOf(JSON.stringify(body.messages ?? body.prompt)).length + 12;
   response.writeHead(200, { "Content-Type": "text/event-stream", "Cache-Control": "no-store" });
   counts.running += 1;
   counts.prompt += promptTokens;
-  sendChunk(response, [{ index: 0, delta: { role: "assistant" }, finish_reason: null }]);
   await sleep(60 + 200 * Math.random());
   firstTokens.push((performance.now() - started) / 1000);
-  for (const token of tokens.slice(0, length)) {
+  for (const choice of choices.slice(0, length)) {
     if (response.destroyed) break;
-    sendChunk(response, [{ index: 0, delta: { content: token }, finish_reason: null }]);
+    sendChunk(response, [{ index: 0, finish_reason: null, ...choice }]);
     counts.generated += 1;
     await sleep(TOKEN_MILLISECONDS);
   }
   counts.running -= 1;
-  counts.finished[finish] += 1;
-  sendChunk(response, [{ index: 0, delta: {}, finish_reason: finish }]);
+  counts.finished[finish === "length" ? "length" : "stop"] += 1;
+  sendChunk(response, [{ index: 0, delta: {}, text: "", finish_reason: finish }]);
   sendChunk(response, [], {
     prompt_tokens: promptTokens,
     completion_tokens: length,
     total_tokens: promptTokens + length,
     prompt_tokens_details: { cached_tokens: 16 * Math.floor(promptTokens / 32) },
+    completion_tokens_details: { reasoning_tokens: Math.min(thoughtTokens, length) },
   });
   response.end("data: [DONE]\n\n");
 }
@@ -131,8 +235,9 @@ function sendChunk(response, choices, usage = null) {
   response.write(`data: ${JSON.stringify({ id: "mock", object: "chat.completion.chunk", choices, usage })}\n\n`);
 }
 
-function metrics() {
-  const labels = `model_name="${MODEL}"`;
+function metrics({ id }) {
+  const labels = `model_name="${id}"`;
+  if (id !== models[0].id) return `braidinfer_generation_tokens_total{${labels}} 0\n`;
   const buckets = FIRST_TOKEN_BOUNDS.map((bound) => {
     const name = bound === Infinity ? "+Inf" : bound;
     const count = firstTokens.filter((seconds) => seconds <= bound).length;
@@ -206,9 +311,9 @@ export function sampleReport() {
   };
 }
 
-function start({ port, key }) {
+function start({ port, ...options }) {
   const server = createServer((request, response) => {
-    route(request, response, key).catch((error) => {
+    route(request, response, options).catch((error) => {
       const { status = 500, message, param = null } = error;
       sendJson(response, status, { error: { message, type: "invalid_request_error", param, code: null } });
     });
@@ -217,5 +322,5 @@ function start({ port, key }) {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  start(parseArgs({ options: { port: { type: "string", default: "8099" }, key: { type: "string" } } }).values);
+  start(parseArgs({ options: { port: { type: "string", default: "8099" }, key: { type: "string" }, api: { type: "string" } } }).values);
 }

@@ -12,37 +12,31 @@ use axum::routing::get;
 
 use crate::app::App;
 
-/// Content security policy: only resources of this server, and no inline scripts or styles.
-const POLICY: &str = "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'";
+/// Content security policy: only resources of this server, no inline scripts or styles, and no text that becomes a script or HTML
+/// unless it was sanitized. The mock server in `tools/web-page` has the same.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Entry of [`FILES`] for a script of the page.
-macro_rules! script {
+/// A file of the page as `page/build.mjs` wrote it.
+macro_rules! built {
     ($name:literal) => {
-        (concat!("/", $name), SCRIPT, include_str!(concat!("../../page/", $name)))
+        include_str!(concat!("../../page/built/", $name))
     };
 }
 
 /// Files of the page: path, content type and content.
-const FILES: [(&str, &str, &str); 15] = [
-    ("/", HTML, include_str!("../../page/index.html")),
-    ("/style.css", CSS, include_str!("../../page/style.css")),
-    script!("api.js"),
-    script!("app.js"),
-    script!("chat.js"),
-    script!("elements.js"),
-    script!("markdown.js"),
-    script!("memory.js"),
-    script!("metrics.js"),
-    script!("numbers.js"),
-    script!("plot.js"),
-    script!("report.js"),
-    script!("settings.js"),
-    script!("theme.js"),
-    script!("turn.js"),
+const FILES: [(&str, &str, &str); 7] = [
+    ("/", HTML, built!("index.html")),
+    ("/style.css", CSS, built!("style.css")),
+    ("/theme.js", SCRIPT, built!("theme.js")),
+    ("/page.js", SCRIPT, built!("page.js")),
+    ("/code.js", SCRIPT, built!("code.js")),
+    ("/math.js", SCRIPT, built!("math.js")),
+    ("/licenses.txt", TEXT, built!("licenses.txt")),
 ];
 
 pub fn routes() -> Router<Arc<App>> {

@@ -416,7 +416,7 @@ fn models_verdicts_and_states_are_told() {
     assert_eq!(server.request("DELETE", "/v1/models", &[], b"").error().0, 405);
     let page = server.get("/");
     assert!(page.text.contains("<!doctype html>") || page.text.contains("<!DOCTYPE html>"), "{:.200}", page.text);
-    assert!(page.header("content-security-policy").is_some_and(|policy| policy.contains("default-src 'self'")));
+    assert!(page.header("content-security-policy").is_some_and(|policy| policy.contains("default-src 'none'")));
 }
 
 #[test]
