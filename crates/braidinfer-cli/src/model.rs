@@ -202,9 +202,9 @@ fn name_of_adapter(path: &Path) -> String {
     name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The adapter to compute with, of a model that answers by itself.
-pub fn only_adapter(llm: &Llm) -> anyhow::Result<Option<u32>> {
-    match llm.adapters().len() {
+/// The adapter to compute with, for a command that answers by itself.
+pub fn only_adapter(args: &LoadArgs) -> anyhow::Result<Option<u32>> {
+    match args.lora.len() {
         0 => Ok(None),
         1 => Ok(Some(0)),
         several => bail!("--lora: expected one adapter, found {several}; `serve` has several side by side"),

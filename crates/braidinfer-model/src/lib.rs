@@ -26,7 +26,7 @@ pub mod spec;
 mod tensor_data;
 mod weights;
 
-pub use adapter::{Adapter, LowRank, is_adapter};
+pub use adapter::{Adapter, LowRank};
 pub use arch::{Architecture, Description, describe};
 pub use dtype::{Dtype, Element, TensorView};
 pub use error::ModelError;

@@ -15,7 +15,7 @@ use crate::metrics::ServerMetrics;
 use crate::models::{Lease, Models};
 
 /// Documents that are read at once.
-const DOCUMENT_SLOTS: usize = 2;
+const DOCUMENT_SLOTS: usize = 4;
 
 /// State of the server.
 pub struct App {

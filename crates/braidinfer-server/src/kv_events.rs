@@ -2,7 +2,7 @@
 //!
 //! A message has three parts: the topic; a number that grows by one with each message, in eight bytes, the highest first, by which
 //! a gap is noticed; and a batch of events in MessagePack (`vllm/distributed/kv_events.py`): `[seconds since 1970, events, 0]`, with
-//! events `["BlockStored", [hash], hash before or nil, token ids, block size, nil, nil]`, `["BlockRemoved", [hash], nil]` and
+//! events `["BlockStored", [hash], hash before or nil, token ids, block size, number of the adapter or nil, nil]`, `["BlockRemoved", [hash], nil]` and
 //! `["AllBlocksCleared"]`. Hashes are unsigned numbers of 64 bits.
 
 use std::io;
@@ -138,9 +138,11 @@ enum Event<'a> {
 impl<'a> Event<'a> {
     fn new(event: &'a BlockEvent) -> Self {
         match event {
-            BlockEvent::Stored { hash, before, token_ids } => {
+            BlockEvent::Stored { hash, before, token_ids, adapter } => {
                 let before = before.as_ref().map(number);
-                Self::Stored("BlockStored", [number(hash)], before, token_ids, token_ids.len(), None, None)
+                // vLLM counts adapters from one.
+                let adapter = adapter.map(|index| index + 1);
+                Self::Stored("BlockStored", [number(hash)], before, token_ids, token_ids.len(), adapter, None)
             }
             BlockEvent::Removed(hash) => Self::Removed("BlockRemoved", [number(hash)], None),
             BlockEvent::Cleared => Self::Cleared(["AllBlocksCleared"]),
@@ -161,16 +163,20 @@ mod tests {
     #[test]
     fn events_are_those_of_vllm() {
         let (first, second) = ([1; 32], [255; 32]);
-        let stored = |hash, before| BlockEvent::Stored { hash, before, token_ids: vec![7, 300] };
-        let events =
-            [stored(first, None), stored(second, Some(first)), BlockEvent::Removed(first), BlockEvent::Cleared];
+        let stored = |hash, before, adapter| BlockEvent::Stored { hash, before, token_ids: vec![7, 300], adapter };
+        let events = [
+            stored(first, None, None),
+            stored(second, Some(first), Some(0)),
+            BlockEvent::Removed(first),
+            BlockEvent::Cleared,
+        ];
         let payload = payload(&events).expect("it can be written");
         let (time, read, rank): (f64, serde_json::Value, u32) =
             rmp_serde::from_slice(&payload).expect("it can be read");
         let hashes = (0x0101_0101_0101_0101_u64, u64::MAX);
         let expected = serde_json::json!([
             ["BlockStored", [hashes.0], null, [7, 300], 2, null, null],
-            ["BlockStored", [hashes.1], hashes.0, [7, 300], 2, null, null],
+            ["BlockStored", [hashes.1], hashes.0, [7, 300], 2, 1, null],
             ["BlockRemoved", [hashes.0], null],
             ["AllBlocksCleared"],
         ]);

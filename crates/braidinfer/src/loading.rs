@@ -260,7 +260,7 @@ impl ModelParts {
         let threads = Threads::new(options.threads)?;
         let mut weights = Weights::open(source, &spec, &description.names)?;
         let mut notes = weights.notes().to_vec();
-        let (adapters, about_adapters) = Adapters::open(source, &options.adapters)?;
+        let (adapters, about_adapters) = Adapters::open(source, &options.adapters, options.room().bytes)?;
         notes.extend(about_adapters);
         let gpu = gpu(&spec, options, &mut notes)?;
         if let Some(file_type) = options.quantize {
@@ -462,20 +462,23 @@ impl ModelParts {
         let mut fused = self.fused(options, progress)?;
         let verdicts = self.verdicts(&mut fused, options)?;
         let fused = fused.with_plan(verdicts.plan.clone())?;
-        let report = verdicts.worst();
-        let on_gpu = self.gpu.as_ref().filter(|_| report.kernels() != ActiveKernels::Standard);
+        let (kernels, report) = verdicts.decisive();
+        let subject = match &report.adapter {
+            None => self.label.clone(),
+            Some(adapter) => format!("{} with {adapter}", self.label),
+        };
+        let on_gpu = self.gpu.as_ref().filter(|_| kernels != ActiveKernels::Standard);
         self.notes.extend(on_gpu.map(|gpu| format!("runs on {}", gpu.name)));
         self.notes.extend(verdicts.notes.iter().cloned());
-        if options.kernels == Kernels::Fused && report.kernels() != ActiveKernels::Fused {
-            let (model, status, reason) = (self.label.clone(), report.status.as_str(), report.reason.clone());
+        if options.kernels == Kernels::Fused && kernels != ActiveKernels::Fused {
+            let (model, status, reason) = (subject, report.status.as_str(), report.reason.clone());
             return Err(Error::FusedForbidden { model, status, reason });
         }
-        self.refuse_useless_kv_dtype(report)?;
         let adapters = self.adapters.with_verdicts(verdicts.adapters.clone());
-        match report.kernels() {
+        match kernels {
             ActiveKernels::Fused => Ok(Loaded { decoder: fused, compat: Some(verdicts.base), adapters }),
             ActiveKernels::Mixed => {
-                let (layers, storage) = (verdicts.standard_layers(), fused.kv_cache());
+                let (layers, storage) = (report.standard_layers(), fused.kv_cache());
                 let bytes = standard::layer_bytes(&self.weights, &layers);
                 let taken = self.need(&LoadOptions { kernels: Kernels::Fused, ..options.clone() }).fixed();
                 let left = options.memory.map(|memory| memory.saturating_sub(taken));
@@ -497,6 +500,9 @@ impl ModelParts {
             }
             ActiveKernels::Standard => {
                 drop(fused);
+                if let (Some(adapter), true) = (&report.adapter, verdicts.base.kernels() == ActiveKernels::Fused) {
+                    self.notes.push(format!("standard kernels compute all requests, because of {adapter}"));
+                }
                 if let Some(asked) = options.kv_dtype {
                     let note = format!(
                         "keys and values are not stored in {}: standard kernels have a type of their own",
@@ -505,7 +511,7 @@ impl ModelParts {
                     self.notes.push(note);
                 }
                 let reason = format!(
-                    "standard kernels need weights of their own, since fused ones are {} with this model: {}",
+                    "standard kernels need weights of their own, since fused ones are {} with {subject}: {}",
                     report.status.as_str(),
                     report.reason
                 );
@@ -868,6 +874,9 @@ pub fn check(
         1 => Some(0),
         several => return Err(Error::bad_request("adapter", "one at a time, each with a verdict of its own", several)),
     };
+    if let (CheckDepth::Static, Some(_)) = (depth, adapter) {
+        return Err(Error::bad_request("adapter", "none for a look at the weights alone", "one"));
+    }
     let mut parts = ModelParts::open(source, options, progress)?;
     let CheckDepth::Measured(thoroughness) = depth else {
         let isa = Isa::detect().map_err(|error| Error::Unsupported(error.to_string()))?;

@@ -19,6 +19,7 @@ struct LogitsJson {
 }
 
 pub fn run(args: LogitsArgs) -> anyhow::Result<()> {
+    let adapter = model::only_adapter(&args.load)?;
     let (mut llm, _) = model::open(args.model.as_deref(), &args.load)?;
     let prompt = match (args.ids, args.prompt) {
         (Some(Ids(ids)), _) => Prompt::Ids(ids),
@@ -26,7 +27,6 @@ pub fn run(args: LogitsArgs) -> anyhow::Result<()> {
         (None, None) => bail!("expected --ids or --prompt"),
     };
     let ids = llm.encode(&prompt)?;
-    let adapter = model::only_adapter(&llm)?;
     let logits = llm.logits_with(&ids, args.all, adapter)?;
     let positions: Vec<usize> = (ids.len() - logits.len()..ids.len()).collect();
     if args.json {

@@ -71,6 +71,9 @@ fn a_server_has_adapters_by_name() {
     assert_ne!(text(&red), text(&sky));
     signal(&server, "TERM");
     assert_eq!(code_of(server), Some(0));
+    let named = format!("demo={}", paths[0].display());
+    let clash = output(["serve", "--port", "0", "--lora", &named]);
+    assert!(stderr(&clash).contains("a name that is not one of the model"), "{}", stderr(&clash));
     let on_demand = output(["serve", "--port", "0", "--idle", "1m", "--lora", &paths[0].display().to_string()]);
     assert!(stderr(&on_demand).contains("--lora: expected one model"), "{}", stderr(&on_demand));
 }

@@ -10,13 +10,9 @@ use crate::format::gguf::Gguf;
 
 const KIND: &str = "adapter.type";
 const ALPHA: &str = "adapter.lora.alpha";
-const INVOCATION: &str = "adapter.alora.invocation_tokens";
-
-/// Whether a GGUF file says that it is one.
-pub(super) fn is_adapter(path: &Path) -> bool {
-    let kind = |gguf: Gguf| gguf.metadata().text("general.type").ok().flatten() == Some("adapter");
-    Gguf::open(path).is_ok_and(kind)
-}
+const PREFIX: &str = "adapter.lora.prompt_prefix";
+/// Keys that are read, or change nothing.
+const KNOWN: [&str; 4] = [KIND, ALPHA, PREFIX, "adapter.lora.task_name"];
 
 pub(super) fn open(path: &Path) -> Result<Files> {
     let gguf = Gguf::open(path)?;
@@ -28,16 +24,26 @@ pub(super) fn open(path: &Path) -> Result<Files> {
             return Err(metadata.error(key, format!("`{expected}`"), found));
         }
     }
-    if metadata.get(INVOCATION).is_some() {
-        return Err(metadata.error(INVOCATION, "no such key: adapters that begin at a token are not supported", "one"));
+    let is_unknown = |key: &&str| key.starts_with("adapter.") && !KNOWN.contains(key);
+    if let Some((key, _)) = metadata.iter().find(|(key, _)| is_unknown(key)) {
+        return Err(metadata.error(key, "no such key: what it asks for is not supported", "one"));
     }
+    let prefix =
+        metadata.get(PREFIX).map(|_| format!("{}: it names a prefix of prompts, which is not added", metadata.path()));
     let alpha = metadata.number(ALPHA)?.ok_or_else(|| metadata.error(ALPHA, "a number", "nothing"))?;
     let architecture = metadata.text("general.architecture")?.unwrap_or_default().to_owned();
     let label = metadata.path().to_owned();
     let checkpoint = Arc::clone(gguf.checkpoint());
     let modules = modules_of(&label, &checkpoint, split)?;
     let scaling = Scaling::Gguf { alpha: alpha as f32 };
-    Ok(Files { label, layout: Layout::Gguf { architecture }, checkpoint, modules, scaling })
+    Ok(Files {
+        label,
+        layout: Layout::Gguf { architecture },
+        checkpoint,
+        modules,
+        scaling,
+        notes: prefix.into_iter().collect(),
+    })
 }
 
 /// Module of a tensor, and whether it is A or B.

@@ -58,46 +58,54 @@ struct Files {
     label: String,
     layout: Layout,
     checkpoint: Arc<Checkpoint>,
-    /// For each module, the names of its matrices.
-    modules: BTreeMap<String, [String; 2]>,
+    /// For each module, the names of its matrices A and B.
+    modules: BTreeMap<String, [Option<String>; 2]>,
     scaling: Scaling,
+    notes: Vec<String>,
+}
+
+/// The values of a pair of matrices, for all experts if it is for several.
+struct Values {
+    rank: usize,
+    scale: f32,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    /// Whether the matrices of an expert lie in one piece.
+    is_apart: bool,
 }
 
 /// How the factor of a module follows from its rank.
 enum Scaling {
-    Peft(peft::Scaling),
+    Peft(Box<peft::Scaling>),
     /// `alpha / rank`; 1 if it is zero.
     Gguf {
         alpha: f32,
     },
 }
 
-/// Whether something is an adapter: a folder with settings of one, or a GGUF file that says so.
-pub fn is_adapter(path: &Path) -> bool {
-    path.join(peft::SETTINGS).is_file() || (look::is_gguf(path) && gguf::is_adapter(path))
-}
-
 impl Adapter {
-    /// Reads an adapter for the model `base`: a folder of peft, or a GGUF file.
+    /// Reads an adapter for the model `base`: a folder of peft, or a GGUF file. Its matrices may take at most so many bytes in f32.
     ///
     /// Fails if it is for another model, naming the tensor, and if it changes anything in a way that is not supported, naming it.
-    pub fn open(path: &Path, base: &ModelSource) -> Result<Self> {
+    pub fn open(path: &Path, base: &ModelSource, most_bytes: usize) -> Result<Self> {
         let files = match look::is_gguf(path) {
             true => gguf::open(path)?,
             false => peft::open(path)?,
         };
+        files.check_size(most_bytes)?;
         let places = Places::new(base, &files)?;
-        let (mut modules, mut notes) = (BTreeMap::new(), Vec::new());
+        let (mut modules, mut notes) = (BTreeMap::new(), files.notes.clone());
         for pair in files.pairs()? {
             let of_pair = places.of(&pair)?;
             if of_pair.is_empty() {
                 notes.push(format!("{}: `{}` changes nothing: the model does not use it", files.label, pair.module));
             }
+            // All places of a pair have the same shapes.
+            let Some(values) = of_pair.first().map(|place| files.values(&pair, place)).transpose()? else { continue };
             for place in of_pair {
-                let (slot, low_rank) = (place.slot, files.low_rank(&pair, &place)?);
-                if modules.insert(slot, low_rank).is_some() {
+                if modules.insert(place.slot, values.of(&place)).is_some() {
                     let expected = "one pair of matrices for each linear layer";
-                    return Err(pair.a.error(expected, format!("a second one for {slot:?}")));
+                    return Err(pair.a.error(expected, format!("a second one for {:?}", place.slot)));
                 }
             }
         }
@@ -135,25 +143,43 @@ impl Adapter {
 }
 
 impl Files {
-    fn pairs(&self) -> Result<Vec<Pair<'_>>> {
-        let pair = |(module, [a, b]): (&'_ String, &[String; 2])| {
-            let find = |name: &str| {
-                self.checkpoint.tensor(name)?.ok_or_else(|| ModelError::Tensor {
-                    path: self.label.clone(),
-                    tensor: name.to_owned(),
-                    expected: "both matrices of a module, A and B".into(),
-                    found: "only the other one".into(),
-                })
-            };
-            let (a, b) = (find(a)?, find(b)?);
-            let (module, _) = self.modules.get_key_value(module).expect("it is one of them");
-            Ok(Pair { module, a, b })
-        };
-        self.modules.iter().map(pair).collect()
+    /// Fails if the matrices would take more than `most` bytes in f32, or more than can be counted.
+    fn check_size(&self, most: usize) -> Result<()> {
+        let mut bytes = 0_usize;
+        for name in self.modules.values().flatten().flatten() {
+            let Some(view) = self.checkpoint.tensor(name)? else { continue };
+            bytes = bytes.saturating_add(view.len().saturating_mul(size_of::<f32>()));
+            if bytes > most {
+                let expected =
+                    format!("matrices that take at most {most} bytes in f32, which is what there is memory for");
+                return Err(ModelError::Malformed { path: self.label.clone(), expected, found: "larger ones".into() });
+            }
+        }
+        Ok(())
     }
 
-    /// What a pair of matrices adds to the output of one linear layer.
-    fn low_rank(&self, pair: &Pair<'_>, place: &Place) -> Result<LowRank> {
+    fn pairs(&self) -> Result<Vec<Pair<'_>>> {
+        let mut pairs = Vec::with_capacity(self.modules.len());
+        for (module, names) in &self.modules {
+            let [Some(a), Some(b)] = names else {
+                let tensor = names.iter().flatten().next().cloned().unwrap_or_default();
+                let expected = "both matrices of a module, A and B".into();
+                return Err(ModelError::Tensor {
+                    path: self.label.clone(),
+                    tensor,
+                    expected,
+                    found: "only this one".into(),
+                });
+            };
+            if let (Some(a), Some(b)) = (self.checkpoint.tensor(a)?, self.checkpoint.tensor(b)?) {
+                pairs.push(Pair { module, a, b });
+            }
+        }
+        Ok(pairs)
+    }
+
+    /// The values of a pair of matrices, one of whose places is this one.
+    fn values(&self, pair: &Pair<'_>, place: &Place) -> Result<Values> {
         let Place { inputs, outputs, experts, .. } = *place;
         let shapes = (pair.a.shape.as_slice(), pair.b.shape.as_slice());
         let rank = match (shapes, experts) {
@@ -189,15 +215,22 @@ impl Files {
         if !scale.is_finite() {
             return Err(pair.a.error("a finite factor of the product", scale.to_string()));
         }
-        let (a, b) = (pair.a.read::<f32>()?, pair.b.read::<f32>()?);
-        let (expert, is_apart) = (place.expert, pair.a.shape.len() == 3);
-        let own_a = a[expert * rank * inputs..][..rank * inputs].to_vec();
+        let is_apart = pair.a.shape.len() == 3;
+        Ok(Values { rank, scale, a: pair.a.read::<f32>()?, b: pair.b.read::<f32>()?, is_apart })
+    }
+}
+
+impl Values {
+    /// What they add to the output of one linear layer.
+    fn of(&self, place: &Place) -> LowRank {
+        let Self { rank, scale, a, b, is_apart } = self;
+        let (rank, &Place { inputs, outputs, expert, experts, .. }) = (*rank, place);
         let value = |row: usize, column: usize| match is_apart {
             true => b[(expert * outputs + row) * rank + column],
             false => b[(row * rank + column) * experts + expert],
         };
-        let own_b = place.rows().flat_map(|row| (0..rank).map(move |column| (row, column)));
-        Ok(LowRank { rank, scale, a: own_a, b: own_b.map(|(row, column)| value(row, column)).collect() })
+        let own_b = place.rows().flat_map(|row| (0..rank).map(move |column| value(row, column)));
+        LowRank { rank, scale: *scale, a: a[expert * rank * inputs..][..rank * inputs].to_vec(), b: own_b.collect() }
     }
 }
 
@@ -208,8 +241,8 @@ fn modules_of(
     label: &str,
     checkpoint: &Checkpoint,
     split: impl Fn(&str) -> Option<(String, usize)>,
-) -> Result<BTreeMap<String, [String; 2]>> {
-    let mut modules: BTreeMap<String, [String; 2]> = BTreeMap::new();
+) -> Result<BTreeMap<String, [Option<String>; 2]>> {
+    let mut modules: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
     for name in checkpoint.names() {
         let Some((module, which)) = split(name) else {
             return Err(ModelError::Tensor {
@@ -220,15 +253,14 @@ fn modules_of(
             });
         };
         let names = modules.entry(module).or_default();
-        if !names[which].is_empty() {
+        if let Some(earlier) = names[which].replace(name.to_owned()) {
             return Err(ModelError::Tensor {
                 path: label.to_owned(),
                 tensor: name.to_owned(),
                 expected: "one matrix of a kind for each module".into(),
-                found: format!("another one after `{}`", names[which]),
+                found: format!("another one after `{earlier}`"),
             });
         }
-        names[which] = name.to_owned();
     }
     Ok(modules)
 }

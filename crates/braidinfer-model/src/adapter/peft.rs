@@ -17,31 +17,33 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 
 /// Most patterns for ranks or factors, and most bytes that a compiled one may take.
-const MOST_PATTERNS: usize = 4096;
-const LARGEST_PATTERN: usize = 1 << 20;
+const MOST_PATTERNS: usize = 1024;
+const LARGEST_PATTERN: usize = 1 << 16;
 
-/// Settings that change what an adapter computes, in a way that is not supported, unless they have one of these values.
-const NEUTRAL: [(&str, &[&str]); 20] = [
-    ("bias", &["\"none\""]),
-    ("fan_in_fan_out", &["false"]),
-    ("use_dora", &["false"]),
-    ("use_qalora", &["false"]),
-    ("use_bdlora", &["false"]),
-    ("lora_bias", &["false"]),
-    ("modules_to_save", &["[]"]),
-    ("layer_replication", &["[]"]),
-    ("trainable_token_indices", &["[]", "{}"]),
-    ("alora_invocation_tokens", &["[]"]),
-    ("arrow_config", &[]),
-    ("corda_config", &[]),
-    ("eva_config", &[]),
-    ("kasa_config", &[]),
-    ("loftq_config", &["{}"]),
-    ("lora_ga_config", &[]),
-    ("megatron_config", &[]),
-    ("monteclora_config", &[]),
-    ("velora_config", &[]),
-    ("ensure_weight_tying", &["false"]),
+/// Settings that are read, or that change nothing once an adapter is trained.
+const KNOWN: [&str; 22] = [
+    "peft_type",
+    "peft_version",
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "target_parameters",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "init_lora_weights",
+    "eva_config",
+    "megatron_core",
+    "qalora_group_size",
 ];
 
 /// Ways of beginning with an adapter that leave the weights of the base as they are.
@@ -55,6 +57,8 @@ pub(super) struct Scaling {
     is_rank_stabilized: bool,
     ranks: Vec<(Regex, f64)>,
     alphas: Vec<(Regex, f64)>,
+    /// Parameters that are adapted as such, by the last parts of their names.
+    parameters: Vec<String>,
 }
 
 pub(super) fn open(path: &Path) -> Result<Files> {
@@ -77,8 +81,15 @@ pub(super) fn open(path: &Path) -> Result<Files> {
     };
     check(&settings)?;
     let modules = modules_of(&source.path_of(WEIGHTS), &checkpoint, split)?;
-    let scaling = super::Scaling::Peft(Scaling::read(settings)?);
-    Ok(Files { label, layout: Layout::Transformers, checkpoint: Arc::new(checkpoint), modules, scaling })
+    let scaling = super::Scaling::Peft(Box::new(Scaling::read(settings)?));
+    Ok(Files {
+        label,
+        layout: Layout::Transformers,
+        checkpoint: Arc::new(checkpoint),
+        modules,
+        scaling,
+        notes: Vec::new(),
+    })
 }
 
 /// Module of a tensor, and whether it is A or B.
@@ -87,7 +98,12 @@ fn split(tensor: &str) -> Option<(String, usize)> {
     suffixes.into_iter().find_map(|(suffix, which)| Some((tensor.strip_suffix(suffix)?.to_owned(), which)))
 }
 
-/// Fails on settings that ask for more than matrices beside linear layers.
+/// A value for a message.
+fn shortened(value: &Value) -> String {
+    value.to_string().chars().take(80).collect()
+}
+
+/// Fails on settings that ask for more than matrices beside linear layers, and on those that are not known.
 fn check(settings: &JsonFile) -> Result<()> {
     let kind = settings.text("peft_type")?;
     if kind != Some("LORA") {
@@ -97,19 +113,21 @@ fn check(settings: &JsonFile) -> Result<()> {
             kind.map_or("nothing".into(), |kind| format!("\"{kind}\"")),
         ));
     }
-    for (field, neutral) in NEUTRAL {
-        let Some(value) = settings.value(field).filter(|value| !value.is_null()) else { continue };
-        let found = value.to_string();
-        if !neutral.contains(&found.as_str()) {
-            let expected = match neutral.first() {
-                Some(neutral) => format!("{neutral}: nothing else is supported"),
-                None => "null: nothing else is supported".to_owned(),
-            };
-            return Err(settings.error(field, expected, found));
+    for field in settings.fields().filter(|field| !KNOWN.contains(field)) {
+        let Some(value) = settings.value(field) else { continue };
+        let is_off = match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(values) => values.is_empty(),
+            Value::Object(values) => values.is_empty(),
+            Value::String(value) => value == "none",
+            Value::Bool(true) | Value::Number(_) => false,
+        };
+        if !is_off {
+            return Err(settings.error(field, "nothing: what it asks for is not supported", shortened(value)));
         }
     }
     if let Some(value) = settings.value("init_lora_weights").filter(|value| !value.is_null()) {
-        let found = value.to_string();
+        let found = shortened(value);
         if !PLAIN_BEGINNINGS.contains(&found.as_str()) {
             let expected =
                 "a way that does not change the weights of the base (save the adapter converted to plain LoRA)";
@@ -128,6 +146,7 @@ impl Scaling {
             is_rank_stabilized: settings.flag("use_rslora")?.unwrap_or(false),
             ranks: patterns(&settings, "rank_pattern")?,
             alphas: patterns(&settings, "alpha_pattern")?,
+            parameters: texts(&settings, "target_parameters")?,
             settings,
         })
     }
@@ -135,7 +154,11 @@ impl Scaling {
     /// The factor of a module, or of one of its parameters, whose matrices have this rank.
     pub(super) fn of(&self, module: &str, parameter: Option<&str>, rank: usize, a: &TensorView<'_>) -> Result<f32> {
         let module = module.strip_prefix("base_model.model.").unwrap_or(module);
+        let weight = format!("{module}.weight");
+        let is_adapted = |target: &String| weight == *target || weight.ends_with(&format!(".{target}"));
         let module = match parameter {
+            // Known by the name of its parameter, where that is what was adapted.
+            None if self.parameters.iter().any(is_adapted) => weight,
             None => module.to_owned(),
             Some(parameter) => format!("{}.{parameter}", module.trim_end_matches(".base_layer")),
         };
@@ -152,13 +175,22 @@ impl Scaling {
     }
 }
 
+/// A list of texts.
+fn texts(settings: &JsonFile, field: &str) -> Result<Vec<String>> {
+    let texts = settings.list(field)?.unwrap_or_default().iter().map(|value| value.as_str().map(str::to_owned));
+    texts.collect::<Option<_>>().ok_or_else(|| settings.error(field, "a list of names", "something else"))
+}
+
 /// Names of modules, as regular expressions for their last parts, with a number for each.
 fn patterns(settings: &JsonFile, field: &str) -> Result<Vec<(Regex, f64)>> {
     let Some(by_pattern) = settings.object(field)? else { return Ok(Vec::new()) };
     let pattern = |key: &str| {
         let value = by_pattern.value(key).and_then(Value::as_f64).filter(|value| value.is_finite());
         let value = value.ok_or_else(|| by_pattern.error(key, "a number", "something else"))?;
-        let pattern = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{key})$")).size_limit(LARGEST_PATTERN).build();
+        let pattern = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{key})$"))
+            .size_limit(LARGEST_PATTERN)
+            .dfa_size_limit(LARGEST_PATTERN)
+            .build();
         let pattern = pattern
             .map_err(|error| by_pattern.error(key, "a regular expression for names of modules", error.to_string()))?;
         Ok((pattern, value))

@@ -76,6 +76,8 @@ pub(super) struct Places {
     /// Modules that checkpoints have and the model does not use: projections to keys and values of layers that read those of others.
     unused: BTreeSet<String>,
     is_transformers: bool,
+    /// Modules within a layer whose parameters hold all of its experts.
+    expert_modules: BTreeSet<String>,
     /// Whether the rows of gate and up projections of experts alternate where they share a parameter.
     alternating: bool,
 }
@@ -85,7 +87,6 @@ impl Places {
         let (description, config) = describe(base)?;
         let spec = description.spec;
         let own_form = base.gguf().map(|gguf| crate::arch::gguf::form_of(gguf.metadata())).transpose()?.flatten();
-        let has = |part: &str| files.modules.keys().any(|module| module.contains(part));
         let (ways, reorder) = match (&files.layout, own_form) {
             (Layout::Transformers, None) => (description.names.ways(), None),
             (Layout::Transformers, Some(form)) => {
@@ -98,10 +99,10 @@ impl Places {
             }
             (Layout::Gguf { architecture }, None) => {
                 let form = form_of_model(&spec, architecture, files)?;
-                let stacked = [has(".attn_qkv"), has(".ffn_up") && !has(".ffn_gate")];
-                (names_without_file(form, stacked).ways(), Some((check_convertible(form, files)?, false)))
+                (names_without_file(form).ways(), Some((check_convertible(form, files)?, false)))
             }
         };
+        let expert_modules = ways.iter().flat_map(TensorNames::expert_modules).collect();
         let alternating = ways.iter().any(TensorNames::has_alternating_experts);
         let (mut by_module, mut unused) = (BTreeMap::new(), BTreeSet::new());
         for names in &ways {
@@ -115,7 +116,14 @@ impl Places {
                 }
             }
         }
-        Ok(Self { spec, by_module, unused, is_transformers: files.layout == Layout::Transformers, alternating })
+        Ok(Self {
+            spec,
+            by_module,
+            unused,
+            expert_modules,
+            is_transformers: files.layout == Layout::Transformers,
+            alternating,
+        })
     }
 
     /// The linear layers that a pair of matrices is for; none if the model does not use the module.
@@ -133,7 +141,7 @@ impl Places {
         if self.unused.contains(module) {
             return Ok(Vec::new());
         }
-        if let Some(places) = self.of_experts(module, pair).filter(|_| self.is_transformers) {
+        if let Some(places) = self.is_transformers.then(|| self.of_experts(module, pair)).flatten() {
             return places;
         }
         let expected = "a linear layer of this model, whose weights an adapter may change";
@@ -144,9 +152,11 @@ impl Places {
     /// name only says that it is one of the first or the second that is adapted.
     fn of_experts(&self, module: &str, pair: &Pair<'_>) -> Option<Result<Vec<Place>>> {
         let experts_module = module.strip_suffix(".base_layer").unwrap_or(module);
-        let inner = experts_module.strip_suffix(".experts")?;
-        let layer: usize = inner.strip_prefix("layers.")?.split('.').next()?.parse().ok()?;
-        let experts = self.spec.experts(layer)?;
+        let (layer, within) = experts_module.strip_prefix("layers.")?.split_once('.')?;
+        let layer: usize = layer.parse().ok().filter(|layer| *layer < self.spec.layers.len())?;
+        let in_files = RENAMED.into_iter().find_map(|(in_memory, in_files)| (within == in_memory).then_some(in_files));
+        let are_experts = [Some(within), in_files].into_iter().flatten().any(|name| self.expert_modules.contains(name));
+        let experts = self.spec.experts(layer).filter(|_| are_experts)?;
         let (hidden, inner) = (self.spec.hidden_size, experts.intermediate_size);
         let expanded = if experts.gated { 2 * inner } else { inner };
         let ([_, inputs], [outputs, _]) = (pair.a.shape.as_slice(), pair.b.shape.as_slice()) else { return None };
@@ -197,7 +207,8 @@ const PREFIXES: [&str; 6] =
     ["base_model.model.", "model.", "language_model.", "text_model.", "backbone.", "transformer."];
 
 /// Modules that `transformers` calls otherwise than files do.
-const RENAMED: [(&str, &str); 1] = [("self_attn.g_proj", "self_attn.gate_proj")];
+const RENAMED: [(&str, &str); 2] =
+    [("self_attn.g_proj", "self_attn.gate_proj"), ("mlp.experts", "block_sparse_moe.experts")];
 
 fn without_prefixes(mut module: &str) -> &str {
     while let Some(rest) = PREFIXES.into_iter().find_map(|prefix| module.strip_prefix(prefix)) {
@@ -295,6 +306,19 @@ impl TensorNames {
         let ways: Vec<Self> =
             self.expert_ways().iter().map(|way| self.clone().with_experts(std::slice::from_ref(way))).collect();
         if ways.is_empty() { vec![self.clone()] } else { ways }
+    }
+
+    /// The modules within a layer that hold all experts of it.
+    fn expert_modules(&self) -> Vec<String> {
+        let parent = |name: &str| name.rsplit_once('.').map(|(parent, _)| parent.to_owned());
+        let module = |way: &ExpertNames| match way {
+            ExpertNames::Separate { experts, .. } => Some((*experts).to_owned()),
+            ExpertNames::Bare { names } | ExpertNames::Alternating { names, .. } => parent(names[1]),
+            // Stacked in files alone: `transformers` holds them in a module of this name.
+            ExpertNames::Stacked { names } => parent(names[1]).map(|parent| format!("{parent}.experts")),
+            ExpertNames::Indexed { .. } => None,
+        };
+        self.expert_ways().iter().filter_map(module).collect()
     }
 
     /// Whether rows of gate and up projections of experts take turns where they share a parameter.

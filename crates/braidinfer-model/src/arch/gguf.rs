@@ -418,11 +418,11 @@ pub fn ends_text(token: &str) -> bool {
     ENDS.contains(&token)
 }
 
-/// Tensor names of models in this form, if queries, keys and values, and gate and up projection, are stacked or not.
-pub(crate) fn names_without_file(form: GgufForm, [qkv, gate_up]: [bool; 2]) -> TensorNames {
+/// Tensor names of models in this form, as llama.cpp writes them.
+pub(crate) fn names_without_file(form: GgufForm) -> TensorNames {
     let names = tensor_names(form);
-    let names = if qkv { names.with(&STACKED_QKV) } else { names };
-    if gate_up { names.with(&STACKED_GATE_UP) } else { names }
+    let names = if form.stacked { names.with(&STACKED_QKV) } else { names };
+    if form.stacked || form.stacked_gate_up { names.with(&STACKED_GATE_UP) } else { names }
 }
 
 /// A GGUF file that is being described.

@@ -1,16 +1,18 @@
 //! The text of documents, which the page puts into prompts.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::Json;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use braidinfer::{CancelFlag, text_of_pdf};
-use serde_json::json;
 
+use super::json_text::JsonText;
 use crate::app::App;
-use crate::http::{ApiError, read_bytes};
+use crate::budget::Held;
+use crate::http::{ApiError, Kept, read_bytes};
 
 /// The text of the PDF file in the body.
 pub async fn extract_text(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -27,14 +29,20 @@ async fn extracted(app: &App, request: Request) -> Result<Response, ApiError> {
         return Err(ApiError::not_found("this server reads no documents: it has no worker processes"));
     };
     let (client, body, claim) = read_bytes(request, app).await?;
-    let slot = app.document_slots.acquire(client).await;
-    let slot = slot.ok_or_else(|| ApiError::not_ready("the server stops"))?;
-    let wanted = CancelFlag::default();
-    let _guard = wanted.cancel_on_drop();
-    let read = tokio::task::spawn_blocking(move || {
-        let _held = (claim, slot);
-        text_of_pdf(&worker, &body, &wanted)
-    });
-    let found = read.await.map_err(|error| ApiError::internal(error.to_string()))??;
-    Ok(Json(json!({"text": found.text, "pages": found.pages})).into_response())
+    let reading = async {
+        let slot = app.document_slots.acquire(client).await;
+        let slot = slot.ok_or_else(|| ApiError::not_ready("the server stops"))?;
+        let cancel = CancelFlag::default();
+        let _wanted = cancel.cancel_on_drop();
+        let read = tokio::task::spawn_blocking(move || {
+            let _held = (claim, slot);
+            text_of_pdf(&worker, &body, &cancel)
+        });
+        Ok(read.await.map_err(|error| ApiError::internal(error.to_string()))??)
+    };
+    let found = app.with_deadline(Instant::now(), reading).await?;
+    let mut held = app.budget.claim(client, Held::Answer, found.text.len())?;
+    let text = JsonText::of(&found)?;
+    held.grow(text.len())?;
+    Ok(([(CONTENT_TYPE, "application/json")], Kept::within(Body::new(text), held)).into_response())
 }

@@ -96,7 +96,12 @@ pub struct ModelNames {
 impl ModelNames {
     /// Whether requests may use this name.
     pub fn include(&self, name: &str) -> bool {
-        self.any || self.unlisted.as_deref() == Some(name) || self.listed.iter().any(|listed| listed == name)
+        self.any || self.is_named(name)
+    }
+
+    /// Whether this is one of the names.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.unlisted.as_deref() == Some(name) || self.listed.iter().any(|listed| listed == name)
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use braidinfer::model::ModelSource;
-use braidinfer::{Llm, LoadOptions};
+use braidinfer::{Llm, LoadOptions, LoadedAdapter};
 use tokio::sync::oneshot;
 
 pub use self::about::About;
@@ -112,6 +112,11 @@ impl Models {
 
     /// Serves a model that is loaded, from now on and until the server ends. Returns `false` if there is one already.
     pub fn give(&self, llm: Llm, name: String) -> std::io::Result<bool> {
+        let own = |adapter: &&LoadedAdapter| adapter.name == name || self.config.model_names.is_named(&adapter.name);
+        if let Some(adapter) = llm.adapters().iter().find(own) {
+            let message = format!("adapter {}: expected a name that is not one of the model", adapter.name);
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, message));
+        }
         let memory = llm.memory();
         self.metrics.counts_workers_of(llm.text().worker());
         let metrics = Metrics::new(&name, memory, &self.metrics);

@@ -73,7 +73,7 @@ fn requests_name_adapters_as_models() {
 fn models_say_what_they_can_and_how_they_choose_tokens() {
     let model = TestServer::shared().get("/v1/models/demo").json();
     assert_eq!(model["default_sampling"]["temperature"], 0.7);
-    assert_eq!(model["default_sampling"]["top_k"], Value::Null);
+    assert_eq!(model["default_sampling"]["top_k"], 50);
     let capabilities = model["capabilities"].as_array().expect("they are a list");
     assert!(capabilities.contains(&json!("completion")), "{model}");
 }

@@ -6,6 +6,7 @@ mod anthropic;
 mod api;
 mod apis;
 mod conversations;
+mod editors;
 mod fairness;
 mod hostile;
 mod models;

@@ -188,7 +188,7 @@ impl Subject<'_> {
     }
 
     /// Where the adapter came from that everything is computed with.
-    fn adapter_label(&self) -> Option<String> {
+    pub(crate) fn adapter_label(&self) -> Option<String> {
         Some(self.adapters.get(self.adapter? as usize)?.label().to_owned())
     }
 

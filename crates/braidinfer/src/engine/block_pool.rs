@@ -39,6 +39,15 @@ struct State {
     events: Option<Vec<BlockEvent>>,
 }
 
+/// Where in which sequences a block lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Origin {
+    /// Whether it is the first one, so that what comes before it is nothing but the seed of an adapter.
+    pub(super) is_first: bool,
+    /// Index of the adapter that it was computed with.
+    pub(super) adapter: Option<u32>,
+}
+
 /// A change of what the prefix cache holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlockEvent {
@@ -50,6 +59,8 @@ pub enum BlockEvent {
         before: Option<BlockHash>,
         /// The tokens of the block.
         token_ids: Vec<u32>,
+        /// Index of the adapter that it was computed with.
+        adapter: Option<u32>,
     },
     /// A block cannot be found any more.
     Removed(BlockHash),
@@ -213,11 +224,20 @@ impl BlockPool {
         true
     }
 
-    /// Like [`BlockPool::register`], for a block with these tokens after the block `before`. Returns its hash.
-    pub(super) fn register_tokens(&self, block: &Block, before: Option<&BlockHash>, token_ids: &[u32]) -> BlockHash {
+    /// Like [`BlockPool::register`], for a block with these tokens after the block `before`, or after the seed of an adapter. Returns
+    /// its hash.
+    pub(super) fn register_tokens(
+        &self,
+        block: &Block,
+        before: Option<&BlockHash>,
+        token_ids: &[u32],
+        of: Origin,
+    ) -> BlockHash {
         let hash = block_hash(before, token_ids);
         if self.register(block, hash) {
-            let event = || BlockEvent::Stored { hash, before: before.copied(), token_ids: token_ids.to_vec() };
+            let Origin { is_first, adapter } = of;
+            let before = before.copied().filter(|_| !is_first);
+            let event = || BlockEvent::Stored { hash, before, token_ids: token_ids.to_vec(), adapter };
             self.state().note(event);
         }
         hash
@@ -322,6 +342,8 @@ impl State {
 mod tests {
     use super::*;
 
+    const LATER: Origin = Origin { is_first: false, adapter: None };
+
     fn hash(name: u32) -> BlockHash {
         block_hash(None, &[name])
     }
@@ -379,13 +401,13 @@ mod tests {
     fn changes_are_noted_for_those_who_ask() {
         let pool = BlockPool::new(1);
         let register =
-            |tokens: &[u32]| pool.register_tokens(&pool.allocate().expect("is free"), Some(&hash(1)), tokens);
+            |tokens: &[u32]| pool.register_tokens(&pool.allocate().expect("is free"), Some(&hash(1)), tokens, LATER);
         register(&[1, 2]);
         assert_eq!(pool.take_events(), []);
         pool.note_events();
         let (first, second) = (block_hash(Some(&hash(1)), &[1, 2]), register(&[3]));
         pool.register(&pool.find(&second).expect("is held"), second);
-        let stored = BlockEvent::Stored { hash: second, before: Some(hash(1)), token_ids: vec![3] };
+        let stored = BlockEvent::Stored { hash: second, before: Some(hash(1)), token_ids: vec![3], adapter: None };
         assert_eq!(pool.take_events(), [BlockEvent::Removed(first), stored]);
         pool.forget();
         pool.forget();

@@ -453,7 +453,7 @@ impl Engine {
     pub fn add(&mut self, request: Request) -> Result<SequenceId> {
         self.check(&request.prompt, &request.params)?;
         let seed = self.seed(request.adapter)?;
-        self.restore_beginning(&request.prompt, seed);
+        self.restore_beginning(&request.prompt, request.adapter);
         let id = self.next_id;
         self.next_id += 1;
         self.scheduler.add(Sequence::new(id, request, seed)?);

@@ -1,7 +1,7 @@
 //! Prefixes that are saved and restored, block by block.
 
 use super::Engine;
-use super::block_pool::{BlockEvent, BlockHash, block_hash};
+use super::block_pool::{BlockEvent, BlockHash, Origin, block_hash};
 use crate::saved_prefixes::{BlockShape, PrefixFolder, SavedBlock};
 use crate::{Error, Result};
 
@@ -20,17 +20,23 @@ impl Engine {
         blocks.iter().map(|block| block.id()).zip(tokens.chunks_exact(self.block_size())).map(saved).collect()
     }
 
-    /// Puts a block that follows those that `before` stands for into the prefix cache. Returns whether it is there now: not if no block
-    /// is free.
+    /// Puts a block that follows those that `before` stands for into the prefix cache, for sequences with an adapter, or with none.
+    /// Returns whether it is there now: not if no block is free.
     ///
     /// Fails if there is too little memory.
-    pub(crate) fn restore_block(&mut self, before: Option<&BlockHash>, block: &SavedBlock) -> Result<bool> {
+    pub(crate) fn restore_block(
+        &mut self,
+        before: Option<&BlockHash>,
+        block: &SavedBlock,
+        adapter: Option<u32>,
+    ) -> Result<bool> {
         if self.scheduler.has_cached(&block_hash(before, &block.tokens)) {
             return Ok(true);
         }
         let Some(free) = self.scheduler.free_block() else { return Ok(false) };
         self.decoder.restore_block(free.id(), &block.data)?;
-        self.scheduler.register(&free, before, &block.tokens);
+        let of = Origin { is_first: before.copied() == self.seed(adapter)?, adapter };
+        self.scheduler.register(&free, before, &block.tokens, of);
         self.restored_blocks += 1;
         Ok(true)
     }
@@ -46,17 +52,17 @@ impl Engine {
         self.prefix_folder.as_ref()?.take_failure()
     }
 
-    /// Restores what the prompt of a request begins with; `seed` is what comes before its first block.
-    pub(super) fn restore_beginning(&mut self, prompt: &[u32], seed: Option<BlockHash>) {
+    /// Restores what the prompt of a request with an adapter, or with none, begins with.
+    pub(super) fn restore_beginning(&mut self, prompt: &[u32], adapter: Option<u32>) {
+        let Ok(mut before) = self.seed(adapter) else { return };
         let Some(folder) = self.prefix_folder.take() else { return };
-        let mut before = seed;
         // The last token is always computed.
         let whole = prompt[..prompt.len() - 1].chunks_exact(self.block_size());
         for tokens in whole {
             let hash = block_hash(before.as_ref(), tokens);
             if !self.scheduler.has_cached(&hash) {
                 let restored = match folder.has(&hash).then(|| folder.read(&hash, tokens)).flatten() {
-                    Some(block) => self.restore_block(before.as_ref(), &block),
+                    Some(block) => self.restore_block(before.as_ref(), &block, adapter),
                     None => Ok(false),
                 };
                 // What is not restored is computed.

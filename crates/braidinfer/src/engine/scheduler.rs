@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use self::decoding::Decoding;
-use super::block_pool::{Block, BlockEvent, BlockHash, BlockPool, BlockTable, block_hash};
+use super::block_pool::{Block, BlockEvent, BlockHash, BlockPool, BlockTable, Origin, block_hash};
 use super::draft::{Draft, MAX_DECODE_ROWS};
 use super::draft_model::{DraftModel, Wanted, Worth};
 use super::sequence::{Sequence, SequenceState};
@@ -297,8 +297,8 @@ impl Scheduler {
     }
 
     /// Adds a block that was written to the prefix cache; `before` stands for the tokens before it.
-    pub(super) fn register(&self, block: &Block, before: Option<&BlockHash>, tokens: &[u32]) {
-        self.pool.register_tokens(block, before, tokens);
+    pub(super) fn register(&self, block: &Block, before: Option<&BlockHash>, tokens: &[u32], of: Origin) {
+        self.pool.register_tokens(block, before, tokens, of);
     }
 
     /// Empties the prefix cache, so that blocks and states may be overwritten.
@@ -550,7 +550,8 @@ impl Scheduler {
                 let block = sequence.hashes.len();
                 let tokens = &sequence.tokens[block * self.block_size..(block + 1) * self.block_size];
                 let before = sequence.before_next_block();
-                let hash = self.pool.register_tokens(sequence.blocks.get(block), before, tokens);
+                let of = Origin { is_first: block == 0, adapter: sequence.adapter };
+                let hash = self.pool.register_tokens(sequence.blocks.get(block), before, tokens, of);
                 sequence.hashes.push(hash);
             }
         }

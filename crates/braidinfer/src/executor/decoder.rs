@@ -70,6 +70,11 @@ impl<'a> Decoder<'a> {
     ///
     /// Fails if a runner has no adapters, or if they are for another model.
     pub fn with_adapters(mut self, adapters: &[Arc<Adapter>]) -> Result<Self> {
+        for adapter in adapters {
+            if let Some(slot) = adapter.modules().keys().find(|slot| self.plan.index_of(**slot).is_none()) {
+                return Err(Error::Internal(format!("{}: {slot:?} is no projection of this model", adapter.label())));
+            }
+        }
         self.runners.iter_mut().try_for_each(|runner| runner.set_adapters(adapters))?;
         self.adapters = adapters.to_vec();
         Ok(self)

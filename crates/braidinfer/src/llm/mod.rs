@@ -290,7 +290,7 @@ impl Llm {
         let mut whole = prompt[..prompt.len().saturating_sub(1)].chunks_exact(shape.tokens);
         while let (Some(tokens), true) = (whole.next(), file.left() > 0) {
             let Some(block) = file.next()? else { break };
-            if block.tokens != tokens || !self.engine.restore_block(before.as_ref(), &block)? {
+            if block.tokens != tokens || !self.engine.restore_block(before.as_ref(), &block, adapter)? {
                 break;
             }
             before = Some(block_hash(before.as_ref(), tokens));

@@ -50,7 +50,10 @@ impl ShadowChecker {
             num_blocks: blocks,
             threads: self.threads.clone(),
         };
-        let mut standard = standard::stream(&self.spec, &self.weights, options)?.with_adapters(&self.adapters)?;
+        let mut standard = standard::stream(&self.spec, &self.weights, options)?;
+        if sample.adapter.is_some() {
+            standard = standard.with_adapters(&self.adapters)?;
+        }
         let mut batch = Batch::default();
         let slice = SequenceSlice::new(0, tokens, (0..blocks as u32).collect());
         batch.push(&sample.tokens, SequenceSlice { adapter: sample.adapter, ..slice }, 1);

@@ -1,15 +1,18 @@
 //! Adapters beside a model, and the verdicts about them.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use braidinfer_kernels::LANES;
 use braidinfer_model::{Adapter, ModelSource};
 
 use super::{LoadOptions, ModelParts, decision};
 use crate::compat::{self, Checked, CheckedKernels, CompatReport, Thoroughness};
 use crate::executor::{ActiveKernels, Decoder, KernelPlan};
 use crate::{Error, Result};
+
+/// Copies of the matrices that there may be at once.
+const COPIES: usize = 3;
 
 /// How often the plan of all is looked at again because one of them needs a finer one, before nothing is rounded any more.
 const MOST_ROUNDS: usize = 3;
@@ -51,14 +54,15 @@ pub(super) struct Verdicts {
 }
 
 impl Adapters {
-    /// Reads those that the options name, with what users should know about them.
-    pub(super) fn open(source: &ModelSource, options: &[AdapterOptions]) -> Result<(Self, Vec<String>)> {
+    /// Reads those that the options name, with what users should know about them. There is memory for `room` bytes.
+    pub(super) fn open(source: &ModelSource, options: &[AdapterOptions], room: usize) -> Result<(Self, Vec<String>)> {
         let (mut found, mut notes) = (Self::default(), Vec::new());
         for AdapterOptions { name, path } in options {
             if name.is_empty() || found.names.contains(name) {
                 return Err(Error::bad_request("adapter", "a name of its own for each adapter", format!("`{name}`")));
             }
-            let adapter = Adapter::open(path, source)?;
+            let left = (room / COPIES).saturating_sub(found.bytes() / COPIES);
+            let adapter = Adapter::open(path, source, left)?;
             notes.extend(adapter.notes().iter().cloned());
             found.names.push(name.clone());
             found.all.push(Arc::new(adapter));
@@ -70,9 +74,13 @@ impl Adapters {
         &self.all
     }
 
-    /// Bytes of their matrices: as they were read, and as kernels read them.
+    /// Bytes of their matrices: as they were read, as kernels read them, and as the check reads them.
     pub(super) fn bytes(&self) -> usize {
-        self.all.iter().map(|adapter| adapter.values()).sum::<usize>().saturating_mul(2 * size_of::<f32>())
+        let modules = self.all.iter().flat_map(|adapter| adapter.modules().values());
+        // Kernels read the rows of A in panels.
+        let values =
+            modules.map(|module| module.a.len() / module.rank * module.rank.next_multiple_of(LANES) + module.b.len());
+        values.fold(0, usize::saturating_add).saturating_mul(COPIES * size_of::<f32>())
     }
 
     /// Each with the verdict about it, if there are any.
@@ -88,23 +96,15 @@ impl Adapters {
 }
 
 impl Verdicts {
-    fn all(&self) -> impl Iterator<Item = &CompatReport> {
-        std::iter::once(&self.base).chain(&self.adapters)
-    }
-
-    /// The first verdict that leaves most to the standard kernels.
-    pub(super) fn worst(&self) -> &CompatReport {
-        let order = |report: &&CompatReport| match report.kernels() {
-            ActiveKernels::Fused => 2,
-            ActiveKernels::Mixed => 1,
-            ActiveKernels::Standard => 0,
-        };
-        self.all().min_by_key(order).unwrap_or(&self.base)
-    }
-
-    /// The layers that need the standard kernels, for any of them.
-    pub(super) fn standard_layers(&self) -> BTreeSet<usize> {
-        self.all().flat_map(CompatReport::standard_layers).collect()
+    /// The kernels that run, and the verdict that decides it. Where there are adapters, some layers on other kernels would be a mix
+    /// that not every verdict is about: then the standard ones compute everything.
+    pub(super) fn decisive(&self) -> (ActiveKernels, &CompatReport) {
+        let all = std::iter::once(&self.base).chain(&self.adapters);
+        match all.into_iter().find(|report| report.kernels() != ActiveKernels::Fused) {
+            None => (ActiveKernels::Fused, &self.base),
+            Some(report) if self.adapters.is_empty() => (report.kernels(), report),
+            Some(report) => (ActiveKernels::Standard, report),
+        }
     }
 }
 
@@ -113,6 +113,7 @@ impl ModelParts {
     /// where one needs a finer one, the others are made anew.
     pub(super) fn verdicts(&self, fused: &mut Decoder<'_>, options: &LoadOptions) -> Result<Verdicts> {
         let (base, plan, note) = self.checked(fused, options, None)?;
+        self.refuse_useless_kv_dtype(&base)?;
         let mut verdicts = Verdicts { base, adapters: Vec::new(), plan, notes: vec![note] };
         for round in 1.. {
             let before = verdicts.plan.clone();
@@ -121,6 +122,8 @@ impl ModelParts {
             for (index, name) in self.adapters.names.iter().enumerate() {
                 let mut planned = fused.under_plan(verdicts.plan.clone());
                 let (report, plan, note) = self.checked(&mut planned, options, Some(index as u32))?;
+                // A later check begins with what this one found, and would not know what was asked for.
+                self.refuse_useless_kv_dtype(&report)?;
                 verdicts.adapters.push(report);
                 verdicts.notes.push(format!("with adapter {name}: {note}"));
                 verdicts.plan = plan;
@@ -149,6 +152,9 @@ impl ModelParts {
         // A cached plan for other projections is ignored.
         let known = cache.read().and_then(|report| Some((compat::plan_of(&report, fused.plan())?, report)));
         if let Some((plan, report)) = known {
+            // The same model and adapter may have lain elsewhere.
+            let report =
+                CompatReport { model: self.label.clone(), adapter: self.subject(adapter).adapter_label(), ..report };
             let note = decision(&report, true);
             return Ok((report, plan, note));
         }

@@ -11,9 +11,10 @@ use braidinfer::engine::Pooling;
 use braidinfer::executor::{Batch, Decoder, Kernels, KvDtype, NoProbe, SequenceSlice};
 use braidinfer::kernels::NumericLevel;
 use braidinfer::model::quantization::FileType;
-use braidinfer::model::{Adapter, LowRank, ModelSource, Slot, is_adapter};
+use braidinfer::model::{Adapter, LayerSlot, LowRank, ModelSource, Slot};
 use braidinfer::{
-    AdapterOptions, GenerateRequest, Llm, LoadOptions, Output, SamplingParams, SavedPrefixes, Threads, quantize,
+    AdapterOptions, GenerateRequest, KvCacheRoom, Llm, LoadOptions, Output, SamplingParams, SavedPrefixes, Threads,
+    quantize,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -24,6 +25,8 @@ use serde_json::{Value, json};
 const TOLERANCE: f32 = 5e-4;
 /// An adapter that moves no logit further than this would show nothing.
 const LEAST_MOVE: f32 = 0.05;
+/// Bytes that adapters may take.
+const MOST: usize = 1 << 24;
 
 #[derive(Deserialize)]
 struct Expected {
@@ -47,7 +50,8 @@ fn folder(name: &str) -> PathBuf {
 impl AdapterFixture {
     fn open(name: &str) -> Self {
         let base = Fixture::open(name);
-        let adapter = Adapter::open(&folder(name), &base.source).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let adapter =
+            Adapter::open(&folder(name), &base.source, MOST).unwrap_or_else(|error| panic!("{name}: {error}"));
         let Expected { ids } = read_json(folder(name).join("expected.json"));
         let bytes = fs::read(folder(name).join("expected.safetensors")).expect("there are expected logits");
         let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("they are safetensors");
@@ -211,7 +215,7 @@ fn adapters_of_peft_fit_models_in_gguf_and_the_reverse() {
     for name in ["llama", "granite", "qwen3", "gemma2", "phi3", "qwen2_moe"] {
         let fixture = AdapterFixture::open(name);
         let gguf = as_gguf(&fixture.base.source, &folder_of_models.path().join(format!("{name}.gguf")));
-        let adapter = Adapter::open(&folder(name), &gguf).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let adapter = Adapter::open(&folder(name), &gguf, MOST).unwrap_or_else(|error| panic!("{name}: {error}"));
         let base = Fixture { name: name.to_owned(), source: gguf, prompts: Vec::new(), logits: Vec::new() };
         let decoder = base.fused(Fused::exact()).with_adapters(&[Arc::new(adapter)]);
         let found = largest_distance(&fixture.read(&mut decoder.expect("it fits"), Some(0)), &fixture.logits);
@@ -219,19 +223,18 @@ fn adapters_of_peft_fit_models_in_gguf_and_the_reverse() {
     }
     let fixture = AdapterFixture::open("llama");
     let path = fixtures().join("adapters/llama.gguf");
-    assert!(is_adapter(&path) && is_adapter(&folder("llama")) && !is_adapter(&fixtures().join("models/llama")));
     let gguf = as_gguf(&fixture.base.source, &folder_of_models.path().join("again.gguf"));
     for source in [fixture.base.source.clone(), gguf] {
-        let adapter = Adapter::open(&path, &source).unwrap_or_else(|error| panic!("{}: {error}", source.label()));
+        let adapter = Adapter::open(&path, &source, MOST).unwrap_or_else(|error| panic!("{}: {error}", source.label()));
         let base = Fixture { name: "llama".into(), source, prompts: Vec::new(), logits: Vec::new() };
         let decoder = base.fused(Fused::exact()).with_adapters(&[Arc::new(adapter)]);
         let found = largest_distance(&fixture.read(&mut decoder.expect("it fits"), Some(0)), &fixture.logits);
         assert!(found <= TOLERANCE, "a GGUF adapter: logits differ by {found:e}");
     }
-    let other = Adapter::open(&path, &Fixture::open("qwen3").source).expect_err("it is for llama").to_string();
+    let other = Adapter::open(&path, &Fixture::open("qwen3").source, MOST).expect_err("it is for llama").to_string();
     assert!(other.contains("llama") && other.contains("qwen3"), "{other}");
     let recurrent = as_gguf(&Fixture::open("qwen3_next").source, &folder_of_models.path().join("recurrent.gguf"));
-    let error = Adapter::open(&folder("qwen3_next"), &recurrent).expect_err("its rows lie otherwise").to_string();
+    let error = Adapter::open(&folder("qwen3_next"), &recurrent, MOST).expect_err("its rows lie otherwise").to_string();
     assert!(error.contains("layout"), "{error}");
 }
 
@@ -252,7 +255,7 @@ fn changed(settings: impl Fn(&mut Value), rename: impl Fn(&str) -> String) -> te
 #[test]
 fn what_is_not_supported_is_named() {
     let base = Fixture::open("llama").source;
-    let error = |folder: &Path| Adapter::open(folder, &base).expect_err("it is not supported").to_string();
+    let error = |folder: &Path| Adapter::open(folder, &base, MOST).expect_err("it is not supported").to_string();
     let same = |name: &str| name.to_owned();
     let of_settings = [
         ("use_dora", json!(true)),
@@ -267,6 +270,8 @@ fn what_is_not_supported_is_named() {
         ("r", json!(5)),
         ("rank_pattern", json!({"q_proj(": 2})),
         ("alpha_pattern", json!({"q_proj": "many"})),
+        ("use_something_of_next_year", json!(true)),
+        ("target_parameters", json!("q_proj.weight")),
     ];
     for (field, value) in of_settings {
         let folder = changed(|settings| settings[field] = value.clone(), same);
@@ -274,22 +279,29 @@ fn what_is_not_supported_is_named() {
         let names = if field == "r" { "rank" } else { field.trim_end_matches("_pattern") };
         assert!(found.contains(names) || found.contains("q_proj"), "{field}: {found}");
     }
-    let of_tensors: [(&str, &str); 4] = [
-        ("lora_A.weight", "lora_magnitude_vector"),
-        ("self_attn.q_proj", "self_attn.other_proj"),
-        ("layers.1.", "layers.7."),
-        ("lm_head.lora_A", "embed_tokens.lora_embedding_A"),
+    let of_tensors = [
+        ("lora_A.weight", "lora_magnitude_vector", "another kind"),
+        ("self_attn.q_proj", "self_attn.other_proj", "self_attn.other_proj"),
+        ("layers.1.", "layers.7.", "layers.7."),
+        ("lm_head.lora_A", "embed_tokens.lora_embedding_A", "another kind"),
+        ("lm_head.lora_A", "model.extra.lora_A", "only this one"),
+        // Numbers of layers and modules that no model has.
+        ("layers.0.self_attn.q_proj", "layers.99999999999999999999.mlp.experts", "none or not supported"),
+        ("layers.0.self_attn.q_proj", "layers.999.mlp.experts.base_layer", "none or not supported"),
+        ("layers.0.self_attn.q_proj", "layers.0.nonsense.experts", "none or not supported"),
     ];
-    for (from, to) in of_tensors {
+    for (from, to, says) in of_tensors {
         let folder = changed(|_| {}, |name| name.replace(from, to));
         let found = error(folder.path());
-        assert!(found.contains(to.trim_end_matches('.')) || found.contains("only the other"), "{to}: {found}");
+        assert!(found.contains("model.") && found.contains(says), "{to}: {found}");
     }
     let swapped = changed(
         |_| {},
         |name| name.replace("gate_proj", "x").replace("down_proj", "gate_proj").replace(".x.", ".down_proj."),
     );
     assert!(error(swapped.path()).contains("shape"), "{}", error(swapped.path()));
+    let small = Adapter::open(&folder("llama"), &base, 1 << 10).expect_err("there is no memory for it").to_string();
+    assert!(small.contains("at most 1024 bytes"), "{small}");
     let without_weights = tempfile::tempdir().expect("there is room");
     fs::write(without_weights.path().join("adapter_config.json"), "{}").expect("it can be written");
     assert!(error(without_weights.path()).contains("adapter_model.safetensors"));
@@ -415,4 +427,75 @@ fn adapters_have_verdicts_about_the_plan_that_runs() {
     let standard = LoadOptions { kernels: Kernels::Standard, ..options };
     let standard = Llm::open(&source, &standard, &|_, _| {}).expect("it opens");
     assert!(standard.adapters().iter().all(|adapter| adapter.compat.is_none()));
+}
+
+/// What peft knows by the name of a parameter has patterns for that name.
+#[test]
+fn factors_follow_the_names_that_peft_knows_modules_by() {
+    let base = Fixture::open("llama").source;
+    let scale = |settings: &dyn Fn(&mut Value)| {
+        let folder = changed(|config| settings(config), str::to_owned);
+        let adapter = Adapter::open(folder.path(), &base, MOST).expect("it is sound");
+        adapter.modules()[&Slot::Layer(0, LayerSlot::QProj)].scale
+    };
+    let plain = scale(&|config| config["alpha_pattern"] = json!({}));
+    let by_module = scale(&|config| config["alpha_pattern"] = json!({"layers.0.self_attn.q_proj": 30}));
+    let by_end = scale(&|config| config["alpha_pattern"] = json!({"q_proj": 30, ".*k_proj": 7}));
+    assert!(by_module == by_end && by_module == 10.0 * plain, "{plain}, {by_module}, {by_end}");
+    let by_parameter = |pattern: &'static str| {
+        scale(&move |config| {
+            config["target_parameters"] = json!(["q_proj.weight"]);
+            config["alpha_pattern"] = json!({pattern: 30});
+        })
+    };
+    assert_eq!((by_parameter("q_proj.weight"), by_parameter("q_proj")), (by_end, plain));
+    let stabilized = scale(&|config| config["use_rslora"] = json!(true));
+    let unstabilized = scale(&|config| config["use_rslora"] = json!(false));
+    assert!((stabilized - unstabilized * 2f32.sqrt()).abs() < 1e-6, "{stabilized}, {unstabilized}");
+}
+
+/// Several answers to one prompt share it, drafts are looked up, and sequences are preempted: each with its own adapter.
+#[test]
+fn adapters_go_through_drafts_leaders_and_preemption() {
+    let (source, second) = (Fixture::open("llama").source, stronger());
+    let named = [("first", folder("llama")), ("second", second.path().to_owned())];
+    let prompt: Vec<u32> = [3, 9, 27, 81, 243].repeat(6);
+    let params = SamplingParams {
+        max_tokens: Some(40),
+        ignore_eos: true,
+        n: 2,
+        temperature: 0.4,
+        seed: Some(5),
+        ..Default::default()
+    };
+    let answers = |options: LoadOptions, wanted: &[Option<u32>]| {
+        let mut llm = Llm::open(&source, &options, &|_, _| {}).expect("it opens");
+        let mut ids: BTreeMap<(usize, usize), Vec<u32>> = BTreeMap::new();
+        for adapter in wanted {
+            let wanted = GenerateRequest { params: params.clone(), adapter: *adapter, ..GenerateRequest::default() };
+            llm.add_request(prompt.clone(), &wanted).expect("the request is sound");
+        }
+        while llm.has_unfinished() {
+            for event in llm.step().expect("the step runs") {
+                if let Output::Token(token) = event.output.expect("it is sampled") {
+                    ids.entry((event.request, event.choice)).or_default().push(token.id);
+                }
+            }
+        }
+        (ids.into_values().collect::<Vec<_>>(), llm.stats())
+    };
+    let wanted = [Some(0), None, Some(1), Some(0)];
+    let plain = || LoadOptions { prompt_lookup: false, ..options(&named) };
+    let alone: Vec<Vec<u32>> = wanted.iter().flat_map(|adapter| answers(plain(), &[*adapter]).0).collect();
+    // Room for about two sequences at a time.
+    let narrow = LoadOptions {
+        kv_cache: KvCacheRoom::Tokens(176),
+        context: Some(80),
+        max_sequences: 8,
+        prompt_lookup: true,
+        ..options(&named)
+    };
+    let (together, stats) = answers(narrow, &wanted);
+    assert_eq!(together, alone);
+    assert!(stats.preemptions > 0 && stats.draft_tokens > 0, "{stats:?}");
 }

@@ -24,6 +24,7 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
     if is_typed && !io::stdout().is_terminal() {
         bail!("chat: expected a terminal for output beside one for input, found a file or pipe; use `braidinfer run`");
     }
+    let adapter = model::only_adapter(&args.load)?;
     let (llm, _) = model::open(args.model.as_deref(), &args.load)?;
     let continues = match llm.text().require_chat_template() {
         Ok(_) => false,
@@ -42,7 +43,6 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
         ));
     }
     params.validate()?;
-    let adapter = model::only_adapter(&llm)?;
     let mut chat = Chat {
         llm,
         adapter,

@@ -80,10 +80,10 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
         });
     }
     let saved_prefixes = args.prompt_cache.as_ref().map(|_| SavedPrefixes::Files);
+    let adapter = model::only_adapter(&args.load)?;
     let (mut llm, load) = model::open_with(model_arg.as_deref(), &args.load, saved_prefixes)?;
     let params = args.sampling.override_defaults(llm.default_sampling());
     let params = SamplingParams { logprobs: args.logprobs, ..params };
-    let adapter = model::only_adapter(&llm)?;
     let has_text = llm.tokenizer().is_some();
     if !has_text {
         output::note("the model has no tokenizer: the answer is token ids");

@@ -10,9 +10,7 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::process;
 
-use anyhow::Context;
-#[cfg(feature = "kv-events")]
-use anyhow::bail;
+use anyhow::{Context, bail};
 use braidinfer::{KvCacheRoom, Llm, LoadOptions, SavedPrefixes, default_prefix_folder};
 #[cfg(feature = "kv-events")]
 use braidinfer_server::KvEventPublisher;
@@ -38,6 +36,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let is_on_demand = on_demand::is_wanted(&args);
     let (name, model_names) = if is_on_demand { Default::default() } else { names(&args) };
+    check_adapters(&args, &name, &model_names)?;
     let config = config::config(&args, model_names)?;
     let stop = stop()?;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
@@ -50,6 +49,18 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     serve_one(server, name, args, address, stop).await
+}
+
+/// Fails if an adapter has a name of the model.
+fn check_adapters(args: &ServeArgs, name: &str, names: &ModelNames) -> anyhow::Result<()> {
+    let adapters = model::adapters(&args.load.lora);
+    match adapters.iter().find(|adapter| adapter.name == name || names.is_named(&adapter.name)) {
+        Some(adapter) => bail!(
+            "--lora: expected a name that is not one of the model, found {}; NAME=PATH gives it another one",
+            adapter.name
+        ),
+        None => Ok(()),
+    }
 }
 
 async fn bind(config: ServerConfig) -> anyhow::Result<Server> {

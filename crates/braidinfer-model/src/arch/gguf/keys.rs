@@ -9,8 +9,8 @@ use super::mamba2::{self, Mamba2Values};
 use super::streams;
 use super::{
     CONVOLVED_TOKENS, DEEPSEEK, FULL_ATTENTION_INTERVAL, GgufForm, GgufMamba2, PARALLEL_RESIDUAL, RECURRENT_LAYERS,
-    ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, STACKED_GATE_UP, STACKED_QKV, TEMPERATURE_SCALE, VALUE_WIDTH,
-    gating_func, is_rotated, mixers, tensor_names,
+    ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, TEMPERATURE_SCALE, VALUE_WIDTH, gating_func, is_rotated, mixers,
+    names_without_file,
 };
 use crate::arch::find;
 use crate::format::gguf::{Gguf, Metadata, TensorHeader};
@@ -343,9 +343,7 @@ impl Writer<'_> {
     }
 
     fn names(&self) -> TensorNames {
-        let names = tensor_names(self.form);
-        let names = if self.form.stacked { names.with(&STACKED_QKV) } else { names };
-        if self.form.stacked || self.form.stacked_gate_up { names.with(&STACKED_GATE_UP) } else { names }
+        names_without_file(self.form)
     }
 
     fn tensors(&self) -> Vec<Stack> {

@@ -3,19 +3,18 @@
 //! Nothing of it is rounded but sums, at any numeric level: the input of a projection with an adapter is encoded at level f32, too. What
 //! is added to a row depends on this row alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use braidinfer_kernels::{
     Chunks, Isa, LANES, NumericLevel, PanelFormat, Panels, Pool, WeightType, add_low_rank, elementwise, matmul,
     pack_panel, panel_bytes,
 };
-use braidinfer_model::{Adapter, Dtype, LowRank, Slot};
+use braidinfer_model::{Adapter, LowRank, Slot};
 
 use super::encode::Encoded;
 use super::packed::PackedLinear;
 use crate::executor::Batch;
-use crate::{Error, Result};
 
 /// The format of `A`.
 const FORMAT: WeightType = WeightType::F32;
@@ -66,24 +65,13 @@ impl PackedLowRank {
 }
 
 impl Adapters {
-    /// Packs adapters for `projections`, the projections of the plan.
-    ///
-    /// Fails if one changes something else.
-    pub(super) fn pack(adapters: &[Arc<Adapter>], projections: &[(Slot, Dtype)]) -> Result<Self> {
+    /// Packs adapters for the kernels.
+    pub(super) fn pack(adapters: &[Arc<Adapter>]) -> Self {
         let pack = |adapter: &Arc<Adapter>| {
-            // All experts of a layer are planned as the first one.
-            let planned = |slot: &Slot| match *slot {
-                Slot::Expert(layer, _, projection) => Slot::Expert(layer, 0, projection),
-                other => other,
-            };
-            let known: HashSet<Slot> = projections.iter().map(|(slot, _)| *slot).collect();
-            if let Some(slot) = adapter.modules().keys().find(|slot| !known.contains(&planned(slot))) {
-                return Err(Error::Internal(format!("an adapter changes {slot:?}, which is no projection")));
-            }
             let packed = adapter.modules().iter().map(|(slot, low_rank)| (*slot, PackedLowRank::new(low_rank)));
-            Ok(PackedAdapter(packed.collect()))
+            PackedAdapter(packed.collect())
         };
-        Ok(Self { packed: adapters.iter().map(pack).collect::<Result<_>>()?, ..Self::default() })
+        Self { packed: adapters.iter().map(pack).collect(), ..Self::default() }
     }
 
     /// Notes which rows of a step use which adapter.

@@ -52,6 +52,7 @@ use self::kv_cache::KvCache;
 use self::packed::{Ends, PackedDecoder};
 #[cfg(feature = "gpu")]
 pub(crate) use self::part::load_layers;
+use self::per_layer::LayerInputs;
 use self::product::Products;
 use self::recurrent_state::RecurrentStates;
 use self::scratch::Scratch;
@@ -319,7 +320,8 @@ impl LayerRunner for FusedRunner {
     }
 
     fn set_adapters(&mut self, adapters: &[Arc<Adapter>]) -> Result<()> {
-        self.adapters = Adapters::pack(adapters, &self.projections)?;
+        self.adapters = Adapters::pack(adapters);
+        self.scratch.layer_inputs = LayerInputs::default();
         Ok(())
     }
 

@@ -438,6 +438,7 @@ impl LayerRunner for StandardRunner<'_> {
     fn set_adapters(&mut self, adapters: &[Arc<Adapter>]) -> Result<()> {
         let tensors = |adapter: &Arc<Adapter>| AdapterTensors::new(adapter, &self.device).map(Arc::new);
         self.adapters = adapters.iter().map(tensors).collect::<Result<_>>()?;
+        self.per_layer_inputs.clear();
         Ok(())
     }
 
