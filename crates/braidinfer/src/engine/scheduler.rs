@@ -919,6 +919,7 @@ mod tests {
     #[test]
     fn drafts_leave_a_free_block_for_every_sequence() {
         let mut scheduler = scheduler(5, 64);
+        scheduler.config.prompt_lookup = true;
         scheduler.add(sequence_of(0, request(vec![5; 7])));
         scheduler.add(sequence(1, 4));
         step(&mut scheduler);

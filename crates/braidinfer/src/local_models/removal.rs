@@ -56,13 +56,15 @@ impl LocalModel {
             return Err(Error::bad_request("model", expected, self.path.display()));
         };
         let own = if self.path.is_dir() { Vec::new() } else { parts(&self.path)? };
-        let others = weights_below(&repository.join("snapshots"))?;
-        if own.is_empty() || others.iter().all(|file| own.contains(file)) {
-            let bytes = size_of(&plain_files(&repository.join("blobs")).unwrap_or_else(|_| others.clone()));
+        let all = files_below(&repository.join("snapshots"))?;
+        let weights: Vec<&PathBuf> = all.iter().filter(|file| is_of_weights(file)).collect();
+        if own.is_empty() || weights.iter().all(|file| own.contains(file)) {
+            // Where there can be no links, the files themselves lie among the snapshots.
+            let bytes = plain_files(&repository.join("blobs")).map_or_else(|_| size_of(&all), |blobs| size_of(&blobs));
             return Ok(Removal { whole_folder: Some(repository.to_owned()), bytes, ..Removal::default() });
         }
         let blob = |file: &PathBuf| fs::canonicalize(file).ok().filter(|blob| blob != file);
-        let in_use: Vec<PathBuf> = others.iter().filter(|file| !own.contains(file)).filter_map(blob).collect();
+        let in_use: Vec<PathBuf> = weights.into_iter().filter(|file| !own.contains(file)).filter_map(blob).collect();
         let blobs: Vec<PathBuf> = own.iter().filter_map(blob).filter(|blob| !in_use.contains(blob)).collect();
         let bytes = size_of(if blobs.is_empty() { &own } else { &blobs });
         Ok(Removal { files: own.into_iter().chain(blobs).collect(), bytes, ..Removal::default() })
@@ -126,16 +128,20 @@ fn parts(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries(folder)?.into_iter().filter(is_part).collect())
 }
 
-/// The weights in a folder and the folders below it.
-fn weights_below(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The files in a folder and the folders below it, without following links to folders.
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for path in entries(folder)? {
         let is_link = fs::symlink_metadata(&path).is_ok_and(|entry| entry.is_symlink());
         if path.is_dir() && !is_link {
-            found.extend(weights_below(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "gguf" || extension == "safetensors") {
+            found.extend(files_below(&path)?);
+        } else {
             found.push(path);
         }
     }
     Ok(found)
+}
+
+fn is_of_weights(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "gguf" || extension == "safetensors")
 }
