@@ -114,10 +114,13 @@ fn the_model_that_was_not_used_for_longest_makes_room() {
         states(server).into_iter().filter(|(_, state)| state == "loaded").map(|(name, _)| name).collect()
     };
     assert_eq!(loaded(&server), ["a", "c"], "b was not used for longest");
-    let memory = server.metric("braidinfer_model_memory_bytes");
-    assert!(memory > 0.0, "{memory}");
-    // What was counted of a model stays.
+    // What was counted of a model stays, and what it held does not.
     let tokens = server.get("/metrics").text;
+    let holds_memory = |name: &str| {
+        let gauge = format!("braidinfer_model_memory_bytes{{model_name=\"{name}\"}} ");
+        tokens.lines().find_map(|line| line.strip_prefix(&gauge)).map(|bytes| bytes != "0")
+    };
+    assert_eq!(["a", "b", "c"].map(holds_memory), [Some(true), Some(false), Some(true)], "{tokens}");
     assert!(tokens.contains("braidinfer_generation_tokens_total{model_name=\"b\"} 2"), "{tokens}");
     ask(&server, "b", 3);
     let tokens = server.get("/metrics").text;
