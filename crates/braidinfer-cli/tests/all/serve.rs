@@ -202,36 +202,18 @@ fn settings_that_cannot_be_used_are_refused_before_anything_is_loaded() {
 fn a_server_reads_the_text_of_documents() {
     let (server, _lines, address) = start(&[]);
     let read = |kind: &str, body: &[u8]| post(&address, "/v1/extract_text", kind, body);
-    let found = read("application/pdf", &document());
+    let found = read("application/pdf", document());
     assert!(found.starts_with("HTTP/1.1 200"), "{found}");
     assert!(found.ends_with("{\"text\":\"Braids of three strands.\",\"pages\":1}"), "{found}");
     let other = read("application/pdf", b"plain text");
     assert!(other.starts_with("HTTP/1.1 400") && other.contains("a file of another kind"), "{other}");
     assert!(read("application/pdf", &document()[..300]).starts_with("HTTP/1.1 400"));
-    assert!(read("text/plain", &document()).starts_with("HTTP/1.1 415"));
+    assert!(read("text/plain", document()).starts_with("HTTP/1.1 415"));
     signal(&server, "TERM");
     assert_eq!(code_of(server), Some(0));
 }
 
 /// A document with one page of text.
-fn document() -> Vec<u8> {
-    let content = "BT /F1 12 Tf 20 100 Td (Braids of three strands.) Tj ET";
-    let objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>".to_owned(),
-        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>".to_owned(),
-        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>"
-            .to_owned(),
-        format!("<< /Length {} >>\nstream\n{content}\nendstream", content.len()),
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>".to_owned(),
-    ];
-    let (mut file, mut places) = ("%PDF-1.4\n".to_owned(), Vec::new());
-    for (index, object) in objects.iter().enumerate() {
-        places.push(file.len());
-        file += &format!("{} 0 obj\n{object}\nendobj\n", index + 1);
-    }
-    let start = file.len();
-    file += &format!("xref\n0 {}\n0000000000 65535 f \n", objects.len() + 1);
-    places.iter().for_each(|place| file += &format!("{place:010} 00000 n \n"));
-    file += &format!("trailer\n<< /Size {} /Root 1 0 R >>\nstartxref\n{start}\n%%EOF\n", objects.len() + 1);
-    file.into_bytes()
+fn document() -> &'static [u8] {
+    include_bytes!("../../../../tests/fixtures/requests/one-page.pdf")
 }
