@@ -51,11 +51,12 @@ fn a_model_larger_than_the_memory_is_refused_by_every_command() {
 
 #[test]
 fn quantizing_into_a_file_needs_no_memory_for_the_whole_model() {
-    let copy = with_vocabulary("llama-tied", 2 << 20);
+    // 805 MB, and 403 MB quantized, its rows being no whole blocks; the program and its threads take nearly 200 MB of addresses.
+    let copy = with_vocabulary("llama-tied", 4 << 20);
     let (model, to) = (copy.path().display().to_string(), copy.file("small.gguf"));
     let to = to.to_str().expect("it is UTF-8").to_owned();
     let args = ["quantize", &model, &to, "--type", "q8_0", "--threads", "1"];
-    let output = within(260, &args);
+    let output = within(340, &args);
     assert!(output.status.success(), "{}", stderr(&output));
     fs::remove_file(&to).expect("the file was written");
     check_refused(&within(80, &args), &["quantizing into a file", "of memory, found ", "ulimit -v"]);
