@@ -1,5 +1,6 @@
 //! Chat templates: Jinja with the extensions of `transformers`, and with Python's behaviour.
 
+mod as_text;
 mod habits;
 mod json;
 mod python;
@@ -15,7 +16,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
-use self::habits::{Habits, ToolsPlace};
+use self::habits::Habits;
 use self::renderer::{Context, Renderer};
 use super::settings::{SPECIAL_TOKENS, TokenizerSettings};
 use crate::containment::WorkerProgram;
@@ -193,9 +194,10 @@ impl ChatTemplate {
         }
     }
 
-    /// Whether prompts can name the tools of a chat. The first call tries the template. Fails like [`ChatTemplate::for_tools`].
+    /// Whether the template itself knows tools. Otherwise [`ChatTemplate::render_conversation`] describes them in a text. The first
+    /// call tries the template. Fails like [`ChatTemplate::for_tools`].
     pub fn has_place_for_tools(&self) -> Result<bool> {
-        Ok(self.for_tools()?.habits().tools != ToolsPlace::Nowhere)
+        Ok(self.for_tools()?.habits().tools.is_of_template())
     }
 
     /// Like [`ChatTemplate::render`], for messages with any fields, and with additional template variables, as `transformers`
@@ -212,7 +214,8 @@ impl ChatTemplate {
     }
 
     /// Like [`ChatTemplate::render_fields`], for a conversation with tools as clients send it: messages and tools are put as the
-    /// template reads them. With the variable `tools`, the model's template for chats with tools is taken, if it has one.
+    /// template reads them, or as text where it has no place for them. With the variable `tools`, the model's template for chats with
+    /// tools is taken, if it has one.
     pub fn render_conversation(
         &self,
         messages: &[Map<String, Json>],
@@ -238,7 +241,7 @@ impl ChatTemplate {
             |message: &Map<String, Json>| message.contains_key("content") && !message.contains_key("tool_calls");
         if variables.contains_key("tools") || !messages.iter().all(is_plain) {
             let habits = self.habits();
-            messages = messages.into_iter().map(|message| habits.adapted(message)).collect();
+            messages = habits.all_adapted(messages);
             habits.place_tools(&mut messages, &mut variables);
         }
         self.render_as_it_is(messages, add_generation_prompt, variables)

@@ -356,6 +356,51 @@ proptest! {
 }
 
 #[test]
+fn tools_become_text_where_a_template_has_no_place_for_them() {
+    let turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let only_users = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}\
+                      {% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let deaf = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let message = |role: &str, content: &str| json!({"role": role, "content": content});
+    let call = json!({"id": "1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}});
+    let history = [
+        message("user", "x"),
+        json!({"role": "assistant", "content": null, "tool_calls": [call]}),
+        json!({"role": "tool", "tool_call_id": "1", "content": "2"}),
+    ];
+    let fields = |messages: &[Value]| -> Vec<_> { messages.iter().filter_map(Value::as_object).cloned().collect() };
+    let tool = json!({"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}});
+    let variables = json!({"tools": [tool]}).as_object().cloned().expect("it is an object");
+    let asked = "<assistant>{\"name\":\"add\",\"arguments\":{\"a\":1}}<user>Result of add:\n2";
+    for (template, begins, ends) in [
+        (turns, "<system>You can call", "answer with text.<user>x"),
+        (only_users, "<user>You can call", "answer with text.\n\nx"),
+        (deaf, "<user>You can call", "answer with text.\n\nx"),
+    ] {
+        let template =
+            ChatTemplate::parse("t".into(), template, BTreeMap::new(), clock()).expect("the template parses");
+        assert!(!template.has_place_for_tools().expect("it can be tried"));
+        let prompt = template.render_conversation(&fields(&history), false, &variables).expect("it renders");
+        assert!(prompt.starts_with(begins) && prompt.ends_with(&format!("{ends}{asked}")), "{prompt}");
+        assert!(prompt.contains(r#"{"name":"add","parameters":{"type":"object"}}"#), "{prompt}");
+        // Of a chat without tools nothing changes.
+        let plain = template.render_conversation(&fields(&history[..1]), false, &Map::new());
+        assert_eq!(plain.expect("it renders"), "<user>x");
+    }
+    // What the system says comes first.
+    let with_system = [&[message("system", "Be brief.")], &history[..1]].concat();
+    let template = ChatTemplate::parse("t".into(), turns, BTreeMap::new(), clock()).expect("the template parses");
+    let prompt = template.render_conversation(&fields(&with_system), false, &variables).expect("it renders");
+    assert!(prompt.starts_with("<system>Be brief.\n\nYou can call"), "{prompt}");
+    // A template that shows calls keeps its own way.
+    let shows =
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}";
+    let template = ChatTemplate::parse("t".into(), shows, BTreeMap::new(), clock()).expect("the template parses");
+    let prompt = template.render_conversation(&fields(&history), false, &variables).expect("it renders");
+    assert!(prompt.ends_with("<tool>2") && prompt.starts_with("<system>You can call"), "{prompt}");
+}
+
+#[test]
 fn hostile_templates_end_with_an_error() {
     for template in [
         "{{ messages | tojson(indent=9000000000000000000) }}",

@@ -8,7 +8,6 @@ use std::time::Instant;
 use braidinfer::conversation::{AnswerFormat, Reasoning, ReasoningLimits, ShownTokens};
 use braidinfer::engine::ClientId;
 use braidinfer::handle::Task;
-use braidinfer::text::ChatTemplate;
 use braidinfer::{GenerateRequest, SamplingParams};
 use serde_json::{Map, Value, json};
 
@@ -56,9 +55,9 @@ pub struct ChatRequest {
 }
 
 impl Conversation {
-    /// The tools of the conversation, if the template has a place for them.
-    fn tool_use(&self, template: &ChatTemplate) -> Result<ToolUse, ApiError> {
-        tools::prepare(&self.tools, &self.tool_choice, template)
+    /// The tools of the conversation.
+    fn tool_use(&self) -> Result<ToolUse, ApiError> {
+        tools::prepare(&self.tools, &self.tool_choice)
     }
 
     /// Variables for the chat template.
@@ -108,7 +107,7 @@ pub fn combined(messages: Vec<Map<String, Value>>) -> Vec<Map<String, Value>> {
 
 /// The prompt of a conversation.
 pub async fn encode(served: &Lease, conversation: Conversation) -> Result<ChatPrompt, ApiError> {
-    let tools = conversation.tool_use(served.text.require_chat_template()?)?;
+    let tools = conversation.tool_use()?;
     let variables = conversation.all_variables(&tools);
     prompts::encode_chat(served, conversation.messages, variables, conversation.end).await
 }
@@ -124,7 +123,9 @@ pub async fn begin(
 ) -> Result<(ChoiceStream, AnswerReader), ApiError> {
     let ChatRequest { conversation, params, form, is_form_of_calls, .. } = request;
     let ChatRequest { thinking_budget, only_one_call, shows_special_tokens, .. } = request;
-    let tools = conversation.tool_use(served.text.require_chat_template()?)?;
+    // Before anything is made of its tools.
+    served.text.require_chat_template()?;
+    let tools = conversation.tool_use()?;
     let is_text = form.is_some() && !is_form_of_calls;
     let constraint = constraint::constraint(served, wanted_form(&tools, form)?, client).await;
     let (answer, form_slot) = match constraint {

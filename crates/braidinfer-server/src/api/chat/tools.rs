@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use braidinfer::conversation::{OfferedTool, ToolCallFormat, ToolCallParser};
-use braidinfer::text::ChatTemplate;
 use braidinfer::{AnswerForm, DATA_KEYS};
 use rand::RngExt;
 use rand::distr::Alphanumeric;
@@ -93,7 +92,7 @@ pub fn new_call_id() -> String {
 }
 
 /// Validates the tools of a request.
-pub fn prepare(tools: &[Tool], choice: &ToolChoice, template: &ChatTemplate) -> Result<ToolUse, ApiError> {
+pub fn prepare(tools: &[Tool], choice: &ToolChoice) -> Result<ToolUse, ApiError> {
     if tools.is_empty() {
         return match choice {
             ToolChoice::Required | ToolChoice::Named(_) => {
@@ -106,9 +105,6 @@ pub fn prepare(tools: &[Tool], choice: &ToolChoice, template: &ChatTemplate) -> 
         Callable::None => return Ok(ToolUse::default()),
         callable => callable,
     };
-    if !template.has_place_for_tools()? {
-        return refused("tools", "the chat template of this model has no place for tools".into());
-    }
     if let Callable::OneOf(wanted) = &callable
         && let Some(tool) = wanted.iter().find(|tool| !takes_object(tool))
     {

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use super::as_text;
+
 /// How a template reads tools and calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Habits {
@@ -10,12 +12,17 @@ pub(super) struct Habits {
     pub(super) null_content: bool,
     /// Whether the arguments of a call are a text with JSON, where other templates want the object.
     pub(super) text_arguments: bool,
+    /// Whether it leaves out calls or their results, or refuses them, so that they become text.
+    calls_as_text: bool,
 }
 
 /// Where a template looks for the tools of a chat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ToolsPlace {
-    Nowhere,
+    /// Nowhere: they become text of the system message.
+    SystemText,
+    /// Nowhere, and system messages are left out or refused: they become text of the first message of the user.
+    UserText,
     /// In its variable `tools`.
     Variable,
     /// In the field `tools` of the system message, as a text with JSON (Phi-4-mini).
@@ -29,19 +36,30 @@ const RESULT: &str = "result_of_the_tool";
 /// Mistral's templates take ids of nine letters and digits only.
 const ID: &str = "callid001";
 
-type Messages = Vec<Map<String, Json>>;
+pub(super) type Messages = Vec<Map<String, Json>>;
+
+impl ToolsPlace {
+    /// Whether the template itself knows tools.
+    pub(super) fn is_of_template(self) -> bool {
+        match self {
+            Self::Variable | Self::SystemMessage => true,
+            Self::SystemText | Self::UserText => false,
+        }
+    }
+}
 
 impl Habits {
     /// Finds out by `render`, which renders messages with variables; `None` where the template fails.
     pub(super) fn of(render: impl Fn(Messages, Map<String, Json>) -> Option<String>) -> Self {
-        let mut habits = Self { tools: ToolsPlace::Nowhere, null_content: false, text_arguments: false };
+        let mut habits =
+            Self { tools: ToolsPlace::UserText, null_content: false, text_arguments: false, calls_as_text: false };
         let offers = |habits: &Self| {
             let (mut messages, mut variables) =
                 (vec![message("user", "x")], Map::from_iter([("tools".to_owned(), json!([tool()]))]));
             habits.place_tools(&mut messages, &mut variables);
             render(messages, variables).is_some_and(|prompt| prompt.contains(NAME))
         };
-        for place in [ToolsPlace::Variable, ToolsPlace::SystemMessage] {
+        for place in [ToolsPlace::Variable, ToolsPlace::SystemMessage, ToolsPlace::SystemText] {
             if offers(&(Self { tools: place, ..habits })) {
                 habits.tools = place;
                 break;
@@ -55,7 +73,8 @@ impl Habits {
             ([NAME, ARGUMENT, RESULT].iter().filter(|word| prompt.contains(**word)).count(), tried)
         });
         let most = tried.iter().map(|(said, _)| *said).max();
-        tried.into_iter().find(|(said, _)| Some(*said) == most).map_or(habits, |(_, tried)| tried)
+        let found = tried.into_iter().find(|(said, _)| Some(*said) == most).map_or(habits, |(_, tried)| tried);
+        Self { calls_as_text: !habits.tools.is_of_template() && most < Some(3), ..found }
     }
 
     /// A chat with a call and its result.
@@ -86,20 +105,46 @@ impl Habits {
         message
     }
 
-    /// Moves the variable `tools` to where the template looks for it.
+    /// All messages in the way in which the template reads them.
+    pub(super) fn all_adapted(self, messages: Messages) -> Messages {
+        let messages = if self.calls_as_text { as_text::with_calls_as_text(messages) } else { messages };
+        messages.into_iter().map(|message| self.adapted(message)).collect()
+    }
+
+    /// Moves the variable `tools` to where the template looks for it, or makes text of it.
     pub(super) fn place_tools(self, messages: &mut Messages, variables: &mut Map<String, Json>) {
-        if self.tools != ToolsPlace::SystemMessage {
+        if self.tools == ToolsPlace::Variable {
             return;
         }
         let Some(tools) = variables.remove("tools") else { return };
-        if messages.first().is_none_or(|first| first.get("role") != Some(&json!("system"))) {
-            messages.insert(0, message("system", ""));
+        match self.tools {
+            ToolsPlace::Variable => {}
+            ToolsPlace::SystemMessage => {
+                system_message(messages).insert("tools".to_owned(), json!(tools.to_string()));
+            }
+            ToolsPlace::SystemText => {
+                as_text::append(system_message(messages), "\n\n", &as_text::described(&tools));
+            }
+            ToolsPlace::UserText => {
+                let is_of_user = |message: &Map<String, Json>| message.get("role") == Some(&json!("user"));
+                match messages.iter_mut().find(|message| is_of_user(message)) {
+                    Some(first) => as_text::prepend(first, "\n\n", &as_text::described(&tools)),
+                    None => messages.insert(0, message("user", &as_text::described(&tools))),
+                }
+            }
         }
-        messages[0].insert("tools".to_owned(), json!(tools.to_string()));
     }
 }
 
-fn message(role: &str, content: &str) -> Map<String, Json> {
+/// The message of the system at the beginning, which is made if there is none.
+fn system_message(messages: &mut Messages) -> &mut Map<String, Json> {
+    if messages.first().is_none_or(|first| first.get("role") != Some(&json!("system"))) {
+        messages.insert(0, message("system", ""));
+    }
+    &mut messages[0]
+}
+
+pub(super) fn message(role: &str, content: &str) -> Map<String, Json> {
     Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))])
 }
 
