@@ -50,18 +50,15 @@ fn models_of(cache: &Path, repository: &str) -> Vec<CachedModel> {
     };
     let sets = GgufSet::all(&files);
     let weights: Vec<String> = files.iter().filter(|file| file.ends_with(".safetensors")).cloned().collect();
-    if !weights.is_empty() {
-        return model(id, &weights).into_iter().collect();
+    // Without a quantization, an id means the safetensors where there are some.
+    let directory = (!weights.is_empty()).then(|| model(id.clone(), &weights)).flatten();
+    if let ([only], true) = (&sets[..], weights.is_empty()) {
+        return model(id, &only.files).into_iter().collect();
     }
-    match &sets[..] {
-        [only] => model(id, &only.files).into_iter().collect(),
-        several => several
-            .iter()
-            .filter_map(|set| {
-                let is_only = GgufSet::matching(several, set.handle()).len() == 1;
-                let handle = if is_only { set.handle() } else { set.stem() };
-                model(format!("{repository}:{handle}").parse().ok()?, &set.files)
-            })
-            .collect(),
-    }
+    let of_set = |set: &GgufSet| {
+        let is_only = GgufSet::matching(&sets, set.handle()).len() == 1;
+        let handle = if is_only { set.handle() } else { set.stem() };
+        model(format!("{repository}:{handle}").parse().ok()?, &set.files)
+    };
+    directory.into_iter().chain(sets.iter().filter_map(of_set)).collect()
 }

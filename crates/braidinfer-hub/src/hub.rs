@@ -22,6 +22,13 @@ struct Listing {
     siblings: Vec<Sibling>,
 }
 
+impl Listing {
+    /// The names of the files.
+    fn files(&self) -> Vec<String> {
+        self.siblings.iter().map(|sibling| sibling.rfilename.clone()).collect()
+    }
+}
+
 /// A file of a repository.
 #[derive(Debug, Deserialize)]
 struct Sibling {
@@ -137,8 +144,7 @@ impl Hub {
         listing: &Listing,
         progress: &mut dyn Progress,
     ) -> Option<HubId> {
-        let names: Vec<String> = listing.siblings.iter().map(|sibling| sibling.rfilename.clone()).collect();
-        let sets = GgufSet::all(&names);
+        let sets = GgufSet::all(&listing.files());
         let size = |file: &String| listing.siblings.iter().find(|sibling| sibling.rfilename == *file)?.size;
         let is_cached = |set: &GgufSet| set.files.iter().all(|file| cache.find(&listing.sha, file).is_some());
         let candidates: Vec<Candidate<'_>> = sets
@@ -170,7 +176,7 @@ impl Hub {
         listing: &Listing,
         progress: &mut dyn Progress,
     ) -> Result<PathBuf> {
-        let files: Vec<String> = listing.siblings.iter().map(|sibling| sibling.rfilename.clone()).collect();
+        let files = listing.files();
         let commit = &listing.sha;
         let choice = match Choice::new(id, &files) {
             Err(error @ HubError::Quant { .. }) if id.quant().is_none() => {

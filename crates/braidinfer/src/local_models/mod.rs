@@ -292,11 +292,43 @@ mod tests {
         // A folder of folders is not emptied of what lies below it.
         let nested = root.path().join("folder/outer/inner");
         write(&nested.join("inner.gguf"), 1);
-        for file in ["config.json", "model.safetensors"] {
-            write(&root.path().join("folder/outer").join(file), 1);
+        let outer = root.path().join("folder/outer");
+        for file in ["config.json", "model.safetensors", "beside.gguf"] {
+            write(&outer.join(file), 1);
         }
         found("outer").removal().and_then(|removal| removal.delete()).expect("it can be deleted");
-        assert!(nested.join("inner.gguf").exists());
+        assert!(nested.join("inner.gguf").exists() && outer.join("beside.gguf").exists());
+        assert!(!outer.join("config.json").exists());
+    }
+
+    #[test]
+    fn gguf_files_beside_safetensors_in_the_cache_are_models_of_their_own() {
+        let root = tempfile::tempdir().expect("a folder");
+        let repository = root.path().join("models--org--both");
+        let snapshot = repository.join("snapshots").join("0a".repeat(20));
+        for (file, bytes) in
+            [("config.json", 1), ("model.safetensors", 7), ("both-Q4_0.gguf", 4), ("both-Q8_0.gguf", 8)]
+        {
+            write(&snapshot.join(file), bytes);
+        }
+        fs::create_dir_all(repository.join("refs")).expect("folders can be made");
+        fs::write(repository.join("refs/main"), "0a".repeat(20)).expect("files can be written");
+        let places = Places { hub: Some(root.path().to_owned()), ..Places::default() };
+        let names = || places.models().into_iter().map(|model| model.name).collect::<Vec<_>>();
+        assert_eq!(names(), ["org/both", "org/both:Q4_0", "org/both:Q8_0"]);
+        let remove = |name: &str| {
+            let found = places.find(name).expect("it is one").expect("it is there");
+            let removal = found.removal().expect("it can be listed");
+            removal.delete().expect("it can be deleted");
+            removal.bytes
+        };
+        assert_eq!(remove("org/both:Q4_0"), 4);
+        assert_eq!(names(), ["org/both", "org/both:Q8_0"]);
+        assert_eq!(remove("org/both"), 8);
+        // The only one that is left needs no quantization in its name.
+        assert_eq!(names(), ["org/both"]);
+        assert_eq!(remove("org/both"), 8);
+        assert!(!repository.exists());
     }
 
     #[cfg(unix)]

@@ -22,8 +22,8 @@ pub struct Removal {
 }
 
 impl LocalModel {
-    /// What is to be deleted, so that the model is gone: its GGUF files; of a directory, the files in it and not those in folders
-    /// below it; in the Hub's cache, what no other model of the repository needs.
+    /// What is to be deleted, so that the model is gone: its GGUF files; of a directory, the files in it that are no GGUF files,
+    /// and not those in folders below it; in the Hub's cache, what no other model of the repository needs.
     ///
     /// Fails for a model of another program, which would still list it, and if its files cannot be listed.
     pub fn removal(&self) -> Result<Removal> {
@@ -41,7 +41,10 @@ impl LocalModel {
     }
 
     fn removal_from_folder(&self) -> Result<Removal> {
-        let files = if self.path.is_dir() { plain_files(&self.path)? } else { parts(&self.path)? };
+        let files = match self.path.is_dir() {
+            true => without_gguf(plain_files(&self.path)?),
+            false => parts(&self.path)?,
+        };
         let emptied_folder = self.path.is_dir().then(|| self.path.clone());
         Ok(Removal { bytes: size_of(&files), files, emptied_folder, whole_folder: None })
     }
@@ -55,10 +58,10 @@ impl LocalModel {
             let expected = "a model in the folder of a repository, models--ORG--NAME";
             return Err(Error::bad_request("model", expected, self.path.display()));
         };
-        let own = if self.path.is_dir() { Vec::new() } else { parts(&self.path)? };
         let all = files_below(&repository.join("snapshots"))?;
+        let own = if self.path.is_dir() { without_gguf(all.clone()) } else { parts(&self.path)? };
         let weights: Vec<&PathBuf> = all.iter().filter(|file| is_of_weights(file)).collect();
-        if own.is_empty() || weights.iter().all(|file| own.contains(file)) {
+        if weights.iter().all(|file| own.contains(file)) {
             // Where there can be no links, the files themselves lie among the snapshots.
             let bytes = plain_files(&repository.join("blobs")).map_or_else(|_| size_of(&all), |blobs| size_of(&blobs));
             return Ok(Removal { whole_folder: Some(repository.to_owned()), bytes, ..Removal::default() });
@@ -140,6 +143,12 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// The files without GGUF files, which are models of their own beside safetensors.
+fn without_gguf(mut files: Vec<PathBuf>) -> Vec<PathBuf> {
+    files.retain(|file| file.extension().is_none_or(|extension| extension != "gguf"));
+    files
 }
 
 fn is_of_weights(file: &Path) -> bool {
