@@ -8,7 +8,6 @@ mod interrupt;
 mod model;
 mod output;
 mod report;
-mod sampling_args;
 mod side;
 mod stderr;
 mod stdout_at_start;

@@ -60,17 +60,13 @@ pub fn require_path(path: &Path) -> anyhow::Result<()> {
     bail!("{name}: expected a path, or the name of a model that is on this machine, found neither; {advice}")
 }
 
-/// Sorts up to two positional arguments into MODEL and text. `has_text` says that the text comes from elsewhere.
+/// Sorts up to two positional arguments into MODEL and text. `has_text` says that a single one cannot be the text.
 pub fn split_positional(
     mut positional: Vec<OsString>,
     has_text: bool,
 ) -> anyhow::Result<(Option<OsString>, Option<String>)> {
     let last = positional.pop();
     match (positional.pop(), last) {
-        (Some(_), Some(text)) if has_text => {
-            let text = text.to_string_lossy();
-            bail!("expected one source of text, found the argument `{text}` beside --ids or --file")
-        }
         (Some(model), text) => Ok((Some(model), text.map(utf8).transpose()?)),
         (None, Some(only)) if has_text || is_model(&only) => Ok((Some(only), None)),
         (None, text) => Ok((None, text.map(utf8).transpose()?)),
@@ -101,14 +97,16 @@ const LONGEST_NAME: usize = 200;
 /// Longest text in bytes. What is longer may be a device or a pipe that never ends.
 const MOST_TEXT: u64 = 256 << 20;
 
-/// Text from a file, or from standard input if that is not a terminal; byte for byte.
+/// Text from a file, or from standard input if that is not a terminal or the file is called `-`; byte for byte.
 pub fn read_text(file: Option<&PathBuf>, what: &str) -> anyhow::Result<String> {
-    let (name, bytes) = match file {
+    let (name, bytes) = match file.filter(|path| path.as_os_str() != "-") {
         Some(path) => {
             let name = path.display().to_string();
             (name.clone(), File::open(path).and_then(read_bounded).with_context(|| name)?)
         }
-        None if io::stdin().is_terminal() => bail!("expected {what} as an argument, with --file, or on standard input"),
+        None if file.is_none() && io::stdin().is_terminal() => {
+            bail!("expected {what} as an argument, with --file, or on standard input")
+        }
         None => ("standard input".to_owned(), read_bounded(io::stdin().lock()).context("standard input")?),
     };
     if bytes.len() as u64 > MOST_TEXT {
@@ -119,6 +117,21 @@ pub fn read_text(file: Option<&PathBuf>, what: &str) -> anyhow::Result<String> {
         anyhow::anyhow!("{name}: expected UTF-8 text, found an invalid byte at offset {offset}")
     })
 }
+
+/// Says so where something was piped to the program, or redirected to it from a file, and nobody read it.
+///
+/// It is not read by itself beside a prompt: programs that start others often leave a pipe open that never ends.
+#[cfg(unix)]
+pub fn note_unread_input() {
+    let unread = || rustix::io::ioctl_fionread(rustix::stdio::stdin());
+    if !io::stdin().is_terminal() && unread().is_ok_and(|bytes| bytes > 0) {
+        output::note("standard input was not read; `--file -` reads it, and puts it before the PROMPT");
+    }
+}
+
+/// Nothing is known of unread input here.
+#[cfg(not(unix))]
+pub fn note_unread_input() {}
 
 /// Text from a file that must not be empty.
 pub fn read_text_in(file: &PathBuf) -> anyhow::Result<String> {

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use braidinfer::text::{Piece, Tokenizer, TokenizerSettings};
 use serde::Serialize;
 
@@ -21,6 +21,7 @@ pub fn run(args: TokenizeArgs) -> anyhow::Result<()> {
     let tokenizer = open(model_arg.as_deref())?;
     tokenizer.notes().iter().for_each(output::note);
     let text = match text {
+        Some(text) if args.file.is_some() => bail!("--file: expected one source of text, found the argument `{text}`"),
         Some(text) => text,
         None => model::read_text(args.file.as_ref(), "a text")?,
     };

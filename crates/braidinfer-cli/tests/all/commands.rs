@@ -197,6 +197,28 @@ fn piped(args: &[&str], text: &str) -> (String, String) {
     (stdout(&output), stderr(&output))
 }
 
+#[test]
+fn a_file_beside_a_prompt_comes_before_it() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo-model");
+    let run = ["run", demo, "What is this?", "--max-tokens", "1", "--json"];
+    let ids = |text: &str| serde_json::from_str::<Value>(text).expect("it is JSON")["prompt_ids"].clone();
+    let about = |text: &'static str| [&["run", demo, text][..], &run[3..]].concat();
+    let from_pipe = [&run[..], &["--file", "-"]].concat();
+    let (answer, _) = piped(&from_pipe, "A story.\n");
+    assert_eq!(ids(&answer), ids(&succeed(about("A story.\n\nWhat is this?"))));
+    let (answer, _) = piped(&[&from_pipe[..], &["--raw"]].concat(), "A story.\n");
+    let whole = succeed([&about("A story.\nWhat is this?")[..], &["--raw"]].concat());
+    assert_eq!(ids(&answer), ids(&whole), "no byte is added or left out");
+    // A pipe beside a prompt may never end: it is left alone, which is said.
+    let (answer, said) = piped(&run, "A story.\n");
+    assert_eq!(ids(&answer), ids(&succeed(run)));
+    assert!(said.contains("standard input was not read") && said.contains("`--file -`"), "{said}");
+    let (_, said) = piped(&run, "");
+    assert!(!said.contains("standard input"), "{said}");
+    refuse([&run[..], &["--ids", "1,2"]].concat(), &["--ids: expected no text", "`What is this?`"]);
+    refuse(["tokenize", demo, "x", "--file", "-"], &["--file: expected one source of text", "`x`"]);
+}
+
 const GREEDY: [&str; 4] = ["--temperature", "0", "--max-tokens", "40"];
 
 #[test]

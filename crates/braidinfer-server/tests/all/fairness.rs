@@ -4,7 +4,9 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
-use crate::support::{self, Connection, Model, TestServer, config, demo_with_template, greedy, wait_until, with};
+use crate::support::{
+    self, Connection, Model, TestServer, config, demo_with_template, greedy, metric, wait_until, with,
+};
 use braidinfer::LoadOptions;
 use braidinfer_server::ServerConfig;
 use serde_json::{Value, json};
@@ -35,13 +37,6 @@ fn with_key(server: &TestServer, key: &str, body: &Value) -> support::Reply {
     let key = format!("Bearer {key}");
     let headers = [("content-type", "application/json"), ("authorization", key.as_str())];
     server.request("POST", "/v1/completions", &headers, body.to_string().as_bytes())
-}
-
-/// The sum of the values of a metric, whatever its labels.
-fn metric(text: &str, name: &str) -> f64 {
-    let is_of = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-    let lines = text.lines().filter(is_of);
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 /// Waits until nothing is held by anyone.

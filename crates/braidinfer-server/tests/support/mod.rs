@@ -164,12 +164,9 @@ impl TestServer {
         assert!(wait_until(|| is_so(self.metric(metric))), "{otherwise}");
     }
 
-    /// A value of a metric.
+    /// The sum of the values of a metric, whatever its labels.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.get("/metrics").text;
-        let is_of = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-        let line = text.lines().find(is_of).expect("the metric is there");
-        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("it has a value")
+        metric(&self.get("/metrics").text, name)
     }
 }
 
@@ -181,6 +178,15 @@ impl Drop for TestServer {
             let _ = thread.join();
         }
     }
+}
+
+/// The sum of the values of a metric in a text of them, whatever its labels.
+pub fn metric(text: &str, name: &str) -> f64 {
+    let is_of = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+    let values: Vec<f64> = text.lines().filter(is_of).map(|line| value(line).expect("it has a value")).collect();
+    assert!(!values.is_empty(), "no metric {name} in {text}");
+    values.iter().sum()
 }
 
 /// An answer.

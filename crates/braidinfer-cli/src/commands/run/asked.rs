@@ -51,13 +51,20 @@ impl Asked {
             |text: &String| !text.is_empty() && !text.contains(char::is_whitespace) && text.len() <= LONGEST_WORD;
         let word = text.clone().filter(is_word);
         let text = match (&args.ids, &args.chat, text) {
-            (Some(_), ..) => None,
-            (None, _, Some(text)) => Some(text),
+            (Some(_), _, Some(text)) => bail!("--ids: expected no text beside them, found the argument `{text}`"),
+            (Some(_), _, None) => None,
+            (None, _, Some(text)) if args.file.is_none() => Some(text),
             // Who has a conversation need not say more.
             (None, Some(_), None) if args.file.is_none() => None,
-            (None, _, None) => {
-                let text = model::read_text(args.file.as_ref(), "a prompt")?;
-                Some(if args.raw { text } else { without_last_newline(text) })
+            (None, _, text) => {
+                let read = model::read_text(args.file.as_ref(), "a prompt")?;
+                Some(match (text, args.raw) {
+                    (None, true) => read,
+                    (None, false) => without_last_newline(read),
+                    // What is asked stands after what it is asked about.
+                    (Some(text), true) => read + &text,
+                    (Some(text), false) => without_last_newline(read) + "\n\n" + &text,
+                })
             }
         };
         let Conversation { messages: mut history, tools } =

@@ -113,6 +113,7 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.prompt_cache {
         llm.save_prompt(path, &[&*completion.prompt_ids, &completion.ids].concat(), adapter)?;
     }
+    model::note_unread_input();
     if args.json {
         return print_json(completion, &llm, load, timings);
     }
