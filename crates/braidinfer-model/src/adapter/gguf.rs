@@ -34,13 +34,14 @@ pub(super) fn open(path: &Path) -> Result<Files> {
     let architecture = metadata.text("general.architecture")?.unwrap_or_default().to_owned();
     let label = metadata.path().to_owned();
     let checkpoint = Arc::clone(gguf.checkpoint());
-    let modules = modules_of(&label, &checkpoint, split)?;
+    let modules = modules_of(&label, checkpoint.names(), split)?;
     let scaling = Scaling::Gguf { alpha: alpha as f32 };
     Ok(Files {
         label,
         layout: Layout::Gguf { architecture },
         checkpoint,
         modules,
+        base_copies: Vec::new(),
         scaling,
         notes: prefix.into_iter().collect(),
     })

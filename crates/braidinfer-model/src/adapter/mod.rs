@@ -5,6 +5,7 @@
 //! base model that it was made for ([`places`]); the base may lie in the other one. What an adapter has besides such matrices is an
 //! error that names it, never left out.
 
+mod base_copies;
 mod gguf;
 mod peft;
 mod places;
@@ -19,6 +20,7 @@ use crate::layout::Slot;
 use crate::look;
 use crate::{ModelError, ModelSource, Result};
 
+use self::base_copies::BaseCopy;
 use self::places::{Layout, Place, Places};
 
 /// Largest rank: above it, an adapter is as large as the weights that it changes.
@@ -60,6 +62,7 @@ struct Files {
     checkpoint: Arc<Checkpoint>,
     /// For each module, the names of its matrices A and B.
     modules: BTreeMap<String, [Option<String>; 2]>,
+    base_copies: Vec<BaseCopy>,
     scaling: Scaling,
     notes: Vec<String>,
 }
@@ -95,6 +98,7 @@ impl Adapter {
         files.check_size(most_bytes)?;
         let places = Places::new(base, &files)?;
         let (mut modules, mut notes) = (BTreeMap::new(), files.notes.clone());
+        notes.extend(base_copies::check(base, &files, &places)?);
         for pair in files.pairs()? {
             let of_pair = places.of(&pair)?;
             if of_pair.is_empty() {
@@ -237,13 +241,13 @@ impl Values {
 /// The names of the matrices of each module, from those of all tensors. `split` returns module and which of both a tensor is.
 ///
 /// Fails on a tensor that is neither, naming it.
-fn modules_of(
+fn modules_of<'a>(
     label: &str,
-    checkpoint: &Checkpoint,
+    tensors: impl Iterator<Item = &'a str>,
     split: impl Fn(&str) -> Option<(String, usize)>,
 ) -> Result<BTreeMap<String, [Option<String>; 2]>> {
     let mut modules: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
-    for name in checkpoint.names() {
+    for name in tensors {
         let Some((module, which)) = split(name) else {
             return Err(ModelError::Tensor {
                 path: label.to_owned(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
+use super::base_copies::BaseCopy;
 use super::places::Layout;
 use super::{Files, modules_of};
 use crate::dtype::TensorView;
@@ -80,13 +81,16 @@ pub(super) fn open(path: &Path) -> Result<Files> {
         };
     };
     check(&settings)?;
-    let modules = modules_of(&source.path_of(WEIGHTS), &checkpoint, split)?;
+    let base_copies: Vec<BaseCopy> = checkpoint.names().filter_map(BaseCopy::of).collect();
+    let matrices = checkpoint.names().filter(|name| BaseCopy::of(name).is_none());
+    let modules = modules_of(&source.path_of(WEIGHTS), matrices, split)?;
     let scaling = super::Scaling::Peft(Box::new(Scaling::read(settings)?));
     Ok(Files {
         label,
         layout: Layout::Transformers,
         checkpoint: Arc::new(checkpoint),
         modules,
+        base_copies,
         scaling,
         notes: Vec::new(),
     })
@@ -123,7 +127,8 @@ fn check(settings: &JsonFile) -> Result<()> {
             Value::Bool(true) | Value::Number(_) => false,
         };
         if !is_off {
-            return Err(settings.error(field, "nothing: what it asks for is not supported", shortened(value)));
+            let expected = "no such field, or that it is off: what it asks for is not supported";
+            return Err(settings.error(field, expected, shortened(value)));
         }
     }
     if let Some(value) = settings.value("init_lora_weights").filter(|value| !value.is_null()) {

@@ -148,6 +148,17 @@ impl Places {
         Err(pair.a.error(expected, format!("`{module}`, which is none or not supported")))
     }
 
+    /// The one linear layer whose weights a module has as the base has them, if there is one.
+    pub(super) fn whole(&self, module: &str) -> Option<Slot> {
+        let module = if self.is_transformers { without_prefixes(module) } else { module };
+        match &self.by_module.get(module)?[..] {
+            [place] if place.reordered.is_none() && place.count == place.outputs && place.experts == 1 => {
+                Some(place.slot)
+            }
+            _ => None,
+        }
+    }
+
     /// The experts that a pair of matrices for a parameter of all of them is for. Which parameter it is follows from the shapes: the
     /// name only says that it is one of the first or the second that is adapted.
     fn of_experts(&self, module: &str, pair: &Pair<'_>) -> Option<Result<Vec<Place>>> {

@@ -312,6 +312,56 @@ fn what_is_not_supported_is_named() {
     assert!(model.contains("with this folder as its adapter"), "{model}");
 }
 
+/// peft saves the weights of an adapted head beside its matrices.
+#[test]
+fn copies_of_what_the_base_has_are_compared_and_change_nothing() {
+    let base = Fixture::open("llama3");
+    let plain = Adapter::open(&folder("llama3"), &base.source, MOST).expect("it is sound");
+    let head = fs::read(fixtures().join("models/llama3/model.safetensors")).expect("the base is there");
+    let head = safetensors::SafeTensors::deserialize(&head).expect("it is safetensors");
+    let head = head.tensor("lm_head.weight").expect("the head has weights of its own");
+    let with = |name: &str, shape: Vec<usize>, data: &[u8]| {
+        let copy = tempfile::tempdir().expect("there is room");
+        let (settings, weights) = ("adapter_config.json", "adapter_model.safetensors");
+        fs::copy(folder("llama3").join(settings), copy.path().join(settings)).expect("it can be copied");
+        let bytes = fs::read(folder("llama3").join(weights)).expect("it is there");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("they are safetensors");
+        let mut tensors = tensors.tensors();
+        let added = safetensors::tensor::TensorView::new(head.dtype(), shape, data).expect("it is a tensor");
+        tensors.push((name.to_owned(), added));
+        safetensors::serialize_to_file(tensors, None, &copy.path().join(weights)).expect("it can be written");
+        copy
+    };
+    let open = |folder: &tempfile::TempDir| {
+        Adapter::open(folder.path(), &base.source, MOST).map_err(|error| error.to_string())
+    };
+    let (name, shape) = ("base_model.model.lm_head.base_layer.weight", head.shape().to_vec());
+    let same = open(&with(name, shape.clone(), head.data())).expect("it changes nothing");
+    assert_eq!(same.modules(), plain.modules());
+    let mut other = head.data().to_vec();
+    let last = other.len() - 1;
+    // A bit of the exponent of the last value.
+    other[last] ^= 0x40;
+    let error = open(&with(name, shape.clone(), &other)).map(|_| ()).expect_err("it is another head");
+    let row = format!("another value in row {}", shape[0] - 1);
+    assert!(error.contains(&row) && error.contains(name), "{error}");
+    let error = open(&with(name, vec![shape[0] * shape[1] / 16, 16], head.data())).map(|_| ());
+    assert!(error.expect_err("its shape is another one").contains("vocabulary may have been changed"));
+    let of_none = "base_model.model.model.norm.base_layer.weight";
+    let error = open(&with(of_none, shape, head.data())).map(|_| ()).expect_err("norms have no adapters");
+    assert!(error.contains("another module"), "{error}");
+    // Quantized weights are near, and no more.
+    let quantized = tempfile::tempdir().expect("there is room");
+    let path = quantized.path().join("q8_0.gguf");
+    let threads = Threads::new(Some(2)).expect("threads can be had");
+    quantize(&base.source, &path, FileType::Q8_0, false, &threads, &mut |_, _| ControlFlow::Continue(()))
+        .expect("it can be written");
+    let gguf = ModelSource::open(&path).expect("it was written");
+    let folder = with(name, head.shape().to_vec(), head.data());
+    let near = Adapter::open(folder.path(), &gguf, MOST).expect("it fits");
+    assert!(near.notes().iter().any(|note| note.contains("cannot be compared")), "{:?}", near.notes());
+}
+
 fn options(adapters: &[(&str, PathBuf)]) -> LoadOptions {
     let named = |(name, path): &(&str, PathBuf)| AdapterOptions { name: (*name).to_owned(), path: path.clone() };
     let threads = Some(2);
