@@ -47,7 +47,9 @@ fn table(rows: &[Row]) -> Table {
     table.load_style(output::TABLE).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["name", "size", "found in", "alias"]);
     for row in rows {
-        let cells = [&row.name, &size(row.bytes), &row.place, &row.aliases.join(", ")];
+        let is_double = rows.iter().filter(|other| other.name == row.name).count() > 1;
+        let place = if is_double { format!("{}: {}", row.place, row.path) } else { row.place.clone() };
+        let cells = [&row.name, &size(row.bytes), &place, &row.aliases.join(", ")];
         table.add_row(cells.map(|cell| output::one_line(cell).into_owned()));
     }
     table

@@ -109,7 +109,9 @@ fn a_model_is_shown_and_removed_by_name() {
     let removed = machine.run(&["remove", "tiny-one", "--yes"]);
     assert!(stdout(&removed).starts_with("deleted tiny-one, "), "{}", stderr(&removed));
     assert!(stderr(&removed).contains("the alias t stands for nothing now"), "{}", stderr(&removed));
-    assert!(!std::path::Path::new(&machine.path("models/tiny-one")).exists());
+    let left = stderr(&removed);
+    assert!(left.contains("left where they are") && left.contains("expected.json"), "{left}");
+    assert!(!std::path::Path::new(&machine.path("models/tiny-one/model.safetensors")).exists());
     let gone = machine.run(&["remove", "tiny-one", "--yes"]);
     assert!(gone.status.code() == Some(3) && stderr(&gone).contains("found none of this name"), "{}", stderr(&gone));
 }

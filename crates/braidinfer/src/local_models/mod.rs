@@ -293,12 +293,37 @@ mod tests {
         let nested = root.path().join("folder/outer/inner");
         write(&nested.join("inner.gguf"), 1);
         let outer = root.path().join("folder/outer");
-        for file in ["config.json", "model.safetensors", "beside.gguf"] {
+        let others = ["beside.gguf", "notes.txt", "adapter_model.safetensors", "adapter_config.json"];
+        for file in others.iter().chain(&["config.json", "model.safetensors"]) {
             write(&outer.join(file), 1);
         }
+        let left = found("outer").removal().expect("it can be listed").left;
+        assert_eq!(left.len(), others.len(), "{left:?}");
         found("outer").removal().and_then(|removal| removal.delete()).expect("it can be deleted");
-        assert!(nested.join("inner.gguf").exists() && outer.join("beside.gguf").exists());
+        assert!(nested.join("inner.gguf").exists() && others.iter().all(|file| outer.join(file).exists()));
         assert!(!outer.join("config.json").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn of_a_linked_model_only_the_link_is_removed() {
+        use std::os::unix::fs::symlink;
+        let root = tempfile::tempdir().expect("a folder");
+        let (elsewhere, folder) = (root.path().join("elsewhere"), root.path().join("folder"));
+        for file in ["whole/config.json", "whole/model.safetensors", "file.gguf"] {
+            write(&elsewhere.join(file), 5);
+        }
+        fs::create_dir(&folder).expect("folders can be made");
+        symlink("../elsewhere/whole", folder.join("m")).expect("links can be made");
+        symlink("../elsewhere/file.gguf", folder.join("f.gguf")).expect("links can be made");
+        let places = Places { folders: vec![folder.clone()], ..Places::default() };
+        for name in ["m", "f"] {
+            let removal = places.find(name).expect("one").expect("it is there").removal().expect("listed");
+            assert!(removal.bytes == 0 && removal.files.len() == 1 && removal.linked.is_some(), "{name}: {removal:?}");
+            removal.delete().expect("it can be deleted");
+        }
+        assert!(fs::read_dir(&folder).expect("it is there").next().is_none());
+        assert!(elsewhere.join("whole/config.json").exists() && elsewhere.join("file.gguf").exists());
     }
 
     #[test]
@@ -359,6 +384,25 @@ mod tests {
         assert_eq!((own.files.len(), own.bytes), (2, 20), "{own:?}");
         own.delete().expect("it can be deleted");
         assert!(repository.join("blobs/one").exists() && !repository.join("blobs/two").exists());
+        // What a link leads to elsewhere is somebody else's; two links to one file are one file.
+        write(&root.path().join("mine.gguf"), 3);
+        let snapshot = repository.join("snapshots").join(&commits[0]);
+        std::os::unix::fs::symlink(root.path().join("mine.gguf"), snapshot.join("b-Q5_0.gguf"))
+            .expect("links can be made");
+        removal("org/files:Q5_0").delete().expect("it can be deleted");
+        assert!(root.path().join("mine.gguf").exists());
+        write(&repository.join("blobs/config"), 5);
+        write(&repository.join("blobs/weights"), 50);
+        for (commit, files) in commits.iter().zip([2, 1]) {
+            for (name, blob) in [("config.json", "config"), ("model.safetensors", "weights")].into_iter().take(files) {
+                let link = repository.join("snapshots").join(commit).join(name);
+                std::os::unix::fs::symlink(format!("../../blobs/{blob}"), link).expect("links can be made");
+            }
+        }
+        let whole = removal("org/files");
+        assert_eq!(whole.bytes, 55, "{whole:?}");
+        whole.delete().expect("it can be deleted");
+        assert!(!repository.join("blobs/weights").exists() && repository.join("blobs/one").exists());
     }
 
     #[test]

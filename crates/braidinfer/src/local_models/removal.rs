@@ -1,5 +1,6 @@
 //! Deleting a model from where it lies.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,13 +18,17 @@ pub struct Removal {
     pub whole_folder: Option<PathBuf>,
     /// A folder that is deleted if nothing else is in it.
     emptied_folder: Option<PathBuf>,
+    /// Files beside them that belong to no model, which stay.
+    pub left: Vec<PathBuf>,
+    /// What a link that is deleted leads to, which stays.
+    pub linked: Option<PathBuf>,
     /// Size of the files in bytes.
     pub bytes: u64,
 }
 
 impl LocalModel {
-    /// What is to be deleted, so that the model is gone: its GGUF files; of a directory, the files in it that are no GGUF files,
-    /// and not those in folders below it; in the Hub's cache, what no other model of the repository needs.
+    /// What is to be deleted, so that the model is gone: its GGUF files; of a directory, the weights, settings and tokenizer in it;
+    /// of what is a link, only that; in the Hub's cache, what no other model of the repository needs.
     ///
     /// Fails for a model of another program, which would still list it, and if its files cannot be listed.
     pub fn removal(&self) -> Result<Removal> {
@@ -41,12 +46,20 @@ impl LocalModel {
     }
 
     fn removal_from_folder(&self) -> Result<Removal> {
-        let files = match self.path.is_dir() {
-            true => without_gguf(plain_files(&self.path)?),
-            false => parts(&self.path)?,
-        };
-        let emptied_folder = self.path.is_dir().then(|| self.path.clone());
-        Ok(Removal { bytes: size_of(&files), files, emptied_folder, whole_folder: None })
+        if !self.path.is_dir() {
+            let files = parts(&self.path)?;
+            let linked = fs::canonicalize(&self.path).ok().filter(|_| self.path.is_symlink());
+            let own: Vec<PathBuf> = files.iter().filter(|file| !file.is_symlink()).cloned().collect();
+            return Ok(Removal { bytes: size_of(&own), files, linked, ..Removal::default() });
+        }
+        if self.path.is_symlink() {
+            let linked = fs::canonicalize(&self.path).ok();
+            return Ok(Removal { files: vec![self.path.clone()], linked, ..Removal::default() });
+        }
+        let (files, left): (Vec<_>, Vec<_>) =
+            plain_files(&self.path)?.into_iter().partition(|file| is_of_directory(file));
+        let emptied_folder = Some(self.path.clone());
+        Ok(Removal { bytes: size_of(&files), files, emptied_folder, left, ..Removal::default() })
     }
 
     fn removal_from_cache(&self) -> Result<Removal> {
@@ -66,9 +79,13 @@ impl LocalModel {
             let bytes = plain_files(&repository.join("blobs")).map_or_else(|_| size_of(&all), |blobs| size_of(&blobs));
             return Ok(Removal { whole_folder: Some(repository.to_owned()), bytes, ..Removal::default() });
         }
-        let blob = |file: &PathBuf| fs::canonicalize(file).ok().filter(|blob| blob != file);
-        let in_use: Vec<PathBuf> = weights.into_iter().filter(|file| !own.contains(file)).filter_map(blob).collect();
-        let blobs: Vec<PathBuf> = own.iter().filter_map(blob).filter(|blob| !in_use.contains(blob)).collect();
+        // What links lead to elsewhere is somebody else's.
+        let folder = fs::canonicalize(repository.join("blobs")).ok();
+        let is_blob = |blob: &PathBuf| folder.as_ref().is_some_and(|folder| blob.starts_with(folder));
+        let blob = |file: &PathBuf| fs::canonicalize(file).ok().filter(is_blob);
+        let in_use: BTreeSet<PathBuf> = all.iter().filter(|file| !own.contains(file)).filter_map(blob).collect();
+        let blobs: BTreeSet<PathBuf> = own.iter().filter_map(blob).filter(|blob| !in_use.contains(blob)).collect();
+        let blobs: Vec<PathBuf> = blobs.into_iter().collect();
         let bytes = size_of(if blobs.is_empty() { &own } else { &blobs });
         Ok(Removal { files: own.into_iter().chain(blobs).collect(), bytes, ..Removal::default() })
     }
@@ -84,7 +101,7 @@ impl Removal {
             move |source: io::Error| Error::File { path, source }
         };
         for file in &self.files {
-            fs::remove_file(file).map_err(failed(file))?;
+            remove_file_or_link(file).map_err(failed(file))?;
         }
         if let Some(folder) = &self.whole_folder {
             fs::remove_dir_all(folder).map_err(failed(folder))?;
@@ -94,6 +111,11 @@ impl Removal {
         }
         Ok(())
     }
+}
+
+/// Windows has links to folders that are removed as folders are.
+fn remove_file_or_link(path: &Path) -> io::Result<()> {
+    fs::remove_file(path).or_else(|error| if path.is_symlink() { fs::remove_dir(path) } else { Err(error) })
 }
 
 fn is_empty(folder: &Path) -> bool {
@@ -149,6 +171,23 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 fn without_gguf(mut files: Vec<PathBuf>) -> Vec<PathBuf> {
     files.retain(|file| file.extension().is_none_or(|extension| extension != "gguf"));
     files
+}
+
+/// Whether a file is part of a model in Hugging Face layout; others, such as adapters, scripts and notes, are somebody else's.
+fn is_of_directory(file: &Path) -> bool {
+    const STARTS: [&str; 6] = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer",
+        "special_tokens_map.",
+        "chat_template.",
+        "preprocessor_config.",
+    ];
+    const NAMES: [&str; 5] = ["added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "processor_config.json"];
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    let is_adapter = name.starts_with("adapter_");
+    (is_weights && !is_adapter) || NAMES.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
 }
 
 fn is_of_weights(file: &Path) -> bool {
