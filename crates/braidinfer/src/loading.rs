@@ -525,9 +525,15 @@ impl ModelParts {
         let report = decoder.report();
         let kernels = if report.kernels == ActiveKernels::Standard { Kernels::Standard } else { Kernels::Fused };
         let fixed = self.need(&LoadOptions { kernels, ..options.clone() }).fixed();
-        let KvCacheConfig { block_size, num_blocks, dtype } = decoder.kv_cache();
-        let token = if self.lies_on_device(options) { 0 } else { kv_bytes_per_token(&self.spec, dtype) };
-        token.saturating_mul(block_size).saturating_mul(num_blocks).saturating_add(fixed)
+        let KvCacheConfig { block_size, num_blocks, .. } = decoder.kv_cache();
+        // The check may have chosen another type for some layers.
+        let layers = report.kv_dtypes.iter().enumerate().map(|(layer, dtype)| dtype.layer_bytes(&self.spec, layer));
+        let token = if self.lies_on_device(options) { 0 } else { layers.sum() };
+        let copies = match report.kernels {
+            ActiveKernels::Mixed => standard::layer_bytes(&self.weights, &decoder.standard_layers()),
+            ActiveKernels::Standard | ActiveKernels::Fused => 0,
+        };
+        token.saturating_mul(block_size).saturating_mul(num_blocks).saturating_add(copies).saturating_add(fixed)
     }
 
     /// Where the verdict on these kernels is kept.
@@ -546,6 +552,10 @@ impl ModelParts {
         let mut hash = Sha256::new();
         field(&mut hash, verdict.key().as_bytes());
         field(&mut hash, format!("{:?}", decoder.plan()).as_bytes());
+        // The verdict is about samples of large tensors, as it may be; here any other value gives other keys and values.
+        for file in self.weights.file_marks()?.into_iter().flatten() {
+            field(&mut hash, file.mark.as_bytes());
+        }
         Ok(PrefixKey(hash.finalize().into()))
     }
 

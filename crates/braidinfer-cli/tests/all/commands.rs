@@ -215,7 +215,7 @@ fn a_file_beside_a_prompt_comes_before_it() {
     assert!(said.contains("standard input was not read") && said.contains("`--file -`"), "{said}");
     let (_, said) = piped(&run, "");
     assert!(!said.contains("standard input"), "{said}");
-    refuse([&run[..], &["--ids", "1,2"]].concat(), &["--ids: expected no text", "`What is this?`"]);
+    refuse([&run[..], &["--ids", "1,2"]].concat(), &["--ids: expected one source of text", "`What is this?`"]);
     refuse(["tokenize", demo, "x", "--file", "-"], &["--file: expected one source of text", "`x`"]);
 }
 
@@ -324,6 +324,46 @@ fn a_prompt_is_kept_in_a_file_and_taken_from_there() {
         ["run", "--raw", "x", "--prompt-cache", &path, "--kernels", "standard"],
         &["--prompt-cache", "fused kernels"],
     );
+}
+
+#[test]
+fn a_saved_prompt_is_of_one_model_to_the_last_value_and_lost_only_with_a_word() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo-model");
+    for file in fs::read_dir(demo).expect("it is there") {
+        let file = file.expect("it can be listed");
+        fs::copy(file.path(), folder.path().join(file.file_name())).expect("it can be copied");
+    }
+    let own = folder.path().display().to_string();
+    let path = folder.path().join("prompt").display().to_string();
+    let long = "Once upon a time there was a little fox who lived in the forest with his friend the owl. ".repeat(6);
+    let run = |model: &str, text: &str, flags: &[&str]| {
+        let asked = ["run", model, "--raw", text, "-n", "2", "--temperature", "0", "--prompt-cache", &path];
+        output([&asked[..], flags].concat())
+    };
+    assert!(run(&own, &long, &[]).status.success());
+    let saved = fs::read(&path).expect("it was saved");
+    let short = run(&own, "Once", &["--prompt-cache-ro"]);
+    assert!(!stderr(&short).contains("make room"), "{}", stderr(&short));
+    assert_eq!(fs::read(&path).ok().as_ref(), Some(&saved), "it is only read");
+    // One value of the embedding, between the samples that a verdict is about.
+    let weights = folder.path().join("model.safetensors");
+    let before = fs::read(&weights).expect("it can be read");
+    let mut changed = before.clone();
+    let header = 8 + u64::from_le_bytes(*changed.first_chunk().expect("it has a header")) as usize;
+    let tensors: Value = serde_json::from_slice(&changed[8..header]).expect("it is JSON");
+    let embedding = tensors["model.embed_tokens.weight"]["data_offsets"][0].as_u64().expect("it has a place");
+    changed[header + embedding as usize + 5001] ^= 1;
+    fs::write(&weights, &changed).expect("it can be written");
+    let other = run(&own, &long, &[]);
+    assert!(other.status.code() == Some(3) && stderr(&other).contains("another one's"), "{}", stderr(&other));
+    assert_eq!(fs::read(&path).ok().as_ref(), Some(&saved), "it is left alone");
+    fs::remove_file(&path).expect("it can be removed");
+    assert!(run(&own, &long, &[]).status.success());
+    let short = run(&own, "Once", &[]);
+    assert!(stderr(&short).contains("make room for this prompt"), "{}", stderr(&short));
+    let nowhere = folder.path().join("none/prompt").display().to_string();
+    refuse(["run", &own, "x", "--prompt-cache", &nowhere], &["--prompt-cache", "a folder that is there"]);
 }
 
 #[test]

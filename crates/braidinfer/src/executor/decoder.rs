@@ -133,6 +133,13 @@ impl<'a> Decoder<'a> {
         report
     }
 
+    /// The layers that standard kernels compute.
+    pub(crate) fn standard_layers(&self) -> BTreeSet<usize> {
+        let is_standard = |runner: usize| self.runners[runner].report(&self.plan).kernels == ActiveKernels::Standard;
+        let layers = self.route.layers.iter().enumerate();
+        layers.filter(|(_, runner)| is_standard(**runner)).map(|(layer, _)| layer).collect()
+    }
+
     /// The capabilities that all runners have in common.
     pub fn capabilities(&self) -> Capabilities {
         let mut promised = Capabilities {

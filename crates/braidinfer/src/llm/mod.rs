@@ -299,6 +299,14 @@ impl Llm {
         Ok(restored)
     }
 
+    /// Number of tokens that are saved in a file that [`Llm::save_prompt`] wrote; zero if there is no file. Fails like
+    /// [`Llm::restore_prompt`].
+    pub fn saved_prompt(&self, path: &Path, adapter: Option<u32>) -> Result<usize> {
+        let (key, shape) = (self.require_prefix_key(adapter)?, self.engine.require_saved_shape()?);
+        let file = PromptFile::open(path, key, shape)?;
+        Ok(file.map_or(0, |file| usize::try_from(file.left()).unwrap_or(usize::MAX).saturating_mul(shape.tokens)))
+    }
+
     /// Writes keys and values of the longest beginning of these tokens that is in the prefix cache to a file, in place of an older one.
     /// Returns of how many tokens. The model must have been opened with [`LoadOptions::saved_prefixes`].
     ///

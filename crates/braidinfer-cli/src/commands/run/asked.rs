@@ -51,7 +51,9 @@ impl Asked {
             |text: &String| !text.is_empty() && !text.contains(char::is_whitespace) && text.len() <= LONGEST_WORD;
         let word = text.clone().filter(is_word);
         let text = match (&args.ids, &args.chat, text) {
-            (Some(_), _, Some(text)) => bail!("--ids: expected no text beside them, found the argument `{text}`"),
+            (Some(_), _, Some(text)) => {
+                bail!("--ids: expected one source of text, found the argument `{text}` beside it")
+            }
             (Some(_), _, None) => None,
             (None, _, Some(text)) if args.file.is_none() => Some(text),
             // Who has a conversation need not say more.
@@ -67,8 +69,16 @@ impl Asked {
                 })
             }
         };
+        if text.as_deref() == Some("") && !args.raw {
+            bail!("expected a prompt, found an empty text; --raw goes on from nothing");
+        }
         let Conversation { messages: mut history, tools } =
             args.chat.as_deref().map(read_chat).transpose()?.unwrap_or_default();
+        if text.is_none() && history.last().is_some_and(|last| last["role"] == "assistant") {
+            bail!(
+                "--chat: expected a PROMPT, or a message to answer at the end of the conversation, found an answer there"
+            );
+        }
         if let Some(system) = &args.system {
             if history.first().is_some_and(|first| first["role"] == "system") {
                 bail!(

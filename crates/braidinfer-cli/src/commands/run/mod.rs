@@ -3,11 +3,13 @@
 mod asked;
 
 use std::borrow::Cow;
+use std::fs;
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::bail;
 use braidinfer::engine::TokenLogprobs;
 use braidinfer::{
     Completion, FinishReason, GenerateRequest, Llm, Prompt, SamplingParams, SavedPrefixes, StreamEvent, Timings,
@@ -70,7 +72,16 @@ struct TimingsJson {
 pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     let elsewhere = args.ids.is_some() || args.file.is_some();
     let (model_arg, text) = model::split_positional(std::mem::take(&mut args.positional), elsewhere)?;
+    // As other programs have it.
+    let is_piped = text.as_deref() == Some("-") && !elsewhere;
+    let text = text.filter(|_| !is_piped);
+    if is_piped {
+        args.file = Some("-".into());
+    }
     let asked = Asked::read(&args, text)?;
+    if let Some(path) = &mut args.prompt_cache {
+        *path = prompt_cache(path, args.prompt_cache_ro)?;
+    }
     if model_arg.is_none() {
         output::note(match asked.word() {
             Some(word) => {
@@ -95,7 +106,7 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
         output::print_dim(&text)?;
     }
     let prompt = match &args.prompt_cache {
-        Some(path) => restored(&mut llm, path, prompt, adapter)?,
+        Some(path) => restored(&mut llm, path, args.prompt_cache_ro, prompt, adapter)?,
         None => prompt,
     };
     // Notes come before the answer also where both go to one file.
@@ -110,7 +121,7 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     let (completions, timings) = answered?;
     printer.result?;
     let completion = &completions[0];
-    if let Some(path) = &args.prompt_cache {
+    if let Some(path) = args.prompt_cache.as_ref().filter(|_| !args.prompt_cache_ro) {
         llm.save_prompt(path, &[&*completion.prompt_ids, &completion.ids].concat(), adapter)?;
     }
     model::note_unread_input();
@@ -125,11 +136,44 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The file of a saved prompt, which a link may lead to. Fails before anything is computed if it could not be written.
+fn prompt_cache(path: &Path, is_read_only: bool) -> anyhow::Result<PathBuf> {
+    let shown = path.display();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        bail!(
+            "--prompt-cache {shown}: expected a file in a folder that is there, found no folder {}",
+            folder.display()
+        );
+    }
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if !is_read_only && fs::metadata(&path).is_ok_and(|metadata| metadata.permissions().readonly()) {
+        bail!(
+            "--prompt-cache {shown}: expected a file that may be written, or --prompt-cache-ro, found a read-only file"
+        );
+    }
+    Ok(path)
+}
+
 /// Takes what a prompt begins with from a file, and returns its tokens.
-fn restored(llm: &mut Llm, path: &Path, prompt: Prompt, adapter: Option<u32>) -> anyhow::Result<Prompt> {
+fn restored(
+    llm: &mut Llm,
+    path: &Path,
+    is_read_only: bool,
+    prompt: Prompt,
+    adapter: Option<u32>,
+) -> anyhow::Result<Prompt> {
     let ids = llm.encode(&prompt)?;
-    let known = llm.restore_prompt(path, &ids, adapter)?;
+    let (saved, known) = (llm.saved_prompt(path, adapter)?, llm.restore_prompt(path, &ids, adapter)?);
     output::note(format!("{known} of {} of the prompt are from {}", counted(ids.len(), "token"), path.display()));
+    // More is lost than this prompt is worth.
+    if saved - known > ids.len() && !is_read_only {
+        output::note(format!(
+            "{} of {} that are saved there make room for this prompt; --prompt-cache-ro would keep them",
+            saved - known,
+            counted(saved, "token")
+        ));
+    }
     Ok(Prompt::Ids(ids))
 }
 
