@@ -1,7 +1,7 @@
 //! Opens the model that the arguments ask for.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -58,6 +58,16 @@ pub fn require_path(path: &Path) -> anyhow::Result<()> {
         false => format!("did you mean {}?", similar.join(" or ")),
     };
     bail!("{name}: expected a path, or the name of a model that is on this machine, found neither; {advice}")
+}
+
+/// Fails if a model is neither an id of the Hub, nor on this machine, by name or path. Nothing is fetched.
+pub fn require(model: &OsStr) -> anyhow::Result<()> {
+    let name = model.to_str().map_or_else(|| Ok(ModelName::Path(model.into())), ModelName::parse)?;
+    if let ModelName::Path(path) = name {
+        require_path(&path)?;
+        fs::metadata(&path).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// Sorts up to two positional arguments into MODEL and text. `has_text` says that a single one cannot be the text.

@@ -125,7 +125,7 @@ pub struct ShowArgs {
 #[command(after_help = "\
 Asks before it deletes anything. A model of Ollama or LM Studio is left to these.")]
 pub struct RemoveArgs {
-    /// Name of the model, as `list` shows it
+    /// Name of the model, as `list` shows it, or its path where several have the name
     pub model: String,
     /// Delete without a question
     #[arg(long)]
@@ -225,6 +225,9 @@ pub struct RunArgs {
     /// Take what a prompt begins with from this file, so that it need not be computed, and keep the prompt and its answer there
     #[arg(long, value_name = "FILE")]
     pub prompt_cache: Option<PathBuf>,
+    /// Only read that file, and keep what is in it
+    #[arg(long, requires = "prompt_cache")]
+    pub prompt_cache_ro: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]

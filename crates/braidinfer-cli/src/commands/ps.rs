@@ -1,6 +1,7 @@
 //! `braidinfer ps`.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table};
@@ -71,6 +72,10 @@ pub fn run(args: &PsArgs) -> anyhow::Result<()> {
 
 /// What a server says; `None` if there is none.
 fn row(agent: &Agent, RunningServer { url, pid }: RunningServer) -> Option<Row> {
+    // Another program may listen at the address of a server that was killed, and is to learn no key.
+    if !may_run(pid) {
+        return None;
+    }
     let mut request = agent.get(format!("{url}/v1/models"));
     if let Some(key) = std::env::var(API_KEY).ok().filter(|key| !key.is_empty()) {
         request = request.header("authorization", format!("Bearer {key}"));
@@ -90,6 +95,12 @@ fn row(agent: &Agent, RunningServer { url, pid }: RunningServer) -> Option<Row> 
     let Ok(Listing { data }) = response.body_mut().read_json() else { return unknown("answers in another way".into()) };
     let model = |Listed { id, status }| Model { name: id, state: status.value, memory: status.memory };
     Some(Row { url, pid, state: "ready".into(), models: data.into_iter().map(model).collect() })
+}
+
+/// Whether there may be a process with this number: where that is not known, there may.
+fn may_run(pid: u32) -> bool {
+    let processes = Path::new("/proc");
+    !processes.join("self").exists() || processes.join(pid.to_string()).exists()
 }
 
 fn table(rows: &[Row]) -> Table {

@@ -177,7 +177,7 @@ fn bad_prompts() {
     refuse(["logits", &dir, "--ids", &long], &["the prompt has 129 tokens, but the context holds 128"]);
     refuse(["run", &dir, "--ids", "1,2,3", "--context", "2"], &["the prompt has 3 tokens, but the context holds 2"]);
     refuse(["run", &dir, "some text"], &["the model has no tokenizer", "give token ids instead"]);
-    refuse(["run", &dir], &["the model has no tokenizer"]);
+    refuse(["run", &dir], &["expected a prompt, found an empty text"]);
     refuse(["run", &dir, "text", "--ids", "1"], &["expected one source of text"]);
     refuse(["run", "--file", "/no/such/prompt"], &["/no/such/prompt: No such file"]);
 }

@@ -177,6 +177,8 @@ pub struct ChoiceStream {
     pub form_slot: Option<FormSlot>,
     /// Memory for the prompts and answers.
     pub reservation: Reservation,
+    /// What was asked for and changes nothing with this model, for a response header.
+    pub unused: &'static [&'static str],
     /// The model, which stays loaded until the answers have ended.
     #[expect(dead_code, reason = "it is held, not read")]
     pub lease: Lease,
@@ -187,6 +189,10 @@ pub async fn deliver<W: ResponseWriter>(
     begun: Result<(ChoiceStream, W, Delivery), ApiError>,
     ignored: Ignored,
 ) -> Response {
+    let ignored = match &begun {
+        Ok((choices, ..)) => ignored.with(choices.unused),
+        Err(_) => ignored,
+    };
     match begun {
         Err(error) => (ignored, error).into_response(),
         Ok((choices, writer, Delivery::Whole)) => (ignored, choices.collect(writer).await).into_response(),

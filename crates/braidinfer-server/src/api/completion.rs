@@ -44,5 +44,6 @@ pub async fn begin(
     let task = Task::Generate(Box::new(GenerateRequest { params, constraint, format, adapter: served.adapter() }));
     let engine = served.engine.for_client(client).with_most_unread(reservation::most_unread(app));
     let stream = engine.submit(prompts, task, arrived).await?;
-    Ok(ChoiceStream { stream, count, n, deadline, form_slot: form_slot.flatten(), reservation, lease: served.clone() })
+    let (form_slot, lease) = (form_slot.flatten(), served.clone());
+    Ok(ChoiceStream { stream, count, n, deadline, form_slot, reservation, unused: &[], lease })
 }

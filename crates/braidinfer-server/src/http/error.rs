@@ -203,6 +203,12 @@ impl ApiError {
         Self { code: Some("no_fetching"), ..Self::new(StatusCode::FORBIDDEN, message) }
     }
 
+    /// A client that asks for a model from elsewhere while `most` others wait for theirs.
+    pub fn too_many_fetches(most: usize) -> Self {
+        let message = format!("{most} models are being fetched, or wait for that: try again later");
+        Self { code: Some("too_many_fetches"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+    }
+
     pub fn not_fetched(name: &str, reason: &str) -> Self {
         let message = format!("{}: {reason}", shown(name));
         Self { code: Some("not_fetched"), ..Self::new(StatusCode::BAD_GATEWAY, message) }

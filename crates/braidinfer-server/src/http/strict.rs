@@ -46,6 +46,14 @@ pub struct Ignored(Vec<String>);
 #[derive(Debug, Clone, Copy, serde::Deserialize)]
 pub struct NoFields {}
 
+impl Ignored {
+    /// With more names.
+    pub fn with(mut self, names: &[&str]) -> Self {
+        self.0.extend(names.iter().map(|name| (*name).to_owned()));
+        self
+    }
+}
+
 impl IntoResponseParts for Ignored {
     type Error = std::convert::Infallible;
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use braidinfer::model::ModelSource;
 use braidinfer::{Llm, LoadOptions, LoadedAdapter};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use self::about::About;
 pub use self::entry::{Keep, ListedModel, ModelState};
@@ -24,6 +24,8 @@ use self::entry::{Entry, Loaded, Phase};
 use crate::http::{ApiError, ServerConfig};
 use crate::metrics::{Metrics, ServerMetrics};
 
+/// Most requests at once for models to be fetched.
+const MOST_FETCHES: usize = 8;
 /// How often a catalog is looked through at most.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -93,6 +95,8 @@ pub struct Models {
     /// When the catalog was looked through.
     looked: Mutex<Option<Instant>>,
     fetching: Mutex<()>,
+    /// Room for those who wait for it.
+    fetches: Arc<Semaphore>,
     /// Models are loaded and unloaded one after another.
     turn: tokio::sync::Mutex<()>,
 }
@@ -106,6 +110,7 @@ impl Models {
             entries: Mutex::default(),
             looked: Mutex::default(),
             fetching: Mutex::default(),
+            fetches: Arc::new(Semaphore::new(MOST_FETCHES)),
             turn: tokio::sync::Mutex::default(),
         })
     }
@@ -216,6 +221,11 @@ impl Models {
         if may { Ok(()) } else { Err(ApiError::no_fetching()) }
     }
 
+    /// Room for a request to fetch a model. Fails if too many wait already: each waits on a thread.
+    pub fn reserve_fetching(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.fetches).try_acquire_owned().map_err(|_| ApiError::too_many_fetches(MOST_FETCHES))
+    }
+
     /// Fetches a model, which takes long, and adds it. Models are fetched one after another.
     pub fn fetch(&self, asked: &str, progress: &mut dyn FetchProgress) -> Result<(), ApiError> {
         self.check_fetching()?;
@@ -259,6 +269,8 @@ impl Models {
             return Err(unknown(own, &entries));
         }
         let Some(entry) = entries.get_mut(own) else { return Err(ApiError::internal("the model went away")) };
+        // Each request says anew how long it stays, or leaves that to the server.
+        entry.keep = Keep::AsConfigured;
         if let Some(lease) = entry.lease() {
             return Ok(Ok(lease));
         }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use braidinfer::compat::CompatReport;
 use braidinfer::engine::{ClientId, ConstraintFactory};
 use braidinfer::executor::ActiveKernels;
+use braidinfer::text::ChatTemplate;
 use braidinfer::{
     AnswerForm, CancelFlag, Error, FormLimits, Handle, Llm, LoadedAdapter, ModelText, SamplingParams, StructuredOutput,
 };
@@ -66,6 +67,12 @@ impl Served {
     /// How conversations with it are read.
     pub fn conversations(&self) -> &Conversations {
         &self.about.conversations
+    }
+
+    /// Whether the model reasons, or its chat template knows that some do.
+    pub fn knows_reasoning(&self) -> bool {
+        let mentions = |template: &ChatTemplate| ["thinking", "reasoning"].iter().any(|word| template.mentions(word));
+        self.conversations().reasoning_format.is_some() || self.text.chat_template().is_some_and(mentions)
     }
 
     /// Fails if the engine will answer nothing any more.

@@ -294,6 +294,14 @@ fn what_means_nothing_here_is_refused_by_name() {
             "20",
         ),
         ("/v1/chat/completions", json!({"messages": []}), 400, "messages", "at least one"),
+        ("/v1/completions", with(greedy(STORY, 1), json!({"guided_choice": []})), 400, "guided_choice", "at least one"),
+        (
+            "/v1/completions",
+            with(greedy(STORY, 1), json!({"structured_outputs": {"choice": []}})),
+            400,
+            "structured_outputs.choice",
+            "at least one",
+        ),
         ("/v1/chat/completions", json!({}), 400, "", "missing field `messages`"),
         ("/v1/chat/completions", with(chat("x"), json!({"top_logprobs": 2})), 400, "top_logprobs", "`logprobs`"),
         (
@@ -321,6 +329,22 @@ fn what_means_nothing_here_is_refused_by_name() {
     }
     let too_long = server.post("/v1/chat/completions", &chat(&long)).error().1;
     assert_eq!(too_long["code"], "context_length_exceeded");
+}
+
+#[test]
+fn who_asks_a_model_to_reason_that_does_not_is_told() {
+    let server = TestServer::shared();
+    for (fields, says) in [
+        (json!({"reasoning_effort": "high"}), Some("reasoning")),
+        (json!({"enable_thinking": true}), Some("reasoning")),
+        (json!({"thinking_budget": 5}), Some("reasoning")),
+        (json!({"reasoning_effort": "none"}), None),
+        (json!({"enable_thinking": false}), None),
+    ] {
+        let reply =
+            server.post("/v1/chat/completions", &with(chat("x"), with(json!({"max_tokens": 1}), fields.clone())));
+        assert_eq!((reply.status, reply.header("x-braidinfer-ignored")), (200, says), "{fields}");
+    }
 }
 
 #[test]

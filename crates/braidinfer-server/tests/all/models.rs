@@ -191,6 +191,9 @@ fn models_are_unloaded_when_nobody_uses_them_and_when_somebody_says_so() {
     assert_eq!(by_hand["status"]["value"], "unloaded");
     let by_hand = server.post("/v1/models/load", &json!({"model": "b"})).json();
     assert_eq!(by_hand["status"]["value"], "loaded");
+    assert!(wait_until(|| state(&server, "b") == "unloaded"), "what an earlier request asked for is over");
+    assert_eq!(ollama(json!({"keep_alive": 1.8e19}))["done_reason"], "load");
+    assert_eq!(server.get("/api/ps").json()["models"][0]["expires_at"], "9999-12-31T23:59:59Z");
     for keep_alive in [json!("soon"), json!(1e300), json!([1])] {
         let reply = server.post("/api/generate", &json!({"model": "b", "prompt": "x", "keep_alive": keep_alive}));
         assert_eq!(reply.status, 400, "{}", reply.text);

@@ -142,6 +142,7 @@ fn errors_have_the_form_of_this_api() {
         (json!({"options": {"repeat_last_n": 64, "repeat_penalty": 1.1}}), 400, "options.repeat_last_n: expected -1"),
         (json!({"format": "xml"}), 400, "format: expected `json` or a JSON schema"),
         (json!({"think": "perhaps"}), 400, "think: expected"),
+        (json!({"think": true}), 400, "does not support thinking"),
         (
             json!({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}),
             400,

@@ -55,19 +55,23 @@ impl Parameter {
         !matches!(self.kind, Kind::Biases(_))
     }
 
-    /// Sets it to a value that somebody wrote: a number, `none` where there need be no limit, `true` or `false`, one stop text, or token
-    /// ids with commas between them.
+    /// Sets it to a value that somebody wrote: a number, `true` or `false`, one stop text, or token ids with commas between them; `none`
+    /// where there need be none.
     ///
     /// Fails on another text; whether the value is in its range is for [`SamplingParams::validate`] to say.
     pub fn write(&self, params: &mut SamplingParams, text: &str) -> Result<()> {
         let refused = |expected: &str| Error::bad_request(self.name, expected, text);
         match self.kind {
             Kind::Number(set) => set(params, text.parse().map_err(|_| refused("a number"))?),
+            Kind::Count(_) if text == "none" && self.name == "max_tokens" => params.max_tokens = None,
             Kind::Count(set) => set(params, text.parse().map_err(|_| refused("a whole number"))?),
             Kind::CountOrAll(set) if text == "none" => set(params, None),
             Kind::CountOrAll(set) => set(params, Some(text.parse().map_err(|_| refused("a whole number, or none"))?)),
-            Kind::Seed(set) => set(params, text.parse().map_err(|_| refused("a whole number"))?),
+            Kind::Seed(_) if text == "none" => params.seed = None,
+            Kind::Seed(set) => set(params, text.parse().map_err(|_| refused("a whole number, or none"))?),
             Kind::Switch(set) => set(params, text.parse().map_err(|_| refused("true or false"))?),
+            Kind::Texts(set) if text == "none" => set(params, Vec::new()),
+            Kind::TokenIds(set) if text == "none" => set(params, Vec::new()),
             Kind::Texts(set) => {
                 set(params, Some(text.to_owned()).filter(|text| !text.is_empty()).into_iter().collect())
             }

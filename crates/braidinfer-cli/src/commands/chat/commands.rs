@@ -33,6 +33,9 @@ const COMMANDS: &[(&str, &str)] = &[
     ("/exit", "leaves"),
 ];
 
+/// Commands without an argument.
+const ALONE: [&str; 10] = ["/exit", "/quit", "/bye", "/help", "/?", "/reset", "/clear", "/regen", "/edit", "/tokens"];
+
 /// In one line.
 pub const HELP: &str =
     "/help shows commands, Alt-Enter or \"\"\" make messages of several lines, Ctrl-C ends an answer, Ctrl-D leaves";
@@ -51,6 +54,9 @@ impl Chat {
         let line = line.trim();
         let (name, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let argument = argument.trim();
+        if ALONE.contains(&name) && !argument.is_empty() && self.is_typed {
+            bail!("{name}: expected nothing after it, found `{argument}`");
+        }
         match name {
             "/exit" | "/quit" | "/bye" => return Ok(Some(Next::End)),
             "/help" | "/?" => self.help()?,
@@ -92,7 +98,12 @@ impl Chat {
     fn answer_again(&mut self) -> anyhow::Result<()> {
         self.messages.pop_if(|last| last.role == "assistant");
         match self.messages.pop_if(|last| last.role == "user") {
-            Some(message) => self.answer(message.content),
+            Some(message) => {
+                if self.params.temperature == 0.0 || self.params.seed.is_some() {
+                    output::note("the answer will be the same: `/set temperature 0.8` and no seed make it another one");
+                }
+                self.answer(message.content)
+            }
             None => bail!("/regen: expected a message to answer, found none"),
         }
     }

@@ -24,6 +24,15 @@ pub enum Lines {
     Piped(StdinLock<'static>),
 }
 
+/// What came of asking for a line.
+enum Entry {
+    Line(String),
+    /// A person would rather not.
+    Dropped,
+    /// There is none any more.
+    End,
+}
+
 impl Lines {
     /// A person's, with what was typed in earlier chats, unless `forgets`.
     pub fn typed(forgets: bool) -> anyhow::Result<Self> {
@@ -49,19 +58,29 @@ impl Lines {
         Self::Piped(io::stdin().lock())
     }
 
-    /// The next message, without the end of its last line; `None` at the end of all.
+    /// The next message, without the end of its last line, empty if it was dropped; `None` at the end of all.
     pub fn next(&mut self) -> anyhow::Result<Option<String>> {
-        let Some(first) = self.line("> ", "")? else { return Ok(None) };
+        let first = match self.line("> ", "")? {
+            Entry::Line(first) => first,
+            Entry::Dropped => return Ok(Some(String::new())),
+            Entry::End => return Ok(None),
+        };
         let Some(begun) = first.trim_start().strip_prefix(QUOTES) else {
             self.remember(&first);
             return Ok(Some(first));
         };
         let mut text = begun.to_owned();
         while !text.trim_end().ends_with(QUOTES) || text.trim_end().len() < QUOTES.len() {
-            let Some(line) = self.line(". ", "")? else {
-                bail!("expected {QUOTES} at the end of a message that begins with it, found the end of the input")
-            };
-            text = text + "\n" + &line;
+            match self.line(". ", "")? {
+                Entry::Line(line) => text = text + "\n" + &line,
+                Entry::Dropped => {
+                    output::note("the message was dropped");
+                    return Ok(Some(String::new()));
+                }
+                Entry::End => {
+                    bail!("expected {QUOTES} at the end of a message that begins with it, found the end of the input")
+                }
+            }
         }
         let text = text.trim_end().trim_end_matches(QUOTES).trim_matches('\n').to_owned();
         self.remember(&text);
@@ -70,23 +89,25 @@ impl Lines {
 
     /// A text that a person changes; `None` if they would rather not, or where nobody is.
     pub fn edited(&mut self, text: &str) -> anyhow::Result<Option<String>> {
-        let edited = self.line("edit> ", text)?;
-        edited.iter().for_each(|text| self.remember(text));
-        Ok(edited)
+        match self.line("edit> ", text)? {
+            Entry::Line(edited) => {
+                self.remember(&edited);
+                Ok(Some(edited))
+            }
+            Entry::Dropped | Entry::End => Ok(None),
+        }
     }
 
-    fn line(&mut self, prompt: &str, initial: &str) -> anyhow::Result<Option<String>> {
+    fn line(&mut self, prompt: &str, initial: &str) -> anyhow::Result<Entry> {
         match self {
-            Self::Typed { editor, .. } => loop {
-                match editor.readline_with_initial(prompt, (initial, "")) {
-                    Ok(line) => return Ok(Some(line)),
-                    // While a line is edited, Ctrl-C discards it and Ctrl-D ends the program.
-                    Err(ReadlineError::Interrupted) if initial.is_empty() => {}
-                    Err(ReadlineError::Interrupted | ReadlineError::Eof) => return Ok(None),
-                    Err(error) => return Err(error.into()),
-                }
+            Self::Typed { editor, .. } => match editor.readline_with_initial(prompt, (initial, "")) {
+                Ok(line) => Ok(Entry::Line(line)),
+                // While a line is edited, Ctrl-C discards it and Ctrl-D ends the program.
+                Err(ReadlineError::Interrupted) => Ok(Entry::Dropped),
+                Err(ReadlineError::Eof) => Ok(Entry::End),
+                Err(error) => Err(error.into()),
             },
-            Self::Piped(_) if !initial.is_empty() => Ok(None),
+            Self::Piped(_) if !initial.is_empty() => Ok(Entry::End),
             Self::Piped(input) => {
                 let mut line = String::new();
                 let length = input.take(LONGEST_LINE).read_line(&mut line).context("standard input")?;
@@ -95,7 +116,7 @@ impl Lines {
                 }
                 let text = line.strip_suffix('\n').unwrap_or(&line);
                 let text = text.strip_suffix('\r').unwrap_or(text);
-                Ok((length > 0).then(|| text.to_owned()))
+                Ok(if length > 0 { Entry::Line(text.to_owned()) } else { Entry::End })
             }
         }
     }

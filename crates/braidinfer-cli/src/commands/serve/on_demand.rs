@@ -43,6 +43,9 @@ pub fn check(args: &ServeArgs) -> anyhow::Result<()> {
         // Not a folder that will come into being: a typing error would never be noticed.
         std::fs::read_dir(folder).map_err(|error| anyhow!("--models-dir {}: {error}", folder.display()))?;
     }
+    for wanted in &args.models {
+        model::require(wanted)?;
+    }
     let mut seen = BTreeSet::new();
     for (name, _) in args.models.iter().map(|model| name_of(model)) {
         if !seen.insert(name.clone()) {

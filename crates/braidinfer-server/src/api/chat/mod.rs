@@ -55,6 +55,11 @@ pub struct ChatRequest {
 }
 
 impl Conversation {
+    /// Whether the model is asked to reason, or how much.
+    pub fn asks_to_reason(&self) -> bool {
+        self.thinks == Some(true) || self.reasoning_effort.as_ref().is_some_and(|effort| effort != "none")
+    }
+
     /// The tools of the conversation.
     fn tool_use(&self) -> Result<ToolUse, ApiError> {
         tools::prepare(&self.tools, &self.tool_choice)
@@ -125,6 +130,8 @@ pub async fn begin(
     let ChatRequest { thinking_budget, only_one_call, shows_special_tokens, .. } = request;
     // Before anything is made of its tools.
     served.text.require_chat_template()?;
+    let asks_to_reason = conversation.asks_to_reason() || thinking_budget.is_some();
+    let unused: &[&str] = if asks_to_reason && !served.knows_reasoning() { &["reasoning"] } else { &[] };
     let tools = conversation.tool_use()?;
     let is_text = form.is_some() && !is_form_of_calls;
     let constraint = constraint::constraint(served, wanted_form(&tools, form)?, client).await;
@@ -156,7 +163,7 @@ pub async fn begin(
     let parser = || tools.parser(served.conversations().tool_calls, only_one_call).filter(|_| !is_text);
     let reader = AnswerReader::new((0..n).map(|_| parser()).collect(), tools.forced.is_some());
     let (form_slot, lease) = (form_slot.flatten(), served.clone());
-    Ok((ChoiceStream { stream, count: n, n, deadline, form_slot, reservation, lease }, reader))
+    Ok((ChoiceStream { stream, count: n, n, deadline, form_slot, reservation, unused, lease }, reader))
 }
 
 /// Marks of reasoning and of calls are special tokens in some vocabularies.

@@ -43,7 +43,7 @@ async fn begin(
 ) -> Result<(ChoiceStream, AnswerWriter, Delivery), ApiError> {
     let served = &lease(app, &shared.model, shared.keep()?).await?;
     let loaded = Instant::now();
-    let think = shared.think()?;
+    let think = shared.think()?.check(served, &shared.model)?;
     let messages = messages::template_fields(fields.messages.unwrap_or_default())?;
     let request = ChatRequest {
         params: shared.params(&served.default_sampling)?,

@@ -10,7 +10,7 @@ use crate::api::answers::Delivery;
 use crate::api::constraint::RequestedForm;
 use crate::api::one_or_many::TextOr;
 use crate::http::{ApiError, shown};
-use crate::models::Keep;
+use crate::models::{Keep, Served};
 
 /// The `repeat_last_n` that stands for all tokens.
 const ALL_TOKENS: i64 = -1;
@@ -145,6 +145,16 @@ impl SharedFields {
             }
             Some(other) => Err(refused("think", "true, false, low, medium or high", &other.to_string())),
         }
+    }
+}
+
+impl Think {
+    /// Fails like Ollama if a model is to reason that does not.
+    pub fn check(self, served: &Served, name: &str) -> Result<Self, ApiError> {
+        if self.is_on == Some(true) && !served.knows_reasoning() {
+            return Err(ApiError::field("think", format!("{} does not support thinking", shown(name))));
+        }
+        Ok(self)
     }
 }
 

@@ -60,7 +60,7 @@ async fn begin(
         return Err(refused("template", "none: the model has its own", &template));
     }
     let (prompt, system) = (fields.prompt.unwrap_or_default(), fields.system.filter(|system| !system.is_empty()));
-    let think = shared.think()?;
+    let think = shared.think()?.check(served, &shared.model)?;
     let mut params = shared.params(&served.default_sampling)?;
     let is_raw = fields.raw == Some(true) || served.text.chat_template().is_none();
     let suffix = fields.suffix.filter(|suffix| !suffix.is_empty());

@@ -18,6 +18,8 @@ use crate::models::{About, ListedModel, ModelState};
 
 /// When a model is unloaded that stays until its memory is needed.
 const NEVER: &str = "9999-12-31T23:59:59Z";
+/// The same in seconds since 1970.
+const LAST_SECOND: u64 = 253_402_300_799;
 
 /// The version of Ollama whose API this is. Clients refuse servers that they think are too old.
 const VERSION: &str = "0.12.6";
@@ -46,7 +48,8 @@ pub async fn running(State(app): State<Arc<App>>) -> Json<Value> {
         let ModelState::Loaded { context, remaining, memory, .. } = model.state else { return None };
         let mut running = listed(&model);
         // Clients read a time, also where there is none.
-        let expires = remaining.map_or(NEVER.to_owned(), |time| time_as_text(seconds_since_1970() + time.as_secs()));
+        let at = remaining.map(|time| seconds_since_1970().saturating_add(time.as_secs()));
+        let expires = at.filter(|at| *at < LAST_SECOND).map_or(NEVER.to_owned(), time_as_text);
         running["expires_at"] = json!(expires);
         running["size"] = json!(memory);
         running["size_vram"] = json!(0);

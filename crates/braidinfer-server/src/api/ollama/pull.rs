@@ -19,8 +19,8 @@ use crate::app::App;
 use crate::http::{ApiError, Strict};
 use crate::models::FetchProgress;
 
-/// Lines that wait for the client; a download waits for it, too, if there are more.
-const MOST_UNREAD: usize = 64;
+/// Lines that wait for the client; if there are more, some are left out.
+const MOST_UNREAD: usize = 1024;
 
 #[derive(Debug, Deserialize)]
 pub struct PullFields {
@@ -49,15 +49,21 @@ pub async fn pull(State(app): State<Arc<App>>, request: Strict<PullFields>) -> R
         return (ignored, error).into_response();
     } else {
         let models = Arc::clone(&app.models);
+        let room = match models.reserve_fetching() {
+            Ok(room) => room,
+            Err(error) => return (ignored, error).into_response(),
+        };
         // Goes on if the client leaves: what was fetched is not lost.
         tokio::task::spawn_blocking(move || {
+            let _room = room;
             let mut told = Told { lines: sender, file: String::new(), digest: String::new(), size: 0, last: 0 };
             told.line(json!({"status": "pulling manifest"}));
             let last = match models.fetch(&name, &mut told) {
                 Ok(()) => success(),
                 Err(error) => ERRORS.body(&error),
             };
-            told.line(last);
+            // This one must come, also to a client that reads slowly.
+            let _ = told.lines.blocking_send(last);
         });
     }
     if stream == Some(false) {
@@ -100,8 +106,8 @@ struct Told {
 
 impl Told {
     fn line(&self, line: Value) {
-        // If the client has left, nobody is told.
-        let _ = self.lines.blocking_send(line);
+        // A download waits for no client: who has left or reads slowly is not told of every step.
+        let _ = self.lines.try_send(line);
     }
 
     fn tell(&mut self, completed: u64) {

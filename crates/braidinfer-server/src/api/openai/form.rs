@@ -62,7 +62,7 @@ impl StructuredOutputs {
         let mut forms: Vec<AnswerForm> = Vec::new();
         forms.extend(self.json.clone().map(AnswerForm::JsonSchema));
         forms.extend(self.regex.clone().map(AnswerForm::Regex));
-        forms.extend(self.choice.as_ref().map(|texts| one_of(texts)));
+        forms.extend(self.choice.as_ref().map(|texts| one_of(texts, "structured_outputs.choice")).transpose()?);
         forms.extend(self.grammar.clone().map(AnswerForm::Lark));
         forms.extend(self.json_object.filter(|wanted| *wanted).map(|_| AnswerForm::JsonObject));
         match <[AnswerForm; 1]>::try_from(forms) {
@@ -75,11 +75,14 @@ impl StructuredOutputs {
     }
 }
 
-/// A grammar for exactly one of the texts.
-fn one_of(texts: &[String]) -> AnswerForm {
+/// A grammar for exactly one of the texts of a field.
+fn one_of(texts: &[String], field: &str) -> Result<AnswerForm, ApiError> {
+    if texts.is_empty() {
+        return Err(refused(field, "at least one text", "none"));
+    }
     // Lark grammars quote strings like JSON.
     let texts: Vec<String> = texts.iter().map(|text| json!(text).to_string()).collect();
-    AnswerForm::Lark(format!("start: {}", texts.join(" | ")))
+    Ok(AnswerForm::Lark(format!("start: {}", texts.join(" | "))))
 }
 
 fn refused(field: &str, expected: &str, found: &str) -> ApiError {
@@ -99,7 +102,9 @@ pub fn requested(fields: &SharedFields) -> Result<Option<RequestedForm>, ApiErro
     forms.extend(schema(&fields.json_schema).map(|form| (form, "json_schema")));
     forms.extend(schema(&fields.guided_json).map(|form| (form, "guided_json")));
     forms.extend(fields.guided_regex.clone().map(|regex| (AnswerForm::Regex(regex), "guided_regex")));
-    forms.extend(fields.guided_choice.as_ref().map(|texts| (one_of(texts), "guided_choice")));
+    if let Some(texts) = &fields.guided_choice {
+        forms.push((one_of(texts, "guided_choice")?, "guided_choice"));
+    }
     forms.extend(fields.guided_grammar.clone().map(|grammar| (AnswerForm::Lark(grammar), "guided_grammar")));
     match forms.get(1) {
         Some((_, field)) => Err(refused(field, "one form for the answer", &format!("another one in {}", forms[0].1))),
