@@ -70,7 +70,8 @@ pub fn require(model: &OsStr) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sorts up to two positional arguments into MODEL and text. `has_text` says that a single one cannot be the text.
+/// Sorts up to two positional arguments into MODEL and text. `has_text` says that there is another text, so that a single one is
+/// MODEL, unless it has blanks and is none.
 pub fn split_positional(
     mut positional: Vec<OsString>,
     has_text: bool,
@@ -78,9 +79,13 @@ pub fn split_positional(
     let last = positional.pop();
     match (positional.pop(), last) {
         (Some(model), text) => Ok((Some(model), text.map(utf8).transpose()?)),
-        (None, Some(only)) if has_text || is_model(&only) => Ok((Some(only), None)),
+        (None, Some(only)) if (has_text && !has_blanks(&only)) || is_model(&only) => Ok((Some(only), None)),
         (None, text) => Ok((None, text.map(utf8).transpose()?)),
     }
+}
+
+fn has_blanks(argument: &OsStr) -> bool {
+    argument.to_string_lossy().contains(char::is_whitespace)
 }
 
 fn utf8(text: OsString) -> anyhow::Result<String> {

@@ -52,7 +52,9 @@ fn models_of(cache: &Path, repository: &str) -> Vec<CachedModel> {
     let weights: Vec<String> = files.iter().filter(|file| file.ends_with(".safetensors")).cloned().collect();
     // Without a quantization, an id means the safetensors where there are some.
     let directory = (!weights.is_empty()).then(|| model(id.clone(), &weights)).flatten();
-    if let ([only], true) = (&sets[..], weights.is_empty()) {
+    // Safetensors without settings are no model.
+    let directory = directory.filter(|found| found.path.is_dir());
+    if let ([only], None) = (&sets[..], &directory) {
         return model(id, &only.files).into_iter().collect();
     }
     let of_set = |set: &GgufSet| {

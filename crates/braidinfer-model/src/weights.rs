@@ -215,6 +215,13 @@ impl Weights {
         if self.quantized.is_empty() { self.checkpoint.file_marks() } else { Ok(None) }
     }
 
+    /// The files of the checkpoint, as they are now, also where parameters were quantized from them; `None` if it is in memory.
+    ///
+    /// Fails if a file was written to since it was opened.
+    pub fn checkpoint_marks(&self) -> Result<Option<Vec<FileMark>>> {
+        self.checkpoint.file_marks()
+    }
+
     /// Whether the output head shares the embedding's weights.
     pub fn head_is_embedding(&self) -> bool {
         let name = |slot| self.entries.get(&(slot, Param::Weight)).map(|entry| &entry.tensor);

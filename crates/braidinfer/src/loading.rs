@@ -553,7 +553,7 @@ impl ModelParts {
         field(&mut hash, verdict.key().as_bytes());
         field(&mut hash, format!("{:?}", decoder.plan()).as_bytes());
         // The verdict is about samples of large tensors, as it may be; here any other value gives other keys and values.
-        for file in self.weights.file_marks()?.into_iter().flatten() {
+        for file in self.weights.checkpoint_marks()?.into_iter().flatten() {
             field(&mut hash, file.mark.as_bytes());
         }
         Ok(PrefixKey(hash.finalize().into()))

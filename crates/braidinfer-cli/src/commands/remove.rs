@@ -66,7 +66,8 @@ fn is_confirmed(model: &LocalModel, removal: &Removal) -> anyhow::Result<bool> {
     let count = if files > 1 { format!(", {}", counted(files, "file")) } else { String::new() };
     let link = removal.linked.iter().map(|target| format!(", a link to {}, which stays", target.display()));
     let link = link.collect::<String>();
-    let question = format!("delete {}, {}{count}{link}: {what}?", model.name, size(removal.bytes));
+    let left = if removal.left.is_empty() { String::new() } else { format!(", and leave {}", listed(&removal.left)) };
+    let question = format!("delete {}, {}{count}{link}: {what}{left}?", model.name, size(removal.bytes));
     if !io::stdin().is_terminal() {
         bail!("--yes: expected it where nobody can be asked; it would {question}");
     }

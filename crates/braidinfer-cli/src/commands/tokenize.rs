@@ -22,6 +22,7 @@ pub fn run(args: TokenizeArgs) -> anyhow::Result<()> {
     tokenizer.notes().iter().for_each(output::note);
     let text = match text {
         Some(text) if args.file.is_some() => bail!("--file: expected one source of text, found the argument `{text}`"),
+        Some(text) if text == "-" => model::read_text(Some(&text.into()), "a text")?,
         Some(text) => text,
         None => model::read_text(args.file.as_ref(), "a text")?,
     };

@@ -216,6 +216,12 @@ fn a_file_beside_a_prompt_comes_before_it() {
     let (_, said) = piped(&run, "");
     assert!(!said.contains("standard input"), "{said}");
     refuse([&run[..], &["--ids", "1,2"]].concat(), &["--ids: expected one source of text", "`What is this?`"]);
+    // The built-in model, and what other programs write for standard input.
+    let of_demo = ["run", "What is this?", "--file", "-", "--max-tokens", "1", "--json"];
+    assert_eq!(ids(&piped(&of_demo, "A story.\n").0), ids(&piped(&from_pipe, "A story.\n").0));
+    let dash = ["run", demo, "-", "--max-tokens", "1", "--json"];
+    assert_eq!(ids(&piped(&dash, "What is this?\n").0), ids(&succeed(run)));
+    refuse([&dash[..], &["--file", "x"]].concat(), &["expected one source of text", "standard input"]);
     refuse(["tokenize", demo, "x", "--file", "-"], &["--file: expected one source of text", "`x`"]);
 }
 
@@ -319,7 +325,7 @@ fn a_prompt_is_kept_in_a_file_and_taken_from_there() {
     refuse(["run", "--raw", "x", "--prompt-cache", &letter], &["--prompt-cache", "letter.txt, which is another file"]);
     assert_eq!(fs::read_to_string(&letter).ok().as_deref(), Some("Dear Ada"));
     let llama = model("llama").display().to_string();
-    refuse(["run", &llama, "--ids", "1,2,3", "--prompt-cache", &path], &["another one's; remove it"]);
+    refuse(["run", &llama, "--ids", "1,2,3", "--prompt-cache", &path], &["which is another one's"]);
     refuse(
         ["run", "--raw", "x", "--prompt-cache", &path, "--kernels", "standard"],
         &["--prompt-cache", "fused kernels"],
@@ -346,7 +352,15 @@ fn a_saved_prompt_is_of_one_model_to_the_last_value_and_lost_only_with_a_word() 
     let short = run(&own, "Once", &["--prompt-cache-ro"]);
     assert!(!stderr(&short).contains("make room"), "{}", stderr(&short));
     assert_eq!(fs::read(&path).ok().as_ref(), Some(&saved), "it is only read");
-    // One value of the embedding, between the samples that a verdict is about.
+    // One value of the embedding, between the samples that a verdict is about; also where it is quantized.
+    let quantized = ["--quantize", "q8_0"];
+    let of_quantized = folder.path().join("quantized").display().to_string();
+    let run_quantized = || {
+        let asked = ["run", &own, "--raw", &long, "-n", "2", "--temperature", "0", "--prompt-cache", &of_quantized];
+        output([&asked[..], &quantized].concat())
+    };
+    assert!(run_quantized().status.success());
+    assert!(run_quantized().status.success());
     let weights = folder.path().join("model.safetensors");
     let before = fs::read(&weights).expect("it can be read");
     let mut changed = before.clone();
@@ -356,6 +370,8 @@ fn a_saved_prompt_is_of_one_model_to_the_last_value_and_lost_only_with_a_word() 
     changed[header + embedding as usize + 5001] ^= 1;
     fs::write(&weights, &changed).expect("it can be written");
     let other = run(&own, &long, &[]);
+    assert!(other.status.code() == Some(3) && stderr(&other).contains("another one's"), "{}", stderr(&other));
+    let other = run_quantized();
     assert!(other.status.code() == Some(3) && stderr(&other).contains("another one's"), "{}", stderr(&other));
     assert_eq!(fs::read(&path).ok().as_ref(), Some(&saved), "it is left alone");
     fs::remove_file(&path).expect("it can be removed");

@@ -7,7 +7,7 @@ use braidinfer::{Error, Llm, LoadOptions, Outline};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::about::About;
-use super::entry::{Entry, LayersLoaded, Loaded, Phase};
+use super::entry::{Entry, Keep, LayersLoaded, Loaded, Phase};
 use super::{ModelOnDemand, Models, Policy, Served};
 use crate::http::ApiError;
 use crate::metrics::Metrics;
@@ -149,6 +149,8 @@ impl Models {
         loaded.end().await;
         if let Some(entry) = self.entries().get_mut(name) {
             entry.phase = Phase::Unloaded;
+            // What a request said of it was about the time until now.
+            entry.keep = Keep::AsConfigured;
             if !entry.waiting.is_empty() {
                 self.begin_loading(name, entry);
             }

@@ -269,8 +269,6 @@ impl Models {
             return Err(unknown(own, &entries));
         }
         let Some(entry) = entries.get_mut(own) else { return Err(ApiError::internal("the model went away")) };
-        // Each request says anew how long it stays, or leaves that to the server.
-        entry.keep = Keep::AsConfigured;
         if let Some(lease) = entry.lease() {
             return Ok(Ok(lease));
         }

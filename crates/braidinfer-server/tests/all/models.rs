@@ -181,6 +181,11 @@ fn models_are_unloaded_when_nobody_uses_them_and_when_somebody_says_so() {
     ask(&server, "a", 1);
     assert!(wait_until(|| state(&server, "a") == "unloaded"), "nobody uses it");
     assert_eq!(state(&server, "b"), "loaded", "it is kept");
+    // Others say nothing of that.
+    ask(&server, "b", 1);
+    ask(&server, "a", 1);
+    assert!(wait_until(|| state(&server, "a") == "unloaded"), "nobody uses it");
+    assert_eq!(state(&server, "b"), "loaded", "it is kept");
     let running = server.get("/api/ps").json();
     assert_eq!((&running["models"][0]["name"], &running["models"][1]), (&json!("b:latest"), &Value::Null));
     assert_eq!(ollama(json!({"keep_alive": 0}))["done_reason"], "unload");

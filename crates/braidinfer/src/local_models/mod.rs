@@ -298,7 +298,8 @@ mod tests {
             write(&outer.join(file), 1);
         }
         let left = found("outer").removal().expect("it can be listed").left;
-        assert_eq!(left.len(), others.len(), "{left:?}");
+        // The folder below it, too.
+        assert_eq!(left.len(), others.len() + 1, "{left:?}");
         found("outer").removal().and_then(|removal| removal.delete()).expect("it can be deleted");
         assert!(nested.join("inner.gguf").exists() && others.iter().all(|file| outer.join(file).exists()));
         assert!(!outer.join("config.json").exists());
@@ -347,6 +348,14 @@ mod tests {
             removal.delete().expect("it can be deleted");
             removal.bytes
         };
+        let stray = root.path().join("models--org--stray");
+        for (file, bytes) in [("stray-Q4_0.gguf", 4), ("lora.safetensors", 7)] {
+            write(&stray.join("snapshots").join("0a".repeat(20)).join(file), bytes);
+        }
+        fs::create_dir_all(stray.join("refs")).expect("folders can be made");
+        fs::write(stray.join("refs/main"), "0a".repeat(20)).expect("files can be written");
+        assert_eq!(names()[3..], ["org/stray"], "without settings there is no model in safetensors");
+        fs::remove_dir_all(stray).expect("it can be removed");
         assert_eq!(remove("org/both:Q4_0"), 4);
         assert_eq!(names(), ["org/both", "org/both:Q8_0"]);
         assert_eq!(remove("org/both"), 8);

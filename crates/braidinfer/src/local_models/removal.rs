@@ -18,7 +18,7 @@ pub struct Removal {
     pub whole_folder: Option<PathBuf>,
     /// A folder that is deleted if nothing else is in it.
     emptied_folder: Option<PathBuf>,
-    /// Files beside them that belong to no model, which stay.
+    /// What lies beside them and belongs to no model, or to another one, and stays.
     pub left: Vec<PathBuf>,
     /// What a link that is deleted leads to, which stays.
     pub linked: Option<PathBuf>,
@@ -57,7 +57,7 @@ impl LocalModel {
             return Ok(Removal { files: vec![self.path.clone()], linked, ..Removal::default() });
         }
         let (files, left): (Vec<_>, Vec<_>) =
-            plain_files(&self.path)?.into_iter().partition(|file| is_of_directory(file));
+            entries(&self.path)?.into_iter().partition(|path| path.is_file() && is_of_directory(path));
         let emptied_folder = Some(self.path.clone());
         Ok(Removal { bytes: size_of(&files), files, emptied_folder, left, ..Removal::default() })
     }
@@ -86,7 +86,8 @@ impl LocalModel {
         let in_use: BTreeSet<PathBuf> = all.iter().filter(|file| !own.contains(file)).filter_map(blob).collect();
         let blobs: BTreeSet<PathBuf> = own.iter().filter_map(blob).filter(|blob| !in_use.contains(blob)).collect();
         let blobs: Vec<PathBuf> = blobs.into_iter().collect();
-        let bytes = size_of(if blobs.is_empty() { &own } else { &blobs });
+        let are_links = own.iter().any(|file| blob(file).is_some());
+        let bytes = size_of(if are_links { &blobs } else { &own });
         Ok(Removal { files: own.into_iter().chain(blobs).collect(), bytes, ..Removal::default() })
     }
 }
@@ -175,7 +176,8 @@ fn without_gguf(mut files: Vec<PathBuf>) -> Vec<PathBuf> {
 
 /// Whether a file is part of a model in Hugging Face layout; others, such as adapters, scripts and notes, are somebody else's.
 fn is_of_directory(file: &Path) -> bool {
-    const STARTS: [&str; 6] = [
+    const STARTS: [&str; 7] = [
+        "pytorch_model",
         "config.json",
         "generation_config.json",
         "tokenizer",
@@ -183,7 +185,16 @@ fn is_of_directory(file: &Path) -> bool {
         "chat_template.",
         "preprocessor_config.",
     ];
-    const NAMES: [&str; 5] = ["added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "processor_config.json"];
+    const NAMES: [&str; 8] = [
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "tekken.json",
+        "spiece.model",
+        "processor_config.json",
+        ".gitattributes",
+    ];
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
     let is_adapter = name.starts_with("adapter_");

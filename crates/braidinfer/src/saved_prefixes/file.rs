@@ -62,7 +62,11 @@ impl PromptFile {
             && next(8) == (shape.data as u64).to_le_bytes();
         if !same {
             let expected = "a prompt that was saved with this model, these kernels and this build";
-            return refused(expected, format!("{shown}, which is another one's; remove it to make a new one"));
+            let found = format!(
+                "{shown}, which is another one's, or of the same model before its files were written, copied or moved; remove it to \
+                 make a new one"
+            );
+            return refused(expected, found);
         }
         let left = u64::from_le_bytes(header[HEADER - 8..].try_into().unwrap_or_default());
         let expected = left.checked_mul(shape.stored() as u64).and_then(|bytes| bytes.checked_add(HEADER as u64));

@@ -237,8 +237,10 @@ impl ChatTemplate {
     ) -> Result<String, String> {
         let mut messages: Vec<_> = messages.iter().map(prepared).collect();
         let mut variables = variables.clone();
-        let is_plain =
-            |message: &Map<String, Json>| message.contains_key("content") && !message.contains_key("tool_calls");
+        let is_plain = |message: &Map<String, Json>| {
+            let is_result = message.get("role").is_some_and(|role| role == "tool");
+            message.contains_key("content") && !message.contains_key("tool_calls") && !is_result
+        };
         if variables.contains_key("tools") || !messages.iter().all(is_plain) {
             let habits = self.habits();
             messages = habits.all_adapted(messages);

@@ -373,9 +373,9 @@ fn tools_become_text_where_a_template_has_no_place_for_them() {
     let variables = json!({"tools": [tool]}).as_object().cloned().expect("it is an object");
     let asked = "<assistant>{\"name\":\"add\",\"arguments\":{\"a\":1}}<user>Result of add:\n2";
     for (template, begins, ends) in [
-        (turns, "<system>You can call", "answer with text.<user>x"),
-        (only_users, "<user>You can call", "answer with text.\n\nx"),
-        (deaf, "<user>You can call", "answer with text.\n\nx"),
+        (turns, "<system>These functions", "answer in plain words.<user>x"),
+        (only_users, "<user>These functions", "answer in plain words.\n\nx"),
+        (deaf, "<user>These functions", "answer in plain words.\n\nx"),
     ] {
         let template =
             ChatTemplate::parse("t".into(), template, BTreeMap::new(), clock()).expect("the template parses");
@@ -387,17 +387,28 @@ fn tools_become_text_where_a_template_has_no_place_for_them() {
         let plain = template.render_conversation(&fields(&history[..1]), false, &Map::new());
         assert_eq!(plain.expect("it renders"), "<user>x");
     }
+    // Results are not lost where nothing else is said of tools.
+    let template = ChatTemplate::parse("t".into(), deaf, BTreeMap::new(), clock()).expect("the template parses");
+    let alone = [history[0].clone(), json!({"role": "tool", "content": "3"})];
+    let prompt = template.render_conversation(&fields(&alone), false, &Map::new()).expect("it renders");
+    assert_eq!(prompt, "<user>x\n\nResult:\n3");
+    // A template that says something of its own goes on to say it.
+    let own = "{% if messages[0].role != 'system' %}<system>I am Ada.{% endif %}\
+               {% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let template = ChatTemplate::parse("t".into(), own, BTreeMap::new(), clock()).expect("the template parses");
+    let prompt = template.render_conversation(&fields(&history), false, &variables).expect("it renders");
+    assert!(prompt.starts_with("<system>I am Ada.<user>These functions"), "{prompt}");
     // What the system says comes first.
     let with_system = [&[message("system", "Be brief.")], &history[..1]].concat();
     let template = ChatTemplate::parse("t".into(), turns, BTreeMap::new(), clock()).expect("the template parses");
     let prompt = template.render_conversation(&fields(&with_system), false, &variables).expect("it renders");
-    assert!(prompt.starts_with("<system>Be brief.\n\nYou can call"), "{prompt}");
+    assert!(prompt.starts_with("<system>Be brief.\n\nThese functions"), "{prompt}");
     // A template that shows calls keeps its own way.
     let shows =
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}";
     let template = ChatTemplate::parse("t".into(), shows, BTreeMap::new(), clock()).expect("the template parses");
     let prompt = template.render_conversation(&fields(&history), false, &variables).expect("it renders");
-    assert!(prompt.ends_with("<tool>2") && prompt.starts_with("<system>You can call"), "{prompt}");
+    assert!(prompt.ends_with("<tool>2") && prompt.starts_with("<system>These functions"), "{prompt}");
 }
 
 #[test]

@@ -99,7 +99,8 @@ impl Chat {
         self.messages.pop_if(|last| last.role == "assistant");
         match self.messages.pop_if(|last| last.role == "user") {
             Some(message) => {
-                if self.params.temperature == 0.0 || self.params.seed.is_some() {
+                let is_certain = self.params.temperature == 0.0 || self.params.seed.is_some();
+                if is_certain && self.answered_with.as_ref() == Some(&self.params) {
                     output::note("the answer will be the same: `/set temperature 0.8` and no seed make it another one");
                 }
                 self.answer(message.content)

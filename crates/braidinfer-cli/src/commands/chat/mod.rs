@@ -47,6 +47,7 @@ pub fn run(args: ChatArgs) -> anyhow::Result<()> {
         llm,
         adapter,
         params,
+        answered_with: None,
         continues,
         system: args.system,
         messages: Vec::new(),
@@ -71,6 +72,8 @@ struct Chat {
     /// Index of the adapter that answers are computed with.
     adapter: Option<u32>,
     params: SamplingParams,
+    /// Those of the last answer.
+    answered_with: Option<SamplingParams>,
     /// Whether the model only continues the text of the chat, because it has no template for one.
     continues: bool,
     /// System prompt at the beginning of every chat.
@@ -89,6 +92,7 @@ struct Chat {
 impl Chat {
     /// Starts a new chat, which keeps only the system prompt.
     fn begin(&mut self) {
+        self.answered_with = None;
         self.messages = self.system.iter().map(|text| ChatMessage::new("system", text)).collect();
         self.thinking.clear();
     }
@@ -154,6 +158,7 @@ impl Chat {
             if interrupt::requested() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         drop(streaming);
+        self.answered_with = Some(wanted.params);
         self.llm.take_notices().iter().for_each(output::note);
         // Where nobody writes, it ends the chat.
         if self.is_typed {

@@ -73,7 +73,10 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     let elsewhere = args.ids.is_some() || args.file.is_some();
     let (model_arg, text) = model::split_positional(std::mem::take(&mut args.positional), elsewhere)?;
     // As other programs have it.
-    let is_piped = text.as_deref() == Some("-") && !elsewhere;
+    let is_piped = text.as_deref() == Some("-");
+    if is_piped && elsewhere {
+        bail!("expected one source of text, found `-`, which is standard input, beside --ids or --file");
+    }
     let text = text.filter(|_| !is_piped);
     if is_piped {
         args.file = Some("-".into());
@@ -124,7 +127,9 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     if let Some(path) = args.prompt_cache.as_ref().filter(|_| !args.prompt_cache_ro) {
         llm.save_prompt(path, &[&*completion.prompt_ids, &completion.ids].concat(), adapter)?;
     }
-    model::note_unread_input();
+    if args.ids.is_none() {
+        model::note_unread_input();
+    }
     if args.json {
         return print_json(completion, &llm, load, timings);
     }

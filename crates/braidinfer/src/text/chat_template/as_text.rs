@@ -12,9 +12,9 @@ pub(super) fn described(tools: &Json) -> String {
     let tools = tools.as_array().into_iter().flatten().map(|tool| tool.get("function").unwrap_or(tool));
     let lines: Vec<String> = tools.map(Json::to_string).collect();
     format!(
-        "You can call these functions, whose parameters have JSON schemas:\n{}\n\nTo call one, answer with nothing but a JSON \
-         object such as {{\"name\": \"NAME\", \"arguments\": {{}}}}, with the name of the function and its arguments; its result \
-         comes with the next message. If none is needed, answer with text.",
+        "These functions can be called, with JSON schemas of their parameters:\n{}\n\nIf one is needed, answer with nothing but a \
+         JSON object that calls it, such as {{\"name\": \"NAME\", \"arguments\": {{}}}}; its result comes with the next message. \
+         Otherwise, and once the result is there, answer in plain words.",
         lines.join("\n")
     )
 }

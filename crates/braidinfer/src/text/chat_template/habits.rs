@@ -12,6 +12,8 @@ pub(super) struct Habits {
     pub(super) null_content: bool,
     /// Whether the arguments of a call are a text with JSON, where other templates want the object.
     pub(super) text_arguments: bool,
+    /// Whether it says something of its own where there is no message of the system, which one would take the place of.
+    has_own_system: bool,
     /// Whether it leaves out calls or their results, or refuses them, so that they become text.
     calls_as_text: bool,
 }
@@ -51,8 +53,13 @@ impl ToolsPlace {
 impl Habits {
     /// Finds out by `render`, which renders messages with variables; `None` where the template fails.
     pub(super) fn of(render: impl Fn(Messages, Map<String, Json>) -> Option<String>) -> Self {
-        let mut habits =
-            Self { tools: ToolsPlace::UserText, null_content: false, text_arguments: false, calls_as_text: false };
+        let mut habits = Self {
+            tools: ToolsPlace::UserText,
+            null_content: false,
+            text_arguments: false,
+            has_own_system: has_own_system(&render),
+            calls_as_text: false,
+        };
         let offers = |habits: &Self| {
             let (mut messages, mut variables) =
                 (vec![message("user", "x")], Map::from_iter([("tools".to_owned(), json!([tool()]))]));
@@ -117,7 +124,12 @@ impl Habits {
             return;
         }
         let Some(tools) = variables.remove("tools") else { return };
-        match self.tools {
+        let has_system = messages.first().is_some_and(|first| first.get("role") == Some(&json!("system")));
+        let place = match self.tools {
+            ToolsPlace::SystemText if self.has_own_system && !has_system => ToolsPlace::UserText,
+            place => place,
+        };
+        match place {
             ToolsPlace::Variable => {}
             ToolsPlace::SystemMessage => {
                 system_message(messages).insert("tools".to_owned(), json!(tools.to_string()));
@@ -134,6 +146,14 @@ impl Habits {
             }
         }
     }
+}
+
+/// Whether a template writes more without a message of the system than it writes around one.
+fn has_own_system(render: impl Fn(Messages, Map<String, Json>) -> Option<String>) -> bool {
+    let length = |messages: Messages| render(messages, Map::new()).map(|prompt| prompt.len());
+    let without = length(vec![message("user", "x")]);
+    let with = length(vec![message("system", NAME), message("user", "x")]);
+    without.zip(with).is_some_and(|(without, with)| without + NAME.len() > with)
 }
 
 /// The message of the system at the beginning, which is made if there is none.
