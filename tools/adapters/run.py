@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
@@ -307,13 +308,14 @@ def start(arguments, log):
 
 
 def takes_tools(base):
-    """Whether the model has a place for tools. Where it has none, the server says so."""
-    try:
-        chat_of(base).bind_tools([get_weather]).invoke(GREETING)
-    except openai.BadRequestError as error:
-        require_equal(error.param, "tools", f"field of {error}")
-        return False
-    return True
+    """Whether the model's template has a place for tools. Where it has none, they are described in a text, which small models may
+    not follow."""
+    address = base.removesuffix("/v1")
+    with urllib.request.urlopen(f"{base}/models", timeout=60) as reply:
+        body = json.dumps({"model": json.load(reply)["data"][0]["id"]}).encode()
+    request = urllib.request.Request(f"{address}/api/show", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return "tools" in json.load(reply)["capabilities"]
 
 
 def passed(name, run, base):
