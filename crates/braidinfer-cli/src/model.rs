@@ -24,8 +24,7 @@ use crate::{demo, interrupt, output};
 /// The files of the argument MODEL, or the built-in model if it is absent.
 pub fn source(model: Option<&OsStr>) -> anyhow::Result<ModelSource> {
     let Some(model) = model else { return Ok(demo::SOURCE) };
-    // What is not UTF-8 is a path.
-    let name = model.to_str().map_or_else(|| Ok(ModelName::Path(model.into())), ModelName::parse)?;
+    let name = ModelName::parse_argument(model)?;
     if let Some(target) = alias_target(model) {
         output::note(format!("{} is {target}", model.to_string_lossy()));
     }
@@ -62,8 +61,7 @@ pub fn require_path(path: &Path) -> anyhow::Result<()> {
 
 /// Fails if a model is neither an id of the Hub, nor on this machine, by name or path. Nothing is fetched.
 pub fn require(model: &OsStr) -> anyhow::Result<()> {
-    let name = model.to_str().map_or_else(|| Ok(ModelName::Path(model.into())), ModelName::parse)?;
-    if let ModelName::Path(path) = name {
+    if let ModelName::Path(path) = ModelName::parse_argument(model)? {
         require_path(&path)?;
         fs::metadata(&path).with_context(|| path.display().to_string())?;
     }

@@ -212,7 +212,7 @@ impl Weights {
     ///
     /// Fails if a file was written to since it was opened.
     pub fn file_marks(&self) -> Result<Option<Vec<FileMark>>> {
-        if self.quantized.is_empty() { self.checkpoint.file_marks() } else { Ok(None) }
+        if self.quantized.is_empty() { self.checkpoint_marks() } else { Ok(None) }
     }
 
     /// The files of the checkpoint, as they are now, also where parameters were quantized from them; `None` if it is in memory.

@@ -125,7 +125,5 @@ fn bad_type(name: &str, error: braidinfer::model::ModelError) -> PyErr {
 /// The files of a model by its path or Hub id; without a name, of the built-in one.
 pub fn source(model: Option<PathBuf>) -> braidinfer::Result<ModelSource> {
     let Some(path) = model else { return Ok(braidinfer_cli::DEMO_MODEL) };
-    // What is not UTF-8 is a path.
-    let name = path.to_str().map_or_else(|| Ok(ModelName::Path(path.clone())), ModelName::parse)?;
-    name.resolve(&ResolveOptions::default(), &mut ())
+    ModelName::parse_argument(path.as_os_str())?.resolve(&ResolveOptions::default(), &mut ())
 }

@@ -1,5 +1,6 @@
 //! From what a user calls a model to its files.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use braidinfer_hub::{Hub, HubId, Progress, Settings};
@@ -36,6 +37,11 @@ impl ModelName {
     /// have the name.
     pub fn parse(name: &str) -> Result<Self> {
         Self::parse_with(name, &|| Aliases::from_env(), &Places::from_env())
+    }
+
+    /// The same for an argument of a program. What is not UTF-8 is a path.
+    pub fn parse_argument(argument: &OsStr) -> Result<Self> {
+        argument.to_str().map_or_else(|| Ok(Self::Path(argument.into())), Self::parse)
     }
 
     /// Aliases are only read for a name that may be one.

@@ -60,7 +60,7 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
 }
 
 fn shown(args: &ShowArgs) -> anyhow::Result<Shown> {
-    let name = args.model.to_str().map_or_else(|| Ok(ModelName::Path(args.model.clone().into())), ModelName::parse)?;
+    let name = ModelName::parse_argument(&args.model)?;
     if let ModelName::Path(path) = &name {
         model::require_path(path)?;
     }

@@ -189,10 +189,7 @@ pub async fn deliver<W: ResponseWriter>(
     begun: Result<(ChoiceStream, W, Delivery), ApiError>,
     ignored: Ignored,
 ) -> Response {
-    let ignored = match &begun {
-        Ok((choices, ..)) => ignored.with(choices.unused),
-        Err(_) => ignored,
-    };
+    let ignored = ignored.with(begun.as_ref().map_or(&[][..], |(choices, ..)| choices.unused));
     match begun {
         Err(error) => (ignored, error).into_response(),
         Ok((choices, writer, Delivery::Whole)) => (ignored, choices.collect(writer).await).into_response(),

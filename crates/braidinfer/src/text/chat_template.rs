@@ -16,7 +16,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
-use self::habits::Habits;
+use self::habits::{Habits, has_role};
 use self::renderer::{Context, Renderer};
 use super::settings::{SPECIAL_TOKENS, TokenizerSettings};
 use crate::containment::WorkerProgram;
@@ -238,8 +238,7 @@ impl ChatTemplate {
         let mut messages: Vec<_> = messages.iter().map(prepared).collect();
         let mut variables = variables.clone();
         let is_plain = |message: &Map<String, Json>| {
-            let is_result = message.get("role").is_some_and(|role| role == "tool");
-            message.contains_key("content") && !message.contains_key("tool_calls") && !is_result
+            message.contains_key("content") && !message.contains_key("tool_calls") && !has_role(message, "tool")
         };
         if variables.contains_key("tools") || !messages.iter().all(is_plain) {
             let habits = self.habits();

@@ -400,6 +400,9 @@ fn tools_become_text_where_a_template_has_no_place_for_them() {
     assert!(prompt.starts_with("<system>I am Ada.<user>These functions"), "{prompt}");
     // What the system says comes first.
     let with_system = [&[message("system", "Be brief.")], &history[..1]].concat();
+    let template = ChatTemplate::parse("t".into(), deaf, BTreeMap::new(), clock()).expect("the template parses");
+    let prompt = template.render_conversation(&fields(&with_system), false, &variables).expect("it renders");
+    assert!(prompt.starts_with("<user>These functions"), "what it leaves out is no place for tools: {prompt}");
     let template = ChatTemplate::parse("t".into(), turns, BTreeMap::new(), clock()).expect("the template parses");
     let prompt = template.render_conversation(&fields(&with_system), false, &variables).expect("it renders");
     assert!(prompt.starts_with("<system>Be brief.\n\nThese functions"), "{prompt}");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::habits::{Messages, message};
+use super::habits::{Messages, has_role, message};
 
 /// What a model is told of the tools that it may call. [`crate::conversation::ToolCallParser`] reads calls of this form whatever
 /// the model.
@@ -36,12 +36,12 @@ pub(super) fn with_calls_as_text(messages: Messages) -> Messages {
             append(&mut next, "\n", &call_text(call));
         }
         let was_result = is_result;
-        is_result = next.get("role") == Some(&json!("tool"));
+        is_result = has_role(&next, "tool");
         if is_result {
             next = message("user", &result_text(&next, &names));
         }
-        let is_of_user = |message: &Map<String, Json>| message.get("role") == Some(&json!("user"));
-        match written.last_mut().filter(|last| (was_result || is_result) && is_of_user(last) && is_of_user(&next)) {
+        let are_of_user = |last: &Map<String, Json>| has_role(last, "user") && has_role(&next, "user");
+        match written.last_mut().filter(|last| (was_result || is_result) && are_of_user(last)) {
             Some(last) => append(last, "\n\n", content(&next)),
             None => written.push(next),
         }

@@ -124,7 +124,7 @@ impl Habits {
             return;
         }
         let Some(tools) = variables.remove("tools") else { return };
-        let has_system = messages.first().is_some_and(|first| first.get("role") == Some(&json!("system")));
+        let has_system = messages.first().is_some_and(|first| has_role(first, "system"));
         let place = match self.tools {
             ToolsPlace::SystemText if self.has_own_system && !has_system => ToolsPlace::UserText,
             place => place,
@@ -137,31 +137,33 @@ impl Habits {
             ToolsPlace::SystemText => {
                 as_text::append(system_message(messages), "\n\n", &as_text::described(&tools));
             }
-            ToolsPlace::UserText => {
-                let is_of_user = |message: &Map<String, Json>| message.get("role") == Some(&json!("user"));
-                match messages.iter_mut().find(|message| is_of_user(message)) {
-                    Some(first) => as_text::prepend(first, "\n\n", &as_text::described(&tools)),
-                    None => messages.insert(0, message("user", &as_text::described(&tools))),
-                }
-            }
+            ToolsPlace::UserText => match messages.iter_mut().find(|message| has_role(message, "user")) {
+                Some(first) => as_text::prepend(first, "\n\n", &as_text::described(&tools)),
+                None => messages.insert(0, message("user", &as_text::described(&tools))),
+            },
         }
     }
 }
 
-/// Whether a template writes more without a message of the system than it writes around one.
+/// Whether a template shows a message of the system, and writes more without one than it writes around one.
 fn has_own_system(render: impl Fn(Messages, Map<String, Json>) -> Option<String>) -> bool {
-    let length = |messages: Messages| render(messages, Map::new()).map(|prompt| prompt.len());
-    let without = length(vec![message("user", "x")]);
-    let with = length(vec![message("system", NAME), message("user", "x")]);
-    without.zip(with).is_some_and(|(without, with)| without + NAME.len() > with)
+    let without = render(vec![message("user", "x")], Map::new());
+    let with = render(vec![message("system", NAME), message("user", "x")], Map::new());
+    let with = with.filter(|with| with.contains(NAME));
+    without.zip(with).is_some_and(|(without, with)| without.len() + NAME.len() > with.len())
 }
 
 /// The message of the system at the beginning, which is made if there is none.
 fn system_message(messages: &mut Messages) -> &mut Map<String, Json> {
-    if messages.first().is_none_or(|first| first.get("role") != Some(&json!("system"))) {
+    if messages.first().is_none_or(|first| !has_role(first, "system")) {
         messages.insert(0, message("system", ""));
     }
     &mut messages[0]
+}
+
+/// Whether a message is one of this role.
+pub(super) fn has_role(message: &Map<String, Json>, role: &str) -> bool {
+    message.get("role").is_some_and(|own| own == role)
 }
 
 pub(super) fn message(role: &str, content: &str) -> Map<String, Json> {
